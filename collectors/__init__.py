@@ -1,0 +1,1 @@
+"""Collectors: read the devices of a host and publish what they say."""

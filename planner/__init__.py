@@ -1,0 +1,1 @@
+"""The planner: live fleet state, placement, leases."""

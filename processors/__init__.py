@@ -1,0 +1,1 @@
+"""Processors: from the bus into DuckDB, exactly once, and SQL over it."""

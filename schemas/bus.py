@@ -1,0 +1,315 @@
+"""The bus: every subject, stream and bucket, named and bounded in one place, and how to reach it.
+
+Subjects carry the version of the schema, the kind and the host, so that a server can tell by the subject alone who may
+publish what. Streams are declared as data (`STREAMS`, `BUCKETS`) and made by `ensure_layout`, which any part may call
+at any time: it creates what is missing and widens nothing that an operator has narrowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from typing import Any, Final
+
+import nats
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.js import JetStreamContext, api
+from nats.js.errors import BadRequestError, BucketNotFoundError, NotFoundError
+
+log = logging.getLogger("corral.bus")
+
+DEFAULT_URL: Final = "nats://127.0.0.1:4222"
+URL_VARIABLE: Final = "CORRAL_NATS_URL"
+CREDENTIALS_VARIABLE: Final = "CORRAL_NATS_CREDS"
+
+PREFIX: Final = "corral.v1"
+
+# Telemetry: collector → stream. The last token is the host.
+SAMPLES: Final = f"{PREFIX}.samples"
+PROCESSES: Final = f"{PREFIX}.processes"
+AGENTS: Final = f"{PREFIX}.agents"
+# Facts: seldom and kept longer.
+INVENTORY: Final = f"{PREFIX}.inventory"
+EVENTS: Final = f"{PREFIX}.events"
+LEASE_EVENTS: Final = f"{PREFIX}.leases"
+"""`corral.v1.leases.<kind>.<lease id>`, published by the planner."""
+DEAD_LETTERS: Final = f"{PREFIX}.dead"
+"""`corral.v1.dead.<code>`, published by processors."""
+
+# Services: request/reply. The planner is the micro service `corral-planner`, the processor `corral-history`.
+PLAN: Final = f"{PREFIX}.plan"
+QUERY: Final = f"{PREFIX}.query"
+QUERY_CANCEL: Final = f"{PREFIX}.history.cancel"
+HISTORY_STATUS: Final = f"{PREFIX}.history.status"
+PLANNER_SERVICE: Final = "corral-planner"
+HISTORY_SERVICE: Final = "corral-history"
+
+
+class PlanSubject:
+    """Where the planner listens. `request`, `renew` and `release` also listen on `<subject>.<owner>`: a server that
+    lets a client publish only under its own name makes the owner certain, and a body that names another is refused."""
+
+    REQUEST: Final = f"{PLAN}.request"
+    EXPLAIN: Final = f"{PLAN}.explain"
+    RENEW: Final = f"{PLAN}.renew"
+    RELEASE: Final = f"{PLAN}.release"
+    LEASES: Final = f"{PLAN}.leases"
+    DEVICES: Final = f"{PLAN}.devices"
+    FLEET: Final = f"{PLAN}.fleet"
+    QUEUE: Final = f"{PLAN}.queue"
+    DRAIN: Final = f"{PLAN}.drain"
+    EVICT: Final = f"{PLAN}.evict"
+
+
+TELEMETRY_STREAM: Final = "CORRAL_TELEMETRY"
+FACTS_STREAM: Final = "CORRAL_FACTS"
+DEAD_STREAM: Final = "CORRAL_DEAD"
+
+PLANNER_BUCKET: Final = "corral_planner"
+"""The planner's durable state: leader, leases, answers, drains. One bucket, so that one revision can fence them all."""
+HOSTS_BUCKET: Final = "corral_hosts"
+"""Which agent speaks for a host; an entry that its agent does not renew goes away."""
+
+_GIB: Final = 2**30
+_DAY: Final = 86400.0
+
+
+class Stream(Struct, frozen=True, kw_only=True):
+    """A stream with its limits: whichever is reached first drops the oldest messages.
+
+    Attributes:
+        name: of the stream.
+        subjects: that it stores.
+        max_age_seconds: older messages go.
+        max_bytes: on disk, per replica.
+        duplicate_window_seconds: a message id that comes again within it is stored once.
+        max_message_bytes: larger messages are refused.
+        description: for people.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    max_age_seconds: float
+    max_bytes: int
+    description: str
+    duplicate_window_seconds: float = 120.0
+    max_message_bytes: int = -1
+
+
+class Bucket(Struct, frozen=True, kw_only=True):
+    """A key-value bucket with its limits.
+
+    Attributes:
+        name: of the bucket.
+        max_bytes: on disk, per replica.
+        description: for people.
+        ttl_seconds: entries that are not written again go away after it; 0 keeps them.
+        history: values kept per key.
+    """
+
+    name: str
+    max_bytes: int
+    description: str
+    ttl_seconds: float = 0.0
+    history: int = 1
+
+
+STREAMS: Final = (
+    Stream(
+        name=TELEMETRY_STREAM,
+        subjects=(f"{SAMPLES}.*", f"{PROCESSES}.*", f"{AGENTS}.*"),
+        max_age_seconds=_DAY,
+        max_bytes=2 * _GIB,
+        description="Samples, processes and agent reports on their way to the history",
+    ),
+    Stream(
+        name=FACTS_STREAM,
+        subjects=(f"{INVENTORY}.*", f"{EVENTS}.*", f"{LEASE_EVENTS}.>"),
+        max_age_seconds=30 * _DAY,
+        max_bytes=_GIB // 2,
+        description="Inventories, device events and lease events",
+    ),
+    Stream(
+        name=DEAD_STREAM,
+        subjects=(f"{DEAD_LETTERS}.*",),
+        max_age_seconds=7 * _DAY,
+        max_bytes=_GIB // 8,
+        description="Messages that could not be stored, with the reason",
+    ),
+)
+
+BUCKETS: Final = (
+    Bucket(name=PLANNER_BUCKET, max_bytes=_GIB // 2, description="Leader, leases, answers and drains of the planner"),
+    Bucket(name=HOSTS_BUCKET, max_bytes=_GIB // 64, ttl_seconds=15.0, description="Which agent speaks for a host"),
+)
+
+_HOST_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def host_token(name: str) -> str:
+    """A host name as a subject token: dots, wildcards, spaces and the like become `-`.
+
+    Raises:
+        ValueError: nothing is left of it.
+    """
+    token = _HOST_UNSAFE.sub("-", name.strip()).strip("-")[:128]
+    if not token:
+        raise ValueError(f"{name!r} is no host name: it needs at least one letter or digit")
+    return token
+
+
+def samples_subject(host: str) -> str:
+    """Where a host's samples go."""
+    return f"{SAMPLES}.{host}"
+
+
+def processes_subject(host: str) -> str:
+    """Where a host's processes go."""
+    return f"{PROCESSES}.{host}"
+
+
+def agent_subject(host: str) -> str:
+    """Where a collector's reports on itself go."""
+    return f"{AGENTS}.{host}"
+
+
+def inventory_subject(host: str) -> str:
+    """Where a host's inventory goes."""
+    return f"{INVENTORY}.{host}"
+
+
+def events_subject(host: str) -> str:
+    """Where a host's events go."""
+    return f"{EVENTS}.{host}"
+
+
+def lease_subject(kind: str, lease_id: str) -> str:
+    """Where a lease event goes."""
+    return f"{LEASE_EVENTS}.{kind}.{lease_id}"
+
+
+class BusUnavailable(ConnectionError):
+    """No server answered."""
+
+
+async def connect(
+    url: str | None = None,
+    *,
+    name: str = "corral",
+    credentials: str | None = None,
+    wait_seconds: float | None = 5.0,
+    **options: Any,
+) -> Client:
+    """Connect and keep reconnecting for ever.
+
+    Args:
+        url: one server or several by comma; `CORRAL_NATS_URL`, then the local default.
+        name: shown in the server's connection list.
+        credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default.
+        wait_seconds: give up after so long where no server answers at the start; None tries for ever.
+        options: further ones of `nats.connect`.
+
+    Raises:
+        BusUnavailable: no server answered in time; the message says what to do.
+    """
+    servers = [part.strip() for part in (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).split(",") if part.strip()]
+    credentials = credentials or os.environ.get(CREDENTIALS_VARIABLE) or None
+    settings: dict[str, Any] = {
+        "name": name,
+        "connect_timeout": 2,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": 0.5,
+        "ping_interval": 10,
+        "max_outstanding_pings": 2,
+        "error_cb": _log_error,
+        **options,
+    }
+    if credentials:
+        settings["user_credentials"] = credentials
+    loop = asyncio.get_running_loop()
+    deadline = None if wait_seconds is None else loop.time() + wait_seconds
+    pause = 0.1
+    while True:
+        try:
+            return await nats.connect(servers, **settings)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # nats-py raises many kinds, and some as bare OSError
+            if deadline is not None and loop.time() + pause > deadline:
+                raise BusUnavailable(
+                    f"no NATS server answers at {', '.join(servers)} ({type(error).__name__}: {error}). "
+                    f"Start one with `corral up`, or name yours with --nats or {URL_VARIABLE}."
+                ) from error
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 2.0)
+
+
+async def _log_error(error: Exception) -> None:
+    log.warning("bus: %s: %s", type(error).__name__, error)
+
+
+def stream_config(stream: Stream, replicas: int = 1) -> api.StreamConfig:
+    """The server's form of a stream."""
+    return api.StreamConfig(
+        name=stream.name,
+        description=stream.description,
+        subjects=list(stream.subjects),
+        retention=api.RetentionPolicy.LIMITS,
+        discard=api.DiscardPolicy.OLD,
+        storage=api.StorageType.FILE,
+        max_age=stream.max_age_seconds,
+        max_bytes=stream.max_bytes,
+        max_msg_size=stream.max_message_bytes,
+        duplicate_window=stream.duplicate_window_seconds,
+        num_replicas=replicas,
+        allow_direct=True,
+    )
+
+
+async def ensure_layout(js: JetStreamContext, *, replicas: int = 1, max_bytes_scale: float = 1.0) -> None:
+    """Create the streams and buckets that are missing; leave alone those that are there.
+
+    Args:
+        js: of a connection that may manage streams.
+        replicas: copies of each stream, 1 or 3.
+        max_bytes_scale: factor on every byte limit, for small disks.
+    """
+    for stream in STREAMS:
+        config = stream_config(stream, replicas)
+        config.max_bytes = int(stream.max_bytes * max_bytes_scale)
+        try:
+            await js.stream_info(stream.name)
+        except NotFoundError:
+            await _create(js.add_stream(config), stream.name)
+    for bucket in BUCKETS:
+        try:
+            await js.key_value(bucket.name)
+        except (NotFoundError, BucketNotFoundError):
+            await _create(
+                js.create_key_value(
+                    api.KeyValueConfig(
+                        bucket=bucket.name,
+                        description=bucket.description,
+                        history=bucket.history,
+                        ttl=bucket.ttl_seconds or None,
+                        max_bytes=int(bucket.max_bytes * max_bytes_scale),
+                        storage=api.StorageType.FILE,
+                        replicas=replicas,
+                        direct=True,
+                    )
+                ),
+                bucket.name,
+            )
+
+
+async def _create(creation: Any, name: str) -> None:
+    """Two parts may start at once: whoever comes second finds the stream there."""
+    try:
+        await creation
+    except BadRequestError as error:
+        if error.err_code != 10058:  # stream name already in use
+            raise
+        log.debug("%s was created by another part meanwhile", name)

@@ -1,0 +1,94 @@
+"""SQL over the bus: what one asks of a processor and how the answer comes.
+
+The answer to a query is one or more messages to the reply subject. Each has the header `Corral-Part` (from 0); the last
+has `Corral-End` with a `QueryEnd` as JSON. Parts joined in order are the result: one JSON or CSV document, or one Arrow
+IPC stream. A small result is one message with both headers, so a plain request/reply client needs to know none of this.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+
+PART_HEADER: Final = "Corral-Part"
+END_HEADER: Final = "Corral-End"
+
+
+class ResultFormat(StrEnum):
+    """How the rows come."""
+
+    JSON = "json"
+    """`{"type": "result", "columns": [...], "types": [...], "rows": [[...]], "truncated": false}`"""
+    CSV = "csv"
+    ARROW = "arrow"
+    """An Arrow IPC stream."""
+
+
+class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One read-only SQL statement.
+
+    Attributes:
+        sql: a SELECT (or WITH, FROM, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN).
+        format: of the result.
+        limit: at most so many rows; a result cut there says so in `truncated`.
+        timeout_seconds: the statement is cancelled then.
+        query_id: names it for a cancellation; None if it can't be cancelled.
+    """
+
+    sql: Annotated[str, Meta(min_length=1, max_length=100_000)]
+    format: ResultFormat = ResultFormat.JSON
+    limit: Annotated[int, Meta(ge=1, le=100_000_000)] = 10_000
+    timeout_seconds: Annotated[float, Meta(gt=0, le=600)] = 30.0
+    query_id: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+
+
+class QueryEnd(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a query ended.
+
+    Attributes:
+        rows: rows returned.
+        truncated: there were more rows than the limit.
+        seconds: time that it took in the database.
+        error: why it failed; empty if it did not.
+        code: as in `Error.code`; empty if it did not fail.
+    """
+
+    rows: int = 0
+    truncated: bool = False
+    seconds: float = 0.0
+    error: str = ""
+    code: str = ""
+
+
+class CancelRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Cancel a query that runs or waits."""
+
+    query_id: str
+
+
+class ProcessorStatus(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="processor", tag_field="type"):
+    """A processor on itself.
+
+    Attributes:
+        processor: its id.
+        database: path of its database.
+        watermarks: last stored sequence by stream.
+        lag_messages: messages in the streams that are not stored yet, by stream.
+        samples: device samples stored since its start.
+        dead_letters: messages refused since its start.
+        duplicates: messages that came again and changed nothing, since its start.
+        paused: why it does not store at the moment; empty while it does.
+        database_bytes: size of the database on disk.
+    """
+
+    processor: str
+    database: str = ""
+    watermarks: dict[str, int] = {}
+    lag_messages: dict[str, int] = {}
+    samples: int = 0
+    dead_letters: int = 0
+    duplicates: int = 0
+    paused: str = ""
+    database_bytes: int = 0

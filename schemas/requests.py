@@ -1,0 +1,595 @@
+"""What one asks of the planner and what it answers. JSON by default; MessagePack by `Content-Type`.
+
+Times are RFC 3339 in UTC, durations seconds, memory bytes. Every reply has a `type`, so that a client in any language
+can tell an assignment from a rejection from an error by one field.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+OwnerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_@-][A-Za-z0-9_@.:/+-]*$")]
+Identifier = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$")]
+ShortText = Annotated[str, Meta(max_length=256)]
+Bytes = Annotated[int, Meta(ge=0, le=2**60)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+
+
+class Placement(StrEnum):
+    """Where the devices of one request may lie."""
+
+    SAME_HOST = "same_host"
+    """All on one host."""
+    FEWEST_HOSTS = "fewest_hosts"
+    """On one host if one can hold them, else on as few as can."""
+    SPREAD = "spread"
+    """Each on another host."""
+
+
+class Method(StrEnum):
+    """How work items are distributed over the granted devices."""
+
+    UNIFORM = "uniform"
+    """Counts that differ by one at most."""
+    CAPACITY = "capacity"
+    """Counts in proportion to the weights, by the largest-remainder rule."""
+    BALANCED = "balanced"
+    """Independent items with a cost: the smallest time until the last device is done."""
+    PIPELINE = "pipeline"
+    """Contiguous runs of items over the devices in order: the fastest slowest stage."""
+
+
+class WeightBy(StrEnum):
+    """What a device's capacity is measured by."""
+
+    COMPUTE = "compute"
+    MEMORY = "memory"
+    BANDWIDTH = "bandwidth"
+    GIVEN = "given"
+
+
+class WorkItem(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One thing to be done on one device.
+
+    Attributes:
+        id: names it within the request.
+        memory_bytes: device memory that it takes while it is there.
+        cost: relative time that it takes on a device of weight 1.
+    """
+
+    id: Annotated[str, Meta(min_length=1, max_length=256)]
+    memory_bytes: Bytes = 0
+    cost: Annotated[float, Meta(ge=0, le=1e15)] = 1.0
+
+
+class Distribution(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Work to distribute over the granted devices.
+
+    Attributes:
+        items: how many, or their ids, or items with memory and cost.
+        method: see `Method`.
+        weight_by: for `capacity`, `balanced` and `pipeline`.
+        weights: one positive number per device, in the order of the assignment, for `weight_by: given`.
+        max_items_per_device: none by default.
+        memory_per_item_bytes: for items that do not give their own.
+    """
+
+    items: Annotated[int, Meta(ge=0, le=10_000_000)] | list[str | WorkItem] = 0
+    method: Method = Method.UNIFORM
+    weight_by: WeightBy = WeightBy.COMPUTE
+    weights: list[Annotated[float, Meta(gt=0)]] | None = None
+    max_items_per_device: Annotated[int, Meta(ge=1)] | None = None
+    memory_per_item_bytes: Bytes = 0
+
+
+class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A request for devices. All of it is granted, or nothing.
+
+    Attributes:
+        owner: who asks; only the owner may renew or release.
+        gpus: how many devices. 0 asks for CPU and memory of a host alone.
+        gpu_memory_bytes: memory that must be free on each device; it is granted to the lease.
+        gpu_share: part of one device, in (0, 1]; None takes devices whole. Only with `gpus: 1`.
+        cpus: logical cores in all; on several hosts, in proportion to the devices there.
+        host_memory_bytes: RAM in all, split likewise.
+        models: globs over the device's name, upper and lower case alike, such as `*H100*`; empty allows any.
+        vendors: such as `nvidia`; empty allows any.
+        hosts: globs over host names; empty allows any.
+        host_labels: labels that a host must have, each with this value.
+        min_compute_capability: such as `8.0`.
+        placement: see `Placement`.
+        ttl_seconds: the lease ends then unless it is renewed.
+        request_id: the same id with the same body gets the same answer. None is given one.
+        name: of the workload; right-sizing and history group by it.
+        labels: kept with the lease and its history.
+        policy: name of a ranking policy; None takes the planner's default.
+        wait_seconds: stay in the queue for so long where nothing fits now but could later; 0 answers at once.
+        priority: the greater first in the queue.
+        distribution: work items to distribute over the devices.
+    """
+
+    owner: OwnerName
+    gpus: Annotated[int, Meta(ge=0, le=4096)] = 1
+    gpu_memory_bytes: Bytes = 0
+    gpu_share: Share | None = None
+    cpus: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
+    host_memory_bytes: Bytes = 0
+    models: Annotated[list[ShortText], Meta(max_length=64)] = []
+    vendors: Annotated[list[ShortText], Meta(max_length=16)] = []
+    hosts: Annotated[list[ShortText], Meta(max_length=1024)] = []
+    host_labels: dict[ShortText, ShortText] = {}
+    min_compute_capability: Annotated[str, Meta(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3})?$")] | None = None
+    placement: Placement = Placement.SAME_HOST
+    ttl_seconds: Annotated[float, Meta(ge=1, le=30 * 86400)] = 300.0
+    request_id: Identifier | None = None
+    name: ShortText = ""
+    labels: dict[ShortText, ShortText] = {}
+    policy: ShortText | None = None
+    wait_seconds: Annotated[float, Meta(ge=0, le=86400)] = 0.0
+    priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
+    distribution: Distribution | None = None
+
+
+class Grant(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One device of an assignment.
+
+    Attributes:
+        host: the host's name.
+        device: uuid; empty for a grant of CPU and memory alone.
+        index: the driver's index on that host.
+        model: the device's name.
+        memory_bytes: device memory granted.
+        share: of the device, in (0, 1].
+        cpus: logical cores granted with it.
+        host_memory_bytes: RAM granted with it.
+        score: the rank's score, greater is better.
+        score_parts: what it is made of, by name; they sum to `score`.
+        items: ids or numbers (from 0) of the work items for this device.
+    """
+
+    host: str
+    device: str = ""
+    index: int = 0
+    model: str = ""
+    memory_bytes: int = 0
+    share: float = 1.0
+    cpus: float = 0.0
+    host_memory_bytes: int = 0
+    score: float = 0.0
+    score_parts: dict[str, float] = {}
+    items: list[str | int] = []
+
+
+class UnassignedItem(Struct, frozen=True, kw_only=True):
+    """A work item that no device took.
+
+    Attributes:
+        id: its id, or its number for items given as a count.
+        reason: why, in words.
+    """
+
+    id: str | int
+    reason: str
+
+
+class LeaseState(StrEnum):
+    """`active` holds devices; all others are final."""
+
+    ACTIVE = "active"
+    RELEASED = "released"
+    EXPIRED = "expired"
+    LOST = "lost"
+    """Its host has vanished."""
+    EVICTED = "evicted"
+    """An operator took it back."""
+
+
+class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="lease", tag_field="type"):
+    """The durable promise of devices to an owner until a time.
+
+    Attributes:
+        lease_id: names it.
+        owner: who holds it.
+        state: see `LeaseState`.
+        granted_at: when it was granted.
+        expires_at: it ends then unless it is renewed.
+        ttl_seconds: a renewal moves `expires_at` by so much.
+        grants: the devices.
+        request_id: of the request.
+        name: of the workload.
+        labels: of the request.
+        environment: to set for the work, by host: `CUDA_VISIBLE_DEVICES` (uuids), `CORRAL_LEASE`.
+        unassigned: work items that no device took.
+        ended_at: when it ended; None while active.
+        reason: why it ended; by whom and what for where an operator took it.
+        policy: that ranked the devices.
+    """
+
+    lease_id: str
+    owner: str
+    state: LeaseState
+    granted_at: datetime
+    expires_at: datetime
+    ttl_seconds: float
+    grants: list[Grant]
+    request_id: str = ""
+    name: str = ""
+    labels: dict[str, str] = {}
+    environment: dict[str, dict[str, str]] = {}
+    unassigned: list[UnassignedItem] = []
+    ended_at: datetime | None = None
+    reason: str = ""
+    policy: str = ""
+
+
+class Assignment(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="assignment", tag_field="type"):
+    """The answer to a request that was granted: the lease."""
+
+    lease: Lease
+
+
+class RejectionCode(StrEnum):
+    """Why a request was turned down."""
+
+    NO_CAPACITY = "no_capacity"
+    """It fits this fleet, but not now."""
+    IMPOSSIBLE = "impossible"
+    """No device of this fleet could ever hold it."""
+    NO_DEVICES = "no_devices"
+    """The planner knows no device at all (yet)."""
+    TIMED_OUT = "timed_out"
+    """It waited as long as it wanted to, and nothing came free."""
+
+
+class Reason(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why some devices could not be used.
+
+    Attributes:
+        code: `memory`, `share`, `model`, `stale`, `unhealthy`, `drained`, `leased`, `cpus`, `host_memory`, …
+        devices: how many.
+        detail: in words, with the nearest miss where there is one.
+    """
+
+    code: str
+    devices: int
+    detail: str
+
+
+class Rejection(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="rejection", tag_field="type"):
+    """The answer to a request that was not granted.
+
+    Attributes:
+        code: see `RejectionCode`.
+        message: all reasons in one sentence.
+        reasons: counted.
+        could_ever_fit: whether the same fleet, idle and healthy, could hold it.
+        request_id: of the request.
+        nearest: what would have to change, in words; empty if unknown.
+    """
+
+    code: RejectionCode
+    message: str
+    reasons: list[Reason] = []
+    could_ever_fit: bool = False
+    request_id: str = ""
+    nearest: str = ""
+
+
+class Error(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="error", tag_field="type"):
+    """The answer to a message that asks for nothing that could be done.
+
+    Attributes:
+        code: `invalid`, `not_found`, `not_owner`, `conflict`, `too_large`, `unavailable`, `refused`, `timeout`, …
+        message: what is wrong and what to do.
+        field: path of the field at fault, such as `$.gpus`; empty if none.
+    """
+
+    code: str
+    message: str
+    field: str = ""
+
+
+class LeaseAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Renew or release a lease.
+
+    Attributes:
+        lease_id: which.
+        owner: must be its owner.
+        ttl_seconds: for a renewal; None keeps the lease's own.
+    """
+
+    lease_id: Identifier
+    owner: OwnerName
+    ttl_seconds: Annotated[float, Meta(ge=1, le=30 * 86400)] | None = None
+
+
+class LeaseFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Which leases to list.
+
+    Attributes:
+        owner: only of this owner.
+        states: only in these states; active ones by default.
+        lease_id: only this one.
+    """
+
+    owner: str | None = None
+    states: tuple[LeaseState, ...] = (LeaseState.ACTIVE,)
+    lease_id: str | None = None
+
+
+class Leases(Struct, frozen=True, kw_only=True, tag="leases", tag_field="type"):
+    """A list of leases, oldest first."""
+
+    leases: list[Lease]
+
+
+class DeviceFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Which devices to list; each field is a list of globs, and an empty one allows any."""
+
+    hosts: list[str] = []
+    models: list[str] = []
+    devices: list[str] = []
+
+
+class DeviceStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A device as the planner sees it now.
+
+    Attributes:
+        uuid: of the device.
+        host: the host's name.
+        index: on that host.
+        model: the device's name.
+        usable: whether it may take work now.
+        why_not: the reasons if not: `stale`, `unhealthy`, `drained`, `mig_parent`, `host_lost`.
+        memory_total_bytes: in all.
+        memory_used_bytes: as measured.
+        memory_free_bytes: what a request could still get, leases and foreign processes taken off.
+        share_free: part of the device that is not leased, 0 to 1.
+        utilization_percent: as measured last; None if unknown.
+        temperature_celsius: likewise.
+        power_watts: likewise.
+        throttled: the clocks are held back by heat or power.
+        sample_age_seconds: since the last sample; None before the first.
+        leases: ids of the leases on it.
+        drain_reason: why an operator drained it; empty if it is not drained.
+        health: the last severity that counts, in words; empty if well.
+        mig_parent: uuid of the parent of a MIG instance.
+    """
+
+    uuid: str
+    host: str
+    index: int
+    model: str = ""
+    usable: bool = True
+    why_not: list[str] = []
+    memory_total_bytes: int = 0
+    memory_used_bytes: int | None = None
+    memory_free_bytes: int = 0
+    share_free: float = 1.0
+    utilization_percent: float | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    throttled: bool = False
+    sample_age_seconds: float | None = None
+    leases: list[str] = []
+    drain_reason: str = ""
+    health: str = ""
+    mig_parent: str | None = None
+
+
+class Devices(Struct, frozen=True, kw_only=True, tag="devices", tag_field="type"):
+    """A list of devices, by host and index."""
+
+    devices: list[DeviceStatus]
+
+
+class FleetSummary(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="fleet", tag_field="type"):
+    """Aggregates over the fleet, or over a part of it.
+
+    Attributes:
+        hosts: how many.
+        devices: how many.
+        usable_devices: that may take work now.
+        leased_devices: that some lease holds, whole or in part.
+        active_leases: how many.
+        memory_total_bytes: over all devices.
+        memory_used_bytes: as measured.
+        memory_free_bytes: what requests could still get.
+        share_free: whole devices' worth that is not leased.
+        utilization_percent_mean: over devices with fresh samples; None without any.
+        temperature_celsius_mean: likewise.
+        power_watts_total: likewise.
+        models: devices by model.
+        waiting_requests: in the queue.
+        planner: id of the planner that answers.
+    """
+
+    hosts: int = 0
+    devices: int = 0
+    usable_devices: int = 0
+    leased_devices: int = 0
+    active_leases: int = 0
+    memory_total_bytes: int = 0
+    memory_used_bytes: int = 0
+    memory_free_bytes: int = 0
+    share_free: float = 0.0
+    utilization_percent_mean: float | None = None
+    temperature_celsius_mean: float | None = None
+    power_watts_total: float | None = None
+    models: dict[str, int] = {}
+    waiting_requests: int = 0
+    planner: str = ""
+
+
+class Addition(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Devices that are not there, for a what-if.
+
+    Attributes:
+        model: name of a model that the fleet has; its capabilities are taken over.
+        devices: how many more.
+        per_host: on hosts of so many.
+    """
+
+    model: str
+    devices: Annotated[int, Meta(ge=1, le=100_000)]
+    per_host: Annotated[int, Meta(ge=1, le=64)] = 8
+
+
+class ExplainRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What would become of a request, without granting it.
+
+    Attributes:
+        request: as it would be sent.
+        with_more: devices to add first (what-if).
+    """
+
+    request: WorkRequest
+    with_more: list[Addition] = []
+
+
+class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One device in an explanation.
+
+    Attributes:
+        host: the host's name.
+        device: uuid.
+        feasible: whether it could be used.
+        reason: why not.
+        score: if it could.
+        score_parts: what the score is made of.
+        selected: whether it would be taken.
+    """
+
+    host: str
+    device: str
+    feasible: bool
+    reason: str = ""
+    score: float | None = None
+    score_parts: dict[str, float] = {}
+    selected: bool = False
+
+
+class Explanation(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="explanation", tag_field="type"):
+    """What would become of a request, and why.
+
+    Attributes:
+        granted: whether it would be granted now.
+        message: in one sentence.
+        grants: what would be granted.
+        rejection: what would be answered if not.
+        verdicts: per device, the selected first, then by score; cut to 1,000.
+        hosts: per host, why it could not hold the request; cut to 1,000.
+        policy: that ranked.
+    """
+
+    granted: bool
+    message: str
+    grants: list[Grant] = []
+    rejection: Rejection | None = None
+    verdicts: list[Verdict] = []
+    hosts: dict[str, str] = {}
+    policy: str = ""
+
+
+class DrainAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Keep new work off devices, or let it on again. Leases that are there go on.
+
+    Attributes:
+        drain: True drains, False undrains.
+        devices: uuids.
+        hosts: names.
+        host_labels: cordons every host with these labels, now and later.
+        reason: why; required to drain.
+        operator: who.
+    """
+
+    drain: bool
+    devices: list[str] = []
+    hosts: list[str] = []
+    host_labels: dict[str, str] = {}
+    reason: ShortText = ""
+    operator: ShortText = ""
+
+
+class Drains(Struct, frozen=True, kw_only=True, tag="drains", tag_field="type"):
+    """All drains that hold, after the change: what is drained (`host:NAME`, `device:UUID`, `label:K=V`) → reason."""
+
+    drains: dict[str, str]
+
+
+class EvictAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Take a lease back from its owner.
+
+    Attributes:
+        lease_id: which.
+        reason: why; its holder is told.
+        operator: who.
+    """
+
+    lease_id: Identifier
+    reason: Annotated[str, Meta(min_length=1, max_length=256)]
+    operator: ShortText = ""
+
+
+class LeaseEventKind(StrEnum):
+    """What happened to a lease."""
+
+    GRANTED = "granted"
+    RENEWED = "renewed"
+    EXPIRING = "expiring"
+    """It ends soon: a fifth of its time to live is left."""
+    RELEASED = "released"
+    EXPIRED = "expired"
+    LOST = "lost"
+    EVICTED = "evicted"
+
+
+class LeaseEvent(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="lease_event", tag_field="type"):
+    """Published on the leases subject, once for each change; JSON.
+
+    Attributes:
+        kind: see `LeaseEventKind`.
+        time: when.
+        lease: as it is after the change.
+        planner: id of the planner.
+    """
+
+    kind: LeaseEventKind
+    time: datetime
+    lease: Lease
+    planner: str = ""
+
+
+class QueueEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request that waits.
+
+    Attributes:
+        request_id: of the request.
+        owner: who asks.
+        position: from 1, in the order of priority and arrival.
+        waiting_seconds: so far.
+        message: why it waits.
+        gpus: how many it asks for.
+        name: of the workload.
+    """
+
+    request_id: str
+    owner: str
+    position: int
+    waiting_seconds: float
+    message: str
+    gpus: int = 0
+    name: str = ""
+
+
+class Queue(Struct, frozen=True, kw_only=True, tag="queue", tag_field="type"):
+    """All requests that wait, first in line first."""
+
+    entries: list[QueueEntry]
+
+
+PlanReply = Assignment | Rejection | Error

@@ -1,0 +1,66 @@
+"""Text that people write for bytes and durations."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_BYTE_UNITS: Final = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+    "k": 2**10,
+    "m": 2**20,
+    "g": 2**30,
+    "t": 2**40,
+}
+_SECOND_UNITS: Final = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)")
+
+
+def parse_bytes(text: str | int) -> int:
+    """`20GiB`, `20g`, `1.5TB` or a plain number to bytes; a letter alone means the binary unit.
+
+    Raises:
+        ValueError: no number, or an unknown unit.
+    """
+    if isinstance(text, int):
+        return text
+    match = _PART.fullmatch(text.strip())
+    if not match or match[2].lower() not in _BYTE_UNITS:
+        raise ValueError(f"{text!r} is no amount of memory: write it like 20GiB, 512MiB or 40GB")
+    return round(float(match[1]) * _BYTE_UNITS[match[2].lower()])
+
+
+def parse_seconds(text: str | float) -> float:
+    """`250ms`, `10s`, `1h30m` or a plain number to seconds.
+
+    Raises:
+        ValueError: no number, or an unknown unit.
+    """
+    if isinstance(text, int | float):
+        return float(text)
+    compact = text.strip()
+    parts = list(_PART.finditer(compact))
+    whole = "".join(m[0] for m in parts) == compact.replace(" ", "") or "".join(m[0] for m in parts) == compact
+    if not parts or not whole or any(m[2].lower() not in _SECOND_UNITS for m in parts):
+        raise ValueError(f"{text!r} is no duration: write it like 250ms, 10s, 5m or 1h30m")
+    if len(parts) > 1 and not all(m[2] for m in parts):
+        raise ValueError(f"{text!r} is no duration: each number needs its unit, as in 1h30m")
+    return sum(float(m[1]) * _SECOND_UNITS[m[2].lower()] for m in parts)
+
+
+def format_bytes(amount: float) -> str:
+    """Bytes in the largest binary unit that keeps the number at 1 or more, such as `79.6 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(amount) < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

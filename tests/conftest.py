@@ -1,0 +1,39 @@
+"""What tests share: a real NATS server each, with Corral's streams and buckets in it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from corral.cli.server import EmbeddedServer
+from corral.schemas import bus
+from nats.aio.client import Client
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A NATS server with JetStream on a free loopback port; stopped after the test."""
+    embedded = EmbeddedServer(tmp_path / "nats")
+    embedded.start()
+    yield embedded
+    embedded.kill()
+
+
+@pytest.fixture
+async def nc(server: EmbeddedServer) -> AsyncIterator[Client]:
+    """A connection to `server`, with the layout of streams and buckets made."""
+    client = await bus.connect(server.url, name="test")
+    await bus.ensure_layout(client.jetstream())
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real production data; the test is skipped where it is missing."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real data is not on this machine (looked in {SHARED_DATA})")
+    return SHARED_DATA

@@ -1,0 +1,116 @@
+"""The contract: the catalogue is consistent, batches survive the wire, refusals name the field."""
+
+import msgspec
+import pytest
+from corral.schemas import bus, codec, columns, units
+from corral.schemas.metrics import METRICS, DeviceSample
+from corral.schemas.requests import WorkRequest
+from corral.schemas.telemetry import SampleBatch
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def test_every_metric_carries_its_unit_in_its_name_and_its_type() -> None:
+    for name, metric in METRICS.items():
+        unit = metric.row.unit
+        assert name.endswith(unit.suffix), f"{name} is in {unit.name}"
+        assert metric.integer == (unit.dtype != "<f4"), f"{name}: Python type and wire type differ"
+        assert metric.row.help.endswith("."), name
+
+
+_values = {
+    "<f4": st.floats(width=32, allow_nan=False, allow_infinity=False),
+    "<i4": st.integers(-(2**31), 2**31 - 1),
+    "<i8": st.integers(-(2**63), 2**63 - 1),
+}
+
+
+@given(data=st.data(), devices=st.integers(1, 4), ticks=st.integers(1, 3))
+def test_a_batch_comes_back_from_the_wire_as_it_was(data: st.DataObject, devices: int, ticks: int) -> None:
+    size = devices * ticks
+    expected: dict[str, list[float | int | None]] = {}
+    packed: dict[str, bytes] = {}
+    nulls: dict[str, bytes] = {}
+    for name, metric in METRICS.items():
+        values = data.draw(st.lists(st.none() | _values[metric.row.unit.dtype], min_size=size, max_size=size))
+        expected[name] = values
+        column = columns.pack(metric, values)
+        if column is None:
+            continue
+        packed[name] = column[0]
+        if column[1] is not None:
+            nulls[name] = column[1]
+    sent = SampleBatch(
+        host="h",
+        agent="a",
+        sequence=1,
+        source="test",
+        devices=[f"GPU-{i}" for i in range(devices)],
+        times_ns=columns.pack_times(range(size)),
+        columns=packed,
+        nulls=nulls,
+    )
+    got = codec.decode(codec.encode(sent), SampleBatch)
+    columns.check(got)
+    for at, row in enumerate(columns.rows(got)):
+        assert (row.device, row.time_ns) == (f"GPU-{at % devices}", at)
+        for name, values in expected.items():
+            assert getattr(row, name) == values[at], name
+
+
+def test_a_reader_takes_columns_it_does_not_know_and_refuses_wrong_sizes() -> None:
+    batch = SampleBatch(
+        host="h",
+        agent="a",
+        sequence=1,
+        source="test",
+        devices=["GPU-0"],
+        times_ns=columns.pack_times([1]),
+        columns={"power_watts": b"\0\0\0\0", "metric_of_tomorrow": b"\0"},
+    )
+    columns.check(batch)
+    assert list(columns.rows(batch)) == [DeviceSample(host="h", device="GPU-0", time_ns=1, power_watts=0.0)]
+    for change, field in (
+        ({"columns": {"power_watts": b"\0"}}, "$.columns.power_watts"),
+        ({"nulls": {"power_watts": b""}}, "$.nulls.power_watts"),
+        ({"devices": []}, "$.devices"),
+        ({"times_ns": b"123"}, "$.times_ns"),
+    ):
+        with pytest.raises(codec.DecodeError) as refused:
+            columns.check(msgspec.structs.replace(batch, **change))
+        assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"owner": "ada", "gpus": "two"}', "$.gpus"),
+        (b'{"owner": "ada", "gpus": -1}', "$.gpus"),
+        (b'{"owner": "ada", "gpu_share": 0}', "$.gpu_share"),
+        (b'{"owner": "ada", "distribution": {"items": [{"id": 1}]}}', "$.distribution.items"),
+        (b'{"owner": "", "gpus": 1}', "$.owner"),
+    ],
+)
+def test_a_refusal_names_the_path_of_the_field(body: bytes, field: str) -> None:
+    with pytest.raises(codec.DecodeError) as refused:
+        codec.decode(body, WorkRequest, codec.JSON)
+    assert refused.value.field.startswith(field)
+
+
+def test_host_names_become_subject_tokens() -> None:
+    assert bus.host_token("gpu-1.lab.example") == "gpu-1-lab-example"
+    assert bus.host_token("a b*c>d") == "a-b-c-d"
+    with pytest.raises(ValueError, match="no host name"):
+        bus.host_token(" .*> ")
+
+
+def test_people_write_units() -> None:
+    assert units.parse_bytes("20GiB") == 20 * 2**30
+    assert units.parse_bytes("1.5 TB") == 1_500_000_000_000
+    assert units.parse_seconds("1h30m") == 5400
+    assert units.parse_seconds("250ms") == 0.25
+    for wrong in ("20 parsecs", "", "GiB", "-1GiB"):
+        with pytest.raises(ValueError, match="write it like"):
+            units.parse_bytes(wrong)
+        with pytest.raises(ValueError, match="duration"):
+            units.parse_seconds(wrong)
