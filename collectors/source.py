@@ -1,0 +1,92 @@
+"""What a source of telemetry is to the agent: it reads, the agent paces, packs, buffers and publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from ..schemas.telemetry import Inventory, ProcessSample, Severity
+
+
+class Tick(Struct, frozen=True, kw_only=True):
+    """One reading of one host's D devices, as columns of D values each.
+
+    Attributes:
+        host: the host's name.
+        devices: the D uuids; the agent starts a new message when they change.
+        times_ns: D times of reading, packed as in `SampleBatch`.
+        columns: metric name → D packed values; a metric that no device supports is left out.
+        nulls: metric name → D bytes, 1 where null.
+    """
+
+    host: str
+    devices: list[str]
+    times_ns: bytes
+    columns: dict[str, bytes]
+    nulls: dict[str, bytes] = {}
+
+
+class SourceEvent(Struct, frozen=True, kw_only=True):
+    """Something a source noticed; the agent adds its id and sequence and publishes it at once (`DeviceEvent`)."""
+
+    host: str
+    time_ns: int
+    kind: str
+    severity: Severity = Severity.INFO
+    device: str | None = None
+    code: int = 0
+    message: str = ""
+    data: dict[str, str | int | float | bool | None] = {}
+
+
+Emit = Callable[[SourceEvent], None]
+"""Takes an event from any thread."""
+
+
+class SourceUnavailable(RuntimeError):
+    """The source can't be read now (no driver, no library); the agent tries again later, with backoff."""
+
+
+class Source(Protocol):
+    """A source of telemetry for one host, or, simulated and replayed, for many.
+
+    All methods block and are called from one worker thread, never from the event loop.
+    """
+
+    name: str
+    """`nvml`, `amdsmi`, `simulated` or `replay`."""
+
+    def open(self, emit: Emit) -> None:
+        """Get ready. Events go to `emit` from then on, from whichever thread notices them.
+
+        Raises:
+            SourceUnavailable: not now; the message says what is missing.
+        """
+        ...
+
+    def inventory(self) -> Sequence[Inventory]:
+        """The hosts with their devices as they are now; `agent` is left empty for the agent to fill in."""
+        ...
+
+    def read(self) -> Sequence[Tick]:
+        """One tick, one entry a host. A device that fails is left out and an event says so.
+
+        Raises:
+            SourceUnavailable: the driver is gone as a whole.
+            EndOfData: there is no more to come.
+        """
+        ...
+
+    def processes(self) -> dict[str, list[ProcessSample]]:
+        """The processes on the devices of each host; a host whose processes can't be seen is left out."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the driver; after it `open` may be called again."""
+        ...
+
+
+class EndOfData(Exception):
+    """A replay has reached its end."""
