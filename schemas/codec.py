@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+import difflib
+import re
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -59,6 +61,72 @@ def decode(payload: bytes, type: type[T], content_type: str = MSGPACK) -> T:
         raise DecodeError(str(error), "undecodable") from None
     except RecursionError:
         raise DecodeError("nested too deep", "undecodable") from None
+
+
+def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> tuple[T, list[str]]:
+    """Decode a request that may come from a newer client, or from someone who mistyped.
+
+    A field that this version does not know is ignored and named in a warning, unless it is all but a field that it
+    does know: a misspelt limit that was silently left out would grant what nobody asked for.
+
+    Returns:
+        The request, and one warning for each field that was ignored.
+
+    Raises:
+        DecodeError: as `decode`, or a field that looks like a misspelt one.
+    """
+    warnings: list[str] = []
+    while True:
+        try:
+            return decode(payload, type, content_type), warnings
+        except DecodeError as error:
+            unknown = _UNKNOWN_FIELD.match(str(error))
+            if unknown is None:
+                raise
+            name, path = unknown[1], error.field or "$"
+            where = f"{path}.{name}"
+            close = difflib.get_close_matches(name, sorted(_field_names(type)), 1, 0.75)
+            if close:
+                raise DecodeError(
+                    f"There is no field `{name}`: did you mean `{close[0]}`? - at `{where}`", "invalid", where
+                ) from None
+            tree = msgspec.json.decode(payload) if content_type == JSON else msgspec.msgpack.decode(payload)
+            if len(warnings) >= _MOST_UNKNOWN or not _drop(tree, _PATH_STEP.findall(path), name):
+                raise
+            warnings.append(f"{where} is not known to this version and was ignored")
+            payload = encode(tree, content_type)
+
+
+_UNKNOWN_FIELD: Final = re.compile(r"Object contains unknown field `([^`]*)`")
+_PATH_STEP: Final = re.compile(r"\.[^.\[]+|\[[0-9.]+\]")
+_MOST_UNKNOWN: Final = 16
+"""Each costs one more decoding, so that a request made of nothing else is refused."""
+
+
+def _field_names(type: Any) -> set[str]:
+    """The names of all fields of a struct and of the structs within it."""
+    _, components = msgspec.json.schema_components([type])
+    return {name for schema in components.values() for name in schema.get("properties", {})}
+
+
+def _drop(node: Any, path: list[str], name: str) -> int:
+    """Take a field away at a path in msgspec's notation, from every entry where the path runs through a list or map.
+
+    Returns:
+        How many were taken away.
+    """
+    if path and path[0].startswith("["):
+        entries = cast("list[Any]", list(node.values()) if isinstance(node, dict) else node)
+        return sum(_drop(entry, path[1:], name) for entry in entries)
+    if not isinstance(node, dict):
+        return 0
+    fields = cast("dict[str, Any]", node)
+    if path:
+        return _drop(fields.get(path[0][1:]), path[1:], name)
+    if name not in fields:
+        return 0
+    del fields[name]
+    return 1
 
 
 def content_type(headers: dict[str, str] | None) -> str:

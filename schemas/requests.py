@@ -227,9 +227,15 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="lease", 
 
 
 class Assignment(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="assignment", tag_field="type"):
-    """The answer to a request that was granted: the lease."""
+    """The answer to a request that was granted.
+
+    Attributes:
+        lease: the promise, with its devices.
+        warnings: fields of the request that this planner does not know and has ignored.
+    """
 
     lease: Lease
+    warnings: list[str] = []
 
 
 class RejectionCode(StrEnum):
@@ -269,6 +275,7 @@ class Rejection(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="reje
         could_ever_fit: whether the same fleet, idle and healthy, could hold it.
         request_id: of the request.
         nearest: what would have to change, in words; empty if unknown.
+        warnings: fields of the request that this planner does not know and has ignored.
     """
 
     code: RejectionCode
@@ -277,6 +284,7 @@ class Rejection(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="reje
     could_ever_fit: bool = False
     request_id: str = ""
     nearest: str = ""
+    warnings: list[str] = []
 
 
 class Error(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="error", tag_field="type"):

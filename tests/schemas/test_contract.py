@@ -97,6 +97,21 @@ def test_a_refusal_names_the_path_of_the_field(body: bytes, field: str) -> None:
     assert refused.value.field.startswith(field)
 
 
+def test_fields_of_tomorrow_are_ignored_aloud_and_misspelt_ones_refused() -> None:
+    request, warnings = codec.decode_request(
+        b'{"owner": "ada", "gpus": 2, "quantum": {"qubits": 3}, "labels": {"quantum": "yes"},'
+        b' "distribution": {"items": [{"id": "a", "colour": "red"}, "b"]}}',
+        WorkRequest,
+    )
+    assert request.labels == {"quantum": "yes"}
+    assert request.distribution is not None
+    assert len(request.distribution.items) == 2  # pyright: ignore[reportArgumentType]
+    assert [warning.split()[0] for warning in warnings] == ["$.quantum", "$.distribution.items[0].colour"]
+    with pytest.raises(codec.DecodeError, match="did you mean `gpu_memory_bytes`") as refused:
+        codec.decode_request(b'{"owner": "ada", "gpu_memroy_bytes": 5}', WorkRequest)
+    assert refused.value.field == "$.gpu_memroy_bytes"
+
+
 def test_host_names_become_subject_tokens() -> None:
     assert bus.host_token("gpu-1.lab.example") == "gpu-1-lab-example"
     assert bus.host_token("a b*c>d") == "a-b-c-d"
