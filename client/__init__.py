@@ -1,1 +1,51 @@
-"""Ask Corral from Python: leases, devices and history, sync and async."""
+"""Corral from Python: `SyncClient` and `lease` for scripts and notebooks, `connect` for asyncio.
+
+from corral.client import lease
+
+with lease(gpus=2, memory="20GiB") as held:
+    subprocess.run(["python", "train.py"], env=os.environ | held.environment)
+"""
+
+from __future__ import annotations
+
+from .aio import Client, connect
+from .errors import (
+    Conflict,
+    CorralError,
+    InvalidRequest,
+    LeaseLost,
+    NoService,
+    NotFound,
+    NotOwner,
+    QueryFailed,
+    Refused,
+    Rejected,
+    ServiceError,
+    TimedOut,
+    Unavailable,
+)
+from .lease import HeldLease
+from .result import QueryResult
+from .sync import SyncClient, lease
+
+__all__ = [
+    "Client",
+    "Conflict",
+    "CorralError",
+    "HeldLease",
+    "InvalidRequest",
+    "LeaseLost",
+    "NoService",
+    "NotFound",
+    "NotOwner",
+    "QueryFailed",
+    "QueryResult",
+    "Refused",
+    "Rejected",
+    "ServiceError",
+    "SyncClient",
+    "TimedOut",
+    "Unavailable",
+    "connect",
+    "lease",
+]

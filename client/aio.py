@@ -1,0 +1,493 @@
+"""The asynchronous client: every method is one subject of the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar, Unpack, cast
+
+import nats.aio.client
+import nats.errors
+from nats.aio.msg import Msg
+
+from ..schemas import bus, codec, requests
+from ..schemas.bus import PlanSubject
+from ..schemas.metrics import DeviceSample
+from ..schemas.query import CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
+from . import streams
+from .errors import CorralError, NoService, Rejected, TimedOut, Unavailable, error_of
+from .lease import LeaseContext, Lost
+from .query import collect
+from .request import RequestFields, default_owner, work_request
+from .result import QueryResult
+
+T = TypeVar("T")
+
+Waiting = Callable[[requests.QueueEntry], None]
+"""Told every few seconds where a request that waits stands."""
+
+_WAIT_POLL_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 0.1
+
+
+class Client:
+    """A connection to a fleet. It reconnects by itself; a call in the meantime waits until its timeout.
+
+    Args:
+        nc: a connected client of the bus.
+        owner: who asks where a call does not say.
+        timeout: seconds to wait for an answer.
+        patience: seconds to wait for a service that is not there (one that restarts, say).
+        owned_subjects: ask on the subjects that end on the owner, as a bus with authentication wants it.
+    """
+
+    def __init__(
+        self,
+        nc: nats.aio.client.Client,
+        *,
+        owner: str | None = None,
+        timeout: float = 10.0,
+        patience: float = 2.0,
+        owned_subjects: bool = False,
+    ) -> None:
+        self.nc = nc
+        self.owner = owner or default_owner()
+        self.timeout = timeout
+        self.patience = patience
+        self.owned_subjects = owned_subjects
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; leases stay until they are released or end."""
+        await self.nc.close()
+
+    # Work
+
+    async def request(self, *, on_wait: Waiting | None = None, **fields: Unpack[RequestFields]) -> requests.Assignment:
+        """Ask for devices: all of them, or a `Rejected`.
+
+        Raises:
+            Rejected: they can't be had; the reasons are counted in it.
+            InvalidRequest: a field is wrong.
+            Unavailable, NoService, TimedOut: nobody answered.
+        """
+        return await self.submit(work_request(self.owner, fields), on_wait=on_wait)
+
+    async def submit(self, request: requests.WorkRequest, *, on_wait: Waiting | None = None) -> requests.Assignment:
+        """As `request`, with the message ready made. It is given a `request_id` where it has none, so that it can be
+        sent again without being granted twice."""
+        if request.request_id is None:
+            request = _with_id(request)
+        subject = self._owned(PlanSubject.REQUEST, request.owner)
+        if request.wait_seconds > 0:
+            reply = await self._request_waiting(subject, request, on_wait)
+        else:
+            reply = await self._plan(
+                subject,
+                request,
+                requests.Assignment | requests.Rejection,  # pyright: ignore[reportArgumentType]
+            )
+        if isinstance(reply, requests.Rejection):
+            raise Rejected(reply)
+        return cast("requests.Assignment", reply)
+
+    def lease(
+        self,
+        *,
+        on_lost: Lost | None = None,
+        on_wait: Waiting | None = None,
+        set_environment: bool = False,
+        **fields: Unpack[RequestFields],
+    ) -> LeaseContext:
+        """Devices for the length of a block: asked for on entry, renewed meanwhile, released at the end.
+
+        `async with client.lease(gpus=2, memory="20GiB") as lease: …`
+
+        Args:
+            on_lost: called with the `LeaseLost` if the lease ends too early; without it the block is cancelled and
+                the `LeaseLost` raised from it.
+            on_wait: as in `request`.
+            set_environment: set `CUDA_VISIBLE_DEVICES` and `CORRAL_LEASE` in this process for the block.
+            fields: as in `request`.
+        """
+        return LeaseContext(
+            self, work_request(self.owner, fields), on_lost=on_lost, on_wait=on_wait, set_environment=set_environment
+        )
+
+    async def explain(
+        self, *, with_more: Sequence[requests.Addition] = (), **fields: Unpack[RequestFields]
+    ) -> requests.Explanation:
+        """What would become of a request, without granting it; with devices added first, if given."""
+        body = requests.ExplainRequest(request=work_request(self.owner, fields), with_more=list(with_more))
+        return await self._plan(PlanSubject.EXPLAIN, body, requests.Explanation)
+
+    async def renew(self, lease_id: str, *, ttl: float | None = None, owner: str | None = None) -> requests.Lease:
+        """Keep a lease for its time to live from now (or for `ttl` seconds).
+
+        Raises:
+            NotFound: there is none, or it has ended.
+            NotOwner: somebody else holds it.
+        """
+        owner = owner or self.owner
+        action = requests.LeaseAction(lease_id=lease_id, owner=owner, ttl_seconds=ttl)
+        return await self._plan(self._owned(PlanSubject.RENEW, owner), action, requests.Lease)
+
+    async def release(self, lease_id: str, *, owner: str | None = None) -> requests.Lease:
+        """Give a lease back.
+
+        Raises:
+            NotFound: there is none, or it has ended.
+            NotOwner: somebody else holds it.
+        """
+        owner = owner or self.owner
+        action = requests.LeaseAction(lease_id=lease_id, owner=owner)
+        return await self._plan(self._owned(PlanSubject.RELEASE, owner), action, requests.Lease)
+
+    # The fleet
+
+    async def leases(
+        self,
+        *,
+        owner: str | None = None,
+        states: Sequence[requests.LeaseState] = (requests.LeaseState.ACTIVE,),
+        lease_id: str | None = None,
+    ) -> list[requests.Lease]:
+        """Leases, oldest first; of everyone where no owner is given."""
+        body = requests.LeaseFilter(owner=owner, states=tuple(states), lease_id=lease_id)
+        return (await self._plan(PlanSubject.LEASES, body, requests.Leases)).leases
+
+    async def devices(
+        self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
+    ) -> list[requests.DeviceStatus]:
+        """Devices as the planner sees them now, by host and index; each argument is a list of globs."""
+        return (await self._plan(PlanSubject.DEVICES, _filter(hosts, models, devices), requests.Devices)).devices
+
+    async def fleet(
+        self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
+    ) -> requests.FleetSummary:
+        """Aggregates over the fleet, or over the part that the globs name."""
+        return await self._plan(PlanSubject.FLEET, _filter(hosts, models, devices), requests.FleetSummary)
+
+    async def queue(self) -> list[requests.QueueEntry]:
+        """The requests that wait, first in line first."""
+        return (await self._plan(PlanSubject.QUEUE, None, requests.Queue)).entries
+
+    async def drain(
+        self,
+        *,
+        reason: str,
+        devices: Sequence[str] = (),
+        hosts: Sequence[str] = (),
+        host_labels: dict[str, str] | None = None,
+        operator: str | None = None,
+    ) -> dict[str, str]:
+        """Keep new work off devices or hosts; leases that are there go on.
+
+        Returns:
+            All drains that hold now, with their reasons.
+        """
+        action = requests.DrainAction(
+            drain=True,
+            devices=list(devices),
+            hosts=list(hosts),
+            host_labels=host_labels or {},
+            reason=reason,
+            operator=operator or self.owner,
+        )
+        return (await self._plan(PlanSubject.DRAIN, action, requests.Drains)).drains
+
+    async def undrain(
+        self,
+        *,
+        devices: Sequence[str] = (),
+        hosts: Sequence[str] = (),
+        host_labels: dict[str, str] | None = None,
+        operator: str | None = None,
+    ) -> dict[str, str]:
+        """Let work on again. Returns the drains that still hold."""
+        action = requests.DrainAction(
+            drain=False,
+            devices=list(devices),
+            hosts=list(hosts),
+            host_labels=host_labels or {},
+            operator=operator or self.owner,
+        )
+        return (await self._plan(PlanSubject.DRAIN, action, requests.Drains)).drains
+
+    async def evict(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
+        """Take a lease back from its owner, who is told the reason."""
+        action = requests.EvictAction(lease_id=lease_id, reason=reason, operator=operator or self.owner)
+        return await self._plan(PlanSubject.EVICT, action, requests.Lease)
+
+    # History
+
+    async def query(
+        self,
+        sql: str,
+        *,
+        limit: int = 10_000,
+        timeout: float = 30.0,
+        format: ResultFormat | str | None = None,
+        query_id: str | None = None,
+    ) -> QueryResult:
+        """The result of one read-only SQL statement over the history.
+
+        A caller that is cancelled cancels the statement too.
+
+        Args:
+            sql: a SELECT, WITH, FROM, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN.
+            limit: at most so many rows; `truncated` says whether there were more.
+            timeout: seconds, then the statement is stopped.
+            format: Arrow where pyarrow is installed, else JSON.
+            query_id: names the query for `cancel`; one is made up by default.
+
+        Raises:
+            QueryFailed, InvalidRequest, Refused: what the database or its guard said.
+            TimedOut: it took too long.
+        """
+        if format is None:
+            format = ResultFormat.ARROW if find_spec("pyarrow") else ResultFormat.JSON
+        request = QueryRequest(
+            sql=sql,
+            format=ResultFormat(format),
+            limit=limit,
+            timeout_seconds=timeout,
+            query_id=query_id or uuid.uuid4().hex,
+        )
+        for attempt in self._patiently():
+            try:
+                return await collect(self.nc, request, margin_seconds=self.timeout)
+            except NoService:
+                if not attempt():
+                    raise
+                await asyncio.sleep(_RETRY_SECONDS)
+            except nats.errors.Error as error:
+                raise self._bus_error(error, bus.QUERY) from error
+        raise AssertionError("unreachable")
+
+    async def cancel(self, query_id: str) -> None:
+        """Cancel a query that runs or waits."""
+        await self._call(bus.QUERY_CANCEL, CancelRequest(query_id=query_id))
+
+    async def history(self) -> ProcessorStatus:
+        """How far the history is behind the bus, and how it fares."""
+        return codec.decode(await self._call(bus.HISTORY_STATUS, None), ProcessorStatus, codec.JSON)
+
+    # Live
+
+    def watch(self, *, hosts: Sequence[str] = (), devices: Sequence[str] = ()) -> AsyncIterator[DeviceSample]:
+        """Samples as they come, from now on; all of the fleet where nothing is named.
+
+        A consumer that falls behind loses the oldest, never the connection.
+        """
+        return streams.samples(self.nc, hosts, devices)
+
+    def lease_events(self, *, lease_id: str = "*", kind: str = "*") -> AsyncIterator[requests.LeaseEvent]:
+        """Changes of leases as they happen, from now on."""
+        return streams.lease_events(self.nc, lease_id, kind)
+
+    # How it is asked
+
+    def _owned(self, subject: str, owner: str) -> str:
+        return f"{subject}.{owner}" if self.owned_subjects else subject
+
+    def _patiently(self) -> Generator[Callable[[], bool]]:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.patience
+        while True:
+            yield lambda: loop.time() < end
+
+    async def _plan(self, subject: str, body: object, type: type[T]) -> T:
+        reply = await self._call(subject, body)
+        answer = codec.decode(reply, type | requests.Error, codec.JSON)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
+        if isinstance(answer, requests.Error):
+            raise error_of(answer)
+        return answer  # pyright: ignore[reportReturnType]
+
+    async def _call(self, subject: str, body: object) -> bytes:
+        """Ask and give back the body of the answer."""
+        payload = b"" if body is None else codec.encode(body, codec.JSON)
+        headers = {codec.CONTENT_TYPE_HEADER: codec.JSON}
+        for attempt in self._patiently():
+            try:
+                reply = await self.nc.request(subject, payload, timeout=self.timeout, headers=headers)
+                break
+            except nats.errors.NoRespondersError as error:
+                if not attempt():
+                    raise self._bus_error(error, subject) from None
+                await asyncio.sleep(_RETRY_SECONDS)
+            except (nats.errors.Error, OSError) as error:
+                raise self._bus_error(error, subject) from error
+        else:
+            raise AssertionError("unreachable")
+        raise_error(reply)
+        return reply.data
+
+    def _bus_error(self, error: Exception, subject: str) -> CorralError:
+        if isinstance(error, nats.errors.NoRespondersError):
+            return no_service(subject)
+        if isinstance(error, nats.errors.MaxPayloadError):
+            return TimedOut(f"the message is larger than the bus takes ({self.nc.max_payload} bytes)")
+        if not self.nc.is_connected:
+            return Unavailable(f"the connection to the bus is lost ({type(error).__name__}); it is being retried")
+        if isinstance(error, nats.errors.TimeoutError):
+            return TimedOut(f"no answer on {subject} within {self.timeout:g} s")
+        return Unavailable(f"the bus failed: {type(error).__name__}: {error}")
+
+    async def _request_waiting(
+        self, subject: str, request: requests.WorkRequest, on_wait: Waiting | None
+    ) -> requests.Assignment | requests.Rejection:
+        """Ask, and stay in line: whoever is no longer in the queue without an answer asks again under the same id."""
+        assert request.request_id is not None
+        loop = asyncio.get_running_loop()
+        inbox = self.nc.new_inbox()
+        answers = await self.nc.subscribe(inbox)
+        payload = codec.encode(request, codec.JSON)
+        headers = {codec.CONTENT_TYPE_HEADER: codec.JSON}
+        give_up = loop.time() + request.wait_seconds + self.timeout
+        try:
+            await self.nc.publish(subject, payload, reply=inbox, headers=headers)
+            unseen, absent_since = 0, None
+            while loop.time() < give_up:
+                try:
+                    reply = await answers.next_msg(timeout=_WAIT_POLL_SECONDS)
+                except nats.errors.TimeoutError:
+                    try:
+                        entry = next((e for e in await self.queue() if e.request_id == request.request_id), None)
+                    except Unavailable:  # the planner restarts: it is asked again once it is back
+                        unseen = 2
+                        continue
+                    if entry is not None:
+                        unseen = 0
+                        if on_wait is not None:
+                            on_wait(entry)
+                        continue
+                    unseen += 1
+                    if unseen > 1:
+                        await self.nc.publish(subject, payload, reply=inbox, headers=headers)
+                        unseen = 0
+                    continue
+                if _no_responders(reply):
+                    absent_since = absent_since or loop.time()
+                    if loop.time() - absent_since > max(self.patience, _WAIT_POLL_SECONDS):
+                        raise no_service(subject)
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    await self.nc.publish(subject, payload, reply=inbox, headers=headers)
+                    continue
+                raise_error(reply)
+                answer = codec.decode(reply.data, requests.PlanReply, codec.JSON)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
+                if isinstance(answer, requests.Error):
+                    raise error_of(answer)
+                return answer  # pyright: ignore[reportReturnType]
+            raise TimedOut(f"no answer on {subject} within {request.wait_seconds + self.timeout:g} s")
+        except nats.errors.Error as error:
+            raise self._bus_error(error, subject) from error
+        finally:
+            await _quietly(answers.unsubscribe())
+
+
+class Connecting:
+    """What `connect` returns: await it for a client, or enter it with `async with`."""
+
+    def __init__(self, start: Callable[[], Awaitable[Client]]) -> None:
+        self._start = start
+        self._client: Client | None = None
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> Client:
+        self._client = await self._start()
+        return self._client
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+
+def connect(
+    url: str | None = None,
+    *,
+    owner: str | None = None,
+    credentials: str | None = None,
+    timeout: float = 10.0,
+    patience: float = 2.0,
+    wait: float | None = 5.0,
+    name: str = "corral-client",
+    **options: Any,
+) -> Connecting:
+    """Connect to a fleet: `client = await connect()`, or `async with connect() as client:`.
+
+    Args:
+        url: of the bus; `CORRAL_NATS_URL`, then the local default.
+        owner: who asks; `CORRAL_OWNER`, then the account's name.
+        credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default.
+        timeout: seconds to wait for an answer.
+        patience: seconds to wait for a service that is not there.
+        wait: seconds to wait for the bus at the start; None tries for ever.
+        name: shown in the server's list of connections.
+        options: further ones of `nats.connect`.
+
+    Raises:
+        Unavailable: no server answered; the message says what to do.
+    """
+
+    async def start() -> Client:
+        try:
+            nc = await bus.connect(url, name=name, credentials=credentials, wait_seconds=wait, **options)
+        except bus.BusUnavailable as error:
+            raise Unavailable(str(error)) from error
+        return Client(nc, owner=owner, timeout=timeout, patience=patience, owned_subjects=bool(credentials))
+
+    return Connecting(start)
+
+
+def raise_error(reply: Msg) -> None:
+    """Raise what an error reply says: the body of Corral's own, or the headers of the Services API."""
+    code = (reply.headers or {}).get("Nats-Service-Error-Code")
+    if code is None and not reply.data.startswith(b'{"type":"error"'):
+        return
+    try:
+        error = codec.decode(reply.data, requests.Error, codec.JSON)
+    except codec.DecodeError:
+        text = (reply.headers or {}).get("Nats-Service-Error", "")
+        error = requests.Error(code="unavailable" if code == "503" else "failed", message=text or f"error {code}")
+    raise error_of(error)
+
+
+def no_service(subject: str) -> NoService:
+    """The exception where nobody listens on a subject, with what to do about it."""
+    part, command = ("planner", "corral plan") if subject.startswith(bus.PLAN) else ("processor", "corral process")
+    return NoService(f"the bus is there, but no {part} answers: start one with `{command}` (or all with `corral up`)")
+
+
+def _no_responders(reply: Msg) -> bool:
+    return (reply.headers or {}).get("Status") == "503" and not reply.data
+
+
+def _with_id(request: requests.WorkRequest) -> requests.WorkRequest:
+    from msgspec.structs import replace
+
+    return replace(request, request_id=uuid.uuid4().hex)
+
+
+def _filter(hosts: Sequence[str], models: Sequence[str], devices: Sequence[str]) -> requests.DeviceFilter:
+    return requests.DeviceFilter(hosts=list(hosts), models=list(models), devices=list(devices))
+
+
+async def _quietly(ending: Awaitable[None]) -> None:
+    with contextlib.suppress(nats.errors.Error):
+        await ending

@@ -1,0 +1,123 @@
+"""What can go wrong, one class for each thing that a caller would do about it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..schemas.requests import Error, Reason, Rejection, RejectionCode
+
+
+class CorralError(Exception):
+    """Anything that Corral raises at a caller."""
+
+
+class Unavailable(CorralError, ConnectionError):
+    """The bus can't be reached, or was lost in the middle of a call."""
+
+
+class NoService(Unavailable):
+    """The bus is there, but the part that should answer is not (no planner, no processor)."""
+
+
+class TimedOut(CorralError, TimeoutError):
+    """No answer in time. A request may still have been granted: ask again with the same `request_id` to learn of it."""
+
+
+class Rejected(CorralError):
+    """A work request was turned down.
+
+    Attributes:
+        rejection: the planner's answer as a whole.
+    """
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection.message)
+        self.rejection = rejection
+
+    @property
+    def code(self) -> RejectionCode:
+        """Why, as a code."""
+        return self.rejection.code
+
+    @property
+    def reasons(self) -> list[Reason]:
+        """Why, counted by kind."""
+        return self.rejection.reasons
+
+    @property
+    def could_ever_fit(self) -> bool:
+        """Whether the same fleet, idle and healthy, could hold it: then waiting may help."""
+        return self.rejection.could_ever_fit
+
+
+class ServiceError(CorralError):
+    """A service understood who asked and refused what was asked.
+
+    Attributes:
+        code: as in `schemas.requests.Error`.
+        field: path of the field at fault, such as `$.gpus`; empty if none.
+    """
+
+    def __init__(self, message: str, code: str = "", field: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.field = field
+
+
+class InvalidRequest(ServiceError, ValueError):
+    """A field is wrong; `field` says which."""
+
+
+class NotFound(ServiceError, LookupError):
+    """There is no such lease, device or host (any more)."""
+
+
+class NotOwner(ServiceError, PermissionError):
+    """Somebody else holds the lease."""
+
+
+class Conflict(ServiceError):
+    """The same request id came with another body, or the thing has changed meanwhile."""
+
+
+class Refused(ServiceError, PermissionError):
+    """This is not allowed to whoever asks."""
+
+
+class QueryFailed(ServiceError):
+    """The database could not answer the statement; the message is the database's."""
+
+
+class LeaseLost(CorralError):
+    """A lease that the work relied on has ended: expired, evicted, its host lost, or released by another hand.
+
+    Attributes:
+        lease_id: which.
+        reason: why, in words.
+    """
+
+    def __init__(self, lease_id: str, reason: str) -> None:
+        super().__init__(f"lease {lease_id} is lost: {reason}")
+        self.lease_id = lease_id
+        self.reason = reason
+
+
+_BY_CODE: Final[dict[str, type[ServiceError]]] = {
+    "invalid": InvalidRequest,
+    "undecodable": InvalidRequest,
+    "too_large": InvalidRequest,
+    "not_found": NotFound,
+    "not_owner": NotOwner,
+    "conflict": Conflict,
+    "refused": Refused,
+    "query": QueryFailed,
+}
+
+
+def error_of(error: Error) -> CorralError:
+    """The exception for an error reply."""
+    if error.code == "timeout":
+        return TimedOut(error.message)
+    if error.code == "unavailable":
+        return NoService(error.message)
+    return _BY_CODE.get(error.code, ServiceError)(error.message, error.code, error.field)

@@ -1,0 +1,79 @@
+"""Parts of a query's answer into one result (see `schemas/query.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import nats.aio.client
+import nats.errors
+
+from ..schemas import bus, codec, requests
+from ..schemas.query import END_HEADER, PART_HEADER, CancelRequest, QueryEnd, QueryRequest
+from .errors import NoService, TimedOut, Unavailable, error_of
+from .result import QueryResult
+
+
+async def collect(nc: nats.aio.client.Client, request: QueryRequest, *, margin_seconds: float) -> QueryResult:
+    """Send a query and join the parts of its answer.
+
+    Args:
+        nc: a connected client.
+        request: the query.
+        margin_seconds: added to the query's own timeout, for the way and for the queue.
+
+    Raises:
+        NoService: no processor listens.
+        TimedOut: it, or the next part of it, did not come in time.
+        Unavailable: a part was lost on the way.
+    """
+    inbox = nc.new_inbox()
+    # No limit: parts that were dropped would be lost rows.
+    parts = await nc.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
+    done = False
+    try:
+        await nc.publish(
+            bus.QUERY,
+            codec.encode(request, codec.JSON),
+            reply=inbox,
+            headers={codec.CONTENT_TYPE_HEADER: codec.JSON},
+        )
+        pieces: list[bytes] = []
+        while True:
+            try:
+                message = await parts.next_msg(timeout=request.timeout_seconds + margin_seconds)
+            except nats.errors.TimeoutError:
+                raise TimedOut(
+                    f"the query did not end within {request.timeout_seconds:g} s: narrow it, or raise the timeout"
+                ) from None
+            headers = message.headers or {}
+            if headers.get("Status") == "503" and not message.data:
+                done = True
+                raise NoService(
+                    "the bus is there, but no processor answers: "
+                    "start one with `corral process` (or all with `corral up`)"
+                )
+            if END_HEADER not in headers and message.data.startswith(b'{"type":"error"'):
+                done = True
+                raise error_of(codec.decode(message.data, requests.Error, codec.JSON))
+            if (part := headers.get(PART_HEADER)) is not None and int(part) != len(pieces):
+                raise Unavailable(f"part {len(pieces)} of the result was lost on the way: ask again")
+            pieces.append(message.data)
+            if END_HEADER in headers:
+                done = True
+                end = codec.decode(headers[END_HEADER].encode(), QueryEnd, codec.JSON)
+                if end.error:
+                    raise error_of(requests.Error(code=end.code or "query", message=end.error))
+                return QueryResult(b"".join(pieces), request.format, end)
+    finally:
+        if not done and request.query_id is not None:
+            await asyncio.shield(_cancel(nc, request.query_id))
+        with contextlib.suppress(nats.errors.Error):
+            await parts.unsubscribe()
+
+
+async def _cancel(nc: nats.aio.client.Client, query_id: str) -> None:
+    """Nobody waits for the rows any more: let the database stop."""
+    with contextlib.suppress(nats.errors.Error, OSError):
+        await nc.publish(bus.QUERY_CANCEL, codec.encode(CancelRequest(query_id=query_id), codec.JSON))
+        await nc.flush(1)

@@ -1,0 +1,112 @@
+"""Work requests from what people write: units as text, one owner by default, checked before they travel."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, Final, TypedDict
+
+import msgspec
+
+from ..schemas import codec, units
+from ..schemas.requests import Distribution, Method, Placement, WorkItem, WorkRequest
+from .errors import InvalidRequest
+
+OWNER_VARIABLE: Final = "CORRAL_OWNER"
+
+
+class RequestFields(TypedDict, total=False):
+    """Keyword arguments that describe a request; see `WorkRequest` for what each means.
+
+    Amounts take text with a unit (`memory="20GiB"`, `ttl="10m"`, `wait="1h"`) or plain bytes and seconds.
+    """
+
+    gpus: int
+    memory: str | int
+    """of each device (`gpu_memory_bytes`)"""
+    share: float
+    """part of one device (`gpu_share`)"""
+    cpus: float
+    host_memory: str | int
+    models: str | Sequence[str]
+    vendors: str | Sequence[str]
+    hosts: str | Sequence[str]
+    host_labels: dict[str, str]
+    min_compute_capability: str
+    placement: Placement | str
+    ttl: str | float
+    wait: str | float
+    request_id: str
+    name: str
+    labels: dict[str, str]
+    policy: str
+    priority: int
+    owner: str
+    items: int | Sequence[str | WorkItem]
+    """work items to distribute over the devices"""
+    method: Method | str
+    distribution: Distribution
+    """in place of `items` and `method`, where it needs more"""
+
+
+def default_owner() -> str:
+    """Who asks where nothing is said: `CORRAL_OWNER`, else the account's name."""
+    named = os.environ.get(OWNER_VARIABLE, "").strip()
+    if named:
+        return named
+    try:
+        account = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under an id without an account
+        account = f"uid-{os.getuid()}"
+    return re.sub(r"[^A-Za-z0-9_@.:/+-]", "-", account).lstrip(".:/+") or "nobody"
+
+
+def work_request(owner: str, fields: RequestFields) -> WorkRequest:
+    """A checked request from keyword arguments.
+
+    Raises:
+        InvalidRequest: a field is unknown, of the wrong type or out of range; `field` says which.
+    """
+    given: dict[str, Any] = dict(fields)
+    body: dict[str, Any] = {"owner": given.pop("owner", owner)}
+    try:
+        for name, target in (("memory", "gpu_memory_bytes"), ("host_memory", "host_memory_bytes")):
+            if name in given:
+                body[target] = units.parse_bytes(given.pop(name))
+        for name, target in (("ttl", "ttl_seconds"), ("wait", "wait_seconds")):
+            if name in given:
+                body[target] = units.parse_seconds(given.pop(name))
+    except ValueError as error:
+        raise InvalidRequest(str(error), "invalid") from None
+    if "share" in given:
+        body["gpu_share"] = given.pop("share")
+    for name in ("models", "vendors", "hosts"):
+        if name in given:
+            value = given.pop(name)
+            body[name] = [value] if isinstance(value, str) else list(value)
+    if "items" in given or "method" in given:
+        if "distribution" in given:
+            raise InvalidRequest("give either `distribution` or `items` and `method`", "invalid", "$.distribution")
+        items = given.pop("items", 0)
+        body["distribution"] = {
+            "items": items if isinstance(items, int) else list(items),
+            "method": given.pop("method", Method.UNIFORM),
+        }
+    body.update(given)
+    return checked(body)
+
+
+def checked(body: WorkRequest | dict[str, Any]) -> WorkRequest:
+    """A request as the planner would read it, so that what is wrong is said before it travels.
+
+    Raises:
+        InvalidRequest: with the path of the field.
+    """
+    try:
+        return codec.decode(msgspec.json.encode(body), WorkRequest, codec.JSON)
+    except codec.DecodeError as error:
+        raise InvalidRequest(str(error), error.code, error.field) from None
+    except TypeError as error:
+        raise InvalidRequest(str(error), "invalid") from None

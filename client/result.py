@@ -1,0 +1,127 @@
+"""The rows of a query, in whichever form the caller works with."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from ..schemas.query import QueryEnd, ResultFormat
+from .errors import CorralError
+
+
+class _JsonResult(msgspec.Struct):
+    columns: list[str]
+    rows: list[list[Any]]
+    types: list[str] = []
+
+
+class QueryResult:
+    """The result of one statement.
+
+    Attributes:
+        columns: their names.
+        types: of the columns, as the database or Arrow names them.
+        truncated: there were more rows than the limit.
+        seconds: time that the statement took in the database.
+        raw: the result as it came, in the format that was asked for.
+    """
+
+    def __init__(self, raw: bytes, format: ResultFormat, end: QueryEnd) -> None:
+        self.raw = raw
+        self.format = format
+        self.truncated = end.truncated
+        self.seconds = end.seconds
+        self._table: Any = None
+        self._rows: list[tuple[Any, ...]] | None = None
+        if format is ResultFormat.ARROW:
+            self._table = _pyarrow().ipc.open_stream(io.BytesIO(raw)).read_all()
+            self.columns: list[str] = list(self._table.column_names)
+            self.types: list[str] = [str(type) for type in self._table.schema.types]
+        elif format is ResultFormat.JSON:
+            document = msgspec.json.decode(raw, type=_JsonResult)
+            self.columns, self.types = document.columns, document.types
+            self._rows = [tuple(row) for row in document.rows]
+        else:
+            self.columns, self.types, self._rows = [], [], []
+
+    @property
+    def rows(self) -> list[tuple[Any, ...]]:
+        """One tuple a row. From Arrow, times are `datetime`; from JSON they are text."""
+        if self._rows is None:
+            columns = [column.to_pylist() for column in self._table.columns]
+            self._rows = list(zip(*columns, strict=True)) if columns else []
+        return self._rows
+
+    def dicts(self) -> list[dict[str, Any]]:
+        """One dictionary a row."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def scalar(self) -> Any:
+        """The one value of a result with one row and one column.
+
+        Raises:
+            ValueError: the result has another shape.
+        """
+        if len(self.rows) != 1 or len(self.columns) != 1:
+            raise ValueError(f"expected one value, got {len(self.rows)} rows of {len(self.columns)} columns")
+        return self.rows[0][0]
+
+    def arrow(self) -> Any:
+        """A `pyarrow.Table`."""
+        if self._table is None:
+            columns = list(zip(*self.rows, strict=True)) or [() for _ in self.columns]
+            self._table = _pyarrow().table([list(column) for column in columns], names=self.columns)
+        return self._table
+
+    def pandas(self) -> Any:
+        """A `pandas.DataFrame`."""
+        try:
+            import pandas  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise CorralError("pandas is not installed: pip install pandas") from None
+        if self.format is ResultFormat.ARROW:
+            return self._table.to_pandas()
+        return pandas.DataFrame.from_records(self.rows, columns=self.columns)
+
+    def polars(self) -> Any:
+        """A `polars.DataFrame`."""
+        try:
+            import polars  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise CorralError("polars is not installed: pip install polars") from None
+        if self.format is ResultFormat.ARROW:
+            return polars.from_arrow(self._table)
+        return polars.DataFrame(self.rows, schema=self.columns, orient="row")
+
+    def __len__(self) -> int:
+        return len(self.rows) if self._table is None else self._table.num_rows
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        more = ", truncated" if self.truncated else ""
+        return f"<QueryResult {len(self)} rows × {len(self.columns)} columns{more}>"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks, cut to 100 rows."""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{'' if value is None else html.escape(str(value))}</td>" for value in row) + "</tr>"
+            for row in self.rows[:100]
+        )
+        note = f"<p>{len(self)} rows{', cut at the limit' if self.truncated else ''}</p>"
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        import pyarrow.ipc  # pyright: ignore[reportMissingImports, reportUnusedImport]
+    except ImportError:
+        raise CorralError("pyarrow is not installed: pip install pyarrow, or ask with format='json'") from None
+    return pyarrow

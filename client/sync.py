@@ -1,0 +1,362 @@
+"""The synchronous client: the asynchronous one on a loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from ..schemas import requests
+from ..schemas.metrics import DeviceSample
+from ..schemas.query import ProcessorStatus, ResultFormat
+from .aio import Client, Waiting, connect
+from .errors import LeaseLost
+from .lease import HeldLease, Lost, environment_set
+from .request import RequestFields, work_request
+from .result import QueryResult
+
+T = TypeVar("T")
+
+
+class _Loop:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="corral-client", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there and wait; Ctrl-C cancels it."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("a callback of the client can't call the client: hand the work to another thread")
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(5)
+        if not self._thread.is_alive():
+            self.loop.close()
+
+
+class SyncClient:
+    """A connection to a fleet for code without asyncio. The methods are those of `Client`.
+
+    It may be shared between threads. Use it as a context manager, or `close` it.
+
+    Args:
+        url: of the bus; `CORRAL_NATS_URL`, then the local default.
+        owner: who asks; `CORRAL_OWNER`, then the account's name.
+        credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default.
+        timeout: seconds to wait for an answer.
+        patience: seconds to wait for a service that is not there.
+        wait: seconds to wait for the bus at the start; None tries for ever.
+
+    Raises:
+        Unavailable: no server answered; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        owner: str | None = None,
+        credentials: str | None = None,
+        timeout: float = 10.0,
+        patience: float = 2.0,
+        wait: float | None = 5.0,
+    ) -> None:
+        self._loop = _Loop()
+        self._closed = False
+
+        async def start() -> Client:
+            return await connect(
+                url, owner=owner, credentials=credentials, timeout=timeout, patience=patience, wait=wait
+            )
+
+        try:
+            self._client = self._loop.run(start())
+        except BaseException:
+            self._loop.stop()
+            raise
+
+    @property
+    def owner(self) -> str:
+        """Who asks where a call does not say."""
+        return self._client.owner
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection and end the thread."""
+        if not self._closed:
+            self._closed = True
+            self._loop.run(self._client.close())
+            self._loop.stop()
+
+    def request(self, *, on_wait: Waiting | None = None, **fields: Unpack[RequestFields]) -> requests.Assignment:
+        """See `Client.request`."""
+        return self._loop.run(self._client.request(on_wait=on_wait, **fields))
+
+    def submit(self, request: requests.WorkRequest, *, on_wait: Waiting | None = None) -> requests.Assignment:
+        """See `Client.submit`."""
+        return self._loop.run(self._client.submit(request, on_wait=on_wait))
+
+    def lease(
+        self,
+        *,
+        on_lost: Lost | None = None,
+        on_wait: Waiting | None = None,
+        set_environment: bool = False,
+        **fields: Unpack[RequestFields],
+    ) -> SyncLeaseContext:
+        """Devices for the length of a block: `with client.lease(gpus=2, memory="20GiB") as lease: …`
+
+        Args:
+            on_lost: called with the `LeaseLost`, on the client's thread, if the lease ends too early. Without it the
+                end of the block raises it; `lease.check()` does so earlier.
+            on_wait: as in `request`.
+            set_environment: set `CUDA_VISIBLE_DEVICES` and `CORRAL_LEASE` in this process for the block.
+            fields: as in `request`.
+        """
+        request = work_request(self._client.owner, fields)
+        return SyncLeaseContext(lambda: (self, False), lambda _: request, on_lost, on_wait, set_environment)
+
+    def explain(
+        self, *, with_more: Sequence[requests.Addition] = (), **fields: Unpack[RequestFields]
+    ) -> requests.Explanation:
+        """See `Client.explain`."""
+        return self._loop.run(self._client.explain(with_more=with_more, **fields))
+
+    def renew(self, lease_id: str, *, ttl: float | None = None, owner: str | None = None) -> requests.Lease:
+        """See `Client.renew`."""
+        return self._loop.run(self._client.renew(lease_id, ttl=ttl, owner=owner))
+
+    def release(self, lease_id: str, *, owner: str | None = None) -> requests.Lease:
+        """See `Client.release`."""
+        return self._loop.run(self._client.release(lease_id, owner=owner))
+
+    def leases(
+        self,
+        *,
+        owner: str | None = None,
+        states: Sequence[requests.LeaseState] = (requests.LeaseState.ACTIVE,),
+        lease_id: str | None = None,
+    ) -> list[requests.Lease]:
+        """See `Client.leases`."""
+        return self._loop.run(self._client.leases(owner=owner, states=states, lease_id=lease_id))
+
+    def devices(
+        self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
+    ) -> list[requests.DeviceStatus]:
+        """See `Client.devices`."""
+        return self._loop.run(self._client.devices(hosts=hosts, models=models, devices=devices))
+
+    def fleet(
+        self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
+    ) -> requests.FleetSummary:
+        """See `Client.fleet`."""
+        return self._loop.run(self._client.fleet(hosts=hosts, models=models, devices=devices))
+
+    def queue(self) -> list[requests.QueueEntry]:
+        """See `Client.queue`."""
+        return self._loop.run(self._client.queue())
+
+    def drain(
+        self,
+        *,
+        reason: str,
+        devices: Sequence[str] = (),
+        hosts: Sequence[str] = (),
+        host_labels: dict[str, str] | None = None,
+        operator: str | None = None,
+    ) -> dict[str, str]:
+        """See `Client.drain`."""
+        return self._loop.run(
+            self._client.drain(reason=reason, devices=devices, hosts=hosts, host_labels=host_labels, operator=operator)
+        )
+
+    def undrain(
+        self,
+        *,
+        devices: Sequence[str] = (),
+        hosts: Sequence[str] = (),
+        host_labels: dict[str, str] | None = None,
+        operator: str | None = None,
+    ) -> dict[str, str]:
+        """See `Client.undrain`."""
+        return self._loop.run(
+            self._client.undrain(devices=devices, hosts=hosts, host_labels=host_labels, operator=operator)
+        )
+
+    def evict(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
+        """See `Client.evict`."""
+        return self._loop.run(self._client.evict(lease_id, reason=reason, operator=operator))
+
+    def query(
+        self,
+        sql: str,
+        *,
+        limit: int = 10_000,
+        timeout: float = 30.0,
+        format: ResultFormat | str | None = None,
+        query_id: str | None = None,
+    ) -> QueryResult:
+        """See `Client.query`."""
+        return self._loop.run(self._client.query(sql, limit=limit, timeout=timeout, format=format, query_id=query_id))
+
+    def cancel(self, query_id: str) -> None:
+        """See `Client.cancel`."""
+        self._loop.run(self._client.cancel(query_id))
+
+    def history(self) -> ProcessorStatus:
+        """See `Client.history`."""
+        return self._loop.run(self._client.history())
+
+    def watch(self, *, hosts: Sequence[str] = (), devices: Sequence[str] = ()) -> Iterator[DeviceSample]:
+        """See `Client.watch`."""
+        return self._iterate(self._client.watch(hosts=hosts, devices=devices))
+
+    def lease_events(self, *, lease_id: str = "*", kind: str = "*") -> Iterator[requests.LeaseEvent]:
+        """See `Client.lease_events`."""
+        return self._iterate(self._client.lease_events(lease_id=lease_id, kind=kind))
+
+    def hold(self, request: requests.WorkRequest, on_lost: Lost, on_wait: Waiting | None) -> HeldLease:
+        """Ask for a lease and keep it until `HeldLease.release`; `LeaseContext` is the comfortable form."""
+
+        async def held() -> HeldLease:
+            assignment = await self._client.submit(request, on_wait=on_wait)
+            lease = HeldLease(self._client, assignment.lease, on_lost)
+            lease.start()
+            return lease
+
+        return self._loop.run(held())
+
+    def let_go(self, held: HeldLease) -> None:
+        """Stop renewing a lease from `hold` and release it."""
+        self._loop.run(held.release())
+
+    def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        async def following() -> T:
+            return await anext(source)
+
+        try:
+            while True:
+                try:
+                    yield self._loop.run(following())
+                except StopAsyncIteration:
+                    return
+        finally:
+            close = getattr(source, "aclose", None)
+            if close is not None and not self._closed:
+                self._loop.run(close())
+
+
+class SyncLeaseContext:
+    """`with` for a lease; as a decorator it asks anew for each call of the function.
+
+    A decorated function that has a parameter `lease` is given the `HeldLease`.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], tuple[SyncClient, bool]],
+        request: Callable[[SyncClient], requests.WorkRequest],
+        on_lost: Lost | None,
+        on_wait: Waiting | None,
+        set_environment: bool,
+    ) -> None:
+        self._open = client
+        self._request = request
+        self._on_lost = on_lost
+        self._on_wait = on_wait
+        self._set_environment = set_environment
+        self._client: SyncClient | None = None
+        self._own = False
+        self._held: HeldLease | None = None
+        self._environment: Any = None
+
+    def __enter__(self) -> HeldLease:
+        self._client, self._own = self._open()
+        try:
+            held = self._client.hold(self._request(self._client), self._lost, self._on_wait)
+        except BaseException:
+            if self._own:
+                self._client.close()
+            raise
+        self._held = held
+        if self._set_environment:
+            self._environment = environment_set(held.environment)
+            self._environment.__enter__()
+        return held
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._client is not None
+        assert self._held is not None
+        if self._environment is not None:
+            self._environment.__exit__(None, None, None)
+            self._environment = None
+        try:
+            self._client.let_go(self._held)
+        finally:
+            if self._own:
+                self._client.close()
+        if self._held.lost is not None and self._on_lost is None and kind is None:
+            raise self._held.lost
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, under a lease of its own each time that it is called."""
+        wants = "lease" in inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def leased(*args: Any, **kwargs: Any) -> Any:
+            once = SyncLeaseContext(self._open, self._request, self._on_lost, self._on_wait, self._set_environment)
+            with once as held:
+                if wants:
+                    kwargs["lease"] = held
+                return function(*args, **kwargs)
+
+        return leased
+
+    def _lost(self, lost: LeaseLost) -> None:
+        if self._on_lost is not None:
+            self._on_lost(lost)
+
+
+def lease(
+    url: str | None = None,
+    *,
+    on_lost: Lost | None = None,
+    on_wait: Waiting | None = None,
+    set_environment: bool = False,
+    **fields: Unpack[RequestFields],
+) -> SyncLeaseContext:
+    """Devices for the length of a block, over a connection of its own.
+
+    `with corral.client.lease(gpus=2, memory="20GiB") as lease: …`, or as a decorator, `@lease(gpus=1)`.
+    """
+    return SyncLeaseContext(
+        lambda: (SyncClient(url), True),
+        lambda client: work_request(client.owner, fields),
+        on_lost,
+        on_wait,
+        set_environment,
+    )
