@@ -1,0 +1,83 @@
+"""Hosts by state. A class is all hosts of equal state; a decision looks at classes, never at hosts one by one."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+from .state import HostState
+
+_LOG_FACTOR: Final = 4
+_LOG_MINIMUM: Final = 4096
+
+
+class HostClass:
+    """The hosts in one state.
+
+    Attributes:
+        state: theirs.
+        members: names of the hosts.
+    """
+
+    __slots__ = ("_names", "members", "state")
+
+    def __init__(self, state: HostState) -> None:
+        self.state = state
+        self.members: set[str] = set()
+        self._names: list[str] = []
+
+    def add(self, name: str) -> None:
+        """A host has come into this state."""
+        self.members.add(name)
+        heappush(self._names, name)
+        if len(self._names) > 2 * len(self.members) + 16:
+            self._names = list(self.members)
+            heapify(self._names)
+
+    def first(self) -> str:
+        """The least name among the members: the same hosts give the same choice, however they came here."""
+        names = self._names
+        while names[0] not in self.members:
+            heappop(names)
+        return names[0]
+
+
+class Index:
+    """All classes, with a log of those that were filled, so that a ranking catches up with what is new to it.
+
+    Attributes:
+        classes: by state, those with members only.
+        log: classes in the order in which they got their first member (again).
+        base: how many entries have been cut off the log's front.
+    """
+
+    __slots__ = ("base", "classes", "log")
+
+    def __init__(self) -> None:
+        self.classes: dict[HostState, HostClass] = {}
+        self.log: list[HostClass] = []
+        self.base = 0
+
+    @property
+    def end(self) -> int:
+        """The place in the log that the next class gets."""
+        return self.base + len(self.log)
+
+    def move(self, name: str, old: HostClass | None, state: HostState | None) -> HostClass | None:
+        """Take a host from one class to another; None is nowhere."""
+        if old is not None:
+            old.members.discard(name)
+            if not old.members:
+                del self.classes[old.state]
+        if state is None:
+            return None
+        found = self.classes.get(state)
+        if found is None:
+            found = self.classes[state] = HostClass(state)
+            self.log.append(found)
+            if len(self.log) > _LOG_FACTOR * len(self.classes) + _LOG_MINIMUM:
+                cut = len(self.log) // 2
+                del self.log[:cut]
+                self.base += cut
+        found.add(name)
+        return found

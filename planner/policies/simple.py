@@ -1,0 +1,184 @@
+"""The policies that look at one host alone: random, best-fit, spread, pack, and the score of memory, compute and
+temperature."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from ..state import HEAT_LEVELS, LOAD_LEVELS, UNLIMITED, WHOLE_MILLI, Ask, DeviceState, HostState
+from .policy import Choice, pick
+
+if TYPE_CHECKING:
+    from ..fleet import Fleet
+
+STRAIN_WEIGHTS: Final = {"temperature": 0.2, "utilization": 0.2, "throttled": 0.3, "warned": 0.3}
+"""What live trouble takes from a device's score at its worst: hot by 40 °C or more, busy by others, clocks held back
+by heat or power, a health warning within the hour. They sum to 1, so that no mix outweighs one unit of a policy."""
+
+
+def strain_parts(device: DeviceState) -> dict[str, float]:
+    """What live trouble takes from a device's score, by name; 0 or negative each."""
+    return {
+        "temperature": -STRAIN_WEIGHTS["temperature"] * device.heat / HEAT_LEVELS,
+        "utilization": -STRAIN_WEIGHTS["utilization"] * device.load / LOAD_LEVELS,
+        "throttled": -STRAIN_WEIGHTS["throttled"] if device.throttled else 0.0,
+        "warned": -STRAIN_WEIGHTS["warned"] if device.warned else 0.0,
+    }
+
+
+def strain(device: DeviceState) -> float:
+    """What live trouble takes from a device's score in all; 0 to 1, the greater the worse."""
+    return (
+        0.2 * device.heat / HEAT_LEVELS
+        + 0.2 * device.load / LOAD_LEVELS
+        + (0.3 if device.throttled else 0.0)
+        + (0.3 if device.warned else 0.0)
+    )
+
+
+class Base:
+    """What simple policies share: they learn nothing."""
+
+    name = ""
+    version = 0
+    draw: random.Random | None = None
+
+    def observe(self, fleet: Fleet, ask: Ask) -> None:
+        """Nothing to learn."""
+
+
+class Random(Base):
+    """Any feasible host with equal chances, then any of its feasible devices. The baseline of placement papers."""
+
+    name = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.draw: random.Random = random.Random(seed)
+
+    def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
+        """Devices at random."""
+        return Choice(0.0, 0.0, tuple(sorted(self.draw.sample(list(candidates), ask.gpus))))
+
+    def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
+        """Chance has no parts."""
+        return {"random": 0.0}
+
+
+class BestFit(Base):
+    """The host with the least left over after the request, cores, RAM and GPU summed as shares of what the request
+    asks or the host has; on it the device with the least free share that fits. As in the FGD paper (ATC'23): the sum
+    over resources of what is left."""
+
+    name = "best-fit"
+
+    def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
+        """The fullest device that fits, on the host with the least left."""
+        devices = state.devices
+        order = sorted(
+            candidates, key=lambda at: (devices[at].share_free, devices[at].memory_free, strain(devices[at]))
+        )
+        chosen = pick(state, order, ask.gpus)
+        return Choice(-_left(state, ask), -sum(strain(devices[at]) for at in chosen), chosen)
+
+    def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
+        """What is left of each resource, negative."""
+        cpus, memory, share = _left_parts(state, ask)
+        return {"cpus": -cpus, "host_memory": -memory, "share": -share}
+
+
+CORES_SCALE: Final = 128_000
+MEMORY_SCALE: Final = 1024 * 2**30
+SHARE_SCALE: Final = 8 * WHOLE_MILLI
+
+
+def _left_parts(state: HostState, ask: Ask) -> tuple[float, float, float]:
+    """Cores, RAM and share that stay free, in units of a large host (128 cores, 1 TiB, 8 devices)."""
+    cpus = 0.0 if state.cpus_free >= UNLIMITED else (state.cpus_free - ask.cpus_milli) / CORES_SCALE
+    memory = 0.0 if state.memory_free >= UNLIMITED else (state.memory_free - ask.host_memory_bytes) / MEMORY_SCALE
+    share = (sum(device.share_free for device in state.devices) - ask.gpus * ask.share_milli) / SHARE_SCALE
+    return cpus, memory, share
+
+
+def _left(state: HostState, ask: Ask) -> float:
+    return sum(_left_parts(state, ask))
+
+
+class Pack(Base):
+    """The host with the fewest devices left wholly free, then the least free share: idle hosts stay idle, and may be
+    switched off or given to a large request."""
+
+    name = "pack"
+
+    def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
+        """The fullest device that fits, on the fullest host."""
+        devices = state.devices
+        order = sorted(
+            candidates, key=lambda at: (devices[at].share_free, devices[at].memory_free, strain(devices[at]))
+        )
+        chosen = pick(state, order, ask.gpus)
+        trouble = sum(strain(devices[at]) for at in chosen)
+        return Choice(-float(sum(device.share_free for device in devices)), -trouble, chosen)
+
+    def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
+        """Free share of the host, negative."""
+        return {"share_free": choice.score}
+
+
+class Spread(Base):
+    """The host with the greatest part of its devices free, and on it the device with the most free: work gets as much
+    of a host's bandwidth, cooling and power as there is."""
+
+    name = "spread"
+
+    def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
+        """The emptiest device on the emptiest host."""
+        devices = state.devices
+        order = sorted(
+            candidates, key=lambda at: (strain(devices[at]) - devices[at].share_free, -devices[at].memory_free)
+        )
+        chosen = pick(state, order, ask.gpus)
+        whole = max(1, len(devices)) * WHOLE_MILLI
+        score = sum(device.share_free for device in devices) / whole
+        return Choice(score, -sum(strain(devices[at]) for at in chosen), chosen)
+
+    def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
+        """Free share of the host."""
+        return {"share_free": choice.score}
+
+
+SCORE_WEIGHTS: Final = {"memory": 0.4, "compute": 0.4, "temperature": 0.2}
+"""Of the score policy. Memory: the free part of the device's memory. Compute: the device's peak over `COMPUTE_SCALE`,
+times the part of it that is idle and not throttled. Temperature: 1 below 60 °C, 0 at 100 °C and more."""
+COMPUTE_SCALE: Final = 132 * 1980
+"""Streaming multiprocessors × MHz of an H100 SXM, the unit of compute."""
+
+
+class Score(Base):
+    """The devices with the highest weighted sum of free memory, idle compute and coolness (`SCORE_WEIGHTS`)."""
+
+    name = "score"
+
+    def device(self, device: DeviceState) -> dict[str, float]:
+        """A device's parts."""
+        total = device.model.memory_bytes or device.memory_free or 1
+        peak = min(1.0, device.model.compute / COMPUTE_SCALE) if device.model.compute else 0.5
+        idle = (1.0 - device.load / (LOAD_LEVELS + 1)) * (0.5 if device.throttled else 1.0)
+        return {
+            "memory": SCORE_WEIGHTS["memory"] * min(1.0, device.memory_free / total),
+            "compute": SCORE_WEIGHTS["compute"] * peak * idle * device.share_free / WHOLE_MILLI,
+            "temperature": SCORE_WEIGHTS["temperature"] * (1.0 - device.heat / HEAT_LEVELS),
+            "health": -STRAIN_WEIGHTS["warned"] if device.warned else 0.0,
+        }
+
+    def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
+        """The best devices; a host's score is the mean of theirs."""
+        scores = {at: sum(self.device(state.devices[at]).values()) for at in candidates}
+        chosen = pick(state, sorted(candidates, key=lambda at: -scores[at]), ask.gpus)
+        mean = sum(scores[at] for at in chosen) / len(chosen) if chosen else 0.0
+        return Choice(mean, 0.0, chosen)
+
+    def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
+        """See `device`."""
+        return self.device(state.devices[device]) if device >= 0 else {"host": 0.0}

@@ -1,0 +1,294 @@
+"""Why a request does not fit: every device counted under one reason, in words, and whether it could ever fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from ..schemas.requests import Placement, Reason, Rejection, RejectionCode, Verdict
+from ..schemas.units import format_bytes
+from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict
+from .fleet import Fleet, Host
+from .policies import Policy
+from .rank import ranking
+from .select import Pick, allowed
+from .state import Ask, DeviceState, HostState
+
+LISTED: Final = 1000
+"""Devices and hosts in an explanation at most."""
+
+
+class Tally:
+    """Devices by reason, with the nearest miss."""
+
+    __slots__ = ("devices", "nearest", "total")
+
+    def __init__(self) -> None:
+        self.devices: dict[str, int] = {}
+        self.nearest: dict[str, float] = {}
+        self.total = 0
+
+    def add(self, code: str, devices: int, near: float | None = None) -> None:
+        """Count devices under a reason."""
+        self.devices[code] = self.devices.get(code, 0) + devices
+        if near is not None and near > self.nearest.get(code, -1.0):
+            self.nearest[code] = near
+
+
+def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
+    """The answer to a request that `select` found no place for."""
+    if not fleet.hosts or (ask.gpus and not fleet.devices):
+        message = "the planner knows no device (yet): is a collector running, on this bus?"
+        return Rejection(code=RejectionCode.NO_DEVICES, message=message, request_id=request_id)
+    tally = count(fleet, ask)
+    unit = "devices" if ask.gpus else "hosts"
+    reasons = [
+        Reason(code=code, devices=devices, detail=words(code, tally, ask))
+        for code, devices in sorted(tally.devices.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    fits = could_ever_fit(fleet, ask)
+    listed = ", ".join(f"{reason.devices} {reason.detail}" for reason in reasons)
+    message = f"0/{tally.total} {unit}: {listed}"
+    if not fits:
+        message += "; this fleet could not hold it even when idle"
+    return Rejection(
+        code=RejectionCode.NO_CAPACITY if fits else RejectionCode.IMPOSSIBLE,
+        message=message,
+        reasons=reasons,
+        could_ever_fit=fits,
+        request_id=request_id,
+        nearest=_nearest(tally, ask, fits),
+    )
+
+
+def count(fleet: Fleet, ask: Ask) -> Tally:
+    """Every device (every host for a request without devices) under one reason."""
+    tally = Tally()
+    for state, hosts in _groups(fleet, ask, tally):
+        usable = candidates(state, ask)
+        if not ask.gpus:
+            tally.total += hosts
+            code = host_verdict(state, ask, 0)
+            tally.add(code or "devices", hosts, _near_host(code, state))
+            continue
+        tally.total += hosts * len(state.devices)
+        for device in state.devices:
+            verdict = ask.verdicts[device]
+            if verdict:
+                code, near = _near_device(verdict, device)
+                tally.add(code, hosts, near)
+        if usable:
+            code = _host_code(state, ask, len(usable))
+            tally.add(code, hosts * len(usable), _near_host(code, state, len(usable)))
+    return tally
+
+
+def _groups(fleet: Fleet, ask: Ask, tally: Tally) -> Iterable[tuple[HostState, int]]:
+    if not ask.filtered:
+        for state, group in fleet.index.classes.items():
+            yield state, len(group.members)
+        return
+    inside = {host.name for host in allowed(fleet, ask)}
+    for host in fleet.hosts.values():
+        if host.name in inside:
+            assert host.group is not None
+            yield host.group.state, 1
+        else:
+            size = len(host.devices) if ask.gpus else 1
+            tally.total += size
+            if size:
+                tally.add("host", size)
+
+
+def _host_code(state: HostState, ask: Ask, usable: int) -> str:
+    if ask.placement is Placement.SAME_HOST:
+        return host_verdict(state, ask, usable) or "devices"
+    part = ask.part(1)
+    return host_verdict(state, part, usable) or "devices"
+
+
+def _near_device(verdict: str, device: DeviceState) -> tuple[str, float | None]:
+    if verdict in ("memory", NEAR_MEMORY):
+        return "memory", device.memory_free
+    if verdict == "share":
+        return "share", device.share_free
+    if verdict == "compute_capability":
+        major, minor = device.model.compute_capability
+        return verdict, major * 1000 + minor
+    return verdict, None
+
+
+def _near_host(code: str, state: HostState, usable: int = 0) -> float | None:
+    if code == "cpus":
+        return max(0, state.cpus_free)
+    if code == "host_memory":
+        return max(0, state.memory_free)
+    if code in ("host_devices", "devices"):
+        return usable
+    return None
+
+
+def words(code: str, tally: Tally, ask: Ask) -> str:
+    """A reason, with the nearest miss where there is one."""
+    near = tally.nearest.get(code, 0.0)
+    if code == "memory":
+        return f"too little free memory (largest {format_bytes(near)})"
+    if code == "share":
+        return f"too little free share (largest {near / 1000:g})"
+    if code == "compute_capability":
+        wanted = ".".join(map(str, ask.min_compute_capability))
+        return f"compute capability below {wanted} (highest {int(near) // 1000}.{int(near) % 1000})"
+    if code == "host_devices":
+        return f"too few together (most on one host: {int(near)} of {ask.gpus})"
+    if code == "devices":
+        return f"could be used, but the request needs {_needs(ask)}"
+    if code == "cpus":
+        return f"on hosts with too few free cores (most {near / 1000:g}, needed {_part_cpus(ask):g})"
+    if code == "host_memory":
+        return f"on hosts with too little free RAM (most {format_bytes(near)}, needed {format_bytes(_part_ram(ask))})"
+    return _WORDS.get(code, code)
+
+
+_WORDS: Final = {
+    "model": "wrong model",
+    "vendor": "wrong vendor",
+    "stale": "without recent samples",
+    "unhealthy": "unhealthy",
+    "drained": "drained",
+    "mig_parent": "split into MIG instances",
+    "host_lost": "on lost hosts",
+    "leased": "leased",
+    "host": "on hosts that the request does not allow",
+}
+
+
+def _needs(ask: Ask) -> str:
+    if ask.placement is Placement.SPREAD:
+        return f"{ask.gpus} hosts"
+    return f"{ask.gpus}"
+
+
+def _part_cpus(ask: Ask) -> float:
+    return (ask if ask.placement is Placement.SAME_HOST else ask.part(1)).cpus_milli / 1000
+
+
+def _part_ram(ask: Ask) -> int:
+    return (ask if ask.placement is Placement.SAME_HOST else ask.part(1)).host_memory_bytes
+
+
+def _nearest(tally: Tally, ask: Ask, fits: bool) -> str:
+    """The one change that would bring the request closest, in words."""
+    if "host_devices" in tally.devices:
+        most = int(tally.nearest.get("host_devices", 0))
+        if ask.placement is Placement.SAME_HOST and fits:
+            return f"{most} of {ask.gpus} devices are free on one host; placement fewest_hosts may use several"
+        return f"ask for {most} devices, or allow several hosts with placement fewest_hosts"
+    if "memory" in tally.devices and tally.nearest.get("memory", 0) > 0:
+        return f"ask for at most {format_bytes(tally.nearest['memory'])} of device memory"
+    if "share" in tally.devices and tally.nearest.get("share", 0) > 0:
+        return f"ask for a share of at most {tally.nearest['share'] / 1000:g}"
+    if "cpus" in tally.devices:
+        return f"ask for at most {tally.nearest.get('cpus', 0) / 1000:g} cores"
+    if "host_memory" in tally.devices:
+        return f"ask for at most {format_bytes(tally.nearest.get('host_memory', 0))} of RAM"
+    if "leased" in tally.devices and fits:
+        return "wait for a lease to end (wait_seconds)"
+    return ""
+
+
+def could_ever_fit(fleet: Fleet, ask: Ask) -> bool:
+    """Whether the same fleet could hold the request if it were idle and healthy."""
+    if ask.filtered:
+        counted: dict[HostState, int] = {}
+        for host in allowed(fleet, ask):
+            if host.idle is not None:
+                counted[host.idle] = counted.get(host.idle, 0) + 1
+    else:
+        counted = fleet.idle
+    together = hosts_able = 0
+    for state, hosts in counted.items():
+        room = capacity(state, ask, len(candidates(state, ask)))
+        if not ask.gpus or ask.placement is Placement.SAME_HOST:
+            if room >= ask.gpus and state.cpus_free >= ask.cpus_milli and state.memory_free >= ask.host_memory_bytes:
+                return True
+            continue
+        together += room * hosts
+        hosts_able += hosts if room else 0
+    if not ask.gpus or ask.placement is Placement.SAME_HOST:
+        return False
+    return (hosts_able if ask.placement is Placement.SPREAD else together) >= ask.gpus
+
+
+def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> tuple[list[Verdict], dict[str, str]]:
+    """Per device and per host, why it is taken or not; the selected first, then by score; cut to `LISTED`."""
+    selected = {device.uuid for pick in picks for device in pick.devices}
+    part = ask if ask.placement is Placement.SAME_HOST else ask.part(min(1, ask.gpus))
+    ranked = ranking(fleet, policy, part)
+    inside = {host.name for host in allowed(fleet, ask)} if ask.filtered else None
+    found: list[tuple[bool, float, str, int, Verdict]] = []
+    hosts: dict[str, str] = {}
+    for name, host in sorted(fleet.hosts.items()):
+        assert host.group is not None
+        state = host.group.state
+        outside = inside is not None and name not in inside
+        usable = candidates(state, ask)
+        why = _WORDS["host"] if outside else _why_host(state, part, len(usable))
+        if why and len(hosts) < LISTED:
+            hosts[name] = why
+        choice = None if why else ranked.choice(state)
+        for at, device in enumerate(host.order):
+            verdict = ask.verdicts.get(state.devices[at], "")
+            taken = device.uuid in selected
+            reason = "" if taken else why if outside else _why_device(verdict, state.devices[at], host, ask) or why
+            parts = policy.parts(state, part, choice, at) if choice is not None and not reason else {}
+            score = sum(parts.values()) if parts else None
+            found.append(
+                (
+                    not taken,
+                    -(score if score is not None else float("-inf")),
+                    name,
+                    device.index,
+                    Verdict(
+                        host=name,
+                        device=device.uuid,
+                        feasible=not reason,
+                        reason=reason,
+                        score=score,
+                        score_parts=parts,
+                        selected=taken,
+                    ),
+                )
+            )
+    found.sort(key=lambda entry: entry[:4])
+    return [entry[4] for entry in found[:LISTED]], hosts
+
+
+def _why_device(verdict: str, device: DeviceState, host: Host, ask: Ask) -> str:
+    if not verdict or verdict == NEAR_MEMORY:
+        return ""
+    single = Tally()
+    single.add(*_one(verdict, device))
+    return words("memory" if verdict == NEAR_MEMORY else verdict, single, ask)
+
+
+def _one(verdict: str, device: DeviceState) -> tuple[str, int, float | None]:
+    code, near = _near_device(verdict, device)
+    return code, 1, near
+
+
+def _why_host(state: HostState, ask: Ask, usable: int) -> str:
+    code = host_verdict(state, ask, usable)
+    if not code:
+        return ""
+    single = Tally()
+    single.add(code, 1, _near_host(code, state, usable))
+    if code == "host_devices":
+        return f"{usable} of {ask.gpus} devices could be used"
+    if code == "cpus":
+        return f"{max(0, state.cpus_free) / 1000:g} of {ask.cpus_milli / 1000:g} cores are free"
+    if code == "host_memory":
+        return f"{format_bytes(max(0, state.memory_free))} of {format_bytes(ask.host_memory_bytes)} RAM are free"
+    return words(code, single, ask)
+
+
+__all__ = ["could_ever_fit", "count", "reject", "verdicts", "words"]
