@@ -44,6 +44,8 @@ PLAN: Final = f"{PREFIX}.plan"
 QUERY: Final = f"{PREFIX}.query"
 QUERY_CANCEL: Final = f"{PREFIX}.history.cancel"
 HISTORY_STATUS: Final = f"{PREFIX}.history.status"
+QUERY_ACK: Final = f"{PREFIX}.history.ack"
+"""`corral.v1.history.ack.<processor>.<query>`: parts of an answer are acknowledged here (`QueryRequest.window`)."""
 PLANNER_SERVICE: Final = "corral-planner"
 HISTORY_SERVICE: Final = "corral-history"
 

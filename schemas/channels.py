@@ -150,7 +150,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         publisher="client",
         subscriber="processor",
         message=query.CancelRequest,
-        replies=(requests.Error,),
+        replies=(query.Cancelled, requests.Error),
         content_types=(codec.JSON,),
         summary="Cancel a query.",
     ),

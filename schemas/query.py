@@ -35,6 +35,9 @@ class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         limit: at most so many rows; a result cut there says so in `truncated`.
         timeout_seconds: the statement is cancelled then.
         query_id: names it for a cancellation; None if it can't be cancelled.
+        window: parts that may be under way at a time, for answers of any size: each part then has a reply subject, to
+            which the asker sends an empty message once it has taken the part. 0 for an asker that does not; its
+            answer is at most 32 MiB (`too_large` otherwise), since a server cuts off a reader that is too slow.
     """
 
     sql: Annotated[str, Meta(min_length=1, max_length=100_000)]
@@ -42,6 +45,7 @@ class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     limit: Annotated[int, Meta(ge=1, le=100_000_000)] = 10_000
     timeout_seconds: Annotated[float, Meta(gt=0, le=600)] = 30.0
     query_id: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+    window: Annotated[int, Meta(ge=0, le=64)] = 0
 
 
 class QueryEnd(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -64,6 +68,12 @@ class QueryEnd(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class CancelRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Cancel a query that runs or waits."""
+
+    query_id: str
+
+
+class Cancelled(Struct, frozen=True, kw_only=True, tag="cancelled", tag_field="type"):
+    """The query was running or waiting, and ends now; its own answer has the code `cancelled`."""
 
     query_id: str
 

@@ -1,0 +1,349 @@
+"""What a reader may run: one SELECT over the history's own tables and views, with functions that only compute.
+
+Four fences, each enough for most attempts by itself:
+
+1. the statement is parsed by DuckDB's own parser into a tree, and each node of it must be of a known kind, each
+   function on the allow list (`allowed.py`), each relation one of the history's (`check`);
+2. the instance has no external access but the archive's folder, loads no extension, and its settings are locked
+   (`lock`);
+3. the statement runs in a read-only transaction (`begin`), on a cursor of its own;
+4. time, rows, memory and spill are bounded (`query.py`, `lock`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+import duckdb
+from duckdb import DuckDBPyConnection
+from msgspec import Struct
+
+from .allowed import FUNCTIONS, OPERATORS, TABLE_FUNCTIONS
+
+CATALOGUE_VIEWS: Final = frozenset(("tables", "columns", "schemata"))
+"""Of `information_schema`: names and types only. All other catalogues show paths, settings or SQL."""
+
+SHOW_NAMES: Final = frozenset(("", "tables", "__show_tables_expanded"))
+"""`DESCRIBE`, `SUMMARIZE`, `SHOW TABLES`, `SHOW ALL TABLES`."""
+
+# Kinds of nodes of DuckDB's serialised tree, by the key that they stand under in `_walk`. What is not named is refused.
+_NODE_KINDS = """
+SELECT_NODE SET_OPERATION_NODE RECURSIVE_CTE_NODE CTE_NODE ORDER_MODIFIER LIMIT_MODIFIER
+LIMIT_PERCENT_MODIFIER DISTINCT_MODIFIER EMPTY EMPTY_FROM BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION
+EXPRESSION_LIST SHOW_REF PIVOT ORDER_DEFAULT ASCENDING DESCENDING
+"""
+_NODES: Final = frozenset(_NODE_KINDS.split())
+_EXPRESSION_KINDS = """
+BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT DEFAULT FUNCTION LAMBDA LAMBDA_REF
+OPERATOR PARAMETER POSITIONAL_REFERENCE STAR SUBQUERY TYPE WINDOW
+"""
+_EXPRESSIONS: Final = frozenset(_EXPRESSION_KINDS.split())
+_NAME: Final = re.compile(r"\w+")
+
+
+class QueryError(Exception):
+    """A query that fails, with the code that its asker gets.
+
+    Attributes:
+        code: `invalid` (the SQL is wrong), `refused` (the SQL is not for readers), `timeout`, `cancelled`,
+            `too_large` (memory, spill or answer), `busy` (the queue is full), `unavailable` (the processor stops).
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Statement(Struct, frozen=True):
+    """A statement that a reader may run.
+
+    Attributes:
+        sql: its text, without what follows it.
+        limited: the same, with an upper bound on its rows in place, or `sql` where that could not be proven equal.
+    """
+
+    sql: str
+    limited: str
+
+
+class Names(Struct, frozen=True):
+    """The names in a database that matter to the fence, in lower case.
+
+    Attributes:
+        relations: tables and views of the history.
+        hidden: all others, which a CTE must not shadow.
+        macros: of the history.
+    """
+
+    relations: frozenset[str]
+    hidden: frozenset[str]
+    macros: frozenset[str]
+
+
+def read_names(cursor: DuckDBPyConnection, private: Sequence[str] = ()) -> Names:
+    """Read the names from the catalogue; `private` names tables that readers should not see."""
+    rows = cursor.execute(
+        "SELECT lower(name), own FROM ("
+        " SELECT table_name AS name, database_name = current_database() AND schema_name = 'main' AS own"
+        " FROM duckdb_tables() UNION ALL"
+        " SELECT view_name, NOT internal AND database_name = current_database() AND schema_name = 'main'"
+        " FROM duckdb_views())"
+    ).fetchall()
+    own = {name for name, is_own in rows if is_own} - {name.lower() for name in private}
+    macros = cursor.execute(
+        "SELECT DISTINCT lower(function_name) FROM duckdb_functions()"
+        " WHERE NOT internal AND database_name = current_database() AND function_type IN ('macro', 'table_macro')"
+    ).fetchall()
+    return Names(
+        relations=frozenset(own),
+        hidden=frozenset(name for name, _ in rows) - own,
+        macros=frozenset(name for (name,) in macros),
+    )
+
+
+class Fence:
+    """Checks statements against one database.
+
+    Args:
+        connect: gives a new cursor on the database.
+        private: tables that readers should not see.
+    """
+
+    def __init__(self, connect: Callable[[], DuckDBPyConnection], private: Sequence[str] = ()) -> None:
+        self._connect = connect
+        self._private = tuple(private)
+        self._names: Names | None = None
+
+    def check(self, sql: str, limit: int) -> Statement:
+        """Parse a statement and check every node of it.
+
+        Args:
+            sql: as the reader sent it.
+            limit: rows that will be read at most.
+
+        Raises:
+            QueryError: `invalid` or `refused`, with what to do.
+        """
+        cursor = self._connect()
+        try:
+            text, explain = _one_statement(cursor, sql)
+            tree = _parse(cursor, text)
+            try:
+                self._check_tree(cursor, tree)
+            except QueryError:
+                # A table may be newer than our list of names.
+                self._names = None
+                self._check_tree(cursor, tree)
+            if explain:
+                return Statement(explain + text, explain + text)
+            return Statement(text, _limited(cursor, text, tree, limit))
+        finally:
+            cursor.close()
+
+    def _check_tree(self, cursor: DuckDBPyConnection, tree: dict[str, Any]) -> None:
+        names = self._names = self._names or read_names(cursor, self._private)
+        database = str(cursor.execute("SELECT current_database()").fetchall()[0][0]).lower()
+        nodes = list(_walk(tree))
+        ctes = {str(entry["key"]).lower() for node in nodes for entry in _cte_entries(node)}
+        for name in ctes:
+            if name in names.hidden or not _NAME.fullmatch(name):
+                raise QueryError("refused", f"a CTE can't be called {name!r} here: choose another name")
+        for node in nodes:
+            _check_node(node, names, ctes, database)
+
+
+def _one_statement(cursor: DuckDBPyConnection, sql: str) -> tuple[str, str]:
+    """The text of the only statement, and the EXPLAIN in front of it, if any."""
+    if "\0" in sql:
+        raise QueryError("invalid", "the SQL contains a NUL character")
+    try:
+        statements = cursor.extract_statements(sql)
+    except duckdb.Error as error:
+        raise QueryError("invalid", str(error)) from None
+    if not statements:
+        raise QueryError("invalid", "there is no statement in this SQL")
+    kinds = [statement.type.name for statement in statements]
+    if kinds == ["CREATE", "SELECT"] and not statements[0].query.strip():
+        raise QueryError("refused", "a PIVOT needs its values written out: PIVOT … ON column IN (value, …)")
+    if len(statements) > 1:
+        raise QueryError("refused", f"one statement at a time: this SQL has {len(statements)}")
+    text = statements[0].query.strip().rstrip(";").strip()
+    if kinds[0] == "SELECT":
+        return text, ""
+    if kinds[0] == "EXPLAIN":
+        return _strip_explain(text)
+    raise QueryError(
+        "refused", f"{kinds[0]} is not for readers: the history is read-only, and answers SELECT, DESCRIBE and the like"
+    )
+
+
+_SPACE: Final = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
+_EXPLAIN: Final = re.compile(
+    rf"{_SPACE}*explain(?=\W){_SPACE}*(?:(analyze)(?=\W){_SPACE}*)?(?:\(([\w\s,]*)\){_SPACE}*(?=[a-z(]))?",
+    re.IGNORECASE | re.DOTALL,
+)
+_FORMATS: Final = frozenset(("text", "json", "html", "graphviz", "yaml", "mermaid", "default"))
+
+
+def _strip_explain(text: str) -> tuple[str, str]:
+    """An EXPLAIN as the statement that it explains, which is what gets checked, and the EXPLAIN written anew."""
+    match = _EXPLAIN.match(text)
+    options = [option.split() for option in match[2].lower().split(",")] if match and match[2] else []
+    analyze = bool(match and match[1])
+    form = ""
+    for option in options:
+        if option == ["analyze"]:
+            analyze = True
+        elif len(option) == 2 and option[0] == "format" and option[1] in _FORMATS:
+            form = option[1]
+        else:
+            match = None
+    if match is None:
+        raise QueryError("refused", "write it as EXPLAIN SELECT …, EXPLAIN ANALYZE SELECT … or EXPLAIN (FORMAT json) …")
+    parts = (["ANALYZE"] if analyze else []) + ([f"FORMAT {form}"] if form else [])
+    return text[match.end() :], f"EXPLAIN ({', '.join(parts)}) " if parts else "EXPLAIN "
+
+
+def _parse(cursor: DuckDBPyConnection, sql: str) -> dict[str, Any]:
+    """DuckDB's own tree of a SELECT."""
+    ((text,),) = cursor.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
+    tree = cast("dict[str, Any]", json.loads(text))
+    if tree.get("error"):
+        message = str(tree.get("error_message", ""))
+        if "Only SELECT" in message:
+            raise QueryError("refused", "the history is read-only, and answers SELECT, DESCRIBE and the like")
+        raise QueryError("invalid", message)
+    if len(tree["statements"]) != 1:
+        raise QueryError("refused", "one statement at a time")
+    return tree
+
+
+def _walk(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every object of the tree. Constants are leaves: what they hold is data, never a node."""
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list):
+            stack.extend(cast("list[Any]", node))
+        elif isinstance(node, dict):
+            found = cast("dict[str, Any]", node)
+            yield found
+            if found.get("class") != "CONSTANT":
+                stack.extend(found.values())
+
+
+def _cte_entries(node: dict[str, Any]) -> list[dict[str, Any]]:
+    ctes = node.get("cte_map")
+    return cast("list[dict[str, Any]]", ctes["map"]) if isinstance(ctes, dict) else []
+
+
+def _check_node(node: dict[str, Any], names: Names, ctes: set[str], database: str) -> None:
+    kind = node.get("type")
+    if "class" in node:
+        if node["class"] not in _EXPRESSIONS:
+            raise QueryError("refused", f"{node['class']} expressions are not for readers")
+        if node["class"] == "PARAMETER":
+            raise QueryError("invalid", "the SQL has a parameter ($1 or ?): write the value out")
+        if "function_name" in node:
+            _check_function(str(node["function_name"]).lower(), names)
+    elif isinstance(kind, str) and kind.isupper() and "_TYPE_INFO" not in kind and kind not in _NODES:
+        raise QueryError("refused", f"{kind} is not for readers")
+    elif kind == "TABLE_FUNCTION":
+        name = str(node["function"].get("function_name", "")).lower()
+        if name not in TABLE_FUNCTIONS and name not in names.macros:
+            raise QueryError("refused", f"the table function {name}() is not for readers")
+    elif kind == "BASE_TABLE":
+        _check_table(node, names, ctes, database)
+    elif kind == "SHOW_REF" and str(node["table_name"]).strip('"').lower() not in SHOW_NAMES:
+        raise QueryError("refused", f"SHOW {node['table_name']} is not for readers: there is SHOW TABLES, and DESCRIBE")
+
+
+def _check_function(name: str, names: Names) -> None:
+    known = name in FUNCTIONS or name in OPERATORS or name in TABLE_FUNCTIONS or name in names.macros
+    if not known:
+        raise QueryError("refused", f"the function {name}() does not exist, or is not for readers")
+
+
+def _check_table(node: dict[str, Any], names: Names, ctes: set[str], database: str) -> None:
+    catalog, schema, table = (str(node[key]).lower() for key in ("catalog_name", "schema_name", "table_name"))
+    if node.get("at_clause") is not None:
+        raise QueryError("refused", "AT (…) is not for readers")
+    # `database.table` parses as schema and table.
+    if not catalog and schema == database != "main":
+        schema = "main"
+    if catalog not in ("", database):
+        raise QueryError("refused", f"the database {catalog!r} is not for readers")
+    if schema == "information_schema" and table in CATALOGUE_VIEWS:
+        return
+    if schema in ("", "main") and (table in names.relations or (not schema and table in ctes)):
+        return
+    shown = f"{schema}.{table}" if schema else table
+    raise QueryError("refused", f"there is no table {shown!r} for readers: SHOW TABLES lists what there is")
+
+
+def _limited(cursor: DuckDBPyConnection, sql: str, tree: dict[str, Any], limit: int) -> str:
+    """The statement with `LIMIT limit + 1` where it has none, so that DuckDB sorts no more than is asked for.
+
+    The result is trusted only where its tree is the old one with that limit: text after a comment or an odd ending
+    would not be.
+    """
+    node = tree["statements"][0]["node"]
+    plain = node["type"] in ("SELECT_NODE", "SET_OPERATION_NODE")
+    shows = plain and node.get("from_table", {}).get("type") == "SHOW_REF"
+    if not plain or shows or any(m["type"].startswith("LIMIT") for m in node["modifiers"]):
+        return sql
+    candidate = f"{sql}\nLIMIT {limit + 1}"
+    try:
+        changed = _parse(cursor, candidate)
+    except (QueryError, duckdb.Error):
+        return sql
+    modifiers = changed["statements"][0]["node"]["modifiers"]
+    if not modifiers or modifiers[-1]["type"] != "LIMIT_MODIFIER" or modifiers[-1]["offset"] is not None:
+        return sql
+    added = modifiers.pop()["limit"]
+    same = added.get("class") == "CONSTANT" and int(added["value"]["value"]) == limit + 1 and changed == tree
+    return candidate if same else sql
+
+
+def begin(cursor: DuckDBPyConnection) -> None:
+    """Start the transaction that a reader's statement runs in: a write fails in it, whatever its form."""
+    cursor.execute("BEGIN TRANSACTION READ ONLY")
+
+
+def lock(
+    connection: DuckDBPyConnection,
+    *,
+    directories: Sequence[Path] = (),
+    memory_bytes: int | None = None,
+    spill_bytes: int | None = None,
+) -> None:
+    """Take away what neither readers nor the storage need, for the whole instance and for good.
+
+    To be called once the storage has attached and loaded all that it needs: afterwards no file outside `directories`
+    can be opened, no extension loaded, and no setting changed, by anybody in this process.
+
+    Args:
+        connection: to the instance.
+        directories: that may still be read and written (the archive, and where snapshots go).
+        memory_bytes: for the instance; None leaves DuckDB's own limit.
+        spill_bytes: on disk, for what does not fit; None leaves DuckDB's own limit.
+    """
+    if memory_bytes is not None:
+        connection.execute(f"SET memory_limit = '{memory_bytes}B'")
+    if spill_bytes is not None:
+        connection.execute(f"SET max_temp_directory_size = '{spill_bytes}B'")
+    allowed = ", ".join("'" + str(path.resolve()).replace("'", "''") + "/'" for path in directories)
+    for setting in (
+        "python_enable_replacements = false",
+        "autoinstall_known_extensions = false",
+        "autoload_known_extensions = false",
+        "allow_community_extensions = false",
+        f"allowed_directories = [{allowed}]",
+        "enable_external_access = false",
+        "lock_configuration = true",
+    ):
+        connection.execute(f"SET {setting}")
