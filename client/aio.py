@@ -264,6 +264,7 @@ class Client:
             limit=limit,
             timeout_seconds=timeout,
             query_id=query_id or uuid.uuid4().hex,
+            window=8,
         )
         for attempt in self._patiently():
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator
 
 import nats.aio.client
 import nats.errors
@@ -27,9 +28,25 @@ async def collect(nc: nats.aio.client.Client, request: QueryRequest, *, margin_s
         TimedOut: it, or the next part of it, did not come in time.
         Unavailable: a part was lost on the way.
     """
+    pieces: list[bytes] = []
+    async for piece, end in parts(nc, request, margin_seconds=margin_seconds):
+        pieces.append(piece)
+        if end is not None:
+            return QueryResult(b"".join(pieces), request.format, end)
+    raise AssertionError("unreachable")
+
+
+async def parts(
+    nc: nats.aio.client.Client, request: QueryRequest, *, margin_seconds: float
+) -> AsyncGenerator[tuple[bytes, QueryEnd | None]]:
+    """Send a query and yield the parts of its answer as they come, the last with its end; raises as `collect`.
+
+    A part is acknowledged when the next is asked for, so a slow consumer slows the processor down and loses nothing.
+    Closing the generator before the end cancels the query.
+    """
     inbox = nc.new_inbox()
     # No limit: parts that were dropped would be lost rows.
-    parts = await nc.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
+    subscription = await nc.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
     done = False
     try:
         await nc.publish(
@@ -38,10 +55,10 @@ async def collect(nc: nats.aio.client.Client, request: QueryRequest, *, margin_s
             reply=inbox,
             headers={codec.CONTENT_TYPE_HEADER: codec.JSON},
         )
-        pieces: list[bytes] = []
+        count = 0
         while True:
             try:
-                message = await parts.next_msg(timeout=request.timeout_seconds + margin_seconds)
+                message = await subscription.next_msg(timeout=request.timeout_seconds + margin_seconds)
             except nats.errors.TimeoutError:
                 raise TimedOut(
                     f"the query did not end within {request.timeout_seconds:g} s: narrow it, or raise the timeout"
@@ -56,20 +73,24 @@ async def collect(nc: nats.aio.client.Client, request: QueryRequest, *, margin_s
             if END_HEADER not in headers and message.data.startswith(b'{"type":"error"'):
                 done = True
                 raise error_of(codec.decode(message.data, requests.Error, codec.JSON))
-            if (part := headers.get(PART_HEADER)) is not None and int(part) != len(pieces):
-                raise Unavailable(f"part {len(pieces)} of the result was lost on the way: ask again")
-            pieces.append(message.data)
+            if (part := headers.get(PART_HEADER)) is not None and int(part) != count:
+                raise Unavailable(f"part {count} of the result was lost on the way: ask again")
+            count += 1
             if END_HEADER in headers:
                 done = True
                 end = codec.decode(headers[END_HEADER].encode(), QueryEnd, codec.JSON)
                 if end.error:
                     raise error_of(requests.Error(code=end.code or "query", message=end.error))
-                return QueryResult(b"".join(pieces), request.format, end)
+                yield message.data, end
+                return
+            yield message.data, None
+            if message.reply:
+                await nc.publish(message.reply, b"")
     finally:
         if not done and request.query_id is not None:
             await asyncio.shield(_cancel(nc, request.query_id))
         with contextlib.suppress(nats.errors.Error):
-            await parts.unsubscribe()
+            await subscription.unsubscribe()
 
 
 async def _cancel(nc: nats.aio.client.Client, query_id: str) -> None:
