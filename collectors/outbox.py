@@ -1,0 +1,231 @@
+"""The outbox: what waits for the bus, bounded in bytes, oldest dropped first, in order.
+
+Messages wait in memory while the bus takes them. Once it does not (`spill`), they are written to the spill file too,
+so that they outlive the agent, and new ones go to the file alone. A message leaves when the bus has acknowledged it.
+
+    put ──► [ unsent, in memory ] ──take──► [ in flight ] ──done──► gone
+       └──► [ spill file ] ──┘ ◄─────────────── rewind
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from .spill import Record, Spill
+
+log = logging.getLogger("corral.collector")
+
+READ_AHEAD_BYTES: Final = 2**20
+MEMORY_BYTES: Final = 8 * 2**20
+"""Of the bytes that wait, so many at most are kept in memory where there is a spill file."""
+
+
+class Entry:
+    """A message on its way.
+
+    Attributes:
+        subject: where it goes.
+        message_id: the same each time it is sent.
+        payload: likewise.
+        samples: device samples in it.
+        doubtful: it may have reached the stream so long ago that the stream no longer knows its id.
+        sent_at: when it was last sent, by the loop's clock; None if it never was or the bus has refused it.
+    """
+
+    __slots__ = ("doubtful", "message_id", "payload", "samples", "segment", "sent_at", "subject")
+
+    def __init__(
+        self, subject: str, message_id: str, payload: bytes, samples: int, segment: int = 0, doubtful: bool = False
+    ) -> None:
+        self.subject = subject
+        self.message_id = message_id
+        self.payload = payload
+        self.samples = samples
+        self.segment = segment
+        self.doubtful = doubtful
+        self.sent_at: float | None = None
+
+
+class Outbox:
+    """A bounded queue of messages that may outlive the process.
+
+    Args:
+        limit_bytes: of payloads, in memory and on disk together; beyond it the oldest that is not in flight is dropped.
+        folder: for the spill file; None keeps everything in memory.
+
+    Attributes:
+        dropped_messages: since the start.
+        dropped_samples: device samples in them.
+
+    Raises:
+        SpillBusy: another agent uses the folder.
+        OSError: the folder can't be used.
+    """
+
+    def __init__(self, limit_bytes: int, folder: Path | None = None, *, memory_bytes: int = MEMORY_BYTES) -> None:
+        if limit_bytes <= 0:
+            raise ValueError(f"a buffer of {limit_bytes} bytes holds nothing: give it at least a few MiB")
+        self.limit_bytes = limit_bytes
+        self.dropped_messages = 0
+        self.dropped_samples = 0
+        self._memory_bytes = min(memory_bytes, limit_bytes)
+        self._unsent: deque[Entry] = deque()
+        self._unsent_bytes = 0
+        self._in_flight: dict[str, Entry] = {}
+        self._in_flight_bytes = 0
+        self._spilling = False
+        self._spill = Spill(folder) if folder is not None else None
+        self._foreign = self._spill.unread if self._spill is not None else 0
+        self._disk_failed = False
+        self._shrink()
+
+    @property
+    def bytes(self) -> int:
+        """Payload bytes that wait, wherever they are."""
+        disk = self._spill.unread_bytes if self._spill is not None else 0
+        return self._unsent_bytes + self._in_flight_bytes + disk
+
+    @property
+    def in_flight(self) -> int:
+        """Messages that were taken and are not done."""
+        return len(self._in_flight)
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Their payloads."""
+        return self._in_flight_bytes
+
+    def __len__(self) -> int:
+        return len(self._unsent) + len(self._in_flight) + (self._spill.unread if self._spill is not None else 0)
+
+    def put(self, subject: str, message_id: str, payload: bytes, samples: int = 0) -> None:
+        """Queue a message behind all others; the oldest are dropped where there is no room."""
+        spill = self._spill
+        entry = Entry(subject, message_id, payload, samples)
+        if spill is not None and (self._spilling or spill.unread or self._unsent_bytes > self._memory_bytes):
+            # Once something is unread on disk, whatever comes later has to queue behind it there.
+            try:
+                spill.append([_record(entry)])
+            except OSError as error:
+                self._disk_trouble(error)
+                if spill.unread:
+                    self._count_drop(entry)
+                    return
+                self._push(entry)
+        else:
+            self._push(entry)
+        self._shrink()
+
+    def take(self) -> Entry | None:
+        """The next message to send; it is in flight from now on."""
+        if not self._unsent:
+            self._refill(READ_AHEAD_BYTES)
+        if not self._unsent:
+            return None
+        entry = self._unsent.popleft()
+        self._unsent_bytes -= len(entry.payload)
+        self._in_flight[entry.message_id] = entry
+        self._in_flight_bytes += len(entry.payload)
+        return entry
+
+    def done(self, message_id: str) -> bool:
+        """The bus has it, or will never want it; False where it was not in flight."""
+        entry = self._in_flight.pop(message_id, None)
+        if entry is None:
+            return False
+        self._in_flight_bytes -= len(entry.payload)
+        if entry.segment and self._spill is not None:
+            self._spill.done(entry.segment)
+        return True
+
+    def drop(self, message_id: str) -> None:
+        """Give up a message that is in flight: the bus refuses it for good."""
+        entry = self._in_flight.get(message_id)
+        if entry is not None and self.done(message_id):
+            self.dropped_messages += 1
+            self.dropped_samples += entry.samples
+
+    def refused(self, message_id: str) -> None:
+        """The bus has said that it did not store this message."""
+        entry = self._in_flight.get(message_id)
+        if entry is not None:
+            entry.sent_at, entry.doubtful = None, False
+
+    def rewind(self) -> None:
+        """Whatever is in flight is to be sent again, first and in the same order."""
+        for entry in reversed(self._in_flight.values()):
+            self._unsent.appendleft(entry)
+            self._unsent_bytes += len(entry.payload)
+        self._in_flight.clear()
+        self._in_flight_bytes = 0
+
+    def spill(self) -> None:
+        """The bus is away: put on disk what is in memory, and what comes from now on."""
+        self.rewind()
+        self._spilling = True
+        if self._spill is None:
+            return
+        fresh = [entry for entry in self._unsent if not entry.segment]
+        # They follow whatever was read of the file, and nothing can be unread behind them.
+        if fresh and not self._spill.unread:
+            try:
+                segments = self._spill.append([_record(entry) for entry in fresh], read=True)
+            except OSError as error:
+                self._disk_trouble(error)
+                return
+            for entry, segment in zip(fresh, segments, strict=True):
+                entry.segment = segment
+
+    def unspill(self) -> None:
+        """The bus is back: what comes from now on may wait in memory."""
+        self._spilling = False
+
+    def close(self) -> None:
+        """Put on disk what is left and let go of the file."""
+        if len(self):
+            self.spill()
+        if self._spill is not None:
+            self._spill.close()
+
+    def _push(self, entry: Entry) -> None:
+        self._unsent.append(entry)
+        self._unsent_bytes += len(entry.payload)
+
+    def _refill(self, limit_bytes: int) -> None:
+        if self._spill is None or not self._spill.unread:
+            return
+        for segment, record in self._spill.read(limit_bytes):
+            # What an earlier run has written may have been sent by it.
+            foreign = self._foreign > 0
+            self._foreign -= foreign
+            self._push(
+                Entry(record.subject, record.message_id, record.payload, record.samples, segment, doubtful=foreign)
+            )
+
+    def _shrink(self) -> None:
+        while self.bytes > self.limit_bytes:
+            if not self._unsent:
+                self._refill(1)
+            if not self._unsent:
+                return
+            entry = self._unsent.popleft()
+            self._unsent_bytes -= len(entry.payload)
+            if entry.segment and self._spill is not None:
+                self._spill.done(entry.segment)
+            self._count_drop(entry)
+
+    def _count_drop(self, entry: Entry) -> None:
+        self.dropped_messages += 1
+        self.dropped_samples += entry.samples
+
+    def _disk_trouble(self, error: OSError) -> None:
+        if not self._disk_failed:
+            log.error("the spill file can't be written (%s); messages wait in memory alone", error)
+        self._disk_failed = True
+
+
+def _record(entry: Entry) -> Record:
+    return Record(entry.subject, entry.message_id, entry.samples, entry.payload)
