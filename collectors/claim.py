@@ -1,0 +1,183 @@
+"""Who speaks for a host: one agent, by an entry in the hosts bucket that it renews.
+
+An entry that is not renewed goes away by the bucket's time to live, so a host whose agent was killed is free again
+without anyone's help. An agent that is started anew on the same machine knows its dead predecessor and need not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.kv import KeyValue
+
+from ..schemas import bus
+
+log = logging.getLogger("corral.collector")
+
+RENEW_SECONDS: Final = 4.0
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The value in the hosts bucket, JSON.
+
+    Attributes:
+        agent: id of the collector's run.
+        pid: of its process.
+        address: the name that its operating system gives.
+        started_at_ns: when it started, nanoseconds since the epoch.
+        machine: the machine and its pid namespace, where both are known; empty otherwise.
+        process_started: the kernel's start time of the process, in clock ticks since boot; 0 if unknown.
+    """
+
+    agent: str
+    pid: int
+    address: str
+    started_at_ns: int
+    machine: str = ""
+    process_started: int = 0
+
+    def describe(self) -> str:
+        """For people."""
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.started_at_ns / 1e9))
+        return f"agent {self.agent} (process {self.pid} on {self.address}, since {since})"
+
+
+class HostTaken(RuntimeError):
+    """Another agent, alive, speaks for the host; the message names it.
+
+    Attributes:
+        holder: its claim.
+    """
+
+    def __init__(self, name: str, holder: Claim) -> None:
+        super().__init__(
+            f"{name} is already collected by {holder.describe()}. Stop that one, or give this one another --host."
+        )
+        self.holder = holder
+
+
+class HostClaim:
+    """This agent's claim on a name.
+
+    Args:
+        name: the host's.
+        agent: id of this run.
+    """
+
+    def __init__(self, name: str, agent: str) -> None:
+        self.name = name
+        self._mine = Claim(
+            agent=agent,
+            pid=os.getpid(),
+            address=socket.gethostname(),
+            started_at_ns=time.time_ns(),
+            machine=_machine(),
+            process_started=_process_started(os.getpid()) or 0,
+        )
+        self._value = msgspec.json.encode(self._mine)
+        self._revision: int | None = None
+
+    async def take(self, nc: Client) -> None:
+        """Claim the name, waiting for an entry that nobody renews to go away.
+
+        Raises:
+            HostTaken: its agent is alive.
+            nats.errors.Error: the bus failed.
+        """
+        bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
+        seen: int | None = None
+        while True:
+            entry = await _get(bucket, self.name)
+            try:
+                if entry is None:
+                    self._revision = await bucket.create(self.name, self._value)
+                    return
+                assert entry.revision is not None
+                holder = _decode(entry)
+                if holder is None or holder.agent == self._mine.agent or self._is_dead(holder):
+                    self._revision = await bucket.update(self.name, self._value, last=entry.revision)
+                    return
+            except KeyWrongLastSequenceError:
+                continue  # someone else moved at the same time: look again
+            if seen is not None and entry.revision != seen:
+                raise HostTaken(self.name, holder)
+            if seen is None:
+                log.warning("%s is claimed by %s; waiting to see whether it is alive", self.name, holder.describe())
+            seen = entry.revision
+            await asyncio.sleep(0.5)
+
+    async def renew(self, nc: Client) -> None:
+        """Keep the claim, until cancelled.
+
+        Raises:
+            HostTaken: another agent has taken it while this one could not renew.
+        """
+        bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            try:
+                self._revision = await bucket.update(self.name, self._value, last=self._revision)
+            except KeyWrongLastSequenceError:
+                # It has expired while the bus was slow, or was taken.
+                await self.take(nc)
+            except (NatsError, TimeoutError) as error:
+                log.debug("the claim on %s was not renewed: %s", self.name, error)
+
+    async def release(self, nc: Client) -> None:
+        """Let another agent have the name at once."""
+        if self._revision is None:
+            return
+        try:
+            bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
+            await bucket.delete(self.name, last=self._revision)
+        except (NatsError, TimeoutError, OSError) as error:
+            log.debug("the claim on %s was not released and will expire: %s", self.name, error)
+        self._revision = None
+
+    def _is_dead(self, holder: Claim) -> bool:
+        """Whether the holder ran on this machine, where we can see that it is gone."""
+        if not holder.machine or holder.machine != self._mine.machine or not holder.process_started:
+            return False
+        return _process_started(holder.pid) != holder.process_started
+
+
+async def _get(bucket: KeyValue, key: str) -> KeyValue.Entry | None:
+    try:
+        return await bucket.get(key)
+    except KeyNotFoundError:
+        return None
+
+
+def _decode(entry: KeyValue.Entry) -> Claim | None:
+    try:
+        return msgspec.json.decode(entry.value or b"", type=Claim)
+    except msgspec.DecodeError:
+        return None
+
+
+def _machine() -> str:
+    """Boot and pid namespace: within them a pid means the same to us as to the holder."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _process_started(pid: int) -> int | None:
+    """Start time in clock ticks since boot, field 22 of /proc/PID/stat (proc(5)); None if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(stat.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None

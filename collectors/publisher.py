@@ -1,0 +1,340 @@
+"""The publisher: takes from the outbox, sends with message ids, and keeps many messages in flight, in order.
+
+Each connection is used until it is lost and then thrown away with whatever it still had to send: a client that
+reconnects by itself would flush what it had buffered before what was lost, and so break the order. What was not
+acknowledged is sent again over the next connection, first, with the same ids; the stream stores an id once.
+
+A stream forgets an id after its duplicate window. What may have been sent before that is checked first: the stream's
+last message on the same subject says by its id how far it got.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
+from nats.js import JetStreamContext
+from nats.js.errors import APIError, NotFoundError
+
+from ..schemas import bus
+from .outbox import Entry, Outbox
+
+log = logging.getLogger("corral.collector")
+
+WINDOW_MESSAGES: Final = 512
+WINDOW_BYTES: Final = 4 * 2**20
+ACK_WAIT_SECONDS: Final = 5.0
+DOUBT_SECONDS: Final = 60.0
+"""Half of the streams' duplicate window: what was sent longer ago is looked up before it is sent again."""
+BACKOFF_SECONDS: Final = 0.25
+BACKOFF_MAX_SECONDS: Final = 15.0
+
+_STREAMS: Final = {
+    bus.SAMPLES: bus.TELEMETRY_STREAM,
+    bus.PROCESSES: bus.TELEMETRY_STREAM,
+    bus.AGENTS: bus.TELEMETRY_STREAM,
+    bus.INVENTORY: bus.FACTS_STREAM,
+    bus.EVENTS: bus.FACTS_STREAM,
+}
+_MESSAGE_ID: Final = "Nats-Msg-Id"
+
+
+class _AckError(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: _AckError | None = None
+
+
+class Publisher:
+    """Empties an outbox onto the bus for as long as it runs.
+
+    Args:
+        outbox: what to send.
+        url: of the bus.
+        name: shown in the server's connection list.
+        on_connected: awaited with each new connection before anything is published over it; may raise to end `run`.
+        while_connected: each runs beside the publishing for as long as the connection lasts; may raise to end `run`.
+        before_close: awaited at the end, when `run` is cancelled while it is connected.
+
+    Attributes:
+        published_messages: acknowledged since the start.
+        connected: the bus takes messages now.
+        news: set when there is something to send, or to think about.
+        idle: set when everything is acknowledged.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        url: str | None,
+        *,
+        name: str,
+        on_connected: Callable[[Client], Awaitable[None]] | None = None,
+        while_connected: Sequence[Callable[[Client], Awaitable[None]]] = (),
+        before_close: Callable[[Client], Awaitable[None]] | None = None,
+    ) -> None:
+        self.outbox = outbox
+        self.published_messages = 0
+        self.connected = False
+        self._url = url
+        self._name = name
+        self._on_connected = on_connected
+        self._while_connected = while_connected
+        self._before_close = before_close
+        self.news = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.decode_ack = msgspec.json.Decoder(_Ack).decode
+
+    def wake(self) -> None:
+        """The outbox has something new."""
+        self.idle.clear()
+        self.news.set()
+
+    async def drained(self) -> None:
+        """Wait until the bus has acknowledged everything."""
+        while len(self.outbox):
+            await self.idle.wait()
+            self.idle.clear()
+
+    async def run(self) -> None:
+        """Connect, publish, and again, until cancelled."""
+        failures = 0
+        while True:
+            lost = asyncio.Event()
+            nc: Client | None = None
+            try:
+                nc = await self._connect(lost)
+                if self._on_connected is not None:
+                    await self._on_connected(nc)
+                failures = 0
+                await self._session(nc, lost)
+                log.warning("lost the bus; messages are buffered")
+            except asyncio.CancelledError:
+                if nc is not None and nc.is_connected and self._before_close is not None:
+                    await self._before_close(nc)
+                raise
+            except (OSError, NatsError, TimeoutError) as error:
+                if failures == 0:
+                    log.warning("the bus is away, messages are buffered: %s", error)
+                failures += 1
+            finally:
+                self.connected = False
+                self.outbox.spill()
+                if nc is not None:
+                    await _discard(nc)
+            # Full jitter, so that a fleet does not come back all at once.
+            await asyncio.sleep(random.uniform(0, min(BACKOFF_SECONDS * 2**failures, BACKOFF_MAX_SECONDS)))
+
+    async def _connect(self, lost: asyncio.Event) -> Client:
+        async def on_lost() -> None:
+            lost.set()
+
+        async def quiet(_: Exception) -> None:
+            return
+
+        return await bus.connect(
+            self._url,
+            name=self._name,
+            wait_seconds=0,
+            allow_reconnect=False,
+            disconnected_cb=on_lost,
+            closed_cb=on_lost,
+            error_cb=quiet,
+        )
+
+    async def _session(self, nc: Client, lost: asyncio.Event) -> None:
+        """Publish over one connection until it is lost."""
+        sender = _Session(self, nc)
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(sender.run(), name="publish"),
+            asyncio.create_task(lost.wait(), name="lost"),
+        ]
+        tasks += [asyncio.create_task(_call(function, nc), name="session") for function in self._while_connected]
+        try:
+            self.connected = True
+            self.outbox.unspill()
+            self.news.set()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Session:
+    """One connection's worth of publishing."""
+
+    def __init__(self, publisher: Publisher, nc: Client) -> None:
+        self._publisher = publisher
+        self._outbox = publisher.outbox
+        self._nc = nc
+        self._js: JetStreamContext = nc.jetstream()
+        self._inbox = nc.new_inbox()
+        self._oldest_sent = 0.0
+        self._refused: _AckError | None = None
+        self._room = asyncio.Event()
+        self._stored: dict[str, tuple[str, int]] = {}
+        self._number = 0
+        self._tokens: dict[str, str] = {}
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self) -> None:
+        subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack, pending_msgs_limit=-1)
+        failures = 0
+        try:
+            while True:
+                self._publisher.news.clear()
+                await self._send_all()
+                if self._refused is not None:
+                    failures += 1
+                    await self._settle(failures)
+                    continue
+                failures = 0
+                await self._wait()
+        finally:
+            if not self._nc.is_closed:
+                await subscription.unsubscribe()
+
+    async def _send_all(self) -> None:
+        outbox = self._outbox
+        while self._refused is None:
+            if outbox.in_flight >= WINDOW_MESSAGES or outbox.in_flight_bytes >= WINDOW_BYTES:
+                self._room.clear()
+                await self._wait_for(self._room)
+                continue
+            entry = outbox.take()
+            if entry is None:
+                return
+            if self._is_doubtful(entry) and await self._is_stored(entry):
+                outbox.done(entry.message_id)
+                continue
+            await self._send(entry)
+
+    async def _send(self, entry: Entry) -> None:
+        self._number += 1
+        token = str(self._number)
+        self._tokens[token] = entry.message_id
+        entry.sent_at = self._loop.time()
+        try:
+            await self._nc.publish(
+                entry.subject, entry.payload, f"{self._inbox}.{token}", {_MESSAGE_ID: entry.message_id}
+            )
+        except MaxPayloadError:
+            log.error(
+                "a message of %d bytes for %s is larger than the server takes (%d) and was dropped",
+                len(entry.payload),
+                entry.subject,
+                self._nc.max_payload,
+            )
+            del self._tokens[token]
+            self._outbox.drop(entry.message_id)
+
+    async def _on_ack(self, message: Msg) -> None:
+        message_id = self._tokens.pop(message.subject[len(self._inbox) + 1 :], None)
+        if message_id is None:
+            return
+        if not message.data:  # no stream takes the subject: the server answers 503 in the headers alone
+            self._refused = self._refused or _AckError(503, 0, "no stream stores the subject")
+        else:
+            error = self._publisher.decode_ack(message.data).error
+            if error is None:
+                if self._outbox.done(message_id):
+                    self._publisher.published_messages += 1
+                self._room.set()
+                if not len(self._outbox):
+                    self._publisher.idle.set()
+                return
+            if error.code == 400 and error.err_code == 10054:  # larger than the stream takes
+                log.error("the stream refuses a message for good and it was dropped: %s", error.description)
+                self._outbox.drop(message_id)
+                self._room.set()
+                return
+            self._refused = self._refused or error
+        # It is certain that this one is not stored, whatever came behind it.
+        self._outbox.refused(message_id)
+        self._room.set()
+        self._publisher.news.set()
+
+    async def _settle(self, failures: int) -> None:
+        """The bus has refused a message: pause, then send again from the first that is not acknowledged."""
+        assert self._refused is not None
+        level = logging.WARNING if failures == 1 else logging.DEBUG
+        log.log(level, "the bus takes no messages now (%s); buffering", self._refused.description)
+        if self._refused.code == 503 and self._refused.err_code == 0:
+            await bus.ensure_layout(self._js)
+        self._outbox.spill()
+        self._tokens.clear()
+        await asyncio.sleep(random.uniform(0, min(BACKOFF_SECONDS * 2**failures, BACKOFF_MAX_SECONDS)))
+        self._outbox.unspill()
+        self._refused = None
+
+    async def _wait(self) -> None:
+        await self._wait_for(self._publisher.news)
+
+    async def _wait_for(self, event: asyncio.Event) -> None:
+        """Wait, but no longer than an acknowledgement may take.
+
+        Raises:
+            TimeoutError: the bus has not acknowledged anything for too long; the connection is of no use.
+        """
+        while not event.is_set():
+            before = (self._publisher.published_messages, self._outbox.in_flight)
+            try:
+                async with asyncio.timeout(ACK_WAIT_SECONDS):
+                    await event.wait()
+            except TimeoutError:
+                now = (self._publisher.published_messages, self._outbox.in_flight)
+                if self._outbox.in_flight and now == before:
+                    raise TimeoutError(f"no acknowledgement within {ACK_WAIT_SECONDS:.0f} s") from None
+
+    def _is_doubtful(self, entry: Entry) -> bool:
+        sent = entry.sent_at
+        return entry.doubtful or (sent is not None and self._loop.time() - sent > DOUBT_SECONDS)
+
+    async def _is_stored(self, entry: Entry) -> bool:
+        """Whether the stream's last message on this subject is this one or a later one of the same run."""
+        run, _, sequence = entry.message_id.rpartition("-")
+        stored = self._stored.get(entry.subject)
+        if stored is None:
+            stored = self._stored[entry.subject] = await self._last(entry.subject)
+        return stored[0] == run and int(sequence) <= stored[1]
+
+    async def _last(self, subject: str) -> tuple[str, int]:
+        stream = _STREAMS[subject.rpartition(".")[0]]
+        try:
+            last = await self._js.get_last_msg(stream, subject, direct=True)
+        except (NotFoundError, APIError):
+            return "", 0
+        run, _, sequence = (last.headers or {}).get(_MESSAGE_ID, "").rpartition("-")
+        return (run, int(sequence)) if sequence.isdigit() else ("", 0)
+
+
+async def _call(function: Callable[[Client], Awaitable[None]], nc: Client) -> None:
+    await function(nc)
+
+
+async def _discard(nc: Client) -> None:
+    """Close without flushing what is left: it will be sent anew over the next connection."""
+    closing: Any = nc.close()
+    try:
+        async with asyncio.timeout(2):
+            await closing
+    except (TimeoutError, OSError, NatsError):
+        log.debug("closing the lost connection failed", exc_info=True)
