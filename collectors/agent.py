@@ -1,0 +1,283 @@
+"""The agent: takes what the reader brings, packs it into messages, and reports on itself.
+
+Every message carries the agent's id and the next number of one sequence, and waits in the outbox under the id
+`<agent>-<sequence>`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..schemas import bus, codec
+from ..schemas.telemetry import AgentReport, DeviceEvent, ProcessBatch, Severity
+from .outbox import Outbox
+from .packing import Pack, Packer
+from .reader import Reader, Reading
+from .source import Source, SourceEvent
+
+log = logging.getLogger("corral.collector")
+
+REPORT_SECONDS: Final = 10.0
+PROCESSES_SECONDS: Final = 10.0
+_YIELD_EVERY: Final = 64
+_INVENTORY_EVENTS: Final = frozenset({"mig_changed", "device_lost", "device_returned", "driver_returned"})
+
+
+class AgentSettings(Struct, frozen=True, kw_only=True):
+    """How an agent works.
+
+    Attributes:
+        name: of the agent: its host, or the fleet that it simulates or replays.
+        interval_seconds: between ticks.
+        batch_seconds: ticks of so long share one message.
+        processes_seconds: between lists of processes; 0 publishes none.
+        report_seconds: between reports on itself.
+    """
+
+    name: str
+    interval_seconds: float = 1.0
+    batch_seconds: float = 0.25
+    processes_seconds: float = PROCESSES_SECONDS
+    report_seconds: float = REPORT_SECONDS
+
+
+class Agent:
+    """One run of a collector, between a source and an outbox.
+
+    Args:
+        source: what to read.
+        outbox: where messages wait.
+        settings: see `AgentSettings`.
+        wake: called when the outbox has something new.
+        published: how many messages the bus has acknowledged.
+
+    Attributes:
+        id: of this run.
+        ended: done when the source has no more data, or with the error that ended it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        outbox: Outbox,
+        settings: AgentSettings,
+        *,
+        wake: Callable[[], None],
+        published: Callable[[], int],
+    ) -> None:
+        self.id = secrets.token_hex(6)
+        self.settings = settings
+        self._source = source
+        self._outbox = outbox
+        self._wake = wake
+        self._published = published
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._sequence = 0
+        self._packer = Packer(round(settings.batch_seconds / settings.interval_seconds))
+        self._readings: asyncio.Queue[Reading | SourceEvent | None] = asyncio.Queue()
+        self._reported_drops = 0
+        self._reader = Reader(
+            source,
+            host=settings.name,
+            interval_seconds=settings.interval_seconds,
+            processes_seconds=settings.processes_seconds,
+            deliver=self._hand_over,
+            emit=self._hand_over,
+            finished=self._finished,
+        )
+
+    async def run(self) -> None:
+        """Read and queue messages until the data ends or the task is cancelled.
+
+        Raises:
+            Exception: whatever ended the source.
+        """
+        self._event("agent_started", f"collector {version()} reads {self._source.name}")
+        self._reader.start()
+        reports = asyncio.create_task(self._report_for_ever(), name="reports")
+        try:
+            while (item := await self._readings.get()) is not None:
+                if isinstance(item, SourceEvent):
+                    self._forward(item)
+                else:
+                    await self._take(item)
+                    self._reader.waiting -= 1
+            await self.ended
+        finally:
+            reports.cancel()
+            if not self._reader.stop():
+                log.error("a call of %s hangs; leaving it behind", self._source.name)
+            for pack in self._packer.flush():
+                self._put_pack(pack)
+            self._report()
+            self._event("agent_stopped", f"collector stopped after {self._reader.ticks} ticks")
+
+    def _hand_over(self, item: Reading | SourceEvent | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._readings.put_nowait, item)
+        except RuntimeError:  # the loop has ended before the reader
+            log.debug("dropped what was read after the end")
+
+    def _finished(self, error: BaseException | None) -> None:
+        def settle() -> None:
+            if not self.ended.done():
+                if error is None:
+                    self.ended.set_result(None)
+                else:
+                    self.ended.set_exception(error)
+            self._readings.put_nowait(None)
+
+        try:
+            self._loop.call_soon_threadsafe(settle)
+        except RuntimeError:
+            log.debug("the reader ended after the loop")
+
+    async def _take(self, reading: Reading) -> None:
+        for inventory in reading.inventory or ():
+            self._put(
+                bus.inventory_subject(inventory.host.name),
+                replace(
+                    inventory,
+                    agent=self.id,
+                    source=self._source.name,
+                    interval_seconds=self.settings.interval_seconds,
+                ),
+            )
+        count = 0
+        for tick in reading.ticks:
+            for pack in self._packer.add(tick):
+                self._put_pack(pack)
+                count += 1
+                if count % _YIELD_EVERY == 0:
+                    # A fleet's tick is thousands of messages: let those that wait be sent meanwhile.
+                    self._wake()
+                    await asyncio.sleep(0)
+        for host, processes in (reading.processes or {}).items():
+            batch = ProcessBatch(
+                host=host, agent=self.id, sequence=self._next(), time_ns=reading.time_ns, processes=processes
+            )
+            self._put(bus.processes_subject(host), batch, sequence=batch.sequence)
+        self._wake()
+
+    def _forward(self, event: SourceEvent) -> None:
+        if event.kind in _INVENTORY_EVENTS:
+            self._reader.want_inventory()
+        sequence = self._next()
+        message = DeviceEvent(
+            host=event.host,
+            agent=self.id,
+            sequence=sequence,
+            time_ns=event.time_ns,
+            kind=event.kind,
+            severity=event.severity,
+            device=event.device,
+            code=event.code,
+            message=event.message,
+            data=event.data,
+        )
+        self._put(bus.events_subject(event.host), message, sequence=sequence)
+        self._wake()
+
+    def _event(self, kind: str, message: str, severity: Severity = Severity.INFO, **data: str | int | float) -> None:
+        """An event about the agent itself."""
+        self._forward(
+            SourceEvent(
+                host=self.settings.name,
+                time_ns=time.time_ns(),
+                kind=kind,
+                severity=severity,
+                message=message,
+                data=dict(data),
+            )
+        )
+
+    async def _report_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.report_seconds)
+            self._report()
+
+    def _report(self) -> None:
+        dropped = self._outbox.dropped_messages
+        if dropped > self._reported_drops:
+            lost = dropped - self._reported_drops
+            self._reported_drops = dropped
+            self._event(
+                "samples_dropped",
+                f"{lost} messages were dropped: the buffer of {self._outbox.limit_bytes} bytes was full",
+                Severity.WARNING,
+                messages=lost,
+                messages_total=dropped,
+                samples_total=self._outbox.dropped_samples,
+            )
+        mean, longest = self._reader.durations()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        report = AgentReport(
+            host=self.settings.name,
+            agent=self.id,
+            sequence=self._next(),
+            time_ns=time.time_ns(),
+            source=self._source.name,
+            ticks=self._reader.ticks,
+            late_ticks=self._reader.late_now(),
+            read_seconds_mean=mean,
+            read_seconds_max=longest,
+            read_errors=self._reader.read_errors,
+            published_messages=self._published(),
+            buffered_bytes=self._outbox.bytes,
+            dropped_messages=dropped,
+            dropped_samples=self._outbox.dropped_samples,
+            cpu_seconds=usage.ru_utime + usage.ru_stime,
+            resident_bytes=resident_bytes(),
+            corral_version=version(),
+        )
+        self._put(bus.agent_subject(self.settings.name), report, sequence=report.sequence)
+        self._wake()
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _put_pack(self, pack: Pack) -> None:
+        sequence = self._next()
+        self._put(
+            bus.samples_subject(pack.host),
+            pack.batch(self.id, sequence, self._source.name),
+            sequence=sequence,
+            samples=pack.samples,
+        )
+
+    def _put(self, subject: str, message: Struct, *, sequence: int | None = None, samples: int = 0) -> None:
+        number = self._next() if sequence is None else sequence
+        self._outbox.put(subject, f"{self.id}-{number}", codec.encode(message), samples)
+
+
+def version() -> str:
+    """Of the installed package."""
+    try:
+        return metadata.version("corral")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        # Elsewhere only the peak is to be had: kilobytes on Linux, bytes on macOS.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

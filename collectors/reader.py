@@ -1,0 +1,225 @@
+"""The reader: one thread that owns a source and paces it, so that no driver call ever holds up the event loop.
+
+Tick k is due at `start + k * interval` by the monotonic clock, so errors never add up. A tick that is still being read
+when the next is due makes that one late: it is skipped and counted, and never read behind time.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, cast
+
+from msgspec import Struct
+
+from ..schemas.telemetry import Inventory, ProcessSample, Severity
+from .source import EndOfData, Source, SourceEvent, SourceUnavailable, Tick
+
+log = logging.getLogger("corral.collector")
+
+INVENTORY_SECONDS: Final = 60.0
+RETRY_SECONDS: Final = 1.0
+RETRY_MAX_SECONDS: Final = 60.0
+MAX_WAITING: Final = 4
+"""Readings that the event loop has not taken yet; beyond it ticks are skipped as late."""
+
+
+class Reading(Struct, frozen=True, kw_only=True):
+    """What one turn of the reader brings.
+
+    Attributes:
+        ticks: one entry a host.
+        inventory: the hosts that are new or have changed, or all of them where they are due; None otherwise.
+        processes: of each host, with the time in nanoseconds; None where they are not due.
+        time_ns: when it was read.
+    """
+
+    ticks: Sequence[Tick] = ()
+    inventory: Sequence[Inventory] | None = None
+    processes: dict[str, list[ProcessSample]] | None = None
+    time_ns: int = 0
+
+
+class Reader:
+    """Reads a source in a thread of its own until it is stopped or the data ends.
+
+    Args:
+        source: used by this thread alone.
+        host: in whose name it reports that the source is gone or back.
+        interval_seconds: between ticks.
+        processes_seconds: between lists of processes; 0 never asks.
+        deliver: takes each reading, in this thread.
+        emit: takes each event, in any thread.
+        finished: called once at the end, with the error if there was one.
+
+    Attributes:
+        ticks: read since the start.
+        late_ticks: skipped since the start.
+        read_errors: as the source counts them, and readings that failed as a whole.
+        waiting: readings delivered and not taken yet; the taker counts it down.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        host: str,
+        interval_seconds: float,
+        processes_seconds: float,
+        deliver: Callable[[Reading], None],
+        emit: Callable[[SourceEvent], None],
+        finished: Callable[[BaseException | None], None],
+    ) -> None:
+        self.source = source
+        self.host = host
+        self.interval_seconds = interval_seconds
+        self.processes_seconds = processes_seconds
+        self.ticks = 0
+        self.late_ticks = 0
+        self.waiting = 0
+        self._failures = 0
+        self._deliver = deliver
+        self._emit = emit
+        self._finished = finished
+        self._stop = threading.Event()
+        self._inventory_wanted = threading.Event()
+        self._durations: list[float] = []
+        self._durations_lock = threading.Lock()
+        self._reading_since: float | None = None
+        self._known: dict[str, Inventory] = {}
+        self._thread = threading.Thread(target=self._run, name="corral-reader", daemon=True)
+
+    @property
+    def read_errors(self) -> int:
+        """Failed reads and, where the source counts them, failed driver calls."""
+        counted = cast("int", getattr(self.source, "read_errors", 0))
+        return self._failures + counted
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float = 5.0) -> bool:
+        """Stop and close the source; False where a driver call hangs and the thread had to be left behind."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def want_inventory(self) -> None:
+        """Something has changed on a device: read the inventory with the next tick."""
+        self._inventory_wanted.set()
+
+    def durations(self) -> tuple[float, float]:
+        """Mean and maximum of the reading times since the last call, in seconds; a read that hangs counts already."""
+        with self._durations_lock:
+            found, self._durations = self._durations, []
+        since = self._reading_since
+        if since is not None and (hanging := time.monotonic() - since) > self.interval_seconds:
+            found.append(hanging)
+        return (sum(found) / len(found), max(found)) if found else (0.0, 0.0)
+
+    def late_now(self) -> int:
+        """Late ticks with those that the read in progress has cost so far."""
+        since = self._reading_since
+        missed = int((time.monotonic() - since) / self.interval_seconds) if since is not None else 0
+        return self.late_ticks + missed
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        failures = 0
+        try:
+            while not self._stop.is_set():
+                try:
+                    self.source.open(self._emit)
+                    if failures:
+                        self._report("driver_returned", Severity.CLEARED, f"{self.source.name} can be read again")
+                    failures = 0
+                    self._read_until_stopped()
+                    return
+                except SourceUnavailable as unavailable:
+                    if failures == 0:
+                        log.warning("%s can't be read: %s", self.source.name, unavailable)
+                        self._report("driver_lost", Severity.WARNING, str(unavailable))
+                    failures += 1
+                    self._failures += 1
+                self.source.close()
+                # Full jitter over an exponential limit: a rack that lost its driver does not ask in step.
+                limit = min(RETRY_SECONDS * 2**failures, RETRY_MAX_SECONDS)
+                self._stop.wait(limit / 2 + random.uniform(0, limit / 2))
+        except EndOfData:
+            pass
+        except BaseException as failure:  # the event loop has to hear of it, whatever it is
+            error = failure
+        finally:
+            try:
+                self.source.close()
+            except Exception:
+                log.exception("closing %s failed", self.source.name)
+            self._finished(error)
+
+    def _read_until_stopped(self) -> None:
+        interval = self.interval_seconds
+        start = time.monotonic()
+        turn = 0
+        inventory_due = processes_due = start
+        while not self._stop.is_set():
+            now = time.monotonic()
+            if self.waiting >= MAX_WAITING:
+                self.late_ticks += 1
+            else:
+                self._reading_since = now
+                inventory: list[Inventory] | None = None
+                wanted = self._inventory_wanted.is_set()
+                if now >= inventory_due or wanted:
+                    self._inventory_wanted.clear()
+                    inventory = self._inventory(everything=now >= inventory_due)
+                    if now >= inventory_due:
+                        inventory_due = now + INVENTORY_SECONDS
+                ticks = self.source.read()
+                time_ns = time.time_ns()
+                if any(tick.host not in self._known for tick in ticks):
+                    inventory = self._inventory(everything=False) or inventory
+                processes = None
+                if self.processes_seconds > 0 and now >= processes_due:
+                    processes = self.source.processes()
+                    processes_due = max(processes_due + self.processes_seconds, now)
+                self._reading_since = None
+                self.ticks += 1
+                with self._durations_lock:
+                    self._durations.append(time.monotonic() - now)
+                self.waiting += 1
+                self._deliver(Reading(ticks=ticks, inventory=inventory, processes=processes, time_ns=time_ns))
+            turn += 1
+            due = start + turn * interval
+            now = time.monotonic()
+            if now >= due + interval:
+                missed = int((now - due) / interval)
+                self.late_ticks += missed
+                turn += missed
+                due += missed * interval
+            self._stop.wait(max(due - now, 0.0))
+
+    def _inventory(self, *, everything: bool) -> list[Inventory]:
+        """All hosts, or those that differ from what was published last."""
+        found = self.source.inventory()
+        changed = [
+            inventory
+            for inventory in found
+            if everything or _facts(self._known.get(inventory.host.name)) != _facts(inventory)
+        ]
+        self._known = {inventory.host.name: inventory for inventory in found}
+        return changed
+
+    def _report(self, kind: str, severity: Severity, message: str) -> None:
+        self._emit(SourceEvent(host=self.host, time_ns=time.time_ns(), kind=kind, severity=severity, message=message))
+
+
+def _facts(inventory: Inventory | None) -> object:
+    """What makes an inventory another one: not when it was read."""
+    if inventory is None:
+        return None
+    return inventory.host, inventory.devices, inventory.links, inventory.nvlink_counts

@@ -1,0 +1,172 @@
+"""The collector's edge: a source, an agent, an outbox and the bus, wired together and taken apart in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Final, Protocol, runtime_checkable
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from ..schemas import bus
+from ..schemas.requests import Lease
+from .agent import Agent, AgentSettings
+from .claim import HostClaim
+from .leases import LeaseFeed
+from .outbox import Outbox
+from .publisher import Publisher
+from .source import Source
+
+log = logging.getLogger("corral.collector")
+
+MIN_INTERVAL_SECONDS: Final = 0.02
+BUFFER_BYTES: Final = 256 * 2**20
+DRAIN_SECONDS: Final = 5.0
+
+
+@runtime_checkable
+class LeaseAware(Protocol):
+    """A source that wants to know which leases are active, as the simulated one does."""
+
+    def set_leases(self, leases: list[Lease]) -> None:
+        """All leases that are active now. Called from the event loop, while other methods may run."""
+        ...
+
+
+def check_settings(*, interval_seconds: float, batch_seconds: float, buffer_bytes: int) -> None:
+    """Refuse numbers that no agent can work with.
+
+    Raises:
+        ValueError: with what to write instead.
+    """
+    if not math.isfinite(interval_seconds) or interval_seconds < MIN_INTERVAL_SECONDS:
+        raise ValueError(
+            f"an interval of {interval_seconds:g} s is not possible: "
+            f"write 20ms or more, such as --interval 1s (drivers refresh their numbers no faster)"
+        )
+    if not math.isfinite(batch_seconds) or batch_seconds < 0:
+        raise ValueError(f"a batch of {batch_seconds:g} s is not possible: write 0 or more, such as --batch 250ms")
+    if buffer_bytes < 2**20:
+        raise ValueError(f"a buffer of {buffer_bytes} bytes is too small: write 1MiB or more, such as --buffer 256MiB")
+
+
+def state_folder(name: str, base: Path | None = None) -> Path:
+    """Where an agent keeps its spill file: `<base>/collector/<name>`.
+
+    The base is, in this order: the argument, `CORRAL_STATE_DIR`, systemd's `STATE_DIRECTORY`, `XDG_STATE_HOME/corral`,
+    `~/.local/state/corral`.
+    """
+    if base is None:
+        given = os.environ.get("CORRAL_STATE_DIR") or os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+        if given:
+            base = Path(given)
+        else:
+            home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+            base = Path(home) / "corral"
+    return base / "collector" / name
+
+
+async def collect(
+    source: Source,
+    *,
+    name: str,
+    nats_url: str | None = None,
+    interval_seconds: float = 1.0,
+    batch_seconds: float = 0.25,
+    processes_seconds: float = 10.0,
+    report_seconds: float = 10.0,
+    buffer_bytes: int = BUFFER_BYTES,
+    state: Path | None = None,
+    spill: bool = True,
+    drain_seconds: float = DRAIN_SECONDS,
+) -> None:
+    """Read a source and publish it until the data ends or the task is cancelled.
+
+    It does not need the bus at its start: until a server answers, messages wait in the buffer.
+
+    Args:
+        source: what to read.
+        name: of the agent: the host's name, or the fleet's for a source of many hosts; one agent a name.
+        nats_url: servers, as in `schemas.bus.connect`.
+        interval_seconds: between ticks, 0.02 or more.
+        batch_seconds: ticks of so long share one message.
+        processes_seconds: between lists of processes; 0 publishes none.
+        report_seconds: between the agent's reports on itself.
+        buffer_bytes: of messages that wait for the bus; beyond it the oldest are dropped and counted.
+        state: folder for the spill file; see `state_folder`.
+        spill: keep what waits on disk while the bus is away, so that it outlives the agent.
+        drain_seconds: at the end, wait so long for the bus to take what is left; the rest stays on disk.
+
+    Raises:
+        ValueError: impossible settings, or a name with nothing in it.
+        HostTaken: another agent, alive, has the name.
+        SpillBusy: another agent on this machine uses the state folder.
+        Exception: whatever ended the source.
+    """
+    check_settings(interval_seconds=interval_seconds, batch_seconds=batch_seconds, buffer_bytes=buffer_bytes)
+    token = bus.host_token(name)
+    if token != name:
+        log.warning("the name %r goes into subjects as %r", name, token)
+    outbox = Outbox(buffer_bytes, state_folder(token, state) if spill else None)
+    if len(outbox):
+        log.info("%d messages of an earlier run wait to be sent", len(outbox))
+    settings = AgentSettings(
+        name=token,
+        interval_seconds=interval_seconds,
+        batch_seconds=batch_seconds,
+        processes_seconds=processes_seconds,
+        report_seconds=report_seconds,
+    )
+    publisher: Publisher
+    agent = Agent(
+        source, outbox, settings, wake=lambda: publisher.wake(), published=lambda: publisher.published_messages
+    )
+    claim = HostClaim(token, agent.id)
+    feed = LeaseFeed(source.set_leases) if isinstance(source, LeaseAware) else None
+
+    async def on_connected(nc: Client) -> None:
+        try:
+            await bus.ensure_layout(nc.jetstream())
+        except (NatsError, TimeoutError) as error:
+            log.debug("could not check the streams: %s", error)
+        await claim.take(nc)
+        log.info(
+            "publishing %s as agent %s on %s", token, agent.id, nc.connected_url.netloc if nc.connected_url else ""
+        )
+
+    publisher = Publisher(
+        outbox,
+        nats_url,
+        name=f"corral-collector {token}",
+        on_connected=on_connected,
+        while_connected=[claim.renew] if feed is None else [claim.renew, feed.follow],
+        before_close=claim.release,
+    )
+    reading = asyncio.create_task(agent.run(), name="agent")
+    publishing = asyncio.create_task(publisher.run(), name="publisher")
+    try:
+        await asyncio.wait({reading, publishing}, return_when=asyncio.FIRST_COMPLETED)
+        if publishing.done():
+            publishing.result()
+        reading.result()
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        publisher.wake()
+        if not publishing.done() and drain_seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(drain_seconds):
+                    await publisher.drained()
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
+        left = len(outbox)
+        outbox.close()
+        if left:
+            log.warning(
+                "%d messages could not be sent; %s", left, "they are kept on disk" if spill else "they are lost"
+            )
