@@ -1,0 +1,126 @@
+"""Faults of a simulated fleet: Xid and ECC events by seed, what they do to a device, and how it comes back."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from ...schemas.telemetry import Severity
+from ..source import Emit, SourceEvent
+from .columns import Counters
+from .fleet import Fleet
+from .jobs import uniform
+
+SLOT_SECONDS: Final = 60.0
+REPAIR_SECONDS: Final = 600.0
+"""Simulation time until someone has reset or swapped a device."""
+
+
+class _Fault(Struct, frozen=True):
+    weight: float
+    kind: str
+    code: int
+    severity: Severity
+    message: str
+    lost: bool = False
+
+
+# Meanings as in NVIDIA's Xid catalogue; shares are a guess at a well-run fleet's.
+_FAULTS: Final = (
+    _Fault(40, "ecc", 0, Severity.INFO, "corrected memory errors"),
+    _Fault(20, "xid", 31, Severity.APPLICATION, "Xid 31: memory page fault of a program"),
+    _Fault(15, "xid", 13, Severity.APPLICATION, "Xid 13: graphics engine exception of a program"),
+    _Fault(10, "xid", 43, Severity.APPLICATION, "Xid 43: a program's channel was stopped"),
+    _Fault(5, "xid", 94, Severity.APPLICATION, "Xid 94: contained memory error; the program was ended"),
+    _Fault(4, "xid", 63, Severity.WARNING, "Xid 63: a memory row was remapped"),
+    _Fault(3, "xid", 48, Severity.RESET, "Xid 48: double bit ECC error"),
+    _Fault(2, "xid", 119, Severity.RESET, "Xid 119: the GPU system processor does not answer"),
+    _Fault(1, "xid", 79, Severity.HARDWARE, "Xid 79: the GPU has fallen off the bus", lost=True),
+)
+
+
+class Faults:
+    """Draws faults and keeps who is out of order.
+
+    Args:
+        fleet: whose devices fail.
+        seed: of the draws.
+        per_device_day: faults of a device in a day, on average.
+        counters: that ECC faults count up.
+    """
+
+    def __init__(self, fleet: Fleet, seed: int, per_device_day: float, counters: Counters) -> None:
+        self._fleet = fleet
+        self._seed = seed
+        self._chance = per_device_day * SLOT_SECONDS / 86400.0
+        self._counters = counters
+        self._slot = 0
+        weights = np.array([fault.weight for fault in _FAULTS])
+        self._edges = np.cumsum(weights / weights.sum())
+        self._repairs: dict[int, float] = {}
+        self._lost: npt.NDArray[np.bool_] = np.zeros(len(fleet.uuids), dtype=np.bool_)
+
+    def step(self, time: float, time_ns: int, emit: Emit) -> npt.NDArray[np.bool_]:
+        """Draw the faults up to a simulation time; returns which devices can't be read."""
+        slot = int(time / SLOT_SECONDS)
+        for missed in range(max(self._slot, slot - 100) + 1, slot + 1):
+            self._draw(missed, time, time_ns, emit)
+        self._slot = slot
+        for device in [device for device, due in self._repairs.items() if time >= due]:
+            del self._repairs[device]
+            kind = "device_returned" if self._lost[device] else "reset"
+            self._lost[device] = False
+            self._tell(emit, device, time_ns, kind, Severity.CLEARED, 0, "the device was reset and is well")
+        return self._lost
+
+    def _draw(self, slot: int, time: float, time_ns: int, emit: Emit) -> None:
+        if self._chance <= 0:
+            return
+        size = len(self._fleet.uuids)
+        hit = uniform(self._seed + 21, slot, size) < self._chance
+        if not hit.any():
+            return
+        which = np.searchsorted(self._edges, uniform(self._seed + 22, slot, size))
+        for device in np.flatnonzero(hit).tolist():
+            model = self._fleet.models[device // self._fleet.per_host]
+            fault = _FAULTS[min(int(which[device]), len(_FAULTS) - 1)]
+            if device in self._repairs or (fault.kind == "ecc" and not model.ecc):
+                continue
+            if fault.kind == "xid" and model.vendor != "nvidia":
+                continue
+            self._apply(device, fault, time)
+            self._tell(emit, device, time_ns, fault.kind, fault.severity, fault.code, fault.message)
+            if fault.lost:
+                self._tell(emit, device, time_ns, "device_lost", fault.severity, 0, "the device can't be read any more")
+
+    def _apply(self, device: int, fault: _Fault, time: float) -> None:
+        counters = self._counters
+        if fault.kind == "ecc":
+            counters.ecc_corrected[device] += 1 + device % 7
+        elif fault.code in (48, 94):
+            counters.ecc_uncorrected[device] += 1
+            counters.retired_pages[device] += 1
+        elif fault.code == 63:
+            counters.remapped_uncorrected[device] += 1
+        if fault.severity in (Severity.RESET, Severity.HARDWARE):
+            self._repairs[device] = time + REPAIR_SECONDS
+        if fault.lost:
+            self._lost[device] = True
+
+    def _tell(
+        self, emit: Emit, device: int, time_ns: int, kind: str, severity: Severity, code: int, message: str
+    ) -> None:
+        emit(
+            SourceEvent(
+                host=self._fleet.hosts[device // self._fleet.per_host],
+                time_ns=time_ns,
+                kind=kind,
+                severity=severity,
+                device=self._fleet.uuids[device],
+                code=code,
+                message=message,
+            )
+        )

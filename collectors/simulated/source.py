@@ -1,0 +1,216 @@
+"""The simulated source: a fleet that moves with time and with the leases that the planner has granted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from msgspec.structs import replace
+
+from ...schemas.requests import Lease
+from ...schemas.telemetry import Inventory, ProcessSample
+from ..source import Emit, Tick
+from .columns import Columns, Counters
+from .faults import Faults
+from .fleet import build
+from .jobs import NOTEBOOK, SERVING, TRAINING, Job, Jobs, digest, uniform
+from .models import parse_mix
+from .physics import Physics
+
+_BACKGROUND_SECONDS: Final = 900.0
+"""How long a process without a lease stays."""
+_FOREIGN: Final = (("jupyter-lab", NOTEBOOK), ("python3", SERVING), ("ollama", SERVING), ("blender", TRAINING))
+_ACCOUNTS: Final = ("ada", "grace", "linus", "barbara", "edsger")
+
+
+class SimulatedSource:
+    """A seeded fleet of any size.
+
+    Args:
+        hosts: how many.
+        devices_per_host: on each.
+        seed: of everything.
+        models: the mix, such as `H100:3,T4`; empty for the default one.
+        background: share of devices, 0 to 1, on which some process without a lease runs at any time.
+        faults_per_device_day: Xid and ECC events, on average.
+        time_scale: seconds of simulation in a second; times that are published stay real.
+        prefix: of host names.
+        labels: of all hosts.
+        clock_ns: the time, nanoseconds since the epoch.
+
+    Raises:
+        ValueError: a size, share, scale or mix that is not possible.
+    """
+
+    name = "simulated"
+
+    def __init__(
+        self,
+        hosts: int = 4,
+        devices_per_host: int = 8,
+        *,
+        seed: int = 1,
+        models: str = "",
+        background: float = 0.05,
+        faults_per_device_day: float = 0.2,
+        time_scale: float = 1.0,
+        prefix: str = "sim",
+        labels: dict[str, str] | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        if not 0.0 <= background <= 1.0:
+            raise ValueError(f"a background share of {background:g} is not possible: write 0 to 1")
+        if not 0.0 < time_scale <= 100_000:
+            raise ValueError(f"a time scale of {time_scale:g} is not possible: write a number above 0, such as 60")
+        if not 0.0 <= faults_per_device_day <= 10_000:
+            raise ValueError(f"{faults_per_device_day:g} faults a day are not possible: write 0 or more")
+        self._fleet = build(
+            hosts=hosts,
+            per_host=devices_per_host,
+            seed=seed,
+            mix=parse_mix(models),
+            prefix=prefix,
+            labels=labels or {},
+        )
+        self._seed = seed
+        self._background = background
+        self._time_scale = time_scale
+        self._clock_ns = clock_ns
+        self._by_uuid = {uuid: at for at, uuid in enumerate(self._fleet.uuids)}
+        size = len(self._fleet.uuids)
+        per_device = [model for model in self._fleet.models for _ in range(devices_per_host)]
+        self._physics = Physics(per_device, self._fleet.cooling, seed)
+        self._columns = Columns(self._fleet, self._physics)
+        self._counters = Counters(size)
+        self._faults = Faults(self._fleet, seed, faults_per_device_day, self._counters)
+        self._leases: tuple[Lease, ...] = ()
+        self._jobs = Jobs([])
+        self._jobs_of: tuple[tuple[Lease, ...], int] | None = None
+        self._lease_started: dict[str, float] = {}
+        self._time = 0.0
+        self._last_ns: int | None = None
+        self._emit: Emit = lambda event: None
+
+    def open(self, emit: Emit) -> None:
+        """Begin at the present."""
+        self._emit = emit
+        self._last_ns = None
+
+    def set_leases(self, leases: list[Lease]) -> None:
+        """All active leases; the next tick shows them. From any thread."""
+        self._leases = tuple(leases)
+
+    def inventory(self) -> Sequence[Inventory]:
+        """The fleet, which never changes."""
+        now = self._clock_ns()
+        return [replace(inventory, time_ns=now) for inventory in self._fleet.inventories]
+
+    def read(self) -> Sequence[Tick]:
+        """Move the fleet to the present and read it."""
+        now = self._clock_ns()
+        seconds = 0.0 if self._last_ns is None else max(now - self._last_ns, 0) / 1e9 * self._time_scale
+        self._last_ns = now
+        self._time += seconds
+        self._refresh_jobs(now)
+        size = self._physics.size
+        lost = self._faults.step(self._time, now, self._emit)
+        load = self._jobs.load(self._time, size)
+        if lost.any():
+            load = np.where(lost, 0.0, load)
+        self._physics.step(load, self._time, seconds)
+        return self._columns.ticks(now, self._used(), self._counters, lost)
+
+    def processes(self) -> dict[str, list[ProcessSample]]:
+        """The processes of all jobs."""
+        found: dict[str, list[ProcessSample]] = {host: [] for host in self._fleet.hosts}
+        per_host = self._fleet.per_host
+        memory = self._jobs.memory(self._time)
+        utilization = self._physics.utilization
+        for job, held in zip(self._jobs.jobs, memory.tolist(), strict=True):
+            found[self._fleet.hosts[job.device // per_host]].append(
+                ProcessSample(
+                    device=self._fleet.uuids[job.device],
+                    pid=job.pid,
+                    memory_used_bytes=int(held),
+                    sm_utilization_percent=round(100 * float(utilization[job.device]) * job.share, 1),
+                    name=job.name,
+                    user=job.owner,
+                    lease=job.lease,
+                    started_ns=(self._last_ns or 0) - int((self._time - job.started) / self._time_scale * 1e9),
+                )
+            )
+        return found
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _used(self) -> npt.NDArray[np.float64]:
+        used = self._jobs.memory_by_device(self._time, self._physics.size)
+        return np.minimum(np.floor(used), self._columns.total - self._columns.reserved)
+
+    def _refresh_jobs(self, now_ns: int) -> None:
+        leases, slot = self._leases, int(self._time / _BACKGROUND_SECONDS)
+        if self._jobs_of is not None and self._jobs_of[0] is leases and self._jobs_of[1] == slot:
+            return
+        self._jobs_of = (leases, slot)
+        leased = self._lease_jobs(leases, now_ns)
+        taken = {job.device for job in leased}
+        self._jobs = Jobs(leased + [job for job in self._background_jobs(slot) if job.device not in taken])
+
+    def _lease_jobs(self, leases: Sequence[Lease], now_ns: int) -> list[Job]:
+        jobs: list[Job] = []
+        started: dict[str, float] = {}
+        for lease in leases:
+            age = (datetime.fromtimestamp(now_ns / 1e9, UTC) - lease.granted_at).total_seconds()
+            start = self._lease_started.get(lease.lease_id, self._time - max(age, 0.0) * self._time_scale)
+            started[lease.lease_id] = start
+            # The same workload behaves the same: what a name uses of its grant is a property of the name.
+            habit = digest(lease.name or lease.lease_id)
+            kind = TRAINING if habit % 3 else SERVING
+            appetite = 0.55 + 0.42 * ((habit >> 8) % 1000) / 1000
+            for grant in lease.grants:
+                device = self._by_uuid.get(grant.device)
+                if device is None:
+                    continue
+                room = float(self._columns.total[device] - self._columns.reserved[device])
+                granted = float(grant.memory_bytes) or room * grant.share
+                jobs.append(
+                    Job(
+                        device=device,
+                        memory_bytes=int(min(granted, room) * appetite),
+                        share=grant.share,
+                        kind=kind,
+                        started=start,
+                        lease=lease.lease_id,
+                        owner=lease.owner,
+                    )
+                )
+        self._lease_started = started
+        return jobs
+
+    def _background_jobs(self, slot: int) -> list[Job]:
+        if self._background <= 0:
+            return []
+        size = self._physics.size
+        chance = uniform(self._seed + 11, slot, size)
+        what = uniform(self._seed + 12, slot, size)
+        much = uniform(self._seed + 13, slot, size)
+        jobs: list[Job] = []
+        for device in np.flatnonzero(chance < self._background).tolist():
+            name, kind = _FOREIGN[int(what[device] * len(_FOREIGN))]
+            jobs.append(
+                Job(
+                    device=device,
+                    memory_bytes=int(self._columns.total[device] * (0.05 + 0.4 * much[device])),
+                    share=0.3 + 0.6 * float(much[device]),
+                    kind=kind,
+                    started=max(slot * _BACKGROUND_SECONDS, 0.0) - 30.0 * float(what[device]),
+                    owner=_ACCOUNTS[device % len(_ACCOUNTS)],
+                    name=name,
+                )
+            )
+        return jobs
