@@ -6,7 +6,7 @@ an event), before the next decision or all at once: two decisions in between wou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from msgspec import Struct
@@ -149,7 +149,7 @@ def explain(
 
 
 @contextmanager
-def with_additions(fleet: Fleet, additions: Sequence[Addition]) -> Iterator[Fleet]:
+def with_additions(fleet: Fleet, additions: Sequence[Addition]) -> Generator[Fleet]:
     """The fleet with more devices, idle and healthy, for as long as the block lasts.
 
     Raises:

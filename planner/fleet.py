@@ -138,6 +138,12 @@ class Host:
         self.batch_devices: list[str] | None = None
         self.batch_order: list[Device | None] = []
 
+    @property
+    def state(self) -> HostState:
+        """As a decision sees it."""
+        assert self.group is not None
+        return self.group.state
+
 
 class Fleet:
     """Everything that a decision rests on.
@@ -166,6 +172,7 @@ class Fleet:
         self.index = Index()
         self.idle: dict[HostState, int] = {}
         """How many hosts would be in which state, idle and healthy."""
+        self.idle_version = 0
         self.now = -math.inf
         self.stale_after = stale_after
         self.shape_version = 0
@@ -533,6 +540,7 @@ def _idle(fleet: Fleet, host: Host) -> None:
 
 
 def _uncount_idle(fleet: Fleet, host: Host) -> None:
+    fleet.idle_version += 1
     if host.idle is not None:
         left = fleet.idle[host.idle] - 1
         if left:

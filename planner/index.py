@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, nsmallest
 from typing import Final
 
 from .state import HostState
@@ -34,6 +34,10 @@ class HostClass:
             self._names = list(self.members)
             heapify(self._names)
 
+    def least(self, count: int) -> list[str]:
+        """The least names among the members."""
+        return [self.first()] if count == 1 else nsmallest(count, self.members)
+
     def first(self) -> str:
         """The least name among the members: the same hosts give the same choice, however they came here."""
         names = self._names
@@ -49,14 +53,23 @@ class Index:
         classes: by state, those with members only.
         log: classes in the order in which they got their first member (again).
         base: how many entries have been cut off the log's front.
+        moves: (state before, state after) of every host that changed its state, in order.
+        moves_base: how many entries have been cut off the front of the moves.
     """
 
-    __slots__ = ("base", "classes", "log")
+    __slots__ = ("base", "classes", "log", "moves", "moves_base")
 
     def __init__(self) -> None:
         self.classes: dict[HostState, HostClass] = {}
         self.log: list[HostClass] = []
         self.base = 0
+        self.moves: list[tuple[HostState | None, HostState | None]] = []
+        self.moves_base = 0
+
+    @property
+    def moves_end(self) -> int:
+        """The place that the next move gets."""
+        return self.moves_base + len(self.moves)
 
     @property
     def end(self) -> int:
@@ -65,6 +78,11 @@ class Index:
 
     def move(self, name: str, old: HostClass | None, state: HostState | None) -> HostClass | None:
         """Take a host from one class to another; None is nowhere."""
+        self.moves.append((None if old is None else old.state, state))
+        if len(self.moves) > _LOG_FACTOR * len(self.classes) + _LOG_MINIMUM:
+            cut = len(self.moves) // 2
+            del self.moves[:cut]
+            self.moves_base += cut
         if old is not None:
             old.members.discard(name)
             if not old.members:

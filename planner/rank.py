@@ -6,6 +6,7 @@ the classes that are new since it was last asked, so that a decision costs what 
 
 from __future__ import annotations
 
+from collections.abc import Set
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
@@ -49,6 +50,29 @@ class Ranking:
         choices[state] = found
         return found
 
+    def key(self, state: HostState, choice: Choice) -> tuple[float, float, Any]:
+        """Sorts choices, best first; of equal scores the one that comes first in the order of states."""
+        return (-choice.score, -choice.tie, state.order)
+
+    def top(self, fleet: Fleet, count: int, without: Set[str] = frozenset()) -> list[str]:
+        """The best hosts that can hold the ask, at most so many, by name."""
+        self._catch_up(fleet)
+        heap, classes = self._heap, fleet.index.classes
+        kept: list[Entry] = []
+        found: list[str] = []
+        while heap and len(found) < count:
+            entry = heappop(heap)
+            group = classes.get(entry[3])
+            if group is None:
+                self._queued.discard(entry[3])
+                continue
+            kept.append(entry)
+            names = group.least(count - len(found) + len(without))
+            found.extend([name for name in names if name not in without][: count - len(found)])
+        for entry in kept:
+            heappush(heap, entry)
+        return found
+
     def best(self, fleet: Fleet) -> tuple[HostClass, Choice] | None:
         """The best class with its choice; of equal scores the one that comes first in the order of states."""
         self._catch_up(fleet)
@@ -78,7 +102,7 @@ class Ranking:
             for state in index.classes:
                 choice = self.choice(state)
                 if choice is not None:
-                    heap.append((-choice.score, -choice.tie, state.order, state))
+                    heap.append((*self.key(state, choice), state))
                     self._queued.add(state)
             heapify(heap)
             self._heap = heap
@@ -91,7 +115,7 @@ class Ranking:
                 choice = self.choice(state)
                 if choice is not None:
                     queued.add(state)
-                    heappush(self._heap, (-choice.score, -choice.tie, state.order, state))
+                    heappush(self._heap, (*self.key(state, choice), state))
         self._cursor = index.end
 
 

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from ..schemas.requests import Placement, Reason, Rejection, RejectionCode, Verdict
 from ..schemas.units import format_bytes
 from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict
-from .fleet import Fleet, Host
+from .fleet import Fleet
 from .policies import Policy
 from .rank import ranking
-from .select import Pick, allowed
+from .room import Ledger, allowed, ledger, near_device
+from .select import Pick
 from .state import Ask, DeviceState, HostState
 
 LISTED: Final = 1000
 """Devices and hosts in an explanation at most."""
-
-
-class Tally:
-    """Devices by reason, with the nearest miss."""
-
-    __slots__ = ("devices", "nearest", "total")
-
-    def __init__(self) -> None:
-        self.devices: dict[str, int] = {}
-        self.nearest: dict[str, float] = {}
-        self.total = 0
-
-    def add(self, code: str, devices: int, near: float | None = None) -> None:
-        """Count devices under a reason."""
-        self.devices[code] = self.devices.get(code, 0) + devices
-        if near is not None and near > self.nearest.get(code, -1.0):
-            self.nearest[code] = near
 
 
 def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
@@ -40,11 +24,14 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
     if not fleet.hosts or (ask.gpus and not fleet.devices):
         message = "the planner knows no device (yet): is a collector running, on this bus?"
         return Rejection(code=RejectionCode.NO_DEVICES, message=message, request_id=request_id)
-    tally = count(fleet, ask)
+    tally = ledger(fleet, ask)
+    merged = dict(tally.devices)
+    if NEAR_MEMORY in merged:
+        merged["memory"] = merged.get("memory", 0) + merged.pop(NEAR_MEMORY)
     unit = "devices" if ask.gpus else "hosts"
     reasons = [
         Reason(code=code, devices=devices, detail=words(code, tally, ask))
-        for code, devices in sorted(tally.devices.items(), key=lambda item: (-item[1], item[0]))
+        for code, devices in sorted(merged.items(), key=lambda item: (-item[1], item[0]))
     ]
     fits = could_ever_fit(fleet, ask)
     listed = ", ".join(f"{reason.devices} {reason.detail}" for reason in reasons)
@@ -61,76 +48,9 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
     )
 
 
-def count(fleet: Fleet, ask: Ask) -> Tally:
-    """Every device (every host for a request without devices) under one reason."""
-    tally = Tally()
-    for state, hosts in _groups(fleet, ask, tally):
-        usable = candidates(state, ask)
-        if not ask.gpus:
-            tally.total += hosts
-            code = host_verdict(state, ask, 0)
-            tally.add(code or "devices", hosts, _near_host(code, state))
-            continue
-        tally.total += hosts * len(state.devices)
-        for device in state.devices:
-            verdict = ask.verdicts[device]
-            if verdict:
-                code, near = _near_device(verdict, device)
-                tally.add(code, hosts, near)
-        if usable:
-            code = _host_code(state, ask, len(usable))
-            tally.add(code, hosts * len(usable), _near_host(code, state, len(usable)))
-    return tally
-
-
-def _groups(fleet: Fleet, ask: Ask, tally: Tally) -> Iterable[tuple[HostState, int]]:
-    if not ask.filtered:
-        for state, group in fleet.index.classes.items():
-            yield state, len(group.members)
-        return
-    inside = {host.name for host in allowed(fleet, ask)}
-    for host in fleet.hosts.values():
-        if host.name in inside:
-            assert host.group is not None
-            yield host.group.state, 1
-        else:
-            size = len(host.devices) if ask.gpus else 1
-            tally.total += size
-            if size:
-                tally.add("host", size)
-
-
-def _host_code(state: HostState, ask: Ask, usable: int) -> str:
-    if ask.placement is Placement.SAME_HOST:
-        return host_verdict(state, ask, usable) or "devices"
-    part = ask.part(1)
-    return host_verdict(state, part, usable) or "devices"
-
-
-def _near_device(verdict: str, device: DeviceState) -> tuple[str, float | None]:
-    if verdict in ("memory", NEAR_MEMORY):
-        return "memory", device.memory_free
-    if verdict == "share":
-        return "share", device.share_free
-    if verdict == "compute_capability":
-        major, minor = device.model.compute_capability
-        return verdict, major * 1000 + minor
-    return verdict, None
-
-
-def _near_host(code: str, state: HostState, usable: int = 0) -> float | None:
-    if code == "cpus":
-        return max(0, state.cpus_free)
-    if code == "host_memory":
-        return max(0, state.memory_free)
-    if code in ("host_devices", "devices"):
-        return usable
-    return None
-
-
-def words(code: str, tally: Tally, ask: Ask) -> str:
+def words(code: str, tally: Ledger, ask: Ask) -> str:
     """A reason, with the nearest miss where there is one."""
-    near = tally.nearest.get(code, 0.0)
+    near = max(tally.most(code), tally.most(NEAR_MEMORY)) if code == "memory" else tally.most(code)
     if code == "memory":
         return f"too little free memory (largest {format_bytes(near)})"
     if code == "share":
@@ -176,21 +96,22 @@ def _part_ram(ask: Ask) -> int:
     return (ask if ask.placement is Placement.SAME_HOST else ask.part(1)).host_memory_bytes
 
 
-def _nearest(tally: Tally, ask: Ask, fits: bool) -> str:
+def _nearest(tally: Ledger, ask: Ask, fits: bool) -> str:
     """The one change that would bring the request closest, in words."""
-    if "host_devices" in tally.devices:
-        most = int(tally.nearest.get("host_devices", 0))
+    most = tally.most("host_devices")
+    if most:
         if ask.placement is Placement.SAME_HOST and fits:
             return f"{most} of {ask.gpus} devices are free on one host; placement fewest_hosts may use several"
         return f"ask for {most} devices, or allow several hosts with placement fewest_hosts"
-    if "memory" in tally.devices and tally.nearest.get("memory", 0) > 0:
-        return f"ask for at most {format_bytes(tally.nearest['memory'])} of device memory"
-    if "share" in tally.devices and tally.nearest.get("share", 0) > 0:
-        return f"ask for a share of at most {tally.nearest['share'] / 1000:g}"
-    if "cpus" in tally.devices:
-        return f"ask for at most {tally.nearest.get('cpus', 0) / 1000:g} cores"
-    if "host_memory" in tally.devices:
-        return f"ask for at most {format_bytes(tally.nearest.get('host_memory', 0))} of RAM"
+    memory = max(tally.most("memory"), tally.most(NEAR_MEMORY))
+    if memory:
+        return f"ask for at most {format_bytes(memory)} of device memory"
+    if tally.most("share"):
+        return f"ask for a share of at most {tally.most('share') / 1000:g}"
+    if tally.most("cpus"):
+        return f"ask for at most {tally.most('cpus') / 1000:g} cores"
+    if tally.most("host_memory"):
+        return f"ask for at most {format_bytes(tally.most('host_memory'))} of RAM"
     if "leased" in tally.devices and fits:
         return "wait for a lease to end (wait_seconds)"
     return ""
@@ -198,6 +119,14 @@ def _nearest(tally: Tally, ask: Ask, fits: bool) -> str:
 
 def could_ever_fit(fleet: Fleet, ask: Ask) -> bool:
     """Whether the same fleet could hold the request if it were idle and healthy."""
+    key = ("ever", ask)
+    kept = fleet.cache.get(key)
+    if kept is None or kept[0] != fleet.idle_version:
+        kept = fleet.cache[key] = (fleet.idle_version, _could_ever_fit(fleet, ask))
+    return kept[1]
+
+
+def _could_ever_fit(fleet: Fleet, ask: Ask) -> bool:
     if ask.filtered:
         counted: dict[HostState, int] = {}
         for host in allowed(fleet, ask):
@@ -228,8 +157,7 @@ def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> t
     found: list[tuple[bool, float, str, int, Verdict]] = []
     hosts: dict[str, str] = {}
     for name, host in sorted(fleet.hosts.items()):
-        assert host.group is not None
-        state = host.group.state
+        state = host.state
         outside = inside is not None and name not in inside
         usable = candidates(state, ask)
         why = _WORDS["host"] if outside else _why_host(state, part, len(usable))
@@ -239,7 +167,7 @@ def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> t
         for at, device in enumerate(host.order):
             verdict = ask.verdicts.get(state.devices[at], "")
             taken = device.uuid in selected
-            reason = "" if taken else why if outside else _why_device(verdict, state.devices[at], host, ask) or why
+            reason = "" if taken else why if outside else _why_device(verdict, state.devices[at], ask) or why
             parts = policy.parts(state, part, choice, at) if choice is not None and not reason else {}
             score = sum(parts.values()) if parts else None
             found.append(
@@ -263,32 +191,21 @@ def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> t
     return [entry[4] for entry in found[:LISTED]], hosts
 
 
-def _why_device(verdict: str, device: DeviceState, host: Host, ask: Ask) -> str:
+def _why_device(verdict: str, device: DeviceState, ask: Ask) -> str:
     if not verdict or verdict == NEAR_MEMORY:
         return ""
-    single = Tally()
-    single.add(*_one(verdict, device))
-    return words("memory" if verdict == NEAR_MEMORY else verdict, single, ask)
-
-
-def _one(verdict: str, device: DeviceState) -> tuple[str, int, float | None]:
-    code, near = _near_device(verdict, device)
-    return code, 1, near
+    single = Ledger(ask)
+    single.devices[verdict] = 1
+    single.nearest[verdict] = {near_device(verdict, device): 1}
+    return words(verdict, single, ask)
 
 
 def _why_host(state: HostState, ask: Ask, usable: int) -> str:
     code = host_verdict(state, ask, usable)
-    if not code:
-        return ""
-    single = Tally()
-    single.add(code, 1, _near_host(code, state, usable))
     if code == "host_devices":
         return f"{usable} of {ask.gpus} devices could be used"
     if code == "cpus":
         return f"{max(0, state.cpus_free) / 1000:g} of {ask.cpus_milli / 1000:g} cores are free"
     if code == "host_memory":
         return f"{format_bytes(max(0, state.memory_free))} of {format_bytes(ask.host_memory_bytes)} RAM are free"
-    return words(code, single, ask)
-
-
-__all__ = ["could_ever_fit", "count", "reject", "verdicts", "words"]
+    return _WORDS.get(code, code)

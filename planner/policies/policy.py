@@ -36,12 +36,15 @@ class Policy(Protocol):
     Attributes:
         name: as requests name it.
         version: of what it has learned.
-        draw: where it is set, the host is drawn from all feasible ones with equal chances; scores do not count.
     """
 
     name: str
     version: int
-    draw: Random | None
+
+    @property
+    def draw(self) -> Random | None:
+        """Where it is set, the host is drawn from all feasible ones with equal chances; scores do not count."""
+        ...
 
     def observe(self, fleet: Fleet, ask: Ask) -> None:
         """A request has come in: the place to learn what requests are like, or to look over the fleet."""

@@ -43,7 +43,11 @@ class Base:
 
     name = ""
     version = 0
-    draw: random.Random | None = None
+
+    @property
+    def draw(self) -> random.Random | None:
+        """Scores count."""
+        return None
 
     def observe(self, fleet: Fleet, ask: Ask) -> None:
         """Nothing to learn."""
@@ -55,11 +59,16 @@ class Random(Base):
     name = "random"
 
     def __init__(self, seed: int = 0) -> None:
-        self.draw: random.Random = random.Random(seed)
+        self._random = random.Random(seed)
+
+    @property
+    def draw(self) -> random.Random | None:
+        """Chance decides."""
+        return self._random
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
         """Devices at random."""
-        return Choice(0.0, 0.0, tuple(sorted(self.draw.sample(list(candidates), ask.gpus))))
+        return Choice(0.0, 0.0, tuple(sorted(self._random.sample(list(candidates), ask.gpus))))
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
         """Chance has no parts."""

@@ -1,0 +1,223 @@
+"""How long does a decision take in process, and how does that grow with the fleet?
+
+A fleet of mixed hosts, warm and partly busy by its samples, is filled to where requests begin to be turned down, and
+then lives: leases end, requests come, samples arrive, all seeded. Timed are `decide` alone (grants and rejections), the
+fold of a lease, and the fold of a host's samples. Beside them stands the limit that a decision can not beat in this
+language: the time to look once at every host that a request might go to (a naive scan of all hosts' states).
+
+    python bench/decide.py [--gpus 100 1000 10000 100000] [--policies best-fit pack ...] [--decisions 4000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import random
+import time
+from collections import deque
+
+import corral.planner.fleet as fold
+from corral.planner.decide import Placed, Policies, decide
+from corral.planner.feasible import candidates, host_verdict
+from corral.planner.policies import DEFAULT, POLICIES
+from corral.planner.state import ask_key
+from corral.schemas import columns
+from corral.schemas.metrics import METRICS
+from corral.schemas.requests import Placement, WorkRequest
+from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
+
+GIB = 2**30
+KINDS = (
+    # model, devices a host, memory GiB, multiprocessors, MHz, compute capability, cores, RAM GiB, part of the hosts
+    ("NVIDIA H100 80GB HBM3", 8, 80, 132, 1980, "9.0", 192, 2048, 0.45),
+    ("NVIDIA A100-SXM4-80GB", 8, 80, 108, 1410, "8.0", 128, 1024, 0.25),
+    ("NVIDIA L40S", 4, 45, 142, 2520, "8.9", 64, 512, 0.15),
+    ("Tesla T4", 4, 15, 40, 1590, "7.5", 48, 192, 0.15),
+)
+FOREIGN = 0.03
+"""Part of the devices on which somebody computes without a lease."""
+
+
+def inventories(gpus: int, rng: random.Random) -> list[Inventory]:
+    found: list[Inventory] = []
+    while gpus > 0:
+        name, count, memory, sms, clock, capability, cpus, ram, _ = rng.choices(KINDS, [kind[-1] for kind in KINDS])[0]
+        count = min(count, gpus)
+        host = f"gpu-{len(found):05d}"
+        found.append(
+            Inventory(
+                host=HostInfo(name=host, cpus=cpus, memory_bytes=ram * GIB),
+                agent="a",
+                time_ns=1,
+                devices=[
+                    DeviceInfo(
+                        uuid=f"GPU-{host}-{index}",
+                        host=host,
+                        index=index,
+                        name=name,
+                        memory_bytes=memory * GIB,
+                        sm_count=sms,
+                        sm_clock_max_megahertz=clock,
+                        compute_capability=capability,
+                    )
+                    for index in range(count)
+                ],
+            )
+        )
+        gpus -= count
+    return found
+
+
+def batch(fleet: fold.Fleet, name: str, rng: random.Random, foreign: dict[str, int], now: float) -> SampleBatch:
+    """What the host's collector would send: leased devices are busy and warm, some have a stranger on them."""
+    devices = fleet.hosts[name].devices
+    used, load, heat = [], [], []
+    for device in devices:
+        busy = device.share_held / 1000
+        used.append(400 * 2**20 + int(device.granted * 0.9) + foreign.get(device.uuid, 0))
+        load.append(min(100.0, busy * rng.uniform(60, 100) + (40.0 if device.uuid in foreign else 0.0)))
+        heat.append(32.0 + 0.4 * load[-1] + rng.uniform(-3, 3))
+    packed = {
+        "memory_used_bytes": used,
+        "memory_reserved_bytes": [512 * 2**20] * len(devices),
+        "gpu_utilization_percent": load,
+        "temperature_celsius": heat,
+        "power_watts": [80 + 5 * value for value in load],
+        "throttle_reasons_bitmask": [0] * len(devices),
+    }
+    return SampleBatch(
+        host=name,
+        agent="a",
+        sequence=1,
+        source="simulated",
+        devices=[device.uuid for device in devices],
+        times_ns=columns.pack_times([int(now * 1e9)] * len(devices)),
+        columns={metric: columns.pack(METRICS[metric], values)[0] for metric, values in packed.items()},
+    )
+
+
+def mix(policy: str) -> tuple[list[WorkRequest], list[float]]:
+    """Kinds of requests with weights as clusters see them: most are small, some are shares, a few are whole hosts."""
+
+    def ask(weight: float, **fields: object) -> tuple[float, WorkRequest]:
+        return weight, WorkRequest(owner="bench", policy=policy, **fields)  # pyright: ignore[reportArgumentType]
+
+    kinds = [
+        ask(10, gpus=1, cpus=8, host_memory_bytes=32 * GIB),
+        ask(8, gpus=1, cpus=4, gpu_memory_bytes=20 * GIB),
+        ask(6, gpus=1, cpus=12, gpu_memory_bytes=60 * GIB),
+        ask(5, gpus=1, cpus=8, models=["*H100*"]),
+        ask(4, gpus=1, cpus=6, models=["*A100*", "*H100*"], min_compute_capability="8.0"),
+        ask(3, gpus=1, cpus=6, models=["*T4*"]),
+        ask(5, gpus=2, cpus=16, gpu_memory_bytes=30 * GIB),
+        ask(3, gpus=4, cpus=32, host_memory_bytes=128 * GIB),
+        ask(2, gpus=8, cpus=96, models=["*H100*"]),
+        ask(1, gpus=8, cpus=64, host_memory_bytes=512 * GIB),
+        ask(1, gpus=16, cpus=128, placement=Placement.FEWEST_HOSTS),
+        ask(0.5, gpus=4, cpus=16, placement=Placement.SPREAD),
+        ask(3, gpus=0, cpus=8, host_memory_bytes=16 * GIB),
+    ]
+    for share in (0.1, 0.2, 0.25, 0.3, 0.5, 0.75):
+        kinds.append(ask(3, gpus=1, gpu_share=share, cpus=2, gpu_memory_bytes=int(share * 14) * GIB))
+        kinds.append(ask(1.5, gpus=1, gpu_share=share, cpus=4, gpu_memory_bytes=int(share * 40) * GIB))
+    return [request for _, request in kinds], [weight for weight, _ in kinds]
+
+
+def percentile(values: list[float], part: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * part))]
+
+
+def run(gpus: int, policy: str, decisions: int, seed: int) -> None:
+    rng = random.Random(seed)
+    fleet = fold.Fleet()
+    policies = Policies()
+    now = 1_700_000_000.0
+    for inventory in inventories(gpus, rng):
+        fold.apply(fleet, inventory, now)
+    foreign = {uuid: rng.randrange(1, 12) * GIB for uuid in fleet.devices if rng.random() < FOREIGN}
+    names = list(fleet.hosts)
+    for name in names:
+        fold.apply(fleet, batch(fleet, name, rng, foreign, now), now)
+    kinds, weights = mix(policy)
+    held: deque[str] = deque()
+    number = 0
+
+    def lease(placed: Placed) -> float:
+        nonlocal number
+        number += 1
+        start = time.perf_counter()
+        fold.hold(fleet, f"l{number}", placed.grants)
+        spent = time.perf_counter() - start
+        held.append(f"l{number}")
+        return spent
+
+    refused = 0
+    while refused < 20:
+        decision = decide(fleet, rng.choices(kinds, weights)[0], now, policies)
+        if isinstance(decision, Placed):
+            lease(decision)
+        else:
+            refused += 1
+    granted_us: list[float] = []
+    refused_us: list[float] = []
+    hold_us: list[float] = []
+    sample_us: list[float] = []
+    gc.collect()
+    gc.freeze()
+    for step in range(decisions):
+        now += 0.0002
+        for _ in range(2 if step % 10 == 0 else 1):
+            if held and rng.random() < 0.7:
+                held.rotate(-rng.randrange(min(len(held), 1000)))
+                fold.free(fleet, held.popleft())
+        message = batch(fleet, rng.choice(names), rng, foreign, now)
+        start = time.perf_counter()
+        fold.apply(fleet, message, now)
+        sample_us.append((time.perf_counter() - start) * 1e6)
+        request = rng.choices(kinds, weights)[0]
+        start = time.perf_counter()
+        decision = decide(fleet, request, now, policies)
+        spent = (time.perf_counter() - start) * 1e6
+        if isinstance(decision, Placed):
+            granted_us.append(spent)
+            hold_us.append(lease(decision) * 1e6)
+        else:
+            refused_us.append(spent)
+    gc.unfreeze()
+    everything = granted_us + refused_us
+    ask = fleet.ask(ask_key(kinds[0]))
+    start = time.perf_counter()
+    for host in fleet.hosts.values():
+        assert host.group is not None
+        host_verdict(host.group.state, ask, len(candidates(host.group.state, ask)))
+    scan = (time.perf_counter() - start) * 1e6
+    print(
+        f"{gpus:>7} {policy:<14} {percentile(everything, 0.5):>7.0f} {percentile(everything, 0.99):>8.0f} "
+        f"{1e6 * len(everything) / sum(everything):>11,.0f} {percentile(granted_us, 0.99):>10.0f} "
+        f"{percentile(refused_us, 0.99) if refused_us else 0:>10.0f} {len(refused_us) / len(everything):>8.1%} "
+        f"{percentile(hold_us, 0.5):>8.0f} {percentile(sample_us, 0.5):>8.0f} {len(fleet.index.classes):>8} "
+        f"{scan:>9.0f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpus", type=int, nargs="+", default=[100, 1_000, 10_000, 100_000])
+    parser.add_argument("--policies", nargs="+", default=[DEFAULT], choices=[*POLICIES, "all"])
+    parser.add_argument("--decisions", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    policies = list(POLICIES) if "all" in options.policies else options.policies
+    print(f"Python {platform.python_version()}, {platform.machine()}; times in µs")
+    print(
+        f"{'GPUs':>7} {'policy':<14} {'p50':>7} {'p99':>8} {'decisions/s':>11} {'p99 grant':>10} {'p99 no':>10} "
+        f"{'refused':>8} {'hold p50':>8} {'smp p50':>8} {'classes':>8} {'scan all':>9}"
+    )
+    for policy in policies:
+        for gpus in options.gpus:
+            run(gpus, policy, options.decisions, options.seed)
+
+
+if __name__ == "__main__":
+    main()
