@@ -62,6 +62,7 @@ class Candidate:
 
     Attributes:
         term: revision of the leader's key while this planner leads; 0 otherwise.
+        leaving: this planner is about to end, and stands for no more elections.
     """
 
     def __init__(
@@ -78,8 +79,8 @@ class Candidate:
         self._confirmed_at = 0.0
         self._confirmed = asyncio.Event()
         self._beat_now = asyncio.Event()
-        self._stopping = False
         self.term = 0
+        self.leaving = False
 
     @property
     def certain(self) -> bool:
@@ -120,15 +121,13 @@ class Candidate:
                 self.term = 0
                 self._confirmed.set()
 
-    async def resign(self) -> None:
-        """Say good-bye, so that a standby takes over at once. Call it after the last write, with `run` cancelled."""
-        term, self.term = self.term, 0
-        if term:
-            value = msgspec.json.encode(Leader(planner="", host=socket.gethostname(), since=time.time()))
-            try:
-                await asyncio.wait_for(self._store.claim(value, term), 1.0)
-            except (NatsError, TimeoutError, OSError):
-                log.debug("could not say good-bye")
+    async def resign(self, term: int) -> None:
+        """Say good-bye, so that a standby takes over at once. Call it after the term's last write."""
+        value = msgspec.json.encode(Leader(planner="", host=socket.gethostname(), since=time.time()))
+        try:
+            await asyncio.wait_for(self._store.claim(value, term), 1.0)
+        except (NatsError, TimeoutError, OSError):
+            log.debug("could not say good-bye")
 
     async def _campaign(self) -> int:
         """Wait until the leader is gone, then claim its place."""
@@ -168,7 +167,7 @@ class Candidate:
                 self._beat_now.clear()
                 sent_at = time.monotonic()
                 try:
-                    await self._store.put(HEARTBEAT, str(sent_at).encode(), term)
+                    await self._store.put(HEARTBEAT, str(time.time()).encode(), term)
                 except WriteFailed as error:  # a full bucket, say: some entries go away by themselves
                     log.error("planner %s can't write its heartbeat: %s", self._planner, error)
                     await asyncio.sleep(HEARTBEAT_SECONDS)

@@ -14,7 +14,7 @@ that whoever publishes it again after a crash does not double it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
 from typing import Final
@@ -118,28 +118,6 @@ def event_id(lease_id: str, version: int) -> str:
     return f"{lease_id}.{version}"
 
 
-def environment(lease_id: str, grants: Sequence[Grant], vendors: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """What to set for the work on each host, so that it sees its devices and no others.
-
-    Devices are named by uuid, since indexes move when a device drops out. `ROCR_VISIBLE_DEVICES` is what the ROCm
-    runtime reads; CUDA reads `CUDA_VISIBLE_DEVICES`, MIG instances included.
-
-    Args:
-        lease_id: set as `CORRAL_LEASE`, by which collectors tell the lease's own processes from foreign ones.
-        grants: of the lease.
-        vendors: device uuid → vendor; `nvidia` where a device is missing.
-    """
-    hosts: dict[str, dict[str, str]] = {}
-    for grant in grants:
-        variables = hosts.setdefault(grant.host, {"CORRAL_LEASE": lease_id})
-        if not grant.device:
-            continue
-        vendor = vendors.get(grant.device, "nvidia")
-        name = "ROCR_VISIBLE_DEVICES" if vendor == "amd" else "CUDA_VISIBLE_DEVICES"
-        variables[name] = f"{variables[name]},{grant.device}" if name in variables else grant.device
-    return hosts
-
-
 def grant(
     request: WorkRequest,
     grants: list[Grant],
@@ -148,7 +126,7 @@ def grant(
     now: datetime,
     digest: str,
     planner: str,
-    vendors: Mapping[str, str],
+    environment: dict[str, dict[str, str]],
     unassigned: list[UnassignedItem] | None = None,
     policy: str = "",
 ) -> LeaseRecord:
@@ -164,7 +142,7 @@ def grant(
         request_id=request.request_id or "",
         name=request.name,
         labels=request.labels,
-        environment=environment(lease_id, grants, vendors),
+        environment=environment,
         unassigned=unassigned or [],
         policy=policy,
     )
@@ -195,27 +173,45 @@ def as_granted(record: LeaseRecord) -> Assignment:
     )
 
 
-def check_holder(record: LeaseRecord | None, lease_id: str, owner: str, now: datetime) -> LeaseRecord:
-    """The record, if this owner holds it now.
+def check_holder(record: LeaseRecord | None, lease_id: str, owner: str) -> LeaseRecord:
+    """The record, if this owner holds it. One that is overdue but still holds its devices may be renewed.
 
     Raises:
         Refused: there is none, it is someone else's, or it has ended.
     """
+    return check_active(check_known(record, lease_id, owner))
+
+
+def check_known(record: LeaseRecord | None, lease_id: str, owner: str | None = None) -> LeaseRecord:
+    """The record, ended or not.
+
+    Args:
+        record: as the table has it.
+        lease_id: that was asked for.
+        owner: must be its owner; None does not matter.
+
+    Raises:
+        Refused: there is none, or it is someone else's.
+    """
     if record is None:
-        raise Refused(
-            "not_found", f"There is no lease {lease_id!r}: it never was, or it ended long ago", "$.lease_id"
-        )
-    lease = record.lease
-    if lease.owner != owner:
+        raise Refused("not_found", f"There is no lease {lease_id!r}: it never was, or it ended long ago", "$.lease_id")
+    if owner is not None and record.lease.owner != owner:
         raise Refused("not_owner", f"Lease {lease_id} is not {owner!r}'s: only its owner may do this", "$.owner")
-    ended = lease.ended_at
-    if lease.state is LeaseState.ACTIVE and lease.expires_at <= now:
-        ended = lease.expires_at
-    if ended is not None:
-        state = LeaseState.EXPIRED if lease.state is LeaseState.ACTIVE else lease.state
+    return record
+
+
+def check_active(record: LeaseRecord) -> LeaseRecord:
+    """The record, if its lease holds devices.
+
+    Raises:
+        Refused: it has ended.
+    """
+    lease = record.lease
+    if lease.state is not LeaseState.ACTIVE:
+        ended = f" at {lease.ended_at.isoformat(timespec='seconds')}" if lease.ended_at else ""
         why = f" ({lease.reason})" if lease.reason else ""
         raise Refused(
-            "ended", f"Lease {lease_id} was {state.value} at {ended.isoformat()}{why}: request again", "$.lease_id"
+            "ended", f"Lease {lease.lease_id} was {lease.state.value}{ended}{why}: request again", "$.lease_id"
         )
     return record
 
@@ -232,9 +228,20 @@ def warn(record: LeaseRecord, now: datetime, planner: str) -> LeaseRecord:
     return _next(record, LeaseEventKind.EXPIRING, record.lease, now, planner)
 
 
-def end(record: LeaseRecord, state: LeaseState, reason: str, now: datetime, planner: str) -> LeaseRecord:
-    """It ends; its devices are free once this is durable."""
-    lease = replace(record.lease, state=state, ended_at=now, reason=reason)
+def end(
+    record: LeaseRecord, state: LeaseState, reason: str, now: datetime, planner: str, ended_at: datetime | None = None
+) -> LeaseRecord:
+    """It ends; its devices are free once this is durable.
+
+    Args:
+        record: of an active lease.
+        state: how it ends.
+        reason: why.
+        now: time of the change.
+        planner: that makes it.
+        ended_at: when it ended, if that was before now.
+    """
+    lease = replace(record.lease, state=state, ended_at=ended_at or now, reason=reason)
     return _next(record, _KIND_OF_END[state], lease, now, planner)
 
 
@@ -325,9 +332,9 @@ class LeaseTable:
                         del self._by_host[part.host]
 
     def tell(self, lease_id: str, version: int) -> None:
-        """The events of a lease up to a version are on the stream of facts."""
+        """The event of a lease's change is on the stream of facts. One that comes out of turn is looked at again."""
         record = self._records.get(lease_id)
-        if record is not None and record.told < version:
+        if record is not None and record.told == version - 1:
             self._records[lease_id] = replace(record, told=version)
 
     def forget(self, lease_id: str) -> None:

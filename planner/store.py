@@ -91,13 +91,15 @@ Done = Callable[[Outcome], Awaitable[None]]
 
 
 class _Write:
-    __slots__ = ("done", "headers", "sent_at", "subject", "times", "value")
+    __slots__ = ("done", "floor", "headers", "resolved", "sent_at", "subject", "times", "value")
 
-    def __init__(self, subject: str, value: bytes, headers: dict[str, str], done: Done) -> None:
+    def __init__(self, subject: str, value: bytes, headers: dict[str, str], done: Done, floor: int) -> None:
         self.subject = subject
         self.value = value
         self.headers = headers
         self.done = done
+        self.floor = floor
+        self.resolved = False
         self.sent_at = 0.0
         self.times = 0
 
@@ -116,6 +118,7 @@ class Store:
         self._cut = len(self._inbox) + 1
         self._pending: dict[int, _Write] = {}
         self._count = 0
+        self._newest = 0
         self._subscription: Subscription | None = None
         self._loop = asyncio.get_running_loop()
         self._settled = asyncio.Event()
@@ -125,6 +128,13 @@ class Store:
     def in_flight(self) -> int:
         """Writes whose fate is not known yet."""
         return len(self._pending)
+
+    @property
+    def floor(self) -> int:
+        """A revision up to which every write of this planner has been told its outcome, and that has been acted on."""
+        for write in self._pending.values():
+            return write.floor
+        return self._newest
 
     async def open(self) -> None:
         """Make the bucket ready: single messages may have a time to live, writes are known again for a minute."""
@@ -170,7 +180,7 @@ class Store:
             headers["Nats-TTL"] = f"{max(1, round(ttl_seconds))}s"
         self._count += 1
         number = self._count
-        write = self._pending[number] = _Write(f"{_KEYS}{key}", value, headers, done)
+        write = self._pending[number] = _Write(f"{_KEYS}{key}", value, headers, done, self._newest)
         self._settled.clear()
         await self._send(number, write)
 
@@ -242,7 +252,7 @@ class Store:
         """Send the writes again whose fate is not known, oldest first."""
         before = self._loop.time() - older_than_seconds
         for number, write in list(self._pending.items()):
-            if write.sent_at <= before and number in self._pending:
+            if write.sent_at <= before and not write.resolved:
                 await self._send(number, write)
 
     async def tend(self) -> None:
@@ -258,7 +268,7 @@ class Store:
         Returns:
             What would have been told their outcome.
         """
-        writes = list(self._pending.values())
+        writes = [write for write in self._pending.values() if not write.resolved]
         self._pending.clear()
         self._settled.set()
         return [write.done for write in writes]
@@ -278,15 +288,20 @@ class Store:
     async def _on_ack(self, message: Msg) -> None:
         number = int(message.subject[self._cut :])
         write = self._pending.get(number)
-        if write is None:
+        if write is None or write.resolved:
             return
         outcome = _outcome(message, write)
         if outcome is None:
             return
-        del self._pending[number]
-        if not self._pending:
-            self._settled.set()
-        await write.done(outcome)
+        write.resolved = True
+        if isinstance(outcome, int) and outcome > self._newest:
+            self._newest = outcome
+        try:
+            await write.done(outcome)
+        finally:
+            self._pending.pop(number, None)
+            if not self._pending:
+                self._settled.set()
 
 
 def _outcome(message: Msg, write: _Write) -> Outcome | None:
@@ -319,4 +334,3 @@ def answer_key(request_id: str) -> str:
 def lease_key(lease_id: str) -> str:
     """Where a lease is kept."""
     return f"{LEASE_PREFIX}{lease_id}"
-

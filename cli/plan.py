@@ -1,0 +1,54 @@
+"""`corral plan`: answer work requests."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from ..schemas.units import parse_seconds
+from .options import NatsUrl
+
+
+def plan(
+    nats: NatsUrl = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="NAME", help="Ranks for requests that name none.")
+    ] = None,
+    stale_after: Annotated[
+        str, typer.Option("--stale-after", metavar="TIME", help="A device without a sample for so long takes no work.")
+    ] = "10s",
+    lost_after: Annotated[
+        str,
+        typer.Option("--lost-after", metavar="TIME", help="A host silent for so long is lost, and its leases with it."),
+    ] = "2m",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Answer work requests, from live telemetry and durable leases.
+
+    Several may run: one leads, the others take over within seconds.
+
+    Examples:
+      corral plan
+      corral plan --nats nats://bus:4222 --policy pack
+      corral plan --stale-after 30s --lost-after 5m
+    """
+    import uvloop
+
+    from ..planner.policies import POLICIES
+    from ..planner.service import Settings
+    from ..planner.service import plan as serve
+
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if policy is not None and policy not in POLICIES:
+        raise typer.BadParameter(f"{policy!r} is not known: use one of {', '.join(POLICIES)}", param_hint="--policy")
+    try:
+        settings = Settings(
+            policy=policy, stale_after_seconds=parse_seconds(stale_after), lost_after_seconds=parse_seconds(lost_after)
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    uvloop.run(serve(nats, settings))

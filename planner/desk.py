@@ -1,0 +1,451 @@
+"""What the leading planner answers: requests, the queue, renewals, drains. One desk lives for one term.
+
+A request is answered under its id once: whoever asks again with the same id and body while it is being decided gets the
+same answer, and later too for as long as the answer is remembered (see `RETAIN_SECONDS` for granted ones,
+`REJECTION_SECONDS` for others).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final, Protocol
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+from nats.nuid import NUID
+
+from ..schemas import codec
+from ..schemas.requests import (
+    Assignment,
+    DrainAction,
+    Drains,
+    Error,
+    EvictAction,
+    Lease,
+    LeaseAction,
+    LeaseFilter,
+    Leases,
+    LeaseState,
+    Queue,
+    Rejection,
+    RejectionCode,
+    WorkRequest,
+)
+from . import leases
+from .decide import Decision, InvalidRequest, Placed, Policies, decide, environment
+from .fleet import Fleet, apply, hold
+from .leases import LeaseRecord, Refused
+from .ledger import Ledger, clock
+from .queue import MOST_WAITING, Waiting, WaitingQueue, competes
+from .state import ask_key
+from .store import DRAINS, Deposed, Outcome, Store, WriteFailed, answer_key
+
+log = logging.getLogger("corral.planner.desk")
+
+REJECTION_SECONDS: Final = 120.0
+"""The answer to a request that was not granted is remembered for so long, where the client gave it an id."""
+
+_encode_canonical: Final = msgspec.json.Encoder(order="deterministic").encode
+
+
+class Caller(Protocol):
+    """Who asked, and waits for one answer."""
+
+    async def answer(self, reply: Struct) -> None:
+        """Answer."""
+        ...
+
+    def forward(self, body: Struct) -> None:
+        """Let another planner answer, since this one leads no more."""
+        ...
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """A remembered answer to a request that was not granted, as the bucket holds it.
+
+    Attributes:
+        digest: of the request's body.
+        rejection: the answer.
+        until: it is forgotten then, seconds since the epoch.
+    """
+
+    digest: str
+    rejection: Rejection
+    until: float
+
+
+class _Open:
+    """A request that is being decided, with all who asked it."""
+
+    __slots__ = ("callers", "digest", "named", "request")
+
+    def __init__(self, digest: str, request: WorkRequest, caller: Caller, named: bool) -> None:
+        self.digest = digest
+        self.named = named
+        self.request = request
+        self.callers = [caller]
+
+
+class Desk:
+    """Decides and answers.
+
+    Args:
+        fleet: live state.
+        ledger: leases of the term.
+        store: the bucket.
+        term: revision of the leader's key.
+        planner: id of this planner.
+        policies: of this planner.
+        drains: as read from the bucket.
+        answers: as read from the bucket, by request id.
+        deposed: called when a write was refused since another planner leads.
+
+    Attributes:
+        wake: set when those who wait should be looked at.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        ledger: Ledger,
+        store: Store,
+        *,
+        term: int,
+        planner: str,
+        policies: Policies,
+        drains: dict[str, str],
+        answers: dict[str, Answer],
+        deposed: Callable[[], None],
+    ) -> None:
+        self.ledger = ledger
+        self.fleet = fleet
+        self.wake = asyncio.Event()
+        self.queue = WaitingQueue(lambda a, b: competes(fleet, a, b))
+        self._store = store
+        self._term = term
+        self._planner = planner
+        self._policies = policies
+        self._deposed = deposed
+        self._drains = drains
+        self._drain_lock = asyncio.Lock()
+        self._answers = answers
+        self._forgetting = deque(sorted((answer.until, request_id) for request_id, answer in answers.items()))
+        self._open: dict[str, _Open] = {}
+        self._nuid = NUID()
+        self._closed = False
+
+    # Requests
+
+    async def request(self, request: WorkRequest, caller: Caller) -> None:
+        """Grant, queue or turn down."""
+        request_id = request.request_id
+        named = request_id is not None
+        if request_id is None:
+            request_id = self._new_id()
+            request = replace(request, request_id=request_id)
+        digest = digest_of(request)
+        if named and await self._asked_before(request_id, digest, caller):
+            return
+        opened = _Open(digest, request, caller, named)
+        try:
+            decision = self._decide(request)
+        except InvalidRequest as error:
+            await caller.answer(Error(code="invalid", message=str(error), field=error.field))
+            return
+        self._open[request_id] = opened
+        await self._settle(opened, decision)
+
+    async def _asked_before(self, request_id: str, digest: str, caller: Caller) -> bool:
+        opened = self._open.get(request_id)
+        if opened is not None:
+            if opened.digest == digest:
+                opened.callers.append(caller)
+            else:
+                await caller.answer(_conflict(request_id))
+            return True
+        record = self.ledger.table.of_request(request_id)
+        if record is not None:
+            same = record.digest == digest
+            await caller.answer(leases.as_granted(record) if same else _conflict(request_id))
+            return True
+        answer = self._answers.get(request_id)
+        if answer is not None and answer.until > time.time():
+            await caller.answer(answer.rejection if answer.digest == digest else _conflict(request_id))
+            return True
+        return False
+
+    def _decide(self, request: WorkRequest, entry: Waiting | None = None) -> Decision:
+        now = time.time()
+        if len(self.queue):
+            ahead = self.queue.blocker(request, now, entry)
+            if ahead is not None:
+                return Rejection(
+                    code=RejectionCode.NO_CAPACITY,
+                    message=f"devices are being kept for a request of {ahead.request.owner} "
+                    f"that has waited {now - ahead.arrived_at:.0f} s",
+                    could_ever_fit=True,
+                    request_id=request.request_id or "",
+                )
+        return decide(self.fleet, request, now, self._policies)
+
+    async def _settle(self, opened: _Open, decision: Decision) -> None:
+        """Make a decision durable, then answer."""
+        request = opened.request
+        if isinstance(decision, Placed):
+            await self._grant(opened, decision)
+        elif request.wait_seconds and decision.code is not RejectionCode.IMPOSSIBLE:
+            if len(self.queue) >= MOST_WAITING:
+                await self._turn_down(opened, decision)
+            else:
+                self.queue.add(request, time.time(), decision, opened)
+        else:
+            await self._turn_down(opened, decision)
+
+    async def _grant(self, opened: _Open, placed: Placed) -> None:
+        request = opened.request
+        lease_id = self._new_id()
+        hold(self.fleet, lease_id, placed.grants)
+        record = leases.grant(
+            request,
+            placed.grants,
+            lease_id=lease_id,
+            now=clock(),
+            digest=opened.digest,
+            planner=self._planner,
+            environment=environment(self.fleet, placed.grants, lease_id),
+            unassigned=placed.unassigned,
+            policy=placed.policy,
+        )
+
+        async def settled(outcome: Lease | Error | Deposed | None) -> None:
+            if isinstance(outcome, Lease):
+                await self._close(opened, Assignment(lease=outcome))
+            elif isinstance(outcome, Error):
+                await self._close(opened, outcome)
+            else:
+                self._forward(opened)
+
+        await self.ledger.grant(record, settled)
+
+    async def _turn_down(self, opened: _Open, rejection: Rejection) -> None:
+        if not opened.named:  # nobody can ask for it again
+            await self._close(opened, rejection)
+            return
+        request_id = opened.request.request_id or ""
+        answer = Answer(digest=opened.digest, rejection=rejection, until=time.time() + REJECTION_SECONDS)
+
+        async def landed(outcome: Outcome) -> None:
+            if isinstance(outcome, Deposed):
+                self._deposed()
+                self._forward(opened)
+                return
+            # A rejection promises nothing, so that it is answered even where the bucket is full.
+            self._answers[request_id] = answer
+            self._forgetting.append((answer.until, request_id))
+            await self._close(opened, rejection)
+
+        await self._store.write(
+            answer_key(request_id),
+            codec.encode(answer, codec.JSON),
+            self._term,
+            landed,
+            ttl_seconds=REJECTION_SECONDS,
+        )
+
+    async def _close(self, opened: _Open, reply: Struct) -> None:
+        self._open.pop(opened.request.request_id or "", None)
+        for caller in opened.callers:
+            await caller.answer(reply)
+
+    def _forward(self, opened: _Open) -> None:
+        self._open.pop(opened.request.request_id or "", None)
+        for caller in opened.callers:
+            caller.forward(opened.request)
+
+    # The queue
+
+    async def serve_queue(self) -> None:
+        """Grant to those who wait what has come free, first in line first."""
+        now = time.time()
+        for entry in self.queue.expired(now):
+            waited = now - entry.arrived_at
+            await self._turn_down(
+                entry.payload,
+                replace(
+                    entry.rejection,
+                    code=RejectionCode.TIMED_OUT,
+                    message=f"nothing came free within {waited:.1f} s: {entry.rejection.message}",
+                ),
+            )
+        refused: dict[object, Rejection] = {}
+        for turn, entry in enumerate(list(self.queue)):
+            if turn % 32 == 31:
+                await asyncio.sleep(0)  # requests come in between
+            if self._closed or entry not in self.queue:
+                continue
+            # What a request was refused, the same request further back is refused too: the fleet only fills up.
+            key = (ask_key(entry.request), entry.request.policy)
+            decision = refused.get(key)
+            if decision is None:
+                decision = self._decide(entry.request, entry)
+            if isinstance(decision, Placed):
+                self.queue.remove(entry)
+                await self._grant(entry.payload, decision)
+            else:
+                entry.rejection = refused[key] = decision
+
+    def waiting(self) -> Queue:
+        """Who waits."""
+        return self.queue.listing(time.time())
+
+    # Leases
+
+    async def renew(self, action: LeaseAction, caller: Caller) -> None:
+        """Move a lease's end."""
+
+        def step(record: LeaseRecord | None) -> LeaseRecord:
+            held = leases.check_holder(record, action.lease_id, action.owner)
+            return leases.renew(held, action.ttl_seconds, clock(), self._planner)
+
+        await self._change(action, step, caller)
+
+    async def release(self, action: LeaseAction, caller: Caller) -> None:
+        """End a lease. Again it is answered alike."""
+
+        def step(record: LeaseRecord | None) -> LeaseRecord:
+            known = leases.check_known(record, action.lease_id, action.owner)
+            if known.lease.state is LeaseState.RELEASED:
+                return known
+            return leases.end(leases.check_active(known), LeaseState.RELEASED, "", clock(), self._planner)
+
+        await self._change(action, step, caller)
+
+    async def evict(self, action: EvictAction, caller: Caller) -> None:
+        """Take a lease back."""
+        by = f" (by {action.operator})" if action.operator else ""
+
+        def step(record: LeaseRecord | None) -> LeaseRecord:
+            known = leases.check_active(leases.check_known(record, action.lease_id))
+            return leases.end(known, LeaseState.EVICTED, f"{action.reason}{by}", clock(), self._planner)
+
+        await self._change(action, step, caller)
+
+    async def _change(
+        self, action: LeaseAction | EvictAction, step: Callable[[LeaseRecord | None], LeaseRecord], caller: Caller
+    ) -> None:
+        async def settled(outcome: Lease | Error | Deposed | None) -> None:
+            if isinstance(outcome, Deposed):
+                caller.forward(action)
+            elif outcome is not None:
+                await caller.answer(outcome)
+
+        await self.ledger.change(action.lease_id, step, settled)
+
+    def leases(self, only: LeaseFilter) -> Leases:
+        """Leases that the filter lets through, oldest first."""
+        states = frozenset(only.states)
+        found = [
+            record.lease
+            for record in self.ledger.table
+            if record.lease.state in states
+            and (only.owner is None or record.lease.owner == only.owner)
+            and (only.lease_id is None or record.lease.lease_id == only.lease_id)
+        ]
+        found.sort(key=lambda lease: lease.granted_at)
+        return Leases(leases=found)
+
+    # Drains
+
+    async def drain(self, action: DrainAction, caller: Caller) -> None:
+        """Keep new work off, or let it on again."""
+        try:
+            async with self._drain_lock:
+                changed = self._drained(action)
+                if changed != self._drains:
+                    await self._store.put(DRAINS, codec.encode(changed, codec.JSON), self._term)
+                    self._drains = changed
+                    apply(self.fleet, Drains(drains=changed))
+        except Refused as refused:
+            await caller.answer(refused.error)
+        except Deposed:
+            self._deposed()
+            caller.forward(action)
+        except WriteFailed as error:
+            await caller.answer(
+                Error(code="unavailable", message=f"The planner's bucket does not take writes: {error}")
+            )
+        else:
+            await caller.answer(Drains(drains=dict(sorted(self._drains.items()))))
+            if not action.drain:
+                self.wake.set()
+
+    def _drained(self, action: DrainAction) -> dict[str, str]:
+        targets = [
+            *(f"device:{uuid}" for uuid in action.devices),
+            *(f"host:{name}" for name in action.hosts),
+            *(f"label:{key}={value}" for key, value in action.host_labels.items()),
+        ]
+        changed = dict(self._drains)
+        if not action.drain:
+            for target in targets:
+                changed.pop(target, None)
+            return changed
+        if not targets:
+            raise Refused("invalid", "Name the devices, hosts or host_labels to drain", "$.devices")
+        if not action.reason.strip():
+            raise Refused("invalid", "Say why: a drain needs a reason", "$.reason")
+        for field, names, known in (
+            ("devices", action.devices, self.fleet.devices),
+            ("hosts", action.hosts, self.fleet.hosts),
+        ):
+            for at, name in enumerate(names):
+                if name not in known:
+                    raise Refused("not_found", f"The fleet has no {field[:-1]} {name!r}", f"$.{field}[{at}]")
+        by = f" (by {action.operator})" if action.operator else ""
+        changed.update(dict.fromkeys(targets, f"{action.reason.strip()}{by}"))
+        return changed
+
+    # Time
+
+    async def tick(self, now: datetime, not_before: float) -> None:
+        """Whatever time alone brings about."""
+        stamp = now.timestamp()
+        await self.ledger.expire(now, not_before)
+        self.ledger.forget(stamp)
+        while self._forgetting and self._forgetting[0][0] <= stamp:
+            _, request_id = self._forgetting.popleft()
+            answer = self._answers.get(request_id)
+            if answer is not None and answer.until <= stamp:
+                del self._answers[request_id]
+
+    async def close(self, farewell: Error | None) -> None:
+        """The term is over: all who wait are told so, or another planner is asked for them."""
+        self._closed = True
+        for opened in list(self._open.values()):
+            if farewell is None:
+                self._forward(opened)
+            else:
+                await self._close(opened, farewell)
+
+    def _new_id(self) -> str:
+        return self._nuid.next().decode()
+
+
+def digest_of(request: WorkRequest) -> str:
+    """Tells bodies apart: the same fields in another order, or defaults written out, are the same body."""
+    return hashlib.blake2b(_encode_canonical(request), digest_size=12).hexdigest()
+
+
+def _conflict(request_id: str) -> Error:
+    return Error(
+        code="conflict",
+        message=f"Request id {request_id!r} was used for another request: give each request an id of its own",
+        field="$.request_id",
+    )

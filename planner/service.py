@@ -1,0 +1,523 @@
+"""The planner on the bus: the micro service `corral-planner`, its leadership and its connections.
+
+Any number of planners run; all answer `$SRV.PING/INFO/STATS` (the metadata say which one leads), and the one that leads
+listens on `corral.v1.plan.*`. Standbys keep the fleet's live state warm, so that a takeover needs to read the bucket
+and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+from nats import micro
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.micro.request import Request
+from nats.micro.service import Service
+
+from ..schemas import bus, codec
+from ..schemas.bus import PlanSubject
+from ..schemas.requests import (
+    DeviceFilter,
+    Devices,
+    DrainAction,
+    Drains,
+    Error,
+    EvictAction,
+    ExplainRequest,
+    LeaseAction,
+    LeaseFilter,
+    WorkRequest,
+)
+from . import summary
+from .announce import Announcer
+from .decide import InvalidRequest, Policies, explain
+from .desk import Answer, Desk
+from .fleet import Fleet, Host, HostLost, HostSeen, apply, free, hold
+from .leader import TAKEOVER_SECONDS, Candidate
+from .leases import LeaseRecord, LeaseTable
+from .ledger import Ledger, clock
+from .policies import POLICIES
+from .store import ANSWER_PREFIX, DRAINS, HEARTBEAT, LEASE_PREFIX, TOLD, Entry, Store
+from .telemetry import Telemetry
+
+log = logging.getLogger("corral.planner")
+
+LOST_AFTER_SECONDS: Final = 120.0
+"""A host that has sent nothing for so long is lost, and so are the leases on it."""
+GRACE_SECONDS: Final = 10.0
+"""After a time without any planner no lease ends for so long: its holder could not renew it meanwhile."""
+_OUTAGE_SECONDS: Final = 2 * TAKEOVER_SECONDS
+_VERSION: Final = "0.1.0"
+_TICK_SECONDS: Final = 0.25
+_HEADROOM_BYTES: Final = 16 * 1024
+"""Of a message beside the lease that it carries."""
+_STATUS: Final = {
+    "invalid": "400",
+    "undecodable": "400",
+    "refused": "403",
+    "not_owner": "403",
+    "not_found": "404",
+    "conflict": "409",
+    "ended": "410",
+    "too_large": "413",
+    "unavailable": "503",
+}
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """How a planner behaves.
+
+    Attributes:
+        policy: ranks for requests that name none; None takes Corral's default.
+        stale_after_seconds: a device without a sample for so long takes no work.
+        lost_after_seconds: a host that is silent for so long is lost, and its leases with it.
+    """
+
+    policy: str | None = None
+    stale_after_seconds: float = 10.0
+    lost_after_seconds: float = LOST_AFTER_SECONDS
+
+
+class _Asked:
+    """One message, and how to answer it."""
+
+    __slots__ = ("_planner", "_request", "content_type", "owner", "warnings")
+
+    def __init__(self, planner: Planner, request: Request, owner: str | None) -> None:
+        self._planner = planner
+        self._request = request
+        self.owner = owner
+        self.content_type = codec.JSON
+        self.warnings: list[str] = []
+
+    def decode(self, type: type[Any]) -> Any:
+        """The body, checked; what the subject says of the owner goes before it."""
+        request = self._request
+        self.content_type = codec.content_type(request.headers)
+        data = request.data or codec.encode({}, self.content_type)
+        if self.owner is None:
+            message, self.warnings = codec.decode_request(data, type, self.content_type)
+            return message
+        tree = codec.decode(data, dict[str, Any], self.content_type)
+        named = tree.setdefault("owner", self.owner)
+        if named != self.owner:
+            raise codec.DecodeError(
+                f"The subject says that {self.owner!r} asks, the body says {named!r}", "refused", "$.owner"
+            )
+        message, self.warnings = codec.decode_request(codec.encode(tree, self.content_type), type, self.content_type)
+        return message
+
+    async def answer(self, reply: Struct) -> None:
+        """Answer in the format of the question."""
+        if self.warnings and "warnings" in reply.__struct_fields__:
+            reply = msgspec.structs.replace(reply, warnings=self.warnings)
+        data = codec.encode(reply, self.content_type)
+        headers = {codec.CONTENT_TYPE_HEADER: codec.MSGPACK} if self.content_type == codec.MSGPACK else None
+        if len(data) > self._planner.most_bytes + _HEADROOM_BYTES // 2:
+            message = f"The answer takes {len(data)} bytes, more than a message may: ask for less, with a filter"
+            reply = Error(code="too_large", message=message)
+            data = codec.encode(reply, self.content_type)
+        try:
+            if isinstance(reply, Error):
+                await self._request.respond_error(
+                    _STATUS.get(reply.code, "500"), reply.message[:256], data=data, headers=headers
+                )
+            else:
+                await self._request.respond(data, headers)
+        except (NatsError, ValueError) as error:  # no reply subject, or the bus is away: the answer is remembered
+            log.debug("an answer was not sent: %s", error)
+
+    def forward(self, body: Struct) -> None:
+        """Ask whoever leads now."""
+        self._planner.forward(self._request, codec.encode(body, self.content_type))
+
+
+class Planner:
+    """A planner process: stands by or leads.
+
+    Args:
+        nc: connection for requests, the bucket and answers.
+        telemetry_nc: connection for what collectors publish.
+        settings: see `Settings`.
+
+    Attributes:
+        id: of this run.
+        fleet: live state.
+        most_bytes: of a lease's record.
+    """
+
+    def __init__(self, nc: Client, telemetry_nc: Client, settings: Settings) -> None:
+        self.id = secrets.token_hex(6)
+        self.fleet = Fleet(settings.stale_after_seconds)
+        self.most_bytes = nc.max_payload - _HEADROOM_BYTES
+        self.leading = asyncio.Event()
+        self._nc = nc
+        self._settings = settings
+        self._policies = Policies() if settings.policy is None else Policies(settings.policy)
+        self._store = Store(nc)
+        self._telemetry = Telemetry(telemetry_nc, self.fleet)
+        self._candidate = Candidate(self._store, self.id, self._elected, self._deposed)
+        self._desk: Desk | None = None
+        self._announcer: Announcer | None = None
+        self._service: Service | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._term_tasks: list[asyncio.Task[None]] = []
+        self._errands: set[asyncio.Task[None]] = set()
+        self._hearing_since = time.time()
+
+    async def start(self) -> None:
+        """Take part: get the fleet's state, register, and stand for election."""
+        await self._store.open()
+        await self._telemetry.start()
+        await self._register(None)
+        self._tasks = [
+            asyncio.create_task(self._telemetry.run()),
+            asyncio.create_task(self._store.tend()),
+            asyncio.create_task(self._candidate.run()),
+        ]
+
+    async def stop(self) -> None:
+        """Leave in order: answer who waits, finish writes, let a standby take over at once."""
+        term = self._candidate.term
+        if self._desk is not None:
+            farewell = Error(code="unavailable", message="This planner is stopping: ask again")
+            await self._desk.close(farewell)
+        if self._service is not None:
+            await self._service.stop()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._store.settled(), 2.0)
+        if self._announcer is not None:
+            await self._announcer.mark()
+        self._candidate.leaving = True
+        for task in [*self._tasks, *self._term_tasks]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._term_tasks, return_exceptions=True)
+        if term:
+            await self._candidate.resign(term)
+        await self._telemetry.stop()
+        await self._store.close()
+
+    async def reconnected(self) -> None:
+        """The connection was made again: what was on its way may be lost."""
+        self._candidate.deposed()
+        await self._store.resend()
+
+    async def telemetry_reconnected(self) -> None:
+        """Likewise for telemetry; hosts are given time to be heard again."""
+        self._hearing_since = time.time()
+        self._spawn(self._telemetry.catch_up())
+
+    # Terms
+
+    async def _elected(self, term: int) -> None:
+        started = time.monotonic()
+        heartbeat: Entry | None = None
+        records: list[tuple[LeaseRecord, int]] = []
+        answers: dict[str, Answer] = {}
+        drains: dict[str, str] = {}
+        told = 0
+        async for entry in self._store.read_all(term):
+            if entry.key.startswith(LEASE_PREFIX):
+                records.append((codec.decode(entry.value, LeaseRecord, codec.JSON), entry.revision))
+            elif entry.key.startswith(ANSWER_PREFIX):
+                answers[entry.key[len(ANSWER_PREFIX) :]] = codec.decode(entry.value, Answer, codec.JSON)
+            elif entry.key == DRAINS:
+                drains = codec.decode(entry.value, dict[str, str], codec.JSON)
+            elif entry.key == TOLD:
+                told = int(entry.value)
+            elif entry.key == HEARTBEAT:
+                heartbeat = entry
+        outage = time.time() - float(heartbeat.value) if heartbeat else 0.0
+        not_before = time.time() + GRACE_SECONDS if outage > _OUTAGE_SECONDS else 0.0
+        table = LeaseTable(record for record, _ in records)
+        self._hold(table)
+        apply(self.fleet, Drains(drains=drains))
+        announcer = self._announcer = Announcer(self._nc, self._store, term, table.tell)
+        await announcer.start()
+        healed = await announcer.heal(records, told)
+        ledger = Ledger(
+            self._store,
+            announcer,
+            self.fleet,
+            table,
+            term=term,
+            planner=self.id,
+            freed=self._freed,
+            deposed=self._candidate.deposed,
+            most_bytes=self.most_bytes,
+        )
+        desk = Desk(
+            self.fleet,
+            ledger,
+            self._store,
+            term=term,
+            planner=self.id,
+            policies=self._policies,
+            drains=drains,
+            answers=answers,
+            deposed=self._candidate.deposed,
+        )
+        self._desk = desk
+        self._term_tasks = [
+            asyncio.create_task(announcer.tend()),
+            asyncio.create_task(self._tick(desk, not_before)),
+            asyncio.create_task(self._serve_queue(desk)),
+        ]
+        await self._register(desk)
+        self.leading.set()
+        log.info(
+            "planner %s is ready after %.0f ms: %d hosts, %d devices, %d active leases, %d events healed",
+            self.id,
+            (time.monotonic() - started) * 1000,
+            len(self.fleet.hosts),
+            len(self.fleet.devices),
+            table.active,
+            healed,
+        )
+
+    async def _deposed(self) -> None:
+        """Leave the desk; what was asked there is asked of the next one."""
+        self.leading.clear()
+        desk, self._desk = self._desk, None
+        announcer, self._announcer = self._announcer, None
+        for task in self._term_tasks:
+            task.cancel()
+        await asyncio.gather(*self._term_tasks, return_exceptions=True)
+        self._term_tasks = []
+        if not self._candidate.leaving:
+            await self._register(None)
+        self._store.abandon()
+        if announcer is not None:
+            await announcer.stop()
+        if desk is not None:
+            await desk.close(None)
+
+    def _hold(self, table: LeaseTable) -> None:
+        for lease_id in list(self.fleet.leases):
+            free(self.fleet, lease_id)
+        for record in table:
+            if record.lease.ended_at is None:
+                hold(self.fleet, record.lease.lease_id, record.lease.grants)
+
+    def _freed(self) -> None:
+        if self._desk is not None:
+            self._desk.wake.set()
+
+    async def _tick(self, desk: Desk, not_before: float) -> None:
+        hosts_at = 0.0
+        while True:
+            now = clock()
+            await desk.tick(now, not_before)
+            if now.timestamp() - hosts_at >= 1.0:
+                hosts_at = now.timestamp()
+                await self._look_for_lost_hosts(desk, hosts_at)
+            due = desk.ledger.table.next_due()
+            pause = _TICK_SECONDS if due is None else max(0.005, min(_TICK_SECONDS, due - time.time()))
+            await asyncio.sleep(pause)
+
+    async def _look_for_lost_hosts(self, desk: Desk, now: float) -> None:
+        limit = self._settings.lost_after_seconds
+        for name in {*self.fleet.hosts, *desk.ledger.table.hosts}:
+            host = self.fleet.hosts.get(name)
+            silent = now - max(self._hearing_since, -1.0 if host is None else host.heard_at)
+            if silent > limit:
+                if host is None or not host.lost:
+                    log.warning("host %s is lost: silent for %.0f s", name, silent)
+                    apply(self.fleet, HostLost(name))
+                await desk.ledger.lose(name, f"host {name} has been silent for {silent:.0f} s", clock())
+            elif host is not None and host.lost:
+                self._seen(host)
+
+    def _seen(self, host: Host) -> None:
+        log.info("host %s is back", host.name)
+        apply(self.fleet, HostSeen(host.name))
+
+    async def _serve_queue(self, desk: Desk) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(desk.wake.wait(), _TICK_SECONDS)
+            desk.wake.clear()
+            if len(desk.queue):
+                await desk.serve_queue()
+
+    # The micro service
+
+    async def _register(self, desk: Desk | None) -> None:
+        """Be on the bus as a standby, or as the one that answers."""
+        before = self._service
+        service = self._service = await micro.add_service(
+            self._nc,
+            name=bus.PLANNER_SERVICE,
+            version=_VERSION,
+            description="Answers work requests with devices, from live telemetry and durable leases",
+            metadata={"planner": self.id, "role": "standby" if desk is None else "leader"},
+        )
+        if desk is not None:
+            for name, subject, handler in self._endpoints(desk):
+                await service.add_endpoint(name=name, subject=subject, handler=handler)
+            await self._nc.flush()
+        if before is not None:
+            await before.stop()
+
+    def _endpoints(self, desk: Desk) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
+        async def request(asked: _Asked, body: WorkRequest) -> None:
+            await desk.request(body, asked)
+
+        async def renew(asked: _Asked, body: LeaseAction) -> None:
+            await desk.renew(body, asked)
+
+        async def release(asked: _Asked, body: LeaseAction) -> None:
+            await desk.release(body, asked)
+
+        async def evict(asked: _Asked, body: EvictAction) -> None:
+            await desk.evict(body, asked)
+
+        async def drain(asked: _Asked, body: DrainAction) -> None:
+            self._spawn(desk.drain(body, asked))
+
+        def explanation(body: ExplainRequest) -> Struct:
+            return explain(self.fleet, body.request, time.time(), self._policies, body.with_more)
+
+        def devices(body: DeviceFilter) -> Struct:
+            return Devices(devices=summary.devices(self.fleet, time.time(), body))
+
+        def fleet(body: DeviceFilter) -> Struct:
+            only = body if body.hosts or body.models or body.devices else None
+            found = summary.summary(self.fleet, time.time(), only)
+            return msgspec.structs.replace(found, planner=self.id, waiting_requests=len(desk.queue))
+
+        own = PlanSubject
+        return [
+            *self._owned("request", own.REQUEST, WorkRequest, request),
+            *self._owned("renew", own.RENEW, LeaseAction, renew),
+            *self._owned("release", own.RELEASE, LeaseAction, release),
+            ("evict", own.EVICT, self._handler(EvictAction, evict)),
+            ("drain", own.DRAIN, self._handler(DrainAction, drain)),
+            ("explain", own.EXPLAIN, self._reader(ExplainRequest, explanation)),
+            ("leases", own.LEASES, self._reader(LeaseFilter, desk.leases)),
+            ("devices", own.DEVICES, self._reader(DeviceFilter, devices)),
+            ("fleet", own.FLEET, self._reader(DeviceFilter, fleet)),
+            ("queue", own.QUEUE, self._reader(dict[str, Any], lambda _: desk.waiting())),
+        ]
+
+    def _owned(
+        self, name: str, subject: str, type: type[Any], work: Callable[[_Asked, Any], Awaitable[None]]
+    ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
+        return [
+            (name, subject, self._handler(type, work)),
+            (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1)),
+        ]
+
+    def _handler(
+        self, type: type[Any], work: Callable[[_Asked, Any], Awaitable[None]], owner_from: int = 0
+    ) -> Callable[[Request], Awaitable[None]]:
+        async def handle(request: Request) -> None:
+            asked = _Asked(self, request, request.subject[owner_from:] if owner_from else None)
+            try:
+                await work(asked, asked.decode(type))
+            except codec.DecodeError as error:
+                await asked.answer(Error(code=error.code, message=str(error), field=error.field))
+            except InvalidRequest as error:
+                await asked.answer(Error(code="invalid", message=str(error), field=error.field))
+            except NatsError:
+                raise
+            except Exception as error:
+                log.exception("a request on %s failed", request.subject)
+                await asked.answer(Error(code="internal", message=f"The planner failed: {error}"))
+
+        return handle
+
+    def _reader(self, type: type[Any], work: Callable[[Any], Struct]) -> Callable[[Request], Awaitable[None]]:
+        """Answers from memory, while it is certain that this planner leads."""
+
+        async def confirmed(asked: _Asked, body: Any) -> None:
+            if await self._candidate.confirm():
+                await asked.answer(work(body))
+            else:
+                await asked.answer(
+                    Error(code="unavailable", message="This planner does not know whether it still leads: ask again")
+                )
+
+        async def read(asked: _Asked, body: Any) -> None:
+            if self._candidate.certain:
+                await asked.answer(work(body))
+            else:
+                self._spawn(confirmed(asked, body))
+
+        return self._handler(type, read)
+
+    # Handing over
+
+    def forward(self, request: Request, body: bytes) -> None:
+        """Send a message again to whoever leads now, once there is someone."""
+        self._spawn(self._forward(request, body))
+
+    async def _forward(self, request: Request, body: bytes) -> None:
+        reply = request._msg.reply  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
+        if not reply:
+            return
+        for _ in range(20):
+            try:
+                await self._nc.request(PlanSubject.QUEUE, b"", timeout=0.5)
+                break
+            except (NatsError, TimeoutError):
+                await asyncio.sleep(0.25)
+        await self._nc.publish(request.subject, body, reply=reply, headers=request.headers)
+
+    def _spawn(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+
+async def plan(url: str | None = None, settings: Settings | None = None, *, stop: asyncio.Event | None = None) -> None:
+    """Run a planner until it is told to stop (SIGINT, SIGTERM or `stop`).
+
+    Args:
+        url: of the bus; None as in `bus.connect`.
+        settings: see `Settings`.
+        stop: ends it when set.
+
+    Raises:
+        bus.BusUnavailable: no server answers at the start.
+        ValueError: an unknown policy.
+    """
+    settings = settings or Settings()
+    if settings.policy is not None and settings.policy not in POLICIES:
+        raise ValueError(f"policy {settings.policy!r} is not known: use one of {', '.join(sorted(POLICIES))}")
+    stopping = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.add_signal_handler(number, stopping.set)
+    planner: Planner | None = None
+
+    async def reconnected() -> None:
+        if planner is not None:
+            await planner.reconnected()
+
+    async def telemetry_reconnected() -> None:
+        if planner is not None:
+            await planner.telemetry_reconnected()
+
+    nc = await bus.connect(url, name="corral-planner", reconnected_cb=reconnected, pending_size=64 * 2**20)
+    telemetry_nc = await bus.connect(url, name="corral-planner-telemetry", reconnected_cb=telemetry_reconnected)
+    try:
+        await bus.ensure_layout(nc.jetstream())
+        planner = Planner(nc, telemetry_nc, settings)
+        await planner.start()
+        await stopping.wait()
+        await planner.stop()
+    finally:
+        await telemetry_nc.close()
+        await nc.close()

@@ -1,0 +1,179 @@
+"""From the bus to the fleet: what collectors publish is folded in as it comes, and caught up with from the streams.
+
+Live messages come by plain subscriptions, with no consumer to fall behind. The streams are read at the start and after
+each reconnection: the last message of each host where the last says it all (samples, processes, inventory), every
+event where each counts. The fleet ignores what it knows already, so that overlap does no harm.
+
+Of samples only a host's newest message is decoded, a few hosts at a time, so that a burst of telemetry never stands in
+the way of a request for longer than a few decodings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Final
+
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js import JetStreamContext, api
+
+from ..schemas import bus, codec
+from ..schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
+from .fleet import Event, Fleet, apply
+
+log = logging.getLogger("corral.planner.telemetry")
+
+_TYPES: Final[tuple[tuple[str, type[Struct]], ...]] = (
+    (f"{bus.SAMPLES}.", SampleBatch),
+    (f"{bus.PROCESSES}.", ProcessBatch),
+    (f"{bus.INVENTORY}.", Inventory),
+    (f"{bus.EVENTS}.", DeviceEvent),
+)
+_NEWEST_ONLY: Final = (SampleBatch, ProcessBatch)
+_SLICE: Final = 4
+"""Messages that are decoded before others get their turn."""
+_OVERLAP_SECONDS: Final = 10.0
+"""Events are read again from so long before the connection was lost."""
+
+
+class Telemetry:
+    """Keeps a fleet up to date.
+
+    Args:
+        nc: a connection of its own, so that telemetry and requests do not wait for each other.
+        fleet: to fold into.
+
+    Attributes:
+        ignored: messages that could not be decoded or folded; the processor keeps them as dead letters.
+        changed: set when something was folded in.
+    """
+
+    def __init__(self, nc: Client, fleet: Fleet) -> None:
+        self._nc = nc
+        self._js = nc.jetstream()
+        self._fleet = fleet
+        self._newest: dict[str, tuple[bytes, type[Struct]]] = {}
+        self._facts: list[tuple[str, bytes, type[Struct], float]] = []
+        self._arrived = asyncio.Event()
+        self._subscriptions: list[Subscription] = []
+        self._reading = False
+        self._events_until = 0.0
+        self.ignored = 0
+        self.changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Subscribe, then read what is known; after it the fleet is ready for decisions."""
+        for prefix, kind in _TYPES:
+
+            async def on_message(message: Msg, kind: type[Struct] = kind) -> None:
+                self._take(message.subject, message.data, kind)
+
+            self._subscriptions.append(await self._nc.subscribe(f"{prefix}*", cb=on_message))
+        await self._nc.flush()
+        await self.catch_up()
+
+    async def stop(self) -> None:
+        """Unsubscribe."""
+        for subscription in self._subscriptions:
+            if not self._nc.is_closed:
+                await subscription.unsubscribe()
+
+    async def catch_up(self) -> None:
+        """Read the streams: at the start, and after the bus was away."""
+        if self._reading:
+            return
+        self._reading = True
+        try:
+            last = api.DeliverPolicy.LAST_PER_SUBJECT
+            since = self._events_until - _OVERLAP_SECONDS if self._events_until else 0.0
+            started = time.time()
+            await self._read(bus.FACTS_STREAM, f"{bus.INVENTORY}.*", Inventory, api.ConsumerConfig(deliver_policy=last))
+            if since:
+                config = api.ConsumerConfig(
+                    deliver_policy=api.DeliverPolicy.BY_START_TIME, opt_start_time=datetime.fromtimestamp(since, UTC)
+                )
+            else:
+                config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.ALL)
+            await self._read(bus.FACTS_STREAM, f"{bus.EVENTS}.*", DeviceEvent, config)
+            for prefix, kind in ((bus.PROCESSES, ProcessBatch), (bus.SAMPLES, SampleBatch)):
+                config = api.ConsumerConfig(deliver_policy=last)
+                await self._read(bus.TELEMETRY_STREAM, f"{prefix}.*", kind, config)
+            self._events_until = started
+        finally:
+            self._reading = False
+            self._arrived.set()
+
+    async def run(self) -> None:
+        """Fold in what arrives, for ever. Facts come before samples, since they say what there is."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            if self._reading:
+                continue
+            while self._facts or self._newest:
+                facts, self._facts = self._facts[:_SLICE], self._facts[_SLICE:]
+                for subject, data, kind, at in facts:
+                    self._fold(subject, data, kind, at)
+                for subject in list(self._newest)[: _SLICE - len(facts)]:
+                    data, kind = self._newest.pop(subject)
+                    self._fold(subject, data, kind, time.time())
+                self.changed.set()
+                await asyncio.sleep(0)
+
+    def _take(self, subject: str, data: bytes, kind: type[Struct]) -> None:
+        if kind in _NEWEST_ONLY:
+            self._newest[subject] = (data, kind)
+        else:
+            now = time.time()
+            self._facts.append((subject, data, kind, now))
+            if not self._reading:
+                self._events_until = now
+        self._arrived.set()
+
+    def _fold(self, subject: str, data: bytes, kind: type[Struct], at: float) -> None:
+        try:
+            message = codec.decode(data, kind)
+            host = message.host.name if isinstance(message, Inventory) else getattr(message, "host", "")
+            if host != subject.rpartition(".")[2]:
+                raise ValueError(f"the body is of host {host!r}")
+            assert isinstance(message, Event)
+            apply(self._fleet, message, at)
+        except Exception as error:  # whatever one host sends, the others go on
+            self.ignored += 1
+            if self.ignored <= 10 or self.ignored % 1000 == 0:
+                log.warning("ignored a message on %s (%d so far): %s", subject, self.ignored, error)
+
+    async def _read(self, stream: str, subject: str, kind: type[Struct], config: api.ConsumerConfig) -> None:
+        async for message in read(self._js, stream, subject, config):
+            at = message.metadata.timestamp.timestamp()
+            self._fold(message.subject, message.data, kind, at)
+
+
+async def read(js: JetStreamContext, stream: str, subject: str, config: api.ConsumerConfig) -> AsyncIterator[Msg]:
+    """Every message of a stream that is there now and that a consumer of this kind is given."""
+    config.ack_policy = api.AckPolicy.NONE
+    config.mem_storage = True
+    config.inactive_threshold = 30.0
+    subscription = await js.pull_subscribe(subject, stream=stream, config=config)
+    try:
+        if not (await subscription.consumer_info()).num_pending:
+            return
+        left = 1
+        while left:
+            for message in await subscription.fetch(1000, timeout=5):
+                yield message
+                left = message.metadata.num_pending
+    except NatsTimeout:
+        log.warning("stream %s ended sooner than it said", stream)
+    finally:
+        with suppress(NatsError):
+            await subscription.unsubscribe()
