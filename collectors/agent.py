@@ -156,15 +156,12 @@ class Agent:
                     interval_seconds=self.settings.interval_seconds,
                 ),
             )
-        count = 0
-        for tick in reading.ticks:
-            for pack in self._packer.add(tick):
-                self._put_pack(pack)
-                count += 1
-                if count % _YIELD_EVERY == 0:
-                    # A fleet's tick is thousands of messages: let those that wait be sent meanwhile.
-                    self._wake()
-                    await asyncio.sleep(0)
+        for count, pack in enumerate(self._packer.add(reading.ticks), start=1):
+            self._put_pack(pack)
+            if count % _YIELD_EVERY == 0:
+                # A fleet's tick is thousands of messages: let those that wait be sent meanwhile.
+                self._wake()
+                await asyncio.sleep(0)
         for host, processes in (reading.processes or {}).items():
             batch = ProcessBatch(
                 host=host, agent=self.id, sequence=self._next(), time_ns=reading.time_ns, processes=processes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from ..schemas.metrics import METRICS
@@ -23,15 +23,17 @@ class Pack:
         devices: of all its ticks.
         ticks: in order.
         bytes: of their columns.
+        reading: number of the reading that it began with.
     """
 
-    __slots__ = ("bytes", "devices", "host", "ticks")
+    __slots__ = ("bytes", "devices", "host", "reading", "ticks")
 
-    def __init__(self, tick: Tick) -> None:
+    def __init__(self, tick: Tick, size: int, reading: int) -> None:
         self.host = tick.host
         self.devices = tick.devices
         self.ticks = [tick]
-        self.bytes = _bytes(tick)
+        self.bytes = size
+        self.reading = reading
 
     @property
     def samples(self) -> int:
@@ -71,32 +73,36 @@ class Packer:
     """Joins ticks of many hosts, each to its own batches.
 
     Args:
-        ticks_per_batch: a batch is closed with so many ticks.
+        readings_per_batch: a batch is closed after so many readings of the source.
         max_bytes: or before its columns grow beyond it.
     """
 
-    def __init__(self, ticks_per_batch: int, max_bytes: int = MAX_MESSAGE_BYTES) -> None:
-        self.ticks_per_batch = max(ticks_per_batch, 1)
+    def __init__(self, readings_per_batch: int, max_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self.readings_per_batch = max(readings_per_batch, 1)
         self.max_bytes = max_bytes
         self._open: dict[str, Pack] = {}
+        self._reading = 0
 
-    def add(self, tick: Tick) -> Iterator[Pack]:
-        """Take a tick; yields the batches that it closes."""
-        if not tick.devices:
-            return
-        pack = self._open.get(tick.host)
-        if pack is not None and (pack.devices != tick.devices or pack.bytes + _bytes(tick) > self.max_bytes):
-            del self._open[tick.host]
-            yield pack
-            pack = None
-        if pack is None:
-            pack = self._open[tick.host] = Pack(tick)
-        else:
-            pack.ticks.append(tick)
-            pack.bytes += _bytes(tick)
-        if len(pack.ticks) >= self.ticks_per_batch:
-            del self._open[tick.host]
-            yield pack
+    def add(self, ticks: Iterable[Tick]) -> Iterator[Pack]:
+        """Take the ticks of one reading, which may hold several of a host; yields the batches that they close."""
+        self._reading += 1
+        for tick in ticks:
+            if not tick.devices:
+                continue
+            size = _bytes(tick)
+            pack = self._open.get(tick.host)
+            if pack is not None and (pack.devices != tick.devices or pack.bytes + size > self.max_bytes):
+                yield pack
+                pack = None
+            if pack is None:
+                self._open[tick.host] = Pack(tick, size, self._reading)
+            else:
+                pack.ticks.append(tick)
+                pack.bytes += size
+        for host in [
+            host for host, pack in self._open.items() if self._reading - pack.reading + 1 >= self.readings_per_batch
+        ]:
+            yield self._open.pop(host)
 
     def flush(self) -> list[Pack]:
         """Close all batches."""

@@ -1,0 +1,13 @@
+"""Which source this machine has, by the traces that a loaded driver leaves; nothing is loaded or asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def detect() -> Literal["nvml", "amd"] | None:
+    """The source for this machine's devices; None where no GPU driver is loaded."""
+    if any(Path(path).exists() for path in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")):
+        return "nvml"
+    return "amd" if Path("/dev/kfd").exists() else None
