@@ -44,19 +44,38 @@ def device_verdict(device: DeviceState, ask: Ask) -> str:
     return ""
 
 
+def verdict_of(device: DeviceState, ask: Ask) -> str:
+    """`device_verdict`, worked out once for each state."""
+    verdicts = ask.verdicts
+    found = verdicts.get(device)
+    if found is None:
+        if len(verdicts) > 65_536:
+            verdicts.clear()
+        found = verdicts[device] = device_verdict(device, ask)
+    return found
+
+
 def candidates(state: HostState, ask: Ask) -> list[int]:
     """Places of the devices that could be used."""
-    verdicts = ask.verdicts
     found: list[int] = []
-    for at, device in enumerate(state.devices):
+    verdicts = ask.verdicts
+    for device, places in state.kinds:
         verdict = verdicts.get(device)
         if verdict is None:
-            if len(verdicts) > 65_536:
-                verdicts.clear()
-            verdict = verdicts[device] = device_verdict(device, ask)
+            verdict = verdict_of(device, ask)
         if not verdict:
-            found.append(at)
+            found += places
     return found
+
+
+def excluded(state: HostState, ask: Ask) -> bool:
+    """Whether a host can not hold the whole request, as far as its sums tell."""
+    return (
+        state.cpus_free < ask.cpus_milli
+        or state.memory_free < ask.host_memory_bytes
+        or state.blocked != 0
+        or (state.whole_free < ask.gpus if ask.whole else state.share_most < ask.share_milli)
+    )
 
 
 def host_verdict(state: HostState, ask: Ask, usable: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Set
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
-from .feasible import candidates, host_verdict
+from .feasible import candidates, excluded
 from .fleet import Fleet
 from .index import HostClass
 from .policies import Choice, Policy
@@ -43,10 +43,12 @@ class Ranking:
             return choices[state]
         except KeyError:
             pass
-        usable = candidates(state, self.ask)
         found = None
-        if not host_verdict(state, self.ask, len(usable)):
-            found = self.policy.choose(state, self.ask, usable)
+        ask = self.ask
+        if not excluded(state, ask):
+            usable = candidates(state, ask)
+            if len(usable) >= ask.gpus:
+                found = self.policy.choose(state, ask, usable)
         choices[state] = found
         return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple, TypeVar
 
 from ..schemas.requests import Placement
-from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict, matches_host
+from .feasible import NEAR_MEMORY, capacity, host_verdict, matches_host, verdict_of
 from .fleet import Fleet, Host
 from .state import Ask, DeviceState, HostState
 
@@ -79,11 +79,13 @@ class Ledger:
             for state, group in index.classes.items():
                 self.add(state, len(group.members))
         else:
+            changes: dict[HostState | None, int] = {}
             for old, new in index.moves[self._cursor - index.moves_base :]:
-                if old is not None:
-                    self.add(old, -1)
-                if new is not None:
-                    self.add(new, 1)
+                changes[old] = changes.get(old, 0) - 1
+                changes[new] = changes.get(new, 0) + 1
+            for state, hosts in changes.items():
+                if hosts and state is not None:
+                    self.add(state, hosts)
         self._cursor = index.moves_end
         return self
 
@@ -123,21 +125,26 @@ def part_of(state: HostState, ask: Ask) -> Part:
     if not ask.gpus:
         reason = host_verdict(state, ask, 0)
         return Part(1, 0, ((reason or "devices", 1, _near_host(reason, state, 0)),))
-    usable = candidates(state, ask)
+    usable = 0
     reasons: dict[str, tuple[int, int]] = {}
-    for device in state.devices:
-        verdict = ask.verdicts[device]
-        if verdict:
-            near = near_device(verdict, device)
-            before = reasons.get(verdict, (0, -1))
-            reasons[verdict] = (before[0] + 1, max(before[1], near))
+    for device, places in state.kinds:
+        verdict = verdict_of(device, ask)
+        if not verdict:
+            usable += len(places)
+            continue
+        near = near_device(verdict, device)
+        before = reasons.get(verdict)
+        if before is None:
+            reasons[verdict] = (len(places), near)
+        else:
+            reasons[verdict] = (before[0] + len(places), max(before[1], near))
     if usable:
         whole = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
-        reason = host_verdict(state, whole, len(usable)) or "devices"
-        reasons[reason] = (len(usable), _near_host(reason, state, len(usable)))
+        reason = host_verdict(state, whole, usable) or "devices"
+        reasons[reason] = (usable, _near_host(reason, state, usable))
     return Part(
         len(state.devices),
-        capacity(state, ask, len(usable)),
+        capacity(state, ask, usable) if usable else 0,
         tuple((reason, devices, near) for reason, (devices, near) in reasons.items()),
     )
 

@@ -133,10 +133,25 @@ class HostState:
         memory_free: bytes of RAM that no lease holds.
         blocked: bits of `BLOCKS` for the host itself.
         devices: their states, by index or sorted.
+        kinds: each different state of a device with the places in `devices` that have it.
+        share_free: thousandths over all devices that no lease holds.
+        whole_free: devices that no lease is on and that may take work.
+        share_most: the greatest free share of one device.
         order: sorts states the same way in every run; the fuller host comes first.
     """
 
-    __slots__ = ("blocked", "cpus_free", "devices", "memory_free", "order", "topology")
+    __slots__ = (
+        "blocked",
+        "cpus_free",
+        "devices",
+        "kinds",
+        "memory_free",
+        "order",
+        "share_free",
+        "share_most",
+        "topology",
+        "whole_free",
+    )
 
     def __init__(
         self,
@@ -151,13 +166,24 @@ class HostState:
         self.memory_free = memory_free
         self.blocked = blocked
         self.devices = devices
+        kinds: dict[DeviceState, list[int]] = {}
+        free = whole = most = 0
+        for at, device in enumerate(devices):
+            kinds.setdefault(device, []).append(at)
+            share = device.share_free
+            free += share
+            most = max(most, share)
+            if share == WHOLE_MILLI and not device.leased:
+                whole += 1
+        self.kinds = tuple(kinds.items())
+        self.share_free, self.whole_free, self.share_most = free, whole, most
         self.order = (
-            sum(device.share_free for device in devices),
+            free,
             cpus_free,
             memory_free,
             blocked,
-            tuple(device.order for device in devices),
-            () if topology is None else topology.levels,
+            tuple((device.order, len(places)) for device, places in self.kinds),
+            () if topology is None else (topology.levels, tuple(device.order for device in devices)),
         )
 
 

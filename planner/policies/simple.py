@@ -106,7 +106,7 @@ def _left_parts(state: HostState, ask: Ask) -> tuple[float, float, float]:
     """Cores, RAM and share that stay free, in units of a large host (128 cores, 1 TiB, 8 devices)."""
     cpus = 0.0 if state.cpus_free >= UNLIMITED else (state.cpus_free - ask.cpus_milli) / CORES_SCALE
     memory = 0.0 if state.memory_free >= UNLIMITED else (state.memory_free - ask.host_memory_bytes) / MEMORY_SCALE
-    share = (sum(device.share_free for device in state.devices) - ask.gpus * ask.share_milli) / SHARE_SCALE
+    share = (state.share_free - ask.gpus * ask.share_milli) / SHARE_SCALE
     return cpus, memory, share
 
 
@@ -128,7 +128,7 @@ class Pack(Base):
         )
         chosen = pick(state, order, ask.gpus)
         trouble = sum(strain(devices[at]) for at in chosen)
-        return Choice(-float(sum(device.share_free for device in devices)), -trouble, chosen)
+        return Choice(-float(state.share_free), -trouble, chosen)
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
         """Free share of the host, negative."""
@@ -149,7 +149,7 @@ class Spread(Base):
         )
         chosen = pick(state, order, ask.gpus)
         whole = max(1, len(devices)) * WHOLE_MILLI
-        score = sum(device.share_free for device in devices) / whole
+        score = state.share_free / whole
         return Choice(score, -sum(strain(devices[at]) for at in chosen), chosen)
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
