@@ -344,12 +344,11 @@ def free(fleet: Fleet, lease_id: str) -> Fleet:
         if not holders:
             del fleet.on_device[uuid]
     for name, (cpus, ram) in held.hosts.items():
-        before = fleet.on_host[name]
+        # Several leases without cores or RAM share one entry of nothing.
+        before = fleet.on_host.pop(name, (0, 0))
         after = (before[0] - cpus, before[1] - ram)
         if any(after):
             fleet.on_host[name] = after
-        else:
-            del fleet.on_host[name]
     _touch(fleet, held)
     return fleet
 

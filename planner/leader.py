@@ -117,6 +117,9 @@ class Candidate:
             log.info("planner %s leads from revision %d on", self._planner, term)
             try:
                 await self._lead(term)
+            except Exception:  # the bus went away in the middle of taking over, say: stand for election again
+                log.exception("planner %s could not take over", self._planner)
+                await asyncio.sleep(HEARTBEAT_SECONDS)
             finally:
                 self.term = 0
                 self._confirmed.set()

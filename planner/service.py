@@ -47,7 +47,7 @@ from .leader import TAKEOVER_SECONDS, Candidate
 from .leases import LeaseRecord, LeaseTable
 from .ledger import Ledger, clock
 from .policies import POLICIES
-from .store import ANSWER_PREFIX, DRAINS, HEARTBEAT, LEASE_PREFIX, TOLD, Entry, Store
+from .store import ANSWER_PREFIX, DRAINS, HEARTBEAT, LEASE_PREFIX, TOLD, Deposed, Entry, Store
 from .telemetry import Telemetry
 
 log = logging.getLogger("corral.planner")
@@ -296,7 +296,8 @@ class Planner:
         self._term_tasks = []
         if not self._candidate.leaving:
             await self._register(None)
-        self._store.abandon()
+        for done in self._store.abandon():
+            await done(Deposed("another planner leads"))
         if announcer is not None:
             await announcer.stop()
         if desk is not None:
@@ -481,7 +482,7 @@ class Planner:
 
 
 async def plan(url: str | None = None, settings: Settings | None = None, *, stop: asyncio.Event | None = None) -> None:
-    """Run a planner until it is told to stop (SIGINT, SIGTERM or `stop`).
+    """Run a planner until it is told to stop: by `stop` where that is given, else by SIGINT or SIGTERM.
 
     Args:
         url: of the bus; None as in `bus.connect`.
@@ -496,10 +497,9 @@ async def plan(url: str | None = None, settings: Settings | None = None, *, stop
     if settings.policy is not None and settings.policy not in POLICIES:
         raise ValueError(f"policy {settings.policy!r} is not known: use one of {', '.join(sorted(POLICIES))}")
     stopping = stop or asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.add_signal_handler(number, stopping.set)
+    if stop is None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     planner: Planner | None = None
 
     async def reconnected() -> None:

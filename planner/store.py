@@ -292,6 +292,7 @@ class Store:
             return
         outcome = _outcome(message, write)
         if outcome is None:
+            write.sent_at = 0.0  # no use waiting for another answer
             return
         write.resolved = True
         if isinstance(outcome, int) and outcome > self._newest:

@@ -155,10 +155,8 @@ async def until_ready(nc: Client, devices: int = 0, timeout: float = 10.0) -> di
 
 async def lease_events(nc: Client) -> list[tuple[str, dict[str, Any]]]:
     """All lease events on the stream of facts."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    async for message in stream(nc, bus.FACTS_STREAM, f"{bus.LEASE_EVENTS}.>"):
-        found.append((message.subject, json.loads(message.data)))
-    return found
+    events = stream(nc, bus.FACTS_STREAM, f"{bus.LEASE_EVENTS}.>")
+    return [(message.subject, json.loads(message.data)) async for message in events]
 
 
 async def stream(nc: Client, name: str, subject: str) -> AsyncIterator[Any]:

@@ -1,0 +1,318 @@
+"""How fast does the planner grant over the bus, durably, and what bounds it?
+
+    python bench/planner.py                   # all of it, about a minute
+    python bench/planner.py --gpus 10000 --seconds 5 --clients 1,16,256
+
+One machine runs everything: nats-server, the planner process, and the clients, which are raw sockets speaking NATS in
+this process, so that they cost next to nothing beside what they measure. Each client sends its next request when it
+has its answer. Limits measured in the same run: a bus round trip (request to an echo in a process of its own), and a
+bare write to the planner's bucket, one at a time and pipelined.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from corral.cli.server import EmbeddedServer
+from corral.planner.service import Settings, plan
+from corral.schemas import bus, codec, columns
+from corral.schemas.metrics import METRICS
+from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
+
+GIB = 2**30
+PER_HOST = 8
+HEADER = f"{'':34}{'clients':>8}{'per s':>10}{'p50 ms':>9}{'p99 ms':>9}"
+
+
+class Raw(asyncio.Protocol):
+    """A NATS client with one inbox that sends the next message as soon as it has an answer."""
+
+    def __init__(self, number: int, subject: str, body: Callable[[int, bytes], tuple[str, bytes] | None]) -> None:
+        self.inbox = f"_INBOX.bench{os.getpid()}x{number}"
+        self.subject = subject
+        self.body = body
+        self.sent_at = 0.0
+        self.count = 0
+        self.latencies: list[float] = []
+        self.running = False
+        self.buffer = b""
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.write(b'CONNECT {"verbose":false,"headers":true,"no_responders":true,"protocol":1}\r\n')
+        transport.write(f"SUB {self.inbox} 1\r\nPING\r\n".encode())
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while True:
+            line, found, rest = self.buffer.partition(b"\r\n")
+            if not found:
+                return
+            if line.startswith((b"MSG", b"HMSG")):
+                size = int(line.rsplit(b" ", 1)[1])
+                if len(rest) < size + 2:
+                    return
+                self.buffer = rest[size + 2 :]
+                self.answered(rest[:size])
+            else:
+                self.buffer = rest
+                if line == b"PING":
+                    self.transport.write(b"PONG\r\n")
+
+    def answered(self, data: bytes) -> None:
+        self.latencies.append(time.perf_counter() - self.sent_at)
+        self.send(data)
+
+    def send(self, answer: bytes = b"") -> None:
+        made = self.body(self.count, answer) if self.running else None
+        if made is None:
+            if not self.over.done():
+                self.over.set_result(None)
+            return
+        self.count += 1
+        subject, payload = made
+        self.sent_at = time.perf_counter()
+        self.transport.write(
+            b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), self.inbox.encode(), len(payload), payload)
+        )
+
+
+async def drive(
+    label: str, url: str, clients: int, seconds: float, body: Callable[[int], Callable[[int, bytes], Any]]
+) -> tuple[float, float, float]:
+    """So many clients for so long; print what they saw."""
+    loop = asyncio.get_running_loop()
+    host, port = url.removeprefix("nats://").split(":")
+    raws: list[Raw] = []
+    for number in range(clients):
+        _, raw = await loop.create_connection(lambda n=number: Raw(n, "", body(n)), host, int(port))
+        raws.append(raw)
+    await asyncio.sleep(0.2)
+    started = time.perf_counter()
+    for raw in raws:
+        raw.running = True
+        raw.send()
+    await asyncio.sleep(seconds)
+    for raw in raws:
+        raw.running = False
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.gather(*(raw.over for raw in raws)), 5)
+    took = time.perf_counter() - started
+    latencies = sorted(latency for raw in raws for latency in raw.latencies)
+    for raw in raws:
+        raw.transport.close()
+    rate, p50, p99 = (
+        len(latencies) / took,
+        latencies[len(latencies) // 2] * 1e3,
+        latencies[int(len(latencies) * 0.99)] * 1e3,
+    )
+    print(f"{label:34}{clients:>8}{rate:>10,.0f}{p50:>9.2f}{p99:>9.2f}", flush=True)
+    return rate, p50, p99
+
+
+async def feed(url: str, gpus: int, stop: Any) -> None:
+    """Inventories once, then samples of every host each 2 s."""
+    nc = await bus.connect(url)
+    hosts = [f"node{number:05d}" for number in range(gpus // PER_HOST)]
+    uuids = {host: [f"GPU-{host}-{index}" for index in range(PER_HOST)] for host in hosts}
+    models = ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S", "Tesla T4")
+    for at, host in enumerate(hosts):
+        info = Inventory(
+            host=HostInfo(name=host, cpus=128, memory_bytes=1024 * GIB),
+            agent="bench",
+            time_ns=time.time_ns(),
+            devices=[
+                DeviceInfo(uuid=uuid, host=host, index=index, name=models[at % 4], memory_bytes=80 * GIB)
+                for index, uuid in enumerate(uuids[host])
+            ],
+        )
+        await nc.publish(bus.inventory_subject(host), codec.encode(info))
+    packed = {
+        metric: columns.pack(METRICS[metric], [value] * PER_HOST)
+        for metric, value in (("memory_used_bytes", 0), ("memory_total_bytes", 80 * GIB), ("temperature_celsius", 40.0))
+    }
+    sequence = 0
+    while not stop.is_set():
+        started = time.monotonic()
+        for host in hosts:
+            sequence += 1
+            batch = SampleBatch(
+                host=host,
+                agent="bench",
+                sequence=sequence,
+                source="simulated",
+                devices=uuids[host],
+                times_ns=columns.pack_times([time.time_ns()] * PER_HOST),
+                columns={metric: pair[0] for metric, pair in packed.items() if pair is not None},
+            )
+            await nc.publish(bus.samples_subject(host), codec.encode(batch))
+        await nc.flush()
+        await asyncio.sleep(max(0.0, 2.0 - (time.monotonic() - started)))
+    await nc.close()
+
+
+def run_feed(url: str, gpus: int, stop: Any) -> None:
+    uvloop.run(feed(url, gpus, stop))
+
+
+def run_planner(url: str, profile: str) -> None:
+    settings = Settings(stale_after_seconds=60.0)
+    if not profile:
+        uvloop.run(plan(url, settings))
+        return
+    import cProfile
+
+    profiler = cProfile.Profile()
+    profiler.enable()
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        uvloop.run(plan(url, settings))
+    profiler.disable()
+    profiler.dump_stats(profile)
+
+
+def run_echo(url: str) -> None:
+    async def echo() -> None:
+        nc = await bus.connect(url)
+
+        async def answer(message: Any) -> None:
+            await message.respond(message.data)
+
+        await nc.subscribe("bench.echo", cb=answer)
+        await asyncio.Event().wait()
+
+    uvloop.run(echo())
+
+
+def grants_only(shares: int) -> Callable[[int], Callable[[int, bytes], Any]]:
+    """Every request takes a little of a device and keeps it."""
+
+    def client(number: int) -> Callable[[int, bytes], Any]:
+        payload = json.dumps(
+            {"owner": f"client{number}", "gpus": 1, "gpu_share": shares / 1000, "ttl_seconds": 3600}
+        ).encode()
+
+        def body(count: int, answer: bytes) -> tuple[str, bytes]:
+            if count and b'"assignment"' not in answer[:100]:
+                raise SystemExit(f"not granted: {answer.decode()[:500]}")
+            return "corral.v1.plan.request", payload
+
+        return body
+
+    return client
+
+
+def grant_and_release(number: int) -> Callable[[int, bytes], Any]:
+    """Whole devices, each given back before the next is asked for."""
+    owner = f"client{number}"
+    payload = json.dumps({"owner": owner, "gpus": 1, "ttl_seconds": 3600}).encode()
+
+    def body(count: int, answer: bytes) -> tuple[str, bytes]:
+        if count % 2:
+            lease = json.loads(answer)["lease"]["lease_id"]
+            return "corral.v1.plan.release", json.dumps({"owner": owner, "lease_id": lease}).encode()
+        return "corral.v1.plan.request", payload
+
+    return body
+
+
+async def bare_writes(url: str, seconds: float) -> None:
+    """What the bucket takes: writes of an assignment's size, one at a time and pipelined."""
+    nc = await bus.connect(url)
+    await bus.ensure_layout(nc.jetstream())
+    await nc.close()
+    value = b"x" * 900
+
+    def client(number: int) -> Callable[[int, bytes], Any]:
+        def body(count: int, answer: bytes) -> tuple[str, bytes]:
+            return f"$KV.{bus.PLANNER_BUCKET}.bench.{number}x{count}", value
+
+        return body
+
+    for clients in (1, 64):
+        await drive("limit: bare write to the bucket", url, clients, seconds, client)
+
+
+async def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--gpus", type=int, default=10_000)
+    options.add_argument("--seconds", type=float, default=4.0)
+    options.add_argument("--clients", default="1,16,256")
+    options.add_argument("--profile", default="", help="write a cProfile of the planner there")
+    options.add_argument("--only", default="", help="limits, grants or cycles")
+    args = options.parse_args()
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        server = EmbeddedServer(Path(folder) / "nats")
+        server.start()
+        url = server.url
+        stop = context.Event()
+        parts: list[Any] = []
+        try:
+            print(f"{args.gpus:,} GPUs, {os.cpu_count()} cores for server, planner and clients\n{HEADER}")
+            if args.only in ("", "limits"):
+                echo = context.Process(target=run_echo, args=(url,))
+                echo.start()
+                await asyncio.sleep(1.0)
+                for clients in (1, 64):
+                    await drive(
+                        "limit: bus round trip", url, clients, 2.0, lambda _: lambda c, a: ("bench.echo", b"x" * 200)
+                    )
+                echo.kill()
+                await bare_writes(url, 2.0)
+            if args.only == "limits":
+                return
+            nc = await bus.connect(url)
+            await bus.ensure_layout(nc.jetstream())
+            parts = [
+                context.Process(target=run_planner, args=(url, args.profile)),
+                context.Process(target=run_feed, args=(url, args.gpus, stop)),
+            ]
+            for part in parts:
+                part.start()
+            ready = 0
+            while ready < args.gpus // PER_HOST * PER_HOST:
+                await asyncio.sleep(0.5)
+                with contextlib.suppress(Exception):
+                    ready = json.loads((await nc.request("corral.v1.plan.fleet", b"", timeout=5)).data)["usable_devices"]
+            usage = subprocess.run(["ps", "-o", "rss=", "-p", str(parts[0].pid)], capture_output=True, check=True).stdout
+            print(f"  planner ready, {int(usage) / 1024:.0f} MiB")
+            for clients in [int(part) for part in args.clients.split(",")]:
+                before = cpu_seconds(parts[0].pid), cpu_seconds(server.process.pid)  # type: ignore[union-attr]
+                if args.only in ("", "grants"):
+                    rate, *_ = await drive("durable grants", url, clients, args.seconds, grants_only(1))
+                    after = cpu_seconds(parts[0].pid), cpu_seconds(server.process.pid)  # type: ignore[union-attr]
+                    spent = [(b - a) / args.seconds / rate * 1e6 for a, b in zip(before, after, strict=True)]
+                    print(f"  CPU per grant: planner {spent[0]:.0f} µs, server {spent[1]:.0f} µs")
+                if args.only in ("", "cycles"):
+                    await drive("grant and release, each", url, clients, args.seconds, grant_and_release)
+            await nc.close()
+        finally:
+            stop.set()
+            for part in parts:
+                part.terminate()
+                part.join(10)
+            server.kill()
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    sys.exit(uvloop.run(main()))
