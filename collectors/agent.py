@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from ..schemas import bus, codec
 from ..schemas.telemetry import AgentReport, DeviceEvent, ProcessBatch, Severity
 from .outbox import Outbox
-from .packing import Pack, Packer
+from .packing import MAX_MESSAGE_BYTES, Pack, Packer
 from .reader import Reader, Reading
 from .source import Source, SourceEvent
 
@@ -110,16 +110,15 @@ class Agent:
         reports = asyncio.create_task(self._report_for_ever(), name="reports")
         try:
             while (item := await self._readings.get()) is not None:
-                if isinstance(item, SourceEvent):
-                    self._forward(item)
-                else:
-                    await self._take(item)
-                    self._reader.waiting -= 1
+                await self._take(item)
             await self.ended
         finally:
             reports.cancel()
-            if not self._reader.stop():
+            if not await asyncio.to_thread(self._reader.stop):
                 log.error("a call of %s hangs; leaving it behind", self._source.name)
+            while not self._readings.empty():
+                if (item := self._readings.get_nowait()) is not None:
+                    await self._take(item)
             for pack in self._packer.flush():
                 self._put_pack(pack)
             self._report()
@@ -145,7 +144,18 @@ class Agent:
         except RuntimeError:
             log.debug("the reader ended after the loop")
 
-    async def _take(self, reading: Reading) -> None:
+    def limit_message_bytes(self, max_payload: int) -> None:
+        """The server takes no message above it: keep batches well below, whatever their head adds."""
+        self._packer.max_bytes = min(MAX_MESSAGE_BYTES, max_payload * 3 // 4)
+
+    async def _take(self, item: Reading | SourceEvent) -> None:
+        if isinstance(item, SourceEvent):
+            self._forward(item)
+        else:
+            await self._take_reading(item)
+            self._reader.taken += 1
+
+    async def _take_reading(self, reading: Reading) -> None:
         for inventory in reading.inventory or ():
             self._put(
                 bus.inventory_subject(inventory.host.name),
@@ -228,7 +238,7 @@ class Agent:
             time_ns=time.time_ns(),
             source=self._source.name,
             ticks=self._reader.ticks,
-            late_ticks=self._reader.late_now(),
+            late_ticks=self._reader.late_ticks,
             read_seconds_mean=mean,
             read_seconds_max=longest,
             read_errors=self._reader.read_errors,

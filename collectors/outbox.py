@@ -32,7 +32,7 @@ class Entry:
         payload: likewise.
         samples: device samples in it.
         doubtful: it may have reached the stream so long ago that the stream no longer knows its id.
-        sent_at: when it was last sent, by the loop's clock; None if it never was or the bus has refused it.
+        sent_at: when it was first sent, by the loop's clock; None if it never was or the bus has refused it since.
     """
 
     __slots__ = ("doubtful", "message_id", "payload", "samples", "segment", "sent_at", "subject")

@@ -96,6 +96,7 @@ class Publisher:
         self._on_connected = on_connected
         self._while_connected = while_connected
         self._before_close = before_close
+        self._told: set[str] = set()
         self.news = asyncio.Event()
         self.idle = asyncio.Event()
         self.decode_ack = msgspec.json.Decoder(_Ack).decode
@@ -144,8 +145,10 @@ class Publisher:
         async def on_lost() -> None:
             lost.set()
 
-        async def quiet(_: Exception) -> None:
-            return
+        async def tell(error: Exception) -> None:
+            if not isinstance(error, OSError) and str(error) not in self._told:
+                self._told.add(str(error))
+                log.warning("bus: %s: %s", type(error).__name__, error)
 
         return await bus.connect(
             self._url,
@@ -154,7 +157,7 @@ class Publisher:
             allow_reconnect=False,
             disconnected_cb=on_lost,
             closed_cb=on_lost,
-            error_cb=quiet,
+            error_cb=tell,
         )
 
     async def _session(self, nc: Client, lost: asyncio.Event) -> None:
@@ -207,7 +210,7 @@ class _Session:
                     await self._settle(failures)
                     continue
                 failures = 0
-                await self._wait()
+                await self._wait_for(self._publisher.news)
         finally:
             if not self._nc.is_closed:
                 await subscription.unsubscribe()
@@ -224,6 +227,7 @@ class _Session:
                 return
             if self._is_doubtful(entry) and await self._is_stored(entry):
                 outbox.done(entry.message_id)
+                self._gone()
                 continue
             await self._send(entry)
 
@@ -231,7 +235,8 @@ class _Session:
         self._number += 1
         token = str(self._number)
         self._tokens[token] = entry.message_id
-        entry.sent_at = self._loop.time()
+        if entry.sent_at is None:
+            entry.sent_at = self._loop.time()
         try:
             await self._nc.publish(
                 entry.subject, entry.payload, f"{self._inbox}.{token}", {_MESSAGE_ID: entry.message_id}
@@ -245,6 +250,12 @@ class _Session:
             )
             del self._tokens[token]
             self._outbox.drop(entry.message_id)
+            self._gone()
+
+    def _gone(self) -> None:
+        self._room.set()
+        if not len(self._outbox):
+            self._publisher.idle.set()
 
     async def _on_ack(self, message: Msg) -> None:
         message_id = self._tokens.pop(message.subject[len(self._inbox) + 1 :], None)
@@ -257,14 +268,12 @@ class _Session:
             if error is None:
                 if self._outbox.done(message_id):
                     self._publisher.published_messages += 1
-                self._room.set()
-                if not len(self._outbox):
-                    self._publisher.idle.set()
+                self._gone()
                 return
             if error.code == 400 and error.err_code == 10054:  # larger than the stream takes
                 log.error("the stream refuses a message for good and it was dropped: %s", error.description)
                 self._outbox.drop(message_id)
-                self._room.set()
+                self._gone()
                 return
             self._refused = self._refused or error
         # It is certain that this one is not stored, whatever came behind it.
@@ -284,9 +293,6 @@ class _Session:
         await asyncio.sleep(random.uniform(0, min(BACKOFF_SECONDS * 2**failures, BACKOFF_MAX_SECONDS)))
         self._outbox.unspill()
         self._refused = None
-
-    async def _wait(self) -> None:
-        await self._wait_for(self._publisher.news)
 
     async def _wait_for(self, event: asyncio.Event) -> None:
         """Wait, but no longer than an acknowledgement may take.

@@ -1,7 +1,6 @@
 """The reader: one thread that owns a source and paces it, so that no driver call ever holds up the event loop.
 
-Tick k is due at `start + k * interval` by the monotonic clock, so errors never add up. A tick that is still being read
-when the next is due makes that one late: it is skipped and counted, and never read behind time.
+A source that can't be read is closed and opened again, with backoff, for as long as the agent runs.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Final, cast
 from msgspec import Struct
 
 from ..schemas.telemetry import Inventory, ProcessSample, Severity
+from .pacing import Pace
 from .source import EndOfData, Source, SourceEvent, SourceUnavailable, Tick
 
 log = logging.getLogger("corral.collector")
@@ -57,9 +57,7 @@ class Reader:
 
     Attributes:
         ticks: read since the start.
-        late_ticks: skipped since the start.
-        read_errors: as the source counts them, and readings that failed as a whole.
-        waiting: readings delivered and not taken yet; the taker counts it down.
+        taken: readings that the taker is done with; it counts them.
     """
 
     def __init__(
@@ -78,9 +76,12 @@ class Reader:
         self.interval_seconds = interval_seconds
         self.processes_seconds = processes_seconds
         self.ticks = 0
-        self.late_ticks = 0
-        self.waiting = 0
-        self._failures = 0
+        self.taken = 0
+        self._read_failures = 0
+        self._failures_in_a_row = 0
+        self._late_before = 0
+        self._late_for_loop = 0
+        self._pace: Pace | None = None
         self._deliver = deliver
         self._emit = emit
         self._finished = finished
@@ -90,13 +91,21 @@ class Reader:
         self._durations_lock = threading.Lock()
         self._reading_since: float | None = None
         self._known: dict[str, Inventory] = {}
+        self._delivered = 0
         self._thread = threading.Thread(target=self._run, name="corral-reader", daemon=True)
 
     @property
     def read_errors(self) -> int:
-        """Failed reads and, where the source counts them, failed driver calls."""
+        """Readings that failed as a whole and, where the source counts them, driver calls that failed."""
         counted = cast("int", getattr(self.source, "read_errors", 0))
-        return self._failures + counted
+        return self._read_failures + counted
+
+    @property
+    def late_ticks(self) -> int:
+        """Ticks skipped since the start, those included that a read in progress has cost so far."""
+        pace, busy = self._pace, self._reading_since is not None
+        late = self._late_before + self._late_for_loop + (pace.late if pace is not None else 0)
+        return late + (pace.missed(time.monotonic()) if pace is not None and busy else 0)
 
     def start(self) -> None:
         """Begin to read."""
@@ -122,33 +131,24 @@ class Reader:
             found.append(hanging)
         return (sum(found) / len(found), max(found)) if found else (0.0, 0.0)
 
-    def late_now(self) -> int:
-        """Late ticks with those that the read in progress has cost so far."""
-        since = self._reading_since
-        missed = int((time.monotonic() - since) / self.interval_seconds) if since is not None else 0
-        return self.late_ticks + missed
-
     def _run(self) -> None:
         error: BaseException | None = None
-        failures = 0
         try:
             while not self._stop.is_set():
                 try:
                     self.source.open(self._emit)
-                    if failures:
-                        self._report("driver_returned", Severity.CLEARED, f"{self.source.name} can be read again")
-                    failures = 0
                     self._read_until_stopped()
                     return
+                except EndOfData:
+                    raise
                 except SourceUnavailable as unavailable:
-                    if failures == 0:
-                        log.warning("%s can't be read: %s", self.source.name, unavailable)
-                        self._report("driver_lost", Severity.WARNING, str(unavailable))
-                    failures += 1
-                    self._failures += 1
+                    self._lost(str(unavailable))
+                except Exception as unexpected:  # one bad reading must not end a daemon; it is told and counted
+                    log.exception("reading %s failed", self.source.name)
+                    self._lost(f"{type(unexpected).__name__}: {unexpected}")
                 self.source.close()
-                # Full jitter over an exponential limit: a rack that lost its driver does not ask in step.
-                limit = min(RETRY_SECONDS * 2**failures, RETRY_MAX_SECONDS)
+                # Jitter over an exponential limit: a rack that lost its driver does not ask in step.
+                limit = min(RETRY_SECONDS * 2**self._failures_in_a_row, RETRY_MAX_SECONDS)
                 self._stop.wait(limit / 2 + random.uniform(0, limit / 2))
         except EndOfData:
             pass
@@ -161,47 +161,55 @@ class Reader:
                 log.exception("closing %s failed", self.source.name)
             self._finished(error)
 
+    def _lost(self, why: str) -> None:
+        if self._failures_in_a_row == 0:
+            log.warning("%s can't be read: %s", self.source.name, why)
+            self._report("driver_lost", Severity.WARNING, why)
+        self._failures_in_a_row = min(self._failures_in_a_row + 1, 30)
+        self._read_failures += 1
+        self._reading_since = None
+        if self._pace is not None:
+            self._late_before += self._pace.late
+            self._pace = None
+
     def _read_until_stopped(self) -> None:
-        interval = self.interval_seconds
         start = time.monotonic()
-        turn = 0
+        pace = self._pace = Pace(start, self.interval_seconds)
         inventory_due = processes_due = start
         while not self._stop.is_set():
             now = time.monotonic()
-            if self.waiting >= MAX_WAITING:
-                self.late_ticks += 1
-            else:
-                self._reading_since = now
-                inventory: list[Inventory] | None = None
-                wanted = self._inventory_wanted.is_set()
-                if now >= inventory_due or wanted:
-                    self._inventory_wanted.clear()
-                    inventory = self._inventory(everything=now >= inventory_due)
-                    if now >= inventory_due:
-                        inventory_due = now + INVENTORY_SECONDS
-                ticks = self.source.read()
-                time_ns = time.time_ns()
-                if any(tick.host not in self._known for tick in ticks):
-                    inventory = self._inventory(everything=False) or inventory
-                processes = None
-                if self.processes_seconds > 0 and now >= processes_due:
-                    processes = self.source.processes()
-                    processes_due = max(processes_due + self.processes_seconds, now)
-                self._reading_since = None
-                self.ticks += 1
-                with self._durations_lock:
-                    self._durations.append(time.monotonic() - now)
-                self.waiting += 1
-                self._deliver(Reading(ticks=ticks, inventory=inventory, processes=processes, time_ns=time_ns))
-            turn += 1
-            due = start + turn * interval
-            now = time.monotonic()
-            if now >= due + interval:
-                missed = int((now - due) / interval)
-                self.late_ticks += missed
-                turn += missed
-                due += missed * interval
-            self._stop.wait(max(due - now, 0.0))
+            if self._delivered - self.taken >= MAX_WAITING:
+                self._late_for_loop += 1
+                self._stop.wait(pace.next(time.monotonic()))
+                continue
+            self._reading_since = now
+            inventory: list[Inventory] | None = None
+            if now >= inventory_due:
+                inventory_due = now + INVENTORY_SECONDS
+                self._inventory_wanted.clear()
+                inventory = self._inventory(everything=True)
+            elif self._inventory_wanted.is_set():
+                self._inventory_wanted.clear()
+                inventory = self._inventory(everything=False)
+            ticks = self.source.read()
+            time_ns = time.time_ns()
+            if any(tick.host not in self._known for tick in ticks):
+                inventory = [*(inventory or ()), *self._inventory(everything=False)]
+            processes = None
+            if self.processes_seconds > 0 and now >= processes_due:
+                processes_due = max(processes_due + self.processes_seconds, now)
+                processes = self.source.processes()
+            self._reading_since = None
+            self.ticks += 1
+            if self._failures_in_a_row:
+                self._failures_in_a_row = 0
+                log.info("%s can be read again", self.source.name)
+                self._report("driver_returned", Severity.CLEARED, f"{self.source.name} can be read again")
+            with self._durations_lock:
+                self._durations.append(time.monotonic() - now)
+            self._delivered += 1
+            self._deliver(Reading(ticks=ticks, inventory=inventory, processes=processes, time_ns=time_ns))
+            self._stop.wait(pace.next(time.monotonic()))
 
     def _inventory(self, *, everything: bool) -> list[Inventory]:
         """All hosts, or those that differ from what was published last."""

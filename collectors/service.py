@@ -134,6 +134,7 @@ async def collect(
             await bus.ensure_layout(nc.jetstream())
         except (NatsError, TimeoutError) as error:
             log.debug("could not check the streams: %s", error)
+        agent.limit_message_bytes(nc.max_payload)
         await claim.take(nc)
         log.info(
             "publishing %s as agent %s on %s", token, agent.id, nc.connected_url.netloc if nc.connected_url else ""
