@@ -342,5 +342,5 @@ def ask_key(request: WorkRequest) -> AskKey:
         version_pair(request.min_compute_capability) if request.min_compute_capability else (0, 0),
         tuple(sorted(set(request.hosts))) if request.hosts else (),
         tuple(sorted(request.host_labels.items())) if request.host_labels else (),
-        request.placement if request.gpus > 1 else Placement.SAME_HOST,
+        Placement(request.placement) if request.gpus > 1 else Placement.SAME_HOST,
     )

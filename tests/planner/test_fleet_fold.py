@@ -1,0 +1,316 @@
+"""The fold: the same knowledge gives the same fleet, in whatever order it came, and time does its part."""
+
+from __future__ import annotations
+
+import math
+
+import corral.planner.fleet as fold
+import msgspec
+import pytest
+from corral.planner import summary as view
+from corral.planner.decide import Placed, Policies, decide
+from corral.planner.state import ROUNDED_OFF_BYTES
+from corral.schemas.requests import DeviceFilter, Drains, Grant, Rejection, WorkRequest
+from corral.schemas.telemetry import DeviceEvent, Inventory, Severity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planner_world import GIB, MIB, NOW, ask, fleet_of, inventories, inventory, placed, processes, samples
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def picture(fleet: fold.Fleet) -> object:
+    """Everything that a decision rests on, by value."""
+    return (
+        sorted((group.state.order, sorted(group.members)) for group in fleet.index.classes.values()),
+        sorted((state.order, hosts) for state, hosts in fleet.idle.items()),
+        view.devices(fleet, fleet.now),
+        view.summary(fleet, fleet.now),
+    )
+
+
+def event(device: str | None, severity: Severity, at: float, host: str = "h0", message: str = "") -> DeviceEvent:
+    return DeviceEvent(
+        host=host,
+        agent="a1",
+        sequence=1,
+        time_ns=int(at * 1e9),
+        kind="xid",
+        severity=severity,
+        device=device,
+        message=message,
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), inventories(hosts=3, devices=3))
+def test_the_order_of_messages_does_not_matter(data: st.DataObject, found: list[Inventory]) -> None:
+    """Inventories come before, between or after leases, faults and drains; samples and processes after their host."""
+    about: list[tuple[str, object]] = []
+    for each in found:
+        name = each.host.name
+        for device in each.devices:
+            severity = data.draw(st.sampled_from([None, None, Severity.WARNING, Severity.RESET, Severity.HARDWARE]))
+            if severity is not None:
+                about.append((name, event(device.uuid, severity, NOW - 5, name)))
+                if data.draw(st.booleans()):
+                    about.append((name, event(device.uuid, Severity.CLEARED, NOW - 4, name)))
+    grants = [
+        Grant(host=each.host.name, device=device.uuid, share=0.25, memory_bytes=GIB, cpus=1.5, host_memory_bytes=GIB)
+        for each in found
+        for device in each.devices
+        if data.draw(st.booleans())
+    ]
+    drains = Drains(drains=data.draw(st.sampled_from([{}, {"host:h1": "a"}, {"device:GPU-h0-0": "b"}])))
+    lost = data.draw(st.sampled_from([None, "h0", "h2"]))
+
+    def build(order: list[object]) -> fold.Fleet:
+        fleet = fold.Fleet()
+        fold.advance(fleet, NOW)
+        for step in order:
+            if isinstance(step, tuple):
+                fold.hold(fleet, "l1", grants)
+            else:
+                fold.apply(fleet, step)  # pyright: ignore[reportArgumentType]
+        for each in found:
+            uuids = [device.uuid for device in each.devices]
+            if uuids:
+                fold.apply(fleet, samples(each.host.name, uuids, NOW, used=[300 * MIB] * len(uuids)), NOW)
+        return fleet
+
+    facts: list[object] = [*found, *(one for _, one in about), drains, ("grants",)]
+    if lost is not None:
+        facts.append(fold.HostLost(lost))
+    # Of one device the events keep their order: a later one may clear an earlier one of the same time.
+    assert picture(build(facts)) == picture(build(data.draw(st.permutations(facts))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), inventories(hosts=3, devices=4))
+def test_what_is_kept_is_what_would_be_worked_out_anew(data: st.DataObject, found: list[Inventory]) -> None:
+    """After any run of samples, leases, faults and time each host stands in the class that its state says."""
+    fleet = fold.Fleet()
+    world = {each.host.name: each for each in found}
+    for each in found:
+        fold.apply(fleet, each, NOW)
+    now = NOW
+    policies = Policies()
+    leases: list[str] = []
+    for number in range(data.draw(st.integers(1, 25))):
+        now += data.draw(st.sampled_from([0.0, 0.5, 1.0, 6.0, 4000.0]))
+        name = data.draw(st.sampled_from(sorted(world)))
+        uuids = [device.uuid for device in world[name].devices]
+        kind = data.draw(st.integers(0, 6))
+        if kind <= 2 and uuids:
+            values = st.integers(0, 12 * GIB)
+            fold.apply(
+                fleet,
+                samples(
+                    name,
+                    uuids,
+                    now - data.draw(st.sampled_from([0.0, 0.0, 3.0, 60.0])),
+                    used=[data.draw(values) for _ in uuids],
+                    temperature=[data.draw(st.floats(20, 110)) for _ in uuids],
+                    utilization=[data.draw(st.floats(0, 100)) for _ in uuids],
+                ),
+                now,
+            )
+        elif kind == 3 and uuids:
+            holder = data.draw(st.sampled_from(["", "gone", *leases[-1:]]))
+            fold.apply(fleet, processes(name, now, [(uuids[0], holder, data.draw(st.integers(0, 9 * GIB)))]), now)
+        elif kind == 4 and uuids:
+            severity = data.draw(st.sampled_from([Severity.RESET, Severity.WARNING, Severity.CLEARED]))
+            fold.apply(fleet, event(data.draw(st.sampled_from([None, uuids[0]])), severity, now, name), now)
+        elif kind == 5 and leases:
+            fold.free(fleet, leases.pop(0))
+        else:
+            decision = decide(fleet, WorkRequest(owner="me", gpu_share=0.3, gpu_memory_bytes=GIB), now, policies)
+            if isinstance(decision, Placed):
+                fold.hold(fleet, f"l{number}", decision.grants)
+                leases.append(f"l{number}")
+    fold.advance(fleet, now)
+    kept = picture(fleet)
+    assert sum(len(group.members) for group in fleet.index.classes.values()) == len(fleet.hosts)
+    for name, host in fleet.hosts.items():
+        assert host.name in fleet.index.classes[host.state].members
+        for device, state in zip(host.order, host.state.devices, strict=True):
+            assert (state.blocked != 0) == (not view.status(fleet, host, device, now).usable)
+            if not state.blocked and state.share_free:
+                assert state.memory_free <= device.memory_free < state.memory_free + ROUNDED_OFF_BYTES
+        fold.renew(fleet, name)
+    assert picture(fleet) == kept
+
+
+def test_samples_make_devices_usable_and_their_absence_stale() -> None:
+    fleet = fold.Fleet()
+    fold.apply(fleet, inventory("h0", [H100, H100]), NOW)
+    assert isinstance(ask(fleet), Rejection)
+    fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW), NOW)
+    assert placed(ask(fleet)).grants[0].device == "GPU-h0-0"
+    refused = ask(fleet, gpus=2)
+    assert isinstance(refused, Rejection)
+    assert "1 without recent samples" in refused.message
+    assert placed(ask(fleet, now=NOW + 10)).grants
+    refused = ask(fleet, now=NOW + 10.1)
+    assert isinstance(refused, Rejection)
+    assert refused.message.startswith("0/2 devices: 2 without recent samples")
+    assert refused.could_ever_fit
+    fold.apply(fleet, samples("h0", ["GPU-h0-0", "GPU-h0-1"], NOW + 30), NOW + 30)
+    assert len(placed(ask(fleet, now=NOW + 30, gpus=2)).grants) == 2
+
+
+def test_a_clock_that_is_wrong_does_not_make_a_host_stale_but_an_old_backlog_does() -> None:
+    fleet = fold.Fleet()
+    fold.apply(fleet, inventory("h0", [H100]), NOW)
+    for second in range(20):  # its clock is an hour behind the bus's
+        fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW - 3600 + second), NOW + second)
+    assert placed(ask(fleet, now=NOW + 19))
+    # Away for a minute; on return the buffered samples come first, and say nothing of now.
+    fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW - 3600 + 25), NOW + 85)
+    assert isinstance(ask(fleet, now=NOW + 85), Rejection)
+    fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW - 3600 + 85), NOW + 85)
+    assert placed(ask(fleet, now=NOW + 85))
+
+
+def test_strangers_memory_counts_and_a_leases_own_does_not() -> None:
+    fleet = fleet_of(inventory("h0", [H100]), live=True)
+    device = fleet.devices["GPU-h0-0"]
+    grants = placed(ask(fleet, gpu_share=0.5, gpu_memory_bytes=30 * GIB)).grants
+    fold.hold(fleet, "l1", grants)
+    assert device.memory_free == 50 * GIB
+    # Nothing is known of processes: what is used beyond the granted is a stranger's.
+    fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW + 1, used=[35 * GIB]), NOW + 1)
+    assert device.memory_free == 45 * GIB
+    lease, stranger, ended = ("GPU-h0-0", "l1", 28 * GIB), ("GPU-h0-0", "", 7 * GIB), ("GPU-h0-0", "l0", 2 * GIB)
+    fold.apply(fleet, processes("h0", NOW + 1, [lease, stranger, ended]), NOW + 1)
+    assert device.memory_free == 41 * GIB
+    # A lease that takes more than it was granted takes it from what is free.
+    fold.apply(fleet, processes("h0", NOW + 2, [("GPU-h0-0", "l1", 36 * GIB)]), NOW + 2)
+    assert device.memory_free == 44 * GIB
+    # Where the driver hides one process's memory, the sum is all that is left to go by.
+    fold.apply(fleet, processes("h0", NOW + 3, [("GPU-h0-0", "l1", 28 * GIB), ("GPU-h0-0", "", None)]), NOW + 3)
+    assert device.memory_free == 45 * GIB
+    fold.free(fleet, "l1")
+    assert device.memory_free == 45 * GIB
+    assert device.share_free == 1000
+
+
+@pytest.mark.parametrize("severity", [Severity.RESET, Severity.HARDWARE])
+def test_a_fatal_fault_lasts_until_it_is_cleared(severity: Severity) -> None:
+    fleet = fleet_of(inventory("h0", [H100, H100]), live=True)
+    fold.apply(fleet, event("GPU-h0-0", severity, NOW, message="fell off the bus"))
+    assert placed(ask(fleet)).grants[0].device == "GPU-h0-1"
+    status = view.devices(fleet, NOW)[0]
+    assert (status.usable, status.why_not, status.health) == (False, ["unhealthy"], "fell off the bus")
+    fold.apply(fleet, event("GPU-h0-0", Severity.CLEARED, NOW - 1))  # older than the fault
+    fold.apply(fleet, event("GPU-h0-0", Severity.APPLICATION, NOW + 1))
+    fold.apply(fleet, inventory("h0", [H100, H100], time_ns=2))
+    assert isinstance(ask(fleet, gpus=2), Rejection)
+    fold.apply(fleet, event("GPU-h0-0", Severity.CLEARED, NOW + 2))
+    assert placed(ask(fleet, gpus=2))
+    fold.apply(fleet, event(None, severity, NOW + 3))
+    refused = ask(fleet)
+    assert isinstance(refused, Rejection)
+    assert refused.message.startswith("0/2 devices: 2 unhealthy")
+
+
+def test_drains_hold_for_devices_hosts_and_labels_and_leave_leases_alone() -> None:
+    fleet = fleet_of(*(inventory(f"h{n}", [H100], labels={"rack": f"r{n}"}) for n in range(3)))
+    fold.hold(fleet, "l1", placed(ask(fleet, hosts=["h0"])).grants)
+    fold.apply(fleet, Drains(drains={"host:h0": "fan", "device:GPU-h1-0": "nvlink", "label:rack=r2": "move"}))
+    refused = ask(fleet)
+    assert isinstance(refused, Rejection)
+    assert refused.message.startswith("0/3 devices: 3 drained")
+    assert [status.drain_reason for status in view.devices(fleet, NOW)] == ["fan", "nvlink", "move"]
+    assert view.devices(fleet, NOW)[0].leases == ["l1"]
+    fold.apply(fleet, Drains(drains={"host:h0": "fan"}))
+    assert len(placed(ask(fleet, gpus=2, placement="spread")).grants) == 2
+
+
+def test_mig_parents_take_no_work_and_instances_do() -> None:
+    plain = inventory("h0", [H100])
+    parent = plain.devices[0]
+    parts = [
+        msgspec.structs.replace(
+            parent, uuid=f"MIG-{n}", index=n, mig_parent=parent.uuid, mig_profile="1g.10gb", memory_bytes=10 * GIB
+        )
+        for n in (1, 2)
+    ]
+    fleet = fleet_of(msgspec.structs.replace(plain, devices=[parent, *parts]))
+    grants = placed(ask(fleet, gpus=2)).grants
+    assert [grant.device for grant in grants] == ["MIG-1", "MIG-2"]
+    refused = ask(fleet, gpu_memory_bytes=20 * GIB)
+    assert isinstance(refused, Rejection)
+    assert "1 split into MIG instances" in refused.message
+    assert "largest 10.0 GiB" in refused.message
+    assert not refused.could_ever_fit
+    summary = view.summary(fleet, NOW)
+    assert (summary.devices, summary.memory_total_bytes) == (2, 20 * GIB)
+
+
+def test_hosts_are_lost_return_and_are_forgotten() -> None:
+    fleet = fleet_of(inventory("h0", [H100]), inventory("h1", [H100]))
+    fold.hold(fleet, "l1", placed(ask(fleet, hosts=["h0"])).grants)
+    fold.apply(fleet, fold.HostLost("h1"))
+    refused = ask(fleet)
+    assert isinstance(refused, Rejection)
+    assert {reason.code: reason.devices for reason in refused.reasons} == {"host_lost": 1, "leased": 1}
+    fold.apply(fleet, fold.HostSeen("h1"))
+    assert placed(ask(fleet)).grants[0].host == "h1"
+    fold.apply(fleet, fold.HostForgotten("h0"))
+    assert list(fleet.hosts) == ["h1"]
+    assert list(fleet.devices) == ["GPU-h1-0"]
+    # It comes back with its lease: nothing is given twice.
+    fold.apply(fleet, inventory("h0", [H100], time_ns=9))
+    assert fleet.devices["GPU-h0-0"].share_free == 0
+    assert placed(ask(fleet)).grants[0].host == "h1"
+
+
+def test_a_board_that_moves_takes_its_leases_along() -> None:
+    fleet = fleet_of(inventory("h0", [H100, H100]), inventory("h1", []))
+    fold.hold(fleet, "l1", placed(ask(fleet)).grants)
+    moved = inventory("h1", [], time_ns=2)
+    device = msgspec.structs.replace(fleet.devices["GPU-h0-0"].info, host="h1", index=0)
+    fold.apply(fleet, msgspec.structs.replace(moved, devices=[device]))
+    assert [d.uuid for d in fleet.hosts["h0"].devices] == ["GPU-h0-1"]
+    assert fleet.devices["GPU-h0-0"].holders.keys() == {"l1"}
+    assert placed(ask(fleet)).grants[0].device == "GPU-h0-1"
+
+
+def test_a_board_leaves_its_host() -> None:
+    fleet = fleet_of(inventory("h0", [H100, H100]))
+    fold.apply(fleet, inventory("h0", [H100], time_ns=2))
+    assert list(fleet.devices) == ["GPU-h0-0"]
+    fold.apply(fleet, inventory("h0", [H100, H100, H100], time_ns=1))  # an old message, late
+    assert list(fleet.devices) == ["GPU-h0-0"]
+
+
+def test_the_summary_adds_up_over_what_the_filter_lets_through() -> None:
+    fleet = fold.Fleet()
+    for n in range(2):
+        fold.apply(fleet, inventory(f"h{n}", [H100, "Tesla T4"]), NOW)
+        uuids = [f"GPU-h{n}-0", f"GPU-h{n}-1"]
+        fold.apply(
+            fleet,
+            samples(
+                f"h{n}", uuids, NOW, used=[10 * GIB, 0], utilization=[50.0 + 10 * n, None], temperature=[40.0, 60.0]
+            ),
+            NOW,
+        )
+    fold.hold(fleet, "l1", placed(ask(fleet, gpu_share=0.5, models=["*h100*"], gpu_memory_bytes=20 * GIB)).grants)
+    whole = view.summary(fleet, NOW)
+    assert (whole.hosts, whole.devices, whole.usable_devices, whole.leased_devices, whole.active_leases) == (
+        2,
+        4,
+        4,
+        1,
+        1,
+    )
+    assert whole.share_free == 3.5
+    assert whole.utilization_percent_mean == pytest.approx(55.0)
+    assert whole.temperature_celsius_mean == pytest.approx(50.0)
+    assert whole.models == {H100: 2, "Tesla T4": 2}
+    assert whole.memory_free_bytes == sum(device.memory_free for device in fleet.devices.values())
+    part = view.summary(fleet, NOW, DeviceFilter(models=["*H100*"], hosts=["h1"]))
+    assert (part.hosts, part.devices, part.memory_used_bytes) == (1, 1, 10 * GIB)
+    assert math.isclose(part.utilization_percent_mean or 0, 60.0)

@@ -1,0 +1,295 @@
+"""The core against a reference that looks at every device of every host, one by one, in plain words."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from math import ceil
+
+import corral.planner.fleet as fold
+import corral.planner.summary as view
+import pytest
+from corral.planner.decide import Placed, Policies, decide, explain
+from corral.planner.feasible import candidates
+from corral.planner.reject import could_ever_fit
+from corral.planner.room import Ledger, ledger
+from corral.planner.select import exact_state
+from corral.planner.state import UNLIMITED, ask_key
+from corral.schemas.requests import DeviceStatus, Drains, Placement, Rejection, WorkRequest
+from corral.schemas.telemetry import DeviceEvent, Inventory, Severity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planner_world import GIB, MIB, NOW, inventories, inventory, processes, requests, samples
+
+POLICIES = ("best-fit", "pack", "spread", "score", "random")
+
+
+def usable(status: DeviceStatus, inventory: Inventory, request: WorkRequest) -> bool:
+    """Whether one device could take one part of the request, from the public view of it."""
+    info = next(device for device in inventory.devices if device.uuid == status.uuid)
+    if not status.usable:
+        return False
+    if request.models and not any(fnmatchcase(info.name.lower(), glob.lower()) for glob in request.models):
+        return False
+    if request.vendors and info.vendor not in [vendor.lower() for vendor in request.vendors]:
+        return False
+    if request.min_compute_capability and (
+        not info.compute_capability or float(info.compute_capability) < float(request.min_compute_capability)
+    ):
+        return False
+    if request.gpu_share is None and status.leases:
+        return False
+    if request.gpu_share is not None and round(status.share_free * 1000) < ceil(round(request.gpu_share * 1000, 6)):
+        return False
+    return status.memory_free_bytes >= request.gpu_memory_bytes
+
+
+def rooms(fleet: fold.Fleet, world: dict[str, Inventory], request: WorkRequest) -> dict[str, int]:
+    """How many of the request's devices each host could hold: the largest k whose part of everything is there."""
+    found: dict[str, int] = {}
+    statuses: dict[str, list[DeviceStatus]] = {}
+    for status in view.devices(fleet, NOW):
+        statuses.setdefault(status.host, []).append(status)
+    for name, event in world.items():
+        if request.hosts and not any(fnmatchcase(name, glob) for glob in request.hosts):
+            continue
+        if any(event.host.labels.get(key) != value for key, value in request.host_labels.items()):
+            continue
+        host = fleet.hosts[name]
+        if host.blocked:
+            continue
+        held = [grants for lease in fleet.leases.values() for at, grants in lease.hosts.items() if at == name]
+        cpus = event.host.cpus * 1000 - sum(part[0] for part in held) if event.host.cpus else UNLIMITED
+        ram = event.host.memory_bytes - sum(part[1] for part in held) if event.host.memory_bytes else UNLIMITED
+        able = sum(usable(status, event, request) for status in statuses.get(name, []))
+        want = ceil(round(request.cpus * 1000, 6))
+        room = -1
+        for k in range(0 if not request.gpus else 1, min(able, request.gpus) + 1):
+            total = max(1, request.gpus)
+            part = k if request.gpus else 1
+            if ceil(want * part / total) <= cpus and ceil(request.host_memory_bytes * part / total) <= ram:
+                room = max(room, k)
+        found[name] = room
+    return found
+
+
+def fits(found: dict[str, int], request: WorkRequest) -> int:
+    """How many hosts the request needs at least; 0 where it does not fit."""
+    if not request.gpus:
+        return 1 if any(room >= 0 for room in found.values()) else 0
+    if request.placement is Placement.SPREAD and request.gpus > 1:
+        return request.gpus if sum(room >= 1 for room in found.values()) >= request.gpus else 0
+    if request.placement is Placement.FEWEST_HOSTS:
+        left = request.gpus
+        for hosts, room in enumerate(sorted((room for room in found.values() if room > 0), reverse=True), start=1):
+            left -= room
+            if left <= 0:
+                return hosts
+        return 0
+    return 1 if any(room >= request.gpus for room in found.values()) else 0
+
+
+def check_grants(fleet: fold.Fleet, world: dict[str, Inventory], request: WorkRequest, placed: Placed) -> None:
+    found = rooms(fleet, world, request)
+    per_host: dict[str, int] = {}
+    seen: set[str] = set()
+    for grant in placed.grants:
+        assert grant.host in found
+        per_host[grant.host] = per_host.get(grant.host, 0) + (1 if grant.device else 0)
+        assert grant.score == pytest.approx(sum(grant.score_parts.values()))
+        if not request.gpus:
+            assert grant.device == ""
+            continue
+        assert grant.device not in seen
+        seen.add(grant.device)
+        status = next(s for s in view.devices(fleet, NOW) if s.uuid == grant.device)
+        assert status.host == grant.host
+        assert status.index == grant.index
+        assert usable(status, world[grant.host], request)
+        assert request.gpu_memory_bytes <= grant.memory_bytes <= status.memory_free_bytes
+        assert grant.share == (1.0 if request.gpu_share is None else pytest.approx(request.gpu_share, abs=0.001))
+    assert len(seen) == request.gpus
+    assert all(count <= max(found[name], 0) for name, count in per_host.items())
+    assert sum(round(grant.cpus * 1000) for grant in placed.grants) == ceil(round(request.cpus * 1000, 6))
+    assert sum(grant.host_memory_bytes for grant in placed.grants) == request.host_memory_bytes
+    assert len(per_host) == fits(found, request)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[fold.Fleet, dict[str, Inventory]]:
+    """A live fleet with strangers' processes, faults, drains, warm devices."""
+    fleet = fold.Fleet()
+    world = {event.host.name: event for event in draw(inventories())}
+    for name, event in world.items():
+        fold.apply(fleet, event, NOW)
+        uuids = [device.uuid for device in event.devices]
+        if not uuids or draw(st.integers(0, 9)) == 0:
+            continue
+        used = [draw(st.sampled_from([0, 0, 3 * MIB, 700 * MIB, 10 * GIB])) for _ in uuids]
+        fold.apply(
+            fleet,
+            samples(
+                name,
+                uuids,
+                NOW,
+                used=used,
+                reserved=[draw(st.sampled_from([None, 0, 512 * MIB, 601 * MIB])) for _ in uuids],
+                utilization=[draw(st.sampled_from([None, 0.0, 60.0, 100.0])) for _ in uuids],
+                temperature=[draw(st.sampled_from([None, 30.0, 75.0, 95.0])) for _ in uuids],
+                throttle=[draw(st.sampled_from([0, 4, 0x40])) for _ in uuids],
+            ),
+            NOW,
+        )
+        if draw(st.booleans()):
+            fold.apply(
+                fleet,
+                processes(name, NOW, [(uuid, "", amount) for uuid, amount in zip(uuids, used, strict=True) if amount]),
+                NOW,
+            )
+        for uuid in uuids:
+            severity = draw(st.sampled_from([None] * 8 + [Severity.WARNING, Severity.HARDWARE, Severity.APPLICATION]))
+            if severity is not None:
+                event_ns = int(NOW * 1e9)
+                fold.apply(
+                    fleet,
+                    DeviceEvent(
+                        host=name, agent="a1", sequence=2, time_ns=event_ns, kind="xid", severity=severity, device=uuid
+                    ),
+                    NOW,
+                )
+    fold.apply(fleet, Drains(drains=draw(st.sampled_from([{}, {}, {"host:h1": "x"}, {"label:rack=r1": "x"}]))), NOW)
+    return fleet, world
+
+
+@settings(max_examples=120, deadline=None)
+@given(worlds(), st.lists(st.tuples(requests(POLICIES), st.integers(0, 3)), min_size=1, max_size=12))
+def test_a_request_is_placed_exactly_where_it_fits(
+    made: tuple[fold.Fleet, dict[str, Inventory]], asked: list[tuple[WorkRequest, int]]
+) -> None:
+    fleet, world = made
+    policies = Policies()
+    held: list[str] = []
+    for number, (request, release) in enumerate(asked):
+        needed = fits(rooms(fleet, world, request), request)
+        decision = decide(fleet, request, NOW, policies)
+        assert isinstance(decision, Placed) == (needed > 0), decision
+        if isinstance(decision, Placed):
+            check_grants(fleet, world, request, decision)
+            fold.hold(fleet, f"l{number}", decision.grants)
+            held.append(f"l{number}")
+        elif decision.reasons:
+            ask = fleet.ask(ask_key(request))
+            assert sum(reason.devices for reason in decision.reasons) == (
+                len(fleet.devices) if request.gpus else len(fleet.hosts)
+            )
+            assert decision.could_ever_fit == (idle_fits(fleet, world, request) > 0)
+            check_ledger(fleet, ledger(fleet, ask))
+        if held and release == 0:
+            fold.free(fleet, held.pop(0))
+        check_shares(fleet)
+
+
+def check_shares(fleet: fold.Fleet) -> None:
+    """No device is over-committed, whoever holds it."""
+    for device in fleet.devices.values():
+        held = fleet.on_device.get(device.uuid, {})
+        assert device.holders == held
+        assert sum(share for share, _ in held.values()) <= 1000
+        assert sum(memory for _, memory in held.values()) <= device.memory_total
+    for host in fleet.hosts.values():
+        assert host.cpus_held <= host.cpus_total
+        assert host.memory_held <= host.memory_total
+
+
+def check_ledger(fleet: fold.Fleet, kept: Ledger) -> None:
+    """What was followed move by move is what counting anew gives."""
+    if kept.ask.filtered:
+        return
+    fresh = Ledger(kept.ask).follow(fleet)
+    assert (kept.total, kept.devices, kept.nearest, kept.rooms) == (
+        fresh.total,
+        fresh.devices,
+        fresh.nearest,
+        fresh.rooms,
+    )
+
+
+def idle_fits(live: fold.Fleet, world: dict[str, Inventory], request: WorkRequest) -> int:
+    """How many hosts the request would need on the same fleet, just switched on."""
+    fleet = fold.Fleet(stale_after=float("inf"))
+    for name, event in world.items():
+        fold.apply(fleet, event, NOW)
+        uuids = [device.uuid for device in event.devices]
+        if uuids:
+            reserved = [live.devices[uuid].reserved for uuid in uuids]
+            fold.apply(fleet, samples(name, uuids, NOW, reserved=reserved), NOW)
+    return fits(rooms(fleet, world, request), request)
+
+
+@settings(max_examples=80, deadline=None)
+@given(worlds(), st.lists(requests(("best-fit", "pack", "spread", "score")), min_size=1, max_size=8))
+def test_the_best_host_by_the_policy_is_taken(
+    made: tuple[fold.Fleet, dict[str, Inventory]], asked: list[WorkRequest]
+) -> None:
+    fleet, world = made
+    policies = Policies()
+    for number, request in enumerate(asked):
+        decision = decide(fleet, request, NOW, policies)
+        if isinstance(decision, Rejection):
+            continue
+        hosts = {grant.host for grant in decision.grants}
+        if len(hosts) == 1 and request.gpus:
+            ask = fleet.ask(ask_key(request))
+            policy = policies.get(request.policy)
+            found = rooms(fleet, world, request)
+            scores: dict[str, float] = {}
+            for name, room in found.items():
+                # By the rounded state where it suffices, as the planner ranks; by the exact one where it does not.
+                state = fleet.hosts[name].state
+                places = candidates(state, ask)
+                if len(places) < request.gpus:
+                    continue
+                if room >= request.gpus:
+                    scores[name] = policy.choose(state, ask, places).score
+            if scores:
+                assert scores[next(iter(hosts))] == max(scores.values())
+            else:
+                exact = exact_state(fleet.hosts[next(iter(hosts))])
+                assert len(candidates(exact, ask)) >= request.gpus
+        fold.hold(fleet, f"l{number}", decision.grants)
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds(), requests(("best-fit", "score")))
+def test_explain_tells_what_decide_does(made: tuple[fold.Fleet, dict[str, Inventory]], request: WorkRequest) -> None:
+    fleet, _ = made
+    policies = Policies()
+    told = explain(fleet, request, NOW, policies)
+    done = decide(fleet, request, NOW, policies)
+    if isinstance(done, Placed):
+        assert told.granted
+        assert told.grants == done.grants
+        taken = {grant.device for grant in done.grants if grant.device}
+        assert {verdict.device for verdict in told.verdicts if verdict.selected} == taken
+        assert all(verdict.feasible for verdict in told.verdicts if verdict.selected)
+    else:
+        assert not told.granted
+        assert told.rejection == done
+        assert not any(verdict.selected for verdict in told.verdicts)
+    assert len(told.verdicts) == len(fleet.devices)
+
+
+def test_what_remains_of_rounding_is_found() -> None:
+    fleet = fold.Fleet()
+    event = inventory("h0", ["Tesla T4"])
+    fold.apply(fleet, event, NOW)
+    fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW, used=[5 * MIB + 17]), NOW)
+    exact = fleet.devices["GPU-h0-0"].memory_free
+    assert fleet.hosts["h0"].state.devices[0].memory_free < exact
+    world = {"h0": event}
+    for amount, fit in ((exact, True), (exact + 1, False)):
+        request = WorkRequest(owner="me", gpu_memory_bytes=amount)
+        decision = decide(fleet, request, NOW, Policies())
+        assert isinstance(decision, Placed) == fit
+        if isinstance(decision, Placed):
+            check_grants(fleet, world, request, decision)
+    assert could_ever_fit(fleet, fleet.ask(ask_key(WorkRequest(owner="me", gpu_memory_bytes=exact + 17))))
