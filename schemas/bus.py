@@ -231,18 +231,29 @@ async def connect(
     }
     if credentials:
         settings["user_credentials"] = credentials
+    report = settings["error_cb"]
+    last: list[Exception] = []
+
+    async def remember(error: Exception) -> None:
+        last[:] = [error]
+        await report(error)
+
+    settings["error_cb"] = remember
     loop = asyncio.get_running_loop()
     deadline = None if wait_seconds is None else loop.time() + wait_seconds
     pause = 0.1
     while True:
         try:
-            return await nats.connect(servers, **settings)
+            # A client that reconnects for ever also tries its first connection for ever.
+            async with asyncio.timeout_at(deadline):
+                return await nats.connect(servers, **settings)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # nats-py raises many kinds, and some as bare OSError
             if deadline is not None and loop.time() + pause > deadline:
+                why = last[-1] if last else error
                 raise BusUnavailable(
-                    f"no NATS server answers at {', '.join(servers)} ({type(error).__name__}: {error}). "
+                    f"no NATS server answers at {', '.join(servers)} ({type(why).__name__}: {why}). "
                     f"Start one with `corral up`, or name yours with --nats or {URL_VARIABLE}."
                 ) from error
         await asyncio.sleep(pause)
