@@ -1,1 +1,179 @@
-"""The `corral` command."""
+"""The `corral` command: which commands there are, and where each lives. A command's module is imported when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer
+import typer.core
+import typer.main
+
+
+class Entry(NamedTuple):
+    """A command in the list.
+
+    Attributes:
+        place: module within `corral.cli`, and the function in it.
+        panel: heading that it stands under.
+        summary: one line for the list.
+        passes_arguments: what follows is a command of the user's with options of its own.
+    """
+
+    place: str
+    panel: str
+    summary: str
+    passes_arguments: bool = False
+
+
+_TRY: Final = "Try it"
+_WORK: Final = "Work on GPUs"
+_LOOK: Final = "See the fleet"
+_OPERATE: Final = "Operate"
+_PARTS: Final = "Run the parts"
+
+COMMANDS: Final[dict[str, Entry]] = {
+    "up": Entry("up:up", _TRY, "Start a whole cluster on this machine: bus, collector, processor, planner."),
+    "demo": Entry("demo:demo", _TRY, "See it all happen once, in under a minute."),
+    "run": Entry("run:run", _WORK, "Run a command on GPUs: request, wait, run, renew, release.", True),
+    "shell": Entry("run:shell", _WORK, "Open a shell that holds GPUs."),
+    "request": Entry("work:request", _WORK, "Request GPUs; print the assignment or the reasons why not."),
+    "renew": Entry("work:renew", _WORK, "Keep a lease for longer."),
+    "release": Entry("work:release", _WORK, "Give leases back."),
+    "leases": Entry("work:leases", _WORK, "List leases."),
+    "explain": Entry("work:explain", _WORK, "What would become of a request, device by device."),
+    "queue": Entry("work:queue", _WORK, "List the requests that wait."),
+    "top": Entry("top:top", _LOOK, "The fleet, live."),
+    "devices": Entry("fleet:devices", _LOOK, "List devices with their load, free memory and leases."),
+    "fleet": Entry("fleet:fleet", _LOOK, "The fleet in numbers."),
+    "query": Entry("query:query", _LOOK, "Ask the history a question in SQL."),
+    "watch": Entry("fleet:watch", _LOOK, "Print samples as they come, one JSON object a line."),
+    "snapshot": Entry("query:snapshot", _LOOK, "Take a consistent copy of the history away."),
+    "drain": Entry("fleet:drain", _OPERATE, "Keep new work off devices or hosts."),
+    "undrain": Entry("fleet:undrain", _OPERATE, "Let work on drained devices or hosts again."),
+    "evict": Entry("fleet:evict", _OPERATE, "Take a lease back from its owner."),
+    "health": Entry("health:health", _OPERATE, "Whether a part is well, by the exit code."),
+    "simulate": Entry("simulate:simulate", _OPERATE, "Replay a trace of requests through the planner's own core."),
+    "collect": Entry("collect:collect", _PARTS, "Collect this host's GPU telemetry and publish it."),
+    "process": Entry("process:process", _PARTS, "Turn telemetry into history, and answer SQL."),
+    "plan": Entry("plan:plan", _PARTS, "Answer work requests."),
+}
+
+DEBUG_VARIABLE: Final = "CORRAL_DEBUG"
+
+
+class LazyCommands(typer.core.TyperGroup):
+    """Commands by name: a list of them costs no import, and running one imports that one alone."""
+
+    listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command; while the list is being written only its name and summary."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        return _stub(cmd_name, entry) if self.listing else load(cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, without an import of each command."""
+        self.listing = True
+        super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete names of commands, without an import of each."""
+        self.listing = True
+        return super().shell_complete(ctx, incomplete)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As above, with a suggestion where the name is misspelt."""
+        self.commands = {name: _stub(name, entry) for name, entry in COMMANDS.items()}
+        return super().resolve_command(ctx, args)
+
+
+def _stub(name: str, entry: Entry) -> Any:
+    return typer.core.TyperCommand(name, help=entry.summary, rich_help_panel=entry.panel)
+
+
+def load(name: str) -> Any:
+    """Import a command and make it one of Typer's."""
+    entry = COMMANDS[name]
+    module, function = entry.place.split(":")
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    settings = {"allow_interspersed_args": False} if entry.passes_arguments else {}
+    app.command(name, context_settings=settings)(getattr(importlib.import_module(f"corral.cli.{module}"), function))
+    command = typer.main.get_command(app)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    cls=LazyCommands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"corral {version('corral')}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Exit codes: 0 done · 2 wrong usage · 3 no server · 4 rejected · 5 not found or not yours · "
+    "6 no planner or processor · 7 timed out · 8 query failed · 9 lease lost · 130 interrupted"
+)
+def corral(
+    nats: Annotated[
+        str | None, typer.Option("--nats", metavar="URL", help="The bus. Default: $CORRAL_NATS_URL, then localhost.")
+    ] = None,
+    creds: Annotated[
+        str | None, typer.Option("--creds", metavar="FILE", help="Credentials file. Default: $CORRAL_NATS_CREDS.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A GPU fleet that senses, remembers and places, on one message bus.
+
+    Start with:
+      corral up                                        a cluster on this machine
+      corral run --gpus 1 -- python train.py           work on a GPU
+      corral query "FROM samples LIMIT 5"              ask the history
+    """
+    from ..schemas import bus
+
+    if nats:
+        os.environ[bus.URL_VARIABLE] = nats
+    if creds:
+        os.environ[bus.CREDENTIALS_VARIABLE] = creds
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. Errors end as one line on stderr and a documented exit code, never as a traceback."""
+    try:
+        typer.main.get_command(app).main(arguments, prog_name="corral")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        from .exits import code_and_message
+
+        code, message = code_and_message(error)
+        print(f"corral: {message}", file=sys.stderr)
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Exit codes of the `corral` command, and which error ends on which. They are part of its interface."""
+
+from __future__ import annotations
+
+from typing import Final
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+NO_SERVER: Final = 3
+REJECTED: Final = 4
+NOT_YOURS: Final = 5
+NO_SERVICE: Final = 6
+TIMED_OUT: Final = 7
+QUERY_FAILED: Final = 8
+LEASE_LOST: Final = 9
+INTERRUPTED: Final = 130
+
+MEANINGS: Final[dict[int, str]] = {
+    OK: "done",
+    FAILED: "something unforeseen failed (CORRAL_DEBUG=1 shows where)",
+    USAGE: "wrong usage, or a request with a field that is wrong",
+    NO_SERVER: "no NATS server answers",
+    REJECTED: "the work request was turned down",
+    NOT_YOURS: "there is no such lease, device or host, or it is not yours, or you may not",
+    NO_SERVICE: "the server is there, but no planner or processor answers",
+    TIMED_OUT: "no answer in time",
+    QUERY_FAILED: "the database refused the statement",
+    LEASE_LOST: "`corral run`: the lease ended before the command did",
+    INTERRUPTED: "interrupted",
+}
+
+
+class CommandError(Exception):
+    """A command can't go on: its message is shown as one line, and its code is the exit code."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+_EXTRAS: Final[dict[str, str]] = {
+    "duckdb": "processor",
+    "pyarrow": "processor",
+    "numpy": "planner",
+    "pynvml": "collector",
+    "amdsmi": "amd",
+    "textual": "top",
+    "nicegui": "dashboard",
+}
+"""Which extra brings a library; a host has only the extras of the parts that it runs."""
+
+
+def code_and_message(error: BaseException) -> tuple[int, str]:
+    """The exit code for an error and the line that says what is wrong."""
+    from ..client import errors
+    from ..schemas.bus import BusUnavailable
+    from .server import ServerError
+
+    if isinstance(error, CommandError):
+        return error.code, str(error)
+    if isinstance(error, ModuleNotFoundError):
+        library = (error.name or "").split(".")[0]
+        if extra := _EXTRAS.get(library):
+            return FAILED, f"this needs {library}, which is not installed: pip install 'corral[{extra}]'"
+    if isinstance(error, errors.InvalidRequest):
+        return USAGE, f"{error}" + (f" ({error.field})" if error.field and error.field not in str(error) else "")
+    if isinstance(error, errors.LeaseLost):
+        return LEASE_LOST, str(error)
+    for kind, code in (
+        (errors.Rejected, REJECTED),
+        (errors.NotFound, NOT_YOURS),
+        (errors.NotOwner, NOT_YOURS),
+        (errors.Refused, NOT_YOURS),
+        (errors.NoService, NO_SERVICE),
+        (errors.Unavailable, NO_SERVER),
+        (BusUnavailable, NO_SERVER),
+        (errors.TimedOut, TIMED_OUT),
+        (errors.QueryFailed, QUERY_FAILED),
+        (errors.CorralError, FAILED),
+        (ServerError, FAILED),
+    ):
+        if isinstance(error, kind):
+            return code, str(error)
+    return FAILED, f"{type(error).__name__}: {error}"

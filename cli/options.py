@@ -1,0 +1,73 @@
+"""What commands share: options, the connection, and how results are printed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import sys
+from collections.abc import AsyncGenerator, Coroutine
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+import typer
+
+from ..schemas import bus
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..client import Client
+
+T = TypeVar("T")
+
+NatsUrl = Annotated[
+    str | None, typer.Option("--nats", metavar="URL", help="The bus. Default: $CORRAL_NATS_URL, then localhost.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Owner = Annotated[
+    str | None, typer.Option("--owner", metavar="NAME", help="Who asks. Default: $CORRAL_OWNER, then your account.")
+]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Wait so long for an answer.")]
+
+
+@functools.cache
+def console(stderr: bool = False) -> Console:
+    """Where commands print: coloured on a terminal, plain and wide in a pipe."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+
+def print_json(value: Any) -> None:
+    """Messages as JSON: one document, indented on a terminal."""
+    raw = msgspec.json.encode(value)
+    typer.echo(msgspec.json.format(raw, indent=2 if sys.stdout.isatty() else -1).decode())
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr, so that stdout stays with the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.asynccontextmanager
+async def connected(nats: str | None, *, owner: str | None = None, timeout: float = 10.0) -> AsyncGenerator[Client]:
+    """A client for a command that asks once: it says soon when nobody is there."""
+    from ..client import connect
+
+    # The command's own line says it; the log would say it for each attempt.
+    logging.getLogger("corral.bus").setLevel(logging.CRITICAL)
+    credentials = os.environ.get(bus.CREDENTIALS_VARIABLE)
+    async with connect(
+        nats, owner=owner, credentials=credentials, timeout=timeout, patience=1.0, wait=1.5, name="corral-cli"
+    ) as client:
+        yield client
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work to its end."""
+    return asyncio.run(work)

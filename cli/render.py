@@ -1,0 +1,161 @@
+"""Leases, devices and reasons as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ..schemas import requests
+from ..schemas.units import format_bytes
+
+_BAR = " ▏▎▍▌▋▊▉█"
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An unboxed table; `right` names the columns of numbers."""
+    made = Table(box=None, header_style="bold dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", no_wrap=True, overflow="ellipsis")
+    return made
+
+
+def bar(percent: float | None, width: int = 8) -> Text:
+    """A share as a bar, green to red."""
+    if percent is None:
+        return Text("·" * width, style="dim")
+    share = max(0.0, min(percent, 100.0)) / 100 * width
+    full, part = int(share), int((share % 1) * 8)
+    filled = ("█" * full + (_BAR[part] if full < width and part else "")).ljust(width)
+    style = "red" if percent >= 90 else "yellow" if percent >= 70 else "green"
+    return Text(filled, style=f"{style} on grey23")
+
+
+def number(value: float | None, unit: str = "", digits: int = 0) -> str:
+    """A measured value, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `45s`, `12m`, `3h05m`, `2d4h`."""
+    seconds = max(0.0, seconds)
+    if seconds < 90:
+        return f"{seconds:.0f}s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes}m"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d{hours % 24}h"
+
+
+def left(lease: requests.Lease, now: datetime | None = None) -> str:
+    """How long a lease still has."""
+    return duration((lease.expires_at - (now or datetime.now(UTC))).total_seconds())
+
+
+def device_state(device: requests.DeviceStatus) -> Text:
+    """Whether a device may take work, and why not."""
+    if device.usable:
+        if device.leases:
+            return Text("leased" if device.share_free <= 0 else f"{1 - device.share_free:.0%} leased", style="cyan")
+        return Text("throttled" if device.throttled else "free", style="yellow" if device.throttled else "green")
+    why = device.drain_reason and f"drained: {device.drain_reason}"
+    return Text(why or device.health or ", ".join(device.why_not) or "unusable", style="red")
+
+
+def devices_table(devices: Iterable[requests.DeviceStatus]) -> Table:
+    """Devices, one a line."""
+    made = table(
+        "HOST", "GPU", "MODEL", "UTIL", "", "MEMORY", "", "FREE", "TEMP", "POWER", "STATE", "LEASES",
+        right=("GPU", "UTIL", "MEMORY", "FREE", "TEMP", "POWER"),
+    )  # fmt: skip
+    for device in devices:
+        used = device.memory_used_bytes
+        total = device.memory_total_bytes
+        made.add_row(
+            escape(device.host),
+            str(device.index),
+            escape(device.model),
+            number(device.utilization_percent, "%"),
+            bar(device.utilization_percent),
+            "–" if used is None else f"{used / 2**30:.1f}/{total / 2**30:.0f}G",
+            bar(None if used is None or not total else 100 * used / total),
+            format_bytes(device.memory_free_bytes),
+            number(device.temperature_celsius, "°"),
+            number(device.power_watts, "W"),
+            device_state(device),
+            escape(" ".join(device.leases)),
+        )
+    return made
+
+
+def grants_table(grants: Iterable[requests.Grant]) -> Table:
+    """What was granted, one device a line."""
+    grants = list(grants)
+    items = any(grant.items for grant in grants)
+    names = ["HOST", "GPU", "MODEL", "UUID", "MEMORY", "SHARE", "SCORE", "SCORE PARTS"] + (["ITEMS"] if items else [])
+    made = table(*names, right=("GPU", "MEMORY", "SHARE", "SCORE"))
+    for grant in grants:
+        row = [
+            escape(grant.host),
+            str(grant.index) if grant.device else "",
+            escape(grant.model),
+            escape(grant.device),
+            format_bytes(grant.memory_bytes) if grant.memory_bytes else "–",
+            f"{grant.share:.0%}" if grant.device else f"{grant.cpus:g} cpu",
+            f"{grant.score:.3f}",
+            " ".join(f"{name} {value:.2f}" for name, value in grant.score_parts.items()),
+        ]
+        made.add_row(*row, *([items_text(grant.items)] if items else []))
+    return made
+
+
+def items_text(items: Sequence[str | int], most: int = 4) -> str:
+    """Work items of a device, shortened: their number, and the first few."""
+    if not items:
+        return "0"
+    numbers = [item for item in items if isinstance(item, int)]
+    if len(numbers) == len(items) and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"{len(items)} ({numbers[0]}…{numbers[-1]})" if len(items) > 1 else f"1 ({numbers[0]})"
+    first = " ".join(escape(str(item)) for item in items[:most])
+    return f"{len(items)} ({first}{' …' if len(items) > most else ''})"
+
+
+def leases_table(leases: Iterable[requests.Lease]) -> Table:
+    """Leases, one a line."""
+    made = table("LEASE", "OWNER", "NAME", "STATE", "LEFT", "GPUS", "WHERE", right=("LEFT", "GPUS"))
+    for lease in leases:
+        active = lease.state is requests.LeaseState.ACTIVE
+        hosts: dict[str, list[str]] = {}
+        for grant in lease.grants:
+            hosts.setdefault(grant.host, []).append(str(grant.index) if grant.device else "cpu")
+        made.add_row(
+            escape(lease.lease_id),
+            escape(lease.owner),
+            escape(lease.name),
+            Text(lease.state.value if active else f"{lease.state.value}: {lease.reason}".rstrip(": "),
+                 style="green" if active else "dim"),
+            left(lease) if active else "",
+            str(sum(bool(grant.device) for grant in lease.grants)),
+            escape(" ".join(f"{host}:{','.join(indices)}" for host, indices in hosts.items())),
+        )  # fmt: skip
+    return made
+
+
+def rejection_lines(rejection: requests.Rejection) -> list[str]:
+    """A rejection in markup: the code, each reason counted, and what would help."""
+    lines = [f"[bold red]Rejected[/] ({rejection.code.value}): {escape(rejection.message)}"]
+    lines += [
+        f"  [bold]{reason.devices:>4}[/] × {escape(reason.detail or reason.code)}" for reason in rejection.reasons
+    ]
+    if rejection.nearest:
+        lines.append(f"  nearest: {escape(rejection.nearest)}")
+    lines.append(
+        "  It would fit this fleet at another time: add --wait 10m."
+        if rejection.could_ever_fit
+        else "  This fleet could never hold it."
+    )
+    return lines
