@@ -1,0 +1,379 @@
+"""The embedded storage: one DuckDB file that one processor writes and many cursors read."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+from duckdb import DuckDBPyConnection
+
+from . import facts, migrations, schema
+from .errors import StorageError, StoragePaused
+from .interface import Arrival, ArrowTable, Batch, Series
+
+log = logging.getLogger("corral.storage")
+
+CHECKPOINT_BYTES: Final = 256 * 2**20
+"""Write-ahead log at which DuckDB folds it into the file: rarely enough to cost little, and under a second each."""
+
+_FULL: Final = re.compile(r"No space left|disk quota|File too large|Could not write|Cannot write|fsync failed", re.I)
+_INVALIDATED: Final = re.compile(r"database has been invalidated|FATAL Error", re.I)
+_LOCKED: Final = re.compile(r"Conflicting lock is held in (.*?)\. ", re.S)
+
+
+class Database:
+    """A history in one DuckDB file.
+
+    Args:
+        path: of the file; made, with its folder, where it is missing.
+        archive: folder for the Parquet files; `archive` beside the file by default.
+        memory_bytes: that DuckDB may take; None leaves its own limit.
+        threads: that DuckDB may use; None for every core.
+
+    Raises:
+        StorageError: the file is another program's, another version's, in use, or not to be written.
+
+    Attributes:
+        path: of the file.
+        archive: folder of the archive.
+        processor: id of this history.
+        series: the devices that it knows.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        archive: Path | None = None,
+        memory_bytes: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.path = path.absolute()
+        self.archive = (archive or self.path.parent / "archive").absolute()
+        self._memory_bytes = memory_bytes
+        self._threads = threads
+        self.writing = threading.RLock()
+        """Held through a write, and by maintenance for the short steps that no write may cross."""
+        self._root: DuckDBPyConnection | None = None
+        self._writer: DuckDBPyConnection | None = None
+        self._opened = False
+        self.days: set[str] = set()
+        self._watermarks: dict[str, tuple[str, int, int]] = {}
+        self.series = Series()
+        self._series_stored = 0
+        self.processor = ""
+        self._open()
+
+    def _open(self) -> None:
+        root = _connect(self.path, self._memory_bytes, self._threads)
+        try:
+            identify(root, self.path)
+            with _transaction(root):
+                migrations.migrate(root)
+            found = root.execute("SELECT value FROM corral_meta WHERE key = 'processor'").fetchone()
+            if found is None:
+                found = (uuid.uuid4().hex[:12],)
+                root.execute("INSERT INTO corral_meta VALUES ('processor', ?)", found)
+        except duckdb.Error as error:
+            root.close()
+            raise as_storage_error(error, self.path) from error
+        except BaseException:
+            root.close()
+            raise
+        self.processor = str(found[0])
+        self._root = root
+        self._writer = root.cursor()
+        self._load(self._writer)
+        self._opened = True
+
+    def _load(self, cursor: DuckDBPyConnection) -> None:
+        """Read what is kept in memory, and make the views anew: the folder may have been moved since."""
+        known = cursor.execute("SELECT host, device FROM store.series ORDER BY series").fetchall()
+        # After a failure the numbers that were given since are kept: batches under way have them.
+        if not self._opened:
+            self.series = Series(known)
+        self._series_stored = len(known)
+        rows = cursor.execute("SELECT stream, created, sequence, batch FROM store.watermarks").fetchall()
+        self._watermarks = {stream: (created, sequence, batch) for stream, created, sequence, batch in rows}
+        self.days = set(migrations.stored_days(cursor))
+        self.refresh_view(cursor)
+
+    def refresh_view(self, cursor: DuckDBPyConnection) -> None:
+        """Make the view `samples` span the days and archive files that there are."""
+        rows = cursor.execute("SELECT path FROM store.archive_files ORDER BY path").fetchall()
+        cursor.execute(schema.samples_view(self.days, [self.archive / path for (path,) in rows]))
+
+    def resume(self, stream: str, created: str) -> int:
+        """Sequence of the last message of a stream that is stored; 0 before the first, and where it was made anew."""
+        with self.writing:
+            known, sequence, batch = self._watermarks.get(stream, (created, 0, 0))
+            if known != created:
+                log.warning("%s was made anew at %s: reading it from its start", stream, created)
+                sequence = 0
+            self._watermarks[stream] = (created, sequence, batch)
+            return sequence
+
+    def watermarks(self) -> dict[str, int]:
+        """The last stored sequence of each stream."""
+        return {stream: sequence for stream, (_, sequence, _) in self._watermarks.items()}
+
+    def arrivals(self, stream: str) -> list[Arrival]:
+        """What is stored of each agent's run."""
+        rows = (
+            self.cursor()
+            .execute(
+                "SELECT agent, arg_max(high, batch), arg_max(seen, batch) FROM store.arrivals "
+                "WHERE stream = ? GROUP BY agent",
+                [stream],
+            )
+            .fetchall()
+        )
+        return [Arrival(agent, high, seen) for agent, high, seen in rows]
+
+    def cursor(self) -> DuckDBPyConnection:
+        """A new cursor on the database."""
+        if self._root is None:
+            raise StoragePaused("the database is closed")
+        return self._root.cursor()
+
+    def commit(self, batch: Batch) -> None:
+        """Store a batch with its watermark, all of it or nothing. A batch that is stored already changes nothing."""
+        with self.writing:
+            if self._writer is None:
+                self._reopen()
+            created, sequence, number = self._watermarks.get(batch.stream, ("", 0, 0))
+            if batch.sequence <= sequence:
+                return
+            number += 1
+            days = set(self.days)
+            series = len(self.series.names)
+            try:
+                cursor = self._cursor_for_writing()
+                with _transaction(cursor):
+                    self._write(cursor, batch, created, number)
+            except duckdb.Error as error:
+                self.days = days
+                if _INVALIDATED.search(str(error)):
+                    self._abandon()
+                raise as_storage_error(error, self.path) from error
+            except BaseException:
+                self.days = days
+                raise
+            self._series_stored = max(self._series_stored, series)
+            self._watermarks[batch.stream] = (created, batch.sequence, number)
+
+    def _cursor_for_writing(self) -> DuckDBPyConnection:
+        if self._writer is None:
+            raise StoragePaused("the database is closed")
+        return self._writer
+
+    def _write(self, cursor: DuckDBPyConnection, batch: Batch, created: str, number: int) -> None:
+        if batch.samples is not None:
+            self._write_series(cursor)
+            self._write_samples(cursor, batch.samples, number)
+        for name, table in batch.tables.items():
+            with _registered(cursor, table):
+                cursor.execute(f"INSERT INTO {name} SELECT * FROM incoming")
+        facts.write_inventories(cursor, batch.inventories)
+        facts.write_leases(cursor, batch.leases)
+        if batch.arrivals:
+            runs = pa.table(
+                {
+                    "agent": [run.agent for run in batch.arrivals],
+                    "high": pa.array([run.high for run in batch.arrivals], pa.uint64()),
+                    "seen": pa.array([run.seen for run in batch.arrivals], pa.uint64()),
+                }
+            )
+            with _registered(cursor, runs):
+                cursor.execute("INSERT INTO store.arrivals SELECT ?, *, ? FROM incoming", [batch.stream, number])
+        for code, messages in batch.refused.items():
+            cursor.execute("INSERT INTO store.refused VALUES (now(), ?, ?, ?)", [batch.stream, code, messages])
+        cursor.execute(
+            "INSERT INTO store.watermarks VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "created = excluded.created, sequence = excluded.sequence, batch = excluded.batch",
+            [batch.stream, created, batch.sequence, number],
+        )
+
+    def _write_series(self, cursor: DuckDBPyConnection) -> None:
+        names = self.series.names[self._series_stored :]
+        if not names:
+            return
+        first = self._series_stored
+        table = pa.table(
+            {
+                "series": pa.array(range(first, first + len(names)), pa.int32()),
+                "host": [host for host, _ in names],
+                "device": [device for _, device in names],
+            }
+        )
+        with _registered(cursor, table):
+            cursor.execute("INSERT INTO store.series SELECT * FROM incoming")
+
+    def _write_samples(self, cursor: DuckDBPyConnection, samples: ArrowTable, number: int) -> None:
+        times = samples["time"].cast(pa.int64())
+        limits = pc.min_max(times).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+        first, last = schema.day_of(limits["min"]), schema.day_of(limits["max"])
+        if first == last:
+            self._append(cursor, first, samples, number)
+            return
+        numbers = pc.divide(times, schema.MICROSECONDS_PER_DAY)  # pyright: ignore[reportAttributeAccessIssue]
+        for day in sorted(pc.unique(numbers).to_pylist()):  # pyright: ignore[reportAttributeAccessIssue]
+            chosen = samples.filter(pc.equal(numbers, day))  # pyright: ignore[reportAttributeAccessIssue]
+            self._append(cursor, schema.day_of(day * schema.MICROSECONDS_PER_DAY), chosen, number)
+
+    def _append(self, cursor: DuckDBPyConnection, day: str, samples: ArrowTable, number: int) -> None:
+        table = schema.day_table(day)
+        if day not in self.days:
+            cursor.execute(schema.create_day(table))
+            self.days = self.days | {day}
+            self.refresh_view(cursor)
+        with _registered(cursor, samples):
+            cursor.execute(
+                f"INSERT INTO {table} SELECT time, series, {number}::BIGINT, {schema.METRIC_NAMES} FROM incoming"
+            )
+
+    def size_bytes(self) -> int:
+        """Of the file and its write-ahead log."""
+        total = 0
+        for path in (self.path, self.path.with_name(self.path.name + ".wal")):
+            with contextlib.suppress(OSError):
+                total += path.stat().st_size
+        return total
+
+    def _abandon(self) -> None:
+        """After a fatal error DuckDB refuses everything until the last cursor is closed and the file opened anew."""
+        root, writer = self._root, self._writer
+        self._root = self._writer = None
+        for connection in (writer, root):
+            if connection is not None:
+                with contextlib.suppress(duckdb.Error):
+                    connection.close()
+
+    def _reopen(self) -> None:
+        try:
+            self._open()
+        except StorageError as error:
+            raise StoragePaused(str(error)) from error
+
+    def close(self) -> None:
+        """Write what is left into the file and let go of it."""
+        with self.writing:
+            root = self._root
+            if root is not None:
+                with contextlib.suppress(duckdb.Error):
+                    root.execute("CHECKPOINT")
+            self._abandon()
+
+
+def identify(connection: DuckDBPyConnection, path: Path) -> None:
+    """See whose database this is, and mark a new one as ours.
+
+    Raises:
+        StorageError: it holds another program's tables, or those of a newer Corral.
+    """
+    tables = connection.execute(
+        "SELECT schema_name || '.' || table_name FROM duckdb_tables() WHERE NOT internal "
+        "UNION ALL SELECT schema_name || '.' || view_name FROM duckdb_views() WHERE NOT internal"
+    ).fetchall()
+    names = {name for (name,) in tables}
+    if "main.corral_meta" not in names:
+        if names:
+            shown = ", ".join(sorted(names)[:3])
+            raise StorageError(
+                f"{path} is not a history of Corral: it holds {shown}. Nothing in it was touched; name another file."
+            )
+        with _transaction(connection):
+            connection.execute(schema.META_TABLE)
+            for key, value in (
+                ("program", schema.PROGRAM),
+                ("version", "0"),
+                ("created", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
+            ):
+                connection.execute("INSERT INTO corral_meta VALUES (?, ?)", [key, value])
+        return
+    meta: dict[str, str] = dict(connection.execute("SELECT key, value FROM corral_meta").fetchall())
+    if meta.get("program") != schema.PROGRAM:
+        raise StorageError(f"{path} says that it belongs to {meta.get('program')!r}. Nothing was touched.")
+    version = int(meta.get("version", "0"))
+    if version > schema.VERSION:
+        raise StorageError(
+            f"{path} was written by a newer Corral (its tables have version {version}, this one knows "
+            f"{schema.VERSION}). Upgrade Corral, or name another file. Nothing was touched."
+        )
+
+
+def _connect(path: Path, memory_bytes: int | None, threads: int | None) -> DuckDBPyConnection:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path.parent} can't be made: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise StorageError(f"{path} can't be written by user {os.geteuid()}: allow it, or name another path with --db")
+    try:
+        connection = duckdb.connect(str(path))
+    except duckdb.Error as error:
+        raise as_storage_error(error, path) from error
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute(f"SET checkpoint_threshold = '{CHECKPOINT_BYTES}B'")
+    if memory_bytes is not None:
+        connection.execute(f"SET memory_limit = '{memory_bytes}B'")
+    if threads is not None:
+        connection.execute(f"SET threads = {threads}")
+    return connection
+
+
+def as_storage_error(error: duckdb.Error, path: Path) -> StorageError | StoragePaused:
+    """DuckDB's error in words that say what to do."""
+    text = str(error)
+    locked = _LOCKED.search(text)
+    if locked or "Could not set lock" in text:
+        who = locked[1] if locked else "another process"
+        return StorageError(f"{path} is in use by {who}: a history has one processor. Stop that one, or name another.")
+    if "not a valid DuckDB database file" in text:
+        return StorageError(f"{path} is not a DuckDB database. Nothing in it was touched; name another file.")
+    if "database file with version number" in text:
+        return StorageError(f"{path} was written by another version of DuckDB: {text}")
+    if "Permission denied" in text or "Read-only file system" in text:
+        return StorageError(f"{path} can't be written: {text}")
+    if _FULL.search(text):
+        return StoragePaused(f"nothing can be written to {path.parent}: {_first_line(text)}")
+    if _INVALIDATED.search(text):
+        return StoragePaused(_first_line(text))
+    return StorageError(f"{path}: {_first_line(text)}")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+@contextlib.contextmanager
+def _transaction(cursor: DuckDBPyConnection) -> Generator[None]:
+    cursor.execute("BEGIN TRANSACTION")
+    try:
+        yield
+        cursor.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(duckdb.Error):
+            cursor.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def _registered(cursor: DuckDBPyConnection, table: Any) -> Generator[None]:
+    cursor.register("incoming", table)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(duckdb.Error):
+            cursor.unregister("incoming")

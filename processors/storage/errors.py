@@ -1,0 +1,11 @@
+"""What can be wrong with a database, in words that say what to do."""
+
+from __future__ import annotations
+
+
+class StorageError(RuntimeError):
+    """The database can't be used as it is; the message says why and what to do."""
+
+
+class StoragePaused(RuntimeError):
+    """Nothing can be stored at the moment (a full disk, say); it is worth trying again."""

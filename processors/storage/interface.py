@@ -1,0 +1,124 @@
+"""What ingest needs of a storage. `database.py` is the embedded one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from msgspec import Struct
+
+from ...schemas.requests import LeaseEvent
+from ...schemas.telemetry import Inventory
+
+ArrowTable: TypeAlias = Any
+"""A `pyarrow.Table`: pyarrow comes without types."""
+
+
+class Arrival(Struct, frozen=True):
+    """Which messages of an agent's run one stream has brought so far.
+
+    Attributes:
+        agent: id of the run.
+        high: the greatest sequence.
+        seen: bit i stands for sequence `high - i`.
+    """
+
+    agent: str
+    high: int
+    seen: int
+
+
+class Batch(Struct, frozen=True, kw_only=True):
+    """What is stored in one transaction, with the place in the stream that it ends on.
+
+    Attributes:
+        stream: that it comes from (with its partition, where there are several).
+        sequence: of the last message in it, stored or refused.
+        samples: columns of the table of samples but `batch`; None without samples. `series` counts from 0 in the
+            order of `Storage.series`.
+        tables: rows to append to other tables, by name.
+        inventories: in order.
+        leases: in order.
+        arrivals: of every agent that has a message in it.
+        refused: messages that are not in it, by code.
+        messages: in it.
+    """
+
+    stream: str
+    sequence: int
+    samples: ArrowTable | None = None
+    tables: Mapping[str, ArrowTable] = {}
+    inventories: Sequence[Inventory] = ()
+    leases: Sequence[LeaseEvent] = ()
+    arrivals: Sequence[Arrival] = ()
+    refused: Mapping[str, int] = {}
+    messages: int = 0
+
+
+class Series:
+    """Numbers for devices: `(host, device)` to a number from 0, in the order of their first sample.
+
+    Only the thread that decodes may ask for new ones; a storage writes those that it does not have yet with the next
+    batch.
+    """
+
+    def __init__(self, known: Sequence[tuple[str, str]] = ()) -> None:
+        self.names: list[tuple[str, str]] = list(known)
+        self._numbers: dict[tuple[str, str], int] = {name: at for at, name in enumerate(self.names)}
+
+    def number(self, host: str, device: str) -> int:
+        """The number of a device; a new one where it has none."""
+        key = (host, device)
+        found = self._numbers.get(key)
+        if found is None:
+            found = self._numbers[key] = len(self.names)
+            self.names.append(key)
+        return found
+
+
+class Storage(Protocol):
+    """A place that keeps batches exactly once."""
+
+    @property
+    def processor(self) -> str:
+        """Id of the history: part of the names of its durable consumers."""
+        ...
+
+    @property
+    def series(self) -> Series:
+        """The devices that it knows."""
+        ...
+
+    def resume(self, stream: str, created: str) -> int:
+        """Sequence of the last message of a stream that is stored; 0 before the first.
+
+        Args:
+            stream: its name.
+            created: when it was made: one that was made anew counts from 1 again, and so does its watermark.
+        """
+        ...
+
+    def watermarks(self) -> dict[str, int]:
+        """The last stored sequence of each stream."""
+        ...
+
+    def arrivals(self, stream: str) -> list[Arrival]:
+        """What is stored of each agent's run."""
+        ...
+
+    def commit(self, batch: Batch) -> None:
+        """Store a batch, all of it or nothing.
+
+        Raises:
+            StoragePaused: it could not be stored now; the same batch may be tried again.
+            StorageError: it can't be stored at all.
+        """
+        ...
+
+    def cursor(self) -> Any:
+        """A new DuckDB connection on it, for readers."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left and let go of the file."""
+        ...

@@ -1,0 +1,132 @@
+"""What is in the database: physical tables in the schema `store`, and in `main` the views that people ask.
+
+Samples lie in one table per UTC day (`store.samples_20261124`), so that giving a day to the archive is one `DROP TABLE`
+and never a long `DELETE`. They name their device by a small number, the series; the view `samples` puts host and uuid
+back, and spans the archive. Every column of a metric derives from the catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from ...schemas.metrics import METRICS, Metric
+
+PROGRAM: Final = "corral"
+VERSION: Final = 1
+"""Of the tables in `store`; `migrations.py` brings older ones up to it."""
+
+MICROSECONDS_PER_DAY: Final = 86_400_000_000
+NO_SERIES: Final = "store.samples_none"
+"""An empty table of the right shape, for a view that has no day yet."""
+
+TABLES: Final[dict[str, str]] = {
+    "store.series": "series INTEGER PRIMARY KEY, host VARCHAR NOT NULL, device VARCHAR NOT NULL",
+    "store.watermarks": (
+        "stream VARCHAR PRIMARY KEY, created VARCHAR NOT NULL, sequence UBIGINT NOT NULL, batch BIGINT NOT NULL"
+    ),
+    # The last 64 sequences of an agent's run that are stored: see `arrivals.py`. The newest row of a run counts.
+    "store.arrivals": "stream VARCHAR, agent VARCHAR, high UBIGINT, seen UBIGINT, batch BIGINT",
+    "store.refused": "time TIMESTAMPTZ, stream VARCHAR, code VARCHAR, messages BIGINT",
+    "store.archive_files": (
+        "path VARCHAR, day DATE, rows BIGINT, bytes BIGINT, first TIMESTAMPTZ, last TIMESTAMPTZ, written TIMESTAMPTZ"
+    ),
+    "store.rolled": "level VARCHAR PRIMARY KEY, batch BIGINT NOT NULL",
+    "processes": (
+        "time TIMESTAMPTZ, host VARCHAR, device VARCHAR, pid BIGINT, kind VARCHAR, memory_used_bytes BIGINT, "
+        "sm_utilization_percent FLOAT, memory_utilization_percent FLOAT, encoder_utilization_percent FLOAT, "
+        'decoder_utilization_percent FLOAT, name VARCHAR, "user" VARCHAR, container VARCHAR, lease VARCHAR, '
+        "started TIMESTAMPTZ, command VARCHAR"
+    ),
+    "agents": (
+        "time TIMESTAMPTZ, host VARCHAR, agent VARCHAR, source VARCHAR, ticks BIGINT, late_ticks BIGINT, "
+        "read_seconds_mean DOUBLE, read_seconds_max DOUBLE, read_errors BIGINT, published_messages BIGINT, "
+        "buffered_bytes BIGINT, dropped_messages BIGINT, dropped_samples BIGINT, cpu_seconds DOUBLE, "
+        "resident_bytes BIGINT, corral_version VARCHAR"
+    ),
+    "devices": (
+        "device VARCHAR PRIMARY KEY, host VARCHAR, index INTEGER, name VARCHAR, vendor VARCHAR, architecture VARCHAR, "
+        "compute_capability VARCHAR, sm_count INTEGER, memory_bytes BIGINT, "
+        "memory_bandwidth_bytes_per_second BIGINT, sm_clock_max_megahertz INTEGER, power_limit_max_watts FLOAT, "
+        "driver VARCHAR, pcie_address VARCHAR, mig_enabled BOOLEAN, mig_parent VARCHAR, mig_profile VARCHAR, "
+        "numa_node INTEGER, cpu_affinity INTEGER[], serial VARCHAR, first_seen TIMESTAMPTZ, last_seen TIMESTAMPTZ, "
+        "present BOOLEAN"
+    ),
+    "hosts": (
+        "host VARCHAR PRIMARY KEY, address VARCHAR, cpus INTEGER, memory_bytes BIGINT, driver VARCHAR, "
+        "labels MAP(VARCHAR, VARCHAR), agent VARCHAR, source VARCHAR, interval_seconds DOUBLE, devices INTEGER, "
+        "first_seen TIMESTAMPTZ, last_seen TIMESTAMPTZ"
+    ),
+    "links": "host VARCHAR, device VARCHAR, other VARCHAR, link VARCHAR, nvlinks INTEGER",
+    "events": (
+        "time TIMESTAMPTZ, host VARCHAR, agent VARCHAR, sequence BIGINT, kind VARCHAR, severity VARCHAR, "
+        "device VARCHAR, code INTEGER, message VARCHAR, data JSON"
+    ),
+    "lease_events": (
+        "time TIMESTAMPTZ, kind VARCHAR, lease_id VARCHAR, owner VARCHAR, name VARCHAR, state VARCHAR, "
+        "planner VARCHAR, reason VARCHAR, expires_at TIMESTAMPTZ, devices VARCHAR[]"
+    ),
+    "leases": (
+        "lease_id VARCHAR PRIMARY KEY, owner VARCHAR, name VARCHAR, state VARCHAR, request_id VARCHAR, "
+        "policy VARCHAR, labels MAP(VARCHAR, VARCHAR), ttl_seconds DOUBLE, granted_at TIMESTAMPTZ, "
+        "expires_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, reason VARCHAR, devices VARCHAR[], changed TIMESTAMPTZ"
+    ),
+    "lease_devices": (
+        "lease_id VARCHAR, host VARCHAR, device VARCHAR, index INTEGER, model VARCHAR, memory_bytes BIGINT, "
+        "share DOUBLE, cpus DOUBLE, host_memory_bytes BIGINT, score DOUBLE"
+    ),
+}
+
+META_TABLE: Final = "CREATE TABLE IF NOT EXISTS corral_meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL)"
+
+METRIC_COLUMNS: Final = ", ".join(f"{name} {metric.row.unit.sql}" for name, metric in METRICS.items())
+METRIC_NAMES: Final = ", ".join(METRICS)
+
+
+def day_of(time_us: int) -> str:
+    """The UTC day of a time in microseconds since the epoch, as `20261124`."""
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y%m%d")
+
+
+def day_table(day: str) -> str:
+    """The table of a day."""
+    return f"store.samples_{day}"
+
+
+def create_day(table: str) -> str:
+    """The statement that makes the table of a day."""
+    return (
+        f"CREATE TABLE IF NOT EXISTS {table} "
+        f"(time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL, batch BIGINT NOT NULL, {METRIC_COLUMNS})"
+    )
+
+
+def samples_view(days: Iterable[str], files: Sequence[Path] = ()) -> str:
+    """The statement that makes the view `samples` over the tables of days and the files of the archive.
+
+    The files are named one by one: what a crash has left in the archive's folder is not in the history.
+    """
+    tables = [day_table(day) for day in sorted(days)] or [NO_SERIES]
+    raw = " UNION ALL ".join(f"SELECT time, series, {METRIC_NAMES} FROM {table}" for table in tables)
+    select = f"SELECT r.time, s.host, s.device, {METRIC_NAMES} FROM ({raw}) r JOIN store.series s USING (series)"
+    if files:
+        names = ", ".join(sql_text(str(file)) for file in files)
+        # The empty table first: it has the columns of metrics that were added after the oldest files.
+        archived = (
+            f"SELECT NULL::VARCHAR AS host, NULL::VARCHAR AS device, * EXCLUDE (series, batch) FROM {NO_SERIES} "
+            f"UNION ALL BY NAME SELECT * FROM read_parquet([{names}], union_by_name = true, hive_partitioning = false)"
+        )
+        select += f" UNION ALL SELECT time, host, device, {METRIC_NAMES} FROM ({archived})"
+    return f"CREATE OR REPLACE VIEW samples AS {select}"
+
+
+def sql_text(text: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def metrics_with(aggregate: str) -> list[Metric]:
+    """The metrics of whose values a rollup keeps an aggregate."""
+    return [metric for metric in METRICS.values() if aggregate in metric.row.rollup]
