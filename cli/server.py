@@ -82,7 +82,7 @@ class EmbeddedServer:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
             deadline = time.monotonic() + timeout_seconds
             while time.monotonic() < deadline:
@@ -113,7 +113,7 @@ class EmbeddedServer:
             self.process.wait()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Linux ends the child when its parent goes, however it goes (prctl PR_SET_PDEATHSIG)."""
     import ctypes
 

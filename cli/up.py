@@ -1,0 +1,204 @@
+"""`corral up`: a whole cluster on this machine, for as long as the command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..client import Client, CorralError
+from ..schemas import requests
+from .exits import USAGE, CommandError
+from .options import console
+from .server import EmbeddedServer, server_binary
+from .supervisor import DataFolder, Happening, Part, Supervisor
+
+READY_SECONDS = 60.0
+
+
+def default_data() -> Path:
+    """Where a local cluster keeps its data: `$XDG_DATA_HOME/corral`, else `~/.local/share/corral`."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "corral"
+
+
+def up(
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FOLDER", help="For everything. Default: ~/.local/share/corral.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", help="Of the bus; 0 takes a free one.", min=0, max=65535)] = 4222,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="ADDRESS", help="Of the bus; loopback alone by default.")
+    ] = "127.0.0.1",
+    source: Annotated[
+        str, typer.Option("--source", help="auto, nvml, amd, simulated or none. auto simulates where no GPU is.")
+    ] = "auto",
+    hosts: Annotated[int, typer.Option("--hosts", help="Simulated hosts.", min=1)] = 4,
+    devices: Annotated[int, typer.Option("--devices", help="GPUs on each simulated host.", min=1)] = 8,
+    interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between samples.")] = "1s",
+) -> None:
+    """Start a whole cluster on this machine: bus, collector, processor and planner. Ctrl-C stops it in order.
+
+    What dies is started again. The data folder is kept, so history and leases are there the next time.
+
+    Examples:
+      corral up
+      corral up --source simulated --hosts 100 --devices 8
+      corral up --data /tmp/try --port 0
+    """
+    if source not in ("auto", "nvml", "amd", "simulated", "none"):
+        raise CommandError(f"--source {source!r}: use auto, nvml, amd, simulated or none", USAGE)
+    server_binary()
+    folder = DataFolder((data or default_data()).expanduser().absolute())
+    try:
+        if port and _taken(listen, port):
+            raise CommandError(
+                f"port {port} on {listen} is taken, perhaps by a NATS server: use that one (corral collect, process "
+                "and plan find it), or start on another port with --port 0"
+            )
+        collector = collector_part(source, folder.path, hosts, devices, interval)
+        parts = cluster_parts(folder.path, collector)
+        asyncio.run(_up(folder, EmbeddedServer(folder.path / "nats", port, listen), parts, collector))
+    finally:
+        folder.close()
+
+
+def cluster_parts(data: Path, collector: Part | None) -> list[Part]:
+    """The parts of a local cluster, in the order of starting."""
+    parts = [
+        Part(name="processor", arguments=["process", "--db", str(data / "history.duckdb")]),
+        Part(name="planner", arguments=["plan"]),
+    ]
+    return [*parts, collector] if collector else parts
+
+
+def collector_part(source: str, data: Path, hosts: int, devices: int, interval: str) -> Part | None:
+    """The collector: of this host's GPUs where there are any, else simulated."""
+    if source == "none":
+        return None
+    if source == "auto":
+        from ..collectors.detect import detect
+
+        source = detect() or "simulated"
+    arguments = ["collect", "--source", source, "--interval", interval, "--state", str(data / "collector")]
+    if source == "simulated":
+        arguments += ["--hosts", str(hosts), "--devices", str(devices)]
+    return Part(name="collector", arguments=arguments)
+
+
+async def _up(folder: DataFolder, server: EmbeddedServer, parts: Sequence[Part], collector: Part | None) -> None:
+    out = console()
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stopping.set)
+
+    def tell(happening: Happening) -> None:
+        if happening.kind in ("died", "killed"):
+            out.print(f"[red]✗[/] {happening.part}: {escape(happening.detail.rstrip())}")
+        elif happening.kind == "started" and ready:
+            out.print(f"[green]✓[/] {happening.part} is back (process {happening.pid})")
+        elif happening.kind == "stopped":
+            out.print(f"[dim]✓ {happening.part} has stopped[/]")
+
+    ready = False
+    supervisor = Supervisor(server, parts, folder.path / "logs", tell)
+    try:
+        with out.status("Starting the cluster…") if out.is_terminal else contextlib.nullcontext():
+            await supervisor.start()
+            folder.write(server.url)
+            waiting = asyncio.create_task(wait_until_ready(server.url, parts))
+            stopped = asyncio.create_task(stopping.wait())
+            await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            stopped.cancel()
+            missing, summary = await waiting
+            _print_ready(server.url, folder.path, collector, missing, summary)
+            ready = True
+            await stopping.wait()
+        else:
+            waiting.cancel()
+        out.print("[dim]Stopping…[/]")
+    finally:
+        await supervisor.stop()
+
+
+async def wait_until_ready(
+    url: str, parts: Sequence[Part], timeout: float = READY_SECONDS
+) -> tuple[list[str], requests.FleetSummary | None]:
+    """Wait until each part answers and the planner sees devices.
+
+    Returns:
+        The parts that did not in time, and the fleet.
+    """
+    from ..client import connect
+
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+    missing = {part.name for part in parts}
+    summary: requests.FleetSummary | None = None
+    async with connect(url, patience=0.0, timeout=2.0, name="corral-up") as client:
+        while missing and loop.time() < end:
+            if "planner" in missing or "collector" in missing:
+                with contextlib.suppress(CorralError):
+                    summary = await client.fleet()
+                    missing.discard("planner")
+                    if summary.usable_devices:
+                        missing.discard("collector")
+            if "processor" in missing and await _history_answers(client):
+                missing.discard("processor")
+            if missing:
+                await asyncio.sleep(0.1)
+    return sorted(missing), summary
+
+
+async def _history_answers(client: Client) -> bool:
+    try:
+        await client.history()
+    except CorralError:
+        return False
+    return True
+
+
+def _print_ready(
+    url: str, data: Path, collector: Part | None, missing: Sequence[str], summary: requests.FleetSummary | None
+) -> None:
+    out = console()
+    for name in missing:
+        out.print(f"[yellow]![/] the {name} is not ready yet; its log: {escape(str(data / 'logs' / f'{name}.log'))}")
+    if summary is not None and summary.devices:
+        simulated = collector is not None and "simulated" in collector.arguments
+        kind = "simulated GPUs" if simulated else "GPUs"
+        models = ", ".join(f"{count} × {name}" for name, count in sorted(summary.models.items()))
+        out.print(f"[bold]{summary.devices} {kind}[/] on {summary.hosts} hosts: {escape(models)}")
+    out.print(f"[bold green]Corral is up[/] at [bold]{url}[/], data in {escape(str(data))}")
+    nats = "" if url == "nats://127.0.0.1:4222" else f" --nats {url}"
+    # The option goes to `corral` itself: it then holds for whichever command follows.
+    rows = [
+        (f"corral{nats} top", "watch the fleet"),
+        (f"corral{nats} request --gpus 2 --memory 20GiB", "ask for GPUs"),
+        (f"corral{nats} run --gpus 1 -- python train.py", "run work on one"),
+        (f'corral{nats} query "FROM samples LIMIT 5"', "ask the history"),
+    ]
+    width = max(len(command) for command, _ in rows)
+    for command, meaning in rows:
+        out.print(f"  {escape(command.ljust(width))}   [dim]{meaning}[/]", soft_wrap=True)
+    out.print("[dim]Ctrl-C stops it.[/]")
+
+
+def _taken(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
