@@ -108,13 +108,14 @@ class Outbox:
         if spill is not None and (self._spilling or spill.unread or self._unsent_bytes > self._memory_bytes):
             # Once something is unread on disk, whatever comes later has to queue behind it there.
             try:
+                self._persist(spill)
                 spill.append([_record(entry)])
             except OSError as error:
                 self._disk_trouble(error)
                 if spill.unread:
                     self._count_drop(entry)
-                    return
-                self._push(entry)
+                else:
+                    self._push(entry)
         else:
             self._push(entry)
         self._shrink()
@@ -168,16 +169,10 @@ class Outbox:
         self._spilling = True
         if self._spill is None:
             return
-        fresh = [entry for entry in self._unsent if not entry.segment]
-        # They follow whatever was read of the file, and nothing can be unread behind them.
-        if fresh and not self._spill.unread:
-            try:
-                segments = self._spill.append([_record(entry) for entry in fresh], read=True)
-            except OSError as error:
-                self._disk_trouble(error)
-                return
-            for entry, segment in zip(fresh, segments, strict=True):
-                entry.segment = segment
+        try:
+            self._persist(self._spill)
+        except OSError as error:
+            self._disk_trouble(error)
 
     def unspill(self) -> None:
         """The bus is back: what comes from now on may wait in memory."""
@@ -189,6 +184,20 @@ class Outbox:
             self.spill()
         if self._spill is not None:
             self._spill.close()
+
+    def _persist(self, spill: Spill) -> None:
+        """Write what is in memory alone: it stands in front of all that will be unread in the file.
+
+        Raises:
+            OSError: nothing of it was written.
+        """
+        fresh = [entry for entry in (*self._in_flight.values(), *self._unsent) if not entry.segment]
+        if not fresh:
+            return
+        assert not spill.unread, "what is only in memory would come behind the file"
+        segments = spill.append([_record(entry) for entry in fresh], read=True)
+        for entry, segment in zip(fresh, segments, strict=True):
+            entry.segment = segment
 
     def _push(self, entry: Entry) -> None:
         self._unsent.append(entry)

@@ -1,0 +1,184 @@
+"""The outbox keeps the order, loses nothing but what it counts, and what it has spilt outlives it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from corral.collectors import spill as spill_module
+from corral.collectors.outbox import Outbox
+from corral.collectors.spill import SpillBusy
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+LIMIT = 4000
+
+
+class OutboxModel(RuleBasedStateMachine):
+    """Against a plain list of numbers: what waits, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        # Small enough that memory, segments and the limit are all crossed.
+        spill_module.SEGMENT_BYTES = 900
+        self.outbox = Outbox(LIMIT, self.folder / "spill", memory_bytes=800)
+        self.waiting: list[int] = []
+        self.in_flight: list[int] = []
+        self.finished: set[int] = set()
+        self.sizes: dict[int, int] = {}
+        self.number = 0
+        self.dropped_before = 0
+        self.away = False
+
+    def teardown(self) -> None:
+        self.outbox.close()
+        shutil.rmtree(self.folder)
+        spill_module.SEGMENT_BYTES = 4 * 2**20
+
+    @rule(size=st.integers(1, 700))
+    def put(self, size: int) -> None:
+        self.number += 1
+        self.sizes[self.number] = size
+        self.waiting.append(self.number)
+        self.outbox.put("subject", f"a-{self.number}", bytes(size), samples=1)
+        while sum(self.sizes[number] for number in self.waiting + self.in_flight) > LIMIT and self.waiting:
+            self.finished.add(self.waiting.pop(0))
+            self.dropped_before += 1
+
+    @rule()
+    def take(self) -> None:
+        entry = self.outbox.take()
+        assert (entry is None) == (not self.waiting)
+        if entry is not None:
+            number = self.waiting.pop(0)
+            assert entry.message_id == f"a-{number}"
+            assert entry.payload == bytes(self.sizes[number])
+            self.in_flight.append(number)
+
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data())
+    def done(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(self.in_flight))
+        assert self.outbox.done(f"a-{number}")
+        self.in_flight.remove(number)
+        self.finished.add(number)
+
+    @rule()
+    def rewind(self) -> None:
+        self.outbox.rewind()
+        self._back()
+
+    @rule()
+    def bus_goes(self) -> None:
+        self.outbox.spill()
+        self.away = True
+        self._back()
+
+    @rule()
+    def bus_comes(self) -> None:
+        self.outbox.unspill()
+        self.away = False
+
+    @precondition(lambda self: self.away and not self.in_flight)
+    @rule()
+    def killed_and_started_again(self) -> None:
+        """Nothing is closed in order: the next run finds what the files hold."""
+        copy = self.folder / f"copy-{self.number}-{len(list(self.folder.iterdir()))}"
+        shutil.copytree(self.outbox._spill.folder, copy)
+        self.outbox._spill.close()
+        found = Outbox(LIMIT, copy, memory_bytes=800)
+        # A segment is deleted as a whole, so some that were done may be found again: their ids tell the stream.
+        numbers = [int(entry.message_id[2:]) for entry in iter(found.take, None)]
+        assert numbers == sorted(set(numbers))
+        again = set(numbers) - set(self.waiting)
+        # With them there may be too much: then the oldest are dropped once more.
+        lost = set(self.waiting) - set(numbers)
+        assert len(lost) <= found.dropped_messages
+        assert not lost or max(lost) < min(numbers)
+        self.waiting = [number for number in self.waiting if number in numbers]
+        assert again <= self.finished
+        for number in again:
+            found.done(f"a-{number}")
+        found.rewind()
+        self.outbox = found
+        self.dropped_before = found.dropped_messages
+        self.away = False
+
+    def _back(self) -> None:
+        self.waiting = self.in_flight + self.waiting
+        self.in_flight = []
+
+    @invariant()
+    def counts(self) -> None:
+        assert len(self.outbox) == len(self.waiting) + len(self.in_flight)
+        assert self.outbox.bytes == sum(self.sizes[number] for number in self.waiting + self.in_flight)
+        assert self.outbox.dropped_messages == self.outbox.dropped_samples == self.dropped_before
+
+
+OutboxModel.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestOutboxModel = OutboxModel.TestCase
+
+
+def _filled(folder: Path, count: int) -> None:
+    outbox = Outbox(2**20, folder)
+    outbox.spill()
+    for number in range(count):
+        outbox.put("subject", f"a-{number}", b"payload %d" % number)
+    outbox.close()
+
+
+def test_a_record_that_was_cut_short_costs_only_itself(tmp_path: Path) -> None:
+    _filled(tmp_path, 5)
+    file = next(tmp_path.glob("*.spill"))
+    file.write_bytes(file.read_bytes()[:-3])
+    outbox = Outbox(2**20, tmp_path)
+    assert [entry.message_id for entry in iter(outbox.take, None)] == ["a-0", "a-1", "a-2", "a-3"]
+    outbox.close()
+
+
+def test_a_spoilt_byte_is_found_and_ends_the_segment(tmp_path: Path) -> None:
+    _filled(tmp_path, 5)
+    file = next(tmp_path.glob("*.spill"))
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 0xFF
+    file.write_bytes(raw)
+    outbox = Outbox(2**20, tmp_path)
+    assert [entry.message_id for entry in iter(outbox.take, None)] == ["a-0", "a-1"]
+    outbox.close()
+
+
+def test_what_is_done_leaves_no_file(tmp_path: Path) -> None:
+    _filled(tmp_path, 5)
+    outbox = Outbox(2**20, tmp_path)
+    while entry := outbox.take():
+        assert entry.doubtful
+        outbox.done(entry.message_id)
+    assert not list(tmp_path.glob("*.spill"))
+    outbox.close()
+
+
+def test_a_folder_has_one_owner(tmp_path: Path) -> None:
+    first = Outbox(2**20, tmp_path)
+    with pytest.raises(SpillBusy, match=r"process \d+"):
+        Outbox(2**20, tmp_path)
+    first.close()
+    Outbox(2**20, tmp_path).close()
+
+
+def test_a_full_disk_keeps_what_fits_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = Outbox(2000, tmp_path)
+    outbox.put("subject", "a-1", bytes(500))
+
+    def full(*_: object, **__: object) -> list[int]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outbox._spill, "append", full)
+    outbox.spill()
+    for number in range(2, 7):
+        outbox.put("subject", f"a-{number}", bytes(500))
+    assert [entry.message_id for entry in iter(outbox.take, None)] == ["a-3", "a-4", "a-5", "a-6"]
+    assert outbox.dropped_messages == 2
