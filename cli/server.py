@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -82,7 +83,7 @@ class EmbeddedServer:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
             deadline = time.monotonic() + timeout_seconds
             while time.monotonic() < deadline:
@@ -113,12 +114,18 @@ class EmbeddedServer:
             self.process.wait()
 
 
-def die_with_parent() -> None:
-    """Linux ends the child when its parent goes, however it goes (prctl PR_SET_PDEATHSIG)."""
+def die_with_parent(parent: int) -> None:
+    """Linux ends the child when its parent goes, however it goes (prctl PR_SET_PDEATHSIG); elsewhere nothing happens.
+
+    Args:
+        parent: its process id, taken before the fork: it may be gone already.
+    """
+    if sys.platform != "linux":
+        return
     import ctypes
 
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.getppid() == 1:
+    if os.getppid() != parent:
         os._exit(1)
 
 

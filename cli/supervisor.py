@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -197,13 +198,8 @@ class Supervisor:
                 return
             if time.monotonic() - began > STEADY_SECONDS:
                 pause = BACKOFF_FIRST_SECONDS
-            self._tell(
-                Happening(
-                    part=part.name,
-                    kind="died",
-                    detail=f"{ending(code)}; starting it again in {pause:.1f} s. Its log: {log}\n{last_lines(log, written)}",
-                )
-            )
+            detail = f"{ending(code)}; starting it again in {pause:.1f} s. Its log: {log}\n{last_lines(log, written)}"
+            self._tell(Happening(part=part.name, kind="died", detail=detail))
             await asyncio.sleep(pause)
             pause = min(pause * 2, BACKOFF_MOST_SECONDS)
 
@@ -221,7 +217,7 @@ class Supervisor:
                 env=os.environ | {bus.URL_VARIABLE: self.server.url, "PYTHONUNBUFFERED": "1"} | part.environment,
                 # As with the server: a Ctrl-C reaches the supervisor alone, which stops parts in order.
                 start_new_session=True,
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
         return process, written
 
