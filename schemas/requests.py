@@ -176,6 +176,24 @@ class UnassignedItem(Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class Distributed(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How good a distribution of work items is.
+
+    Attributes:
+        method: that distributed.
+        weights: what each device's capacity was taken for, in the order of the grants.
+        makespan: when the last device is done, in cost over weight; for `pipeline` the time of the slowest stage.
+        bound: no distribution of the items that are placed is done before it (for `pipeline`, none in their order).
+        optimal: none is better.
+    """
+
+    method: Method
+    weights: list[float]
+    makespan: float
+    bound: float
+    optimal: bool = False
+
+
 class LeaseState(StrEnum):
     """`active` holds devices; all others are final."""
 
@@ -207,6 +225,7 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="lease", 
         ended_at: when it ended; None while active.
         reason: why it ended; by whom and what for where an operator took it.
         policy: that ranked the devices.
+        distribution: how good the distribution of the work items is; None without items.
     """
 
     lease_id: str
@@ -224,6 +243,7 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="lease", 
     ended_at: datetime | None = None
     reason: str = ""
     policy: str = ""
+    distribution: Distributed | None = None
 
 
 class Assignment(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="assignment", tag_field="type"):
