@@ -244,8 +244,9 @@ async def connect(
     pause = 0.1
     while True:
         try:
-            # A client that reconnects for ever also tries its first connection for ever.
-            async with asyncio.timeout_at(deadline):
+            # A client that reconnects for ever also tries its first connection for ever; one attempt is always whole.
+            attempt = None if deadline is None else max(deadline, loop.time() + settings["connect_timeout"])
+            async with asyncio.timeout_at(attempt):
                 return await nats.connect(servers, **settings)
         except asyncio.CancelledError:
             raise
