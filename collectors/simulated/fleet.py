@@ -47,15 +47,16 @@ def build(*, hosts: int, per_host: int, seed: int, mix: dict[str, float], prefix
         raise ValueError(f"{hosts} hosts are no fleet: ask for 1 to 100000")
     if not 1 <= per_host <= 64:
         raise ValueError(f"{per_host} devices on a host are not possible: ask for 1 to 64")
-    rng = np.random.Generator(np.random.PCG64(seed))
+    # A stream of numbers for each purpose, so that the size of the fleet moves none of them.
+    of_models, of_air, of_boards = (np.random.Generator(np.random.PCG64([seed % 2**64, n])) for n in range(3))
     keys = list(mix)
     weights = np.array([mix[key] for key in keys])
-    chosen = _choose(keys, weights / weights.sum(), hosts, rng)
+    chosen = _choose(keys, weights / weights.sum(), hosts, of_models)
     width = max(4, len(str(hosts)))
     names = [f"{prefix}-{number:0{width}d}" for number in range(1, hosts + 1)]
     models = [MODELS[key] for key in chosen]
-    air = rng.random(hosts)
-    spread = rng.normal(1.0, 0.04, (hosts, per_host))
+    air = of_air.random(hosts)
+    spread = of_boards.normal(1.0, 0.04, (hosts, per_host))
     cooling = np.where(air < _HOT_HOSTS, 1.45, 1.0)[:, None] * np.clip(spread, 0.85, 1.15)
     uuids: list[str] = []
     inventories: list[Inventory] = []

@@ -1,0 +1,264 @@
+"""The simulated fleet: the same from the same seed, within what is possible, and obedient to leases."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from corral.collectors.leases import LeaseFeed
+from corral.collectors.simulated.models import MODELS
+from corral.collectors.simulated.source import SimulatedSource
+from corral.collectors.source import SourceEvent, Tick
+from corral.schemas import bus, codec, columns
+from corral.schemas.metrics import METRICS, DeviceSample
+from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
+from corral.schemas.telemetry import Link, SampleBatch, Severity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nats.aio.client import Client
+
+GIB = 2**30
+START_NS = 1_800_000_000 * 10**9
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_ns = START_NS
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+def rows(ticks: list[Tick]) -> list[DeviceSample]:
+    found: list[DeviceSample] = []
+    for tick in ticks:
+        batch = SampleBatch(
+            host=tick.host,
+            agent="a",
+            sequence=1,
+            source="simulated",
+            devices=tick.devices,
+            times_ns=tick.times_ns,
+            columns=tick.columns,
+            nulls=tick.nulls,
+        )
+        columns.check(batch)
+        found += columns.rows(batch)
+    return found
+
+
+def played(source: SimulatedSource, clock: Clock, seconds: int, step: float = 1.0) -> list[DeviceSample]:
+    """Play it for a while; the samples of the last tick."""
+    ticks: list[Tick] = []
+    for _ in range(round(seconds / step)):
+        clock.now_ns += int(step * 1e9)
+        ticks = list(source.read())
+    return rows(ticks)
+
+
+def lease(
+    device: str, memory: int, lease_id: str = "l1", state: LeaseState = LeaseState.ACTIVE, granted_ns: int = START_NS
+) -> Lease:
+    now = datetime.now(UTC)
+    return Lease(
+        lease_id=lease_id,
+        owner="ada",
+        state=state,
+        granted_at=datetime.fromtimestamp(granted_ns / 1e9, UTC),
+        expires_at=now + timedelta(hours=1),
+        ttl_seconds=3600,
+        grants=[Grant(host="sim-0001", device=device, memory_bytes=memory)],
+        name="train",
+    )
+
+
+def test_the_same_seed_is_the_same_fleet_and_a_larger_one_begins_alike() -> None:
+    def fleet(hosts: int, seed: int) -> tuple[list[str], list[Tick]]:
+        clock = Clock()
+        source = SimulatedSource(hosts, 4, seed=seed, background=0.5, clock_ns=clock)
+        source.open(lambda event: None)
+        for _ in range(5):
+            clock.now_ns += 10**9
+            ticks = list(source.read())
+        return [device.uuid for inventory in source.inventory() for device in inventory.devices], ticks
+
+    assert fleet(6, 7) == fleet(6, 7)
+    assert fleet(6, 7)[1] != fleet(6, 8)[1]
+    assert not set(fleet(6, 7)[0]) & set(fleet(6, 8)[0])
+    assert fleet(3, 7) == (fleet(6, 7)[0][:12], fleet(6, 7)[1][:3])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 9), st.floats(0, 1), st.sampled_from([0.02, 1, 600]))
+def test_every_value_is_possible(seed: int, hosts: int, devices: int, background: float, step: float) -> None:
+    clock = Clock()
+    source = SimulatedSource(
+        hosts, devices, seed=seed, background=background, faults_per_device_day=200, clock_ns=clock
+    )
+    events: list[SourceEvent] = []
+    source.open(events.append)
+    memory = {device.uuid: device.memory_bytes for inventory in source.inventory() for device in inventory.devices}
+    before: dict[str, DeviceSample] = {}
+    for _ in range(6):
+        clock.now_ns += int(step * 1e9)
+        for sample in rows(list(source.read())):
+            for name, metric in METRICS.items():
+                value = getattr(sample, name)
+                if value is not None:
+                    assert metric.minimum is None or value >= metric.minimum, (name, value)
+                    assert metric.maximum is None or value <= metric.maximum, (name, value)
+            parts = (sample.memory_used_bytes, sample.memory_free_bytes, sample.memory_reserved_bytes)
+            assert sum(part or 0 for part in parts) == sample.memory_total_bytes == memory[sample.device]
+            earlier = before.get(sample.device)
+            if earlier is not None:
+                assert (sample.energy_millijoules or 0) >= (earlier.energy_millijoules or 0)
+                assert (sample.ecc_corrected_count or 0) >= (earlier.ecc_corrected_count or 0)
+            before[sample.device] = sample
+    assert set(before) <= set(memory)
+    assert {event.device for event in events} <= set(memory)
+
+
+def test_memory_load_heat_and_energy_follow_a_lease() -> None:
+    clock = Clock()
+    source = SimulatedSource(1, 2, models="H100", background=0, faults_per_device_day=0, clock_ns=clock)
+    source.open(lambda event: None)
+    device = source.inventory()[0].devices[0].uuid
+    idle = played(source, clock, 120)[0]
+    assert idle.memory_used_bytes == 0
+    assert idle.gpu_utilization_percent == 0
+
+    source.set_leases([lease(device, 20 * GIB, granted_ns=clock.now_ns)])
+    early = played(source, clock, 2)[0]
+    busy, other = played(source, clock, 60)
+    assert 0 < (early.memory_used_bytes or 0) < (busy.memory_used_bytes or 0)
+    assert 0.5 * 20 * GIB < (busy.memory_used_bytes or 0) <= 20 * GIB
+    assert (busy.gpu_utilization_percent or 0) > 20
+    assert (busy.power_watts or 0) > 2 * (idle.power_watts or 0)
+    assert (busy.temperature_celsius or 0) > (idle.temperature_celsius or 0) + 5
+    assert busy.performance_state == 0
+    assert other.memory_used_bytes == 0
+
+    processes = source.processes()["sim-0001"]
+    assert [(process.device, process.lease, process.user) for process in processes] == [(device, "l1", "ada")]
+    assert processes[0].memory_used_bytes == busy.memory_used_bytes
+
+    # Energy is the integral of power.
+    joules = 0.0
+    for _ in range(50):
+        clock.now_ns += 10**8
+        now = rows(list(source.read()))[0]
+        joules += (now.power_watts or 0) * 0.1
+    assert (now.energy_millijoules or 0) - (busy.energy_millijoules or 0) == pytest.approx(joules * 1000, rel=1e-4)
+
+    source.set_leases([])
+    free = played(source, clock, 300)[0]
+    assert free.memory_used_bytes == 0
+    assert free.gpu_utilization_percent == 0
+    assert (free.temperature_celsius or 0) < (busy.temperature_celsius or 0)
+
+
+def test_a_device_in_bad_air_throttles_and_keeps_below_its_limit() -> None:
+    clock = Clock()
+    source = SimulatedSource(
+        150, 2, models="A100,L40S,RTX4090,T4", background=0, faults_per_device_day=0, clock_ns=clock
+    )
+    source.open(lambda event: None)
+    devices = [device.uuid for inventory in source.inventory() for device in inventory.devices]
+    source.set_leases([lease(device, 0, f"l{at}") for at, device in enumerate(devices)])
+    samples = played(source, clock, 900, step=5.0)
+    hot = [sample for sample in samples if (sample.throttle_reasons_bitmask or 0) & 0x20]
+    assert 0 < len(hot) < len(samples) / 4
+    by_name = {model.memory_bytes: model for model in MODELS.values()}
+    for sample in samples:
+        model = by_name[sample.memory_total_bytes or 0]
+        assert (sample.temperature_celsius or 0) < model.slowdown + 6
+        assert (sample.power_watts or 0) <= model.power_limit * 1.02
+    assert all((sample.sm_clock_megahertz or 0) < (sample.sm_clock_max_megahertz or 0) for sample in hot)
+
+
+def test_a_device_that_falls_off_the_bus_is_left_out_and_comes_back() -> None:
+    clock = Clock()
+    source = SimulatedSource(8, 8, models="H100", seed=3, faults_per_device_day=60, clock_ns=clock)
+    events: list[SourceEvent] = []
+    source.open(events.append)
+    seen: list[int] = []
+    for _ in range(400):
+        clock.now_ns += 30 * 10**9
+        seen.append(sum(len(tick.devices) for tick in source.read()))
+    kinds = {event.kind for event in events}
+    assert {"xid", "ecc", "device_lost", "device_returned"} <= kinds
+    assert min(seen) < 64 == max(seen)
+    serious = [event for event in events if event.severity in (Severity.RESET, Severity.HARDWARE)]
+    cleared = [event for event in events if event.severity is Severity.CLEARED]
+    assert {event.device for event in cleared} <= {event.device for event in serious}
+    assert cleared
+
+
+def test_links_tell_what_joins_the_devices() -> None:
+    source = SimulatedSource(2, 4, models="H100,T4")
+    by_model = {inventory.devices[0].name: inventory for inventory in source.inventory()}
+    nvlinked = by_model["NVIDIA H100 80GB HBM3"]
+    assert nvlinked.links[0] == [Link.SAME, Link.NVLINK, Link.NVLINK, Link.NVLINK]
+    assert nvlinked.nvlink_counts[0] == [0, 18, 18, 18]
+    plain = by_model["Tesla T4"]
+    assert plain.links[0] == [Link.SAME, Link.PCIE_SWITCH, Link.SYSTEM, Link.SYSTEM]
+    for inventory in by_model.values():
+        transposed = [list(row) for row in zip(*inventory.links, strict=True)]
+        assert transposed == inventory.links
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hosts": 0}, "0 hosts"),
+        ({"devices_per_host": 65}, "65 devices"),
+        ({"models": "H200X"}, "no simulated model"),
+        ({"models": "H100:-1"}, "weight"),
+        ({"background": 1.5}, "background"),
+        ({"time_scale": 0.0}, "time scale"),
+        ({"faults_per_device_day": -1.0}, "faults"),
+    ],
+)
+def test_an_impossible_fleet_is_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SimulatedSource(**arguments)
+
+
+async def test_leases_are_followed_from_before_the_start_and_live(nc: Client) -> None:
+    js = nc.jetstream()
+
+    async def announce(kind: LeaseEventKind, what: Lease, at: datetime) -> None:
+        event = LeaseEvent(kind=kind, time=at, lease=what)
+        await js.publish(bus.lease_subject(kind, what.lease_id), codec.encode(event, codec.JSON))
+
+    now = datetime.now(UTC)
+    await announce(LeaseEventKind.GRANTED, lease("d1", GIB, "old"), now)
+    await announce(LeaseEventKind.GRANTED, lease("d2", GIB, "gone"), now)
+    await announce(LeaseEventKind.RELEASED, lease("d2", GIB, "gone", LeaseState.RELEASED), now + timedelta(seconds=1))
+    await nc.publish(f"{bus.LEASE_EVENTS}.granted.x", b"no lease")
+
+    known: list[set[str]] = []
+    changed = asyncio.Event()
+
+    def on_change(leases: list[Lease]) -> None:
+        known.append({found.lease_id for found in leases})
+        changed.set()
+
+    async def until(expected: set[str]) -> None:
+        async with asyncio.timeout(5):
+            while not known or known[-1] != expected:
+                changed.clear()
+                await changed.wait()
+
+    following = asyncio.create_task(LeaseFeed(on_change).follow(nc))
+    await until({"old"})
+    await announce(LeaseEventKind.GRANTED, lease("d3", GIB, "new"), now + timedelta(seconds=2))
+    await until({"old", "new"})
+    # An older announcement that comes late does not bring a lease back.
+    await announce(LeaseEventKind.EXPIRED, lease("d1", GIB, "old", LeaseState.EXPIRED), now + timedelta(seconds=3))
+    await until({"new"})
+    await announce(LeaseEventKind.RENEWED, lease("d1", GIB, "old"), now + timedelta(seconds=1))
+    await announce(LeaseEventKind.EVICTED, lease("d3", GIB, "new", LeaseState.EVICTED), now + timedelta(seconds=4))
+    await until(set())
+    following.cancel()
