@@ -6,6 +6,7 @@ an event), before the next decision or all at once: two decisions in between wou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
@@ -13,11 +14,14 @@ from msgspec import Struct
 
 from ..schemas.requests import (
     Addition,
+    Distributed,
+    Distribution,
     Explanation,
     Grant,
     Rejection,
     RejectionCode,
     UnassignedItem,
+    WeightBy,
     WorkRequest,
 )
 from ..schemas.telemetry import DeviceInfo, HostInfo, Inventory
@@ -36,11 +40,13 @@ class Placed(Struct, frozen=True):
         grants: one per device, hosts in the order of the policy, devices by index.
         policy: name of the policy that ranked.
         unassigned: work items that no device took.
+        distribution: how good the distribution of work items is; None without items.
     """
 
     grants: list[Grant]
     policy: str
     unassigned: list[UnassignedItem] = []
+    distribution: Distributed | None = None
 
 
 Decision = Placed | Rejection
@@ -235,12 +241,25 @@ def environment(fleet: Fleet, grants: Sequence[Grant], lease_id: str) -> dict[st
 
 def _asked(fleet: Fleet, request: WorkRequest) -> Ask:
     key = ask_key(request)
-    work = request.distribution
-    if work is not None and work.weights is not None and len(work.weights) != request.gpus:
+    if request.distribution is not None:
+        _check_work(request, request.distribution)
+    return fleet.ask(key)
+
+
+def _check_work(request: WorkRequest, work: Distribution) -> None:
+    if not request.gpus:
+        raise InvalidRequest("gpus is 0, so there is no device for work items", "$.distribution")
+    if work.weight_by is WeightBy.GIVEN and work.weights is None:
+        raise InvalidRequest("weight_by is given, so weights must be there", "$.distribution.weights")
+    if work.weights is not None and len(work.weights) != request.gpus:
         raise InvalidRequest(
             f"{len(work.weights)} weights for {request.gpus} devices: give one for each", "$.distribution.weights"
         )
-    return fleet.ask(key)
+    if isinstance(work.items, list):
+        ids = [item if isinstance(item, str) else item.id for item in work.items]
+        if len(set(ids)) != len(ids):
+            twice = next(name for name, times in Counter(ids).items() if times > 1)
+            raise InvalidRequest(f"item {twice!r} is there twice: every id names one item", "$.distribution.items")
 
 
 def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick]) -> Placed:
@@ -279,11 +298,11 @@ def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick]) -
                     score_parts=parts,
                 )
             )
-    unassigned: list[UnassignedItem] = []
-    if request.distribution is not None and ask.gpus:
-        infos = [device.info for pick in picks for device in pick.devices]
-        grants, unassigned = distribute(request.distribution, grants, infos)
-    return Placed(grants, policy.name, unassigned)
+    if request.distribution is None:
+        return Placed(grants, policy.name)
+    infos = [device.info for pick in picks for device in pick.devices]
+    outcome = distribute(request.distribution, grants, infos)
+    return Placed(outcome.grants, policy.name, outcome.unassigned, outcome.report)
 
 
 def _words(grants: Sequence[Grant]) -> str:

@@ -11,7 +11,7 @@ from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict
 from .fleet import Fleet
 from .policies import Policy
 from .rank import ranking
-from .room import Ledger, allowed, ledger, near_device
+from .room import Room, allowed, near_device, room_for
 from .select import Pick
 from .state import Ask, DeviceState, HostState
 
@@ -24,7 +24,7 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
     if not fleet.hosts or (ask.gpus and not fleet.devices):
         message = "the planner knows no device (yet): is a collector running, on this bus?"
         return Rejection(code=RejectionCode.NO_DEVICES, message=message, request_id=request_id)
-    tally = ledger(fleet, ask)
+    tally = room_for(fleet, ask)
     merged = dict(tally.devices)
     if NEAR_MEMORY in merged:
         merged["memory"] = merged.get("memory", 0) + merged.pop(NEAR_MEMORY)
@@ -48,7 +48,7 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
     )
 
 
-def words(code: str, tally: Ledger, ask: Ask) -> str:
+def words(code: str, tally: Room, ask: Ask) -> str:
     """A reason, with the nearest miss where there is one."""
     near = max(tally.most(code), tally.most(NEAR_MEMORY)) if code == "memory" else tally.most(code)
     if code == "memory":
@@ -96,7 +96,7 @@ def _part_ram(ask: Ask) -> int:
     return (ask if ask.placement is Placement.SAME_HOST else ask.part(1)).host_memory_bytes
 
 
-def _nearest(tally: Ledger, ask: Ask, fits: bool) -> str:
+def _nearest(tally: Room, ask: Ask, fits: bool) -> str:
     """The one change that would bring the request closest, in words."""
     most = tally.most("host_devices")
     if most:
@@ -194,7 +194,7 @@ def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> t
 def _why_device(verdict: str, device: DeviceState, ask: Ask) -> str:
     if not verdict or verdict == NEAR_MEMORY:
         return ""
-    single = Ledger(ask)
+    single = Room(ask)
     single.devices[verdict] = 1
     single.nearest[verdict] = {near_device(verdict, device): 1}
     return words(verdict, single, ask)

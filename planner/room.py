@@ -1,6 +1,6 @@
 """How much room there is for a request, kept from one decision to the next.
 
-A ledger is of one ask: each device counted under the reason why it can not be used, and each host by how many of the
+A `Room` is of one ask: each device counted under the reason why it can not be used, and each host by how many of the
 request's devices it could hold. It follows the hosts that changed state since it was last asked.
 """
 
@@ -18,7 +18,7 @@ K = TypeVar("K")
 
 
 class Part(NamedTuple):
-    """What one host of a state adds to a ledger.
+    """What one host of a state adds to a room.
 
     Attributes:
         size: devices of the host; 1 for a request without devices.
@@ -31,7 +31,7 @@ class Part(NamedTuple):
     reasons: tuple[tuple[str, int, int], ...]
 
 
-class Ledger:
+class Room:
     """Devices by reason, and hosts by room, for one ask.
 
     Attributes:
@@ -56,7 +56,7 @@ class Ledger:
         self.rooms: dict[int, int] = {}
 
     @property
-    def room(self) -> int:
+    def together(self) -> int:
         """How many of the request's devices all hosts together could hold."""
         return sum(room * hosts for room, hosts in self.rooms.items())
 
@@ -69,7 +69,7 @@ class Ledger:
         """The nearest miss under a reason; 0 if there is none."""
         return max(self.nearest.get(reason, ()), default=0)
 
-    def follow(self, fleet: Fleet) -> Ledger:
+    def follow(self, fleet: Fleet) -> Room:
         """Take in what has changed."""
         index = fleet.index
         if len(self._parts) > _PARTS_KEPT:
@@ -169,10 +169,10 @@ def _near_host(reason: str, state: HostState, usable: int) -> int:
     return usable if reason in ("host_devices", "devices") else -1
 
 
-def ledger(fleet: Fleet, ask: Ask) -> Ledger:
-    """The ledger of an ask, up to date."""
+def room_for(fleet: Fleet, ask: Ask) -> Room:
+    """The room of an ask, up to date."""
     if ask.filtered:
-        found = Ledger(ask)
+        found = Room(ask)
         inside = {host.name for host in allowed(fleet, ask)}
         for host in fleet.hosts.values():
             if host.name in inside:
@@ -180,10 +180,10 @@ def ledger(fleet: Fleet, ask: Ask) -> Ledger:
             else:
                 found.outside(len(host.devices) if ask.gpus else 1)
         return found
-    key = ("ledger", ask)
+    key = ("room", ask)
     kept = fleet.cache.get(key)
     if kept is None:
-        kept = fleet.cache[key] = Ledger(ask)
+        kept = fleet.cache[key] = Room(ask)
     return kept.follow(fleet)
 
 

@@ -12,7 +12,7 @@ from .feasible import NEAR_MEMORY, candidates, host_verdict
 from .fleet import Fleet, Host
 from .policies import Choice, Policy
 from .rank import Ranking, ranking
-from .room import allowed, ledger
+from .room import allowed, room_for
 from .state import Ask, DeviceState, HostState
 
 
@@ -106,7 +106,7 @@ def _sampled(fleet: Fleet, policy: Policy, ask: Ask, ranked: Ranking, draw: Rand
 
 def _exact(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
     """A last look at hosts whose devices miss the request by less than what rounding took off their free memory."""
-    if not ask.gpu_memory_bytes or NEAR_MEMORY not in ledger(fleet, ask).devices:
+    if not ask.gpu_memory_bytes or NEAR_MEMORY not in room_for(fleet, ask).devices:
         return None
     hosts = allowed(fleet, ask) if ask.filtered else [fleet.hosts[name] for name in sorted(fleet.hosts)]
     best: Pick | None = None
@@ -174,8 +174,8 @@ def _top(fleet: Fleet, policy: Policy, ask: Ask, count: int, without: Set[str]) 
 
 def _fewest(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
     """The hosts that hold most first, since that needs the fewest; the last is the best one that holds the rest."""
-    room = ledger(fleet, ask)
-    if room.room < ask.gpus:
+    room = room_for(fleet, ask)
+    if room.together < ask.gpus:
         return None
     picks: list[Pick] = []
     taken: set[str] = set()

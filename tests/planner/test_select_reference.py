@@ -11,7 +11,7 @@ import pytest
 from corral.planner.decide import Placed, Policies, decide, explain
 from corral.planner.feasible import candidates
 from corral.planner.reject import could_ever_fit
-from corral.planner.room import Ledger, ledger
+from corral.planner.room import Room, room_for
 from corral.planner.select import exact_state
 from corral.planner.state import UNLIMITED, ask_key
 from corral.schemas.requests import DeviceStatus, Drains, Placement, Rejection, WorkRequest
@@ -182,7 +182,7 @@ def test_a_request_is_placed_exactly_where_it_fits(
                 len(fleet.devices) if request.gpus else len(fleet.hosts)
             )
             assert decision.could_ever_fit == (idle_fits(fleet, world, request) > 0)
-            check_ledger(fleet, ledger(fleet, ask))
+            check_room(fleet, room_for(fleet, ask))
         if held and release == 0:
             fold.free(fleet, held.pop(0))
         check_shares(fleet)
@@ -200,11 +200,11 @@ def check_shares(fleet: fold.Fleet) -> None:
         assert host.memory_held <= host.memory_total
 
 
-def check_ledger(fleet: fold.Fleet, kept: Ledger) -> None:
+def check_room(fleet: fold.Fleet, kept: Room) -> None:
     """What was followed move by move is what counting anew gives."""
     if kept.ask.filtered:
         return
-    fresh = Ledger(kept.ask).follow(fleet)
+    fresh = Room(kept.ask).follow(fleet)
     assert (kept.total, kept.devices, kept.nearest, kept.rooms) == (
         fresh.total,
         fresh.devices,
