@@ -17,7 +17,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -86,9 +85,7 @@ class Raw(asyncio.Protocol):
         self.count += 1
         subject, payload = made
         self.sent_at = time.perf_counter()
-        self.transport.write(
-            b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), self.inbox.encode(), len(payload), payload)
-        )
+        self.transport.write(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), self.inbox.encode(), len(payload), payload))
 
 
 async def drive(
@@ -287,13 +284,13 @@ async def main() -> None:
             while ready < args.gpus // PER_HOST * PER_HOST:
                 await asyncio.sleep(0.5)
                 with contextlib.suppress(Exception):
-                    ready = json.loads((await nc.request("corral.v1.plan.fleet", b"", timeout=5)).data)["usable_devices"]
-            usage = subprocess.run(["ps", "-o", "rss=", "-p", str(parts[0].pid)], capture_output=True, check=True).stdout
-            print(f"  planner ready, {int(usage) / 1024:.0f} MiB")
+                    fleet = json.loads((await nc.request("corral.v1.plan.fleet", b"", timeout=5)).data)
+                    ready = fleet["usable_devices"]
+            print(f"  planner ready, {resident_mebibytes(parts[0].pid):.0f} MiB")
             for clients in [int(part) for part in args.clients.split(",")]:
                 before = cpu_seconds(parts[0].pid), cpu_seconds(server.process.pid)  # type: ignore[union-attr]
                 if args.only in ("", "grants"):
-                    rate, *_ = await drive("durable grants", url, clients, args.seconds, grants_only(1))
+                    rate, *_ = await drive("durable grants", url, clients, args.seconds, grants_only(50))
                     after = cpu_seconds(parts[0].pid), cpu_seconds(server.process.pid)  # type: ignore[union-attr]
                     spent = [(b - a) / args.seconds / rate * 1e6 for a, b in zip(before, after, strict=True)]
                     print(f"  CPU per grant: planner {spent[0]:.0f} µs, server {spent[1]:.0f} µs")
@@ -312,6 +309,11 @@ def cpu_seconds(pid: int) -> float:
     """User and system time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mebibytes(pid: int) -> float:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 if __name__ == "__main__":

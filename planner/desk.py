@@ -19,7 +19,6 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
-from nats.nuid import NUID
 
 from ..schemas import codec
 from ..schemas.requests import (
@@ -138,7 +137,7 @@ class Desk:
         self._answers = answers
         self._forgetting = deque(sorted((answer.until, request_id) for request_id, answer in answers.items()))
         self._open: dict[str, _Open] = {}
-        self._nuid = NUID()
+        self._made = 0
         self._closed = False
 
     # Requests
@@ -435,12 +434,21 @@ class Desk:
                 await self._close(opened, farewell)
 
     def _new_id(self) -> str:
-        return self._nuid.next().decode()
+        """Short enough to type, and never made twice: each run of a planner has an id of its own."""
+        self._made += 1
+        return f"{self._planner}-{self._term:x}-{self._made:x}"
+
+
+_DEFAULTS: Final = tuple(
+    (field.name, field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default)
+    for field in msgspec.structs.fields(WorkRequest)
+)
 
 
 def digest_of(request: WorkRequest) -> str:
     """Tells bodies apart: the same fields in another order, or defaults written out, are the same body."""
-    return hashlib.blake2b(_encode_canonical(request), digest_size=12).hexdigest()
+    given = {name: value for name, default in _DEFAULTS if (value := getattr(request, name)) != default}
+    return hashlib.blake2b(_encode_canonical(given), digest_size=12).hexdigest()
 
 
 def _conflict(request_id: str) -> Error:

@@ -157,7 +157,7 @@ class Planner:
     """
 
     def __init__(self, nc: Client, telemetry_nc: Client, settings: Settings) -> None:
-        self.id = secrets.token_hex(6)
+        self.id = secrets.token_hex(5)
         self.fleet = Fleet(settings.stale_after_seconds)
         self.most_bytes = nc.max_payload - _HEADROOM_BYTES
         self.leading = asyncio.Event()

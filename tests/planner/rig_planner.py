@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from corral.planner.service import Settings, plan
 from corral.schemas import bus, codec, columns
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
@@ -101,8 +102,10 @@ class PlannerProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """As `corral plan` would, with its log in a file."""
         code = (
-            "import sys, logging, uvloop, msgspec\n"
+            "import ctypes, sys, logging, uvloop, msgspec\n"
+            "ctypes.CDLL(None).prctl(1, 9)  # never outlive the test\n"
             "from corral.planner.service import Settings, plan\n"
             "logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(name)s %(message)s')\n"
             "uvloop.run(plan(sys.argv[1], msgspec.json.decode(sys.argv[2], type=Settings)))\n"
@@ -133,6 +136,18 @@ class PlannerProcess:
                 raise
 
 
+@contextlib.asynccontextmanager
+async def running(url: str, **settings: Any) -> AsyncIterator[None]:
+    """A planner in this process, for as long as the block lasts."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(plan(url, Settings(**settings), stop=stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
 async def ask(nc: Client, verb: str, body: Any = None, timeout: float = 5.0, headers: Any = None) -> dict[str, Any]:
     """A request as any NATS client makes it: JSON in, JSON out, no Corral."""
     data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -140,7 +155,20 @@ async def ask(nc: Client, verb: str, body: Any = None, timeout: float = 5.0, hea
     return json.loads(reply.data)
 
 
-async def until_ready(nc: Client, devices: int = 0, timeout: float = 10.0) -> dict[str, Any]:
+async def persist(nc: Client, verb: str, body: dict[str, Any], seconds: float = 20.0) -> dict[str, Any]:
+    """Ask until there is an answer."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(Exception):
+            reply = await ask(nc, verb, body, timeout=1.0)
+            if reply.get("code") != "unavailable":
+                return reply
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no answer to {verb}")
+        await asyncio.sleep(0.05)
+
+
+async def until_ready(nc: Client, devices: int = 0, timeout: float = 15.0) -> dict[str, Any]:
     """Wait until a planner answers and sees so many usable devices."""
     deadline = time.monotonic() + timeout
     while True:

@@ -1,0 +1,122 @@
+"""The life of a lease as pure functions, over any sequence of what may happen to it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from corral.planner import leases
+from corral.planner.leases import LeaseRecord, LeaseTable, Refused
+from corral.schemas import codec
+from corral.schemas.requests import Grant, LeaseState, WorkRequest
+from hypothesis import given
+from hypothesis import strategies as st
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def granted(lease_id: str = "l1", ttl: float = 100.0, host: str = "a", now: datetime = START) -> LeaseRecord:
+    return leases.grant(
+        WorkRequest(owner="me", ttl_seconds=ttl, request_id=f"r-{lease_id}"),
+        [Grant(host=host, device="GPU-1")],
+        lease_id=lease_id,
+        now=now,
+        digest="d",
+        planner="p",
+        environment={host: {"CORRAL_LEASE": lease_id}},
+    )
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["renew", "warn", "release", "expire", "lose", "evict", "tell", "store"]),
+        st.floats(0.1, 500.0),
+    ),
+    max_size=12,
+)
+
+
+@given(STEPS)
+def test_no_event_is_lost_and_none_is_told_twice(steps: list[tuple[str, float]]) -> None:
+    """Whatever happens, told events and those that the record carries make up the whole history, in order."""
+    ends = {
+        "release": LeaseState.RELEASED,
+        "expire": LeaseState.EXPIRED,
+        "lose": LeaseState.LOST,
+        "evict": LeaseState.EVICTED,
+    }
+    table = LeaseTable([granted()])
+    now = START
+    history = [("granted", START)]
+    told: list[int] = []
+    for name, seconds in steps:
+        now += timedelta(seconds=seconds)
+        record = table.get("l1")
+        assert record is not None
+        if name == "tell":
+            version = (told[-1] if told else 0) + 1
+            if version <= record.version:
+                told.append(version)
+                table.tell("l1", version)
+            continue
+        if name == "store":  # a planner starts anew from what the bucket holds
+            table = LeaseTable([codec.decode(codec.encode(record, codec.JSON), LeaseRecord, codec.JSON)])
+            continue
+        if record.lease.state is not LeaseState.ACTIVE:
+            with pytest.raises(Refused, match="request again"):
+                leases.check_holder(record, "l1", "me")
+            continue
+        if name == "renew":
+            after = leases.renew(leases.check_holder(record, "l1", "me"), None, now, "p")
+            assert after.lease.expires_at == now + timedelta(seconds=100)
+        elif name == "warn":
+            after = leases.warn(record, now, "p")
+        else:
+            after = leases.end(record, ends[name], "why", now, "p")
+        history.append((after.kind.value, now))
+        table.put(after)
+        carried = [(a.version, a.event.kind.value, a.event.time) for a in after.announcements()]
+        whole = [(at, kind, when) for at, (kind, when) in enumerate(history, 1)]
+        assert carried == whole[len(told) :]
+    record = table.get("l1")
+    assert record is not None
+    assert leases.as_granted(record) == leases.as_granted(granted())
+    assert table.active == (record.lease.state is LeaseState.ACTIVE)
+    assert list(table.hosts) == (["a"] if table.active else [])
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=1, max_size=30))
+def test_due_leases_come_once_each_and_never_late(lives: list[tuple[int, bool]]) -> None:
+    table = LeaseTable()
+    for number, (ttl, renewed) in enumerate(lives):
+        record = granted(f"l{number}", ttl)
+        table.put(record)
+        if renewed:
+            table.put(leases.renew(record, None, START + timedelta(seconds=ttl / 2), "p"))
+    warned: dict[str, datetime] = {}
+    ended: dict[str, datetime] = {}
+    for second in range(0, 80):
+        now = START + timedelta(seconds=second)
+        assert (table.next_due() or now.timestamp()) >= now.timestamp() - 1
+        for record in table.due(now):
+            if not record.warned:
+                warned[record.lease.lease_id] = now
+                table.put(leases.warn(record, now, "p"))
+            else:
+                ended[record.lease.lease_id] = now
+                table.put(leases.end(record, LeaseState.EXPIRED, "", now, "p"))
+    assert table.active == 0
+    for number, (ttl, renewed) in enumerate(lives):
+        expires = START + timedelta(seconds=ttl * (1.5 if renewed else 1.0))
+        assert expires <= ended[f"l{number}"] <= expires + timedelta(seconds=2)
+        assert warned[f"l{number}"] <= ended[f"l{number}"]
+        assert warned[f"l{number}"] >= expires - timedelta(seconds=ttl * leases.WARN_FRACTION)
+
+
+def test_only_the_holder_may_touch_a_lease() -> None:
+    record = granted()
+    with pytest.raises(Refused, match="no lease 'x'"):
+        leases.check_holder(None, "x", "me")
+    with pytest.raises(Refused, match="only its owner") as refused:
+        leases.check_holder(record, "l1", "you")
+    assert refused.value.error.code == "not_owner"

@@ -1,0 +1,229 @@
+"""What survives: planners killed with -9 and paused, the bus killed with -9, a crash between a write and its event."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from corral.cli.server import EmbeddedServer
+from corral.planner import leases
+from corral.planner.leader import TAKEOVER_SECONDS
+from corral.planner.store import TOLD, Deposed, Outcome, Store, lease_key
+from corral.schemas import bus, codec
+from corral.schemas.requests import Grant, WorkRequest
+from nats.aio.client import Client
+from rig_planner import FakeHosts, PlannerProcess, ask, lease_events, persist, until_ready
+
+
+@pytest.fixture
+def planners(server: EmbeddedServer, tmp_path: Path) -> Iterator[list[PlannerProcess]]:
+    """Two planners, not started yet; none outlives the test."""
+    both = [PlannerProcess(server.url, tmp_path / f"planner{number}.log") for number in range(2)]
+    yield both
+    for planner in both:
+        planner.kill()
+
+
+async def test_a_killed_planner_loses_no_lease_and_grants_none_twice(
+    server: EmbeddedServer, nc: Client, planners: list[PlannerProcess]
+) -> None:
+    hosts = FakeHosts(nc)
+    await hosts.start()
+    planner = planners[0]
+    planner.start()
+    await until_ready(nc, 8)
+    bodies = [{"owner": "ann", "gpus": 1, "ttl_seconds": 60, "request_id": f"r{n}"} for n in range(6)]
+    before = [await ask(nc, "request", body) for body in bodies]
+    no = {"owner": "ann", "gpus": 9, "request_id": "no"}
+    rejected = await ask(nc, "request", no)
+    await ask(nc, "drain", {"drain": True, "hosts": ["node1"], "reason": "fan"})
+    planner.kill()
+    planner.start()
+    started = time.monotonic()
+    await until_ready(nc)
+    assert time.monotonic() - started < 5
+    listed = (await ask(nc, "leases", {"owner": "ann"}))["leases"]
+    assert listed == [answer["lease"] for answer in before]
+    assert [await ask(nc, "request", body) for body in bodies] == before
+    assert await ask(nc, "request", no) == rejected
+    assert (await ask(nc, "request", {**bodies[0], "gpus": 2}))["code"] == "conflict"
+    full = await ask(nc, "request", {"owner": "bob", "gpus": 1})
+    assert full["type"] == "rejection"
+    assert "drained" in full["message"]
+    await ask(nc, "drain", {"drain": False, "hosts": ["node1"]})
+    more = [await ask(nc, "request", {"owner": "bob", "gpus": 1}) for _ in range(2)]
+    devices = [grant["device"] for answer in [*before, *more] for grant in answer["lease"]["grants"]]
+    assert len(set(devices)) == 8
+    assert (await ask(nc, "request", {"owner": "bob"}))["type"] == "rejection"
+    events = Counter((subject, event["kind"]) for subject, event in await lease_events(nc))
+    assert set(events.values()) == {1}
+    assert len(events) == 8
+    planner.stop()
+    await hosts.stop()
+
+
+async def test_a_standby_takes_over_and_the_deposed_leader_grants_nothing(
+    server: EmbeddedServer, nc: Client, planners: list[PlannerProcess]
+) -> None:
+    hosts = FakeHosts(nc)
+    await hosts.start()
+    first, second = planners
+    first.start()
+    leader = (await until_ready(nc, 8))["planner"]
+    second.start()
+    roles: dict[str, str] = {}
+    for _ in range(30):
+        if len(roles) == 2:
+            break
+        inbox = await nc.subscribe(reply_to := nc.new_inbox())
+        await nc.publish("$SRV.PING.corral-planner", reply=reply_to)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                said = json.loads((await inbox.next_msg(timeout=0.3)).data)["metadata"]
+                roles[said["planner"]] = said["role"]
+    assert Counter(roles.values()) == {"leader": 1, "standby": 1}
+    assert roles[leader] == "leader"
+    lease = (await ask(nc, "request", {"owner": "ann"}))["lease"]
+
+    # Paused, the leader neither beats nor answers, and believes that it leads when it goes on.
+    first.pause(True)
+    pending = asyncio.create_task(ask(nc, "request", {"owner": "bob", "request_id": "b"}, timeout=15))
+    started = time.monotonic()
+    assert (await persist(nc, "fleet", {}))["planner"] != leader
+    assert time.monotonic() - started < TAKEOVER_SECONDS + 3
+    asked = [asyncio.create_task(persist(nc, "request", {"owner": "eve", "request_id": f"e{n}"})) for n in range(10)]
+    await asyncio.sleep(0.2)
+    first.pause(False)
+    answers = [await pending, *(await asyncio.gather(*asked))]
+    listed = (await persist(nc, "leases", {}))["leases"]
+    held = [grant["device"] for entry in listed for grant in entry["grants"]]
+    assert len(held) == len(set(held)) == 8
+    assert lease in listed
+    for answer in answers:
+        assert answer["type"] == "rejection" or answer["lease"] in listed
+
+    # The one that leads now stops in order: the other takes over at once, and knows everything.
+    second.stop()
+    again = await persist(nc, "leases", {})
+    assert again["leases"] == listed
+    first.stop()
+    await hosts.stop()
+
+
+async def test_a_killed_bus_comes_back_with_every_lease(
+    server: EmbeddedServer, nc: Client, planners: list[PlannerProcess]
+) -> None:
+    hosts = FakeHosts(nc)
+    await hosts.start()
+    planner = planners[0]
+    planner.start()
+    await until_ready(nc, 8)
+    answered: dict[str, dict[str, Any]] = {}
+
+    async def client(number: int) -> None:
+        for turn in range(12):
+            body = {"owner": f"c{number}", "request_id": f"r{number}-{turn}", "ttl_seconds": 30}
+            answer = await persist(nc, "request", body)
+            if answer["type"] != "assignment":
+                continue
+            answered[answer["lease"]["lease_id"]] = answer
+            if turn % 2:
+                released = await persist(
+                    nc, "release", {"owner": f"c{number}", "lease_id": answer["lease"]["lease_id"]}
+                )
+                assert released["state"] == "released"
+                del answered[answer["lease"]["lease_id"]]
+
+    clients = asyncio.gather(*(client(number) for number in range(4)))
+    await asyncio.sleep(0.03)
+    server.kill()
+    server.start()
+    await asyncio.wait_for(clients, 30)
+    listed = {entry["lease_id"]: entry for entry in (await persist(nc, "leases", {}))["leases"]}
+    for lease_id, answer in answered.items():
+        assert listed[lease_id] == answer["lease"]
+    held = [grant["device"] for entry in listed.values() for grant in entry["grants"]]
+    assert len(held) == len(set(held)) == 8
+    planner.stop()
+    events = Counter((event["lease"]["lease_id"], event["kind"], event["time"]) for _, event in await lease_events(nc))
+    assert set(events.values()) == {1}
+    await hosts.stop()
+
+
+async def test_an_event_that_a_crash_swallowed_is_told_once(
+    server: EmbeddedServer, nc: Client, planners: list[PlannerProcess]
+) -> None:
+    """A bucket as a crash leaves it: one change told though its mark was not moved, two changes never told."""
+    js = nc.jetstream()
+    now = datetime.now(UTC)
+    term = (await js.publish("$KV.corral_planner.leader", b'{"planner":""}')).seq
+    store = Store(nc)
+    await store.open()
+    for name in ("told", "untold"):
+        record = leases.grant(
+            WorkRequest(owner="ann", request_id=f"r-{name}", ttl_seconds=100),
+            [Grant(host="node0", device=f"GPU-{name}")],
+            lease_id=name,
+            now=now,
+            digest="",
+            planner="gone",
+            environment={},
+        )
+        if name == "told":
+            await js.publish(bus.lease_subject("granted", name), codec.encode(record.event(), codec.JSON))
+        else:
+            record = leases.renew(record, None, now + timedelta(seconds=1), "gone")
+        await store.put(lease_key(name), codec.encode(record, codec.JSON), term)
+    await store.put(TOLD, b"0", term)
+    await store.close()
+    planner = planners[0]
+    for _ in range(2):
+        planner.start()
+        await until_ready(nc)
+        assert len((await ask(nc, "leases", {}))["leases"]) == 2
+        await asyncio.sleep(1.0)
+        planner.kill()
+    told = [(event["lease"]["lease_id"], event["kind"]) for _, event in await lease_events(nc)]
+    assert sorted(told) == [("told", "granted"), ("untold", "granted"), ("untold", "renewed")]
+
+
+async def test_writes_of_an_old_term_never_land(nc: Client) -> None:
+    """Thousands on their way while another planner takes the leader's key: none lands after it."""
+    store = Store(nc)
+    await store.open()
+    term = await store.claim(b'{"planner":"a"}', 0)
+    assert term is not None
+    outcomes: list[Outcome] = []
+
+    async def done(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+
+    taken: asyncio.Task[int | None] | None = None
+    for number in range(4000):
+        await store.write(lease_key(str(number)), b"x" * 500, term, done, message_id=f"{number}.1")
+        if number == 2000:
+            await asyncio.sleep(0)
+            taken = asyncio.create_task(store.claim(b'{"planner":"b"}', term))
+        if number % 50 == 0:
+            await asyncio.sleep(0)
+    await asyncio.wait_for(store.settled(), 10)
+    assert taken is not None
+    after = await taken
+    assert after is not None
+    landed = [outcome for outcome in outcomes if isinstance(outcome, int)]
+    refused = [outcome for outcome in outcomes if isinstance(outcome, Deposed)]
+    assert len(landed) + len(refused) == 4000
+    assert refused
+    assert max(landed) < after
+    stored = [entry async for entry in store.read_all(after)]
+    assert len(stored) == len(landed) + 1
+    assert await store.claim(b'{"planner":"a"}', term) is None
+    await store.close()
