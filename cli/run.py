@@ -1,0 +1,273 @@
+"""`corral run` and `corral shell`: a command that holds GPUs for as long as it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Generator, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ..client import Client, Rejected
+from ..client.lease import HeldLease, environment_for, local_host
+from ..client.request import RequestFields
+from ..schemas import requests, units
+from . import exits, render
+from .asking import asking
+from .options import NatsUrl, connected, console, say
+from .server import die_with_parent
+
+DEFAULT_TTL = "60s"
+"""Of a lease that is renewed in the background: so long its GPUs stay taken after a crash."""
+
+Grace = Annotated[
+    str, typer.Option("--grace", metavar="TIME", help="Between SIGTERM and SIGKILL where the lease is lost.")
+]
+Via = Annotated[
+    str | None,
+    typer.Option(
+        "--via", metavar="ssh|COMMAND", help="Start it on the granted host: 'ssh', or a command with {host} in it."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what goes wrong.")]
+
+
+@asking
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND [ARG]...", help="What to run.")],
+    fields: RequestFields,
+    grace: Grace = "10s",
+    via: Via = None,
+    quiet: Quiet = False,
+    nats: NatsUrl = None,
+) -> None:
+    """Run a command on GPUs: request them, wait if told to, run, renew meanwhile, release at the end.
+
+    The command sees its GPUs alone (CUDA_VISIBLE_DEVICES by uuid) and its lease in CORRAL_LEASE. It keeps the
+    terminal, gets the signals, and its exit code becomes this one's. Where the lease is lost it gets SIGTERM, then
+    SIGKILL after --grace, and the exit code is 9. GPUs of this host are taken unless --host says otherwise
+    ('--host any' for all).
+
+    Examples:
+      corral run --gpus 2 --memory 20GiB -- python train.py
+      corral run --gpus 8 --model '*H100*' --wait 2h --name llama -- torchrun --nproc-per-node 8 train.py
+      corral run --share 0.25 --memory 6GiB -- jupyter lab
+      corral run --gpus 1 --host any --via ssh -- nvidia-smi
+    """
+    raise typer.Exit(_hold(command, fields, grace, via, quiet, nats))
+
+
+@asking
+def shell(
+    fields: RequestFields,
+    grace: Grace = "10s",
+    via: Via = None,
+    nats: NatsUrl = None,
+) -> None:
+    """Open a shell that holds GPUs until you leave it.
+
+    Examples:
+      corral shell --gpus 1
+      corral shell --gpus 2 --memory 40GiB --wait 10m --name debugging
+    """
+    command = [] if via else [os.environ.get("SHELL") or "/bin/sh"]
+    raise typer.Exit(_hold(command, fields, grace, via, False, nats))
+
+
+def _hold(
+    command: Sequence[str], fields: RequestFields, grace: str, via: str | None, quiet: bool, nats: str | None
+) -> int:
+    try:
+        seconds = units.parse_seconds(grace)
+    except ValueError as error:
+        raise exits.CommandError(str(error), exits.USAGE) from None
+    hosts = fields.get("hosts")
+    if not hosts:
+        fields["hosts"] = [local_host()]
+    elif list(hosts) == ["any"]:
+        fields.pop("hosts")
+    fields.setdefault("ttl", DEFAULT_TTL)
+    fields.setdefault("name", os.path.basename(command[0]) if command else "shell")
+    return asyncio.run(_held(command, fields, seconds, via, quiet, nats))
+
+
+async def _held(
+    command: Sequence[str], fields: RequestFields, grace: float, via: str | None, quiet: bool, nats: str | None
+) -> int:
+    loop = asyncio.get_running_loop()
+    lost = asyncio.Event()
+    async with connected(nats, owner=fields.get("owner")) as client:
+        with _line(quiet) as on_wait, _as_interrupt(loop):
+            try:
+                context = client.lease(on_lost=lambda _: lost.set(), on_wait=on_wait, **fields)
+                held = await context.__aenter__()
+            except Rejected as rejected:
+                await _explain_host(client, fields)
+                for line in render.rejection_lines(rejected.rejection):
+                    console(stderr=True).print(line)
+                return exits.REJECTED
+        try:
+            if not quiet:
+                where = ", ".join(f"{grant.host}:{grant.index} {grant.model}" for grant in held.grants)
+                say(f"corral: lease {held.lease_id} on {where}")
+            code = await _child(_command(command, held, via), held, lost, grace)
+        finally:
+            await context.__aexit__(None, None, None)
+    if held.lost is not None:
+        say(f"corral: {held.lost}; the command was stopped")
+        return exits.LEASE_LOST
+    return code
+
+
+def _command(command: Sequence[str], held: HeldLease, via: str | None) -> list[str]:
+    if via is None:
+        return list(command)
+    if len(held.hosts) != 1:
+        raise exits.CommandError(f"--via starts one command on one host, but {len(held.hosts)} hosts were granted")
+    host = held.hosts[0]
+    prefix = ["ssh", *(["-t"] if sys.stdin.isatty() else []), "{host}"] if via == "ssh" else shlex.split(via)
+    environment = [f"{name}={value}" for name, value in environment_for(held.lease, host).items()]
+    # ssh joins its arguments with spaces and gives them to a shell.
+    remote = shlex.join(["env", *environment, *(command or ["sh", "-l"])])
+    return [*(part.replace("{host}", host) for part in prefix), remote]
+
+
+async def _child(command: Sequence[str], held: HeldLease, lost: asyncio.Event, grace: float) -> int:
+    """Run the command to its end, or to the end of its lease."""
+    terminal = sys.stdin.isatty()
+    parent = os.getpid()
+
+    def prepare() -> None:
+        die_with_parent(parent)
+        # On a terminal it shares our group, so that it may read from it and gets Ctrl-C from it.
+        if not terminal:
+            os.setpgid(0, 0)
+
+    try:
+        process = await asyncio.create_subprocess_exec(*command, env=os.environ | held.environment, preexec_fn=prepare)
+    except FileNotFoundError:
+        say(f"corral: {command[0]}: command not found")
+        return 127
+    except PermissionError:
+        say(f"corral: {command[0]}: permission denied")
+        return 126
+    with _forwarding(process, terminal):
+        ended = asyncio.create_task(process.wait())
+        losing = asyncio.create_task(lost.wait())
+        await asyncio.wait({ended, losing}, return_when=asyncio.FIRST_COMPLETED)
+        losing.cancel()
+        if not ended.done():
+            say(f"corral: {held.lost}; stopping the command (SIGTERM, SIGKILL in {grace:g} s)")
+            family = descendants(process.pid)
+            _signal(process.pid, signal.SIGTERM, group=not terminal)
+            await asyncio.wait({ended}, timeout=grace)
+            # Whoever the command has left behind must not stay on the devices either.
+            for pid in {*family, *descendants(process.pid), process.pid}:
+                _signal(pid, signal.SIGKILL)
+        code = await ended
+    return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def _forwarding(process: asyncio.subprocess.Process, terminal: bool) -> Generator[None]:
+    """Signals to this process go to the command; those that a terminal sends to both are its alone."""
+    loop = asyncio.get_running_loop()
+    numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGQUIT]
+    for number in numbers:
+        own = terminal and number in (signal.SIGINT, signal.SIGQUIT)
+        loop.add_signal_handler(
+            number, (lambda: None) if own else (lambda n=number: _signal(process.pid, n, group=not terminal))
+        )
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _as_interrupt(loop: asyncio.AbstractEventLoop) -> Generator[None]:
+    """While nothing runs yet, SIGTERM and SIGHUP end the waiting as Ctrl-C does."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _line(quiet: bool) -> Generator[Any]:
+    """How the waiting is shown: a live line on a terminal, else a line each time that something changes."""
+    err = console(stderr=True)
+    if quiet:
+        yield None
+        return
+    if err.is_terminal:
+        with err.status("Requesting…") as status:
+
+            def update(entry: requests.QueueEntry) -> None:
+                status.update(_text(entry))
+
+            yield update
+        return
+    shown: list[tuple[int, str]] = []
+
+    def tell(entry: requests.QueueEntry) -> None:
+        if shown[-1:] != [(entry.position, entry.message)]:
+            shown[:] = [(entry.position, entry.message)]
+            say(f"corral: {_text(entry)}")
+
+    yield tell
+
+
+def _text(entry: requests.QueueEntry) -> str:
+    return f"in line at {entry.position} for {render.duration(entry.waiting_seconds)}: {entry.message}"
+
+
+async def _explain_host(client: Client, fields: RequestFields) -> None:
+    """A rejection on a machine that the fleet does not know has one likely reason: say it."""
+    mine = local_host()
+    if list(fields.get("hosts", ())) == [mine] and not (await client.fleet(hosts=[mine])).devices:
+        say(
+            f"corral: this host ({mine}) has no devices in the fleet; is `corral collect` running here? "
+            "--host any takes devices of any host (--via ssh starts the command there)"
+        )
+
+
+def descendants(pid: int) -> set[int]:
+    """The process ids of all children of a process, their children, and so on (Linux; elsewhere none)."""
+    children: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc") if os.path.isdir("/proc/self") else ():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                with open(f"/proc/{entry.name}/stat", "rb") as file:
+                    # The name in parentheses may hold anything, so the fields are counted behind it.
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found: set[int] = set()
+    open_ends = [pid]
+    while open_ends:
+        for child in children.get(open_ends.pop(), ()):
+            if child not in found:
+                found.add(child)
+                open_ends.append(child)
+    return found
+
+
+def _signal(pid: int, number: int, group: bool = False) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if group:
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)
