@@ -1,0 +1,288 @@
+"""Random clients of a planner under faults, their history, and a checker that proves from it what must hold.
+
+The checker knows nothing of how the planner works. It looks at what clients were told and when, at the lease events on
+the stream, and at the leases that are listed in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+
+MEMORY = 80 * 2**30
+CPUS = 64.0
+ENDS = frozenset({"released", "expired", "lost", "evicted"})
+
+
+@dataclass
+class Held:
+    """A lease as its client knows it: from being told of it until it gives it back or may no longer count on it."""
+
+    lease: dict[str, Any]
+    since: float
+    until: float
+
+
+@dataclass
+class History:
+    """What clients saw. Times are seconds since the epoch, by the machine's clock.
+
+    Attributes:
+        answers: request id → every answer that came, as it came.
+        unanswered: request ids that got none though their clients asked to the end.
+        held: leases as clients counted on them.
+        released: lease ids whose release was answered.
+        errors: answers of other kinds, for people.
+    """
+
+    answers: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    unanswered: list[str] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    released: set[str] = field(default_factory=set)
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+class RandomClient:
+    """Requests, asks again, renews, releases, forgets and dies, as its dice say."""
+
+    def __init__(self, nc: Client, name: str, history: History, seed: int) -> None:
+        self.nc = nc
+        self.name = name
+        self.history = history
+        self.random = random.Random(seed)
+        self.turn = 0
+
+    async def run(self, until: float) -> None:
+        while time.time() < until:
+            await self.live_once(until)
+            await asyncio.sleep(self.random.expovariate(8.0))
+
+    async def live_once(self, until: float) -> None:
+        self.turn += 1
+        body = self.wish()
+        answer = await self.request(body)
+        if answer is None or answer["type"] != "assignment":
+            return
+        held = Held(answer["lease"], time.time(), stamp(answer["lease"]["expires_at"]))
+        self.history.held.append(held)
+        while True:
+            await asyncio.sleep(self.random.uniform(0.01, 0.8))
+            dice = self.random.random()
+            if dice < 0.15 or time.time() > until:  # it dies, and nobody renews
+                return
+            if dice < 0.5:
+                # It lets go of the devices before it says so.
+                held.until = min(held.until, time.time())
+                await self.act("release", held)
+                return
+            if not await self.act("renew", held):
+                return
+
+    def wish(self) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "owner": self.name,
+            "request_id": f"{self.name}-{self.turn}",
+            "ttl_seconds": self.random.choice([1, 2, 4]),
+            "wait_seconds": self.random.choice([0, 0, 1, 3]),
+            "priority": self.random.choice([0, 0, 1]),
+        }
+        kind = self.random.random()
+        if kind < 0.4:
+            body.update(gpus=1, gpu_share=self.random.choice([0.25, 0.5, 0.7]), gpu_memory_bytes=10 * 2**30)
+        elif kind < 0.8:
+            body.update(gpus=self.random.choice([1, 2, 4]), cpus=8)
+        elif kind < 0.9:
+            body.update(gpus=3, placement="fewest_hosts")
+        else:
+            body.update(gpus=0, cpus=self.random.choice([8, 16]))
+        return body
+
+    async def request(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Ask until there is an answer; at times twice at once, at times again afterwards."""
+        request_id = body["request_id"]
+        for _ in range(40):
+            times = 2 if self.random.random() < 0.1 else 1
+            found = await asyncio.gather(
+                *(self.once("request", body, body["wait_seconds"] + 1.5) for _ in range(times))
+            )
+            answers = [answer for answer in found if answer is not None]
+            self.history.answers[request_id].extend(answers)
+            if answers:
+                if self.random.random() < 0.1:
+                    again = await self.once("request", body, body["wait_seconds"] + 1.5)
+                    if again is not None:
+                        self.history.answers[request_id].append(again)
+                return answers[0]
+            await asyncio.sleep(0.1)
+        self.history.unanswered.append(request_id)
+        return None
+
+    async def act(self, verb: str, held: Held) -> bool:
+        """Renew or release until there is an answer. Returns whether the lease goes on."""
+        lease_id = held.lease["lease_id"]
+        for _ in range(40):
+            answer = await self.once(verb, {"owner": self.name, "lease_id": lease_id}, 1.5)
+            if answer is None:
+                await asyncio.sleep(0.1)
+                if verb == "renew" and time.time() > held.until:
+                    return False
+                continue
+            if answer["type"] == "error":
+                # The lease has ended, at its time or because an answer to an earlier try was lost.
+                self.history.errors[f"{verb}: {answer['code']}"] += 1
+                return False
+            if verb == "release":
+                self.history.released.add(lease_id)
+                return False
+            held.until = stamp(answer["expires_at"])
+            return True
+        return False
+
+    async def once(self, verb: str, body: dict[str, Any], timeout: float) -> dict[str, Any] | None:
+        """One message, and its answer if it came; `unavailable` is none."""
+        try:
+            reply = await self.nc.request(f"corral.v1.plan.{verb}", json.dumps(body).encode(), timeout=timeout)
+        except (nats.errors.Error, TimeoutError, OSError):
+            return None
+        answer = json.loads(reply.data)
+        if answer["type"] == "error" and answer["code"] == "unavailable":
+            return None
+        return answer
+
+
+def stamp(text: str) -> float:
+    """RFC 3339 as seconds since the epoch."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def check(history: History, events: list[dict[str, Any]], active: list[dict[str, Any]]) -> list[str]:
+    """Everything that is wrong; empty if nothing is.
+
+    Args:
+        history: of the clients.
+        events: lease events in the order of the stream.
+        active: leases that are listed in the end.
+    """
+    wrong = [f"request {request_id} was never answered" for request_id in history.unanswered]
+    leases: dict[str, dict[str, Any]] = {}
+    of_request: dict[str, str] = {}
+    for request_id, answers in history.answers.items():
+        if any(answer != answers[0] for answer in answers):
+            wrong.append(f"request {request_id} got {len(answers)} answers that differ: {answers[:2]}")
+        if answers[0]["type"] == "assignment":
+            lease = answers[0]["lease"]
+            if lease["lease_id"] in leases:
+                wrong.append(
+                    f"lease {lease['lease_id']} was granted to {of_request[lease['lease_id']]} and {request_id}"
+                )
+            leases[lease["lease_id"]], of_request[lease["lease_id"]] = lease, request_id
+        elif answers[0]["type"] == "error":
+            wrong.append(f"request {request_id} got an error: {answers[0]}")
+    wrong += check_events(events, leases, history, active)
+    planned = [
+        (grants_of(event["lease"]), stamp(event["lease"]["granted_at"]), stamp(event["lease"]["ended_at"]))
+        for event in events
+        if event["kind"] in ENDS
+    ]
+    planned += [(grants_of(lease), stamp(lease["granted_at"]), float("inf")) for lease in active]
+    wrong += [f"planned: {problem}" for problem in overcommitted(planned)]
+    counted_on = [(grants_of(held.lease), held.since, held.until) for held in history.held]
+    wrong += [f"counted on: {problem}" for problem in overcommitted(counted_on)]
+    return wrong
+
+
+def check_events(
+    events: list[dict[str, Any]],
+    answered: dict[str, dict[str, Any]],
+    history: History,
+    active: list[dict[str, Any]],
+) -> list[str]:
+    """Each change told once, none missing, and the list of the end agrees with them."""
+    wrong: list[str] = []
+    by_lease: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        by_lease[event["lease"]["lease_id"]].append(event)
+    requests: dict[str, str] = {}
+    listed = {lease["lease_id"]: lease for lease in active}
+    for lease_id, told in by_lease.items():
+        kinds = Counter(event["kind"] for event in told)
+        if kinds["granted"] != 1:
+            wrong.append(f"lease {lease_id} was told as granted {kinds['granted']} times")
+        ended = sum(kinds[kind] for kind in ENDS)
+        if ended > 1 or (ended == 1) == (lease_id in listed):
+            wrong.append(f"lease {lease_id} ended {ended} times, and is {'' if lease_id in listed else 'not '}listed")
+        if len({(event["kind"], event["time"]) for event in told}) != len(told):
+            wrong.append(f"a change of lease {lease_id} was told twice: {[(e['kind'], e['time']) for e in told]}")
+        if lease_id in history.released and kinds["released"] != 1:
+            wrong.append(f"the release of lease {lease_id} was answered, and told {kinds['released']} times")
+        request_id = told[0]["lease"]["request_id"]
+        if requests.setdefault(request_id, lease_id) != lease_id:
+            wrong.append(f"request {request_id} was granted {requests[request_id]} and {lease_id}")
+        if any(e["kind"] == "expired" and stamp(e["time"]) < stamp(e["lease"]["expires_at"]) for e in told):
+            wrong.append(f"lease {lease_id} expired before its time")
+    for lease_id, lease in answered.items():
+        granted = [event for event in by_lease.get(lease_id, []) if event["kind"] == "granted"]
+        if not granted or granted[0]["lease"] != lease:
+            wrong.append(f"lease {lease_id} was answered and is missing from the events")
+    wrong += [f"lease {lease_id} is listed and was never told" for lease_id in listed if lease_id not in by_lease]
+    return wrong
+
+
+def grants_of(lease: dict[str, Any]) -> list[dict[str, Any]]:
+    return lease["grants"]
+
+
+def overcommitted(holdings: Iterable[tuple[list[dict[str, Any]], float, float]]) -> list[str]:
+    """Sweep over time: on no device more than its memory or one whole share, on no host more than its cores."""
+    changes: dict[str, list[tuple[float, int, float]]] = defaultdict(list)
+    limits: dict[str, float] = {}
+    for grants, since, until in holdings:
+        if until <= since:
+            continue
+        for grant in grants:
+            amounts = [(f"cores of {grant['host']}", grant.get("cpus", 0.0), CPUS)]
+            if grant.get("device"):
+                amounts.append((f"share of {grant['device']}", grant.get("share", 1.0), 1.0))
+                amounts.append((f"memory of {grant['device']}", grant.get("memory_bytes", 0), MEMORY))
+            for what, amount, limit in amounts:
+                limits[what] = limit
+                # What ends at an instant is free at that instant.
+                changes[what] += [(since, 1, amount), (until, 0, -amount)]
+    wrong: list[str] = []
+    for what, steps in changes.items():
+        level = 0.0
+        for at, _, amount in sorted(steps):
+            level += amount
+            if level > limits[what] * (1 + 1e-6):
+                wrong.append(f"{what}: {level:g} of {limits[what]:g} at {at:.6f}")
+                break
+    return wrong
+
+
+async def connect_clients(url: str, count: int) -> list[Client]:
+    """Connections that outlive the server."""
+
+    async def quiet(_: Exception) -> None:
+        return None
+
+    return [
+        await nats.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=quiet)
+        for _ in range(count)
+    ]
+
+
+async def close(clients: list[Client]) -> None:
+    for client in clients:
+        with contextlib.suppress(Exception):
+            await client.close()

@@ -1,0 +1,153 @@
+"""Hundreds of clients against planners and a bus that are killed with -9 all the time: what is promised holds."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from corral.cli.server import EmbeddedServer
+from corral.schemas import bus
+from model_planner import History, RandomClient, check, close, connect_clients
+from rig_planner import FakeHosts, PlannerProcess, lease_events, persist, until_ready
+
+
+async def torment(
+    server: EmbeddedServer, planners: list[PlannerProcess], rng: random.Random, until: float, pause: float
+) -> list[str]:
+    """Kill, pause and restart until a time; everything is up again afterwards."""
+    done: list[str] = []
+    while time.time() < until:
+        await asyncio.sleep(rng.uniform(0.3, pause))
+        dice = rng.random()
+        if dice < 0.25:
+            done.append("bus killed")
+            server.kill()
+            await asyncio.sleep(rng.uniform(0.0, 0.5))
+            server.start()
+        elif dice < 0.4:
+            done.append("planner paused")
+            planner = rng.choice(planners)
+            planner.pause(True)
+            await asyncio.sleep(rng.uniform(1.0, 4.5))
+            planner.pause(False)
+        else:
+            done.append("planner killed")
+            planner = rng.choice(planners)
+            planner.kill()
+            await asyncio.sleep(rng.uniform(0.0, 0.8))
+            planner.start()
+    return done
+
+
+async def model_check(server: EmbeddedServer, folder: Path, clients: int, seconds: float, seed: int) -> None:
+    rng = random.Random(seed)
+    nc, *rest = connections = await connect_clients(server.url, 9)
+    await bus.ensure_layout(nc.jetstream())
+    hosts = FakeHosts(nc, hosts=4, devices=4)
+    await hosts.start()
+    planners = [
+        PlannerProcess(server.url, folder / f"planner{number}.log", '{"stale_after_seconds": 60}')
+        for number in range(2)
+    ]
+    history = History()
+    try:
+        for planner in planners:
+            planner.start()
+        await until_ready(nc, 16)
+        until = time.time() + seconds
+        crowd = [
+            RandomClient(rest[number % len(rest)], f"c{number}", history, rng.getrandbits(32))
+            for number in range(clients)
+        ]
+        faults = asyncio.create_task(torment(server, planners, rng, until, pause=2.0))
+        await asyncio.gather(*(client.run(until) for client in crowd))
+        done = await faults
+        active = (await persist(nc, "leases", {}))["leases"]
+        # Whoever was forgotten ends in time; then nothing is held, and nothing is left to tell.
+        deadline = time.time() + 25
+        while active and time.time() < deadline:
+            await asyncio.sleep(0.25)
+            active = (await persist(nc, "leases", {}))["leases"]
+        await asyncio.sleep(2.5)
+        events = [event for _, event in await lease_events(nc)]
+        wrong = check(history, events, active)
+        (folder / "history.json").write_text(json.dumps({"wrong": wrong, "answers": history.answers, "events": events}))
+        assert not wrong, f"seed {seed}, {done}: {len(wrong)} problems, such as {wrong[:5]} (see {folder})"
+        assert not active
+        granted = sum(answers[0]["type"] == "assignment" for answers in history.answers.values())
+        assert granted > clients, f"only {granted} grants: the check says little"
+        print(
+            f"seed {seed}: {len(history.answers)} requests, {granted} grants, {len(events)} events, "
+            f"{len(done)} faults, {dict(history.errors)}"
+        )
+    finally:
+        for planner in planners:
+            planner.kill()
+        await hosts.stop()
+        await close(connections)
+
+
+async def test_model_check_in_seconds(server: EmbeddedServer, tmp_path: Path) -> None:
+    await model_check(server, tmp_path, clients=60, seconds=8, seed=random.SystemRandom().getrandbits(32))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+async def test_model_check_in_minutes(server: EmbeddedServer, tmp_path: Path) -> None:
+    seconds = float(os.environ.get("CORRAL_MODEL_CHECK_SECONDS", "180"))
+    await model_check(server, tmp_path, clients=300, seconds=seconds, seed=random.SystemRandom().getrandbits(32))
+
+
+def lease(lease_id: str, since: int, until: int, **grant: Any) -> dict[str, Any]:
+    return {
+        "lease_id": lease_id,
+        "request_id": f"r-{lease_id}",
+        "granted_at": f"2026-01-01T00:00:{since:02d}Z",
+        "expires_at": f"2026-01-01T00:00:{until:02d}Z",
+        "ended_at": f"2026-01-01T00:00:{until:02d}Z",
+        "grants": [{"host": "a", "device": "G1", "share": 1.0, **grant}],
+    }
+
+
+def test_the_checker_finds_what_it_looks_for() -> None:
+    """A sound history passes; each of these lies is found."""
+
+    def story() -> tuple[History, list[dict[str, Any]]]:
+        history = History()
+        events: list[dict[str, Any]] = []
+        for one in (lease("l1", 1, 5), lease("l2", 5, 9)):
+            history.answers[one["request_id"]].append({"type": "assignment", "lease": one})
+            for kind, time_ in (("granted", one["granted_at"]), ("expired", one["ended_at"])):
+                events.append({"kind": kind, "time": time_, "lease": one})
+        return history, events
+
+    assert check(*story(), active=[]) == []
+
+    history, events = story()
+    events.pop(0)
+    assert any("missing" in problem for problem in check(history, events, []))
+    history, events = story()
+    events.append(copy.deepcopy(events[1]))
+    assert any("told twice" in problem for problem in check(history, events, []))
+    history, events = story()
+    history.answers["r-l1"].append({"type": "rejection"})
+    assert any("differ" in problem for problem in check(history, events, []))
+    history, events = story()
+    history.answers["r-l3"] = history.answers["r-l1"]
+    assert any("granted to" in problem for problem in check(history, events, []))
+    history, events = story()
+    for event in events[2:]:
+        event["lease"]["granted_at"] = "2026-01-01T00:00:04Z"
+    assert any("share of G1" in problem for problem in check(history, events, []))
+    for event in events:
+        event["lease"]["grants"][0].update(share=0.5, memory_bytes=60 * 2**30)
+    assert any("memory of G1" in problem for problem in check(history, events, []))
+    history, events = story()
+    assert any("listed" in problem for problem in check(history, events[:-1], []))
