@@ -29,10 +29,11 @@ async def collect(nc: nats.aio.client.Client, request: QueryRequest, *, margin_s
         Unavailable: a part was lost on the way.
     """
     pieces: list[bytes] = []
-    async for piece, end in parts(nc, request, margin_seconds=margin_seconds):
-        pieces.append(piece)
-        if end is not None:
-            return QueryResult(b"".join(pieces), request.format, end)
+    async with contextlib.aclosing(parts(nc, request, margin_seconds=margin_seconds)) as stream:
+        async for piece, end in stream:
+            pieces.append(piece)
+            if end is not None:
+                return QueryResult(b"".join(pieces), request.format, end)
     raise AssertionError("unreachable")
 
 

@@ -193,6 +193,9 @@ def _values(column: Array, type: str) -> list[Any]:
     """The values of a column, each as something that msgspec writes as we promise."""
     kind = column.type
     if pa.types.is_floating(kind):
+        if pa.types.is_float32(kind):
+            # By way of text: the few digits that say the same float, not the many of its double.
+            column = column.cast(pa.string()).cast(pa.float64())
         values = column.to_pylist()
         if not pc.all(pc.is_finite(column)).as_py() and column.null_count < len(column):
             values = [_plain(value) for value in values]
