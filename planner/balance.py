@@ -20,6 +20,8 @@ EXACT_NODES: Final = 10_000
 """… within so many steps of the search."""
 IMPROVE_ITEMS: Final = 5_000
 """Up to so many items the result of LPT is improved by moves and exchanges."""
+CLOSE_ENOUGH: Final = 1e-4
+"""So near the bound nothing more is tried: the planner has other requests to answer."""
 _IMPROVE_STEPS: Final = 2_000
 
 
@@ -70,12 +72,14 @@ def balance(costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Mac
     proven = False
     if len(costs) <= EXACT_ITEMS:
         place, proven = _branch(costs, sizes, machines, place)
-    if not proven and len(costs) <= IMPROVE_ITEMS:
-        place = _improve(costs, sizes, machines, place)
+    if proven:
+        makespan = span(costs, machines, place)
+        return Balanced(place, makespan, makespan, True)
+    bound = lower_bound(costs, sizes, machines, [at for at, machine in enumerate(place) if machine >= 0])
+    if len(costs) <= IMPROVE_ITEMS:
+        place = _improve(costs, sizes, machines, place, bound * (1 + CLOSE_ENOUGH))
     makespan = span(costs, machines, place)
-    placed = [at for at, machine in enumerate(place) if machine >= 0]
-    bound = makespan if proven else min(makespan, lower_bound(costs, sizes, machines, placed))
-    return Balanced(place, makespan, bound, proven or makespan <= bound * (1 + 1e-12))
+    return Balanced(place, makespan, min(bound, makespan), makespan <= bound * (1 + 1e-12))
 
 
 def span(costs: Sequence[float], machines: Sequence[Machine], place: Sequence[int]) -> float:
@@ -278,7 +282,9 @@ def _branch(
     return best, complete
 
 
-def _improve(costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Machine], place: list[int]) -> list[int]:
+def _improve(
+    costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Machine], place: list[int], enough: float
+) -> list[int]:
     """Move an item off the slowest machine, or exchange it for a cheaper one, while the slowest time falls."""
     place = place.copy()
     loads = [_Load(machine) for machine in machines]
@@ -287,7 +293,7 @@ def _improve(costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Ma
             loads[at].add(item, costs[item], sizes[item])
     for _ in range(_IMPROVE_STEPS):
         slow = max(range(len(loads)), key=lambda at: loads[at].time)
-        step = _better(costs, sizes, loads, slow)
+        step = None if loads[slow].time <= enough else _better(costs, sizes, loads, slow)
         if step is None:
             break
         item, other, at = step
