@@ -2,7 +2,7 @@
 
 Each field of `DeviceSample` below its identity is one row of the catalogue. The row says what the
 metric is called, in which unit, how NVML gives it, how often to read it, when it is null, what a rollup keeps,
-and its dcgm-exporter name. The wire format, the NVML reader's schedule, the DuckDB columns, the Prometheus
+and its dcgm-exporter name. The wire format, the readers' schedules, the DuckDB columns, the Prometheus
 exporter and `docs/metrics.md` are all generated from `METRICS`: adding a metric is adding one row.
 
 This module imports nothing but msgspec, so a processor needs no NVML and a collector no DuckDB.
@@ -10,150 +10,72 @@ This module imports nothing but msgspec, so a processor needs no NVML and a coll
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Final, get_args, get_origin, get_type_hints
 
 from msgspec import Struct
 
+from .rows import (
+    ALL_LINKS,
+    BITMASK,
+    BITMASK_ROLLUP,
+    BYTES,
+    BYTES_PER_SECOND,
+    CADENCE_SECONDS,
+    CELSIUS,
+    COUNT,
+    COUNTER_ROLLUP,
+    GAUGE_ROLLUP,
+    LAST_ROLLUP,
+    LEVEL,
+    LEVEL_ROLLUP,
+    MEGAHERTZ,
+    MILLIJOULES,
+    NANOSECONDS,
+    PERCENT,
+    WATTS,
+    Cadence,
+    Call,
+    FieldValue,
+    Gpm,
+    Kind,
+    Rate,
+    Reading,
+    Row,
+    Unit,
+)
 
-class Kind(StrEnum):
-    """A gauge is a level at an instant; a counter only grows, until a driver reload sets it back to 0."""
-
-    GAUGE = "gauge"
-    COUNTER = "counter"
-
-
-class Cadence(StrEnum):
-    """How often a metric is read. Between two readings the last value is repeated in each sample."""
-
-    TICK = "tick"
-    """At each tick of the collector's interval."""
-    SECOND = "second"
-    """At most once a second: the driver refreshes it no faster, or the call is dear."""
-    SLOW = "slow"
-    """Every 10 s: values that move by the hour, such as ECC counts or power limits."""
-    STATIC = "static"
-    """Once, and again when the inventory is read anew (every 60 s)."""
-
-
-CADENCE_SECONDS: Final[dict[Cadence, float]] = {
-    Cadence.TICK: 0.0,
-    Cadence.SECOND: 1.0,
-    Cadence.SLOW: 10.0,
-    Cadence.STATIC: 60.0,
-}
-
-
-class Call(Struct, frozen=True):
-    """An NVML function of the device handle.
-
-    Attributes:
-        function: its name in pynvml.
-        attribute: the field of the returned struct, or of a tuple its index as text; None takes the value itself.
-        args: further arguments; a text that starts with `NVML_` names a constant of pynvml.
-        scale: the raw value is multiplied by it to reach the metric's unit.
-    """
-
-    function: str
-    attribute: str | None = None
-    args: tuple[str | int, ...] = ()
-    scale: float = 1.0
-
-
-class FieldValue(Struct, frozen=True):
-    """A value of `nvmlDeviceGetFieldValues`, read in one batch with all the others of its cadence.
-
-    Attributes:
-        field: the name of the `NVML_FI_DEV_…` constant.
-        scope: the scope id that goes with it (a link, say); 0 where NVML knows none.
-        scale: as in `Call`.
-    """
-
-    field: str
-    scope: int = 0
-    scale: float = 1.0
-
-
-class Gpm(Struct, frozen=True):
-    """A metric of the GPU Performance Monitor: Hopper and later, computed between two GPM samples.
-
-    Attributes:
-        metric: the name of the `NVML_GPM_METRIC_…` constant.
-        scale: as in `Call`.
-    """
-
-    metric: str
-    scale: float = 1.0
-
-
-Reading = Call | FieldValue | Gpm
-
-
-class Unit(Struct, frozen=True):
-    """A unit with its storage: how its values travel and which of them are possible.
-
-    Attributes:
-        name: the unit in words.
-        suffix: what the name of each metric in this unit ends on.
-        dtype: the little-endian numpy type of its column on the wire (`<f4`, `<i4`, `<i8`).
-        sql: its DuckDB type.
-        minimum: values below are impossible.
-        maximum: values above are impossible; None where there is no limit.
-    """
-
-    name: str
-    suffix: str
-    dtype: str
-    sql: str
-    minimum: float | None = 0
-    maximum: float | None = None
-
-
-PERCENT: Final = Unit("percent", "_percent", "<f4", "FLOAT", 0, 100)
-BYTES: Final = Unit("bytes", "_bytes", "<i8", "BIGINT")
-BYTES_PER_SECOND: Final = Unit("bytes per second", "_bytes_per_second", "<f4", "FLOAT")
-WATTS: Final = Unit("watts", "_watts", "<f4", "FLOAT")
-MILLIJOULES: Final = Unit("millijoules", "_millijoules", "<i8", "BIGINT")
-CELSIUS: Final = Unit("degrees Celsius", "_celsius", "<f4", "FLOAT", -60, 200)
-MEGAHERTZ: Final = Unit("megahertz", "_megahertz", "<i4", "INTEGER")
-NANOSECONDS: Final = Unit("nanoseconds", "_nanoseconds", "<i8", "BIGINT")
-COUNT: Final = Unit("count", "_count", "<i8", "BIGINT")
-BITMASK: Final = Unit("bitmask", "_bitmask", "<i8", "BIGINT", None)
-LEVEL: Final = Unit("level", "", "<i4", "INTEGER")
-
-
-GAUGE_ROLLUP: Final = ("min", "mean", "max", "p95", "last")
-LEVEL_ROLLUP: Final = ("min", "max", "last")
-COUNTER_ROLLUP: Final = ("last", "increase")
-LAST_ROLLUP: Final = ("last",)
-BITMASK_ROLLUP: Final = ("last", "any")
-
-
-class Row(Struct, frozen=True, kw_only=True):
-    """What a row of the catalogue says of its metric, beside the name and the Python type of the field.
-
-    Attributes:
-        unit: unit, wire type, SQL type and limits.
-        help: one sentence: what the number means.
-        nvml: how NVML gives it, tried in order until one is supported; empty where the collector computes it.
-        kind: gauge or counter.
-        cadence: how often it is read.
-        null: when it is null, in words.
-        rollup: the aggregates that a rollup keeps.
-        dcgm: the field's name in dcgm-exporter, with the factor from our unit to theirs; None where it has none.
-        maximum: overrides the unit's.
-    """
-
-    unit: Unit
-    help: str
-    nvml: tuple[Reading, ...] = ()
-    kind: Kind = Kind.GAUGE
-    cadence: Cadence = Cadence.TICK
-    null: str = "the device does not support it"
-    rollup: tuple[str, ...] = GAUGE_ROLLUP
-    dcgm: tuple[str, float] | None = None
-    maximum: float | None = None
-
+__all__ = [
+    "ALL_LINKS",
+    "BITMASK",
+    "BITMASK_ROLLUP",
+    "BYTES",
+    "BYTES_PER_SECOND",
+    "CADENCE_SECONDS",
+    "CELSIUS",
+    "COUNT",
+    "COUNTER_ROLLUP",
+    "GAUGE_ROLLUP",
+    "LAST_ROLLUP",
+    "LEVEL",
+    "LEVEL_ROLLUP",
+    "MEGAHERTZ",
+    "METRICS",
+    "MILLIJOULES",
+    "NANOSECONDS",
+    "PERCENT",
+    "WATTS",
+    "Cadence",
+    "Call",
+    "DeviceSample",
+    "FieldValue",
+    "Gpm",
+    "Kind",
+    "Metric",
+    "Rate",
+    "Reading",
+    "Row",
+    "Unit",
+]
 
 _UTILIZATION = "nvmlDeviceGetUtilizationRates"
 _MEMORY = "nvmlDeviceGetMemoryInfo"
@@ -214,6 +136,144 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             dcgm=("DCGM_FI_DEV_DEC_UTIL", 1),
         ),
     ] = None
+    jpeg_utilization_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="JPEG engine busy.",
+            nvml=(Call("nvmlDeviceGetJpgUtilization", "0"),),
+            cadence=Cadence.SECOND,
+        ),
+    ] = None
+    optical_flow_utilization_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Optical flow accelerator (OFA) busy.",
+            nvml=(Call("nvmlDeviceGetOfaUtilization", "0"),),
+            cadence=Cadence.SECOND,
+        ),
+    ] = None
+    graphics_active_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Share of the time in which any graphics or compute work was on the device.",
+            nvml=(Gpm("NVML_GPM_METRIC_GRAPHICS_UTIL"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_GR_ENGINE_ACTIVE", 0.01),
+        ),
+    ] = None
+    sm_active_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Share of the time in which a streaming multiprocessor had a warp resident, over all of them.",
+            nvml=(Gpm("NVML_GPM_METRIC_SM_UTIL"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_SM_ACTIVE", 0.01),
+        ),
+    ] = None
+    sm_occupancy_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Warps resident on the streaming multiprocessors, as a share of the most that fit.",
+            nvml=(Gpm("NVML_GPM_METRIC_SM_OCCUPANCY"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_SM_OCCUPANCY", 0.01),
+        ),
+    ] = None
+    integer_active_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Share of the time in which the integer pipes were busy.",
+            nvml=(Gpm("NVML_GPM_METRIC_INTEGER_UTIL"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_PIPE_INT_ACTIVE", 0.01),
+        ),
+    ] = None
+    tensor_active_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Share of the time in which the tensor cores were busy.",
+            nvml=(Gpm("NVML_GPM_METRIC_ANY_TENSOR_UTIL"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", 0.01),
+        ),
+    ] = None
+    tensor_fp16_active_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Share of the time in which the tensor cores worked on 16 bit floating point or less (HMMA).",
+            nvml=(Gpm("NVML_GPM_METRIC_HMMA_TENSOR_UTIL"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_PIPE_TENSOR_HMMA_ACTIVE", 0.01),
+        ),
+    ] = None
+    tensor_fp64_active_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Share of the time in which the tensor cores worked on 64 bit floating point (DFMA).",
+            nvml=(Gpm("NVML_GPM_METRIC_DFMA_TENSOR_UTIL"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_PIPE_TENSOR_DFMA_ACTIVE", 0.01),
+        ),
+    ] = None
+    tensor_integer_active_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Share of the time in which the tensor cores worked on integers (IMMA).",
+            nvml=(Gpm("NVML_GPM_METRIC_IMMA_TENSOR_UTIL"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_PIPE_TENSOR_IMMA_ACTIVE", 0.01),
+        ),
+    ] = None
+    fp64_active_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Share of the time in which the 64 bit floating point pipes were busy, tensor cores aside.",
+            nvml=(Gpm("NVML_GPM_METRIC_FP64_UTIL"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_PIPE_FP64_ACTIVE", 0.01),
+        ),
+    ] = None
+    fp32_active_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Share of the time in which the 32 bit floating point pipes were busy, tensor cores aside.",
+            nvml=(Gpm("NVML_GPM_METRIC_FP32_UTIL"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_PIPE_FP32_ACTIVE", 0.01),
+        ),
+    ] = None
+    fp16_active_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Share of the time in which the 16 bit floating point pipes were busy, tensor cores aside.",
+            nvml=(Gpm("NVML_GPM_METRIC_FP16_UTIL"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_PIPE_FP16_ACTIVE", 0.01),
+        ),
+    ] = None
+    dram_active_percent: Annotated[
+        float | None,
+        Row(
+            unit=PERCENT,
+            help="Device memory bandwidth in use, as a share of its peak.",
+            nvml=(Gpm("NVML_GPM_METRIC_DRAM_BW_UTIL"),),
+            null="before Hopper, or the driver lets only root read it",
+            dcgm=("DCGM_FI_PROF_DRAM_ACTIVE", 0.01),
+        ),
+    ] = None
 
     memory_used_bytes: Annotated[
         int | None,
@@ -254,6 +314,27 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             dcgm=("DCGM_FI_DEV_FB_RESERVED", 2**-20),
         ),
     ] = None
+    bar1_used_bytes: Annotated[
+        int | None,
+        Row(
+            unit=BYTES,
+            help="BAR1 window (device memory that the host can address) in use.",
+            nvml=(Call("nvmlDeviceGetBAR1MemoryInfo", "bar1Used"),),
+            cadence=Cadence.SLOW,
+            dcgm=("DCGM_FI_DEV_BAR1_USED", 2**-20),
+        ),
+    ] = None
+    bar1_total_bytes: Annotated[
+        int | None,
+        Row(
+            unit=BYTES,
+            help="BAR1 window in all.",
+            nvml=(Call("nvmlDeviceGetBAR1MemoryInfo", "bar1Total"),),
+            cadence=Cadence.STATIC,
+            rollup=LAST_ROLLUP,
+            dcgm=("DCGM_FI_DEV_BAR1_TOTAL", 2**-20),
+        ),
+    ] = None
 
     power_watts: Annotated[
         float | None,
@@ -262,6 +343,16 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             help="Power draw of the board, averaged over a second on Ampere and later.",
             nvml=(Call("nvmlDeviceGetPowerUsage", scale=1e-3),),
             dcgm=("DCGM_FI_DEV_POWER_USAGE", 1),
+        ),
+    ] = None
+    power_instant_watts: Annotated[
+        float | None,
+        Row(
+            unit=WATTS,
+            help="Power draw of the board at this instant, not averaged.",
+            nvml=(FieldValue("NVML_FI_DEV_POWER_INSTANT", scale=1e-3),),
+            null="the driver gives none (before R530)",
+            dcgm=("DCGM_FI_DEV_POWER_USAGE_INSTANT", 1),
         ),
     ] = None
     power_limit_watts: Annotated[
@@ -273,6 +364,48 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SLOW,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_POWER_MGMT_LIMIT", 1),
+        ),
+    ] = None
+    power_limit_default_watts: Annotated[
+        float | None,
+        Row(
+            unit=WATTS,
+            help="Power limit of the board as it is shipped.",
+            nvml=(
+                Call("nvmlDeviceGetPowerManagementDefaultLimit", scale=1e-3),
+                FieldValue("NVML_FI_DEV_POWER_DEFAULT_LIMIT", scale=1e-3),
+            ),
+            cadence=Cadence.STATIC,
+            rollup=LAST_ROLLUP,
+            dcgm=("DCGM_FI_DEV_POWER_MGMT_LIMIT_DEF", 1),
+        ),
+    ] = None
+    power_limit_min_watts: Annotated[
+        float | None,
+        Row(
+            unit=WATTS,
+            help="Lowest power limit that may be set.",
+            nvml=(
+                Call("nvmlDeviceGetPowerManagementLimitConstraints", "0", scale=1e-3),
+                FieldValue("NVML_FI_DEV_POWER_MIN_LIMIT", scale=1e-3),
+            ),
+            cadence=Cadence.STATIC,
+            rollup=LAST_ROLLUP,
+            dcgm=("DCGM_FI_DEV_POWER_MGMT_LIMIT_MIN", 1),
+        ),
+    ] = None
+    power_limit_max_watts: Annotated[
+        float | None,
+        Row(
+            unit=WATTS,
+            help="Highest power limit that may be set.",
+            nvml=(
+                Call("nvmlDeviceGetPowerManagementLimitConstraints", "1", scale=1e-3),
+                FieldValue("NVML_FI_DEV_POWER_MAX_LIMIT", scale=1e-3),
+            ),
+            cadence=Cadence.STATIC,
+            rollup=LAST_ROLLUP,
+            dcgm=("DCGM_FI_DEV_POWER_MGMT_LIMIT_MAX", 1),
         ),
     ] = None
     energy_millijoules: Annotated[
@@ -307,6 +440,28 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SECOND,
             null="the memory has no sensor (most GDDR boards)",
             dcgm=("DCGM_FI_DEV_MEMORY_TEMP", 1),
+        ),
+    ] = None
+    temperature_slowdown_celsius: Annotated[
+        float | None,
+        Row(
+            unit=CELSIUS,
+            help="Core temperature at which the hardware slows its clocks.",
+            nvml=(Call("nvmlDeviceGetTemperatureThreshold", args=("NVML_TEMPERATURE_THRESHOLD_SLOWDOWN",)),),
+            cadence=Cadence.STATIC,
+            rollup=LAST_ROLLUP,
+            dcgm=("DCGM_FI_DEV_SLOWDOWN_TEMP", 1),
+        ),
+    ] = None
+    temperature_shutdown_celsius: Annotated[
+        float | None,
+        Row(
+            unit=CELSIUS,
+            help="Core temperature at which the device shuts itself down.",
+            nvml=(Call("nvmlDeviceGetTemperatureThreshold", args=("NVML_TEMPERATURE_THRESHOLD_SHUTDOWN",)),),
+            cadence=Cadence.STATIC,
+            rollup=LAST_ROLLUP,
+            dcgm=("DCGM_FI_DEV_SHUTDOWN_TEMP", 1),
         ),
     ] = None
 
@@ -384,23 +539,189 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             dcgm=("DCGM_FI_DEV_CLOCKS_EVENT_REASONS", 1),
         ),
     ] = None
+    power_violation_nanoseconds: Annotated[
+        int | None,
+        Row(
+            unit=NANOSECONDS,
+            help="Time with clocks held down by the power limit.",
+            nvml=(
+                FieldValue("NVML_FI_DEV_PERF_POLICY_POWER"),
+                Call("nvmlDeviceGetViolationStatus", "violationTime", ("NVML_PERF_POLICY_POWER",)),
+            ),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SECOND,
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_POWER_VIOLATION", 1),
+        ),
+    ] = None
+    thermal_violation_nanoseconds: Annotated[
+        int | None,
+        Row(
+            unit=NANOSECONDS,
+            help="Time with clocks held down by temperature.",
+            nvml=(
+                FieldValue("NVML_FI_DEV_PERF_POLICY_THERMAL"),
+                Call("nvmlDeviceGetViolationStatus", "violationTime", ("NVML_PERF_POLICY_THERMAL",)),
+            ),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SECOND,
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_THERMAL_VIOLATION", 1),
+        ),
+    ] = None
+    sync_boost_violation_nanoseconds: Annotated[
+        int | None,
+        Row(
+            unit=NANOSECONDS,
+            help="Time with clocks held down to match those of other devices (sync boost).",
+            nvml=(
+                FieldValue("NVML_FI_DEV_PERF_POLICY_SYNC_BOOST"),
+                Call("nvmlDeviceGetViolationStatus", "violationTime", ("NVML_PERF_POLICY_SYNC_BOOST",)),
+            ),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SECOND,
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_SYNC_BOOST_VIOLATION", 1),
+        ),
+    ] = None
+    board_limit_violation_nanoseconds: Annotated[
+        int | None,
+        Row(
+            unit=NANOSECONDS,
+            help="Time with clocks held down by a limit of the board.",
+            nvml=(
+                FieldValue("NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT"),
+                Call("nvmlDeviceGetViolationStatus", "violationTime", ("NVML_PERF_POLICY_BOARD_LIMIT",)),
+            ),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SECOND,
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_BOARD_LIMIT_VIOLATION", 1),
+        ),
+    ] = None
+    low_utilization_violation_nanoseconds: Annotated[
+        int | None,
+        Row(
+            unit=NANOSECONDS,
+            help="Time with clocks held down since there was little to do.",
+            nvml=(
+                FieldValue("NVML_FI_DEV_PERF_POLICY_LOW_UTILIZATION"),
+                Call("nvmlDeviceGetViolationStatus", "violationTime", ("NVML_PERF_POLICY_LOW_UTILIZATION",)),
+            ),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SECOND,
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_LOW_UTIL_VIOLATION", 1),
+        ),
+    ] = None
+    reliability_violation_nanoseconds: Annotated[
+        int | None,
+        Row(
+            unit=NANOSECONDS,
+            help="Time with clocks held down for reliability (voltage).",
+            nvml=(
+                FieldValue("NVML_FI_DEV_PERF_POLICY_RELIABILITY"),
+                Call("nvmlDeviceGetViolationStatus", "violationTime", ("NVML_PERF_POLICY_RELIABILITY",)),
+            ),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SECOND,
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_RELIABILITY_VIOLATION", 1),
+        ),
+    ] = None
+    app_clocks_violation_nanoseconds: Annotated[
+        int | None,
+        Row(
+            unit=NANOSECONDS,
+            help="Time below the application clocks, for whatever reason.",
+            nvml=(
+                FieldValue("NVML_FI_DEV_PERF_POLICY_TOTAL_APP_CLOCKS"),
+                Call("nvmlDeviceGetViolationStatus", "violationTime", ("NVML_PERF_POLICY_TOTAL_APP_CLOCKS",)),
+            ),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SECOND,
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_TOTAL_APP_CLOCKS_VIOLATION", 1),
+        ),
+    ] = None
+    base_clocks_violation_nanoseconds: Annotated[
+        int | None,
+        Row(
+            unit=NANOSECONDS,
+            help="Time below the base clocks, for whatever reason.",
+            nvml=(
+                FieldValue("NVML_FI_DEV_PERF_POLICY_TOTAL_BASE_CLOCKS"),
+                Call("nvmlDeviceGetViolationStatus", "violationTime", ("NVML_PERF_POLICY_TOTAL_BASE_CLOCKS",)),
+            ),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SECOND,
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_TOTAL_BASE_CLOCKS_VIOLATION", 1),
+        ),
+    ] = None
+    software_thermal_slowdown_nanoseconds: Annotated[
+        int | None,
+        Row(
+            unit=NANOSECONDS,
+            help="Time slowed by the driver since core or memory was too hot.",
+            nvml=(FieldValue("NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SECOND,
+            null="the driver gives none (before R570)",
+            rollup=COUNTER_ROLLUP,
+        ),
+    ] = None
+    hardware_thermal_slowdown_nanoseconds: Annotated[
+        int | None,
+        Row(
+            unit=NANOSECONDS,
+            help="Time slowed by the hardware since the core was too hot.",
+            nvml=(FieldValue("NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SECOND,
+            null="the driver gives none (before R570)",
+            rollup=COUNTER_ROLLUP,
+        ),
+    ] = None
+    power_brake_slowdown_nanoseconds: Annotated[
+        int | None,
+        Row(
+            unit=NANOSECONDS,
+            help="Time slowed by the power brake, a signal of the server's power supply.",
+            nvml=(FieldValue("NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SECOND,
+            null="the driver gives none (before R570)",
+            rollup=COUNTER_ROLLUP,
+        ),
+    ] = None
 
     pcie_rx_bytes_per_second: Annotated[
         float | None,
         Row(
             unit=BYTES_PER_SECOND,
-            help="Received over PCIe, over a window of 20 ms.",
-            nvml=(Call("nvmlDeviceGetPcieThroughput", args=("NVML_PCIE_UTIL_RX_BYTES",), scale=1000),),
-            cadence=Cadence.SLOW,
+            help="Received over PCIe since the last reading; over a window of 20 ms where GPM and counters are missing.",
+            nvml=(
+                Gpm("NVML_GPM_METRIC_PCIE_RX_PER_SEC", scale=2**20),
+                Rate("NVML_FI_DEV_PCIE_COUNT_RX_BYTES"),
+                Call("nvmlDeviceGetPcieThroughput", args=("NVML_PCIE_UTIL_RX_BYTES",), scale=1000, blocking=True),
+            ),
+            cadence=Cadence.SECOND,
+            dcgm=("DCGM_FI_DEV_PCIE_RX_THROUGHPUT", 1e-3),
         ),
     ] = None
     pcie_tx_bytes_per_second: Annotated[
         float | None,
         Row(
             unit=BYTES_PER_SECOND,
-            help="Sent over PCIe, over a window of 20 ms.",
-            nvml=(Call("nvmlDeviceGetPcieThroughput", args=("NVML_PCIE_UTIL_TX_BYTES",), scale=1000),),
-            cadence=Cadence.SLOW,
+            help="Sent over PCIe since the last reading; over a window of 20 ms where GPM and counters are missing.",
+            nvml=(
+                Gpm("NVML_GPM_METRIC_PCIE_TX_PER_SEC", scale=2**20),
+                Rate("NVML_FI_DEV_PCIE_COUNT_TX_BYTES"),
+                Call("nvmlDeviceGetPcieThroughput", args=("NVML_PCIE_UTIL_TX_BYTES",), scale=1000, blocking=True),
+            ),
+            cadence=Cadence.SECOND,
+            dcgm=("DCGM_FI_DEV_PCIE_TX_THROUGHPUT", 1e-3),
         ),
     ] = None
     pcie_generation: Annotated[
@@ -425,6 +746,28 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             dcgm=("DCGM_FI_DEV_PCIE_LINK_WIDTH", 1),
         ),
     ] = None
+    pcie_generation_max: Annotated[
+        int | None,
+        Row(
+            unit=LEVEL,
+            help="Highest generation that device and slot can do.",
+            nvml=(Call("nvmlDeviceGetMaxPcieLinkGeneration"),),
+            cadence=Cadence.STATIC,
+            rollup=LAST_ROLLUP,
+            dcgm=("DCGM_FI_DEV_PCIE_MAX_LINK_GEN", 1),
+        ),
+    ] = None
+    pcie_width_max: Annotated[
+        int | None,
+        Row(
+            unit=LEVEL,
+            help="Most lanes that device and slot can do.",
+            nvml=(Call("nvmlDeviceGetMaxPcieLinkWidth"),),
+            cadence=Cadence.STATIC,
+            rollup=LAST_ROLLUP,
+            dcgm=("DCGM_FI_DEV_PCIE_MAX_LINK_WIDTH", 1),
+        ),
+    ] = None
     pcie_replay_count: Annotated[
         int | None,
         Row(
@@ -437,12 +780,49 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             dcgm=("DCGM_FI_DEV_PCIE_REPLAY_COUNTER", 1),
         ),
     ] = None
+    pcie_correctable_errors_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="PCIe errors that the link mended.",
+            nvml=(FieldValue("NVML_FI_DEV_PCIE_COUNT_CORRECTABLE_ERRORS"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SLOW,
+            null="the driver gives none (before R525)",
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_PCIE_COUNT_CORRECTABLE_ERRORS", 1),
+        ),
+    ] = None
+    pcie_nonfatal_errors_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="PCIe errors that cost a transaction, not the link.",
+            nvml=(FieldValue("NVML_FI_DEV_PCIE_COUNT_NON_FATAL_ERROR"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SLOW,
+            null="the driver gives none (before R525)",
+            rollup=COUNTER_ROLLUP,
+        ),
+    ] = None
+    pcie_fatal_errors_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="PCIe errors that cost the link.",
+            nvml=(FieldValue("NVML_FI_DEV_PCIE_COUNT_FATAL_ERROR"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SLOW,
+            null="the driver gives none (before R525)",
+            rollup=COUNTER_ROLLUP,
+        ),
+    ] = None
     nvlink_rx_bytes: Annotated[
         int | None,
         Row(
             unit=BYTES,
             help="Data received over all NVLinks since the driver was loaded.",
-            nvml=(FieldValue("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX", scale=1024),),
+            nvml=(FieldValue("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX", ALL_LINKS, 1024),),
             kind=Kind.COUNTER,
             cadence=Cadence.SECOND,
             null="no active NVLink",
@@ -454,10 +834,102 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
         Row(
             unit=BYTES,
             help="Data sent over all NVLinks since the driver was loaded.",
-            nvml=(FieldValue("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", scale=1024),),
+            nvml=(FieldValue("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", ALL_LINKS, 1024),),
             kind=Kind.COUNTER,
             cadence=Cadence.SECOND,
             null="no active NVLink",
+            rollup=COUNTER_ROLLUP,
+        ),
+    ] = None
+    nvlink_rx_bytes_per_second: Annotated[
+        float | None,
+        Row(
+            unit=BYTES_PER_SECOND,
+            help="Received over all NVLinks, protocol included.",
+            nvml=(Gpm("NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC", scale=2**20),),
+            null="no active NVLink, or before Hopper",
+        ),
+    ] = None
+    nvlink_tx_bytes_per_second: Annotated[
+        float | None,
+        Row(
+            unit=BYTES_PER_SECOND,
+            help="Sent over all NVLinks, protocol included.",
+            nvml=(Gpm("NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC", scale=2**20),),
+            null="no active NVLink, or before Hopper",
+        ),
+    ] = None
+    nvlink_active_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="NVLinks that are up; which ones, with throughput and errors each, is in the event `nvlink`.",
+            cadence=Cadence.SLOW,
+            null="the device has no NVLink",
+            rollup=LEVEL_ROLLUP,
+        ),
+    ] = None
+    nvlink_crc_flit_errors_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="Flow control packets with a wrong checksum, over all NVLinks.",
+            nvml=(FieldValue("NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SLOW,
+            null="no active NVLink",
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL", 1),
+        ),
+    ] = None
+    nvlink_crc_data_errors_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="Data packets with a wrong checksum, over all NVLinks.",
+            nvml=(FieldValue("NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SLOW,
+            null="no active NVLink",
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL", 1),
+        ),
+    ] = None
+    nvlink_replay_errors_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="Packets sent again, over all NVLinks.",
+            nvml=(FieldValue("NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SLOW,
+            null="no active NVLink",
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL", 1),
+        ),
+    ] = None
+    nvlink_recovery_errors_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="Links trained anew after an error, over all NVLinks.",
+            nvml=(FieldValue("NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SLOW,
+            null="no active NVLink",
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL", 1),
+        ),
+    ] = None
+    nvlink_ecc_errors_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="Data errors that ECC of the links found, over all NVLinks.",
+            nvml=(FieldValue("NVML_FI_DEV_NVLINK_ECC_DATA_ERROR_COUNT_TOTAL"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SLOW,
+            null="no active NVLink, or its generation has no ECC",
             rollup=COUNTER_ROLLUP,
         ),
     ] = None
@@ -488,6 +960,32 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             dcgm=("DCGM_FI_DEV_ECC_DBE_AGG_TOTAL", 1),
         ),
     ] = None
+    ecc_corrected_volatile_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="Memory errors that ECC mended since the driver was loaded.",
+            nvml=(Call(_ECC, args=("NVML_MEMORY_ERROR_TYPE_CORRECTED", "NVML_VOLATILE_ECC")),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SLOW,
+            null="the board has no ECC, or it is off",
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", 1),
+        ),
+    ] = None
+    ecc_uncorrected_volatile_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="Memory errors that ECC could not mend since the driver was loaded.",
+            nvml=(Call(_ECC, args=("NVML_MEMORY_ERROR_TYPE_UNCORRECTED", "NVML_VOLATILE_ECC")),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SLOW,
+            null="the board has no ECC, or it is off",
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", 1),
+        ),
+    ] = None
     remapped_rows_corrected_count: Annotated[
         int | None,
         Row(
@@ -514,6 +1012,32 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             dcgm=("DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS", 1),
         ),
     ] = None
+    remapped_rows_pending: Annotated[
+        int | None,
+        Row(
+            unit=LEVEL,
+            help="1 while rows wait for a reset to be remapped, else 0.",
+            nvml=(Call(_REMAPPED, "2"),),
+            cadence=Cadence.SLOW,
+            null="before Ampere",
+            rollup=LEVEL_ROLLUP,
+            maximum=1,
+            dcgm=("DCGM_FI_DEV_ROW_REMAP_PENDING", 1),
+        ),
+    ] = None
+    remapped_rows_failure: Annotated[
+        int | None,
+        Row(
+            unit=LEVEL,
+            help="1 after a row could not be remapped, else 0: the board is due for replacement.",
+            nvml=(Call(_REMAPPED, "3"),),
+            cadence=Cadence.SLOW,
+            null="before Ampere",
+            rollup=LEVEL_ROLLUP,
+            maximum=1,
+            dcgm=("DCGM_FI_DEV_ROW_REMAP_FAILURE", 1),
+        ),
+    ] = None
     retired_pages_count: Annotated[
         int | None,
         Row(
@@ -525,6 +1049,32 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="Ampere and later, which remap rows in place of it",
             rollup=COUNTER_ROLLUP,
             dcgm=("DCGM_FI_DEV_RETIRED_DBE", 1),
+        ),
+    ] = None
+    retired_pages_corrected_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="Memory pages retired after repeated single bit errors.",
+            nvml=(FieldValue("NVML_FI_DEV_RETIRED_SBE"),),
+            kind=Kind.COUNTER,
+            cadence=Cadence.SLOW,
+            null="Ampere and later, which remap rows in place of it",
+            rollup=COUNTER_ROLLUP,
+            dcgm=("DCGM_FI_DEV_RETIRED_SBE", 1),
+        ),
+    ] = None
+    retired_pages_pending: Annotated[
+        int | None,
+        Row(
+            unit=LEVEL,
+            help="1 while pages wait for a reset to be retired, else 0.",
+            nvml=(FieldValue("NVML_FI_DEV_RETIRED_PENDING"),),
+            cadence=Cadence.SLOW,
+            null="Ampere and later, which remap rows in place of it",
+            rollup=LEVEL_ROLLUP,
+            maximum=1,
+            dcgm=("DCGM_FI_DEV_RETIRED_PENDING", 1),
         ),
     ] = None
     fan_percent: Annotated[
@@ -549,6 +1099,41 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             rollup=LEVEL_ROLLUP,
             maximum=15,
             dcgm=("DCGM_FI_DEV_PSTATE", 1),
+        ),
+    ] = None
+    recovery_action: Annotated[
+        int | None,
+        Row(
+            unit=LEVEL,
+            help="The driver asks for: 0 nothing, 1 reset, 2 reboot, 3 end of peer traffic, 4 drain and reset, 5 bus reset.",
+            nvml=(FieldValue("NVML_FI_DEV_GET_GPU_RECOVERY_ACTION"),),
+            cadence=Cadence.SLOW,
+            null="the driver gives none (before R570)",
+            rollup=LEVEL_ROLLUP,
+        ),
+    ] = None
+    vgpu_count: Annotated[
+        int | None,
+        Row(
+            unit=COUNT,
+            help="vGPUs of virtual machines that run on the device.",
+            nvml=(Call("nvmlDeviceGetActiveVgpus", "len"),),
+            cadence=Cadence.SLOW,
+            null="the driver is not a vGPU host driver",
+            rollup=LEVEL_ROLLUP,
+        ),
+    ] = None
+    vgpu_licensed: Annotated[
+        int | None,
+        Row(
+            unit=LEVEL,
+            help="1 while the vGPU in this virtual machine holds its licence, else 0.",
+            nvml=(Call("nvmlDeviceGetGridLicensableFeatures", "gridLicensableFeatures.0.featureState"),),
+            cadence=Cadence.SLOW,
+            null="not in a virtual machine with a vGPU",
+            rollup=LEVEL_ROLLUP,
+            maximum=1,
+            dcgm=("DCGM_FI_DEV_VGPU_LICENSE_STATUS", 1),
         ),
     ] = None
 

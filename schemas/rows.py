@@ -1,0 +1,174 @@
+"""What a row of the metric catalogue is made of: units, kinds, cadences, and how a vendor's library gives a value."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+
+class Kind(StrEnum):
+    """A gauge is a level at an instant; a counter only grows, until a driver reload sets it back to 0."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+
+
+class Cadence(StrEnum):
+    """How often a metric is read. Between two readings the last value is repeated in each sample."""
+
+    TICK = "tick"
+    """At each tick of the collector's interval."""
+    SECOND = "second"
+    """At most once a second: the driver refreshes it no faster, or the call is dear."""
+    SLOW = "slow"
+    """Every 10 s: values that move by the hour, such as ECC counts or power limits."""
+    STATIC = "static"
+    """Once, and again when the inventory is read anew (every 60 s)."""
+
+
+CADENCE_SECONDS: Final[dict[Cadence, float]] = {
+    Cadence.TICK: 0.0,
+    Cadence.SECOND: 1.0,
+    Cadence.SLOW: 10.0,
+    Cadence.STATIC: 60.0,
+}
+
+
+class Call(Struct, frozen=True):
+    """A function of the vendor's library (pynvml, amdsmi) on the device handle.
+
+    Attributes:
+        function: its name in the library's Python module.
+        attribute: the field of the returned struct, of a dict its key, of a tuple or list its index as text, or `len`
+            for how many it holds; several by dots; None takes the value itself.
+        args: further arguments; a text names a constant of that module (by dots in its enumerations).
+        scale: the raw value is multiplied by it to reach the metric's unit.
+        blocking: it takes tens of milliseconds: it is read in a thread aside, never in a tick.
+    """
+
+    function: str
+    attribute: str | None = None
+    args: tuple[str | int, ...] = ()
+    scale: float = 1.0
+    blocking: bool = False
+
+
+class FieldValue(Struct, frozen=True):
+    """A value of `nvmlDeviceGetFieldValues`, read in one batch with all the others of its cadence.
+
+    Attributes:
+        field: the name of the `NVML_FI_DEV_…` constant.
+        scope: the scope id that goes with it (a link, say); 0 where NVML knows none.
+        scale: as in `Call`.
+    """
+
+    field: str
+    scope: int = 0
+    scale: float = 1.0
+
+
+class Rate(Struct, frozen=True):
+    """The growth of a 64 bit counter of `nvmlDeviceGetFieldValues`, per second, between two readings.
+
+    Drivers that give the counter in 32 bits count as not supporting it: at the speed of a bus it wraps too often.
+
+    Attributes:
+        field: as in `FieldValue`.
+        scope: as in `FieldValue`.
+        scale: as in `Call`.
+    """
+
+    field: str
+    scope: int = 0
+    scale: float = 1.0
+
+
+class Gpm(Struct, frozen=True):
+    """A metric of the GPU Performance Monitor: Hopper and later, computed between two GPM samples.
+
+    Whatever the cadence of its row, it is read at most every 100 ms; between two readings the last value is repeated.
+
+    Attributes:
+        metric: the name of the `NVML_GPM_METRIC_…` constant.
+        scale: as in `Call`.
+    """
+
+    metric: str
+    scale: float = 1.0
+
+
+Reading = Call | FieldValue | Rate | Gpm
+
+ALL_LINKS: Final = 0xFFFFFFFF
+"""The scope of a field value that means all NVLinks together."""
+
+
+class Unit(Struct, frozen=True):
+    """A unit with its storage: how its values travel and which of them are possible.
+
+    Attributes:
+        name: the unit in words.
+        suffix: what the name of each metric in this unit ends on.
+        dtype: the little-endian numpy type of its column on the wire (`<f4`, `<i4`, `<i8`).
+        sql: its DuckDB type.
+        minimum: values below are impossible.
+        maximum: values above are impossible; None where there is no limit.
+    """
+
+    name: str
+    suffix: str
+    dtype: str
+    sql: str
+    minimum: float | None = 0
+    maximum: float | None = None
+
+
+PERCENT: Final = Unit("percent", "_percent", "<f4", "FLOAT", 0, 100)
+BYTES: Final = Unit("bytes", "_bytes", "<i8", "BIGINT")
+BYTES_PER_SECOND: Final = Unit("bytes per second", "_bytes_per_second", "<f4", "FLOAT")
+WATTS: Final = Unit("watts", "_watts", "<f4", "FLOAT")
+MILLIJOULES: Final = Unit("millijoules", "_millijoules", "<i8", "BIGINT")
+CELSIUS: Final = Unit("degrees Celsius", "_celsius", "<f4", "FLOAT", -60, 200)
+MEGAHERTZ: Final = Unit("megahertz", "_megahertz", "<i4", "INTEGER")
+NANOSECONDS: Final = Unit("nanoseconds", "_nanoseconds", "<i8", "BIGINT")
+COUNT: Final = Unit("count", "_count", "<i8", "BIGINT")
+BITMASK: Final = Unit("bitmask", "_bitmask", "<i8", "BIGINT", None)
+LEVEL: Final = Unit("level", "", "<i4", "INTEGER")
+
+
+GAUGE_ROLLUP: Final = ("min", "mean", "max", "p95", "last")
+LEVEL_ROLLUP: Final = ("min", "max", "last")
+COUNTER_ROLLUP: Final = ("last", "increase")
+LAST_ROLLUP: Final = ("last",)
+BITMASK_ROLLUP: Final = ("last", "any")
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """What a row of the catalogue says of its metric, beside the name and the Python type of the field.
+
+    Attributes:
+        unit: unit, wire type, SQL type and limits.
+        help: one sentence: what the number means.
+        nvml: how NVML gives it, tried in order until one is supported; empty where it has none, or where the
+            collector computes it.
+        amd: how amdsmi gives it, likewise.
+        kind: gauge or counter.
+        cadence: how often it is read.
+        null: when it is null, in words.
+        rollup: the aggregates that a rollup keeps.
+        dcgm: the field's name in dcgm-exporter, with the factor from our unit to theirs; None where it has none.
+        maximum: overrides the unit's.
+    """
+
+    unit: Unit
+    help: str
+    nvml: tuple[Reading, ...] = ()
+    amd: tuple[Call, ...] = ()
+    kind: Kind = Kind.GAUGE
+    cadence: Cadence = Cadence.TICK
+    null: str = "the device does not support it"
+    rollup: tuple[str, ...] = GAUGE_ROLLUP
+    dcgm: tuple[str, float] | None = None
+    maximum: float | None = None
