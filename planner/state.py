@@ -92,6 +92,7 @@ class DeviceState:
         warned: it gave a health warning of late.
         rounded: `memory_free` may be rounded down.
         order: sorts states the same way in every run.
+        strain: kept by `policies`; None before it was asked for.
     """
 
     __slots__ = (
@@ -104,6 +105,7 @@ class DeviceState:
         "order",
         "rounded",
         "share_free",
+        "strain",
         "throttled",
         "warned",
     )
@@ -122,6 +124,7 @@ class DeviceState:
             self.rounded,
         ) = key
         self.order = (model.order, *key[1:])
+        self.strain: float | None = None
 
 
 class HostState:

@@ -3,6 +3,7 @@ temperature."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -13,9 +14,10 @@ from .policy import Choice, pick
 if TYPE_CHECKING:
     from ..fleet import Fleet
 
-STRAIN_WEIGHTS: Final = {"temperature": 0.2, "utilization": 0.2, "throttled": 0.3, "warned": 0.3}
-"""What live trouble takes from a device's score at its worst: hot by 40 °C or more, busy by others, clocks held back
-by heat or power, a health warning within the hour. They sum to 1, so that no mix outweighs one unit of a policy."""
+STRAIN_WEIGHTS: Final = {"temperature": 0.15, "utilization": 0.15, "occupied": 0.2, "throttled": 0.25, "warned": 0.25}
+"""What live trouble takes from a device's score at its worst: hot by 40 °C or more, busy by others, its memory full of
+processes without a lease, clocks held back by heat or power, a health warning within the hour. They sum to 1, so that
+no mix of them outweighs one unit of a policy's own score."""
 
 
 def strain_parts(device: DeviceState) -> dict[str, float]:
@@ -23,6 +25,7 @@ def strain_parts(device: DeviceState) -> dict[str, float]:
     return {
         "temperature": -STRAIN_WEIGHTS["temperature"] * device.heat / HEAT_LEVELS,
         "utilization": -STRAIN_WEIGHTS["utilization"] * device.load / LOAD_LEVELS,
+        "occupied": -STRAIN_WEIGHTS["occupied"] * _occupied(device),
         "throttled": -STRAIN_WEIGHTS["throttled"] if device.throttled else 0.0,
         "warned": -STRAIN_WEIGHTS["warned"] if device.warned else 0.0,
     }
@@ -30,12 +33,33 @@ def strain_parts(device: DeviceState) -> dict[str, float]:
 
 def strain(device: DeviceState) -> float:
     """What live trouble takes from a device's score in all; 0 to 1, the greater the worse."""
-    return (
-        0.2 * device.heat / HEAT_LEVELS
-        + 0.2 * device.load / LOAD_LEVELS
-        + (0.3 if device.throttled else 0.0)
-        + (0.3 if device.warned else 0.0)
-    )
+    found = device.strain
+    if found is None:
+        found = device.strain = -math.fsum(strain_parts(device).values())
+    return found
+
+
+def strain_of(state: HostState, chosen: Sequence[int]) -> float:
+    """Strain of the chosen devices together."""
+    return sum(strain(state.devices[at]) for at in chosen)
+
+
+def _occupied(device: DeviceState) -> float:
+    """Part of the memory that is taken although no lease is there; what the driver reserves (up to 5 %) aside."""
+    total = device.model.memory_bytes
+    if device.leased or not total:
+        return 0.0
+    return max(0.0, 0.95 - device.memory_free / total)
+
+
+def fullest_first(state: HostState, ask: Ask, candidates: Sequence[int]) -> Sequence[int]:
+    """Candidates by how little room they have: by free share, then strain for whole devices, then free memory."""
+    if len(candidates) == 1 or len(state.kinds) == 1:
+        return candidates
+    devices = state.devices
+    if ask.whole:
+        return sorted(candidates, key=lambda at: (strain(devices[at]), devices[at].memory_free))
+    return sorted(candidates, key=lambda at: (devices[at].share_free, strain(devices[at]), devices[at].memory_free))
 
 
 class Base:
@@ -76,42 +100,35 @@ class Random(Base):
 
 
 class BestFit(Base):
-    """The host with the least left over after the request, cores, RAM and GPU summed as shares of what the request
-    asks or the host has; on it the device with the least free share that fits. As in the FGD paper (ATC'23): the sum
-    over resources of what is left."""
+    """The host with the least left over, cores and share summed; on it the device with the least free share that fits.
+
+    As "BestFit" in the experiments of the FGD paper (USENIX ATC'23): what the host has left of each resource after the
+    request, over what the largest host has of it, with equal weights. RAM does not count, as it does not there.
+    """
 
     name = "best-fit"
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
         """The fullest device that fits, on the host with the least left."""
-        devices = state.devices
-        order = sorted(
-            candidates, key=lambda at: (devices[at].share_free, devices[at].memory_free, strain(devices[at]))
-        )
-        chosen = pick(state, order, ask.gpus)
-        return Choice(-_left(state, ask), -sum(strain(devices[at]) for at in chosen), chosen)
+        chosen = pick(state, fullest_first(state, ask, candidates), ask.gpus)
+        cpus, share = _left(state, ask)
+        return Choice(-cpus - share, -strain_of(state, chosen), chosen)
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
         """What is left of each resource, negative."""
-        cpus, memory, share = _left_parts(state, ask)
-        return {"cpus": -cpus, "host_memory": -memory, "share": -share}
+        cpus, share = _left(state, ask)
+        return {"cpus": -cpus, "share": -share}
 
 
 CORES_SCALE: Final = 128_000
-MEMORY_SCALE: Final = 1024 * 2**30
 SHARE_SCALE: Final = 8 * WHOLE_MILLI
 
 
-def _left_parts(state: HostState, ask: Ask) -> tuple[float, float, float]:
-    """Cores, RAM and share that stay free, in units of a large host (128 cores, 1 TiB, 8 devices)."""
+def _left(state: HostState, ask: Ask) -> tuple[float, float]:
+    """Cores and share that stay free, in units of a large host (128 cores, 8 devices), halved."""
     cpus = 0.0 if state.cpus_free >= UNLIMITED else (state.cpus_free - ask.cpus_milli) / CORES_SCALE
-    memory = 0.0 if state.memory_free >= UNLIMITED else (state.memory_free - ask.host_memory_bytes) / MEMORY_SCALE
     share = (state.share_free - ask.gpus * ask.share_milli) / SHARE_SCALE
-    return cpus, memory, share
-
-
-def _left(state: HostState, ask: Ask) -> float:
-    return sum(_left_parts(state, ask))
+    return cpus / 2, share / 2
 
 
 class Pack(Base):
@@ -122,13 +139,8 @@ class Pack(Base):
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
         """The fullest device that fits, on the fullest host."""
-        devices = state.devices
-        order = sorted(
-            candidates, key=lambda at: (devices[at].share_free, devices[at].memory_free, strain(devices[at]))
-        )
-        chosen = pick(state, order, ask.gpus)
-        trouble = sum(strain(devices[at]) for at in chosen)
-        return Choice(-float(state.share_free), -trouble, chosen)
+        chosen = pick(state, fullest_first(state, ask, candidates), ask.gpus)
+        return Choice(-float(state.share_free), -strain_of(state, chosen), chosen)
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
         """Free share of the host, negative."""
@@ -150,7 +162,7 @@ class Spread(Base):
         chosen = pick(state, order, ask.gpus)
         whole = max(1, len(devices)) * WHOLE_MILLI
         score = state.share_free / whole
-        return Choice(score, -sum(strain(devices[at]) for at in chosen), chosen)
+        return Choice(score, -strain_of(state, chosen), chosen)
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
         """Free share of the host."""
