@@ -96,14 +96,15 @@ def check(fleet: Fleet, request: WorkRequest, policies: Policies) -> None:
     _asked(fleet, request)
 
 
-def decide(fleet: Fleet, request: WorkRequest, now: float, policies: Policies) -> Decision:
+def decide(fleet: Fleet, request: WorkRequest, now: float, policies: Policies, *, learn: bool = True) -> Decision:
     """What becomes of a request now. Changes nothing in the fleet but its time.
 
     Args:
         fleet: the state.
         request: what is asked for.
         now: seconds since the epoch.
-        policies: of this planner; its policies learn from the request.
+        policies: of this planner.
+        learn: whether the policy learns from the request; not where the same one is tried again.
 
     Raises:
         InvalidRequest: fields that contradict each other, or an unknown policy.
@@ -111,7 +112,8 @@ def decide(fleet: Fleet, request: WorkRequest, now: float, policies: Policies) -
     policy = policies.get(request.policy)
     ask = _asked(fleet, request)
     advance(fleet, now)
-    policy.observe(fleet, ask)
+    if learn:
+        policy.observe(fleet, ask)
     picks = select(fleet, policy, ask)
     if picks is None:
         return reject(fleet, ask, request.request_id or "")

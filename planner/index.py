@@ -5,7 +5,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush, nsmallest
 from typing import Final
 
-from .state import HostState
+from .state import DeviceState, HostState
 
 _LOG_FACTOR: Final = 4
 _LOG_MINIMUM: Final = 4096
@@ -55,9 +55,10 @@ class Index:
         base: how many entries have been cut off the log's front.
         moves: (state before, state after) of every host that changed its state, in order.
         moves_base: how many entries have been cut off the front of the moves.
+        devices: how many devices are in each state.
     """
 
-    __slots__ = ("base", "classes", "log", "moves", "moves_base")
+    __slots__ = ("base", "classes", "devices", "log", "moves", "moves_base")
 
     def __init__(self) -> None:
         self.classes: dict[HostState, HostClass] = {}
@@ -65,6 +66,7 @@ class Index:
         self.base = 0
         self.moves: list[tuple[HostState | None, HostState | None]] = []
         self.moves_base = 0
+        self.devices: dict[DeviceState, int] = {}
 
     @property
     def moves_end(self) -> int:
@@ -84,11 +86,13 @@ class Index:
             del self.moves[:cut]
             self.moves_base += cut
         if old is not None:
+            self._count(old.state, -1)
             old.members.discard(name)
             if not old.members:
                 del self.classes[old.state]
         if state is None:
             return None
+        self._count(state, 1)
         found = self.classes.get(state)
         if found is None:
             found = self.classes[state] = HostClass(state)
@@ -99,3 +103,12 @@ class Index:
                 self.base += cut
         found.add(name)
         return found
+
+    def _count(self, state: HostState, hosts: int) -> None:
+        counts = self.devices
+        for device, places in state.kinds:
+            after = counts.get(device, 0) + hosts * len(places)
+            if after:
+                counts[device] = after
+            else:
+                del counts[device]

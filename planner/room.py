@@ -75,9 +75,7 @@ class Room:
         if len(self._parts) > _PARTS_KEPT:
             self._parts = {}
         if self._cursor < index.moves_base or index.moves_end - self._cursor > len(index.classes):
-            self._clear()
-            for state, group in index.classes.items():
-                self.add(state, len(group.members))
+            self._count_anew(fleet)
         else:
             changes: dict[HostState | None, int] = {}
             for old, new in index.moves[self._cursor - index.moves_base :]:
@@ -89,6 +87,39 @@ class Room:
         self._cursor = index.moves_end
         return self
 
+    def _count_anew(self, fleet: Fleet) -> None:
+        """As `add` for all hosts, device by device: most hosts have none that could be used, and need no look."""
+        self._clear()
+        ask, index = self.ask, fleet.index
+        if not ask.gpus:
+            for state, group in index.classes.items():
+                self.add(state, len(group.members))
+            return
+        for device, count in index.devices.items():
+            self.total += count
+            verdict = verdict_of(device, ask)
+            if verdict:
+                self._reason(verdict, count, near_device(verdict, device))
+        for state, group in index.classes.items():
+            if not state.whole_free if ask.whole else state.share_most < ask.share_milli:
+                continue
+            usable = sum(len(places) for device, places in state.kinds if not verdict_of(device, ask))
+            if usable:
+                hosts = len(group.members)
+                room = capacity(state, ask, usable)
+                if room:
+                    _count(self.rooms, room, hosts)
+                reason, near = _short(state, ask, usable)
+                self._reason(reason, usable * hosts, near)
+
+    def _reason(self, reason: str, devices: int, near: int) -> None:
+        _count(self.devices, reason, devices)
+        if near >= 0:
+            found = self.nearest.get(reason)
+            if found is None:
+                found = self.nearest[reason] = {}
+            _count(found, near, devices)
+
     def add(self, state: HostState, hosts: int) -> None:
         """Count so many more hosts of a state."""
         part = self._parts.get(state)
@@ -98,12 +129,7 @@ class Room:
         if part.room:
             _count(self.rooms, part.room, hosts)
         for reason, devices, near in part.reasons:
-            _count(self.devices, reason, devices * hosts)
-            if near >= 0:
-                found = self.nearest.get(reason)
-                if found is None:
-                    found = self.nearest[reason] = {}
-                _count(found, near, devices * hosts)
+            self._reason(reason, devices * hosts, near)
 
     def outside(self, size: int) -> None:
         """Count a host that the request does not allow."""
@@ -126,27 +152,24 @@ def part_of(state: HostState, ask: Ask) -> Part:
         reason = host_verdict(state, ask, 0)
         return Part(1, 0, ((reason or "devices", 1, _near_host(reason, state, 0)),))
     usable = 0
-    reasons: dict[str, tuple[int, int]] = {}
+    reasons: list[tuple[str, int, int]] = []
     for device, places in state.kinds:
         verdict = verdict_of(device, ask)
-        if not verdict:
-            usable += len(places)
-            continue
-        near = near_device(verdict, device)
-        before = reasons.get(verdict)
-        if before is None:
-            reasons[verdict] = (len(places), near)
+        if verdict:
+            reasons.append((verdict, len(places), near_device(verdict, device)))
         else:
-            reasons[verdict] = (before[0] + len(places), max(before[1], near))
+            usable += len(places)
     if usable:
-        whole = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
-        reason = host_verdict(state, whole, usable) or "devices"
-        reasons[reason] = (usable, _near_host(reason, state, usable))
-    return Part(
-        len(state.devices),
-        capacity(state, ask, usable) if usable else 0,
-        tuple((reason, devices, near) for reason, (devices, near) in reasons.items()),
-    )
+        reason, near = _short(state, ask, usable)
+        reasons.append((reason, usable, near))
+    return Part(len(state.devices), capacity(state, ask, usable) if usable else 0, tuple(reasons))
+
+
+def _short(state: HostState, ask: Ask, usable: int) -> tuple[str, int]:
+    """Why usable devices of a host do not serve, and how near they come."""
+    whole = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
+    reason = host_verdict(state, whole, usable) or "devices"
+    return reason, _near_host(reason, state, usable)
 
 
 def near_device(verdict: str, device: DeviceState) -> int:
