@@ -95,6 +95,16 @@ def _options(
         str | None,
         typer.Option("--method", help="uniform, capacity, balanced or pipeline.", rich_help_panel=_ITEMS),
     ] = None,
+    weight_by: Annotated[
+        str | None,
+        typer.Option("--weight-by", help="compute, memory or bandwidth.", rich_help_panel=_ITEMS),
+    ] = None,
+    memory_per_item: Annotated[
+        str | None, typer.Option("--memory-per-item", metavar="SIZE", help="Of each item.", rich_help_panel=_ITEMS)
+    ] = None,
+    max_items_per_device: Annotated[
+        int | None, typer.Option("--max-items-per-device", metavar="N", help="On one GPU.", rich_help_panel=_ITEMS)
+    ] = None,
 ) -> None: ...
 
 

@@ -184,13 +184,18 @@ async def _scenes(client: Client, show: Show) -> None:
 
     show.scene(
         "carol has 1,000 prompts for four GPUs, by their memory",
-        "corral request --gpus 4 --items 1000 --method capacity",
-    )
-    spread = requests.Distribution(
-        items=1000, method=requests.Method.CAPACITY, weight_by=requests.WeightBy.MEMORY, memory_per_item_bytes=0
+        "corral request --gpus 4 --items 1000 --method capacity --weight-by memory",
     )
     worked = await _ask(
-        client, show, owner="carol", name="inference", gpus=4, placement="fewest_hosts", distribution=spread, ttl="2m"
+        client,
+        show,
+        owner="carol",
+        name="inference",
+        gpus=4,
+        ttl="2m",
+        items=1000,
+        method="capacity",
+        weight_by="memory",
     )
 
     show.scene("dave wants what the fleet does not have", "corral request --gpus 64 --memory 70GiB")
@@ -208,7 +213,7 @@ async def _scenes(client: Client, show: Show) -> None:
     show.out.print(render.leases_table(await client.leases()))
 
     granted = [lease for lease in (held, shared, worked) if lease is not None]
-    await _until(lambda: _recorded(client, LEAST_SAMPLES, len(granted)))
+    await _until(lambda: _recorded(client, LEAST_SAMPLES, len(granted), ended=int(shared is not None)))
     for question in QUESTIONS:
         show.scene(question.words, None)
         show.answer(question.sql.strip(), await client.query(question.sql))
@@ -233,9 +238,11 @@ async def _ask(client: Client, show: Show, **fields: Any) -> requests.Lease | No
     return lease
 
 
-async def _recorded(client: Client, samples: int, leases: int) -> bool:
-    result = await client.query("SELECT (SELECT count(*) FROM samples), (SELECT count(*) FROM leases)")
-    return result.rows[0][0] >= samples and result.rows[0][1] >= leases
+async def _recorded(client: Client, samples: int, leases: int, ended: int = 0) -> bool:
+    known = await client.query(
+        "SELECT (SELECT count(*) FROM samples), (SELECT count(*) FROM leases), (SELECT count(ended_at) FROM leases)"
+    )
+    return all(have >= want for have, want in zip(known.rows[0], (samples, leases, ended), strict=True))
 
 
 async def _until(ready: Callable[[], Awaitable[bool]]) -> None:

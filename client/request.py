@@ -11,10 +11,11 @@ from typing import Any, Final, TypedDict
 import msgspec
 
 from ..schemas import codec, units
-from ..schemas.requests import Distribution, Method, Placement, WorkItem, WorkRequest
+from ..schemas.requests import Distribution, Method, Placement, WeightBy, WorkItem, WorkRequest
 from .errors import InvalidRequest
 
 OWNER_VARIABLE: Final = "CORRAL_OWNER"
+_DISTRIBUTION: Final = ("items", "method", "weight_by", "memory_per_item_bytes", "max_items_per_device")
 
 
 class RequestFields(TypedDict, total=False):
@@ -47,8 +48,11 @@ class RequestFields(TypedDict, total=False):
     items: int | Sequence[str | WorkItem]
     """work items to distribute over the devices"""
     method: Method | str
+    weight_by: WeightBy | str
+    memory_per_item: str | int
+    max_items_per_device: int
     distribution: Distribution
-    """in place of `items` and `method`, where it needs more"""
+    """in place of `items` and what describes them"""
 
 
 def default_owner() -> str:
@@ -75,6 +79,8 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
         for name, target in (("memory", "gpu_memory_bytes"), ("host_memory", "host_memory_bytes")):
             if name in given:
                 body[target] = units.parse_bytes(given.pop(name))
+        if "memory_per_item" in given:
+            given["memory_per_item_bytes"] = units.parse_bytes(given.pop("memory_per_item"))
         for name, target in (("ttl", "ttl_seconds"), ("wait", "wait_seconds")):
             if name in given:
                 body[target] = units.parse_seconds(given.pop(name))
@@ -86,14 +92,15 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
         if name in given:
             value = given.pop(name)
             body[name] = [value] if isinstance(value, str) else list(value)
-    if "items" in given or "method" in given:
-        if "distribution" in given:
-            raise InvalidRequest("give either `distribution` or `items` and `method`", "invalid", "$.distribution")
-        items = given.pop("items", 0)
-        body["distribution"] = {
-            "items": items if isinstance(items, int) else list(items),
-            "method": given.pop("method", Method.UNIFORM),
-        }
+    described = [name for name in _DISTRIBUTION if name in given]
+    if described:
+        if "distribution" in given or "items" not in given:
+            what = "either `distribution` or `items`" if "distribution" in given else f"`items` with `{described[0]}`"
+            raise InvalidRequest(f"give {what}", "invalid", "$.distribution")
+        distribution = {name: given.pop(name) for name in described}
+        if not isinstance(distribution["items"], int):
+            distribution["items"] = list(distribution["items"])
+        body["distribution"] = distribution
     body.update(given)
     return checked(body)
 
