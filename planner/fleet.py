@@ -185,6 +185,15 @@ class Fleet:
         self._host_states: dict[object, HostState] = {}
         self._asks: dict[AskKey, Ask] = {}
 
+    @property
+    def largest_host(self) -> int:
+        """The most devices that one host has."""
+        kept = self.cache.get("largest")
+        if kept is None or kept[0] != self.shape_version:
+            most = max((len(host.devices) for host in self.hosts.values()), default=0)
+            kept = self.cache["largest"] = (self.shape_version, most)
+        return kept[1]
+
     def ask(self, key: AskKey) -> Ask:
         """The one `Ask` of this fleet for a key."""
         found = self._asks.get(key)

@@ -174,27 +174,23 @@ def _top(fleet: Fleet, policy: Policy, ask: Ask, count: int, without: Set[str]) 
 
 def _fewest(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
     """The hosts that hold most first, since that needs the fewest; the last is the best one that holds the rest."""
-    room = room_for(fleet, ask)
-    if room.together < ask.gpus:
-        return None
     picks: list[Pick] = []
     taken: set[str] = set()
     left = ask.gpus
-    for held in sorted(room.rooms, reverse=True):
-        # All hosts with more room are taken, so those that can hold so many are those with exactly this room.
-        full = min(room.rooms[held], left // held)
-        for pick in _top(fleet, policy, ask.part(held), full, taken) if full else ():
-            picks.append(pick)
-            taken.add(pick.host.name)
-            left -= held
+    for held in range(min(ask.gpus, fleet.largest_host), 0, -1):
+        # Hosts with more room are all taken by now: those that hold so many have exactly this room.
+        if left >= held:
+            for pick in _top(fleet, policy, ask.part(held), left // held, taken):
+                picks.append(pick)
+                taken.add(pick.host.name)
+                left -= held
+        if not left:
+            return picks
         if left < held:
-            break
-    if left:
-        last = _top(fleet, policy, ask.part(left), 1, taken)
-        if not last:
-            return None
-        picks += last
-    return picks
+            last = _top(fleet, policy, ask.part(left), 1, taken)
+            if last:
+                return picks + last
+    return None
 
 
 def _spread(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:

@@ -41,7 +41,10 @@ def strain(device: DeviceState) -> float:
 
 def strain_of(state: HostState, chosen: Sequence[int]) -> float:
     """Strain of the chosen devices together."""
-    return sum(strain(state.devices[at]) for at in chosen)
+    total = 0.0
+    for at in chosen:
+        total += strain(state.devices[at])
+    return total
 
 
 def _occupied(device: DeviceState) -> float:
@@ -53,13 +56,15 @@ def _occupied(device: DeviceState) -> float:
 
 
 def fullest_first(state: HostState, ask: Ask, candidates: Sequence[int]) -> Sequence[int]:
-    """Candidates by how little room they have: by free share, then strain for whole devices, then free memory."""
+    """Candidates by how little room they have; for a share the fullest alone."""
     if len(candidates) == 1 or len(state.kinds) == 1:
         return candidates
     devices = state.devices
     if ask.whole:
         return sorted(candidates, key=lambda at: (strain(devices[at]), devices[at].memory_free))
-    return sorted(candidates, key=lambda at: (devices[at].share_free, strain(devices[at]), devices[at].memory_free))
+    # A share takes one device, so that the first is all that counts.
+    best = min(candidates, key=lambda at: (devices[at].share_free, strain(devices[at]), devices[at].memory_free))
+    return (best,)
 
 
 class Base:

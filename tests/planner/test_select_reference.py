@@ -293,3 +293,18 @@ def test_what_remains_of_rounding_is_found() -> None:
         if isinstance(decision, Placed):
             check_grants(fleet, world, request, decision)
     assert could_ever_fit(fleet, fleet.ask(ask_key(WorkRequest(owner="me", gpu_memory_bytes=exact + 17))))
+
+
+def test_the_rest_of_a_request_may_need_several_smaller_hosts() -> None:
+    sizes = {"h0": 5, "h1": 1, "h2": 1, "h3": 1}
+    world = {name: inventory(name, ["Tesla T4"] * count) for name, count in sizes.items()}
+    fleet = fold.Fleet(stale_after=float("inf"))
+    for event in world.values():
+        fold.apply(fleet, event, NOW)
+    for gpus, hosts in ((5, 1), (6, 2), (7, 3), (8, 4), (9, 0)):
+        request = WorkRequest(owner="me", gpus=gpus, placement=Placement.FEWEST_HOSTS)
+        decision = decide(fleet, request, NOW, Policies())
+        assert isinstance(decision, Placed) == (hosts > 0)
+        if isinstance(decision, Placed):
+            check_grants(fleet, world, request, decision)
+            assert len({grant.host for grant in decision.grants}) == hosts
