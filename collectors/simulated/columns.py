@@ -115,6 +115,13 @@ class Columns:
             "remapped_rows_uncorrected_count": counters.remapped_uncorrected,
             "retired_pages_count": counters.retired_pages,
             "pcie_replay_count": counters.pcie_replays,
+            "power_violation_nanoseconds": physics.power_capped * 1e9,
+            "thermal_violation_nanoseconds": physics.heat_held * 1e9,
+            # Shares of the load that well-tuned training reaches; the load itself says only that a kernel ran.
+            "sm_active_percent": utilization * 0.82,
+            "sm_occupancy_percent": utilization * 0.38,
+            "tensor_active_percent": utilization * 0.41 * physics.clock,
+            "dram_active_percent": memory_utilization * 0.9,
             "fan_percent": np.clip((physics.temperature - 40) * 2.2, 0, 100).round(),
             "performance_state": np.where(busy, 0, 8),
         }
@@ -126,6 +133,8 @@ def _fixed(model: Model, count: int) -> dict[str, bytes]:
         "memory_total_bytes": model.memory_bytes,
         "memory_reserved_bytes": reserved,
         "power_limit_watts": model.power_limit,
+        "power_limit_max_watts": model.power_limit,
+        "temperature_slowdown_celsius": model.slowdown,
         "sm_clock_max_megahertz": model.sm_clock,
         "memory_clock_max_megahertz": model.memory_clock,
         "video_clock_max_megahertz": round(model.sm_clock * 0.9),
@@ -150,6 +159,13 @@ def _without(model: Model) -> frozenset[str]:
         "retired_pages_count": lambda m: not m.remaps and m.ecc,
         "fan_percent": lambda m: m.fan,
         "performance_state": lambda m: m.vendor == "nvidia",
+        "power_violation_nanoseconds": lambda m: m.vendor == "nvidia",
+        "thermal_violation_nanoseconds": lambda m: m.vendor == "nvidia",
+        # The performance monitor came with Hopper.
+        "sm_active_percent": lambda m: m.architecture == "Hopper",
+        "sm_occupancy_percent": lambda m: m.architecture == "Hopper",
+        "tensor_active_percent": lambda m: m.architecture == "Hopper",
+        "dram_active_percent": lambda m: m.architecture == "Hopper",
         "video_clock_megahertz": lambda m: m.vendor == "nvidia",
     }
     return frozenset(name for name, has in supported.items() if not has(model))

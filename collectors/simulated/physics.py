@@ -43,6 +43,8 @@ class Physics:
         energy: mJ.
         throttle: clock event reasons.
         traffic: bytes that have crossed each device's links.
+        power_capped: seconds that each device's clocks were held back for power.
+        heat_held: likewise for heat.
     """
 
     def __init__(self, models: Sequence[Model], cooling: Floats, seed: int) -> None:
@@ -66,6 +68,8 @@ class Physics:
         self.energy: Floats = uniform(seed, -1, self.size) * self.power_limit * 1e3 * 86400 * 20
         self.throttle: Ints = np.full(self.size, GPU_IDLE, dtype=np.int64)
         self.traffic: Floats = uniform(seed, -2, self.size) * self._link_rate * 3600
+        self.power_capped: Floats = np.zeros(self.size)
+        self.heat_held: Floats = np.zeros(self.size)
         self._hold: Floats = np.ones(self.size)
 
     def step(self, load: Floats, time: float, seconds: float) -> None:
@@ -104,8 +108,9 @@ class Physics:
         self.temperature += (settled - self.temperature) * (1.0 - np.exp(-seconds / self._time_constant))
         self.energy += self.power * (1e3 * seconds)
         self.traffic += self._link_rate * self.utilization * seconds
-        self.throttle = np.where(
-            self.utilization > 0.0,
-            np.where(hot, SW_THERMAL_SLOWDOWN, 0) | np.where(capped < 0.999, SW_POWER_CAP, 0),
-            GPU_IDLE,
-        ).astype(np.int64)
+        running = self.utilization > 0.0
+        hot &= running
+        short = (capped < 0.999) & running
+        self.heat_held += hot * seconds
+        self.power_capped += short * seconds
+        self.throttle = np.where(running, hot * SW_THERMAL_SLOWDOWN + short * SW_POWER_CAP, GPU_IDLE).astype(np.int64)
