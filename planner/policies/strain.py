@@ -1,4 +1,4 @@
-"""Live trouble of a device: heat, strangers at work on it, throttling, health warnings. Policies take it off a score."""
+"""Live trouble of a device: heat, strangers on it, throttling, health warnings. Policies take it off a score."""
 
 from __future__ import annotations
 
