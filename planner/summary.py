@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from ..schemas.requests import DeviceFilter, DeviceStatus, FleetSummary
 from .device import Device
 from .fleet import Fleet, Host, advance, drain_reason, why_blocked
-from .state import MIG_PARENT
+from .state import MIG_PARENT, STALE
 
 
 def devices(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> list[DeviceStatus]:
     """Every device that the filter lets through, by host and index."""
     advance(fleet, now)
-    found: list[DeviceStatus] = []
-    for name, host in sorted(fleet.hosts.items()):
-        if only is not None and not _match(name, only.hosts):
-            continue
-        found.extend(
-            status(fleet, host, device, now)
-            for device in host.devices
-            if only is None
-            or (_match(device.info.name.lower(), _lower(only.models)) and _match(device.uuid, only.devices))
-        )
-    return found
+    return [status(fleet, host, device, now) for host, found in _filtered(fleet, only) for device in found]
 
 
 def status(fleet: Fleet, host: Host, device: Device, now: float) -> DeviceStatus:
@@ -57,31 +47,77 @@ def status(fleet: Fleet, host: Host, device: Device, now: float) -> DeviceStatus
 
 
 def summary(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> FleetSummary:
-    """Aggregates over the devices that the filter lets through. A MIG parent counts with its instances, once."""
-    listed = [s for s in devices(fleet, now, only) if not fleet.devices[s.uuid].blocked & MIG_PARENT]
-    fresh = [s for s in listed if "stale" not in s.why_not]
+    """Aggregates over the devices that the filter lets through. Of a MIG parent only the instances count."""
+    advance(fleet, now)
+    hosts = listed = usable = leased = total = used = free = share = 0
     models: dict[str, int] = {}
-    for entry in listed:
-        models[entry.model] = models.get(entry.model, 0) + 1
-    usable = [s for s in listed if s.usable]
-    leases = {lease for s in listed for lease in s.leases}
-    if only is None:
-        leases = set(fleet.leases)
+    leases: set[str] = set()
+    load: list[float] = []
+    heat: list[float] = []
+    power: list[float] = []
+    for host, found in _filtered(fleet, only):
+        counted = 0
+        for device in found:
+            blocked = device.blocked
+            if blocked & MIG_PARENT:
+                continue
+            counted += 1
+            name = device.model.name
+            models[name] = models.get(name, 0) + 1
+            total += device.memory_total
+            used += device.memory_used or 0
+            if device.holders:
+                leased += 1
+                leases.update(device.holders)
+            if not blocked:
+                usable += 1
+                share += device.share_free
+                if device.share_free:
+                    free += device.memory_free
+            if blocked & STALE:
+                continue
+            if device.utilization is not None:
+                load.append(device.utilization)
+            if device.temperature is not None:
+                heat.append(device.temperature)
+            if device.power is not None:
+                power.append(device.power)
+        listed += counted
+        hosts += 1 if counted or only is None or not host.devices else 0
     return FleetSummary(
-        hosts=len({s.host for s in listed}) if only is not None else len(fleet.hosts),
-        devices=len(listed),
-        usable_devices=len(usable),
-        leased_devices=sum(1 for s in listed if s.leases),
-        active_leases=len(leases),
-        memory_total_bytes=sum(s.memory_total_bytes for s in listed),
-        memory_used_bytes=sum(s.memory_used_bytes or 0 for s in listed),
-        memory_free_bytes=sum(s.memory_free_bytes for s in usable),
-        share_free=sum(round(s.share_free * 1000) for s in usable) / 1000,
-        utilization_percent_mean=_mean([s.utilization_percent for s in fresh]),
-        temperature_celsius_mean=_mean([s.temperature_celsius for s in fresh]),
-        power_watts_total=_sum([s.power_watts for s in fresh]),
+        hosts=hosts,
+        devices=listed,
+        usable_devices=usable,
+        leased_devices=leased,
+        active_leases=len(fleet.leases) if only is None else len(leases),
+        memory_total_bytes=total,
+        memory_used_bytes=used,
+        memory_free_bytes=free,
+        share_free=share / 1000,
+        utilization_percent_mean=math.fsum(load) / len(load) if load else None,
+        temperature_celsius_mean=math.fsum(heat) / len(heat) if heat else None,
+        power_watts_total=math.fsum(power) if power else None,
         models=dict(sorted(models.items())),
     )
+
+
+def _filtered(fleet: Fleet, only: DeviceFilter | None) -> Iterator[tuple[Host, list[Device]]]:
+    """Hosts by name with those of their devices that the filter lets through."""
+    if only is None or not (only.hosts or only.models or only.devices):
+        for _, host in sorted(fleet.hosts.items()):
+            yield host, host.devices
+        return
+    models = [glob.lower() for glob in only.models]
+    for name, host in sorted(fleet.hosts.items()):
+        if not _match(name, only.hosts):
+            continue
+        found = [
+            device
+            for device in host.devices
+            if _match(device.info.name.lower(), models) and _match(device.uuid, only.devices)
+        ]
+        if found or not (models or only.devices):
+            yield host, found
 
 
 def _host_health(fleet: Fleet, host: Host) -> str:
@@ -89,19 +125,5 @@ def _host_health(fleet: Fleet, host: Host) -> str:
     return fault.message if fault is not None and fault.fatal else ""
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) if known else None
-
-
 def _match(text: str, globs: Sequence[str]) -> bool:
     return not globs or any(fnmatchcase(text, glob) for glob in globs)
-
-
-def _lower(globs: Sequence[str]) -> list[str]:
-    return [glob.lower() for glob in globs]
