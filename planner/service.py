@@ -422,7 +422,7 @@ class Planner:
     def _handler(
         self, type: type[Any], work: Callable[[_Asked, Any], Awaitable[None]], owner_from: int = 0
     ) -> Callable[[Request], Awaitable[None]]:
-        async def handle(request: Request) -> None:
+        async def act(request: Request) -> None:
             asked = _Asked(self, request, request.subject[owner_from:] if owner_from else None)
             try:
                 await work(asked, asked.decode(type))
@@ -436,26 +436,29 @@ class Planner:
                 log.exception("a request on %s failed", request.subject)
                 await asked.answer(Error(code="internal", message=f"The planner failed: {error}"))
 
+        async def handle(request: Request) -> None:
+            if self._candidate.certain:
+                await act(request)
+            else:
+                self._spawn(self._when_certain(request, act))
+
         return handle
 
     def _reader(self, type: type[Any], work: Callable[[Any], Struct]) -> Callable[[Request], Awaitable[None]]:
-        """Answers from memory, while it is certain that this planner leads."""
-
-        async def confirmed(asked: _Asked, body: Any) -> None:
-            if await self._candidate.confirm():
-                await asked.answer(work(body))
-            else:
-                await asked.answer(
-                    Error(code="unavailable", message="This planner does not know whether it still leads: ask again")
-                )
-
         async def read(asked: _Asked, body: Any) -> None:
-            if self._candidate.certain:
-                await asked.answer(work(body))
-            else:
-                self._spawn(confirmed(asked, body))
+            await asked.answer(work(body))
 
         return self._handler(type, read)
+
+    async def _when_certain(self, request: Request, act: Callable[[Request], Awaitable[None]]) -> None:
+        """What a planner says from memory is true only while it leads: a lease that it does not know may be new."""
+        if await self._candidate.confirm():
+            await act(request)
+        elif not self._candidate.term:
+            await self._forward(request, request.data)
+        else:
+            error = Error(code="unavailable", message="This planner does not know whether it still leads: ask again")
+            await _Asked(self, request, None).answer(error)
 
     # Handing over
 

@@ -43,6 +43,7 @@ class History:
         unanswered: request ids that got none though their clients asked to the end.
         held: leases as clients counted on them.
         released: lease ids whose release was answered.
+        betrayed: what was answered about a lease that its client could still count on.
         errors: answers of other kinds, for people.
     """
 
@@ -50,6 +51,7 @@ class History:
     unanswered: list[str] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
     released: set[str] = field(default_factory=set)
+    betrayed: list[str] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
 
 
@@ -130,7 +132,9 @@ class RandomClient:
 
     async def act(self, verb: str, held: Held) -> bool:
         """Renew or release until there is an answer. Returns whether the lease goes on."""
-        lease_id = held.lease["lease_id"]
+        lease_id, promised = held.lease["lease_id"], stamp(held.lease["expires_at"])
+        if verb == "renew":
+            promised = held.until
         for _ in range(40):
             answer = await self.once(verb, {"owner": self.name, "lease_id": lease_id}, 1.5)
             if answer is None:
@@ -141,6 +145,8 @@ class RandomClient:
             if answer["type"] == "error":
                 # The lease has ended, at its time or because an answer to an earlier try was lost.
                 self.history.errors[f"{verb}: {answer['code']}"] += 1
+                if answer["code"] != "ended" or time.time() < promised:
+                    self.history.betrayed.append(f"{verb} of lease {lease_id}, promised until {promised}: {answer}")
                 return False
             if verb == "release":
                 self.history.released.add(lease_id)
@@ -175,6 +181,7 @@ def check(history: History, events: list[dict[str, Any]], active: list[dict[str,
         active: leases that are listed in the end.
     """
     wrong = [f"request {request_id} was never answered" for request_id in history.unanswered]
+    wrong += history.betrayed
     leases: dict[str, dict[str, Any]] = {}
     of_request: dict[str, str] = {}
     for request_id, answers in history.answers.items():

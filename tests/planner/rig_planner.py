@@ -18,6 +18,7 @@ from corral.schemas import bus, codec, columns
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
 from nats.aio.client import Client
+from nats.js import api
 
 GIB = 2**30
 
@@ -189,7 +190,8 @@ async def lease_events(nc: Client) -> list[tuple[str, dict[str, Any]]]:
 
 async def stream(nc: Client, name: str, subject: str) -> AsyncIterator[Any]:
     """Every message of a stream."""
-    subscription = await nc.jetstream().pull_subscribe(subject, stream=name)
+    config = api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
+    subscription = await nc.jetstream().pull_subscribe(subject, stream=name, config=config)
     info = await subscription.consumer_info()
     left = info.num_pending or 0
     while left:
