@@ -16,6 +16,7 @@ from typing import Any
 
 import metrics_table
 import msgspec
+from corral.processors import views
 from corral.schemas.channels import CHANNELS, Channel, Message
 
 DOCS = Path(__file__).parent
@@ -225,6 +226,7 @@ def files() -> dict[Path, str]:
         **json_schemas(),
         REFERENCE / "asyncapi.json": asyncapi(version("corral")),
         REFERENCE / "messages.md": message_reference(),
+        DOCS / "views.md": views.document(),
         DOCS / "metrics.md": metrics_table.render(),
     }
 

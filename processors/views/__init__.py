@@ -1,0 +1,119 @@
+"""The analytics layer: views over the history, each the answer to one question that an operator asks.
+
+A view is one `.sql` file beside this: a SELECT, and above it in comments its question and what each column means. They
+read the rollups wherever these will do, so that a month is answered as fast as a day.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Final
+
+from duckdb import DuckDBPyConnection
+from msgspec import Struct
+
+NAMES: Final = (
+    "lease_spans",
+    "lease_minutes",
+    "lease_device_usage",
+    "lease_usage",
+    "idle_while_leased",
+    "usage_by_owner",
+    "fleet_by_hour",
+    "throttling",
+    "device_health",
+    "memory_right_sizing",
+    "devices_now",
+    "stranded_capacity",
+)
+"""In the order that they build on each other."""
+
+
+class View(Struct, frozen=True):
+    """A view with its own documentation.
+
+    Attributes:
+        name: of the view.
+        question: that it answers.
+        detail: how, where that needs saying; empty otherwise.
+        columns: what each means, in order.
+        sql: the SELECT.
+    """
+
+    name: str
+    question: str
+    detail: str
+    columns: dict[str, str]
+    sql: str
+
+
+def read(name: str) -> View:
+    """A view from its file.
+
+    Raises:
+        ValueError: the file has no question.
+    """
+    text = files("corral.processors.views").joinpath(f"{name}.sql").read_text(encoding="utf-8")
+    words: dict[str, str] = {}
+    current = ""
+    lines = text.splitlines()
+    for line in lines:
+        if not line.startswith("--"):
+            break
+        if line.startswith("--   "):
+            words[current] += " " + line[5:].strip()
+        else:
+            current, _, meaning = line[3:].partition(":")
+            words[current] = meaning.strip()
+    question = words.pop("question", "")
+    if not question:
+        raise ValueError(f"{name}.sql: the first line has to be its question")
+    detail = words.pop("detail", "")
+    sql = "\n".join(line for line in lines if not line.startswith("--")).strip()
+    return View(name, question, detail, words, sql)
+
+
+VIEWS: Final = {name: read(name) for name in NAMES}
+"""All views by name."""
+
+
+def install(connection: DuckDBPyConnection) -> None:
+    """Make all views anew, in the schema `main`. The tables and rollups that they read must be there."""
+    for view in VIEWS.values():
+        connection.execute(f"CREATE OR REPLACE VIEW main.{view.name} AS {view.sql}")
+        connection.execute(f"COMMENT ON VIEW main.{view.name} IS {_text(view.question)}")
+        for column, meaning in view.columns.items():
+            connection.execute(f'COMMENT ON COLUMN main.{view.name}."{column}" IS {_text(meaning)}')
+
+
+def document() -> str:
+    """`docs/views.md`: every view with its question and its columns."""
+    lines = [
+        "# Views",
+        "",
+        "Each view answers one question. Ask any of them with `corral query`, or join and filter them like tables:",
+        "",
+        "```console",
+        '$ corral query "FROM idle_while_leased ORDER BY idle_kwh DESC LIMIT 10"',
+        '$ corral query "SELECT owner, sum(gpu_hours) FROM lease_usage WHERE started > now() - INTERVAL 7 DAYS GROUP BY 1"',
+        "```",
+        "",
+        "This page is generated from the comments in `processors/views/*.sql`; `DESCRIBE` shows a view's types.",
+        "",
+        "| view | question |",
+        "| --- | --- |",
+        *(f"| [`{view.name}`](#{view.name}) | {view.question} |" for view in VIEWS.values()),
+        "",
+    ]
+    for view in VIEWS.values():
+        lines += [f"## {view.name}", "", f"**{view.question}**", ""]
+        if view.detail:
+            lines += [view.detail, ""]
+        lines += ["| column | meaning |", "| --- | --- |"]
+        lines += [f"| `{column}` | {meaning} |" for column, meaning in view.columns.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,63 @@
+-- question: Which devices are failing, or about to?
+-- host: of the device.
+-- device: uuid.
+-- model: the product's name.
+-- concern: what to worry about, in words, worst first; empty if nothing.
+-- unhealthy: the severity of an event (`reset`, `hardware`) that no later one has cleared; null if there is none.
+-- xid_events: Xid errors that the history knows.
+-- last_xid: code of the newest.
+-- last_xid_at: when.
+-- ecc_uncorrected_7d: uncorrectable memory errors, last 7 days.
+-- ecc_corrected_7d: corrected ones.
+-- remapped_rows: in all, as counted last.
+-- remapped_rows_7d: new ones, last 7 days.
+-- remapped_rows_per_week: the trend, as the slope over the last 90 days.
+-- remap_failed: a row could not be remapped: the board's spare rows are used up.
+-- reset_pending: a remapping or a retirement waits for a reset.
+-- retired_pages: in all, as counted last.
+-- pcie_replays_7d: PCIe packets sent again, last 7 days.
+-- last_seen: the newest hour with samples.
+WITH counters AS (
+    SELECT host, device,
+        sum(ecc_uncorrected_count_increase) FILTER (time >= now() - INTERVAL 7 DAYS) AS ecc_uncorrected_7d,
+        sum(ecc_corrected_count_increase) FILTER (time >= now() - INTERVAL 7 DAYS) AS ecc_corrected_7d,
+        arg_max(remapped_rows_corrected_count_last + remapped_rows_uncorrected_count_last, time) AS remapped_rows,
+        sum(remapped_rows_corrected_count_increase + remapped_rows_uncorrected_count_increase)
+            FILTER (time >= now() - INTERVAL 7 DAYS) AS remapped_rows_7d,
+        sum(remapped_rows_uncorrected_count_increase) FILTER (time >= now() - INTERVAL 7 DAYS) AS uncorrected_rows_7d,
+        regr_slope(remapped_rows_corrected_count_last + remapped_rows_uncorrected_count_last, epoch(time) / 604800)
+            AS remapped_rows_per_week,
+        coalesce(arg_max(remapped_rows_failure_last, time) > 0, false) AS remap_failed,
+        coalesce(arg_max(remapped_rows_pending_last, time) > 0, false)
+            OR coalesce(arg_max(retired_pages_pending_last, time) > 0, false) AS reset_pending,
+        arg_max(retired_pages_count_last, time) AS retired_pages,
+        sum(pcie_replay_count_increase) FILTER (time >= now() - INTERVAL 7 DAYS) AS pcie_replays_7d,
+        max(time) AS last_seen
+    FROM rollup_1h WHERE time >= now() - INTERVAL 90 DAYS GROUP BY host, device
+), xids AS (
+    SELECT device, count(*) AS n, arg_max(code, time) AS last_xid, max(time) AS last_xid_at
+    FROM events WHERE kind = 'xid' AND device IS NOT NULL GROUP BY device
+), severities AS (
+    SELECT device, arg_max(severity, time) AS severity
+    FROM events WHERE severity IN ('reset', 'hardware', 'cleared') AND device IS NOT NULL GROUP BY device
+), found AS (
+    SELECT d.host, d.device, d.name AS model, CASE WHEN s.severity <> 'cleared' THEN s.severity END AS unhealthy,
+        coalesce(x.n, 0) AS xid_events, x.last_xid, x.last_xid_at, c.* EXCLUDE (host, device)
+    FROM devices d LEFT JOIN counters c USING (host, device) LEFT JOIN xids x USING (device)
+    LEFT JOIN severities s USING (device)
+)
+SELECT host, device, model, concat_ws('; ',
+        CASE unhealthy WHEN 'hardware' THEN 'hardware fault' WHEN 'reset' THEN 'needs a reset' END,
+        CASE WHEN remap_failed THEN 'no spare rows are left' END,
+        CASE WHEN uncorrected_rows_7d > 0 THEN 'rows remapped after uncorrectable errors' END,
+        CASE WHEN ecc_uncorrected_7d > 0 THEN 'uncorrectable memory errors' END,
+        CASE WHEN remapped_rows_7d > 0 AND coalesce(uncorrected_rows_7d, 0) = 0 THEN 'more rows remapped' END,
+        CASE WHEN reset_pending THEN 'a remapping waits for a reset' END,
+        CASE WHEN last_xid_at >= now() - INTERVAL 7 DAYS THEN 'Xid ' || last_xid END,
+        CASE WHEN pcie_replays_7d > 1000 THEN 'PCIe link retries' END
+    ) AS concern,
+    unhealthy, xid_events, last_xid, last_xid_at, ecc_uncorrected_7d::BIGINT AS ecc_uncorrected_7d,
+    ecc_corrected_7d::BIGINT AS ecc_corrected_7d, remapped_rows, remapped_rows_7d::BIGINT AS remapped_rows_7d,
+    remapped_rows_per_week, coalesce(remap_failed, false) AS remap_failed,
+    coalesce(reset_pending, false) AS reset_pending, retired_pages, pcie_replays_7d::BIGINT AS pcie_replays_7d, last_seen
+FROM found

@@ -1,0 +1,30 @@
+-- question: What does each device do right now?
+-- detail: The newest 10 s of each device, if it is of the last 15 minutes.
+-- host: of the device.
+-- index: the driver's index on the host.
+-- device: uuid.
+-- model: the product's name.
+-- time: start of the newest 10 s.
+-- gpu_utilization_percent: mean.
+-- memory_used_bytes: last.
+-- memory_total_bytes: in all.
+-- temperature_celsius: last.
+-- power_watts: mean.
+-- owner: of the active lease; several by comma.
+-- lease_id: likewise.
+WITH newest AS (
+    SELECT host, device, max(time) AS time,
+        arg_max(gpu_utilization_percent_mean, time) AS gpu_utilization_percent,
+        arg_max(memory_used_bytes_last, time) AS memory_used_bytes,
+        arg_max(memory_total_bytes_last, time) AS memory_total_bytes,
+        arg_max(temperature_celsius_last, time) AS temperature_celsius,
+        arg_max(power_watts_mean, time) AS power_watts
+    FROM rollup_10s WHERE time >= now() - INTERVAL 15 MINUTES GROUP BY host, device
+), held AS (
+    SELECT device, string_agg(DISTINCT owner, ', ' ORDER BY owner) AS owner,
+        string_agg(lease_id, ', ' ORDER BY lease_id) AS lease_id
+    FROM lease_spans WHERE state = 'active' GROUP BY device
+)
+SELECT n.host, d.index, n.device, d.name AS model, n.time, n.gpu_utilization_percent, n.memory_used_bytes,
+    n.memory_total_bytes, n.temperature_celsius, n.power_watts, h.owner, h.lease_id
+FROM newest n LEFT JOIN devices d USING (device) LEFT JOIN held h USING (device)

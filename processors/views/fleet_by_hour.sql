@@ -1,0 +1,31 @@
+-- question: How busy was the fleet, hour by hour?
+-- hour: its start, UTC.
+-- devices: with samples in it.
+-- gpu_utilization_percent: mean over all samples.
+-- busy_devices: whose mean was 5% or more.
+-- leased_devices: devices' worth of leases, as a mean over the hour.
+-- memory_used_percent: mean used of the memory there is.
+-- power_watts: of all devices together, mean.
+-- energy_kwh: of all devices; from the energy counters, or from power where there are none.
+-- temperature_celsius_max: the hottest sample.
+WITH hours AS (
+    SELECT share, started, ended,
+        unnest(generate_series(time_bucket(INTERVAL 1 HOUR, started), ended, INTERVAL 1 HOUR)) AS hour
+    FROM lease_spans WHERE ended > started
+), leased AS (
+    SELECT hour, sum(share * epoch(least(ended, hour + INTERVAL 1 HOUR) - greatest(started, hour))) / 3600 AS devices
+    FROM hours GROUP BY hour
+)
+SELECT r.time AS hour, count(*) AS devices,
+    sum(r.gpu_utilization_percent_mean * r.gpu_utilization_percent_count) / sum(r.gpu_utilization_percent_count)
+        AS gpu_utilization_percent,
+    count(*) FILTER (r.gpu_utilization_percent_mean >= 5) AS busy_devices,
+    coalesce(any_value(l.devices), 0) AS leased_devices,
+    100 * sum(r.memory_used_bytes_mean) / sum(r.memory_total_bytes_last) AS memory_used_percent,
+    sum(r.power_watts_mean) AS power_watts,
+    sum(coalesce(r.energy_millijoules_increase / 3.6e9, r.power_watts_mean * r.covered / 3.6e6)) AS energy_kwh,
+    max(r.temperature_celsius_max) AS temperature_celsius_max
+FROM (
+    SELECT u.*, u.samples * coalesce(h.interval_seconds, 1) AS covered FROM rollup_1h u LEFT JOIN hosts h USING (host)
+) r LEFT JOIN leased l ON l.hour = r.time
+GROUP BY r.time

@@ -1,0 +1,52 @@
+-- question: Which capacity is free but can't be had, and why?
+-- detail: As of the newest 10 s. A device may stand here for several reasons.
+-- host: of the device.
+-- device: uuid.
+-- model: the product's name.
+-- reason: `unhealthy`, `silent` (no sample for a minute), `memory_full` (share is free, under a tenth of the memory is),
+--   `share_full` (memory is free, the share is all leased), `foreign` (memory held without a lease) or `no_cores` (all
+--   cores of the host are leased).
+-- stranded_share: of the device.
+-- stranded_memory_bytes: on the device.
+-- leased_share: of the device.
+-- leased_memory_bytes: on the device.
+WITH held AS (
+    SELECT device, sum(coalesce(d.share, 1)) AS share, sum(d.memory_bytes) AS memory
+    FROM leases l JOIN lease_devices d USING (lease_id)
+    WHERE l.state = 'active' AND d.device IS NOT NULL GROUP BY device
+), cores AS (
+    SELECT h.host, h.cpus > 0 AND coalesce(sum(d.cpus), 0) >= h.cpus AS all_leased
+    FROM hosts h LEFT JOIN (
+        SELECT d.* FROM lease_devices d JOIN leases l USING (lease_id) WHERE l.state = 'active'
+    ) d USING (host)
+    GROUP BY h.host, h.cpus
+), state AS (
+    SELECT d.host, d.device, d.name AS model, coalesce(n.memory_total_bytes, d.memory_bytes) AS total,
+        n.memory_used_bytes AS used, n.time, coalesce(h.share, 0) AS share, coalesce(h.memory, 0) AS memory,
+        greatest(1 - coalesce(h.share, 0), 0) AS share_free,
+        greatest(
+            coalesce(n.memory_total_bytes, d.memory_bytes) - greatest(coalesce(h.memory, 0), coalesce(n.memory_used_bytes, 0)),
+            0
+        ) AS memory_free,
+        x.unhealthy, c.all_leased
+    FROM devices d
+    LEFT JOIN devices_now n USING (device) LEFT JOIN held h USING (device)
+    LEFT JOIN device_health x ON x.device = d.device AND x.host = d.host LEFT JOIN cores c ON c.host = d.host
+    WHERE NOT d.mig_enabled AND d.present
+), reasons AS (
+    SELECT *, unnest([
+        {'reason': 'unhealthy', 'holds': unhealthy IS NOT NULL, 'share': share_free, 'memory': memory_free},
+        {'reason': 'silent', 'holds': time IS NULL OR time < now() - INTERVAL 70 SECONDS, 'share': share_free,
+            'memory': memory_free},
+        {'reason': 'memory_full', 'holds': share > 0 AND share_free > 0 AND memory_free < total / 10,
+            'share': share_free, 'memory': 0},
+        {'reason': 'share_full', 'holds': share_free = 0 AND memory > 0 AND memory_free >= total / 10,
+            'share': 0, 'memory': memory_free},
+        {'reason': 'foreign', 'holds': share = 0 AND used > total / 20, 'share': share_free, 'memory': used},
+        {'reason': 'no_cores', 'holds': share_free > 0 AND all_leased, 'share': share_free, 'memory': memory_free}
+    ], recursive := false) AS r
+    FROM state
+)
+SELECT host, device, model, r.reason AS reason, r.share AS stranded_share, r.memory::BIGINT AS stranded_memory_bytes,
+    share AS leased_share, memory::BIGINT AS leased_memory_bytes
+FROM reasons WHERE r.holds

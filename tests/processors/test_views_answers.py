@@ -1,0 +1,286 @@
+"""The analytics views over a small known history: exact answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from corral.processors import views
+from corral.processors.storage import rollups
+from corral.processors.storage.database import Database
+from corral.processors.storage.interface import Batch
+from corral.schemas.metrics import METRICS
+
+GIB = 2**30
+HOUR = timedelta(hours=1)
+NOW = datetime.now(UTC).replace(microsecond=0)
+BASE = NOW.replace(minute=0, second=0) - 3 * HOUR
+"""An hour at which the leases begin; samples begin a quarter before."""
+
+
+def g0(at: timedelta) -> dict[str, float | None]:
+    """No energy counter. Busy at 80% and 300 W for half an hour, then idle at 60 W; hot from 0:10 to 0:20."""
+    busy = timedelta() <= at < HOUR / 2
+    hot = timedelta(minutes=10) <= at < timedelta(minutes=20)
+    return {
+        "gpu_utilization_percent": 80 if busy else 0,
+        "memory_used_bytes": 20 * GIB if busy else 1 * GIB,
+        "memory_total_bytes": 80 * GIB,
+        "power_watts": 300 if busy else 60,
+        "temperature_celsius": 90 if hot else 60,
+        "throttle_reasons_bitmask": 0x40 if hot else 0x4 if busy else 0x1,
+        "sm_clock_megahertz": 1000 if busy else 2000,
+        "sm_clock_max_megahertz": 2000,
+        "remapped_rows_corrected_count": 0,
+        "remapped_rows_uncorrected_count": 3 if at >= HOUR else 0,
+        "ecc_uncorrected_count": 5 if at >= HOUR else 4,
+    }
+
+
+def g1(at: timedelta) -> dict[str, float | None]:
+    """With an energy counter at a steady 100 W; idle all the time, and nothing is known between 1:00 and 1:10."""
+    unknown = HOUR <= at < HOUR + timedelta(minutes=10)
+    return {
+        "gpu_utilization_percent": None if unknown else 0,
+        "memory_used_bytes": 70 * GIB,
+        "memory_total_bytes": 80 * GIB,
+        "power_watts": 1,
+        "energy_millijoules": 10_000_000 + int(at.total_seconds()) * 100_000,
+        "temperature_celsius": 40,
+        "throttle_reasons_bitmask": 0,
+    }
+
+
+def samples(database: Database) -> pa.Table:
+    times, series = [], []
+    columns: dict[str, list[Any]] = {name: [] for name in METRICS}
+    for device, values in (("g0", g0), ("g1", g1)):
+        number = database.series.number("h1", device)
+        for second in range(-900, 7200, 10):
+            row = values(timedelta(seconds=second))
+            times.append(BASE + timedelta(seconds=second))
+            series.append(number)
+            for name, column in columns.items():
+                column.append(row.get(name))
+    types = {"FLOAT": pa.float32(), "BIGINT": pa.int64(), "INTEGER": pa.int32()}
+    return pa.table(
+        {
+            "time": pa.array(times, pa.timestamp("us", "UTC")),
+            "series": pa.array(series, pa.int32()),
+            **{name: pa.array(column, types[METRICS[name].row.unit.sql]) for name, column in columns.items()},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    database = Database(tmp_path_factory.mktemp("views") / "history.duckdb")
+    database.commit(Batch(stream="S", sequence=1, samples=samples(database), messages=1))
+    cursor = database.cursor()
+    for level in rollups.LEVELS:
+        rollups.refresh(cursor, level, sorted(database.days))
+    views.install(cursor)
+    for device, index in (("g0", 0), ("g1", 1), ("g2", 2)):
+        cursor.execute(
+            "INSERT INTO devices BY NAME SELECT ? AS device, 'h1' AS host, ? AS index, 'A100' AS name, "
+            "false AS mig_enabled, true AS present, 80 * 2::BIGINT ** 30 AS memory_bytes",
+            [device, index],
+        )
+    cursor.execute("INSERT INTO hosts BY NAME SELECT 'h1' AS host, 16 AS cpus, 10.0 AS interval_seconds")
+    leases = [
+        ("train-1", "alice", "train", "released", BASE, BASE + HOUR, BASE + HOUR, "g0", 1.0, 40 * GIB),
+        # Ends in mid-minute, holds half a device, and says nothing of memory.
+        (
+            "serve-1",
+            "bob",
+            "serve",
+            "expired",
+            BASE + HOUR / 2,
+            NOW,
+            BASE + timedelta(minutes=90, seconds=30),
+            "g1",
+            0.5,
+            0,
+        ),
+        # Active now, on a device without samples.
+        ("now-1", "carol", "train", "active", NOW - HOUR / 2, NOW + HOUR, None, "g2", 1.0, 70 * GIB),
+    ]
+    for lease, owner, name, state, granted, expires, ended, device, share, memory in leases:
+        cursor.execute(
+            "INSERT INTO leases BY NAME SELECT ? AS lease_id, ? AS owner, ? AS name, ? AS state, ? AS granted_at, "
+            "? AS expires_at, ? AS ended_at",
+            [lease, owner, name, state, granted, expires, ended],
+        )
+        cursor.execute(
+            "INSERT INTO lease_devices BY NAME SELECT ? AS lease_id, 'h1' AS host, ? AS device, ? AS share, "
+            "? AS memory_bytes, 16 AS cpus",
+            [lease, device, share, memory],
+        )
+    # Of bob's half of a device his own processes are known.
+    cursor.execute(
+        "INSERT INTO processes BY NAME SELECT ?::TIMESTAMPTZ AS time, 'h1' AS host, 'g1' AS device, pid, "
+        "'serve-1' AS lease, pid * 2::BIGINT ** 30 AS memory_used_bytes FROM (VALUES (2), (3)) AS p(pid)",
+        [BASE + HOUR],
+    )
+    for at, severity, code, kind in (
+        (BASE, "hardware", 79, "xid"), (BASE + HOUR, "cleared", 0, "device_returned"),
+        (NOW - HOUR / 2, "reset", 48, "xid"),
+    ):  # fmt: skip
+        cursor.execute(
+            "INSERT INTO events BY NAME SELECT ? AS time, 'h1' AS host, ? AS severity, ? AS code, ? AS kind, "
+            "? AS device",
+            [at, severity, code, kind, "g0" if code != 48 else "g2"],
+        )
+    yield cursor
+    database.close()
+
+
+def ask(cursor: Any, sql: str) -> list[dict[str, Any]]:
+    result = cursor.execute(sql)
+    names = [column[0] for column in result.description]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
+def near(**values: Any) -> dict[str, Any]:
+    return {name: pytest.approx(value) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def test_each_view_documents_each_of_its_columns(history: Any) -> None:
+    for view in views.VIEWS.values():
+        columns = [row[0] for row in history.execute(f"DESCRIBE {view.name}").fetchall()]
+        assert columns == list(view.columns), view.name
+        assert all(view.columns.values()), view.name
+        assert view.question.endswith("?"), view.name
+    comments = history.execute("SELECT comment FROM duckdb_views() WHERE view_name = 'lease_usage'").fetchall()
+    assert comments == [(views.VIEWS["lease_usage"].question,)]
+
+
+def test_install_again_changes_nothing(history: Any) -> None:
+    before = ask(history, "FROM lease_usage ORDER BY lease_id")
+    views.install(history)
+    after = ask(history, "FROM lease_usage ORDER BY lease_id")
+    assert before[1:] == after[1:]
+
+
+def test_lease_usage(history: Any) -> None:
+    rows = {row.pop("lease_id"): row for row in ask(history, "FROM lease_usage")}
+    assert rows["train-1"] == near(
+        owner="alice", name="train", state="released", started=BASE, ended=BASE + HOUR, devices=1, gpu_hours=1.0,
+        energy_kwh=(300 * 0.5 + 60 * 0.5) / 1000, gpu_utilization_percent_mean=40.0, gpu_utilization_percent_p95=80.0,
+        memory_used_bytes_peak=20 * GIB, memory_granted_bytes=40 * GIB, memory_used_percent=50.0,
+    )  # fmt: skip
+    # Half a device for 60.5 minutes at 100 W. Its own two processes hold 5 GiB of the device's 70.
+    assert rows["serve-1"] == near(
+        owner="bob", name="serve", state="expired", started=BASE + HOUR / 2,
+        ended=BASE + timedelta(minutes=90, seconds=30), devices=1, gpu_hours=60.5 / 60 / 2,
+        energy_kwh=0.1 * 60.5 / 60 / 2, gpu_utilization_percent_mean=0.0, gpu_utilization_percent_p95=0.0,
+        memory_used_bytes_peak=5 * GIB, memory_granted_bytes=0, memory_used_percent=None,
+    )  # fmt: skip
+    # Without samples nothing is known but the time.
+    assert rows["now-1"]["gpu_hours"] == pytest.approx(0.5, abs=0.05)
+    assert rows["now-1"]["energy_kwh"] is rows["now-1"]["gpu_utilization_percent_mean"] is None
+
+
+def test_idle_while_leased(history: Any) -> None:
+    rows = {row.pop("lease_id"): row for row in ask(history, "FROM idle_while_leased")}
+    assert set(rows) == {"train-1", "serve-1"}
+    assert rows["train-1"] == near(
+        owner="alice", name="train", host="h1", device="g0", idle_hours=0.5, idle_gpu_hours=0.5, idle_percent=50.0,
+        longest_idle_hours=0.5, idle_since=BASE + HOUR / 2, idle_kwh=0.03,
+    )  # fmt: skip
+    # Ten minutes without samples break the stretch and count neither way.
+    assert rows["serve-1"] == near(
+        owner="bob", name="serve", host="h1", device="g1", idle_hours=50.5 / 60, idle_gpu_hours=50.5 / 120,
+        idle_percent=100.0, longest_idle_hours=30 / 60, idle_since=BASE + timedelta(minutes=70),
+        idle_kwh=0.1 * 50.5 / 120,
+    )  # fmt: skip
+
+
+def test_usage_by_owner(history: Any) -> None:
+    rows = {row.pop("owner"): row for row in ask(history, "FROM usage_by_owner")}
+    assert rows["alice"] == near(
+        leases=1, gpu_hours=1.0, idle_gpu_hours=0.5, idle_percent=50.0, energy_kwh=0.18,
+        gpu_utilization_percent_mean=40.0,
+    )  # fmt: skip
+    assert rows["carol"]["idle_gpu_hours"] == 0
+
+
+def test_fleet_by_hour(history: Any) -> None:
+    rows = {row.pop("hour"): row for row in ask(history, "FROM fleet_by_hour")}
+    assert sorted(rows) == [BASE - HOUR, BASE, BASE + HOUR]
+    assert rows[BASE] == near(
+        devices=2, gpu_utilization_percent=20.0, busy_devices=1, leased_devices=1 + 0.25,
+        memory_used_percent=100 * (10.5 + 70) / 160, power_watts=181.0, energy_kwh=0.18 + 0.1,
+        temperature_celsius_max=90.0,
+    )  # fmt: skip
+    assert rows[BASE + HOUR]["leased_devices"] == pytest.approx(30.5 / 60 / 2)
+
+
+def test_throttling(history: Any) -> None:
+    (row,) = ask(history, "FROM throttling")
+    assert row == near(
+        hour=BASE, host="h1", device="g0", thermal_seconds=600, power_seconds=1200, slowdown_seconds=0,
+        throttled_percent=50.0, sm_clock_percent=50.0, temperature_celsius_max=90.0, power_watts_max=300.0,
+        power_limit_watts=None,
+    )  # fmt: skip
+
+
+def test_device_health(history: Any) -> None:
+    rows = {row.pop("device"): row for row in ask(history, "FROM device_health")}
+    assert rows["g0"]["concern"] == "rows remapped after uncorrectable errors; uncorrectable memory errors; Xid 79"
+    assert rows["g0"]["unhealthy"] is None  # cleared since
+    assert (rows["g0"]["xid_events"], rows["g0"]["last_xid"], rows["g0"]["last_xid_at"]) == (1, 79, BASE)
+    assert (rows["g0"]["ecc_uncorrected_7d"], rows["g0"]["remapped_rows"], rows["g0"]["remapped_rows_7d"]) == (1, 3, 3)
+    # 0, 0, 3 at the hours: a slope of 1.5 an hour.
+    assert rows["g0"]["remapped_rows_per_week"] == pytest.approx(1.5 * 168)
+    assert rows["g1"]["concern"] == ""
+    assert (rows["g2"]["concern"], rows["g2"]["unhealthy"]) == ("needs a reset; Xid 48", "reset")
+
+
+def test_memory_right_sizing(history: Any) -> None:
+    assert ask(history, "FROM memory_right_sizing") == [
+        {
+            "name": "train", "leases": 1, "memory_granted_bytes": 40 * GIB, "memory_used_bytes_p50": 20 * GIB,
+            "memory_used_bytes_p99": 20 * GIB, "memory_used_bytes_max": 20 * GIB, "suggested_bytes": 22 * GIB,
+            "over_asked_bytes": 18 * GIB,
+        }
+    ]  # fmt: skip
+
+
+def test_devices_now_and_stranded_capacity(history: Any) -> None:
+    assert ask(history, "FROM devices_now") == []  # the samples are hours old
+    cursor = history
+    cursor.execute("BEGIN")
+    for device, used, share in (("g0", 30 * GIB, None), ("g1", 75 * GIB, 0.5), ("g2", 2 * GIB, None)):
+        cursor.execute(
+            "INSERT INTO store.rollup_10s BY NAME SELECT now() - INTERVAL 5 SECONDS AS time, series, 9 AS batch, "
+            "1 AS samples, ? AS memory_used_bytes_last, 80 * 2::BIGINT ** 30 AS memory_total_bytes_last, "
+            "50 AS gpu_utilization_percent_sum, 1 AS gpu_utilization_percent_count "
+            "FROM (SELECT series FROM store.series WHERE device = ? UNION SELECT 99 WHERE ? = 'g2')",
+            [used, device, device],
+        )
+        if share is not None:
+            cursor.execute("UPDATE leases SET state = 'active' WHERE lease_id = 'serve-1'")
+    cursor.execute("INSERT INTO store.series VALUES (99, 'h1', 'g2')")
+    cursor.execute("UPDATE lease_devices SET cpus = 8 WHERE lease_id = 'now-1'")
+    now = {row["device"]: row for row in ask(cursor, "FROM devices_now")}
+    assert (now["g1"]["owner"], now["g1"]["gpu_utilization_percent"]) == ("bob", 50)
+    assert (now["g0"]["owner"], now["g0"]["memory_used_bytes"]) == (None, 30 * GIB)
+    found = ask(cursor, "FROM stranded_capacity ORDER BY device, reason")
+    cursor.execute("ROLLBACK")
+    assert [(r["device"], r["reason"], r["stranded_share"], r["stranded_memory_bytes"] // GIB) for r in found] == [
+        ("g0", "foreign", 1, 30),
+        ("g0", "no_cores", 1, 50),
+        ("g1", "memory_full", 0.5, 0),
+        ("g1", "no_cores", 0.5, 5),
+        ("g2", "share_full", 0, 10),
+        ("g2", "unhealthy", 0, 10),
+    ]
+
+
+def test_the_document_is_fresh() -> None:
+    written = (Path(views.__file__).parents[2] / "docs" / "views.md").read_text()
+    assert written == views.document(), "run `make docs`"
