@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncGenerator, Coroutine
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import msgspec
 import typer
@@ -44,9 +44,22 @@ def console(stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Messages as JSON: one document, indented on a terminal."""
-    raw = msgspec.json.encode(value)
+    """Messages as JSON: one document with every field, indented on a terminal."""
+    raw = msgspec.json.encode(whole(value))
     typer.echo(msgspec.json.format(raw, indent=2 if sys.stdout.isatty() else -1).decode())
+
+
+def whole(value: Any) -> Any:
+    """A message with all of its fields, those at their defaults too, which the bus leaves out: scripts want each."""
+    if isinstance(value, msgspec.Struct):
+        config = value.__struct_config__
+        tagged = {config.tag_field: config.tag} if config.tag_field else {}
+        return tagged | {name: whole(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, list | tuple):
+        return [whole(entry) for entry in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {key: whole(entry) for key, entry in cast("dict[Any, Any]", value).items()}
+    return value
 
 
 def say(text: str) -> None:

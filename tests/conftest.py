@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.schemas import bus
+from local_cluster import LocalCluster
 from nats.aio.client import Client
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -37,3 +38,11 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data is not on this machine (looked in {SHARED_DATA})")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A whole cluster on simulated GPUs, shared by all tests that break nothing."""
+    made = LocalCluster(tmp_path_factory.mktemp("cluster") / "data")
+    yield made
+    made.stop()

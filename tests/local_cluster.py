@@ -1,0 +1,116 @@
+"""A real cluster for tests: `corral up` as a process, and the `corral` command beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SIMULATED = ("--source", "simulated", "--hosts", "2", "--devices", "4", "--interval", "200ms")
+CORRAL = (sys.executable, "-m", "corral.cli.main")
+
+
+def environment(**values: str) -> dict[str, str]:
+    """This process's environment without what would lead a command to another cluster."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
+    return {**kept, "CORRAL_OWNER": "tester", **values}
+
+
+def corral(*arguments: str, url: str | None = None, **values: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*CORRAL, *arguments],
+        env=environment(**({"CORRAL_NATS_URL": url} if url else {}), **values),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def wait_for(found: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """The first truthy value; the test fails where none comes."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"nothing within {seconds} s")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class LocalCluster:
+    """`corral up` on simulated GPUs: 2 hosts of 4, five samples a second."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder.with_suffix(".log")
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [*CORRAL, "up", "--data", str(folder), "--port", "0", *SIMULATED],
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+        try:
+            wait_for(lambda: "Corral is up" in self.output() or self.process.poll() is not None, 60)
+            assert self.process.poll() is None, self.output()
+        except BaseException:
+            self.process.kill()
+            raise
+        self.url: str = json.loads((folder / "cluster.json").read_text())["url"]
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def corral(self, *arguments: str, **values: str) -> subprocess.CompletedProcess[str]:
+        return corral(*arguments, url=self.url, **values)
+
+    def json(self, *arguments: str, **values: str) -> Any:
+        """What a command prints with `--json`; it must end well."""
+        done = self.corral(*arguments, "--json", **values)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def rows(self, sql: str) -> list[list[Any]]:
+        return self.json("query", sql)["rows"]
+
+    def parts(self) -> dict[str, int]:
+        """Process ids of the children of `corral up`, by what they are."""
+        found: dict[str, int] = {}
+        for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            try:
+                words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
+            except FileNotFoundError:
+                continue
+            for word, name in (("process", "processor"), ("plan", "planner"), ("collect", "collector")):
+                if word in words:
+                    found[name] = int(child)
+            if words[0].endswith("nats-server"):
+                found["nats"] = int(child)
+        return found
+
+    def stop(self) -> int:
+        """As Ctrl-C does."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                return self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        return self.process.wait()
