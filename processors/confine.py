@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
@@ -26,6 +27,9 @@ from .allowed import FUNCTIONS, OPERATORS, TABLE_FUNCTIONS
 
 CATALOGUE_VIEWS: Final = frozenset(("tables", "columns", "schemata"))
 """Of `information_schema`: names and types only. All other catalogues show paths, settings or SQL."""
+
+NAMES_SECONDS: Final = 1.0
+"""The list of tables and views is read again for a name that it does not have, but not more often than this."""
 
 SHOW_NAMES: Final = frozenset(("", "tables", "__show_tables_expanded"))
 """`DESCRIBE`, `SUMMARIZE`, `SHOW TABLES`, `SHOW ALL TABLES`."""
@@ -77,11 +81,13 @@ class Names(Struct, frozen=True):
         relations: tables and views of the history.
         hidden: all others, which a CTE must not shadow.
         macros: of the history.
+        database: of the history.
     """
 
     relations: frozenset[str]
     hidden: frozenset[str]
     macros: frozenset[str]
+    database: str
 
 
 def read_names(cursor: DuckDBPyConnection, private: Sequence[str] = ()) -> Names:
@@ -102,6 +108,7 @@ def read_names(cursor: DuckDBPyConnection, private: Sequence[str] = ()) -> Names
         relations=frozenset(own),
         hidden=frozenset(name for name, _ in rows) - own,
         macros=frozenset(name for (name,) in macros),
+        database=str(cursor.execute("SELECT current_database()").fetchall()[0][0]).lower(),
     )
 
 
@@ -117,6 +124,7 @@ class Fence:
         self._connect = connect
         self._private = tuple(private)
         self._names: Names | None = None
+        self._read_at = 0.0
 
     def check(self, sql: str, limit: int) -> Statement:
         """Parse a statement and check every node of it.
@@ -135,7 +143,9 @@ class Fence:
             try:
                 self._check_tree(cursor, tree)
             except QueryError:
-                # A table may be newer than our list of names.
+                # A table may be newer than our list of names; but a flood of refusals shall not read it each time.
+                if time.monotonic() - self._read_at < NAMES_SECONDS:
+                    raise
                 self._names = None
                 self._check_tree(cursor, tree)
             if explain:
@@ -145,15 +155,17 @@ class Fence:
             cursor.close()
 
     def _check_tree(self, cursor: DuckDBPyConnection, tree: dict[str, Any]) -> None:
-        names = self._names = self._names or read_names(cursor, self._private)
-        database = str(cursor.execute("SELECT current_database()").fetchall()[0][0]).lower()
+        names = self._names
+        if names is None:
+            self._read_at = time.monotonic()
+            names = self._names = read_names(cursor, self._private)
         nodes = list(_walk(tree))
         ctes = {str(entry["key"]).lower() for node in nodes for entry in _cte_entries(node)}
         for name in ctes:
             if name in names.hidden or not _NAME.fullmatch(name):
                 raise QueryError("refused", f"a CTE can't be called {name!r} here: choose another name")
         for node in nodes:
-            _check_node(node, names, ctes, database)
+            _check_node(node, names, ctes)
 
 
 def _one_statement(cursor: DuckDBPyConnection, sql: str) -> tuple[str, str]:
@@ -241,7 +253,7 @@ def _cte_entries(node: dict[str, Any]) -> list[dict[str, Any]]:
     return cast("list[dict[str, Any]]", ctes["map"]) if isinstance(ctes, dict) else []
 
 
-def _check_node(node: dict[str, Any], names: Names, ctes: set[str], database: str) -> None:
+def _check_node(node: dict[str, Any], names: Names, ctes: set[str]) -> None:
     kind = node.get("type")
     if "class" in node:
         if node["class"] not in _EXPRESSIONS:
@@ -257,7 +269,7 @@ def _check_node(node: dict[str, Any], names: Names, ctes: set[str], database: st
         if name not in TABLE_FUNCTIONS and name not in names.macros:
             raise QueryError("refused", f"the table function {name}() is not for readers")
     elif kind == "BASE_TABLE":
-        _check_table(node, names, ctes, database)
+        _check_table(node, names, ctes)
     elif kind == "SHOW_REF" and str(node["table_name"]).strip('"').lower() not in SHOW_NAMES:
         raise QueryError("refused", f"SHOW {node['table_name']} is not for readers: there is SHOW TABLES, and DESCRIBE")
 
@@ -268,14 +280,14 @@ def _check_function(name: str, names: Names) -> None:
         raise QueryError("refused", f"the function {name}() does not exist, or is not for readers")
 
 
-def _check_table(node: dict[str, Any], names: Names, ctes: set[str], database: str) -> None:
+def _check_table(node: dict[str, Any], names: Names, ctes: set[str]) -> None:
     catalog, schema, table = (str(node[key]).lower() for key in ("catalog_name", "schema_name", "table_name"))
     if node.get("at_clause") is not None:
         raise QueryError("refused", "AT (…) is not for readers")
     # `database.table` parses as schema and table.
-    if not catalog and schema == database != "main":
+    if not catalog and schema == names.database != "main":
         schema = "main"
-    if catalog not in ("", database):
+    if catalog not in ("", names.database):
         raise QueryError("refused", f"the database {catalog!r} is not for readers")
     if schema == "information_schema" and table in CATALOGUE_VIEWS:
         return

@@ -95,7 +95,7 @@ def document() -> str:
         "",
         "```console",
         '$ corral query "FROM idle_while_leased ORDER BY idle_kwh DESC LIMIT 10"',
-        '$ corral query "SELECT owner, sum(gpu_hours) FROM lease_usage WHERE started > now() - INTERVAL 7 DAYS GROUP BY 1"',
+        "$ corral query \"SELECT name, avg(energy_kwh) FROM lease_usage WHERE owner = 'alice' GROUP BY name\"",
         "```",
         "",
         "This page is generated from the comments in `processors/views/*.sql`; `DESCRIBE` shows a view's types.",
