@@ -86,14 +86,16 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._sequence = 0
-        self._packer = Packer(round(settings.batch_seconds / settings.interval_seconds))
-        self._readings: asyncio.Queue[Reading | SourceEvent | None] = asyncio.Queue()
+        readings_per_batch = max(round(settings.batch_seconds / settings.interval_seconds), 1)
+        self._packer = Packer(readings_per_batch)
+        self._readings: asyncio.Queue[list[Reading] | SourceEvent | None] = asyncio.Queue()
         self._reported_drops = 0
         self._reader = Reader(
             source,
             host=settings.name,
             interval_seconds=settings.interval_seconds,
             processes_seconds=settings.processes_seconds,
+            readings_per_delivery=readings_per_batch,
             deliver=self._hand_over,
             emit=self._hand_over,
             finished=self._finished,
@@ -124,7 +126,7 @@ class Agent:
             self._report()
             self._event("agent_stopped", f"collector stopped after {self._reader.ticks} ticks")
 
-    def _hand_over(self, item: Reading | SourceEvent | None) -> None:
+    def _hand_over(self, item: list[Reading] | SourceEvent | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._readings.put_nowait, item)
         except RuntimeError:  # the loop has ended before the reader
@@ -148,12 +150,14 @@ class Agent:
         """The server takes no message above it: keep batches well below, whatever their head adds."""
         self._packer.max_bytes = min(MAX_MESSAGE_BYTES, max_payload * 3 // 4)
 
-    async def _take(self, item: Reading | SourceEvent) -> None:
+    async def _take(self, item: list[Reading] | SourceEvent) -> None:
         if isinstance(item, SourceEvent):
             self._forward(item)
-        else:
-            await self._take_reading(item)
+            return
+        for reading in item:
+            await self._take_reading(reading)
             self._reader.taken += 1
+        self._wake()
 
     async def _take_reading(self, reading: Reading) -> None:
         for inventory in reading.inventory or ():
@@ -177,7 +181,6 @@ class Agent:
                 host=host, agent=self.id, sequence=self._next(), time_ns=reading.time_ns, processes=processes
             )
             self._put(bus.processes_subject(host), batch, sequence=batch.sequence)
-        self._wake()
 
     def _forward(self, event: SourceEvent) -> None:
         if event.kind in _INVENTORY_EVENTS:

@@ -24,7 +24,7 @@ INVENTORY_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 1.0
 RETRY_MAX_SECONDS: Final = 60.0
 MAX_WAITING: Final = 4
-"""Readings that the event loop has not taken yet; beyond it ticks are skipped as late."""
+"""Deliveries that the event loop has not taken yet; beyond it ticks are skipped as late."""
 
 
 class Reading(Struct, frozen=True, kw_only=True):
@@ -51,7 +51,8 @@ class Reader:
         host: in whose name it reports that the source is gone or back.
         interval_seconds: between ticks.
         processes_seconds: between lists of processes; 0 never asks.
-        deliver: takes each reading, in this thread.
+        readings_per_delivery: the event loop is woken for so many at once.
+        deliver: takes readings in order, in this thread.
         emit: takes each event, in any thread.
         finished: called once at the end, with the error if there was one.
 
@@ -67,7 +68,8 @@ class Reader:
         host: str,
         interval_seconds: float,
         processes_seconds: float,
-        deliver: Callable[[Reading], None],
+        readings_per_delivery: int,
+        deliver: Callable[[list[Reading]], None],
         emit: Callable[[SourceEvent], None],
         finished: Callable[[BaseException | None], None],
     ) -> None:
@@ -83,6 +85,8 @@ class Reader:
         self._late_for_loop = 0
         self._pace: Pace | None = None
         self._deliver = deliver
+        self._per_delivery = max(readings_per_delivery, 1)
+        self._held: list[Reading] = []
         self._emit = emit
         self._finished = finished
         self._stop = threading.Event()
@@ -155,6 +159,7 @@ class Reader:
         except BaseException as failure:  # the event loop has to hear of it, whatever it is
             error = failure
         finally:
+            self._hand_over()
             try:
                 self.source.close()
             except Exception:
@@ -168,6 +173,7 @@ class Reader:
         self._failures_in_a_row = min(self._failures_in_a_row + 1, 30)
         self._read_failures += 1
         self._reading_since = None
+        self._hand_over()
         if self._pace is not None:
             self._late_before += self._pace.late
             self._pace = None
@@ -178,7 +184,7 @@ class Reader:
         inventory_due = processes_due = start
         while not self._stop.is_set():
             now = time.monotonic()
-            if self._delivered - self.taken >= MAX_WAITING:
+            if self._delivered - self.taken >= MAX_WAITING * self._per_delivery:
                 self._late_for_loop += 1
                 self._stop.wait(pace.next(time.monotonic()))
                 continue
@@ -207,9 +213,15 @@ class Reader:
                 self._report("driver_returned", Severity.CLEARED, f"{self.source.name} can be read again")
             with self._durations_lock:
                 self._durations.append(time.monotonic() - now)
-            self._delivered += 1
-            self._deliver(Reading(ticks=ticks, inventory=inventory, processes=processes, time_ns=time_ns))
+            self._held.append(Reading(ticks=ticks, inventory=inventory, processes=processes, time_ns=time_ns))
+            if len(self._held) >= self._per_delivery or inventory:
+                self._hand_over()
             self._stop.wait(pace.next(time.monotonic()))
+
+    def _hand_over(self) -> None:
+        held, self._held = self._held, []
+        self._delivered += len(held)
+        self._deliver(held)
 
     def _inventory(self, *, everything: bool) -> list[Inventory]:
         """All hosts, or those that differ from what was published last."""

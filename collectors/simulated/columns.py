@@ -78,7 +78,8 @@ class Columns:
             columns.update(self._fixed[at])
             if at in broken:
                 kept = np.flatnonzero(~lost[at * count : (at + 1) * count])
-                ticks.append(_only(host, self._devices[at], times, columns, kept))
+                if len(kept):
+                    ticks.append(_only(host, self._devices[at], times, columns, kept))
             else:
                 ticks.append(Tick(host=host, devices=self._devices[at], times_ns=times, columns=columns))
         return ticks

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from corral.cli.server import EmbeddedServer
 from corral.collectors.leases import LeaseFeed
+from corral.collectors.service import collect
 from corral.collectors.simulated.models import MODELS
 from corral.collectors.simulated.source import SimulatedSource
 from corral.collectors.source import SourceEvent, Tick
 from corral.schemas import bus, codec, columns
 from corral.schemas.metrics import METRICS, DeviceSample
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
-from corral.schemas.telemetry import Link, SampleBatch, Severity
+from corral.schemas.telemetry import Link, ProcessBatch, SampleBatch, Severity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
@@ -262,3 +266,44 @@ async def test_leases_are_followed_from_before_the_start_and_live(nc: Client) ->
     await announce(LeaseEventKind.EVICTED, lease("d3", GIB, "new", LeaseState.EVICTED), now + timedelta(seconds=4))
     await until(set())
     following.cancel()
+
+
+async def test_a_lease_on_the_bus_shows_in_samples_and_processes(
+    server: EmbeddedServer, nc: Client, tmp_path: Path
+) -> None:
+    source = SimulatedSource(2, 2, background=0, faults_per_device_day=0)
+    inventory = source.inventory()[1]
+    device = inventory.devices[1].uuid
+    samples = await nc.subscribe(bus.samples_subject(inventory.host.name))
+    processes = await nc.subscribe(bus.processes_subject(inventory.host.name))
+    work = collect(
+        source,
+        name="sim",
+        nats_url=server.url,
+        interval_seconds=0.05,
+        batch_seconds=0.1,
+        processes_seconds=0.2,
+        state=tmp_path,
+    )
+    running = asyncio.create_task(work)
+    first = codec.decode((await samples.next_msg(timeout=10)).data, SampleBatch)
+    assert columns.column(first, "memory_used_bytes") is not None
+    assert not any(sample.memory_used_bytes for sample in columns.rows(first))
+    granted = lease(device, 8 * GIB, granted_ns=time.time_ns())
+    event = LeaseEvent(kind=LeaseEventKind.GRANTED, time=datetime.now(UTC), lease=granted)
+    await nc.publish(bus.lease_subject("granted", "l1"), codec.encode(event, codec.JSON))
+    async with asyncio.timeout(10):
+        async for message in samples.messages:
+            batch = codec.decode(message.data, SampleBatch)
+            columns.check(batch)
+            used = {sample.device for sample in columns.rows(batch) if sample.memory_used_bytes}
+            if used:
+                break
+        assert used == {device}
+        async for message in processes.messages:
+            found = codec.decode(message.data, ProcessBatch).processes
+            if found:
+                break
+    assert [(process.device, process.lease) for process in found] == [(device, "l1")]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
