@@ -21,6 +21,7 @@ from ..schemas.requests import Drains, Grant, Lease, LeaseEvent, LeaseState
 from ..schemas.telemetry import DeviceEvent, DeviceInfo, Inventory, ProcessBatch, SampleBatch, Severity
 from .device import Device, Fault, last_tick
 from .index import HostClass, Index
+from .kept import Kept
 from .state import (
     BLOCKS,
     DRAINED,
@@ -45,6 +46,9 @@ HOST_WITHOUT_DEVICES_STALE_SECONDS: Final = 180.0
 PROCESSES_KNOWN_SECONDS: Final = 60.0
 WARNING_SECONDS: Final = 3600.0
 """A health warning weighs on the rank for so long."""
+ASKS_MOST: Final = 1024
+CACHE_MOST: Final = 768
+"""A ranking or a room takes up to a few hundred bytes for each class of hosts."""
 _STATES_KEPT: Final = 20_000
 T = TypeVar("T")
 
@@ -176,14 +180,14 @@ class Fleet:
         self.now = -math.inf
         self.stale_after = stale_after
         self.shape_version = 0
-        self.cache: dict[object, Any] = {}
-        """Of decisions: rankings and filters. May be emptied at any time."""
+        self.cache: Kept[object, Any] = Kept(CACHE_MOST)
+        """Of decisions: rankings, rooms, filters. May be emptied at any time."""
         self._timers: list[tuple[float, str]] = []
         self._models: dict[object, Model] = {}
         self._topologies: dict[Levels, Topology] = {}
         self._device_states: dict[object, DeviceState] = {}
         self._host_states: dict[object, HostState] = {}
-        self._asks: dict[AskKey, Ask] = {}
+        self._asks: Kept[AskKey, Ask] = Kept(ASKS_MOST)
 
     @property
     def largest_host(self) -> int:
@@ -191,16 +195,14 @@ class Fleet:
         kept = self.cache.get("largest")
         if kept is None or kept[0] != self.shape_version:
             most = max((len(host.devices) for host in self.hosts.values()), default=0)
-            kept = self.cache["largest"] = (self.shape_version, most)
+            kept = self.cache.put("largest", (self.shape_version, most))
         return kept[1]
 
     def ask(self, key: AskKey) -> Ask:
         """The one `Ask` of this fleet for a key."""
         found = self._asks.get(key)
         if found is None:
-            if len(self._asks) >= 4096:
-                self._asks.clear()
-            found = self._asks[key] = Ask(key)
+            found = self._asks.put(key, Ask(key))
         return found
 
     def model(self, info: DeviceInfo) -> Model:

@@ -16,23 +16,34 @@ class HostClass:
 
     Attributes:
         state: theirs.
-        members: names of the hosts.
+        members: names of the hosts → place in `pool`.
+        pool: the names, in no order that means anything; one can be drawn from it at once.
     """
 
-    __slots__ = ("_names", "members", "state")
+    __slots__ = ("_names", "members", "pool", "state")
 
     def __init__(self, state: HostState) -> None:
         self.state = state
-        self.members: set[str] = set()
+        self.members: dict[str, int] = {}
+        self.pool: list[str] = []
         self._names: list[str] = []
 
     def add(self, name: str) -> None:
         """A host has come into this state."""
-        self.members.add(name)
+        self.members[name] = len(self.pool)
+        self.pool.append(name)
         heappush(self._names, name)
         if len(self._names) > 2 * len(self.members) + 16:
             self._names = list(self.members)
             heapify(self._names)
+
+    def discard(self, name: str) -> None:
+        """A host has left this state."""
+        place = self.members.pop(name)
+        last = self.pool.pop()
+        if last != name:
+            self.pool[place] = last
+            self.members[last] = place
 
     def least(self, count: int) -> list[str]:
         """The least names among the members."""
@@ -87,7 +98,7 @@ class Index:
             self.moves_base += cut
         if old is not None:
             self._count(old.state, -1)
-            old.members.discard(name)
+            old.discard(name)
             if not old.members:
                 del self.classes[old.state]
         if state is None:

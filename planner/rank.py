@@ -16,7 +16,6 @@ from .index import HostClass
 from .policies import Choice, Policy
 from .state import Ask, HostState
 
-RANKINGS_KEPT: Final = 1024
 _CHOICES_KEPT: Final = 50_000
 
 Entry = tuple[float, float, Any, HostState]
@@ -126,7 +125,5 @@ def ranking(fleet: Fleet, policy: Policy, ask: Ask) -> Ranking:
     key = (policy, ask)
     found = fleet.cache.get(key)
     if found is None:
-        if len(fleet.cache) >= RANKINGS_KEPT:
-            fleet.cache.clear()
-        found = fleet.cache[key] = Ranking(policy, ask)
+        found = fleet.cache.put(key, Ranking(policy, ask))
     return found

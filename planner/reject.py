@@ -122,7 +122,7 @@ def could_ever_fit(fleet: Fleet, ask: Ask) -> bool:
     key = ("ever", ask)
     kept = fleet.cache.get(key)
     if kept is None or kept[0] != fleet.idle_version:
-        kept = fleet.cache[key] = (fleet.idle_version, _could_ever_fit(fleet, ask))
+        kept = fleet.cache.put(key, (fleet.idle_version, _could_ever_fit(fleet, ask)))
     return kept[1]
 
 

@@ -206,7 +206,7 @@ def room_for(fleet: Fleet, ask: Ask) -> Room:
     key = ("room", ask)
     kept = fleet.cache.get(key)
     if kept is None:
-        kept = fleet.cache[key] = Room(ask)
+        kept = fleet.cache.put(key, Room(ask))
     return kept.follow(fleet)
 
 
@@ -220,5 +220,5 @@ def allowed(fleet: Fleet, ask: Ask) -> list[Host]:
             for name, host in sorted(fleet.hosts.items())
             if matches_host(name, host.labels, ask.hosts, ask.host_labels)
         ]
-        found = fleet.cache[key] = (fleet.shape_version, hosts)
+        found = fleet.cache.put(key, (fleet.shape_version, hosts))
     return found[1]

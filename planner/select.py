@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from random import Random
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ..schemas.requests import Placement
 from .device import Device
@@ -14,6 +14,9 @@ from .policies import Choice, Policy
 from .rank import Ranking, ranking
 from .room import allowed, room_for
 from .state import Ask, DeviceState, HostState
+
+DRAWS: Final = 16
+"""Hosts drawn at random before all are looked at."""
 
 
 class Pick(NamedTuple):
@@ -89,19 +92,20 @@ def _best_of(hosts: list[Host], ranked: Ranking) -> tuple[Host, Choice] | None:
 
 def _sampled(fleet: Fleet, policy: Policy, ask: Ask, ranked: Ranking, draw: Random) -> tuple[Host, Choice] | None:
     """A feasible host with equal chances."""
-    if ask.filtered:
-        hosts = [host for host in allowed(fleet, ask) if ranked.choice(host.state) is not None]
-        if not hosts:
-            return None
+    hosts = allowed(fleet, ask)
+    found: Host | None = None
+    # Drawn from all and thrown back if it can not hold the request, the first that can is as likely as any other.
+    for _ in range(DRAWS if hosts else 0):
         host = draw.choice(hosts)
-    else:
-        groups = [group for state, group in fleet.index.classes.items() if ranked.choice(state) is not None]
-        if not groups:
+        if ranked.choice(host.state) is not None:
+            found = host
+            break
+    if found is None:
+        able = [host for host in hosts if ranked.choice(host.state) is not None]
+        if not able:
             return None
-        group = draw.choices(groups, [len(group.members) for group in groups])[0]
-        host = fleet.hosts[draw.choice(sorted(group.members))]
-    state = host.state
-    return host, policy.choose(state, ask, candidates(state, ask))
+        found = draw.choice(able)
+    return found, policy.choose(found.state, ask, candidates(found.state, ask))
 
 
 def _exact(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:

@@ -3,6 +3,7 @@ temperature."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -146,6 +147,9 @@ class Score(Base):
 
     name = "score"
 
+    def __init__(self) -> None:
+        self._scores: dict[DeviceState, float] = {}
+
     def device(self, device: DeviceState) -> dict[str, float]:
         """A device's parts."""
         total = device.model.memory_bytes or device.memory_free or 1
@@ -160,9 +164,17 @@ class Score(Base):
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
         """The best devices; a host's score is the mean of theirs."""
-        scores = {at: sum(self.device(state.devices[at]).values()) for at in candidates}
+        known, devices = self._scores, state.devices
+        scores: dict[int, float] = {}
+        for at in candidates:
+            score = known.get(devices[at])
+            if score is None:
+                if len(known) > 65_536:
+                    known.clear()
+                score = known[devices[at]] = math.fsum(self.device(devices[at]).values())
+            scores[at] = score
         chosen = pick(state, sorted(candidates, key=lambda at: -scores[at]), ask.gpus)
-        mean = sum(scores[at] for at in chosen) / len(chosen) if chosen else 0.0
+        mean = sum([scores[at] for at in chosen]) / len(chosen) if chosen else 0.0
         return Choice(mean, 0.0, chosen)
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
