@@ -350,12 +350,13 @@ class Desk:
     def leases(self, only: LeaseFilter) -> Leases:
         """Leases that the filter lets through, oldest first."""
         states = frozenset(only.states)
+        table = self.ledger.table
+        one = None if only.lease_id is None else table.get(only.lease_id)
+        records = table if only.lease_id is None else [] if one is None else [one]
         found = [
             record.lease
-            for record in self.ledger.table
-            if record.lease.state in states
-            and (only.owner is None or record.lease.owner == only.owner)
-            and (only.lease_id is None or record.lease.lease_id == only.lease_id)
+            for record in records
+            if record.lease.state in states and (only.owner is None or record.lease.owner == only.owner)
         ]
         found.sort(key=lambda lease: lease.granted_at)
         return Leases(leases=found)

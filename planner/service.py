@@ -58,6 +58,8 @@ LOST_AFTER_SECONDS: Final = 120.0
 GRACE_SECONDS: Final = 10.0
 """After a time without any planner no lease ends for so long: its holder could not renew it meanwhile."""
 _OUTAGE_SECONDS: Final = 2 * TAKEOVER_SECONDS
+MOST_ASKED_BYTES: Final = 2**20
+"""Larger questions are refused, whatever the bus lets through."""
 _VERSION: Final = "0.1.0"
 _TICK_SECONDS: Final = 0.25
 _HEADROOM_BYTES: Final = 16 * 1024
@@ -106,6 +108,9 @@ class _Asked:
         request = self._request
         self.content_type = codec.content_type(request.headers)
         data = request.data or codec.encode({}, self.content_type)
+        if len(data) > MOST_ASKED_BYTES:
+            message = f"The message has {len(data)} bytes, {MOST_ASKED_BYTES} are the most: give items as a count"
+            raise codec.DecodeError(message, "too_large")
         if self.owner is None:
             message, self.warnings = codec.decode_request(data, type, self.content_type)
             return message

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import nats
 import pytest
 from corral.cli.server import EmbeddedServer
+from corral.schemas import bus
 from nats.aio.client import Client
 from rig_planner import GIB, FakeHosts, ask, lease_events, running, until_ready
 
@@ -236,3 +238,17 @@ async def test_foreign_memory_and_silence_keep_devices_away(server: EmbeddedServ
         hosts.silent.clear()
         await until_ready(nc, 2)
     await hosts.stop()
+
+
+async def test_a_bus_that_lets_large_messages_through_floods_no_planner(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path / "nats", max_payload_bytes=16 * 2**20)
+    server.start()
+    nc = await bus.connect(server.url)
+    async with running(server.url):
+        await until_ready(nc)
+        body = {"owner": "a", "distribution": {"items": ["x" * 100] * 100_000}}
+        large = await ask(nc, "request", body, timeout=10)
+        assert (large["type"], large["code"]) == ("error", "too_large")
+        assert "1048576" in large["message"]
+    await nc.close()
+    server.kill()
