@@ -31,6 +31,8 @@ log = logging.getLogger("corral.collector")
 
 REPORT_SECONDS: Final = 10.0
 PROCESSES_SECONDS: Final = 10.0
+HANG_SECONDS: Final = 10.0
+"""A read that takes longer is told as an event."""
 _YIELD_EVERY: Final = 64
 _INVENTORY_EVENTS: Final = frozenset({"mig_changed", "device_lost", "device_returned", "driver_returned"})
 
@@ -90,6 +92,7 @@ class Agent:
         self._packer = Packer(readings_per_batch)
         self._readings: asyncio.Queue[list[Reading] | SourceEvent | None] = asyncio.Queue()
         self._reported_drops = 0
+        self._hangs = False
         self._reader = Reader(
             source,
             host=settings.name,
@@ -219,7 +222,20 @@ class Agent:
             await asyncio.sleep(self.settings.report_seconds)
             self._report()
 
+    def _watch(self) -> None:
+        """A driver call may hang for ever; the thread that is in it can't say so."""
+        busy = self._reader.busy_seconds
+        hangs = busy > max(HANG_SECONDS, 3 * self.settings.interval_seconds)
+        if hangs and not self._hangs:
+            log.error("reading %s hangs for %.0f s now", self._source.name, busy)
+            self._event("driver_hangs", f"reading {self._source.name} hangs for {busy:.0f} s now", Severity.WARNING)
+        elif self._hangs and not hangs:
+            log.warning("reading %s goes on", self._source.name)
+            self._event("driver_returned", f"reading {self._source.name} goes on", Severity.CLEARED)
+        self._hangs = hangs
+
     def _report(self) -> None:
+        self._watch()
         dropped = self._outbox.dropped_messages
         if dropped > self._reported_drops:
             lost = dropped - self._reported_drops

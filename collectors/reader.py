@@ -111,6 +111,12 @@ class Reader:
         late = self._late_before + self._late_for_loop + (pace.late if pace is not None else 0)
         return late + (pace.missed(time.monotonic()) if pace is not None and busy else 0)
 
+    @property
+    def busy_seconds(self) -> float:
+        """How long the read in progress has taken so far; 0 between reads."""
+        since = self._reading_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def start(self) -> None:
         """Begin to read."""
         self._thread.start()
@@ -130,9 +136,9 @@ class Reader:
         """Mean and maximum of the reading times since the last call, in seconds; a read that hangs counts already."""
         with self._durations_lock:
             found, self._durations = self._durations, []
-        since = self._reading_since
-        if since is not None and (hanging := time.monotonic() - since) > self.interval_seconds:
-            found.append(hanging)
+        busy = self.busy_seconds
+        if busy > self.interval_seconds:
+            found.append(busy)
         return (sum(found) / len(found), max(found)) if found else (0.0, 0.0)
 
     def _run(self) -> None:
