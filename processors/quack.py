@@ -1,0 +1,192 @@
+"""Quack: DuckDB's own remote protocol as a door to the history, for any DuckDB client.
+
+    ATTACH 'quack:history-host:9494' AS history (TOKEN '…');
+    FROM history.fleet_by_hour;
+
+The door is DuckDB's extension; what it may do is ours. Every statement that a client sends comes to an authorisation
+callback first, which puts it through the same fence as the queries on the bus: reads of the history's tables and views,
+and nothing else. A token is required, at least as long as `TOKEN_CHARACTERS`.
+
+Bounds: DuckDB runs these queries in its own threads, so the bus's queue and time limits do not hold for them; memory
+does. Quack speaks HTTP without TLS: on anything but loopback, put a TLS proxy in front.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import ipaddress
+import logging
+import secrets
+import socket
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+from duckdb import DuckDBPyConnection
+
+from .confine import Fence, QueryError
+
+log = logging.getLogger("corral.quack")
+
+DEFAULT_PORT: Final = 9494
+TOKEN_CHARACTERS: Final = 16
+CALLBACK: Final = "corral_authorise"
+
+CATALOGUE_QUERIES: Final = frozenset(
+    " ".join(query.split())
+    for query in (
+        "SELECT catalog_name, schema_name FROM information_schema.schemata "
+        "WHERE catalog_name NOT IN ('system', 'temp') ORDER BY ALL",
+        "SELECT schema_name, sql, 'table' FROM duckdb_tables() UNION ALL "
+        "SELECT schema_name, view_name, 'view' FROM duckdb_views()",
+    )
+)
+"""What a client asks when it attaches, word for word: names and columns, and no text of a view, which names paths."""
+
+
+class QuackError(RuntimeError):
+    """The door can't be opened; the message says why and what to do."""
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT`, `HOST` or `:PORT` as host and port.
+
+    Raises:
+        QuackError: it is none of these.
+    """
+    host, sign, port = text.rpartition(":")
+    if not sign:
+        host, port = text, str(DEFAULT_PORT)
+    if not port.isdigit() or not 0 < int(port) < 65536 or "'" in host:
+        raise QuackError(f"{text!r} is no address for Quack: write it like 127.0.0.1:{DEFAULT_PORT}")
+    return host or "127.0.0.1", int(port)
+
+
+def read_token(path: Path) -> str:
+    """The token from its file, which nobody but its owner may read.
+
+    Raises:
+        QuackError: it is missing, too open or too short.
+    """
+    try:
+        mode = path.stat().st_mode
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuackError(f"the token for Quack can't be read from {path}: {error}") from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise QuackError(f"{path} can be read by others: chmod 600 {path}")
+    if len(token) < TOKEN_CHARACTERS or not token.isprintable() or " " in token:
+        raise QuackError(
+            f"the token in {path} has to be at least {TOKEN_CHARACTERS} printable characters without spaces, "
+            f"such as this new one: {secrets.token_urlsafe(32)}"
+        )
+    return token
+
+
+def load(connection: DuckDBPyConnection) -> None:
+    """Load the extensions into an instance, from their Python packages. To be done before `confine.lock`.
+
+    Raises:
+        QuackError: they are not installed, or are made for another version of DuckDB.
+    """
+    for name in ("httpfs", "quack"):
+        spec = importlib.util.find_spec(f"duckdb_extension_{name}")
+        if spec is None or spec.origin is None:
+            raise QuackError(f"DuckDB's extension {name} is not installed: pip install 'corral[quack]'")
+        folder = Path(spec.origin).parent / "extensions"
+        file = folder / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
+        if not file.exists():
+            made_for = ", ".join(sorted(path.name for path in folder.glob("v*"))) or "nothing"
+            raise QuackError(
+                f"DuckDB is {duckdb.__version__}, and its extension {name} was made for {made_for}: "
+                "pip install 'corral[quack]' brings versions that fit"
+            )
+        connection.execute("LOAD '" + str(file).replace("'", "''") + "'")
+
+
+class QuackDoor:
+    """A Quack server on one instance.
+
+    Args:
+        connection: to the instance, with the extensions loaded and its settings not yet locked.
+        connect: gives a new cursor on it.
+        address: as `parse_address` takes it.
+        token: that clients must give.
+        private: tables that readers should not see.
+
+    Raises:
+        QuackError: the address can't be listened on.
+    """
+
+    def __init__(
+        self,
+        connection: DuckDBPyConnection,
+        connect: Callable[[], DuckDBPyConnection],
+        address: str,
+        token: str,
+        private: Sequence[str] = (),
+    ) -> None:
+        self._connection = connection
+        self._fence = Fence(connect, private)
+        self.host, self.port = parse_address(address)
+        if not _is_free(self.host, self.port):
+            raise QuackError(f"{self.host}:{self.port} can't be listened on for Quack: another program does, perhaps")
+        self.uri = f"quack:{self.host}:{self.port}"
+        untyped: Any = connection  # DuckDB's stubs want its own types where it takes their names
+        untyped.create_function(
+            CALLBACK, self._authorise, ["VARCHAR", "VARCHAR"], "BOOLEAN", side_effects=True, null_handling="special"
+        )
+        connection.execute(f"SET GLOBAL quack_authorization_function = '{CALLBACK}'")
+        loopback = _is_loopback(self.host)
+        try:
+            connection.execute(
+                "CALL quack_serve(?, token = ?, allow_other_hostname = ?)", [self.uri, token, not loopback]
+            ).fetchall()
+        except duckdb.Error as error:
+            raise QuackError(f"{self.uri} can't be opened: {error}") from None
+        if not loopback:
+            log.warning("%s speaks HTTP without TLS: put a TLS proxy in front of it", self.uri)
+        log.info("readers may ATTACH '%s'", self.uri)
+
+    def _authorise(self, connection_id: str | None, sql: str | None) -> bool:
+        """DuckDB asks for each statement; anything but a clear yes is a no."""
+        if sql is None:
+            return False
+        if " ".join(sql.split()) in CATALOGUE_QUERIES:
+            return True
+        try:
+            self._fence.check(sql, 1)
+        except QueryError as error:
+            log.info("Quack: refused (%s): %s", error, sql[:200])
+            return False
+        except Exception:
+            log.exception("Quack: refused, for the check failed: %s", sql[:200])
+            return False
+        return True
+
+    def close(self) -> None:
+        """Stop listening."""
+        with contextlib.suppress(duckdb.Error):
+            self._connection.execute("CALL quack_stop(?)", [self.uri]).fetchall()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_free(host: str, port: int) -> bool:
+    """Whether one can listen there. Quack's server shares a port that is taken, and the first one gets all clients."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError:
+        return False
+    return True
