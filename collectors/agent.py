@@ -102,6 +102,7 @@ class Agent:
             deliver=self._hand_over,
             emit=self._hand_over,
             finished=self._finished,
+            full=lambda: outbox.bytes > outbox.limit_bytes // 2,
         )
 
     async def run(self) -> None:

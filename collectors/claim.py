@@ -72,6 +72,9 @@ class HostClaim:
     Args:
         name: the host's.
         agent: id of this run.
+
+    Attributes:
+        held: whether this run has ever spoken for the name.
     """
 
     def __init__(self, name: str, agent: str) -> None:
@@ -86,6 +89,7 @@ class HostClaim:
         )
         self._value = msgspec.json.encode(self._mine)
         self._revision: int | None = None
+        self.held = False
 
     async def take(self, nc: Client) -> None:
         """Claim the name, waiting for an entry that nobody renews to go away.
@@ -94,6 +98,10 @@ class HostClaim:
             HostTaken: its agent is alive.
             nats.errors.Error: the bus failed.
         """
+        await self._take(nc)
+        self.held = True
+
+    async def _take(self, nc: Client) -> None:
         bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
         seen: int | None = None
         while True:

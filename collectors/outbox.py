@@ -178,12 +178,16 @@ class Outbox:
         """The bus is back: what comes from now on may wait in memory."""
         self._spilling = False
 
-    def close(self) -> None:
-        """Put on disk what is left and let go of the file."""
-        if len(self):
+    def close(self, *, keep: bool = True) -> None:
+        """Put on disk what is left and let go of the file.
+
+        Args:
+            keep: False forgets what this run has put in; what an earlier one has left stays on disk.
+        """
+        if keep and len(self):
             self.spill()
         if self._spill is not None:
-            self._spill.close()
+            self._spill.close(keep=keep)
 
     def _persist(self, spill: Spill) -> None:
         """Write what is in memory alone: it stands in front of all that will be unread in the file.

@@ -131,7 +131,7 @@ class Publisher:
                 raise
             except (OSError, NatsError, TimeoutError) as error:
                 if failures == 0:
-                    log.warning("the bus is away, messages are buffered: %s", error)
+                    log.warning("the bus can't be used, messages are buffered: %s", error)
                 failures += 1
             finally:
                 self.connected = False

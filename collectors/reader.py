@@ -55,6 +55,7 @@ class Reader:
         deliver: takes readings in order, in this thread.
         emit: takes each event, in any thread.
         finished: called once at the end, with the error if there was one.
+        full: whether there is no room for more; a source that can wait (`can_wait`) is not read meanwhile.
 
     Attributes:
         ticks: read since the start.
@@ -72,6 +73,7 @@ class Reader:
         deliver: Callable[[list[Reading]], None],
         emit: Callable[[SourceEvent], None],
         finished: Callable[[BaseException | None], None],
+        full: Callable[[], bool],
     ) -> None:
         self.source = source
         self.host = host
@@ -89,6 +91,8 @@ class Reader:
         self._held: list[Reading] = []
         self._emit = emit
         self._finished = finished
+        self._full = full
+        self._can_wait = bool(getattr(source, "can_wait", False))
         self._stop = threading.Event()
         self._inventory_wanted = threading.Event()
         self._durations: list[float] = []
@@ -190,6 +194,9 @@ class Reader:
         inventory_due = processes_due = start
         while not self._stop.is_set():
             now = time.monotonic()
+            if self._can_wait and self._full():
+                self._stop.wait(pace.next(now))
+                continue
             if self._delivered - self.taken >= MAX_WAITING * self._per_delivery:
                 self._late_for_loop += 1
                 self._stop.wait(pace.next(time.monotonic()))

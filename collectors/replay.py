@@ -60,6 +60,8 @@ class ReplaySource:
     """
 
     name = "replay"
+    can_wait = True
+    """A recording does not run away: while the buffer is full it is not read, and nothing of it is dropped."""
 
     def __init__(
         self,

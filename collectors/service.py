@@ -16,7 +16,7 @@ from nats.errors import Error as NatsError
 from ..schemas import bus
 from ..schemas.requests import Lease
 from .agent import Agent, AgentSettings
-from .claim import HostClaim
+from .claim import HostClaim, HostTaken
 from .leases import LeaseFeed
 from .outbox import Outbox
 from .publisher import Publisher
@@ -27,6 +27,8 @@ log = logging.getLogger("corral.collector")
 MIN_INTERVAL_SECONDS: Final = 0.02
 BUFFER_BYTES: Final = 256 * 2**20
 DRAIN_SECONDS: Final = 5.0
+STALE_SECONDS: Final = 10.0
+"""A planner's default for telemetry that is too old."""
 
 
 @runtime_checkable
@@ -109,6 +111,8 @@ async def collect(
         Exception: whatever ended the source.
     """
     check_settings(interval_seconds=interval_seconds, batch_seconds=batch_seconds, buffer_bytes=buffer_bytes)
+    if max(interval_seconds, batch_seconds) > STALE_SECONDS / 2:
+        log.warning("planners take a device as lost after %.0f s without a sample: report more often", STALE_SECONDS)
     token = bus.host_token(name)
     if token != name:
         log.warning("the name %r goes into subjects as %r", name, token)
@@ -166,8 +170,11 @@ async def collect(
         publishing.cancel()
         await asyncio.gather(publishing, return_exceptions=True)
         left = len(outbox)
-        outbox.close()
-        if left:
+        # What was read while another agent spoke for the host is not ours to tell.
+        refused = publishing.done() and not publishing.cancelled() and isinstance(publishing.exception(), HostTaken)
+        keep = claim.held or not refused
+        outbox.close(keep=keep)
+        if left and keep:
             log.warning(
                 "%d messages could not be sent; %s", left, "they are kept on disk" if spill else "they are lost"
             )

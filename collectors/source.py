@@ -53,6 +53,9 @@ class Source(Protocol):
     """A source of telemetry for one host, or, simulated and replayed, for many.
 
     All methods block and are called from one worker thread, never from the event loop.
+
+    A source may also have: `read_errors`, how many driver calls have failed so far; `can_wait`, true where it may be
+    left unread while the buffer is full; `set_leases`, as in `service.LeaseAware`.
     """
 
     name: str

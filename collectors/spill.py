@@ -81,11 +81,13 @@ class Spill:
         self._segments: deque[_Segment] = deque()
         self._writer: BinaryIO | None = None
         self._reader: tuple[int, BinaryIO] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        # Lists of processes wait in it: nobody else's business.
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(folder / "lock")
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
             self._load(path)
         self._next_number = self._segments[-1].number + 1 if self._segments else 1
+        self._first_own = self._next_number
 
     def append(self, records: Sequence[Record], *, read: bool = False) -> list[int]:
         """Write records at the end.
@@ -153,8 +155,12 @@ class Spill:
                 break
         self._sweep()
 
-    def close(self) -> None:
-        """Close the files and let another agent have the folder; what is not done stays on disk."""
+    def close(self, *, keep: bool = True) -> None:
+        """Close the files and let another agent have the folder; what is not done stays on disk.
+
+        Args:
+            keep: False deletes what this run has written; what was there before stays.
+        """
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -162,6 +168,9 @@ class Spill:
             self._reader[1].close()
             self._reader = None
         self._sweep()
+        for segment in self._segments:
+            if not keep and segment.number >= self._first_own:
+                segment.path.unlink(missing_ok=True)
         os.close(self._lock)
 
     def _sweep(self) -> None:

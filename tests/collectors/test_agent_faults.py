@@ -205,7 +205,7 @@ async def test_what_a_full_buffer_drops_is_counted_and_told(tmp_path: Path, coll
 
 
 async def test_the_second_agent_of_a_name_is_refused_until_the_first_is_gone(
-    server: EmbeddedServer, nc: Client, collector: Start
+    server: EmbeddedServer, nc: Client, collector: Start, tmp_path: Path
 ) -> None:
     first = collector(server.url)
     bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
@@ -226,6 +226,8 @@ async def test_the_second_agent_of_a_name_is_refused_until_the_first_is_gone(
     output, _ = await asyncio.to_thread(second.communicate, timeout=20)
     assert second.returncode == 1
     assert f"sim is already collected by agent {agent} (process {first.pid} on " in output
+    # What it has read meanwhile is not its to tell, now or later.
+    assert spilt(tmp_path, "other") == 0
     # On the same machine even the state folder tells.
     third = collector(server.url)
     output, _ = await asyncio.to_thread(third.communicate, timeout=20)
