@@ -29,6 +29,9 @@ docs: $(READY)
 lock: $(READY)
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra all --group dev --no-emit-index-url \
 		--generate-hashes --upgrade --custom-compile-command "make lock" -o requirements.lock
+	echo setuptools | $(BIN)/uv pip compile pyproject.toml - --universal --python-version 3.11 --extra all --no-emit-index-url \
+		--generate-hashes --constraints requirements.lock --no-annotate --custom-compile-command "make lock" \
+		-o deploy/container/requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Corral needs Python 3.11 or newer: make PYTHON=python3.12 …") if sys.version_info < (3, 11) else None'

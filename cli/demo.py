@@ -32,8 +32,8 @@ from .up import cluster_parts, wait_until_ready
 
 DATA_VARIABLE: Final = "CORRAL_DATA"
 RECORDING: Final = Path("gentd26", "gpu_samples.parquet")
-SPEED: Final = 600
-"""A minute of the recording in a tenth of a second: its samples are a minute apart."""
+SPEED: Final = 1200
+"""A minute of the recording in a twentieth of a second: its samples are a minute apart."""
 FIRST_SAMPLES: Final = 2_000
 LEAST_SAMPLES: Final = 12_000
 """So many are in the history before it is asked."""
