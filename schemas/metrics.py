@@ -700,7 +700,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
         float | None,
         Row(
             unit=BYTES_PER_SECOND,
-            help="Received over PCIe since the last reading; over a window of 20 ms where GPM and counters are missing.",
+            help="Received over PCIe since the last reading; over 20 ms where GPM and counters are missing.",
             nvml=(
                 Gpm("NVML_GPM_METRIC_PCIE_RX_PER_SEC", scale=2**20),
                 Rate("NVML_FI_DEV_PCIE_COUNT_RX_BYTES"),
@@ -714,7 +714,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
         float | None,
         Row(
             unit=BYTES_PER_SECOND,
-            help="Sent over PCIe since the last reading; over a window of 20 ms where GPM and counters are missing.",
+            help="Sent over PCIe since the last reading; over 20 ms where GPM and counters are missing.",
             nvml=(
                 Gpm("NVML_GPM_METRIC_PCIE_TX_PER_SEC", scale=2**20),
                 Rate("NVML_FI_DEV_PCIE_COUNT_TX_BYTES"),
@@ -1105,7 +1105,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
         int | None,
         Row(
             unit=LEVEL,
-            help="The driver asks for: 0 nothing, 1 reset, 2 reboot, 3 end of peer traffic, 4 drain and reset, 5 bus reset.",
+            help="The driver asks for: 0 nothing, 1 reset, 2 reboot, 3 end of peer traffic, 4 drain, reset, 5 bus.",
             nvml=(FieldValue("NVML_FI_DEV_GET_GPU_RECOVERY_ACTION"),),
             cadence=Cadence.SLOW,
             null="the driver gives none (before R570)",

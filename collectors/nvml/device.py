@@ -1,0 +1,165 @@
+"""One device as the source reads it: its schedule, its links, its health."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from ...schemas.telemetry import Severity
+from ..source import Emit, SourceEvent
+from .health import SETTLE_SECONDS, Finding, Health, changes
+from .inventory import Found
+from .library import GPU_IS_LOST, Library, NvmlFailure
+from .links import LinkDetails, LinkState, nvlinks, summary
+from .plan import INDEX, DevicePlan
+
+CHECK_SECONDS: Final = 10.0
+"""How often links and health are looked at."""
+LINKS_SECONDS: Final = 60.0
+"""How often the event `nvlink` tells of each link."""
+SILENT_TICKS: Final = 3
+SILENT_SECONDS: Final = 1.0
+"""A device of which no call succeeds for so many ticks and so long is lost, whatever the error."""
+
+_NVLINK_METRICS: Final = frozenset(name for name in INDEX if name.startswith("nvlink_"))
+_ACTIVE: Final = INDEX["nvlink_active_count"]
+_HEALTH: Final = {
+    "recovery_action": INDEX["recovery_action"],
+    "remap_failure": INDEX["remapped_rows_failure"],
+    "remap_pending": INDEX["remapped_rows_pending"],
+    "retired_pending": INDEX["retired_pages_pending"],
+    "uncorrected": INDEX["ecc_uncorrected_volatile_count"],
+}
+
+
+class Device:
+    """A device that is being read.
+
+    Args:
+        library: NVML.
+        host: the host's name.
+        found: what it is.
+        links: its NVLinks.
+        emit: takes its events.
+        before: the same device as it was read until now; its health goes on from there.
+
+    Attributes:
+        found: what it is.
+        plan: its schedule, with the last values.
+        place: 0 to 1, its place among the others, for spreading slow readings.
+        faulted_at: when the driver last reported a fault, on the monotonic clock; None if it has not.
+
+    Raises:
+        NvmlFailure: it is lost already.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        host: str,
+        found: Found,
+        links: list[LinkState],
+        emit: Emit,
+        before: Device | None = None,
+    ) -> None:
+        self.found = found
+        self.place = 0.0
+        self.faulted_at: float | None = before.faulted_at if before is not None else None
+        self._library = library
+        self._host = host
+        self._emit = emit
+        self._links = links
+        self._silent = 0
+        self._heard = time.monotonic()
+        self._check_due = 0.0
+        self._links_due = 0.0
+        self._health: Health | None = before._health if before is not None else None
+        skip = _NVLINK_METRICS if not links else frozenset[str]()
+        self.plan = DevicePlan(
+            library,
+            found.handle,
+            found.info.uuid,
+            skip=skip,
+            gpm_handle=found.parent,
+            gpm_instance=found.gpu_instance if found.parent is not None else None,
+        )
+        self._details = LinkDetails(library, found.handle, links) if links else None
+
+    def read(self, now: float) -> Iterable[int]:
+        """Read what is due; the indices of the metrics that were read.
+
+        Raises:
+            NvmlFailure: it is lost, or the driver is gone.
+        """
+        first = self._check_due == 0.0
+        answered, fresh = self.plan.read(now)
+        if answered:
+            self._silent = 0
+            self._heard = now
+        elif self.plan.asks:
+            self._silent += 1
+            if self._silent >= SILENT_TICKS and now - self._heard >= SILENT_SECONDS:
+                raise NvmlFailure(GPU_IS_LOST, "every call", f"fails for {now - self._heard:.0f} s")
+        if first:
+            self.plan.spread(self.place)
+        if self.plan.blocking_fresh:
+            fresh += self.plan.blocking_fresh
+            self.plan.blocking_fresh = []
+        if now >= self._check_due:
+            self._check_due = now + CHECK_SECONDS
+            fresh.append(_ACTIVE)
+            self._check(now)
+        return fresh
+
+    def read_blocking(self) -> None:
+        """Make the calls that take tens of milliseconds; from a thread aside."""
+        self.plan.read_blocking()
+
+    def _check(self, now: float) -> None:
+        values = self.plan.values
+        if self._details is not None:
+            self._check_links(now)
+        health = Health(**{field: _whole(values[index]) for field, index in _HEALTH.items()})
+        faulted = self.faulted_at is not None and now - self.faulted_at >= SETTLE_SECONDS
+        for finding in changes(self._health, health, faulted=faulted):
+            self._tell(finding)
+        if faulted:
+            self.faulted_at = None
+        self._health = health
+
+    def _check_links(self, now: float) -> None:
+        links = nvlinks(self._library, self.found.handle)
+        self.plan.values[_ACTIVE] = sum(link.active for link in links)
+        was = {link.number: link.active for link in self._links}
+        for link in links:
+            if was.get(link.number, link.active) != link.active:
+                kind = "nvlink_up" if link.active else "nvlink_down"
+                severity = Severity.INFO if link.active else Severity.WARNING
+                self._tell(Finding(kind, severity, f"NVLink {link.number} went {'up' if link.active else 'down'}"))
+                self._links_due = now
+        self._links = links
+        if now >= self._links_due and self._details is not None:
+            self._links_due = now + LINKS_SECONDS
+            active = sum(link.active for link in links)
+            self._tell(
+                Finding("nvlink", Severity.INFO, f"{active} of {len(links)} NVLinks are up"),
+                {**summary(links), **self._details.read()},
+            )
+
+    def _tell(self, finding: Finding, data: dict[str, str | int | float | bool | None] | None = None) -> None:
+        self._emit(
+            SourceEvent(
+                host=self._host,
+                time_ns=time.time_ns(),
+                kind=finding.kind,
+                severity=finding.severity,
+                device=self.found.info.uuid,
+                message=finding.message,
+                data=data or {},
+            )
+        )
+
+
+def _whole(value: float | int | None) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,86 @@
+"""Values that `nvmlDeviceGetFieldValues` gives: many numbers in one call, each with its own type and error code."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Final
+
+from .library import FUNCTION_NOT_FOUND, SUCCESS, Library, address
+
+_TYPES: Final = (
+    ctypes.c_double,
+    ctypes.c_uint,
+    ctypes.c_ulong,
+    ctypes.c_ulonglong,
+    ctypes.c_longlong,
+    ctypes.c_int,
+    ctypes.c_ushort,
+)
+"""By NVML's value type."""
+WIDE: Final = frozenset({2, 3, 4})
+"""The value types of 64 bits."""
+
+Key = tuple[int, int]
+"""A field's id and its scope."""
+
+
+class FieldBatch:
+    """A batch on one device, ready to be read again and again.
+
+    Attributes:
+        keys: what it reads, in order.
+        items: a structure each, with `nvmlReturn` and `valueType` of the last reading.
+        function: takes `args` and returns NVML's code for the batch as a whole.
+        args: prepared once.
+    """
+
+    __slots__ = ("_views", "args", "function", "items", "keys")
+
+    def __init__(self, library: Library, handle: Any, keys: Sequence[Key]) -> None:
+        structure = library.structure("c_nvmlFieldValue_t")
+        array: Any = (structure * len(keys))()
+        self.keys = list(keys)
+        self.items: list[Any] = [array[at] for at in range(len(keys))]
+        for item, (field, scope) in zip(self.items, keys, strict=True):
+            item.fieldId = field
+            item.scopeId = scope
+        offset = structure.value.offset  # pyright: ignore[reportAttributeAccessIssue]  # a field of the structure
+        size = ctypes.sizeof(structure)
+        self._views = [[kind.from_buffer(array, at * size + offset) for kind in _TYPES] for at in range(len(keys))]
+        self.function = library.function("nvmlDeviceGetFieldValues") or _missing
+        self.args = (ctypes.c_void_p.from_param(address(handle)), ctypes.c_int(len(keys)), ctypes.byref(array))
+
+    def read(self) -> int:
+        """Read the batch; NVML's code for the call as a whole."""
+        return self.function(*self.args) if self.keys else SUCCESS
+
+    def code(self, at: int) -> int:
+        """NVML's code for one field of the last reading."""
+        return int(self.items[at].nvmlReturn)
+
+    def value(self, at: int) -> float | int | None:
+        """One field of the last reading; None in a type that is not known."""
+        kind = self.items[at].valueType
+        return self._views[at][kind].value if kind < len(_TYPES) else None
+
+    def wide(self, at: int) -> bool:
+        """Whether a field came in 64 bits."""
+        return self.items[at].valueType in WIDE
+
+
+def _missing(*_args: Any) -> int:
+    return FUNCTION_NOT_FOUND
+
+
+def survey(library: Library, handle: Any, keys: Sequence[Key]) -> dict[Key, tuple[int, bool]]:
+    """Try fields once: each one's error code, and whether it comes in 64 bits."""
+    batch = FieldBatch(library, handle, keys)
+    code = batch.read()
+    if code == SUCCESS:
+        return {key: (batch.code(at), batch.wide(at)) for at, key in enumerate(batch.keys)}
+    if len(keys) <= 1:
+        return dict.fromkeys(keys, (code, False))
+    # Some drivers refuse a whole batch for one field that they do not know.
+    half = len(keys) // 2
+    return {**survey(library, handle, keys[:half]), **survey(library, handle, keys[half:])}

@@ -1,0 +1,172 @@
+"""The NVML library as pynvml loads it: its functions as plain pointers, its errors by kind.
+
+pynvml finds and loads the library, and gives its constants and structures. What is called at each tick goes past its
+Python wrappers, straight to the C function with arguments prepared once: that is where the speed comes from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import logging
+from types import ModuleType
+from typing import Any, Final, TypeAlias, cast
+
+from ..source import SourceUnavailable
+
+log = logging.getLogger("corral.collector.nvml")
+
+SUCCESS: Final = 0
+UNINITIALIZED: Final = 1
+NOT_SUPPORTED: Final = 3
+NO_PERMISSION: Final = 4
+NOT_FOUND: Final = 6
+INSUFFICIENT_SIZE: Final = 7
+DRIVER_NOT_LOADED: Final = 9
+TIMEOUT: Final = 10
+FUNCTION_NOT_FOUND: Final = 13
+GPU_IS_LOST: Final = 15
+RESET_REQUIRED: Final = 16
+VERSION_MISMATCH: Final = 18
+
+UNSUPPORTED: Final = frozenset({2, NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND, 22, 25, 26})
+"""Never ask this device again: not supported, no permission, unknown to this driver (by argument, function or
+structure version), off in a vGPU, deprecated."""
+LATER: Final = frozenset({TIMEOUT, 19, 21, 27})
+"""No value now, and nothing is wrong: timeout, in use, no data, not ready."""
+LOST: Final = frozenset({GPU_IS_LOST, RESET_REQUIRED, 28})
+"""The device is gone: lost, reset required, not found."""
+DRIVER_GONE: Final = frozenset({UNINITIALIZED, DRIVER_NOT_LOADED, 12, VERSION_MISMATCH})
+"""The driver as a whole is gone: uninitialised, not loaded, library not found, library and driver differ."""
+
+Handle: TypeAlias = Any
+"""What pynvml gives for a device: a ctypes pointer."""
+Function: TypeAlias = Any
+"""A C function of NVML without declared arguments; it returns the error code."""
+
+
+_UNTYPED: Final = ctypes.CFUNCTYPE(ctypes.c_int)
+"""A C function called with whatever arguments it is given, as `ctypes.CDLL` would."""
+
+
+class NvmlFailure(Exception):
+    """A call that failed.
+
+    Attributes:
+        code: NVML's error code.
+        function: that failed.
+    """
+
+    def __init__(self, code: int, function: str, text: str) -> None:
+        super().__init__(f"{function}: {text}")
+        self.code = code
+        self.function = function
+
+
+class Library:
+    """NVML, initialised.
+
+    Raises:
+        SourceUnavailable: no pynvml, no library, no driver; the message says what is missing.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.pynvml: ModuleType = importlib.import_module("pynvml")
+        except ImportError as error:
+            raise SourceUnavailable(
+                "NVML is read through the package nvidia-ml-py: pip install 'corral[collector]'"
+            ) from error
+        try:
+            self.pynvml.nvmlInit()
+        except self.pynvml.NVMLError as error:
+            code = int(error.value)
+            if code == VERSION_MISMATCH:
+                self._unload()
+            raise SourceUnavailable(_WHY.get(code, f"NVML does not start: {error}")) from error
+        self._functions: dict[str, Function | None] = {}
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        with contextlib.suppress(self.pynvml.NVMLError):
+            self.pynvml.nvmlShutdown()
+
+    def _unload(self) -> None:
+        """Forget a library that a driver update has left behind, so that the next start loads the new one."""
+        with contextlib.suppress(Exception):
+            handle = self.pynvml.nvmlLib._handle
+            setattr(self.pynvml, "nvmlLib", None)  # noqa: B010
+            self.pynvml._nvmlGetFunctionPointer_cache.clear()
+            importlib.import_module("_ctypes").dlclose(handle)
+
+    def function(self, symbol: str) -> Function | None:
+        """A C function by its name; None where this library has none of that name."""
+        if symbol not in self._functions:
+            try:
+                pointer = self.pynvml._nvmlGetFunctionPointer(symbol)
+                self._functions[symbol] = _UNTYPED(ctypes.cast(pointer, ctypes.c_void_p).value or 0)
+            except self.pynvml.NVMLError:
+                self._functions[symbol] = None
+        return self._functions[symbol]
+
+    def constant(self, name: str) -> int | None:
+        """A constant of pynvml; None where this pynvml has none of that name."""
+        return cast("int | None", getattr(self.pynvml, name, None))
+
+    def structure(self, name: str) -> type[ctypes.Structure]:
+        """A structure of pynvml without its costly attribute access: the same fields at the same places."""
+        return _plain(getattr(self.pynvml, name))
+
+    def text(self, code: int) -> str:
+        """An error code in words."""
+        return str(self.pynvml.NVMLError(code))
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Call a function of pynvml.
+
+        Raises:
+            NvmlFailure: with NVML's code.
+        """
+        function = getattr(self.pynvml, name, None)
+        if function is None:
+            raise NvmlFailure(FUNCTION_NOT_FOUND, name, "unknown to this pynvml")
+        try:
+            return function(*args)
+        except self.pynvml.NVMLError as error:
+            raise NvmlFailure(int(error.value), name, str(error)) from error
+        except self.pynvml.NVMLLibraryMismatchError as error:  # an older driver without the newest form of a call
+            raise NvmlFailure(FUNCTION_NOT_FOUND, name, "unknown to this driver") from error
+
+    def ask(self, default: Any, name: str, *args: Any) -> Any:
+        """Call a function of pynvml for a fact that may be missing: the default where this device has none.
+
+        Raises:
+            NvmlFailure: the device or the driver is gone.
+        """
+        try:
+            found = self.call(name, *args)
+        except NvmlFailure as failure:
+            if failure.code in LOST or failure.code in DRIVER_GONE:
+                raise
+            return default
+        return default if found is None else found
+
+
+def address(handle: Handle) -> int:
+    """The address in a device handle: equal for equal devices."""
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0
+
+
+@functools.cache
+def _plain(structure: Any) -> type[ctypes.Structure]:
+    return type(structure.__name__, (ctypes.Structure,), {"_fields_": structure._fields_})
+
+
+_WHY: Final = {
+    12: "no NVML library (libnvidia-ml.so.1) here: install the NVIDIA driver, or give the container its GPUs",
+    DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded (see `nvidia-smi`)",
+    VERSION_MISMATCH: "the NVIDIA library and the loaded driver differ in version: after an update, reload the driver",
+    NO_PERMISSION: "no permission to talk to the NVIDIA driver",
+}

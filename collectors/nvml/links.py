@@ -1,0 +1,146 @@
+"""How the devices of a host are joined, and how each NVLink does."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from msgspec import Struct
+
+from ...schemas.telemetry import Link
+from .fields import FieldBatch, Key, survey
+from .inventory import Found
+from .library import SUCCESS, UNSUPPORTED, Handle, Library
+
+_ANCESTORS: Final = {
+    0: Link.PCIE_SWITCH,
+    10: Link.PCIE_SWITCH,
+    20: Link.PCIE_BRIDGES,
+    30: Link.HOST_BRIDGE,
+    40: Link.NUMA,
+    50: Link.SYSTEM,
+}
+_SWITCH: Final = 2
+
+DETAILS: Final = (
+    ("rx_bytes", "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX", 1024),
+    ("tx_bytes", "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", 1024),
+    ("speed_megabytes_per_second", "NVML_FI_DEV_NVLINK_GET_SPEED", 1),
+    ("replay_errors", "NVML_FI_DEV_NVLINK_ERROR_DL_REPLAY", 1),
+    ("recovery_errors", "NVML_FI_DEV_NVLINK_ERROR_DL_RECOVERY", 1),
+    ("crc_errors", "NVML_FI_DEV_NVLINK_ERROR_DL_CRC", 1),
+)
+"""What the event `nvlink` says of each link, the field that gives it, and the factor to our unit."""
+
+
+class LinkState(Struct, frozen=True, kw_only=True):
+    """One NVLink of a device.
+
+    Attributes:
+        number: the driver's.
+        active: whether it is up.
+        remote: PCI address of what is at its other end; empty if unknown.
+        switch: whether that is an NVSwitch.
+    """
+
+    number: int
+    active: bool
+    remote: str = ""
+    switch: bool = False
+
+
+def nvlinks(library: Library, handle: Handle) -> list[LinkState]:
+    """The NVLinks of a device; empty where it has none."""
+    found: list[LinkState] = []
+    for number in range(library.constant("NVML_NVLINK_MAX_LINKS") or 0):
+        state = library.ask(None, "nvmlDeviceGetNvLinkState", handle, number)
+        if state is None:
+            break
+        if not state:
+            found.append(LinkState(number=number, active=False))
+            continue
+        remote = library.ask(None, "nvmlDeviceGetNvLinkRemotePciInfo", handle, number)
+        kind = library.ask(None, "nvmlDeviceGetNvLinkRemoteDeviceType", handle, number)
+        address = "" if remote is None else str(remote.busId)
+        found.append(LinkState(number=number, active=True, remote=address, switch=kind == _SWITCH))
+    return found
+
+
+def topology(
+    library: Library, devices: list[Found], links: dict[str, list[LinkState]]
+) -> tuple[list[list[Link]], list[list[int]]]:
+    """The links between devices and how many NVLinks join each two, D×D as in `Inventory`.
+
+    Two devices on one NVSwitch fabric are joined by as many links as the lesser of them has to it. MIG instances
+    have no peer access: they are as near as their PCIe path.
+    """
+    count = len(devices)
+    kinds = [[Link.UNKNOWN] * count for _ in range(count)]
+    joined = [[0] * count for _ in range(count)]
+    for i, one in enumerate(devices):
+        kinds[i][i] = Link.SAME
+        for j in range(i):
+            other = devices[j]
+            number = _joined(one, other, links)
+            kind = Link.NVLINK if number else _ancestor(library, one, other)
+            kinds[i][j] = kinds[j][i] = kind
+            joined[i][j] = joined[j][i] = number
+    return kinds, joined
+
+
+def _joined(one: Found, other: Found, links: dict[str, list[LinkState]]) -> int:
+    if one.parent is not None or other.parent is not None:
+        return 0
+    ours, theirs = links.get(one.info.uuid, []), links.get(other.info.uuid, [])
+    direct = sum(link.active and _same(link.remote, other.info.pcie_address) for link in ours)
+    back = sum(link.active and _same(link.remote, one.info.pcie_address) for link in theirs)
+    if direct or back:
+        return max(direct, back)
+    return min(sum(link.active and link.switch for link in ours), sum(link.active and link.switch for link in theirs))
+
+
+def _same(one: str, other: str) -> bool:
+    """NVML writes a PCI domain with four or with eight digits."""
+    return bool(one) and one.lower().lstrip("0") == other.lower().lstrip("0")
+
+
+def _ancestor(library: Library, one: Found, other: Found) -> Link:
+    first, second = one.parent or one.handle, other.parent or other.handle
+    if one.info.pcie_address and one.info.pcie_address == other.info.pcie_address:
+        return Link.PCIE_SWITCH
+    return _ANCESTORS.get(library.ask(None, "nvmlDeviceGetTopologyCommonAncestor", first, second), Link.UNKNOWN)
+
+
+class LinkDetails:
+    """What each NVLink of a device has carried and suffered, for the event `nvlink`."""
+
+    def __init__(self, library: Library, handle: Handle, links: list[LinkState]) -> None:
+        keys: dict[Key, tuple[str, int]] = {}
+        for link in links:
+            for name, field, scale in DETAILS:
+                number = library.constant(field)
+                if number is not None:
+                    keys[number, link.number] = (f"link{link.number}_{name}", scale)
+        known = survey(library, handle, list(keys)) if keys else {}
+        self._names = [keys[key] for key, (code, _) in known.items() if code not in UNSUPPORTED]
+        self._batch = FieldBatch(library, handle, [key for key, (code, _) in known.items() if code not in UNSUPPORTED])
+
+    def read(self) -> dict[str, Any]:
+        """The numbers by name, `link0_rx_bytes` and so on; those that can't be read are left out."""
+        if self._batch.read() != SUCCESS:
+            return {}
+        found: dict[str, Any] = {}
+        for at, (name, scale) in enumerate(self._names):
+            value = self._batch.value(at) if self._batch.code(at) == SUCCESS else None
+            if value is not None:
+                found[name] = int(value * scale)
+        return found
+
+
+def summary(links: list[LinkState]) -> dict[str, Any]:
+    """The state of each link by name, `link0_state` and `link0_remote`."""
+    found: dict[str, Any] = {}
+    for link in links:
+        found[f"link{link.number}_state"] = "active" if link.active else "inactive"
+        if link.remote:
+            found[f"link{link.number}_remote"] = link.remote
+    return found

@@ -1,0 +1,364 @@
+"""The schedule of one device, compiled from the catalogue: which calls to make, how often, and where values go.
+
+At the start every way of reading that the catalogue names is tried once, in order, until one works. What the device
+does not support is never asked again. Calls that several metrics share are made once; field values of one cadence
+are one batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, Final
+
+from ...schemas.metrics import METRICS, Metric
+from ...schemas.rows import CADENCE_SECONDS, Cadence, Call, FieldValue, Gpm, Rate
+from .calls import Probe, probe
+from .fields import FieldBatch, Key, survey
+from .gpm import GpmReader
+from .library import DRIVER_GONE, LATER, LOST, NOT_SUPPORTED, SUCCESS, UNSUPPORTED, Library, NvmlFailure
+
+log = logging.getLogger("corral.collector.nvml")
+
+NAMES: Final = tuple(METRICS)
+INDEX: Final = {name: at for at, name in enumerate(NAMES)}
+_LARGEST: Final = {"<i4": 2**31 - 1, "<i8": 2**63 - 1, "<f4": 3.4e38}
+
+Target = tuple[int, float | None, bool, float, float]
+"""Where a value goes: index of the metric, scale, whether it is a whole number, least and greatest possible value."""
+
+
+def target(name: str, scale: float) -> Target:
+    """Where the values of a metric go."""
+    metric: Metric = METRICS[name]
+    largest = _LARGEST[metric.row.unit.dtype]
+    low = -largest if metric.minimum is None else metric.minimum
+    high = largest if metric.maximum is None else metric.maximum
+    return INDEX[name], None if scale == 1 else scale, metric.integer, low, high
+
+
+class Group:
+    """What is read at one cadence.
+
+    Attributes:
+        seconds: between two readings.
+        due: when it is next read, on the monotonic clock.
+        metrics: indices of the metrics that it fills.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.due = -math.inf
+        self.metrics: list[int] = []
+        self.probes: list[tuple[Any, tuple[Any, ...], list[tuple[Any, ...]], Probe]] = []
+        self.fields: FieldBatch | None = None
+        self.field_targets: list[list[Target]] = []
+        self.rates: dict[int, tuple[float, float]] = {}
+        self.rate_targets: dict[int, list[Target]] = {}
+
+
+class DevicePlan:
+    """The schedule of one device.
+
+    Args:
+        library: NVML.
+        handle: of the device.
+        label: for messages.
+        skip: metrics that are not to be tried.
+        gpm_handle: the device whose GPM gives the metrics; the parent for a MIG instance.
+        gpm_instance: id of the GPU instance for a MIG instance.
+
+    Attributes:
+        values: the last value of each metric, in the order of the catalogue; None where null.
+        errors: calls that failed with anything but "not supported".
+        supported: names of the metrics that the device gives.
+        blocking_fresh: indices of the metrics that the thread aside has read since they were last taken.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        handle: Any,
+        label: str,
+        *,
+        skip: frozenset[str] = frozenset(),
+        gpm_handle: Any = None,
+        gpm_instance: int | None = None,
+    ) -> None:
+        self.values: list[float | int | None] = [None] * len(NAMES)
+        self.errors = 0
+        self.supported: set[str] = set()
+        self.blocking_fresh: list[int] = []
+        self._library = library
+        self._handle = handle
+        self._label = label
+        self._told: set[tuple[str, int]] = set()
+        self._blocking: list[tuple[Probe, Target]] = []
+        self._groups = {cadence: Group(CADENCE_SECONDS[cadence]) for cadence in Cadence}
+        wanted = {name: metric.row for name, metric in METRICS.items() if metric.row.nvml and name not in skip}
+        ids = {
+            reading: library.constant(reading.metric)
+            for row in wanted.values()
+            for reading in row.nvml
+            if isinstance(reading, Gpm)
+        }
+        self._gpm = GpmReader(
+            library,
+            handle if gpm_handle is None else gpm_handle,
+            gpm_instance,
+            [number for number in ids.values() if number is not None],
+        )
+        self._gpm_targets: list[tuple[int, Target]] = []
+        self._compile(wanted, ids)
+        self._gpm_metrics = [to[0] for _, to in self._gpm_targets]
+        self._order = [group for group in self._groups.values() if group.probes or group.fields]
+
+    def spread(self, share: float) -> None:
+        """Read the slow groups apart from those of other devices, so that no tick carries all of them.
+
+        Args:
+            share: 0 to 1, this device's place among the others.
+        """
+        for group in self._order:
+            if group.seconds > 1 and group.due > 0:
+                group.due -= group.seconds * share
+
+    # -- compiling
+
+    def _compile(self, wanted: dict[str, Any], ids: dict[Gpm, int | None]) -> None:
+        fields = self._try_fields(wanted)
+        probes: dict[str, tuple[Probe, int] | None] = {}
+        chosen: list[tuple[str, Probe, Call]] = []
+        cadences: dict[str, Cadence] = {}
+        batches: dict[Cadence, dict[Key, list[tuple[Target, bool]]]] = {}
+        for name, row in wanted.items():
+            for reading in row.nvml:
+                to = target(name, reading.scale)
+                if isinstance(reading, Gpm):
+                    number = ids[reading]
+                    if number not in self._gpm.metrics:
+                        continue
+                    self._gpm_targets.append((self._gpm.metrics.index(number), to))
+                elif isinstance(reading, FieldValue | Rate):
+                    key = self._key(reading)
+                    code, wide = fields.get(key, (NOT_SUPPORTED, False)) if key else (NOT_SUPPORTED, False)
+                    if key is None or code in UNSUPPORTED or (isinstance(reading, Rate) and not wide):
+                        continue
+                    batches.setdefault(row.cadence, {}).setdefault(key, []).append((to, isinstance(reading, Rate)))
+                else:
+                    found = self._try_call(reading, probes)
+                    if found is None:
+                        continue
+                    if reading.blocking:
+                        self._blocking.append((found, to))
+                    else:
+                        chosen.append((name, found, reading))
+                        cadence = cadences.get(found.name)
+                        if cadence is None or CADENCE_SECONDS[row.cadence] < CADENCE_SECONDS[cadence]:
+                            cadences[found.name] = row.cadence
+                self.supported.add(name)
+                break
+        self._add_probes(chosen, cadences)
+        self._add_fields(batches)
+
+    def _add_probes(self, chosen: list[tuple[str, Probe, Call]], cadences: dict[str, Cadence]) -> None:
+        outputs: dict[str, list[tuple[Any, ...]]] = {}
+        for name, found, reading in chosen:
+            to = target(name, reading.scale)
+            group = self._groups[cadences[found.name]]
+            if found.name not in outputs:
+                outputs[found.name] = []
+                group.probes.append((found.function, found.args, outputs[found.name], found))
+            outputs[found.name].append((*found.output(reading.attribute), *to))
+            group.metrics.append(to[0])
+
+    def _add_fields(self, batches: dict[Cadence, dict[Key, list[tuple[Target, bool]]]]) -> None:
+        for cadence, targets in batches.items():
+            group = self._groups[cadence]
+            group.fields = FieldBatch(self._library, self._handle, list(targets))
+            for at, entries in enumerate(targets.values()):
+                group.field_targets.append([to for to, rate in entries if not rate])
+                rates = [to for to, rate in entries if rate]
+                if rates:
+                    group.rate_targets[at] = rates
+                group.metrics += [to[0] for to, _ in entries]
+
+    def _key(self, reading: FieldValue | Rate) -> Key | None:
+        field = self._library.constant(reading.field)
+        return None if field is None else (field, reading.scope)
+
+    def _try_fields(self, wanted: dict[str, Any]) -> dict[Key, tuple[int, bool]]:
+        keys = [
+            self._key(reading)
+            for row in wanted.values()
+            for reading in row.nvml
+            if isinstance(reading, FieldValue | Rate)
+        ]
+        found = survey(self._library, self._handle, list(dict.fromkeys(key for key in keys if key is not None)))
+        for code, _ in found.values():
+            self._check(code, "nvmlDeviceGetFieldValues")
+        return found
+
+    def _try_call(self, call: Call, probes: dict[str, tuple[Probe, int] | None]) -> Probe | None:
+        name = "/".join([call.function, *map(str, call.args)])
+        if name not in probes:
+            found = probe(self._library, self._handle, call)
+            # A blocking call is not worth its time here: it is tried where it is made.
+            code = SUCCESS if found is None or call.blocking else found.function(*found.args)
+            self._check(code, name)
+            probes[name] = None if found is None else (found, code)
+        tried = probes[name]
+        if tried is None or tried[1] in UNSUPPORTED:
+            return None
+        if tried[1] == SUCCESS and not call.blocking:
+            try:
+                holder, take = tried[0].output(call.attribute)
+                take(holder)
+            except (AttributeError, IndexError, TypeError):
+                return None
+        return tried[0]
+
+    # -- reading
+
+    def read(self, now: float) -> tuple[int, list[int]]:
+        """Read what is due.
+
+        Args:
+            now: on the monotonic clock.
+
+        Returns:
+            How many calls gave a value or said that there is none now, and the indices of the metrics that were read.
+
+        Raises:
+            NvmlFailure: the device is lost or the driver is gone.
+        """
+        answered = 0
+        fresh: list[int] = []
+        for group in self._order:
+            if now < group.due:
+                continue
+            # Ticks jitter: what is due within a tenth of its period is due now.
+            group.due = now + group.seconds * 0.95
+            answered += self._read_group(group, now)
+            fresh += group.metrics
+        if self._gpm_targets:
+            code = self._gpm.read(now)
+            if code is not None:
+                fresh += self._gpm_metrics
+                self._put_gpm(code)
+        return answered, fresh
+
+    def _read_group(self, group: Group, now: float) -> int:
+        values = self.values
+        answered = 0
+        gone: list[str] = []
+        for function, args, outputs, call in group.probes:
+            code = function(*args)
+            if code == SUCCESS:
+                answered += 1
+                for holder, take, at, scale, whole, low, high in outputs:
+                    value = take(holder)
+                    if scale is not None:
+                        value *= scale
+                        if whole:
+                            value = round(value)
+                    values[at] = value if low <= value <= high else None
+                continue
+            for output in outputs:
+                values[output[2]] = None
+            answered += code in LATER
+            if code in UNSUPPORTED:
+                gone.append(call.name)
+            self._check(code, call.name)
+        if gone:
+            group.probes = [entry for entry in group.probes if entry[3].name not in gone]
+        if group.fields is not None:
+            answered += self._read_fields(group, group.fields, now)
+        return answered
+
+    def _read_fields(self, group: Group, batch: FieldBatch, now: float) -> int:
+        values = self.values
+        code = batch.read()
+        if code != SUCCESS:
+            for targets in (*group.field_targets, *group.rate_targets.values()):
+                for to in targets:
+                    values[to[0]] = None
+            self._check(code, "nvmlDeviceGetFieldValues")
+            return int(code in LATER)
+        for at, targets in enumerate(group.field_targets):
+            code = batch.code(at)
+            raw = batch.value(at) if code == SUCCESS else None
+            if code != SUCCESS:
+                self._check(code, f"nvmlDeviceGetFieldValues/{batch.keys[at][0]}")
+            for to in targets:
+                values[to[0]] = _fit(raw, to)
+            if at in group.rate_targets:
+                rate = self._rate(group, at, raw, now)
+                for to in group.rate_targets[at]:
+                    values[to[0]] = _fit(rate, to)
+        return 1
+
+    def _rate(self, group: Group, at: int, raw: float | None, now: float) -> float | None:
+        before = group.rates.pop(at, None)
+        if raw is None:
+            return None
+        group.rates[at] = (raw, now)
+        if before is None or raw < before[0] or now <= before[1]:
+            return None
+        return (raw - before[0]) / (now - before[1])
+
+    def _put_gpm(self, code: int) -> None:
+        if code != SUCCESS:
+            self._check(code, "nvmlGpmSampleGet")
+        for place, to in self._gpm_targets:
+            self.values[to[0]] = _fit(self._gpm.values[place], to)
+
+    @property
+    def asks(self) -> bool:
+        """Whether it reads anything at each tick, so that silence means something."""
+        return bool(self._groups[Cadence.TICK].probes)
+
+    def read_blocking(self) -> None:
+        """Make the calls that take tens of milliseconds, from a thread aside."""
+        fresh: list[int] = []
+        for entry in list(self._blocking):
+            found, to = entry
+            code = found.function(*found.args)
+            if code in UNSUPPORTED:
+                self._blocking.remove(entry)
+                self.supported.discard(NAMES[to[0]])
+            holder, take = found.output(None)
+            self.values[to[0]] = _fit(take(holder), to) if code == SUCCESS else None
+            fresh.append(to[0])
+        self.blocking_fresh = fresh
+
+    @property
+    def blocking(self) -> bool:
+        """Whether it has calls for `read_blocking`."""
+        return bool(self._blocking)
+
+    def _check(self, code: int, name: str) -> None:
+        """Sort an error: gone is raised, the unknown is counted, and told once."""
+        if code == SUCCESS or code in LATER or code in UNSUPPORTED:
+            return
+        if code in LOST or code in DRIVER_GONE:
+            raise NvmlFailure(code, name, self._library.text(code))
+        self.errors += 1
+        if (name, code) not in self._told:
+            self._told.add((name, code))
+            log.warning("%s: %s fails: %s (told once)", self._label, name, self._library.text(code))
+
+    def close(self) -> None:
+        """Free what was allocated in the library."""
+        self._gpm.close()
+
+
+def _fit(raw: float | None, to: Target) -> float | int | None:
+    """A raw value in the metric's unit; None where it is not possible (a driver's "not available", say)."""
+    if raw is None:
+        return None
+    _, scale, whole, low, high = to
+    value = raw if scale is None else raw * scale
+    if not low <= value <= high:
+        return None
+    return round(value) if whole else value

@@ -1,0 +1,147 @@
+"""The processes on each device: memory and shares from NVML, the rest from the operating system."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from msgspec import Struct
+
+from ...schemas.telemetry import ProcessSample
+from ..proc import ProcessTable
+from .inventory import Found
+from .library import DRIVER_GONE, LOST, NOT_FOUND, SUCCESS, UNSUPPORTED, Library, NvmlFailure
+
+_KINDS: Final = (
+    ("nvmlDeviceGetComputeRunningProcesses", "compute"),
+    ("nvmlDeviceGetMPSComputeRunningProcesses", "compute"),
+    ("nvmlDeviceGetGraphicsRunningProcesses", "graphics"),
+)
+_UTILIZATION: Final = ("nvmlDeviceGetProcessesUtilizationInfo", "nvmlDeviceGetProcessUtilization")
+
+
+class _Use(Struct):
+    kind: str
+    memory: int | None = None
+    shares: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None)
+
+
+class ProcessReader:
+    """Reads the processes of devices; remembers which calls each does not support and what it has seen.
+
+    Args:
+        library: NVML.
+        with_commands: publish command lines.
+    """
+
+    def __init__(self, library: Library, *, with_commands: bool) -> None:
+        self._library = library
+        self._table = ProcessTable(with_commands=with_commands)
+        self._unsupported: set[tuple[str, str]] = set()
+        self._seen: dict[str, int] = {}
+        self.errors = 0
+
+    def read(self, devices: list[Found]) -> list[ProcessSample]:
+        """The processes on these devices. Those of a split device are those of its instances.
+
+        A device that is lost is passed over: the next tick tells.
+
+        Raises:
+            NvmlFailure: the driver is gone.
+        """
+        found: list[ProcessSample] = []
+        pids: set[int] = set()
+        for device in devices:
+            if device.info.mig_enabled:
+                continue
+            try:
+                uses = self._uses(device)
+            except NvmlFailure as failure:
+                if failure.code in DRIVER_GONE:
+                    raise
+                continue
+            pids |= uses.keys()
+            found += [self._sample(device.info.uuid, pid, use) for pid, use in uses.items()]
+        self._table.forget_all_but(pids)
+        return found
+
+    def _uses(self, device: Found) -> dict[int, _Use]:
+        uses: dict[int, _Use] = {}
+        for function, kind in _KINDS:
+            running = self._ask(device, function)
+            if running is None:  # a driver before R510
+                running = self._ask(device, f"{function}_v2")
+            for process in running or ():
+                pid, memory = int(process.pid), process.usedGpuMemory
+                use = uses.setdefault(pid, _Use(kind))
+                if use.kind != kind:
+                    use.kind = "both"
+                if memory is not None and 0 <= int(memory) < 2**63:
+                    use.memory = max(use.memory or 0, int(memory))
+        if uses and device.parent is None:
+            self._add_shares(device, uses)
+        return uses
+
+    def _add_shares(self, device: Found, uses: dict[int, _Use]) -> None:
+        uuid = device.info.uuid
+        since = self._seen.get(uuid, 0)
+        samples: Any = None
+        for function in _UTILIZATION:
+            samples = self._ask(device, function, since)
+            if samples is not None:
+                break
+        latest: dict[int, Any] = {}
+        for sample in samples or ():
+            before = latest.get(int(sample.pid))
+            if before is None or sample.timeStamp >= before.timeStamp:
+                latest[int(sample.pid)] = sample
+        for pid, sample in latest.items():
+            self._seen[uuid] = max(self._seen.get(uuid, 0), int(sample.timeStamp))
+            if pid in uses:
+                uses[pid].shares = (
+                    _percent(sample.smUtil),
+                    _percent(sample.memUtil),
+                    _percent(sample.encUtil),
+                    _percent(sample.decUtil),
+                )
+
+    def _ask(self, device: Found, function: str, *args: Any) -> Any:
+        """The answer of a function; None where the device does not have it, an empty one where there is none now."""
+        key = (device.info.uuid, function)
+        if key in self._unsupported:
+            return None
+        try:
+            return self._library.call(function, device.handle, *args)
+        except NvmlFailure as failure:
+            if failure.code in DRIVER_GONE or failure.code in LOST:
+                raise
+            if failure.code in UNSUPPORTED:
+                self._unsupported.add(key)
+                return None
+            # No process has run since the last look: "not found", and in some versions "success".
+            if failure.code not in (NOT_FOUND, SUCCESS):
+                self.errors += 1
+            return ()
+
+    def _sample(self, uuid: str, pid: int, use: _Use) -> ProcessSample:
+        facts = self._table.facts(pid)
+        sm, memory, encoder, decoder = use.shares
+        return ProcessSample(
+            device=uuid,
+            pid=pid,
+            kind=use.kind,
+            memory_used_bytes=use.memory,
+            sm_utilization_percent=sm,
+            memory_utilization_percent=memory,
+            encoder_utilization_percent=encoder,
+            decoder_utilization_percent=decoder,
+            name=facts.name,
+            user=facts.user,
+            container=facts.container,
+            lease=facts.lease,
+            started_ns=facts.started_ns,
+            command=facts.command,
+        )
+
+
+def _percent(value: Any) -> float | None:
+    return float(value) if 0 <= value <= 100 else None

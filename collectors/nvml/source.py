@@ -1,0 +1,396 @@
+"""The NVML source: one host's NVIDIA devices as ticks, inventory, processes and events."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ...schemas import columns
+from ...schemas.metrics import METRICS
+from ...schemas.telemetry import Inventory, ProcessSample, Severity
+from .. import proc
+from ..source import Emit, SourceEvent, SourceUnavailable, Tick
+from .device import Device
+from .events import EventThread
+from .inventory import Found, discover, layout
+from .library import DRIVER_GONE, Library, NvmlFailure
+from .links import LinkState, nvlinks, topology
+from .plan import NAMES
+from .processes import ProcessReader
+
+log = logging.getLogger("corral.collector.nvml")
+
+RETURN_SECONDS: Final = 5.0
+"""How often a lost device is looked for."""
+LAYOUT_SECONDS: Final = 10.0
+"""How often the MIG layout is looked at, where no event has said that it changed."""
+BLOCKING_SECONDS: Final = 10.0
+"""How often the calls that take tens of milliseconds are made."""
+_METRICS: Final = tuple(METRICS.values())
+_CODES: Final = {"<f4": "f", "<i4": "i", "<i8": "q"}
+
+
+class NvmlSource:
+    """NVIDIA devices of this host (`collectors.source.Source`).
+
+    Args:
+        host: the host's name as in subjects.
+        labels: of the host, set by the operator.
+        with_commands: publish the command lines of processes; they often hold secrets.
+        with_events: wait for the driver's events in a thread.
+
+    Attributes:
+        read_errors: NVML calls that failed with anything but "not supported", since the start.
+    """
+
+    name = "nvml"
+
+    def __init__(
+        self,
+        host: str,
+        labels: dict[str, str] | None = None,
+        *,
+        with_commands: bool = False,
+        with_events: bool = True,
+    ) -> None:
+        self.host = host
+        self.labels = labels or {}
+        self._with_commands = with_commands
+        self._with_events = with_events
+        self._errors_before = 0
+        self._library: Library | None = None
+        self._emit: Emit = _ignore
+        self._devices: list[Device] = []
+        self._lost: list[Found] = []
+        self._told_unreachable: set[int] = set()
+        self._events: EventThread | None = None
+        self._processes: ProcessReader | None = None
+        self._links: dict[str, list[LinkState]] = {}
+        self._layout: list[tuple[str, bool, tuple[str, ...]]] = []
+        self._layout_changed = threading.Event()
+        self._layout_due = 0.0
+        self._return_due = 0.0
+        self._aside: threading.Thread | None = None
+        self._aside_stop = threading.Event()
+        self._packers: list[struct.Struct] = []
+        self._columns: dict[str, bytes] = {}
+        self._nulls: dict[str, bytes] = {}
+        self._repack = True
+
+    @property
+    def read_errors(self) -> int:
+        """NVML calls that failed with anything but "not supported", since the start."""
+        processes = self._processes.errors if self._processes is not None else 0
+        return self._errors_before + processes + sum(device.plan.errors for device in self._devices)
+
+    # -- the protocol
+
+    def open(self, emit: Emit) -> None:
+        """See `Source.open`."""
+        self._library = Library()
+        self._emit = emit
+        self._told_unreachable.clear()
+        self._lost = []
+        try:
+            found = self._discover(self._library)
+            if not found:
+                raise SourceUnavailable("the NVIDIA driver shows no device that answers")
+            self._processes = ProcessReader(self._library, with_commands=self._with_commands)
+            self._take(found)
+        except NvmlFailure as failure:
+            self.close()
+            raise SourceUnavailable(str(failure)) from failure
+        except SourceUnavailable:
+            self.close()
+            raise
+
+    def inventory(self) -> Sequence[Inventory]:
+        """See `Source.inventory`. Lost devices stay in it: an event says what is wrong with them."""
+        library = self._opened()
+        try:
+            found = self._discover(library)
+            if {f.info.uuid for f in found} != {d.found.info.uuid for d in self._devices}:
+                self._take(found)
+        except NvmlFailure as failure:
+            raise SourceUnavailable(str(failure)) from failure
+        everything = sorted([*found, *self._lost], key=lambda f: (f.info.index, f.info.mig_parent is not None))
+        try:
+            links, counts = topology(library, everything, self._links)
+        except NvmlFailure as failure:
+            if failure.code in DRIVER_GONE:
+                raise SourceUnavailable(str(failure)) from failure
+            links, counts = [], []
+        driver = everything[0].info.driver if everything else ""
+        return [
+            Inventory(
+                host=proc.host_info(self.host, self.labels, driver),
+                agent="",
+                time_ns=time.time_ns(),
+                devices=[f.info for f in everything],
+                links=links,
+                nvlink_counts=counts,
+                source=self.name,
+            )
+        ]
+
+    def read(self) -> Sequence[Tick]:
+        """See `Source.read`."""
+        library = self._opened()
+        now = time.monotonic()
+        try:
+            if self._layout_changed.is_set() or now >= self._layout_due:
+                self._check_layout(library, now)
+            if self._lost and now >= self._return_due:
+                self._return_due = now + RETURN_SECONDS
+                self._find_lost(library)
+        except NvmlFailure as failure:
+            if failure.code in DRIVER_GONE:
+                raise SourceUnavailable(str(failure)) from failure
+        times: list[int] = []
+        fresh: set[int] = set()
+        for device in list(self._devices):
+            at = time.time_ns()
+            try:
+                fresh.update(device.read(now))
+            except NvmlFailure as failure:
+                if failure.code in DRIVER_GONE:
+                    raise SourceUnavailable(str(failure)) from failure
+                self._lose(device, failure)
+                continue
+            times.append(at)
+        if not self._devices:
+            return []
+        self._pack(range(len(NAMES)) if self._repack else fresh)
+        self._repack = False
+        return [
+            Tick(
+                host=self.host,
+                devices=[device.found.info.uuid for device in self._devices],
+                times_ns=columns.pack_times(times),
+                columns=self._columns.copy(),
+                nulls=self._nulls.copy(),
+            )
+        ]
+
+    def processes(self) -> dict[str, list[ProcessSample]]:
+        """See `Source.processes`."""
+        self._opened()
+        if self._processes is None:
+            return {}
+        try:
+            return {self.host: self._processes.read([device.found for device in self._devices])}
+        except NvmlFailure as failure:
+            raise SourceUnavailable(str(failure)) from failure
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._errors_before = self.read_errors
+        self._processes = None
+        free = self._stop_threads()
+        for device in self._devices:
+            device.plan.close()
+        self._devices = []
+        self._lost = []
+        if self._library is not None and free:
+            self._library.close()
+        self._library = None
+
+    # -- devices coming and going
+
+    def _opened(self) -> Library:
+        if self._library is None:
+            raise SourceUnavailable("the source is not open")
+        return self._library
+
+    def _discover(self, library: Library) -> list[Found]:
+        found, unreachable = discover(library, self.host)
+        for place in unreachable:
+            if place.index not in self._told_unreachable and not any(f.info.index == place.index for f in self._lost):
+                self._told_unreachable.add(place.index)
+                self._tell(
+                    "device_unreachable",
+                    Severity.WARNING,
+                    f"the device at index {place.index} does not answer: {place.reason}",
+                    index=place.index,
+                )
+        lost = {f.info.uuid for f in self._lost}
+        return [f for f in found if f.info.uuid not in lost and f.info.mig_parent not in lost]
+
+    def _take(self, found: list[Found]) -> None:
+        """Make these the devices that are read."""
+        library = self._opened()
+        self._stop_threads()
+        known = {device.found.info.uuid: device for device in self._devices}
+        for device in self._devices:
+            device.plan.close()
+        self._errors_before += sum(device.plan.errors for device in self._devices)
+        self._devices = []
+        for one in found:
+            uuid = one.info.uuid
+            try:
+                links = nvlinks(library, one.handle) if one.parent is None else []
+                device = Device(library, self.host, one, links, self._emit, known.get(uuid))
+            except NvmlFailure as failure:
+                if failure.code in DRIVER_GONE:
+                    raise
+                self._lost.append(one)
+                self._tell_lost(one, failure)
+                continue
+            self._links[uuid] = links
+            self._devices.append(device)
+        for place, device in enumerate(self._devices):
+            device.place = place / len(self._devices)
+        self._layout = layout(library, [device.found for device in self._devices])
+        self._layout_due = time.monotonic() + LAYOUT_SECONDS
+        self._relaid()
+        if self._with_events:
+            self._events = EventThread(library, self.host, [d.found for d in self._devices], self._emit, self._noticed)
+        if any(device.plan.blocking for device in self._devices):
+            self._aside_stop = threading.Event()
+            self._aside = threading.Thread(
+                target=_read_aside, args=(list(self._devices), self._aside_stop), name="corral-nvml-slow", daemon=True
+            )
+            self._aside.start()
+
+    def _stop_threads(self) -> bool:
+        """Whether both have ended."""
+        free = True
+        self._aside_stop.set()
+        if self._events is not None:
+            free = self._events.close()
+            self._events = None
+        if self._aside is not None:
+            self._aside.join(5.0)
+            free = free and not self._aside.is_alive()
+            self._aside = None
+        return free
+
+    def _noticed(self, parent: str, kind: str, severity: Severity) -> None:
+        """The driver has reported something; called in the thread of events."""
+        if kind == "mig_changed":
+            self._layout_changed.set()
+        for device in self._devices:
+            if device.found.info.uuid == parent and severity in (Severity.RESET, Severity.HARDWARE):
+                device.faulted_at = time.monotonic()
+
+    def _check_layout(self, library: Library, now: float) -> None:
+        self._layout_due = now + LAYOUT_SECONDS
+        announced = self._layout_changed.is_set()
+        self._layout_changed.clear()
+        current = layout(library, [device.found for device in self._devices])
+        if current == self._layout:
+            return
+        changed = [new[0] for new, old in zip(current, self._layout, strict=False) if new != old]
+        self._take(self._discover(library))
+        if not announced:
+            for uuid in changed:
+                self._tell("mig_changed", Severity.INFO, "the MIG layout changed", device=uuid)
+
+    def _lose(self, device: Device, failure: NvmlFailure) -> None:
+        """Leave out a device that has gone, with its MIG instances."""
+        uuid = device.found.info.mig_parent or device.found.info.uuid
+        gone = [d for d in self._devices if uuid in (d.found.info.uuid, d.found.info.mig_parent)]
+        self._devices = [d for d in self._devices if d not in gone]
+        for lost in gone:
+            self._errors_before += lost.plan.errors
+            self._lost.append(lost.found)
+            self._tell_lost(lost.found, failure)
+        self._return_due = time.monotonic() + RETURN_SECONDS
+        self._relaid()
+
+    def _find_lost(self, library: Library) -> None:
+        for lost in list(self._lost):
+            if lost.parent is not None:
+                continue
+            if not _answers(library, lost.info.uuid):
+                continue
+            family = [f for f in self._lost if lost.info.uuid in (f.info.uuid, f.info.mig_parent)]
+            self._lost = [f for f in self._lost if f not in family]
+            self._take(self._discover(library))
+            for back in family:
+                if any(d.found.info.uuid == back.info.uuid for d in self._devices):
+                    self._tell(
+                        "device_returned", Severity.CLEARED, f"{back.info.name} answers again", device=back.info.uuid
+                    )
+
+    def _tell_lost(self, found: Found, failure: NvmlFailure) -> None:
+        self._tell(
+            "device_lost",
+            Severity.RESET if failure.code == 16 else Severity.HARDWARE,
+            f"{found.info.name} at {found.info.pcie_address} does not answer: {failure}",
+            device=found.info.uuid,
+            error=failure.code,
+        )
+
+    def _tell(
+        self, kind: str, severity: Severity, message: str, *, device: str | None = None, **data: str | int
+    ) -> None:
+        self._emit(
+            SourceEvent(
+                host=self.host,
+                time_ns=time.time_ns(),
+                kind=kind,
+                severity=severity,
+                device=device,
+                message=message,
+                data=dict(data),
+            )
+        )
+
+    # -- packing
+
+    def _relaid(self) -> None:
+        """The devices have changed: every column is to be packed anew."""
+        self._repack = True
+        self._columns = {}
+        self._nulls = {}
+        self._packers = [struct.Struct(f"<{len(self._devices)}{_CODES[metric.row.unit.dtype]}") for metric in _METRICS]
+
+    def _pack(self, fresh: Any) -> None:
+        """Pack the metrics that were read; the others keep the column of their last reading."""
+        rows = [device.plan.values for device in self._devices]
+        for index in fresh:
+            name = NAMES[index]
+            values = [row[index] for row in rows]
+            try:
+                self._columns[name] = self._packers[index].pack(*values)
+                self._nulls.pop(name, None)
+            except struct.error:  # a null among them, or a whole number that came as a float
+                packed = columns.pack(_METRICS[index], values)
+                if packed is None:
+                    self._columns.pop(name, None)
+                    self._nulls.pop(name, None)
+                    continue
+                self._columns[name] = packed[0]
+                if packed[1] is None:
+                    self._nulls.pop(name, None)
+                else:
+                    self._nulls[name] = packed[1]
+
+
+def _read_aside(devices: list[Device], stop: threading.Event) -> None:
+    while True:
+        for device in devices:
+            if stop.is_set():
+                return
+            device.read_blocking()
+        if stop.wait(BLOCKING_SECONDS):
+            return
+
+
+def _answers(library: Library, uuid: str) -> bool:
+    try:
+        handle: Any = library.ask(None, "nvmlDeviceGetHandleByUUID", uuid.encode())
+        return handle is not None and library.ask(None, "nvmlDeviceGetMemoryInfo", handle) is not None
+    except NvmlFailure as failure:
+        if failure.code in DRIVER_GONE:
+            raise
+        return False
+
+
+def _ignore(_event: SourceEvent) -> None:
+    return

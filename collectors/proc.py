@@ -1,0 +1,218 @@
+"""What the operating system knows of a host and its processes, from `/proc` and `/sys`: no library, no privilege.
+
+Whatever can't be read (another user's environment, a process that has ended) is left empty.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import pwd
+import re
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from ..schemas.telemetry import HostInfo
+
+LEASE_VARIABLE: Final = "CORRAL_LEASE"
+MAX_ANCESTORS: Final = 32
+_CONTAINER: Final = re.compile(r"([0-9a-f]{64}|[0-9a-f]{32}-[0-9]{10})")
+_CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+class ProcessFacts(Struct, frozen=True, kw_only=True):
+    """A process as the operating system sees it.
+
+    Attributes:
+        name: of the executable, without arguments.
+        user: account name, or the numeric id where there is no name.
+        container: id of the container, else the cgroup path where it says more than the session.
+        lease: `CORRAL_LEASE` of its environment or of the nearest ancestor that has one.
+        started_ns: when it started, nanoseconds since the epoch; 0 if unknown.
+        command: with arguments; empty unless asked for.
+    """
+
+    name: str = ""
+    user: str = ""
+    container: str = ""
+    lease: str = ""
+    started_ns: int = 0
+    command: str = ""
+
+
+class ProcessTable:
+    """Reads processes; remembers them for as long as they live, since nothing of this changes.
+
+    Args:
+        with_commands: read arguments too. They often hold secrets.
+        root: where the process file system is.
+    """
+
+    def __init__(self, *, with_commands: bool = False, root: Path = Path("/proc")) -> None:
+        self._with_commands = with_commands
+        self._root = root
+        self._known: dict[int, tuple[int, ProcessFacts]] = {}
+
+    def facts(self, pid: int) -> ProcessFacts:
+        """Of a process by its id; empty fields where it can't be seen."""
+        started = self._started_ticks(pid)
+        if started is None:
+            self._known.pop(pid, None)
+            return ProcessFacts()
+        known = self._known.get(pid)
+        # A process id is used again; its start is not. The lease is read again until one is found:
+        # a launcher may set it and then execute the program under the same id.
+        if known is not None and known[0] == started and known[1].lease:
+            return known[1]
+        folder = self._root / str(pid)
+        facts = ProcessFacts(
+            name=self._name(folder),
+            user=_user(folder),
+            container=container(_text(folder / "cgroup")),
+            lease=self._lease(pid),
+            started_ns=self._boot_ns() + started * (10**9 // _CLOCK_TICKS),
+            command=self._command(folder) if self._with_commands else "",
+        )
+        self._known[pid] = (started, facts)
+        return facts
+
+    def forget_all_but(self, pids: set[int]) -> None:
+        """Drop what is known of processes that are no longer asked for."""
+        for pid in self._known.keys() - pids:
+            del self._known[pid]
+
+    def _name(self, folder: Path) -> str:
+        try:
+            return os.path.basename(os.readlink(folder / "exe")).removesuffix(" (deleted)")
+        except OSError:
+            return _text(folder / "comm").strip()
+
+    def _command(self, folder: Path) -> str:
+        return _text(folder / "cmdline").replace("\0", " ").strip()
+
+    def _lease(self, pid: int) -> str:
+        for _ in range(MAX_ANCESTORS):
+            found = _variable(_bytes(self._root / str(pid) / "environ"), LEASE_VARIABLE)
+            if found:
+                return found
+            parent = self._stat(pid, 1)
+            if parent is None or parent <= 1:
+                return ""
+            pid = parent
+        return ""
+
+    def _started_ticks(self, pid: int) -> int | None:
+        return self._stat(pid, 19)
+
+    def _stat(self, pid: int, at: int) -> int | None:
+        """A number of `/proc/PID/stat` counted from the state, which follows the name in brackets."""
+        fields = _text(self._root / str(pid) / "stat").rpartition(")")[2].split()
+        return int(fields[at]) if len(fields) > at else None
+
+    def _boot_ns(self) -> int:
+        return _boot_ns(self._root)
+
+
+@functools.cache
+def _boot_ns(root: Path) -> int:
+    for line in _text(root / "stat").splitlines():
+        if line.startswith("btime "):
+            return int(line.split()[1]) * 10**9
+    return 0
+
+
+def container(cgroup: str) -> str:
+    """The container in a `/proc/PID/cgroup` file: its id where one is in the path, else the path itself.
+
+    A plain login session or system service is no container: empty.
+    """
+    paths = [line.split(":", 2)[2] for line in cgroup.splitlines() if line.count(":") >= 2]
+    for path in paths:
+        ids = _CONTAINER.findall(path)
+        if ids:
+            return ids[-1]
+    path = max(paths, key=len, default="/")
+    if path == "/" or path.startswith(("/user.slice", "/system.slice", "/init.scope", "/../")):
+        # Slurm's jobs live under system.slice and are worth telling apart.
+        return path if "slurm" in path else ""
+    return path
+
+
+def _variable(environment: bytes, name: str) -> str:
+    prefix = name.encode() + b"="
+    for entry in environment.split(b"\0"):
+        if entry.startswith(prefix):
+            return entry[len(prefix) :].decode("utf-8", "replace")
+    return ""
+
+
+def _user(folder: Path) -> str:
+    try:
+        number = folder.stat().st_uid
+    except OSError:
+        return ""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _text(path: Path) -> str:
+    return _bytes(path).decode("utf-8", "replace")
+
+
+def host_info(name: str, labels: dict[str, str], driver: str) -> HostInfo:
+    """This host: its logical cores that are online, and its memory."""
+    return HostInfo(
+        name=name, address=platform.node(), cpus=_cpus(), memory_bytes=_memory_bytes(), driver=driver, labels=labels
+    )
+
+
+def _cpus() -> int:
+    # The agent itself is often confined to a core; what counts is what the host has for work.
+    online = _text(Path("/sys/devices/system/cpu/online")).strip()
+    return len(cpu_list(online)) or os.cpu_count() or 0
+
+
+def _memory_bytes() -> int:
+    for line in _text(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def cpu_list(text: str) -> list[int]:
+    """Linux's `0-3,8` as numbers."""
+    found: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            found += range(int(first), int(last if last.isdigit() else first) + 1)
+    return found
+
+
+def pci_numa_node(address: str) -> int | None:
+    """The NUMA node of a PCI device such as `00000000:19:00.0`; None if unknown."""
+    text = _text(Path("/sys/bus/pci/devices") / sysfs_address(address) / "numa_node").strip()
+    return int(text) if text.isdigit() else None
+
+
+def pci_cpus(address: str) -> list[int]:
+    """The logical cores near a PCI device; empty if unknown."""
+    return cpu_list(_text(Path("/sys/bus/pci/devices") / sysfs_address(address) / "local_cpulist"))
+
+
+def sysfs_address(address: str) -> str:
+    """NVML's eight digits of a PCI domain as the four of Linux, in lower case."""
+    domain, _, rest = address.partition(":")
+    return f"{int(domain, 16):04x}:{rest}".lower() if rest else address.lower()
