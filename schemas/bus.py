@@ -232,22 +232,27 @@ async def connect(
     if credentials:
         settings["user_credentials"] = credentials
     report = settings["error_cb"]
+    loop = asyncio.get_running_loop()
+    deadline = None if wait_seconds is None else loop.time() + wait_seconds
     last: list[Exception] = []
+    connected = False
 
     async def remember(error: Exception) -> None:
         last[:] = [error]
         await report(error)
+        if not connected and deadline is not None and loop.time() >= deadline:
+            raise error
 
     settings["error_cb"] = remember
-    loop = asyncio.get_running_loop()
-    deadline = None if wait_seconds is None else loop.time() + wait_seconds
     pause = 0.1
     while True:
         try:
             # A client that reconnects for ever also tries its first connection for ever; one attempt is always whole.
             attempt = None if deadline is None else max(deadline, loop.time() + settings["connect_timeout"])
             async with asyncio.timeout_at(attempt):
-                return await nats.connect(servers, **settings)
+                client = await nats.connect(servers, **settings)
+            connected = True
+            return client
         except asyncio.CancelledError:
             raise
         except Exception as error:  # nats-py raises many kinds, and some as bare OSError
