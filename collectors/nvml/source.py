@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any, Final
 
 from ...schemas import columns
@@ -140,7 +141,7 @@ class NvmlSource:
     def read(self) -> Sequence[Tick]:
         """See `Source.read`."""
         library = self._opened()
-        now = time.monotonic()
+        now = monotonic()
         try:
             if self._layout_changed.is_set() or now >= self._layout_due:
                 self._check_layout(library, now)
@@ -245,7 +246,7 @@ class NvmlSource:
         for place, device in enumerate(self._devices):
             device.place = place / len(self._devices)
         self._layout = layout(library, [device.found for device in self._devices])
-        self._layout_due = time.monotonic() + LAYOUT_SECONDS
+        self._layout_due = monotonic() + LAYOUT_SECONDS
         self._relaid()
         if self._with_events:
             self._events = EventThread(library, self.host, [d.found for d in self._devices], self._emit, self._noticed)
@@ -275,7 +276,7 @@ class NvmlSource:
             self._layout_changed.set()
         for device in self._devices:
             if device.found.info.uuid == parent and severity in (Severity.RESET, Severity.HARDWARE):
-                device.faulted_at = time.monotonic()
+                device.faulted_at = monotonic()
 
     def _check_layout(self, library: Library, now: float) -> None:
         self._layout_due = now + LAYOUT_SECONDS
@@ -299,7 +300,7 @@ class NvmlSource:
             self._errors_before += lost.plan.errors
             self._lost.append(lost.found)
             self._tell_lost(lost.found, failure)
-        self._return_due = time.monotonic() + RETURN_SECONDS
+        self._return_due = monotonic() + RETURN_SECONDS
         self._relaid()
 
     def _find_lost(self, library: Library) -> None:

@@ -162,13 +162,12 @@ class FakeNvml:
                     name.startswith(("nvmlDevice", "nvmlGpmQuery"))
                     and "ByIndex_v2" not in name
                     and "ByUUID" not in name
-                ):
-                    if name != "nvmlDeviceGetCount_v2":
-                        device = self._device(args[0])
-                        self.asked[name, device.uuid] += 1
-                        if device.dead or name in device.errors:
-                            raise Fail(device.dead or device.errors[name])
-                        args = (device, *args[1:])
+                ) and name != "nvmlDeviceGetCount_v2":
+                    device = self._device(args[0])
+                    self.asked[name, device.uuid] += 1
+                    if device.dead or name in device.errors:
+                        raise Fail(device.dead or device.errors[name])
+                    args = (device, *args[1:])
                 return function(*args) or OK
             except Fail as fail:
                 return fail.code
