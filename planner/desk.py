@@ -298,7 +298,8 @@ class Desk:
                 self.queue.remove(entry)
                 await self._grant(entry.payload, decision)
             else:
-                entry.rejection = refused[key] = decision
+                refused[key] = decision
+                entry.rejection = replace(decision, request_id=entry.request.request_id or "")
 
     def waiting(self) -> Queue:
         """Who waits."""

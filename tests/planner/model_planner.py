@@ -196,6 +196,8 @@ def check(history: History, events: list[dict[str, Any]], active: list[dict[str,
             leases[lease["lease_id"]], of_request[lease["lease_id"]] = lease, request_id
         elif answers[0]["type"] == "error":
             wrong.append(f"request {request_id} got an error: {answers[0]}")
+        elif answers[0]["request_id"] != request_id:
+            wrong.append(f"request {request_id} got the answer of another: {answers[0]}")
     wrong += check_events(events, leases, history, active)
     planned = [
         (grants_of(event["lease"]), stamp(event["lease"]["granted_at"]), stamp(event["lease"]["ended_at"]))
