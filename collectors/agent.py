@@ -25,7 +25,7 @@ from ..schemas.telemetry import AgentReport, DeviceEvent, ProcessBatch, Severity
 from .outbox import Outbox
 from .packing import MAX_MESSAGE_BYTES, Pack, Packer
 from .reader import Reader, Reading
-from .source import Source, SourceEvent
+from .source import PatientSource, Source, SourceEvent
 
 log = logging.getLogger("corral.collector")
 
@@ -89,6 +89,10 @@ class Agent:
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._sequence = 0
         readings_per_batch = max(round(settings.batch_seconds / settings.interval_seconds), 1)
+        if isinstance(source, PatientSource):
+            # Nothing is held back between readings, so that half a buffer of room is enough for the next.
+            readings_per_batch = 1
+            source.limit_read(outbox.limit_bytes // 8)
         self._packer = Packer(readings_per_batch)
         self._readings: asyncio.Queue[list[Reading] | SourceEvent | None] = asyncio.Queue()
         self._reported_drops = 0

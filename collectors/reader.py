@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ..schemas.telemetry import Inventory, ProcessSample, Severity
 from .pacing import Pace
-from .source import EndOfData, Source, SourceEvent, SourceUnavailable, Tick
+from .source import EndOfData, PatientSource, Source, SourceEvent, SourceUnavailable, Tick
 
 log = logging.getLogger("corral.collector")
 
@@ -55,7 +55,7 @@ class Reader:
         deliver: takes readings in order, in this thread.
         emit: takes each event, in any thread.
         finished: called once at the end, with the error if there was one.
-        full: whether there is no room for more; a source that can wait (`can_wait`) is not read meanwhile.
+        full: whether there is no room for more; a patient source is not read meanwhile.
 
     Attributes:
         ticks: read since the start.
@@ -92,7 +92,7 @@ class Reader:
         self._emit = emit
         self._finished = finished
         self._full = full
-        self._can_wait = bool(getattr(source, "can_wait", False))
+        self._patient = isinstance(source, PatientSource)
         self._stop = threading.Event()
         self._inventory_wanted = threading.Event()
         self._durations: list[float] = []
@@ -194,7 +194,7 @@ class Reader:
         inventory_due = processes_due = start
         while not self._stop.is_set():
             now = time.monotonic()
-            if self._can_wait and self._full():
+            if self._patient and (self._full() or self._delivered > self.taken):
                 self._stop.wait(pace.next(now))
                 continue
             if self._delivered - self.taken >= MAX_WAITING * self._per_delivery:

@@ -25,9 +25,6 @@ log = logging.getLogger("corral.collector")
 MEMORY_SIZES_GIB: Final = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 141, 192, 288)
 """Sizes that boards are sold with; see `guess_memory_bytes`."""
 
-_READ_LIMIT: Final = 200_000
-"""Samples of one read at most; what is due beyond it comes with the next."""
-
 
 def guess_memory_bytes(peak_used_bytes: int) -> int:
     """Total memory of a device whose recording does not say: the smallest size sold that holds 1.02 times the peak.
@@ -60,8 +57,6 @@ class ReplaySource:
     """
 
     name = "replay"
-    can_wait = True
-    """A recording does not run away: while the buffer is full it is not read, and nothing of it is dropped."""
 
     def __init__(
         self,
@@ -90,6 +85,7 @@ class ReplaySource:
         self._started_ns: int | None = None
         self._next = 0
         self._round = 0
+        self._max_rows = len(self._recording.times_ns)
 
     def open(self, emit: Emit) -> None:
         """Begin now; after `close`, go on where it was."""
@@ -115,12 +111,19 @@ class ReplaySource:
             self._next, self._round = 0, self._round + 1
             due = self._position(self._clock_ns())
         end = int(np.searchsorted(recording.times_ns, due, side="right"))
-        end = min(max(end, self._next), self._next + _READ_LIMIT)
+        end = min(max(end, self._next), self._next + self._max_rows)
         if end == self._next:
             return []
         rows = slice(self._next, end)
         self._next = end
         return self._layout.ticks(rows, self._published(recording.times_ns[rows]))
+
+    def limit_read(self, max_bytes: int) -> None:
+        """What is due beyond so many bytes comes with the next reading."""
+        columns = self._recording.columns.values()
+        row_bytes = 8 + sum(column.values.itemsize + 1 for column in columns)
+        # Half for heads and names: where hosts are small, they outweigh the values.
+        self._max_rows = max(max_bytes // (2 * row_bytes), 1)
 
     def processes(self) -> dict[str, list[ProcessSample]]:
         """A recording has none."""

@@ -8,19 +8,18 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from ..schemas import bus
-from ..schemas.requests import Lease
 from .agent import Agent, AgentSettings
 from .claim import HostClaim, HostTaken
 from .leases import LeaseFeed
 from .outbox import Outbox
 from .publisher import Publisher
-from .source import Source
+from .source import LeaseAware, Source
 
 log = logging.getLogger("corral.collector")
 
@@ -29,15 +28,6 @@ BUFFER_BYTES: Final = 256 * 2**20
 DRAIN_SECONDS: Final = 5.0
 STALE_SECONDS: Final = 10.0
 """A planner's default for telemetry that is too old."""
-
-
-@runtime_checkable
-class LeaseAware(Protocol):
-    """A source that wants to know which leases are active, as the simulated one does."""
-
-    def set_leases(self, leases: list[Lease]) -> None:
-        """All leases that are active now. Called from the event loop, while other methods may run."""
-        ...
 
 
 def check_settings(*, interval_seconds: float, batch_seconds: float, buffer_bytes: int) -> None:
@@ -102,7 +92,8 @@ async def collect(
         buffer_bytes: of messages that wait for the bus; beyond it the oldest are dropped and counted.
         state: folder for the spill file; see `state_folder`.
         spill: keep what waits on disk while the bus is away, so that it outlives the agent.
-        drain_seconds: at the end, wait so long for the bus to take what is left; the rest stays on disk.
+        drain_seconds: when it is stopped, wait so long for the bus to take what is left; the rest stays on disk. Where
+            the data has ended by itself, wait for as long as the bus takes it.
 
     Raises:
         ValueError: impossible settings, or a name with nothing in it.
@@ -154,19 +145,23 @@ async def collect(
     )
     reading = asyncio.create_task(agent.run(), name="agent")
     publishing = asyncio.create_task(publisher.run(), name="publisher")
+    ended = False
     try:
         await asyncio.wait({reading, publishing}, return_when=asyncio.FIRST_COMPLETED)
         if publishing.done():
             publishing.result()
         reading.result()
+        ended = True
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         publisher.wake()
-        if not publishing.done() and drain_seconds > 0:
+        while not publishing.done() and len(outbox) and drain_seconds > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(drain_seconds):
                     await publisher.drained()
+            if not (ended and publisher.connected):
+                break
         publishing.cancel()
         await asyncio.gather(publishing, return_exceptions=True)
         left = len(outbox)

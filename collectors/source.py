@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
+from ..schemas.requests import Lease
 from ..schemas.telemetry import Inventory, ProcessSample, Severity
 
 
@@ -54,8 +55,8 @@ class Source(Protocol):
 
     All methods block and are called from one worker thread, never from the event loop.
 
-    A source may also have: `read_errors`, how many driver calls have failed so far; `can_wait`, true where it may be
-    left unread while the buffer is full; `set_leases`, as in `service.LeaseAware`.
+    A source may also have `read_errors`, how many driver calls have failed so far, and be a `LeaseAware` or a
+    `PatientSource`.
     """
 
     name: str
@@ -88,6 +89,24 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of the driver; after it `open` may be called again."""
+        ...
+
+
+@runtime_checkable
+class LeaseAware(Protocol):
+    """A source that wants to know which leases are active, as the simulated one does."""
+
+    def set_leases(self, leases: list[Lease]) -> None:
+        """All leases that are active now. Called from the event loop, while other methods may run."""
+        ...
+
+
+@runtime_checkable
+class PatientSource(Protocol):
+    """A source whose data does not run away, as a recording: it is not read while there is no room for it."""
+
+    def limit_read(self, max_bytes: int) -> None:
+        """From now on one reading holds so many bytes at most, or one sample."""
         ...
 
 

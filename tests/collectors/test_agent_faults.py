@@ -13,11 +13,16 @@ from pathlib import Path
 
 import pytest
 from corral.cli.server import EmbeddedServer
+from corral.collectors import claim as claim_module
 from corral.collectors import publisher as publisher_module
+from corral.collectors.claim import HostTaken
 from corral.collectors.outbox import Outbox
 from corral.collectors.publisher import Publisher
+from corral.collectors.replay import ReplaySource
+from corral.collectors.service import collect
+from corral.collectors.simulated.source import SimulatedSource
 from corral.schemas import bus, codec
-from corral.schemas.telemetry import AgentReport, DeviceEvent
+from corral.schemas.telemetry import AgentReport, DeviceEvent, SampleBatch
 from nats.aio.client import Client
 from nats.js import api
 
@@ -265,6 +270,58 @@ async def test_a_name_whose_agent_died_on_another_machine_is_free_when_its_entry
                 pass
             await asyncio.sleep(0.1)
     await nc.close()
+
+
+async def test_an_agent_whose_name_was_taken_while_it_could_not_renew_gives_way(
+    server: EmbeddedServer, nc: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(claim_module, "RENEW_SECONDS", 0.2)
+    source = SimulatedSource(1, 1)
+    work = collect(source, name="sim", nats_url=server.url, interval_seconds=0.02, state=tmp_path, drain_seconds=0.1)
+    running = asyncio.create_task(work)
+    samples = await nc.subscribe("corral.v1.samples.*")
+    await samples.next_msg(timeout=10)
+    bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
+    rival = json.dumps({"agent": "rival", "pid": 7, "address": "node-9", "started_at_ns": 0}).encode()
+
+    async def renew() -> None:
+        while True:
+            await bucket.put("sim", rival)
+            await asyncio.sleep(0.2)
+
+    renewing = asyncio.create_task(renew())
+    with pytest.raises(HostTaken, match=r"agent rival \(process 7 on node-9"):
+        async with asyncio.timeout(10):
+            await running
+    renewing.cancel()
+    assert json.loads((await bucket.get("sim")).value or b"{}")["agent"] == "rival"
+
+
+async def test_data_that_ends_is_all_sent_however_long_it_takes(server: EmbeddedServer, tmp_path: Path) -> None:
+    file = tmp_path / "samples.csv"
+    rows = [f"{second},gpu{gpu},{second}" for second in range(15_000) for gpu in range(8)]
+    file.write_text("epoch_s,device,power_watts\n" + "\n".join(rows))
+    # More than the buffer holds: a recording is not read faster than the bus takes it.
+    source = ReplaySource(file, speed=1e9, hosts=8)
+    await collect(
+        source,
+        name="replay",
+        nats_url=server.url,
+        interval_seconds=0.02,
+        batch_seconds=0.02,
+        buffer_bytes=2**20,
+        drain_seconds=0.01,
+        state=tmp_path,
+    )
+    nc = await connected(server)
+    found = await stored(nc)
+    await nc.close()
+    count = 0
+    for _, subject, payload in found[bus.TELEMETRY_STREAM]:
+        if subject.startswith(bus.SAMPLES):
+            batch = codec.decode(payload, SampleBatch)
+            count += len(batch.times_ns) // 8
+    assert count == 120_000
 
 
 class DeafProxy:
