@@ -308,3 +308,16 @@ def test_the_rest_of_a_request_may_need_several_smaller_hosts() -> None:
         if isinstance(decision, Placed):
             check_grants(fleet, world, request, decision)
             assert len({grant.host for grant in decision.grants}) == hosts
+
+
+def test_a_part_that_does_not_divide_is_rounded_up_not_over_committed() -> None:
+    fleet = fold.Fleet(stale_after=float("inf"))
+    for n in range(3):
+        fold.apply(fleet, inventory(f"h{n}", ["Tesla T4"], cpus=1), NOW)
+    for cpus, placement in ((3.001, Placement.SPREAD), (3.001, Placement.FEWEST_HOSTS)):
+        request = WorkRequest(owner="me", gpus=3, cpus=cpus, placement=placement)
+        assert isinstance(decide(fleet, request, NOW, Policies()), Rejection)
+    for placement in (Placement.SPREAD, Placement.FEWEST_HOSTS):
+        decision = decide(fleet, WorkRequest(owner="me", gpus=3, cpus=3.0, placement=placement), NOW, Policies())
+        assert isinstance(decision, Placed)
+        assert [grant.cpus for grant in decision.grants] == [1.0, 1.0, 1.0]
