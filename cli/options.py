@@ -76,7 +76,7 @@ async def connected(nats: str | None, *, owner: str | None = None, timeout: floa
     logging.getLogger("corral.bus").setLevel(logging.CRITICAL)
     credentials = os.environ.get(bus.CREDENTIALS_VARIABLE)
     async with connect(
-        nats, owner=owner, credentials=credentials, timeout=timeout, patience=1.0, wait=1.5, name="corral-cli"
+        nats, owner=owner, credentials=credentials, timeout=timeout, patience=1.0, wait=0.3, name="corral-cli"
     ) as client:
         yield client
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -11,6 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from corral.cli.main import main
 
 SIMULATED = ("--source", "simulated", "--hosts", "2", "--devices", "4", "--interval", "200ms")
 CORRAL = (sys.executable, "-m", "corral.cli.main")
@@ -33,6 +38,23 @@ def corral(*arguments: str, url: str | None = None, **values: str) -> subprocess
         check=False,
         stdin=subprocess.DEVNULL,
     )
+
+
+def invoke(*arguments: str, url: str, **values: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in this process, from `main` on: all of it but the start of an interpreter."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
+    code: Any = 0
+    with (
+        mock.patch.dict(os.environ, environment(CORRAL_NATS_URL=url, **values), clear=True),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main(list(arguments))
+        except SystemExit as end:
+            code = end.code or 0
+    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(arguments, code, *texts)
 
 
 def wait_for(found: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -79,7 +101,7 @@ class LocalCluster:
         return self.log.read_text()
 
     def corral(self, *arguments: str, **values: str) -> subprocess.CompletedProcess[str]:
-        return corral(*arguments, url=self.url, **values)
+        return invoke(*arguments, url=self.url, **values)
 
     def json(self, *arguments: str, **values: str) -> Any:
         """What a command prints with `--json`; it must end well."""

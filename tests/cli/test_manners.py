@@ -1,0 +1,156 @@
+"""The command line's interface to scripts: exit codes, JSON, one line a failure, quick help."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from corral.cli.main import COMMANDS
+from corral.cli.server import EmbeddedServer
+from local_cluster import LocalCluster, corral, environment, invoke
+
+NOWHERE = "nats://127.0.0.1:9"  # the discard port: nobody listens
+
+
+def test_without_a_server_each_command_says_so_in_one_line() -> None:
+    commands = [
+        ["request", "--json"],
+        ["run", "--", "true"],
+        ["query", "SELECT 1"],
+        ["top", "--once"],
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda command: corral(*command, url=NOWHERE), commands))
+    for command, done in zip(commands, results, strict=True):
+        assert done.returncode == 3, command
+        assert done.stdout == "", command
+        [line] = done.stderr.splitlines()
+        assert line.startswith("corral: no NATS server answers")
+        assert "corral up" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [(["request"], "planner"), (["query", "SELECT 1"], "processor"), (["health", "planner"], "planner")],
+)
+def test_without_a_part_the_missing_one_is_named(server: EmbeddedServer, command: list[str], part: str) -> None:
+    done = corral(*command, url=server.url)
+    assert done.returncode == 6
+    assert f"no {part} answers" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["request", "--gpus", "none"], "'--gpus'"),
+        (["request", "--memory", "20 bananas"], "20 bananas"),
+        (["request", "--gpus", "-1"], "$.gpus"),
+        (["request", "--share", "2"], "$.gpu_share"),
+        (["request", "--placement", "everywhere"], "everywhere"),
+        (["request", "--label", "novalue"], "--label"),
+        (["request", "--method", "capacity"], "`items`"),
+        (["drain", "--reason", "x"], "--device"),
+        (["release"], "--all"),
+        (["reqest"], "Did you mean"),
+        (["up", "--source", "guesswork"], "guesswork"),
+    ],
+)
+def test_wrong_usage_is_code_2_and_says_what(cluster: LocalCluster, command: list[str], said: str) -> None:
+    done = cluster.corral(*command)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_rejection_is_code_4_with_its_reasons(cluster: LocalCluster) -> None:
+    done = cluster.corral("request", "--gpus", "500", "--json")
+    assert done.returncode == 4
+    rejection = json.loads(done.stdout)
+    assert rejection["type"] == "rejection"
+    assert rejection["could_ever_fit"] is False
+    assert sum(reason["devices"] for reason in rejection["reasons"]) == 8
+    assert cluster.corral("explain", "--gpus", "500").returncode == 4
+
+
+def test_what_is_not_there_or_not_yours_is_code_5(cluster: LocalCluster) -> None:
+    lease = cluster.json("request")["lease"]["lease_id"]
+    for command in (["renew", "nothing"], ["release", "nothing"], ["evict", "nothing", "--reason", "x"]):
+        assert cluster.corral(*command).returncode == 5
+    other = cluster.corral("release", lease, CORRAL_OWNER="someone-else")
+    assert other.returncode == 5
+    assert "Traceback" not in other.stderr
+    # One that fails does not keep the others from their release.
+    assert cluster.corral("release", "nothing", lease).returncode == 5
+    assert cluster.json("leases", "--lease", lease)["leases"] == []
+
+
+def test_every_list_is_json_with_every_field(cluster: LocalCluster) -> None:
+    lease = cluster.json("request", "--name", "listed", "--label", "team=a", "--items", "3")["lease"]
+    assert lease["labels"] == {"team": "a"}
+    assert lease["grants"][0]["items"] == [0, 1, 2]
+    assert cluster.json("renew", lease["lease_id"], "--ttl", "1h")["state"] == "active"
+    [device] = [device for device in cluster.json("devices")["devices"] if device["leases"]]
+    assert device["usable"] is True
+    assert device["leases"] == [lease["lease_id"]]
+    summary = cluster.json("fleet")
+    assert (summary["devices"], summary["hosts"], summary["waiting_requests"]) == (8, 2, 0)
+    assert cluster.json("queue") == {"type": "queue", "entries": []}
+    assert cluster.json("explain", "--gpus", "2")["granted"] is True
+    assert cluster.json("health", "planner")["well"] is True
+    assert cluster.json("release", "--all")["leases"][0]["state"] == "released"
+    ended = cluster.json("leases", "--ended", "--lease", lease["lease_id"])["leases"]
+    assert [one["state"] for one in ended] == ["released"]
+
+
+def test_drains_hold_until_they_are_lifted(cluster: LocalCluster) -> None:
+    host = cluster.json("devices")["devices"][0]["host"]
+    try:
+        drains = cluster.json("drain", "--host", host, "--reason", "new driver")["drains"]
+        assert list(drains) == [f"host:{host}"]
+        assert "new driver" in drains[f"host:{host}"]
+        listed = cluster.corral("devices", "--host", host).stdout
+        assert listed.count("new driver") == 4
+        assert cluster.corral("request", "--host", host).returncode == 4
+    finally:
+        assert cluster.json("undrain", "--host", host)["drains"] == {}
+    assert cluster.json("explain", "--host", host)["granted"] is True
+
+
+def test_samples_are_watched_line_by_line(cluster: LocalCluster) -> None:
+    done = cluster.corral("watch", "--count", "3")
+    samples = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(samples) == 3
+    assert all(sample["device"] and sample["time_ns"] for sample in samples)
+
+
+def test_an_environment_can_be_taken_over_by_a_shell(cluster: LocalCluster) -> None:
+    done = cluster.corral("request", "--export", "--host", "*")
+    script = (
+        f'eval "{done.stdout.replace(chr(34), "")}"; echo "$CUDA_VISIBLE_DEVICES$ROCR_VISIBLE_DEVICES $CORRAL_LEASE"'
+    )
+    shell = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    devices, lease = shell.stdout.split()
+    assert devices.startswith("GPU-")
+    assert cluster.corral("release", lease).returncode == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_examples(name: str) -> None:
+    shown = invoke(name, "--help", url=NOWHERE)
+    assert shown.returncode == 0, shown.stderr
+    assert "Example" in shown.stdout
+    assert f"corral {name} [OPTIONS]" in shown.stdout
+
+
+def test_help_imports_no_part() -> None:
+    code = (
+        "import sys\nfrom corral.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'duckdb', 'numpy', 'pyarrow', 'pynvml', 'nats', 'uvloop', 'textual'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f" {name} " in done.stdout
