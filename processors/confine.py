@@ -350,6 +350,8 @@ def lock(
         connection.execute(f"SET max_temp_directory_size = '{spill_bytes}B'")
     allowed = ", ".join("'" + str(path.resolve()).replace("'", "''") + "/'" for path in directories)
     for setting in (
+        # A cursor does not inherit what its parent has set for itself: readers get UTC too.
+        "GLOBAL TimeZone = 'UTC'",
         "python_enable_replacements = false",
         "autoinstall_known_extensions = false",
         "autoload_known_extensions = false",

@@ -15,6 +15,7 @@ from msgspec import Struct
 NAMES: Final = (
     "lease_spans",
     "lease_minutes",
+    "lease_buckets",
     "lease_device_usage",
     "lease_usage",
     "idle_while_leased",

@@ -8,13 +8,10 @@
 -- power_watts: of all devices together, mean.
 -- energy_kwh: of all devices; from the energy counters, or from power where there are none.
 -- temperature_celsius_max: the hottest sample.
-WITH hours AS (
-    SELECT share, started, ended,
-        unnest(generate_series(time_bucket(INTERVAL 1 HOUR, started), ended, INTERVAL 1 HOUR)) AS hour
-    FROM lease_spans WHERE ended > started
-), leased AS (
-    SELECT hour, sum(share * epoch(least(ended, hour + INTERVAL 1 HOUR) - greatest(started, hour))) / 3600 AS devices
-    FROM hours GROUP BY hour
+WITH leased AS (
+    -- Minutes of a lease that begins or ends within the hour count for what they are; whole hours for one.
+    SELECT epoch_us(b.time) // 3600000000 AS hour, sum(s.share * b.seconds) / 3600 AS devices
+    FROM lease_buckets b JOIN lease_spans s USING (lease_id, device) GROUP BY 1
 )
 SELECT r.time AS hour, count(*) AS devices,
     sum(r.gpu_utilization_percent_mean * r.gpu_utilization_percent_count) / sum(r.gpu_utilization_percent_count)
@@ -27,5 +24,5 @@ SELECT r.time AS hour, count(*) AS devices,
     max(r.temperature_celsius_max) AS temperature_celsius_max
 FROM (
     SELECT u.*, u.samples * coalesce(h.interval_seconds, 1) AS covered FROM rollup_1h u LEFT JOIN hosts h USING (host)
-) r LEFT JOIN leased l ON l.hour = r.time
+) r LEFT JOIN leased l ON l.hour = epoch_us(r.time) // 3600000000
 GROUP BY r.time

@@ -11,22 +11,33 @@
 -- hours: held.
 -- gpu_hours: held, times the share.
 -- energy_kwh: used meanwhile, times the share.
--- gpu_utilization_percent_mean: over the time held; null without samples.
+-- gpu_utilization_percent_mean: over the samples of the time held; null without any.
 -- memory_used_bytes_peak: of the lease's own processes where they are known by lease, else of the whole device.
 -- memory_granted_bytes: on the device; 0 where none was asked for.
 WITH own AS (
     SELECT lease, device, max(used) AS peak FROM (
         SELECT lease, device, time, sum(memory_used_bytes) AS used FROM processes WHERE lease <> '' GROUP BY ALL
     ) GROUP BY ALL
+), pieces AS (
+    SELECT b.lease_id, b.device, b.seconds, b.seconds / 3600 AS part, r.gpu_utilization_percent_mean AS util,
+        r.gpu_utilization_percent_count AS n, r.memory_used_bytes_max AS memory, r.power_watts_mean AS power,
+        r.energy_millijoules_increase AS energy
+    FROM lease_buckets b JOIN rollup_1h r ON r.device = b.device AND r.host = b.host AND r.time = b.time
+    WHERE b.width = 'hour'
+    UNION ALL
+    SELECT b.lease_id, b.device, b.seconds, b.seconds / 60, r.gpu_utilization_percent_mean,
+        r.gpu_utilization_percent_count, r.memory_used_bytes_max, r.power_watts_mean, r.energy_millijoules_increase
+    FROM lease_buckets b JOIN rollup_1m r ON r.device = b.device AND r.host = b.host AND r.time = b.time
+    WHERE b.width = 'minute'
 ), used AS (
-    SELECT lease_id, device, sum(energy_joules) / 3.6e6 AS energy_kwh, max(memory_used_bytes_max) AS peak,
-        sum(gpu_utilization_percent * seconds) / sum(seconds) FILTER (gpu_utilization_percent IS NOT NULL) AS mean
-    FROM lease_minutes GROUP BY ALL
+    SELECT lease_id, device, sum(coalesce(energy * part / 1e3, power * seconds)) / 3.6e6 AS energy_kwh,
+        max(memory) AS peak, sum(util * n * part) / nullif(sum(n * part) FILTER (util IS NOT NULL), 0) AS mean
+    FROM pieces GROUP BY ALL
 )
 SELECT s.lease_id, s.owner, s.name, s.state, s.host, s.device, s.share, s.started, s.ended,
-    greatest(epoch(s.ended - s.started), 0) / 3600 AS hours,
-    s.share * greatest(epoch(s.ended - s.started), 0) / 3600 AS gpu_hours,
-    u.energy_kwh, u.mean AS gpu_utilization_percent_mean,
+    greatest(epoch(s.ended) - epoch(s.started), 0) / 3600 AS hours,
+    s.share * greatest(epoch(s.ended) - epoch(s.started), 0) / 3600 AS gpu_hours,
+    s.share * u.energy_kwh AS energy_kwh, u.mean AS gpu_utilization_percent_mean,
     coalesce(o.peak, u.peak)::BIGINT AS memory_used_bytes_peak, s.memory_granted_bytes
 FROM lease_spans s
 LEFT JOIN used u USING (lease_id, device)

@@ -12,15 +12,18 @@
 -- gpu_utilization_percent: mean over the minute; of the whole device, whoever shares it.
 -- memory_used_bytes_max: greatest in the minute; of the whole device.
 -- energy_joules: of the seconds within the lease, times the share; from the energy counter, or from power without one.
-WITH minutes AS (
-    SELECT *, unnest(generate_series(time_bucket(INTERVAL 1 MINUTE, started), ended, INTERVAL 1 MINUTE)) AS time
-    FROM lease_spans WHERE ended > started
+WITH spans AS (
+    -- In whole microseconds: arithmetic on timestamps with time zones costs a calendar each time.
+    SELECT *, epoch_us(started) AS first, epoch_us(ended) AS last FROM lease_spans WHERE ended > started
+), minutes AS (
+    SELECT *, unnest(range(first // 60000000, (last - 1) // 60000000 + 1)) AS minute FROM spans
 ), held AS (
-    SELECT *, epoch(least(ended, time + INTERVAL 1 MINUTE) - greatest(started, time)) AS seconds FROM minutes
+    SELECT *, make_timestamptz(minute * 60000000) AS time,
+        (least(last, (minute + 1) * 60000000) - greatest(first, minute * 60000000)) / 1e6 AS seconds
+    FROM minutes
 )
 SELECT h.lease_id, h.owner, h.name, h.host, h.device, h.share, h.memory_granted_bytes, h.time, h.seconds,
     r.gpu_utilization_percent_mean AS gpu_utilization_percent,
     r.memory_used_bytes_max,
     h.share * h.seconds * coalesce(r.energy_millijoules_increase / 60e3, r.power_watts_mean) AS energy_joules
 FROM held h LEFT JOIN rollup_1m r ON r.device = h.device AND r.host = h.host AND r.time = h.time
-WHERE h.seconds > 0

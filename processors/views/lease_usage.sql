@@ -14,9 +14,15 @@
 -- memory_granted_bytes: on the device that was granted most.
 -- memory_used_percent: the greatest peak of a device as a share of what was granted there; null where none was.
 WITH counts AS (
-    SELECT m.lease_id, b.value, sum(b.n) AS n
-    FROM lease_minutes m JOIN rollup_1m_bins b ON b.device = m.device AND b.host = m.host AND b.time = m.time
-    WHERE b.metric = 'gpu_utilization_percent' GROUP BY ALL
+    SELECT lease_id, value, sum(n) AS n FROM (
+        SELECT l.lease_id, b.value, b.n
+        FROM lease_buckets l JOIN rollup_1h_bins b ON b.device = l.device AND b.host = l.host AND b.time = l.time
+        WHERE l.width = 'hour' AND b.metric = 'gpu_utilization_percent'
+        UNION ALL
+        SELECT l.lease_id, b.value, b.n
+        FROM lease_buckets l JOIN rollup_1m_bins b ON b.device = l.device AND b.host = l.host AND b.time = l.time
+        WHERE l.width = 'minute' AND b.metric = 'gpu_utilization_percent'
+    ) GROUP BY ALL
 ), ranked AS (
     SELECT lease_id, value, sum(n) OVER (PARTITION BY lease_id ORDER BY value) AS upto,
         sum(n) OVER (PARTITION BY lease_id) AS total
