@@ -37,10 +37,12 @@ from ..schemas.requests import (
     ExplainRequest,
     LeaseAction,
     LeaseFilter,
+    LeaseState,
     WorkRequest,
 )
 from . import summary
 from .announce import Announcer
+from .asked import HEADROOM_BYTES, Asked
 from .decide import InvalidRequest, Policies, explain
 from .desk import Answer, Desk
 from .fleet import Fleet, Host, HostLost, HostSeen, apply, free, hold
@@ -48,8 +50,8 @@ from .leader import TAKEOVER_SECONDS, Candidate
 from .leases import LeaseRecord, LeaseTable
 from .ledger import Ledger, clock
 from .policies import POLICIES
-from .store import ANSWER_PREFIX, DRAINS, HEARTBEAT, LEASE_PREFIX, TOLD, Deposed, Entry, Store
-from .telemetry import Telemetry
+from .store import ANSWER_PREFIX, DRAINS, HEALTH, HEARTBEAT, LEASE_PREFIX, TOLD, Deposed, Entry, Store, WriteFailed
+from .telemetry import Health, Telemetry
 
 log = logging.getLogger("corral.planner")
 
@@ -58,23 +60,9 @@ LOST_AFTER_SECONDS: Final = 120.0
 GRACE_SECONDS: Final = 10.0
 """After a time without any planner no lease ends for so long: its holder could not renew it meanwhile."""
 _OUTAGE_SECONDS: Final = 2 * TAKEOVER_SECONDS
-MOST_ASKED_BYTES: Final = 2**20
-"""Larger questions are refused, whatever the bus lets through."""
 _VERSION: Final = "0.1.0"
 _TICK_SECONDS: Final = 0.25
-_HEADROOM_BYTES: Final = 16 * 1024
-"""Of a message beside the lease that it carries."""
-_STATUS: Final = {
-    "invalid": "400",
-    "undecodable": "400",
-    "refused": "403",
-    "not_owner": "403",
-    "not_found": "404",
-    "conflict": "409",
-    "ended": "410",
-    "too_large": "413",
-    "unavailable": "503",
-}
+_HEALTH_SECONDS: Final = 60.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -89,63 +77,6 @@ class Settings(Struct, frozen=True, kw_only=True):
     policy: str | None = None
     stale_after_seconds: float = 10.0
     lost_after_seconds: float = LOST_AFTER_SECONDS
-
-
-class _Asked:
-    """One message, and how to answer it."""
-
-    __slots__ = ("_planner", "_request", "content_type", "owner", "warnings")
-
-    def __init__(self, planner: Planner, request: Request, owner: str | None) -> None:
-        self._planner = planner
-        self._request = request
-        self.owner = owner
-        self.content_type = codec.JSON
-        self.warnings: list[str] = []
-
-    def decode(self, type: type[Any]) -> Any:
-        """The body, checked; what the subject says of the owner goes before it."""
-        request = self._request
-        self.content_type = codec.content_type(request.headers)
-        data = request.data or codec.encode({}, self.content_type)
-        if len(data) > MOST_ASKED_BYTES:
-            message = f"The message has {len(data)} bytes, {MOST_ASKED_BYTES} are the most: give items as a count"
-            raise codec.DecodeError(message, "too_large")
-        if self.owner is None:
-            message, self.warnings = codec.decode_request(data, type, self.content_type)
-            return message
-        tree = codec.decode(data, dict[str, Any], self.content_type)
-        named = tree.setdefault("owner", self.owner)
-        if named != self.owner:
-            raise codec.DecodeError(
-                f"The subject says that {self.owner!r} asks, the body says {named!r}", "refused", "$.owner"
-            )
-        message, self.warnings = codec.decode_request(codec.encode(tree, self.content_type), type, self.content_type)
-        return message
-
-    async def answer(self, reply: Struct) -> None:
-        """Answer in the format of the question."""
-        if self.warnings and "warnings" in reply.__struct_fields__:
-            reply = msgspec.structs.replace(reply, warnings=self.warnings)
-        data = codec.encode(reply, self.content_type)
-        headers = {codec.CONTENT_TYPE_HEADER: codec.MSGPACK} if self.content_type == codec.MSGPACK else None
-        if len(data) > self._planner.most_bytes + _HEADROOM_BYTES // 2:
-            message = f"The answer takes {len(data)} bytes, more than a message may: ask for less, with a filter"
-            reply = Error(code="too_large", message=message)
-            data = codec.encode(reply, self.content_type)
-        try:
-            if isinstance(reply, Error):
-                await self._request.respond_error(
-                    _STATUS.get(reply.code, "500"), reply.message[:256], data=data, headers=headers
-                )
-            else:
-                await self._request.respond(data, headers)
-        except (NatsError, ValueError) as error:  # no reply subject, or the bus is away: the answer is remembered
-            log.debug("an answer was not sent: %s", error)
-
-    def forward(self, body: Struct) -> None:
-        """Ask whoever leads now."""
-        self._planner.forward(self._request, codec.encode(body, self.content_type))
 
 
 class Planner:
@@ -165,7 +96,7 @@ class Planner:
     def __init__(self, nc: Client, telemetry_nc: Client, settings: Settings) -> None:
         self.id = secrets.token_hex(5)
         self.fleet = Fleet(settings.stale_after_seconds)
-        self.most_bytes = nc.max_payload - _HEADROOM_BYTES
+        self.most_bytes = nc.max_payload - HEADROOM_BYTES
         self.leading = asyncio.Event()
         self._nc = nc
         self._settings = settings
@@ -184,7 +115,8 @@ class Planner:
     async def start(self) -> None:
         """Take part: get the fleet's state, register, and stand for election."""
         await self._store.open()
-        await self._telemetry.start()
+        health = await self._store.get(HEALTH)
+        await self._telemetry.start(codec.decode(health.value, Health) if health else None)
         await self._register(None)
         self._tasks = [
             asyncio.create_task(_tidy()),
@@ -246,8 +178,7 @@ class Planner:
                 heartbeat = entry
         outage = time.time() - float(heartbeat.value) if heartbeat else 0.0
         not_before = time.time() + GRACE_SECONDS if outage > _OUTAGE_SECONDS else 0.0
-        table = LeaseTable(record for record, _ in records)
-        self._hold(table)
+        table = await self._take_in(records)
         apply(self.fleet, Drains(drains=drains))
         announcer = self._announcer = Announcer(self._nc, self._store, term, table.tell)
         await announcer.start()
@@ -279,6 +210,7 @@ class Planner:
             asyncio.create_task(announcer.tend()),
             asyncio.create_task(self._tick(desk, not_before)),
             asyncio.create_task(self._serve_queue(desk)),
+            asyncio.create_task(self._keep_health(term)),
         ]
         await self._register(desk)
         self.leading.set()
@@ -310,12 +242,18 @@ class Planner:
         if desk is not None:
             await desk.close(None)
 
-    def _hold(self, table: LeaseTable) -> None:
+    async def _take_in(self, records: list[tuple[LeaseRecord, int]]) -> LeaseTable:
+        """Let the leases of the bucket, and no others, hold devices. The heartbeat goes on meanwhile."""
+        table = LeaseTable()
         for lease_id in list(self.fleet.leases):
             free(self.fleet, lease_id)
-        for record in table:
-            if record.lease.ended_at is None:
+        for count, (record, _) in enumerate(records):
+            table.put(record)
+            if record.lease.state is LeaseState.ACTIVE:
                 hold(self.fleet, record.lease.lease_id, record.lease.grants)
+            if count % 256 == 0:
+                await asyncio.sleep(0)
+        return table
 
     def _freed(self) -> None:
         if self._desk is not None:
@@ -358,6 +296,18 @@ class Planner:
             if len(desk.queue):
                 await desk.serve_queue()
 
+    async def _keep_health(self, term: int) -> None:
+        kept: Health | None = None
+        while True:
+            try:
+                health = await self._telemetry.health()
+                if kept is None or health.sequence != kept.sequence:
+                    await self._store.put(HEALTH, codec.encode(health), term)
+                    kept = health
+            except (NatsError, TimeoutError, Deposed, WriteFailed) as error:
+                log.debug("health not kept: %s", error)
+            await asyncio.sleep(_HEALTH_SECONDS)
+
     # The micro service
 
     async def _register(self, desk: Desk | None) -> None:
@@ -378,19 +328,19 @@ class Planner:
             await before.stop()
 
     def _endpoints(self, desk: Desk) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
-        async def request(asked: _Asked, body: WorkRequest) -> None:
+        async def request(asked: Asked, body: WorkRequest) -> None:
             await desk.request(body, asked)
 
-        async def renew(asked: _Asked, body: LeaseAction) -> None:
+        async def renew(asked: Asked, body: LeaseAction) -> None:
             await desk.renew(body, asked)
 
-        async def release(asked: _Asked, body: LeaseAction) -> None:
+        async def release(asked: Asked, body: LeaseAction) -> None:
             await desk.release(body, asked)
 
-        async def evict(asked: _Asked, body: EvictAction) -> None:
+        async def evict(asked: Asked, body: EvictAction) -> None:
             await desk.evict(body, asked)
 
-        async def drain(asked: _Asked, body: DrainAction) -> None:
+        async def drain(asked: Asked, body: DrainAction) -> None:
             self._spawn(desk.drain(body, asked))
 
         def explanation(body: ExplainRequest) -> Struct:
@@ -419,7 +369,7 @@ class Planner:
         ]
 
     def _owned(
-        self, name: str, subject: str, type: type[Any], work: Callable[[_Asked, Any], Awaitable[None]]
+        self, name: str, subject: str, type: type[Any], work: Callable[[Asked, Any], Awaitable[None]]
     ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
         return [
             (name, subject, self._handler(type, work)),
@@ -427,10 +377,10 @@ class Planner:
         ]
 
     def _handler(
-        self, type: type[Any], work: Callable[[_Asked, Any], Awaitable[None]], owner_from: int = 0
+        self, type: type[Any], work: Callable[[Asked, Any], Awaitable[None]], owner_from: int = 0
     ) -> Callable[[Request], Awaitable[None]]:
         async def act(request: Request) -> None:
-            asked = _Asked(self, request, request.subject[owner_from:] if owner_from else None)
+            asked = self._asked(request, request.subject[owner_from:] if owner_from else None)
             try:
                 await work(asked, asked.decode(type))
             except codec.DecodeError as error:
@@ -452,7 +402,7 @@ class Planner:
         return handle
 
     def _reader(self, type: type[Any], work: Callable[[Any], Struct]) -> Callable[[Request], Awaitable[None]]:
-        async def read(asked: _Asked, body: Any) -> None:
+        async def read(asked: Asked, body: Any) -> None:
             await asked.answer(work(body))
 
         return self._handler(type, read)
@@ -465,7 +415,10 @@ class Planner:
             await self._forward(request, request.data)
         else:
             error = Error(code="unavailable", message="This planner does not know whether it still leads: ask again")
-            await _Asked(self, request, None).answer(error)
+            await self._asked(request, None).answer(error)
+
+    def _asked(self, request: Request, owner: str | None) -> Asked:
+        return Asked(request, owner, self.most_bytes, self.forward)
 
     # Handing over
 

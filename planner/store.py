@@ -39,6 +39,7 @@ HEARTBEAT: Final = "heartbeat"
 TOLD: Final = "told"
 """The revision up to which every change's event is on the stream of facts."""
 DRAINS: Final = "drains"
+HEALTH: Final = "health"
 LEASE_PREFIX: Final = "lease."
 ANSWER_PREFIX: Final = "answer."
 

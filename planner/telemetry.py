@@ -28,6 +28,7 @@ from nats.js import JetStreamContext, api
 
 from ..schemas import bus, codec
 from ..schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
+from .device import Fault
 from .fleet import Event, Fleet, apply
 
 log = logging.getLogger("corral.planner.telemetry")
@@ -41,8 +42,22 @@ _TYPES: Final[tuple[tuple[str, type[Struct]], ...]] = (
 _NEWEST_ONLY: Final = (SampleBatch, ProcessBatch)
 _SLICE: Final = 4
 """Messages that are decoded before others get their turn."""
+_SETTLED_SECONDS: Final = 5.0
+"""What was on the stream so long ago has been folded in."""
 _OVERLAP_SECONDS: Final = 10.0
 """Events are read again from so long before the connection was lost."""
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """The faults of devices and hosts as kept in the bucket, since events reach back for weeks.
+
+    Attributes:
+        sequence: events up to this one on the stream of facts are in it.
+        faults: as in `Fleet.faults`.
+    """
+
+    sequence: int
+    faults: dict[str, Fault]
 
 
 class Telemetry:
@@ -67,11 +82,19 @@ class Telemetry:
         self._subscriptions: list[Subscription] = []
         self._reading = False
         self._events_until = 0.0
+        self._events_after = 0
         self.ignored = 0
         self.changed = asyncio.Event()
 
-    async def start(self) -> None:
-        """Subscribe, then read what is known; after it the fleet is ready for decisions."""
+    async def start(self, health: Health | None = None) -> None:
+        """Subscribe, then read what is known; after it the fleet is ready for decisions.
+
+        Args:
+            health: as it was kept; only later events are read then.
+        """
+        if health is not None:
+            self._fleet.faults.update(health.faults)
+            self._events_after = health.sequence
         for prefix, kind in _TYPES:
 
             async def on_message(message: Msg, kind: type[Struct] = kind) -> None:
@@ -101,6 +124,10 @@ class Telemetry:
                 config = api.ConsumerConfig(
                     deliver_policy=api.DeliverPolicy.BY_START_TIME, opt_start_time=datetime.fromtimestamp(since, UTC)
                 )
+            elif self._events_after:
+                config = api.ConsumerConfig(
+                    deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=self._events_after + 1
+                )
             else:
                 config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.ALL)
             await self._read(bus.FACTS_STREAM, f"{bus.EVENTS}.*", DeviceEvent, config)
@@ -111,6 +138,12 @@ class Telemetry:
         finally:
             self._reading = False
             self._arrived.set()
+
+    async def health(self) -> Health:
+        """What events have said so far, and how far that goes: some seconds behind, so that nothing is on its way."""
+        state = (await self._js.stream_info(bus.FACTS_STREAM)).state
+        await asyncio.sleep(_SETTLED_SECONDS)
+        return Health(sequence=state.last_seq, faults=dict(self._fleet.faults))
 
     async def run(self) -> None:
         """Fold in what arrives, for ever. Facts come before samples, since they say what there is."""

@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.planner import leases
+from corral.planner.device import Fault
 from corral.planner.leader import TAKEOVER_SECONDS
 from corral.planner.store import TOLD, Deposed, Outcome, Store, lease_key
+from corral.planner.telemetry import Health
 from corral.schemas import bus, codec
 from corral.schemas.requests import Grant, WorkRequest
+from corral.schemas.telemetry import DeviceEvent, Severity
 from nats.aio.client import Client
 from rig_planner import FakeHosts, PlannerProcess, ask, lease_events, persist, until_ready
 
@@ -227,3 +230,30 @@ async def test_writes_of_an_old_term_never_land(nc: Client) -> None:
     assert len(stored) == len(landed) + 1
     assert await store.claim(b'{"planner":"a"}', term) is None
     await store.close()
+
+
+async def test_faults_outlive_their_events(server: EmbeddedServer, nc: Client, planners: list[PlannerProcess]) -> None:
+    """Health is kept in the bucket, so that a start reads only the events after it."""
+    hosts = FakeHosts(nc, hosts=1, devices=3)
+    kept, cleared, before = hosts.devices["node0"]
+
+    async def event(device: str, severity: Severity) -> None:
+        body = DeviceEvent(
+            host="node0", agent="a", sequence=1, time_ns=time.time_ns(), kind="xid", severity=severity, device=device
+        )
+        await nc.jetstream().publish(bus.events_subject("node0"), codec.encode(body))
+
+    await event(before, Severity.RESET)
+    info = await nc.jetstream().stream_info(bus.FACTS_STREAM)
+    fault = Fault(Severity.HARDWARE, "fell off the bus", 1)
+    health = Health(sequence=info.state.last_seq, faults={f"device:{kept}": fault, f"device:{cleared}": fault})
+    await nc.jetstream().publish("$KV.corral_planner.health", codec.encode(health))
+    await event(cleared, Severity.CLEARED)
+    await hosts.start()
+    planners[0].start()
+    await until_ready(nc, 2)
+    status = {entry["uuid"]: entry for entry in (await ask(nc, "devices"))["devices"]}
+    assert status[kept]["why_not"] == ["unhealthy"]
+    assert status[kept]["health"] == "fell off the bus"
+    assert [status[uuid].get("why_not") for uuid in (cleared, before)] == [None, None]
+    await hosts.stop()

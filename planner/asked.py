@@ -1,0 +1,104 @@
+"""A question as it came over the bus, and how its answer goes back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+from nats.errors import Error as NatsError
+from nats.micro.request import Request
+
+from ..schemas import codec
+from ..schemas.requests import Error
+
+log = logging.getLogger("corral.planner")
+
+MOST_ASKED_BYTES: Final = 2**20
+"""Larger questions are refused, whatever the bus lets through."""
+HEADROOM_BYTES: Final = 16 * 1024
+"""Of a message beside the lease that it carries."""
+_STATUS: Final = {
+    "invalid": "400",
+    "undecodable": "400",
+    "refused": "403",
+    "not_owner": "403",
+    "not_found": "404",
+    "conflict": "409",
+    "ended": "410",
+    "too_large": "413",
+    "unavailable": "503",
+}
+
+Forward = Callable[[Request, bytes], None]
+
+
+class Asked:
+    """One message, and how to answer it.
+
+    Args:
+        request: as it came.
+        owner: that the subject names; None if it names none.
+        most_bytes: of a record; an answer may have a little more.
+        forward: sends the message to another planner, with a body.
+
+    Attributes:
+        content_type: of the question, and so of the answer.
+        warnings: fields that were ignored.
+    """
+
+    __slots__ = ("_forward", "_most_bytes", "_request", "content_type", "owner", "warnings")
+
+    def __init__(self, request: Request, owner: str | None, most_bytes: int, forward: Forward) -> None:
+        self._request = request
+        self._most_bytes = most_bytes
+        self._forward = forward
+        self.owner = owner
+        self.content_type = codec.JSON
+        self.warnings: list[str] = []
+
+    def decode(self, type: type[Any]) -> Any:
+        """The body, checked; what the subject says of the owner goes before it."""
+        request = self._request
+        self.content_type = codec.content_type(request.headers)
+        data = request.data or codec.encode({}, self.content_type)
+        if len(data) > MOST_ASKED_BYTES:
+            message = f"The message has {len(data)} bytes, {MOST_ASKED_BYTES} are the most: give items as a count"
+            raise codec.DecodeError(message, "too_large")
+        if self.owner is None:
+            message, self.warnings = codec.decode_request(data, type, self.content_type)
+            return message
+        tree = codec.decode(data, dict[str, Any], self.content_type)
+        named = tree.setdefault("owner", self.owner)
+        if named != self.owner:
+            raise codec.DecodeError(
+                f"The subject says that {self.owner!r} asks, the body says {named!r}", "refused", "$.owner"
+            )
+        message, self.warnings = codec.decode_request(codec.encode(tree, self.content_type), type, self.content_type)
+        return message
+
+    async def answer(self, reply: Struct) -> None:
+        """Answer in the format of the question."""
+        if self.warnings and "warnings" in reply.__struct_fields__:
+            reply = msgspec.structs.replace(reply, warnings=self.warnings)
+        data = codec.encode(reply, self.content_type)
+        headers = {codec.CONTENT_TYPE_HEADER: codec.MSGPACK} if self.content_type == codec.MSGPACK else None
+        if len(data) > self._most_bytes + HEADROOM_BYTES // 2:
+            message = f"The answer takes {len(data)} bytes, more than a message may: ask for less, with a filter"
+            reply = Error(code="too_large", message=message)
+            data = codec.encode(reply, self.content_type)
+        try:
+            if isinstance(reply, Error):
+                await self._request.respond_error(
+                    _STATUS.get(reply.code, "500"), reply.message[:256], data=data, headers=headers
+                )
+            else:
+                await self._request.respond(data, headers)
+        except (NatsError, ValueError) as error:  # no reply subject, or the bus is away: the answer is remembered
+            log.debug("an answer was not sent: %s", error)
+
+    def forward(self, body: Struct) -> None:
+        """Ask whoever leads now."""
+        self._forward(self._request, codec.encode(body, self.content_type))
