@@ -44,7 +44,7 @@ class ProcessFacts(Struct, frozen=True, kw_only=True):
 
 
 class ProcessTable:
-    """Reads processes; remembers them for as long as they live, since nothing of this changes.
+    """Reads processes, each time anew: a launcher may set a lease and execute the program under the same id.
 
     Args:
         with_commands: read arguments too. They often hold secrets.
@@ -54,35 +54,21 @@ class ProcessTable:
     def __init__(self, *, with_commands: bool = False, root: Path = Path("/proc")) -> None:
         self._with_commands = with_commands
         self._root = root
-        self._known: dict[int, tuple[int, ProcessFacts]] = {}
 
     def facts(self, pid: int) -> ProcessFacts:
         """Of a process by its id; empty fields where it can't be seen."""
-        started = self._started_ticks(pid)
+        started = self._stat(pid, 19)
         if started is None:
-            self._known.pop(pid, None)
             return ProcessFacts()
-        known = self._known.get(pid)
-        # A process id is used again; its start is not. The lease is read again until one is found:
-        # a launcher may set it and then execute the program under the same id.
-        if known is not None and known[0] == started and known[1].lease:
-            return known[1]
         folder = self._root / str(pid)
-        facts = ProcessFacts(
+        return ProcessFacts(
             name=self._name(folder),
             user=_user(folder),
             container=container(_text(folder / "cgroup")),
             lease=self._lease(pid),
-            started_ns=self._boot_ns() + started * (10**9 // _CLOCK_TICKS),
+            started_ns=_boot_ns(self._root) + started * (10**9 // _CLOCK_TICKS),
             command=self._command(folder) if self._with_commands else "",
         )
-        self._known[pid] = (started, facts)
-        return facts
-
-    def forget_all_but(self, pids: set[int]) -> None:
-        """Drop what is known of processes that are no longer asked for."""
-        for pid in self._known.keys() - pids:
-            del self._known[pid]
 
     def _name(self, folder: Path) -> str:
         try:
@@ -104,16 +90,10 @@ class ProcessTable:
             pid = parent
         return ""
 
-    def _started_ticks(self, pid: int) -> int | None:
-        return self._stat(pid, 19)
-
     def _stat(self, pid: int, at: int) -> int | None:
         """A number of `/proc/PID/stat` counted from the state, which follows the name in brackets."""
         fields = _text(self._root / str(pid) / "stat").rpartition(")")[2].split()
         return int(fields[at]) if len(fields) > at else None
-
-    def _boot_ns(self) -> int:
-        return _boot_ns(self._root)
 
 
 @functools.cache

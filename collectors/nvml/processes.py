@@ -49,7 +49,6 @@ class ProcessReader:
             NvmlFailure: the driver is gone.
         """
         found: list[ProcessSample] = []
-        pids: set[int] = set()
         for device in devices:
             if device.info.mig_enabled:
                 continue
@@ -59,9 +58,7 @@ class ProcessReader:
                 if failure.code in DRIVER_GONE:
                     raise
                 continue
-            pids |= uses.keys()
             found += [self._sample(device.info.uuid, pid, use) for pid, use in uses.items()]
-        self._table.forget_all_but(pids)
         return found
 
     def _uses(self, device: Found) -> dict[int, _Use]:
