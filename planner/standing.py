@@ -1,0 +1,158 @@
+"""Where a host stands: why it and its devices take no work, its state, and its place in the index."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from .device import Device
+from .host import Host
+from .state import BLOCKS, DRAINED, HOST_LOST, MIG_PARENT, STALE, UNHEALTHY, UNLIMITED
+
+if TYPE_CHECKING:
+    from .fleet import Fleet
+
+HOST_WITHOUT_DEVICES_STALE_SECONDS: Final = 180.0
+"""Three inventories missed: a host without devices sends nothing else."""
+WARNING_SECONDS: Final = 3600.0
+"""A health warning weighs on the rank for so long."""
+
+
+def look(fleet: Fleet, host: Host) -> None:
+    """Look at a host at its time: most often all its devices are fresh, and only the time moves."""
+    host.timer = math.inf
+    again = min((device.seen_at for device in host.devices), default=-math.inf) + fleet.stale_after
+    if again > fleet.now and not host.stale and not any(device.warned for device in host.devices):
+        host.timer = math.nextafter(again, math.inf)
+        fleet.at_timer(host.timer, host.name)
+        return
+    block(fleet, host)
+    refresh(fleet, host)
+
+
+def renew(fleet: Fleet, name: str) -> None:
+    """Look at a host anew, now."""
+    host = fleet.hosts[name]
+    block(fleet, host)
+    refresh(fleet, host)
+
+
+def refresh(fleet: Fleet, host: Host) -> None:
+    """Bring a host's place in the index up to date with what is known of it."""
+    states = [device.see(fleet.device_state) for device in host.devices]
+    if host.topology is None:
+        order = sorted(host.devices, key=_device_order)
+        states = [device.state for device in order]
+    else:
+        order = host.devices
+    host.order = order
+    state = fleet.host_state(
+        host.topology,
+        host.cpus_total - host.cpus_held if host.cpus_total < UNLIMITED else UNLIMITED,
+        host.memory_total - host.memory_held if host.memory_total < UNLIMITED else UNLIMITED,
+        host.blocked,
+        tuple(states),
+    )
+    if host.group is None or host.group.state is not state:
+        host.group = fleet.index.move(host.name, host.group, state)
+
+
+def _device_order(device: Device) -> Any:
+    return device.state.order, device.index
+
+
+def block(fleet: Fleet, host: Host) -> None:
+    """Work out why the host and its devices take no work, and when to look again."""
+    now, limit = fleet.now, fleet.stale_after
+    mask = 0
+    if host.lost:
+        mask |= HOST_LOST
+    fault = fleet.faults.get(f"host:{host.name}")
+    if fault is not None and fault.fatal:
+        mask |= UNHEALTHY
+    if _host_drain(fleet, host):
+        mask |= DRAINED
+    again = math.inf
+    newest = -math.inf
+    for device in host.devices:
+        blocked = mask
+        if now - device.seen_at > limit:
+            blocked |= STALE
+        else:
+            again = min(again, device.seen_at + limit)
+        newest = max(newest, device.seen_at)
+        own = fleet.faults.get(f"device:{device.uuid}")
+        device.fault = own
+        if own is not None and own.fatal:
+            blocked |= UNHEALTHY
+        device.warned = own is not None and now < own.warned_at + WARNING_SECONDS
+        if device.warned and own is not None:
+            again = min(again, own.warned_at + WARNING_SECONDS)
+        if f"device:{device.uuid}" in fleet.drains:
+            blocked |= DRAINED
+        if device.parent:
+            blocked |= MIG_PARENT
+        device.blocked = blocked
+    if host.devices:
+        host.stale = now - newest > limit
+    else:
+        limit = max(limit, HOST_WITHOUT_DEVICES_STALE_SECONDS)
+        host.stale = now - host.heard_at > limit
+        if not host.stale:
+            again = host.heard_at + limit
+    host.blocked = mask | STALE if host.stale and not math.isinf(limit) else mask
+    if again < host.timer:
+        # Just after the limit, so that the comparison above holds by then.
+        host.timer = math.nextafter(again, math.inf)
+        fleet.at_timer(host.timer, host.name)
+
+
+def _host_drain(fleet: Fleet, host: Host) -> str | None:
+    if not fleet.drains:
+        return None
+    found = fleet.drains.get(f"host:{host.name}")
+    if found is not None:
+        return found
+    for key, value in host.labels.items():
+        found = fleet.drains.get(f"label:{key}={value}")
+        if found is not None:
+            return found
+    return None
+
+
+def drain_reason(fleet: Fleet, host: Host, device: Device | None = None) -> str:
+    """Why an operator keeps work off it; empty if none does."""
+    own = fleet.drains.get(f"device:{device.uuid}") if device is not None else None
+    return own if own is not None else _host_drain(fleet, host) or ""
+
+
+def why_blocked(mask: int) -> list[str]:
+    """The reasons in a mask, the one that counts first."""
+    return [name for bit, name in BLOCKS.items() if mask & bit]
+
+
+def count_idle(fleet: Fleet, host: Host) -> None:
+    """Count the host's state as it would be without leases, foreign processes, faults and drains."""
+    states = [
+        fleet.device_state((d.model, 1000, d.memory_total - d.reserved, 0, False, 0, 0, False, False, False))
+        if not d.parent
+        else fleet.device_state((d.model, 0, 0, MIG_PARENT, False, 0, 0, False, False, False))
+        for d in host.devices
+    ]
+    if host.topology is None:
+        states.sort(key=lambda state: state.order)
+    uncount_idle(fleet, host)
+    host.idle = fleet.host_state(host.topology, host.cpus_total, host.memory_total, 0, tuple(states))
+    fleet.idle[host.idle] = fleet.idle.get(host.idle, 0) + 1
+
+
+def uncount_idle(fleet: Fleet, host: Host) -> None:
+    """Take back what `count_idle` counted for the host."""
+    fleet.idle_version += 1
+    if host.idle is not None:
+        left = fleet.idle[host.idle] - 1
+        if left:
+            fleet.idle[host.idle] = left
+        else:
+            del fleet.idle[host.idle]
+        host.idle = None
