@@ -7,8 +7,10 @@ that of the whole process once it is warm, and nobody else's.
   pacing, packing and publishing. The limit beside it is the same source read on the same grid by a bare loop.
 - `fleet`: the simulated fleet at 1 Hz, physics included. Beside it the peer: the same values as one JSON object a
   device, published in the same way, which is what most exporters of device telemetry send.
+- `outage`: messages are put on disk while the bus is away, found by the next run, and sent when it is back. Beside the
+  last is nats-py's own pipelined publication of the same messages, from memory.
 
-    python bench/collectors.py [--seconds 10] [--hosts 2000] [--devices 8] [--only agent fleet]
+    python bench/collectors.py [--seconds 10] [--hosts 2000] [--devices 8] [--only agent fleet outage]
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ from corral.collectors.source import Emit, EndOfData, Tick
 from corral.schemas import bus, codec, columns
 from corral.schemas.telemetry import AgentReport, Inventory, ProcessSample, SampleBatch
 
+PARTS = ("agent", "fleet", "outage")
 WARM_SECONDS = 2.5
 """Connecting, and all that a run does once, is over by then."""
 Result = dict[str, Any]
@@ -199,7 +203,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--hosts", type=int, default=2000)
     parser.add_argument("--devices", type=int, default=8)
-    parser.add_argument("--only", nargs="*", choices=("agent", "fleet"), default=["agent", "fleet"])
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     load = os.getloadavg()[0]
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, load before {load:.1f}")
@@ -211,6 +215,8 @@ def main() -> None:
                 agent(options, server.url, folder)
             if "fleet" in options.only:
                 fleet(options, server.url, folder)
+            if "outage" in options.only:
+                outage(server.url, folder)
         finally:
             server.stop()
 
@@ -234,13 +240,66 @@ def fleet(options: argparse.Namespace, url: str, folder: str) -> None:
     print(f"\n{hosts} hosts × {devices} devices at 1 Hz in one process, {options.seconds:.0f} s: CPU of one core")
     ours = apart(run_agent, url, f"{folder}/fleet", 1.0, options.seconds, hosts, devices, False)
     print(
-        f"Corral: {ours['cpu']:.1%}, of which reading {ours['read_ms'] / 10:.1f}%   late {ours['late']}, "
+        f"Corral: {ours['cpu']:.1%}, a tick read in {ours['read_ms']:.0f} ms   late {ours['late']}, "
         f"dropped {ours['dropped']}, {ours['messages']} messages, {ours['rss_mib']:.0f} MiB resident",
         flush=True,
     )
     for label, encode in (("json module", None), ("msgspec", msgspec.json.encode)):
         peer = apart(run_objects, url, hosts, devices, 2, encode)
         print(f"an object a device, {label}: {peer['cpu']:.1%} to encode and publish alone", flush=True)
+
+
+OUTAGE_MESSAGES = 20_000
+OUTAGE_BYTES = 2_700
+"""A tick of a host with 8 devices."""
+
+
+def run_outage(url: str, folder: str) -> Result:
+    payload = os.urandom(OUTAGE_BYTES)
+
+    async def work() -> Result:
+        nc = await bus.connect(url)
+        await bus.ensure_layout(nc.jetstream())
+        state = Path(folder) / "outage"
+        outbox = Outbox(2**30, state)
+        outbox.spill()
+        marks = [time.perf_counter()]
+        for number in range(OUTAGE_MESSAGES):
+            outbox.put(bus.samples_subject(f"h{number % 50}"), f"run-{number + 1}", payload, 8)
+        marks.append(time.perf_counter())
+        outbox.close()
+        outbox = Outbox(2**30, state)
+        marks.append(time.perf_counter())
+        publisher = Publisher(outbox, url, name="outage")
+        task = asyncio.create_task(publisher.run())
+        await publisher.drained()
+        marks.append(time.perf_counter())
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        js = nc.jetstream()
+        marks.append(time.perf_counter())
+        acks = [
+            await js.publish_async(bus.samples_subject("peer"), payload, headers={"Nats-Msg-Id": f"peer-{number}"})
+            for number in range(OUTAGE_MESSAGES)
+        ]
+        await asyncio.gather(*acks)
+        marks.append(time.perf_counter())
+        await nc.close()
+        spilt, found, sent, _, peer = (after - before for before, after in pairwise(marks))
+        return {"spilt": spilt, "found": found, "sent": sent, "peer": peer}
+
+    return uvloop.run(work())
+
+
+def outage(url: str, folder: str) -> None:
+    print(f"\n{OUTAGE_MESSAGES} messages of {OUTAGE_BYTES} bytes over an outage, messages a second")
+    result = apart(run_outage, url, folder)
+    rates = {name: OUTAGE_MESSAGES / seconds for name, seconds in result.items()}
+    print(
+        f"put on disk {rates['spilt']:.0f}, found by the next run {rates['found']:.0f}, "
+        f"sent from disk in order {rates['sent']:.0f}   nats-py publish_async from memory {rates['peer']:.0f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

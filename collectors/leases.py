@@ -18,6 +18,7 @@ from ..schemas.requests import Lease, LeaseEvent, LeaseState
 
 log = logging.getLogger("corral.collector")
 
+TELL_SECONDS: Final = 0.05
 EXPIRY_CHECK_SECONDS: Final = 2.0
 EXPIRY_GRACE_SECONDS: Final = 10.0
 """A lease whose end was not announced so long after its time (the planner is down) counts as ended."""
@@ -34,6 +35,7 @@ class LeaseFeed:
         self._changed = changed
         self._active: dict[str, Lease] = {}
         self._newest: dict[str, datetime] = {}
+        self._telling: asyncio.TimerHandle | None = None
 
     async def follow(self, nc: Client) -> None:
         """Read what the stream still has, then listen, until cancelled."""
@@ -49,6 +51,8 @@ class LeaseFeed:
                 await asyncio.sleep(EXPIRY_CHECK_SECONDS)
                 self._expire()
         finally:
+            if self._telling is not None:
+                self._tell()
             if not nc.is_closed:
                 await subscription.unsubscribe()
 
@@ -72,6 +76,17 @@ class LeaseFeed:
                     left -= 1
         finally:
             await consumer.unsubscribe()
+        self._tell()
+
+    def _tell_soon(self) -> None:
+        """A busy planner announces many at once: they are told together."""
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(TELL_SECONDS, self._tell)
+
+    def _tell(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
         self._changed(list(self._active.values()))
 
     async def _on_message(self, message: Msg) -> None:
@@ -95,14 +110,14 @@ class LeaseFeed:
         else:
             self._active.pop(lease.lease_id, None)
         if tell and before != self._active.get(lease.lease_id):
-            self._changed(list(self._active.values()))
+            self._tell_soon()
 
     def _expire(self) -> None:
         over = [lease_id for lease_id, lease in self._active.items() if _is_over(lease)]
         for lease_id in over:
             del self._active[lease_id]
         if over:
-            self._changed(list(self._active.values()))
+            self._tell()
         if len(self._newest) > 10 * len(self._active) + 10_000:
             self._newest = {key: time for key, time in self._newest.items() if key in self._active}
 
