@@ -253,7 +253,7 @@ class Client:
             query_id: names the query for `cancel`; one is made up by default.
 
         Raises:
-            QueryFailed, InvalidRequest, Refused: what the database or its guard said.
+            QueryFailed: what the database or its guard said.
             TimedOut: it took too long.
         """
         if format is None:

@@ -85,7 +85,7 @@ class Refused(ServiceError, PermissionError):
 
 
 class QueryFailed(ServiceError):
-    """The database could not answer the statement; the message is the database's."""
+    """The statement is wrong (`code` is `invalid`), not allowed (`refused`), too large, or was cancelled."""
 
 
 class LeaseLost(CorralError):
@@ -110,7 +110,6 @@ _BY_CODE: Final[dict[str, type[ServiceError]]] = {
     "not_owner": NotOwner,
     "conflict": Conflict,
     "refused": Refused,
-    "query": QueryFailed,
 }
 
 
@@ -118,6 +117,6 @@ def error_of(error: Error) -> CorralError:
     """The exception for an error reply."""
     if error.code == "timeout":
         return TimedOut(error.message)
-    if error.code == "unavailable":
+    if error.code in ("unavailable", "busy"):
         return NoService(error.message)
     return _BY_CODE.get(error.code, ServiceError)(error.message, error.code, error.field)

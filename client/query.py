@@ -11,7 +11,7 @@ import nats.errors
 
 from ..schemas import bus, codec, requests
 from ..schemas.query import END_HEADER, PART_HEADER, CancelRequest, QueryEnd, QueryRequest
-from .errors import NoService, TimedOut, Unavailable, error_of
+from .errors import CorralError, NoService, QueryFailed, TimedOut, Unavailable, error_of
 from .result import QueryResult
 
 
@@ -24,7 +24,8 @@ async def collect(nc: nats.aio.client.Client, request: QueryRequest, *, margin_s
         margin_seconds: added to the query's own timeout, for the way and for the queue.
 
     Raises:
-        NoService: no processor listens.
+        NoService: no processor listens, or it can take no more.
+        QueryFailed: the statement is wrong, not allowed, or too large.
         TimedOut: it, or the next part of it, did not come in time.
         Unavailable: a part was lost on the way.
     """
@@ -73,7 +74,8 @@ async def parts(
                 )
             if END_HEADER not in headers and message.data.startswith(b'{"type":"error"'):
                 done = True
-                raise error_of(codec.decode(message.data, requests.Error, codec.JSON))
+                refusal = codec.decode(message.data, requests.Error, codec.JSON)
+                raise _failure(refusal.code, refusal.message, refusal.field)
             if (part := headers.get(PART_HEADER)) is not None and int(part) != count:
                 raise Unavailable(f"part {count} of the result was lost on the way: ask again")
             count += 1
@@ -81,7 +83,7 @@ async def parts(
                 done = True
                 end = codec.decode(headers[END_HEADER].encode(), QueryEnd, codec.JSON)
                 if end.error:
-                    raise error_of(requests.Error(code=end.code or "query", message=end.error))
+                    raise _failure(end.code, end.error)
                 yield message.data, end
                 return
             yield message.data, None
@@ -92,6 +94,13 @@ async def parts(
             await asyncio.shield(_cancel(nc, request.query_id))
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()
+
+
+def _failure(code: str, message: str, field: str = "") -> CorralError:
+    """Whatever is wrong with a statement is one error to its asker; only who is not there or too slow is another."""
+    if code in ("timeout", "unavailable", "busy"):
+        return error_of(requests.Error(code=code, message=message))
+    return QueryFailed(message, code, field)
 
 
 async def _cancel(nc: nats.aio.client.Client, query_id: str) -> None:

@@ -1,0 +1,228 @@
+"""The Python client against a real cluster: what it grants, raises, keeps and gives back."""
+
+import asyncio
+import itertools
+import os
+import threading
+import time
+
+import pytest
+from corral.cli.server import EmbeddedServer
+from corral.client import (
+    Client,
+    Conflict,
+    HeldLease,
+    InvalidRequest,
+    LeaseLost,
+    NoService,
+    NotFound,
+    NotOwner,
+    QueryFailed,
+    Rejected,
+    SyncClient,
+    Unavailable,
+    connect,
+    lease,
+)
+from corral.schemas.requests import LeaseState, RejectionCode, WorkItem
+from local_cluster import LocalCluster
+
+
+@pytest.fixture
+def client(cluster: LocalCluster):
+    with SyncClient(cluster.url, owner="pythonist") as made:
+        yield made
+
+
+async def states(client: Client, lease_id: str) -> list[LeaseState]:
+    return [one.state for one in await client.leases(lease_id=lease_id, states=tuple(LeaseState))]
+
+
+# Held for a block
+
+
+async def test_a_lease_is_renewed_while_it_is_held_and_released_after(cluster: LocalCluster) -> None:
+    async with connect(cluster.url, owner="pythonist") as client:
+        async with client.lease(gpus=2, memory="8GiB", ttl=1, name="block") as held:
+            assert len(held.devices) == 2
+            assert set(held.environment["CUDA_VISIBLE_DEVICES"].split(",")) == set(held.devices)
+            await asyncio.sleep(1.6)
+            assert await states(client, held.lease_id) == [LeaseState.ACTIVE]
+            held.check()
+        assert await states(client, held.lease_id) == [LeaseState.RELEASED]
+
+
+async def test_a_block_whose_lease_is_taken_is_left_with_the_reason(cluster: LocalCluster) -> None:
+    async with connect(cluster.url) as client:
+
+        async def evicted() -> None:
+            async with client.lease() as held:
+                await client.evict(held.lease_id, reason="maintenance")
+                await asyncio.sleep(30)
+
+        with pytest.raises(LeaseLost, match="maintenance"):
+            await evicted()
+        # What is cancelled from outside stays cancelled, and its lease is given back.
+        entered = asyncio.Future[HeldLease]()
+
+        async def work() -> None:
+            async with client.lease() as held:
+                entered.set_result(held)
+                await asyncio.sleep(30)
+
+        task = asyncio.create_task(work())
+        held = await entered
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await states(client, held.lease_id) == [LeaseState.RELEASED]
+
+
+async def test_whoever_wants_to_be_called_is_called_and_goes_on(cluster: LocalCluster) -> None:
+    async with connect(cluster.url) as client:
+        told = asyncio.Future[LeaseLost]()
+        async with client.lease(on_lost=told.set_result) as held:
+            await client.release(held.lease_id)
+            lost = await asyncio.wait_for(told, 10)
+        assert lost.lease_id == held.lease_id
+        assert held.lost is lost
+
+
+async def test_a_coroutine_function_can_be_decorated(cluster: LocalCluster) -> None:
+    async with connect(cluster.url) as client:
+
+        @client.lease(gpus=1, set_environment=True)
+        async def train(epochs: int, lease: HeldLease) -> tuple[int, str, str]:
+            return epochs, lease.lease_id, os.environ["CORRAL_LEASE"]
+
+        first, second = await train(3), await train(epochs=4)
+        assert [first[0], second[0]] == [3, 4]
+        assert first[1] != second[1]
+        assert first[1] == first[2]
+        assert "CORRAL_LEASE" not in os.environ
+        assert await states(client, first[1]) == [LeaseState.RELEASED]
+
+
+def test_the_same_without_asyncio(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORRAL_NATS_URL", cluster.url)
+    with SyncClient(cluster.url) as client:
+        with lease(gpus=1, ttl=1, set_environment=True, name="sync") as held:
+            assert os.environ["CORRAL_LEASE"] == held.lease_id
+            time.sleep(1.4)
+            assert [one.lease_id for one in client.leases(lease_id=held.lease_id)] == [held.lease_id]
+        assert "CORRAL_LEASE" not in os.environ
+        assert client.leases(lease_id=held.lease_id) == []
+
+        def evicted() -> None:
+            with client.lease() as held:
+                client.evict(held.lease_id, reason="gone")
+                while held.lost is None:
+                    time.sleep(0.01)
+                with pytest.raises(LeaseLost):
+                    held.check()
+
+        with pytest.raises(LeaseLost, match="gone"):
+            evicted()
+
+        called = threading.Event()
+        with client.lease(on_lost=lambda _: called.set()) as held:
+            client.evict(held.lease_id, reason="gone")
+            assert called.wait(10)
+
+        # What goes wrong in the block is what comes out of it.
+        with pytest.raises(ZeroDivisionError), client.lease() as held:
+            _ = 1 / 0
+        assert client.leases(lease_id=held.lease_id) == []
+
+        @lease(gpus=1)
+        def work(lease: HeldLease) -> list[str]:
+            return lease.devices
+
+        assert work()[0].startswith("GPU-")
+
+
+# Refusals
+
+
+def test_each_refusal_is_an_exception_of_its_own(client: SyncClient) -> None:
+    with pytest.raises(Rejected) as rejected:
+        client.request(gpus=100)
+    assert rejected.value.code is RejectionCode.IMPOSSIBLE
+    assert not rejected.value.could_ever_fit
+    assert sum(reason.devices for reason in rejected.value.reasons) == 8
+    for fields, field in (({"gpus": -1}, "$.gpus"), ({"gpus": 2, "gpu_memory": "1GiB"}, ""), ({"memory": "x"}, "")):
+        with pytest.raises(InvalidRequest) as invalid:
+            client.request(**fields)
+        assert invalid.value.field == field
+    with pytest.raises(InvalidRequest, match="share"):
+        client.request(gpus=2, share=0.5)  # the planner's own rule
+    with pytest.raises(NotFound):
+        client.renew("nothing")
+    held = client.request(request_id="once").lease
+    assert client.request(request_id="once").lease == held
+    with pytest.raises(Conflict):
+        client.request(request_id="once", gpus=2)
+    with pytest.raises(NotOwner):
+        client.release(held.lease_id, owner="somebody-else")
+    client.release(held.lease_id)
+
+
+def test_nobody_there_is_told_from_nobody_listening(server: EmbeddedServer) -> None:
+    with pytest.raises(Unavailable, match="corral up"):
+        SyncClient("nats://127.0.0.1:9", wait=0.2)
+    with SyncClient(server.url, patience=0.2) as client:
+        for call in (client.fleet, lambda: client.query("SELECT 1"), lambda: client.request(wait="10s")):
+            with pytest.raises(NoService):
+                call()
+
+
+# Work items, queue, history, live
+
+
+def test_work_items_come_back_with_their_devices(client: SyncClient) -> None:
+    items = [WorkItem(id=f"layer-{number}", cost=number + 1.0) for number in range(6)]
+    held = client.request(gpus=2, items=items, method="balanced").lease
+    assert sorted(str(item) for grant in held.grants for item in grant.items) == [item.id for item in items]
+    client.release(held.lease_id)
+
+
+async def test_a_request_waits_until_something_comes_free(cluster: LocalCluster) -> None:
+    async with connect(cluster.url, owner="pythonist") as client:
+        host = (await client.devices())[0].host
+        blocker = await client.request(gpus=4, hosts=host)
+        seen = asyncio.Queue[int]()
+        waiting = asyncio.create_task(
+            client.request(gpus=4, hosts=host, wait="30s", on_wait=lambda entry: seen.put_nowait(entry.position))
+        )
+        assert await seen.get() == 1
+        await client.release(blocker.lease.lease_id)
+        granted = await asyncio.wait_for(waiting, 10)
+        await client.release(granted.lease.lease_id)
+
+
+def test_a_query_comes_in_the_form_that_is_wanted(client: SyncClient) -> None:
+    sql = "SELECT i, 'row ' || i AS text, NULL AS nothing FROM range(3) r(i) ORDER BY i"
+    for format in ("json", "arrow"):
+        result = client.query(sql, format=format)
+        assert result.columns == ["i", "text", "nothing"]
+        assert result.rows == [(0, "row 0", None), (1, "row 1", None), (2, "row 2", None)]
+        assert result.arrow().column("i").to_pylist() == [0, 1, 2]
+        assert result.dicts()[1] == {"i": 1, "text": "row 1", "nothing": None}
+        assert "<td>row 2</td>" in result._repr_html_()
+    assert client.query("SELECT 42").scalar() == 42
+    assert client.query("FROM range(10)", limit=4).truncated
+    # Larger than any message of the bus.
+    large = client.query("SELECT i, repeat('x', 100) AS text FROM range(100000) r(i)", limit=100_000)
+    assert [row[0] for row in large.rows] == list(range(100_000))
+    with pytest.raises(QueryFailed, match="Could not convert"):
+        client.query("SELECT 'x'::INTEGER")
+    with pytest.raises(QueryFailed, match="nowhere"):
+        client.query("FROM nowhere")
+
+
+def test_samples_can_be_watched(client: SyncClient) -> None:
+    device = client.devices()[0]
+    samples = list(itertools.islice(client.watch(devices=[device.uuid]), 2))
+    assert {sample.device for sample in samples} == {device.uuid}
+    assert samples[0].time_ns < samples[1].time_ns
+    assert samples[0].memory_total_bytes == device.memory_total_bytes
