@@ -256,9 +256,9 @@ class Device:
             Whether the device's state changes, and whether its size has.
         """
         time_ns = tick.times_ns[at]
-        if time_ns <= self.time_ns:
+        if time_ns == self.time_ns:
             return False, False
-        seconds = (time_ns - self.time_ns) * 1e-9
+        seconds = max(0.0, (time_ns - self.time_ns) * 1e-9)
         first = self.time_ns < 0
         self.time_ns = time_ns
         seen = time_ns * 1e-9 + lag
@@ -281,7 +281,9 @@ class Device:
                 self.memory_used = used
                 dirty = self._foreign()
         if tick.utilization is not None:
-            self.utilization = value = tick.utilization[at]
+            value = tick.utilization[at]
+            # No comparison holds for what is not a number, so it is left out here.
+            self.utilization = value = value if value is not None and 0 <= value <= 100 else None
             if value is not None:
                 weight = 1.0 if first else seconds / (seconds + LOAD_SECONDS)
                 self.load_percent = load = self.load_percent + (value - self.load_percent) * weight
@@ -290,7 +292,8 @@ class Device:
                     self._load_low, self._load_high = _bounds(level, 0.0, LOAD_STEP_PERCENT, LOAD_LEVELS)
                     dirty = True
         if tick.temperature is not None:
-            self.temperature = value = tick.temperature[at]
+            value = tick.temperature[at]
+            self.temperature = value = value if value is not None and -100 <= value <= 300 else None
             if value is not None and not self._heat_low <= value < self._heat_high:
                 steps = math.floor((value - HEAT_BASE_CELSIUS) / HEAT_STEP_CELSIUS) + 1
                 self.heat = level = max(0, min(steps, HEAT_LEVELS))
@@ -299,7 +302,8 @@ class Device:
                 )
                 dirty = True
         if tick.power is not None:
-            self.power = tick.power[at]
+            value = tick.power[at]
+            self.power = value if value is not None and value >= 0 else None
         if tick.throttle is not None:
             reasons = tick.throttle[at]
             throttled = reasons is not None and reasons & THROTTLE_BITS != 0

@@ -83,6 +83,8 @@ class Fleet:
         """How many hosts would be in which state, idle and healthy."""
         self.idle_version = 0
         self.now = -math.inf
+        self.at = -math.inf
+        """When the bus stored the event that is being folded in."""
         self.stale_after = stale_after
         self.shape_version = 0
         self.cache: Kept[object, Any] = Kept(CACHE_MOST)
@@ -196,6 +198,7 @@ def apply(fleet: Fleet, event: Event, at: float | None = None) -> Fleet:
     """
     if at is not None:
         advance(fleet, at)
+    fleet.at = fleet.now if at is None else at
     fold = FOLDS.get(type(event))
     if fold is None:
         raise TypeError(f"the fleet knows no event of type {type(event).__name__}")

@@ -19,6 +19,7 @@ from .topology import levels_of
 if TYPE_CHECKING:
     from .fleet import Fleet
 
+CLOCK_STEP_NS: Final = 1_000_000_000
 PROCESSES_KNOWN_SECONDS: Final = 60.0
 """What was said of processes holds for so long."""
 
@@ -80,11 +81,12 @@ def _remove_device(fleet: Fleet, device: Device) -> None:
 
 def _samples(fleet: Fleet, event: SampleBatch) -> None:
     host = fleet.hosts.get(event.host)
-    if host is None:
+    if host is None or fleet.at < host.sampled_at:
         return
     tick = last_tick(event)
     if tick is None:
         return
+    host.sampled_at = fleet.at
     if host.batch_devices != event.devices:
         host.batch_devices = list(event.devices)
         mine = {device.uuid: device for device in host.devices}
@@ -92,8 +94,12 @@ def _samples(fleet: Fleet, event: SampleBatch) -> None:
     if event.agent != host.agent:
         host.agent, host.lag = event.agent, math.inf
         host.processes_ns = -1
+    newest = max(tick.times_ns)
+    if newest < host.newest_ns - CLOCK_STEP_NS:
+        host.lag = math.inf  # its clock was set back: what was learned of it no longer holds
+    host.newest_ns = newest
     now = fleet.now
-    gap = now - max(tick.times_ns) * 1e-9
+    gap = now - newest * 1e-9
     # A host's clock may differ from the bus's: what counts is how much later than at its fastest a message came. The
     # slow rise lets a clock that was set back be believed again after a while.
     host.lag = gap if gap < host.lag else host.lag + (gap - host.lag) * 0.02

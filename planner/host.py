@@ -32,9 +32,11 @@ class Host:
         "memory_held",
         "memory_total",
         "name",
+        "newest_ns",
         "order",
         "processes_at",
         "processes_ns",
+        "sampled_at",
         "stale",
         "timer",
         "topology",
@@ -63,6 +65,10 @@ class Host:
         self.processes_ns = -1
         self.lag = math.inf
         """The least that a message of this agent came later than its samples were read: clocks differ, buffers lag."""
+        self.sampled_at = -math.inf
+        """When the bus stored the last samples: what it stored earlier is old."""
+        self.newest_ns = -1
+        """The last time of reading, by the host's clock."""
         self.timer = math.inf
         self.batch_devices: list[str] | None = None
         self.batch_order: list[Device | None] = []

@@ -172,6 +172,33 @@ def test_a_clock_that_is_wrong_does_not_make_a_host_stale_but_an_old_backlog_doe
     assert placed(ask(fleet, now=NOW + 85))
 
 
+def test_a_clock_that_is_set_back_is_believed_and_an_old_message_is_not() -> None:
+    fleet = fold.Fleet()
+    fold.apply(fleet, inventory("h0", [H100]), NOW)
+    fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW + 3600, used=[GIB]), NOW)  # an hour ahead
+    fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW + 1, used=[2 * GIB]), NOW + 1)  # set right
+    assert fleet.devices["GPU-h0-0"].memory_used == 2 * GIB
+    assert placed(ask(fleet, now=NOW + 10.5))
+    fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW + 9, used=[3 * GIB]), NOW + 9)
+    fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW + 5, used=[4 * GIB]), NOW + 5)  # read again from the stream
+    assert fleet.devices["GPU-h0-0"].memory_used == 3 * GIB
+
+
+def test_what_is_no_number_changes_nothing() -> None:
+    fleet = fleet_of(inventory("h0", [H100]), live=True)
+    state = fleet.hosts["h0"].state
+    for n, strange in enumerate((math.nan, math.inf, -math.inf, 1e30), start=1):
+        batch = samples("h0", ["GPU-h0-0"], NOW + n, used=[0], utilization=[strange], temperature=[strange])
+        fold.apply(fleet, batch, NOW + n)
+        assert fleet.hosts["h0"].state is state
+    short = msgspec.structs.replace(samples("h0", ["GPU-h0-0"], NOW + 9, used=[5 * GIB]), times_ns=b"123")
+    fold.apply(fleet, short, NOW + 9)
+    cut = samples("h0", ["GPU-h0-0"], NOW + 9, used=[5 * GIB])
+    fold.apply(fleet, msgspec.structs.replace(cut, columns={"memory_used_bytes": b"1234"}), NOW + 9)
+    status = view.devices(fleet, NOW + 9)[0]
+    assert (status.memory_used_bytes, status.utilization_percent, status.sample_age_seconds) == (0, None, 0.0)
+
+
 def test_strangers_memory_counts_and_a_leases_own_does_not() -> None:
     fleet = fleet_of(inventory("h0", [H100]), live=True)
     device = fleet.devices["GPU-h0-0"]
