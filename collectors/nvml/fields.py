@@ -30,24 +30,29 @@ class FieldBatch:
 
     Attributes:
         keys: what it reads, in order.
-        items: a structure each, with `nvmlReturn` and `valueType` of the last reading.
+        entries: of each, its structure with `nvmlReturn` and `valueType` of the last reading, and a view of its value
+            in each type.
+        types: how many value types are known.
         function: takes `args` and returns NVML's code for the batch as a whole.
         args: prepared once.
     """
 
-    __slots__ = ("_views", "args", "function", "items", "keys")
+    __slots__ = ("args", "entries", "function", "keys", "types")
 
     def __init__(self, library: Library, handle: Any, keys: Sequence[Key]) -> None:
         structure = library.structure("c_nvmlFieldValue_t")
         array: Any = (structure * len(keys))()
         self.keys = list(keys)
-        self.items: list[Any] = [array[at] for at in range(len(keys))]
-        for item, (field, scope) in zip(self.items, keys, strict=True):
+        items: list[Any] = [array[at] for at in range(len(keys))]
+        for item, (field, scope) in zip(items, keys, strict=True):
             item.fieldId = field
             item.scopeId = scope
         offset = structure.value.offset  # pyright: ignore[reportAttributeAccessIssue]  # a field of the structure
         size = ctypes.sizeof(structure)
-        self._views = [[kind.from_buffer(array, at * size + offset) for kind in _TYPES] for at in range(len(keys))]
+        self.entries = [
+            (item, [kind.from_buffer(array, at * size + offset) for kind in _TYPES]) for at, item in enumerate(items)
+        ]
+        self.types = len(_TYPES)
         self.function = library.function("nvmlDeviceGetFieldValues") or _missing
         self.args = (ctypes.c_void_p.from_param(address(handle)), ctypes.c_int(len(keys)), ctypes.byref(array))
 
@@ -57,16 +62,16 @@ class FieldBatch:
 
     def code(self, at: int) -> int:
         """NVML's code for one field of the last reading."""
-        return int(self.items[at].nvmlReturn)
+        return int(self.entries[at][0].nvmlReturn)
 
     def value(self, at: int) -> float | int | None:
         """One field of the last reading; None in a type that is not known."""
-        kind = self.items[at].valueType
-        return self._views[at][kind].value if kind < len(_TYPES) else None
+        item, views = self.entries[at]
+        return views[item.valueType].value if item.valueType < self.types else None
 
     def wide(self, at: int) -> bool:
         """Whether a field came in 64 bits."""
-        return self.items[at].valueType in WIDE
+        return self.entries[at][0].valueType in WIDE
 
 
 def _missing(*_args: Any) -> int:

@@ -285,17 +285,30 @@ class DevicePlan:
                     values[to[0]] = None
             self._check(code, "nvmlDeviceGetFieldValues")
             return int(code in LATER)
-        for at, targets in enumerate(group.field_targets):
-            code = batch.code(at)
-            raw = batch.value(at) if code == SUCCESS else None
+        types = batch.types
+        for entry, targets in zip(batch.entries, group.field_targets, strict=True):
+            item, views = entry
+            code = item.nvmlReturn
             if code != SUCCESS:
-                self._check(code, f"nvmlDeviceGetFieldValues/{batch.keys[at][0]}")
+                self._check(code, f"nvmlDeviceGetFieldValues/{item.fieldId}")
+                for to in targets:
+                    values[to[0]] = None
+                continue
+            kind = item.valueType
+            raw = views[kind].value if kind < types else None
             for to in targets:
-                values[to[0]] = _fit(raw, to)
-            if at in group.rate_targets:
-                rate = self._rate(group, at, raw, now)
-                for to in group.rate_targets[at]:
-                    values[to[0]] = _fit(rate, to)
+                index, scale, whole, low, high = to
+                if raw is None:
+                    values[index] = None
+                    continue
+                value = raw if scale is None else raw * scale
+                if whole and value.__class__ is float:
+                    value = round(value)
+                values[index] = value if low <= value <= high else None
+        for at, targets in group.rate_targets.items():
+            rate = self._rate(group, at, batch.value(at) if batch.code(at) == SUCCESS else None, now)
+            for to in targets:
+                values[to[0]] = _fit(rate, to)
         return 1
 
     def _rate(self, group: Group, at: int, raw: float | None, now: float) -> float | None:
