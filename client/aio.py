@@ -21,6 +21,7 @@ from ..schemas.query import CancelRequest, ProcessorStatus, QueryRequest, Result
 from . import streams
 from .errors import CorralError, NoService, Rejected, TimedOut, Unavailable, error_of
 from .lease import LeaseContext, Lost
+from .paging import all_devices
 from .query import collect
 from .request import RequestFields, default_owner, work_request
 from .result import QueryResult
@@ -171,7 +172,11 @@ class Client:
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
     ) -> list[requests.DeviceStatus]:
         """Devices as the planner sees them now, by host and index; each argument is a list of globs."""
-        return (await self._plan(PlanSubject.DEVICES, _filter(hosts, models, devices), requests.Devices)).devices
+
+        async def ask(wanted: requests.DeviceFilter) -> requests.Devices:
+            return await self._plan(PlanSubject.DEVICES, wanted, requests.Devices)
+
+        return await all_devices(ask, _filter(hosts, models, devices))
 
     async def fleet(
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()

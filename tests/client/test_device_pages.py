@@ -1,0 +1,47 @@
+"""A fleet that does not fit into one message is listed whole, each device once, whatever its hosts are called."""
+
+from fnmatch import fnmatchcase
+
+import pytest
+from corral.client import InvalidRequest
+from corral.client.paging import all_devices
+from corral.schemas.requests import DeviceFilter, Devices, DeviceStatus
+from hypothesis import given
+from hypothesis import strategies as st
+
+HOSTS = st.sets(st.text("019ab-_", min_size=1, max_size=5), min_size=1, max_size=40)
+
+
+def planner(hosts: set[str], most: int):
+    """Answers as the planner does: by globs, and not more than a message holds."""
+    fleet = [
+        DeviceStatus(uuid=f"GPU-{host}-{index}", host=host, index=index) for host in sorted(hosts) for index in (0, 1)
+    ]
+
+    async def ask(wanted: DeviceFilter) -> Devices:
+        found = [one for one in fleet if not wanted.hosts or any(fnmatchcase(one.host, glob) for glob in wanted.hosts)]
+        if len(found) > most:
+            raise InvalidRequest("the answer is too large", "too_large")
+        return Devices(devices=found)
+
+    return fleet, ask
+
+
+@given(HOSTS, st.sampled_from([[], ["*1*"], ["a*", "*-*"]]))
+async def test_no_device_is_missed_or_listed_twice(hosts: set[str], globs: list[str]) -> None:
+    fleet, ask = planner(hosts, most=10)
+    expected = [one for one in fleet if not globs or any(fnmatchcase(one.host, glob) for glob in globs)]
+    try:
+        found = await all_devices(ask, DeviceFilter(hosts=globs))
+    except InvalidRequest:
+        # Names of letters alone can't be told apart by digits: that is said, not guessed.
+        assert len(expected) > 10
+        return
+    assert found == expected
+
+
+async def test_ten_thousand_devices_are_listed() -> None:
+    fleet, ask = planner({f"node-{number:04}" for number in range(5000)}, most=2000)
+    assert await all_devices(ask, DeviceFilter()) == fleet
+    with pytest.raises(InvalidRequest):
+        await all_devices(planner({"one"}, most=1)[1], DeviceFilter())
