@@ -39,7 +39,8 @@ from ..schemas.requests import (
 )
 from . import leases
 from .decide import Decision, InvalidRequest, Placed, Policies, decide, environment
-from .fleet import Fleet, apply, hold
+from .fleet import Fleet, apply
+from .holding import hold
 from .leases import LeaseRecord, Refused
 from .ledger import Ledger, clock
 from .queue import MOST_WAITING, Waiting, WaitingQueue, competes
@@ -221,6 +222,7 @@ class Desk:
             environment=environment(self.fleet, placed.grants, lease_id),
             unassigned=placed.unassigned,
             policy=placed.policy,
+            distribution=placed.distribution,
         )
 
         async def settled(outcome: Lease | Error | Deposed | None) -> None:

@@ -24,6 +24,7 @@ from msgspec.structs import replace
 
 from ..schemas.requests import (
     Assignment,
+    Distributed,
     Error,
     Grant,
     Lease,
@@ -129,6 +130,7 @@ def grant(
     environment: dict[str, dict[str, str]],
     unassigned: list[UnassignedItem] | None = None,
     policy: str = "",
+    distribution: Distributed | None = None,
 ) -> LeaseRecord:
     """A new lease for a request that was decided."""
     lease = Lease(
@@ -145,6 +147,7 @@ def grant(
         environment=environment,
         unassigned=unassigned or [],
         policy=policy,
+        distribution=distribution,
     )
     return LeaseRecord(
         lease=lease,

@@ -18,7 +18,8 @@ from ..schemas import codec
 from ..schemas.requests import Error, Lease, LeaseState
 from . import leases
 from .announce import Announcer
-from .fleet import Fleet, free
+from .fleet import Fleet
+from .holding import free
 from .leases import LeaseRecord, LeaseTable, Refused
 from .store import Deposed, Outcome, Store, WriteFailed, lease_key
 

@@ -45,7 +45,10 @@ from .announce import Announcer
 from .asked import HEADROOM_BYTES, Asked
 from .decide import InvalidRequest, Policies, explain
 from .desk import Answer, Desk
-from .fleet import Fleet, Host, HostLost, HostSeen, apply, free, hold
+from .events import HostLost, HostSeen
+from .fleet import Fleet, apply
+from .holding import free, hold
+from .hosts import Host
 from .leader import TAKEOVER_SECONDS, Candidate
 from .leases import LeaseRecord, LeaseTable
 from .ledger import Ledger, clock
