@@ -48,7 +48,7 @@ from .desk import Answer, Desk
 from .events import HostLost, HostSeen
 from .fleet import Fleet, apply
 from .holding import free, hold
-from .hosts import Host
+from .host import Host
 from .leader import TAKEOVER_SECONDS, Candidate
 from .leases import LeaseRecord, LeaseTable
 from .ledger import Ledger, clock
