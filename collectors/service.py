@@ -156,12 +156,13 @@ async def collect(
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         publisher.wake()
-        while not publishing.done() and len(outbox) and drain_seconds > 0:
+        # Where it is stopped without a bus there is nothing to wait for: what is left waits on disk.
+        waits = drain_seconds > 0 and (ended or publisher.connected or not spill)
+        while waits and not publishing.done() and len(outbox):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(drain_seconds):
                     await publisher.drained()
-            if not (ended and publisher.connected):
-                break
+            waits = ended and publisher.connected
         publishing.cancel()
         await asyncio.gather(publishing, return_exceptions=True)
         left = len(outbox)
