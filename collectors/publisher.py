@@ -11,6 +11,7 @@ last message on the same subject says by its id how far it got.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -190,13 +191,14 @@ class _Session:
         self._nc = nc
         self._js: JetStreamContext = nc.jetstream()
         self._inbox = nc.new_inbox()
-        self._oldest_sent = 0.0
         self._refused: _AckError | None = None
         self._room = asyncio.Event()
         self._stored: dict[str, tuple[str, int]] = {}
         self._number = 0
-        self._tokens: dict[str, str] = {}
         self._loop = asyncio.get_running_loop()
+        # What is in flight over this connection: message id and time of sending, oldest first.
+        self._sent: dict[str, tuple[str, float]] = {}
+        self._last_ack = self._loop.time()
 
     async def run(self) -> None:
         subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack, pending_msgs_limit=-1)
@@ -234,9 +236,10 @@ class _Session:
     async def _send(self, entry: Entry) -> None:
         self._number += 1
         token = str(self._number)
-        self._tokens[token] = entry.message_id
+        now = self._loop.time()
+        self._sent[token] = entry.message_id, now
         if entry.sent_at is None:
-            entry.sent_at = self._loop.time()
+            entry.sent_at = now
         try:
             await self._nc.publish(
                 entry.subject, entry.payload, f"{self._inbox}.{token}", {_MESSAGE_ID: entry.message_id}
@@ -248,7 +251,7 @@ class _Session:
                 entry.subject,
                 self._nc.max_payload,
             )
-            del self._tokens[token]
+            del self._sent[token]
             self._outbox.drop(entry.message_id)
             self._gone()
 
@@ -258,9 +261,11 @@ class _Session:
             self._publisher.idle.set()
 
     async def _on_ack(self, message: Msg) -> None:
-        message_id = self._tokens.pop(message.subject[len(self._inbox) + 1 :], None)
-        if message_id is None:
+        sent = self._sent.pop(message.subject[len(self._inbox) + 1 :], None)
+        if sent is None:
             return
+        message_id = sent[0]
+        self._last_ack = self._loop.time()
         if not message.data:  # no stream takes the subject: the server answers 503 in the headers alone
             self._refused = self._refused or _AckError(503, 0, "no stream stores the subject")
         else:
@@ -289,26 +294,26 @@ class _Session:
         if self._refused.code == 503 and self._refused.err_code == 0:
             await bus.ensure_layout(self._js)
         self._outbox.spill()
-        self._tokens.clear()
+        self._sent.clear()
         await asyncio.sleep(random.uniform(0, min(BACKOFF_SECONDS * 2**failures, BACKOFF_MAX_SECONDS)))
         self._outbox.unspill()
         self._refused = None
 
     async def _wait_for(self, event: asyncio.Event) -> None:
-        """Wait, but no longer than an acknowledgement may take.
+        """Wait, but no longer than the bus may keep silent.
 
         Raises:
-            TimeoutError: the bus has not acknowledged anything for too long; the connection is of no use.
+            TimeoutError: messages are in flight and none was acknowledged for too long.
         """
-        while not event.is_set():
-            before = (self._publisher.published_messages, self._outbox.in_flight)
-            try:
-                async with asyncio.timeout(ACK_WAIT_SECONDS):
+        while True:
+            oldest = next((at for _, at in self._sent.values()), None)
+            if oldest is not None and self._loop.time() - max(oldest, self._last_ack) > ACK_WAIT_SECONDS:
+                raise TimeoutError(f"no acknowledgement within {ACK_WAIT_SECONDS:.0f} s")
+            if event.is_set():
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ACK_WAIT_SECONDS / 2):
                     await event.wait()
-            except TimeoutError:
-                now = (self._publisher.published_messages, self._outbox.in_flight)
-                if self._outbox.in_flight and now == before:
-                    raise TimeoutError(f"no acknowledgement within {ACK_WAIT_SECONDS:.0f} s") from None
 
     def _is_doubtful(self, entry: Entry) -> bool:
         sent = entry.sent_at

@@ -364,8 +364,9 @@ class DeafProxy:
         self._server.close()
 
 
+@pytest.mark.parametrize("silent", [False, True], ids=["cut", "silent"])
 async def test_what_was_stored_unheard_longer_ago_than_the_stream_remembers_is_not_stored_twice(
-    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, silent: bool
 ) -> None:
     nc = await connected(server)
     js = nc.jetstream()
@@ -396,9 +397,17 @@ async def test_what_was_stored_unheard_longer_ago_than_the_stream_remembers_is_n
         await asyncio.sleep(0.02)
     assert outbox.in_flight == 10
     await asyncio.sleep(0.5)
-    proxy.cut()
-    proxy.deaf = False
-    put(21, 30)
+    if silent:
+        # The connection stands, and nobody answers: that is noticed although there is always something to send.
+        monkeypatch.setattr(publisher_module, "ACK_WAIT_SECONDS", 0.3)
+        for number in range(21, 31):
+            put(number, number)
+            await asyncio.sleep(0.05)
+        proxy.deaf = False
+    else:
+        proxy.cut()
+        proxy.deaf = False
+        put(21, 30)
     async with asyncio.timeout(10):
         await sending.drained()
     task.cancel()
