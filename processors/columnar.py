@@ -103,24 +103,25 @@ class Decoder:
 
     Args:
         series: numbers of devices.
-        is_new: whether a message of an agent's run has not come before; see `arrivals.py`.
     """
 
-    def __init__(self, series: Series, is_new: Callable[[str, int], bool]) -> None:
+    def __init__(self, series: Series) -> None:
         self._series = series
-        self._is_new = is_new
-        self._devices: dict[tuple[str, bytes], tuple[bytes, int]] = {}
+        self._devices: dict[tuple[str, str, bytes], tuple[bytes, int]] = {}
         self.duplicates = 0
 
-    def decode(self, messages: Sequence[Incoming], now_ns: int) -> tuple[ArrowTable | None, list[Refusal]]:
+    def decode(
+        self, messages: Sequence[Incoming], is_new: Callable[[str, int], bool], now_ns: int
+    ) -> tuple[ArrowTable | None, list[Incoming], list[Refusal]]:
         """Turn messages into a table with the columns of `SCHEMA`.
 
         Args:
             messages: of the subject of samples, in the order of the stream.
+            is_new: whether a message of an agent's run has not come before; see `arrivals.py`.
             now_ns: the processor's time, which samples may be ahead of by `FUTURE_SECONDS`.
 
         Returns:
-            The table (None without any sample), and what is not in it.
+            The table (None without any sample), the messages that are in it, and what is refused.
         """
         refused: list[Refusal] = []
         groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[_Item]] = {}
@@ -131,29 +132,30 @@ class Decoder:
                 refused.append(Refusal(message, error.code, str(error)))
                 continue
             samples = item.samples
-            if not self._is_new(samples.agent, samples.sequence):
+            if not is_new(samples.agent, samples.sequence):
                 self.duplicates += 1
                 continue
             groups.setdefault((tuple(samples.columns), tuple(samples.nulls)), []).append(item)
         tables: list[ArrowTable] = []
+        accepted: list[Incoming] = []
         for (columns, nulls), group in groups.items():
             while group:
                 try:
                     tables.append(_table(group, columns, nulls, now_ns))
+                    accepted += [item.message for item in group]
                     break
                 except _BadMessagesError as bad:
                     positions = set(bad.positions)
                     refused.extend(Refusal(group[at].message, bad.code, bad.reason(at)) for at in sorted(positions))
                     group = [item for at, item in enumerate(group) if at not in positions]
-        return (pa.concat_tables(tables) if tables else None), refused
+        return (pa.concat_tables(tables) if tables else None), accepted, refused
 
     def _open(self, message: Incoming) -> _Item:
         samples = codec.decode(message.payload, _Samples)
         if samples.version != SCHEMA_VERSION:
-            raise codec.DecodeError(
-                f"Version {samples.version} of the schema is not known, only {SCHEMA_VERSION}", "invalid", "$.version"
-            )
-        key = (samples.host, bytes(samples.devices))
+            text = f"Version {samples.version} of the schema is not known, only {SCHEMA_VERSION} - at `$.version`"
+            raise codec.DecodeError(text, "invalid", "$.version")
+        key = (message.subject, samples.host, bytes(samples.devices))
         found = self._devices.get(key)
         if found is None:
             found = self._numbers(message, samples)

@@ -96,6 +96,7 @@ class Facts(Struct):
     """What a run of messages holds.
 
     Attributes:
+        accepted: the messages that are in it.
         rows: by table, in the order of its columns.
         inventories: in order.
         leases: in order.
@@ -103,6 +104,7 @@ class Facts(Struct):
         duplicates: messages that had come before.
     """
 
+    accepted: list[Incoming] = field(default_factory=list)
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     inventories: list[Inventory] = field(default_factory=list)
     leases: list[LeaseEvent] = field(default_factory=list)
@@ -125,7 +127,9 @@ def decode(messages: Sequence[Incoming], is_new: Callable[[str, int], bool], now
     facts = Facts()
     for message in messages:
         try:
-            if not _one(message, facts, is_new, now_ns):
+            if _one(message, facts, is_new, now_ns):
+                facts.accepted.append(message)
+            else:
                 facts.duplicates += 1
         except codec.DecodeError as error:
             facts.refused.append(Refusal(message, error.code, str(error)))
@@ -145,6 +149,7 @@ def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], no
         _check(inventory.host.name, token, inventory.time_ns, now_ns)
         if any(device.host != token for device in inventory.devices):
             raise codec.DecodeError("A device names another host - at `$.devices[...].host`", "invalid", "$.devices")
+        _check_inventory(inventory)
         facts.inventories.append(inventory)
         return True
     if kind == "processes":
@@ -157,9 +162,7 @@ def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], no
                 p.device,
                 _fits(p.pid, "$.processes[...].pid"),
                 p.kind,
-                p.memory_used_bytes
-                if p.memory_used_bytes is None
-                else _fits(p.memory_used_bytes, "$.processes[...].memory_used_bytes"),
+                _maybe(p.memory_used_bytes, "$.processes[...].memory_used_bytes"),
                 p.sm_utilization_percent,
                 p.memory_utilization_percent,
                 p.encoder_utilization_percent,
@@ -235,9 +238,31 @@ def _check(host: str, token: str, time_ns: int, now_ns: int) -> None:
         )
 
 
-def _fits(number: int, path: str) -> int:
+def _check_inventory(inventory: Inventory) -> None:
+    """Numbers that their columns hold, and matrices of the right size."""
+    count = len(inventory.devices)
+    _fits(inventory.host.cpus, "$.host.cpus", 31)
+    _fits(inventory.host.memory_bytes, "$.host.memory_bytes")
+    for device in inventory.devices:
+        for name in ("index", "sm_count", "sm_clock_max_megahertz"):
+            _fits(getattr(device, name), f"$.devices[...].{name}", 31)
+        for name in ("memory_bytes", "memory_bandwidth_bytes_per_second"):
+            _fits(getattr(device, name), f"$.devices[...].{name}")
+        for core in device.cpu_affinity:
+            _fits(core, "$.devices[...].cpu_affinity[...]", 31)
+        if device.numa_node is not None and not -(2**31) <= device.numa_node < 2**31:
+            raise codec.DecodeError(f"{device.numa_node} is no NUMA node - at `$.devices[...].numa_node`", "invalid")
+    for name, matrix in (("links", inventory.links), ("nvlink_counts", inventory.nvlink_counts)):
+        if matrix and (len(matrix) != count or any(len(row) != count for row in matrix)):
+            raise codec.DecodeError(f"Expected {count} rows of {count} - at `$.{name}`", "invalid", f"$.{name}")
+    for row in inventory.nvlink_counts:
+        for links in row:
+            _fits(links, "$.nvlink_counts[...][...]", 31)
+
+
+def _fits(number: int, path: str, bits: int = 63) -> int:
     """MessagePack has integers that are larger than a BIGINT, and nothing here is ever negative."""
-    if not 0 <= number < 2**63:
+    if not 0 <= number < 2**bits:
         raise codec.DecodeError(f"{number} is no possible value - at `{path}`", "out_of_range", path)
     return number
 

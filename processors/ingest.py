@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 from nats.aio.client import Client
 
 from ..schemas import bus
@@ -22,7 +24,7 @@ from .arrivals import Arrivals
 from .columnar import Decoder, Incoming, Refusal
 from .deadletters import DeadLetters
 from .reader import Reader
-from .storage.errors import StorageError, StoragePaused
+from .storage.errors import StorageError, StoragePaused, Unstorable
 from .storage.interface import Batch, Storage
 
 log = logging.getLogger("corral.ingest")
@@ -45,7 +47,7 @@ class Consumer(Struct, frozen=True):
 
 
 CONSUMERS: Final = (
-    Consumer(bus.TELEMETRY_STREAM, "telemetry", 32 * 2**20, 0.3),
+    Consumer(bus.TELEMETRY_STREAM, "telemetry", 64 * 2**20, 0.3),
     Consumer(bus.FACTS_STREAM, "facts", 4 * 2**20, 0.2),
 )
 """One for each stream; there are no others."""
@@ -61,8 +63,8 @@ class Counts(Struct):
         samples: device samples stored.
         duplicates: messages that came again and changed nothing.
         batches: transactions.
-        decode_seconds: spent decoding.
-        write_seconds: spent in transactions.
+        decode_seconds: CPU time spent decoding.
+        write_seconds: CPU time spent in transactions, DuckDB's own threads left out.
     """
 
     messages: int = 0
@@ -74,9 +76,17 @@ class Counts(Struct):
 
 
 class _Decoded(NamedTuple):
+    """A batch, the messages that its rows come from, those that it has none of, and where to acknowledge it."""
+
     batch: Batch
+    accepted: list[Incoming]
     refused: list[Refusal]
     reply: str
+
+
+def _always(_agent: str, _sequence: int) -> bool:
+    """All messages are new."""
+    return True
 
 
 class Ingest:
@@ -104,7 +114,7 @@ class Ingest:
             buffer_bytes=2 * consumer.batch_bytes,
         )
         self._arrivals = Arrivals()
-        self._decoder = Decoder(storage.series, self._arrivals.is_new)
+        self._decoder = Decoder(storage.series)
         self._threads = ThreadPoolExecutor(2, f"ingest-{consumer.suffix}")
         self.counts = Counts()
         self.paused = ""
@@ -122,7 +132,7 @@ class Ingest:
         after = await loop.run_in_executor(self._threads, self._storage.resume, stream, created)
         stored = await loop.run_in_executor(self._threads, self._storage.arrivals, stream)
         self._arrivals = Arrivals(stored)
-        self._decoder = Decoder(self._storage.series, self._arrivals.is_new)
+        self._decoder = Decoder(self._storage.series)
         await self._reader.start(after)
         log.info("%s: reading from %d", stream, after + 1)
         decoded: asyncio.Queue[_Decoded] = asyncio.Queue(1)
@@ -139,47 +149,83 @@ class Ingest:
         while True:
             taken = await self._reader.take(self.consumer.batch_bytes, self.consumer.linger_seconds)
             messages = [message for message, _ in taken]
-            batch, refused = await loop.run_in_executor(self._threads, self._decode, messages)
-            await decoded.put(_Decoded(batch, refused, taken[-1][1]))
+            batch, accepted, refused = await loop.run_in_executor(
+                self._threads, self._decode, messages, self._arrivals.is_new
+            )
+            await decoded.put(_Decoded(batch, accepted, refused, taken[-1][1]))
 
     async def _write_all(self, decoded: asyncio.Queue[_Decoded]) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            batch, refused, reply = await decoded.get()
-            if refused:
-                await self._dead_letters.publish(self.consumer.stream, refused)
-            tries = 0
-            while True:
-                try:
-                    await loop.run_in_executor(self._threads, self._commit, batch)
-                    break
-                except (StoragePaused, StorageError) as error:
-                    if str(error) != self.paused:
-                        log.error("%s: paused, and tried again until it works: %s", self.consumer.stream, error)
-                    self.paused = str(error)
-                await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
-                tries += 1
-            if self.paused:
-                log.info("%s: goes on", self.consumer.stream)
-                self.paused = ""
-            await self._reader.acknowledge(reply)
+            item = await decoded.get()
+            if item.refused:
+                await self._dead_letters.publish(self.consumer.stream, item.refused)
+            try:
+                await self._commit(item.batch)
+            except Unstorable as error:
+                log.warning("%s: looking for the message at fault: %s", self.consumer.stream, error)
+                await self._commit_parts(item.batch, item.accepted)
+                await self._commit(replace(item.batch, samples=None, tables={}, inventories=(), leases=(), messages=0))
+            await self._reader.acknowledge(item.reply)
 
-    def _commit(self, batch: Batch) -> None:
-        began = time.perf_counter()
+    async def _commit(self, batch: Batch) -> None:
+        """Commit, and try for as long as it takes."""
+        loop = asyncio.get_running_loop()
+        tries = 0
+        while True:
+            try:
+                await loop.run_in_executor(self._threads, self._store, batch)
+                break
+            except Unstorable:
+                raise
+            except (StoragePaused, StorageError) as error:
+                if str(error) != self.paused:
+                    log.error("%s: paused, and tried again until it works: %s", self.consumer.stream, error)
+                self.paused = str(error)
+            await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
+            tries += 1
+        if self.paused:
+            log.info("%s: goes on", self.consumer.stream)
+            self.paused = ""
+
+    async def _commit_parts(self, batch: Batch, messages: list[Incoming]) -> None:
+        """Store what can be stored of messages that the database refused together: halve until the culprit is alone."""
+        if not messages:
+            return
+        half = len(messages) // 2
+        for part in (messages[:half], messages[half:]) if half else (messages,):
+            loop = asyncio.get_running_loop()
+            # They have been counted as new already.
+            rows, _, _ = await loop.run_in_executor(self._threads, self._decode, part, _always)
+            try:
+                # Parts of one batch share its arrivals, and end below its sequence unless they hold its end.
+                await self._commit(replace(rows, arrivals=batch.arrivals))
+            except Unstorable as error:
+                if len(part) > 1:
+                    await self._commit_parts(batch, part)
+                    continue
+                refusal = Refusal(part[0], "unstorable", str(error))
+                await self._dead_letters.publish(self.consumer.stream, [refusal])
+                await self._commit(Batch(stream=batch.stream, sequence=part[0].sequence, refused={"unstorable": 1}))
+
+    def _store(self, batch: Batch) -> None:
+        began = time.thread_time()
         self._storage.commit(batch)
-        self.counts.write_seconds += time.perf_counter() - began
+        self.counts.write_seconds += time.thread_time() - began
         self.counts.batches += 1
         self.counts.messages += batch.messages
         self.counts.samples += batch.samples.num_rows if batch.samples is not None else 0
 
-    def _decode(self, messages: Sequence[Incoming]) -> tuple[Batch, list[Refusal]]:
-        began = time.perf_counter()
+    def _decode(
+        self, messages: Sequence[Incoming], is_new: Callable[[str, int], bool]
+    ) -> tuple[Batch, list[Incoming], list[Refusal]]:
+        began = time.thread_time()
         now_ns = time.time_ns()
         prefix = bus.SAMPLES + "."
         columnar = [message for message in messages if message.subject.startswith(prefix)]
         others = [message for message in messages if not message.subject.startswith(prefix)]
-        table, refused = self._decoder.decode(columnar, now_ns) if columnar else (None, [])
-        found = facts.decode(others, self._arrivals.is_new, now_ns) if others else facts.Facts()
+        table, accepted, refused = self._decoder.decode(columnar, is_new, now_ns)
+        found = facts.decode(others, is_new, now_ns)
+        accepted = sorted([*accepted, *found.accepted], key=attrgetter("sequence"))
         refused = [*refused, *found.refused]
         self.counts.duplicates += found.duplicates + self._decoder.duplicates
         self._decoder.duplicates = 0
@@ -197,5 +243,5 @@ class Ingest:
             refused=codes,
             messages=len(messages) - len(refused),
         )
-        self.counts.decode_seconds += time.perf_counter() - began
-        return batch, refused
+        self.counts.decode_seconds += time.thread_time() - began
+        return batch, accepted, refused

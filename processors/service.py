@@ -12,7 +12,7 @@ from ..schemas.query import ProcessorStatus
 from .deadletters import DeadLetters
 from .ingest import CONSUMERS, Ingest
 from .query import QueryService
-from .storage import Database
+from .storage import Database, Maintenance, Retention
 
 log = logging.getLogger("corral.processor")
 
@@ -25,6 +25,7 @@ async def process(
     memory_bytes: int | None = None,
     wait_seconds: float | None = None,
     query: bool = True,
+    retention: Retention | None = None,
     ready: asyncio.Event | None = None,
 ) -> None:
     """Bring what is published into a database and answer queries, until cancelled.
@@ -36,6 +37,7 @@ async def process(
         memory_bytes: that DuckDB may take.
         wait_seconds: give up after so long where no server answers at the start; None tries for ever.
         query: answer SQL over the bus.
+        retention: how long things are kept.
         ready: set once it reads and answers.
 
     Raises:
@@ -50,6 +52,8 @@ async def process(
             js = nc.jetstream()
             await bus.ensure_layout(js)
             letters = DeadLetters(js)
+            maintenance = Maintenance(storage, retention)
+            maintenance.start()
             ingests = [Ingest(nc, storage, consumer, letters) for consumer in CONSUMERS]
 
             def status() -> ProcessorStatus:
@@ -79,6 +83,7 @@ async def process(
                 finally:
                     if service is not None:
                         await service.stop()
+                    await asyncio.shield(loop.run_in_executor(None, maintenance.stop))
         finally:
             with contextlib.suppress(Exception):
                 await nc.close()

@@ -9,23 +9,28 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 from duckdb import DuckDBPyConnection
 
+from ...schemas.metrics import METRICS
 from . import facts, migrations, schema
-from .errors import StorageError, StoragePaused
+from .errors import StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, Series
+from .statements import registered, transaction
 
 log = logging.getLogger("corral.storage")
 
 CHECKPOINT_BYTES: Final = 256 * 2**20
 """Write-ahead log at which DuckDB folds it into the file: rarely enough to cost little, and under a second each."""
+
+CHUNK_ROWS: Final = 122_880
+"""One DuckDB row group."""
 
 _FULL: Final = re.compile(r"No space left|disk quota|File too large|Could not write|Cannot write|fsync failed", re.I)
 _INVALIDATED: Final = re.compile(r"database has been invalidated|FATAL Error", re.I)
@@ -69,6 +74,7 @@ class Database:
         self._writer: DuckDBPyConnection | None = None
         self._opened = False
         self.days: set[str] = set()
+        self._metrics: dict[str, set[str]] = {}
         self._watermarks: dict[str, tuple[str, int, int]] = {}
         self.series = Series()
         self._series_stored = 0
@@ -79,7 +85,7 @@ class Database:
         root = _connect(self.path, self._memory_bytes, self._threads)
         try:
             identify(root, self.path)
-            with _transaction(root):
+            with transaction(root):
                 migrations.migrate(root)
             found = root.execute("SELECT value FROM corral_meta WHERE key = 'processor'").fetchone()
             if found is None:
@@ -107,12 +113,13 @@ class Database:
         rows = cursor.execute("SELECT stream, created, sequence, batch FROM store.watermarks").fetchall()
         self._watermarks = {stream: (created, sequence, batch) for stream, created, sequence, batch in rows}
         self.days = set(migrations.stored_days(cursor))
-        self.refresh_view(cursor)
+        self._metrics = {}
+        self.refresh_view(cursor, self.days)
 
-    def refresh_view(self, cursor: DuckDBPyConnection) -> None:
-        """Make the view `samples` span the days and archive files that there are."""
+    def refresh_view(self, cursor: DuckDBPyConnection, days: Iterable[str]) -> None:
+        """Make the view `samples` span these days, and the archive files that there are."""
         rows = cursor.execute("SELECT path FROM store.archive_files ORDER BY path").fetchall()
-        cursor.execute(schema.samples_view(self.days, [self.archive / path for (path,) in rows]))
+        cursor.execute(schema.samples_view(days, [self.archive / path for (path,) in rows]))
 
     def resume(self, stream: str, created: str) -> int:
         """Sequence of the last message of a stream that is stored; 0 before the first, and where it was made anew."""
@@ -152,23 +159,24 @@ class Database:
         with self.writing:
             if self._writer is None:
                 self._reopen()
-            created, sequence, number = self._watermarks.get(batch.stream, ("", 0, 0))
+            created, sequence, _ = self._watermarks.get(batch.stream, ("", 0, 0))
             if batch.sequence <= sequence:
                 return
-            number += 1
-            days = set(self.days)
+            # Counted over all streams, so that rollups know by one number how far they are.
+            number = 1 + max((number for _, _, number in self._watermarks.values()), default=0)
+            days, metrics = set(self.days), dict(self._metrics)
             series = len(self.series.names)
             try:
                 cursor = self._cursor_for_writing()
-                with _transaction(cursor):
+                with transaction(cursor):
                     self._write(cursor, batch, created, number)
             except duckdb.Error as error:
-                self.days = days
+                self.days, self._metrics = days, metrics
                 if _INVALIDATED.search(str(error)):
                     self._abandon()
                 raise as_storage_error(error, self.path) from error
             except BaseException:
-                self.days = days
+                self.days, self._metrics = days, metrics
                 raise
             self._series_stored = max(self._series_stored, series)
             self._watermarks[batch.stream] = (created, batch.sequence, number)
@@ -183,7 +191,7 @@ class Database:
             self._write_series(cursor)
             self._write_samples(cursor, batch.samples, number)
         for name, table in batch.tables.items():
-            with _registered(cursor, table):
+            with registered(cursor, "incoming", table):
                 cursor.execute(f"INSERT INTO {name} SELECT * FROM incoming")
         facts.write_inventories(cursor, batch.inventories)
         facts.write_leases(cursor, batch.leases)
@@ -195,7 +203,7 @@ class Database:
                     "seen": pa.array([run.seen for run in batch.arrivals], pa.uint64()),
                 }
             )
-            with _registered(cursor, runs):
+            with registered(cursor, "incoming", runs):
                 cursor.execute("INSERT INTO store.arrivals SELECT ?, *, ? FROM incoming", [batch.stream, number])
         for code, messages in batch.refused.items():
             cursor.execute("INSERT INTO store.refused VALUES (now(), ?, ?, ?)", [batch.stream, code, messages])
@@ -217,7 +225,7 @@ class Database:
                 "device": [device for _, device in names],
             }
         )
-        with _registered(cursor, table):
+        with registered(cursor, "incoming", table):
             cursor.execute("INSERT INTO store.series SELECT * FROM incoming")
 
     def _write_samples(self, cursor: DuckDBPyConnection, samples: ArrowTable, number: int) -> None:
@@ -234,14 +242,22 @@ class Database:
 
     def _append(self, cursor: DuckDBPyConnection, day: str, samples: ArrowTable, number: int) -> None:
         table = schema.day_table(day)
+        metrics = [name for name in METRICS if samples[name].null_count < samples.num_rows]
         if day not in self.days:
-            cursor.execute(schema.create_day(table))
+            cursor.execute(schema.create_day(table, metrics))
             self.days = self.days | {day}
-            self.refresh_view(cursor)
-        with _registered(cursor, samples):
-            cursor.execute(
-                f"INSERT INTO {table} SELECT time, series, {number}::BIGINT, {schema.METRIC_NAMES} FROM incoming"
-            )
+            self._metrics[day] = set(metrics)
+            self.refresh_view(cursor, self.days)
+        have = self._metrics.get(day, set())
+        if not have.issuperset(metrics):
+            migrations.add_metrics(cursor, table, metrics)
+            self._metrics[day] = have | set(metrics)
+        names = ", ".join(("time", "series", "batch", *metrics))
+        values = ", ".join(("time", "series", f"{number}::BIGINT", *metrics))
+        # A reader, not a table: DuckDB would split a table over its threads, which then wait for each other. One
+        # thread takes half the CPU time, and leaves the other cores to decoding and to queries.
+        with registered(cursor, "incoming", samples.to_reader(max_chunksize=CHUNK_ROWS)):
+            cursor.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM incoming")
 
     def size_bytes(self) -> int:
         """Of the file and its write-ahead log."""
@@ -293,7 +309,7 @@ def identify(connection: DuckDBPyConnection, path: Path) -> None:
             raise StorageError(
                 f"{path} is not a history of Corral: it holds {shown}. Nothing in it was touched; name another file."
             )
-        with _transaction(connection):
+        with transaction(connection):
             connection.execute(schema.META_TABLE)
             for key, value in (
                 ("program", schema.PROGRAM),
@@ -350,30 +366,10 @@ def as_storage_error(error: duckdb.Error, path: Path) -> StorageError | StorageP
         return StoragePaused(f"nothing can be written to {path.parent}: {_first_line(text)}")
     if _INVALIDATED.search(text):
         return StoragePaused(_first_line(text))
+    if isinstance(error, duckdb.DataError | duckdb.IntegrityError):
+        return Unstorable(_first_line(text))
     return StorageError(f"{path}: {_first_line(text)}")
 
 
 def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0]
-
-
-@contextlib.contextmanager
-def _transaction(cursor: DuckDBPyConnection) -> Generator[None]:
-    cursor.execute("BEGIN TRANSACTION")
-    try:
-        yield
-        cursor.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(duckdb.Error):
-            cursor.execute("ROLLBACK")
-        raise
-
-
-@contextlib.contextmanager
-def _registered(cursor: DuckDBPyConnection, table: Any) -> Generator[None]:
-    cursor.register("incoming", table)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(duckdb.Error):
-            cursor.unregister("incoming")

@@ -7,5 +7,9 @@ class StorageError(RuntimeError):
     """The database can't be used as it is; the message says why and what to do."""
 
 
+class Unstorable(StorageError):
+    """The database refuses a value of the batch, and would refuse it again."""
+
+
 class StoragePaused(RuntimeError):
     """Nothing can be stored at the moment (a full disk, say); it is worth trying again."""

@@ -3,12 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from typing import Any, Final
 
+import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 from ...schemas.requests import LeaseEvent
-from ...schemas.telemetry import Inventory
+from ...schemas.telemetry import DeviceInfo, Inventory
+from .interface import ArrowTable
+from .statements import registered
+
+_TIME: Final = pa.timestamp("us", "UTC")
+_HOSTS: Final = pa.schema(
+    [
+        ("host", pa.string()),
+        ("address", pa.string()),
+        ("cpus", pa.int32()),
+        ("memory_bytes", pa.int64()),
+        ("driver", pa.string()),
+        ("labels", pa.map_(pa.string(), pa.string())),
+        ("agent", pa.string()),
+        ("source", pa.string()),
+        ("interval_seconds", pa.float64()),
+        ("devices", pa.int32()),
+        ("seen", _TIME),
+    ]
+)
+_DEVICES: Final = pa.schema(
+    [
+        ("device", pa.string()),
+        ("host", pa.string()),
+        ("index", pa.int32()),
+        ("name", pa.string()),
+        ("vendor", pa.string()),
+        ("architecture", pa.string()),
+        ("compute_capability", pa.string()),
+        ("sm_count", pa.int32()),
+        ("memory_bytes", pa.int64()),
+        ("memory_bandwidth_bytes_per_second", pa.int64()),
+        ("sm_clock_max_megahertz", pa.int32()),
+        ("power_limit_max_watts", pa.float32()),
+        ("driver", pa.string()),
+        ("pcie_address", pa.string()),
+        ("mig_enabled", pa.bool_()),
+        ("mig_parent", pa.string()),
+        ("mig_profile", pa.string()),
+        ("numa_node", pa.int32()),
+        ("cpu_affinity", pa.list_(pa.int32())),
+        ("serial", pa.string()),
+        ("seen", _TIME),
+    ]
+)
+_LINKS: Final = pa.schema(
+    [
+        ("host", pa.string()),
+        ("device", pa.string()),
+        ("other", pa.string()),
+        ("link", pa.string()),
+        ("nvlinks", pa.int32()),
+    ]
+)
 
 
 def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventory]) -> None:
@@ -18,61 +72,94 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
         known = latest.get(inventory.host.name)
         if known is None or inventory.time_ns >= known.time_ns:
             latest[inventory.host.name] = inventory
-    for name, inventory in latest.items():
-        seen = datetime.fromtimestamp(inventory.time_ns // 1000 / 1e6, UTC)
-        newer = cursor.execute("SELECT 1 FROM hosts WHERE host = ? AND last_seen > ?", [name, seen]).fetchone()
-        if newer is not None:
-            continue
-        host = inventory.host
+    if not latest:
+        return
+    times = pa.array([_seen(inventory) for inventory in latest.values()], type=_TIME)
+    with registered(cursor, "seen", pa.table({"host": list(latest), "seen": times})):
+        older = cursor.execute("SELECT host FROM hosts JOIN seen USING (host) WHERE last_seen > seen").fetchall()
+    for (name,) in older:
+        del latest[name]
+    found = list(latest.values())
+    # A device is on one host; where two inventories name it, the later one is right.
+    devices = {d.uuid: (_seen(i), d) for i in sorted(found, key=_seen) for d in i.devices}
+    with (
+        registered(cursor, "new_hosts", _hosts(found)),
+        registered(cursor, "new_devices", _devices(list(devices.values()))),
+        registered(cursor, "new_links", _links(found)),
+    ):
+        cursor.execute(f"INSERT INTO hosts SELECT *, seen FROM new_hosts ON CONFLICT DO UPDATE SET {_updates(_HOSTS)}")
         cursor.execute(
-            "INSERT INTO hosts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-            "address = excluded.address, cpus = excluded.cpus, memory_bytes = excluded.memory_bytes, "
-            "driver = excluded.driver, labels = excluded.labels, agent = excluded.agent, source = excluded.source, "
-            "interval_seconds = excluded.interval_seconds, devices = excluded.devices, last_seen = excluded.last_seen",
-            [
-                name, host.address, host.cpus, host.memory_bytes, host.driver,
-                {"key": list(host.labels), "value": list(host.labels.values())},
-                inventory.agent, inventory.source, inventory.interval_seconds, len(inventory.devices), seen, seen,
-            ],
-        )  # fmt: skip
-        cursor.execute("UPDATE devices SET present = false WHERE host = ? AND present", [name])
-        for device in inventory.devices:
-            cursor.execute(
-                "INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, true) "
-                "ON CONFLICT DO UPDATE SET host = excluded.host, index = excluded.index, name = excluded.name, "
-                "vendor = excluded.vendor, architecture = excluded.architecture, "
-                "compute_capability = excluded.compute_capability, sm_count = excluded.sm_count, "
-                "memory_bytes = excluded.memory_bytes, "
-                "memory_bandwidth_bytes_per_second = excluded.memory_bandwidth_bytes_per_second, "
-                "sm_clock_max_megahertz = excluded.sm_clock_max_megahertz, "
-                "power_limit_max_watts = excluded.power_limit_max_watts, driver = excluded.driver, "
-                "pcie_address = excluded.pcie_address, mig_enabled = excluded.mig_enabled, "
-                "mig_parent = excluded.mig_parent, mig_profile = excluded.mig_profile, "
-                "numa_node = excluded.numa_node, cpu_affinity = excluded.cpu_affinity, serial = excluded.serial, "
-                "last_seen = excluded.last_seen, present = true",
-                [
-                    device.uuid, device.host, device.index, device.name, device.vendor, device.architecture,
-                    device.compute_capability, device.sm_count, device.memory_bytes,
-                    device.memory_bandwidth_bytes_per_second, device.sm_clock_max_megahertz,
-                    device.power_limit_max_watts, device.driver, device.pcie_address, device.mig_enabled,
-                    device.mig_parent, device.mig_profile, device.numa_node, device.cpu_affinity, device.serial,
-                    seen, seen,
-                ],
-            )  # fmt: skip
-        _write_links(cursor, inventory)
+            "UPDATE devices SET present = false WHERE present AND host IN (SELECT host FROM new_hosts) "
+            "AND device NOT IN (SELECT device FROM new_devices)"
+        )
+        cursor.execute(
+            "INSERT INTO devices SELECT *, seen, true FROM new_devices "
+            f"ON CONFLICT DO UPDATE SET {_updates(_DEVICES)}, present = true"
+        )
+        # Links hardly ever change, and there are many of them.
+        cursor.execute(
+            "CREATE OR REPLACE TEMP TABLE relinked AS "
+            "WITH old AS (FROM links WHERE host IN (SELECT host FROM new_hosts)) "
+            "SELECT DISTINCT host FROM ((FROM old EXCEPT FROM new_links) UNION ALL (FROM new_links EXCEPT FROM old))"
+        )
+        cursor.execute("DELETE FROM links WHERE host IN (SELECT host FROM relinked)")
+        cursor.execute("INSERT INTO links FROM new_links WHERE host IN (SELECT host FROM relinked)")
 
 
-def _write_links(cursor: DuckDBPyConnection, inventory: Inventory) -> None:
-    name, devices = inventory.host.name, [device.uuid for device in inventory.devices]
+def _seen(inventory: Inventory) -> int:
+    return inventory.time_ns // 1000
+
+
+def _updates(shape: Any) -> str:
+    """Everything but the key and `first_seen` takes the new value."""
+    columns = [name for name in shape.names[1:] if name != "seen"]
+    return ", ".join(f"{name} = excluded.{name}" for name in [*columns, "last_seen"])
+
+
+def _hosts(inventories: Sequence[Inventory]) -> ArrowTable:
     rows = [
-        [name, devices[i], devices[j], link.value, inventory.nvlink_counts[i][j] if inventory.nvlink_counts else None]
+        (
+            i.host.name, i.host.address, i.host.cpus, i.host.memory_bytes, i.host.driver, list(i.host.labels.items()),
+            i.agent, i.source, i.interval_seconds, len(i.devices), _seen(i),
+        )
+        for i in inventories
+    ]  # fmt: skip
+    return _table(_HOSTS, rows)
+
+
+def _devices(devices: Sequence[tuple[int, DeviceInfo]]) -> ArrowTable:
+    rows = [
+        (
+            d.uuid, d.host, d.index, d.name, d.vendor, d.architecture, d.compute_capability, d.sm_count, d.memory_bytes,
+            d.memory_bandwidth_bytes_per_second, d.sm_clock_max_megahertz, d.power_limit_max_watts, d.driver,
+            d.pcie_address, d.mig_enabled, d.mig_parent, d.mig_profile, d.numa_node, d.cpu_affinity, d.serial, seen,
+        )
+        for seen, d in devices
+    ]  # fmt: skip
+    return _table(_DEVICES, rows)
+
+
+def _links(inventories: Sequence[Inventory]) -> ArrowTable:
+    rows = [
+        (
+            inventory.host.name,
+            inventory.devices[i].uuid,
+            inventory.devices[j].uuid,
+            link.value,
+            inventory.nvlink_counts[i][j] if inventory.nvlink_counts else None,
+        )
+        for inventory in inventories
         for i, row in enumerate(inventory.links)
         for j, link in enumerate(row)
         if i != j
     ]
-    cursor.execute("DELETE FROM links WHERE host = ?", [name])
-    if rows:
-        cursor.executemany("INSERT INTO links VALUES (?, ?, ?, ?, ?)", rows)
+    return _table(_LINKS, rows)
+
+
+def _table(shape: Any, rows: Sequence[tuple[Any, ...]]) -> ArrowTable:
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(shape)
+    arrays = [pa.array(column, type=field.type) for field, column in zip(shape, columns, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=shape)
 
 
 def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> None:

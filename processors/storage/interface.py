@@ -111,6 +111,7 @@ class Storage(Protocol):
 
         Raises:
             StoragePaused: it could not be stored now; the same batch may be tried again.
+            Unstorable: a value in it is refused; what else is in it may be tried without it.
             StorageError: it can't be stored at all.
         """
         ...

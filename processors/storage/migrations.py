@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from duckdb import DuckDBPyConnection
 
 from ...schemas.metrics import METRICS
-from . import schema
+from . import rollups, schema
 
 
 def migrate(cursor: DuckDBPyConnection) -> None:
@@ -14,8 +16,8 @@ def migrate(cursor: DuckDBPyConnection) -> None:
     for name, columns in schema.TABLES.items():
         cursor.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
     cursor.execute(schema.create_day(schema.NO_SERIES))
-    for day in ["none", *stored_days(cursor)]:
-        _add_metrics(cursor, schema.day_table(day))
+    add_metrics(cursor, schema.NO_SERIES, METRICS)
+    rollups.create(cursor)
     cursor.execute(
         "CREATE OR REPLACE VIEW dead_letters AS SELECT stream, code, sum(messages)::BIGINT AS messages, "
         "min(time) AS first, max(time) AS last FROM store.refused GROUP BY ALL"
@@ -32,8 +34,9 @@ def stored_days(cursor: DuckDBPyConnection) -> list[str]:
     return [str(day) for (day,) in rows]
 
 
-def _add_metrics(cursor: DuckDBPyConnection, table: str) -> None:
+def add_metrics(cursor: DuckDBPyConnection, table: str, metrics: Iterable[str]) -> None:
+    """Add the columns of metrics that a table of samples does not have yet."""
     have = {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
-    for name, metric in METRICS.items():
+    for name in metrics:
         if name not in have:
-            cursor.execute(f"ALTER TABLE {table} ADD COLUMN {name} {metric.row.unit.sql}")
+            cursor.execute(f"ALTER TABLE {table} ADD COLUMN {name} {METRICS[name].row.unit.sql}")

@@ -20,7 +20,7 @@ VERSION: Final = 1
 
 MICROSECONDS_PER_DAY: Final = 86_400_000_000
 NO_SERIES: Final = "store.samples_none"
-"""An empty table of the right shape, for a view that has no day yet."""
+"""An empty table with every metric: what a day or a file does not have is null by it."""
 
 TABLES: Final[dict[str, str]] = {
     "store.series": "series INTEGER PRIMARY KEY, host VARCHAR NOT NULL, device VARCHAR NOT NULL",
@@ -81,7 +81,6 @@ TABLES: Final[dict[str, str]] = {
 
 META_TABLE: Final = "CREATE TABLE IF NOT EXISTS corral_meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL)"
 
-METRIC_COLUMNS: Final = ", ".join(f"{name} {metric.row.unit.sql}" for name, metric in METRICS.items())
 METRIC_NAMES: Final = ", ".join(METRICS)
 
 
@@ -95,12 +94,19 @@ def day_table(day: str) -> str:
     return f"store.samples_{day}"
 
 
-def create_day(table: str) -> str:
-    """The statement that makes the table of a day."""
+def create_day(table: str, metrics: Iterable[str] = ()) -> str:
+    """The statement that makes the table of a day: with the metrics that have come, since a column costs even empty."""
+    columns = "".join(f", {name} {METRICS[name].row.unit.sql}" for name in metrics)
     return (
         f"CREATE TABLE IF NOT EXISTS {table} "
-        f"(time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL, batch BIGINT NOT NULL, {METRIC_COLUMNS})"
+        f"(time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL, batch BIGINT NOT NULL{columns})"
     )
+
+
+def all_days(days: Iterable[str], columns: str) -> str:
+    """A subquery over the tables of days, with every metric: null where a day does not have it."""
+    tables = [NO_SERIES, *(day_table(day) for day in sorted(days))]
+    return f"(SELECT {columns} FROM (" + " UNION ALL BY NAME ".join(f"FROM {table}" for table in tables) + "))"
 
 
 def samples_view(days: Iterable[str], files: Sequence[Path] = ()) -> str:
@@ -108,9 +114,8 @@ def samples_view(days: Iterable[str], files: Sequence[Path] = ()) -> str:
 
     The files are named one by one: what a crash has left in the archive's folder is not in the history.
     """
-    tables = [day_table(day) for day in sorted(days)] or [NO_SERIES]
-    raw = " UNION ALL ".join(f"SELECT time, series, {METRIC_NAMES} FROM {table}" for table in tables)
-    select = f"SELECT r.time, s.host, s.device, {METRIC_NAMES} FROM ({raw}) r JOIN store.series s USING (series)"
+    raw = all_days(days, f"time, series, {METRIC_NAMES}")
+    select = f"SELECT r.time, s.host, s.device, {METRIC_NAMES} FROM {raw} r JOIN store.series s USING (series)"
     if files:
         names = ", ".join(sql_text(str(file)) for file in files)
         # The empty table first: it has the columns of metrics that were added after the oldest files.

@@ -1,12 +1,18 @@
-"""Messages for tests of the history."""
+"""Messages for tests of the history, and how to ask it."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
+from typing import Any
 
 import numpy as np
+from corral.schemas import bus, codec
 from corral.schemas.metrics import METRICS
+from corral.schemas.query import ProcessorStatus
 from corral.schemas.telemetry import SampleBatch
+from nats.aio.client import Client
 
 
 def sample_batch(
@@ -18,13 +24,17 @@ def sample_batch(
     ticks: int = 3,
     start_ns: int | None = None,
     step_ns: int = 1_000_000_000,
+    noisy: bool = False,
     metrics: tuple[str, ...] = ("gpu_utilization_percent", "power_watts", "memory_used_bytes", "energy_millijoules"),
 ) -> SampleBatch:
-    """A batch whose values say where they come from: each column counts its values from the sequence on."""
+    """A batch whose values say where they come from: each column counts its values from the sequence on.
+
+    `noisy` ones do not compress.
+    """
     start = time.time_ns() - ticks * step_ns if start_ns is None else start_ns
     count = devices * ticks
     times = np.repeat(start + np.arange(ticks, dtype="<i8") * step_ns, devices)
-    values = (np.arange(count) + sequence) % 100
+    values = np.random.default_rng(sequence).random(count) * 100 if noisy else (np.arange(count) + sequence) % 100
     return SampleBatch(
         host=host,
         agent=agent or f"run-{host}",
@@ -34,3 +44,32 @@ def sample_batch(
         times_ns=times.astype("<i8").tobytes(),
         columns={name: values.astype(METRICS[name].row.unit.dtype).tobytes() for name in metrics},
     )
+
+
+class Asking:
+    """Asks a processor over the bus, as a client would."""
+
+    def __init__(self, nc: Client) -> None:
+        self.nc = nc
+
+    async def rows(self, sql: str) -> list[list[Any]]:
+        """The rows of a query."""
+        body = json.dumps({"sql": sql}).encode()
+        answer = json.loads((await self.nc.request(bus.QUERY, body, timeout=10)).data)
+        assert answer["type"] == "result", answer
+        return answer["rows"]
+
+    async def until(self, sql: str, value: Any, seconds: float = 20.0) -> None:
+        """Wait until a query answers with one value."""
+        deadline = time.monotonic() + seconds
+        found: Any = None
+        while time.monotonic() < deadline:
+            found = (await self.rows(sql))[0][0]
+            if found == value:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{sql}: {found}, not {value}")
+
+    async def status(self) -> ProcessorStatus:
+        """What the processor says of itself."""
+        return codec.decode((await self.nc.request(bus.HISTORY_STATUS, b"")).data, ProcessorStatus, codec.JSON)

@@ -1,0 +1,146 @@
+"""Days of raw samples that are old go to Parquet: `archive/day=2026-11-24/part-….parquet`, by device and time.
+
+A day is copied while ingest goes on, since nothing but late samples is written to it any more. Then, in one
+transaction and with ingest held for a moment, the file is entered, the day's table dropped, and the view `samples`
+made to name the file in place of the table. The file is complete and on disk before that, under a name that nobody
+reads until then; so a crash at any point leaves each sample in the view once, and at most a file that the next start
+sweeps away. A sample that comes for an archived day makes a new table for the day, and later a further part.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from duckdb import DuckDBPyConnection
+
+from ...schemas.metrics import METRICS
+from . import rollups, schema
+from .database import Database
+from .statements import transaction
+
+log = logging.getLogger("corral.storage")
+
+
+def files_by_day(cursor: DuckDBPyConnection, folder: Path) -> dict[str, list[Path]]:
+    """The files of each archived day, as the database knows them."""
+    found: dict[str, list[Path]] = {}
+    for day, path in cursor.execute(
+        "SELECT strftime(day, '%Y%m%d'), path FROM store.archive_files ORDER BY path"
+    ).fetchall():
+        found.setdefault(day, []).append(folder / path)
+    return found
+
+
+def sweep(database: Database) -> None:
+    """Remove files that the database does not know: a crash came before they were entered, or after they were let go.
+
+    Only files that this history wrote are touched: others may share the folder, or have had it before.
+    """
+    cursor = database.cursor()
+    known = {path for (path,) in cursor.execute("SELECT path FROM store.archive_files").fetchall()}
+    for file in database.archive.glob(f"day=*/part-{database.processor}-*.parquet*"):
+        if str(file.relative_to(database.archive)) not in known:
+            log.info("removing %s, which a crash has left", file)
+            file.unlink(missing_ok=True)
+
+
+def archive_days(database: Database, before: datetime) -> int:
+    """Archive the days that have ended before a time. Returns how many."""
+    limit = before.astimezone(UTC).strftime("%Y%m%d")
+    done = 0
+    for day in sorted(database.days):
+        if day < limit and archive_day(database, day):
+            done += 1
+    return done
+
+
+def archive_day(database: Database, day: str) -> bool:
+    """Move one day from its table to a Parquet file. False where it can't be done yet."""
+    cursor = database.cursor()
+    try:
+        table = schema.day_table(day)
+        found = cursor.execute(f"SELECT count(*), min(time), max(time), max(batch) FROM {table}").fetchone()
+        rows, first, last, batch = found or (0, None, None, None)
+        if rows and not _rolled_up(cursor, batch):
+            return False
+        relative = (
+            Path(f"day={day[:4]}-{day[4:6]}-{day[6:]}") / f"part-{database.processor}-{uuid.uuid4().hex[:16]}.parquet"
+        )
+        final = database.archive / relative
+        if rows:
+            _write(cursor, day, final)
+        # From here on no write may come between the count and the drop.
+        with database.writing:
+            again = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()
+            if again is None or again[0] != rows:
+                final.unlink(missing_ok=True)
+                return False
+            with transaction(cursor):
+                if rows:
+                    cursor.execute(
+                        "INSERT INTO store.archive_files VALUES (?, ?, ?, ?, ?, ?, now())",
+                        [
+                            str(relative), f"{day[:4]}-{day[4:6]}-{day[6:]}", rows, final.stat().st_size, first, last,
+                        ],
+                    )  # fmt: skip
+                cursor.execute(f"DROP TABLE {table}")
+                database.refresh_view(cursor, database.days - {day})
+            database.days = database.days - {day}
+        log.info("archived %s: %d samples in %s", day, rows, relative)
+        return True
+    finally:
+        cursor.close()
+
+
+def drop_archived(database: Database, before: datetime) -> int:
+    """Let go of archived days that ended before a time. Returns how many files."""
+    cursor = database.cursor()
+    try:
+        with database.writing, transaction(cursor):
+            rows = cursor.execute(
+                "DELETE FROM store.archive_files WHERE day < ? RETURNING path", [before.astimezone(UTC).date()]
+            ).fetchall()
+            if rows:
+                database.refresh_view(cursor, database.days)
+        for (path,) in rows:
+            (database.archive / path).unlink(missing_ok=True)
+        return len(rows)
+    finally:
+        cursor.close()
+
+
+def _rolled_up(cursor: DuckDBPyConnection, batch: Any) -> bool:
+    """Whether the rollups from raw samples have seen a batch."""
+    levels = ", ".join(f"'{level.name}'" for level in (rollups.TEN_SECONDS, rollups.MINUTE))
+    row = cursor.execute(f"SELECT min(batch) FROM store.rolled WHERE level IN ({levels})").fetchone()
+    return row is not None and int(row[0]) >= batch
+
+
+def _write(cursor: DuckDBPyConnection, day: str, final: Path) -> None:
+    """Write the file and make sure that it is on disk, under its name, before anybody relies on it."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    writing = final.with_name(final.name + ".tmp")
+    names = ", ".join(METRICS)
+    source = schema.all_days([day], f"time, series, {names}")
+    cursor.execute(
+        f"COPY (SELECT time, s.host, s.device, {names} FROM {source} r JOIN store.series s USING (series) "
+        f"ORDER BY s.host, s.device, time) TO {schema.sql_text(str(writing))} "
+        "(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)"
+    )
+    for path in (writing, final.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    writing.rename(final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

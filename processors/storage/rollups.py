@@ -1,0 +1,453 @@
+"""Rollups of 10 s, 1 min and 1 h, kept equal to what a recomputation from raw samples would give.
+
+What has come since the last refresh is known by the batch numbers of the raw rows; each (device, bucket) among it is
+computed anew from all its raw samples, so a sample may be as late as its day's raw table is there, and a crash leaves
+nothing to mend. The newest bucket of each device lies in a small table of its own (`…_open`), since it is written
+again and again; an older one is written once, and again where a late sample touches it.
+
+Quantiles merge: for 1 min and 1 h the values of each gauge are kept as counts in bins (`…_bins`), and the p95 of an
+hour is that of its minutes' counts added up. The p95 of 10 s and of 1 min is exact (nearest rank, as `quantile_disc`).
+A bin is 1 wide for percent and degrees Celsius, so that the p95 of an hour is off by 0.5 at most; otherwise it spans a
+ratio of 1.02, so that it is off by 1% at most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from duckdb import DuckDBPyConnection
+from msgspec import Struct
+
+from ...schemas.metrics import CELSIUS, METRICS, PERCENT, Metric
+from .schema import NO_SERIES, day_of, day_table, sql_text
+from .statements import transaction
+
+BIN_RATIO: Final = 1.02
+ZERO_BIN: Final = -32768
+"""Bin of 0, which has no logarithm."""
+
+COUNTER_GAP_BUCKETS: Final = 12
+"""The growth of a counter between two samples belongs to the bucket of the later one; after a gap of more buckets than
+these it belongs to none."""
+
+
+class Level(Struct, frozen=True):
+    """A rollup.
+
+    Attributes:
+        name: `10s`, `1m` or `1h`.
+        seconds: width of a bucket.
+        bins: whether it keeps counts in bins.
+    """
+
+    name: str
+    seconds: int
+    bins: bool
+
+    @property
+    def table(self) -> str:
+        """Of the closed buckets."""
+        return f"store.rollup_{self.name}"
+
+
+TEN_SECONDS: Final = Level("10s", 10, False)
+MINUTE: Final = Level("1m", 60, True)
+HOUR: Final = Level("1h", 3600, True)
+LEVELS: Final = (TEN_SECONDS, MINUTE, HOUR)
+
+_BINNED: Final = [metric for metric in METRICS.values() if "p95" in metric.row.rollup]
+_COUNTERS: Final = [metric for metric in METRICS.values() if "increase" in metric.row.rollup]
+
+
+def is_linear(metric: Metric) -> bool:
+    """Whether the bins of a metric are 1 wide; otherwise they span a ratio."""
+    return metric.row.unit in (PERCENT, CELSIUS)
+
+
+def columns() -> list[tuple[str, str]]:
+    """Name and type of each stored column beside time and series: what is shown, and what a merge needs."""
+    found: list[tuple[str, str]] = [("samples", "UINTEGER")]
+    for name, metric in METRICS.items():
+        sql = metric.row.unit.sql
+        for aggregate in metric.row.rollup:
+            if aggregate == "mean":
+                found += [(f"{name}_count", "UINTEGER"), (f"{name}_sum", "DOUBLE")]
+            elif aggregate == "increase":
+                found += [(f"{name}_first", sql), (f"{name}_inner", sql), (f"{name}_increase", sql)]
+            else:
+                found.append((f"{name}_{aggregate}", sql))
+    return found
+
+
+_COLUMNS: Final = columns()
+_NAMES: Final = ", ".join(name for name, _ in _COLUMNS)
+
+
+def create(cursor: DuckDBPyConnection) -> None:
+    """Make tables that are missing, add columns of metrics that are new, and make the views."""
+    cursor.execute(
+        "CREATE TABLE IF NOT EXISTS store.metrics (metric SMALLINT PRIMARY KEY, name VARCHAR, linear BOOLEAN)"
+    )
+    known = {row[0] for row in cursor.execute("SELECT name FROM store.metrics").fetchall()}
+    for metric in _BINNED:
+        if metric.name not in known:
+            cursor.execute(
+                "INSERT INTO store.metrics SELECT coalesce(max(metric) + 1, 0), ?, ? FROM store.metrics",
+                [metric.name, is_linear(metric)],
+            )
+    shape = ", ".join(f"{name} {sql}" for name, sql in _COLUMNS)
+    for level in LEVELS:
+        for table in (level.table, f"{level.table}_open"):
+            cursor.execute(
+                f"CREATE TABLE IF NOT EXISTS {table} "
+                f"(time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL, batch BIGINT NOT NULL, {shape})"
+            )
+            have = {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
+            for name, sql in _COLUMNS:
+                if name not in have:
+                    cursor.execute(f"ALTER TABLE {table} ADD COLUMN {name} {sql}")
+            if level.bins:
+                cursor.execute(
+                    f"CREATE TABLE IF NOT EXISTS {table}_bins "
+                    "(time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL, metric SMALLINT, bin SMALLINT, n UINTEGER)"
+                )
+        cursor.execute(_view(level))
+        if level.bins:
+            cursor.execute(_bins_view(level))
+    for level in LEVELS:
+        cursor.execute("INSERT OR IGNORE INTO store.rolled VALUES (?, 0)", [level.name])
+    cursor.execute(
+        # The smallest value that at least q of all counts do not exceed.
+        "CREATE OR REPLACE MACRO weighted_quantile(values_and_counts, q) AS (SELECT v FROM (SELECT e.value AS v, "
+        "sum(e.n) OVER (ORDER BY e.value) AS upto, sum(e.n) OVER () AS total "
+        "FROM (SELECT unnest(values_and_counts) AS e)) WHERE upto >= q * total ORDER BY v LIMIT 1)"
+    )
+
+
+def _view(level: Level) -> str:
+    shown = ["samples"]
+    for name, metric in METRICS.items():
+        for aggregate in metric.row.rollup:
+            if aggregate == "mean":
+                shown.append(f"{name}_sum / {name}_count AS {name}_mean, {name}_count")
+            else:
+                shown.append(f"{name}_{aggregate}")
+    both = f"(SELECT * FROM {level.table} UNION ALL BY NAME SELECT * FROM {level.table}_open)"
+    return (
+        f"CREATE OR REPLACE VIEW rollup_{level.name} AS SELECT r.time, s.host, s.device, {', '.join(shown)} "
+        f"FROM {both} r JOIN store.series s USING (series)"
+    )
+
+
+def _bins_view(level: Level) -> str:
+    both = f"(SELECT * FROM {level.table}_bins UNION ALL BY NAME SELECT * FROM {level.table}_open_bins)"
+    return (
+        f"CREATE OR REPLACE VIEW rollup_{level.name}_bins AS SELECT b.time, s.host, s.device, m.name AS metric, "
+        f"CASE WHEN m.linear THEN b.bin WHEN b.bin = {ZERO_BIN} THEN 0 ELSE pow({BIN_RATIO}, b.bin) END AS value, b.n "
+        f"FROM {both} b JOIN store.series s USING (series) JOIN store.metrics m ON m.metric = b.metric"
+    )
+
+
+def bin_of(metric: Metric) -> str:
+    """The SQL of the bin that a metric's value falls into."""
+    if is_linear(metric):
+        return f"round({metric.name})::SMALLINT"
+    scale = 1 / math.log(BIN_RATIO)
+    return f"CASE WHEN {metric.name} <= 0 THEN {ZERO_BIN} ELSE round(ln({metric.name}) * {scale!r}) END::SMALLINT"
+
+
+def from_raw() -> str:
+    """The aggregates of a bucket over raw samples, in the order of `columns`, `increase` left at the inner growth."""
+    parts = ["count(*)::UINTEGER AS samples"]
+    for name, metric in METRICS.items():
+        for aggregate in metric.row.rollup:
+            match aggregate:
+                case "min" | "max":
+                    parts.append(f"{aggregate}({name}) AS {name}_{aggregate}")
+                case "mean":
+                    parts.append(f"count({name})::UINTEGER AS {name}_count, sum({name})::DOUBLE AS {name}_sum")
+                case "p95":
+                    parts.append(f"quantile_disc({name}, 0.95) AS {name}_p95")
+                case "last":
+                    parts.append(f"arg_max({name}, time) AS {name}_last")
+                case "any":
+                    parts.append(f"bit_or({name}) AS {name}_any")
+                case "increase":
+                    first, last = f"arg_min({name}, time)", f"arg_max({name}, time)"
+                    # A counter that only grew has its least value first and its greatest last; -1 marks all others.
+                    grew = f"min({name}) = {first} AND max({name}) = {last}"
+                    inner = f"CASE WHEN {grew} THEN {last} - {first} WHEN count({name}) > 0 THEN -1 END"
+                    later = f"NULL::{metric.row.unit.sql} AS {name}_increase"
+                    parts.append(f"{first} AS {name}_first, {inner} AS {name}_inner, {later}")
+                case _:
+                    raise ValueError(f"{name}: a rollup has no aggregate {aggregate!r}")
+    return ", ".join(parts)
+
+
+def from_minutes() -> str:
+    """The aggregates of an hour over its minutes, in the order of `columns`; p95 comes from the bins."""
+    parts = ["sum(samples)::UINTEGER AS samples"]
+    for name, metric in METRICS.items():
+        for aggregate in metric.row.rollup:
+            match aggregate:
+                case "min" | "max":
+                    parts.append(f"{aggregate}({name}_{aggregate}) AS {name}_{aggregate}")
+                case "mean":
+                    parts.append(f"sum({name}_count)::UINTEGER AS {name}_count, sum({name}_sum) AS {name}_sum")
+                case "p95":
+                    parts.append(f"NULL::{metric.row.unit.sql} AS {name}_p95")
+                case "last":
+                    parts.append(f"arg_max({name}_last, time) AS {name}_last")
+                case "any":
+                    parts.append(f"bit_or({name}_any) AS {name}_any")
+                case "increase":
+                    growth = f"sum({name}_increase)::BIGINT"
+                    first = f"arg_min({name}_first, time)"
+                    parts.append(f"{first} AS {name}_first, {growth} AS {name}_inner, {growth} AS {name}_increase")
+                case _:
+                    raise ValueError(f"{name}: a rollup has no aggregate {aggregate!r}")
+    return ", ".join(parts)
+
+
+ROWS_AT_ONCE: Final = 8_000_000
+"""Raw rows that one step of a refresh computes from, about: quantiles hold their values in memory."""
+
+
+def refresh(
+    cursor: DuckDBPyConnection, level: Level, days: Sequence[str], archived: Mapping[str, Sequence[Path]] | None = None
+) -> int:
+    """Bring a rollup up to date with what has been committed. Each step is a transaction that may be repeated.
+
+    Args:
+        cursor: that nobody else uses meanwhile.
+        level: which.
+        days: that have a raw table.
+        archived: files of days that were given to the archive, which a late sample may still belong to.
+
+    Returns:
+        How many buckets were written.
+    """
+    through = _through(cursor, level)
+    done = _done(cursor, level)
+    if through <= done:
+        return 0
+    source = _source(level, days, {})
+    width = level.seconds * 1_000_000
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE touched_all AS SELECT series, epoch_us(time) // {width} AS bucket, "
+        f"count(*) AS rows FROM {source} WHERE batch > {done} AND batch <= {through} GROUP BY ALL"
+    )
+    # The bucket that was the newest of its device until now is computed again with it, so that it can be told which
+    # one is the newest now.
+    cursor.execute(
+        f"INSERT INTO touched_all SELECT series, epoch_us(time) // {width}, samples FROM {level.table}_open "
+        "SEMI JOIN touched_all t USING (series) "
+        f"ANTI JOIN touched_all u ON u.series = {level.table}_open.series "
+        f"AND u.bucket = epoch_us({level.table}_open.time) // {width}"
+    )
+    per_bucket = cursor.execute("SELECT bucket, sum(rows) FROM touched_all GROUP BY bucket ORDER BY bucket").fetchall()
+    cursor.execute(
+        "CREATE OR REPLACE TEMP TABLE newest AS SELECT series, max(bucket) AS bucket FROM touched_all GROUP BY series"
+    )
+    written = 0
+    for first, last in runs([(int(bucket), int(rows)) for bucket, rows in per_bucket]):
+        with transaction(cursor):
+            late = _archived_within(archived or {}, first * level.seconds, (last + 1) * level.seconds)
+            written += _step(cursor, level, _source(level, days, late), first, last, through)
+    cursor.execute("UPDATE store.rolled SET batch = ? WHERE level = ?", [through, level.name])
+    return written
+
+
+def runs(buckets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Cut buckets (each with its rows, ascending) into runs without wide gaps that are small enough for one step."""
+    found: list[tuple[int, int]] = []
+    rows = 0
+    for bucket, size in buckets:
+        if found and bucket <= found[-1][1] + 6 and rows + size <= ROWS_AT_ONCE:
+            found[-1] = (found[-1][0], bucket)
+            rows += size
+        else:
+            found.append((bucket, bucket))
+            rows = size
+    return found
+
+
+def _through(cursor: DuckDBPyConnection, level: Level) -> int:
+    if level is HOUR:
+        row = cursor.execute("SELECT batch FROM store.rolled WHERE level = ?", [MINUTE.name]).fetchone()
+    else:
+        row = cursor.execute("SELECT coalesce(max(batch), 0) FROM store.watermarks").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _done(cursor: DuckDBPyConnection, level: Level) -> int:
+    row = cursor.execute("SELECT batch FROM store.rolled WHERE level = ?", [level.name]).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _archived_within(archived: Mapping[str, Sequence[Path]], first: int, end: int) -> dict[str, Sequence[Path]]:
+    """The archived days that some of these seconds belong to."""
+    low, high = day_of(first * 1_000_000), day_of((end - 1) * 1_000_000)
+    return {day: files for day, files in archived.items() if low <= day <= high}
+
+
+def _source(level: Level, days: Sequence[str], archived: Mapping[str, Sequence[Path]]) -> str:
+    if level is HOUR:
+        return f"(SELECT * FROM {MINUTE.table} UNION ALL BY NAME SELECT * FROM {MINUTE.table}_open)"
+    parts = [f"FROM {table}" for table in (NO_SERIES, *(day_table(day) for day in sorted(days)))]
+    files = ", ".join(sql_text(str(file)) for found in archived.values() for file in found)
+    if files:
+        parts.append(
+            "SELECT p.* EXCLUDE (host, device), s.series, 0::BIGINT AS batch "
+            f"FROM read_parquet([{files}], union_by_name = true, hive_partitioning = false) p "
+            "JOIN store.series s USING (host, device)"
+        )
+    return "(" + " UNION ALL BY NAME ".join(parts) + ")"
+
+
+def _step(cursor: DuckDBPyConnection, level: Level, source: str, first: int, last: int, through: int) -> int:
+    """Compute the touched buckets of a run anew and put them in the place of the old ones."""
+    width = level.seconds * 1_000_000
+    start, end = f"make_timestamptz({first * width})", f"make_timestamptz({(last + 1) * width})"
+    cursor.execute(
+        "CREATE OR REPLACE TEMP TABLE touched AS SELECT t.series, t.bucket, "
+        f"make_timestamptz(t.bucket * {width}) AS time, t.bucket = n.bucket AS open "
+        f"FROM touched_all t JOIN newest n USING (series) WHERE t.bucket BETWEEN {first} AND {last}"
+    )
+    rows = (
+        f"(SELECT *, epoch_us(time) // {width} AS bucket FROM {source} WHERE time >= {start} AND time < {end}) "
+        "SEMI JOIN touched USING (series, bucket)"
+    )
+    aggregates = from_minutes() if level is HOUR else from_raw()
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {width}) AS time, series, "
+        f"{through}::BIGINT AS batch, {aggregates} FROM {rows} GROUP BY series, bucket"
+    )
+    if level is HOUR:
+        _stage_merged_bins(cursor, start, end)
+    elif level.bins:
+        _stage_bins(cursor, rows, width)
+    if level is not HOUR:
+        _count_resets(cursor, rows, width)
+        _join_counters(cursor, level, first, last, through)
+    suffixes = ("", "_bins") if level.bins else ("",)
+    for suffix in suffixes:
+        for table in (level.table, f"{level.table}_open"):
+            cursor.execute(
+                f"DELETE FROM {table}{suffix} USING touched t WHERE {table}{suffix}.series = t.series "
+                f"AND {table}{suffix}.time = t.time "
+                f"AND {table}{suffix}.time >= {start} AND {table}{suffix}.time < {end}"
+            )
+        shape = "* EXCLUDE (open)" if suffix else f"time, series, batch, {_NAMES}"
+        for table, open in ((level.table, "false"), (f"{level.table}_open", "true")):
+            names = "time, series, metric, bin, n" if suffix else f"time, series, batch, {_NAMES}"
+            cursor.execute(
+                f"INSERT INTO {table}{suffix} ({names}) SELECT {shape} FROM "
+                f"(SELECT s.*, t.open FROM staged{suffix} s JOIN touched t USING (series, time)) WHERE open = {open}"
+            )
+    row = cursor.execute("SELECT count(*) FROM staged").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _stage_bins(cursor: DuckDBPyConnection, rows: str, width: int) -> None:
+    numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall())
+    parts = [
+        f"SELECT make_timestamptz(bucket * {width}) AS time, series, {numbers[metric.name]}::SMALLINT AS metric, "
+        f"{bin_of(metric)} AS bin, count(*)::UINTEGER AS n FROM {rows} WHERE {metric.name} IS NOT NULL GROUP BY ALL"
+        for metric in _BINNED
+    ]
+    cursor.execute("CREATE OR REPLACE TEMP TABLE staged_bins AS " + " UNION ALL ".join(parts))
+
+
+def _stage_merged_bins(cursor: DuckDBPyConnection, start: str, end: str) -> None:
+    """Add the minutes' counts up, and read the p95 of each hour off them."""
+    width = HOUR.seconds * 1_000_000
+    both = f"(SELECT * FROM {MINUTE.table}_bins UNION ALL BY NAME SELECT * FROM {MINUTE.table}_open_bins)"
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE staged_bins AS SELECT make_timestamptz(bucket * {width}) AS time, "
+        f"series, metric, bin, sum(n)::UINTEGER AS n FROM (SELECT *, epoch_us(time) // {width} AS bucket FROM {both} "
+        f"WHERE time >= {start} AND time < {end}) SEMI JOIN touched USING (series, bucket) "
+        "GROUP BY bucket, series, metric, bin"
+    )
+    cursor.execute(
+        "CREATE OR REPLACE TEMP TABLE quantiles AS SELECT time, series, metric, min(bin) AS bin FROM ("
+        "SELECT *, sum(n) OVER (PARTITION BY time, series, metric ORDER BY bin) AS upto, "
+        "sum(n) OVER (PARTITION BY time, series, metric) AS total FROM staged_bins) "
+        "WHERE upto >= ceil(0.95 * total) GROUP BY ALL"
+    )
+    numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall())
+    # One pass: a column for each metric, from the rows of the long table.
+    picks, sets = list[str](), list[str]()
+    for metric in _BINNED:
+        name, sql = metric.name, metric.row.unit.sql
+        value = "bin" if is_linear(metric) else f"CASE WHEN bin = {ZERO_BIN} THEN 0 ELSE pow({BIN_RATIO}, bin) END"
+        picks.append(f"(any_value({value}) FILTER (metric = {numbers[name]}))::{sql} AS {name}")
+        # The middle of a bin may lie outside of what was measured; the least and the greatest are exact.
+        sets.append(f"{name}_p95 = least(greatest(q.{name}, staged.{name}_min), staged.{name}_max)")
+    cursor.execute(
+        f"UPDATE staged SET {', '.join(sets)} FROM (SELECT time, series, {', '.join(picks)} FROM quantiles "
+        "GROUP BY time, series) q WHERE q.time = staged.time AND q.series = staged.series"
+    )
+
+
+def _count_resets(cursor: DuckDBPyConnection, rows: str, width: int) -> None:
+    """The growth within buckets in which a counter fell, sample by sample: after a fall it counts from 0."""
+    for metric in _COUNTERS:
+        name = metric.name
+        found = cursor.execute(f"SELECT 1 FROM staged WHERE {name}_inner = -1 LIMIT 1").fetchone()
+        if found is None:
+            continue
+        cursor.execute(
+            f"UPDATE staged SET {name}_inner = g.growth FROM (SELECT series, bucket, "
+            f"sum(CASE WHEN before IS NULL THEN 0 WHEN {name} >= before THEN {name} - before ELSE {name} END)::BIGINT "
+            f"AS growth FROM (SELECT series, bucket, {name}, "
+            f"lag({name}) OVER (PARTITION BY series, bucket ORDER BY time) AS before FROM (SELECT * FROM {rows}) "
+            f"WHERE {name} IS NOT NULL) GROUP BY ALL) g "
+            f"WHERE {name}_inner = -1 AND g.series = staged.series "
+            f"AND make_timestamptz(g.bucket * {width}) = staged.time"
+        )
+
+
+def _join_counters(cursor: DuckDBPyConnection, level: Level, first: int, last: int, through: int) -> None:
+    """Add the growth since the bucket before: to what is staged, and to the stored bucket that comes after it."""
+    if not _COUNTERS:
+        return
+    width = level.seconds * 1_000_000
+    start = f"make_timestamptz({(first - COUNTER_GAP_BUCKETS) * width})"
+    end = f"make_timestamptz({(last + 1 + COUNTER_GAP_BUCKETS) * width})"
+    kept = "time, series, " + ", ".join(f"{m.name}_first, {m.name}_last, {m.name}_inner" for m in _COUNTERS)
+    stored = " UNION ALL ".join(
+        f"SELECT {kept} FROM {table} WHERE time >= {start} AND time < {end}"
+        for table in (level.table, f"{level.table}_open")
+    )
+    growth: list[str] = []
+    for metric in _COUNTERS:
+        name = metric.name
+        before = f"CASE WHEN near THEN lag({name}_last) OVER w END"
+        growth.append(
+            f"{name}_inner + CASE WHEN ({before}) IS NULL THEN 0 WHEN {name}_first >= ({before}) "
+            f"THEN {name}_first - ({before}) ELSE {name}_first END AS {name}_increase"
+        )
+    cursor.execute(
+        "CREATE OR REPLACE TEMP TABLE grown AS SELECT time, series, staged, follows, "
+        f"{', '.join(growth)} FROM (SELECT *, "
+        f"time - lag(time) OVER w <= INTERVAL {COUNTER_GAP_BUCKETS * level.seconds} SECOND AS near, "
+        "coalesce(lag(staged) OVER w, false) AS follows FROM ("
+        f"SELECT {kept}, true AS staged FROM staged UNION ALL "
+        f"SELECT o.*, false FROM ({stored}) o SEMI JOIN touched s ON s.series = o.series "
+        "ANTI JOIN touched t ON t.series = o.series AND t.time = o.time) "
+        "WINDOW w AS (PARTITION BY series ORDER BY time)) WINDOW w AS (PARTITION BY series ORDER BY time)"
+    )
+    sets = ", ".join(f"{m.name}_increase = g.{m.name}_increase" for m in _COUNTERS)
+    match = "g.series = {0}.series AND g.time = {0}.time"
+    cursor.execute(f"UPDATE staged SET {sets} FROM grown g WHERE g.staged AND {match.format('staged')}")
+    followers = cursor.execute("SELECT 1 FROM grown WHERE follows AND NOT staged LIMIT 1").fetchone()
+    if followers is not None:
+        for table in (level.table, f"{level.table}_open"):
+            cursor.execute(
+                f"UPDATE {table} SET {sets}, batch = {through} FROM grown g "
+                f"WHERE g.follows AND NOT g.staged AND {match.format(table)}"
+            )

@@ -1,0 +1,190 @@
+"""The real `corral process` killed, starved of disk, and given files that are not its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+from corral.cli.server import EmbeddedServer
+from corral.schemas import bus, codec
+from history import Asking, sample_batch
+from nats.aio.client import Client
+
+
+class Processor:
+    """A processor as a process of its own."""
+
+    def __init__(self, db: Path, url: str) -> None:
+        self.db = db
+        self.url = url
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "corral.cli.main", "process", "--db", str(self.db)]
+        with (self.db.parent / "processor.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--nats", self.url], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def processor(server: EmbeddedServer, tmp_path: Path) -> Iterator[Processor]:
+    (tmp_path / "db").mkdir()
+    found = Processor(tmp_path / "db" / "history.duckdb", server.url)
+    yield found
+    found.kill()
+
+
+async def answering(nc: Client, seconds: float = 20.0) -> Asking:
+    deadline = time.monotonic() + seconds
+    asking = Asking(nc)
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Exception):
+            await asking.status()
+            return asking
+        await asyncio.sleep(0.05)
+    raise AssertionError("no processor answers")
+
+
+async def test_kill_in_mid_stream_stores_each_sample_once(nc: Client, processor: Processor) -> None:
+    js = nc.jetstream()
+    messages = 1500
+    done = asyncio.Event()
+
+    async def publish() -> None:
+        for sequence in range(1, messages + 1):
+            host = f"h{sequence % 5}"
+            batch = sample_batch(host, sequence, devices=2, ticks=2)
+            await js.publish(bus.samples_subject(host), codec.encode(batch))
+        done.set()
+
+    publishing = asyncio.create_task(publish())
+    kills = 0
+    while kills < 4 or not done.is_set():
+        processor.start()
+        # At a different point of its life each time, the start included.
+        await asyncio.sleep((0.35, 0.8, 1.3)[kills % 3])
+        processor.kill()
+        kills += 1
+    await publishing
+    processor.start()
+    asking = await answering(nc)
+    await asking.until("SELECT count(*) FROM samples", messages * 4)
+    assert await asking.rows("SELECT count(DISTINCT (host, device, time)) FROM samples") == [[messages * 4]]
+    await asking.until("SELECT sum(samples) FROM rollup_1m", messages * 4)
+    assert processor.stop() == 0
+    # What it leaves is a plain DuckDB file that says the same.
+    with duckdb.connect(str(processor.db), read_only=True) as left:
+        assert left.execute("SELECT count(*) FROM samples").fetchone() == (messages * 4,)
+
+
+async def test_a_full_disk_pauses_ingest_and_loses_nothing(nc: Client, processor: Processor) -> None:
+    """A limit on the size of files stands for the disk; it is raised while the processor runs."""
+    js = nc.jetstream()
+    sent = 0
+
+    async def publish(messages: int) -> None:
+        nonlocal sent
+        for _ in range(messages):
+            sent += 1
+            batch = sample_batch("h1", sent, devices=64, ticks=30, noisy=True)
+            await js.publish(bus.samples_subject("h1"), codec.encode(batch))
+
+    processor.start()
+    assert processor.process is not None
+    asking = await answering(nc)
+    await publish(10)
+    await asking.until("SELECT count(*) > 0 FROM samples", True)
+    resource.prlimit(processor.process.pid, resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
+    deadline = time.monotonic() + 20
+    while not (paused := (await asking.status()).paused) and time.monotonic() < deadline:
+        await publish(20)
+    assert "nothing can be written to" in paused
+    await publish(20)
+    resource.prlimit(processor.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    await asking.until("SELECT count(*) FROM samples", sent * 64 * 30)
+    assert (await asking.status()).paused == ""
+
+
+def refusal(db: Path, url: str) -> str:
+    """What the command says where it can't start."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "corral.cli.main", "process", "--db", str(db), "--nats", url],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stderr
+    return ended.stderr.strip().splitlines()[-1]
+
+
+def test_files_that_are_not_ours_are_refused_and_left_alone(server: EmbeddedServer, tmp_path: Path) -> None:
+    other = tmp_path / "other.duckdb"
+    with duckdb.connect(str(other)) as connection:
+        connection.execute("CREATE TABLE accounts AS SELECT 1 AS id")
+    assert "is not a history of Corral: it holds main.accounts" in refusal(other, server.url)
+
+    newer = tmp_path / "newer.duckdb"
+    with duckdb.connect(str(newer)) as connection:
+        connection.execute("CREATE TABLE corral_meta (key VARCHAR PRIMARY KEY, value VARCHAR)")
+        connection.execute("INSERT INTO corral_meta VALUES ('program', 'corral'), ('version', '999')")
+    assert "written by a newer Corral (its tables have version 999" in refusal(newer, server.url)
+
+    text = tmp_path / "notes.txt"
+    text.write_text("not a database at all\n" * 1000)
+    assert "is not a DuckDB database" in refusal(text, server.url)
+    assert text.read_text() == "not a database at all\n" * 1000
+
+    taken = tmp_path / "taken.duckdb"
+    with duckdb.connect(str(taken)):
+        said = refusal(taken, server.url)
+    assert "is in use by" in said
+    assert str(os.getpid()) in said
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from corral.processors.storage import Database, StorageError
+os.setuid(65534)
+for path in sys.argv[1:]:
+    try:
+        Database(Path(path))
+    except StorageError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as a user who may not write here")
+def test_a_folder_that_may_not_be_written_is_named() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, "/var/corral-test/history.duckdb", "/var/history.duckdb"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    made, written = ended.stdout.splitlines()
+    assert made == "/var/corral-test can't be made: Permission denied"
+    assert written.startswith("/var/history.duckdb can't be written by user 65534")
