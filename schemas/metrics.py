@@ -104,6 +104,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Call(_UTILIZATION, "gpu"),),
             null="MIG is on for the device, or the driver gives none",
             dcgm=("DCGM_FI_DEV_GPU_UTIL", 1),
+            amd=(Call("amdsmi_get_gpu_activity", "gfx_activity"),),
         ),
     ] = None
     memory_utilization_percent: Annotated[
@@ -114,6 +115,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Call(_UTILIZATION, "memory"),),
             null="MIG is on for the device, or the driver gives none",
             dcgm=("DCGM_FI_DEV_MEM_COPY_UTIL", 1),
+            amd=(Call("amdsmi_get_gpu_activity", "umc_activity"),),
         ),
     ] = None
     encoder_utilization_percent: Annotated[
@@ -134,6 +136,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Call("nvmlDeviceGetDecoderUtilization", "0"),),
             cadence=Cadence.SECOND,
             dcgm=("DCGM_FI_DEV_DEC_UTIL", 1),
+            amd=(Call("amdsmi_get_gpu_activity", "mm_activity"),),
         ),
     ] = None
     jpeg_utilization_percent: Annotated[
@@ -282,6 +285,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             help="Device memory in use by processes.",
             nvml=(Call(_MEMORY, "used", ("nvmlMemory_v2",)), Call(_MEMORY, "used")),
             dcgm=("DCGM_FI_DEV_FB_USED", 2**-20),
+            amd=(Call("amdsmi_get_gpu_memory_usage", args=("AmdSmiMemoryType.VRAM",)),),
         ),
     ] = None
     memory_free_bytes: Annotated[
@@ -301,6 +305,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Call(_MEMORY, "total", ("nvmlMemory_v2",)), Call(_MEMORY, "total")),
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_FB_TOTAL", 2**-20),
+            amd=(Call("amdsmi_get_gpu_memory_total", args=("AmdSmiMemoryType.VRAM",)),),
         ),
     ] = None
     memory_reserved_bytes: Annotated[
@@ -322,6 +327,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Call("nvmlDeviceGetBAR1MemoryInfo", "bar1Used"),),
             cadence=Cadence.SLOW,
             dcgm=("DCGM_FI_DEV_BAR1_USED", 2**-20),
+            amd=(Call("amdsmi_get_gpu_memory_usage", args=("AmdSmiMemoryType.VIS_VRAM",)),),
         ),
     ] = None
     bar1_total_bytes: Annotated[
@@ -333,6 +339,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.STATIC,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_BAR1_TOTAL", 2**-20),
+            amd=(Call("amdsmi_get_gpu_memory_total", args=("AmdSmiMemoryType.VIS_VRAM",)),),
         ),
     ] = None
 
@@ -343,6 +350,10 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             help="Power draw of the board, averaged over a second on Ampere and later.",
             nvml=(Call("nvmlDeviceGetPowerUsage", scale=1e-3),),
             dcgm=("DCGM_FI_DEV_POWER_USAGE", 1),
+            amd=(
+                Call("amdsmi_get_power_info", "average_socket_power"),
+                Call("amdsmi_get_power_info", "current_socket_power"),
+            ),
         ),
     ] = None
     power_instant_watts: Annotated[
@@ -353,6 +364,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(FieldValue("NVML_FI_DEV_POWER_INSTANT", scale=1e-3),),
             null="the driver gives none (before R530)",
             dcgm=("DCGM_FI_DEV_POWER_USAGE_INSTANT", 1),
+            amd=(Call("amdsmi_get_power_info", "current_socket_power"),),
         ),
     ] = None
     power_limit_watts: Annotated[
@@ -364,6 +376,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SLOW,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_POWER_MGMT_LIMIT", 1),
+            amd=(Call("amdsmi_get_power_cap_info", "power_cap", scale=1e-6),),
         ),
     ] = None
     power_limit_default_watts: Annotated[
@@ -378,6 +391,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.STATIC,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_POWER_MGMT_LIMIT_DEF", 1),
+            amd=(Call("amdsmi_get_power_cap_info", "default_power_cap", scale=1e-6),),
         ),
     ] = None
     power_limit_min_watts: Annotated[
@@ -392,6 +406,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.STATIC,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_POWER_MGMT_LIMIT_MIN", 1),
+            amd=(Call("amdsmi_get_power_cap_info", "min_power_cap", scale=1e-6),),
         ),
     ] = None
     power_limit_max_watts: Annotated[
@@ -406,6 +421,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.STATIC,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_POWER_MGMT_LIMIT_MAX", 1),
+            amd=(Call("amdsmi_get_power_cap_info", "max_power_cap", scale=1e-6),),
         ),
     ] = None
     energy_millijoules: Annotated[
@@ -429,6 +445,22 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Call("nvmlDeviceGetTemperature", args=("NVML_TEMPERATURE_GPU",)),),
             cadence=Cadence.SECOND,
             dcgm=("DCGM_FI_DEV_GPU_TEMP", 1),
+            amd=(
+                Call(
+                    "amdsmi_get_temp_metric",
+                    args=(
+                        "AmdSmiTemperatureType.EDGE",
+                        "AmdSmiTemperatureMetric.CURRENT",
+                    ),
+                ),
+                Call(
+                    "amdsmi_get_temp_metric",
+                    args=(
+                        "AmdSmiTemperatureType.HOTSPOT",
+                        "AmdSmiTemperatureMetric.CURRENT",
+                    ),
+                ),
+            ),
         ),
     ] = None
     memory_temperature_celsius: Annotated[
@@ -440,6 +472,15 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SECOND,
             null="the memory has no sensor (most GDDR boards)",
             dcgm=("DCGM_FI_DEV_MEMORY_TEMP", 1),
+            amd=(
+                Call(
+                    "amdsmi_get_temp_metric",
+                    args=(
+                        "AmdSmiTemperatureType.VRAM",
+                        "AmdSmiTemperatureMetric.CURRENT",
+                    ),
+                ),
+            ),
         ),
     ] = None
     temperature_slowdown_celsius: Annotated[
@@ -451,6 +492,22 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.STATIC,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_SLOWDOWN_TEMP", 1),
+            amd=(
+                Call(
+                    "amdsmi_get_temp_metric",
+                    args=(
+                        "AmdSmiTemperatureType.EDGE",
+                        "AmdSmiTemperatureMetric.CRITICAL",
+                    ),
+                ),
+                Call(
+                    "amdsmi_get_temp_metric",
+                    args=(
+                        "AmdSmiTemperatureType.HOTSPOT",
+                        "AmdSmiTemperatureMetric.CRITICAL",
+                    ),
+                ),
+            ),
         ),
     ] = None
     temperature_shutdown_celsius: Annotated[
@@ -462,6 +519,22 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.STATIC,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_SHUTDOWN_TEMP", 1),
+            amd=(
+                Call(
+                    "amdsmi_get_temp_metric",
+                    args=(
+                        "AmdSmiTemperatureType.EDGE",
+                        "AmdSmiTemperatureMetric.EMERGENCY",
+                    ),
+                ),
+                Call(
+                    "amdsmi_get_temp_metric",
+                    args=(
+                        "AmdSmiTemperatureType.HOTSPOT",
+                        "AmdSmiTemperatureMetric.EMERGENCY",
+                    ),
+                ),
+            ),
         ),
     ] = None
 
@@ -472,6 +545,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             help="Clock of the streaming multiprocessors.",
             nvml=(Call(_CLOCK, args=("NVML_CLOCK_SM",)),),
             dcgm=("DCGM_FI_DEV_SM_CLOCK", 1),
+            amd=(Call("amdsmi_get_clock_info", "clk", ("AmdSmiClkType.GFX",)),),
         ),
     ] = None
     memory_clock_megahertz: Annotated[
@@ -481,6 +555,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             help="Clock of the device memory.",
             nvml=(Call(_CLOCK, args=("NVML_CLOCK_MEM",)),),
             dcgm=("DCGM_FI_DEV_MEM_CLOCK", 1),
+            amd=(Call("amdsmi_get_clock_info", "clk", ("AmdSmiClkType.MEM",)),),
         ),
     ] = None
     video_clock_megahertz: Annotated[
@@ -491,6 +566,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Call(_CLOCK, args=("NVML_CLOCK_VIDEO",)),),
             cadence=Cadence.SECOND,
             dcgm=("DCGM_FI_DEV_VIDEO_CLOCK", 1),
+            amd=(Call("amdsmi_get_clock_info", "clk", ("AmdSmiClkType.VCLK0",)),),
         ),
     ] = None
     sm_clock_max_megahertz: Annotated[
@@ -502,6 +578,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.STATIC,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_MAX_SM_CLOCK", 1),
+            amd=(Call("amdsmi_get_clock_info", "max_clk", ("AmdSmiClkType.GFX",)),),
         ),
     ] = None
     memory_clock_max_megahertz: Annotated[
@@ -513,6 +590,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.STATIC,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_MAX_MEM_CLOCK", 1),
+            amd=(Call("amdsmi_get_clock_info", "max_clk", ("AmdSmiClkType.MEM",)),),
         ),
     ] = None
     video_clock_max_megahertz: Annotated[
@@ -524,6 +602,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.STATIC,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_MAX_VIDEO_CLOCK", 1),
+            amd=(Call("amdsmi_get_clock_info", "max_clk", ("AmdSmiClkType.VCLK0",)),),
         ),
     ] = None
     throttle_reasons_bitmask: Annotated[
@@ -744,6 +823,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SLOW,
             rollup=LEVEL_ROLLUP,
             dcgm=("DCGM_FI_DEV_PCIE_LINK_WIDTH", 1),
+            amd=(Call("amdsmi_get_pcie_info", "pcie_metric.pcie_width"),),
         ),
     ] = None
     pcie_generation_max: Annotated[
@@ -755,6 +835,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.STATIC,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_PCIE_MAX_LINK_GEN", 1),
+            amd=(Call("amdsmi_get_pcie_info", "pcie_static.pcie_interface_version"),),
         ),
     ] = None
     pcie_width_max: Annotated[
@@ -766,6 +847,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.STATIC,
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_PCIE_MAX_LINK_WIDTH", 1),
+            amd=(Call("amdsmi_get_pcie_info", "pcie_static.max_pcie_width"),),
         ),
     ] = None
     pcie_replay_count: Annotated[
@@ -778,6 +860,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SLOW,
             rollup=COUNTER_ROLLUP,
             dcgm=("DCGM_FI_DEV_PCIE_REPLAY_COUNTER", 1),
+            amd=(Call("amdsmi_get_pcie_info", "pcie_metric.pcie_replay_count"),),
         ),
     ] = None
     pcie_correctable_errors_count: Annotated[
@@ -971,6 +1054,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="the board has no ECC, or it is off",
             rollup=COUNTER_ROLLUP,
             dcgm=("DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", 1),
+            amd=(Call("amdsmi_get_gpu_total_ecc_count", "correctable_count"),),
         ),
     ] = None
     ecc_uncorrected_volatile_count: Annotated[
@@ -984,6 +1068,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="the board has no ECC, or it is off",
             rollup=COUNTER_ROLLUP,
             dcgm=("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", 1),
+            amd=(Call("amdsmi_get_gpu_total_ecc_count", "uncorrectable_count"),),
         ),
     ] = None
     remapped_rows_corrected_count: Annotated[
@@ -1049,6 +1134,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="Ampere and later, which remap rows in place of it",
             rollup=COUNTER_ROLLUP,
             dcgm=("DCGM_FI_DEV_RETIRED_DBE", 1),
+            amd=(Call("amdsmi_get_gpu_bad_page_info", "len"),),
         ),
     ] = None
     retired_pages_corrected_count: Annotated[
@@ -1087,6 +1173,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="passively cooled boards",
             maximum=200,
             dcgm=("DCGM_FI_DEV_FAN_SPEED", 1),
+            amd=(Call("amdsmi_get_gpu_fan_speed", args=(0,), scale=100 / 255),),
         ),
     ] = None
     performance_state: Annotated[

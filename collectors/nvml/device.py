@@ -8,11 +8,12 @@ from typing import Final
 
 from ...schemas.telemetry import Severity
 from ..source import Emit, SourceEvent
+from ..tickcolumns import INDEX
 from .health import SETTLE_SECONDS, Finding, Health, changes
 from .inventory import Found
 from .library import GPU_IS_LOST, Library, NvmlFailure
 from .links import LinkDetails, LinkState, nvlinks, summary
-from .plan import INDEX, DevicePlan
+from .plan import DevicePlan
 
 CHECK_SECONDS: Final = 10.0
 """How often links and health are looked at."""

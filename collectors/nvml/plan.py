@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from ...schemas.metrics import METRICS, Metric
 from ...schemas.rows import CADENCE_SECONDS, Cadence, Call, FieldValue, Gpm, Rate
+from ..tickcolumns import INDEX, NAMES, Values
 from .calls import Probe, probe
 from .fields import FieldBatch, Key, survey
 from .gpm import GpmReader
@@ -20,8 +21,6 @@ from .library import DRIVER_GONE, LATER, LOST, NOT_SUPPORTED, SUCCESS, UNSUPPORT
 
 log = logging.getLogger("corral.collector.nvml")
 
-NAMES: Final = tuple(METRICS)
-INDEX: Final = {name: at for at, name in enumerate(NAMES)}
 _LARGEST: Final = {"<i4": 2**31 - 1, "<i8": 2**63 - 1, "<f4": 3.4e38}
 
 Target = tuple[int, float | None, bool, float, float]
@@ -85,7 +84,7 @@ class DevicePlan:
         gpm_handle: Any = None,
         gpm_instance: int | None = None,
     ) -> None:
-        self.values: list[float | int | None] = [None] * len(NAMES)
+        self.values: Values = [None] * len(NAMES)
         self.errors = 0
         self.supported: set[str] = set()
         self.blocking_fresh: list[int] = []

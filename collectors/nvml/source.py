@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -11,16 +10,15 @@ from time import monotonic
 from typing import Any, Final
 
 from ...schemas import columns
-from ...schemas.metrics import METRICS
 from ...schemas.telemetry import Inventory, ProcessSample, Severity
 from .. import proc
 from ..source import Emit, SourceEvent, SourceUnavailable, Tick
+from ..tickcolumns import TickColumns
 from .device import Device
 from .events import EventThread
 from .inventory import Found, discover, layout
 from .library import DRIVER_GONE, Library, NvmlFailure
 from .links import LinkState, nvlinks, topology
-from .plan import NAMES
 from .processes import ProcessReader
 
 log = logging.getLogger("corral.collector.nvml")
@@ -31,8 +29,6 @@ LAYOUT_SECONDS: Final = 10.0
 """How often the MIG layout is looked at, where no event has said that it changed."""
 BLOCKING_SECONDS: Final = 10.0
 """How often the calls that take tens of milliseconds are made."""
-_METRICS: Final = tuple(METRICS.values())
-_CODES: Final = {"<f4": "f", "<i4": "i", "<i8": "q"}
 
 
 class NvmlSource:
@@ -77,10 +73,7 @@ class NvmlSource:
         self._return_due = 0.0
         self._aside: threading.Thread | None = None
         self._aside_stop = threading.Event()
-        self._packers: list[struct.Struct] = []
-        self._columns: dict[str, bytes] = {}
-        self._nulls: dict[str, bytes] = {}
-        self._repack = True
+        self._columns = TickColumns()
 
     @property
     def read_errors(self) -> int:
@@ -165,15 +158,14 @@ class NvmlSource:
             times.append(at)
         if not self._devices:
             return []
-        self._pack(range(len(NAMES)) if self._repack else fresh)
-        self._repack = False
+        self._columns.update([device.plan.values for device in self._devices], fresh)
         return [
             Tick(
                 host=self.host,
                 devices=[device.found.info.uuid for device in self._devices],
                 times_ns=columns.pack_times(times),
-                columns=self._columns.copy(),
-                nulls=self._nulls.copy(),
+                columns=self._columns.columns.copy(),
+                nulls=self._columns.nulls.copy(),
             )
         ]
 
@@ -247,7 +239,7 @@ class NvmlSource:
             device.place = place / len(self._devices)
         self._layout = layout(library, [device.found for device in self._devices])
         self._layout_due = monotonic() + LAYOUT_SECONDS
-        self._relaid()
+        self._columns.relaid(len(self._devices))
         if self._with_events:
             self._events = EventThread(library, self.host, [d.found for d in self._devices], self._emit, self._noticed)
         if any(device.plan.blocking for device in self._devices):
@@ -301,7 +293,7 @@ class NvmlSource:
             self._lost.append(lost.found)
             self._tell_lost(lost.found, failure)
         self._return_due = monotonic() + RETURN_SECONDS
-        self._relaid()
+        self._columns.relaid(len(self._devices))
 
     def _find_lost(self, library: Library) -> None:
         for lost in list(self._lost):
@@ -341,36 +333,6 @@ class NvmlSource:
                 data=dict(data),
             )
         )
-
-    # -- packing
-
-    def _relaid(self) -> None:
-        """The devices have changed: every column is to be packed anew."""
-        self._repack = True
-        self._columns = {}
-        self._nulls = {}
-        self._packers = [struct.Struct(f"<{len(self._devices)}{_CODES[metric.row.unit.dtype]}") for metric in _METRICS]
-
-    def _pack(self, fresh: Any) -> None:
-        """Pack the metrics that were read; the others keep the column of their last reading."""
-        rows = [device.plan.values for device in self._devices]
-        for index in fresh:
-            name = NAMES[index]
-            values = [row[index] for row in rows]
-            try:
-                self._columns[name] = self._packers[index].pack(*values)
-                self._nulls.pop(name, None)
-            except struct.error:  # a null among them, or a whole number that came as a float
-                packed = columns.pack(_METRICS[index], values)
-                if packed is None:
-                    self._columns.pop(name, None)
-                    self._nulls.pop(name, None)
-                    continue
-                self._columns[name] = packed[0]
-                if packed[1] is None:
-                    self._nulls.pop(name, None)
-                else:
-                    self._nulls[name] = packed[1]
 
 
 def _read_aside(devices: list[Device], stop: threading.Event) -> None:
