@@ -78,3 +78,15 @@ version wavg week weekday weekofyear weighted_avg xor year yearweek
 """
 FUNCTIONS: Final = frozenset(_FUNCTIONS.split())
 """Scalars, aggregates, window functions and built-in macros."""
+
+LENGTHS: Final = {"repeat": (1, 10_000), "lpad": (1, 10_000), "rpad": (1, 10_000), "list_resize": (1, 100_000),
+                  "array_resize": (1, 100_000)}  # fmt: skip
+"""Functions that make much of little: which argument says how much, and its bound. DuckDB counts what sorts, groups and
+joins hold against its memory limit, but not the values of the 2,048 rows that it has in hand; so that argument has to
+be written out, and small."""
+
+LIST_ITEMS: Final = 1_000_000
+"""Bound for `range` and `generate_series` between numbers that are written out, as values."""
+
+FORMATS: Final = frozenset(("printf", "format"))
+"""Their format has to be written out, with no width of more than four digits."""

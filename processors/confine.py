@@ -23,7 +23,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
-from .allowed import FUNCTIONS, OPERATORS, TABLE_FUNCTIONS
+from .allowed import FORMATS, FUNCTIONS, LENGTHS, LIST_ITEMS, OPERATORS, TABLE_FUNCTIONS
 
 CATALOGUE_VIEWS: Final = frozenset(("tables", "columns", "schemata"))
 """Of `information_schema`: names and types only. All other catalogues show paths, settings or SQL."""
@@ -164,8 +164,12 @@ class Fence:
         for name in ctes:
             if name in names.hidden or not _NAME.fullmatch(name):
                 raise QueryError("refused", f"a CTE can't be called {name!r} here: choose another name")
+        # In FROM they make rows, a vector at a time.
+        in_from = {id(node["function"]) for node in nodes if node.get("type") == "TABLE_FUNCTION"}
         for node in nodes:
             _check_node(node, names, ctes)
+            if "function_name" in node and id(node) not in in_from:
+                _check_size(str(node["function_name"]).lower(), node.get("children") or [])
 
 
 def _one_statement(cursor: DuckDBPyConnection, sql: str) -> tuple[str, str]:
@@ -278,6 +282,32 @@ def _check_function(name: str, names: Names) -> None:
     known = name in FUNCTIONS or name in OPERATORS or name in TABLE_FUNCTIONS or name in names.macros
     if not known:
         raise QueryError("refused", f"the function {name}() does not exist, or is not for readers")
+
+
+def _check_size(name: str, arguments: list[Any]) -> None:
+    """Refuse calls whose one value could be larger than all that a query may hold (see `allowed.LENGTHS`)."""
+    if name in LENGTHS:
+        place, most = LENGTHS[name]
+        length = _constant(arguments[place]) if len(arguments) > place else None
+        if not isinstance(length, int) or length > most:
+            raise QueryError("refused", f"the length in {name}() has to be written out, and {most:,} at most")
+    elif name in FORMATS:
+        form = _constant(arguments[0]) if arguments else None
+        if not isinstance(form, str) or re.search(r"[0-9]{5}|\*", form):
+            raise QueryError("refused", f"the format in {name}() has to be written out, with widths up to 9999")
+    elif name in ("range", "generate_series"):
+        bounds = [value for value in map(_constant, arguments) if isinstance(value, int)]
+        if bounds and len(bounds) == len(arguments) and max(bounds) - min(*bounds, 0) > LIST_ITEMS:
+            raise QueryError(
+                "refused", f"{name}() of so many numbers is for FROM: as one value, {LIST_ITEMS:,} at most"
+            )
+
+
+def _constant(argument: Any) -> Any:
+    """The value of an argument that is written out; None of any other."""
+    if isinstance(argument, dict) and cast("dict[str, Any]", argument).get("class") == "CONSTANT":
+        return cast("dict[str, Any]", argument)["value"].get("value")
+    return None
 
 
 def _check_table(node: dict[str, Any], names: Names, ctes: set[str]) -> None:

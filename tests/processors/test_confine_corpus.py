@@ -352,6 +352,27 @@ def test_every_function_that_is_not_allowed_is_refused(fence: Fence, database: d
     assert attempts > 1000
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT repeat('x', 1000000) FROM range(2048)",
+        "SELECT repeat('x', n) FROM samples",
+        "SELECT repeat('x', 1000 * 1000)",
+        "SELECT lpad('x', 2000000000, 'y')",
+        "SELECT list_resize([1], 500000000, 1)",
+        "SELECT printf('%1000000000d', 1)",
+        "SELECT printf('%*d', 1000000000, 1)",
+        "SELECT format('{:>1000000}', 'x')",
+        "SELECT len(range(100000000)) FROM range(100)",
+        "SELECT generate_series(0, -100000000, -1)",
+        "FROM range(10), (SELECT repeat('x', 1000000))",
+    ],
+)
+def test_values_that_memory_limits_do_not_see_are_refused(fence: Fence, sql: str) -> None:
+    with pytest.raises(QueryError, match=r"written out|as one value"):
+        fence.check(sql, 10)
+
+
 def test_behind_the_parser_the_settings_still_hold(database: duckdb.DuckDBPyConnection, place: Path) -> None:
     """No file outside the archive is read or written, nothing changes, and the settings stay."""
     before = database.execute("SELECT * FROM samples").fetchall()
@@ -401,6 +422,8 @@ def test_behind_the_parser_the_settings_still_hold(database: duckdb.DuckDBPyConn
         "WITH RECURSIVE t(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM t WHERE i < 5) FROM t",
         "FROM samples TABLESAMPLE 50%", "TABLE samples", "SELECT #1 FROM samples",
         "SELECT current_date, version(), current_database()",
+        "SELECT count(*) FROM range(2000000)",
+        "SELECT repeat('=', 10), lpad(device, 8, ' '), printf('%5d', n), count(*) FROM samples, range(20) GROUP BY ALL",
     ],
 )  # fmt: skip
 def test_what_analysts_need_is_allowed_and_the_limit_changes_no_answer(
