@@ -114,13 +114,12 @@ class Announcer:
         self._marked = watermark
         return sum(await asyncio.gather(*(one(record, revision) for record, revision in suspects)))
 
-    async def tend(self) -> None:
-        """Move the watermark and resend what has waited too long, for ever."""
-        while True:
-            await asyncio.sleep(_MARK_SECONDS)
-            await self.mark()
-            if self._pending and self._nc.is_connected:
-                await self._resend()
+    async def tend(self) -> float:
+        """Move the watermark and resend what has waited too long; returns the seconds until the next time."""
+        await self.mark()
+        if self._pending and self._nc.is_connected:
+            await self._resend()
+        return _MARK_SECONDS
 
     async def mark(self) -> None:
         """Write the watermark if it has moved."""

@@ -361,9 +361,9 @@ class LeaseTable:
         """When something is due next, seconds since the epoch; None if nothing is. May be early, never late."""
         return self._due[0][0] if self._due else None
 
-    def again(self, record: LeaseRecord) -> None:
-        """What `due` gave could not be done yet."""
-        heappush(self._due, (record.due_at.timestamp(), record.lease.lease_id, record.version))
+    def again(self, record: LeaseRecord, at: float) -> None:
+        """What `due` gave could not be done yet: it is due again at a time, seconds since the epoch."""
+        heappush(self._due, (at, record.lease.lease_id, record.version))
 
     def _compact(self) -> None:
         self._due = [

@@ -30,6 +30,7 @@ RETAIN_SECONDS: Final = 3600.0
 _RETAIN_AT_LEAST_SECONDS: Final = 15.0
 _RETAIN_MOST: Final = 20_000
 """Where so many end within the time, each is remembered for less."""
+_RETRY_SECONDS: Final = 1.0
 _RATE_SECONDS: Final = 10.0
 
 Step = Callable[[LeaseRecord | None], LeaseRecord | None]
@@ -141,7 +142,7 @@ class Ledger:
                 if not current.warned:
                     return leases.warn(current, now, self._planner)
                 if now.timestamp() < not_before:
-                    self.table.again(current)
+                    self.table.again(current, not_before)
                     return current
                 lease = current.lease
                 reason = f"not renewed within {(lease.expires_at - current.extended_at).total_seconds():g} s"
@@ -175,6 +176,10 @@ class Ledger:
             except Refused as refused:
                 await settled(refused.error)
                 continue
+            except Exception as error:  # the lease stays as it is, and others must not wait for ever
+                log.exception("a change of lease %s failed", lease_id)
+                await settled(Error(code="internal", message=f"The planner failed: {error}"))
+                continue
             if after is None or after is before:
                 await settled(None if after is None else after.lease)
                 continue
@@ -188,22 +193,29 @@ class Ledger:
         ttl = self._retention() if ends else 0.0
 
         async def landed(outcome: Outcome) -> None:
-            if isinstance(outcome, int):
-                self.table.put(record)
-                if ends:
-                    free(self._fleet, lease_id)
-                    self._ended.append((time.time() + ttl, lease_id))
-                    self._freed()
-                await settled(record.lease)
-                await self._announcer.announce(record, outcome)
-            else:
-                if isinstance(outcome, WriteFailed):
-                    log.warning("lease %s stays as it was: %s", lease_id, outcome)
-                    before = self.table.get(lease_id)
-                    if before is not None and before.lease.state is LeaseState.ACTIVE:
-                        self.table.again(before)
-                await settled(self._failure(outcome))
-            await self._next(lease_id)
+            try:
+                if isinstance(outcome, int):
+                    await took_effect(outcome)
+                else:
+                    await failed(outcome)
+            finally:
+                await self._next(lease_id)
+
+        async def took_effect(revision: int) -> None:
+            self.table.put(record)
+            if ends:
+                free(self._fleet, lease_id)
+                self._ended.append((time.time() + ttl, lease_id))
+                self._freed()
+            await settled(record.lease)
+            await self._announcer.announce(record, revision)
+
+        async def failed(outcome: Deposed | WriteFailed) -> None:
+            before = self.table.get(lease_id)
+            if isinstance(outcome, WriteFailed) and before is not None and before.lease.state is LeaseState.ACTIVE:
+                log.warning("lease %s stays as it was: %s", lease_id, outcome)
+                self.table.again(before, time.time() + _RETRY_SECONDS)
+            await settled(self._failure(outcome))
 
         await self._store.write(
             lease_key(lease_id),

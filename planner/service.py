@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import secrets
 import signal
@@ -43,29 +42,24 @@ from ..schemas.requests import (
 from . import summary
 from .announce import Announcer
 from .asked import HEADROOM_BYTES, Asked
+from .chores import LOST_AFTER_SECONDS, Chores, forever, tidy
 from .decide import InvalidRequest, Policies, explain
 from .desk import Answer, Desk
-from .events import HostLost, HostSeen
 from .fleet import Fleet, apply
 from .holding import free, hold
-from .host import Host
 from .leader import TAKEOVER_SECONDS, Candidate
 from .leases import LeaseRecord, LeaseTable
-from .ledger import Ledger, clock
+from .ledger import Ledger
 from .policies import POLICIES
-from .store import ANSWER_PREFIX, DRAINS, HEALTH, HEARTBEAT, LEASE_PREFIX, TOLD, Deposed, Entry, Store, WriteFailed
+from .store import ANSWER_PREFIX, DRAINS, HEALTH, HEARTBEAT, LEASE_PREFIX, TOLD, Deposed, Entry, Store
 from .telemetry import Health, Telemetry
 
 log = logging.getLogger("corral.planner")
 
-LOST_AFTER_SECONDS: Final = 120.0
-"""A host that has sent nothing for so long is lost, and so are the leases on it."""
 GRACE_SECONDS: Final = 10.0
 """After a time without any planner no lease ends for so long: its holder could not renew it meanwhile."""
 _OUTAGE_SECONDS: Final = 2 * TAKEOVER_SECONDS
 _VERSION: Final = "0.1.0"
-_TICK_SECONDS: Final = 0.25
-_HEALTH_SECONDS: Final = 60.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -113,7 +107,6 @@ class Planner:
         self._tasks: list[asyncio.Task[None]] = []
         self._term_tasks: list[asyncio.Task[None]] = []
         self._errands: set[asyncio.Task[None]] = set()
-        self._hearing_since = time.time()
 
     async def start(self) -> None:
         """Take part: get the fleet's state, register, and stand for election."""
@@ -122,9 +115,9 @@ class Planner:
         await self._telemetry.start(codec.decode(health.value, Health) if health else None)
         await self._register(None)
         self._tasks = [
-            asyncio.create_task(_tidy()),
+            asyncio.create_task(tidy()),
             asyncio.create_task(self._telemetry.run()),
-            asyncio.create_task(self._store.tend()),
+            asyncio.create_task(forever("resending", self._store.tend)),
             asyncio.create_task(self._candidate.run()),
         ]
 
@@ -156,7 +149,7 @@ class Planner:
 
     async def telemetry_reconnected(self) -> None:
         """Likewise for telemetry; hosts are given time to be heard again."""
-        self._hearing_since = time.time()
+        self._telemetry.hearing_since = time.time()
         self._spawn(self._telemetry.catch_up())
 
     # Terms
@@ -209,12 +202,16 @@ class Planner:
             deposed=self._candidate.deposed,
         )
         self._desk = desk
-        self._term_tasks = [
-            asyncio.create_task(announcer.tend()),
-            asyncio.create_task(self._tick(desk, not_before)),
-            asyncio.create_task(self._serve_queue(desk)),
-            asyncio.create_task(self._keep_health(term)),
-        ]
+        chores = Chores(
+            desk,
+            announcer,
+            self._telemetry,
+            self._store,
+            term=term,
+            not_before=not_before,
+            lost_after_seconds=self._settings.lost_after_seconds,
+        )
+        self._term_tasks = chores.start()
         await self._register(desk)
         self.leading.set()
         log.info(
@@ -261,55 +258,6 @@ class Planner:
     def _freed(self) -> None:
         if self._desk is not None:
             self._desk.wake.set()
-
-    async def _tick(self, desk: Desk, not_before: float) -> None:
-        hosts_at = 0.0
-        while True:
-            now = clock()
-            await desk.tick(now, not_before)
-            if now.timestamp() - hosts_at >= 1.0:
-                hosts_at = now.timestamp()
-                await self._look_for_lost_hosts(desk, hosts_at)
-            due = desk.ledger.table.next_due()
-            pause = _TICK_SECONDS if due is None else max(0.005, min(_TICK_SECONDS, due - time.time()))
-            await asyncio.sleep(pause)
-
-    async def _look_for_lost_hosts(self, desk: Desk, now: float) -> None:
-        limit = self._settings.lost_after_seconds
-        for name in {*self.fleet.hosts, *desk.ledger.table.hosts}:
-            host = self.fleet.hosts.get(name)
-            silent = now - max(self._hearing_since, -1.0 if host is None else host.heard_at)
-            if silent > limit:
-                if host is None or not host.lost:
-                    log.warning("host %s is lost: silent for %.0f s", name, silent)
-                    apply(self.fleet, HostLost(name))
-                await desk.ledger.lose(name, f"host {name} has been silent for {silent:.0f} s", clock())
-            elif host is not None and host.lost:
-                self._seen(host)
-
-    def _seen(self, host: Host) -> None:
-        log.info("host %s is back", host.name)
-        apply(self.fleet, HostSeen(host.name))
-
-    async def _serve_queue(self, desk: Desk) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(desk.wake.wait(), _TICK_SECONDS)
-            desk.wake.clear()
-            if len(desk.queue):
-                await desk.serve_queue()
-
-    async def _keep_health(self, term: int) -> None:
-        kept: Health | None = None
-        while True:
-            try:
-                health = await self._telemetry.health()
-                if kept is None or health.sequence != kept.sequence:
-                    await self._store.put(HEALTH, codec.encode(health), term)
-                    kept = health
-            except (NatsError, TimeoutError, Deposed, WriteFailed) as error:
-                log.debug("health not kept: %s", error)
-            await asyncio.sleep(_HEALTH_SECONDS)
 
     # The micro service
 
@@ -445,27 +393,6 @@ class Planner:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
-
-
-async def _tidy() -> None:
-    """Keep the garbage collector from walking over every lease there is while requests wait.
-
-    Leases live long and hold no cycles: they are freed by their reference counts. What has outlived a few seconds is
-    set aside, and looked through once an hour.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(20_000, 50, 1_000_000)
-    try:
-        while True:
-            for _ in range(720):
-                await asyncio.sleep(5.0)
-                gc.collect(1)
-                gc.freeze()
-            gc.unfreeze()
-            gc.collect()
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*before)
 
 
 async def plan(url: str | None = None, settings: Settings | None = None, *, stop: asyncio.Event | None = None) -> None:

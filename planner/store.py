@@ -256,12 +256,11 @@ class Store:
             if write.sent_at <= before and not write.resolved:
                 await self._send(number, write)
 
-    async def tend(self) -> None:
-        """Resend what has waited too long, for ever."""
-        while True:
-            await asyncio.sleep(_RESEND_SECONDS / 4)
-            if self._pending and self._nc.is_connected:
-                await self.resend(_RESEND_SECONDS)
+    async def tend(self) -> float:
+        """Resend what has waited too long; returns the seconds until the next time."""
+        if self._pending and self._nc.is_connected:
+            await self.resend(_RESEND_SECONDS)
+        return _RESEND_SECONDS / 4
 
     def abandon(self) -> list[Done]:
         """Give up on the writes whose fate is not known, since another planner leads.

@@ -69,7 +69,7 @@ class Telemetry:
 
     Attributes:
         ignored: messages that could not be decoded or folded; the processor keeps them as dead letters.
-        changed: set when something was folded in.
+        hearing_since: seconds since the epoch; hosts could not be heard before it.
     """
 
     def __init__(self, nc: Client, fleet: Fleet) -> None:
@@ -84,7 +84,7 @@ class Telemetry:
         self._events_until = 0.0
         self._events_after = 0
         self.ignored = 0
-        self.changed = asyncio.Event()
+        self.hearing_since = time.time()
 
     async def start(self, health: Health | None = None) -> None:
         """Subscribe, then read what is known; after it the fleet is ready for decisions.
@@ -159,7 +159,6 @@ class Telemetry:
                 for subject in list(self._newest)[: _SLICE - len(facts)]:
                     data, kind = self._newest.pop(subject)
                     self._fold(subject, data, kind, time.time())
-                self.changed.set()
                 await asyncio.sleep(0)
 
     def _take(self, subject: str, data: bytes, kind: type[Struct]) -> None:

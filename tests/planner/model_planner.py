@@ -185,6 +185,8 @@ def check(history: History, events: list[dict[str, Any]], active: list[dict[str,
     leases: dict[str, dict[str, Any]] = {}
     of_request: dict[str, str] = {}
     for request_id, answers in history.answers.items():
+        if not answers:  # it is among the unanswered
+            continue
         if any(answer != answers[0] for answer in answers):
             wrong.append(f"request {request_id} got {len(answers)} answers that differ: {answers[:2]}")
         if answers[0]["type"] == "assignment":

@@ -95,7 +95,7 @@ def test_due_leases_come_once_each_and_never_late(lives: list[tuple[int, bool]])
             table.put(leases.renew(record, None, START + timedelta(seconds=ttl / 2), "p"))
     warned: dict[str, datetime] = {}
     ended: dict[str, datetime] = {}
-    for second in range(0, 80):
+    for second in range(80):
         now = START + timedelta(seconds=second)
         due = table.next_due()
         if due is None or due > now.timestamp():

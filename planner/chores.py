@@ -1,0 +1,152 @@
+"""What the leading planner does by itself: leases that are due, hosts that fall silent, those who wait, health kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from ..schemas import codec
+from .announce import Announcer
+from .desk import Desk
+from .events import HostLost, HostSeen
+from .fleet import apply
+from .ledger import clock
+from .store import HEALTH, Store
+from .telemetry import Health, Telemetry
+
+log = logging.getLogger("corral.planner.chores")
+
+LOST_AFTER_SECONDS: Final = 120.0
+"""A host that has sent nothing for so long is lost, and so are the leases on it."""
+_TICK_SECONDS: Final = 0.25
+_HOSTS_SECONDS: Final = 1.0
+_HEALTH_SECONDS: Final = 60.0
+_AFTER_FAILURE_SECONDS: Final = 1.0
+
+
+class Chores:
+    """The chores of one term.
+
+    Args:
+        desk: of the term.
+        announcer: of the term.
+        telemetry: tells since when hosts could be heard.
+        store: the bucket.
+        term: revision of the leader's key.
+        not_before: no lease ends before it, seconds since the epoch.
+        lost_after_seconds: a host that is silent for so long is lost.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        announcer: Announcer,
+        telemetry: Telemetry,
+        store: Store,
+        *,
+        term: int,
+        not_before: float,
+        lost_after_seconds: float,
+    ) -> None:
+        self._desk = desk
+        self._announcer = announcer
+        self._telemetry = telemetry
+        self._store = store
+        self._term = term
+        self._not_before = not_before
+        self._lost_after = lost_after_seconds
+        self._kept: Health | None = None
+
+    def start(self) -> list[asyncio.Task[None]]:
+        """One task each; cancel them at the end of the term."""
+        return [
+            asyncio.create_task(forever("telling events", self._announcer.tend)),
+            asyncio.create_task(forever("ending leases", self._end_leases)),
+            asyncio.create_task(forever("looking for lost hosts", self._look_for_lost_hosts)),
+            asyncio.create_task(forever("serving the queue", self._serve_queue)),
+            asyncio.create_task(forever("keeping health", self._keep_health)),
+        ]
+
+    async def _end_leases(self) -> float:
+        await self._desk.tick(clock(), self._not_before)
+        due = self._desk.ledger.table.next_due()
+        return _TICK_SECONDS if due is None else max(0.005, min(_TICK_SECONDS, due - time.time()))
+
+    async def _look_for_lost_hosts(self) -> float:
+        fleet, ledger, now = self._desk.fleet, self._desk.ledger, time.time()
+        for name in {*fleet.hosts, *ledger.table.hosts}:
+            host = fleet.hosts.get(name)
+            silent = now - max(self._telemetry.hearing_since, -1.0 if host is None else host.heard_at)
+            if silent > self._lost_after:
+                if host is not None and not host.lost:
+                    log.warning("host %s is lost: silent for %.0f s", name, silent)
+                    apply(fleet, HostLost(name))
+                await ledger.lose(name, f"host {name} has been silent for {silent:.0f} s", clock())
+            elif host is not None and host.lost:
+                log.info("host %s is back", name)
+                apply(fleet, HostSeen(name))
+        return _HOSTS_SECONDS
+
+    async def _serve_queue(self) -> float:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._desk.wake.wait(), _TICK_SECONDS)
+        self._desk.wake.clear()
+        if len(self._desk.queue):
+            await self._desk.serve_queue()
+        return 0.0
+
+    async def _keep_health(self) -> float:
+        health = await self._telemetry.health()
+        if self._kept is None or health.sequence != self._kept.sequence:
+            await self._store.put(HEALTH, codec.encode(health), self._term)
+            self._kept = health
+        return _HEALTH_SECONDS
+
+
+async def forever(what: str, step: Callable[[], Awaitable[float]]) -> None:
+    """Take a step again and again, each time after the pause that it asks for; one that fails is not the last.
+
+    Args:
+        what: for the log.
+        step: returns the seconds until the next.
+    """
+    while True:
+        try:
+            pause = await step()
+        except Exception as error:
+            log.warning("%s failed, and is tried again: %r", what, error, exc_info=not _is_usual(error))
+            pause = _AFTER_FAILURE_SECONDS
+        await asyncio.sleep(pause)
+
+
+def _is_usual(error: Exception) -> bool:
+    """The bus being away, or another planner leading, needs no traceback."""
+    return isinstance(error, OSError | TimeoutError) or type(error).__module__.startswith(
+        ("nats.", "corral.planner.store")
+    )
+
+
+async def tidy() -> None:
+    """Keep the garbage collector from walking over every lease there is while requests wait.
+
+    Leases live long and hold no cycles: they are freed by their reference counts. What has outlived a few seconds is
+    set aside, and looked through once an hour.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(20_000, 50, 1_000_000)
+    try:
+        while True:
+            for _ in range(720):
+                await asyncio.sleep(5.0)
+                gc.collect(1)
+                gc.freeze()
+            gc.unfreeze()
+            gc.collect()
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
