@@ -105,7 +105,8 @@ def check_grants(fleet: fold.Fleet, world: dict[str, Inventory], request: WorkRe
         assert status.host == grant.host
         assert status.index == grant.index
         assert usable(status, world[grant.host], request)
-        assert request.gpu_memory_bytes <= grant.memory_bytes <= status.memory_free_bytes
+        whole = request.gpu_share is None
+        assert grant.memory_bytes == (status.memory_free_bytes if whole else request.gpu_memory_bytes)
         assert grant.share == (1.0 if request.gpu_share is None else pytest.approx(request.gpu_share, abs=0.001))
     assert len(seen) == request.gpus
     assert all(count <= max(found[name], 0) for name, count in per_host.items())
