@@ -1,0 +1,114 @@
+"""amdsmi as a library: loaded when it is needed, its errors by kind."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+from types import ModuleType
+from typing import Any, Final
+
+from ..source import SourceUnavailable
+
+UNSUPPORTED: Final = frozenset({1, 2, 3, 5, 10, 20, 31, 43, 45, 46, 51, 52, 55})
+"""Never ask this device again: invalid or not supported, not implemented, unknown to the library, no permission, no
+such file or data in this driver."""
+LATER: Final = frozenset({8, 9, 11, 30, 40})
+"""No value now, and nothing is wrong: timeout, retry, interrupted, busy, no data."""
+DRIVER_GONE: Final = frozenset({18, 32, 34})
+"""The driver as a whole is gone: not initialised or not loaded."""
+
+
+class AmdFailure(Exception):
+    """A call that failed.
+
+    Attributes:
+        code: amdsmi's status; None for an answer that makes no sense.
+        function: that failed.
+    """
+
+    def __init__(self, code: int | None, function: str, text: str) -> None:
+        super().__init__(f"{function}: {text}")
+        self.code = code
+        self.function = function
+
+
+class AmdLibrary:
+    """amdsmi, initialised for GPUs.
+
+    Raises:
+        SourceUnavailable: no amdsmi, no library, no driver; the message says what is missing.
+    """
+
+    def __init__(self) -> None:
+        self.amdsmi: ModuleType = _load()
+        try:
+            self.amdsmi.amdsmi_init(self.amdsmi.AmdSmiInitFlags.INIT_AMD_GPUS)
+        except self.amdsmi.AmdSmiException as error:
+            raise SourceUnavailable(
+                f"amdsmi does not start: {_text(error)}. Is the amdgpu driver loaded, and may this user open /dev/kfd?"
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        with contextlib.suppress(self.amdsmi.AmdSmiException):
+            self.amdsmi.amdsmi_shut_down()
+
+    def constant(self, name: str) -> Any:
+        """A constant or member of an enumeration by its dotted name; None where this amdsmi has none of that name."""
+        value: Any = self.amdsmi
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        return value
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Call a function of amdsmi.
+
+        Raises:
+            AmdFailure: with amdsmi's status.
+        """
+        function = getattr(self.amdsmi, name, None)
+        if function is None:
+            raise AmdFailure(5, name, "unknown to this amdsmi")
+        try:
+            return function(*args)
+        except self.amdsmi.AmdSmiLibraryException as error:
+            raise AmdFailure(int(error.get_error_code()), name, _text(error)) from error
+        except (self.amdsmi.AmdSmiException, ValueError, KeyError, UnicodeDecodeError) as error:
+            # The wrapper is at odds with what the library said, such as an enumeration that it does not know.
+            raise AmdFailure(None, name, f"{type(error).__name__}: {error}") from error
+
+    def ask(self, default: Any, name: str, *args: Any) -> Any:
+        """Call for a fact that may be missing: the default where this device has none.
+
+        Raises:
+            AmdFailure: the driver is gone.
+        """
+        try:
+            found = self.call(name, *args)
+        except AmdFailure as failure:
+            if failure.code in DRIVER_GONE:
+                raise
+            return default
+        return default if found is None or found == "N/A" else found
+
+
+def _load() -> ModuleType:
+    # Without its C library amdsmi prints to standard output and then fails in whatever way.
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            return importlib.import_module("amdsmi")
+    except ModuleNotFoundError as error:
+        raise SourceUnavailable(
+            "AMD devices are read through the package amdsmi: pip install 'corral[amd]', in the version of your ROCm"
+        ) from error
+    except Exception as error:
+        raise SourceUnavailable(
+            "amdsmi does not find its library libamd_smi.so: install amd-smi-lib, or set ROCM_PATH to where ROCm is"
+        ) from error
+
+
+def _text(error: Exception) -> str:
+    info = getattr(error, "get_error_info", None)
+    return str(info(detailed=False)) if callable(info) else " ".join(str(error).split())
