@@ -132,7 +132,10 @@ def collect(
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    chosen = source
     try:
+        if source is SourceName.AUTO:
+            chosen = _auto()
         settings = {
             "interval_seconds": parse_seconds(interval),
             "batch_seconds": parse_seconds(batch),
@@ -140,7 +143,6 @@ def collect(
             "buffer_bytes": parse_bytes(buffer),
         }
         labels = _pairs(label, "--label rack=r1")
-        chosen = _auto() if source is SourceName.AUTO else source
         made: Source
         if chosen is SourceName.SIMULATED:
             from ..collectors.simulated.source import SimulatedSource
@@ -179,6 +181,10 @@ def collect(
         _run(made, name, nats, settings, state, spill)
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
+    except ModuleNotFoundError as error:
+        if error.name not in ("numpy", "pyarrow"):
+            raise
+        raise CommandError(f"{chosen} telemetry needs {error.name}: pip install 'corral[simulated]'") from error
 
 
 def _run(
