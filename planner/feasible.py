@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
-from .state import BLOCKS, MIG_PARENT, ROUNDED_OFF_BYTES, UNLIMITED, Ask, DeviceState, HostState, Model
+from .state import BLOCKS, MIG_PARENT, ROUNDED_OFF_BYTES, UNLIMITED, WHOLE_MILLI, Ask, DeviceState, HostState, Model
 
 NEAR_MEMORY: Final = "memory?"
 """Too little free memory as rounded, but the exact amount may do."""
@@ -56,15 +56,34 @@ def verdict_of(device: DeviceState, ask: Ask) -> str:
 
 
 def candidates(state: HostState, ask: Ask) -> list[int]:
-    """Places of the devices that could be used."""
+    """Places of the devices that could be used: those without a verdict, found without wording one."""
     found: list[int] = []
-    verdicts = ask.verdicts
-    for device, places in state.kinds:
-        verdict = verdicts.get(device)
-        if verdict is None:
-            verdict = verdict_of(device, ask)
-        if not verdict:
-            found += places
+    memory, share = ask.gpu_memory_bytes, ask.share_milli
+    if ask.whole:
+        for device, places in state.kinds:
+            if (
+                device.share_free == WHOLE_MILLI
+                and device.memory_free >= memory
+                and not device.leased
+                and (ask.any_model or model_allowed(device.model, ask))
+            ):
+                found += places
+    else:
+        for device, places in state.kinds:
+            if (
+                device.share_free >= share
+                and device.memory_free >= memory
+                and (ask.any_model or model_allowed(device.model, ask))
+            ):
+                found += places
+    return found
+
+
+def model_allowed(model: Model, ask: Ask) -> bool:
+    """Whether the request allows the model, worked out once."""
+    found = ask.allowed.get(model)
+    if found is None:
+        found = ask.allowed[model] = not model_verdict(model, ask)
     return found
 
 

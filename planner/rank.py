@@ -17,6 +17,7 @@ from .policies import Choice, Policy
 from .state import Ask, HostState
 
 _CHOICES_KEPT: Final = 50_000
+_UNKNOWN: Final = Choice(0.0, 0.0, (-1,))
 
 Entry = tuple[float, float, Any, HostState]
 
@@ -37,19 +38,17 @@ class Ranking:
 
     def choice(self, state: HostState) -> Choice | None:
         """The policy's choice on a host of that state; None where it can not hold the ask."""
-        choices = self._choices
-        try:
-            return choices[state]
-        except KeyError:
-            pass
-        found = None
         ask = self.ask
-        if not excluded(state, ask):
-            usable = candidates(state, ask)
-            if len(usable) >= ask.gpus:
-                found = self.policy.choose(state, ask, usable)
-        choices[state] = found
-        return found
+        if excluded(state, ask):
+            return None
+        choices = self._choices
+        found = choices.get(state, _UNKNOWN)
+        if found is not _UNKNOWN:
+            return found
+        usable = candidates(state, ask)
+        chosen = self.policy.choose(state, ask, usable) if len(usable) >= ask.gpus else None
+        choices[state] = chosen
+        return chosen
 
     def key(self, state: HostState, choice: Choice) -> tuple[float, float, Any]:
         """Sorts choices, best first; of equal scores the one that comes first in the order of states."""

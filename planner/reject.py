@@ -7,7 +7,7 @@ from typing import Final
 
 from ..schemas.requests import Placement, Reason, Rejection, RejectionCode, Verdict
 from ..schemas.units import format_bytes
-from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict
+from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict, verdict_of
 from .fleet import Fleet
 from .policies import Policy
 from .rank import ranking
@@ -165,7 +165,7 @@ def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> t
             hosts[name] = why
         choice = None if why else ranked.choice(state)
         for at, device in enumerate(host.order):
-            verdict = ask.verdicts.get(state.devices[at], "")
+            verdict = verdict_of(state.devices[at], ask)
             taken = device.uuid in selected
             reason = "" if taken else why if outside else _why_device(verdict, state.devices[at], ask) or why
             parts = policy.parts(state, part, choice, at) if choice is not None and not reason else {}

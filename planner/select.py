@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from ..schemas.requests import Placement
 from .device import Device
-from .feasible import NEAR_MEMORY, candidates, host_verdict
+from .feasible import NEAR_MEMORY, candidates, host_verdict, verdict_of
 from .fleet import Fleet, Host
 from .policies import Choice, Policy
 from .rank import Ranking, ranking
@@ -117,7 +117,7 @@ def _exact(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
     key = None
     for host in hosts:
         state = host.state
-        if not any(ask.verdicts.get(device) == NEAR_MEMORY for device in state.devices):
+        if not any(verdict_of(device, ask) == NEAR_MEMORY for device, _ in state.kinds):
             continue
         exact = exact_state(host)
         usable = candidates(exact, ask)

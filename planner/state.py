@@ -82,7 +82,7 @@ class DeviceState:
 
     Attributes:
         model: see `Model`.
-        share_free: thousandths that no lease holds.
+        share_free: thousandths that no lease holds; 0 where it is blocked.
         memory_free: bytes that a request could get, at least; the device may have up to a grain more (`rounded`).
         blocked: bits of `BLOCKS`; 0 if it may take work.
         leased: whether some lease is on it.
@@ -206,10 +206,14 @@ class Ask:
         hosts: globs; empty allows any.
         host_labels: sorted pairs.
         placement: see `Placement`.
+        any_model: it names no models, vendors or capability.
+        allowed: whether a model is allowed. Filled by `feasible`.
         verdicts: why a device state can not be used; empty text if it can. Filled by `feasible`.
     """
 
     __slots__ = (
+        "allowed",
+        "any_model",
         "cpus_milli",
         "gpu_memory_bytes",
         "gpus",
@@ -243,6 +247,8 @@ class Ask:
             self.host_labels,
             self.placement,
         ) = key
+        self.any_model = not (self.models or self.vendors or any(self.min_compute_capability))
+        self.allowed: dict[Model, bool] = {}
         self.verdicts: dict[DeviceState, str] = {}
         self.parts: dict[int, Ask] = {}
 
@@ -273,6 +279,7 @@ class Ask:
                 )
             )
             found.verdicts = self.verdicts
+            found.allowed = self.allowed
         return found
 
 
