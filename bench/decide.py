@@ -165,6 +165,8 @@ def run(gpus: int, policy: str, decisions: int, seed: int) -> None:
     refused_us: list[float] = []
     hold_us: list[float] = []
     sample_us: list[float] = []
+    # As the planner's process has it (planner/chores.py): collections are rare, and leave alone what is there for good.
+    gc.set_threshold(20_000, 50, 1_000_000)
     gc.collect()
     gc.freeze()
     for step in range(decisions):

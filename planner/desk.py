@@ -193,7 +193,8 @@ class Desk:
                     could_ever_fit=True,
                     request_id=request.request_id or "",
                 )
-        return decide(self.fleet, request, now, self._policies)
+        # A policy learns from each request once, however often it is tried from the queue.
+        return decide(self.fleet, request, now, self._policies, learn=entry is None)
 
     async def _settle(self, opened: _Open, decision: Decision) -> None:
         """Make a decision durable, then answer."""
