@@ -36,7 +36,7 @@ ACK_WAIT_SECONDS: Final = 5.0
 DOUBT_SECONDS: Final = 60.0
 """Half of the streams' duplicate window: what was sent longer ago is looked up before it is sent again."""
 BACKOFF_SECONDS: Final = 0.25
-BACKOFF_MAX_SECONDS: Final = 15.0
+BACKOFF_MAX_SECONDS: Final = 5.0
 
 _STREAMS: Final = {
     bus.SAMPLES: bus.TELEMETRY_STREAM,
