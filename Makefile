@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format docs lock clean
+.PHONY: demo test lint format docs images lock clean
 
 demo: $(READY)
 	$(BIN)/corral demo
@@ -24,6 +24,10 @@ format: $(READY)
 # Everything that is generated from the code: message schemas, AsyncAPI, the metric table.
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+
+# Pictures of the real thing on simulated GPUs.
+images: $(READY)
+	$(BIN)/python docs/images.py
 
 # The lock holds for every supported Python and names no registry: hashes alone say what may be installed.
 lock: $(READY)

@@ -1,0 +1,62 @@
+"""Pictures for the README, taken of a real cluster on simulated GPUs: `make images`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tempfile
+from pathlib import Path
+
+from corral.cli.board import Board
+from corral.cli.server import EmbeddedServer
+from corral.cli.supervisor import Part, Supervisor
+from corral.cli.top_app import TopApp
+from corral.cli.up import cluster_parts, wait_until_ready
+from corral.client import connect
+
+IMAGES = Path(__file__).parent / "images"
+SIMULATED = ("--source", "simulated", "--hosts", "3", "--devices", "8", "--interval", "250ms", "--processes", "2s")
+LIVELY = ("--time-scale", "30", "--background", "0.3", "--seed", "4")
+
+
+def plain(svg: str) -> str:
+    """A picture that fetches no fonts: any monospaced one will do."""
+    return re.sub(r"@font-face\s*{[^}]*}", "", svg).replace(
+        "Fira Code,", "Fira Code, DejaVu Sans Mono, Menlo, Consolas,"
+    )
+
+
+async def pictures(url: str) -> None:
+    async with connect(url, owner="alice") as alice:
+        await alice.request(gpus=4, memory="40GiB", name="train-llama", models="*H100*", ttl="1h")
+        await alice.request(share=0.5, memory="10GiB", name="notebook", owner="bob", ttl="1h")
+        await alice.request(gpus=2, memory="20GiB", name="eval", owner="carol", models="*A100*", ttl="1h")
+        uuid = (await alice.devices())[-1].uuid
+        await alice.drain(devices=[uuid], reason="new fan", operator="dan")
+        board = Board(alice)
+        app = TopApp(board, interval=0.5)
+        async with app.run_test(size=(118, 30)) as pilot:
+            await pilot.pause(30)
+            (IMAGES / "top.svg").write_text(plain(app.export_screenshot(title="corral top")))
+            await pilot.press("3", "enter", "home", "enter")
+            await pilot.pause(1)
+            (IMAGES / "device.svg").write_text(plain(app.export_screenshot(title="corral top: a device")))
+
+
+async def main() -> None:
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        collector = Part(name="collector", arguments=["collect", *SIMULATED, *LIVELY, "--state", f"{folder}/collector"])
+        parts = cluster_parts(folder, collector)
+        supervisor = Supervisor(EmbeddedServer(folder / "nats"), parts, folder / "logs", print)
+        try:
+            await supervisor.start()
+            await wait_until_ready(supervisor.server.url, parts)
+            await pictures(supervisor.server.url)
+        finally:
+            await supervisor.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,127 @@
+"""`corral top` on a real cluster, driven by its keys, at the size of a small terminal."""
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from corral.cli.board import SORTS, Board, by_host, picked, sparkline
+from corral.client import Client, connect
+from corral.schemas.requests import DeviceStatus, FleetSummary
+from local_cluster import LocalCluster
+
+pytest.importorskip("textual", reason="corral[top] is not installed")
+
+from corral.cli.top_app import TopApp
+from corral.cli.top_rows import Rows
+
+
+@pytest.fixture
+async def client(cluster: LocalCluster) -> AsyncIterator[Client]:
+    async with connect(cluster.url, owner="tester") as made:
+        yield made
+
+
+def screen(app: TopApp) -> list[str]:
+    """What is to be seen, line by line."""
+    return ["".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips()]
+
+
+async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) -> None:
+    held = (await client.request(gpus=2, name="watched")).lease
+    board = Board(client)
+    await board.refresh()
+    app = TopApp(board, interval=0.2)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.pause(0.5)
+        text = "\n".join(screen(app))
+        assert "8 GPUs on 2 hosts" in text
+        for device in await client.devices():
+            assert device.host in text
+        assert held.lease_id[:8] in text
+
+        rows = app.query_one("#devices-rows", Rows)
+        for expected in ("util", "memory"):
+            await pilot.press("s")
+            assert f"by {expected}" in "\n".join(screen(app))
+        used = [device.memory_used_bytes for device in rows._rows]
+        assert used == sorted(used, reverse=True)
+        await pilot.press("r")
+        assert [device.memory_used_bytes for device in rows._rows] == sorted(used)
+
+        await pilot.press("slash", *"watched-not-there")
+        assert not rows._rows
+        await pilot.press("escape", "slash", *held.lease_id, "enter")
+        assert {device.uuid for device in rows._rows} == {grant.device for grant in held.grants}
+        await pilot.press("enter")
+        await pilot.pause(0.6)
+        page = "\n".join(screen(app))
+        assert rows.current.uuid in page
+        assert "watched" in page
+        await pilot.press("escape")
+
+        # Nothing happens without a reason and Enter.
+        uuid = rows.current.uuid
+        await pilot.press("d", *"fan", "escape")
+        assert not (await client.devices(devices=[uuid]))[0].drain_reason
+        await pilot.press("d", *"fan", "enter")
+        await pilot.pause(0.5)
+        assert "fan" in (await client.devices(devices=[uuid]))[0].drain_reason
+        await pilot.press("d")
+        await pilot.pause(0.5)
+        assert not (await client.devices(devices=[uuid]))[0].drain_reason
+
+        await pilot.press("3")
+        await pilot.pause(0.3)
+        assert "watched" in "\n".join(screen(app))
+        await pilot.press("x", *"done", "enter")
+        await pilot.pause(0.5)
+        assert await client.leases(lease_id=held.lease_id) == []
+
+
+async def test_five_thousand_devices_stay_within_the_screen(client: Client) -> None:
+    board = Board(client)
+    await board.refresh()
+    assert board.last is not None
+    board.last.devices = [
+        DeviceStatus(uuid=f"GPU-{number}", host=f"node-{number // 8:04}", index=number % 8, model="NVIDIA H100")
+        for number in range(5000)
+    ]
+    board.last.fleet = FleetSummary(devices=5000, hosts=625)
+    app = TopApp(board, interval=3600)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("end")
+        await pilot.pause(0.2)
+        lines = screen(app)
+        assert len(lines) == 24
+        assert any("node-0624" in line for line in lines)
+        assert any(line.lstrip().startswith("HOST") for line in lines), "the head stays"
+        await pilot.press("home", "2")
+        await pilot.pause(0.2)
+        assert any("node-0000" in line for line in screen(app))
+
+
+def test_scripts_get_it_once(cluster: LocalCluster) -> None:
+    seen = json.loads(cluster.corral("top", "--json", "--sort", "power").stdout)
+    assert set(seen) == {"time", "fleet", "devices", "leases", "queue"}
+    power = [device["power_watts"] for device in seen["devices"]]
+    assert power == sorted(power, reverse=True)
+    for arguments in (["--once"], []):  # in a pipe it prints once of itself
+        done = cluster.corral("top", *arguments)
+        assert done.returncode == 0
+        assert done.stdout.count("sim-000") >= 8
+
+
+def test_rows_are_picked_by_words_and_sorted_by_every_column() -> None:
+    devices = [
+        DeviceStatus(uuid="GPU-1", host="b", index=1, model="NVIDIA H100", utilization_percent=5.0, leases=["l1"]),
+        DeviceStatus(uuid="GPU-2", host="a", index=0, model="NVIDIA T4", utilization_percent=None),
+        DeviceStatus(uuid="GPU-3", host="a", index=1, model="NVIDIA H100", usable=False, why_not=["stale"]),
+    ]
+    for sort in SORTS:
+        assert len(picked(devices, sort, False, "")) == 3
+    assert [one.uuid for one in picked(devices, "host", False, "")] == ["GPU-2", "GPU-3", "GPU-1"]
+    assert [one.uuid for one in picked(devices, "util", False, "")] == ["GPU-1", "GPU-2", "GPU-3"]
+    for words, found in (("h100 leased", ["GPU-1"]), ("stale", ["GPU-3"]), ("free", ["GPU-2"]), ("*t4", ["GPU-2"])):
+        assert [one.uuid for one in picked(devices, "host", False, words)] == found
+    assert [(row.host, row.devices, row.leased) for row in by_host(devices)] == [("a", 2, 0), ("b", 1, 1)]
+    assert sparkline([0, None, 50, 100], 6) == "  ▁ ▅█"
