@@ -28,9 +28,10 @@ from ..schemas.telemetry import DeviceInfo, HostInfo, Inventory
 from .distribute import distribute
 from .fleet import Fleet, HostForgotten, advance, apply, renew
 from .policies import DEFAULT, POLICIES, Policy, make
-from .reject import could_ever_fit, reject, verdicts
+from .reject import could_ever_fit, reject
 from .select import Pick, select
 from .state import UNLIMITED, Ask, InvalidRequest, ask_key
+from .verdicts import verdicts
 
 
 class Placed(Struct, frozen=True):

@@ -125,6 +125,6 @@ def capacity(state: HostState, ask: Ask, usable: int) -> int:
 
 def matches_host(name: str, labels: dict[str, str], hosts: Sequence[str], wanted: Sequence[tuple[str, str]]) -> bool:
     """Whether a request that names hosts or labels may use a host."""
-    if hosts and not any(fnmatchcase(name, glob) for glob in hosts):
+    if hosts and not any(fnmatchcase(name.lower(), glob) for glob in hosts):
         return False
     return all(labels.get(key) == value for key, value in wanted)

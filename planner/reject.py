@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-from ..schemas.requests import Placement, Reason, Rejection, RejectionCode, Verdict
+from ..schemas.requests import Placement, Reason, Rejection, RejectionCode
 from ..schemas.units import format_bytes
-from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict, verdict_of
+from .feasible import NEAR_MEMORY, candidates, capacity
 from .fleet import Fleet
-from .policies import Policy
-from .rank import ranking
-from .room import Room, allowed, near_device, room_for
-from .select import Pick
-from .state import Ask, DeviceState, HostState
-
-LISTED: Final = 1000
-"""Devices and hosts in an explanation at most."""
+from .room import Room, allowed, room_for
+from .state import Ask, HostState
 
 
 def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
@@ -66,10 +59,10 @@ def words(code: str, tally: Room, ask: Ask) -> str:
         return f"on hosts with too few free cores (most {near / 1000:g}, needed {_part_cpus(ask):g})"
     if code == "host_memory":
         return f"on hosts with too little free RAM (most {format_bytes(near)}, needed {format_bytes(_part_ram(ask))})"
-    return _WORDS.get(code, code)
+    return WORDS.get(code, code)
 
 
-_WORDS: Final = {
+WORDS: Final = {
     "model": "wrong model",
     "vendor": "wrong vendor",
     "stale": "without recent samples",
@@ -146,66 +139,3 @@ def _could_ever_fit(fleet: Fleet, ask: Ask) -> bool:
     if not ask.gpus or ask.placement is Placement.SAME_HOST:
         return False
     return (hosts_able if ask.placement is Placement.SPREAD else together) >= ask.gpus
-
-
-def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> tuple[list[Verdict], dict[str, str]]:
-    """Per device and per host, why it is taken or not; the selected first, then by score; cut to `LISTED`."""
-    selected = {device.uuid for pick in picks for device in pick.devices}
-    part = ask if ask.placement is Placement.SAME_HOST else ask.part(min(1, ask.gpus))
-    ranked = ranking(fleet, policy, part)
-    inside = {host.name for host in allowed(fleet, ask)} if ask.filtered else None
-    found: list[tuple[bool, float, str, int, Verdict]] = []
-    hosts: dict[str, str] = {}
-    for name, host in sorted(fleet.hosts.items()):
-        state = host.state
-        outside = inside is not None and name not in inside
-        usable = candidates(state, ask)
-        why = _WORDS["host"] if outside else _why_host(state, part, len(usable))
-        if why and len(hosts) < LISTED:
-            hosts[name] = why
-        choice = None if why else ranked.choice(state)
-        for at, device in enumerate(host.order):
-            verdict = verdict_of(state.devices[at], ask)
-            taken = device.uuid in selected
-            reason = "" if taken else why if outside else _why_device(verdict, state.devices[at], ask) or why
-            parts = policy.parts(state, part, choice, at) if choice is not None and not reason else {}
-            score = sum(parts.values()) if parts else None
-            found.append(
-                (
-                    not taken,
-                    -(score if score is not None else float("-inf")),
-                    name,
-                    device.index,
-                    Verdict(
-                        host=name,
-                        device=device.uuid,
-                        feasible=not reason,
-                        reason=reason,
-                        score=score,
-                        score_parts=parts,
-                        selected=taken,
-                    ),
-                )
-            )
-    found.sort(key=lambda entry: entry[:4])
-    return [entry[4] for entry in found[:LISTED]], hosts
-
-
-def _why_device(verdict: str, device: DeviceState, ask: Ask) -> str:
-    if not verdict or verdict == NEAR_MEMORY:
-        return ""
-    single = Room(ask)
-    single.devices[verdict] = 1
-    single.nearest[verdict] = {near_device(verdict, device): 1}
-    return words(verdict, single, ask)
-
-
-def _why_host(state: HostState, ask: Ask, usable: int) -> str:
-    code = host_verdict(state, ask, usable)
-    if code == "host_devices":
-        return f"{usable} of {ask.gpus} devices could be used"
-    if code == "cpus":
-        return f"{max(0, state.cpus_free) / 1000:g} of {ask.cpus_milli / 1000:g} cores are free"
-    if code == "host_memory":
-        return f"{format_bytes(max(0, state.memory_free))} of {format_bytes(ask.host_memory_bytes)} RAM are free"
-    return _WORDS.get(code, code)

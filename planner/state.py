@@ -203,7 +203,7 @@ class Ask:
         models: lower-case globs; empty allows any.
         vendors: lower-case; empty allows any.
         min_compute_capability: (0, 0) allows any.
-        hosts: globs; empty allows any.
+        hosts: lower-case globs; empty allows any.
         host_labels: sorted pairs.
         placement: see `Placement`.
         any_model: it names no models, vendors or capability.
@@ -350,7 +350,7 @@ def ask_key(request: WorkRequest) -> AskKey:
         tuple(sorted({glob.lower() for glob in request.models})) if request.models else (),
         tuple(sorted({vendor.lower() for vendor in request.vendors})) if request.vendors else (),
         version_pair(request.min_compute_capability) if request.min_compute_capability else (0, 0),
-        tuple(sorted(set(request.hosts))) if request.hosts else (),
+        tuple(sorted({glob.lower() for glob in request.hosts})) if request.hosts else (),
         tuple(sorted(request.host_labels.items())) if request.host_labels else (),
         Placement(request.placement) if request.gpus > 1 else Placement.SAME_HOST,
     )

@@ -107,9 +107,10 @@ def _filtered(fleet: Fleet, only: DeviceFilter | None) -> Iterator[tuple[Host, l
         for _, host in sorted(fleet.hosts.items()):
             yield host, host.devices
         return
+    hosts = [glob.lower() for glob in only.hosts]
     models = [glob.lower() for glob in only.models]
     for name, host in sorted(fleet.hosts.items()):
-        if not _match(name, only.hosts):
+        if not _match(name.lower(), hosts):
             continue
         found = [
             device
