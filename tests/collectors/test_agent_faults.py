@@ -146,7 +146,7 @@ async def test_a_server_that_is_restarted_under_load_loses_and_doubles_nothing(
     server.start()
     try:
         process = collector(server.url, "--hosts", "20")
-        for number in range(3):
+        for number in range(2):
             await asyncio.sleep(1.0)
             server.stop() if number % 2 else server.kill()
             await until(lambda: spilt(tmp_path) > 0, "it spills")
@@ -161,7 +161,7 @@ async def test_a_server_that_is_restarted_under_load_loses_and_doubles_nothing(
     finally:
         server.kill()
     (per_stream,) = sequences(found).values()
-    assert assert_once_and_in_order(per_stream) > 1000
+    assert assert_once_and_in_order(per_stream) > 500
     kinds = [
         codec.decode(payload, DeviceEvent).kind
         for _, subject, payload in found[bus.FACTS_STREAM]
