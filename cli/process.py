@@ -1,18 +1,27 @@
-"""`corral process`: write the history and answer SQL."""
+"""`corral process`: write the history and answer SQL; `corral snapshot`: take a copy of it away."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from .exits import FAILED, USAGE, CommandError
-from .options import NatsUrl
+from ..schemas import bus, codec
+from .exits import FAILED, NO_SERVICE, TIMED_OUT, USAGE, CommandError
+from .options import AsJson, NatsUrl, print_json, run, say
+
+if TYPE_CHECKING:
+    from ..processors.service import Quack
+    from ..processors.storage import Retention
+
+_KEEP: Final = "How long things are kept (0: for ever)"
+_REMOTE: Final = "Remote door for DuckDB clients"
 
 
 def process(
@@ -27,36 +36,109 @@ def process(
         str | None, typer.Option(envvar="CORRAL_MEMORY", metavar="SIZE", help="That the database may take.")
     ] = None,
     nats: NatsUrl = None,
+    keep_raw: Annotated[
+        str,
+        typer.Option(
+            envvar="CORRAL_KEEP_RAW",
+            metavar="TIME",
+            help="Samples in the database; then their day goes to the archive.",
+            rich_help_panel=_KEEP,
+        ),
+    ] = "2d",
+    keep_archive: Annotated[
+        str, typer.Option(envvar="CORRAL_KEEP_ARCHIVE", metavar="TIME", help="Archived days.", rich_help_panel=_KEEP)
+    ] = "365d",
+    keep_10s: Annotated[
+        str, typer.Option(envvar="CORRAL_KEEP_10S", metavar="TIME", help="Rollups of 10 s.", rich_help_panel=_KEEP)
+    ] = "7d",
+    keep_1m: Annotated[
+        str, typer.Option(envvar="CORRAL_KEEP_1M", metavar="TIME", help="Rollups of 1 min.", rich_help_panel=_KEEP)
+    ] = "90d",
+    keep_1h: Annotated[
+        str, typer.Option(envvar="CORRAL_KEEP_1H", metavar="TIME", help="Rollups of 1 h.", rich_help_panel=_KEEP)
+    ] = "0",
+    quack: Annotated[
+        str | None,
+        typer.Option(envvar="CORRAL_QUACK", metavar="HOST:PORT", help="Listen there.", rich_help_panel=_REMOTE),
+    ] = None,
+    quack_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CORRAL_QUACK_TOKEN_FILE",
+            metavar="FILE",
+            help="The token that clients must give; readable by you alone.",
+            rich_help_panel=_REMOTE,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Turn telemetry into history in a DuckDB file, and answer SQL, until stopped.
 
-    [bold]Examples[/bold]
+    Examples:
       corral process                                    ./corral.duckdb
-      corral process --db /var/lib/corral/history.duckdb --memory 8GiB
+      corral process --db /var/lib/corral/history.duckdb --memory 8GiB --keep-raw 7d
+      corral process --quack 127.0.0.1:9494 --quack-token-file token
 
     It may be stopped or killed at any time: it goes on behind the last message that is in the file.
     """
-    from ..schemas.units import parse_bytes
+    from ..schemas.units import parse_bytes, parse_seconds
 
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+
+    def kept(text: str) -> float | None:
+        return parse_seconds(text) or None
+
     try:
-        settings: dict[str, Any] = {"archive": archive, "memory_bytes": parse_bytes(memory) if memory else None}
+        from ..processors.storage import Retention
+
+        retention = Retention(
+            raw=kept(keep_raw) or 365_000 * 86400.0,
+            archive=kept(keep_archive),
+            ten_seconds=kept(keep_10s),
+            minutes=kept(keep_1m),
+            hours=kept(keep_1h),
+        )
+        memory_bytes = parse_bytes(memory) if memory else None
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
-    _run(db, nats, settings)
+    _run(db, nats, archive, memory_bytes, retention, _remote(quack, quack_token_file))
 
 
-def _run(db: Path, nats: str | None, settings: dict[str, Any]) -> None:
+def _remote(address: str | None, token_file: Path | None) -> Quack | None:
+    if address is None:
+        return None
+    from ..processors import quack
+    from ..processors.service import Quack
+
+    if token_file is None:
+        raise CommandError("--quack needs --quack-token-file: whoever has the token reads the whole history", USAGE)
+    try:
+        quack.parse_address(address)
+        return Quack(address, quack.read_token(token_file))
+    except quack.QuackError as error:
+        raise CommandError(str(error), USAGE) from error
+
+
+def _run(
+    db: Path,
+    nats: str | None,
+    archive: Path | None,
+    memory_bytes: int | None,
+    retention: Retention,
+    remote: Quack | None,
+) -> None:
     import uvloop
 
+    from ..processors.quack import QuackError
     from ..processors.service import process as work
     from ..processors.storage import StorageError
 
     async def until_stopped() -> None:
-        task = asyncio.create_task(work(db, nats_url=nats, **settings))
+        task = asyncio.create_task(
+            work(db, nats_url=nats, archive=archive, memory_bytes=memory_bytes, retention=retention, remote=remote)
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, task.cancel)
@@ -65,5 +147,85 @@ def _run(db: Path, nats: str | None, settings: dict[str, Any]) -> None:
 
     try:
         uvloop.run(until_stopped())
-    except StorageError as error:
+    except (StorageError, QuackError) as error:
         raise CommandError(str(error), FAILED) from error
+
+
+def snapshot(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="The DuckDB file to write.")],
+    archive: Annotated[bool, typer.Option(help="With the samples of archived days.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    as_json: AsJson = False,
+    timeout: Annotated[str, typer.Option(metavar="TIME", help="Wait so long for the copy to be made.")] = "10m",
+    nats: NatsUrl = None,
+) -> None:
+    """Take a consistent copy of the history away, while ingest goes on.
+
+    Examples:
+      corral snapshot history-copy.duckdb
+      duckdb history-copy.duckdb "FROM fleet_by_hour"
+
+    The copy is one moment of every table, in a file that any DuckDB opens.
+    """
+    from ..schemas.units import format_bytes, parse_seconds
+
+    try:
+        seconds = parse_seconds(timeout)
+    except ValueError as error:
+        raise CommandError(str(error), USAGE) from error
+    if out.exists() and not force:
+        raise CommandError(f"{out} is there already: name another file, or --force", USAGE)
+    if not out.absolute().parent.is_dir():
+        raise CommandError(f"there is no folder {out.absolute().parent}", USAGE)
+    made = run(_fetch(out, archive, seconds, nats))
+    if as_json:
+        print_json({"file": str(out), "bytes": made["bytes"], "samples": made["samples"]})
+    else:
+        say(f"{out}: {made['samples']:,} samples, {format_bytes(made['bytes'])}")
+
+
+_PIECES_AT_ONCE: Final = 8
+
+
+async def _fetch(out: Path, archive: bool, seconds: float, nats: str | None) -> dict[str, int]:
+    from nats.errors import NoRespondersError
+    from nats.errors import TimeoutError as NatsTimeoutError
+
+    from ..schemas.query import Snapshot, SnapshotRead, SnapshotRequest
+    from ..schemas.requests import Error
+
+    nc = await bus.connect(nats, name="corral-cli", wait_seconds=1.5, max_reconnect_attempts=3)
+    part = out.with_name(out.name + ".part")
+    try:
+        try:
+            body = codec.encode(SnapshotRequest(archive=archive), codec.JSON)
+            reply = await nc.request(bus.SNAPSHOT, body, timeout=seconds)
+        except NoRespondersError:
+            raise CommandError("no processor answers: start one with `corral process`", NO_SERVICE) from None
+        except NatsTimeoutError:
+            raise CommandError(f"no snapshot after {seconds:g} s (--timeout)", TIMED_OUT) from None
+        if b'"type":"error"' in reply.data[:64]:
+            raise CommandError(codec.decode(reply.data, Error, codec.JSON).message, FAILED)
+        made = codec.decode(reply.data, Snapshot, codec.JSON)
+
+        async def piece(offset: int) -> bytes:
+            read = codec.encode(SnapshotRead(snapshot_id=made.snapshot_id, offset=offset), codec.JSON)
+            return (await nc.request(bus.SNAPSHOT_READ, read, timeout=30)).data
+
+        size = len(await piece(0)) or 1
+        with part.open("wb") as file:
+            for start in range(0, made.bytes, size * _PIECES_AT_ONCE):
+                offsets = range(start, min(start + size * _PIECES_AT_ONCE, made.bytes), size)
+                for data in await asyncio.gather(*(piece(offset) for offset in offsets)):
+                    file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            if file.tell() != made.bytes:
+                raise CommandError(f"only {file.tell():,} of {made.bytes:,} bytes came: try again", FAILED)
+        part.replace(out)
+        done = SnapshotRead(snapshot_id=made.snapshot_id, done=True)
+        await nc.publish(bus.SNAPSHOT_READ, codec.encode(done, codec.JSON))
+        return {"bytes": made.bytes, "samples": made.samples}
+    finally:
+        part.unlink(missing_ok=True)
+        await nc.close()

@@ -1,4 +1,4 @@
-"""The processor: ingest, maintenance and the query service over one database, until it is cancelled."""
+"""The processor: ingest, maintenance and the doors for readers over one database, until it is cancelled."""
 
 from __future__ import annotations
 
@@ -7,14 +7,30 @@ import contextlib
 import logging
 from pathlib import Path
 
+from duckdb import DuckDBPyConnection
+from msgspec import Struct
+
 from ..schemas import bus
 from ..schemas.query import ProcessorStatus
+from . import quack, snapshots
 from .deadletters import DeadLetters
 from .ingest import CONSUMERS, Ingest
 from .query import QueryService
 from .storage import Database, Maintenance, Retention
 
 log = logging.getLogger("corral.processor")
+
+
+class Quack(Struct, frozen=True):
+    """The door for DuckDB clients.
+
+    Attributes:
+        address: as `quack.parse_address` takes it.
+        token: that clients must give.
+    """
+
+    address: str
+    token: str
 
 
 async def process(
@@ -24,8 +40,8 @@ async def process(
     archive: Path | None = None,
     memory_bytes: int | None = None,
     wait_seconds: float | None = None,
-    query: bool = True,
     retention: Retention | None = None,
+    remote: Quack | None = None,
     ready: asyncio.Event | None = None,
 ) -> None:
     """Bring what is published into a database and answer queries, until cancelled.
@@ -36,24 +52,33 @@ async def process(
         archive: folder of the Parquet files; `archive` beside the file by default.
         memory_bytes: that DuckDB may take.
         wait_seconds: give up after so long where no server answers at the start; None tries for ever.
-        query: answer SQL over the bus.
         retention: how long things are kept.
+        remote: open DuckDB's remote protocol too.
         ready: set once it reads and answers.
 
     Raises:
         StorageError: the database can't be used; the message says why and what to do.
+        QuackError: the remote door can't be opened; likewise.
         BusUnavailable: no server answered.
     """
     loop = asyncio.get_running_loop()
-    storage = await loop.run_in_executor(None, lambda: Database(db, archive=archive, memory_bytes=memory_bytes))
+    doors: list[quack.QuackDoor] = []
+
+    def prepare(connection: DuckDBPyConnection) -> None:
+        if remote is not None:
+            quack.load(connection)
+            doors[:] = [quack.QuackDoor(connection, connection.cursor, remote.address, remote.token)]
+
+    storage = await loop.run_in_executor(
+        None, lambda: Database(db, archive=archive, memory_bytes=memory_bytes, prepare=prepare)
+    )
+    maintenance = Maintenance(storage, retention)
     try:
         nc = await bus.connect(nats_url, name=f"processor-{storage.processor}", wait_seconds=wait_seconds)
         try:
             js = nc.jetstream()
             await bus.ensure_layout(js)
             letters = DeadLetters(js)
-            maintenance = Maintenance(storage, retention)
-            maintenance.start()
             ingests = [Ingest(nc, storage, consumer, letters) for consumer in CONSUMERS]
 
             def status() -> ProcessorStatus:
@@ -69,23 +94,27 @@ async def process(
                     database_bytes=storage.size_bytes(),
                 )
 
-            service = QueryService(nc, storage.cursor, processor=storage.processor, status=status) if query else None
+            service = QueryService(nc, storage.cursor, processor=storage.processor, status=status)
+            copies = snapshots.SnapshotService(nc, storage)
+            maintenance.start()
             async with asyncio.TaskGroup() as tasks:
                 for ingest in ingests:
                     tasks.create_task(ingest.run())
-                if service is not None:
-                    await service.start()
+                await service.start()
+                await copies.start()
                 log.info("processor %s writes %s", storage.processor, storage.path)
                 if ready is not None:
                     ready.set()
                 try:
                     await asyncio.Event().wait()
                 finally:
-                    if service is not None:
-                        await service.stop()
-                    await asyncio.shield(loop.run_in_executor(None, maintenance.stop))
+                    await service.stop()
+                    await copies.stop()
         finally:
             with contextlib.suppress(Exception):
                 await nc.close()
     finally:
+        await asyncio.shield(loop.run_in_executor(None, maintenance.stop))
+        for door in doors:
+            door.close()
         await loop.run_in_executor(None, storage.close)

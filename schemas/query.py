@@ -78,6 +78,44 @@ class Cancelled(Struct, frozen=True, kw_only=True, tag="cancelled", tag_field="t
     query_id: str
 
 
+class SnapshotRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Ask for a consistent copy of the history.
+
+    Attributes:
+        archive: with the samples of archived days.
+    """
+
+    archive: bool = True
+
+
+class Snapshot(Struct, frozen=True, kw_only=True, tag="snapshot", tag_field="type"):
+    """A copy that is ready to be read, for an hour.
+
+    Attributes:
+        snapshot_id: names it.
+        bytes: size of the DuckDB file.
+        samples: device samples in it.
+    """
+
+    snapshot_id: str
+    bytes: int
+    samples: int
+
+
+class SnapshotRead(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Ask for a piece of a copy; the answer is its bytes, empty behind the end.
+
+    Attributes:
+        snapshot_id: of `Snapshot`.
+        offset: of the first byte.
+        done: nothing more is wanted: the copy may go. There is no answer.
+    """
+
+    snapshot_id: str
+    offset: Annotated[int, Meta(ge=0)] = 0
+    done: bool = False
+
+
 class ProcessorStatus(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="processor", tag_field="type"):
     """A processor on itself.
 

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from duckdb import DuckDBPyConnection
 
 from ...schemas.metrics import METRICS
+from .. import confine, views
 from . import facts, migrations, schema
 from .errors import StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, Series
@@ -45,6 +46,8 @@ class Database:
         archive: folder for the Parquet files; `archive` beside the file by default.
         memory_bytes: that DuckDB may take; None leaves its own limit.
         threads: that DuckDB may use; None for every core.
+        prepare: called with each instance that is opened, before its settings are locked. After a fatal error the file
+            is opened anew, and it is called again.
 
     Raises:
         StorageError: the file is another program's, another version's, in use, or not to be written.
@@ -52,6 +55,7 @@ class Database:
     Attributes:
         path: of the file.
         archive: folder of the archive.
+        snapshots: folder of copies that wait to be fetched.
         processor: id of this history.
         series: the devices that it knows.
     """
@@ -63,11 +67,14 @@ class Database:
         archive: Path | None = None,
         memory_bytes: int | None = None,
         threads: int | None = None,
+        prepare: Callable[[DuckDBPyConnection], None] | None = None,
     ) -> None:
         self.path = path.absolute()
         self.archive = (archive or self.path.parent / "archive").absolute()
+        self.snapshots = self.path.with_name(self.path.name + ".snapshots")
         self._memory_bytes = memory_bytes
         self._threads = threads
+        self._prepare = prepare
         self.writing = threading.RLock()
         """Held through a write, and by maintenance for the short steps that no write may cross."""
         self._root: DuckDBPyConnection | None = None
@@ -101,6 +108,15 @@ class Database:
         self._root = root
         self._writer = root.cursor()
         self._load(self._writer)
+        try:
+            views.install(root)
+            if self._prepare is not None:
+                self._prepare(root)
+            # From here on nobody in this process opens a file outside these folders or changes a setting.
+            confine.lock(root, directories=[self.archive, self.snapshots])
+        except BaseException:
+            self._abandon()
+            raise
         self._opened = True
 
     def _load(self, cursor: DuckDBPyConnection) -> None:

@@ -1,0 +1,121 @@
+"""A consistent copy of the history in one DuckDB file of its own, while ingest goes on."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import duckdb
+
+from ...schemas.metrics import METRICS
+from .. import views
+from . import migrations, schema
+from .database import Database, identify
+
+_OURS = "store.archive_files", "store.watermarks", "store.arrivals"
+"""Of the history that is copied alone: a copy has no archive beside it, and stands nowhere in a stream."""
+
+
+def write_snapshot(database: Database, target: Path, archive: bool = True) -> int:
+    """Write a copy: one moment of every table, samples of the archive included, so that it needs no other file.
+
+    Args:
+        database: to copy.
+        target: file to write; must not be there.
+        archive: take the samples of archived days along.
+
+    Returns:
+        Samples in it.
+
+    Raises:
+        duckdb.Error: it could not be written; nothing is left of it then.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writing = target.with_name(target.name + ".tmp")
+    try:
+        samples = _write(database, writing, archive)
+        writing.rename(target)
+        return samples
+    finally:
+        for path in (writing, writing.with_name(writing.name + ".wal")):
+            path.unlink(missing_ok=True)
+
+
+def _write(database: Database, path: Path, archive: bool) -> int:
+    # An empty history first, made by the same code as any other: tables, rollups, views.
+    with duckdb.connect(str(path)) as empty:
+        empty.execute("SET TimeZone = 'UTC'")
+        identify(empty, path)
+        migrations.migrate(empty)
+        views.install(empty)
+        empty.execute("INSERT INTO corral_meta VALUES ('copied', now()::VARCHAR)")
+    cursor = database.cursor()
+    copy = f"copy_{path.stem.partition('.')[0]}"
+    try:
+        cursor.execute(f"ATTACH {schema.sql_text(str(path))} AS {copy}")
+        try:
+            # One transaction reads one moment, and may write to one other database.
+            cursor.execute("BEGIN TRANSACTION")
+            samples = _copy(cursor, copy, archive)
+            cursor.execute("COMMIT")
+            cursor.execute(f"CHECKPOINT {copy}")
+        finally:
+            with contextlib.suppress(duckdb.Error):
+                cursor.execute("ROLLBACK")
+            cursor.execute(f"DETACH {copy}")
+    finally:
+        cursor.close()
+    # The view over the days that are there now; a copy is a database of its own.
+    with duckdb.connect(str(path)) as filled:
+        filled.execute("SET TimeZone = 'UTC'")
+        filled.execute(schema.samples_view(migrations.stored_days(filled)))
+    return samples
+
+
+def _copy(cursor: duckdb.DuckDBPyConnection, copy: str, archive: bool) -> int:
+    here = cursor.execute("SELECT current_database()").fetchone()
+    name = here[0] if here else ""
+    tables = cursor.execute(
+        "SELECT schema_name, table_name FROM duckdb_tables() "
+        "WHERE database_name = ? AND NOT internal AND NOT temporary",
+        [name],
+    ).fetchall()
+    for folder, table in tables:
+        full = f"{folder}.{table}"
+        if full in _OURS or table == "corral_meta" or table.startswith("samples_"):
+            continue
+        cursor.execute(f"DELETE FROM {copy}.{full}")
+        cursor.execute(f"INSERT INTO {copy}.{full} BY NAME SELECT * FROM {full}")
+    samples = 0
+    for folder, table in tables:
+        if table.startswith("samples_") and table != "samples_none":
+            cursor.execute(f"CREATE TABLE {copy}.{folder}.{table} AS FROM {folder}.{table}")
+            row = cursor.execute(f"SELECT count(*) FROM {folder}.{table}").fetchone()
+            samples += int(row[0]) if row else 0
+    return samples + (_copy_archive(cursor, copy) if archive else 0)
+
+
+def _copy_archive(cursor: duckdb.DuckDBPyConnection, copy: str) -> int:
+    """Archived days as tables again, read through the view, which knows where the files are."""
+    days = cursor.execute(
+        "SELECT DISTINCT strftime(day, '%Y%m%d') AS day FROM store.archive_files ORDER BY day"
+    ).fetchall()
+    stored = {f"samples_{day}" for day in migrations.stored_days(cursor)}
+    names = ", ".join(METRICS)
+    copied = 0
+    for (day,) in days:
+        table = f"{copy}.{schema.day_table(day)}"
+        if f"samples_{day}" in stored:
+            # Late samples have made the day's table anew: the view has both, so take all of the day from it.
+            row = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()
+            copied -= int(row[0]) if row else 0
+            cursor.execute(f"DROP TABLE {table}")
+        cursor.execute(
+            f"CREATE TABLE {table} AS SELECT v.time, s.series, 0::BIGINT AS batch, {names} FROM samples v "
+            "JOIN store.series s USING (host, device) "
+            "WHERE v.time >= ?::DATE::TIMESTAMPTZ AND v.time < (?::DATE + 1)::TIMESTAMPTZ ORDER BY s.series, v.time",
+            [f"{day[:4]}-{day[4:6]}-{day[6:]}"] * 2,
+        )
+        row = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()
+        copied += int(row[0]) if row else 0
+    return copied

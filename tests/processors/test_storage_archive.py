@@ -1,0 +1,180 @@
+"""Archive and snapshot: no sample is lost or doubled, whenever the process dies and whoever asks meanwhile."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+from corral.processors.columnar import SCHEMA
+from corral.processors.storage import Batch, Database, Maintenance, Retention
+from corral.processors.storage.rollups import LEVELS
+from corral.processors.storage.snapshot import write_snapshot
+
+DAY_US = 86_400_000_000
+FIRST_US = 1_780_000_000_000_000 // DAY_US * DAY_US
+DAYS = 4
+SAMPLES_A_DAY = 4000
+
+
+def samples(history: Database, day: int, count: int = SAMPLES_A_DAY) -> pa.Table:
+    """A day of samples of eight devices, whose power tells them apart: 1, 2, 3, …"""
+    numbers = [history.series.number("h1", f"GPU-{at}") for at in range(8)]
+    columns: dict[str, list[Any]] = {
+        "time": [FIRST_US + day * DAY_US + at * (DAY_US // count) for at in range(count)],
+        "series": [numbers[at % 8] for at in range(count)],
+        "power_watts": [float(1 + at) for at in range(count)],
+        "energy_millijoules": [at * 10 for at in range(count)],
+    }
+    return pa.table({f.name: pa.array(columns.get(f.name, [None] * count), f.type) for f in SCHEMA})
+
+
+def fill(history: Database, days: int = DAYS) -> None:
+    for day in range(days):
+        history.commit(Batch(stream="S", sequence=day + 1, samples=samples(history, day)))
+
+
+def totals(history: Database) -> tuple[Any, ...]:
+    row = (
+        history.cursor()
+        .execute("SELECT count(*), sum(power_watts), count(DISTINCT (device, time)) FROM samples")
+        .fetchone()
+    )
+    assert row is not None
+    return row
+
+
+EXPECTED = (DAYS * SAMPLES_A_DAY, DAYS * SAMPLES_A_DAY * (SAMPLES_A_DAY + 1) / 2, DAYS * SAMPLES_A_DAY)
+
+CHILD = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from corral.processors.storage import Database, Maintenance, Retention
+from corral.processors.storage import archive
+from corral.processors.storage.rollups import LEVELS
+history = Database(Path(sys.argv[1]))
+archive.sweep(history)
+care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
+print("ready", flush=True)
+for level in LEVELS:
+    care.roll_up(level)
+care.keep_house(datetime(2026, 7, 1, tzinfo=UTC))
+print("done", flush=True)
+"""
+
+
+def test_killed_at_any_point_of_maintenance_the_sums_are_exact(tmp_path: Path) -> None:
+    path = tmp_path / "history.duckdb"
+    history = Database(path)
+    fill(history)
+    history.close()
+    dice = random.Random(7)
+    finished, kills = False, 0
+    while not finished:
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        if kills < 8:
+            time.sleep(dice.uniform(0.0, 0.25) * (kills + 1))
+            child.kill()
+            kills += 1
+            finished = "done" in child.communicate()[0]
+        else:
+            finished = "done" in child.communicate(timeout=60)[0]
+        history = Database(path)
+        assert totals(history) == EXPECTED
+        history.close()
+    history = Database(path)
+    assert history.days == set()
+    known = {row[0] for row in history.cursor().execute("SELECT path FROM store.archive_files").fetchall()}
+    lying = {str(file.relative_to(history.archive)) for file in history.archive.glob("*/*")}
+    assert known == lying
+    for level in LEVELS:
+        row = history.cursor().execute(f"SELECT sum(samples) FROM rollup_{level.name}").fetchone()
+        assert row == (DAYS * SAMPLES_A_DAY,), level.name
+    history.close()
+
+
+def test_late_samples_reach_days_that_are_archived(tmp_path: Path) -> None:
+    history = Database(tmp_path / "history.duckdb")
+    care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
+    fill(history)
+    now = datetime(2026, 7, 1, tzinfo=UTC)
+    care.keep_house(now)
+    assert len(history.days) == DAYS, "what is not rolled up yet is not archived"
+    for level in LEVELS:
+        care.roll_up(level)
+    care.keep_house(now)
+    assert history.days == set()
+
+    def minute() -> tuple[Any, ...] | None:
+        return (
+            history.cursor()
+            .execute(
+                "SELECT samples, power_watts_min, power_watts_max FROM rollup_1h "
+                "WHERE device = 'GPU-0' ORDER BY time LIMIT 1"
+            )
+            .fetchone()
+        )
+
+    before = minute()
+    assert before is not None
+    late = samples(history, 0, SAMPLES_A_DAY).slice(0, 1)
+    late = late.set_column(0, SCHEMA.field("time"), pa.array([FIRST_US + 1], SCHEMA.field("time").type))
+    late = late.set_column(
+        SCHEMA.get_field_index("power_watts"), SCHEMA.field("power_watts"), pa.array([9999.0], pa.float32())
+    )
+    history.commit(Batch(stream="S", sequence=DAYS + 1, samples=late))
+    for level in LEVELS:
+        care.roll_up(level)
+    assert minute() == (before[0] + 1, before[1], 9999.0)
+    care.keep_house(now)
+    assert history.days == set()
+    assert totals(history) == (EXPECTED[0] + 1, EXPECTED[1] + 9999, EXPECTED[2] + 1)
+    # The archive is plain Parquet that anybody reads, by day.
+    files = str(history.archive / "*" / "*.parquet")
+    assert duckdb.sql(f"SELECT count(DISTINCT day), count(*) FROM read_parquet('{files}')").fetchone() == (
+        DAYS,
+        EXPECTED[0] + 1,
+    )
+    # After their retention archived days go, and their files with them.
+    Maintenance(history, Retention(archive=86400.0, ten_seconds=None, minutes=None)).keep_house(now)
+    assert totals(history)[0] == 0
+    assert not list(history.archive.glob("*/*.parquet"))
+    history.close()
+
+
+@pytest.mark.parametrize("with_archive", [True, False])
+def test_a_snapshot_is_one_moment_and_needs_no_other_file(tmp_path: Path, with_archive: bool) -> None:
+    history = Database(tmp_path / "history.duckdb")
+    fill(history)
+    care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
+    for level in LEVELS:
+        care.roll_up(level)
+    care.keep_house(datetime(2026, 7, 1, tzinfo=UTC))
+    history.commit(Batch(stream="S", sequence=10, samples=samples(history, 0, 8)))  # late: day 0 is both
+    history.commit(Batch(stream="S", sequence=11, samples=samples(history, 9, 80)))
+    target = history.snapshots / "copy.duckdb"
+    copied = write_snapshot(history, target, archive=with_archive)
+    history.commit(Batch(stream="S", sequence=12, samples=samples(history, 9, 80)))  # ingest goes on
+    moved = tmp_path / "elsewhere.duckdb"
+    target.rename(moved)
+    with duckdb.connect(str(moved), read_only=True) as copy:
+        expected = (EXPECTED[0] if with_archive else 0) + 88
+        assert copied == expected
+        assert copy.execute("SELECT count(*) FROM samples").fetchone() == (expected,)
+        assert copy.execute("SELECT sum(samples) FROM rollup_1m").fetchone() == (EXPECTED[0],)
+        assert copy.execute("SELECT count(*) FROM fleet_by_hour").fetchone() != (0,)
+    # It is a history like any other, that a processor could go on with.
+    continued = Database(moved)
+    assert continued.processor != history.processor
+    continued.close()
+    history.close()
