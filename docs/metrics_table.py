@@ -89,6 +89,12 @@ ONLY_DCGM: list[tuple[str, str]] = [
 ]
 
 COMPUTED = {"nvlink_active_count": "counted from `nvmlDeviceGetNvLinkState` of each link"}
+COMPUTED_AMD = {
+    "memory_free_bytes": "total less used",
+    "energy_millijoules": "`amdsmi_get_energy_count`: counter × resolution",
+    "pcie_generation": "`amdsmi_get_pcie_info.pcie_metric.pcie_speed`",
+    "throttle_reasons_bitmask": "`amdsmi_get_violation_status`, as the bits that NVML has for the like",
+}
 
 SOURCE_EVENTS: list[tuple[str, str, str]] = [
     ("device_lost", "hardware, reset", "the device does not answer, or NVML asks for its reset; the others go on"),
@@ -178,7 +184,7 @@ def _catalogue() -> list[str]:
         row = metric.row
         lines.append(
             f"| `{name}` | {row.unit.name} | {row.kind.value} | {row.cadence.value} | {row.help} | {_nvml(metric)} "
-            f"| {'<br>'.join(_call(call) for call in row.amd) or '–'} | {row.null} | {', '.join(row.rollup)} |"
+            f"| {_amd(metric)} | {row.null} | {', '.join(row.rollup)} |"
         )
     return [*lines, ""]
 
@@ -269,6 +275,10 @@ def _nvml(metric: Metric) -> str:
     if metric.name in COMPUTED:
         return COMPUTED[metric.name]
     return "<br>".join(_reading(reading) for reading in metric.row.nvml) or "–"
+
+
+def _amd(metric: Metric) -> str:
+    return COMPUTED_AMD.get(metric.name) or "<br>".join(_call(call) for call in metric.row.amd) or "–"
 
 
 def _reading(reading: Reading) -> str:

@@ -84,6 +84,7 @@ class Device:
             skip=skip,
             gpm_handle=found.parent,
             gpm_instance=found.gpu_instance if found.parent is not None else None,
+            kind=f"{found.info.name} {found.info.mig_enabled}",
         )
         self._details = LinkDetails(library, found.handle, links) if links else None
 

@@ -22,13 +22,23 @@ class GpmReader:
         handle: of the device; of the parent for a MIG instance.
         instance: id of the GPU instance, None for a whole device.
         metrics: ids that are wanted.
+        surveyed: by kind of device, the ids that it gives: each kind is surveyed once, since that takes a pause.
+        kind: of this device.
 
     Attributes:
         metrics: ids that the device gives, in the order of `values`.
         values: of the last reading; None where there is none yet.
     """
 
-    def __init__(self, library: Library, handle: Any, instance: int | None, metrics: Sequence[int]) -> None:
+    def __init__(
+        self,
+        library: Library,
+        handle: Any,
+        instance: int | None,
+        metrics: Sequence[int],
+        surveyed: dict[str, list[int]],
+        kind: str,
+    ) -> None:
         self.metrics: list[int] = []
         self.values: list[float | None] = []
         self._library = library
@@ -49,23 +59,27 @@ class GpmReader:
         except NvmlFailure:
             self.close()
             return
-        self._survey(metrics)
-
-    def _survey(self, metrics: Sequence[int]) -> None:
-        """Keep the metrics that this device knows: only two samples and a computation tell."""
-        self._prepare(metrics)
         if self._sample() != SUCCESS:
             self.close()
             return
+        known = surveyed.get(kind)
+        if known is None:
+            known = self._survey(metrics)
+            if known is not None:
+                surveyed[kind] = known
+        if known:
+            self._prepare(known)
+        else:
+            self.close()
+
+    def _survey(self, metrics: Sequence[int]) -> list[int] | None:
+        """The metrics that this device knows: only two samples and a computation tell. None where that fails."""
+        self._prepare(metrics)
         time.sleep(_FIRST_SECONDS)
         self._swap()
         if self._sample() != SUCCESS or self._request() != SUCCESS:
-            self.close()
-            return
-        known = [metric for at, metric in enumerate(metrics) if self._codes[at].value not in UNSUPPORTED]
-        self._prepare(known)
-        if not known:
-            self.close()
+            return None
+        return [metric for at, metric in enumerate(metrics) if self._codes[at].value not in UNSUPPORTED]
 
     def _prepare(self, metrics: Sequence[int]) -> None:
         structure = self._library.structure("c_nvmlGpmMetricsGet_t")

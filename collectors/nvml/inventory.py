@@ -28,6 +28,10 @@ _CORES_PER_SM: Final = {"3": 192, "5": 128, "6.0": 64, "6": 128, "7": 64, "8.0":
 _NEWEST_CORES_PER_SM: Final = 128
 
 
+Split = tuple[bool, tuple[str, ...]]
+"""Whether MIG is on, and the uuids of the instances."""
+
+
 class Found(Struct, kw_only=True):
     """A device that NVML shows.
 
@@ -76,19 +80,23 @@ def discover(library: Library, host: str) -> tuple[list[Found], list[Unreachable
     return found, unreachable
 
 
-def layout(library: Library, devices: list[Found]) -> list[tuple[str, bool, tuple[str, ...]]]:
-    """How the whole devices are split now: uuid, whether MIG is on, uuids of the instances.
+def layout(library: Library, devices: list[Found]) -> dict[str, Split]:
+    """How the whole devices among these are split now, by uuid. One that does not answer is left out.
 
     Raises:
-        NvmlFailure: a device is lost or the driver is gone.
+        NvmlFailure: the driver is gone.
     """
-    found: list[tuple[str, bool, tuple[str, ...]]] = []
+    found: dict[str, Split] = {}
     for device in devices:
         if device.parent is not None:
             continue
-        enabled = _mig_enabled(library, device.handle)
-        instances = [str(library.call("nvmlDeviceGetUUID", h)) for h in mig_handles(library, device.handle, enabled)]
-        found.append((device.info.uuid, enabled, tuple(instances)))
+        try:
+            enabled = _mig_enabled(library, device.handle)
+            handles = mig_handles(library, device.handle, enabled)
+            found[device.info.uuid] = enabled, tuple(str(library.call("nvmlDeviceGetUUID", h)) for h in handles)
+        except NvmlFailure as failure:
+            if failure.code in DRIVER_GONE:
+                raise
     return found
 
 

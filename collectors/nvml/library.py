@@ -68,6 +68,9 @@ class NvmlFailure(Exception):
 class Library:
     """NVML, initialised.
 
+    Attributes:
+        gpm_surveyed: which GPM metrics each kind of device gives, as far as that is known.
+
     Raises:
         SourceUnavailable: no pynvml, no library, no driver; the message says what is missing.
     """
@@ -86,6 +89,7 @@ class Library:
             if code == VERSION_MISMATCH:
                 self._unload()
             raise SourceUnavailable(_WHY.get(code, f"NVML does not start: {error}")) from error
+        self.gpm_surveyed: dict[str, list[int]] = {}
         self._functions: dict[str, Function | None] = {}
 
     def close(self) -> None:

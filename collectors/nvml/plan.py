@@ -66,6 +66,7 @@ class DevicePlan:
         skip: metrics that are not to be tried.
         gpm_handle: the device whose GPM gives the metrics; the parent for a MIG instance.
         gpm_instance: id of the GPU instance for a MIG instance.
+        kind: devices of one kind support the same GPM metrics.
 
     Attributes:
         values: the last value of each metric, in the order of the catalogue; None where null.
@@ -83,6 +84,7 @@ class DevicePlan:
         skip: frozenset[str] = frozenset(),
         gpm_handle: Any = None,
         gpm_instance: int | None = None,
+        kind: str = "",
     ) -> None:
         self.values: Values = [None] * len(NAMES)
         self.errors = 0
@@ -106,6 +108,8 @@ class DevicePlan:
             handle if gpm_handle is None else gpm_handle,
             gpm_instance,
             [number for number in ids.values() if number is not None],
+            library.gpm_surveyed,
+            kind,
         )
         self._gpm_targets: list[tuple[int, Target]] = []
         self._compile(wanted, ids)

@@ -16,7 +16,7 @@ from ..source import Emit, SourceEvent, SourceUnavailable, Tick
 from ..tickcolumns import TickColumns
 from .device import Device
 from .events import EventThread
-from .inventory import Found, discover, layout
+from .inventory import Found, Split, discover, layout
 from .library import DRIVER_GONE, Library, NvmlFailure
 from .links import LinkState, nvlinks, topology
 from .processes import ProcessReader
@@ -67,7 +67,7 @@ class NvmlSource:
         self._events: EventThread | None = None
         self._processes: ProcessReader | None = None
         self._links: dict[str, list[LinkState]] = {}
-        self._layout: list[tuple[str, bool, tuple[str, ...]]] = []
+        self._layout: dict[str, Split] = {}
         self._layout_changed = threading.Event()
         self._layout_due = 0.0
         self._return_due = 0.0
@@ -144,26 +144,27 @@ class NvmlSource:
         except NvmlFailure as failure:
             if failure.code in DRIVER_GONE:
                 raise SourceUnavailable(str(failure)) from failure
-        times: list[int] = []
+        times: dict[str, int] = {}
         fresh: set[int] = set()
         for device in list(self._devices):
-            at = time.time_ns()
+            if device not in self._devices:  # lost with its parent
+                continue
+            times[device.found.info.uuid] = time.time_ns()
             try:
                 fresh.update(device.read(now))
             except NvmlFailure as failure:
                 if failure.code in DRIVER_GONE:
                     raise SourceUnavailable(str(failure)) from failure
-                self._lose(device, failure)
-                continue
-            times.append(at)
+                self._lose(library, device, failure)
         if not self._devices:
             return []
         self._columns.update([device.plan.values for device in self._devices], fresh)
+        devices = [device.found.info.uuid for device in self._devices]
         return [
             Tick(
                 host=self.host,
-                devices=[device.found.info.uuid for device in self._devices],
-                times_ns=columns.pack_times(times),
+                devices=devices,
+                times_ns=columns.pack_times([times[uuid] for uuid in devices]),
                 columns=self._columns.columns.copy(),
                 nulls=self._columns.nulls.copy(),
             )
@@ -274,32 +275,47 @@ class NvmlSource:
         self._layout_due = now + LAYOUT_SECONDS
         announced = self._layout_changed.is_set()
         self._layout_changed.clear()
-        current = layout(library, [device.found for device in self._devices])
-        if current == self._layout:
+        current, changed = self._changed(library)
+        if not changed:
             return
-        changed = [new[0] for new, old in zip(current, self._layout, strict=False) if new != old]
+        there = {uuid for split in current.values() for uuid in split[1]}
+        self._lost = [f for f in self._lost if f.info.mig_parent not in current or f.info.uuid in there]
         self._take(self._discover(library))
         if not announced:
             for uuid in changed:
                 self._tell("mig_changed", Severity.INFO, "the MIG layout changed", device=uuid)
 
-    def _lose(self, device: Device, failure: NvmlFailure) -> None:
-        """Leave out a device that has gone, with its MIG instances."""
-        uuid = device.found.info.mig_parent or device.found.info.uuid
-        gone = [d for d in self._devices if uuid in (d.found.info.uuid, d.found.info.mig_parent)]
-        self._devices = [d for d in self._devices if d not in gone]
+    def _lose(self, library: Library, device: Device, failure: NvmlFailure) -> None:
+        """Leave out a device that has gone, with its MIG instances; an instance alone where its device answers."""
+        info = device.found.info
+        gone = [device]
+        if info.mig_parent is None or not _answers(library, info.mig_parent):
+            whole = info.mig_parent or info.uuid
+            gone = [d for d in self._devices if whole in (d.found.info.uuid, d.found.info.mig_parent)]
+        elif self._changed(library)[1]:
+            self._layout_due = 0.0  # it was taken apart, and nothing is wrong
+            self._drop(gone)
+            return
+        self._drop(gone)
         for lost in gone:
-            self._errors_before += lost.plan.errors
             self._lost.append(lost.found)
             self._tell_lost(lost.found, failure)
         self._return_due = monotonic() + RETURN_SECONDS
+
+    def _changed(self, library: Library) -> tuple[dict[str, Split], list[str]]:
+        """How the devices are split now, and those that are split otherwise than before."""
+        current = layout(library, [device.found for device in self._devices])
+        return current, [uuid for uuid, split in current.items() if split != self._layout.get(uuid)]
+
+    def _drop(self, gone: list[Device]) -> None:
+        self._devices = [d for d in self._devices if d not in gone]
+        self._errors_before += sum(device.plan.errors for device in gone)
         self._columns.relaid(len(self._devices))
 
     def _find_lost(self, library: Library) -> None:
         for lost in list(self._lost):
-            if lost.parent is not None:
-                continue
-            if not _answers(library, lost.info.uuid):
+            parents = {f.info.uuid for f in self._lost}
+            if lost not in self._lost or lost.info.mig_parent in parents or not _answers(library, lost.info.uuid):
                 continue
             family = [f for f in self._lost if lost.info.uuid in (f.info.uuid, f.info.mig_parent)]
             self._lost = [f for f in self._lost if f not in family]

@@ -221,7 +221,7 @@ class FakeNvml:
     @c(P, P)
     def nvmlDeviceGetHandleByUUID(self, uuid: int, out: int) -> None:  # noqa: N802
         text = ctypes.string_at(uuid).decode()
-        for device in self.devices:
+        for device in [one for whole in self.devices for one in (whole, *whole.instances)]:
             if device.uuid == text:
                 if device.dead:
                     raise Fail(device.dead)

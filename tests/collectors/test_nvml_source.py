@@ -393,6 +393,48 @@ def test_mig_instances_are_devices_and_a_new_layout_is_noticed(
     assert [d.mig_enabled for d in source.inventory()[0].devices] == [False, False]
 
 
+def test_a_mig_instance_that_is_taken_apart_is_no_fault_and_a_lost_device_takes_its_instances_along(
+    nvml: FakeNvml, source: NvmlSource, events: list[SourceEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral.collectors.nvml.source.RETURN_SECONDS", 0.0)
+    monkeypatch.setattr("corral.collectors.nvml.device.SILENT_SECONDS", 0.0)
+    whole = nvml.devices[0]
+    whole.mig_mode = (1, 1)
+    whole.instances = [FakeInstance(whole, 0, "1g.10gb", 10, 16), FakeInstance(whole, 1, "1g.10gb", 10, 16)]
+    source.open(events.append)
+    assert len(read(source)) == 4
+    events.clear()
+    gone = whole.instances.pop()  # its handle is stale from now on, and no event says why
+    gone.dead = UNKNOWN
+    nvml.devices[1].instances.append(gone)
+    for _ in range(5):
+        read(source)
+    assert [sample.device for sample in read(source)] == [whole.uuid, whole.instances[0].uuid, nvml.devices[1].uuid]
+    assert [e.kind for e in events if e.severity is Severity.HARDWARE] == []
+    assert [e.device for e in events if e.kind == "mig_changed"] == [whole.uuid]
+    # An instance that stays in the layout and does not answer is a fault of its own.
+    events.clear()
+    whole.instances[0].dead = LOST
+    assert [sample.device for sample in read(source)] == [whole.uuid, nvml.devices[1].uuid]
+    assert [(e.kind, e.device) for e in events] == [("device_lost", whole.instances[0].uuid)]
+    whole.instances[0].dead = OK
+    assert len(read(source)) == 3
+    events.clear()
+    whole.dead = whole.instances[0].dead = LOST
+    assert [sample.device for sample in read(source)] == [nvml.devices[1].uuid]
+    assert [(e.kind, e.device) for e in events] == [
+        ("device_lost", whole.uuid),
+        ("device_lost", whole.instances[0].uuid),
+    ]
+    source._layout_due = 0.0
+    read(source)
+    assert not [e for e in events if e.kind == "mig_changed"]
+    whole.dead = whole.instances[0].dead = OK
+    events.clear()
+    assert len(read(source)) == 3
+    assert [e.device for e in events if e.kind == "device_returned"] == [whole.uuid, whole.instances[0].uuid]
+
+
 def test_pcie_throughput_comes_from_counters_where_there_are_wide_ones(
     nvml: FakeNvml, source: NvmlSource, events: list[SourceEvent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
