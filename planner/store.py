@@ -31,6 +31,7 @@ from nats.js import api
 from nats.js.errors import APIError, NotFoundError
 
 from ..schemas import bus
+from .streams import read
 
 log = logging.getLogger("corral.planner.store")
 
@@ -233,21 +234,9 @@ class Store:
 
     async def read_all(self, until: int) -> AsyncIterator[Entry]:
         """Every key, up to and including a revision that is known to be there."""
-        config = api.ConsumerConfig(
-            deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
-            ack_policy=api.AckPolicy.NONE,
-            mem_storage=True,
-            inactive_threshold=30.0,
-        )
-        subscription = await self._js.pull_subscribe(f"{_KEYS}>", stream=_STREAM, config=config)
-        try:
-            reached = 0
-            while reached < until:
-                for message in await subscription.fetch(1000, timeout=5):
-                    reached = message.metadata.sequence.stream
-                    yield Entry(message.subject[len(_KEYS) :], message.data, reached)
-        finally:
-            await subscription.unsubscribe()
+        config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT)
+        async for stored in read(self._nc, _STREAM, f"{_KEYS}>", config, until):
+            yield Entry(stored.subject[len(_KEYS) :], stored.data, stored.sequence)
 
     async def resend(self, older_than_seconds: float = 0.0) -> None:
         """Send the writes again whose fate is not known, oldest first."""

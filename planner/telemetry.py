@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -22,14 +20,13 @@ from msgspec import Struct
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import Error as NatsError
-from nats.errors import TimeoutError as NatsTimeout
-from nats.js import JetStreamContext, api
+from nats.js import api
 
 from ..schemas import bus, codec
 from ..schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
 from .device import Fault
 from .fleet import Event, Fleet, apply
+from .streams import read
 
 log = logging.getLogger("corral.planner.telemetry")
 
@@ -185,27 +182,5 @@ class Telemetry:
                 log.warning("ignored a message on %s (%d so far): %s", subject, self.ignored, error)
 
     async def _read(self, stream: str, subject: str, kind: type[Struct], config: api.ConsumerConfig) -> None:
-        async for message in read(self._js, stream, subject, config):
-            at = message.metadata.timestamp.timestamp()
-            self._fold(message.subject, message.data, kind, at)
-
-
-async def read(js: JetStreamContext, stream: str, subject: str, config: api.ConsumerConfig) -> AsyncIterator[Msg]:
-    """Every message of a stream that is there now and that a consumer of this kind is given."""
-    config.ack_policy = api.AckPolicy.NONE
-    config.mem_storage = True
-    config.inactive_threshold = 30.0
-    subscription = await js.pull_subscribe(subject, stream=stream, config=config)
-    try:
-        if not (await subscription.consumer_info()).num_pending:
-            return
-        left = 1
-        while left:
-            for message in await subscription.fetch(1000, timeout=5):
-                yield message
-                left = message.metadata.num_pending
-    except NatsTimeout:
-        log.warning("stream %s ended sooner than it said", stream)
-    finally:
-        with suppress(NatsError):
-            await subscription.unsubscribe()
+        async for message in read(self._nc, stream, subject, config):
+            self._fold(message.subject, message.data, kind, message.stored_at)
