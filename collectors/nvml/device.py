@@ -48,6 +48,7 @@ class Device:
     Attributes:
         found: what it is.
         plan: its schedule, with the last values.
+        links: its NVLinks as they are.
         place: 0 to 1, its place among the others, for spreading slow readings.
         faulted_at: when the driver last reported a fault, on the monotonic clock; None if it has not.
 
@@ -70,7 +71,7 @@ class Device:
         self._library = library
         self._host = host
         self._emit = emit
-        self._links = links
+        self.links = links
         self._silent = 0
         self._heard = time.monotonic()
         self._check_due = 0.0
@@ -109,7 +110,8 @@ class Device:
             fresh += self.plan.blocking_fresh
             self.plan.blocking_fresh = []
         if now >= self._check_due:
-            self._check_due = now + CHECK_SECONDS
+            # The second look sets the devices apart, so that no tick carries all of them.
+            self._check_due = now + CHECK_SECONDS * (1 - self.place if first else 1)
             fresh.append(_ACTIVE)
             self._check(now)
         return fresh
@@ -131,16 +133,16 @@ class Device:
         self._health = health
 
     def _check_links(self, now: float) -> None:
-        links = nvlinks(self._library, self.found.handle)
+        links = nvlinks(self._library, self.found.handle, self.links)
         self.plan.values[_ACTIVE] = sum(link.active for link in links)
-        was = {link.number: link.active for link in self._links}
+        was = {link.number: link.active for link in self.links}
         for link in links:
             if was.get(link.number, link.active) != link.active:
                 kind = "nvlink_up" if link.active else "nvlink_down"
                 severity = Severity.INFO if link.active else Severity.WARNING
                 self._tell(Finding(kind, severity, f"NVLink {link.number} went {'up' if link.active else 'down'}"))
                 self._links_due = now
-        self._links = links
+        self.links = links
         if now >= self._links_due and self._details is not None:
             self._links_due = now + LINKS_SECONDS
             active = sum(link.active for link in links)

@@ -41,6 +41,7 @@ class Found(Struct, kw_only=True):
         parent: handle of the whole device for a MIG instance.
         gpu_instance: id of its GPU instance for a MIG instance.
         compute_instance: id of its compute instance for a MIG instance.
+        mig_capable: it can be split.
     """
 
     handle: Handle
@@ -48,6 +49,7 @@ class Found(Struct, kw_only=True):
     parent: Handle | None = None
     gpu_instance: int | None = None
     compute_instance: int | None = None
+    mig_capable: bool = False
 
 
 class Unreachable(Struct, frozen=True):
@@ -69,7 +71,8 @@ def discover(library: Library, host: str) -> tuple[list[Found], list[Unreachable
     for index in range(int(library.call("nvmlDeviceGetCount"))):
         try:
             handle = library.call("nvmlDeviceGetHandleByIndex", index)
-            device = Found(handle=handle, info=_whole(library, handle, index, host, driver))
+            capable = library.ask(None, "nvmlDeviceGetMigMode", handle) is not None
+            device = Found(handle=handle, info=_whole(library, handle, index, host, driver), mig_capable=capable)
             found.append(device)
             if device.info.mig_enabled:
                 found += _instances(library, device)
@@ -89,6 +92,9 @@ def layout(library: Library, devices: list[Found]) -> dict[str, Split]:
     found: dict[str, Split] = {}
     for device in devices:
         if device.parent is not None:
+            continue
+        if not device.mig_capable:
+            found[device.info.uuid] = False, ()
             continue
         try:
             enabled = _mig_enabled(library, device.handle)

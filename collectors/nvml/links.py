@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -48,8 +49,15 @@ class LinkState(Struct, frozen=True, kw_only=True):
     switch: bool = False
 
 
-def nvlinks(library: Library, handle: Handle) -> list[LinkState]:
-    """The NVLinks of a device; empty where it has none."""
+def nvlinks(library: Library, handle: Handle, before: Sequence[LinkState] = ()) -> list[LinkState]:
+    """The NVLinks of a device; empty where it has none.
+
+    Args:
+        library: NVML.
+        handle: of the device.
+        before: as they were; what is at the other end of a link that stayed up is not asked again.
+    """
+    known = {link.number: link for link in before if link.active}
     found: list[LinkState] = []
     for number in range(library.constant("NVML_NVLINK_MAX_LINKS") or 0):
         state = library.ask(None, "nvmlDeviceGetNvLinkState", handle, number)
@@ -57,6 +65,9 @@ def nvlinks(library: Library, handle: Handle) -> list[LinkState]:
             break
         if not state:
             found.append(LinkState(number=number, active=False))
+            continue
+        if number in known:
+            found.append(known[number])
             continue
         remote = library.ask(None, "nvmlDeviceGetNvLinkRemotePciInfo", handle, number)
         kind = library.ask(None, "nvmlDeviceGetNvLinkRemoteDeviceType", handle, number)

@@ -18,7 +18,7 @@ from .device import Device
 from .events import EventThread
 from .inventory import Found, Split, discover, layout
 from .library import DRIVER_GONE, Library, NvmlFailure
-from .links import LinkState, nvlinks, topology
+from .links import nvlinks, topology
 from .processes import ProcessReader
 
 log = logging.getLogger("corral.collector.nvml")
@@ -66,7 +66,6 @@ class NvmlSource:
         self._told_unreachable: set[int] = set()
         self._events: EventThread | None = None
         self._processes: ProcessReader | None = None
-        self._links: dict[str, list[LinkState]] = {}
         self._layout: dict[str, Split] = {}
         self._layout_changed = threading.Event()
         self._layout_due = 0.0
@@ -113,7 +112,8 @@ class NvmlSource:
             raise SourceUnavailable(str(failure)) from failure
         everything = sorted([*found, *self._lost], key=lambda f: (f.info.index, f.info.mig_parent is not None))
         try:
-            links, counts = topology(library, everything, self._links)
+            joins = {device.found.info.uuid: device.links for device in self._devices}
+            links, counts = topology(library, everything, joins)
         except NvmlFailure as failure:
             if failure.code in DRIVER_GONE:
                 raise SourceUnavailable(str(failure)) from failure
@@ -234,7 +234,6 @@ class NvmlSource:
                 self._lost.append(one)
                 self._tell_lost(one, failure)
                 continue
-            self._links[uuid] = links
             self._devices.append(device)
         for place, device in enumerate(self._devices):
             device.place = place / len(self._devices)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pynvml
 import pytest
+from corral.collectors.nvml.calls import SIGNATURES, probe
 from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.source import SourceEvent, SourceUnavailable, Tick
 from corral.schemas import columns
@@ -83,7 +84,7 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 def full_device() -> FakeDevice:
     """A device that supports every metric of the catalogue, each with a value of its own."""
-    device = FakeDevice(0, gpm={}, links={0: (True, 2, "00000000:FF:00.0")}, vgpus=[11, 12])
+    device = FakeDevice(0, gpm={}, links={0: (True, 2, "00000000:FF:00.0")}, vgpus=[11, 12], licensed=1)
     device.numbers["nvmlDeviceGetFanSpeed"] = 33
     for at, (name, metric) in enumerate(METRICS.items()):
         for reading in metric.row.nvml:
@@ -105,9 +106,7 @@ def test_every_metric_is_read_and_has_the_value_that_the_library_gave(
     source.read()
     time.sleep(0.12)
     (sample,) = read(source)
-    missing = [name for name in METRICS if getattr(sample, name) is None]
-    # A licence is a matter of virtual machines; the fake has no such call.
-    assert missing == ["vgpu_licensed"]
+    assert [name for name in METRICS if getattr(sample, name) is None] == []
     assert (sample.gpu_utilization_percent, sample.memory_utilization_percent) == (87, 42)
     assert sample.memory_used_bytes == 60 * 2**30
     assert sample.memory_reserved_bytes == 2**29
@@ -141,6 +140,38 @@ def test_times_are_of_each_device_and_columns_match_what_the_wrapper_says(
     assert second.memory_used_bytes == pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2).used
     assert second.power_watts == pytest.approx(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000)
     assert second.energy_millijoules == pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+
+
+def test_each_direct_call_gives_what_pynvml_gives(
+    nvml: FakeNvml, source: NvmlSource, events: list[SourceEvent]
+) -> None:
+    """The C signatures that are written down here against the wrappers, for every call of the catalogue."""
+    device = full_device()
+    device.violations = {policy: 1000 + policy for policy in range(12)}
+    nvml.devices = [device]
+    source.open(events.append)
+    library = source._library
+    assert library is not None
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    calls = {
+        (reading.function, reading.args, reading.attribute): reading
+        for metric in METRICS.values()
+        for reading in metric.row.nvml
+        if isinstance(reading, Call)
+    }
+    direct = 0
+    for call in calls.values():
+        found = probe(library, handle, call)
+        assert found is not None, call
+        assert found.function(*found.args) == OK, call
+        holder, take = found.output(call.attribute)
+        arguments = [getattr(pynvml, arg) if isinstance(arg, str) else arg for arg in call.args]
+        result = getattr(pynvml, call.function)(handle, *arguments)
+        for step in (call.attribute or "").split(".") if call.attribute else ():
+            result = len(result) if step == "len" else result[int(step)] if step.isdigit() else getattr(result, step)
+        assert take(holder) == result, call
+        direct += call.function in SIGNATURES
+    assert direct > 30
 
 
 def test_a_shared_call_is_made_once_a_tick_and_slow_ones_are_not_made_in_each(
