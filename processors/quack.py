@@ -129,7 +129,7 @@ class QuackDoor:
         token: str,
         private: Sequence[str] = (),
     ) -> None:
-        self._connection = connection
+        self._own = connect()
         self._fence = Fence(connect, private)
         self.host, self.port = parse_address(address)
         if not _is_free(self.host, self.port):
@@ -168,9 +168,10 @@ class QuackDoor:
         return True
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and let go of the instance."""
         with contextlib.suppress(duckdb.Error):
-            self._connection.execute("CALL quack_stop(?)", [self.uri]).fetchall()
+            self._own.execute("CALL quack_stop(?)", [self.uri]).fetchall()
+        self._own.close()
 
 
 def _is_loopback(host: str) -> bool:

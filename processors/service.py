@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from duckdb import DuckDBPyConnection
@@ -62,12 +63,23 @@ async def process(
         BusUnavailable: no server answered.
     """
     loop = asyncio.get_running_loop()
-    doors: list[quack.QuackDoor] = []
+    opened = False
 
-    def prepare(connection: DuckDBPyConnection) -> None:
-        if remote is not None:
+    def prepare(connection: DuckDBPyConnection) -> Callable[[], None] | None:
+        nonlocal opened
+        if remote is None:
+            return None
+        try:
             quack.load(connection)
-            doors[:] = [quack.QuackDoor(connection, connection.cursor, remote.address, remote.token)]
+            door = quack.QuackDoor(connection, connection.cursor, remote.address, remote.token)
+        except quack.QuackError:
+            if not opened:
+                raise
+            # Ingest goes on without the door where a database that failed was opened anew.
+            log.exception("the remote door stays shut")
+            return None
+        opened = True
+        return door.close
 
     storage = await loop.run_in_executor(
         None, lambda: Database(db, archive=archive, memory_bytes=memory_bytes, prepare=prepare)
@@ -115,6 +127,4 @@ async def process(
                 await nc.close()
     finally:
         await asyncio.shield(loop.run_in_executor(None, maintenance.stop))
-        for door in doors:
-            door.close()
         await loop.run_in_executor(None, storage.close)

@@ -67,7 +67,7 @@ class Database:
         archive: Path | None = None,
         memory_bytes: int | None = None,
         threads: int | None = None,
-        prepare: Callable[[DuckDBPyConnection], None] | None = None,
+        prepare: Callable[[DuckDBPyConnection], Callable[[], None] | None] | None = None,
     ) -> None:
         self.path = path.absolute()
         self.archive = (archive or self.path.parent / "archive").absolute()
@@ -75,6 +75,7 @@ class Database:
         self._memory_bytes = memory_bytes
         self._threads = threads
         self._prepare = prepare
+        self._release: Callable[[], None] | None = None
         self.writing = threading.RLock()
         """Held through a write, and by maintenance for the short steps that no write may cross."""
         self._root: DuckDBPyConnection | None = None
@@ -111,7 +112,7 @@ class Database:
         try:
             views.install(root)
             if self._prepare is not None:
-                self._prepare(root)
+                self._release = self._prepare(root)
             # From here on nobody in this process opens a file outside these folders or changes a setting.
             confine.lock(root, directories=[self.archive, self.snapshots])
         except BaseException:
@@ -285,8 +286,10 @@ class Database:
 
     def _abandon(self) -> None:
         """After a fatal error DuckDB refuses everything until the last cursor is closed and the file opened anew."""
-        root, writer = self._root, self._writer
-        self._root = self._writer = None
+        root, writer, release = self._root, self._writer, self._release
+        self._root = self._writer = self._release = None
+        if release is not None:
+            release()
         for connection in (writer, root):
             if connection is not None:
                 with contextlib.suppress(duckdb.Error):

@@ -80,11 +80,17 @@ VIEWS: Final = {name: read(name) for name in NAMES}
 
 def install(connection: DuckDBPyConnection) -> None:
     """Make all views anew, in the schema `main`. The tables and rollups that they read must be there."""
-    for view in VIEWS.values():
-        connection.execute(f"CREATE OR REPLACE VIEW main.{view.name} AS {view.sql}")
-        connection.execute(f"COMMENT ON VIEW main.{view.name} IS {_text(view.question)}")
-        for column, meaning in view.columns.items():
-            connection.execute(f'COMMENT ON COLUMN main.{view.name}."{column}" IS {_text(meaning)}')
+    connection.begin()
+    try:
+        for view in VIEWS.values():
+            connection.execute(f"CREATE OR REPLACE VIEW main.{view.name} AS {view.sql}")
+            connection.execute(f"COMMENT ON VIEW main.{view.name} IS {_text(view.question)}")
+            for column, meaning in view.columns.items():
+                connection.execute(f'COMMENT ON COLUMN main.{view.name}."{column}" IS {_text(meaning)}')
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
 
 
 def document() -> str:

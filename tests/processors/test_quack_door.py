@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 import pytest
 from corral.processors import confine, quack
+from corral.processors.storage import Database
 
 pytest.importorskip("duckdb_extension_quack", reason="pip install 'corral[quack]'")
 TOKEN = "a-token-of-enough-letters"
@@ -118,6 +119,23 @@ def test_the_token_comes_from_a_file_that_others_can_not_read(tmp_path: Path) ->
     file.chmod(0o640)
     with pytest.raises(quack.QuackError, match="chmod 600"):
         quack.read_token(file)
+
+
+def test_the_door_opens_again_with_a_database_that_was_opened_anew(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+
+    def prepare(connection: duckdb.DuckDBPyConnection) -> Any:
+        quack.load(connection)
+        return quack.QuackDoor(connection, connection.cursor, address, TOKEN).close
+
+    asked = (f"ATTACH 'quack:{address}' AS history (TOKEN '{TOKEN}')", "SELECT count(*) FROM history.fleet_by_hour")
+    for _ in range(2):
+        database = Database(tmp_path / "history.duckdb", prepare=prepare)
+        assert client(*asked) == [[], ["0"]]
+        database.close()
+    assert "Could not connect" in client(asked[0])[0]
 
 
 async def test_an_address_that_is_taken_or_wrong_is_told() -> None:
