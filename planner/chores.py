@@ -134,16 +134,15 @@ def _is_usual(error: Exception) -> bool:
 async def tidy() -> None:
     """Keep the garbage collector from walking over every lease there is while requests wait.
 
-    Leases live long and hold no cycles: they are freed by their reference counts. What has outlived a few seconds is
-    set aside, and looked through once an hour.
+    Leases live long and hold no cycles: they are freed by their reference counts. What has outlived a second is set
+    aside, and looked through once an hour.
     """
     before = gc.get_threshold()
     gc.set_threshold(20_000, 50, 1_000_000)
     try:
         while True:
-            for _ in range(720):
-                await asyncio.sleep(5.0)
-                gc.collect(1)
+            for _ in range(3600):
+                await asyncio.sleep(1.0)
                 gc.freeze()
             gc.unfreeze()
             gc.collect()
