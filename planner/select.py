@@ -4,56 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Set
 from random import Random
-from typing import Final, NamedTuple
+from typing import Final
 
 from ..schemas.requests import Placement
-from .device import Device
-from .feasible import NEAR_MEMORY, candidates, host_verdict, verdict_of
+from .exact import Pick, exact, picked
+from .feasible import candidates
 from .fleet import Fleet, Host
 from .policies import Choice, Policy
 from .rank import Ranking, ranking
-from .room import allowed, room_for
-from .state import Ask, DeviceState, HostState
+from .room import allowed
+from .state import Ask, HostState
 
 DRAWS: Final = 16
 """Hosts drawn at random before all are looked at."""
 
 
-class Pick(NamedTuple):
-    """The devices of one host.
-
-    Attributes:
-        host: the host.
-        devices: the devices, by index.
-        places: their places in the state.
-        state: of the host when it was picked.
-        ask: the part of the request that lies here.
-        choice: the policy's.
-    """
-
-    host: Host
-    devices: tuple[Device, ...]
-    places: tuple[int, ...]
-    state: HostState
-    ask: Ask
-    choice: Choice
-
-
 def select(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
     """The best placement by the policy; None where the request does not fit now."""
     if ask.placement is Placement.SPREAD:
-        return _spread(fleet, policy, ask)
-    one = _one_host(fleet, policy, ask)
-    if one is not None:
-        return [one]
-    if ask.placement is Placement.FEWEST_HOSTS:
-        return _fewest(fleet, policy, ask)
-    return None
-
-
-def _picked(host: Host, state: HostState, order: list[Device], ask: Ask, choice: Choice) -> Pick:
-    pairs = sorted(((order[at], at) for at in choice.devices), key=lambda pair: pair[0].index)
-    return Pick(host, tuple(device for device, _ in pairs), tuple(at for _, at in pairs), state, ask, choice)
+        found = _spread(fleet, policy, ask)
+    else:
+        one = _one_host(fleet, policy, ask)
+        found = [one] if one is not None else None
+        if found is None and ask.placement is Placement.FEWEST_HOSTS:
+            found = _fewest(fleet, policy, ask)
+    return found if found is not None else exact(fleet, policy, ask)
 
 
 def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
@@ -65,10 +40,10 @@ def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
     else:
         best = ranked.best(fleet)
         found = None if best is None else (fleet.hosts[best[0].first()], best[1])
-    if found is not None:
-        host, choice = found
-        return _picked(host, host.state, host.order, ask, choice)
-    return _exact(fleet, policy, ask)
+    if found is None:
+        return None
+    host, choice = found
+    return picked(host, host.state, ask, choice)
 
 
 def _best_of(hosts: list[Host], ranked: Ranking) -> tuple[Host, Choice] | None:
@@ -108,57 +83,10 @@ def _sampled(fleet: Fleet, policy: Policy, ask: Ask, ranked: Ranking, draw: Rand
     return found, policy.choose(found.state, ask, candidates(found.state, ask))
 
 
-def _exact(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
-    """A last look at hosts whose devices miss the request by less than what rounding took off their free memory."""
-    if not ask.gpu_memory_bytes or NEAR_MEMORY not in room_for(fleet, ask).devices:
-        return None
-    hosts = allowed(fleet, ask) if ask.filtered else [fleet.hosts[name] for name in sorted(fleet.hosts)]
-    best: Pick | None = None
-    key = None
-    for host in hosts:
-        state = host.state
-        if not any(verdict_of(device, ask) == NEAR_MEMORY for device, _ in state.kinds):
-            continue
-        exact = exact_state(host)
-        usable = candidates(exact, ask)
-        if host_verdict(exact, ask, len(usable)):
-            continue
-        choice = policy.choose(exact, ask, usable)
-        this = (-choice.score, -choice.tie, exact.order)
-        if key is None or this < key:
-            best, key = _picked(host, exact, host.order, ask, choice), this
-    return best
-
-
-def exact_state(host: Host) -> HostState:
-    """A host's state with the memory that its devices really have."""
-    state = host.state
-    devices: list[DeviceState] = []
-    for device, seen in zip(host.order, state.devices, strict=True):
-        if seen.rounded:
-            seen = DeviceState(
-                seen.model,
-                (
-                    seen.model,
-                    seen.share_free,
-                    device.memory_free,
-                    seen.blocked,
-                    seen.leased,
-                    seen.heat,
-                    seen.load,
-                    seen.throttled,
-                    seen.warned,
-                    False,
-                ),
-            )
-        devices.append(seen)
-    return HostState(state.topology, state.cpus_free, state.memory_free, state.blocked, tuple(devices))
-
-
 def _take(policy: Policy, ask: Ask, host: Host, ranked: Ranking) -> Pick:
     choice = ranked.choice(host.state)
     assert choice is not None
-    return _picked(host, host.state, host.order, ask, choice)
+    return picked(host, host.state, ask, choice)
 
 
 def _top(fleet: Fleet, policy: Policy, ask: Ask, count: int, without: Set[str]) -> list[Pick]:
@@ -201,3 +129,6 @@ def _spread(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
     """One device on each of the best hosts."""
     picks = _top(fleet, policy, ask.part(1), ask.gpus, frozenset())
     return picks if len(picks) == ask.gpus else None
+
+
+__all__ = ["Pick", "select"]

@@ -9,10 +9,10 @@ import corral.planner.fleet as fold
 import corral.planner.summary as view
 import pytest
 from corral.planner.decide import Placed, Policies, decide, explain
+from corral.planner.exact import exact_state
 from corral.planner.feasible import candidates
 from corral.planner.reject import could_ever_fit
 from corral.planner.room import Room, room_for
-from corral.planner.select import exact_state
 from corral.planner.state import UNLIMITED, ask_key
 from corral.schemas.requests import DeviceStatus, Drains, Placement, Rejection, WorkRequest
 from corral.schemas.telemetry import DeviceEvent, Inventory, Severity
