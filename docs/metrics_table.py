@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from corral.collectors.nvml.events import NOTICES
+from corral.collectors.nvml.links import SUMS
 from corral.collectors.nvml.xid import XIDS
 from corral.schemas.metrics import METRICS, Metric
 from corral.schemas.rows import CADENCE_SECONDS, Cadence, Call, FieldValue, Gpm, Rate, Reading
@@ -274,7 +275,10 @@ def _xids() -> list[str]:
 def _nvml(metric: Metric) -> str:
     if metric.name in COMPUTED:
         return COMPUTED[metric.name]
-    return "<br>".join(_reading(reading) for reading in metric.row.nvml) or "–"
+    ways = [_reading(reading) for reading in metric.row.nvml]
+    if metric.name in SUMS.values():
+        ways.append("the sum over the links, every 10 s")
+    return "<br>".join(ways) or "–"
 
 
 def _amd(metric: Metric) -> str:

@@ -12,7 +12,7 @@ from ..tickcolumns import INDEX
 from .health import SETTLE_SECONDS, Finding, Health, changes
 from .inventory import Found
 from .library import GPU_IS_LOST, Library, NvmlFailure
-from .links import LinkDetails, LinkState, nvlinks, summary
+from .links import SUMS, LinkDetails, LinkState, nvlinks, summary
 from .plan import DevicePlan
 
 CHECK_SECONDS: Final = 10.0
@@ -112,18 +112,17 @@ class Device:
         if now >= self._check_due:
             # The second look sets the devices apart, so that no tick carries all of them.
             self._check_due = now + CHECK_SECONDS * (1 - self.place if first else 1)
-            fresh.append(_ACTIVE)
-            self._check(now)
+            fresh += self._check(now)
         return fresh
 
     def read_blocking(self) -> None:
         """Make the calls that take tens of milliseconds; from a thread aside."""
         self.plan.read_blocking()
 
-    def _check(self, now: float) -> None:
+    def _check(self, now: float) -> list[int]:
+        """Look at links and health; the indices of the metrics that this fills."""
         values = self.plan.values
-        if self._details is not None:
-            self._check_links(now)
+        fresh = self._check_links(self._details, now) if self._details is not None else []
         health = Health(**{field: _whole(values[index]) for field, index in _HEALTH.items()})
         faulted = self.faulted_at is not None and now - self.faulted_at >= SETTLE_SECONDS
         for finding in changes(self._health, health, faulted=faulted):
@@ -131,8 +130,9 @@ class Device:
         if faulted:
             self.faulted_at = None
         self._health = health
+        return fresh
 
-    def _check_links(self, now: float) -> None:
+    def _check_links(self, reader: LinkDetails, now: float) -> list[int]:
         links = nvlinks(self._library, self.found.handle, self.links)
         self.plan.values[_ACTIVE] = sum(link.active for link in links)
         was = {link.number: link.active for link in self.links}
@@ -143,13 +143,24 @@ class Device:
                 self._tell(Finding(kind, severity, f"NVLink {link.number} went {'up' if link.active else 'down'}"))
                 self._links_due = now
         self.links = links
-        if now >= self._links_due and self._details is not None:
+        fresh = [_ACTIVE]
+        sums = {name: metric for name, metric in SUMS.items() if metric not in self.plan.supported}
+        if not sums and now < self._links_due:
+            return fresh
+        details = reader.read()
+        for name, metric in sums.items():
+            of_links = [value for (_, kind), value in details.items() if kind == name]
+            if of_links:
+                self.plan.values[INDEX[metric]] = sum(of_links)
+                fresh.append(INDEX[metric])
+        if now >= self._links_due:
             self._links_due = now + LINKS_SECONDS
             active = sum(link.active for link in links)
             self._tell(
                 Finding("nvlink", Severity.INFO, f"{active} of {len(links)} NVLinks are up"),
-                {**summary(links), **self._details.read()},
+                summary(links, details),
             )
+        return fresh
 
     def _tell(self, finding: Finding, data: dict[str, str | int | float | bool | None] | None = None) -> None:
         self._emit(

@@ -22,15 +22,25 @@ _ANCESTORS: Final = {
 }
 _SWITCH: Final = 2
 
-DETAILS: Final = (
-    ("rx_bytes", "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX", 1024),
-    ("tx_bytes", "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", 1024),
-    ("speed_megabytes_per_second", "NVML_FI_DEV_NVLINK_GET_SPEED", 1),
-    ("replay_errors", "NVML_FI_DEV_NVLINK_ERROR_DL_REPLAY", 1),
-    ("recovery_errors", "NVML_FI_DEV_NVLINK_ERROR_DL_RECOVERY", 1),
-    ("crc_errors", "NVML_FI_DEV_NVLINK_ERROR_DL_CRC", 1),
-)
-"""What the event `nvlink` says of each link, the field that gives it, and the factor to our unit."""
+DETAILS: Final = {
+    "rx_bytes": (("NVLINK_THROUGHPUT_DATA_RX", 1024), ("NVLINK_COUNT_RCV_BYTES", 1)),
+    "tx_bytes": (("NVLINK_THROUGHPUT_DATA_TX", 1024), ("NVLINK_COUNT_XMIT_BYTES", 1)),
+    "speed_megabytes_per_second": (("NVLINK_GET_SPEED", 1),),
+    "replay_errors": (("NVLINK_ERROR_DL_REPLAY", 1),),
+    "recovery_errors": (("NVLINK_ERROR_DL_RECOVERY", 1), ("NVLINK_COUNT_LINK_RECOVERY_EVENTS", 1)),
+    "crc_errors": (("NVLINK_ERROR_DL_CRC", 1),),
+    "receive_errors": (("NVLINK_COUNT_RCV_ERRORS", 1),),
+}
+"""What the event `nvlink` says of each link: the fields that give it, each with the factor to our unit. The first that
+works is read; the second are those of Blackwell and later."""
+SUMS: Final = {
+    "rx_bytes": "nvlink_rx_bytes",
+    "tx_bytes": "nvlink_tx_bytes",
+    "replay_errors": "nvlink_replay_errors_count",
+    "recovery_errors": "nvlink_recovery_errors_count",
+    "crc_errors": "nvlink_crc_flit_errors_count",
+}
+"""Metrics that are the sum over the links where the driver gives no total."""
 
 
 class LinkState(Struct, frozen=True, kw_only=True):
@@ -122,36 +132,42 @@ def _ancestor(library: Library, one: Found, other: Found) -> Link:
 
 
 class LinkDetails:
-    """What each NVLink of a device has carried and suffered, for the event `nvlink`."""
+    """What each NVLink of a device has carried and suffered."""
 
     def __init__(self, library: Library, handle: Handle, links: list[LinkState]) -> None:
-        keys: dict[Key, tuple[str, int]] = {}
+        wanted: list[tuple[int, str, list[tuple[Key, int]]]] = []
         for link in links:
-            for name, field, scale in DETAILS:
-                number = library.constant(field)
-                if number is not None:
-                    keys[number, link.number] = (f"link{link.number}_{name}", scale)
-        known = survey(library, handle, list(keys)) if keys else {}
-        self._names = [keys[key] for key, (code, _) in known.items() if code not in UNSUPPORTED]
-        self._batch = FieldBatch(library, handle, [key for key, (code, _) in known.items() if code not in UNSUPPORTED])
+            for name, ways in DETAILS.items():
+                numbers = [(library.constant(f"NVML_FI_DEV_{field}"), scale) for field, scale in ways]
+                wanted.append((link.number, name, [((n, link.number), scale) for n, scale in numbers if n is not None]))
+        known = survey(library, handle, list({key: None for _, _, ways in wanted for key, _ in ways}))
+        keys: list[Key] = []
+        self._entries: list[tuple[int, str, int]] = []
+        for number, name, ways in wanted:
+            for key, scale in ways:
+                if known[key][0] not in UNSUPPORTED:
+                    keys.append(key)
+                    self._entries.append((number, name, scale))
+                    break
+        self._batch = FieldBatch(library, handle, keys)
 
-    def read(self) -> dict[str, Any]:
-        """The numbers by name, `link0_rx_bytes` and so on; those that can't be read are left out."""
+    def read(self) -> dict[tuple[int, str], int]:
+        """The numbers by link and name; those that can't be read are left out."""
         if self._batch.read() != SUCCESS:
             return {}
-        found: dict[str, Any] = {}
-        for at, (name, scale) in enumerate(self._names):
+        found: dict[tuple[int, str], int] = {}
+        for at, (number, name, scale) in enumerate(self._entries):
             value = self._batch.value(at) if self._batch.code(at) == SUCCESS else None
             if value is not None:
-                found[name] = int(value * scale)
+                found[number, name] = int(value * scale)
         return found
 
 
-def summary(links: list[LinkState]) -> dict[str, Any]:
-    """The state of each link by name, `link0_state` and `link0_remote`."""
+def summary(links: list[LinkState], details: dict[tuple[int, str], int]) -> dict[str, Any]:
+    """Each link by name for an event, `link0_state`, `link0_remote`, `link0_rx_bytes` and so on."""
     found: dict[str, Any] = {}
     for link in links:
         found[f"link{link.number}_state"] = "active" if link.active else "inactive"
         if link.remote:
             found[f"link{link.number}_remote"] = link.remote
-    return found
+    return found | {f"link{number}_{name}": value for (number, name), value in details.items()}

@@ -371,9 +371,13 @@ def test_nvlinks_are_told_one_by_one_and_a_link_that_goes_down_at_once(
     for link in (0, 1):
         device.fields[pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, link] = (3, 1000 + link)
         device.fields[pynvml.NVML_FI_DEV_NVLINK_ERROR_DL_REPLAY, link] = (3, link)
+        device.fields[pynvml.NVML_FI_DEV_NVLINK_COUNT_XMIT_BYTES, link] = (3, 77)  # as newer devices have it
     source.open(events.append)
     first, second = read(source)
     assert (first.nvlink_active_count, second.nvlink_active_count) == (2, None)
+    # The driver gives no totals: they are the sums.
+    assert (first.nvlink_rx_bytes, first.nvlink_replay_errors_count) == (2001 * 1024, 1)
+    assert (first.nvlink_tx_bytes, second.nvlink_rx_bytes) == (2 * 77, None)
     (event,) = [e for e in events if e.kind == "nvlink"]
     assert event.data["link1_rx_bytes"] == 1001 * 1024
     assert event.data["link1_replay_errors"] == 1
