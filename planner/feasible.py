@@ -8,6 +8,7 @@ from typing import Final
 
 from .state import BLOCKS, MIG_PARENT, ROUNDED_OFF_BYTES, UNLIMITED, WHOLE_MILLI, Ask, DeviceState, HostState, Model
 
+VERDICTS_KEPT: Final = 4096
 NEAR_MEMORY: Final = "memory?"
 """Too little free memory as rounded, but the exact amount may do."""
 
@@ -49,7 +50,7 @@ def verdict_of(device: DeviceState, ask: Ask) -> str:
     verdicts = ask.verdicts
     found = verdicts.get(device)
     if found is None:
-        if len(verdicts) > 65_536:
+        if len(verdicts) >= VERDICTS_KEPT:
             verdicts.clear()
         found = verdicts[device] = device_verdict(device, ask)
     return found

@@ -16,7 +16,8 @@ from .index import HostClass
 from .policies import Choice, Policy
 from .state import Ask, HostState
 
-_CHOICES_KEPT: Final = 50_000
+CHOICES_SPARE: Final = 512
+"""Choices of states that no host is in any more are kept until there are so many more than classes, twice over."""
 _UNKNOWN: Final = Choice(0.0, 0.0, (-1,))
 
 Entry = tuple[float, float, Any, HostState]
@@ -90,9 +91,12 @@ class Ranking:
 
     def _catch_up(self, fleet: Fleet) -> None:
         index = fleet.index
-        if self.version != self.policy.version or len(self._choices) > _CHOICES_KEPT:
+        if self.version != self.policy.version:
             self.version = self.policy.version
             self._choices = {}
+            self._cursor = -1
+        elif len(self._choices) > 2 * len(index.classes) + CHOICES_SPARE:
+            self._choices = {state: self._choices[state] for state in index.classes if state in self._choices}
             self._cursor = -1
         behind = index.end - self._cursor
         if self._cursor < index.base or behind > len(index.classes):

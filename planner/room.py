@@ -13,7 +13,8 @@ from .feasible import NEAR_MEMORY, capacity, host_verdict, matches_host, verdict
 from .fleet import Fleet, Host
 from .state import Ask, DeviceState, HostState
 
-_PARTS_KEPT: Final = 50_000
+PARTS_SPARE: Final = 512
+"""As `rank.CHOICES_SPARE`."""
 K = TypeVar("K")
 
 
@@ -72,8 +73,8 @@ class Room:
     def follow(self, fleet: Fleet) -> Room:
         """Take in what has changed."""
         index = fleet.index
-        if len(self._parts) > _PARTS_KEPT:
-            self._parts = {}
+        if len(self._parts) > 2 * len(index.classes) + PARTS_SPARE:
+            self._parts = {state: self._parts[state] for state in index.classes if state in self._parts}
         if self._cursor < index.moves_base or index.moves_end - self._cursor > len(index.classes):
             self._count_anew(fleet)
         else:
