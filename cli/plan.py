@@ -14,14 +14,26 @@ from .options import NatsUrl
 def plan(
     nats: NatsUrl = None,
     policy: Annotated[
-        str | None, typer.Option("--policy", metavar="NAME", help="Ranks for requests that name none.")
+        str | None,
+        typer.Option("--policy", envvar="CORRAL_POLICY", metavar="NAME", help="Ranks for requests that name none."),
     ] = None,
     stale_after: Annotated[
-        str, typer.Option("--stale-after", metavar="TIME", help="A device without a sample for so long takes no work.")
+        str,
+        typer.Option(
+            "--stale-after",
+            envvar="CORRAL_STALE_AFTER",
+            metavar="TIME",
+            help="A device without a sample for so long takes no work.",
+        ),
     ] = "10s",
     lost_after: Annotated[
         str,
-        typer.Option("--lost-after", metavar="TIME", help="A host silent for so long is lost, and its leases with it."),
+        typer.Option(
+            "--lost-after",
+            envvar="CORRAL_LOST_AFTER",
+            metavar="TIME",
+            help="A host silent for so long is lost, and its leases with it.",
+        ),
     ] = "2m",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:

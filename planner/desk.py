@@ -296,7 +296,13 @@ class Desk:
             key = (ask_key(entry.request), entry.request.policy)
             decision = refused.get(key)
             if decision is None:
-                decision = self._decide(entry.request, entry)
+                try:
+                    decision = self._decide(entry.request, entry)
+                except Exception as error:  # those behind it must not wait for ever
+                    log.exception("request %s could not be decided", entry.request.request_id)
+                    self.queue.remove(entry)
+                    await self._close(entry.payload, Error(code="internal", message=f"The planner failed: {error}"))
+                    continue
             if isinstance(decision, Placed):
                 self.queue.remove(entry)
                 await self._grant(entry.payload, decision)

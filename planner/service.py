@@ -150,7 +150,15 @@ class Planner:
     async def telemetry_reconnected(self) -> None:
         """Likewise for telemetry; hosts are given time to be heard again."""
         self._telemetry.hearing_since = time.time()
-        self._spawn(self._telemetry.catch_up())
+        self._spawn(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        while True:
+            try:
+                return await self._telemetry.catch_up()
+            except (NatsError, OSError, TimeoutError) as error:
+                log.debug("telemetry can't be caught up with yet: %r", error)
+                await asyncio.sleep(1.0)
 
     # Terms
 

