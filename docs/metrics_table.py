@@ -97,6 +97,10 @@ COMPUTED_AMD = {
     "throttle_reasons_bitmask": "`amdsmi_get_violation_status`, as the bits that NVML has for the like",
 }
 
+LINKS_TEXT = (
+    "state, remote end, bytes and errors of each link, as lists by comma aligned with `link`; every 10 min, when a "
+    "link goes up or down, and while errors go on at most each minute"
+)
 SOURCE_EVENTS: list[tuple[str, str, str]] = [
     ("device_lost", "hardware, reset", "the device does not answer, or NVML asks for its reset; the others go on"),
     ("device_returned", "cleared", "a lost device answers again"),
@@ -107,7 +111,7 @@ SOURCE_EVENTS: list[tuple[str, str, str]] = [
     ("row_remap_failure", "hardware", "a memory row could not be remapped"),
     ("row_remap_pending", "warning", "memory rows wait for a reset"),
     ("page_retirement_pending", "warning", "memory pages wait for a reset"),
-    ("nvlink", "info", "each minute: state, remote end, bytes and errors of each link, as `link<n>_…`"),
+    ("nvlink", "info", LINKS_TEXT),
     ("nvlink_down", "warning", "a link went down"),
     ("nvlink_up", "info", "a link came up"),
     ("driver_lost", "warning", "the driver as a whole can't be read; tried again with backoff"),

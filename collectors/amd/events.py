@@ -17,8 +17,8 @@ from .library import AmdLibrary
 log = logging.getLogger("corral.collector.amd")
 
 WAIT_MILLISECONDS: Final = 200
-QUIET_SECONDS: Final = 1.0
-"""Events of one kind of a device are published at most so often: a page fault loop reports thousands."""
+QUIET_SECONDS: Final = 60.0
+"""Faults and throttling of a device are published at once, but at most so often: a fault loop reports thousands."""
 _PAUSE_SECONDS: Final = 0.05
 
 NOTICES: Final = {

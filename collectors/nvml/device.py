@@ -17,13 +17,16 @@ from .plan import DevicePlan
 
 CHECK_SECONDS: Final = 10.0
 """How often links and health are looked at."""
-LINKS_SECONDS: Final = 60.0
-"""How often the event `nvlink` tells of each link."""
+LINKS_SECONDS: Final = 600.0
+"""How often the event `nvlink` tells of each link, where nothing happens."""
+LINKS_MIN_SECONDS: Final = 60.0
+"""How often it does where errors go on."""
 SILENT_TICKS: Final = 3
 SILENT_SECONDS: Final = 1.0
 """A device of which no call succeeds for so many ticks and so long is lost, whatever the error."""
 
 _NVLINK_METRICS: Final = frozenset(name for name in INDEX if name.startswith("nvlink_"))
+_ERRORS: Final = tuple(INDEX[name] for name in INDEX if name.startswith("nvlink_") and name.endswith("_errors_count"))
 _ACTIVE: Final = INDEX["nvlink_active_count"]
 _HEALTH: Final = {
     "recovery_action": INDEX["recovery_action"],
@@ -76,6 +79,8 @@ class Device:
         self._heard = time.monotonic()
         self._check_due = 0.0
         self._links_due = 0.0
+        self._links_told = -LINKS_MIN_SECONDS
+        self._link_errors = 0
         self._health: Health | None = before._health if before is not None else None
         skip = _NVLINK_METRICS if not links else frozenset[str]()
         self.plan = DevicePlan(
@@ -143,6 +148,9 @@ class Device:
                 self._tell(Finding(kind, severity, f"NVLink {link.number} went {'up' if link.active else 'down'}"))
                 self._links_due = now
         self.links = links
+        errors = sum(int(self.plan.values[index] or 0) for index in _ERRORS)
+        if errors > self._link_errors and now >= self._links_told + LINKS_MIN_SECONDS:
+            self._links_due = now
         fresh = [_ACTIVE]
         sums = {name: metric for name, metric in SUMS.items() if metric not in self.plan.supported}
         if not sums and now < self._links_due:
@@ -155,6 +163,8 @@ class Device:
                 fresh.append(INDEX[metric])
         if now >= self._links_due:
             self._links_due = now + LINKS_SECONDS
+            self._links_told = now
+            self._link_errors = errors
             active = sum(link.active for link in links)
             self._tell(
                 Finding("nvlink", Severity.INFO, f"{active} of {len(links)} NVLinks are up"),

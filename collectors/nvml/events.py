@@ -22,8 +22,9 @@ log = logging.getLogger("corral.collector.nvml")
 
 WAIT_MILLISECONDS: Final = 200
 """How long the thread waits in the driver before it looks whether it is to stop."""
-QUIET_SECONDS: Final = 1.0
-"""Clock and power changes of a device are published at most so often; those between are counted."""
+QUIET_SECONDS: Final = 60.0
+"""Clock and power changes of a device are published at once, but at most so often; those between are counted. Clocks
+change many times a second, and events are kept for a month."""
 _BACKOFF_SECONDS: Final = 1.0
 _NO_INSTANCE: Final = 0xFFFFFFFF
 XID: Final = "nvmlEventTypeXidCriticalError"

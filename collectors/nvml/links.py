@@ -164,10 +164,16 @@ class LinkDetails:
 
 
 def summary(links: list[LinkState], details: dict[tuple[int, str], int]) -> dict[str, Any]:
-    """Each link by name for an event, `link0_state`, `link0_remote`, `link0_rx_bytes` and so on."""
-    found: dict[str, Any] = {}
-    for link in links:
-        found[f"link{link.number}_state"] = "active" if link.active else "inactive"
-        if link.remote:
-            found[f"link{link.number}_remote"] = link.remote
-    return found | {f"link{number}_{name}": value for (number, name), value in details.items()}
+    """All links for an event, as lists by comma that are aligned with `link`: `state`, `remote` and those of `DETAILS`.
+
+    In SQL: `string_split(data->>'rx_bytes', ',')::BIGINT[]`. A number that a link does not give is empty.
+    """
+    found: dict[str, Any] = {
+        "link": ",".join(str(link.number) for link in links),
+        "state": ",".join("active" if link.active else "inactive" for link in links),
+        "remote": ",".join(link.remote for link in links),
+    }
+    for name in DETAILS:
+        if any(kind == name for _, kind in details):
+            found[name] = ",".join(str(details.get((link.number, name), "")) for link in links)
+    return found

@@ -379,14 +379,26 @@ def test_nvlinks_are_told_one_by_one_and_a_link_that_goes_down_at_once(
     assert (first.nvlink_rx_bytes, first.nvlink_replay_errors_count) == (2001 * 1024, 1)
     assert (first.nvlink_tx_bytes, second.nvlink_rx_bytes) == (2 * 77, None)
     (event,) = [e for e in events if e.kind == "nvlink"]
-    assert event.data["link1_rx_bytes"] == 1001 * 1024
-    assert event.data["link1_replay_errors"] == 1
-    assert event.data["link0_state"] == "active"
+    assert event.data == {
+        "link": "0,1",
+        "state": "active,active",
+        "remote": "0000:F0:00.0,0000:F0:00.0",
+        "rx_bytes": f"{1000 * 1024},{1001 * 1024}",
+        "tx_bytes": "77,77",
+        "replay_errors": "0,1",
+    }
     events.clear()
     device.links[1] = (False, 0, "")
     assert read(source)[0].nvlink_active_count == 1
     assert next((e.kind, e.severity) for e in events) == ("nvlink_down", Severity.WARNING)
-    assert events[-1].data["link1_state"] == "inactive"
+    assert events[-1].data["state"] == "active,inactive"
+    # Errors are told of when they grow, but not each time that one looks.
+    monkeypatch.setattr("corral.collectors.nvml.device.LINKS_MIN_SECONDS", 0.0)
+    events.clear()
+    device.fields[pynvml.NVML_FI_DEV_NVLINK_ERROR_DL_REPLAY, 0] = (3, 5)
+    for _ in range(4):
+        read(source)
+    assert [e.data.get("replay_errors") for e in events] == ["5,1"]
 
 
 def test_mig_instances_are_devices_and_a_new_layout_is_noticed(
