@@ -13,204 +13,37 @@ ratio of 1.02, so that it is off by 1% at most.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from duckdb import DuckDBPyConnection
-from msgspec import Struct
 
-from ...schemas.metrics import CELSIUS, METRICS, PERCENT, Metric
+from ...schemas.metrics import METRICS, Metric
+from .rollup_columns import (
+    BIN_RATIO,
+    COUNTER_GAP_BUCKETS,
+    HOUR,
+    LEVELS,
+    MINUTE,
+    TEN_SECONDS,
+    ZERO_BIN,
+    Level,
+    add_columns,
+    bin_of,
+    binned,
+    column_names,
+    columns,
+    counters,
+    create,
+    from_minutes,
+    from_raw,
+    is_linear,
+)
 from .schema import NO_SERIES, day_of, day_table, sql_text
 from .statements import transaction
 
-BIN_RATIO: Final = 1.02
-ZERO_BIN: Final = -32768
-"""Bin of 0, which has no logarithm."""
-
-COUNTER_GAP_BUCKETS: Final = 12
-"""The growth of a counter between two samples belongs to the bucket of the later one; after a gap of more buckets than
-these it belongs to none."""
-
-
-class Level(Struct, frozen=True):
-    """A rollup.
-
-    Attributes:
-        name: `10s`, `1m` or `1h`.
-        seconds: width of a bucket.
-        bins: whether it keeps counts in bins.
-    """
-
-    name: str
-    seconds: int
-    bins: bool
-
-    @property
-    def table(self) -> str:
-        """Of the closed buckets."""
-        return f"store.rollup_{self.name}"
-
-
-TEN_SECONDS: Final = Level("10s", 10, False)
-MINUTE: Final = Level("1m", 60, True)
-HOUR: Final = Level("1h", 3600, True)
-LEVELS: Final = (TEN_SECONDS, MINUTE, HOUR)
-
-_BINNED: Final = [metric for metric in METRICS.values() if "p95" in metric.row.rollup]
-_COUNTERS: Final = [metric for metric in METRICS.values() if "increase" in metric.row.rollup]
-
-
-def is_linear(metric: Metric) -> bool:
-    """Whether the bins of a metric are 1 wide; otherwise they span a ratio."""
-    return metric.row.unit in (PERCENT, CELSIUS)
-
-
-def columns() -> list[tuple[str, str]]:
-    """Name and type of each stored column beside time and series: what is shown, and what a merge needs."""
-    found: list[tuple[str, str]] = [("samples", "UINTEGER")]
-    for name, metric in METRICS.items():
-        sql = metric.row.unit.sql
-        for aggregate in metric.row.rollup:
-            if aggregate == "mean":
-                found += [(f"{name}_count", "UINTEGER"), (f"{name}_sum", "DOUBLE")]
-            elif aggregate == "increase":
-                found += [(f"{name}_first", sql), (f"{name}_inner", sql), (f"{name}_increase", sql)]
-            else:
-                found.append((f"{name}_{aggregate}", sql))
-    return found
-
-
-_COLUMNS: Final = columns()
-_NAMES: Final = ", ".join(name for name, _ in _COLUMNS)
-
-
-def create(cursor: DuckDBPyConnection) -> None:
-    """Make tables that are missing, add columns of metrics that are new, and make the views."""
-    cursor.execute(
-        "CREATE TABLE IF NOT EXISTS store.metrics (metric SMALLINT PRIMARY KEY, name VARCHAR, linear BOOLEAN)"
-    )
-    known = {row[0] for row in cursor.execute("SELECT name FROM store.metrics").fetchall()}
-    for metric in _BINNED:
-        if metric.name not in known:
-            cursor.execute(
-                "INSERT INTO store.metrics SELECT coalesce(max(metric) + 1, 0), ?, ? FROM store.metrics",
-                [metric.name, is_linear(metric)],
-            )
-    shape = ", ".join(f"{name} {sql}" for name, sql in _COLUMNS)
-    for level in LEVELS:
-        for table in (level.table, f"{level.table}_open"):
-            cursor.execute(
-                f"CREATE TABLE IF NOT EXISTS {table} "
-                f"(time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL, batch BIGINT NOT NULL, {shape})"
-            )
-            have = {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
-            for name, sql in _COLUMNS:
-                if name not in have:
-                    cursor.execute(f"ALTER TABLE {table} ADD COLUMN {name} {sql}")
-            if level.bins:
-                cursor.execute(
-                    f"CREATE TABLE IF NOT EXISTS {table}_bins "
-                    "(time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL, metric SMALLINT, bin SMALLINT, n UINTEGER)"
-                )
-        cursor.execute(_view(level))
-        if level.bins:
-            cursor.execute(_bins_view(level))
-    for level in LEVELS:
-        cursor.execute("INSERT OR IGNORE INTO store.rolled VALUES (?, 0)", [level.name])
-    cursor.execute(
-        # The smallest value that at least q of all counts do not exceed.
-        "CREATE OR REPLACE MACRO weighted_quantile(values_and_counts, q) AS (SELECT v FROM (SELECT e.value AS v, "
-        "sum(e.n) OVER (ORDER BY e.value) AS upto, sum(e.n) OVER () AS total "
-        "FROM (SELECT unnest(values_and_counts) AS e)) WHERE upto >= q * total ORDER BY v LIMIT 1)"
-    )
-
-
-def _view(level: Level) -> str:
-    shown = ["samples"]
-    for name, metric in METRICS.items():
-        for aggregate in metric.row.rollup:
-            if aggregate == "mean":
-                shown.append(f"{name}_sum / {name}_count AS {name}_mean, {name}_count")
-            else:
-                shown.append(f"{name}_{aggregate}")
-    both = f"(SELECT * FROM {level.table} UNION ALL BY NAME SELECT * FROM {level.table}_open)"
-    return (
-        f"CREATE OR REPLACE VIEW rollup_{level.name} AS SELECT r.time, s.host, s.device, {', '.join(shown)} "
-        f"FROM {both} r JOIN store.series s USING (series)"
-    )
-
-
-def _bins_view(level: Level) -> str:
-    both = f"(SELECT * FROM {level.table}_bins UNION ALL BY NAME SELECT * FROM {level.table}_open_bins)"
-    return (
-        f"CREATE OR REPLACE VIEW rollup_{level.name}_bins AS SELECT b.time, s.host, s.device, m.name AS metric, "
-        f"CASE WHEN m.linear THEN b.bin WHEN b.bin = {ZERO_BIN} THEN 0 ELSE pow({BIN_RATIO}, b.bin) END AS value, b.n "
-        f"FROM {both} b JOIN store.series s USING (series) JOIN store.metrics m ON m.metric = b.metric"
-    )
-
-
-def bin_of(metric: Metric) -> str:
-    """The SQL of the bin that a metric's value falls into."""
-    if is_linear(metric):
-        return f"round({metric.name})::SMALLINT"
-    scale = 1 / math.log(BIN_RATIO)
-    return f"CASE WHEN {metric.name} <= 0 THEN {ZERO_BIN} ELSE round(ln({metric.name}) * {scale!r}) END::SMALLINT"
-
-
-def from_raw() -> str:
-    """The aggregates of a bucket over raw samples, in the order of `columns`, `increase` left at the inner growth."""
-    parts = ["count(*)::UINTEGER AS samples"]
-    for name, metric in METRICS.items():
-        for aggregate in metric.row.rollup:
-            match aggregate:
-                case "min" | "max":
-                    parts.append(f"{aggregate}({name}) AS {name}_{aggregate}")
-                case "mean":
-                    parts.append(f"count({name})::UINTEGER AS {name}_count, sum({name})::DOUBLE AS {name}_sum")
-                case "p95":
-                    parts.append(f"quantile_disc({name}, 0.95) AS {name}_p95")
-                case "last":
-                    parts.append(f"arg_max({name}, time) AS {name}_last")
-                case "any":
-                    parts.append(f"bit_or({name}) AS {name}_any")
-                case "increase":
-                    first, last = f"arg_min({name}, time)", f"arg_max({name}, time)"
-                    # A counter that only grew has its least value first and its greatest last; -1 marks all others.
-                    grew = f"min({name}) = {first} AND max({name}) = {last}"
-                    inner = f"CASE WHEN {grew} THEN {last} - {first} WHEN count({name}) > 0 THEN -1 END"
-                    later = f"NULL::{metric.row.unit.sql} AS {name}_increase"
-                    parts.append(f"{first} AS {name}_first, {inner} AS {name}_inner, {later}")
-                case _:
-                    raise ValueError(f"{name}: a rollup has no aggregate {aggregate!r}")
-    return ", ".join(parts)
-
-
-def from_minutes() -> str:
-    """The aggregates of an hour over its minutes, in the order of `columns`; p95 comes from the bins."""
-    parts = ["sum(samples)::UINTEGER AS samples"]
-    for name, metric in METRICS.items():
-        for aggregate in metric.row.rollup:
-            match aggregate:
-                case "min" | "max":
-                    parts.append(f"{aggregate}({name}_{aggregate}) AS {name}_{aggregate}")
-                case "mean":
-                    parts.append(f"sum({name}_count)::UINTEGER AS {name}_count, sum({name}_sum) AS {name}_sum")
-                case "p95":
-                    parts.append(f"NULL::{metric.row.unit.sql} AS {name}_p95")
-                case "last":
-                    parts.append(f"arg_max({name}_last, time) AS {name}_last")
-                case "any":
-                    parts.append(f"bit_or({name}_any) AS {name}_any")
-                case "increase":
-                    growth = f"sum({name}_increase)::BIGINT"
-                    first = f"arg_min({name}_first, time)"
-                    parts.append(f"{first} AS {name}_first, {growth} AS {name}_inner, {growth} AS {name}_increase")
-                case _:
-                    raise ValueError(f"{name}: a rollup has no aggregate {aggregate!r}")
-    return ", ".join(parts)
-
+__all__ = ["COUNTER_GAP_BUCKETS", "HOUR", "LEVELS", "MINUTE", "TEN_SECONDS", "Level", "create", "refresh", "runs"]
 
 ROWS_AT_ONCE: Final = 8_000_000
 """Raw rows that one step of a refresh computes from, about: quantiles hold their values in memory."""
@@ -234,6 +67,9 @@ def refresh(
     done = _done(cursor, level)
     if through <= done:
         return 0
+    metrics = _metrics(cursor, level, days)
+    for table in (level.table, f"{level.table}_open"):
+        add_columns(cursor, table, metrics)
     source = _source(level, days, {})
     width = level.seconds * 1_000_000
     cursor.execute(
@@ -256,7 +92,7 @@ def refresh(
     for first, last in runs([(int(bucket), int(rows)) for bucket, rows in per_bucket]):
         with transaction(cursor):
             late = _archived_within(archived or {}, first * level.seconds, (last + 1) * level.seconds)
-            written += _step(cursor, level, _source(level, days, late), first, last, through)
+            written += _step(cursor, level, metrics, _source(level, days, late), first, last, through)
     cursor.execute("UPDATE store.rolled SET batch = ? WHERE level = ?", [through, level.name])
     return written
 
@@ -288,6 +124,16 @@ def _done(cursor: DuckDBPyConnection, level: Level) -> int:
     return int(row[0]) if row else 0
 
 
+def _metrics(cursor: DuckDBPyConnection, level: Level, days: Sequence[str]) -> list[Metric]:
+    """The metrics that have come: those of the tables that it reads, and those that it has had before."""
+    had = column_names(cursor, level.table)
+    if level is HOUR:
+        had |= column_names(cursor, MINUTE.table)
+    else:
+        had |= {f"{name}_last" for day in days for name in column_names(cursor, day_table(day))}
+    return [metric for metric in METRICS.values() if f"{metric.name}_last" in had]
+
+
 def _archived_within(archived: Mapping[str, Sequence[Path]], first: int, end: int) -> dict[str, Sequence[Path]]:
     """The archived days that some of these seconds belong to."""
     low, high = day_of(first * 1_000_000), day_of((end - 1) * 1_000_000)
@@ -308,7 +154,15 @@ def _source(level: Level, days: Sequence[str], archived: Mapping[str, Sequence[P
     return "(" + " UNION ALL BY NAME ".join(parts) + ")"
 
 
-def _step(cursor: DuckDBPyConnection, level: Level, source: str, first: int, last: int, through: int) -> int:
+def _step(
+    cursor: DuckDBPyConnection,
+    level: Level,
+    metrics: Sequence[Metric],
+    source: str,
+    first: int,
+    last: int,
+    through: int,
+) -> int:
     """Compute the touched buckets of a run anew and put them in the place of the old ones."""
     width = level.seconds * 1_000_000
     start, end = f"make_timestamptz({first * width})", f"make_timestamptz({(last + 1) * width})"
@@ -321,18 +175,19 @@ def _step(cursor: DuckDBPyConnection, level: Level, source: str, first: int, las
         f"(SELECT *, epoch_us(time) // {width} AS bucket FROM {source} WHERE time >= {start} AND time < {end}) "
         "SEMI JOIN touched USING (series, bucket)"
     )
-    aggregates = from_minutes() if level is HOUR else from_raw()
+    aggregates = from_minutes(metrics) if level is HOUR else from_raw(metrics)
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {width}) AS time, series, "
         f"{through}::BIGINT AS batch, {aggregates} FROM {rows} GROUP BY series, bucket"
     )
     if level is HOUR:
-        _stage_merged_bins(cursor, start, end)
+        _stage_merged_bins(cursor, metrics, start, end)
     elif level.bins:
-        _stage_bins(cursor, rows, width)
+        _stage_bins(cursor, metrics, rows, width)
     if level is not HOUR:
-        _count_resets(cursor, rows, width)
-        _join_counters(cursor, level, first, last, through)
+        _count_resets(cursor, counters(metrics), rows, width)
+        _join_counters(cursor, level, counters(metrics), first, last, through)
+    names_of_columns = ", ".join(name for name, _ in columns(metrics))
     suffixes = ("", "_bins") if level.bins else ("",)
     for suffix in suffixes:
         for table in (level.table, f"{level.table}_open"):
@@ -341,9 +196,9 @@ def _step(cursor: DuckDBPyConnection, level: Level, source: str, first: int, las
                 f"AND {table}{suffix}.time = t.time "
                 f"AND {table}{suffix}.time >= {start} AND {table}{suffix}.time < {end}"
             )
-        shape = "* EXCLUDE (open)" if suffix else f"time, series, batch, {_NAMES}"
+        shape = "* EXCLUDE (open)" if suffix else f"time, series, batch, {names_of_columns}"
         for table, open in ((level.table, "false"), (f"{level.table}_open", "true")):
-            names = "time, series, metric, bin, n" if suffix else f"time, series, batch, {_NAMES}"
+            names = "time, series, metric, bin, n" if suffix else f"time, series, batch, {names_of_columns}"
             cursor.execute(
                 f"INSERT INTO {table}{suffix} ({names}) SELECT {shape} FROM "
                 f"(SELECT s.*, t.open FROM staged{suffix} s JOIN touched t USING (series, time)) WHERE open = {open}"
@@ -352,17 +207,18 @@ def _step(cursor: DuckDBPyConnection, level: Level, source: str, first: int, las
     return int(row[0]) if row else 0
 
 
-def _stage_bins(cursor: DuckDBPyConnection, rows: str, width: int) -> None:
+def _stage_bins(cursor: DuckDBPyConnection, metrics: Sequence[Metric], rows: str, width: int) -> None:
     numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall())
     parts = [
         f"SELECT make_timestamptz(bucket * {width}) AS time, series, {numbers[metric.name]}::SMALLINT AS metric, "
         f"{bin_of(metric)} AS bin, count(*)::UINTEGER AS n FROM {rows} WHERE {metric.name} IS NOT NULL GROUP BY ALL"
-        for metric in _BINNED
+        for metric in binned(metrics)
     ]
+    parts = parts or [f"SELECT time, series, metric, bin, n FROM {MINUTE.table}_bins WHERE false"]
     cursor.execute("CREATE OR REPLACE TEMP TABLE staged_bins AS " + " UNION ALL ".join(parts))
 
 
-def _stage_merged_bins(cursor: DuckDBPyConnection, start: str, end: str) -> None:
+def _stage_merged_bins(cursor: DuckDBPyConnection, metrics: Sequence[Metric], start: str, end: str) -> None:
     """Add the minutes' counts up, and read the p95 of each hour off them."""
     width = HOUR.seconds * 1_000_000
     both = f"(SELECT * FROM {MINUTE.table}_bins UNION ALL BY NAME SELECT * FROM {MINUTE.table}_open_bins)"
@@ -381,21 +237,23 @@ def _stage_merged_bins(cursor: DuckDBPyConnection, start: str, end: str) -> None
     numbers = dict(cursor.execute("SELECT name, metric FROM store.metrics").fetchall())
     # One pass: a column for each metric, from the rows of the long table.
     picks, sets = list[str](), list[str]()
-    for metric in _BINNED:
+    for metric in binned(metrics):
         name, sql = metric.name, metric.row.unit.sql
         value = "bin" if is_linear(metric) else f"CASE WHEN bin = {ZERO_BIN} THEN 0 ELSE pow({BIN_RATIO}, bin) END"
         picks.append(f"(any_value({value}) FILTER (metric = {numbers[name]}))::{sql} AS {name}")
         # The middle of a bin may lie outside of what was measured; the least and the greatest are exact.
         sets.append(f"{name}_p95 = least(greatest(q.{name}, staged.{name}_min), staged.{name}_max)")
+    if not sets:
+        return
     cursor.execute(
         f"UPDATE staged SET {', '.join(sets)} FROM (SELECT time, series, {', '.join(picks)} FROM quantiles "
         "GROUP BY time, series) q WHERE q.time = staged.time AND q.series = staged.series"
     )
 
 
-def _count_resets(cursor: DuckDBPyConnection, rows: str, width: int) -> None:
+def _count_resets(cursor: DuckDBPyConnection, grown: Sequence[Metric], rows: str, width: int) -> None:
     """The growth within buckets in which a counter fell, sample by sample: after a fall it counts from 0."""
-    for metric in _COUNTERS:
+    for metric in grown:
         name = metric.name
         found = cursor.execute(f"SELECT 1 FROM staged WHERE {name}_inner = -1 LIMIT 1").fetchone()
         if found is None:
@@ -411,20 +269,22 @@ def _count_resets(cursor: DuckDBPyConnection, rows: str, width: int) -> None:
         )
 
 
-def _join_counters(cursor: DuckDBPyConnection, level: Level, first: int, last: int, through: int) -> None:
+def _join_counters(
+    cursor: DuckDBPyConnection, level: Level, grown: Sequence[Metric], first: int, last: int, through: int
+) -> None:
     """Add the growth since the bucket before: to what is staged, and to the stored bucket that comes after it."""
-    if not _COUNTERS:
+    if not grown:
         return
     width = level.seconds * 1_000_000
     start = f"make_timestamptz({(first - COUNTER_GAP_BUCKETS) * width})"
     end = f"make_timestamptz({(last + 1 + COUNTER_GAP_BUCKETS) * width})"
-    kept = "time, series, " + ", ".join(f"{m.name}_first, {m.name}_last, {m.name}_inner" for m in _COUNTERS)
+    kept = "time, series, " + ", ".join(f"{m.name}_first, {m.name}_last, {m.name}_inner" for m in grown)
     stored = " UNION ALL ".join(
         f"SELECT {kept} FROM {table} WHERE time >= {start} AND time < {end}"
         for table in (level.table, f"{level.table}_open")
     )
     growth: list[str] = []
-    for metric in _COUNTERS:
+    for metric in grown:
         name = metric.name
         before = f"CASE WHEN near THEN lag({name}_last) OVER w END"
         growth.append(
@@ -441,7 +301,7 @@ def _join_counters(cursor: DuckDBPyConnection, level: Level, first: int, last: i
         "ANTI JOIN touched t ON t.series = o.series AND t.time = o.time) "
         "WINDOW w AS (PARTITION BY series ORDER BY time)) WINDOW w AS (PARTITION BY series ORDER BY time)"
     )
-    sets = ", ".join(f"{m.name}_increase = g.{m.name}_increase" for m in _COUNTERS)
+    sets = ", ".join(f"{m.name}_increase = g.{m.name}_increase" for m in grown)
     match = "g.series = {0}.series AND g.time = {0}.time"
     cursor.execute(f"UPDATE staged SET {sets} FROM grown g WHERE g.staged AND {match.format('staged')}")
     followers = cursor.execute("SELECT 1 FROM grown WHERE follows AND NOT staged LIMIT 1").fetchone()

@@ -1,0 +1,213 @@
+"""What a rollup keeps of each metric: its levels, tables, views, and the SQL of each aggregate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from duckdb import DuckDBPyConnection
+from msgspec import Struct
+
+from ...schemas.metrics import CELSIUS, METRICS, PERCENT, Metric
+
+BIN_RATIO: Final = 1.02
+ZERO_BIN: Final = -32768
+"""Bin of 0, which has no logarithm."""
+
+COUNTER_GAP_BUCKETS: Final = 12
+"""The growth of a counter between two samples belongs to the bucket of the later one; after a gap of more buckets than
+these it belongs to none."""
+
+
+class Level(Struct, frozen=True):
+    """A rollup.
+
+    Attributes:
+        name: `10s`, `1m` or `1h`.
+        seconds: width of a bucket.
+        bins: whether it keeps counts in bins.
+    """
+
+    name: str
+    seconds: int
+    bins: bool
+
+    @property
+    def table(self) -> str:
+        """Of the closed buckets."""
+        return f"store.rollup_{self.name}"
+
+
+TEN_SECONDS: Final = Level("10s", 10, False)
+MINUTE: Final = Level("1m", 60, True)
+HOUR: Final = Level("1h", 3600, True)
+LEVELS: Final = (TEN_SECONDS, MINUTE, HOUR)
+
+TEMPLATE: Final = "store.rollup_none"
+"""An empty table with every column: the tables of the levels have those of the metrics that have come."""
+
+
+def binned(metrics: Iterable[Metric]) -> list[Metric]:
+    """Those whose values are kept as counts in bins."""
+    return [metric for metric in metrics if "p95" in metric.row.rollup]
+
+
+def counters(metrics: Iterable[Metric]) -> list[Metric]:
+    """Those that grow."""
+    return [metric for metric in metrics if "increase" in metric.row.rollup]
+
+
+def is_linear(metric: Metric) -> bool:
+    """Whether the bins of a metric are 1 wide; otherwise they span a ratio."""
+    return metric.row.unit in (PERCENT, CELSIUS)
+
+
+def columns(metrics: Iterable[Metric]) -> list[tuple[str, str]]:
+    """Name and type of each stored column beside time and series: what is shown, and what a merge needs."""
+    found: list[tuple[str, str]] = [("samples", "UINTEGER")]
+    for metric in metrics:
+        name, sql = metric.name, metric.row.unit.sql
+        for aggregate in metric.row.rollup:
+            if aggregate == "mean":
+                found += [(f"{name}_count", "UINTEGER"), (f"{name}_sum", "DOUBLE")]
+            elif aggregate == "increase":
+                found += [(f"{name}_first", sql), (f"{name}_inner", sql), (f"{name}_increase", sql)]
+            else:
+                found.append((f"{name}_{aggregate}", sql))
+    return found
+
+
+def create(cursor: DuckDBPyConnection) -> None:
+    """Make tables that are missing, add columns of metrics that are new, and make the views."""
+    cursor.execute(
+        "CREATE TABLE IF NOT EXISTS store.metrics (metric SMALLINT PRIMARY KEY, name VARCHAR, linear BOOLEAN)"
+    )
+    known = {row[0] for row in cursor.execute("SELECT name FROM store.metrics").fetchall()}
+    for metric in binned(METRICS.values()):
+        if metric.name not in known:
+            cursor.execute(
+                "INSERT INTO store.metrics SELECT coalesce(max(metric) + 1, 0), ?, ? FROM store.metrics",
+                [metric.name, is_linear(metric)],
+            )
+    key = "time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL"
+    cursor.execute(f"CREATE TABLE IF NOT EXISTS {TEMPLATE} ({key}, batch BIGINT NOT NULL)")
+    add_columns(cursor, TEMPLATE, METRICS.values())
+    for level in LEVELS:
+        for table in (level.table, f"{level.table}_open"):
+            cursor.execute(f"CREATE TABLE IF NOT EXISTS {table} ({key}, batch BIGINT NOT NULL, samples UINTEGER)")
+            if level.bins:
+                cursor.execute(
+                    f"CREATE TABLE IF NOT EXISTS {table}_bins ({key}, metric SMALLINT, bin SMALLINT, n UINTEGER)"
+                )
+        cursor.execute(_view(level))
+        if level.bins:
+            cursor.execute(_bins_view(level))
+    for level in LEVELS:
+        cursor.execute("INSERT OR IGNORE INTO store.rolled VALUES (?, 0)", [level.name])
+    cursor.execute(
+        # The smallest value that at least q of all counts do not exceed.
+        "CREATE OR REPLACE MACRO weighted_quantile(values_and_counts, q) AS (SELECT v FROM (SELECT e.value AS v, "
+        "sum(e.n) OVER (ORDER BY e.value) AS upto, sum(e.n) OVER () AS total "
+        "FROM (SELECT unnest(values_and_counts) AS e)) WHERE upto >= q * total ORDER BY v LIMIT 1)"
+    )
+
+
+def add_columns(cursor: DuckDBPyConnection, table: str, metrics: Iterable[Metric]) -> None:
+    """Add the columns that a table does not have yet."""
+    have = column_names(cursor, table)
+    for name, sql in columns(metrics):
+        if name not in have:
+            cursor.execute(f"ALTER TABLE {table} ADD COLUMN {name} {sql}")
+
+
+def column_names(cursor: DuckDBPyConnection, table: str) -> set[str]:
+    """The columns that a table has."""
+    return {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
+
+
+def _view(level: Level) -> str:
+    shown = ["samples"]
+    for name, metric in METRICS.items():
+        for aggregate in metric.row.rollup:
+            if aggregate == "mean":
+                shown.append(f"{name}_sum / {name}_count AS {name}_mean, {name}_count")
+            else:
+                shown.append(f"{name}_{aggregate}")
+    both = f"(FROM {TEMPLATE} UNION ALL BY NAME FROM {level.table} UNION ALL BY NAME FROM {level.table}_open)"
+    return (
+        f"CREATE OR REPLACE VIEW rollup_{level.name} AS SELECT r.time, s.host, s.device, {', '.join(shown)} "
+        f"FROM {both} r JOIN store.series s USING (series)"
+    )
+
+
+def _bins_view(level: Level) -> str:
+    both = f"(SELECT * FROM {level.table}_bins UNION ALL BY NAME SELECT * FROM {level.table}_open_bins)"
+    return (
+        f"CREATE OR REPLACE VIEW rollup_{level.name}_bins AS SELECT b.time, s.host, s.device, m.name AS metric, "
+        f"CASE WHEN m.linear THEN b.bin WHEN b.bin = {ZERO_BIN} THEN 0 ELSE pow({BIN_RATIO}, b.bin) END AS value, b.n "
+        f"FROM {both} b JOIN store.series s USING (series) JOIN store.metrics m ON m.metric = b.metric"
+    )
+
+
+def bin_of(metric: Metric) -> str:
+    """The SQL of the bin that a metric's value falls into."""
+    if is_linear(metric):
+        return f"round({metric.name})::SMALLINT"
+    scale = 1 / math.log(BIN_RATIO)
+    return f"CASE WHEN {metric.name} <= 0 THEN {ZERO_BIN} ELSE round(ln({metric.name}) * {scale!r}) END::SMALLINT"
+
+
+def from_raw(metrics: Iterable[Metric]) -> str:
+    """The aggregates of a bucket over raw samples, in the order of `columns`, `increase` left at the inner growth."""
+    parts = ["count(*)::UINTEGER AS samples"]
+    for metric in metrics:
+        name = metric.name
+        for aggregate in metric.row.rollup:
+            match aggregate:
+                case "min" | "max":
+                    parts.append(f"{aggregate}({name}) AS {name}_{aggregate}")
+                case "mean":
+                    parts.append(f"count({name})::UINTEGER AS {name}_count, sum({name})::DOUBLE AS {name}_sum")
+                case "p95":
+                    parts.append(f"quantile_disc({name}, 0.95) AS {name}_p95")
+                case "last":
+                    parts.append(f"arg_max({name}, time) AS {name}_last")
+                case "any":
+                    parts.append(f"bit_or({name}) AS {name}_any")
+                case "increase":
+                    first, last = f"arg_min({name}, time)", f"arg_max({name}, time)"
+                    # A counter that only grew has its least value first and its greatest last; -1 marks all others.
+                    grew = f"min({name}) = {first} AND max({name}) = {last}"
+                    inner = f"CASE WHEN {grew} THEN {last} - {first} WHEN count({name}) > 0 THEN -1 END"
+                    later = f"NULL::{metric.row.unit.sql} AS {name}_increase"
+                    parts.append(f"{first} AS {name}_first, {inner} AS {name}_inner, {later}")
+                case _:
+                    raise ValueError(f"{name}: a rollup has no aggregate {aggregate!r}")
+    return ", ".join(parts)
+
+
+def from_minutes(metrics: Iterable[Metric]) -> str:
+    """The aggregates of an hour over its minutes, in the order of `columns`; p95 comes from the bins."""
+    parts = ["sum(samples)::UINTEGER AS samples"]
+    for metric in metrics:
+        name = metric.name
+        for aggregate in metric.row.rollup:
+            match aggregate:
+                case "min" | "max":
+                    parts.append(f"{aggregate}({name}_{aggregate}) AS {name}_{aggregate}")
+                case "mean":
+                    parts.append(f"sum({name}_count)::UINTEGER AS {name}_count, sum({name}_sum) AS {name}_sum")
+                case "p95":
+                    parts.append(f"NULL::{metric.row.unit.sql} AS {name}_p95")
+                case "last":
+                    parts.append(f"arg_max({name}_last, time) AS {name}_last")
+                case "any":
+                    parts.append(f"bit_or({name}_any) AS {name}_any")
+                case "increase":
+                    growth = f"sum({name}_increase)::BIGINT"
+                    first = f"arg_min({name}_first, time)"
+                    parts.append(f"{first} AS {name}_first, {growth} AS {name}_inner, {growth} AS {name}_increase")
+                case _:
+                    raise ValueError(f"{name}: a rollup has no aggregate {aggregate!r}")
+    return ", ".join(parts)
