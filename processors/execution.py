@@ -39,6 +39,7 @@ class Execution:
         reply: where the answer goes.
         arrived: when, on the monotonic clock.
         started: when it began to run; 0 while it waits.
+        resident_bytes: memory that the process held then.
     """
 
     def __init__(self, request: QueryRequest, asker: str, reply: str) -> None:
@@ -47,6 +48,7 @@ class Execution:
         self.reply = reply
         self.arrived = time.monotonic()
         self.started = 0.0
+        self.resident_bytes = 0
         self._cursor: DuckDBPyConnection | None = None
         self._stopped: QueryError | None = None
         self._guard = threading.Lock()
@@ -90,7 +92,6 @@ class Execution:
             QueryError: it failed; parts may have been sent.
         """
         self.started = time.monotonic()
-        spent = 0.0
         try:
             self.check_stopped()
             statement = fence.check(self.request.sql, self.request.limit)
@@ -111,8 +112,7 @@ class Execution:
             self.check_stopped()
             raise as_query_error(error) from error
         finally:
-            spent = time.monotonic() - self.started
-            log.debug("query ended after %.3f s", spent)
+            log.debug("query ended after %.3f s: %.200s", time.monotonic() - self.started, self.request.sql)
 
     def _answer(self, cursor: DuckDBPyConnection, send: Send, part_bytes: int) -> QueryEnd:
         description = cursor.description or []

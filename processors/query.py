@@ -51,6 +51,8 @@ PLAIN_ANSWER_BYTES: Final = 32 * 2**20
 """Largest answer to an asker that acknowledges nothing: half of what a server holds for a slow reader."""
 HEADER_ROOM_BYTES: Final = 8192
 TICK_SECONDS: Final = 0.05
+GROWN_BYTES: Final = 64 * 2**20
+"""A query during which the process has grown by less is not to blame for the memory that it holds."""
 NICENESS: Final = 10
 
 
@@ -61,8 +63,8 @@ class Limits(Struct, frozen=True, kw_only=True):
         slots: queries that run at the same time.
         per_asker: of one connection; less than `slots`, so that nobody fills them all.
         waiting: queries in line; more are answered `busy`.
-        resident_bytes: memory of the whole process above which the youngest query is ended; None for 80% of what
-            the machine or its control group has.
+        resident_bytes: memory of the whole process above which the youngest query is ended that has added to it; None
+            for 90% of what the machine or its control group has (DuckDB's own limit is 80%).
         acknowledge_seconds: an asker that takes no part for so long is given up.
     """
 
@@ -101,7 +103,7 @@ class QueryService:
         self._instance = secrets.token_hex(8)
         self._status = status or (lambda: ProcessorStatus(processor=self._processor))
         self._limits = limits or Limits()
-        self._resident_bytes = self._limits.resident_bytes or memory_of_this_machine() * 4 // 5
+        self._resident_bytes = self._limits.resident_bytes or memory_of_this_machine() * 9 // 10
         self._fence = Fence(connect, private)
         self._queue: FairQueue[Execution] = FairQueue(self._limits.slots, self._limits.per_asker, self._limits.waiting)
         self._threads = ThreadPoolExecutor(self._limits.slots, "query", initializer=_lower_priority)
@@ -190,6 +192,7 @@ class QueryService:
         def send(part: bytes, end: QueryEnd | None) -> None:
             asyncio.run_coroutine_threadsafe(self._send(window, part, end), loop).result()
 
+        execution.resident_bytes = resident_bytes()
         part_bytes = max(1024, self._nc.max_payload - HEADER_ROOM_BYTES)
         try:
             work = loop.run_in_executor(self._threads, execution.run, self._connect, self._fence, send, part_bytes)
@@ -234,8 +237,12 @@ class QueryService:
 
     async def _on_ack(self, message: Msg) -> None:
         window = self._windows.get(message.subject)
-        if window is not None:
-            window.acknowledge()
+        if window is None:
+            return
+        if (message.headers or {}).get("Status") == "503":
+            # The server tells where nobody listens for a part.
+            window.execution.stop("cancelled", "the asker has gone")
+        window.acknowledge()
 
     async def _on_cancel(self, request: Request) -> None:
         # In a task of its own: messages of a subscription come one by one.
@@ -298,9 +305,12 @@ class QueryService:
                     execution.stop(error.code, str(error))
             for execution in self._queue.remove_if(lambda waiting: time.monotonic() > waiting.deadline):
                 await self._fail(execution, _timed_out(execution))
-            if self._running and resident_bytes() > self._resident_bytes:
-                youngest = max(self._running, key=lambda execution: execution.started)
-                youngest.stop("too_large", "the query needs more memory than there is: filter or aggregate more")
+            if self._running and (held := resident_bytes()) > self._resident_bytes:
+                # An allocator gives back late: who came when it was full already is not to blame.
+                grown = [execution for execution in self._running if held - execution.resident_bytes > GROWN_BYTES]
+                if grown:
+                    youngest = max(grown, key=lambda execution: execution.started)
+                    youngest.stop("too_large", "the query needs more memory than there is: filter or aggregate more")
 
     def _stats(self, stats: EndpointStats) -> dict[str, int] | None:
         if stats.name != "query":

@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 from corral.processors import confine
-from corral.processors.query import Limits, QueryService
+from corral.processors.query import Limits, QueryService, resident_bytes
 from corral.schemas import bus
 from corral.schemas.query import END_HEADER, PART_HEADER
 from nats.aio.client import Client
@@ -216,10 +216,16 @@ async def test_a_billion_rows_are_cut_or_streamed_in_bounded_memory(nc: Client, 
 async def test_a_reader_that_went_away_frees_its_slot(nc: Client, database: duckdb.DuckDBPyConnection) -> None:
     service = QueryService(nc, database.cursor, limits=Limits(slots=1, per_asker=1, acknowledge_seconds=0.3))
     await service.start()
-    inbox = nc.new_inbox()
     request = {"sql": BILLION, "format": "arrow", "limit": 100_000_000, "window": 1}
-    await nc.publish(bus.QUERY, json.dumps(request).encode(), reply=inbox)
-    assert await rows(nc, "SELECT 1") == [[1]]
+    # One that does not listen any more, and one that listens but takes nothing.
+    silent = nc.new_inbox()
+    parts = await nc.subscribe(silent)
+    for inbox in (nc.new_inbox(), silent):
+        await nc.publish(bus.QUERY, json.dumps(request).encode(), reply=inbox)
+        assert await rows(nc, "SELECT 1") == [[1]]
+    last = [await parts.next_msg(timeout=5) for _ in range(2)][1]
+    assert last.headers is not None
+    assert "acknowledged no part" in json.loads(last.headers[END_HEADER])["error"]
     await service.stop()
 
 
@@ -227,6 +233,18 @@ async def test_too_much_memory_is_refused_and_the_rest_goes_on(nc: Client, servi
     _, end, _ = await ask(nc, "SELECT list(a.range::VARCHAR || repeat('x', 100)) FROM range(100000000) a")
     assert end["code"] == "too_large"
     assert await rows(nc, "SELECT count(*) FROM samples") == [[50000]]
+
+
+async def test_memory_that_duckdb_does_not_count_is_watched(nc: Client, database: duckdb.DuckDBPyConnection) -> None:
+    """The values in hand: two thousand lists that grow by the second, far above what the process may hold."""
+    service = QueryService(nc, database.cursor, limits=Limits(resident_bytes=resident_bytes() + 200 * 2**20))
+    await service.start()
+    doubled = "SELECT x || x || x || x AS x FROM ("
+    sql = f"SELECT max(length(x)) FROM ({doubled * 4} SELECT repeat(range::VARCHAR, 500) AS x FROM range(10000000))))))"
+    _, end, _ = await ask(nc, sql)
+    assert (end["code"], "than there is" in end["error"]) == ("too_large", True), end
+    assert await rows(nc, "SELECT 1") == [[1]]
+    await service.stop()
 
 
 async def test_the_service_answers_for_itself(nc: Client, service: QueryService) -> None:
