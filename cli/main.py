@@ -57,6 +57,8 @@ COMMANDS: Final[dict[str, Entry]] = {
     "evict": Entry("fleet:evict", _OPERATE, "Take a lease back from its owner."),
     "health": Entry("health:health", _OPERATE, "Whether a part is well, by the exit code."),
     "simulate": Entry("simulate:simulate", _OPERATE, "Replay a trace of requests through the planner's own core."),
+    "context": Entry("context:context", _OPERATE, "Name the buses that you use, and choose one."),
+    "doctor": Entry("doctor:doctor", _OPERATE, "Look for what is wrong, each finding with its fix."),
     "collect": Entry("collect:collect", _PARTS, "Collect this host's GPU telemetry and publish it."),
     "process": Entry("process:process", _PARTS, "Turn telemetry into history, and answer SQL."),
     "plan": Entry("plan:plan", _PARTS, "Answer work requests."),
@@ -104,11 +106,14 @@ def _stub(name: str, entry: Entry) -> Any:
 def load(name: str) -> Any:
     """Import a command and make it one of Typer's."""
     entry = COMMANDS[name]
-    module, function = entry.place.split(":")
-    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    settings = {"allow_interspersed_args": False} if entry.passes_arguments else {}
-    app.command(name, context_settings=settings)(getattr(importlib.import_module(f"corral.cli.{module}"), function))
-    command = typer.main.get_command(app)
+    module, attribute = entry.place.split(":")
+    found = getattr(importlib.import_module(f"corral.cli.{module}"), attribute)
+    if not isinstance(found, typer.Typer):
+        app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        settings = {"allow_interspersed_args": False} if entry.passes_arguments else {}
+        app.command(name, context_settings=settings)(found)
+        found = app
+    command = typer.main.get_command(found)
     command.name = name
     return command
 
@@ -140,6 +145,9 @@ def corral(
     creds: Annotated[
         str | None, typer.Option("--creds", metavar="FILE", help="Credentials file. Default: $CORRAL_NATS_CREDS.")
     ] = None,
+    context: Annotated[
+        str | None, typer.Option("--context", metavar="NAME", help="A named bus. Default: $CORRAL_CONTEXT.")
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -153,10 +161,22 @@ def corral(
     """
     from ..schemas import bus
 
+    if context or os.environ.get("CORRAL_CONTEXT") or _config_may_be_there():
+        from .context import apply
+
+        apply(context)
     if nats:
         os.environ[bus.URL_VARIABLE] = nats
     if creds:
         os.environ[bus.CREDENTIALS_VARIABLE] = creds
+
+
+def _config_may_be_there() -> bool:
+    """Whether there is a configuration to read: most have none, and need not wait for it."""
+    if os.environ.get("CORRAL_CONFIG"):
+        return True
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.exists(os.path.join(base, "corral", "config.toml"))
 
 
 def main(arguments: list[str] | None = None) -> None:

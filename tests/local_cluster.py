@@ -24,7 +24,7 @@ CORRAL = (sys.executable, "-m", "corral.cli.main")
 def environment(**values: str) -> dict[str, str]:
     """This process's environment without what would lead a command to another cluster."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
-    return {**kept, "CORRAL_OWNER": "tester", **values}
+    return {**kept, "CORRAL_OWNER": "tester", "CORRAL_CONFIG": os.devnull, **values}
 
 
 def corral(*arguments: str, url: str | None = None, **values: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +45,7 @@ def invoke(*arguments: str, url: str, **values: str) -> subprocess.CompletedProc
     out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
     code: Any = 0
     with (
-        mock.patch.dict(os.environ, environment(CORRAL_NATS_URL=url, **values), clear=True),
+        mock.patch.dict(os.environ, environment(**({"CORRAL_NATS_URL": url} | values)), clear=True),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
