@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -313,9 +314,10 @@ def test_without_library_or_after_a_driver_update_the_message_says_what_to_do(
     nvml: FakeNvml, events: list[SourceEvent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvml.init_code = 18
+    pynvml.nvmlLib._handle = ctypes.CDLL(None)._handle
     with pytest.raises(SourceUnavailable, match="reload the driver"):
         NvmlSource("h").open(events.append)
-    monkeypatch.setattr(pynvml, "nvmlLib", None)
+    assert pynvml.nvmlLib is None, "the next start must load the new library"
 
     def no_library(_name: str) -> Any:
         raise OSError("libnvidia-ml.so.1: cannot open shared object file")
