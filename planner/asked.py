@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,6 +13,7 @@ from nats.errors import Error as NatsError
 from nats.micro.request import Request
 
 from ..schemas import codec
+from ..schemas.bus import PlanSubject
 from ..schemas.requests import Error
 
 log = logging.getLogger("corral.planner")
@@ -100,5 +102,13 @@ class Asked:
             log.debug("an answer was not sent: %s", error)
 
     def forward(self, body: Struct) -> None:
-        """Ask whoever leads now."""
+        """Let whoever leads now answer."""
         self._forward(self._request, codec.encode(body, self.content_type))
+
+    def hand_over(self) -> None:
+        """Let whoever leads now answer the message as it came, if it may be asked twice."""
+        with contextlib.suppress(codec.DecodeError):
+            body = codec.decode(self._request.data, dict[str, Any], codec.content_type(self._request.headers))
+            if self._request.subject.startswith(PlanSubject.REQUEST) and not body.get("request_id"):
+                return
+        self._forward(self._request, self._request.data)

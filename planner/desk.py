@@ -268,6 +268,8 @@ class Desk:
 
     def _forward(self, opened: _Open) -> None:
         self._open.pop(opened.request.request_id or "", None)
+        if not opened.named:  # whoever leads may have it already, and would grant it twice
+            return
         for caller in opened.callers:
             caller.forward(opened.request)
 

@@ -278,6 +278,8 @@ class Planner:
             version=_VERSION,
             description="Answers work requests with devices, from live telemetry and durable leases",
             metadata={"planner": self.id, "role": "standby" if desk is None else "leader"},
+            # Of its own: a leader that hangs would go on taking its part of the messages from a common one.
+            queue_group=self.id,
         )
         if desk is not None:
             for name, subject, handler in self._endpoints(desk):
@@ -371,7 +373,7 @@ class Planner:
         if await self._candidate.confirm():
             await act(request)
         elif not self._candidate.term:
-            await self._forward(request, request.data)
+            self._asked(request, None).hand_over()
         else:
             error = Error(code="unavailable", message="This planner does not know whether it still leads: ask again")
             await self._asked(request, None).answer(error)
@@ -382,7 +384,11 @@ class Planner:
     # Handing over
 
     def forward(self, request: Request, body: bytes) -> None:
-        """Send a message again to whoever leads now, once there is someone."""
+        """Send a message again to whoever leads now, once there is someone.
+
+        That planner may have had it already, since each has a queue group of its own: only what may be said twice is
+        forwarded.
+        """
         self._spawn(self._forward(request, body))
 
     async def _forward(self, request: Request, body: bytes) -> None:

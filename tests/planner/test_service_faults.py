@@ -95,12 +95,15 @@ async def test_a_standby_takes_over_and_the_deposed_leader_grants_nothing(
 
     # Paused, the leader neither beats nor answers, and believes that it leads when it goes on.
     first.pause(True)
-    pending = asyncio.create_task(ask(nc, "request", {"owner": "bob", "request_id": "b"}, timeout=15))
+    pending = asyncio.create_task(persist(nc, "request", {"owner": "bob", "request_id": "b"}))
     assert (await persist(nc, "fleet", {}))["planner"] != leader
+    # It still has its subscriptions, and must not keep messages from the one that leads now.
+    unnamed = [await ask(nc, "request", {"owner": "eve", "gpus": 1}) for _ in range(3)]
     asked = [asyncio.create_task(persist(nc, "request", {"owner": "eve", "request_id": f"e{n}"})) for n in range(10)]
     await asyncio.sleep(0.2)
     first.pause(False)
-    answers = [await pending, *(await asyncio.gather(*asked))]
+    answers = [await pending, *unnamed, *(await asyncio.gather(*asked))]
+    await asyncio.sleep(1.0)
     listed = (await persist(nc, "leases", {}))["leases"]
     held = [grant["device"] for entry in listed for grant in entry["grants"]]
     assert len(held) == len(set(held)) == 8
