@@ -50,6 +50,23 @@ DCGM_DEFAULTS: list[tuple[str, bool]] = [
     ("DCGM_FI_DEV_ROW_REMAP_FAILURE", True),
 ]
 
+# What its `dcp-metrics-included.csv` has beside these: the profiling metrics, and a few that the default file lacks.
+DCGM_DCP: list[tuple[str, bool]] = [
+    ("DCGM_FI_DEV_FB_RESERVED", True),
+    ("DCGM_FI_DRIVER_VERSION", True),
+    ("DCGM_FI_DEV_SERIAL", False),
+    ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", True),
+    ("DCGM_FI_PROF_SM_ACTIVE", False),
+    ("DCGM_FI_PROF_SM_OCCUPANCY", False),
+    ("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", True),
+    ("DCGM_FI_PROF_DRAM_ACTIVE", True),
+    ("DCGM_FI_PROF_PIPE_FP64_ACTIVE", False),
+    ("DCGM_FI_PROF_PIPE_FP32_ACTIVE", False),
+    ("DCGM_FI_PROF_PIPE_FP16_ACTIVE", False),
+    ("DCGM_FI_PROF_PCIE_TX_BYTES", True),
+    ("DCGM_FI_PROF_PCIE_RX_BYTES", True),
+]
+
 # Default counters that are no single metric here: where to look instead.
 DCGM_ELSEWHERE: dict[str, tuple[str, str, str, str]] = {
     "DCGM_FI_DEV_XID_ERRORS": (
@@ -64,9 +81,22 @@ DCGM_ELSEWHERE: dict[str, tuple[str, str, str, str]] = {
         "bytes, as counters and apart by direction",
         "no active NVLink",
     ),
+    "DCGM_FI_DRIVER_VERSION": ("`driver` of the inventory", "`nvmlSystemGetDriverVersion`", "text", "never"),
+    "DCGM_FI_DEV_SERIAL": ("`serial` of the inventory", "`nvmlDeviceGetSerial`", "text", "empty if it has none"),
+    "DCGM_FI_PROF_PCIE_TX_BYTES": (
+        "`pcie_tx_bytes_per_second`",
+        "GPM `PCIE_TX_PER_SEC`",
+        "bytes per second",
+        "before Hopper it is read in other ways, see above",
+    ),
+    "DCGM_FI_PROF_PCIE_RX_BYTES": (
+        "`pcie_rx_bytes_per_second`",
+        "GPM `PCIE_RX_PER_SEC`",
+        "bytes per second",
+        "before Hopper it is read in other ways, see above",
+    ),
 }
 
-# What dcgm-exporter's DCP metrics file adds is read through GPM; this is what remains.
 ONLY_DCGM: list[tuple[str, str]] = [
     (
         "profiling metrics on Volta, Turing and Ampere (`DCGM_FI_PROF_*`)",
@@ -202,31 +232,46 @@ def _coverage() -> list[str]:
         "Every counter of its `default-counters.csv`; those that it ships commented out are marked with *. The factor",
         "leads from our unit to theirs.",
         "",
-        "| dcgm-exporter | Corral | NVML | unit | factor | null where |",
-        "| --- | --- | --- | --- | --- | --- |",
+        *_COVERAGE_HEAD,
     ]
-    for name, on in DCGM_DEFAULTS:
-        mark = "" if on else " *"
-        if name in DCGM_ELSEWHERE:
-            field, call, unit, null = DCGM_ELSEWHERE[name]
-            lines.append(f"| `{name}`{mark} | {field} | {call} | {unit} | | {null} |")
-            continue
-        metric = by_dcgm[name]
-        factor = metric.row.dcgm[1] if metric.row.dcgm else 1
-        lines.append(
-            f"| `{name}`{mark} | `{metric.name}` | {_nvml(metric)} | {metric.row.unit.name} "
-            f"| {_number(factor)} | {metric.row.null} |"
-        )
+    lines += [_covered(name, on, by_dcgm) for name, on in DCGM_DEFAULTS]
+    lines += [
+        "",
+        "What `dcp-metrics-included.csv` has beside them. There the profiling metrics come from DCGM's profiling module;",
+        "here from NVML's performance monitor (GPM), so they are null before Hopper.",
+        "",
+        *_COVERAGE_HEAD,
+    ]
+    lines += [_covered(name, on, by_dcgm) for name, on in DCGM_DCP]
     return [*lines, ""]
 
 
+_COVERAGE_HEAD = [
+    "| dcgm-exporter | Corral | NVML | unit | factor | null where |",
+    "| --- | --- | --- | --- | --- | --- |",
+]
+
+
+def _covered(name: str, on: bool, by_dcgm: dict[str, Metric]) -> str:
+    mark = "" if on else " *"
+    if name in DCGM_ELSEWHERE:
+        field, call, unit, null = DCGM_ELSEWHERE[name]
+        return f"| `{name}`{mark} | {field} | {call} | {unit} | | {null} |"
+    metric = by_dcgm[name]
+    factor = metric.row.dcgm[1] if metric.row.dcgm else 1
+    return (
+        f"| `{name}`{mark} | `{metric.name}` | {_nvml(metric)} | {metric.row.unit.name} "
+        f"| {_number(factor)} | {metric.row.null} |"
+    )
+
+
 def _beyond() -> list[str]:
-    defaults = {name for name, _ in DCGM_DEFAULTS}
+    defaults = {name for name, _ in DCGM_DEFAULTS + DCGM_DCP}
     more = [m for m in METRICS.values() if m.row.dcgm is None or m.row.dcgm[0] not in defaults]
     lines = [
         "## Beyond them",
         "",
-        "Metrics that dcgm-exporter's defaults lack; where DCGM has a field for it, an exporter can be told to add it.",
+        "Metrics that both of its files lack; where DCGM has a field for it, an exporter can be told to add it.",
         "",
         "| metric | DCGM field | meaning |",
         "| --- | --- | --- |",
