@@ -237,7 +237,7 @@ def _coverage() -> list[str]:
     lines += [_covered(name, on, by_dcgm) for name, on in DCGM_DEFAULTS]
     lines += [
         "",
-        "What `dcp-metrics-included.csv` has beside them. There the profiling metrics come from DCGM's profiling module;",
+        "What `dcp-metrics-included.csv` has beside them. There the profiling metrics come from DCGM's own module;",
         "here from NVML's performance monitor (GPM), so they are null before Hopper.",
         "",
         *_COVERAGE_HEAD,
