@@ -36,7 +36,9 @@ def query(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", "-n", min=1, help="Rows at most. Default: 1,000 in a table, else 10,000,000."),
+        typer.Option(
+            "--limit", "-n", min=1, max=100_000_000, help="Rows at most. Default: 1,000 in a table, else 10,000,000."
+        ),
     ] = None,
     timeout: Annotated[
         str, typer.Option("--timeout", metavar="TIME", help="Stop the query after it: 30s, 5m.")
@@ -46,11 +48,12 @@ def query(
     """Ask the history a question in SQL. Ctrl-C cancels the query.
 
     Examples:
-      corral query "SHOW TABLES"                                    what there is
-      corral query "FROM fleet_by_hour ORDER BY hour DESC" -n 24    a view's answer
-      corral query "FROM idle_while_leased" --json                  for scripts
-      corral query -f report.sql --csv > report.csv                 any number of rows
-      corral query "FROM samples" --arrow samples.arrow             for pandas, polars, DuckDB
+      corral query "SHOW TABLES"                        what there is
+      corral query "FROM questions"                     what the views answer
+      corral query "FROM fleet_by_hour" -n 24           a view's answer
+      corral query "FROM idle_while_leased" --json      for scripts
+      corral query -f report.sql --csv > report.csv     any number of rows
+      corral query "FROM samples" --arrow out.arrow     for pandas and others
     """
     if sum((as_json, as_csv, arrow is not None)) > 1:
         raise CommandError("--json, --csv and --arrow exclude each other", USAGE)

@@ -87,6 +87,8 @@ def install(connection: DuckDBPyConnection) -> None:
             connection.execute(f"COMMENT ON VIEW main.{view.name} IS {_text(view.question)}")
             for column, meaning in view.columns.items():
                 connection.execute(f'COMMENT ON COLUMN main.{view.name}."{column}" IS {_text(meaning)}')
+        rows = ", ".join(f"({_text(view.name)}, {_text(view.question)})" for view in VIEWS.values())
+        connection.execute(f"CREATE OR REPLACE VIEW main.questions AS FROM (VALUES {rows}) AS q(view, question)")
         connection.commit()
     except BaseException:
         connection.rollback()
@@ -105,7 +107,8 @@ def document() -> str:
         "$ corral query \"SELECT name, avg(energy_kwh) FROM lease_usage WHERE owner = 'alice' GROUP BY name\"",
         "```",
         "",
-        "This page is generated from the comments in `processors/views/*.sql`; `DESCRIBE` shows a view's types.",
+        "`FROM questions` shows the list below in SQL, and `DESCRIBE` a view's types. This page is generated from the "
+        "comments in `processors/views/*.sql`.",
         "",
         "| view | question |",
         "| --- | --- |",

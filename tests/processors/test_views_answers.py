@@ -158,6 +158,11 @@ def test_each_view_documents_each_of_its_columns(history: Any) -> None:
     assert comments == [(views.VIEWS["lease_usage"].question,)]
 
 
+def test_the_questions_can_be_asked_for(history: Any) -> None:
+    rows = dict(history.execute("FROM questions").fetchall())
+    assert rows == {view.name: view.question for view in views.VIEWS.values()}
+
+
 def test_install_again_changes_nothing(history: Any) -> None:
     before = ask(history, "FROM lease_usage ORDER BY lease_id")
     views.install(history)
