@@ -106,7 +106,7 @@ def _hosts(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
 
 
 def _is_near(state: HostState, ask: Ask) -> bool:
-    return any(verdict_of(device, ask) == NEAR_MEMORY for device, _ in state.kinds)
+    return any(verdict_of(device, ask) == NEAR_MEMORY for device, _ in state.core.kinds)
 
 
 def exact_state(host: Host) -> HostState:

@@ -31,7 +31,8 @@ STALE_AFTER_SECONDS: Final = 10.0
 ASKS_MOST: Final = 1024
 CACHE_MOST: Final = 768
 """A ranking or a room takes up to a few hundred bytes for each class of hosts."""
-_STATES_KEPT: Final = 20_000
+STATES_SPARE: Final = 20_000
+"""States that nothing is in any more are kept until there are so many more than could be in use."""
 
 __all__ = [
     "STALE_AFTER_SECONDS",
@@ -133,11 +134,10 @@ class Fleet:
         """The one `DeviceState` of this fleet for a key."""
         found = self._device_states.get(key)
         if found is None:
-            if len(self._device_states) > 4 * len(self.devices) + _STATES_KEPT:
-                self._device_states = {
-                    k: v for k, v in self._device_states.items() if v in {d.state for d in self.devices.values()}
-                }
             found = self._device_states[key] = DeviceState(key[0], key)
+            model, share, memory, blocked, leased, *strained, rounded = key
+            if any(strained):
+                found.core = self.device_state((model, share, memory, blocked, leased, 0, 0, False, False, rounded))
         return found
 
     def host_state(
@@ -152,11 +152,27 @@ class Fleet:
         key = (topology, cpus_free, memory_free, blocked, devices)
         found = self._host_states.get(key)
         if found is None:
-            if len(self._host_states) > 4 * len(self.hosts) + _STATES_KEPT:
-                live = self.index.classes
-                self._host_states = {k: v for k, v in self._host_states.items() if v in live or v in self.idle}
             found = self._host_states[key] = HostState(topology, cpus_free, memory_free, blocked, devices)
+            cores = tuple(device.core for device in devices)
+            if cores != devices:
+                if topology is None:
+                    cores = tuple(sorted(cores, key=lambda device: device.order))
+                found.core = self.host_state(topology, cpus_free, memory_free, blocked, cores)
         return found
+
+    def forget(self) -> None:
+        """Drop states that nothing is in any more, once there are too many of them."""
+        if (
+            len(self._host_states) <= 4 * len(self.hosts) + STATES_SPARE
+            and len(self._device_states) <= 4 * len(self.devices) + STATES_SPARE
+        ):
+            return
+        hosts = {*self.index.classes, *self.idle}
+        hosts |= {state.core for state in hosts}
+        devices = {device for state in hosts for device in state.devices}
+        devices |= {device.core for device in devices}
+        self._host_states = {key: state for key, state in self._host_states.items() if state in hosts}
+        self._device_states = {key: state for key, state in self._device_states.items() if state in devices}
 
     def at_timer(self, when: float, host: str) -> None:
         """Look at a host again at a time."""

@@ -8,7 +8,7 @@ from typing import Final
 from .state import DeviceState, HostState
 
 _LOG_FACTOR: Final = 4
-_LOG_MINIMUM: Final = 4096
+LOG_SPARE: Final = 4096
 
 
 class HostClass:
@@ -64,9 +64,9 @@ class Index:
         classes: by state, those with members only.
         log: classes in the order in which they got their first member (again).
         base: how many entries have been cut off the log's front.
-        moves: (state before, state after) of every host that changed its state, in order.
+        moves: (core before, core after) of every host whose state's `core` changed, in order.
         moves_base: how many entries have been cut off the front of the moves.
-        devices: how many devices are in each state.
+        devices: how many devices are in each state, by `core`.
     """
 
     __slots__ = ("base", "classes", "devices", "log", "moves", "moves_base")
@@ -91,35 +91,37 @@ class Index:
 
     def move(self, name: str, old: HostClass | None, state: HostState | None) -> HostClass | None:
         """Take a host from one class to another; None is nowhere."""
-        self.moves.append((None if old is None else old.state, state))
-        if len(self.moves) > _LOG_FACTOR * len(self.classes) + _LOG_MINIMUM:
-            cut = len(self.moves) // 2
-            del self.moves[:cut]
-            self.moves_base += cut
+        before, after = None if old is None else old.state.core, None if state is None else state.core
+        if before is not after:
+            self._move(before, after)
         if old is not None:
-            self._count(old.state, -1)
             old.discard(name)
             if not old.members:
                 del self.classes[old.state]
         if state is None:
             return None
-        self._count(state, 1)
         found = self.classes.get(state)
         if found is None:
             found = self.classes[state] = HostClass(state)
             self.log.append(found)
-            if len(self.log) > _LOG_FACTOR * len(self.classes) + _LOG_MINIMUM:
+            if len(self.log) > _LOG_FACTOR * len(self.classes) + LOG_SPARE:
                 cut = len(self.log) // 2
                 del self.log[:cut]
                 self.base += cut
         found.add(name)
         return found
 
-    def _count(self, state: HostState, hosts: int) -> None:
+    def _move(self, before: HostState | None, after: HostState | None) -> None:
+        self.moves.append((before, after))
+        if len(self.moves) > _LOG_FACTOR * len(self.classes) + LOG_SPARE:
+            cut = len(self.moves) // 2
+            del self.moves[:cut]
+            self.moves_base += cut
         counts = self.devices
-        for device, places in state.kinds:
-            after = counts.get(device, 0) + hosts * len(places)
-            if after:
-                counts[device] = after
-            else:
-                del counts[device]
+        for state, hosts in ((before, -1), (after, 1)):
+            for device, places in state.kinds if state is not None else ():
+                left = counts.get(device, 0) + hosts * len(places)
+                if left:
+                    counts[device] = left
+                else:
+                    del counts[device]

@@ -20,7 +20,9 @@ CHOICES_SPARE: Final = 512
 """Choices of states that no host is in any more are kept until there are so many more than classes, twice over."""
 _UNKNOWN: Final = Choice(0.0, 0.0, (-1,))
 
-Entry = tuple[float, float, Any, HostState]
+Entry = tuple[float, float, Any, int, HostState]
+"""Score and tie turned round, order, identity, state. A state that was forgotten and came again is another object of
+the same order; identity decides between the two, of which one has no hosts."""
 
 
 class Ranking:
@@ -63,9 +65,9 @@ class Ranking:
         found: list[str] = []
         while heap and len(found) < count:
             entry = heappop(heap)
-            group = classes.get(entry[3])
+            group = classes.get(entry[4])
             if group is None:
-                self._queued.discard(entry[3])
+                self._queued.discard(entry[4])
                 continue
             kept.append(entry)
             names = group.least(count - len(found) + len(without))
@@ -79,7 +81,7 @@ class Ranking:
         self._catch_up(fleet)
         heap, classes = self._heap, fleet.index.classes
         while heap:
-            state = heap[0][3]
+            state = heap[0][4]
             group = classes.get(state)
             if group is not None:
                 choice = self._choices[state]
@@ -106,7 +108,7 @@ class Ranking:
             for state in index.classes:
                 choice = self.choice(state)
                 if choice is not None:
-                    heap.append((*self.key(state, choice), state))
+                    heap.append((*self.key(state, choice), id(state), state))
                     self._queued.add(state)
             heapify(heap)
             self._heap = heap
@@ -119,7 +121,7 @@ class Ranking:
                 choice = self.choice(state)
                 if choice is not None:
                     queued.add(state)
-                    heappush(self._heap, (*self.key(state, choice), state))
+                    heappush(self._heap, (*self.key(state, choice), id(state), state))
         self._cursor = index.end
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple, TypeVar
 
 from ..schemas.requests import Placement
-from .feasible import NEAR_MEMORY, capacity, host_verdict, matches_host, verdict_of
+from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict, matches_host, verdict_of
 from .fleet import Fleet, Host
 from .state import Ask, DeviceState, HostState
 
@@ -74,8 +74,9 @@ class Room:
         """Take in what has changed."""
         index = fleet.index
         if len(self._parts) > 2 * len(index.classes) + PARTS_SPARE:
-            self._parts = {state: self._parts[state] for state in index.classes if state in self._parts}
-        if self._cursor < index.moves_base or index.moves_end - self._cursor > len(index.classes):
+            live = {state.core for state in index.classes}
+            self._parts = {state: part for state, part in self._parts.items() if state in live}
+        if self._cursor < index.moves_base or index.moves_end - self._cursor > len(index.classes) // 2:
             self._count_anew(fleet)
         else:
             changes: dict[HostState | None, int] = {}
@@ -104,7 +105,7 @@ class Room:
         for state, group in index.classes.items():
             if not state.whole_free if ask.whole else state.share_most < ask.share_milli:
                 continue
-            usable = sum(len(places) for device, places in state.kinds if not verdict_of(device, ask))
+            usable = len(candidates(state, ask))
             if usable:
                 hosts = len(group.members)
                 room = capacity(state, ask, usable)
@@ -114,15 +115,21 @@ class Room:
                 self._reason(reason, usable * hosts, near)
 
     def _reason(self, reason: str, devices: int, near: int) -> None:
-        _count(self.devices, reason, devices)
+        counts = self.devices
+        counts[reason] = after = counts.get(reason, 0) + devices
+        if not after:
+            del counts[reason]
         if near >= 0:
             found = self.nearest.get(reason)
             if found is None:
                 found = self.nearest[reason] = {}
-            _count(found, near, devices)
+            found[near] = after = found.get(near, 0) + devices
+            if not after:
+                del found[near]
 
     def add(self, state: HostState, hosts: int) -> None:
         """Count so many more hosts of a state."""
+        state = state.core
         part = self._parts.get(state)
         if part is None:
             part = self._parts[state] = part_of(state, self.ask)

@@ -39,6 +39,7 @@ def renew(fleet: Fleet, name: str) -> None:
 
 def refresh(fleet: Fleet, host: Host) -> None:
     """Bring a host's place in the index up to date with what is known of it."""
+    fleet.forget()
     states = [device.see(fleet.device_state) for device in host.devices]
     if host.topology is None:
         order = sorted(host.devices, key=_device_order)

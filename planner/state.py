@@ -93,10 +93,12 @@ class DeviceState:
         rounded: `memory_free` may be rounded down.
         order: sorts states the same way in every run.
         strain: kept by `policies`; None before it was asked for.
+        core: the same without heat, load, throttling and warnings, which no verdict looks at.
     """
 
     __slots__ = (
         "blocked",
+        "core",
         "heat",
         "leased",
         "load",
@@ -125,6 +127,7 @@ class DeviceState:
         ) = key
         self.order = (model.order, *key[1:])
         self.strain: float | None = None
+        self.core = self
 
 
 class HostState:
@@ -141,10 +144,12 @@ class HostState:
         whole_free: devices that no lease is on and that may take work.
         share_most: the greatest free share of one device.
         order: sorts states the same way in every run; the fuller host comes first.
+        core: the same with the `core` of each device.
     """
 
     __slots__ = (
         "blocked",
+        "core",
         "cpus_free",
         "devices",
         "kinds",
@@ -169,6 +174,7 @@ class HostState:
         self.memory_free = memory_free
         self.blocked = blocked
         self.devices = devices
+        self.core = self
         kinds: dict[DeviceState, list[int]] = {}
         free = whole = most = 0
         for at, device in enumerate(devices):

@@ -322,3 +322,45 @@ def test_a_part_that_does_not_divide_is_rounded_up_not_over_committed() -> None:
         decision = decide(fleet, WorkRequest(owner="me", gpus=3, cpus=3.0, placement=placement), NOW, Policies())
         assert isinstance(decision, Placed)
         assert [grant.cpus for grant in decision.grants] == [1.0, 1.0, 1.0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    inventories(hosts=6, devices=3),
+    st.lists(st.tuples(requests(("best-fit", "spread")), st.booleans(), st.integers(0, 5)), min_size=5, max_size=40),
+)
+def test_what_is_forgotten_is_worked_out_again_alike(
+    found: list[Inventory], asked: list[tuple[WorkRequest, bool, int]]
+) -> None:
+    """With hardly anything kept from one decision to the next, the answers are the same."""
+
+    def run() -> list[object]:
+        fleet = fold.Fleet()
+        for event in found:
+            fold.apply(fleet, event, NOW)
+        policies, answers, held, now = Policies(), list[object](), list[str](), NOW
+        for number, (request, release, host) in enumerate(asked):
+            now += 1.0
+            event = found[host % len(found)]
+            uuids = [device.uuid for device in event.devices]
+            if uuids:
+                heat = [30.0 + 13 * ((number + at) % 6) for at in range(len(uuids))]
+                fold.apply(fleet, samples(event.host.name, uuids, now, temperature=heat), now)
+            decision = decide(fleet, request, now, policies)
+            answers.append(decision)
+            if isinstance(decision, Placed):
+                fold.hold(fleet, f"l{number}", decision.grants)
+                held.append(f"l{number}")
+            if release and held:
+                fold.free(fleet, held.pop(0))
+        return answers
+
+    kept = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("corral.planner.fleet.STATES_SPARE", -100)
+        patch.setattr("corral.planner.fleet.CACHE_MOST", 3)
+        patch.setattr("corral.planner.fleet.ASKS_MOST", 2)
+        patch.setattr("corral.planner.rank.CHOICES_SPARE", -100)
+        patch.setattr("corral.planner.room.PARTS_SPARE", -100)
+        patch.setattr("corral.planner.index.LOG_SPARE", -100)
+        assert run() == kept
