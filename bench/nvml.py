@@ -3,7 +3,9 @@
     python bench/nvml.py [--devices 8] [--seconds 2] [--peer-python PATH]
 
 All of them read the same library (`bench/fake_nvml.c`, built on the spot), whose functions answer at once, so the
-numbers are each reader's own overhead. A real driver adds the time of its calls, the same for everyone who makes them.
+numbers are each reader's own overhead; CPU is that of the reading thread. `metrics` is how many a tick holds: Corral's
+fast tick reads 12 of them anew and repeats the others, nvitop reads all of its, and gpustat sleeps 0.1 s in each query
+to see how busy processes are. A real driver adds the time of its calls, the same for everyone who makes them.
 nvitop and gpustat are measured with the interpreter that has them: `python -m venv peers && peers/bin/pip install
 nvitop gpustat`, then `--peer-python peers/bin/python`. Where one is missing the script says so and goes on. Where the
 machine has `nvidia-smi` and a driver, its loop is measured too, against the real driver.

@@ -240,14 +240,22 @@ class NvmlSource:
         self._layout = layout(library, [device.found for device in self._devices])
         self._layout_due = monotonic() + LAYOUT_SECONDS
         self._columns.relaid(len(self._devices))
-        if self._with_events:
-            self._events = EventThread(library, self.host, [d.found for d in self._devices], self._emit, self._noticed)
+        self._listen(library)
         if any(device.plan.blocking for device in self._devices):
             self._aside_stop = threading.Event()
             self._aside = threading.Thread(
                 target=_read_aside, args=(list(self._devices), self._aside_stop), name="corral-nvml-slow", daemon=True
             )
             self._aside.start()
+
+    def _listen(self, library: Library) -> None:
+        """Wait for the events of the devices that are there now."""
+        if self._events is not None and not self._events.close():
+            return
+        found = [device.found for device in self._devices]
+        self._events = (
+            EventThread(library, self.host, found, self._emit, self._noticed) if self._with_events and found else None
+        )
 
     def _stop_threads(self) -> bool:
         """Whether both have ended."""
@@ -300,6 +308,8 @@ class NvmlSource:
             self._lost.append(lost.found)
             self._tell_lost(lost.found, failure)
         self._return_due = monotonic() + RETURN_SECONDS
+        # A set with a lost device in it reports the loss for ever, and nothing of the others.
+        self._listen(library)
 
     def _changed(self, library: Library) -> tuple[dict[str, Split], list[str]]:
         """How the devices are split now, and those that are split otherwise than before."""

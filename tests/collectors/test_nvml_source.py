@@ -272,6 +272,11 @@ def test_a_lost_device_is_told_and_left_out_the_rest_goes_on_until_it_returns(
     assert left.power_watts == pytest.approx(512.345)
     (event,) = events
     assert (event.kind, event.severity, event.device) == ("device_lost", severity, nvml.devices[0].uuid)
+    # The others are listened to anew, without it: a set with a lost device in it tells of nothing else.
+    nvml.raise_event(nvml.devices[1], pynvml.nvmlEventTypeXidCriticalError, 13)
+    until(lambda: any(event.kind == "xid" for event in events))
+    assert nvml.asked["nvmlDeviceRegisterEvents", nvml.devices[0].uuid] == 1
+    assert nvml.asked["nvmlDeviceRegisterEvents", nvml.devices[1].uuid] == 2
     # It is still known: an operator looks for it in the inventory.
     assert [d.uuid for d in source.inventory()[0].devices] == [d.uuid for d in nvml.devices]
     assert len(read(source)) == 1
