@@ -16,7 +16,7 @@ from .index import HostClass
 from .policies import Choice, Policy
 from .state import Ask, HostState
 
-CHOICES_SPARE: Final = 512
+CHOICES_SPARE: Final = 4096
 """Choices of states that no host is in any more are kept until there are so many more than classes, twice over."""
 _UNKNOWN: Final = Choice(0.0, 0.0, (-1,))
 

@@ -13,7 +13,7 @@ from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict, matches_h
 from .fleet import Fleet, Host
 from .state import Ask, DeviceState, HostState
 
-PARTS_SPARE: Final = 512
+PARTS_SPARE: Final = 4096
 """As `rank.CHOICES_SPARE`."""
 K = TypeVar("K")
 
