@@ -62,6 +62,7 @@ class Candidate:
 
     Attributes:
         term: revision of the leader's key while this planner leads; 0 otherwise.
+        silent_since: when the leader before this one last wrote its heartbeat, seconds since the epoch; 0 if never.
         leaving: this planner is about to end, and stands for no more elections.
     """
 
@@ -80,6 +81,7 @@ class Candidate:
         self._confirmed = asyncio.Event()
         self._beat_now = asyncio.Event()
         self.term = 0
+        self.silent_since = 0.0
         self.leaving = False
 
     @property
@@ -155,6 +157,8 @@ class Candidate:
                 value = Leader(
                     planner=self._planner, host=socket.gethostname(), process=_own_process(), since=time.time()
                 )
+                # Read before the first heartbeat of the new term is written over it.
+                self.silent_since = float(beat.value) if beat else 0.0
                 term = await self._store.claim(msgspec.json.encode(value), state[0])
                 if term is not None:
                     return term

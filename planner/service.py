@@ -51,7 +51,7 @@ from .leader import TAKEOVER_SECONDS, Candidate
 from .leases import LeaseRecord, LeaseTable
 from .ledger import Ledger
 from .policies import POLICIES
-from .store import ANSWER_PREFIX, DRAINS, HEALTH, HEARTBEAT, LEASE_PREFIX, TOLD, Deposed, Entry, Store
+from .store import ANSWER_PREFIX, DRAINS, HEALTH, LEASE_PREFIX, TOLD, Deposed, Store
 from .telemetry import Health, Telemetry
 
 log = logging.getLogger("corral.planner")
@@ -127,12 +127,13 @@ class Planner:
         if self._desk is not None:
             farewell = Error(code="unavailable", message="This planner is stopping: ask again")
             await self._desk.close(farewell)
-        if self._service is not None:
-            await self._service.stop()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._store.settled(), 2.0)
-        if self._announcer is not None:
-            await self._announcer.mark()
+        with contextlib.suppress(NatsError, TimeoutError):  # the bus may be away
+            async with asyncio.timeout(2.0):
+                if self._service is not None:
+                    await self._service.stop()
+                await self._store.settled()
+                if self._announcer is not None:
+                    await self._announcer.mark()
         self._candidate.leaving = True
         for task in [*self._tasks, *self._term_tasks]:
             task.cancel()
@@ -164,7 +165,6 @@ class Planner:
 
     async def _elected(self, term: int) -> None:
         started = time.monotonic()
-        heartbeat: Entry | None = None
         records: list[tuple[LeaseRecord, int]] = []
         answers: dict[str, Answer] = {}
         drains: dict[str, str] = {}
@@ -178,9 +178,8 @@ class Planner:
                 drains = codec.decode(entry.value, dict[str, str], codec.JSON)
             elif entry.key == TOLD:
                 told = int(entry.value)
-            elif entry.key == HEARTBEAT:
-                heartbeat = entry
-        outage = time.time() - float(heartbeat.value) if heartbeat else 0.0
+        silent_since = self._candidate.silent_since
+        outage = time.time() - silent_since if silent_since else 0.0
         not_before = time.time() + GRACE_SECONDS if outage > _OUTAGE_SECONDS else 0.0
         table = await self._take_in(records)
         apply(self.fleet, Drains(drains=drains))

@@ -255,3 +255,30 @@ async def test_faults_outlive_their_events(server: EmbeddedServer, nc: Client, p
     assert status[kept]["health"] == "fell off the bus"
     assert [status[uuid].get("why_not") for uuid in (cleared, before)] == [None, None]
     await hosts.stop()
+
+
+async def test_an_outage_of_planners_ends_no_lease(
+    server: EmbeddedServer, nc: Client, planners: list[PlannerProcess]
+) -> None:
+    """Its time was over while nobody could renew it: it may be renewed for a while yet."""
+    js = nc.jetstream()
+    began = datetime.now(UTC) - timedelta(seconds=60)
+    for name, ttl in (("overdue", 30), ("running", 300)):
+        record = leases.grant(
+            WorkRequest(owner="ann", request_id=f"r-{name}", ttl_seconds=ttl),
+            [Grant(host="node0", device=f"GPU-{name}")],
+            lease_id=name,
+            now=began,
+            digest="",
+            planner="gone",
+            environment={},
+        )
+        await js.publish(f"$KV.corral_planner.{lease_key(name)}", codec.encode(record, codec.JSON))
+    await js.publish("$KV.corral_planner.leader", b'{"planner":""}')
+    await js.publish("$KV.corral_planner.heartbeat", str(time.time() - 50).encode())
+    planners[0].start()
+    await until_ready(nc)
+    await asyncio.sleep(0.7)
+    assert {lease["lease_id"] for lease in (await ask(nc, "leases", {}))["leases"]} == {"overdue", "running"}
+    renewed = await ask(nc, "renew", {"owner": "ann", "lease_id": "overdue"})
+    assert renewed["state"] == "active"
