@@ -28,9 +28,8 @@ def device_verdict(device: DeviceState, ask: Ask) -> str:
     """Why a device can not be used; empty if it can."""
     if device.blocked & MIG_PARENT:
         return "mig_parent"
-    fixed = model_verdict(device.model, ask)
-    if fixed:
-        return fixed
+    if not (ask.any_model or model_allowed(device.model, ask)):
+        return model_verdict(device.model, ask)
     if device.blocked:
         return next(name for bit, name in BLOCKS.items() if device.blocked & bit)
     if ask.whole:
