@@ -112,7 +112,11 @@ class DevicePlan:
             kind,
         )
         self._gpm_targets: list[tuple[int, Target]] = []
-        self._compile(wanted, ids)
+        try:
+            self._compile(wanted, ids)
+        except NvmlFailure:
+            self._gpm.close()
+            raise
         self._gpm_metrics = [to[0] for _, to in self._gpm_targets]
         self._order = [group for group in self._groups.values() if group.probes or group.fields]
 

@@ -64,6 +64,7 @@ class NvmlSource:
         self._devices: list[Device] = []
         self._lost: list[Found] = []
         self._told_unreachable: set[int] = set()
+        self._told_lost: set[str] = set()
         self._events: EventThread | None = None
         self._processes: ProcessReader | None = None
         self._layout: dict[str, Split] = {}
@@ -87,6 +88,7 @@ class NvmlSource:
         self._library = Library()
         self._emit = emit
         self._told_unreachable.clear()
+        self._told_lost.clear()
         self._lost = []
         try:
             found = self._discover(self._library)
@@ -318,7 +320,9 @@ class NvmlSource:
 
     def _drop(self, gone: list[Device]) -> None:
         self._devices = [d for d in self._devices if d not in gone]
-        self._errors_before += sum(device.plan.errors for device in gone)
+        for device in gone:
+            self._errors_before += device.plan.errors
+            device.plan.close()
         self._columns.relaid(len(self._devices))
 
     def _find_lost(self, library: Library) -> None:
@@ -331,11 +335,15 @@ class NvmlSource:
             self._take(self._discover(library))
             for back in family:
                 if any(d.found.info.uuid == back.info.uuid for d in self._devices):
+                    self._told_lost.discard(back.info.uuid)
                     self._tell(
                         "device_returned", Severity.CLEARED, f"{back.info.name} answers again", device=back.info.uuid
                     )
 
     def _tell_lost(self, found: Found, failure: NvmlFailure) -> None:
+        if found.info.uuid in self._told_lost:  # it answered for a moment, and was never back
+            return
+        self._told_lost.add(found.info.uuid)
         self._tell(
             "device_lost",
             Severity.RESET if failure.code == 16 else Severity.HARDWARE,

@@ -263,13 +263,16 @@ def test_a_lost_device_is_told_and_left_out_the_rest_goes_on_until_it_returns(
     severity: Severity,
 ) -> None:
     monkeypatch.setattr("corral.collectors.nvml.source.RETURN_SECONDS", 0.0)
+    nvml.devices[0].gpm = {pynvml.NVML_GPM_METRIC_SM_UTIL: 50.0}
     source.open(events.append)
     assert len(read(source)) == 2
+    assert nvml.samples == 2
     events.clear()
     nvml.devices[0].dead = code
     (left,) = read(source)
     assert left.device == nvml.devices[1].uuid
     assert left.power_watts == pytest.approx(512.345)
+    assert nvml.samples == 0
     (event,) = events
     assert (event.kind, event.severity, event.device) == ("device_lost", severity, nvml.devices[0].uuid)
     # The others are listened to anew, without it: a set with a lost device in it tells of nothing else.
