@@ -174,11 +174,16 @@ def _lease_ended(fleet: Fleet, event: LeaseEnded) -> None:
 
 
 def _drains(fleet: Fleet, event: Drains) -> None:
+    changed = fleet.drains.keys() ^ event.drains.keys()
     fleet.drains = dict(event.drains)
-    for host in fleet.hosts.values():
-        before = (host.blocked, [device.blocked for device in host.devices])
-        block(fleet, host)
-        if before != (host.blocked, [device.blocked for device in host.devices]):
+    labels = {key[len("label:") :] for key in changed if key.startswith("label:")}
+    for name, host in fleet.hosts.items():
+        if (
+            f"host:{name}" in changed
+            or (labels and any(f"{key}={value}" in labels for key, value in host.labels.items()))
+            or any(f"device:{device.uuid}" in changed for device in host.devices)
+        ):
+            block(fleet, host)
             refresh(fleet, host)
 
 
