@@ -176,15 +176,21 @@ def _lease_ended(fleet: Fleet, event: LeaseEnded) -> None:
 def _drains(fleet: Fleet, event: Drains) -> None:
     changed = fleet.drains.keys() ^ event.drains.keys()
     fleet.drains = dict(event.drains)
-    labels = {key[len("label:") :] for key in changed if key.startswith("label:")}
-    for name, host in fleet.hosts.items():
-        if (
-            f"host:{name}" in changed
-            or (labels and any(f"{key}={value}" in labels for key, value in host.labels.items()))
-            or any(f"device:{device.uuid}" in changed for device in host.devices)
-        ):
-            block(fleet, host)
-            refresh(fleet, host)
+    names: set[str] = set()
+    for key in changed:
+        kind, _, rest = key.partition(":")
+        if kind == "host":
+            names.add(rest)
+        elif kind == "device" and rest in fleet.devices:
+            names.add(fleet.devices[rest].host)
+        elif kind == "label":
+            for name, host in fleet.hosts.items():
+                if any(f"{label}={value}" == rest for label, value in host.labels.items()):
+                    names.add(name)
+    for name in sorted(names & fleet.hosts.keys()):
+        host = fleet.hosts[name]
+        block(fleet, host)
+        refresh(fleet, host)
 
 
 def _host_lost(fleet: Fleet, event: HostLost) -> None:
