@@ -105,13 +105,13 @@ async def publish(url: str, data: dict[str, np.ndarray[Any, Any]], ticks_per_mes
     return messages, size / messages
 
 
-async def ingest(db: Path, url: str, samples: int, with_rollups: bool) -> None:
+async def ingest(db: Path, url: str, samples: int, with_rollups: bool, threads: int | None) -> None:
     """The child: read the stream into a new database until all of it is committed."""
     from corral.processors.deadletters import DeadLetters
     from corral.processors.ingest import CONSUMERS, Ingest
     from corral.processors.storage import Database, Maintenance
 
-    storage = Database(db)
+    storage = Database(db, threads=threads)
     nc = await bus.connect(url)
     work = Ingest(nc, storage, CONSUMERS[0], DeadLetters(nc.jetstream()))
     cpu, began = time.process_time(), time.perf_counter()
@@ -147,7 +147,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def corral(data: dict[str, np.ndarray[Any, Any]], ticks_per_message: int, with_rollups: bool) -> dict[str, float]:
+def corral(data: dict[str, np.ndarray[Any, Any]], ticks_per_message: int, options: list[str]) -> dict[str, float]:
     ticks, devices = next(iter(data.values())).shape
     folder = Path(tempfile.mkdtemp(prefix="bench-ingest-"))
     server = EmbeddedServer(folder / "nats")
@@ -157,7 +157,7 @@ def corral(data: dict[str, np.ndarray[Any, Any]], ticks_per_message: int, with_r
         messages, size = asyncio.run(publish(server.url, data, ticks_per_message))
         before = cpu_seconds(server.process.pid)
         command = [sys.executable, __file__, "--child", str(folder / "history.duckdb"), server.url]
-        command += [str(ticks * devices), *(["--rollups"] if with_rollups else [])]
+        command += [str(ticks * devices), *options]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
         found = json.loads(ended.stdout)
         return found | {
@@ -261,15 +261,18 @@ def main() -> None:
     parser.add_argument("--ticks-per-message", type=int, default=60)
     parser.add_argument("--scale", action="store_true", help="10 to 100,000 devices, the same number of samples")
     parser.add_argument("--rollups", action="store_true")
+    parser.add_argument("--threads", type=int, help="of DuckDB; every core by default")
     parser.add_argument("--child", nargs=3, metavar=("DB", "URL", "SAMPLES"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         import uvloop
 
         db, url, samples = given.child
-        uvloop.run(ingest(Path(db), url, int(samples), given.rollups))
+        uvloop.run(ingest(Path(db), url, int(samples), given.rollups, given.threads))
         return
     print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}")
+    options = ["--rollups"] if given.rollups else []
+    options += ["--threads", str(given.threads)] if given.threads else []
     if given.scale:
         total = given.devices * given.ticks
         for devices in (10, 100, 1000, 10_000, 100_000):
@@ -279,10 +282,12 @@ def main() -> None:
                 # One tick a message: no more than 30,000 messages, or publishing takes longer than the measurement.
                 few = min(ticks, max(1, 30_000 * DEVICES_PER_HOST // devices)) if per_message == 1 else ticks
                 part = {name: array[:few] for name, array in data.items()}
-                show(f"{devices:>7,} devices × {few} ticks, {per_message} a message", corral(part, per_message, False))
+                show(
+                    f"{devices:>7,} devices × {few} ticks, {per_message} a message", corral(part, per_message, options)
+                )
         return
     data = values(given.devices, given.ticks)
-    found = corral(data, given.ticks_per_message, given.rollups)
+    found = corral(data, given.ticks_per_message, options)
     show(f"corral, {given.devices} devices × {given.ticks} ticks, {given.ticks_per_message} a message", found)
     peer = victoria_metrics(data)
     if peer is None:
@@ -290,7 +295,8 @@ def main() -> None:
         return
     per_sample = len(data)
     print(
-        f"victoria-metrics, JSON lines of {given.ticks} values: {peer['points'] / peer['seconds'] / 1e6:.2f} M datapoints/s "
+        f"victoria-metrics, JSON lines of {given.ticks} values: "
+        f"{peer['points'] / peer['seconds'] / 1e6:.2f} M datapoints/s "
         f"({peer['seconds']:.1f} s), {peer['points'] / peer['cpu_seconds'] / 1e6:.2f} M datapoints per CPU-second, "
         f"{peer['bytes'] / peer['points'] * per_sample:.1f} bytes a sample and "
         f"{peer['index_bytes'] / peer['points'] * per_sample:.1f} of index"

@@ -17,6 +17,7 @@ from datetime import datetime
 from functools import partial
 from typing import Final
 
+from nats.aio import client as client_module
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -27,12 +28,17 @@ from .columnar import Incoming
 
 log = logging.getLogger("corral.ingest")
 
+# What the client reads from its socket at a time. Its own 32 KiB are less than one message of 60 ticks; with these a
+# fifth of the time spent on receiving is saved. It has no option for it.
+client_module.DEFAULT_BUFFER_SIZE = 2**20
+
 PULL_MESSAGES: Final = 4096
 PULL_SECONDS: Final = 30.0
 HEARTBEAT_SECONDS: Final = 2.0
 ACK_WAIT_SECONDS: Final = 60.0
 FORGET_SECONDS: Final = 7 * 86400.0
 """A consumer whose database is gone goes away after it."""
+BEHIND_SECONDS: Final = 2.0
 MAX_ACK_PENDING: Final = 65536
 
 
@@ -132,13 +138,17 @@ class Reader:
 
         Args:
             max_bytes: of payload; one message may be larger.
-            linger_seconds: from the first message on, wait so long for more.
+            linger_seconds: from the first message on, wait so long for more; longer while the stream has more.
         """
         while not self._buffer:
             await self._wait(HEARTBEAT_SECONDS)
         deadline = time.monotonic() + linger_seconds
+        until = deadline + BEHIND_SECONDS
         while self._waiting_bytes < max_bytes and (left := deadline - time.monotonic()) > 0:
             await self._wait(left)
+            if self.pending and deadline < until:
+                # Behind anyway: large transactions catch up sooner.
+                deadline = min(until, time.monotonic() + linger_seconds)
         taken: list[tuple[Incoming, str]] = []
         size = 0
         while self._buffer and (not taken or size + len(self._buffer[0][0].payload) <= max_bytes):

@@ -84,6 +84,10 @@ def _copy(cursor: duckdb.DuckDBPyConnection, copy: str, archive: bool) -> int:
         full = f"{folder}.{table}"
         if full in _OURS or table == "corral_meta" or table.startswith("samples_"):
             continue
+        if table.startswith("rollup_"):
+            # They have columns as metrics have come.
+            cursor.execute(f"CREATE OR REPLACE TABLE {copy}.{full} AS FROM {full}")
+            continue
         cursor.execute(f"DELETE FROM {copy}.{full}")
         cursor.execute(f"INSERT INTO {copy}.{full} BY NAME SELECT * FROM {full}")
     samples = 0
