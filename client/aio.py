@@ -21,7 +21,7 @@ from ..schemas.query import CancelRequest, ProcessorStatus, QueryRequest, Result
 from . import streams
 from .errors import CorralError, NoService, Rejected, TimedOut, Unavailable, error_of
 from .lease import LeaseContext, Lost
-from .paging import all_devices
+from .paging import all_devices, all_leases
 from .query import collect
 from .request import RequestFields, default_owner, work_request
 from .result import QueryResult
@@ -165,8 +165,11 @@ class Client:
         lease_id: str | None = None,
     ) -> list[requests.Lease]:
         """Leases, oldest first; of everyone where no owner is given."""
-        body = requests.LeaseFilter(owner=owner, states=tuple(states), lease_id=lease_id)
-        return (await self._plan(PlanSubject.LEASES, body, requests.Leases)).leases
+
+        async def ask(wanted: requests.LeaseFilter) -> requests.Leases:
+            return await self._plan(PlanSubject.LEASES, wanted, requests.Leases)
+
+        return await all_leases(ask, requests.LeaseFilter(owner=owner, states=tuple(states), lease_id=lease_id))
 
     async def devices(
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()

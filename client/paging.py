@@ -1,4 +1,4 @@
-"""Device lists that are larger than a message of the bus: asked for in parts, by the ends of host names."""
+"""Lists that are larger than a message of the bus, asked for in parts: devices by the ends of host names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
-from ..schemas.requests import DeviceFilter, Devices, DeviceStatus
+from msgspec.structs import replace
+
+from ..schemas.requests import DeviceFilter, Devices, DeviceStatus, Lease, LeaseFilter, Leases
 from .errors import InvalidRequest
 
 Ask = Callable[[DeviceFilter], Awaitable[Devices]]
@@ -14,6 +16,24 @@ Ask = Callable[[DeviceFilter], Awaitable[Devices]]
 _LAST: Final = (*"0123456789", "[!0-9]")
 """The last character of a host's name, in classes that exclude each other."""
 _DEEPEST: Final = 6
+_LEASES_AT_ONCE: Final = 500
+
+
+async def all_leases(ask: Callable[[LeaseFilter], Awaitable[Leases]], wanted: LeaseFilter) -> list[Lease]:
+    """Every lease that a filter lets through. One that ends in between may be left out, none is listed twice."""
+    try:
+        return (await ask(wanted)).leases
+    except InvalidRequest as error:
+        if error.code != "too_large":
+            raise
+    found: dict[str, Lease] = {}
+    offset = 0
+    while True:
+        part = (await ask(replace(wanted, offset=offset, limit=_LEASES_AT_ONCE))).leases
+        found.update((lease.lease_id, lease) for lease in part)
+        if len(part) < _LEASES_AT_ONCE:
+            return list(found.values())
+        offset += len(part)
 
 
 async def all_devices(ask: Ask, wanted: DeviceFilter) -> list[DeviceStatus]:

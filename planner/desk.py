@@ -370,8 +370,8 @@ class Desk:
             for record in records
             if record.lease.state in states and (only.owner is None or record.lease.owner == only.owner)
         ]
-        found.sort(key=lambda lease: lease.granted_at)
-        return Leases(leases=found)
+        found.sort(key=lambda lease: (lease.granted_at, lease.lease_id))
+        return Leases(leases=found[only.offset : None if only.limit is None else only.offset + only.limit])
 
     # Drains
 

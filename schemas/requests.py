@@ -342,11 +342,15 @@ class LeaseFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         owner: only of this owner.
         states: only in these states; active ones by default.
         lease_id: only this one.
+        offset: leave out so many of the oldest, to read a list in parts.
+        limit: list so many at most; None lists all, which is refused as `too_large` where it does not fit in a message.
     """
 
     owner: str | None = None
     states: tuple[LeaseState, ...] = (LeaseState.ACTIVE,)
     lease_id: str | None = None
+    offset: Annotated[int, Meta(ge=0)] = 0
+    limit: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Leases(Struct, frozen=True, kw_only=True, tag="leases", tag_field="type"):

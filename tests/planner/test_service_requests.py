@@ -12,6 +12,7 @@ import msgspec
 import nats
 import pytest
 from corral.cli.server import EmbeddedServer
+from corral.client import connect
 from corral.schemas import bus
 from nats.aio.client import Client
 from rig_planner import GIB, FakeHosts, ask, lease_events, running, until_ready
@@ -252,3 +253,21 @@ async def test_a_bus_that_lets_large_messages_through_floods_no_planner(tmp_path
         assert "1048576" in large["message"]
     await nc.close()
     server.kill()
+
+
+async def test_more_leases_than_fit_in_a_message_are_listed(server: EmbeddedServer, nc: Client) -> None:
+    hosts = FakeHosts(nc, hosts=2, devices=8)
+    await hosts.start()
+    async with running(server.url):
+        await until_ready(nc, 16)
+        body = {"owner": "ann", "gpu_share": 0.005, "labels": {"note": "x" * 200}}
+        granted = await asyncio.gather(*(ask(nc, "request", body, timeout=20) for _ in range(1600)))
+        ids = [answer["lease"]["lease_id"] for answer in granted]
+        whole = await ask(nc, "leases", {})
+        assert (whole["type"], whole["code"]) == ("error", "too_large")
+        part = await ask(nc, "leases", {"offset": 3, "limit": 2})
+        async with connect(server.url, owner="ann") as client:
+            listed = [lease.lease_id for lease in await client.leases()]
+        assert sorted(listed) == sorted(ids)
+        assert [lease["lease_id"] for lease in part["leases"]] == listed[3:5]
+    await hosts.stop()
