@@ -9,7 +9,7 @@
 WITH spans AS (
     SELECT *, epoch_us(started) AS first, epoch_us(ended) AS last FROM lease_spans WHERE ended > started
 ), whole AS (
-    SELECT *, -(-first // 3600000000) AS from_hour, last // 3600000000 AS to_hour,
+    SELECT *, (first + 3599999999) // 3600000000 AS from_hour, last // 3600000000 AS to_hour,
         first // 60000000 AS from_minute, (last - 1) // 60000000 + 1 AS to_minute
     FROM spans
 ), pieces AS (

@@ -189,6 +189,33 @@ def test_lease_usage(history: Any) -> None:
     assert rows["now-1"]["energy_kwh"] is rows["now-1"]["gpu_utilization_percent_mean"] is None
 
 
+def test_a_lease_is_cut_into_whole_hours_and_minutes_around_them(history: Any) -> None:
+    pieces = "SELECT width, count(*) AS n, min(time) AS first, sum(seconds) AS seconds FROM lease_buckets"
+    rows = {
+        lease: {row.pop("width"): row for row in ask(history, f"{pieces} WHERE lease_id = '{lease}' GROUP BY width")}
+        for lease in ("train-1", "serve-1")
+    }
+    assert rows["train-1"] == {"hour": {"n": 1, "first": BASE, "seconds": 3600}}
+    assert rows["serve-1"] == {"minute": {"n": 61, "first": BASE + HOUR / 2, "seconds": 3630}}
+    # From 0:10:30 to 2:05: ten minutes and a half, an hour, five minutes.
+    history.execute("BEGIN")
+    history.execute(
+        "UPDATE leases SET granted_at = ?, ended_at = ? WHERE lease_id = 'train-1'",
+        [BASE + timedelta(minutes=10, seconds=30), BASE + timedelta(hours=2, minutes=5)],
+    )
+    rows = {row.pop("width"): row for row in ask(history, f"{pieces} WHERE lease_id = 'train-1' GROUP BY width")}
+    (usage,) = ask(history, "SELECT gpu_utilization_percent_mean AS mean FROM lease_usage WHERE lease_id = 'train-1'")
+    (idle,) = ask(history, "SELECT idle_hours, longest_idle_hours FROM idle_while_leased WHERE lease_id = 'train-1'")
+    history.execute("ROLLBACK")
+    assert rows == {
+        "hour": {"n": 1, "first": BASE + HOUR, "seconds": 3600},
+        "minute": {"n": 55, "first": BASE + timedelta(minutes=10), "seconds": 49.5 * 60 + 5 * 60},
+    }
+    # Busy at 80% for 19.5 minutes of the 109.5 with samples; the last five have none.
+    assert usage["mean"] == pytest.approx(80 * 19.5 / 109.5)
+    assert idle == {"idle_hours": pytest.approx(1.5), "longest_idle_hours": pytest.approx(1.5)}
+
+
 def test_idle_while_leased(history: Any) -> None:
     rows = {row.pop("lease_id"): row for row in ask(history, "FROM idle_while_leased")}
     assert set(rows) == {"train-1", "serve-1"}
