@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format docs images lock clean
+.PHONY: demo test lint format docs images compose-test lock clean
 
 demo: $(READY)
 	$(BIN)/corral demo
@@ -24,6 +24,10 @@ format: $(READY)
 # Everything that is generated from the code: message schemas, AsyncAPI, the metric table.
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+
+# The compose file for real, with Docker or Podman: minutes, and a registry of images or debootstrap.
+compose-test: $(READY)
+	deploy/container/check.sh
 
 # Pictures of the real thing on simulated GPUs.
 images: $(READY)

@@ -4,9 +4,11 @@ import asyncio
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import nats
+from corral.client import SyncClient
 from local_cluster import LocalCluster, alive, corral, wait_for
 
 
@@ -91,23 +93,31 @@ def test_what_is_killed_comes_back_and_nothing_is_lost(tmp_path: Path) -> None:
 
         lease = cluster.json("request", "--gpus", "1", "--ttl", "10m")["lease"]["lease_id"]
         before = wait_for(lambda: cluster.rows("SELECT count(*) FROM samples")[0][0])
-        for name in ("processor", "planner", "collector", "nats"):
-            pid = cluster.parts()[name]
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda pid=pid, name=name: cluster.parts().get(name, pid) != pid)
-        # All answer again: the same lease, fresh devices, more history and none of it twice.
-        wait_for(lambda: cluster.corral("health", "planner").returncode == 0)
-        assert [held["lease_id"] for held in cluster.json("leases")["leases"]] == [lease]
-        wait_for(lambda: all(device.get("usable", True) for device in cluster.json("devices")["devices"]))
-        [[samples, distinct]] = wait_for(
-            lambda: [
-                row
-                for row in _rows_if_any(cluster, "SELECT count(*), count(DISTINCT (device, time)) FROM samples")
-                if row[0] > before + 80
-            ]
-        )
-        assert samples == distinct
+        with SyncClient(cluster.url, owner="holder") as client, client.lease(gpus=2, ttl=8) as held:
+            began = time.monotonic()
+            for name in ("processor", "planner", "collector", "nats"):
+                pid = cluster.parts()[name]
+                os.kill(pid, signal.SIGKILL)
+                wait_for(lambda pid=pid, name=name: cluster.parts().get(name, pid) != pid)
+            # All answer again: the same leases, fresh devices, more history and none of it twice.
+            wait_for(lambda: cluster.corral("health", "planner").returncode == 0)
+            assert {one["lease_id"] for one in cluster.json("leases")["leases"]} == {lease, held.lease_id}
+            wait_for(lambda: all(device["usable"] for device in cluster.json("devices")["devices"]))
+            [[samples, distinct]] = wait_for(
+                lambda: [
+                    row
+                    for row in _rows_if_any(cluster, "SELECT count(*), count(DISTINCT (device, time)) FROM samples")
+                    if row[0] > before + 80
+                ]
+            )
+            assert samples == distinct
+            # The client is the one from before: it has connected again by itself, and has kept its lease.
+            assert next(client.watch()).device
+            time.sleep(max(0.0, began + 9 - time.monotonic()))
+            held.check()
+            assert [one.lease_id for one in client.leases(owner="holder")] == [held.lease_id]
         assert cluster.corral("release", lease).returncode == 0
+        assert cluster.json("leases")["leases"] == []
         pids = [*cluster.parts().values()]
         assert len(pids) == 4
     finally:
