@@ -25,6 +25,7 @@ from .errors import (
     Unavailable,
 )
 from .lease import HeldLease
+from .notebook import load_ipython_extension
 from .result import QueryResult
 from .sync import SyncClient, lease
 
@@ -48,4 +49,5 @@ __all__ = [
     "Unavailable",
     "connect",
     "lease",
+    "load_ipython_extension",
 ]

@@ -21,6 +21,7 @@ from ..schemas.query import CancelRequest, ProcessorStatus, QueryRequest, Result
 from . import streams
 from .errors import CorralError, NoService, Rejected, TimedOut, Unavailable, error_of
 from .lease import LeaseContext, Lost
+from .notebook import DeviceList
 from .paging import all_devices, all_leases
 from .query import collect
 from .request import RequestFields, default_owner, work_request
@@ -173,13 +174,13 @@ class Client:
 
     async def devices(
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
-    ) -> list[requests.DeviceStatus]:
+    ) -> DeviceList:
         """Devices as the planner sees them now, by host and index; each argument is a list of globs."""
 
         async def ask(wanted: requests.DeviceFilter) -> requests.Devices:
             return await self._plan(PlanSubject.DEVICES, wanted, requests.Devices)
 
-        return await all_devices(ask, _filter(hosts, models, devices))
+        return DeviceList(await all_devices(ask, _filter(hosts, models, devices)))
 
     async def fleet(
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()

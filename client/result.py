@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,7 @@ import msgspec
 
 from ..schemas.query import QueryEnd, ResultFormat
 from .errors import CorralError
+from .notebook import table
 
 
 class _JsonResult(msgspec.Struct):
@@ -109,13 +109,8 @@ class QueryResult:
 
     def _repr_html_(self) -> str:
         """A table for notebooks, cut to 100 rows."""
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{'' if value is None else html.escape(str(value))}</td>" for value in row) + "</tr>"
-            for row in self.rows[:100]
-        )
-        note = f"<p>{len(self)} rows{', cut at the limit' if self.truncated else ''}</p>"
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+        note = f"{len(self)} rows{', cut at the limit' if self.truncated else ''}"
+        return table(self.columns, self.rows[:100], note)
 
 
 def _pyarrow() -> Any:

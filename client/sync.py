@@ -16,6 +16,7 @@ from ..schemas.query import ProcessorStatus, ResultFormat
 from .aio import Client, Waiting, connect
 from .errors import LeaseLost
 from .lease import HeldLease, Lost, environment_set
+from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult
 
@@ -164,7 +165,7 @@ class SyncClient:
 
     def devices(
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
-    ) -> list[requests.DeviceStatus]:
+    ) -> DeviceList:
         """See `Client.devices`."""
         return self._loop.run(self._client.devices(hosts=hosts, models=models, devices=devices))
 

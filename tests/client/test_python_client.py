@@ -226,3 +226,20 @@ def test_samples_can_be_watched(client: SyncClient) -> None:
     assert {sample.device for sample in samples} == {device.uuid}
     assert samples[0].time_ns < samples[1].time_ns
     assert samples[0].memory_total_bytes == device.memory_total_bytes
+
+
+def test_notebooks_show_tables(client: SyncClient) -> None:
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell.instance()
+    shell.extension_manager.load_extension("corral.client")
+
+    def shown(value: object) -> str:
+        return shell.display_formatter.format(value)[0]["text/html"]
+
+    granted = client.request(name="<b>bold</b>", labels={"a": "b"})
+    assert granted.lease.grants[0].device in shown(granted)
+    assert "<b>" not in shown(granted.lease)
+    client.release(granted.lease.lease_id)
+    assert shown(client.devices()).count("<tr>") == 9
+    with pytest.raises(Rejected) as rejected:
+        client.request(gpus=100)
+    assert rejected.value.reasons[0].detail in shown(rejected.value.rejection)

@@ -1,0 +1,88 @@
+"""Devices, leases and rejections as tables in Jupyter: `%load_ext corral.client`, once a notebook."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..schemas import requests
+from ..schemas.units import format_bytes
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> str:
+    """A table; every value is escaped."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{'' if value is None else html.escape(str(value))}</td>" for value in row) + "</tr>"
+        for row in rows
+    )
+    made = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return made + (f"<p>{html.escape(note)}</p>" if note else "")
+
+
+def lease_html(lease: requests.Lease) -> str:
+    """A lease with its devices."""
+    items = any(grant.items for grant in lease.grants)
+    rows = [
+        (
+            grant.host,
+            grant.index if grant.device else "",
+            grant.model,
+            grant.device,
+            format_bytes(grant.memory_bytes) if grant.memory_bytes else "",
+            f"{grant.share:.0%}",
+            f"{grant.score:.3f}",
+            *([len(grant.items)] if items else []),
+        )
+        for grant in lease.grants
+    ]
+    columns = ["host", "gpu", "model", "uuid", "memory", "share", "score", *(["items"] if items else [])]
+    until = f"until {lease.expires_at:%Y-%m-%d %H:%M:%S %Z}" if lease.ended_at is None else lease.reason
+    named = f" ({lease.name})" if lease.name else ""
+    return table(columns, rows, f"Lease {lease.lease_id} of {lease.owner}{named}: {lease.state.value} {until}".rstrip())
+
+
+def assignment_html(assignment: requests.Assignment) -> str:
+    """What was granted."""
+    return lease_html(assignment.lease)
+
+
+def rejection_html(rejection: requests.Rejection) -> str:
+    """Why not, counted."""
+    rows = [(reason.devices, reason.code, reason.detail) for reason in rejection.reasons]
+    return table(["devices", "reason", "detail"], rows, rejection.message)
+
+
+def devices_html(devices: Sequence[requests.DeviceStatus]) -> str:
+    """Devices, one a row; cut to 200."""
+    rows = [
+        (
+            device.host,
+            device.index,
+            device.model,
+            None if device.utilization_percent is None else f"{device.utilization_percent:.0f} %",
+            None if device.memory_used_bytes is None else format_bytes(device.memory_used_bytes),
+            format_bytes(device.memory_free_bytes),
+            None if device.temperature_celsius is None else f"{device.temperature_celsius:.0f} °C",
+            "free" if device.usable and not device.leases else ", ".join(device.leases or device.why_not),
+        )
+        for device in devices[:200]
+    ]
+    more = f"{len(devices)} devices" + (", the first 200 shown" if len(devices) > 200 else "")
+    return table(["host", "gpu", "model", "utilization", "used", "to be had", "temperature", "state"], rows, more)
+
+
+class DeviceList(list[requests.DeviceStatus]):
+    """Devices, by host and index; a table in a notebook."""
+
+    def _repr_html_(self) -> str:
+        return devices_html(self)
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Called by `%load_ext corral.client`."""
+    formatter = ipython.display_formatter.formatters["text/html"]
+    formatter.for_type(requests.Lease, lease_html)
+    formatter.for_type(requests.Assignment, assignment_html)
+    formatter.for_type(requests.Rejection, rejection_html)
