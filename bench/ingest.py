@@ -99,8 +99,9 @@ async def publish(url: str, data: dict[str, np.ndarray[Any, Any]], ticks_per_mes
             if messages % 200 == 0:
                 await nc.flush()
     await nc.flush()
-    while (await js.stream_info(bus.TELEMETRY_STREAM)).state.messages < messages:
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        while (await js.stream_info(bus.TELEMETRY_STREAM)).state.messages < messages:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     await nc.close()
     return messages, size / messages
 
@@ -116,7 +117,7 @@ async def ingest(db: Path, url: str, samples: int, with_rollups: bool, threads: 
     work = Ingest(nc, storage, CONSUMERS[0], DeadLetters(nc.jetstream()))
     cpu, began = time.process_time(), time.perf_counter()
     task = asyncio.create_task(work.run())
-    while work.counts.samples < samples and not task.done():
+    while work.counts.samples < samples and not task.done():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     found = {
@@ -137,7 +138,7 @@ async def ingest(db: Path, url: str, samples: int, with_rollups: bool, threads: 
             care.roll_up(level)
         found |= {"rollup_seconds": time.perf_counter() - began, "rollup_cpu_seconds": time.process_time() - cpu}
     storage.close()
-    found["bytes"] = db.stat().st_size
+    found["bytes"] = storage.size_bytes()
     print(json.dumps(found))
 
 

@@ -188,3 +188,35 @@ def test_a_folder_that_may_not_be_written_is_named() -> None:
     made, written = ended.stdout.splitlines()
     assert made == "/var/corral-test can't be made: Permission denied"
     assert written.startswith("/var/history.duckdb can't be written by user 65534")
+
+
+async def test_a_snapshot_is_taken_with_the_command_while_ingest_goes_on(
+    nc: Client, processor: Processor, tmp_path: Path
+) -> None:
+    js = nc.jetstream()
+    for sequence in range(1, 101):
+        batch = sample_batch("h1", sequence, devices=8, ticks=60, noisy=True)
+        await js.publish(bus.samples_subject("h1"), codec.encode(batch))
+    processor.start()
+    asking = await answering(nc)
+    await asking.until("SELECT count(*) FROM samples", 48_000)
+    # Any quantile of any devices, from the bins.
+    await asking.until("SELECT sum(n) FROM rollup_1m_bins WHERE metric = 'power_watts'", 48_000)
+    [[low, exact]] = await asking.rows(
+        "SELECT (SELECT weighted_quantile(list({value: value, n: n}), 0.99) FROM rollup_1m_bins "
+        "WHERE metric = 'power_watts'), (SELECT quantile_disc(power_watts, 0.99) FROM samples)"
+    )
+    assert low == pytest.approx(exact, rel=0.01)
+
+    out = tmp_path / "copy.duckdb"
+    command = [sys.executable, "-m", "corral.cli.main", "snapshot", str(out), "--nats", processor.url]
+    taking = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    _, said = await taking.communicate()
+    assert taking.returncode == 0, said
+    assert b"48,000 samples" in said
+    with duckdb.connect(str(out), read_only=True) as copy:
+        assert copy.execute("SELECT count(*) FROM samples").fetchone() == (48_000,)
+    assert not list(processor.db.with_name("history.duckdb.snapshots").glob("*.duckdb"))
+    again = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    assert b"is there already" in (await again.communicate())[1]
+    assert again.returncode == 2
