@@ -52,6 +52,9 @@ log = logging.getLogger("corral.planner.desk")
 REJECTION_SECONDS: Final = 120.0
 """The answer to a request that was not granted is remembered for so long, where the client gave it an id."""
 
+_MOST_KEPT_REJECTIONS: Final = 20_000
+"""More at a time are remembered in memory alone: a flood of requests must not fill the bucket that leases need."""
+
 _encode_canonical: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -243,15 +246,22 @@ class Desk:
         request_id = opened.request.request_id or ""
         answer = Answer(digest=opened.digest, rejection=rejection, until=time.time() + REJECTION_SECONDS)
 
+        async def remember() -> None:
+            self._answers[request_id] = answer
+            self._forgetting.append((answer.until, request_id))
+            await self._close(opened, rejection)
+
+        if len(self._answers) >= _MOST_KEPT_REJECTIONS:
+            await remember()
+            return
+
         async def landed(outcome: Outcome) -> None:
             if isinstance(outcome, Deposed):
                 self._deposed()
                 self._forward(opened)
                 return
             # A rejection promises nothing, so that it is answered even where the bucket is full.
-            self._answers[request_id] = answer
-            self._forgetting.append((answer.until, request_id))
-            await self._close(opened, rejection)
+            await remember()
 
         await self._store.write(
             answer_key(request_id),
