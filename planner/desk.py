@@ -54,6 +54,7 @@ REJECTION_SECONDS: Final = 120.0
 
 _MOST_KEPT_REJECTIONS: Final = 20_000
 """More at a time are remembered in memory alone: a flood of requests must not fill the bucket that leases need."""
+_MOST_REJECTIONS: Final = 100_000
 
 _encode_canonical: Final = msgspec.json.Encoder(order="deterministic").encode
 
@@ -249,6 +250,7 @@ class Desk:
         async def remember() -> None:
             self._answers[request_id] = answer
             self._forgetting.append((answer.until, request_id))
+            self._forget_answers(time.time())
             await self._close(opened, rejection)
 
         if len(self._answers) >= _MOST_KEPT_REJECTIONS:
@@ -441,10 +443,14 @@ class Desk:
         stamp = now.timestamp()
         await self.ledger.expire(now, not_before)
         self.ledger.forget(stamp)
-        while self._forgetting and self._forgetting[0][0] <= stamp:
-            _, request_id = self._forgetting.popleft()
+        self._forget_answers(stamp)
+
+    def _forget_answers(self, stamp: float) -> None:
+        """Let go of rejections whose time is over, and of the oldest of too many."""
+        while self._forgetting and (self._forgetting[0][0] <= stamp or len(self._answers) > _MOST_REJECTIONS):
+            until, request_id = self._forgetting.popleft()
             answer = self._answers.get(request_id)
-            if answer is not None and answer.until <= stamp:
+            if answer is not None and answer.until <= until:
                 del self._answers[request_id]
 
     async def close(self, farewell: Error | None) -> None:
