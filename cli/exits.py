@@ -40,15 +40,29 @@ class CommandError(Exception):
 
 
 _EXTRAS: Final[dict[str, str]] = {
-    "duckdb": "processor",
-    "pyarrow": "processor",
-    "numpy": "planner",
+    "collectors": "simulated",
+    "processors": "processor",
+    "planner": "planner",
     "pynvml": "collector",
     "amdsmi": "amd",
     "textual": "top",
     "nicegui": "dashboard",
 }
-"""Which extra brings a library; a host has only the extras of the parts that it runs."""
+"""Which extra brings a library, or what a part needs; a host has only the extras of the parts that it runs."""
+
+
+def _missing(error: ModuleNotFoundError) -> str | None:
+    """What to install for a library that is not there; None where it is none that an extra brings."""
+    library = (error.name or "").split(".")[0]
+    trace = error.__traceback__
+    parts: list[str] = [library]
+    while trace is not None:
+        parts.append(trace.tb_frame.f_globals.get("__name__", "").removeprefix("corral.").split(".")[0])
+        trace = trace.tb_next
+    if library == "corral":
+        return None
+    extra = next((_EXTRAS[part] for part in parts if part in _EXTRAS), None)
+    return extra and f"this needs {library}, which is not installed: pip install 'corral[{extra}]'"
 
 
 def code_and_message(error: BaseException) -> tuple[int, str]:
@@ -59,10 +73,8 @@ def code_and_message(error: BaseException) -> tuple[int, str]:
 
     if isinstance(error, CommandError):
         return error.code, str(error)
-    if isinstance(error, ModuleNotFoundError):
-        library = (error.name or "").split(".")[0]
-        if extra := _EXTRAS.get(library):
-            return FAILED, f"this needs {library}, which is not installed: pip install 'corral[{extra}]'"
+    if isinstance(error, ModuleNotFoundError) and (message := _missing(error)):
+        return FAILED, message
     if isinstance(error, errors.InvalidRequest):
         return USAGE, f"{error}" + (f" ({error.field})" if error.field and error.field not in str(error) else "")
     if isinstance(error, errors.LeaseLost):
