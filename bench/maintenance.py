@@ -1,0 +1,118 @@
+"""Does maintenance hold ingest up? The longest commit while a day goes to the archive, beside commits left alone.
+
+    python bench/maintenance.py --rows 2000000
+
+A day of samples is filled in, then small batches of today are committed one after another: first alone, then while
+rollups are brought up to date, while the old day is copied to Parquet and dropped, and while a snapshot is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from corral.processors.columnar import SCHEMA
+from corral.processors.storage import Batch, Database, Maintenance, Retention
+from corral.processors.storage.rollups import LEVELS
+from corral.processors.storage.snapshot import write_snapshot
+from ingest import values
+
+DEVICES = 1000
+
+
+class Ingest:
+    """Commits a second of all devices at a time."""
+
+    def __init__(self, history: Database, ticks: int) -> None:
+        self.history = history
+        self.data = values(DEVICES, ticks)
+        self.series = np.array([history.series.number(f"h{at // 8}", f"GPU-{at:08x}") for at in range(DEVICES)])
+        self.sequence = 0
+
+    def table(self, first_us: int, ticks: int, skip: int = 0) -> pa.Table:
+        columns = {
+            "time": pa.array(np.repeat(first_us + np.arange(ticks) * 10**6, DEVICES)).cast(SCHEMA.field("time").type),
+            "series": pa.array(np.tile(self.series, ticks).astype(np.int32)),
+        }
+        rows = DEVICES * ticks
+        for field in list(SCHEMA)[2:]:
+            found = self.data.get(field.name)
+            columns[field.name] = pa.nulls(rows, field.type) if found is None else pa.array(found[skip : skip + ticks].ravel())
+        return pa.table(columns, schema=SCHEMA)
+
+    def commit(self, table: pa.Table) -> float:
+        self.sequence += 1
+        began = time.perf_counter()
+        self.history.commit(Batch(stream="S", sequence=self.sequence, samples=table))
+        return time.perf_counter() - began
+
+
+def beside(ingest: Ingest, label: str, work: Callable[[], object], at_least: float = 0.0) -> None:
+    """Commit while something else goes on, and say how long the commits took."""
+    done = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            done.set()
+
+    began = time.perf_counter()
+    thread = threading.Thread(target=run)
+    thread.start()
+    took: list[float] = []
+    while not done.is_set() or time.perf_counter() - began < at_least:
+        took.append(ingest.commit(ingest.table(time.time_ns() // 1000, 1)))
+        time.sleep(0.02)
+    thread.join()
+    if failures:
+        raise failures[0]
+    took.sort()
+    print(
+        f"{label}: {time.perf_counter() - began:.1f} s, {len(took)} commits of {DEVICES} samples: "
+        f"median {took[len(took) // 2] * 1e3:.0f} ms, longest {took[-1] * 1e3:.0f} ms",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2_000_000, help="of the day that goes to the archive")
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-maintenance-"))
+    print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}")
+    try:
+        history = Database(folder / "history.duckdb")
+                old_us = int(datetime(2026, 1, 5, tzinfo=UTC).timestamp() * 1e6)
+        ticks = given.rows // DEVICES
+        ingest = Ingest(history, ticks)
+        for first in range(0, ticks, 300):
+            ingest.commit(ingest.table(old_us + first * 10**6, min(300, ticks - first), first))
+        care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
+        beside(ingest, "alone", lambda: None, 3.0)
+        for level in LEVELS:
+            beside(ingest, f"rollup {level.name}", lambda level=level: care.roll_up(level))
+        beside(ingest, f"archive of {given.rows:,} samples", care.keep_house)
+        size = sum(file.stat().st_size for file in history.archive.rglob("*.parquet"))
+        print(f"{size / given.rows:.1f} bytes a sample in the archive")
+        beside(ingest, "snapshot", lambda: write_snapshot(history, history.snapshots / "copy.duckdb"))
+        beside(ingest, "checkpoint", lambda: history.cursor().execute("CHECKPOINT"))
+        history.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
