@@ -446,5 +446,8 @@ async def plan(url: str | None = None, settings: Settings | None = None, *, stop
         await stopping.wait()
         await planner.stop()
     finally:
-        await telemetry_nc.close()
-        await nc.close()
+        for connection in (telemetry_nc, nc):
+            # nats-py fails in several ways when it is closed while the server is away.
+            with contextlib.suppress(NatsError, OSError, RuntimeError, TimeoutError):
+                async with asyncio.timeout(2.0):
+                    await connection.close()

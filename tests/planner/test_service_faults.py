@@ -282,3 +282,9 @@ async def test_an_outage_of_planners_ends_no_lease(
     assert {lease["lease_id"] for lease in (await ask(nc, "leases", {}))["leases"]} == {"overdue", "running"}
     renewed = await ask(nc, "renew", {"owner": "ann", "lease_id": "overdue"})
     assert renewed["state"] == "active"
+
+    # It also ends in order where the bus is away.
+    server.kill()
+    planners[0].stop()
+    assert planners[0].process is not None
+    assert planners[0].process.returncode == 0
