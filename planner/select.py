@@ -32,6 +32,12 @@ def select(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
 
 
 def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
+    if policy.search is not None and not ask.filtered:
+        best = policy.search(fleet, ask)
+        if best is None:
+            return None
+        host = fleet.hosts[best[0].first()]
+        return picked(host, host.state, ask, best[1])
     ranked = ranking(fleet, policy, ask)
     if policy.draw is not None:
         found = _sampled(fleet, policy, ask, ranked, policy.draw)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -10,6 +10,7 @@ from ..state import Ask, HostState
 
 if TYPE_CHECKING:
     from ..fleet import Fleet
+    from ..index import HostClass
 
 
 class Choice(NamedTuple):
@@ -44,6 +45,11 @@ class Policy(Protocol):
     @property
     def draw(self) -> Random | None:
         """Where it is set, the host is drawn from all feasible ones with equal chances; scores do not count."""
+        ...
+
+    @property
+    def search(self) -> Callable[[Fleet, Ask], tuple[HostClass, Choice] | None] | None:
+        """Where it is set, it finds the best class and the choice on it, in place of a ranking that is kept."""
         ...
 
     def observe(self, fleet: Fleet, ask: Ask) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from ..state import HEAT_LEVELS, LOAD_LEVELS, UNLIMITED, WHOLE_MILLI, Ask, DeviceState, HostState
@@ -14,6 +14,7 @@ from .strain import STRAIN_WEIGHTS, strain, strain_of
 
 if TYPE_CHECKING:
     from ..fleet import Fleet
+    from ..index import HostClass
 
 
 def fullest_first(state: HostState, ask: Ask, candidates: Sequence[int]) -> Sequence[int]:
@@ -37,6 +38,11 @@ class Base:
     @property
     def draw(self) -> random.Random | None:
         """Scores count."""
+        return None
+
+    @property
+    def search(self) -> Callable[[Fleet, Ask], tuple[HostClass, Choice] | None] | None:
+        """A kept ranking will do."""
         return None
 
     def observe(self, fleet: Fleet, ask: Ask) -> None:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_world import GIB, MIB, NOW, inventories, inventory, processes, requests, samples
 
-POLICIES = ("best-fit", "pack", "spread", "score", "random")
+POLICIES = ("opportunity", "best-fit", "pack", "spread", "score", "random")
 
 
 def usable(status: DeviceStatus, inventory: Inventory, request: WorkRequest) -> bool:
@@ -227,7 +227,7 @@ def idle_fits(live: fold.Fleet, world: dict[str, Inventory], request: WorkReques
 
 
 @settings(max_examples=80, deadline=None)
-@given(worlds(), st.lists(requests(("best-fit", "pack", "spread", "score")), min_size=1, max_size=8))
+@given(worlds(), st.lists(requests(("opportunity", "best-fit", "pack", "spread", "score")), min_size=1, max_size=8))
 def test_the_best_host_by_the_policy_is_taken(
     made: tuple[fold.Fleet, dict[str, Inventory]], asked: list[WorkRequest]
 ) -> None:
@@ -260,7 +260,7 @@ def test_the_best_host_by_the_policy_is_taken(
 
 
 @settings(max_examples=60, deadline=None)
-@given(worlds(), requests(("best-fit", "score")))
+@given(worlds(), requests(("opportunity", "best-fit", "score")))
 def test_explain_tells_what_decide_does(made: tuple[fold.Fleet, dict[str, Inventory]], request: WorkRequest) -> None:
     fleet, _ = made
     policies = Policies()
@@ -327,7 +327,11 @@ def test_a_part_that_does_not_divide_is_rounded_up_not_over_committed() -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     inventories(hosts=6, devices=3),
-    st.lists(st.tuples(requests(("best-fit", "spread")), st.booleans(), st.integers(0, 5)), min_size=5, max_size=40),
+    st.lists(
+        st.tuples(requests(("opportunity", "best-fit", "spread")), st.booleans(), st.integers(0, 5)),
+        min_size=5,
+        max_size=40,
+    ),
 )
 def test_what_is_forgotten_is_worked_out_again_alike(
     found: list[Inventory], asked: list[tuple[WorkRequest, bool, int]]
