@@ -17,7 +17,7 @@ from textual.strip import Strip
 
 from ..schemas import requests
 from . import render
-from .board import Board, HostRow, short, sparkline
+from .board import HISTORY, Board, HostRow, short, sparkline
 
 _HEAD: Final = Style(bold=True, dim=True)
 _CURSOR: Final = Style(bgcolor="#1f4f3f")
@@ -33,6 +33,7 @@ class Column(Struct, frozen=True, kw_only=True):
         right: numbers stand at the right.
         need: columns with the greatest are dropped first where the screen is narrow.
         grows: it takes what is left.
+        tail: of a cell that is too long the end is shown.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Column(Struct, frozen=True, kw_only=True):
     right: bool = False
     need: int = 0
     grows: bool = False
+    tail: bool = False
 
 
 class Rows(ScrollView, can_focus=True):
@@ -158,7 +160,7 @@ def _text(value: Text | str) -> Text:
 def _strip(cells: Sequence[tuple[Column, int, Text]], width: int, style: Style, console: Console) -> Strip:
     line = Text(no_wrap=True, end="")
     for column, room, text in cells:
-        cell = text.copy()
+        cell = text[-room:] if column.tail else text.copy()
         cell.truncate(room, overflow="ellipsis", pad=False)
         gap = " " * (room - cell.cell_len)
         line.append_text(Text(gap) + cell if column.right else cell + Text(gap)).append(" ")
@@ -182,8 +184,8 @@ def device_columns(board: Board) -> list[Column]:
         style = "dim" if not value else "red" if value >= 90 else "yellow" if value >= 70 else "green"
         return Text(render.number(value, "%"), style)
 
-    def past(device: requests.DeviceStatus, width: int) -> Text:
-        return Text(sparkline(board.past.get(device.uuid, ()), width), "green")
+    def past(device: requests.DeviceStatus) -> Text:
+        return Text(sparkline(board.past.get(device.uuid, ()), HISTORY), "green")
 
     def temperature(device: requests.DeviceStatus) -> Text:
         value = device.temperature_celsius
@@ -194,14 +196,14 @@ def device_columns(board: Board) -> list[Column]:
         Column(title="#", width=2, cell=lambda d: str(d.index), right=True),
         Column(title="MODEL", width=9, cell=lambda d: short(d.model), need=2, grows=True),
         Column(title="UTIL", width=4, cell=utilization, right=True),
-        Column(title="LAST", width=8, cell=lambda d: past(d, 8), need=3),
-        Column(title="MEM GiB", width=10, cell=memory, right=True),
+        Column(title="LAST", width=6, cell=past, need=3, grows=True, tail=True),
+        Column(title="MEM GiB", width=9, cell=memory, right=True),
         Column(title="", width=6, cell=memory_bar, need=5),
         Column(title="FREE", width=8, cell=lambda d: f"{d.memory_free_bytes / 2**30:.1f}", right=True, need=7),
         Column(title="TEMP", width=4, cell=temperature, right=True),
         Column(title="POWER", width=5, cell=lambda d: render.number(d.power_watts, "W"), right=True),
-        Column(title="STATE", width=8, cell=render.device_state, grows=True),
-        Column(title="LEASE", width=10, cell=lambda d: " ".join(d.leases), need=1, grows=True),
+        Column(title="STATE", width=7, cell=render.device_state, grows=True),
+        Column(title="LEASE", width=9, cell=lambda d: " ".join(d.leases), need=1, grows=True),
     ]
 
 

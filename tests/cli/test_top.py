@@ -38,6 +38,8 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
         for device in await client.devices():
             assert device.host in text
         assert held.lease_id[:8] in text
+        for title in ("HOST", "MODEL", "UTIL", "LAST", "MEM GiB", "TEMP", "POWER", "STATE", "LEASE"):
+            assert title in text, f"{title} has no room"
 
         rows = app.query_one("#devices-rows", Rows)
         for expected in ("util", "memory"):
