@@ -219,9 +219,10 @@ def _strip_explain(text: str) -> tuple[str, str]:
         else:
             match = None
     if match is None:
-        raise QueryError("refused", "write it as EXPLAIN SELECT …, EXPLAIN ANALYZE SELECT … or EXPLAIN (FORMAT json) …")
-    parts = (["ANALYZE"] if analyze else []) + ([f"FORMAT {form}"] if form else [])
-    return text[match.end() :], f"EXPLAIN ({', '.join(parts)}) " if parts else "EXPLAIN "
+        raise QueryError("refused", "write it as EXPLAIN SELECT … or EXPLAIN (FORMAT json) SELECT …")
+    if analyze:
+        raise QueryError("refused", "EXPLAIN ANALYZE is not for readers, for it names files: there is plain EXPLAIN")
+    return text[match.end() :], f"EXPLAIN (FORMAT {form}) " if form else "EXPLAIN "
 
 
 def _parse(cursor: DuckDBPyConnection, sql: str) -> dict[str, Any]:
