@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ..state import AskKey
+from .fragmentation import Fragmentation
 from .opportunity import Opportunity
 from .policy import Choice, Policy
 from .simple import BestFit, Pack, Random, Score, Spread
@@ -16,9 +17,10 @@ POLICIES: Final[dict[str, Callable[..., Policy]]] = {
     "spread": Spread,
     "pack": Pack,
     "score": Score,
+    "fragmentation": Fragmentation,
     "opportunity": Opportunity,
 }
-_LEARNING: Final = {Opportunity}
+_LEARNING: Final = {Fragmentation, Opportunity}
 DEFAULT: Final = "opportunity"
 
 __all__ = ["DEFAULT", "POLICIES", "Choice", "Policy", "make"]
