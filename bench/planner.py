@@ -167,8 +167,8 @@ def run_feed(url: str, gpus: int, stop: Any) -> None:
     uvloop.run(feed(url, gpus, stop))
 
 
-def run_planner(url: str, profile: str) -> None:
-    settings = Settings(stale_after_seconds=60.0)
+def run_planner(url: str, profile: str, policy: str | None) -> None:
+    settings = Settings(stale_after_seconds=60.0, policy=policy)
     if not profile:
         uvloop.run(plan(url, settings))
         return
@@ -250,6 +250,7 @@ async def main() -> None:
     options.add_argument("--seconds", type=float, default=4.0)
     options.add_argument("--clients", default="1,16,256")
     options.add_argument("--profile", default="", help="write a cProfile of the planner there")
+    options.add_argument("--policy", default=None, help="ranks; the planner's default where it is not given")
     options.add_argument("--only", default="", help="limits, grants or cycles")
     args = options.parse_args()
     context = multiprocessing.get_context("spawn")
@@ -276,7 +277,7 @@ async def main() -> None:
             nc = await bus.connect(url)
             await bus.ensure_layout(nc.jetstream())
             parts = [
-                context.Process(target=run_planner, args=(url, args.profile)),
+                context.Process(target=run_planner, args=(url, args.profile, args.policy)),
                 context.Process(target=run_feed, args=(url, args.gpus, stop)),
             ]
             for part in parts:
