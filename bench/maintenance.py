@@ -46,7 +46,8 @@ class Ingest:
         rows = DEVICES * ticks
         for field in list(SCHEMA)[2:]:
             found = self.data.get(field.name)
-            columns[field.name] = pa.nulls(rows, field.type) if found is None else pa.array(found[skip : skip + ticks].ravel())
+            part = None if found is None else found[skip : skip + ticks].ravel()
+            columns[field.name] = pa.nulls(rows, field.type) if part is None else pa.array(part)
         return pa.table(columns, schema=SCHEMA)
 
     def commit(self, table: pa.Table) -> float:
@@ -95,7 +96,7 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}")
     try:
         history = Database(folder / "history.duckdb")
-                old_us = int(datetime(2026, 1, 5, tzinfo=UTC).timestamp() * 1e6)
+        old_us = int(datetime(2026, 1, 5, tzinfo=UTC).timestamp() * 1e6)
         ticks = given.rows // DEVICES
         ingest = Ingest(history, ticks)
         for first in range(0, ticks, 300):
