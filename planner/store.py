@@ -139,12 +139,21 @@ class Store:
         return self._newest
 
     async def open(self) -> None:
-        """Make the bucket ready: single messages may have a time to live, writes are known again for a minute."""
+        """Make the bucket ready: single messages may have a time to live, writes are known again for a minute.
+
+        Raises:
+            bus.BusUnavailable: the server is too old for that.
+        """
         config = (await self._js.stream_info(_STREAM)).config
         if not config.allow_msg_ttl or config.duplicate_window != _DUPLICATE_WINDOW_SECONDS:
             config.allow_msg_ttl = True
             config.duplicate_window = _DUPLICATE_WINDOW_SECONDS
-            await self._js.update_stream(config)
+            made = await self._js.update_stream(config)
+            if not made.config.allow_msg_ttl:
+                raise bus.BusUnavailable(
+                    f"NATS server {self._nc.connected_server_version} keeps every lease for ever: the planner needs "
+                    "2.11 or newer, where a message may have a time to live"
+                )
         self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
 
     async def close(self) -> None:
