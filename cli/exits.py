@@ -46,6 +46,7 @@ _EXTRAS: Final[dict[str, str]] = {
     "pynvml": "collector",
     "amdsmi": "amd",
     "textual": "top",
+    "highspy": "simulate",
     "nicegui": "dashboard",
 }
 """Which extra brings a library, or what a part needs; a host has only the extras of the parts that it runs."""
