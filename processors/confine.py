@@ -28,6 +28,9 @@ from .allowed import FORMATS, FUNCTIONS, LENGTHS, LIST_ITEMS, OPERATORS, TABLE_F
 CATALOGUE_VIEWS: Final = frozenset(("tables", "columns", "schemata"))
 """Of `information_schema`: names and types only. All other catalogues show paths, settings or SQL."""
 
+ARROWS: Final = 8
+"""`->` within each other, and lambdas within lambdas."""
+
 NAMES_SECONDS: Final = 1.0
 """The list of tables and views is read again for a name that it does not have, but not more often than this."""
 
@@ -159,6 +162,7 @@ class Fence:
         if names is None:
             self._read_at = time.monotonic()
             names = self._names = read_names(cursor, self._private)
+        _check_arrows(tree)
         nodes = list(_walk(tree))
         ctes = {str(entry["key"]).lower() for node in nodes for entry in _cte_entries(node)}
         for name in ctes:
@@ -228,7 +232,10 @@ def _strip_explain(text: str) -> tuple[str, str]:
 def _parse(cursor: DuckDBPyConnection, sql: str) -> dict[str, Any]:
     """DuckDB's own tree of a SELECT."""
     ((text,),) = cursor.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
-    tree = cast("dict[str, Any]", json.loads(text))
+    try:
+        tree = cast("dict[str, Any]", json.loads(text))
+    except RecursionError:
+        raise QueryError("invalid", "the SQL is nested too deep: split it up with WITH") from None
     if tree.get("error"):
         message = str(tree.get("error_message", ""))
         if "Only SELECT" in message:
@@ -251,6 +258,21 @@ def _walk(tree: Any) -> Iterator[dict[str, Any]]:
             yield found
             if found.get("class") != "CONSTANT":
                 stack.extend(found.values())
+
+
+def _check_arrows(tree: Any) -> None:
+    """DuckDB binds a chain of `->` in a time that doubles with each, and can't be interrupted meanwhile."""
+    stack: list[tuple[Any, int]] = [(tree, 0)]
+    while stack:
+        node, depth = stack.pop()
+        if isinstance(node, dict):
+            found = cast("dict[str, Any]", node)
+            depth += found.get("class") == "LAMBDA"
+            if depth > ARROWS:
+                raise QueryError("refused", f"more than {ARROWS} -> in a row: write json_extract(…, '$.a.b.c') instead")
+            stack.extend((value, depth) for value in found.values())
+        elif isinstance(node, list):
+            stack.extend((value, depth) for value in cast("list[Any]", node))
 
 
 def _cte_entries(node: dict[str, Any]) -> list[dict[str, Any]]:

@@ -376,6 +376,26 @@ def test_values_that_memory_limits_do_not_see_are_refused(fence: Fence, sql: str
         fence.check(sql, 10)
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"SELECT {'(' * 40_000}1{')' * 40_000}",
+        f"SELECT {'NOT ' * 20_000}true",
+        f"SELECT {'1 + ' * 500}1",
+        f"SELECT {'1 + ' * 20_000}1",
+        f"SELECT {'[' * 20_000}1{']' * 20_000}",
+        f"SELECT {'CASE WHEN true THEN ' * 500}1{' END' * 500}",
+        f"SELECT * FROM {'(SELECT * FROM ' * 3_000}samples{')' * 3_000}",
+        f"SELECT x{chr(39).join(['->', 'a', '']) * 40} FROM (SELECT '{{}}'::JSON AS x)",
+        f"SELECT {'list_transform([1], lambda x: ' * 30}1{')' * 30}",
+    ],
+    ids=range(9),
+)
+def test_what_is_nested_too_deep_is_told_at_once(fence: Fence, sql: str) -> None:
+    with pytest.raises(QueryError, match=r"nested too deep|depth|memory exhausted|in a row"):
+        fence.check(sql, 10)
+
+
 def test_behind_the_parser_the_settings_still_hold(database: duckdb.DuckDBPyConnection, place: Path) -> None:
     """No file outside the archive is read or written, nothing changes, and the settings stay."""
     before = database.execute("SELECT * FROM samples").fetchall()
