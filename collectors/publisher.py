@@ -42,7 +42,7 @@ _STREAMS: Final = {
     bus.SAMPLES: bus.TELEMETRY_STREAM,
     bus.PROCESSES: bus.TELEMETRY_STREAM,
     bus.AGENTS: bus.TELEMETRY_STREAM,
-    bus.INVENTORY: bus.FACTS_STREAM,
+    bus.INVENTORY: bus.INVENTORY_STREAM,
     bus.EVENTS: bus.FACTS_STREAM,
 }
 _MESSAGE_ID: Final = "Nats-Msg-Id"

@@ -117,7 +117,8 @@ class Telemetry:
             last = api.DeliverPolicy.LAST_PER_SUBJECT
             since = self._events_until - _OVERLAP_SECONDS if self._events_until else 0.0
             started = time.time()
-            await self._read(bus.FACTS_STREAM, f"{bus.INVENTORY}.*", Inventory, api.ConsumerConfig(deliver_policy=last))
+            config = api.ConsumerConfig(deliver_policy=last)
+            await self._read(bus.INVENTORY_STREAM, f"{bus.INVENTORY}.*", Inventory, config)
             if since:
                 config = api.ConsumerConfig(
                     deliver_policy=api.DeliverPolicy.BY_START_TIME, opt_start_time=datetime.fromtimestamp(since, UTC)

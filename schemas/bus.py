@@ -69,6 +69,7 @@ class PlanSubject:
 
 
 TELEMETRY_STREAM: Final = "CORRAL_TELEMETRY"
+INVENTORY_STREAM: Final = "CORRAL_INVENTORY"
 FACTS_STREAM: Final = "CORRAL_FACTS"
 DEAD_STREAM: Final = "CORRAL_DEAD"
 
@@ -91,6 +92,7 @@ class Stream(Struct, frozen=True, kw_only=True):
         max_bytes: on disk, per replica.
         duplicate_window_seconds: a message id that comes again within it is stored once.
         max_message_bytes: larger messages are refused.
+        max_messages_per_subject: older messages of the same subject go; -1 keeps them.
         description: for people.
     """
 
@@ -101,6 +103,7 @@ class Stream(Struct, frozen=True, kw_only=True):
     description: str
     duplicate_window_seconds: float = 120.0
     max_message_bytes: int = -1
+    max_messages_per_subject: int = -1
 
 
 class Bucket(Struct, frozen=True, kw_only=True):
@@ -131,10 +134,19 @@ STREAMS: Final = (
     ),
     Stream(
         name=FACTS_STREAM,
-        subjects=(f"{INVENTORY}.*", f"{EVENTS}.*", f"{LEASE_EVENTS}.>"),
+        subjects=(f"{EVENTS}.*", f"{LEASE_EVENTS}.>"),
         max_age_seconds=30 * _DAY,
         max_bytes=_GIB // 2,
-        description="Inventories, device events and lease events",
+        description="Device events and lease events",
+    ),
+    # Each host says every minute what it has: of that, the last few are news to anyone.
+    Stream(
+        name=INVENTORY_STREAM,
+        subjects=(f"{INVENTORY}.*",),
+        max_age_seconds=30 * _DAY,
+        max_bytes=_GIB // 4,
+        max_messages_per_subject=8,
+        description="What each host has",
     ),
     Stream(
         name=DEAD_STREAM,
@@ -284,6 +296,7 @@ def stream_config(stream: Stream, replicas: int = 1) -> api.StreamConfig:
         max_age=stream.max_age_seconds,
         max_bytes=stream.max_bytes,
         max_msg_size=stream.max_message_bytes,
+        max_msgs_per_subject=stream.max_messages_per_subject,
         duplicate_window=stream.duplicate_window_seconds,
         num_replicas=replicas,
         allow_direct=True,

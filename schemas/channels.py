@@ -77,7 +77,9 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         "processes", bus.PROCESSES, telemetry.ProcessBatch, bus.TELEMETRY_STREAM, "The processes on a host's devices."
     ),
     _telemetry("agents", bus.AGENTS, telemetry.AgentReport, bus.TELEMETRY_STREAM, "A collector on itself."),
-    _telemetry("inventory", bus.INVENTORY, telemetry.Inventory, bus.FACTS_STREAM, "A host, its devices, their links."),
+    _telemetry(
+        "inventory", bus.INVENTORY, telemetry.Inventory, bus.INVENTORY_STREAM, "A host, its devices, their links."
+    ),
     _telemetry("events", bus.EVENTS, telemetry.DeviceEvent, bus.FACTS_STREAM, "Something happened on a host."),
     Channel(
         name="lease_events",

@@ -64,7 +64,7 @@ async def stored(nc: Client) -> dict[str, list[tuple[str, str, bytes]]]:
     """Everything in both streams: message id, subject and payload, in the streams' order."""
     found: dict[str, list[tuple[str, str, bytes]]] = {}
     js = nc.jetstream()
-    for stream in (bus.TELEMETRY_STREAM, bus.FACTS_STREAM):
+    for stream in (bus.TELEMETRY_STREAM, bus.INVENTORY_STREAM, bus.FACTS_STREAM):
         messages = found[stream] = []
         config = api.ConsumerConfig(ack_policy=api.AckPolicy.NONE, mem_storage=True)
         consumer = await js.pull_subscribe("corral.v1.>", stream=stream, config=config)
@@ -82,7 +82,7 @@ def sequences(found: dict[str, list[tuple[str, str, bytes]]]) -> dict[str, list[
     for number, messages in enumerate(found.values()):
         for message_id, _, _ in messages:
             agent, _, sequence = message_id.rpartition("-")
-            by_agent.setdefault(agent, [[], []])[number].append(int(sequence))
+            by_agent.setdefault(agent, [[] for _ in found])[number].append(int(sequence))
     return by_agent
 
 
