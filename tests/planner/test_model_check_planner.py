@@ -106,7 +106,7 @@ def seed() -> int:
 
 
 async def test_model_check_in_seconds(server: EmbeddedServer, tmp_path: Path) -> None:
-    await model_check(server, tmp_path, clients=80, seconds=7, seed=seed(), to_the_end=False)
+    await model_check(server, tmp_path, clients=80, seconds=5, seed=seed(), to_the_end=False)
 
 
 @pytest.mark.slow
