@@ -168,7 +168,9 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
     try:
         with _open(path) as file:
             reader = csv.DictReader(file, strict=True)
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if reader.fieldnames is None:
+                raise TraceError(f"{path} is empty: its first line must name the columns {', '.join(columns)}")
+            missing = [name for name in columns if name not in reader.fieldnames]
             if missing:
                 raise TraceError(f"{path} has no column {', '.join(missing)}: its first line must name the columns")
             count = 0
