@@ -114,17 +114,18 @@ class EmbeddedServer:
             self.process.wait()
 
 
-def die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
     """Linux ends the child when its parent goes, however it goes (prctl PR_SET_PDEATHSIG); elsewhere nothing happens.
 
     Args:
         parent: its process id, taken before the fork: it may be gone already.
+        number: the signal that the child gets.
     """
     if sys.platform != "linux":
         return
     import ctypes
 
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(1, int(number))
     if os.getppid() != parent:
         os._exit(1)
 

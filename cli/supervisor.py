@@ -217,7 +217,8 @@ class Supervisor:
                 env=os.environ | {bus.URL_VARIABLE: self.server.url, "PYTHONUNBUFFERED": "1"} | part.environment,
                 # As with the server: a Ctrl-C reaches the supervisor alone, which stops parts in order.
                 start_new_session=True,
-                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+                # Parts are made to be killed; one that lingered would hold the database from the next cluster.
+                preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
             )
         return process, written
 

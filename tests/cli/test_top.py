@@ -42,6 +42,7 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
             assert title in text, f"{title} has no room"
 
         rows = app.query_one("#devices-rows", Rows)
+        await pilot.press("p")
         for expected in ("util", "memory"):
             await pilot.press("s")
             assert f"by {expected}" in "\n".join(screen(app))
@@ -49,6 +50,7 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
         assert used == sorted(used, reverse=True)
         await pilot.press("r")
         assert [device.memory_used_bytes for device in rows._rows] == sorted(used)
+        await pilot.press("p")
 
         await pilot.press("slash", *"watched-not-there")
         assert not rows._rows
