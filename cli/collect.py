@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .exits import FAILED, USAGE, CommandError
-from .options import NatsUrl
+from .options import NatsUrl, cancel_surely
 
 if TYPE_CHECKING:
     from ..collectors.source import Source
@@ -202,7 +202,7 @@ def _run(
         def stop() -> None:
             nonlocal stopped
             stopped = True
-            task.cancel()
+            cancel_surely(task)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncGenerator, Coroutine
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 
 import msgspec
 import typer
@@ -84,3 +84,14 @@ async def connected(nats: str | None, *, owner: str | None = None, timeout: floa
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work to its end."""
     return asyncio.run(work)
+
+
+CANCEL_AGAIN_SECONDS: Final = 8.0
+"""Below what a supervisor waits before it kills, above what a part needs to end in order."""
+
+
+def cancel_surely(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and again as long as it goes on: an await that fails at the very moment may swallow the first."""
+    if not task.done():
+        task.cancel()
+        task.get_loop().call_later(CANCEL_AGAIN_SECONDS, cancel_surely, task)

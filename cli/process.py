@@ -14,7 +14,7 @@ import typer
 
 from ..schemas import bus, codec
 from .exits import FAILED, NO_SERVICE, TIMED_OUT, USAGE, CommandError
-from .options import AsJson, NatsUrl, print_json, run, say
+from .options import AsJson, NatsUrl, cancel_surely, print_json, run, say
 
 if TYPE_CHECKING:
     from ..processors.service import Quack
@@ -141,7 +141,7 @@ def _run(
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, task.cancel)
+            loop.add_signal_handler(number, cancel_surely, task)
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
