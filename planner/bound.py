@@ -29,6 +29,8 @@ from .trace import Arrival, Node
 
 PATTERNS_MOST: Final = 20_000
 """Small sizes are left out of the patterns beyond so many: then they are held back by sums alone, a looser bound."""
+SIZES_MOST: Final = 100
+"""Likewise of different sizes, the greatest are kept."""
 INTERVALS_FROM: Final = 0.6
 INTERVAL: Final = 0.04
 """Of the demand, in units of the fleet, in which τ may lie; the first interval is all that lies before."""
@@ -162,7 +164,8 @@ class _Case:
             and want.gpus <= gpus
             and (not want.gpus or want.models is None or model in want.models)
         ]
-        self.sizes = sorted({k.share for k in self.kinds if k.gpus == 1 and k.share < WHOLE_MILLI}, reverse=True)
+        shares = {kind.share for kind in self.kinds if kind.gpus == 1 and kind.share < WHOLE_MILLI}
+        self.sizes = sorted(shares, reverse=True)[:SIZES_MOST]
         found = patterns(self.sizes, PATTERNS_MOST)
         while found is None:
             self.sizes.pop()
