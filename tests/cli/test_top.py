@@ -13,6 +13,7 @@ pytest.importorskip("textual", reason="corral[top] is not installed")
 
 from corral.cli.top_app import TopApp
 from corral.cli.top_rows import Rows
+from textual.widgets import Input
 
 
 @pytest.fixture
@@ -52,9 +53,10 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
         assert [device.memory_used_bytes for device in rows._rows] == sorted(used)
         await pilot.press("p")
 
-        await pilot.press("slash", *"watched-not-there")
+        await pilot.press("slash", *"zzz")
         assert not rows._rows
-        await pilot.press("escape", "slash", *held.lease_id, "enter")
+        app.query_one("#filter", Input).value = held.lease_id
+        await pilot.press("enter")
         assert {device.uuid for device in rows._rows} == {grant.device for grant in held.grants}
         await pilot.press("enter")
         await pilot.pause(0.6)
