@@ -13,3 +13,7 @@ class Unstorable(StorageError):
 
 class StoragePaused(RuntimeError):
     """Nothing can be stored at the moment (a full disk, say); it is worth trying again."""
+
+
+class Deposed(RuntimeError):
+    """Another processor owns this part of the stream by now; nothing was stored."""

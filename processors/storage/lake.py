@@ -1,0 +1,401 @@
+"""The shared storage: one DuckLake that many processors write, each its own parts of the streams.
+
+The tables lie as Parquet files in a folder or bucket that all can reach, and what belongs to them in a catalog in
+PostgreSQL, which makes a transaction over several tables atomic. A `LakePart` is the storage of one part of a stream:
+its watermark has a table of its own, beside the fence of its owner. Every batch rewrites that one row in the
+transaction of its rows, so of two processors that take themselves for the owner of a part one always fails: either it
+reads a fence above its own, or its transaction conflicts with the other's, is repeated, and then reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import duckdb
+import pyarrow as pa
+from duckdb import DuckDBPyConnection
+from msgspec import Struct
+
+from ...schemas.metrics import METRICS
+from . import lake_facts, schema
+from .errors import Deposed, StorageError, StoragePaused, Unstorable
+from .interface import Arrival, ArrowTable, Batch, Series
+from .statements import registered, transaction
+
+log = logging.getLogger("corral.lake")
+
+VERSION: Final = 1
+EXTENSIONS: Final = ("ducklake", "postgres_scanner")
+INLINE_ROWS: Final = 256
+"""Smaller inserts go into the catalog rather than into a file of their own, until maintenance writes them out."""
+CONFLICT_TRIES: Final = 8
+CONFLICT_SECONDS: Final = 0.05
+
+_CONFLICT: Final = re.compile(r"conflict|could not serialize|duplicate key value|deadlock detected", re.I)
+_SLUG: Final = re.compile(r"[^a-z0-9]+")
+_KEYS: Final = re.compile(r" PRIMARY KEY| NOT NULL")
+_T = TypeVar("_T")
+
+APPENDED: Final = ("processes", "agents", "events", "lease_events")
+STATE: Final = ("devices", "hosts", "links", "leases", "lease_devices")
+TABLES: Final[dict[str, str]] = {
+    "samples": "time TIMESTAMPTZ, host VARCHAR, device VARCHAR, "
+    + ", ".join(f"{name} {metric.row.unit.sql}" for name, metric in METRICS.items()),
+    # DuckLake has no keys: what is unique is so because its part has one owner.
+    **{name: _KEYS.sub("", schema.TABLES[name]) for name in (*APPENDED, *STATE)},
+    "store.arrivals": "stream VARCHAR, agent VARCHAR, high UBIGINT, seen UBIGINT, batch UBIGINT",
+    "store.refused": "time TIMESTAMPTZ, stream VARCHAR, code VARCHAR, messages BIGINT",
+    "corral_meta": "key VARCHAR, value VARCHAR",
+}
+
+
+class Lake(Struct, frozen=True):
+    """Where a lake is.
+
+    Attributes:
+        catalog: of DuckLake, such as `postgres:dbname=corral host=db.example`.
+        data: folder or URL of the Parquet files. A lake that is there knows its own, which this has to be.
+        memory_bytes: that each part may take; None leaves DuckDB's own limit.
+        threads: that each part may use.
+    """
+
+    catalog: str
+    data: str
+    memory_bytes: int | None = None
+    threads: int | None = None
+
+
+def load(connection: DuckDBPyConnection) -> None:
+    """Load the extensions into an instance, from their Python packages, so that no network is needed.
+
+    Raises:
+        StorageError: they are not installed, or are made for another version of DuckDB.
+    """
+    for name in EXTENSIONS:
+        spec = importlib.util.find_spec(f"duckdb_extension_{name}")
+        if spec is None or spec.origin is None:
+            raise StorageError(f"DuckDB's extension {name} is not installed: pip install 'corral[lake]'")
+        file = Path(spec.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
+        if not file.exists():
+            raise StorageError(
+                f"DuckDB is {duckdb.__version__}, and its extension {name} was made for another: "
+                "pip install 'corral[lake]' brings versions that fit"
+            )
+        connection.execute(f"LOAD {schema.sql_text(str(file))}")
+
+
+def attach(lake: Lake, *, read_only: bool = False) -> DuckDBPyConnection:
+    """A DuckDB instance of its own with the lake as its default database.
+
+    Raises:
+        StorageError: the catalog is no lake's, or can't be used.
+        StoragePaused: the catalog does not answer.
+    """
+    connection = duckdb.connect()
+    try:
+        load(connection)
+        connection.execute("SET TimeZone = 'UTC'")
+        if lake.memory_bytes is not None:
+            connection.execute(f"SET memory_limit = '{lake.memory_bytes}B'")
+        if lake.threads is not None:
+            connection.execute(f"SET threads = {lake.threads}")
+        options = f"DATA_PATH {schema.sql_text(lake.data)}, DATA_INLINING_ROW_LIMIT {INLINE_ROWS}"
+        if read_only:
+            options += ", READ_ONLY"
+        connection.execute(f"ATTACH {schema.sql_text('ducklake:' + lake.catalog)} AS lake ({options})")
+        connection.execute("USE lake")
+    except duckdb.Error as error:
+        connection.close()
+        raise as_storage_error(error) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def prepare(lake: Lake, partitions: int) -> str:
+    """Make what is missing in a lake. Several processors may do so at once.
+
+    Args:
+        lake: where.
+        partitions: of the samples. A lake is cut into as many as it was made with.
+
+    Returns:
+        The id of the history.
+
+    Raises:
+        StorageError: it is another program's or another version's, or has another number of partitions.
+        StoragePaused: the catalog does not answer.
+    """
+    if "://" not in lake.data:
+        Path(lake.data).mkdir(parents=True, exist_ok=True)
+    connection = attach_when_made(lake)
+    try:
+
+        def make() -> dict[str, str]:
+            with transaction(connection):
+                return _make(connection, partitions)
+
+        meta = _repeated(make)
+    except duckdb.Error as error:
+        raise as_storage_error(error) from error
+    finally:
+        connection.close()
+    if meta.get("program") != schema.PROGRAM:
+        raise StorageError(f"the lake belongs to {meta.get('program')!r}. Nothing was touched; name another catalog.")
+    if int(meta["lake_version"]) > VERSION:
+        raise StorageError("the lake was written by a newer Corral: upgrade this one. Nothing was touched.")
+    if int(meta["partitions"]) != partitions:
+        raise StorageError(
+            f"the lake has {meta['partitions']} partitions of the samples, not {partitions}: a host's messages have "
+            f"their place in one of them. Use --partitions {meta['partitions']}, or another lake."
+        )
+    return meta["processor"]
+
+
+def attach_when_made(lake: Lake) -> DuckDBPyConnection:
+    """As `attach`; where another processor makes the same lake at this moment, once that is done."""
+    for left in range(CONFLICT_TRIES, -1, -1):
+        try:
+            return attach(lake)
+        except StorageError as error:
+            # Two that make the catalog's tables at once: the second finds them there.
+            if not left or not re.search(r"already exists|duplicate key|concurrently", str(error)):
+                raise
+        time.sleep(0.2)
+    raise AssertionError
+
+
+def _make(connection: DuckDBPyConnection, partitions: int) -> dict[str, str]:
+    found = connection.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'lake'").fetchall()
+    names = {name for (name,) in found}
+    if "corral_meta" in names:
+        return dict(connection.execute("SELECT key, value FROM corral_meta").fetchall())
+    if names:
+        raise StorageError(
+            f"the lake is not a history of Corral: it holds {', '.join(sorted(names)[:3])}. Name another catalog."
+        )
+    connection.execute("CREATE SCHEMA IF NOT EXISTS store")
+    for name, columns in TABLES.items():
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
+    connection.execute("ALTER TABLE samples SET PARTITIONED BY (year(time), month(time), day(time))")
+    meta = {
+        "program": schema.PROGRAM,
+        "lake_version": str(VERSION),
+        "partitions": str(partitions),
+        "processor": uuid.uuid4().hex[:12],
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    for key, value in meta.items():
+        connection.execute("INSERT INTO corral_meta VALUES (?, ?)", [key, value])
+    connection.execute(
+        "CREATE VIEW dead_letters AS SELECT stream, code, sum(messages)::BIGINT AS messages, min(time) AS first_time, "
+        "max(time) AS last_time FROM store.refused GROUP BY stream, code"
+    )
+    return meta
+
+
+class LakePart:
+    """The storage of one part of a stream: it belongs to one owner at a time, whose fence is the greatest.
+
+    Args:
+        lake: where.
+        processor: id of the history, as `prepare` gives it.
+        part: such as `CORRAL_FACTS`, or `CORRAL_PARTS_4/2` for one of four partitions.
+        fence: of this owner: greater than that of any owner before.
+
+    Raises:
+        StorageError, StoragePaused: see `attach`.
+    """
+
+    def __init__(self, lake: Lake, processor: str, part: str, fence: int) -> None:
+        self.lake = lake
+        self.processor = processor
+        self.part = part
+        self.fence = fence
+        self.series = Series()
+        self._table = "store.watermark_" + _SLUG.sub("_", part.lower())
+        self._created = ""
+        self._sequence = 0
+        self._connection: DuckDBPyConnection | None = attach_when_made(lake)
+
+    def resume(self, stream: str, created: str) -> int:
+        """Take the part over, and say where it stands: whoever owned it before can't store anything from here on.
+
+        Raises:
+            Deposed: somebody with a greater fence has taken it since.
+        """
+        try:
+            return _repeated(lambda: self._take_over(created))
+        except duckdb.Error as error:
+            raise as_storage_error(error) from error
+
+    def _take_over(self, created: str) -> int:
+        cursor = self._open()
+        with transaction(cursor):
+            cursor.execute(
+                f"CREATE TABLE IF NOT EXISTS {self._table} "
+                "(part VARCHAR, created VARCHAR, sequence UBIGINT, fence UBIGINT)"
+            )
+            row = cursor.execute(f"SELECT created, sequence, fence FROM {self._table}").fetchone()
+            sequence = 0
+            if row is None:
+                cursor.execute(f"INSERT INTO {self._table} VALUES (?, ?, 0, ?)", [self.part, created, self.fence])
+            else:
+                known, sequence, fence = row
+                self._check(fence)
+                if known != created:
+                    log.warning("%s was made anew at %s: reading it from its start", self.part, created)
+                    sequence = 0
+                cursor.execute(
+                    f"UPDATE {self._table} SET created = ?, sequence = ?, fence = ?", [created, sequence, self.fence]
+                )
+        self._created, self._sequence = created, int(sequence)
+        return self._sequence
+
+    def watermarks(self) -> dict[str, int]:
+        """The last stored sequence of this part."""
+        return {self.part: self._sequence}
+
+    def arrivals(self, stream: str) -> list[Arrival]:
+        """What is stored of each agent's run."""
+        try:
+            rows = (
+                self._open()
+                .execute(
+                    "SELECT agent, arg_max(high, batch), arg_max(seen, batch) FROM store.arrivals "
+                    "WHERE stream = ? GROUP BY agent",
+                    [self.part],
+                )
+                .fetchall()
+            )
+        except duckdb.Error as error:
+            raise as_storage_error(error) from error
+        return [Arrival(agent, high, seen) for agent, high, seen in rows]
+
+    def commit(self, batch: Batch) -> None:
+        """Store a batch with its watermark, all of it or nothing. A batch that is stored already changes nothing.
+
+        Raises:
+            Deposed: the part has another owner now; nothing was stored.
+            StoragePaused, Unstorable, StorageError: see `Storage.commit`.
+        """
+        try:
+            _repeated(lambda: self._commit(batch))
+        except duckdb.Error as error:
+            raised = as_storage_error(error)
+            if not isinstance(raised, Unstorable):
+                # A connection to the catalog that broke is not mended by itself.
+                self._abandon()
+            raise raised from error
+        self._sequence = max(self._sequence, batch.sequence)
+
+    def _commit(self, batch: Batch) -> None:
+        cursor = self._open()
+        with transaction(cursor):
+            row = cursor.execute(f"SELECT created, sequence, fence FROM {self._table}").fetchone()
+            if row is None:
+                raise StorageError(f"{self._table} is empty: something else than Corral has written to the lake")
+            self._check(row[2])
+            if batch.sequence <= row[1]:
+                return
+            if batch.samples is not None:
+                with registered(cursor, "incoming", self._named(batch.samples)):
+                    cursor.execute("INSERT INTO samples FROM incoming")
+            for name, table in batch.tables.items():
+                with registered(cursor, "incoming", table):
+                    cursor.execute(f"INSERT INTO {name} SELECT * FROM incoming")
+            lake_facts.write_inventories(cursor, batch.inventories)
+            lake_facts.write_leases(cursor, batch.leases)
+            if batch.arrivals:
+                runs = pa.table(
+                    {
+                        "agent": [run.agent for run in batch.arrivals],
+                        "high": pa.array([run.high for run in batch.arrivals], pa.uint64()),
+                        "seen": pa.array([run.seen for run in batch.arrivals], pa.uint64()),
+                    }
+                )
+                with registered(cursor, "incoming", runs):
+                    cursor.execute(
+                        "INSERT INTO store.arrivals SELECT ?, *, ? FROM incoming", [self.part, batch.sequence]
+                    )
+            for code, messages in batch.refused.items():
+                cursor.execute("INSERT INTO store.refused VALUES (now(), ?, ?, ?)", [self.part, code, messages])
+            cursor.execute(f"UPDATE {self._table} SET sequence = ?", [batch.sequence])
+
+    def _named(self, samples: ArrowTable) -> ArrowTable:
+        """Names in the place of numbers: the parts have no numbers in common, and Parquet stores a name once a page."""
+        names = list(self.series.names)
+        numbers = samples["series"].combine_chunks()
+        columns: dict[str, Any] = {"time": samples["time"]}
+        for at, column in enumerate(("host", "device")):
+            values = pa.array([name[at] for name in names], pa.string())
+            columns[column] = pa.DictionaryArray.from_arrays(numbers, values)
+        for name in METRICS:
+            columns[name] = samples[name]
+        return pa.table(columns)
+
+    def _check(self, fence: int) -> None:
+        if fence > self.fence:
+            raise Deposed(f"{self.part} has another owner (its fence is {fence}, this processor's {self.fence})")
+
+    def cursor(self) -> DuckDBPyConnection:
+        """A new cursor on the lake."""
+        cursor = self._open().cursor()
+        cursor.execute("USE lake")
+        return cursor
+
+    def _open(self) -> DuckDBPyConnection:
+        if self._connection is None:
+            self._connection = attach(self.lake)
+        return self._connection
+
+    def _abandon(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(duckdb.Error):
+                connection.close()
+
+    def close(self) -> None:
+        """Let go of the catalog."""
+        self._abandon()
+
+
+def _repeated(work: Callable[[], _T]) -> _T:
+    """Do a transaction, and again where another one came in between: what it read may not hold any more."""
+    for left in range(CONFLICT_TRIES, -1, -1):
+        try:
+            return work()
+        except duckdb.Error as error:
+            if not left or not _CONFLICT.search(str(error)):
+                raise
+        time.sleep(CONFLICT_SECONDS * (0.5 + random.random()) * 2 ** (CONFLICT_TRIES - left))
+    raise AssertionError
+
+
+def as_storage_error(error: duckdb.Error) -> StorageError | StoragePaused:
+    """DuckDB's error in words that say what to do."""
+    text = _without_password(str(error).strip())
+    line = " ".join(text.split("\n")[:2])
+    if _CONFLICT.search(text):
+        return StoragePaused(f"the lake: others kept coming in between: {line}")
+    if "DATA_PATH parameter" in text:
+        return StorageError(f"the lake keeps its files in another place: {line}")
+    if isinstance(error, duckdb.DataError | duckdb.IntegrityError) and "commit" not in text:
+        return Unstorable(line)
+    if isinstance(error, duckdb.ProgrammingError | duckdb.NotSupportedError) and "onnect" not in text:
+        return StorageError(f"the lake: {line}")
+    return StoragePaused(f"the lake: {line}")
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"(password\s*=\s*)(\'[^\']*\'|\S+)", r"\1…", re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:…@", text))

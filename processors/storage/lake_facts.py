@@ -1,0 +1,85 @@
+"""Inventories and leases in a lake, by the statements of the embedded storage.
+
+DuckLake has no keys, so no `ON CONFLICT`. The rows in question are brought into temporary tables that have keys, the
+statements of `facts.py` change them there, and what was brought is replaced: all in the transaction of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import pyarrow as pa
+from duckdb import DuckDBPyConnection
+
+from ...schemas.requests import LeaseEvent
+from ...schemas.telemetry import Inventory
+from . import facts, schema
+from .statements import registered
+
+_HOST_TABLES: Final = ("hosts", "devices", "links")
+_LEASE_TABLES: Final = ("leases", "lease_devices", "lease_events")
+
+
+def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventory]) -> None:
+    """Bring hosts, devices and links up to date."""
+    if not inventories:
+        return
+    hosts = pa.table({"host": pa.array({i.host.name for i in inventories}, pa.string())})
+    devices = pa.table({"device": pa.array({d.uuid for i in inventories for d in i.devices}, pa.string())})
+    with registered(cursor, "named_hosts", hosts), registered(cursor, "named_devices", devices):
+        chosen = "host IN (SELECT host FROM named_hosts)"
+        # A device may come from another host.
+        found = f"({chosen} OR device IN (SELECT device FROM named_devices))"
+        which = {"hosts": chosen, "devices": found, "links": chosen}
+        _bring(cursor, _HOST_TABLES, which)
+        facts.write_inventories(cursor, inventories)
+        _replace(cursor, _HOST_TABLES, which)
+
+
+def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> None:
+    """Append lease events that are not there yet, and bring leases up to date."""
+    if not events:
+        return
+    leases = pa.table({"lease_id": pa.array({event.lease.lease_id for event in events}, pa.string())})
+    with registered(cursor, "named_leases", leases):
+        which = dict.fromkeys(_LEASE_TABLES, "lease_id IN (SELECT lease_id FROM named_leases)")
+        _bring(cursor, _LEASE_TABLES, which)
+        facts.write_leases(cursor, events)
+        _replace(cursor, _LEASE_TABLES, which)
+
+
+def _bring(cursor: DuckDBPyConnection, tables: Sequence[str], which: dict[str, str]) -> None:
+    """Temporary tables come first where a statement names them without their database."""
+    for table in tables:
+        cursor.execute(f"CREATE OR REPLACE TEMP TABLE {table} ({schema.TABLES[table]})")
+        cursor.execute(f"INSERT INTO temp.main.{table} FROM lake.main.{table} WHERE {which[table]}")
+
+
+def _replace(cursor: DuckDBPyConnection, tables: Sequence[str], which: dict[str, str]) -> None:
+    for table in tables:
+        # Rows that are as they were stay where they are: of an inventory most are.
+        cursor.execute(
+            f"CREATE OR REPLACE TEMP TABLE before AS FROM lake.main.{table} WHERE {which[table]}; "
+            f"CREATE OR REPLACE TEMP TABLE added AS (FROM temp.main.{table} EXCEPT FROM temp.main.before); "
+            f"CREATE OR REPLACE TEMP TABLE gone AS (FROM temp.main.before EXCEPT FROM temp.main.{table})"
+        )
+        row = cursor.execute("SELECT count(*) FROM temp.main.gone").fetchone()
+        if row is not None and row[0]:
+            key = ", ".join(_KEYS[table])
+            cursor.execute(f"DELETE FROM lake.main.{table} WHERE ({key}) IN (SELECT ({key}) FROM temp.main.gone)")
+        row = cursor.execute("SELECT count(*) FROM temp.main.added").fetchone()
+        if row is not None and row[0]:
+            cursor.execute(f"INSERT INTO lake.main.{table} FROM temp.main.added")
+        cursor.execute(f"DROP TABLE temp.main.{table}")
+
+
+_KEYS: Final = {
+    "hosts": ("host",),
+    "devices": ("device",),
+    "links": ("host", "device", "other"),
+    "leases": ("lease_id",),
+    "lease_devices": ("lease_id", "device"),
+    "lease_events": ("lease_id", "kind", "time"),
+}
+"""What tells rows of a table apart."""
