@@ -68,9 +68,10 @@ def simulate(
     Tables may be gzipped (.gz). A request that fits somewhere is always placed.
 
     Examples:
-      corral simulate --nodes nodes.csv --requests requests.csv --out placements.csv
-      corral simulate --nodes nodes.csv --requests requests.csv --policy fragmentation --profile history.csv
-      corral simulate --nodes nodes.csv --requests requests.csv --verify --bound --json
+      corral simulate --nodes n.csv --requests r.csv --out placements.csv
+      corral simulate --nodes n.csv --requests r.csv --policy best-fit --json
+      corral simulate --nodes n.csv --requests r.csv --profile history.csv
+      corral simulate --nodes n.csv --requests r.csv --verify --bound
     """
     from ..planner.audit import AuditError, audit
     from ..planner.policies import DEFAULT, POLICIES, make

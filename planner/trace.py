@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from glob import escape
 from pathlib import Path
@@ -178,7 +179,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
                 count += 1
                 # A short line leaves None behind.
                 yield reader.line_num, {name: cast("str | None", row[name]) or "" for name in columns}
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise TraceError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise TraceError(f"{path} is no table of comma-separated values in UTF-8: {error}") from None
