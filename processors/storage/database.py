@@ -27,7 +27,7 @@ from .statements import registered, transaction
 
 log = logging.getLogger("corral.storage")
 
-CHECKPOINT_BYTES: Final = 256 * 2**20
+CHECKPOINT_BYTES: Final = 128 * 2**20
 """Write-ahead log at which DuckDB folds it into the file: rarely enough to cost little, and under a second each."""
 
 CHUNK_ROWS: Final = 122_880
@@ -182,10 +182,12 @@ class Database:
             # Counted over all streams, so that rollups know by one number how far they are.
             number = 1 + max((number for _, _, number in self._watermarks.values()), default=0)
             days, metrics = set(self.days), dict(self._metrics)
+            # The next batch is decoded meanwhile, and may make more: those go with it.
             series = len(self.series.names)
             try:
                 cursor = self._cursor_for_writing()
                 with transaction(cursor):
+                    self._write_series(cursor, series)
                     self._write(cursor, batch, created, number)
             except duckdb.Error as error:
                 self.days, self._metrics = days, metrics
@@ -205,7 +207,6 @@ class Database:
 
     def _write(self, cursor: DuckDBPyConnection, batch: Batch, created: str, number: int) -> None:
         if batch.samples is not None:
-            self._write_series(cursor)
             self._write_samples(cursor, batch.samples, number)
         for name, table in batch.tables.items():
             with registered(cursor, "incoming", table):
@@ -230,8 +231,8 @@ class Database:
             [batch.stream, created, batch.sequence, number],
         )
 
-    def _write_series(self, cursor: DuckDBPyConnection) -> None:
-        names = self.series.names[self._series_stored :]
+    def _write_series(self, cursor: DuckDBPyConnection, count: int) -> None:
+        names = self.series.names[self._series_stored : count]
         if not names:
             return
         first = self._series_stored

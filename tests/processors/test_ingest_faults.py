@@ -220,3 +220,26 @@ async def test_a_snapshot_is_taken_with_the_command_while_ingest_goes_on(
     again = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     assert b"is there already" in (await again.communicate())[1]
     assert again.returncode == 2
+
+
+async def test_a_server_that_dies_and_returns_loses_and_doubles_nothing(
+    server: EmbeddedServer, processor: Processor
+) -> None:
+    async def publish(first: int, last: int) -> Asking:
+        nc = await bus.connect(server.url, name="test")
+        await bus.ensure_layout(nc.jetstream())
+        for sequence in range(first, last):
+            payload = codec.encode(sample_batch("h1", sequence))
+            await nc.jetstream().publish(bus.samples_subject("h1"), payload)
+        return await answering(nc)
+
+    processor.start()
+    before = await publish(1, 100)
+    server.kill()
+    server.start()
+    asking = await publish(100, 200)
+    await asking.until("SELECT count(*) FROM samples", 199 * 12)
+    assert await asking.rows("SELECT count(DISTINCT (device, time)) FROM samples") == [[199 * 12]]
+    assert (await asking.status()).duplicates == 0
+    await before.nc.close()
+    await asking.nc.close()
