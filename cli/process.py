@@ -149,6 +149,12 @@ def _run(
         uvloop.run(until_stopped())
     except (StorageError, QuackError) as error:
         raise CommandError(str(error), FAILED) from error
+    except ExceptionGroup as group:
+        # Whatever failed first ended the others.
+        found: BaseException = group
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        raise found from group
 
 
 def snapshot(

@@ -106,6 +106,10 @@ class Maintenance:
                 if self.failing.get(job.name) != text:
                     log.error("%s failed, and is tried again: %s", job.name, text)
                 self.failing[job.name] = text
+            except Exception:
+                # One job that fails must not end the others.
+                log.exception("%s failed, and is tried again", job.name)
+                self.failing[job.name] = "the log says why"
             ended = time.monotonic()
             job.due = ended + max(job.seconds, ended - began)
 
