@@ -138,7 +138,9 @@ def decode(messages: Sequence[Incoming], is_new: Callable[[str, int], bool], now
 
 def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], now_ns: int) -> bool:
     subject = message.subject
-    kind, _, token = subject[len(bus.PREFIX) + 1 :].partition(".")
+    kind = subject[len(bus.PREFIX) + 1 :].partition(".")[0]
+    # The host is the last token, behind the partition where there are several.
+    token = subject.rpartition(".")[2]
     if kind == "leases":
         named = codec.JSON if message.payload[:1] == b"{" else codec.MSGPACK
         event = codec.decode(message.payload, LeaseEvent, named)

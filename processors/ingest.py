@@ -38,12 +38,16 @@ class Consumer(Struct, frozen=True):
         suffix: what its name ends on, behind the id of the history.
         batch_bytes: payload of one transaction.
         linger_seconds: a transaction waits so long for more; with the commit it bounds the delay to less than 1 s.
+        subjects: only these of the stream; all by default.
+        part: name of what they are together, under which the storage keeps where it stands; the stream's by default.
     """
 
     stream: str
     suffix: str
     batch_bytes: int
     linger_seconds: float
+    subjects: tuple[str, ...] = ()
+    part: str = ""
 
 
 CONSUMERS: Final = (
@@ -105,16 +109,19 @@ class Ingest:
     Attributes:
         counts: see `Counts`.
         paused: why nothing is stored at the moment; empty while it is.
+        part: what it reads, as the storage names it.
     """
 
     def __init__(self, nc: Client, storage: Storage, consumer: Consumer, dead_letters: DeadLetters) -> None:
         self.consumer = consumer
+        self.part = consumer.part or consumer.stream
         self._storage = storage
         self._dead_letters = dead_letters
         self._reader = Reader(
             nc,
             consumer.stream,
             f"history-{storage.processor}-{consumer.suffix}",
+            filter_subjects=consumer.subjects,
             buffer_bytes=2 * consumer.batch_bytes,
         )
         self._arrivals = Arrivals()
@@ -131,7 +138,7 @@ class Ingest:
 
     async def run(self) -> None:
         """Read, decode and write until cancelled."""
-        stream = self.consumer.stream
+        stream = self.part
         loop = asyncio.get_running_loop()
         created = await self._reader.identify()
         after = await loop.run_in_executor(self._threads, self._storage.resume, stream, created)
@@ -250,7 +257,7 @@ class Ingest:
         for refusal in refused:
             codes[refusal.code] = codes.get(refusal.code, 0) + 1
         batch = Batch(
-            stream=self.consumer.stream,
+            stream=self.part,
             sequence=messages[-1].sequence,
             samples=table,
             tables=found.tables(),

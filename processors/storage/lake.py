@@ -4,7 +4,7 @@ The tables lie as Parquet files in a folder or bucket that all can reach, and wh
 PostgreSQL, which makes a transaction over several tables atomic. A `LakePart` is the storage of one part of a stream:
 its watermark has a table of its own, beside the fence of its owner. Every batch rewrites that one row in the
 transaction of its rows, so of two processors that take themselves for the owner of a part one always fails: either it
-reads a fence above its own, or its transaction conflicts with the other's, is repeated, and then reads it.
+reads a fence that is not its own, or its transaction conflicts with the other's, is repeated, and then reads it.
 """
 
 from __future__ import annotations
@@ -207,33 +207,29 @@ def _make(connection: DuckDBPyConnection, partitions: int) -> dict[str, str]:
 class LakePart:
     """The storage of one part of a stream: it belongs to one owner at a time, whose fence is the greatest.
 
+    `resume` makes it the owner, with a fence one above the last.
+
     Args:
         lake: where.
         processor: id of the history, as `prepare` gives it.
-        part: such as `CORRAL_FACTS`, or `CORRAL_PARTS_4/2` for one of four partitions.
-        fence: of this owner: greater than that of any owner before.
+        part: such as `CORRAL_FACTS`, or `CORRAL_PARTITIONS/2` for one of several partitions.
 
     Raises:
         StorageError, StoragePaused: see `attach`.
     """
 
-    def __init__(self, lake: Lake, processor: str, part: str, fence: int) -> None:
+    def __init__(self, lake: Lake, processor: str, part: str) -> None:
         self.lake = lake
         self.processor = processor
         self.part = part
-        self.fence = fence
+        self.fence = 0
         self.series = Series()
         self._table = "store.watermark_" + _SLUG.sub("_", part.lower())
-        self._created = ""
         self._sequence = 0
         self._connection: DuckDBPyConnection | None = attach_when_made(lake)
 
     def resume(self, stream: str, created: str) -> int:
-        """Take the part over, and say where it stands: whoever owned it before can't store anything from here on.
-
-        Raises:
-            Deposed: somebody with a greater fence has taken it since.
-        """
+        """Take the part over, and say where it stands: whoever owned it before can't store anything from here on."""
         try:
             return _repeated(lambda: self._take_over(created))
         except duckdb.Error as error:
@@ -247,20 +243,19 @@ class LakePart:
                 "(part VARCHAR, created VARCHAR, sequence UBIGINT, fence UBIGINT)"
             )
             row = cursor.execute(f"SELECT created, sequence, fence FROM {self._table}").fetchone()
-            sequence = 0
+            fence, sequence = 1, 0
             if row is None:
-                cursor.execute(f"INSERT INTO {self._table} VALUES (?, ?, 0, ?)", [self.part, created, self.fence])
+                cursor.execute(f"INSERT INTO {self._table} VALUES (?, ?, 0, ?)", [self.part, created, fence])
             else:
-                known, sequence, fence = row
-                self._check(fence)
+                known, sequence, fence = row[0], int(row[1]), int(row[2]) + 1
                 if known != created:
                     log.warning("%s was made anew at %s: reading it from its start", self.part, created)
                     sequence = 0
                 cursor.execute(
-                    f"UPDATE {self._table} SET created = ?, sequence = ?, fence = ?", [created, sequence, self.fence]
+                    f"UPDATE {self._table} SET created = ?, sequence = ?, fence = ?", [created, sequence, fence]
                 )
-        self._created, self._sequence = created, int(sequence)
-        return self._sequence
+        self.fence, self._sequence = fence, sequence
+        return sequence
 
     def watermarks(self) -> dict[str, int]:
         """The last stored sequence of this part."""
@@ -302,11 +297,12 @@ class LakePart:
     def _commit(self, batch: Batch) -> None:
         cursor = self._open()
         with transaction(cursor):
-            row = cursor.execute(f"SELECT created, sequence, fence FROM {self._table}").fetchone()
+            row = cursor.execute(f"SELECT sequence, fence FROM {self._table}").fetchone()
             if row is None:
                 raise StorageError(f"{self._table} is empty: something else than Corral has written to the lake")
-            self._check(row[2])
-            if batch.sequence <= row[1]:
+            if row[1] != self.fence:
+                raise Deposed(f"{self.part} has another owner (its fence is {row[1]}, this processor's {self.fence})")
+            if batch.sequence <= row[0]:
                 return
             if batch.samples is not None:
                 with registered(cursor, "incoming", self._named(batch.samples)):
@@ -343,10 +339,6 @@ class LakePart:
         for name in METRICS:
             columns[name] = samples[name]
         return pa.table(columns)
-
-    def _check(self, fence: int) -> None:
-        if fence > self.fence:
-            raise Deposed(f"{self.part} has another owner (its fence is {fence}, this processor's {self.fence})")
 
     def cursor(self) -> DuckDBPyConnection:
         """A new cursor on the lake."""

@@ -17,8 +17,8 @@ from ...schemas.telemetry import Inventory
 from . import facts, schema
 from .statements import registered
 
-_HOST_TABLES: Final = ("hosts", "devices", "links")
-_LEASE_TABLES: Final = ("leases", "lease_devices", "lease_events")
+_HOST_TABLES: Final[Sequence[str]] = ("hosts", "devices", "links")
+_LEASE_TABLES: Final[Sequence[str]] = ("leases", "lease_devices", "lease_events")
 
 
 def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventory]) -> None:
