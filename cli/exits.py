@@ -48,6 +48,7 @@ _EXTRAS: Final[dict[str, str]] = {
     "textual": "top",
     "highspy": "simulate",
     "nicegui": "dashboard",
+    "prometheus_client": "exporter",
 }
 """Which extra brings a library, or what a part needs; a host has only the extras of the parts that it runs."""
 

@@ -62,6 +62,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "collect": Entry("collect:collect", _PARTS, "Collect this host's GPU telemetry and publish it."),
     "process": Entry("process:process", _PARTS, "Turn telemetry into history, and answer SQL."),
     "plan": Entry("plan:plan", _PARTS, "Answer work requests."),
+    "export": Entry("export:export", _PARTS, "Serve the whole fleet's metrics to Prometheus."),
 }
 
 DEBUG_VARIABLE: Final = "CORRAL_DEBUG"

@@ -1,0 +1,174 @@
+"""Which series a device has: each metric of the catalogue under dcgm-exporter's name, type and unit, or as `corral_…`.
+
+Names, types and defaults are those of dcgm-exporter's `etc/default-counters.csv`, so that boards and alerts that were
+made for it find what they ask for. Metrics that it does not have follow Prometheus' own rules of naming: base units,
+`_total` behind counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Final
+
+from msgspec import Struct
+
+from ...schemas.metrics import COUNT, METRICS, NANOSECONDS, Kind, Metric
+
+Text = Callable[[float], str]
+
+XID: Final = "xid"
+"""Stands for a column that no batch has: the code of the last Xid of each device."""
+NVLINK: Final = "nvlink"
+"""Stands for the sum of both directions of NVLink, in bytes."""
+
+DEFAULTS: Final = (
+    "DCGM_FI_DEV_SM_CLOCK",
+    "DCGM_FI_DEV_MEM_CLOCK",
+    "DCGM_FI_DEV_MEMORY_TEMP",
+    "DCGM_FI_DEV_GPU_TEMP",
+    "DCGM_FI_DEV_POWER_USAGE",
+    "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
+    "DCGM_FI_DEV_PCIE_REPLAY_COUNTER",
+    "DCGM_FI_DEV_GPU_UTIL",
+    "DCGM_FI_DEV_MEM_COPY_UTIL",
+    "DCGM_FI_DEV_ENC_UTIL",
+    "DCGM_FI_DEV_DEC_UTIL",
+    "DCGM_FI_DEV_XID_ERRORS",
+    "DCGM_FI_DEV_FB_FREE",
+    "DCGM_FI_DEV_FB_USED",
+    "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL",
+    "DCGM_FI_DEV_VGPU_LICENSE_STATUS",
+    "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS",
+    "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS",
+    "DCGM_FI_DEV_ROW_REMAP_FAILURE",
+    "DCGM_FI_PROF_GR_ENGINE_ACTIVE",
+    "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE",
+    "DCGM_FI_PROF_DRAM_ACTIVE",
+    "DCGM_FI_PROF_PCIE_TX_BYTES",
+    "DCGM_FI_PROF_PCIE_RX_BYTES",
+)
+"""What dcgm-exporter serves where nobody has chosen."""
+
+_TYPES: Final = {
+    # Rates and a level, but dcgm-exporter calls them counters.
+    "DCGM_FI_DEV_PCIE_TX_THROUGHPUT": "counter",
+    "DCGM_FI_DEV_PCIE_RX_THROUGHPUT": "counter",
+    "DCGM_FI_DEV_RETIRED_PENDING": "counter",
+}
+_MIB: Final = 2**-20
+_UNITS: Final = {_MIB: "MiB", 0.01: "a ratio from 0 to 1", 0.001: "KB/s"}
+
+
+class Family(Struct, frozen=True):
+    """A name with its type and help, and how its values come about.
+
+    Attributes:
+        name: of the series.
+        kind: `gauge` or `counter`.
+        help: one sentence.
+        metric: of the catalogue, or `XID` or `NVLINK`.
+        text: a value of the metric as Prometheus reads it.
+    """
+
+    name: str
+    kind: str
+    help: str
+    metric: str
+    text: Text
+
+
+def _float(value: float) -> str:
+    return f"{value:.7g}"
+
+
+def _mebibytes(value: float) -> str:
+    return str(int(value) >> 20)
+
+
+def _kibibytes(value: float) -> str:
+    return str(int(value) >> 10)
+
+
+def _seconds(value: float) -> str:
+    return repr(value / 1e9)
+
+
+def _scaled(factor: float) -> Text:
+    return lambda value: f"{value * factor:.7g}"
+
+
+def _plain(metric: Metric) -> Text:
+    return str if metric.integer else _float
+
+
+def corral_name(metric: Metric) -> str:
+    """The name of a metric that dcgm-exporter does not have, as Prometheus names things."""
+    name = metric.name
+    if metric.row.unit is NANOSECONDS:
+        name = f"{name.removesuffix(NANOSECONDS.suffix)}_seconds"
+    elif metric.row.unit is COUNT:
+        name = name.removesuffix(COUNT.suffix)
+    return f"corral_{name}{'_total' if metric.row.kind is Kind.COUNTER else ''}"
+
+
+def _family(metric: Metric) -> Family:
+    row = metric.row
+    help = row.help.rstrip(".")
+    if row.dcgm is None:
+        text = _seconds if row.unit is NANOSECONDS else _plain(metric)
+        unit = "seconds" if row.unit is NANOSECONDS else row.unit.name
+        return Family(corral_name(metric), row.kind.value, f"{help} ({unit}).", metric.name, text)
+    name, factor = row.dcgm
+    text = _plain(metric) if factor == 1 else _mebibytes if factor == _MIB else _scaled(factor)
+    unit = _UNITS.get(factor, row.unit.name)
+    return Family(name, _TYPES.get(name, row.kind.value), f"{help} ({unit}).", metric.name, text)
+
+
+def _families() -> dict[str, Family]:
+    found = [_family(metric) for metric in METRICS.values()]
+    found += [
+        Family("DCGM_FI_DEV_XID_ERRORS", "gauge", "Value of the last Xid, 0 without any.", XID, str),
+        Family(
+            "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL",
+            "counter",
+            "Data over all NVLinks, both ways (KiB).",
+            NVLINK,
+            _kibibytes,
+        ),
+        Family(
+            "DCGM_FI_PROF_PCIE_TX_BYTES", "gauge", "Data sent over PCIe (bytes/s).", "pcie_tx_bytes_per_second", _float
+        ),
+        Family(
+            "DCGM_FI_PROF_PCIE_RX_BYTES",
+            "gauge",
+            "Data received over PCIe (bytes/s).",
+            "pcie_rx_bytes_per_second",
+            _float,
+        ),
+    ]
+    return {family.name: family for family in found}
+
+
+FAMILIES: Final[dict[str, Family]] = _families()
+"""Every series that a device may have, by name."""
+
+
+def choose(wanted: Sequence[str]) -> list[Family]:
+    """The families that some words name: `all`, `default` (dcgm-exporter's), names, or globs over them.
+
+    Raises:
+        ValueError: a word names none; the message says which.
+    """
+    chosen: dict[str, Family] = {}
+    for word in wanted:
+        if word == "all":
+            found = list(FAMILIES)
+        elif word == "default":
+            found = list(DEFAULTS)
+        else:
+            found = [name for name in FAMILIES if fnmatchcase(name, word)]
+        if not found:
+            raise ValueError(f"no metric is named {word!r}: use all, default, or names and globs such as DCGM_FI_DEV_*")
+        chosen.update((name, FAMILIES[name]) for name in found)
+    return list(chosen.values())

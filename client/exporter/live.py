@@ -1,0 +1,261 @@
+"""The newest of each host, as it comes from the bus. A host that falls silent is forgotten, and its series with it.
+
+What arrives is kept as bytes and decoded when somebody looks: a fleet sends far more samples than Prometheus scrapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeVar
+
+import nats.aio.client
+import nats.errors
+from msgspec import Struct
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import api
+from nats.js.errors import NotFoundError
+
+from ...schemas import bus, codec, columns
+from ...schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch, Severity
+
+log = logging.getLogger("corral.exporter")
+
+T = TypeVar("T", bound=Struct)
+
+FORGET_SECONDS: Final = 60.0
+_XID_HOURS: Final = 24
+_PENDING: Final = 65536
+_READ_SECONDS: Final = 5.0
+
+Block = tuple[bytes, bytes, bytes]
+"""Values and nulls of one metric, and the lines that were written of them."""
+
+
+class Host:
+    """What is known of one host.
+
+    Attributes:
+        name: of the host.
+        inventory: the last one; None before the first.
+        batch: the last good samples; None before the first.
+        report: the agent's last report on itself; None before the first.
+        heard: when samples came last, on the monotonic clock.
+        reported: when the report came.
+        labels: by device, as they stand behind a name.
+        static: lines that only the inventory decides, by name of the family.
+        blocks: lines of metrics, good as long as the values stay.
+        order: the devices that the lines stand for.
+    """
+
+    __slots__ = (
+        "batch",
+        "blocks",
+        "heard",
+        "inventory",
+        "labels",
+        "name",
+        "order",
+        "payload",
+        "report",
+        "reported",
+        "static",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inventory: Inventory | None = None
+        self.batch: SampleBatch | None = None
+        self.report: AgentReport | None = None
+        self.heard = 0.0
+        self.reported = 0.0
+        self.payload: bytes | None = None
+        self.labels: dict[str, str] = {}
+        self.static: dict[str, bytes] = {}
+        self.blocks: dict[str, Block] = {}
+        self.order: list[str] = []
+
+    @property
+    def devices(self) -> list[DeviceInfo]:
+        """What the inventory lists."""
+        return self.inventory.devices if self.inventory else []
+
+
+class Live:
+    """Every host that is heard of.
+
+    Args:
+        nc: a connected client of the bus.
+        forget_seconds: a host that sends no samples for so long is no longer shown.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        nc: nats.aio.client.Client,
+        *,
+        forget_seconds: float = FORGET_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.nc = nc
+        self.forget_seconds = forget_seconds
+        self.clock = clock
+        self.messages = 0
+        self.undecodable = 0
+        self.xids: dict[str, int] = {}
+        self._hosts: dict[str, Host] = {}
+        self._subscriptions: list[Subscription] = []
+
+    async def start(self) -> None:
+        """Listen, then read what each host said last of its devices, and the Xids of the last day."""
+        for prefix, take in (
+            (bus.SAMPLES, self.take_samples),
+            (bus.INVENTORY, self.take_inventory),
+            (bus.EVENTS, self.take_event),
+            (bus.AGENTS, self.take_report),
+        ):
+
+            async def on_message(message: Msg, take: Callable[[str, bytes], None] = take) -> None:
+                take(message.subject, message.data)
+
+            self._subscriptions.append(
+                await self.nc.subscribe(f"{prefix}.*", cb=on_message, pending_msgs_limit=_PENDING)
+            )
+        await self.nc.flush()
+        await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Read what the streams still have: at the start, and after the bus was away.
+
+        Where they can't be read (no stream yet, no permission), what comes next says the same within a minute.
+        """
+        since = datetime.now(UTC) - timedelta(hours=_XID_HOURS)
+        last = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT)
+        await self._read(f"{bus.INVENTORY}.*", last, self.take_inventory)
+        later = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.BY_START_TIME, opt_start_time=since)
+        await self._read(f"{bus.EVENTS}.*", later, self.take_event)
+
+    async def stop(self) -> None:
+        """Unsubscribe."""
+        for subscription in self._subscriptions:
+            if not self.nc.is_closed:
+                await subscription.unsubscribe()
+
+    async def _read(self, subject: str, config: api.ConsumerConfig, take: Callable[[str, bytes], None]) -> None:
+        js = self.nc.jetstream()
+        try:
+            stream = await js.find_stream_name_by_subject(subject)
+            config.ack_policy = api.AckPolicy.NONE
+            config.inactive_threshold = 30.0
+            reader = await js.pull_subscribe(subject, stream=stream, config=config)
+            try:
+                pending = (await reader.consumer_info()).num_pending or 0
+                while pending > 0:
+                    found = await reader.fetch(min(pending, 500), timeout=_READ_SECONDS)
+                    pending -= len(found)
+                    for message in found:
+                        take(message.subject, message.data)
+            finally:
+                with contextlib.suppress(nats.errors.Error, NotFoundError):
+                    await reader.unsubscribe()
+        except (nats.errors.Error, NotFoundError, TimeoutError) as error:
+            log.warning("%s can't be read from a stream (%s): waiting for what comes", subject, type(error).__name__)
+
+    def take_samples(self, subject: str, data: bytes) -> None:
+        """Keep a message until somebody looks, or a newer one comes."""
+        host = self._host(subject)
+        host.payload = data
+        host.heard = self.clock()
+        self.messages += 1
+
+    def take_inventory(self, subject: str, data: bytes) -> None:
+        """What the host has."""
+        inventory = self._decoded(subject, data, Inventory)
+        if inventory is None:
+            return
+        host = self._host(subject)
+        if host.inventory is not None and host.inventory.time_ns > inventory.time_ns:
+            return
+        changed = (
+            host.inventory is None
+            or host.inventory.devices != inventory.devices
+            or host.inventory.host != inventory.host
+        )
+        host.inventory = inventory
+        if changed:
+            host.labels, host.static, host.blocks = {}, {}, {}
+
+    def take_event(self, subject: str, data: bytes) -> None:
+        """The last Xid of a device; a reset clears it."""
+        event = self._decoded(subject, data, DeviceEvent)
+        if event is None or event.device is None:
+            return
+        if event.kind == "xid":
+            self.xids[event.device] = event.code
+        elif event.severity is Severity.CLEARED:
+            self.xids.pop(event.device, None)
+
+    def take_report(self, subject: str, data: bytes) -> None:
+        """An agent on itself."""
+        report = self._decoded(subject, data, AgentReport)
+        if report is None:
+            return
+        host = self._host(subject)
+        if host.report is None or host.report.time_ns <= report.time_ns:
+            host.report, host.reported = report, self.clock()
+
+    def hosts(self) -> list[Host]:
+        """Those that were heard lately, by name, with their samples decoded."""
+        now = self.clock()
+        shown: list[Host] = []
+        for name, host in sorted(self._hosts.copy().items()):
+            if host.reported and now - host.reported > self.forget_seconds:
+                host.report = None
+            if now - host.heard > self.forget_seconds:
+                host.batch, host.payload, host.blocks = None, None, {}
+                if host.report is None and host.inventory is None:
+                    self._hosts.pop(name, None)
+                if host.report is None:
+                    continue
+            payload, host.payload = host.payload, None
+            if payload is not None:
+                self._open(host, payload)
+            shown.append(host)
+        return shown
+
+    def age_seconds(self, host: Host) -> float:
+        """Since samples came last."""
+        return self.clock() - host.heard
+
+    def _open(self, host: Host, payload: bytes) -> None:
+        batch = self._decoded(host.name, payload, SampleBatch)
+        if batch is None:
+            return
+        try:
+            columns.check(batch)
+        except codec.DecodeError as error:
+            self._refuse(host.name, error)
+            return
+        host.batch = batch
+
+    def _host(self, subject: str) -> Host:
+        name = subject.rpartition(".")[2]
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = Host(name)
+        return host
+
+    def _decoded(self, subject: str, data: bytes, type: type[T]) -> T | None:
+        try:
+            return codec.decode(data, type)
+        except codec.DecodeError as error:
+            self._refuse(subject, error)
+            return None
+
+    def _refuse(self, subject: str, error: codec.DecodeError) -> None:
+        self.undecodable += 1
+        log.debug("%s: %s", subject, error)

@@ -1,0 +1,161 @@
+"""The devices' series as text, format 0.0.4.
+
+Lines are written a host and metric at a time, and kept for as long as the values stay the same: most metrics of an idle
+device, and the slow ones of a busy one, are written once and copied from then on.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from ...schemas import columns
+from ...schemas.metrics import METRICS
+from ...schemas.telemetry import DeviceInfo, Inventory, SampleBatch
+from .families import NVLINK, XID, Family
+from .live import Host
+
+DEVICE_INFO: Final = "corral_device_info"
+_HEADERS: Final = {
+    DEVICE_INFO: b"# HELP corral_device_info What a device is; its value is 1.\n# TYPE corral_device_info gauge\n"
+}
+_FORMATS: Final = {"<f4": "f", "<i4": "i", "<i8": "q"}
+_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+
+
+def write(hosts: Iterable[Host], families: Sequence[Family], xids: dict[str, int], *, info: bool = True) -> list[bytes]:
+    """All series of all devices, family by family.
+
+    Args:
+        hosts: as `Live.hosts` gives them.
+        families: which, in this order.
+        xids: the last Xid by device.
+        info: with `corral_device_info`.
+    """
+    shown = [host for host in hosts if host.batch is not None and host.inventory is not None]
+    for host in shown:
+        _label(host)
+    parts: list[bytes] = []
+    for family in families:
+        blocks = [block for host in shown if (block := _block(host, family, xids))]
+        if blocks:
+            parts.append(f"# HELP {family.name} {_help(family.help)}\n# TYPE {family.name} {family.kind}\n".encode())
+            parts += blocks
+    if info and shown:
+        parts.append(_HEADERS[DEVICE_INFO])
+        parts += [host.static[DEVICE_INFO] for host in shown]
+    return parts
+
+
+def labels_of(device: DeviceInfo, host: str, whole: DeviceInfo, instance: int) -> dict[str, str]:
+    """The labels that dcgm-exporter gives a device's series.
+
+    Args:
+        device: a whole one or a MIG instance.
+        host: the host's name.
+        whole: the device that a MIG instance is part of; the device itself else.
+        instance: number of the GPU instance.
+    """
+    found = {
+        "gpu": str(whole.index),
+        "UUID": whole.uuid,
+        "pci_bus_id": whole.pcie_address,
+        "device": f"{whole.vendor}{whole.index}",
+        "modelName": whole.name,
+    }
+    if device.mig_parent is not None:
+        found |= {"GPU_I_PROFILE": device.mig_profile, "GPU_I_ID": str(instance)}
+    found["Hostname"] = host
+    found["DCGM_FI_DRIVER_VERSION"] = device.driver
+    return found
+
+
+def label_text(labels: dict[str, str]) -> str:
+    """Labels as they stand behind a name."""
+    return "{" + ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in labels.items()) + "}"
+
+
+def device_labels(inventory: Inventory) -> dict[str, dict[str, str]]:
+    """The labels of every device of a host, by uuid."""
+    host = inventory.host.name
+    by_uuid = {device.uuid: device for device in inventory.devices}
+    seen: dict[str, int] = {}
+    found: dict[str, dict[str, str]] = {}
+    for device in inventory.devices:
+        whole, number = device, 0
+        if device.mig_parent is not None:
+            whole = by_uuid.get(device.mig_parent, device)
+            number = seen.get(device.mig_parent, 0)
+            seen[device.mig_parent] = number + 1
+        instance: int | None = getattr(device, "mig_instance", None)
+        found[device.uuid] = labels_of(device, host, whole, number if instance is None else instance)
+    return found
+
+
+def _label(host: Host) -> None:
+    if host.labels or host.inventory is None:
+        return
+    labels = device_labels(host.inventory)
+    host.labels = {uuid: label_text(found) for uuid, found in labels.items()}
+    lines: list[str] = []
+    for device in host.devices:
+        more = {
+            "device_uuid": device.uuid,
+            "vendor": device.vendor,
+            "architecture": device.architecture,
+            "compute_capability": device.compute_capability,
+            "memory_bytes": str(device.memory_bytes),
+            "serial": device.serial,
+        }
+        lines.append(f"{DEVICE_INFO}{label_text(labels[device.uuid] | more)} 1\n")
+    host.static = {DEVICE_INFO: "".join(lines).encode()}
+
+
+def _block(host: Host, family: Family, xids: dict[str, int]) -> bytes:
+    batch = host.batch
+    assert batch is not None
+    if host.order != batch.devices:
+        host.order, host.blocks = batch.devices, {}
+    column = _column(batch, family.metric, xids)
+    if column is None:
+        return b""
+    raw, nulls, code = column
+    kept = host.blocks.get(family.name)
+    if kept is not None and kept[0] == raw and kept[1] == nulls:
+        return kept[2]
+    name, text, labels = family.name, family.text, host.labels
+    values: Sequence[float] = memoryview(raw).cast(code)
+    lines = [
+        f"{name}{found} {text(value)}\n"
+        for at, (device, value) in enumerate(zip(batch.devices, values, strict=True))
+        if (found := labels.get(device)) is not None and not (nulls and nulls[at])
+    ]
+    block = "".join(lines).encode()
+    host.blocks[family.name] = (raw, nulls, block)
+    return block
+
+
+def _column(batch: SampleBatch, metric: str, xids: dict[str, int]) -> tuple[bytes, bytes, Any] | None:
+    """The values of the last tick, their nulls, and the format of one; None where there are none."""
+    count = len(batch.devices)
+    if metric == XID:
+        return array("q", [xids.get(device, 0) for device in batch.devices]).tobytes(), b"", "q"
+    if metric == NVLINK:
+        received, sent = (columns.column(batch, f"nvlink_{way}_bytes") for way in ("rx", "tx"))
+        if received is None or sent is None:
+            return None
+        both = list(zip(received[-count:], sent[-count:], strict=True))
+        nulls = bytes(a is None or b is None for a, b in both)
+        sums = array("q", [int((a or 0) + (b or 0)) for a, b in both])
+        return sums.tobytes(), nulls if any(nulls) else b"", "q"
+    raw = batch.columns.get(metric)
+    if raw is None:
+        return None
+    dtype = METRICS[metric].row.unit.dtype
+    nulls = batch.nulls.get(metric)
+    return raw[-count * int(dtype[-1]) :], nulls[-count:] if nulls else b"", _FORMATS[dtype]
+
+
+def _help(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n")

@@ -1,0 +1,290 @@
+"""Series about leases, the queue and Corral itself, by the official client library.
+
+The planner and the processor are asked at each scrape. One that does not answer is `corral_planner_up 0` or
+`corral_history_up 0`, and its other series are left out: numbers that nobody vouches for are none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from msgspec import Struct
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from ...schemas.query import ProcessorStatus
+from ...schemas.requests import FleetSummary, Lease, QueueEntry
+from ...schemas.telemetry import AgentReport
+from ..aio import Client
+from ..errors import CorralError
+from .live import Host, Live
+from .page import device_labels
+
+SERVICE_SECONDS: Final = 3.0
+
+
+class Answers(Struct, kw_only=True):
+    """What the services said; None where nobody did."""
+
+    fleet: FleetSummary | None = None
+    leases: list[Lease] | None = None
+    queue: list[QueueEntry] | None = None
+    history: ProcessorStatus | None = None
+
+
+async def ask(client: Client) -> Answers:
+    """Ask planner and processor, all at once, for `SERVICE_SECONDS` at most."""
+
+    async def or_none(work: object) -> object:
+        try:
+            async with asyncio.timeout(SERVICE_SECONDS):
+                return await work  # pyright: ignore[reportGeneralTypeIssues]
+        except (CorralError, TimeoutError, ValueError):
+            return None
+
+    fleet, leases, queue, history = await asyncio.gather(
+        or_none(client.fleet()), or_none(client.leases()), or_none(client.queue()), or_none(client.history())
+    )
+    return Answers(fleet=fleet, leases=leases, queue=queue, history=history)  # pyright: ignore[reportArgumentType]
+
+
+class Collected:
+    """One scrape's series, as prometheus-client wants them.
+
+    Args:
+        answers: of the services.
+        hosts: that are heard.
+        live: for counts of what arrived.
+        names: globs over the names that are wanted; empty for all.
+        scrape_seconds: that the devices' series took to write.
+    """
+
+    def __init__(
+        self,
+        answers: Answers,
+        hosts: Sequence[Host],
+        live: Live,
+        *,
+        names: Sequence[str] = (),
+        scrape_seconds: float = 0.0,
+    ) -> None:
+        self.answers = answers
+        self.hosts = hosts
+        self.live = live
+        self.names = names
+        self.scrape_seconds = scrape_seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """The families that are wanted and not empty."""
+        for family in self._all():
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            if family.samples and (not self.names or any(fnmatchcase(name, glob) for glob in self.names)):
+                yield family
+
+    def _all(self) -> Iterator[Metric]:
+        yield from _exporter(self.hosts, self.live, self.scrape_seconds)
+        yield from _hosts(self.hosts, self.live)
+        yield from _agents([host.report for host in self.hosts if host.report is not None])
+        answers = self.answers
+        yield _gauge("corral_planner_up", "Whether a planner answered this scrape.", float(answers.fleet is not None))
+        yield _gauge(
+            "corral_history_up", "Whether a processor answered this scrape.", float(answers.history is not None)
+        )
+        if answers.fleet is not None:
+            yield from _fleet(answers.fleet)
+        if answers.leases is not None:
+            yield from _leases(answers.leases, self.hosts)
+        if answers.queue is not None:
+            yield from _queue(answers.queue)
+        if answers.history is not None:
+            yield from _history(answers.history)
+
+
+def package_version() -> str:
+    """Of Corral."""
+    try:
+        return version("corral")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _gauge(name: str, help: str, value: float | None) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, help)
+    if value is not None:
+        family.add_metric([], value)
+    return family
+
+
+def _counter(name: str, help: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, help, value=value)
+
+
+def _gauges(name: str, help: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    family = GaugeMetricFamily(name, help, labels=labels)
+    for found, value in values:
+        family.add_metric(found, value)
+    return family
+
+
+def _counters(name: str, help: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    family = CounterMetricFamily(name, help, labels=labels)
+    for found, value in values:
+        family.add_metric(found, value)
+    return family
+
+
+def _exporter(hosts: Sequence[Host], live: Live, scrape_seconds: float) -> Iterator[Metric]:
+    built = [package_version(), platform.python_version()]
+    yield _gauges(
+        "corral_exporter_build_info", "The exporter's versions; its value is 1.", ["version", "python"], [(built, 1)]
+    )
+    shown = [host for host in hosts if host.batch is not None]
+    devices = sum(len(host.batch.devices) for host in shown if host.batch is not None and host.inventory is not None)
+    yield _gauge("corral_exporter_hosts", "Hosts whose devices are shown.", sum(h.inventory is not None for h in shown))
+    yield _gauge("corral_exporter_devices", "Devices that are shown.", devices)
+    yield _gauge(
+        "corral_exporter_hosts_without_inventory",
+        "Hosts that send samples, but have not said yet what they have: their devices are not shown.",
+        sum(host.inventory is None for host in shown),
+    )
+    yield _counter("corral_exporter_messages", "Messages with samples that came.", live.messages)
+    yield _counter("corral_exporter_undecodable_messages", "Messages that could not be read.", live.undecodable)
+    yield _gauge("corral_exporter_write_seconds", "Time to write the devices' series, this time.", scrape_seconds)
+
+
+def _hosts(hosts: Sequence[Host], live: Live) -> Iterator[Metric]:
+    shown = [host for host in hosts if host.batch is not None]
+    yield _gauges(
+        "corral_host_silent_seconds",
+        "Since samples of the host came last.",
+        ["Hostname"],
+        [([host.name], live.age_seconds(host)) for host in shown],
+    )
+    now = time.time()
+    yield _gauges(
+        "corral_host_sample_age_seconds",
+        "How old the newest sample is by the host's own clock: grows while a backlog is caught up, and with its error.",
+        ["Hostname"],
+        [([h.name], now - _last_time(h.batch.times_ns)) for h in shown if h.batch is not None],
+    )
+
+
+def _last_time(times_ns: bytes) -> float:
+    return memoryview(times_ns).cast("q")[-1] / 1e9
+
+
+def _agents(reports: Sequence[AgentReport]) -> Iterator[Metric]:
+    yield _gauges(
+        "corral_agent_info",
+        "The collector of a host; its value is 1.",
+        ["Hostname", "source", "version"],
+        [([report.host, report.source, report.corral_version], 1) for report in reports],
+    )
+    for name, field, help in (
+        ("ticks", "ticks", "Ticks read."),
+        ("late_ticks", "late_ticks", "Ticks left out, since an earlier one was still being read."),
+        ("read_errors", "read_errors", "Calls of the driver that failed."),
+        ("published_messages", "published_messages", "Messages that the bus has acknowledged."),
+        ("dropped_messages", "dropped_messages", "Messages lost, since the buffer was full."),
+        ("dropped_samples", "dropped_samples", "Device samples in lost messages."),
+        ("cpu_seconds", "cpu_seconds", "User and system time of the collector."),
+    ):
+        values = [([report.host], float(getattr(report, field))) for report in reports]
+        yield _counters(f"corral_agent_{name}", help, ["Hostname"], values)
+    for name, field, help in (
+        ("buffered_bytes", "buffered_bytes", "Waiting for the bus, in memory and on disk."),
+        ("resident_bytes", "resident_bytes", "Resident memory of the collector."),
+        ("read_mean_seconds", "read_seconds_mean", "Time to read a tick, mean over 10 s."),
+        ("read_max_seconds", "read_seconds_max", "Time to read a tick, the longest of 10 s."),
+    ):
+        values = [([report.host], float(getattr(report, field))) for report in reports]
+        yield _gauges(f"corral_agent_{name}", help, ["Hostname"], values)
+
+
+def _fleet(fleet: FleetSummary) -> Iterator[Metric]:
+    for name, value, help in (
+        ("hosts", fleet.hosts, "Hosts that the planner knows."),
+        ("devices", fleet.devices, "Devices that the planner knows."),
+        ("usable_devices", fleet.usable_devices, "Devices that may take work now."),
+        ("leased_devices", fleet.leased_devices, "Devices that some lease holds, whole or in part."),
+        ("free_devices", fleet.share_free, "Whole devices' worth that is not leased."),
+        ("memory_total_bytes", fleet.memory_total_bytes, "Device memory in all."),
+        ("memory_used_bytes", fleet.memory_used_bytes, "Device memory in use, as measured."),
+        ("memory_free_bytes", fleet.memory_free_bytes, "Device memory that requests could still get."),
+    ):
+        yield _gauge(f"corral_fleet_{name}", help, value)
+    models = [([model], float(count)) for model, count in sorted(fleet.models.items())]
+    yield _gauges("corral_fleet_model_devices", "Devices by model.", ["modelName"], models)
+
+
+def _leases(leases: Sequence[Lease], hosts: Sequence[Host]) -> Iterator[Metric]:
+    count: dict[str, int] = defaultdict(int)
+    devices: dict[str, float] = defaultdict(float)
+    memory: dict[str, int] = defaultdict(int)
+    ends: dict[str, float] = {}
+    held: dict[tuple[str, ...], float] = defaultdict(float)
+    labels = {uuid: found for host in hosts if host.inventory for uuid, found in device_labels(host.inventory).items()}
+    for lease in leases:
+        count[lease.owner] += 1
+        ends[lease.owner] = min(lease.expires_at.timestamp(), ends.get(lease.owner, float("inf")))
+        for grant in lease.grants:
+            if not grant.device:
+                continue
+            devices[lease.owner] += grant.share
+            memory[lease.owner] += grant.memory_bytes
+            found = labels.get(grant.device, {})
+            uuid, gpu = found.get("UUID", grant.device), found.get("gpu", str(grant.index))
+            held[uuid, gpu, found.get("GPU_I_ID", ""), grant.host, lease.owner, lease.name] += grant.share
+    owners = sorted(count)
+    yield _gauge("corral_active_leases", "Leases that hold something.", len(leases))
+    yield _gauges("corral_leases", "Leases by owner.", ["owner"], [([o], count[o]) for o in owners])
+    yield _gauges(
+        "corral_leased_devices", "Devices' worth leased, by owner.", ["owner"], [([o], devices[o]) for o in owners]
+    )
+    yield _gauges(
+        "corral_leased_memory_bytes", "Device memory granted, by owner.", ["owner"], [([o], memory[o]) for o in owners]
+    )
+    yield _gauges(
+        "corral_lease_next_expiry_timestamp_seconds",
+        "When the first of an owner's leases ends unless it is renewed.",
+        ["owner"],
+        [([o], ends[o]) for o in owners],
+    )
+    yield _gauges(
+        "corral_device_lease_share",
+        "Part of a device that a workload of an owner holds; joins on UUID with the devices' series.",
+        ["UUID", "gpu", "GPU_I_ID", "Hostname", "owner", "name"],
+        [(list(key), share) for key, share in sorted(held.items())],
+    )
+
+
+def _queue(entries: Sequence[QueueEntry]) -> Iterator[Metric]:
+    yield _gauge("corral_queue_length", "Requests that wait.", len(entries))
+    yield _gauge(
+        "corral_queue_longest_wait_seconds",
+        "How long the one that waits longest has waited.",
+        max((entry.waiting_seconds for entry in entries), default=0.0),
+    )
+    gpus: dict[str, int] = defaultdict(int)
+    for entry in entries:
+        gpus[entry.owner] += entry.gpus
+    values = [([owner], float(found)) for owner, found in sorted(gpus.items())]
+    yield _gauges("corral_queue_devices", "Devices that waiting requests ask for, by owner.", ["owner"], values)
+
+
+def _history(status: ProcessorStatus) -> Iterator[Metric]:
+    lag = [([stream], float(count)) for stream, count in sorted(status.lag_messages.items())]
+    yield _gauges("corral_history_lag_messages", "Messages that are not stored yet.", ["stream"], lag)
+    marks = [([stream], float(mark)) for stream, mark in sorted(status.watermarks.items())]
+    yield _gauges("corral_history_watermark", "Last sequence that is stored.", ["stream"], marks)
+    yield _counter("corral_history_samples", "Device samples stored since the processor's start.", status.samples)
+    yield _counter("corral_history_dead_letters", "Messages refused since its start.", status.dead_letters)
+    yield _counter("corral_history_duplicates", "Messages that came again and changed nothing.", status.duplicates)
+    yield _gauge("corral_history_paused", "1 while the processor does not store.", float(bool(status.paused)))
+    yield _gauge("corral_history_database_bytes", "Size of the database on disk.", status.database_bytes)

@@ -1,0 +1,175 @@
+"""`/metrics` over HTTP. The bus is on one event loop; a scrape is a thread of the server, and one writes at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Final
+from urllib.parse import parse_qs
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from ..aio import Client
+from .families import Family
+from .live import FORGET_SECONDS, Live
+from .page import DEVICE_INFO, write
+from .pipeline import SERVICE_SECONDS, Answers, Collected, ask
+
+log = logging.getLogger("corral.exporter")
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_INDEX: Final = b"""<!doctype html><title>Corral exporter</title><h1>Corral exporter</h1>
+<p><a href="/metrics">/metrics</a>; parts of it: <code>?host[]=node-*</code>, <code>?name[]=DCGM_FI_DEV_*</code></p>
+"""
+# Most of what gzip can save, it saves at once; a scrape of a large fleet must not wait for the rest.
+_GZIP_LEVEL: Final = 1
+
+StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+
+class Exporter:
+    """Serves the fleet's metrics.
+
+    Args:
+        client: of the bus.
+        families: of the devices' series; see `families.choose`.
+        forget_seconds: see `Live`.
+    """
+
+    def __init__(self, client: Client, families: Sequence[Family], *, forget_seconds: float = FORGET_SECONDS) -> None:
+        self.client = client
+        self.families = families
+        self.live = Live(client.nc, forget_seconds=forget_seconds)
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+        self._one_at_a_time = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server: ThreadingWSGIServer | None = None
+        self._thread: threading.Thread | None = None
+
+    async def start(self, host: str = "127.0.0.1", port: int = 9400) -> int:
+        """Read what there is, and serve it.
+
+        Returns:
+            The port, chosen by the system for port 0.
+
+        Raises:
+            OSError: the address can't be had.
+        """
+        self._loop = asyncio.get_running_loop()
+        server = make_server(host, port, self.answer, _Server6 if ":" in host else _Server, handler_class=_Quiet)
+        try:
+            await self.live.start()
+        except BaseException:
+            server.server_close()
+            raise
+        self._server = server
+        self._thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="exporter", daemon=True)
+        self._thread.start()
+        return int(server.server_port)
+
+    async def stop(self) -> None:
+        """Serve no more."""
+        if self._server is not None:
+            await asyncio.to_thread(self._server.shutdown)
+            self._server.server_close()
+        await self.live.stop()
+
+    def metrics(self, *, names: Sequence[str] = (), hosts: Sequence[str] = ()) -> bytes:
+        """The page; from any thread but the loop's.
+
+        Args:
+            names: globs over the names of series; all where none is given.
+            hosts: likewise over hosts.
+        """
+        answers = self._ask(names)
+        with self._one_at_a_time:
+            started = time.perf_counter()
+            shown = [host for host in self.live.hosts() if not hosts or _matches(host.name, hosts)]
+            families = [family for family in self.families if not names or _matches(family.name, names)]
+            info = not names or _matches(DEVICE_INFO, names)
+            parts = write(shown, families, self.live.xids, info=info)
+            took = time.perf_counter() - started
+            registry = CollectorRegistry()
+            registry.register(Collected(answers, shown, self.live, names=names, scrape_seconds=took))  # pyright: ignore[reportArgumentType]
+            parts.append(generate_latest(registry))
+        if not names:
+            parts.append(generate_latest(self._process))
+        return b"".join(parts)
+
+    def _ask(self, names: Sequence[str]) -> Answers:
+        """The services are asked unless only the devices' own series are wanted."""
+        assert self._loop is not None
+        if names and all(name.startswith("DCGM_") for name in names):
+            return Answers()
+        try:
+            return asyncio.run_coroutine_threadsafe(ask(self.client), self._loop).result(SERVICE_SECONDS + 1)
+        except (TimeoutError, OSError) as error:
+            log.warning("the services could not be asked: %s", error)
+            return Answers()
+
+    def answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """The WSGI application."""
+        path, method = environ.get("PATH_INFO", "/"), environ.get("REQUEST_METHOD", "GET")
+        status, body, kind = "200 OK", b"", CONTENT_TYPE
+        if method not in ("GET", "HEAD"):
+            status, body = "405 Method Not Allowed", b"only GET and HEAD\n"
+        elif path == "/metrics":
+            wanted = parse_qs(environ.get("QUERY_STRING", ""))
+            try:
+                body = self.metrics(names=wanted.get("name[]", ()), hosts=wanted.get("host[]", ()))
+            except Exception:
+                # A scrape that fails is an error to Prometheus, never an empty fleet.
+                log.exception("a scrape failed")
+                status, body = "500 Internal Server Error", b"the scrape failed: see the exporter's log\n"
+        elif path == "/-/healthy":
+            if not self.client.nc.is_connected:
+                status, body = "503 Service Unavailable", b"the bus is away\n"
+            else:
+                body = b"well\n"
+        elif path == "/":
+            body, kind = _INDEX, "text/html; charset=utf-8"
+        else:
+            status, body = "404 Not Found", b"there is /metrics\n"
+        headers = [("Content-Type", kind)]
+        if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", "") and len(body) > 1024:
+            packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
+            body = packer.compress(body) + packer.flush()
+            headers.append(("Content-Encoding", "gzip"))
+        headers.append(("Content-Length", str(len(body))))
+        start_response(status, headers)
+        return [] if method == "HEAD" else [body]
+
+
+class _Server(ThreadingWSGIServer):
+    """Threads end with the process."""
+
+    daemon_threads = True
+
+
+class _Server6(_Server):
+    """On an IPv6 address."""
+
+    address_family = socket.AF_INET6
+
+
+class _Quiet(WSGIRequestHandler):
+    """A scrape every few seconds is no news."""
+
+    timeout = 60
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """To the log, where somebody asked for more."""
+        log.debug(format, *args)
+
+
+def _matches(text: str, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(text, glob) for glob in globs)
