@@ -7,8 +7,9 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _KEEP: Final = "How long things are kept (0: for ever)"
 _REMOTE: Final = "Remote door for DuckDB clients"
+_SHARED: Final = "A history that several processors share"
 
 
 def process(
@@ -70,6 +72,35 @@ def process(
             rich_help_panel=_REMOTE,
         ),
     ] = None,
+    lake: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CORRAL_LAKE",
+            metavar="CATALOG",
+            help="A DuckLake in the place of --db: its catalog in PostgreSQL.",
+            rich_help_panel=_SHARED,
+        ),
+    ] = None,
+    lake_data: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CORRAL_LAKE_DATA",
+            metavar="FOLDER",
+            help="Of its Parquet files, or their URL; all processors reach it.",
+            rich_help_panel=_SHARED,
+        ),
+    ] = None,
+    partitions: Annotated[
+        int,
+        typer.Option(
+            envvar="CORRAL_PARTITIONS",
+            metavar="N",
+            min=1,
+            max=1024,
+            help="That the samples are cut into; as many processors can share them.",
+            rich_help_panel=_SHARED,
+        ),
+    ] = 8,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Turn telemetry into history in a DuckDB file, and answer SQL, until stopped.
@@ -78,6 +109,7 @@ def process(
       corral process                                    ./corral.duckdb
       corral process --db /var/lib/corral/history.duckdb --memory 8GiB --keep-raw 7d
       corral process --quack 127.0.0.1:9494 --quack-token-file token
+      corral process --lake "postgres:dbname=corral host=db" --lake-data /shared/corral
 
     It may be stopped or killed at any time: it goes on behind the last message that is in the file.
     """
@@ -103,6 +135,11 @@ def process(
         memory_bytes = parse_bytes(memory) if memory else None
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
+    if lake is not None:
+        if lake_data is None:
+            raise CommandError("--lake needs --lake-data: the folder or URL of its files", USAGE)
+        _share(lake, lake_data, partitions, nats, memory_bytes)
+        return
     _run(db, nats, archive, memory_bytes, retention, _remote(quack, quack_token_file))
 
 
@@ -129,32 +166,43 @@ def _run(
     retention: Retention,
     remote: Quack | None,
 ) -> None:
-    import uvloop
-
     from ..processors.quack import QuackError
     from ..processors.service import process as work
     from ..processors.storage import StorageError
 
-    async def until_stopped() -> None:
-        task = asyncio.create_task(
+    try:
+        _until_stopped(
             work(db, nats_url=nats, archive=archive, memory_bytes=memory_bytes, retention=retention, remote=remote)
         )
+    except (StorageError, QuackError) as error:
+        raise CommandError(str(error), FAILED) from error
+
+
+def _share(catalog: str, data: str, partitions: int, nats: str | None, memory_bytes: int | None) -> None:
+    from ..processors.sharing import share
+    from ..processors.storage.errors import StorageError, StoragePaused
+    from ..processors.storage.lake import Lake
+
+    folder = data if "://" in data else str(Path(data).absolute())
+    try:
+        _until_stopped(share(Lake(catalog, folder, memory_bytes=memory_bytes), partitions, nats_url=nats))
+    except (StorageError, StoragePaused) as error:
+        raise CommandError(str(error), FAILED) from error
+
+
+def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Run until SIGINT or SIGTERM, and end in order then."""
+    import uvloop
+
+    async def until_stopped() -> None:
+        task = asyncio.create_task(work)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, cancel_surely, task)
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    try:
-        uvloop.run(until_stopped())
-    except (StorageError, QuackError) as error:
-        raise CommandError(str(error), FAILED) from error
-    except ExceptionGroup as group:
-        # Whatever failed first ended the others.
-        found: BaseException = group
-        while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
-        raise found from group
+    uvloop.run(until_stopped())
 
 
 def snapshot(

@@ -6,7 +6,7 @@ statements of `facts.py` change them there, and what was brought is replaced: al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -43,20 +43,21 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
         return
     leases = pa.table({"lease_id": pa.array({event.lease.lease_id for event in events}, pa.string())})
     with registered(cursor, "named_leases", leases):
-        which = dict.fromkeys(_LEASE_TABLES, "lease_id IN (SELECT lease_id FROM named_leases)")
+        chosen = "lease_id IN (SELECT lease_id FROM named_leases)"
+        which = dict.fromkeys(_LEASE_TABLES, chosen)
         _bring(cursor, _LEASE_TABLES, which)
         facts.write_leases(cursor, events)
         _replace(cursor, _LEASE_TABLES, which)
 
 
-def _bring(cursor: DuckDBPyConnection, tables: Sequence[str], which: dict[str, str]) -> None:
+def _bring(cursor: DuckDBPyConnection, tables: Sequence[str], which: Mapping[str, str]) -> None:
     """Temporary tables come first where a statement names them without their database."""
     for table in tables:
         cursor.execute(f"CREATE OR REPLACE TEMP TABLE {table} ({schema.TABLES[table]})")
         cursor.execute(f"INSERT INTO temp.main.{table} FROM lake.main.{table} WHERE {which[table]}")
 
 
-def _replace(cursor: DuckDBPyConnection, tables: Sequence[str], which: dict[str, str]) -> None:
+def _replace(cursor: DuckDBPyConnection, tables: Sequence[str], which: Mapping[str, str]) -> None:
     for table in tables:
         # Rows that are as they were stay where they are: of an inventory most are.
         cursor.execute(
