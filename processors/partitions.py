@@ -150,7 +150,6 @@ class Claims:
         self._value = owner.encode()
         self._keys = {part: f"{history}.part.{part.replace('/', '-')}" for part in parts}
         self._members = f"{history}.member."
-        self._history = history
         self._work = work
         self._owned: dict[str, _Owned] = {}
         self._bucket: KeyValue | None = None
@@ -190,7 +189,7 @@ class Claims:
                 log.warning("%s was taken by another processor", part)
                 await self._stop(part)
         try:
-            keys = set(await bucket.keys(filters=[f"{self._history}.>"]))
+            keys = set(await bucket.keys())
         except NoKeysError:
             return
         members = max(1, sum(key.startswith(self._members) for key in keys))

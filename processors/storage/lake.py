@@ -167,7 +167,7 @@ def attach_when_made(lake: Lake) -> DuckDBPyConnection:
     for left in range(CONFLICT_TRIES, -1, -1):
         try:
             return attach(lake)
-        except StorageError as error:
+        except (StorageError, StoragePaused) as error:
             # Two that make the catalog's tables at once: the second finds them there.
             if not left or not re.search(r"already exists|duplicate key|concurrently", str(error)):
                 raise

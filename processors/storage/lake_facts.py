@@ -17,8 +17,8 @@ from ...schemas.telemetry import Inventory
 from . import facts, schema
 from .statements import registered
 
-_HOST_TABLES: Final[Sequence[str]] = ("hosts", "devices", "links")
-_LEASE_TABLES: Final[Sequence[str]] = ("leases", "lease_devices", "lease_events")
+_HOST_TABLES: Final = ("hosts", "devices", "links")
+_LEASE_TABLES: Final = ("leases", "lease_devices", "lease_events")
 
 
 def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventory]) -> None:
@@ -44,7 +44,7 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
     leases = pa.table({"lease_id": pa.array({event.lease.lease_id for event in events}, pa.string())})
     with registered(cursor, "named_leases", leases):
         chosen = "lease_id IN (SELECT lease_id FROM named_leases)"
-        which = dict.fromkeys(_LEASE_TABLES, chosen)
+        which: dict[str, str] = dict.fromkeys(_LEASE_TABLES, chosen)
         _bring(cursor, _LEASE_TABLES, which)
         facts.write_leases(cursor, events)
         _replace(cursor, _LEASE_TABLES, which)

@@ -1,0 +1,160 @@
+"""Two real `corral process` that share a lake on a real PostgreSQL: one is killed, frozen, or asked to go."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from corral.cli.server import EmbeddedServer
+from corral.processors import partitions
+from corral.processors.storage import lake as lakes
+from corral.schemas import bus, codec
+from history import sample_batch
+from nats.aio.client import Client
+from postgres import Postgres
+
+PARTITIONS = 4
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    found = Postgres()
+    found.start()
+    yield found
+    found.remove()
+
+
+@pytest.fixture
+def lake(postgres: Postgres, tmp_path: Path) -> lakes.Lake:
+    return lakes.Lake(postgres.database(f"lake_{time.time_ns()}"), str(tmp_path / "lake"), threads=1)
+
+
+class Sharing:
+    """Processors as processes of their own, over one lake."""
+
+    def __init__(self, lake: lakes.Lake, url: str, folder: Path) -> None:
+        self._lake, self._url, self._folder = lake, url, folder
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "corral.cli.main", "process", "--lake", self._lake.catalog]
+        command += ["--lake-data", self._lake.data, "--partitions", str(PARTITIONS), "--nats", self._url]
+        with (self._folder / f"processor-{len(self.processes)}.log").open("wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
+
+    def log(self, number: int) -> str:
+        return (self._folder / f"processor-{number}.log").read_text()
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        def ask() -> list[tuple[Any, ...]]:
+            connection = lakes.attach(self._lake, read_only=True)
+            try:
+                return connection.execute(sql).fetchall()
+            finally:
+                connection.close()
+
+        return await asyncio.to_thread(ask)
+
+    async def until(self, sql: str, value: Any, seconds: float = 40.0) -> None:
+        deadline = time.monotonic() + seconds
+        found: Any = None
+        while time.monotonic() < deadline:
+            try:
+                found = (await self.rows(sql))[0][0]
+            except duckdb.Error as error:
+                found = error
+            if found == value:
+                return
+            await asyncio.sleep(0.3)
+        logs = "\n".join(self.log(at)[-3000:] for at in range(len(self.processes)))
+        raise AssertionError(f"{sql}: {found}, not {value}\n{logs}")
+
+
+@pytest.fixture
+def sharing(lake: lakes.Lake, server: EmbeddedServer, tmp_path: Path) -> Iterator[Sharing]:
+    found = Sharing(lake, server.url, tmp_path)
+    yield found
+    for process in found.processes:
+        process.kill()
+        process.wait()
+
+
+async def owners(nc: Client) -> dict[str, str]:
+    """Who owns which part."""
+    bucket = await nc.jetstream().key_value(partitions.BUCKET)
+    try:
+        keys = [key for key in await bucket.keys() if ".part." in key]
+        return {key.partition(".part.")[2]: ((await bucket.get(key)).value or b"").decode() for key in keys}
+    except Exception:  # an entry that ends at this moment
+        return {}
+
+
+async def owned(nc: Client, enough: Callable[[dict[str, str]], bool], seconds: float = 30.0) -> dict[str, str]:
+    deadline = time.monotonic() + seconds
+    found: dict[str, str] = {}
+    while time.monotonic() < deadline:
+        try:
+            found = await owners(nc)
+        except Exception:  # the bucket is not made yet
+            found = {}
+        if enough(found):
+            return found
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"the parts are not owned as they should be: {found}")
+
+
+PARTS = PARTITIONS + 3
+"""Of the samples, inventories, facts and upkeep."""
+
+
+async def test_a_killed_and_a_frozen_processor_lose_and_double_nothing(nc: Client, sharing: Sharing) -> None:
+    js = nc.jetstream()
+    sent = 0
+    stop = asyncio.Event()
+
+    async def publish() -> None:
+        nonlocal sent
+        while not stop.is_set():
+            sent += 1
+            batch = sample_batch(f"h{sent % 40}", sent, agent=f"run-{sent % 40}", devices=2, ticks=2, step_ns=1000)
+            await js.publish(bus.samples_subject(batch.host), codec.encode(batch))
+            await asyncio.sleep(0.004)
+
+    publishing = asyncio.create_task(publish())
+    first, second = sharing.start(), sharing.start()
+    # Both have a share, and both have stored something.
+    await owned(nc, lambda by: len(by) == PARTS and len(set(by.values())) == 2)
+    await asyncio.sleep(3)
+    first.kill()
+    first.wait()
+    await owned(nc, lambda by: len(by) == PARTS and len(set(by.values())) == 1)
+    # A third takes over from one that only seems dead: it wakes up with a batch of parts that it has lost.
+    third = sharing.start()
+    await owned(nc, lambda by: len(by) == PARTS and len(set(by.values())) == 2)
+    second.send_signal(signal.SIGSTOP)
+    await owned(nc, lambda by: len(by) == PARTS and len(set(by.values())) == 1)
+    stop.set()
+    await publishing
+    second.send_signal(signal.SIGCONT)
+    await sharing.until("SELECT count(*) FROM samples", sent * 4)
+    rows = await sharing.rows(
+        "SELECT count(*), count(DISTINCT (host, device, time)), count(DISTINCT host) FROM samples"
+    )
+    assert rows == [(sent * 4, sent * 4, 40)]
+    # Each host's values are those that were sent.
+    totals = await sharing.rows("SELECT sum(gpu_utilization_percent) FROM samples")
+    assert totals == [(float(sum((at + n) % 100 for n in range(1, sent + 1) for at in range(4))),)]
+    for process in (second, third):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert await owners(nc) == {}
