@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format docs images compose-test lock clean
+.PHONY: demo test model-check lint format docs images compose-test lock clean
 
 demo: $(READY)
 	$(BIN)/corral demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+
+# Minutes of random clients while planners and the bus are killed; the length is CORRAL_MODEL_CHECK_SECONDS.
+model-check: $(READY)
+	$(BIN)/python -m pytest tests/planner/test_model_check_planner.py -m slow -s
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,7 +39,7 @@ images: $(READY)
 
 # The lock holds for every supported Python and names no registry: hashes alone say what may be installed.
 lock: $(READY)
-	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra all --group dev --no-emit-index-url \
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --no-emit-index-url \
 		--generate-hashes --upgrade --custom-compile-command "make lock" -o requirements.lock
 	echo setuptools | $(BIN)/uv pip compile pyproject.toml - --universal --python-version 3.11 --extra all --no-emit-index-url \
 		--generate-hashes --constraints requirements.lock --no-annotate --custom-compile-command "make lock" \
