@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from ..fleet import Fleet
 
 TYPICAL: Final = 0.9
-"""Part of all requests that the typical ones make up, the most frequent first."""
+"""Part of all requests that the typical ones make up, the most frequent first, where the mix is given. Of a mix that is
+learned all count: few have been seen at first, and rare ones would be cut that are not rare."""
 STEPS: Final = 100
 KEPT: Final = 50_000
 
@@ -49,9 +50,14 @@ class _Row(NamedTuple):
 
 
 class _Typical:
-    """Typical requests: weights that sum to at most 1 over all of them, those without devices too."""
+    """Typical requests: weights that sum to at most 1 over all of them, those without devices too.
 
-    def __init__(self, mix: Mapping[Ask, float]) -> None:
+    Args:
+        mix: request → weight.
+        part: of all requests that the typical ones make up.
+    """
+
+    def __init__(self, mix: Mapping[Ask, float], part: float) -> None:
         merged: dict[tuple[object, ...], tuple[Ask, float]] = {}
         for ask, weight in mix.items():
             # Amounts of memory make no difference here.
@@ -59,7 +65,7 @@ class _Typical:
             first, before = merged.get(key, (ask, 0.0))
             merged[key] = (first, before + weight)
         asks = sorted(merged.values(), key=lambda entry: (-entry[1], entry[0].key))
-        wanted = TYPICAL * sum(weight for _, weight in asks)
+        wanted = part * sum(weight for _, weight in asks)
         kept: list[tuple[Ask, float]] = []
         total = 0.0
         for ask, weight in asks:
@@ -138,7 +144,7 @@ class Fragmentation(Base):
         self._learn()
 
     def _learn(self) -> None:
-        self._typical = _Typical(self._demand.mix)
+        self._typical = _Typical(self._demand.mix, TYPICAL if self._demand.given else 1.0)
         self._before: dict[HostState, tuple[float, Free]] = {}
 
     def observe(self, fleet: Fleet, ask: Ask) -> None:
