@@ -26,7 +26,7 @@ from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
 from ...schemas.metrics import METRICS
-from . import lake_facts, schema
+from . import lake_facts, lake_rollups, schema
 from .errors import Deposed, StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, Series
 from .statements import registered, transaction
@@ -201,6 +201,7 @@ def _make(connection: DuckDBPyConnection, partitions: int) -> dict[str, str]:
         "CREATE VIEW dead_letters AS SELECT stream, code, sum(messages)::BIGINT AS messages, min(time) AS first_time, "
         "max(time) AS last_time FROM store.refused GROUP BY stream, code"
     )
+    lake_rollups.create(connection)
     return meta
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import duckdb
 from duckdb import DuckDBPyConnection
 
+from . import lake_rollups
 from .errors import StorageError, StoragePaused
 from .lake import Lake, attach
+from .rollup_columns import LEVELS
 
 log = logging.getLogger("corral.lake")
 
@@ -34,18 +36,30 @@ _STEPS: Final = {
 
 async def run(lake: Lake) -> None:
     """Look after a lake until cancelled. Each step may be repeated, and be done by two at once."""
+    due = dict.fromkeys((level.name for level in LEVELS), 0.0)
     while True:
         await asyncio.sleep(SECONDS)
+        now = time.monotonic()
+        names = [name for name, at in due.items() if at <= now]
+        due.update({name: now + lake_rollups.REFRESH_SECONDS[name] for name in names})
         try:
-            await asyncio.to_thread(once, lake)
+            await asyncio.to_thread(once, lake, names)
         except (StorageError, StoragePaused) as error:
             log.error("upkeep: tried again in %g s: %s", SECONDS, error)
 
 
-def once(lake: Lake) -> None:
-    """Every step once; one that fails is logged and stops none of the others."""
+def once(lake: Lake, levels: Collection[str] = ("10s", "1m", "1h")) -> None:
+    """Every step once; one that fails is logged and stops none of the others.
+
+    Args:
+        lake: which.
+        levels: rollups to bring up to date.
+    """
     connection = attach(lake)
     try:
+        for level in LEVELS:
+            if level.name in levels:
+                _step(connection, f"rollup {level.name}", lambda level=level: lake_rollups.refresh(connection, level))
         for name, sql in _STEPS.items():
             _step(connection, name, lambda sql=sql: connection.execute(sql).fetchall())
     finally:

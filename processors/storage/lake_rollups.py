@@ -1,0 +1,171 @@
+"""Rollups in a lake: the same columns as the embedded storage's, equal to a recomputation from raw samples.
+
+What has come since the last refresh is DuckLake's own feed of changes between two snapshots. Each (device, bucket) in
+it is computed anew from all its raw samples, and its old row replaced, in a transaction that also rewrites the row of
+`store.rolled`: of two processors that do it at once one fails and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from duckdb import DuckDBPyConnection
+
+from ...schemas.metrics import METRICS
+from .. import views
+from . import rollup_columns as shapes
+from .rollup_columns import COUNTER_GAP_BUCKETS, LEVELS, Level
+from .rollups import runs
+from .schema import sql_text
+from .statements import transaction
+
+REFRESH_SECONDS: Final = {"10s": 60.0, "1m": 60.0, "1h": 600.0}
+"""An hour is computed from raw samples, all that have come of it: seldom."""
+
+_METRICS: Final = list(METRICS.values())
+_COUNTERS: Final = shapes.counters(_METRICS)
+_BINNED: Final = shapes.binned(_METRICS)
+_FEED: Final = "ducklake_table_insertions('lake', 'main', 'samples', {first}::BIGINT, {last}::BIGINT)"
+
+
+def create(connection: DuckDBPyConnection) -> None:
+    """Make the tables, views and macros of a new lake."""
+    connection.execute("CREATE TABLE store.rolled (level VARCHAR, snapshot BIGINT, steps BIGINT)")
+    key = "time TIMESTAMPTZ, host VARCHAR, device VARCHAR"
+    for level in LEVELS:
+        columns = ", ".join(f"{name} {sql}" for name, sql in shapes.columns(_METRICS))
+        connection.execute(f"CREATE TABLE {level.table} ({key}, {columns})")
+        connection.execute(f"ALTER TABLE {level.table} SET PARTITIONED BY (year(time), month(time), day(time))")
+        connection.execute(f"INSERT INTO store.rolled VALUES ({sql_text(level.name)}, 0, 0)")
+        shown = ["time", "host", "device", "samples"]
+        for metric in _METRICS:
+            for aggregate in metric.row.rollup:
+                name = metric.name
+                if aggregate == "mean":
+                    shown += [f"{name}_sum / {name}_count AS {name}_mean", f"{name}_count"]
+                else:
+                    shown.append(f"{name}_{aggregate}")
+        connection.execute(f"CREATE VIEW rollup_{level.name} AS SELECT {', '.join(shown)} FROM {level.table}")
+        if level.bins:
+            connection.execute(f"CREATE TABLE {level.table}_bins ({key}, metric VARCHAR, bin SMALLINT, n UINTEGER)")
+            linear = ", ".join(sql_text(metric.name) for metric in _BINNED if shapes.is_linear(metric))
+            connection.execute(
+                f"CREATE VIEW rollup_{level.name}_bins AS SELECT time, host, device, metric, "
+                f"CASE WHEN metric IN ({linear}) THEN bin WHEN bin = {shapes.ZERO_BIN} THEN 0 "
+                f"ELSE pow({shapes.BIN_RATIO}, bin) END AS value, n FROM {level.table}_bins"
+            )
+    connection.execute(
+        "CREATE MACRO weighted_quantile(values_and_counts, q) AS (SELECT v FROM (SELECT e.value AS v, "
+        "sum(e.n) OVER (ORDER BY e.value) AS upto, sum(e.n) OVER () AS total "
+        "FROM (SELECT unnest(values_and_counts) AS e)) WHERE upto >= q * total ORDER BY v LIMIT 1)"
+    )
+    for view in views.VIEWS.values():
+        connection.execute(f"CREATE VIEW {view.name} AS {view.sql}")
+        connection.execute(f"COMMENT ON VIEW {view.name} IS {sql_text(view.question)}")
+    rows = ", ".join(f"({sql_text(v.name)}, {sql_text(v.question)})" for v in views.VIEWS.values())
+    connection.execute(f"CREATE VIEW questions AS FROM (VALUES {rows}) AS q(view, question)")
+
+
+def refresh(cursor: DuckDBPyConnection, level: Level) -> int:
+    """Bring a rollup up to date with the lake. Returns how many buckets were written."""
+    row = cursor.execute(
+        "SELECT snapshot, (SELECT id FROM lake.current_snapshot()) FROM store.rolled WHERE level = ?", [level.name]
+    ).fetchone()
+    done, through = (int(row[0]), int(row[1])) if row else (0, 0)
+    if through <= done:
+        return 0
+    width = level.seconds * 1_000_000
+    # Before the first refresh everything is new, whatever of the feed has expired.
+    source = _FEED.format(first=done + 1, last=through) if done else "samples"
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE touched AS SELECT host, device, epoch_us(time) // {width} AS bucket, "
+        f"count(*) AS rows FROM {source} GROUP BY ALL"
+    )
+    limits = cursor.execute("SELECT min(bucket), max(bucket) FROM temp.main.touched").fetchone()
+    if limits is not None and limits[0] is not None:
+        # A late sample also changes how far the counters of the bucket behind it have grown.
+        low, high = _time(limits[0], width), _time(limits[1] + COUNTER_GAP_BUCKETS, width)
+        cursor.execute(
+            "INSERT INTO temp.main.touched SELECT DISTINCT host, device, next, rows FROM (SELECT r.host, r.device, "
+            f"min(epoch_us(r.time) // {width}) AS next, any_value(r.samples) AS rows FROM {level.table} r "
+            "JOIN temp.main.touched t ON r.host = t.host AND r.device = t.device "
+            f"AND epoch_us(r.time) // {width} > t.bucket "
+            f"AND epoch_us(r.time) // {width} <= t.bucket + {COUNTER_GAP_BUCKETS} "
+            f"WHERE r.time > {low} AND r.time <= {high} "
+            "GROUP BY r.host, r.device, t.bucket) n ANTI JOIN temp.main.touched u "
+            "ON u.host = n.host AND u.device = n.device AND u.bucket = n.next"
+        )
+    found = cursor.execute("SELECT bucket, sum(rows) FROM temp.main.touched GROUP BY bucket ORDER BY bucket").fetchall()
+    written = 0
+    steps = runs([(int(bucket), int(rows)) for bucket, rows in found])
+    for first, last in steps:
+        with transaction(cursor):
+            cursor.execute("UPDATE store.rolled SET steps = steps + 1 WHERE level = ?", [level.name])
+            written += _step(cursor, level, first, last)
+    with transaction(cursor):
+        cursor.execute("UPDATE store.rolled SET snapshot = ? WHERE level = ?", [through, level.name])
+    return written
+
+
+def _time(bucket: int, width: int) -> str:
+    return f"make_timestamptz({bucket * width})"
+
+
+def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> int:
+    """Compute the touched buckets of a run anew, and put them in the place of the old rows."""
+    width = level.seconds * 1_000_000
+    start, end = _time(first, width), _time(last + 1, width)
+    before = _time(first - COUNTER_GAP_BUCKETS, width)
+    window = "WINDOW w AS (PARTITION BY host, device ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+    grown = "".join(
+        f", CASE WHEN {m.name} IS NOT NULL THEN last_value({m.name} IGNORE NULLS) OVER w END AS {m.name}_before, "
+        f"last_value(CASE WHEN {m.name} IS NOT NULL THEN bucket END IGNORE NULLS) OVER w AS {m.name}_at"
+        for m in _COUNTERS
+    )
+    cursor.execute(
+        "CREATE OR REPLACE TEMP TABLE raw AS SELECT * FROM (SELECT *" + grown + " FROM (SELECT s.*, "
+        f"epoch_us(s.time) // {width} AS bucket FROM lake.main.samples s WHERE s.time >= {before} AND s.time < {end} "
+        "AND (s.host, s.device) IN (SELECT (host, device) FROM temp.main.touched)) "
+        f"{window}) r SEMI JOIN temp.main.touched t "
+        f"ON t.host = r.host AND t.device = r.device AND t.bucket = r.bucket WHERE r.time >= {start}"
+    )
+    names = ", ".join(name for name, _ in shapes.columns(_METRICS))
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {width}) AS time, host, device, "
+        f"{shapes.from_raw(_METRICS)} FROM temp.main.raw GROUP BY host, device, bucket"
+    )
+    sums = ", ".join(
+        f"sum(CASE WHEN {m.name} IS NULL THEN NULL WHEN {m.name}_before IS NULL "
+        f"OR bucket - {m.name}_at > {COUNTER_GAP_BUCKETS} THEN 0 "
+        f"WHEN {m.name} >= {m.name}_before THEN {m.name} - {m.name}_before ELSE {m.name} END)::BIGINT AS {m.name}"
+        for m in _COUNTERS
+    )
+    if sums:
+        sets = ", ".join(f"{m.name}_increase = g.{m.name}, {m.name}_inner = NULL" for m in _COUNTERS)
+        cursor.execute(
+            f"UPDATE temp.main.staged SET {sets} FROM (SELECT make_timestamptz(bucket * {width}) AS time, host, "
+            f"device, {sums} FROM temp.main.raw GROUP BY host, device, bucket) g WHERE g.time = staged.time "
+            "AND g.host = staged.host AND g.device = staged.device"
+        )
+    staged = "(host, device, time) IN (SELECT (host, device, time) FROM temp.main.staged)"
+    key = f"{staged} AND time >= {start} AND time < {end}"
+    cursor.execute(f"DELETE FROM lake.{level.table} WHERE {key}")
+    cursor.execute(
+        f"INSERT INTO lake.{level.table} (time, host, device, {names}) SELECT time, host, device, {names} "
+        "FROM temp.main.staged ORDER BY host, device, time"
+    )
+    if level.bins:
+        _replace_bins(cursor, level, width, key)
+    row = cursor.execute("SELECT count(*) FROM temp.main.staged").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _replace_bins(cursor: DuckDBPyConnection, level: Level, width: int, key: str) -> None:
+    parts: Sequence[str] = [
+        f"SELECT make_timestamptz(bucket * {width}) AS time, host, device, {sql_text(m.name)} AS metric, "
+        f"{shapes.bin_of(m)} AS bin, count(*)::UINTEGER AS n FROM temp.main.raw WHERE {m.name} IS NOT NULL GROUP BY ALL"
+        for m in _BINNED
+    ]
+    cursor.execute(f"DELETE FROM lake.{level.table}_bins WHERE {key}")
+    cursor.execute(f"INSERT INTO lake.{level.table}_bins {' UNION ALL '.join(parts)}")
