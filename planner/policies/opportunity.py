@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from ..index import HostClass
 
 STRAIN_MILLI: Final = 300.0
-LOOKS: Final = 8
-"""For several devices the arrays tell what a host's devices cost on the mean; so many of the best are looked at one by
-one."""
+LOOKS: Final = 16
+"""For several devices the arrays tell what they cost at least, since a host's may differ: look at so many hosts."""
+_SURE: Final = 1e-5
 _TIE: Final = 1e-7
 _STATES_KEPT: Final = 50_000
 
@@ -45,8 +45,9 @@ _STATES_KEPT: Final = 50_000
 _GRID: Final[Floats] = np.linspace(-6.0, 6.0, 1201)
 _EXCESS: Final[Floats] = np.array([z * 0.5 * erfc(-z / sqrt(2)) + exp(-0.5 * z * z) / sqrt(2 * pi) for z in _GRID])
 
-# Columns of the two tables.
-_CPUS, _MEMORY, _BASE, _LACK, _TIES, _MODEL, _WHOLE, _WORTH, _STRAIN, _SHARE, _GAP, _FREE, _BREAK = range(13)
+# Columns of the two tables. `STATIC` is what a row costs whatever is asked; of hosts `STRAIN` is by device.
+_CPUS, _MEMORY, _BASE, _STATIC, _MODEL, _WHOLE, _WORTH, _SHARE, _GAP, _FREE = range(10)
+_STRAIN: Final = _SHARE
 
 
 class _Standing(NamedTuple):
@@ -55,6 +56,17 @@ class _Standing(NamedTuple):
     base: float
     lack: float
     whole: dict[Model, int]
+
+
+class _Traits(NamedTuple):
+    """What a device brings to its row, whichever host it is on."""
+
+    model: Model
+    number: int
+    whole: bool
+    worth: float
+    trouble: float
+    row: tuple[float, float, float, float, float, float]
 
 
 class Opportunity:
@@ -75,6 +87,7 @@ class Opportunity:
 
     def _forget(self) -> None:
         self._standings: dict[HostState, _Standing] = {}
+        self._traits: dict[DeviceState, _Traits] = {}
         self._offers: tuple[Any, Offers] | None = None
         self._gaps: Floats = np.zeros(0)
         self._groups: Floats = np.zeros(0)
@@ -103,9 +116,7 @@ class Opportunity:
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
         """The devices that cost least on this host, and what they cost."""
         devices = state.devices
-        if ask.gpus == 0:
-            chosen: tuple[int, ...] = ()
-        elif ask.gpus == 1:
+        if ask.gpus == 1:
             best: tuple[float, int, int] | None = None
             seen: set[DeviceState] = set()
             for at in candidates:
@@ -113,17 +124,16 @@ class Opportunity:
                 if device in seen:
                     continue
                 seen.add(device)
-                cost = self._cost(state, ask, (at,)) + STRAIN_MILLI * strain(device)
-                this = (round(cost, 6), device.memory_free, at)
+                cost = round(self._cost(state, ask, (at,)) + STRAIN_MILLI * strain(device), 6)
+                this = (cost, device.memory_free, at)
                 if best is None or this < best:
                     best = this
             assert best is not None
-            chosen = (best[2],)
-        else:
-            if state.topology is None and len(state.kinds) > 1:
-                candidates = sorted(candidates, key=lambda at: (self._taken(devices[at], ask), strain(devices[at])))
-            chosen = pick(state, candidates, ask.gpus)
-        cost = self._cost(state, ask, chosen) + STRAIN_MILLI * sum(strain(devices[at]) for at in chosen)
+            return Choice(-best[0] / WHOLE_MILLI, -_left(state), (best[2],))
+        if ask.gpus and state.topology is None and len(state.kinds) > 1:
+            candidates = sorted(candidates, key=lambda at: (self._taken(devices[at], ask), strain(devices[at])))
+        chosen = pick(state, candidates, ask.gpus)
+        cost = self._cost(state, ask, chosen) + STRAIN_MILLI * sum([strain(devices[at]) for at in chosen])
         return Choice(-round(cost, 6) / WHOLE_MILLI, -_left(state), chosen)
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
@@ -215,7 +225,8 @@ class Opportunity:
         looks = LOOKS if ask.gpus > 1 else 1
         while looks and len(rows):
             at = int(costs.argmin())
-            if costs[at] == np.inf:
+            # For several devices a row says what they cost at least: no other can be better than the best by now.
+            if costs[at] == np.inf or (best is not None and costs[at] >= best[0][0] * WHOLE_MILLI + _SURE):
                 break
             state = table.owners[int(rows[at])]
             costs[at] = np.inf
@@ -237,7 +248,7 @@ class Opportunity:
 
     def _followed(self, fleet: Fleet) -> Offers:
         if self._offers is None or self._offers[0] is not fleet.index:
-            self._offers = (fleet.index, Offers(self._rows, (_BREAK + 1, _STRAIN + 1)))
+            self._offers = (fleet.index, Offers(self._rows, (_FREE + 1, _STRAIN + 1)))
         offers = self._offers[1]
         offers.follow(fleet)
         return offers
@@ -246,49 +257,58 @@ class Opportunity:
         if state.blocked:
             return [], []
         base, lack, whole = self._standing(state)
-        shared = (float(state.cpus_free), float(state.memory_free), base, lack, _TIE * _left(state))
+        static = _TIE * _left(state) - lack
+        shared = (float(state.cpus_free), float(state.memory_free), base)
         devices: list[tuple[float, ...]] = []
         worths: dict[Model, float] = {}
         strains: dict[Model, float] = {}
-        for device, places in state.kinds:
+        for device, _ in state.kinds:
             if device.share_free <= 0:
                 continue
-            model, gap = device.model, _gap(device)
-            worth = self._prices.worth(model)
-            free = min(whole.get(model, 0), DEVICES_MOST)
-            number = self._number(model)
-            trouble = STRAIN_MILLI * strain(device)
-            opens = worth.groups[free] - worth.groups[free - 1] if _is_whole(device) else 0.0
-            row = (*shared, number, float(_is_whole(device)), worth.gaps[gap], trouble)
-            devices.append((*row, float(device.share_free), float(gap), float(device.memory_free), opens))
-            if _is_whole(device):
-                worths[model] = worths.get(model, 0.0) + worth.gaps[gap] * len(places)
-                strains[model] = strains.get(model, 0.0) + trouble * len(places)
+            traits = self._traits.get(device) or self._look(device)
+            cost = static + traits.trouble
+            if traits.whole:
+                model = traits.model
+                free = min(whole[model], DEVICES_MOST)
+                groups = self._prices.worth(model).groups
+                cost += groups[free] - groups[free - 1]
+                worths[model] = min(worths.get(model, traits.worth), traits.worth)
+                strains[model] = min(strains.get(model, traits.trouble), traits.trouble)
+            devices.append((*shared, cost, *traits.row))
         hosts = [
             (
                 *shared,
-                self._number(model),
-                float(min(count, DEVICES_MOST)),
+                static,
+                self._models[model],
+                min(count, DEVICES_MOST),
                 worths[model] / count,
                 strains[model] / count,
             )
             for model, count in whole.items()
         ]
         # A host without whole devices still has cores and RAM to give.
-        return devices, hosts or [(*shared, -1.0, 0.0, 0.0, 0.0)]
+        return devices, hosts or [(*shared, static, -1.0, 0.0, 0.0, 0.0)]
 
-    def _number(self, model: Model) -> float:
-        found = self._models.setdefault(model, len(self._models))
-        if len(self._gaps) < (found + 1) * (WHOLE_MILLI + 1):
+    def _look(self, device: DeviceState) -> _Traits:
+        if len(self._traits) > _STATES_KEPT:
+            self._traits.clear()
+        model, gap, whole = device.model, _gap(device), _is_whole(device)
+        worth = self._prices.worth(model).gaps[gap]
+        number = self._models.setdefault(model, len(self._models))
+        if len(self._gaps) < (number + 1) * (WHOLE_MILLI + 1):
             worths = [self._prices.worth(known) for known in self._models]
-            self._gaps = np.array([worth.gaps for worth in worths]).ravel()
-            self._groups = np.array([worth.groups for worth in worths]).ravel()
-        return float(found)
+            self._gaps = np.array([each.gaps for each in worths]).ravel()
+            self._groups = np.array([each.groups for each in worths]).ravel()
+        row = (float(number), float(whole), worth, float(device.share_free), float(gap), float(device.memory_free))
+        found = self._traits[device] = _Traits(model, number, whole, worth, STRAIN_MILLI * strain(device), row)
+        return found
 
     def _of_devices(self, table: Table, ask: Ask) -> tuple[Table, Floats, Integers]:
         values = table.values[:, : table.count]
-        able = (values[_CPUS] >= ask.cpus_milli) & (values[_MEMORY] >= ask.host_memory_bytes)
+        able = values[_CPUS] >= ask.cpus_milli
         able &= values[_WHOLE] > 0 if ask.whole else values[_SHARE] >= ask.share_milli
+        if ask.host_memory_bytes:
+            able &= values[_MEMORY] >= ask.host_memory_bytes
         if ask.gpu_memory_bytes:
             able &= values[_FREE] >= ask.gpu_memory_bytes
         if not ask.any_model:
@@ -296,14 +316,15 @@ class Opportunity:
         rows = np.flatnonzero(able)
         if not len(rows):
             return table, np.empty(0), rows
-        cpus, memory, base, lack, ties, models, _, worth, trouble, _, gaps, _, opens = values[:, rows]
-        if ask.whole:
-            taken = worth
-        else:
-            left = np.maximum(gaps - ask.share_milli, 0.0) + models * (WHOLE_MILLI + 1)
-            taken = worth - self._gaps[left.astype(np.int64)]
-        costs = taken + opens + trouble - lack + ties
-        costs += self._unfed_all(base - taken, cpus - ask.cpus_milli, memory - ask.host_memory_bytes)
+        taken = values[_WORTH, rows]
+        if not ask.whole:
+            gaps = values[_GAP, rows]
+            left = values[_MODEL, rows] * (WHOLE_MILLI + 1) + (gaps - np.minimum(gaps, ask.share_milli))
+            taken -= self._gaps[left.astype(np.int64)]
+        costs = values[_STATIC, rows] + taken
+        costs += self._unfed_all(
+            values[_BASE, rows] - taken, values[_CPUS, rows] - ask.cpus_milli, values[_MEMORY, rows], ask
+        )
         return table, costs, rows
 
     def _of_hosts(self, table: Table, ask: Ask) -> tuple[Table, Floats, Integers]:
@@ -317,32 +338,32 @@ class Opportunity:
         rows = np.flatnonzero(able)
         if not len(rows):
             return table, np.empty(0), rows
-        cpus, memory, base, lack, ties, models, whole, worth, trouble = values[:, rows]
-        taken: Any = 0.0
-        costs = ties - lack
+        cpus, memory, base, costs, models, whole, worth, trouble = values[:, rows]
         if ask.gpus:
             taken = worth * ask.gpus
             first = models * (DEVICES_MOST + 1)
             before = self._groups[(first + whole).astype(np.int64)]
             after = self._groups[(first + np.maximum(whole - ask.gpus, 0.0)).astype(np.int64)]
             costs += taken + before - after + trouble * ask.gpus
-        costs += self._unfed_all(base - taken, cpus - ask.cpus_milli, memory - ask.host_memory_bytes)
+            base -= taken
+        costs += self._unfed_all(base, cpus - ask.cpus_milli, memory, ask)
         return table, costs, rows
 
     def _allowed(self, ask: Ask) -> Any:
         # One more at the end, for rows of no model (number -1).
         return np.array([model_allowed(model, ask) for model in self._models] + [False])
 
-    def _unfed_all(self, base: Floats, cpus: Floats, memory: Floats) -> Floats:
-        """As `_unfed`, of many hosts."""
+    def _unfed_all(self, base: Floats, cpus: Floats, memory: Floats, ask: Ask) -> Floats | float:
+        """As `_unfed`, of many hosts; the RAM of the request is still in `memory`."""
         prices = self._prices
-        lack = np.zeros(len(base))
+        lack: Floats | float = 0.0
         if prices.cpus_per_milli > 0:
             deviation = np.sqrt(np.maximum(prices.cpus_variance * base, 1e-12))
             z = (prices.cpus_per_milli * base - cpus) / deviation
-            lack = np.maximum(np.interp(z, _GRID, _EXCESS), z) * deviation / prices.cpus_per_milli
+            lack = np.maximum(np.interp(z, _GRID, _EXCESS), z) * (deviation / prices.cpus_per_milli)
         if prices.memory_per_milli > 0:
-            lack += np.maximum(prices.memory_per_milli * base - memory, 0.0) / prices.memory_per_milli
+            short = base - (memory - ask.host_memory_bytes) / prices.memory_per_milli
+            lack = lack + np.maximum(short, 0.0)
         return lack
 
 
