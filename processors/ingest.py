@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 
 from ..schemas import bus
 from . import facts
@@ -138,17 +139,11 @@ class Ingest:
 
     async def run(self) -> None:
         """Read, decode and write until cancelled."""
-        stream = self.part
-        loop = asyncio.get_running_loop()
-        created = await self._reader.identify()
-        after = await loop.run_in_executor(self._threads, self._storage.resume, stream, created)
-        stored = await loop.run_in_executor(self._threads, self._storage.arrivals, stream)
-        self._arrivals = Arrivals(stored)
-        self._decoder = Decoder(self._storage.series)
-        await self._reader.start(after)
-        log.info("%s: reading from %d", stream, after + 1)
         decoded: asyncio.Queue[_Decoded] = asyncio.Queue(1)
         try:
+            while not await self._begin():
+                bus.heed_cancellation()
+                await asyncio.sleep(RETRY_SECONDS[0])
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._decode_all(decoded))
                 tasks.create_task(self._write_all(decoded))
@@ -156,9 +151,27 @@ class Ingest:
             await self._reader.stop()
             self._threads.shutdown(wait=True, cancel_futures=True)
 
+    async def _begin(self) -> bool:
+        """Read on behind what is stored; False where the bus is away just then."""
+        stream = self.part
+        loop = asyncio.get_running_loop()
+        try:
+            created = await self._reader.identify()
+            after = await loop.run_in_executor(self._threads, self._storage.resume, stream, created)
+            stored = await loop.run_in_executor(self._threads, self._storage.arrivals, stream)
+            self._arrivals = Arrivals(stored)
+            self._decoder = Decoder(self._storage.series)
+            await self._reader.start(after)
+        except (NatsError, TimeoutError) as error:
+            log.warning("%s can't be read yet: %r", stream, error)
+            return False
+        log.info("%s: reading from %d", stream, after + 1)
+        return True
+
     async def _decode_all(self, decoded: asyncio.Queue[_Decoded]) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            bus.heed_cancellation()
             taken = await self._reader.take(self._most_bytes(), self.consumer.linger_seconds)
             messages = [message for message, _ in taken]
             batch, accepted, refused = await loop.run_in_executor(
@@ -178,6 +191,7 @@ class Ingest:
 
     async def _write_all(self, decoded: asyncio.Queue[_Decoded]) -> None:
         while True:
+            bus.heed_cancellation()
             item = await decoded.get()
             if item.refused:
                 await self._dead_letters.publish(self.consumer.stream, item.refused)

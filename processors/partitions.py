@@ -163,6 +163,7 @@ class Claims:
         """Take, renew and give back, until cancelled; then give everything back."""
         try:
             while True:
+                bus.heed_cancellation()
                 began = time.monotonic()
                 try:
                     await self._round()

@@ -54,6 +54,7 @@ TICK_SECONDS: Final = 0.05
 GROWN_BYTES: Final = 64 * 2**20
 """A query during which the process has grown by less is not to blame for the memory that it holds."""
 NICENESS: Final = 10
+STOP_SECONDS: Final = 2.0
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -144,8 +145,10 @@ class QueryService:
         """End all queries and stop listening."""
         self._stopping = True
         if self._service is not None:
+            # It asks the server for an answer per subject, which one that is gone leaves it to wait for.
             with contextlib.suppress(Exception):
-                await self._service.stop()
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._service.stop()
         stopping = QueryError("unavailable", "the processor is stopping: ask again in a moment")
         for execution in self._queue.remove_if(lambda _: True):
             await self._fail(execution, stopping)
@@ -215,7 +218,8 @@ class QueryService:
         if size and end is None:
             limit = min(execution.deadline - time.monotonic(), self._limits.acknowledge_seconds)
             try:
-                await asyncio.wait_for(window.wait_below(size), max(0.0, limit))
+                async with asyncio.timeout(max(0.0, limit)):
+                    await window.wait_below(size)
             except TimeoutError:
                 execution.check_stopped()
                 if execution.deadline - time.monotonic() <= 0:

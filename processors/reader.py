@@ -24,6 +24,7 @@ from nats.aio.subscription import Subscription
 from nats.js import api
 from nats.js.errors import APIError, NotFoundError
 
+from ..schemas import bus
 from .columnar import Incoming
 
 log = logging.getLogger("corral.ingest")
@@ -173,7 +174,8 @@ class Reader:
     async def _wait(self, seconds: float) -> None:
         self._arrived.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._arrived.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._arrived.wait()
         if self._nc.stats["reconnects"] != self._reconnects:
             self._broken = self._broken or "the connection was lost"
         elif self._outstanding and time.monotonic() - self._heard_at > 3 * HEARTBEAT_SECONDS:
@@ -182,6 +184,7 @@ class Reader:
             await self._recover()
         else:
             await self._pull()
+        bus.heed_cancellation()
 
     async def _recover(self) -> None:
         """Make the consumer anew behind what was received; what waits in the buffer stays in order before it."""

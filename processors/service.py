@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
@@ -20,6 +21,9 @@ from .query import QueryService
 from .storage import Database, Maintenance, Retention
 
 log = logging.getLogger("corral.processor")
+
+CLOSE_SECONDS: Final = 2.0
+"""A connection whose server is gone or frozen is left behind after it."""
 
 
 class Quack(Struct, frozen=True):
@@ -124,7 +128,8 @@ async def process(
                     await copies.stop()
         finally:
             with contextlib.suppress(Exception):
-                await nc.close()
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await nc.close()
     finally:
         await asyncio.shield(loop.run_in_executor(None, maintenance.stop))
         await loop.run_in_executor(None, storage.close)

@@ -1,4 +1,4 @@
-"""Several processors that share one history: each ingests the parts that it owns into the lake, until cancelled."""
+"""Several processors that share one history: each ingests the parts that it owns, and any answers SQL over it all."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import asyncio
 import contextlib
 import logging
 import uuid
+from pathlib import Path
+
+from duckdb import DuckDBPyConnection
 
 from ..schemas import bus
-from . import partitions
+from ..schemas.query import ProcessorStatus
+from . import confine, partitions
 from .deadletters import DeadLetters
 from .ingest import Ingest
+from .query import QueryService
 from .storage import upkeep
 from .storage.errors import Deposed, StorageError, StoragePaused
-from .storage.lake import Lake, LakePart, prepare
+from .storage.lake import Lake, LakePart, attach, prepare
 
 log = logging.getLogger("corral.processor")
 
@@ -26,7 +31,7 @@ async def share(
     wait_seconds: float | None = None,
     ready: asyncio.Event | None = None,
 ) -> None:
-    """Bring this processor's parts of what is published into a lake, until cancelled.
+    """Bring this processor's parts of what is published into a lake, and answer queries over it, until cancelled.
 
     Args:
         lake: that all of them write.
@@ -41,6 +46,13 @@ async def share(
         BusUnavailable: no server answered.
     """
     history = await asyncio.to_thread(prepare, lake, count)
+    reading = await asyncio.to_thread(_for_readers, lake)
+
+    def cursor() -> DuckDBPyConnection:
+        made = reading.cursor()
+        made.execute("USE lake")
+        return made
+
     owner = uuid.uuid4().hex[:12]
     nc = await bus.connect(nats_url, name=f"processor-{history}-{owner}", wait_seconds=wait_seconds)
     try:
@@ -49,26 +61,63 @@ async def share(
         await partitions.ensure_stream(js, count)
         letters = DeadLetters(js)
         consumers = partitions.consumers(count)
+        working: dict[str, Ingest] = {}
+        storages: dict[str, LakePart] = {}
+        # Of parts that were given back meanwhile.
+        before = {"samples": 0, "duplicates": 0}
 
         async def work(part: str) -> None:
             if part == partitions.UPKEEP:
                 await upkeep.run(lake)
                 return
             storage = await asyncio.to_thread(LakePart, lake, history, part)
+            ingest = Ingest(nc, storage, consumers[part], letters)
+            working[part], storages[part] = ingest, storage
             try:
-                await Ingest(nc, storage, consumers[part], letters).run()
+                await ingest.run()
             except* Deposed as gone:
                 log.warning("%s", gone.exceptions[0])
             except* (StorageError, StoragePaused) as failed:
                 log.error("%s: %s", part, failed.exceptions[0])
             finally:
+                del working[part], storages[part]
+                before["samples"] += ingest.counts.samples
+                before["duplicates"] += ingest.counts.duplicates
                 await asyncio.to_thread(storage.close)
 
+        def status() -> ProcessorStatus:
+            return ProcessorStatus(
+                processor=history,
+                database=lake.data,
+                watermarks={
+                    part: number for storage in storages.values() for part, number in storage.watermarks().items()
+                },
+                lag_messages={part: ingest.lag_messages for part, ingest in working.items()},
+                samples=before["samples"] + sum(ingest.counts.samples for ingest in working.values()),
+                dead_letters=letters.total,
+                duplicates=before["duplicates"] + sum(ingest.counts.duplicates for ingest in working.values()),
+                paused=next((ingest.paused for ingest in working.values() if ingest.paused), ""),
+            )
+
+        service = QueryService(nc, cursor, processor=history, status=status)
         claims = partitions.Claims(nc, history, owner, [*consumers, partitions.UPKEEP], work)
         log.info("processor %s shares the history %s, in %d partitions", owner, history, count)
+        await service.start()
         if ready is not None:
             ready.set()
-        await claims.run()
+        try:
+            await claims.run()
+        finally:
+            await service.stop()
     finally:
         with contextlib.suppress(Exception):
-            await nc.close()
+            async with asyncio.timeout(2.0):
+                await nc.close()
+        reading.close()
+
+
+def _for_readers(lake: Lake) -> DuckDBPyConnection:
+    """An instance of its own that can't write to the lake, nor open anything but its files."""
+    connection = attach(lake, read_only=True)
+    confine.lock(connection, directories=[Path(lake.data)])
+    return connection

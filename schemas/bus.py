@@ -211,6 +211,20 @@ class BusUnavailable(ConnectionError):
     """No server answered."""
 
 
+def heed_cancellation() -> None:
+    """End this task where it was cancelled and an await has swallowed that: loops without an end ask each time round.
+
+    nats-py catches cancellations while it flushes and closes, and its requests wait with `asyncio.wait_for`, which
+    until Python 3.12 returns the result where that and the cancellation come at once (python/cpython#86296).
+
+    Raises:
+        asyncio.CancelledError: it was cancelled.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def connect(
     url: str | None = None,
     *,
@@ -254,6 +268,8 @@ async def connect(
     async def remember(error: Exception) -> None:
         last[:] = [error]
         await report(error)
+        if not connected:
+            heed_cancellation()
         if not connected and deadline is not None and loop.time() >= deadline:
             raise error
 
@@ -266,6 +282,11 @@ async def connect(
             async with asyncio.timeout_at(attempt):
                 client = await nats.connect(servers, **settings)
             connected = True
+            try:
+                heed_cancellation()
+            except asyncio.CancelledError:
+                await client.close()
+                raise
             return client
         except asyncio.CancelledError:
             raise
