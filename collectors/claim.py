@@ -105,6 +105,7 @@ class HostClaim:
         bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
         seen: int | None = None
         while True:
+            bus.heed_cancellation()
             entry = await _get(bucket, self.name)
             try:
                 if entry is None:
@@ -132,6 +133,7 @@ class HostClaim:
         """
         bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
         while True:
+            bus.heed_cancellation()
             await asyncio.sleep(RENEW_SECONDS)
             try:
                 self._revision = await bucket.update(self.name, self._value, last=self._revision)

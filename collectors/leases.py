@@ -48,6 +48,7 @@ class LeaseFeed:
             except (NatsError, TimeoutError) as error:
                 log.warning("leases granted before now are not known: %s", error)
             while True:
+                bus.heed_cancellation()
                 await asyncio.sleep(EXPIRY_CHECK_SECONDS)
                 self._expire()
         finally:
@@ -71,6 +72,7 @@ class LeaseFeed:
         try:
             left = (await consumer.consumer_info()).num_pending or 0
             while left > 0:
+                bus.heed_cancellation()
                 for message in await consumer.fetch(min(left, 256), timeout=2):
                     self.apply(message.data, tell=False)
                     left -= 1

@@ -35,6 +35,8 @@ WINDOW_BYTES: Final = 4 * 2**20
 ACK_WAIT_SECONDS: Final = 5.0
 DOUBT_SECONDS: Final = 60.0
 """Half of the streams' duplicate window: what was sent longer ago is looked up before it is sent again."""
+CLOSE_SECONDS: Final = 1.0
+"""At the end nobody waits longer for a server that may be gone or frozen."""
 BACKOFF_SECONDS: Final = 0.25
 BACKOFF_MAX_SECONDS: Final = 5.0
 
@@ -70,13 +72,13 @@ class Publisher:
         name: shown in the server's connection list.
         on_connected: awaited with each new connection before anything is published over it; may raise to end `run`.
         while_connected: each runs beside the publishing for as long as the connection lasts; may raise to end `run`.
-        before_close: awaited at the end, when `run` is cancelled while it is connected.
+        before_close: awaited at the end, when `run` is cancelled while it is connected; not for long.
 
     Attributes:
         published_messages: acknowledged since the start.
         connected: the bus takes messages now.
         news: set when there is something to send, or to think about.
-        idle: set when everything is acknowledged.
+        idle: set when everything is acknowledged, or the connection is lost.
     """
 
     def __init__(
@@ -107,9 +109,9 @@ class Publisher:
         self.idle.clear()
         self.news.set()
 
-    async def drained(self) -> None:
-        """Wait until the bus has acknowledged everything."""
-        while len(self.outbox):
+    async def drained(self, *, patient: bool = True) -> None:
+        """Wait until the bus has acknowledged everything; if not patient, no longer than the connection lasts."""
+        while len(self.outbox) and (patient or self.connected):
             await self.idle.wait()
             self.idle.clear()
 
@@ -117,6 +119,7 @@ class Publisher:
         """Connect, publish, and again, until cancelled."""
         failures = 0
         while True:
+            bus.heed_cancellation()
             lost = asyncio.Event()
             nc: Client | None = None
             try:
@@ -128,7 +131,9 @@ class Publisher:
                 log.warning("lost the bus; messages are buffered")
             except asyncio.CancelledError:
                 if nc is not None and nc.is_connected and self._before_close is not None:
-                    await self._before_close(nc)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(CLOSE_SECONDS):
+                            await self._before_close(nc)
                 raise
             except (OSError, NatsError, TimeoutError) as error:
                 if failures == 0:
@@ -136,6 +141,7 @@ class Publisher:
                 failures += 1
             finally:
                 self.connected = False
+                self.idle.set()
                 self.outbox.spill()
                 if nc is not None:
                     await _discard(nc)
@@ -205,6 +211,7 @@ class _Session:
         failures = 0
         try:
             while True:
+                bus.heed_cancellation()
                 self._publisher.news.clear()
                 await self._send_all()
                 if self._refused is not None:
@@ -220,6 +227,7 @@ class _Session:
     async def _send_all(self) -> None:
         outbox = self._outbox
         while self._refused is None:
+            bus.heed_cancellation()
             if outbox.in_flight >= WINDOW_MESSAGES or outbox.in_flight_bytes >= WINDOW_BYTES:
                 self._room.clear()
                 await self._wait_for(self._room)
@@ -345,7 +353,7 @@ async def _discard(nc: Client) -> None:
     """Close without flushing what is left: it will be sent anew over the next connection."""
     closing: Any = nc.close()
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(CLOSE_SECONDS):
             await closing
     except (TimeoutError, OSError, NatsError):
         log.debug("closing the lost connection failed", exc_info=True)

@@ -161,7 +161,7 @@ async def collect(
         while waits and not publishing.done() and len(outbox):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(drain_seconds):
-                    await publisher.drained()
+                    await publisher.drained(patient=ended or not spill)
             waits = ended and publisher.connected
         publishing.cancel()
         await asyncio.gather(publishing, return_exceptions=True)
