@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from ..schemas import codec
+from ..schemas import bus, codec
 from .announce import Announcer
 from .desk import Desk
 from .events import HostLost, HostSeen
@@ -94,7 +94,8 @@ class Chores:
 
     async def _serve_queue(self) -> float:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._desk.wake.wait(), _TICK_SECONDS)
+            async with asyncio.timeout(_TICK_SECONDS):
+                await self._desk.wake.wait()
         self._desk.wake.clear()
         if len(self._desk.queue):
             await self._desk.serve_queue()
@@ -116,6 +117,7 @@ async def forever(what: str, step: Callable[[], Awaitable[float]]) -> None:
         step: returns the seconds until the next.
     """
     while True:
+        bus.heed_cancellation()
         try:
             pause = await step()
         except Exception as error:

@@ -26,6 +26,7 @@ import msgspec
 from msgspec import Struct
 from nats.errors import Error as NatsError
 
+from ..schemas import bus
 from .store import HEARTBEAT, LEADER, Deposed, Store, WriteFailed
 
 log = logging.getLogger("corral.planner.leader")
@@ -96,7 +97,8 @@ class Candidate:
         self._confirmed.clear()
         self._beat_now.set()
         try:
-            await asyncio.wait_for(self._confirmed.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await self._confirmed.wait()
         except TimeoutError:
             return False
         return self.certain
@@ -109,6 +111,7 @@ class Candidate:
     async def run(self) -> None:
         """Campaign and lead, in turn, until cancelled."""
         while True:
+            bus.heed_cancellation()
             try:
                 term = await self._campaign()
             except (NatsError, OSError, TimeoutError) as error:
@@ -130,7 +133,8 @@ class Candidate:
         """Say good-bye, so that a standby takes over at once. Call it after the term's last write."""
         value = msgspec.json.encode(Leader(planner="", host=socket.gethostname(), since=time.time()))
         try:
-            await asyncio.wait_for(self._store.claim(value, term), 1.0)
+            async with asyncio.timeout(1.0):
+                await self._store.claim(value, term)
         except (NatsError, TimeoutError, OSError):
             log.debug("could not say good-bye")
 
@@ -139,6 +143,7 @@ class Candidate:
         seen: tuple[int, int] | None = None
         seen_at = 0.0
         while True:
+            bus.heed_cancellation()
             entry = await self._store.get(LEADER)
             beat = await self._store.get(HEARTBEAT)
             now = time.monotonic()
@@ -169,6 +174,7 @@ class Candidate:
         elected = asyncio.ensure_future(self._on_elected(term))
         try:
             while True:
+                bus.heed_cancellation()
                 if elected.done():
                     elected.result()
                 self._beat_now.clear()
@@ -184,7 +190,8 @@ class Candidate:
                 if not self.certain:
                     continue
                 try:
-                    await asyncio.wait_for(self._beat_now.wait(), HEARTBEAT_SECONDS)
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        await self._beat_now.wait()
                 except TimeoutError:
                     continue
         except Deposed:

@@ -155,6 +155,7 @@ class Planner:
 
     async def _catch_up(self) -> None:
         while True:
+            bus.heed_cancellation()
             try:
                 return await self._telemetry.catch_up()
             except (NatsError, OSError, TimeoutError) as error:
