@@ -1,6 +1,6 @@
 """The shared storage: one DuckLake that many processors write, each its own parts of the streams.
 
-The tables lie as Parquet files in a folder or bucket that all can reach, and what belongs to them in a catalog in
+The tables lie as Parquet files in a folder that all can reach, and what belongs to them in a catalog in
 PostgreSQL, which makes a transaction over several tables atomic. A `LakePart` is the storage of one part of a stream:
 its watermark has a table of its own, beside the fence of its owner. Every batch rewrites that one row in the
 transaction of its rows, so of two processors that take themselves for the owner of a part one always fails: either it
@@ -63,7 +63,7 @@ class Lake(Struct, frozen=True):
 
     Attributes:
         catalog: of DuckLake, such as `postgres:dbname=corral host=db.example`.
-        data: folder or URL of the Parquet files. A lake that is there knows its own, which this has to be.
+        data: folder of the Parquet files, which all processors reach by this path; that of a lake never changes.
         memory_bytes: that each part may take; None leaves DuckDB's own limit.
         threads: that each part may use.
     """
@@ -136,8 +136,12 @@ def prepare(lake: Lake, partitions: int) -> str:
         StorageError: it is another program's or another version's, or has another number of partitions.
         StoragePaused: the catalog does not answer.
     """
-    if "://" not in lake.data:
+    if "://" in lake.data:
+        raise StorageError(f"{lake.data}: the files of a lake lie in a folder. Mount the bucket, and name its folder.")
+    try:
         Path(lake.data).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{lake.data} can't be made: {error.strerror}") from error
     connection = attach_when_made(lake)
     try:
 
@@ -187,7 +191,8 @@ def _make(connection: DuckDBPyConnection, partitions: int) -> dict[str, str]:
     connection.execute("CREATE SCHEMA IF NOT EXISTS store")
     for name, columns in TABLES.items():
         connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
-    connection.execute("ALTER TABLE samples SET PARTITIONED BY (year(time), month(time), day(time))")
+    # Not partitioned by day: files know their first and last time, and to write partitions takes four times as long.
+    connection.execute("CALL lake.set_option('parquet_compression', 'zstd')")
     meta = {
         "program": schema.PROGRAM,
         "lake_version": str(VERSION),

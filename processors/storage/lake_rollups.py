@@ -36,7 +36,6 @@ def create(connection: DuckDBPyConnection) -> None:
     for level in LEVELS:
         columns = ", ".join(f"{name} {sql}" for name, sql in shapes.columns(_METRICS))
         connection.execute(f"CREATE TABLE {level.table} ({key}, {columns})")
-        connection.execute(f"ALTER TABLE {level.table} SET PARTITIONED BY (year(time), month(time), day(time))")
         connection.execute(f"INSERT INTO store.rolled VALUES ({sql_text(level.name)}, 0, 0)")
         shown = ["time", "host", "device", "samples"]
         for metric in _METRICS:

@@ -17,7 +17,7 @@ from corral.cli.server import EmbeddedServer
 from corral.processors import partitions
 from corral.processors.storage import lake as lakes
 from corral.schemas import bus, codec
-from history import sample_batch
+from history import Asking, sample_batch
 from nats.aio.client import Client
 from postgres import Postgres
 
@@ -154,6 +154,15 @@ async def test_a_killed_and_a_frozen_processor_lose_and_double_nothing(nc: Clien
     # Each host's values are those that were sent.
     totals = await sharing.rows("SELECT sum(gpu_utilization_percent) FROM samples")
     assert totals == [(float(sum((at + n) % 100 for n in range(1, sent + 1) for at in range(4))),)]
+    # Any of them answers for all.
+    asking = Asking(nc)
+    assert await asking.rows("SELECT count(*) FROM samples") == [[sent * 4]]
+    assert (await asking.status()).processor == (
+        await sharing.rows("SELECT value FROM corral_meta WHERE key = 'processor'")
+    )[0][0]
+    body = codec.encode({"sql": "FROM ducklake_snapshots('lake')"}, codec.JSON)
+    refused = (await nc.request(bus.QUERY, body, timeout=10)).data
+    assert b'"refused"' in refused
     for process in (second, third):
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0

@@ -107,6 +107,8 @@ def test_a_catalog_that_is_away_pauses_and_loses_nothing(lake: lakes.Lake, postg
     part = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)
     part.resume(PART, "made")
     part.commit(batch(part, 1))
+    reader = lakes.attach(lake, read_only=True)
+    assert reader.execute("SELECT count(*) FROM samples").fetchone() == (6,)
     waiting = batch(part, 2)
     postgres.stop()
     with pytest.raises(StoragePaused):
@@ -116,6 +118,9 @@ def test_a_catalog_that_is_away_pauses_and_loses_nothing(lake: lakes.Lake, postg
     postgres.start()
     part.commit(waiting)
     assert part.cursor().execute("SELECT count(*) FROM samples").fetchone() == (12,)
+    # A reader that was there before needs no new connection.
+    assert reader.execute("SELECT count(*) FROM samples").fetchone() == (12,)
+    reader.close()
     part.close()
 
 

@@ -1,0 +1,156 @@
+"""How fast does telemetry become history in a lake? From a full stream of partitions to committed Parquet files.
+
+    python bench/lake.py                          one processor and two, beside the embedded storage
+    python bench/lake.py --devices 1000 --ticks 1200
+
+A real nats-server holds the messages, a real PostgreSQL the catalog; the processors are `corral process --lake` in
+processes of their own, started together over a full stream. The limit beside them is `bench/ingest.py`'s own run of the
+embedded storage over the same values on the same machine. The CPU time of a processor is that of its whole process. A
+run over few samples comes first, so that what starting, connecting and taking parts costs can be left out. Everything
+runs on this machine at once, so what others do on it shows in the seconds, and much less in the CPU seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ingest
+from corral.cli.server import EmbeddedServer
+from corral.processors.partitions import ensure_stream
+from corral.processors.storage import lake as lakes
+from corral.schemas import bus
+
+if TYPE_CHECKING:
+    from postgres import Postgres
+
+PARTITIONS = 4
+SECONDS = 150
+
+
+async def partitioned(url: str) -> None:
+    nc = await bus.connect(url)
+    await bus.ensure_layout(nc.jetstream(), max_bytes_scale=4)
+    await ensure_stream(nc.jetstream(), PARTITIONS)
+    await nc.close()
+
+
+def run(name: str, processors: int, samples: int, publish: object, postgres: Postgres) -> tuple[float, float]:
+    """Returns seconds until all is stored, and CPU-seconds of the processors."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-lake-"))
+    server = EmbeddedServer(folder / "nats")
+    server.start()
+    assert server.process is not None
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        asyncio.run(partitioned(server.url))
+        assert callable(publish)
+        asyncio.run(publish(server.url))
+        lake = lakes.Lake(postgres.database(name), str(folder / "lake"))
+        lakes.prepare(lake, PARTITIONS)
+        reader = lakes.attach(lake, read_only=True)
+        before, began = ingest.cpu_seconds(server.process.pid), time.perf_counter()
+        command = [sys.executable, "-m", "corral.cli.main", "process", "--lake", lake.catalog, "--lake-data", lake.data]
+        command += ["--partitions", str(PARTITIONS), "--nats", server.url]
+        started += [
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(processors)
+        ]
+        stored, first = 0, 0.0
+        while stored < samples and time.perf_counter() - began < SECONDS:
+            time.sleep(0.2)
+            (stored,) = reader.execute("SELECT count(*) FROM samples").fetchone() or (0,)
+            if stored and not first:
+                first = time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        cpu = [ingest.cpu_seconds(process.pid) for process in started]
+        files = list((folder / "lake").rglob("samples/**/*.parquet"))
+        size = sum(file.stat().st_size for file in files)
+        print(
+            f"lake, {processors} processor(s), {PARTITIONS} partitions: {stored:,} of {samples:,} samples in "
+            f"{seconds:.1f} s from the start of the processes (first seen after {first:.1f} s), "
+            f"{stored / seconds / 1e6:.3f} M samples/s; CPU-seconds {' + '.join(f'{c:.1f}' for c in cpu)}, "
+            f"{stored / sum(cpu) / 1e6:.3f} M samples per CPU-second; nats-server "
+            f"{ingest.cpu_seconds(server.process.pid) - before:.1f}; "
+            f"{len(files)} files, {size / max(1, stored):.1f} bytes a sample",
+            flush=True,
+        )
+        reader.close()
+        return seconds, sum(cpu)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def commits(postgres: Postgres) -> None:
+    """What a transaction costs by itself: the smallest batch, one writer."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-lake-"))
+    try:
+        lake = lakes.Lake(postgres.database("bench_commits"), str(folder), threads=1)
+        part = lakes.LakePart(lake, lakes.prepare(lake, 1), "CORRAL_FACTS")
+        part.resume("CORRAL_FACTS", "now")
+        spent: list[float] = []
+        for sequence in range(1, 60):
+            began = time.perf_counter()
+            part.commit(lakes.Batch(stream="CORRAL_FACTS", sequence=sequence, refused={"invalid": 1}))
+            spent.append(time.perf_counter() - began)
+        part.close()
+        spent.sort()
+        print(f"a commit without samples: median {spent[30] * 1000:.0f} ms, slowest of 59 {spent[-1] * 1000:.0f} ms")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", type=int, default=2000)
+    parser.add_argument("--ticks", type=int, default=1200, help="one a second")
+    parser.add_argument("--ticks-per-message", type=int, default=60)
+    given = parser.parse_args()
+    print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}")
+    data = ingest.values(given.devices, given.ticks)
+    samples = given.devices * given.ticks
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "processors"))
+    from postgres import Postgres
+
+    postgres = Postgres()
+    postgres.start()
+    try:
+        commits(postgres)
+        few = {name: array[:60, : 8 * PARTITIONS * 4] for name, array in data.items()}
+        fewer = next(iter(few.values())).size
+        for processors in (1, 2):
+            idle, idle_cpu = run(
+                f"few_{processors}", processors, fewer, lambda url: ingest.publish(url, few, 60), postgres
+            )
+            busy, busy_cpu = run(
+                f"all_{processors}",
+                processors,
+                samples,
+                lambda url: ingest.publish(url, data, given.ticks_per_message),
+                postgres,
+            )
+            print(
+                f"    beyond what the start takes: {(samples - fewer) / (busy - idle) / 1e6:.2f} M samples/s, "
+                f"{(samples - fewer) / (busy_cpu - idle_cpu) / 1e6:.2f} M samples per CPU-second",
+                flush=True,
+            )
+    finally:
+        postgres.remove()
+    ingest.show(
+        "embedded, the ingest alone in a process that runs already", ingest.corral(data, given.ticks_per_message, [])
+    )
+
+
+if __name__ == "__main__":
+    main()
