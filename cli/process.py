@@ -86,7 +86,7 @@ def process(
         typer.Option(
             envvar="CORRAL_LAKE_DATA",
             metavar="FOLDER",
-            help="Of its Parquet files, or their URL; all processors reach it.",
+            help="Of its Parquet files; all processors reach it by this path.",
             rich_help_panel=_SHARED,
         ),
     ] = None,
@@ -137,7 +137,7 @@ def process(
         raise CommandError(str(error), USAGE) from error
     if lake is not None:
         if lake_data is None:
-            raise CommandError("--lake needs --lake-data: the folder or URL of its files", USAGE)
+            raise CommandError("--lake needs --lake-data: the folder of its files", USAGE)
         _share(lake, lake_data, partitions, nats, memory_bytes)
         return
     _run(db, nats, archive, memory_bytes, retention, _remote(quack, quack_token_file))

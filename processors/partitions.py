@@ -4,8 +4,8 @@ A host's telemetry belongs to one of N partitions, by the server's own hash of i
 `CORRAL_PARTITIONS` is sourced from that of telemetry with the partition put before the host, and each partition is read
 by a consumer of its own. Inventories and facts are a part each.
 
-A part's owner has its entry in a bucket, whose time to live is `TTL_SECONDS`, and renews it. Each processor takes free
-parts up to its fair share, and gives back what is above it. The entries only say who should work: that no two
+A part's owner has its entry in a bucket with a time to live, and renews it five times in that. Each processor takes
+free parts up to its fair share, and gives back what is above it. The entries only say who should work: that no two
 processors store the same is the fence's doing (`storage/lake.py`).
 """
 
@@ -42,7 +42,7 @@ log = logging.getLogger("corral.partitions")
 STREAM: Final = "CORRAL_PARTITIONS"
 BUCKET: Final = "corral_processors"
 TTL_SECONDS: Final = 5.0
-RENEW_SECONDS: Final = 1.0
+"""Of the bucket, where it is not there yet; one that an operator has made keeps its own."""
 UPKEEP: Final = "upkeep"
 """A part without a stream: its owner looks after the files and rollups of the lake."""
 LARGEST: Final = 1024
@@ -153,6 +153,7 @@ class Claims:
         self._work = work
         self._owned: dict[str, _Owned] = {}
         self._bucket: KeyValue | None = None
+        self._ttl = TTL_SECONDS
 
     @property
     def owned(self) -> list[str]:
@@ -170,13 +171,14 @@ class Claims:
                 except (NatsError, APIError, TimeoutError, OSError) as error:
                     log.warning("the owners of the parts are not known at the moment: %s", error or type(error))
                 await self._let_go_of_stale()
-                await asyncio.sleep(max(0.1, RENEW_SECONDS - (time.monotonic() - began)))
+                await asyncio.sleep(max(0.1, self._ttl / 5 - (time.monotonic() - began)))
         finally:
             await self._leave()
 
     async def _round(self) -> None:
         if self._bucket is None:
             self._bucket = await self._js.key_value(BUCKET)
+            self._ttl = (await self._bucket.status()).ttl or TTL_SECONDS
         bucket = self._bucket
         await bucket.put(self._members + self._owner, self._value)
         for part, owned in list(self._owned.items()):
@@ -221,7 +223,7 @@ class Claims:
     async def _let_go_of_stale(self) -> None:
         """What could not be renewed in time is another's by now."""
         for part, owned in list(self._owned.items()):
-            if time.monotonic() - owned.renewed > TTL_SECONDS:
+            if time.monotonic() - owned.renewed > self._ttl:
                 log.warning("%s could not be renewed and is given up", part)
                 await self._stop(part)
 

@@ -19,6 +19,7 @@ from corral.processors.storage import lake as lakes
 from corral.schemas import bus, codec
 from history import Asking, sample_batch
 from nats.aio.client import Client
+from nats.js import api
 from postgres import Postgres
 
 PARTITIONS = 4
@@ -119,6 +120,8 @@ PARTS = PARTITIONS + 3
 
 async def test_a_killed_and_a_frozen_processor_lose_and_double_nothing(nc: Client, sharing: Sharing) -> None:
     js = nc.jetstream()
+    # Half the time to live that processors give it themselves: the test waits for it twice.
+    await js.create_key_value(api.KeyValueConfig(bucket=partitions.BUCKET, ttl=2.5))
     sent = 0
     stop = asyncio.Event()
 
@@ -134,7 +137,7 @@ async def test_a_killed_and_a_frozen_processor_lose_and_double_nothing(nc: Clien
     first, second = sharing.start(), sharing.start()
     # Both have a share, and both have stored something.
     await owned(nc, lambda by: len(by) == PARTS and len(set(by.values())) == 2)
-    await asyncio.sleep(3)
+    await asyncio.sleep(1.5)
     first.kill()
     first.wait()
     await owned(nc, lambda by: len(by) == PARTS and len(set(by.values())) == 1)
