@@ -12,7 +12,7 @@ from typing import Final
 
 from duckdb import DuckDBPyConnection
 
-from ...schemas.metrics import METRICS
+from ...schemas.metrics import METRICS, Metric
 from .. import views
 from . import rollup_columns as shapes
 from .rollup_columns import COUNTER_GAP_BUCKETS, LEVELS, Level
@@ -24,7 +24,6 @@ REFRESH_SECONDS: Final = {"10s": 60.0, "1m": 60.0, "1h": 600.0}
 """An hour is computed from raw samples, all that have come of it: seldom."""
 
 _METRICS: Final = list(METRICS.values())
-_COUNTERS: Final = shapes.counters(_METRICS)
 _BINNED: Final = shapes.binned(_METRICS)
 _FEED: Final = "ducklake_table_insertions('lake', 'main', 'samples', {first}::BIGINT, {last}::BIGINT)"
 
@@ -116,32 +115,39 @@ def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> in
     width = level.seconds * 1_000_000
     start, end = _time(first, width), _time(last + 1, width)
     before = _time(first - COUNTER_GAP_BUCKETS, width)
-    window = "WINDOW w AS (PARTITION BY host, device ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE near AS SELECT s.*, epoch_us(s.time) // {width} AS bucket "
+        f"FROM lake.main.samples s WHERE s.time >= {before} AND s.time < {end} "
+        "AND (s.host, s.device) IN (SELECT (host, device) FROM temp.main.touched)"
+    )
+    # Most devices have a third of the metrics: those that none has cost nothing.
+    counts = cursor.execute(f"SELECT {', '.join(f'count({name})' for name in METRICS)} FROM temp.main.near").fetchone()
+    metrics = [metric for metric, count in zip(_METRICS, counts or (), strict=True) if count]
+    counters = shapes.counters(metrics)
     grown = "".join(
         f", CASE WHEN {m.name} IS NOT NULL THEN last_value({m.name} IGNORE NULLS) OVER w END AS {m.name}_before, "
         f"last_value(CASE WHEN {m.name} IS NOT NULL THEN bucket END IGNORE NULLS) OVER w AS {m.name}_at"
-        for m in _COUNTERS
+        for m in counters
     )
+    window = "WINDOW w AS (PARTITION BY host, device ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
     cursor.execute(
-        "CREATE OR REPLACE TEMP TABLE raw AS SELECT * FROM (SELECT *" + grown + " FROM (SELECT s.*, "
-        f"epoch_us(s.time) // {width} AS bucket FROM lake.main.samples s WHERE s.time >= {before} AND s.time < {end} "
-        "AND (s.host, s.device) IN (SELECT (host, device) FROM temp.main.touched)) "
-        f"{window}) r SEMI JOIN temp.main.touched t "
+        f"CREATE OR REPLACE TEMP TABLE raw AS SELECT * FROM (SELECT *{grown} FROM temp.main.near "
+        f"{window if grown else ''}) r SEMI JOIN temp.main.touched t "
         f"ON t.host = r.host AND t.device = r.device AND t.bucket = r.bucket WHERE r.time >= {start}"
     )
-    names = ", ".join(name for name, _ in shapes.columns(_METRICS))
+    names = ", ".join(name for name, _ in shapes.columns(metrics))
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {width}) AS time, host, device, "
-        f"{shapes.from_raw(_METRICS)} FROM temp.main.raw GROUP BY host, device, bucket"
+        f"{shapes.from_raw(metrics)} FROM temp.main.raw GROUP BY host, device, bucket"
     )
     sums = ", ".join(
         f"sum(CASE WHEN {m.name} IS NULL THEN NULL WHEN {m.name}_before IS NULL "
         f"OR bucket - {m.name}_at > {COUNTER_GAP_BUCKETS} THEN 0 "
         f"WHEN {m.name} >= {m.name}_before THEN {m.name} - {m.name}_before ELSE {m.name} END)::BIGINT AS {m.name}"
-        for m in _COUNTERS
+        for m in counters
     )
     if sums:
-        sets = ", ".join(f"{m.name}_increase = g.{m.name}, {m.name}_inner = NULL" for m in _COUNTERS)
+        sets = ", ".join(f"{m.name}_increase = g.{m.name}, {m.name}_inner = NULL" for m in counters)
         cursor.execute(
             f"UPDATE temp.main.staged SET {sets} FROM (SELECT make_timestamptz(bucket * {width}) AS time, host, "
             f"device, {sums} FROM temp.main.raw GROUP BY host, device, bucket) g WHERE g.time = staged.time "
@@ -155,16 +161,17 @@ def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> in
         "FROM temp.main.staged ORDER BY host, device, time"
     )
     if level.bins:
-        _replace_bins(cursor, level, width, key)
+        _replace_bins(cursor, level, shapes.binned(metrics), width, key)
     row = cursor.execute("SELECT count(*) FROM temp.main.staged").fetchone()
     return int(row[0]) if row else 0
 
 
-def _replace_bins(cursor: DuckDBPyConnection, level: Level, width: int, key: str) -> None:
+def _replace_bins(cursor: DuckDBPyConnection, level: Level, metrics: Sequence[Metric], width: int, key: str) -> None:
     parts: Sequence[str] = [
         f"SELECT make_timestamptz(bucket * {width}) AS time, host, device, {sql_text(m.name)} AS metric, "
         f"{shapes.bin_of(m)} AS bin, count(*)::UINTEGER AS n FROM temp.main.raw WHERE {m.name} IS NOT NULL GROUP BY ALL"
-        for m in _BINNED
+        for m in metrics
     ]
     cursor.execute(f"DELETE FROM lake.{level.table}_bins WHERE {key}")
-    cursor.execute(f"INSERT INTO lake.{level.table}_bins {' UNION ALL '.join(parts)}")
+    if parts:
+        cursor.execute(f"INSERT INTO lake.{level.table}_bins {' UNION ALL '.join(parts)}")
