@@ -130,10 +130,10 @@ def main() -> None:
         few = {name: array[:60, : 8 * PARTITIONS * 4] for name, array in data.items()}
         fewer = next(iter(few.values())).size
         for processors in (1, 2):
-            idle, idle_cpu = run(
+            _, idle_cpu = run(
                 f"few_{processors}", processors, fewer, lambda url: ingest.publish(url, few, 60), postgres
             )
-            busy, busy_cpu = run(
+            _, busy_cpu = run(
                 f"all_{processors}",
                 processors,
                 samples,
@@ -141,7 +141,7 @@ def main() -> None:
                 postgres,
             )
             print(
-                f"    beyond what the start takes: {(samples - fewer) / (busy - idle) / 1e6:.2f} M samples/s, "
+                f"    beyond what the start takes: "
                 f"{(samples - fewer) / (busy_cpu - idle_cpu) / 1e6:.2f} M samples per CPU-second",
                 flush=True,
             )
