@@ -11,6 +11,9 @@ from typing import Final
 
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
+from nats.errors import NoRespondersError
+from nats.js import JetStreamContext
+from nats.js.errors import ServiceUnavailableError
 
 from ..schemas import bus
 from ..schemas.query import ProcessorStatus
@@ -93,7 +96,7 @@ async def process(
         nc = await bus.connect(nats_url, name=f"processor-{storage.processor}", wait_seconds=wait_seconds)
         try:
             js = nc.jetstream()
-            await bus.ensure_layout(js)
+            await _lay_out(js)
             letters = DeadLetters(js)
             ingests = [Ingest(nc, storage, consumer, letters) for consumer in CONSUMERS]
 
@@ -133,3 +136,16 @@ async def process(
     finally:
         await asyncio.shield(loop.run_in_executor(None, maintenance.stop))
         await loop.run_in_executor(None, storage.close)
+
+
+async def _lay_out(js: JetStreamContext) -> None:
+    """Make sure of the streams: a server that starts, or dies just then, is waited for as before the connection."""
+    while True:
+        bus.heed_cancellation()
+        try:
+            await bus.ensure_layout(js)
+        except (TimeoutError, ServiceUnavailableError, NoRespondersError) as error:
+            log.warning("the bus does not answer yet: %r", error)
+            await asyncio.sleep(0.5)
+        else:
+            return
