@@ -55,26 +55,31 @@ def processor(server: EmbeddedServer, tmp_path: Path) -> Iterator[Processor]:
     found.kill()
 
 
-async def answering(nc: Client, seconds: float = 20.0) -> Asking:
+async def answering(nc: Client, processor: Processor, seconds: float = 60.0) -> Asking:
+    assert processor.process is not None
     deadline = time.monotonic() + seconds
     asking = Asking(nc)
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and processor.process.poll() is None:
         with contextlib.suppress(Exception):
             await asking.status()
             return asking
         await asyncio.sleep(0.05)
-    raise AssertionError("no processor answers")
+    log = (processor.db.parent / "processor.log").read_text()
+    raise AssertionError(f"no processor answers (exit code {processor.process.poll()}): {log[-4000:]}")
 
 
 async def test_kill_in_mid_stream_stores_each_sample_once(nc: Client, processor: Processor) -> None:
     js = nc.jetstream()
     messages = 1500
     done = asyncio.Event()
+    # Each sample has a time of its own: batches at the clock's time, of ticks a second apart, meet by chance.
+    began_ns = time.time_ns() - 60 * 10**9
 
     async def publish() -> None:
         for sequence in range(1, messages + 1):
             host = f"h{sequence % 5}"
-            batch = sample_batch(host, sequence, devices=2, ticks=2)
+            start_ns = began_ns + sequence * 10**7
+            batch = sample_batch(host, sequence, devices=2, ticks=2, start_ns=start_ns, step_ns=10**6)
             await js.publish(bus.samples_subject(host), codec.encode(batch))
         done.set()
 
@@ -88,7 +93,7 @@ async def test_kill_in_mid_stream_stores_each_sample_once(nc: Client, processor:
         kills += 1
     await publishing
     processor.start()
-    asking = await answering(nc)
+    asking = await answering(nc, processor)
     await asking.until("SELECT count(*) FROM samples", messages * 4)
     assert await asking.rows("SELECT count(DISTINCT (host, device, time)) FROM samples") == [[messages * 4]]
     await asking.until("SELECT sum(samples) FROM rollup_1m", messages * 4)
@@ -112,7 +117,7 @@ async def test_a_full_disk_pauses_ingest_and_loses_nothing(nc: Client, processor
 
     processor.start()
     assert processor.process is not None
-    asking = await answering(nc)
+    asking = await answering(nc, processor)
     await publish(10)
     await asking.until("SELECT count(*) > 0 FROM samples", True)
     resource.prlimit(processor.process.pid, resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
@@ -198,7 +203,7 @@ async def test_a_snapshot_is_taken_with_the_command_while_ingest_goes_on(
         batch = sample_batch("h1", sequence, devices=8, ticks=60, noisy=True)
         await js.publish(bus.samples_subject("h1"), codec.encode(batch))
     processor.start()
-    asking = await answering(nc)
+    asking = await answering(nc, processor)
     await asking.until("SELECT count(*) FROM samples", 48_000)
     # Any quantile of any devices, from the bins.
     await asking.until("SELECT sum(n) FROM rollup_1m_bins WHERE metric = 'power_watts'", 48_000)
@@ -225,13 +230,16 @@ async def test_a_snapshot_is_taken_with_the_command_while_ingest_goes_on(
 async def test_a_server_that_dies_and_returns_loses_and_doubles_nothing(
     server: EmbeddedServer, processor: Processor
 ) -> None:
+    began_ns = time.time_ns() - 60 * 10**9
+
     async def publish(first: int, last: int) -> Asking:
         nc = await bus.connect(server.url, name="test")
         await bus.ensure_layout(nc.jetstream())
         for sequence in range(first, last):
-            payload = codec.encode(sample_batch("h1", sequence))
+            start_ns = began_ns + sequence * 10**7
+            payload = codec.encode(sample_batch("h1", sequence, start_ns=start_ns, step_ns=10**6))
             await nc.jetstream().publish(bus.samples_subject("h1"), payload)
-        return await answering(nc)
+        return await answering(nc, processor)
 
     processor.start()
     before = await publish(1, 100)
