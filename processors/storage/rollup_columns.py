@@ -47,6 +47,18 @@ LEVELS: Final = (TEN_SECONDS, MINUTE, HOUR)
 TEMPLATE: Final = "store.rollup_none"
 """An empty table with every column: the tables of the levels have those of the metrics that have come."""
 
+WEIGHTED_QUANTILE: Final = """weighted_quantile(values_and_counts, q) AS list_reduce(
+    list_transform(
+        list_sort(list_filter(values_and_counts, lambda e: e.n > 0)),
+        lambda e: {value: e.value::DOUBLE, n: e.n::DECIMAL(38, 9)}
+    ),
+    lambda a, e: CASE WHEN a.n > 0 OR a.value IS NULL
+        THEN {value: e.value, n: (a.n - e.n)::DECIMAL(38, 9)} ELSE a END,
+    {value: NULL::DOUBLE, n: (q * list_sum(list_transform(values_and_counts, lambda e: e.n)))::DECIMAL(38, 9)}
+).value"""
+"""The smallest value that at least q of all counts do not exceed: counts are taken off q of their sum, smallest value
+first. One pass: a subquery over the unnested list would carry the whole list beside each of its entries."""
+
 
 def binned(metrics: Iterable[Metric]) -> list[Metric]:
     """Those whose values are kept as counts in bins."""
@@ -105,12 +117,7 @@ def create(cursor: DuckDBPyConnection) -> None:
             cursor.execute(_bins_view(level))
     for level in LEVELS:
         cursor.execute("INSERT OR IGNORE INTO store.rolled VALUES (?, 0)", [level.name])
-    cursor.execute(
-        # The smallest value that at least q of all counts do not exceed.
-        "CREATE OR REPLACE MACRO weighted_quantile(values_and_counts, q) AS (SELECT v FROM (SELECT e.value AS v, "
-        "sum(e.n) OVER (ORDER BY e.value) AS upto, sum(e.n) OVER () AS total "
-        "FROM (SELECT unnest(values_and_counts) AS e)) WHERE upto >= q * total ORDER BY v LIMIT 1)"
-    )
+    cursor.execute(f"CREATE OR REPLACE MACRO {WEIGHTED_QUANTILE}")
 
 
 def add_columns(cursor: DuckDBPyConnection, table: str, metrics: Iterable[Metric]) -> None:
