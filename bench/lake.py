@@ -1,7 +1,7 @@
 """How fast does telemetry become history in a lake? From a full stream of partitions to committed Parquet files.
 
     python bench/lake.py                          one processor and two, beside the embedded storage
-    python bench/lake.py --devices 1000 --ticks 1200
+    python bench/lake.py --alone                  what transactions and rollups cost by themselves
 
 A real nats-server holds the messages, a real PostgreSQL the catalog; the processors are `corral process --lake` in
 processes of their own, started together over a full stream. The limit beside them is `bench/ingest.py`'s own run of the
@@ -21,12 +21,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ingest
+import numpy as np
+import pyarrow as pa
 from corral.cli.server import EmbeddedServer
+from corral.processors.columnar import SCHEMA
 from corral.processors.partitions import ensure_stream
 from corral.processors.storage import lake as lakes
+from corral.processors.storage import lake_rollups
+from corral.processors.storage.rollup_columns import LEVELS
 from corral.schemas import bus
 
 if TYPE_CHECKING:
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
 
 PARTITIONS = 4
 SECONDS = 150
+BATCH_ROWS = 600_000
+"""About what 64 MiB of messages hold."""
 
 
 async def partitioned(url: str) -> None:
@@ -111,11 +118,48 @@ def commits(postgres: Postgres) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def writing(data: dict[str, np.ndarray[Any, Any]], postgres: Postgres) -> None:
+    """What the transactions of large batches and the rollups cost by themselves: no bus, values ready in memory."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-lake-"))
+    ticks, devices = next(iter(data.values())).shape
+    rows = ticks * devices
+    try:
+        lake = lakes.Lake(postgres.database("bench_writing"), str(folder))
+        part = lakes.LakePart(lake, lakes.prepare(lake, 1), "CORRAL_PARTITIONS/0")
+        part.resume(part.part, "now")
+        numbers = [part.series.number(f"node-{at // 8}", f"GPU-{at:08x}") for at in range(devices)]
+        times = np.repeat(ingest.START_NS // 1000 + np.arange(ticks, dtype="<i8") * 10**6, devices)
+        columns = {"time": pa.array(times).cast(SCHEMA.field("time").type), "series": np.tile(numbers, ticks)}
+        columns |= {name: array.reshape(-1) for name, array in data.items()}
+        arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(rows, f.type) for f in SCHEMA]
+        table = pa.Table.from_arrays(arrays, schema=SCHEMA)
+        cpu, began = time.process_time(), time.perf_counter()
+        for sequence, first in enumerate(range(0, rows, BATCH_ROWS), start=1):
+            part.commit(lakes.Batch(stream=part.part, sequence=sequence, samples=table.slice(first, BATCH_ROWS)))
+        cpu, seconds = time.process_time() - cpu, time.perf_counter() - began
+        print(f"transactions of {BATCH_ROWS:,} samples: {rows / cpu / 1e6:.2f} M per CPU-second, {seconds:.1f} s")
+        connection = lakes.attach(lake)
+        for level in LEVELS:
+            cpu, began = time.process_time(), time.perf_counter()
+            buckets = lake_rollups.refresh(connection, level)
+            cpu, seconds = time.process_time() - cpu, time.perf_counter() - began
+            print(
+                f"rollup {level.name}: {cpu / rows * 1e6:.1f} µs of CPU time a sample, {seconds:.1f} s, "
+                f"{buckets:,} buckets of {rows:,} samples",
+                flush=True,
+            )
+        connection.close()
+        part.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=2000)
     parser.add_argument("--ticks", type=int, default=1200, help="one a second")
     parser.add_argument("--ticks-per-message", type=int, default=60)
+    parser.add_argument("--alone", action="store_true", help="transactions and rollups only, without processors")
     given = parser.parse_args()
     print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}")
     data = ingest.values(given.devices, given.ticks)
@@ -127,6 +171,9 @@ def main() -> None:
     postgres.start()
     try:
         commits(postgres)
+        writing(data, postgres)
+        if given.alone:
+            return
         few = {name: array[:60, : 8 * PARTITIONS * 4] for name, array in data.items()}
         fewer = next(iter(few.values())).size
         for processors in (1, 2):
