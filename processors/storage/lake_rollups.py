@@ -53,11 +53,7 @@ def create(connection: DuckDBPyConnection) -> None:
                 f"CASE WHEN metric IN ({linear}) THEN bin WHEN bin = {shapes.ZERO_BIN} THEN 0 "
                 f"ELSE pow({shapes.BIN_RATIO}, bin) END AS value, n FROM {level.table}_bins"
             )
-    connection.execute(
-        "CREATE MACRO weighted_quantile(values_and_counts, q) AS (SELECT v FROM (SELECT e.value AS v, "
-        "sum(e.n) OVER (ORDER BY e.value) AS upto, sum(e.n) OVER () AS total "
-        "FROM (SELECT unnest(values_and_counts) AS e)) WHERE upto >= q * total ORDER BY v LIMIT 1)"
-    )
+    connection.execute(f"CREATE MACRO {shapes.WEIGHTED_QUANTILE}")
     for view in views.VIEWS.values():
         connection.execute(f"CREATE VIEW {view.name} AS {view.sql}")
         connection.execute(f"COMMENT ON VIEW {view.name} IS {sql_text(view.question)}")
