@@ -1,0 +1,204 @@
+"""The devices' series: names, labels, types and units as dcgm-exporter has them; what is null, silent or odd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from corral.client.exporter.families import DEFAULTS, FAMILIES, choose
+from corral.client.exporter.live import Live
+from corral.client.exporter.page import label_text, write
+from corral.schemas import bus, codec, columns
+from corral.schemas.metrics import METRICS
+from corral.schemas.telemetry import DeviceEvent, DeviceInfo, HostInfo, Inventory, SampleBatch, Severity
+from exporter_process import parse, types
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+LABELS = ["gpu", "UUID", "pci_bus_id", "device", "modelName", "Hostname", "DCGM_FI_DRIVER_VERSION"]
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bus:
+    """Feeds a `Live` as its subscriptions do, with the bytes that agents send."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.live = Live(None, forget_seconds=60, clock=self.clock)  # type: ignore[arg-type]  # it is never started
+
+    def inventory(self, *devices: DeviceInfo, host: str = "h1", time_ns: int = 1) -> None:
+        message = Inventory(host=HostInfo(name=host), agent="a", time_ns=time_ns, devices=list(devices))
+        self.live.take_inventory(bus.inventory_subject(host), codec.encode(message))
+
+    def samples(self, devices: list[str], *, host: str = "h1", **values: list[Any]) -> None:
+        """Values are ticks × devices."""
+        packed = {name: columns.pack(METRICS[name], value) for name, value in values.items()}
+        count = len(next(iter(values.values()), devices))
+        message = SampleBatch(
+            host=host,
+            agent="a",
+            sequence=1,
+            source="nvml",
+            devices=devices,
+            times_ns=columns.pack_times([10**18] * count),
+            columns={name: found[0] for name, found in packed.items() if found},
+            nulls={name: found[1] for name, found in packed.items() if found and found[1]},
+        )
+        self.live.take_samples(bus.samples_subject(host), codec.encode(message))
+
+    def page(self, *names: str) -> bytes:
+        return b"".join(write(self.live.hosts(), choose(names or ["all"]), self.live.xids))
+
+
+def device(index: int, **more: Any) -> DeviceInfo:
+    values: dict[str, Any] = {
+        "uuid": f"GPU-{index}",
+        "host": "h1",
+        "index": index,
+        "name": "NVIDIA H100",
+        "driver": "570.1",
+        "pcie_address": f"00000000:{index:02X}:00.0",
+    }
+    return DeviceInfo(**(values | more))
+
+
+def test_a_line_is_dcgm_exporters() -> None:
+    fleet = Bus()
+    fleet.inventory(device(0))
+    fleet.samples(["GPU-0"], gpu_utilization_percent=[98.0], memory_used_bytes=[3 * 2**20 + 5], host="h1")
+    lines = fleet.page("default").decode().splitlines()
+    labels = (
+        'gpu="0",UUID="GPU-0",pci_bus_id="00000000:00:00.0",device="nvidia0",modelName="NVIDIA H100",'
+        'Hostname="h1",DCGM_FI_DRIVER_VERSION="570.1"'
+    )
+    assert f"DCGM_FI_DEV_GPU_UTIL{{{labels}}} 98" in lines
+    assert f"DCGM_FI_DEV_FB_USED{{{labels}}} 3" in lines
+    assert f"DCGM_FI_DEV_XID_ERRORS{{{labels}}} 0" in lines
+
+
+def test_units_and_types() -> None:
+    fleet = Bus()
+    fleet.inventory(device(0))
+    fleet.samples(
+        ["GPU-0"],
+        sm_active_percent=[25.0],
+        pcie_tx_bytes_per_second=[2e6],
+        energy_millijoules=[2**60],
+        software_thermal_slowdown_nanoseconds=[1_500_000_000],
+        nvlink_rx_bytes=[1024],
+        nvlink_tx_bytes=[2048],
+        power_watts=[310.37],
+    )
+    page = fleet.page()
+    values = {name: next(iter(series.values())) for name, series in parse(page).items()}
+    assert values["DCGM_FI_PROF_SM_ACTIVE"] == 0.25
+    assert values["DCGM_FI_DEV_PCIE_TX_THROUGHPUT"] == 2000
+    assert values["DCGM_FI_PROF_PCIE_TX_BYTES"] == 2e6
+    assert values["DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"] == 2**60
+    assert values["DCGM_FI_DEV_POWER_USAGE"] == 310.37
+    assert values["corral_software_thermal_slowdown_seconds_total"] == 1.5
+    assert values["corral_nvlink_rx_bytes_total"] == 1024
+    assert values["DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL"] == 3
+    assert types(page)["DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"] == "counter"
+    assert types(page)["DCGM_FI_DEV_PCIE_TX_THROUGHPUT"] == "counter"
+    assert types(page)["DCGM_FI_DEV_POWER_USAGE"] == "gauge"
+
+
+def test_the_last_tick_counts_and_null_is_no_series() -> None:
+    fleet = Bus()
+    fleet.inventory(device(0), device(1))
+    fleet.samples(["GPU-0", "GPU-1"], temperature_celsius=[30.0, 31.0, 40.0, None], fan_percent=[None, 5.0, None, None])
+    series = parse(fleet.page())
+    assert {dict(key)["UUID"]: value for key, value in series["DCGM_FI_DEV_GPU_TEMP"].items()} == {"GPU-0": 40}
+    assert "DCGM_FI_DEV_FAN_SPEED" not in series
+    fleet.samples(["GPU-0", "GPU-1"], temperature_celsius=[40.0, 0.0])
+    series = parse(fleet.page())
+    assert sorted(series["DCGM_FI_DEV_GPU_TEMP"].values()) == [0, 40]
+
+
+def test_mig_instances_are_their_parents_with_profile_and_id() -> None:
+    fleet = Bus()
+    parts = [device(3, uuid=f"MIG-{n}", mig_parent="GPU-3", mig_profile="1g.10gb", name="MIG 1g.10gb") for n in (0, 1)]
+    fleet.inventory(device(3, mig_enabled=True), *parts)
+    fleet.samples(["GPU-3", "MIG-0", "MIG-1"], memory_used_bytes=[2**30, 2**20, 2**21])
+    found = [dict(key) for key in parse(fleet.page())["DCGM_FI_DEV_FB_USED"]]
+    assert {label["UUID"] for label in found} == {"GPU-3"}
+    assert {label["modelName"] for label in found} == {"NVIDIA H100"}
+    instances = sorted((label["GPU_I_PROFILE"], label["GPU_I_ID"]) for label in found if "GPU_I_ID" in label)
+    assert instances == [("1g.10gb", "0"), ("1g.10gb", "1")]
+
+
+def test_the_silent_are_forgotten_and_the_unknown_wait() -> None:
+    fleet = Bus()
+    fleet.samples(["GPU-0"], temperature_celsius=[40.0])
+    assert fleet.page() == b""
+    fleet.inventory(device(0))
+    assert "DCGM_FI_DEV_GPU_TEMP" in parse(fleet.page())
+    fleet.clock.now += 59
+    assert "DCGM_FI_DEV_GPU_TEMP" in parse(fleet.page())
+    fleet.clock.now += 2
+    assert fleet.page() == b""
+    fleet.samples(["GPU-0"], temperature_celsius=[41.0])
+    assert list(parse(fleet.page())["DCGM_FI_DEV_GPU_TEMP"].values()) == [41]
+
+
+def test_what_changes_is_written_anew() -> None:
+    """Lines are kept while values stay: every way in which they may not."""
+    fleet = Bus()
+    fleet.inventory(device(0), device(1))
+    fleet.samples(["GPU-0", "GPU-1"], temperature_celsius=[40.0, 40.0])
+    before = fleet.page()
+    assert fleet.page() == before
+    fleet.samples(["GPU-1"], temperature_celsius=[40.0])
+    assert [dict(key)["gpu"] for key in parse(fleet.page())["DCGM_FI_DEV_GPU_TEMP"]] == ["1"]
+    fleet.samples(["GPU-0", "GPU-1"], temperature_celsius=[40.0, 40.0])
+    assert fleet.page() == before
+    fleet.inventory(device(0), device(1, driver="580.2"), time_ns=2)
+    assert "580.2" in fleet.page().decode()
+    fleet.inventory(device(0), device(1), time_ns=1)
+    assert "580.2" in fleet.page().decode(), "an older inventory counts for nothing"
+    event = {"host": "h1", "agent": "a", "sequence": 2, "time_ns": 1, "device": "GPU-1"}
+    fleet.live.take_event("e", codec.encode(DeviceEvent(kind="xid", code=79, **event)))
+    assert sorted(parse(fleet.page())["DCGM_FI_DEV_XID_ERRORS"].values()) == [0, 79]
+    fleet.live.take_event("e", codec.encode(DeviceEvent(kind="reset", severity=Severity.CLEARED, **event)))
+    assert set(parse(fleet.page())["DCGM_FI_DEV_XID_ERRORS"].values()) == {0}
+
+
+def test_what_cannot_be_read_costs_nothing_else() -> None:
+    fleet = Bus()
+    fleet.inventory(device(0))
+    fleet.samples(["GPU-0"], temperature_celsius=[40.0])
+    good = fleet.page()
+    fleet.live.take_samples(bus.samples_subject("h1"), b"\xc1 no message")
+    assert fleet.page() == good
+    fleet.samples(["GPU-0"], temperature_celsius=[40.0, 41.0, 42.0])
+    fleet.live.take_inventory(bus.inventory_subject("h1"), b"")
+    assert "DCGM_FI_DEV_GPU_TEMP" in parse(fleet.page())
+    assert fleet.live.undecodable == 2
+
+
+@given(st.dictionaries(st.sampled_from(LABELS), st.text(st.characters(exclude_categories=["Cs"]))))
+def test_labels_survive_whatever_is_in_them(labels: dict[str, str]) -> None:
+    text = f"# TYPE x gauge\nx{label_text(labels)} 1\n"
+    (family,) = text_string_to_metric_families(text)
+    assert family.samples[0].labels == labels
+
+
+def test_choices() -> None:
+    assert [family.name for family in choose(["default"])] == list(DEFAULTS)
+    assert set(FAMILIES) == {family.name for family in choose(["all", "default"])}
+    assert [family.name for family in choose(["DCGM_FI_DEV_GPU_U*"])] == ["DCGM_FI_DEV_GPU_UTIL"]
+    with pytest.raises(ValueError, match="nonsense"):
+        choose(["default", "nonsense"])
+
+
+def test_every_metric_of_the_catalogue_has_a_series() -> None:
+    assert {family.metric for family in FAMILIES.values()} >= set(METRICS)
+    assert len({family.name for family in FAMILIES.values()}) == len(FAMILIES)
