@@ -55,7 +55,7 @@ def labels_of(device: DeviceInfo, host: str, whole: DeviceInfo, instance: int) -
         device: a whole one or a MIG instance.
         host: the host's name.
         whole: the device that a MIG instance is part of; the device itself else.
-        instance: number of the GPU instance.
+        instance: number of the instance within it.
     """
     found = {
         "gpu": str(whole.index),
@@ -88,8 +88,7 @@ def device_labels(inventory: Inventory) -> dict[str, dict[str, str]]:
             whole = by_uuid.get(device.mig_parent, device)
             number = seen.get(device.mig_parent, 0)
             seen[device.mig_parent] = number + 1
-        instance: int | None = getattr(device, "mig_instance", None)
-        found[device.uuid] = labels_of(device, host, whole, number if instance is None else instance)
+        found[device.uuid] = labels_of(device, host, whole, number)
     return found
 
 
