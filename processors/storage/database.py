@@ -27,7 +27,7 @@ from .statements import registered, transaction
 
 log = logging.getLogger("corral.storage")
 
-CHECKPOINT_BYTES: Final = 128 * 2**20
+CHECKPOINT_BYTES: Final = 64 * 2**20
 """Write-ahead log at which DuckDB folds it into the file: rarely enough to cost little, and under a second each."""
 
 CHUNK_ROWS: Final = 122_880
