@@ -17,11 +17,11 @@ import random
 import time
 from collections import deque
 
-import corral.planner.fleet as fold
-from corral.planner.decide import Placed, Policies, decide
-from corral.planner.feasible import candidates, host_verdict
-from corral.planner.policies import DEFAULT, POLICIES
-from corral.planner.state import ask_key
+import corral.planner.fleet.fleet as fold
+from corral.planner.fleet.state import ask_key
+from corral.planner.placement.decide import Placed, Policies, decide
+from corral.planner.placement.feasible import candidates, host_verdict
+from corral.planner.placement.policies import DEFAULT, POLICIES
 from corral.schemas import columns
 from corral.schemas.metrics import METRICS
 from corral.schemas.requests import Placement, WorkRequest

@@ -21,9 +21,9 @@ import sys
 import time
 from typing import NamedTuple
 
-from corral.planner.apportion import apportion
-from corral.planner.balance import Machine, balance, lower_bound, span
-from corral.planner.pipeline import pipeline
+from corral.planner.work.apportion import apportion
+from corral.planner.work.balance import Machine, balance, lower_bound, span
+from corral.planner.work.pipeline import pipeline
 
 GB = 10**9
 BYTES = 2  # bf16

@@ -108,8 +108,8 @@ async def publish(url: str, data: dict[str, np.ndarray[Any, Any]], ticks_per_mes
 
 async def ingest(db: Path, url: str, samples: int, with_rollups: bool, threads: int | None) -> None:
     """The child: read the stream into a new database until all of it is committed."""
-    from corral.processors.deadletters import DeadLetters
-    from corral.processors.ingest import CONSUMERS, Ingest
+    from corral.processors.ingest.deadletters import DeadLetters
+    from corral.processors.ingest.ingest import CONSUMERS, Ingest
     from corral.processors.storage import Database, Maintenance
 
     storage = Database(db, threads=threads)

@@ -27,8 +27,8 @@ import ingest
 import numpy as np
 import pyarrow as pa
 from corral.cli.server import EmbeddedServer
-from corral.processors.columnar import SCHEMA
-from corral.processors.partitions import ensure_stream
+from corral.processors.ingest.columnar import SCHEMA
+from corral.processors.ingest.partitions import ensure_stream
 from corral.processors.storage import lake as lakes
 from corral.processors.storage import lake_rollups
 from corral.processors.storage.rollup_columns import LEVELS

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from corral.processors.columnar import SCHEMA
+from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.storage import Batch, Database, Maintenance, Retention
 from corral.processors.storage.rollups import LEVELS
 from corral.processors.storage.snapshot import write_snapshot

@@ -3,7 +3,7 @@
 The Monte-Carlo inflation of the FGD paper (USENIX ATC'23, section 6) on the production traces that it used: requests
 arrive in a seeded order until they ask for 130 % of all GPUs, none leaves, what fits must be placed. Every run goes
 through `corral simulate`'s functions and is checked by sums that know nothing of the planner. Beside the means over the
-seeds stand the published figures (their means over ten seeds) and what no policy could exceed (`planner/bound.py`).
+seeds stand the published figures (means over ten) and what no policy could exceed (`planner/simulation/bound.py`).
 
     python bench/placement.py [--seeds 42-51] [--traces default gpuspec33] [--policies fragmentation opportunity ...]
                               [--pods other-trace.csv ...] [--json results.jsonl]
@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from corral.planner.audit import audit
-from corral.planner.bound import upper_bound
-from corral.planner.policies import POLICIES, make
-from corral.planner.simulate import simulate, write_placements
-from corral.planner.trace import profile_of, read_arrivals, read_nodes
+from corral.planner.placement.policies import POLICIES, make
+from corral.planner.simulation.audit import audit
+from corral.planner.simulation.bound import upper_bound
+from corral.planner.simulation.simulate import simulate, write_placements
+from corral.planner.simulation.trace import profile_of, read_arrivals, read_nodes
 
 PUBLISHED = {
     "default": {"random": 87.47, "best-fit": 93.08, "fragmentation": 95.39},

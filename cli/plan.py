@@ -48,7 +48,7 @@ def plan(
     """
     import uvloop
 
-    from ..planner.policies import POLICIES
+    from ..planner.placement.policies import POLICIES
     from ..planner.service import Settings
     from ..planner.service import plan as serve
 

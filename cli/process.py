@@ -146,8 +146,8 @@ def process(
 def _remote(address: str | None, token_file: Path | None) -> Quack | None:
     if address is None:
         return None
-    from ..processors import quack
     from ..processors.service import Quack
+    from ..processors.sql import quack
 
     if token_file is None:
         raise CommandError("--quack needs --quack-token-file: whoever has the token reads the whole history", USAGE)
@@ -166,8 +166,8 @@ def _run(
     retention: Retention,
     remote: Quack | None,
 ) -> None:
-    from ..processors.quack import QuackError
     from ..processors.service import process as work
+    from ..processors.sql.quack import QuackError
     from ..processors.storage import StorageError
 
     try:
@@ -179,7 +179,7 @@ def _run(
 
 
 def _share(catalog: str, data: str, partitions: int, nats: str | None, memory_bytes: int | None) -> None:
-    from ..processors.sharing import share
+    from ..processors.ingest.sharing import share
     from ..processors.storage.errors import StorageError, StoragePaused
     from ..processors.storage.lake import Lake
 

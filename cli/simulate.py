@@ -15,7 +15,7 @@ from . import exits
 from .options import AsJson, console, print_json
 
 if TYPE_CHECKING:
-    from ..planner.simulate import Simulation
+    from ..planner.simulation.simulate import Simulation
 
 WORDS: Final = {
     "cpus": "too few free cores where devices were free",
@@ -73,11 +73,11 @@ def simulate(
       corral simulate --nodes n.csv --requests r.csv --profile history.csv
       corral simulate --nodes n.csv --requests r.csv --verify --bound
     """
-    from ..planner.audit import AuditError, audit
-    from ..planner.policies import DEFAULT, POLICIES, make
-    from ..planner.simulate import simulate as replay
-    from ..planner.simulate import write_placements
-    from ..planner.trace import TraceError, profile_of, read_arrivals, read_nodes
+    from ..planner.placement.policies import DEFAULT, POLICIES, make
+    from ..planner.simulation.audit import AuditError, audit
+    from ..planner.simulation.simulate import simulate as replay
+    from ..planner.simulation.simulate import write_placements
+    from ..planner.simulation.trace import TraceError, profile_of, read_arrivals, read_nodes
 
     name = policy if policy is not None else DEFAULT
     if name not in POLICIES:
@@ -86,7 +86,7 @@ def simulate(
     upper_bound: Callable[..., Any] | None = None
     if bound:
         # Before the work, so that a library that is missing is told at once.
-        from ..planner.bound import upper_bound
+        from ..planner.simulation.bound import upper_bound
     try:
         hosts, arrivals = read_nodes(nodes), read_arrivals(requests)
         mix = None if profile is None else profile_of(read_arrivals(profile))

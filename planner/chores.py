@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ..schemas import bus, codec
-from .announce import Announcer
 from .desk import Desk
-from .events import HostLost, HostSeen
-from .fleet import apply
-from .ledger import clock
-from .store import HEALTH, Store
+from .fleet.events import HostLost, HostSeen
+from .fleet.fleet import apply
+from .leases.announce import Announcer
+from .leases.ledger import clock
+from .leases.store import HEALTH, Store
 from .telemetry import Health, Telemetry
 
 log = logging.getLogger("corral.planner.chores")

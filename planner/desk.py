@@ -37,15 +37,15 @@ from ..schemas.requests import (
     RejectionCode,
     WorkRequest,
 )
-from . import leases
-from .decide import Decision, InvalidRequest, Placed, Policies, decide, environment
-from .fleet import Fleet, apply
-from .holding import hold
-from .leases import LeaseRecord, Refused
-from .ledger import Ledger, clock
-from .queue import MOST_WAITING, Waiting, WaitingQueue, competes
-from .state import ask_key
-from .store import DRAINS, Deposed, Outcome, Store, WriteFailed, answer_key
+from .fleet.fleet import Fleet, apply
+from .fleet.holding import hold
+from .fleet.state import ask_key
+from .leases import leases
+from .leases.leases import LeaseRecord, Refused
+from .leases.ledger import Ledger, clock
+from .leases.queue import MOST_WAITING, Waiting, WaitingQueue, competes
+from .leases.store import DRAINS, Deposed, Outcome, Store, WriteFailed, answer_key
+from .placement.decide import Decision, InvalidRequest, Placed, Policies, decide, environment
 
 log = logging.getLogger("corral.planner.desk")
 

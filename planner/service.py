@@ -39,19 +39,19 @@ from ..schemas.requests import (
     LeaseState,
     WorkRequest,
 )
-from . import summary
-from .announce import Announcer
 from .asked import HEADROOM_BYTES, Asked
 from .chores import LOST_AFTER_SECONDS, Chores, forever, tidy
-from .decide import InvalidRequest, Policies, explain
 from .desk import Answer, Desk
-from .fleet import Fleet, apply
-from .holding import free, hold
-from .leader import TAKEOVER_SECONDS, Candidate
-from .leases import LeaseRecord, LeaseTable
-from .ledger import Ledger
-from .policies import POLICIES
-from .store import ANSWER_PREFIX, DRAINS, HEALTH, LEASE_PREFIX, TOLD, Deposed, Store
+from .fleet import summary
+from .fleet.fleet import Fleet, apply
+from .fleet.holding import free, hold
+from .leases.announce import Announcer
+from .leases.leader import TAKEOVER_SECONDS, Candidate
+from .leases.leases import LeaseRecord, LeaseTable
+from .leases.ledger import Ledger
+from .leases.store import ANSWER_PREFIX, DRAINS, HEALTH, LEASE_PREFIX, TOLD, Deposed, Store
+from .placement.decide import InvalidRequest, Policies, explain
+from .placement.policies import POLICIES
 from .telemetry import Health, Telemetry
 
 log = logging.getLogger("corral.planner")

@@ -25,8 +25,8 @@ from nats.js import api
 
 from ..schemas import bus, codec
 from ..schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
-from .device import Fault
-from .fleet import Event, Fleet, apply
+from .fleet.device import Fault
+from .fleet.fleet import Event, Fleet, apply
 from .streams import read
 
 log = logging.getLogger("corral.planner.telemetry")

@@ -17,10 +17,11 @@ from nats.js.errors import ServiceUnavailableError
 
 from ..schemas import bus
 from ..schemas.query import ProcessorStatus
-from . import quack, snapshots
-from .deadletters import DeadLetters
-from .ingest import CONSUMERS, Ingest
-from .query import QueryService
+from . import snapshots
+from .ingest.deadletters import DeadLetters
+from .ingest.ingest import CONSUMERS, Ingest
+from .sql import quack
+from .sql.query import QueryService
 from .storage import Database, Maintenance, Retention
 
 log = logging.getLogger("corral.processor")

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from duckdb import DuckDBPyConnection
 
 from ...schemas.metrics import METRICS
-from .. import confine, views
+from .. import views
+from ..sql import confine
 from . import facts, migrations, schema
 from .errors import StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, Series

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import corral.planner.fleet as fold
-from corral.planner.decide import Decision, Placed, Policies, decide
+import corral.planner.fleet.fleet as fold
+from corral.planner.placement.decide import Decision, Placed, Policies, decide
 from corral.schemas import columns
 from corral.schemas.metrics import METRICS
 from corral.schemas.requests import Placement, WorkRequest

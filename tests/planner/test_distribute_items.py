@@ -7,11 +7,11 @@ from fractions import Fraction
 from itertools import product
 
 import pytest
-from corral.planner.apportion import apportion
-from corral.planner.balance import EXACT_ITEMS, Machine, balance, lower_bound, span
-from corral.planner.decide import InvalidRequest, Placed, Policies, decide
-from corral.planner.distribute import Outcome, distribute, items_of
-from corral.planner.pipeline import pipeline
+from corral.planner.placement.decide import InvalidRequest, Placed, Policies, decide
+from corral.planner.work.apportion import apportion
+from corral.planner.work.balance import EXACT_ITEMS, Machine, balance, lower_bound, span
+from corral.planner.work.distribute import Outcome, distribute, items_of
+from corral.planner.work.pipeline import pipeline
 from corral.schemas.requests import Distribution, Grant, Method, WeightBy, WorkItem, WorkRequest
 from corral.schemas.telemetry import DeviceInfo
 from hypothesis import given, settings

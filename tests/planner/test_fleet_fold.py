@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import corral.planner.fleet as fold
+import corral.planner.fleet.fleet as fold
 import msgspec
 import pytest
-from corral.planner import summary as view
-from corral.planner.decide import Placed, Policies, decide
-from corral.planner.state import ROUNDED_OFF_BYTES
+from corral.planner.fleet import summary as view
+from corral.planner.fleet.state import ROUNDED_OFF_BYTES
+from corral.planner.placement.decide import Placed, Policies, decide
 from corral.schemas.requests import DeviceFilter, Drains, Grant, Rejection, WorkRequest
 from corral.schemas.telemetry import DeviceEvent, Inventory, Severity
 from hypothesis import given, settings

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import exp
 
-from corral.planner.policies.fragmentation import TYPICAL, Fragmentation
-from corral.planner.simulate import simulate
-from corral.planner.state import Ask, HostState, ask_key
-from corral.planner.trace import Arrival, Node, profile_of
+from corral.planner.fleet.state import Ask, HostState, ask_key
+from corral.planner.placement.policies.fragmentation import TYPICAL, Fragmentation
+from corral.planner.simulation.simulate import simulate
+from corral.planner.simulation.trace import Arrival, Node, profile_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

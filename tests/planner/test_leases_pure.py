@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from corral.planner import leases
-from corral.planner.leases import LeaseRecord, LeaseTable, Refused
+from corral.planner.leases import leases
+from corral.planner.leases.leases import LeaseRecord, LeaseTable, Refused
 from corral.schemas import codec
 from corral.schemas.requests import Grant, LeaseState, WorkRequest
 from hypothesis import given

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import corral.planner.fleet as fold
+import corral.planner.fleet.fleet as fold
 import msgspec
 import pytest
-from corral.planner.decide import InvalidRequest, Placed, Policies, decide, environment, explain
+from corral.planner.placement.decide import InvalidRequest, Placed, Policies, decide, environment, explain
 from corral.schemas.requests import Addition, Drains, Placement, Rejection, RejectionCode, WorkRequest
 from planner_world import GIB, NOW, ask, fleet_of, inventory, placed, samples
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from math import ceil
 
-import corral.planner.fleet as fold
-import corral.planner.summary as view
+import corral.planner.fleet.fleet as fold
+import corral.planner.fleet.summary as view
 import pytest
-from corral.planner.decide import Placed, Policies, decide, explain
-from corral.planner.exact import exact_state
-from corral.planner.feasible import candidates
-from corral.planner.reject import could_ever_fit
-from corral.planner.room import Room, room_for
-from corral.planner.state import UNLIMITED, ask_key
+from corral.planner.fleet.state import UNLIMITED, ask_key
+from corral.planner.placement.decide import Placed, Policies, decide, explain
+from corral.planner.placement.exact import exact_state
+from corral.planner.placement.feasible import candidates
+from corral.planner.placement.reject import could_ever_fit
+from corral.planner.placement.room import Room, room_for
 from corral.schemas.requests import DeviceStatus, Drains, Placement, Rejection, WorkRequest
 from corral.schemas.telemetry import DeviceEvent, Inventory, Severity
 from hypothesis import given, settings
@@ -361,10 +361,10 @@ def test_what_is_forgotten_is_worked_out_again_alike(
 
     kept = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("corral.planner.fleet.STATES_SPARE", -100)
-        patch.setattr("corral.planner.fleet.CACHE_MOST", 3)
-        patch.setattr("corral.planner.fleet.ASKS_MOST", 2)
-        patch.setattr("corral.planner.rank.CHOICES_SPARE", -100)
-        patch.setattr("corral.planner.room.PARTS_SPARE", -100)
-        patch.setattr("corral.planner.index.LOG_SPARE", -100)
+        patch.setattr("corral.planner.fleet.fleet.STATES_SPARE", -100)
+        patch.setattr("corral.planner.fleet.fleet.CACHE_MOST", 3)
+        patch.setattr("corral.planner.fleet.fleet.ASKS_MOST", 2)
+        patch.setattr("corral.planner.placement.rank.CHOICES_SPARE", -100)
+        patch.setattr("corral.planner.placement.room.PARTS_SPARE", -100)
+        patch.setattr("corral.planner.fleet.index.LOG_SPARE", -100)
         assert run() == kept

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from corral.cli.server import EmbeddedServer
-from corral.planner import leases
-from corral.planner.device import Fault
-from corral.planner.store import TOLD, Deposed, Outcome, Store, lease_key
+from corral.planner.fleet.device import Fault
+from corral.planner.leases import leases
+from corral.planner.leases.store import TOLD, Deposed, Outcome, Store, lease_key
 from corral.planner.telemetry import Health
 from corral.schemas import bus, codec
 from corral.schemas.requests import Grant, WorkRequest

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from corral.cli.main import main
-from corral.planner.audit import AuditError, audit
-from corral.planner.bound import upper_bound
-from corral.planner.policies import POLICIES, make
-from corral.planner.simulate import Simulation, simulate, write_placements
-from corral.planner.trace import Arrival, Node, profile_of, read_arrivals, read_nodes
+from corral.planner.placement.policies import POLICIES, make
+from corral.planner.simulation.audit import AuditError, audit
+from corral.planner.simulation.bound import upper_bound
+from corral.planner.simulation.simulate import Simulation, simulate, write_placements
+from corral.planner.simulation.trace import Arrival, Node, profile_of, read_arrivals, read_nodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

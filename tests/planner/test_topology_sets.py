@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from itertools import combinations
 
-import corral.planner.fleet as fold
+import corral.planner.fleet.fleet as fold
 import msgspec
-from corral.planner.topology import Topology, best_exact, best_greedy, connectivity, levels_of
+from corral.planner.fleet.topology import Topology, best_exact, best_greedy, connectivity, levels_of
 from corral.schemas.telemetry import Link
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from corral.processors import confine
-from corral.processors.allowed import FUNCTIONS, OPERATORS, TABLE_FUNCTIONS
-from corral.processors.confine import Fence, QueryError
+from corral.processors.sql import confine
+from corral.processors.sql.allowed import FUNCTIONS, OPERATORS, TABLE_FUNCTIONS
+from corral.processors.sql.confine import Fence, QueryError
 
 SECRET = "the-secret-of-the-host"
 

@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import pytest
 from corral.cli.server import EmbeddedServer
-from corral.processors import partitions
+from corral.processors.ingest import partitions
 from corral.processors.storage import lake as lakes
 from corral.schemas import bus, codec
 from history import Asking, sample_batch

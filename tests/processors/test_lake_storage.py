@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.processors import facts
-from corral.processors.columnar import Decoder, Incoming
+from corral.processors.ingest import facts
+from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage import lake as lakes
 from corral.processors.storage import rollups, upkeep
 from corral.processors.storage.database import Database

@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from corral.processors import confine, quack
+from corral.processors.sql import confine, quack
 from corral.processors.storage import Database
 
 pytest.importorskip("duckdb_extension_quack", reason="pip install 'corral[quack]'")
@@ -23,7 +23,7 @@ TOKEN = "a-token-of-enough-letters"
 CLIENT = """
 import json, sys
 import duckdb
-from corral.processors import quack
+from corral.processors.sql import quack
 connection = duckdb.connect()
 quack.load(connection)
 answers = []

@@ -13,8 +13,8 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-from corral.processors import results
-from corral.processors.fairqueue import FairQueue
+from corral.processors.sql import results
+from corral.processors.sql.fairqueue import FairQueue
 from corral.schemas.query import ResultFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -12,8 +12,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from corral.processors import confine
-from corral.processors.query import Limits, QueryService, resident_bytes
+from corral.processors.sql import confine
+from corral.processors.sql.query import Limits, QueryService, resident_bytes
 from corral.schemas import bus
 from corral.schemas.query import END_HEADER, PART_HEADER
 from nats.aio.client import Client

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from corral.processors.columnar import SCHEMA
+from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.storage import Batch, Database
 from corral.processors.storage.rollups import COUNTER_GAP_BUCKETS, HOUR, LEVELS, Level, refresh
 from hypothesis import HealthCheck, given, settings

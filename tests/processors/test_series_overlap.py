@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from corral.processors.columnar import Decoder, Incoming
+from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage import Database
 from corral.processors.storage.interface import Batch
 from corral.schemas import bus, codec

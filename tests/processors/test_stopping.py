@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from corral.cli.server import EmbeddedServer
-from corral.processors.reader import Reader
+from corral.processors.ingest.reader import Reader
 from corral.processors.service import process
 from corral.schemas import bus
 from nats.aio.client import Client

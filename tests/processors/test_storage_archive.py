@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from corral.processors.columnar import SCHEMA
+from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.storage import Batch, Database, Maintenance, Retention
 from corral.processors.storage.rollups import LEVELS
 from corral.processors.storage.snapshot import write_snapshot

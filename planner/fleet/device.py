@@ -1,0 +1,386 @@
+"""A device as the planner knows it: what it is, what leases hold of it, and what its samples say.
+
+A sample is compared with the bounds of the step that the device stands in, and changes the device's state only when it
+leaves them, by a quarter of a step more than just: so that a 1 Hz fleet costs little, and a value on the edge does not
+go to and fro.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from struct import Struct as Layout
+from typing import Any, Final
+
+from msgspec import Struct
+
+from ...schemas.telemetry import DeviceEvent, DeviceInfo, SampleBatch, Severity
+from .state import (
+    HEAT_BASE_CELSIUS,
+    HEAT_LEVELS,
+    HEAT_STEP_CELSIUS,
+    LOAD_LEVELS,
+    LOAD_STEP_PERCENT,
+    MEMORY_GRAIN_BYTES,
+    WHOLE_MILLI,
+    DeviceState,
+    Model,
+)
+
+THROTTLE_BITS: Final = 0x08 | 0x20 | 0x40 | 0x80
+"""NVML clock event reasons that mean heat or power trouble: hardware slowdown, software thermal slowdown, hardware
+thermal slowdown, hardware power brake. The software power cap (0x04) is normal under load."""
+LOAD_SECONDS: Final = 60.0
+"""Utilisation is averaged exponentially with this time constant."""
+_EDGE: Final = 0.25
+_FATAL: Final = {Severity.RESET: 1, Severity.HARDWARE: 2}
+
+Amounts = dict[str, tuple[int, int]]
+StateKey = tuple[Model, int, int, int, bool, int, int, bool, bool, bool]
+
+
+class Fault(Struct, frozen=True):
+    """What events say of a device's or a host's health.
+
+    Attributes:
+        severity: `reset` or `hardware` while it lasts; None if well.
+        message: of the event that set it.
+        time_ns: of the last event that counted.
+        warned_at: seconds since the epoch of the last warning.
+        warning: its message.
+    """
+
+    severity: Severity | None = None
+    message: str = ""
+    time_ns: int = -1
+    warned_at: float = -math.inf
+    warning: str = ""
+
+    @property
+    def fatal(self) -> bool:
+        """Whether it takes no work."""
+        return self.severity is not None
+
+    def after(self, event: DeviceEvent) -> Fault:
+        """The state after an event; the same for one that is older than what is known, or changes nothing."""
+        text = event.message or event.kind
+        if event.severity is Severity.WARNING:
+            at = event.time_ns * 1e-9
+            if at <= self.warned_at:
+                return self
+            return Fault(self.severity, self.message, self.time_ns, at, text)
+        if event.time_ns < self.time_ns:
+            return self
+        if event.severity is Severity.CLEARED:
+            return Fault(None, "", event.time_ns, self.warned_at, self.warning)
+        rank = _FATAL.get(event.severity, 0)
+        if self.severity is not None and rank < _FATAL[self.severity]:
+            return self
+        return Fault(event.severity, text, event.time_ns, self.warned_at, self.warning)
+
+
+class Tick:
+    """The last tick of a batch, one value per device of the batch; a column that it lacks is None."""
+
+    __slots__ = ("nulls", "power", "reserved", "temperature", "throttle", "times_ns", "total", "used", "utilization")
+
+    def __init__(self, times_ns: tuple[int, ...]) -> None:
+        self.times_ns = times_ns
+        self.nulls: dict[str, bytes] = {}
+        self.used: tuple[int | None, ...] | None = None
+        self.reserved: tuple[int | None, ...] | None = None
+        self.total: tuple[int | None, ...] | None = None
+        self.utilization: tuple[float | None, ...] | None = None
+        self.temperature: tuple[float | None, ...] | None = None
+        self.power: tuple[float | None, ...] | None = None
+        self.throttle: tuple[int | None, ...] | None = None
+
+
+_COLUMNS: Final = (
+    ("memory_used_bytes", "used", "q", 8),
+    ("memory_reserved_bytes", "reserved", "q", 8),
+    ("memory_total_bytes", "total", "q", 8),
+    ("gpu_utilization_percent", "utilization", "f", 4),
+    ("temperature_celsius", "temperature", "f", 4),
+    ("power_watts", "power", "f", 4),
+    ("throttle_reasons_bitmask", "throttle", "q", 8),
+)
+_layouts: dict[tuple[int, str], Layout] = {}
+
+
+def _layout(count: int, format: str) -> Layout:
+    found = _layouts.get((count, format))
+    if found is None:
+        found = _layouts[count, format] = Layout(f"<{count}{format}")
+    return found
+
+
+def last_tick(batch: SampleBatch) -> Tick | None:
+    """The newest readings of a batch; None for one whose arrays do not fit its devices."""
+    count = len(batch.devices)
+    size = len(batch.times_ns)
+    if count == 0 or size == 0 or size % (8 * count):
+        return None
+    ticks = size // (8 * count)
+    skip = (ticks - 1) * count
+    tick = Tick(_layout(count, "q").unpack_from(batch.times_ns, skip * 8))
+    columns, nulls = batch.columns, batch.nulls
+    for name, attribute, format, width in _COLUMNS:
+        raw = columns.get(name)
+        if raw is None or len(raw) != ticks * count * width:
+            continue
+        values: tuple[Any, ...] = _layout(count, format).unpack_from(raw, skip * width)
+        missing = nulls.get(name)
+        if missing is not None and len(missing) == ticks * count:
+            values = tuple(None if null else value for value, null in zip(values, missing[skip:], strict=True))
+        setattr(tick, attribute, values)
+    return tick
+
+
+class Device:
+    """A device with what is known of it now."""
+
+    __slots__ = (
+        "_heat_high",
+        "_heat_low",
+        "_load_high",
+        "_load_low",
+        "_overhead_high",
+        "_overhead_low",
+        "blocked",
+        "fault",
+        "foreign",
+        "granted",
+        "heat",
+        "holders",
+        "host",
+        "index",
+        "info",
+        "load",
+        "load_percent",
+        "memory_total",
+        "memory_used",
+        "model",
+        "overhead",
+        "parent",
+        "power",
+        "process_memory",
+        "reserved",
+        "seen_at",
+        "share_held",
+        "state",
+        "temperature",
+        "throttled",
+        "time_ns",
+        "utilization",
+        "uuid",
+        "warned",
+    )
+
+    def __init__(self, uuid: str, host: str) -> None:
+        self.uuid = uuid
+        self.host = host
+        self.index = 0
+        self.info: DeviceInfo
+        self.model: Model
+        self.state: DeviceState
+        self.parent = False
+        """It is split into MIG instances."""
+        self.memory_total = 0
+        self.reserved = 0
+        self.memory_used: int | None = None
+        self.utilization: float | None = None
+        self.load_percent = 0.0
+        """Utilisation, averaged over `LOAD_SECONDS`."""
+        self.temperature: float | None = None
+        self.power: float | None = None
+        self.throttled = False
+        self.warned = False
+        self.fault: Fault | None = None
+        self.blocked = 0
+        self.time_ns = -1
+        self.seen_at = -math.inf
+        """When the last sample was read, by the bus's clock."""
+        self.holders: Amounts = {}
+        self.share_held = 0
+        self.granted = 0
+        self.process_memory: dict[str, int] | None = None
+        """Memory of processes by lease, empty text for none; None where it is not known."""
+        self.foreign = 0
+        self.overhead = 0
+        """Reserved and foreign memory, rounded up so that the rest is a multiple of the grain."""
+        self.heat = 0
+        self.load = 0
+        self._heat_low = -math.inf
+        self._heat_high = HEAT_BASE_CELSIUS + _EDGE * HEAT_STEP_CELSIUS
+        self._load_low = -math.inf
+        self._load_high = LOAD_STEP_PERCENT * (1 + _EDGE)
+        self._overhead_low = 0
+        self._overhead_high = 0
+
+    @property
+    def memory_free(self) -> int:
+        """What a request could get, exactly."""
+        return max(0, self.memory_total - self.reserved - self.granted - self.foreign)
+
+    @property
+    def share_free(self) -> int:
+        """Thousandths that no lease holds."""
+        return max(0, WHOLE_MILLI - self.share_held)
+
+    def describe(self, info: DeviceInfo, model: Model, parent: bool) -> None:
+        """Take over identity and capabilities."""
+        self.info, self.model, self.parent, self.index = info, model, parent, info.index
+        if info.memory_bytes:
+            self.memory_total = info.memory_bytes
+        self._resize()
+
+    def hold(self, holders: Amounts | None) -> None:
+        """What leases hold of it now."""
+        self.holders = holders or {}
+        self.share_held = sum(share for share, _ in self.holders.values())
+        self.granted = sum(memory for _, memory in self.holders.values())
+        self._foreign()
+
+    def sample(self, tick: Tick, at: int, lag: float, now: float, known: bool) -> tuple[bool, bool]:
+        """Take a reading.
+
+        Args:
+            tick: of the whole host.
+            at: the device's place in it.
+            lag: seconds to add to the collector's clock.
+            now: seconds since the epoch.
+            known: whether process data is recent.
+
+        Returns:
+            Whether the device's state changes, and whether its size has.
+        """
+        time_ns = tick.times_ns[at]
+        if time_ns == self.time_ns:
+            return False, False
+        seconds = max(0.0, (time_ns - self.time_ns) * 1e-9)
+        first = self.time_ns < 0
+        self.time_ns = time_ns
+        seen = time_ns * 1e-9 + lag
+        self.seen_at = seen if seen < now else now
+        dirty = sized = False
+        if tick.total is not None:
+            total = tick.total[at]
+            if total and not self.info.memory_bytes and total != self.memory_total:
+                self.memory_total, sized = total, True
+                self._resize()
+        if tick.reserved is not None:
+            reserved = tick.reserved[at] or 0
+            if reserved != self.reserved:
+                self.reserved, sized = reserved, True
+        if tick.used is not None:
+            used = tick.used[at]
+            if not known:
+                self.process_memory = None
+            if used != self.memory_used or not known or sized:
+                self.memory_used = used
+                dirty = self._foreign()
+        if tick.utilization is not None:
+            value = tick.utilization[at]
+            # No comparison holds for what is not a number, so it is left out here.
+            self.utilization = value = value if value is not None and 0 <= value <= 100 else None
+            if value is not None:
+                weight = 1.0 if first else seconds / (seconds + LOAD_SECONDS)
+                self.load_percent = load = self.load_percent + (value - self.load_percent) * weight
+                if not self._load_low <= load < self._load_high:
+                    self.load = level = min(int(load / LOAD_STEP_PERCENT), LOAD_LEVELS)
+                    self._load_low, self._load_high = _bounds(level, 0.0, LOAD_STEP_PERCENT, LOAD_LEVELS)
+                    dirty = True
+        if tick.temperature is not None:
+            value = tick.temperature[at]
+            self.temperature = value = value if value is not None and -100 <= value <= 300 else None
+            if value is not None and not self._heat_low <= value < self._heat_high:
+                steps = math.floor((value - HEAT_BASE_CELSIUS) / HEAT_STEP_CELSIUS) + 1
+                self.heat = level = max(0, min(steps, HEAT_LEVELS))
+                self._heat_low, self._heat_high = _bounds(
+                    level, HEAT_BASE_CELSIUS - HEAT_STEP_CELSIUS, HEAT_STEP_CELSIUS, HEAT_LEVELS
+                )
+                dirty = True
+        if tick.power is not None:
+            value = tick.power[at]
+            self.power = value if value is not None and value >= 0 else None
+        if tick.throttle is not None:
+            reasons = tick.throttle[at]
+            throttled = reasons is not None and reasons & THROTTLE_BITS != 0
+            if throttled is not self.throttled:
+                self.throttled, dirty = throttled, True
+        return dirty, sized
+
+    def processes(self, found: list[tuple[str, int | None]]) -> bool:
+        """Take over what processes use, (lease, bytes) each; whether the device's state changes."""
+        by_lease: dict[str, int] | None = {}
+        for lease, memory in found:
+            if memory is None:
+                # The driver hides it: what is used beyond the granted is all that can be known.
+                by_lease = None
+                break
+            by_lease[lease] = by_lease.get(lease, 0) + memory
+        self.process_memory = by_lease
+        return self._foreign()
+
+    def _foreign(self) -> bool:
+        """Work out foreign memory anew; whether its rounded amount changes."""
+        if self.process_memory is None:
+            self.foreign = max(0, (self.memory_used or 0) - self.granted)
+        else:
+            foreign = 0
+            for lease, memory in self.process_memory.items():
+                held = self.holders.get(lease)
+                foreign += memory if held is None else max(0, memory - held[1])
+            self.foreign = foreign
+        return self._round()
+
+    def _resize(self) -> None:
+        self._overhead_low = self._overhead_high = -1
+        self._round()
+
+    def _round(self) -> bool:
+        taken = self.reserved + self.foreign
+        if self._overhead_low < taken <= self._overhead_high or taken == self._overhead_low == self._overhead_high:
+            return False
+        before = self.overhead
+        if taken == 0:
+            self.overhead = self._overhead_low = self._overhead_high = 0
+            return before != 0
+        left = max(0, self.memory_total - taken) // MEMORY_GRAIN_BYTES * MEMORY_GRAIN_BYTES
+        self.overhead = self.memory_total - left
+        self._overhead_high = self.overhead
+        # Memory may fall a quarter of a grain below the step before the device is taken to have more.
+        self._overhead_low = self.overhead - MEMORY_GRAIN_BYTES - int(MEMORY_GRAIN_BYTES * _EDGE)
+        return before != self.overhead
+
+    def see(self, intern: Callable[[StateKey], DeviceState]) -> DeviceState:
+        """The device's state as a decision sees it."""
+        share = WHOLE_MILLI - self.share_held
+        if self.blocked:
+            key = (self.model, 0, 0, self.blocked, False, 0, 0, False, False, False)
+        elif share <= 0:
+            key = (self.model, 0, 0, 0, True, 0, 0, False, False, False)
+        else:
+            free = max(0, self.memory_total - self.overhead - self.granted)
+            key = (
+                self.model,
+                share,
+                free,
+                0,
+                self.share_held > 0 or bool(self.holders),
+                self.heat,
+                self.load,
+                self.throttled,
+                self.warned,
+                self.overhead > 0,
+            )
+        self.state = state = intern(key)
+        return state
+
+
+def _bounds(level: int, base: float, step: float, levels: int) -> tuple[float, float]:
+    """Where a value may go before its level changes: its own step, and a quarter more at both ends."""
+    low = -math.inf if level == 0 else base + step * (level - _EDGE)
+    high = math.inf if level == levels else base + step * (level + 1 + _EDGE)
+    return low, high

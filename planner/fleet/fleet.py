@@ -1,0 +1,235 @@
+"""The fleet as a fold of events: `apply(fleet, event, at)` for whatever collectors, leases and operators say.
+
+No clock and no I/O: `at` is when the bus stored the message, seconds since the epoch, and `advance` moves time on.
+A fleet has one owner; `apply` changes it and returns it. The order of messages about different things does not matter:
+a lease may come before its host's inventory, as it does when a planner starts.
+
+Free memory of a device is total − reserved − granted to leases − used by processes that hold no lease on it (or more
+than their lease grants). Where no process data is known, what is used beyond the granted counts as foreign.
+"""
+
+from __future__ import annotations
+
+import math
+from heapq import heappop, heappush
+from typing import Any, Final
+
+from ...schemas.requests import Drains, Lease, LeaseEvent
+from ...schemas.telemetry import DeviceEvent, DeviceInfo, Inventory, ProcessBatch, SampleBatch
+from .device import Device, Fault, StateKey
+from .events import HostForgotten, HostLost, HostSeen, LeaseEnded
+from .fold import FOLDS
+from .holding import Held, free, hold
+from .host import Host
+from .index import Index
+from .kept import Kept
+from .standing import drain_reason, look, refresh, renew, why_blocked
+from .state import Ask, AskKey, DeviceState, HostState, Model, model_key
+from .topology import Levels, Topology
+
+STALE_AFTER_SECONDS: Final = 10.0
+ASKS_MOST: Final = 1024
+CACHE_MOST: Final = 768
+"""A ranking or a room takes up to a few hundred bytes for each class of hosts."""
+STATES_SPARE: Final = 20_000
+"""States that nothing is in any more are kept until there are so many more than could be in use."""
+
+__all__ = [
+    "STALE_AFTER_SECONDS",
+    "Event",
+    "Fleet",
+    "Held",
+    "Host",
+    "HostForgotten",
+    "HostLost",
+    "HostSeen",
+    "LeaseEnded",
+    "advance",
+    "apply",
+    "drain_reason",
+    "free",
+    "hold",
+    "refresh",
+    "renew",
+    "why_blocked",
+]
+
+
+class Fleet:
+    """Everything that a decision rests on.
+
+    Attributes:
+        hosts: by name.
+        devices: by uuid.
+        leases: what active leases hold, by id; known devices or not.
+        drains: `host:NAME`, `device:UUID` or `label:K=V` → reason.
+        index: hosts by state.
+        now: the latest time that was told, seconds since the epoch.
+        stale_after: seconds without a sample after which a device takes no work; infinite for fleets without samples.
+        shape_version: moves when hosts, devices or labels come or go.
+    """
+
+    def __init__(self, stale_after: float = STALE_AFTER_SECONDS) -> None:
+        self.hosts: dict[str, Host] = {}
+        self.devices: dict[str, Device] = {}
+        self.leases: dict[str, Held] = {}
+        self.drains: dict[str, str] = {}
+        self.faults: dict[str, Fault] = {}
+        """By `host:NAME` or `device:UUID`."""
+        self.on_device: dict[str, dict[str, tuple[int, int]]] = {}
+        self.on_host: dict[str, tuple[int, int]] = {}
+        self.lost_hosts: set[str] = set()
+        self.index = Index()
+        self.idle: dict[HostState, int] = {}
+        """How many hosts would be in which state, idle and healthy."""
+        self.idle_version = 0
+        self.now = -math.inf
+        self.at = -math.inf
+        """When the bus stored the event that is being folded in."""
+        self.stale_after = stale_after
+        self.shape_version = 0
+        self.cache: Kept[object, Any] = Kept(CACHE_MOST)
+        """Of decisions: rankings, rooms, filters. May be emptied at any time."""
+        self._timers: list[tuple[float, str]] = []
+        self._models: dict[object, Model] = {}
+        self._topologies: dict[Levels, Topology] = {}
+        self._device_states: dict[object, DeviceState] = {}
+        self._host_states: dict[object, HostState] = {}
+        self._asks: Kept[AskKey, Ask] = Kept(ASKS_MOST)
+
+    @property
+    def largest_host(self) -> int:
+        """The most devices that one host has."""
+        kept = self.cache.get("largest")
+        if kept is None or kept[0] != self.shape_version:
+            most = max((len(host.devices) for host in self.hosts.values()), default=0)
+            kept = self.cache.put("largest", (self.shape_version, most))
+        return kept[1]
+
+    def ask(self, key: AskKey) -> Ask:
+        """The one `Ask` of this fleet for a key."""
+        found = self._asks.get(key)
+        if found is None:
+            found = self._asks.put(key, Ask(key))
+        return found
+
+    def model(self, info: DeviceInfo) -> Model:
+        """The one `Model` of this fleet for a device."""
+        key = model_key(info)
+        found = self._models.get(key)
+        if found is None:
+            found = self._models[key] = Model(key)
+        return found
+
+    def topology(self, levels: Levels | None) -> Topology | None:
+        """The one `Topology` of this fleet for a matrix."""
+        if levels is None:
+            return None
+        found = self._topologies.get(levels)
+        if found is None:
+            found = self._topologies[levels] = Topology(levels)
+        return found
+
+    def device_state(self, key: StateKey) -> DeviceState:
+        """The one `DeviceState` of this fleet for a key."""
+        found = self._device_states.get(key)
+        if found is None:
+            found = self._device_states[key] = DeviceState(key[0], key)
+            model, share, memory, blocked, leased, *strained, rounded = key
+            if any(strained):
+                found.core = self.device_state((model, share, memory, blocked, leased, 0, 0, False, False, rounded))
+        return found
+
+    def host_state(
+        self,
+        topology: Topology | None,
+        cpus_free: int,
+        memory_free: int,
+        blocked: int,
+        devices: tuple[DeviceState, ...],
+    ) -> HostState:
+        """The one `HostState` of this fleet for a key."""
+        key = (topology, cpus_free, memory_free, blocked, devices)
+        found = self._host_states.get(key)
+        if found is None:
+            found = self._host_states[key] = HostState(topology, cpus_free, memory_free, blocked, devices)
+            cores = tuple(device.core for device in devices)
+            if cores != devices:
+                if topology is None:
+                    cores = tuple(sorted(cores, key=lambda device: device.order))
+                found.core = self.host_state(topology, cpus_free, memory_free, blocked, cores)
+        return found
+
+    def forget(self) -> None:
+        """Drop states that nothing is in any more, once there are too many of them."""
+        if (
+            len(self._host_states) <= 4 * len(self.hosts) + STATES_SPARE
+            and len(self._device_states) <= 4 * len(self.devices) + STATES_SPARE
+        ):
+            return
+        hosts = {*self.index.classes, *self.idle}
+        hosts |= {state.core for state in hosts}
+        devices = {device for state in hosts for device in state.devices}
+        devices |= {device.core for device in devices}
+        self._host_states = {key: state for key, state in self._host_states.items() if state in hosts}
+        self._device_states = {key: state for key, state in self._device_states.items() if state in devices}
+
+    def at_timer(self, when: float, host: str) -> None:
+        """Look at a host again at a time."""
+        heappush(self._timers, (when, host))
+
+    def due(self, now: float) -> str | None:
+        """The next host to look at by now; None if there is none."""
+        if self._timers and self._timers[0][0] <= now:
+            return heappop(self._timers)[1]
+        return None
+
+
+Event = (
+    Inventory
+    | SampleBatch
+    | ProcessBatch
+    | DeviceEvent
+    | Lease
+    | LeaseEvent
+    | LeaseEnded
+    | Drains
+    | HostLost
+    | HostSeen
+    | HostForgotten
+)
+
+
+def apply(fleet: Fleet, event: Event, at: float | None = None) -> Fleet:
+    """Fold one event into the fleet.
+
+    Args:
+        fleet: changed in place.
+        event: what happened. Older than what is known already, or about an unknown host, it changes nothing but what
+            must be remembered: faults, drains and leases wait for their host.
+        at: when the bus stored it, seconds since the epoch; None leaves time where it is.
+
+    Returns:
+        The same fleet.
+    """
+    if at is not None:
+        advance(fleet, at)
+    fleet.at = fleet.now if at is None else at
+    fold = FOLDS.get(type(event))
+    if fold is None:
+        raise TypeError(f"the fleet knows no event of type {type(event).__name__}")
+    fold(fleet, event)
+    return fleet
+
+
+def advance(fleet: Fleet, now: float) -> Fleet:
+    """Move time on: devices without samples become stale, old warnings fade. Time never goes back."""
+    if now > fleet.now:
+        fleet.now = now
+    name = fleet.due(fleet.now)
+    while name is not None:
+        host = fleet.hosts.get(name)
+        if host is not None and host.timer <= fleet.now:
+            look(fleet, host)
+        name = fleet.due(fleet.now)
+    return fleet

@@ -1,0 +1,241 @@
+"""One function per kind of event: how it changes the fleet. `fleet.apply` calls them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from ...schemas.requests import Drains, Lease, LeaseEvent, LeaseState
+from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
+from .device import Device, Fault, last_tick
+from .events import HostForgotten, HostLost, HostSeen, LeaseEnded
+from .holding import free, hold
+from .host import Host
+from .standing import block, count_idle, refresh, uncount_idle
+from .state import STALE, UNLIMITED
+from .topology import levels_of
+
+if TYPE_CHECKING:
+    from .fleet import Fleet
+
+CLOCK_STEP_NS: Final = 1_000_000_000
+PROCESSES_KNOWN_SECONDS: Final = 60.0
+"""What was said of processes holds for so long."""
+
+
+def _inventory(fleet: Fleet, event: Inventory) -> None:
+    name = event.host.name
+    host = fleet.hosts.get(name)
+    if host is None:
+        host = fleet.hosts[name] = Host(name)
+    elif event.time_ns < host.inventory_ns:
+        return
+    if event.agent != host.agent:
+        host.agent, host.lag = event.agent, math.inf
+        host.processes_ns = -1
+    host.inventory_ns = event.time_ns
+    host.heard_at = max(host.heard_at, fleet.now)
+    host.address = event.host.address
+    host.labels = dict(event.host.labels)
+    host.cpus_total = event.host.cpus * 1000 or UNLIMITED
+    host.memory_total = event.host.memory_bytes or UNLIMITED
+    host.cpus_held, host.memory_held = fleet.on_host.get(name, (0, 0))
+    host.lost = name in fleet.lost_hosts
+    parents = {info.mig_parent for info in event.devices if info.mig_parent}
+    old = {device.uuid: device for device in host.devices}
+    devices: list[Device] = []
+    for info in event.devices:
+        device = old.pop(info.uuid, None)
+        if device is None:
+            elsewhere = fleet.devices.get(info.uuid)
+            if elsewhere is not None and elsewhere.host != name:
+                _remove_device(fleet, elsewhere)
+            device = fleet.devices[info.uuid] = Device(info.uuid, name)
+            device.hold(fleet.on_device.get(info.uuid))
+        device.describe(info, fleet.model(info), info.mig_enabled or info.uuid in parents)
+        devices.append(device)
+    for gone in old.values():
+        if fleet.devices.get(gone.uuid) is gone:
+            del fleet.devices[gone.uuid]
+    host.devices = devices
+    host.topology = fleet.topology(levels_of(event))
+    host.batch_devices = None
+    fleet.shape_version += 1
+    count_idle(fleet, host)
+    block(fleet, host)
+    refresh(fleet, host)
+
+
+def _remove_device(fleet: Fleet, device: Device) -> None:
+    """A board was moved to another host: its old host no longer has it."""
+    host = fleet.hosts.get(device.host)
+    if host is not None:
+        host.devices = [other for other in host.devices if other is not device]
+        host.topology = None
+        host.batch_devices = None
+        count_idle(fleet, host)
+        block(fleet, host)
+        refresh(fleet, host)
+
+
+def _samples(fleet: Fleet, event: SampleBatch) -> None:
+    host = fleet.hosts.get(event.host)
+    if host is None or fleet.at < host.sampled_at:
+        return
+    tick = last_tick(event)
+    if tick is None:
+        return
+    host.sampled_at = fleet.at
+    if host.batch_devices != event.devices:
+        host.batch_devices = list(event.devices)
+        mine = {device.uuid: device for device in host.devices}
+        host.batch_order = [mine.get(uuid) for uuid in event.devices]
+    if event.agent != host.agent:
+        host.agent, host.lag = event.agent, math.inf
+        host.processes_ns = -1
+    newest = max(tick.times_ns)
+    if newest < host.newest_ns - CLOCK_STEP_NS:
+        host.lag = math.inf  # its clock was set back: what was learned of it no longer holds
+    host.newest_ns = newest
+    now = fleet.now
+    gap = now - newest * 1e-9
+    # A host's clock may differ from the bus's: what counts is how much later than at its fastest a message came. The
+    # slow rise lets a clock that was set back be believed again after a while.
+    host.lag = gap if gap < host.lag else host.lag + (gap - host.lag) * 0.02
+    host.heard_at = now
+    known = now - host.processes_at <= PROCESSES_KNOWN_SECONDS
+    dirty = unblock = resized = False
+    for at, device in enumerate(host.batch_order):
+        if device is None:
+            continue
+        changed, sized = device.sample(tick, at, host.lag, now, known)
+        dirty = dirty or changed
+        resized = resized or sized
+        unblock = unblock or device.blocked & STALE != 0
+    if resized:
+        count_idle(fleet, host)
+        dirty = True
+    if unblock:
+        block(fleet, host)
+        dirty = True
+    if dirty:
+        refresh(fleet, host)
+
+
+def _processes(fleet: Fleet, event: ProcessBatch) -> None:
+    host = fleet.hosts.get(event.host)
+    if host is None or event.time_ns < host.processes_ns:
+        return
+    host.processes_ns = event.time_ns
+    host.processes_at = host.heard_at = fleet.now
+    by_device: dict[str, list[tuple[str, int | None]]] = {}
+    for process in event.processes:
+        by_device.setdefault(process.device, []).append((process.lease, process.memory_used_bytes))
+    dirty = False
+    for device in host.devices:
+        if device.processes(by_device.get(device.uuid, [])):
+            dirty = True
+    if dirty:
+        refresh(fleet, host)
+
+
+def _device_event(fleet: Fleet, event: DeviceEvent) -> None:
+    if event.severity in (Severity.INFO, Severity.APPLICATION):
+        return
+    key = f"host:{event.host}" if event.device is None else f"device:{event.device}"
+    fault = fleet.faults.get(key) or Fault()
+    changed = fault.after(event)
+    if changed == fault:
+        return
+    fleet.faults[key] = changed
+    device = fleet.devices.get(event.device) if event.device is not None else None
+    host = fleet.hosts.get(device.host if device is not None else event.host)
+    if host is not None:
+        block(fleet, host)
+        refresh(fleet, host)
+
+
+def _lease(fleet: Fleet, event: Lease) -> None:
+    if event.state is LeaseState.ACTIVE:
+        held = fleet.leases.get(event.lease_id)
+        if held is None:  # a renewal moves nothing but the time
+            hold(fleet, event.lease_id, event.grants)
+    else:
+        free(fleet, event.lease_id)
+
+
+def _lease_event(fleet: Fleet, event: LeaseEvent) -> None:
+    _lease(fleet, event.lease)
+
+
+def _lease_ended(fleet: Fleet, event: LeaseEnded) -> None:
+    free(fleet, event.lease_id)
+
+
+def _drains(fleet: Fleet, event: Drains) -> None:
+    changed = fleet.drains.keys() ^ event.drains.keys()
+    fleet.drains = dict(event.drains)
+    names: set[str] = set()
+    for key in changed:
+        kind, _, rest = key.partition(":")
+        if kind == "host":
+            names.add(rest)
+        elif kind == "device" and rest in fleet.devices:
+            names.add(fleet.devices[rest].host)
+        elif kind == "label":
+            for name, host in fleet.hosts.items():
+                if any(f"{label}={value}" == rest for label, value in host.labels.items()):
+                    names.add(name)
+    for name in sorted(names & fleet.hosts.keys()):
+        host = fleet.hosts[name]
+        block(fleet, host)
+        refresh(fleet, host)
+
+
+def _host_lost(fleet: Fleet, event: HostLost) -> None:
+    fleet.lost_hosts.add(event.host)
+    _set_lost(fleet, event.host, True)
+
+
+def _host_seen(fleet: Fleet, event: HostSeen) -> None:
+    fleet.lost_hosts.discard(event.host)
+    _set_lost(fleet, event.host, False)
+
+
+def _set_lost(fleet: Fleet, name: str, lost: bool) -> None:
+    host = fleet.hosts.get(name)
+    if host is not None and host.lost != lost:
+        host.lost = lost
+        block(fleet, host)
+        refresh(fleet, host)
+
+
+def _host_forgotten(fleet: Fleet, event: HostForgotten) -> None:
+    host = fleet.hosts.pop(event.host, None)
+    fleet.lost_hosts.discard(event.host)
+    fleet.faults.pop(f"host:{event.host}", None)
+    if host is None:
+        return
+    for device in host.devices:
+        if fleet.devices.get(device.uuid) is device:
+            del fleet.devices[device.uuid]
+        fleet.faults.pop(f"device:{device.uuid}", None)
+    uncount_idle(fleet, host)
+    fleet.index.move(host.name, host.group, None)
+    fleet.shape_version += 1
+
+
+FOLDS: Final[dict[type, Callable[[Fleet, Any], None]]] = {
+    Inventory: _inventory,
+    SampleBatch: _samples,
+    ProcessBatch: _processes,
+    DeviceEvent: _device_event,
+    Lease: _lease,
+    LeaseEvent: _lease_event,
+    LeaseEnded: _lease_ended,
+    Drains: _drains,
+    HostLost: _host_lost,
+    HostSeen: _host_seen,
+    HostForgotten: _host_forgotten,
+}

@@ -1,0 +1,362 @@
+"""What a decision looks at: states of devices and hosts as shared values, and a request in whole numbers.
+
+Hosts whose state is equal are the same `HostState` object, so that a score is computed once for all of them. Amounts
+are exact integers: bytes, thousandths of a core (`cpus_milli`), thousandths of a device (`share_milli`).
+
+Live telemetry would make every device unlike every other, so a state holds it in coarse steps: free memory rounded
+down to `MEMORY_GRAIN_BYTES` (a device that needs the remainder is looked at exactly before a request is refused),
+temperature by `HEAT_STEP_CELSIUS`, utilisation by `LOAD_STEP_PERCENT`. A device that can take no work shows none of it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from ...schemas.requests import Placement, WorkRequest
+from ...schemas.telemetry import DeviceInfo
+from .topology import Topology
+
+WHOLE_MILLI: Final = 1000
+"""A whole device's share."""
+UNLIMITED: Final = 2**62
+"""Cores or bytes of a host that does not say how much it has: requests are not held back by what nobody knows."""
+MEMORY_GRAIN_BYTES: Final = 128 * 2**20
+ROUNDED_OFF_BYTES: Final = MEMORY_GRAIN_BYTES * 5 // 4
+"""A device has less than so much more free memory than its state says: a grain, and a quarter against flapping."""
+HEAT_BASE_CELSIUS: Final = 60.0
+HEAT_STEP_CELSIUS: Final = 10.0
+HEAT_LEVELS: Final = 4
+LOAD_STEP_PERCENT: Final = 25.0
+LOAD_LEVELS: Final = 3
+
+STALE: Final = 1
+UNHEALTHY: Final = 2
+DRAINED: Final = 4
+MIG_PARENT: Final = 8
+HOST_LOST: Final = 16
+BLOCKS: Final = {
+    MIG_PARENT: "mig_parent",
+    HOST_LOST: "host_lost",
+    STALE: "stale",
+    UNHEALTHY: "unhealthy",
+    DRAINED: "drained",
+}
+"""Why a device takes no work, the reason that counts first."""
+
+
+class InvalidRequest(ValueError):
+    """A request that no fleet could answer.
+
+    Attributes:
+        field: path of the field at fault, such as `$.gpu_share`.
+    """
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Model:
+    """The capabilities that devices of one product share. Equal ones are one object.
+
+    Attributes:
+        name: the product's name.
+        vendor: such as `nvidia`.
+        compute_capability: such as (9, 0); (0, 0) if it has none.
+        memory_bytes: device memory in all.
+        compute: streaming multiprocessors × highest clock in MHz; 0 if unknown.
+        bandwidth: bytes per second at the peak; 0 if unknown.
+        order: sorts models the same way in every run.
+    """
+
+    __slots__ = ("bandwidth", "compute", "compute_capability", "memory_bytes", "name", "order", "vendor")
+
+    def __init__(self, key: tuple[str, str, tuple[int, int], int, int, int]) -> None:
+        self.name, self.vendor, self.compute_capability, self.memory_bytes, self.compute, self.bandwidth = key
+        self.order = key
+
+
+class DeviceState:
+    """What a decision sees of a device. Equal ones are one object.
+
+    Attributes:
+        model: see `Model`.
+        share_free: thousandths that no lease holds; 0 where it is blocked.
+        memory_free: bytes that a request could get, at least; the device may have up to a grain more (`rounded`).
+        blocked: bits of `BLOCKS`; 0 if it may take work.
+        leased: whether some lease is on it.
+        heat: steps above `HEAT_BASE_CELSIUS`, 0 to `HEAT_LEVELS`.
+        load: steps of recent utilisation, 0 to `LOAD_LEVELS`.
+        throttled: the clocks are held back by heat or power.
+        warned: it gave a health warning of late.
+        rounded: `memory_free` may be rounded down.
+        order: sorts states the same way in every run.
+        strain: kept by `policies`; None before it was asked for.
+        core: the same without heat, load, throttling and warnings, which no verdict looks at.
+    """
+
+    __slots__ = (
+        "blocked",
+        "core",
+        "heat",
+        "leased",
+        "load",
+        "memory_free",
+        "model",
+        "order",
+        "rounded",
+        "share_free",
+        "strain",
+        "throttled",
+        "warned",
+    )
+
+    def __init__(self, model: Model, key: tuple[Model, int, int, int, bool, int, int, bool, bool, bool]) -> None:
+        (
+            self.model,
+            self.share_free,
+            self.memory_free,
+            self.blocked,
+            self.leased,
+            self.heat,
+            self.load,
+            self.throttled,
+            self.warned,
+            self.rounded,
+        ) = key
+        self.order = (model.order, *key[1:])
+        self.strain: float | None = None
+        self.core = self
+
+
+class HostState:
+    """What a decision sees of a host. Equal ones are one object, and carry what has been worked out for them.
+
+    Attributes:
+        topology: links between the devices; None where no pair is better than another (then `devices` are sorted).
+        cpus_free: thousandths of cores that no lease holds.
+        memory_free: bytes of RAM that no lease holds.
+        blocked: bits of `BLOCKS` for the host itself.
+        devices: their states, by index or sorted.
+        kinds: each different state of a device with the places in `devices` that have it.
+        share_free: thousandths over all devices that no lease holds.
+        whole_free: devices that no lease is on and that may take work.
+        share_most: the greatest free share of one device.
+        order: sorts states the same way in every run; the fuller host comes first.
+        core: the same with the `core` of each device.
+    """
+
+    __slots__ = (
+        "blocked",
+        "core",
+        "cpus_free",
+        "devices",
+        "kinds",
+        "memory_free",
+        "order",
+        "share_free",
+        "share_most",
+        "topology",
+        "whole_free",
+    )
+
+    def __init__(
+        self,
+        topology: Topology | None,
+        cpus_free: int,
+        memory_free: int,
+        blocked: int,
+        devices: tuple[DeviceState, ...],
+    ) -> None:
+        self.topology = topology
+        self.cpus_free = cpus_free
+        self.memory_free = memory_free
+        self.blocked = blocked
+        self.devices = devices
+        self.core = self
+        kinds: dict[DeviceState, list[int]] = {}
+        free = whole = most = 0
+        for at, device in enumerate(devices):
+            kinds.setdefault(device, []).append(at)
+            share = device.share_free
+            free += share
+            most = max(most, share)
+            if share == WHOLE_MILLI and not device.leased:
+                whole += 1
+        self.kinds = tuple(kinds.items())
+        self.share_free, self.whole_free, self.share_most = free, whole, most
+        self.order = (
+            free,
+            cpus_free,
+            memory_free,
+            blocked,
+            tuple((device.order, len(places)) for device, places in self.kinds),
+            () if topology is None else (topology.levels, tuple(device.order for device in devices)),
+        )
+
+
+class Ask:
+    """A request in whole numbers: requests that want the same are one `Ask`, whoever sends them.
+
+    Attributes:
+        gpus: devices; 0 for cores and RAM alone.
+        whole: each device must be free of leases.
+        share_milli: of each device.
+        gpu_memory_bytes: on each device.
+        cpus_milli: in all.
+        host_memory_bytes: in all.
+        models: lower-case globs; empty allows any.
+        vendors: lower-case; empty allows any.
+        min_compute_capability: (0, 0) allows any.
+        hosts: lower-case globs; empty allows any.
+        host_labels: sorted pairs.
+        placement: see `Placement`.
+        any_model: it names no models, vendors or capability.
+        allowed: whether a model is allowed. Filled by `feasible`.
+        verdicts: why a device state can not be used; empty text if it can. Filled by `feasible`.
+    """
+
+    __slots__ = (
+        "allowed",
+        "any_model",
+        "cpus_milli",
+        "gpu_memory_bytes",
+        "gpus",
+        "host_labels",
+        "host_memory_bytes",
+        "hosts",
+        "key",
+        "min_compute_capability",
+        "models",
+        "parts",
+        "placement",
+        "share_milli",
+        "vendors",
+        "verdicts",
+        "whole",
+    )
+
+    def __init__(self, key: AskKey) -> None:
+        self.key = key
+        (
+            self.gpus,
+            self.whole,
+            self.share_milli,
+            self.gpu_memory_bytes,
+            self.cpus_milli,
+            self.host_memory_bytes,
+            self.models,
+            self.vendors,
+            self.min_compute_capability,
+            self.hosts,
+            self.host_labels,
+            self.placement,
+        ) = key
+        self.any_model = not (self.models or self.vendors or any(self.min_compute_capability))
+        self.allowed: dict[Model, bool] = {}
+        self.verdicts: dict[DeviceState, str] = {}
+        self.parts: dict[int, Ask] = {}
+
+    @property
+    def filtered(self) -> bool:
+        """Whether it names hosts or labels of hosts."""
+        return bool(self.hosts or self.host_labels)
+
+    def part(self, gpus: int) -> Ask:
+        """So many of its devices on one host, with their part of cores and RAM (rounded up)."""
+        found = self.parts.get(gpus)
+        if found is None:
+            total = max(self.gpus, 1)
+            found = self.parts[gpus] = Ask(
+                (
+                    gpus,
+                    self.whole,
+                    self.share_milli,
+                    self.gpu_memory_bytes,
+                    -(-self.cpus_milli * gpus // total),
+                    -(-self.host_memory_bytes * gpus // total),
+                    self.models,
+                    self.vendors,
+                    self.min_compute_capability,
+                    self.hosts,
+                    self.host_labels,
+                    Placement.SAME_HOST,
+                )
+            )
+            found.verdicts = self.verdicts
+            found.allowed = self.allowed
+        return found
+
+
+AskKey = tuple[
+    int,
+    bool,
+    int,
+    int,
+    int,
+    int,
+    tuple[str, ...],
+    tuple[str, ...],
+    tuple[int, int],
+    tuple[str, ...],
+    tuple[tuple[str, str], ...],
+    Placement,
+]
+
+
+def milli(amount: float) -> int:
+    """Thousandths, rounded up, so that no one is granted less than was asked; what was thousandths already stays."""
+    return math.ceil(round(amount * 1000, 6))
+
+
+def version_pair(text: str) -> tuple[int, int]:
+    """`9.0` as (9, 0); (0, 0) for what is no version."""
+    major, _, minor = text.partition(".")
+    if not major.isdecimal():
+        return (0, 0)
+    return (int(major), int(minor) if minor.isdecimal() else 0)
+
+
+def model_key(info: DeviceInfo) -> tuple[str, str, tuple[int, int], int, int, int]:
+    """What makes two devices the same model."""
+    return (
+        info.name,
+        info.vendor,
+        version_pair(info.compute_capability),
+        info.memory_bytes,
+        info.sm_count * info.sm_clock_max_megahertz,
+        info.memory_bandwidth_bytes_per_second,
+    )
+
+
+def ask_key(request: WorkRequest) -> AskKey:
+    """The request in whole numbers.
+
+    Raises:
+        InvalidRequest: fields that contradict each other.
+    """
+    if request.gpu_share is not None and request.gpus != 1:
+        raise InvalidRequest(
+            f"gpu_share takes part of one device, but gpus is {request.gpus}: leave gpu_share out, or set gpus to 1",
+            "$.gpu_share",
+        )
+    if request.gpus == 0:
+        if not request.cpus and not request.host_memory_bytes:
+            raise InvalidRequest("gpus is 0, and neither cpus nor host_memory_bytes is asked for", "$.gpus")
+        if request.gpu_memory_bytes:
+            raise InvalidRequest("gpus is 0, so there is no device for gpu_memory_bytes", "$.gpu_memory_bytes")
+    return (
+        request.gpus,
+        request.gpu_share is None,
+        WHOLE_MILLI if request.gpu_share is None else milli(request.gpu_share),
+        request.gpu_memory_bytes,
+        milli(request.cpus),
+        request.host_memory_bytes,
+        tuple(sorted({glob.lower() for glob in request.models})) if request.models else (),
+        tuple(sorted({vendor.lower() for vendor in request.vendors})) if request.vendors else (),
+        version_pair(request.min_compute_capability) if request.min_compute_capability else (0, 0),
+        tuple(sorted({glob.lower() for glob in request.hosts})) if request.hosts else (),
+        tuple(sorted(request.host_labels.items())) if request.host_labels else (),
+        Placement(request.placement) if request.gpus > 1 else Placement.SAME_HOST,
+    )

@@ -1,0 +1,130 @@
+"""What people see of the fleet: the list of devices, and aggregates over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from ...schemas.requests import DeviceFilter, DeviceStatus, FleetSummary
+from .device import Device
+from .fleet import Fleet, Host, advance, drain_reason, why_blocked
+from .state import MIG_PARENT, STALE
+
+
+def devices(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> list[DeviceStatus]:
+    """Every device that the filter lets through, by host and index."""
+    advance(fleet, now)
+    return [status(fleet, host, device, now) for host, found in _filtered(fleet, only) for device in found]
+
+
+def status(fleet: Fleet, host: Host, device: Device, now: float) -> DeviceStatus:
+    """One device as the planner sees it."""
+    fault = device.fault
+    own = fault.message if fault is not None and fault.fatal else fault.warning if device.warned and fault else ""
+    usable = not device.blocked
+    return DeviceStatus(
+        uuid=device.uuid,
+        host=device.host,
+        index=device.index,
+        model=device.info.name,
+        usable=usable,
+        why_not=why_blocked(device.blocked),
+        memory_total_bytes=device.memory_total,
+        memory_used_bytes=device.memory_used,
+        memory_free_bytes=device.memory_free if device.share_free else 0,
+        share_free=device.share_free / 1000,
+        utilization_percent=device.utilization,
+        temperature_celsius=device.temperature,
+        power_watts=device.power,
+        throttled=device.throttled,
+        sample_age_seconds=None if math.isinf(device.seen_at) else max(0.0, now - device.seen_at),
+        leases=sorted(device.holders),
+        drain_reason=drain_reason(fleet, host, device),
+        health=own or _host_health(fleet, host),
+        mig_parent=device.info.mig_parent,
+    )
+
+
+def summary(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> FleetSummary:
+    """Aggregates over the devices that the filter lets through. Of a MIG parent only the instances count."""
+    advance(fleet, now)
+    hosts = listed = usable = leased = total = used = free = share = 0
+    models: dict[str, int] = {}
+    leases: set[str] = set()
+    load: list[float] = []
+    heat: list[float] = []
+    power: list[float] = []
+    for host, found in _filtered(fleet, only):
+        counted = 0
+        for device in found:
+            blocked = device.blocked
+            if blocked & MIG_PARENT:
+                continue
+            counted += 1
+            name = device.model.name
+            models[name] = models.get(name, 0) + 1
+            total += device.memory_total
+            used += device.memory_used or 0
+            if device.holders:
+                leased += 1
+                leases.update(device.holders)
+            if not blocked:
+                usable += 1
+                share += device.share_free
+                if device.share_free:
+                    free += device.memory_free
+            if blocked & STALE:
+                continue
+            if device.utilization is not None:
+                load.append(device.utilization)
+            if device.temperature is not None:
+                heat.append(device.temperature)
+            if device.power is not None:
+                power.append(device.power)
+        listed += counted
+        hosts += 1 if counted or only is None or not host.devices else 0
+    return FleetSummary(
+        hosts=hosts,
+        devices=listed,
+        usable_devices=usable,
+        leased_devices=leased,
+        active_leases=len(fleet.leases) if only is None else len(leases),
+        memory_total_bytes=total,
+        memory_used_bytes=used,
+        memory_free_bytes=free,
+        share_free=share / 1000,
+        utilization_percent_mean=math.fsum(load) / len(load) if load else None,
+        temperature_celsius_mean=math.fsum(heat) / len(heat) if heat else None,
+        power_watts_total=math.fsum(power) if power else None,
+        models=dict(sorted(models.items())),
+    )
+
+
+def _filtered(fleet: Fleet, only: DeviceFilter | None) -> Iterator[tuple[Host, list[Device]]]:
+    """Hosts by name with those of their devices that the filter lets through."""
+    if only is None or not (only.hosts or only.models or only.devices):
+        for _, host in sorted(fleet.hosts.items()):
+            yield host, host.devices
+        return
+    hosts = [glob.lower() for glob in only.hosts]
+    models = [glob.lower() for glob in only.models]
+    for name, host in sorted(fleet.hosts.items()):
+        if not _match(name.lower(), hosts):
+            continue
+        found = [
+            device
+            for device in host.devices
+            if _match(device.info.name.lower(), models) and _match(device.uuid, only.devices)
+        ]
+        if found or not (models or only.devices):
+            yield host, found
+
+
+def _host_health(fleet: Fleet, host: Host) -> str:
+    fault = fleet.faults.get(f"host:{host.name}")
+    return fault.message if fault is not None and fault.fatal else ""
+
+
+def _match(text: str, globs: Sequence[str]) -> bool:
+    return not globs or any(fnmatchcase(text, glob) for glob in globs)

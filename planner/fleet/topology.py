@@ -1,0 +1,152 @@
+"""Links between the devices of a host, and the set of N devices that is joined best.
+
+A collective such as all-reduce goes at the pace of the slowest link in it, so the best set has the best worst pair;
+of those, the most bandwidth over all pairs; of those, the one that leaves the best links among the devices that stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from ...schemas.telemetry import Inventory, Link
+
+EXACT_DEVICES: Final = 16
+"""Up to so many candidates every set is considered; beyond, the search is greedy with exchanges."""
+
+NVLINK_GIGABYTES_PER_SECOND: Final = 25
+"""One direction of one NVLink, second generation (Volta) to fourth (Hopper)."""
+LINK_GIGABYTES_PER_SECOND: Final[dict[Link, int]] = {
+    Link.SAME: 0,
+    Link.NVLINK: NVLINK_GIGABYTES_PER_SECOND,
+    Link.PCIE_SWITCH: 22,
+    Link.PCIE_BRIDGES: 20,
+    Link.HOST_BRIDGE: 16,
+    Link.NUMA: 12,
+    Link.SYSTEM: 8,
+    Link.UNKNOWN: 8,
+}
+"""What two devices may expect of each other: their order is the driver's (`nvidia-smi topo -m`), the numbers are those
+of PCIe 4.0 ×16 (31.5 GB/s in theory), less for each hop."""
+
+Levels = tuple[tuple[int, ...], ...]
+
+
+class Topology:
+    """The links of hosts that are wired alike.
+
+    Attributes:
+        levels: D×D, bandwidth of each pair in GB/s, 0 on the diagonal.
+    """
+
+    __slots__ = ("_memo", "levels")
+
+    def __init__(self, levels: Levels) -> None:
+        self.levels = levels
+        self._memo: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
+
+    def best(self, candidates: Sequence[int], count: int) -> tuple[int, ...]:
+        """The best joined `count` of the candidates, ascending; of equal sets the first in the candidates' order."""
+        key = (count, tuple(candidates))
+        found = self._memo.get(key)
+        if found is None:
+            if len(self._memo) > 65_536:
+                self._memo.clear()
+            search = best_exact if len(key[1]) <= EXACT_DEVICES else best_greedy
+            found = self._memo[key] = search(self.levels, key[1], count)
+        return found
+
+    def connectivity(self, devices: Sequence[int]) -> tuple[int, int]:
+        """Worst pair and sum over all pairs, in GB/s; (0, 0) below two devices."""
+        return connectivity(self.levels, devices)
+
+
+def levels_of(inventory: Inventory) -> Levels | None:
+    """The bandwidth of each pair; None where all pairs are equal, or nothing is known of them."""
+    count = len(inventory.devices)
+    if count < 3 or len(inventory.links) != count or any(len(row) != count for row in inventory.links):
+        return None
+    counts = inventory.nvlink_counts
+    counted = len(counts) == count and all(len(row) == count for row in counts)
+    rows: list[tuple[int, ...]] = []
+    for i, row in enumerate(inventory.links):
+        levels = [LINK_GIGABYTES_PER_SECOND[link] for link in row]
+        if counted:
+            for j, links in enumerate(counts[i]):
+                if links > 0 and i != j:
+                    levels[j] = NVLINK_GIGABYTES_PER_SECOND * links
+        levels[i] = 0
+        rows.append(tuple(levels))
+    pairs = {rows[i][j] for i in range(count) for j in range(count) if i != j}
+    return None if len(pairs) == 1 else tuple(rows)
+
+
+def connectivity(levels: Levels, devices: Sequence[int]) -> tuple[int, int]:
+    """Worst pair and sum over all pairs."""
+    pairs = [levels[a][b] for at, a in enumerate(devices) for b in devices[at + 1 :]]
+    return (min(pairs), sum(pairs)) if pairs else (0, 0)
+
+
+def best_exact(levels: Levels, candidates: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Depth-first over all sets, cut where the worst pair is already worse than the best set's."""
+    total = len(candidates)
+    if count >= total or count <= 0:
+        return tuple(sorted(candidates[: max(count, 0)]))
+    best_key: tuple[int, int, int] | None = None
+    best: tuple[int, ...] = ()
+    everything = [sum(levels[a][b] for b in candidates) for a in range(len(levels))]
+    chosen: list[int] = []
+
+    def extend(start: int, worst: int, inside: int) -> None:
+        nonlocal best_key, best
+        if len(chosen) == count:
+            # Bandwidth between the chosen and those that stay is lost to both; the less, the better for the rest.
+            lost = sum(everything[a] for a in chosen) - 2 * inside
+            key = (worst, inside, -lost)
+            if best_key is None or key > best_key:
+                best_key, best = key, tuple(sorted(chosen))
+            return
+        for at in range(start, total - (count - len(chosen)) + 1):
+            row = levels[candidates[at]]
+            below, more = worst, 0
+            for other in chosen:
+                level = row[other]
+                more += level
+                below = min(below, level)
+            if best_key is not None and below < best_key[0]:
+                continue
+            chosen.append(candidates[at])
+            extend(at + 1, below, inside + more)
+            chosen.pop()
+
+    extend(0, 2**31, 0)
+    return best
+
+
+def best_greedy(levels: Levels, candidates: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Grow a set from each candidate by its best joined neighbour, then exchange members while that helps."""
+    if count >= len(candidates) or count <= 0:
+        return tuple(sorted(candidates[: max(count, 0)]))
+    best: list[int] = []
+    for first in candidates:
+        grown = [first]
+        rest = [device for device in candidates if device != first]
+        while len(grown) < count:
+            joined = max(
+                rest, key=lambda device: (min(levels[device][a] for a in grown), sum(levels[device][a] for a in grown))
+            )
+            grown.append(joined)
+            rest.remove(joined)
+        if not best or connectivity(levels, grown) > connectivity(levels, best):
+            best = grown
+    improved = True
+    while improved:
+        improved = False
+        for at in range(count):
+            for device in candidates:
+                if device in best:
+                    continue
+                exchanged = [*best[:at], device, *best[at + 1 :]]
+                if connectivity(levels, exchanged) > connectivity(levels, best):
+                    best, improved = exchanged, True
+    return tuple(sorted(best))

@@ -1,0 +1,1 @@
+"""Durable promises: the life of a lease, the bucket, and who leads."""

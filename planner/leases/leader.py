@@ -1,0 +1,235 @@
+"""Which planner leads. Any number may run; one answers, the others keep their view of the fleet warm.
+
+The leader's key says who leads, and its revision is the term that fences every write (see `store`). A second key, the
+heartbeat, is written again every `HEARTBEAT_SECONDS`. A standby that has seen the same heartbeat for `TAKEOVER_SECONDS`
+by its own monotonic clock writes the leader's key over the revision that it saw: of several that try, one succeeds,
+and no clocks are compared. It does not wait where the leader said good-bye, or where it was a process of this very
+machine that is no more.
+
+A leader whose heartbeat goes unanswered for longer than `LEASE_SECONDS` does not know whether it still leads: it then
+answers nothing from memory until a heartbeat has been acknowledged. That time is shorter than the takeover, so that
+no two planners answer at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+from nats.errors import Error as NatsError
+
+from ...schemas import bus
+from .store import HEARTBEAT, LEADER, Deposed, Store, WriteFailed
+
+log = logging.getLogger("corral.planner.leader")
+
+HEARTBEAT_SECONDS: Final = 0.5
+LEASE_SECONDS: Final = 1.5
+TAKEOVER_SECONDS: Final = 2.5
+
+
+class Leader(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The value of the leader's key.
+
+    Attributes:
+        planner: id of the planner that leads; empty where it has said good-bye.
+        host: where it runs, for people.
+        process: names the process on its machine; empty if it can't be told.
+        since: seconds since the epoch, for people.
+    """
+
+    planner: str
+    host: str = ""
+    process: str = ""
+    since: float = 0.0
+
+
+class Candidate:
+    """Strives to lead, and says when it does and when no more.
+
+    Args:
+        store: the bucket.
+        planner: id of this planner.
+        on_elected: awaited with the term; the heartbeat goes on meanwhile.
+        on_deposed: awaited when another planner leads.
+
+    Attributes:
+        term: revision of the leader's key while this planner leads; 0 otherwise.
+        silent_since: when the leader before this one last wrote its heartbeat, seconds since the epoch; 0 if never.
+        leaving: this planner is about to end, and stands for no more elections.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        planner: str,
+        on_elected: Callable[[int], Awaitable[None]],
+        on_deposed: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._planner = planner
+        self._on_elected = on_elected
+        self._on_deposed = on_deposed
+        self._confirmed_at = 0.0
+        self._confirmed = asyncio.Event()
+        self._beat_now = asyncio.Event()
+        self.term = 0
+        self.silent_since = 0.0
+        self.leaving = False
+
+    @property
+    def certain(self) -> bool:
+        """Whether this planner leads beyond doubt just now."""
+        return bool(self.term) and time.monotonic() - self._confirmed_at < LEASE_SECONDS
+
+    async def confirm(self, timeout_seconds: float = 1.0) -> bool:
+        """Ask the bucket whether this planner still leads."""
+        if not self.term:
+            return False
+        self._confirmed.clear()
+        self._beat_now.set()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._confirmed.wait()
+        except TimeoutError:
+            return False
+        return self.certain
+
+    def deposed(self) -> None:
+        """A write was refused: look at once whether another leads."""
+        self._confirmed_at = 0.0
+        self._beat_now.set()
+
+    async def run(self) -> None:
+        """Campaign and lead, in turn, until cancelled."""
+        while True:
+            bus.heed_cancellation()
+            try:
+                term = await self._campaign()
+            except (NatsError, OSError, TimeoutError) as error:
+                log.debug("no election without the bus: %s", error)
+                await asyncio.sleep(HEARTBEAT_SECONDS)
+                continue
+            self.term = term
+            log.info("planner %s leads from revision %d on", self._planner, term)
+            try:
+                await self._lead(term)
+            except Exception:  # the bus went away in the middle of taking over, say: stand for election again
+                log.exception("planner %s could not take over", self._planner)
+                await asyncio.sleep(HEARTBEAT_SECONDS)
+            finally:
+                self.term = 0
+                self._confirmed.set()
+
+    async def resign(self, term: int) -> None:
+        """Say good-bye, so that a standby takes over at once. Call it after the term's last write."""
+        value = msgspec.json.encode(Leader(planner="", host=socket.gethostname(), since=time.time()))
+        try:
+            async with asyncio.timeout(1.0):
+                await self._store.claim(value, term)
+        except (NatsError, TimeoutError, OSError):
+            log.debug("could not say good-bye")
+
+    async def _campaign(self) -> int:
+        """Wait until the leader is gone, then claim its place."""
+        seen: tuple[int, int] | None = None
+        seen_at = 0.0
+        while True:
+            bus.heed_cancellation()
+            entry = await self._store.get(LEADER)
+            beat = await self._store.get(HEARTBEAT)
+            now = time.monotonic()
+            state = (entry.revision if entry else 0, beat.revision if beat else 0)
+            if state != seen:
+                seen, seen_at = state, now
+            leader = msgspec.json.decode(entry.value, type=Leader) if entry else None
+            if (
+                leader is None
+                or not leader.planner
+                or leader.planner == self._planner
+                or _is_gone(leader.process)
+                or now - seen_at >= TAKEOVER_SECONDS
+            ):
+                self._confirmed_at = time.monotonic()
+                value = Leader(
+                    planner=self._planner, host=socket.gethostname(), process=_own_process(), since=time.time()
+                )
+                # Read before the first heartbeat of the new term is written over it.
+                self.silent_since = float(beat.value) if beat else 0.0
+                term = await self._store.claim(msgspec.json.encode(value), state[0])
+                if term is not None:
+                    return term
+                seen = None
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _lead(self, term: int) -> None:
+        elected = asyncio.ensure_future(self._on_elected(term))
+        try:
+            while True:
+                bus.heed_cancellation()
+                if elected.done():
+                    elected.result()
+                self._beat_now.clear()
+                sent_at = time.monotonic()
+                try:
+                    await self._store.put(HEARTBEAT, str(time.time()).encode(), term)
+                except WriteFailed as error:  # a full bucket, say: some entries go away by themselves
+                    log.error("planner %s can't write its heartbeat: %s", self._planner, error)
+                    await asyncio.sleep(HEARTBEAT_SECONDS)
+                    continue
+                self._confirmed_at = sent_at
+                self._confirmed.set()
+                if not self.certain:
+                    continue
+                try:
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        await self._beat_now.wait()
+                except TimeoutError:
+                    continue
+        except Deposed:
+            log.warning("planner %s was deposed", self._planner)
+        finally:
+            self.term = 0
+            elected.cancel()
+            await asyncio.gather(elected, return_exceptions=True)
+            await asyncio.shield(asyncio.ensure_future(self._on_deposed()))
+
+
+def _own_process() -> str:
+    """Names this process beyond its id, which another may get: boot, pid namespace, id and start time (Linux)."""
+    return _process_name(os.getpid())
+
+
+def _process_name(pid: int) -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+        # After the executable's name in parentheses; the start time is field 22 of proc(5)'s stat.
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+    return f"{boot} {namespace} {pid} {started}"
+
+
+def _is_gone(process: str) -> bool:
+    """Whether a process of this machine is no more; False where that can't be told."""
+    own = _own_process()
+    parts = process.split()
+    if not own or len(parts) != 4 or parts[:2] != own.split()[:2] or not parts[2].isdecimal():
+        return False
+    return _process_name(int(parts[2])) != process or _is_zombie(int(parts[2]))
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+    except (OSError, IndexError):
+        return True

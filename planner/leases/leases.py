@@ -1,0 +1,374 @@
+"""The life of a lease, as pure functions over records, and the table of all of them.
+
+```
+          renew ↺      ┌─ release ──► released
+ grant ──► active ─────┼─ time ─────► expired      (announced as `expiring` before)
+                       ├─ host gone ► lost
+                       └─ operator ─► evicted
+```
+
+A record is what the bucket holds under `lease.<id>`: the lease, which change it is at, and those changes whose events
+may not be on the stream of facts yet. Each change raises `version` by one; an event is named by lease and version, so
+that whoever publishes it again after a crash does not double it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ...schemas.requests import (
+    Assignment,
+    Distributed,
+    Error,
+    Grant,
+    Lease,
+    LeaseEvent,
+    LeaseEventKind,
+    LeaseState,
+    UnassignedItem,
+    WorkRequest,
+)
+
+WARN_FRACTION: Final = 0.2
+"""A lease is announced as expiring when this part of its time is left."""
+
+_KIND_OF_END: Final = {
+    LeaseState.RELEASED: LeaseEventKind.RELEASED,
+    LeaseState.EXPIRED: LeaseEventKind.EXPIRED,
+    LeaseState.LOST: LeaseEventKind.LOST,
+    LeaseState.EVICTED: LeaseEventKind.EVICTED,
+}
+
+
+class Refused(Exception):
+    """What was asked can not be done; `error` is the answer."""
+
+    def __init__(self, code: str, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.error = Error(code=code, message=message, field=field)
+
+
+class Announcement(Struct, frozen=True, kw_only=True):
+    """An event that may not be on the stream of facts yet.
+
+    Attributes:
+        version: of the record that it tells of.
+        event: what to publish.
+    """
+
+    version: int
+    event: LeaseEvent
+
+
+class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A lease as the bucket holds it.
+
+    Attributes:
+        lease: as it is after the last change.
+        version: counts its changes from 1.
+        changed_at: time of the last change.
+        kind: of the last change.
+        extended_at: when its time to live was last set.
+        digest: of the body of the request, so that the same id with another body is told apart.
+        planner: id of the planner that made the last change.
+        told: events up to this version are on the stream of facts for certain.
+        earlier: events of earlier changes that were not acknowledged when this one was written.
+    """
+
+    lease: Lease
+    version: int
+    changed_at: datetime
+    kind: LeaseEventKind
+    extended_at: datetime
+    digest: str = ""
+    planner: str = ""
+    told: int = 0
+    earlier: list[Announcement] = []
+
+    @property
+    def warned(self) -> bool:
+        """Whether its end has been announced since its time was last set."""
+        return self.kind is LeaseEventKind.EXPIRING
+
+    @property
+    def due_at(self) -> datetime:
+        """When the next thing happens by itself: the warning, then the end."""
+        expires = self.lease.expires_at
+        return expires if self.warned else expires - (expires - self.extended_at) * WARN_FRACTION
+
+    def event(self) -> LeaseEvent:
+        """What to publish of the last change."""
+        return LeaseEvent(kind=self.kind, time=self.changed_at, lease=self.lease, planner=self.planner)
+
+    def announcements(self) -> list[Announcement]:
+        """All events that may not be on the stream of facts, oldest first."""
+        if self.told >= self.version:
+            return []
+        own = Announcement(version=self.version, event=self.event())
+        return [*(earlier for earlier in self.earlier if earlier.version > self.told), own]
+
+
+def event_id(lease_id: str, version: int) -> str:
+    """Message id of an event and of the write that it tells of."""
+    return f"{lease_id}.{version}"
+
+
+def grant(
+    request: WorkRequest,
+    grants: list[Grant],
+    *,
+    lease_id: str,
+    now: datetime,
+    digest: str,
+    planner: str,
+    environment: dict[str, dict[str, str]],
+    unassigned: list[UnassignedItem] | None = None,
+    policy: str = "",
+    distribution: Distributed | None = None,
+) -> LeaseRecord:
+    """A new lease for a request that was decided."""
+    lease = Lease(
+        lease_id=lease_id,
+        owner=request.owner,
+        state=LeaseState.ACTIVE,
+        granted_at=now,
+        expires_at=now + timedelta(seconds=request.ttl_seconds),
+        ttl_seconds=request.ttl_seconds,
+        grants=grants,
+        request_id=request.request_id or "",
+        name=request.name,
+        labels=request.labels,
+        environment=environment,
+        unassigned=unassigned or [],
+        policy=policy,
+        distribution=distribution,
+    )
+    return LeaseRecord(
+        lease=lease,
+        version=1,
+        changed_at=now,
+        kind=LeaseEventKind.GRANTED,
+        extended_at=now,
+        digest=digest,
+        planner=planner,
+    )
+
+
+def as_granted(record: LeaseRecord) -> Assignment:
+    """The answer that the request got, whatever has become of the lease since."""
+    lease = record.lease
+    if record.version == 1:
+        return Assignment(lease=lease)
+    return Assignment(
+        lease=replace(
+            lease,
+            state=LeaseState.ACTIVE,
+            expires_at=lease.granted_at + timedelta(seconds=lease.ttl_seconds),
+            ended_at=None,
+            reason="",
+        )
+    )
+
+
+def check_holder(record: LeaseRecord | None, lease_id: str, owner: str) -> LeaseRecord:
+    """The record, if this owner holds it. One that is overdue but still holds its devices may be renewed.
+
+    Raises:
+        Refused: there is none, it is someone else's, or it has ended.
+    """
+    return check_active(check_known(record, lease_id, owner))
+
+
+def check_known(record: LeaseRecord | None, lease_id: str, owner: str | None = None) -> LeaseRecord:
+    """The record, ended or not.
+
+    Args:
+        record: as the table has it.
+        lease_id: that was asked for.
+        owner: must be its owner; None does not matter.
+
+    Raises:
+        Refused: there is none, or it is someone else's.
+    """
+    if record is None:
+        raise Refused("not_found", f"There is no lease {lease_id!r}: it never was, or it ended long ago", "$.lease_id")
+    if owner is not None and record.lease.owner != owner:
+        raise Refused("not_owner", f"Lease {lease_id} is not {owner!r}'s: only its owner may do this", "$.owner")
+    return record
+
+
+def check_active(record: LeaseRecord) -> LeaseRecord:
+    """The record, if its lease holds devices.
+
+    Raises:
+        Refused: it has ended.
+    """
+    lease = record.lease
+    if lease.state is not LeaseState.ACTIVE:
+        ended = f" at {lease.ended_at.isoformat(timespec='seconds')}" if lease.ended_at else ""
+        why = f" ({lease.reason})" if lease.reason else ""
+        raise Refused(
+            "ended", f"Lease {lease.lease_id} was {lease.state.value}{ended}{why}: request again", "$.lease_id"
+        )
+    return record
+
+
+def renew(record: LeaseRecord, ttl_seconds: float | None, now: datetime, planner: str) -> LeaseRecord:
+    """Its end moves to now plus its time to live (or the one that is given, for this once)."""
+    ttl = record.lease.ttl_seconds if ttl_seconds is None else ttl_seconds
+    lease = replace(record.lease, expires_at=now + timedelta(seconds=ttl))
+    return _next(record, LeaseEventKind.RENEWED, lease, now, planner, extended_at=now)
+
+
+def warn(record: LeaseRecord, now: datetime, planner: str) -> LeaseRecord:
+    """Its end is near, and that is announced."""
+    return _next(record, LeaseEventKind.EXPIRING, record.lease, now, planner)
+
+
+def end(
+    record: LeaseRecord, state: LeaseState, reason: str, now: datetime, planner: str, ended_at: datetime | None = None
+) -> LeaseRecord:
+    """It ends; its devices are free once this is durable.
+
+    Args:
+        record: of an active lease.
+        state: how it ends.
+        reason: why.
+        now: time of the change.
+        planner: that makes it.
+        ended_at: when it ended, if that was before now.
+    """
+    lease = replace(record.lease, state=state, ended_at=ended_at or now, reason=reason)
+    return _next(record, _KIND_OF_END[state], lease, now, planner)
+
+
+def _next(
+    record: LeaseRecord,
+    kind: LeaseEventKind,
+    lease: Lease,
+    now: datetime,
+    planner: str,
+    extended_at: datetime | None = None,
+) -> LeaseRecord:
+    return LeaseRecord(
+        lease=lease,
+        version=record.version + 1,
+        changed_at=now,
+        kind=kind,
+        extended_at=extended_at or record.extended_at,
+        digest=record.digest,
+        planner=planner,
+        told=record.told,
+        earlier=record.announcements(),
+    )
+
+
+class LeaseTable:
+    """All records by id, by request, by host and by what is due next.
+
+    Ended ones stay until they are forgotten, since their requests may be asked again.
+    """
+
+    def __init__(self, records: Iterable[LeaseRecord] = ()) -> None:
+        self._records: dict[str, LeaseRecord] = {}
+        self._by_request: dict[str, str] = {}
+        self._by_host: dict[str, dict[str, None]] = {}
+        self._due: list[tuple[float, str, int]] = []
+        self.active = 0
+        for record in records:
+            self.put(record)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[LeaseRecord]:
+        return iter(self._records.values())
+
+    def get(self, lease_id: str) -> LeaseRecord | None:
+        """The record of a lease; None if there is none (any more)."""
+        return self._records.get(lease_id)
+
+    def of_request(self, request_id: str) -> LeaseRecord | None:
+        """The lease that a request was granted; None if it has none."""
+        lease_id = self._by_request.get(request_id)
+        return None if lease_id is None else self._records.get(lease_id)
+
+    def on_host(self, host: str) -> list[LeaseRecord]:
+        """Active leases with a grant on a host."""
+        return [self._records[lease_id] for lease_id in self._by_host.get(host, ())]
+
+    @property
+    def hosts(self) -> Iterable[str]:
+        """Hosts on which there are active leases."""
+        return self._by_host.keys()
+
+    def put(self, record: LeaseRecord) -> None:
+        """Take in a record that is durable, in place of an earlier one."""
+        lease = record.lease
+        before = self._records.get(lease.lease_id)
+        was_active = before is not None and before.lease.state is LeaseState.ACTIVE
+        is_active = lease.state is LeaseState.ACTIVE
+        self._records[lease.lease_id] = record
+        if before is None and lease.request_id:
+            self._by_request[lease.request_id] = lease.lease_id
+        if is_active:
+            heappush(self._due, (record.due_at.timestamp(), lease.lease_id, record.version))
+            if len(self._due) > 4 * len(self._records) + 64:
+                self._compact()
+        if is_active and not was_active:
+            self.active += 1
+            for part in lease.grants:
+                self._by_host.setdefault(part.host, {})[lease.lease_id] = None
+        elif was_active and not is_active:
+            self.active -= 1
+            for part in lease.grants:
+                held = self._by_host.get(part.host)
+                if held is not None:
+                    held.pop(lease.lease_id, None)
+                    if not held:
+                        del self._by_host[part.host]
+
+    def tell(self, lease_id: str, version: int) -> None:
+        """The event of a lease's change is on the stream of facts. One that comes out of turn is looked at again."""
+        record = self._records.get(lease_id)
+        if record is not None and record.told == version - 1:
+            self._records[lease_id] = replace(record, told=version)
+
+    def forget(self, lease_id: str) -> None:
+        """Drop an ended record."""
+        record = self._records.pop(lease_id, None)
+        if record is not None and self._by_request.get(record.lease.request_id) == lease_id:
+            del self._by_request[record.lease.request_id]
+
+    def due(self, now: datetime) -> list[LeaseRecord]:
+        """Active leases whose warning or end is due, each once; ask again after it was changed."""
+        found: list[LeaseRecord] = []
+        stamp = now.timestamp()
+        while self._due and self._due[0][0] <= stamp:
+            _, lease_id, version = heappop(self._due)
+            record = self._records.get(lease_id)
+            if record is not None and record.version == version and record.lease.state is LeaseState.ACTIVE:
+                found.append(record)
+        return found
+
+    def next_due(self) -> float | None:
+        """When something is due next, seconds since the epoch; None if nothing is. May be early, never late."""
+        return self._due[0][0] if self._due else None
+
+    def again(self, record: LeaseRecord, at: float) -> None:
+        """What `due` gave could not be done yet: it is due again at a time, seconds since the epoch."""
+        heappush(self._due, (at, record.lease.lease_id, record.version))
+
+    def _compact(self) -> None:
+        self._due = [
+            (record.due_at.timestamp(), lease_id, record.version)
+            for lease_id, record in self._records.items()
+            if record.lease.state is LeaseState.ACTIVE
+        ]
+        heapify(self._due)

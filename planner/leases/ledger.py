@@ -1,0 +1,254 @@
+"""Durable changes of leases, in one term: write, then take effect, then tell.
+
+A lease has one change on its way at a time; others wait their turn behind it. Devices are taken when a grant is decided
+and given back only when the end of a lease is durable, so that no order in which writes may land can promise a device
+twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from ...schemas import codec
+from ...schemas.requests import Error, Lease, LeaseState
+from ..fleet.fleet import Fleet
+from ..fleet.holding import free
+from . import leases
+from .announce import Announcer
+from .leases import LeaseRecord, LeaseTable, Refused
+from .store import Deposed, Outcome, Store, WriteFailed, lease_key
+
+log = logging.getLogger("corral.planner.ledger")
+
+RETAIN_SECONDS: Final = 3600.0
+"""An ended lease is remembered for so long, and so is the answer to its request."""
+_RETAIN_AT_LEAST_SECONDS: Final = 15.0
+_RETAIN_MOST: Final = 20_000
+"""Where so many end within the time, each is remembered for less."""
+_RETRY_SECONDS: Final = 1.0
+_RATE_SECONDS: Final = 10.0
+
+Step = Callable[[LeaseRecord | None], LeaseRecord | None]
+"""From the record as it is to the next one; the same record, or None, changes nothing."""
+Settled = Callable[[Lease | Error | Deposed | None], Awaitable[None]]
+"""Told the lease as it is now, why not, or that another planner must be asked."""
+
+
+class Ledger:
+    """The leases of a term.
+
+    Args:
+        store: the bucket.
+        announcer: of the term.
+        fleet: in which leases hold devices.
+        table: as read at the start of the term.
+        term: revision of the leader's key.
+        planner: id of this planner.
+        freed: called when devices have come free.
+        deposed: called when a write was refused since another planner leads.
+        most_bytes: of a record; more does not fit in a message.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        announcer: Announcer,
+        fleet: Fleet,
+        table: LeaseTable,
+        *,
+        term: int,
+        planner: str,
+        freed: Callable[[], None],
+        deposed: Callable[[], None],
+        most_bytes: int,
+    ) -> None:
+        self.table = table
+        self._store = store
+        self._announcer = announcer
+        self._fleet = fleet
+        self._term = term
+        self._planner = planner
+        self._freed = freed
+        self._deposed = deposed
+        self._most_bytes = most_bytes
+        self._busy: dict[str, deque[tuple[Step, Settled]]] = {}
+        self._ended: deque[tuple[float, str]] = deque()
+        self._end_rate = 0.0
+        self._end_rate_at = time.monotonic()
+        now = time.time()
+        ended = sorted(
+            (record.changed_at.timestamp(), record.lease.lease_id)
+            for record in table
+            if record.lease.state is not LeaseState.ACTIVE
+        )
+        # The bucket lets go of them at its own time; here they go an hour after their end at the latest.
+        self._ended.extend((min(at, now) + RETAIN_SECONDS, lease_id) for at, lease_id in ended)
+
+    async def grant(self, record: LeaseRecord, settled: Settled) -> None:
+        """Make a new lease durable; its devices are held already and come free again if that fails."""
+        lease_id = record.lease.lease_id
+        value = codec.encode(record, codec.JSON)
+        if len(value) > self._most_bytes:
+            free(self._fleet, lease_id)
+            await settled(
+                Error(
+                    code="too_large",
+                    message=f"The assignment would take {len(value)} bytes, {self._most_bytes} fit in a message: "
+                    "give fewer work items, or give them as a count",
+                    field="$.distribution",
+                )
+            )
+            return
+
+        async def landed(outcome: Outcome) -> None:
+            if isinstance(outcome, int):
+                self.table.put(record)
+                await settled(record.lease)
+                await self._announcer.announce(record, outcome)
+                return
+            free(self._fleet, lease_id)
+            await settled(self._failure(outcome))
+
+        await self._store.write(
+            lease_key(lease_id), value, self._term, landed, message_id=leases.event_id(lease_id, record.version)
+        )
+
+    async def change(self, lease_id: str, step: Step, settled: Settled) -> None:
+        """Take a step with a lease, after those that are on their way."""
+        waiting = self._busy.get(lease_id)
+        if waiting is not None:
+            waiting.append((step, settled))
+            return
+        self._busy[lease_id] = deque([(step, settled)])
+        await self._next(lease_id)
+
+    async def expire(self, now: datetime, not_before: float) -> None:
+        """Warn of, and end, what is due.
+
+        Args:
+            now: the time.
+            not_before: nothing ends before it, seconds since the epoch: holders could not renew while no planner ran.
+        """
+        for record in self.table.due(now):
+
+            def step(current: LeaseRecord | None) -> LeaseRecord | None:
+                if current is None or current.lease.state is not LeaseState.ACTIVE or current.due_at > now:
+                    return current
+                if not current.warned:
+                    return leases.warn(current, now, self._planner)
+                if now.timestamp() < not_before:
+                    self.table.again(current, not_before)
+                    return current
+                lease = current.lease
+                reason = f"not renewed within {(lease.expires_at - current.extended_at).total_seconds():g} s"
+                return leases.end(current, LeaseState.EXPIRED, reason, now, self._planner, lease.expires_at)
+
+            await self.change(record.lease.lease_id, step, _nobody)
+
+    async def lose(self, host: str, reason: str, now: datetime) -> None:
+        """End the leases on a host that has vanished."""
+        for record in self.table.on_host(host):
+
+            def step(current: LeaseRecord | None) -> LeaseRecord | None:
+                if current is None or current.lease.state is not LeaseState.ACTIVE:
+                    return current
+                return leases.end(current, LeaseState.LOST, reason, now, self._planner)
+
+            await self.change(record.lease.lease_id, step, _nobody)
+
+    def forget(self, now: float) -> None:
+        """Let go of leases that ended long ago."""
+        while self._ended and self._ended[0][0] <= now:
+            self.table.forget(self._ended.popleft()[1])
+
+    async def _next(self, lease_id: str) -> None:
+        waiting = self._busy[lease_id]
+        while waiting:
+            step, settled = waiting.popleft()
+            before = self.table.get(lease_id)
+            try:
+                after = step(before)
+            except Refused as refused:
+                await settled(refused.error)
+                continue
+            except Exception as error:  # the lease stays as it is, and others must not wait for ever
+                log.exception("a change of lease %s failed", lease_id)
+                await settled(Error(code="internal", message=f"The planner failed: {error}"))
+                continue
+            if after is None or after is before:
+                await settled(None if after is None else after.lease)
+                continue
+            await self._write(after, settled)
+            return
+        del self._busy[lease_id]
+
+    async def _write(self, record: LeaseRecord, settled: Settled) -> None:
+        lease_id = record.lease.lease_id
+        ends = record.lease.state is not LeaseState.ACTIVE
+        ttl = self._retention() if ends else 0.0
+
+        async def landed(outcome: Outcome) -> None:
+            try:
+                if isinstance(outcome, int):
+                    await took_effect(outcome)
+                else:
+                    await failed(outcome)
+            finally:
+                await self._next(lease_id)
+
+        async def took_effect(revision: int) -> None:
+            self.table.put(record)
+            if ends:
+                free(self._fleet, lease_id)
+                self._ended.append((time.time() + ttl, lease_id))
+                self._freed()
+            await settled(record.lease)
+            await self._announcer.announce(record, revision)
+
+        async def failed(outcome: Deposed | WriteFailed) -> None:
+            before = self.table.get(lease_id)
+            if isinstance(outcome, WriteFailed) and before is not None and before.lease.state is LeaseState.ACTIVE:
+                log.warning("lease %s stays as it was: %s", lease_id, outcome)
+                self.table.again(before, time.time() + _RETRY_SECONDS)
+            await settled(self._failure(outcome))
+
+        await self._store.write(
+            lease_key(lease_id),
+            codec.encode(record, codec.JSON),
+            self._term,
+            landed,
+            message_id=leases.event_id(lease_id, record.version),
+            ttl_seconds=ttl,
+        )
+
+    def _failure(self, outcome: Deposed | WriteFailed) -> Error | Deposed:
+        if isinstance(outcome, Deposed):
+            self._deposed()
+            return outcome
+        return Error(
+            code="unavailable",
+            message=f"The planner's bucket does not take writes ({outcome}): nothing was changed, try again later",
+        )
+
+    def _retention(self) -> float:
+        """For how long a lease that ends now is remembered: less where very many end."""
+        now = time.monotonic()
+        gap = now - self._end_rate_at
+        self._end_rate_at = now
+        # Exponentially weighted count per second.
+        self._end_rate = self._end_rate * max(0.0, 1.0 - gap / _RATE_SECONDS) + 1.0 / _RATE_SECONDS
+        return min(RETAIN_SECONDS, max(_RETAIN_AT_LEAST_SECONDS, _RETAIN_MOST / self._end_rate))
+
+
+async def _nobody(_: object) -> None:
+    """Nobody asked, so nobody is told."""
+
+
+def clock() -> datetime:
+    """Now, in UTC."""
+    return datetime.now(UTC)

@@ -1,0 +1,335 @@
+"""The planner's bucket: every durable promise, each write fenced by the leader's term.
+
+The bucket `corral_planner` is one stream, so one revision can fence all of it. A term is the revision of the key
+`leader`, which is written once when a planner becomes leader and never again while it leads. Every other write names
+it (`Nats-Expected-Last-Subject-Sequence` for the subject of `leader`), and the server refuses the write, under the
+stream's lock, once another planner has written that key: what a deposed leader sends can not land.
+
+Writes are pipelined: each is a message of its own with its own acknowledgement, many on their way at a time, and the
+server takes whatever has arrived in one go. A write whose acknowledgement does not come (the server was killed, say)
+is sent again until its fate is certain; its message id lets the server store it once.
+
+A write is acknowledged when the server has handed it to the operating system: it outlives the end of any process, by
+`kill -9` too. For power loss see `sync_interval` of the server (2 minutes by default; `always` syncs each write), or
+three replicas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+from nats.js import api
+from nats.js.errors import APIError, NotFoundError
+
+from ...schemas import bus
+from ..streams import read
+
+log = logging.getLogger("corral.planner.store")
+
+LEADER: Final = "leader"
+HEARTBEAT: Final = "heartbeat"
+TOLD: Final = "told"
+"""The revision up to which every change's event is on the stream of facts."""
+DRAINS: Final = "drains"
+HEALTH: Final = "health"
+LEASE_PREFIX: Final = "lease."
+ANSWER_PREFIX: Final = "answer."
+
+_STREAM: Final = f"KV_{bus.PLANNER_BUCKET}"
+_KEYS: Final = f"$KV.{bus.PLANNER_BUCKET}."
+_WRONG_SEQUENCE: Final = frozenset({10071, 10164})
+_RESEND_SECONDS: Final = 2.0
+_DUPLICATE_WINDOW_SECONDS: Final = 60.0
+"""For how long the server knows a write again: far longer than one may stay on its way."""
+
+
+class Entry(Struct, frozen=True):
+    """A key as it is in the bucket.
+
+    Attributes:
+        key: without the bucket's prefix.
+        value: its bytes.
+        revision: sequence in the bucket's stream.
+    """
+
+    key: str
+    value: bytes
+    revision: int
+
+
+class Deposed(Exception):
+    """Another planner leads: the write was refused."""
+
+
+class WriteFailed(Exception):
+    """The bucket refused a write, and it has not landed."""
+
+
+class _ApiError(Struct, frozen=True):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(Struct, frozen=True):
+    seq: int = 0
+    error: _ApiError | None = None
+
+
+_decode_ack: Final = msgspec.json.Decoder(_Ack).decode
+
+Outcome = int | Deposed | WriteFailed
+"""The revision, or why there is none."""
+Done = Callable[[Outcome], Awaitable[None]]
+
+
+class _Write:
+    __slots__ = ("done", "floor", "headers", "resolved", "sent_at", "subject", "times", "value")
+
+    def __init__(self, subject: str, value: bytes, headers: dict[str, str], done: Done, floor: int) -> None:
+        self.subject = subject
+        self.value = value
+        self.headers = headers
+        self.done = done
+        self.floor = floor
+        self.resolved = False
+        self.sent_at = 0.0
+        self.times = 0
+
+
+class Store:
+    """Reads and writes the bucket over one connection.
+
+    Args:
+        nc: the connection; call `resend` when it has been made again.
+    """
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+        self._js = nc.jetstream()
+        self._inbox = nc.new_inbox()
+        self._cut = len(self._inbox) + 1
+        self._pending: dict[int, _Write] = {}
+        self._count = 0
+        self._newest = 0
+        self._subscription: Subscription | None = None
+        self._loop = asyncio.get_running_loop()
+        self._settled = asyncio.Event()
+        self._settled.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Writes whose fate is not known yet."""
+        return len(self._pending)
+
+    @property
+    def floor(self) -> int:
+        """A revision up to which every write of this planner has been told its outcome, and that has been acted on."""
+        for write in self._pending.values():
+            return write.floor
+        return self._newest
+
+    async def open(self) -> None:
+        """Make the bucket ready: single messages may have a time to live, writes are known again for a minute.
+
+        Raises:
+            bus.BusUnavailable: the server is too old for that.
+        """
+        config = (await self._js.stream_info(_STREAM)).config
+        if not config.allow_msg_ttl or config.duplicate_window != _DUPLICATE_WINDOW_SECONDS:
+            config.allow_msg_ttl = True
+            config.duplicate_window = _DUPLICATE_WINDOW_SECONDS
+            made = await self._js.update_stream(config)
+            if not made.config.allow_msg_ttl:
+                raise bus.BusUnavailable(
+                    f"NATS server {self._nc.connected_server_version} keeps every lease for ever: the planner needs "
+                    "2.11 or newer, where a message may have a time to live"
+                )
+        self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
+
+    async def close(self) -> None:
+        """Stop listening for acknowledgements."""
+        if self._subscription is not None and not self._nc.is_closed:
+            await self._subscription.unsubscribe()
+
+    async def write(
+        self,
+        key: str,
+        value: bytes,
+        term: int,
+        done: Done,
+        *,
+        message_id: str = "",
+        ttl_seconds: float = 0.0,
+    ) -> None:
+        """Send a write on its way; `done` is awaited once with its outcome.
+
+        Args:
+            key: what to write.
+            value: its new value.
+            term: revision of the leader's key; another one deposes.
+            done: told the outcome: the revision, `Deposed` or `WriteFailed`.
+            message_id: by which the server knows the write again.
+            ttl_seconds: the entry goes away after it; 0 keeps it.
+        """
+        headers = {
+            "Nats-Expected-Last-Subject-Sequence": str(term),
+            "Nats-Expected-Last-Subject-Sequence-Subject": f"{_KEYS}{LEADER}",
+        }
+        if message_id:
+            headers["Nats-Msg-Id"] = message_id
+        if ttl_seconds:
+            headers["Nats-TTL"] = f"{max(1, round(ttl_seconds))}s"
+        self._count += 1
+        number = self._count
+        write = self._pending[number] = _Write(f"{_KEYS}{key}", value, headers, done, self._newest)
+        self._settled.clear()
+        await self._send(number, write)
+
+    async def put(self, key: str, value: bytes, term: int, *, message_id: str = "") -> int:
+        """Write and wait for the outcome.
+
+        Returns:
+            The revision.
+
+        Raises:
+            Deposed: another planner leads.
+            WriteFailed: the bucket refused it.
+        """
+        outcome: asyncio.Future[Outcome] = self._loop.create_future()
+
+        async def done(result: Outcome) -> None:
+            if not outcome.done():
+                outcome.set_result(result)
+
+        await self.write(key, value, term, done, message_id=message_id)
+        result = await outcome
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def claim(self, value: bytes, revision: int) -> int | None:
+        """Write the leader's key over the revision that was seen (0: none).
+
+        Returns:
+            The new term; None if someone else was faster.
+        """
+        try:
+            ack = await self._js.publish(
+                f"{_KEYS}{LEADER}", value, headers={"Nats-Expected-Last-Subject-Sequence": str(revision)}
+            )
+        except APIError as error:
+            if error.err_code in _WRONG_SEQUENCE:
+                return None
+            raise
+        return ack.seq
+
+    async def get(self, key: str) -> Entry | None:
+        """A key as the stream's leader has it; None if it is not there."""
+        try:
+            found = await self._js.get_last_msg(_STREAM, f"{_KEYS}{key}", direct=False)
+        except NotFoundError:
+            return None
+        return Entry(key, found.data or b"", found.seq or 0)
+
+    async def read_all(self, until: int) -> AsyncIterator[Entry]:
+        """Every key, up to and including a revision that is known to be there."""
+        config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT)
+        async for stored in read(self._nc, _STREAM, f"{_KEYS}>", config, until):
+            yield Entry(stored.subject[len(_KEYS) :], stored.data, stored.sequence)
+
+    async def resend(self, older_than_seconds: float = 0.0) -> None:
+        """Send the writes again whose fate is not known, oldest first."""
+        before = self._loop.time() - older_than_seconds
+        for number, write in list(self._pending.items()):
+            if write.sent_at <= before and not write.resolved:
+                await self._send(number, write)
+
+    async def tend(self) -> float:
+        """Resend what has waited too long; returns the seconds until the next time."""
+        if self._pending and self._nc.is_connected:
+            await self.resend(_RESEND_SECONDS)
+        return _RESEND_SECONDS / 4
+
+    def abandon(self) -> list[Done]:
+        """Give up on the writes whose fate is not known, since another planner leads.
+
+        Returns:
+            What would have been told their outcome.
+        """
+        writes = [write for write in self._pending.values() if not write.resolved]
+        self._pending.clear()
+        self._settled.set()
+        return [write.done for write in writes]
+
+    async def settled(self) -> None:
+        """Wait until no write is on its way."""
+        await self._settled.wait()
+
+    async def _send(self, number: int, write: _Write) -> None:
+        write.times += 1
+        write.sent_at = self._loop.time()
+        try:
+            await self._nc.publish(write.subject, write.value, reply=f"{self._inbox}.{number}", headers=write.headers)
+        except NatsError as error:  # the buffer is full while the server is away: `tend` sends it again
+            log.debug("write %s waits: %s", write.subject, error)
+
+    async def _on_ack(self, message: Msg) -> None:
+        number = int(message.subject[self._cut :])
+        write = self._pending.get(number)
+        if write is None or write.resolved:
+            return
+        outcome = _outcome(message, write)
+        if outcome is None:
+            write.sent_at = 0.0  # no use waiting for another answer
+            return
+        write.resolved = True
+        if isinstance(outcome, int) and outcome > self._newest:
+            self._newest = outcome
+        try:
+            await write.done(outcome)
+        finally:
+            self._pending.pop(number, None)
+            if not self._pending:
+                self._settled.set()
+
+
+def _outcome(message: Msg, write: _Write) -> Outcome | None:
+    """What an acknowledgement says; None where the write's fate is still open."""
+    data = message.data
+    if not data:  # no responders: the stream is not there just now
+        return None
+    ack = _decode_ack(data)
+    error = ack.error
+    if error is None:
+        return ack.seq
+    if error.err_code in _WRONG_SEQUENCE:
+        return Deposed(error.description)
+    if write.times > 1:
+        # It was sent before, and that one may have landed: only an answer that knows is an answer.
+        return None
+    return WriteFailed(f"{error.description} ({error.err_code})")
+
+
+def is_lease(key: str) -> bool:
+    """Whether a key holds a lease."""
+    return key.startswith(LEASE_PREFIX)
+
+
+def answer_key(request_id: str) -> str:
+    """Where the answer to a request that was not granted is kept for a while."""
+    return f"{ANSWER_PREFIX}{request_id}"
+
+
+def lease_key(lease_id: str) -> str:
+    """Where a lease is kept."""
+    return f"{LEASE_PREFIX}{lease_id}"

@@ -1,0 +1,1 @@
+"""A decision: feasible, rank, select, and the answer in words."""

@@ -1,0 +1,332 @@
+"""A decision: feasible → rank → select over the fleet's state, and the answer in words that people read.
+
+`decide` changes nothing. Whoever calls it makes the grants durable and tells the fleet (`fleet.hold`, or the `Lease` as
+an event), before the next decision or all at once: two decisions in between would be given the same devices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+from msgspec import Struct
+
+from ...schemas.requests import (
+    Addition,
+    Distributed,
+    Distribution,
+    Explanation,
+    Grant,
+    Rejection,
+    RejectionCode,
+    UnassignedItem,
+    WeightBy,
+    WorkRequest,
+)
+from ...schemas.telemetry import DeviceInfo, HostInfo, Inventory
+from ..fleet.fleet import Fleet, HostForgotten, advance, apply, renew
+from ..fleet.state import UNLIMITED, Ask, InvalidRequest, ask_key
+from ..work.distribute import distribute
+from .policies import DEFAULT, POLICIES, Policy, make
+from .reject import could_ever_fit, reject
+from .select import Pick, select
+from .verdicts import verdicts
+
+
+class Placed(Struct, frozen=True):
+    """A placement that the fleet allows now.
+
+    Attributes:
+        grants: one per device, hosts in the order of the policy, devices by index.
+        policy: name of the policy that ranked.
+        unassigned: work items that no device took.
+        distribution: how good the distribution of work items is; None without items.
+    """
+
+    grants: list[Grant]
+    policy: str
+    unassigned: list[UnassignedItem] = []
+    distribution: Distributed | None = None
+
+
+Decision = Placed | Rejection
+
+
+class Policies:
+    """The policies of one planner, made when first asked for.
+
+    Attributes:
+        default: name of the policy for requests that name none.
+    """
+
+    def __init__(self, default: str = DEFAULT) -> None:
+        if default not in POLICIES:
+            raise KeyError(default)
+        self.default = default
+        self._made: dict[str, Policy] = {}
+
+    def get(self, name: str | None) -> Policy:
+        """The policy of a name; the default for None.
+
+        Raises:
+            InvalidRequest: there is none of that name.
+        """
+        name = name or self.default
+        found = self._made.get(name)
+        if found is None:
+            if name not in POLICIES:
+                raise InvalidRequest(
+                    f"policy {name!r} is not known: use one of {', '.join(sorted(POLICIES))}", "$.policy"
+                )
+            found = self._made[name] = make(name)
+        return found
+
+    def use(self, policy: Policy) -> None:
+        """Take a policy that was made elsewhere, under its name."""
+        self._made[policy.name] = policy
+
+
+def check(fleet: Fleet, request: WorkRequest, policies: Policies) -> None:
+    """Refuse a request that contradicts itself.
+
+    Raises:
+        InvalidRequest: with the field at fault and what to do.
+    """
+    policies.get(request.policy)
+    _asked(fleet, request)
+
+
+def decide(fleet: Fleet, request: WorkRequest, now: float, policies: Policies, *, learn: bool = True) -> Decision:
+    """What becomes of a request now. Changes nothing in the fleet but its time.
+
+    Args:
+        fleet: the state.
+        request: what is asked for.
+        now: seconds since the epoch.
+        policies: of this planner.
+        learn: whether the policy learns from the request; not where the same one is tried again.
+
+    Raises:
+        InvalidRequest: fields that contradict each other, or an unknown policy.
+    """
+    policy = policies.get(request.policy)
+    ask = _asked(fleet, request)
+    advance(fleet, now)
+    if learn:
+        policy.observe(fleet, ask)
+    picks = select(fleet, policy, ask)
+    if picks is None:
+        return reject(fleet, ask, request.request_id or "")
+    return _placed(request, ask, policy, picks)
+
+
+def explain(
+    fleet: Fleet, request: WorkRequest, now: float, policies: Policies, with_more: Sequence[Addition] = ()
+) -> Explanation:
+    """What would become of a request, per device and per host, without granting it.
+
+    Raises:
+        InvalidRequest: as `decide`; also for an addition of a model that the fleet does not have.
+    """
+    policy = policies.get(request.policy)
+    ask = _asked(fleet, request)
+    advance(fleet, now)
+    with with_additions(fleet, with_more):
+        picks = select(fleet, policy, ask)
+        decision = (
+            reject(fleet, ask, request.request_id or "") if picks is None else _placed(request, ask, policy, picks)
+        )
+        per_device, per_host = verdicts(fleet, policy, ask, picks or [])
+    if isinstance(decision, Rejection):
+        return Explanation(
+            granted=False,
+            message=decision.message,
+            rejection=decision,
+            verdicts=per_device,
+            hosts=per_host,
+            policy=policy.name,
+        )
+    return Explanation(
+        granted=True,
+        message=_words(decision.grants),
+        grants=decision.grants,
+        verdicts=per_device,
+        hosts=per_host,
+        policy=policy.name,
+    )
+
+
+@contextmanager
+def with_additions(fleet: Fleet, additions: Sequence[Addition]) -> Generator[Fleet]:
+    """The fleet with more devices, idle and healthy, for as long as the block lasts.
+
+    Raises:
+        InvalidRequest: the fleet has no such model to take the capabilities from.
+    """
+    if not additions:
+        yield fleet
+        return
+    added: list[str] = []
+    try:
+        for number, addition in enumerate(additions):
+            like = next(
+                (d for d in fleet.devices.values() if d.info.name.lower() == addition.model.lower() and not d.parent),
+                None,
+            )
+            if like is None:
+                names = sorted({device.info.name for device in fleet.devices.values()})
+                raise InvalidRequest(
+                    f"model {addition.model!r} is not in the fleet, which has: {', '.join(names) or 'no devices'}",
+                    f"$.with_more[{number}].model",
+                )
+            host = fleet.hosts[like.host]
+            left = addition.devices
+            while left > 0:
+                name = f"what-if-{number + 1}-{len(added) + 1:05d}"
+                count = min(left, addition.per_host)
+                left -= count
+                _add(fleet, name, like.info, count, host.cpus_total, host.memory_total, max(1, len(host.devices)))
+                added.append(name)
+        yield fleet
+    finally:
+        for name in added:
+            apply(fleet, HostForgotten(name))
+
+
+def _add(fleet: Fleet, name: str, like: DeviceInfo, count: int, cpus: int, memory: int, per_host: int) -> None:
+    """A host with devices like one, and as many cores and as much RAM per device as that one's host."""
+    infos = [
+        DeviceInfo(
+            uuid=f"{name}-{index}",
+            host=name,
+            index=index,
+            name=like.name,
+            vendor=like.vendor,
+            architecture=like.architecture,
+            compute_capability=like.compute_capability,
+            sm_count=like.sm_count,
+            memory_bytes=like.memory_bytes,
+            memory_bandwidth_bytes_per_second=like.memory_bandwidth_bytes_per_second,
+            sm_clock_max_megahertz=like.sm_clock_max_megahertz,
+        )
+        for index in range(count)
+    ]
+    host = HostInfo(
+        name=name,
+        cpus=0 if cpus >= UNLIMITED else max(1, cpus // 1000 * count // per_host),
+        memory_bytes=0 if memory >= UNLIMITED else memory * count // per_host,
+    )
+    apply(fleet, Inventory(host=host, agent="what-if", time_ns=0, devices=infos))
+    for info in infos:
+        fleet.devices[info.uuid].seen_at = fleet.now
+    renew(fleet, name)
+
+
+def environment(fleet: Fleet, grants: Sequence[Grant], lease_id: str) -> dict[str, dict[str, str]]:
+    """What to set for the work, by host: the devices by uuid, and the lease."""
+    found: dict[str, dict[str, str]] = {}
+    devices: dict[str, list[str]] = {}
+    for grant in grants:
+        devices.setdefault(grant.host, [])
+        if grant.device:
+            devices[grant.host].append(grant.device)
+    for host, uuids in devices.items():
+        values = {"CORRAL_LEASE": lease_id}
+        vendors = {fleet.devices[uuid].info.vendor for uuid in uuids if uuid in fleet.devices}
+        if "amd" in vendors:
+            values["ROCR_VISIBLE_DEVICES"] = ",".join(uuids)
+        if vendors != {"amd"}:
+            values["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
+        found[host] = values
+    return found
+
+
+def _asked(fleet: Fleet, request: WorkRequest) -> Ask:
+    key = ask_key(request)
+    if request.distribution is not None:
+        _check_work(request, request.distribution)
+    return fleet.ask(key)
+
+
+def _check_work(request: WorkRequest, work: Distribution) -> None:
+    if not request.gpus:
+        raise InvalidRequest("gpus is 0, so there is no device for work items", "$.distribution")
+    if work.weight_by is WeightBy.GIVEN and work.weights is None:
+        raise InvalidRequest("weight_by is given, so weights must be there", "$.distribution.weights")
+    if work.weights is not None and len(work.weights) != request.gpus:
+        raise InvalidRequest(
+            f"{len(work.weights)} weights for {request.gpus} devices: give one for each", "$.distribution.weights"
+        )
+    if isinstance(work.items, list):
+        ids = [item if isinstance(item, str) else item.id for item in work.items]
+        if len(set(ids)) != len(ids):
+            twice = next(name for name, times in Counter(ids).items() if times > 1)
+            raise InvalidRequest(f"item {twice!r} is there twice: every id names one item", "$.distribution.items")
+
+
+def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick]) -> Placed:
+    grants: list[Grant] = []
+    total, done = max(1, ask.gpus), 0
+    for pick in picks:
+        if not ask.gpus:
+            parts = policy.parts(pick.state, pick.ask, pick.choice, -1)
+            grants.append(
+                Grant(
+                    host=pick.host.name,
+                    share=0.0,
+                    cpus=ask.cpus_milli / 1000,
+                    host_memory_bytes=ask.host_memory_bytes,
+                    score=sum(parts.values()),
+                    score_parts=parts,
+                )
+            )
+        for device, place in zip(pick.devices, pick.places, strict=True):
+            parts = policy.parts(pick.state, pick.ask, pick.choice, place)
+            # Cumulative floors: the parts of cores and RAM are whole, and sum to what was asked.
+            cpus = ask.cpus_milli * (done + 1) // total - ask.cpus_milli * done // total
+            ram = ask.host_memory_bytes * (done + 1) // total - ask.host_memory_bytes * done // total
+            done += 1
+            grants.append(
+                Grant(
+                    host=pick.host.name,
+                    device=device.uuid,
+                    index=device.index,
+                    model=device.info.name,
+                    memory_bytes=device.memory_free if ask.whole else ask.gpu_memory_bytes,
+                    share=ask.share_milli / 1000,
+                    cpus=cpus / 1000,
+                    host_memory_bytes=ram,
+                    score=sum(parts.values()),
+                    score_parts=parts,
+                )
+            )
+    if request.distribution is None:
+        return Placed(grants, policy.name)
+    infos = [device.info for pick in picks for device in pick.devices]
+    outcome = distribute(request.distribution, grants, infos)
+    return Placed(outcome.grants, policy.name, outcome.unassigned, outcome.report)
+
+
+def _words(grants: Sequence[Grant]) -> str:
+    hosts = sorted({grant.host for grant in grants})
+    devices = sum(1 for grant in grants if grant.device)
+    if not devices:
+        return f"cores and memory on {hosts[0]}"
+    word = "device" if devices == 1 else "devices"
+    return f"{devices} {word} on {', '.join(hosts[:5])}{f' and {len(hosts) - 5} more hosts' if len(hosts) > 5 else ''}"
+
+
+__all__ = [
+    "Decision",
+    "InvalidRequest",
+    "Placed",
+    "Policies",
+    "RejectionCode",
+    "check",
+    "could_ever_fit",
+    "decide",
+    "environment",
+    "explain",
+    "with_additions",
+]

@@ -1,0 +1,140 @@
+"""Which devices could hold a request, and for each reason how many could not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Final
+
+from ..fleet.state import (
+    BLOCKS,
+    MIG_PARENT,
+    ROUNDED_OFF_BYTES,
+    UNLIMITED,
+    WHOLE_MILLI,
+    Ask,
+    DeviceState,
+    HostState,
+    Model,
+)
+
+VERDICTS_KEPT: Final = 4096
+NEAR_MEMORY: Final = "memory?"
+"""Too little free memory as rounded, but the exact amount may do."""
+
+
+def model_verdict(model: Model, ask: Ask) -> str:
+    """Why no device of the model can ever hold the request; empty if it could."""
+    if ask.models and not any(fnmatchcase(model.name.lower(), glob) for glob in ask.models):
+        return "model"
+    if ask.vendors and model.vendor.lower() not in ask.vendors:
+        return "vendor"
+    if model.compute_capability < ask.min_compute_capability:
+        return "compute_capability"
+    return ""
+
+
+def device_verdict(device: DeviceState, ask: Ask) -> str:
+    """Why a device can not be used; empty if it can."""
+    if device.blocked & MIG_PARENT:
+        return "mig_parent"
+    if not (ask.any_model or model_allowed(device.model, ask)):
+        return model_verdict(device.model, ask)
+    if device.blocked:
+        return next(name for bit, name in BLOCKS.items() if device.blocked & bit)
+    if ask.whole:
+        if device.leased:
+            return "leased"
+    elif device.share_free < ask.share_milli:
+        return "share"
+    if device.memory_free < ask.gpu_memory_bytes:
+        if device.rounded and ask.gpu_memory_bytes < device.memory_free + ROUNDED_OFF_BYTES:
+            return NEAR_MEMORY
+        return "memory"
+    return ""
+
+
+def verdict_of(device: DeviceState, ask: Ask) -> str:
+    """`device_verdict`, worked out once for each state."""
+    verdicts = ask.verdicts
+    found = verdicts.get(device)
+    if found is None:
+        if len(verdicts) >= VERDICTS_KEPT:
+            verdicts.clear()
+        found = verdicts[device] = device_verdict(device, ask)
+    return found
+
+
+def candidates(state: HostState, ask: Ask) -> list[int]:
+    """Places of the devices that could be used: those without a verdict, found without wording one."""
+    found: list[int] = []
+    memory, share = ask.gpu_memory_bytes, ask.share_milli
+    if ask.whole:
+        for device, places in state.kinds:
+            if (
+                device.share_free == WHOLE_MILLI
+                and device.memory_free >= memory
+                and not device.leased
+                and (ask.any_model or model_allowed(device.model, ask))
+            ):
+                found += places
+    else:
+        for device, places in state.kinds:
+            if (
+                device.share_free >= share
+                and device.memory_free >= memory
+                and (ask.any_model or model_allowed(device.model, ask))
+            ):
+                found += places
+    return found
+
+
+def model_allowed(model: Model, ask: Ask) -> bool:
+    """Whether the request allows the model, worked out once."""
+    found = ask.allowed.get(model)
+    if found is None:
+        found = ask.allowed[model] = not model_verdict(model, ask)
+    return found
+
+
+def excluded(state: HostState, ask: Ask) -> bool:
+    """Whether a host can not hold the whole request, as far as its sums tell."""
+    return (
+        state.cpus_free < ask.cpus_milli
+        or state.memory_free < ask.host_memory_bytes
+        or state.blocked != 0
+        or (state.whole_free < ask.gpus if ask.whole else state.share_most < ask.share_milli)
+    )
+
+
+def host_verdict(state: HostState, ask: Ask, usable: int) -> str:
+    """Why a host can not hold the whole request on its own, given its usable devices; empty if it can."""
+    if state.blocked:
+        return next(name for bit, name in BLOCKS.items() if state.blocked & bit)
+    if usable < ask.gpus:
+        return "host_devices"
+    if state.cpus_free < ask.cpus_milli:
+        return "cpus"
+    if state.memory_free < ask.host_memory_bytes:
+        return "host_memory"
+    return ""
+
+
+def capacity(state: HostState, ask: Ask, usable: int) -> int:
+    """How many of the request's devices a host can hold, each with its part of cores and RAM."""
+    if state.blocked:
+        return 0
+    held = min(usable, ask.gpus)
+    # The part of k devices is rounded up: ceil(C·k/N) ≤ F exactly where k ≤ ⌊F·N/C⌋.
+    if ask.cpus_milli and state.cpus_free < UNLIMITED:
+        held = min(held, max(0, state.cpus_free) * ask.gpus // ask.cpus_milli)
+    if ask.host_memory_bytes and state.memory_free < UNLIMITED:
+        held = min(held, max(0, state.memory_free) * ask.gpus // ask.host_memory_bytes)
+    return held
+
+
+def matches_host(name: str, labels: dict[str, str], hosts: Sequence[str], wanted: Sequence[tuple[str, str]]) -> bool:
+    """Whether a request that names hosts or labels may use a host."""
+    if hosts and not any(fnmatchcase(name.lower(), glob) for glob in hosts):
+        return False
+    return all(labels.get(key) == value for key, value in wanted)

@@ -1,0 +1,120 @@
+"""What the classes of hosts offer, as arrays: one decision is a few passes over them, however many kinds of requests.
+
+A heap of classes for each kind of request costs a score for each kind and each class that comes; where hundreds of
+kinds come in, that is most of the work. Here a class is entered once, and a request scores all of them at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...fleet.fleet import Fleet
+from ...fleet.state import HostState
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+ENTRIES_FIRST: Final = 256
+
+
+class Table:
+    """Rows of numbers with the host state that each belongs to; rows come and go.
+
+    Args:
+        width: numbers in a row.
+
+    Attributes:
+        values: width × capacity; only `[:, :count]` are in use. A row that is free has -1 in column 0.
+        owners: the state of each row; None where it is free.
+    """
+
+    __slots__ = ("_free", "count", "owners", "values")
+
+    def __init__(self, width: int) -> None:
+        self.values: Floats = np.full((width, ENTRIES_FIRST), -1.0)
+        self.owners: list[HostState | None] = []
+        self.count = 0
+        self._free: list[int] = []
+
+    def add(self, owner: HostState, row: tuple[float, ...]) -> int:
+        """Enter a row; its place."""
+        if self._free:
+            at = self._free.pop()
+            self.owners[at] = owner
+        else:
+            at = self.count
+            self.count += 1
+            if at == self.values.shape[1]:
+                grown = np.full((self.values.shape[0], 2 * at), -1.0)
+                grown[:, :at] = self.values
+                self.values = grown
+            self.owners.append(owner)
+        self.values[:, at] = row
+        return at
+
+    def discard(self, at: int) -> None:
+        """Free a row."""
+        self.values[0, at] = -1.0
+        self.owners[at] = None
+        self._free.append(at)
+
+
+Rows = tuple[list[tuple[float, ...]], list[tuple[float, ...]]]
+"""Of one state: of its devices, and of itself."""
+
+
+class Offers:
+    """Tables that follow a fleet's classes. Some rows may be of classes that have no hosts any more.
+
+    Args:
+        rows: works out the rows of a state.
+        widths: of a row of devices, and of hosts.
+
+    Attributes:
+        devices: a row for each different device of each class.
+        hosts: a row for each model on each class.
+    """
+
+    __slots__ = ("_cursor", "_entered", "_rows", "devices", "hosts")
+
+    def __init__(self, rows: Callable[[HostState], Rows], widths: tuple[int, int]) -> None:
+        self._rows = rows
+        self._cursor = -1
+        self._entered: dict[HostState, tuple[list[int], list[int]]] = {}
+        self.devices = Table(widths[0])
+        self.hosts = Table(widths[1])
+
+    def follow(self, fleet: Fleet) -> None:
+        """Take in the classes that came since the last time. Those that went stay until `leave`, or a sweep."""
+        index = fleet.index
+        classes: dict[HostState, Any] = index.classes
+        if self._cursor < index.base or len(self._entered) > 2 * len(classes) + ENTRIES_FIRST:
+            for state in [state for state in self._entered if state not in classes]:
+                self.leave(state)
+            for state in classes:
+                if state not in self._entered:
+                    self._enter(state)
+        else:
+            for group in index.log[self._cursor - index.base :]:
+                if group.members and group.state not in self._entered:
+                    self._enter(group.state)
+        self._cursor = index.end
+
+    def _enter(self, state: HostState) -> None:
+        devices, hosts = self._rows(state)
+        self._entered[state] = (
+            [self.devices.add(state, row) for row in devices],
+            [self.hosts.add(state, row) for row in hosts],
+        )
+
+    def leave(self, state: HostState) -> None:
+        """Forget a class that has no hosts any more."""
+        devices, hosts = self._entered.pop(state)
+        for at in devices:
+            self.devices.discard(at)
+        for at in hosts:
+            self.hosts.discard(at)

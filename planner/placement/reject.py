@@ -1,0 +1,141 @@
+"""Why a request does not fit: every device counted under one reason, in words, and whether it could ever fit."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ...schemas.requests import Placement, Reason, Rejection, RejectionCode
+from ...schemas.units import format_bytes
+from ..fleet.fleet import Fleet
+from ..fleet.state import Ask, HostState
+from .feasible import NEAR_MEMORY, candidates, capacity
+from .room import Room, allowed, room_for
+
+
+def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
+    """The answer to a request that `select` found no place for."""
+    if not fleet.hosts or (ask.gpus and not fleet.devices):
+        message = "the planner knows no device (yet): is a collector running, on this bus?"
+        return Rejection(code=RejectionCode.NO_DEVICES, message=message, request_id=request_id)
+    tally = room_for(fleet, ask)
+    merged = dict(tally.devices)
+    if NEAR_MEMORY in merged:
+        merged["memory"] = merged.get("memory", 0) + merged.pop(NEAR_MEMORY)
+    unit = "devices" if ask.gpus else "hosts"
+    reasons = [
+        Reason(code=code, devices=devices, detail=words(code, tally, ask))
+        for code, devices in sorted(merged.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    fits = could_ever_fit(fleet, ask)
+    listed = ", ".join(f"{reason.devices} {reason.detail}" for reason in reasons)
+    message = f"0/{tally.total} {unit}: {listed}"
+    if not fits:
+        message += "; this fleet could not hold it even when idle"
+    return Rejection(
+        code=RejectionCode.NO_CAPACITY if fits else RejectionCode.IMPOSSIBLE,
+        message=message,
+        reasons=reasons,
+        could_ever_fit=fits,
+        request_id=request_id,
+        nearest=_nearest(tally, ask, fits),
+    )
+
+
+def words(code: str, tally: Room, ask: Ask) -> str:
+    """A reason, with the nearest miss where there is one."""
+    near = max(tally.most(code), tally.most(NEAR_MEMORY)) if code == "memory" else tally.most(code)
+    if code == "memory":
+        return f"too little free memory (largest {format_bytes(near)})"
+    if code == "share":
+        return f"too little free share (largest {near / 1000:g})"
+    if code == "compute_capability":
+        wanted = ".".join(map(str, ask.min_compute_capability))
+        return f"compute capability below {wanted} (highest {int(near) // 1000}.{int(near) % 1000})"
+    if code == "host_devices":
+        return f"too few together (most on one host: {int(near)} of {ask.gpus})"
+    if code == "devices":
+        return f"could be used, but the request needs {_needs(ask)}"
+    if code == "cpus":
+        return f"on hosts with too few free cores (most {near / 1000:g}, needed {_part_cpus(ask):g})"
+    if code == "host_memory":
+        return f"on hosts with too little free RAM (most {format_bytes(near)}, needed {format_bytes(_part_ram(ask))})"
+    return WORDS.get(code, code)
+
+
+WORDS: Final = {
+    "model": "wrong model",
+    "vendor": "wrong vendor",
+    "stale": "without recent samples",
+    "unhealthy": "unhealthy",
+    "drained": "drained",
+    "mig_parent": "split into MIG instances",
+    "host_lost": "on lost hosts",
+    "leased": "leased",
+    "host": "on hosts that the request does not allow",
+}
+
+
+def _needs(ask: Ask) -> str:
+    if ask.placement is Placement.SPREAD:
+        return f"{ask.gpus} hosts"
+    return f"{ask.gpus}"
+
+
+def _part_cpus(ask: Ask) -> float:
+    return (ask if ask.placement is Placement.SAME_HOST else ask.part(1)).cpus_milli / 1000
+
+
+def _part_ram(ask: Ask) -> int:
+    return (ask if ask.placement is Placement.SAME_HOST else ask.part(1)).host_memory_bytes
+
+
+def _nearest(tally: Room, ask: Ask, fits: bool) -> str:
+    """The one change that would bring the request closest, in words."""
+    most = tally.most("host_devices")
+    if most:
+        if ask.placement is Placement.SAME_HOST and fits:
+            return f"{most} of {ask.gpus} devices are free on one host; placement fewest_hosts may use several"
+        return f"ask for {most} devices, or allow several hosts with placement fewest_hosts"
+    memory = max(tally.most("memory"), tally.most(NEAR_MEMORY))
+    if memory:
+        return f"ask for at most {format_bytes(memory)} of device memory"
+    if tally.most("share"):
+        return f"ask for a share of at most {tally.most('share') / 1000:g}"
+    if tally.most("cpus"):
+        return f"ask for at most {tally.most('cpus') / 1000:g} cores"
+    if tally.most("host_memory"):
+        return f"ask for at most {format_bytes(tally.most('host_memory'))} of RAM"
+    if "leased" in tally.devices and fits:
+        return "wait for a lease to end (wait_seconds)"
+    return ""
+
+
+def could_ever_fit(fleet: Fleet, ask: Ask) -> bool:
+    """Whether the same fleet could hold the request if it were idle and healthy."""
+    key = ("ever", ask)
+    kept = fleet.cache.get(key)
+    if kept is None or kept[0] != fleet.idle_version:
+        kept = fleet.cache.put(key, (fleet.idle_version, _could_ever_fit(fleet, ask)))
+    return kept[1]
+
+
+def _could_ever_fit(fleet: Fleet, ask: Ask) -> bool:
+    if ask.filtered:
+        counted: dict[HostState, int] = {}
+        for host in allowed(fleet, ask):
+            if host.idle is not None:
+                counted[host.idle] = counted.get(host.idle, 0) + 1
+    else:
+        counted = fleet.idle
+    together = hosts_able = 0
+    for state, hosts in counted.items():
+        room = capacity(state, ask, len(candidates(state, ask)))
+        if not ask.gpus or ask.placement is Placement.SAME_HOST:
+            if room >= ask.gpus and state.cpus_free >= ask.cpus_milli and state.memory_free >= ask.host_memory_bytes:
+                return True
+            continue
+        together += room * hosts
+        hosts_able += hosts if room else 0
+    if not ask.gpus or ask.placement is Placement.SAME_HOST:
+        return False
+    return (hosts_able if ask.placement is Placement.SPREAD else together) >= ask.gpus

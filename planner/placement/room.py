@@ -1,0 +1,232 @@
+"""How much room there is for a request, kept from one decision to the next.
+
+A `Room` is of one ask: each device counted under the reason why it can not be used, and each host by how many of the
+request's devices it could hold. It follows the hosts that changed state since it was last asked.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, TypeVar
+
+from ...schemas.requests import Placement
+from ..fleet.fleet import Fleet, Host
+from ..fleet.state import Ask, DeviceState, HostState
+from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict, matches_host, verdict_of
+
+PARTS_SPARE: Final = 4096
+"""As `rank.CHOICES_SPARE`."""
+K = TypeVar("K")
+
+
+class Part(NamedTuple):
+    """What one host of a state adds to a room.
+
+    Attributes:
+        size: devices of the host; 1 for a request without devices.
+        room: how many of the request's devices it could hold.
+        reasons: (reason, devices, nearest miss or -1) each.
+    """
+
+    size: int
+    room: int
+    reasons: tuple[tuple[str, int, int], ...]
+
+
+class Room:
+    """Devices by reason, and hosts by room, for one ask.
+
+    Attributes:
+        total: devices in all; hosts for a request without devices.
+        devices: reason → how many. What could be used, but does not suffice, stands under `devices`.
+        nearest: reason → nearest miss → how many devices.
+        rooms: room → how many hosts have it, where they have any.
+    """
+
+    __slots__ = ("_cursor", "_parts", "ask", "devices", "nearest", "rooms", "total")
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        self._parts: dict[HostState, Part] = {}
+        self._cursor = -1
+        self._clear()
+
+    def _clear(self) -> None:
+        self.total = 0
+        self.devices: dict[str, int] = {}
+        self.nearest: dict[str, dict[int, int]] = {}
+        self.rooms: dict[int, int] = {}
+
+    @property
+    def together(self) -> int:
+        """How many of the request's devices all hosts together could hold."""
+        return sum(room * hosts for room, hosts in self.rooms.items())
+
+    @property
+    def hosts(self) -> int:
+        """How many hosts could hold at least one."""
+        return sum(self.rooms.values())
+
+    def most(self, reason: str) -> int:
+        """The nearest miss under a reason; 0 if there is none."""
+        return max(self.nearest.get(reason, ()), default=0)
+
+    def follow(self, fleet: Fleet) -> Room:
+        """Take in what has changed."""
+        index = fleet.index
+        if len(self._parts) > 2 * len(index.classes) + PARTS_SPARE:
+            live = {state.core for state in index.classes}
+            self._parts = {state: part for state, part in self._parts.items() if state in live}
+        if self._cursor < index.moves_base or index.moves_end - self._cursor > len(index.classes) // 2:
+            self._count_anew(fleet)
+        else:
+            changes: dict[HostState | None, int] = {}
+            for old, new in index.moves[self._cursor - index.moves_base :]:
+                changes[old] = changes.get(old, 0) - 1
+                changes[new] = changes.get(new, 0) + 1
+            for state, hosts in changes.items():
+                if hosts and state is not None:
+                    self.add(state, hosts)
+        self._cursor = index.moves_end
+        return self
+
+    def _count_anew(self, fleet: Fleet) -> None:
+        """As `add` for all hosts, device by device: most hosts have none that could be used, and need no look."""
+        self._clear()
+        ask, index = self.ask, fleet.index
+        if not ask.gpus:
+            for state, group in index.classes.items():
+                self.add(state, len(group.members))
+            return
+        for device, count in index.devices.items():
+            self.total += count
+            verdict = verdict_of(device, ask)
+            if verdict:
+                self._reason(verdict, count, near_device(verdict, device))
+        for state, group in index.classes.items():
+            if not state.whole_free if ask.whole else state.share_most < ask.share_milli:
+                continue
+            usable = len(candidates(state, ask))
+            if usable:
+                hosts = len(group.members)
+                room = capacity(state, ask, usable)
+                if room:
+                    _count(self.rooms, room, hosts)
+                reason, near = _short(state, ask, usable)
+                self._reason(reason, usable * hosts, near)
+
+    def _reason(self, reason: str, devices: int, near: int) -> None:
+        counts = self.devices
+        counts[reason] = after = counts.get(reason, 0) + devices
+        if not after:
+            del counts[reason]
+        if near >= 0:
+            found = self.nearest.get(reason)
+            if found is None:
+                found = self.nearest[reason] = {}
+            found[near] = after = found.get(near, 0) + devices
+            if not after:
+                del found[near]
+
+    def add(self, state: HostState, hosts: int) -> None:
+        """Count so many more hosts of a state."""
+        state = state.core
+        part = self._parts.get(state)
+        if part is None:
+            part = self._parts[state] = part_of(state, self.ask)
+        self.total += part.size * hosts
+        if part.room:
+            _count(self.rooms, part.room, hosts)
+        for reason, devices, near in part.reasons:
+            self._reason(reason, devices * hosts, near)
+
+    def outside(self, size: int) -> None:
+        """Count a host that the request does not allow."""
+        self.total += size
+        if size:
+            _count(self.devices, "host", size)
+
+
+def _count(counts: dict[K, int], key: K, more: int) -> None:
+    after = counts.get(key, 0) + more
+    if after:
+        counts[key] = after
+    else:
+        del counts[key]
+
+
+def part_of(state: HostState, ask: Ask) -> Part:
+    """What one host of a state adds."""
+    if not ask.gpus:
+        reason = host_verdict(state, ask, 0)
+        return Part(1, 0, ((reason or "devices", 1, _near_host(reason, state, 0)),))
+    usable = 0
+    reasons: list[tuple[str, int, int]] = []
+    for device, places in state.kinds:
+        verdict = verdict_of(device, ask)
+        if verdict:
+            reasons.append((verdict, len(places), near_device(verdict, device)))
+        else:
+            usable += len(places)
+    if usable:
+        reason, near = _short(state, ask, usable)
+        reasons.append((reason, usable, near))
+    return Part(len(state.devices), capacity(state, ask, usable) if usable else 0, tuple(reasons))
+
+
+def _short(state: HostState, ask: Ask, usable: int) -> tuple[str, int]:
+    """Why usable devices of a host do not serve, and how near they come."""
+    whole = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
+    reason = host_verdict(state, whole, usable) or "devices"
+    return reason, _near_host(reason, state, usable)
+
+
+def near_device(verdict: str, device: DeviceState) -> int:
+    """How near a device comes: bytes, thousandths, or a version; -1 where a miss has no measure."""
+    if verdict in ("memory", NEAR_MEMORY):
+        return device.memory_free
+    if verdict == "share":
+        return device.share_free
+    if verdict == "compute_capability":
+        major, minor = device.model.compute_capability
+        return major * 1000 + minor
+    return -1
+
+
+def _near_host(reason: str, state: HostState, usable: int) -> int:
+    if reason == "cpus":
+        return max(0, state.cpus_free)
+    if reason == "host_memory":
+        return max(0, state.memory_free)
+    return usable if reason in ("host_devices", "devices") else -1
+
+
+def room_for(fleet: Fleet, ask: Ask) -> Room:
+    """The room of an ask, up to date."""
+    if ask.filtered:
+        found = Room(ask)
+        inside = {host.name for host in allowed(fleet, ask)}
+        for host in fleet.hosts.values():
+            if host.name in inside:
+                found.add(host.state, 1)
+            else:
+                found.outside(len(host.devices) if ask.gpus else 1)
+        return found
+    key = ("room", ask)
+    kept = fleet.cache.get(key)
+    if kept is None:
+        kept = fleet.cache.put(key, Room(ask))
+    return kept.follow(fleet)
+
+
+def allowed(fleet: Fleet, ask: Ask) -> list[Host]:
+    """The hosts that a request that names hosts or labels may use, by name; worked out once until hosts change."""
+    key = ("allowed", ask.hosts, ask.host_labels)
+    found = fleet.cache.get(key)
+    if found is None or found[0] != fleet.shape_version:
+        hosts = [
+            host
+            for name, host in sorted(fleet.hosts.items())
+            if matches_host(name, host.labels, ask.hosts, ask.host_labels)
+        ]
+        found = fleet.cache.put(key, (fleet.shape_version, hosts))
+    return found[1]

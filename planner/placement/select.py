@@ -1,0 +1,140 @@
+"""All or nothing: the hosts and devices for a request, on one host, on the fewest, or each on another."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from random import Random
+from typing import Final
+
+from ...schemas.requests import Placement
+from ..fleet.fleet import Fleet, Host
+from ..fleet.state import Ask, HostState
+from .exact import Pick, exact, picked
+from .feasible import candidates
+from .policies import Choice, Policy
+from .rank import Ranking, ranking
+from .room import allowed
+
+DRAWS: Final = 16
+"""Hosts drawn at random before all are looked at."""
+
+
+def select(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
+    """The best placement by the policy; None where the request does not fit now."""
+    if ask.placement is Placement.SPREAD:
+        found = _spread(fleet, policy, ask)
+    else:
+        one = _one_host(fleet, policy, ask)
+        found = [one] if one is not None else None
+        if found is None and ask.placement is Placement.FEWEST_HOSTS:
+            found = _fewest(fleet, policy, ask)
+    return found if found is not None else exact(fleet, policy, ask)
+
+
+def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
+    if policy.search is not None and not ask.filtered:
+        best = policy.search(fleet, ask)
+        if best is None:
+            return None
+        host = fleet.hosts[best[0].first()]
+        return picked(host, host.state, ask, best[1])
+    ranked = ranking(fleet, policy, ask)
+    if policy.draw is not None:
+        found = _sampled(fleet, policy, ask, ranked, policy.draw)
+    elif ask.filtered:
+        found = _best_of(allowed(fleet, ask), ranked)
+    else:
+        best = ranked.best(fleet)
+        found = None if best is None else (fleet.hosts[best[0].first()], best[1])
+    if found is None:
+        return None
+    host, choice = found
+    return picked(host, host.state, ask, choice)
+
+
+def _best_of(hosts: list[Host], ranked: Ranking) -> tuple[Host, Choice] | None:
+    """The best among given hosts, one look a class; the first by name of those in the best class."""
+    best: tuple[Host, Choice] | None = None
+    key = None
+    seen: set[HostState] = set()
+    for host in hosts:
+        state = host.state
+        if state in seen:
+            continue
+        seen.add(state)
+        choice = ranked.choice(state)
+        if choice is None:
+            continue
+        this = ranked.key(state, choice)
+        if key is None or this < key:
+            best, key = (host, choice), this
+    return best
+
+
+def _sampled(fleet: Fleet, policy: Policy, ask: Ask, ranked: Ranking, draw: Random) -> tuple[Host, Choice] | None:
+    """A feasible host with equal chances."""
+    hosts = allowed(fleet, ask)
+    found: Host | None = None
+    # Drawn from all and thrown back if it can not hold the request, the first that can is as likely as any other.
+    for _ in range(DRAWS if hosts else 0):
+        host = draw.choice(hosts)
+        if ranked.choice(host.state) is not None:
+            found = host
+            break
+    if found is None:
+        able = [host for host in hosts if ranked.choice(host.state) is not None]
+        if not able:
+            return None
+        found = draw.choice(able)
+    return found, policy.choose(found.state, ask, candidates(found.state, ask))
+
+
+def _take(policy: Policy, ask: Ask, host: Host, ranked: Ranking) -> Pick:
+    choice = ranked.choice(host.state)
+    assert choice is not None
+    return picked(host, host.state, ask, choice)
+
+
+def _top(fleet: Fleet, policy: Policy, ask: Ask, count: int, without: Set[str]) -> list[Pick]:
+    """The best hosts for an ask, each with its devices; at most so many."""
+    ranked = ranking(fleet, policy, ask)
+    if not ask.filtered:
+        names = ranked.top(fleet, count, without)
+        return [_take(policy, ask, fleet.hosts[name], ranked) for name in names]
+    able: list[tuple[tuple[float, float, object], str]] = []
+    for host in allowed(fleet, ask):
+        choice = ranked.choice(host.state)
+        if choice is not None and host.name not in without:
+            able.append((ranked.key(host.state, choice), host.name))
+    able.sort()
+    return [_take(policy, ask, fleet.hosts[name], ranked) for _, name in able[:count]]
+
+
+def _fewest(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
+    """The hosts that hold most first, since that needs the fewest; the last is the best one that holds the rest."""
+    picks: list[Pick] = []
+    taken: set[str] = set()
+    left = ask.gpus
+    for held in range(min(ask.gpus, fleet.largest_host), 0, -1):
+        # Hosts with more room are all taken by now: those that hold so many have exactly this room.
+        if left >= held:
+            for pick in _top(fleet, policy, ask.part(held), left // held, taken):
+                picks.append(pick)
+                taken.add(pick.host.name)
+                left -= held
+        if not left:
+            return picks
+        if left < held:
+            last = _top(fleet, policy, ask.part(left), 1, taken)
+            if last:
+                return picks + last
+    return None
+
+
+def _spread(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
+    """One device on each of the best hosts."""
+    picks = _top(fleet, policy, ask.part(1), ask.gpus, frozenset())
+    return picks if len(picks) == ask.gpus else None
+
+
+__all__ = ["Pick", "select"]

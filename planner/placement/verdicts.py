@@ -1,0 +1,105 @@
+"""An explanation: for each device and host, whether it would be taken, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import nsmallest
+from typing import Final, NamedTuple
+
+from ...schemas.requests import Placement, Verdict
+from ...schemas.units import format_bytes
+from ..fleet.device import Device
+from ..fleet.fleet import Fleet
+from ..fleet.state import Ask, DeviceState, HostState
+from .feasible import NEAR_MEMORY, candidates, host_verdict, verdict_of
+from .policies import Policy
+from .rank import Ranking, ranking
+from .reject import WORDS, words
+from .room import Room, allowed, near_device
+from .select import Pick
+
+LISTED: Final = 1000
+"""Devices and hosts in an explanation at most."""
+
+
+class _Place(NamedTuple):
+    """What is said of one place in a host state, and so of that place in all hosts of it."""
+
+    reason: str
+    near: bool
+    score: float | None
+    parts: dict[str, float]
+
+
+def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> tuple[list[Verdict], dict[str, str]]:
+    """Per device and per host, why it is taken or not; the selected first, then by score; cut to `LISTED`."""
+    selected = {device.uuid for pick in picks for device in pick.devices}
+    part = ask if ask.placement is Placement.SAME_HOST else ask.part(min(1, ask.gpus))
+    ranked = ranking(fleet, policy, part)
+    inside = {host.name for host in allowed(fleet, ask)} if ask.filtered else None
+    known: dict[tuple[HostState, bool], tuple[str, list[_Place]]] = {}
+    found: list[tuple[bool, float, str, int, Device, _Place]] = []
+    hosts: dict[str, str] = {}
+    for name, host in sorted(fleet.hosts.items()):
+        outside = inside is not None and name not in inside
+        key = (host.state, outside)
+        told = known.get(key)
+        if told is None:
+            told = known[key] = _places(policy, part, ranked, host.state, outside)
+        why, places = told
+        if why and len(hosts) < LISTED:
+            hosts[name] = why
+        for device, place in zip(host.order, places, strict=True):
+            order = float("inf") if place.score is None else -place.score
+            found.append((device.uuid not in selected, order, name, device.index, device, place))
+    listed = nsmallest(LISTED, found, key=lambda entry: entry[:4])
+    return [_verdict(ask, device, place, not other) for other, _, _, _, device, place in listed], hosts
+
+
+def _places(policy: Policy, part: Ask, ranked: Ranking, state: HostState, outside: bool) -> tuple[str, list[_Place]]:
+    """Why hosts of a state can not hold the request, and what is said of each of their devices."""
+    why = WORDS["host"] if outside else _why_host(state, part, len(candidates(state, part)))
+    choice = None if why else ranked.choice(state)
+    places: list[_Place] = []
+    for at, device in enumerate(state.devices):
+        verdict = verdict_of(device, part)
+        near = verdict == NEAR_MEMORY and not outside
+        reason = why if outside or near else _why_device(verdict, device, part) or why
+        parts = policy.parts(state, part, choice, at) if choice is not None and not reason and not near else {}
+        places.append(_Place(reason, near, sum(parts.values()) if parts else None, parts))
+    return why, places
+
+
+def _verdict(ask: Ask, device: Device, place: _Place, taken: bool) -> Verdict:
+    reason = place.reason
+    if place.near and device.memory_free < ask.gpu_memory_bytes:
+        reason = f"too little free memory ({format_bytes(device.memory_free)})"
+    return Verdict(
+        host=device.host,
+        device=device.uuid,
+        feasible=taken or not reason,
+        reason="" if taken else reason,
+        score=place.score,
+        score_parts=place.parts,
+        selected=taken,
+    )
+
+
+def _why_device(verdict: str, device: DeviceState, ask: Ask) -> str:
+    if not verdict:
+        return ""
+    single = Room(ask)
+    single.devices[verdict] = 1
+    single.nearest[verdict] = {near_device(verdict, device): 1}
+    return words(verdict, single, ask)
+
+
+def _why_host(state: HostState, ask: Ask, usable: int) -> str:
+    code = host_verdict(state, ask, usable)
+    if code == "host_devices":
+        return f"{usable} of {ask.gpus} devices could be used"
+    if code == "cpus":
+        return f"{max(0, state.cpus_free) / 1000:g} of {ask.cpus_milli / 1000:g} cores are free"
+    if code == "host_memory":
+        return f"{format_bytes(max(0, state.memory_free))} of {format_bytes(ask.host_memory_bytes)} RAM are free"
+    return WORDS.get(code, code)

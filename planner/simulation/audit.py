@@ -1,0 +1,115 @@
+"""An independent check of placements: everything is worked out anew from the three tables, without the planner.
+
+Nothing here knows hosts' states, classes or policies: plain sums over nodes, standard library only. Also a command:
+
+    python -m corral.planner.simulation.audit NODES.csv REQUESTS.csv PLACEMENTS.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+
+class AuditError(Exception):
+    """A placement that should not be."""
+
+
+class Audit(NamedTuple):
+    """What placements come to.
+
+    Attributes:
+        requests: how many there are.
+        placed: of them.
+        allocated_milli: thousandths of devices.
+        capacity_milli: of all devices.
+    """
+
+    requests: int
+    placed: int
+    allocated_milli: int
+    capacity_milli: int
+
+
+class _Node:
+    def __init__(self, row: dict[str, str]) -> None:
+        self.cpu, self.memory = _number(row["cpu_milli"]), _number(row["memory_mib"])
+        self.free = [1000] * _number(row["gpu"])
+        self.model = row["model"].strip()
+
+    def holds(self, cpu: int, memory: int, gpus: int, milli: int, models: set[str]) -> bool:
+        if self.cpu < cpu or self.memory < memory:
+            return False
+        if not gpus:
+            return True
+        return (not models or self.model in models) and sum(free >= milli for free in self.free) >= gpus
+
+
+def _number(text: str) -> int:
+    return int(float(text or 0))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    raw = path.read_bytes()
+    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def audit(nodes: Path, requests: Path, placements: Path) -> Audit:
+    """Check that every placement fits when it is made, and that no node could have held what was dropped.
+
+    Raises:
+        AuditError: the first one that is wrong.
+    """
+    fleet = {row["sn"].strip(): _Node(row) for row in _rows(nodes)}
+    capacity = sum(1000 * len(node.free) for node in fleet.values())
+    asked, given = _rows(requests), _rows(placements)
+    if len(asked) != len(given):
+        raise AuditError(f"{len(asked)} requests, but {len(given)} placements")
+    placed = allocated = 0
+    for number, (row, outcome) in enumerate(zip(asked, given, strict=True), 1):
+        where = f"request {number} ({row['name']})"
+        if row["name"].strip() != outcome["name"]:
+            raise AuditError(f"{where}: the placement is of {outcome['name']}")
+        cpu, memory, gpus = _number(row["cpu_milli"]), _number(row["memory_mib"]), _number(row["num_gpu"])
+        milli = _number(row["gpu_milli"]) if gpus == 1 else 1000
+        models = {model.strip() for model in row["gpu_spec"].split("|") if model.strip()}
+        if not outcome["node"]:
+            if outcome["gpu_indices"]:
+                raise AuditError(f"{where}: devices without a node")
+            able = next((name for name, node in fleet.items() if node.holds(cpu, memory, gpus, milli, models)), None)
+            if able is not None:
+                raise AuditError(f"{where} was dropped, but {able} could hold it")
+            continue
+        node = fleet.get(outcome["node"])
+        if node is None:
+            raise AuditError(f"{where}: there is no node {outcome['node']}")
+        indices = [int(text) for text in outcome["gpu_indices"].split(";") if text]
+        if len(indices) != gpus or len(set(indices)) != gpus:
+            raise AuditError(f"{where} asks for {gpus} devices, and got {indices}")
+        if gpus and models and node.model not in models:
+            raise AuditError(f"{where} may not use {node.model}")
+        node.cpu -= cpu
+        node.memory -= memory
+        if node.cpu < 0 or node.memory < 0:
+            raise AuditError(f"{where}: {outcome['node']} has too few cores or too little RAM")
+        for index in indices:
+            if not 0 <= index < len(node.free) or node.free[index] < milli:
+                raise AuditError(f"{where}: device {index} of {outcome['node']} has less than {milli} milli free")
+            node.free[index] -= milli
+        placed += 1
+        allocated += gpus * milli
+    return Audit(len(asked), placed, allocated, capacity)
+
+
+if __name__ == "__main__":
+    try:
+        found = audit(*map(Path, sys.argv[1:4]))
+    except AuditError as error:
+        sys.exit(f"wrong: {error}")
+    share = 100 * found.allocated_milli / found.capacity_milli if found.capacity_milli else 0.0
+    print(f"right: {found.placed} of {found.requests} placed, {share:.3f} % of the devices allocated")

@@ -1,0 +1,207 @@
+"""A fleet and the requests that come to it, as tables: what `corral simulate` replays.
+
+Columns are those of the published cluster traces (Alibaba's cluster-trace-gpu-v2023), others are ignored:
+nodes `sn, cpu_milli, memory_mib, gpu, model`, requests `name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec`.
+`gpu_milli` counts where `num_gpu` is 1 (1000 is a whole device); `gpu_spec` is empty or `MODEL|MODEL`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from glob import escape
+from pathlib import Path
+from typing import Final, TextIO, cast
+
+from msgspec import Struct
+
+from ...schemas.requests import WorkRequest
+from ..fleet.state import WHOLE_MILLI, AskKey, ask_key
+
+NODE_COLUMNS: Final = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
+REQUEST_COLUMNS: Final = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", "gpu_spec")
+DEVICES_MOST: Final = 1024
+AMOUNT_MOST: Final = 2**40
+OWNER: Final = "simulate"
+MIB: Final = 2**20
+
+
+class TraceError(ValueError):
+    """A table that can not be replayed; says where and what to do."""
+
+
+class Node(Struct, frozen=True):
+    """A host.
+
+    Attributes:
+        name: of the host, once in a trace.
+        cpus_milli: thousandths of cores.
+        memory_mib: RAM.
+        gpus: devices, all alike.
+        model: of the devices.
+    """
+
+    name: str
+    cpus_milli: int
+    memory_mib: int
+    gpus: int
+    model: str
+
+
+class Arrival(Struct, frozen=True):
+    """A request of a trace.
+
+    Attributes:
+        name: as the trace has it.
+        cpus_milli: thousandths of cores.
+        memory_mib: RAM.
+        gpus: devices.
+        share_milli: of each device; 0 without devices.
+        models: that may be used, sorted; empty allows any.
+    """
+
+    name: str
+    cpus_milli: int
+    memory_mib: int
+    gpus: int
+    share_milli: int
+    models: tuple[str, ...]
+
+    @property
+    def milli(self) -> int:
+        """Thousandths of devices in all."""
+        return self.gpus * self.share_milli
+
+    @property
+    def empty(self) -> bool:
+        """Whether it asks for nothing at all: any host holds it."""
+        return not (self.gpus or self.cpus_milli or self.memory_mib)
+
+    def request(self, policy: str | None = None) -> WorkRequest:
+        """As one asks the planner."""
+        return WorkRequest(
+            owner=OWNER,
+            gpus=self.gpus,
+            gpu_share=self.share_milli / WHOLE_MILLI if 0 < self.share_milli < WHOLE_MILLI else None,
+            cpus=self.cpus_milli / 1000,
+            host_memory_bytes=self.memory_mib * MIB,
+            # A name is meant as it stands, and the planner takes globs.
+            models=[escape(model) for model in self.models],
+            policy=policy,
+        )
+
+
+def read_nodes(path: Path) -> list[Node]:
+    """The hosts of a trace.
+
+    Raises:
+        TraceError: the file is missing, empty, lacks a column, or has a value that can't be.
+    """
+    found: list[Node] = []
+    names: dict[str, int] = {}
+    models: dict[str, str] = {}
+    for line, row in _rows(path, NODE_COLUMNS):
+        where = f"{path}, line {line}"
+        node = Node(
+            name=row["sn"].strip(),
+            cpus_milli=_whole(row, "cpu_milli", where),
+            memory_mib=_whole(row, "memory_mib", where),
+            gpus=_whole(row, "gpu", where, DEVICES_MOST),
+            model=row["model"].strip(),
+        )
+        if not node.name:
+            raise TraceError(f"{where}: sn is empty; every node needs a name")
+        if node.name in names:
+            raise TraceError(f"{where}: node {node.name!r} is there twice (first in line {names[node.name]})")
+        names[node.name] = line
+        other = models.setdefault(node.model.lower(), node.model)
+        if other != node.model:
+            raise TraceError(f"{where}: models {other!r} and {node.model!r} differ in case only; write them alike")
+        found.append(node)
+    return found
+
+
+def read_arrivals(path: Path) -> list[Arrival]:
+    """The requests of a trace, in their order.
+
+    Raises:
+        TraceError: as `read_nodes`.
+    """
+    found: list[Arrival] = []
+    for line, row in _rows(path, REQUEST_COLUMNS):
+        where = f"{path}, line {line}"
+        gpus = _whole(row, "num_gpu", where, DEVICES_MOST)
+        share = 0
+        if gpus == 1:
+            share = _whole(row, "gpu_milli", where)
+            if not 1 <= share <= WHOLE_MILLI:
+                raise TraceError(f"{where}: gpu_milli is {share}, but a share of one GPU is 1 to {WHOLE_MILLI}")
+        elif gpus:
+            share = WHOLE_MILLI
+        spec = row["gpu_spec"] if gpus else ""
+        found.append(
+            Arrival(
+                name=row["name"].strip(),
+                cpus_milli=_whole(row, "cpu_milli", where),
+                memory_mib=_whole(row, "memory_mib", where),
+                gpus=gpus,
+                share_milli=share,
+                models=tuple(sorted({model.strip() for model in spec.split("|") if model.strip()})),
+            )
+        )
+    return found
+
+
+def profile_of(arrivals: Sequence[Arrival]) -> dict[AskKey, float]:
+    """How often each kind of request comes."""
+    found: dict[AskKey, float] = {}
+    for arrival in arrivals:
+        if not arrival.empty:
+            key = ask_key(arrival.request())
+            found[key] = found.get(key, 0.0) + 1.0
+    return found
+
+
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows with their line numbers."""
+    try:
+        with _open(path) as file:
+            reader = csv.DictReader(file, strict=True)
+            if reader.fieldnames is None:
+                raise TraceError(f"{path} is empty: its first line must name the columns {', '.join(columns)}")
+            missing = [name for name in columns if name not in reader.fieldnames]
+            if missing:
+                raise TraceError(f"{path} has no column {', '.join(missing)}: its first line must name the columns")
+            count = 0
+            for row in reader:
+                count += 1
+                # A short line leaves None behind.
+                yield reader.line_num, {name: cast("str | None", row[name]) or "" for name in columns}
+    except (OSError, EOFError, zlib.error) as error:
+        raise TraceError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TraceError(f"{path} is no table of comma-separated values in UTF-8: {error}") from None
+    if not count:
+        raise TraceError(f"{path} has no rows")
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _whole(row: dict[str, str], column: str, where: str, most: int = AMOUNT_MOST) -> int:
+    """A whole number ≥ 0; an empty field is 0, and 12000.0 is 12000."""
+    text = row[column].strip()
+    try:
+        value = float(text) if text else 0.0
+        if not value.is_integer():
+            raise ValueError
+    except ValueError:
+        raise TraceError(f"{where}: {column} is {text!r}, which is no whole number") from None
+    if not 0 <= value <= most:
+        raise TraceError(f"{where}: {column} is {text}, but 0 to {most} is what may be")
+    return int(value)

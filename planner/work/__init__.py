@@ -1,0 +1,1 @@
+"""Work items over the granted devices."""

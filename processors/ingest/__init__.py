@@ -1,0 +1,1 @@
+"""From the streams to batches, exactly once."""

@@ -1,0 +1,309 @@
+"""Messages to Arrow: the bytes of one column are joined over all messages of a kind, and never looked at one by one.
+
+Messages that have the same columns form a group. Lengths, ranges and times are checked on the joined arrays; only
+where a check fails is the message looked for that broke it, and left out whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from ...schemas import codec
+from ...schemas.metrics import METRICS, Metric
+from ...schemas.telemetry import SCHEMA_VERSION
+from ..storage.interface import ArrowTable, Series
+
+FUTURE_SECONDS: Final = 60.0
+"""A sample further ahead of the processor's clock is refused."""
+EARLIEST_NS: Final = 946_684_800_000_000_000
+"""2000-01-01: a clock that was never set says 1970."""
+
+TIME_TYPE: Final = pa.timestamp("us", "UTC")
+_ARROW: Final = {"<f4": pa.float32(), "<i4": pa.int32(), "<i8": pa.int64()}
+SCHEMA: Final = pa.schema(
+    [("time", TIME_TYPE), ("series", pa.int32())]
+    + [(name, _ARROW[metric.row.unit.dtype]) for name, metric in METRICS.items()]
+)
+"""Of the table of samples, as `Batch.samples` has it."""
+
+_LARGEST_CACHE: Final = 200_000
+
+
+class Incoming(NamedTuple):
+    """A message as it came.
+
+    Attributes:
+        subject: where it was published.
+        payload: its bytes.
+        sequence: its place in the stream.
+        headers: of the message, if any.
+    """
+
+    subject: str
+    payload: bytes
+    sequence: int
+    headers: dict[str, str] | None = None
+
+
+class Refusal(NamedTuple):
+    """A message that can't be stored.
+
+    Attributes:
+        message: which.
+        code: as in `DeadLetter.code`.
+        reason: in words, with the path of the field.
+    """
+
+    message: Incoming
+    code: str
+    reason: str
+
+
+class _Samples(Struct, frozen=True):
+    """`SampleBatch` with the devices left as they came: the same bytes mean the same devices."""
+
+    host: str
+    agent: str
+    sequence: int
+    source: str
+    devices: msgspec.Raw
+    times_ns: bytes
+    columns: dict[str, bytes]
+    nulls: dict[str, bytes] = {}
+    version: int = SCHEMA_VERSION
+
+
+class _Item(NamedTuple):
+    message: Incoming
+    samples: _Samples
+    numbers: bytes
+    size: int
+
+
+class _BadMessagesError(Exception):
+    """Positions in the group, with what is wrong there."""
+
+    def __init__(self, positions: Sequence[int], code: str, reason: Callable[[int], str]) -> None:
+        super().__init__(code)
+        self.positions = positions
+        self.code = code
+        self.reason = reason
+
+
+class Decoder:
+    """Turns messages of samples into one Arrow table. Belongs to one thread.
+
+    Args:
+        series: numbers of devices.
+    """
+
+    def __init__(self, series: Series) -> None:
+        self._series = series
+        self._devices: dict[tuple[str, str, bytes], tuple[bytes, int]] = {}
+        self.duplicates = 0
+
+    def decode(
+        self, messages: Sequence[Incoming], is_new: Callable[[str, int], bool], now_ns: int
+    ) -> tuple[ArrowTable | None, list[Incoming], list[Refusal]]:
+        """Turn messages into a table with the columns of `SCHEMA`.
+
+        Args:
+            messages: of the subject of samples, in the order of the stream.
+            is_new: whether a message of an agent's run has not come before; see `arrivals.py`.
+            now_ns: the processor's time, which samples may be ahead of by `FUTURE_SECONDS`.
+
+        Returns:
+            The table (None without any sample), the messages that are in it, and what is refused.
+        """
+        refused: list[Refusal] = []
+        groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[_Item]] = {}
+        for message in messages:
+            try:
+                item = self._open(message)
+            except codec.DecodeError as error:
+                refused.append(Refusal(message, error.code, str(error)))
+                continue
+            samples = item.samples
+            if not is_new(samples.agent, samples.sequence):
+                self.duplicates += 1
+                continue
+            groups.setdefault((tuple(samples.columns), tuple(samples.nulls)), []).append(item)
+        tables: list[ArrowTable] = []
+        accepted: list[Incoming] = []
+        for (columns, nulls), group in groups.items():
+            while group:
+                try:
+                    tables.append(_table(group, columns, nulls, now_ns))
+                    accepted += [item.message for item in group]
+                    break
+                except _BadMessagesError as bad:
+                    positions = set(bad.positions)
+                    refused.extend(Refusal(group[at].message, bad.code, bad.reason(at)) for at in sorted(positions))
+                    group = [item for at, item in enumerate(group) if at not in positions]
+        return (pa.concat_tables(tables) if tables else None), accepted, refused
+
+    def _open(self, message: Incoming) -> _Item:
+        samples = codec.decode(message.payload, _Samples)
+        if samples.version != SCHEMA_VERSION:
+            text = f"Version {samples.version} of the schema is not known, only {SCHEMA_VERSION} - at `$.version`"
+            raise codec.DecodeError(text, "invalid", "$.version")
+        key = (message.subject, samples.host, bytes(samples.devices))
+        found = self._devices.get(key)
+        if found is None:
+            found = self._numbers(message, samples)
+            if len(self._devices) >= _LARGEST_CACHE:
+                self._devices.clear()
+            self._devices[key] = found
+        numbers, devices = found
+        size = len(samples.times_ns)
+        if not size or size % (8 * devices):
+            raise codec.DecodeError(
+                f"Expected a multiple of {8 * devices} bytes ({devices} devices), got {size} - at `$.times_ns`",
+                "invalid",
+                "$.times_ns",
+            )
+        return _Item(message, samples, numbers * (size // (8 * devices)), size // 8)
+
+    def _numbers(self, message: Incoming, samples: _Samples) -> tuple[bytes, int]:
+        host = samples.host
+        if host != message.subject.rpartition(".")[2]:
+            raise codec.DecodeError(f"Host {host!r} published on {message.subject} - at `$.host`", "invalid", "$.host")
+        try:
+            devices = msgspec.msgpack.decode(samples.devices, type=list[str])
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            text = str(error).partition(" - at `$")[0]
+            raise codec.DecodeError(f"{text} - at `$.devices`", "invalid", "$.devices") from None
+        if not devices or "" in devices:
+            raise codec.DecodeError("Expected uuids, at least one - at `$.devices`", "invalid", "$.devices")
+        if len(set(devices)) != len(devices):
+            raise codec.DecodeError("A device is named twice - at `$.devices`", "invalid", "$.devices")
+        numbers = np.array([self._series.number(host, device) for device in devices], dtype="<i4")
+        return numbers.tobytes(), len(devices)
+
+
+def _table(group: Sequence[_Item], columns: tuple[str, ...], nulls: tuple[str, ...], now_ns: int) -> ArrowTable:
+    counts = [item.size for item in group]
+    ends = np.cumsum(counts)
+    rows = int(ends[-1])
+    times = np.frombuffer(b"".join([item.samples.times_ns for item in group]), dtype="<i8")
+    _check_times(times, ends, now_ns)
+    arrays: dict[str, pa.Array] = {
+        "time": pa.array(times // 1000, type=pa.int64()).cast(TIME_TYPE),
+        "series": pa.Array.from_buffers(pa.int32(), rows, [None, pa.py_buffer(b"".join([i.numbers for i in group]))]),
+    }
+    masks = dict(zip(nulls, zip(*[item.samples.nulls.values() for item in group], strict=True), strict=True))
+    parts = zip(*[item.samples.columns.values() for item in group], strict=True)
+    for name, part in zip(columns, parts, strict=True):
+        metric = METRICS.get(name)
+        if metric is not None:  # a newer collector may know more
+            arrays[name] = _column(metric, part, masks.get(name), counts, ends)
+    empty: dict[pa.DataType, pa.Array] = {}
+    full: list[pa.Array] = []
+    for field in SCHEMA:
+        array = arrays.get(field.name)
+        if array is None:
+            array = empty.get(field.type)
+            if array is None:
+                array = empty[field.type] = pa.nulls(rows, field.type)
+        full.append(array)
+    return pa.Table.from_arrays(full, schema=SCHEMA)
+
+
+def _column(
+    metric: Metric,
+    parts: Sequence[bytes],
+    masks: Sequence[bytes] | None,
+    counts: Sequence[int],
+    ends: NDArray[np.int64],
+) -> Any:
+    name, dtype = metric.name, np.dtype(metric.row.unit.dtype)
+    _check_lengths(parts, counts, dtype.itemsize, f"$.columns.{name}")
+    joined = b"".join(parts)
+    values: NDArray[Any] = np.frombuffer(joined, dtype=dtype)
+    validity = None
+    nulls = 0
+    if masks is not None:
+        _check_lengths(masks, counts, 1, f"$.nulls.{name}")
+        valid = np.frombuffer(b"".join(masks), dtype=np.uint8) == 0
+        nulls = len(values) - int(np.count_nonzero(valid))
+        if nulls:
+            validity = pa.py_buffer(np.packbits(valid, bitorder="little"))
+            _check_range(metric, values[valid], lambda: values, valid, ends)
+    if validity is None:
+        _check_range(metric, values, lambda: values, None, ends)
+    return pa.Array.from_buffers(_ARROW[metric.row.unit.dtype], len(values), [validity, pa.py_buffer(joined)], nulls)
+
+
+def _check_lengths(parts: Sequence[bytes], counts: Sequence[int], itemsize: int, path: str) -> None:
+    lengths = list(map(len, parts))
+    expected = [count * itemsize for count in counts] if itemsize > 1 else list(counts)
+    if lengths == expected:
+        return
+    bad = [at for at, (length, wanted) in enumerate(zip(lengths, expected, strict=True)) if length != wanted]
+    raise _BadMessagesError(
+        bad, "invalid", lambda at: f"Expected {expected[at]} bytes, got {lengths[at]} - at `{path}`"
+    )
+
+
+def _check_range(
+    metric: Metric,
+    present: NDArray[Any],
+    everything: Callable[[], NDArray[Any]],
+    valid: NDArray[np.bool_] | None,
+    ends: NDArray[np.int64],
+) -> None:
+    """Least and greatest tell it all: NaN carries over into both, and fails each comparison."""
+    if not len(present):
+        return
+    least, greatest = metric.minimum, metric.maximum
+    floats = present.dtype.kind == "f"
+    low = -math.inf if least is None else least
+    high = math.inf if greatest is None else greatest
+    if floats:
+        smallest, largest = float(present.min()), float(present.max())
+        if smallest >= low and largest <= high and -math.inf < smallest and largest < math.inf:
+            return
+    elif (least is None and greatest is None) or (
+        int(present.min()) >= low and (greatest is None or int(present.max()) <= high)
+    ):
+        return
+    values = everything()
+    with np.errstate(invalid="ignore"):
+        good = (values >= low) & (values <= high)
+    if floats:
+        good &= np.isfinite(values)
+    if valid is not None:
+        good |= ~valid
+    at_values = np.flatnonzero(~good)
+    owners = np.searchsorted(ends, at_values, side="right")
+    first = dict(zip(reversed(owners.tolist()), reversed(values[at_values].tolist()), strict=True))
+    limits = f"from {low:g} to {high:g}" if greatest is not None else f"of at least {low:g}"
+    raise _BadMessagesError(
+        sorted(first),
+        "out_of_range",
+        lambda at: f"{first[at]} is no possible value (expected one {limits}) - at `$.columns.{metric.name}`",
+    )
+
+
+def _check_times(times: NDArray[np.int64], ends: NDArray[np.int64], now_ns: int) -> None:
+    latest = now_ns + int(FUTURE_SECONDS * 1e9)
+    if int(times.max()) > latest:
+        bad = np.unique(np.searchsorted(ends, np.flatnonzero(times > latest), side="right")).tolist()
+        raise _BadMessagesError(
+            bad,
+            "future",
+            lambda _: f"A time lies more than {FUTURE_SECONDS:g} s ahead of the processor's clock - at `$.times_ns`",
+        )
+    if int(times.min()) < EARLIEST_NS:
+        bad = np.unique(np.searchsorted(ends, np.flatnonzero(times < EARLIEST_NS), side="right")).tolist()
+        raise _BadMessagesError(
+            bad, "out_of_range", lambda _: "A time lies before 2000: the host's clock is not set - at `$.times_ns`"
+        )

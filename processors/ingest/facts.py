@@ -1,0 +1,285 @@
+"""Messages that are seldom: processes, agents' reports, inventories, events, leases. Decoded one by one, row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+from msgspec import Struct, field
+
+from ...schemas import bus, codec
+from ...schemas.requests import LeaseEvent
+from ...schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch
+from ..storage.interface import ArrowTable
+from .columnar import EARLIEST_NS, FUTURE_SECONDS, TIME_TYPE, Incoming, Refusal
+
+_INT: Final = pa.int64()
+_FLOAT: Final = pa.float32()
+_TEXT: Final = pa.string()
+
+TABLES: Final[dict[str, pa.Schema]] = {
+    "processes": pa.schema(
+        [
+            ("time", TIME_TYPE),
+            ("host", _TEXT),
+            ("device", _TEXT),
+            ("pid", _INT),
+            ("kind", _TEXT),
+            ("memory_used_bytes", _INT),
+            ("sm_utilization_percent", _FLOAT),
+            ("memory_utilization_percent", _FLOAT),
+            ("encoder_utilization_percent", _FLOAT),
+            ("decoder_utilization_percent", _FLOAT),
+            ("name", _TEXT),
+            ("user", _TEXT),
+            ("container", _TEXT),
+            ("lease", _TEXT),
+            ("started", TIME_TYPE),
+            ("command", _TEXT),
+        ]
+    ),
+    "agents": pa.schema(
+        [
+            ("time", TIME_TYPE),
+            ("host", _TEXT),
+            ("agent", _TEXT),
+            ("source", _TEXT),
+            ("ticks", _INT),
+            ("late_ticks", _INT),
+            ("read_seconds_mean", pa.float64()),
+            ("read_seconds_max", pa.float64()),
+            ("read_errors", _INT),
+            ("published_messages", _INT),
+            ("buffered_bytes", _INT),
+            ("dropped_messages", _INT),
+            ("dropped_samples", _INT),
+            ("cpu_seconds", pa.float64()),
+            ("resident_bytes", _INT),
+            ("corral_version", _TEXT),
+        ]
+    ),
+    "events": pa.schema(
+        [
+            ("time", TIME_TYPE),
+            ("host", _TEXT),
+            ("agent", _TEXT),
+            ("sequence", _INT),
+            ("kind", _TEXT),
+            ("severity", _TEXT),
+            ("device", _TEXT),
+            ("code", pa.int32()),
+            ("message", _TEXT),
+            ("data", _TEXT),
+        ]
+    ),
+    "lease_events": pa.schema(
+        [
+            ("time", TIME_TYPE),
+            ("kind", _TEXT),
+            ("lease_id", _TEXT),
+            ("owner", _TEXT),
+            ("name", _TEXT),
+            ("state", _TEXT),
+            ("planner", _TEXT),
+            ("reason", _TEXT),
+            ("expires_at", TIME_TYPE),
+            ("devices", pa.list_(_TEXT)),
+        ]
+    ),
+}
+"""Columns of the tables that these messages are appended to, in the order of `storage/schema.py`."""
+
+
+class Facts(Struct):
+    """What a run of messages holds.
+
+    Attributes:
+        accepted: the messages that are in it.
+        rows: by table, in the order of its columns.
+        inventories: in order.
+        leases: in order.
+        refused: what is not in it.
+        duplicates: messages that had come before.
+    """
+
+    accepted: list[Incoming] = field(default_factory=list)
+    rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+    inventories: list[Inventory] = field(default_factory=list)
+    leases: list[LeaseEvent] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    duplicates: int = 0
+
+    def tables(self) -> dict[str, ArrowTable]:
+        """The rows as Arrow tables."""
+        return {name: _arrow(TABLES[name], rows) for name, rows in self.rows.items() if rows}
+
+
+def decode(messages: Sequence[Incoming], is_new: Callable[[str, int], bool], now_ns: int) -> Facts:
+    """Turn messages of any subject but that of samples into rows.
+
+    Args:
+        messages: in the order of the stream.
+        is_new: whether a message of an agent's run has not come before.
+        now_ns: the processor's time.
+    """
+    facts = Facts()
+    for message in messages:
+        try:
+            if _one(message, facts, is_new, now_ns):
+                facts.accepted.append(message)
+            else:
+                facts.duplicates += 1
+        except codec.DecodeError as error:
+            facts.refused.append(Refusal(message, error.code, str(error)))
+    return facts
+
+
+def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], now_ns: int) -> bool:
+    subject = message.subject
+    kind = subject[len(bus.PREFIX) + 1 :].partition(".")[0]
+    # The host is the last token, behind the partition where there are several.
+    token = subject.rpartition(".")[2]
+    if kind == "leases":
+        named = codec.JSON if message.payload[:1] == b"{" else codec.MSGPACK
+        event = codec.decode(message.payload, LeaseEvent, named)
+        facts.leases.append(event)
+        return True
+    if kind == "inventory":
+        inventory = codec.decode(message.payload, Inventory)
+        _check(inventory.host.name, token, inventory.time_ns, now_ns)
+        if any(device.host != token for device in inventory.devices):
+            raise codec.DecodeError("A device names another host - at `$.devices[...].host`", "invalid", "$.devices")
+        _check_inventory(inventory)
+        facts.inventories.append(inventory)
+        return True
+    if kind == "processes":
+        batch = codec.decode(message.payload, ProcessBatch)
+        _check(batch.host, token, batch.time_ns, now_ns)
+        rows = [
+            (
+                batch.time_ns // 1000,
+                batch.host,
+                p.device,
+                _fits(p.pid, "$.processes[...].pid"),
+                p.kind,
+                _maybe(p.memory_used_bytes, "$.processes[...].memory_used_bytes"),
+                p.sm_utilization_percent,
+                p.memory_utilization_percent,
+                p.encoder_utilization_percent,
+                p.decoder_utilization_percent,
+                p.name,
+                p.user,
+                p.container,
+                p.lease,
+                _fits(p.started_ns, "$.processes[...].started_ns") // 1000 or None,
+                p.command,
+            )
+            for p in batch.processes
+        ]
+        if not is_new(batch.agent, batch.sequence):
+            return False
+        facts.rows.setdefault("processes", []).extend(rows)
+        return True
+    if kind == "agents":
+        report = codec.decode(message.payload, AgentReport)
+        _check(report.host, token, report.time_ns, now_ns)
+        counts = (
+            report.ticks, report.late_ticks, report.read_seconds_mean, report.read_seconds_max, report.read_errors,
+            report.published_messages, report.buffered_bytes, report.dropped_messages, report.dropped_samples,
+            report.cpu_seconds, report.resident_bytes,
+        )  # fmt: skip
+        for number in counts:
+            if isinstance(number, int):
+                _fits(number, "$")
+        if not is_new(report.agent, report.sequence):
+            return False
+        facts.rows.setdefault("agents", []).append(
+            (report.time_ns // 1000, report.host, report.agent, report.source, *counts, report.corral_version)
+        )
+        return True
+    if kind == "events":
+        event = codec.decode(message.payload, DeviceEvent)
+        _check(event.host, token, event.time_ns, now_ns)
+        _fits(event.sequence, "$.sequence")
+        if not -(2**31) <= event.code < 2**31:
+            raise codec.DecodeError(f"{event.code} is too large - at `$.code`", "out_of_range", "$.code")
+        if not is_new(event.agent, event.sequence):
+            return False
+        facts.rows.setdefault("events", []).append(
+            (
+                event.time_ns // 1000,
+                event.host,
+                event.agent,
+                event.sequence,
+                event.kind,
+                event.severity.value,
+                event.device,
+                event.code,
+                event.message,
+                json.dumps(event.data) if event.data else None,
+            )
+        )
+        return True
+    raise codec.DecodeError(f"Nothing is known of the subject {subject}", "invalid")
+
+
+def _check(host: str, token: str, time_ns: int, now_ns: int) -> None:
+    if host != token:
+        raise codec.DecodeError(f"Host {host!r} published as {token!r} - at `$.host`", "invalid", "$.host")
+    if time_ns > now_ns + int(FUTURE_SECONDS * 1e9):
+        raise codec.DecodeError(
+            f"The time lies more than {FUTURE_SECONDS:g} s ahead of the processor's clock - at `$.time_ns`",
+            "future",
+            "$.time_ns",
+        )
+    if time_ns < EARLIEST_NS:
+        raise codec.DecodeError(
+            "The time lies before 2000: the host's clock is not set - at `$.time_ns`", "out_of_range", "$.time_ns"
+        )
+
+
+def _check_inventory(inventory: Inventory) -> None:
+    """Numbers that their columns hold, and matrices of the right size."""
+    count = len(inventory.devices)
+    _fits(inventory.host.cpus, "$.host.cpus", 31)
+    _fits(inventory.host.memory_bytes, "$.host.memory_bytes")
+    for device in inventory.devices:
+        for name in ("index", "sm_count", "sm_clock_max_megahertz"):
+            _fits(getattr(device, name), f"$.devices[...].{name}", 31)
+        for name in ("memory_bytes", "memory_bandwidth_bytes_per_second"):
+            _fits(getattr(device, name), f"$.devices[...].{name}")
+        for core in device.cpu_affinity:
+            _fits(core, "$.devices[...].cpu_affinity[...]", 31)
+        if device.numa_node is not None and not -(2**31) <= device.numa_node < 2**31:
+            raise codec.DecodeError(f"{device.numa_node} is no NUMA node - at `$.devices[...].numa_node`", "invalid")
+    for name, matrix in (("links", inventory.links), ("nvlink_counts", inventory.nvlink_counts)):
+        if matrix and (len(matrix) != count or any(len(row) != count for row in matrix)):
+            raise codec.DecodeError(f"Expected {count} rows of {count} - at `$.{name}`", "invalid", f"$.{name}")
+    for row in inventory.nvlink_counts:
+        for links in row:
+            _fits(links, "$.nvlink_counts[...][...]", 31)
+
+
+def _fits(number: int, path: str, bits: int = 63) -> int:
+    """MessagePack has integers that are larger than a BIGINT, and nothing here is ever negative."""
+    if not 0 <= number < 2**bits:
+        raise codec.DecodeError(f"{number} is no possible value - at `{path}`", "out_of_range", path)
+    return number
+
+
+def _maybe(number: int | None, path: str) -> int | None:
+    return None if number is None else _fits(number, path)
+
+
+def _arrow(schema: Any, rows: Sequence[tuple[Any, ...]]) -> ArrowTable:
+    columns = zip(*rows, strict=True)
+    return pa.Table.from_arrays(
+        [
+            # Times are counted in microseconds already, but those of leases are datetimes.
+            pa.array(column, type=field.type)
+            for field, column in zip(schema, columns, strict=True)
+        ],
+        schema=schema,
+    )

@@ -1,0 +1,285 @@
+"""From a stream to the database: fetch, decode and write overlap, each at most one batch ahead of the next.
+
+A batch is committed with the sequence that it ends on, and acknowledged after that. While nothing can be written the
+batch is kept and tried again; the reader then stops by itself, since what may wait in it is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from ...schemas import bus
+from ..storage.errors import StorageError, StoragePaused, Unstorable
+from ..storage.interface import Batch, Storage
+from . import facts
+from .arrivals import Arrivals
+from .columnar import Decoder, Incoming, Refusal
+from .deadletters import DeadLetters
+from .reader import Reader
+
+log = logging.getLogger("corral.ingest")
+
+
+class Consumer(Struct, frozen=True):
+    """A durable consumer of the history.
+
+    Attributes:
+        stream: that it reads.
+        suffix: what its name ends on, behind the id of the history.
+        batch_bytes: payload of one transaction.
+        linger_seconds: a transaction waits so long for more; with the commit it bounds the delay to less than 1 s.
+        subjects: only these of the stream; all by default.
+        part: name of what they are together, under which the storage keeps where it stands; the stream's by default.
+    """
+
+    stream: str
+    suffix: str
+    batch_bytes: int
+    linger_seconds: float
+    subjects: tuple[str, ...] = ()
+    part: str = ""
+
+
+CONSUMERS: Final = (
+    Consumer(bus.TELEMETRY_STREAM, "telemetry", 64 * 2**20, 0.3),
+    Consumer(bus.INVENTORY_STREAM, "inventory", 4 * 2**20, 0.2),
+    Consumer(bus.FACTS_STREAM, "facts", 4 * 2**20, 0.2),
+)
+"""One for each stream; there are no others."""
+
+ROW_GROUP_ROWS: Final = 122_880
+"""Of DuckDB."""
+
+RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0)
+
+
+class Counts(Struct):
+    """What was done since the start.
+
+    Attributes:
+        messages: stored.
+        samples: device samples stored.
+        duplicates: messages that came again and changed nothing.
+        batches: transactions.
+        decode_seconds: CPU time spent decoding.
+        write_seconds: CPU time spent in transactions, DuckDB's own threads left out.
+    """
+
+    messages: int = 0
+    samples: int = 0
+    duplicates: int = 0
+    batches: int = 0
+    decode_seconds: float = 0.0
+    write_seconds: float = 0.0
+
+
+class _Decoded(NamedTuple):
+    """A batch, the messages that its rows come from, those that it has none of, and where to acknowledge it."""
+
+    batch: Batch
+    accepted: list[Incoming]
+    refused: list[Refusal]
+    reply: str
+
+
+def _always(_agent: str, _sequence: int) -> bool:
+    """All messages are new."""
+    return True
+
+
+class Ingest:
+    """Brings one stream into a storage, for as long as `run` runs.
+
+    Args:
+        nc: connection to the bus.
+        storage: to write to.
+        consumer: which stream, and how.
+        dead_letters: where refused messages go.
+
+    Attributes:
+        counts: see `Counts`.
+        paused: why nothing is stored at the moment; empty while it is.
+        part: what it reads, as the storage names it.
+    """
+
+    def __init__(self, nc: Client, storage: Storage, consumer: Consumer, dead_letters: DeadLetters) -> None:
+        self.consumer = consumer
+        self.part = consumer.part or consumer.stream
+        self._storage = storage
+        self._dead_letters = dead_letters
+        self._reader = Reader(
+            nc,
+            consumer.stream,
+            f"history-{storage.processor}-{consumer.suffix}",
+            filter_subjects=consumer.subjects,
+            buffer_bytes=2 * consumer.batch_bytes,
+        )
+        self._arrivals = Arrivals()
+        self._decoder = Decoder(storage.series)
+        self._threads = ThreadPoolExecutor(2, f"ingest-{consumer.suffix}")
+        self._bytes_per_sample = 0.0
+        self.counts = Counts()
+        self.paused = ""
+
+    @property
+    def lag_messages(self) -> int:
+        """Messages in the stream that have not been fetched yet."""
+        return self._reader.pending
+
+    async def run(self) -> None:
+        """Read, decode and write until cancelled."""
+        decoded: asyncio.Queue[_Decoded] = asyncio.Queue(1)
+        try:
+            while not await self._begin():
+                bus.heed_cancellation()
+                await asyncio.sleep(RETRY_SECONDS[0])
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._decode_all(decoded))
+                tasks.create_task(self._write_all(decoded))
+        finally:
+            await self._reader.stop()
+            self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def _begin(self) -> bool:
+        """Read on behind what is stored; False where the bus is away just then."""
+        stream = self.part
+        loop = asyncio.get_running_loop()
+        try:
+            created = await self._reader.identify()
+            after = await loop.run_in_executor(self._threads, self._storage.resume, stream, created)
+            stored = await loop.run_in_executor(self._threads, self._storage.arrivals, stream)
+            self._arrivals = Arrivals(stored)
+            self._decoder = Decoder(self._storage.series)
+            await self._reader.start(after)
+        except (NatsError, TimeoutError) as error:
+            log.warning("%s can't be read yet: %r", stream, error)
+            return False
+        log.info("%s: reading from %d", stream, after + 1)
+        return True
+
+    async def _decode_all(self, decoded: asyncio.Queue[_Decoded]) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            bus.heed_cancellation()
+            taken = await self._reader.take(self._most_bytes(), self.consumer.linger_seconds)
+            messages = [message for message, _ in taken]
+            batch, accepted, refused = await loop.run_in_executor(
+                self._threads, self._decode, messages, self._arrivals.is_new
+            )
+            await decoded.put(_Decoded(batch, accepted, refused, taken[-1][1]))
+
+    def _most_bytes(self) -> int:
+        """Payload of the next batch: whole row groups of samples, as far as can be told from the last one.
+
+        DuckDB writes each large transaction as row groups of its own, and a checkpoint then rewrites those that are
+        partly filled: a quarter of a row group too many costs as much as all others together.
+        """
+        group = ROW_GROUP_ROWS * self._bytes_per_sample * 0.998
+        groups = int(self.consumer.batch_bytes / group) if group else 0
+        return int(groups * group) if groups else self.consumer.batch_bytes
+
+    async def _write_all(self, decoded: asyncio.Queue[_Decoded]) -> None:
+        while True:
+            bus.heed_cancellation()
+            item = await decoded.get()
+            if item.refused:
+                await self._dead_letters.publish(self.consumer.stream, item.refused)
+            try:
+                await self._commit(item.batch)
+            except Unstorable as error:
+                log.warning("%s: looking for the message at fault: %s", self.consumer.stream, error)
+                await self._commit_parts(item.batch, item.accepted)
+                await self._commit(replace(item.batch, samples=None, tables={}, inventories=(), leases=(), messages=0))
+            await self._reader.acknowledge(item.reply)
+
+    async def _commit(self, batch: Batch) -> None:
+        """Commit, and try for as long as it takes."""
+        loop = asyncio.get_running_loop()
+        tries = 0
+        while True:
+            try:
+                await loop.run_in_executor(self._threads, self._store, batch)
+                break
+            except Unstorable:
+                raise
+            except (StoragePaused, StorageError) as error:
+                if str(error) != self.paused:
+                    log.error("%s: paused, and tried again until it works: %s", self.consumer.stream, error)
+                self.paused = str(error)
+            await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
+            tries += 1
+        if self.paused:
+            log.info("%s: goes on", self.consumer.stream)
+            self.paused = ""
+
+    async def _commit_parts(self, batch: Batch, messages: list[Incoming]) -> None:
+        """Store what can be stored of messages that the database refused together: halve until the culprit is alone."""
+        if not messages:
+            return
+        half = len(messages) // 2
+        for part in (messages[:half], messages[half:]) if half else (messages,):
+            loop = asyncio.get_running_loop()
+            # They have been counted as new already.
+            rows, _, _ = await loop.run_in_executor(self._threads, self._decode, part, _always)
+            try:
+                # Parts of one batch share its arrivals, and end below its sequence unless they hold its end.
+                await self._commit(replace(rows, arrivals=batch.arrivals))
+            except Unstorable as error:
+                if len(part) > 1:
+                    await self._commit_parts(batch, part)
+                    continue
+                refusal = Refusal(part[0], "unstorable", str(error))
+                await self._dead_letters.publish(self.consumer.stream, [refusal])
+                await self._commit(Batch(stream=batch.stream, sequence=part[0].sequence, refused={"unstorable": 1}))
+
+    def _store(self, batch: Batch) -> None:
+        began = time.thread_time()
+        self._storage.commit(batch)
+        self.counts.write_seconds += time.thread_time() - began
+        self.counts.batches += 1
+        self.counts.messages += batch.messages
+        self.counts.samples += batch.samples.num_rows if batch.samples is not None else 0
+
+    def _decode(
+        self, messages: Sequence[Incoming], is_new: Callable[[str, int], bool]
+    ) -> tuple[Batch, list[Incoming], list[Refusal]]:
+        began = time.thread_time()
+        now_ns = time.time_ns()
+        prefix = bus.SAMPLES + "."
+        columnar = [message for message in messages if message.subject.startswith(prefix)]
+        others = [message for message in messages if not message.subject.startswith(prefix)]
+        table, accepted, refused = self._decoder.decode(columnar, is_new, now_ns)
+        found = facts.decode(others, is_new, now_ns)
+        accepted = sorted([*accepted, *found.accepted], key=attrgetter("sequence"))
+        refused = [*refused, *found.refused]
+        self.counts.duplicates += found.duplicates + self._decoder.duplicates
+        self._decoder.duplicates = 0
+        if table is not None and table.num_rows > ROW_GROUP_ROWS // 2:
+            self._bytes_per_sample = sum(len(message.payload) for message in messages) / table.num_rows
+        codes: dict[str, int] = {}
+        for refusal in refused:
+            codes[refusal.code] = codes.get(refusal.code, 0) + 1
+        batch = Batch(
+            stream=self.part,
+            sequence=messages[-1].sequence,
+            samples=table,
+            tables=found.tables(),
+            inventories=found.inventories,
+            leases=found.leases,
+            arrivals=self._arrivals.take_changed(),
+            refused=codes,
+            messages=len(messages) - len(refused),
+        )
+        self.counts.decode_seconds += time.thread_time() - began
+        return batch, accepted, refused

@@ -1,0 +1,270 @@
+"""A stream's messages in order and without gaps, from a durable pull consumer.
+
+The truth about what is stored is in the database, so the consumer is made to follow it: at the start, after a
+reconnection, and when a gap shows it is created anew behind the last message that was taken. It acknowledges
+everything up to a message at once, after the commit; how much is fetched ahead is bounded in bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections import deque
+from datetime import datetime
+from functools import partial
+from typing import Final
+
+from nats.aio import client as client_module
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import api
+from nats.js.errors import APIError, NotFoundError
+
+from ...schemas import bus
+from .columnar import Incoming
+
+log = logging.getLogger("corral.ingest")
+
+# What the client reads from its socket at a time. Its own 32 KiB are less than one message of 60 ticks; with these a
+# fifth of the time spent on receiving is saved. It has no option for it.
+client_module.DEFAULT_BUFFER_SIZE = 2**20
+
+PULL_MESSAGES: Final = 4096
+PULL_SECONDS: Final = 30.0
+HEARTBEAT_SECONDS: Final = 2.0
+ACK_WAIT_SECONDS: Final = 60.0
+FORGET_SECONDS: Final = 7 * 86400.0
+"""A consumer whose database is gone goes away after it."""
+BEHIND_SECONDS: Final = 2.0
+MAX_ACK_PENDING: Final = 65536
+
+
+class Reader:
+    """Reads one stream for one history.
+
+    Args:
+        nc: connection to the bus.
+        stream: name of the stream.
+        durable: name of the consumer.
+        filter_subjects: only these; all by default.
+        buffer_bytes: payload that may wait here.
+
+    Attributes:
+        created: when the stream was made, as text: a stream that is made anew counts from 1 again.
+        pending: messages in the stream that have not come yet, as far as known.
+        repeated: messages that were delivered again.
+    """
+
+    def __init__(
+        self,
+        nc: Client,
+        stream: str,
+        durable: str,
+        *,
+        filter_subjects: tuple[str, ...] = (),
+        buffer_bytes: int = 64 * 2**20,
+    ) -> None:
+        self._nc = nc
+        self._js = nc.jetstream(timeout=5)
+        self.stream = stream
+        self.durable = durable
+        self._filters = filter_subjects
+        self._buffer_bytes = buffer_bytes
+        self._buffer: deque[tuple[Incoming, str]] = deque()
+        self._waiting_bytes = 0
+        self._arrived = asyncio.Event()
+        self._sub: Subscription | None = None
+        self._inbox = ""
+        self._outstanding = 0
+        self._requested_at = 0.0
+        self._heard_at = 0.0
+        self._received = 0
+        self._delivered = 0
+        self._broken = ""
+        self._reconnects = 0
+        self._last_ack = 0
+        self.created = ""
+        self.pending = 0
+        self.repeated = 0
+
+    async def identify(self) -> str:
+        """When the stream was made, as text."""
+        info = await self._js.stream_info(self.stream)
+        created: datetime | None = info.created
+        self.created = created.isoformat() if created else ""
+        return self.created
+
+    async def start(self, after: int) -> None:
+        """Read from behind a sequence on; what waits here is forgotten."""
+        self._buffer.clear()
+        self._waiting_bytes = 0
+        self._received = after
+        self._delivered = 0
+        self._broken = ""
+        self._reconnects = self._nc.stats["reconnects"]
+        if self._sub is not None:
+            with contextlib.suppress(Exception):
+                await self._sub.unsubscribe()
+        with contextlib.suppress(NotFoundError):
+            await self._js.delete_consumer(self.stream, self.durable)
+        info = await self._js.add_consumer(
+            self.stream,
+            api.ConsumerConfig(
+                durable_name=self.durable,
+                description="history: acknowledged once it is in the database",
+                deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE if after else api.DeliverPolicy.ALL,
+                opt_start_seq=after + 1 if after else None,
+                ack_policy=api.AckPolicy.ALL,
+                ack_wait=ACK_WAIT_SECONDS,
+                max_ack_pending=MAX_ACK_PENDING,
+                inactive_threshold=FORGET_SECONDS,
+                filter_subjects=list(self._filters) or None,
+            ),
+        )
+        self.pending = info.num_pending or 0
+        self._inbox = self._nc.new_inbox()
+        # Bound to its own inbox: what the subscription before had not handed out yet must not be taken for new.
+        self._sub = await self._nc.subscribe(
+            self._inbox, cb=partial(self._on_message, self._inbox), pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        self._outstanding = 0
+        await self._pull()
+
+    async def take(self, max_bytes: int, linger_seconds: float) -> list[tuple[Incoming, str]]:
+        """The next messages, each with its reply subject: at least one.
+
+        Args:
+            max_bytes: of payload; one message may be larger.
+            linger_seconds: from the first message on, wait so long for more; longer while the stream has more.
+        """
+        while not self._buffer:
+            await self._wait(HEARTBEAT_SECONDS)
+        deadline = time.monotonic() + linger_seconds
+        until = deadline + BEHIND_SECONDS
+        while self._waiting_bytes < max_bytes and (left := deadline - time.monotonic()) > 0:
+            await self._wait(left)
+            if self.pending and deadline < until:
+                # Behind anyway: large transactions catch up sooner.
+                deadline = min(until, time.monotonic() + linger_seconds)
+        taken: list[tuple[Incoming, str]] = []
+        size = 0
+        while self._buffer and (not taken or size + len(self._buffer[0][0].payload) <= max_bytes):
+            entry = self._buffer.popleft()
+            size += len(entry[0].payload)
+            taken.append(entry)
+        self._waiting_bytes -= size
+        await self._pull()
+        return taken
+
+    async def acknowledge(self, reply: str) -> None:
+        """Tell the server that a message and all before it are stored. Lost acknowledgements do no harm."""
+        with contextlib.suppress(Exception):
+            await self._nc.publish(reply, b"+ACK")
+
+    async def stop(self) -> None:
+        """Stop reading; the consumer stays."""
+        if self._sub is not None:
+            with contextlib.suppress(Exception):
+                await self._sub.unsubscribe()
+
+    async def _wait(self, seconds: float) -> None:
+        self._arrived.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._arrived.wait()
+        if self._nc.stats["reconnects"] != self._reconnects:
+            self._broken = self._broken or "the connection was lost"
+        elif self._outstanding and time.monotonic() - self._heard_at > 3 * HEARTBEAT_SECONDS:
+            self._broken = self._broken or "the server is silent"
+        if self._broken:
+            await self._recover()
+        else:
+            await self._pull()
+        bus.heed_cancellation()
+
+    async def _recover(self) -> None:
+        """Make the consumer anew behind what was received; what waits in the buffer stays in order before it."""
+        waiting, size = list(self._buffer), self._waiting_bytes
+        log.info("%s: reading anew from %d: %s", self.stream, self._received + 1, self._broken)
+        try:
+            await self.start(self._received)
+        except (TimeoutError, APIError, OSError) as error:
+            log.warning("%s: %s: %s", self.stream, type(error).__name__, error)
+            self._broken = "the last try failed"
+            await asyncio.sleep(0.5)
+        except Exception as error:
+            # nats-py has its own timeouts and disconnection errors
+            log.warning("%s: %s: %s", self.stream, type(error).__name__, error)
+            self._broken = "the last try failed"
+            await asyncio.sleep(0.5)
+        self._buffer.extendleft(reversed(waiting))
+        self._waiting_bytes += size
+
+    async def _pull(self) -> None:
+        if self._waiting_bytes >= self._buffer_bytes or self._outstanding > PULL_MESSAGES // 2 or self._broken:
+            return
+        body = {
+            "batch": PULL_MESSAGES,
+            "expires": int(PULL_SECONDS * 1e9),
+            "idle_heartbeat": int(HEARTBEAT_SECONDS * 1e9),
+            "max_bytes": max(self._buffer_bytes // 4, 2 * self._nc.max_payload),
+        }
+        self._outstanding += PULL_MESSAGES
+        self._heard_at = time.monotonic()
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.durable}"
+        try:
+            await self._nc.publish(subject, json.dumps(body).encode(), reply=self._inbox)
+        except Exception as error:
+            self._broken = f"{type(error).__name__}: {error}"
+
+    async def _on_message(self, inbox: str, message: Msg) -> None:
+        if inbox != self._inbox:
+            return
+        if message.subject == inbox or not message.reply:
+            self._on_status(message)
+            return
+        self._heard_at = time.monotonic()
+        parts = message.reply.split(".")
+        # $JS.ACK.[domain.account.]stream.consumer.delivered.stream sequence.consumer sequence.time.pending[.random]
+        at = 5 if len(parts) == 9 else 7
+        sequence, delivered = int(parts[at]), int(parts[at + 1])
+        self.pending = int(parts[at + 3])
+        if self._broken:
+            return
+        if delivered != self._delivered + 1:
+            self._broken = f"message {self._delivered + 1} of the consumer did not come"
+            self._arrived.set()
+            return
+        self._delivered = delivered
+        self._outstanding = max(0, self._outstanding - 1)
+        if sequence <= self._received:
+            self.repeated += 1
+            return
+        self._received = sequence
+        self._buffer.append((Incoming(message.subject, message.data, sequence, None), message.reply))
+        self._waiting_bytes += len(message.data)
+        self._arrived.set()
+
+    def _on_status(self, message: Msg) -> None:
+        """What the server says of a pull: 100 is a heartbeat, all else ends it."""
+        self._heard_at = time.monotonic()
+        headers = message.headers or {}
+        status = headers.get("Status", "")
+        description = headers.get("Description", "")
+        if status == "100":
+            last = headers.get("Nats-Last-Consumer")
+            if last is not None and int(last) > self._delivered and not self._broken:
+                self._broken = f"messages {self._delivered + 1} to {last} of the consumer did not come"
+                self._arrived.set()
+            return
+        left = headers.get("Nats-Pending-Messages")
+        self._outstanding = max(0, self._outstanding - (int(left) if left is not None else PULL_MESSAGES))
+        if status in ("404", "408") or "MaxBytes" in description:
+            self._arrived.set()
+            return
+        self._broken = f"{status} {description}".strip() or "the server ended the pull"
+        self._arrived.set()

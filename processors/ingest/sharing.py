@@ -1,0 +1,124 @@
+"""Several processors that share one history: each ingests the parts that it owns, and any answers SQL over it all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from pathlib import Path
+
+from duckdb import DuckDBPyConnection
+
+from ...schemas import bus
+from ...schemas.query import ProcessorStatus
+from ..sql import confine
+from ..sql.query import QueryService
+from ..storage import upkeep
+from ..storage.errors import Deposed, StorageError, StoragePaused
+from ..storage.lake import Lake, LakePart, attach, prepare
+from . import partitions
+from .deadletters import DeadLetters
+from .ingest import Ingest
+
+log = logging.getLogger("corral.processor")
+
+
+async def share(
+    lake: Lake,
+    count: int,
+    *,
+    nats_url: str | None = None,
+    wait_seconds: float | None = None,
+    ready: asyncio.Event | None = None,
+) -> None:
+    """Bring this processor's parts of what is published into a lake, and answer queries over it, until cancelled.
+
+    Args:
+        lake: that all of them write.
+        count: partitions of the samples; the same for all.
+        nats_url: see `bus.connect`.
+        wait_seconds: give up after so long where no server answers at the start; None tries for ever.
+        ready: set once it takes parts.
+
+    Raises:
+        StorageError: the lake can't be used; the message says why and what to do.
+        StoragePaused: its catalog does not answer at the start.
+        BusUnavailable: no server answered.
+    """
+    history = await asyncio.to_thread(prepare, lake, count)
+    reading = await asyncio.to_thread(_for_readers, lake)
+
+    def cursor() -> DuckDBPyConnection:
+        made = reading.cursor()
+        made.execute("USE lake")
+        return made
+
+    owner = uuid.uuid4().hex[:12]
+    nc = await bus.connect(nats_url, name=f"processor-{history}-{owner}", wait_seconds=wait_seconds)
+    try:
+        js = nc.jetstream()
+        await bus.ensure_layout(js)
+        await partitions.ensure_stream(js, count)
+        letters = DeadLetters(js)
+        consumers = partitions.consumers(count)
+        working: dict[str, Ingest] = {}
+        storages: dict[str, LakePart] = {}
+        # Of parts that were given back meanwhile.
+        before = {"samples": 0, "duplicates": 0}
+
+        async def work(part: str) -> None:
+            if part == partitions.UPKEEP:
+                await upkeep.run(lake)
+                return
+            storage = await asyncio.to_thread(LakePart, lake, history, part)
+            ingest = Ingest(nc, storage, consumers[part], letters)
+            working[part], storages[part] = ingest, storage
+            try:
+                await ingest.run()
+            except* Deposed as gone:
+                log.warning("%s", gone.exceptions[0])
+            except* (StorageError, StoragePaused) as failed:
+                log.error("%s: %s", part, failed.exceptions[0])
+            finally:
+                del working[part], storages[part]
+                before["samples"] += ingest.counts.samples
+                before["duplicates"] += ingest.counts.duplicates
+                await asyncio.to_thread(storage.close)
+
+        def status() -> ProcessorStatus:
+            return ProcessorStatus(
+                processor=history,
+                database=lake.data,
+                watermarks={
+                    part: number for storage in storages.values() for part, number in storage.watermarks().items()
+                },
+                lag_messages={part: ingest.lag_messages for part, ingest in working.items()},
+                samples=before["samples"] + sum(ingest.counts.samples for ingest in working.values()),
+                dead_letters=letters.total,
+                duplicates=before["duplicates"] + sum(ingest.counts.duplicates for ingest in working.values()),
+                paused=next((ingest.paused for ingest in working.values() if ingest.paused), ""),
+            )
+
+        service = QueryService(nc, cursor, processor=history, status=status)
+        claims = partitions.Claims(nc, history, owner, [*consumers, partitions.UPKEEP], work)
+        log.info("processor %s shares the history %s, in %d partitions", owner, history, count)
+        await service.start()
+        if ready is not None:
+            ready.set()
+        try:
+            await claims.run()
+        finally:
+            await service.stop()
+    finally:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(2.0):
+                await nc.close()
+        reading.close()
+
+
+def _for_readers(lake: Lake) -> DuckDBPyConnection:
+    """An instance of its own that can't write to the lake, nor open anything but its files."""
+    connection = attach(lake, read_only=True)
+    confine.lock(connection, directories=[Path(lake.data)])
+    return connection

@@ -1,0 +1,1 @@
+"""SQL for readers: confined, in turns, answered in parts."""

@@ -1,0 +1,389 @@
+"""SQL over the bus: the micro service `corral-history`.
+
+A query waits its turn (`fairqueue.py`), runs in a thread of low priority (`execution.py`) behind the fence
+(`confine.py`), and is answered in parts. Slots, memory and time are bounded, so that ingest, which shares process and
+database, goes on whatever analysts ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+from duckdb import DuckDBPyConnection
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.micro import add_service
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Request
+from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceConfig
+
+from ...schemas import bus, codec
+from ...schemas.query import END_HEADER, PART_HEADER, Cancelled, CancelRequest, ProcessorStatus, QueryEnd, QueryRequest
+from ...schemas.requests import Error
+from .confine import Fence, QueryError
+from .execution import Execution
+from .fairqueue import FairQueue
+from .results import CONTENT_TYPES
+
+log = logging.getLogger("corral.query")
+
+PLAIN_ANSWER_BYTES: Final = 32 * 2**20
+"""Largest answer to an asker that acknowledges nothing: half of what a server holds for a slow reader."""
+HEADER_ROOM_BYTES: Final = 8192
+TICK_SECONDS: Final = 0.05
+GROWN_BYTES: Final = 64 * 2**20
+"""A query during which the process has grown by less is not to blame for the memory that it holds."""
+NICENESS: Final = 10
+STOP_SECONDS: Final = 2.0
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What all queries together may take.
+
+    Attributes:
+        slots: queries that run at the same time.
+        per_asker: of one connection; less than `slots`, so that nobody fills them all.
+        waiting: queries in line; more are answered `busy`.
+        resident_bytes: memory of the whole process above which the youngest query is ended that has added to it; None
+            for 90% of what the machine or its control group has (DuckDB's own limit is 80%).
+        acknowledge_seconds: an asker that takes no part for so long is given up.
+    """
+
+    slots: int = 4
+    per_asker: int = 2
+    waiting: int = 64
+    resident_bytes: int | None = None
+    acknowledge_seconds: float = 30.0
+
+
+class QueryService:
+    """Answers queries over one database.
+
+    Args:
+        nc: connection to the bus.
+        connect: gives a new cursor on the database; called from several threads.
+        processor: id of this processor, a subject token.
+        status: what `history.status` answers.
+        limits: see `Limits`.
+        private: tables that readers should not see.
+    """
+
+    def __init__(
+        self,
+        nc: Client,
+        connect: Callable[[], DuckDBPyConnection],
+        *,
+        processor: str = "processor",
+        status: Callable[[], ProcessorStatus] | None = None,
+        limits: Limits | None = None,
+        private: Sequence[str] = (),
+    ) -> None:
+        self._nc = nc
+        self._connect = connect
+        self._processor = bus.host_token(processor)
+        self._instance = secrets.token_hex(8)
+        self._status = status or (lambda: ProcessorStatus(processor=self._processor))
+        self._limits = limits or Limits()
+        self._resident_bytes = self._limits.resident_bytes or memory_of_this_machine() * 9 // 10
+        self._fence = Fence(connect, private)
+        self._queue: FairQueue[Execution] = FairQueue(self._limits.slots, self._limits.per_asker, self._limits.waiting)
+        self._threads = ThreadPoolExecutor(self._limits.slots, "query", initializer=_lower_priority)
+        self._running: dict[Execution, asyncio.Task[None]] = {}
+        self._by_id: dict[str, Execution] = {}
+        self._windows: dict[str, _Window] = {}
+        self._service: Service | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._counts = {"answered": 0, "failed": 0, "busy": 0}
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Listen."""
+        service = await add_service(
+            self._nc,
+            ServiceConfig(
+                name=bus.HISTORY_SERVICE,
+                version="1.0.0",
+                description="SQL over the fleet's history",
+                metadata={"processor": self._processor},
+                stats_handler=self._stats,
+            ),
+        )
+        self._service = service
+        # Any processor may answer a query; only the one that runs it can cancel it, so all hear of that.
+        own = f"q-{self._instance}"
+        for config in (
+            EndpointConfig(name="query", subject=bus.QUERY, handler=self._on_query),
+            EndpointConfig(name="cancel", subject=bus.QUERY_CANCEL, handler=self._on_cancel, queue_group=own),
+            EndpointConfig(name="status", subject=bus.HISTORY_STATUS, handler=self._on_status),
+        ):
+            await service.add_endpoint(config)
+        await self._nc.subscribe(f"{bus.QUERY_ACK}.{self._instance}.*", cb=self._on_ack)
+        self._watch = asyncio.create_task(self._watch_over())
+
+    async def stop(self) -> None:
+        """End all queries and stop listening."""
+        self._stopping = True
+        if self._service is not None:
+            # It asks the server for an answer per subject, which one that is gone leaves it to wait for.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._service.stop()
+        stopping = QueryError("unavailable", "the processor is stopping: ask again in a moment")
+        for execution in self._queue.remove_if(lambda _: True):
+            await self._fail(execution, stopping)
+        for execution in self._running:
+            execution.stop(stopping.code, str(stopping))
+        if self._running:
+            await asyncio.wait(list(self._running.values()), timeout=5)
+        if self._watch is not None:
+            self._watch.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _on_query(self, request: Request) -> None:
+        message = _message(request)
+        if not message.reply:
+            return
+        try:
+            content = codec.content_type(message.headers)
+            asked, _ = codec.decode_request(message.data, QueryRequest, content)
+        except codec.DecodeError as error:
+            await self._refuse(message.reply, QueryError("invalid", str(error)), field=error.field)
+            return
+        execution = Execution(asked, asker_of(message.reply), message.reply)
+        if asked.query_id is not None:
+            if asked.query_id in self._by_id:
+                await self._refuse(message.reply, QueryError("invalid", f"query_id {asked.query_id!r} is in use"))
+                return
+            self._by_id[asked.query_id] = execution
+        if self._stopping or not self._queue.put(execution.asker, execution):
+            self._counts["busy"] += 1
+            await self._fail(execution, QueryError("busy", f"{len(self._queue)} queries wait already: ask again later"))
+            return
+        self._start_next()
+
+    def _start_next(self) -> None:
+        while (taken := self._queue.take()) is not None:
+            _, execution = taken
+            self._running[execution] = asyncio.create_task(self._run(execution))
+
+    async def _run(self, execution: Execution) -> None:
+        loop = asyncio.get_running_loop()
+        window = _Window(execution, f"{bus.QUERY_ACK}.{self._instance}.{secrets.token_hex(8)}")
+        self._windows[window.subject] = window
+
+        def send(part: bytes, end: QueryEnd | None) -> None:
+            asyncio.run_coroutine_threadsafe(self._send(window, part, end), loop).result()
+
+        execution.resident_bytes = resident_bytes()
+        part_bytes = max(1024, self._nc.max_payload - HEADER_ROOM_BYTES)
+        try:
+            work = loop.run_in_executor(self._threads, execution.run, self._connect, self._fence, send, part_bytes)
+            await work
+        except QueryError as error:
+            await self._fail(execution, error, window.parts)
+        except Exception:
+            log.exception("a query failed: %s", execution.request.sql[:500])
+            await self._fail(execution, QueryError("internal", "the processor's log says why"), window.parts)
+        finally:
+            del self._windows[window.subject]
+            del self._running[execution]
+            self._forget(execution)
+            self._queue.done(execution.asker)
+            self._start_next()
+
+    async def _send(self, window: _Window, part: bytes, end: QueryEnd | None) -> None:
+        execution = window.execution
+        size = execution.request.window
+        if size and end is None:
+            limit = min(execution.deadline - time.monotonic(), self._limits.acknowledge_seconds)
+            try:
+                async with asyncio.timeout(max(0.0, limit)):
+                    await window.wait_below(size)
+            except TimeoutError:
+                execution.check_stopped()
+                if execution.deadline - time.monotonic() <= 0:
+                    raise _timed_out(execution) from None
+                raise QueryError("cancelled", "the asker has acknowledged no part for too long") from None
+        window.bytes += len(part)
+        if not size and window.bytes > PLAIN_ANSWER_BYTES:
+            raise QueryError(
+                "too_large",
+                f"the answer is larger than {PLAIN_ANSWER_BYTES >> 20} MiB: lower `limit`, or set `window` "
+                "and acknowledge the parts",
+            )
+        headers = {PART_HEADER: str(window.parts), codec.CONTENT_TYPE_HEADER: CONTENT_TYPES[execution.request.format]}
+        if end is not None:
+            headers[END_HEADER] = _header(end)
+            self._counts["answered"] += 1
+        await self._nc.publish(execution.reply, part, reply=window.subject if size else "", headers=headers)
+        window.parts += 1
+
+    async def _on_ack(self, message: Msg) -> None:
+        window = self._windows.get(message.subject)
+        if window is None:
+            return
+        if (message.headers or {}).get("Status") == "503":
+            # The server tells where nobody listens for a part.
+            window.execution.stop("cancelled", "the asker has gone")
+        window.acknowledge()
+
+    async def _on_cancel(self, request: Request) -> None:
+        # In a task of its own: messages of a subscription come one by one.
+        task = asyncio.create_task(self._cancel(request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _cancel(self, request: Request) -> None:
+        message = _message(request)
+        try:
+            asked = codec.decode(message.data, CancelRequest, codec.content_type(message.headers))
+        except codec.DecodeError as error:
+            await _respond(request, Error(code=error.code, message=str(error), field=error.field))
+            return
+        execution = self._by_id.get(asked.query_id)
+        if execution is None:
+            # Another processor may know it, and answers at once.
+            await asyncio.sleep(0.3)
+            error = Error(code="not_found", message=f"no query {asked.query_id!r} runs or waits")
+            await _respond(request, error)
+            return
+        execution.stop("cancelled", "the query was cancelled")
+        await _respond(request, Cancelled(query_id=asked.query_id))
+        if self._queue.remove(execution):
+            await self._fail(execution, QueryError("cancelled", "the query was cancelled"))
+
+    async def _on_status(self, request: Request) -> None:
+        await _respond(request, self._status())
+
+    async def _fail(self, execution: Execution, error: QueryError, parts: int = 0) -> None:
+        self._counts["failed"] += 1
+        self._forget(execution)
+        await self._refuse(execution.reply, error, parts)
+
+    async def _refuse(self, reply: str, error: QueryError, parts: int = 0, field: str = "") -> None:
+        """Before the first part the payload is an `Error`, for askers that read no headers; later it is empty."""
+        text = str(error)[:4000]
+        body = b"" if parts else codec.encode(Error(code=error.code, message=text, field=field), codec.JSON)
+        headers = {
+            PART_HEADER: str(parts),
+            END_HEADER: _header(QueryEnd(error=text, code=error.code)),
+            ERROR_CODE_HEADER: error.code,
+            ERROR_HEADER: json.dumps(text)[1:-1][:500],
+            codec.CONTENT_TYPE_HEADER: codec.JSON,
+        }
+        with contextlib.suppress(Exception):  # the connection may be gone, and the asker with it
+            await self._nc.publish(reply, body, headers=headers)
+
+    def _forget(self, execution: Execution) -> None:
+        if execution.request.query_id is not None and self._by_id.get(execution.request.query_id) is execution:
+            del self._by_id[execution.request.query_id]
+
+    async def _watch_over(self) -> None:
+        """End what takes too long or too much."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            for execution in self._running:
+                if execution.stopped or time.monotonic() > execution.deadline:
+                    error = _timed_out(execution)
+                    execution.stop(error.code, str(error))
+            for execution in self._queue.remove_if(lambda waiting: time.monotonic() > waiting.deadline):
+                await self._fail(execution, _timed_out(execution))
+            if self._running and (held := resident_bytes()) > self._resident_bytes:
+                # An allocator gives back late: who came when it was full already is not to blame.
+                grown = [execution for execution in self._running if held - execution.resident_bytes > GROWN_BYTES]
+                if grown:
+                    youngest = max(grown, key=lambda execution: execution.started)
+                    youngest.stop("too_large", "the query needs more memory than there is: filter or aggregate more")
+
+    def _stats(self, stats: EndpointStats) -> dict[str, int] | None:
+        if stats.name != "query":
+            return None
+        return {**self._counts, "running": self._queue.running, "waiting": len(self._queue)}
+
+
+class _Window:
+    """Parts of one answer that are under way."""
+
+    def __init__(self, execution: Execution, subject: str) -> None:
+        self.execution = execution
+        self.subject = subject
+        self.parts = 0
+        self.bytes = 0
+        self._acknowledged = 0
+        self._moved = asyncio.Event()
+
+    def acknowledge(self) -> None:
+        self._acknowledged += 1
+        self._moved.set()
+
+    async def wait_below(self, size: int) -> None:
+        while self.parts - self._acknowledged >= size:
+            self._moved.clear()
+            await self._moved.wait()
+            self.execution.check_stopped()
+
+
+def asker_of(reply: str) -> str:
+    """Which connection asks, by its reply subject: `_INBOX.<nuid>…`, where the first 12 characters of a NATS unique id
+    stay the same for one client. That is no proof of identity, and needs none: it only shares out turns."""
+    prefix, _, rest = reply.partition(".")
+    return f"{prefix}.{rest[:12]}"
+
+
+def _timed_out(execution: Execution) -> QueryError:
+    seconds = f"{execution.request.timeout_seconds:g} s"
+    where = "running" if execution.started else "waiting in line"
+    return QueryError("timeout", f"the query was still {where} after {seconds}: filter more, or allow more time")
+
+
+def _message(request: Request) -> Msg:
+    # The service API hides the reply subject, which a streamed answer needs.
+    return request._msg  # pyright: ignore[reportPrivateUsage]
+
+
+async def _respond(request: Request, answer: Struct) -> None:
+    if _message(request).reply:  # a cancellation may not care
+        await request.respond(codec.encode(answer, codec.JSON), headers={codec.CONTENT_TYPE_HEADER: codec.JSON})
+
+
+def _header(end: QueryEnd) -> str:
+    # Headers are ASCII lines, so the JSON in them must be too.
+    return json.dumps(msgspec.to_builtins(end))
+
+
+def _lower_priority() -> None:
+    """Queries yield the processor to ingest. On Linux a thread has a niceness of its own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def memory_of_this_machine() -> int:
+    """Memory that this process may use: of its control group if it is bounded, else of the machine."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError), open(path) as file:
+            total = min(total, int(file.read()))
+    return total

@@ -1,0 +1,294 @@
+"""Rows of a query as JSON, CSV or Arrow IPC, in parts of bounded size.
+
+Arrow record batches come in, bytes go out; a result is never held as a whole. JSON keeps what JSON can say and writes
+the rest as text: NaN and the infinities as `"NaN"`, `"Infinity"`, `"-Infinity"` (as protobuf does), times in RFC 3339,
+intervals in ISO 8601, blobs in base64, a map with text keys as an object and any other as a list of pairs. Whole
+numbers and decimals keep all their digits. CSV is RFC 4180 with a header; lists and structs are JSON in their cell.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import io
+import math
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Protocol, cast
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.csv
+
+from ...schemas.query import ResultFormat
+from .confine import QueryError
+
+# pyarrow has no types of its own; what crosses this module is typed by what it does.
+Array = Any
+Batch = Any
+Schema = Any
+pc: Final[Any] = pyarrow.compute
+
+JSON_TYPE: Final = "application/json"
+CSV_TYPE: Final = "text/csv"
+ARROW_TYPE: Final = "application/vnd.apache.arrow.stream"
+CONTENT_TYPES: Final = {
+    ResultFormat.JSON: JSON_TYPE,
+    ResultFormat.CSV: CSV_TYPE,
+    ResultFormat.ARROW: ARROW_TYPE,
+}
+
+
+class Writer(Protocol):
+    """Turns batches into bytes."""
+
+    def start(self, columns: list[str], types: list[str], schema: Schema) -> bytes:
+        """What comes before the first row."""
+        ...
+
+    def write(self, batch: Batch) -> bytes:
+        """The rows of a batch."""
+        ...
+
+    def end(self, truncated: bool) -> bytes:
+        """What comes after the last row."""
+        ...
+
+
+def writer(format: ResultFormat) -> Writer:
+    """The writer of a format."""
+    return {ResultFormat.JSON: JsonWriter, ResultFormat.CSV: CsvWriter, ResultFormat.ARROW: ArrowWriter}[format]()
+
+
+class ArrowWriter:
+    """An Arrow IPC stream; types are DuckDB's own as Arrow says them."""
+
+    def __init__(self) -> None:
+        self._sink = io.BytesIO()
+        self._stream: Any = None
+
+    def start(self, columns: list[str], types: list[str], schema: Schema) -> bytes:
+        """The schema."""
+        self._stream = pa.ipc.new_stream(self._sink, schema)
+        return self._taken()
+
+    def write(self, batch: Batch) -> bytes:
+        """One record batch message."""
+        self._stream.write_batch(batch)
+        return self._taken()
+
+    def end(self, truncated: bool) -> bytes:
+        """The end-of-stream mark."""
+        self._stream.close()
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        taken = self._sink.getvalue()
+        self._sink.seek(0)
+        self._sink.truncate()
+        return taken
+
+
+class JsonWriter:
+    """One JSON document, as `ResultFormat.JSON` shows it."""
+
+    def __init__(self) -> None:
+        self._encode = msgspec.json.Encoder(decimal_format="number").encode
+        self._types: list[str] = []
+        self._first = True
+
+    def start(self, columns: list[str], types: list[str], schema: Schema) -> bytes:
+        """All up to the first row."""
+        self._types = types
+        return b'{"type":"result","columns":%b,"types":%b,"rows":[' % (self._encode(columns), self._encode(types))
+
+    def write(self, batch: Batch) -> bytes:
+        """The rows, with the comma before them where they need one."""
+        if not batch.num_rows:
+            return b""
+        columns = [_values(column, type) for column, type in zip(batch.columns, self._types, strict=True)]
+        rows = self._encode(list(zip(*columns, strict=True)))[1:-1]
+        separator, self._first = (b"" if self._first else b","), False
+        return separator + rows
+
+    def end(self, truncated: bool) -> bytes:
+        """The rest, with `truncated`."""
+        return b'],"truncated":true}' if truncated else b'],"truncated":false}'
+
+
+class CsvWriter:
+    """A header, then one line a row. NULL is an empty cell, an empty text is `""`."""
+
+    def __init__(self) -> None:
+        self._encode = msgspec.json.Encoder(decimal_format="number").encode
+        self._columns: list[str] = []
+        self._types: list[str] = []
+
+    def start(self, columns: list[str], types: list[str], schema: Schema) -> bytes:
+        """The header."""
+        self._columns, self._types = columns, types
+        return (",".join(_quoted(name) for name in columns) + "\r\n").encode()
+
+    def write(self, batch: Batch) -> bytes:
+        """The rows."""
+        if not batch.num_rows:
+            return b""
+        columns = [self._text(column, type) for column, type in zip(batch.columns, self._types, strict=True)]
+        # Names must differ for Arrow's writer; the header is ours.
+        table = pa.table(columns, names=[str(index) for index in range(len(columns))])
+        sink = io.BytesIO()
+        pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(include_header=False, eol="\r\n"))
+        return sink.getvalue()
+
+    def end(self, truncated: bool) -> bytes:
+        """Nothing: whether rows are missing stands in `QueryEnd`."""
+        return b""
+
+    def _text(self, column: Array, type: str) -> Array:
+        kind = column.type
+        if pa.types.is_primitive(kind) and not pa.types.is_temporal(kind):
+            return column
+        if pa.types.is_string(kind) or pa.types.is_decimal(kind):
+            return column
+        texts = _fast_text(column)
+        if texts is not None:
+            return texts
+        values = _values(column, type)
+        return pa.array(
+            [v if v is None or isinstance(v, str) else self._encode(v).decode() for v in values], pa.string()
+        )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"' if any(c in name for c in ',"\r\n') or not name else name
+
+
+def _fast_text(column: Array) -> Array | None:
+    """Dates and times as text without a Python loop; None for other types."""
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        # The zone is a label: the instant stays, and `UTC` is written as `Z`.
+        column = column.cast(pa.timestamp(kind.unit, "UTC" if kind.tz else None))
+        text = pc.replace_substring(pc.cast(column, pa.string()), " ", "T", max_replacements=1)
+        return _infinities(column, text)
+    if pa.types.is_date(kind) or pa.types.is_time(kind):
+        return pc.cast(column, pa.string())
+    return None
+
+
+def _infinities(column: Array, text: Array) -> Array:
+    """DuckDB's infinite timestamps are the ends of the integers."""
+    ticks = column.cast(pa.int64())
+    greatest = 2**63 - 1
+    ends = pc.min_max(ticks).as_py()
+    if ends["max"] == greatest or ends["min"] == -greatest:
+        text = pc.if_else(pc.equal(ticks, greatest), "infinity", text)
+        text = pc.if_else(pc.equal(ticks, -greatest), "-infinity", text)
+    return text
+
+
+def _values(column: Array, type: str) -> list[Any]:
+    """The values of a column, each as something that msgspec writes as we promise."""
+    kind = column.type
+    if pa.types.is_floating(kind):
+        if pa.types.is_float32(kind):
+            # By way of text: the few digits that say the same float, not the many of its double.
+            column = column.cast(pa.string()).cast(pa.float64())
+        values = column.to_pylist()
+        if not pc.all(pc.is_finite(column)).as_py() and column.null_count < len(column):
+            values = [_plain(value) for value in values]
+        return values
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind) or pa.types.is_decimal(kind):
+        return column.to_pylist()
+    if pa.types.is_dictionary(kind):
+        return _values(column.dictionary_decode(), type)
+    if type == "BIT":
+        return [None if value is None else _bits(value) for value in column.to_pylist()]
+    if type in ("BIGNUM", "TIME WITH TIME ZONE"):
+        raise QueryError("invalid", f"a column of type {type} has no form here: cast it to VARCHAR")
+    texts = _fast_text(column)
+    if texts is not None:
+        return texts.to_pylist()
+    return [_plain(value) for value in _nanoseconds_as_text(column).to_pylist()]
+
+
+def _nanoseconds_as_text(column: Array) -> Array:
+    """Nested timestamps of nanoseconds don't fit Python's: they become text, all others stay."""
+    target = _without_nanoseconds(column.type)
+    return column if target.equals(column.type) else column.cast(target)
+
+
+def _without_nanoseconds(kind: Any) -> Any:
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.string()
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f.name, _without_nanoseconds(f.type)) for f in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_without_nanoseconds(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(_without_nanoseconds(kind.value_type))
+    return kind
+
+
+def _plain(value: Any) -> Any:
+    """One value, nested or odd, as JSON can say it."""
+    match value:
+        case None | bool() | int() | str() | decimal.Decimal():
+            return value
+        case float():
+            if math.isfinite(value):
+                return value
+            return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+        case bytes():
+            return base64.b64encode(value).decode()
+        case datetime.datetime():
+            return value.isoformat().replace("+00:00", "Z")
+        case datetime.date() | datetime.time():
+            return value.isoformat()
+        case pa.MonthDayNano():
+            return _interval(value)
+        case dict():
+            return {str(key): _plain(item) for key, item in cast("dict[Any, Any]", value).items()}
+        case list():
+            return _plain_list(cast("list[Any]", value))
+        case uuid.UUID():
+            return str(value)
+        case _:
+            raise QueryError("invalid", f"a value of type {type(value).__name__} has no form here: cast it to VARCHAR")
+
+
+def _plain_list(values: list[Any]) -> Any:
+    # Arrow gives a map as a list of pairs, and tuples nowhere else.
+    if values and all(isinstance(value, tuple) for value in values):
+        if all(isinstance(key, str) for key, _ in values):
+            return {key: _plain(value) for key, value in values}
+        return [[_plain(key), _plain(value)] for key, value in values]
+    return [_plain(value) for value in values]
+
+
+def _interval(value: Any) -> str:
+    """ISO 8601, such as `P1M2DT3.5S`."""
+    months, days, nanoseconds = value.months, value.days, value.nanoseconds
+    text = "P" + (f"{months}M" if months else "") + (f"{days}D" if days else "")
+    if nanoseconds or text == "P":
+        seconds = decimal.Decimal(nanoseconds) / 10**9
+        text += f"T{seconds:f}S"
+    return text
+
+
+def _bits(value: bytes) -> str:
+    """DuckDB's BIT: the first byte counts the padding in front."""
+    return "".join(f"{byte:08b}" for byte in value[1:])[value[0] :]
+
+
+def cut(batches: Iterable[Batch], limit: int) -> Iterator[tuple[Batch, bool]]:
+    """The batches up to a number of rows; the flag beside the last one says whether there were more."""
+    left = limit
+    for batch in batches:
+        if batch.num_rows > left:
+            yield batch.slice(0, left), True
+            return
+        left -= batch.num_rows
+        yield batch, False
