@@ -10,13 +10,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from nats.errors import Error as NatsError
+
 from ..schemas import bus, codec
 from .desk import Desk
 from .fleet.events import HostLost, HostSeen
 from .fleet.fleet import apply
 from .leases.announce import Announcer
 from .leases.ledger import clock
-from .leases.store import HEALTH, Store
+from .leases.store import HEALTH, Deposed, Store, WriteFailed
 from .telemetry import Health, Telemetry
 
 log = logging.getLogger("corral.planner.chores")
@@ -128,9 +130,7 @@ async def forever(what: str, step: Callable[[], Awaitable[float]]) -> None:
 
 def _is_usual(error: Exception) -> bool:
     """The bus being away, or another planner leading, needs no traceback."""
-    return isinstance(error, OSError | TimeoutError) or type(error).__module__.startswith(
-        ("nats.", "corral.planner.store")
-    )
+    return isinstance(error, OSError | TimeoutError | NatsError | Deposed | WriteFailed)
 
 
 async def tidy() -> None:
