@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ...fleet.index import HostClass
 
 STRAIN_MILLI: Final = 300.0
-LOOKS: Final = 16
+LOOKS: Final = 6
 """For several devices the arrays tell what they cost at least, since a host's may differ: look at so many hosts."""
 _SURE: Final = 1e-5
 _TIE: Final = 1e-7
