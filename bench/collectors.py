@@ -3,6 +3,8 @@
 Each row is a process of its own that runs for some seconds against a real `nats-server` on this machine; its CPU is
 that of the whole process once it is warm, and nobody else's.
 
+- `readers`: what one tick of one device costs the NVML source, pynvml's wrappers, nvitop, gpustat and, with a real
+  driver, nvidia-smi (`bench/nvml.py`, which takes the interpreter that has the peers).
 - `agent`: a host with 8 devices whose source costs nearly nothing (a fixed tick), so what is measured is Corral's own
   pacing, packing and publishing. The limit beside it is the same source read on the same grid by a bare loop.
 - `fleet`: the simulated fleet at 1 Hz, physics included. Beside it the peer: the same values as one JSON object a
@@ -10,7 +12,7 @@ that of the whole process once it is warm, and nobody else's.
 - `outage`: messages are put on disk while the bus is away, found by the next run, and sent when it is back. Beside the
   last is nats-py's own pipelined publication of the same messages, from memory.
 
-    python bench/collectors.py [--seconds 10] [--hosts 2000] [--devices 8] [--only agent fleet outage]
+    python bench/collectors.py [--seconds 10] [--hosts 2000] [--devices 8] [--only readers agent fleet outage]
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import multiprocessing
 import os
 import platform
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +45,7 @@ from corral.collectors.source import Emit, EndOfData, Tick
 from corral.schemas import bus, codec, columns
 from corral.schemas.telemetry import AgentReport, Inventory, ProcessSample, SampleBatch
 
-PARTS = ("agent", "fleet", "outage")
+PARTS = ("readers", "agent", "fleet", "outage")
 WARM_SECONDS = 2.5
 """Connecting, and all that a run does once, is over by then."""
 Result = dict[str, Any]
@@ -207,6 +211,9 @@ def main() -> None:
     options = parser.parse_args()
     load = os.getloadavg()[0]
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, load before {load:.1f}")
+    if "readers" in options.only:
+        readers = Path(__file__).with_name("nvml.py")
+        subprocess.run([sys.executable, str(readers), "--devices", str(options.devices)], check=True)
     with tempfile.TemporaryDirectory() as folder:
         server = EmbeddedServer(Path(folder) / "nats")
         server.start()
