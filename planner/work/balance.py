@@ -78,8 +78,35 @@ def balance(costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Mac
     bound = lower_bound(costs, sizes, machines, [at for at, machine in enumerate(place) if machine >= 0])
     if len(costs) <= IMPROVE_ITEMS:
         place = _improve(costs, sizes, machines, place, bound * (1 + CLOSE_ENOUGH))
+    if -1 in place:
+        place = _fill(costs, sizes, machines, place)
+        bound = lower_bound(costs, sizes, machines, [at for at, machine in enumerate(place) if machine >= 0])
     makespan = span(costs, machines, place)
     return Balanced(place, makespan, min(bound, makespan), makespan <= bound * (1 + 1e-12))
+
+
+def _fill(costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Machine], place: Sequence[int]) -> list[int]:
+    """Give what was left out the room that moving others has made since, the smallest first."""
+    place = list(place)
+    loads, used, held = [0.0] * len(machines), [0] * len(machines), [0] * len(machines)
+    for at, number in enumerate(place):
+        if number >= 0:
+            loads[number] += costs[at]
+            used[number] += sizes[at]
+            held[number] += 1
+    for at in sorted((at for at, number in enumerate(place) if number < 0), key=lambda at: sizes[at]):
+        fitting = [
+            number
+            for number, machine in enumerate(machines)
+            if used[number] + sizes[at] <= machine.memory and (machine.most is None or held[number] < machine.most)
+        ]
+        if fitting:
+            best = min(fitting, key=lambda number: (loads[number] + costs[at]) / machines[number].speed)
+            place[at] = best
+            loads[best] += costs[at]
+            used[best] += sizes[at]
+            held[best] += 1
+    return place
 
 
 def span(costs: Sequence[float], machines: Sequence[Machine], place: Sequence[int]) -> float:
