@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/corral demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal
 
 # Minutes of random clients while planners and the bus are killed; the length is CORRAL_MODEL_CHECK_SECONDS.
 model-check: $(READY)
