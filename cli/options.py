@@ -32,15 +32,17 @@ Owner = Annotated[
 ]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Wait so long for an answer.")]
 
+PIPE_WIDTH: Final = 100_000
+"""A pipe has no width, whatever `COLUMNS` says of some terminal: nothing is cut or wrapped there."""
+
 
 @functools.cache
 def console(stderr: bool = False) -> Console:
-    """Where commands print: coloured on a terminal, plain and wide in a pipe."""
+    """Where commands print: coloured on a terminal; plain in a pipe, and as wide as what is printed."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=False)
 
 
 def print_json(value: Any) -> None:

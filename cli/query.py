@@ -215,10 +215,6 @@ def show_table(body: bytes, end: QueryEnd) -> None:
         table.add_column(Text(name), justify="right" if number else "left", no_wrap=True, overflow="ellipsis")
     for row in cells:
         table.add_row(*(Text(cell) for cell in row[:shown]))
-    if not console().is_terminal:
-        # A pipe has no width.
-        wide = console()
-        wide.width = max(room, sum(widths) + 2 * len(widths) + 2)
     console().print(table)
     if shown < len(names):
         say(f"{len(names) - shown} more columns do not fit: {', '.join(names[shown:])} (name some, or --csv)")
