@@ -48,7 +48,7 @@ class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     window: Annotated[int, Meta(ge=0, le=64)] = 0
 
 
-class QueryEnd(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class QueryEnd(Struct, frozen=True, kw_only=True):
     """How a query ended.
 
     Attributes:
@@ -116,7 +116,7 @@ class SnapshotRead(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     done: bool = False
 
 
-class ProcessorStatus(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="processor", tag_field="type"):
+class ProcessorStatus(Struct, frozen=True, kw_only=True, tag="processor", tag_field="type"):
     """A processor on itself.
 
     Attributes:

@@ -1,7 +1,8 @@
 """What one asks of the planner and what it answers. JSON by default; MessagePack by `Content-Type`.
 
 Times are RFC 3339 in UTC, durations seconds, memory bytes. Every reply has a `type`, so that a client in any language
-can tell an assignment from a rejection from an error by one field.
+can tell an assignment from a rejection from an error by one field, and holds all its fields: what a request leaves out
+takes its default, but a reader finds everything where the reference says that it is.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     distribution: Distribution | None = None
 
 
-class Grant(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Grant(Struct, frozen=True, kw_only=True):
     """One device of an assignment.
 
     Attributes:
@@ -176,7 +177,7 @@ class UnassignedItem(Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Distributed(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Distributed(Struct, frozen=True, kw_only=True):
     """How good a distribution of work items is.
 
     Attributes:
@@ -206,7 +207,7 @@ class LeaseState(StrEnum):
     """An operator took it back."""
 
 
-class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="lease", tag_field="type"):
+class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
     """The durable promise of devices to an owner until a time.
 
     Attributes:
@@ -246,7 +247,7 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="lease", 
     distribution: Distributed | None = None
 
 
-class Assignment(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="assignment", tag_field="type"):
+class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field="type"):
     """The answer to a request that was granted.
 
     Attributes:
@@ -271,7 +272,7 @@ class RejectionCode(StrEnum):
     """It waited as long as it wanted to, and nothing came free."""
 
 
-class Reason(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Reason(Struct, frozen=True, kw_only=True):
     """Why some devices could not be used.
 
     Attributes:
@@ -285,7 +286,7 @@ class Reason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: str
 
 
-class Rejection(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="rejection", tag_field="type"):
+class Rejection(Struct, frozen=True, kw_only=True, tag="rejection", tag_field="type"):
     """The answer to a request that was not granted.
 
     Attributes:
@@ -307,7 +308,7 @@ class Rejection(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="reje
     warnings: list[str] = []
 
 
-class Error(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="error", tag_field="type"):
+class Error(Struct, frozen=True, kw_only=True, tag="error", tag_field="type"):
     """The answer to a message that asks for nothing that could be done.
 
     Attributes:
@@ -367,7 +368,7 @@ class DeviceFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     devices: list[str] = []
 
 
-class DeviceStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class DeviceStatus(Struct, frozen=True, kw_only=True):
     """A device as the planner sees it now.
 
     Attributes:
@@ -419,7 +420,7 @@ class Devices(Struct, frozen=True, kw_only=True, tag="devices", tag_field="type"
     devices: list[DeviceStatus]
 
 
-class FleetSummary(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="fleet", tag_field="type"):
+class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="type"):
     """Aggregates over the fleet, or over a part of it.
 
     Attributes:
@@ -483,7 +484,7 @@ class ExplainRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     with_more: list[Addition] = []
 
 
-class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Verdict(Struct, frozen=True, kw_only=True):
     """One device in an explanation.
 
     Attributes:
@@ -505,7 +506,7 @@ class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):
     selected: bool = False
 
 
-class Explanation(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="explanation", tag_field="type"):
+class Explanation(Struct, frozen=True, kw_only=True, tag="explanation", tag_field="type"):
     """What would become of a request, and why.
 
     Attributes:
@@ -580,7 +581,7 @@ class LeaseEventKind(StrEnum):
     EVICTED = "evicted"
 
 
-class LeaseEvent(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="lease_event", tag_field="type"):
+class LeaseEvent(Struct, frozen=True, kw_only=True, tag="lease_event", tag_field="type"):
     """Published on the leases subject, once for each change; JSON.
 
     Attributes:
@@ -596,7 +597,7 @@ class LeaseEvent(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="lea
     planner: str = ""
 
 
-class QueueEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class QueueEntry(Struct, frozen=True, kw_only=True):
     """A request that waits.
 
     Attributes:
