@@ -1,0 +1,64 @@
+"""Corral without Corral: everything that a client does is NATS and JSON.
+
+pip install nats-py; python plain_nats.py
+"""
+
+import asyncio
+import getpass
+import json
+import os
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+OWNER = os.environ.get("CORRAL_OWNER") or getpass.getuser()
+
+
+async def ask(nc: Client, subject: str, body: dict[str, Any]) -> dict[str, Any]:
+    """One question, one answer; an answer of the type `error` says what is wrong and what to do."""
+    reply = json.loads((await nc.request(subject, json.dumps(body).encode(), timeout=10)).data)
+    if reply["type"] == "error":
+        raise SystemExit(f"{reply['code']}: {reply['message']}")
+    return reply
+
+
+async def main() -> None:
+    nc = await nats.connect(os.environ.get("CORRAL_NATS_URL", "nats://127.0.0.1:4222"))
+
+    async def event(message: Msg) -> None:
+        told = json.loads(message.data)
+        print(f"  heard: {told['kind']} {told['lease']['lease_id']}")
+
+    await nc.subscribe("corral.v1.leases.>", cb=event)
+    await nc.flush()
+
+    # The owner as the last token of the subject lets a server check who asks.
+    work = {"owner": OWNER, "gpus": 2, "gpu_memory_bytes": 20 * 2**30, "ttl_seconds": 60, "name": "plain-nats"}
+    reply = await ask(nc, f"corral.v1.plan.request.{OWNER}", work)
+    if reply["type"] == "rejection":
+        raise SystemExit(f"rejected: {reply['message']}")
+    lease = reply["lease"]
+    for grant in lease["grants"]:
+        print(f"{grant['host']}:{grant['index']} {grant['model']} {grant['device']}")
+    for host, environment in lease["environment"].items():
+        print(f"on {host}: CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']}")
+
+    # A lease ends by itself unless it is renewed, so that a client that dies holds nothing.
+    mine = {"owner": OWNER, "lease_id": lease["lease_id"]}
+    renewed = await ask(nc, f"corral.v1.plan.renew.{OWNER}", mine)
+    print(f"renewed until {renewed['expires_at']}")
+
+    result = await ask(
+        nc, "corral.v1.query", {"sql": "SELECT host, count(*) AS samples FROM samples GROUP BY host ORDER BY host"}
+    )
+    for host, samples in result["rows"]:
+        print(f"{host}: {samples} samples in the history")
+
+    await ask(nc, f"corral.v1.plan.release.{OWNER}", mine)
+    await asyncio.sleep(0.5)  # for the last event
+    await nc.close()
+
+
+asyncio.run(main())
