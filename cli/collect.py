@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import signal
 import socket
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .exits import FAILED, USAGE, CommandError
-from .options import NatsUrl, cancel_surely
+from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
+from .options import NatsUrl
+from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 if TYPE_CHECKING:
     from ..collectors.source import Source
@@ -115,7 +114,10 @@ def collect(
         list[str] | None,
         typer.Option(metavar="METRIC=COLUMN", help="Where names do not match.", rich_help_panel=_REPLAY),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    stop_within: StopWithin = STOP_WITHIN,
+    log_format: LogFormatOption = LogFormat.AUTO,
+    log_level: LogLevelOption = LogLevel.INFO,
+    verbose: Verbose = False,
 ) -> None:
     """Collect GPU telemetry and publish it, until stopped.
 
@@ -129,9 +131,8 @@ def collect(
     """
     from ..schemas.units import parse_bytes, parse_seconds
 
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    identity = configure("collector", log_format, log_level, verbose=verbose)
+    within = stop_seconds(stop_within)
     chosen = source
     try:
         if source is SourceName.AUTO:
@@ -178,7 +179,8 @@ def collect(
         else:
             name = _token(host or socket.gethostname())
             made = _hardware(chosen, name, labels, with_commands)
-        _run(made, name, nats, settings, state, spill)
+        identity.named(name)
+        _run(made, name, nats, settings, state, spill, within)
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
     except ModuleNotFoundError as error:
@@ -188,33 +190,26 @@ def collect(
 
 
 def _run(
-    source: Source, name: str, nats: str | None, settings: dict[str, float | int], state: Path | None, spill: bool
+    source: Source,
+    name: str,
+    nats: str | None,
+    settings: dict[str, float | int],
+    state: Path | None,
+    spill: bool,
+    within_seconds: float,
 ) -> None:
     from ..collectors.claim import HostTaken
+    from ..collectors.service import DRAIN_SECONDS
     from ..collectors.service import collect as work
     from ..collectors.spill import SpillBusy
 
-    async def until_stopped() -> None:
-        task = asyncio.create_task(work(source, name=name, nats_url=nats, state=state, spill=spill, **settings))  # pyright: ignore[reportArgumentType]
-        loop = asyncio.get_running_loop()
-        stopped = False
-
-        def stop() -> None:
-            nonlocal stopped
-            stopped = True
-            cancel_surely(task)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        if not stopped and task.cancelled():
-            raise asyncio.CancelledError
-
+    # What the bus does not take in time goes to disk, and that takes its time, too.
+    drain = min(DRAIN_SECONDS, within_seconds / 2)
     try:
-        import uvloop
-
-        uvloop.run(until_stopped())
+        serve(
+            work(source, name=name, nats_url=nats, state=state, spill=spill, drain_seconds=drain, **settings),  # pyright: ignore[reportArgumentType]
+            within_seconds,
+        )
     except (HostTaken, SpillBusy) as error:
         raise CommandError(str(error), FAILED) from error
 

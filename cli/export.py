@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +11,9 @@ import typer
 
 from ..schemas.units import parse_seconds
 from .exits import FAILED, USAGE, CommandError
+from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .options import NatsUrl, say
+from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 if TYPE_CHECKING:
     from ..client.exporter import Family
@@ -39,7 +39,10 @@ def export(
         ),
     ] = "60s",
     nats: NatsUrl = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    stop_within: StopWithin = STOP_WITHIN,
+    log_format: LogFormatOption = LogFormat.AUTO,
+    log_level: LogLevelOption = LogLevel.INFO,
+    verbose: Verbose = False,
 ) -> None:
     """Serve the whole fleet's metrics to Prometheus, until stopped.
 
@@ -50,13 +53,10 @@ def export(
 
     Names and labels of devices' series are dcgm-exporter's: boards and alerts made for it work as they are.
     """
-    import uvloop
-
     from ..client.exporter import choose
 
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure("exporter", log_format, log_level, verbose=verbose)
+    within = stop_seconds(stop_within)
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
         raise CommandError(f"--listen wants HOST:PORT, such as 127.0.0.1:9400, not {listen!r}", USAGE)
@@ -67,17 +67,16 @@ def export(
         raise CommandError(str(error), USAGE) from error
     if seconds <= 0:
         raise CommandError("--forget wants a time above 0, such as 60s", USAGE)
-    uvloop.run(_serve(nats, host.strip("[]") or "0.0.0.0", int(port), families, seconds))
+    stop = asyncio.Event()
+    serve(_serve(nats, host.strip("[]") or "0.0.0.0", int(port), families, seconds, stop), within, stop)
 
 
-async def _serve(nats: str | None, host: str, port: int, families: Sequence[Family], forget_seconds: float) -> None:
+async def _serve(
+    nats: str | None, host: str, port: int, families: Sequence[Family], forget_seconds: float, stopped: asyncio.Event
+) -> None:
     from ..client import connect
     from ..client.exporter import Exporter
 
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
     again = asyncio.Event()
 
     async def reconnected() -> None:

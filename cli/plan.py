@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from typing import Annotated
 
 import typer
 
 from ..schemas.units import parse_seconds
+from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .options import NatsUrl
+from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 
 def plan(
@@ -35,7 +37,10 @@ def plan(
             help="A host silent for so long is lost, and its leases with it.",
         ),
     ] = "2m",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    stop_within: StopWithin = STOP_WITHIN,
+    log_format: LogFormatOption = LogFormat.AUTO,
+    log_level: LogLevelOption = LogLevel.INFO,
+    verbose: Verbose = False,
 ) -> None:
     """Answer work requests, from live telemetry and durable leases.
 
@@ -46,15 +51,12 @@ def plan(
       corral plan --nats nats://bus:4222 --policy pack
       corral plan --stale-after 30s --lost-after 5m
     """
-    import uvloop
-
     from ..planner.placement.policies import POLICIES
     from ..planner.service import Settings
-    from ..planner.service import plan as serve
+    from ..planner.service import plan as work
 
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    identity = configure("planner", log_format, log_level, verbose=verbose)
+    within = stop_seconds(stop_within)
     if policy is not None and policy not in POLICIES:
         raise typer.BadParameter(f"{policy!r} is not known: use one of {', '.join(POLICIES)}", param_hint="--policy")
     try:
@@ -63,4 +65,5 @@ def plan(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    uvloop.run(serve(nats, settings))
+    stop = asyncio.Event()
+    serve(work(nats, settings, stop=stop, named=identity.named), within, stop)

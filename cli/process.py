@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import os
-import signal
-from collections.abc import Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from ..schemas import bus, codec
 from .exits import FAILED, NO_SERVICE, TIMED_OUT, USAGE, CommandError
-from .options import AsJson, NatsUrl, cancel_surely, print_json, run, say
+from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
+from .options import AsJson, NatsUrl, print_json, run, say
+from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 if TYPE_CHECKING:
     from ..processors.service import Quack
@@ -101,7 +100,10 @@ def process(
             rich_help_panel=_SHARED,
         ),
     ] = 8,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    stop_within: StopWithin = STOP_WITHIN,
+    log_format: LogFormatOption = LogFormat.AUTO,
+    log_level: LogLevelOption = LogLevel.INFO,
+    verbose: Verbose = False,
 ) -> None:
     """Turn telemetry into history in a DuckDB file, and answer SQL, until stopped.
 
@@ -115,9 +117,8 @@ def process(
     """
     from ..schemas.units import parse_bytes, parse_seconds
 
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    identity = configure("processor", log_format, log_level, verbose=verbose)
+    within = stop_seconds(stop_within)
 
     def kept(text: str) -> float | None:
         return parse_seconds(text) or None
@@ -138,9 +139,10 @@ def process(
     if lake is not None:
         if lake_data is None:
             raise CommandError("--lake needs --lake-data: the folder of its files", USAGE)
-        _share(lake, lake_data, partitions, nats, memory_bytes)
+        _share(lake, lake_data, partitions, nats, memory_bytes, within, identity.named)
         return
-    _run(db, nats, archive, memory_bytes, retention, _remote(quack, quack_token_file))
+    remote = _remote(quack, quack_token_file)
+    _run(db, nats, archive, memory_bytes, retention, remote, within, identity.named)
 
 
 def _remote(address: str | None, token_file: Path | None) -> Quack | None:
@@ -165,44 +167,49 @@ def _run(
     memory_bytes: int | None,
     retention: Retention,
     remote: Quack | None,
+    within_seconds: float,
+    named: Callable[[str], None],
 ) -> None:
     from ..processors.service import process as work
     from ..processors.sql.quack import QuackError
     from ..processors.storage import StorageError
 
     try:
-        _until_stopped(
-            work(db, nats_url=nats, archive=archive, memory_bytes=memory_bytes, retention=retention, remote=remote)
+        serve(
+            work(
+                db,
+                nats_url=nats,
+                archive=archive,
+                memory_bytes=memory_bytes,
+                retention=retention,
+                remote=remote,
+                named=named,
+            ),
+            within_seconds,
         )
     except (StorageError, QuackError) as error:
         raise CommandError(str(error), FAILED) from error
 
 
-def _share(catalog: str, data: str, partitions: int, nats: str | None, memory_bytes: int | None) -> None:
+def _share(
+    catalog: str,
+    data: str,
+    partitions: int,
+    nats: str | None,
+    memory_bytes: int | None,
+    within_seconds: float,
+    named: Callable[[str], None],
+) -> None:
     from ..processors.ingest.sharing import share
     from ..processors.storage.errors import StorageError, StoragePaused
     from ..processors.storage.lake import Lake
 
     folder = data if "://" in data else str(Path(data).absolute())
     try:
-        _until_stopped(share(Lake(catalog, folder, memory_bytes=memory_bytes), partitions, nats_url=nats))
+        lake = Lake(catalog, folder, memory_bytes=memory_bytes)
+        serve(share(lake, partitions, nats_url=nats, named=named), within_seconds)
     except (StorageError, StoragePaused) as error:
         raise CommandError(str(error), FAILED) from error
-
-
-def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
-    """Run until SIGINT or SIGTERM, and end in order then."""
-    import uvloop
-
-    async def until_stopped() -> None:
-        task = asyncio.create_task(work)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, cancel_surely, task)
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    uvloop.run(until_stopped())
 
 
 def snapshot(

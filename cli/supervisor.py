@@ -25,7 +25,10 @@ BACKOFF_FIRST_SECONDS: Final = 0.2
 BACKOFF_MOST_SECONDS: Final = 15.0
 STEADY_SECONDS: Final = 10.0
 """A part that ran for so long is well: its next restart does not wait."""
-STOP_SECONDS: Final = 10.0
+STOP_SECONDS: Final = 12.0
+"""A little more than parts take for themselves."""
+_LOG: Final = {"CORRAL_LOG_FORMAT": os.environ.get("CORRAL_LOG_FORMAT", "console")}
+"""People read these logs."""
 _LOG_BYTES: Final = 8 * 2**20
 _POLL_SECONDS: Final = 0.1
 
@@ -214,7 +217,7 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env=os.environ | {bus.URL_VARIABLE: self.server.url, "PYTHONUNBUFFERED": "1"} | part.environment,
+                env=os.environ | {bus.URL_VARIABLE: self.server.url, "PYTHONUNBUFFERED": "1"} | _LOG | part.environment,
                 # As with the server: a Ctrl-C reaches the supervisor alone, which stops parts in order.
                 start_new_session=True,
                 # Parts are made to be killed; one that lingered would hold the database from the next cluster.

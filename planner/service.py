@@ -37,6 +37,7 @@ from ..schemas.requests import (
     LeaseAction,
     LeaseFilter,
     LeaseState,
+    WithdrawAction,
     WorkRequest,
 )
 from .asked import HEADROOM_BYTES, Asked
@@ -59,6 +60,7 @@ log = logging.getLogger("corral.planner")
 GRACE_SECONDS: Final = 10.0
 """After a time without any planner no lease ends for so long: its holder could not renew it meanwhile."""
 _OUTAGE_SECONDS: Final = 2 * TAKEOVER_SECONDS
+_START_AGAIN_SECONDS: Final = 0.5
 _VERSION: Final = "0.1.0"
 
 
@@ -109,11 +111,27 @@ class Planner:
         self._errands: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Take part: get the fleet's state, register, and stand for election."""
-        await self._store.open()
-        health = await self._store.get(HEALTH)
-        await self._telemetry.start(codec.decode(health.value, Health) if health else None)
-        await self._register(None)
+        """Take part: get the fleet's state, register, and stand for election. A bus that dies just then is waited for.
+
+        Raises:
+            BusUnavailable: the server is too old.
+        """
+        while True:
+            bus.heed_cancellation()
+            try:
+                await self._store.open()
+                health = await self._store.get(HEALTH)
+                await self._telemetry.start(codec.decode(health.value, Health) if health else None)
+                await self._register(None)
+                break
+            except bus.BusUnavailable:
+                raise
+            except (NatsError, OSError, TimeoutError) as error:
+                log.warning("the bus went away while this planner started: %r", error)
+                with contextlib.suppress(NatsError, OSError, TimeoutError):
+                    await self._telemetry.stop()
+                    await self._store.close()
+                await asyncio.sleep(_START_AGAIN_SECONDS)
         self._tasks = [
             asyncio.create_task(tidy()),
             asyncio.create_task(self._telemetry.run()),
@@ -292,6 +310,9 @@ class Planner:
         async def request(asked: Asked, body: WorkRequest) -> None:
             await desk.request(body, asked)
 
+        async def withdraw(asked: Asked, body: WithdrawAction) -> None:
+            await desk.withdraw(body, asked)
+
         async def renew(asked: Asked, body: LeaseAction) -> None:
             await desk.renew(body, asked)
 
@@ -318,6 +339,7 @@ class Planner:
         own = PlanSubject
         return [
             *self._owned("request", own.REQUEST, WorkRequest, request),
+            *self._owned("withdraw", own.WITHDRAW, WithdrawAction, withdraw),
             *self._owned("renew", own.RENEW, LeaseAction, renew),
             *self._owned("release", own.RELEASE, LeaseAction, release),
             ("evict", own.EVICT, self._handler(EvictAction, evict)),
@@ -409,16 +431,23 @@ class Planner:
         task.add_done_callback(self._errands.discard)
 
 
-async def plan(url: str | None = None, settings: Settings | None = None, *, stop: asyncio.Event | None = None) -> None:
+async def plan(
+    url: str | None = None,
+    settings: Settings | None = None,
+    *,
+    stop: asyncio.Event | None = None,
+    named: Callable[[str], None] | None = None,
+) -> None:
     """Run a planner until it is told to stop: by `stop` where that is given, else by SIGINT or SIGTERM.
 
     Args:
         url: of the bus; None as in `bus.connect`.
         settings: see `Settings`.
         stop: ends it when set.
+        named: told the planner's id once it has one.
 
     Raises:
-        bus.BusUnavailable: no server answers at the start.
+        bus.BusUnavailable: no server answers at the start, or it has closed a connection for good.
         ValueError: an unknown policy.
     """
     settings = settings or Settings()
@@ -438,16 +467,45 @@ async def plan(url: str | None = None, settings: Settings | None = None, *, stop
         if planner is not None:
             await planner.telemetry_reconnected()
 
-    nc = await bus.connect(url, name="corral-planner", reconnected_cb=reconnected, pending_size=64 * 2**20)
-    telemetry_nc = await bus.connect(url, name="corral-planner-telemetry", reconnected_cb=telemetry_reconnected)
-    try:
-        await bus.ensure_layout(nc.jetstream())
-        planner = Planner(nc, telemetry_nc, settings)
+    closed = asyncio.Event()
+    connections = [
+        await bus.connect(
+            url, name="corral-planner", reconnected_cb=reconnected, pending_size=64 * 2**20, closed=closed
+        )
+    ]
+
+    async def serve() -> None:
+        nonlocal planner
+        # A server that was there a moment ago is waited for.
+        telemetry_nc = await bus.connect(
+            url,
+            name="corral-planner-telemetry",
+            reconnected_cb=telemetry_reconnected,
+            wait_seconds=None,
+            closed=closed,
+        )
+        connections.append(telemetry_nc)
+        await bus.until_laid_out(connections[0].jetstream())
+        planner = Planner(connections[0], telemetry_nc, settings)
         await planner.start()
-        await stopping.wait()
-        await planner.stop()
+        await asyncio.Event().wait()
+
+    async def until_lost() -> None:
+        await closed.wait()
+        await bus.until_closed(next(nc for nc in connections if nc.is_closed), closed)
+
+    tasks = [asyncio.create_task(work) for work in (serve(), until_lost(), stopping.wait())]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if planner is not None and not closed.is_set():
+            await planner.stop()
+        for task in done:
+            task.result()
     finally:
-        for connection in (telemetry_nc, nc):
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in reversed(connections):
             # nats-py fails in several ways when it is closed while the server is away.
             with contextlib.suppress(NatsError, OSError, RuntimeError, TimeoutError):
                 async with asyncio.timeout(2.0):

@@ -11,9 +11,6 @@ from typing import Final
 
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
-from nats.errors import NoRespondersError
-from nats.js import JetStreamContext
-from nats.js.errors import ServiceUnavailableError
 
 from ..schemas import bus
 from ..schemas.query import ProcessorStatus
@@ -52,6 +49,7 @@ async def process(
     retention: Retention | None = None,
     remote: Quack | None = None,
     ready: asyncio.Event | None = None,
+    named: Callable[[str], None] | None = None,
 ) -> None:
     """Bring what is published into a database and answer queries, until cancelled.
 
@@ -64,14 +62,16 @@ async def process(
         retention: how long things are kept.
         remote: open DuckDB's remote protocol too.
         ready: set once it reads and answers.
+        named: told the processor's id once it has one.
 
     Raises:
         StorageError: the database can't be used; the message says why and what to do.
         QuackError: the remote door can't be opened; likewise.
-        BusUnavailable: no server answered.
+        BusUnavailable: no server answered, or it has closed the connection for good.
     """
     loop = asyncio.get_running_loop()
     opened = False
+    closed = asyncio.Event()
 
     def prepare(connection: DuckDBPyConnection) -> Callable[[], None] | None:
         nonlocal opened
@@ -92,12 +92,16 @@ async def process(
     storage = await loop.run_in_executor(
         None, lambda: Database(db, archive=archive, memory_bytes=memory_bytes, prepare=prepare)
     )
+    if named is not None:
+        named(storage.processor)
     maintenance = Maintenance(storage, retention)
     try:
-        nc = await bus.connect(nats_url, name=f"processor-{storage.processor}", wait_seconds=wait_seconds)
+        nc = await bus.connect(
+            nats_url, name=f"processor-{storage.processor}", wait_seconds=wait_seconds, closed=closed
+        )
         try:
             js = nc.jetstream()
-            await _lay_out(js)
+            await bus.until_laid_out(js)
             letters = DeadLetters(js)
             ingests = [Ingest(nc, storage, consumer, letters) for consumer in CONSUMERS]
 
@@ -126,10 +130,12 @@ async def process(
                 if ready is not None:
                     ready.set()
                 try:
-                    await asyncio.Event().wait()
+                    await bus.until_closed(nc, closed)
                 finally:
                     await service.stop()
                     await copies.stop()
+        except* bus.BusUnavailable as gone:
+            raise gone.exceptions[0] from None
         finally:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CLOSE_SECONDS):
@@ -137,16 +143,3 @@ async def process(
     finally:
         await asyncio.shield(loop.run_in_executor(None, maintenance.stop))
         await loop.run_in_executor(None, storage.close)
-
-
-async def _lay_out(js: JetStreamContext) -> None:
-    """Make sure of the streams: a server that starts, or dies just then, is waited for as before the connection."""
-    while True:
-        bus.heed_cancellation()
-        try:
-            await bus.ensure_layout(js)
-        except (TimeoutError, ServiceUnavailableError, NoRespondersError) as error:
-            log.warning("the bus does not answer yet: %r", error)
-            await asyncio.sleep(0.5)
-        else:
-            return

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from duckdb import DuckDBPyConnection
@@ -31,6 +32,7 @@ async def share(
     nats_url: str | None = None,
     wait_seconds: float | None = None,
     ready: asyncio.Event | None = None,
+    named: Callable[[str], None] | None = None,
 ) -> None:
     """Bring this processor's parts of what is published into a lake, and answer queries over it, until cancelled.
 
@@ -40,11 +42,12 @@ async def share(
         nats_url: see `bus.connect`.
         wait_seconds: give up after so long where no server answers at the start; None tries for ever.
         ready: set once it takes parts.
+        named: told the processor's id once it has one.
 
     Raises:
         StorageError: the lake can't be used; the message says why and what to do.
         StoragePaused: its catalog does not answer at the start.
-        BusUnavailable: no server answered.
+        BusUnavailable: no server answered, or it has closed the connection for good.
     """
     history = await asyncio.to_thread(prepare, lake, count)
     reading = await asyncio.to_thread(_for_readers, lake)
@@ -55,10 +58,13 @@ async def share(
         return made
 
     owner = uuid.uuid4().hex[:12]
-    nc = await bus.connect(nats_url, name=f"processor-{history}-{owner}", wait_seconds=wait_seconds)
+    if named is not None:
+        named(owner)
+    closed = asyncio.Event()
+    nc = await bus.connect(nats_url, name=f"processor-{history}-{owner}", wait_seconds=wait_seconds, closed=closed)
     try:
         js = nc.jetstream()
-        await bus.ensure_layout(js)
+        await bus.until_laid_out(js)
         await partitions.ensure_stream(js, count)
         letters = DeadLetters(js)
         consumers = partitions.consumers(count)
@@ -107,9 +113,13 @@ async def share(
         if ready is not None:
             ready.set()
         try:
-            await claims.run()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(claims.run())
+                tasks.create_task(bus.until_closed(nc, closed))
         finally:
             await service.stop()
+    except* bus.BusUnavailable as gone:
+        raise gone.exceptions[0] from None
     finally:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(2.0):
