@@ -1,0 +1,99 @@
+"""Each example runs against a real cluster; one whose tool is not here is skipped, and says so."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_cluster import LocalCluster, environment, wait_for
+
+EXAMPLES = Path(__file__).parents[2] / "docs/examples"
+torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    cluster = LocalCluster(tmp_path_factory.mktemp("examples") / "data")
+    try:
+        wait_for(lambda: cluster.rows("SELECT count(DISTINCT host) FROM samples") == [[2]])
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def run(cluster: LocalCluster, *command: str, folder: Path = EXAMPLES) -> str:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(CORRAL_NATS_URL=cluster.url),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not cluster.json("leases")["leases"], "it has left a lease behind"
+    return done.stdout
+
+
+def told(printed: str) -> None:
+    """What every client in another language shows: devices, a renewal, rows."""
+    assert len(re.findall(r"^sim-000[12]:\d NVIDIA .* GPU-", printed, re.MULTILINE)) == 2, printed
+    assert "renewed until 20" in printed
+    assert len(re.findall(r"^sim-000[12]: [1-9]\d* samples", printed, re.MULTILINE)) == 2, printed
+
+
+def test_plain_nats(cluster: LocalCluster) -> None:
+    printed = run(cluster, sys.executable, "plain_nats.py")
+    told(printed)
+    assert re.findall(r"heard: (\w+)", printed) == ["granted", "renewed", "released"]
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="Node and npm are not installed")
+def test_node(cluster: LocalCluster, tmp_path: Path) -> None:
+    folder = shutil.copytree(
+        EXAMPLES / "node", tmp_path / "node", ignore=lambda _, names: {"node_modules"} & set(names)
+    )
+    installed = subprocess.run(
+        ["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    if installed.returncode:
+        pytest.skip(f"npm has no registry here: {installed.stderr[-200:]}")
+    told(run(cluster, "node", "work.mjs", folder=folder))
+
+
+@pytest.mark.skipif(not (shutil.which("nats") and shutil.which("jq")), reason="the nats command or jq is not installed")
+def test_nats_cli(cluster: LocalCluster) -> None:
+    told(run(cluster, "./nats_cli.sh"))
+
+
+def test_torchrun_is_started_once_a_host_with_the_gpus_of_that_host(cluster: LocalCluster) -> None:
+    printed = run(cluster, sys.executable, "torchrun.py", "--gpus", "6", "--start", "print", "--", "train_ddp.py")
+    nodes = printed.splitlines()
+    assert len(nodes) == 2
+    for rank, node in enumerate(nodes):
+        visible = re.search(r"CUDA_VISIBLE_DEVICES=(\S+)", node)
+        assert visible is not None
+        assert f"--nnodes 2 --node-rank {rank} --nproc-per-node {len(visible[1].split(','))} " in node
+        assert f"--master-addr {nodes[0].split(':')[0]} " in node
+
+
+@torch
+def test_training_on_a_lease(cluster: LocalCluster) -> None:
+    printed = run(cluster, sys.executable, "train.py", "--steps", "50")
+    assert "loss" in printed
+
+
+@torch
+def test_training_over_two_hosts(cluster: LocalCluster) -> None:
+    port = str(20_000 + os.getpid() % 20_000)
+    command = ("torchrun.py", "--gpus", "6", "--start", "local", "--port", port, "--", "train_ddp.py")
+    printed = run(cluster, sys.executable, *command)
+    assert printed.count("of 6") == printed.count("in step: True") == 6
