@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test model-check lint format docs images compose-test lock clean
+.PHONY: demo test model-check lint format docs site images compose-test lock clean
 
 demo: $(READY)
 	$(BIN)/corral demo
@@ -28,6 +28,10 @@ format: $(READY)
 # Everything that is generated from the code: message schemas, AsyncAPI, the metric table.
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+
+# The documentation as a site in build/site; every link is followed.
+site: $(READY)
+	$(BIN)/python docs/site.py
 
 # The compose file for real, with Docker or Podman: minutes, and a registry of images or debootstrap.
 compose-test: $(READY)
