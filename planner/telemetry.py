@@ -104,7 +104,8 @@ class Telemetry:
 
     async def stop(self) -> None:
         """Unsubscribe."""
-        for subscription in self._subscriptions:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
             if not self._nc.is_closed:
                 await subscription.unsubscribe()
 

@@ -8,6 +8,7 @@ at any time: it creates what is missing and widens nothing that an operator has 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import re
@@ -16,14 +17,18 @@ from typing import Any, Final
 import nats
 from msgspec import Struct
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext, api
-from nats.js.errors import BadRequestError, BucketNotFoundError, NotFoundError
+from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, NotFoundError
 
 log = logging.getLogger("corral.bus")
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 URL_VARIABLE: Final = "CORRAL_NATS_URL"
 CREDENTIALS_VARIABLE: Final = "CORRAL_NATS_CREDS"
+REPLICAS_VARIABLE: Final = "CORRAL_REPLICAS"
+CLUSTER_REPLICAS: Final = 3
+"""Copies of streams and buckets on servers that form a cluster: one server may be lost, and nothing with it."""
 
 PREFIX: Final = "corral.v1"
 
@@ -48,16 +53,20 @@ SNAPSHOT_READ: Final = f"{PREFIX}.history.snapshot.read"
 HISTORY_STATUS: Final = f"{PREFIX}.history.status"
 QUERY_ACK: Final = f"{PREFIX}.history.ack"
 """`corral.v1.history.ack.<processor>.<query>`: parts of an answer are acknowledged here (`QueryRequest.window`)."""
+HEALTH: Final = f"{PREFIX}.health"
+"""Any service on itself: also `….<service>` and `….<service>.<instance>`; see `schemas/health.py`."""
 PLANNER_SERVICE: Final = "corral-planner"
 HISTORY_SERVICE: Final = "corral-history"
 
 
 class PlanSubject:
-    """Where the planner listens. `request`, `renew` and `release` also listen on `<subject>.<owner>`: a server that
-    lets a client publish only under its own name makes the owner certain, and a body that names another is refused."""
+    """Where the planner listens. `request`, `withdraw`, `renew` and `release` also listen on `<subject>.<owner>`: a
+    server that lets a client publish only under its own name makes the owner certain, and a body that names another is
+    refused."""
 
     REQUEST: Final = f"{PLAN}.request"
     EXPLAIN: Final = f"{PLAN}.explain"
+    WITHDRAW: Final = f"{PLAN}.withdraw"
     RENEW: Final = f"{PLAN}.renew"
     RELEASE: Final = f"{PLAN}.release"
     LEASES: Final = f"{PLAN}.leases"
@@ -211,6 +220,10 @@ class BusUnavailable(ConnectionError):
     """No server answered."""
 
 
+class BusClosed(BusUnavailable):
+    """The server has closed a connection for good: what lives by it ends, and is started anew by its supervisor."""
+
+
 def heed_cancellation() -> None:
     """End this task where it was cancelled and an await has swallowed that: loops without an end ask each time round.
 
@@ -231,15 +244,20 @@ async def connect(
     name: str = "corral",
     credentials: str | None = None,
     wait_seconds: float | None = 5.0,
+    closed: asyncio.Event | None = None,
     **options: Any,
 ) -> Client:
     """Connect and keep reconnecting for ever.
+
+    A server that refuses a client rather than goes away (its key was revoked, say) closes the connection for good;
+    nothing can be done over it any more.
 
     Args:
         url: one server or several by comma; `CORRAL_NATS_URL`, then the local default.
         name: shown in the server's connection list.
         credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default.
         wait_seconds: give up after so long where no server answers at the start; None tries for ever.
+        closed: set once the connection is closed for good, by either side.
         options: further ones of `nats.connect`.
 
     Raises:
@@ -252,13 +270,16 @@ async def connect(
         "connect_timeout": 2,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": 0.5,
-        "ping_interval": 10,
+        # A server that vanished without a word is noticed after 15 s at most.
+        "ping_interval": 5,
         "max_outstanding_pings": 2,
         "error_cb": _log_error,
         **options,
     }
     if credentials:
         settings["user_credentials"] = credentials
+    if closed is not None:
+        settings["closed_cb"] = functools.partial(_set, closed)
     report = settings["error_cb"]
     loop = asyncio.get_running_loop()
     deadline = None if wait_seconds is None else loop.time() + wait_seconds
@@ -301,6 +322,21 @@ async def connect(
         pause = min(pause * 2, 2.0)
 
 
+async def until_closed(nc: Client, closed: asyncio.Event) -> None:
+    """Wait for the end of a connection that was made with `closed`.
+
+    Raises:
+        BusClosed: it has come.
+    """
+    await closed.wait()
+    why = f" ({nc.last_error})" if nc.last_error else ""
+    raise BusClosed(f"the NATS server has closed the connection for good{why}")
+
+
+async def _set(event: asyncio.Event) -> None:
+    event.set()
+
+
 async def _log_error(error: Exception) -> None:
     log.warning("bus: %s: %s", type(error).__name__, error)
 
@@ -324,14 +360,31 @@ def stream_config(stream: Stream, replicas: int = 1) -> api.StreamConfig:
     )
 
 
-async def ensure_layout(js: JetStreamContext, *, replicas: int = 1, max_bytes_scale: float = 1.0) -> None:
+def default_replicas(js: JetStreamContext) -> int:
+    """Copies of a new stream: `CORRAL_REPLICAS`; without it 3 where the server belongs to a cluster, else 1.
+
+    Raises:
+        ValueError: `CORRAL_REPLICAS` is no number from 1 to 5.
+    """
+    given = os.environ.get(REPLICAS_VARIABLE, "").strip()
+    if given:
+        if given not in {"1", "2", "3", "4", "5"}:
+            raise ValueError(f"{REPLICAS_VARIABLE}={given!r} is not possible: write 1, 3 or 5")
+        return int(given)
+    server: dict[str, Any] = js._nc._server_info  # pyright: ignore[reportPrivateUsage]  # there is no other way to it
+    return CLUSTER_REPLICAS if server.get("cluster") else 1
+
+
+async def ensure_layout(js: JetStreamContext, *, replicas: int | None = None, max_bytes_scale: float = 1.0) -> None:
     """Create the streams and buckets that are missing; leave alone those that are there.
 
     Args:
         js: of a connection that may manage streams.
-        replicas: copies of each stream, 1 or 3.
+        replicas: copies of each stream, 1, 3 or 5; None as `default_replicas` says.
         max_bytes_scale: factor on every byte limit, for small disks.
     """
+    if replicas is None:
+        replicas = default_replicas(js)
     for stream in STREAMS:
         config = stream_config(stream, replicas)
         config.max_bytes = int(stream.max_bytes * max_bytes_scale)
@@ -358,6 +411,33 @@ async def ensure_layout(js: JetStreamContext, *, replicas: int = 1, max_bytes_sc
                 ),
                 bucket.name,
             )
+
+
+async def until_laid_out(js: JetStreamContext) -> None:
+    """`ensure_layout`, again and again: a server that starts or dies just then, or a cluster that is not whole yet, is
+    waited for."""
+    told = ""
+    while True:
+        heed_cancellation()
+        try:
+            await ensure_layout(js)
+        except (NatsError, OSError, TimeoutError) as error:
+            why = str(error) or type(error).__name__
+            if isinstance(error, APIError) and error.err_code in _TOO_FEW_SERVERS:
+                why = (
+                    f"the cluster has too few servers for {default_replicas(js)} copies "
+                    f"(set {REPLICAS_VARIABLE}=1 where it is not to have more)"
+                )
+            if why != told:
+                log.warning("the streams can't be made yet, and are tried again: %s", why)
+                told = why
+            await asyncio.sleep(0.5)
+        else:
+            return
+
+
+_TOO_FEW_SERVERS: Final = frozenset({10005, 10074})
+"""No suitable peers for placement; replicas of more than one on a server that is alone."""
 
 
 async def _create(creation: Any, name: str) -> None:

@@ -48,6 +48,8 @@ _STREAM: Final = f"KV_{bus.PLANNER_BUCKET}"
 _KEYS: Final = f"$KV.{bus.PLANNER_BUCKET}."
 _WRONG_SEQUENCE: Final = frozenset({10071, 10164})
 _RESEND_SECONDS: Final = 2.0
+_SILENT_SECONDS: Final = 5.0
+"""A server that answers no write for so long may be gone without a word: another one is tried."""
 _DUPLICATE_WINDOW_SECONDS: Final = 60.0
 """For how long the server knows a write again: far longer than one may stay on its way."""
 
@@ -121,6 +123,7 @@ class Store:
         self._pending: dict[int, _Write] = {}
         self._count = 0
         self._newest = 0
+        self._heard_at = 0.0
         self._subscription: Subscription | None = None
         self._loop = asyncio.get_running_loop()
         self._settled = asyncio.Event()
@@ -189,6 +192,8 @@ class Store:
             headers["Nats-Msg-Id"] = message_id
         if ttl_seconds:
             headers["Nats-TTL"] = f"{max(1, round(ttl_seconds))}s"
+        if not self._pending:
+            self._heard_at = self._loop.time()
         self._count += 1
         number = self._count
         write = self._pending[number] = _Write(f"{_KEYS}{key}", value, headers, done, self._newest)
@@ -257,6 +262,10 @@ class Store:
     async def tend(self) -> float:
         """Resend what has waited too long; returns the seconds until the next time."""
         if self._pending and self._nc.is_connected:
+            if self._loop.time() - self._heard_at > _SILENT_SECONDS and len(self._nc.servers) > 1:
+                log.warning("no write was answered for %.0f s: trying another server", _SILENT_SECONDS)
+                self._heard_at = self._loop.time()
+                await self._nc.force_reconnect()
             await self.resend(_RESEND_SECONDS)
         return _RESEND_SECONDS / 4
 
@@ -284,6 +293,7 @@ class Store:
             log.debug("write %s waits: %s", write.subject, error)
 
     async def _on_ack(self, message: Msg) -> None:
+        self._heard_at = self._loop.time()
         number = int(message.subject[self._cut :])
         write = self._pending.get(number)
         if write is None or write.resolved:
