@@ -46,6 +46,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "leases": Entry("work:leases", _WORK, "List leases."),
     "explain": Entry("work:explain", _WORK, "What would become of a request, device by device."),
     "queue": Entry("work:queue", _WORK, "List the requests that wait."),
+    "withdraw": Entry("work:withdraw", _WORK, "Take requests back that wait."),
     "top": Entry("top:top", _LOOK, "The fleet, live."),
     "devices": Entry("fleet:devices", _LOOK, "List devices with their load, free memory and leases."),
     "fleet": Entry("fleet:fleet", _LOOK, "The fleet in numbers."),

@@ -1,4 +1,4 @@
-"""Asking for GPUs and giving them back: `request`, `renew`, `release`, `leases`, `explain`, `queue`."""
+"""Asking for GPUs and giving them back: `request`, `renew`, `release`, `leases`, `explain`, `queue`, `withdraw`."""
 
 from __future__ import annotations
 
@@ -286,3 +286,65 @@ def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -
             render.duration(entry.waiting_seconds), escape(entry.message),
         )  # fmt: skip
     console().print(made)
+
+
+def withdraw(
+    request_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[REQUEST]...", help="Ids of requests, or how they begin.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All requests of the owner.")] = False,
+    owner: Owner = None,
+    json: AsJson = False,
+    nats: NatsUrl = None,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Take requests back that wait (exit code 5 where one does not wait or is not yours).
+
+    Whoever waits for the answer is told. One that was granted in the same moment keeps its lease: you are told which.
+
+    Examples:
+      corral withdraw 5f0c…
+      corral withdraw --all
+    """
+    if bool(request_ids) == every:
+        raise exits.CommandError("name the requests to withdraw (corral queue lists them), or say --all", exits.USAGE)
+
+    async def work() -> list[requests.Rejection | requests.Assignment]:
+        async with connected(nats, owner=owner, timeout=timeout) as client:
+            entries = await client.queue()
+            if every:
+                chosen = [entry for entry in entries if entry.owner == client.owner]
+            else:
+                chosen = [_waiting_one(entries, text) for text in request_ids or []]
+            return [await client.withdraw(entry.request_id) for entry in chosen]
+
+    done = run(work())
+    if json:
+        print_json(done)
+    elif not done:
+        console().print("[dim]nothing of yours waits[/]")
+    else:
+        for answer in done:
+            if isinstance(answer, requests.Assignment):
+                lease = answer.lease
+                console().print(
+                    f"[yellow]Granted just before[/]: lease {escape(lease.lease_id)} of request "
+                    f"{escape(lease.request_id)} holds its GPUs (corral release {escape(lease.lease_id)})"
+                )
+            else:
+                console().print(f"[green]Withdrawn[/] {escape(answer.request_id)}")
+    if any(isinstance(answer, requests.Assignment) for answer in done):
+        raise typer.Exit(exits.FAILED)
+
+
+def _waiting_one(entries: list[requests.QueueEntry], text: str) -> requests.QueueEntry:
+    """The request in the queue that a text names, by its id or by how that begins."""
+    found = [entry for entry in entries if entry.request_id == text]
+    found = found or [entry for entry in entries if entry.request_id.startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise exits.CommandError(
+            f"{len(found)} requests that wait begin with {text!r}: write more of the id", exits.USAGE
+        )
+    raise exits.CommandError(f"no request {text!r} waits: `corral queue` lists those that do", exits.NOT_YOURS)

@@ -29,11 +29,15 @@ from .result import QueryResult
 
 T = TypeVar("T")
 
+_Answer: Any = requests.Assignment | requests.Rejection
+
 Waiting = Callable[[requests.QueueEntry], None]
 """Told every few seconds where a request that waits stands."""
 
 _WAIT_POLL_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 0.1
+_TAKE_BACK_SECONDS: Final = 3.0
+"""A caller that was cancelled is held up no longer by taking its request back: the lease would end by itself."""
 
 
 class Client:
@@ -79,6 +83,8 @@ class Client:
     async def request(self, *, on_wait: Waiting | None = None, **fields: Unpack[RequestFields]) -> requests.Assignment:
         """Ask for devices: all of them, or a `Rejected`.
 
+        A caller that is cancelled withdraws the request, and releases what was granted meanwhile.
+
         Raises:
             Rejected: they can't be had; the reasons are counted in it.
             InvalidRequest: a field is wrong.
@@ -92,17 +98,39 @@ class Client:
         if request.request_id is None:
             request = _with_id(request)
         subject = self._owned(PlanSubject.REQUEST, request.owner)
-        if request.wait_seconds > 0:
-            reply = await self._request_waiting(subject, request, on_wait)
-        else:
-            reply = await self._plan(
-                subject,
-                request,
-                requests.Assignment | requests.Rejection,  # pyright: ignore[reportArgumentType]
-            )
+        try:
+            if request.wait_seconds > 0:
+                reply = await self._request_waiting(subject, request, on_wait)
+            else:
+                reply = await self._plan(subject, request, _Answer)
+        except asyncio.CancelledError:
+            with contextlib.suppress(CorralError, TimeoutError):
+                async with asyncio.timeout(_TAKE_BACK_SECONDS):
+                    await self._take_back(request)
+            raise
         if isinstance(reply, requests.Rejection):
             raise Rejected(reply)
         return cast("requests.Assignment", reply)
+
+    async def withdraw(self, request_id: str, *, owner: str | None = None) -> requests.Rejection | requests.Assignment:
+        """Take a request back that may still wait.
+
+        Returns:
+            The answer that the request has: the rejection `withdrawn`; the assignment, if it was granted before (its
+            lease goes on until it is released); or the rejection that it got before.
+
+        Raises:
+            NotOwner: somebody else asked.
+        """
+        owner = owner or self.owner
+        action = requests.WithdrawAction(request_id=request_id, owner=owner)
+        return await self._plan(self._owned(PlanSubject.WITHDRAW, owner), action, _Answer)
+
+    async def _take_back(self, request: requests.WorkRequest) -> None:
+        assert request.request_id is not None
+        answer = await self.withdraw(request.request_id, owner=request.owner)
+        if isinstance(answer, requests.Assignment) and answer.lease.state is requests.LeaseState.ACTIVE:
+            await self.release(answer.lease.lease_id, owner=request.owner)
 
     def lease(
         self,

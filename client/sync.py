@@ -8,7 +8,7 @@ import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Final, Self, TypeVar, Unpack
 
 from ..schemas import requests
 from ..schemas.metrics import DeviceSample
@@ -22,6 +22,9 @@ from .result import QueryResult
 
 T = TypeVar("T")
 
+_ENDING_SECONDS: Final = 4.0
+"""A request that is interrupted is withdrawn: longer than that may take."""
+
 
 class _Loop:
     """An event loop in a daemon thread."""
@@ -32,15 +35,24 @@ class _Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and wait; Ctrl-C cancels it."""
+        """Run a coroutine there and wait; Ctrl-C cancels it, and waits a moment for what it still has to say."""
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("a callback of the client can't call the client: hand the work to another thread")
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        ended = threading.Event()
+
+        async def told() -> T:
+            try:
+                return await work
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(told(), self.loop)
         try:
             return future.result()
         except BaseException:
-            future.cancel()
+            if future.cancel():
+                ended.wait(_ENDING_SECONDS)
             raise
 
     def stop(self) -> None:
@@ -118,6 +130,10 @@ class SyncClient:
     def submit(self, request: requests.WorkRequest, *, on_wait: Waiting | None = None) -> requests.Assignment:
         """See `Client.submit`."""
         return self._loop.run(self._client.submit(request, on_wait=on_wait))
+
+    def withdraw(self, request_id: str, *, owner: str | None = None) -> requests.Rejection | requests.Assignment:
+        """See `Client.withdraw`."""
+        return self._loop.run(self._client.withdraw(request_id, owner=owner))
 
     def lease(
         self,

@@ -8,15 +8,12 @@ same answer, and later too for as long as the answer is remembered (see `RETAIN_
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Protocol
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -35,6 +32,7 @@ from ..schemas.requests import (
     Queue,
     Rejection,
     RejectionCode,
+    WithdrawAction,
     WorkRequest,
 )
 from .fleet.fleet import Fleet, apply
@@ -44,19 +42,11 @@ from .leases import leases
 from .leases.leases import LeaseRecord, Refused
 from .leases.ledger import Ledger, clock
 from .leases.queue import MOST_WAITING, Waiting, WaitingQueue, competes
-from .leases.store import DRAINS, Deposed, Outcome, Store, WriteFailed, answer_key
+from .leases.store import DRAINS, Deposed, Store, WriteFailed
 from .placement.decide import Decision, InvalidRequest, Placed, Policies, decide, environment
+from .remembered import Answer, Answers, conflict, digest_of
 
 log = logging.getLogger("corral.planner.desk")
-
-REJECTION_SECONDS: Final = 120.0
-"""The answer to a request that was not granted is remembered for so long, where the client gave it an id."""
-
-_MOST_KEPT_REJECTIONS: Final = 20_000
-"""More at a time are remembered in memory alone: a flood of requests must not fill the bucket that leases need."""
-_MOST_REJECTIONS: Final = 100_000
-
-_encode_canonical: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Caller(Protocol):
@@ -71,30 +61,31 @@ class Caller(Protocol):
         ...
 
 
-class Answer(Struct, frozen=True, kw_only=True):
-    """A remembered answer to a request that was not granted, as the bucket holds it.
-
-    Attributes:
-        digest: of the request's body.
-        rejection: the answer.
-        until: it is forgotten then, seconds since the epoch.
-    """
-
-    digest: str
-    rejection: Rejection
-    until: float
-
-
 class _Open:
     """A request that is being decided, with all who asked it."""
 
-    __slots__ = ("callers", "digest", "named", "request")
+    __slots__ = ("callers", "digest", "entry", "named", "request")
 
     def __init__(self, digest: str, request: WorkRequest, caller: Caller, named: bool) -> None:
         self.digest = digest
         self.named = named
         self.request = request
         self.callers = [caller]
+        self.entry: Waiting | None = None
+
+
+class _Withdrawing:
+    """Whoever withdraws a request waits for its answer, but asks another planner what it asked this one."""
+
+    def __init__(self, action: WithdrawAction, caller: Caller) -> None:
+        self._action = action
+        self._caller = caller
+
+    async def answer(self, reply: Struct) -> None:
+        await self._caller.answer(reply)
+
+    def forward(self, body: Struct) -> None:
+        self._caller.forward(self._action)
 
 
 class Desk:
@@ -139,8 +130,7 @@ class Desk:
         self._deposed = deposed
         self._drains = drains
         self._drain_lock = asyncio.Lock()
-        self._answers = answers
-        self._forgetting = deque(sorted((answer.until, request_id) for request_id, answer in answers.items()))
+        self._answers = Answers(store, term, answers, deposed)
         self._open: dict[str, _Open] = {}
         self._made = 0
         self._closed = False
@@ -156,7 +146,7 @@ class Desk:
             request = replace(request, request_id=request_id)
         # Nobody can ask again under an id that only the answer tells.
         digest = digest_of(request) if named else ""
-        if named and await self._asked_before(request_id, digest, caller):
+        if named and await self._asked_before(request, request_id, digest, caller):
             return
         opened = _Open(digest, request, caller, named)
         try:
@@ -167,22 +157,22 @@ class Desk:
         self._open[request_id] = opened
         await self._settle(opened, decision)
 
-    async def _asked_before(self, request_id: str, digest: str, caller: Caller) -> bool:
+    async def _asked_before(self, request: WorkRequest, request_id: str, digest: str, caller: Caller) -> bool:
         opened = self._open.get(request_id)
         if opened is not None:
             if opened.digest == digest:
                 opened.callers.append(caller)
             else:
-                await caller.answer(_conflict(request_id))
+                await caller.answer(conflict(request_id))
             return True
         record = self.ledger.table.of_request(request_id)
         if record is not None:
             same = record.digest == digest
-            await caller.answer(leases.as_granted(record) if same else _conflict(request_id))
+            await caller.answer(leases.as_granted(record) if same else conflict(request_id))
             return True
         answer = self._answers.get(request_id)
-        if answer is not None and answer.until > time.time():
-            await caller.answer(answer.rejection if answer.digest == digest else _conflict(request_id))
+        if answer is not None:
+            await caller.answer(answer.rejection if answer.answers(request, digest) else conflict(request_id))
             return True
         return False
 
@@ -210,7 +200,7 @@ class Desk:
             if len(self.queue) >= MOST_WAITING:
                 await self._turn_down(opened, decision)
             else:
-                self.queue.add(request, time.time(), decision, opened)
+                opened.entry = self.queue.add(request, time.time(), decision, opened)
         else:
             await self._turn_down(opened, decision)
 
@@ -245,33 +235,48 @@ class Desk:
         if not opened.named:  # nobody can ask for it again
             await self._close(opened, rejection)
             return
-        request_id = opened.request.request_id or ""
-        answer = Answer(digest=opened.digest, rejection=rejection, until=time.time() + REJECTION_SECONDS)
+        await self._answers.keep(
+            opened.request.request_id or "",
+            rejection,
+            digest=opened.digest,
+            then=lambda: self._close(opened, rejection),
+            deposed=lambda: self._forward(opened),
+        )
 
-        async def remember() -> None:
-            self._answers[request_id] = answer
-            self._forgetting.append((answer.until, request_id))
-            self._forget_answers(time.time())
-            await self._close(opened, rejection)
+    async def withdraw(self, action: WithdrawAction, caller: Caller) -> None:
+        """Take a request out of the queue; what was granted or turned down already stays so, and is told.
 
-        if len(self._answers) >= _MOST_KEPT_REJECTIONS:
-            await remember()
-            return
-
-        async def landed(outcome: Outcome) -> None:
-            if isinstance(outcome, Deposed):
-                self._deposed()
-                self._forward(opened)
+        One that is not known may still be on its way (from a planner that led before, say): it is turned down when it
+        comes, so that nobody is granted what they no longer wait for.
+        """
+        request_id = action.request_id
+        opened = self._open.get(request_id)
+        if opened is not None:
+            if opened.request.owner != action.owner:
+                await caller.answer(_not_owner(action))
                 return
-            # A rejection promises nothing, so that it is answered even where the bucket is full.
-            await remember()
-
-        await self._store.write(
-            answer_key(request_id),
-            codec.encode(answer, codec.JSON),
-            self._term,
-            landed,
-            ttl_seconds=REJECTION_SECONDS,
+            opened.callers.append(_Withdrawing(action, caller))
+            if opened.entry is not None and opened.entry in self.queue:
+                self.queue.remove(opened.entry)
+                await self._turn_down(opened, _withdrawn(action, opened.request))
+                self.wake.set()  # those behind it may have waited for it
+            return
+        record = self.ledger.table.of_request(request_id)
+        if record is not None:
+            mine = record.lease.owner == action.owner
+            await caller.answer(Assignment(lease=record.lease) if mine else _not_owner(action))
+            return
+        known = self._answers.get(request_id)
+        if known is not None:
+            await caller.answer(known.rejection)
+            return
+        rejection = _withdrawn(action)
+        await self._answers.keep(
+            request_id,
+            rejection,
+            owner=action.owner,
+            then=lambda: caller.answer(rejection),
+            deposed=lambda: caller.forward(action),
         )
 
     async def _close(self, opened: _Open, reply: Struct) -> None:
@@ -281,10 +286,10 @@ class Desk:
 
     def _forward(self, opened: _Open) -> None:
         self._open.pop(opened.request.request_id or "", None)
-        if not opened.named:  # whoever leads may have it already, and would grant it twice
-            return
         for caller in opened.callers:
-            caller.forward(opened.request)
+            # One without an id whoever leads may have already, and would grant it twice.
+            if opened.named or isinstance(caller, _Withdrawing):
+                caller.forward(opened.request)
 
     # The queue
 
@@ -444,15 +449,7 @@ class Desk:
         stamp = now.timestamp()
         await self.ledger.expire(now, not_before)
         self.ledger.forget(stamp)
-        self._forget_answers(stamp)
-
-    def _forget_answers(self, stamp: float) -> None:
-        """Let go of rejections whose time is over, and of the oldest of too many."""
-        while self._forgetting and (self._forgetting[0][0] <= stamp or len(self._answers) > _MOST_REJECTIONS):
-            until, request_id = self._forgetting.popleft()
-            answer = self._answers.get(request_id)
-            if answer is not None and answer.until <= until:
-                del self._answers[request_id]
+        self._answers.forget(stamp)
 
     async def close(self, farewell: Error | None) -> None:
         """The term is over: all who wait are told so, or another planner is asked for them."""
@@ -469,21 +466,19 @@ class Desk:
         return f"{self._planner}-{self._term:x}-{self._made:x}"
 
 
-_DEFAULTS: Final = tuple(
-    (field.name, field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default)
-    for field in msgspec.structs.fields(WorkRequest)
-)
+def _withdrawn(action: WithdrawAction, request: WorkRequest | None = None) -> Rejection:
+    unknown = "" if request is not None else "; it did not wait, and is turned down if it still comes"
+    return Rejection(
+        code=RejectionCode.WITHDRAWN,
+        message=f"request {action.request_id} was withdrawn by {action.owner}{unknown}",
+        could_ever_fit=request is not None,
+        request_id=action.request_id,
+    )
 
 
-def digest_of(request: WorkRequest) -> str:
-    """Tells bodies apart: the same fields in another order, or defaults written out, are the same body."""
-    given = {name: value for name, default in _DEFAULTS if (value := getattr(request, name)) != default}
-    return hashlib.blake2b(_encode_canonical(given), digest_size=12).hexdigest()
-
-
-def _conflict(request_id: str) -> Error:
+def _not_owner(action: WithdrawAction) -> Error:
     return Error(
-        code="conflict",
-        message=f"Request id {request_id!r} was used for another request: give each request an id of its own",
-        field="$.request_id",
+        code="not_owner",
+        message=f"Request {action.request_id} is not {action.owner!r}'s: only its owner may do this",
+        field="$.owner",
     )

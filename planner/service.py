@@ -26,6 +26,8 @@ from nats.micro.service import Service
 
 from ..schemas import bus, codec
 from ..schemas.bus import PlanSubject
+from ..schemas.health import HealthDoor, Judgement
+from ..schemas.instruments import ServiceKind
 from ..schemas.requests import (
     DeviceFilter,
     Devices,
@@ -42,7 +44,7 @@ from ..schemas.requests import (
 )
 from .asked import HEADROOM_BYTES, Asked
 from .chores import LOST_AFTER_SECONDS, Chores, forever, tidy
-from .desk import Answer, Desk
+from .desk import Desk
 from .fleet import summary
 from .fleet.fleet import Fleet, apply
 from .fleet.holding import free, hold
@@ -53,7 +55,9 @@ from .leases.ledger import Ledger
 from .leases.store import ANSWER_PREFIX, DRAINS, HEALTH, LEASE_PREFIX, TOLD, Deposed, Store
 from .placement.decide import InvalidRequest, Policies, explain
 from .placement.policies import POLICIES
+from .remembered import Answer
 from .telemetry import Health, Telemetry
+from .vitals import Vitals
 
 log = logging.getLogger("corral.planner")
 
@@ -98,6 +102,9 @@ class Planner:
         self.most_bytes = nc.max_payload - HEADROOM_BYTES
         self.leading = asyncio.Event()
         self._nc = nc
+        self._telemetry_nc = telemetry_nc
+        self._vitals = Vitals()
+        self._door = HealthDoor(ServiceKind.PLANNER, self.id, self._judge)
         self._settings = settings
         self._policies = Policies() if settings.policy is None else Policies(settings.policy)
         self._store = Store(nc)
@@ -133,14 +140,16 @@ class Planner:
                     await self._store.close()
                 await asyncio.sleep(_START_AGAIN_SECONDS)
         self._tasks = [
-            asyncio.create_task(tidy()),
-            asyncio.create_task(self._telemetry.run()),
-            asyncio.create_task(forever("resending", self._store.tend)),
-            asyncio.create_task(self._candidate.run()),
+            asyncio.create_task(tidy(), name="garbage collection"),
+            asyncio.create_task(self._telemetry.run(), name="folding telemetry in"),
+            asyncio.create_task(forever("resending", self._store.tend), name="resending"),
+            asyncio.create_task(self._candidate.run(), name="the election"),
         ]
+        await self._door.open(self._nc)
 
     async def stop(self) -> None:
         """Leave in order: answer who waits, finish writes, let a standby take over at once."""
+        self._door.stopping = True
         term = self._candidate.term
         if self._desk is not None:
             farewell = Error(code="unavailable", message="This planner is stopping: ask again")
@@ -180,6 +189,17 @@ class Planner:
                 log.debug("telemetry can't be caught up with yet: %r", error)
                 await asyncio.sleep(1.0)
 
+    def _judge(self) -> Judgement:
+        return self._vitals.judge(
+            self._candidate,
+            self._store,
+            self._telemetry,
+            self.fleet,
+            self._desk if self.leading.is_set() else None,
+            hears=self._telemetry_nc.is_connected,
+            dead=[task.get_name() for task in [*self._tasks, *self._term_tasks] if task.done()],
+        )
+
     # Terms
 
     async def _elected(self, term: int) -> None:
@@ -202,7 +222,7 @@ class Planner:
         not_before = time.time() + GRACE_SECONDS if outage > _OUTAGE_SECONDS else 0.0
         table = await self._take_in(records)
         apply(self.fleet, Drains(drains=drains))
-        announcer = self._announcer = Announcer(self._nc, self._store, term, table.tell)
+        announcer = self._announcer = Announcer(self._nc, self._store, term, table.tell, self._vitals.lease_changes)
         await announcer.start()
         healed = await announcer.heal(records, told)
         ledger = Ledger(
@@ -401,7 +421,8 @@ class Planner:
             await self._asked(request, None).answer(error)
 
     def _asked(self, request: Request, owner: str | None) -> Asked:
-        return Asked(request, owner, self.most_bytes, self.forward)
+        counts = request.subject.startswith(PlanSubject.REQUEST)
+        return Asked(request, owner, self.most_bytes, self.forward, self._vitals.answered if counts else None)
 
     # Handing over
 

@@ -117,6 +117,13 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         "What would become of a request, without granting it.",
     ),
     _plan(
+        "withdraw",
+        bus.PlanSubject.WITHDRAW,
+        requests.WithdrawAction,
+        (requests.Rejection, requests.Assignment),
+        "Take a request back that waits. Also on `corral.v1.plan.withdraw.{owner}`.",
+    ),
+    _plan(
         "renew",
         bus.PlanSubject.RENEW,
         requests.LeaseAction,

@@ -270,6 +270,8 @@ class RejectionCode(StrEnum):
     """The planner knows no device at all (yet)."""
     TIMED_OUT = "timed_out"
     """It waited as long as it wanted to, and nothing came free."""
+    WITHDRAWN = "withdrawn"
+    """Whoever asked wants it no more."""
 
 
 class Reason(Struct, frozen=True, kw_only=True):
@@ -320,6 +322,22 @@ class Error(Struct, frozen=True, kw_only=True, tag="error", tag_field="type"):
     code: str
     message: str
     field: str = ""
+
+
+class WithdrawAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Take a request back that may still wait.
+
+    The answer is the request's own: the rejection `withdrawn`; the assignment if it was granted just before, whose
+    lease is then to be released; or the rejection that it had before. Again it is answered alike, and a request that
+    comes under the id after its withdrawal is turned down.
+
+    Attributes:
+        request_id: which.
+        owner: must be its owner.
+    """
+
+    request_id: Identifier
+    owner: OwnerName
 
 
 class LeaseAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

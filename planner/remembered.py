@@ -1,0 +1,144 @@
+"""Answers to requests that were not granted, remembered for a while, so that who asks again is answered alike.
+
+Granted ones need no memory of their own: their leases are it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from ..schemas import codec
+from ..schemas.requests import Error, Rejection, WorkRequest
+from .leases.store import Deposed, Outcome, Store, answer_key
+
+REJECTION_SECONDS: Final = 120.0
+"""The answer to a request that was not granted is remembered for so long, where the client gave it an id."""
+
+_MOST_KEPT: Final = 20_000
+"""More at a time are remembered in memory alone: a flood of requests must not fill the bucket that leases need."""
+_MOST: Final = 100_000
+
+_encode_canonical: Final = msgspec.json.Encoder(order="deterministic").encode
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """A remembered answer, as the bucket holds it.
+
+    Attributes:
+        digest: of the request's body; empty where it was withdrawn before it came.
+        rejection: the answer.
+        until: it is forgotten then, seconds since the epoch.
+        owner: who withdrew it before it came: whatever this owner asks under the id is answered so.
+    """
+
+    digest: str
+    rejection: Rejection
+    until: float
+    owner: str = ""
+
+    def answers(self, request: WorkRequest, digest: str) -> bool:
+        """Whether it is the answer to a request with this digest."""
+        return self.digest == digest if self.digest else self.owner == request.owner
+
+
+class Answers:
+    """All of a term's.
+
+    Args:
+        store: the bucket.
+        term: revision of the leader's key.
+        known: as read from the bucket, by request id.
+        deposed: called when a write was refused since another planner leads.
+    """
+
+    def __init__(self, store: Store, term: int, known: dict[str, Answer], deposed: Callable[[], None]) -> None:
+        self._store = store
+        self._term = term
+        self._known = known
+        self._deposed = deposed
+        self._forgetting = deque(sorted((answer.until, request_id) for request_id, answer in known.items()))
+
+    def get(self, request_id: str) -> Answer | None:
+        """The answer under an id; None if there is none (any more)."""
+        answer = self._known.get(request_id)
+        return answer if answer is not None and answer.until > time.time() else None
+
+    async def keep(
+        self,
+        request_id: str,
+        rejection: Rejection,
+        *,
+        digest: str = "",
+        owner: str = "",
+        then: Callable[[], Awaitable[None]],
+        deposed: Callable[[], None],
+    ) -> None:
+        """Remember a rejection, then go on.
+
+        Args:
+            request_id: of the request.
+            rejection: its answer.
+            digest: of its body, where that is known.
+            owner: who withdrew it, where it is not.
+            then: called once it is remembered.
+            deposed: called instead where another planner leads.
+        """
+        answer = Answer(digest=digest, rejection=rejection, until=time.time() + REJECTION_SECONDS, owner=owner)
+
+        async def remember() -> None:
+            self._known[request_id] = answer
+            self._forgetting.append((answer.until, request_id))
+            self.forget(time.time())
+            await then()
+
+        if len(self._known) >= _MOST_KEPT:
+            await remember()
+            return
+
+        async def landed(outcome: Outcome) -> None:
+            if isinstance(outcome, Deposed):
+                self._deposed()
+                deposed()
+                return
+            # A rejection promises nothing, so that it is answered even where the bucket is full.
+            await remember()
+
+        await self._store.write(
+            answer_key(request_id), codec.encode(answer, codec.JSON), self._term, landed, ttl_seconds=REJECTION_SECONDS
+        )
+
+    def forget(self, now: float) -> None:
+        """Let go of those whose time is over, and of the oldest of too many."""
+        while self._forgetting and (self._forgetting[0][0] <= now or len(self._known) > _MOST):
+            until, request_id = self._forgetting.popleft()
+            answer = self._known.get(request_id)
+            if answer is not None and answer.until <= until:
+                del self._known[request_id]
+
+
+_DEFAULTS: Final = tuple(
+    (field.name, field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default)
+    for field in msgspec.structs.fields(WorkRequest)
+)
+
+
+def digest_of(request: WorkRequest) -> str:
+    """Tells bodies apart: the same fields in another order, or defaults written out, are the same body."""
+    given = {name: value for name, default in _DEFAULTS if (value := getattr(request, name)) != default}
+    return hashlib.blake2b(_encode_canonical(given), digest_size=12).hexdigest()
+
+
+def conflict(request_id: str) -> Error:
+    """The answer to a request whose id is taken."""
+    return Error(
+        code="conflict",
+        message=f"Request id {request_id!r} was used for another request: give each request an id of its own",
+        field="$.request_id",
+    )

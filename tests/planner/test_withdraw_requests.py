@@ -1,0 +1,120 @@
+"""Requests that wait, taken back: by their owner's word, or by a task that is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from corral.cli.server import EmbeddedServer
+from corral.client import Client, NotOwner, Rejected, connect
+from corral.planner.leases.store import answer_key
+from corral.schemas import bus
+from corral.schemas.requests import Assignment, QueueEntry, Rejection, RejectionCode
+from nats.aio.client import Client as Bus
+from rig_planner import FakeHosts, PlannerProcess, ask, persist, running, until_ready
+
+
+async def waiting(client: Client, request_id: str, **fields: Any) -> asyncio.Task[Assignment]:
+    """A request that is in the queue."""
+    task = asyncio.create_task(client.request(request_id=request_id, wait="60s", **fields))
+    await in_line(client, 1, request_id)
+    return task
+
+
+async def in_line(client: Client, least: int, request_id: str = "") -> list[QueueEntry]:
+    """The queue, once there is something in it."""
+    for _ in range(500):
+        entries = [entry for entry in await client.queue() if request_id in ("", entry.request_id)]
+        if len(entries) >= least:
+            return entries
+        await asyncio.sleep(0.02)
+    raise AssertionError("nobody waits")
+
+
+async def test_a_request_that_waits_is_withdrawn_and_its_caller_told(server: EmbeddedServer, nc: Bus) -> None:
+    hosts = FakeHosts(nc, hosts=1, devices=2)
+    await hosts.start()
+    async with running(server.url), connect(server.url, owner="ann") as ann, connect(server.url, owner="bob") as bob:
+        await until_ready(nc, 2)
+        held = (await bob.request(gpus=2, ttl="1h")).lease
+        first = await waiting(ann, "first", gpus=2)
+        behind = await waiting(bob, "behind", gpus=1)
+        with pytest.raises(NotOwner):
+            await bob.withdraw("first")
+        for _ in range(2):  # again it is answered alike
+            answer = await ann.withdraw("first")
+            assert isinstance(answer, Rejection)
+            assert (answer.code, answer.request_id) == (RejectionCode.WITHDRAWN, "first")
+        with pytest.raises(Rejected) as rejected:
+            await first
+        assert rejected.value.code is RejectionCode.WITHDRAWN
+        assert [entry.request_id for entry in await ann.queue()] == ["behind"]
+        # On the subject that makes the owner certain, the body may leave it out and may not name another.
+        assert (await ask(nc, "withdraw.ann", {"owner": "bob", "request_id": "behind"}))["code"] == "refused"
+        assert (await ask(nc, "withdraw.ann", {"request_id": "behind"}))["code"] == "not_owner"
+
+        # What was granted just before is told with its lease, whoever is faster.
+        await bob.release(held.lease_id)
+        granted = await behind
+        answer = await bob.withdraw("behind")
+        assert isinstance(answer, Assignment)
+        assert answer.lease.lease_id == granted.lease.lease_id
+        with pytest.raises(NotOwner):
+            await ann.withdraw("behind")
+
+        # One that comes after its withdrawal finds it there, but nobody else's does.
+        assert isinstance(await ann.withdraw("late"), Rejection)
+        with pytest.raises(Rejected) as late:
+            await ann.request(request_id="late", gpus=1)
+        assert late.value.code is RejectionCode.WITHDRAWN
+        assert (await ask(nc, "request", {"owner": "bob", "request_id": "late"}))["code"] == "conflict"
+        # One without an id can be withdrawn under the id that the queue shows.
+        anonymous = asyncio.create_task(ask(nc, "request", {"owner": "ann", "gpus": 2, "wait_seconds": 60}, timeout=20))
+        await ann.withdraw((await in_line(ann, 1))[0].request_id)
+        assert (await anonymous)["code"] == "withdrawn"
+    await hosts.stop()
+
+
+async def test_a_cancelled_request_leaves_neither_queue_entry_nor_lease(server: EmbeddedServer, nc: Bus) -> None:
+    hosts = FakeHosts(nc, hosts=1, devices=2)
+    await hosts.start()
+    async with running(server.url), connect(server.url, owner="ann") as ann:
+        await until_ready(nc, 2)
+        held = (await ann.request(gpus=2, ttl="1h")).lease
+        task = await waiting(ann, "cancelled", gpus=2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await ann.queue() == []
+        await ann.release(held.lease_id)
+        # Cancelled at any moment of its way to a grant, it holds nothing in the end.
+        for turn in range(24):
+            task = asyncio.create_task(ann.request(gpus=1, ttl="1h", wait="30s" if turn % 2 else 0))
+            await asyncio.sleep(turn * 0.0004)
+            task.cancel()
+            done = (await asyncio.gather(task, return_exceptions=True))[0]
+            if isinstance(done, Assignment):
+                await ann.release(done.lease.lease_id)
+        assert await ann.leases() == []
+        assert await ann.queue() == []
+    await hosts.stop()
+
+
+async def test_a_withdrawal_outlives_its_planner(server: EmbeddedServer, nc: Bus, tmp_path: Any) -> None:
+    hosts = FakeHosts(nc, hosts=1, devices=1)
+    await hosts.start()
+    planner = PlannerProcess(server.url, tmp_path / "log")
+    planner.start()
+    try:
+        await until_ready(nc, 1)
+        body = {"owner": "ann", "request_id": "gone"}
+        assert (await ask(nc, "withdraw", body))["code"] == "withdrawn"
+        planner.kill()
+        store = await nc.jetstream().key_value(bus.PLANNER_BUCKET)
+        assert (await store.get(answer_key("gone"))).value
+        planner.start()
+        assert (await persist(nc, "request", {**body, "gpus": 1}))["code"] == "withdrawn"
+    finally:
+        planner.kill()
+        await hosts.stop()
