@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -35,6 +36,8 @@ _STATUS: Final = {
 }
 
 Forward = Callable[[Request, bytes], None]
+Answered = Callable[[Struct, float, bool], None]
+"""Told the answer, the seconds since the question came, and whether it was ready to wait."""
 
 
 class Asked:
@@ -45,15 +48,36 @@ class Asked:
         owner: that the subject names; None if it names none.
         most_bytes: of a record; an answer may have a little more.
         forward: sends the message to another planner, with a body.
+        answered: told of the answer.
 
     Attributes:
         content_type: of the question, and so of the answer.
         warnings: fields that were ignored.
     """
 
-    __slots__ = ("_forward", "_most_bytes", "_request", "content_type", "owner", "warnings")
+    __slots__ = (
+        "_answered",
+        "_came_at",
+        "_forward",
+        "_most_bytes",
+        "_request",
+        "_waits",
+        "content_type",
+        "owner",
+        "warnings",
+    )
 
-    def __init__(self, request: Request, owner: str | None, most_bytes: int, forward: Forward) -> None:
+    def __init__(
+        self,
+        request: Request,
+        owner: str | None,
+        most_bytes: int,
+        forward: Forward,
+        answered: Answered | None = None,
+    ) -> None:
+        self._answered = answered
+        self._came_at = time.perf_counter()
+        self._waits = False
         self._request = request
         self._most_bytes = most_bytes
         self._forward = forward
@@ -71,6 +95,7 @@ class Asked:
             raise codec.DecodeError(message, "too_large")
         if self.owner is None:
             message, self.warnings = codec.decode_request(data, type, self.content_type)
+            self._waits = getattr(message, "wait_seconds", 0.0) > 0
             return message
         tree = codec.decode(data, dict[str, Any], self.content_type)
         named = tree.setdefault("owner", self.owner)
@@ -79,10 +104,13 @@ class Asked:
                 f"The subject says that {self.owner!r} asks, the body says {named!r}", "refused", "$.owner"
             )
         message, self.warnings = codec.decode_request(codec.encode(tree, self.content_type), type, self.content_type)
+        self._waits = getattr(message, "wait_seconds", 0.0) > 0
         return message
 
     async def answer(self, reply: Struct) -> None:
         """Answer in the format of the question."""
+        if self._answered is not None:
+            self._answered(reply, time.perf_counter() - self._came_at, self._waits)
         if self.warnings and "warnings" in reply.__struct_fields__:
             reply = msgspec.structs.replace(reply, warnings=self.warnings)
         data = codec.encode(reply, self.content_type)

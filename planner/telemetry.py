@@ -81,8 +81,29 @@ class Telemetry:
         self._reading = False
         self._events_until = 0.0
         self._events_after = 0
+        self._folded_at = self._idle_at = time.monotonic()
         self.ignored = 0
         self.hearing_since = time.time()
+
+    @property
+    def reading(self) -> bool:
+        """It catches up with the streams."""
+        return self._reading
+
+    @property
+    def waiting(self) -> int:
+        """Messages that are not folded in yet; of samples only a host's newest counts."""
+        return len(self._facts) + len(self._newest)
+
+    @property
+    def waiting_seconds(self) -> float:
+        """For how long something has waited without a break; 0 where nothing waits."""
+        return time.monotonic() - self._idle_at if self.waiting else 0.0
+
+    @property
+    def age_seconds(self) -> float:
+        """Since the last message was folded in."""
+        return time.monotonic() - self._folded_at
 
     async def start(self, health: Health | None = None) -> None:
         """Subscribe, then read what is known; after it the fleet is ready for decisions.
@@ -152,6 +173,7 @@ class Telemetry:
             self._arrived.clear()
             if self._reading:
                 continue
+            self._idle_at = time.monotonic()
             while self._facts or self._newest:
                 started = time.perf_counter()
                 facts, self._facts = self._facts[:_SLICE], self._facts[_SLICE:]
@@ -181,6 +203,7 @@ class Telemetry:
                 raise ValueError(f"the body is of host {host!r}")
             assert isinstance(message, Event)
             apply(self._fleet, message, at)
+            self._folded_at = time.monotonic()
         except Exception as error:  # whatever one host sends, the others go on
             self.ignored += 1
             if self.ignored <= 10 or self.ignored % 1000 == 0:

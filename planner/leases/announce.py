@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -52,9 +53,13 @@ class Announcer:
         store: for the watermark.
         term: revision of the leader's key.
         told: called with lease and version once the stream has the event.
+        counts: of changes that were announced, by kind.
     """
 
-    def __init__(self, nc: Client, store: Store, term: int, told: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, nc: Client, store: Store, term: int, told: Callable[[str, int], None], counts: Counter[str] | None = None
+    ) -> None:
+        self.counts = Counter[str]() if counts is None else counts
         self._nc = nc
         self._js = nc.jetstream()
         self._store = store
@@ -85,6 +90,7 @@ class Announcer:
     async def announce(self, record: LeaseRecord, revision: int) -> None:
         """Publish the event of a record's last change, durable at a revision."""
         announcement = Announcement(version=record.version, event=record.event())
+        self.counts[announcement.event.kind.value] += 1
         await self._publish(record.lease.lease_id, announcement, revision)
 
     async def heal(self, records: Iterable[tuple[LeaseRecord, int]], watermark: int) -> int:

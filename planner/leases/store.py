@@ -31,6 +31,7 @@ from nats.js import api
 from nats.js.errors import APIError, NotFoundError
 
 from ...schemas import bus
+from ...schemas.instruments import SECONDS, SIZES, Histogram
 from ..streams import read
 
 log = logging.getLogger("corral.planner.store")
@@ -95,7 +96,7 @@ Done = Callable[[Outcome], Awaitable[None]]
 
 
 class _Write:
-    __slots__ = ("done", "floor", "headers", "resolved", "sent_at", "subject", "times", "value")
+    __slots__ = ("asked_at", "done", "floor", "headers", "resolved", "sent_at", "subject", "times", "value")
 
     def __init__(self, subject: str, value: bytes, headers: dict[str, str], done: Done, floor: int) -> None:
         self.subject = subject
@@ -105,6 +106,7 @@ class _Write:
         self.floor = floor
         self.resolved = False
         self.sent_at = 0.0
+        self.asked_at = 0.0
         self.times = 0
 
 
@@ -113,6 +115,11 @@ class Store:
 
     Args:
         nc: the connection; call `resend` when it has been made again.
+
+    Attributes:
+        write_seconds: from sending a write to its acknowledgement.
+        write_group: writes on their way when one is sent.
+        write_failures: writes that were refused.
     """
 
     def __init__(self, nc: Client) -> None:
@@ -128,6 +135,15 @@ class Store:
         self._loop = asyncio.get_running_loop()
         self._settled = asyncio.Event()
         self._settled.set()
+        self.write_seconds = Histogram(SECONDS)
+        self.write_group = Histogram(SIZES)
+        self.write_failures = 0
+
+    @property
+    def unanswered_seconds(self) -> float:
+        """For how long the oldest write has waited for its answer; 0 without any."""
+        oldest = next((write for write in self._pending.values() if not write.resolved), None)
+        return 0.0 if oldest is None else self._loop.time() - oldest.asked_at
 
     @property
     def in_flight(self) -> int:
@@ -198,6 +214,8 @@ class Store:
         number = self._count
         write = self._pending[number] = _Write(f"{_KEYS}{key}", value, headers, done, self._newest)
         self._settled.clear()
+        write.asked_at = self._loop.time()
+        self.write_group.observe(len(self._pending))
         await self._send(number, write)
 
     async def put(self, key: str, value: bytes, term: int, *, message_id: str = "") -> int:
@@ -303,6 +321,8 @@ class Store:
             write.sent_at = 0.0  # no use waiting for another answer
             return
         write.resolved = True
+        self.write_seconds.observe(self._loop.time() - write.asked_at)
+        self.write_failures += isinstance(outcome, WriteFailed)
         if isinstance(outcome, int) and outcome > self._newest:
             self._newest = outcome
         try:

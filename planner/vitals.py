@@ -1,0 +1,119 @@
+"""What a planner measures of itself, and whether it is ready."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from ..schemas.health import Judgement
+from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
+from ..schemas.requests import Assignment, Error, Rejection
+from .desk import Desk
+from .fleet.fleet import Fleet
+from .leases.leader import Candidate
+from .leases.store import Store
+from .telemetry import Telemetry
+
+_BOUNDS: Final = {name: instrument.bounds for name, instrument in INSTRUMENTS[ServiceKind.PLANNER].items()}
+WRITE_SECONDS: Final = 5.0
+"""A bucket that leaves a write without an answer for longer takes none."""
+FOLD_SECONDS: Final = 5.0
+"""Telemetry that waits for longer is no live state."""
+
+
+class Vitals:
+    """Counts of one planner, over all of its terms.
+
+    Attributes:
+        requests: by what became of them.
+        lease_changes: by kind of event.
+        grant_seconds: see the catalogue.
+        decision_seconds: likewise.
+    """
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        self.lease_changes: Counter[str] = Counter()
+        self.grant_seconds = Histogram(_BOUNDS["grant_seconds"])
+        self.decision_seconds = Histogram(_BOUNDS["decision_seconds"])
+
+    def answered(self, reply: object, seconds: float, waited: bool) -> None:
+        """A work request was answered.
+
+        Args:
+            reply: the answer.
+            seconds: since the request came.
+            waited: it was ready to wait in the queue.
+        """
+        if isinstance(reply, Assignment):
+            self.requests["granted"] += 1
+            if not waited:
+                self.grant_seconds.observe(seconds)
+        elif isinstance(reply, Rejection):
+            self.requests[reply.code.value] += 1
+        elif isinstance(reply, Error):
+            self.requests[f"error_{reply.code}"] += 1
+
+    def judge(
+        self,
+        candidate: Candidate,
+        store: Store,
+        telemetry: Telemetry,
+        fleet: Fleet,
+        desk: Desk | None,
+        *,
+        hears: bool,
+        dead: Iterable[str] = (),
+    ) -> Judgement:
+        """How the planner is now.
+
+        Args:
+            candidate: of the election.
+            store: the bucket.
+            telemetry: what comes in.
+            fleet: what is known.
+            desk: of the term; None before it is open, and for a standby.
+            hears: the connection for telemetry is up.
+            dead: tasks that should run and do not.
+        """
+        reasons = [f"{name} has ended" for name in dead]
+        if candidate.term and desk is None:
+            reasons.append("it is taking over")
+        elif candidate.term and not candidate.certain:
+            reasons.append("its heartbeat is not acknowledged: it does not know whether it still leads")
+        if not hears:
+            reasons.append("the connection for telemetry is lost")
+        if telemetry.reading:
+            reasons.append("it reads what collectors said before")
+        elif (behind := telemetry.waiting_seconds) > FOLD_SECONDS:
+            reasons.append(f"telemetry waits for {behind:.0f} s to be taken in")
+        if (unanswered := store.unanswered_seconds) > WRITE_SECONDS:
+            reasons.append(f"the bucket has not answered a write for {unanswered:.0f} s")
+        now = time.time()
+        queue = None if desk is None else desk.queue
+        return Judgement(
+            reasons,
+            {
+                "leading": float(desk is not None),
+                "term": float(candidate.term),
+                "requests": self.requests,
+                "grant_seconds": self.grant_seconds,
+                "decision_seconds": self.decision_seconds,
+                "queue_length": float(len(queue) if queue is not None else 0),
+                "queue_longest_wait_seconds": max((now - entry.arrived_at for entry in queue or ()), default=0.0),
+                "active_leases": float(desk.ledger.table.active if desk is not None else 0),
+                "lease_changes": self.lease_changes,
+                "write_seconds": store.write_seconds,
+                "write_group": store.write_group,
+                "writes_in_flight": float(store.in_flight),
+                "write_failures": float(store.write_failures),
+                "hosts": float(len(fleet.hosts)),
+                "devices": float(len(fleet.devices)),
+                "telemetry_ignored": float(telemetry.ignored),
+                "telemetry_waiting": float(telemetry.waiting),
+                "telemetry_age_seconds": telemetry.age_seconds,
+            },
+            "leader" if desk is not None else "standby",
+        )

@@ -1,0 +1,241 @@
+"""How a service is: what it answers on `corral.v1.health`, and who answers for it.
+
+Each service listens on three subjects: `corral.v1.health` (all services answer), `corral.v1.health.<service>` (all
+instances of one) and `corral.v1.health.<service>.<instance>`. It is alive if it answers, and ready if it does what it
+is there for; the reasons say why not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Final
+
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+
+from . import bus, codec
+from .instruments import INSTRUMENTS, Histogram, ServiceKind
+
+log = logging.getLogger("corral.health")
+
+Values = Mapping[str, "float | Histogram | Mapping[str, float] | Mapping[str, Histogram]"]
+"""By instrument; by the value of its label where it has one."""
+
+
+class Measure(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The value of an instrument.
+
+    Attributes:
+        name: of the instrument; see `schemas/instruments.py`.
+        value: of a gauge or counter; for a histogram the sum of all values.
+        labels: such as the stream.
+        bounds: of a histogram, ascending.
+        counts: of a histogram: values up to each bound and above the one before it, and at last those beyond.
+    """
+
+    name: str
+    value: float
+    labels: dict[str, str] = {}
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+
+
+class ServiceHealth(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="health", tag_field="type"):
+    """A service on itself.
+
+    Attributes:
+        service: which; see `ServiceKind`.
+        instance: names it among those of its kind.
+        host: name of the machine that it runs on.
+        ready: it does what it is there for.
+        reasons: why not, in words; empty if it is ready.
+        role: such as `leader` or `standby`; empty if there is only one.
+        corral_version: of the package.
+        started_at: when it started.
+        measures: of itself.
+    """
+
+    service: ServiceKind
+    instance: str
+    host: str
+    ready: bool
+    reasons: list[str] = []
+    role: str = ""
+    corral_version: str = ""
+    started_at: datetime | None = None
+    measures: list[Measure] = []
+
+
+class Judgement(Struct, frozen=True):
+    """What a service says of itself at one moment.
+
+    Attributes:
+        reasons: why it is not ready; empty if it is.
+        values: of its instruments, those of every service left out.
+        role: as in `ServiceHealth`.
+    """
+
+    reasons: list[str]
+    values: Values = {}
+    role: str = ""
+
+
+class HealthDoor:
+    """Answers for a service.
+
+    Args:
+        service: which.
+        instance: becomes a token of the subject.
+        judge: asked each time.
+
+    Attributes:
+        stopping: set once the service has begun to end.
+    """
+
+    def __init__(self, service: ServiceKind, instance: str, judge: Callable[[], Judgement]) -> None:
+        self.service = service
+        self.instance = bus.host_token(instance)
+        self.stopping = False
+        self._judge = judge
+        self._started_at = datetime.now(UTC)
+        self._subscriptions: list[Subscription] = []
+
+    async def open(self, nc: Client) -> None:
+        """Listen on a connection; on another one after it was lost for good."""
+
+        async def answer(message: Msg) -> None:
+            if message.reply:
+                with contextlib.suppress(NatsError):  # the bus is away: whoever asked has no use for it any more
+                    await nc.publish(message.reply, codec.encode(self.health(), codec.JSON))
+
+        self._subscriptions = [
+            await nc.subscribe(subject, cb=answer)
+            for subject in (
+                bus.HEALTH,
+                f"{bus.HEALTH}.{self.service}",
+                f"{bus.HEALTH}.{self.service}.{self.instance}",
+            )
+        ]
+
+    async def close(self) -> None:
+        """Listen no more."""
+        self.stopping = True
+        for subscription in self._subscriptions:
+            with contextlib.suppress(NatsError, OSError, ValueError):
+                await subscription.unsubscribe()
+        self._subscriptions = []
+
+    def health(self) -> ServiceHealth:
+        """How it is now."""
+        try:
+            judgement = self._judge()
+            measures = measured(self.service, {**_common(self._started_at), **judgement.values})
+        except Exception as error:  # what can't tell how it is, is not well
+            log.exception("the %s can't tell how it is", self.service)
+            judgement, measures = Judgement([f"it can't tell how it is: {error}"]), []
+        reasons = ["it is stopping"] if self.stopping else judgement.reasons
+        return ServiceHealth(
+            service=self.service,
+            instance=self.instance,
+            host=socket.gethostname(),
+            ready=not reasons,
+            reasons=reasons,
+            role=judgement.role,
+            corral_version=_version(),
+            started_at=self._started_at,
+            measures=measures,
+        )
+
+
+def measured(service: ServiceKind, values: Values) -> list[Measure]:
+    """Values as they travel.
+
+    Raises:
+        KeyError: the catalogue has no such instrument.
+    """
+    found: list[Measure] = []
+    for name, given in values.items():
+        instrument = INSTRUMENTS[service][name]
+        if isinstance(given, Mapping):
+            label = instrument.labels[0]
+            found += [_measure(name, value, {label: key}) for key, value in given.items()]
+        else:
+            found.append(_measure(name, given, {}))
+    return found
+
+
+def _measure(name: str, value: float | Histogram, labels: dict[str, str]) -> Measure:
+    if isinstance(value, Histogram):
+        return Measure(
+            name=name, value=value.total, labels=labels, bounds=value.bounds, counts=tuple(value.counts)
+        )
+    return Measure(name=name, value=float(value), labels=labels)
+
+
+def _common(started_at: datetime) -> dict[str, float]:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "start_timestamp_seconds": started_at.timestamp(),
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "resident_bytes": float(_resident_bytes()),
+    }
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        # Elsewhere only the peak is to be had: kilobytes on Linux, bytes on macOS.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _version() -> str:
+    try:
+        return metadata.version("corral")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def health_subject(service: str | None = None, instance: str | None = None) -> str:
+    """Where to ask: all services, those of one kind, or one of them."""
+    return ".".join(filter(None, (bus.HEALTH, service, instance and bus.host_token(instance))))
+
+
+QUIET_SECONDS: Final = 0.25
+"""After the last answer: by then, whoever has not answered does not."""
+
+
+class Since:
+    """Since when something has not happened; for readiness.
+
+    Attributes:
+        at: the last time, on the monotonic clock.
+    """
+
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+
+    def now(self) -> None:
+        """It happens."""
+        self.at = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """For so long."""
+        return time.monotonic() - self.at
