@@ -14,18 +14,21 @@ import os
 import re
 from typing import Any, Final
 
-import nats
 from msgspec import Struct
 from nats.aio.client import Client
+from nats.errors import AuthorizationError
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, NotFoundError
+
+from . import credentials as who
+from . import permitted
+from .credentials import CREDENTIALS_VARIABLE
 
 log = logging.getLogger("corral.bus")
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 URL_VARIABLE: Final = "CORRAL_NATS_URL"
-CREDENTIALS_VARIABLE: Final = "CORRAL_NATS_CREDS"
 REPLICAS_VARIABLE: Final = "CORRAL_REPLICAS"
 CLUSTER_REPLICAS: Final = 3
 """Copies of streams and buckets on servers that form a cluster: one server may be lost, and nothing with it."""
@@ -243,6 +246,10 @@ async def connect(
     *,
     name: str = "corral",
     credentials: str | None = None,
+    ca: str | None = None,
+    certificate: str | None = None,
+    key: str | None = None,
+    inbox_prefix: str | None = None,
     wait_seconds: float | None = 5.0,
     closed: asyncio.Event | None = None,
     **options: Any,
@@ -255,16 +262,26 @@ async def connect(
     Args:
         url: one server or several by comma; `CORRAL_NATS_URL`, then the local default.
         name: shown in the server's connection list.
-        credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default.
+        credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default. What it says of its holder fills in
+            the rest.
+        ca: path of the certificate that the server's must be signed by; `CORRAL_NATS_CA` by default. With it, a
+            server without TLS is not spoken to.
+        certificate: path of one's own, where the server wants to see it; `CORRAL_NATS_CERT` by default.
+        key: path of the certificate's key; `CORRAL_NATS_KEY` by default.
+        inbox_prefix: of the subjects that answers come to; `CORRAL_INBOX_PREFIX` by default.
         wait_seconds: give up after so long where no server answers at the start; None tries for ever.
         closed: set once the connection is closed for good, by either side.
         options: further ones of `nats.connect`.
 
     Raises:
-        BusUnavailable: no server answered in time; the message says what to do.
+        BusUnavailable: no server answered in time, or it refuses the credentials; the message says what to do.
     """
     servers = [part.strip() for part in (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).split(",") if part.strip()]
-    credentials = credentials or os.environ.get(CREDENTIALS_VARIABLE) or None
+    try:
+        identity = who.identify(credentials, ca=ca, certificate=certificate, key=key, inbox=inbox_prefix)
+        proofs = who.options(identity)
+    except who.CredentialsError as error:
+        raise BusUnavailable(str(error)) from None
     settings: dict[str, Any] = {
         "name": name,
         "connect_timeout": 2,
@@ -274,10 +291,9 @@ async def connect(
         "ping_interval": 5,
         "max_outstanding_pings": 2,
         "error_cb": _log_error,
+        **proofs,
         **options,
     }
-    if credentials:
-        settings["user_credentials"] = credentials
     if closed is not None:
         settings["closed_cb"] = functools.partial(_set, closed)
     report = settings["error_cb"]
@@ -285,13 +301,15 @@ async def connect(
     deadline = None if wait_seconds is None else loop.time() + wait_seconds
     last: list[Exception] = []
     connected = False
+    client = Client()
 
     async def remember(error: Exception) -> None:
         last[:] = [error]
+        permitted.refused(client, error)
         await report(error)
         if not connected:
             heed_cancellation()
-        if not connected and deadline is not None and loop.time() >= deadline:
+        if not connected and deadline is not None and (_is_refusal(error) or loop.time() >= deadline):
             raise error
 
     settings["error_cb"] = remember
@@ -301,7 +319,9 @@ async def connect(
             # A client that reconnects for ever also tries its first connection for ever; one attempt is always whole.
             attempt = None if deadline is None else max(deadline, loop.time() + settings["connect_timeout"])
             async with asyncio.timeout_at(attempt):
-                client = await nats.connect(servers, **settings)
+                client = who.TlsClient() if identity.ca else Client()
+                permitted.admit(client, identity)
+                await client.connect(servers, **settings)
             connected = True
             try:
                 heed_cancellation()
@@ -312,8 +332,15 @@ async def connect(
         except asyncio.CancelledError:
             raise
         except Exception as error:  # nats-py raises many kinds, and some as bare OSError
+            why = last[-1] if last else error
+            if deadline is not None and _is_refusal(why):
+                raise BusUnavailable(
+                    f"the NATS server at {', '.join(servers)} does not take "
+                    + (f"the credentials in {identity.file}: " if identity.file else "anyone without credentials: ")
+                    + "ask for some (`corral auth add` makes them), and name them with `corral context add`, --creds "
+                    f"or {CREDENTIALS_VARIABLE}"
+                ) from error
             if deadline is not None and loop.time() + pause > deadline:
-                why = last[-1] if last else error
                 raise BusUnavailable(
                     f"no NATS server answers at {', '.join(servers)} ({type(why).__name__}: {why}). "
                     f"Start one with `corral up`, or name yours with --nats or {URL_VARIABLE}."
@@ -335,6 +362,10 @@ async def until_closed(nc: Client, closed: asyncio.Event) -> None:
 
 async def _set(event: asyncio.Event) -> None:
     event.set()
+
+
+def _is_refusal(error: Exception) -> bool:
+    return "authorization violation" in str(error).lower() or isinstance(error, AuthorizationError)
 
 
 async def _log_error(error: Exception) -> None:
