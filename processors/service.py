@@ -13,6 +13,8 @@ from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
 from ..schemas import bus
+from ..schemas.health import HealthDoor
+from ..schemas.instruments import ServiceKind
 from ..schemas.query import ProcessorStatus
 from . import snapshots
 from .ingest.deadletters import DeadLetters
@@ -20,6 +22,7 @@ from .ingest.ingest import CONSUMERS, Ingest
 from .sql import quack
 from .sql.query import QueryService
 from .storage import Database, Maintenance, Retention
+from .vitals import Vitals
 
 log = logging.getLogger("corral.processor")
 
@@ -104,6 +107,11 @@ async def process(
             await bus.until_laid_out(js)
             letters = DeadLetters(js)
             ingests = [Ingest(nc, storage, consumer, letters) for consumer in CONSUMERS]
+            vitals = Vitals(letters, storage.size_bytes)
+            for ingest in ingests:
+                vitals.add(ingest)
+            health = HealthDoor(ServiceKind.PROCESSOR, storage.processor, vitals.judge)
+            await health.open(nc)
 
             def status() -> ProcessorStatus:
                 return ProcessorStatus(
@@ -126,12 +134,14 @@ async def process(
                     tasks.create_task(ingest.run())
                 await service.start()
                 await copies.start()
+                vitals.queries = service
                 log.info("processor %s writes %s", storage.processor, storage.path)
                 if ready is not None:
                     ready.set()
                 try:
                     await bus.until_closed(nc, closed)
                 finally:
+                    health.stopping = True
                     await service.stop()
                     await copies.stop()
         except* bus.BusUnavailable as gone:

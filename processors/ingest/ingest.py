@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from ...schemas import bus
+from ...schemas.instruments import ROWS, SECONDS, SIZES, Histogram
 from ..storage.errors import StorageError, StoragePaused, Unstorable
 from ..storage.interface import Batch, Storage
 from . import facts
@@ -74,6 +75,9 @@ class Counts(Struct):
         batches: transactions.
         decode_seconds: CPU time spent decoding.
         write_seconds: CPU time spent in transactions, DuckDB's own threads left out.
+        batch_messages: in one transaction.
+        batch_samples: device samples in one transaction that has any.
+        commit_seconds: of one transaction.
     """
 
     messages: int = 0
@@ -82,6 +86,9 @@ class Counts(Struct):
     batches: int = 0
     decode_seconds: float = 0.0
     write_seconds: float = 0.0
+    batch_messages: Histogram = field(default_factory=lambda: Histogram(SIZES))
+    batch_samples: Histogram = field(default_factory=lambda: Histogram(ROWS))
+    commit_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
 
 
 class _Decoded(NamedTuple):
@@ -111,6 +118,7 @@ class Ingest:
         counts: see `Counts`.
         paused: why nothing is stored at the moment; empty while it is.
         part: what it reads, as the storage names it.
+        begun: it reads.
     """
 
     def __init__(self, nc: Client, storage: Storage, consumer: Consumer, dead_letters: DeadLetters) -> None:
@@ -131,6 +139,12 @@ class Ingest:
         self._bytes_per_sample = 0.0
         self.counts = Counts()
         self.paused = ""
+        self.begun = False
+
+    @property
+    def lag_seconds(self) -> float:
+        """How old the last message that came is, while more waits; 0 where nothing waits."""
+        return self._reader.lag_seconds
 
     @property
     def lag_messages(self) -> int:
@@ -162,6 +176,7 @@ class Ingest:
             self._arrivals = Arrivals(stored)
             self._decoder = Decoder(self._storage.series)
             await self._reader.start(after)
+            self.begun = True
         except (NatsError, TimeoutError) as error:
             log.warning("%s can't be read yet: %r", stream, error)
             return False
@@ -244,9 +259,13 @@ class Ingest:
                 await self._commit(Batch(stream=batch.stream, sequence=part[0].sequence, refused={"unstorable": 1}))
 
     def _store(self, batch: Batch) -> None:
-        began = time.thread_time()
+        began, began_at = time.thread_time(), time.perf_counter()
         self._storage.commit(batch)
         self.counts.write_seconds += time.thread_time() - began
+        self.counts.commit_seconds.observe(time.perf_counter() - began_at)
+        self.counts.batch_messages.observe(batch.messages)
+        if batch.samples is not None:
+            self.counts.batch_samples.observe(batch.samples.num_rows)
         self.counts.batches += 1
         self.counts.messages += batch.messages
         self.counts.samples += batch.samples.num_rows if batch.samples is not None else 0

@@ -89,7 +89,14 @@ class Reader:
         self._last_ack = 0
         self.created = ""
         self.pending = 0
+        self._stored_at = 0.0
+        self._idle = True
         self.repeated = 0
+
+    @property
+    def lag_seconds(self) -> float:
+        """How old the last message that came is by the server's clock, while more waits; 0 where nothing waits."""
+        return max(0.0, time.time() - self._stored_at) if self.pending and not self._idle and self._stored_at else 0.0
 
     async def identify(self) -> str:
         """When the stream was made, as text."""
@@ -232,7 +239,9 @@ class Reader:
         # $JS.ACK.[domain.account.]stream.consumer.delivered.stream sequence.consumer sequence.time.pending[.random]
         at = 5 if len(parts) == 9 else 7
         sequence, delivered = int(parts[at]), int(parts[at + 1])
+        self._stored_at = int(parts[at + 2]) * 1e-9
         self.pending = int(parts[at + 3])
+        self._idle = False
         if self._broken:
             return
         if delivered != self._delivered + 1:
@@ -256,6 +265,8 @@ class Reader:
         status = headers.get("Status", "")
         description = headers.get("Description", "")
         if status == "100":
+            # The server says so only where it has nothing to deliver, whatever became of what was pending.
+            self._idle = True
             last = headers.get("Nats-Last-Consumer")
             if last is not None and int(last) > self._delivered and not self._broken:
                 self._broken = f"messages {self._delivered + 1} to {last} of the consumer did not come"

@@ -12,12 +12,15 @@ from pathlib import Path
 from duckdb import DuckDBPyConnection
 
 from ...schemas import bus
+from ...schemas.health import HealthDoor
+from ...schemas.instruments import ServiceKind
 from ...schemas.query import ProcessorStatus
 from ..sql import confine
 from ..sql.query import QueryService
 from ..storage import upkeep
 from ..storage.errors import Deposed, StorageError, StoragePaused
 from ..storage.lake import Lake, LakePart, attach, prepare
+from ..vitals import Vitals
 from . import partitions
 from .deadletters import DeadLetters
 from .ingest import Ingest
@@ -67,6 +70,9 @@ async def share(
         await bus.until_laid_out(js)
         await partitions.ensure_stream(js, count)
         letters = DeadLetters(js)
+        vitals = Vitals(letters)
+        health = HealthDoor(ServiceKind.PROCESSOR, owner, vitals.judge)
+        await health.open(nc)
         consumers = partitions.consumers(count)
         working: dict[str, Ingest] = {}
         storages: dict[str, LakePart] = {}
@@ -80,6 +86,7 @@ async def share(
             storage = await asyncio.to_thread(LakePart, lake, history, part)
             ingest = Ingest(nc, storage, consumers[part], letters)
             working[part], storages[part] = ingest, storage
+            vitals.add(ingest)
             try:
                 await ingest.run()
             except* Deposed as gone:
@@ -88,6 +95,7 @@ async def share(
                 log.error("%s: %s", part, failed.exceptions[0])
             finally:
                 del working[part], storages[part]
+                vitals.remove(ingest)
                 before["samples"] += ingest.counts.samples
                 before["duplicates"] += ingest.counts.duplicates
                 await asyncio.to_thread(storage.close)
@@ -110,6 +118,7 @@ async def share(
         claims = partitions.Claims(nc, history, owner, [*consumers, partitions.UPKEEP], work)
         log.info("processor %s shares the history %s, in %d partitions", owner, history, count)
         await service.start()
+        vitals.queries = service
         if ready is not None:
             ready.set()
         try:
@@ -117,6 +126,7 @@ async def share(
                 tasks.create_task(claims.run())
                 tasks.create_task(bus.until_closed(nc, closed))
         finally:
+            health.stopping = True
             await service.stop()
     except* bus.BusUnavailable as gone:
         raise gone.exceptions[0] from None

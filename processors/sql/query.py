@@ -109,6 +109,21 @@ class QueryService:
         self._counts = {"answered": 0, "failed": 0, "busy": 0}
         self._stopping = False
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Queries since the start, by how they ended."""
+        return self._counts
+
+    @property
+    def running(self) -> int:
+        """Queries that run."""
+        return self._queue.running
+
+    @property
+    def waiting(self) -> int:
+        """Queries that wait for their turn."""
+        return len(self._queue)
+
     async def start(self) -> None:
         """Listen."""
         service = await add_service(

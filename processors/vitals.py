@@ -1,0 +1,99 @@
+"""What a processor measures of itself, and whether it is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from ..schemas.health import Judgement
+from ..schemas.instruments import ROWS, Histogram
+from .ingest.deadletters import DeadLetters
+from .ingest.ingest import Counts, Ingest
+from .sql.query import QueryService
+
+LAG_SECONDS: Final = 30.0
+"""Further behind, the history is no place to ask what is now."""
+
+
+class Vitals:
+    """Of one processor.
+
+    Args:
+        letters: what it refuses.
+        database_bytes: size of the database on disk; None where nobody knows.
+
+    Attributes:
+        queries: the door for readers; None before it is open.
+        ingests: what it reads, by part.
+    """
+
+    def __init__(self, letters: DeadLetters, database_bytes: Callable[[], int] | None = None) -> None:
+        self.queries: QueryService | None = None
+        self.ingests: dict[str, Ingest] = {}
+        self._letters = letters
+        self._database_bytes = database_bytes
+        self._counts: dict[str, list[Counts]] = {}
+
+    def add(self, ingest: Ingest) -> None:
+        """It reads one part more. A part that comes back goes on counting."""
+        self.ingests[ingest.part] = ingest
+        self._counts.setdefault(ingest.part, []).append(ingest.counts)
+
+    def remove(self, ingest: Ingest) -> None:
+        """It has given a part back."""
+        self.ingests.pop(ingest.part, None)
+
+    def judge(self) -> Judgement:
+        """How the processor is now."""
+        reasons: list[str] = []
+        for part, ingest in self.ingests.items():
+            if not ingest.begun:
+                reasons.append(f"{part} is not read yet")
+            elif ingest.paused:
+                reasons.append(f"{part} is not stored: {ingest.paused}")
+            elif ingest.lag_seconds > LAG_SECONDS:
+                reasons.append(f"{part} is {ingest.lag_seconds:.0f} s behind, by {ingest.lag_messages} messages")
+        queries = self.queries
+        if queries is None:
+            reasons.append("it does not answer queries yet")
+        samples = Histogram(ROWS)
+        for each in (counts for found in self._counts.values() for counts in found):
+            _add(samples, each.batch_samples)
+        values: dict[str, float | Histogram | Mapping[str, Any]] = {
+            "lag_messages": {part: float(ingest.lag_messages) for part, ingest in self.ingests.items()},
+            "lag_seconds": {part: ingest.lag_seconds for part, ingest in self.ingests.items()},
+            "messages": self._sums("messages"),
+            "samples": sum(self._sums("samples").values()),
+            "duplicates": self._sums("duplicates"),
+            "dead_letters": float(self._letters.total),
+            "dead_letters_unpublished": float(self._letters.unpublished),
+            "batch_messages": self._histograms("batch_messages"),
+            "batch_samples": samples,
+            "commit_seconds": self._histograms("commit_seconds"),
+            "decode_cpu_seconds": self._sums("decode_seconds"),
+            "write_cpu_seconds": self._sums("write_seconds"),
+            "paused": float(any(ingest.paused for ingest in self.ingests.values())),
+        }
+        if self._database_bytes is not None:
+            values["database_bytes"] = float(self._database_bytes())
+        if queries is not None:
+            values["queries"] = {outcome: float(count) for outcome, count in queries.counts.items()}
+            values["queries_running"] = float(queries.running)
+            values["queries_waiting"] = float(queries.waiting)
+        return Judgement(reasons, values)
+
+    def _sums(self, field: str) -> dict[str, float]:
+        return {part: float(sum(getattr(each, field) for each in found)) for part, found in self._counts.items()}
+
+    def _histograms(self, field: str) -> dict[str, Histogram]:
+        sums: dict[str, Histogram] = {}
+        for part, found in self._counts.items():
+            sums[part] = Histogram(getattr(found[0], field).bounds)
+            for each in found:
+                _add(sums[part], getattr(each, field))
+        return sums
+
+
+def _add(to: Histogram, more: Histogram) -> None:
+    to.counts = [a + b for a, b in zip(to.counts, more.counts, strict=True)]
+    to.total += more.total
