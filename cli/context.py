@@ -5,117 +5,58 @@ A setting is taken from the flag, else from the environment, else from the conte
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import msgspec
 import typer
-from msgspec import Struct
 
-from ..client.request import OWNER_VARIABLE
-from ..schemas import bus
+from .config import CONTEXT_VARIABLE, VARIABLES, Config, Context, path, read, write
 from .exits import NOT_YOURS, USAGE, CommandError
 
-CONFIG_VARIABLE: Final = "CORRAL_CONFIG"
-CONTEXT_VARIABLE: Final = "CORRAL_CONTEXT"
+SOURCES: Final[dict[str, str]] = {}
+"""Where a variable that was not in the environment has its value from, in words."""
 
 
-class Context(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A bus, and how to go there.
-
-    Attributes:
-        nats: URL.
-        creds: path of a credentials file; empty if none.
-        owner: who asks there; empty for the account's name.
-    """
-
-    nats: str
-    creds: str = ""
-    owner: str = ""
-
-
-class Config(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The configuration file.
-
-    Attributes:
-        current: name of the context in use; empty if none.
-        contexts: by name.
-    """
-
-    current: str = ""
-    contexts: dict[str, Context] = {}
-
-
-def path() -> Path:
-    """Of the configuration: `$CORRAL_CONFIG`, else `corral/config.toml` in `$XDG_CONFIG_HOME` or `~/.config`."""
-    if named := os.environ.get(CONFIG_VARIABLE):
-        return Path(named)
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "corral" / "config.toml"
-
-
-def read() -> Config:
-    """The configuration; an empty one where there is no file.
-
-    Raises:
-        CommandError: the file is there and wrong.
-    """
-    try:
-        text = path().read_text()
-    except FileNotFoundError:
-        return Config()
-    except OSError as error:
-        raise CommandError(f"{path()} can't be read: {error.strerror}", USAGE) from None
-    try:
-        return msgspec.convert(tomllib.loads(text), Config)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise CommandError(f"{path()} is wrong: {error}", USAGE) from None
-
-
-def write(config: Config) -> None:
-    """Replace the configuration; only its owner may read it."""
-    lines = [f"current = {json.dumps(config.current)}"] if config.current else []
-    for name, context in config.contexts.items():
-        lines += ["", f"[contexts.{json.dumps(name)}]"]
-        lines += [f"{key} = {json.dumps(value)}" for key, value in msgspec.to_builtins(context).items()]
-    target = path()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.touch(mode=0o600)
-    partial.write_text("\n".join(lines).lstrip() + "\n")
-    partial.replace(target)
-
-
-def apply(flag: str | None) -> None:
-    """Take a context's settings over into the environment.
+def apply(flag: str | None, config: Config | None = None, *, lenient: bool = False) -> None:
+    """Take a context's settings over into the environment, or those at the top of the file where none is in use.
 
     Args:
         flag: the context that the command line names: it goes before the environment. The one that `CORRAL_CONTEXT`
             names, or that is in use, only fills in what the environment does not say.
+        config: what the files say; they are read by default.
+        lenient: let it be if the context that the file has in use is not there; for commands that mend that.
 
     Raises:
         CommandError: there is no such context.
     """
-    name = flag or os.environ.get(CONTEXT_VARIABLE)
-    config = read()
-    chosen = config.contexts.get(name or config.current)
+    if config is None:
+        config = read()
+    named = flag or os.environ.get(CONTEXT_VARIABLE)
+    name = named or config.current
+    chosen = config.contexts.get(name) if name else config.top
     if chosen is None:
-        if name:
+        if named or not lenient:
             raise CommandError(_unknown(name, config), USAGE)
         return
-    for variable, value in (
-        (bus.URL_VARIABLE, chosen.nats),
-        (bus.CREDENTIALS_VARIABLE, chosen.creds),
-        (OWNER_VARIABLE, chosen.owner),
-    ):
+    url = os.environ.get(VARIABLES["nats"])
+    another = not flag and bool(url) and url != chosen.nats
+    for field, variable in VARIABLES.items():
+        value = getattr(chosen, field) or (config.top.owner if field == "owner" else "")
+        if another and field != "owner":
+            # The environment names another bus: credentials of this one are not shown to it.
+            continue
         if value and (flag or not os.environ.get(variable)):
             os.environ[variable] = value
-        elif flag and variable != OWNER_VARIABLE:
+            SOURCES[variable] = f"context {name}" if name else str(config.origins[field])
+        elif flag and field != "owner":
             # Credentials of one bus are not shown to another.
             os.environ.pop(variable, None)
+
+
+def own() -> Config:
+    """What the file says that commands write to."""
+    return read([path()])
 
 
 def _unknown(name: str, config: Config) -> str:
@@ -151,7 +92,7 @@ def add(
     """
     if not name.strip() or "://" not in url:
         raise CommandError(f"{url!r} is no URL of a bus: write it like nats://host:4222", USAGE)
-    config = read()
+    config = own()
     full = str(Path(creds).expanduser().absolute()) if creds else ""
     config.contexts[name] = Context(nats=url, creds=full, owner=owner)
     config.current = config.current or name
@@ -166,12 +107,12 @@ def use(name: Annotated[str, typer.Argument(help="Of the context.")]) -> None:
     Examples:
       corral context use lab
     """
-    config = read()
-    if name not in config.contexts:
-        raise CommandError(_unknown(name, config), NOT_YOURS)
+    known, config = read(), own()
+    if name not in known.contexts:
+        raise CommandError(_unknown(name, known), NOT_YOURS)
     config.current = name
     write(config)
-    typer.echo(f"{name}: {config.contexts[name].nats} (in use)")
+    typer.echo(f"{name}: {known.contexts[name].nats} (in use)")
 
 
 @context.command("list")
@@ -201,7 +142,7 @@ def remove(name: Annotated[str, typer.Argument(help="Of the context.")]) -> None
     Examples:
       corral context remove lab
     """
-    config = read()
+    config = own()
     if config.contexts.pop(name, None) is None:
         raise CommandError(_unknown(name, config), NOT_YOURS)
     if config.current == name:

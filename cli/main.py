@@ -48,6 +48,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "queue": Entry("work:queue", _WORK, "List the requests that wait."),
     "withdraw": Entry("work:withdraw", _WORK, "Take requests back that wait."),
     "top": Entry("top:top", _LOOK, "The fleet, live."),
+    "dashboard": Entry("dashboard:dashboard", _LOOK, "The fleet in a browser: heat map, timelines, leases, SQL."),
     "devices": Entry("fleet:devices", _LOOK, "List devices with their load, free memory and leases."),
     "fleet": Entry("fleet:fleet", _LOOK, "The fleet in numbers."),
     "query": Entry("query:query", _LOOK, "Ask the history a question in SQL."),
@@ -59,6 +60,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "health": Entry("health:health", _OPERATE, "Whether a part is well, by the exit code."),
     "simulate": Entry("simulate:simulate", _OPERATE, "Replay a trace of requests through the planner's own core."),
     "context": Entry("context:context", _OPERATE, "Name the buses that you use, and choose one."),
+    "config": Entry("settings:config", _OPERATE, "Show the configuration, and where each value is from."),
     "doctor": Entry("doctor:doctor", _OPERATE, "Look for what is wrong, each finding with its fix."),
     "collect": Entry("collect:collect", _PARTS, "Collect this host's GPU telemetry and publish it."),
     "process": Entry("process:process", _PARTS, "Turn telemetry into history, and answer SQL."),
@@ -112,11 +114,17 @@ def load(name: str) -> Any:
     found = getattr(importlib.import_module(f"corral.cli.{module}"), attribute)
     if not isinstance(found, typer.Typer):
         app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        settings = {"allow_interspersed_args": False} if entry.passes_arguments else {}
+        settings: dict[str, Any] = {"auto_envvar_prefix": f"CORRAL_{name}"}
+        if entry.passes_arguments:
+            settings["allow_interspersed_args"] = False
         app.command(name, context_settings=settings)(found)
         found = app
     command = typer.main.get_command(found)
     command.name = name
+    for parameter in command.params:
+        # Every option has a variable, CORRAL_<COMMAND>_<OPTION>; the help names those that have one of their own.
+        if hasattr(parameter, "show_envvar"):
+            parameter.show_envvar = parameter.envvar is not None  # pyright: ignore[reportAttributeAccessIssue]
     return command
 
 
@@ -141,6 +149,7 @@ def _version(wanted: bool) -> None:
     "6 no planner or processor · 7 timed out · 8 query failed · 9 lease lost · 130 interrupted"
 )
 def corral(
+    ctx: typer.Context,
     nats: Annotated[
         str | None, typer.Option("--nats", metavar="URL", help="The bus. Default: $CORRAL_NATS_URL, then localhost.")
     ] = None,
@@ -149,6 +158,10 @@ def corral(
     ] = None,
     context: Annotated[
         str | None, typer.Option("--context", metavar="NAME", help="A named bus. Default: $CORRAL_CONTEXT.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", metavar="FILE", help="Configuration. Default: $CORRAL_CONFIG, then corral.toml."),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -163,10 +176,15 @@ def corral(
     """
     from ..schemas import bus
 
+    if nats:
+        os.environ[bus.URL_VARIABLE] = nats
+    if config:
+        # Parts that a command starts read the same file.
+        os.environ["CORRAL_CONFIG"] = os.path.abspath(config)
     if context or os.environ.get("CORRAL_CONTEXT") or _config_may_be_there():
-        from .context import apply
+        from .settings import configure
 
-        apply(context)
+        configure(ctx, context, must_be_there=config is not None)
     if nats:
         os.environ[bus.URL_VARIABLE] = nats
     if creds:
@@ -178,7 +196,7 @@ def _config_may_be_there() -> bool:
     if os.environ.get("CORRAL_CONFIG"):
         return True
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return os.path.exists(os.path.join(base, "corral", "config.toml"))
+    return any(map(os.path.exists, (os.path.join(base, "corral", "corral.toml"), "/etc/corral/corral.toml")))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -193,6 +211,8 @@ def main(arguments: list[str] | None = None) -> None:
         from .exits import code_and_message
 
         code, message = code_and_message(error)
+        if settings := sys.modules.get("corral.cli.settings"):
+            message += settings.blame(message)
         print(f"corral: {message}", file=sys.stderr)
         sys.exit(code)
 

@@ -23,8 +23,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
+def _another_bus(url: str | None) -> str | None:
+    """Credentials that a context has brought are not shown to the bus that a flag names."""
+    context = sys.modules.get("corral.cli.context")
+    if url and context is not None and url != os.environ.get(bus.URL_VARIABLE):
+        for variable in context.SOURCES:
+            if variable != context.VARIABLES["owner"]:
+                os.environ.pop(variable, None)
+    return url
+
+
 NatsUrl = Annotated[
-    str | None, typer.Option("--nats", metavar="URL", help="The bus. Default: $CORRAL_NATS_URL, then localhost.")
+    str | None,
+    typer.Option(
+        "--nats", metavar="URL", help="The bus. Default: $CORRAL_NATS_URL, then localhost.", callback=_another_bus
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Owner = Annotated[

@@ -65,6 +65,12 @@ def test_credentials_of_one_bus_are_not_shown_to_another(
     apply("lab")
     assert os.environ["CORRAL_NATS_URL"] == NOWHERE
     assert os.environ.get("CORRAL_NATS_CREDS") == (str(tmp_path / "lab.creds") if creds else None)
+    # The environment goes before the context in use, and its bus is not shown the context's credentials.
+    monkeypatch.setenv("CORRAL_NATS_URL", "nats://elsewhere:4222")
+    monkeypatch.delenv("CORRAL_NATS_CREDS", raising=False)
+    apply(None)
+    assert os.environ["CORRAL_NATS_URL"] == "nats://elsewhere:4222"
+    assert "CORRAL_NATS_CREDS" not in os.environ
 
 
 def findings(url: str) -> tuple[int, dict[str, str]]:
