@@ -1,0 +1,363 @@
+// A cell a device, on one canvas: five thousand of them are drawn in a few milliseconds.
+import { FONT, STATES, bytes, css, onTheme, scale, sized, stateColour, uint16, uint32 } from "corral-ui";
+
+const UNKNOWN = 255;
+const LEAST = 9;
+const MOST = 72;
+const GAP = 2;
+const RANGES = { utilization: [0, 100, "%"], memory: [0, 100, "%"], temperature: [25, 95, "°C"] };
+
+export default {
+  template: `
+    <div class="heat" @mouseleave="leave">
+      <div class="heat-legend" role="note">
+        <template v-if="metric === 'health'">
+          <span v-for="state in states" class="heat-key"><i :style="{background: state.colour}"></i>{{ state.name }}
+            <b>{{ state.count.toLocaleString("en") }}</b></span>
+        </template>
+        <template v-else>
+          <canvas ref="scale" class="heat-scale" aria-hidden="true"></canvas>
+        </template>
+      </div>
+      <canvas ref="cells" class="heat-cells" tabindex="0" role="application" :aria-label="label"
+        @mousemove="move" @click="choose" @keydown="key" @blur="leave"></canvas>
+      <div class="heat-tip" ref="tip" v-show="tip.shown" :style="{left: tip.x + 'px', top: tip.y + 'px'}">
+        <div class="heat-tip-title">{{ tip.title }}</div>
+        <div class="heat-tip-row" v-for="row in tip.rows"><span>{{ row[0] }}</span><b>{{ row[1] }}</b></div>
+      </div>
+    </div>`,
+  props: { metric: String },
+  data() {
+    return { tip: { shown: false, x: 0, y: 0, title: "", rows: [], number: -1 }, states: [], label: "Heat map" };
+  },
+  created() {
+    // Not reactive: Vue need not look at thousands of numbers.
+    this.plan = null;
+    this.levels = new Uint8Array();
+    this.health = new Uint8Array();
+    this.focus = -1;
+    this.frames = 0;
+  },
+  mounted() {
+    this.observer = new ResizeObserver(() => this.arrange());
+    this.observer.observe(this.$el);
+    this.forget = onTheme(() => this.draw());
+    this.$emit("ready");
+  },
+  beforeUnmount() {
+    this.observer.disconnect();
+    this.forget();
+    cancelAnimationFrame(this.frame);
+  },
+  methods: {
+    setLayout(layout, levels, health) {
+      this.plan = { ...layout, order: uint32(layout.order), indices: uint16(layout.indices) };
+      this.levels = bytes(levels);
+      this.health = bytes(health);
+      this.label = `Heat map of ${this.plan.order.length} devices by ${this.metric}. Arrow keys move, Enter opens.`;
+      this.focus = -1;
+      this.arrange();
+    },
+    change(levels, health) {
+      if (levels) this.levels = this.apply(this.levels, levels);
+      if (health) this.health = this.apply(this.health, health);
+      this.draw();
+    },
+    apply(before, update) {
+      if (update.full) return bytes(update.full);
+      const at = uint16(update.at);
+      const to = bytes(update.to);
+      for (let n = 0; n < at.length; n++) before[at[n]] = to[n];
+      return before;
+    },
+    // Where each cell lies: blocks side by side for many small groups, bands for few large ones.
+    arrange() {
+      if (!this.plan || !this.$el?.clientWidth) return;
+      const width = this.$el.clientWidth;
+      const { counts } = this.plan;
+      const greatest = Math.max(1, ...counts);
+      const blocks = greatest <= 16;
+      const room = Math.max(320, window.innerHeight - this.$refs.cells.getBoundingClientRect().top - window.scrollY - 48);
+      let made = null;
+      for (let cell = MOST; cell >= LEAST; cell--) {
+        made = blocks ? this.inBlocks(width, cell, greatest) : this.inBands(width, cell);
+        if (made.height <= room) break;
+      }
+      Object.assign(this, made, { width });
+      this.draw();
+    },
+    inBlocks(width, cell, greatest) {
+      const pitch = cell + GAP;
+      let columns = Math.min(greatest, 8);
+      while (columns > 2 && columns * pitch > width) columns = Math.ceil(columns / 2);
+      const label = cell >= 14 ? 18 : 13;
+      const blockWidth = Math.max(columns * pitch - GAP, cell >= 14 ? 64 : 44);
+      const across = Math.max(1, Math.floor((width + 14) / (blockWidth + 14)));
+      const spread = across > 1 && this.plan.counts.length >= across ? (width - across * blockWidth) / (across - 1) : 14;
+      const gap = Math.min(spread, 28);
+      const xs = [], ys = [], heads = [];
+      let y = 0, tallest = 0, at = 0;
+      this.plan.counts.forEach((count, group) => {
+        const column = group % across;
+        if (column === 0 && group) {
+          y += tallest + (cell >= 14 ? 16 : 9);
+          tallest = 0;
+        }
+        const x = Math.round(column * (blockWidth + gap));
+        heads.push([x, y, blockWidth]);
+        for (let n = 0; n < count; n++, at++) {
+          xs[at] = x + (n % columns) * pitch;
+          ys[at] = y + label + Math.floor(n / columns) * pitch;
+        }
+        tallest = Math.max(tallest, label + Math.ceil(count / columns) * pitch);
+      });
+      return { xs, ys, heads, cell, label, height: y + tallest };
+    },
+    inBands(width, cell) {
+      const pitch = cell + GAP;
+      const columns = Math.max(1, Math.floor((width + GAP) / pitch));
+      const xs = [], ys = [], heads = [];
+      let y = 0, at = 0;
+      this.plan.counts.forEach((count, group) => {
+        if (group) y += 16;
+        heads.push([0, y, width]);
+        y += 22;
+        for (let n = 0; n < count; n++, at++) {
+          xs[at] = (n % columns) * pitch;
+          ys[at] = y + Math.floor(n / columns) * pitch;
+        }
+        y += Math.ceil(count / columns) * pitch;
+      });
+      return { xs, ys, heads, cell, label: 22, height: y };
+    },
+    draw() {
+      cancelAnimationFrame(this.frame);
+      this.frame = requestAnimationFrame(() => this.paint());
+    },
+    paint() {
+      if (!this.plan || !this.xs || !this.$refs.cells) return;
+      const began = performance.now();
+      const context = sized(this.$refs.cells, this.width, this.height + 2);
+      const { order, indices, labels, notes } = this.plan;
+      const { cell } = this;
+      const health = this.metric === "health";
+      const colours = health ? null : scale(this.metric);
+      const unknown = css("--unknown");
+      const text = css("--text"), muted = css("--muted"), alarm = stateColour(6);
+      context.textBaseline = "middle";
+      const small = cell < 14;
+      this.heads.forEach(([x, y, width], group) => {
+        context.textAlign = "left";
+        context.font = `500 ${small ? 9 : 12}px ${FONT}`;
+        context.fillStyle = small ? muted : text;
+        const name = this.fit(context, labels[group], width);
+        context.fillText(name, x, y + (small ? 5 : 7));
+        const note = notes[group];
+        context.font = `400 11px ${FONT}`;
+        const taken = context.measureText(name).width + 16;
+        if (!small && context.measureText(note).width + taken < width) {
+          context.fillStyle = muted;
+          if (this.label === 22) context.fillText(note, x + taken, y + 7.5);
+          else {
+            context.textAlign = "right";
+            context.fillText(note, x + width, y + 7.5);
+          }
+        }
+      });
+      context.textAlign = "center";
+      const radius = cell >= 24 ? 4 : cell >= 14 ? 3 : 2;
+      const numbers = cell >= 28;
+      context.font = `500 ${cell >= 44 ? 14 : 11}px ${FONT}`;
+      for (let at = 0; at < order.length; at++) {
+        const device = order[at];
+        const level = health ? this.health[device] : this.levels[device];
+        const state = this.health[device];
+        const x = this.xs[at], y = this.ys[at];
+        const known = health || level !== UNKNOWN;
+        context.fillStyle = health ? stateColour(level) : known ? colours[level].css : unknown;
+        context.beginPath();
+        context.roundRect(x, y, cell, cell, radius);
+        context.fill();
+        if (numbers && !health) {
+          context.fillStyle = known ? (colours[level].bright ? "rgba(8,16,24,.82)" : "rgba(255,255,255,.92)") : muted;
+          context.fillText(known ? String(this.worth(level)) : "–", x + cell / 2, y + cell / 2 + 0.5);
+        }
+        if (health) this.mark(context, x, y, cell, STATES[level]?.mark, numbers ? indices[at] : null);
+        else if (state === 6) {
+          context.strokeStyle = alarm;
+          context.lineWidth = 2;
+          context.stroke();
+        }
+      }
+      if (this.focus >= 0 && this.focus < order.length) {
+        context.strokeStyle = text;
+        context.lineWidth = 2;
+        context.beginPath();
+        context.roundRect(this.xs[this.focus] - 1, this.ys[this.focus] - 1, cell + 2, cell + 2, radius + 1);
+        context.stroke();
+      }
+      this.legend();
+      this.frames += 1;
+      this.$el.dataset.painted = this.frames;
+      this.$el.dataset.millis = (performance.now() - began).toFixed(1);
+      this.$el.dataset.devices = order.length;
+    },
+    mark(context, x, y, cell, mark, index) {
+      const inset = Math.max(2, cell * 0.28);
+      context.lineWidth = Math.max(1.5, cell / 14);
+      context.lineCap = "round";
+      context.strokeStyle = "rgba(255,255,255,.9)";
+      context.beginPath();
+      if (mark === "cross") {
+        context.moveTo(x + inset, y + inset);
+        context.lineTo(x + cell - inset, y + cell - inset);
+        context.moveTo(x + cell - inset, y + inset);
+        context.lineTo(x + inset, y + cell - inset);
+      } else if (mark === "bar") {
+        context.moveTo(x + inset, y + cell / 2);
+        context.lineTo(x + cell - inset, y + cell / 2);
+      } else if (mark === "hollow") {
+        context.fillStyle = css("--panel");
+        context.roundRect(x + 2, y + 2, cell - 4, cell - 4, 2);
+        context.fill();
+        return;
+      } else if (index !== null) {
+        context.fillStyle = "rgba(255,255,255,.82)";
+        context.fillText(String(index), x + cell / 2, y + cell / 2 + 0.5);
+        return;
+      }
+      context.stroke();
+    },
+    worth(level) {
+      const [low, high] = RANGES[this.metric];
+      return Math.round(low + (level / 250) * (high - low));
+    },
+    fit(context, name, width) {
+      if (context.measureText(name).width <= width) return name;
+      let kept = name;
+      while (kept.length > 1 && context.measureText("…" + kept).width > width) kept = kept.slice(1);
+      return "…" + kept;
+    },
+    // The colours, and above them how many devices have each.
+    legend() {
+      if (this.metric === "health") {
+        const counts = STATES.map(() => 0);
+        this.plan.order.forEach((device) => (counts[this.health[device]] += 1));
+        const states = STATES.map(({ name }, at) => ({ name, count: counts[at], colour: stateColour(at) }));
+        this.states = states.filter(({ count }, at) => count || at === 0 || at === 2);
+        return;
+      }
+      const canvas = this.$refs.scale;
+      if (!canvas) return this.$nextTick(() => this.$refs.scale && this.legend());
+      const width = 236, bars = 25, height = 40;
+      const context = sized(canvas, width, height);
+      const counts = new Array(bars).fill(0);
+      this.plan.order.forEach((device) => {
+        const level = this.levels[device];
+        if (level !== UNKNOWN) counts[Math.min(bars - 1, Math.floor((level / 251) * bars))] += 1;
+      });
+      const most = Math.max(1, ...counts);
+      const colours = scale(this.metric);
+      counts.forEach((count, at) => {
+        const tall = count ? Math.max(1.5, (count / most) * 16) : 0;
+        const x = (at / bars) * width;
+        context.fillStyle = css("--muted");
+        context.globalAlpha = 0.55;
+        context.fillRect(x, 18 - tall, width / bars - 1, tall);
+        context.globalAlpha = 1;
+      });
+      for (let x = 0; x < width; x++) {
+        context.fillStyle = colours[Math.round((x / (width - 1)) * 250)].css;
+        context.fillRect(x, 20, 1.5, 6);
+      }
+      const [low, high, unit] = RANGES[this.metric];
+      context.fillStyle = css("--muted");
+      context.font = `400 10px ${FONT}`;
+      context.textBaseline = "alphabetic";
+      [[0, low, "left"], [width / 2, (low + high) / 2, "center"], [width, high, "right"]].forEach(([x, value, align]) => {
+        context.textAlign = align;
+        context.fillText(`${value}${unit === "%" ? "%" : " " + unit}`, x, 37);
+      });
+    },
+    at(event) {
+      const box = this.$refs.cells.getBoundingClientRect();
+      const x = event.clientX - box.left, y = event.clientY - box.top;
+      const reach = this.cell + GAP;
+      for (let n = 0; n < (this.xs?.length ?? 0); n++) {
+        if (x >= this.xs[n] && x < this.xs[n] + reach && y >= this.ys[n] && y < this.ys[n] + reach) return n;
+      }
+      return -1;
+    },
+    groupOf(at) {
+      let before = 0;
+      for (let group = 0; group < this.plan.counts.length; group++) {
+        before += this.plan.counts[group];
+        if (at < before) return group;
+      }
+      return 0;
+    },
+    move(event) {
+      if (this.plan) this.point(this.at(event));
+    },
+    point(at) {
+      if (at === this.focus) return;
+      this.focus = at;
+      this.$refs.cells.style.cursor = at >= 0 ? "pointer" : "default";
+      this.draw();
+      if (at < 0) {
+        this.tip.shown = false;
+        return;
+      }
+      const number = this.plan.order[at];
+      this.tip.number = number;
+      this.tip.rows = [];
+      this.tip.title = `${this.plan.labels[this.groupOf(at)]} · GPU ${this.plan.indices[at]}`;
+      this.place(at);
+      this.tip.shown = true;
+      this.$emit("peek", number);
+    },
+    place(at) {
+      const top = this.$refs.cells.offsetTop;
+      const wide = 248;
+      let x = this.xs[at] + this.cell + 10;
+      if (x + wide > this.width) x = this.xs[at] - wide - 10;
+      this.tip.x = Math.max(0, Math.min(x, this.width - wide));
+      this.tip.y = top + this.ys[at] + (x < 0 ? this.cell + 8 : -4);
+    },
+    details(number, title, rows) {
+      if (number !== this.tip.number) return;
+      this.tip.title = title;
+      this.tip.rows = rows;
+    },
+    leave() {
+      this.focus = -1;
+      this.tip.shown = false;
+      this.draw();
+    },
+    choose(event) {
+      const at = this.at(event);
+      if (at >= 0) this.$emit("open", this.plan.order[at]);
+    },
+    key(event) {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      const total = this.plan?.order.length ?? 0;
+      if (!total) return;
+      if (step) this.point((Math.max(this.focus, step > 0 ? -1 : 0) + step + total) % total);
+      else if (event.key === "ArrowDown" || event.key === "ArrowUp") this.point(this.vertical(event.key === "ArrowDown"));
+      else if (event.key === "Enter" && this.focus >= 0) this.$emit("open", this.plan.order[this.focus]);
+      else return;
+      event.preventDefault();
+    },
+    vertical(down) {
+      const from = Math.max(0, this.focus);
+      let best = from, least = Infinity;
+      for (let at = 0; at < this.xs.length; at++) {
+        const dy = down ? this.ys[at] - this.ys[from] : this.ys[from] - this.ys[at];
+        if (dy <= 0) continue;
+        const far = dy * 4 + Math.abs(this.xs[at] - this.xs[from]);
+        if (far < least) [best, least] = [at, far];
+      }
+      return best;
+    },
+  },
+};

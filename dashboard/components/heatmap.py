@@ -1,0 +1,61 @@
+"""The heat map of the fleet: a cell a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec import to_builtins
+from nicegui.element import Element
+from nicegui.events import GenericEventArguments
+
+from ..cells import Layout, Metric, Update
+from . import LIBRARY
+
+
+class HeatMap(Element, component="heatmap.js", esm=LIBRARY):
+    """A canvas with a cell for each device.
+
+    Args:
+        metric: what the cells are coloured by.
+        on_ready: called once the browser can draw: send the layout then.
+        on_peek: called with the number of the device that is pointed at.
+        on_open: called with the number of the device that is chosen.
+    """
+
+    def __init__(
+        self,
+        metric: Metric,
+        *,
+        on_ready: Callable[[], None],
+        on_peek: Callable[[int], None],
+        on_open: Callable[[int], None],
+    ) -> None:
+        super().__init__()
+        self._props["metric"] = str(metric)
+        self.on("ready", on_ready, [])
+        self.on("peek", lambda event: _number(event, on_peek), throttle=0.06, leading_events=True)
+        self.on("open", lambda event: _number(event, on_open))
+
+    def colour_by(self, metric: Metric) -> None:
+        """Another metric; send its levels with the layout."""
+        self._props["metric"] = str(metric)
+
+    def lay_out(self, layout: Layout, levels: str, health: str) -> None:
+        """Other devices, other groups or another metric; levels and health as base64 of a byte a device."""
+        self.run_method("setLayout", to_builtins(layout), levels, health)
+
+    def change(self, levels: Update | None, health: Update | None) -> None:
+        """Other levels for the same devices."""
+        if levels or health:
+            self.run_method("change", *(to_builtins(update) if update else None for update in (levels, health)))
+
+    def details(self, number: int, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """What is told of the device that is pointed at."""
+        self.run_method("details", number, title, [list(row) for row in rows])
+
+
+def _number(event: GenericEventArguments, then: Callable[[int], None]) -> None:
+    args: Any = event.args
+    if isinstance(args, int) and not isinstance(args, bool):
+        then(args)

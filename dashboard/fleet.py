@@ -1,0 +1,268 @@
+"""The fleet as all browsers share it: one connection, one look at a time, and only while somebody watches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Final, TypeVar
+
+import nats.errors
+from msgspec import Struct
+from nats.aio.msg import Msg
+
+from ..client import Client, CorralError, NoService, Unavailable, connect
+from ..schemas import bus, codec, requests
+from ..schemas.telemetry import ProcessBatch, ProcessSample
+
+log = logging.getLogger("corral.dashboard")
+
+T = TypeVar("T")
+
+SLOWER: Final = 5.0
+"""A look that takes long is followed by a pause of so many times its length."""
+STALE_SECONDS: Final = 10.0
+
+
+class Trouble(Struct, frozen=True, kw_only=True):
+    """Why there is nothing to show, and what to do about it.
+
+    Attributes:
+        kind: `bus`, `planner`, `history`, `devices` or `error`.
+        title: in a few words.
+        detail: in a sentence.
+        commands: that would help.
+    """
+
+    kind: str
+    title: str
+    detail: str = ""
+    commands: tuple[str, ...] = ()
+
+
+class Fleet:
+    """What the planner knows, as of the last look.
+
+    Attributes:
+        client: of the bus; None before the first connection.
+        devices: by host and index.
+        summary: None before the first look.
+        leases: that are active, oldest first.
+        queue: requests that wait.
+        version: grows with every look, and with every trouble.
+        shape: grows where the list of devices is another one.
+        looked_at: on the monotonic clock.
+    """
+
+    def __init__(self, url: str | None, interval_seconds: float) -> None:
+        self.url = url
+        self.client: Client | None = None
+        self.devices: list[requests.DeviceStatus] = []
+        self.summary: requests.FleetSummary | None = None
+        self.leases: list[requests.Lease] = []
+        self.queue: list[requests.QueueEntry] = []
+        self.version = 0
+        self.shape = 0
+        self.looked_at = 0.0
+        self._trouble: Trouble | None = None
+        self._interval = interval_seconds
+        self._watching: dict[int, Callable[[], None]] = {}
+        self._next = 0
+        self._wake = asyncio.Event()
+        self._processes: dict[str, bytes] = {}
+
+    # Connecting
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Connect, and look at the fleet for as long as the block runs. Without a bus it waits for one."""
+        tasks = [asyncio.create_task(self._connect()), asyncio.create_task(self._look_for_ever())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self.client is not None:
+                await self.client.close()
+
+    async def _connect(self) -> None:
+        async def on_change() -> None:
+            self.look_soon()
+
+        client = await connect(
+            self.url,
+            wait=None,
+            timeout=10.0,
+            patience=0.5,
+            name="corral-dashboard",
+            disconnected_cb=on_change,
+            reconnected_cb=on_change,
+        )
+        await client.nc.subscribe(bus.processes_subject("*"), cb=self._on_processes, pending_msgs_limit=4096)
+        self.client = client
+        self.look_soon()
+
+    async def _on_processes(self, message: Msg) -> None:
+        self._processes[message.subject.rpartition(".")[2]] = message.data
+
+    def processes_on(self, device: requests.DeviceStatus) -> list[ProcessSample] | None:
+        """What runs on a device, the largest first; None where its collector has said nothing yet."""
+        data = self._processes.get(device.host)
+        if data is None:
+            return None
+        try:
+            batch = codec.decode(data, ProcessBatch)
+        except codec.DecodeError:
+            return None
+        found = [process for process in batch.processes if process.device == device.uuid]
+        return sorted(found, key=lambda process: -(process.memory_used_bytes or 0))
+
+    # Looking
+
+    @property
+    def connected(self) -> bool:
+        """Whether the bus is there."""
+        return self.client is not None and self.client.nc.is_connected
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why what is shown is not the fleet of now; None where it is."""
+        if not self.connected:
+            return no_bus(self.url)
+        return self._trouble
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the last look is recent."""
+        return self.summary is not None and time.monotonic() - self.looked_at < max(STALE_SECONDS, 3 * self._interval)
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Have `changed` called after every look; returns what ends that."""
+        self._next += 1
+        number = self._next
+        self._watching[number] = changed
+        self.look_soon()
+        return lambda: self._watching.pop(number, None) and None
+
+    def look_soon(self) -> None:
+        """Look now rather than at the next beat: something was changed."""
+        self._wake.set()
+
+    async def ready(self, seconds: float = 2.0) -> None:
+        """Wait a little for the first look, so that a page need not begin empty."""
+        if self.fresh or not self.connected:
+            return
+        seen = asyncio.Event()
+        stop = self.watch(seen.set)
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(seen.wait(), seconds)
+        finally:
+            stop()
+
+    def device(self, uuid: str) -> requests.DeviceStatus | None:
+        """A device by its uuid."""
+        return next((device for device in self.devices if device.uuid == uuid), None)
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            began = time.monotonic()
+            try:
+                await self._look()
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                log.exception("a look at the fleet failed")
+                self._trouble = Trouble(kind="error", title="The fleet can't be shown", detail="The log says why.")
+            self.version += 1
+            for changed in list(self._watching.values()):
+                try:
+                    changed()
+                except Exception:
+                    log.exception("a page could not be updated")
+            if self._watching:
+                pause = max(self._interval, SLOWER * (time.monotonic() - began))
+                asyncio.get_running_loop().call_later(pause, self._beat)
+
+    def _beat(self) -> None:
+        if self._watching:
+            self._wake.set()
+
+    async def _look(self) -> None:
+        client = self.client
+        if client is None or not client.nc.is_connected:
+            return
+        try:
+            summary, devices, leases, queue = await asyncio.gather(
+                client.fleet(), client.devices(), client.leases(), client.queue()
+            )
+        except CorralError as error:
+            self._trouble = trouble_of(error, self.url)
+            return
+        except (nats.errors.Error, OSError) as error:
+            self._trouble = Trouble(kind="error", title="The bus failed", detail=f"{type(error).__name__}: {error}")
+            return
+        self._trouble = None
+        if [(one.uuid, one.host, one.index) for one in devices] != [
+            (one.uuid, one.host, one.index) for one in self.devices
+        ]:
+            self.shape += 1
+        self.summary, self.devices, self.leases, self.queue = summary, list(devices), leases, queue
+        self.looked_at = time.monotonic()
+
+    async def ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
+        """Ask something of the bus with the shared connection.
+
+        Raises:
+            Unavailable: there is no bus yet.
+            CorralError: whatever the answer was.
+        """
+        if self.client is None:
+            raise Unavailable(no_bus(self.url).detail)
+        return await question(self.client)
+
+
+def no_bus(url: str | None) -> Trouble:
+    """Nobody answers at the bus's address."""
+    where = url or "the default address"
+    return Trouble(
+        kind="bus",
+        title="No bus",
+        detail=f"No NATS server answers at {where}. This page comes back by itself once one does.",
+        commands=("corral up", "corral --nats nats://HOST:4222 dashboard"),
+    )
+
+
+def trouble_of(error: CorralError, url: str | None) -> Trouble:
+    """What an error means to somebody who looks at a page."""
+    if isinstance(error, NoService):
+        if "processor" in str(error):
+            return Trouble(
+                kind="history",
+                title="No history",
+                detail="The bus is there, but no processor answers. What happens waits on the bus, for a day.",
+                commands=("corral process --db history.duckdb", "corral up"),
+            )
+        return Trouble(
+            kind="planner",
+            title="No planner",
+            detail="The bus is there, but no planner answers. Leases that were granted hold on without one.",
+            commands=("corral plan", "corral up"),
+        )
+    if isinstance(error, Unavailable):
+        return no_bus(url)
+    return Trouble(kind="error", title="That did not work", detail=str(error))
+
+
+NO_DEVICES: Final = Trouble(
+    kind="devices",
+    title="No devices yet",
+    detail="The planner answers, but no collector has told it of a GPU. Start one on each GPU host; to try it without "
+    "GPUs, simulate some.",
+    commands=("corral collect", "corral collect --source simulated --hosts 4 --devices 8"),
+)

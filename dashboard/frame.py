@@ -1,0 +1,226 @@
+"""What every page has: navigation, who is here, light or dark, how the fleet fares; and who may press what."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Final
+
+from nicegui import Client as Page
+from nicegui import ui
+from nicegui.element import Element
+from starlette.requests import Request
+
+from ..client import CorralError
+from .fleet import Fleet, Trouble
+from .html import button, empty, on_typing, tag
+from .security.accounts import Role
+from .security.guard import session_of
+from .security.sessions import Session, Sessions
+
+log = logging.getLogger("corral.dashboard")
+
+NAVIGATION: Final = (
+    ("/", "Fleet", "grid_view"),
+    ("/leases", "Leases", "view_timeline"),
+    ("/analytics", "Analytics", "query_stats"),
+    ("/request", "Request", "add_circle_outline"),
+)
+THEME_COOKIE: Final = "corral_theme"
+SESSION_OF_PAGE: Final = "corral_session_id"
+_HEAD: Final = '<link rel="stylesheet" href="/assets/corral.css"><meta name="robots" content="noindex">'
+
+
+class NotAllowed(PermissionError):
+    """The session has ended, or its role does not cover what was asked."""
+
+
+class Frame:
+    """One page in one browser.
+
+    Attributes:
+        fleet: shared by all.
+        session: who looks.
+    """
+
+    def __init__(self, fleet: Fleet, sessions: Sessions, request: Request, title: str) -> None:
+        self.fleet = fleet
+        self.session: Session = session_of(request)
+        self.request = request
+        self._sessions = sessions
+        self._page: Page = ui.context.client
+        self._page.title = f"{title} · Corral"
+        # The guard lets a websocket have a page only for the session that opened it.
+        self._page.storage[SESSION_OF_PAGE] = self.session.id
+        self._pulse: Any = None
+        self._updates: list[Callable[[], None]] = []
+
+    def may(self, role: Role) -> bool:
+        """Whether this session may do what a role may, now."""
+        session = self._sessions.renewed(self.session)
+        return session is not None and session.role.covers(role)
+
+    def require(self, role: Role) -> Session:
+        """The session, if it may do what a role may: asked on the server at each thing that changes something.
+
+        Raises:
+            NotAllowed: it may not, or has ended.
+        """
+        session = self._sessions.renewed(self.session)
+        if session is None:
+            raise NotAllowed("Your session has ended: log in again.")
+        if not session.role.covers(role):
+            raise NotAllowed(f"This is for the role {role}; yours is {session.role}.")
+        return session
+
+    @contextlib.contextmanager
+    def show(self, here: str) -> Generator[None]:
+        """The frame around a page's own content."""
+        ui.add_head_html(_HEAD)
+        theme = self.request.cookies.get(THEME_COOKIE, "auto")
+        dark = ui.dark_mode({"dark": True, "light": False}.get(theme))
+        with tag("div", "shell"):
+            with tag("aside", "side"):
+                with tag("a", "brand", href="/"):
+                    tag("img", src="/assets/icon.svg", alt="")
+                    tag("span", text="Corral")
+                with tag("nav", "nav", aria_label="Pages"):
+                    for path, name, icon in NAVIGATION:
+                        current = path == here
+                        with tag("a", f"nav-item{' here' if current else ''}", href=path,
+                                 aria_current="page" if current else None):  # fmt: skip
+                            ui.icon(icon)
+                            tag("span", text=name)
+                self._foot(dark)
+            with tag("main", "main"):
+                yield
+        self._follow()
+
+    def _foot(self, dark: ui.dark_mode) -> None:
+        def next_theme() -> None:
+            chosen = {None: "dark", True: "light", False: "auto"}[dark.value]
+            dark.value = {"dark": True, "light": False, "auto": None}[chosen]
+            ui.run_javascript(f"document.cookie = '{THEME_COOKIE}={chosen};path=/;max-age=31536000;samesite=lax'")
+            words.set_text(_THEMES[chosen])
+
+        with tag("div", "side-foot"):
+            self._pulse = tag("span", "pulse", "", role="status")
+            with button("", next_theme, "quiet small", "contrast", title="Dark, light, or as the system has it"):
+                chosen = {None: "auto", True: "dark", False: "light"}[dark.value]
+                words = tag("span", text=_THEMES[chosen])
+            with tag("div", "who"):
+                with tag("span"):
+                    tag("b", text=self.session.name)
+                    tag("div", text=str(self.session.role))
+                if self.session.id != "guest":
+                    with tag("form", method="post", action="/logout"), tag("button", "btn quiet small", type="submit"):
+                        tag("span", text="Log out")
+
+    # Following the fleet
+
+    def on_look(self, update: Callable[[], None]) -> None:
+        """Have a part of the page brought up to date after every look at the fleet."""
+        self._updates.append(update)
+
+    def _follow(self) -> None:
+        page = self._page
+
+        def changed() -> None:
+            if page.is_deleted or not page.has_socket_connection:
+                return
+            with page:
+                if self._sessions.renewed(self.session) is None:
+                    page.open("/login")
+                    return
+                self._show_pulse()
+                for update in self._updates:
+                    update()
+
+        stop = self.fleet.watch(changed)
+        page.on_delete(lambda: stop())
+        self._show_pulse()
+
+    def _show_pulse(self) -> None:
+        trouble = self.fleet.trouble
+        if trouble is None:
+            summary = self.fleet.summary
+            words = f"{summary.devices:,} devices, live" if summary else "Looking…"
+        else:
+            words = trouble.title
+        self._pulse.set_text(words)
+        self._pulse.classes(remove="gone late", add="" if trouble is None else "gone")
+
+    # Doing something
+
+    async def attempt(self, what: Callable[[], Awaitable[Any]], done: str) -> bool:
+        """Do something that changes the fleet, and say how it went. Nothing that fails takes the page down."""
+        try:
+            await what()
+        except NotAllowed as error:
+            ui.notify(str(error), type="negative")
+            return False
+        except CorralError as error:
+            ui.notify(str(error), type="negative", multi_line=True)
+            return False
+        ui.notify(done, type="positive")
+        self.fleet.look_soon()
+        return True
+
+    def confirm(
+        self, title: str, text: str, verb: str, do: Callable[[str], Awaitable[bool]], reason: str | None = None
+    ) -> None:
+        """Ask before something is done; with `reason`, for a reason too, which must be given."""
+        with ui.dialog() as dialog, tag("div", "q-card dialog"):
+            tag("h2", text=title)
+            tag("p", text=text)
+            given = {"reason": ""}
+            if reason is not None:
+                field = tag("input", "field", placeholder=reason, aria_label=reason, maxlength=200, autofocus=True)
+                on_typing(field, lambda text: given.update(reason=text[:200]), pause=0.0)
+
+            async def go() -> None:
+                if reason is not None and not given["reason"].strip():
+                    ui.notify(f"{reason} is needed.", type="warning")
+                    return
+                if await do(given["reason"].strip()):
+                    dialog.close()
+
+            with tag("div", "bar"):
+                button("Cancel", dialog.close, "quiet")
+                button(verb, go, "primary")
+        dialog.on("hide", lambda: dialog.delete())
+        dialog.open()
+
+
+_THEMES: Final = {"auto": "As the system", "dark": "Dark", "light": "Light"}
+
+
+class Notice:
+    """A place on a page for what is wrong: empty while nothing is."""
+
+    def __init__(self) -> None:
+        self._place: Element = tag("div")
+        self._told: Trouble | None = None
+        self._place.set_visibility(False)
+
+    def tell(self, trouble: Trouble | None, whole: bool = False) -> None:
+        """Say it, or nothing; `whole` where there is nothing else to show."""
+        if trouble == self._told:
+            return
+        self._told = trouble
+        self._place.clear()
+        self._place.set_visibility(trouble is not None)
+        if trouble is None:
+            return
+        with self._place:
+            if whole:
+                with tag("div", "panel"):
+                    empty(trouble)
+                return
+            with tag("div", "banner", role="status"):
+                ui.icon("warning_amber")
+                tag("b", text=trouble.title)
+                tag("span", text=trouble.detail)
+                for command in trouble.commands[:1]:
+                    tag("code", text=command)

@@ -1,0 +1,259 @@
+"""The fleet: a cell for each device, the numbers of all of them, and what wants looking after."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from nicegui import ui
+from starlette.requests import Request
+
+from ...schemas.requests import DeviceStatus
+from ...schemas.units import format_bytes
+from .. import cells
+from ..cells import GroupBy, Metric, State
+from ..components.heatmap import HeatMap
+from ..fleet import NO_DEVICES, Fleet
+from ..frame import Frame, Notice
+from ..html import Segments, remember, search, table, tag, url
+
+_METRICS = (("utilization", "Utilisation"), ("memory", "Memory"), ("temperature", "Temperature"), ("health", "Health"))
+_GROUPS = (("host", "Host"), ("model", "Model"), ("owner", "Owner"))
+_ATTENTION = 8
+
+
+def register(frame: Callable[[Request, str], Frame]) -> None:
+    """Make the page."""
+
+    @ui.page("/")
+    async def page(request: Request, metric: str = "utilization", group: str = "host", q: str = "") -> None:
+        around = frame(request, "Fleet")
+        await around.fleet.ready()
+        with around.show("/"):
+            FleetPage(around, _one(Metric, metric), _one(GroupBy, group), q[:256])
+
+
+def _one(kind: Any, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        return next(iter(kind))
+
+
+class FleetPage:
+    """One browser's view of the fleet."""
+
+    def __init__(self, frame: Frame, metric: Metric, group: GroupBy, words: str) -> None:
+        self.frame = frame
+        self.fleet: Fleet = frame.fleet
+        self.metric, self.group, self.words = metric, group, words
+        self._drawable = False
+        self._drawn: Any = None
+        self._levels = self._health = b""
+        with tag("div", "head"):
+            with tag("div"):
+                tag("h1", text="Fleet")
+                self._sub = tag("div", "sub", "")
+            search(words, self._search, "Filter by host, model, owner, state")
+        self._notice = Notice()
+        with tag("div") as self._content:
+            self._content.classes("main").style("padding:0;max-width:none")
+            self._tiles = _Tiles()
+            with tag("section", "panel"):
+                with tag("div", "panel-head"):
+                    Segments(_METRICS, metric, self._colour, "Colour by")
+                    with tag("div", "bar"):
+                        tag("span", "seg-label", "by")
+                        Segments(_GROUPS, group, self._group_by, "Group by")
+                self._map = HeatMap(metric, on_ready=self._ready, on_peek=self._peek, on_open=self._open)
+                self._nothing = tag("div", "empty slim", "No device matches the filter.")
+            self._attention = _Attention()
+        self._refresh()
+        frame.on_look(self._refresh)
+
+    # What the browser says
+
+    def _ready(self) -> None:
+        self._drawable, self._drawn = True, None
+        self._draw()
+
+    def _colour(self, metric: str) -> None:
+        self.metric = Metric(metric)
+        self._map.colour_by(self.metric)
+        self._changed()
+
+    def _group_by(self, group: str) -> None:
+        self.group = GroupBy(group)
+        self._changed()
+
+    def _search(self, words: str) -> None:
+        self.words = words
+        self._changed()
+
+    def _changed(self) -> None:
+        metric = self.metric if self.metric is not Metric.UTILIZATION else ""
+        group = self.group if self.group is not GroupBy.HOST else ""
+        remember("/", metric=metric, group=group, q=self.words)
+        self._draw()
+
+    def _peek(self, number: int) -> None:
+        if 0 <= number < len(self.fleet.devices):
+            device = self.fleet.devices[number]
+            self._map.details(number, f"{device.host} · GPU {device.index}", _details(device, self.fleet))
+
+    def _open(self, number: int) -> None:
+        if 0 <= number < len(self.fleet.devices):
+            ui.navigate.to(f"/device/{quote(self.fleet.devices[number].uuid, safe='')}")
+
+    # What it is told
+
+    def _refresh(self) -> None:
+        fleet = self.fleet
+        trouble = fleet.trouble
+        nothing = not fleet.devices
+        self._content.set_visibility(not nothing)
+        self._notice.tell(trouble or (NO_DEVICES if nothing and fleet.summary else None), whole=nothing)
+        if nothing:
+            return
+        self._sub.set_text(_subtitle(fleet))
+        self._tiles.show(fleet)
+        self._attention.show(fleet)
+        self._draw()
+
+    def _draw(self) -> None:
+        if not self._drawable or not self.fleet.devices:
+            return
+        devices, leases = self.fleet.devices, self.fleet.leases
+        levels, health = cells.levels(devices, self.metric), cells.levels(devices, Metric.HEALTH)
+        owners = [lease.lease_id for lease in leases] if self.group is GroupBy.OWNER or self.words else None
+        # A filter may look at states, so these can move cells.
+        states = health if self.words else None
+        drawn = (self.fleet.shape, self.metric, self.group, self.words, owners, states)
+        if drawn != self._drawn:
+            grouped = cells.groups(devices, leases, self.group, self.words)
+            self._nothing.set_visibility(not grouped)
+            layout = cells.layout(devices, grouped)
+            self._map.lay_out(layout, *(base64.b64encode(raw).decode() for raw in (levels, health)))
+            self._drawn = drawn
+        else:
+            self._map.change(cells.update(self._levels, levels), cells.update(self._health, health))
+        self._levels, self._health = levels, health
+
+
+def _subtitle(fleet: Fleet) -> str:
+    summary = fleet.summary
+    if summary is None:
+        return ""
+    models = sorted(summary.models.items(), key=lambda item: -item[1])
+    named = ", ".join(f"{count:,} × {cells.short_model(name)}" for name, count in models[:3])
+    more = f" and {len(models) - 3} more models" if len(models) > 3 else ""
+    return f"{summary.hosts:,} hosts: {named}{more}"
+
+
+def _details(device: DeviceStatus, fleet: Fleet) -> list[tuple[str, str]]:
+    owners = {lease.lease_id: lease for lease in fleet.leases}
+    held = [owners[lease] for lease in device.leases if lease in owners]
+    used = device.memory_used_bytes
+    rows = [
+        ("State", cells.state_words(device)),
+        ("Model", cells.short_model(device.model)),
+        ("Utilisation", number(device.utilization_percent, "%")),
+        ("Memory", f"{'–' if used is None else format_bytes(used)} of {format_bytes(device.memory_total_bytes)}"),
+        ("Temperature", number(device.temperature_celsius, " °C")),
+        ("Power", number(device.power_watts, " W")),
+    ]
+    rows += [("Held by", f"{lease.owner}{f', {lease.name}' if lease.name else ''}") for lease in held[:3]]
+    return rows
+
+
+def number(value: float | None, unit: str) -> str:
+    """A measured number, or a dash."""
+    return "–" if value is None else f"{value:.0f}{unit}"
+
+
+class _Tiles:
+    """The numbers of all devices."""
+
+    def __init__(self) -> None:
+        self._tiles: dict[str, tuple[Any, Any, Any]] = {}
+        with tag("div", "tiles"):
+            for name in ("Utilisation", "Memory in use", "Free GPUs", "Power", "Leases", "Waiting"):
+                with tag("div", "tile"):
+                    tag("div", "tile-name", name)
+                    with tag("div", "tile-value"):
+                        value, unit = tag("span", text=""), tag("small", text="")
+                    self._tiles[name] = (value, unit, tag("div", "tile-more", ""))
+
+    def show(self, fleet: Fleet) -> None:
+        """Bring them up to date."""
+        summary = fleet.summary
+        if summary is None:
+            return
+        total, used = summary.memory_total_bytes, summary.memory_used_bytes
+        power, heat = summary.power_watts_total, summary.temperature_celsius_mean
+        kilo = power is not None and power >= 10_000
+        owners = len({lease.owner for lease in fleet.leases})
+        first = fleet.queue[0] if fleet.queue else None
+        self._tell("Utilisation", number(summary.utilization_percent_mean, ""), "%", "mean of all GPUs")
+        self._tell(
+            "Memory in use", f"{100 * used / total:.0f}" if total else "–", "%",
+            f"{format_bytes(used)} of {format_bytes(total)}",
+        )  # fmt: skip
+        self._tell(
+            "Free GPUs", f"{summary.share_free:,.4g}", f" of {summary.devices:,}",
+            f"{summary.devices - summary.usable_devices:,} not usable" if summary.devices > summary.usable_devices
+            else "all usable",
+        )  # fmt: skip
+        self._tell(
+            "Power", "–" if power is None else f"{power / 1000:,.1f}" if kilo else f"{power:,.0f}",
+            " kW" if kilo else " W", "" if heat is None else f"{heat:.0f} °C on average",
+        )  # fmt: skip
+        self._tell("Leases", f"{summary.active_leases:,}", "", f"of {owners} owner{'' if owners == 1 else 's'}")
+        self._tell("Waiting", f"{summary.waiting_requests:,}", "", f"next: {first.owner}" if first else "nobody waits")
+
+    def _tell(self, name: str, value: str, unit: str, more: str) -> None:
+        for place, text in zip(self._tiles[name], (value, unit, more), strict=True):
+            if place.text != text:
+                place.set_text(text)
+
+
+class _Attention:
+    """Devices that somebody should look at."""
+
+    def __init__(self) -> None:
+        self._place = tag("section", "panel")
+        self._shown: Any = None
+
+    def show(self, fleet: Fleet) -> None:
+        """Bring it up to date."""
+        worst = (State.UNHEALTHY, State.STALE, State.DRAINED, State.THROTTLED)
+        found = [device for device in fleet.devices if cells.state(device) in worst]
+        found.sort(key=lambda device: worst.index(cells.state(device)))
+        shown = [(device.uuid, cells.state_words(device)) for device in found]
+        if shown == self._shown:
+            return
+        self._shown = shown
+        self._place.clear()
+        self._place.set_visibility(bool(found))
+        with self._place:
+            with tag("div", "panel-head"):
+                tag("h2", text="Wants looking after")
+                tag("span", "note", f"{len(found):,} device{'' if len(found) == 1 else 's'}")
+            table(("Device", "State", "Model", "Held by"), [_row(device) for device in found[:_ATTENTION]])
+            if len(found) > _ATTENTION:
+                tag("a", "note link", f"and {len(found) - _ATTENTION:,} more", href=url("/", metric="health"))
+
+
+def _row(device: DeviceStatus) -> tuple[Any, ...]:
+    def where() -> None:
+        tag("a", "", f"{device.host} · GPU {device.index}", href=f"/device/{quote(device.uuid, safe='')}")
+
+    def how() -> None:
+        tag("span", f"chip {_TONES[cells.state(device)]}", cells.state_words(device))
+
+    return where, how, cells.short_model(device.model), ", ".join(device.leases) or "–"
+
+
+_TONES = {State.UNHEALTHY: "bad", State.STALE: "", State.DRAINED: "warn", State.THROTTLED: "warn"}

@@ -1,0 +1,1 @@
+"""Who may see and do what: accounts and roles, signed sessions, and the guard that every request passes."""

@@ -1,0 +1,209 @@
+"""The guard: every request and every websocket passes it, or is turned away. Plain ASGI, outside of all else.
+
+It asks three things. Is the host name one of ours (a page elsewhere may have its own name point here: DNS rebinding)?
+Is whatever could change something from our own pages (`Origin`)? And who is it? It also hands every answer the headers
+that tell a browser what this page may do. NiceGUI compiles templates in the browser, so `unsafe-eval` has to stay in
+its policy; its inline scripts get a nonce each time, so that no other inline script runs.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, Final
+from urllib.parse import parse_qs, quote, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .sessions import COOKIE, Session, Sessions
+
+SESSION_KEY: Final = "corral_session"
+SOCKET_PATH: Final = "/_nicegui_ws/"
+_OPEN_PATHS: Final = ("/login", "/assets/", "/health")
+_SAFE: Final = ("GET", "HEAD", "OPTIONS")
+_SCRIPT: Final = re.compile(rb"<script(?=[\s>])")
+_FIXED_HEADERS: Final = {
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    # `no-referrer` would make browsers send `Origin: null` with our own forms.
+    "Referrer-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Guard:
+    """Lets a request through to `app`, with its session, or answers it.
+
+    Args:
+        app: what is guarded.
+        sessions: who has logged in.
+        hosts: host names by which this server may be called; empty allows any.
+        secure: the browser is told to come by HTTPS alone.
+        owns: whether a page (a NiceGUI client id) was opened by a session.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        sessions: Sessions,
+        *,
+        hosts: Iterable[str],
+        secure: bool,
+        owns: Callable[[str, Session], bool],
+    ) -> None:
+        self.app = app
+        self._sessions = sessions
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._secure = secure
+        self._owns = owns
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request or websocket."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        session = self._sessions.read(cookie(headers))
+        refusal = self._refusal(scope, headers, session)
+        if scope["type"] == "websocket":
+            if refusal is not None:
+                await send({"type": "websocket.close", "code": 1008, "reason": "refused"})
+                return
+            await self.app(self._inner(scope, session), receive, send)
+            return
+        nonce = secrets.token_urlsafe(16)
+        sending = _Sending(send, self._headers(headers, nonce), nonce)
+        if refusal is not None:
+            await refusal(scope, receive, sending)
+        else:
+            await self.app(self._inner(scope, session), receive, sending)
+
+    def _refusal(self, scope: Scope, headers: Headers, session: Session | None) -> Response | None:
+        path: str = scope["path"]
+        if self._hosts and _hostname(headers.get("host", "")) not in self._hosts:
+            return PlainTextResponse(
+                f"This dashboard is not called {headers.get('host', '')!r}. If it should be, start it with --name.\n",
+                421,
+            )
+        changes = scope["type"] == "websocket" or scope["method"] not in _SAFE
+        origin = headers.get("origin")
+        ours = origin is not None and urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        if (changes and not ours) or (path.startswith(SOCKET_PATH) and origin is not None and not ours):
+            return PlainTextResponse("Refused: this did not come from a page of this dashboard.\n", 403)
+        if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+            return PlainTextResponse("Refused: other sites may link here, no more.\n", 403)
+        if session is None:
+            return None if path.startswith(_OPEN_PATHS) else _login(scope, headers)
+        if path.startswith(SOCKET_PATH):
+            pages = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("client_id", [])
+            if len(pages) != 1 or not self._owns(pages[0], session):
+                return PlainTextResponse("Refused: this page belongs to another session.\n", 403)
+        return None
+
+    def _inner(self, scope: Scope, session: Session | None) -> Scope:
+        # NiceGUI would write this header's text into the page.
+        kept = [(name, value) for name, value in scope["headers"] if name.lower() != b"x-forwarded-prefix"]
+        return {**scope, "headers": kept, SESSION_KEY: session}
+
+    def _headers(self, headers: Headers, nonce: str) -> dict[str, str]:
+        host = headers.get("host", "")
+        # Older browsers do not count a websocket to the same host as 'self'.
+        sockets = f" ws://{host} wss://{host}" if re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", host) else ""
+        policy = (
+            "default-src 'none'; "
+            f"script-src 'self' 'nonce-{nonce}' 'unsafe-eval'; "
+            "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+            f"connect-src 'self'{sockets}; manifest-src 'self'; "
+            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        )
+        found = {"Content-Security-Policy": policy, **_FIXED_HEADERS}
+        if self._secure:
+            found["Strict-Transport-Security"] = "max-age=31536000"
+        return found
+
+
+class _Sending:
+    """Passes an answer on with the headers; a page is held until it is whole, to give its scripts a nonce."""
+
+    def __init__(self, send: Send, headers: dict[str, str], nonce: str) -> None:
+        self._send = send
+        self._headers = headers
+        self._nonce = nonce
+        self._start: Message | None = None
+        self._body: list[bytes] = []
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=message["headers"])
+            for name, value in self._headers.items():
+                headers.setdefault(name, value)
+            # Nobody else may read these answers: whichever library wants to allow it.
+            for name in ("access-control-allow-origin", "access-control-allow-credentials", "server"):
+                if name in headers:
+                    del headers[name]
+            if headers.get("x-nicegui-content") == "page":
+                self._start = message
+                return
+            await self._send(message)
+            return
+        if self._start is None or message["type"] != "http.response.body":
+            await self._send(message)
+            return
+        self._body.append(message.get("body", b""))
+        if message.get("more_body", False):
+            return
+        # Texts of the fleet stand in these pages with each `<` written as `&lt;`: every tag is NiceGUI's or ours.
+        body = _SCRIPT.sub(f'<script nonce="{self._nonce}"'.encode(), b"".join(self._body))
+        MutableHeaders(raw=self._start["headers"])["content-length"] = str(len(body))
+        await self._send(self._start)
+        self._start = None
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def session_of(request: Any) -> Session:
+    """The session of a request that the guard let through.
+
+    Raises:
+        PermissionError: nobody has logged in.
+    """
+    session = request.scope.get(SESSION_KEY)
+    if not isinstance(session, Session):
+        raise PermissionError("log in first")
+    return session
+
+
+def cookie(headers: Headers) -> str | None:
+    """The value of the session's cookie."""
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return None
+    return found.value if found else None
+
+
+def safe_target(target: str) -> str:
+    """Where to go after logging in: a path of ours, never another server."""
+    parts = urlsplit(target)
+    ours = target.startswith("/") and not target.startswith(("//", "/\\")) and not parts.netloc and not parts.scheme
+    return target if ours and target.isprintable() else "/"
+
+
+def _hostname(host: str) -> str:
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _login(scope: Scope, headers: Headers) -> Response:
+    if scope["type"] == "http" and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+        query = scope.get("query_string", b"").decode("latin-1")
+        target = scope["path"] + (f"?{query}" if query else "")
+        return RedirectResponse(f"/login?next={quote(target, safe='')}", 303)
+    return PlainTextResponse("Log in first.\n", 401)

@@ -1,0 +1,168 @@
+"""Logging in and out: a plain page and two forms, without a line of script."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import parse_qs, quote
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from .accounts import Account, Accounts
+from .guard import cookie, safe_target
+from .sessions import COOKIE, Session, Sessions
+
+ATTEMPTS: Final = 5
+ATTEMPT_SECONDS: Final = 60.0
+_BODY_BYTES: Final = 8192
+_ADDRESSES: Final = 10_000
+
+
+class Doorman:
+    """The forms to log in and out.
+
+    Args:
+        accounts: who there is.
+        sessions: makes the cookies.
+        seconds: that a cookie lasts.
+        secure: cookies travel by HTTPS alone.
+        ended: told of a session that logged out.
+    """
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        sessions: Sessions,
+        *,
+        seconds: float,
+        secure: bool,
+        ended: Callable[[Session], None],
+    ) -> None:
+        self._accounts = accounts
+        self._sessions = sessions
+        self._seconds = seconds
+        self._secure = secure
+        self._ended = ended
+        self._failures: dict[str, deque[float]] = defaultdict(deque)
+        self._hashing = asyncio.Semaphore(2)
+
+    def routes(self) -> list[Route]:
+        """`GET` and `POST /login`, `POST /logout`."""
+        return [
+            Route("/login", self.page, methods=["GET"]),
+            Route("/login", self.enter, methods=["POST"]),
+            Route("/logout", self.leave, methods=["POST"]),
+        ]
+
+    async def page(self, request: Request) -> Response:
+        """The form; a link with a token is used at once."""
+        target = safe_target(request.query_params.get("next", "/"))
+        token = request.query_params.get("token", "")
+        if not token:
+            return _page(target, self._passwords())
+        if (wait := self._must_wait(request)) is not None:
+            return wait
+        account = self._accounts.take_link(token)
+        if account is None:
+            self._failed(request)
+            return _page(target, self._passwords(), "This link was used before, or is not the newest one.", 403)
+        return self._in(account, target)
+
+    async def enter(self, request: Request) -> Response:
+        """Check a name and password, or a token."""
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _BODY_BYTES:
+                return _page("/", self._passwords(), "That was too long.", 413)
+        form = {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
+        target = safe_target(form.get("next", "/"))
+        if (wait := self._must_wait(request)) is not None:
+            return wait
+        if form.get("token"):
+            account = self._accounts.take_link(form["token"].strip())
+            wrong = "This token was used before, or is not the newest one."
+        else:
+            async with self._hashing:
+                account = await asyncio.to_thread(
+                    self._accounts.check, form.get("name", "").strip(), form.get("password", "")
+                )
+            wrong = "Name and password do not match."
+        if account is None:
+            self._failed(request)
+            return _page(target, self._passwords(), wrong, 403)
+        return self._in(account, target)
+
+    async def leave(self, request: Request) -> Response:
+        """Log out."""
+        session = self._sessions.read(cookie(request.headers))
+        if session is not None and session.id != "guest":
+            self._sessions.end(session)
+            self._ended(session)
+        response = RedirectResponse("/login", 303)
+        response.delete_cookie(COOKIE, httponly=True, samesite="lax", secure=self._secure)
+        return response
+
+    def _in(self, account: Account, target: str) -> Response:
+        _, value = self._sessions.start(account)
+        response = RedirectResponse(quote(target, safe="/:?&=%,+*~!$'()@;-._[]"), 303)
+        # Lax, not strict: a link that somebody was sent should open without logging in again.
+        response.set_cookie(
+            COOKIE, value, max_age=int(self._seconds), httponly=True, samesite="lax", secure=self._secure
+        )
+        return response
+
+    def _passwords(self) -> bool:
+        return bool(self._accounts.all())
+
+    def _failed(self, request: Request) -> None:
+        if len(self._failures) > _ADDRESSES:
+            self._failures.clear()
+        self._failures[_address(request)].append(time.monotonic())
+
+    def _must_wait(self, request: Request) -> Response | None:
+        failures = self._failures.get(_address(request))
+        while failures and failures[0] < time.monotonic() - ATTEMPT_SECONDS:
+            failures.popleft()
+        if not failures or len(failures) < ATTEMPTS:
+            return None
+        response = _page("/", self._passwords(), "Too many attempts. Wait a minute, then try again.", 429)
+        response.headers["Retry-After"] = str(int(ATTEMPT_SECONDS))
+        return response
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _page(target: str, passwords: bool, error: str = "", status: int = 200) -> HTMLResponse:
+    by_name = (
+        '<label>Name<input name="name" autocomplete="username" autocapitalize="none" required autofocus></label>'
+        '<label>Password<input name="password" type="password" autocomplete="current-password" required></label>'
+    )
+    by_token = '<label>Token<input name="token" type="password" autocomplete="off" required autofocus></label>'
+    hint = (
+        "Ask whoever runs this dashboard for an account: <code>corral dashboard user NAME</code>."
+        if passwords
+        else "Open the link that <code>corral dashboard</code> printed, or get a new one with "
+        "<code>corral dashboard link</code>. For an account with a password: <code>corral dashboard user NAME</code>."
+    )
+    told = f'<p class="login-error" role="alert">{html.escape(error)}</p>' if error else ""
+    return HTMLResponse(
+        f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Log in · Corral</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<link rel="icon" href="/assets/icon.svg"><link rel="stylesheet" href="/assets/corral.css"></head>
+<body class="login"><main><img src="/assets/icon.svg" alt="" width="44" height="44"><h1>Corral</h1>
+<form method="post" action="/login">{told}<input type="hidden" name="next" value="{html.escape(target)}">
+{by_name if passwords else by_token}<button>Log in</button></form><p class="login-hint">{hint}</p></main></body></html>
+""",
+        status,
+        headers={"Cache-Control": "no-store"},
+    )
