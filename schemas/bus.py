@@ -241,6 +241,17 @@ def heed_cancellation() -> None:
         raise asyncio.CancelledError
 
 
+class Connection(Client):
+    """A client whose reading outlives a flush that was given up: nats-py then ends it at the late answer, and the
+    connection hears nothing more until its pings are found to be unanswered."""
+
+    async def _process_pong(self) -> None:
+        waiting = self._pongs  # pyright: ignore[reportPrivateUsage]
+        if waiting and waiting[0].done():
+            waiting[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+
 async def connect(
     url: str | None = None,
     *,

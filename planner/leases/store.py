@@ -6,8 +6,10 @@ it (`Nats-Expected-Last-Subject-Sequence` for the subject of `leader`), and the 
 stream's lock, once another planner has written that key: what a deposed leader sends can not land.
 
 Writes are pipelined: each is a message of its own with its own acknowledgement, many on their way at a time, and the
-server takes whatever has arrived in one go. A write whose acknowledgement does not come (the server was killed, say)
-is sent again until its fate is certain; its message id lets the server store it once.
+server takes whatever has arrived in one go. On a stream with replicas they go one after the other: there the server has
+only one write that names a subject on its way to the replicas, and turns all others away undecided. A write whose
+acknowledgement does not come (the server was killed, say) is sent again until its fate is certain; its message id lets
+the server store it once.
 
 A write is acknowledged when the server has handed it to the operating system: it outlives the end of any process, by
 `kill -9` too. For power loss see `sync_interval` of the server (2 minutes by default; `always` syncs each write), or
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
@@ -47,7 +50,11 @@ ANSWER_PREFIX: Final = "answer."
 
 _STREAM: Final = f"KV_{bus.PLANNER_BUCKET}"
 _KEYS: Final = f"$KV.{bus.PLANNER_BUCKET}."
-_WRONG_SEQUENCE: Final = frozenset({10071, 10164})
+_WRONG_SEQUENCE: Final = 10071
+_UNDECIDED: Final = 10164
+"""Another write that names the same subject is on its way to the replicas: nothing was compared."""
+_UNDECIDED_SECONDS: Final = 0.002
+_CLAIM_TRIES: Final = 50
 _RESEND_SECONDS: Final = 2.0
 _SILENT_SECONDS: Final = 5.0
 """A server that answers no write for so long may be gone without a word: another one is tried."""
@@ -135,6 +142,10 @@ class Store:
         self._loop = asyncio.get_running_loop()
         self._settled = asyncio.Event()
         self._settled.set()
+        self._replicated = False
+        self._turns: deque[int] = deque()
+        self._again: asyncio.TimerHandle | None = None
+        self._resending: set[asyncio.Task[None]] = set()
         self.write_seconds = Histogram(SECONDS)
         self.write_group = Histogram(SIZES)
         self.write_failures = 0
@@ -164,6 +175,7 @@ class Store:
             bus.BusUnavailable: the server is too old for that.
         """
         config = (await self._js.stream_info(_STREAM)).config
+        self._replicated = (config.num_replicas or 1) > 1
         if not config.allow_msg_ttl or config.duplicate_window != _DUPLICATE_WINDOW_SECONDS:
             config.allow_msg_ttl = True
             config.duplicate_window = _DUPLICATE_WINDOW_SECONDS
@@ -216,6 +228,11 @@ class Store:
         self._settled.clear()
         write.asked_at = self._loop.time()
         self.write_group.observe(len(self._pending))
+        if self._replicated:
+            # The heartbeat goes first: a leader must not become uncertain because it has much to write.
+            self._turns.insert(1 if key == HEARTBEAT else len(self._turns), number)
+            if self._turns[0] != number:
+                return
         await self._send(number, write)
 
     async def put(self, key: str, value: bytes, term: int, *, message_id: str = "") -> int:
@@ -246,15 +263,19 @@ class Store:
         Returns:
             The new term; None if someone else was faster.
         """
-        try:
-            ack = await self._js.publish(
-                f"{_KEYS}{LEADER}", value, headers={"Nats-Expected-Last-Subject-Sequence": str(revision)}
-            )
-        except APIError as error:
-            if error.err_code in _WRONG_SEQUENCE:
-                return None
-            raise
-        return ack.seq
+        for _ in range(_CLAIM_TRIES):
+            try:
+                ack = await self._js.publish(
+                    f"{_KEYS}{LEADER}", value, headers={"Nats-Expected-Last-Subject-Sequence": str(revision)}
+                )
+                return ack.seq
+            except APIError as error:
+                if error.err_code == _WRONG_SEQUENCE:
+                    return None
+                if error.err_code != _UNDECIDED:
+                    raise
+            await asyncio.sleep(_UNDECIDED_SECONDS)
+        return None
 
     async def get(self, key: str) -> Entry | None:
         """A key as the stream's leader has it; None if it is not there."""
@@ -273,8 +294,9 @@ class Store:
     async def resend(self, older_than_seconds: float = 0.0) -> None:
         """Send the writes again whose fate is not known, oldest first."""
         before = self._loop.time() - older_than_seconds
-        for number, write in list(self._pending.items()):
-            if write.sent_at <= before and not write.resolved:
+        for number in list(self._turns)[:1] if self._replicated else list(self._pending):
+            write = self._pending.get(number)
+            if write is not None and write.sent_at <= before and not write.resolved:
                 await self._send(number, write)
 
     async def tend(self) -> float:
@@ -295,6 +317,7 @@ class Store:
         """
         writes = [write for write in self._pending.values() if not write.resolved]
         self._pending.clear()
+        self._turns.clear()
         self._settled.set()
         return [write.done for write in writes]
 
@@ -319,8 +342,11 @@ class Store:
         outcome = _outcome(message, write)
         if outcome is None:
             write.sent_at = 0.0  # no use waiting for another answer
+            if self._replicated and message.data and self._again is None:
+                self._again = self._loop.call_later(_UNDECIDED_SECONDS, self._send_again)
             return
         write.resolved = True
+        await self._next_turn(number)
         self.write_seconds.observe(self._loop.time() - write.asked_at)
         self.write_failures += isinstance(outcome, WriteFailed)
         if isinstance(outcome, int) and outcome > self._newest:
@@ -332,6 +358,20 @@ class Store:
             if not self._pending:
                 self._settled.set()
 
+    async def _next_turn(self, number: int) -> None:
+        """One write is through: send the one behind it."""
+        if not self._turns or self._turns[0] != number:
+            return
+        self._turns.popleft()
+        if self._turns and (write := self._pending.get(self._turns[0])) is not None:
+            await self._send(self._turns[0], write)
+
+    def _send_again(self) -> None:
+        self._again = None
+        task = self._loop.create_task(self.resend())
+        self._resending.add(task)
+        task.add_done_callback(self._resending.discard)
+
 
 def _outcome(message: Msg, write: _Write) -> Outcome | None:
     """What an acknowledgement says; None where the write's fate is still open."""
@@ -342,8 +382,10 @@ def _outcome(message: Msg, write: _Write) -> Outcome | None:
     error = ack.error
     if error is None:
         return ack.seq
-    if error.err_code in _WRONG_SEQUENCE:
+    if error.err_code == _WRONG_SEQUENCE:
         return Deposed(error.description)
+    if error.err_code == _UNDECIDED:
+        return None
     if write.times > 1:
         # It was sent before, and that one may have landed: only an answer that knows is an answer.
         return None
