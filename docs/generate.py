@@ -1,4 +1,4 @@
-"""Write what `docs/` derives from the code: message schemas, the AsyncAPI document, the message reference, the metrics.
+"""Write what `docs/` derives from the code: messages and their schemas, metrics, views, the command line, settings.
 
 usage: python docs/generate.py [--check]
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cli_reference
 import metrics_table
 import msgspec
 from corral.processors import views
@@ -226,6 +227,8 @@ def files() -> dict[Path, str]:
         **json_schemas(),
         REFERENCE / "asyncapi.json": asyncapi(version("corral")),
         REFERENCE / "messages.md": message_reference(),
+        REFERENCE / "cli.md": cli_reference.commands(),
+        REFERENCE / "configuration.md": cli_reference.configuration(),
         DOCS / "views.md": views.document(),
         DOCS / "metrics.md": metrics_table.render(),
     }

@@ -107,7 +107,7 @@ def main() -> int:
         [sys.executable, "-m", "zensical", "build", "--strict"], cwd=work, capture_output=True, text=True, check=False
     )
     if built.returncode:
-        print(built.stdout + built.stderr.partition("Traceback")[0])
+        print(re.sub(r"\x1b\[[0-9;]*m", "", built.stdout + built.stderr.partition("Traceback")[0]))
         return 1
     shutil.rmtree(site, ignore_errors=True)
     (work / "site").rename(site)

@@ -1,0 +1,312 @@
+"""The command line and the configuration as documents: every command, option, variable, key and exit code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import typer
+from corral.cli import asking, config, exits
+from corral.cli.main import COMMANDS, app, load
+from corral.cli.settings import SERVICES, variables
+from corral.schemas.bus import DEFAULT_URL
+
+OTHER_VARIABLES: dict[str, tuple[str, str]] = {
+    "CORRAL_CONFIG": ("two files, see [above](#the-file)", "The configuration file; no other is read then."),
+    "CORRAL_CONTEXT": ("the one in use", "Name of the context to use."),
+    "CORRAL_LEASE": ("–", "Set by Corral for work that runs on a lease: its id. Collectors read it of processes."),
+    "CORRAL_REPLICAS": ("3 on a cluster of servers, else 1", "Copies of streams and buckets that a part makes."),
+    "CORRAL_DATA": ("`shared/data` beside the clone", "Folder or file of the recording that `corral demo` replays."),
+    "CORRAL_DEBUG": ("–", "With any value, an error that ends a command shows where it came from."),
+    "NO_COLOR": ("–", "With any value, no colours on a terminal. In a pipe there are none anyway."),
+    "XDG_CONFIG_HOME": ("`~/.config`", "Where `corral/corral.toml` is looked for."),
+    "XDG_DATA_HOME": ("`~/.local/share`", "Where `corral up` keeps its folder `corral`."),
+    "XDG_STATE_HOME": ("`~/.local/state`", "Where a collector keeps its folder `corral`, without `--state`."),
+    "STATE_DIRECTORY": ("–", "Set by systemd: where a collector keeps its state, without `--state`."),
+}
+"""Variables that are no option of a command: their default and meaning."""
+
+
+class Help(NamedTuple):
+    """A command's docstring in parts."""
+
+    summary: str
+    text: list[str]
+    examples: list[str]
+
+
+def parts(command: Any) -> Help:
+    """The summary, the paragraphs and the examples of a command's help."""
+    callback = command.callback
+    lines = (inspect.getdoc(callback) or command.help or "").splitlines()
+    text: list[str] = []
+    examples: list[str] = []
+    inside = False
+    for line in lines[1:]:
+        if re.fullmatch(r"(\[bold\])?(Examples|Start with):?(\[/bold\])?:?", line.strip()):
+            inside = True
+        elif inside and line.startswith("  "):
+            examples.append(line.strip())
+        else:
+            inside = False
+            text.append(line.strip())
+    return Help(lines[0] if lines else "", paragraphs(text), examples)
+
+
+def paragraphs(lines: Iterable[str]) -> list[str]:
+    """Lines joined to paragraphs."""
+    return [" ".join(part.split("\n")) for part in re.split(r"\n\n+", "\n".join(lines).strip()) if part]
+
+
+def leaves(name: str) -> Iterator[tuple[str, Any]]:
+    """A command with its full name, or the commands of a group."""
+    command = load(name)
+    inner = getattr(command, "commands", None)
+    if not inner:
+        yield name, command
+        return
+    for part, one in inner.items():
+        yield f"{name} {part}", one
+
+
+def option_words(parameter: Any) -> str:
+    """`--gpus`, `-g` N."""
+    names = [*parameter.opts, *parameter.secondary_opts]
+    shown = ", ".join(f"`{name}`" for name in sorted(names, key=lambda name: (name[:2] != "--", name)))
+    return shown if getattr(parameter, "is_flag", False) else f"{shown} {metavar(parameter)}"
+
+
+def metavar(parameter: Any) -> str:
+    """What stands behind the option."""
+    kind = parameter.type_descriptor
+    if kind.is_choice and kind.choices is not None and parameter.metavar is None:
+        return "<br>".join(f"`{getattr(choice, 'value', choice)}`" for choice in kind.choices)
+    name = parameter.metavar or {"int": "N", "float": "N"}.get(parameter.bare_type().removeprefix("list["), "TEXT")
+    return name.replace("|", "\\|")
+
+
+def default_words(parameter: Any) -> str:
+    """The default, as one would write it."""
+    value = parameter.default
+    value = getattr(value, "value", value)
+    if parameter.required:
+        return "required"
+    if value is None or value == "" or value == []:
+        return "–"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def prose(*sentences: str) -> list[str]:
+    """A paragraph in lines as long as those that people write here."""
+    return [*textwrap.wrap(" ".join(sentences), 118, break_long_words=False, break_on_hyphens=False), ""]
+
+
+def cell(text: str | None) -> str:
+    """Text within a table: help is no Markdown, but for code between backticks."""
+    pieces = " ".join((text or "").split()).replace("|", "\\|").split("`")
+    pieces[::2] = [re.sub(r"([\[\]*<>_])", r"\\\1", piece) for piece in pieces[::2]]
+    return "`".join(pieces)
+
+
+def options_table(parameters: Iterable[Any]) -> list[str]:
+    """Options with default and meaning."""
+    rows = [
+        f"| {option_words(one)} | {default_words(one)} | {cell(one.help)} |"
+        for one in parameters
+        if one.param_type_name == "option" and one.name != "help"
+    ]
+    return ["| option | default | |", "| --- | --- | --- |", *rows, ""] if rows else []
+
+
+def arguments_list(command: Any) -> list[str]:
+    """Arguments with their meaning."""
+    found = [one for one in command.params if one.param_type_name == "argument" and one.help]
+    return [f"- `{argument(one)}`: {cell(one.help)}" for one in found] + ([""] if found else [])
+
+
+def argument(parameter: Any) -> str:
+    """An argument as the usage shows it."""
+    name = parameter.metavar or parameter.name.upper()
+    name = name if parameter.required or name.startswith("[") else f"[{name}]"
+    return f"{name}..." if parameter.nargs != 1 and "..." not in name else name
+
+
+def usage(name: str, command: Any) -> str:
+    """The line that shows how the command is written."""
+    words = [argument(one) for one in command.params if one.param_type_name == "argument"]
+    return " ".join(["corral", name, "[OPTIONS]", *words])
+
+
+def commands() -> str:
+    """The reference of the command line."""
+    root = typer.main.get_command(app)
+    asked = {parameter.name for parameter in asking._PARAMETERS}
+    shared = [one for one in load("request").params if one.name in asked]
+    lines = [
+        "# Command line",
+        "",
+        "Generated from the command line itself by `make docs`.",
+        "",
+        *prose(
+            "Every option may also be given by a variable or in a file: [Configuration](configuration.md).",
+            "`--json` prints one document with every field; results go to stdout, all else to stderr.",
+            "Times are written like `250ms`, `10s` or `1h30m`, sizes like `20GiB` or `512MiB`.",
+        ),
+    ]
+    panels: dict[str, list[str]] = {}
+    for name, entry in COMMANDS.items():
+        panels.setdefault(entry.panel, []).append(name)
+    for panel, names in panels.items():
+        lines += [f"- {panel}: " + ", ".join(f"[`{name}`](#corral-{name})" for name in names)]
+    lines += [
+        "- All of them: [options before the command](#options-before-the-command), [exit codes](#exit-codes), "
+        "[completion](#completion)",
+        "",
+        "## Options before the command",
+        "",
+        *options_table(root.params),
+        "## Exit codes",
+        "",
+        "| code | meaning |",
+        "| ---: | --- |",
+        *(f"| {code} | {cell(meaning)} |" for code, meaning in exits.MEANINGS.items()),
+        "",
+        *prose(
+            "What goes wrong is one line on stderr. `corral run` and `corral shell` end with the code of the command",
+            "that they ran, or 128 + N where signal N killed it.",
+        ),
+        "## Completion",
+        "",
+        "`corral --install-completion` completes commands, options and their values in bash, zsh, fish and PowerShell;",
+        "`corral --show-completion` prints what it would install.",
+        "",
+        "## What a request may ask for",
+        "",
+        "Options that `request`, `explain`, `run` and `shell` share.",
+        "",
+        *options_table(shared),
+    ]
+    for panel, names in panels.items():
+        lines += [f"## {panel}", ""]
+        for name in names:
+            lines += command_section(name, asked)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def command_section(name: str, asked: set[str]) -> list[str]:
+    """One command, or a group with its commands."""
+    group = getattr(load(name), "commands", None)
+    lines: list[str] = []
+    if group:
+        help = parts(load(name))
+        lines += [f"### corral {name}", "", help.summary, ""]
+        for text in help.text:
+            lines += [text, ""]
+    for full, command in leaves(name):
+        help = parts(command)
+        lines += [f"{'####' if group else '###'} corral {full}", "", help.summary, ""]
+        for text in help.text:
+            lines += [text, ""]
+        lines += ["```sh", *help.examples, "```", ""] if help.examples else []
+        lines += [f"`{usage(full, command)}`", ""]
+        lines += arguments_list(command)
+        requesting = name in ("request", "explain", "run", "shell")
+        if requesting:
+            lines += ["Beside [what a request may ask for](#what-a-request-may-ask-for):", ""]
+        lines += options_table(one for one in command.params if not (requesting and one.name in asked))
+    return lines
+
+
+def fields(struct: type[Any]) -> dict[str, str]:
+    """The attributes of a docstring."""
+    found: dict[str, str] = {}
+    for line in (inspect.getdoc(struct) or "").partition("Attributes:")[2].splitlines():
+        key, colon, text = line.strip().partition(": ")
+        if colon and line.startswith("    ") and not line.startswith("     "):
+            found[key] = text
+    return found
+
+
+def configuration() -> str:
+    """The reference of variables, the file and contexts."""
+    lines = [
+        "# Configuration",
+        "",
+        "Generated from the code by `make docs`.",
+        "",
+        "A setting is taken from the flag, else from the environment, else from the file, else from Corral itself.",
+        "`corral config show` prints every setting with its value and where that is from.",
+        "",
+        "## The file",
+        "",
+        *prose(
+            "`corral.toml` is the one that `--config` names, else the one that `CORRAL_CONFIG` names. Without either",
+            "there are two: `/etc/corral/corral.toml` for the machine, and `corral/corral.toml` in `$XDG_CONFIG_HOME`",
+            "or `~/.config` for the account, which goes before it key by key.",
+        ),
+        "```toml",
+        'nats = "nats://gpu-bus:4222"',
+        'creds = "/etc/corral/collector.creds"',
+        "",
+        "[collect]",
+        'interval = "100ms"',
+        'label = { rack = "r7", zone = "a" }',
+        "",
+        "[process]",
+        'db = "/var/lib/corral/history.duckdb"',
+        'keep-raw = "7d"',
+        "",
+        "[run]",
+        'wait = "10m"',
+        "```",
+        "",
+        *prose(
+            "A table is a command, and its keys are the command's options without the dashes (`keep-raw` or",
+            "`keep_raw`). Flags take `true` and `false`; an option that may be repeated takes a list, or a table for",
+            "`KEY=VALUE`. A key that means nothing is refused with the nearest that does.",
+            "`corral config set collect.interval 100ms` writes the file, `corral config check` checks all of it.",
+        ),
+        "## The bus, and contexts",
+        "",
+        "At the top of the file, or by name under `[contexts.NAME]` with `current` for the one in use, as",
+        "`corral context add`, `use` and `remove` write them:",
+        "",
+        "| key | variable | default | |",
+        "| --- | --- | --- | --- |",
+    ]
+    described = fields(config.Context)
+    for key, variable in config.VARIABLES.items():
+        default = f"`{DEFAULT_URL}`" if key == "nats" else "–"
+        lines.append(f"| `{key}` | `{variable}` | {default} | {cell(described.get(key))} |")
+    lines += [
+        "| `current` | `CORRAL_CONTEXT` | – | Name of the context in use; top of the file only. |",
+        "",
+        *prose(
+            "A context that `--context` names goes before the environment; the one in use only fills in what the",
+            "environment does not say. Where a flag or the environment names another bus, the context's credentials",
+            "are not shown to it.",
+        ),
+        "## Settings of the services",
+        "",
+        *prose(
+            "Every option of every other command has a variable, `CORRAL_<COMMAND>_<OPTION>`, and a key in the",
+            "command's table, too: `CORRAL_RUN_WAIT`, `[run] wait`. They are options of [the command line](cli.md).",
+        ),
+    ]
+    for name in SERVICES:
+        if name not in COMMANDS:
+            continue
+        lines += [f"### `[{name}]`", "", "| key | variable | default | |", "| --- | --- | --- | --- |"]
+        for key, setting in config.settings(load(name)).items():
+            one = setting.parameter
+            shown = f"`{variables(name, one)[0]}`"
+            lines.append(f"| `{key}` | {shown} | {default_words(one)} | {cell(one.help)} |")
+        lines.append("")
+    lines += ["## Other variables", "", "| variable | default | |", "| --- | --- | --- |"]
+    lines += [f"| `{name}` | {default} | {meaning} |" for name, (default, meaning) in OTHER_VARIABLES.items()]
+    return "\n".join(lines).rstrip() + "\n"
