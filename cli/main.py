@@ -61,6 +61,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "simulate": Entry("simulate:simulate", _OPERATE, "Replay a trace of requests through the planner's own core."),
     "context": Entry("context:context", _OPERATE, "Name the buses that you use, and choose one."),
     "config": Entry("settings:config", _OPERATE, "Show the configuration, and where each value is from."),
+    "auth": Entry("auth:auth", _OPERATE, "Users of the bus, what each may do, keys and certificates."),
     "doctor": Entry("doctor:doctor", _OPERATE, "Look for what is wrong, each finding with its fix."),
     "collect": Entry("collect:collect", _PARTS, "Collect this host's GPU telemetry and publish it."),
     "process": Entry("process:process", _PARTS, "Turn telemetry into history, and answer SQL."),
@@ -201,6 +202,10 @@ def _config_may_be_there() -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Errors end as one line on stderr and a documented exit code, never as a traceback."""
+    for name, value in list(os.environ.items()):
+        # Kubernetes tells every pod of a service `corral-dashboard` by CORRAL_DASHBOARD_PORT: that is no option.
+        if name.startswith("CORRAL_") and value.startswith("tcp://"):
+            del os.environ[name]
     try:
         typer.main.get_command(app).main(arguments, prog_name="corral")
     except KeyboardInterrupt:

@@ -40,23 +40,37 @@ class EmbeddedServer:
         port: to listen on; 0 takes a free one and keeps it over restarts.
         host: address to listen on.
         max_payload_bytes: of one message.
+        include: configuration that says who may do what (`corral auth`); anyone may do anything without.
 
     Attributes:
         url: to connect to, once started.
         process: the child; None before the start.
     """
 
-    def __init__(self, data: Path, port: int = 0, host: str = "127.0.0.1", max_payload_bytes: int = 1024**2) -> None:
+    def __init__(
+        self,
+        data: Path,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        max_payload_bytes: int = 1024**2,
+        include: Path | None = None,
+    ) -> None:
         self.data = data
         self.host = host
         self.port = port
         self.max_payload_bytes = max_payload_bytes
+        self.include = include
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Where clients connect."""
         return f"nats://{self.host}:{self.port}"
+
+    @property
+    def pid_file(self) -> Path:
+        """Where its process id is, while it runs."""
+        return self.data / "nats-server.pid"
 
     def start(self, timeout_seconds: float = 10.0) -> None:
         """Start the server and wait until it takes connections and JetStream is ready.
@@ -74,7 +88,10 @@ class EmbeddedServer:
                 f"max_payload: {self.max_payload_bytes}\n"
                 f"server_name: corral-embedded\n"
                 f"log_file: {json.dumps(str(log))}\n"
+                f"pid_file: {json.dumps(str(self.pid_file))}\n"
                 f"jetstream {{ store_dir: {json.dumps(str(self.data))} }}\n"
+                # By its way from here: the server takes no other.
+                + (f"include {json.dumps(os.path.relpath(self.include, self.data))}\n" if self.include else "")
             )
             # A session of its own: a Ctrl-C at the terminal reaches the supervisor, which stops parts in order.
             self.process = subprocess.Popen(

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import re
+import ssl
 from typing import Any, Final
 
 from msgspec import Struct
@@ -320,7 +321,7 @@ async def connect(
         await report(error)
         if not connected:
             heed_cancellation()
-        if not connected and deadline is not None and (_is_refusal(error) or loop.time() >= deadline):
+        if not connected and deadline is not None and (_refusal(error, identity) or loop.time() >= deadline):
             raise error
 
     settings["error_cb"] = remember
@@ -344,13 +345,8 @@ async def connect(
             raise
         except Exception as error:  # nats-py raises many kinds, and some as bare OSError
             why = last[-1] if last else error
-            if deadline is not None and _is_refusal(why):
-                raise BusUnavailable(
-                    f"the NATS server at {', '.join(servers)} does not take "
-                    + (f"the credentials in {identity.file}: " if identity.file else "anyone without credentials: ")
-                    + "ask for some (`corral auth add` makes them), and name them with `corral context add`, --creds "
-                    f"or {CREDENTIALS_VARIABLE}"
-                ) from error
+            if deadline is not None and (refusal := _refusal(why, identity)):
+                raise BusUnavailable(f"the NATS server at {', '.join(servers)} {refusal}") from error
             if deadline is not None and loop.time() + pause > deadline:
                 raise BusUnavailable(
                     f"no NATS server answers at {', '.join(servers)} ({type(why).__name__}: {why}). "
@@ -375,8 +371,20 @@ async def _set(event: asyncio.Event) -> None:
     event.set()
 
 
-def _is_refusal(error: Exception) -> bool:
-    return "authorization violation" in str(error).lower() or isinstance(error, AuthorizationError)
+def _refusal(error: Exception, identity: who.Identity) -> str:
+    """What to say of a server that answers, and will not have this client however often it asks; else nothing."""
+    if "authorization violation" in str(error).lower() or isinstance(error, AuthorizationError):
+        refused = f"does not take the credentials in {identity.file}" if identity.file else "wants credentials"
+        return (
+            f"{refused}: `corral auth add` makes them; name them with `corral context add`, --creds or "
+            f"{CREDENTIALS_VARIABLE}"
+        )
+    if isinstance(error, ssl.SSLError):
+        return (
+            f"and this client do not trust each other ({error.reason or error}): keep ca.crt beside the credentials, "
+            f"or name the CA's certificate in {who.CA_VARIABLE}"
+        )
+    return ""
 
 
 async def _log_error(error: Exception) -> None:

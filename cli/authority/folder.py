@@ -1,0 +1,393 @@
+"""The authority's folder: the users, their credentials, the certificates and the server's configuration.
+
+    authority.json       the users: names, roles and public keys
+    nats-auth.conf       for the server, to be included by its own configuration
+    nats-server.conf     a whole configuration that does so, for those who have none
+    credentials/         NAME.creds for each user, to be handed out; with TLS also ca.crt
+    tls/                 the CA and the server's certificate
+
+All of it is its owner's alone. Changes are made under a lock, and each file is replaced in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+from collections.abc import Generator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ...schemas.credentials import ANY_OWNER
+from ...schemas.requests import OwnerName
+from . import certificates, server_config
+from .certificates import Certified
+from .roles import ASKING, Role, User
+
+CONFIG_NAME: Final = "nats-auth.conf"
+SERVER_NAME: Final = "nats-server.conf"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_HOST: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_RANGE: Final = re.compile(r"\[(\d+)-(\d+)\]")
+_MOST_HOSTS: Final = 20_000
+_SYSTEM: Final = "system"
+
+
+class AuthorityError(ValueError):
+    """It can't be done; the message says why and what to do."""
+
+
+class Registry(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What `authority.json` holds.
+
+    Attributes:
+        system_key: public NKey of the system account's user.
+        users: by name.
+        hosts: names and addresses in the server's certificate; empty without TLS.
+        mutual: clients show a certificate, too.
+        pid_file: of a server that is to be told of changes; empty if it is not known.
+    """
+
+    system_key: str
+    users: dict[str, User] = {}
+    hosts: list[str] = []
+    mutual: bool = False
+    pid_file: str = ""
+
+
+class Authority:
+    """Users and their keys in a folder.
+
+    Args:
+        folder: that holds an authority; see `create`.
+
+    Raises:
+        AuthorityError: there is none in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser().absolute()
+        self.registry = self._read()
+
+    @classmethod
+    def create(cls, folder: Path, *, hosts: Sequence[str] = (), mutual: bool = False, pid_file: str = "") -> Authority:
+        """Make one: keys, the CA where there is to be TLS, and the server's configuration.
+
+        Args:
+            folder: made if it is missing.
+            hosts: names and addresses of the servers, for TLS; none goes without.
+            mutual: clients show a certificate, too.
+            pid_file: of the server, to tell it of changes.
+
+        Raises:
+            AuthorityError: there is one in the folder already.
+        """
+        folder = folder.expanduser().absolute()
+        if (folder / "authority.json").exists():
+            raise AuthorityError(f"there is an authority in {folder} already: add users to it, or name another folder")
+        if mutual and not hosts:
+            raise AuthorityError("mutual TLS needs TLS: name the server's hosts")
+        for made in (folder, folder / "credentials", folder / "tls"):
+            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+        seed, key = make_key()
+        registry = Registry(system_key=key, hosts=list(hosts), mutual=mutual, pid_file=pid_file)
+        if hosts:
+            ca = certificates.make_ca()
+            _write(folder / "tls" / "ca.key", ca.key)
+            _write(folder / "tls" / "ca.crt", ca.certificate, 0o644)
+            _write(folder / "credentials" / "ca.crt", ca.certificate, 0o644)
+        _write(folder / "authority.json", msgspec.json.encode(registry))
+        authority = cls(folder)
+        authority._issue_server()
+        authority._give(_SYSTEM, _SYSTEM, "", seed)
+        authority.write_config()
+        return authority
+
+    @property
+    def config(self) -> Path:
+        """What the server's configuration is to include."""
+        return self.folder / CONFIG_NAME
+
+    @property
+    def tls(self) -> bool:
+        """Whether the server speaks TLS."""
+        return bool(self.registry.hosts)
+
+    def credentials(self, name: str) -> Path:
+        """Of a user.
+
+        Raises:
+            AuthorityError: there is no such user.
+        """
+        if name != _SYSTEM:
+            self._known(name)
+        return self.folder / "credentials" / f"{name}.creds"
+
+    def add(
+        self,
+        role: Role,
+        name: str,
+        *,
+        owner: str = "",
+        hosts: Sequence[str] = (),
+        follows_leases: bool = False,
+    ) -> User:
+        """Make a user with its credentials.
+
+        Args:
+            role: see `Role`.
+            name: of the user.
+            owner: in whose name it asks; its own by default, `*` for any.
+            hosts: that a collector speaks for; its name by default, `*` for any, `gpu[01-16]` for many.
+            follows_leases: of a collector of simulated GPUs.
+
+        Raises:
+            AuthorityError: there is one of the name, or it can't be one.
+        """
+        with self._locked():
+            if not _NAME.fullmatch(name) or name == _SYSTEM:
+                raise AuthorityError(f"{name!r} is no name for a user: letters, digits, - and _, 64 at most")
+            if name in self.registry.users:
+                raise AuthorityError(
+                    f"there is a user {name!r} already: `corral auth rotate {name}` gives it a new key"
+                )
+            seed, key = make_key()
+            user = User(
+                name=name,
+                role=role,
+                key=key,
+                owner=_owner(role, name, owner),
+                hosts=_hosts(role, name, hosts),
+                follows_leases=follows_leases and role is Role.COLLECTOR,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            self.registry.users[name] = user
+            self._give(name, role, user.owner, seed)
+            self._save()
+        return user
+
+    def revoke(self, name: str) -> User:
+        """Take a user away: with the server's next reload its connections end.
+
+        Raises:
+            AuthorityError: there is no such user.
+        """
+        with self._locked():
+            user = self._known(name)
+            del self.registry.users[name]
+            self._save()
+            for suffix in ("creds", "crt", "key"):
+                (self.folder / "credentials" / f"{name}.{suffix}").unlink(missing_ok=True)
+        return user
+
+    def rotate(self, name: str) -> User:
+        """Give a user a new key; what was made with the old one is refused from the server's next reload on.
+
+        Raises:
+            AuthorityError: there is no such user.
+        """
+        with self._locked():
+            seed, key = make_key()
+            if name == _SYSTEM:
+                self.registry.system_key = key
+                user = User(name=_SYSTEM, role=Role.ADMIN, key=key)
+                self._give(_SYSTEM, _SYSTEM, "", seed)
+            else:
+                user = self.registry.users[name] = replace(self._known(name), key=key)
+                self._give(name, user.role, user.owner, seed)
+            self._save()
+        return user
+
+    def rotate_server(self, hosts: Sequence[str] = ()) -> None:
+        """Give the server a new certificate, for other names where some are given.
+
+        Raises:
+            AuthorityError: it has none.
+        """
+        with self._locked():
+            if not self.tls:
+                raise AuthorityError("this authority is without TLS: make one with `corral auth init --tls-host NAME`")
+            self.registry.hosts = list(hosts) or self.registry.hosts
+            self._issue_server()
+            self._save()
+
+    def write_config(self) -> None:
+        """Write the server's configuration anew."""
+        folder = self.folder / "tls"
+        tls = (
+            server_config.Tls(
+                certificate=folder / "server.crt",
+                key=folder / "server.key",
+                ca=folder / "ca.crt",
+                mutual=self.registry.mutual,
+            )
+            if self.tls
+            else None
+        )
+        _write(self.config, server_config.render(self.registry.users.values(), self.registry.system_key, tls).encode())
+        whole = self.folder / SERVER_NAME
+        if not whole.exists():
+            _write(whole, _whole_config(self.folder).encode())
+
+    def _issue_server(self) -> None:
+        if self.tls:
+            made = certificates.issue(self._ca(), "nats-server", self.registry.hosts)
+            _write(self.folder / "tls" / "server.key", made.key)
+            _write(self.folder / "tls" / "server.crt", made.certificate, 0o644)
+
+    def _ca(self) -> Certified:
+        folder = self.folder / "tls"
+        return Certified((folder / "ca.crt").read_bytes(), (folder / "ca.key").read_bytes())
+
+    def _give(self, name: str, role: str, owner: str, seed: str) -> None:
+        folder = self.folder / "credentials"
+        mutual = self.registry.mutual
+        if mutual:
+            made = certificates.issue(self._ca(), name)
+            _write(folder / f"{name}.crt", made.certificate)
+            _write(folder / f"{name}.key", made.key)
+        _write(folder / f"{name}.creds", _credentials(name, role, owner, seed, tls=self.tls, mutual=mutual))
+
+    def _known(self, name: str) -> User:
+        user = self.registry.users.get(name)
+        if user is None:
+            known = ", ".join(sorted(self.registry.users)) or "none yet"
+            raise AuthorityError(f"there is no user {name!r}; there are: {known}")
+        return user
+
+    def _read(self) -> Registry:
+        path = self.folder / "authority.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Registry)
+        except FileNotFoundError:
+            raise AuthorityError(f"there is no authority in {self.folder}: make one with `corral auth init`") from None
+        except OSError as error:
+            raise AuthorityError(f"{path} can't be read: {error.strerror}") from None
+        except msgspec.MsgspecError as error:
+            raise AuthorityError(f"{path} is broken: {error}") from None
+
+    def _save(self) -> None:
+        self.write_config()
+        _write(self.folder / "authority.json", msgspec.json.format(msgspec.json.encode(self.registry), indent=2))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Generator[None]:
+        """One change at a time, each on what the one before has left."""
+        with (self.folder / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.registry = self._read()
+            try:
+                yield
+            except BaseException:
+                self.registry = self._read()
+                raise
+
+
+def make_key() -> tuple[str, str]:
+    """A user's NKey: its seed, which is the secret, and its public key."""
+    import nkeys
+
+    library: Any = nkeys
+    seed: bytes = library.encode_seed(secrets.token_bytes(32), library.PREFIX_BYTE_USER)
+    return seed.decode(), library.from_seed(bytearray(seed)).public_key.decode()
+
+
+def expand_hosts(text: str) -> list[str]:
+    """`gpu[01-16]` as the names that it stands for.
+
+    Raises:
+        AuthorityError: the range is empty, or too large.
+    """
+    found = _RANGE.search(text)
+    if not found:
+        return [text]
+    first, last = int(found[1]), int(found[2])
+    if not 0 <= last - first < _MOST_HOSTS:
+        raise AuthorityError(f"{text!r} is no range of at most {_MOST_HOSTS} hosts: write it like gpu[01-16]")
+    width = len(found[1])
+    names = [f"{text[: found.start()]}{number:0{width}d}{text[found.end() :]}" for number in range(first, last + 1)]
+    return [name for one in names for name in expand_hosts(one)]
+
+
+def _owner(role: Role, name: str, owner: str) -> str:
+    if role not in ASKING:
+        if owner:
+            raise AuthorityError(f"a {role} asks for no devices: it has no owner")
+        return ""
+    owner = owner or name
+    if owner == ANY_OWNER:
+        return owner
+    try:
+        msgspec.convert(owner, OwnerName)
+    except msgspec.ValidationError:
+        raise AuthorityError(f"{owner!r} can't be an owner: letters, digits and _ @ . : / + -") from None
+    if owner.endswith(".") or ".." in owner:
+        raise AuthorityError(f"{owner!r} can't be an owner on a bus with authentication: no empty part between dots")
+    return owner
+
+
+def _hosts(role: Role, name: str, hosts: Sequence[str]) -> tuple[str, ...]:
+    if role is not Role.COLLECTOR:
+        if hosts:
+            raise AuthorityError(f"a {role} speaks for no host")
+        return ()
+    found = [expanded for host in hosts or [name] for expanded in expand_hosts(host)]
+    for host in found:
+        if host != "*" and not _HOST.fullmatch(host):
+            raise AuthorityError(
+                f"{host!r} is no host as it stands in subjects: letters, digits, - and _ (dots become -), "
+                "* for any, or a range such as gpu[01-16]"
+            )
+    return ("*",) if "*" in found else tuple(dict.fromkeys(found))
+
+
+def _credentials(user: str, role: str, owner: str, seed: str, *, tls: bool, mutual: bool) -> bytes:
+    facts = {
+        "user": user,
+        "role": role,
+        "owner": owner,
+        "inbox": f"_INBOX.{user}",
+        "ca": "ca.crt" if tls else "",
+        "cert": f"{user}.crt" if mutual else "",
+        "key": f"{user}.key" if mutual else "",
+    }
+    lines = ["# Credentials for Corral's bus: whoever has this file is its holder.", *_facts(facts), seed, ""]
+    return "\n".join(lines).encode()
+
+
+def _facts(facts: dict[str, str]) -> list[str]:
+    return [f"# {name}: {value}" for name, value in facts.items() if value]
+
+
+def _whole_config(folder: Path) -> str:
+    return (
+        "# A whole configuration for nats-server: nats-server -c nats-server.conf. Yours to change.\n"
+        'listen: "0.0.0.0:4222"\n'
+        "max_payload: 1MB\n"
+        f"pid_file: {json.dumps(str(folder / 'nats-server.pid'))}\n"
+        f"jetstream {{ store_dir: {json.dumps(str(folder / 'jetstream'))} }}\n"
+        f"include {json.dumps(CONFIG_NAME)}\n"
+    )
+
+
+def _write(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file in one step; nobody else may read it, unless said."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,376 @@
+"""The matrix: every subject that anyone may publish on or listen to, and which roles may. What is not here is refused.
+
+The server's configuration, the table in docs/security.md and what `corral auth show` prints derive from it.
+
+Users live in three NATS accounts. Streams, buckets and services are in the account CORRAL, with the planner and the
+processor. Collectors are in CORRAL_HOSTS, people in CORRAL_PEOPLE; these two see of CORRAL only what is exported to
+them. One account with permissions would not do: a server checks where a client publishes, but not where it wants the
+answer, and JetStream answers. In one account, whoever may publish a sample could have its acknowledgement, or a stored
+message of its own making, written over a lease in the planner's bucket. Between accounts an answer finds its way back
+to who asked and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+from ...schemas import bus
+from ...schemas.bus import PlanSubject
+
+
+class Role(StrEnum):
+    """What a user is."""
+
+    COLLECTOR = "collector"
+    """Publishes what its own hosts measure."""
+    PROCESSOR = "processor"
+    """Reads the streams and answers SQL."""
+    PLANNER = "planner"
+    """Grants devices."""
+    REQUESTER = "requester"
+    """Asks for devices in its own name, and sees the fleet."""
+    VIEWER = "viewer"
+    """Sees the fleet."""
+    OPERATOR = "operator"
+    """Sees the fleet, asks in its own name, drains, evicts, takes snapshots."""
+    ADMIN = "admin"
+    """Manages streams, in an emergency; no part needs it."""
+
+
+class Account(StrEnum):
+    """Where a user's subjects are."""
+
+    CORE = "CORRAL"
+    HOSTS = "CORRAL_HOSTS"
+    PEOPLE = "CORRAL_PEOPLE"
+
+
+ACCOUNTS: Final[dict[Role, Account]] = {
+    Role.COLLECTOR: Account.HOSTS,
+    Role.PROCESSOR: Account.CORE,
+    Role.PLANNER: Account.CORE,
+    Role.REQUESTER: Account.PEOPLE,
+    Role.VIEWER: Account.PEOPLE,
+    Role.OPERATOR: Account.PEOPLE,
+    Role.ADMIN: Account.CORE,
+}
+
+
+class Verb(StrEnum):
+    """What one may do on a subject."""
+
+    PUBLISH = "publish"
+    SUBSCRIBE = "subscribe"
+
+
+class Access(Struct, frozen=True, kw_only=True):
+    """Subjects that some roles may use.
+
+    Attributes:
+        verb: see `Verb`.
+        subjects: `{host}`, `{owner}` and `{user}` are the user's own; other tokens as NATS has them.
+        roles: that may.
+        what: for people.
+        many: the answer may be more than one message.
+        answer_seconds: an answer to a user of another account may take so long.
+        follows_leases: only users that follow leases, as simulated GPUs do.
+    """
+
+    verb: Verb
+    subjects: tuple[str, ...]
+    roles: frozenset[Role]
+    what: str
+    many: bool = False
+    answer_seconds: float = 120.0
+    follows_leases: bool = False
+
+
+SERVICES: Final = frozenset({Role.PROCESSOR, Role.PLANNER})
+PEOPLE: Final = frozenset({Role.REQUESTER, Role.VIEWER, Role.OPERATOR})
+ASKING: Final = frozenset({Role.REQUESTER, Role.OPERATOR})
+EVERYBODY: Final = frozenset(Role)
+
+_TELEMETRY: Final = (bus.SAMPLES, bus.PROCESSES, bus.AGENTS)
+_FACTS: Final = (bus.INVENTORY, bus.EVENTS)
+_STREAM_OF: Final = {
+    bus.SAMPLES: bus.TELEMETRY_STREAM,
+    bus.PROCESSES: bus.TELEMETRY_STREAM,
+    bus.AGENTS: bus.TELEMETRY_STREAM,
+    bus.INVENTORY: bus.INVENTORY_STREAM,
+    bus.EVENTS: bus.FACTS_STREAM,
+}
+_PARTITIONS: Final = "CORRAL_PARTITIONS"
+_OWNERS: Final = "corral_processors"
+_READ_BY_PROCESSORS: Final = (bus.TELEMETRY_STREAM, bus.INVENTORY_STREAM, bus.FACTS_STREAM, _PARTITIONS)
+_READ_BY_PLANNERS: Final = (
+    bus.TELEMETRY_STREAM,
+    bus.INVENTORY_STREAM,
+    bus.FACTS_STREAM,
+    f"KV_{bus.PLANNER_BUCKET}",
+)
+_STREAMS: Final = tuple(stream.name for stream in bus.STREAMS)
+_KEPT: Final = (*_STREAMS, *(f"KV_{bucket.name}" for bucket in bus.BUCKETS))
+_WAITS_SECONDS: Final = 25 * 3600.0
+"""A request may wait in line for a day."""
+_QUERY_SECONDS: Final = 3600.0
+
+
+def _api(*endpoints: str) -> tuple[str, ...]:
+    return tuple(f"$JS.API.{endpoint}" for endpoint in endpoints)
+
+
+def _consuming(streams: Iterable[str]) -> tuple[str, ...]:
+    """Reading streams by consumers: who may make one may also have it deliver anywhere in the account."""
+    return tuple(
+        subject
+        for stream in streams
+        for subject in _api(
+            f"CONSUMER.CREATE.{stream}",
+            f"CONSUMER.CREATE.{stream}.>",
+            f"CONSUMER.DURABLE.CREATE.{stream}.*",
+            f"CONSUMER.INFO.{stream}.*",
+            f"CONSUMER.DELETE.{stream}.*",
+            f"CONSUMER.MSG.NEXT.{stream}.*",
+        )
+    )
+
+
+def _may(
+    verb: Verb,
+    what: str,
+    roles: Iterable[Role],
+    *subjects: str,
+    many: bool = False,
+    answer_seconds: float = 120.0,
+    follows_leases: bool = False,
+) -> Access:
+    return Access(
+        verb=verb,
+        subjects=subjects,
+        roles=frozenset(roles),
+        what=what,
+        many=many,
+        answer_seconds=answer_seconds,
+        follows_leases=follows_leases,
+    )
+
+
+_PUB, _SUB = Verb.PUBLISH, Verb.SUBSCRIBE
+
+MATRIX: Final[tuple[Access, ...]] = (
+    # Telemetry
+    _may(
+        _PUB,
+        "a host's telemetry",
+        [Role.COLLECTOR],
+        *(f"{prefix}.{{host}}" for prefix in (*_TELEMETRY, *_FACTS)),
+    ),
+    _may(_PUB, "who speaks for a host", [Role.COLLECTOR], f"$KV.{bus.HOSTS_BUCKET}.{{host}}"),
+    _may(
+        _PUB,
+        "what of a host is stored",
+        [Role.COLLECTOR],
+        f"$JS.API.STREAM.INFO.KV_{bus.HOSTS_BUCKET}",
+        f"$JS.API.DIRECT.GET.KV_{bus.HOSTS_BUCKET}.$KV.{bus.HOSTS_BUCKET}.{{host}}",
+        *(f"$JS.API.DIRECT.GET.{stream}.{prefix}.{{host}}" for prefix, stream in _STREAM_OF.items()),
+    ),
+    _may(
+        _PUB,
+        "past leases (simulated GPUs)",
+        [Role.COLLECTOR],
+        f"$JS.API.DIRECT.GET.{bus.FACTS_STREAM}",
+        many=True,
+        follows_leases=True,
+    ),
+    _may(_SUB, "leases (simulated GPUs)", [Role.COLLECTOR], f"{bus.LEASE_EVENTS}.>", follows_leases=True),
+    _may(
+        _SUB,
+        "the fleet's telemetry, live",
+        [Role.PLANNER, *PEOPLE],
+        *(f"{prefix}.*" for prefix in (*_TELEMETRY, *_FACTS)),
+    ),
+    _may(_SUB, "changes of leases, live", PEOPLE, f"{bus.LEASE_EVENTS}.>"),
+    _may(_PUB, "changes of leases", [Role.PLANNER], f"{bus.LEASE_EVENTS}.*.*"),
+    _may(_PUB, "messages that could not be stored", [Role.PROCESSOR], f"{bus.DEAD_LETTERS}.*"),
+    _may(_SUB, "messages that could not be stored, live", [Role.OPERATOR], f"{bus.DEAD_LETTERS}.*"),
+    # Asking the planner
+    _may(
+        _PUB,
+        "requests in one's own name",
+        ASKING,
+        f"{PlanSubject.REQUEST}.{{owner}}",
+        answer_seconds=_WAITS_SECONDS,
+    ),
+    _may(
+        _PUB,
+        "one's own leases and requests",
+        ASKING,
+        f"{PlanSubject.RENEW}.{{owner}}",
+        f"{PlanSubject.RELEASE}.{{owner}}",
+        f"{bus.PLAN}.withdraw.{{owner}}",
+    ),
+    _may(
+        _PUB,
+        "the fleet as the planner sees it",
+        PEOPLE,
+        PlanSubject.EXPLAIN,
+        PlanSubject.LEASES,
+        PlanSubject.DEVICES,
+        PlanSubject.FLEET,
+        PlanSubject.QUEUE,
+    ),
+    _may(
+        _PUB,
+        "drains and evictions, signed with one's name",
+        [Role.OPERATOR],
+        f"{PlanSubject.DRAIN}.{{user}}",
+        f"{PlanSubject.EVICT}.{{user}}",
+    ),
+    _may(_SUB, "what the planner is asked", [Role.PLANNER], f"{bus.PLAN}.>"),
+    _may(_PUB, "what another planner is to answer", [Role.PLANNER], f"{bus.PLAN}.>"),
+    # Asking the history
+    _may(_PUB, "SQL over the history", PEOPLE, bus.QUERY, many=True, answer_seconds=_QUERY_SECONDS),
+    _may(
+        _PUB,
+        "cancelling a query, whose id only its asker knows",
+        PEOPLE,
+        bus.QUERY_CANCEL,
+    ),
+    _may(_PUB, "how far the history is", [Role.PROCESSOR, *PEOPLE], bus.HISTORY_STATUS),
+    _may(
+        _PUB,
+        "copies of the history",
+        [Role.OPERATOR],
+        bus.SNAPSHOT,
+        bus.SNAPSHOT_READ,
+        answer_seconds=_QUERY_SECONDS,
+    ),
+    _may(_SUB, "what the history is asked", [Role.PROCESSOR], bus.QUERY, f"{bus.PREFIX}.history.>"),
+    # Services
+    _may(
+        _PUB,
+        "which services there are",
+        EVERYBODY - {Role.COLLECTOR},
+        "$SRV.PING",
+        "$SRV.PING.>",
+        "$SRV.INFO",
+        "$SRV.INFO.>",
+        "$SRV.STATS",
+        "$SRV.STATS.>",
+        many=True,
+    ),
+    _may(_SUB, "being a service", SERVICES, "$SRV.>"),
+    _may(_SUB, "answers to oneself", EVERYBODY, "_INBOX.{user}.>"),
+    _may(_PUB, "answers, to those who asked", SERVICES, "_INBOX.*.>", "_R_.>"),
+    _may(_PUB, "having taken a part of an answer", PEOPLE, "_R_.>"),
+    # JetStream
+    _may(_PUB, "whether JetStream is on", EVERYBODY, "$JS.API.INFO"),
+    _may(
+        _PUB,
+        "the state of the streams",
+        EVERYBODY - {Role.COLLECTOR},
+        *_api(*(f"STREAM.INFO.{name}" for name in _STREAMS)),
+    ),
+    _may(
+        _PUB,
+        "facts and reports that are stored",
+        PEOPLE,
+        f"$JS.API.DIRECT.GET.{bus.TELEMETRY_STREAM}.{bus.AGENTS}.*",
+        f"$JS.API.DIRECT.GET.{bus.INVENTORY_STREAM}",
+        f"$JS.API.DIRECT.GET.{bus.FACTS_STREAM}",
+        many=True,
+    ),
+    _may(
+        _PUB,
+        "making the streams and buckets that are missing",
+        SERVICES,
+        *_api(*(f"STREAM.CREATE.{name}" for name in _KEPT)),
+        *_api(*(f"STREAM.INFO.KV_{bucket.name}" for bucket in bus.BUCKETS)),
+    ),
+    _may(_PUB, "reading telemetry and facts", [Role.PROCESSOR], *_consuming(_READ_BY_PROCESSORS)),
+    _may(
+        _PUB,
+        "having stored telemetry and facts",
+        [Role.PROCESSOR],
+        *(f"$JS.ACK.{stream}.>" for stream in _READ_BY_PROCESSORS),
+    ),
+    _may(
+        _PUB,
+        "sharing the work with other processors",
+        [Role.PROCESSOR],
+        f"$KV.{_OWNERS}.>",
+        *_api(*(f"STREAM.{verb}.{name}" for name in (_PARTITIONS, f"KV_{_OWNERS}") for verb in ("INFO", "CREATE"))),
+        f"$JS.API.DIRECT.GET.KV_{_OWNERS}.>",
+        f"$JS.API.STREAM.MSG.GET.KV_{_OWNERS}",
+        *_consuming([f"KV_{_OWNERS}"]),
+        f"$JS.FC.KV_{_OWNERS}.>",
+    ),
+    _may(_PUB, "the planner's state", [Role.PLANNER], f"$KV.{bus.PLANNER_BUCKET}.>"),
+    _may(
+        _PUB,
+        "reading it, and telemetry and facts",
+        [Role.PLANNER],
+        f"$JS.API.STREAM.UPDATE.KV_{bus.PLANNER_BUCKET}",
+        f"$JS.API.STREAM.MSG.GET.KV_{bus.PLANNER_BUCKET}",
+        f"$JS.API.STREAM.MSG.GET.{bus.FACTS_STREAM}",
+        *_consuming(_READ_BY_PLANNERS),
+    ),
+    # Emergencies
+    _may(_PUB, "anything in the account CORRAL", [Role.ADMIN], ">"),
+    _may(_SUB, "anything in the account CORRAL", [Role.ADMIN], ">"),
+)
+"""Rows by topic, in the order of the documents."""
+
+
+class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A user of the bus.
+
+    Attributes:
+        name: letters, digits, `-` and `_`; also in its inbox and its files' names.
+        role: see `Role`.
+        key: public NKey.
+        owner: in whose name it asks; `*` for any; empty for the roles that do not ask.
+        hosts: that a collector speaks for; `*` for any.
+        follows_leases: of a collector of simulated GPUs, whose numbers obey leases.
+        created: when, RFC 3339.
+    """
+
+    name: str
+    role: Role
+    key: str
+    owner: str = ""
+    hosts: tuple[str, ...] = ()
+    follows_leases: bool = False
+    created: str = ""
+
+    @property
+    def inbox(self) -> str:
+        """Prefix of the subjects that answers to it come to."""
+        return f"_INBOX.{self.name}"
+
+
+def allowed(user: User, verb: Verb) -> list[str]:
+    """The subjects that a user may use."""
+    found: dict[str, None] = {}
+    for access in MATRIX:
+        if access.verb is verb and user.role in access.roles and (user.follows_leases or not access.follows_leases):
+            for subject in access.subjects:
+                found.update(dict.fromkeys(_filled(subject, user)))
+    return [">"] if ">" in found else list(found)
+
+
+def _filled(subject: str, user: User) -> list[str]:
+    if "{host}" in subject:
+        return [subject.replace("{host}", host) for host in user.hosts]
+    if "{owner}" in subject:
+        return [subject.replace("{owner}", ">" if user.owner == "*" else user.owner)] if user.owner else []
+    return [subject.replace("{user}", user.name)]
+
+
+def anyone(subject: str) -> str:
+    """A row's subject with wildcards for whoever it may be: what an account exports. Owners may have dots in them."""
+    return subject.replace("{owner}", ">").replace("{user}", "*").replace("{host}", "*")

@@ -1,0 +1,134 @@
+"""The server's configuration: accounts, users and what each may do, as the table of roles says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from .roles import ACCOUNTS, MATRIX, Access, Account, User, Verb, allowed, anyone
+
+_EDGES: Final = (Account.HOSTS, Account.PEOPLE)
+_OWN: Final = ("_INBOX.", "_R_.")
+"""Subjects that belong to an account itself: they are neither exported nor imported."""
+
+
+class Tls(Struct, frozen=True, kw_only=True):
+    """The server's certificate.
+
+    Attributes:
+        certificate: path of it.
+        key: path of its key.
+        ca: path of the CA's certificate.
+        mutual: clients must show a certificate of that CA, too.
+    """
+
+    certificate: Path
+    key: Path
+    ca: Path
+    mutual: bool = False
+
+
+def render(users: Iterable[User], system_key: str, tls: Tls | None = None) -> str:
+    """The part of a `nats-server.conf` that says who may do what; the rest of it includes this.
+
+    Args:
+        users: of Corral.
+        system_key: public NKey of the one user of the system account.
+        tls: None for a server without.
+    """
+    everybody = sorted(users, key=lambda user: user.name)
+    lines = [
+        "# Made by `corral auth`: what is written here by hand is lost with its next change.",
+        *(_tls(tls) if tls else ()),
+        "accounts {",
+        f"  {Account.CORE} {{",
+        "    jetstream: enabled",
+        *_users(user for user in everybody if ACCOUNTS[user.role] is Account.CORE),
+        *_list("exports", _exports()),
+        "  }",
+    ]
+    for account in _EDGES:
+        lines += [
+            f"  {account} {{",
+            *_users(user for user in everybody if ACCOUNTS[user.role] is account),
+            *_list("imports", _imports(account)),
+            "  }",
+        ]
+    lines += ["  SYS {", *_list("users", [f"{{ nkey: {system_key} }}"]), "  }", "}", "system_account: SYS", ""]
+    return "\n".join(lines)
+
+
+def _tls(tls: Tls) -> list[str]:
+    return [
+        "tls {",
+        f"  cert_file: {_text(str(tls.certificate))}",
+        f"  key_file: {_text(str(tls.key))}",
+        f"  ca_file: {_text(str(tls.ca))}",
+        f"  verify: {'true' if tls.mutual else 'false'}",
+        '  min_version: "1.3"',
+        "}",
+    ]
+
+
+def _users(users: Iterable[User]) -> list[str]:
+    entries = [
+        f"# {user.name}: {user.role}\n"
+        f"      {{ nkey: {user.key}, permissions: {{\n"
+        f"        publish: {{ allow: {_texts(allowed(user, Verb.PUBLISH))} }}\n"
+        f"        subscribe: {{ allow: {_texts(allowed(user, Verb.SUBSCRIBE))} }}\n"
+        f"      }} }}"
+        for user in users
+    ]
+    return _list("users", entries)
+
+
+def _crossing(account: Account) -> list[Access]:
+    """The rows that lead from an account into the one with the streams and services."""
+    return [access for access in MATRIX if any(ACCOUNTS[role] is account for role in access.roles)]
+
+
+def _shared(accesses: Iterable[Access], verb: Verb) -> dict[str, Access]:
+    found: dict[str, Access] = {}
+    for access in accesses:
+        for subject in access.subjects:
+            if access.verb is verb and not subject.startswith(_OWN):
+                found.setdefault(anyone(subject), access)
+    return found
+
+
+def _exports() -> list[str]:
+    crossing = [access for account in _EDGES for access in _crossing(account)]
+    services = [
+        f"{{ service: {_text(subject)}, response: {'stream' if access.many else 'singleton'}, "
+        f'threshold: "{access.answer_seconds:.0f}s" }}'
+        for subject, access in _shared(crossing, Verb.PUBLISH).items()
+    ]
+    return services + [f"{{ stream: {_text(subject)} }}" for subject in _shared(crossing, Verb.SUBSCRIBE)]
+
+
+def _imports(account: Account) -> list[str]:
+    crossing = _crossing(account)
+
+    def one(kind: str, subject: str) -> str:
+        return f"{{ {kind}: {{ account: {Account.CORE}, subject: {_text(subject)} }} }}"
+
+    return [
+        *(one("service", subject) for subject in _shared(crossing, Verb.PUBLISH)),
+        *(one("stream", subject) for subject in _shared(crossing, Verb.SUBSCRIBE)),
+    ]
+
+
+def _list(name: str, entries: Sequence[str]) -> list[str]:
+    return [f"    {name}: [", *(f"      {entry}" for entry in entries), "    ]"]
+
+
+def _texts(values: Iterable[str]) -> str:
+    return "[" + ", ".join(_text(value) for value in values) + "]"
+
+
+def _text(value: str) -> str:
+    return json.dumps(value)
