@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,7 +55,7 @@ def export(
     """
     from ..client.exporter import choose
 
-    configure("exporter", log_format, log_level, verbose=verbose)
+    identity = configure("exporter", log_format, log_level, verbose=verbose)
     within = stop_seconds(stop_within)
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
@@ -68,11 +68,18 @@ def export(
     if seconds <= 0:
         raise CommandError("--forget wants a time above 0, such as 60s", USAGE)
     stop = asyncio.Event()
-    serve(_serve(nats, host.strip("[]") or "0.0.0.0", int(port), families, seconds, stop), within, stop)
+    work = _serve(nats, host.strip("[]") or "0.0.0.0", int(port), families, seconds, stop, identity.named)
+    serve(work, within, stop)
 
 
 async def _serve(
-    nats: str | None, host: str, port: int, families: Sequence[Family], forget_seconds: float, stopped: asyncio.Event
+    nats: str | None,
+    host: str,
+    port: int,
+    families: Sequence[Family],
+    forget_seconds: float,
+    stopped: asyncio.Event,
+    named: Callable[[str], None],
 ) -> None:
     from ..client import connect
     from ..client.exporter import Exporter
@@ -84,6 +91,7 @@ async def _serve(
 
     async with connect(nats, name="corral-exporter", timeout=3, patience=0, reconnected_cb=reconnected) as client:
         exporter = Exporter(client, families, forget_seconds=forget_seconds)
+        named(exporter.instance)
         try:
             port = await exporter.start(host, port)
         except OSError as error:

@@ -1,16 +1,21 @@
-"""`corral health`: whether a part is well, by the exit code; for containers, units and scripts."""
+"""`corral health`: whether services are well, by the exit code; for containers, units and scripts."""
 
 from __future__ import annotations
 
+import socket
 import time
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from ..client import Client, NoService, Unavailable
+from ..client.health import ask_health
 from ..schemas import bus
-from .options import AsJson, NatsUrl, connected, print_json, run
+from ..schemas.health import ServiceHealth
+from .exits import NO_SERVICE
+from .options import AsJson, NatsUrl, connected, console, print_json, run
 
 
 class PartName(StrEnum):
@@ -20,6 +25,8 @@ class PartName(StrEnum):
     COLLECTOR = "collector"
     PROCESSOR = "processor"
     PLANNER = "planner"
+    EXPORTER = "exporter"
+    DASHBOARD = "dashboard"
 
 
 AGENT_SECONDS = 35.0
@@ -27,51 +34,101 @@ AGENT_SECONDS = 35.0
 
 
 def health(
-    part: Annotated[PartName, typer.Argument(help="Which part.")],
+    part: Annotated[PartName | None, typer.Argument(help="Which part; all that answer by default.")] = None,
     host: Annotated[
         str | None,
         typer.Option("--host", envvar="CORRAL_HOST", metavar="NAME", help="Of the collector; any by default."),
     ] = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="Those on this machine, or in this container; all of them must be ready.")
+    ] = False,
     json: AsJson = False,
     nats: NatsUrl = None,
 ) -> None:
-    """Whether a part is well: exit code 0, else 3 (no bus) or 6 (the part does not answer).
+    """Whether services are well: exit code 0, else 3 (no bus) or 6 (nobody answers, or not ready, with the reasons).
+
+    Of several planners one must lead; of other parts one must be ready, or the collector of --host.
 
     Examples:
-      corral health bus
+      corral health                              everything that answers
       corral health planner
+      corral health planner --here               in a container: this one leads or stands by
       corral health collector --host node-7
     """
-
-    async def work() -> dict[str, Any]:
-        async with connected(nats, timeout=3) as client:
-            match part:
-                case PartName.BUS:
-                    await client.nc.jetstream().account_info()
-                    return {"server": client.nc.connected_url.netloc if client.nc.connected_url else ""}
-                case PartName.PLANNER:
-                    summary = await client.fleet()
-                    return {"planner": summary.planner, "devices": summary.devices}
-                case PartName.PROCESSOR:
-                    status = await client.history()
-                    if status.paused:
-                        raise NoService(f"the processor is paused: {status.paused}")
-                    return {"processor": status.processor, "lag_messages": status.lag_messages}
-                case PartName.COLLECTOR:
-                    return await _collector(client, host)
-
-    found = run(work())
+    if part is PartName.BUS:
+        server = run(_bus(nats))
+        print_json({"part": "bus", "well": True, "server": server}) if json else typer.echo(f"bus: well ({server})")
+        return
+    found = run(_ask(part, host, here, nats))
+    if part is None:
+        if json:
+            print_json({"well": all(each.ready for each in found), "services": found})
+        else:
+            _show(found)
+        if not all(each.ready for each in found):
+            raise typer.Exit(NO_SERVICE)
+        return
+    ready = [each for each in found if each.ready]
+    if here and len(ready) < len(found):
+        ready = []
+    if part is PartName.PLANNER and not here:
+        ready = [each for each in ready if each.role == "leader"]
+    if not ready:
+        raise NoService(f"{part.value}: not ready: " + "; ".join(_words(each) for each in found))
     if json:
-        print_json({"part": part.value, "well": True, **found})
+        print_json({"part": part.value, "well": True, "services": found})
     else:
-        typer.echo(f"{part.value}: well ({', '.join(f'{name} {value}' for name, value in found.items())})")
+        typer.echo(f"{part.value}: well ({', '.join(_words(each) for each in ready)})")
 
 
-async def _collector(client: Client, host: str | None) -> dict[str, Any]:
-    """A collector is well when its last report is young."""
+def _words(health: ServiceHealth) -> str:
+    """An instance in a line."""
+    role = f" {health.role}" if health.role else ""
+    why = f": {', '.join(health.reasons)}" if health.reasons else ""
+    return f"{health.instance}{role} on {health.host}{why}"
+
+
+def _show(found: list[ServiceHealth]) -> None:
+    from .render import duration, table
+
+    shown = table("service", "instance", "role", "host", "version", "up for", "state")
+    now = time.time()
+    for each in found:
+        up = duration(now - each.started_at.timestamp()) if each.started_at else "–"
+        state = "[green]ready[/green]" if each.ready else f"[red]{escape('; '.join(each.reasons))}[/red]"
+        cells = (each.service.value, each.instance, each.role, each.host, each.corral_version, up)
+        shown.add_row(*(escape(cell) for cell in cells), state)
+    console().print(shown)
+
+
+async def _bus(nats: str | None) -> str:
+    async with connected(nats, timeout=3) as client:
+        await client.nc.jetstream().account_info()
+        return client.nc.connected_url.netloc if client.nc.connected_url else ""
+
+
+async def _ask(part: PartName | None, host: str | None, here: bool, nats: str | None) -> list[ServiceHealth]:
+    async with connected(nats, timeout=3) as client:
+        if part is PartName.COLLECTOR:
+            found = await ask_health(client.nc, part.value, host and bus.host_token(host))
+            if not found and not here:
+                return [await _reported(client, host)]
+        else:
+            found = await ask_health(client.nc, None if part is None else part.value)
+    if here:
+        found = [each for each in found if each.host == socket.gethostname()]
+    if not found:
+        what = "no service" if part is None else f"no {part.value}"
+        raise NoService(f"{what}{f' of {host}' if host else ''} answers{' on this machine' if here else ''}")
+    return found
+
+
+async def _reported(client: Client, host: str | None) -> ServiceHealth:
+    """A collector that does not answer, of an older version say, is well when its last report is young."""
     from nats.js.errors import NotFoundError
 
     from ..schemas import codec
+    from ..schemas.instruments import ServiceKind
     from ..schemas.telemetry import AgentReport
 
     subject = bus.agent_subject(bus.host_token(host) if host else "*")
@@ -83,6 +140,12 @@ async def _collector(client: Client, host: str | None) -> dict[str, Any]:
         raise Unavailable("the bus keeps no streams: is JetStream on?") from error
     report = codec.decode(message.data or b"", AgentReport)
     age = time.time() - report.time_ns / 1e9
-    if age > AGENT_SECONDS:
-        raise NoService(f"the collector of {report.host} has not reported for {age:.0f} s")
-    return {"host": report.host, "source": report.source, "age_seconds": round(age, 1)}
+    reasons = [f"it has not reported for {age:.0f} s"] if age > AGENT_SECONDS else []
+    return ServiceHealth(
+        service=ServiceKind.COLLECTOR,
+        instance=report.host,
+        host=report.host,
+        ready=not reasons,
+        reasons=reasons,
+        corral_version=report.corral_version,
+    )

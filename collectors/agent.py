@@ -21,11 +21,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..schemas import bus, codec
+from ..schemas.requests import Lease
 from ..schemas.telemetry import AgentReport, DeviceEvent, ProcessBatch, Severity
+from .attribution import GRACE_SECONDS
 from .outbox import Outbox
 from .packing import MAX_MESSAGE_BYTES, Pack, Packer
 from .reader import Reader, Reading
-from .source import PatientSource, Source, SourceEvent
+from .source import HostSource, PatientSource, Source, SourceEvent
+from .violations import Attribution
 
 log = logging.getLogger("corral.collector")
 
@@ -46,6 +49,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
         batch_seconds: ticks of so long share one message.
         processes_seconds: between lists of processes; 0 publishes none.
         report_seconds: between reports on itself.
+        grace_seconds: what is used without a lease or beyond it is told as an event when it lasts for so long.
     """
 
     name: str
@@ -53,6 +57,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     batch_seconds: float = 0.25
     processes_seconds: float = PROCESSES_SECONDS
     report_seconds: float = REPORT_SECONDS
+    grace_seconds: float = GRACE_SECONDS
 
 
 class Agent:
@@ -96,6 +101,7 @@ class Agent:
         self._packer = Packer(readings_per_batch)
         self._readings: asyncio.Queue[list[Reading] | SourceEvent | None] = asyncio.Queue()
         self._reported_drops = 0
+        self._attribution = Attribution(settings.grace_seconds, self._forward, here=isinstance(source, HostSource))
         self._hangs = False
         self._reader = Reader(
             source,
@@ -108,6 +114,29 @@ class Agent:
             finished=self._finished,
             full=lambda: outbox.bytes > outbox.limit_bytes // 2,
         )
+
+    @property
+    def ticks(self) -> int:
+        """Read since the start."""
+        return self._reader.ticks
+
+    @property
+    def late_ticks(self) -> int:
+        """Left out, since an earlier one was still being read."""
+        return self._reader.late_ticks
+
+    @property
+    def read_errors(self) -> int:
+        """Calls of the driver that failed."""
+        return self._reader.read_errors
+
+    @property
+    def trouble(self) -> str:
+        """Why the source is not read just now, in words; empty if it is."""
+        busy = self._reader.busy_seconds
+        if busy > max(HANG_SECONDS, 3 * self.settings.interval_seconds):
+            return f"reading {self._source.name} hangs for {busy:.0f} s"
+        return f"{self._source.name} can't be read" if self._reader.failing else ""
 
     async def run(self) -> None:
         """Read and queue messages until the data ends or the task is cancelled.
@@ -154,6 +183,10 @@ class Agent:
         except RuntimeError:
             log.debug("the reader ended after the loop")
 
+    def set_leases(self, leases: list[Lease] | None) -> None:
+        """All leases that are active now, on this agent's hosts at least; None while they are not known."""
+        self._attribution.set_leases(leases)
+
     def limit_message_bytes(self, max_payload: int) -> None:
         """The server takes no message above it: keep batches well below, whatever their head adds."""
         self._packer.max_bytes = min(MAX_MESSAGE_BYTES, max_payload * 3 // 4)
@@ -184,7 +217,8 @@ class Agent:
                 # A fleet's tick is thousands of messages: let those that wait be sent meanwhile.
                 self._wake()
                 await asyncio.sleep(0)
-        for host, processes in (reading.processes or {}).items():
+        for host, seen in (reading.processes or {}).items():
+            processes = self._attribution.take(host, seen, reading.ancestry, reading.time_ns)
             batch = ProcessBatch(
                 host=host, agent=self.id, sequence=self._next(), time_ns=reading.time_ns, processes=processes
             )

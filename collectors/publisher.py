@@ -26,6 +26,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
 from ..schemas import bus
+from ..schemas.health import Since
 from .outbox import Entry, Outbox
 
 log = logging.getLogger("corral.collector")
@@ -76,6 +77,7 @@ class Publisher:
 
     Attributes:
         published_messages: acknowledged since the start.
+        acknowledged: when the last was.
         connected: the bus takes messages now.
         news: set when there is something to send, or to think about.
         idle: set when everything is acknowledged, or the connection is lost.
@@ -93,6 +95,7 @@ class Publisher:
     ) -> None:
         self.outbox = outbox
         self.published_messages = 0
+        self.acknowledged = Since()
         self.connected = False
         self._url = url
         self._name = name
@@ -281,6 +284,7 @@ class _Session:
             if error is None:
                 if self._outbox.done(message_id):
                     self._publisher.published_messages += 1
+                self._publisher.acknowledged.now()
                 self._gone()
                 return
             if error.code == 400 and error.err_code == 10054:  # larger than the stream takes

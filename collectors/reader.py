@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ..schemas.telemetry import Inventory, ProcessSample, Severity
 from .pacing import Pace
-from .source import EndOfData, PatientSource, Source, SourceEvent, SourceUnavailable, Tick
+from .source import EndOfData, HostSource, PatientSource, Source, SourceEvent, SourceUnavailable, Tick
 
 log = logging.getLogger("corral.collector")
 
@@ -34,12 +34,14 @@ class Reading(Struct, frozen=True, kw_only=True):
         ticks: one entry a host.
         inventory: the hosts that are new or have changed, or all of them where they are due; None otherwise.
         processes: of each host, with the time in nanoseconds; None where they are not due.
+        ancestry: of these processes, where the source can look (`HostSource`).
         time_ns: when it was read.
     """
 
     ticks: Sequence[Tick] = ()
     inventory: Sequence[Inventory] | None = None
     processes: dict[str, list[ProcessSample]] | None = None
+    ancestry: dict[int, list[str]] = {}
     time_ns: int = 0
 
 
@@ -103,6 +105,11 @@ class Reader:
         self._thread = threading.Thread(target=self._run, name="corral-reader", daemon=True)
 
     @property
+    def failing(self) -> bool:
+        """The source could not be read when it was last tried."""
+        return self._failures_in_a_row > 0
+
+    @property
     def read_errors(self) -> int:
         """Readings that failed as a whole and, where the source counts them, driver calls that failed."""
         counted = cast("int", getattr(self.source, "read_errors", 0))
@@ -125,7 +132,7 @@ class Reader:
         """Begin to read."""
         self._thread.start()
 
-    def stop(self, timeout_seconds: float = 5.0) -> bool:
+    def stop(self, timeout_seconds: float = 3.0) -> bool:
         """Stop and close the source; False where a driver call hangs and the thread had to be left behind."""
         self._stop.set()
         if self._thread.ident is not None:
@@ -215,9 +222,13 @@ class Reader:
             if any(tick.host not in self._known for tick in ticks):
                 inventory = [*(inventory or ()), *self._inventory(everything=False)]
             processes = None
+            ancestry: dict[int, list[str]] = {}
             if self.processes_seconds > 0 and now >= processes_due:
                 processes_due = max(processes_due + self.processes_seconds, now)
                 processes = self.source.processes()
+                if isinstance(self.source, HostSource):
+                    pids = {process.pid for found in processes.values() for process in found}
+                    ancestry = self.source.ancestry(pids)
             self._reading_since = None
             self.ticks += 1
             if self._failures_in_a_row:
@@ -226,7 +237,9 @@ class Reader:
                 self._report("driver_returned", Severity.CLEARED, f"{self.source.name} can be read again")
             with self._durations_lock:
                 self._durations.append(time.monotonic() - now)
-            self._held.append(Reading(ticks=ticks, inventory=inventory, processes=processes, time_ns=time_ns))
+            self._held.append(
+                Reading(ticks=ticks, inventory=inventory, processes=processes, ancestry=ancestry, time_ns=time_ns)
+            )
             if len(self._held) >= self._per_delivery or inventory:
                 self._hand_over()
             self._stop.wait(pace.next(time.monotonic()))

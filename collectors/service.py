@@ -14,12 +14,15 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from ..schemas import bus
+from ..schemas.health import HealthDoor
+from ..schemas.instruments import ServiceKind
 from .agent import Agent, AgentSettings
 from .claim import HostClaim, HostTaken
 from .leases import LeaseFeed
 from .outbox import Outbox
 from .publisher import Publisher
 from .source import LeaseAware, Source
+from .vitals import judge
 
 log = logging.getLogger("corral.collector")
 
@@ -131,6 +134,7 @@ async def collect(
             log.debug("could not check the streams: %s", error)
         agent.limit_message_bytes(nc.max_payload)
         await claim.take(nc)
+        await door.open(nc)
         log.info(
             "publishing %s as agent %s on %s", token, agent.id, nc.connected_url.netloc if nc.connected_url else ""
         )
@@ -143,6 +147,7 @@ async def collect(
         while_connected=[claim.renew] if feed is None else [claim.renew, feed.follow],
         before_close=claim.release,
     )
+    door = HealthDoor(ServiceKind.COLLECTOR, token, lambda: judge(agent, publisher, outbox))
     reading = asyncio.create_task(agent.run(), name="agent")
     publishing = asyncio.create_task(publisher.run(), name="publisher")
     ended = False
@@ -153,6 +158,7 @@ async def collect(
         reading.result()
         ended = True
     finally:
+        door.stopping = True
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         publisher.wake()

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Final
 
 from msgspec import Struct
 from nats.aio.client import Client
@@ -178,9 +177,7 @@ def measured(service: ServiceKind, values: Values) -> list[Measure]:
 
 def _measure(name: str, value: float | Histogram, labels: dict[str, str]) -> Measure:
     if isinstance(value, Histogram):
-        return Measure(
-            name=name, value=value.total, labels=labels, bounds=value.bounds, counts=tuple(value.counts)
-        )
+        return Measure(name=name, value=value.total, labels=labels, bounds=value.bounds, counts=tuple(value.counts))
     return Measure(name=name, value=float(value), labels=labels)
 
 
@@ -213,10 +210,6 @@ def _version() -> str:
 def health_subject(service: str | None = None, instance: str | None = None) -> str:
     """Where to ask: all services, those of one kind, or one of them."""
     return ".".join(filter(None, (bus.HEALTH, service, instance and bus.host_token(instance))))
-
-
-QUIET_SECONDS: Final = 0.25
-"""After the last answer: by then, whoever has not answered does not."""
 
 
 class Since:

@@ -154,11 +154,8 @@ _COLLECTOR: Final = (
 )
 
 _EXPORTER: Final = (
-    _gauge("hosts", "Hosts whose devices are shown."),
-    _counter("messages", "Messages with samples that came."),
-    _counter("undecodable_messages", "Messages that could not be read."),
     _counter("scrapes", "Pages that were written."),
-    _histogram("scrape_seconds", "Time to write a page, waiting for its turn left out.", SECONDS),
+    _histogram("scrape_seconds", "Time to write a page, waiting for the services left out.", SECONDS),
 )
 
 INSTRUMENTS: Final[dict[ServiceKind, dict[str, Instrument]]] = {

@@ -16,13 +16,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from msgspec import Struct
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from ...schemas.health import Measure, ServiceHealth
+from ...schemas.instruments import INSTRUMENTS, InstrumentKind, ServiceKind
 from ...schemas.query import ProcessorStatus
 from ...schemas.requests import FleetSummary, Lease, QueueEntry
 from ...schemas.telemetry import AgentReport
 from ..aio import Client
 from ..errors import CorralError
+from ..health import ask_health
 from .live import Host, Live
 from .page import device_labels
 
@@ -36,10 +39,20 @@ class Answers(Struct, kw_only=True):
     leases: list[Lease] | None = None
     queue: list[QueueEntry] | None = None
     history: ProcessorStatus | None = None
+    services: list[ServiceHealth] = []
 
 
-async def ask(client: Client) -> Answers:
-    """Ask planner and processor, all at once, for `SERVICE_SECONDS` at most."""
+_ASKED: Final = tuple(kind for kind in ServiceKind if kind is not ServiceKind.COLLECTOR)
+"""Collectors report by themselves, and there may be thousands."""
+
+
+async def ask(client: Client, known: Sequence[tuple[str, str]] = ()) -> Answers:
+    """Ask planner and processor, and all services how they are, all at once, for `SERVICE_SECONDS` at most.
+
+    Args:
+        client: of the bus.
+        known: services that answered last time: where all of them have, nobody else is waited for.
+    """
 
     async def or_none(work: object) -> object:
         try:
@@ -48,10 +61,25 @@ async def ask(client: Client) -> Answers:
         except (CorralError, TimeoutError, ValueError):
             return None
 
-    fleet, leases, queue, history = await asyncio.gather(
-        or_none(client.fleet()), or_none(client.leases()), or_none(client.queue()), or_none(client.history())
+    async def healths(kind: ServiceKind) -> list[ServiceHealth]:
+        return await ask_health(
+            client.nc, kind.value, known=[each for each in known if each[0] == kind.value], first_seconds=1.0
+        )
+
+    fleet, leases, queue, history, *services = await asyncio.gather(
+        or_none(client.fleet()),
+        or_none(client.leases()),
+        or_none(client.queue()),
+        or_none(client.history()),
+        *(or_none(healths(kind)) for kind in _ASKED),
     )
-    return Answers(fleet=fleet, leases=leases, queue=queue, history=history)  # pyright: ignore[reportArgumentType]
+    return Answers(
+        fleet=fleet,  # pyright: ignore[reportArgumentType]
+        leases=leases,  # pyright: ignore[reportArgumentType]
+        queue=queue,  # pyright: ignore[reportArgumentType]
+        history=history,  # pyright: ignore[reportArgumentType]
+        services=[each for found in services for each in found or ()],  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
+    )
 
 
 class Collected:
@@ -104,6 +132,7 @@ class Collected:
             yield from _queue(answers.queue)
         if answers.history is not None:
             yield from _history(answers.history)
+        yield from _services(answers.services)
 
 
 def package_version() -> str:
@@ -288,3 +317,63 @@ def _history(status: ProcessorStatus) -> Iterator[Metric]:
     yield _counter("corral_history_duplicates", "Messages that came again and changed nothing.", status.duplicates)
     yield _gauge("corral_history_paused", "1 while the processor does not store.", float(bool(status.paused)))
     yield _gauge("corral_history_database_bytes", "Size of the database on disk.", status.database_bytes)
+
+
+_IDENTITY: Final = ("service", "id", "host")
+
+
+def series_name(kind: ServiceKind, name: str) -> str:
+    """Of an instrument, as Prometheus shows it; `_total` comes behind counters."""
+    return f"corral_{kind.value}_{name}" if name not in INSTRUMENTS[ServiceKind.DASHBOARD] else f"corral_service_{name}"
+
+
+def _services(services: Sequence[ServiceHealth]) -> Iterator[Metric]:
+    """What services say of themselves."""
+    identities = [[each.service.value, each.instance, each.host] for each in services]
+    yield _gauges(
+        "corral_service_ready",
+        "1 where a service does what it is there for.",
+        _IDENTITY,
+        [(who, float(each.ready)) for who, each in zip(identities, services, strict=True)],
+    )
+    yield _gauges(
+        "corral_service_info",
+        "A service that answers; its value is 1.",
+        [*_IDENTITY, "role", "version"],
+        [([*who, each.role, each.corral_version], 1) for who, each in zip(identities, services, strict=True)],
+    )
+    shared = set(INSTRUMENTS[ServiceKind.DASHBOARD])
+    families: dict[str, Metric] = {}
+    for who, each in zip(identities, services, strict=True):
+        for measure in each.measures:
+            instrument = INSTRUMENTS[each.service].get(measure.name)
+            if instrument is None:  # a newer service
+                continue
+            name = series_name(each.service, measure.name)
+            identity = who if measure.name in shared else who[1:2]
+            names = [*(_IDENTITY if measure.name in shared else _IDENTITY[1:2]), *instrument.labels]
+            labels = [*identity, *(measure.labels.get(label, "") for label in instrument.labels)]
+            family = families.get(name)
+            if family is None:
+                family = families[name] = _FAMILIES[instrument.kind](name, instrument.help, labels=names)
+            _add(family, labels, measure)
+    yield from families.values()
+
+
+_FAMILIES: Final[dict[InstrumentKind, type[GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily]]] = {
+    InstrumentKind.GAUGE: GaugeMetricFamily,
+    InstrumentKind.COUNTER: CounterMetricFamily,
+    InstrumentKind.HISTOGRAM: HistogramMetricFamily,
+}
+
+
+def _add(family: Metric, labels: list[str], measure: Measure) -> None:
+    if isinstance(family, HistogramMetricFamily):
+        total = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip([*measure.bounds, float("inf")], measure.counts, strict=False):
+            total += count
+            buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))
+        family.add_metric(labels, buckets, measure.value)
+    elif isinstance(family, GaugeMetricFamily | CounterMetricFamily):
+        family.add_metric(labels, measure.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import threading
 import time
@@ -17,6 +18,8 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from ...schemas.health import HealthDoor, Judgement
+from ...schemas.instruments import SECONDS, Histogram, ServiceKind
 from ..aio import Client
 from .families import Family
 from .live import FORGET_SECONDS, Live
@@ -48,6 +51,9 @@ class Exporter:
         self.client = client
         self.families = families
         self.live = Live(client.nc, forget_seconds=forget_seconds)
+        self._door = HealthDoor(ServiceKind.EXPORTER, f"{socket.gethostname()}-{os.getpid()}", self._judge)
+        self._known: list[tuple[str, str]] = []
+        self._scrapes = Histogram(SECONDS)
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         self._one_at_a_time = threading.Lock()
@@ -74,14 +80,26 @@ class Exporter:
         self._server = server
         self._thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="exporter", daemon=True)
         self._thread.start()
+        await self._door.open(self.client.nc)
         return int(server.server_port)
 
     async def stop(self) -> None:
-        """Serve no more."""
+        """Serve no more; a page that is being written is finished."""
+        self._door.stopping = True
         if self._server is not None:
             await asyncio.to_thread(self._server.shutdown)
             self._server.server_close()
         await self.live.stop()
+
+    @property
+    def instance(self) -> str:
+        """Names it among exporters."""
+        return self._door.instance
+
+    def _judge(self) -> Judgement:
+        serves = self._thread is not None and self._thread.is_alive()
+        scrapes = float(sum(self._scrapes.counts))
+        return Judgement([] if serves else ["it serves no page"], {"scrapes": scrapes, "scrape_seconds": self._scrapes})
 
     def metrics(self, *, names: Sequence[str] = (), hosts: Sequence[str] = ()) -> bytes:
         """The page; from any thread but the loop's.
@@ -101,6 +119,7 @@ class Exporter:
             registry = CollectorRegistry()
             registry.register(Collected(answers, shown, self.live, names=names, scrape_seconds=took))  # pyright: ignore[reportArgumentType]
             parts.append(generate_latest(registry))
+            self._scrapes.observe(time.perf_counter() - started)
         if not names:
             parts.append(generate_latest(self._process))
         return b"".join(parts)
@@ -111,10 +130,15 @@ class Exporter:
         if names and all(name.startswith("DCGM_") for name in names):
             return Answers()
         try:
-            return asyncio.run_coroutine_threadsafe(ask(self.client), self._loop).result(SERVICE_SECONDS + 1)
+            return asyncio.run_coroutine_threadsafe(self._ask_all(), self._loop).result(SERVICE_SECONDS + 1)
         except (TimeoutError, OSError) as error:
             log.warning("the services could not be asked: %s", error)
             return Answers()
+
+    async def _ask_all(self) -> Answers:
+        answers = await ask(self.client, self._known)
+        self._known = [(each.service.value, each.instance) for each in answers.services]
+        return answers
 
     def answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """The WSGI application."""

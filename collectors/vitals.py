@@ -1,0 +1,47 @@
+"""What a collector measures of itself, and whether it is ready."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..schemas.health import Judgement
+from .agent import Agent
+from .outbox import Outbox
+from .publisher import Publisher
+
+LEAST_SECONDS: Final = 15.0
+"""For so long at least a collector may go without an acknowledgement: a server that restarts takes less."""
+
+
+def judge(agent: Agent, publisher: Publisher, outbox: Outbox) -> Judgement:
+    """How a collector is now: well if what it read last has reached the bus.
+
+    Args:
+        agent: that reads.
+        publisher: that sends.
+        outbox: between them.
+    """
+    settings = agent.settings
+    most = max(LEAST_SECONDS, 3 * (settings.interval_seconds + settings.batch_seconds))
+    silent = publisher.acknowledged.seconds
+    reasons: list[str] = []
+    if agent.trouble:
+        reasons.append(agent.trouble)
+    if not publisher.published_messages:
+        reasons.append("the bus has acknowledged nothing yet")
+    elif silent > most:
+        reasons.append(f"the bus has acknowledged nothing for {silent:.0f} s")
+    return Judgement(
+        reasons,
+        {
+            "ticks": float(agent.ticks),
+            "late_ticks": float(agent.late_ticks),
+            "read_errors": float(agent.read_errors),
+            "published_messages": float(publisher.published_messages),
+            "acknowledged_seconds": silent,
+            "buffered_messages": float(len(outbox)),
+            "buffered_bytes": float(outbox.bytes),
+            "dropped_messages": float(outbox.dropped_messages),
+            "dropped_samples": float(outbox.dropped_samples),
+        },
+    )
