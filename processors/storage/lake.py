@@ -10,6 +10,7 @@ reads a fence that is not its own, or its transaction conflicts with the other's
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import logging
 import random
@@ -33,7 +34,8 @@ from .statements import registered, transaction
 
 log = logging.getLogger("corral.lake")
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""Of the tables: an older lake is brought up to it. 2 counts samples held back, and keeps the idle minutes of hours."""
 EXTENSIONS: Final = ("ducklake", "postgres_scanner")
 INLINE_ROWS: Final = 256
 """Smaller inserts go into the catalog rather than into a file of their own, until maintenance writes them out."""
@@ -183,7 +185,10 @@ def _make(connection: DuckDBPyConnection, partitions: int) -> dict[str, str]:
     found = connection.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'lake'").fetchall()
     names = {name for (name,) in found}
     if "corral_meta" in names:
-        return dict(connection.execute("SELECT key, value FROM corral_meta").fetchall())
+        meta = dict(connection.execute("SELECT key, value FROM corral_meta").fetchall())
+        if meta.get("program") == schema.PROGRAM and int(meta["lake_version"]) <= VERSION:
+            _upgrade(connection, meta)
+        return meta
     if names:
         raise StorageError(
             f"the lake is not a history of Corral: it holds {', '.join(sorted(names)[:3])}. Name another catalog."
@@ -202,12 +207,30 @@ def _make(connection: DuckDBPyConnection, partitions: int) -> dict[str, str]:
     }
     for key, value in meta.items():
         connection.execute("INSERT INTO corral_meta VALUES (?, ?)", [key, value])
-    connection.execute(
-        "CREATE VIEW dead_letters AS SELECT stream, code, sum(messages)::BIGINT AS messages, min(time) AS first_time, "
-        "max(time) AS last_time FROM store.refused GROUP BY stream, code"
-    )
     lake_rollups.create(connection)
+    _upgrade(connection, meta)
     return meta
+
+
+def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
+    """Bring the tables of an older lake up to this version, and its views to those of this Corral."""
+    if int(meta["lake_version"]) < 2:
+        lake_rollups.add_columns(connection)
+        meta["lake_version"] = str(VERSION)
+        connection.execute("UPDATE corral_meta SET value = ? WHERE key = 'lake_version'", [meta["lake_version"]])
+    statements = [
+        "CREATE OR REPLACE VIEW dead_letters AS SELECT stream, code, sum(messages)::BIGINT AS messages, "
+        "min(time) AS first_time, max(time) AS last_time FROM store.refused GROUP BY stream, code",
+        *lake_rollups.view_statements(),
+    ]
+    digest = hashlib.sha256("\n".join(statements).encode()).hexdigest()[:16]
+    if meta.get("views") == digest:
+        return
+    for statement in statements:
+        connection.execute(statement)
+    connection.execute("DELETE FROM corral_meta WHERE key = 'views'")
+    connection.execute("INSERT INTO corral_meta VALUES ('views', ?)", [digest])
+    meta["views"] = digest
 
 
 class LakePart:

@@ -16,6 +16,7 @@ from ...schemas.metrics import METRICS, Metric
 from .. import views
 from . import rollup_columns as shapes
 from .rollup_columns import COUNTER_GAP_BUCKETS, LEVELS, Level
+from .rollup_derived import idleness
 from .rollups import runs
 from .schema import sql_text
 from .statements import transaction
@@ -28,44 +29,67 @@ _BINNED: Final = shapes.binned(_METRICS)
 _FEED: Final = "ducklake_table_insertions('lake', 'main', 'samples', {first}::BIGINT, {last}::BIGINT)"
 
 
+_SERIES: Final = "concat(host, '/', device) AS series"
+"""What names a device in the views that other views join: a lake has no numbers for them."""
+
+
 def create(connection: DuckDBPyConnection) -> None:
-    """Make the tables, views and macros of a new lake."""
+    """Make the tables of a new lake."""
     connection.execute("CREATE TABLE store.rolled (level VARCHAR, snapshot BIGINT, steps BIGINT)")
     key = "time TIMESTAMPTZ, host VARCHAR, device VARCHAR"
     for level in LEVELS:
-        columns = ", ".join(f"{name} {sql}" for name, sql in shapes.columns(_METRICS))
+        columns = ", ".join(f"{name} {sql}" for name, sql in shapes.columns(_METRICS, level))
         connection.execute(f"CREATE TABLE {level.table} ({key}, {columns})")
         connection.execute(f"INSERT INTO store.rolled VALUES ({sql_text(level.name)}, 0, 0)")
-        shown = ["time", "host", "device", "samples"]
-        for metric in _METRICS:
-            for aggregate in metric.row.rollup:
-                name = metric.name
-                if aggregate == "mean":
-                    shown += [f"{name}_sum / {name}_count AS {name}_mean", f"{name}_count"]
-                else:
-                    shown.append(f"{name}_{aggregate}")
-        connection.execute(f"CREATE VIEW rollup_{level.name} AS SELECT {', '.join(shown)} FROM {level.table}")
         if level.bins:
             connection.execute(f"CREATE TABLE {level.table}_bins ({key}, metric VARCHAR, bin SMALLINT, n UINTEGER)")
-            linear = ", ".join(sql_text(metric.name) for metric in _BINNED if shapes.is_linear(metric))
-            connection.execute(
-                f"CREATE VIEW rollup_{level.name}_bins AS SELECT time, host, device, metric, "
+
+
+def add_columns(connection: DuckDBPyConnection) -> None:
+    """Add what the rollups of an older lake do not have, and have all of them computed anew from the raw samples."""
+    for level in LEVELS:
+        have = shapes.column_names(connection, level.table)
+        for name, sql in shapes.columns(_METRICS, level):
+            if name not in have:
+                connection.execute(f"ALTER TABLE {level.table} ADD COLUMN {name} {sql}")
+    connection.execute("UPDATE store.rolled SET snapshot = 0")
+
+
+def view_statements() -> list[str]:
+    """What makes the views and macros of a lake, old ones replaced."""
+    found: list[str] = []
+    linear = ", ".join(sql_text(metric.name) for metric in _BINNED if shapes.is_linear(metric))
+    for level in LEVELS:
+        columns = ", ".join(shapes.shown(level))
+        found.append(f"VIEW rollup_{level.name} AS SELECT time, host, device, {columns} FROM {level.table}")
+        found.append(f"VIEW store.series_{level.name} AS SELECT time, {_SERIES}, {columns} FROM {level.table}")
+        if level.bins:
+            found.append(
+                f"VIEW rollup_{level.name}_bins AS SELECT time, host, device, metric, "
                 f"CASE WHEN metric IN ({linear}) THEN bin WHEN bin = {shapes.ZERO_BIN} THEN 0 "
                 f"ELSE pow({shapes.BIN_RATIO}, bin) END AS value, n FROM {level.table}_bins"
             )
-    connection.execute(f"CREATE MACRO {shapes.WEIGHTED_QUANTILE}")
-    for view in views.VIEWS.values():
-        connection.execute(f"CREATE VIEW {view.name} AS {view.sql}")
-        connection.execute(f"COMMENT ON VIEW {view.name} IS {sql_text(view.question)}")
+            found.append(
+                f"VIEW store.series_{level.name}_bins AS SELECT time, {_SERIES}, metric, bin, n FROM {level.table}_bins"
+            )
+    hours = shapes.HOUR.table
+    found.append(f"VIEW store.series AS SELECT DISTINCT {_SERIES}, host, device FROM {hours}")
+    found.append(f"MACRO {shapes.WEIGHTED_QUANTILE}")
+    found += [f"VIEW {view.name} AS {view.sql}" for view in views.VIEWS.values()]
     rows = ", ".join(f"({sql_text(v.name)}, {sql_text(v.question)})" for v in views.VIEWS.values())
-    connection.execute(f"CREATE VIEW questions AS FROM (VALUES {rows}) AS q(view, question)")
+    found.append(f"VIEW questions AS FROM (VALUES {rows}) AS q(view, question)")
+    return [f"CREATE OR REPLACE {statement}" for statement in found] + [
+        f"COMMENT ON VIEW {view.name} IS {sql_text(view.question)}" for view in views.VIEWS.values()
+    ]
 
 
 def refresh(cursor: DuckDBPyConnection, level: Level) -> int:
     """Bring a rollup up to date with the lake. Returns how many buckets were written."""
-    row = cursor.execute(
-        "SELECT snapshot, (SELECT id FROM lake.current_snapshot()) FROM store.rolled WHERE level = ?", [level.name]
-    ).fetchone()
+    # An hour reads its minutes too, and is never ahead of them.
+    newest = "(SELECT id FROM lake.current_snapshot())"
+    if level == shapes.HOUR:
+        newest = f"(SELECT snapshot FROM store.rolled WHERE level = {sql_text(shapes.MINUTE.name)})"
+    row = cursor.execute(f"SELECT snapshot, {newest} FROM store.rolled WHERE level = ?", [level.name]).fetchone()
     done, through = (int(row[0]), int(row[1])) if row else (0, 0)
     if through <= done:
         return 0
@@ -131,10 +155,10 @@ def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> in
         f"{window if grown else ''}) r SEMI JOIN temp.main.touched t "
         f"ON t.host = r.host AND t.device = r.device AND t.bucket = r.bucket WHERE r.time >= {start}"
     )
-    names = ", ".join(name for name, _ in shapes.columns(metrics))
+    names = ", ".join(name for name, _ in shapes.columns(metrics, level))
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {width}) AS time, host, device, "
-        f"{shapes.from_raw(metrics)} FROM temp.main.raw GROUP BY host, device, bucket"
+        f"{shapes.from_raw(metrics, level)} FROM temp.main.raw GROUP BY host, device, bucket"
     )
     sums = ", ".join(
         f"sum(CASE WHEN {m.name} IS NULL THEN NULL WHEN {m.name}_before IS NULL "
@@ -149,6 +173,8 @@ def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> in
             f"device, {sums} FROM temp.main.raw GROUP BY host, device, bucket) g WHERE g.time = staged.time "
             "AND g.host = staged.host AND g.device = staged.device"
         )
+    if level == shapes.HOUR:
+        _add_idleness(cursor, metrics, start, end)
     staged = "(host, device, time) IN (SELECT (host, device, time) FROM temp.main.staged)"
     key = f"{staged} AND time >= {start} AND time < {end}"
     cursor.execute(f"DELETE FROM lake.{level.table} WHERE {key}")
@@ -160,6 +186,20 @@ def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> in
         _replace_bins(cursor, level, shapes.binned(metrics), width, key)
     row = cursor.execute("SELECT count(*) FROM temp.main.staged").fetchone()
     return int(row[0]) if row else 0
+
+
+def _add_idleness(cursor: DuckDBPyConnection, metrics: Sequence[Metric], start: str, end: str) -> None:
+    """Which minutes of the hours were idle, from the minutes' own rollup."""
+    found = idleness({metric.name for metric in metrics})
+    if not found:
+        return
+    values = ", ".join(f"{column.merged} AS {column.name}" for column in found)
+    cursor.execute(
+        f"UPDATE temp.main.staged SET {', '.join(f'{c.name} = m.{c.name}' for c in found)} FROM (SELECT host, device, "
+        f"hour, {values} FROM (SELECT *, make_timestamptz(epoch_us(time) // 3600000000 * 3600000000) AS hour "
+        f"FROM lake.{shapes.MINUTE.table} WHERE time >= {start} AND time < {end}) GROUP BY host, device, hour) m "
+        "WHERE m.host = staged.host AND m.device = staged.device AND m.hour = staged.time"
+    )
 
 
 def _replace_bins(cursor: DuckDBPyConnection, level: Level, metrics: Sequence[Metric], width: int, key: str) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from duckdb import DuckDBPyConnection
 
 from ...schemas.metrics import METRICS
 from . import rollups, schema
+from .rollup_columns import HOUR, MINUTE, TEN_SECONDS, Level, add_columns, column_names
+from .rollup_derived import ALL_MINUTES, HEAT, HELD_BACK, IDLE_PERCENT, POWER, SLOWDOWN, Derived, idleness, throttling
 
 
 def migrate(cursor: DuckDBPyConnection) -> None:
@@ -18,6 +21,9 @@ def migrate(cursor: DuckDBPyConnection) -> None:
     cursor.execute(schema.create_day(schema.NO_SERIES))
     add_metrics(cursor, schema.NO_SERIES, METRICS)
     rollups.create(cursor)
+    row = cursor.execute("SELECT value FROM corral_meta WHERE key = 'version'").fetchone()
+    if row is not None and row[0] == "1":
+        _fill_derived(cursor)
     cursor.execute(
         "CREATE OR REPLACE VIEW dead_letters AS SELECT stream, code, sum(messages)::BIGINT AS messages, "
         "min(time) AS first, max(time) AS last FROM store.refused GROUP BY ALL"
@@ -40,3 +46,68 @@ def add_metrics(cursor: DuckDBPyConnection, table: str, metrics: Iterable[str]) 
     for name in metrics:
         if name not in have:
             cursor.execute(f"ALTER TABLE {table} ADD COLUMN {name} {METRICS[name].row.unit.sql}")
+
+
+RECENT: Final = "3 days"
+"""Minutes of these are filled too: a late sample may have their hour computed anew."""
+
+
+def _fill_derived(cursor: DuckDBPyConnection) -> None:
+    """From version 1: how long devices were held back, and which minutes were idle, as far as old rollups tell.
+
+    Ten seconds in which a reason was seen count whole, as the views had it then.
+    """
+    names = {name for name in METRICS if f"{name}_last" in column_names(cursor, HOUR.table)}
+    metrics = [METRICS[name] for name in METRICS if name in names]
+    for level in (TEN_SECONDS, MINUTE, HOUR):
+        for table in (level.table, f"{level.table}_open"):
+            add_columns(cursor, table, metrics, level)
+    if "throttle_reasons_bitmask" in names:
+        for level, recent in ((MINUTE, f" AND t.time > now() - INTERVAL '{RECENT}'"), (HOUR, "")):
+            _set(cursor, level, throttling(names), _from_ten_seconds(names, level), recent)
+    if "gpu_utilization_percent" in names:
+        found = idleness(names)
+        values = ", ".join(f"{column.merged} AS {column.name}" for column in found)
+        hours = f"SELECT series, make_timestamptz(epoch_us(time) // 3600000000 * 3600000000) AS bucket, {values} FROM "
+        hours += f"(FROM {MINUTE.table} UNION ALL BY NAME FROM {MINUTE.table}_open) GROUP BY ALL"
+        _set(cursor, HOUR, found, hours, "")
+        # Where the minutes are not kept any more, hours that were all idle or all busy say so themselves.
+        load = "gpu_utilization_percent"
+        cursor.execute(
+            f"UPDATE {HOUR.table} SET known_minutes_bitmask = {ALL_MINUTES}, idle_minutes_bitmask = "
+            f"CASE WHEN {load}_max < {IDLE_PERCENT} THEN {ALL_MINUTES} ELSE 0 END WHERE known_minutes_bitmask IS NULL "
+            f"AND ({load}_max < {IDLE_PERCENT} OR {load}_min >= {IDLE_PERCENT})"
+        )
+
+
+def _from_ten_seconds(names: set[str], level: Level) -> str:
+    held = f"(throttle_reasons_bitmask_any & {HELD_BACK}) <> 0"
+    parts = [
+        f"sum(CASE WHEN (throttle_reasons_bitmask_any & {bits}) <> 0 THEN samples ELSE 0 END)::UINTEGER AS {name}"
+        for name, bits in (
+            ("throttled_samples", HELD_BACK),
+            ("throttled_thermal_samples", HEAT),
+            ("throttled_power_samples", POWER),
+            ("throttled_slowdown_samples", SLOWDOWN),
+        )
+    ]
+    if {"sm_clock_megahertz", "sm_clock_max_megahertz"} <= names:
+        percent = "100 * sm_clock_megahertz_sum / nullif(sm_clock_max_megahertz_last, 0)"
+        parts.append(f"sum({percent}) FILTER ({held}) AS throttled_sm_clock_percent_sum")
+        count = f"sum(sm_clock_megahertz_count) FILTER ({held} AND sm_clock_max_megahertz_last > 0)"
+        parts.append(f"coalesce({count}, 0)::UINTEGER AS throttled_sm_clock_percent_count")
+    width = level.seconds * 1_000_000
+    return (
+        f"SELECT series, make_timestamptz(epoch_us(time) // {width} * {width}) AS bucket, {', '.join(parts)} FROM "
+        f"(FROM {TEN_SECONDS.table} UNION ALL BY NAME FROM {TEN_SECONDS.table}_open) GROUP BY ALL"
+    )
+
+
+def _set(cursor: DuckDBPyConnection, level: Level, columns: list[Derived], source: str, which: str) -> None:
+    cursor.execute(f"CREATE OR REPLACE TEMP TABLE derived AS {source}")
+    sets = ", ".join(f"{column.name} = d.{column.name}" for column in columns)
+    for table in (level.table, f"{level.table}_open"):
+        cursor.execute(
+            f"UPDATE {table} t SET {sets} FROM derived d WHERE d.series = t.series AND d.bucket = t.time{which}"
+        )
+    cursor.execute("DROP TABLE derived")

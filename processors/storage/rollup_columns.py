@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
 from ...schemas.metrics import CELSIUS, METRICS, PERCENT, Metric
+from .rollup_derived import Derived, idleness, throttling
 
 BIN_RATIO: Final = 1.02
 ZERO_BIN: Final = -32768
@@ -75,7 +76,13 @@ def is_linear(metric: Metric) -> bool:
     return metric.row.unit in (PERCENT, CELSIUS)
 
 
-def columns(metrics: Iterable[Metric]) -> list[tuple[str, str]]:
+def derived(metrics: Iterable[Metric], level: Level) -> list[Derived]:
+    """The columns of a level that no single metric has."""
+    names = {metric.name for metric in metrics}
+    return throttling(names) + (idleness(names) if level == HOUR else [])
+
+
+def columns(metrics: Sequence[Metric], level: Level) -> list[tuple[str, str]]:
     """Name and type of each stored column beside time and series: what is shown, and what a merge needs."""
     found: list[tuple[str, str]] = [("samples", "UINTEGER")]
     for metric in metrics:
@@ -87,7 +94,19 @@ def columns(metrics: Iterable[Metric]) -> list[tuple[str, str]]:
                 found += [(f"{name}_first", sql), (f"{name}_inner", sql), (f"{name}_increase", sql)]
             else:
                 found.append((f"{name}_{aggregate}", sql))
-    return found
+    return found + [(column.name, column.sql) for column in derived(metrics, level)]
+
+
+def shown(level: Level) -> list[str]:
+    """What the view of a level has beside time and device."""
+    found = ["samples"]
+    for name, metric in METRICS.items():
+        for aggregate in metric.row.rollup:
+            if aggregate == "mean":
+                found += [f"{name}_sum / {name}_count AS {name}_mean", f"{name}_count"]
+            else:
+                found.append(f"{name}_{aggregate}")
+    return found + [column.name for column in derived(METRICS.values(), level)]
 
 
 def create(cursor: DuckDBPyConnection) -> None:
@@ -104,7 +123,7 @@ def create(cursor: DuckDBPyConnection) -> None:
             )
     key = "time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL"
     cursor.execute(f"CREATE TABLE IF NOT EXISTS {TEMPLATE} ({key}, batch BIGINT NOT NULL)")
-    add_columns(cursor, TEMPLATE, METRICS.values())
+    add_columns(cursor, TEMPLATE, list(METRICS.values()), HOUR)
     for level in LEVELS:
         for table in (level.table, f"{level.table}_open"):
             cursor.execute(f"CREATE TABLE IF NOT EXISTS {table} ({key}, batch BIGINT NOT NULL, samples UINTEGER)")
@@ -112,18 +131,17 @@ def create(cursor: DuckDBPyConnection) -> None:
                 cursor.execute(
                     f"CREATE TABLE IF NOT EXISTS {table}_bins ({key}, metric SMALLINT, bin SMALLINT, n UINTEGER)"
                 )
-        cursor.execute(_view(level))
-        if level.bins:
-            cursor.execute(_bins_view(level))
+        for view in _views(level) + (_bins_views(level) if level.bins else []):
+            cursor.execute(view)
     for level in LEVELS:
         cursor.execute("INSERT OR IGNORE INTO store.rolled VALUES (?, 0)", [level.name])
     cursor.execute(f"CREATE OR REPLACE MACRO {WEIGHTED_QUANTILE}")
 
 
-def add_columns(cursor: DuckDBPyConnection, table: str, metrics: Iterable[Metric]) -> None:
-    """Add the columns that a table does not have yet."""
+def add_columns(cursor: DuckDBPyConnection, table: str, metrics: Sequence[Metric], level: Level) -> None:
+    """Add the columns that a table of a level does not have yet."""
     have = column_names(cursor, table)
-    for name, sql in columns(metrics):
+    for name, sql in columns(metrics, level):
         if name not in have:
             cursor.execute(f"ALTER TABLE {table} ADD COLUMN {name} {sql}")
 
@@ -133,28 +151,28 @@ def column_names(cursor: DuckDBPyConnection, table: str) -> set[str]:
     return {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
 
 
-def _view(level: Level) -> str:
-    shown = ["samples"]
-    for name, metric in METRICS.items():
-        for aggregate in metric.row.rollup:
-            if aggregate == "mean":
-                shown.append(f"{name}_sum / {name}_count AS {name}_mean, {name}_count")
-            else:
-                shown.append(f"{name}_{aggregate}")
+def _views(level: Level) -> list[str]:
+    """The view that people ask, and the one that other views join: by the number of a device instead of its names."""
     both = f"(FROM {TEMPLATE} UNION ALL BY NAME FROM {level.table} UNION ALL BY NAME FROM {level.table}_open)"
-    return (
-        f"CREATE OR REPLACE VIEW rollup_{level.name} AS SELECT r.time, s.host, s.device, {', '.join(shown)} "
-        f"FROM {both} r JOIN store.series s USING (series)"
-    )
+    columns = ", ".join(shown(level))
+    return [
+        f"CREATE OR REPLACE VIEW rollup_{level.name} AS SELECT r.time, s.host, s.device, {columns} "
+        f"FROM {both} r JOIN store.series s USING (series)",
+        f"CREATE OR REPLACE VIEW store.series_{level.name} AS SELECT time, series, {columns} FROM {both}",
+    ]
 
 
-def _bins_view(level: Level) -> str:
+def _bins_views(level: Level) -> list[str]:
     both = f"(SELECT * FROM {level.table}_bins UNION ALL BY NAME SELECT * FROM {level.table}_open_bins)"
-    return (
-        f"CREATE OR REPLACE VIEW rollup_{level.name}_bins AS SELECT b.time, s.host, s.device, m.name AS metric, "
-        f"CASE WHEN m.linear THEN b.bin WHEN b.bin = {ZERO_BIN} THEN 0 ELSE pow({BIN_RATIO}, b.bin) END AS value, b.n "
-        f"FROM {both} b JOIN store.series s USING (series) JOIN store.metrics m ON m.metric = b.metric"
+    value = (
+        f"CASE WHEN m.linear THEN b.bin WHEN b.bin = {ZERO_BIN} THEN 0 ELSE pow({BIN_RATIO}, b.bin) END AS value, b.n"
     )
+    return [
+        f"CREATE OR REPLACE VIEW rollup_{level.name}_bins AS SELECT b.time, s.host, s.device, m.name AS metric, "
+        f"{value} FROM {both} b JOIN store.series s USING (series) JOIN store.metrics m ON m.metric = b.metric",
+        f"CREATE OR REPLACE VIEW store.series_{level.name}_bins AS SELECT b.time, b.series, m.name AS metric, "
+        f"b.bin, b.n FROM {both} b JOIN store.metrics m ON m.metric = b.metric",
+    ]
 
 
 def bin_of(metric: Metric) -> str:
@@ -165,7 +183,7 @@ def bin_of(metric: Metric) -> str:
     return f"CASE WHEN {metric.name} <= 0 THEN {ZERO_BIN} ELSE round(ln({metric.name}) * {scale!r}) END::SMALLINT"
 
 
-def from_raw(metrics: Iterable[Metric]) -> str:
+def from_raw(metrics: Sequence[Metric], level: Level) -> str:
     """The aggregates of a bucket over raw samples, in the order of `columns`, `increase` left at the inner growth."""
     parts = ["count(*)::UINTEGER AS samples"]
     for metric in metrics:
@@ -191,10 +209,11 @@ def from_raw(metrics: Iterable[Metric]) -> str:
                     parts.append(f"{first} AS {name}_first, {inner} AS {name}_inner, {later}")
                 case _:
                     raise ValueError(f"{name}: a rollup has no aggregate {aggregate!r}")
+    parts += [f"{column.raw or f'NULL::{column.sql}'} AS {column.name}" for column in derived(metrics, level)]
     return ", ".join(parts)
 
 
-def from_minutes(metrics: Iterable[Metric]) -> str:
+def from_minutes(metrics: Sequence[Metric]) -> str:
     """The aggregates of an hour over its minutes, in the order of `columns`; p95 comes from the bins."""
     parts = ["sum(samples)::UINTEGER AS samples"]
     for metric in metrics:
@@ -217,4 +236,5 @@ def from_minutes(metrics: Iterable[Metric]) -> str:
                     parts.append(f"{first} AS {name}_first, {growth} AS {name}_inner, {growth} AS {name}_increase")
                 case _:
                     raise ValueError(f"{name}: a rollup has no aggregate {aggregate!r}")
+    parts += [f"{column.merged} AS {column.name}" for column in derived(metrics, HOUR)]
     return ", ".join(parts)

@@ -69,7 +69,7 @@ def refresh(
         return 0
     metrics = _metrics(cursor, level, days)
     for table in (level.table, f"{level.table}_open"):
-        add_columns(cursor, table, metrics)
+        add_columns(cursor, table, metrics, level)
     source = _source(level, days, {})
     width = level.seconds * 1_000_000
     cursor.execute(
@@ -175,7 +175,7 @@ def _step(
         f"(SELECT *, epoch_us(time) // {width} AS bucket FROM {source} WHERE time >= {start} AND time < {end}) "
         "SEMI JOIN touched USING (series, bucket)"
     )
-    aggregates = from_minutes(metrics) if level is HOUR else from_raw(metrics)
+    aggregates = from_minutes(metrics) if level is HOUR else from_raw(metrics, level)
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {width}) AS time, series, "
         f"{through}::BIGINT AS batch, {aggregates} FROM {rows} GROUP BY series, bucket"
@@ -187,7 +187,7 @@ def _step(
     if level is not HOUR:
         _count_resets(cursor, counters(metrics), rows, width)
         _join_counters(cursor, level, counters(metrics), first, last, through)
-    names_of_columns = ", ".join(name for name, _ in columns(metrics))
+    names_of_columns = ", ".join(name for name, _ in columns(metrics, level))
     suffixes = ("", "_bins") if level.bins else ("",)
     for suffix in suffixes:
         for table in (level.table, f"{level.table}_open"):

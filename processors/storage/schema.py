@@ -15,8 +15,9 @@ from typing import Final
 from ...schemas.metrics import METRICS, Metric
 
 PROGRAM: Final = "corral"
-VERSION: Final = 1
-"""Of the tables in `store`; `migrations.py` brings older ones up to it."""
+VERSION: Final = 2
+"""Of the tables in `store`; `migrations.py` brings older ones up to it. 2 counts samples held back in all rollups, and
+keeps which minutes of an hour were idle."""
 
 MICROSECONDS_PER_DAY: Final = 86_400_000_000
 NO_SERIES: Final = "store.samples_none"

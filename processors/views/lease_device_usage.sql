@@ -18,16 +18,19 @@ WITH own AS (
     SELECT lease, device, max(used) AS peak FROM (
         SELECT lease, device, time, sum(memory_used_bytes) AS used FROM processes WHERE lease <> '' GROUP BY ALL
     ) GROUP BY ALL
+), buckets AS MATERIALIZED (
+    SELECT b.lease_id, b.device, s.series, b.width, b.time, b.seconds
+    FROM lease_buckets b JOIN store.series s USING (host, device)
 ), pieces AS (
     SELECT b.lease_id, b.device, b.seconds, b.seconds / 3600 AS part, r.gpu_utilization_percent_mean AS util,
         r.gpu_utilization_percent_count AS n, r.memory_used_bytes_max AS memory, r.power_watts_mean AS power,
         r.energy_millijoules_increase AS energy
-    FROM lease_buckets b JOIN rollup_1h r ON r.device = b.device AND r.host = b.host AND r.time = b.time
+    FROM buckets b JOIN store.series_1h r ON r.series = b.series AND r.time = b.time
     WHERE b.width = 'hour'
     UNION ALL
     SELECT b.lease_id, b.device, b.seconds, b.seconds / 60, r.gpu_utilization_percent_mean,
         r.gpu_utilization_percent_count, r.memory_used_bytes_max, r.power_watts_mean, r.energy_millijoules_increase
-    FROM lease_buckets b JOIN rollup_1m r ON r.device = b.device AND r.host = b.host AND r.time = b.time
+    FROM buckets b JOIN store.series_1m r ON r.series = b.series AND r.time = b.time
     WHERE b.width = 'minute'
 ), used AS (
     SELECT lease_id, device, sum(coalesce(energy * part / 1e3, power * seconds)) / 3.6e6 AS energy_kwh,

@@ -13,22 +13,29 @@
 -- memory_used_bytes_peak: on the device where it was greatest.
 -- memory_granted_bytes: on the device that was granted most.
 -- memory_used_percent: the greatest peak of a device as a share of what was granted there; null where none was.
-WITH counts AS (
-    SELECT lease_id, value, sum(n) AS n FROM (
-        SELECT l.lease_id, b.value, b.n
-        FROM lease_buckets l JOIN rollup_1h_bins b ON b.device = l.device AND b.host = l.host AND b.time = l.time
+WITH numbered AS MATERIALIZED (
+    SELECT row_number() OVER () AS number, lease_id FROM leases
+), buckets AS MATERIALIZED (
+    SELECT l.number, s.series, b.width, b.time
+    FROM lease_buckets b JOIN numbered l USING (lease_id) JOIN store.series s USING (host, device)
+), counts AS (
+    -- A bin of a percentage is its value. Counts as doubles are exact, and added up faster than integers that grow wide.
+    SELECT number, value, sum(n::DOUBLE) AS n FROM (
+        SELECT l.number, b.bin AS value, b.n
+        FROM buckets l JOIN store.series_1h_bins b ON b.series = l.series AND b.time = l.time
         WHERE l.width = 'hour' AND b.metric = 'gpu_utilization_percent'
         UNION ALL
-        SELECT l.lease_id, b.value, b.n
-        FROM lease_buckets l JOIN rollup_1m_bins b ON b.device = l.device AND b.host = l.host AND b.time = l.time
+        SELECT l.number, b.bin AS value, b.n
+        FROM buckets l JOIN store.series_1m_bins b ON b.series = l.series AND b.time = l.time
         WHERE l.width = 'minute' AND b.metric = 'gpu_utilization_percent'
     ) GROUP BY ALL
 ), ranked AS (
-    SELECT lease_id, value, sum(n) OVER (PARTITION BY lease_id ORDER BY value) AS upto,
-        sum(n) OVER (PARTITION BY lease_id) AS total
+    SELECT number, value, sum(n) OVER (PARTITION BY number ORDER BY value) AS upto,
+        sum(n) OVER (PARTITION BY number) AS total
     FROM counts
 ), quantiles AS (
-    SELECT lease_id, min(value) AS p95 FROM ranked WHERE upto >= 0.95 * total GROUP BY lease_id
+    SELECT l.lease_id, min(r.value) AS p95 FROM ranked r JOIN numbered l USING (number)
+    WHERE r.upto >= 0.95 * r.total GROUP BY l.lease_id
 )
 SELECT lease_id, any_value(owner) AS owner, any_value(name) AS name, any_value(state) AS state,
     min(started) AS started, max(ended) AS ended, count(*) AS devices, sum(gpu_hours) AS gpu_hours,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from corral.processors.ingest import facts
 from corral.processors.ingest.columnar import Decoder, Incoming
@@ -236,3 +237,30 @@ def rows(cursor: Any, name: str) -> list[tuple[Any, ...]]:
         if "seconds_ago" not in column
     )
     return cursor.execute(f"SELECT {chosen} FROM {name} ORDER BY ALL").fetchall()
+
+
+def test_a_lake_of_an_older_version_is_brought_up_to_this_one(lake: lakes.Lake) -> None:
+    """As if it were of the version before: without the columns that are new, and with views that are not."""
+    part = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)
+    part.resume(PART, "made")
+    part.commit(Batch(stream=PART, sequence=1, samples=known_samples(part), messages=1))  # type: ignore[arg-type]
+    upkeep.once(lake)
+    cursor = part.cursor()
+    expected = rows(cursor, "lake.rollup_1h")
+    for name in ("idle_while_leased", "usage_by_owner", "throttling", "rollup_1h", "store.series_1h"):
+        cursor.execute(f"DROP VIEW {name}")
+    for name in ("idle_minutes_bitmask", "throttled_samples"):
+        cursor.execute(f"ALTER TABLE store.rollup_1h DROP COLUMN {name}")
+    cursor.execute("UPDATE corral_meta SET value = '1' WHERE key = 'lake_version'")
+    cursor.execute("DELETE FROM corral_meta WHERE key = 'views'")
+    part.close()
+    lakes.prepare(lake, 2)
+    upkeep.once(lake)
+    # As an analyst sees it, who attaches it under another name.
+    reader = duckdb.connect()
+    lakes.load(reader)
+    reader.execute(f"ATTACH 'ducklake:{lake.catalog}' AS history (READ_ONLY)")
+    assert rows(reader, "history.rollup_1h") == expected
+    assert len(rows(reader, "history.throttling")) == 1
+    assert rows(reader, "history.idle_while_leased") == []
+    reader.close()

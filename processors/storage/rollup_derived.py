@@ -1,0 +1,120 @@
+"""What rollups keep beside the aggregates of single metrics: how long a device was held back, and when it was idle.
+
+Samples while a device was held back are counted at each level, by NVML's clock event reasons. Each hour keeps which of
+its minutes were idle and which were known, as bits: with these a lease that begins and ends anywhere is cut out of its
+hours exactly, and stretches are found across hours, without a look at the minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from msgspec import Struct
+
+HEAT: Final = 0x20 | 0x40
+"""Software and hardware thermal slowdown (nvml.h, `nvmlClocksEventReason…`)."""
+POWER: Final = 0x04 | 0x80
+"""The power cap, and the power brake."""
+SLOWDOWN: Final = 0x08
+"""Hardware slowdown: heat or power, as the board says."""
+HELD_BACK: Final = HEAT | POWER | SLOWDOWN
+
+IDLE_PERCENT: Final = 5
+"""A minute is idle if the device's mean utilisation in it is below."""
+
+ALL_MINUTES: Final = 2**60 - 1
+"""The bits of an hour's minutes; bit 0 is the first."""
+
+_MASK: Final = "throttle_reasons_bitmask"
+_CLOCKS: Final = ("sm_clock_megahertz", "sm_clock_max_megahertz")
+_LOAD: Final = "gpu_utilization_percent"
+
+
+class Derived(Struct, frozen=True):
+    """A column of rollups.
+
+    Attributes:
+        name: of the column.
+        sql: its type.
+        raw: its value over raw samples; empty where it is made from minutes only.
+        merged: its value over the minutes of an hour.
+        help: what it means.
+    """
+
+    name: str
+    sql: str
+    raw: str
+    merged: str
+    help: str
+
+
+def throttling(names: Collection[str]) -> list[Derived]:
+    """The columns of every level, where these metrics have come."""
+    if _MASK not in names:
+        return []
+    found = [
+        Derived(
+            name,
+            "UINTEGER",
+            f"count(*) FILTER (({_MASK} & {bits}) <> 0)::UINTEGER",
+            f"sum({name})::UINTEGER",
+            f"samples with {meaning}",
+        )
+        for name, bits, meaning in (
+            ("throttled_samples", HELD_BACK, "any of the reasons below"),
+            ("throttled_thermal_samples", HEAT, "reason 0x20 or 0x40: heat"),
+            ("throttled_power_samples", POWER, "reason 0x04 or 0x80: the power limit or the power brake"),
+            ("throttled_slowdown_samples", SLOWDOWN, "reason 0x08: hardware slowdown"),
+        )
+    ]
+    if all(name in names for name in _CLOCKS):
+        percent = f"100 * {_CLOCKS[0]} / nullif({_CLOCKS[1]}, 0)"
+        held = f"FILTER (({_MASK} & {HELD_BACK}) <> 0)"
+        found += [
+            Derived(
+                "throttled_sm_clock_percent_sum",
+                "DOUBLE",
+                f"sum({percent}) {held}",
+                "sum(throttled_sm_clock_percent_sum)",
+                "of the clock of the samples held back, in percent of the highest clock",
+            ),
+            Derived(
+                "throttled_sm_clock_percent_count",
+                "UINTEGER",
+                f"(count({percent}) {held})::UINTEGER",
+                "sum(throttled_sm_clock_percent_count)::UINTEGER",
+                "how many samples are in that sum",
+            ),
+        ]
+    return found
+
+
+def idleness(names: Collection[str]) -> list[Derived]:
+    """The columns of hours only, where these metrics have come."""
+    if _LOAD not in names:
+        return []
+    bit = "(1::BIGINT << ((epoch_us(time) // 60000000) % 60)::INTEGER)"
+    idle = f"{_LOAD}_sum / nullif({_LOAD}_count, 0) < {IDLE_PERCENT}"
+    joules = [f"{name}" for metric, name in (
+        ("energy_millijoules", "energy_millijoules_increase / 1e3"),
+        ("power_watts", "60 * power_watts_sum / nullif(power_watts_count, 0)"),
+    ) if metric in names]  # fmt: skip
+    energy = f"sum(coalesce({', '.join(joules)})) FILTER ({idle})" if joules else "NULL::DOUBLE"
+    return [
+        Derived(
+            "known_minutes_bitmask",
+            "BIGINT",
+            "",
+            f"bit_or({bit}) FILTER ({_LOAD}_count > 0)",
+            "bit m: the utilisation in minute m of the hour is known",
+        ),
+        Derived(
+            "idle_minutes_bitmask",
+            "BIGINT",
+            "",
+            f"bit_or({bit}) FILTER ({idle})",
+            f"bit m: the mean utilisation in minute m of the hour was below {IDLE_PERCENT}%",
+        ),
+        Derived("idle_joules", "DOUBLE", "", energy, "energy of the idle minutes"),
+    ]
