@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush, nsmallest
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from .state import DeviceState, HostState
@@ -46,8 +46,17 @@ class HostClass:
             self.members[last] = place
 
     def least(self, count: int) -> list[str]:
-        """The least names among the members."""
-        return [self.first()] if count == 1 else nsmallest(count, self.members)
+        """The least names among the members, ascending."""
+        names, members = self._names, self.members
+        found: list[str] = []
+        while names and len(found) < count:
+            name = heappop(names)
+            # A member that left and came back stands there twice.
+            if name in members and (not found or found[-1] != name):
+                found.append(name)
+        for name in found:
+            heappush(names, name)
+        return found
 
     def first(self) -> str:
         """The least name among the members: the same hosts give the same choice, however they came here."""

@@ -26,7 +26,7 @@ from ...schemas.requests import (
 )
 from ...schemas.telemetry import DeviceInfo, HostInfo, Inventory
 from ..fleet.fleet import Fleet, HostForgotten, advance, apply, renew
-from ..fleet.state import UNLIMITED, Ask, InvalidRequest, ask_key
+from ..fleet.state import UNLIMITED, Ask, DeviceState, InvalidRequest, ask_key
 from ..work.distribute import distribute
 from .policies import DEFAULT, POLICIES, Policy, make
 from .reject import could_ever_fit, reject
@@ -281,8 +281,15 @@ def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick]) -
                     score_parts=parts,
                 )
             )
+        known: dict[DeviceState, tuple[float, dict[str, float]]] = {}
         for device, place in zip(pick.devices, pick.places, strict=True):
-            parts = policy.parts(pick.state, pick.ask, pick.choice, place)
+            # Devices in the same state have the same part in the score.
+            seen = pick.state.devices[place]
+            told = known.get(seen)
+            if told is None:
+                parts = policy.parts(pick.state, pick.ask, pick.choice, place)
+                told = known[seen] = (sum(parts.values()), parts)
+            score, parts = told
             # Cumulative floors: the parts of cores and RAM are whole, and sum to what was asked.
             cpus = ask.cpus_milli * (done + 1) // total - ask.cpus_milli * done // total
             ram = ask.host_memory_bytes * (done + 1) // total - ask.host_memory_bytes * done // total
@@ -297,7 +304,7 @@ def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick]) -
                     share=ask.share_milli / 1000,
                     cpus=cpus / 1000,
                     host_memory_bytes=ram,
-                    score=sum(parts.values()),
+                    score=score,
                     score_parts=parts,
                 )
             )

@@ -41,6 +41,8 @@ class Pick(NamedTuple):
 def picked(host: Host, state: HostState, ask: Ask, choice: Choice) -> Pick:
     """The devices of a choice on a host, by index."""
     order = host.order
+    if len(choice.devices) == 1:
+        return Pick(host, (order[choice.devices[0]],), choice.devices, state, ask, choice)
     pairs = sorted(((order[at], at) for at in choice.devices), key=lambda pair: pair[0].index)
     return Pick(host, tuple(device for device, _ in pairs), tuple(at for _, at in pairs), state, ask, choice)
 

@@ -33,7 +33,7 @@ def select(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
 
 def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
     if policy.search is not None and not ask.filtered:
-        best = policy.search(fleet, ask)
+        best = None if ask.gpus > fleet.largest_host else policy.search.best(fleet, ask)
         if best is None:
             return None
         host = fleet.hosts[best[0].first()]
@@ -97,6 +97,9 @@ def _take(policy: Policy, ask: Ask, host: Host, ranked: Ranking) -> Pick:
 
 def _top(fleet: Fleet, policy: Policy, ask: Ask, count: int, without: Set[str]) -> list[Pick]:
     """The best hosts for an ask, each with its devices; at most so many."""
+    if policy.search is not None and not ask.filtered:
+        found = policy.search.top(fleet, ask, count, without)
+        return [picked(fleet.hosts[name], fleet.hosts[name].state, ask, choice) for name, choice in found]
     ranked = ranking(fleet, policy, ask)
     if not ask.filtered:
         names = ranked.top(fleet, count, without)
@@ -115,9 +118,13 @@ def _fewest(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
     picks: list[Pick] = []
     taken: set[str] = set()
     left = ask.gpus
-    for held in range(min(ask.gpus, fleet.largest_host), 0, -1):
+    search = None if ask.filtered else policy.search
+    held = min(ask.gpus, fleet.largest_host)
+    while held > 0:
+        if search is not None:
+            held = search.may_hold(fleet, ask, held, taken)
         # Hosts with more room are all taken by now: those that hold so many have exactly this room.
-        if left >= held:
+        if left >= held > 0:
             for pick in _top(fleet, policy, ask.part(held), left // held, taken):
                 picks.append(pick)
                 taken.add(pick.host.name)
@@ -128,6 +135,7 @@ def _fewest(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
             last = _top(fleet, policy, ask.part(left), 1, taken)
             if last:
                 return picks + last
+        held -= 1
     return None
 
 

@@ -11,7 +11,8 @@ import pytest
 from corral.planner.fleet.state import UNLIMITED, ask_key
 from corral.planner.placement.decide import Placed, Policies, decide, explain
 from corral.planner.placement.exact import exact_state
-from corral.planner.placement.feasible import candidates
+from corral.planner.placement.feasible import candidates, capacity, excluded
+from corral.planner.placement.policies import make
 from corral.planner.placement.reject import could_ever_fit
 from corral.planner.placement.room import Room, room_for
 from corral.schemas.requests import DeviceStatus, Drains, Placement, Rejection, WorkRequest
@@ -257,6 +258,63 @@ def test_the_best_host_by_the_policy_is_taken(
                 exact = exact_state(fleet.hosts[next(iter(hosts))])
                 assert len(candidates(exact, ask)) >= request.gpus
         fold.hold(fleet, f"l{number}", decision.grants)
+
+
+PROFILE = {
+    ask_key(WorkRequest(owner="me", **fields)): weight  # pyright: ignore[reportArgumentType]
+    for weight, fields in (
+        (5.0, {"gpus": 1, "cpus": 8, "host_memory_bytes": 20 * GIB}),
+        (2.0, {"gpus": 4, "cpus": 16}),
+        (4.0, {"gpu_share": 0.5, "cpus": 2}),
+        (3.0, {"gpu_share": 0.333, "cpus": 1, "host_memory_bytes": 4 * GIB}),
+    )
+}
+
+
+@settings(max_examples=120, deadline=None)
+@given(worlds(), st.lists(requests(("opportunity",)), min_size=1, max_size=8), st.integers(1, 4))
+def test_a_look_over_all_hosts_finds_what_a_look_at_each_finds(
+    made: tuple[fold.Fleet, dict[str, Inventory]], asked: list[WorkRequest], count: int
+) -> None:
+    fleet, _ = made
+    policies = Policies()
+    policies.use(make("opportunity", PROFILE))
+    policy = policies.get(None)
+    assert policy.search is not None
+    for number, request in enumerate(asked):
+        decision = decide(fleet, request, NOW, policies)
+        if isinstance(decision, Placed):
+            fold.hold(fleet, f"l{number}", decision.grants)
+        ask = fleet.ask(ask_key(request)).part(min(request.gpus, 1 + number % 4))
+        scores: dict[str, float] = {}
+        for name, host in fleet.hosts.items():
+            places = candidates(host.state, ask)
+            if not excluded(host.state, ask) and len(places) >= ask.gpus:
+                scores[name] = policy.choose(host.state, ask, places).score
+        without = set(sorted(fleet.hosts)[:number])
+        # The arrays interpolate where the rule itself computes.
+        near = pytest.approx(sorted([s for name, s in scores.items() if name not in without])[::-1][:count], abs=1e-5)
+        found = policy.search.top(fleet, ask, count, without)
+        assert [choice.score for _, choice in found] == near
+        assert all(
+            policy.choose(fleet.hosts[name].state, ask, candidates(fleet.hosts[name].state, ask)) == choice
+            and name not in without
+            for name, choice in found
+        )
+        best = policy.search.best(fleet, ask)
+        assert (best is None) == (not scores)
+        if best is not None:
+            assert best[1].score == pytest.approx(max(scores.values()), abs=1e-5)
+        if ask.gpus:
+            most = max(
+                [
+                    capacity(host.state, ask, len(candidates(host.state, ask)))
+                    for name, host in fleet.hosts.items()
+                    if name not in without
+                ],
+                default=0,
+            )
+            assert most <= policy.search.may_hold(fleet, ask, ask.gpus, without) <= ask.gpus
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,6 +6,7 @@ kinds come in, that is most of the work. Here a class is entered once, and a req
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from ...fleet.state import HostState
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-ENTRIES_FIRST: Final = 256
+ROWS_FIRST: Final = 256
 
 
 class Table:
@@ -35,7 +36,7 @@ class Table:
     __slots__ = ("_free", "count", "owners", "values")
 
     def __init__(self, width: int) -> None:
-        self.values: Floats = np.full((width, ENTRIES_FIRST), -1.0)
+        self.values: Floats = np.full((width, ROWS_FIRST), -1.0)
         self.owners: list[HostState | None] = []
         self.count = 0
         self._free: list[int] = []
@@ -84,25 +85,29 @@ class Offers:
     def __init__(self, rows: Callable[[HostState], Rows], widths: tuple[int, int]) -> None:
         self._rows = rows
         self._cursor = -1
-        self._entered: dict[HostState, tuple[list[int], list[int]]] = {}
+        self._entered: OrderedDict[HostState, tuple[list[int], list[int]]] = OrderedDict()
         self.devices = Table(widths[0])
         self.hosts = Table(widths[1])
 
     def follow(self, fleet: Fleet) -> None:
-        """Take in the classes that came since the last time. Those that went stay until `leave`, or a sweep."""
+        """Take in the classes that came since the last time; those that went stay until `leave`, or until swept."""
         index = fleet.index
         classes: dict[HostState, Any] = index.classes
-        if self._cursor < index.base or len(self._entered) > 2 * len(classes) + ENTRIES_FIRST:
-            for state in [state for state in self._entered if state not in classes]:
-                self.leave(state)
-            for state in classes:
-                if state not in self._entered:
-                    self._enter(state)
+        entered = self._entered
+        if self._cursor < index.base:
+            new = [state for state in classes if state not in entered]
         else:
-            for group in index.log[self._cursor - index.base :]:
-                if group.members and group.state not in self._entered:
-                    self._enter(group.state)
+            new = [group.state for group in index.log[self._cursor - index.base :] if group.members]
         self._cursor = index.end
+        for state in new:
+            if state not in entered:
+                self._enter(state)
+                # For each that comes, one is looked at again: so there are about twice as many as there are classes.
+                oldest = next(iter(entered))
+                if oldest in classes:
+                    entered.move_to_end(oldest)
+                else:
+                    self.leave(oldest)
 
     def _enter(self, state: HostState) -> None:
         devices, hosts = self._rows(state)

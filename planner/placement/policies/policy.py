@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence, Set
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -27,6 +27,22 @@ class Choice(NamedTuple):
     devices: tuple[int, ...]
 
 
+class Search(Protocol):
+    """Finds the best hosts of a whole fleet at once. It does not look at the hosts and labels that a request names."""
+
+    def best(self, fleet: Fleet, ask: Ask) -> tuple[HostClass, Choice] | None:
+        """The best class that can hold the ask on one host, with the choice on it; None if there is none."""
+        ...
+
+    def top(self, fleet: Fleet, ask: Ask, count: int, without: Set[str]) -> list[tuple[str, Choice]]:
+        """The best hosts that can hold the ask each, by name, at most so many, with the choice on each."""
+        ...
+
+    def may_hold(self, fleet: Fleet, ask: Ask, most: int, without: Set[str]) -> int:
+        """How many of the ask's devices one host holds at most, as a bound from above, and no more than `most`."""
+        ...
+
+
 class Policy(Protocol):
     """Ranks hosts. Declining is not its business: every host that it is given can hold the request.
 
@@ -48,8 +64,8 @@ class Policy(Protocol):
         ...
 
     @property
-    def search(self) -> Callable[[Fleet, Ask], tuple[HostClass, Choice] | None] | None:
-        """Where it is set, it finds the best class and the choice on it, in place of a ranking that is kept."""
+    def search(self) -> Search | None:
+        """Where it is set, it finds the best hosts, in place of a ranking that is kept."""
         ...
 
     def observe(self, fleet: Fleet, ask: Ask) -> None:

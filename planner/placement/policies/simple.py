@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from ...fleet.state import HEAT_LEVELS, LOAD_LEVELS, UNLIMITED, WHOLE_MILLI, Ask, DeviceState, HostState
-from .policy import Choice, pick
+from .policy import Choice, Search, pick
 from .strain import STRAIN_WEIGHTS, strain, strain_of
 
 if TYPE_CHECKING:
     from ...fleet.fleet import Fleet
-    from ...fleet.index import HostClass
 
 
 def fullest_first(state: HostState, ask: Ask, candidates: Sequence[int]) -> Sequence[int]:
@@ -41,7 +40,7 @@ class Base:
         return None
 
     @property
-    def search(self) -> Callable[[Fleet, Ask], tuple[HostClass, Choice] | None] | None:
+    def search(self) -> Search | None:
         """A kept ranking will do."""
         return None
 

@@ -1,0 +1,308 @@
+"""All classes of hosts at a time: those on which a request costs least, found in a few passes over arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Set
+from math import erfc, exp, inf, pi, sqrt
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ...fleet.state import UNLIMITED, WHOLE_MILLI, Ask, HostState, Model
+from ..feasible import candidates, excluded, model_allowed
+from .offers import Floats, Integers, Offers, Rows, Table
+from .policy import Choice
+from .prices import DEVICES_MOST
+from .simple import CORES_SCALE, SHARE_SCALE
+from .worths import Worths
+
+if TYPE_CHECKING:
+    from ...fleet.fleet import Fleet
+    from ...fleet.index import HostClass
+
+LOOKS: Final = 6
+"""For several devices the arrays tell what they cost at least: where that is not exact, look at so many hosts more."""
+_SURE: Final = 1e-5
+_TIE: Final = 1e-7
+
+# E[(z + Z)^+] of a standard normal Z, by linear interpolation; beyond 6 it is z itself.
+_GRID: Final[Floats] = np.linspace(-6.0, 6.0, 1201)
+_EXCESS: Final[Floats] = np.array([z * 0.5 * erfc(-z / sqrt(2)) + exp(-0.5 * z * z) / sqrt(2 * pi) for z in _GRID])
+
+# Columns of the two tables; cores and RAM are in milli that they feed, `STATIC` is what a row costs whatever is asked.
+# Of a host's whole devices those of one kind are taken first, then the others: how many the first are, what one of them
+# and of the others is worth, and what trouble it has; of more than two kinds the least that one of the others has.
+_CPUS, _MEMORY, _BASE, _STATIC, _MODEL, _WHOLE = range(6)
+_WORTH, _SHARE, _GAP, _FREE = range(6, 10)
+_GROUP, _TOGETHER, _FREEST, _STRAIN, _FIRST, _FIRST_WORTH, _FIRST_STRAIN, _NEXT_WORTH, _NEXT_STRAIN = range(6, 15)
+_WIDTHS: Final = (_FREE + 1, _NEXT_STRAIN + 1)
+_NO_WHOLE: Final = (-1.0,) + (0.0,) * (_NEXT_STRAIN - _MODEL)
+
+
+class Cheapest:
+    """The classes of one fleet, at fixed prices.
+
+    Args:
+        fleet: the fleet.
+        worths: what capacity is worth.
+        choose: scores a host and picks devices on it.
+    """
+
+    def __init__(self, fleet: Fleet, worths: Worths, choose: Callable[[HostState, Ask, Sequence[int]], Choice]) -> None:
+        self.index = fleet.index
+        self._worths = worths
+        self._choose = choose
+        self._offers = Offers(self._rows, _WIDTHS)
+        self._models: list[Model] = []
+        self._gaps: Floats = np.zeros(0)
+        self._groups: Floats = np.zeros(0)
+        prices = worths.prices
+        self._cpus_scale = prices.cpus_per_milli or 1.0
+        self._memory_scale = prices.memory_per_milli or 1.0
+        self._spread = max(sqrt(prices.cpus_variance) / self._cpus_scale, _SURE)
+        """Standard deviation of the milli that cores do not feed, over the root of the milli."""
+
+    def best(self, fleet: Fleet, ask: Ask) -> tuple[HostClass, Choice] | None:
+        """The class that costs least, with the choice on it; None where none can hold the request."""
+        best: tuple[tuple[float, float, Any], HostClass, Choice] | None = None
+        looks = LOOKS if ask.gpus > 1 else 1
+        for least, group, usable in self._cheapest(fleet, ask):
+            # For several devices a row says what they cost at least: no other can be better than the best by now.
+            if best is not None and least >= best[0][0] * WHOLE_MILLI - _SURE:
+                break
+            choice = self._choose(group.state, ask, usable)
+            key = (-choice.score, -choice.tie, group.state.order)
+            if best is None or key < best[0]:
+                best = (key, group, choice)
+            looks -= 1
+            if not looks:
+                break
+        return None if best is None else best[1:]
+
+    def top(self, fleet: Fleet, ask: Ask, count: int, without: Set[str]) -> list[tuple[str, Choice]]:
+        """The hosts that cost least, at most so many."""
+        found: list[tuple[tuple[float, float, Any], list[str], Choice]] = []
+        seen: set[HostState] = set()
+        hosts, looks, worst = 0, LOOKS if ask.gpus > 1 else 0, 0.0
+        for least, group, usable in self._cheapest(fleet, ask):
+            if hosts >= count:
+                if not looks or least >= worst * WHOLE_MILLI - _SURE:
+                    break
+                looks -= 1
+            if group.state in seen:
+                continue
+            seen.add(group.state)
+            names = [name for name in group.least(count + len(without)) if name not in without]
+            if names:
+                choice = self._choose(group.state, ask, usable)
+                found.append(((-choice.score, -choice.tie, group.state.order), names, choice))
+                hosts += len(names)
+                worst = max(worst, -choice.score)
+        found.sort(key=lambda entry: entry[0])
+        return [(name, choice) for _, names, choice in found for name in names][:count]
+
+    def may_hold(self, fleet: Fleet, ask: Ask, most: int, without: Set[str]) -> int:
+        """How many of the ask's devices one host holds at most, as its sums tell; no more than `most`."""
+        table = self._followed(fleet).hosts
+        values = table.values[:, : table.count]
+        held = np.minimum(values[_TOGETHER], most)
+        if ask.cpus_milli:
+            held = np.minimum(held, values[_CPUS] * (self._cpus_scale * ask.gpus / ask.cpus_milli) + _SURE)
+        if ask.host_memory_bytes:
+            held = np.minimum(held, values[_MEMORY] * (self._memory_scale * ask.gpus / ask.host_memory_bytes) + _SURE)
+        if not ask.any_model:
+            held[~self._allowed(ask)[values[_MODEL].astype(np.int64)]] = 0.0
+        classes = fleet.index.classes
+        while len(held):
+            at = int(held.argmax())
+            if held[at] < 1.0:
+                break
+            state = table.owners[at]
+            group = None if state is None else classes.get(state)
+            if group is not None and any(name not in without for name in group.pool):
+                return int(held[at])
+            held[at] = 0.0
+        return 0
+
+    def _cheapest(self, fleet: Fleet, ask: Ask) -> Iterator[tuple[float, HostClass, list[int]]]:
+        """Classes that can hold a request, with what it costs there at least, and the devices that could be used; for
+        one device in the order of what it costs. A class may come once for each of its models or devices."""
+        offers = self._followed(fleet)
+        if ask.gpus == 1:
+            table, costs, rows = self._of_devices(offers.devices, ask)
+        else:
+            table, costs, rows = self._of_hosts(offers.hosts, ask)
+        classes = fleet.index.classes
+        while len(rows):
+            at = int(costs.argmin())
+            least = float(costs[at])
+            if least == inf:
+                return
+            state = table.owners[int(rows[at])]
+            costs[at] = inf
+            if state is None:
+                continue
+            group = classes.get(state)
+            if group is None:
+                offers.leave(state)
+                continue
+            usable = candidates(state, ask)
+            if len(usable) >= ask.gpus and not excluded(state, ask):
+                yield least, group, usable
+
+    def _followed(self, fleet: Fleet) -> Offers:
+        self._offers.follow(fleet)
+        return self._offers
+
+    def _rows(self, state: HostState) -> Rows:
+        if state.blocked:
+            return [], []
+        worths = self._worths
+        base, lack, whole = worths.standing(state)
+        static = _TIE * left(state) - lack
+        shared = (state.cpus_free / self._cpus_scale, state.memory_free / self._memory_scale, base)
+        devices: list[tuple[float, ...]] = []
+        wholes: list[tuple[float, float, float, int]] = []
+        for device, places in state.kinds:
+            share, memory = device.share_free, device.memory_free
+            if share <= 0:
+                continue
+            _, number, is_whole, gap, worth, trouble, prices = worths.traits(device)
+            cost = static + trouble
+            if is_whole:
+                free = min(whole[device.model], DEVICES_MOST)
+                cost += prices.groups[free] - prices.groups[free - 1]
+                wholes.append((worth, trouble, memory, len(places)))
+            devices.append((*shared, cost, number, is_whole, worth, share, gap, memory))
+        if len(self._models) < len(worths.models):
+            self._models = [*worths.models]
+            known = [worths.prices.worth(model) for model in self._models]
+            self._gaps = np.array([each.gaps for each in known]).ravel()
+            self._groups = np.array([each.groups for each in known]).ravel()
+        if not wholes:
+            # A host without whole devices still has cores and RAM to give.
+            return devices, [(*shared, static, *_NO_WHOLE)]
+        several = (state.whole_free, *_several(wholes, state.topology is None))
+        hosts: list[tuple[float, ...]] = []
+        for model, count in whole.items():
+            count = min(count, DEVICES_MOST)
+            group = worths.prices.worth(model).groups[count]
+            hosts.append((*shared, static, worths.models[model], count, group, *several))
+        return devices, hosts
+
+    def _of_devices(self, table: Table, ask: Ask) -> tuple[Table, Floats, Integers]:
+        values = table.values[:, : table.count]
+        cpus, memory = ask.cpus_milli / self._cpus_scale, ask.host_memory_bytes / self._memory_scale
+        able = values[_CPUS] >= cpus
+        able &= values[_WHOLE] > 0 if ask.whole else values[_SHARE] >= ask.share_milli
+        if memory:
+            able &= values[_MEMORY] >= memory
+        if ask.gpu_memory_bytes:
+            able &= values[_FREE] >= ask.gpu_memory_bytes
+        if not ask.any_model:
+            able &= self._allowed(ask)[values[_MODEL].astype(np.int64)]
+        rows = able.nonzero()[0]
+        if not len(rows):
+            return table, np.empty(0), rows
+        taken = values[_WORTH].take(rows)
+        if not ask.whole:
+            left = values[_GAP].take(rows)
+            left -= ask.share_milli
+            np.maximum(left, 0.0, out=left)
+            left += values[_MODEL].take(rows) * (WHOLE_MILLI + 1)
+            taken -= self._gaps.take(left.astype(np.int64))
+        costs = values[_STATIC].take(rows)
+        costs += taken
+        costs += self._unfed(values, rows, taken, cpus, memory)
+        return table, costs, rows
+
+    def _of_hosts(self, table: Table, ask: Ask) -> tuple[Table, Floats, Integers]:
+        values = table.values[:, : table.count]
+        gpus, cpus, memory = ask.gpus, ask.cpus_milli / self._cpus_scale, ask.host_memory_bytes / self._memory_scale
+        able = values[_CPUS] >= cpus
+        if memory:
+            able &= values[_MEMORY] >= memory
+        if gpus:
+            # Of mixed hosts each model is a row of its own: the rule itself then says whether they suffice together.
+            able &= values[_TOGETHER] >= gpus
+            if ask.gpu_memory_bytes:
+                able &= values[_FREEST] >= ask.gpu_memory_bytes
+            if not ask.any_model:
+                able &= self._allowed(ask)[values[_MODEL].astype(np.int64)]
+        rows = able.nonzero()[0]
+        if not len(rows):
+            return table, np.empty(0), rows
+        costs = values[_STATIC].take(rows)
+        if not gpus:
+            costs += self._unfed(values, rows, 0.0, cpus, memory)
+            return table, costs, rows
+        first = np.minimum(values[_FIRST].take(rows), gpus)
+        others = gpus - first
+        taken = first * values[_FIRST_WORTH].take(rows)
+        taken += others * values[_NEXT_WORTH].take(rows)
+        costs += taken
+        if ask.gpu_memory_bytes:
+            # Some of the first may be of no use to it: any other has the least trouble or more.
+            costs += gpus * values[_STRAIN].take(rows)
+        else:
+            costs += first * values[_FIRST_STRAIN].take(rows)
+            costs += others * values[_NEXT_STRAIN].take(rows)
+        costs += values[_GROUP].take(rows)
+        left = values[_WHOLE].take(rows)
+        left -= gpus
+        np.maximum(left, 0.0, out=left)
+        left += values[_MODEL].take(rows) * (DEVICES_MOST + 1)
+        costs -= self._groups.take(left.astype(np.int64))
+        costs += self._unfed(values, rows, taken, cpus, memory)
+        return table, costs, rows
+
+    def _allowed(self, ask: Ask) -> Any:
+        # One more at the end, for rows of no model (number -1).
+        return np.array([model_allowed(model, ask) for model in self._worths.models] + [False])
+
+    def _unfed(self, values: Floats, rows: Integers, taken: Floats | float, cpus: float, memory: float) -> Floats:
+        """As `Worths.unfed`, of many hosts, when so much of B, of cores and of RAM is taken; all in milli."""
+        base = values[_BASE].take(rows)
+        base -= taken
+        lack: Floats = np.zeros(len(rows))
+        if self._worths.prices.cpus_per_milli > 0:
+            deviation = np.sqrt(np.maximum(base, _SURE))
+            deviation *= self._spread
+            short = base - values[_CPUS].take(rows)
+            short += cpus
+            short /= deviation
+            lack = np.interp(short, _GRID, _EXCESS)
+            np.maximum(lack, short, out=lack)
+            lack *= deviation
+        if self._worths.prices.memory_per_milli > 0:
+            base -= values[_MEMORY].take(rows)
+            base += memory
+            np.maximum(base, 0.0, out=base)
+            lack += base
+        return lack
+
+
+def _several(wholes: list[tuple[float, float, float, int]], by_worth: bool) -> tuple[float, ...]:
+    """What a host's row says of its whole devices, from `_FREEST` on.
+
+    Args:
+        wholes: (worth, trouble, free memory, devices) of each kind.
+        by_worth: those of least worth are taken first; without it links decide, and any may have the least trouble.
+    """
+    if len(wholes) == 1:
+        worth, trouble, memory, count = wholes[0]
+        return memory, trouble, count, worth, trouble, worth, trouble
+    wholes.sort()
+    worth, trouble, memory, count = wholes[0]
+    rest = min([kind[1] for kind in wholes[1:]])
+    least = min(trouble, rest)
+    memory = max([kind[2] for kind in wholes])
+    if not by_worth:
+        trouble = rest = least
+    return memory, least, count, worth, trouble, wholes[1][0], rest
+
+
+def left(state: HostState) -> float:
+    """Cores and share that are free, in units of a large host."""
+    cpus = 0.0 if state.cpus_free >= UNLIMITED else state.cpus_free / CORES_SCALE
+    return cpus + state.share_free / SHARE_SCALE

@@ -1,0 +1,144 @@
+"""What the free capacity of hosts is worth at the prices of a mix, in milli of a device, and what a request takes.
+
+It is V = B − X + T: B is the worth of a host's gaps one by one, X the part of B that its free cores and RAM are not
+expected to feed, T what whole devices are worth together (all from `prices`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import erfc, exp, pi, sqrt
+from typing import Final, NamedTuple
+
+from ...fleet.state import WHOLE_MILLI, Ask, DeviceState, HostState, Model
+from .prices import DEVICES_MOST, Prices, Worth
+from .strain import strain
+
+STRAIN_MILLI: Final = 300.0
+"""What live trouble at its worst takes from a device."""
+_STATES_KEPT: Final = 50_000
+
+
+class Standing(NamedTuple):
+    """What a host's free capacity is worth: B, X, and per model the whole devices that are free."""
+
+    base: float
+    lack: float
+    whole: dict[Model, int]
+
+
+class Traits(NamedTuple):
+    """What a device is worth, whichever host it is on.
+
+    Attributes:
+        model: its model.
+        number: of the model, counted from 0.
+        whole: whether it can be given as a whole.
+        gap: milli that can still be of use.
+        worth: of the gap, milli.
+        trouble: live trouble, milli.
+        prices: of its model.
+    """
+
+    model: Model
+    number: int
+    whole: bool
+    gap: int
+    worth: float
+    trouble: float
+    prices: Worth
+
+
+class Worths:
+    """What is worked out for states at fixed prices, and kept.
+
+    Args:
+        prices: of a mix.
+        models: model → number; those that come are added.
+    """
+
+    def __init__(self, prices: Prices, models: dict[Model, int]) -> None:
+        self.prices = prices
+        self.models = models
+        self._standings: dict[HostState, Standing] = {}
+        self._traits: dict[DeviceState, Traits] = {}
+
+    def costs(self, state: HostState, ask: Ask, chosen: Sequence[int]) -> tuple[float, float, float]:
+        """What goes of B, what comes to X, what goes of T."""
+        base, lack, whole = self.standing(state)
+        taken = group = 0.0
+        opened: dict[Model, int] = {}
+        for at in chosen:
+            device = state.devices[at]
+            taken += self.taken(device, ask)
+            if self.traits(device).whole:
+                opened[device.model] = opened.get(device.model, 0) + 1
+        for model, count in opened.items():
+            groups = self.prices.worth(model).groups
+            free = whole[model]
+            group += groups[min(free, DEVICES_MOST)] - groups[min(free - count, DEVICES_MOST)]
+        after = self.unfed(base - taken, state.cpus_free - ask.cpus_milli, state.memory_free - ask.host_memory_bytes)
+        return taken, after - lack, group
+
+    def taken(self, device: DeviceState, ask: Ask) -> float:
+        """What goes of B on one device."""
+        traits = self.traits(device)
+        if ask.whole or traits.gap <= ask.share_milli:
+            return traits.worth
+        return traits.worth - traits.prices.gaps[traits.gap - ask.share_milli]
+
+    def standing(self, state: HostState) -> Standing:
+        """What a host's free capacity is worth."""
+        found = self._standings.get(state)
+        if found is None:
+            if len(self._standings) > _STATES_KEPT:
+                self._standings.clear()
+            base = 0.0
+            whole: dict[Model, int] = {}
+            for device, places in state.kinds:
+                traits = self.traits(device)
+                base += traits.worth * len(places)
+                if traits.whole:
+                    whole[traits.model] = whole.get(traits.model, 0) + len(places)
+            lack = self.unfed(base, state.cpus_free, state.memory_free)
+            found = self._standings[state] = Standing(base, lack, whole)
+        return found
+
+    def unfed(self, base: float, cpus: float, memory: float) -> float:
+        """Useful milli that a host's free cores and RAM are not expected to feed."""
+        prices = self.prices
+        lack = 0.0
+        if prices.cpus_per_milli > 0:
+            short = prices.cpus_per_milli * base - cpus
+            deviation = sqrt(prices.cpus_variance * base) if base > 0 else 0.0
+            if deviation <= 0 or short > 6 * deviation:
+                lack = max(0.0, short) / prices.cpus_per_milli
+            elif short > -6 * deviation:
+                z = short / deviation
+                excess = z * 0.5 * erfc(-z / sqrt(2)) + exp(-0.5 * z * z) / sqrt(2 * pi)
+                lack = deviation * excess / prices.cpus_per_milli
+        if prices.memory_per_milli > 0:
+            lack += max(0.0, prices.memory_per_milli * base - memory) / prices.memory_per_milli
+        return lack
+
+    def traits(self, device: DeviceState) -> Traits:
+        """What a device is worth."""
+        found = self._traits.get(device)
+        if found is None:
+            if len(self._traits) > _STATES_KEPT:
+                self._traits.clear()
+            model, gap = device.model, _gap(device)
+            prices = self.prices.worth(model)
+            number = self.models.setdefault(model, len(self.models))
+            whole = device.share_free == WHOLE_MILLI and not device.leased
+            trouble = STRAIN_MILLI * strain(device)
+            found = self._traits[device] = Traits(model, number, whole, gap, prices.gaps[gap], trouble, prices)
+        return found
+
+
+def _gap(device: DeviceState) -> int:
+    """Milli that can still be of use: the free share, or less where the free memory is less than that share of it."""
+    total = device.model.memory_bytes
+    if not total or device.memory_free >= total * device.share_free // WHOLE_MILLI:
+        return device.share_free
+    return device.memory_free * WHOLE_MILLI // total
