@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from importlib.util import find_spec
@@ -16,15 +17,18 @@ from nats.aio.msg import Msg
 
 from ..schemas import bus, codec, requests
 from ..schemas.bus import PlanSubject
+from ..schemas.credentials import ANY_OWNER
 from ..schemas.metrics import DeviceSample
+from ..schemas.permitted import NotAllowed, identity_of
+from ..schemas.permitted import request as ask
 from ..schemas.query import CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from . import streams
-from .errors import CorralError, NoService, Rejected, TimedOut, Unavailable, error_of
+from .errors import CorralError, NoService, Refused, Rejected, TimedOut, Unavailable, error_of
 from .lease import LeaseContext, Lost
 from .notebook import DeviceList
 from .paging import all_devices, all_leases
 from .query import collect
-from .request import RequestFields, default_owner, work_request
+from .request import OWNER_VARIABLE, RequestFields, default_owner, work_request
 from .result import QueryResult
 
 T = TypeVar("T")
@@ -45,10 +49,11 @@ class Client:
 
     Args:
         nc: a connected client of the bus.
-        owner: who asks where a call does not say.
+        owner: who asks where a call does not say; `CORRAL_OWNER`, then the credentials' owner, then the account's name.
         timeout: seconds to wait for an answer.
         patience: seconds to wait for a service that is not there (one that restarts, say).
-        owned_subjects: ask on the subjects that end on the owner, as a bus with authentication wants it.
+        owned_subjects: ask on the subjects that end on the owner, as a bus with authentication wants it; by default
+            where the connection has credentials.
     """
 
     def __init__(
@@ -58,13 +63,15 @@ class Client:
         owner: str | None = None,
         timeout: float = 10.0,
         patience: float = 2.0,
-        owned_subjects: bool = False,
+        owned_subjects: bool | None = None,
     ) -> None:
         self.nc = nc
-        self.owner = owner or default_owner()
+        self.identity = identity_of(nc)
+        named = "" if self.identity.owner == ANY_OWNER else self.identity.owner
+        self.owner = owner or os.environ.get(OWNER_VARIABLE, "").strip() or named or default_owner()
         self.timeout = timeout
         self.patience = patience
-        self.owned_subjects = owned_subjects
+        self.owned_subjects = bool(self.identity.file) if owned_subjects is None else owned_subjects
 
     async def __aenter__(self) -> Self:
         return self
@@ -240,9 +247,9 @@ class Client:
             hosts=list(hosts),
             host_labels=host_labels or {},
             reason=reason,
-            operator=operator or self.owner,
+            operator=self._operator(operator),
         )
-        return (await self._plan(PlanSubject.DRAIN, action, requests.Drains)).drains
+        return (await self._plan(self._signed(PlanSubject.DRAIN, action), action, requests.Drains)).drains
 
     async def undrain(
         self,
@@ -258,14 +265,14 @@ class Client:
             devices=list(devices),
             hosts=list(hosts),
             host_labels=host_labels or {},
-            operator=operator or self.owner,
+            operator=self._operator(operator),
         )
-        return (await self._plan(PlanSubject.DRAIN, action, requests.Drains)).drains
+        return (await self._plan(self._signed(PlanSubject.DRAIN, action), action, requests.Drains)).drains
 
     async def evict(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
         """Take a lease back from its owner, who is told the reason."""
-        action = requests.EvictAction(lease_id=lease_id, reason=reason, operator=operator or self.owner)
-        return await self._plan(PlanSubject.EVICT, action, requests.Lease)
+        action = requests.EvictAction(lease_id=lease_id, reason=reason, operator=self._operator(operator))
+        return await self._plan(self._signed(PlanSubject.EVICT, action), action, requests.Lease)
 
     # History
 
@@ -338,7 +345,18 @@ class Client:
     # How it is asked
 
     def _owned(self, subject: str, owner: str) -> str:
+        named = self.identity.owner
+        if named not in ("", ANY_OWNER, owner):
+            # The server would refuse it, and not say so to who waits for the answer.
+            raise Refused(f"these credentials ask for {named!r} alone, not for {owner!r}", "refused", "$.owner")
         return f"{subject}.{owner}" if self.owned_subjects else subject
+
+    def _operator(self, operator: str | None) -> str:
+        """Who signs: whoever the credentials are of, since the server looks at that."""
+        return operator or self.identity.user or self.owner
+
+    def _signed(self, subject: str, action: requests.DrainAction | requests.EvictAction) -> str:
+        return f"{subject}.{action.operator}" if self.owned_subjects else subject
 
     def _patiently(self) -> Generator[Callable[[], bool]]:
         loop = asyncio.get_running_loop()
@@ -359,7 +377,7 @@ class Client:
         headers = {codec.CONTENT_TYPE_HEADER: codec.JSON}
         for attempt in self._patiently():
             try:
-                reply = await self.nc.request(subject, payload, timeout=self.timeout, headers=headers)
+                reply = await ask(self.nc, subject, payload, timeout=self.timeout, headers=headers)
                 break
             except nats.errors.NoRespondersError as error:
                 if not attempt():
@@ -373,6 +391,8 @@ class Client:
         return reply.data
 
     def _bus_error(self, error: Exception, subject: str) -> CorralError:
+        if isinstance(error, NotAllowed):
+            return Refused(str(error), "refused")
         if isinstance(error, nats.errors.NoRespondersError):
             return no_service(subject)
         if isinstance(error, nats.errors.MaxPayloadError):
@@ -488,7 +508,7 @@ def connect(
             nc = await bus.connect(url, name=name, credentials=credentials, wait_seconds=wait, **options)
         except bus.BusUnavailable as error:
             raise Unavailable(str(error)) from error
-        return Client(nc, owner=owner, timeout=timeout, patience=patience, owned_subjects=bool(credentials))
+        return Client(nc, owner=owner, timeout=timeout, patience=patience)
 
     return Connecting(start)
 

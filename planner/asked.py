@@ -53,6 +53,7 @@ class Asked:
     Attributes:
         content_type: of the question, and so of the answer.
         warnings: fields that were ignored.
+        owner_field: of the body that says the same as the subject.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class Asked:
         "_waits",
         "content_type",
         "owner",
+        "owner_field",
         "warnings",
     )
 
@@ -82,6 +84,7 @@ class Asked:
         self._most_bytes = most_bytes
         self._forward = forward
         self.owner = owner
+        self.owner_field = "owner"
         self.content_type = codec.JSON
         self.warnings: list[str] = []
 
@@ -98,10 +101,12 @@ class Asked:
             self._waits = getattr(message, "wait_seconds", 0.0) > 0
             return message
         tree = codec.decode(data, dict[str, Any], self.content_type)
-        named = tree.setdefault("owner", self.owner)
+        named = tree.setdefault(self.owner_field, self.owner)
         if named != self.owner:
             raise codec.DecodeError(
-                f"The subject says that {self.owner!r} asks, the body says {named!r}", "refused", "$.owner"
+                f"The subject says that {self.owner!r} asks, the body says {named!r}",
+                "refused",
+                f"$.{self.owner_field}",
             )
         message, self.warnings = codec.decode_request(codec.encode(tree, self.content_type), type, self.content_type)
         self._waits = getattr(message, "wait_seconds", 0.0) > 0

@@ -66,6 +66,9 @@ GRACE_SECONDS: Final = 10.0
 _OUTAGE_SECONDS: Final = 2 * TAKEOVER_SECONDS
 _START_AGAIN_SECONDS: Final = 0.5
 _VERSION: Final = "0.1.0"
+_ACROSS: Final = "_R_."
+"""Reply subjects that the server makes up for those who ask from another account."""
+_LONGEST_WAIT_SECONDS: Final = 86400.0 + 60.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -362,8 +365,8 @@ class Planner:
             *self._owned("withdraw", own.WITHDRAW, WithdrawAction, withdraw),
             *self._owned("renew", own.RENEW, LeaseAction, renew),
             *self._owned("release", own.RELEASE, LeaseAction, release),
-            ("evict", own.EVICT, self._handler(EvictAction, evict)),
-            ("drain", own.DRAIN, self._handler(DrainAction, drain)),
+            *self._owned("evict", own.EVICT, EvictAction, evict, "operator"),
+            *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),
             ("explain", own.EXPLAIN, self._reader(ExplainRequest, explanation)),
             ("leases", own.LEASES, self._reader(LeaseFilter, desk.leases)),
             ("devices", own.DEVICES, self._reader(DeviceFilter, devices)),
@@ -372,18 +375,28 @@ class Planner:
         ]
 
     def _owned(
-        self, name: str, subject: str, type: type[Any], work: Callable[[Asked, Any], Awaitable[None]]
+        self,
+        name: str,
+        subject: str,
+        type: type[Any],
+        work: Callable[[Asked, Any], Awaitable[None]],
+        field: str = "owner",
     ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
         return [
             (name, subject, self._handler(type, work)),
-            (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1)),
+            (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1, field)),
         ]
 
     def _handler(
-        self, type: type[Any], work: Callable[[Asked, Any], Awaitable[None]], owner_from: int = 0
+        self,
+        type: type[Any],
+        work: Callable[[Asked, Any], Awaitable[None]],
+        owner_from: int = 0,
+        field: str = "owner",
     ) -> Callable[[Request], Awaitable[None]]:
         async def act(request: Request) -> None:
             asked = self._asked(request, request.subject[owner_from:] if owner_from else None)
+            asked.owner_field = field
             try:
                 await work(asked, asked.decode(type))
             except codec.DecodeError as error:
@@ -444,7 +457,15 @@ class Planner:
                 break
             except (NatsError, TimeoutError):
                 await asyncio.sleep(0.25)
-        await self._nc.publish(request.subject, body, reply=reply, headers=request.headers)
+        if not reply.startswith(_ACROSS):
+            await self._nc.publish(request.subject, body, reply=reply, headers=request.headers)
+            return
+        # Who asks from another account is answered by who was asked: the server lets nobody pass such a subject on.
+        with contextlib.suppress(NatsError, TimeoutError):
+            answer = await self._nc.request(
+                request.subject, body, timeout=_LONGEST_WAIT_SECONDS, headers=request.headers
+            )
+            await self._nc.publish(reply, answer.data, headers=answer.headers)
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
