@@ -125,6 +125,9 @@ def add(
     simulated: Annotated[
         bool, typer.Option("--simulated", help="A collector whose simulated GPUs follow the leases.")
     ] = False,
+    service: Annotated[
+        bool, typer.Option("--service", help="An exporter or a dashboard: it tells how it is, when asked.")
+    ] = False,
     out: Out = None,
     folder: Folder = None,
     exist_ok: Keep = False,
@@ -137,10 +140,11 @@ def add(
       corral auth add requester alice
       corral auth add requester portal --owner '*'
       corral auth add operator olga --out ./olga
+      corral auth add viewer exporter --service
     """
     found = _open(folder)
     if not (exist_ok and name in found.registry.users):
-        _do(lambda: found.add(role, name, owner=owner, hosts=host or [], follows_leases=simulated))
+        _do(lambda: found.add(role, name, owner=owner, hosts=host or [], follows_leases=simulated, serves=service))
         _tell(found)
     _hand_over(found, name, out)
 

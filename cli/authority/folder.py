@@ -139,6 +139,7 @@ class Authority:
         owner: str = "",
         hosts: Sequence[str] = (),
         follows_leases: bool = False,
+        serves: bool = False,
     ) -> User:
         """Make a user with its credentials.
 
@@ -148,6 +149,7 @@ class Authority:
             owner: in whose name it asks; its own by default, `*` for any.
             hosts: that a collector speaks for; its name by default, `*` for any, `gpu[01-16]` for many.
             follows_leases: of a collector of simulated GPUs.
+            serves: of an exporter or a dashboard.
 
         Raises:
             AuthorityError: there is one of the name, or it can't be one.
@@ -167,6 +169,7 @@ class Authority:
                 owner=_owner(role, name, owner),
                 hosts=_hosts(role, name, hosts),
                 follows_leases=follows_leases and role is Role.COLLECTOR,
+                serves=serves and role in (Role.VIEWER, Role.OPERATOR),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
             self.registry.users[name] = user

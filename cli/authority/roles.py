@@ -78,6 +78,9 @@ class Access(Struct, frozen=True, kw_only=True):
         many: the answer may be more than one message.
         answer_seconds: an answer to a user of another account may take so long.
         follows_leases: only users that follow leases, as simulated GPUs do.
+        serves: only users that are services themselves, as an exporter is.
+        within: it stays within the user's account.
+        asked_of: accounts whose services answer.
     """
 
     verb: Verb
@@ -87,6 +90,9 @@ class Access(Struct, frozen=True, kw_only=True):
     many: bool = False
     answer_seconds: float = 120.0
     follows_leases: bool = False
+    serves: bool = False
+    within: bool = False
+    asked_of: tuple[Account, ...] = (Account.CORE,)
 
 
 SERVICES: Final = frozenset({Role.PROCESSOR, Role.PLANNER})
@@ -147,6 +153,9 @@ def _may(
     many: bool = False,
     answer_seconds: float = 120.0,
     follows_leases: bool = False,
+    serves: bool = False,
+    within: bool = False,
+    asked_of: tuple[Account, ...] = (Account.CORE,),
 ) -> Access:
     return Access(
         verb=verb,
@@ -156,6 +165,9 @@ def _may(
         many=many,
         answer_seconds=answer_seconds,
         follows_leases=follows_leases,
+        serves=serves,
+        within=within,
+        asked_of=asked_of,
     )
 
 
@@ -186,7 +198,8 @@ MATRIX: Final[tuple[Access, ...]] = (
         many=True,
         follows_leases=True,
     ),
-    _may(_SUB, "leases (simulated GPUs)", [Role.COLLECTOR], f"{bus.LEASE_EVENTS}.>", follows_leases=True),
+    _may(_SUB, "changes of leases, to say whose a process is", [Role.COLLECTOR], f"{bus.LEASE_EVENTS}.>"),
+    _may(_PUB, "the leases on a host", [Role.COLLECTOR], PlanSubject.LEASES),
     _may(
         _SUB,
         "the fleet's telemetry, live",
@@ -264,9 +277,39 @@ MATRIX: Final[tuple[Access, ...]] = (
         many=True,
     ),
     _may(_SUB, "being a service", SERVICES, "$SRV.>"),
-    _may(_SUB, "answers to oneself", EVERYBODY, "_INBOX.{user}.>"),
-    _may(_PUB, "answers, to those who asked", SERVICES, "_INBOX.*.>", "_R_.>"),
-    _may(_PUB, "having taken a part of an answer", PEOPLE, "_R_.>"),
+    _may(_SUB, "being asked how one is", SERVICES, bus.HEALTH, f"{bus.HEALTH}.>"),
+    _may(
+        _SUB,
+        "being asked how one is (a collector)",
+        [Role.COLLECTOR],
+        bus.HEALTH,
+        f"{bus.HEALTH}.collector",
+        f"{bus.HEALTH}.collector.{{host}}",
+        within=True,
+    ),
+    _may(
+        _SUB,
+        "being asked how one is (an exporter, a dashboard)",
+        [Role.VIEWER, Role.OPERATOR],
+        bus.HEALTH,
+        *(f"{bus.HEALTH}.{kind}{rest}" for kind in ("exporter", "dashboard") for rest in ("", ".>")),
+        serves=True,
+        within=True,
+    ),
+    _may(
+        _PUB,
+        "how the services are",
+        [*SERVICES, *PEOPLE],
+        bus.HEALTH,
+        f"{bus.HEALTH}.>",
+        many=True,
+        asked_of=(Account.CORE, Account.HOSTS),
+    ),
+    _may(_PUB, "how oneself is (a collector)", [Role.COLLECTOR], f"{bus.HEALTH}.collector.{{host}}", within=True),
+    _may(_SUB, "answers to oneself", EVERYBODY, "_INBOX.{user}.>", within=True),
+    _may(_PUB, "answers, to those who asked", SERVICES, "_INBOX.*.>", "_R_.>", within=True),
+    _may(_PUB, "saying how one is", [Role.COLLECTOR], "_INBOX.{user}.>", "_R_.>", within=True),
+    _may(_PUB, "having taken a part of an answer", PEOPLE, "_R_.>", within=True),
     # JetStream
     _may(_PUB, "whether JetStream is on", EVERYBODY, "$JS.API.INFO"),
     _may(
@@ -336,6 +379,7 @@ class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
         owner: in whose name it asks; `*` for any; empty for the roles that do not ask.
         hosts: that a collector speaks for; `*` for any.
         follows_leases: of a collector of simulated GPUs, whose numbers obey leases.
+        serves: of an exporter or a dashboard, which tell how they are. The server lets it answer each question once.
         created: when, RFC 3339.
     """
 
@@ -345,6 +389,7 @@ class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
     owner: str = ""
     hosts: tuple[str, ...] = ()
     follows_leases: bool = False
+    serves: bool = False
     created: str = ""
 
     @property
@@ -357,10 +402,14 @@ def allowed(user: User, verb: Verb) -> list[str]:
     """The subjects that a user may use."""
     found: dict[str, None] = {}
     for access in MATRIX:
-        if access.verb is verb and user.role in access.roles and (user.follows_leases or not access.follows_leases):
+        if access.verb is verb and user.role in access.roles and _concerns(access, user):
             for subject in access.subjects:
                 found.update(dict.fromkeys(_filled(subject, user)))
     return [">"] if ">" in found else list(found)
+
+
+def _concerns(access: Access, user: User) -> bool:
+    return (user.follows_leases or not access.follows_leases) and (user.serves or not access.serves)
 
 
 def _filled(subject: str, user: User) -> list[str]:

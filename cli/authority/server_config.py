@@ -12,8 +12,8 @@ from msgspec import Struct
 from .roles import ACCOUNTS, MATRIX, Access, Account, User, Verb, allowed, anyone
 
 _EDGES: Final = (Account.HOSTS, Account.PEOPLE)
-_OWN: Final = ("_INBOX.", "_R_.")
-"""Subjects that belong to an account itself: they are neither exported nor imported."""
+_ANSWERS: Final = 'allow_responses: { max: 1, expires: "10s" }'
+"""Of users that are services: the server remembers whom they may answer, which for a planner would be too many."""
 
 
 class Tls(Struct, frozen=True, kw_only=True):
@@ -48,13 +48,14 @@ def render(users: Iterable[User], system_key: str, tls: Tls | None = None) -> st
         f"  {Account.CORE} {{",
         "    jetstream: enabled",
         *_users(user for user in everybody if ACCOUNTS[user.role] is Account.CORE),
-        *_list("exports", _exports()),
+        *_list("exports", _exports(Account.CORE)),
         "  }",
     ]
     for account in _EDGES:
         lines += [
             f"  {account} {{",
             *_users(user for user in everybody if ACCOUNTS[user.role] is account),
+            *_list("exports", _exports(account)),
             *_list("imports", _imports(account)),
             "  }",
         ]
@@ -80,45 +81,45 @@ def _users(users: Iterable[User]) -> list[str]:
         f"      {{ nkey: {user.key}, permissions: {{\n"
         f"        publish: {{ allow: {_texts(allowed(user, Verb.PUBLISH))} }}\n"
         f"        subscribe: {{ allow: {_texts(allowed(user, Verb.SUBSCRIBE))} }}\n"
-        f"      }} }}"
+        + (f"        {_ANSWERS}\n" if user.serves else "")
+        + "      } }"
         for user in users
     ]
     return _list("users", entries)
 
 
-def _crossing(account: Account) -> list[Access]:
-    """The rows that lead from an account into the one with the streams and services."""
-    return [access for access in MATRIX if any(ACCOUNTS[role] is account for role in access.roles)]
-
-
-def _shared(accesses: Iterable[Access], verb: Verb) -> dict[str, Access]:
+def _crossing(account: Account, other: Account, verb: Verb) -> dict[str, Access]:
+    """What users of an account use in another one, by subject with wildcards for whoever it may be."""
     found: dict[str, Access] = {}
-    for access in accesses:
-        for subject in access.subjects:
-            if access.verb is verb and not subject.startswith(_OWN):
+    for access in MATRIX:
+        edge = account in _EDGES and account is not other and any(ACCOUNTS[role] is account for role in access.roles)
+        if edge and access.verb is verb and not access.within and other in access.asked_of:
+            for subject in access.subjects:
                 found.setdefault(anyone(subject), access)
     return found
 
 
-def _exports() -> list[str]:
-    crossing = [access for account in _EDGES for access in _crossing(account)]
-    services = [
-        f"{{ service: {_text(subject)}, response: {'stream' if access.many else 'singleton'}, "
-        f'threshold: "{access.answer_seconds:.0f}s" }}'
-        for subject, access in _shared(crossing, Verb.PUBLISH).items()
-    ]
-    return services + [f"{{ stream: {_text(subject)} }}" for subject in _shared(crossing, Verb.SUBSCRIBE)]
+def _exports(account: Account) -> list[str]:
+    services: dict[str, str] = {}
+    streams: dict[str, str] = {}
+    for other in _EDGES:
+        for subject, access in _crossing(other, account, Verb.PUBLISH).items():
+            answers = "stream" if access.many else "singleton"
+            services.setdefault(
+                subject,
+                f'{{ service: {_text(subject)}, response: {answers}, threshold: "{access.answer_seconds:.0f}s" }}',
+            )
+        for subject in _crossing(other, account, Verb.SUBSCRIBE):
+            streams.setdefault(subject, f"{{ stream: {_text(subject)} }}")
+    return [*services.values(), *streams.values()]
 
 
 def _imports(account: Account) -> list[str]:
-    crossing = _crossing(account)
-
-    def one(kind: str, subject: str) -> str:
-        return f"{{ {kind}: {{ account: {Account.CORE}, subject: {_text(subject)} }} }}"
-
     return [
-        *(one("service", subject) for subject in _shared(crossing, Verb.PUBLISH)),
-        *(one("stream", subject) for subject in _shared(crossing, Verb.SUBSCRIBE)),
+        f"{{ {kind}: {{ account: {other}, subject: {_text(subject)} }} }}"
+        for other in Account
+        for kind, verb in (("service", Verb.PUBLISH), ("stream", Verb.SUBSCRIBE))
+        for subject in _crossing(account, other, verb)
     ]
 
 
