@@ -102,7 +102,7 @@ class Cheapest:
         return [(name, choice) for _, names, choice in found for name in names][:count]
 
     def may_hold(self, fleet: Fleet, ask: Ask, most: int, without: Set[str]) -> int:
-        """How many of the ask's devices one host holds at most, as its sums tell; no more than `most`."""
+        """How many whole devices for the ask one host holds at most, as its sums tell; no more than `most`."""
         table = self._followed(fleet).hosts
         values = table.values[:, : table.count]
         held = np.minimum(values[_TOGETHER], most)

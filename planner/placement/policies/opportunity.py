@@ -127,7 +127,7 @@ class Opportunity:
         return self._all(fleet).top(fleet, ask, count, without)
 
     def may_hold(self, fleet: Fleet, ask: Ask, most: int, without: Set[str]) -> int:
-        """How many of the ask's devices one host holds at most, as its sums tell; no more than `most`."""
+        """How many whole devices for the ask one host holds at most, as its sums tell; no more than `most`."""
         return self._all(fleet).may_hold(fleet, ask, most, without)
 
     def _all(self, fleet: Fleet) -> Cheapest:

@@ -39,7 +39,7 @@ class Search(Protocol):
         ...
 
     def may_hold(self, fleet: Fleet, ask: Ask, most: int, without: Set[str]) -> int:
-        """How many of the ask's devices one host holds at most, as a bound from above, and no more than `most`."""
+        """How many whole devices for the ask one host holds at most, as a bound from above, and no more than `most`."""
         ...
 
 
