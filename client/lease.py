@@ -12,7 +12,10 @@ from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from ..schemas import bus, requests
+from ..schemas.holders import own_name
 from .errors import LeaseLost, ServiceError, TimedOut, Unavailable
 
 if TYPE_CHECKING:
@@ -159,7 +162,7 @@ class LeaseContext:
         self._cancelled = False
 
     async def __aenter__(self) -> HeldLease:
-        assignment = await self._client.submit(self._request, on_wait=self._on_wait)
+        assignment = await self._client.submit(held_here(self._request), on_wait=self._on_wait)
         held = self._held = HeldLease(self._client, assignment.lease, self._lost)
         self._body, self._cancelled = asyncio.current_task(), False
         if self._set_environment:
@@ -209,6 +212,12 @@ class LeaseContext:
         elif self._body is not None:
             self._cancelled = True
             self._body.cancel()
+
+
+def held_here(request: requests.WorkRequest) -> requests.WorkRequest:
+    """The request, with this process as the holder: what it does itself, and its children, count as work under the
+    lease, though a variable that is set in a running process can't be seen from outside."""
+    return request if request.holder else replace(request, holder=own_name())
 
 
 def environment_for(lease: requests.Lease, host: str | None = None) -> dict[str, str]:

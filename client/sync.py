@@ -15,7 +15,7 @@ from ..schemas.metrics import DeviceSample
 from ..schemas.query import ProcessorStatus, ResultFormat
 from .aio import Client, Waiting, connect
 from .errors import LeaseLost
-from .lease import HeldLease, Lost, environment_set
+from .lease import HeldLease, Lost, environment_set, held_here
 from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult
@@ -258,7 +258,7 @@ class SyncClient:
         """Ask for a lease and keep it until `HeldLease.release`; `LeaseContext` is the comfortable form."""
 
         async def held() -> HeldLease:
-            assignment = await self._client.submit(request, on_wait=on_wait)
+            assignment = await self._client.submit(held_here(request), on_wait=on_wait)
             lease = HeldLease(self._client, assignment.lease, on_lost)
             lease.start()
             return lease

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,12 +17,14 @@ from nats.errors import Error as NatsError
 from ..schemas import bus
 from ..schemas.health import HealthDoor
 from ..schemas.instruments import ServiceKind
+from ..schemas.requests import Lease
 from .agent import Agent, AgentSettings
+from .attribution import GRACE_SECONDS
 from .claim import HostClaim, HostTaken
-from .leases import LeaseFeed
+from .leases import HostLeaseFeed, LeaseFeed
 from .outbox import Outbox
 from .publisher import Publisher
-from .source import LeaseAware, Source
+from .source import HostSource, LeaseAware, Source
 from .vitals import judge
 
 log = logging.getLogger("corral.collector")
@@ -75,6 +78,7 @@ async def collect(
     batch_seconds: float = 0.25,
     processes_seconds: float = 10.0,
     report_seconds: float = 10.0,
+    grace_seconds: float = GRACE_SECONDS,
     buffer_bytes: int = BUFFER_BYTES,
     state: Path | None = None,
     spill: bool = True,
@@ -92,6 +96,7 @@ async def collect(
         batch_seconds: ticks of so long share one message.
         processes_seconds: between lists of processes; 0 publishes none.
         report_seconds: between the agent's reports on itself.
+        grace_seconds: as in `AgentSettings`.
         buffer_bytes: of messages that wait for the bus; beyond it the oldest are dropped and counted.
         state: folder for the spill file; see `state_folder`.
         spill: keep what waits on disk while the bus is away, so that it outlives the agent.
@@ -119,13 +124,14 @@ async def collect(
         batch_seconds=batch_seconds,
         processes_seconds=processes_seconds,
         report_seconds=report_seconds,
+        grace_seconds=grace_seconds,
     )
     publisher: Publisher
     agent = Agent(
         source, outbox, settings, wake=lambda: publisher.wake(), published=lambda: publisher.published_messages
     )
     claim = HostClaim(token, agent.id)
-    feed = LeaseFeed(source.set_leases) if isinstance(source, LeaseAware) else None
+    follow = _lease_feed(source, agent)
 
     async def on_connected(nc: Client) -> None:
         try:
@@ -144,7 +150,7 @@ async def collect(
         nats_url,
         name=f"corral-collector {token}",
         on_connected=on_connected,
-        while_connected=[claim.renew] if feed is None else [claim.renew, feed.follow],
+        while_connected=[claim.renew, *follow],
         before_close=claim.release,
     )
     door = HealthDoor(ServiceKind.COLLECTOR, token, lambda: judge(agent, publisher, outbox))
@@ -180,3 +186,17 @@ async def collect(
             log.warning(
                 "%d messages could not be sent; %s", left, "they are kept on disk" if spill else "they are lost"
             )
+
+
+def _lease_feed(source: Source, agent: Agent) -> list[Callable[[Client], Awaitable[None]]]:
+    """What keeps the agent up to date on leases while there is a bus; nothing for a replay of another time."""
+    if isinstance(source, LeaseAware):
+
+        def changed(leases: list[Lease], complete: bool) -> None:
+            source.set_leases(leases)
+            agent.set_leases(leases if complete else None)
+
+        return [LeaseFeed(changed).follow]
+    if isinstance(source, HostSource):
+        return [HostLeaseFeed(bus.host_token(source.host), agent.set_leases).follow]
+    return []

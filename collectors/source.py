@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
@@ -55,8 +55,8 @@ class Source(Protocol):
 
     All methods block and are called from one worker thread, never from the event loop.
 
-    A source may also have `read_errors`, how many driver calls have failed so far, and be a `LeaseAware` or a
-    `PatientSource`.
+    A source may also have `read_errors`, how many driver calls have failed so far, and be a `LeaseAware`, a
+    `HostSource` or a `PatientSource`.
     """
 
     name: str
@@ -98,6 +98,18 @@ class LeaseAware(Protocol):
 
     def set_leases(self, leases: list[Lease]) -> None:
         """All leases that are active now. Called from the event loop, while other methods may run."""
+        ...
+
+
+@runtime_checkable
+class HostSource(Protocol):
+    """A source that reads the machine that it runs on, and so can look at the processes there."""
+
+    host: str
+    """The host's name as in subjects."""
+
+    def ancestry(self, pids: Iterable[int]) -> dict[int, list[str]]:
+        """The names of processes and of their ancestors, nearest first (`schemas/holders.py`), by process id."""
         ...
 
 

@@ -383,6 +383,11 @@ class Desk:
         table = self.ledger.table
         one = None if only.lease_id is None else table.get(only.lease_id)
         records = table if only.lease_id is None else [] if one is None else [one]
+        hosts = frozenset(only.hosts)
+        if hosts and one is None and states == frozenset({LeaseState.ACTIVE}):
+            records = {record.lease.lease_id: record for host in hosts for record in table.on_host(host)}.values()
+        elif hosts:
+            records = [record for record in records if any(part.host in hosts for part in record.lease.grants)]
         found = [
             record.lease
             for record in records

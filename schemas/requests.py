@@ -111,6 +111,8 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         wait_seconds: stay in the queue for so long where nothing fits now but could later; 0 answers at once.
         priority: the greater first in the queue.
         distribution: work items to distribute over the devices.
+        holder: name of the process that will hold the lease (`schemas/holders.py`): whoever descends from it is
+            counted as working under the lease, also where its environment can't be read.
     """
 
     owner: OwnerName
@@ -133,6 +135,7 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     wait_seconds: Annotated[float, Meta(ge=0, le=86400)] = 0.0
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
     distribution: Distribution | None = None
+    holder: ShortText = ""
 
 
 class Grant(Struct, frozen=True, kw_only=True):
@@ -227,6 +230,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         reason: why it ended; by whom and what for where an operator took it.
         policy: that ranked the devices.
         distribution: how good the distribution of the work items is; None without items.
+        holder: of the request.
     """
 
     lease_id: str
@@ -245,6 +249,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
     reason: str = ""
     policy: str = ""
     distribution: Distributed | None = None
+    holder: str = ""
 
 
 class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field="type"):
@@ -361,6 +366,7 @@ class LeaseFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         owner: only of this owner.
         states: only in these states; active ones by default.
         lease_id: only this one.
+        hosts: only those with a grant on one of these hosts; none allows any.
         offset: leave out so many of the oldest, to read a list in parts.
         limit: list so many at most; None lists all, which is refused as `too_large` where it does not fit in a message.
     """
@@ -368,6 +374,7 @@ class LeaseFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     owner: str | None = None
     states: tuple[LeaseState, ...] = (LeaseState.ACTIVE,)
     lease_id: str | None = None
+    hosts: list[str] = []
     offset: Annotated[int, Meta(ge=0)] = 0
     limit: Annotated[int, Meta(ge=1)] | None = None
 

@@ -86,6 +86,7 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
         mig_enabled: the device is split into instances and takes no work of its own.
         mig_parent: uuid of the device that this MIG instance is part of; None for a whole device.
         mig_profile: such as `1g.10gb`; empty for a whole device.
+        mig_instance: the driver's id of the GPU instance that this MIG instance is in; None for a whole device.
         numa_node: None if unknown.
         cpu_affinity: logical cores near the device; empty if unknown.
         serial: of the board; empty if it has none.
@@ -108,6 +109,7 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     mig_enabled: bool = False
     mig_parent: str | None = None
     mig_profile: str = ""
+    mig_instance: int | None = None
     numa_node: int | None = None
     cpu_affinity: list[int] = []
     serial: str = ""
@@ -168,7 +170,8 @@ class ProcessSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
         name: of the executable, without arguments.
         user: account name, or the numeric id where there is no name.
         container: id of the container or the cgroup path; empty if none.
-        lease: value of `CORRAL_LEASE` in its environment (or of a parent's), where it can be read.
+        lease: the lease that it works under: by `CORRAL_LEASE` in its environment or an ancestor's where that can be
+            read, by descent from the lease's holder, or by its container; empty if none is known. It may have ended.
         started_ns: when it started.
         command: with arguments; published only where the operator asked for it.
     """
@@ -233,7 +236,7 @@ class DeviceEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
         sequence: counts all of the run's messages, with samples.
         time_ns: when it happened.
         kind: `xid`, `ecc`, `clock`, `power`, `device_lost`, `device_returned`, `driver_lost`, `driver_returned`,
-            `mig_changed`, `agent_started`, `agent_stopped`, `samples_dropped`, …
+            `mig_changed`, `agent_started`, `agent_stopped`, `samples_dropped`, …, and those of `AttributionKind`.
         severity: what it means for the device.
         device: uuid; None for the whole host.
         code: the Xid for `xid`; 0 otherwise.
@@ -252,6 +255,26 @@ class DeviceEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str = ""
     data: dict[str, str | int | float | bool | None] = {}
     version: int = SCHEMA_VERSION
+
+
+class AttributionKind(StrEnum):
+    """Kinds of events about who uses a device without a lease, or beyond it. They say nothing of the device's health.
+
+    `data` of each: `violation` and `since_ns` (the same at its begin and its end), `until_ns` (when it was seen last),
+    `lease` and `owner` (of the lease, if there is one), `leased` (whether somebody holds the device) and
+    `memory_used_bytes` (the greatest so far; None where the driver hides it); of a process also `pid`, `name`, `user`
+    and `container`; of memory also `memory_granted_bytes` and `share`.
+    """
+
+    LEASE_MEMORY_EXCEEDED = "lease_memory_exceeded"
+    """The processes of a lease use more memory of a device than it was granted: `application` where the lease shares
+    the device, `info` where it has it to itself."""
+    LEASE_MEMORY_EXCEEDED_ENDED = "lease_memory_exceeded_ended"
+    """They no longer do; `info`."""
+    PROCESS_WITHOUT_LEASE = "process_without_lease"
+    """A process is on a device on which it holds no lease: `application` where somebody else holds one, else `info`."""
+    PROCESS_WITHOUT_LEASE_ENDED = "process_without_lease_ended"
+    """It no longer is; `info`."""
 
 
 class AgentReport(Struct, frozen=True, kw_only=True, omit_defaults=True):

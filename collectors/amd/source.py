@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Final
 
 from ...schemas import columns
+from ...schemas.holders import lineage
 from ...schemas.telemetry import Inventory, ProcessSample, Severity
 from .. import proc
 from ..source import Emit, SourceEvent, SourceUnavailable, Tick
@@ -173,6 +174,10 @@ class AmdSource:
             return {self.host: [p for d in self._devices for p in processes(library, d.found, self._table)]}
         except AmdFailure as failure:
             raise SourceUnavailable(str(failure)) from failure
+
+    def ancestry(self, pids: Iterable[int]) -> dict[int, list[str]]:
+        """See `HostSource.ancestry`."""
+        return {pid: list(lineage(pid)) for pid in pids}
 
     def close(self) -> None:
         """See `Source.close`."""

@@ -154,6 +154,7 @@ def _instances(library: Library, device: Found) -> list[Found]:
         size = int(memory.total) if memory is not None else _attribute(attributes, "memorySizeMB") * 2**20
         name = str(library.ask(whole.name, "nvmlDeviceGetName", handle))
         share = size / whole.memory_bytes if whole.memory_bytes else 0.0
+        instance = library.ask(None, "nvmlDeviceGetGpuInstanceId", handle)
         info = DeviceInfo(
             uuid=str(library.call("nvmlDeviceGetUUID", handle)),
             host=whole.host,
@@ -170,6 +171,7 @@ def _instances(library: Library, device: Found) -> list[Found]:
             pcie_address=whole.pcie_address,
             mig_parent=whole.uuid,
             mig_profile=_profile(name, attributes),
+            mig_instance=instance,
             numa_node=whole.numa_node,
             cpu_affinity=whole.cpu_affinity,
             serial=whole.serial,
@@ -179,7 +181,7 @@ def _instances(library: Library, device: Found) -> list[Found]:
                 handle=handle,
                 info=info,
                 parent=device.handle,
-                gpu_instance=library.ask(None, "nvmlDeviceGetGpuInstanceId", handle),
+                gpu_instance=instance,
                 compute_instance=library.ask(None, "nvmlDeviceGetComputeInstanceId", handle),
             )
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, Final
 
 from ...schemas import columns
+from ...schemas.holders import lineage
 from ...schemas.telemetry import Inventory, ProcessSample, Severity
 from .. import proc
 from ..source import Emit, SourceEvent, SourceUnavailable, Tick
@@ -181,6 +182,10 @@ class NvmlSource:
             return {self.host: self._processes.read([device.found for device in self._devices])}
         except NvmlFailure as failure:
             raise SourceUnavailable(str(failure)) from failure
+
+    def ancestry(self, pids: Iterable[int]) -> dict[int, list[str]]:
+        """See `HostSource.ancestry`."""
+        return {pid: list(lineage(pid)) for pid in pids}
 
     def close(self) -> None:
         """See `Source.close`."""

@@ -148,6 +148,7 @@ def grant(
         unassigned=unassigned or [],
         policy=policy,
         distribution=distribution,
+        holder=request.holder,
     )
     return LeaseRecord(
         lease=lease,

@@ -245,7 +245,7 @@ async def test_leases_are_followed_from_before_the_start_and_live(nc: Client) ->
     known: list[set[str]] = []
     changed = asyncio.Event()
 
-    def on_change(leases: list[Lease]) -> None:
+    def on_change(leases: list[Lease], complete: bool) -> None:
         known.append({found.lease_id for found in leases})
         changed.set()
 

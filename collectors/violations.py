@@ -1,0 +1,98 @@
+"""Attribution at work: each host's processes joined to its leases, and the begin and end of violations as events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..schemas.requests import Lease
+from ..schemas.telemetry import AttributionKind, ProcessSample, Severity
+from . import proc
+from .attribution import ENDED, Ancestry, Notice, Watched, attribute, follow
+from .source import Emit, SourceEvent
+
+
+class Attribution:
+    """What an agent knows of the leases on its hosts and of who keeps to them.
+
+    Nothing of it outlives the agent: a new one looks for itself, and tells what lasts again.
+
+    Args:
+        grace_seconds: see `attribution.follow`.
+        emit: takes the events.
+        here: the processes are this machine's, so that the container that this process is in tells nobody apart.
+    """
+
+    def __init__(self, grace_seconds: float, emit: Emit, *, here: bool) -> None:
+        self._grace_seconds = grace_seconds
+        self._emit = emit
+        own = (
+            proc.container(Path("/proc/self/cgroup").read_text()) if here and Path("/proc/self/cgroup").exists() else ""
+        )
+        self._shared = frozenset({own} - {""})
+        self._leases: dict[str, list[Lease]] | None = None
+        self._watched: dict[str, dict[str, Watched]] = {}
+
+    def set_leases(self, leases: list[Lease] | None) -> None:
+        """All active leases; None while they are not known, and then nothing is said of violations."""
+        if leases is None:
+            self._leases = None
+            return
+        by_host: dict[str, list[Lease]] = {}
+        for lease in leases:
+            for host in {grant.host for grant in lease.grants}:
+                by_host.setdefault(host, []).append(lease)
+        self._leases = by_host
+
+    def take(self, host: str, processes: list[ProcessSample], ancestry: Ancestry, time_ns: int) -> list[ProcessSample]:
+        """The processes with their leases. What begins or ends with them is told.
+
+        Args:
+            host: the host's name.
+            processes: all on its devices.
+            ancestry: of them.
+            time_ns: when they were seen.
+        """
+        if self._leases is None:
+            return processes
+        attributed, violations = attribute(processes, self._leases.get(host, ()), ancestry, self._shared)
+        after, notices = follow(self._watched.get(host, {}), violations, time_ns / 1e9, self._grace_seconds)
+        if after:
+            self._watched[host] = after
+        else:
+            self._watched.pop(host, None)
+        for notice in notices:
+            self._emit(_event(host, notice))
+        return attributed
+
+
+def _event(host: str, notice: Notice) -> SourceEvent:
+    watched, violation = notice.watched, notice.watched.violation
+    since_ns, until_ns = round(watched.since * 1e9), round(watched.until * 1e9)
+    data: dict[str, str | int | float | bool | None] = {
+        "violation": violation.key,
+        "since_ns": since_ns,
+        "until_ns": until_ns,
+        "lease": violation.lease,
+        "owner": violation.owner,
+        "leased": violation.leased,
+        "memory_used_bytes": violation.memory_used_bytes,
+    }
+    if violation.kind is AttributionKind.LEASE_MEMORY_EXCEEDED:
+        data |= {"memory_granted_bytes": violation.memory_granted_bytes, "share": violation.share}
+    else:
+        data |= {
+            "pid": violation.pid,
+            "name": violation.name,
+            "user": violation.user,
+            "container": violation.container,
+        }
+    seconds = max(watched.until - watched.since, 0.0)
+    return SourceEvent(
+        host=host,
+        time_ns=until_ns,
+        kind=ENDED[violation.kind] if notice.ended else violation.kind,
+        severity=Severity.INFO if notice.ended else violation.severity,
+        device=violation.device,
+        message=f"over after {seconds:.0f} s: {violation.message}" if notice.ended else violation.message,
+        data=data,
+    )

@@ -1,0 +1,60 @@
+"""Names of processes that are the same inside of a container and outside, to tell whose child a process is.
+
+A name is `<boot id>/<pid>/<start>`: the boot of the machine, the process id as the process itself sees it (in a
+container another than the host's), and its start in clock ticks since the boot, so that an id that is used again is
+another name. Anyone may read all of it (proc(5)), where an environment is for its owner's eyes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+PROC: Final = Path("/proc")
+MAX_ANCESTORS: Final = 64
+
+
+def own_name() -> str:
+    """The name of this process; empty where there is no `/proc`."""
+    return next(lineage(os.getpid()), "")
+
+
+def lineage(pid: int, root: Path = PROC) -> Iterator[str]:
+    """The names of a process and of its ancestors, nearest first, as far as they can be seen.
+
+    Args:
+        pid: as this process sees it.
+        root: where the process file system is.
+    """
+    boot = _boot(root)
+    if not boot:
+        return
+    for _ in range(MAX_ANCESTORS):
+        try:
+            # The name in brackets may hold anything, so fields are counted behind it: state, parent, …, start.
+            fields = (root / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+            yield f"{boot}/{_own_pid(pid, root)}/{fields[19]}"
+            pid = int(fields[1])
+        except (OSError, IndexError, ValueError):  # it has ended meanwhile
+            return
+        if pid <= 1:
+            return
+
+
+def _own_pid(pid: int, root: Path) -> str:
+    """The id that a process has in its own namespace."""
+    for line in (root / str(pid) / "status").read_text("utf-8", "replace").splitlines():
+        if line.startswith("NSpid:"):
+            return line.split()[-1]
+    return str(pid)
+
+
+@functools.cache
+def _boot(root: Path) -> str:
+    try:
+        return (root / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
