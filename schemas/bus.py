@@ -24,6 +24,7 @@ from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, NotFo
 
 from . import credentials as who
 from . import permitted
+from .connection import Connection
 from .credentials import CREDENTIALS_VARIABLE
 
 log = logging.getLogger("corral.bus")
@@ -242,17 +243,6 @@ def heed_cancellation() -> None:
         raise asyncio.CancelledError
 
 
-class Connection(Client):
-    """A client whose reading outlives a flush that was given up: nats-py then ends it at the late answer, and the
-    connection hears nothing more until its pings are found to be unanswered."""
-
-    async def _process_pong(self) -> None:
-        waiting = self._pongs  # pyright: ignore[reportPrivateUsage]
-        if waiting and waiting[0].done():
-            waiting[0] = asyncio.get_running_loop().create_future()
-        await super()._process_pong()
-
-
 async def connect(
     url: str | None = None,
     *,
@@ -331,7 +321,7 @@ async def connect(
             # A client that reconnects for ever also tries its first connection for ever; one attempt is always whole.
             attempt = None if deadline is None else max(deadline, loop.time() + settings["connect_timeout"])
             async with asyncio.timeout_at(attempt):
-                client = who.TlsClient() if identity.ca else Client()
+                client = who.TlsClient() if identity.ca else Connection()
                 permitted.admit(client, identity)
                 await client.connect(servers, **settings)
             connected = True

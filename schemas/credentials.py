@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
-from nats.aio.client import Client
 from nats.errors import Error as NatsError
+
+from .connection import Connection
 
 CREDENTIALS_VARIABLE: Final = "CORRAL_NATS_CREDS"
 CA_VARIABLE: Final = "CORRAL_NATS_CA"
@@ -176,7 +177,7 @@ def _trust(identity: Identity) -> ssl.SSLContext:
     return context
 
 
-class TlsClient(Client):
+class TlsClient(Connection):
     """A client that speaks to no server without TLS: whoever stands between could say that there is none."""
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:

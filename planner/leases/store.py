@@ -34,6 +34,7 @@ from nats.js import api
 from nats.js.errors import APIError, NotFoundError
 
 from ...schemas import bus
+from ...schemas.connection import Connection
 from ...schemas.instruments import SECONDS, SIZES, Histogram
 from ..streams import read
 
@@ -57,7 +58,7 @@ _UNDECIDED_SECONDS: Final = 0.002
 _CLAIM_TRIES: Final = 50
 _RESEND_SECONDS: Final = 2.0
 _SILENT_SECONDS: Final = 5.0
-"""A server that answers no write for so long may be gone without a word: another one is tried."""
+"""A server that answers no write for so long may be gone without a word."""
 _DUPLICATE_WINDOW_SECONDS: Final = 60.0
 """For how long the server knows a write again: far longer than one may stay on its way."""
 
@@ -302,10 +303,9 @@ class Store:
     async def tend(self) -> float:
         """Resend what has waited too long; returns the seconds until the next time."""
         if self._pending and self._nc.is_connected:
-            if self._loop.time() - self._heard_at > _SILENT_SECONDS and len(self._nc.servers) > 1:
-                log.warning("no write was answered for %.0f s: trying another server", _SILENT_SECONDS)
+            if self._loop.time() - self._heard_at > _SILENT_SECONDS and isinstance(self._nc, Connection):
                 self._heard_at = self._loop.time()
-                await self._nc.force_reconnect()
+                await self._nc.renew()
             await self.resend(_RESEND_SECONDS)
         return _RESEND_SECONDS / 4
 

@@ -22,9 +22,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import api
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from ...schemas import bus
+from ...schemas.connection import Connection
 from .columnar import Incoming
 
 log = logging.getLogger("corral.ingest")
@@ -40,6 +41,7 @@ ACK_WAIT_SECONDS: Final = 60.0
 FORGET_SECONDS: Final = 7 * 86400.0
 """A consumer whose database is gone goes away after it."""
 BEHIND_SECONDS: Final = 2.0
+API_SECONDS: Final = 3.0
 MAX_ACK_PENDING: Final = 65536
 
 
@@ -69,7 +71,7 @@ class Reader:
         buffer_bytes: int = 64 * 2**20,
     ) -> None:
         self._nc = nc
-        self._js = nc.jetstream(timeout=5)
+        self._js = nc.jetstream(timeout=API_SECONDS)
         self.stream = stream
         self.durable = durable
         self._filters = filter_subjects
@@ -199,14 +201,12 @@ class Reader:
         log.info("%s: reading anew from %d: %s", self.stream, self._received + 1, self._broken)
         try:
             await self.start(self._received)
-        except (TimeoutError, APIError, OSError) as error:
-            log.warning("%s: %s: %s", self.stream, type(error).__name__, error)
-            self._broken = "the last try failed"
-            await asyncio.sleep(0.5)
         except Exception as error:
             # nats-py has its own timeouts and disconnection errors
             log.warning("%s: %s: %s", self.stream, type(error).__name__, error)
             self._broken = "the last try failed"
+            if isinstance(error, TimeoutError) and isinstance(self._nc, Connection):
+                await self._nc.renew()
             await asyncio.sleep(0.5)
         self._buffer.extendleft(reversed(waiting))
         self._waiting_bytes += size

@@ -1,0 +1,30 @@
+"""Break a cluster in one way and print the account: `python chaos_main.py FAULT FOLDER [SECONDS]`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import uvloop
+from chaos_faults import FAULTS
+from chaos_load import Account
+
+
+async def run(name: str, folder: Path, seconds: float) -> Account:
+    account = Account(fault=name, what="")
+    began = time.monotonic()
+    async with asyncio.timeout(600):
+        await FAULTS[name](folder, account, seconds)
+    account.seconds = round(time.monotonic() - began, 1)
+    return account
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    made = uvloop.run(run(sys.argv[1], folder, float(sys.argv[3]) if len(sys.argv) > 3 else 10.0))
+    print(msgspec.json.encode(made).decode())
+    sys.exit(bool(made.wrong))
