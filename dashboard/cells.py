@@ -151,7 +151,7 @@ def update(before: bytes, now: bytes) -> Update | None:
     changed = [at for at, (old, new) in enumerate(zip(before, now, strict=True)) if old != new]
     if 3 * len(changed) >= len(now):
         return Update(full=_base64(now))
-    return Update(at=_numbers(changed, "H"), to=_base64(bytes(now[at] for at in changed)))
+    return Update(at=packed(changed, "H"), to=_base64(bytes(now[at] for at in changed)))
 
 
 class Group(Struct, frozen=True, kw_only=True):
@@ -260,8 +260,8 @@ def layout(devices: Sequence[DeviceStatus], grouped: Sequence[Group]) -> Layout:
         labels=[group.label for group in grouped],
         notes=[group.note for group in grouped],
         counts=[len(group.devices) for group in grouped],
-        order=_numbers(order, "I"),
-        indices=_numbers([min(devices[number].index, 65535) for number in order], "H"),
+        order=packed(order, "I"),
+        indices=packed([min(devices[number].index, 65535) for number in order], "H"),
         total=len(devices),
     )
 
@@ -274,7 +274,8 @@ def short_model(model: str) -> str:
     return model
 
 
-def _numbers(numbers: Sequence[int], format: str) -> str:
+def packed(numbers: Sequence[float], format: str) -> str:
+    """Base64 of numbers, little-endian; `format` as in `array`."""
     made = array(format, numbers)  # pyright: ignore[reportDeprecated]  # the overload for "u", which is not used
     if sys.byteorder == "big":
         made.byteswap()

@@ -57,14 +57,15 @@ class Segments:
                 made = tag("button", "", word, type="button", data_value=value)
                 made.on("click", lambda value=value: self.choose(value), [])
                 self._buttons[value] = made
-        self._show(chosen)
+        self.show(chosen)
 
     def choose(self, value: str) -> Any:
         """Another one holds."""
-        self._show(value)
+        self.show(value)
         return self._then(value)
 
-    def _show(self, chosen: str) -> None:
+    def show(self, chosen: str) -> None:
+        """Show which holds; none for a value that is not among them."""
         for value, made in self._buttons.items():
             made.classes(add="on") if value == chosen else made.classes(remove="on")
             made.props["aria-pressed"] = "true" if value == chosen else "false"
@@ -84,6 +85,10 @@ def on_typing(field: Element, then: Callable[[str], Any], pause: float = 0.25) -
         then(str(event.args))
 
     field.on("input", told, js_handler="(event) => emit(event.target.value)", throttle=pause, leading_events=not pause)
+
+
+_WRAPPED = 48
+"""Texts that are longer are broken into lines."""
 
 
 def table(
@@ -106,7 +111,8 @@ def table(
                             with tag("td", classes):
                                 cell()
                         else:
-                            tag("td", classes, str(cell))
+                            words = str(cell)
+                            tag("td", f"{classes} wrap" if len(words) > _WRAPPED else classes, words)
     return wrap
 
 

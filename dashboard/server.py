@@ -160,14 +160,14 @@ class Dashboard:
         return GZipMiddleware(guard, minimum_size=1024, compresslevel=5)
 
     def _pages(self, outer: object) -> None:
-        from .pages import fleet
+        from .pages import device, fleet, leases
 
         def frame(request: Request, title: str) -> Frame:
             from .frame import Frame
 
             return Frame(self.fleet, self.sessions, request, title)
 
-        for page in (fleet,):
+        for page in (fleet, device, leases):
             page.register(frame)
 
 

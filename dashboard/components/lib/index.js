@@ -92,9 +92,12 @@ export const float64 = (text) => new Float64Array(bytes(text).buffer);
 
 const BINARY = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
+const UNITS = { "degrees Celsius": "celsius", "bytes per second": "bytes/s", megahertz: "MHz", nanoseconds: "ns", millijoules: "mJ", count: "", level: "" };
+
 // A value in a unit of the catalogue, short.
 export function format(value, unit) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  unit = UNITS[unit] ?? unit;
   if (unit === "bytes" || unit === "bytes/s") {
     let at = 0;
     while (Math.abs(value) >= 1024 && at < BINARY.length - 1) {

@@ -1,0 +1,91 @@
+"""The results of questions: lanes of leases, a table, a chart. Each is told once the browser can draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nicegui.element import Element
+from nicegui.events import GenericEventArguments
+
+from ..cells import packed
+from . import LIBRARY
+from .timeline import ECHARTS
+
+
+class _Told(Element):
+    """What is told before the browser is ready is kept until it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._able = False
+        self._waiting: tuple[Any, ...] | None = None
+        self.on("ready", self._ready, [])
+
+    def _ready(self) -> None:
+        self._able = True
+        if self._waiting is not None:
+            self.run_method(*self._waiting)
+            self._waiting = None
+
+    def tell(self, *call: Any) -> None:
+        """Call a method there, now or once it can be."""
+        if self._able:
+            self.run_method(*call)
+        else:
+            self._waiting = call
+
+
+class Lanes(_Told, component="lanes.js", esm=LIBRARY):
+    """Who held which device when.
+
+    Args:
+        on_open: called with the number of the lane that is chosen.
+    """
+
+    def __init__(self, on_open: Callable[[int], Any]) -> None:
+        super().__init__()
+
+        def opened(event: GenericEventArguments) -> Any:
+            args: Any = event.args
+            return on_open(args) if isinstance(args, int) and not isinstance(args, bool) else None
+
+        self.on("open", opened)
+
+    def show(self, names: Sequence[str], bars: Sequence[tuple[int, dict[str, Any]]], start: float, end: float) -> None:
+        """Draw; a bar is the number of its lane and a row of `lease_spans`. Start and end are epoch seconds."""
+        leases: dict[str, int] = {}
+        described: list[list[str]] = []
+        for _, span in bars:
+            if span["lease_id"] not in leases:
+                leases[span["lease_id"]] = len(described)
+                described.append([span["lease_id"], span["owner"], span["name"] or "", span["state"]])
+        self.tell(
+            "show",
+            {
+                "names": list(names),
+                "described": described,
+                "lanes": packed([lane for lane, _ in bars], "H"),
+                "leases": packed([leases[span["lease_id"]] for _, span in bars], "H"),
+                "from": packed([float(span["started"]) for _, span in bars], "d"),
+                "to": packed([float(span["ended"]) for _, span in bars], "d"),
+                "start": 1000 * start,
+                "end": 1000 * end,
+            },
+        )
+
+
+class Grid(_Told, component="grid.js", esm=LIBRARY):
+    """A table that sorts itself."""
+
+    def fill(self, columns: Sequence[dict[str, Any]], rows: Sequence[Sequence[Any]]) -> None:
+        """Show rows; a column has `name`, `numeric` and `help`."""
+        self.tell("fill", list(columns), [list(row) for row in rows])
+
+
+class Chart(_Told, component="chart.js", esm=LIBRARY | ECHARTS):
+    """Bars or lines."""
+
+    def show(self, kind: str, labels: Sequence[Any], series: Sequence[dict[str, Any]], unit: str) -> None:
+        """Draw; labels are texts for bars and epoch milliseconds for lines, a series has `name` and `values`."""
+        self.tell("show", {"kind": kind, "labels": list(labels), "series": list(series), "unit": unit})

@@ -1,0 +1,334 @@
+"""A device: what it is, what it did from seconds to years, what runs on it, and who held it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from nicegui import ui
+from starlette.requests import Request
+
+from ...client import Client, CorralError
+from ...schemas.requests import DeviceStatus
+from ...schemas.telemetry import ProcessSample
+from ...schemas.units import format_bytes
+from .. import cells, history
+from ..cells import State
+from ..components.timeline import Timeline
+from ..fleet import trouble_of
+from ..frame import Frame, Notice
+from ..history import RANGES, Window
+from ..html import Segments, button, remember, table, tag
+from ..security.accounts import Role
+from .fleet import number
+
+SHOWN = ("gpu_utilization_percent", "memory_used_bytes", "temperature_celsius", "power_watts")
+_MOST_METRICS = 8
+_BAD = ("reset", "hardware", "application")
+
+
+def register(frame: Callable[[Request, str], Frame]) -> None:
+    """Make the page."""
+
+    @ui.page("/device/{uuid}")
+    async def page(request: Request, uuid: str, range: str = "", to: str = "", m: str = "") -> None:
+        around = frame(request, "Device")
+        await around.fleet.ready()
+        window = Window.of(range, request.query_params.get("from", ""), to, "1h")
+        metrics = [name for name in m.split(",") if name in history.gauges()][:_MOST_METRICS] or list(SHOWN)
+        with around.show("/"):
+            DevicePage(around, uuid, window, metrics)
+
+
+class DevicePage:
+    """One browser's view of a device."""
+
+    def __init__(self, frame: Frame, uuid: str, window: Window, metrics: list[str]) -> None:
+        self.frame = frame
+        self.uuid = uuid
+        self.window = window
+        self.metrics = metrics
+        self._drawn_at = 0.0
+        self._drawing = False
+        self._again = False
+        self._ready = False
+        self._shown: Any = None
+        self._processes_shown: Any = None
+        self._head = tag("div")
+        self._notice = Notice()
+        with tag("section", "panel"):
+            with tag("div", "panel-head"):
+                self._ranges = Segments(RANGES, window.name, self._choose, "Time")
+                with tag("div", "bar"):
+                    button("", lambda: self._go(self.window.moved(-0.5)), "quiet", "chevron_left", title="Earlier")
+                    self._when = tag("span", "note", "")
+                    button("", lambda: self._go(self.window.moved(0.5)), "quiet", "chevron_right", title="Later")
+                    button("", lambda: self._go(self.window.wider(2)), "quiet", "zoom_out", title="Show more time")
+                    button("", lambda: self._go(self.window.wider(0.5)), "quiet", "zoom_in", title="Show less time")
+                    self._adder()
+            self._chart_notice = Notice()
+            self._timeline = Timeline(on_ready=self._drawable, on_zoom=self._zoom)
+            self._source = tag("div", "note", "")
+        with tag("div", "split"):
+            with tag("section", "panel"):
+                with tag("div", "panel-head"):
+                    tag("h2", text="Processes")
+                self._processes = tag("div")
+            with tag("section", "panel"):
+                with tag("div", "panel-head"):
+                    tag("h2", text="Leases in this time")
+                self._leases = tag("div")
+        with tag("section", "panel"):
+            with tag("div", "panel-head"):
+                tag("h2", text="Events in this time")
+            self._events = tag("div")
+        self._refresh()
+        frame.on_look(self._refresh)
+
+    def _adder(self) -> None:
+        with tag("select", "field", aria_label="Add a metric") as chooser:
+            tag("option", "", "Add a metric…", value="")
+            for name, metric in history.gauges().items():
+                tag("option", "", name, value=name, title=metric.row.help)
+
+        def add(event: Any) -> Any:
+            name = str(event.args)
+            if name in history.gauges():
+                self.metrics = [one for one in self.metrics if one != name] if name in self.metrics else [
+                    *self.metrics, name][:_MOST_METRICS]  # fmt: skip
+                self.metrics = self.metrics or list(SHOWN)
+                return self._go(self.window)
+            return None
+
+        chooser.on("change", add, js_handler="(event) => { emit(event.target.value); event.target.value = ''; }")
+
+    # Time
+
+    def _choose(self, name: str) -> Any:
+        return self._go(Window.of(name, "", "", "1h"))
+
+    def _zoom(self, start: float, end: float) -> Any:
+        return self._go(Window.of("", str(start), str(end), "1h"))
+
+    async def _go(self, window: Window) -> None:
+        self.window = window
+        self._ranges.show(window.name)
+        metrics = ",".join(self.metrics) if self.metrics != list(SHOWN) else ""
+        remember(f"/device/{quote(self.uuid, safe='')}", **window.query, m=metrics)
+        await self._draw()
+
+    async def _drawable(self) -> None:
+        self._ready = True
+        await self._draw()
+
+    async def _draw(self) -> None:
+        """Ask the history and draw; what is asked for meanwhile is drawn after it."""
+        if self._drawing or not self._ready:
+            self._again = self._drawing
+            return
+        self._drawing = True
+        try:
+            while True:
+                self._again = False
+                await self._ask()
+                if not self._again:
+                    break
+        finally:
+            self._drawing = False
+            self._drawn_at = time.monotonic()
+
+    async def _ask(self) -> None:
+        window = self.window
+        start, end = window.bounds
+        device = self.frame.fleet.device(self.uuid)
+
+        async def asked(client: Client) -> tuple[Any, Any, Any]:
+            return await asyncio.gather(
+                history.timelines(client, self.uuid, self.metrics, window),
+                history.spans(client, window, f"device = {history.text(self.uuid)}", 200),
+                history.events(client, self.uuid, device.host if device else "", window),
+            )
+
+        try:
+            series, leases, events = await self.frame.fleet.ask(asked)
+        except CorralError as error:
+            self._chart_notice.tell(trouble_of(error, self.frame.fleet.url))
+            return
+        self._chart_notice.tell(None)
+        marks = [{"t": event["t"], "bad": event["severity"] in _BAD} for event in events if event["severity"] != "info"]
+        memory = device.memory_total_bytes if device else 0
+        self._timeline.show(series, start, end, leases, marks, memory)
+        self._when.set_text(_span(start, end) if window.end is not None else "up to now")
+        table_name, bucket = history.source(window.seconds)
+        points = "drag over the chart to look closer. Times are UTC"
+        self._source.set_text(
+            f"Every sample; {points}." if not bucket else f"From {table_name}: mean, least and greatest; {points}."
+        )
+        self._show_leases(leases)
+        self._show_events(events)
+
+    # What is there now
+
+    def _refresh(self) -> None:
+        fleet = self.frame.fleet
+        device = fleet.device(self.uuid)
+        self._notice.tell(fleet.trouble)
+        held = [lease for lease in fleet.leases if device and lease.lease_id in device.leases]
+        may = self.frame.may(Role.OPERATOR)
+        shown = (device and (cells.state_words(device), _facts(device)), [lease.lease_id for lease in held], may)
+        if shown != self._shown:
+            self._shown = shown
+            self._head.clear()
+            with self._head:
+                self._show_head(device, may)
+        if device is not None:
+            processes = fleet.processes_on(device)
+            if processes != self._processes_shown:
+                self._processes_shown = processes
+                self._processes.clear()
+                with self._processes:
+                    _show_processes(processes)
+        # What follows the present is drawn anew as often as a point's width of it has passed.
+        if self._ready and self.window.end is None:
+            pause = min(60.0, max(2.0, self.window.seconds / 400))
+            if time.monotonic() - self._drawn_at > pause and not self._drawing:
+                ui.timer(0, self._draw, once=True)
+
+    def _show_head(self, device: DeviceStatus | None, may: bool) -> None:
+        with tag("div", "head").style("margin-bottom:16px"):
+            with tag("div"):
+                with tag("div", "bar"):
+                    tag("h1", text=f"{device.host} · GPU {device.index}" if device else "Device")
+                    if device:
+                        tag("span", f"chip {TONES[cells.state(device)]}", cells.state_words(device))
+                tag("div", "sub", device.model if device else "No longer in the fleet; what it did is below.")
+            if device and may:
+                with tag("div", "bar"):
+                    if device.drain_reason:
+                        button("Undrain", lambda: self._undrain(device), icon="play_arrow")
+                    else:
+                        button("Drain", lambda: self._drain(device), "danger", icon="block")
+        if device:
+            with tag("section", "panel"), tag("div", "facts"):
+                for name, value in _facts(device):
+                    with tag("div"):
+                        tag("div", "fact-name", name)
+                        tag("div", "fact-value", value)
+        else:
+            tag("div", "note mono", self.uuid)
+
+    def _drain(self, device: DeviceStatus) -> None:
+        async def do(reason: str) -> bool:
+            async def act() -> None:
+                who = self.frame.require(Role.OPERATOR)
+                await self.frame.fleet.ask(lambda c: c.drain(devices=[device.uuid], reason=reason, operator=who.name))
+
+            return await self.frame.attempt(act, f"{device.host} GPU {device.index} takes no new work")
+
+        self.frame.confirm(
+            f"Drain {device.host} GPU {device.index}?",
+            "It gets no new work. Leases on it go on.",
+            "Drain",
+            do,
+            "Reason",
+        )
+
+    async def _undrain(self, device: DeviceStatus) -> None:
+        async def act() -> None:
+            who = self.frame.require(Role.OPERATOR)
+            await self.frame.fleet.ask(lambda c: c.undrain(devices=[device.uuid], operator=who.name))
+
+        await self.frame.attempt(act, f"{device.host} GPU {device.index} takes work again")
+
+    # What was there
+
+    def _show_leases(self, leases: list[dict[str, Any]]) -> None:
+        self._leases.clear()
+        with self._leases:
+            if not leases:
+                tag("div", "note", "Nobody held it in this time.")
+                return
+            rows = [
+                (
+                    one["owner"], one["name"] or "–", _clock(one["started"] / 1000),
+                    _length((one["ended"] - one["started"]) / 1000), one["state"],
+                )
+                for one in leases[:20]
+            ]  # fmt: skip
+            table(("Owner", "Name", "From", "For", "State"), rows)
+
+    def _show_events(self, events: list[dict[str, Any]]) -> None:
+        self._events.clear()
+        with self._events:
+            if not events:
+                tag("div", "note", "None.")
+                return
+
+            def severity(event: dict[str, Any]) -> Callable[[], Any]:
+                tone = "bad" if event["severity"] in _BAD else "warn" if event["severity"] == "warning" else ""
+                return lambda: tag("span", f"chip {tone}", event["severity"])
+
+            rows = [
+                (
+                    _clock(one["t"] / 1000), severity(one),
+                    f"{one['kind']} {one['code'] or ''}{' (host)' if one['of_host'] else ''}", one["message"],
+                )
+                for one in events[:50]
+            ]  # fmt: skip
+            table(("Time", "Severity", "What", "In words"), rows)
+
+
+TONES = {
+    State.FREE: "good", State.SHARED: "busy", State.LEASED: "busy", State.THROTTLED: "warn", State.DRAINED: "warn",
+    State.STALE: "", State.UNHEALTHY: "bad", State.UNUSABLE: "",
+}  # fmt: skip
+
+
+def _facts(device: DeviceStatus) -> list[tuple[str, str]]:
+    used = device.memory_used_bytes
+    return [
+        ("Utilisation", number(device.utilization_percent, "%")),
+        ("Memory", f"{'–' if used is None else format_bytes(used)} of {format_bytes(device.memory_total_bytes)}"),
+        ("Free for requests", format_bytes(device.memory_free_bytes)),
+        ("Temperature", number(device.temperature_celsius, " °C")),
+        ("Power", number(device.power_watts, " W")),
+        ("Leases", ", ".join(device.leases) or "none"),
+        ("UUID", device.uuid),
+    ]
+
+
+def _show_processes(processes: list[ProcessSample] | None) -> None:
+    if processes is None:
+        tag("div", "note", "Its collector has not told of processes yet: it does so every few seconds.")
+        return
+    if not processes:
+        tag("div", "note", "None.")
+        return
+    rows = [
+        (
+            str(one.pid), one.name or "–", one.user or "–",
+            "–" if one.memory_used_bytes is None else format_bytes(one.memory_used_bytes), one.lease or "none",
+        )
+        for one in processes[:30]
+    ]  # fmt: skip
+    table(("Process", "Name", "User", "Memory", "Lease"), rows, numeric=(3,))
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%d %b %H:%M:%S")
+
+
+def _span(start: float, end: float) -> str:
+    return f"{_clock(start)} to {_clock(end)} UTC"
+
+
+def _length(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} d"

@@ -1,0 +1,287 @@
+"""Leases: who holds what and until when, who waits and why, and each device's past as a lane."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from nicegui import ui
+from starlette.requests import Request
+
+from ...client import CorralError
+from ...schemas.requests import Lease, QueueEntry
+from .. import cells, history
+from ..components.results import Lanes
+from ..fleet import trouble_of
+from ..frame import Frame, Notice
+from ..history import RANGES, Window
+from ..html import Segments, button, remember, search, table, tag
+from ..security.accounts import Role
+
+_SHOWN = 100
+_LANES = 2000
+_SPANS = 10_000
+_EVERY_SECONDS = 15.0
+
+
+def register(frame: Callable[[Request, str], Frame]) -> None:
+    """Make the page."""
+
+    @ui.page("/leases")
+    async def page(request: Request, range: str = "", to: str = "", q: str = "") -> None:
+        around = frame(request, "Leases")
+        await around.fleet.ready()
+        window = Window.of(range, request.query_params.get("from", ""), to, "6h")
+        with around.show("/leases"):
+            LeasesPage(around, window, q[:256])
+
+
+class LeasesPage:
+    """One browser's view of the leases."""
+
+    def __init__(self, frame: Frame, window: Window, words: str) -> None:
+        self.frame = frame
+        self.window = window
+        self.words = words
+        self._lane_devices: list[str] = []
+        self._drawn_at = 0.0
+        self._queue_shown: Any = None
+        self._leases_shown: Any = None
+        self._left: dict[str, Any] = {}
+        with tag("div", "head"):
+            with tag("div"):
+                tag("h1", text="Leases")
+                self._sub = tag("div", "sub", "")
+            search(words, self._search, "Filter by owner, name, host")
+        self._notice = Notice()
+        with tag("section", "panel"):
+            with tag("div", "panel-head"):
+                tag("h2", text="Who waits")
+                self._waits = tag("span", "note", "")
+            self._queue = tag("div")
+        with tag("section", "panel"):
+            with tag("div", "panel-head"):
+                tag("h2", text="Who holds what")
+                self._holds = tag("span", "note", "")
+            self._active = tag("div")
+        with tag("section", "panel"):
+            with tag("div", "panel-head"):
+                with tag("div", "bar"):
+                    tag("h2", text="Device by device")
+                    self._lane_note = tag("span", "note", "")
+                self._ranges = Segments(RANGES[1:], window.name, self._choose, "Time")
+            self._lanes_notice = Notice()
+            self._lanes = Lanes(self._open)
+        self._refresh()
+        frame.on_look(self._refresh)
+        ui.timer(0, self._draw, once=True)
+
+    def _search(self, words: str) -> Any:
+        self.words = words
+        self._leases_shown = self._queue_shown = None
+        return self._changed()
+
+    def _choose(self, name: str) -> Any:
+        self.window = Window.of(name, "", "", "6h")
+        return self._changed()
+
+    async def _changed(self) -> None:
+        remember("/leases", **({} if self.window.name == "6h" else self.window.query), q=self.words)
+        self._refresh()
+        await self._draw()
+
+    def _open(self, lane: int) -> None:
+        if 0 <= lane < len(self._lane_devices):
+            ui.navigate.to(f"/device/{quote(self._lane_devices[lane], safe='')}")
+
+    # Now
+
+    def _refresh(self) -> None:
+        fleet = self.frame.fleet
+        self._notice.tell(fleet.trouble)
+        leases = [
+            lease for lease in fleet.leases if self._says(lease.owner, lease.name, lease.lease_id, *_hosts(lease))
+        ]
+        owners = len({lease.owner for lease in fleet.leases})
+        self._sub.set_text(
+            f"{len(fleet.leases):,} active of {owners} owner{'' if owners == 1 else 's'}, {len(fleet.queue):,} waiting"
+        )
+        queue = [entry for entry in fleet.queue if self._says(entry.owner, entry.name, entry.request_id)]
+        self._show_queue(queue)
+        self._show_leases(leases)
+        if self.window.end is None and 0 < self._drawn_at < time.monotonic() - _EVERY_SECONDS:
+            self._drawn_at = time.monotonic()
+            ui.timer(0, self._draw, once=True)
+
+    def _says(self, *texts: str) -> bool:
+        lowered = [text.lower() for text in texts]
+        return all(any(word in text for text in lowered) for word in self.words.lower().split())
+
+    def _show_queue(self, queue: Sequence[QueueEntry]) -> None:
+        shown = [(entry.request_id, entry.position, entry.message, _age(entry.waiting_seconds)) for entry in queue]
+        if shown == self._queue_shown:
+            return
+        self._queue_shown = shown
+        self._queue.clear()
+        self._waits.set_text(f"{len(queue):,} request{'' if len(queue) == 1 else 's'}" if queue else "nobody")
+        if not queue:
+            return
+        rows = [
+            (str(one.position), one.owner, one.name or "–", str(one.gpus), _age(one.waiting_seconds), one.message)
+            for one in queue[:_SHOWN]
+        ]
+        with self._queue:
+            table(("#", "Owner", "Name", "GPUs", "Waits", "Because"), rows, numeric=(3,))
+
+    def _show_leases(self, leases: Sequence[Lease]) -> None:
+        may = (self.frame.may(Role.REQUESTER), self.frame.may(Role.OPERATOR))
+        shown = ([lease.lease_id for lease in leases[:_SHOWN]], len(leases), may)
+        if shown != self._leases_shown:
+            self._leases_shown = shown
+            self._left = {}
+            self._active.clear()
+            more = f", the oldest {_SHOWN} are shown" if len(leases) > _SHOWN else ""
+            self._holds.set_text(f"{len(leases):,} lease{'' if len(leases) == 1 else 's'}{more}")
+            with self._active:
+                if leases:
+                    heads = ("Owner", "Name", "GPUs", "Where", "Since", "Ends", "")
+                    table(heads, [self._row(one) for one in leases[:_SHOWN]], numeric=(2,), last_is_end=True)
+                else:
+                    tag("div", "note", "No lease matches the filter." if self.words else "Nobody holds anything.")
+            return
+        for lease in leases[:_SHOWN]:
+            place, text = self._left.get(lease.lease_id), _until(lease)
+            if place is not None and place.text != text:
+                place.set_text(text)
+
+    def _row(self, lease: Lease) -> tuple[Any, ...]:
+        devices = [grant for grant in lease.grants if grant.device]
+
+        def where() -> None:
+            with tag("div", "clip", title=_where(lease)):
+                for grant in devices[:6]:
+                    tag("a", "", f"{grant.host}:{grant.index}", href=f"/device/{quote(grant.device, safe='')}").style(
+                        "margin-right:8px"
+                    )
+                if len(devices) > 6:
+                    tag("span", "note", f"and {len(devices) - 6} more")
+                if not devices:
+                    tag("span", "note", _where(lease))
+
+        def ends() -> None:
+            self._left[lease.lease_id] = tag("span", text=_until(lease))
+
+        def actions() -> None:
+            mine = lease.owner == self.frame.session.name
+            if mine and self.frame.may(Role.REQUESTER):
+                button("Release", lambda: self._release(lease), "small")
+            elif self.frame.may(Role.OPERATOR):
+                button("Evict", lambda: self._evict(lease), "small danger")
+            if devices and self.frame.may(Role.OPERATOR):
+                button("Drain", lambda: self._drain(lease), "small quiet", title="Keep new work off its devices")
+
+        gpus = f"{sum(grant.share for grant in devices):g}"
+        return lease.owner, lease.name or "–", gpus, where, _since(lease.granted_at), ends, actions
+
+    # Changing things
+
+    def _release(self, lease: Lease) -> None:
+        async def do(_: str) -> bool:
+            async def act() -> None:
+                who = self.frame.require(Role.REQUESTER)
+                await self.frame.fleet.ask(lambda client: client.release(lease.lease_id, owner=who.name))
+
+            return await self.frame.attempt(act, f"{lease.lease_id} is released")
+
+        self.frame.confirm("Release this lease?", _words(lease), "Release", do)
+
+    def _evict(self, lease: Lease) -> None:
+        async def do(reason: str) -> bool:
+            async def act() -> None:
+                who = self.frame.require(Role.OPERATOR)
+                await self.frame.fleet.ask(
+                    lambda client: client.evict(lease.lease_id, reason=reason, operator=who.name)
+                )
+
+            return await self.frame.attempt(act, f"{lease.lease_id} was taken back from {lease.owner}")
+
+        text = f"{_words(lease)} Its holder is told the reason, and its work ends."
+        self.frame.confirm(f"Take this lease back from {lease.owner}?", text, "Evict", do, "Reason")
+
+    def _drain(self, lease: Lease) -> None:
+        uuids = [grant.device for grant in lease.grants if grant.device]
+
+        async def do(reason: str) -> bool:
+            async def act() -> None:
+                who = self.frame.require(Role.OPERATOR)
+                await self.frame.fleet.ask(lambda client: client.drain(devices=uuids, reason=reason, operator=who.name))
+
+            return await self.frame.attempt(act, f"{len(uuids)} devices take no new work")
+
+        text = f"{_where(lease)}: they get no new work. The lease goes on."
+        self.frame.confirm("Drain the devices of this lease?", text, "Drain", do, "Reason")
+
+    # Then
+
+    async def _draw(self) -> None:
+        window = self.window
+        start, end = window.bounds
+        try:
+            spans = await self.frame.fleet.ask(lambda client: history.spans(client, window, "true", _SPANS))
+        except CorralError as error:
+            self._lanes_notice.tell(trouble_of(error, self.frame.fleet.url), whole=True)
+            return
+        finally:
+            self._drawn_at = time.monotonic()
+        self._lanes_notice.tell(None)
+        found = [
+            span for span in spans if self._says(span["owner"], span["name"] or "", span["lease_id"], span["host"])
+        ]
+        indices = {device.uuid: device.index for device in self.frame.fleet.devices}
+        lanes = sorted(
+            {(span["host"], indices.get(span["device"], -1), span["device"]) for span in found if span["device"]},
+            key=lambda lane: (cells.natural(lane[0]), lane[1], lane[2]),
+        )[:_LANES]
+        number = {device: at for at, (_, _, device) in enumerate(lanes)}
+        self._lane_devices = [device for _, _, device in lanes]
+        names = [f"{host} · {index if index >= 0 else device[:12]}" for host, index, device in lanes]
+        bars = [(number[span["device"]], span) for span in found if span["device"] in number]
+        self._lane_note.set_text(f"{len(lanes):,} devices were held" if lanes else "nobody held anything in this time")
+        self._ranges.show(window.name)
+        self._lanes.set_visibility(bool(lanes))
+        self._lanes.show(names, bars, start, end)
+
+
+def _hosts(lease: Lease) -> list[str]:
+    return sorted({grant.host for grant in lease.grants})
+
+
+def _where(lease: Lease) -> str:
+    hosts: dict[str, list[str]] = {}
+    for grant in lease.grants:
+        hosts.setdefault(grant.host, []).append(str(grant.index) if grant.device else "cpu")
+    return " ".join(f"{host}:{','.join(indices)}" for host, indices in hosts.items())
+
+
+def _words(lease: Lease) -> str:
+    named = f", {lease.name}," if lease.name else ""
+    return f"{lease.owner}{named} holds {_where(lease)} since {_since(lease.granted_at)}."
+
+
+def _since(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%d %b %H:%M")
+
+
+def _until(lease: Lease) -> str:
+    return f"in {_age(max(0.0, (lease.expires_at - datetime.now(UTC)).total_seconds()))}"
+
+
+def _age(seconds: float) -> str:
+    if seconds < 60:
+        return "< 1 min"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.0f} d"
