@@ -114,15 +114,22 @@ class Supervisor:
         parts: in the order of starting; they are stopped in the reverse order, the server last.
         logs: folder for one log a part.
         tell: called with each happening.
+        credentials: of someone who may make streams; None on a bus without authentication.
     """
 
     def __init__(
-        self, server: EmbeddedServer, parts: Sequence[Part], logs: Path, tell: Callable[[Happening], None]
+        self,
+        server: EmbeddedServer,
+        parts: Sequence[Part],
+        logs: Path,
+        tell: Callable[[Happening], None],
+        credentials: Path | None = None,
     ) -> None:
         self.server = server
         self.parts = list(parts)
         self._logs = logs
         self._tell = tell
+        self._credentials = credentials
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._server_keeper: asyncio.Task[None] | None = None
@@ -144,7 +151,8 @@ class Supervisor:
         self._logs.mkdir(parents=True, exist_ok=True)
         # In this thread: Linux ends a child with the thread that made it.
         self.server.start()
-        nc = await bus.connect(self.server.url, name="corral-up")
+        credentials = str(self._credentials) if self._credentials else None
+        nc = await bus.connect(self.server.url, name="corral-up", credentials=credentials)
         try:
             await bus.ensure_layout(nc.jetstream())
         finally:

@@ -16,7 +16,9 @@ from rich.markup import escape
 
 from ..client import Client, CorralError
 from ..schemas import requests
+from ..schemas.bus import DEFAULT_URL
 from .exits import USAGE, CommandError
+from .local import Local, context_name, forget, introduce, server_names, settle
 from .options import console
 from .server import EmbeddedServer, server_binary
 from .supervisor import DataFolder, Happening, Part, Supervisor
@@ -44,10 +46,16 @@ def up(
     hosts: Annotated[int, typer.Option("--hosts", help="Simulated hosts.", min=1)] = 4,
     devices: Annotated[int, typer.Option("--devices", help="GPUs on each simulated host.", min=1)] = 8,
     interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between samples.")] = "1s",
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="A bus where anyone on this machine may do anything.")
+    ] = False,
 ) -> None:
     """Start a whole cluster on this machine: bus, collector, processor and planner. Ctrl-C stops it in order.
 
     What dies is started again. The data folder is kept, so history and leases are there the next time.
+
+    Each part has credentials of its own, and you have yours: a context of the configuration leads to the cluster.
+    Others get theirs by `corral auth add`. With --listen beyond this machine, the bus speaks TLS.
 
     Examples:
       corral up
@@ -64,9 +72,16 @@ def up(
                 f"port {port} on {listen} is taken, perhaps by a NATS server: use that one (corral collect, process "
                 "and plan find it), or start on another port with --port 0"
             )
+        if no_auth and server_names(listen):
+            raise CommandError(f"--listen {listen} with --no-auth would let anyone do anything: leave one away", USAGE)
         collector = collector_part(source, folder.path, hosts, devices, interval)
         parts = cluster_parts(folder.path, collector)
-        asyncio.run(_up(folder, EmbeddedServer(folder.path / "nats", port, listen), parts, collector))
+        server = EmbeddedServer(folder.path / "nats", port, listen)
+        local = None if no_auth else settle(folder.path, server.pid_file, listen)
+        if local is not None:
+            parts = [local.part(part) for part in parts]
+            server.include = local.authority.config
+        asyncio.run(_up(folder, server, parts, collector, local))
     finally:
         folder.close()
 
@@ -94,8 +109,12 @@ def collector_part(source: str, data: Path, hosts: int, devices: int, interval: 
     return Part(name="collector", arguments=arguments)
 
 
-async def _up(folder: DataFolder, server: EmbeddedServer, parts: Sequence[Part], collector: Part | None) -> None:
+async def _up(
+    folder: DataFolder, server: EmbeddedServer, parts: Sequence[Part], collector: Part | None, local: Local | None
+) -> None:
     out = console()
+    credentials = local and local.credentials
+    name = context_name(folder.path, default_data())
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -110,18 +129,22 @@ async def _up(folder: DataFolder, server: EmbeddedServer, parts: Sequence[Part],
             out.print(f"[dim]✓ {happening.part} has stopped[/]")
 
     ready = False
-    supervisor = Supervisor(server, parts, folder.path / "logs", tell)
+    supervisor = Supervisor(server, parts, folder.path / "logs", tell, local and local.authority.credentials("planner"))
     try:
         with out.status("Starting the cluster…") if out.is_terminal else contextlib.nullcontext():
             await supervisor.start()
             folder.write(server.url)
-            waiting = asyncio.create_task(wait_until_ready(server.url, parts))
+            waiting = asyncio.create_task(wait_until_ready(server.url, parts, credentials=credentials))
             stopped = asyncio.create_task(stopping.wait())
             await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
             stopped.cancel()
             missing, summary = await waiting
-            _print_ready(server.url, folder.path, collector, missing, summary)
+            if credentials is None:
+                way = "" if server.url == DEFAULT_URL else f" --nats {server.url}"
+            else:
+                way = "" if introduce(name, server.url, credentials) else f" --context {name}"
+            _print_ready(server.url, folder.path, collector, missing, summary, way)
             ready = True
             await stopping.wait()
         else:
@@ -129,10 +152,12 @@ async def _up(folder: DataFolder, server: EmbeddedServer, parts: Sequence[Part],
         out.print("[dim]Stopping…[/]")
     finally:
         await supervisor.stop()
+        if credentials is not None and folder.path != default_data():
+            forget([name], server.url)
 
 
 async def wait_until_ready(
-    url: str, parts: Sequence[Part], timeout: float = READY_SECONDS
+    url: str, parts: Sequence[Part], timeout: float = READY_SECONDS, *, credentials: Path | None = None
 ) -> tuple[list[str], requests.FleetSummary | None]:
     """Wait until each part answers and the planner sees devices.
 
@@ -145,7 +170,8 @@ async def wait_until_ready(
     end = loop.time() + timeout
     missing = {part.name for part in parts}
     summary: requests.FleetSummary | None = None
-    async with connect(url, patience=0.0, timeout=2.0, name="corral-up") as client:
+    proof = str(credentials) if credentials else None
+    async with connect(url, credentials=proof, patience=0.0, timeout=2.0, name="corral-up") as client:
         while missing and loop.time() < end:
             if "planner" in missing or "collector" in missing:
                 with contextlib.suppress(CorralError):
@@ -169,7 +195,12 @@ async def _history_answers(client: Client) -> bool:
 
 
 def _print_ready(
-    url: str, data: Path, collector: Part | None, missing: Sequence[str], summary: requests.FleetSummary | None
+    url: str,
+    data: Path,
+    collector: Part | None,
+    missing: Sequence[str],
+    summary: requests.FleetSummary | None,
+    way: str,
 ) -> None:
     out = console()
     for name in missing:
@@ -180,13 +211,12 @@ def _print_ready(
         models = ", ".join(f"{count} × {name}" for name, count in sorted(summary.models.items()))
         out.print(f"[bold]{summary.devices} {kind}[/] on {summary.hosts} hosts: {escape(models)}")
     out.print(f"[bold green]Corral is up[/] at [bold]{url}[/], data in {escape(str(data))}")
-    nats = "" if url == "nats://127.0.0.1:4222" else f" --nats {url}"
     # The option goes to `corral` itself: it then holds for whichever command follows.
     rows = [
-        (f"corral{nats} top", "watch the fleet"),
-        (f"corral{nats} request --gpus 2 --memory 20GiB", "ask for GPUs"),
-        (f"corral{nats} run --gpus 1 -- python train.py", "run work on one"),
-        (f'corral{nats} query "FROM samples LIMIT 5"', "ask the history"),
+        (f"corral{way} top", "watch the fleet"),
+        (f"corral{way} request --gpus 2 --memory 20GiB", "ask for GPUs"),
+        (f"corral{way} run --gpus 1 -- python train.py", "run work on one"),
+        (f'corral{way} query "FROM samples LIMIT 5"', "ask the history"),
     ]
     width = max(len(command) for command, _ in rows)
     for command, meaning in rows:

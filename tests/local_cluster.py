@@ -76,14 +76,14 @@ def alive(pid: int) -> bool:
 
 
 class LocalCluster:
-    """`corral up` on simulated GPUs: 2 hosts of 4, five samples a second."""
+    """`corral up` on simulated GPUs: 2 hosts of 4, five samples a second, unless other options are given."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
         self.log = folder.with_suffix(".log")
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [*CORRAL, "up", "--data", str(folder), "--port", "0", *SIMULATED],
+                [*CORRAL, "up", "--no-auth", "--data", str(folder), "--port", "0", *(options or SIMULATED)],
                 env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,

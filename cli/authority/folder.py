@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ...schemas.credentials import ANY_OWNER
+from ...schemas.credentials import ANY_OWNER, read
 from ...schemas.requests import OwnerName
 from . import certificates, server_config
 from .certificates import Certified
@@ -99,14 +99,11 @@ class Authority:
             made.mkdir(parents=True, exist_ok=True, mode=0o700)
         seed, key = make_key()
         registry = Registry(system_key=key, hosts=list(hosts), mutual=mutual, pid_file=pid_file)
-        if hosts:
-            ca = certificates.make_ca()
-            _write(folder / "tls" / "ca.key", ca.key)
-            _write(folder / "tls" / "ca.crt", ca.certificate, 0o644)
-            _write(folder / "credentials" / "ca.crt", ca.certificate, 0o644)
         _write(folder / "authority.json", msgspec.json.encode(registry))
         authority = cls(folder)
-        authority._issue_server()
+        if hosts:
+            authority._make_ca()
+            authority._issue_server()
         authority._give(_SYSTEM, _SYSTEM, "", seed)
         authority.write_config()
         return authority
@@ -222,6 +219,21 @@ class Authority:
             self._issue_server()
             self._save()
 
+    def secure(self, hosts: Sequence[str]) -> None:
+        """Turn TLS on: a CA, a certificate for the server, and credentials that say so; the keys stay.
+
+        Args:
+            hosts: names and addresses of the servers.
+        """
+        with self._locked():
+            self.registry.hosts = list(hosts)
+            self._make_ca()
+            self._issue_server()
+            for user in (*self.registry.users.values(), None):
+                name, role, owner = (user.name, user.role, user.owner) if user else (_SYSTEM, _SYSTEM, "")
+                self._give(name, role, owner, read(self.folder / "credentials" / f"{name}.creds")[1])
+            self._save()
+
     def write_config(self) -> None:
         """Write the server's configuration anew."""
         folder = self.folder / "tls"
@@ -240,11 +252,16 @@ class Authority:
         if not whole.exists():
             _write(whole, _whole_config(self.folder).encode())
 
+    def _make_ca(self) -> None:
+        ca = certificates.make_ca()
+        _write(self.folder / "tls" / "ca.key", ca.key)
+        for folder in ("tls", "credentials"):
+            _write(self.folder / folder / "ca.crt", ca.certificate, 0o644)
+
     def _issue_server(self) -> None:
-        if self.tls:
-            made = certificates.issue(self._ca(), "nats-server", self.registry.hosts)
-            _write(self.folder / "tls" / "server.key", made.key)
-            _write(self.folder / "tls" / "server.crt", made.certificate, 0o644)
+        made = certificates.issue(self._ca(), "nats-server", self.registry.hosts)
+        _write(self.folder / "tls" / "server.key", made.key)
+        _write(self.folder / "tls" / "server.crt", made.certificate, 0o644)
 
     def _ca(self) -> Certified:
         folder = self.folder / "tls"
