@@ -15,11 +15,12 @@ from typing import Any, Final
 
 import typer
 from msgspec import Struct
+from nats.errors import Error as NatsError
 from rich.markup import escape
 
 from ..client import Client, CorralError
 from ..client.lease import local_host
-from ..schemas import bus, codec
+from ..schemas import bus, codec, stored
 from ..schemas.telemetry import AgentReport
 from ..schemas.units import format_bytes
 from .exits import FAILED
@@ -219,19 +220,19 @@ def _clock(text: str) -> Finding:
 
 
 async def _collector(client: Client) -> Finding:
-    from nats.js.errors import NotFoundError
-
     host = local_host()
     try:
-        message = await client.nc.jetstream().get_last_msg(bus.TELEMETRY_STREAM, bus.agent_subject(host))
-    except NotFoundError:
+        message = await stored.last(client.nc, bus.TELEMETRY_STREAM, bus.agent_subject(host))
+    except (NatsError, TimeoutError) as error:
+        return problem("collector", f"its reports can't be read: {error}", _FIXES[_collector.__name__])
+    if message is None:
         hosts = (await client.fleet()).hosts
         return note(
             "collector",
             f"none has reported from {host} ({hosts} hosts in the fleet)",
             "corral collect here, if this host has GPUs to share",
         )
-    report = codec.decode(message.data or b"", AgentReport)
+    report = codec.decode(message.data, AgentReport)
     age = time.time() - report.time_ns / 1e9
     if age > 35:
         return problem("collector", f"of {host} has not reported for {age:.0f} s", "start it again: corral collect")

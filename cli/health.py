@@ -127,18 +127,18 @@ async def _reported(client: Client, host: str | None) -> ServiceHealth:
     """A collector that does not answer, of an older version say, is well when its last report is young."""
     from nats.js.errors import NotFoundError
 
-    from ..schemas import codec
+    from ..schemas import codec, stored
     from ..schemas.instruments import ServiceKind
     from ..schemas.telemetry import AgentReport
 
     subject = bus.agent_subject(bus.host_token(host) if host else "*")
     try:
-        message = await client.nc.jetstream().get_last_msg(bus.TELEMETRY_STREAM, subject)
-    except NotFoundError:
-        raise NoService(f"no collector{f' of {host}' if host else ''} has reported yet") from None
-    except TimeoutError as error:
+        message = await stored.last(client.nc, bus.TELEMETRY_STREAM, subject)
+    except (NotFoundError, TimeoutError) as error:
         raise Unavailable("the bus keeps no streams: is JetStream on?") from error
-    report = codec.decode(message.data or b"", AgentReport)
+    if message is None:
+        raise NoService(f"no collector{f' of {host}' if host else ''} has reported yet")
+    report = codec.decode(message.data, AgentReport)
     age = time.time() - report.time_ns / 1e9
     reasons = [f"it has not reported for {age:.0f} s"] if age > AGENT_SECONDS else []
     return ServiceHealth(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -12,9 +13,8 @@ from typing import Final
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.js import api
 
-from ..schemas import bus, codec
+from ..schemas import bus, codec, stored
 from ..schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseFilter, Leases, LeaseState
 
 log = logging.getLogger("corral.collector")
@@ -77,26 +77,10 @@ class LeaseFeed:
                 await subscription.unsubscribe()
 
     async def _catch_up(self, nc: Client, subject: str) -> None:
-        js = nc.jetstream()
-        consumer = await js.pull_subscribe(
-            subject,
-            stream=bus.FACTS_STREAM,
-            config=api.ConsumerConfig(
-                deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
-                ack_policy=api.AckPolicy.NONE,
-                inactive_threshold=30,
-                mem_storage=True,
-            ),
-        )
-        try:
-            left = (await consumer.consumer_info()).num_pending or 0
-            while left > 0:
+        async with contextlib.aclosing(stored.read(nc, bus.FACTS_STREAM, subject)) as messages:
+            async for message in messages:
                 bus.heed_cancellation()
-                for message in await consumer.fetch(min(left, 256), timeout=2):
-                    self.apply(message.data, tell=False)
-                    left -= 1
-        finally:
-            await consumer.unsubscribe()
+                self.apply(message.data, tell=False)
 
     def _tell_soon(self) -> None:
         """A busy planner announces many at once: they are told together."""

@@ -4,6 +4,10 @@ Each connection is used until it is lost and then thrown away with whatever it s
 reconnects by itself would flush what it had buffered before what was lost, and so break the order. What was not
 acknowledged is sent again over the next connection, first, with the same ids; the stream stores an id once.
 
+A stream with replicas loses what was on its way when its leader goes, and stores what comes after it over the same
+connection: a message that a later one has passed is sent again at once. Never are more numbers of a run in flight than
+the history looks back (`SPAN`), so that it knows the one from a duplicate.
+
 A stream forgets an id after its duplicate window. What may have been sent before that is checked first: the stream's
 last message on the same subject says by its id how far it got.
 """
@@ -15,7 +19,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from nats.aio.client import Client
@@ -27,11 +31,14 @@ from nats.js.errors import APIError, NotFoundError
 
 from ..schemas import bus
 from ..schemas.health import Since
+from ..schemas.permitted import may_make_streams
 from .outbox import Entry, Outbox
 
 log = logging.getLogger("corral.collector")
 
 WINDOW_MESSAGES: Final = 512
+SPAN: Final = 64
+"""Numbers of one run that may be on their way together: as many as `processors/ingest/arrivals.py` looks back."""
 WINDOW_BYTES: Final = 4 * 2**20
 ACK_WAIT_SECONDS: Final = 5.0
 DOUBT_SECONDS: Final = 60.0
@@ -62,6 +69,14 @@ class _Ack(msgspec.Struct):
     seq: int = 0
     duplicate: bool = False
     error: _AckError | None = None
+
+
+class _Sent(NamedTuple):
+    """A message on its way: its id, the stream that stores it, and when it was sent."""
+
+    message_id: str
+    stream: str
+    at: float
 
 
 class Publisher:
@@ -205,8 +220,8 @@ class _Session:
         self._stored: dict[str, tuple[str, int]] = {}
         self._number = 0
         self._loop = asyncio.get_running_loop()
-        # What is in flight over this connection: message id and time of sending, oldest first.
-        self._sent: dict[str, tuple[str, float]] = {}
+        # What is in flight over this connection, oldest first, by the end of its reply subject.
+        self._sent: dict[str, _Sent] = {}
         self._last_ack = self._loop.time()
 
     async def run(self) -> None:
@@ -242,13 +257,17 @@ class _Session:
                 outbox.done(entry.message_id)
                 self._gone()
                 continue
-            await self._send(entry)
+            while self._refused is None and self._is_far_ahead(entry):
+                self._room.clear()
+                await self._wait_for(self._room)
+            if self._refused is None:
+                await self._send(entry)
 
     async def _send(self, entry: Entry) -> None:
         self._number += 1
         token = str(self._number)
         now = self._loop.time()
-        self._sent[token] = entry.message_id, now
+        self._sent[token] = _Sent(entry.message_id, _STREAMS[entry.subject.rpartition(".")[0]], now)
         if entry.sent_at is None:
             entry.sent_at = now
         try:
@@ -275,7 +294,7 @@ class _Session:
         sent = self._sent.pop(message.subject[len(self._inbox) + 1 :], None)
         if sent is None:
             return
-        message_id = sent[0]
+        message_id = sent.message_id
         self._last_ack = self._loop.time()
         if not message.data:  # no stream takes the subject: the server answers 503 in the headers alone
             self._refused = self._refused or _AckError(503, 0, "no stream stores the subject")
@@ -285,6 +304,7 @@ class _Session:
                 if self._outbox.done(message_id):
                     self._publisher.published_messages += 1
                 self._publisher.acknowledged.now()
+                self._look_for_passed(sent)
                 self._gone()
                 return
             if error.code == 400 and error.err_code == 10054:  # larger than the stream takes
@@ -298,12 +318,35 @@ class _Session:
         self._room.set()
         self._publisher.news.set()
 
+    def _look_for_passed(self, stored: _Sent) -> None:
+        """A stream acknowledges in order: what was sent to it before is lost."""
+        number = _number(stored.message_id)
+        lost = [
+            sent.message_id
+            for sent in self._sent.values()
+            if sent.stream == stored.stream and sent.at <= stored.at and _is_before(_number(sent.message_id), number)
+        ]
+        for message_id in lost:
+            self._outbox.passed(message_id)
+        if lost:
+            self._refused = self._refused or _AckError(0, 0, f"{len(lost)} messages were lost on their way")
+            self._room.set()
+            self._publisher.news.set()
+
+    def _is_far_ahead(self, entry: Entry) -> bool:
+        """Whether the oldest message in flight is so far behind that it could not be told from a duplicate any more."""
+        oldest = next(iter(self._sent.values()), None)
+        if oldest is None:
+            return False
+        (run, number), (other, first) = _number(entry.message_id), _number(oldest.message_id)
+        return run == other and number - first >= SPAN
+
     async def _settle(self, failures: int) -> None:
         """The bus has refused a message: pause, then send again from the first that is not acknowledged."""
         assert self._refused is not None
         level = logging.WARNING if failures == 1 else logging.DEBUG
         log.log(level, "the bus takes no messages now (%s); buffering", self._refused.description)
-        if self._refused.code == 503 and self._refused.err_code == 0:
+        if self._refused.code == 503 and self._refused.err_code == 0 and may_make_streams(self._nc):
             await bus.ensure_layout(self._js)
         self._outbox.spill()
         self._sent.clear()
@@ -318,7 +361,7 @@ class _Session:
             TimeoutError: messages are in flight and none was acknowledged for too long.
         """
         while True:
-            oldest = next((at for _, at in self._sent.values()), None)
+            oldest = next((sent.at for sent in self._sent.values()), None)
             if oldest is not None and self._loop.time() - max(oldest, self._last_ack) > ACK_WAIT_SECONDS:
                 raise TimeoutError(f"no acknowledgement within {ACK_WAIT_SECONDS:.0f} s")
             if event.is_set():
@@ -329,7 +372,7 @@ class _Session:
 
     def _is_doubtful(self, entry: Entry) -> bool:
         sent = entry.sent_at
-        return entry.doubtful or (sent is not None and self._loop.time() - sent > DOUBT_SECONDS)
+        return not entry.passed and (entry.doubtful or sent is not None and self._loop.time() - sent > DOUBT_SECONDS)
 
     async def _is_stored(self, entry: Entry) -> bool:
         """Whether the stream's last message on this subject is this one or a later one of the same run."""
@@ -347,6 +390,17 @@ class _Session:
             return "", 0
         run, _, sequence = (last.headers or {}).get(_MESSAGE_ID, "").rpartition("-")
         return (run, int(sequence)) if sequence.isdigit() else ("", 0)
+
+
+def _number(message_id: str) -> tuple[str, int]:
+    """Run and number of a message."""
+    run, _, number = message_id.rpartition("-")
+    return run, int(number)
+
+
+def _is_before(one: tuple[str, int], other: tuple[str, int]) -> bool:
+    """Whether a message comes before another one of the same run."""
+    return one[0] == other[0] and one[1] < other[1]
 
 
 async def _call(function: Callable[[Client], Awaitable[None]], nc: Client) -> None:

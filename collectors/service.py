@@ -17,6 +17,7 @@ from nats.errors import Error as NatsError
 from ..schemas import bus
 from ..schemas.health import HealthDoor
 from ..schemas.instruments import ServiceKind
+from ..schemas.permitted import may_make_streams
 from ..schemas.requests import Lease
 from .agent import Agent, AgentSettings
 from .attribution import GRACE_SECONDS
@@ -134,10 +135,11 @@ async def collect(
     follow = _lease_feed(source, agent)
 
     async def on_connected(nc: Client) -> None:
-        try:
-            await bus.ensure_layout(nc.jetstream())
-        except (NatsError, TimeoutError) as error:
-            log.debug("could not check the streams: %s", error)
+        if may_make_streams(nc):
+            try:
+                await bus.ensure_layout(nc.jetstream())
+            except (NatsError, TimeoutError) as error:
+                log.debug("could not check the streams: %s", error)
         agent.limit_message_bytes(nc.max_payload)
         await claim.take(nc)
         await door.open(nc)

@@ -17,10 +17,8 @@ import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js import api
-from nats.js.errors import NotFoundError
 
-from ...schemas import bus, codec, columns
+from ...schemas import bus, codec, columns, stored
 from ...schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch, Severity
 
 log = logging.getLogger("corral.exporter")
@@ -30,7 +28,6 @@ T = TypeVar("T", bound=Struct)
 FORGET_SECONDS: Final = 60.0
 _XID_HOURS: Final = 24
 _PENDING: Final = 65536
-_READ_SECONDS: Final = 5.0
 
 Block = tuple[bytes, bytes, bytes]
 """Values and nulls of one metric, and the lines that were written of them."""
@@ -134,10 +131,8 @@ class Live:
         Where they can't be read (no stream yet, no permission), what comes next says the same within a minute.
         """
         since = datetime.now(UTC) - timedelta(hours=_XID_HOURS)
-        last = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT)
-        await self._read(f"{bus.INVENTORY}.*", last, self.take_inventory)
-        later = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.BY_START_TIME, opt_start_time=since)
-        await self._read(f"{bus.EVENTS}.*", later, self.take_event)
+        await self._read(bus.INVENTORY_STREAM, f"{bus.INVENTORY}.*", None, self.take_inventory)
+        await self._read(bus.FACTS_STREAM, f"{bus.EVENTS}.*", since, self.take_event)
 
     async def stop(self) -> None:
         """Unsubscribe."""
@@ -145,24 +140,14 @@ class Live:
             if not self.nc.is_closed:
                 await subscription.unsubscribe()
 
-    async def _read(self, subject: str, config: api.ConsumerConfig, take: Callable[[str, bytes], None]) -> None:
-        js = self.nc.jetstream()
+    async def _read(
+        self, stream: str, subject: str, since: datetime | None, take: Callable[[str, bytes], None]
+    ) -> None:
         try:
-            stream = await js.find_stream_name_by_subject(subject)
-            config.ack_policy = api.AckPolicy.NONE
-            config.inactive_threshold = 30.0
-            reader = await js.pull_subscribe(subject, stream=stream, config=config)
-            try:
-                pending = (await reader.consumer_info()).num_pending or 0
-                while pending > 0:
-                    found = await reader.fetch(min(pending, 500), timeout=_READ_SECONDS)
-                    pending -= len(found)
-                    for message in found:
-                        take(message.subject, message.data)
-            finally:
-                with contextlib.suppress(nats.errors.Error, NotFoundError):
-                    await reader.unsubscribe()
-        except (nats.errors.Error, NotFoundError, TimeoutError) as error:
+            async with contextlib.aclosing(stored.read(self.nc, stream, subject, since=since)) as messages:
+                async for message in messages:
+                    take((message.headers or {})["Nats-Subject"], message.data)
+        except (nats.errors.Error, TimeoutError) as error:
             log.warning("%s can't be read from a stream (%s): waiting for what comes", subject, type(error).__name__)
 
     def take_samples(self, subject: str, data: bytes) -> None:
