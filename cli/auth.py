@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
+import msgspec
 import typer
+from msgspec import Struct
 
 from .authority.folder import CONFIG_NAME, SERVER_NAME, Authority, AuthorityError
 from .authority.reload import reload
@@ -85,6 +87,10 @@ def init(
         Path | None,
         typer.Option("--pid-file", metavar="FILE", help="Of a server that is to be told of changes."),
     ] = None,
+    server_dir: Annotated[
+        Path | None,
+        typer.Option("--server-dir", metavar="FOLDER", help="For the server's files alone. Default: with the others."),
+    ] = None,
     exist_ok: Keep = False,
 ) -> None:
     """Make an authority: a folder with the keys, the server's configuration, and a planner and a processor in it.
@@ -98,15 +104,15 @@ def init(
         return
 
     def make() -> Authority:
-        pid = pid_file or where.expanduser().absolute() / "nats-server.pid"
-        made = Authority.create(where, hosts=tls_host or [], mutual=mutual, pid_file=str(pid.absolute()))
+        pid = (pid_file or (server_dir or where) / "nats-server.pid").expanduser().absolute()
+        made = Authority.create(where, hosts=tls_host or [], mutual=mutual, pid_file=str(pid), server_folder=server_dir)
         made.add(Role.PLANNER, "planner")
         made.add(Role.PROCESSOR, "processor")
         return made
 
     made = _do(make)
     say(f"{made.folder}: an authority with a planner and a processor{', and a CA' if made.tls else ''}")
-    say(f"  nats-server -c {made.folder / SERVER_NAME}     or, in a configuration of yours: include {CONFIG_NAME!r}")
+    say(f"  nats-server -c {made.server / SERVER_NAME}     or, in a configuration of yours: include {CONFIG_NAME!r}")
     option = f" --dir {folder}" if folder else ""
     say(f"  corral auth add{option} requester {os.environ.get('USER', 'alice')}")
 
@@ -147,6 +153,57 @@ def add(
         _do(lambda: found.add(role, name, owner=owner, hosts=host or [], follows_leases=simulated, serves=service))
         _tell(found)
     _hand_over(found, name, out)
+
+
+@auth.command("apply")
+def apply_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML: a table for each user.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Each user's credentials go to FOLDER/NAME, if that is there."),
+    ] = None,
+    folder: Folder = None,
+    server_dir: Annotated[
+        Path | None, typer.Option("--server-dir", metavar="FOLDER", help="As in `init`, for an authority that is new.")
+    ] = None,
+    tls_host: Annotated[
+        list[str] | None, typer.Option("--tls-host", metavar="NAME", help="As in `init`. Repeatable.")
+    ] = None,
+    mutual: Annotated[bool, typer.Option("--mutual", help="As in `init`.")] = False,
+) -> None:
+    """Make the authority and the users that a file names, where they are missing. Nobody is taken away.
+
+    [node-7]                       # the user's name
+    role = "collector"
+    hosts = ["node-7"]             # as --host; also: owner, simulated, service
+
+    Examples:
+      corral auth apply users.toml --out /run/credentials
+    """
+    where = folder or default_folder()
+    wanted = _do(lambda: read_users(file))
+    if not (where / "authority.json").exists():
+        _do(lambda: Authority.create(where, hosts=tls_host or [], mutual=mutual, server_folder=server_dir))
+    found = _open(folder)
+    for name, fields in wanted.items():
+        known = found.registry.users.get(name)
+        if known is None:
+            _do(
+                lambda name=name, fields=fields: found.add(
+                    fields.role,
+                    name,
+                    owner=fields.owner,
+                    hosts=fields.hosts,
+                    follows_leases=fields.simulated,
+                    serves=fields.service,
+                )
+            )
+            say(f"{name}: {fields.role}, new")
+        elif known.role is not fields.role:
+            raise CommandError(f"{name} is a {known.role}, not a {fields.role}: revoke it first", USAGE)
+        if out is not None and (out / name).is_dir():
+            _do(lambda name=name: copy_credentials(found, name, out / name))
+    _tell(found)
 
 
 @auth.command()
@@ -248,6 +305,30 @@ def print_credentials(
     if ca and not found.tls:
         raise CommandError("this authority is without TLS: there is no CA", USAGE)
     typer.echo(_do(lambda: (path.with_name("ca.crt") if ca else path).read_text()), nl=False)
+
+
+class Wanted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A user as a file describes it; see `Authority.add`."""
+
+    role: Role
+    owner: str = ""
+    hosts: list[str] = []
+    simulated: bool = False
+    service: bool = False
+
+
+def read_users(file: Path) -> dict[str, Wanted]:
+    """The users that a file names.
+
+    Raises:
+        AuthorityError: it is missing or wrong.
+    """
+    try:
+        return msgspec.toml.decode(file.read_bytes(), type=dict[str, Wanted])
+    except OSError as error:
+        raise AuthorityError(f"{file} can't be read: {error.strerror}") from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise AuthorityError(f"{file} is wrong: {error}") from None
 
 
 def _details(user: User) -> str:

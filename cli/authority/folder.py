@@ -1,12 +1,14 @@
 """The authority's folder: the users, their credentials, the certificates and the server's configuration.
 
     authority.json       the users: names, roles and public keys
+    credentials/         NAME.creds for each user, to be handed out; with TLS also ca.crt
+    ca.key, ca.crt       of the CA, with TLS
     nats-auth.conf       for the server, to be included by its own configuration
     nats-server.conf     a whole configuration that does so, for those who have none
-    credentials/         NAME.creds for each user, to be handed out; with TLS also ca.crt
-    tls/                 the CA and the server's certificate
+    server.crt, …key     the server's certificate, with TLS
 
-All of it is its owner's alone. Changes are made under a lock, and each file is replaced in one step.
+What is the server's may be in a folder of its own, so that a server sees no credentials. All of it is its owner's
+alone. Changes are made under a lock, and each file is replaced in one step.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class Registry(Struct, kw_only=True, forbid_unknown_fields=True):
         hosts: names and addresses in the server's certificate; empty without TLS.
         mutual: clients show a certificate, too.
         pid_file: of a server that is to be told of changes; empty if it is not known.
+        server_folder: where the server's files are; empty for the authority's own folder.
     """
 
     system_key: str
@@ -61,6 +64,7 @@ class Registry(Struct, kw_only=True, forbid_unknown_fields=True):
     hosts: list[str] = []
     mutual: bool = False
     pid_file: str = ""
+    server_folder: str = ""
 
 
 class Authority:
@@ -78,7 +82,15 @@ class Authority:
         self.registry = self._read()
 
     @classmethod
-    def create(cls, folder: Path, *, hosts: Sequence[str] = (), mutual: bool = False, pid_file: str = "") -> Authority:
+    def create(
+        cls,
+        folder: Path,
+        *,
+        hosts: Sequence[str] = (),
+        mutual: bool = False,
+        pid_file: str = "",
+        server_folder: Path | None = None,
+    ) -> Authority:
         """Make one: keys, the CA where there is to be TLS, and the server's configuration.
 
         Args:
@@ -86,6 +98,7 @@ class Authority:
             hosts: names and addresses of the servers, for TLS; none goes without.
             mutual: clients show a certificate, too.
             pid_file: of the server, to tell it of changes.
+            server_folder: for the server's files; the authority's own by default.
 
         Raises:
             AuthorityError: there is one in the folder already.
@@ -95,10 +108,17 @@ class Authority:
             raise AuthorityError(f"there is an authority in {folder} already: add users to it, or name another folder")
         if mutual and not hosts:
             raise AuthorityError("mutual TLS needs TLS: name the server's hosts")
-        for made in (folder, folder / "credentials", folder / "tls"):
+        server = server_folder.expanduser().absolute() if server_folder else folder
+        for made in (folder, folder / "credentials", server):
             made.mkdir(parents=True, exist_ok=True, mode=0o700)
         seed, key = make_key()
-        registry = Registry(system_key=key, hosts=list(hosts), mutual=mutual, pid_file=pid_file)
+        registry = Registry(
+            system_key=key,
+            hosts=list(hosts),
+            mutual=mutual,
+            pid_file=pid_file,
+            server_folder="" if server == folder else str(server),
+        )
         _write(folder / "authority.json", msgspec.json.encode(registry))
         authority = cls(folder)
         if hosts:
@@ -111,7 +131,12 @@ class Authority:
     @property
     def config(self) -> Path:
         """What the server's configuration is to include."""
-        return self.folder / CONFIG_NAME
+        return self.server / CONFIG_NAME
+
+    @property
+    def server(self) -> Path:
+        """The folder of the server's files."""
+        return Path(self.registry.server_folder) if self.registry.server_folder else self.folder
 
     @property
     def tls(self) -> bool:
@@ -236,36 +261,34 @@ class Authority:
 
     def write_config(self) -> None:
         """Write the server's configuration anew."""
-        folder = self.folder / "tls"
         tls = (
             server_config.Tls(
-                certificate=folder / "server.crt",
-                key=folder / "server.key",
-                ca=folder / "ca.crt",
+                certificate=self.server / "server.crt",
+                key=self.server / "server.key",
+                ca=self.server / "ca.crt",
                 mutual=self.registry.mutual,
             )
             if self.tls
             else None
         )
         _write(self.config, server_config.render(self.registry.users.values(), self.registry.system_key, tls).encode())
-        whole = self.folder / SERVER_NAME
+        whole = self.server / SERVER_NAME
         if not whole.exists():
-            _write(whole, _whole_config(self.folder).encode())
+            _write(whole, _whole_config(self.server).encode())
 
     def _make_ca(self) -> None:
         ca = certificates.make_ca()
-        _write(self.folder / "tls" / "ca.key", ca.key)
-        for folder in ("tls", "credentials"):
-            _write(self.folder / folder / "ca.crt", ca.certificate, 0o644)
+        _write(self.folder / "ca.key", ca.key)
+        for folder in (self.folder, self.folder / "credentials", self.server):
+            _write(folder / "ca.crt", ca.certificate, 0o644)
 
     def _issue_server(self) -> None:
         made = certificates.issue(self._ca(), "nats-server", self.registry.hosts)
-        _write(self.folder / "tls" / "server.key", made.key)
-        _write(self.folder / "tls" / "server.crt", made.certificate, 0o644)
+        _write(self.server / "server.key", made.key)
+        _write(self.server / "server.crt", made.certificate, 0o644)
 
     def _ca(self) -> Certified:
-        folder = self.folder / "tls"
-        return Certified((folder / "ca.crt").read_bytes(), (folder / "ca.key").read_bytes())
+        return Certified((self.folder / "ca.crt").read_bytes(), (self.folder / "ca.key").read_bytes())
 
     def _give(self, name: str, role: str, owner: str, seed: str) -> None:
         folder = self.folder / "credentials"
