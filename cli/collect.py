@@ -92,6 +92,10 @@ def collect(
     background: Annotated[
         float, typer.Option(metavar="SHARE", help="Devices busy without a lease.", rich_help_panel=_SIMULATED)
     ] = 0.05,
+    misbehaving: Annotated[
+        float,
+        typer.Option(metavar="SHARE", help="Leased devices used beyond their lease.", rich_help_panel=_SIMULATED),
+    ] = 0.0,
     faults: Annotated[
         float, typer.Option(metavar="N", help="Xid and ECC events per device a day.", rich_help_panel=_SIMULATED)
     ] = 0.2,
@@ -155,6 +159,7 @@ def collect(
                 seed=seed,
                 models=models,
                 background=background,
+                misbehaving=misbehaving,
                 faults_per_device_day=faults,
                 time_scale=time_scale,
                 prefix=name,

@@ -50,6 +50,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "top": Entry("top:top", _LOOK, "The fleet, live."),
     "dashboard": Entry("dashboard:dashboard", _LOOK, "The fleet in a browser: heat map, timelines, leases, SQL."),
     "devices": Entry("fleet:devices", _LOOK, "List devices with their load, free memory and leases."),
+    "ps": Entry("ps:ps", _LOOK, "List the processes on GPUs, with their leases."),
     "fleet": Entry("fleet:fleet", _LOOK, "The fleet in numbers."),
     "query": Entry("query:query", _LOOK, "Ask the history a question in SQL."),
     "watch": Entry("fleet:watch", _LOOK, "Print samples as they come, one JSON object a line."),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from ...schemas.requests import Lease
+from ...schemas.requests import Grant, Lease
 from ...schemas.telemetry import Inventory, ProcessSample
 from ..source import Emit, Tick
 from .columns import Columns, Counters
@@ -27,6 +27,13 @@ _FOREIGN: Final = (("jupyter-lab", NOTEBOOK), ("python3", SERVING), ("ollama", S
 _ACCOUNTS: Final = ("ada", "grace", "linus", "barbara", "edsger")
 
 
+MISDEED_LABEL: Final = "simulate"
+EXCEED_MEMORY: Final = "exceed-memory"
+STRANGER: Final = "stranger"
+MISDEEDS: Final = (EXCEED_MEMORY, STRANGER)
+_GREED: Final = 1.3
+
+
 class SimulatedSource:
     """A seeded fleet of any size.
 
@@ -36,6 +43,8 @@ class SimulatedSource:
         seed: of everything.
         models: the mix, such as `H100:3,T4`; empty for the default one.
         background: share of devices, 0 to 1, on which some process without a lease runs at any time.
+        misbehaving: share of leased devices, 0 to 1, on which the lease's work takes more memory than it was granted,
+            or a stranger works beside it. A lease asks for either by its label `simulate` (`MISDEEDS`).
         faults_per_device_day: Xid and ECC events, on average.
         time_scale: seconds of simulation in a second; times that are published stay real.
         prefix: of host names.
@@ -56,6 +65,7 @@ class SimulatedSource:
         seed: int = 1,
         models: str = "",
         background: float = 0.05,
+        misbehaving: float = 0.0,
         faults_per_device_day: float = 0.2,
         time_scale: float = 1.0,
         prefix: str = "sim",
@@ -64,6 +74,8 @@ class SimulatedSource:
     ) -> None:
         if not 0.0 <= background <= 1.0:
             raise ValueError(f"a background share of {background:g} is not possible: write 0 to 1")
+        if not 0.0 <= misbehaving <= 1.0:
+            raise ValueError(f"a misbehaving share of {misbehaving:g} is not possible: write 0 to 1")
         if not 0.0 < time_scale <= 100_000:
             raise ValueError(f"a time scale of {time_scale:g} is not possible: write a number above 0, such as 60")
         if not 0.0 <= faults_per_device_day <= 10_000:
@@ -78,6 +90,7 @@ class SimulatedSource:
         )
         self._seed = seed
         self._background = background
+        self._misbehaving = misbehaving
         self._time_scale = time_scale
         self._clock_ns = clock_ns
         self._by_uuid = {uuid: at for at, uuid in enumerate(self._fleet.uuids)}
@@ -91,6 +104,7 @@ class SimulatedSource:
         self._jobs = Jobs([])
         self._jobs_of: tuple[tuple[Lease, ...], int] | None = None
         self._lease_started: dict[str, float] = {}
+        self._started_ns: dict[tuple[int, int], int] = {}
         self._time = 0.0
         self._last_ns: int | None = None
         self._emit: Emit = lambda event: None
@@ -127,10 +141,14 @@ class SimulatedSource:
     def processes(self) -> dict[str, list[ProcessSample]]:
         """The processes of all jobs."""
         found: dict[str, list[ProcessSample]] = {host: [] for host in self._fleet.hosts}
+        # A process keeps the start that it was seen with: worked out anew it would be another nanosecond each time.
+        before, self._started_ns = self._started_ns, {}
         per_host = self._fleet.per_host
         memory = self._jobs.memory(self._time)
         utilization = self._physics.utilization
         for job, held in zip(self._jobs.jobs, memory.tolist(), strict=True):
+            worked_out = (self._last_ns or 0) - int((self._time - job.started) / self._time_scale * 1e9)
+            started_ns = self._started_ns[job.device, job.pid] = before.get((job.device, job.pid), worked_out)
             found[self._fleet.hosts[job.device // per_host]].append(
                 ProcessSample(
                     device=self._fleet.uuids[job.device],
@@ -140,7 +158,7 @@ class SimulatedSource:
                     name=job.name,
                     user=job.owner,
                     lease=job.lease,
-                    started_ns=(self._last_ns or 0) - int((self._time - job.started) / self._time_scale * 1e9),
+                    started_ns=started_ns,
                 )
             )
         return found
@@ -178,10 +196,15 @@ class SimulatedSource:
                     continue
                 room = float(self._columns.total[device] - self._columns.reserved[device])
                 granted = float(grant.memory_bytes) or room * grant.share
+                misdeed = self._misdeed(lease, grant)
+                if misdeed == EXCEED_MEMORY:
+                    appetite = _GREED
+                elif misdeed == STRANGER:
+                    jobs.append(self._stranger(device, start, room))
                 jobs.append(
                     Job(
                         device=device,
-                        memory_bytes=int(min(granted, room) * appetite),
+                        memory_bytes=int(min(granted * appetite, room)),
                         share=grant.share,
                         kind=kind,
                         started=start,
@@ -191,6 +214,28 @@ class SimulatedSource:
                 )
         self._lease_started = started
         return jobs
+
+    def _misdeed(self, lease: Lease, grant: Grant) -> str:
+        """What goes wrong under a lease on a device; empty for most."""
+        wanted = lease.labels.get(MISDEED_LABEL, "")
+        if wanted:
+            return wanted
+        chance = digest(f"{self._seed}/{lease.lease_id}/{grant.device}") % 10_000
+        if chance >= self._misbehaving * 10_000:
+            return ""
+        return EXCEED_MEMORY if grant.memory_bytes and chance % 2 else STRANGER
+
+    def _stranger(self, device: int, started: float, room: float) -> Job:
+        pick = digest(f"{self._seed}/{device}/{started:.0f}")
+        return Job(
+            device=device,
+            memory_bytes=int(room * 0.04),
+            share=0.2,
+            kind=NOTEBOOK,
+            started=started,
+            owner=_ACCOUNTS[pick % len(_ACCOUNTS)],
+            name=_FOREIGN[pick % len(_FOREIGN)][0],
+        )
 
     def _background_jobs(self, slot: int) -> list[Job]:
         if self._background <= 0:

@@ -26,6 +26,8 @@ NAMES: Final = (
     "memory_right_sizing",
     "devices_now",
     "stranded_capacity",
+    "lease_violations",
+    "processes_now",
 )
 """In the order that they build on each other."""
 

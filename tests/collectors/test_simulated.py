@@ -268,6 +268,25 @@ async def test_leases_are_followed_from_before_the_start_and_live(nc: Client) ->
     following.cancel()
 
 
+def test_some_misbehave_where_that_is_asked_for() -> None:
+    clock = Clock()
+    source = SimulatedSource(1, 8, background=0, faults_per_device_day=0, misbehaving=1.0, clock_ns=clock)
+    source.open(lambda event: None)
+    devices = [device.uuid for device in source.inventory()[0].devices]
+    held = [lease(uuid, 4 * GIB, f"lease-{number}") for number, uuid in enumerate(devices)]
+    source.set_leases(held)
+    played(source, clock, 60)
+    found = source.processes()["sim-0001"]
+    started = {process.pid: process.started_ns for process in found}
+    for one in held:
+        mine = [process for process in found if process.device == one.grants[0].device]
+        used = sum(process.memory_used_bytes or 0 for process in mine if process.lease == one.lease_id)
+        assert used > 4 * GIB or any(process.lease == "" for process in mine)
+    assert {process.lease for process in found} > {""}, "both happen"
+    played(source, clock, 10)
+    assert {process.pid: process.started_ns for process in source.processes()["sim-0001"]} == started
+
+
 async def test_a_lease_on_the_bus_shows_in_samples_and_processes(
     server: EmbeddedServer, nc: Client, tmp_path: Path
 ) -> None:

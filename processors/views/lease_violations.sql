@@ -1,0 +1,53 @@
+-- question: Who used GPUs without a lease, or beyond it, when and how much?
+-- detail: One row for each time that it lasted for longer than a collector's grace time (30 s).
+-- kind: `process_without_lease` or `lease_memory_exceeded`.
+-- severity: `application` where it takes from somebody else, `info` where it does not: a process on a device that nobody
+--   holds, or a lease that has its device to itself.
+-- host: of the device.
+-- device: uuid.
+-- lease_id: whose memory was exceeded, or the lease that the process names; empty if none.
+-- owner: of that lease; empty if it is not known.
+-- name: of the lease's workload; null without a lease.
+-- pid: of a process without a lease; null otherwise.
+-- user: who runs it.
+-- process: name of its executable.
+-- container: that it is in.
+-- since: when it was seen first.
+-- until: when it was seen last; null while it lasts.
+-- hours: so far.
+-- memory_used_bytes_peak: the greatest; null where the driver hides it.
+-- memory_granted_bytes: to the lease on the device; null for a process without a lease.
+-- message: in one sentence.
+WITH told AS (
+    SELECT *, data->>'violation' AS violation, (data->>'since_ns')::BIGINT AS since_ns,
+        (data->>'until_ns')::BIGINT AS until_ns
+    FROM events
+    WHERE kind IN ('process_without_lease', 'process_without_lease_ended', 'lease_memory_exceeded',
+        'lease_memory_exceeded_ended')
+), began AS (
+    SELECT * FROM told WHERE NOT suffix(kind, '_ended')
+), ended AS (
+    SELECT * FROM told WHERE suffix(kind, '_ended')
+), stopped AS (
+    -- What lasts is told again by a collector that starts anew.
+    SELECT agent, max(time) AS time FROM events WHERE kind = 'agent_stopped' GROUP BY agent
+), spans AS (
+    SELECT b.*, make_timestamptz(b.since_ns // 1000) AS since,
+        CASE
+            WHEN e.until_ns IS NOT NULL THEN make_timestamptz(e.until_ns // 1000)
+            WHEN s.time IS NOT NULL THEN s.time
+            WHEN h.agent <> b.agent THEN b.time
+        END AS until,
+        coalesce(e.data, b.data) AS last
+    FROM began b
+    LEFT JOIN ended e ON e.host = b.host AND e.agent = b.agent AND e.violation = b.violation AND e.since_ns = b.since_ns
+    LEFT JOIN stopped s ON s.agent = b.agent
+    LEFT JOIN hosts h ON h.host = b.host
+)
+SELECT s.kind, s.severity, s.host, s.device, s.data->>'lease' AS lease_id, s.data->>'owner' AS owner, l.name,
+    (s.data->>'pid')::BIGINT AS pid, s.data->>'user' AS "user", s.data->>'name' AS process,
+    s.data->>'container' AS container, s.since, s.until,
+    epoch(coalesce(s.until, now()) - s.since) / 3600 AS hours,
+    (s.last->>'memory_used_bytes')::BIGINT AS memory_used_bytes_peak,
+    (s.data->>'memory_granted_bytes')::BIGINT AS memory_granted_bytes, s.message
+FROM spans s LEFT JOIN leases l ON l.lease_id = (s.data->>'lease')

@@ -1,0 +1,45 @@
+-- question: Which processes are on GPUs now, under which lease, and which of them should not be there?
+-- detail: The last list of each host, if it is less than a minute old.
+-- time: when the list was made.
+-- host: of the device.
+-- gpu: the driver's index of the device.
+-- device: uuid.
+-- model: the product's name.
+-- pid: of the process.
+-- user: who runs it.
+-- process: name of its executable.
+-- kind: `compute`, `graphics` or `both`.
+-- container: that it is in; empty if none.
+-- memory_used_bytes: on the device; null where the driver hides it.
+-- sm_utilization_percent: its share of the device's time; null where the driver has none.
+-- lease_id: that it works under; empty if none is known.
+-- owner: of the lease, while that is active.
+-- name: of the lease's workload.
+-- memory_granted_bytes: to the lease on the device; 0 where none was asked for.
+-- concern: `no lease`, `lease has ended`, `not a device of its lease` or `beyond its lease` (all of the lease's
+--   processes on the device together); empty for one that is as it should be, and for a desktop.
+WITH latest AS (
+    SELECT host, max(time) AS time FROM processes WHERE time >= now() - INTERVAL 60 SECONDS GROUP BY host
+), active AS (
+    SELECT l.lease_id, l.owner, l.name, d.device, d.memory_bytes
+    FROM leases l LEFT JOIN lease_devices d USING (lease_id) WHERE l.state = 'active'
+), holders AS (
+    SELECT DISTINCT lease_id, owner, name FROM active
+), found AS (
+    SELECT p.*, h.owner, h.name AS workload, h.lease_id IS NOT NULL AS known, a.memory_bytes AS granted,
+        sum(p.memory_used_bytes) OVER (PARTITION BY p.host, p.device, p.lease) AS together
+    FROM processes p SEMI JOIN latest USING (host, time)
+    LEFT JOIN holders h ON h.lease_id = p.lease
+    LEFT JOIN active a ON a.lease_id = p.lease AND a.device = p.device
+)
+SELECT f.time, f.host, v.index AS gpu, f.device, v.name AS model, f.pid, f."user", f.name AS process, f.kind,
+    f.container, f.memory_used_bytes, f.sm_utilization_percent, f.lease AS lease_id, f.owner, f.workload AS name,
+    f.granted AS memory_granted_bytes,
+    CASE
+        WHEN f.granted IS NOT NULL THEN CASE WHEN f.granted > 0 AND f.together > f.granted THEN 'beyond its lease' ELSE '' END
+        WHEN f.known THEN 'not a device of its lease'
+        WHEN f.lease <> '' THEN 'lease has ended'
+        WHEN f.kind = 'graphics' THEN ''
+        ELSE 'no lease'
+    END AS concern
+FROM found f LEFT JOIN devices v USING (device)
