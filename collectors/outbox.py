@@ -33,9 +33,10 @@ class Entry:
         samples: device samples in it.
         doubtful: it may have reached the stream so long ago that the stream no longer knows its id.
         sent_at: when it was first sent, by the loop's clock; None if it never was or the bus has refused it since.
+        passed: a later one was stored before it, so that the stream's last message says nothing of it.
     """
 
-    __slots__ = ("doubtful", "message_id", "payload", "samples", "segment", "sent_at", "subject")
+    __slots__ = ("doubtful", "message_id", "passed", "payload", "samples", "segment", "sent_at", "subject")
 
     def __init__(
         self, subject: str, message_id: str, payload: bytes, samples: int, segment: int = 0, doubtful: bool = False
@@ -47,6 +48,7 @@ class Entry:
         self.segment = segment
         self.doubtful = doubtful
         self.sent_at: float | None = None
+        self.passed = False
 
 
 class Outbox:
@@ -154,6 +156,12 @@ class Outbox:
         entry = self._in_flight.get(message_id)
         if entry is not None:
             entry.sent_at, entry.doubtful = None, False
+
+    def passed(self, message_id: str) -> None:
+        """A later message was stored, and this one was lost on its way, or its acknowledgement was."""
+        entry = self._in_flight.get(message_id)
+        if entry is not None:
+            entry.passed = True
 
     def rewind(self) -> None:
         """Whatever is in flight is to be sent again, first and in the same order."""

@@ -372,7 +372,7 @@ class _Session:
 
     def _is_doubtful(self, entry: Entry) -> bool:
         sent = entry.sent_at
-        return not entry.passed and (entry.doubtful or sent is not None and self._loop.time() - sent > DOUBT_SECONDS)
+        return not entry.passed and (entry.doubtful or (sent is not None and self._loop.time() - sent > DOUBT_SECONDS))
 
     async def _is_stored(self, entry: Entry) -> bool:
         """Whether the stream's last message on this subject is this one or a later one of the same run."""

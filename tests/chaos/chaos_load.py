@@ -222,8 +222,18 @@ class Load:
                     await asyncio.wait_for(client.close(), 2)
 
 
-async def read_stream(nc: Client, stream: str, subject: str = ">") -> list[tuple[str, bytes]]:
-    """Every message of a stream, with its subject."""
+async def read_stream(nc: Client, stream: str, subject: str = ">", tries: int = 10) -> list[tuple[str, bytes]]:
+    """Every message of a stream, with its subject. A cluster that has just healed is asked again."""
+    try:
+        return await _read_stream(nc, stream, subject)
+    except (nats.errors.Error, TimeoutError):
+        if not tries:
+            raise
+        await asyncio.sleep(1.0)
+        return await read_stream(nc, stream, subject, tries - 1)
+
+
+async def _read_stream(nc: Client, stream: str, subject: str) -> list[tuple[str, bytes]]:
     found: list[tuple[str, bytes]] = []
     config = api.ConsumerConfig(ack_policy=api.AckPolicy.NONE, mem_storage=True)
     consumer = await nc.jetstream().pull_subscribe(subject, stream=stream, config=config)
