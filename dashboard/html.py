@@ -14,7 +14,7 @@ from nicegui.events import GenericEventArguments
 from .fleet import Trouble
 
 
-def tag(name: str, classes: str = "", text: str | None = None, **attributes: Any) -> Any:
+def tag(name: str, /, classes: str = "", text: str | None = None, **attributes: Any) -> Any:
     """An element; `text` can be changed later with `set_text`. Attributes are named with `_` for `-`."""
     made: Element = TextElement(tag=name, text=text) if text is not None else ui.element(name)
     if classes:
@@ -81,10 +81,19 @@ def search(value: str, on_change: Callable[[str], Any], placeholder: str, classe
 def on_typing(field: Element, then: Callable[[str], Any], pause: float = 0.25) -> None:
     """Have the text of a field told while somebody types, every `pause` seconds at most and at the end."""
 
-    def told(event: GenericEventArguments) -> None:
-        then(str(event.args))
+    def told(event: GenericEventArguments) -> Any:
+        return then(str(event.args))
 
     field.on("input", told, js_handler="(event) => emit(event.target.value)", throttle=pause, leading_events=not pause)
+
+
+def on_choice(field: Element, then: Callable[[str], Any]) -> None:
+    """Have the choice of a select told."""
+
+    def told(event: GenericEventArguments) -> Any:
+        return then(str(event.args))
+
+    field.on("change", told, js_handler="(event) => emit(event.target.value)")
 
 
 _WRAPPED = 48

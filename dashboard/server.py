@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +21,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from ..client.request import default_owner
+from .exports import Exports
 from .fleet import Fleet
 from .security.accounts import Accounts, write_secret
 from .security.guard import Guard
@@ -133,7 +136,9 @@ class Dashboard:
         outer.router.routes.extend(doorman.routes())
         outer.add_route("/health", _health)
         outer.mount("/assets", StaticFiles(directory=Path(__file__).parent / "assets"))
-        self._pages(outer)
+        exports = Exports(self.fleet)
+        outer.router.routes.append(exports.route())
+        self._pages(exports)
         ui.run_with(
             outer,
             title="Corral",
@@ -159,16 +164,17 @@ class Dashboard:
         )
         return GZipMiddleware(guard, minimum_size=1024, compresslevel=5)
 
-    def _pages(self, outer: object) -> None:
-        from .pages import device, fleet, leases
+    def _pages(self, exports: Exports) -> None:
+        from .pages import analytics, device, fleet, leases, request
 
         def frame(request: Request, title: str) -> Frame:
             from .frame import Frame
 
             return Frame(self.fleet, self.sessions, request, title)
 
-        for page in (fleet, device, leases):
+        for page in (fleet, device, leases, request):
             page.register(frame)
+        analytics.register(frame, exports)
 
 
 async def _health(_: Request) -> Response:
@@ -202,6 +208,19 @@ async def serve(settings: Settings, started: Callable[[str, str], None]) -> None
     )
 
     class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Generator[None]:
+            """Stop in order; uvicorn's own would raise the signal again at the end, and with it end the process."""
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self._stop)
+            yield
+
+        def _stop(self) -> None:
+            # Who asks twice does not wait for browsers.
+            self.force_exit = self.should_exit
+            self.should_exit = True
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             link = dashboard.link(url)

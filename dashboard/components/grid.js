@@ -19,7 +19,7 @@ export default {
             {{ column.name }}{{ by === at ? (down ? " ↓" : " ↑") : "" }}</th>
         </tr></thead>
         <tbody>
-          <tr v-for="row in sorted"><td v-for="(cell, at) in row" :class="{num: columns[at].numeric}"><div class="clip" :title="typeof cell === 'string' ? cell : null">{{ show(cell, at) }}</div></td></tr>
+          <tr v-for="row in sorted"><td v-for="(cell, at) in row" :class="{num: columns[at].numeric}"><div class="clip" :class="{num: columns[at].numeric}" :title="typeof cell === 'string' ? cell : null">{{ show(cell, at) }}</div></td></tr>
         </tbody>
       </table>
     </div>`,

@@ -22,6 +22,11 @@ class _Told(Element):
         self._waiting: tuple[Any, ...] | None = None
         self.on("ready", self._ready, [])
 
+    @property
+    def is_ignoring_events(self) -> bool:
+        """Never: one that is hidden until there is something to show has to say that it is ready."""
+        return False
+
     def _ready(self) -> None:
         self._able = True
         if self._waiting is not None:

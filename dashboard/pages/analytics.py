@@ -1,0 +1,207 @@
+"""Analytics: each documented view as a chart and a table, and a console for any question in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct, to_builtins
+from nicegui import ui
+from starlette.requests import Request
+
+from ...client import Client, CorralError, QueryFailed, QueryResult
+from .. import questions
+from ..components.results import Chart, Grid
+from ..exports import Exports
+from ..fleet import Trouble, trouble_of
+from ..frame import Frame, Notice
+from ..html import button, remember, tag, url
+from ..questions import SHOWN, Column
+
+_SECONDS = 60.0
+_EXAMPLE = """-- Any read-only question: SHOW TABLES, DESCRIBE samples, FROM questions …
+SELECT host, avg(gpu_utilization_percent) AS gpu_utilization_percent, max(temperature_celsius) AS hottest_celsius
+FROM samples
+WHERE time > now() - INTERVAL 10 MINUTE
+GROUP BY host
+ORDER BY 2 DESC"""
+_VIEWS = """SELECT t.table_name, t.TABLE_COMMENT, c.column_name, c.COLUMN_COMMENT
+FROM information_schema.tables t JOIN information_schema.columns c USING (table_schema, table_name)
+WHERE t.table_type = 'VIEW' AND t.TABLE_COMMENT IS NOT NULL AND t.table_schema = 'main'
+ORDER BY 1, c.ordinal_position"""
+
+
+class _View(Struct):
+    """A documented view."""
+
+    name: str
+    question: str
+    columns: dict[str, str]
+
+
+async def _views(client: Client) -> list[_View]:
+    found: dict[str, _View] = {}
+    for name, question, column, meaning in (await client.query(_VIEWS, limit=5000)).rows:
+        view = found.setdefault(name, _View(name, question, {}))
+        view.columns[column] = meaning or ""
+    return [found[name] for name in questions.ordered(list(found))]
+
+
+def register(frame: Callable[[Request, str], Frame], exports: Exports) -> None:
+    """Make the page."""
+
+    @ui.page("/analytics")
+    async def page(request: Request, view: str = "", sql: str = "") -> None:
+        around = frame(request, "Analytics")
+        views: list[_View] = []
+        trouble: Trouble | None = None
+        try:
+            views = await around.fleet.ask(_views)
+        except CorralError as error:
+            trouble = trouble_of(error, around.fleet.url)
+        with around.show("/analytics"):
+            with tag("div", "head"), tag("div"):
+                tag("h1", text="Analytics")
+                tag("div", "sub", "What the history answers, read-only. Times are UTC.")
+            if trouble is not None:
+                Notice().tell(trouble, whole=True)
+                return
+            AnalyticsPage(around, exports, views, view, sql[:20_000])
+
+
+class AnalyticsPage:
+    """One browser's view of the history."""
+
+    def __init__(self, frame: Frame, exports: Exports, views: list[_View], view: str, sql: str) -> None:
+        self.frame = frame
+        self._exports = exports
+        self._asked = 0
+        chosen = next((one for one in views if one.name == view), None)
+        console = bool(sql) or view == "console" or not views
+        if not console and chosen is None:
+            chosen = views[0]
+        with tag("div", "with-list"):
+            with tag("nav", "panel questions", aria_label="Questions"):
+                with tag("a", f"question{' here' if console else ''}", href=url("/analytics", view="console")):
+                    tag("div", text="Ask in SQL")
+                    tag("div", text="console")
+                for one in views:
+                    here = chosen is not None and one.name == chosen.name and not console
+                    with tag("a", f"question{' here' if here else ''}", href=url("/analytics", view=one.name)):
+                        tag("div", text=one.question)
+                        tag("div", text=one.name)
+            with tag("div", "main").style("padding:0;max-width:none"):
+                if console:
+                    self._console(sql)
+                elif chosen is not None:
+                    self._view(chosen)
+
+    def _view(self, view: _View) -> None:
+        with tag("section", "panel"):
+            with tag("div", "panel-head"):
+                tag("h2", text=view.question)
+                self._note = tag("span", "note", "Asking…")
+            self._results(view.columns)
+        with tag("section", "panel"):
+            with tag("div", "panel-head"):
+                tag("h2", text="What the columns mean")
+                tag("a", "note link", "Change it in SQL", href=url("/analytics", sql=questions.sql(view.name)))
+            with tag("div", "facts"):
+                for name, meaning in view.columns.items():
+                    with tag("div"):
+                        tag("div", "fact-name mono", name)
+                        tag("div", "fact-value", meaning)
+        known = questions.KNOWN.get(view.name)
+        ui.timer(0, lambda: self._ask(questions.sql(view.name), known.drawing if known else None), once=True)
+
+    def _console(self, sql: str) -> None:
+        with tag("section", "panel"):
+            with tag("div", "panel-head"):
+                tag("h2", text="Ask in SQL")
+                self._note = tag("span", "note", "Ctrl-Enter runs it")
+            with tag("div", "editor"):
+                dark = "vscodeDark" if self.frame.request.cookies.get("corral_theme") == "dark" else "basicLight"
+                self._editor = ui.codemirror(sql or _EXAMPLE, language="SQL", theme=dark, line_wrapping=True)
+                self._editor.style("min-height:150px;height:auto")
+            self._editor.on("keydown.ctrl.enter", self._run, [])
+            self._editor.on("keydown.meta.enter", self._run, [])
+            with tag("div", "bar").style("margin:14px 0"):
+                button("Run", self._run, "primary", "play_arrow")
+            self._results({})
+        if sql:
+            ui.timer(0, self._run, once=True)
+
+    def _results(self, columns: dict[str, str]) -> None:
+        self._meanings = columns
+        self._failure = tag("div", "banner", "", role="alert")
+        self._failure.set_visibility(False)
+        self._trouble = Notice()
+        self._chart = Chart()
+        self._chart.set_visibility(False)
+        with tag("div", "bar").style("margin:14px 0 6px;justify-content:flex-end") as self._export_bar:
+            self._count = tag("span", "note", "")
+            for kind, word in (("csv", "CSV"), ("parquet", "Parquet"), ("arrow", "Arrow")):
+                button(word, lambda kind=kind: self._export(kind), "small", "download", title="All rows, as a file")
+        self._export_bar.set_visibility(False)
+        self._grid = Grid()
+        self._sql = ""
+
+    async def _run(self) -> None:
+        sql = str(self._editor.value or "").strip()
+        if not sql:
+            return
+        remember("/analytics", sql=sql)
+        await self._ask(sql, None)
+
+    async def _ask(self, sql: str, drawing: questions.Drawing | None) -> None:
+        self._asked += 1
+        asked = self._asked
+        self._note.set_text("Asking…")
+        self._failure.set_visibility(False)
+        try:
+            result = await self.frame.fleet.ask(lambda client: client.query(sql, limit=SHOWN, timeout=_SECONDS))
+        except QueryFailed as error:
+            self._fail(asked, str(error))
+            return
+        except CorralError as error:
+            trouble = trouble_of(error, self.frame.fleet.url)
+            if trouble.kind == "error":
+                self._fail(asked, str(error))
+            elif asked == self._asked:
+                self._note.set_text("")
+                self._trouble.tell(trouble, whole=True)
+            return
+        if asked == self._asked:
+            self._trouble.tell(None)
+            self._show(sql, result, drawing)
+
+    def _fail(self, asked: int, text: str) -> None:
+        if asked == self._asked:
+            self._note.set_text("")
+            self._failure.set_text(text)
+            self._failure.set_visibility(True)
+
+    def _show(self, sql: str, result: QueryResult, drawing: questions.Drawing | None) -> None:
+        self._sql = sql
+        rows = result.rows
+        columns = [
+            Column(
+                name=name,
+                numeric=questions.numeric([row[at] for row in rows[:200]]),
+                help=self._meanings.get(name, ""),
+            )
+            for at, name in enumerate(result.columns)
+        ]
+        more = f", the first {SHOWN:,} are shown" if result.truncated else ""
+        self._note.set_text(f"{result.seconds * 1000:,.0f} ms")
+        self._count.set_text(f"{len(rows):,} row{'' if len(rows) == 1 else 's'}{more}")
+        self._export_bar.set_visibility(True)
+        self._grid.fill([to_builtins(column) for column in columns], [[questions.cell(v) for v in row] for row in rows])
+        drawn = questions.draw(result.columns, rows, drawing)
+        self._chart.set_visibility(drawn is not None)
+        if drawn is not None:
+            self._chart.show(drawn.kind, drawn.labels, drawn.series, drawn.unit)
+
+    def _export(self, kind: str) -> None:
+        if self._sql:
+            ticket = self._exports.ticket(self.frame.session.id, self._sql)
+            ui.download.from_url(f"/export/{ticket}/{kind}")

@@ -1,0 +1,212 @@
+"""The questions of the analytics page: which views there are, how each is asked, and as what it is drawn. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+from msgspec import Struct
+
+SHOWN: Final = 1000
+"""Rows that a page shows; an export has them all."""
+BARS: Final = 20
+_LINES: Final = 5
+
+
+class Drawing(Struct, frozen=True, kw_only=True):
+    """How a result becomes a chart.
+
+    Attributes:
+        kind: `bar` or `line`.
+        label: columns that name a bar, or the one column of time.
+        values: columns that are drawn.
+        unit: of the values; empty for plain numbers.
+    """
+
+    kind: str
+    label: tuple[str, ...]
+    values: tuple[str, ...]
+    unit: str = ""
+
+
+class Question(Struct, frozen=True, kw_only=True):
+    """How a view is asked for this page.
+
+    Attributes:
+        order: by what it is sorted; empty leaves it as it comes.
+        drawing: None leaves it to the columns.
+    """
+
+    order: str = ""
+    drawing: Drawing | None = None
+
+
+def _bars(label: str, *values: str, unit: str = "") -> Drawing:
+    return Drawing(kind="bar", label=tuple(label.split()), values=values, unit=unit)
+
+
+KNOWN: Final[dict[str, Question]] = {
+    "fleet_by_hour": Question(
+        order="hour DESC",
+        drawing=Drawing(
+            kind="line", label=("hour",), values=("gpu_utilization_percent", "memory_used_percent"), unit="percent"
+        ),
+    ),
+    "usage_by_owner": Question(order="gpu_hours DESC", drawing=_bars("owner", "gpu_hours", "idle_gpu_hours")),
+    "idle_while_leased": Question(order="idle_gpu_hours DESC", drawing=_bars("owner name device", "idle_gpu_hours")),
+    "lease_usage": Question(
+        order="started DESC", drawing=_bars("owner name lease_id", "gpu_utilization_percent_mean", unit="percent")
+    ),
+    "lease_device_usage": Question(
+        order="started DESC", drawing=_bars("owner host device", "gpu_utilization_percent_mean", unit="percent")
+    ),
+    "memory_right_sizing": Question(
+        order="over_asked_bytes DESC",
+        drawing=_bars("name", "memory_granted_bytes", "memory_used_bytes_p99", "suggested_bytes", unit="bytes"),
+    ),
+    "throttling": Question(
+        order="throttled_percent DESC", drawing=_bars("host device", "throttled_percent", unit="percent")
+    ),
+    "device_health": Question(
+        order="concern = '', unhealthy NULLS LAST, xid_events DESC", drawing=_bars("host device", "xid_events")
+    ),
+    "stranded_capacity": Question(order="stranded_share DESC", drawing=_bars("host reason device", "stranded_share")),
+    "devices_now": Question(
+        order="host, index", drawing=_bars("host index", "gpu_utilization_percent", unit="percent")
+    ),
+    "lease_spans": Question(order="started DESC"),
+    "lease_minutes": Question(order="time DESC"),
+    "lease_buckets": Question(order="time DESC"),
+}
+
+FIRST: Final = ("fleet_by_hour", "usage_by_owner", "idle_while_leased", "memory_right_sizing", "lease_usage",
+                "devices_now", "device_health", "throttling", "stranded_capacity")  # fmt: skip
+"""Views that stand first; all others follow in the history's own order."""
+
+
+def ordered(names: Sequence[str]) -> list[str]:
+    """Views in the order that they are listed."""
+    return [name for name in FIRST if name in names] + [name for name in names if name not in FIRST]
+
+
+def sql(view: str) -> str:
+    """What asks a view."""
+    order = KNOWN.get(view, Question()).order
+    return f"FROM {view}{f' ORDER BY {order}' if order else ''}"
+
+
+class Column(Struct, frozen=True, kw_only=True):
+    """A column of a table.
+
+    Attributes:
+        name: of the column.
+        numeric: it stands at the right.
+        help: what it means; empty if nobody said.
+    """
+
+    name: str
+    numeric: bool
+    help: str = ""
+
+
+def cell(value: Any) -> Any:
+    """A value as a table shows it: numbers stay numbers, all else is text."""
+    if value is None or isinstance(value, bool | str):
+        return value if not isinstance(value, bool) else str(value).lower()
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    # A browser's numbers hold 53 bits.
+    if isinstance(value, int):
+        return value if abs(value) < 2**53 else str(value)
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
+    if isinstance(value, date | timedelta):
+        return str(value)
+    return str(value)
+
+
+def numeric(values: Sequence[Any]) -> bool:
+    """Whether a column holds numbers."""
+    known = [value for value in values if value is not None]
+    return bool(known) and all(
+        isinstance(value, int | float | Decimal) and not isinstance(value, bool) for value in known
+    )
+
+
+class Drawn(Struct, frozen=True, kw_only=True):
+    """A chart.
+
+    Attributes:
+        kind: `bar` or `line`.
+        labels: texts of bars, or epoch milliseconds.
+        series: name and values of each.
+        unit: of the values.
+    """
+
+    kind: str
+    labels: list[Any]
+    series: list[dict[str, Any]]
+    unit: str
+
+
+def draw(columns: Sequence[str], rows: Sequence[Sequence[Any]], drawing: Drawing | None) -> Drawn | None:
+    """The chart of a result; None where there is nothing to draw."""
+    if not rows:
+        return None
+    at = {name: number for number, name in enumerate(columns)}
+    if drawing is None or not {*drawing.label, *drawing.values} <= set(at):
+        drawing = guess(columns, rows)
+    if drawing is None:
+        return None
+    if drawing.kind == "line":
+        place = at[drawing.label[0]]
+        timed = sorted((row for row in rows if isinstance(row[place], datetime)), key=lambda row: row[place])
+        labels: list[Any] = [row[place].timestamp() * 1000 for row in timed]
+        used: Sequence[Sequence[Any]] = timed
+    else:
+        # Bars of nothing at all say nothing.
+        used = [row for row in rows if any(row[at[name]] for name in drawing.values)][:BARS]
+        labels = [_label([row[at[name]] for name in drawing.label]) for row in used]
+    if not used:
+        return None
+    series = [{"name": name, "values": [_number(row[at[name]]) for row in used]} for name in drawing.values]
+    return Drawn(kind=drawing.kind, labels=labels, series=series, unit=drawing.unit)
+
+
+def guess(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Drawing | None:
+    """How a result that nobody knows could be drawn: numbers over its one time, or bars by its first text."""
+    values = {name: [row[number] for row in rows[:200]] for number, name in enumerate(columns)}
+    numbers = [name for name in columns if numeric(values[name])]
+    if not numbers:
+        return None
+    times = [name for name in columns if any(isinstance(value, datetime) for value in values[name])]
+    several = bool(times) and len({row[list(columns).index(times[0])] for row in rows[:200]}) == len(rows[:200])
+    unit = _unit(numbers[0])
+    if times and several and len(rows) > 1:
+        alike = tuple(name for name in numbers if _unit(name) == unit)[:_LINES]
+        return Drawing(kind="line", label=(times[0],), values=alike, unit=unit)
+    texts = [name for name in columns if all(isinstance(value, str) for value in values[name] if value is not None)]
+    if texts and len(rows) > 1:
+        return Drawing(kind="bar", label=(texts[0],), values=(numbers[0],), unit=unit)
+    return None
+
+
+def _unit(name: str) -> str:
+    for suffix, unit in (("bytes", "bytes"), ("percent", "percent"), ("celsius", "celsius"), ("watts", "watts")):
+        if suffix in name:
+            return unit
+    return ""
+
+
+def _label(values: Sequence[Any]) -> str:
+    texts = [str(value) for value in values if value not in (None, "")]
+    # A uuid is told apart by its beginning.
+    return " · ".join(text[:12] + "…" if text.startswith("GPU-") and len(text) > 16 else text for text in texts) or "–"
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float | Decimal) and not isinstance(value, bool) else None
