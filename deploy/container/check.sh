@@ -41,9 +41,12 @@ $ENGINE build ${BUILD_OPTIONS:-} ${PYTHON_IMAGE:+--build-arg PYTHON_IMAGE="$PYTH
     -f deploy/container/Dockerfile -t corral:local .
 
 down() { $COMPOSE down -v >/dev/null 2>&1 || true; }
-trap 'down; rm -rf "${root:-}"' EXIT
+creds=$(mktemp)
+trap 'down; rm -rf "${root:-}" "$creds"' EXIT
 down
 $COMPOSE up -d
+# A service that has ended hands out nothing: this one runs anew, beside it.
+$COMPOSE run --rm -T auth print operator >"$creds"
 
 # within SECONDS COMMAND…: repeats a command until it ends well.
 within() {
@@ -65,10 +68,22 @@ counts() {
         grep -q '"rows":\[\[0,true\]\]'
 }
 
+if "$CORRAL" fleet >/dev/null 2>&1; then
+    echo "check: the bus takes somebody without credentials" >&2
+    exit 1
+fi
+echo "check: nobody gets in without credentials"
+export CORRAL_NATS_CREDS=$creds
 for part in bus planner processor collector; do
     within 60 "$CORRAL" health "$part"
     echo "check: $part is well"
 done
+for part in planner processor collector; do
+    name=$(container "$part")
+    [ "$($ENGINE exec "$name" find / -name '*.creds' -not -path '/proc/*' 2>/dev/null)" = \
+        /var/lib/corral/credentials/corral.creds ]
+done
+echo "check: each part has its own credentials and no others"
 for part in nats processor planner collector; do
     name=$(container "$part")
     [ "$($ENGINE exec "$name" id -u)" != 0 ]
