@@ -41,14 +41,10 @@ async def ask_health(
         The answers, by service and instance.
     """
     found: dict[tuple[str, str], ServiceHealth] = {}
-    nobody = False
     came = asyncio.Event()
 
     async def take(message: Msg) -> None:
-        nonlocal nobody
-        if (message.headers or {}).get("Status") == "503":
-            nobody = True
-        elif len(found) < _MOST:
+        if (message.headers or {}).get("Status") != "503" and len(found) < _MOST:
             with contextlib.suppress(codec.DecodeError):  # a newer service, or a stranger
                 health = codec.decode(message.data, ServiceHealth, codec.JSON)
                 found[health.service.value, health.instance] = health
@@ -63,10 +59,11 @@ async def ask_health(
         await nc.publish(health_subject(service, instance), b"", reply=inbox)
         seconds = first_seconds
         with contextlib.suppress(TimeoutError):
-            while not nobody and not (wanted and wanted <= found.keys()):
+            while not (wanted and wanted <= found.keys()):
                 came.clear()
                 async with asyncio.timeout(seconds):
                     await came.wait()
+                # Nobody in one account is no word about others: the rest has the time that is left after an answer.
                 seconds = QUIET_SECONDS
     finally:
         await subscription.unsubscribe()

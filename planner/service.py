@@ -529,6 +529,8 @@ async def plan(
         connections.append(telemetry_nc)
         await bus.until_laid_out(connections[0].jetstream())
         planner = Planner(connections[0], telemetry_nc, settings)
+        if named is not None:
+            named(planner.id)
         await planner.start()
         await asyncio.Event().wait()
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
+from typing import Final
 
 from msgspec import Struct
 from nats.aio.client import Client
@@ -26,8 +27,12 @@ from nats.errors import Error as NatsError
 
 from . import bus, codec
 from .instruments import INSTRUMENTS, Histogram, ServiceKind
+from .permitted import identity_of
 
 log = logging.getLogger("corral.health")
+
+_ANSWERING: Final = ("", "planner", "processor", "admin")
+"""Roles that people of another account reach; see `cli/authority/roles.py`. Without a role nothing is narrowed."""
 
 Values = Mapping[str, "float | Histogram | Mapping[str, float] | Mapping[str, Histogram]"]
 """By instrument; by the value of its label where it has one."""
@@ -119,14 +124,14 @@ class HealthDoor:
                 with contextlib.suppress(NatsError):  # the bus is away: whoever asked has no use for it any more
                     await nc.publish(message.reply, codec.encode(self.health(), codec.JSON))
 
-        self._subscriptions = [
-            await nc.subscribe(subject, cb=answer)
-            for subject in (
-                bus.HEALTH,
-                f"{bus.HEALTH}.{self.service}",
-                f"{bus.HEALTH}.{self.service}.{self.instance}",
-            )
-        ]
+        own = health_subject(self.service, self.instance)
+        subjects = (bus.HEALTH, health_subject(self.service), own)
+        role = identity_of(nc).role
+        if role == "collector":  # may be asked by itself alone; its reports tell all others
+            subjects = (own,)
+        elif role not in _ANSWERING:
+            subjects = ()
+        self._subscriptions = [await nc.subscribe(subject, cb=answer) for subject in subjects]
 
     async def close(self) -> None:
         """Listen no more."""

@@ -42,8 +42,8 @@ class Answers(Struct, kw_only=True):
     services: list[ServiceHealth] = []
 
 
-_ASKED: Final = tuple(kind for kind in ServiceKind if kind is not ServiceKind.COLLECTOR)
-"""Collectors report by themselves, and there may be thousands."""
+_ASKED: Final = (ServiceKind.PLANNER, ServiceKind.PROCESSOR, ServiceKind.DASHBOARD)
+"""Collectors report by themselves, and there may be thousands; an exporter knows how it is."""
 
 
 async def ask(client: Client, known: Sequence[tuple[str, str]] = ()) -> Answers:

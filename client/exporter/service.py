@@ -138,6 +138,7 @@ class Exporter:
     async def _ask_all(self) -> Answers:
         answers = await ask(self.client, self._known)
         self._known = [(each.service.value, each.instance) for each in answers.services]
+        answers.services.append(self._door.health())
         return answers
 
     def answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
