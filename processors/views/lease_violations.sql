@@ -19,7 +19,7 @@
 -- memory_granted_bytes: to the lease on the device; null for a process without a lease.
 -- message: in one sentence.
 WITH told AS (
-    SELECT *, data->>'violation' AS violation, (data->>'since_ns')::BIGINT AS since_ns,
+    SELECT *, data->>'violation' AS violation, data->>'lease' AS lease, (data->>'since_ns')::BIGINT AS since_ns,
         (data->>'until_ns')::BIGINT AS until_ns
     FROM events
     WHERE kind IN ('process_without_lease', 'process_without_lease_ended', 'lease_memory_exceeded',
@@ -44,10 +44,11 @@ WITH told AS (
     LEFT JOIN stopped s ON s.agent = b.agent
     LEFT JOIN hosts h ON h.host = b.host
 )
-SELECT s.kind, s.severity, s.host, s.device, s.data->>'lease' AS lease_id, s.data->>'owner' AS owner, l.name,
+SELECT s.kind, s.severity, s.host, s.device, s.lease AS lease_id, s.data->>'owner' AS owner, l.name,
     (s.data->>'pid')::BIGINT AS pid, s.data->>'user' AS "user", s.data->>'name' AS process,
     s.data->>'container' AS container, s.since, s.until,
     epoch(coalesce(s.until, now()) - s.since) / 3600 AS hours,
     (s.last->>'memory_used_bytes')::BIGINT AS memory_used_bytes_peak,
     (s.data->>'memory_granted_bytes')::BIGINT AS memory_granted_bytes, s.message
-FROM spans s LEFT JOIN leases l ON l.lease_id = (s.data->>'lease')
+-- The arrow binds more loosely than `=`, and a view is kept without the parentheses that would say so.
+FROM spans s LEFT JOIN leases l ON l.lease_id = s.lease
