@@ -168,7 +168,11 @@ def user(
 @dashboard.command("link")
 def link(state: State = None) -> None:
     """Print a new link that logs in once. The one before it is void."""
-    found = login_link((state or default_state()).expanduser().absolute())
+    from .up import dashboard_state, default_data
+
+    # Without a word it is the one that runs: by itself, or as part of `corral up`.
+    places = [state.expanduser().absolute()] if state else [default_state(), dashboard_state(default_data())]
+    found = next((link for link in map(login_link, places) if link), None)
     if found is None:
         raise CommandError("no dashboard runs on this state folder: start one with `corral dashboard`", FAILED)
     typer.echo(found)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -49,8 +50,9 @@ def up(
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="A bus where anyone on this machine may do anything.")
     ] = False,
+    no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Without the dashboard.")] = False,
 ) -> None:
-    """Start a whole cluster on this machine: bus, collector, processor and planner. Ctrl-C stops it in order.
+    """Start a whole cluster on this machine: bus, collector, processor, planner, dashboard. Ctrl-C stops it in order.
 
     What dies is started again. The data folder is kept, so history and leases are there the next time.
 
@@ -76,6 +78,8 @@ def up(
             raise CommandError(f"--listen {listen} with --no-auth would let anyone do anything: leave one away", USAGE)
         collector = collector_part(source, folder.path, hosts, devices, interval)
         parts = cluster_parts(folder.path, collector)
+        if not no_dashboard and find_spec("nicegui") is not None:
+            parts.append(dashboard_part(folder.path))
         server = EmbeddedServer(folder.path / "nats", port, listen)
         local = None if no_auth else settle(folder.path, server.pid_file, listen)
         if local is not None:
@@ -93,6 +97,18 @@ def cluster_parts(data: Path, collector: Part | None) -> list[Part]:
         Part(name="planner", arguments=["plan"]),
     ]
     return [*parts, collector] if collector else parts
+
+
+def dashboard_part(data: Path) -> Part:
+    """The dashboard, on loopback; it says where in its state folder."""
+    state = dashboard_state(data)
+    (state / "url").unlink(missing_ok=True)
+    return Part(name="dashboard", arguments=["dashboard", "--quiet", "--state", str(state)])
+
+
+def dashboard_state(data: Path) -> Path:
+    """The state folder of a local cluster's dashboard."""
+    return data / "dashboard"
 
 
 def collector_part(source: str, data: Path, hosts: int, devices: int, interval: str) -> Part | None:
@@ -134,7 +150,10 @@ async def _up(
         with out.status("Starting the cluster…") if out.is_terminal else contextlib.nullcontext():
             await supervisor.start()
             folder.write(server.url)
-            waiting = asyncio.create_task(wait_until_ready(server.url, parts, credentials=credentials))
+            seen = dashboard_state(folder.path) / "url"
+            waiting = asyncio.create_task(
+                wait_until_ready(server.url, parts, credentials=credentials, dashboard_url=seen)
+            )
             stopped = asyncio.create_task(stopping.wait())
             await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
@@ -157,7 +176,12 @@ async def _up(
 
 
 async def wait_until_ready(
-    url: str, parts: Sequence[Part], timeout: float = READY_SECONDS, *, credentials: Path | None = None
+    url: str,
+    parts: Sequence[Part],
+    timeout: float = READY_SECONDS,
+    *,
+    credentials: Path | None = None,
+    dashboard_url: Path | None = None,
 ) -> tuple[list[str], requests.FleetSummary | None]:
     """Wait until each part answers and the planner sees devices.
 
@@ -179,11 +203,17 @@ async def wait_until_ready(
                     missing.discard("planner")
                     if summary.usable_devices:
                         missing.discard("collector")
+            if dashboard_url is not None and _written(dashboard_url):
+                missing.discard("dashboard")
             if "processor" in missing and await _history_answers(client):
                 missing.discard("processor")
             if missing:
                 await asyncio.sleep(0.1)
     return sorted(missing), summary
+
+
+def _written(path: Path) -> bool:
+    return path.exists()
 
 
 async def _history_answers(client: Client) -> bool:
@@ -221,7 +251,25 @@ def _print_ready(
     width = max(len(command) for command, _ in rows)
     for command, meaning in rows:
         out.print(f"  {escape(command.ljust(width))}   [dim]{meaning}[/]", soft_wrap=True)
+    _print_dashboard(dashboard_state(data), data)
     out.print("[dim]Ctrl-C stops it.[/]")
+
+
+def _print_dashboard(state: Path, data: Path) -> None:
+    """Where the dashboard is; on a terminal, with a token that logs in once: a log would keep it for others to read."""
+    from .dashboard import login_link
+
+    out = console()
+    try:
+        url = (state / "url").read_text()
+    except FileNotFoundError:
+        return
+    again = "corral dashboard link" + ("" if data == default_data() else f" --state {state}")
+    if out.is_terminal:
+        out.print(f"Dashboard: [bold]{login_link(state)}[/]", soft_wrap=True)
+        out.print(f"  [dim]that link logs in once; another: {escape(again)}[/]", soft_wrap=True)
+    else:
+        out.print(f"Dashboard: {url}; log in by what `{escape(again)}` prints", soft_wrap=True)
 
 
 def _taken(host: str, port: int) -> bool:
