@@ -6,6 +6,7 @@ A setting is taken from the flag, else from the environment, else from the conte
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -133,6 +134,18 @@ def list_contexts(json: Annotated[bool, typer.Option("--json", help="Print JSON,
         star = "*" if name == config.current else " "
         details = "".join(f"  {key} {value}" for key, value in (("creds", one.creds), ("owner", one.owner)) if value)
         typer.echo(f"{star} {name}  {one.nats}{details}")
+
+
+@context.command()
+def export() -> None:
+    """Print what leads to the bus in use as variables, for programs that are not Corral.
+
+    Examples:
+      eval "$(corral context export)"
+    """
+    for variable in VARIABLES.values():
+        if value := os.environ.get(variable):
+            typer.echo(f"export {variable}={shlex.quote(value)}")
 
 
 @context.command()

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from corral.cli.authority.folder import Authority
+from corral.cli.local import account
 from corral.cli.main import main
 
 SIMULATED = ("--source", "simulated", "--hosts", "2", "--devices", "4", "--interval", "200ms")
@@ -76,14 +78,22 @@ def alive(pid: int) -> bool:
 
 
 class LocalCluster:
-    """`corral up` on simulated GPUs: 2 hosts of 4, five samples a second, unless other options are given."""
+    """`corral up` on simulated GPUs: 2 hosts of 4, five samples a second, unless other options are given.
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    Without authentication, so that a command needs no more than the URL; with it, `credentials` are of whoever runs the
+    tests, in the variables that programs take them from.
+    """
+
+    def __init__(self, folder: Path, *options: str, authenticated: bool = False) -> None:
         self.folder = folder
+        self.credentials: dict[str, str] = {}
         self.log = folder.with_suffix(".log")
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [*CORRAL, "up", "--no-auth", "--data", str(folder), "--port", "0", *(options or SIMULATED)],
+                [
+                    *(*CORRAL, "up", "--no-dashboard", "--data", str(folder), "--port", "0", *(options or SIMULATED)),
+                    *(() if authenticated else ("--no-auth",)),
+                ],
                 env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -96,12 +106,14 @@ class LocalCluster:
             self.process.kill()
             raise
         self.url: str = json.loads((folder / "cluster.json").read_text())["url"]
+        if authenticated:
+            self.credentials["CORRAL_NATS_CREDS"] = str(Authority(folder / "auth").credentials(account()))
 
     def output(self) -> str:
         return self.log.read_text()
 
     def corral(self, *arguments: str, **values: str) -> subprocess.CompletedProcess[str]:
-        return invoke(*arguments, url=self.url, **values)
+        return invoke(*arguments, url=self.url, **(self.credentials | values))
 
     def json(self, *arguments: str, **values: str) -> Any:
         """What a command prints with `--json`; it must end well."""

@@ -2,9 +2,15 @@
 # Corral from a shell: the NATS command line and jq.
 set -eu
 : "${CORRAL_NATS_URL:=nats://127.0.0.1:4222}"
-owner=${CORRAL_OWNER:-$(id -un)}
 
-ask() { nats --server "$CORRAL_NATS_URL" request --raw --timeout 10s "$1" "$2"; }
+# The file says for whom it is, and the subjects that only its holder may listen to for answers.
+fact() { sed -n "s/^# $1: //p" "${CORRAL_NATS_CREDS:-/dev/null}"; }
+owner=$(fact owner | tr -d '*')
+owner=${owner:-${CORRAL_OWNER:-$(id -un)}}
+known=${CORRAL_NATS_CREDS:+--nkey $CORRAL_NATS_CREDS --inbox-prefix $(fact inbox)}
+
+# shellcheck disable=SC2086
+ask() { nats --server "$CORRAL_NATS_URL" $known request --raw --timeout 10s "$1" "$2"; }
 
 reply=$(ask "corral.v1.plan.request.$owner" \
     "{\"owner\": \"$owner\", \"gpus\": 2, \"gpu_memory_bytes\": 21474836480, \"ttl_seconds\": 60, \"name\": \"nats-cli\"}")

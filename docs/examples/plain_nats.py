@@ -1,19 +1,24 @@
 """Corral without Corral: everything that a client does is NATS and JSON.
 
-pip install nats-py; python plain_nats.py
+pip install 'nats-py[nkeys]'; python plain_nats.py
 """
 
 import asyncio
 import getpass
 import json
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-OWNER = os.environ.get("CORRAL_OWNER") or getpass.getuser()
+CREDENTIALS = Path(os.environ["CORRAL_NATS_CREDS"]).read_text() if os.environ.get("CORRAL_NATS_CREDS") else ""
+# The file says for whom it is, and the subjects that only its holder may listen to for answers.
+FACTS = dict(re.findall(r"# (\w+): (\S+)", CREDENTIALS))
+OWNER = FACTS.get("owner", "*").replace("*", "") or os.environ.get("CORRAL_OWNER") or getpass.getuser()
 
 
 async def ask(nc: Client, subject: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +30,11 @@ async def ask(nc: Client, subject: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 async def main() -> None:
-    nc = await nats.connect(os.environ.get("CORRAL_NATS_URL", "nats://127.0.0.1:4222"))
+    url = os.environ.get("CORRAL_NATS_URL", "nats://127.0.0.1:4222")
+    known: dict[str, Any] = {}
+    if seed := re.search(r"^SU[A-Z2-7]{56}$", CREDENTIALS, re.MULTILINE):
+        known = {"nkeys_seed_str": seed[0], "inbox_prefix": FACTS["inbox"].encode()}
+    nc = await nats.connect(url, **known)
 
     async def event(message: Msg) -> None:
         told = json.loads(message.data)

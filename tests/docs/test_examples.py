@@ -1,4 +1,4 @@
-"""Each example runs against a real cluster; one whose tool is not here is skipped, and says so."""
+"""Each example runs against a real cluster with authentication; one whose tool is not here is skipped, and says so."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="Py
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    cluster = LocalCluster(tmp_path_factory.mktemp("examples") / "data")
+    cluster = LocalCluster(tmp_path_factory.mktemp("examples") / "data", authenticated=True)
     try:
         wait_for(lambda: cluster.rows("SELECT count(DISTINCT host) FROM samples") == [[2]])
         yield cluster
@@ -32,7 +32,7 @@ def run(cluster: LocalCluster, *command: str, folder: Path = EXAMPLES) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env=environment(CORRAL_NATS_URL=cluster.url),
+        env=environment(CORRAL_NATS_URL=cluster.url, **cluster.credentials),
         capture_output=True,
         text=True,
         timeout=90,

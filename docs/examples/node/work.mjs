@@ -1,12 +1,20 @@
 // Corral from Node: NATS and JSON.
 //
 // npm ci && node work.mjs
+import { readFileSync } from "node:fs";
 import { userInfo } from "node:os";
-import { connect, JSONCodec } from "nats";
+import { connect, JSONCodec, nkeyAuthenticator } from "nats";
 
 const json = JSONCodec();
-const owner = process.env.CORRAL_OWNER || userInfo().username;
-const nc = await connect({ servers: process.env.CORRAL_NATS_URL || "nats://127.0.0.1:4222" });
+const { CORRAL_NATS_URL, CORRAL_NATS_CREDS, CORRAL_OWNER } = process.env;
+
+// The file says for whom it is, and the subjects that only its holder may listen to for answers.
+const file = CORRAL_NATS_CREDS ? readFileSync(CORRAL_NATS_CREDS, "utf8") : "";
+const facts = Object.fromEntries([...file.matchAll(/^# (\w+): (\S+)/gm)].map(([, name, value]) => [name, value]));
+const seed = file.match(/^SU[A-Z2-7]{56}$/m)?.[0];
+const known = seed && { authenticator: nkeyAuthenticator(new TextEncoder().encode(seed)), inboxPrefix: facts.inbox };
+const owner = (facts.owner !== "*" && facts.owner) || CORRAL_OWNER || userInfo().username;
+const nc = await connect({ servers: CORRAL_NATS_URL || "nats://127.0.0.1:4222", ...known });
 
 // One question, one answer; an answer of the type `error` says what is wrong and what to do.
 async function ask(subject, body) {
