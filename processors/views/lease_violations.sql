@@ -50,5 +50,4 @@ SELECT s.kind, s.severity, s.host, s.device, s.lease AS lease_id, s.data->>'owne
     epoch(coalesce(s.until, now()) - s.since) / 3600 AS hours,
     (s.last->>'memory_used_bytes')::BIGINT AS memory_used_bytes_peak,
     (s.data->>'memory_granted_bytes')::BIGINT AS memory_granted_bytes, s.message
--- The arrow binds more loosely than `=`, and a view is kept without the parentheses that would say so.
 FROM spans s LEFT JOIN leases l ON l.lease_id = s.lease
