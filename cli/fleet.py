@@ -126,7 +126,7 @@ DrainLabels = Annotated[
 
 
 def drain(
-    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; people will read it.")],
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; people will read it.")] = "",
     host: DrainHosts = None,
     device: DrainDevices = None,
     host_label: DrainLabels = None,
@@ -136,15 +136,24 @@ def drain(
 ) -> None:
     """Keep new work off devices or hosts, over restarts too; leases that are there go on.
 
+    Without options it lists what is drained.
+
     Examples:
+      corral drain
       corral drain --host node-7 --reason 'new driver'
       corral drain --device GPU-8a3c… --reason 'ECC errors'
       corral drain --host-label rack=r1 --reason 'power work'
     """
-    _need(host, device, host_label)
+    listing = not (reason or host or device or host_label)
+    if not listing:
+        _need(host, device, host_label)
+        if not reason:
+            raise exits.CommandError("say why: --reason", exits.USAGE)
 
     async def work() -> dict[str, str]:
         async with connected(nats, timeout=timeout) as client:
+            if listing:
+                return await client.undrain()
             return await client.drain(
                 reason=reason,
                 hosts=host or (),

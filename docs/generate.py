@@ -174,7 +174,15 @@ def message_reference() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [_channel_row(channel) for channel in CHANNELS]
-    lines += ["", "## Fields", ""]
+    lines += [
+        "",
+        "## JSON Schemas",
+        "",
+        "One file a message, whole in itself. [AsyncAPI](asyncapi.json) has them all.",
+        "",
+    ]
+    lines += [", ".join(f"[{name}](schemas/{name}.json)" for name in sorted(_messages())) + ".", ""]
+    lines += ["## Fields", ""]
     for name, schema in _components().items():
         lines += [f"### {name}", "", schema.get("description", ""), ""]
         if "enum" in schema:

@@ -41,11 +41,19 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
         yield number, _CODE.sub(lambda match: " " * len(match[0]), line)
 
 
+def blanked(text: str) -> str:
+    """A page of the same length whose code is spaces: what is found in it is where it is in the page."""
+    lines = [" " * len(line) for line in text.splitlines()]
+    for number, line in prose(text):
+        lines[number - 1] = line
+    return "\n".join(lines)
+
+
 def links(text: str) -> Iterator[tuple[int, str]]:
     """Line and target of every link and image."""
-    for number, line in prose(text):
-        for match in LINK.finditer(line):
-            yield number, match[3]
+    plain = blanked(text)
+    for match in LINK.finditer(plain):
+        yield plain.count("\n", 0, match.start(3)) + 1, match[3]
 
 
 def slug(heading: str) -> str:

@@ -63,26 +63,23 @@ def assemble(folder: Path) -> Iterator[str]:
     for page, place in at.items():
         yield from links.problems(page)
 
-        def moved(match: re.Match[str], page: Path = page, place: str = place) -> str:
-            image, text, link = match[1], match[2], match[3]
-            where = links.target(page, link)
+        text = "\n".join(page.read_text().splitlines())
+        for match in reversed(list(links.LINK.finditer(links.blanked(text)))):
+            where = links.target(page, match[3])
             if where is None or not where[0].exists():
-                return match[0]
+                continue
             file, anchor = where
             if file.is_dir():
-                return text
+                text = text[: match.start()] + text[match.start(2) : match.end(2)] + text[match.end() :]
+                continue
             if file not in at and file not in assets:
                 inside = file.is_relative_to(DOCS)
                 assets[file] = file.relative_to(DOCS).as_posix() if inside else f"files/{file.relative_to(ROOT)}"
             new = relative(place, at.get(file) or assets[file])
-            return f"{image}[{text}]({new}{'#' + anchor if anchor else ''})"
-
-        lines = page.read_text().splitlines()
-        for number, _ in links.prose(page.read_text()):
-            lines[number - 1] = links.LINK.sub(moved, lines[number - 1])
+            text = text[: match.start(3)] + new + ("#" + anchor if anchor else "") + text[match.end(3) :]
         written = folder / place
         written.parent.mkdir(parents=True, exist_ok=True)
-        written.write_text("\n".join(lines) + "\n")
+        written.write_text(text + "\n")
     for file, place in assets.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / place)

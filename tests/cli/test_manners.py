@@ -51,6 +51,7 @@ def test_without_a_part_the_missing_one_is_named(server: EmbeddedServer, command
         (["request", "--label", "novalue"], "--label"),
         (["request", "--method", "capacity"], "`items`"),
         (["drain", "--reason", "x"], "--device"),
+        (["drain", "--host", "x"], "--reason"),
         (["release"], "--all"),
         (["reqest"], "Did you mean"),
         (["up", "--source", "guesswork"], "guesswork"),
@@ -109,6 +110,7 @@ def test_drains_hold_until_they_are_lifted(cluster: LocalCluster) -> None:
         drains = cluster.json("drain", "--host", host, "--reason", "new driver")["drains"]
         assert list(drains) == [f"host:{host}"]
         assert "new driver" in drains[f"host:{host}"]
+        assert cluster.json("drain")["drains"] == drains
         listed = cluster.corral("devices", "--host", host).stdout
         assert listed.count("new driver") == 4
         assert cluster.corral("request", "--host", host).returncode == 4
