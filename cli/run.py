@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Generator, Sequence
@@ -20,10 +20,14 @@ from ..schemas import requests, units
 from . import exits, render
 from .asking import asking
 from .options import NatsUrl, connected, console, say
+from .remote import Remote
 from .server import die_with_parent
 
 DEFAULT_TTL = "60s"
 """Of a lease that is renewed in the background: so long its GPUs stay taken after a crash."""
+TELL_SECONDS = 10.0
+"""To hand a signal to a command on another host."""
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
 
 Grace = Annotated[
     str, typer.Option("--grace", metavar="TIME", help="Between SIGTERM and SIGKILL where the lease is lost.")
@@ -31,7 +35,9 @@ Grace = Annotated[
 Via = Annotated[
     str | None,
     typer.Option(
-        "--via", metavar="ssh|COMMAND", help="Start it on the granted host: 'ssh', or a command with {host} in it."
+        "--via",
+        metavar="ssh|COMMAND",
+        help="Start it on the granted host: 'ssh', or a command with {host} or {address} in it.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what goes wrong.")]
@@ -115,7 +121,7 @@ async def _held(
             if not quiet:
                 where = ", ".join(f"{grant.host}:{grant.index} {grant.model}" for grant in held.grants)
                 say(f"corral: lease {held.lease_id} on {where}")
-            code = await _child(_command(command, held, via), held, lost, grace)
+            code = await _child(command, held, via, lost, grace)
         finally:
             await context.__aexit__(None, None, None)
     if held.lost is not None:
@@ -124,65 +130,116 @@ async def _held(
     return code
 
 
-def _command(command: Sequence[str], held: HeldLease, via: str | None) -> list[str]:
-    if via is None:
-        return list(command)
+def _remote(held: HeldLease, via: str) -> Remote:
     if len(held.hosts) != 1:
         raise exits.CommandError(f"--via starts one command on one host, but {len(held.hosts)} hosts were granted")
     host = held.hosts[0]
-    prefix = ["ssh", *(["-t"] if sys.stdin.isatty() else []), "{host}"] if via == "ssh" else shlex.split(via)
-    environment = [f"{name}={value}" for name, value in environment_for(held.lease, host).items()]
-    # ssh joins its arguments with spaces and gives them to a shell.
-    remote = shlex.join(["env", *environment, *(command or ["sh", "-l"])])
-    return [*(part.replace("{host}", host) for part in prefix), remote]
+    return Remote(via, host, held.lease.addresses.get(host) or host, terminal=sys.stdin.isatty())
 
 
-async def _child(command: Sequence[str], held: HeldLease, lost: asyncio.Event, grace: float) -> int:
+class _Running:
+    """The command, here or there: who gets a signal, and what must not stay behind.
+
+    Args:
+        process: the command, or what connects to it.
+        held: its lease.
+        remote: where it runs; None for this host.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, held: HeldLease, remote: Remote | None) -> None:
+        self.process = process
+        # On a terminal it shares our group, so that it may read from it and gets Ctrl-C from it.
+        self.terminal = sys.stdin.isatty()
+        self._held = held
+        self._remote = remote
+        self._family: set[int] = set()
+        self._errands: set[asyncio.Task[None]] = set()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Hand a signal on."""
+        if self._remote is None:
+            self._family |= descendants(self.process.pid)
+            _signal(self.process.pid, number, group=not self.terminal)
+            return
+        errand = asyncio.ensure_future(self._tell(self._remote, number))
+        self._errands.add(errand)
+        errand.add_done_callback(self._errands.discard)
+
+    async def kill(self) -> None:
+        """End it with all that it has left behind: none of it may stay on the devices."""
+        if self._remote is not None:
+            await self._tell(self._remote, signal.SIGKILL)
+        for pid in {*self._family, *descendants(self.process.pid), self.process.pid}:
+            _signal(pid, signal.SIGKILL)
+
+    async def settled(self) -> None:
+        """Wait for signals that are on their way to the other host."""
+        for errand in self._errands:
+            errand.cancel()
+        await asyncio.gather(*self._errands, return_exceptions=True)
+
+    async def _tell(self, remote: Remote, number: signal.Signals) -> None:
+        words = remote.tell(self._held.lease_id, number.name.removeprefix("SIG"))
+        nowhere = asyncio.subprocess.DEVNULL
+        try:
+            async with asyncio.timeout(TELL_SECONDS):
+                teller = await asyncio.create_subprocess_exec(*words, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+                told = await teller.wait() == 0
+        except (OSError, TimeoutError):
+            told = False
+        if not told and number in _ENDING:
+            # It can't be told: without its connection the watcher there ends it.
+            _signal(self.process.pid, signal.SIGTERM)
+
+
+async def _child(command: Sequence[str], held: HeldLease, via: str | None, lost: asyncio.Event, grace: float) -> int:
     """Run the command to its end, or to the end of its lease."""
     terminal = sys.stdin.isatty()
     parent = os.getpid()
+    remote = None if via is None else _remote(held, via)
+    words, environment = list(command), os.environ | held.environment
+    if remote is not None:
+        # The connection itself does not work under the lease: it must outlive what the lease's work is told.
+        environment = {name: value for name, value in os.environ.items() if name != "CORRAL_LEASE"}
+        words = remote.start(command, environment_for(held.lease, remote.host), held.lease_id, grace)
 
     def prepare() -> None:
         die_with_parent(parent)
-        # On a terminal it shares our group, so that it may read from it and gets Ctrl-C from it.
         if not terminal:
             os.setpgid(0, 0)
 
     try:
-        process = await asyncio.create_subprocess_exec(*command, env=os.environ | held.environment, preexec_fn=prepare)
+        process = await asyncio.create_subprocess_exec(*words, env=environment, preexec_fn=prepare)
     except FileNotFoundError:
-        say(f"corral: {command[0]}: command not found")
+        say(f"corral: {words[0]}: command not found")
         return 127
     except PermissionError:
-        say(f"corral: {command[0]}: permission denied")
+        say(f"corral: {words[0]}: permission denied")
         return 126
-    with _forwarding(process, terminal):
+    running = _Running(process, held, remote)
+    with _forwarding(running):
         ended = asyncio.create_task(process.wait())
         losing = asyncio.create_task(lost.wait())
         await asyncio.wait({ended, losing}, return_when=asyncio.FIRST_COMPLETED)
         losing.cancel()
         if not ended.done():
             say(f"corral: {held.lost}; stopping the command (SIGTERM, SIGKILL in {grace:g} s)")
-            family = descendants(process.pid)
-            _signal(process.pid, signal.SIGTERM, group=not terminal)
+            running.signal(signal.SIGTERM)
             await asyncio.wait({ended}, timeout=grace)
-            # Whoever the command has left behind must not stay on the devices either.
-            for pid in {*family, *descendants(process.pid), process.pid}:
-                _signal(pid, signal.SIGKILL)
+            await running.kill()
         code = await ended
+        await running.settled()
     return code if code >= 0 else 128 - code
 
 
 @contextlib.contextmanager
-def _forwarding(process: asyncio.subprocess.Process, terminal: bool) -> Generator[None]:
+def _forwarding(running: _Running) -> Generator[None]:
     """Signals to this process go to the command; those that a terminal sends to both are its alone."""
     loop = asyncio.get_running_loop()
     numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGQUIT]
     for number in numbers:
-        own = terminal and number in (signal.SIGINT, signal.SIGQUIT)
-        loop.add_signal_handler(
-            number, (lambda: None) if own else (lambda n=number: _signal(process.pid, n, group=not terminal))
-        )
+        own = running.terminal and number in (signal.SIGINT, signal.SIGQUIT)
+        loop.add_signal_handler(number, (lambda: None) if own else functools.partial(running.signal, number))
     try:
         yield
     finally:

@@ -43,7 +43,7 @@ from .leases.leases import LeaseRecord, Refused
 from .leases.ledger import Ledger, clock
 from .leases.queue import MOST_WAITING, Waiting, WaitingQueue, competes
 from .leases.store import DRAINS, Deposed, Store, WriteFailed
-from .placement.decide import Decision, InvalidRequest, Placed, Policies, decide, environment
+from .placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, decide, environment
 from .remembered import Answer, Answers, conflict, digest_of
 
 log = logging.getLogger("corral.planner.desk")
@@ -216,6 +216,7 @@ class Desk:
             digest=opened.digest,
             planner=self._planner,
             environment=environment(self.fleet, placed.grants, lease_id),
+            addresses=addresses(self.fleet, placed.grants),
             unassigned=placed.unassigned,
             policy=placed.policy,
             distribution=placed.distribution,

@@ -231,6 +231,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         policy: that ranked the devices.
         distribution: how good the distribution of the work items is; None without items.
         holder: of the request.
+        addresses: how the hosts of the grants are reached (by ssh, say), where that is known.
     """
 
     lease_id: str
@@ -250,6 +251,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
     policy: str = ""
     distribution: Distributed | None = None
     holder: str = ""
+    addresses: dict[str, str] = {}
 
 
 class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field="type"):

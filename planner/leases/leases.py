@@ -128,6 +128,7 @@ def grant(
     digest: str,
     planner: str,
     environment: dict[str, dict[str, str]],
+    addresses: dict[str, str] | None = None,
     unassigned: list[UnassignedItem] | None = None,
     policy: str = "",
     distribution: Distributed | None = None,
@@ -149,6 +150,7 @@ def grant(
         policy=policy,
         distribution=distribution,
         holder=request.holder,
+        addresses=addresses or {},
     )
     return LeaseRecord(
         lease=lease,

@@ -242,6 +242,12 @@ def environment(fleet: Fleet, grants: Sequence[Grant], lease_id: str) -> dict[st
     return found
 
 
+def addresses(fleet: Fleet, grants: Sequence[Grant]) -> dict[str, str]:
+    """How the hosts of grants are reached, by host, where their collectors have said so."""
+    hosts = {grant.host: fleet.hosts.get(grant.host) for grant in grants}
+    return {name: host.address for name, host in hosts.items() if host is not None and host.address}
+
+
 def _asked(fleet: Fleet, request: WorkRequest) -> Ask:
     key = ask_key(request)
     if request.distribution is not None:
