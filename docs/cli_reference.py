@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+import tomllib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -52,13 +53,24 @@ def parts(command: Any) -> Help:
             examples.append(line.strip())
         else:
             inside = False
-            text.append(line.strip())
+            text.append(line)
     return Help(lines[0] if lines else "", paragraphs(text), examples)
 
 
 def paragraphs(lines: Iterable[str]) -> list[str]:
-    """Lines joined to paragraphs."""
-    return [" ".join(part.split("\n")) for part in re.split(r"\n\n+", "\n".join(lines).strip()) if part]
+    """Lines joined to paragraphs; what is indented stays as it is."""
+    found: list[str] = []
+    for part in re.split(r"\n\n+", "\n".join(lines).strip("\n")):
+        code = part.startswith("  ") or _is_toml(part)
+        found += [f"```text\n{textwrap.dedent(part)}\n```" if code else " ".join(part.split())] if part.strip() else []
+    return found
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        return bool(tomllib.loads(text))
+    except tomllib.TOMLDecodeError:
+        return False
 
 
 def leaves(name: str) -> Iterator[tuple[str, Any]]:
