@@ -205,6 +205,8 @@ MATRIX: Final[tuple[Access, ...]] = (
         "the fleet's telemetry, live",
         [Role.PLANNER, *PEOPLE],
         *(f"{prefix}.*" for prefix in (*_TELEMETRY, *_FACTS)),
+        # What has come into one account by a service is not seen from another by a stream: it is had from its source.
+        asked_of=(Account.HOSTS,),
     ),
     _may(_SUB, "changes of leases, live", PEOPLE, f"{bus.LEASE_EVENTS}.>"),
     _may(_PUB, "changes of leases", [Role.PLANNER], f"{bus.LEASE_EVENTS}.*.*"),
