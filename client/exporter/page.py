@@ -48,14 +48,14 @@ def write(hosts: Iterable[Host], families: Sequence[Family], xids: dict[str, int
     return parts
 
 
-def labels_of(device: DeviceInfo, host: str, whole: DeviceInfo, instance: int) -> dict[str, str]:
+def labels_of(device: DeviceInfo, host: str, whole: DeviceInfo, instance: str) -> dict[str, str]:
     """The labels that dcgm-exporter gives a device's series.
 
     Args:
         device: a whole one or a MIG instance.
         host: the host's name.
         whole: the device that a MIG instance is part of; the device itself else.
-        instance: number of the instance within it.
+        instance: what tells it from the device's other instances.
     """
     found = {
         "gpu": str(whole.index),
@@ -65,7 +65,7 @@ def labels_of(device: DeviceInfo, host: str, whole: DeviceInfo, instance: int) -
         "modelName": whole.name,
     }
     if device.mig_parent is not None:
-        found |= {"GPU_I_PROFILE": device.mig_profile, "GPU_I_ID": str(instance)}
+        found |= {"GPU_I_PROFILE": device.mig_profile, "GPU_I_ID": instance}
     found["Hostname"] = host
     found["DCGM_FI_DRIVER_VERSION"] = device.driver
     return found
@@ -80,15 +80,20 @@ def device_labels(inventory: Inventory) -> dict[str, dict[str, str]]:
     """The labels of every device of a host, by uuid."""
     host = inventory.host.name
     by_uuid = {device.uuid: device for device in inventory.devices}
-    seen: dict[str, int] = {}
+    numbers: dict[str, int] = {}
+    taken: set[tuple[str, str]] = set()
     found: dict[str, dict[str, str]] = {}
     for device in inventory.devices:
-        whole, number = device, 0
-        if device.mig_parent is not None:
-            whole = by_uuid.get(device.mig_parent, device)
-            number = seen.get(device.mig_parent, 0)
-            seen[device.mig_parent] = number + 1
-        found[device.uuid] = labels_of(device, host, whole, number)
+        whole, instance = device, ""
+        if (parent := device.mig_parent) is not None:
+            whole = by_uuid.get(parent, device)
+            number = numbers[parent] = numbers.get(parent, -1) + 1
+            # Older collectors do not say which instance it is.
+            instance = str(number if device.mig_instance is None else device.mig_instance)
+            if (parent, instance) in taken:  # one instance, split once more for compute: no series may be there twice
+                instance = f"{instance}.{number}"
+            taken.add((parent, instance))
+        found[device.uuid] = labels_of(device, host, whole, instance)
     return found
 
 

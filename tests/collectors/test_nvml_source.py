@@ -423,6 +423,7 @@ def test_mig_instances_are_devices_and_a_new_layout_is_noticed(
     assert parent.mig_enabled
     assert (small.mig_parent, small.mig_profile, small.memory_bytes) == (whole.uuid, "1g.10gb", 10 * 2**30)
     assert (large.mig_profile, large.sm_count) == ("3g.40gb", 60)
+    assert (parent.mig_instance, small.mig_instance, large.mig_instance) == (None, 7, 8), "the driver's own numbers"
     assert large.memory_bandwidth_bytes_per_second == parent.memory_bandwidth_bytes_per_second // 2
     assert not other.mig_enabled
     source.read()

@@ -133,6 +133,16 @@ def test_mig_instances_are_their_parents_with_profile_and_id() -> None:
     assert {label["modelName"] for label in found} == {"NVIDIA H100"}
     instances = sorted((label["GPU_I_PROFILE"], label["GPU_I_ID"]) for label in found if "GPU_I_ID" in label)
     assert instances == [("1g.10gb", "0"), ("1g.10gb", "1")]
+    # The driver's own id where the collector tells it; parts of the same instance are still series of their own.
+    ids = (9, 11, 11)
+    parts = [
+        device(3, uuid=f"MIG-{n}", mig_parent="GPU-3", mig_profile="1g.10gb", mig_instance=number)
+        for n, number in enumerate(ids)
+    ]
+    fleet.inventory(device(3, mig_enabled=True), *parts)
+    fleet.samples(["GPU-3", "MIG-0", "MIG-1", "MIG-2"], memory_used_bytes=[2**30, 2**20, 2**21, 2**22])
+    found = [dict(key) for key in parse(fleet.page())["DCGM_FI_DEV_FB_USED"]]
+    assert sorted(label.get("GPU_I_ID", "") for label in found) == ["", "11", "11.2", "9"]
 
 
 def test_the_silent_are_forgotten_and_the_unknown_wait() -> None:
