@@ -15,6 +15,7 @@ file with a JWT, as `nsc` writes them, is taken as it is.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import ssl
@@ -35,7 +36,7 @@ INBOX_VARIABLE: Final = "CORRAL_INBOX_PREFIX"
 ANY_OWNER: Final = "*"
 """Owner of credentials that may ask under any name, as a portal does that asks for others."""
 
-_FACT: Final = re.compile(r"#\s*(user|role|owner|inbox|ca|cert|key):\s*(\S.*?)\s*$")
+_FACT: Final = re.compile(r"#\s*(user|role|owner|service|inbox|ca|cert|key):\s*(\S.*?)\s*$")
 _SEED: Final = re.compile(r"\s*(SU[A-Z2-7]{56})\s*$")
 _JWT: Final = "BEGIN NATS USER JWT"
 
@@ -51,6 +52,7 @@ class Identity(Struct, frozen=True, kw_only=True):
         user: name of the user; empty if unknown.
         role: such as `requester`; empty if unknown.
         owner: in whose name one may ask for devices; `*` for any, empty if unknown or none.
+        serves: an exporter or a dashboard that the bus lets answer questions.
         inbox: prefix of the subjects that answers come to; empty for the default.
         file: path of the credentials file; empty if none.
         seed: NKey seed; empty if the file holds a JWT.
@@ -62,6 +64,7 @@ class Identity(Struct, frozen=True, kw_only=True):
     user: str = ""
     role: str = ""
     owner: str = ""
+    serves: bool = False
     inbox: str = ""
     file: str = ""
     seed: str = ""
@@ -107,6 +110,7 @@ def identify(
         user=facts.get("user", ""),
         role=facts.get("role", ""),
         owner=facts.get("owner", ""),
+        serves=facts.get("service") == "yes",
         inbox=given(inbox, INBOX_VARIABLE) or facts.get("inbox", ""),
         file=file,
         seed=seed,
@@ -159,7 +163,13 @@ def options(identity: Identity) -> dict[str, Any]:
         found["inbox_prefix"] = identity.inbox
     if identity.ca:
         found["tls"] = _trust(identity)
+        logging.getLogger("asyncio").addFilter(_no_eof)
     return found
+
+
+def _no_eof(record: logging.LogRecord) -> bool:
+    """asyncio warns of each TLS connection that ends, since its own stream protocol does not know of TLS."""
+    return "eof_received() has no effect when using ssl" not in record.getMessage()
 
 
 def _trust(identity: Identity) -> ssl.SSLContext:

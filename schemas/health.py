@@ -31,8 +31,8 @@ from .permitted import identity_of
 
 log = logging.getLogger("corral.health")
 
-_ANSWERING: Final = ("", "planner", "processor", "admin")
-"""Roles that people of another account reach; see `cli/authority/roles.py`. Without a role nothing is narrowed."""
+_ANSWERING: Final = ("", "planner", "processor", "collector", "admin")
+"""Roles that are asked; without one nobody has narrowed anything. Exporters and dashboards may be made to."""
 
 Values = Mapping[str, "float | Histogram | Mapping[str, float] | Mapping[str, Histogram]"]
 """By instrument; by the value of its label where it has one."""
@@ -126,10 +126,8 @@ class HealthDoor:
 
         own = health_subject(self.service, self.instance)
         subjects = (bus.HEALTH, health_subject(self.service), own)
-        role = identity_of(nc).role
-        if role == "collector":  # may be asked by itself alone; its reports tell all others
-            subjects = (own,)
-        elif role not in _ANSWERING:
+        identity = identity_of(nc)
+        if identity.role not in _ANSWERING and not identity.serves:  # the bus lets it be asked by nobody
             subjects = ()
         self._subscriptions = [await nc.subscribe(subject, cb=answer) for subject in subjects]
 

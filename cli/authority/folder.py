@@ -124,7 +124,7 @@ class Authority:
         if hosts:
             authority._make_ca()
             authority._issue_server()
-        authority._give(_SYSTEM, _SYSTEM, "", seed)
+        authority._give(None, seed)
         authority.write_config()
         return authority
 
@@ -195,7 +195,7 @@ class Authority:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
             self.registry.users[name] = user
-            self._give(name, role, user.owner, seed)
+            self._give(user, seed)
             self._save()
         return user
 
@@ -224,10 +224,10 @@ class Authority:
             if name == _SYSTEM:
                 self.registry.system_key = key
                 user = User(name=_SYSTEM, role=Role.ADMIN, key=key)
-                self._give(_SYSTEM, _SYSTEM, "", seed)
+                self._give(None, seed)
             else:
                 user = self.registry.users[name] = replace(self._known(name), key=key)
-                self._give(name, user.role, user.owner, seed)
+                self._give(user, seed)
             self._save()
         return user
 
@@ -255,8 +255,8 @@ class Authority:
             self._make_ca()
             self._issue_server()
             for user in (*self.registry.users.values(), None):
-                name, role, owner = (user.name, user.role, user.owner) if user else (_SYSTEM, _SYSTEM, "")
-                self._give(name, role, owner, read(self.folder / "credentials" / f"{name}.creds")[1])
+                path = self.folder / "credentials" / f"{user.name if user else _SYSTEM}.creds"
+                self._give(user, read(path)[1])
             self._save()
 
     def write_config(self) -> None:
@@ -290,14 +290,28 @@ class Authority:
     def _ca(self) -> Certified:
         return Certified((self.folder / "ca.crt").read_bytes(), (self.folder / "ca.key").read_bytes())
 
-    def _give(self, name: str, role: str, owner: str, seed: str) -> None:
+    def _give(self, user: User | None, seed: str) -> None:
+        """Write a user's credentials; None is the system's."""
         folder = self.folder / "credentials"
+        name = user.name if user else _SYSTEM
         mutual = self.registry.mutual
         if mutual:
             made = certificates.issue(self._ca(), name)
             _write(folder / f"{name}.crt", made.certificate)
             _write(folder / f"{name}.key", made.key)
-        _write(folder / f"{name}.creds", _credentials(name, role, owner, seed, tls=self.tls, mutual=mutual))
+        facts = {
+            "user": name,
+            "role": user.role if user else _SYSTEM,
+            "owner": user.owner if user else "",
+            "service": "yes" if user and user.serves else "",
+            "inbox": f"_INBOX.{name}",
+            "ca": "ca.crt" if self.tls else "",
+            "cert": f"{name}.crt" if mutual else "",
+            "key": f"{name}.key" if mutual else "",
+        }
+        said = [f"# {fact}: {value}" for fact, value in facts.items() if value]
+        lines = ["# Credentials for Corral's bus: whoever has this file is its holder.", *said, seed, ""]
+        _write(folder / f"{name}.creds", "\n".join(lines).encode())
 
     def _known(self, name: str) -> User:
         user = self.registry.users.get(name)
@@ -390,24 +404,6 @@ def _hosts(role: Role, name: str, hosts: Sequence[str]) -> tuple[str, ...]:
                 "* for any, or a range such as gpu[01-16]"
             )
     return ("*",) if "*" in found else tuple(dict.fromkeys(found))
-
-
-def _credentials(user: str, role: str, owner: str, seed: str, *, tls: bool, mutual: bool) -> bytes:
-    facts = {
-        "user": user,
-        "role": role,
-        "owner": owner,
-        "inbox": f"_INBOX.{user}",
-        "ca": "ca.crt" if tls else "",
-        "cert": f"{user}.crt" if mutual else "",
-        "key": f"{user}.key" if mutual else "",
-    }
-    lines = ["# Credentials for Corral's bus: whoever has this file is its holder.", *_facts(facts), seed, ""]
-    return "\n".join(lines).encode()
-
-
-def _facts(facts: dict[str, str]) -> list[str]:
-    return [f"# {name}: {value}" for name, value in facts.items() if value]
 
 
 def _whole_config(folder: Path) -> str:
