@@ -124,7 +124,7 @@ def levels(devices: Sequence[DeviceStatus], metric: Metric) -> bytes:
         if number is None or number != number or state(device) is State.STALE:
             found.append(UNKNOWN)
         else:
-            found.append(min(STEPS, max(0, round((number - low) * scale))))
+            found.append(round((min(max(number, low), high) - low) * scale))
     return bytes(found)
 
 

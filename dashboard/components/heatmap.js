@@ -5,6 +5,7 @@ const UNKNOWN = 255;
 const LEAST = 9;
 const MOST = 72;
 const GAP = 2;
+const BAND = 22;
 const RANGES = { utilization: [0, 100, "%"], memory: [0, 100, "%"], temperature: [25, 95, "°C"] };
 
 export default {
@@ -121,14 +122,14 @@ export default {
       this.plan.counts.forEach((count, group) => {
         if (group) y += 16;
         heads.push([0, y, width]);
-        y += 22;
+        y += BAND;
         for (let n = 0; n < count; n++, at++) {
           xs[at] = (n % columns) * pitch;
           ys[at] = y + Math.floor(n / columns) * pitch;
         }
         y += Math.ceil(count / columns) * pitch;
       });
-      return { xs, ys, heads, cell, label: 22, height: y };
+      return { xs, ys, heads, cell, label: BAND, height: y };
     },
     draw() {
       cancelAnimationFrame(this.frame);
@@ -145,19 +146,19 @@ export default {
       const unknown = css("--unknown");
       const text = css("--text"), muted = css("--muted"), alarm = stateColour(6);
       context.textBaseline = "middle";
-      const small = cell < 14;
+      const tiny = cell < 14 && this.label !== BAND;
       this.heads.forEach(([x, y, width], group) => {
         context.textAlign = "left";
-        context.font = `500 ${small ? 9 : 12}px ${FONT}`;
-        context.fillStyle = small ? muted : text;
+        context.font = `500 ${tiny ? 9 : 12}px ${FONT}`;
+        context.fillStyle = tiny ? muted : text;
         const name = this.fit(context, labels[group], width);
-        context.fillText(name, x, y + (small ? 5 : 7));
+        context.fillText(name, x, y + (tiny ? 5 : 7));
         const note = notes[group];
         context.font = `400 11px ${FONT}`;
         const taken = context.measureText(name).width + 16;
-        if (!small && context.measureText(note).width + taken < width) {
+        if (!tiny && context.measureText(note).width + taken < width) {
           context.fillStyle = muted;
-          if (this.label === 22) context.fillText(note, x + taken, y + 7.5);
+          if (this.label === BAND) context.fillText(note, x + taken, y + 7.5);
           else {
             context.textAlign = "right";
             context.fillText(note, x + width, y + 7.5);
@@ -259,7 +260,7 @@ export default {
       const most = Math.max(1, ...counts);
       const colours = scale(this.metric);
       counts.forEach((count, at) => {
-        const tall = count ? Math.max(1.5, (count / most) * 16) : 0;
+        const tall = count ? Math.max(2, Math.sqrt(count / most) * 16) : 0;
         const x = (at / bars) * width;
         context.fillStyle = css("--muted");
         context.globalAlpha = 0.55;

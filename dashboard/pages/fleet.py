@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -61,6 +62,7 @@ class FleetPage:
         with tag("div") as self._content:
             self._content.classes("main").style("padding:0;max-width:none")
             self._tiles = _Tiles()
+            self._worries = _Worries()
             with tag("section", "panel"):
                 with tag("div", "panel-head"):
                     Segments(_METRICS, metric, self._colour, "Colour by")
@@ -119,6 +121,7 @@ class FleetPage:
             return
         self._sub.set_text(_subtitle(fleet))
         self._tiles.show(fleet)
+        self._worries.show(fleet)
         self._attention.show(fleet)
         self._draw()
 
@@ -219,6 +222,28 @@ class _Tiles:
                 place.set_text(text)
 
 
+class _Worries:
+    """How many devices are in a state that somebody should look at, each a link to these."""
+
+    def __init__(self) -> None:
+        self._place = tag("div", "bar")
+        self._shown: list[tuple[State, int]] | None = None
+
+    def show(self, fleet: Fleet) -> None:
+        """Bring it up to date."""
+        counts = Counter(cells.state(device) for device in fleet.devices)
+        shown = [(state, counts[state]) for state in _WORST if counts[state]]
+        if shown == self._shown:
+            return
+        self._shown = shown
+        self._place.clear()
+        self._place.set_visibility(bool(shown))
+        with self._place:
+            for state, count in shown:
+                target = url("/", metric="health", q=state.name.lower())
+                tag("a", f"chip {_TONES[state]}", f"{count:,} {_STATES[state]}", href=target)
+
+
 class _Attention:
     """Devices that somebody should look at."""
 
@@ -228,9 +253,8 @@ class _Attention:
 
     def show(self, fleet: Fleet) -> None:
         """Bring it up to date."""
-        worst = (State.UNHEALTHY, State.STALE, State.DRAINED, State.THROTTLED)
-        found = [device for device in fleet.devices if cells.state(device) in worst]
-        found.sort(key=lambda device: worst.index(cells.state(device)))
+        found = [device for device in fleet.devices if cells.state(device) in _WORST]
+        found.sort(key=lambda device: _WORST.index(cells.state(device)))
         shown = [(device.uuid, cells.state_words(device)) for device in found]
         if shown == self._shown:
             return
@@ -256,4 +280,11 @@ def _row(device: DeviceStatus) -> tuple[Any, ...]:
     return where, how, cells.short_model(device.model), ", ".join(device.leases) or "–"
 
 
+_WORST = (State.UNHEALTHY, State.STALE, State.DRAINED, State.THROTTLED)
+_STATES = {
+    State.UNHEALTHY: "unhealthy",
+    State.STALE: "without samples",
+    State.DRAINED: "drained",
+    State.THROTTLED: "throttled",
+}
 _TONES = {State.UNHEALTHY: "bad", State.STALE: "", State.DRAINED: "warn", State.THROTTLED: "warn"}

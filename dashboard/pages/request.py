@@ -72,6 +72,7 @@ class RequestPage:
         self.frame = frame
         self.form = form
         self._asked = 0
+        self._asking: asyncio.Task[None] | None = None
         self._page: Page = ui.context.client
         with tag("div", "head"), tag("div"):
             tag("h1", text="Request GPUs")
@@ -195,11 +196,11 @@ class RequestPage:
             return
         self._say("Asking…")
         # It goes on when this page is left: what is granted is then among the leases.
-        background_tasks.create(self._request(fields), name="request")
+        self._asking = background_tasks.create(self._request(fields), name="request")
 
     async def _request(self, fields: RequestFields) -> None:
         def waits(entry: QueueEntry) -> None:
-            self._in_page(lambda: self._say(f"Waiting, number {entry.position} in line", entry.message))
+            self._in_page(lambda: self._say(f"Waiting, number {entry.position} in line", entry.message, waits=True))
 
         try:
             answer = await self.frame.fleet.ask(lambda client: client.request(on_wait=waits, **fields))
@@ -224,11 +225,20 @@ class RequestPage:
         with self._outcome:
             show()
 
-    def _say(self, title: str, text: str = "") -> None:
+    def _say(self, title: str, text: str = "", waits: bool = False) -> None:
+        def stop() -> None:
+            # The client takes the request back, and what was granted at that moment with it.
+            if self._asking is not None:
+                self._asking.cancel()
+            self._say("The request was taken back")
+
         def show() -> None:
-            with tag("div", "verdict", role="status"):
-                ui.icon("hourglass_empty")
-                tag("span", text=title)
+            with tag("div", "panel-head"):
+                with tag("div", "verdict", role="status"):
+                    ui.icon("hourglass_empty" if waits else "info")
+                    tag("span", text=title)
+                if waits:
+                    button("Stop waiting", stop, "small")
             if text:
                 tag("div", "note", text)
 
