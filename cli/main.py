@@ -127,6 +127,10 @@ def load(name: str) -> Any:
         # Every option has a variable, CORRAL_<COMMAND>_<OPTION>; the help names those that have one of their own.
         if hasattr(parameter, "show_envvar"):
             parameter.show_envvar = parameter.envvar is not None  # pyright: ignore[reportAttributeAccessIssue]
+    if "_CORRAL_COMPLETE" in os.environ:
+        from .complete import attach
+
+        attach(name, command)
     return command
 
 
@@ -136,6 +140,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _contexts(incomplete: str) -> list[str]:
+    from .complete import contexts
+
+    return [name for name in contexts(typer.Context(typer.main.get_command(app))) if name.startswith(incomplete)]
 
 
 def _version(wanted: bool) -> None:
@@ -159,7 +169,10 @@ def corral(
         str | None, typer.Option("--creds", metavar="FILE", help="Credentials file. Default: $CORRAL_NATS_CREDS.")
     ] = None,
     context: Annotated[
-        str | None, typer.Option("--context", metavar="NAME", help="A named bus. Default: $CORRAL_CONTEXT.")
+        str | None,
+        typer.Option(
+            "--context", metavar="NAME", help="A named bus. Default: $CORRAL_CONTEXT.", autocompletion=_contexts
+        ),
     ] = None,
     config: Annotated[
         str | None,

@@ -1,0 +1,159 @@
+"""What Tab completes beyond names of commands and options: leases, hosts, contexts, settings, and words from lists.
+
+Leases, hosts and the like are asked of the planner with a short time limit; where none answers nothing is completed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, cast
+
+import typer
+
+from ..schemas import requests
+
+SECONDS: Final = 1.0
+"""Whoever presses Tab waits no longer."""
+
+Found = Iterable[str]
+
+
+def attach(name: str, command: Any) -> None:
+    """Give the parameters of a command, or of a group's commands, what completes them."""
+    for inner in cast("dict[str, Any]", getattr(command, "commands", None) or {}).values():
+        attach(name, inner)
+    for parameter in command.params:
+        word = str(parameter.metavar or "").strip("[].")
+        complete = BY_COMMAND.get((name, parameter.name)) or BY_NAME.get(parameter.name) or BY_METAVAR.get(word)
+        if complete is not None and parameter._custom_shell_complete is None:
+            # Typer takes it when it makes a parameter; ours are made already.
+            parameter._custom_shell_complete = _completer(complete)
+
+
+def _completer(complete: Callable[[typer.Context], Found]) -> Callable[..., list[str]]:
+    def completer(ctx: typer.Context, parameter: Any, incomplete: str) -> list[str]:
+        found: list[str] = []
+        with contextlib.suppress(Exception):  # Tab never prints an error
+            found = [word for word in complete(ctx) if word.startswith(incomplete)]
+        return found
+
+    return completer
+
+
+def contexts(ctx: typer.Context) -> Found:
+    """Names of contexts."""
+    from .config import read
+
+    return read().contexts
+
+
+def keys(ctx: typer.Context) -> Found:
+    """Keys of the configuration file."""
+    from .config import VARIABLES, settings
+    from .main import COMMANDS, load
+
+    yield from (*VARIABLES, "current")
+    for name in COMMANDS:
+        with contextlib.suppress(ImportError):
+            yield from (f"{name}.{key}" for key in settings(load(name)))
+
+
+def commands(ctx: typer.Context) -> Found:
+    """Names of commands."""
+    from .main import COMMANDS
+
+    return COMMANDS
+
+
+def policies(ctx: typer.Context) -> Found:
+    """Names of ranking policies."""
+    from ..planner.placement.policies import POLICIES
+
+    return POLICIES
+
+
+def sorts(ctx: typer.Context) -> Found:
+    """By what `corral top` sorts."""
+    from .board import SORTS
+
+    return SORTS
+
+
+def leases(ctx: typer.Context) -> Found:
+    """Ids of active leases."""
+    return [lease.lease_id for lease in _ask(ctx, lambda client: client.leases())]
+
+
+def waiting(ctx: typer.Context) -> Found:
+    """Ids of requests that wait."""
+    return [entry.request_id for entry in _ask(ctx, lambda client: client.queue())]
+
+
+def hosts(ctx: typer.Context) -> Found:
+    """Names of hosts."""
+    return sorted({device.host for device in _ask(ctx, lambda client: client.devices())})
+
+
+def models(ctx: typer.Context) -> Found:
+    """Models of devices."""
+    return sorted({device.model for device in _ask(ctx, lambda client: client.devices())})
+
+
+def devices(ctx: typer.Context) -> Found:
+    """Uuids of devices."""
+    return [device.uuid for device in _ask(ctx, lambda client: client.devices())]
+
+
+def owners(ctx: typer.Context) -> Found:
+    """Who holds leases."""
+    return sorted({lease.owner for lease in _ask(ctx, lambda client: client.leases())})
+
+
+def _ask(ctx: typer.Context, question: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
+    """What the planner says, of the bus that the rest of the line would go to."""
+    from .context import apply
+    from .options import connected, run
+
+    root = ctx.find_root().params
+    logging.disable(logging.CRITICAL)
+    if config := root.get("config"):
+        os.environ["CORRAL_CONFIG"] = config
+    apply(root.get("context"), lenient=True)
+
+    async def work() -> Any:
+        async with connected(ctx.params.get("nats") or root.get("nats"), timeout=SECONDS) as client:
+            return await question(client)
+
+    return run(work())
+
+
+def _words(values: Iterable[Any]) -> Callable[[typer.Context], Found]:
+    words = [str(value) for value in values]
+    return lambda ctx: words
+
+
+BY_COMMAND: Final[dict[tuple[str, str], Callable[[typer.Context], Found]]] = {
+    ("context", "name"): contexts,
+    ("config", "key"): keys,
+    ("config", "command"): commands,
+    ("up", "source"): _words(("auto", "nvml", "amd", "simulated", "none")),
+    ("top", "sort"): sorts,
+    ("collect", "host"): _words(()),
+    ("dashboard", "host"): _words(()),
+    ("auth", "host"): _words(()),
+}
+BY_NAME: Final[dict[str, Callable[[typer.Context], Found]]] = {
+    "policy": policies,
+    "placement": _words(requests.Placement),
+    "method": _words(requests.Method),
+    "weight_by": _words(by for by in requests.WeightBy if by is not requests.WeightBy.GIVEN),
+    "vendor": _words(("nvidia", "amd")),
+    "host": hosts,
+    "model": models,
+    "device": devices,
+    "owner": owners,
+}
+BY_METAVAR: Final[dict[str, Callable[[typer.Context], Found]]] = {"LEASE": leases, "REQUEST": waiting}

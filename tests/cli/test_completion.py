@@ -1,0 +1,56 @@
+"""Completion by Tab, in a real bash."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from local_cluster import CORRAL, LocalCluster, environment
+
+SCRIPT = """
+eval "$(_CORRAL_COMPLETE=source_bash corral)"
+complete -p corral >&2
+while read -r -a COMP_WORDS; do
+    [ "${COMP_WORDS[-1]}" = TAB ] && COMP_WORDS[-1]=
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) COMPREPLY=()
+    _corral_completion corral
+    echo "${COMPREPLY[@]}"
+done
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_commands_options_and_what_there_is(cluster: LocalCluster, tmp_path: Path) -> None:
+    program = tmp_path / "corral"
+    program.write_text(f'#!/bin/sh\nexec {" ".join(CORRAL)} "$@"\n')
+    program.chmod(0o755)
+    config = tmp_path / "corral.toml"
+    config.write_text(f'[contexts.lab]\nnats = "{cluster.url}"\n[contexts.far]\nnats = "nats://127.0.0.1:9"\n')
+    lease = cluster.json("request")["lease"]["lease_id"]
+    expected = {
+        "corral que": ["query", "queue"],
+        "corral request --mem": ["--memory", "--memory-per-item"],
+        "corral collect --source TAB": ["amd", "auto", "nvml", "replay", "simulated"],
+        "corral run --placement s": ["same_host", "spread"],
+        "corral run --policy pa": ["pack"],
+        "corral context use TAB": ["far", "lab"],
+        "corral --context l": ["lab"],
+        f"corral --context lab release {lease[:4]}": [lease],
+        "corral --context lab drain --host TAB": ["sim-0001", "sim-0002"],
+        "corral --context far drain --host TAB": [],
+        "corral config set collect.inter": ["collect.interval"],
+    }
+    done = subprocess.run(
+        ["bash", "-c", SCRIPT],
+        input="\n".join(expected) + "\n",
+        env=environment(PATH=f"{tmp_path}:/usr/bin:/bin", CORRAL_CONFIG=str(config)),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    cluster.corral("release", "--all")
+    assert "_corral_completion corral" in done.stderr
+    found = {line: sorted(words.split()) for line, words in zip(expected, done.stdout.splitlines(), strict=True)}
+    assert found == expected
+    assert [line for line in done.stderr.splitlines() if not line.startswith("complete ")] == []
