@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -13,11 +14,14 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ..client import Client, CorralError
+from ..collectors.attribution import attribute
 from ..schemas import bus, codec, requests
-from ..schemas.telemetry import ProcessBatch, ProcessSample
+from ..schemas.telemetry import AttributionKind, ProcessBatch, ProcessSample
 
 HISTORY: Final = 120
 """Looks that a sparkline remembers."""
+ROWS_SECONDS: Final = 2.0
+"""Processes are listed anew no sooner: collectors send them every ten seconds."""
 SPARKS: Final = "▁▂▃▄▅▆▇█"
 
 
@@ -29,6 +33,29 @@ class Look(Struct, kw_only=True):
     devices: list[requests.DeviceStatus]
     leases: list[requests.Lease]
     queue: list[requests.QueueEntry]
+
+
+class ProcessRow(Struct, kw_only=True):
+    """A process on a device.
+
+    Attributes:
+        host: of the device.
+        index: of the device on it; -1 if it is not in the fleet (any more).
+        process: as its collector published it.
+        owner: of its lease; empty if that is not active.
+        concern: what is wrong with its being there, in words; empty if nothing.
+    """
+
+    host: str
+    index: int
+    process: ProcessSample
+    owner: str = ""
+    concern: str = ""
+
+    @property
+    def key(self) -> str:
+        """Names the row."""
+        return f"{self.process.device}/{self.process.pid}"
 
 
 async def look(client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> Look:
@@ -61,6 +88,8 @@ class Board:
         self.past: dict[str, deque[float | None]] = {}
         self.mean_past: deque[float | None] = deque(maxlen=HISTORY)
         self.processes: dict[str, list[ProcessSample]] = {}
+        self._rows: list[ProcessRow] = []
+        self._rows_at = -ROWS_SECONDS
 
     async def refresh(self) -> None:
         """Look again; a failure is kept as a text, and the last look with it."""
@@ -85,10 +114,61 @@ class Board:
                 batch = codec.decode(message.data, ProcessBatch)
                 self.processes[batch.host] = batch.processes
 
-    def processes_on(self, device: requests.DeviceStatus) -> list[ProcessSample]:
+    def processes_on(self, device: requests.DeviceStatus) -> list[ProcessRow]:
         """The processes on a device, the largest first."""
-        found = [process for process in self.processes.get(device.host, ()) if process.device == device.uuid]
-        return sorted(found, key=lambda process: -(process.memory_used_bytes or 0))
+        leases = self.last.leases if self.last is not None else []
+        rows = process_rows(device.host, self.processes.get(device.host, ()), leases, {device.uuid: device.index})
+        found = [row for row in rows if row.process.device == device.uuid]
+        return sorted(found, key=lambda row: -(row.process.memory_used_bytes or 0))
+
+    def process_rows(self) -> list[ProcessRow]:
+        """The processes on all devices that were looked at: what is wrong first, then by host and device."""
+        now = time.monotonic()
+        if self.last is not None and now - self._rows_at >= ROWS_SECONDS:
+            self._rows_at = now
+            indices = {device.uuid: device.index for device in self.last.devices}
+            leases: dict[str, list[requests.Lease]] = {}
+            for lease in self.last.leases:
+                for host in {grant.host for grant in lease.grants}:
+                    leases.setdefault(host, []).append(lease)
+            self._rows = [
+                row
+                for host, processes in self.processes.items()
+                for row in process_rows(host, processes, leases.get(host, ()), indices)
+                if row.index >= 0
+            ]
+            self._rows.sort(key=lambda row: (not row.concern, row.host, row.index, row.process.pid))
+        return self._rows
+
+
+def process_rows(
+    host: str, processes: Sequence[ProcessSample], leases: Sequence[requests.Lease], indices: dict[str, int]
+) -> list[ProcessRow]:
+    """A host's processes, each with what is wrong with it.
+
+    Args:
+        host: the host's name.
+        processes: on its devices.
+        leases: active ones; others do no harm.
+        indices: of devices, by uuid.
+    """
+    active = {lease.lease_id: lease for lease in leases}
+    _, violations = attribute(processes, leases)
+    beyond = {(one.lease, one.device) for one in violations if one.kind is AttributionKind.LEASE_MEMORY_EXCEEDED}
+    without = {(one.device, one.pid) for one in violations if one.kind is AttributionKind.PROCESS_WITHOUT_LEASE}
+    rows: list[ProcessRow] = []
+    for process in processes:
+        concern = ""
+        if (process.device, process.pid) in without:
+            concern = "no lease"
+            if process.lease:
+                concern = "not its device" if process.lease in active else "lease has ended"
+        elif (process.lease, process.device) in beyond:
+            concern = "beyond its lease"
+        owner = active[process.lease].owner if process.lease in active else ""
+        index = indices.get(process.device, -1)
+        rows.append(ProcessRow(host=host, index=index, process=process, owner=owner, concern=concern))
+    return rows
 
 
 def sparkline(values: Sequence[float | None], width: int, most: float = 100.0) -> str:

@@ -35,10 +35,10 @@ def top(
     plain: Annotated[bool, typer.Option("--plain", help="A live table without keys.")] = False,
     nats: NatsUrl = None,
 ) -> None:
-    """The fleet, live: devices, hosts, leases and who waits.
+    """The fleet, live: devices, hosts, leases, who waits, and processes with their leases.
 
-    Sort with s and r, filter with /, open a device with Enter, drain it with d, evict a lease with x (you are asked
-    first), leave with q. In a pipe it prints once.
+    Sort with s and r, filter with /, open a device with Enter, drain it with d, end a lease with x (yours is released,
+    another's evicted; you are asked first), leave with q. Tab or 1 to 5 changes the view. In a pipe it prints once.
 
     Examples:
       corral top

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
@@ -17,11 +19,35 @@ from ..client import CorralError
 from ..schemas import requests
 from ..schemas.units import format_bytes
 from . import render
-from .board import HISTORY, SORTS, Board, by_host, picked, short, sparkline
+from .board import HISTORY, SORTS, Board, ProcessRow, by_host, picked, short, sparkline
 from .top import summary_line
-from .top_rows import Rows, device_columns, host_columns, lease_columns, queue_columns
+from .top_rows import Rows, device_columns, host_columns, lease_columns, process_columns, queue_columns
 
-VIEWS = ("devices", "hosts", "leases", "queue")
+VIEWS = ("devices", "hosts", "leases", "queue", "processes")
+
+
+class Sure(ModalScreen[bool]):
+    """Asks before something is done: Enter or y does it, Escape or n does not."""
+
+    DEFAULT_CSS = """
+    Sure { align: center middle; }
+    Sure > Vertical { width: 70; max-width: 95%; height: auto; padding: 1 2; }
+    Sure > Vertical { background: $panel; border: round $warning; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter,y", "dismiss(True)", "Yes"),
+        Binding("escape,n,q", "dismiss(False)", "No"),
+    ]
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        """The question and its keys."""
+        with Vertical():
+            yield Static(Text(self._question))
+            yield Static(Text("Enter does it, Escape does not", "dim"))
 
 
 class Reason(ModalScreen[str | None]):
@@ -109,14 +135,13 @@ def device_page(board: Board, uuid: str, width: int) -> RenderableType:
     parts += [render.leases_table(held) if held else Text("no lease on it", "dim"), Text()]
     processes = board.processes_on(device)
     if processes:
-        made = render.table("PID", "USER", "NAME", "MEMORY", "SM", "LEASE", right=("PID", "MEMORY", "SM"))
-        known = {lease.lease_id for lease in held}
-        for process in processes:
-            memory = process.memory_used_bytes
+        made = render.table("PID", "USER", "NAME", "MEMORY", "SM", "LEASE", "CONCERN", right=("PID", "MEMORY", "SM"))
+        for row in processes:
+            process, memory = row.process, row.process.memory_used_bytes
             made.add_row(
-                str(process.pid), process.user, process.name, "–" if memory is None else format_bytes(memory),
-                render.number(process.sm_utilization_percent, "%"),
-                Text(process.lease or "none", "" if process.lease in known else "yellow"),
+                str(process.pid), escape(process.user), escape(process.name),
+                "–" if memory is None else format_bytes(memory), render.number(process.sm_utilization_percent, "%"),
+                Text(process.lease or "none"), Text(row.concern, "yellow"),
             )  # fmt: skip
         parts.append(made)
     else:
@@ -151,6 +176,7 @@ class TopApp(App[None]):
         Binding("2", "view('hosts')", show=False),
         Binding("3", "view('leases')", show=False),
         Binding("4", "view('queue')", show=False),
+        Binding("5", "view('processes')", show=False),
         Binding("tab", "next_view", "View", priority=True),
         Binding("s", "sort", "Sort"),
         Binding("r", "reverse", "Reverse"),
@@ -158,7 +184,7 @@ class TopApp(App[None]):
         Binding("escape", "clear", show=False),
         Binding("p", "pause", "Pause"),
         Binding("d", "drain", "Drain"),
-        Binding("x", "evict", "Evict"),
+        Binding("x", "end", "End lease"),
     ]
 
     def __init__(self, board: Board, *, sort: str = "host", words: str = "", interval: float = 1.0) -> None:
@@ -174,10 +200,11 @@ class TopApp(App[None]):
             "hosts": Rows(host_columns(), lambda row: row.host, id="hosts-rows"),
             "leases": Rows(lease_columns(), lambda lease: lease.lease_id, id="leases-rows"),
             "queue": Rows(queue_columns(), lambda entry: entry.request_id, id="queue-rows"),
+            "processes": Rows(process_columns(), lambda row: row.key, id="processes-rows"),
         }
 
     def compose(self) -> ComposeResult:
-        """A summary, four views, a filter, the keys."""
+        """A summary, five views, a filter, the keys."""
         yield Static(id="summary")
         with TabbedContent(id="views"):
             for name in VIEWS:
@@ -211,10 +238,15 @@ class TopApp(App[None]):
             self._tables["hosts"].show(by_host(devices))
             self._tables["leases"].show(seen.leases)
             self._tables["queue"].show(seen.queue)
+            processes = self._board.process_rows()
+            self._tables["processes"].show(processes)
             notice.append(f"by {self._sort}{' ↑' if self._reversed else ''}")
             if self._words:
                 notice.append(f" · filter: {self._words} ({len(devices)} of {len(seen.devices)})", "yellow")
             notice.append(f" · {seen.time.astimezone():%H:%M:%S}")
+            stray = sum(bool(row.concern) for row in processes)
+            if stray:
+                notice.append(f" · {stray} processes without a lease or beyond it (5)", "yellow")
         if self._paused:
             notice.append(" · paused", "yellow")
         if self._board.error:
@@ -279,8 +311,9 @@ class TopApp(App[None]):
     def on_rows_chosen(self, event: Rows.Chosen) -> None:
         """Open a device; of a host or a lease, show the devices."""
         row = event.row
-        if isinstance(row, requests.DeviceStatus):
-            self.push_screen(DevicePage(self._board, row.uuid))
+        if isinstance(row, requests.DeviceStatus | ProcessRow):
+            uuid = row.uuid if isinstance(row, requests.DeviceStatus) else row.process.device
+            self.push_screen(DevicePage(self._board, uuid))
         elif not isinstance(row, requests.QueueEntry):
             self.query_one("#filter", Input).value = row.lease_id if isinstance(row, requests.Lease) else row.host
             self.action_view("devices")
@@ -292,7 +325,11 @@ class TopApp(App[None]):
             what: dict[str, Any] = {"devices": [row.uuid]}
             name = f"{row.host} #{row.index} ({short(row.model)})"
             if row.drain_reason:
-                self.run_worker(self._act(self._board.client.undrain(**what), f"{name} takes work again"))
+                self._ask(
+                    f"Let work on {name} again? It is drained: {row.drain_reason}",
+                    lambda: self._board.client.undrain(**what),
+                    f"{name} takes work again",
+                )
                 return
         elif self._view == "hosts" and row is not None:
             what, name = {"hosts": [row.host]}, row.host
@@ -306,16 +343,38 @@ class TopApp(App[None]):
 
         self.push_screen(Reason(f"Keep new work off {name}? Leases that are there go on."), drain)
 
-    def action_evict(self) -> None:
-        """Take a lease back, after a question."""
+    def action_end(self) -> None:
+        """Release a lease or withdraw a request where it is ours, else take the lease back; after a question."""
         row = self._tables[self._view].current
+        client = self._board.client
+        if isinstance(row, requests.QueueEntry):
+            if row.owner != client.owner:
+                self.notify(f"Only {row.owner} may withdraw this request", severity="warning")
+                return
+            request_id = row.request_id
+            self._ask(
+                f"Withdraw request {request_id} ({row.name or 'no name'}, {row.gpus} GPUs)?",
+                lambda: client.withdraw(request_id),
+                f"{request_id} is withdrawn",
+            )
+            return
         lease_id = ""
         if isinstance(row, requests.Lease):
             lease_id = row.lease_id
         elif isinstance(row, requests.DeviceStatus) and row.leases:
             lease_id = row.leases[0]
+        elif isinstance(row, ProcessRow) and row.owner:
+            lease_id = row.process.lease
         if not lease_id:
             self.notify("There is no lease under the cursor", severity="warning")
+            return
+        leases = self._board.last.leases if self._board.last is not None else []
+        if any(lease.lease_id == lease_id and lease.owner == client.owner for lease in leases):
+            self._ask(
+                f"Release your lease {lease_id}? Its work is told to stop.",
+                lambda: client.release(lease_id),
+                f"{lease_id} is released",
+            )
             return
 
         def evict(reason: str | None) -> None:
@@ -323,6 +382,15 @@ class TopApp(App[None]):
                 self.run_worker(self._act(self._board.client.evict(lease_id, reason=reason), f"{lease_id} is evicted"))
 
         self.push_screen(Reason(f"Take lease {lease_id} back? Its work is told to stop."), evict)
+
+    def _ask(self, question: str, doing: Callable[[], Awaitable[Any]], done: str) -> None:
+        """Do something if the answer is yes."""
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.run_worker(self._act(doing(), done))
+
+        self.push_screen(Sure(question), answered)
 
     async def _act(self, doing: Any, done: str) -> None:
         try:

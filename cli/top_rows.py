@@ -17,7 +17,7 @@ from textual.strip import Strip
 
 from ..schemas import requests
 from . import render
-from .board import HISTORY, Board, HostRow, short, sparkline
+from .board import HISTORY, Board, HostRow, ProcessRow, short, sparkline
 
 _HEAD: Final = Style(bold=True, dim=True)
 _CURSOR: Final = Style(bgcolor="#1f4f3f")
@@ -246,6 +246,27 @@ def lease_columns() -> list[Column]:
         Column(title="GPUS", width=4, cell=gpus, right=True),
         Column(title="LEFT", width=6, cell=render.left, right=True),
         Column(title="WHERE", width=18, cell=where, grows=True),
+    ]
+
+
+def process_columns() -> list[Column]:
+    """Of processes."""
+
+    def memory(row: ProcessRow) -> str:
+        used = row.process.memory_used_bytes
+        return "–" if used is None else f"{used / 2**30:.1f}"
+
+    return [
+        Column(title="HOST", width=9, cell=lambda r: r.host, grows=True),
+        Column(title="#", width=2, cell=lambda r: str(r.index), right=True),
+        Column(title="PID", width=7, cell=lambda r: str(r.process.pid), right=True),
+        Column(title="USER", width=8, cell=lambda r: r.process.user, need=2, grows=True),
+        Column(title="PROCESS", width=10, cell=lambda r: r.process.name, grows=True),
+        Column(title="GiB", width=5, cell=memory, right=True),
+        Column(title="SM", width=4, cell=lambda r: render.number(r.process.sm_utilization_percent, "%"), right=True),
+        Column(title="LEASE", width=9, cell=lambda r: r.process.lease or "–", grows=True),
+        Column(title="OWNER", width=8, cell=lambda r: r.owner, need=1, grows=True),
+        Column(title="CONCERN", width=16, cell=lambda r: Text(r.concern, "yellow"), grows=True),
     ]
 
 

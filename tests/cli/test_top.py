@@ -1,13 +1,22 @@
 """`corral top` on a real cluster, driven by its keys, at the size of a small terminal."""
 
+import fcntl
 import json
-from collections.abc import AsyncIterator
+import os
+import pty
+import select
+import struct
+import subprocess
+import termios
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from corral.cli.board import SORTS, Board, by_host, picked, sparkline
 from corral.client import Client, connect
-from corral.schemas.requests import DeviceStatus, FleetSummary
-from local_cluster import LocalCluster
+from corral.schemas.requests import DeviceStatus, FleetSummary, LeaseState
+from corral.schemas.telemetry import ProcessSample
+from local_cluster import CORRAL, LocalCluster, environment, wait_for
 
 pytest.importorskip("textual", reason="corral[top] is not installed")
 
@@ -72,16 +81,115 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
         await pilot.press("d", *"fan", "enter")
         await pilot.pause(0.5)
         assert "fan" in (await client.devices(devices=[uuid]))[0].drain_reason
-        await pilot.press("d")
-        await pilot.pause(0.5)
-        assert not (await client.devices(devices=[uuid]))[0].drain_reason
+        await pilot.press("d", "escape")
+        assert "fan" in (await client.devices(devices=[uuid]))[0].drain_reason
+        await pilot.press("d", "y")
+        await until(pilot, lambda: undrained(client, uuid))
 
+        # One's own lease is released, another's is taken back, which needs a reason.
         await pilot.press("3")
         await pilot.pause(0.3)
         assert "watched" in "\n".join(screen(app))
+        app.query_one("#leases-rows", Rows).action_move_to(at(app, "leases", held.lease_id))
+        await pilot.press("x", "n")
+        assert len(await client.leases(lease_id=held.lease_id)) == 1
+        await pilot.press("x", "enter")
+        await until(pilot, lambda: ended(client, held.lease_id, LeaseState.RELEASED))
+        other = (await client.request(gpus=1, owner="somebody", name="other")).lease
+        await until(pilot, lambda: shown(app, other.lease_id))
+        app.query_one("#leases-rows", Rows).action_move_to(at(app, "leases", other.lease_id))
         await pilot.press("x", *"done", "enter")
-        await pilot.pause(0.5)
-        assert await client.leases(lease_id=held.lease_id) == []
+        await until(pilot, lambda: ended(client, other.lease_id, LeaseState.EVICTED))
+
+
+async def until(pilot: Any, condition: Callable[[], Awaitable[bool]]) -> None:
+    for _ in range(100):
+        if await condition():
+            return
+        await pilot.pause(0.1)
+    raise AssertionError(condition)
+
+
+async def undrained(client: Client, uuid: str) -> bool:
+    return not (await client.devices(devices=[uuid]))[0].drain_reason
+
+
+async def ended(client: Client, lease_id: str, state: LeaseState) -> bool:
+    return [one.state for one in await client.leases(lease_id=lease_id, states=tuple(LeaseState))] == [state]
+
+
+async def shown(app: TopApp, lease_id: str) -> bool:
+    return at(app, "leases", lease_id) >= 0
+
+
+def at(app: TopApp, view: str, key: str) -> int:
+    rows = app.query_one(f"#{view}-rows", Rows)
+    return next((number for number, row in enumerate(rows._rows) if rows._key(row) == key), -1)
+
+
+async def test_processes_are_seen_with_their_leases_and_what_is_wrong_first(client: Client) -> None:
+    held = (await client.request(gpus=1, share=0.5, memory="1GiB", name="greedy")).lease
+    board = Board(client)
+    await board.refresh()
+    assert board.last is not None
+    device = next(one for one in board.last.devices if one.uuid == held.grants[0].device)
+    board.processes = {
+        device.host: [
+            ProcessSample(device=device.uuid, pid=11, lease=held.lease_id, memory_used_bytes=2**29, name="good"),
+            ProcessSample(device=device.uuid, pid=12, memory_used_bytes=2**20, name="stranger", user="eve"),
+            ProcessSample(device=device.uuid, pid=13, lease="long-gone", memory_used_bytes=2**20, name="late"),
+        ]
+    }
+    app = TopApp(board, interval=3600)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("5")
+        await pilot.pause(0.3)
+        lines = screen(app)
+        rows = [line for line in lines if any(name in line for name in ("good", "stranger", "late"))]
+        assert ["no lease" in rows[0], "lease has ended" in rows[1], "good" in rows[2]] == [True] * 3, rows
+        assert "2 processes without a lease" in "\n".join(lines)
+        await pilot.press("enter")
+        await pilot.pause(0.6)
+        page = "\n".join(screen(app))
+        assert "stranger" in page
+        assert "no lease" in page
+    await client.release(held.lease_id)
+
+
+def test_it_runs_in_a_real_terminal_of_80_by_24_and_leaves_it_as_it_was(cluster: LocalCluster) -> None:
+    here, there = pty.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    before = termios.tcgetattr(there)
+    process = subprocess.Popen(
+        [*CORRAL, "top", "--sort", "util"],
+        env=environment(CORRAL_NATS_URL=cluster.url, TERM="xterm-256color"),
+        stdin=there,
+        stdout=there,
+        stderr=there,
+        start_new_session=True,
+    )
+    seen = bytearray()
+
+    def said(text: bytes) -> bool:
+        while select.select([here], [], [], 0.05)[0]:
+            seen.extend(os.read(here, 65536))
+        return text in seen
+
+    try:
+        wait_for(lambda: said(b"8 GPUs"), 30)
+        wait_for(lambda: said(b"sim-0001"), 30)
+        os.write(here, b"2")
+        wait_for(lambda: said(b"USABLE"), 30)
+        os.write(here, b"q")
+        wait_for(lambda: said(b"") or process.poll() is not None, 30)
+        assert process.wait(30) == 0
+        said(b"")
+        assert b"\x1b[?1049l" in seen, "the other screen is left"
+        assert termios.tcgetattr(there) == before
+    finally:
+        process.kill()
+        os.close(here)
+        os.close(there)
 
 
 async def test_five_thousand_devices_stay_within_the_screen(client: Client) -> None:
