@@ -20,6 +20,8 @@ from ..schemas.telemetry import AttributionKind, ProcessBatch, ProcessSample
 
 HISTORY: Final = 120
 """Looks that a sparkline remembers."""
+LOOKS_SHARE: Final = 4
+"""Between two looks passes so many times what a look takes."""
 ROWS_SECONDS: Final = 2.0
 """Processes are listed anew no sooner: collectors send them every ten seconds."""
 SPARKS: Final = "▁▂▃▄▅▆▇█"
@@ -77,6 +79,7 @@ class Board:
         error: why the last attempt failed; empty if it did not.
         past: of each device, utilization in percent, oldest first; None where it is not known.
         processes: of each host, as its collector published them last.
+        took_seconds: how long the last look took.
     """
 
     def __init__(self, client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> None:
@@ -88,23 +91,30 @@ class Board:
         self.past: dict[str, deque[float | None]] = {}
         self.mean_past: deque[float | None] = deque(maxlen=HISTORY)
         self.processes: dict[str, list[ProcessSample]] = {}
+        self.took_seconds = 0.0
         self._rows: list[ProcessRow] = []
         self._rows_at = -ROWS_SECONDS
 
     async def refresh(self) -> None:
         """Look again; a failure is kept as a text, and the last look with it."""
+        started = time.monotonic()
         try:
             seen = await look(self.client, self._hosts, self._models)
         except CorralError as error:
             self.error = str(error)
             return
         self.last, self.error = seen, ""
+        self.took_seconds = time.monotonic() - started
         for device in seen.devices:
             past = self.past.get(device.uuid)
             if past is None:
                 past = self.past[device.uuid] = deque(maxlen=HISTORY)
             past.append(device.utilization_percent)
         self.mean_past.append(seen.fleet.utilization_percent_mean)
+
+    def pause(self, interval: float) -> float:
+        """Seconds until the next look: of a huge fleet it takes the planner's time, which is for those who want GPUs."""
+        return max(interval, LOOKS_SHARE * self.took_seconds)
 
     async def follow_processes(self) -> None:
         """Keep the processes of every host, until cancelled."""

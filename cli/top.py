@@ -122,4 +122,4 @@ async def _live(board: Board, sort: str, words: str, interval: float) -> None:
                 board.last.devices = picked(board.last.devices, sort, False, words)
                 shown = page(board.last, most=max(5, out.height - 18))
                 live.update(Group(Text(board.error, "red"), shown) if board.error else shown, refresh=True)
-            await asyncio.sleep(interval)
+            await asyncio.sleep(board.pause(interval))

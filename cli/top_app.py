@@ -223,7 +223,7 @@ class TopApp(App[None]):
 
     async def _look_on(self) -> None:
         while True:
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(self._board.pause(self._interval))
             if not self._paused:
                 await self._board.refresh()
                 self._write()
