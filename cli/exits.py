@@ -14,11 +14,13 @@ NO_SERVICE: Final = 6
 TIMED_OUT: Final = 7
 QUERY_FAILED: Final = 8
 LEASE_LOST: Final = 9
+NOT_EXECUTABLE: Final = 126
+NOT_FOUND: Final = 127
 INTERRUPTED: Final = 130
 
 MEANINGS: Final[dict[int, str]] = {
     OK: "done",
-    FAILED: "something unforeseen failed (CORRAL_DEBUG=1 shows where)",
+    FAILED: "something unforeseen failed (`CORRAL_DEBUG=1` shows where); `corral doctor` found a problem",
     USAGE: "wrong usage, or a request with a field that is wrong",
     NO_SERVER: "no NATS server answers",
     REJECTED: "the work request was turned down",
@@ -27,6 +29,8 @@ MEANINGS: Final[dict[int, str]] = {
     TIMED_OUT: "no answer in time",
     QUERY_FAILED: "the database refused the statement",
     LEASE_LOST: "`corral run`: the lease ended before the command did",
+    NOT_EXECUTABLE: "`corral run`: the command can't be run",
+    NOT_FOUND: "`corral run`: there is no such command",
     INTERRUPTED: "interrupted",
 }
 

@@ -96,6 +96,7 @@ def watch(
     host: Hosts = None,
     device: Devices = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Stop after so many samples; 0 goes on.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="As it does anyway.")] = False,
     nats: NatsUrl = None,
 ) -> None:
     """Print samples as they come, one JSON object a line.

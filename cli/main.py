@@ -157,8 +157,9 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback(
-    epilog="Exit codes: 0 done · 2 wrong usage · 3 no server · 4 rejected · 5 not found or not yours · "
-    "6 no planner or processor · 7 timed out · 8 query failed · 9 lease lost · 130 interrupted"
+    epilog="Exit codes: 0 done · 1 failed · 2 wrong usage · 3 no server · 4 rejected · 5 not found or not yours · "
+    "6 no planner or processor · 7 timed out · 8 query failed · 9 lease lost · "
+    "126, 127 the command can't be run · 130 interrupted"
 )
 def corral(
     ctx: typer.Context,
@@ -221,10 +222,15 @@ def main(arguments: list[str] | None = None) -> None:
         if name.startswith("CORRAL_") and value.startswith("tcp://"):
             del os.environ[name]
     try:
-        typer.main.get_command(app).main(arguments, prog_name="corral")
+        ended = typer.main.get_command(app).main(arguments, prog_name="corral", standalone_mode=False)
     except KeyboardInterrupt:
         sys.exit(130)
+    except typer.Abort:
+        print("corral: nothing was done", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
+        if hasattr(error, "format_message"):
+            sys.exit(_wrong_usage(error))
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         from .exits import code_and_message
@@ -234,6 +240,19 @@ def main(arguments: list[str] | None = None) -> None:
             message += settings.blame(message)
         print(f"corral: {message}", file=sys.stderr)
         sys.exit(code)
+    sys.exit(ended if isinstance(ended, int) else 0)
+
+
+def _wrong_usage(error: Any) -> int:
+    """Say what was wrong with the command line, in a line; where nothing was given at all, show the help."""
+    ctx = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        words = " ".join(error.format_message().split())
+        path = ctx.command_path if ctx is not None else "corral"
+        print(f"corral: {words.rstrip('.')} ({path} --help)", file=sys.stderr)
+    return error.exit_code
 
 
 if __name__ == "__main__":
