@@ -151,7 +151,8 @@ def test_every_command_has_help_with_examples(name: str) -> None:
 NO_JSON = {
     "up", "demo", "run", "shell", "collect", "process", "plan", "export", "dashboard",  # run until something ends
     "context add", "context use", "context remove", "context export",  # a line, or a file
-    "config set", "config unset", "config check", "config path", "auth init", "dashboard user",
+    "config set", "config unset", "config check", "config path", "dashboard user", "dashboard link",
+    "auth init", "auth add", "auth apply", "auth revoke", "auth rotate", "auth print",
 }  # fmt: skip
 
 
