@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+import duckdb
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
@@ -21,11 +22,13 @@ from .ingest.deadletters import DeadLetters
 from .ingest.ingest import CONSUMERS, Ingest
 from .sql import quack
 from .sql.query import QueryService
-from .storage import Database, Maintenance, Retention
+from .storage import Database, Maintenance, Retention, StoragePaused
+from .storage.errors import StorageDamaged
 from .vitals import Vitals
 
 log = logging.getLogger("corral.processor")
 
+SETTLED_SECONDS: Final = 3.0
 CLOSE_SECONDS: Final = 2.0
 """A connection whose server is gone or frozen is left behind after it."""
 
@@ -70,6 +73,7 @@ async def process(
     Raises:
         StorageError: the database can't be used; the message says why and what to do.
         QuackError: the remote door can't be opened; likewise.
+        StorageDamaged: its file was found to be damaged meanwhile; the next start rebuilds it.
         BusUnavailable: no server answered, or it has closed the connection for good.
     """
     loop = asyncio.get_running_loop()
@@ -132,6 +136,7 @@ async def process(
             async with asyncio.TaskGroup() as tasks:
                 for ingest in ingests:
                     tasks.create_task(ingest.run())
+                tasks.create_task(_settle_recovery(storage, ingests))
                 await service.start()
                 await copies.start()
                 vitals.queries = service
@@ -144,8 +149,8 @@ async def process(
                     health.stopping = True
                     await service.stop()
                     await copies.stop()
-        except* bus.BusUnavailable as gone:
-            raise gone.exceptions[0] from None
+        except* (bus.BusUnavailable, StorageDamaged) as gone:
+            raise bus.first_of(gone) from None
         finally:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CLOSE_SECONDS):
@@ -153,3 +158,13 @@ async def process(
     finally:
         await asyncio.shield(loop.run_in_executor(None, maintenance.stop))
         await loop.run_in_executor(None, storage.close)
+
+
+async def _settle_recovery(storage: Database, ingests: Sequence[Ingest]) -> None:
+    """After a recovery: once all that the streams still had is stored, tell what is missing."""
+    while True:
+        await asyncio.sleep(SETTLED_SECONDS)
+        if all(ingest.begun and not ingest.lag_messages and not ingest.paused for ingest in ingests):
+            await asyncio.sleep(SETTLED_SECONDS)
+            with contextlib.suppress(StoragePaused, duckdb.Error):
+                return await asyncio.to_thread(storage.settle_recovery)

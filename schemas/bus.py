@@ -346,6 +346,14 @@ async def connect(
         pause = min(pause * 2, 2.0)
 
 
+def first_of(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The first error in a group of groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]  # pyright: ignore[reportUnknownVariableType]
+    return error
+
+
 async def until_closed(nc: Client, closed: asyncio.Event) -> None:
     """Wait for the end of a connection that was made with `closed`.
 

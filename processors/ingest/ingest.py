@@ -21,7 +21,7 @@ from nats.errors import Error as NatsError
 
 from ...schemas import bus
 from ...schemas.instruments import ROWS, SECONDS, SIZES, Histogram
-from ..storage.errors import StorageError, StoragePaused, Unstorable
+from ..storage.errors import StorageDamaged, StorageError, StoragePaused, Unstorable
 from ..storage.interface import Batch, Storage
 from . import facts
 from .arrivals import Arrivals
@@ -117,6 +117,7 @@ class Ingest:
     Attributes:
         counts: see `Counts`.
         paused: why nothing is stored at the moment; empty while it is.
+        begun: whether it has read on where the storage stands.
         part: what it reads, as the storage names it.
         begun: it reads.
     """
@@ -139,6 +140,7 @@ class Ingest:
         self._bytes_per_sample = 0.0
         self.counts = Counts()
         self.paused = ""
+        self.begun = False
         self.begun = False
 
     @property
@@ -181,6 +183,7 @@ class Ingest:
             log.warning("%s can't be read yet: %r", stream, error)
             return False
         log.info("%s: reading from %d", stream, after + 1)
+        self.begun = True
         return True
 
     async def _decode_all(self, decoded: asyncio.Queue[_Decoded]) -> None:
@@ -226,7 +229,7 @@ class Ingest:
             try:
                 await loop.run_in_executor(self._threads, self._store, batch)
                 break
-            except Unstorable:
+            except (Unstorable, StorageDamaged):
                 raise
             except (StoragePaused, StorageError) as error:
                 if str(error) != self.paused:

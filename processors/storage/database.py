@@ -21,8 +21,8 @@ from duckdb import DuckDBPyConnection
 from ...schemas.metrics import METRICS
 from .. import views
 from ..sql import confine
-from . import facts, migrations, schema
-from .errors import StorageError, StoragePaused, Unstorable
+from . import facts, migrations, recovery, schema
+from .errors import StorageDamaged, StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, Series
 from .statements import registered, transaction
 
@@ -88,6 +88,22 @@ class Database:
         self.series = Series()
         self._series_stored = 0
         self.processor = ""
+        self.damaged = ""
+        """Found while it was open; nothing is stored any more then."""
+        self._recovered_through = 0
+        self._start()
+
+    def _start(self) -> None:
+        """Open the file; one that is damaged is put aside first, and another one made of what can be had."""
+        damage = recovery.examine(self.path)
+        if not damage:
+            try:
+                self._open()
+            except StorageDamaged as error:
+                damage = str(error)
+            else:
+                return
+        recovery.recover(self.path, self.archive, damage)
         self._open()
 
     def _open(self) -> None:
@@ -102,11 +118,14 @@ class Database:
                 root.execute("INSERT INTO corral_meta VALUES ('processor', ?)", found)
         except duckdb.Error as error:
             root.close()
-            raise as_storage_error(error, self.path) from error
+            raise _opening_error(error, self.path) from error
         except BaseException:
             root.close()
             raise
         self.processor = str(found[0])
+        recovery.sign(self.path, self.processor)
+        through = root.execute("SELECT value FROM corral_meta WHERE key = ?", [recovery.THROUGH]).fetchone()
+        self._recovered_through = int(through[0]) if through else 0
         self._root = root
         self._writer = root.cursor()
         self._load(self._writer)
@@ -175,6 +194,8 @@ class Database:
     def commit(self, batch: Batch) -> None:
         """Store a batch with its watermark, all of it or nothing. A batch that is stored already changes nothing."""
         with self.writing:
+            if self.damaged:
+                raise StorageDamaged(f"{self.path} is damaged: {self.damaged}")
             if self._writer is None:
                 self._reopen()
             created, sequence, _ = self._watermarks.get(batch.stream, ("", 0, 0))
@@ -211,7 +232,7 @@ class Database:
             self._write_samples(cursor, batch.samples, number)
         for name, table in batch.tables.items():
             with registered(cursor, "incoming", table):
-                cursor.execute(f"INSERT INTO {name} SELECT * FROM incoming")
+                cursor.execute(f"INSERT INTO {name} SELECT * FROM incoming{self._unless_there(name)}")
         facts.write_inventories(cursor, batch.inventories)
         facts.write_leases(cursor, batch.leases)
         if batch.arrivals:
@@ -276,7 +297,24 @@ class Database:
         # A reader, not a table: DuckDB would split a table over its threads, which then wait for each other. One
         # thread takes half the CPU time, and leaves the other cores to decoding and to queries.
         with registered(cursor, "incoming", samples.to_reader(max_chunksize=CHUNK_ROWS)):
-            cursor.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM incoming")
+            unless = ""
+            if self._recovered_through and pc.min(samples["time"].cast(pa.int64())).as_py() <= self._recovered_through:  # pyright: ignore[reportAttributeAccessIssue]
+                unless = recovery.unless_there(cursor, self.archive, table)
+            cursor.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM incoming{unless}")
+
+    def _unless_there(self, name: str) -> str:
+        """After a recovery the streams bring again what is there already."""
+        keys = recovery.REPLAY_KEYS.get(name) if self._recovered_through else None
+        return f" ANTI JOIN {name} USING ({', '.join(keys)})" if keys else ""
+
+    def settle_recovery(self) -> None:
+        """The streams were read again as far as they go: tell what could not be had back."""
+        with self.writing:
+            cursor = self.cursor()
+            try:
+                recovery.settle(cursor, self.path)
+            finally:
+                cursor.close()
 
     def size_bytes(self) -> int:
         """Of the file and its write-ahead log."""
@@ -300,6 +338,8 @@ class Database:
     def _reopen(self) -> None:
         try:
             self._open()
+        except StorageDamaged:
+            raise
         except StorageError as error:
             raise StoragePaused(str(error)) from error
 
@@ -360,7 +400,7 @@ def _connect(path: Path, memory_bytes: int | None, threads: int | None) -> DuckD
     try:
         connection = duckdb.connect(str(path))
     except duckdb.Error as error:
-        raise as_storage_error(error, path) from error
+        raise _opening_error(error, path) from error
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(f"SET checkpoint_threshold = '{CHECKPOINT_BYTES}B'")
     if memory_bytes is not None:
@@ -368,6 +408,14 @@ def _connect(path: Path, memory_bytes: int | None, threads: int | None) -> DuckD
     if threads is not None:
         connection.execute(f"SET threads = {threads}")
     return connection
+
+
+def _opening_error(error: duckdb.Error, path: Path) -> StorageError | StoragePaused:
+    """Of what goes wrong while a file is opened more is damage than later."""
+    found = as_storage_error(error, path)
+    if type(found) is StorageError and recovery.UNREADABLE.search(str(error)):
+        return StorageDamaged(f"{path} is damaged: {_first_line(str(error))}")
+    return found
 
 
 def as_storage_error(error: duckdb.Error, path: Path) -> StorageError | StoragePaused:
@@ -383,6 +431,8 @@ def as_storage_error(error: duckdb.Error, path: Path) -> StorageError | StorageP
         return StorageError(f"{path} was written by another version of DuckDB: {text}")
     if "Permission denied" in text or "Read-only file system" in text:
         return StorageError(f"{path} can't be written: {text}")
+    if recovery.DAMAGED.search(text):
+        return StorageDamaged(f"{path} is damaged: {_first_line(text)}")
     if _FULL.search(text):
         return StoragePaused(f"nothing can be written to {path.parent}: {_first_line(text)}")
     if _INVALIDATED.search(text):

@@ -11,6 +11,10 @@ class Unstorable(StorageError):
     """The database refuses a value of the batch, and would refuse it again."""
 
 
+class StorageDamaged(StorageError):
+    """The database's file is damaged; the next start puts it aside and rebuilds it (`recovery.py`)."""
+
+
 class StoragePaused(RuntimeError):
     """Nothing can be stored at the moment (a full disk, say); it is worth trying again."""
 

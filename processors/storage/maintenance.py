@@ -16,7 +16,7 @@ from typing import Final
 import duckdb
 from msgspec import Struct
 
-from . import archive, rollups
+from . import archive, recovery, rollups
 from .database import Database
 from .errors import StoragePaused
 
@@ -45,6 +45,7 @@ class Retention(Struct, frozen=True, kw_only=True):
 
 ROLLUP_SECONDS: Final = {"10s": 2.0, "1m": 5.0, "1h": 10.0}
 HOUSEKEEPING_SECONDS: Final = 60.0
+RECOVERY_SECONDS: Final = 1.0
 ARRIVALS_KEPT_SECONDS: Final = 3 * 86400.0
 
 
@@ -90,6 +91,7 @@ class Maintenance:
                 _Job(f"rollup {level.name}", lambda level=level: self.roll_up(level), ROLLUP_SECONDS[level.name])
                 for level in rollups.LEVELS
             ),
+            _Job("rollups of a lost database", self.roll_up_archived, RECOVERY_SECONDS),
             _Job("housekeeping", self.keep_house, HOUSEKEEPING_SECONDS),
         ]
         archive.sweep(self._database)
@@ -103,6 +105,8 @@ class Maintenance:
                 self.failing.pop(job.name, None)
             except (duckdb.Error, StoragePaused, OSError) as error:
                 text = str(error).strip().partition("\n")[0]
+                if recovery.DAMAGED.search(text):
+                    self._database.damaged = text
                 if self.failing.get(job.name) != text:
                     log.error("%s failed, and is tried again: %s", job.name, text)
                 self.failing[job.name] = text
@@ -120,6 +124,23 @@ class Maintenance:
             return rollups.refresh(
                 cursor, level, sorted(self._database.days), archive.files_by_day(cursor, self._database.archive)
             )
+        finally:
+            cursor.close()
+
+    def roll_up_archived(self) -> None:
+        """After a recovery: compute the rollups of one more archived day anew, the newest first."""
+        cursor = self._database.cursor()
+        try:
+            found = cursor.execute("SELECT value FROM corral_meta WHERE key = ?", [recovery.TO_ROLL_UP]).fetchone()
+            days = [day for day in str(found[0]).split(",") if day] if found else []
+            if not days:
+                return
+            day = days.pop().replace("-", "")
+            files = archive.files_by_day(cursor, self._database.archive).get(day)
+            if files:
+                rollups.refresh_archived(cursor, day, files)
+                log.info("the rollups of %s were computed anew", day)
+            cursor.execute("UPDATE corral_meta SET value = ? WHERE key = ?", [",".join(days), recovery.TO_ROLL_UP])
         finally:
             cursor.close()
 

@@ -43,7 +43,18 @@ from .rollup_columns import (
 from .schema import NO_SERIES, day_of, day_table, sql_text
 from .statements import transaction
 
-__all__ = ["COUNTER_GAP_BUCKETS", "HOUR", "LEVELS", "MINUTE", "TEN_SECONDS", "Level", "create", "refresh", "runs"]
+__all__ = [
+    "COUNTER_GAP_BUCKETS",
+    "HOUR",
+    "LEVELS",
+    "MINUTE",
+    "TEN_SECONDS",
+    "Level",
+    "create",
+    "refresh",
+    "refresh_archived",
+    "runs",
+]
 
 ROWS_AT_ONCE: Final = 8_000_000
 """Raw rows that one step of a refresh computes from, about: quantiles hold their values in memory."""
@@ -95,6 +106,35 @@ def refresh(
             written += _step(cursor, level, metrics, _source(level, days, late), first, last, through)
     cursor.execute("UPDATE store.rolled SET batch = ? WHERE level = ?", [through, level.name])
     return written
+
+
+def refresh_archived(cursor: DuckDBPyConnection, day: str, files: Sequence[Path]) -> None:
+    """Compute all rollups of an archived day anew from its files: those that it had are gone.
+
+    Args:
+        cursor: that nobody else uses meanwhile.
+        day: such as `20261124`.
+        files: all of the day.
+    """
+    raw = _source(MINUTE, (), {day: files})
+    counts = cursor.execute("SELECT " + ", ".join(f"count({name})" for name in METRICS) + f" FROM {raw}").fetchone()
+    metrics = [metric for metric, count in zip(METRICS.values(), counts or (), strict=False) if count]
+    start = f"TIMESTAMPTZ '{day[:4]}-{day[4:6]}-{day[6:]} 00:00:00+00'"
+    for level in LEVELS:
+        width = level.seconds * 1_000_000
+        source = _source(level, (), {day: files})
+        for table in (level.table, f"{level.table}_open"):
+            add_columns(cursor, table, metrics, level)
+        cursor.execute(
+            f"CREATE OR REPLACE TEMP TABLE touched_all AS SELECT series, epoch_us(time) // {width} AS bucket, "
+            f"count(*) AS rows FROM {source} WHERE time >= {start} AND time < {start} + INTERVAL 1 DAY GROUP BY ALL"
+        )
+        # None of them is the newest of its device: that one is computed from raw samples.
+        cursor.execute("CREATE OR REPLACE TEMP TABLE newest AS SELECT DISTINCT series, -1 AS bucket FROM touched_all")
+        found = cursor.execute("SELECT bucket, sum(rows) FROM touched_all GROUP BY bucket ORDER BY bucket").fetchall()
+        for first, last in runs([(int(bucket), int(rows)) for bucket, rows in found]):
+            with transaction(cursor):
+                _step(cursor, level, metrics, source, first, last, 0)
 
 
 def runs(buckets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -1,0 +1,482 @@
+"""A history whose file is damaged: found at the start, put aside, and rebuilt from what is left of it, from the
+archive, and from what the streams still hold.
+
+DuckDB checks a block when it reads it, and so may find damage months later. Here every block is checked at the start:
+its first 8 bytes are the checksum of the rest (`Checksum` in DuckDB's `checksum.cpp`), at the speed of the disk. A bad
+block that no table uses any more is harmless, so that where one is found all tables are read by DuckDB before anything
+is called damaged.
+
+What can still be read is copied, row group by row group. Where rows of a stream are missing the streams are read again
+from their start, and `Database` then stores only what is not there yet: a sample is known by its device and time. The
+damaged file is kept under another name, for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import msgspec
+import numpy as np
+from duckdb import DuckDBPyConnection
+from msgspec import Struct
+
+from ...schemas.metrics import METRICS
+from . import migrations, schema
+from .errors import StorageError
+from .rollup_columns import LEVELS
+from .schema import sql_text
+
+log = logging.getLogger("corral.storage")
+
+DAMAGED: Final = re.compile(r"corrupt|checksum", re.I)
+"""What DuckDB says where it reads a block that is not what it wrote."""
+
+UNREADABLE: Final = re.compile(
+    r"corrupt|checksum|Serialization Error|deserializ|INTERNAL Error|WAL file|read enough|out of range|beyond the end",
+    re.I,
+)
+"""What it says of a file that it can't make sense of when it opens it."""
+
+REPLAY_KEYS: Final = {
+    "processes": ("time", "device", "pid"),
+    "agents": ("time", "agent"),
+    "events": ("time", "host", "agent", "sequence"),
+}
+"""By which a row that is replayed is known again, where the table is only appended to."""
+
+TO_ROLL_UP: Final = "recovery_rollups"
+"""In `corral_meta`: archived days whose rollups are to be computed anew, by comma."""
+THROUGH: Final = "recovered_through"
+"""In `corral_meta`: microseconds since the epoch; what is older may be there already, and is looked for."""
+
+_PRESENT: Final = ("hosts", "devices", "links", "lease_events", "leases", "lease_devices")
+"""Tables that take a message again without harm."""
+_HEADERS_BYTES: Final = 3 * 4096
+_MAGIC: Final = b"DUCK"
+_BLOCK_BYTES: Final = 262_144
+_MULTIPLIER: Final = np.uint64(0xBF58476D1CE4E5B9)
+_SEED: Final = np.uint64(5381)
+_ROW_GROUP: Final = 122_880
+
+
+class Recovery(Struct, kw_only=True):
+    """What was done, and what could not be had back; kept as JSON beside the database.
+
+    Attributes:
+        damage: how it was found.
+        aside: the damaged file.
+        at: when, seconds since the epoch.
+        copied: rows that could be read, by table.
+        unreadable: rows that could not, by table; -1 where nobody can say how many.
+        replay: the streams are read again from their start.
+        archive_files: that hold samples of this history.
+        lost: samples that were there and neither the archive nor the streams had, by day; None until it is known.
+    """
+
+    damage: str
+    aside: str
+    at: float
+    copied: dict[str, int] = {}
+    unreadable: dict[str, int] = {}
+    replay: bool = False
+    archive_files: int = 0
+    lost: dict[str, int] | None = None
+
+
+class Identity(Struct, frozen=True):
+    """Beside the database: a file whose head is gone can't say whose it was.
+
+    Attributes:
+        program: `corral`.
+        processor: id of the history.
+    """
+
+    program: str
+    processor: str
+
+
+def identity_file(path: Path) -> Path:
+    """Where it is said whose a database is."""
+    return path.with_name(path.name + ".identity")
+
+
+def sign(path: Path, processor: str) -> None:
+    """Say beside a database whose it is."""
+    with contextlib.suppress(OSError):  # a disk that is full, say: it is written at the next start
+        file = identity_file(path)
+        text = msgspec.json.encode(Identity(schema.PROGRAM, processor))
+        if not file.exists() or file.read_bytes() != text:
+            file.write_bytes(text)
+
+
+def identity(path: Path) -> Identity | None:
+    """Whose a database is, by the file beside it."""
+    try:
+        found = msgspec.json.decode(identity_file(path).read_bytes(), type=Identity)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return found if found.program == schema.PROGRAM else None
+
+
+def examine(path: Path) -> str:
+    """Why a database is damaged; empty where it is sound, is not there, or is not ours to judge."""
+    rebuilt = _rebuilt(path)
+    if not path.exists() and rebuilt.exists():
+        rebuilt.rename(path)  # a crash came between the two last steps of a recovery
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        head = file.read(_HEADERS_BYTES)
+    if head[8:12] != _MAGIC:
+        return "its head is gone" if identity(path) is not None else ""
+    bad = bad_blocks(path)
+    if not bad:
+        return ""
+    shown = ", ".join(map(str, bad[:5]))
+    log.warning("%s: %d blocks fail their checksum (%s): reading all tables", path, len(bad), shown)
+    try:
+        with duckdb.connect(str(path), read_only=True) as connection:
+            for table in _tables(connection, ""):
+                _read(connection, table)
+    except duckdb.Error as error:
+        text = str(error).strip().partition("\n")[0]
+        return f"blocks {shown} fail their checksum: {text}" if UNREADABLE.search(text) else ""
+    log.info("%s: no table uses them", path)
+    return ""
+
+
+def bad_blocks(path: Path) -> list[int]:
+    """Blocks whose checksum is wrong. None are told of a file that is not laid out as is known here."""
+    size = path.stat().st_size - _HEADERS_BYTES
+    if size < _BLOCK_BYTES:
+        return []
+    words = np.memmap(
+        path, dtype="<u8", mode="r", offset=_HEADERS_BYTES, shape=(size // _BLOCK_BYTES, _BLOCK_BYTES // 8)
+    )
+    bad: list[int] = []
+    with np.errstate(over="ignore"):
+        for number in range(words.shape[0]):
+            block: Any = words[number]
+            if np.bitwise_xor.reduce(block[1:] * _MULTIPLIER) ^ _SEED != block[0]:
+                bad.append(number)
+    return bad if len(bad) < words.shape[0] else []
+
+
+def recover(path: Path, archive: Path, damage: str) -> Recovery:
+    """Put a damaged database aside and another one, with all that can be had, in its place.
+
+    Raises:
+        StorageError: it can't be told that the file is Corral's, or there is no room; nothing was touched.
+    """
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    log.error("%s is damaged: %s", path, damage)
+    wal = path.with_name(path.name + ".wal")
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    found = Recovery(damage=damage, aside=str(aside), at=time.time())
+    if wal.exists() and not bad_blocks(path) and _opens_without(path, wal):
+        # What was committed since the last checkpoint was only in the log; the watermarks in the file say so.
+        wal.rename(aside.with_name(aside.name + ".wal"))
+        found.aside = str(aside) + ".wal"
+        log.warning("%s was put aside: what it held is read again from the streams", wal)
+        _tell(path, found)
+        return found
+    building = path.with_name(path.name + ".rebuilding")
+    for left in (building, building.with_name(building.name + ".wal"), _rebuilt(path)):
+        left.unlink(missing_ok=True)
+    try:
+        _rebuild(path, building, archive, found)
+    except OSError as error:
+        building.unlink(missing_ok=True)
+        raise StorageError(f"{path} is damaged, and can't be rebuilt: {error}") from error
+    building.rename(_rebuilt(path))
+    if wal.exists():
+        wal.rename(aside.with_name(aside.name + ".wal"))
+    path.rename(aside)
+    _rebuilt(path).rename(path)
+    _tell(path, found)
+    return found
+
+
+def _tell(path: Path, found: Recovery) -> None:
+    report_file(path).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
+    log.warning(
+        "%s was rebuilt: %d rows copied, unreadable: %s; %d files of the archive; the damaged file is %s%s",
+        path,
+        sum(found.copied.values()),
+        found.unreadable or "none",
+        found.archive_files,
+        found.aside,
+        "; the streams are read again" if found.replay else "",
+    )
+
+
+def report_file(path: Path) -> Path:
+    """Where the last recovery is told."""
+    return path.with_name(path.name + ".recovery.json")
+
+
+def _rebuilt(path: Path) -> Path:
+    return path.with_name(path.name + ".rebuilt")
+
+
+def _opens_without(path: Path, wal: Path) -> bool:
+    hidden = wal.with_name(wal.name + ".hidden")
+    wal.rename(hidden)
+    try:
+        with duckdb.connect(str(path), read_only=True) as connection:
+            return bool(_tables(connection, ""))
+    except duckdb.Error:
+        return False
+    finally:
+        hidden.rename(wal)
+
+
+def _rebuild(path: Path, target: Path, archive: Path, found: Recovery) -> None:
+    with duckdb.connect(str(target)) as new:
+        new.execute("SET TimeZone = 'UTC'")
+        new.execute(schema.META_TABLE)
+        new.execute(
+            "INSERT INTO corral_meta VALUES ('program', ?), ('version', ?), ('created', ?)",
+            [schema.PROGRAM, str(schema.VERSION), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())],
+        )
+        migrations.migrate(new)
+        old = _attach(new, path)
+        known = identity(path)
+        meta = _rows(new, f"SELECT key, value FROM {old}.corral_meta") if old else None
+        named = dict(meta or ())
+        if named.get("program", known.program if known else "") != schema.PROGRAM:
+            raise StorageError(
+                f"{path} is damaged ({found.damage}), and it can't be told that it is a history of Corral. Nothing in "
+                "it was touched; move it away, or name another file."
+            )
+        processor = named.get("processor") or (known.processor if known else "")
+        new.execute("INSERT INTO corral_meta VALUES ('processor', ?)", [processor])
+        if old:
+            _copy_all(new, old, found)
+        _archive(new, archive, processor, whole=bool(old) and "store.archive_files" not in found.unreadable)
+        counted = new.execute("SELECT count(*) FROM store.archive_files").fetchone()
+        found.archive_files = int(counted[0]) if counted else 0
+        _where_to_read_on(new, old, found)
+        if not any(table.startswith(LEVELS[0].table) for table in found.copied):
+            days = _rows(new, "SELECT DISTINCT day::VARCHAR FROM store.archive_files ORDER BY 1") or []
+            new.execute("INSERT INTO corral_meta VALUES (?, ?)", [TO_ROLL_UP, ",".join(day for (day,) in days)])
+        if old:
+            new.execute(f"DETACH {old}")
+        new.execute("CHECKPOINT")
+
+
+def _attach(new: DuckDBPyConnection, path: Path) -> str:
+    """The damaged database as another catalogue; empty where not even that can be read."""
+    try:
+        new.execute(f"ATTACH {sql_text(str(path))} AS damaged (READ_ONLY)")
+        _tables(new, "damaged")
+    except duckdb.Error as error:
+        log.warning("nothing of it can be read: %s", str(error).strip().partition("\n")[0])
+        return ""
+    return "damaged"
+
+
+def _copy_all(new: DuckDBPyConnection, old: str, found: Recovery) -> None:
+    expected: dict[str, int] = {}
+    there = set(_tables(new, old))
+    if not _copy(new, old, "store.series", found):
+        # Samples name their device by it: without it they are numbers.
+        found.unreadable["samples"] = -1
+        there = {table for table in there if not _is_day(table) and "rollup_" not in table}
+    rollups = sorted(table for table in there if "rollup_" in table and not table.endswith("rollup_none"))
+    if "store.metrics" in there and _rows(new, f"FROM {old}.store.metrics") is not None:
+        new.execute(f"CREATE OR REPLACE TABLE store.metrics AS FROM {old}.store.metrics")
+        for table in rollups:
+            if not _copy(new, old, table, found, replace=True):
+                break
+    if any(table in found.unreadable for table in rollups) or not rollups:
+        # Half a rollup is none: all of them are computed anew.
+        for table in rollups:
+            found.copied.pop(table, None)
+            with contextlib.suppress(duckdb.Error):
+                new.execute(f"DELETE FROM {table}")
+    elif not _copy(new, old, "store.rolled", found, replace=True):
+        new.execute("UPDATE store.rolled SET batch = 0")
+    for table in sorted(table for table in there if _is_day(table)):
+        rows = _rows(new, f"SELECT count(*) FROM {old}.{table}")
+        if rows:
+            expected[table[-8:]] = int(rows[0][0])
+        metrics = [name for name in METRICS if name in _columns(new, f"{old}.{table}")]
+        new.execute(schema.create_day(table, metrics))
+        _copy(new, old, table, found)
+    for table in (*_PRESENT, *REPLAY_KEYS, "store.refused", "store.archive_files"):
+        if table in there:
+            _copy(new, old, table, found)
+    new.execute("INSERT INTO corral_meta VALUES ('recovery_expected', ?)", [msgspec.json.encode(expected).decode()])
+
+
+def _copy(new: DuckDBPyConnection, old: str, table: str, found: Recovery, replace: bool = False) -> bool:
+    """Copy what can be read of a table. Returns whether that is all."""
+    name = f"{old}.{table}"
+    try:
+        if replace:
+            new.execute(f"CREATE OR REPLACE TABLE {table} AS FROM {name}")
+        else:
+            new.execute(f"INSERT INTO {table} BY NAME FROM {name}")
+    except duckdb.Error as error:
+        log.warning("%s can't be read as a whole: %s", table, str(error).strip().partition("\n")[0])
+    else:
+        found.copied[table] = _count(new, table)
+        return True
+    counted = _rows(new, f"SELECT count(*), max(rowid) FROM {name}")
+    if counted is None or replace:
+        found.unreadable[table] = -1
+        return False
+    rows, last = int(counted[0][0]), int(counted[0][1] or 0)
+    for first in range(0, last + 1, _ROW_GROUP):
+        with contextlib.suppress(duckdb.Error):
+            within = f"rowid >= {first} AND rowid < {first + _ROW_GROUP}"
+            new.execute(f"INSERT INTO {table} BY NAME SELECT * FROM {name} WHERE {within}")
+    found.copied[table] = _count(new, table)
+    found.unreadable[table] = rows - found.copied[table]
+    return False
+
+
+def _archive(new: DuckDBPyConnection, archive: Path, processor: str, *, whole: bool) -> None:
+    """Enter the files of the archive: as the damaged database named them, else all that this history wrote."""
+    if whole:
+        return
+    new.execute("DELETE FROM store.archive_files")
+    days: set[str] = set()
+    for file in sorted(archive.glob(f"day=*/part-{processor}-*.parquet") if processor else ()):
+        rows = _rows(new, f"SELECT count(*), min(time), max(time) FROM read_parquet({sql_text(str(file))})")
+        if not rows or not rows[0][0]:
+            log.warning("%s can't be read, and is left out", file)
+            continue
+        day = file.parent.name.removeprefix("day=")
+        new.execute(
+            "INSERT INTO store.archive_files VALUES (?, ?, ?, ?, ?, ?, now())",
+            [str(file.relative_to(archive)), day, rows[0][0], file.stat().st_size, rows[0][1], rows[0][2]],
+        )
+        days.add(day)
+        # Rollups and replayed samples name their devices by number.
+        new.execute(
+            "INSERT INTO store.series SELECT (SELECT coalesce(max(series) + 1, 0) FROM store.series) + row_number() "
+            f"OVER () - 1, host, device FROM (SELECT DISTINCT host, device FROM read_parquet({sql_text(str(file))})) p "
+            "ANTI JOIN store.series s USING (host, device)"
+        )
+    stored = set(migrations.stored_days(new))
+    for day in days:
+        if day.replace("-", "") in stored:
+            # A crash may have come between the file and its entry: the day's table then has its samples too.
+            table = schema.day_table(day.replace("-", ""))
+            new.execute(
+                f"DELETE FROM {table} t USING {archived_keys(new, archive, day)} a WHERE {same_sample('t', 'a')}"
+            )
+
+
+def archived_keys(cursor: DuckDBPyConnection, archive: Path, day: str) -> str:
+    """A subquery over the devices (by number) and times of an archived day (`2026-11-24`); empty where it is not."""
+    rows = cursor.execute("SELECT path FROM store.archive_files WHERE day = ?::DATE ORDER BY path", [day]).fetchall()
+    files = ", ".join(sql_text(str(archive / path)) for (path,) in rows)
+    if not files:
+        return ""
+    return (
+        f"(SELECT s.series, p.time FROM read_parquet([{files}], hive_partitioning = false) p "
+        "JOIN store.series s USING (host, device))"
+    )
+
+
+def unless_there(cursor: DuckDBPyConnection, archive: Path, table: str) -> str:
+    """The end of a query over `incoming` samples that leaves out those that a day's table or archive has."""
+    day = table[-8:]
+    archived = archived_keys(cursor, archive, f"{day[:4]}-{day[4:6]}-{day[6:]}")
+    found = f" i ANTI JOIN {table} t ON {same_sample('t', 'i')}"
+    return found + (f" ANTI JOIN {archived} a ON {same_sample('a', 'i')}" if archived else "")
+
+
+def same_sample(one: str, other: str) -> str:
+    """The condition that two rows are the same sample."""
+    return f"{one}.series = {other}.series AND {one}.time = {other}.time"
+
+
+def _where_to_read_on(new: DuckDBPyConnection, old: str, found: Recovery) -> None:
+    """Behind what is there; from the start of the streams where something of them is missing."""
+    marks = _rows(new, f"SELECT stream, created, sequence, batch FROM {old}.store.watermarks") if old else None
+    fed = {"samples", "store.series", "store.archive_files", *_PRESENT, *REPLAY_KEYS}
+    missing = [table for table in found.unreadable if table in fed or _is_day(table)]
+    whole = marks is not None and not missing and _copy(new, old, "store.arrivals", found)
+    newest = max(
+        [0, *(int(batch) for *_, batch in marks or ())]
+        + [_most(new, f"SELECT max(batch) FROM {schema.day_table(day)}") for day in migrations.stored_days(new)]
+    )
+    for stream, created, sequence, batch in marks or (("recovered", "", 0, newest),):
+        new.execute(
+            "INSERT INTO store.watermarks VALUES (?, ?, ?, ?)", [stream, created, sequence if whole else 0, batch]
+        )
+    if whole:
+        return
+    found.replay = True
+    new.execute("DELETE FROM store.arrivals")
+    new.execute("INSERT INTO corral_meta VALUES (?, epoch_us(now())::VARCHAR)", [THROUGH])
+
+
+def settle(cursor: DuckDBPyConnection, path: Path) -> None:
+    """Once the streams were read again: say what could not be had back, and forget what was expected."""
+    expected = dict(_rows(cursor, "SELECT key, value FROM corral_meta WHERE key LIKE 'recover%'") or ())
+    if "recovery_expected" not in expected:
+        return
+    lost: dict[str, int] = {}
+    for day, rows in msgspec.json.decode(expected["recovery_expected"], type=dict[str, int]).items():
+        start = f"TIMESTAMPTZ '{day[:4]}-{day[4:6]}-{day[6:]} 00:00:00+00'"
+        there = _most(cursor, f"SELECT count(*) FROM samples WHERE time >= {start} AND time < {start} + INTERVAL 1 DAY")
+        if there < rows:
+            lost[day] = rows - there
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        found = msgspec.json.decode(report_file(path).read_bytes(), type=Recovery)
+        found.lost = lost
+        report_file(path).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
+    if lost:
+        log.error("lost with the damaged file: %s samples, by day: %s", sum(lost.values()), lost)
+    else:
+        log.info("nothing was lost with the damaged file")
+    cursor.execute("DELETE FROM corral_meta WHERE key = 'recovery_expected'")
+
+
+def _is_day(table: str) -> bool:
+    return re.fullmatch(r"store\.samples_\d{8}", table) is not None
+
+
+def _tables(connection: DuckDBPyConnection, database: str) -> list[str]:
+    where = f"database_name = {sql_text(database)}" if database else "database_name = current_database()"
+    rows = connection.execute(
+        f"SELECT schema_name, table_name FROM duckdb_tables() WHERE {where} AND NOT internal AND NOT temporary"
+    ).fetchall()
+    return [table if folder == "main" else f"{folder}.{table}" for folder, table in rows]
+
+
+def _columns(connection: DuckDBPyConnection, table: str) -> set[str]:
+    return {row[0] for row in _rows(connection, f"DESCRIBE {table}") or ()}
+
+
+def _read(connection: DuckDBPyConnection, table: str) -> None:
+    """Every value of a table."""
+    connection.execute(f"SELECT count(*) FROM {table} t WHERE hash(t) = 0").fetchall()
+
+
+def _rows(connection: DuckDBPyConnection, sql: str) -> list[tuple[Any, ...]] | None:
+    """The rows of a query; None where it can't be answered."""
+    try:
+        return connection.execute(sql).fetchall()
+    except duckdb.Error:
+        return None
+
+
+def _most(connection: DuckDBPyConnection, sql: str) -> int:
+    rows = _rows(connection, sql)
+    return int(rows[0][0] or 0) if rows else 0
+
+
+def _count(connection: DuckDBPyConnection, table: str) -> int:
+    return _most(connection, f"SELECT count(*) FROM {table}")
