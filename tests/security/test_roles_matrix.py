@@ -1,0 +1,369 @@
+"""Every role against every subject, stream and bucket, on a real server: what is not expected here must be refused.
+
+What is expected is written out by hand, without the table that the server's configuration is made of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from corral.cli.authority.roles import Role
+from corral.schemas import bus
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from secured_bus import SecuredBus
+
+V = "corral.v1"
+HOSTS = ("node-7", "node-8")
+TELEMETRY = ("samples", "processes", "agents", "inventory", "events")
+STREAM_OF = {
+    "samples": "CORRAL_TELEMETRY",
+    "processes": "CORRAL_TELEMETRY",
+    "agents": "CORRAL_TELEMETRY",
+    "inventory": "CORRAL_INVENTORY",
+    "events": "CORRAL_FACTS",
+}
+STREAMS = ("CORRAL_TELEMETRY", "CORRAL_INVENTORY", "CORRAL_FACTS", "CORRAL_DEAD", "CORRAL_PARTITIONS")
+BUCKETS = ("corral_planner", "corral_hosts", "corral_processors")
+KEPT = (*STREAMS, *(f"KV_{bucket}" for bucket in BUCKETS), "OTHERS")
+USERS = {
+    Role.COLLECTOR: "node-7",
+    Role.PROCESSOR: "processor",
+    Role.PLANNER: "planner",
+    Role.REQUESTER: "alice",
+    Role.VIEWER: "vera",
+    Role.OPERATOR: "olga",
+}
+PEOPLE = (Role.REQUESTER, Role.VIEWER, Role.OPERATOR)
+NAMES = (*USERS.values(), "bob")
+
+
+def publish_probes() -> list[str]:
+    """Subjects of Corral, of JetStream, of the server and of nobody."""
+    found = [f"{V}.{kind}.{host}" for kind in TELEMETRY for host in HOSTS]
+    found += [f"{V}.leases.granted.l-1", f"{V}.dead.invalid", f"{V}.unknown", "corral.v2.samples.node-7", "hello"]
+    found += [f"{V}.plan.{what}" for what in ("explain", "leases", "devices", "fleet", "queue", "unknown")]
+    for what in ("request", "renew", "release", "withdraw", "drain", "evict"):
+        found += [f"{V}.plan.{what}", *(f"{V}.plan.{what}.{name}" for name in NAMES)]
+    found += [f"{V}.query", f"{V}.history.cancel", f"{V}.history.status"]
+    found += [f"{V}.history.snapshot", f"{V}.history.snapshot.read", f"{V}.history.ack.p.q"]
+    found += [f"{V}.health", f"{V}.health.planner", f"{V}.health.collector"]
+    found += [f"{V}.health.collector.{host}" for host in HOSTS]
+    found += [f"$SRV.{verb}{rest}" for verb in ("PING", "INFO", "STATS") for rest in ("", ".corral-planner")]
+    found += [f"_INBOX.{name}.x" for name in NAMES] + ["_INBOX.x", "_R_.a.b", "$SYS.REQ.SERVER.PING", "$G"]
+    found += [f"$KV.corral_hosts.{host}" for host in HOSTS]
+    found += ["$KV.corral_planner.leader", "$KV.corral_planner.lease.l-1", "$KV.corral_processors.h.part.x"]
+    found += [f"$JS.API.{what}" for what in ("INFO", "STREAM.NAMES", "STREAM.LIST", "ACCOUNT.PURGE.A")]
+    found += ["$JS.API.META.LEADER.STEPDOWN", "$JS.API.SERVER.REMOVE"]
+    for stream in KEPT:
+        found += [
+            f"$JS.API.STREAM.{verb}.{stream}"
+            for verb in (
+                *("INFO", "CREATE", "UPDATE", "DELETE", "PURGE", "MSG.GET", "MSG.DELETE"),
+                *("SNAPSHOT", "RESTORE", "LEADER.STEPDOWN", "PEER.REMOVE"),
+            )
+        ]
+        found += [f"$JS.API.CONSUMER.{verb}.{stream}" for verb in ("CREATE", "LIST", "NAMES")]
+        found += [
+            f"$JS.API.CONSUMER.{verb}.{stream}.c"
+            for verb in (
+                *("CREATE", "DURABLE.CREATE", "INFO", "DELETE", "MSG.NEXT"),
+                *("PAUSE", "LEADER.STEPDOWN", "UNPIN", "RESET"),
+            )
+        ]
+        found += [f"$JS.API.CONSUMER.CREATE.{stream}.c.{V}.samples.node-7"]
+        found += [f"$JS.API.DIRECT.GET.{stream}", f"$JS.ACK.{stream}.c.1.1.1.1.1", f"$JS.FC.{stream}.c.x"]
+    for kind, host in itertools.product(TELEMETRY, HOSTS):
+        found.append(f"$JS.API.DIRECT.GET.{STREAM_OF[kind]}.{V}.{kind}.{host}")
+    found += [f"$JS.API.DIRECT.GET.KV_corral_hosts.$KV.corral_hosts.{host}" for host in HOSTS]
+    found += ["$JS.API.DIRECT.GET.KV_corral_planner.$KV.corral_planner.leader"]
+    found += ["$JS.API.DIRECT.GET.KV_corral_processors.$KV.corral_processors.x"]
+    return found
+
+
+def subscribe_probes() -> list[str]:
+    found = [">", "*.>", "corral.>", f"{V}.>", "$KV.>", "$JS.>", "$SYS.>", "$SRV.>", "_INBOX.>", "_R_.>", "hello"]
+    found += [f"_INBOX.{name}.>" for name in NAMES]
+    found += [f"{V}.{kind}.*" for kind in (*TELEMETRY, "dead")]
+    found += [f"{V}.samples.node-7", f"{V}.leases.>", f"{V}.plan.>", f"{V}.plan.request.alice", f"{V}.query"]
+    found += [f"{V}.history.>", f"{V}.history.snapshot", f"{V}.history.ack.p.*", f"{V}.health", f"{V}.health.>"]
+    found += [f"{V}.health.exporter.x", f"{V}.health.collector", *(f"{V}.health.collector.{h}" for h in HOSTS)]
+    found += ["$KV.corral_planner.>", f"$KV.corral_hosts.{HOSTS[0]}", "$SRV.PING", "$JS.EVENT.ADVISORY.>"]
+    return found
+
+
+def consuming(*streams: str) -> set[str]:
+    return {
+        f"$JS.API.CONSUMER.{rest}"
+        for stream in streams
+        for rest in (
+            f"CREATE.{stream}",
+            f"CREATE.{stream}.c",
+            f"CREATE.{stream}.c.{V}.samples.node-7",
+            f"DURABLE.CREATE.{stream}.c",
+            f"INFO.{stream}.c",
+            f"DELETE.{stream}.c",
+            f"MSG.NEXT.{stream}.c",
+        )
+    }
+
+
+SERVICE_QUESTIONS = {f"$SRV.{verb}{rest}" for verb in ("PING", "INFO", "STATS") for rest in ("", ".corral-planner")}
+FOUR = STREAMS[:4]
+STATE_OF_STREAMS = {"$JS.API.INFO", *(f"$JS.API.STREAM.INFO.{stream}" for stream in FOUR)}
+HEALTH = {f"{V}.health", f"{V}.health.planner", f"{V}.health.collector", *(f"{V}.health.collector.{h}" for h in HOSTS)}
+SEEING = {
+    *(f"{V}.plan.{what}" for what in ("explain", "leases", "devices", "fleet", "queue")),
+    f"{V}.query",
+    f"{V}.history.cancel",
+    f"{V}.history.status",
+    *SERVICE_QUESTIONS,
+    *STATE_OF_STREAMS,
+    *HEALTH,
+    *(f"$JS.API.DIRECT.GET.CORRAL_TELEMETRY.{V}.agents.{host}" for host in HOSTS),
+    "$JS.API.DIRECT.GET.CORRAL_INVENTORY",
+    "$JS.API.DIRECT.GET.CORRAL_FACTS",
+    "_R_.a.b",
+}
+SERVING = {
+    *SERVICE_QUESTIONS,
+    *STATE_OF_STREAMS,
+    *HEALTH,
+    *(f"$JS.API.STREAM.INFO.KV_{bucket}" for bucket in BUCKETS[:2]),
+    *(f"$JS.API.STREAM.CREATE.{stream}" for stream in (*FOUR, "KV_corral_planner", "KV_corral_hosts")),
+    *(f"_INBOX.{name}.x" for name in NAMES),
+    "_R_.a.b",
+}
+
+
+def asking(name: str) -> set[str]:
+    return {f"{V}.plan.{what}.{name}" for what in ("request", "renew", "release", "withdraw")}
+
+
+PUBLISH: dict[Role, set[str]] = {
+    Role.COLLECTOR: {
+        *(f"{V}.{kind}.node-7" for kind in TELEMETRY),
+        "$KV.corral_hosts.node-7",
+        "$JS.API.STREAM.INFO.KV_corral_hosts",
+        "$JS.API.DIRECT.GET.KV_corral_hosts.$KV.corral_hosts.node-7",
+        *(f"$JS.API.DIRECT.GET.{STREAM_OF[kind]}.{V}.{kind}.node-7" for kind in TELEMETRY),
+        f"{V}.plan.leases",
+        f"{V}.health.collector.node-7",
+        "$JS.API.INFO",
+        "_INBOX.node-7.x",
+        "_R_.a.b",
+    },
+    Role.PROCESSOR: {
+        *SERVING,
+        f"{V}.dead.invalid",
+        f"{V}.history.status",
+        *consuming(*STREAMS[:3], "CORRAL_PARTITIONS", "KV_corral_processors"),
+        *(f"$JS.ACK.{stream}.c.1.1.1.1.1" for stream in (*STREAMS[:3], "CORRAL_PARTITIONS")),
+        *(f"$JS.API.STREAM.{verb}.{name}" for verb in ("INFO", "CREATE") for name in ("CORRAL_PARTITIONS", KEPT[7])),
+        "$KV.corral_processors.h.part.x",
+        "$JS.API.DIRECT.GET.KV_corral_processors.$KV.corral_processors.x",
+        "$JS.API.STREAM.MSG.GET.KV_corral_processors",
+        "$JS.FC.KV_corral_processors.c.x",
+    },
+    Role.PLANNER: {
+        *SERVING,
+        f"{V}.leases.granted.l-1",
+        *(subject for subject in publish_probes() if subject.startswith(f"{V}.plan.")),
+        "$KV.corral_planner.leader",
+        "$KV.corral_planner.lease.l-1",
+        "$JS.API.STREAM.UPDATE.KV_corral_planner",
+        "$JS.API.STREAM.MSG.GET.KV_corral_planner",
+        "$JS.API.STREAM.MSG.GET.CORRAL_FACTS",
+        *consuming(*STREAMS[:3], "KV_corral_planner"),
+    },
+    Role.REQUESTER: SEEING | asking("alice"),
+    Role.VIEWER: SEEING,
+    Role.OPERATOR: {
+        *SEEING,
+        *asking("olga"),
+        f"{V}.plan.drain.olga",
+        f"{V}.plan.evict.olga",
+        f"{V}.history.snapshot",
+        f"{V}.history.snapshot.read",
+    },
+}
+LIVE = {*(f"{V}.{kind}.*" for kind in TELEMETRY), f"{V}.samples.node-7"}
+SUBSCRIBE: dict[Role, set[str]] = {
+    Role.COLLECTOR: {
+        f"{V}.leases.>",
+        f"{V}.health",
+        f"{V}.health.collector",
+        f"{V}.health.collector.node-7",
+    },
+    Role.PROCESSOR: {
+        f"{V}.query",
+        f"{V}.history.>",
+        f"{V}.history.snapshot",
+        f"{V}.history.ack.p.*",
+        *("$SRV.>", "$SRV.PING"),
+        *(s for s in subscribe_probes() if s.startswith(f"{V}.health")),
+    },
+    Role.PLANNER: {
+        *LIVE,
+        f"{V}.plan.>",
+        f"{V}.plan.request.alice",
+        *("$SRV.>", "$SRV.PING"),
+        *(s for s in subscribe_probes() if s.startswith(f"{V}.health")),
+    },
+    Role.REQUESTER: LIVE | {f"{V}.leases.>"},
+    Role.VIEWER: LIVE | {f"{V}.leases.>"},
+    Role.OPERATOR: LIVE | {f"{V}.leases.>", f"{V}.dead.*"},
+}
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredBus]:
+    made = SecuredBus(tmp_path_factory.mktemp("matrix"))
+    for role, name in USERS.items():
+        made.add(role, name)
+    made.add(Role.REQUESTER, "bob")
+    made.add(Role.ADMIN, "root-of-all")
+    made.server.start()
+    yield made
+    made.server.kill()
+
+
+@pytest.fixture
+async def layout(secured: SecuredBus) -> AsyncIterator[SecuredBus]:
+    nc = await secured.connect("planner")
+    await bus.ensure_layout(nc.jetstream())
+    await nc.close()
+    yield secured
+
+
+class Watched:
+    """What the server refuses a connection."""
+
+    def __init__(self) -> None:
+        self.refused: set[str] = set()
+        self._last = asyncio.Event()
+
+    async def on_error(self, error: Exception) -> None:
+        _, _, subject = str(error).partition(' to "')
+        self.refused.add(subject.rstrip('"'))
+        if LAST in subject:
+            self._last.set()
+
+    async def settled(self, nc: Client) -> None:
+        """Refusals come in order, so that after this one there are no more."""
+        await nc.publish(LAST)
+        async with asyncio.timeout(20):
+            await self._last.wait()
+        self.refused.discard(LAST)
+
+
+LAST = "nobody.may.publish.here"
+
+
+async def tried(secured: SecuredBus, name: str, probes: list[str], verb: str) -> set[str]:
+    """The probes that the server lets a user do."""
+    watched = Watched()
+    nc = await secured.connect(name, error_cb=watched.on_error)
+    try:
+        for probe in probes:
+            if verb == "publish":
+                await nc.publish(probe, b"")
+            else:
+                await nc.subscribe(probe)
+        await watched.settled(nc)
+    finally:
+        await nc.close()
+    return {probe for probe in probes if probe.lower() not in watched.refused}
+
+
+@pytest.mark.parametrize("role", USERS)
+async def test_a_role_may_do_what_is_written_here_and_nothing_else(layout: SecuredBus, role: Role) -> None:
+    name = USERS[role]
+    published = await tried(layout, name, publish_probes(), "publish")
+    assert published - PUBLISH[role] == set(), "it may publish what it should not"
+    assert PUBLISH[role] - published == set(), "it may not publish what it should"
+    listened = await tried(layout, name, subscribe_probes(), "subscribe")
+    expected = SUBSCRIBE[role] | {f"_INBOX.{name}.>"}
+    assert listened - expected == set(), "it may listen to what it should not"
+    assert expected - listened == set(), "it may not listen to what it should"
+
+
+async def test_nobody_gets_in_without_a_key_that_is_known(layout: SecuredBus, tmp_path: Path) -> None:
+    stranger = SecuredBus(tmp_path / "elsewhere")
+    stranger.add(Role.ADMIN, "planner")
+    with pytest.raises(bus.BusUnavailable, match="does not take the credentials"):
+        await bus.connect(layout.server.url, credentials=stranger.credentials("planner"))
+    with pytest.raises(bus.BusUnavailable, match="wants credentials"):
+        await bus.connect(layout.server.url)
+
+
+PRIZES = (
+    "$KV.corral_planner.leader",
+    "$KV.corral_planner.lease.l-1",
+    f"{V}.plan.evict.olga",
+    f"{V}.plan.drain.olga",
+    f"{V}.leases.evicted.l-1",
+    f"{V}.samples.node-8",
+    "$KV.corral_hosts.node-8",
+)
+
+
+async def forge(nc: Client, subjects: set[str]) -> None:
+    """Ask on every subject that may be asked on, for an answer where one may not publish."""
+    for subject, prize in itertools.product(sorted(subjects), PRIZES):
+        await nc.publish(subject, b'{"lease_id":"l-1","reason":"forged"}', reply=prize)
+    await nc.flush(10)
+
+
+@pytest.mark.parametrize("role", [Role.COLLECTOR, *PEOPLE])
+async def test_an_answer_goes_to_who_asked_and_to_nobody_else(layout: SecuredBus, role: Role) -> None:
+    """A server does not check where an answer is wanted. Within one account JetStream would write it over a lease."""
+    seen: list[str] = []
+
+    async def see(message: Msg) -> None:
+        seen.append(message.subject)
+
+    watching = await layout.connect("root-of-all")
+    asking_ = await layout.connect(USERS[role])
+    try:
+        for prize in PRIZES:
+            await watching.subscribe(prize, cb=see)
+        # What one publishes oneself is no forgery.
+        await watching.flush()
+        await forge(asking_, PUBLISH[role] - set(PRIZES))
+        await asyncio.sleep(0.3)
+        await watching.flush()
+        assert seen == []
+        # The trap works: within the account of the streams, an answer does go where it is wanted.
+        planner = await layout.connect("planner")
+        await planner.publish("$JS.API.INFO", b"", reply=PRIZES[0])
+        await planner.flush()
+        async with asyncio.timeout(5):
+            while not seen:
+                await asyncio.sleep(0.01)
+        await planner.close()
+    finally:
+        await watching.close()
+        await asking_.close()
+
+
+async def test_an_answer_is_read_by_who_asked_alone(layout: SecuredBus) -> None:
+    """Bob can't listen to Alice's inbox, nor be mistaken for a service of hers."""
+    watched = Watched()
+    bob = await layout.connect("bob", error_cb=watched.on_error)
+    alice = await layout.connect("alice")
+    try:
+        inbox = alice.new_inbox()
+        await bob.subscribe(inbox)
+        await bob.publish(inbox, b"forged")
+        await watched.settled(bob)
+        assert watched.refused == {inbox.lower()}
+        answer = await alice.request("$JS.API.INFO", b"", timeout=5)
+        assert b"account_info" in answer.data
+    finally:
+        await alice.close()
+        await bob.close()
