@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import Final
 
+from ...schemas import globs
 from ..fleet.state import (
     BLOCKS,
     MIG_PARENT,
@@ -25,7 +25,7 @@ NEAR_MEMORY: Final = "memory?"
 
 def model_verdict(model: Model, ask: Ask) -> str:
     """Why no device of the model can ever hold the request; empty if it could."""
-    if ask.models and not any(fnmatchcase(model.name.lower(), glob) for glob in ask.models):
+    if ask.models and not globs.matches_any(model.name.lower(), ask.models):
         return "model"
     if ask.vendors and model.vendor.lower() not in ask.vendors:
         return "vendor"
@@ -135,6 +135,6 @@ def capacity(state: HostState, ask: Ask, usable: int) -> int:
 
 def matches_host(name: str, labels: dict[str, str], hosts: Sequence[str], wanted: Sequence[tuple[str, str]]) -> bool:
     """Whether a request that names hosts or labels may use a host."""
-    if hosts and not any(fnmatchcase(name.lower(), glob) for glob in hosts):
+    if hosts and not globs.matches_any(name.lower(), hosts):
         return False
     return all(labels.get(key) == value for key, value in wanted)

@@ -94,3 +94,16 @@ def test_many_sizes_of_shares_are_merged_and_none_is_lost() -> None:
     worth = prices.worth(model).gaps
     assert worth[1000] == 1000
     assert all(a <= b + 1e-6 for a, b in combinations_with_replacement(worth[::100], 2))
+
+
+def test_a_host_with_many_cores_stays_whole_for_a_request_that_fits_nowhere_else() -> None:
+    cores = {"h0": 128, "h1": 96, "h2": 96}
+    fleet = fleet_of(*[inventory(name, ["NVIDIA A100-SXM4-40GB"] * 8, cpus=count) for name, count in cores.items()])
+    small, large = {"gpus": 1, "cpus": 13.0}, {"gpus": 8, "cpus": 120.0}
+    common = {ask_key(WorkRequest(owner="me", **small)): 20.0, ask_key(WorkRequest(owner="me", **large)): 1.0}
+    policies = Policies()
+    policies.use(make("opportunity", common))
+    for number in range(14):
+        got = placed(decide(fleet, WorkRequest(owner="me", **small), NOW, policies))
+        hold(fleet, f"l{number}", got.grants)
+    assert placed(decide(fleet, WorkRequest(owner="me", **large), NOW, policies)).grants[0].host == "h0"

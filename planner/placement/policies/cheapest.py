@@ -12,7 +12,7 @@ from ...fleet.state import UNLIMITED, WHOLE_MILLI, Ask, HostState, Model
 from ..feasible import candidates, excluded, model_allowed
 from .offers import Floats, Integers, Offers, Rows, Table
 from .policy import Choice
-from .prices import DEVICES_MOST
+from .prices import CORES_STEP_MILLI, CORES_STEPS, DEVICES_MOST
 from .simple import CORES_SCALE, SHARE_SCALE
 from .worths import Worths
 
@@ -30,13 +30,17 @@ _GRID: Final[Floats] = np.linspace(-6.0, 6.0, 1201)
 _EXCESS: Final[Floats] = np.array([z * 0.5 * erfc(-z / sqrt(2)) + exp(-0.5 * z * z) / sqrt(2 * pi) for z in _GRID])
 
 # Columns of the two tables; cores and RAM are in milli that they feed, `STATIC` is what a row costs whatever is asked.
-# Of a host's whole devices those of one kind are taken first, then the others: how many the first are, what one of them
-# and of the others is worth, and what trouble it has; of more than two kinds the least that one of the others has.
-_CPUS, _MEMORY, _BASE, _STATIC, _MODEL, _WHOLE = range(6)
-_WORTH, _SHARE, _GAP, _FREE = range(6, 10)
-_GROUP, _TOGETHER, _FREEST, _STRAIN, _FIRST, _FIRST_WORTH, _FIRST_STRAIN, _NEXT_WORTH, _NEXT_STRAIN = range(6, 15)
+# `GROUP` is the place in `_groups` of what the whole devices that stay are worth beside no cores; of a host's row,
+# before any is taken. Of a host's whole devices those of one kind are taken first, then the others: how many the first
+# are, what one of them and of the others is worth, and what trouble it has; of more than two kinds the least that one
+# of the others has.
+_CPUS, _MEMORY, _BASE, _STATIC, _MODEL, _WHOLE, _GROUP = range(7)
+_WORTH, _SHARE, _GAP, _FREE = range(7, 11)
+_TOGETHER, _FREEST, _STRAIN, _FIRST, _FIRST_WORTH, _FIRST_STRAIN, _NEXT_WORTH, _NEXT_STRAIN = range(7, 15)
 _WIDTHS: Final = (_FREE + 1, _NEXT_STRAIN + 1)
 _NO_WHOLE: Final = (-1.0,) + (0.0,) * (_NEXT_STRAIN - _MODEL)
+_ROW: Final = CORES_STEPS
+_BLOCK: Final = (DEVICES_MOST + 1) * _ROW
 
 
 class Cheapest:
@@ -55,7 +59,8 @@ class Cheapest:
         self._offers = Offers(self._rows, _WIDTHS)
         self._models: list[Model] = []
         self._gaps: Floats = np.zeros(0)
-        self._groups: Floats = np.zeros(0)
+        self._groups: Floats = np.zeros(_ROW)
+        """Of each model two blocks of `Worth.groups`, one as it is, and one as if there were always enough cores."""
         prices = worths.prices
         self._cpus_scale = prices.cpus_per_milli or 1.0
         self._memory_scale = prices.memory_per_milli or 1.0
@@ -161,34 +166,51 @@ class Cheapest:
         base, lack, whole = worths.standing(state)
         static = _TIE * left(state) - lack
         shared = (state.cpus_free / self._cpus_scale, state.memory_free / self._memory_scale, base)
+        mixed = len(whole) > 1
+        cpus = UNLIMITED if mixed else state.cpus_free
+        before = others = 0.0
+        if len(whole) == 1:
+            for model, count in whole.items():
+                before = worths.prices.worth(model).group(count, cpus)
+                others = 2 * worths.models[model] * _BLOCK + min(count, DEVICES_MOST) * _ROW
         devices: list[tuple[float, ...]] = []
         wholes: list[tuple[float, float, float, int]] = []
         for device, places in state.kinds:
             share, memory = device.share_free, device.memory_free
             if share <= 0:
                 continue
-            _, number, is_whole, gap, worth, trouble, prices = worths.traits(device)
-            cost = static + trouble
+            model, number, is_whole, gap, worth, trouble, prices = worths.traits(device)
+            cost, group = static + trouble + before, others
             if is_whole:
-                free = min(whole[device.model], DEVICES_MOST)
-                cost += prices.groups[free] - prices.groups[free - 1]
+                if mixed:
+                    cost += prices.group(whole[model], cpus)
+                group = (2 * number + mixed) * _BLOCK + min(whole[model] - 1, DEVICES_MOST) * _ROW
                 wholes.append((worth, trouble, memory, len(places)))
-            devices.append((*shared, cost, number, is_whole, worth, share, gap, memory))
+            devices.append((*shared, cost, number, is_whole, group, worth, share, gap, memory))
         if len(self._models) < len(worths.models):
-            self._models = [*worths.models]
-            known = [worths.prices.worth(model) for model in self._models]
-            self._gaps = np.array([each.gaps for each in known]).ravel()
-            self._groups = np.array([each.groups for each in known]).ravel()
+            self._number()
         if not wholes:
             # A host without whole devices still has cores and RAM to give.
             return devices, [(*shared, static, *_NO_WHOLE)]
         several = (state.whole_free, *_several(wholes, state.topology is None))
         hosts: list[tuple[float, ...]] = []
         for model, count in whole.items():
-            count = min(count, DEVICES_MOST)
-            group = worths.prices.worth(model).groups[count]
-            hosts.append((*shared, static, worths.models[model], count, group, *several))
+            cost = static + worths.prices.worth(model).group(count, cpus)
+            number, count = worths.models[model], min(count, DEVICES_MOST)
+            group = (2 * number + mixed) * _BLOCK + count * _ROW
+            hosts.append((*shared, cost, number, count, group, *several))
         return devices, hosts
+
+    def _number(self) -> None:
+        """Take in the models that are new."""
+        self._models = [*self._worths.models]
+        known = [self._worths.prices.worth(model) for model in self._models]
+        self._gaps = np.array([each.gaps for each in known]).ravel()
+        blocks: list[Floats] = []
+        for each in known:
+            block = np.array(each.groups).reshape(-1, _ROW)
+            blocks += [block, np.repeat(block[:, -1:], _ROW, axis=1)]
+        self._groups = np.array(blocks).ravel()
 
     def _of_devices(self, table: Table, ask: Ask) -> tuple[Table, Floats, Integers]:
         values = table.values[:, : table.count]
@@ -213,7 +235,7 @@ class Cheapest:
             taken -= self._gaps.take(left.astype(np.int64))
         costs = values[_STATIC].take(rows)
         costs += taken
-        costs += self._unfed(values, rows, taken, cpus, memory)
+        self._add_shared(costs, values, rows, taken, values[_GROUP].take(rows), cpus, memory)
         return table, costs, rows
 
     def _of_hosts(self, table: Table, ask: Ask) -> tuple[Table, Floats, Integers]:
@@ -233,8 +255,9 @@ class Cheapest:
         if not len(rows):
             return table, np.empty(0), rows
         costs = values[_STATIC].take(rows)
+        group = values[_GROUP].take(rows)
         if not gpus:
-            costs += self._unfed(values, rows, 0.0, cpus, memory)
+            self._add_shared(costs, values, rows, 0.0, group, cpus, memory)
             return table, costs, rows
         first = np.minimum(values[_FIRST].take(rows), gpus)
         others = gpus - first
@@ -247,39 +270,59 @@ class Cheapest:
         else:
             costs += first * values[_FIRST_STRAIN].take(rows)
             costs += others * values[_NEXT_STRAIN].take(rows)
-        costs += values[_GROUP].take(rows)
-        left = values[_WHOLE].take(rows)
-        left -= gpus
-        np.maximum(left, 0.0, out=left)
-        left += values[_MODEL].take(rows) * (DEVICES_MOST + 1)
-        costs -= self._groups.take(left.astype(np.int64))
-        costs += self._unfed(values, rows, taken, cpus, memory)
+        group -= np.minimum(values[_WHOLE].take(rows), gpus) * _ROW
+        self._add_shared(costs, values, rows, taken, group, cpus, memory)
         return table, costs, rows
 
     def _allowed(self, ask: Ask) -> Any:
         # One more at the end, for rows of no model (number -1).
         return np.array([model_allowed(model, ask) for model in self._worths.models] + [False])
 
-    def _unfed(self, values: Floats, rows: Integers, taken: Floats | float, cpus: float, memory: float) -> Floats:
-        """As `Worths.unfed`, of many hosts, when so much of B, of cores and of RAM is taken; all in milli."""
+    def _add_shared(
+        self,
+        costs: Floats,
+        values: Floats,
+        rows: Integers,
+        taken: Floats | float,
+        group: Floats,
+        cpus: float,
+        memory: float,
+    ) -> None:
+        """Add what the host as a whole loses: X after, less T after. Cores and RAM are in the milli that they feed.
+
+        Args:
+            costs: to add to.
+            values: of the table.
+            rows: of interest.
+            taken: of B.
+            group: place in `_groups` of the whole devices that stay.
+            cpus: asked for.
+            memory: asked for.
+        """
+        left = values[_CPUS].take(rows)
+        left -= cpus
         base = values[_BASE].take(rows)
         base -= taken
-        lack: Floats = np.zeros(len(rows))
         if self._worths.prices.cpus_per_milli > 0:
             deviation = np.sqrt(np.maximum(base, _SURE))
             deviation *= self._spread
-            short = base - values[_CPUS].take(rows)
-            short += cpus
+            short = base - left
             short /= deviation
             lack = np.interp(short, _GRID, _EXCESS)
             np.maximum(lack, short, out=lack)
             lack *= deviation
+            costs += lack
         if self._worths.prices.memory_per_milli > 0:
             base -= values[_MEMORY].take(rows)
             base += memory
             np.maximum(base, 0.0, out=base)
-            lack += base
-        return lack
+            costs += base
+        # Rounded down; what is whole but for the last bit stays whole.
+        left *= self._cpus_scale / CORES_STEP_MILLI
+        left += _SURE
+        np.minimum(left, CORES_STEPS - 1, out=left)
+        group += left
+        costs -= self._groups.take(group.astype(np.int64))
 
 
 def _several(wholes: list[tuple[float, float, float, int]], by_worth: bool) -> tuple[float, ...]:

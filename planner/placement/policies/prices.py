@@ -1,4 +1,4 @@
-"""What the expected mix of requests says about the worth of free capacity. Pure functions, standard library only.
+"""What the expected mix of requests says about the worth of free capacity. Pure functions.
 
 Units are thousandths of a device (milli) throughout; cores and RAM are weighed by the milli of a device that they feed.
 
@@ -9,7 +9,9 @@ Units are thousandths of a device (milli) throughout; cores and RAM are weighed 
    it takes those that pay:  U₀ = 0,  Uⱼ₊₁(h) = Uⱼ(h) + Σ pᵍ · max(0, creditᵍ + Uⱼ(h − g) − Uⱼ(h)).  A whole device is
    worth 1000.
 3. A device needs cores to be of use: `CPU_MARGIN` of the mean cores per milli, softened by `SPREAD` of their spread.
-4. Whole devices of one host are worth more together, as far as requests ask for several (`GROUP`).
+4. Whole devices of one host are worth more together, as far as requests ask for several (`GROUP`) and the host has the
+   cores that those requests ask for beside them: T = Σ w · n · ⌊min(k / n, cores / c)⌋ over requests for n devices and
+   c cores of weight w, for k whole devices. So hosts stay whole for large requests that fit nowhere else.
 
 The constants lie in the middle of wide plateaus: halving or doubling one moves the share of a full fleet that gets
 allocated by less than 0.1 points on each of twenty traces.
@@ -20,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import sqrt
 from typing import Final, NamedTuple
+
+import numpy as np
 
 from ...fleet.state import WHOLE_MILLI, Ask, Model
 from ..feasible import model_allowed
@@ -32,9 +36,15 @@ SIZES_MOST: Final = 48
 CHANCES: Final = 100
 CPU_MARGIN: Final = 0.9
 SPREAD: Final = 0.3
-GROUP: Final = 0.03
+GROUP: Final = 0.05
 DEVICES_MOST: Final = 64
 """Whole devices on one host that the worth of groups tells apart."""
+CORES_STEP_MILLI: Final = 4000
+"""Free cores of a host count in whole steps for the worth of groups."""
+CORES_STEPS: Final = 64
+"""So many steps, 0 to 63, are told apart; the last one stands for enough, however many a request asks for."""
+COMPARED: Final = 9 * CORES_STEPS
+"""Of the worth of groups, when the mix has changed: up to eight devices."""
 
 
 class Worth(NamedTuple):
@@ -42,11 +52,18 @@ class Worth(NamedTuple):
 
     Attributes:
         gaps: worth of 0, 1, … 1000 free milli on one device, milli.
-        groups: worth of 0, 1, … whole free devices on one host, beyond their own, milli.
+        groups: worth of k whole free devices on one host beyond their own, milli, with c steps of free cores, at
+            k · `CORES_STEPS` + c, see `group`.
     """
 
     gaps: tuple[float, ...]
     groups: tuple[float, ...]
+
+    def group(self, devices: int, cpus_milli: int) -> float:
+        """What whole devices are worth together beside so many free cores."""
+        return self.groups[
+            min(devices, DEVICES_MOST) * CORES_STEPS + min(max(cpus_milli, 0) // CORES_STEP_MILLI, CORES_STEPS - 1)
+        ]
 
 
 class Prices:
@@ -80,6 +97,7 @@ class Prices:
         self._credits = share_credits(demand)
         self._worths: dict[Model, Worth] = {}
         self._gaps: dict[tuple[tuple[int, float], ...], tuple[float, ...]] = {}
+        self._groups: dict[object, tuple[float, ...]] = {}
 
     def _demand(self, model: Model | None) -> dict[int, float]:
         """Weight of shares by size, in steps; only those that may use a model."""
@@ -110,16 +128,24 @@ class Prices:
 
     def _groups_of(self, model: Model) -> tuple[float, ...]:
         reach = 0.0
-        several: dict[int, float] = {}
+        several: dict[tuple[int, int], float] = {}
         for ask, weight, milli in self._mix:
             if model_allowed(model, ask):
                 reach += weight * milli
                 if ask.gpus > 1:
-                    several[ask.gpus] = several.get(ask.gpus, 0.0) + weight * milli
-        return tuple(
-            sum(GROUP * WHOLE_MILLI * weight / reach * (count - count % gpus) for gpus, weight in several.items())
-            for count in range(DEVICES_MOST + 1)
-        )
+                    kind = (ask.gpus, -(-ask.cpus_milli // CORES_STEP_MILLI))
+                    several[kind] = several.get(kind, 0.0) + weight * milli
+        key = (reach, *sorted(several.items()))
+        found = self._groups.get(key)
+        if found is None:
+            worth = np.zeros((DEVICES_MOST + 1, CORES_STEPS))
+            devices = np.arange(DEVICES_MOST + 1)[:, None]
+            steps = np.append(np.arange(CORES_STEPS - 1), 2**40)[None, :]
+            for (gpus, cores), weight in several.items():
+                together = np.minimum(devices // gpus, steps // cores) if cores else devices // gpus
+                worth += GROUP * WHOLE_MILLI * weight / reach * gpus * together
+            found = self._groups[key] = tuple(worth.ravel().tolist())
+        return found
 
     def close_to(self, other: Prices, models: Iterable[Model]) -> bool:
         """Whether decisions by either would hardly differ: within 2 % of a device, and of the need for cores."""
@@ -135,7 +161,7 @@ class Prices:
             mine, its = self.worth(model), other.worth(model)
             if any(abs(a - b) > limit for a, b in zip(mine.gaps[::GRAIN_MILLI], its.gaps[::GRAIN_MILLI], strict=True)):
                 return False
-            if any(abs(a - b) > limit for a, b in zip(mine.groups[:9], its.groups[:9], strict=True)):
+            if any(abs(a - b) > limit for a, b in zip(mine.groups[:COMPARED], its.groups[:COMPARED], strict=True)):
                 return False
         return True
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from math import erfc, exp, pi, sqrt
 from typing import Final, NamedTuple
 
-from ...fleet.state import WHOLE_MILLI, Ask, DeviceState, HostState, Model
-from .prices import DEVICES_MOST, Prices, Worth
+from ...fleet.state import UNLIMITED, WHOLE_MILLI, Ask, DeviceState, HostState, Model
+from .prices import Prices, Worth
 from .strain import strain
 
 STRAIN_MILLI: Final = 300.0
@@ -64,19 +64,26 @@ class Worths:
         self._traits: dict[DeviceState, Traits] = {}
 
     def costs(self, state: HostState, ask: Ask, chosen: Sequence[int]) -> tuple[float, float, float]:
-        """What goes of B, what comes to X, what goes of T."""
+        """What goes of B, what comes to X, what goes of T. Where whole devices are of several models, cores are not
+        looked at in T."""
         base, lack, whole = self.standing(state)
-        taken = group = 0.0
+        taken = 0.0
         opened: dict[Model, int] = {}
         for at in chosen:
             device = state.devices[at]
             taken += self.taken(device, ask)
             if self.traits(device).whole:
                 opened[device.model] = opened.get(device.model, 0) + 1
-        for model, count in opened.items():
-            groups = self.prices.worth(model).groups
-            free = whole[model]
-            group += groups[min(free, DEVICES_MOST)] - groups[min(free - count, DEVICES_MOST)]
+        group = 0.0
+        if len(whole) == 1:
+            for model, free in whole.items():
+                worth = self.prices.worth(model)
+                left = state.cpus_free - ask.cpus_milli
+                group = worth.group(free, state.cpus_free) - worth.group(free - opened.get(model, 0), left)
+        else:
+            for model, count in opened.items():
+                worth, free = self.prices.worth(model), whole[model]
+                group += worth.group(free, UNLIMITED) - worth.group(free - count, UNLIMITED)
         after = self.unfed(base - taken, state.cpus_free - ask.cpus_milli, state.memory_free - ask.host_memory_bytes)
         return taken, after - lack, group
 
