@@ -1,4 +1,4 @@
-"""A bus with authentication for tests: an authority, its server, and the parts as processes with their own credentials."""
+"""A bus with authentication for tests: an authority, its server, and the parts as processes, each with its own key."""
 
 from __future__ import annotations
 

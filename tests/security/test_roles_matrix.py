@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -233,11 +233,11 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredBus]:
 
 
 @pytest.fixture
-async def layout(secured: SecuredBus) -> AsyncIterator[SecuredBus]:
+async def layout(secured: SecuredBus) -> SecuredBus:
     nc = await secured.connect("planner")
     await bus.ensure_layout(nc.jetstream())
     await nc.close()
-    yield secured
+    return secured
 
 
 class Watched:
@@ -323,9 +323,11 @@ async def forge(nc: Client, subjects: set[str]) -> None:
 async def test_an_answer_goes_to_who_asked_and_to_nobody_else(layout: SecuredBus, role: Role) -> None:
     """A server does not check where an answer is wanted. Within one account JetStream would write it over a lease."""
     seen: list[str] = []
+    came = asyncio.Event()
 
     async def see(message: Msg) -> None:
         seen.append(message.subject)
+        came.set()
 
     watching = await layout.connect("root-of-all")
     asking_ = await layout.connect(USERS[role])
@@ -343,8 +345,7 @@ async def test_an_answer_goes_to_who_asked_and_to_nobody_else(layout: SecuredBus
         await planner.publish("$JS.API.INFO", b"", reply=PRIZES[0])
         await planner.flush()
         async with asyncio.timeout(5):
-            while not seen:
-                await asyncio.sleep(0.01)
+            await came.wait()
         await planner.close()
     finally:
         await watching.close()
