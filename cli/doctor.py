@@ -23,7 +23,7 @@ from ..client.lease import local_host
 from ..schemas import bus, codec, stored
 from ..schemas.telemetry import AgentReport
 from ..schemas.units import format_bytes
-from .exits import FAILED
+from .exits import FAILED, CommandError
 from .options import AsJson, NatsUrl, connected, console, print_json, run
 from .up import default_data
 
@@ -99,6 +99,7 @@ def _print(finding: Finding) -> None:
 async def examine(nats: str | None) -> AsyncIterator[Finding]:
     """Everything, from this host outwards; what stands on something broken is not looked at."""
     yield versions()
+    yield configuration()
     yield driver()
     yield disk()
     try:
@@ -132,6 +133,25 @@ def versions() -> Finding:
         pass
     system = f"Python {platform.python_version()} on {platform.system()} {platform.release()}"
     return ok("versions", f"corral {metadata.version('corral')}, {system}; can run: {', '.join(able) or 'the client'}")
+
+
+def configuration() -> Finding:
+    """The configuration files."""
+    from . import config
+    from .settings import check_all
+
+    there = [path for path in config.paths() if path.is_file()]
+    try:
+        check_all(there)
+        found = config.read()
+    except CommandError as error:
+        return problem("configuration", str(error), "mend the file: corral config check says what is still wrong")
+    except ModuleNotFoundError as error:
+        return note("configuration", f"has settings of a part that is not installed ({error.name})", "install the part")
+    if found.current and found.current not in found.contexts:
+        return problem("configuration", f"no context {found.current!r}", "corral context use another, or add it")
+    files = ", ".join(map(str, there)) or "no file"
+    return ok("configuration", f"{files}; context {found.current}" if found.current else files)
 
 
 def driver() -> Finding:

@@ -54,7 +54,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "fleet": Entry("fleet:fleet", _LOOK, "The fleet in numbers."),
     "query": Entry("query:query", _LOOK, "Ask the history a question in SQL."),
     "watch": Entry("fleet:watch", _LOOK, "Print samples as they come, one JSON object a line."),
-    "snapshot": Entry("process:snapshot", _LOOK, "Take a consistent copy of the history away."),
+    "snapshot": Entry("snapshot:snapshot", _LOOK, "Take a consistent copy of the history away."),
     "drain": Entry("fleet:drain", _OPERATE, "Keep new work off devices or hosts."),
     "undrain": Entry("fleet:undrain", _OPERATE, "Let work on drained devices or hosts again."),
     "evict": Entry("fleet:evict", _OPERATE, "Take a lease back from its owner."),

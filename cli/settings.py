@@ -35,8 +35,13 @@ def configure(ctx: typer.Context, context: str | None, *, must_be_there: bool = 
     mending = name in _MENDING
     if must_be_there and not mending and not files.path().exists():
         raise CommandError(f"there is no configuration file {files.path()}", USAGE)
-    found = files.read()
-    apply(context, found, lenient=mending)
+    try:
+        found = files.read()
+    except CommandError:
+        if name != "doctor":  # which tells it as a finding
+            raise
+        return
+    apply(context, found, lenient=mending or name == "doctor")
     if name in found.tables:
         ctx.default_map = {name: files.defaults(found, name, load(name))}
         USED.update({f"{name}.{key}": value for key, value in found.tables[name].items()})
@@ -254,7 +259,7 @@ def _check_text(text: str) -> None:
         trial = Path(folder, "corral.toml")
         trial.write_text(text)
         try:
-            _check_all([trial])
+            check_all([trial])
         except CommandError as error:
             raise CommandError(str(error).replace(str(trial), str(files.path())), error.code) from None
 
@@ -268,11 +273,16 @@ def check() -> None:
       corral --config /etc/corral/corral.toml config check
     """
     there = [path for path in files.paths() if path.is_file()]
-    _check_all(there)
+    check_all(there)
     typer.echo("\n".join(f"{path}: well" for path in there) or f"there is no file: {files.path()} would be read")
 
 
-def _check_all(paths: list[Any]) -> None:
+def check_all(paths: list[Any]) -> None:
+    """Refuse files of which anything is wrong.
+
+    Raises:
+        CommandError: with what.
+    """
     from .main import load
 
     found = files.read(paths)

@@ -78,7 +78,7 @@ def findings(url: str) -> tuple[int, dict[str, str]]:
     return done.returncode, {one["what"]: one["level"] for one in json.loads(done.stdout)["findings"]}
 
 
-def test_the_doctor_finds_what_is_wrong(cluster: LocalCluster, server: EmbeddedServer) -> None:
+def test_the_doctor_finds_what_is_wrong(cluster: LocalCluster, server: EmbeddedServer, tmp_path: Path) -> None:
     code, levels = findings(cluster.url)
     assert code == 0
     for what in ("bus", "clock", "planner", "history", "stream CORRAL_TELEMETRY"):
@@ -87,6 +87,13 @@ def test_the_doctor_finds_what_is_wrong(cluster: LocalCluster, server: EmbeddedS
     assert code == 1
     for what in ("stream CORRAL_TELEMETRY", "planner", "history"):
         assert levels[what] == "problem", what
+    config = tmp_path / "corral.toml"
+    config.write_text("[collect]\nintervall = 3\n")
+    done = run(config, "doctor", "--json", CORRAL_NATS_URL=cluster.url)
+    assert done.returncode == 1
+    found = {one["what"]: one for one in json.loads(done.stdout)["findings"]}
+    assert "did you mean interval?" in found["configuration"]["detail"]
+    assert [one["what"] for one in found.values() if one["level"] != "ok" and not one["fix"]] == []
     code, levels = findings(NOWHERE)
     assert (code, levels["bus"]) == (1, "problem")
     assert "planner" not in levels
