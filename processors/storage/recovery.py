@@ -291,7 +291,8 @@ def _copy_all(new: DuckDBPyConnection, old: str, found: Recovery) -> None:
         there = {table for table in there if not _is_day(table) and "rollup_" not in table}
     rollups = sorted(table for table in there if "rollup_" in table and not table.endswith("rollup_none"))
     if "store.metrics" in there and _rows(new, f"FROM {old}.store.metrics") is not None:
-        new.execute(f"CREATE OR REPLACE TABLE store.metrics AS FROM {old}.store.metrics")
+        new.execute("DELETE FROM store.metrics")
+        new.execute(f"INSERT INTO store.metrics BY NAME FROM {old}.store.metrics")
         for table in rollups:
             if not _copy(new, old, table, found, replace=True):
                 break
@@ -301,8 +302,10 @@ def _copy_all(new: DuckDBPyConnection, old: str, found: Recovery) -> None:
             found.copied.pop(table, None)
             with contextlib.suppress(duckdb.Error):
                 new.execute(f"DELETE FROM {table}")
-    elif not _copy(new, old, "store.rolled", found, replace=True):
-        new.execute("UPDATE store.rolled SET batch = 0")
+    else:
+        # Where it can't be read they are computed anew, from as early on as there are raw samples.
+        for level, batch in _rows(new, f"SELECT level, batch FROM {old}.store.rolled") or ():
+            new.execute("UPDATE store.rolled SET batch = ? WHERE level = ?", [batch, level])
     for table in sorted(table for table in there if _is_day(table)):
         rows = _rows(new, f"SELECT count(*) FROM {old}.{table}")
         if rows:
