@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Final
 
 from msgspec.structs import replace
 
+from ..schemas import globs
 from ..schemas.requests import DeviceFilter, Devices, DeviceStatus, Lease, LeaseFilter, Leases
 from .errors import InvalidRequest
 
@@ -67,5 +67,5 @@ async def _part(ask: Ask, wanted: DeviceFilter, end: str, depth: int) -> list[De
     return found
 
 
-def _matches(host: str, globs: Sequence[str]) -> bool:
-    return not globs or any(fnmatchcase(host, glob) for glob in globs)
+def _matches(host: str, wanted: Sequence[str]) -> bool:
+    return not wanted or globs.matches_any(host, wanted)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 
 import nats.aio.client
+import nats.errors
 
 from ..schemas import bus, codec, columns, requests
+from ..schemas.globs import matches_any
 from ..schemas.metrics import DeviceSample
 from ..schemas.telemetry import SampleBatch
 
@@ -32,13 +34,14 @@ async def samples(
             except codec.DecodeError as error:
                 log.debug("%s: %s", message.subject, error)
                 continue
-            if hosts and not _matches(batch.host, hosts):
+            if hosts and not matches_any(batch.host, hosts):
                 continue
             for row in columns.rows(batch):
-                if not devices or _matches(row.device, devices):
+                if not devices or matches_any(row.device, devices):
                     yield row
     finally:
-        await subscription.unsubscribe()
+        with contextlib.suppress(nats.errors.Error):  # with the connection it has ended already
+            await subscription.unsubscribe()
 
 
 async def lease_events(nc: nats.aio.client.Client, lease_id: str, kind: str) -> AsyncIterator[requests.LeaseEvent]:
@@ -51,8 +54,5 @@ async def lease_events(nc: nats.aio.client.Client, lease_id: str, kind: str) -> 
             except codec.DecodeError as error:
                 log.debug("%s: %s", message.subject, error)
     finally:
-        await subscription.unsubscribe()
-
-
-def _matches(text: str, globs: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(text, glob) for glob in globs)
+        with contextlib.suppress(nats.errors.Error):  # with the connection it has ended already
+            await subscription.unsubscribe()

@@ -13,14 +13,16 @@ from msgspec import Struct
 from nats.errors import Error as NatsError
 from nats.micro.request import Request
 
-from ..schemas import codec
+from ..schemas import codec, globs
 from ..schemas.bus import PlanSubject
-from ..schemas.requests import Error
+from ..schemas.requests import DeviceFilter, Error, ExplainRequest, WorkRequest
 
 log = logging.getLogger("corral.planner")
 
 MOST_ASKED_BYTES: Final = 2**20
 """Larger questions are refused, whatever the bus lets through."""
+MOST_ADDED_DEVICES: Final = 100_000
+"""Of one what-if."""
 HEADROOM_BYTES: Final = 16 * 1024
 """Of a message beside the lease that it carries."""
 _STATUS: Final = {
@@ -98,8 +100,7 @@ class Asked:
             raise codec.DecodeError(message, "too_large")
         if self.owner is None:
             message, self.warnings = codec.decode_request(data, type, self.content_type)
-            self._waits = getattr(message, "wait_seconds", 0.0) > 0
-            return message
+            return self._checked(message)
         tree = codec.decode(data, dict[str, Any], self.content_type)
         named = tree.setdefault(self.owner_field, self.owner)
         if named != self.owner:
@@ -109,8 +110,31 @@ class Asked:
                 f"$.{self.owner_field}",
             )
         message, self.warnings = codec.decode_request(codec.encode(tree, self.content_type), type, self.content_type)
-        self._waits = getattr(message, "wait_seconds", 0.0) > 0
+        return self._checked(message)
+
+    def _checked(self, message: Any) -> Any:
+        """The message, where it takes no more time or memory than its size explains."""
+        if isinstance(message, WorkRequest):
+            self._waits = message.wait_seconds > 0
+            self._check_work(message, "$")
+        elif isinstance(message, ExplainRequest):
+            self._check_work(message.request, "$.request")
+            if sum(more.devices for more in message.with_more) > MOST_ADDED_DEVICES:
+                text = f"More than {MOST_ADDED_DEVICES} devices to add - at `$.with_more`"
+                raise codec.DecodeError(text, "too_large", "$.with_more")
+        elif isinstance(message, DeviceFilter):
+            for name in ("hosts", "models", "devices"):
+                globs.check(getattr(message, name), f"$.{name}")
         return message
+
+    def _check_work(self, request: WorkRequest, path: str) -> None:
+        globs.check(request.models, f"{path}.models")
+        globs.check(request.hosts, f"{path}.hosts")
+        work = request.distribution
+        # Each item's number is in the answer, with a comma.
+        if work is not None and isinstance(work.items, int) and work.items > self._most_bytes // 2:
+            text = f"{work.items} items do not fit in an answer of {self._most_bytes} bytes: give fewer, larger ones"
+            raise codec.DecodeError(f"{text} - at `{path}.distribution.items`", "too_large", f"{path}.distribution")
 
     async def answer(self, reply: Struct) -> None:
         """Answer in the format of the question."""

@@ -185,7 +185,7 @@ def host_token(name: str) -> str:
     Raises:
         ValueError: nothing is left of it.
     """
-    token = _HOST_UNSAFE.sub("-", name.strip()).strip("-")[:128]
+    token = _HOST_UNSAFE.sub("-", name.strip()).strip("-")[:128].rstrip("-")
     if not token:
         raise ValueError(f"{name!r} is no host name: it needs at least one letter or digit")
     return token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
@@ -36,7 +37,10 @@ def parse_bytes(text: str | int) -> int:
     match = _PART.fullmatch(text.strip())
     if not match or match[2].lower() not in _BYTE_UNITS:
         raise ValueError(f"{text!r} is no amount of memory: write it like 20GiB, 512MiB or 40GB")
-    return round(float(match[1]) * _BYTE_UNITS[match[2].lower()])
+    amount = float(match[1]) * _BYTE_UNITS[match[2].lower()]
+    if not math.isfinite(amount):
+        raise ValueError(f"{text[:40]!r}… is more memory than there is")
+    return round(amount)
 
 
 def parse_seconds(text: str | float) -> float:
@@ -54,7 +58,10 @@ def parse_seconds(text: str | float) -> float:
         raise ValueError(f"{text!r} is no duration: write it like 250ms, 10s, 5m or 1h30m")
     if len(parts) > 1 and not all(m[2] for m in parts):
         raise ValueError(f"{text!r} is no duration: each number needs its unit, as in 1h30m")
-    return sum(float(m[1]) * _SECOND_UNITS[m[2].lower()] for m in parts)
+    seconds = sum(float(m[1]) * _SECOND_UNITS[m[2].lower()] for m in parts)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{text[:40]!r}… is longer than anything lasts")
+    return seconds
 
 
 def format_bytes(amount: float) -> str:

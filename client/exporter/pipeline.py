@@ -11,13 +11,13 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from msgspec import Struct
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from ...schemas.globs import matches_any
 from ...schemas.health import Measure, ServiceHealth
 from ...schemas.instruments import INSTRUMENTS, InstrumentKind, ServiceKind
 from ...schemas.query import ProcessorStatus
@@ -112,7 +112,7 @@ class Collected:
         """The families that are wanted and not empty."""
         for family in self._all():
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            if family.samples and (not self.names or any(fnmatchcase(name, glob) for glob in self.names)):
+            if family.samples and (not self.names or matches_any(name, self.names)):
                 yield family
 
     def _all(self) -> Iterator[Metric]:

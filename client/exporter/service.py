@@ -10,7 +10,6 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Final
 from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -18,6 +17,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from ...schemas.globs import matches_any
 from ...schemas.health import HealthDoor, Judgement
 from ...schemas.instruments import SECONDS, Histogram, ServiceKind
 from ..aio import Client
@@ -111,9 +111,9 @@ class Exporter:
         answers = self._ask(names)
         with self._one_at_a_time:
             started = time.perf_counter()
-            shown = [host for host in self.live.hosts() if not hosts or _matches(host.name, hosts)]
-            families = [family for family in self.families if not names or _matches(family.name, names)]
-            info = not names or _matches(DEVICE_INFO, names)
+            shown = [host for host in self.live.hosts() if not hosts or matches_any(host.name, hosts)]
+            families = [family for family in self.families if not names or matches_any(family.name, names)]
+            info = not names or matches_any(DEVICE_INFO, names)
             parts = write(shown, families, self.live.xids, info=info)
             took = time.perf_counter() - started
             registry = CollectorRegistry()
@@ -194,7 +194,3 @@ class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """To the log, where somebody asked for more."""
         log.debug(format, *args)
-
-
-def _matches(text: str, globs: Sequence[str]) -> bool:
-    return any(fnmatchcase(text, glob) for glob in globs)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 
+from ...schemas import globs
 from ...schemas.requests import DeviceFilter, DeviceStatus, FleetSummary
 from .device import Device
 from .fleet import Fleet, Host, advance, drain_reason, why_blocked
@@ -126,5 +126,5 @@ def _host_health(fleet: Fleet, host: Host) -> str:
     return fault.message if fault is not None and fault.fatal else ""
 
 
-def _match(text: str, globs: Sequence[str]) -> bool:
-    return not globs or any(fnmatchcase(text, glob) for glob in globs)
+def _match(text: str, wanted: Sequence[str]) -> bool:
+    return not wanted or globs.matches_any(text, wanted)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from ...schemas import globs
 from ...schemas.requests import Queue, QueueEntry, Rejection, WorkRequest
 from ..fleet.fleet import Fleet
 
@@ -146,5 +146,5 @@ def competes(fleet: Fleet, one: WorkRequest, other: WorkRequest) -> bool:
     return True
 
 
-def _any(name: str, globs: list[str]) -> bool:
-    return any(fnmatchcase(name, glob.lower()) for glob in globs)
+def _any(name: str, wanted: list[str]) -> bool:
+    return any(globs.matches(name, glob.lower()) for glob in wanted)
