@@ -8,6 +8,8 @@ with lease(gpus=2, memory="20GiB") as held:
 
 from __future__ import annotations
 
+import sys as _sys
+
 from .aio import Client, connect
 from .errors import (
     Conflict,
@@ -51,3 +53,7 @@ __all__ = [
     "lease",
     "load_ipython_extension",
 ]
+
+# In a notebook, devices and leases show as tables without being asked to.
+if (_ipython := _sys.modules.get("IPython")) is not None and (_shell := _ipython.get_ipython()) is not None:
+    load_ipython_extension(_shell)

@@ -40,6 +40,8 @@ Waiting = Callable[[requests.QueueEntry], None]
 
 _WAIT_POLL_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 0.1
+_LOOK_SECONDS: Final = 0.25
+"""A call that waits for its answer looks so often whether its connection is still the same."""
 _TAKE_BACK_SECONDS: Final = 3.0
 """A caller that was cancelled is held up no longer by taking its request back: the lease would end by itself."""
 
@@ -83,7 +85,9 @@ class Client:
 
     async def close(self) -> None:
         """Close the connection; leases stay until they are released or end."""
-        await self.nc.close()
+        # While the server is away nats-py fails in several ways, and it is closed all the same.
+        with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
+            await self.nc.close()
 
     # Work
 
@@ -377,7 +381,7 @@ class Client:
         headers = {codec.CONTENT_TYPE_HEADER: codec.JSON}
         for attempt in self._patiently():
             try:
-                reply = await ask(self.nc, subject, payload, timeout=self.timeout, headers=headers)
+                reply = await self._ask(subject, payload, headers)
                 break
             except nats.errors.NoRespondersError as error:
                 if not attempt():
@@ -389,6 +393,23 @@ class Client:
             raise AssertionError("unreachable")
         raise_error(reply)
         return reply.data
+
+    async def _ask(self, subject: str, payload: bytes, headers: dict[str, str]) -> Msg:
+        """Ask, and again over each new connection: with the old one the question may be lost, or its answer. All that
+        is asked may be asked twice."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.timeout
+        while True:
+            connection = self.nc.stats["reconnects"]
+            left = max(_RETRY_SECONDS, end - loop.time())
+            asking = asyncio.ensure_future(ask(self.nc, subject, payload, timeout=left, headers=headers))
+            try:
+                while not asking.done() and self.nc.stats["reconnects"] == connection:
+                    await asyncio.wait({asking}, timeout=_LOOK_SECONDS)
+                if asking.done():
+                    return asking.result()
+            finally:
+                asking.cancel()
 
     def _bus_error(self, error: Exception, subject: str) -> CorralError:
         if isinstance(error, NotAllowed):
@@ -423,7 +444,7 @@ class Client:
                 except nats.errors.TimeoutError:
                     try:
                         entry = next((e for e in await self.queue() if e.request_id == request.request_id), None)
-                    except Unavailable:  # the planner restarts: it is asked again once it is back
+                    except (Unavailable, TimedOut):  # the planner restarts: it is asked again once it is back
                         unseen = 2
                         continue
                     if entry is not None:

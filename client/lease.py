@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from ..schemas import bus, requests
 from ..schemas.holders import own_name
 from .errors import LeaseLost, ServiceError, TimedOut, Unavailable
+from .notebook import lease_html
 
 if TYPE_CHECKING:
     from .aio import Client, Waiting
@@ -72,6 +73,9 @@ class HeldLease:
     def environment(self) -> dict[str, str]:
         """What to set for the work on this host (or on the only host that was granted)."""
         return environment_for(self.lease)
+
+    def _repr_html_(self) -> str:
+        return lease_html(self.lease)
 
     def check(self) -> None:
         """Raise `LeaseLost` if the lease has ended; cheap enough to call between steps."""

@@ -1,4 +1,4 @@
-"""Devices, leases and rejections as tables in Jupyter: `%load_ext corral.client`, once a notebook."""
+"""Devices, leases and rejections as tables in Jupyter: `import corral.client` is enough, as is `%load_ext`."""
 
 from __future__ import annotations
 
@@ -73,6 +73,19 @@ def devices_html(devices: Sequence[requests.DeviceStatus]) -> str:
     return table(["host", "gpu", "model", "utilization", "used", "to be had", "temperature", "state"], rows, more)
 
 
+def fleet_html(fleet: requests.FleetSummary) -> str:
+    """The fleet in numbers."""
+    rows = [
+        ("devices", f"{fleet.devices} on {fleet.hosts} hosts, {fleet.usable_devices} usable"),
+        ("leased", f"{fleet.leased_devices} devices by {fleet.active_leases} leases"),
+        ("memory", f"{format_bytes(fleet.memory_used_bytes)} of {format_bytes(fleet.memory_total_bytes)} used"),
+        ("to be had", format_bytes(fleet.memory_free_bytes)),
+        ("waiting", fleet.waiting_requests),
+        *((model, count) for model, count in sorted(fleet.models.items())),
+    ]
+    return table(["fleet", ""], rows)
+
+
 class DeviceList(list[requests.DeviceStatus]):
     """Devices, by host and index; a table in a notebook."""
 
@@ -81,8 +94,9 @@ class DeviceList(list[requests.DeviceStatus]):
 
 
 def load_ipython_extension(ipython: Any) -> None:
-    """Called by `%load_ext corral.client`."""
+    """Called by `%load_ext corral.client`, and by its import within IPython."""
     formatter = ipython.display_formatter.formatters["text/html"]
     formatter.for_type(requests.Lease, lease_html)
     formatter.for_type(requests.Assignment, assignment_html)
     formatter.for_type(requests.Rejection, rejection_html)
+    formatter.for_type(requests.FleetSummary, fleet_html)

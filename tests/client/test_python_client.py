@@ -220,6 +220,25 @@ def test_a_query_comes_in_the_form_that_is_wanted(client: SyncClient) -> None:
         client.query("FROM nowhere")
 
 
+def test_data_frames_have_times_numbers_and_nulls(client: SyncClient) -> None:
+    polars, pandas = pytest.importorskip("polars"), pytest.importorskip("pandas")
+    sql = "SELECT TIMESTAMPTZ '2026-01-02 03:04:05+00' AS time, 'h' AS host, 1.5 AS value, NULL::INTEGER AS nothing"
+    for format in ("arrow", "json"):
+        result = client.query(sql, format=format)
+        frame = result.polars()
+        assert frame.columns == ["time", "host", "value", "nothing"]
+        assert frame.select("host", "value", "nothing").rows() == [("h", 1.5, None)]
+        table = result.pandas()
+        assert table["value"].sum() == 1.5
+        assert table["nothing"].isna().all()
+        assert pandas.to_datetime(table["time"], utc=True)[0] == pandas.Timestamp("2026-01-02T03:04:05Z")
+    typed = client.query(sql, format="arrow").polars()
+    assert typed.schema["time"] == polars.Datetime("us", "UTC")
+    # An empty result still has its columns.
+    empty = client.query(f"FROM ({sql}) WHERE false", format="json")
+    assert (empty.polars().columns, list(empty.pandas().columns)) == (result.columns, result.columns)
+
+
 def test_samples_can_be_watched(client: SyncClient) -> None:
     device = client.devices()[0]
     samples = list(itertools.islice(client.watch(devices=[device.uuid]), 2))
@@ -230,7 +249,8 @@ def test_samples_can_be_watched(client: SyncClient) -> None:
 
 def test_notebooks_show_tables(client: SyncClient) -> None:
     shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell.instance()
-    shell.extension_manager.load_extension("corral.client")
+    # As the first cell of a notebook does it: nothing else is asked for.
+    shell.run_cell("import importlib, corral.client; importlib.reload(corral.client)")
 
     def shown(value: object) -> str:
         return shell.display_formatter.format(value)[0]["text/html"]
@@ -240,6 +260,10 @@ def test_notebooks_show_tables(client: SyncClient) -> None:
     assert "<b>" not in shown(granted.lease)
     client.release(granted.lease.lease_id)
     assert shown(client.devices()).count("<tr>") == 9
+    with client.lease(name="<i>held</i>") as held:
+        assert held.devices[0] in shown(held)
+        assert "<i>" not in shown(held)
+    assert "8" in shown(client.fleet())
     with pytest.raises(Rejected) as rejected:
         client.request(gpus=100)
     assert rejected.value.reasons[0].detail in shown(rejected.value.rejection)
