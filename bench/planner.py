@@ -26,6 +26,7 @@ from typing import Any
 
 import uvloop
 from corral.cli.server import EmbeddedServer
+from corral.planner.limits import Limits
 from corral.planner.service import Settings, plan
 from corral.schemas import bus, codec, columns
 from corral.schemas.metrics import METRICS
@@ -168,7 +169,7 @@ def run_feed(url: str, gpus: int, stop: Any) -> None:
 
 
 def run_planner(url: str, profile: str, policy: str | None) -> None:
-    settings = Settings(stale_after_seconds=60.0, policy=policy)
+    settings = Settings(stale_after_seconds=60.0, policy=policy, limits=Limits(requests_per_second=0))
     if not profile:
         uvloop.run(plan(url, settings))
         return

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ..schemas.units import parse_seconds
+from ..schemas.units import parse_bytes, parse_seconds
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .options import NatsUrl
 from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
+
+_LIMITS = "What one owner may ask"
 
 
 def plan(
@@ -37,6 +39,26 @@ def plan(
             help="A host silent for so long is lost, and its leases with it.",
         ),
     ] = "2m",
+    owner_rate: Annotated[
+        float,
+        typer.Option(
+            "--owner-rate",
+            metavar="N",
+            min=0,
+            help="Requests a second of one owner; 0 for no limit.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 500.0,
+    owner_burst: Annotated[
+        float, typer.Option("--owner-burst", metavar="N", min=1, help="At once.", rich_help_panel=_LIMITS)
+    ] = 2000.0,
+    owner_waiting: Annotated[
+        int,
+        typer.Option("--owner-waiting", metavar="N", min=1, help="Requests in line.", rich_help_panel=_LIMITS),
+    ] = 1000,
+    most_request: Annotated[
+        str, typer.Option("--most-request", metavar="SIZE", help="Of one message.", rich_help_panel=_LIMITS)
+    ] = "1MiB",
     stop_within: StopWithin = STOP_WITHIN,
     log_format: LogFormatOption = LogFormat.AUTO,
     log_level: LogLevelOption = LogLevel.INFO,
@@ -51,6 +73,7 @@ def plan(
       corral plan --nats nats://bus:4222 --policy pack
       corral plan --stale-after 30s --lost-after 5m
     """
+    from ..planner.limits import Limits
     from ..planner.placement.policies import POLICIES
     from ..planner.service import Settings
     from ..planner.service import plan as work
@@ -61,7 +84,15 @@ def plan(
         raise typer.BadParameter(f"{policy!r} is not known: use one of {', '.join(POLICIES)}", param_hint="--policy")
     try:
         settings = Settings(
-            policy=policy, stale_after_seconds=parse_seconds(stale_after), lost_after_seconds=parse_seconds(lost_after)
+            policy=policy,
+            stale_after_seconds=parse_seconds(stale_after),
+            lost_after_seconds=parse_seconds(lost_after),
+            limits=Limits(
+                requests_per_second=owner_rate,
+                burst=owner_burst,
+                waiting=owner_waiting,
+                request_bytes=parse_bytes(most_request),
+            ),
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

@@ -24,6 +24,7 @@ from .errors import (
     Rejected,
     ServiceError,
     TimedOut,
+    TooManyRequests,
     Unavailable,
 )
 from .lease import HeldLease
@@ -48,6 +49,7 @@ __all__ = [
     "ServiceError",
     "SyncClient",
     "TimedOut",
+    "TooManyRequests",
     "Unavailable",
     "connect",
     "lease",

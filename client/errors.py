@@ -84,6 +84,16 @@ class Refused(ServiceError, PermissionError):
     """This is not allowed to whoever asks."""
 
 
+class TooManyRequests(ServiceError):
+    """This owner asks too much at a time.
+
+    Attributes:
+        retry_after_seconds: ask again then; None if nobody knows.
+    """
+
+    retry_after_seconds: float | None = None
+
+
 class QueryFailed(ServiceError):
     """The statement is wrong (`code` is `invalid`), not allowed (`refused`), too large, or was cancelled."""
 
@@ -119,4 +129,8 @@ def error_of(error: Error) -> CorralError:
         return TimedOut(error.message)
     if error.code in ("unavailable", "busy"):
         return NoService(error.message)
+    if error.code == "too_many_requests":
+        told = TooManyRequests(error.message, error.code, error.field)
+        told.retry_after_seconds = error.retry_after_seconds
+        return told
     return _BY_CODE.get(error.code, ServiceError)(error.message, error.code, error.field)

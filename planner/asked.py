@@ -34,6 +34,7 @@ _STATUS: Final = {
     "conflict": "409",
     "ended": "410",
     "too_large": "413",
+    "too_many_requests": "429",
     "unavailable": "503",
 }
 

@@ -43,6 +43,7 @@ from .leases.leases import LeaseRecord, Refused
 from .leases.ledger import Ledger, clock
 from .leases.queue import MOST_WAITING, Waiting, WaitingQueue, competes
 from .leases.store import DRAINS, Deposed, Store, WriteFailed
+from .limits import Limiter
 from .placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, decide, environment
 from .remembered import Answer, Answers, conflict, digest_of
 
@@ -101,6 +102,7 @@ class Desk:
         drains: as read from the bucket.
         answers: as read from the bucket, by request id.
         deposed: called when a write was refused since another planner leads.
+        limiter: says who has enough in line.
 
     Attributes:
         wake: set when those who wait should be looked at.
@@ -118,6 +120,7 @@ class Desk:
         drains: dict[str, str],
         answers: dict[str, Answer],
         deposed: Callable[[], None],
+        limiter: Limiter,
     ) -> None:
         self.ledger = ledger
         self.fleet = fleet
@@ -128,6 +131,7 @@ class Desk:
         self._planner = planner
         self._policies = policies
         self._deposed = deposed
+        self._limiter = limiter
         self._drains = drains
         self._drain_lock = asyncio.Lock()
         self._answers = Answers(store, term, answers, deposed)
@@ -199,10 +203,18 @@ class Desk:
         elif request.wait_seconds and decision.code is not RejectionCode.IMPOSSIBLE:
             if len(self.queue) >= MOST_WAITING:
                 await self._turn_down(opened, decision)
+            elif refused := self._limiter.waiting(request.owner, self._in_line(request.owner)):
+                await self._close(opened, refused)
             else:
                 opened.entry = self.queue.add(request, time.time(), decision, opened)
         else:
             await self._turn_down(opened, decision)
+
+    def _in_line(self, owner: str) -> int:
+        """How many requests of an owner wait; not counted as long as all of them together are few."""
+        if len(self.queue) < self._limiter.limits.waiting:
+            return 0
+        return sum(entry.request.owner == owner for entry in self.queue)
 
     async def _grant(self, opened: _Open, placed: Placed) -> None:
         request = opened.request

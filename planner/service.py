@@ -53,6 +53,7 @@ from .leases.leader import TAKEOVER_SECONDS, Candidate
 from .leases.leases import LeaseRecord, LeaseTable
 from .leases.ledger import Ledger
 from .leases.store import ANSWER_PREFIX, DRAINS, HEALTH, LEASE_PREFIX, TOLD, Deposed, Store
+from .limits import Limiter, Limits
 from .placement.decide import InvalidRequest, Policies, explain
 from .placement.policies import POLICIES
 from .remembered import Answer
@@ -78,11 +79,13 @@ class Settings(Struct, frozen=True, kw_only=True):
         policy: ranks for requests that name none; None takes Corral's default.
         stale_after_seconds: a device without a sample for so long takes no work.
         lost_after_seconds: a host that is silent for so long is lost, and its leases with it.
+        limits: what one owner may ask.
     """
 
     policy: str | None = None
     stale_after_seconds: float = 10.0
     lost_after_seconds: float = LOST_AFTER_SECONDS
+    limits: Limits = Limits()
 
 
 class Planner:
@@ -109,6 +112,7 @@ class Planner:
         self._vitals = Vitals()
         self._door = HealthDoor(ServiceKind.PLANNER, self.id, self._judge)
         self._settings = settings
+        self._limiter = Limiter(settings.limits)
         self._policies = Policies() if settings.policy is None else Policies(settings.policy)
         self._store = Store(nc)
         self._telemetry = Telemetry(telemetry_nc, self.fleet)
@@ -249,6 +253,7 @@ class Planner:
             drains=drains,
             answers=answers,
             deposed=self._candidate.deposed,
+            limiter=self._limiter,
         )
         self._desk = desk
         chores = Chores(
@@ -398,7 +403,14 @@ class Planner:
             asked = self._asked(request, request.subject[owner_from:] if owner_from else None)
             asked.owner_field = field
             try:
-                await work(asked, asked.decode(type))
+                refused = self._limiter.size(request.data)
+                if refused is None:
+                    body = asked.decode(type)
+                    refused = self._limiter.rate(body, time.monotonic())
+                    if refused is None:
+                        await work(asked, body)
+                        return
+                await asked.answer(refused)
             except codec.DecodeError as error:
                 await asked.answer(Error(code=error.code, message=str(error), field=error.field))
             except InvalidRequest as error:

@@ -321,14 +321,17 @@ class Error(Struct, frozen=True, kw_only=True, tag="error", tag_field="type"):
     """The answer to a message that asks for nothing that could be done.
 
     Attributes:
-        code: `invalid`, `not_found`, `not_owner`, `conflict`, `too_large`, `unavailable`, `refused`, `timeout`, …
+        code: `invalid`, `not_found`, `not_owner`, `conflict`, `too_large`, `too_many_requests`, `unavailable`,
+            `refused`, `timeout`, …
         message: what is wrong and what to do.
         field: path of the field at fault, such as `$.gpus`; empty if none.
+        retry_after_seconds: of `too_many_requests`: ask again then; None if nobody knows.
     """
 
     code: str
     message: str
     field: str = ""
+    retry_after_seconds: float | None = None
 
 
 class WithdrawAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
