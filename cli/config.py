@@ -27,7 +27,7 @@ import typer
 from msgspec import Struct
 
 from ..client.request import OWNER_VARIABLE
-from ..schemas import bus
+from ..schemas import bus, credentials
 from .exits import USAGE, CommandError
 
 CONFIG_VARIABLE: Final = "CORRAL_CONFIG"
@@ -42,17 +42,30 @@ class Context(Struct, kw_only=True, omit_defaults=True):
         nats: URL.
         creds: path of a credentials file; empty if none.
         owner: who asks there; empty for the account's name.
+        ca: path of the certificate that the server's is checked by; empty for the system's, or that of the credentials.
+        cert: path of a client's certificate, where the server asks for one.
+        key: path of its key.
     """
 
     nats: str = ""
     creds: str = ""
     owner: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+
+PATHS: Final = ("creds", "ca", "cert", "key")
+"""Fields that are paths of files."""
 
 
 VARIABLES: Final[dict[str, str]] = {
     "nats": bus.URL_VARIABLE,
-    "creds": bus.CREDENTIALS_VARIABLE,
+    "creds": credentials.CREDENTIALS_VARIABLE,
     "owner": OWNER_VARIABLE,
+    "ca": credentials.CA_VARIABLE,
+    "cert": credentials.CERTIFICATE_VARIABLE,
+    "key": credentials.KEY_VARIABLE,
 }
 """The variable that says the same as a field of a context."""
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from .config import CONTEXT_VARIABLE, VARIABLES, Config, Context, path, read, write
+from .config import CONTEXT_VARIABLE, PATHS, VARIABLES, Config, Context, path, read, write
 from .exits import NOT_YOURS, USAGE, CommandError
 
 SOURCES: Final[dict[str, str]] = {}
@@ -48,7 +48,7 @@ def apply(flag: str | None, config: Config | None = None, *, lenient: bool = Fal
             # The environment names another bus: credentials of this one are not shown to it.
             continue
         if value and (flag or not os.environ.get(variable)):
-            os.environ[variable] = value
+            os.environ[variable] = os.path.expanduser(value) if field in PATHS else value
             SOURCES[variable] = f"context {name}" if name else str(config.origins[field])
         elif flag and field != "owner":
             # Credentials of one bus are not shown to another.
@@ -85,6 +85,9 @@ def add(
     url: Annotated[str, typer.Argument(metavar="URL", help="Of the bus; several by comma.")],
     creds: Annotated[str, typer.Option("--creds", metavar="FILE", help="Credentials file.")] = "",
     owner: Annotated[str, typer.Option("--owner", metavar="NAME", help="Who asks there.")] = "",
+    ca: Annotated[str, typer.Option("--ca", metavar="FILE", help="Certificate that the server's is checked by.")] = "",
+    cert: Annotated[str, typer.Option("--cert", metavar="FILE", help="Your certificate, if the server asks.")] = "",
+    key: Annotated[str, typer.Option("--key", metavar="FILE", help="Its key.")] = "",
 ) -> None:
     """Add a context, or change it; the first one is used at once.
 
@@ -94,8 +97,9 @@ def add(
     if not name.strip() or "://" not in url:
         raise CommandError(f"{url!r} is no URL of a bus: write it like nats://host:4222", USAGE)
     config = own()
-    full = str(Path(creds).expanduser().absolute()) if creds else ""
-    config.contexts[name] = Context(nats=url, creds=full, owner=owner)
+    given = {"creds": creds, "ca": ca, "cert": cert, "key": key}
+    full = {field: str(Path(file).expanduser().absolute()) for field, file in given.items() if file}
+    config.contexts[name] = Context(nats=url, owner=owner, **full)
     config.current = config.current or name
     write(config)
     typer.echo(f"{name}: {url}{' (in use)' if config.current == name else ''}")
@@ -132,7 +136,8 @@ def list_contexts(json: Annotated[bool, typer.Option("--json", help="Print JSON,
         return
     for name, one in config.contexts.items():
         star = "*" if name == config.current else " "
-        details = "".join(f"  {key} {value}" for key, value in (("creds", one.creds), ("owner", one.owner)) if value)
+        fields = ((field, getattr(one, field)) for field in VARIABLES if field != "nats")
+        details = "".join(f"  {field} {value}" for field, value in fields if value)
         typer.echo(f"{star} {name}  {one.nats}{details}")
 
 

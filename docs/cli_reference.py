@@ -19,6 +19,8 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     "CORRAL_CONFIG": ("two files, see [above](#the-file)", "The configuration file; no other is read then."),
     "CORRAL_CONTEXT": ("the one in use", "Name of the context to use."),
     "CORRAL_LEASE": ("–", "Set by Corral for work that runs on a lease: its id. Collectors read it of processes."),
+    "CORRAL_INBOX_PREFIX": ("that of the credentials, else `_INBOX`", "Subjects of the answers to one's requests."),
+    "CORRAL_PORT": ("`4222`", "`compose.yaml`: the port of the bus on this machine."),
     "CORRAL_REPLICAS": ("3 on a cluster of servers, else 1", "Copies of streams and buckets that a part makes."),
     "CORRAL_DATA": ("`shared/data` beside the clone", "Folder or file of the recording that `corral demo` replays."),
     "CORRAL_DEBUG": ("–", "With any value, an error that ends a command shows where it came from."),
@@ -319,6 +321,7 @@ def configuration() -> str:
             shown = f"`{variables(name, one)[0]}`"
             lines.append(f"| `{key}` | {shown} | {default_words(one)} | {cell(one.help)} |")
         lines.append("")
+    lines += ["Beside these, every `corral auth` command takes its `--dir` from `CORRAL_AUTH_DIR`.", ""]
     lines += ["## Other variables", "", "| variable | default | |", "| --- | --- | --- |"]
     lines += [f"| `{name}` | {default} | {meaning} |" for name, (default, meaning) in OTHER_VARIABLES.items()]
     return "\n".join(lines).rstrip() + "\n"

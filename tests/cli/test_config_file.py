@@ -106,7 +106,7 @@ def test_commands_that_write_the_file_keep_what_people_wrote(tmp_path: Path) -> 
         ["config", "set", "collect.label", "rack=r1", "zone=a"],
         ["config", "set", "collect.spill", "false"],
         ["config", "set", "nats", "nats://x:1"],
-        ["context", "add", "lab", "nats://lab:1", "--owner", "rat"],
+        ["context", "add", "lab", "nats://lab:1", "--owner", "rat", "--ca", "ca.crt"],
         ["context", "add", "far", NOWHERE],
         ["context", "remove", "far"],
         ["config", "unset", "collect.spill"],
@@ -119,6 +119,7 @@ def test_commands_that_write_the_file_keep_what_people_wrote(tmp_path: Path) -> 
     assert file.stat().st_mode & 0o077 == 0
     found = files.read([file])
     assert found.tables == {"collect": {"interval": "100ms", "label": ["rack=r1", "zone=a"]}}
+    assert Path(found.contexts["lab"].ca).is_absolute()
     assert (found.top.nats, found.current, set(found.contexts)) == ("nats://x:1", "lab", {"lab"})
     for arguments, code in (
         (["config", "set", "collect.intervall", "1s"], 2),

@@ -182,7 +182,7 @@ def run(page: Path, found: list[Command], folder: Path, environment: dict[str, s
 
 _NUMBER = re.compile(r"\d[\d.,:]*")
 _IDENTITY = re.compile(r"\b(GPU-)?[0-9a-f]{8,}(-[0-9a-f]+)*\b|\bsim-\d+\b|\b[0-9a-f]{6,}-\d+-\d+\b")
-_MODEL = re.compile(r"NVIDIA [A-Z0-9][\w-]*( \d+GB)?( \w*HBM\w*| PCIe)?")
+_MODEL = re.compile(r"NVIDIA [A-Z0-9][\w-]*( \d+GB)?( \w*HBM\w*| PCIe)?|AMD Instinct \w+")
 
 
 def shape(line: str) -> str:
