@@ -85,7 +85,7 @@ def process(
         typer.Option(
             envvar="CORRAL_LAKE_DATA",
             metavar="FOLDER",
-            help="Of its Parquet files; all processors reach it by this path.",
+            help="Of its Parquet files, the same for all processors: a path, or s3://bucket/prefix.",
             rich_help_panel=_SHARED,
         ),
     ] = None,
@@ -112,6 +112,7 @@ def process(
       corral process --db /var/lib/corral/history.duckdb --memory 8GiB --keep-raw 7d
       corral process --quack 127.0.0.1:9494 --quack-token-file token
       corral process --lake "postgres:dbname=corral host=db" --lake-data /shared/corral
+      corral process --lake "postgres:dbname=corral host=db" --lake-data s3://bucket/corral
 
     It may be stopped or killed at any time: it goes on behind the last message that is in the file.
     """
@@ -138,8 +139,8 @@ def process(
         raise CommandError(str(error), USAGE) from error
     if lake is not None:
         if lake_data is None:
-            raise CommandError("--lake needs --lake-data: the folder of its files", USAGE)
-        _share(lake, lake_data, partitions, nats, memory_bytes, within, identity.named)
+            raise CommandError("--lake needs --lake-data: the folder of its files, or s3://bucket/prefix", USAGE)
+        _share(lake, lake_data, partitions, nats, memory_bytes, retention, within, identity.named)
         return
     remote = _remote(quack, quack_token_file)
     _run(db, nats, archive, memory_bytes, retention, remote, within, identity.named)
@@ -197,6 +198,7 @@ def _share(
     partitions: int,
     nats: str | None,
     memory_bytes: int | None,
+    retention: Retention,
     within_seconds: float,
     named: Callable[[str], None],
 ) -> None:
@@ -207,7 +209,7 @@ def _share(
     folder = data if "://" in data else str(Path(data).absolute())
     try:
         lake = Lake(catalog, folder, memory_bytes=memory_bytes)
-        serve(share(lake, partitions, nats_url=nats, named=named), within_seconds)
+        serve(share(lake, partitions, nats_url=nats, retention=retention, named=named), within_seconds)
     except (StorageError, StoragePaused) as error:
         raise CommandError(str(error), FAILED) from error
 

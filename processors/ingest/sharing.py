@@ -20,6 +20,8 @@ from ..sql.query import QueryService
 from ..storage import upkeep
 from ..storage.errors import Deposed, StorageError, StoragePaused
 from ..storage.lake import Lake, LakePart, attach, prepare
+from ..storage.maintenance import Retention
+from ..storage.object_storage import is_url
 from ..vitals import Vitals
 from . import partitions
 from .deadletters import DeadLetters
@@ -33,6 +35,7 @@ async def share(
     count: int,
     *,
     nats_url: str | None = None,
+    retention: Retention | None = None,
     wait_seconds: float | None = None,
     ready: asyncio.Event | None = None,
     named: Callable[[str], None] | None = None,
@@ -43,6 +46,7 @@ async def share(
         lake: that all of them write.
         count: partitions of the samples; the same for all.
         nats_url: see `bus.connect`.
+        retention: how long things are kept; the same for all.
         wait_seconds: give up after so long where no server answers at the start; None tries for ever.
         ready: set once it takes parts.
         named: told the processor's id once it has one.
@@ -53,7 +57,7 @@ async def share(
         BusUnavailable: no server answered, or it has closed the connection for good.
     """
     history = await asyncio.to_thread(prepare, lake, count)
-    reading = await asyncio.to_thread(_for_readers, lake)
+    reading = await asyncio.to_thread(for_readers, lake)
 
     def cursor() -> DuckDBPyConnection:
         made = reading.cursor()
@@ -81,7 +85,7 @@ async def share(
 
         async def work(part: str) -> None:
             if part == partitions.UPKEEP:
-                await upkeep.run(lake)
+                await upkeep.run(lake, retention or Retention())
                 return
             storage = await asyncio.to_thread(LakePart, lake, history, part)
             ingest = Ingest(nc, storage, consumers[part], letters)
@@ -129,7 +133,7 @@ async def share(
             health.stopping = True
             await service.stop()
     except* bus.BusUnavailable as gone:
-        raise gone.exceptions[0] from None
+        raise bus.first_of(gone) from None
     finally:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(2.0):
@@ -137,8 +141,8 @@ async def share(
         reading.close()
 
 
-def _for_readers(lake: Lake) -> DuckDBPyConnection:
+def for_readers(lake: Lake) -> DuckDBPyConnection:
     """An instance of its own that can't write to the lake, nor open anything but its files."""
     connection = attach(lake, read_only=True)
-    confine.lock(connection, directories=[Path(lake.data)])
+    confine.lock(connection, directories=[lake.data if is_url(lake.data) else Path(lake.data)])
     return connection

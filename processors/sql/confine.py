@@ -382,7 +382,7 @@ def begin(cursor: DuckDBPyConnection) -> None:
 def lock(
     connection: DuckDBPyConnection,
     *,
-    directories: Sequence[Path] = (),
+    directories: Sequence[Path | str] = (),
     memory_bytes: int | None = None,
     spill_bytes: int | None = None,
 ) -> None:
@@ -393,7 +393,7 @@ def lock(
 
     Args:
         connection: to the instance.
-        directories: that may still be read and written (the archive, and where snapshots go).
+        directories: that may still be read and written (the archive, and where snapshots go); a text is the URL of one.
         memory_bytes: for the instance; None leaves DuckDB's own limit.
         spill_bytes: on disk, for what does not fit; None leaves DuckDB's own limit.
     """
@@ -401,7 +401,8 @@ def lock(
         connection.execute(f"SET memory_limit = '{memory_bytes}B'")
     if spill_bytes is not None:
         connection.execute(f"SET max_temp_directory_size = '{spill_bytes}B'")
-    allowed = ", ".join("'" + str(path.resolve()).replace("'", "''") + "/'" for path in directories)
+    names = [found.rstrip("/") if isinstance(found, str) else str(found.resolve()) for found in directories]
+    allowed = ", ".join("'" + name.replace("'", "''") + "/'" for name in names)
     for setting in (
         # A cursor does not inherit what its parent has set for itself: readers get UTC too.
         "GLOBAL TimeZone = 'UTC'",

@@ -27,7 +27,7 @@ from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
 from ...schemas.metrics import METRICS
-from . import lake_facts, lake_rollups, schema
+from . import lake_facts, lake_rollups, object_storage, schema
 from .errors import Deposed, StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, Series
 from .statements import registered, transaction
@@ -37,6 +37,7 @@ log = logging.getLogger("corral.lake")
 VERSION: Final = 2
 """Of the tables: an older lake is brought up to it. 2 counts samples held back, and keeps the idle minutes of hours."""
 EXTENSIONS: Final = ("ducklake", "postgres_scanner")
+URL_EXTENSION: Final = "httpfs"
 INLINE_ROWS: Final = 256
 """Smaller inserts go into the catalog rather than into a file of their own, until maintenance writes them out."""
 CONFLICT_TRIES: Final = 8
@@ -65,7 +66,8 @@ class Lake(Struct, frozen=True):
 
     Attributes:
         catalog: of DuckLake, such as `postgres:dbname=corral host=db.example`.
-        data: folder of the Parquet files, which all processors reach by this path; that of a lake never changes.
+        data: folder of the Parquet files, which all processors reach by this path, or `s3://bucket/prefix` (see
+            `object_storage.py`); that of a lake never changes.
         memory_bytes: that each part may take; None leaves DuckDB's own limit.
         threads: that each part may use.
     """
@@ -76,13 +78,17 @@ class Lake(Struct, frozen=True):
     threads: int | None = None
 
 
-def load(connection: DuckDBPyConnection) -> None:
+def load(connection: DuckDBPyConnection, data: str = "") -> None:
     """Load the extensions into an instance, from their Python packages, so that no network is needed.
+
+    Args:
+        connection: to the instance.
+        data: where the files are: what they need to be reached comes too.
 
     Raises:
         StorageError: they are not installed, or are made for another version of DuckDB.
     """
-    for name in EXTENSIONS:
+    for name in (*EXTENSIONS, URL_EXTENSION) if object_storage.is_url(data) else EXTENSIONS:
         spec = importlib.util.find_spec(f"duckdb_extension_{name}")
         if spec is None or spec.origin is None:
             raise StorageError(f"DuckDB's extension {name} is not installed: pip install 'corral[lake]'")
@@ -93,6 +99,8 @@ def load(connection: DuckDBPyConnection) -> None:
                 "pip install 'corral[lake]' brings versions that fit"
             )
         connection.execute(f"LOAD {schema.sql_text(str(file))}")
+    if object_storage.is_url(data):
+        connection.execute(object_storage.secret(data))
 
 
 def attach(lake: Lake, *, read_only: bool = False) -> DuckDBPyConnection:
@@ -104,7 +112,7 @@ def attach(lake: Lake, *, read_only: bool = False) -> DuckDBPyConnection:
     """
     connection = duckdb.connect()
     try:
-        load(connection)
+        load(connection, lake.data)
         connection.execute("SET TimeZone = 'UTC'")
         if lake.memory_bytes is not None:
             connection.execute(f"SET memory_limit = '{lake.memory_bytes}B'")
@@ -138,14 +146,15 @@ def prepare(lake: Lake, partitions: int) -> str:
         StorageError: it is another program's or another version's, or has another number of partitions.
         StoragePaused: the catalog does not answer.
     """
-    if "://" in lake.data:
-        raise StorageError(f"{lake.data}: the files of a lake lie in a folder. Mount the bucket, and name its folder.")
-    try:
-        Path(lake.data).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{lake.data} can't be made: {error.strerror}") from error
+    if not object_storage.is_url(lake.data):
+        try:
+            Path(lake.data).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{lake.data} can't be made: {error.strerror}") from error
     connection = attach_when_made(lake)
     try:
+        if object_storage.is_url(lake.data):
+            _look(connection, lake.data)
 
         def make() -> dict[str, str]:
             with transaction(connection):
@@ -166,6 +175,15 @@ def prepare(lake: Lake, partitions: int) -> str:
             f"their place in one of them. Use --partitions {meta['partitions']}, or another lake."
         )
     return meta["processor"]
+
+
+def _look(connection: DuckDBPyConnection, data: str) -> None:
+    """See at the start whether the files can be reached, rather than with the first batch."""
+    try:
+        connection.execute("SELECT count(*) FROM glob(?)", [data.rstrip("/") + "/none*"]).fetchall()
+    except duckdb.Error as error:
+        line = str(error).strip().partition("\n")[0]
+        raise StorageError(f"{data} can't be read: {line}. Is the bucket there, and may these keys list it?") from error
 
 
 def attach_when_made(lake: Lake) -> DuckDBPyConnection:

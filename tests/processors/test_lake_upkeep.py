@@ -1,0 +1,194 @@
+"""The lake looks after itself: what is old goes, files stay few, and a crash at any point loses no row."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from corral.processors.ingest.columnar import Decoder, Incoming
+from corral.processors.storage import lake as lakes
+from corral.processors.storage import upkeep
+from corral.processors.storage.interface import Batch
+from corral.processors.storage.maintenance import Retention
+from corral.schemas import bus, codec
+from history import sample_batch
+from postgres import Postgres
+
+PART = "CORRAL_PARTITIONS/0"
+DAYS = 3
+KEPT = 2
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    found = Postgres()
+    found.start()
+    yield found
+    found.remove()
+
+
+@pytest.fixture
+def lake(postgres: Postgres, tmp_path: Path) -> lakes.Lake:
+    return lakes.Lake(postgres.database(f"lake_{time.time_ns()}"), str(tmp_path / "lake"), threads=1)
+
+
+def fill(lake: lakes.Lake, days: int = DAYS, times: int = 1) -> None:
+    """Batches of 8 devices and 60 ticks at 06:00 of each of the last days, today not among them."""
+    part = lakes.LakePart(lake, lakes.prepare(lake, 1), PART)
+    sequence = part.resume(PART, "made")
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    for day in range(days, 0, -1):
+        for at in range(times):
+            start = midnight - timedelta(days=day) + timedelta(hours=6, minutes=at)
+            message = sample_batch("h1", sequence + 1, devices=8, ticks=60, start_ns=int(start.timestamp()) * 10**9)
+            sequence += 1
+            incoming = Incoming(bus.samples_subject("h1"), codec.encode(message), sequence)
+            table, _, refused = Decoder(part.series).decode([incoming], lambda _, __: True, time.time_ns())
+            assert not refused
+            part.commit(Batch(stream=PART, sequence=sequence, samples=table, messages=1))
+    part.close()
+
+
+def retention(days: int) -> Retention:
+    return Retention(raw=3600.0, archive=days * 86400.0, ten_seconds=days * 86400.0, minutes=None)
+
+
+CRASHING = """
+import sys
+from corral.processors.storage import lake, upkeep
+from corral.processors.storage.maintenance import Retention
+where = lake.Lake(sys.argv[1], sys.argv[2], threads=1)
+kept = Retention(raw=3600.0, archive=float(sys.argv[3]), ten_seconds=float(sys.argv[3]), minutes=None)
+print("ready", flush=True)
+while True:
+    upkeep.once(where, None, kept)
+    print("once", flush=True)
+"""
+
+
+def test_killed_at_any_point_upkeep_loses_nothing_and_lets_go_of_what_is_old(lake: lakes.Lake) -> None:
+    fill(lake, times=2)
+    dice = random.Random(7)
+    for kept in (DAYS, KEPT, KEPT):
+        # The first life compacts and rolls up, the others delete too.
+        command = [sys.executable, "-c", CRASHING, lake.catalog, lake.data, str(kept * 86400)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(dice.uniform(0.05, 2.5))
+            process.kill()
+    upkeep.once(lake, None, retention(KEPT))
+    reader = lakes.attach(lake)
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    rows = reader.execute(
+        "SELECT time::DATE AS day, count(*), sum(gpu_utilization_percent) FROM samples GROUP BY day ORDER BY day"
+    ).fetchall()
+    assert [(str(day), count) for day, count, _ in rows] == [
+        (f"{midnight - timedelta(days=day):%Y-%m-%d}", 2 * 480) for day in range(KEPT, 0, -1)
+    ]
+    expected = "SELECT count(*) FROM samples WHERE gpu_utilization_percent IS NOT NULL"
+    assert reader.execute(expected).fetchone() == (2 * KEPT * 480,)
+    # Rollups of 10 s go with them, those of 1 min stay, and both say what the samples say.
+    for level, days in (("10s", KEPT), ("1m", DAYS)):
+        found = reader.execute(
+            f"SELECT count(DISTINCT time::DATE), sum(samples), sum(samples) FILTER (time >= ?) FROM rollup_{level}",
+            [midnight - timedelta(days=KEPT)],
+        ).fetchone()
+        assert found == (days, days * 2 * 480, KEPT * 2 * 480), level
+    # What the crashes have left: files that nobody knows, which go once no transaction can be under way any more.
+    reader.execute("CALL ducklake_expire_snapshots('lake', older_than => now())")
+    reader.execute("CALL ducklake_cleanup_old_files('lake', cleanup_all => true)")
+    reader.execute("CALL ducklake_delete_orphaned_files('lake', cleanup_all => true)")
+    on_disk = sorted(str(path) for path in Path(lake.data).rglob("*.parquet"))
+    known = [
+        name
+        for schema, table in reader.execute(
+            "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = 'lake'"
+        ).fetchall()
+        for row in reader.execute(f"FROM ducklake_list_files('lake', '{table}', schema => '{schema}')").fetchall()
+        for name in (row[0], row[4])
+        if name
+    ]
+    assert on_disk == sorted(known)
+    assert reader.execute(expected).fetchone() == (2 * KEPT * 480,)
+    reader.close()
+
+
+def test_files_stay_few_however_often_rollups_are_corrected(lake: lakes.Lake) -> None:
+    lakes.prepare(lake, 1)
+    for _ in range(3):
+        # The same minutes again: each time their rollups are written anew.
+        fill(lake, days=1)
+        upkeep.once(lake, ["10s", "1m", "inlined rows", "files with deleted rows", "small files"])
+    reader = lakes.attach(lake)
+    files = dict(reader.execute("SELECT table_name, file_count FROM ducklake_table_info('lake')").fetchall())
+    assert reader.execute("SELECT max(samples) FROM rollup_10s").fetchone() == (30,)
+    assert {name: count for name, count in files.items() if count > 3} == {}
+    reader.close()
+
+
+def test_a_feed_that_no_rollup_has_read_is_kept(lake: lakes.Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "SNAPSHOTS_KEPT", timedelta(0))
+    fill(lake, days=1)
+    upkeep.once(lake)
+    fill(lake, days=1)
+    # The hours have not seen what came last, and all that is old enough to forget goes.
+    upkeep.once(lake, ["10s", "1m", "old snapshots", "small files"])
+    upkeep.once(lake, ["1h"])
+    reader = lakes.attach(lake)
+    assert reader.execute("SELECT sum(samples) FROM rollup_1h").fetchone() == (2 * 480,)
+    reader.close()
+
+
+def test_a_lake_in_object_storage(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real S3 server: ingest, upkeep, retention, and a confined reader."""
+    server = pytest.importorskip("moto.server")
+    boto3 = pytest.importorskip("boto3")
+    from corral.processors.ingest.sharing import for_readers
+
+    door = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    door.start()
+    try:
+        host, port = door.get_host_and_port()
+        url = f"http://{host}:{port}"
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+            monkeypatch.delenv(name, raising=False)
+        catalog = postgres.database(f"lake_{time.time_ns()}")
+        lake = lakes.Lake(catalog, "s3://corral/history", threads=1)
+        with pytest.raises(lakes.StorageError, match="set AWS_ACCESS_KEY_ID"):
+            lakes.prepare(lake, 1)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(lakes.StorageError, match="Is the bucket there"):
+            lakes.prepare(lake, 1)
+        with pytest.raises(lakes.StorageError, match="s3://bucket/prefix"):
+            lakes.prepare(lakes.Lake(catalog, "ftp://corral/history"), 1)
+        client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
+        client.create_bucket(Bucket="corral")
+        fill(lake, times=2)
+        upkeep.once(lake, ["1m", "retention", "inlined rows", "small files", "old files"], retention(KEPT))
+        found = client.list_objects_v2(Bucket="corral")["Contents"]
+        assert any(entry["Key"].startswith("history/main/samples/") for entry in found)
+        reader = for_readers(lake)
+        reader.execute("USE lake")
+        assert reader.execute("SELECT count(*), count(DISTINCT time::DATE) FROM samples").fetchone() == (
+            KEPT * 960,
+            KEPT,
+        )
+        assert reader.execute("SELECT sum(samples) FROM rollup_1m").fetchone() == (DAYS * 960,)
+        client.put_object(Bucket="corral", Key="other.csv", Body=b"a\n1\n")
+        for refused in ("FROM read_csv('s3://corral/other.csv')", "FROM read_text('/etc/passwd')"):
+            with pytest.raises(lakes.duckdb.PermissionException):
+                reader.execute(refused).fetchall()
+        reader.close()
+    finally:
+        with contextlib.suppress(Exception):
+            door.stop()
