@@ -236,7 +236,8 @@ class DeviceEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
         sequence: counts all of the run's messages, with samples.
         time_ns: when it happened.
         kind: `xid`, `ecc`, `clock`, `power`, `device_lost`, `device_returned`, `driver_lost`, `driver_returned`,
-            `mig_changed`, `agent_started`, `agent_stopped`, `samples_dropped`, …, and those of `AttributionKind`.
+            `mig_changed`, `agent_started`, `agent_stopped`, `samples_dropped`, `process_without_lease`,
+            `lease_memory_exceeded` (see `AttributionKind`), …
         severity: what it means for the device.
         device: uuid; None for the whole host.
         code: the Xid for `xid`; 0 otherwise.
