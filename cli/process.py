@@ -1,19 +1,16 @@
-"""`corral process`: write the history and answer SQL; `corral snapshot`: take a copy of it away."""
+"""`corral process`: write the history and answer SQL."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ..schemas import bus, codec
-from .exits import FAILED, NO_SERVICE, TIMED_OUT, USAGE, CommandError
+from .exits import FAILED, USAGE, CommandError
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
-from .options import AsJson, NatsUrl, print_json, run, say
+from .options import NatsUrl
 from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 if TYPE_CHECKING:
@@ -212,83 +209,3 @@ def _share(
         serve(share(lake, partitions, nats_url=nats, retention=retention, named=named), within_seconds)
     except (StorageError, StoragePaused) as error:
         raise CommandError(str(error), FAILED) from error
-
-
-def snapshot(
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="The DuckDB file to write.")],
-    archive: Annotated[bool, typer.Option(help="With the samples of archived days.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
-    as_json: AsJson = False,
-    timeout: Annotated[str, typer.Option(metavar="TIME", help="Wait so long for the copy to be made.")] = "10m",
-    nats: NatsUrl = None,
-) -> None:
-    """Take a consistent copy of the history away, while ingest goes on.
-
-    Examples:
-      corral snapshot history-copy.duckdb
-      duckdb history-copy.duckdb "FROM fleet_by_hour"
-
-    The copy is one moment of every table, in a file that any DuckDB opens.
-    """
-    from ..schemas.units import format_bytes, parse_seconds
-
-    try:
-        seconds = parse_seconds(timeout)
-    except ValueError as error:
-        raise CommandError(str(error), USAGE) from error
-    if out.exists() and not force:
-        raise CommandError(f"{out} is there already: name another file, or --force", USAGE)
-    if not out.absolute().parent.is_dir():
-        raise CommandError(f"there is no folder {out.absolute().parent}", USAGE)
-    made = run(_fetch(out, archive, seconds, nats))
-    if as_json:
-        print_json({"file": str(out), "bytes": made["bytes"], "samples": made["samples"]})
-    else:
-        say(f"{out}: {made['samples']:,} samples, {format_bytes(made['bytes'])}")
-
-
-_PIECES_AT_ONCE: Final = 8
-
-
-async def _fetch(out: Path, archive: bool, seconds: float, nats: str | None) -> dict[str, int]:
-    from nats.errors import NoRespondersError
-    from nats.errors import TimeoutError as NatsTimeoutError
-
-    from ..schemas.query import Snapshot, SnapshotRead, SnapshotRequest
-    from ..schemas.requests import Error
-
-    nc = await bus.connect(nats, name="corral-cli", wait_seconds=1.5, max_reconnect_attempts=3)
-    part = out.with_name(out.name + ".part")
-    try:
-        try:
-            body = codec.encode(SnapshotRequest(archive=archive), codec.JSON)
-            reply = await nc.request(bus.SNAPSHOT, body, timeout=seconds)
-        except NoRespondersError:
-            raise CommandError("no processor answers: start one with `corral process`", NO_SERVICE) from None
-        except NatsTimeoutError:
-            raise CommandError(f"no snapshot after {seconds:g} s (--timeout)", TIMED_OUT) from None
-        if b'"type":"error"' in reply.data[:64]:
-            raise CommandError(codec.decode(reply.data, Error, codec.JSON).message, FAILED)
-        made = codec.decode(reply.data, Snapshot, codec.JSON)
-
-        async def piece(offset: int) -> bytes:
-            read = codec.encode(SnapshotRead(snapshot_id=made.snapshot_id, offset=offset), codec.JSON)
-            return (await nc.request(bus.SNAPSHOT_READ, read, timeout=30)).data
-
-        size = len(await piece(0)) or 1
-        with part.open("wb") as file:
-            for start in range(0, made.bytes, size * _PIECES_AT_ONCE):
-                offsets = range(start, min(start + size * _PIECES_AT_ONCE, made.bytes), size)
-                for data in await asyncio.gather(*(piece(offset) for offset in offsets)):
-                    file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            if file.tell() != made.bytes:
-                raise CommandError(f"only {file.tell():,} of {made.bytes:,} bytes came: try again", FAILED)
-        part.replace(out)
-        done = SnapshotRead(snapshot_id=made.snapshot_id, done=True)
-        await nc.publish(bus.SNAPSHOT_READ, codec.encode(done, codec.JSON))
-        return {"bytes": made.bytes, "samples": made.samples}
-    finally:
-        part.unlink(missing_ok=True)
-        await nc.close()
