@@ -138,7 +138,8 @@ class Soak:
         args = self.args
         self.server.start()
         self.db.parent.mkdir()
-        self.spawn("processor", "process", "--db", str(self.db))
+        # Without a limit DuckDB keeps of its file in memory what the machine has room for.
+        self.spawn("processor", "process", "--db", str(self.db), "--memory", args.memory)
         self.spawn("planner", "plan")
         self.spawn(
             "collector", "collect", "--source", "simulated", "--hosts", str(args.hosts), "--devices", str(args.devices),
@@ -310,6 +311,7 @@ def main() -> int:
     options.add_argument("--every", type=float, default=10.0, help="seconds between two lines of the record")
     options.add_argument("--csv", default="soak.csv")
     options.add_argument("--svg", default="soak.svg")
+    options.add_argument("--memory", default="2GiB", help="that the processor's database may take")
     options.add_argument("--keep", default="", help="leave everything in this folder")
     args = options.parse_args()
     with contextlib.ExitStack() as stack:

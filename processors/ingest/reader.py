@@ -274,7 +274,7 @@ class Reader:
             return
         left = headers.get("Nats-Pending-Messages")
         self._outstanding = max(0, self._outstanding - (int(left) if left is not None else PULL_MESSAGES))
-        if status in ("404", "408") or "MaxBytes" in description:
+        if status in ("404", "408") or "MaxBytes" in description or "Batch Completed" in description:
             self._arrived.set()
             return
         self._broken = f"{status} {description}".strip() or "the server ended the pull"
