@@ -1,4 +1,4 @@
-"""What is written about settings holds: documents, unit and manifest name only what `corral collect` takes."""
+"""What is written about settings holds: unit and manifest name only what `corral collect` takes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from corral.collectors.service import collect, state_folder
 from corral.schemas import bus
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "how-to" / "collectors.md"
 UNIT = ROOT / "deploy" / "systemd" / "corral-collector.service"
 MANIFEST = ROOT / "deploy" / "kubernetes" / "collector-daemonset.yaml"
 OUTSIDE = {"CORRAL_NATS_URL", "CORRAL_NATS_CREDS", "CORRAL_LEASE"}
@@ -36,22 +35,6 @@ def options() -> dict[str, Any]:
         names = [parameter.envvar] if isinstance(parameter.envvar, str) else list(parameter.envvar or [])
         found |= dict.fromkeys(names, parameter)
     return found
-
-
-def test_the_table_of_settings_is_the_command_s() -> None:
-    table = re.findall(
-        r"^\| `(CORRAL_\w+)` \| `(?:corral )?(--[\w-]+)` \| (.*?) \|",
-        DOCUMENT.read_text(),
-        re.M,
-    )
-    documented = {name: (option, default.strip("`")) for name, option, default in table}
-    known = options()
-    assert set(documented) - OUTSIDE == set(known)
-    for name, parameter in known.items():
-        option, default = documented[name]
-        assert option in parameter.opts
-        if isinstance(parameter.default, str) and not isinstance(parameter.default, bool):
-            assert default == str(parameter.default)
 
 
 @pytest.mark.parametrize("file", [UNIT, MANIFEST])
