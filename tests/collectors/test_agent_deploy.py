@@ -22,6 +22,7 @@ from corral.collectors.service import collect, state_folder
 from corral.schemas import bus
 
 ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "how-to" / "collectors.md"
 UNIT = ROOT / "deploy" / "systemd" / "corral-collector.service"
 MANIFEST = ROOT / "deploy" / "kubernetes" / "collector-daemonset.yaml"
 OUTSIDE = {"CORRAL_NATS_URL", "CORRAL_NATS_CREDS", "CORRAL_LEASE"}
