@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test model-check lint format docs site images compose-test lock clean
+.PHONY: demo test model-check fuzz lint format docs site images compose-test lock audit sbom dist clean
 
 demo: $(READY)
 	$(BIN)/corral demo
@@ -15,6 +15,12 @@ test: $(READY)
 # Minutes of random clients while planners and the bus are killed; the length is CORRAL_MODEL_CHECK_SECONDS.
 model-check: $(READY)
 	$(BIN)/python -m pytest tests/planner/test_model_check_planner.py -m slow -s
+
+# Every reader of what others have written, by coverage-guided fuzzing: a minute for each, or CORRAL_FUZZ_SECONDS.
+# What is found is kept in .fuzz, an input that breaks something in .fuzz/crashes.
+CORRAL_FUZZ_SECONDS ?= 60
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz/fuzz_run.py all --seconds $(CORRAL_FUZZ_SECONDS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -48,6 +54,18 @@ lock: $(READY)
 	echo setuptools | $(BIN)/uv pip compile pyproject.toml - --universal --python-version 3.11 --extra all --no-emit-index-url \
 		--generate-hashes --constraints requirements.lock --no-annotate --custom-compile-command "make lock" \
 		-o deploy/container/requirements.lock
+
+# Known vulnerabilities in what the lock installs. It asks an advisory database, and says so where it can't.
+audit: $(READY)
+	$(BIN)/python deploy/release/audit.py
+
+# What is in a release, as CycloneDX.
+sbom: $(READY)
+	$(BIN)/python deploy/release/sbom.py
+
+# Wheel, source archive and their bill of materials, in dist/.
+dist: sbom
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Corral needs Python 3.11 or newer: make PYTHON=python3.12 …") if sys.version_info < (3, 11) else None'

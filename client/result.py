@@ -38,11 +38,16 @@ class QueryResult:
         self._table: Any = None
         self._rows: list[tuple[Any, ...]] | None = None
         if format is ResultFormat.ARROW:
-            self._table = _pyarrow().ipc.open_stream(io.BytesIO(raw)).read_all()
+            self._table = _read_arrow(raw)
             self.columns: list[str] = list(self._table.column_names)
             self.types: list[str] = [str(type) for type in self._table.schema.types]
         elif format is ResultFormat.JSON:
-            document = msgspec.json.decode(raw, type=_JsonResult)
+            try:
+                document = msgspec.json.decode(raw, type=_JsonResult)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise CorralError(f"the result can't be read: {error}") from None
+            if any(len(row) != len(document.columns) for row in document.rows):
+                raise CorralError("the result can't be read: its rows are not as wide as its head")
             self.columns, self.types = document.columns, document.types
             self._rows = [tuple(row) for row in document.rows]
         else:
@@ -111,6 +116,17 @@ class QueryResult:
         """A table for notebooks, cut to 100 rows."""
         note = f"{len(self)} rows{', cut at the limit' if self.truncated else ''}"
         return table(self.columns, self.rows[:100], note)
+
+
+def _read_arrow(raw: bytes) -> Any:
+    """A table from an IPC stream, checked to the last value: Arrow trusts what it reads, and offsets are addresses."""
+    arrow = _pyarrow()
+    try:
+        table = arrow.ipc.open_stream(io.BytesIO(raw)).read_all()
+        table.validate(full=True)
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise CorralError(f"the result can't be read: {error}") from None
+    return table
 
 
 def _pyarrow() -> Any:

@@ -90,7 +90,8 @@ def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> t
                 raise DecodeError(
                     f"There is no field `{name}`: did you mean `{close[0]}`? - at `{where}`", "invalid", where
                 ) from None
-            tree = msgspec.json.decode(payload) if content_type == JSON else msgspec.msgpack.decode(payload)
+            # What stands in an unknown field was not looked at until now.
+            tree = decode(payload, cast("type[Any]", object), content_type)
             if len(warnings) >= _MOST_UNKNOWN or not _drop(tree, _PATH_STEP.findall(path), name):
                 raise
             warnings.append(f"{where} is not known to this version and was ignored")
