@@ -58,6 +58,7 @@ class Requester:
         self.held: dict[str, str] = {}
         self.promised_twice = 0
         self.tasks: set[asyncio.Task[None]] = set()
+        self.over = asyncio.Event()
 
     async def run(self) -> None:
         started = time.monotonic()
@@ -91,7 +92,9 @@ class Requester:
         for grant in lease["grants"]:
             self.promised_twice += grant["device"] in self.held
             self.held[grant["device"]] = lease["lease_id"]
-        await asyncio.sleep(self.random.expovariate(1 / self.hold_seconds))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.random.expovariate(1 / self.hold_seconds)):
+                await self.over.wait()
         for grant in lease["grants"]:
             del self.held[grant["device"]]
         await self.ask("release", {"owner": owner, "lease_id": lease["lease_id"]})
@@ -106,10 +109,9 @@ class Requester:
         return json.loads(reply.data)
 
     async def finish(self) -> None:
-        for _ in range(200):
-            if not self.tasks:
-                return
-            await asyncio.sleep(0.5)
+        """Give everything back."""
+        self.over.set()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 class Soak:
