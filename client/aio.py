@@ -23,6 +23,7 @@ from ..schemas.permitted import NotAllowed, identity_of
 from ..schemas.permitted import request as ask
 from ..schemas.query import CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from . import streams
+from .contexts import way
 from .errors import CorralError, NoService, Refused, Rejected, TimedOut, Unavailable, error_of
 from .lease import LeaseContext, Lost
 from .notebook import DeviceList
@@ -502,6 +503,7 @@ def connect(
     *,
     owner: str | None = None,
     credentials: str | None = None,
+    context: str | None = None,
     timeout: float = 10.0,
     patience: float = 2.0,
     wait: float | None = 5.0,
@@ -511,25 +513,30 @@ def connect(
     """Connect to a fleet: `client = await connect()`, or `async with connect() as client:`.
 
     Args:
-        url: of the bus; `CORRAL_NATS_URL`, then the local default.
-        owner: who asks; `CORRAL_OWNER`, then the account's name.
-        credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default.
+        url: of the bus; `CORRAL_NATS_URL`, then the context in use, then the local default.
+        owner: who asks; `CORRAL_OWNER`, then the context's, the credentials' owner, the account's name.
+        credentials: path of a credentials file; `CORRAL_NATS_CREDS`, then those of the context with that URL.
+        context: name of one that `corral context add` or `corral up` has written; goes before the environment.
         timeout: seconds to wait for an answer.
         patience: seconds to wait for a service that is not there.
         wait: seconds to wait for the bus at the start; None tries for ever.
         name: shown in the server's list of connections.
-        options: further ones of `nats.connect`.
+        options: further ones of `bus.connect`, such as `ca`, and of `nats.connect`.
 
     Raises:
         Unavailable: no server answered; the message says what to do.
     """
 
     async def start() -> Client:
+        settings, named = way(url, credentials, context)
         try:
-            nc = await bus.connect(url, name=name, credentials=credentials, wait_seconds=wait, **options)
+            everything: dict[str, Any] = {**settings, **options}
+            nc = await bus.connect(name=name, wait_seconds=wait, **everything)
         except bus.BusUnavailable as error:
             raise Unavailable(str(error)) from error
-        return Client(nc, owner=owner, timeout=timeout, patience=patience)
+        if not context and os.environ.get(OWNER_VARIABLE):
+            named = ""
+        return Client(nc, owner=owner or named or None, timeout=timeout, patience=patience)
 
     return Connecting(start)
 

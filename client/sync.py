@@ -68,9 +68,10 @@ class SyncClient:
     It may be shared between threads. Use it as a context manager, or `close` it.
 
     Args:
-        url: of the bus; `CORRAL_NATS_URL`, then the local default.
-        owner: who asks; `CORRAL_OWNER`, then the account's name.
-        credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default.
+        url: of the bus; `CORRAL_NATS_URL`, then the context in use, then the local default.
+        owner: who asks; `CORRAL_OWNER`, then the context's, the credentials' owner, the account's name.
+        credentials: path of a credentials file; `CORRAL_NATS_CREDS`, then those of the context with that URL.
+        context: name of one that `corral context add` or `corral up` has written; goes before the environment.
         timeout: seconds to wait for an answer.
         patience: seconds to wait for a service that is not there.
         wait: seconds to wait for the bus at the start; None tries for ever.
@@ -85,6 +86,7 @@ class SyncClient:
         *,
         owner: str | None = None,
         credentials: str | None = None,
+        context: str | None = None,
         timeout: float = 10.0,
         patience: float = 2.0,
         wait: float | None = 5.0,
@@ -94,7 +96,13 @@ class SyncClient:
 
         async def start() -> Client:
             return await connect(
-                url, owner=owner, credentials=credentials, timeout=timeout, patience=patience, wait=wait
+                url,
+                owner=owner,
+                credentials=credentials,
+                context=context,
+                timeout=timeout,
+                patience=patience,
+                wait=wait,
             )
 
         try:

@@ -43,6 +43,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredBus]:
         parts.enter_context(made.part("collector", *simulated, "--state", str(folder / "state")))
         parts.enter_context(made.part("exporter", "export", "--listen", "127.0.0.1:0"))
         yield made
+        # What a part needs, it may; else something of it would not work, and nobody would have noticed.
+        assert made.violations(ignoring=("alice", "bob", "vera", "olga")) == []
 
 
 async def until(look: Callable[[], Awaitable[Any]]) -> Any:
@@ -244,8 +246,3 @@ def _is(pid: int, word: str, url: str) -> bool:
         return word.encode() in words and url.encode() in Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return False
-
-
-async def test_the_parts_were_refused_nothing(secured: SecuredBus) -> None:
-    """What a part needs, it may; else something of it would not work, and nobody would have noticed."""
-    assert secured.violations(ignoring=("alice", "bob", "vera", "olga")) == []
