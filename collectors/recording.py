@@ -108,6 +108,13 @@ def load(path: Path, columns: dict[str, str]) -> Recording:
         ValueError: what is wrong with the file, and what to do.
     """
     table = _table(path)
+    try:
+        return _load(path, table, columns)
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(f"{path}: a column can't be read: {error}") from error
+
+
+def _load(path: Path, table: Table, columns: dict[str, str]) -> Recording:
     names = table.column_names
     mapping = _match(path, names, columns)
     time_name, device_name = mapping["time"], mapping["device"]
@@ -161,6 +168,9 @@ def _table(path: Path) -> Table:
         raise ValueError(f"{path}: can't be read: {error}") from error
     if table.num_rows == 0:
         raise ValueError(f"{path}: there are no rows in it")
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: more than one column is called {', '.join(twice)}: rename all but one")
     return table
 
 
