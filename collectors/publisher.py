@@ -280,6 +280,7 @@ class _Session:
                 len(entry.payload),
                 entry.subject,
                 self._nc.max_payload,
+                extra={"subject": entry.subject},
             )
             del self._sent[token]
             self._outbox.drop(entry.message_id)

@@ -106,6 +106,7 @@ class Desk:
 
     Attributes:
         wake: set when those who wait should be looked at.
+        decided: told how long each decision took, in seconds.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Desk:
         self.ledger = ledger
         self.fleet = fleet
         self.wake = asyncio.Event()
+        self.decided: Callable[[float], None] = lambda _: None
         self.queue = WaitingQueue(lambda a, b: competes(fleet, a, b))
         self._store = store
         self._term = term
@@ -193,7 +195,10 @@ class Desk:
                     request_id=request.request_id or "",
                 )
         # A policy learns from each request once, however often it is tried from the queue.
-        return decide(self.fleet, request, now, self._policies, learn=entry is None)
+        began = time.perf_counter()
+        decision = decide(self.fleet, request, now, self._policies, learn=entry is None)
+        self.decided(time.perf_counter() - began)
+        return decision
 
     async def _settle(self, opened: _Open, decision: Decision) -> None:
         """Make a decision durable, then answer."""

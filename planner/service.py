@@ -255,6 +255,7 @@ class Planner:
             deposed=self._candidate.deposed,
             limiter=self._limiter,
         )
+        desk.decided = self._vitals.decision_seconds.observe
         self._desk = desk
         chores = Chores(
             desk,
@@ -418,7 +419,7 @@ class Planner:
             except NatsError:
                 raise
             except Exception as error:
-                log.exception("a request on %s failed", request.subject)
+                log.exception("a request on %s failed", request.subject, extra={"subject": request.subject})
                 await asked.answer(Error(code="internal", message=f"The planner failed: {error}"))
 
         async def handle(request: Request) -> None:

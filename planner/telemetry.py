@@ -195,7 +195,9 @@ class Telemetry:
                 self._events_until = now
         self._arrived.set()
 
-    def _fold(self, subject: str, data: bytes, kind: type[Struct], at: float) -> None:
+    def _fold(
+        self, subject: str, data: bytes, kind: type[Struct], at: float, stream: str = "", sequence: int = 0
+    ) -> None:
         try:
             message = codec.decode(data, kind)
             host = message.host.name if isinstance(message, Inventory) else getattr(message, "host", "")
@@ -207,8 +209,9 @@ class Telemetry:
         except Exception as error:  # whatever one host sends, the others go on
             self.ignored += 1
             if self.ignored <= 10 or self.ignored % 1000 == 0:
-                log.warning("ignored a message on %s (%d so far): %s", subject, self.ignored, error)
+                place = {"subject": subject} | ({"stream": stream, "sequence": sequence} if stream else {})
+                log.warning("ignored a message on %s (%d so far): %s", subject, self.ignored, error, extra=place)
 
     async def _read(self, stream: str, subject: str, kind: type[Struct], config: api.ConsumerConfig) -> None:
         async for message in read(self._nc, stream, subject, config):
-            self._fold(message.subject, message.data, kind, message.stored_at)
+            self._fold(message.subject, message.data, kind, message.stored_at, stream, message.sequence)

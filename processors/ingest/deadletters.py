@@ -59,6 +59,7 @@ class DeadLetters:
                 first.message.subject,
                 first.code,
                 first.reason,
+                extra={"subject": first.message.subject, "stream": stream, "sequence": first.message.sequence},
             )
 
     async def _one(self, stream: str, refusal: Refusal) -> None:

@@ -210,7 +210,7 @@ class QueryService:
         except QueryError as error:
             await self._fail(execution, error, window.parts)
         except Exception:
-            log.exception("a query failed: %s", execution.request.sql[:500])
+            log.exception("a query failed: %s", execution.request.sql[:500], extra={"subject": bus.QUERY})
             await self._fail(execution, QueryError("internal", "the processor's log says why"), window.parts)
         finally:
             del self._windows[window.subject]
