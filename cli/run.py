@@ -9,19 +9,20 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..client import Client, Rejected
 from ..client.lease import HeldLease, environment_for, local_host
 from ..client.request import RequestFields
-from ..schemas import requests, units
+from ..schemas import units
 from . import exits, render
 from .asking import asking
 from .options import NatsUrl, connected, console, say
 from .remote import Remote
 from .server import die_with_parent
+from .waiting import waiting_line
 
 DEFAULT_TTL = "60s"
 """Of a lease that is renewed in the background: so long its GPUs stay taken after a crash."""
@@ -108,7 +109,7 @@ async def _held(
     loop = asyncio.get_running_loop()
     lost = asyncio.Event()
     async with connected(nats, owner=fields.get("owner")) as client:
-        with _line(quiet) as on_wait, _as_interrupt(loop):
+        with waiting_line(quiet) as on_wait, _as_interrupt(loop):
             try:
                 context = client.lease(on_lost=lambda _: lost.set(), on_wait=on_wait, **fields)
                 held = await context.__aenter__()
@@ -261,35 +262,6 @@ def _as_interrupt(loop: asyncio.AbstractEventLoop) -> Generator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
-
-
-@contextlib.contextmanager
-def _line(quiet: bool) -> Generator[Any]:
-    """How the waiting is shown: a live line on a terminal, else a line each time that something changes."""
-    err = console(stderr=True)
-    if quiet:
-        yield None
-        return
-    if err.is_terminal:
-        with err.status("Requesting…") as status:
-
-            def update(entry: requests.QueueEntry) -> None:
-                status.update(_text(entry))
-
-            yield update
-        return
-    shown: list[tuple[int, str]] = []
-
-    def tell(entry: requests.QueueEntry) -> None:
-        if shown[-1:] != [(entry.position, entry.message)]:
-            shown[:] = [(entry.position, entry.message)]
-            say(f"corral: {_text(entry)}")
-
-    yield tell
-
-
-def _text(entry: requests.QueueEntry) -> str:
-    return f"in line at {entry.position} for {render.duration(entry.waiting_seconds)}: {entry.message}"
 
 
 async def _explain_host(client: Client, fields: RequestFields) -> None:

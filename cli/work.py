@@ -15,6 +15,7 @@ from ..schemas import requests, units
 from . import exits, render
 from .asking import asking
 from .options import AsJson, NatsUrl, Owner, Timeout, connected, console, print_json, run, say
+from .waiting import waiting_line
 
 
 @asking
@@ -41,7 +42,8 @@ def request(
 
     async def work() -> requests.Assignment:
         async with connected(nats, owner=fields.get("owner"), timeout=timeout) as client:
-            return await client.request(on_wait=_waiting, **fields)
+            with waiting_line() as on_wait:
+                return await client.request(on_wait=on_wait, **fields)
 
     try:
         assignment = run(work())
@@ -85,10 +87,6 @@ def print_assignment(lease: requests.Lease) -> None:
             f"[dim]{escape(host)}: {escape(' '.join(f'{k}={shlex.quote(v)}' for k, v in environment.items()))}[/]"
         )
     out.print(f"[dim]renew: corral renew {lease.lease_id} · give back: corral release {lease.lease_id}[/]")
-
-
-def _waiting(entry: requests.QueueEntry) -> None:
-    say(f"corral: in line at {entry.position} for {render.duration(entry.waiting_seconds)}: {entry.message}")
 
 
 @asking
