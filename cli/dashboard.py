@@ -131,13 +131,16 @@ def user(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who.")],
     role: RoleName = "viewer",
     remove: Annotated[bool, typer.Option("--remove", help="Take the account away; its sessions end.")] = False,
+    new_password: Annotated[
+        bool, typer.Option("--new-password", help="Ask for another password, where there is an account already.")
+    ] = False,
     password_file: Annotated[
         Path | None,
         typer.Option("--password-file", metavar="FILE", help="Read the password there; - is stdin. Default: asks."),
     ] = None,
     state: State = None,
 ) -> None:
-    """Add an account with a password, or change its password and role.
+    """Add an account with a password, or give one another role or password. A new password ends its sessions.
 
     Examples:
       corral dashboard user alice --role operator
@@ -151,6 +154,9 @@ def user(
             if not accounts.remove(name):
                 raise CommandError(f"there is no account {name!r}", FAILED)
             say(f"{name} is gone, and logged out")
+            return
+        if password_file is None and not new_password and accounts.assign(name, _role(role)):
+            say(f"{name} may go on as {role}")
             return
         if password_file is None:
             password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)

@@ -171,7 +171,8 @@ class Frame:
         self, title: str, text: str, verb: str, do: Callable[[str], Awaitable[bool]], reason: str | None = None
     ) -> None:
         """Ask before something is done; with `reason`, for a reason too, which must be given."""
-        with ui.dialog() as dialog, tag("div", "q-card dialog"):
+        # Of the page, not of the row that was pressed: rows come and go while somebody thinks.
+        with self._page, ui.dialog() as dialog, tag("div", "q-card dialog"):
             tag("h2", text=title)
             tag("p", text=text)
             given = {"reason": ""}

@@ -122,6 +122,14 @@ class Accounts:
             raise AccountsError(f"a password has at least {LEAST_PASSWORD} characters")
         self._write({**self.all(), name: Account(name=name, role=role, secret=hashed(password))})
 
+    def assign(self, name: str, role: Role) -> bool:
+        """Give an account another role, with the password that it has; False where there is no such account."""
+        account = self.all().get(name)
+        if account is None:
+            return False
+        self._write({**self.all(), name: Account(name=name, role=role, secret=account.secret)})
+        return True
+
     def remove(self, name: str) -> bool:
         """Remove an account; False where there is none. Its sessions end."""
         accounts = dict(self.all())

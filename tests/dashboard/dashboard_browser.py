@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
@@ -15,8 +14,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from corral.cli.dashboard import login_link
+from corral.dashboard.security.accounts import Accounts, Role
 from local_cluster import CORRAL, environment, wait_for
 
+PASSWORD = "a long password"
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
@@ -57,24 +59,24 @@ class DashboardProcess:
         return done.stdout.strip()
 
     def link(self) -> str:
-        return self.command("link")
+        return login_link(self.state) or ""
 
-    def user(self, name: str, role: str, password: str = "a long password") -> None:
-        self.command("user", name, "--role", role, "--password-file", "-", text=password)
+    def user(self, name: str, role: str, password: str = PASSWORD) -> None:
+        Accounts(self.state).save(name, Role(role), password)
+
+    def assign(self, name: str, role: str) -> None:
+        assert Accounts(self.state).assign(name, Role(role))
 
     def http(self) -> httpx.Client:
         """A client that follows nothing by itself and sends the origin that a page of ours would."""
         return httpx.Client(base_url=self.url, headers={"Origin": self.origin}, timeout=20)
 
-    def logged_in(self, name: str = "", password: str = "a long password") -> httpx.Client:
-        client = self.http()
-        if name:
+    @contextmanager
+    def logged_in(self, name: str, password: str = PASSWORD) -> Iterator[httpx.Client]:
+        with self.http() as client:
             answer = client.post("/login", data={"name": name, "password": password})
-        else:
-            link = urlsplit(self.link())
-            answer = client.get(f"{link.path}?{link.query}")
-        assert answer.status_code == 303, answer.text
-        return client
+            assert answer.status_code == 303, answer.text
+            yield client
 
     def stop(self) -> int:
         if self.process.poll() is None:
@@ -156,6 +158,3 @@ def settled(found: Any, seconds: float = 15.0) -> Any:
             return value
         time.sleep(0.1)
     raise AssertionError(f"nothing within {seconds} s")
-
-
-__all__ = ["DashboardProcess", "Tab", "chromium", "json", "open_tab", "settled"]
