@@ -65,7 +65,7 @@ class Caller(Protocol):
 class _Open:
     """A request that is being decided, with all who asked it."""
 
-    __slots__ = ("callers", "digest", "entry", "named", "request")
+    __slots__ = ("callers", "digest", "entry", "named", "request", "unseen")
 
     def __init__(self, digest: str, request: WorkRequest, caller: Caller, named: bool) -> None:
         self.digest = digest
@@ -73,20 +73,22 @@ class _Open:
         self.request = request
         self.callers = [caller]
         self.entry: Waiting | None = None
+        self.unseen = False
+        """It is being withdrawn, and has not come: `request` names its owner and no more."""
 
 
-class _Withdrawing:
-    """Whoever withdraws a request waits for its answer, but asks another planner what it asked this one."""
+class _Beside:
+    """Waits for the answer to a request without having sent that very body, which is what another planner is asked."""
 
-    def __init__(self, action: WithdrawAction, caller: Caller) -> None:
-        self._action = action
+    def __init__(self, body: Struct, caller: Caller) -> None:
+        self._body = body
         self._caller = caller
 
     async def answer(self, reply: Struct) -> None:
         await self._caller.answer(reply)
 
     def forward(self, body: Struct) -> None:
-        self._caller.forward(self._action)
+        self._caller.forward(self._body)
 
 
 class Desk:
@@ -166,7 +168,9 @@ class Desk:
     async def _asked_before(self, request: WorkRequest, request_id: str, digest: str, caller: Caller) -> bool:
         opened = self._open.get(request_id)
         if opened is not None:
-            if opened.digest == digest:
+            if opened.unseen and opened.request.owner == request.owner:
+                opened.callers.append(_Beside(request, caller))
+            elif opened.digest == digest:
                 opened.callers.append(caller)
             else:
                 await caller.answer(conflict(request_id))
@@ -257,6 +261,7 @@ class Desk:
             opened.request.request_id or "",
             rejection,
             digest=opened.digest,
+            owner=opened.request.owner if opened.unseen else "",
             then=lambda: self._close(opened, rejection),
             deposed=lambda: self._forward(opened),
         )
@@ -273,7 +278,7 @@ class Desk:
             if opened.request.owner != action.owner:
                 await caller.answer(_not_owner(action))
                 return
-            opened.callers.append(_Withdrawing(action, caller))
+            opened.callers.append(_Beside(action, caller))
             if opened.entry is not None and opened.entry in self.queue:
                 self.queue.remove(opened.entry)
                 await self._turn_down(opened, _withdrawn(action, opened.request))
@@ -288,14 +293,10 @@ class Desk:
         if known is not None:
             await caller.answer(known.rejection)
             return
-        rejection = _withdrawn(action)
-        await self._answers.keep(
-            request_id,
-            rejection,
-            owner=action.owner,
-            then=lambda: caller.answer(rejection),
-            deposed=lambda: caller.forward(action),
-        )
+        nobody = WorkRequest(owner=action.owner, request_id=request_id)
+        unseen = self._open[request_id] = _Open("", nobody, _Beside(action, caller), named=True)
+        unseen.unseen = True
+        await self._turn_down(unseen, _withdrawn(action))
 
     async def _close(self, opened: _Open, reply: Struct) -> None:
         self._open.pop(opened.request.request_id or "", None)
@@ -306,7 +307,7 @@ class Desk:
         self._open.pop(opened.request.request_id or "", None)
         for caller in opened.callers:
             # One without an id whoever leads may have already, and would grant it twice.
-            if opened.named or isinstance(caller, _Withdrawing):
+            if opened.named or isinstance(caller, _Beside):
                 caller.forward(opened.request)
 
     # The queue

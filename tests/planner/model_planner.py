@@ -56,7 +56,7 @@ class History:
 
 
 class RandomClient:
-    """Requests, asks again, renews, releases, forgets and dies, as its dice say."""
+    """Requests, asks again, withdraws, renews, releases, forgets and dies, as its dice say."""
 
     def __init__(self, nc: Client, name: str, history: History, seed: int) -> None:
         self.nc = nc
@@ -115,9 +115,10 @@ class RandomClient:
         request_id = body["request_id"]
         for _ in range(40):
             times = 2 if self.random.random() < 0.1 else 1
-            found = await asyncio.gather(
-                *(self.once("request", body, body["wait_seconds"] + 1.5) for _ in range(times))
-            )
+            asking = [self.once("request", body, body["wait_seconds"] + 1.5) for _ in range(times)]
+            if self.random.random() < 0.15:
+                asking.append(self.withdraw(body))
+            found = await asyncio.gather(*asking)
             answers = [answer for answer in found if answer is not None]
             self.history.answers[request_id].extend(answers)
             if answers:
@@ -129,6 +130,13 @@ class RandomClient:
             await asyncio.sleep(0.1)
         self.history.unanswered.append(request_id)
         return None
+
+    async def withdraw(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Change its mind: before the request, while it waits, or too late."""
+        await asyncio.sleep(self.random.choice([0, 0, 0.01, 0.3, 1.0]))
+        answer = await self.once("withdraw", {"owner": self.name, "request_id": body["request_id"]}, 1.5)
+        # A lease is told as it is now, and not as it was granted; whoever was told of none has none for ever.
+        return None if answer is None or answer["type"] == "assignment" else answer
 
     async def act(self, verb: str, held: Held) -> bool:
         """Renew or release until there is an answer. Returns whether the lease goes on."""
