@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.proc import LEASE_VARIABLE, ProcessTable, container, cpu_list, sysfs_address
+from corral.schemas.holders import lineage, own_name
 from fake_nvml import FakeInstance, FakeNvml
 
 NOT_AVAILABLE = 2**64 - 1
@@ -141,3 +142,42 @@ def test_lists_and_addresses_of_linux() -> None:
     assert cpu_list("0-3,8,10-11\n") == [0, 1, 2, 3, 8, 10, 11]
     assert cpu_list("") == []
     assert sysfs_address("00000000:AF:00.0") == "0000:af:00.0"
+
+
+NOBODY = """
+import os, sys
+from corral.collectors.proc import ProcessTable
+from corral.schemas.holders import lineage
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+pid = int(sys.argv[1])
+print(ProcessTable().facts(pid).lease or "unreadable", *lineage(pid))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_descent_is_seen_where_environments_are_not(worker: subprocess.Popen[bytes]) -> None:
+    """A collector without privileges reads no environment of another account, and still knows whose child is whose."""
+    child = child_of(worker.pid)
+    done = subprocess.run([sys.executable, "-c", NOBODY, str(child)], capture_output=True, text=True, check=True)
+    lease, *names = done.stdout.split()
+    assert lease == "unreadable"
+    assert names == list(lineage(child))
+    assert names[1:3] == [next(lineage(worker.pid)), own_name()]
+    assert len(set(names)) == len(names)
+
+
+def test_a_name_of_a_process_is_the_same_from_inside_of_its_namespace() -> None:
+    script = "from corral.schemas.holders import own_name; print(own_name(), flush=True); input()"
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no namespaces here")
+    process = subprocess.Popen(
+        [*unshare, sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    name = process.stdout.readline().strip()
+    assert name.split("/")[1] == "1", "it is the first of its namespace"
+    [inside] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert next(lineage(int(inside))) == name
+    assert len(list(lineage(int(inside)))) > 2
+    process.communicate("\n", timeout=20)
