@@ -21,8 +21,8 @@ _OPTIONS: Final = {"nats": "url", "creds": "credentials", "ca": "ca", "cert": "c
 def way(url: str | None, credentials: str | None, context: str | None) -> tuple[dict[str, str], str]:
     """What `bus.connect` is to be told, and who asks there (empty if the context does not say).
 
-    A context that is named goes before the environment. Without a name the one in use counts where no URL is given, and
-    where one is given, the context that has the same: credentials of one bus are not shown to another.
+    A context that is named goes before the environment. Without a name the one in use counts where no URL is said, and
+    where one is said, the context that has the same: credentials of one bus are not shown to another.
 
     Args:
         url: as given; None takes the environment's, then the context's.
@@ -33,20 +33,18 @@ def way(url: str | None, credentials: str | None, context: str | None) -> tuple[
         Unavailable: there is no context of that name, or a file is broken.
     """
     given = {name: value for name, value in (("url", url), ("credentials", credentials)) if value}
-    named = context or (None if url else os.environ.get(_CONTEXT_VARIABLE))
     wanted = url or ("" if context else os.environ.get(URL_VARIABLE, ""))
-    if not named and (wanted or credentials) and (credentials or os.environ.get(CREDENTIALS_VARIABLE)):
+    if wanted and not context and (credentials or os.environ.get(CREDENTIALS_VARIABLE)):
         return given, ""
     contexts, current, top = _read()
-    if named:
-        if named not in contexts:
-            known = ", ".join(contexts) or "none"
-            raise Unavailable(f"there is no context {named!r}, there are: {known} (corral context add NAME URL)")
-        chosen = contexts[named]
-    elif wanted:
+    named = context or ("" if wanted else os.environ.get(_CONTEXT_VARIABLE, ""))
+    if named and named not in contexts:
+        known = ", ".join(contexts) or "none"
+        raise Unavailable(f"there is no context {named!r}, there are: {known} (corral context add NAME URL)")
+    if wanted and not context:
         chosen = next((one for one in (*contexts.values(), top) if one.get("nats") == wanted), {})
     else:
-        chosen = contexts.get(current, top) if current else top
+        chosen = contexts.get(named or current, top)
     options = {_OPTIONS[name]: value for name, value in chosen.items() if name in _OPTIONS and value}
     if not context and os.environ.get(CREDENTIALS_VARIABLE):
         options.pop("credentials", None)
