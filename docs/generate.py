@@ -17,6 +17,7 @@ from typing import Any
 import cli_reference
 import metrics_table
 import msgspec
+import roles_table
 from corral.processors import views
 from corral.schemas.channels import CHANNELS, Channel, Message
 
@@ -239,6 +240,7 @@ def files() -> dict[Path, str]:
         REFERENCE / "configuration.md": cli_reference.configuration(),
         DOCS / "views.md": views.document(),
         DOCS / "metrics.md": metrics_table.render(),
+        DOCS / "security.md": roles_table.fill(DOCS / "security.md"),
     }
 
 
