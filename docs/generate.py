@@ -1,4 +1,5 @@
-"""Write what `docs/` derives from the code: messages and their schemas, metrics, views, the command line, settings.
+"""Write what `docs/` derives from the code: messages and their schemas, metrics, views, what services measure,
+the command line, settings.
 
 usage: python docs/generate.py [--check]
 
@@ -15,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import cli_reference
+import instruments_table
 import metrics_table
 import msgspec
 import roles_table
@@ -241,6 +243,7 @@ def files() -> dict[Path, str]:
         DOCS / "views.md": views.document(),
         DOCS / "metrics.md": metrics_table.render(),
         DOCS / "security.md": roles_table.fill(DOCS / "security.md"),
+        REFERENCE / "services.md": instruments_table.render(),
     }
 
 

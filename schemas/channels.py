@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from . import bus, codec, query, requests, telemetry
+from . import bus, codec, health, query, requests, telemetry
 
 Message = type[Struct]
 
@@ -191,5 +191,16 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         replies=(query.ProcessorStatus,),
         content_types=(codec.JSON,),
         summary="How far the history is.",
+    ),
+    Channel(
+        name="health",
+        subject=bus.HEALTH,
+        publisher="client",
+        subscriber="planner, processor, collector, exporter, dashboard",
+        message=None,
+        replies=(health.ServiceHealth,),
+        content_types=(codec.JSON,),
+        summary="How services are: each answers. Also on `corral.v1.health.{service}` and "
+        "`corral.v1.health.{service}.{instance}`.",
     ),
 )
