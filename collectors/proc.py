@@ -16,6 +16,7 @@ from typing import Final
 from msgspec import Struct
 
 from ..schemas.telemetry import HostInfo
+from .masking import masked
 
 LEASE_VARIABLE: Final = "CORRAL_LEASE"
 MAX_ANCESTORS: Final = 32
@@ -47,7 +48,7 @@ class ProcessTable:
     """Reads processes, each time anew: a launcher may set a lease and execute the program under the same id.
 
     Args:
-        with_commands: read arguments too. They often hold secrets.
+        with_commands: read arguments too. They often hold secrets, of which those that can be told are masked.
         root: where the process file system is.
     """
 
@@ -77,7 +78,7 @@ class ProcessTable:
             return _text(folder / "comm").strip()
 
     def _command(self, folder: Path) -> str:
-        return _text(folder / "cmdline").replace("\0", " ").strip()
+        return " ".join(masked(_text(folder / "cmdline").split("\0"))).strip()
 
     def _lease(self, pid: int) -> str:
         for _ in range(MAX_ANCESTORS):
