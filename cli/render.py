@@ -107,7 +107,7 @@ def grants_table(grants: Iterable[requests.Grant]) -> Table:
             format_bytes(grant.memory_bytes) if grant.memory_bytes else "–",
             f"{grant.share:.0%}" if grant.device else f"{grant.cpus:g} cpu",
             f"{grant.score:.3f}",
-            " ".join(f"{name} {value:.2f}" for name, value in grant.score_parts.items()),
+            " ".join(f"{name} {round(value, 2) + 0.0:.2f}" for name, value in grant.score_parts.items()),
         ]
         made.add_row(*row, *([items_text(grant.items)] if items else []))
     return made
