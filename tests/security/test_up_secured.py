@@ -157,6 +157,10 @@ def the_folder_is_its_owners_alone_and_secrets_are_not_shown(up: Up) -> None:
         except OSError:
             continue
     assert [seed for seed in seeds if seed in said] == []
+    # Nor in what is stored: streams, the history, the snapshot of either.
+    kept = [file for file in up.data.rglob("*") if file.is_file() and authority not in file.parents]
+    assert any(file.name == "history.duckdb" for file in kept)
+    assert [file for file in kept for seed in seeds if seed.encode() in file.read_bytes()] == []
 
 
 def test_nobody_opens_a_bus_without_credentials_to_the_network(tmp_path: Path) -> None:
