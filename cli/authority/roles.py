@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from ...schemas import bus
 from ...schemas.bus import PlanSubject
+from ...schemas.credentials import ANY_OWNER
 
 
 class Role(StrEnum):
@@ -72,7 +73,7 @@ class Access(Struct, frozen=True, kw_only=True):
 
     Attributes:
         verb: see `Verb`.
-        subjects: `{host}`, `{owner}` and `{user}` are the user's own; other tokens as NATS has them.
+        subjects: `{host}`, `{owner}`, `{operator}` and `{user}` are the user's own; other tokens as NATS has them.
         roles: that may.
         what: for people.
         many: the answer may be more than one message.
@@ -242,8 +243,8 @@ MATRIX: Final[tuple[Access, ...]] = (
         _PUB,
         "drains and evictions, signed with one's name",
         [Role.OPERATOR],
-        f"{PlanSubject.DRAIN}.{{user}}",
-        f"{PlanSubject.EVICT}.{{user}}",
+        f"{PlanSubject.DRAIN}.{{operator}}",
+        f"{PlanSubject.EVICT}.{{operator}}",
     ),
     _may(_SUB, "what the planner is asked", [Role.PLANNER], f"{bus.PLAN}.>"),
     _may(_PUB, "what another planner is to answer", [Role.PLANNER], f"{bus.PLAN}.>"),
@@ -418,10 +419,14 @@ def _filled(subject: str, user: User) -> list[str]:
     if "{host}" in subject:
         return [subject.replace("{host}", host) for host in user.hosts]
     if "{owner}" in subject:
-        return [subject.replace("{owner}", ">" if user.owner == "*" else user.owner)] if user.owner else []
+        return [subject.replace("{owner}", ">" if user.owner == ANY_OWNER else user.owner)] if user.owner else []
+    # Who may ask in any name, as a dashboard for those who have logged in, may sign with any.
+    subject = subject.replace("{operator}", ">" if user.owner == ANY_OWNER else user.name)
     return [subject.replace("{user}", user.name)]
 
 
 def anyone(subject: str) -> str:
     """A row's subject with wildcards for whoever it may be: what an account exports. Owners may have dots in them."""
-    return subject.replace("{owner}", ">").replace("{user}", "*").replace("{host}", "*")
+    for name, wildcard in (("{owner}", ">"), ("{operator}", ">"), ("{user}", "*"), ("{host}", "*")):
+        subject = subject.replace(name, wildcard)
+    return subject
