@@ -66,3 +66,39 @@ async def test_everything_goes_on_after_the_server_was_killed(server: EmbeddedSe
     agent.cancel()
     stop.set()
     await asyncio.gather(agent, planner, return_exceptions=True)
+
+
+async def test_whoever_waits_or_asks_goes_on_when_the_planner_is_replaced(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    source = SimulatedSource(1, 2, background=0, faults_per_device_day=0)
+    agent = asyncio.create_task(collect(source, name="sim", nats_url=server.url, interval_seconds=0.1, state=tmp_path))
+
+    def start() -> tuple[asyncio.Event, asyncio.Task[None]]:
+        stop = asyncio.Event()
+        return stop, asyncio.create_task(plan(server.url, Settings(), stop=stop))
+
+    stop, planner = start()
+    async with connect(server.url, owner="ann", patience=15) as client:
+        async with asyncio.timeout(20):
+            while (await client.fleet()).usable_devices < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        blocker = (await client.request(gpus=2, ttl="1h")).lease.lease_id
+        in_line = asyncio.Event()
+        waiting = asyncio.create_task(client.request(gpus=1, wait="60s", on_wait=lambda _: in_line.set()))
+        await in_line.wait()
+        # It says good-bye to those who wait: they ask the next one, under the same id.
+        stop.set()
+        await planner
+        asking = asyncio.create_task(client.devices())
+        stop, planner = start()
+        assert len(await asking) == 2
+        in_line.clear()
+        async with asyncio.timeout(20):
+            await in_line.wait()
+        assert not waiting.done()
+        await client.release(blocker)
+        assert len((await waiting).lease.grants) == 1
+    agent.cancel()
+    stop.set()
+    await asyncio.gather(agent, planner, return_exceptions=True)
