@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .exits import FAILED, USAGE, CommandError
+from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .options import NatsUrl, console, say
+from .serving import STOP_WITHIN, StopWithin, stop_seconds
+from .serving import serve as run_service
 
 if TYPE_CHECKING:
     from ..dashboard.security.accounts import Role
@@ -61,7 +65,10 @@ def serve(
     interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between two looks at the fleet.")] = "2s",
     nats: NatsUrl = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print the link to log in.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    stop_within: StopWithin = STOP_WITHIN,
+    log_format: LogFormatOption = LogFormat.AUTO,
+    log_level: LogLevelOption = LogLevel.INFO,
+    verbose: Verbose = False,
 ) -> None:
     """Serve the dashboard until stopped, and print a link that logs in once.
 
@@ -76,13 +83,10 @@ def serve(
     """
     if context.invoked_subcommand is not None:
         return
-    import uvloop
-
     from ..schemas.units import parse_seconds
 
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    identity = configure("dashboard", log_format, log_level, verbose=verbose)
+    within = stop_seconds(stop_within)
     # At any level: they would log the addresses of pages and sockets, and with these who may use them.
     for noisy in ("uvicorn", "websockets", "engineio", "socketio", "nicegui"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -119,7 +123,8 @@ def serve(
                 say("for a link to log in: corral dashboard link" + (f" --state {settings.state}" if state else ""))
 
     try:
-        uvloop.run(server.serve(settings, started))
+        stop = asyncio.Event()
+        run_service(server.serve(settings, started, stop, identity.named), within, stop)
     except (SettingsError, AccountsError) as error:
         raise CommandError(str(error), USAGE) from error
     except server.PortTaken as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, TypeVar
@@ -15,6 +17,8 @@ from nats.aio.msg import Msg
 
 from ..client import Client, CorralError, NoService, Unavailable, connect
 from ..schemas import bus, codec, requests
+from ..schemas.health import HealthDoor, Judgement
+from ..schemas.instruments import ServiceKind
 from ..schemas.telemetry import ProcessBatch, ProcessSample
 
 log = logging.getLogger("corral.dashboard")
@@ -72,8 +76,14 @@ class Fleet:
         self._next = 0
         self._wake = asyncio.Event()
         self._processes: dict[str, bytes] = {}
+        self._door = HealthDoor(ServiceKind.DASHBOARD, f"{socket.gethostname()}-{os.getpid()}", lambda: Judgement([]))
 
     # Connecting
+
+    @property
+    def instance(self) -> str:
+        """Names this dashboard among others."""
+        return self._door.instance
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -82,6 +92,7 @@ class Fleet:
         try:
             yield
         finally:
+            self._door.stopping = True
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -102,6 +113,7 @@ class Fleet:
             reconnected_cb=on_change,
         )
         await client.nc.subscribe(bus.processes_subject("*"), cb=self._on_processes, pending_msgs_limit=4096)
+        await self._door.open(client.nc)
         self.client = client
         self.look_soon()
 

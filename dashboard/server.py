@@ -181,18 +181,27 @@ async def _health(_: Request) -> Response:
     return PlainTextResponse("ok\n")
 
 
-async def serve(settings: Settings, started: Callable[[str, str], None]) -> None:
-    """Serve until SIGINT or SIGTERM.
+async def serve(
+    settings: Settings,
+    started: Callable[[str, str], None],
+    stop: asyncio.Event | None = None,
+    named: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until it is told to stop: by `stop` where that is given, else by SIGINT or SIGTERM.
 
     Args:
         settings: how and to whom.
         started: told the URL, and the link that logs in once.
+        stop: ends it when set.
+        named: told the instance as its health answers name it.
 
     Raises:
         SettingsError: it would be open to strangers.
         PortTaken: it can't listen there.
     """
     dashboard = Dashboard(settings)
+    if named is not None:
+        named(dashboard.fleet.instance)
     listening = listen(settings)
     url = address(settings, listening)
     config = uvicorn.Config(
@@ -212,6 +221,14 @@ async def serve(settings: Settings, started: Callable[[str, str], None]) -> None
         def capture_signals(self) -> Generator[None]:
             """Stop in order; uvicorn's own would raise the signal again at the end, and with it end the process."""
             loop = asyncio.get_running_loop()
+            if stop is not None:
+                waiting = loop.create_task(stop.wait())
+                waiting.add_done_callback(lambda task: None if task.cancelled() else self._stop())
+                try:
+                    yield
+                finally:
+                    waiting.cancel()
+                return
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self._stop)
             yield
