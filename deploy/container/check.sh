@@ -3,42 +3,12 @@
 #
 #   deploy/container/check.sh
 #
-# COMPOSE        the compose command (default: `docker compose`, else `podman-compose`)
-# PYTHON_IMAGE   base image; without it, and where debootstrap is, one is made of Debian's packages
-# BUILD_OPTIONS  more for the build, such as volumes with a registry's certificates
+# What can be set is in common.sh.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-CORRAL=${CORRAL:-.venv/bin/corral}
-export CORRAL_PORT=${CORRAL_PORT:-24222}
-export CORRAL_NATS_URL=nats://127.0.0.1:$CORRAL_PORT CORRAL_OWNER=check
-
-if [ -z "${COMPOSE:-}" ]; then
-    if docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1; then
-        COMPOSE="docker compose"
-    elif podman-compose --version 2>/dev/null | grep -Eq 'podman-compose version (1\.[1-9]|[2-9])'; then
-        COMPOSE=podman-compose
-    else
-        # Older ones know no profiles and no health checks as lists.
-        echo "check: neither docker compose is here nor podman-compose 1.1 or newer (pip install podman-compose)" >&2
-        exit 1
-    fi
-fi
-case $COMPOSE in docker*) ENGINE=docker ;; *) ENGINE=podman ;; esac
-
-if [ -z "${PYTHON_IMAGE:-}" ] && [ "$ENGINE" = podman ] && command -v debootstrap >/dev/null; then
-    export PYTHON_IMAGE=localhost/corral-base:debian
-    if ! podman image exists "$PYTHON_IMAGE"; then
-        root=$(mktemp -d)
-        trap 'rm -rf "$root"' EXIT
-        debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates stable "$root" >/dev/null
-        tar -C "$root" -c . | podman import - "$PYTHON_IMAGE" >/dev/null
-    fi
-fi
-
-# shellcheck disable=SC2086  # options are words
-$ENGINE build ${BUILD_OPTIONS:-} ${PYTHON_IMAGE:+--build-arg PYTHON_IMAGE="$PYTHON_IMAGE"} \
-    -f deploy/container/Dockerfile -t corral:local .
+# shellcheck source-path=SCRIPTDIR
+source deploy/container/common.sh
 
 down() { $COMPOSE down -v >/dev/null 2>&1 || true; }
 creds=$(mktemp)
@@ -48,20 +18,6 @@ $COMPOSE up -d
 # A service that has ended hands out nothing: this one runs anew, beside it.
 $COMPOSE run --rm -T auth print operator >"$creds"
 
-# within SECONDS COMMAND…: repeats a command until it ends well.
-within() {
-    local end=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        if ((SECONDS > end)); then
-            echo "check: not within its time: $*" >&2
-            "$@"
-            return 1
-        fi
-        sleep 0.5
-    done
-}
-container() { $ENGINE ps -a --format '{{.Names}}' | grep -E "corral[-_]$1[-_]1"; }
 # counts N: more than N samples are stored, and none twice.
 counts() {
     "$CORRAL" query --json "SELECT count(*) - count(DISTINCT (device, time)), count(*) > $1 FROM samples" |

@@ -36,10 +36,16 @@ async def connect(urls: list[str], name: str = "chaos") -> Client:
     async def quiet(_: Exception) -> None:
         return None
 
-    return await nats.connect(
-        urls, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.2, connect_timeout=1, ping_interval=2,
-        max_outstanding_pings=2, error_cb=quiet,
-    )  # fmt: skip
+    return await bus.connect(
+        ",".join(urls), name=name, reconnect_time_wait=0.2, connect_timeout=1, ping_interval=2, error_cb=quiet
+    )
+
+
+class OwnedClient(RandomClient):
+    """Asks where the server sees in whose name: nobody may ask elsewhere where there is authentication."""
+
+    async def once(self, verb: str, body: dict[str, Any], timeout: float) -> dict[str, Any] | None:
+        return await super().once(f"{verb}.{body['owner']}", body, timeout)
 
 
 class Probe:
@@ -140,7 +146,7 @@ class Load:
     async def start(self, seed: int) -> None:
         rng = random.Random(seed)
         self.nc, self._crowd = await connect(self.urls), await connect(self.urls)
-        keeper = RandomClient(self.nc, "keeper", self.history, 1)
+        keeper = OwnedClient(self.nc, "keeper", self.history, 1)
         for number in range(self._keepers):
             body = {
                 "owner": "keeper", "request_id": f"keeper-{number}", "gpus": 1, "gpu_share": 0.2, "wait_seconds": 5,
@@ -151,7 +157,7 @@ class Load:
             assert answer["type"] == "assignment", answer
             self.kept.append(answer["lease"])
         clients = [
-            RandomClient(self._crowd, f"c{number}", self.history, rng.getrandbits(32))
+            OwnedClient(self._crowd, f"c{number}", self.history, rng.getrandbits(32))
             for number in range(self._requesters)
         ]
         self._tasks = [asyncio.create_task(self._run(client)) for client in clients]
@@ -164,10 +170,10 @@ class Load:
 
     async def _ask_planner(self) -> bool:
         body = json.dumps({"owner": "probe", "gpus": 1, "gpu_share": 0.01, "gpu_memory_bytes": 2**20}).encode()
-        answer = json.loads((await self.nc.request("corral.v1.plan.request", body, timeout=0.9)).data)
+        answer = json.loads((await self.nc.request("corral.v1.plan.request.probe", body, timeout=0.9)).data)
         if answer["type"] == "assignment":
             release = json.dumps({"owner": "probe", "lease_id": answer["lease"]["lease_id"]}).encode()
-            await self.nc.request("corral.v1.plan.release", release, timeout=0.9)
+            await self.nc.request("corral.v1.plan.release.probe", release, timeout=0.9)
         return answer["type"] in ("assignment", "rejection")
 
     async def _ask_history(self) -> bool:
