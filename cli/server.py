@@ -64,8 +64,9 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
-        return f"nats://{self.host}:{self.port}"
+        """Where clients on this machine connect."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"nats://[{host}]:{self.port}" if ":" in host else f"nats://{host}:{self.port}"
 
     @property
     def pid_file(self) -> Path:
