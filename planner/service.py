@@ -22,7 +22,7 @@ from nats import micro
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.micro.request import Request
-from nats.micro.service import Service
+from nats.micro.service import EndpointStats, Service
 
 from ..schemas import bus, codec
 from ..schemas.bus import PlanSubject
@@ -196,6 +196,10 @@ class Planner:
                 log.debug("telemetry can't be caught up with yet: %r", error)
                 await asyncio.sleep(1.0)
 
+    def _stats(self, endpoint: EndpointStats) -> Any:
+        """What it measures, with the statistics of the endpoint for requests."""
+        return msgspec.to_builtins(self._door.health().measures) if endpoint.name == "request" else None
+
     def _judge(self) -> Judgement:
         return self._vitals.judge(
             self._candidate,
@@ -327,6 +331,7 @@ class Planner:
             metadata={"planner": self.id, "role": "standby" if desk is None else "leader"},
             # Of its own: a leader that hangs would go on taking its part of the messages from a common one.
             queue_group=self.id,
+            stats_handler=self._stats,
         )
         if desk is not None:
             for name, subject, handler in self._endpoints(desk):

@@ -106,14 +106,15 @@ async def test_services_say_how_they_are_and_end_in_order_under_load(services: S
     services.start("collector", *COLLECT)
     services.start("processor", "process", "--db", str(services.folder / "history.duckdb"))
     services.start("exporter", "export", "--listen", "127.0.0.1:0")
+    services.start("dashboard", "dashboard", "--port", "0", "--state", str(services.folder / "dashboard"))
     services.start("first", "plan")
     await until(nc, lambda found: [h.role for h in found if h.ready] == ["leader"], "planner")
     services.start("second", "plan")
 
-    roles = ["collector", "exporter", "planner", "planner", "processor"]
+    roles = ["collector", "dashboard", "exporter", "planner", "planner", "processor"]
     found = await until(nc, lambda every: sorted(h.service for h in every if h.ready) == roles)
     by_role = {health.role or health.service.value: health for health in found}
-    assert sorted(by_role) == ["collector", "exporter", "leader", "processor", "standby"]
+    assert sorted(by_role) == ["collector", "dashboard", "exporter", "leader", "processor", "standby"]
     for health in found:  # each tells all that the catalogue has; labels come with the first event
         told = {measure.name for measure in health.measures}
         unlabelled = {name for name, each in INSTRUMENTS[health.service].items() if not each.labels}
@@ -137,7 +138,7 @@ async def test_services_say_how_they_are_and_end_in_order_under_load(services: S
     enough.set()
     granted = await asked
 
-    took = {name: services.end(name) for name in ("collector", "processor", "exporter")}
+    took = {name: services.end(name) for name in ("collector", "processor", "exporter", "dashboard")}
     assert max(took.values()) < STOP_SECONDS
 
     # No lease that was answered is lost.
@@ -160,7 +161,7 @@ async def test_services_say_how_they_are_and_end_in_order_under_load(services: S
     await asyncio.to_thread(wait_for, stored, 40)
     assert stream > 0
     services.end("processor")
-    for name in ("collector", "processor", "exporter", "first", "second"):
+    for name in ("collector", "processor", "exporter", "dashboard", "first", "second"):
         records = services.records(name)
         assert records[-1]["event"] == "ended in order"
         assert {record["service"] for record in records} == {
