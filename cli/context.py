@@ -148,9 +148,20 @@ def export() -> None:
     Examples:
       eval "$(corral context export)"
     """
-    for variable in VARIABLES.values():
-        if value := os.environ.get(variable):
-            typer.echo(f"export {variable}={shlex.quote(value)}")
+    from ..schemas.bus import DEFAULT_URL, URL_VARIABLE
+    from ..schemas.credentials import CA_VARIABLE, INBOX_VARIABLE, CredentialsError, identify
+
+    values = {URL_VARIABLE: DEFAULT_URL} | {name: os.environ[name] for name in VARIABLES.values() if name in os.environ}
+    try:
+        # What the credentials say of their holder, which Corral's own programs read there.
+        identity = identify()
+    except CredentialsError as error:
+        raise CommandError(str(error), USAGE) from None
+    for variable, value in ((INBOX_VARIABLE, identity.inbox), (CA_VARIABLE, identity.ca)):
+        if value:
+            values.setdefault(variable, value)
+    for variable, value in values.items():
+        typer.echo(f"export {variable}={shlex.quote(value)}")
 
 
 @context.command()

@@ -52,7 +52,8 @@ async def main() -> None:
     for grant in lease["grants"]:
         print(f"{grant['host']}:{grant['index']} {grant['model']} {grant['device']}")
     for host, environment in lease["environment"].items():
-        print(f"on {host}: CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']}")
+        # CUDA_VISIBLE_DEVICES, or ROCR_VISIBLE_DEVICES on AMD.
+        print(f"on {host}: {' '.join(f'{name}={value}' for name, value in environment.items())}")
 
     # A lease ends by itself unless it is renewed, so that a client that dies holds nothing.
     mine = {"owner": OWNER, "lease_id": lease["lease_id"]}

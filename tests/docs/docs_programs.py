@@ -54,8 +54,10 @@ def corral(arguments: list[str]) -> int:
     """The real command line; of services, the reading of their options."""
     from corral.cli import main
 
-    # The bus that pages speak of is the cluster's.
-    arguments = [word.replace("nats://gpu-bus:4222", os.environ["CORRAL_NATS_URL"]) for word in arguments]
+    # The bus that pages speak of is the cluster's, and root's folders are in a home of its own.
+    url, home = os.environ["DOCS_URL"], os.environ["HOME"]
+    arguments = [re.sub("nats://(gpu-bus|127.0.0.1):4222", url, word) for word in arguments]
+    arguments = [re.sub("^(?=/(etc|var)/)", home, word) for word in arguments]
     name = next((word for word in arguments if word in main.COMMANDS), "")
     if name in SERVICES and "--help" not in arguments:
         main.load(name).make_context(name, arguments[arguments.index(name) + 1 :])
@@ -85,16 +87,25 @@ def python(arguments: list[str]) -> int:
 
 
 def nats(arguments: list[str]) -> int:
-    """`nats request SUBJECT BODY` and `nats sub SUBJECT --count N`, as the NATS command prints them."""
+    """`nats context save`, `nats request` and `nats sub --count N`, as the NATS command does them."""
     import asyncio
+    import json
 
-    from corral.schemas import bus
+    import nats as library
 
     words = [word for word in arguments if not word.startswith("-")]
-    url = os.environ["CORRAL_NATS_URL"]
+    flags = dict(itertools.pairwise(arguments))
+    store = Path(os.environ["HOME"], ".config", "nats", "context")
+    if words[:2] == ["context", "save"]:
+        store.mkdir(parents=True, exist_ok=True)
+        (store / "selected.json").write_text(json.dumps(flags))
+        return 0
+    context = json.loads((store / "selected.json").read_text())
+    seed = re.search(r"^SU[A-Z2-7]{56}$", Path(context["--nkey"]).read_text(), re.MULTILINE)
+    known = {"nkeys_seed_str": seed[0] if seed else "", "inbox_prefix": context["--inbox-prefix"].encode()}
 
     async def work() -> None:
-        client = await bus.connect(url, name="nats-cli")
+        client = await library.connect(context["--server"], allow_reconnect=False, **known)
         if words[0] in ("request", "req"):
             reply = await client.request(words[1], (words[2] if len(words) > 2 else "").encode(), timeout=10)
             print(reply.data.decode())
@@ -150,17 +161,29 @@ def docker(arguments: list[str]) -> int:
     services = yaml.safe_load(file.read_text())["services"]
     profiles = {profile for service in services.values() for profile in service.get("profiles", ())}
     verb = next(
-        word for word in words if word in ("up", "down", "logs", "build", "ps", "run", "exec", "restart", "stop")
+        word
+        for word in words
+        if word in ("up", "down", "logs", "build", "ps", "run", "exec", "restart", "stop", "kill")
     )
     for flag, value in itertools.pairwise(words):
         if flag == "--profile" and value not in profiles:
             raise Wrong(f"{file.name} has no profile {value}")
         if flag == "--scale" and value.partition("=")[0] not in services:
             raise Wrong(f"{file.name} has no service {value}")
-    for word in words[words.index(verb) + 1 :]:
-        if verb in ("logs", "restart", "stop", "run", "exec") and word in services:
-            break
+    named = [word for word in words[words.index(verb) + 1 :] if not word.startswith("-") and word != "HUP"]
+    if verb not in ("up", "down", "build") and named[0] not in services:
+        raise Wrong(f"{file.name} has no service {named[0]}")
+    if verb == "run" and named[:2] == ["auth", "print"]:
+        sys.stdout.write(Path(os.environ["DOCS_CREDENTIALS"]).read_text())
     return 0
+
+
+def nats_server(arguments: list[str]) -> int:
+    """That the server takes its configuration."""
+    from corral.cli.server import server_binary
+
+    arguments = [re.sub("^(?=/(etc|var)/)", os.environ["HOME"], word) for word in arguments]
+    os.execv(server_binary(), ["nats-server", "-t", *arguments])
 
 
 def files(arguments: list[str]) -> int:
@@ -196,8 +219,8 @@ def make(arguments: list[str]) -> int:
 
 
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {
-    "corral": corral, "python": python, "python3": python, "nats": nats, "duckdb": duckdb, "pip": pip,
-    "docker": docker, "kubectl": files, "systemctl": systemctl, "sudo": sudo, "make": make,
+    "corral": corral, "python": python, "python3": python, "nats": nats, "nats-server": nats_server, "duckdb": duckdb,
+    "pip": pip,    "docker": docker, "kubectl": files, "systemctl": systemctl, "sudo": sudo, "make": make,
     "apt-get": files, "apt": files, "createdb": files, "git": files,
 }  # fmt: skip
 

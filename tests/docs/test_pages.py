@@ -49,7 +49,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """What `corral up` starts where there are no GPUs: the pages show its devices."""
-    made = LocalCluster(tmp_path_factory.mktemp("docs") / "data", "--source", "simulated")
+    made = LocalCluster(tmp_path_factory.mktemp("docs") / "data", "--source", "simulated", authenticated=True)
     yield made
     made.stop()
 
@@ -59,7 +59,14 @@ def test_every_command_of_a_page_works(page: Path, fleet: LocalCluster, programs
     if missing := [name for name in NEEDED if shutil.which(name) is None]:
         pytest.skip(f"the pages use {', '.join(missing)}, which is not installed here")
     home = tmp_path / "home"
-    home.mkdir()
+    (home / ".config" / "corral").mkdir(parents=True)
+    (home / "var" / "lib" / "corral").mkdir(parents=True)
+    (home / "etc" / "corral").mkdir(parents=True)
+    # As `corral up` leaves it for whoever started it.
+    credentials = fleet.credentials["CORRAL_NATS_CREDS"]
+    (home / ".config" / "corral" / "corral.toml").write_text(
+        f'current = "local"\n[contexts.local]\nnats = "{fleet.url}"\ncreds = "{credentials}"\n'
+    )
     for folder in ("docs", "deploy", "bench"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "train.py").write_text("import os\nprint('training on', os.environ.get('CUDA_VISIBLE_DEVICES'))\n")
@@ -83,7 +90,9 @@ def test_every_command_of_a_page_works(page: Path, fleet: LocalCluster, programs
         HOME=str(home),
         SHELL="/bin/true",
         TERM="dumb",
-        CORRAL_NATS_URL=fleet.url,
+        DOCS_URL=fleet.url,
+        DOCS_CREDENTIALS=credentials,
+        USER="you",
         CORRAL_OWNER="you",
         # This host has GPUs, as the hosts of those who read it have.
         CORRAL_HOST="sim-0001",
