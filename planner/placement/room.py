@@ -15,6 +15,9 @@ from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict, matches_h
 
 PARTS_SPARE: Final = 4096
 """As `rank.CHOICES_SPARE`."""
+MOVES_FEW: Final = 4
+"""So many moves are followed one by one. More than a twelfth of the classes, and counting anew costs less; a half where
+no device is asked for, since that takes a look at each class."""
 K = TypeVar("K")
 
 
@@ -76,7 +79,8 @@ class Room:
         if len(self._parts) > 2 * len(index.classes) + PARTS_SPARE:
             live = {state.core for state in index.classes}
             self._parts = {state: part for state, part in self._parts.items() if state in live}
-        if self._cursor < index.moves_base or index.moves_end - self._cursor > len(index.classes) // 2:
+        few = max(MOVES_FEW, len(index.classes) // (12 if self.ask.gpus else 2))
+        if self._cursor < index.moves_base or index.moves_end - self._cursor > few:
             self._count_anew(fleet)
         else:
             changes: dict[HostState | None, int] = {}
