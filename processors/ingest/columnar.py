@@ -68,16 +68,16 @@ class Refusal(NamedTuple):
 
 
 class _Samples(Struct, frozen=True):
-    """`SampleBatch` with the devices left as they came: the same bytes mean the same devices."""
+    """`SampleBatch` with the devices left as they came, since the same bytes mean the same; no array is copied."""
 
     host: str
     agent: str
     sequence: int
     source: str
     devices: msgspec.Raw
-    times_ns: bytes
-    columns: dict[str, bytes]
-    nulls: dict[str, bytes] = {}
+    times_ns: memoryview
+    columns: dict[str, memoryview]
+    nulls: dict[str, memoryview] = {}
     version: int = SCHEMA_VERSION
 
 
@@ -219,8 +219,8 @@ def _table(group: Sequence[_Item], columns: tuple[str, ...], nulls: tuple[str, .
 
 def _column(
     metric: Metric,
-    parts: Sequence[bytes],
-    masks: Sequence[bytes] | None,
+    parts: Sequence[memoryview],
+    masks: Sequence[memoryview] | None,
     counts: Sequence[int],
     ends: NDArray[np.int64],
 ) -> Any:
@@ -242,7 +242,7 @@ def _column(
     return pa.Array.from_buffers(_ARROW[metric.row.unit.dtype], len(values), [validity, pa.py_buffer(joined)], nulls)
 
 
-def _check_lengths(parts: Sequence[bytes], counts: Sequence[int], itemsize: int, path: str) -> None:
+def _check_lengths(parts: Sequence[memoryview], counts: Sequence[int], itemsize: int, path: str) -> None:
     lengths = list(map(len, parts))
     expected = [count * itemsize for count in counts] if itemsize > 1 else list(counts)
     if lengths == expected:
