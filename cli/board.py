@@ -60,6 +60,21 @@ class ProcessRow(Struct, kw_only=True):
         return f"{self.process.device}/{self.process.pid}"
 
 
+_RECALLED: Final = {
+    "host": "host",
+    "device": "device",
+    "pid": "pid",
+    "kind": "kind",
+    "memory_used_bytes": "memory_used_bytes",
+    "sm_utilization_percent": "sm_utilization_percent",
+    "process": "name",
+    "user": "user",
+    "container": "container",
+    "lease_id": "lease",
+}
+"""Columns of the view `processes_now`, and what they are in a `ProcessSample`."""
+
+
 async def look(client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> Look:
     """Ask for all of it at once."""
     fleet, devices, leases, queue = await asyncio.gather(
@@ -113,16 +128,30 @@ class Board:
         self.mean_past.append(seen.fleet.utilization_percent_mean)
 
     def pause(self, interval: float) -> float:
-        """Seconds until the next look: of a huge fleet it takes the planner's time, which is for those who want GPUs."""
+        """Seconds until the next look: at a huge fleet it takes the planner's time, which is for requests."""
         return max(interval, LOOKS_SHARE * self.took_seconds)
 
     async def follow_processes(self) -> None:
         """Keep the processes of every host, until cancelled."""
         subscription = await self.client.nc.subscribe(bus.processes_subject("*"), pending_msgs_limit=1024)
+        with contextlib.suppress(CorralError):  # without a history they come with the next list of each host
+            await self._recall_processes()
         async for message in subscription.messages:
             with contextlib.suppress(codec.DecodeError):
                 batch = codec.decode(message.data, ProcessBatch)
                 self.processes[batch.host] = batch.processes
+
+    async def _recall_processes(self) -> None:
+        """What each host said last, for those from which nothing has come yet: they send it every ten seconds."""
+        columns = ", ".join(f'"{name}"' for name in _RECALLED)
+        found = await self.client.query(f"SELECT {columns} FROM processes_now", limit=100_000)
+        by_host: dict[str, list[ProcessSample]] = {}
+        for row in found.dicts():
+            host = row.pop("host")
+            process = ProcessSample(**{_RECALLED[name]: value for name, value in row.items() if value is not None})
+            by_host.setdefault(host, []).append(process)
+        for host, processes in by_host.items():
+            self.processes.setdefault(host, processes)
 
     def processes_on(self, device: requests.DeviceStatus) -> list[ProcessRow]:
         """The processes on a device, the largest first."""
