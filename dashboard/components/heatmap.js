@@ -22,6 +22,7 @@ export default {
       </div>
       <canvas ref="cells" class="heat-cells" tabindex="0" role="application" :aria-label="label"
         @mousemove="move" @click="choose" @keydown="key" @blur="leave"></canvas>
+      <div class="heat-focus" v-show="ring.shown" :style="ring.style" aria-hidden="true"></div>
       <div class="heat-tip" ref="tip" v-show="tip.shown" :style="{left: tip.x + 'px', top: tip.y + 'px'}">
         <div class="heat-tip-title">{{ tip.title }}</div>
         <div class="heat-tip-row" v-for="row in tip.rows"><span>{{ row[0] }}</span><b>{{ row[1] }}</b></div>
@@ -29,7 +30,12 @@ export default {
     </div>`,
   props: { metric: String },
   data() {
-    return { tip: { shown: false, x: 0, y: 0, title: "", rows: [], number: -1 }, states: [], label: "Heat map" };
+    return { tip: { shown: false, x: 0, y: 0, title: "", rows: [], number: -1 }, ring: { shown: false, style: {} }, states: [], label: "Heat map" };
+  },
+  watch: {
+    metric() {
+      this.draw();
+    },
   },
   created() {
     // Not reactive: Vue need not look at thousands of numbers.
@@ -38,6 +44,8 @@ export default {
     this.health = new Uint8Array();
     this.focus = -1;
     this.frames = 0;
+    this.whole = true;
+    this.stale = new Set();
   },
   mounted() {
     this.observer = new ResizeObserver(() => this.arrange());
@@ -56,20 +64,30 @@ export default {
       this.levels = bytes(levels);
       this.health = bytes(health);
       this.label = `Heat map of ${this.plan.order.length} devices by ${this.metric}. Arrow keys move, Enter opens.`;
-      this.focus = -1;
+      this.leave();
       this.arrange();
     },
     change(levels, health) {
-      if (levels) this.levels = this.apply(this.levels, levels);
-      if (health) this.health = this.apply(this.health, health);
-      this.draw();
+      const changed = new Set();
+      if (levels) this.apply(this.levels, levels, changed);
+      if (health) this.apply(this.health, health, changed);
+      changed.forEach((device) => this.stale.add(device));
+      this.draw(false);
     },
-    apply(before, update) {
-      if (update.full) return bytes(update.full);
-      const at = uint16(update.at);
-      const to = bytes(update.to);
-      for (let n = 0; n < at.length; n++) before[at[n]] = to[n];
-      return before;
+    // Takes an update over, and notes which devices it changes.
+    apply(before, update, changed) {
+      if (update.full) {
+        bytes(update.full).forEach((level, device) => {
+          if (before[device] !== level) changed.add(device);
+          before[device] = level;
+        });
+        return;
+      }
+      const at = uint16(update.at), to = bytes(update.to);
+      for (let n = 0; n < at.length; n++) {
+        before[at[n]] = to[n];
+        changed.add(at[n]);
+      }
     },
     // Where each cell lies: blocks side by side for many small groups, bands for few large ones.
     arrange() {
@@ -85,6 +103,8 @@ export default {
         if (made.height <= room) break;
       }
       Object.assign(this, made, { width });
+      this.places = new Int32Array(this.plan.total).fill(-1);
+      this.plan.order.forEach((device, at) => (this.places[device] = at));
       this.draw();
     },
     inBlocks(width, cell, greatest) {
@@ -131,79 +151,102 @@ export default {
       });
       return { xs, ys, heads, cell, label: BAND, height: y };
     },
-    draw() {
+    draw(whole = true) {
+      this.whole ||= whole;
       cancelAnimationFrame(this.frame);
       this.frame = requestAnimationFrame(() => this.paint());
     },
     paint() {
       if (!this.plan || !this.xs || !this.$refs.cells) return;
       const began = performance.now();
-      const context = sized(this.$refs.cells, this.width, this.height + 2);
-      const { order, indices, labels, notes } = this.plan;
-      const { cell } = this;
-      const health = this.metric === "health";
-      const colours = health ? null : scale(this.metric);
-      const unknown = css("--unknown");
-      const text = css("--text"), muted = css("--muted"), alarm = stateColour(6);
-      context.textBaseline = "middle";
-      const tiny = cell < 14 && this.label !== BAND;
-      this.heads.forEach(([x, y, width], group) => {
-        context.textAlign = "left";
-        context.font = `500 ${tiny ? 9 : 12}px ${FONT}`;
-        context.fillStyle = tiny ? muted : text;
-        const name = this.fit(context, labels[group], width);
-        context.fillText(name, x, y + (tiny ? 5 : 7));
-        const note = notes[group];
-        context.font = `400 11px ${FONT}`;
-        const taken = context.measureText(name).width + 16;
-        if (!tiny && context.measureText(note).width + taken < width) {
-          context.fillStyle = muted;
-          if (this.label === BAND) context.fillText(note, x + taken, y + 7.5);
-          else {
-            context.textAlign = "right";
-            context.fillText(note, x + width, y + 7.5);
-          }
-        }
-      });
-      context.textAlign = "center";
-      const radius = cell >= 24 ? 4 : cell >= 14 ? 3 : 2;
-      const numbers = cell >= 28;
-      context.font = `500 ${cell >= 44 ? 14 : 11}px ${FONT}`;
-      for (let at = 0; at < order.length; at++) {
-        const device = order[at];
-        const level = health ? this.health[device] : this.levels[device];
-        const state = this.health[device];
-        const x = this.xs[at], y = this.ys[at];
-        const known = health || level !== UNKNOWN;
-        context.fillStyle = health ? stateColour(level) : known ? colours[level].css : unknown;
-        context.beginPath();
-        context.roundRect(x, y, cell, cell, radius);
-        context.fill();
-        if (numbers && !health) {
-          context.fillStyle = known ? (colours[level].bright ? "rgba(8,16,24,.82)" : "rgba(255,255,255,.92)") : muted;
-          context.fillText(known ? String(this.worth(level)) : "–", x + cell / 2, y + cell / 2 + 0.5);
-        }
-        if (health) this.mark(context, x, y, cell, STATES[level]?.mark, numbers ? indices[at] : null);
-        else if (state === 6) {
-          context.strokeStyle = alarm;
-          context.lineWidth = 2;
-          context.stroke();
+      const { order } = this.plan;
+      const look = this.look();
+      // Where little has changed, only that is painted.
+      if (this.whole || this.stale.size > order.length / 2) {
+        const context = sized(this.$refs.cells, this.width, this.height + 2);
+        this.heading(context, look);
+        this.dress(context);
+        for (let at = 0; at < order.length; at++) this.cellAt(context, at, look);
+      } else {
+        const context = this.$refs.cells.getContext("2d");
+        this.dress(context);
+        for (const device of this.stale) {
+          const at = this.places[device];
+          if (at < 0) continue;
+          context.clearRect(this.xs[at] - 1, this.ys[at] - 1, this.cell + 2, this.cell + 2);
+          this.cellAt(context, at, look);
         }
       }
-      if (this.focus >= 0 && this.focus < order.length) {
-        context.strokeStyle = text;
-        context.lineWidth = 2;
-        context.beginPath();
-        context.roundRect(this.xs[this.focus] - 1, this.ys[this.focus] - 1, cell + 2, cell + 2, radius + 1);
-        context.stroke();
-      }
+      this.whole = false;
+      this.stale.clear();
       this.legend();
       this.frames += 1;
       this.$el.dataset.painted = this.frames;
       this.$el.dataset.millis = (performance.now() - began).toFixed(1);
       this.$el.dataset.devices = order.length;
     },
-    mark(context, x, y, cell, mark, index) {
+    look() {
+      const health = this.metric === "health";
+      return { health, colours: health ? null : scale(this.metric), unknown: css("--unknown"), text: css("--text"), muted: css("--muted"), alarm: stateColour(6), panel: css("--panel") };
+    },
+    heading(context, { text, muted }) {
+      const { labels, notes } = this.plan;
+      const tiny = this.cell < 14 && this.label !== BAND;
+      context.textBaseline = "middle";
+      this.heads.forEach(([x, y, width], group) => {
+        context.textAlign = "left";
+        context.font = `500 ${tiny ? 9 : 12}px ${FONT}`;
+        context.fillStyle = tiny ? muted : text;
+        const name = this.fit(context, labels[group], width);
+        context.fillText(name, x, y + (tiny ? 5 : 7));
+        if (tiny) return;
+        const note = notes[group];
+        const taken = context.measureText(name).width + 16;
+        context.font = `400 11px ${FONT}`;
+        if (context.measureText(note).width + taken >= width) return;
+        context.fillStyle = muted;
+        if (this.label === BAND) context.fillText(note, x + taken, y + 7.5);
+        else {
+          context.textAlign = "right";
+          context.fillText(note, x + width, y + 7.5);
+        }
+      });
+    },
+    dress(context) {
+      context.textBaseline = "middle";
+      context.textAlign = "center";
+      context.font = `500 ${this.cell >= 44 ? 14 : 11}px ${FONT}`;
+    },
+    cellAt(context, at, { health, colours, unknown, muted, alarm, panel }) {
+      const { cell } = this;
+      const device = this.plan.order[at];
+      const level = health ? this.health[device] : this.levels[device];
+      const x = this.xs[at], y = this.ys[at];
+      const known = health || level !== UNKNOWN;
+      const numbers = cell >= 28;
+      context.fillStyle = health ? stateColour(level) : known ? colours[level].css : unknown;
+      // Corners that nobody would see cost more than all else.
+      if (cell < 14) context.fillRect(x, y, cell, cell);
+      else {
+        context.beginPath();
+        context.roundRect(x, y, cell, cell, cell >= 24 ? 4 : 3);
+        context.fill();
+      }
+      if (health) this.mark(context, x, y, cell, STATES[level]?.mark, numbers ? this.plan.indices[at] : null, panel);
+      else {
+        if (numbers) {
+          context.fillStyle = known ? (colours[level].bright ? "rgba(8,16,24,.82)" : "rgba(255,255,255,.92)") : muted;
+          context.fillText(known ? String(this.worth(level)) : "–", x + cell / 2, y + cell / 2 + 0.5);
+        }
+        if (this.health[device] === 6) {
+          context.strokeStyle = alarm;
+          context.lineWidth = 2;
+          context.strokeRect(x, y, cell, cell);
+        }
+      }
+    },
+    mark(context, x, y, cell, mark, index, panel) {
+      if (!mark && index === null) return;
       const inset = Math.max(2, cell * 0.28);
       context.lineWidth = Math.max(1.5, cell / 14);
       context.lineCap = "round";
@@ -218,7 +261,7 @@ export default {
         context.moveTo(x + inset, y + cell / 2);
         context.lineTo(x + cell - inset, y + cell / 2);
       } else if (mark === "hollow") {
-        context.fillStyle = css("--panel");
+        context.fillStyle = panel;
         context.roundRect(x + 2, y + 2, cell - 4, cell - 4, 2);
         context.fill();
         return;
@@ -304,11 +347,14 @@ export default {
       if (at === this.focus) return;
       this.focus = at;
       this.$refs.cells.style.cursor = at >= 0 ? "pointer" : "default";
-      this.draw();
+      this.ring.shown = at >= 0;
       if (at < 0) {
         this.tip.shown = false;
         return;
       }
+      const { offsetLeft, offsetTop } = this.$refs.cells;
+      const size = `${this.cell + 4}px`;
+      this.ring.style = { left: `${offsetLeft + this.xs[at] - 2}px`, top: `${offsetTop + this.ys[at] - 2}px`, width: size, height: size };
       const number = this.plan.order[at];
       this.tip.number = number;
       this.tip.rows = [];
@@ -332,8 +378,7 @@ export default {
     },
     leave() {
       this.focus = -1;
-      this.tip.shown = false;
-      this.draw();
+      this.tip.shown = this.ring.shown = false;
     },
     choose(event) {
       const at = this.at(event);

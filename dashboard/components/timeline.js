@@ -75,7 +75,7 @@ export default {
             silent: true,
             data: leases.map((lease) => [
               { xAxis: Math.max(start, lease.started), itemStyle: { color: nameColour(lease.owner), opacity: at ? 0.07 : 0.13 },
-                label: { show: at === 0, position: "insideBottomLeft", color: muted, fontSize: 10.5, fontFamily: FONT, formatter: lease.name ? `${lease.owner} · ${lease.name}` : lease.owner, overflow: "truncate" } },
+                label: { show: at === 0 && ((Math.min(end, lease.ended) - Math.max(start, lease.started)) / (end - start)) * this.$el.clientWidth > 90, position: "insideBottomLeft", color: muted, fontSize: 10.5, fontFamily: FONT, formatter: lease.name ? `${lease.owner} · ${lease.name}` : lease.owner, overflow: "truncate" } },
               { xAxis: Math.min(end, lease.ended) },
             ]),
           },

@@ -18,7 +18,7 @@ from ..components.results import Lanes
 from ..fleet import trouble_of
 from ..frame import Frame, Notice
 from ..history import RANGES, Window
-from ..html import Segments, button, remember, search, table, tag
+from ..html import Segments, button, remember, search, table, tag, url
 from ..security.accounts import Role
 
 _SHOWN = 100
@@ -162,14 +162,7 @@ class LeasesPage:
 
         def where() -> None:
             with tag("div", "clip", title=_where(lease)):
-                for grant in devices[:6]:
-                    tag("a", "", f"{grant.host}:{grant.index}", href=f"/device/{quote(grant.device, safe='')}").style(
-                        "margin-right:8px"
-                    )
-                if len(devices) > 6:
-                    tag("span", "note", f"and {len(devices) - 6} more")
-                if not devices:
-                    tag("span", "note", _where(lease))
+                tag("a", "", _where(lease), href=url("/", q=lease.lease_id) if devices else None)
 
         def ends() -> None:
             self._left[lease.lease_id] = tag("span", text=_until(lease))
@@ -260,10 +253,21 @@ def _hosts(lease: Lease) -> list[str]:
 
 
 def _where(lease: Lease) -> str:
-    hosts: dict[str, list[str]] = {}
+    hosts: dict[str, list[int]] = {}
     for grant in lease.grants:
-        hosts.setdefault(grant.host, []).append(str(grant.index) if grant.device else "cpu")
-    return " ".join(f"{host}:{','.join(indices)}" for host, indices in hosts.items())
+        hosts.setdefault(grant.host, []).extend([grant.index] if grant.device else [])
+    return ", ".join(f"{host} · {_runs(sorted(indices))}" if indices else host for host, indices in hosts.items())
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """`0–3 6` for 0, 1, 2, 3 and 6."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
 def _words(lease: Lease) -> str:
