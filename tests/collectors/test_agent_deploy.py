@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.cli.authority.roles import Role
 from corral.cli.main import load
-from corral.cli.server import server_binary
 from corral.collectors.outbox import Outbox
 from corral.collectors.replay import ReplaySource
 from corral.collectors.service import collect, state_folder
 from corral.schemas import bus
+from secured_bus import SecuredBus
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "how-to" / "collectors.md"
 UNIT = ROOT / "deploy" / "systemd" / "corral-collector.service"
 MANIFEST = ROOT / "deploy" / "kubernetes" / "collector-daemonset.yaml"
 OUTSIDE = {"CORRAL_NATS_URL", "CORRAL_NATS_CREDS", "CORRAL_LEASE"}
@@ -58,32 +56,20 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def guarded_server(tmp_path: Path) -> Iterator[str]:
-    """A server with an account for everything and one with the permissions that the document gives; its address."""
-    documented = re.search(r"^permissions: .*?^}", DOCUMENT.read_text(), re.M | re.S)
-    assert documented
-    config = tmp_path / "nats.conf"
-    config.write_text(
-        f"listen: '127.0.0.1:-1'\nports_file_dir: '{tmp_path}'\njetstream {{ store_dir: '{tmp_path}/data' }}\n"
-        "authorization { users: [\n  { user: admin, password: secret }\n"
-        f"  {{ user: node, password: secret\n{documented[0]} }}\n] }}\n"
-    )
-    process = subprocess.Popen([server_binary(), "-c", str(config)], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 10
-        while not (ports := [file for file in tmp_path.glob("*.ports") if file.stat().st_size]):
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.02)
-        yield "127.0.0.1:" + json.loads(ports[0].read_text())["nats"][0].rpartition(":")[2]
-    finally:
-        process.kill()
-        process.wait()
+def guarded_bus(tmp_path: Path) -> Iterator[SecuredBus]:
+    """A server where node-7 has the credentials that `corral auth add collector node-7` makes."""
+    made = SecuredBus(tmp_path / "bus")
+    made.add(Role.ADMIN, "admin")
+    made.add(Role.COLLECTOR, "node-7")
+    made.server.start()
+    yield made
+    made.server.kill()
 
 
-async def test_the_documented_permissions_are_enough(
-    guarded_server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_collectors_credentials_are_enough(
+    guarded_bus: SecuredBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    admin = await bus.connect(f"nats://admin:secret@{guarded_server}")
+    admin = await guarded_bus.connect("admin")
     await bus.ensure_layout(admin.jetstream())
     messages = await admin.subscribe("corral.v1.>")
     # An earlier run has left messages, so that the streams are asked what they have of them.
@@ -94,10 +80,12 @@ async def test_the_documented_permissions_are_enough(
     before.close()
     file = tmp_path / "samples.csv"
     file.write_text("epoch_s,device,host,power_watts\n0,a,node-7,5\n")
-    url = f"nats://node:secret@{guarded_server}"
+    monkeypatch.setenv("CORRAL_NATS_CREDS", guarded_bus.credentials("node-7"))
     async with asyncio.timeout(15):
-        await collect(ReplaySource(file), name="node-7", nats_url=url, state=tmp_path, interval_seconds=0.02)
-    assert "Violation" not in caplog.text
+        await collect(
+            ReplaySource(file), name="node-7", nats_url=guarded_bus.server.url, state=tmp_path, interval_seconds=0.02
+        )
+    assert guarded_bus.violations() == []
     ids = [(await messages.next_msg(timeout=5)).headers["Nats-Msg-Id"] for _ in range(2)]
     assert ids == ["earlier-1", "earlier-2"]
     kinds: set[str] = set()
