@@ -116,17 +116,18 @@ def load(name: str) -> Any:
     found = getattr(importlib.import_module(f"corral.cli.{module}"), attribute)
     if not isinstance(found, typer.Typer):
         app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        settings: dict[str, Any] = {"auto_envvar_prefix": f"CORRAL_{name}"}
-        if entry.passes_arguments:
-            settings["allow_interspersed_args"] = False
+        settings = {"allow_interspersed_args": False} if entry.passes_arguments else {}
         app.command(name, context_settings=settings)(found)
         found = app
     command = typer.main.get_command(found)
     command.name = name
-    for parameter in command.params:
-        # Every option has a variable, CORRAL_<COMMAND>_<OPTION>; the help names those that have one of their own.
-        if hasattr(parameter, "show_envvar"):
-            parameter.show_envvar = parameter.envvar is not None  # pyright: ignore[reportAttributeAccessIssue]
+    # Every option has a variable, CORRAL_<COMMAND>_<OPTION>; the help names those that have one of their own.
+    command.context_settings["auto_envvar_prefix"] = f"CORRAL_{name}"
+    inner: dict[str, Any] = getattr(command, "commands", None) or {}
+    options: list[Any] = [option for one in (command, *inner.values()) for option in one.params]
+    for option in options:
+        if hasattr(option, "show_envvar"):
+            option.show_envvar = option.envvar is not None
     if "_CORRAL_COMPLETE" in os.environ:
         from .complete import attach
 

@@ -145,8 +145,6 @@ def _of(name: str) -> list[dict[str, Any]]:
         command = load(name)
     except ModuleNotFoundError:  # its part is not installed here
         return []
-    if not hasattr(command, "callback") or getattr(command, "commands", None):
-        return []
     found = files.read()
     ctx: Any = typer.Context(
         command,

@@ -34,6 +34,9 @@ def test_a_value_is_from_the_flag_else_the_environment_else_the_file(tmp_path: P
     # An option without a variable of its own has one of the command and its name.
     assert "'guess'" in run(file, "up", CORRAL_UP_SOURCE="guess").stderr
     assert "'no'" in run(file, "up", "--source", "no", CORRAL_UP_SOURCE="guess").stderr
+    # As Kubernetes tells of a service that is called corral-up.
+    assert "'no'" in run(file, "up", "--source", "no", CORRAL_UP_PORT="tcp://10.0.0.1:80").stderr
+    assert "--role" in run(file, "dashboard", CORRAL_DASHBOARD_ROLE="king").stderr
 
 
 def test_each_value_is_shown_with_its_source(tmp_path: Path) -> None:
@@ -41,7 +44,8 @@ def test_each_value_is_shown_with_its_source(tmp_path: Path) -> None:
     file.write_text(
         'nats = "nats://bus:1"\n[collect]\nlabel = { rack = "r1" }\nspill = false\n[process]\nkeep_raw = 7\n'
     )
-    found = shown(file, CORRAL_INTERVAL="5s", CORRAL_COLLECT_SEED="7")
+    found = shown(file, CORRAL_INTERVAL="5s", CORRAL_COLLECT_SEED="7", CORRAL_DASHBOARD_PORT="9000")
+    assert found["dashboard.port"] == ("9000", "CORRAL_DASHBOARD_PORT")
     assert found["nats"] == ("nats://bus:1", str(file))
     assert found["collect.label"] == (["rack=r1"], str(file))
     assert found["collect.spill"] == (False, str(file))
