@@ -153,9 +153,10 @@ def rejection_lines(rejection: requests.Rejection) -> list[str]:
     ]
     if rejection.nearest:
         lines.append(f"  nearest: {escape(rejection.nearest)}")
-    lines.append(
-        "  It would fit this fleet at another time: add --wait 10m."
-        if rejection.could_ever_fit
-        else "  This fleet could never hold it."
-    )
+    if rejection.code is not requests.RejectionCode.WITHDRAWN:
+        lines.append(
+            "  It would fit this fleet at another time: add --wait 10m."
+            if rejection.could_ever_fit
+            else "  This fleet could never hold it."
+        )
     return lines
