@@ -53,7 +53,7 @@ class Frame:
         self._page.title = f"{title} · Corral"
         # The guard lets a websocket have a page only for the session that opened it.
         self._page.storage[SESSION_OF_PAGE] = self.session.id
-        self._pulse: Any = None
+        self._pulses: list[Any] = []
         self._updates: list[Callable[[], None]] = []
 
     def may(self, role: Role) -> bool:
@@ -92,20 +92,21 @@ class Frame:
                                  aria_current="page" if current else None):  # fmt: skip
                             ui.icon(icon)
                             tag("span", text=name)
-                self._foot(dark)
+                self._foot(dark, "side-foot")
             with tag("main", "main"):
                 yield
+                self._foot(dark, "side-foot phone-foot")
         self._follow()
 
-    def _foot(self, dark: ui.dark_mode) -> None:
+    def _foot(self, dark: ui.dark_mode, classes: str) -> None:
         def next_theme() -> None:
             chosen = {None: "dark", True: "light", False: "auto"}[dark.value]
             dark.value = {"dark": True, "light": False, "auto": None}[chosen]
             ui.run_javascript(f"document.cookie = '{THEME_COOKIE}={chosen};path=/;max-age=31536000;samesite=lax'")
             words.set_text(_THEMES[chosen])
 
-        with tag("div", "side-foot"):
-            self._pulse = tag("span", "pulse", "", role="status")
+        with tag("div", classes):
+            self._pulses.append(tag("span", "pulse", "", role="status"))
             with button("", next_theme, "quiet small", "contrast", title="Dark, light, or as the system has it"):
                 chosen = {None: "auto", True: "dark", False: "light"}[dark.value]
                 words = tag("span", text=_THEMES[chosen])
@@ -148,8 +149,10 @@ class Frame:
             words = f"{summary.devices:,} devices, live" if summary else "Looking…"
         else:
             words = trouble.title
-        self._pulse.set_text(words)
-        self._pulse.classes(remove="gone late", add="" if trouble is None else "gone")
+        for pulse in self._pulses:
+            if pulse.text != words:
+                pulse.set_text(words)
+                pulse.classes(remove="gone", add="" if trouble is None else "gone")
 
     # Doing something
 

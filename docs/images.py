@@ -1,12 +1,18 @@
-"""Pictures for the README, taken of a real cluster on simulated GPUs: `make images`."""
+"""Pictures for the README, taken of a real cluster on simulated GPUs: `make images`.
+
+usage: python docs/images.py [top] [dashboard]
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import tempfile
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+import dashboard_images
 from corral.cli.board import Board
 from corral.cli.server import EmbeddedServer
 from corral.cli.supervisor import Part, Supervisor
@@ -43,20 +49,30 @@ async def pictures(url: str) -> None:
             (IMAGES / "device.svg").write_text(plain(app.export_screenshot(title="corral top: a device")))
 
 
-async def main() -> None:
-    IMAGES.mkdir(exist_ok=True)
+async def with_cluster(simulated: Sequence[str], take: Callable[[Supervisor, Path], Awaitable[None]]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        collector = Part(name="collector", arguments=["collect", *SIMULATED, *LIVELY, "--state", f"{folder}/collector"])
+        collector = Part(name="collector", arguments=["collect", *simulated, "--state", f"{folder}/collector"])
         parts = cluster_parts(folder, collector)
         supervisor = Supervisor(EmbeddedServer(folder / "nats"), parts, folder / "logs", print)
         try:
             await supervisor.start()
             await wait_until_ready(supervisor.server.url, parts)
-            await pictures(supervisor.server.url)
+            await take(supervisor, folder)
         finally:
             await supervisor.stop()
 
 
+async def main(wanted: Sequence[str]) -> None:
+    IMAGES.mkdir(exist_ok=True)
+    if "top" in wanted:
+        await with_cluster([*SIMULATED, *LIVELY], lambda supervisor, _: pictures(supervisor.server.url))
+    if "dashboard" in wanted:
+        await with_cluster(
+            [*dashboard_images.SIMULATED, *dashboard_images.LIVELY],
+            lambda supervisor, folder: dashboard_images.pictures(supervisor, folder, IMAGES),
+        )
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(sys.argv[1:] or ("top", "dashboard")))

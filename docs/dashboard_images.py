@@ -1,0 +1,104 @@
+"""Pictures of the dashboard, taken with a headless Chromium of a cluster on simulated GPUs: part of `make images`."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from corral.cli.dashboard import login_link
+from corral.cli.supervisor import Part, Supervisor
+from corral.client import Client, Rejected, connect
+
+SIMULATED = ("--source", "simulated", "--hosts", "24", "--devices", "8", "--interval", "1s", "--processes", "2s")
+LIVELY = ("--time-scale", "30", "--background", "0.25", "--seed", "7")
+WORK = (
+    ("alice", "train-llama", 8, "60GiB", "*H100*"),
+    ("alice", "train-llama", 8, "60GiB", "*H100*"),
+    ("bob", "eval", 2, "20GiB", "*A100*"),
+    ("carol", "diffusion", 4, "30GiB", "*A100*"),
+    ("carol", "diffusion", 4, "30GiB", "*A100*"),
+    ("dave", "embeddings", 6, "20GiB", "*L40S*"),
+    ("erin", "finetune", 8, "40GiB", "*A100*"),
+    ("erin", "notebook", 1, "10GiB", "*T4*"),
+    ("frank", "whisper", 3, "10GiB", "*4090*"),
+    ("grace", "sweep", 4, "40GiB", "*MI300*"),
+    ("grace", "sweep", 4, "40GiB", "*MI300*"),
+)
+WARM_SECONDS = 50
+
+
+async def busy(client: Client) -> None:
+    """A day's work, as far as it fits: leases that hold, some that have ended, one that waits, a host on the bench."""
+    for owner, name, gpus, memory, model in WORK[2:6]:
+        ended = await client.request(owner=owner, name=name, gpus=gpus, memory=memory, models=model, ttl="1h")
+        await asyncio.sleep(2)
+        await client.release(ended.lease.lease_id, owner=owner)
+    for owner, name, gpus, memory, model in WORK:
+        try:
+            await client.request(owner=owner, name=name, gpus=gpus, memory=memory, models=model, ttl="2h")
+        except Rejected as error:
+            print(f"{owner}'s {name} found no place: {error}")
+        await asyncio.sleep(1)
+    devices = await client.devices()
+    idle = [device for device in devices if not device.leases]
+    await client.drain(devices=[idle[-1].uuid, idle[-2].uuid], reason="new fans", operator="olga")
+
+
+async def shoot(browser: Any, base: str, cookies: Any, images: Path, uuid: str) -> None:
+    device = f"/device/{quote(uuid)}?range=5m"
+    for name, path, dark, width, height in (
+        ("dashboard.png", "/", True, 1360, 860),
+        ("dashboard-light.png", "/?metric=temperature", False, 1360, 860),
+        ("dashboard-device.png", device, True, 1360, 1000),
+        ("dashboard-leases.png", "/leases?range=5m", False, 1360, 1000),
+        ("dashboard-analytics.png", "/analytics?view=usage_by_owner", True, 1360, 820),
+        (
+            "dashboard-request.png",
+            "/request?gpus=8&memory=60GiB&models=*H100*&name=train-llama&ttl=1h",
+            False,
+            1360,
+            620,
+        ),
+        ("dashboard-phone.png", "/", True, 390, 844),
+    ):
+        context = await browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+        )
+        await context.add_cookies(cookies)
+        page = await context.new_page()
+        await page.goto(base + path)
+        await asyncio.sleep(5)
+        await page.screenshot(path=images / name)
+        await context.close()
+
+
+async def pictures(supervisor: Supervisor, folder: Path, images: Path) -> None:
+    """Take them all; a cluster as `busy` as that is expected to run with the dashboard's state in `folder`."""
+    from playwright.async_api import async_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        print("no Chromium on this machine: the dashboard's pictures stay as they are")
+        return
+    state = folder / "dashboard"
+    supervisor.add(Part(name="dashboard", arguments=["dashboard", "--port", "0", "--quiet", "--state", str(state)]))
+    async with connect(supervisor.server.url, owner="alice") as alice:
+        await busy(alice)
+        waiting = asyncio.create_task(alice.request(owner="heidi", name="pretrain", gpus=52, placement="fewest_hosts",
+                                                    memory="70GiB", models="*H100*", wait="10m"))  # fmt: skip
+        await asyncio.sleep(WARM_SECONDS)
+        (held,) = (await alice.leases(owner="dave"))[:1]
+        link = login_link(state)
+        assert link is not None
+        base = link.split("/login")[0]
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            context = await browser.new_context()
+            await (await context.new_page()).goto(link)
+            await shoot(browser, base, await context.cookies(), images, held.grants[0].device)
+            await browser.close()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
