@@ -195,6 +195,8 @@ async def _bus(client: Client) -> AsyncIterator[Finding]:
     version = nc.connected_server_version
     server = f"nats-server {version.major}.{version.minor}.{version.patch}"
     yield ok("bus", f"{url} answers in {took:.1f} ms, {server}")
+    if (exposed := _exposed(client)) is not None:
+        yield exposed
     for stream in bus.STREAMS:
         info = await _stream(client, stream.name)
         if info is None:
@@ -214,6 +216,20 @@ async def _bus(client: Client) -> AsyncIterator[Finding]:
             yield ok(f"stream {stream.name}", detail)
         if stream.name == bus.TELEMETRY_STREAM and "ts" in info:
             yield _clock(info["ts"])
+
+
+def _exposed(client: Client) -> Finding | None:
+    """A bus beyond this machine that takes anybody, or that anybody on the way can listen to."""
+    nc = client.nc
+    host = nc.connected_url.hostname if nc.connected_url else None
+    if host is None or host == "localhost" or host.startswith("127.") or host == "::1":
+        return None
+    said: dict[str, Any] = nc._server_info  # pyright: ignore[reportPrivateUsage]  # nats-py has no other way to it
+    if not said.get("auth_required"):
+        return note("access", "whoever reaches the bus may do anything", "corral auth init, and docs/security.md")
+    if not said.get("tls_required"):
+        return note("access", "what is said on the bus can be read on its way", "corral auth init --tls-host NAME")
+    return ok("access", f"with credentials, over TLS; you are {client.identity.user or 'somebody'}")
 
 
 async def _stream(client: Client, name: str) -> dict[str, Any] | None:

@@ -90,6 +90,12 @@ async def connected(nats: str | None, *, owner: str | None = None, timeout: floa
 
     # The command's own line says it; the log would say it for each attempt.
     logging.getLogger("corral.bus").setLevel(logging.CRITICAL)
+    if nats and nats != os.environ.get(bus.URL_VARIABLE):
+        from .context import SOURCES
+
+        # The option of a command names another bus than the context: its credentials are not shown there.
+        for variable in [name for name in SOURCES if name.startswith("CORRAL_NATS_")]:
+            os.environ.pop(variable, None)
     credentials = os.environ.get(bus.CREDENTIALS_VARIABLE)
     async with connect(
         nats, owner=owner, credentials=credentials, timeout=timeout, patience=1.0, wait=0.3, name="corral-cli"
