@@ -93,7 +93,7 @@ class Frame:
                             ui.icon(icon)
                             tag("span", text=name)
                 self._foot(dark, "side-foot")
-            with tag("main", "main"):
+            with tag("div", "main"):
                 yield
                 self._foot(dark, "side-foot phone-foot")
         self._follow()
