@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ..schemas.credentials import ANY_OWNER, CREDENTIALS_VARIABLE
 from . import config
 from .authority.folder import Authority
-from .authority.roles import Role
+from .authority.roles import Account, Role
 from .config import Context
 from .supervisor import Part
 
@@ -83,6 +83,21 @@ def settle(data: Path, pid_file: Path, listen: str = "127.0.0.1") -> Local:
     if user not in authority.registry.users:
         authority.add(Role.OPERATOR, user, owner=ANY_OWNER)
     return Local(authority=authority, user=user)
+
+
+def take_over(store: Path, secured: bool) -> None:
+    """Let a server find the streams that another kind of it has left, since each account has a folder of its own.
+
+    Args:
+        store: the server's folder.
+        secured: it will have accounts.
+    """
+    streams = store / "jetstream"
+    left, wanted = (streams / "$G", streams / Account.CORE.value)
+    if not secured:
+        left, wanted = wanted, left
+    if left.is_dir() and not wanted.exists():
+        left.rename(wanted)
 
 
 def account() -> str:

@@ -19,7 +19,7 @@ from ..client import Client, CorralError
 from ..schemas import requests
 from ..schemas.bus import DEFAULT_URL
 from .exits import USAGE, CommandError
-from .local import Local, context_name, forget, introduce, server_names, settle
+from .local import Local, context_name, forget, introduce, server_names, settle, take_over
 from .options import console
 from .server import EmbeddedServer, server_binary
 from .supervisor import DataFolder, Happening, Part, Supervisor
@@ -82,6 +82,7 @@ def up(
             parts.append(dashboard_part(folder.path))
         server = EmbeddedServer(folder.path / "nats", port, listen)
         local = None if no_auth else settle(folder.path, server.pid_file, listen)
+        take_over(server.data, local is not None)
         if local is not None:
             parts = [local.part(part) for part in parts]
             server.include = local.authority.config

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.cli.local import settle, take_over
+from corral.cli.server import EmbeddedServer
+from corral.cli.supervisor import Part
 from corral.client import Refused, SyncClient, Unavailable
+from corral.schemas import bus
 from local_cluster import CORRAL, SIMULATED, invoke, wait_for
 
 NOBODY = {"CORRAL_OWNER": "", "CORRAL_NATS_URL": ""}
@@ -167,3 +171,27 @@ def test_nobody_opens_a_bus_without_credentials_to_the_network(tmp_path: Path) -
     done = invoke("up", "--no-auth", "--listen", "0.0.0.0", "--port", "0", "--data", str(tmp_path / "x"), url="")
     assert done.returncode == 2
     assert "--no-auth" in done.stderr
+
+
+async def test_streams_outlive_the_change_to_authentication_and_back(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path / "nats")
+    credentials: str | None = None
+    for turn, secured in enumerate((False, True, False)):
+        take_over(server.data, secured)
+        if secured:
+            local = settle(tmp_path, server.pid_file)
+            environment = local.part(Part(name="planner", arguments=[])).environment
+            credentials, server.include = environment["CORRAL_NATS_CREDS"], local.authority.config
+        else:
+            credentials = server.include = None
+        server.start()
+        try:
+            nc = await bus.connect(server.url, credentials=credentials)
+            await bus.ensure_layout(nc.jetstream())
+            subject = f"$KV.{bus.PLANNER_BUCKET}.lease.l-1"
+            found = await nc.jetstream().get_last_msg(f"KV_{bus.PLANNER_BUCKET}", subject) if turn else None
+            assert (found and found.data) == (str(turn - 1).encode() if turn else None)
+            await nc.jetstream().publish(subject, str(turn).encode())
+            await nc.close()
+        finally:
+            server.stop()
