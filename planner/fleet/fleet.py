@@ -29,6 +29,8 @@ from .topology import Levels, Topology
 
 STALE_AFTER_SECONDS: Final = 10.0
 ASKS_MOST: Final = 1024
+MODELS_MOST: Final = 65_536
+TOPOLOGIES_MOST: Final = 8192
 CACHE_MOST: Final = 768
 """A ranking or a room takes up to a few hundred bytes for each class of hosts."""
 STATES_SPARE: Final = 20_000
@@ -91,8 +93,9 @@ class Fleet:
         self.cache: Kept[object, Any] = Kept(CACHE_MOST)
         """Of decisions: rankings, rooms, filters. May be emptied at any time."""
         self._timers: list[tuple[float, str]] = []
-        self._models: dict[object, Model] = {}
-        self._topologies: dict[Levels, Topology] = {}
+        # A host may say that it is another one each minute: what it was is forgotten.
+        self._models: Kept[object, Model] = Kept(MODELS_MOST)
+        self._topologies: Kept[Levels, Topology] = Kept(TOPOLOGIES_MOST)
         self._device_states: dict[object, DeviceState] = {}
         self._host_states: dict[object, HostState] = {}
         self._asks: Kept[AskKey, Ask] = Kept(ASKS_MOST)
@@ -118,7 +121,7 @@ class Fleet:
         key = model_key(info)
         found = self._models.get(key)
         if found is None:
-            found = self._models[key] = Model(key)
+            found = self._models.put(key, Model(key))
         return found
 
     def topology(self, levels: Levels | None) -> Topology | None:
@@ -127,7 +130,7 @@ class Fleet:
             return None
         found = self._topologies.get(levels)
         if found is None:
-            found = self._topologies[levels] = Topology(levels)
+            found = self._topologies.put(levels, Topology(levels))
         return found
 
     def device_state(self, key: StateKey) -> DeviceState:

@@ -61,10 +61,18 @@ class Topology:
         return connectivity(self.levels, devices)
 
 
+LINKED_MOST: Final = 64
+"""Devices of a host whose links matter: eight boards in seven instances each. The best sets of more take seconds."""
+
+
 def levels_of(inventory: Inventory) -> Levels | None:
-    """The bandwidth of each pair; None where all pairs are equal, or nothing is known of them."""
+    """The bandwidth of each pair; None where all pairs are equal, nothing is known of them, or there are too many."""
     count = len(inventory.devices)
-    if count < 3 or len(inventory.links) != count or any(len(row) != count for row in inventory.links):
+    if (
+        not 3 <= count <= LINKED_MOST
+        or len(inventory.links) != count
+        or any(len(row) != count for row in inventory.links)
+    ):
         return None
     counts = inventory.nvlink_counts
     counted = len(counts) == count and all(len(row) == count for row in counts)

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import random
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from corral.planner.fleet.fleet import Fleet, apply
+from corral.planner.placement.decide import Placed, Policies, decide
 from corral.schemas import codec
+from corral.schemas.requests import WorkRequest
+from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, Link
 from fuzz_targets import TARGETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -63,3 +68,19 @@ def test_bytes_that_nobody_meant(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize(("name", "found"), FOUND)
 def test_what_was_found_once(name: str, found: bytes) -> None:
     TARGETS[name].run(found)
+
+
+def test_links_of_a_host_that_is_none_hold_nobody_up() -> None:
+    """Hundreds of devices, each pair joined in another way: the best set of them took minutes to find."""
+    count, some = 300, random.Random(1)
+    kinds = list(Link)[:6]
+    links = [[Link.SAME] * count for _ in range(count)]
+    for i in range(count):
+        for j in range(i):
+            links[i][j] = links[j][i] = some.choice(kinds)
+    devices = [DeviceInfo(uuid=f"G{at}", host="h1", index=at, memory_bytes=2**36) for at in range(count)]
+    inventory = Inventory(host=HostInfo(name="h1"), agent="a", time_ns=1, devices=devices, links=links)
+    fleet = apply(Fleet(float("inf")), inventory, 1.0)
+    placed = decide(fleet, WorkRequest(owner="a", gpus=64), 2.0, Policies())
+    assert isinstance(placed, Placed)
+    assert len({grant.device for grant in placed.grants}) == 64
