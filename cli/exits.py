@@ -50,6 +50,7 @@ _EXTRAS: Final[dict[str, str]] = {
     "pynvml": "collector",
     "amdsmi": "amd",
     "textual": "top",
+    "cryptography": "auth",
     "highspy": "simulate",
     "nicegui": "dashboard",
     "prometheus_client": "exporter",
