@@ -17,6 +17,8 @@ FIRST_SECONDS: Final = 2.0
 """Whoever is alive answers within it."""
 QUIET_SECONDS: Final = 0.25
 """After an answer, others are waited for so long."""
+MOST_SECONDS: Final = 3.0
+"""Beyond the first answer: more are not waited for, whatever comes in."""
 _MOST: Final = 100_000
 
 
@@ -59,12 +61,13 @@ async def ask_health(
         await nc.publish(health_subject(service, instance), b"", reply=inbox)
         seconds = first_seconds
         with contextlib.suppress(TimeoutError):
-            while not (wanted and wanted <= found.keys()):
-                came.clear()
-                async with asyncio.timeout(seconds):
-                    await came.wait()
-                # Nobody in one account is no word about others: the rest has the time that is left after an answer.
-                seconds = QUIET_SECONDS
+            async with asyncio.timeout(first_seconds + MOST_SECONDS):
+                while not (wanted and wanted <= found.keys()):
+                    came.clear()
+                    async with asyncio.timeout(seconds):
+                        await came.wait()
+                    # Nobody in one account is no word about others: they have the time that others have after an answer.
+                    seconds = QUIET_SECONDS
     finally:
         await subscription.unsubscribe()
     return sorted(found.values(), key=lambda health: (health.service, health.instance))
