@@ -66,7 +66,7 @@ async def ask_health(
                     came.clear()
                     async with asyncio.timeout(seconds):
                         await came.wait()
-                    # Nobody in one account is no word about others: they have the time that others have after an answer.
+                    # Nobody in one account is no word about others: they have the usual time.
                     seconds = QUIET_SECONDS
     finally:
         await subscription.unsubscribe()
