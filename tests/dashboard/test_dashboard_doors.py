@@ -122,16 +122,16 @@ def test_roles_follow_the_accounts_and_sessions_end(dashboard: DashboardProcess)
     dashboard.command("user", "tom", "--role", "operator", "--password-file", "-", text=PASSWORD)
     with dashboard.http() as tom:
         assert tom.post("/login", data={"name": "tom", "password": "a wrong password"}).status_code == 403
-    with dashboard.logged_in("tom") as tom:
+    with dashboard.entered("tom") as tom:
         assert tom.get("/").status_code == 200
         # An ended session ends for good, also for whoever kept its cookie.
         cookie = tom.cookies["corral_session"]
         assert tom.post("/logout").status_code == 303
         assert tom.get("/", headers={"Cookie": f"corral_session={cookie}"}).status_code == 401
-    with dashboard.logged_in("tom") as tom:
+    with dashboard.entered("tom") as tom:
         dashboard.user("tom", "operator", "another long password")
         assert tom.get("/").status_code == 401
-    with dashboard.logged_in("tom", "another long password") as tom:
+    with dashboard.entered("tom", "another long password") as tom:
         dashboard.command("user", "tom", "--remove")
         assert tom.get("/").status_code == 401
 
