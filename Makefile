@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test model-check fuzz lint format docs site images compose-test lock audit sbom dist clean
+.PHONY: demo test model-check chaos soak fuzz lint format docs site images compose-test lock audit sbom dist clean
 
 demo: $(READY)
 	$(BIN)/corral demo
@@ -15,6 +15,18 @@ test: $(READY)
 # Minutes of random clients while planners and the bus are killed; the length is CORRAL_MODEL_CHECK_SECONDS.
 model-check: $(READY)
 	$(BIN)/python -m pytest tests/planner/test_model_check_planner.py -m slow -s
+
+# Every fault on a cluster of real processes, with load on and an account after; the table goes into docs/reliability.md.
+# Network and disks are broken in namespaces: that needs root, or a user who may `unshare --net --mount`.
+chaos: $(READY)
+	rm -rf build/chaos
+	CORRAL_CHAOS_OUT=build/chaos $(BIN)/python -m pytest -m slow tests/chaos --durations=0; \
+		$(BIN)/python tests/chaos/chaos_table.py build/chaos docs/reliability.md
+
+# 2,000 hosts and 50 requests a second on real services; the length is CORRAL_SOAK_SECONDS.
+CORRAL_SOAK_SECONDS ?= 3600
+soak: $(READY)
+	$(BIN)/python bench/soak.py --seconds $(CORRAL_SOAK_SECONDS) --csv docs/images/soak.csv --svg docs/images/soak.svg
 
 # Every reader of what others have written, by coverage-guided fuzzing: a minute for each, or CORRAL_FUZZ_SECONDS.
 # What is found is kept in .fuzz, an input that breaks something in .fuzz/crashes.
@@ -42,6 +54,7 @@ site: $(READY)
 # The compose file for real, with Docker or Podman: minutes, and a registry of images or debootstrap.
 compose-test: $(READY)
 	deploy/container/check.sh
+	NO_BUILD=1 deploy/container/check-cluster.sh
 
 # Pictures of the real thing on simulated GPUs.
 images: $(READY)

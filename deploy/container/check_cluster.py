@@ -43,9 +43,10 @@ async def agree(load: Load, tool: str, expected: int) -> list[str]:
         while time.monotonic() < deadline and found[0] != expected:
             with contextlib.suppress(Exception):
                 [found] = await load.rows(
-                    "SELECT count(*), count(DISTINCT (device, time)), (SELECT count(DISTINCT lease_id) FROM lease_events "
-                    "WHERE kind = 'granted') FROM samples", 5,
-                )  # fmt: skip
+                    "SELECT count(*), count(DISTINCT (device, time)), "
+                    "(SELECT count(DISTINCT lease_id) FROM lease_events WHERE kind = 'granted') FROM samples",
+                    5,
+                )
             await asyncio.sleep(0.5)
         print(f"without {stopped}: {found[0]} of {expected} rows, {found[0] - found[1]} doubled, {found[2]} leases")
         if found[:2] != [expected, expected]:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import nats
 from chaos_load import Account
-from chaos_parts import partition
+from chaos_messages import FROZEN, another_version, batch, inventory, poison, requests
+from chaos_parts import faketime, partition
 from chaos_world import HOSTS, World, world
+from corral.schemas import bus, codec
 
 Fault = Callable[[Path, Account, float], Awaitable[None]]
 
@@ -120,3 +128,213 @@ async def host_vanishes(folder: Path, account: Account, seconds: float) -> None:
         made.host(made.collectors[0]).vanish(False)
         await asyncio.sleep(5)
         account.what = "a host of GPUs is unplugged for 8 s, twice as long as the planner waits for it"
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """A file system of its own, where it may be mounted (in this process's own mount namespace)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=False)
+
+
+def fill(folder: Path) -> Path:
+    """Leave no room."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 65536)
+    with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 512)
+    return ballast
+
+
+@fault(namespaces=True)
+async def history_disk_full(folder: Path, account: Account, seconds: float) -> None:
+    with small_disk(folder / "disk", 64) as disk:
+        async with world(folder, account, history=disk / "history.duckdb") as made:
+            ballast = fill(disk)
+            deadline = time.monotonic() + 30
+            while not (await made.load.status()).paused and time.monotonic() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+            if not (await made.load.status()).paused:
+                account.wrong.append("the processor did not say that its disk is full")
+            await asyncio.sleep(seconds)
+            during = made.load.placement.outage(made.fault_at)
+            if during > 2:
+                account.wrong.append(f"placement stood still for {during:.1f} s meanwhile")
+            ballast.unlink()
+            account.what = f"no room on the history's disk for {seconds:g} s"
+
+
+@fault(namespaces=True)
+async def bus_disk_full(folder: Path, account: Account, seconds: float) -> None:
+    """The server gives JetStream up on a full disk; with room again it has to be started anew."""
+    with small_disk(folder / "disk", 64) as disk:
+        async with world(folder, account, bus_store=[disk]) as made:
+            ballast = fill(disk)
+            await asyncio.sleep(seconds)
+            ballast.unlink()
+            await asyncio.to_thread(made.bus.servers[0].stop)
+            made.bus.servers[0].start()
+            account.what = f"no room on the bus's disk for {seconds:g} s, then room and a restart of the server"
+
+
+@fault()
+async def clock_jumps(folder: Path, account: Account, seconds: float) -> None:
+    """The clock of one host is set back by an hour while it runs, and later put right."""
+    library = faketime()
+    assert library is not None, "libfaketime is not installed (apt-get install libfaketime)"
+    clock = folder / "clock"
+    clock.write_text("+0")
+    environment = {
+        "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1",
+    }  # fmt: skip
+    async with world(folder, account, clock=environment) as made:
+        made.load.gone = {f"c1-{number + 1:04d}" for number in range(HOSTS)}
+        clock.write_text("-3600")
+        await asyncio.sleep(seconds)
+        devices = json.loads((await made.load.nc.request("corral.v1.plan.fleet", b"", timeout=2)).data)
+        if devices["usable_devices"] < 2 * HOSTS * 4:
+            account.wrong.append(f"only {devices['usable_devices']} devices are usable while a clock is wrong")
+        clock.write_text("+0")
+        await asyncio.sleep(2)
+        made.load.gone = set()
+        account.what = f"the clock of one host an hour behind for {seconds:g} s, and put right again"
+
+
+@fault()
+async def collector_floods(folder: Path, account: Account, seconds: float) -> None:
+    """A client publishes samples of a host as fast as it can."""
+    async with world(folder, account) as made:
+        nc = await nats.connect(made.bus.urls)
+        # It does not wait for acknowledgements, and so is promised nothing.
+        made.load.gone.add("flood")
+        made.load.unnumbered.add("agent-flood")
+        await nc.publish(bus.inventory_subject("flood"), codec.encode(inventory("flood")))
+        until, sent, now = time.monotonic() + seconds, 0, time.time_ns()
+        while time.monotonic() < until:
+            for _ in range(200):
+                sent += 1
+                message = batch("flood", sent, time_ns=now + sent * 1000)
+                await nc.publish(bus.samples_subject("flood"), codec.encode(message))
+            await nc.flush()
+        await nc.close()
+        account.what = f"one client published {sent:,} messages of a host in {seconds:g} s"
+
+
+@fault()
+async def slow_consumer(folder: Path, account: Account, seconds: float) -> None:
+    """A subscriber of everything stops to read, and the processor is frozen."""
+    async with world(folder, account) as made:
+        code = (
+            "import asyncio, nats, sys\nasync def main():\n    nc = await nats.connect(sys.argv[1])\n"
+            "    await nc.subscribe('>')\n    await asyncio.Event().wait()\nasyncio.run(main())"
+        )
+        reader = subprocess.Popen([sys.executable, "-c", code, made.bus.urls[0]])  # noqa: ASYNC220
+        try:
+            await asyncio.sleep(1)
+            os.kill(reader.pid, 19)
+            made.processor.pause(True)
+            await asyncio.sleep(seconds)
+            made.processor.pause(False)
+        finally:
+            reader.kill()
+            reader.wait()
+        account.what = f"a subscriber of all subjects and the processor are frozen for {seconds:g} s"
+
+
+@fault()
+async def poison_messages(folder: Path, account: Account, seconds: float) -> None:
+    async with world(folder, account) as made:
+        made.load.broken.add("bad")
+        made.load.gone |= {"bad", "someone-else"}
+        nc = await nats.connect(made.bus.urls)
+        until, sent = time.monotonic() + seconds, 0
+        while time.monotonic() < until:
+            for subject, payload in poison():
+                await nc.publish(subject, payload)
+                sent += 1
+            for body in requests():
+                await nc.publish("corral.v1.plan.request", body, reply=nc.new_inbox())
+                await nc.publish(bus.QUERY, body, reply=nc.new_inbox())
+            await nc.flush()
+            await asyncio.sleep(0.3)
+        status = await made.load.status()
+        if not status.dead_letters:
+            account.wrong.append("nothing became a dead letter")
+        await nc.close()
+        account.what = f"{sent} messages that nobody can read, on every subject"
+
+
+@fault()
+async def duplicates_and_disorder(folder: Path, account: Account, seconds: float) -> None:
+    """Each message twice or thrice, without the id by which the stream would know it, and out of order."""
+    async with world(folder, account) as made:
+        js = made.load.nc.jetstream()
+        await js.publish(bus.inventory_subject("again"), codec.encode(inventory("again")))
+        made_at = time.time_ns() - 60 * 10**9
+        waiting = list(range(1, int(40 * seconds) + 1))
+        made.load.gone.add("again")
+        while waiting:
+            window, waiting = waiting[:30], waiting[30:]
+            window += made.random.choices(window, k=20)
+            made.random.shuffle(window)
+            for number in window:
+                message = batch("again", number, time_ns=made_at + number * 10**6)
+                await js.publish(bus.samples_subject("again"), codec.encode(message))
+        account.what = "messages repeated without an id, and shuffled 30 at a time"
+
+
+@fault()
+async def versions_side_by_side(folder: Path, account: Account, seconds: float) -> None:
+    """Collectors of an earlier and of a later version beside those of this one."""
+    async with world(folder, account) as made:
+        js = made.load.nc.jetstream()
+        made.load.gone |= {"old", "new", "frozen"}
+        for path in sorted(FROZEN.glob("*.msgpack")):
+            kind = path.stem.partition("-")[2]
+            await js.publish(f"{bus.PREFIX}.{kind}.frozen", path.read_bytes())
+        for host in ("old", "new"):
+            await js.publish(bus.inventory_subject(host), codec.encode(inventory(host)))
+        start = time.time_ns()
+        for number in range(1, int(10 * seconds) + 1):
+            for host in ("old", "new"):
+                message = batch(host, number, time_ns=start + number * 10**6)
+                await js.publish(bus.samples_subject(host), another_version(message, newer=host == "new"))
+            await asyncio.sleep(0.1)
+        await made.load.until_served()
+        [[found]] = await made.load.rows(
+            "SELECT count(DISTINCT host) FROM samples WHERE host IN ('old', 'new', 'frozen')", 5
+        )
+        if found != 3:
+            account.wrong.append(f"only {found} of the three other versions are in the history")
+        usable = json.loads((await made.load.nc.request("corral.v1.plan.devices", b'{"hosts": ["old", "new"]}')).data)
+        if sum(not device.get("why_not") for device in usable["devices"]) != 8:
+            account.wrong.append("devices of the other versions take no work")
+        account.what = "messages as the first version wrote them, with fields more and fewer, beside this one's"
+
+
+@fault()
+async def history_file_spoilt(folder: Path, account: Account, seconds: float) -> None:
+    """The processor is killed, and its file comes back with a block that is not what was written."""
+    async with world(folder, account) as made:
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(made.processor.stop)
+        size = made.db.stat().st_size
+        with made.db.open("r+b") as file:
+            for at in range(3 * 4096 + 131_072, size, 262_144):
+                file.seek(at)
+                found = file.read(64)
+                file.seek(at)
+                file.write(bytes((byte + 37 * number + 11) % 256 for number, byte in enumerate(found)))
+        made.processor.start()
+        await made.load.until_served()
+        if not list(made.db.parent.glob("*.damaged-*")):
+            account.wrong.append("the damage was not found")
+        account.what = "every block of the history's file is spoilt: put aside, and rebuilt from the streams"

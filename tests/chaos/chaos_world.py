@@ -33,6 +33,7 @@ class World:
         bus_store: where the servers keep their streams.
         bus_options: more of their `jetstream` block.
         history: the database's path.
+        clock: environment that gives the second collector a clock of its own.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class World:
         bus_store: Sequence[Path] = (),
         bus_options: str = "",
         history: Path | None = None,
+        clock: dict[str, str] | None = None,
     ) -> None:
         self.folder, self.account = folder, account
         self.seed = random.SystemRandom().getrandbits(32)
@@ -57,7 +59,9 @@ class World:
         self.db.parent.mkdir(parents=True, exist_ok=True)
         self.processor = self.part("processor", "process", "--db", str(self.db), *processor)
         self.planners = [self.part(f"planner{number}", "plan", *planner) for number in range(2)]
-        self.collectors = [self.collector(f"c{number}") for number in range(COLLECTORS)]
+        self.collectors = [
+            self.collector(f"c{number}", environment=clock if number else None) for number in range(COLLECTORS)
+        ]
         self.load = Load(self.bus.urls)
         self.fault_at = 0.0
         self.lost_hosts: set[str] = set()
@@ -107,7 +111,7 @@ class World:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def finish(self, *, back: float = 90.0) -> None:
+    async def finish(self, *, back: float = 180.0) -> None:
         """Wait until all is served again, end the load, and make the account."""
         account, load = self.account, self.load
         await load.until_served(back)

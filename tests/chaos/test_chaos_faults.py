@@ -1,0 +1,24 @@
+"""Every fault, one cluster each (`make chaos`): what was promised is there afterwards, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from chaos_faults import FAULTS, NEEDS_NAMESPACES
+from chaos_parts import faketime
+from chaos_run import account_of
+
+SECONDS = 8.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_fault(name: str, tmp_path: Path) -> None:
+    if name == "clock_jumps" and faketime() is None:
+        pytest.skip("no clock can be set for one process without libfaketime (apt-get install libfaketime)")
+    account = account_of(name, tmp_path, SECONDS, apart=name in NEEDS_NAMESPACES)
+    assert account.wrong == [], account
+    assert account.rows_found + account.rows_refused == account.rows_expected > 0
+    assert account.leases_found == account.leases_expected > 0
