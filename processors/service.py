@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ from .sql import quack
 from .sql.query import QueryService
 from .storage import Database, Maintenance, Retention, StoragePaused
 from .storage.errors import StorageDamaged
+from .storage.snapshot import write_snapshot
 from .vitals import Vitals
 
 log = logging.getLogger("corral.processor")
@@ -131,7 +133,7 @@ async def process(
                 )
 
             service = QueryService(nc, storage.cursor, processor=storage.processor, status=status)
-            copies = snapshots.SnapshotService(nc, storage)
+            copies = snapshots.SnapshotService(nc, storage.snapshots, partial(write_snapshot, storage))
             maintenance.start()
             async with asyncio.TaskGroup() as tasks:
                 for ingest in ingests:

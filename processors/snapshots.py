@@ -14,6 +14,8 @@ import logging
 import re
 import shutil
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import duckdb
@@ -24,8 +26,7 @@ from nats.aio.subscription import Subscription
 from ..schemas import bus, codec
 from ..schemas.query import Snapshot, SnapshotRead, SnapshotRequest
 from ..schemas.requests import Error
-from .storage import Database, StorageError, StoragePaused
-from .storage.snapshot import write_snapshot
+from .storage import StorageError, StoragePaused
 
 log = logging.getLogger("corral.processor")
 
@@ -35,17 +36,18 @@ _ID: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class SnapshotService:
-    """Answers requests for snapshots of one database, one at a time.
+    """Answers requests for snapshots of one history, one at a time.
 
     Args:
         nc: connection to the bus.
-        database: to copy.
+        folder: where copies lie until they are fetched; nothing else does.
+        write: writes a copy to a path, with the archive or without, and says how many samples are in it.
     """
 
-    def __init__(self, nc: Client, database: Database) -> None:
+    def __init__(self, nc: Client, folder: Path, write: Callable[[Path, bool], int]) -> None:
         self._nc = nc
-        self._database = database
-        self._folder = database.snapshots
+        self._write = write
+        self._folder = folder
         self._busy = asyncio.Lock()
         self._subscriptions: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,7 +83,7 @@ class SnapshotService:
                 name = f"{time.time_ns():016x}"[:16]
                 path = self._folder / f"{name}.duckdb"
                 loop = asyncio.get_running_loop()
-                rows = await loop.run_in_executor(None, write_snapshot, self._database, path, request.archive)
+                rows = await loop.run_in_executor(None, self._write, path, request.archive)
             reply = codec.encode(Snapshot(snapshot_id=name, bytes=path.stat().st_size, samples=rows), codec.JSON)
         except codec.DecodeError as error:
             reply = codec.encode(Error(code=error.code, message=str(error), field=error.field), codec.JSON)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import tempfile
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 from duckdb import DuckDBPyConnection
@@ -15,11 +17,13 @@ from ...schemas import bus
 from ...schemas.health import HealthDoor
 from ...schemas.instruments import ServiceKind
 from ...schemas.query import ProcessorStatus
+from ..snapshots import SnapshotService
 from ..sql import confine
 from ..sql.query import QueryService
 from ..storage import upkeep
 from ..storage.errors import Deposed, StorageError, StoragePaused
 from ..storage.lake import Lake, LakePart, attach, prepare
+from ..storage.lake_snapshot import write_snapshot
 from ..storage.maintenance import Retention
 from ..storage.object_storage import is_url
 from ..vitals import Vitals
@@ -65,6 +69,7 @@ async def share(
         return made
 
     owner = uuid.uuid4().hex[:12]
+    kept = retention or Retention()
     if named is not None:
         named(owner)
     closed = asyncio.Event()
@@ -85,7 +90,7 @@ async def share(
 
         async def work(part: str) -> None:
             if part == partitions.UPKEEP:
-                await upkeep.run(lake, retention or Retention())
+                await upkeep.run(lake, kept)
                 return
             storage = await asyncio.to_thread(LakePart, lake, history, part)
             ingest = Ingest(nc, storage, consumers[part], letters)
@@ -118,10 +123,15 @@ async def share(
                 paused=next((ingest.paused for ingest in working.values() if ingest.paused), ""),
             )
 
+        def copy(target: Path, archive: bool) -> int:
+            return write_snapshot(lake, target, archive, timedelta(seconds=kept.raw))
+
+        copies = SnapshotService(nc, Path(tempfile.gettempdir()) / f"corral-copies-{owner}", copy)
         service = QueryService(nc, cursor, processor=history, status=status)
         claims = partitions.Claims(nc, history, owner, [*consumers, partitions.UPKEEP], work)
         log.info("processor %s shares the history %s, in %d partitions", owner, history, count)
         await service.start()
+        await copies.start()
         vitals.queries = service
         if ready is not None:
             ready.set()
@@ -132,6 +142,7 @@ async def share(
         finally:
             health.stopping = True
             await service.stop()
+            await copies.stop()
     except* bus.BusUnavailable as gone:
         raise bus.first_of(gone) from None
     finally:

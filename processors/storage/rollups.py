@@ -56,8 +56,9 @@ __all__ = [
     "runs",
 ]
 
-ROWS_AT_ONCE: Final = 8_000_000
-"""Raw rows that one step of a refresh computes from, about: quantiles hold their values in memory."""
+ROWS_AT_ONCE: Final = 500_000
+"""Raw rows that one step of a refresh computes from, about: ingest waits for the commit of a step, and quantiles hold
+their values in memory. Smaller steps cost a tenth more CPU time where much is caught up on."""
 
 
 def refresh(

@@ -1,8 +1,8 @@
 """What one of a lake's processors does for all: rollups, small files into large ones, and what is old away.
 
 Each step is a transaction of DuckLake, or several that may be repeated: a crash leaves every row once, and at most
-files that nobody knows, which a later step finds. Files are merged in tiers, so that a byte is written again a few times
-and not every minute; those of which rows were deleted are written anew first, since DuckLake merges no others.
+files that nobody knows, which a later step finds. Files are merged in tiers, so that a byte is written again a few
+times and not every minute; those of which rows were deleted are written anew first, since DuckLake merges no others.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from corral.processors.storage import rollups, upkeep
 from corral.processors.storage.database import Database
 from corral.processors.storage.errors import Deposed, StorageError, StoragePaused
 from corral.processors.storage.interface import Arrival, Batch
+from corral.processors.storage.lake_snapshot import write_snapshot
 from corral.processors.views import VIEWS
 from corral.schemas import bus, codec
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
@@ -162,6 +163,16 @@ def test_every_view_answers_as_the_embedded_one_does(lake: lakes.Lake, tmp_path:
         ]
         assert unequal == [], name
     assert len(rows(both[1], "rollup_1m")) > 200
+    # A copy to take away has them too, and nobody takes it for a history to write on.
+    copy = tmp_path / "copy.duckdb"
+    assert write_snapshot(lake, copy, True, HOUR) == len(rows(both[1], "samples"))
+    with duckdb.connect(str(copy)) as opened:
+        opened.execute("SET TimeZone = 'UTC'")
+        for name in ("samples", "rollup_1h", "lease_usage", "idle_while_leased", "throttling"):
+            assert rows(opened, name) == rows(both[1], name), name
+    with pytest.raises(StorageError, match="corral lake copy"):
+        Database(copy)
+    assert 0 < write_snapshot(lake, tmp_path / "recent.duckdb", False, 2 * HOUR) < len(rows(both[1], "samples"))
     assert rows(both[1], "leases")
     part.close()
     database.close()
