@@ -19,11 +19,13 @@ from local_cluster import invoke
 from secured_bus import SecuredBus
 
 SECONDS = 40.0
+Person = Callable[[str], Awaitable[Client]]
 
 
-@pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredBus]:
-    folder = tmp_path_factory.mktemp("secured")
+@pytest.fixture
+def secured(tmp_path: Path) -> Iterator[SecuredBus]:
+    folder = tmp_path / "secured"
+    folder.mkdir()
     made = SecuredBus(folder, tls=True, mutual=True)
     made.add(Role.PLANNER, "planner")
     made.add(Role.PROCESSOR, "processor")
@@ -59,7 +61,7 @@ async def until(look: Callable[[], Awaitable[Any]]) -> Any:
 
 
 @pytest.fixture
-async def person(secured: SecuredBus) -> AsyncIterator[Callable[[str], Awaitable[Client]]]:
+async def person(secured: SecuredBus) -> AsyncIterator[Person]:
     """Connects as a user; the fleet is there by then."""
     async with contextlib.AsyncExitStack() as stack:
 
@@ -80,7 +82,30 @@ def run(secured: SecuredBus, name: str, *arguments: str) -> Any:
     return invoke(*arguments, url=secured.server.url, CORRAL_NATS_CREDS=secured.credentials(name), CORRAL_OWNER="")
 
 
-async def test_each_asks_in_their_own_name(person: Callable[[str], Awaitable[Client]]) -> None:
+async def test_everyone_does_what_is_theirs_and_nothing_else(
+    secured: SecuredBus, person: Person, tmp_path: Path
+) -> None:
+    """One cluster for all of it: it takes longer to start than to try."""
+    await each_asks_in_their_own_name(person)
+    await an_operator_signs_what_it_does_and_who_waits_is_answered(person)
+    await a_viewer_sees_live_and_in_the_history(person)
+    await commands_work_for_the_roles_that_they_are_for(secured, person, tmp_path)
+    await revoked_and_rotated_keys_are_refused_at_once(secured, person, tmp_path)
+    await a_request_outlives_its_planner_across_accounts(secured, person)
+
+
+async def test_a_server_without_tls_is_not_spoken_to(tmp_path: Path) -> None:
+    with_tls, plain = SecuredBus(tmp_path / "tls", tls=True), SecuredBus(tmp_path / "plain")
+    with_tls.add(Role.REQUESTER, "alice")
+    plain.server.start()
+    try:
+        with pytest.raises(Unavailable, match="does not speak TLS"):
+            await connect(plain.server.url, credentials=with_tls.credentials("alice"), wait=0.5)
+    finally:
+        plain.server.kill()
+
+
+async def each_asks_in_their_own_name(person: Person) -> None:
     alice, bob, vera, portal = [await person(name) for name in ("alice", "bob", "vera", "portal")]
     lease = (await alice.request(gpus=1, ttl=60)).lease
     assert lease.owner == "alice"
@@ -103,8 +128,8 @@ async def test_each_asks_in_their_own_name(person: Callable[[str], Awaitable[Cli
         assert (await portal.release((await portal.request(owner=owner)).lease.lease_id, owner=owner)).owner == owner
 
 
-async def test_an_operator_signs_what_it_does_and_who_waits_is_answered(
-    person: Callable[[str], Awaitable[Client]],
+async def an_operator_signs_what_it_does_and_who_waits_is_answered(
+    person: Person,
 ) -> None:
     alice, bob, olga = [await person(name) for name in ("alice", "bob", "olga")]
     held = (await alice.request(gpus=4, ttl=120)).lease
@@ -121,7 +146,7 @@ async def test_an_operator_signs_what_it_does_and_who_waits_is_answered(
     assert await olga.undrain(hosts=["sim-0001"]) == {}
 
 
-async def test_a_viewer_sees_live_and_in_the_history(person: Callable[[str], Awaitable[Client]]) -> None:
+async def a_viewer_sees_live_and_in_the_history(person: Person) -> None:
     vera, alice = await person("vera"), await person("alice")
     events = vera.lease_events()
     first = asyncio.ensure_future(anext(events))
@@ -144,9 +169,7 @@ async def test_a_viewer_sees_live_and_in_the_history(person: Callable[[str], Awa
     assert len(large.rows) == 200_000
 
 
-async def test_commands_work_for_the_roles_that_they_are_for(
-    secured: SecuredBus, person: Callable[[str], Awaitable[Client]], tmp_path: Path
-) -> None:
+async def commands_work_for_the_roles_that_they_are_for(secured: SecuredBus, person: Person, tmp_path: Path) -> None:
     await person("vera")
     for name, *command in (
         ("vera", "health", "bus"),
@@ -169,19 +192,7 @@ async def test_commands_work_for_the_roles_that_they_are_for(
     assert "Traceback" not in stranger.stderr
 
 
-async def test_a_server_without_tls_is_not_spoken_to(secured: SecuredBus, tmp_path: Path) -> None:
-    plain = SecuredBus(tmp_path)
-    plain.server.start()
-    try:
-        with pytest.raises(Unavailable, match="does not speak TLS"):
-            await connect(plain.server.url, credentials=secured.credentials("alice"), wait=0.5)
-    finally:
-        plain.server.kill()
-
-
-async def test_revoked_and_rotated_keys_are_refused_at_once(
-    secured: SecuredBus, person: Callable[[str], Awaitable[Client]], tmp_path: Path
-) -> None:
+async def revoked_and_rotated_keys_are_refused_at_once(secured: SecuredBus, person: Person, tmp_path: Path) -> None:
     secured.add(Role.REQUESTER, "mallory")
     folder = str(secured.authority.folder)
     assert invoke("auth", "add", "viewer", "guest", "--dir", folder, url="").returncode == 0
@@ -207,9 +218,7 @@ async def test_revoked_and_rotated_keys_are_refused_at_once(
     assert (await (await person("vera")).fleet()).usable_devices == 8
 
 
-async def test_a_request_outlives_its_planner_across_accounts(
-    secured: SecuredBus, person: Callable[[str], Awaitable[Client]]
-) -> None:
+async def a_request_outlives_its_planner_across_accounts(secured: SecuredBus, person: Person) -> None:
     """A leader that hung passes on who waits, though the server lets nobody hand on the way back to another account."""
     alice, bob = await person("alice"), await person("bob")
     leader = await alice.fleet()

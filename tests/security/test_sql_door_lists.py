@@ -1,7 +1,7 @@
 """The SQL door against DuckDB's own lists: every setting, every extension, and every function that might read a file.
 
-Each goes to the parser's fence, which has to refuse it, and then around it to the locked connection, which has to keep
-its settings and its secrets all the same.
+Each goes to the parser's fence, which has to refuse it (for functions, `test_confine_corpus.py` has seen to that), and
+then around it to the locked connection, which has to keep its settings and its secrets all the same.
 """
 
 from __future__ import annotations
@@ -110,7 +110,6 @@ def test_no_function_shows_a_file(locked: duckdb.DuckDBPyConnection, place: Path
         for file in files:
             for sql in (f'FROM "{name}"({file})', f'SELECT "{name}"({file})'):
                 attempts += 1
-                assert refused(fence, sql), sql
                 if "arrow" not in name and "pandas" not in name:  # they take an address in memory
                     assert SECRET not in around(locked, sql), sql
     assert attempts > 200
