@@ -21,6 +21,9 @@ from typing import Any, NamedTuple
 import fuzz_seeds as seeds
 import msgspec
 import pyarrow as pa
+from corral.cli import config
+from corral.cli.exits import CommandError
+from corral.cli.main import load
 from corral.client.errors import CorralError
 from corral.client.exporter.families import FAMILIES
 from corral.client.exporter.live import Live
@@ -444,6 +447,30 @@ def trace(data: bytes) -> None:
             read(path)
         except TraceError:
             continue
+
+
+_TOML = b"""nats = "nats://gpu-bus:4222"
+[collect]
+interval = "100ms"
+label = { rack = "r1" }
+hosts = 4
+[contexts.lab]
+nats = "nats://lab:4222"
+owner = "alice"
+"""
+
+
+@target([_TOML, _TOML.replace(b"interval", b"intervall"), _TOML.replace(b"4", b"[4]")])
+def settings(data: bytes) -> None:
+    """The configuration file: what is wrong with it is said with its place."""
+    path = _FOLDER / "corral.toml"
+    path.write_bytes(data)
+    try:
+        found = config.read([path])
+        for name in ("collect", "process", "plan"):
+            config.defaults(found, name, load(name))
+    except CommandError as error:
+        assert str(error)
 
 
 # Answers
