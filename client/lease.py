@@ -112,7 +112,7 @@ class HeldLease:
         while self.lost is None:
             await asyncio.sleep(max(0.05, min(pause, ends - loop.time())))
             if loop.time() >= ends:
-                self._lose("it could not be renewed before its time was over (bus or planner away)")
+                self._lose("it could not be renewed in its time (bus or planner away, or this program was stopped)")
                 return
             sent = loop.time()
             try:

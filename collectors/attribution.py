@@ -69,8 +69,7 @@ class Violation(Struct, frozen=True, kw_only=True):
     @property
     def severity(self) -> Severity:
         """Never one that says anything of the device's health."""
-        harmless = self.share >= 1.0 if self.kind is AttributionKind.LEASE_MEMORY_EXCEEDED else not self.leased
-        return Severity.INFO if harmless else Severity.APPLICATION
+        return Severity.APPLICATION if self.leased else Severity.INFO
 
     @property
     def message(self) -> str:
@@ -162,7 +161,8 @@ def _beyond(
             leased=True,
         )
         for (lease, device), amount in used.items()
-        if amount > held[lease, device].memory_bytes > 0
+        # Whoever has a device alone takes from nobody: what was granted then is what was free at that moment.
+        if amount > held[lease, device].memory_bytes > 0 and held[lease, device].share < 1.0
     ]
 
 

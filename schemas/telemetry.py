@@ -268,8 +268,8 @@ class AttributionKind(StrEnum):
     """
 
     LEASE_MEMORY_EXCEEDED = "lease_memory_exceeded"
-    """The processes of a lease use more memory of a device than it was granted: `application` where the lease shares
-    the device, `info` where it has it to itself."""
+    """The processes of a lease use more memory of a device that it shares than it was granted; `application`. A device
+    that a lease has to itself is its own as a whole."""
     LEASE_MEMORY_EXCEEDED_ENDED = "lease_memory_exceeded_ended"
     """They no longer do; `info`."""
     PROCESS_WITHOUT_LEASE = "process_without_lease"

@@ -223,7 +223,7 @@ class SimulatedSource:
         chance = digest(f"{self._seed}/{lease.lease_id}/{grant.device}") % 10_000
         if chance >= self._misbehaving * 10_000:
             return ""
-        return EXCEED_MEMORY if grant.memory_bytes and chance % 2 else STRANGER
+        return EXCEED_MEMORY if grant.memory_bytes and grant.share < 1.0 and chance % 2 else STRANGER
 
     def _stranger(self, device: int, started: float, room: float) -> Job:
         pick = digest(f"{self._seed}/{device}/{started:.0f}")

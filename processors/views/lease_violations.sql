@@ -2,7 +2,7 @@
 -- detail: One row for each time that it lasted for longer than a collector's grace time (30 s).
 -- kind: `process_without_lease` or `lease_memory_exceeded`.
 -- severity: `application` where it takes from somebody else, `info` where it does not: a process on a device that nobody
---   holds, or a lease that has its device to itself.
+--   holds.
 -- host: of the device.
 -- device: uuid.
 -- lease_id: whose memory was exceeded, or the lease that the process names; empty if none.

@@ -17,16 +17,17 @@
 -- name: of the lease's workload.
 -- memory_granted_bytes: to the lease on the device; 0 where none was asked for.
 -- concern: `no lease`, `lease has ended`, `not a device of its lease` or `beyond its lease` (all of the lease's
---   processes on the device together); empty for one that is as it should be, and for a desktop.
+--   processes together, on a device that it shares); empty for one that is as it should be, and for a desktop.
 WITH latest AS (
     SELECT host, max(time) AS time FROM processes WHERE time >= now() - INTERVAL 60 SECONDS GROUP BY host
 ), active AS (
-    SELECT l.lease_id, l.owner, l.name, d.device, d.memory_bytes
+    SELECT l.lease_id, l.owner, l.name, d.device, d.memory_bytes, d.share
     FROM leases l LEFT JOIN lease_devices d USING (lease_id) WHERE l.state = 'active'
 ), holders AS (
     SELECT DISTINCT lease_id, owner, name FROM active
 ), found AS (
     SELECT p.*, h.owner, h.name AS workload, h.lease_id IS NOT NULL AS known, a.memory_bytes AS granted,
+        a.share,
         sum(p.memory_used_bytes) OVER (PARTITION BY p.host, p.device, p.lease) AS together
     FROM processes p SEMI JOIN latest USING (host, time)
     LEFT JOIN holders h ON h.lease_id = p.lease
@@ -36,7 +37,8 @@ SELECT f.time, f.host, v.index AS gpu, f.device, v.name AS model, f.pid, f."user
     f.container, f.memory_used_bytes, f.sm_utilization_percent, f.lease AS lease_id, f.owner, f.workload AS name,
     f.granted AS memory_granted_bytes,
     CASE
-        WHEN f.granted IS NOT NULL THEN CASE WHEN f.granted > 0 AND f.together > f.granted THEN 'beyond its lease' ELSE '' END
+        WHEN f.granted > 0 AND f.share < 1 AND f.together > f.granted THEN 'beyond its lease'
+        WHEN f.granted IS NOT NULL THEN ''
         WHEN f.known THEN 'not a device of its lease'
         WHEN f.lease <> '' THEN 'lease has ended'
         WHEN f.kind = 'graphics' THEN ''
