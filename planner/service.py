@@ -554,7 +554,7 @@ async def plan(
 
     async def until_lost() -> None:
         await closed.wait()
-        await bus.until_closed(next(nc for nc in connections if nc.is_closed), closed)
+        await bus.until_closed(next((nc for nc in connections if nc.is_closed), connections[0]), closed)
 
     tasks = [asyncio.create_task(work) for work in (serve(), until_lost(), stopping.wait())]
     try:

@@ -305,8 +305,15 @@ async def connect(
     connected = False
     client = Client()
 
+    refused: list[float] = []
+
     async def remember(error: Exception) -> None:
         last[:] = [error]
+        if connected and closed is not None and _refusal(error, identity):
+            # It may be that keys are being changed just now: one refusal is none.
+            refused[:] = [at for at in refused if loop.time() - at < 2 * REFUSED_SECONDS] + [loop.time()]
+            if refused[-1] - refused[0] > REFUSED_SECONDS:
+                closed.set()
         permitted.refused(client, error)
         await report(error)
         if not connected:
@@ -346,6 +353,10 @@ async def connect(
         pause = min(pause * 2, 2.0)
 
 
+REFUSED_SECONDS: Final = 3.0
+"""A client that is turned away for so long, over a connection that it had, is so for good."""
+
+
 def first_of(group: BaseExceptionGroup[Any]) -> BaseException:
     """The first error in a group of groups."""
     error: BaseException = group
@@ -362,7 +373,7 @@ async def until_closed(nc: Client, closed: asyncio.Event) -> None:
     """
     await closed.wait()
     why = f" ({nc.last_error})" if nc.last_error else ""
-    raise BusClosed(f"the NATS server has closed the connection for good{why}")
+    raise BusClosed(f"the NATS server has closed the connection for good{why}: it ends here, to be started anew")
 
 
 async def _set(event: asyncio.Event) -> None:

@@ -321,6 +321,21 @@ async def versions_side_by_side(folder: Path, account: Account, seconds: float) 
 
 
 @fault()
+async def planners_stopped(folder: Path, account: Account, seconds: float) -> None:
+    async with world(folder, account) as made:
+        began = time.monotonic()
+        for planner in made.planners:
+            planner.kill()
+        await asyncio.sleep(seconds)
+        during = made.load.records.outage(began)
+        for planner in made.planners:
+            planner.start()
+        if during > seconds / 2:
+            account.wrong.append(f"the history stood still for {during:.1f} s while there was no planner")
+        account.what = f"no planner for {seconds:g} s"
+
+
+@fault()
 async def history_file_spoilt(folder: Path, account: Account, seconds: float) -> None:
     """The processor is killed, and its file comes back with a block that is not what was written."""
     async with world(folder, account) as made:

@@ -1,0 +1,80 @@
+"""How services begin and end with their server: it dies while they start, or turns them away for good."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from corral.cli.server import EmbeddedServer, server_binary
+from corral.schemas import bus
+from rig_planner import FakeHosts, PlannerProcess, until_ready
+
+
+async def test_a_server_that_dies_while_a_planner_starts_is_waited_for(server: EmbeddedServer, tmp_path: Path) -> None:
+    """At another moment of its start each time."""
+    planner = PlannerProcess(server.url, tmp_path / "planner.log")
+    try:
+        for pause in (0.45, 0.6, 0.8):
+            planner.start()
+            await asyncio.sleep(pause)
+            server.kill()
+            await asyncio.sleep(0.5)
+            server.start()
+            nc = await bus.connect(server.url, name="test")
+            await bus.ensure_layout(nc.jetstream())
+            hosts = FakeHosts(nc)
+            await hosts.start()
+            await until_ready(nc, 1, timeout=30)
+            assert planner.process is not None
+            assert planner.process.poll() is None
+            await hosts.stop()
+            await nc.close()
+            planner.stop()
+    finally:
+        planner.kill()
+
+
+def test_a_service_that_the_server_turns_away_ends(tmp_path: Path) -> None:
+    """Its key is gone: it ends with a line that says so, instead of going on deaf."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = tmp_path / "server.conf"
+    text = f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{tmp_path}/store" }}\n'
+    config.write_text(text + 'authorization { user: corral, password: "first" }\n')
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        server = subprocess.Popen([server_binary(), "-c", str(config)], stderr=subprocess.DEVNULL)
+        processes.append(server)
+        environment = {
+            **os.environ,
+            bus.URL_VARIABLE: f"nats://corral:first@127.0.0.1:{port}",
+            "CORRAL_CONFIG": os.devnull,
+        }
+        log = tmp_path / "services.log"
+        services: list[subprocess.Popen[bytes]] = []
+        for arguments in (["plan"], ["process", "--db", str(tmp_path / "history.duckdb")]):
+            with log.open("ab") as out:
+                service = subprocess.Popen(
+                    [sys.executable, "-m", "corral.cli.main", *arguments], env=environment, stdout=out, stderr=out
+                )
+            services.append(service)
+        processes += services
+        deadline = time.monotonic() + 40
+        while not ("is ready after" in log.read_text() and "writes" in log.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        config.write_text(text + 'authorization { user: corral, password: "second" }\n')
+        server.send_signal(signal.SIGHUP)
+        for service in services:
+            assert service.wait(30) not in (0, -9)
+        assert log.read_text().count("closed the connection for good") >= 2, log.read_text()[-2000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
