@@ -16,7 +16,7 @@ def reload(pid_file: Path) -> int | None:
     try:
         pid = int(pid_file.read_text())
         # A number that was left behind may be another process's by now.
-        if Path(f"/proc/{pid}/comm").read_text().strip() != "nats-server" and Path("/proc/self").exists():
+        if Path("/proc/self").exists() and Path(f"/proc/{pid}/comm").read_text().strip() != "nats-server":
             return None
         os.kill(pid, signal.SIGHUP)
     except (OSError, ValueError):
