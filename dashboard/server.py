@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -135,6 +135,7 @@ class Dashboard:
         outer = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
         outer.router.routes.extend(doorman.routes())
         outer.add_route("/health", _health)
+        outer.add_route("/favicon.ico", _icon)
         outer.mount("/assets", StaticFiles(directory=Path(__file__).parent / "assets"))
         exports = Exports(self.fleet)
         outer.router.routes.append(exports.route())
@@ -165,7 +166,7 @@ class Dashboard:
         return GZipMiddleware(guard, minimum_size=1024, compresslevel=5)
 
     def _pages(self, exports: Exports) -> None:
-        from .pages import analytics, device, fleet, leases, request
+        from .pages import analytics, device, fleet, leases, missing, request
 
         def frame(request: Request, title: str) -> Frame:
             from .frame import Frame
@@ -175,6 +176,11 @@ class Dashboard:
         for page in (fleet, device, leases, request):
             page.register(frame)
         analytics.register(frame, exports)
+        missing.register(frame)  # the last: it answers for all other addresses
+
+
+async def _icon(_: Request) -> Response:
+    return FileResponse(Path(__file__).parent / "assets" / "icon.svg", media_type="image/svg+xml")
 
 
 async def _health(_: Request) -> Response:

@@ -41,7 +41,7 @@ export default {
         series: data.series.map((one) => {
           const times = float64(one.times);
           const values = (text) => (text ? new Float32Array(bytes(text).buffer) : null);
-          return { ...one, times, mean: values(one.mean), low: values(one.low), high: values(one.high) };
+          return { ...one, times, mean: values(one.mean) ?? new Float32Array(), low: values(one.low), high: values(one.high) };
         }),
       };
       this.draw();

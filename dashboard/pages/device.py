@@ -19,7 +19,7 @@ from ...schemas.units import format_bytes
 from .. import cells, history
 from ..cells import State
 from ..components.timeline import Timeline
-from ..fleet import trouble_of
+from ..fleet import Trouble, trouble_of
 from ..frame import Frame, Notice
 from ..history import RANGES, Window
 from ..html import Segments, button, remember, table, tag
@@ -57,6 +57,7 @@ class DevicePage:
         self._again = False
         self._ready = False
         self._shown: Any = None
+        self._known: dict[str, Any] | None = None
         self._processes_shown: Any = None
         self._head = tag("div")
         self._notice = Notice()
@@ -154,13 +155,17 @@ class DevicePage:
             )
 
         try:
+            if device is None and self._known is None:
+                self._known = await self.frame.fleet.ask(lambda client: history.identity(client, self.uuid)) or {}
+                self._shown = None
+                self._refresh()
             series, leases, events = await self.frame.fleet.ask(asked)
         except CorralError as error:
             self._chart_notice.tell(trouble_of(error, self.frame.fleet.url))
             return
-        self._chart_notice.tell(None)
         marks = [{"t": event["t"], "bad": event["severity"] in _BAD} for event in events if event["severity"] != "info"]
         memory = device.memory_total_bytes if device else 0
+        self._chart_notice.tell(_NO_SAMPLES if not any(one.times for one in series) else None)
         self._timeline.show(series, start, end, leases, marks, memory)
         self._when.set_text(_span(start, end) if window.end is not None else "up to now")
         table_name, bucket = history.source(window.seconds)
@@ -202,10 +207,10 @@ class DevicePage:
         with tag("div", "head").style("margin-bottom:16px"):
             with tag("div"):
                 with tag("div", "bar"):
-                    tag("h1", text=f"{device.host} · GPU {device.index}" if device else "Device")
+                    tag("h1", text=f"{device.host} · GPU {device.index}" if device else self._former())
                     if device:
                         tag("span", f"chip {TONES[cells.state(device)]}", cells.state_words(device))
-                tag("div", "sub", device.model if device else "No longer in the fleet; what it did is below.")
+                tag("div", "sub", device.model if device else self._why_gone())
             if device and may:
                 with tag("div", "bar"):
                     if device.drain_reason:
@@ -220,6 +225,17 @@ class DevicePage:
                         tag("div", "fact-value", value)
         else:
             tag("div", "note mono", self.uuid)
+
+    def _former(self) -> str:
+        return f"{self._known['host']} · GPU {self._known['index']}" if self._known else "Device"
+
+    def _why_gone(self) -> str:
+        if self._known is None:
+            return "Looking for it…"
+        if not self._known:
+            return "Neither the fleet nor the history knows a device of this name."
+        seen = f", last seen {self._known['last_seen']:%d %b %Y %H:%M} UTC" if self._known["last_seen"] else ""
+        return f"{self._known['name']}: no longer in the fleet{seen}. What it did is below."
 
     def _drain(self, device: DeviceStatus) -> None:
         async def do(reason: str) -> bool:
@@ -282,6 +298,7 @@ class DevicePage:
             table(("Time", "Severity", "What", "In words"), rows)
 
 
+_NO_SAMPLES = Trouble(kind="samples", title="No samples", detail="There are none of this device in this time.")
 TONES = {
     State.FREE: "good", State.SHARED: "busy", State.LEASED: "busy", State.THROTTLED: "warn", State.DRAINED: "warn",
     State.STALE: "", State.UNHEALTHY: "bad", State.UNUSABLE: "",

@@ -57,12 +57,12 @@ class LeasesPage:
                 self._sub = tag("div", "sub", "")
             search(words, self._search, "Filter by owner, name, host")
         self._notice = Notice()
-        with tag("section", "panel"):
+        with tag("section", "panel") as self._waiting:
             with tag("div", "panel-head"):
                 tag("h2", text="Who waits")
                 self._waits = tag("span", "note", "")
             self._queue = tag("div")
-        with tag("section", "panel"):
+        with tag("section", "panel") as self._holding:
             with tag("div", "panel-head"):
                 tag("h2", text="Who holds what")
                 self._holds = tag("span", "note", "")
@@ -101,7 +101,13 @@ class LeasesPage:
 
     def _refresh(self) -> None:
         fleet = self.frame.fleet
-        self._notice.tell(fleet.trouble)
+        # Nothing is said of what nobody has told.
+        known = fleet.summary is not None
+        self._notice.tell(fleet.trouble, whole=not known)
+        self._waiting.set_visibility(known)
+        self._holding.set_visibility(known)
+        if not known:
+            return
         leases = [
             lease for lease in fleet.leases if self._says(lease.owner, lease.name, lease.lease_id, *_hosts(lease))
         ]

@@ -1,0 +1,23 @@
+"""What stands at an address where nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nicegui import ui
+from starlette.requests import Request
+
+from ..fleet import Trouble
+from ..frame import Frame
+from ..html import empty, tag
+
+
+def register(frame: Callable[[Request, str], Frame]) -> None:
+    """Make the page."""
+
+    @ui.page("/{path:path}")
+    async def page(request: Request, path: str) -> None:
+        around = frame(request, "No such page")
+        ui.context.client.status_code = 404
+        with around.show(""), tag("section", "panel"):
+            empty(Trouble(kind="page", title="No such page", detail=f"Nothing is at /{path[:200]}."))
