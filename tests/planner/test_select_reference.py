@@ -271,7 +271,7 @@ PROFILE = {
 }
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(worlds(), st.lists(requests(("opportunity",)), min_size=1, max_size=8), st.integers(1, 4))
 def test_a_look_over_all_hosts_finds_what_a_look_at_each_finds(
     made: tuple[fold.Fleet, dict[str, Inventory]], asked: list[WorkRequest], count: int
