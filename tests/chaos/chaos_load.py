@@ -54,11 +54,13 @@ class Probe:
 
     def __init__(self, ask: Any) -> None:
         self._ask = ask
+        self._over = False
         self.answered: list[float] = []
         self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        while True:
+        # A flag, since asyncio.wait_for may swallow a cancellation before Python 3.12.
+        while not self._over:
             began = time.monotonic()
             with contextlib.suppress(Exception):
                 if await asyncio.wait_for(self._ask(), 1.0):
@@ -66,7 +68,7 @@ class Probe:
             await asyncio.sleep(max(0.02, 0.2 - (time.monotonic() - began)))
 
     async def stop(self) -> None:
-        self._task.cancel()
+        self._over = True
         await asyncio.gather(self._task, return_exceptions=True)
 
     def outage(self, since: float, until: float | None = None) -> float:

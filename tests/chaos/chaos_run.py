@@ -35,7 +35,12 @@ def account_of(name: str, folder: Path, seconds: float, *, apart: bool) -> Accou
         pytest.skip("this user may not make network and mount namespaces (unshare --net --mount)")
     command = [sys.executable, str(MAIN), name, str(folder), f"{seconds:g}"]
     done = subprocess.run(
-        [*APART, *command] if apart else command, capture_output=True, text=True, timeout=600, check=False
+        [*APART, *command] if apart else command,
+        env={**os.environ, **({"CORRAL_CHAOS_APART": "1"} if apart else {})},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     try:
         account = msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=Account)
