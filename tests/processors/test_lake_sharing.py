@@ -100,7 +100,7 @@ async def owners(nc: Client) -> dict[str, str]:
         return {}
 
 
-async def owned(nc: Client, enough: Callable[[dict[str, str]], bool], seconds: float = 30.0) -> dict[str, str]:
+async def owned(nc: Client, enough: Callable[[dict[str, str]], bool], seconds: float = 60.0) -> dict[str, str]:
     deadline = time.monotonic() + seconds
     found: dict[str, str] = {}
     while time.monotonic() < deadline:
@@ -120,8 +120,8 @@ PARTS = PARTITIONS + 3
 
 async def test_a_killed_and_a_frozen_processor_lose_and_double_nothing(nc: Client, sharing: Sharing) -> None:
     js = nc.jetstream()
-    # Half the time to live that processors give it themselves: the test waits for it twice.
-    await js.create_key_value(api.KeyValueConfig(bucket=partitions.BUCKET, ttl=2.5))
+    # Less than the time to live that processors give it themselves: the test waits for it twice.
+    await js.create_key_value(api.KeyValueConfig(bucket=partitions.BUCKET, ttl=4.0))
     sent = 0
     stop = asyncio.Event()
 
@@ -130,7 +130,7 @@ async def test_a_killed_and_a_frozen_processor_lose_and_double_nothing(nc: Clien
         while not stop.is_set():
             sent += 1
             batch = sample_batch(f"h{sent % 40}", sent, agent=f"run-{sent % 40}", devices=2, ticks=2, step_ns=1000)
-            await js.publish(bus.samples_subject(batch.host), codec.encode(batch))
+            await js.publish(bus.samples_subject(batch.host), codec.encode(batch), timeout=30)
             await asyncio.sleep(0.004)
 
     publishing = asyncio.create_task(publish())
