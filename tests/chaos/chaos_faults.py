@@ -175,7 +175,7 @@ async def history_disk_full(folder: Path, account: Account, seconds: float) -> N
 async def bus_disk_full(folder: Path, account: Account, seconds: float) -> None:
     """The server gives JetStream up on a full disk; with room again it has to be started anew."""
     with small_disk(folder / "disk", 64) as disk:
-        async with world(folder, account, bus_store=[disk]) as made:
+        async with world(folder, account, bus_store=[disk], bus_options="max_file_store: 8GB") as made:
             ballast = fill(disk)
             await asyncio.sleep(seconds)
             ballast.unlink()
