@@ -206,7 +206,8 @@ class Bus:
         config = self.folder / f"server{number}.conf"
         config.write_text(
             f"server_name: server{number}\nlisten: {json.dumps(f'{place.address}:{self.ports[number]}')}\n"
-            f"max_payload: 1048576\njetstream {{ store_dir: {json.dumps(str(self.stores[number]))}\n{self._options}\n}}\n"
+            "max_payload: 1048576\n"
+            f"jetstream {{ store_dir: {json.dumps(str(self.stores[number]))}\n{self._options}\n}}\n"
             + (cluster if len(self.places) > 1 else "")
         )
         return Part(f"server{number}", [server_binary(), "-c", str(config)], self.folder, place)

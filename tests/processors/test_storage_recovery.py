@@ -119,7 +119,8 @@ def blocks_of(path: Path, table: str) -> list[int]:
     """The blocks that hold a table's columns, of those that are not shared with another one."""
     with duckdb.connect(str(path), read_only=True) as connection:
         rows = connection.execute(
-            "SELECT block_id, count(*) FROM pragma_storage_info(?) WHERE persistent AND block_id >= 0 GROUP BY block_id ORDER BY 2 DESC",
+            "SELECT block_id, count(*) FROM pragma_storage_info(?) "
+            "WHERE persistent AND block_id >= 0 GROUP BY block_id ORDER BY 2 DESC",
             [table],
         ).fetchall()
     return [block for block, _ in rows]
