@@ -45,6 +45,8 @@ COLUMNS = (
     "p99_ms", "answers", "granted", "rejected", "failed", "held", "lag_seconds", "lag_messages", "rows",
 )  # fmt: skip
 
+TTL_SECONDS = 120
+
 
 class Requester:
     """Asks at a steady rate, holds what it is granted for a while, and gives it back."""
@@ -73,11 +75,11 @@ class Requester:
     async def live(self, number: int) -> None:
         owner = f"team{number % 40}"
         body: dict[str, Any] = {
-            "owner": owner, "request_id": f"soak-{os.getpid()}-{number}", "ttl_seconds": 120,
+            "owner": owner, "request_id": f"soak-{os.getpid()}-{number}", "ttl_seconds": TTL_SECONDS,
             "gpus": self.random.choice((1, 1, 1, 2, 4, 8)),
         }  # fmt: skip
         if number % 20 == 0:
-            body["gpu_model"] = "no such model"  # what can never fit is turned down, and remembered
+            body["models"] = ["no such model"]  # what can never fit is turned down, and remembered
         began = time.perf_counter()
         answer = await self.ask("request", body)
         if answer is None:
@@ -93,7 +95,8 @@ class Requester:
             self.promised_twice += grant["device"] in self.held
             self.held[grant["device"]] = lease["lease_id"]
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.random.expovariate(1 / self.hold_seconds)):
+            # Nobody renews: who holds longer than the lease would take its next holder for a second one.
+            async with asyncio.timeout(min(self.random.expovariate(1 / self.hold_seconds), TTL_SECONDS / 2)):
                 await self.over.wait()
         for grant in lease["grants"]:
             del self.held[grant["device"]]
