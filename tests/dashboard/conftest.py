@@ -21,7 +21,7 @@ def dashboard(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -
     made.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
     with chromium() as started:

@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import duckdb
+import msgspec
 import pyarrow as pa
 import pytest
 from corral.processors.sql import confine
 from corral.processors.sql.query import Limits, QueryService, resident_bytes
 from corral.schemas import bus
-from corral.schemas.query import END_HEADER, PART_HEADER
+from corral.schemas.query import END_HEADER, PART_HEADER, ProcessorStatus
 from nats.aio.client import Client
 
 BILLION = "SELECT a.range * b.range AS n FROM range(100000) a, range(10000) b"
@@ -249,7 +250,8 @@ async def test_memory_that_duckdb_does_not_count_is_watched(nc: Client, database
 
 async def test_the_service_answers_for_itself(nc: Client, service: QueryService) -> None:
     reply = await nc.request(bus.HISTORY_STATUS, b"")
-    assert json.loads(reply.data) == {"type": "processor", "processor": "processor"}
+    status = msgspec.json.decode(reply.data, type=ProcessorStatus)
+    assert status == ProcessorStatus(processor="processor")
     await rows(nc, "SELECT 1")
     stats = json.loads((await nc.request(f"$SRV.STATS.{bus.HISTORY_SERVICE}", b"")).data)
     counts = {endpoint["name"]: endpoint["data"] for endpoint in stats["endpoints"]}
