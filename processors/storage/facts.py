@@ -8,7 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-from ...schemas.requests import LeaseEvent
+from ...schemas.requests import Lease, LeaseEvent, LeaseState
 from ...schemas.telemetry import DeviceInfo, Inventory
 from .interface import ArrowTable
 from .statements import registered
@@ -61,6 +61,52 @@ _LINKS: Final = pa.schema(
         ("other", pa.string()),
         ("link", pa.string()),
         ("nvlinks", pa.int32()),
+    ]
+)
+_LEASE_EVENTS: Final = pa.schema(
+    [
+        ("time", _TIME),
+        ("kind", pa.string()),
+        ("lease_id", pa.string()),
+        ("owner", pa.string()),
+        ("name", pa.string()),
+        ("state", pa.string()),
+        ("planner", pa.string()),
+        ("reason", pa.string()),
+        ("expires_at", _TIME),
+        ("devices", pa.list_(pa.string())),
+    ]
+)
+_LEASES: Final = pa.schema(
+    [
+        ("lease_id", pa.string()),
+        ("owner", pa.string()),
+        ("name", pa.string()),
+        ("state", pa.string()),
+        ("request_id", pa.string()),
+        ("policy", pa.string()),
+        ("labels", pa.map_(pa.string(), pa.string())),
+        ("ttl_seconds", pa.float64()),
+        ("granted_at", _TIME),
+        ("expires_at", _TIME),
+        ("ended_at", _TIME),
+        ("reason", pa.string()),
+        ("devices", pa.list_(pa.string())),
+        ("changed", _TIME),
+    ]
+)
+_LEASE_DEVICES: Final = pa.schema(
+    [
+        ("lease_id", pa.string()),
+        ("host", pa.string()),
+        ("device", pa.string()),
+        ("index", pa.int32()),
+        ("model", pa.string()),
+        ("memory_bytes", pa.int64()),
+        ("share", pa.float64()),
+        ("cpus", pa.float64()),
+        ("host_memory_bytes", pa.int64()),
+        ("score", pa.float64()),
     ]
 )
 
@@ -163,39 +209,87 @@ def _table(shape: Any, rows: Sequence[tuple[Any, ...]]) -> ArrowTable:
 
 
 def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> None:
-    """Append lease events that are not there yet, and bring leases up to date. An ended lease stays ended."""
+    """Append lease events that are not there yet, and bring leases up to date. An ended lease stays ended.
+
+    A statement a table for the whole batch: one for each event would look through all earlier events each time.
+    """
+    if not events:
+        return
+    told = {(event.lease.lease_id, event.kind, event.time): event for event in reversed(events)}
+    folded: dict[str, tuple[LeaseEvent, LeaseEvent]] = {}
+    grants: dict[str, Lease] = {}
     for event in events:
         lease = event.lease
-        devices = [grant.device for grant in lease.grants if grant.device]
+        first, last = folded.get(lease.lease_id, (event, event))
+        folded[lease.lease_id] = (first, event if _overrides(event, last) else last)
+        if lease.grants:
+            grants.setdefault(lease.lease_id, lease)
+    with (
+        registered(cursor, "new_events", _lease_events(list(reversed(told.values())))),
+        registered(cursor, "new_leases", _leases(list(folded.values()))),
+        registered(cursor, "new_grants", _lease_devices(list(grants.values()))),
+    ):
+        times = [event.time for event in events]
         cursor.execute(
-            "INSERT INTO lease_events SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS "
-            "(FROM lease_events WHERE lease_id = ? AND kind = ? AND time = ?)",
-            [
-                event.time, event.kind.value, lease.lease_id, lease.owner, lease.name, lease.state.value, event.planner,
-                lease.reason, lease.expires_at, devices, lease.lease_id, event.kind.value, event.time,
-            ],
-        )  # fmt: skip
+            # Only what was told in the same time can be the same: row groups of other times are not looked at.
+            "INSERT INTO lease_events SELECT * FROM new_events n WHERE NOT EXISTS (FROM lease_events e "
+            "WHERE e.time >= ? AND e.time <= ? AND e.time = n.time AND e.lease_id = n.lease_id AND e.kind = n.kind)",
+            [min(times), max(times)],
+        )
         cursor.execute(
-            "INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "INSERT INTO lease_devices SELECT * FROM new_grants WHERE lease_id NOT IN "
+            "(SELECT lease_id FROM lease_devices WHERE lease_id IN (SELECT lease_id FROM new_grants))"
+        )
+        cursor.execute(
+            "INSERT INTO leases SELECT * FROM new_leases ON CONFLICT DO UPDATE SET "
             "state = excluded.state, ttl_seconds = excluded.ttl_seconds, expires_at = excluded.expires_at, "
             "ended_at = excluded.ended_at, reason = excluded.reason, changed = excluded.changed "
-            "WHERE (leases.state = 'active' AND excluded.changed >= leases.changed) "
-            "OR (leases.state = 'active' AND excluded.state <> 'active')",
-            [
-                lease.lease_id, lease.owner, lease.name, lease.state.value, lease.request_id, lease.policy,
-                {"key": list(lease.labels), "value": list(lease.labels.values())}, lease.ttl_seconds,
-                lease.granted_at, lease.expires_at, lease.ended_at, lease.reason, devices, event.time,
-            ],
-        )  # fmt: skip
-        known = cursor.execute("SELECT 1 FROM lease_devices WHERE lease_id = ? LIMIT 1", [lease.lease_id]).fetchone()
-        if known is None and lease.grants:
-            cursor.executemany(
-                "INSERT INTO lease_devices VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    [
-                        lease.lease_id, grant.host, grant.device or None, grant.index, grant.model,
-                        grant.memory_bytes, grant.share, grant.cpus, grant.host_memory_bytes, grant.score,
-                    ]
-                    for grant in lease.grants
-                ],
-            )  # fmt: skip
+            "WHERE leases.state = 'active' AND (excluded.changed >= leases.changed OR excluded.state <> 'active')"
+        )
+
+
+def _overrides(event: LeaseEvent, last: LeaseEvent) -> bool:
+    """Whether what an event says of its lease goes before what was known: the same rule as of the stored ones."""
+    if last.lease.state is not LeaseState.ACTIVE:
+        return False
+    return event.lease.state is not LeaseState.ACTIVE or event.time >= last.time
+
+
+def _lease_events(events: Sequence[LeaseEvent]) -> ArrowTable:
+    rows = [
+        (
+            event.time, event.kind.value, event.lease.lease_id, event.lease.owner, event.lease.name,
+            event.lease.state.value, event.planner, event.lease.reason, event.lease.expires_at, _uuids(event.lease),
+        )
+        for event in events
+    ]  # fmt: skip
+    return _table(_LEASE_EVENTS, rows)
+
+
+def _leases(folded: Sequence[tuple[LeaseEvent, LeaseEvent]]) -> ArrowTable:
+    """What leases are, from the first event that names them, and how they stand, from the last."""
+    rows = [
+        (
+            was.lease_id, was.owner, was.name, now.lease.state.value, was.request_id, was.policy,
+            list(was.labels.items()), now.lease.ttl_seconds, was.granted_at, now.lease.expires_at, now.lease.ended_at,
+            now.lease.reason, _uuids(was), now.time,
+        )
+        for was, now in ((first.lease, last) for first, last in folded)
+    ]  # fmt: skip
+    return _table(_LEASES, rows)
+
+
+def _lease_devices(leases: Sequence[Lease]) -> ArrowTable:
+    rows = [
+        (
+            lease.lease_id, grant.host, grant.device or None, grant.index, grant.model, grant.memory_bytes,
+            grant.share, grant.cpus, grant.host_memory_bytes, grant.score,
+        )
+        for lease in leases
+        for grant in lease.grants
+    ]  # fmt: skip
+    return _table(_LEASE_DEVICES, rows)
+
+
+def _uuids(lease: Lease) -> list[str]:
+    return [grant.device for grant in lease.grants if grant.device]
