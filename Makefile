@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test model-check chaos soak fuzz lint format docs site images compose-test lock audit sbom dist clean
+.PHONY: demo test test-long model-check chaos soak fuzz lint format docs site images compose-test lock audit sbom dist clean
 
 demo: $(READY)
 	$(BIN)/corral demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and not long" -n 3 --dist worksteal
+
+# What takes tens of seconds each: the upkeep of lakes, releases built and installed, all pages of the dashboard.
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long -n 3 --dist worksteal
 
 # Minutes of random clients while planners and the bus are killed; the length is CORRAL_MODEL_CHECK_SECONDS.
 model-check: $(READY)

@@ -15,6 +15,8 @@ from corral.schemas.requests import LeaseState
 from dashboard_browser import DashboardProcess, Tab, open_tab, settled
 from local_cluster import CORRAL, LocalCluster, environment, wait_for
 
+pytestmark = pytest.mark.long
+
 
 def check(tab: Tab) -> None:
     """Nothing was fetched from elsewhere, and nothing went wrong (a refused script would be a complaint)."""

@@ -126,6 +126,7 @@ def test_a_catalog_that_is_away_pauses_and_loses_nothing(lake: lakes.Lake, postg
     part.close()
 
 
+@pytest.mark.long
 def test_every_view_answers_as_the_embedded_one_does(lake: lakes.Lake, tmp_path: Path) -> None:
     """But for the p95 of an hour, which the lake has exactly, and the embedded one within 0.5 or 1%."""
     database = Database(tmp_path / "history.duckdb")

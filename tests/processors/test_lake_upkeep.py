@@ -60,6 +60,8 @@ def retention(days: int) -> Retention:
     return Retention(raw=3600.0, archive=days * 86400.0, ten_seconds=days * 86400.0, minutes=None)
 
 
+pytestmark = pytest.mark.long
+
 CRASHING = """
 import sys
 from corral.processors.storage import lake, upkeep
