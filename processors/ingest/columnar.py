@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -67,23 +67,33 @@ class Refusal(NamedTuple):
     reason: str
 
 
-class _Samples(Struct, frozen=True):
-    """`SampleBatch` with the devices left as they came, since the same bytes mean the same; no array is copied."""
+_Array = TypeVar("_Array", bytes, memoryview)
+
+
+class _Samples(Struct, Generic[_Array], frozen=True):
+    """`SampleBatch` with the devices left as they came, since the same bytes mean the same."""
 
     host: str
     agent: str
     sequence: int
     source: str
     devices: msgspec.Raw
-    times_ns: memoryview
-    columns: dict[str, memoryview]
-    nulls: dict[str, memoryview] = {}
+    times_ns: _Array
+    columns: dict[str, _Array]
+    nulls: dict[str, _Array] = {}
     version: int = SCHEMA_VERSION
+
+
+_COPIED: Final = _Samples[bytes]
+_VIEWED: Final = _Samples[memoryview]
+_LARGE_BYTES: Final = 16 * 1024
+"""Arrays of messages from this size on are looked at where they are. A view costs more than a copy of a few bytes: the
+garbage collector follows it, and goes through all that wait in a batch each time that many more have come."""
 
 
 class _Item(NamedTuple):
     message: Incoming
-    samples: _Samples
+    samples: _Samples[Any]
     numbers: bytes
     size: int
 
@@ -151,7 +161,7 @@ class Decoder:
         return (pa.concat_tables(tables) if tables else None), accepted, refused
 
     def _open(self, message: Incoming) -> _Item:
-        samples = codec.decode(message.payload, _Samples)
+        samples = codec.decode(message.payload, _VIEWED if len(message.payload) >= _LARGE_BYTES else _COPIED)
         if samples.version != SCHEMA_VERSION:
             text = f"Version {samples.version} of the schema is not known, only {SCHEMA_VERSION} - at `$.version`"
             raise codec.DecodeError(text, "invalid", "$.version")
@@ -172,7 +182,7 @@ class Decoder:
             )
         return _Item(message, samples, numbers * (size // (8 * devices)), size // 8)
 
-    def _numbers(self, message: Incoming, samples: _Samples) -> tuple[bytes, int]:
+    def _numbers(self, message: Incoming, samples: _Samples[Any]) -> tuple[bytes, int]:
         host = samples.host
         if host != message.subject.rpartition(".")[2]:
             raise codec.DecodeError(f"Host {host!r} published on {message.subject} - at `$.host`", "invalid", "$.host")
@@ -219,8 +229,8 @@ def _table(group: Sequence[_Item], columns: tuple[str, ...], nulls: tuple[str, .
 
 def _column(
     metric: Metric,
-    parts: Sequence[memoryview],
-    masks: Sequence[memoryview] | None,
+    parts: Sequence[bytes | memoryview],
+    masks: Sequence[bytes | memoryview] | None,
     counts: Sequence[int],
     ends: NDArray[np.int64],
 ) -> Any:
@@ -242,7 +252,7 @@ def _column(
     return pa.Array.from_buffers(_ARROW[metric.row.unit.dtype], len(values), [validity, pa.py_buffer(joined)], nulls)
 
 
-def _check_lengths(parts: Sequence[memoryview], counts: Sequence[int], itemsize: int, path: str) -> None:
+def _check_lengths(parts: Sequence[bytes | memoryview], counts: Sequence[int], itemsize: int, path: str) -> None:
     lengths = list(map(len, parts))
     expected = [count * itemsize for count in counts] if itemsize > 1 else list(counts)
     if lengths == expected:
