@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import resource
 import secrets
-import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..schemas import bus, codec
+from ..schemas.process import corral_version, peak_resident_bytes, resident_bytes
 from ..schemas.requests import Lease
 from ..schemas.telemetry import AgentReport, DeviceEvent, ProcessBatch, Severity
 from .attribution import GRACE_SECONDS
@@ -144,7 +142,7 @@ class Agent:
         Raises:
             Exception: whatever ended the source.
         """
-        self._event("agent_started", f"collector {version()} reads {self._source.name}")
+        self._event("agent_started", f"collector {corral_version()} reads {self._source.name}")
         self._reader.start()
         reports = asyncio.create_task(self._report_for_ever(), name="reports")
         try:
@@ -305,8 +303,8 @@ class Agent:
             dropped_messages=dropped,
             dropped_samples=self._outbox.dropped_samples,
             cpu_seconds=usage.ru_utime + usage.ru_stime,
-            resident_bytes=resident_bytes(),
-            corral_version=version(),
+            resident_bytes=resident_bytes() or peak_resident_bytes(),
+            corral_version=corral_version(),
         )
         self._put(bus.agent_subject(self.settings.name), report, sequence=report.sequence)
         self._wake()
@@ -327,22 +325,3 @@ class Agent:
     def _put(self, subject: str, message: Struct, *, sequence: int | None = None, samples: int = 0) -> None:
         number = self._next() if sequence is None else sequence
         self._outbox.put(subject, f"{self.id}-{number}", codec.encode(message), samples)
-
-
-def version() -> str:
-    """Of the installed package."""
-    try:
-        return metadata.version("corral")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        # Elsewhere only the peak is to be had: kilobytes on Linux, bytes on macOS.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

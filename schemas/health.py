@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import resource
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Final
 
 from msgspec import Struct
@@ -28,6 +25,7 @@ from nats.errors import Error as NatsError
 from . import bus, codec
 from .instruments import INSTRUMENTS, Histogram, ServiceKind
 from .permitted import identity_of
+from .process import corral_version, peak_resident_bytes, resident_bytes
 
 log = logging.getLogger("corral.health")
 
@@ -155,7 +153,7 @@ class HealthDoor:
             ready=not reasons,
             reasons=reasons,
             role=judgement.role,
-            corral_version=_version(),
+            corral_version=corral_version(),
             started_at=self._started_at,
             measures=measures,
         )
@@ -189,25 +187,8 @@ def _common(started_at: datetime) -> dict[str, float]:
     return {
         "start_timestamp_seconds": started_at.timestamp(),
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "resident_bytes": float(_resident_bytes()),
+        "resident_bytes": float(resident_bytes() or peak_resident_bytes()),
     }
-
-
-def _resident_bytes() -> int:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        # Elsewhere only the peak is to be had: kilobytes on Linux, bytes on macOS.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _version() -> str:
-    try:
-        return metadata.version("corral")
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def health_subject(service: str | None = None, instance: str | None = None) -> str:

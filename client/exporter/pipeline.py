@@ -11,7 +11,6 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from msgspec import Struct
@@ -20,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from ...schemas.globs import matches_any
 from ...schemas.health import Measure, ServiceHealth
 from ...schemas.instruments import INSTRUMENTS, InstrumentKind, ServiceKind
+from ...schemas.process import corral_version
 from ...schemas.query import ProcessorStatus
 from ...schemas.requests import FleetSummary, Lease, QueueEntry
 from ...schemas.telemetry import AgentReport
@@ -135,14 +135,6 @@ class Collected:
         yield from _services(answers.services)
 
 
-def package_version() -> str:
-    """Of Corral."""
-    try:
-        return version("corral")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _gauge(name: str, help: str, value: float | None) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, help)
     if value is not None:
@@ -169,7 +161,7 @@ def _counters(name: str, help: str, labels: Sequence[str], values: Iterable[tupl
 
 
 def _exporter(hosts: Sequence[Host], live: Live, scrape_seconds: float) -> Iterator[Metric]:
-    built = [package_version(), platform.python_version()]
+    built = [corral_version(), platform.python_version()]
     yield _gauges(
         "corral_exporter_build_info", "The exporter's versions; its value is 1.", ["version", "python"], [(built, 1)]
     )

@@ -14,8 +14,9 @@ import msgspec
 import pyarrow as pa
 import pytest
 from corral.processors.sql import confine
-from corral.processors.sql.query import Limits, QueryService, resident_bytes
+from corral.processors.sql.query import Limits, QueryService
 from corral.schemas import bus
+from corral.schemas.process import resident_bytes
 from corral.schemas.query import END_HEADER, PART_HEADER, ProcessorStatus
 from nats.aio.client import Client
 
