@@ -1,25 +1,23 @@
 // The result of a question as bars or lines.
 import { echarts } from "nicegui-echart";
-import { FONT, SERIES, css, format, isDark, onTheme } from "corral-ui";
+import { FONT, SERIES, css, drawn, format, isDark } from "corral-ui";
 
 export default {
+  mixins: [drawn],
   template: `<div class="chart"></div>`,
   created() {
     this.data = null;
   },
   mounted() {
     this.chart = echarts.init(this.$el, null, { renderer: "canvas" });
-    this.observer = new ResizeObserver(() => this.chart.resize());
-    this.observer.observe(this.$el);
-    this.forget = onTheme(() => this.draw());
-    this.$emit("ready");
   },
   beforeUnmount() {
-    this.observer.disconnect();
-    this.forget();
     this.chart.dispose();
   },
   methods: {
+    resized() {
+      this.chart.resize();
+    },
     show(data) {
       this.data = data;
       this.draw();

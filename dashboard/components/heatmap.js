@@ -1,5 +1,5 @@
 // A cell a device, on one canvas: five thousand of them are drawn in a few milliseconds.
-import { FONT, STATES, bytes, css, onTheme, scale, sized, stateColour, uint16, uint32 } from "corral-ui";
+import { FONT, STATES, bytes, css, drawn, scale, sized, stateColour, uint16, uint32 } from "corral-ui";
 
 const UNKNOWN = 255;
 const LEAST = 9;
@@ -9,6 +9,7 @@ const BAND = 22;
 const RANGES = { utilization: [0, 100, "%"], memory: [0, 100, "%"], temperature: [25, 95, "°C"] };
 
 export default {
+  mixins: [drawn],
   template: `
     <div class="heat" @mouseleave="leave">
       <div class="heat-legend" role="note">
@@ -47,18 +48,13 @@ export default {
     this.whole = true;
     this.stale = new Set();
   },
-  mounted() {
-    this.observer = new ResizeObserver(() => this.arrange());
-    this.observer.observe(this.$el);
-    this.forget = onTheme(() => this.draw());
-    this.$emit("ready");
-  },
   beforeUnmount() {
-    this.observer.disconnect();
-    this.forget();
     cancelAnimationFrame(this.frame);
   },
   methods: {
+    resized() {
+      this.arrange();
+    },
     setLayout(layout, levels, health) {
       this.plan = { ...layout, order: uint32(layout.order), indices: uint16(layout.indices) };
       this.levels = bytes(levels);

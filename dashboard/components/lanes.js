@@ -1,10 +1,11 @@
 // Who held which device when: a lane a device, a bar a lease. Only the lanes in view are drawn.
-import { FONT, css, float64, nameColour, onTheme, sized, uint16 } from "corral-ui";
+import { FONT, css, drawn, float64, nameColour, sized, uint16 } from "corral-ui";
 
 const LANE = 20;
 const TOP = 26;
 
 export default {
+  mixins: [drawn],
   template: `
     <div class="lanes" @mouseleave="leave">
       <div ref="box" style="overflow-y:auto;overflow-x:hidden" @scroll="draw">
@@ -22,16 +23,6 @@ export default {
   },
   created() {
     this.data = null;
-  },
-  mounted() {
-    this.observer = new ResizeObserver(() => this.draw());
-    this.observer.observe(this.$el);
-    this.forget = onTheme(() => this.draw());
-    this.$emit("ready");
-  },
-  beforeUnmount() {
-    this.observer.disconnect();
-    this.forget();
   },
   methods: {
     show(data) {

@@ -1,6 +1,6 @@
 // Metrics over time, one below the other on one time axis; drag to look closer.
 import { echarts } from "nicegui-echart";
-import { FONT, SERIES, bytes, css, float64, format, isDark, nameColour, onTheme } from "corral-ui";
+import { FONT, SERIES, bytes, css, drawn, float64, format, isDark, nameColour } from "corral-ui";
 
 const PANEL = 104;
 const STEP = 148;
@@ -12,6 +12,7 @@ function words(metric) {
 }
 
 export default {
+  mixins: [drawn],
   template: `
     <div class="timeline" style="position:relative" @pointerdown="down" @pointermove="drag" @pointerup="up" @pointercancel="cancel">
       <div ref="chart" style="width:100%"></div>
@@ -24,17 +25,14 @@ export default {
   },
   mounted() {
     this.chart = echarts.init(this.$refs.chart, null, { renderer: "canvas", height: STEP });
-    this.observer = new ResizeObserver(() => this.chart.resize());
-    this.observer.observe(this.$el);
-    this.forget = onTheme(() => this.draw());
-    this.$emit("ready");
   },
   beforeUnmount() {
-    this.observer.disconnect();
-    this.forget();
     this.chart.dispose();
   },
   methods: {
+    resized() {
+      this.chart.resize();
+    },
     show(data) {
       this.data = {
         ...data,

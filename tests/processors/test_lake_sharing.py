@@ -20,22 +20,8 @@ from corral.schemas import bus, codec
 from history import Asking, sample_batch
 from nats.aio.client import Client
 from nats.js import api
-from postgres import Postgres
 
 PARTITIONS = 4
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    found = Postgres()
-    found.start()
-    yield found
-    found.remove()
-
-
-@pytest.fixture
-def lake(postgres: Postgres, tmp_path: Path) -> lakes.Lake:
-    return lakes.Lake(postgres.database(f"lake_{time.time_ns()}"), str(tmp_path / "lake"), threads=1)
 
 
 class Sharing:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +38,6 @@ from test_views_answers import BASE, GIB, HOUR
 from test_views_answers import samples as known_samples
 
 PART = "CORRAL_PARTITIONS/1"
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    found = Postgres()
-    found.start()
-    yield found
-    found.remove()
-
-
-@pytest.fixture
-def lake(postgres: Postgres, tmp_path: Path) -> lakes.Lake:
-    return lakes.Lake(postgres.database(f"lake_{time.time_ns()}"), str(tmp_path / "lake"), threads=1)
 
 
 def batch(part: lakes.LakePart, sequence: int) -> Batch:

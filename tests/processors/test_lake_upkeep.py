@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,19 +23,6 @@ from postgres import Postgres
 PART = "CORRAL_PARTITIONS/0"
 DAYS = 3
 KEPT = 2
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    found = Postgres()
-    found.start()
-    yield found
-    found.remove()
-
-
-@pytest.fixture
-def lake(postgres: Postgres, tmp_path: Path) -> lakes.Lake:
-    return lakes.Lake(postgres.database(f"lake_{time.time_ns()}"), str(tmp_path / "lake"), threads=1)
 
 
 def fill(lake: lakes.Lake, days: int = DAYS, times: int = 1) -> None:

@@ -127,6 +127,21 @@ export function onTheme(redraw) {
   return () => observer.disconnect();
 }
 
+// A component that draws: again whenever its size or the theme changes, until it goes. It has draw(), and resized() where
+// a change of size asks for something else.
+export const drawn = {
+  mounted() {
+    this.observer = new ResizeObserver(() => (this.resized ?? this.draw)());
+    this.observer.observe(this.$el);
+    this.forget = onTheme(() => this.draw());
+    this.$emit("ready");
+  },
+  beforeUnmount() {
+    this.observer.disconnect();
+    this.forget();
+  },
+};
+
 // A canvas as sharp as the screen.
 export function sized(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
