@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from ..client import Client, CorralError
 from ..collectors.attribution import attribute
-from ..schemas import bus, codec, requests
+from ..schemas import bus, codec, operations, requests
 from ..schemas.telemetry import AttributionKind, ProcessBatch, ProcessSample
 
 HISTORY: Final = 120
@@ -31,10 +31,10 @@ class Look(Struct, kw_only=True):
     """The fleet at one moment, as the planner sees it."""
 
     time: datetime
-    fleet: requests.FleetSummary
-    devices: list[requests.DeviceStatus]
+    fleet: operations.FleetSummary
+    devices: list[operations.DeviceStatus]
     leases: list[requests.Lease]
-    queue: list[requests.QueueEntry]
+    queue: list[operations.QueueEntry]
 
 
 class ProcessRow(Struct, kw_only=True):
@@ -153,7 +153,7 @@ class Board:
         for host, processes in by_host.items():
             self.processes.setdefault(host, processes)
 
-    def processes_on(self, device: requests.DeviceStatus) -> list[ProcessRow]:
+    def processes_on(self, device: operations.DeviceStatus) -> list[ProcessRow]:
         """The processes on a device, the largest first."""
         leases = self.last.leases if self.last is not None else []
         rows = process_rows(device.host, self.processes.get(device.host, ()), leases, {device.uuid: device.index})
@@ -220,7 +220,7 @@ def sparkline(values: Sequence[float | None], width: int, most: float = 100.0) -
     return bars.rjust(width)
 
 
-Key = Callable[[requests.DeviceStatus], Any]
+Key = Callable[[operations.DeviceStatus], Any]
 
 
 def _or_least(value: float | None) -> float:
@@ -241,8 +241,8 @@ SORTS: Final[dict[str, tuple[Key, bool]]] = {
 
 
 def picked(
-    devices: Sequence[requests.DeviceStatus], sort: str, reverse: bool, text: str
-) -> list[requests.DeviceStatus]:
+    devices: Sequence[operations.DeviceStatus], sort: str, reverse: bool, text: str
+) -> list[operations.DeviceStatus]:
     """Devices that a filter lets through, sorted; those that are equal by host and index.
 
     Args:
@@ -260,7 +260,7 @@ def picked(
     return found
 
 
-def _says(device: requests.DeviceStatus, word: str) -> bool:
+def _says(device: operations.DeviceStatus, word: str) -> bool:
     texts = [device.host, device.model, device.uuid, *device.leases, *device.why_not]
     texts.append("leased" if device.leases else "free" if device.usable else "unusable")
     lowered = [text.lower() for text in texts]
@@ -284,9 +284,9 @@ class HostRow(Struct, kw_only=True):
     models: str
 
 
-def by_host(devices: Sequence[requests.DeviceStatus]) -> list[HostRow]:
+def by_host(devices: Sequence[operations.DeviceStatus]) -> list[HostRow]:
     """One row a host, by name."""
-    groups: dict[str, list[requests.DeviceStatus]] = {}
+    groups: dict[str, list[operations.DeviceStatus]] = {}
     for device in devices:
         groups.setdefault(device.host, []).append(device)
     rows: list[HostRow] = []

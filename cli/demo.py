@@ -22,7 +22,7 @@ from rich.text import Text
 
 from ..client import Client, CorralError, QueryResult, Rejected
 from ..client.request import RequestFields
-from ..schemas import requests
+from ..schemas import operations, requests
 from . import render
 from .exits import USAGE, CommandError
 from .options import console
@@ -285,7 +285,7 @@ class Show:
             )
         )
 
-    def ready(self, supervisor: Supervisor, summary: requests.FleetSummary, seconds: float) -> None:
+    def ready(self, supervisor: Supervisor, summary: operations.FleetSummary, seconds: float) -> None:
         """What runs."""
         pids = " · ".join(f"{name} {pid}" for name, pid in supervisor.pids.items())
         models = ", ".join(f"{count} × {name}" for name, count in sorted(summary.models.items()))

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from ..client import Client
-from ..schemas import requests
+from ..schemas import operations, requests
 from ..schemas.units import format_bytes
 from . import exits, render
 from .asking import pairs
@@ -36,7 +36,7 @@ def devices(
       corral devices --json | jq '.devices[] | select(.usable) | .uuid'
     """
 
-    async def work() -> list[requests.DeviceStatus]:
+    async def work() -> list[operations.DeviceStatus]:
         async with connected(nats, timeout=timeout) as client:
             return await client.devices(hosts=host or (), models=model or (), devices=device or ())
 
@@ -44,7 +44,7 @@ def devices(
     if free:
         found = [one for one in found if one.usable and one.share_free > 0]
     if json:
-        print_json(requests.Devices(devices=found))
+        print_json(operations.Devices(devices=found))
     elif found:
         console().print(render.devices_table(found))
     else:
@@ -65,7 +65,7 @@ def fleet(
       corral fleet --model '*H100*' --json
     """
 
-    async def work() -> requests.FleetSummary:
+    async def work() -> operations.FleetSummary:
         async with connected(nats, timeout=timeout) as client:
             return await client.fleet(hosts=host or (), models=model or ())
 
@@ -197,7 +197,7 @@ def _need(*what: list[str] | None) -> None:
 
 def _print_drains(drains: dict[str, str], json: bool) -> None:
     if json:
-        print_json(requests.Drains(drains=drains))
+        print_json(operations.Drains(drains=drains))
     elif drains:
         made = render.table("DRAINED", "REASON")
         for what, why in drains.items():

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..schemas import requests
+from ..schemas import operations, requests
 from ..schemas.units import format_bytes
 
 _BAR = " ▏▎▍▌▋▊▉█"
@@ -56,7 +56,7 @@ def left(lease: requests.Lease, now: datetime | None = None) -> str:
     return duration((lease.expires_at - (now or datetime.now(UTC))).total_seconds())
 
 
-def device_state(device: requests.DeviceStatus) -> Text:
+def device_state(device: operations.DeviceStatus) -> Text:
     """Whether a device may take work, and why not."""
     if device.usable:
         if device.leases:
@@ -66,7 +66,7 @@ def device_state(device: requests.DeviceStatus) -> Text:
     return Text(why or device.health or ", ".join(device.why_not) or "unusable", style="red")
 
 
-def devices_table(devices: Iterable[requests.DeviceStatus]) -> Table:
+def devices_table(devices: Iterable[operations.DeviceStatus]) -> Table:
     """Devices, one a line."""
     made = table(
         "HOST", "GPU", "MODEL", "UTIL", "", "MEMORY", "", "FREE", "TEMP", "POWER", "STATE", "LEASES",

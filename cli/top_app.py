@@ -16,7 +16,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Static, TabbedContent, TabPane
 
 from ..client import CorralError
-from ..schemas import requests
+from ..schemas import operations, requests
 from ..schemas.units import format_bytes
 from . import render
 from .board import HISTORY, SORTS, Board, ProcessRow, by_host, picked, short, sparkline
@@ -311,17 +311,17 @@ class TopApp(App[None]):
     def on_rows_chosen(self, event: Rows.Chosen) -> None:
         """Open a device; of a host or a lease, show the devices."""
         row = event.row
-        if isinstance(row, requests.DeviceStatus | ProcessRow):
-            uuid = row.uuid if isinstance(row, requests.DeviceStatus) else row.process.device
+        if isinstance(row, operations.DeviceStatus | ProcessRow):
+            uuid = row.uuid if isinstance(row, operations.DeviceStatus) else row.process.device
             self.push_screen(DevicePage(self._board, uuid))
-        elif not isinstance(row, requests.QueueEntry):
+        elif not isinstance(row, operations.QueueEntry):
             self.query_one("#filter", Input).value = row.lease_id if isinstance(row, requests.Lease) else row.host
             self.action_view("devices")
 
     def action_drain(self) -> None:
         """Drain what is under the cursor, or let work on it again, after a question."""
         row = self._tables[self._view].current
-        if isinstance(row, requests.DeviceStatus):
+        if isinstance(row, operations.DeviceStatus):
             what: dict[str, Any] = {"devices": [row.uuid]}
             name = f"{row.host} #{row.index} ({short(row.model)})"
             if row.drain_reason:
@@ -347,7 +347,7 @@ class TopApp(App[None]):
         """Release a lease or withdraw a request where it is ours, else take the lease back; after a question."""
         row = self._tables[self._view].current
         client = self._board.client
-        if isinstance(row, requests.QueueEntry):
+        if isinstance(row, operations.QueueEntry):
             if row.owner != client.owner:
                 self.notify(f"Only {row.owner} may withdraw this request", severity="warning")
                 return
@@ -361,7 +361,7 @@ class TopApp(App[None]):
         lease_id = ""
         if isinstance(row, requests.Lease):
             lease_id = row.lease_id
-        elif isinstance(row, requests.DeviceStatus) and row.leases:
+        elif isinstance(row, operations.DeviceStatus) and row.leases:
             lease_id = row.leases[0]
         elif isinstance(row, ProcessRow) and row.owner:
             lease_id = row.process.lease

@@ -15,7 +15,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ..schemas import requests
+from ..schemas import operations, requests
 from . import render
 from .board import HISTORY, Board, HostRow, ProcessRow, short, sparkline
 
@@ -171,23 +171,23 @@ def _strip(cells: Sequence[tuple[Column, int, Text]], width: int, style: Style, 
 def device_columns(board: Board) -> list[Column]:
     """Of devices, for whoever has 80 characters or more."""
 
-    def memory(device: requests.DeviceStatus) -> str:
+    def memory(device: operations.DeviceStatus) -> str:
         used = device.memory_used_bytes
         return "–" if used is None else f"{used / 2**30:.1f}/{device.memory_total_bytes / 2**30:.0f}"
 
-    def memory_bar(device: requests.DeviceStatus) -> Text:
+    def memory_bar(device: operations.DeviceStatus) -> Text:
         used, total = device.memory_used_bytes, device.memory_total_bytes
         return render.bar(None if used is None or not total else 100 * used / total, 6)
 
-    def utilization(device: requests.DeviceStatus) -> Text:
+    def utilization(device: operations.DeviceStatus) -> Text:
         value = device.utilization_percent
         style = "dim" if not value else "red" if value >= 90 else "yellow" if value >= 70 else "green"
         return Text(render.number(value, "%"), style)
 
-    def past(device: requests.DeviceStatus) -> Text:
+    def past(device: operations.DeviceStatus) -> Text:
         return Text(sparkline(board.past.get(device.uuid, ()), HISTORY), "green")
 
-    def temperature(device: requests.DeviceStatus) -> Text:
+    def temperature(device: operations.DeviceStatus) -> Text:
         value = device.temperature_celsius
         return Text(render.number(value, "°"), "red" if device.throttled or (value or 0) >= 85 else "")
 

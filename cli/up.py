@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 
 from ..client import Client, CorralError
-from ..schemas import requests
+from ..schemas import operations
 from ..schemas.bus import DEFAULT_URL
 from .exits import USAGE, CommandError
 from .local import Local, context_name, forget, introduce, server_names, settle, take_over
@@ -183,7 +183,7 @@ async def wait_until_ready(
     *,
     credentials: Path | None = None,
     dashboard_url: Path | None = None,
-) -> tuple[list[str], requests.FleetSummary | None]:
+) -> tuple[list[str], operations.FleetSummary | None]:
     """Wait until each part answers and the planner sees devices.
 
     Returns:
@@ -194,7 +194,7 @@ async def wait_until_ready(
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
     missing = {part.name for part in parts}
-    summary: requests.FleetSummary | None = None
+    summary: operations.FleetSummary | None = None
     proof = str(credentials) if credentials else None
     async with connect(url, credentials=proof, patience=0.0, timeout=2.0, name="corral-up") as client:
         while missing and loop.time() < end:
@@ -230,7 +230,7 @@ def _print_ready(
     data: Path,
     collector: Part | None,
     missing: Sequence[str],
-    summary: requests.FleetSummary | None,
+    summary: operations.FleetSummary | None,
     way: str,
 ) -> None:
     out = console()

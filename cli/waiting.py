@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Generator
 from typing import Any
 
-from ..schemas import requests
+from ..schemas import operations
 from .options import console, say
 from .render import duration
 
@@ -21,14 +21,14 @@ def waiting_line(quiet: bool = False) -> Generator[Any]:
     if err.is_terminal:
         with err.status("Requesting…") as status:
 
-            def update(entry: requests.QueueEntry) -> None:
+            def update(entry: operations.QueueEntry) -> None:
                 status.update(_text(entry))
 
             yield update
         return
     shown: list[tuple[int, str]] = []
 
-    def tell(entry: requests.QueueEntry) -> None:
+    def tell(entry: operations.QueueEntry) -> None:
         if shown[-1:] != [(entry.position, entry.message)]:
             shown[:] = [(entry.position, entry.message)]
             say(f"corral: {_text(entry)}")
@@ -36,5 +36,5 @@ def waiting_line(quiet: bool = False) -> Generator[Any]:
     yield tell
 
 
-def _text(entry: requests.QueueEntry) -> str:
+def _text(entry: operations.QueueEntry) -> str:
     return f"in line at {entry.position} for {duration(entry.waiting_seconds)}: {entry.message}"

@@ -11,7 +11,7 @@ from rich.markup import escape
 from ..client import InvalidRequest, Rejected, errors
 from ..client.lease import environment_for
 from ..client.request import RequestFields
-from ..schemas import requests, units
+from ..schemas import operations, requests, units
 from . import exits, render
 from .asking import asking
 from .options import AsJson, NatsUrl, Owner, Timeout, connected, console, print_json, run, say
@@ -109,7 +109,7 @@ def explain(
     """
     additions = [_addition(text) for text in more or []]
 
-    async def work() -> requests.Explanation:
+    async def work() -> operations.Explanation:
         async with connected(nats, owner=fields.get("owner"), timeout=timeout) as client:
             return await client.explain(with_more=additions, **fields)
 
@@ -145,11 +145,11 @@ def explain(
         raise typer.Exit(exits.REJECTED)
 
 
-def _addition(text: str) -> requests.Addition:
+def _addition(text: str) -> operations.Addition:
     count, sign, model = text.replace("×", "x").partition("x")
     if not sign or not count.strip().isdigit() or not model.strip():
         raise exits.CommandError(f"--with-more {text!r}: write it like 8xH100", exits.USAGE)
-    return requests.Addition(model=model.strip(), devices=int(count))
+    return operations.Addition(model=model.strip(), devices=int(count))
 
 
 def renew(
@@ -215,7 +215,7 @@ def release(
 
     done, failed = run(work())
     if json:
-        print_json(requests.Leases(leases=done))
+        print_json(operations.Leases(leases=done))
     else:
         for lease in done:
             console().print(f"[green]Released[/] {escape(lease.lease_id)}")
@@ -251,7 +251,7 @@ def leases(
 
     found = run(work())
     if json:
-        print_json(requests.Leases(leases=found))
+        print_json(operations.Leases(leases=found))
     elif found:
         console().print(render.leases_table(found))
     else:
@@ -266,13 +266,13 @@ def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -
       corral queue --json
     """
 
-    async def work() -> list[requests.QueueEntry]:
+    async def work() -> list[operations.QueueEntry]:
         async with connected(nats, timeout=timeout) as client:
             return await client.queue()
 
     entries = run(work())
     if json:
-        print_json(requests.Queue(entries=entries))
+        print_json(operations.Queue(entries=entries))
         return
     if not entries:
         console().print("[dim]nobody waits[/]")
@@ -335,7 +335,7 @@ def withdraw(
         raise typer.Exit(exits.FAILED)
 
 
-def _waiting_one(entries: list[requests.QueueEntry], text: str) -> requests.QueueEntry:
+def _waiting_one(entries: list[operations.QueueEntry], text: str) -> operations.QueueEntry:
     """The request in the queue that a text names, by its id or by how that begins."""
     found = [entry for entry in entries if entry.request_id == text]
     found = found or [entry for entry in entries if entry.request_id.startswith(text)]

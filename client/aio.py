@@ -15,7 +15,7 @@ import msgspec
 import nats.aio.client
 import nats.errors
 
-from ..schemas import bus, codec, requests
+from ..schemas import bus, codec, operations, requests
 from ..schemas.bus import PlanSubject
 from ..schemas.credentials import ANY_OWNER
 from ..schemas.metrics import DeviceSample
@@ -159,11 +159,11 @@ class Client(Calls):
         )
 
     async def explain(
-        self, *, with_more: Sequence[requests.Addition] = (), **fields: Unpack[RequestFields]
-    ) -> requests.Explanation:
+        self, *, with_more: Sequence[operations.Addition] = (), **fields: Unpack[RequestFields]
+    ) -> operations.Explanation:
         """What would become of a request, without granting it; with devices added first, if given."""
-        body = requests.ExplainRequest(request=work_request(self.owner, fields), with_more=list(with_more))
-        return await self._plan(PlanSubject.EXPLAIN, body, requests.Explanation)
+        body = operations.ExplainRequest(request=work_request(self.owner, fields), with_more=list(with_more))
+        return await self._plan(PlanSubject.EXPLAIN, body, operations.Explanation)
 
     async def renew(self, lease_id: str, *, ttl: float | None = None, owner: str | None = None) -> requests.Lease:
         """Keep a lease for its time to live from now (or for `ttl` seconds).
@@ -198,30 +198,30 @@ class Client(Calls):
     ) -> list[requests.Lease]:
         """Leases, oldest first; of everyone where no owner is given."""
 
-        async def ask(wanted: requests.LeaseFilter) -> requests.Leases:
-            return await self._plan(PlanSubject.LEASES, wanted, requests.Leases)
+        async def ask(wanted: operations.LeaseFilter) -> operations.Leases:
+            return await self._plan(PlanSubject.LEASES, wanted, operations.Leases)
 
-        return await all_leases(ask, requests.LeaseFilter(owner=owner, states=tuple(states), lease_id=lease_id))
+        return await all_leases(ask, operations.LeaseFilter(owner=owner, states=tuple(states), lease_id=lease_id))
 
     async def devices(
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
     ) -> DeviceList:
         """Devices as the planner sees them now, by host and index; each argument is a list of globs."""
 
-        async def ask(wanted: requests.DeviceFilter) -> requests.Devices:
-            return await self._plan(PlanSubject.DEVICES, wanted, requests.Devices)
+        async def ask(wanted: operations.DeviceFilter) -> operations.Devices:
+            return await self._plan(PlanSubject.DEVICES, wanted, operations.Devices)
 
         return DeviceList(await all_devices(ask, _filter(hosts, models, devices)))
 
     async def fleet(
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
-    ) -> requests.FleetSummary:
+    ) -> operations.FleetSummary:
         """Aggregates over the fleet, or over the part that the globs name."""
-        return await self._plan(PlanSubject.FLEET, _filter(hosts, models, devices), requests.FleetSummary)
+        return await self._plan(PlanSubject.FLEET, _filter(hosts, models, devices), operations.FleetSummary)
 
-    async def queue(self) -> list[requests.QueueEntry]:
+    async def queue(self) -> list[operations.QueueEntry]:
         """The requests that wait, first in line first."""
-        return (await self._plan(PlanSubject.QUEUE, None, requests.Queue)).entries
+        return (await self._plan(PlanSubject.QUEUE, None, operations.Queue)).entries
 
     async def drain(
         self,
@@ -237,7 +237,7 @@ class Client(Calls):
         Returns:
             All drains that hold now, with their reasons.
         """
-        action = requests.DrainAction(
+        action = operations.DrainAction(
             drain=True,
             devices=list(devices),
             hosts=list(hosts),
@@ -245,7 +245,7 @@ class Client(Calls):
             reason=reason,
             operator=self._operator(operator),
         )
-        return (await self._plan(self._signed(PlanSubject.DRAIN, action), action, requests.Drains)).drains
+        return (await self._plan(self._signed(PlanSubject.DRAIN, action), action, operations.Drains)).drains
 
     async def undrain(
         self,
@@ -256,18 +256,18 @@ class Client(Calls):
         operator: str | None = None,
     ) -> dict[str, str]:
         """Let work on again. Returns the drains that still hold."""
-        action = requests.DrainAction(
+        action = operations.DrainAction(
             drain=False,
             devices=list(devices),
             hosts=list(hosts),
             host_labels=host_labels or {},
             operator=self._operator(operator),
         )
-        return (await self._plan(self._signed(PlanSubject.DRAIN, action), action, requests.Drains)).drains
+        return (await self._plan(self._signed(PlanSubject.DRAIN, action), action, operations.Drains)).drains
 
     async def evict(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
         """Take a lease back from its owner, who is told the reason."""
-        action = requests.EvictAction(lease_id=lease_id, reason=reason, operator=self._operator(operator))
+        action = operations.EvictAction(lease_id=lease_id, reason=reason, operator=self._operator(operator))
         return await self._plan(self._signed(PlanSubject.EVICT, action), action, requests.Lease)
 
     # History
@@ -353,7 +353,7 @@ class Client(Calls):
             return operator or self.owner
         return self.identity.user or self.owner
 
-    def _signed(self, subject: str, action: requests.DrainAction | requests.EvictAction) -> str:
+    def _signed(self, subject: str, action: operations.DrainAction | operations.EvictAction) -> str:
         if not self.owned_subjects:
             return subject
         try:
@@ -434,5 +434,5 @@ def _with_id(request: requests.WorkRequest) -> requests.WorkRequest:
     return replace(request, request_id=uuid.uuid4().hex)
 
 
-def _filter(hosts: Sequence[str], models: Sequence[str], devices: Sequence[str]) -> requests.DeviceFilter:
-    return requests.DeviceFilter(hosts=list(hosts), models=list(models), devices=list(devices))
+def _filter(hosts: Sequence[str], models: Sequence[str], devices: Sequence[str]) -> operations.DeviceFilter:
+    return operations.DeviceFilter(hosts=list(hosts), models=list(models), devices=list(devices))

@@ -11,7 +11,7 @@ import nats.aio.client
 import nats.errors
 from nats.aio.msg import Msg
 
-from ..schemas import bus, codec, requests
+from ..schemas import bus, codec, operations, requests
 from ..schemas.bus import PlanSubject
 from ..schemas.permitted import NotAllowed
 from ..schemas.permitted import request as ask
@@ -19,7 +19,7 @@ from .errors import CorralError, NoService, Refused, TimedOut, Unavailable, erro
 
 T = TypeVar("T")
 
-Waiting = Callable[[requests.QueueEntry], None]
+Waiting = Callable[[operations.QueueEntry], None]
 """Told every few seconds where a request that waits stands."""
 
 _WAIT_POLL_SECONDS: Final = 1.0
@@ -124,7 +124,7 @@ class Calls:
                     reply = await answers.next_msg(timeout=_WAIT_POLL_SECONDS)
                 except nats.errors.TimeoutError:
                     try:
-                        queue = await self._plan(PlanSubject.QUEUE, None, requests.Queue)
+                        queue = await self._plan(PlanSubject.QUEUE, None, operations.Queue)
                         entry = next((e for e in queue.entries if e.request_id == request.request_id), None)
                     except (Unavailable, TimedOut):  # the planner restarts: it is asked again once it is back
                         unseen = 2

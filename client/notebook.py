@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..schemas import requests
+from ..schemas import operations, requests
 from ..schemas.units import format_bytes
 
 
@@ -54,7 +54,7 @@ def rejection_html(rejection: requests.Rejection) -> str:
     return table(["devices", "reason", "detail"], rows, rejection.message)
 
 
-def devices_html(devices: Sequence[requests.DeviceStatus]) -> str:
+def devices_html(devices: Sequence[operations.DeviceStatus]) -> str:
     """Devices, one a row; cut to 200."""
     rows = [
         (
@@ -73,7 +73,7 @@ def devices_html(devices: Sequence[requests.DeviceStatus]) -> str:
     return table(["host", "gpu", "model", "utilization", "used", "to be had", "temperature", "state"], rows, more)
 
 
-def fleet_html(fleet: requests.FleetSummary) -> str:
+def fleet_html(fleet: operations.FleetSummary) -> str:
     """The fleet in numbers."""
     rows = [
         ("devices", f"{fleet.devices} on {fleet.hosts} hosts, {fleet.usable_devices} usable"),
@@ -86,7 +86,7 @@ def fleet_html(fleet: requests.FleetSummary) -> str:
     return table(["fleet", ""], rows)
 
 
-class DeviceList(list[requests.DeviceStatus]):
+class DeviceList(list[operations.DeviceStatus]):
     """Devices, by host and index; a table in a notebook."""
 
     def _repr_html_(self) -> str:
@@ -99,4 +99,4 @@ def load_ipython_extension(ipython: Any) -> None:
     formatter.for_type(requests.Lease, lease_html)
     formatter.for_type(requests.Assignment, assignment_html)
     formatter.for_type(requests.Rejection, rejection_html)
-    formatter.for_type(requests.FleetSummary, fleet_html)
+    formatter.for_type(operations.FleetSummary, fleet_html)

@@ -8,7 +8,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from ..schemas import globs
-from ..schemas.requests import DeviceFilter, Devices, DeviceStatus, Lease, LeaseFilter, Leases
+from ..schemas.operations import DeviceFilter, Devices, DeviceStatus, LeaseFilter, Leases
+from ..schemas.requests import Lease
 from .errors import InvalidRequest
 
 Ask = Callable[[DeviceFilter], Awaitable[Devices]]

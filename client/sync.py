@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
-from ..schemas import requests
+from ..schemas import operations, requests
 from ..schemas.metrics import DeviceSample
 from ..schemas.query import ProcessorStatus, ResultFormat
 from .aio import Client, Waiting, connect
@@ -164,8 +164,8 @@ class SyncClient:
         return SyncLeaseContext(lambda: (self, False), lambda _: request, on_lost, on_wait, set_environment)
 
     def explain(
-        self, *, with_more: Sequence[requests.Addition] = (), **fields: Unpack[RequestFields]
-    ) -> requests.Explanation:
+        self, *, with_more: Sequence[operations.Addition] = (), **fields: Unpack[RequestFields]
+    ) -> operations.Explanation:
         """See `Client.explain`."""
         return self._loop.run(self._client.explain(with_more=with_more, **fields))
 
@@ -195,11 +195,11 @@ class SyncClient:
 
     def fleet(
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
-    ) -> requests.FleetSummary:
+    ) -> operations.FleetSummary:
         """See `Client.fleet`."""
         return self._loop.run(self._client.fleet(hosts=hosts, models=models, devices=devices))
 
-    def queue(self) -> list[requests.QueueEntry]:
+    def queue(self) -> list[operations.QueueEntry]:
         """See `Client.queue`."""
         return self._loop.run(self._client.queue())
 

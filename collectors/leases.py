@@ -15,7 +15,8 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from ..schemas import bus, codec, stored
-from ..schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseFilter, Leases, LeaseState
+from ..schemas.operations import LeaseFilter, Leases
+from ..schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
 
 log = logging.getLogger("corral.collector")
 

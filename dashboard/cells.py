@@ -13,7 +13,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..schemas.requests import DeviceStatus, Lease
+from ..schemas.operations import DeviceStatus
+from ..schemas.requests import Lease
 
 UNKNOWN: Final = 255
 STEPS: Final = 250

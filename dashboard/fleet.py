@@ -16,7 +16,7 @@ from msgspec import Struct
 from nats.aio.msg import Msg
 
 from ..client import Client, CorralError, NoService, Unavailable, connect
-from ..schemas import bus, codec, requests
+from ..schemas import bus, codec, operations, requests
 from ..schemas.health import HealthDoor, Judgement
 from ..schemas.instruments import ServiceKind
 from ..schemas.telemetry import ProcessBatch, ProcessSample
@@ -63,10 +63,10 @@ class Fleet:
     def __init__(self, url: str | None, interval_seconds: float) -> None:
         self.url = url
         self.client: Client | None = None
-        self.devices: list[requests.DeviceStatus] = []
-        self.summary: requests.FleetSummary | None = None
+        self.devices: list[operations.DeviceStatus] = []
+        self.summary: operations.FleetSummary | None = None
         self.leases: list[requests.Lease] = []
-        self.queue: list[requests.QueueEntry] = []
+        self.queue: list[operations.QueueEntry] = []
         self.version = 0
         self.shape = 0
         self.looked_at = 0.0
@@ -120,7 +120,7 @@ class Fleet:
     async def _on_processes(self, message: Msg) -> None:
         self._processes[message.subject.rpartition(".")[2]] = message.data
 
-    def processes_on(self, device: requests.DeviceStatus) -> list[ProcessSample] | None:
+    def processes_on(self, device: operations.DeviceStatus) -> list[ProcessSample] | None:
         """What runs on a device, the largest first; None where its collector has said nothing yet."""
         data = self._processes.get(device.host)
         if data is None:
@@ -175,7 +175,7 @@ class Fleet:
         finally:
             stop()
 
-    def device(self, uuid: str) -> requests.DeviceStatus | None:
+    def device(self, uuid: str) -> operations.DeviceStatus | None:
         """A device by its uuid."""
         return next((device for device in self.devices if device.uuid == uuid), None)
 

@@ -72,9 +72,9 @@ def _components() -> dict[str, Any]:
 
 
 def _schema_modules() -> list[ModuleType]:
-    from corral.schemas import query, requests, telemetry
+    from corral.schemas import operations, query, requests, telemetry
 
-    return [telemetry, requests, query]
+    return [telemetry, requests, operations, query]
 
 
 def _is_struct(value: object) -> bool:

@@ -15,7 +15,8 @@ from nats.micro.request import Request
 
 from ..schemas import codec, globs
 from ..schemas.bus import PlanSubject
-from ..schemas.requests import DeviceFilter, Error, ExplainRequest, WorkRequest
+from ..schemas.operations import DeviceFilter, ExplainRequest
+from ..schemas.requests import Error, WorkRequest
 
 log = logging.getLogger("corral.planner")
 

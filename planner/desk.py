@@ -18,18 +18,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..schemas import codec
+from ..schemas.operations import DrainAction, Drains, EvictAction, LeaseFilter, Leases, Queue
 from ..schemas.requests import (
     Assignment,
-    DrainAction,
-    Drains,
     Error,
-    EvictAction,
     Lease,
     LeaseAction,
-    LeaseFilter,
-    Leases,
     LeaseState,
-    Queue,
     Rejection,
     RejectionCode,
     WithdrawAction,

@@ -6,7 +6,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..schemas.requests import Error, ExplainRequest, LeaseAction, WithdrawAction, WorkRequest
+from ..schemas.operations import ExplainRequest
+from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 
 _MOST_OWNERS: Final = 10_000
 """Buckets that are kept; full ones, which say nothing, are dropped beyond it."""

@@ -28,20 +28,8 @@ from ..schemas import bus, codec
 from ..schemas.bus import PlanSubject
 from ..schemas.health import HealthDoor, Judgement
 from ..schemas.instruments import ServiceKind
-from ..schemas.requests import (
-    DeviceFilter,
-    Devices,
-    DrainAction,
-    Drains,
-    Error,
-    EvictAction,
-    ExplainRequest,
-    LeaseAction,
-    LeaseFilter,
-    LeaseState,
-    WithdrawAction,
-    WorkRequest,
-)
+from ..schemas.operations import DeviceFilter, Devices, DrainAction, Drains, EvictAction, ExplainRequest, LeaseFilter
+from ..schemas.requests import Error, LeaseAction, LeaseState, WithdrawAction, WorkRequest
 from .asked import HEADROOM_BYTES, Asked
 from .chores import LOST_AFTER_SECONDS, Chores, forever, tidy
 from .desk import Desk

@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from . import bus, codec, health, query, requests, telemetry
+from . import bus, codec, health, operations, query, requests, telemetry
 
 Message = type[Struct]
 
@@ -112,8 +112,8 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     _plan(
         "explain",
         bus.PlanSubject.EXPLAIN,
-        requests.ExplainRequest,
-        (requests.Explanation,),
+        operations.ExplainRequest,
+        (operations.Explanation,),
         "What would become of a request, without granting it.",
     ),
     _plan(
@@ -137,12 +137,14 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         (requests.Lease,),
         "Give a lease back. Also on `corral.v1.plan.release.{owner}`.",
     ),
-    _plan("leases", bus.PlanSubject.LEASES, requests.LeaseFilter, (requests.Leases,), "List leases."),
-    _plan("devices", bus.PlanSubject.DEVICES, requests.DeviceFilter, (requests.Devices,), "List devices."),
-    _plan("fleet", bus.PlanSubject.FLEET, requests.DeviceFilter, (requests.FleetSummary,), "Aggregates of the fleet."),
-    _plan("queue", bus.PlanSubject.QUEUE, None, (requests.Queue,), "Who waits."),
-    _plan("drain", bus.PlanSubject.DRAIN, requests.DrainAction, (requests.Drains,), "Keep new work off devices."),
-    _plan("evict", bus.PlanSubject.EVICT, requests.EvictAction, (requests.Lease,), "Take a lease back."),
+    _plan("leases", bus.PlanSubject.LEASES, operations.LeaseFilter, (operations.Leases,), "List leases."),
+    _plan("devices", bus.PlanSubject.DEVICES, operations.DeviceFilter, (operations.Devices,), "List devices."),
+    _plan(
+        "fleet", bus.PlanSubject.FLEET, operations.DeviceFilter, (operations.FleetSummary,), "Aggregates of the fleet."
+    ),
+    _plan("queue", bus.PlanSubject.QUEUE, None, (operations.Queue,), "Who waits."),
+    _plan("drain", bus.PlanSubject.DRAIN, operations.DrainAction, (operations.Drains,), "Keep new work off devices."),
+    _plan("evict", bus.PlanSubject.EVICT, operations.EvictAction, (requests.Lease,), "Take a lease back."),
     Channel(
         name="query",
         subject=bus.QUERY,

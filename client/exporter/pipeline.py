@@ -19,9 +19,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from ...schemas.globs import matches_any
 from ...schemas.health import Measure, ServiceHealth
 from ...schemas.instruments import INSTRUMENTS, InstrumentKind, ServiceKind
+from ...schemas.operations import FleetSummary, QueueEntry
 from ...schemas.process import corral_version
 from ...schemas.query import ProcessorStatus
-from ...schemas.requests import FleetSummary, Lease, QueueEntry
+from ...schemas.requests import Lease
 from ...schemas.telemetry import AgentReport
 from ..aio import Client
 from ..errors import CorralError

@@ -13,7 +13,7 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ...client import Client, CorralError
-from ...schemas.requests import DeviceStatus
+from ...schemas.operations import DeviceStatus
 from ...schemas.telemetry import ProcessSample
 from ...schemas.units import format_bytes
 from .. import cells, history

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from nicegui import ui
 from starlette.requests import Request
 
-from ...schemas.requests import DeviceStatus
+from ...schemas.operations import DeviceStatus
 from ...schemas.units import format_bytes
 from .. import cells
 from ..cells import GroupBy, Metric, State

@@ -12,7 +12,8 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ...client import CorralError
-from ...schemas.requests import Lease, QueueEntry
+from ...schemas.operations import QueueEntry
+from ...schemas.requests import Lease
 from .. import cells, history
 from ..components.results import Lanes
 from ..fleet import trouble_of

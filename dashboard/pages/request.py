@@ -13,7 +13,8 @@ from starlette.requests import Request
 
 from ...client import CorralError, InvalidRequest, Rejected
 from ...client.request import RequestFields
-from ...schemas.requests import Assignment, Explanation, Grant, Lease, Placement, QueueEntry, Rejection
+from ...schemas.operations import Explanation, QueueEntry
+from ...schemas.requests import Assignment, Grant, Lease, Placement, Rejection
 from ...schemas.units import format_bytes
 from .. import cells
 from ..fleet import trouble_of

@@ -14,12 +14,7 @@ source deploy/container/common.sh
 
 COMPOSE="$COMPOSE --env-file deploy/container/cluster.env"
 urls=nats://127.0.0.1:$CORRAL_PORT,nats://127.0.0.1:$CORRAL_PORT_2,nats://127.0.0.1:$CORRAL_PORT_3
-down() { $COMPOSE down -v >/dev/null 2>&1 || true; }
-creds=$(mktemp)
-trap 'down; rm -rf "${root:-}" "$creds"' EXIT
-down
-$COMPOSE up -d
-$COMPOSE run --rm -T auth print operator >"$creds"
+start
 export CORRAL_NATS_CREDS=$creds CORRAL_NATS_URL=$urls
 for part in bus planner processor collector; do
     within 90 "$CORRAL" health "$part"

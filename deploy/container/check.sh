@@ -10,13 +10,7 @@ cd "$(dirname "$0")/../.."
 # shellcheck source-path=SCRIPTDIR
 source deploy/container/common.sh
 
-down() { $COMPOSE down -v >/dev/null 2>&1 || true; }
-creds=$(mktemp)
-trap 'down; rm -rf "${root:-}" "$creds"' EXIT
-down
-$COMPOSE up -d
-# A service that has ended hands out nothing: this one runs anew, beside it.
-$COMPOSE run --rm -T auth print operator >"$creds"
+start
 
 # counts N: more than N samples are stored, and none twice.
 counts() {

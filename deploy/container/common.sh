@@ -52,3 +52,15 @@ within() {
     done
 }
 container() { $ENGINE ps -a --format '{{.Names}}' | grep -E "corral[-_]$1[-_]1"; }
+
+down() { $COMPOSE down -v >/dev/null 2>&1 || true; }
+
+# start: starts everything anew and goes to the bus as an operator; at the end of the script all is taken down again.
+start() {
+    creds=$(mktemp)
+    trap 'down; rm -rf "${root:-}" "$creds"' EXIT
+    down
+    $COMPOSE up -d
+    # A service that has ended hands out nothing: this one runs anew, beside it.
+    $COMPOSE run --rm -T auth print operator >"$creds"
+}

@@ -14,7 +14,8 @@ import math
 from heapq import heappop, heappush
 from typing import Any, Final
 
-from ...schemas.requests import Drains, Lease, LeaseEvent
+from ...schemas.operations import Drains
+from ...schemas.requests import Lease, LeaseEvent
 from ...schemas.telemetry import DeviceEvent, DeviceInfo, Inventory, ProcessBatch, SampleBatch
 from .device import Device, Fault, StateKey
 from .events import HostForgotten, HostLost, HostSeen, LeaseEnded

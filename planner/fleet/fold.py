@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from ...schemas.requests import Drains, Lease, LeaseEvent, LeaseState
+from ...schemas.operations import Drains
+from ...schemas.requests import Lease, LeaseEvent, LeaseState
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
 from .device import Device, Fault, last_tick
 from .events import HostForgotten, HostLost, HostSeen, LeaseEnded

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ...schemas import globs
-from ...schemas.requests import DeviceFilter, DeviceStatus, FleetSummary
+from ...schemas.operations import DeviceFilter, DeviceStatus, FleetSummary
 from .device import Device
 from .fleet import Fleet, Host, advance, drain_reason, why_blocked
 from .state import MIG_PARENT, STALE

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ...schemas import globs
-from ...schemas.requests import Queue, QueueEntry, Rejection, WorkRequest
+from ...schemas.operations import Queue, QueueEntry
+from ...schemas.requests import Rejection, WorkRequest
 from ..fleet.fleet import Fleet
 
 PATIENCE_SECONDS: Final = 30.0

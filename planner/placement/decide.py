@@ -12,11 +12,10 @@ from contextlib import contextmanager
 
 from msgspec import Struct
 
+from ...schemas.operations import Addition, Explanation
 from ...schemas.requests import (
-    Addition,
     Distributed,
     Distribution,
-    Explanation,
     Grant,
     Rejection,
     RejectionCode,

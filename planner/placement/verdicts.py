@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from heapq import nsmallest
 from typing import Final, NamedTuple
 
-from ...schemas.requests import Placement, Verdict
+from ...schemas.operations import Verdict
+from ...schemas.requests import Placement
 from ...schemas.units import format_bytes
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from corral.cli.board import SORTS, Board, by_host, picked, sparkline
 from corral.client import Client, connect
-from corral.schemas.requests import DeviceStatus, FleetSummary, LeaseState
+from corral.schemas.operations import DeviceStatus, FleetSummary
+from corral.schemas.requests import LeaseState
 from corral.schemas.telemetry import ProcessSample
 from local_cluster import CORRAL, LocalCluster, environment, wait_for
 

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 import pytest
 from corral.client import InvalidRequest
 from corral.client.paging import all_devices
-from corral.schemas.requests import DeviceFilter, Devices, DeviceStatus
+from corral.schemas.operations import DeviceFilter, Devices, DeviceStatus
 from hypothesis import given
 from hypothesis import strategies as st
 

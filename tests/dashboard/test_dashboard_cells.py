@@ -10,7 +10,8 @@ from corral.dashboard import cells
 from corral.dashboard.cells import GroupBy, Metric, State
 from corral.dashboard.history import Window, source
 from corral.dashboard.questions import cell, draw, guess
-from corral.schemas.requests import DeviceStatus, Grant, Lease, LeaseState
+from corral.schemas.operations import DeviceStatus
+from corral.schemas.requests import Grant, Lease, LeaseState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

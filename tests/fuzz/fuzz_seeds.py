@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from corral.schemas import codec, columns, query, requests, telemetry
+from corral.schemas import codec, columns, operations, query, requests, telemetry
 from corral.schemas.metrics import METRICS
 
 GIB = 2**30
@@ -149,15 +149,15 @@ TELEMETRY: dict[str, tuple[type[Any], Any]] = {
 ASKED: list[tuple[type[Any], Any]] = [
     (requests.WorkRequest, WORK),
     (requests.WorkRequest, WORK_ITEMS),
-    (requests.ExplainRequest, requests.ExplainRequest(request=WORK)),
+    (operations.ExplainRequest, operations.ExplainRequest(request=WORK)),
     (requests.LeaseAction, requests.LeaseAction(lease_id="l1", owner="alice", ttl_seconds=60)),
-    (requests.LeaseFilter, requests.LeaseFilter(owner="alice", limit=3)),
-    (requests.DeviceFilter, requests.DeviceFilter(hosts=["h*"], models=["*H100*", "[A-C]*"])),
+    (operations.LeaseFilter, operations.LeaseFilter(owner="alice", limit=3)),
+    (operations.DeviceFilter, operations.DeviceFilter(hosts=["h*"], models=["*H100*", "[A-C]*"])),
     (
-        requests.DrainAction,
-        requests.DrainAction(drain=True, hosts=["h1"], devices=["GPU-h1-0"], host_labels={"a": "b"}, reason="why"),
+        operations.DrainAction,
+        operations.DrainAction(drain=True, hosts=["h1"], devices=["GPU-h1-0"], host_labels={"a": "b"}, reason="why"),
     ),
-    (requests.EvictAction, requests.EvictAction(lease_id="l1", reason="maintenance")),
+    (operations.EvictAction, operations.EvictAction(lease_id="l1", reason="maintenance")),
     (query.QueryRequest, query.QueryRequest(sql="SELECT 1", query_id="q1", window=4)),
     (query.CancelRequest, query.CancelRequest(query_id="q1")),
     (query.SnapshotRequest, query.SnapshotRequest()),

@@ -43,7 +43,7 @@ from corral.processors.ingest.columnar import SCHEMA, Decoder, Incoming
 from corral.processors.sql.confine import Fence, QueryError
 from corral.processors.storage import Database
 from corral.processors.storage.interface import Series
-from corral.schemas import bus, codec, columns, globs, requests, telemetry
+from corral.schemas import bus, codec, columns, globs, operations, requests, telemetry
 from corral.schemas.health import ServiceHealth
 from corral.schemas.instruments import ServiceKind
 from corral.schemas.query import QueryEnd, ResultFormat
@@ -143,10 +143,10 @@ def questions(data: bytes) -> None:
         if isinstance(body, requests.WorkRequest):
             decision = decide(fleet, body, now, _POLICIES, learn=False)
             codec.encode(decision, codec.JSON) if isinstance(decision, requests.Rejection) else decision.grants
-        elif isinstance(body, requests.ExplainRequest) and sum(more.devices for more in body.with_more) < 1000:
+        elif isinstance(body, operations.ExplainRequest) and sum(more.devices for more in body.with_more) < 1000:
             codec.encode(explain(fleet, body.request, now, _POLICIES, body.with_more), codec.JSON)
-        elif isinstance(body, requests.DeviceFilter):
-            codec.encode(requests.Devices(devices=summary.devices(fleet, now, body)), codec.JSON)
+        elif isinstance(body, operations.DeviceFilter):
+            codec.encode(operations.Devices(devices=summary.devices(fleet, now, body)), codec.JSON)
             codec.encode(summary.summary(fleet, now, body), codec.JSON)
     except InvalidRequest as error:
         assert error.field.startswith("$")
@@ -162,7 +162,7 @@ def patterns(data: bytes) -> None:
         return
     if len(found) > 1 and len(found[0]) < 40:  # the standard library's is slow, but right
         assert globs.matches(found[1], found[0]) == fnmatchcase(found[1], found[0])
-    only = requests.DeviceFilter(hosts=found[:1], models=found[1:3], devices=found[3:])
+    only = operations.DeviceFilter(hosts=found[:1], models=found[1:3], devices=found[3:])
     summary.devices(_fleet(), time.time(), only)
     request = requests.WorkRequest(owner="alice", models=found[:2], hosts=found[2:])
     decide(_fleet(), request, time.time(), _POLICIES, learn=False)
@@ -278,7 +278,7 @@ def fold(data: bytes) -> None:
             continue
     found = decide(fleet, requests.WorkRequest(owner="alice", hosts=["h2"]), now + 1, _POLICIES, learn=False)
     assert not isinstance(found, requests.Rejection), found
-    codec.encode(requests.Devices(devices=summary.devices(fleet, now + 5)), codec.JSON)
+    codec.encode(operations.Devices(devices=summary.devices(fleet, now + 5)), codec.JSON)
     codec.encode(summary.summary(fleet, now + 5), codec.JSON)
 
 

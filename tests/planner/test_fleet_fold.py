@@ -10,7 +10,8 @@ import pytest
 from corral.planner.fleet import summary as view
 from corral.planner.fleet.state import ROUNDED_OFF_BYTES
 from corral.planner.placement.decide import Placed, Policies, decide
-from corral.schemas.requests import DeviceFilter, Drains, Grant, Rejection, WorkRequest
+from corral.schemas.operations import DeviceFilter, Drains
+from corral.schemas.requests import Grant, Rejection, WorkRequest
 from corral.schemas.telemetry import DeviceEvent, Inventory, Severity
 from hypothesis import given, settings
 from hypothesis import strategies as st

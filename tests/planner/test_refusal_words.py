@@ -6,7 +6,8 @@ import corral.planner.fleet.fleet as fold
 import msgspec
 import pytest
 from corral.planner.placement.decide import InvalidRequest, Placed, Policies, decide, environment, explain
-from corral.schemas.requests import Addition, Drains, Placement, Rejection, RejectionCode, WorkRequest
+from corral.schemas.operations import Addition, Drains
+from corral.schemas.requests import Placement, Rejection, RejectionCode, WorkRequest
 from planner_world import GIB, NOW, ask, fleet_of, inventory, placed, samples
 
 H100 = "NVIDIA H100 80GB HBM3"

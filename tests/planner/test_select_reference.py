@@ -15,7 +15,8 @@ from corral.planner.placement.feasible import candidates, capacity, excluded
 from corral.planner.placement.policies import make
 from corral.planner.placement.reject import could_ever_fit
 from corral.planner.placement.room import Room, room_for
-from corral.schemas.requests import DeviceStatus, Drains, Placement, Rejection, WorkRequest
+from corral.schemas.operations import DeviceStatus, Drains
+from corral.schemas.requests import Placement, Rejection, WorkRequest
 from corral.schemas.telemetry import DeviceEvent, Inventory, Severity
 from hypothesis import given, settings
 from hypothesis import strategies as st

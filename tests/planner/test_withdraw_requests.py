@@ -10,7 +10,8 @@ from corral.cli.server import EmbeddedServer
 from corral.client import Client, NotOwner, Rejected, connect
 from corral.planner.leases.store import answer_key
 from corral.schemas import bus
-from corral.schemas.requests import Assignment, QueueEntry, Rejection, RejectionCode
+from corral.schemas.operations import QueueEntry
+from corral.schemas.requests import Assignment, Rejection, RejectionCode
 from nats.aio.client import Client as Bus
 from rig_planner import FakeHosts, PlannerProcess, ask, persist, running, until_ready
 
