@@ -80,7 +80,8 @@ async def main(tool: str) -> int:
         }
         wrong = [f"request {request} was never answered" for request in load.history.unanswered]
         wrong += load.history.betrayed
-        wrong += overcommitted([(held.lease["grants"], held.since, held.until) for held in load.history.held])
+        memory = dict(await load.rows("SELECT device, memory_bytes FROM devices", 10))
+        wrong += overcommitted([(held.lease["grants"], held.since, held.until) for held in load.history.held], memory)
         told = {row[0] for row in await load.rows("SELECT lease_id FROM lease_events WHERE kind = 'granted'", 10)}
         wrong += [f"lease {lease} was answered and is on no record" for lease in answered - told]
         await engine(tool, "stop", "--time", "20", container(tool, "collector"))

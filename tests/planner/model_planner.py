@@ -12,7 +12,7 @@ import json
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -262,8 +262,15 @@ def grants_of(lease: dict[str, Any]) -> list[dict[str, Any]]:
     return lease["grants"]
 
 
-def overcommitted(holdings: Iterable[tuple[list[dict[str, Any]], float, float]]) -> list[str]:
-    """Sweep over time: on no device more than its memory or one whole share, on no host more than its cores."""
+def overcommitted(
+    holdings: Iterable[tuple[list[dict[str, Any]], float, float]], memory: Mapping[str, float] | None = None
+) -> list[str]:
+    """Sweep over time: on no device more than its memory or one whole share, on no host more than its cores.
+
+    Args:
+        holdings: grants, with the time from which and until which they were held.
+        memory: of each device, where they are not those of the model.
+    """
     changes: dict[str, list[tuple[float, int, float]]] = defaultdict(list)
     limits: dict[str, float] = {}
     for grants, since, until in holdings:
@@ -273,7 +280,8 @@ def overcommitted(holdings: Iterable[tuple[list[dict[str, Any]], float, float]])
             amounts = [(f"cores of {grant['host']}", grant.get("cpus", 0.0), CPUS)]
             if grant.get("device"):
                 amounts.append((f"share of {grant['device']}", grant.get("share", 1.0), 1.0))
-                amounts.append((f"memory of {grant['device']}", grant.get("memory_bytes", 0), MEMORY))
+                most = MEMORY if memory is None else memory[grant["device"]]
+                amounts.append((f"memory of {grant['device']}", grant.get("memory_bytes", 0), most))
             for what, amount, limit in amounts:
                 limits[what] = limit
                 # What ends at an instant is free at that instant.
