@@ -91,6 +91,7 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._sequence = 0
+        self._samples = 0
         readings_per_batch = max(round(settings.batch_seconds / settings.interval_seconds), 1)
         if isinstance(source, PatientSource):
             # Nothing is held back between readings, so that half a buffer of room is enough for the next.
@@ -294,6 +295,7 @@ class Agent:
             time_ns=time.time_ns(),
             source=self._source.name,
             ticks=self._reader.ticks,
+            samples=self._samples,
             late_ticks=self._reader.late_ticks,
             read_seconds_mean=mean,
             read_seconds_max=longest,
@@ -315,6 +317,7 @@ class Agent:
 
     def _put_pack(self, pack: Pack) -> None:
         sequence = self._next()
+        self._samples += pack.samples
         self._put(
             bus.samples_subject(pack.host),
             pack.batch(self.id, sequence, self._source.name),

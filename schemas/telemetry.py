@@ -288,6 +288,7 @@ class AgentReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
         time_ns: when it was written.
         source: as in `SampleBatch`.
         ticks: ticks read.
+        samples: device samples read in them: a device that is off the bus gives none.
         late_ticks: ticks skipped since an earlier one was still being read.
         read_seconds_mean: time to read one tick.
         read_seconds_max: the longest.
@@ -307,6 +308,7 @@ class AgentReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     time_ns: int
     source: str = ""
     ticks: int = 0
+    samples: int = 0
     late_ticks: int = 0
     read_seconds_mean: float = 0.0
     read_seconds_max: float = 0.0

@@ -272,7 +272,6 @@ async def account_for_telemetry(load: Load, account: Account, *, patience: float
     inventory = await read_stream(load.nc, bus.INVENTORY_STREAM)
     sequences: dict[str, set[int]] = defaultdict(set)
     rows: dict[str, int] = defaultdict(int)
-    devices: dict[str, dict[str, int]] = defaultdict(dict)
     reports: dict[str, AgentReport] = {}
     for subject, payload in telemetry:
         if subject.rpartition(".")[2] in load.broken:
@@ -288,7 +287,6 @@ async def account_for_telemetry(load: Load, account: Account, *, patience: float
                 batch = codec.decode(payload, SampleBatch)
                 if head.sequence not in sequences[head.agent]:
                     rows[head.agent] += len(batch.times_ns) // 8
-                    devices[head.agent][batch.host] = len(batch.devices)
         elif subject.startswith(bus.AGENTS):
             reports[head.agent] = codec.decode(payload, AgentReport)
         sequences[head.agent].add(head.sequence)
@@ -313,7 +311,7 @@ async def account_for_telemetry(load: Load, account: Account, *, patience: float
             account.messages_missing -= max(0, missing)
         if agent in ended:
             # What the collector itself counted, whatever the stream has.
-            read = reports[agent].ticks * sum(devices[agent].values()) - reports[agent].dropped_samples
+            read = reports[agent].samples - reports[agent].dropped_samples
             if read != rows[agent]:
                 account.wrong.append(f"collector {agent} read {read} samples, the stream has {rows[agent]}")
     account.rows_expected += sum(rows.values())
