@@ -341,7 +341,8 @@ class LeaseTable:
         """The event of a lease's change is on the stream of facts. One that comes out of turn is looked at again."""
         record = self._records.get(lease_id)
         if record is not None and record.told == version - 1:
-            self._records[lease_id] = replace(record, told=version)
+            earlier = [announcement for announcement in record.earlier if announcement.version > version]
+            self._records[lease_id] = replace(record, told=version, earlier=earlier)
 
     def forget(self, lease_id: str) -> None:
         """Drop an ended record."""

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from ...schemas import codec
@@ -77,17 +78,17 @@ class Ledger:
         self._deposed = deposed
         self._most_bytes = most_bytes
         self._busy: dict[str, deque[tuple[Step, Settled]]] = {}
-        self._ended: deque[tuple[float, str]] = deque()
         self._end_rate = 0.0
         self._end_rate_at = time.monotonic()
         now = time.time()
-        ended = sorted(
-            (record.changed_at.timestamp(), record.lease.lease_id)
+        # The bucket lets go of them at its own time; here they go an hour after their end at the latest. It is a heap,
+        # since what ends later may have to go earlier.
+        self._ended = [
+            (min(record.changed_at.timestamp(), now) + RETAIN_SECONDS, record.lease.lease_id)
             for record in table
             if record.lease.state is not LeaseState.ACTIVE
-        )
-        # The bucket lets go of them at its own time; here they go an hour after their end at the latest.
-        self._ended.extend((min(at, now) + RETAIN_SECONDS, lease_id) for at, lease_id in ended)
+        ]
+        heapify(self._ended)
 
     async def grant(self, record: LeaseRecord, settled: Settled) -> None:
         """Make a new lease durable; its devices are held already and come free again if that fails."""
@@ -164,7 +165,7 @@ class Ledger:
     def forget(self, now: float) -> None:
         """Let go of leases that ended long ago."""
         while self._ended and self._ended[0][0] <= now:
-            self.table.forget(self._ended.popleft()[1])
+            self.table.forget(heappop(self._ended)[1])
 
     async def _next(self, lease_id: str) -> None:
         waiting = self._busy[lease_id]
@@ -205,7 +206,7 @@ class Ledger:
             self.table.put(record)
             if ends:
                 free(self._fleet, lease_id)
-                self._ended.append((time.time() + ttl, lease_id))
+                heappush(self._ended, (time.time() + ttl, lease_id))
                 self._freed()
             await settled(record.lease)
             await self._announcer.announce(record, revision)
