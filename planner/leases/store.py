@@ -6,10 +6,14 @@ it (`Nats-Expected-Last-Subject-Sequence` for the subject of `leader`), and the 
 stream's lock, once another planner has written that key: what a deposed leader sends can not land.
 
 Writes are pipelined: each is a message of its own with its own acknowledgement, many on their way at a time, and the
-server takes whatever has arrived in one go. On a stream with replicas they go one after the other: there the server has
-only one write that names a subject on its way to the replicas, and turns all others away undecided. A write whose
-acknowledgement does not come (the server was killed, say) is sent again until its fate is certain; its message id lets
-the server store it once.
+server takes whatever has arrived in one go. On a stream with replicas they go one group after the other: there the
+server has only one write that names a subject on its way to the replicas, and turns all others away undecided. What
+waits meanwhile becomes the next group: an atomic batch with one fence and one acknowledgement (NATS ADR-50, servers
+from 2.12; with older ones each write is a group of its own). A batch that is refused for another reason than the fence
+is taken apart, so that each write has its own answer.
+
+A write whose acknowledgement does not come (the server was killed, say) is sent again until its fate is certain; its
+message id lets the server store it once.
 
 A write is acknowledged when the server has handed it to the operating system: it outlives the end of any process, by
 `kill -9` too. For power loss see `sync_interval` of the server (2 minutes by default; `always` syncs each write), or
@@ -51,10 +55,17 @@ ANSWER_PREFIX: Final = "answer."
 
 _STREAM: Final = f"KV_{bus.PLANNER_BUCKET}"
 _KEYS: Final = f"$KV.{bus.PLANNER_BUCKET}."
+_EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
+_EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 _WRONG_SEQUENCE: Final = 10071
 _UNDECIDED: Final = 10164
 """Another write that names the same subject is on its way to the replicas: nothing was compared."""
 _UNDECIDED_SECONDS: Final = 0.002
+_DUPLICATE_IN_BATCH: Final = 10201
+"""At least one write of a batch is stored already."""
+_GROUP_MOST: Final = 250
+"""Writes in a batch: a server takes 1,000, but none of them is answered before the last is stored."""
+_GROUP_BYTES: Final = 4 * 2**20
 _CLAIM_TRIES: Final = 50
 _RESEND_SECONDS: Final = 2.0
 _SILENT_SECONDS: Final = 5.0
@@ -104,7 +115,7 @@ Done = Callable[[Outcome], Awaitable[None]]
 
 
 class _Write:
-    __slots__ = ("asked_at", "done", "floor", "headers", "resolved", "sent_at", "subject", "times", "value")
+    __slots__ = ("alone", "asked_at", "done", "floor", "headers", "resolved", "sent_at", "subject", "times", "value")
 
     def __init__(self, subject: str, value: bytes, headers: dict[str, str], done: Done, floor: int) -> None:
         self.subject = subject
@@ -113,6 +124,7 @@ class _Write:
         self.done = done
         self.floor = floor
         self.resolved = False
+        self.alone = False
         self.sent_at = 0.0
         self.asked_at = 0.0
         self.times = 0
@@ -125,8 +137,8 @@ class Store:
         nc: the connection; call `resend` when it has been made again.
 
     Attributes:
-        write_seconds: from sending a write to its acknowledgement.
-        write_group: writes on their way when one is sent.
+        write_seconds: from asking for a write to its acknowledgement.
+        write_group: writes whose fate is not known when one is asked for.
         write_failures: writes that were refused.
     """
 
@@ -144,7 +156,10 @@ class Store:
         self._settled = asyncio.Event()
         self._settled.set()
         self._replicated = False
-        self._turns: deque[int] = deque()
+        self._group_most = 1
+        self._waiting: deque[int] = deque()
+        self._group: list[int] = []
+        self._batches = 0
         self._again: asyncio.TimerHandle | None = None
         self._resending: set[asyncio.Task[None]] = set()
         self.write_seconds = Histogram(SECONDS)
@@ -177,15 +192,21 @@ class Store:
         """
         config = (await self._js.stream_info(_STREAM)).config
         self._replicated = (config.num_replicas or 1) > 1
-        if not config.allow_msg_ttl or config.duplicate_window != _DUPLICATE_WINDOW_SECONDS:
+        if (
+            not config.allow_msg_ttl
+            or config.duplicate_window != _DUPLICATE_WINDOW_SECONDS
+            or (self._replicated and not config.allow_atomic)
+        ):
             config.allow_msg_ttl = True
             config.duplicate_window = _DUPLICATE_WINDOW_SECONDS
-            made = await self._js.update_stream(config)
-            if not made.config.allow_msg_ttl:
+            config.allow_atomic = self._replicated or config.allow_atomic
+            config = (await self._js.update_stream(config)).config
+            if not config.allow_msg_ttl:
                 raise bus.BusUnavailable(
                     f"NATS server {self._nc.connected_server_version} keeps every lease for ever: the planner needs "
                     "2.11 or newer, where a message may have a time to live"
                 )
+        self._group_most = _GROUP_MOST if config.allow_atomic else 1
         self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
 
     async def close(self) -> None:
@@ -213,10 +234,7 @@ class Store:
             message_id: by which the server knows the write again.
             ttl_seconds: the entry goes away after it; 0 keeps it.
         """
-        headers = {
-            "Nats-Expected-Last-Subject-Sequence": str(term),
-            "Nats-Expected-Last-Subject-Sequence-Subject": f"{_KEYS}{LEADER}",
-        }
+        headers = {_EXPECTED: str(term), _EXPECTED_SUBJECT: f"{_KEYS}{LEADER}"}
         if message_id:
             headers["Nats-Msg-Id"] = message_id
         if ttl_seconds:
@@ -229,12 +247,13 @@ class Store:
         self._settled.clear()
         write.asked_at = self._loop.time()
         self.write_group.observe(len(self._pending))
-        if self._replicated:
-            # The heartbeat goes first: a leader must not become uncertain because it has much to write.
-            self._turns.insert(1 if key == HEARTBEAT else len(self._turns), number)
-            if self._turns[0] != number:
-                return
-        await self._send(number, write)
+        if not self._replicated:
+            await self._send(number, write)
+            return
+        # The heartbeat goes first: a leader must not become uncertain because it has much to write.
+        self._waiting.insert(0 if key == HEARTBEAT else len(self._waiting), number)
+        if not self._group:
+            await self._next_group()
 
     async def put(self, key: str, value: bytes, term: int, *, message_id: str = "") -> int:
         """Write and wait for the outcome.
@@ -266,9 +285,7 @@ class Store:
         """
         for _ in range(_CLAIM_TRIES):
             try:
-                ack = await self._js.publish(
-                    f"{_KEYS}{LEADER}", value, headers={"Nats-Expected-Last-Subject-Sequence": str(revision)}
-                )
+                ack = await self._js.publish(f"{_KEYS}{LEADER}", value, headers={_EXPECTED: str(revision)})
                 return ack.seq
             except APIError as error:
                 if error.err_code == _WRONG_SEQUENCE:
@@ -295,7 +312,11 @@ class Store:
     async def resend(self, older_than_seconds: float = 0.0) -> None:
         """Send the writes again whose fate is not known, oldest first."""
         before = self._loop.time() - older_than_seconds
-        for number in list(self._turns)[:1] if self._replicated else list(self._pending):
+        if self._replicated:
+            if self._group and self._pending[self._group[0]].sent_at <= before:
+                await self._send_group()
+            return
+        for number in list(self._pending):
             write = self._pending.get(number)
             if write is not None and write.sent_at <= before and not write.resolved:
                 await self._send(number, write)
@@ -317,7 +338,8 @@ class Store:
         """
         writes = [write for write in self._pending.values() if not write.resolved]
         self._pending.clear()
-        self._turns.clear()
+        self._waiting.clear()
+        self._group.clear()
         self._settled.set()
         return [write.done for write in writes]
 
@@ -326,45 +348,114 @@ class Store:
         await self._settled.wait()
 
     async def _send(self, number: int, write: _Write) -> None:
+        await self._publish(write, f"{self._inbox}.{number}", write.headers)
+
+    async def _publish(self, write: _Write, reply: str, headers: dict[str, str]) -> None:
         write.times += 1
         write.sent_at = self._loop.time()
         try:
-            await self._nc.publish(write.subject, write.value, reply=f"{self._inbox}.{number}", headers=write.headers)
+            await self._nc.publish(write.subject, write.value, reply=reply, headers=headers)
         except NatsError as error:  # the buffer is full while the server is away: `tend` sends it again
             log.debug("write %s waits: %s", write.subject, error)
+
+    async def _next_group(self) -> None:
+        """Send what waits, as much of it as may go together."""
+        size = 0
+        self._group = []
+        while self._waiting and len(self._group) < self._group_most:
+            write = self._pending[self._waiting[0]]
+            size += len(write.value)
+            if self._group and (write.alone or size > _GROUP_BYTES):
+                break
+            self._group.append(self._waiting.popleft())
+            if write.alone:
+                break
+        if self._group:
+            await self._send_group()
+
+    async def _send_group(self) -> None:
+        writes = [self._pending[number] for number in self._group]
+        if len(writes) == 1:
+            await self._send(self._group[0], writes[0])
+            return
+        # Another one each time it is sent: what came of an earlier one is told apart.
+        self._batches = number = self._batches + 1
+        batch = f"{self._inbox[-22:]}.{number}"
+        for place, write in enumerate(writes, start=1):
+            headers = {**write.headers, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(place)}
+            if place > 1:
+                # Compared once, when the batch is committed, for all of it.
+                del headers[_EXPECTED], headers[_EXPECTED_SUBJECT]
+            last = place == len(writes)
+            if last:
+                headers["Nats-Batch-Commit"] = "1"
+            await self._publish(write, f"{self._inbox}.-{number}" if last else "", headers)
 
     async def _on_ack(self, message: Msg) -> None:
         self._heard_at = self._loop.time()
         number = int(message.subject[self._cut :])
+        if number < 0:
+            await self._on_batch_ack(-number, message)
+            return
         write = self._pending.get(number)
         if write is None or write.resolved:
             return
         outcome = _outcome(message, write)
         if outcome is None:
             write.sent_at = 0.0  # no use waiting for another answer
-            if self._replicated and message.data and self._again is None:
-                self._again = self._loop.call_later(_UNDECIDED_SECONDS, self._send_again)
+            self._soon(message)
             return
         write.resolved = True
-        await self._next_turn(number)
+        if self._group == [number]:
+            await self._next_group()
+        await self._tell(number, write, outcome)
+
+    async def _on_batch_ack(self, batch: int, message: Msg) -> None:
+        """One answer for a group: all of it is stored in a row, or nothing of it."""
+        if batch != self._batches or len(self._group) < 2:
+            return
+        numbers = list(self._group)
+        writes = [self._pending[number] for number in numbers]
+        ack = _decode_ack(message.data) if message.data else None
+        if ack is None or (ack.error is not None and ack.error.err_code == _UNDECIDED):
+            for write in writes:
+                write.sent_at = 0.0
+            self._soon(message)
+            return
+        if ack.error is not None and ack.error.err_code != _WRONG_SEQUENCE:
+            for write in writes:
+                write.alone = True
+                if write.times == 1 and ack.error.err_code != _DUPLICATE_IN_BATCH:
+                    write.times = 0  # nothing of it has landed
+            self._waiting.extendleft(reversed(numbers))
+            await self._next_group()
+            return
+        for write in writes:
+            write.resolved = True
+        await self._next_group()
+        first = ack.seq - len(numbers) + 1
+        for place, (number, write) in enumerate(zip(numbers, writes, strict=True)):
+            outcome = first + place if ack.error is None else Deposed(ack.error.description)
+            await self._tell(number, write, outcome)
+
+    async def _tell(self, number: int, write: _Write, outcome: Outcome) -> None:
         self.write_seconds.observe(self._loop.time() - write.asked_at)
         self.write_failures += isinstance(outcome, WriteFailed)
         if isinstance(outcome, int) and outcome > self._newest:
             self._newest = outcome
         try:
             await write.done(outcome)
+        except Exception:  # the others of its group are told all the same
+            log.exception("what follows the write of %s failed", write.subject)
         finally:
             self._pending.pop(number, None)
             if not self._pending:
                 self._settled.set()
 
-    async def _next_turn(self, number: int) -> None:
-        """One write is through: send the one behind it."""
-        if not self._turns or self._turns[0] != number:
-            return
-        self._turns.popleft()
-        if self._turns and (write := self._pending.get(self._turns[0])) is not None:
-            await self._send(self._turns[0], write)
+    def _soon(self, message: Msg) -> None:
+        """The server could not say yet: send again what was turned away."""
+        if self._replicated and message.data and self._again is None:
+            self._again = self._loop.call_later(_UNDECIDED_SECONDS, self._send_again)
 
     def _send_again(self) -> None:
         self._again = None
