@@ -185,8 +185,25 @@ async def bus_disk_full(folder: Path, account: Account, seconds: float) -> None:
 
 
 @fault()
-async def clock_jumps(folder: Path, account: Account, seconds: float) -> None:
-    """The clock of one host is set back by an hour while it runs, and later put right."""
+async def clock_behind(folder: Path, account: Account, seconds: float) -> None:
+    """The clock of one host is set back by an hour while it runs, and later put right: its samples are late."""
+    await set_clock(folder, account, seconds, hours=-1)
+    account.what = f"the clock of one host an hour behind for {seconds:g} s, and put right again"
+
+
+@fault()
+async def clock_ahead(folder: Path, account: Account, seconds: float) -> None:
+    """The other way: what it sends meanwhile are dead letters, whole."""
+    await set_clock(folder, account, seconds, hours=1)
+    if not account.rows_refused:
+        account.wrong.append("samples of the future are not dead letters")
+    account.what = (
+        f"the clock of one host an hour ahead for {seconds:g} s, and put right again: "
+        f"{account.rows_refused:,} samples are dead letters"
+    )
+
+
+async def set_clock(folder: Path, account: Account, seconds: float, *, hours: int) -> None:
     library = faketime()
     assert library is not None, "libfaketime is not installed (apt-get install libfaketime)"
     clock = folder / "clock"
@@ -196,16 +213,16 @@ async def clock_jumps(folder: Path, account: Account, seconds: float) -> None:
         "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1",
     }  # fmt: skip
     async with world(folder, account, clock=environment) as made:
+        made.load.refused_codes = {"future"}
         made.load.gone = {f"c1-{number + 1:04d}" for number in range(HOSTS)}
-        clock.write_text("-3600")
-        await asyncio.sleep(seconds)
-        devices = json.loads((await made.load.nc.request("corral.v1.plan.fleet", b"", timeout=2)).data)
-        if devices["usable_devices"] < 2 * HOSTS * 4:
-            account.wrong.append(f"only {devices['usable_devices']} devices are usable while a clock is wrong")
-        clock.write_text("+0")
-        await asyncio.sleep(2)
+        for hours_off, pause in ((hours, seconds), (0, 2.0)):
+            clock.write_text(f"{3600 * hours_off:+d}")
+            await asyncio.sleep(pause)
+            devices = json.loads((await made.load.nc.request("corral.v1.plan.fleet", b"", timeout=2)).data)
+            if devices["usable_devices"] < 2 * HOSTS * 4:
+                what = "while a clock is wrong" if hours_off else "once it is right again"
+                account.wrong.append(f"only {devices['usable_devices']} devices are usable {what}")
         made.load.gone = set()
-        account.what = f"the clock of one host an hour behind for {seconds:g} s, and put right again"
 
 
 @fault()

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "planner"))
 import model_planner
 from corral.schemas import bus, codec
 from corral.schemas.query import ProcessorStatus
-from corral.schemas.telemetry import AgentReport, DeviceEvent, SampleBatch
+from corral.schemas.telemetry import AgentReport, DeadLetter, DeviceEvent, SampleBatch
 from model_planner import History, RandomClient, check
 
 FRESH_SECONDS = float(os.environ.get("CORRAL_CHAOS_FRESH_SECONDS", "3"))
@@ -142,6 +142,7 @@ class Load:
         self.gone: set[str] = set()
         self.broken: set[str] = set()
         self.unnumbered: set[str] = set()
+        self.refused_codes: set[str] = set()
         self._requesters = requesters
         self._keepers = keepers
         self._tasks: list[asyncio.Task[None]] = []
@@ -315,6 +316,7 @@ async def account_for_telemetry(load: Load, account: Account, *, patience: float
             if read != rows[agent]:
                 account.wrong.append(f"collector {agent} read {read} samples, the stream has {rows[agent]}")
     account.rows_expected += sum(rows.values())
+    account.rows_refused = await _refused_rows(load)
     deadline = time.monotonic() + patience
     while True:
         with contextlib.suppress(Exception):
@@ -331,6 +333,17 @@ async def account_for_telemetry(load: Load, account: Account, *, patience: float
         account.wrong.append(f"{account.rows_doubled} samples are stored twice")
     if account.messages_missing:
         account.wrong.append(f"{account.messages_missing} messages of collectors are missing")
+
+
+async def _refused_rows(load: Load) -> int:
+    """Samples in dead letters whose code the fault brings about."""
+    letters = (codec.decode(data, DeadLetter) for _, data in await read_stream(load.nc, bus.DEAD_STREAM))
+    refused = {
+        letter.stream_sequence: letter.payload
+        for letter in letters
+        if letter.subject.startswith(bus.SAMPLES) and letter.code in load.refused_codes
+    }
+    return sum(len(codec.decode(payload, SampleBatch).times_ns) // 8 for payload in refused.values())
 
 
 async def account_for_leases(load: Load, account: Account, *, lost_hosts: frozenset[str] = frozenset()) -> None:
