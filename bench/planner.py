@@ -2,11 +2,12 @@
 
     python bench/planner.py                   # all of it, about a minute
     python bench/planner.py --gpus 10000 --seconds 5 --clients 1,16,256
+    python bench/planner.py --servers 3       # streams with three copies
 
 One machine runs everything: nats-server, the planner process, and the clients, which are raw sockets speaking NATS in
 this process, so that they cost next to nothing beside what they measure. Each client sends its next request when it
 has its answer. Limits measured in the same run: a bus round trip (request to an echo in a process of its own), and a
-bare write to the planner's bucket, one at a time and pipelined.
+bare write to the planner's bucket, one at a time and pipelined (without the fence that the planner's writes have).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from corral.planner.service import Settings, plan
 from corral.schemas import bus, codec, columns
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
+from servers import start
 
 GIB = 2**30
 PER_HOST = 8
@@ -231,7 +233,7 @@ def grant_and_release(number: int) -> Callable[[int, bytes], Any]:
 async def bare_writes(url: str, seconds: float) -> None:
     """What the bucket takes: writes of an assignment's size, one at a time and pipelined."""
     nc = await bus.connect(url)
-    await bus.ensure_layout(nc.jetstream())
+    await bus.until_laid_out(nc.jetstream())
     await nc.close()
     value = b"x" * 900
 
@@ -252,17 +254,21 @@ async def main() -> None:
     options.add_argument("--clients", default="1,16,256")
     options.add_argument("--profile", default="", help="write a cProfile of the planner there")
     options.add_argument("--policy", default=None, help="ranks; the planner's default where it is not given")
+    options.add_argument(
+        "--servers", type=int, default=1, help="NATS servers; streams have a copy on each, up to three"
+    )
     options.add_argument("--only", default="", help="limits, grants or cycles")
     args = options.parse_args()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        server = EmbeddedServer(Path(folder) / "nats")
-        server.start()
-        url = server.url
+        servers = start(Path(folder), args.servers)
+        url = servers[0].url
         stop = context.Event()
         parts: list[Any] = []
         try:
-            print(f"{args.gpus:,} GPUs, {os.cpu_count()} cores for server, planner and clients\n{HEADER}")
+            print(
+                f"{args.gpus:,} GPUs, {os.cpu_count()} cores for {args.servers} of NATS, planner and clients\n{HEADER}"
+            )
             if args.only in ("", "limits"):
                 echo = context.Process(target=run_echo, args=(url,))
                 echo.start()
@@ -276,7 +282,7 @@ async def main() -> None:
             if args.only == "limits":
                 return
             nc = await bus.connect(url)
-            await bus.ensure_layout(nc.jetstream())
+            await bus.until_laid_out(nc.jetstream())
             parts = [
                 context.Process(target=run_planner, args=(url, args.profile, args.policy)),
                 context.Process(target=run_feed, args=(url, args.gpus, stop)),
@@ -291,12 +297,12 @@ async def main() -> None:
                     ready = fleet["usable_devices"]
             print(f"  planner ready, {resident_mebibytes(parts[0].pid):.0f} MiB")
             for clients in [int(part) for part in args.clients.split(",")]:
-                before = cpu_seconds(parts[0].pid), cpu_seconds(server.process.pid)  # type: ignore[union-attr]
+                before = cpu_seconds(parts[0].pid), servers_cpu_seconds(servers)
                 if args.only in ("", "grants"):
                     rate, *_ = await drive("durable grants", url, clients, args.seconds, grants_only(50))
-                    after = cpu_seconds(parts[0].pid), cpu_seconds(server.process.pid)  # type: ignore[union-attr]
+                    after = cpu_seconds(parts[0].pid), servers_cpu_seconds(servers)
                     spent = [(b - a) / args.seconds / rate * 1e6 for a, b in zip(before, after, strict=True)]
-                    print(f"  CPU per grant: planner {spent[0]:.0f} µs, server {spent[1]:.0f} µs")
+                    print(f"  CPU per grant: planner {spent[0]:.0f} µs, servers {spent[1]:.0f} µs")
                 if args.only in ("", "cycles"):
                     await drive("grant and release, each", url, clients, args.seconds, grant_and_release)
             await nc.close()
@@ -305,7 +311,13 @@ async def main() -> None:
             for part in parts:
                 part.terminate()
                 part.join(10)
-            server.kill()
+            for server in servers:
+                server.kill()
+
+
+def servers_cpu_seconds(servers: list[EmbeddedServer]) -> float:
+    """Of all servers together."""
+    return sum(cpu_seconds(server.process.pid) for server in servers if server.process is not None)
 
 
 def cpu_seconds(pid: int) -> float:
