@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from corral.cli.server import EmbeddedServer
@@ -22,8 +21,8 @@ def start(folder: Path, count: int) -> list[EmbeddedServer]:
             cluster = f'cluster {{ name: bench, listen: "127.0.0.1:{port}", routes: [{routes}] }}'
             include.write_text(f"server_name: server{number}\n{cluster}\n")
             servers.append(EmbeddedServer(folder / f"nats{number}", include=include))
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(lambda server: server.start(), servers))
+    for server in servers:
+        server.start()
     return servers
 
 
