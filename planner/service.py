@@ -155,6 +155,7 @@ class Planner:
                     await self._service.stop()
                 await self._store.settled()
                 if self._announcer is not None:
+                    await self._announcer.settle()
                     await self._announcer.mark()
         self._candidate.leaving = True
         for task in [*self._tasks, *self._term_tasks]:

@@ -72,6 +72,8 @@ class Announcer:
         self._marked = 0
         self._subscription: Subscription | None = None
         self._loop = asyncio.get_running_loop()
+        self._settled = asyncio.Event()
+        self._settled.set()
 
     @property
     def waiting(self) -> int:
@@ -81,6 +83,11 @@ class Announcer:
     async def start(self) -> None:
         """Listen for acknowledgements."""
         self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
+
+    async def settle(self) -> None:
+        """Send at once what the stream has not acknowledged, and wait until it has every event."""
+        await self._resend(0.0)
+        await self._settled.wait()
 
     async def stop(self) -> None:
         """Stop listening; what is not acknowledged is healed by the next term."""
@@ -124,7 +131,7 @@ class Announcer:
         """Move the watermark and resend what has waited too long; returns the seconds until the next time."""
         await self.mark()
         if self._pending and self._nc.is_connected:
-            await self._resend()
+            await self._resend(_RESEND_SECONDS)
         return _MARK_SECONDS
 
     async def mark(self) -> None:
@@ -138,10 +145,10 @@ class Announcer:
             except (Deposed, WriteFailed) as error:
                 log.debug("watermark not written: %s", error)
 
-    async def _resend(self) -> None:
+    async def _resend(self, older_than_seconds: float) -> None:
         now = self._loop.time()
         for number, sent in list(self._pending.items()):
-            if now - sent.sent_at < _RESEND_SECONDS or number not in self._pending:
+            if now - sent.sent_at < older_than_seconds or number not in self._pending:
                 continue
             if now - sent.first_at > _CERTAIN_SECONDS and await self._is_stored(sent.announcement):
                 self._confirm(number)
@@ -151,6 +158,7 @@ class Announcer:
 
     async def _publish(self, lease_id: str, announcement: Announcement, revision: int) -> None:
         self._count += 1
+        self._settled.clear()
         sent = self._pending[self._count] = _Sent(lease_id, announcement, revision, self._loop.time())
         await self._send(self._count, sent)
 
@@ -175,6 +183,8 @@ class Announcer:
 
     def _confirm(self, number: int) -> None:
         sent = self._pending.pop(number, None)
+        if not self._pending:
+            self._settled.set()
         if sent is not None:
             self._told(sent.lease_id, sent.announcement.version)
 
