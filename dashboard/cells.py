@@ -113,16 +113,16 @@ def value(device: DeviceStatus, metric: Metric) -> float | None:
     return float(state(device))
 
 
-def levels(devices: Sequence[DeviceStatus], metric: Metric) -> bytes:
+def levels(devices: Sequence[DeviceStatus], states: Sequence[State], metric: Metric) -> bytes:
     """One byte a device: its place on the colour scale from 0 to 250, or 255; its state for health."""
     if metric is Metric.HEALTH:
-        return bytes(state(device) for device in devices)
+        return bytes(states)
     low, high = DOMAINS[metric]
     scale = STEPS / (high - low)
     found = bytearray()
-    for device in devices:
+    for device, how in zip(devices, states, strict=True):
         number = value(device, metric)
-        if number is None or number != number or state(device) is State.STALE:
+        if number is None or number != number or how is State.STALE:
             found.append(UNKNOWN)
         else:
             found.append(round((min(max(number, low), high) - low) * scale))

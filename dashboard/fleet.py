@@ -20,6 +20,7 @@ from ..schemas import bus, codec, operations, requests
 from ..schemas.health import HealthDoor, Judgement
 from ..schemas.instruments import ServiceKind
 from ..schemas.telemetry import ProcessBatch, ProcessSample
+from . import cells
 
 log = logging.getLogger("corral.dashboard")
 
@@ -52,6 +53,7 @@ class Fleet:
     Attributes:
         client: of the bus; None before the first connection.
         devices: by host and index.
+        states: of these devices, in the same order.
         summary: None before the first look.
         leases: that are active, oldest first.
         queue: requests that wait.
@@ -64,12 +66,14 @@ class Fleet:
         self.url = url
         self.client: Client | None = None
         self.devices: list[operations.DeviceStatus] = []
+        self.states: list[cells.State] = []
         self.summary: operations.FleetSummary | None = None
         self.leases: list[requests.Lease] = []
         self.queue: list[operations.QueueEntry] = []
         self.version = 0
         self.shape = 0
         self.looked_at = 0.0
+        self._levels: dict[cells.Metric, bytes] = {}
         self._trouble: Trouble | None = None
         self._interval = interval_seconds
         self._watching: dict[int, Callable[[], None]] = {}
@@ -179,6 +183,13 @@ class Fleet:
         """A device by its uuid."""
         return next((device for device in self.devices if device.uuid == uuid), None)
 
+    def levels(self, metric: cells.Metric) -> bytes:
+        """A byte a device, as `cells.levels` says; made once a look, however many browsers ask."""
+        found = self._levels.get(metric)
+        if found is None:
+            found = self._levels[metric] = cells.levels(self.devices, self.states, metric)
+        return found
+
     async def _look_for_ever(self) -> None:
         while True:
             await self._wake.wait()
@@ -225,6 +236,8 @@ class Fleet:
         ]:
             self.shape += 1
         self.summary, self.devices, self.leases, self.queue = summary, list(devices), leases, queue
+        self.states = [cells.state(device) for device in self.devices]
+        self._levels.clear()
         self.looked_at = time.monotonic()
 
     async def ask(self, question: Callable[[Client], Awaitable[T]]) -> T:

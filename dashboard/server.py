@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -246,6 +247,9 @@ async def serve(
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            # A look makes many objects that soon go; without this, collections walk over the whole framework's too.
+            gc.collect()
+            gc.freeze()
             link = dashboard.link(url)
             write_secret(settings.state / URL_FILE, url)
             started(url, link)

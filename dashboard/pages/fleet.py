@@ -129,7 +129,7 @@ class FleetPage:
         if not self._drawable or not self.fleet.devices:
             return
         devices, leases = self.fleet.devices, self.fleet.leases
-        levels, health = cells.levels(devices, self.metric), cells.levels(devices, Metric.HEALTH)
+        levels, health = self.fleet.levels(self.metric), self.fleet.levels(Metric.HEALTH)
         owners = [lease.lease_id for lease in leases] if self.group is GroupBy.OWNER or self.words else None
         # A filter may look at states, so these can move cells.
         states = health if self.words else None
@@ -231,7 +231,7 @@ class _Worries:
 
     def show(self, fleet: Fleet) -> None:
         """Bring it up to date."""
-        counts = Counter(cells.state(device) for device in fleet.devices)
+        counts = Counter(fleet.states)
         shown = [(state, counts[state]) for state in _WORST if counts[state]]
         if shown == self._shown:
             return
@@ -253,8 +253,9 @@ class _Attention:
 
     def show(self, fleet: Fleet) -> None:
         """Bring it up to date."""
-        found = [device for device in fleet.devices if cells.state(device) in _WORST]
-        found.sort(key=lambda device: _WORST.index(cells.state(device)))
+        worrying = [(how, device) for device, how in zip(fleet.devices, fleet.states, strict=True) if how in _WORST]
+        worrying.sort(key=lambda each: _WORST.index(each[0]))
+        found = [device for _, device in worrying]
         shown = [(device.uuid, cells.state_words(device)) for device in found]
         if shown == self._shown:
             return

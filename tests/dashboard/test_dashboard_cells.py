@@ -79,7 +79,7 @@ def test_every_device_is_in_one_group_and_has_a_level(devices: list[DeviceStatus
     layout = cells.layout(devices, grouped)
     assert len(base64.b64decode(layout.order)) == 4 * len(devices) == 2 * len(base64.b64decode(layout.indices))
     for metric in Metric:
-        levels = cells.levels(devices, metric)
+        levels = cells.levels(devices, [cells.state(device) for device in devices], metric)
         assert len(levels) == len(devices)
         assert all(
             level <= (7 if metric is Metric.HEALTH else cells.STEPS) or level == cells.UNKNOWN for level in levels
