@@ -58,6 +58,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
             ("cpu_seconds", pa.float64()),
             ("resident_bytes", _INT),
             ("corral_version", _TEXT),
+            ("samples", _INT),
         ]
     ),
     "events": pa.schema(
@@ -89,7 +90,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
         ]
     ),
 }
-"""Columns of the tables that these messages are appended to, in the order of `storage/schema.py`."""
+"""Columns of the tables that these messages are appended to."""
 
 
 class Facts(Struct):
@@ -193,11 +194,11 @@ def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], no
         for number in counts:
             if isinstance(number, int):
                 _fits(number, "$")
+        first = (report.time_ns // 1000, report.host, report.agent, report.source)
+        last = (report.corral_version, _fits(report.samples, "$.samples"))
         if not is_new(report.agent, report.sequence):
             return False
-        facts.rows.setdefault("agents", []).append(
-            (report.time_ns // 1000, report.host, report.agent, report.source, *counts, report.corral_version)
-        )
+        facts.rows.setdefault("agents", []).append((*first, *counts, *last))
         return True
     if kind == "events":
         event = codec.decode(message.payload, DeviceEvent)
@@ -246,8 +247,9 @@ def _check_inventory(inventory: Inventory) -> None:
     _fits(inventory.host.cpus, "$.host.cpus", 31)
     _fits(inventory.host.memory_bytes, "$.host.memory_bytes")
     for device in inventory.devices:
-        for name in ("index", "sm_count", "sm_clock_max_megahertz"):
-            _fits(getattr(device, name), f"$.devices[...].{name}", 31)
+        for name in ("index", "sm_count", "sm_clock_max_megahertz", "mig_instance"):
+            if (number := getattr(device, name)) is not None:
+                _fits(number, f"$.devices[...].{name}", 31)
         for name in ("memory_bytes", "memory_bandwidth_bytes_per_second"):
             _fits(getattr(device, name), f"$.devices[...].{name}")
         for core in device.cpu_affinity:

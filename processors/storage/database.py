@@ -232,7 +232,7 @@ class Database:
             self._write_samples(cursor, batch.samples, number)
         for name, table in batch.tables.items():
             with registered(cursor, "incoming", table):
-                cursor.execute(f"INSERT INTO {name} SELECT * FROM incoming{self._unless_there(name)}")
+                cursor.execute(f"INSERT INTO {name} BY NAME SELECT * FROM incoming{self._unless_there(name)}")
         facts.write_inventories(cursor, batch.inventories)
         facts.write_leases(cursor, batch.leases)
         if batch.arrivals:

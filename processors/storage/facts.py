@@ -51,6 +51,7 @@ _DEVICES: Final = pa.schema(
         ("numa_node", pa.int32()),
         ("cpu_affinity", pa.list_(pa.int32())),
         ("serial", pa.string()),
+        ("mig_instance", pa.int32()),
         ("seen", _TIME),
     ]
 )
@@ -133,13 +134,17 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
         registered(cursor, "new_devices", _devices(list(devices.values()))),
         registered(cursor, "new_links", _links(found)),
     ):
-        cursor.execute(f"INSERT INTO hosts SELECT *, seen FROM new_hosts ON CONFLICT DO UPDATE SET {_updates(_HOSTS)}")
+        cursor.execute(
+            "INSERT INTO hosts BY NAME SELECT * EXCLUDE seen, seen AS first_seen, seen AS last_seen FROM new_hosts "
+            f"ON CONFLICT DO UPDATE SET {_updates(_HOSTS)}"
+        )
         cursor.execute(
             "UPDATE devices SET present = false WHERE present AND host IN (SELECT host FROM new_hosts) "
             "AND device NOT IN (SELECT device FROM new_devices)"
         )
         cursor.execute(
-            "INSERT INTO devices SELECT *, seen, true FROM new_devices "
+            "INSERT INTO devices BY NAME "
+            "SELECT * EXCLUDE seen, seen AS first_seen, seen AS last_seen, true AS present FROM new_devices "
             f"ON CONFLICT DO UPDATE SET {_updates(_DEVICES)}, present = true"
         )
         # Links hardly ever change, and there are many of them.
@@ -178,7 +183,8 @@ def _devices(devices: Sequence[tuple[int, DeviceInfo]]) -> ArrowTable:
         (
             d.uuid, d.host, d.index, d.name, d.vendor, d.architecture, d.compute_capability, d.sm_count, d.memory_bytes,
             d.memory_bandwidth_bytes_per_second, d.sm_clock_max_megahertz, d.power_limit_max_watts, d.driver,
-            d.pcie_address, d.mig_enabled, d.mig_parent, d.mig_profile, d.numa_node, d.cpu_affinity, d.serial, seen,
+            d.pcie_address, d.mig_enabled, d.mig_parent, d.mig_profile, d.numa_node, d.cpu_affinity, d.serial,
+            d.mig_instance, seen,
         )
         for seen, d in devices
     ]  # fmt: skip

@@ -30,12 +30,13 @@ from ...schemas.metrics import METRICS
 from . import lake_facts, lake_rollups, object_storage, schema
 from .errors import Deposed, StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, Series
-from .statements import registered, transaction
+from .statements import add_missing, registered, transaction
 
 log = logging.getLogger("corral.lake")
 
-VERSION: Final = 2
-"""Of the tables: an older lake is brought up to it. 2 counts samples held back, and keeps the idle minutes of hours."""
+VERSION: Final = 3
+"""Of the tables: an older lake is brought up to it. 2 counts samples held back, and keeps the idle minutes of hours; 3
+has `agents.samples` and `devices.mig_instance`."""
 EXTENSIONS: Final = ("ducklake", "postgres_scanner")
 URL_EXTENSION: Final = "httpfs"
 INLINE_ROWS: Final = 256
@@ -234,8 +235,14 @@ def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
     """Bring the tables of an older lake up to this version, and its views to those of this Corral."""
     if int(meta["lake_version"]) < 2:
         lake_rollups.add_columns(connection)
-        meta["lake_version"] = str(VERSION)
-        connection.execute("UPDATE corral_meta SET value = ? WHERE key = 'lake_version'", [meta["lake_version"]])
+    shape = hashlib.sha256(repr(TABLES).encode()).hexdigest()[:16]
+    if meta.get("tables") != shape:  # those of an older version, or of another catalogue of metrics
+        for name, columns in TABLES.items():
+            add_missing(connection, name, columns)
+        _tell(connection, meta, "tables", shape)
+        meta.pop("views", None)  # a view remembers which columns it saw
+    if meta["lake_version"] != str(VERSION):
+        _tell(connection, meta, "lake_version", str(VERSION))
     statements = [
         "CREATE OR REPLACE VIEW dead_letters AS SELECT stream, code, sum(messages)::BIGINT AS messages, "
         "min(time) AS first_time, max(time) AS last_time FROM store.refused GROUP BY stream, code",
@@ -246,9 +253,13 @@ def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
         return
     for statement in statements:
         connection.execute(statement)
-    connection.execute("DELETE FROM corral_meta WHERE key = 'views'")
-    connection.execute("INSERT INTO corral_meta VALUES ('views', ?)", [digest])
-    meta["views"] = digest
+    _tell(connection, meta, "views", digest)
+
+
+def _tell(connection: DuckDBPyConnection, meta: dict[str, str], key: str, value: str) -> None:
+    connection.execute("DELETE FROM corral_meta WHERE key = ?", [key])
+    connection.execute("INSERT INTO corral_meta VALUES (?, ?)", [key, value])
+    meta[key] = value
 
 
 class LakePart:
@@ -353,10 +364,10 @@ class LakePart:
                 return
             if batch.samples is not None:
                 with registered(cursor, "incoming", self._named(batch.samples)):
-                    cursor.execute("INSERT INTO samples FROM incoming")
+                    cursor.execute("INSERT INTO samples BY NAME FROM incoming")
             for name, table in batch.tables.items():
                 with registered(cursor, "incoming", table):
-                    cursor.execute(f"INSERT INTO {name} SELECT * FROM incoming")
+                    cursor.execute(f"INSERT INTO {name} BY NAME FROM incoming")
             lake_facts.write_inventories(cursor, batch.inventories)
             lake_facts.write_leases(cursor, batch.leases)
             if batch.arrivals:

@@ -11,6 +11,7 @@ from ...schemas.metrics import METRICS
 from . import rollups, schema
 from .rollup_columns import HOUR, MINUTE, TEN_SECONDS, Level, add_columns, column_names
 from .rollup_derived import ALL_MINUTES, HEAT, HELD_BACK, IDLE_PERCENT, POWER, SLOWDOWN, Derived, idleness, throttling
+from .statements import add_missing
 
 
 def migrate(cursor: DuckDBPyConnection) -> None:
@@ -18,6 +19,7 @@ def migrate(cursor: DuckDBPyConnection) -> None:
     cursor.execute("CREATE SCHEMA IF NOT EXISTS store")
     for name, columns in schema.TABLES.items():
         cursor.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
+        add_missing(cursor, name, columns)
     cursor.execute(schema.create_day(schema.NO_SERIES))
     add_metrics(cursor, schema.NO_SERIES, METRICS)
     rollups.create(cursor)

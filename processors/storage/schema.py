@@ -15,14 +15,15 @@ from typing import Final
 from ...schemas.metrics import METRICS, Metric
 
 PROGRAM: Final = "corral"
-VERSION: Final = 2
-"""Of the tables in `store`; `migrations.py` brings older ones up to it. 2 counts samples held back in all rollups, and
-keeps which minutes of an hour were idle."""
+VERSION: Final = 3
+"""Of the tables; `migrations.py` brings older ones up to it. 2 counts samples held back in all rollups, and keeps which
+minutes of an hour were idle. 3 has `agents.samples` and `devices.mig_instance`."""
 
 MICROSECONDS_PER_DAY: Final = 86_400_000_000
 NO_SERIES: Final = "store.samples_none"
 """An empty table with every metric: what a day or a file does not have is null by it."""
 
+# Columns that a table gets later stand at its end, where ALTER TABLE adds them.
 TABLES: Final[dict[str, str]] = {
     "store.series": "series INTEGER PRIMARY KEY, host VARCHAR NOT NULL, device VARCHAR NOT NULL",
     "store.watermarks": (
@@ -45,7 +46,7 @@ TABLES: Final[dict[str, str]] = {
         "time TIMESTAMPTZ, host VARCHAR, agent VARCHAR, source VARCHAR, ticks BIGINT, late_ticks BIGINT, "
         "read_seconds_mean DOUBLE, read_seconds_max DOUBLE, read_errors BIGINT, published_messages BIGINT, "
         "buffered_bytes BIGINT, dropped_messages BIGINT, dropped_samples BIGINT, cpu_seconds DOUBLE, "
-        "resident_bytes BIGINT, corral_version VARCHAR"
+        "resident_bytes BIGINT, corral_version VARCHAR, samples BIGINT"
     ),
     "devices": (
         "device VARCHAR PRIMARY KEY, host VARCHAR, index INTEGER, name VARCHAR, vendor VARCHAR, architecture VARCHAR, "
@@ -53,7 +54,7 @@ TABLES: Final[dict[str, str]] = {
         "memory_bandwidth_bytes_per_second BIGINT, sm_clock_max_megahertz INTEGER, power_limit_max_watts FLOAT, "
         "driver VARCHAR, pcie_address VARCHAR, mig_enabled BOOLEAN, mig_parent VARCHAR, mig_profile VARCHAR, "
         "numa_node INTEGER, cpu_affinity INTEGER[], serial VARCHAR, first_seen TIMESTAMPTZ, last_seen TIMESTAMPTZ, "
-        "present BOOLEAN"
+        "present BOOLEAN, mig_instance INTEGER"
     ),
     "hosts": (
         "host VARCHAR PRIMARY KEY, address VARCHAR, cpus INTEGER, memory_bytes BIGINT, driver VARCHAR, "

@@ -24,6 +24,22 @@ def transaction(cursor: DuckDBPyConnection) -> Generator[None]:
         raise
 
 
+def add_missing(cursor: DuckDBPyConnection, table: str, columns: str) -> None:
+    """Add the columns that a table of an earlier version does not have yet; their old rows are null there.
+
+    Args:
+        cursor: in a transaction.
+        table: to be changed.
+        columns: all that it should have, as `CREATE TABLE` takes them.
+    """
+    have = {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
+    cursor.execute(f"CREATE OR REPLACE TEMP TABLE wanted ({columns})")
+    for name, kind, *_ in cursor.execute("DESCRIBE temp.main.wanted").fetchall():
+        if name not in have:
+            cursor.execute(f'ALTER TABLE {table} ADD COLUMN "{name}" {kind}')
+    cursor.execute("DROP TABLE temp.main.wanted")
+
+
 @contextlib.contextmanager
 def registered(cursor: DuckDBPyConnection, name: str, table: ArrowTable) -> Generator[None]:
     """Let a statement see an Arrow table under a name."""

@@ -8,10 +8,12 @@ import time
 from typing import Any
 
 import numpy as np
+from corral.processors.ingest import facts
+from corral.processors.ingest.columnar import Incoming
 from corral.schemas import bus, codec
 from corral.schemas.metrics import METRICS
 from corral.schemas.query import ProcessorStatus
-from corral.schemas.telemetry import SampleBatch
+from corral.schemas.telemetry import AgentReport, DeviceInfo, HostInfo, Inventory, SampleBatch
 from nats.aio.client import Client
 
 
@@ -44,6 +46,26 @@ def sample_batch(
         times_ns=times.astype("<i8").tobytes(),
         columns={name: values.astype(METRICS[name].row.unit.dtype).tobytes() for name in metrics},
     )
+
+
+def known_since_version_3() -> facts.Facts:
+    """An agent's report and an inventory with what tables of version 2 had no column for."""
+    now = time.time_ns()
+    devices = [
+        DeviceInfo(uuid="GPU-1", host="h1", index=0, mig_enabled=True),
+        DeviceInfo(uuid="MIG-1", host="h1", index=1, mig_parent="GPU-1", mig_profile="1g.10gb", mig_instance=5),
+    ]
+    told = [
+        (bus.agent_subject("h1"), AgentReport(host="h1", agent="a", sequence=1, time_ns=now, ticks=3, samples=17)),
+        (
+            bus.inventory_subject("h1"),
+            Inventory(host=HostInfo(name="h1"), agent="a", time_ns=now, devices=devices),
+        ),
+    ]
+    messages = [Incoming(subject, codec.encode(body), at) for at, (subject, body) in enumerate(told, 1)]
+    found = facts.decode(messages, lambda _, __: True, now)
+    assert not found.refused
+    return found
 
 
 class Asking:

@@ -31,7 +31,7 @@ from corral.schemas.telemetry import (
     ProcessSample,
     Severity,
 )
-from history import sample_batch
+from history import known_since_version_3, sample_batch
 from msgspec.structs import replace
 from postgres import Postgres
 from test_views_answers import BASE, GIB, HOUR
@@ -249,10 +249,19 @@ def test_a_lake_of_an_older_version_is_brought_up_to_this_one(lake: lakes.Lake) 
         cursor.execute(f"DROP VIEW {name}")
     for name in ("idle_minutes_bitmask", "throttled_samples"):
         cursor.execute(f"ALTER TABLE store.rollup_1h DROP COLUMN {name}")
+    for table, column in (("agents", "samples"), ("devices", "mig_instance"), ("samples", "fan_percent")):
+        cursor.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     cursor.execute("UPDATE corral_meta SET value = '1' WHERE key = 'lake_version'")
-    cursor.execute("DELETE FROM corral_meta WHERE key = 'views'")
+    cursor.execute("DELETE FROM corral_meta WHERE key IN ('views', 'tables')")
     part.close()
-    lakes.prepare(lake, 2)
+    again = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)
+    again.resume(PART, "made")
+    found = known_since_version_3()
+    again.commit(Batch(stream=PART, sequence=2, tables=found.tables(), inventories=found.inventories, messages=2))
+    cursor = again.cursor()
+    assert cursor.execute("SELECT samples FROM agents").fetchall() == [(17,)]
+    assert cursor.execute("SELECT mig_instance FROM devices ORDER BY index").fetchall() == [(None,), (5,)]
+    again.close()
     upkeep.once(lake)
     # As an analyst sees it, who attaches it under another name.
     reader = duckdb.connect()

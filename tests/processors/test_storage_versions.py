@@ -1,0 +1,52 @@
+"""A database of an earlier version is opened, has what is new, and keeps what it had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+from corral.processors.storage import Batch, Database
+from history import known_since_version_3
+
+NEW = {"agents": "samples", "devices": "mig_instance"}
+
+
+def test_columns_that_are_new_are_added_to_old_tables(tmp_path: Path) -> None:
+    file = tmp_path / "history.duckdb"
+    found = known_since_version_3()
+
+    def commit(history: Database, sequence: int) -> None:
+        history.commit(
+            Batch(stream="S", sequence=sequence, tables=found.tables(), inventories=found.inventories, messages=2)
+        )
+
+    history = Database(file)
+    commit(history, 1)
+    history.close()
+    with duckdb.connect(str(file)) as old:
+        for table, column in NEW.items():
+            # DuckDB drops no column of a table that has a key.
+            ((made,),) = old.execute("SELECT sql FROM duckdb_tables() WHERE table_name = ?", [table]).fetchall()
+            without = made.replace(f", {column} BIGINT", "").replace(f", {column} INTEGER", "")
+            assert without != made
+            old.execute(f"CREATE TEMP TABLE kept AS SELECT * EXCLUDE ({column}) FROM {table}")
+            old.execute(f"DROP TABLE {table}; {without}; INSERT INTO {table} FROM kept; DROP TABLE kept")
+        old.execute("UPDATE corral_meta SET value = '2' WHERE key = 'version'")
+
+    history = Database(file)
+    cursor = history.cursor()
+    assert cursor.execute("SELECT ticks, samples FROM agents").fetchall() == [(3, None)]
+    assert cursor.execute("SELECT device, mig_profile, mig_instance FROM devices ORDER BY index").fetchall() == [
+        ("GPU-1", "", None),
+        ("MIG-1", "1g.10gb", None),
+    ]
+    commit(history, 2)
+    assert cursor.execute("SELECT ticks, samples FROM agents ORDER BY samples NULLS FIRST").fetchall() == [
+        (3, None),
+        (3, 17),
+    ]
+    assert cursor.execute("SELECT device, mig_instance, present FROM devices ORDER BY index").fetchall() == [
+        ("GPU-1", None, True),
+        ("MIG-1", 5, True),
+    ]
+    history.close()
