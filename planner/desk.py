@@ -30,6 +30,7 @@ from ..schemas.requests import (
     WithdrawAction,
     WorkRequest,
 )
+from .drains import drained
 from .fleet.fleet import Fleet, apply
 from .fleet.holding import hold
 from .fleet.state import ask_key
@@ -416,7 +417,7 @@ class Desk:
         """Keep new work off, or let it on again."""
         try:
             async with self._drain_lock:
-                changed = self._drained(action)
+                changed = drained(self._drains, action, self.fleet)
                 if changed != self._drains:
                     await self._store.put(DRAINS, codec.encode(changed, codec.JSON), self._term)
                     self._drains = changed
@@ -434,32 +435,6 @@ class Desk:
             await caller.answer(Drains(drains=dict(sorted(self._drains.items()))))
             if not action.drain:
                 self.wake.set()
-
-    def _drained(self, action: DrainAction) -> dict[str, str]:
-        targets = [
-            *(f"device:{uuid}" for uuid in action.devices),
-            *(f"host:{name}" for name in action.hosts),
-            *(f"label:{key}={value}" for key, value in action.host_labels.items()),
-        ]
-        changed = dict(self._drains)
-        if not action.drain:
-            for target in targets:
-                changed.pop(target, None)
-            return changed
-        if not targets:
-            raise Refused("invalid", "Name the devices, hosts or host_labels to drain", "$.devices")
-        if not action.reason.strip():
-            raise Refused("invalid", "Say why: a drain needs a reason", "$.reason")
-        for field, names, known in (
-            ("devices", action.devices, self.fleet.devices),
-            ("hosts", action.hosts, self.fleet.hosts),
-        ):
-            for at, name in enumerate(names):
-                if name not in known:
-                    raise Refused("not_found", f"The fleet has no {field[:-1]} {name!r}", f"$.{field}[{at}]")
-        by = f" (by {action.operator})" if action.operator else ""
-        changed.update(dict.fromkeys(targets, f"{action.reason.strip()}{by}"))
-        return changed
 
     # Time
 

@@ -1,4 +1,4 @@
-"""The planner on the bus: the micro service `corral-planner`, its leadership and its connections.
+"""The planner on the bus: its life, its terms of leadership and its connections.
 
 Any number of planners run; all answer `$SRV.PING/INFO/STATS` (the metadata say which one leads), and the one that leads
 listens on `corral.v1.plan.*`. Standbys keep the fleet's live state warm, so that a takeover needs to read the bucket
@@ -13,27 +13,22 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
-import msgspec
 from msgspec import Struct
-from nats import micro
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.micro.request import Request
-from nats.micro.service import EndpointStats, Service
 
 from ..schemas import bus, codec
-from ..schemas.bus import PlanSubject
 from ..schemas.health import HealthDoor, Judgement
 from ..schemas.instruments import ServiceKind
-from ..schemas.operations import DeviceFilter, Devices, DrainAction, Drains, EvictAction, ExplainRequest, LeaseFilter
-from ..schemas.requests import Error, LeaseAction, LeaseState, WithdrawAction, WorkRequest
-from .asked import HEADROOM_BYTES, Asked
+from ..schemas.operations import Drains
+from ..schemas.requests import Error, LeaseState
+from .asked import HEADROOM_BYTES
 from .chores import LOST_AFTER_SECONDS, Chores, forever, tidy
 from .desk import Desk
-from .fleet import summary
+from .endpoints import Endpoints
 from .fleet.fleet import Fleet, apply
 from .fleet.holding import free, hold
 from .leases.announce import Announcer
@@ -42,7 +37,7 @@ from .leases.leases import LeaseRecord, LeaseTable
 from .leases.ledger import Ledger
 from .leases.store import ANSWER_PREFIX, DRAINS, HEALTH, LEASE_PREFIX, TOLD, Deposed, Store
 from .limits import Limiter, Limits
-from .placement.decide import InvalidRequest, Policies, explain
+from .placement.decide import Policies
 from .placement.policies import POLICIES
 from .remembered import Answer
 from .telemetry import Health, Telemetry
@@ -54,10 +49,6 @@ GRACE_SECONDS: Final = 10.0
 """After a time without any planner no lease ends for so long: its holder could not renew it meanwhile."""
 _OUTAGE_SECONDS: Final = 2 * TAKEOVER_SECONDS
 _START_AGAIN_SECONDS: Final = 0.5
-_VERSION: Final = "0.1.0"
-_ACROSS: Final = "_R_."
-"""Reply subjects that the server makes up for those who ask from another account."""
-_LONGEST_WAIT_SECONDS: Final = 86400.0 + 60.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -107,7 +98,17 @@ class Planner:
         self._candidate = Candidate(self._store, self.id, self._elected, self._deposed)
         self._desk: Desk | None = None
         self._announcer: Announcer | None = None
-        self._service: Service | None = None
+        self._endpoints = Endpoints(
+            nc,
+            self.id,
+            self.fleet,
+            self._policies,
+            self._candidate,
+            self._limiter,
+            self._vitals,
+            most_bytes=self.most_bytes,
+            health=lambda: self._door.health(),
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._term_tasks: list[asyncio.Task[None]] = []
         self._errands: set[asyncio.Task[None]] = set()
@@ -124,7 +125,7 @@ class Planner:
                 await self._store.open()
                 health = await self._store.get(HEALTH)
                 await self._telemetry.start(codec.decode(health.value, Health) if health else None)
-                await self._register(None)
+                await self._endpoints.standby()
                 break
             except bus.BusUnavailable:
                 raise
@@ -151,8 +152,7 @@ class Planner:
             await self._desk.close(farewell)
         with contextlib.suppress(NatsError, TimeoutError):  # the bus may be away
             async with asyncio.timeout(2.0):
-                if self._service is not None:
-                    await self._service.stop()
+                await self._endpoints.close()
                 await self._store.settled()
                 if self._announcer is not None:
                     await self._announcer.settle()
@@ -174,7 +174,9 @@ class Planner:
     async def telemetry_reconnected(self) -> None:
         """Likewise for telemetry; hosts are given time to be heard again."""
         self._telemetry.hearing_since = time.time()
-        self._spawn(self._catch_up())
+        task = asyncio.create_task(self._catch_up())
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     async def _catch_up(self) -> None:
         while True:
@@ -184,10 +186,6 @@ class Planner:
             except (NatsError, OSError, TimeoutError) as error:
                 log.debug("telemetry can't be caught up with yet: %r", error)
                 await asyncio.sleep(1.0)
-
-    def _stats(self, endpoint: EndpointStats) -> Any:
-        """What it measures, with the statistics of the endpoint for requests."""
-        return msgspec.to_builtins(self._door.health().measures) if endpoint.name == "request" else None
 
     def _judge(self) -> Judgement:
         return self._vitals.judge(
@@ -260,7 +258,7 @@ class Planner:
             lost_after_seconds=self._settings.lost_after_seconds,
         )
         self._term_tasks = chores.start()
-        await self._register(desk)
+        await self._endpoints.open(desk)
         self.leading.set()
         log.info(
             "planner %s is ready after %.0f ms: %d hosts, %d devices, %d active leases, %d events healed",
@@ -282,7 +280,7 @@ class Planner:
         await asyncio.gather(*self._term_tasks, return_exceptions=True)
         self._term_tasks = []
         if not self._candidate.leaving:
-            await self._register(None)
+            await self._endpoints.standby()
         for done in self._store.abandon():
             await done(Deposed("another planner leads"))
         if announcer is not None:
@@ -306,178 +304,6 @@ class Planner:
     def _freed(self) -> None:
         if self._desk is not None:
             self._desk.wake.set()
-
-    # The micro service
-
-    async def _register(self, desk: Desk | None) -> None:
-        """Be on the bus as a standby, or as the one that answers."""
-        before = self._service
-        service = self._service = await micro.add_service(
-            self._nc,
-            name=bus.PLANNER_SERVICE,
-            version=_VERSION,
-            description="Answers work requests with devices, from live telemetry and durable leases",
-            metadata={"planner": self.id, "role": "standby" if desk is None else "leader"},
-            # Of its own: a leader that hangs would go on taking its part of the messages from a common one.
-            queue_group=self.id,
-            stats_handler=self._stats,
-        )
-        if desk is not None:
-            for name, subject, handler in self._endpoints(desk):
-                await service.add_endpoint(name=name, subject=subject, handler=handler)
-            await self._nc.flush()
-        if before is not None:
-            await before.stop()
-
-    def _endpoints(self, desk: Desk) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
-        async def request(asked: Asked, body: WorkRequest) -> None:
-            await desk.request(body, asked)
-
-        async def withdraw(asked: Asked, body: WithdrawAction) -> None:
-            await desk.withdraw(body, asked)
-
-        async def renew(asked: Asked, body: LeaseAction) -> None:
-            await desk.renew(body, asked)
-
-        async def release(asked: Asked, body: LeaseAction) -> None:
-            await desk.release(body, asked)
-
-        async def evict(asked: Asked, body: EvictAction) -> None:
-            await desk.evict(body, asked)
-
-        async def drain(asked: Asked, body: DrainAction) -> None:
-            self._spawn(desk.drain(body, asked))
-
-        def explanation(body: ExplainRequest) -> Struct:
-            return explain(self.fleet, body.request, time.time(), self._policies, body.with_more)
-
-        def devices(body: DeviceFilter) -> Struct:
-            return Devices(devices=summary.devices(self.fleet, time.time(), body))
-
-        def fleet(body: DeviceFilter) -> Struct:
-            only = body if body.hosts or body.models or body.devices else None
-            found = summary.summary(self.fleet, time.time(), only)
-            return msgspec.structs.replace(found, planner=self.id, waiting_requests=len(desk.queue))
-
-        own = PlanSubject
-        return [
-            *self._owned("request", own.REQUEST, WorkRequest, request),
-            *self._owned("withdraw", own.WITHDRAW, WithdrawAction, withdraw),
-            *self._owned("renew", own.RENEW, LeaseAction, renew),
-            *self._owned("release", own.RELEASE, LeaseAction, release),
-            *self._owned("evict", own.EVICT, EvictAction, evict, "operator"),
-            *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),
-            ("explain", own.EXPLAIN, self._reader(ExplainRequest, explanation)),
-            ("leases", own.LEASES, self._reader(LeaseFilter, desk.leases)),
-            ("devices", own.DEVICES, self._reader(DeviceFilter, devices)),
-            ("fleet", own.FLEET, self._reader(DeviceFilter, fleet)),
-            ("queue", own.QUEUE, self._reader(dict[str, Any], lambda _: desk.waiting())),
-        ]
-
-    def _owned(
-        self,
-        name: str,
-        subject: str,
-        type: type[Any],
-        work: Callable[[Asked, Any], Awaitable[None]],
-        field: str = "owner",
-    ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
-        return [
-            (name, subject, self._handler(type, work)),
-            (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1, field)),
-        ]
-
-    def _handler(
-        self,
-        type: type[Any],
-        work: Callable[[Asked, Any], Awaitable[None]],
-        owner_from: int = 0,
-        field: str = "owner",
-    ) -> Callable[[Request], Awaitable[None]]:
-        async def act(request: Request) -> None:
-            asked = self._asked(request, request.subject[owner_from:] if owner_from else None)
-            asked.owner_field = field
-            try:
-                refused = self._limiter.size(request.data)
-                if refused is None:
-                    body = asked.decode(type)
-                    refused = self._limiter.rate(body, time.monotonic())
-                    if refused is None:
-                        await work(asked, body)
-                        return
-                await asked.answer(refused)
-            except codec.DecodeError as error:
-                await asked.answer(Error(code=error.code, message=str(error), field=error.field))
-            except InvalidRequest as error:
-                await asked.answer(Error(code="invalid", message=str(error), field=error.field))
-            except NatsError:
-                raise
-            except Exception as error:
-                log.exception("a request on %s failed", request.subject, extra={"subject": request.subject})
-                await asked.answer(Error(code="internal", message=f"The planner failed: {error}"))
-
-        async def handle(request: Request) -> None:
-            if self._candidate.certain:
-                await act(request)
-            else:
-                self._spawn(self._when_certain(request, act))
-
-        return handle
-
-    def _reader(self, type: type[Any], work: Callable[[Any], Struct]) -> Callable[[Request], Awaitable[None]]:
-        async def read(asked: Asked, body: Any) -> None:
-            await asked.answer(work(body))
-
-        return self._handler(type, read)
-
-    async def _when_certain(self, request: Request, act: Callable[[Request], Awaitable[None]]) -> None:
-        """What a planner says from memory is true only while it leads: a lease that it does not know may be new."""
-        if await self._candidate.confirm():
-            await act(request)
-        elif not self._candidate.term:
-            self._asked(request, None).hand_over()
-        else:
-            error = Error(code="unavailable", message="This planner does not know whether it still leads: ask again")
-            await self._asked(request, None).answer(error)
-
-    def _asked(self, request: Request, owner: str | None) -> Asked:
-        counts = request.subject.startswith(PlanSubject.REQUEST)
-        return Asked(request, owner, self.most_bytes, self.forward, self._vitals.answered if counts else None)
-
-    # Handing over
-
-    def forward(self, request: Request, body: bytes) -> None:
-        """Send a message again to whoever leads now, once there is someone.
-
-        That planner may have had it already, since each has a queue group of its own: only what may be said twice is
-        forwarded.
-        """
-        self._spawn(self._forward(request, body))
-
-    async def _forward(self, request: Request, body: bytes) -> None:
-        reply = request._msg.reply  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
-        if not reply:
-            return
-        for _ in range(20):
-            try:
-                await self._nc.request(PlanSubject.QUEUE, b"", timeout=0.5)
-                break
-            except (NatsError, TimeoutError):
-                await asyncio.sleep(0.25)
-        if not reply.startswith(_ACROSS):
-            await self._nc.publish(request.subject, body, reply=reply, headers=request.headers)
-            return
-        # Who asks from another account is answered by who was asked: the server lets nobody pass such a subject on.
-        with contextlib.suppress(NatsError, TimeoutError):
-            answer = await self._nc.request(
-                request.subject, body, timeout=_LONGEST_WAIT_SECONDS, headers=request.headers
-            )
-            await self._nc.publish(reply, answer.data, headers=answer.headers)
-
-    def _spawn(self, work: Any) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
 
 
 async def plan(

@@ -1,0 +1,270 @@
+"""The micro service `corral-planner`: which subject leads to what the desk does, and what is passed on to who leads.
+
+Each message is bounded by the limits of its owner, decoded, and answered once. A standby has no endpoints, and stands
+in the service's list with its role.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+from nats import micro
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.micro.request import Request
+from nats.micro.service import EndpointStats, Service
+
+from ..schemas import bus, codec
+from ..schemas.bus import PlanSubject
+from ..schemas.health import ServiceHealth
+from ..schemas.operations import DeviceFilter, Devices, DrainAction, EvictAction, ExplainRequest, LeaseFilter
+from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
+from .asked import Asked
+from .desk import Desk
+from .fleet import summary
+from .fleet.fleet import Fleet
+from .leases.leader import Candidate
+from .limits import Limiter
+from .placement.decide import InvalidRequest, Policies, explain
+from .vitals import Vitals
+
+log = logging.getLogger("corral.planner")
+
+_VERSION: Final = "0.1.0"
+_ACROSS: Final = "_R_."
+"""Reply subjects that the server makes up for those who ask from another account."""
+_LONGEST_WAIT_SECONDS: Final = 86400.0 + 60.0
+
+
+class Endpoints:
+    """What a planner answers on the bus.
+
+    Args:
+        nc: connection for requests and answers.
+        planner: id of this planner.
+        fleet: live state.
+        policies: of this planner.
+        candidate: knows whether it leads.
+        limiter: what one owner may ask.
+        vitals: counts answers.
+        most_bytes: of an answer.
+        health: how the planner is.
+    """
+
+    def __init__(
+        self,
+        nc: Client,
+        planner: str,
+        fleet: Fleet,
+        policies: Policies,
+        candidate: Candidate,
+        limiter: Limiter,
+        vitals: Vitals,
+        *,
+        most_bytes: int,
+        health: Callable[[], ServiceHealth],
+    ) -> None:
+        self._nc = nc
+        self._planner = planner
+        self._fleet = fleet
+        self._policies = policies
+        self._candidate = candidate
+        self._limiter = limiter
+        self._vitals = vitals
+        self._most_bytes = most_bytes
+        self._health = health
+        self._service: Service | None = None
+        self._errands: set[asyncio.Task[None]] = set()
+
+    async def standby(self) -> None:
+        """Be on the bus, and answer nothing but how it is."""
+        await self._register(None)
+
+    async def open(self, desk: Desk) -> None:
+        """Be the one that answers, as this desk does."""
+        await self._register(desk)
+
+    async def close(self) -> None:
+        """Leave the bus."""
+        if self._service is not None:
+            await self._service.stop()
+
+    def _stats(self, endpoint: EndpointStats) -> Any:
+        """What the planner measures, with the statistics of the endpoint for requests."""
+        return msgspec.to_builtins(self._health().measures) if endpoint.name == "request" else None
+
+    async def _register(self, desk: Desk | None) -> None:
+        before = self._service
+        service = self._service = await micro.add_service(
+            self._nc,
+            name=bus.PLANNER_SERVICE,
+            version=_VERSION,
+            description="Answers work requests with devices, from live telemetry and durable leases",
+            metadata={"planner": self._planner, "role": "standby" if desk is None else "leader"},
+            # Of its own: a leader that hangs would go on taking its part of the messages from a common one.
+            queue_group=self._planner,
+            stats_handler=self._stats,
+        )
+        if desk is not None:
+            for name, subject, handler in self._table(desk):
+                await service.add_endpoint(name=name, subject=subject, handler=handler)
+            await self._nc.flush()
+        if before is not None:
+            await before.stop()
+
+    def _table(self, desk: Desk) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
+        async def request(asked: Asked, body: WorkRequest) -> None:
+            await desk.request(body, asked)
+
+        async def withdraw(asked: Asked, body: WithdrawAction) -> None:
+            await desk.withdraw(body, asked)
+
+        async def renew(asked: Asked, body: LeaseAction) -> None:
+            await desk.renew(body, asked)
+
+        async def release(asked: Asked, body: LeaseAction) -> None:
+            await desk.release(body, asked)
+
+        async def evict(asked: Asked, body: EvictAction) -> None:
+            await desk.evict(body, asked)
+
+        async def drain(asked: Asked, body: DrainAction) -> None:
+            self._spawn(desk.drain(body, asked))
+
+        def explanation(body: ExplainRequest) -> Struct:
+            return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
+
+        def devices(body: DeviceFilter) -> Struct:
+            return Devices(devices=summary.devices(self._fleet, time.time(), body))
+
+        def fleet(body: DeviceFilter) -> Struct:
+            only = body if body.hosts or body.models or body.devices else None
+            found = summary.summary(self._fleet, time.time(), only)
+            return msgspec.structs.replace(found, planner=self._planner, waiting_requests=len(desk.queue))
+
+        own = PlanSubject
+        return [
+            *self._owned("request", own.REQUEST, WorkRequest, request),
+            *self._owned("withdraw", own.WITHDRAW, WithdrawAction, withdraw),
+            *self._owned("renew", own.RENEW, LeaseAction, renew),
+            *self._owned("release", own.RELEASE, LeaseAction, release),
+            *self._owned("evict", own.EVICT, EvictAction, evict, "operator"),
+            *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),
+            ("explain", own.EXPLAIN, self._reader(ExplainRequest, explanation)),
+            ("leases", own.LEASES, self._reader(LeaseFilter, desk.leases)),
+            ("devices", own.DEVICES, self._reader(DeviceFilter, devices)),
+            ("fleet", own.FLEET, self._reader(DeviceFilter, fleet)),
+            ("queue", own.QUEUE, self._reader(dict[str, Any], lambda _: desk.waiting())),
+        ]
+
+    def _owned(
+        self,
+        name: str,
+        subject: str,
+        type: type[Any],
+        work: Callable[[Asked, Any], Awaitable[None]],
+        field: str = "owner",
+    ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
+        return [
+            (name, subject, self._handler(type, work)),
+            (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1, field)),
+        ]
+
+    def _handler(
+        self,
+        type: type[Any],
+        work: Callable[[Asked, Any], Awaitable[None]],
+        owner_from: int = 0,
+        field: str = "owner",
+    ) -> Callable[[Request], Awaitable[None]]:
+        async def act(request: Request) -> None:
+            asked = self._asked(request, request.subject[owner_from:] if owner_from else None)
+            asked.owner_field = field
+            try:
+                refused = self._limiter.size(request.data)
+                if refused is None:
+                    body = asked.decode(type)
+                    refused = self._limiter.rate(body, time.monotonic())
+                    if refused is None:
+                        await work(asked, body)
+                        return
+                await asked.answer(refused)
+            except codec.DecodeError as error:
+                await asked.answer(Error(code=error.code, message=str(error), field=error.field))
+            except InvalidRequest as error:
+                await asked.answer(Error(code="invalid", message=str(error), field=error.field))
+            except NatsError:
+                raise
+            except Exception as error:
+                log.exception("a request on %s failed", request.subject, extra={"subject": request.subject})
+                await asked.answer(Error(code="internal", message=f"The planner failed: {error}"))
+
+        async def handle(request: Request) -> None:
+            if self._candidate.certain:
+                await act(request)
+            else:
+                self._spawn(self._when_certain(request, act))
+
+        return handle
+
+    def _reader(self, type: type[Any], work: Callable[[Any], Struct]) -> Callable[[Request], Awaitable[None]]:
+        async def read(asked: Asked, body: Any) -> None:
+            await asked.answer(work(body))
+
+        return self._handler(type, read)
+
+    async def _when_certain(self, request: Request, act: Callable[[Request], Awaitable[None]]) -> None:
+        """What a planner says from memory is true only while it leads: a lease that it does not know may be new."""
+        if await self._candidate.confirm():
+            await act(request)
+        elif not self._candidate.term:
+            self._asked(request, None).hand_over()
+        else:
+            error = Error(code="unavailable", message="This planner does not know whether it still leads: ask again")
+            await self._asked(request, None).answer(error)
+
+    def _asked(self, request: Request, owner: str | None) -> Asked:
+        counts = request.subject.startswith(PlanSubject.REQUEST)
+        return Asked(request, owner, self._most_bytes, self._forward_soon, self._vitals.answered if counts else None)
+
+    # Handing over
+
+    def _forward_soon(self, request: Request, body: bytes) -> None:
+        """Send a message again to whoever leads now, once there is someone.
+
+        That planner may have had it already, since each has a queue group of its own: only what may be said twice is
+        forwarded.
+        """
+        self._spawn(self._forward(request, body))
+
+    async def _forward(self, request: Request, body: bytes) -> None:
+        reply = request._msg.reply  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
+        if not reply:
+            return
+        for _ in range(20):
+            try:
+                await self._nc.request(PlanSubject.QUEUE, b"", timeout=0.5)
+                break
+            except (NatsError, TimeoutError):
+                await asyncio.sleep(0.25)
+        if not reply.startswith(_ACROSS):
+            await self._nc.publish(request.subject, body, reply=reply, headers=request.headers)
+            return
+        # Who asks from another account is answered by who was asked: the server lets nobody pass such a subject on.
+        with contextlib.suppress(NatsError, TimeoutError):
+            answer = await self._nc.request(
+                request.subject, body, timeout=_LONGEST_WAIT_SECONDS, headers=request.headers
+            )
+            await self._nc.publish(reply, answer.data, headers=answer.headers)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
