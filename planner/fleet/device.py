@@ -25,6 +25,7 @@ from .state import (
     WHOLE_MILLI,
     DeviceState,
     Model,
+    StateKey,
 )
 
 THROTTLE_BITS: Final = 0x08 | 0x20 | 0x40 | 0x80
@@ -36,7 +37,6 @@ _EDGE: Final = 0.25
 _FATAL: Final = {Severity.RESET: 1, Severity.HARDWARE: 2}
 
 Amounts = dict[str, tuple[int, int]]
-StateKey = tuple[Model, int, int, int, bool, int, int, bool, bool, bool]
 
 
 class Fault(Struct, frozen=True):

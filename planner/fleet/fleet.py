@@ -17,7 +17,7 @@ from typing import Any, Final
 from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent
 from ...schemas.telemetry import DeviceEvent, DeviceInfo, Inventory, ProcessBatch, SampleBatch
-from .device import Device, Fault, StateKey
+from .device import Device, Fault
 from .events import HostForgotten, HostLost, HostSeen, LeaseEnded
 from .fold import FOLDS
 from .holding import Held, free, hold
@@ -25,7 +25,7 @@ from .host import Host
 from .index import Index
 from .kept import Kept
 from .standing import drain_reason, look, refresh, renew, why_blocked
-from .state import Ask, AskKey, DeviceState, HostState, Model, model_key
+from .state import Ask, AskKey, DeviceState, HostState, Model, StateKey, model_key
 from .topology import Levels, Topology
 
 STALE_AFTER_SECONDS: Final = 10.0
@@ -34,8 +34,8 @@ MODELS_MOST: Final = 65_536
 TOPOLOGIES_MOST: Final = 8192
 CACHE_MOST: Final = 768
 """A ranking or a room takes up to a few hundred bytes for each class of hosts."""
-STATES_SPARE: Final = 20_000
-"""States that nothing is in any more are kept until there are so many more than could be in use."""
+STATES_SPARE: Final = 4096
+"""States that nothing is in any more are kept until there are so many more than twice those in use."""
 
 __all__ = [
     "STALE_AFTER_SECONDS",
@@ -99,6 +99,7 @@ class Fleet:
         self._topologies: Kept[Levels, Topology] = Kept(TOPOLOGIES_MOST)
         self._device_states: dict[object, DeviceState] = {}
         self._host_states: dict[object, HostState] = {}
+        self._host_states_most = self._device_states_most = STATES_SPARE
         self._asks: Kept[AskKey, Ask] = Kept(ASKS_MOST)
 
     @property
@@ -138,10 +139,11 @@ class Fleet:
         """The one `DeviceState` of this fleet for a key."""
         found = self._device_states.get(key)
         if found is None:
-            found = self._device_states[key] = DeviceState(key[0], key)
             model, share, memory, blocked, leased, *strained, rounded = key
+            core = None
             if any(strained):
-                found.core = self.device_state((model, share, memory, blocked, leased, 0, 0, False, False, rounded))
+                core = self.device_state((model, share, memory, blocked, leased, 0, 0, False, False, rounded))
+            found = self._device_states[key] = DeviceState(key, core)
         return found
 
     def host_state(
@@ -156,20 +158,18 @@ class Fleet:
         key = (topology, cpus_free, memory_free, blocked, devices)
         found = self._host_states.get(key)
         if found is None:
-            found = self._host_states[key] = HostState(topology, cpus_free, memory_free, blocked, devices)
+            core = None
             cores = tuple(device.core for device in devices)
             if cores != devices:
                 if topology is None:
                     cores = tuple(sorted(cores, key=lambda device: device.order))
-                found.core = self.host_state(topology, cpus_free, memory_free, blocked, cores)
+                core = self.host_state(topology, cpus_free, memory_free, blocked, cores)
+            found = self._host_states[key] = HostState(topology, cpus_free, memory_free, blocked, devices, core)
         return found
 
     def forget(self) -> None:
         """Drop states that nothing is in any more, once there are too many of them."""
-        if (
-            len(self._host_states) <= 4 * len(self.hosts) + STATES_SPARE
-            and len(self._device_states) <= 4 * len(self.devices) + STATES_SPARE
-        ):
+        if len(self._host_states) <= self._host_states_most and len(self._device_states) <= self._device_states_most:
             return
         hosts = {*self.index.classes, *self.idle}
         hosts |= {state.core for state in hosts}
@@ -177,6 +177,8 @@ class Fleet:
         devices |= {device.core for device in devices}
         self._host_states = {key: state for key, state in self._host_states.items() if state in hosts}
         self._device_states = {key: state for key, state in self._device_states.items() if state in devices}
+        self._host_states_most = 2 * len(self._host_states) + STATES_SPARE
+        self._device_states_most = 2 * len(self._device_states) + STATES_SPARE
 
     def at_timer(self, when: float, host: str) -> None:
         """Look at a host again at a time."""

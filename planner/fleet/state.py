@@ -11,7 +11,7 @@ temperature by `HEAT_STEP_CELSIUS`, utilisation by `LOAD_STEP_PERCENT`. A device
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 from ...schemas.requests import Placement, WorkRequest
 from ...schemas.telemetry import DeviceInfo
@@ -77,6 +77,10 @@ class Model:
         self.order = key
 
 
+StateKey = tuple[Model, int, int, int, bool, int, int, bool, bool, bool]
+"""The first ten attributes of a `DeviceState`."""
+
+
 class DeviceState:
     """What a decision sees of a device. Equal ones are one object.
 
@@ -93,12 +97,11 @@ class DeviceState:
         rounded: `memory_free` may be rounded down.
         order: sorts states the same way in every run.
         strain: kept by `policies`; None before it was asked for.
-        core: the same without heat, load, throttling and warnings, which no verdict looks at.
     """
 
     __slots__ = (
+        "_core",
         "blocked",
-        "core",
         "heat",
         "leased",
         "load",
@@ -112,7 +115,7 @@ class DeviceState:
         "warned",
     )
 
-    def __init__(self, model: Model, key: tuple[Model, int, int, int, bool, int, int, bool, bool, bool]) -> None:
+    def __init__(self, key: StateKey, core: DeviceState | None = None) -> None:
         (
             self.model,
             self.share_free,
@@ -125,9 +128,15 @@ class DeviceState:
             self.warned,
             self.rounded,
         ) = key
-        self.order = (model.order, *key[1:])
+        self.order = (self.model.order, *key[1:])
         self.strain: float | None = None
-        self.core = self
+        # None for itself: in a cycle it would stay after it was forgotten.
+        self._core = core
+
+    @property
+    def core(self) -> DeviceState:
+        """The same without heat, load, throttling and warnings, which no verdict looks at."""
+        return self if self._core is None else self._core
 
 
 class HostState:
@@ -144,12 +153,12 @@ class HostState:
         whole_free: devices that no lease is on and that may take work.
         share_most: the greatest free share of one device.
         order: sorts states the same way in every run; the fuller host comes first.
-        core: the same with the `core` of each device.
+        standing: kept by `policies`, with a mark of who worked it out: so it goes when the state does.
     """
 
     __slots__ = (
+        "_core",
         "blocked",
-        "core",
         "cpus_free",
         "devices",
         "kinds",
@@ -157,6 +166,7 @@ class HostState:
         "order",
         "share_free",
         "share_most",
+        "standing",
         "topology",
         "whole_free",
     )
@@ -168,13 +178,15 @@ class HostState:
         memory_free: int,
         blocked: int,
         devices: tuple[DeviceState, ...],
+        core: HostState | None = None,
     ) -> None:
         self.topology = topology
         self.cpus_free = cpus_free
         self.memory_free = memory_free
         self.blocked = blocked
         self.devices = devices
-        self.core = self
+        self.standing: tuple[object, Any] | None = None
+        self._core = core
         kinds: dict[DeviceState, list[int]] = {}
         free = whole = most = 0
         for at, device in enumerate(devices):
@@ -194,6 +206,11 @@ class HostState:
             tuple((device.order, len(places)) for device, places in self.kinds),
             () if topology is None else (topology.levels, tuple(device.order for device in devices)),
         )
+
+    @property
+    def core(self) -> HostState:
+        """The same with the `core` of each device."""
+        return self if self._core is None else self._core
 
 
 class Ask:

@@ -119,7 +119,6 @@ def exact_state(host: Host) -> HostState:
 def _with_memory(state: HostState, memory: Sequence[int]) -> HostState:
     devices = [
         DeviceState(
-            seen.model,
             (
                 seen.model,
                 seen.share_free,

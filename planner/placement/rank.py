@@ -16,7 +16,7 @@ from ..fleet.state import Ask, HostState
 from .feasible import candidates, excluded
 from .policies import Choice, Policy
 
-CHOICES_SPARE: Final = 4096
+CHOICES_SPARE: Final = 1024
 """Choices of states that no host is in any more are kept until there are so many more than classes, twice over."""
 _UNKNOWN: Final = Choice(0.0, 0.0, (-1,))
 

@@ -13,7 +13,7 @@ from ..fleet.fleet import Fleet, Host
 from ..fleet.state import Ask, DeviceState, HostState
 from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict, matches_host, verdict_of
 
-PARTS_SPARE: Final = 4096
+PARTS_SPARE: Final = 1024
 """As `rank.CHOICES_SPARE`."""
 MOVES_FEW: Final = 4
 """So many moves are followed one by one. More than a twelfth of the classes, and counting anew costs less; a half where

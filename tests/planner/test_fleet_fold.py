@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import corral.planner.fleet.fleet as fold
 import msgspec
 import pytest
 from corral.planner.fleet import summary as view
-from corral.planner.fleet.state import ROUNDED_OFF_BYTES
+from corral.planner.fleet.state import ROUNDED_OFF_BYTES, DeviceState, HostState
 from corral.planner.placement.decide import Placed, Policies, decide
 from corral.schemas.operations import DeviceFilter, Drains
 from corral.schemas.requests import Grant, Rejection, WorkRequest
@@ -140,6 +141,42 @@ def test_what_is_kept_is_what_would_be_worked_out_anew(data: st.DataObject, foun
                 assert state.memory_free <= device.memory_free < state.memory_free + ROUNDED_OFF_BYTES
         fold.renew(fleet, name)
     assert picture(fleet) == kept
+
+
+def test_states_that_nothing_is_in_any_more_go_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planner sets aside what has outlived a second, and looks for cycles among it once an hour."""
+    monkeypatch.setattr(fold, "STATES_SPARE", 8)
+    monkeypatch.setattr("corral.planner.fleet.index.LOG_SPARE", 8)
+    fleet = fleet_of(inventory("h1", ["NVIDIA H100 80GB HBM3"] * 4), live=True)
+    uuids = list(fleet.devices)
+    policies = Policies()
+    gc.collect()
+    gc.disable()
+    try:
+        seen: set[object] = set()
+        for turn in range(300):
+            used = [(turn * 7 + at) % 61 * GIB for at in range(4)]
+            heat = [60.0 + turn % 40] * 4
+            fold.apply(fleet, samples("h1", uuids, NOW + turn, used=used, temperature=heat), NOW + turn)
+            decide(fleet, WorkRequest(owner="me", gpus=1 + turn % 3), NOW + turn, policies)
+            seen.add(fleet.hosts["h1"].state.order)
+        fleet.cache.clear()
+        left = sum(isinstance(each, HostState) for each in gc.get_objects())
+        assert left < 60 < len(seen)
+        assert not any(isinstance(each, HostState | DeviceState) for each in _in_cycles())
+    finally:
+        gc.enable()
+
+
+def _in_cycles() -> list[object]:
+    """What only the garbage collector would have found."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        return list(gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
 
 
 def test_samples_make_devices_usable_and_their_absence_stale() -> None:

@@ -56,7 +56,7 @@ class Cheapest:
         self.index = fleet.index
         self._worths = worths
         self._choose = choose
-        self._offers = Offers(self._rows, _WIDTHS)
+        self._offers = Offers(_WIDTHS)
         self._models: list[Model] = []
         self._gaps: Floats = np.zeros(0)
         self._groups: Floats = np.zeros(_ROW)
@@ -156,7 +156,7 @@ class Cheapest:
                 yield least, group, usable
 
     def _followed(self, fleet: Fleet) -> Offers:
-        self._offers.follow(fleet)
+        self._offers.follow(fleet, self._rows)
         return self._offers
 
     def _rows(self, state: HostState) -> Rows:

@@ -72,7 +72,6 @@ class Offers:
     """Tables that follow a fleet's classes. Some rows may be of classes that have no hosts any more.
 
     Args:
-        rows: works out the rows of a state.
         widths: of a row of devices, and of hosts.
 
     Attributes:
@@ -80,17 +79,21 @@ class Offers:
         hosts: a row for each model on each class.
     """
 
-    __slots__ = ("_cursor", "_entered", "_rows", "devices", "hosts")
+    __slots__ = ("_cursor", "_entered", "devices", "hosts")
 
-    def __init__(self, rows: Callable[[HostState], Rows], widths: tuple[int, int]) -> None:
-        self._rows = rows
+    def __init__(self, widths: tuple[int, int]) -> None:
         self._cursor = -1
         self._entered: OrderedDict[HostState, tuple[list[int], list[int]]] = OrderedDict()
         self.devices = Table(widths[0])
         self.hosts = Table(widths[1])
 
-    def follow(self, fleet: Fleet) -> None:
-        """Take in the classes that came since the last time; those that went stay until `leave`, or until swept."""
+    def follow(self, fleet: Fleet, rows: Callable[[HostState], Rows]) -> None:
+        """Take in the classes that came since the last time; those that went stay until `leave`, or until swept.
+
+        Args:
+            fleet: the fleet.
+            rows: works out the rows of a state. Whose method it is has these tables: kept here, it would be a cycle.
+        """
         index = fleet.index
         classes: dict[HostState, Any] = index.classes
         entered = self._entered
@@ -101,7 +104,7 @@ class Offers:
         self._cursor = index.end
         for state in new:
             if state not in entered:
-                self._enter(state)
+                self._enter(state, *rows(state))
                 # For each that comes, one is looked at again: so there are about twice as many as there are classes.
                 oldest = next(iter(entered))
                 if oldest in classes:
@@ -109,8 +112,7 @@ class Offers:
                 else:
                     self.leave(oldest)
 
-    def _enter(self, state: HostState) -> None:
-        devices, hosts = self._rows(state)
+    def _enter(self, state: HostState, devices: list[tuple[float, ...]], hosts: list[tuple[float, ...]]) -> None:
         self._entered[state] = (
             [self.devices.add(state, row) for row in devices],
             [self.hosts.add(state, row) for row in hosts],

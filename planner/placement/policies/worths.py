@@ -60,7 +60,7 @@ class Worths:
     def __init__(self, prices: Prices, models: dict[Model, int]) -> None:
         self.prices = prices
         self.models = models
-        self._standings: dict[HostState, Standing] = {}
+        self._mark = object()
         self._traits: dict[DeviceState, Traits] = {}
 
     def costs(self, state: HostState, ask: Ask, chosen: Sequence[int]) -> tuple[float, float, float]:
@@ -96,19 +96,19 @@ class Worths:
 
     def standing(self, state: HostState) -> Standing:
         """What a host's free capacity is worth."""
-        found = self._standings.get(state)
-        if found is None:
-            if len(self._standings) > _STATES_KEPT:
-                self._standings.clear()
-            base = 0.0
-            whole: dict[Model, int] = {}
-            for device, places in state.kinds:
-                traits = self.traits(device)
-                base += traits.worth * len(places)
-                if traits.whole:
-                    whole[traits.model] = whole.get(traits.model, 0) + len(places)
-            lack = self.unfed(base, state.cpus_free, state.memory_free)
-            found = self._standings[state] = Standing(base, lack, whole)
+        kept = state.standing
+        if kept is not None and kept[0] is self._mark:
+            return kept[1]
+        base = 0.0
+        whole: dict[Model, int] = {}
+        for device, places in state.kinds:
+            traits = self.traits(device)
+            base += traits.worth * len(places)
+            if traits.whole:
+                whole[traits.model] = whole.get(traits.model, 0) + len(places)
+        lack = self.unfed(base, state.cpus_free, state.memory_free)
+        found = Standing(base, lack, whole)
+        state.standing = (self._mark, found)
         return found
 
     def unfed(self, base: float, cpus: float, memory: float) -> float:
