@@ -107,7 +107,7 @@ class Planner:
             self._limiter,
             self._vitals,
             most_bytes=self.most_bytes,
-            health=lambda: self._door.health(),
+            health=self._door.health,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._term_tasks: list[asyncio.Task[None]] = []

@@ -30,7 +30,7 @@ from ...schemas.metrics import METRICS
 from . import lake_facts, lake_rollups, object_storage, schema
 from .errors import Deposed, StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, Series
-from .statements import add_missing, registered, transaction
+from .statements import add_missing, columns_of, registered, transaction
 
 log = logging.getLogger("corral.lake")
 
@@ -238,7 +238,7 @@ def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
     shape = hashlib.sha256(repr(TABLES).encode()).hexdigest()[:16]
     if meta.get("tables") != shape:  # those of an older version, or of another catalogue of metrics
         for name, columns in TABLES.items():
-            add_missing(connection, name, columns)
+            add_missing(connection, name, columns_of(connection, columns))
         _tell(connection, meta, "tables", shape)
         meta.pop("views", None)  # a view remembers which columns it saw
     if meta["lake_version"] != str(VERSION):

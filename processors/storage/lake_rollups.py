@@ -19,7 +19,7 @@ from .rollup_columns import COUNTER_GAP_BUCKETS, LEVELS, Level
 from .rollup_derived import idleness
 from .rollups import runs
 from .schema import sql_text
-from .statements import transaction
+from .statements import add_missing, transaction
 
 REFRESH_SECONDS: Final = {"10s": 60.0, "1m": 60.0, "1h": 600.0}
 """An hour is computed from raw samples, all that have come of it: seldom."""
@@ -48,10 +48,7 @@ def create(connection: DuckDBPyConnection) -> None:
 def add_columns(connection: DuckDBPyConnection) -> None:
     """Add what the rollups of an older lake do not have, and have all of them computed anew from the raw samples."""
     for level in LEVELS:
-        have = shapes.column_names(connection, level.table)
-        for name, sql in shapes.columns(_METRICS, level):
-            if name not in have:
-                connection.execute(f"ALTER TABLE {level.table} ADD COLUMN {name} {sql}")
+        add_missing(connection, level.table, shapes.columns(_METRICS, level))
     connection.execute("UPDATE store.rolled SET snapshot = 0")
 
 

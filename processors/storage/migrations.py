@@ -9,9 +9,9 @@ from duckdb import DuckDBPyConnection
 
 from ...schemas.metrics import METRICS
 from . import rollups, schema
-from .rollup_columns import HOUR, MINUTE, TEN_SECONDS, Level, add_columns, column_names
+from .rollup_columns import HOUR, MINUTE, TEN_SECONDS, Level, add_columns
 from .rollup_derived import ALL_MINUTES, HEAT, HELD_BACK, IDLE_PERCENT, POWER, SLOWDOWN, Derived, idleness, throttling
-from .statements import add_missing
+from .statements import add_missing, column_names, columns_of
 
 
 def migrate(cursor: DuckDBPyConnection) -> None:
@@ -19,7 +19,7 @@ def migrate(cursor: DuckDBPyConnection) -> None:
     cursor.execute("CREATE SCHEMA IF NOT EXISTS store")
     for name, columns in schema.TABLES.items():
         cursor.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
-        add_missing(cursor, name, columns)
+        add_missing(cursor, name, columns_of(cursor, columns))
     cursor.execute(schema.create_day(schema.NO_SERIES))
     add_metrics(cursor, schema.NO_SERIES, METRICS)
     rollups.create(cursor)
@@ -44,10 +44,7 @@ def stored_days(cursor: DuckDBPyConnection) -> list[str]:
 
 def add_metrics(cursor: DuckDBPyConnection, table: str, metrics: Iterable[str]) -> None:
     """Add the columns of metrics that a table of samples does not have yet."""
-    have = {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
-    for name in metrics:
-        if name not in have:
-            cursor.execute(f"ALTER TABLE {table} ADD COLUMN {name} {METRICS[name].row.unit.sql}")
+    add_missing(cursor, table, [(name, METRICS[name].row.unit.sql) for name in metrics])
 
 
 RECENT: Final = "3 days"

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from ...schemas.metrics import CELSIUS, METRICS, PERCENT, Metric
 from .rollup_derived import Derived, idleness, throttling
+from .statements import add_missing
 
 BIN_RATIO: Final = 1.02
 ZERO_BIN: Final = -32768
@@ -140,15 +141,7 @@ def create(cursor: DuckDBPyConnection) -> None:
 
 def add_columns(cursor: DuckDBPyConnection, table: str, metrics: Sequence[Metric], level: Level) -> None:
     """Add the columns that a table of a level does not have yet."""
-    have = column_names(cursor, table)
-    for name, sql in columns(metrics, level):
-        if name not in have:
-            cursor.execute(f"ALTER TABLE {table} ADD COLUMN {name} {sql}")
-
-
-def column_names(cursor: DuckDBPyConnection, table: str) -> set[str]:
-    """The columns that a table has."""
-    return {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
+    add_missing(cursor, table, columns(metrics, level))
 
 
 def _views(level: Level) -> list[str]:

@@ -32,7 +32,6 @@ from .rollup_columns import (
     add_columns,
     bin_of,
     binned,
-    column_names,
     columns,
     counters,
     create,
@@ -41,7 +40,7 @@ from .rollup_columns import (
     is_linear,
 )
 from .schema import NO_SERIES, day_of, day_table, sql_text
-from .statements import transaction
+from .statements import column_names, transaction
 
 __all__ = [
     "COUNTER_GAP_BUCKETS",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
 import duckdb
 from duckdb import DuckDBPyConnection
@@ -24,20 +24,25 @@ def transaction(cursor: DuckDBPyConnection) -> Generator[None]:
         raise
 
 
-def add_missing(cursor: DuckDBPyConnection, table: str, columns: str) -> None:
-    """Add the columns that a table of an earlier version does not have yet; their old rows are null there.
+def column_names(cursor: DuckDBPyConnection, table: str) -> set[str]:
+    """The columns that a table has."""
+    return {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
 
-    Args:
-        cursor: in a transaction.
-        table: to be changed.
-        columns: all that it should have, as `CREATE TABLE` takes them.
-    """
-    have = {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
-    cursor.execute(f"CREATE OR REPLACE TEMP TABLE wanted ({columns})")
-    for name, kind, *_ in cursor.execute("DESCRIBE temp.main.wanted").fetchall():
+
+def columns_of(cursor: DuckDBPyConnection, definition: str) -> list[tuple[str, str]]:
+    """Name and type of the columns that `CREATE TABLE` would make of a definition."""
+    cursor.execute(f"CREATE OR REPLACE TEMP TABLE wanted ({definition})")
+    found = [(row[0], row[1]) for row in cursor.execute("DESCRIBE temp.main.wanted").fetchall()]
+    cursor.execute("DROP TABLE temp.main.wanted")
+    return found
+
+
+def add_missing(cursor: DuckDBPyConnection, table: str, columns: Iterable[tuple[str, str]]) -> None:
+    """Add the columns, by name and type, that a table does not have yet; the rows that are there are null in them."""
+    have = column_names(cursor, table)
+    for name, kind in columns:
         if name not in have:
             cursor.execute(f'ALTER TABLE {table} ADD COLUMN "{name}" {kind}')
-    cursor.execute("DROP TABLE temp.main.wanted")
 
 
 @contextlib.contextmanager
