@@ -54,6 +54,10 @@ class History:
     betrayed: list[str] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
 
+    def granted(self) -> int:
+        """How many requests were first answered with a lease."""
+        return sum(answers[0]["type"] == "assignment" for answers in self.answers.values() if answers)
+
 
 class RandomClient:
     """Requests, asks again, withdraws, renews, releases, forgets and dies, as its dice say."""
