@@ -31,6 +31,7 @@ from corral.cli.dashboard import login_link
 from corral.cli.server import EmbeddedServer
 from corral.client import CorralError, connect
 from playwright.async_api import Page, async_playwright
+from servers import cpu_seconds
 
 CORRAL = (sys.executable, "-m", "corral.cli.main")
 PAINTED = "Number(document.querySelector('.heat')?.dataset.devices) === {devices}"
@@ -107,11 +108,6 @@ def median(values: list[float]) -> float:
 
 def quantile(values: list[float], q: float) -> float:
     return sorted(values)[min(len(values) - 1, int(q * len(values)))]
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def fleet_is_there(url: str, devices: int) -> None:

@@ -32,6 +32,7 @@ from corral.cli.server import EmbeddedServer
 from corral.schemas import bus, codec
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch
+from servers import cpu_seconds
 
 DEVICES_PER_HOST = 8
 START_NS = (time.time_ns() // 10**9 - 7200) * 10**9
@@ -140,12 +141,6 @@ async def ingest(db: Path, url: str, samples: int, with_rollups: bool, threads: 
     storage.close()
     found["bytes"] = storage.size_bytes()
     print(json.dumps(found))
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def corral(data: dict[str, np.ndarray[Any, Any]], ticks_per_message: int, options: list[str]) -> dict[str, float]:

@@ -33,6 +33,7 @@ from corral.processors.storage import lake as lakes
 from corral.processors.storage import lake_rollups
 from corral.processors.storage.rollup_columns import LEVELS
 from corral.schemas import bus
+from servers import cpu_seconds
 
 if TYPE_CHECKING:
     from postgres import Postgres
@@ -64,7 +65,7 @@ def run(name: str, processors: int, samples: int, publish: object, postgres: Pos
         lake = lakes.Lake(postgres.database(name), str(folder / "lake"))
         lakes.prepare(lake, PARTITIONS)
         reader = lakes.attach(lake, read_only=True)
-        before, began = ingest.cpu_seconds(server.process.pid), time.perf_counter()
+        before, began = cpu_seconds(server.process.pid), time.perf_counter()
         command = [sys.executable, "-m", "corral.cli.main", "process", "--lake", lake.catalog, "--lake-data", lake.data]
         command += ["--partitions", str(PARTITIONS), "--nats", server.url]
         started += [
@@ -77,7 +78,7 @@ def run(name: str, processors: int, samples: int, publish: object, postgres: Pos
             if stored and not first:
                 first = time.perf_counter() - began
         seconds = time.perf_counter() - began
-        cpu = [ingest.cpu_seconds(process.pid) for process in started]
+        cpu = [cpu_seconds(process.pid) for process in started]
         files = list((folder / "lake").rglob("samples/**/*.parquet"))
         size = sum(file.stat().st_size for file in files)
         print(
@@ -85,7 +86,7 @@ def run(name: str, processors: int, samples: int, publish: object, postgres: Pos
             f"{seconds:.1f} s from the start of the processes (first seen after {first:.1f} s), "
             f"{stored / seconds / 1e6:.3f} M samples/s; CPU-seconds {' + '.join(f'{c:.1f}' for c in cpu)}, "
             f"{stored / sum(cpu) / 1e6:.3f} M samples per CPU-second; nats-server "
-            f"{ingest.cpu_seconds(server.process.pid) - before:.1f}; "
+            f"{cpu_seconds(server.process.pid) - before:.1f}; "
             f"{len(files)} files, {size / max(1, stored):.1f} bytes a sample",
             flush=True,
         )

@@ -32,7 +32,7 @@ from corral.planner.service import Settings, plan
 from corral.schemas import bus, codec, columns
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
-from servers import start
+from servers import cpu_seconds, start
 
 GIB = 2**30
 PER_HOST = 8
@@ -318,12 +318,6 @@ async def main() -> None:
 def servers_cpu_seconds(servers: list[EmbeddedServer]) -> float:
     """Of all servers together."""
     return sum(cpu_seconds(server.process.pid) for server in servers if server.process is not None)
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mebibytes(pid: int) -> float:

@@ -1,7 +1,8 @@
-"""NATS servers for a bench: one, or several that form a cluster, whose streams then have copies."""
+"""NATS servers for a bench: one, or several that form a cluster, whose streams then have copies; and their CPU time."""
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def start(folder: Path, count: int) -> list[EmbeddedServer]:
     for server in servers:
         server.start()
     return servers
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _free_ports(count: int) -> list[int]:
