@@ -14,6 +14,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ..client import Client, CorralError
+from ..client.notebook import short_model
 from ..collectors.attribution import attribute
 from ..schemas import bus, codec, operations, requests
 from ..schemas.telemetry import AttributionKind, ProcessBatch, ProcessSample
@@ -305,15 +306,7 @@ def by_host(devices: Sequence[operations.DeviceStatus]) -> list[HostRow]:
                 memory_total_bytes=sum(one.memory_total_bytes for one in members),
                 temperature_celsius_max=max(temperature, default=None),
                 power_watts=sum(power) if power else None,
-                models=", ".join(sorted({short(one.model) for one in members})),
+                models=", ".join(sorted({short_model(one.model) for one in members})),
             )
         )
     return rows
-
-
-def short(model: str) -> str:
-    """A model without what is the same for all of its maker's."""
-    for prefix in ("NVIDIA GeForce ", "NVIDIA ", "AMD Instinct ", "AMD Radeon ", "AMD "):
-        if model.startswith(prefix):
-            return model[len(prefix) :]
-    return model

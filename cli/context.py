@@ -143,11 +143,12 @@ def list_contexts(json: Annotated[bool, typer.Option("--json", help="Print JSON,
 
 @context.command()
 def export() -> None:
-    """Print what leads to the bus in use as variables, for programs that are not Corral.
+    """Print what leads to the bus in use, and who asks there, as variables, for programs that are not Corral.
 
     Examples:
       eval "$(corral context export)"
     """
+    from ..client.request import OWNER_VARIABLE, default_owner
     from ..schemas.bus import DEFAULT_URL, URL_VARIABLE
     from ..schemas.credentials import CA_VARIABLE, INBOX_VARIABLE, CredentialsError, identify
 
@@ -157,6 +158,7 @@ def export() -> None:
         identity = identify()
     except CredentialsError as error:
         raise CommandError(str(error), USAGE) from None
+    values[OWNER_VARIABLE] = default_owner(identity.owner)
     for variable, value in ((INBOX_VARIABLE, identity.inbox), (CA_VARIABLE, identity.ca)):
         if value:
             values.setdefault(variable, value)

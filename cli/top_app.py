@@ -16,10 +16,11 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Static, TabbedContent, TabPane
 
 from ..client import CorralError
+from ..client.notebook import short_model
 from ..schemas import operations, requests
 from ..schemas.units import format_bytes
 from . import render
-from .board import HISTORY, SORTS, Board, ProcessRow, by_host, picked, short, sparkline
+from .board import HISTORY, SORTS, Board, ProcessRow, by_host, picked, sparkline
 from .top import summary_line
 from .top_rows import Rows, device_columns, host_columns, lease_columns, process_columns, queue_columns
 
@@ -323,7 +324,7 @@ class TopApp(App[None]):
         row = self._tables[self._view].current
         if isinstance(row, operations.DeviceStatus):
             what: dict[str, Any] = {"devices": [row.uuid]}
-            name = f"{row.host} #{row.index} ({short(row.model)})"
+            name = f"{row.host} #{row.index} ({short_model(row.model)})"
             if row.drain_reason:
                 self._ask(
                     f"Let work on {name} again? It is drained: {row.drain_reason}",

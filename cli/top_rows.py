@@ -15,9 +15,10 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from ..client.notebook import short_model
 from ..schemas import operations, requests
 from . import render
-from .board import HISTORY, Board, HostRow, ProcessRow, short, sparkline
+from .board import HISTORY, Board, HostRow, ProcessRow, sparkline
 
 _HEAD: Final = Style(bold=True, dim=True)
 _CURSOR: Final = Style(bgcolor="#1f4f3f")
@@ -194,7 +195,7 @@ def device_columns(board: Board) -> list[Column]:
     return [
         Column(title="HOST", width=9, cell=lambda d: d.host, grows=True),
         Column(title="#", width=2, cell=lambda d: str(d.index), right=True),
-        Column(title="MODEL", width=9, cell=lambda d: short(d.model), need=2, grows=True),
+        Column(title="MODEL", width=9, cell=lambda d: short_model(d.model), need=2, grows=True),
         Column(title="UTIL", width=4, cell=utilization, right=True),
         Column(title="LAST", width=6, cell=past, need=3, grows=True, tail=True),
         Column(title="MEM GiB", width=9, cell=memory, right=True),

@@ -61,8 +61,7 @@ class Client(Calls):
     ) -> None:
         self.nc = nc
         self.identity = identity_of(nc)
-        named = "" if self.identity.owner == ANY_OWNER else self.identity.owner
-        self.owner = owner or os.environ.get(OWNER_VARIABLE, "").strip() or named or default_owner()
+        self.owner = owner or default_owner(self.identity.owner)
         self.timeout = timeout
         self.patience = patience
         self.owned_subjects = bool(self.identity.file) if owned_subjects is None else owned_subjects

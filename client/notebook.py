@@ -21,6 +21,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "")
     return made + (f"<p>{html.escape(note)}</p>" if note else "")
 
 
+def short_model(model: str) -> str:
+    """A model without what is the same for all of its maker's."""
+    for prefix in ("NVIDIA GeForce ", "NVIDIA ", "AMD Instinct ", "AMD Radeon ", "AMD "):
+        if model.startswith(prefix):
+            return model[len(prefix) :]
+    return model
+
+
 def lease_html(lease: requests.Lease) -> str:
     """A lease with its devices."""
     items = any(grant.items for grant in lease.grants)

@@ -11,6 +11,7 @@ from typing import Any, Final, TypedDict
 import msgspec
 
 from ..schemas import codec, units
+from ..schemas.credentials import ANY_OWNER
 from ..schemas.requests import Distribution, Method, Placement, WeightBy, WorkItem, WorkRequest
 from .errors import InvalidRequest
 
@@ -55,9 +56,13 @@ class RequestFields(TypedDict, total=False):
     """in place of `items` and what describes them"""
 
 
-def default_owner() -> str:
-    """Who asks where nothing is said: `CORRAL_OWNER`, else the account's name."""
-    named = os.environ.get(OWNER_VARIABLE, "").strip()
+def default_owner(holder: str = "") -> str:
+    """Who asks where nothing is said: `CORRAL_OWNER`, else who holds the credentials, else the account's name.
+
+    Args:
+        holder: the owner that the credentials name; empty or `*` (any) for none.
+    """
+    named = os.environ.get(OWNER_VARIABLE, "").strip() or ("" if holder == ANY_OWNER else holder)
     if named:
         return named
     try:

@@ -13,6 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from ..client.notebook import short_model
 from ..schemas.operations import DeviceStatus
 from ..schemas.requests import Lease
 
@@ -265,14 +266,6 @@ def layout(devices: Sequence[DeviceStatus], grouped: Sequence[Group]) -> Layout:
         indices=packed([min(devices[number].index, 65535) for number in order], "H"),
         total=len(devices),
     )
-
-
-def short_model(model: str) -> str:
-    """A model without what is the same for all of its maker's."""
-    for prefix in ("NVIDIA GeForce ", "NVIDIA ", "AMD Instinct ", "AMD Radeon ", "AMD "):
-        if model.startswith(prefix):
-            return model[len(prefix) :]
-    return model
 
 
 def packed(numbers: Sequence[float], format: str) -> str:

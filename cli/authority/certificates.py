@@ -66,13 +66,6 @@ def issue(ca: Certified, name: str, hosts: Sequence[str] = (), days: int = LEAF_
     return _pem(builder.sign(signer, hashes.SHA256()), key)
 
 
-def expiry(certificate: bytes) -> datetime:
-    """Until when a certificate is valid."""
-    from cryptography import x509
-
-    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
-
-
 def _builder(subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey, days: int) -> x509.CertificateBuilder:
     from cryptography import x509
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from nicegui import ui
 from starlette.requests import Request
 
+from ...client.notebook import short_model
 from ...schemas.operations import DeviceStatus
 from ...schemas.units import format_bytes
 from .. import cells
@@ -150,7 +151,7 @@ def _subtitle(fleet: Fleet) -> str:
     if summary is None:
         return ""
     models = sorted(summary.models.items(), key=lambda item: -item[1])
-    named = ", ".join(f"{count:,} × {cells.short_model(name)}" for name, count in models[:3])
+    named = ", ".join(f"{count:,} × {short_model(name)}" for name, count in models[:3])
     more = f" and {len(models) - 3} more models" if len(models) > 3 else ""
     return f"{summary.hosts:,} hosts: {named}{more}"
 
@@ -161,7 +162,7 @@ def _details(device: DeviceStatus, fleet: Fleet) -> list[tuple[str, str]]:
     used = device.memory_used_bytes
     rows = [
         ("State", cells.state_words(device)),
-        ("Model", cells.short_model(device.model)),
+        ("Model", short_model(device.model)),
         ("Utilisation", number(device.utilization_percent, "%")),
         ("Memory", f"{'–' if used is None else format_bytes(used)} of {format_bytes(device.memory_total_bytes)}"),
         ("Temperature", number(device.temperature_celsius, " °C")),
@@ -278,7 +279,7 @@ def _row(device: DeviceStatus) -> tuple[Any, ...]:
     def how() -> None:
         tag("span", f"chip {_TONES[cells.state(device)]}", cells.state_words(device))
 
-    return where, how, cells.short_model(device.model), ", ".join(device.leases) or "–"
+    return where, how, short_model(device.model), ", ".join(device.leases) or "–"
 
 
 _WORST = (State.UNHEALTHY, State.STALE, State.DRAINED, State.THROTTLED)

@@ -12,11 +12,11 @@ from nicegui import background_tasks, ui
 from starlette.requests import Request
 
 from ...client import CorralError, InvalidRequest, Rejected
+from ...client.notebook import short_model
 from ...client.request import RequestFields
 from ...schemas.operations import Explanation, QueueEntry
 from ...schemas.requests import Assignment, Grant, Lease, Placement, Rejection
 from ...schemas.units import format_bytes
-from .. import cells
 from ..fleet import trouble_of
 from ..frame import Frame, NotAllowed, Notice
 from ..html import button, on_choice, on_typing, remember, table, tag
@@ -93,7 +93,7 @@ class RequestPage:
         ui.timer(0, self._explain, once=True)
 
     def _form(self) -> None:
-        models = sorted({cells.short_model(device.model) for device in self.frame.fleet.devices})
+        models = sorted({short_model(device.model) for device in self.frame.fleet.devices})
         may = self.frame.may(Role.REQUESTER)
         with tag("form", "form", autocomplete="off") as form:
             # Enter asks as the button does; the browser itself sends nothing.
@@ -311,7 +311,7 @@ def _grants(grants: list[Grant]) -> None:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in grant.score_parts.items())
         return lambda: tag("span", "", f"{grant.score:.2f}", title=parts)
 
-    rows = [(device(one), cells.short_model(one.model), gets(one), score(one)) for one in grants[:32]]
+    rows = [(device(one), short_model(one.model), gets(one), score(one)) for one in grants[:32]]
     table(("Device", "Model", "Granted", "Score"), rows, numeric=(3,)).style("margin-top:10px")
     if len(grants) > 32:
         tag("div", "note", f"and {len(grants) - 32} more")

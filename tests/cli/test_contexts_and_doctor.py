@@ -73,6 +73,31 @@ def test_credentials_of_one_bus_are_not_shown_to_another(
     assert "CORRAL_NATS_CREDS" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("of_the_file", "of_the_context", "said", "expected"),
+    [
+        ("alice", "", "", "alice"),
+        ("*", "", "", "account"),  # who may ask in any name asks in their own
+        (None, "", "", "account"),
+        ("alice", "lab-rat", "", "lab-rat"),
+        ("alice", "lab-rat", "said", "said"),
+    ],
+)
+def test_export_says_who_asks(
+    tmp_path: Path, of_the_file: str | None, of_the_context: str, said: str, expected: str
+) -> None:
+    config, credentials = tmp_path / "corral.toml", tmp_path / "lab.creds"
+    credentials.write_text(f"# user: alice\n# owner: {of_the_file}\n# inbox: _INBOX.alice\nSU{'A' * 56}\n")
+    creds = ["--creds", str(credentials)] if of_the_file else []
+    run(config, "context", "add", "lab", NOWHERE, "--owner", of_the_context, *creds)
+    done = run(config, "context", "export", CORRAL_OWNER=said, LOGNAME="account")
+    assert done.returncode == 0, done.stderr
+    told = dict(line.removeprefix("export ").split("=", 1) for line in done.stdout.splitlines())
+    assert told["CORRAL_NATS_URL"] == NOWHERE
+    assert told["CORRAL_OWNER"] == expected
+    assert told.get("CORRAL_INBOX_PREFIX") == ("_INBOX.alice" if of_the_file else None)
+
+
 def findings(url: str) -> tuple[int, dict[str, str]]:
     done = invoke("doctor", "--json", url=url)
     return done.returncode, {one["what"]: one["level"] for one in json.loads(done.stdout)["findings"]}

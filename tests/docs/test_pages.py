@@ -92,12 +92,13 @@ def test_every_command_of_a_page_works(page: Path, fleet: LocalCluster, programs
         TERM="dumb",
         DOCS_URL=fleet.url,
         DOCS_CREDENTIALS=credentials,
+        # Who asks is the account's name, until a page says otherwise.
         USER="you",
-        CORRAL_OWNER="you",
+        LOGNAME="you",
         # This host has GPUs, as the hosts of those who read it have.
         CORRAL_HOST="sim-0001",
     )
-    for name in ("CORRAL_CONFIG", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "COLUMNS"):
+    for name in ("CORRAL_CONFIG", "CORRAL_OWNER", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "COLUMNS"):
         values.pop(name, None)
     try:
         wrong += pages.run(page, found, tmp_path, values, varies)
@@ -162,6 +163,19 @@ def test_configuration_in_pages_is_right(tmp_path: Path) -> None:
                 found = config.read([file])
                 for name in found.tables:
                     config.defaults(found, name, load(name))
+
+
+def test_an_installation_that_can_not_work_is_found(programs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```sh\nsudo python3 -m venv --without-pip /opt/corral\nsudo /opt/corral/bin/pip install '.[collector]'\n"
+        "sudo python3 -m venv ./elsewhere\nsudo ./elsewhere/bin/pip install '.[collector]'\n"
+        "sudo systemctl enable --now corral-collector\n```\n"
+    )
+    found = [command for block in pages.blocks(page) for command in pages.commands(block, tmp_path)]
+    values = environment(PATH=f"{programs}:{os.environ['PATH']}", HOME=str(tmp_path))
+    wrong = pages.run(page, found, tmp_path, values, set())
+    assert [problem.split(": ")[0] for problem in wrong] == ["page.md:3", "page.md:6"]
 
 
 def test_a_page_that_is_wrong_is_found(tmp_path: Path) -> None:
