@@ -92,7 +92,7 @@ def demo(
     """See it all happen once: telemetry, requests, a rejection with its reasons, distribution, SQL.
 
     A cluster of its own comes up in a temporary folder on a free port and goes down again at the end. It replays a
-    recording of real GPUs where one is found, and simulates a fleet where not.
+    recording of real GPUs where one is named, and simulates a fleet where not.
 
     Examples:
       corral demo
@@ -110,13 +110,10 @@ def demo(
 
 
 def find_recording() -> Path | None:
-    """The recording of real GPUs: in `$CORRAL_DATA`, else in `shared/data` beside the repository."""
-    named = os.environ.get(DATA_VARIABLE)
-    if named:
-        path = Path(named)
-        return path if path.is_file() else path / RECORDING if (path / RECORDING).is_file() else None
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / RECORDING
-    return beside if beside.is_file() else None
+    """The recording of real GPUs that `$CORRAL_DATA` names, or that is in the folder of that name; None without one."""
+    path = Path(os.environ.get(DATA_VARIABLE) or os.devnull)
+    found = path if path.is_file() else path / RECORDING
+    return found if found.is_file() else None
 
 
 async def _demo(folder: Path, recording: Path | None) -> None:
