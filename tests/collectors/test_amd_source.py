@@ -125,7 +125,9 @@ def test_inventory_with_xgmi_and_pcie_links(amd: FakeAmd, events: list[SourceEve
     assert inventory.links == [[s, x, y], [x, s, y], [y, y, s]]
 
 
-def test_processes(amd: FakeAmd, source: AmdSource, events: list[SourceEvent]) -> None:
+def test_a_process_has_its_device_memory_and_share_of_its_time(
+    amd: FakeAmd, source: AmdSource, events: list[SourceEvent]
+) -> None:
     amd.devices[1].processes = [(os.getpid(), "/opt/rocm/bin/train", 7 * 2**30, 152)]
     source.open(events.append)
     (process,) = source.processes()["node-2"]
@@ -159,7 +161,9 @@ def test_a_device_that_falls_silent_is_lost_and_may_return(
     assert (events[-1].kind, events[-1].severity) == ("device_returned", Severity.CLEARED)
 
 
-def test_driver_gone(amd: FakeAmd, source: AmdSource, events: list[SourceEvent]) -> None:
+def test_driver_gone_is_unavailable_and_open_starts_again(
+    amd: FakeAmd, source: AmdSource, events: list[SourceEvent]
+) -> None:
     source.open(events.append)
     amd.devices[0].errors["amdsmi_get_gpu_activity"] = NOT_INIT
     with pytest.raises(SourceUnavailable):

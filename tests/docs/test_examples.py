@@ -57,7 +57,7 @@ def test_plain_nats(cluster: LocalCluster) -> None:
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="Node and npm are not installed")
-def test_node(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_the_node_client_holds_devices_renews_and_reads_the_history(cluster: LocalCluster, tmp_path: Path) -> None:
     folder = shutil.copytree(
         EXAMPLES / "node", tmp_path / "node", ignore=lambda _, names: {"node_modules"} & set(names)
     )

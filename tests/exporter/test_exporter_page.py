@@ -201,7 +201,7 @@ def test_labels_survive_whatever_is_in_them(labels: dict[str, str]) -> None:
     assert family.samples[0].labels == labels
 
 
-def test_choices() -> None:
+def test_metrics_are_chosen_by_set_name_and_glob_and_an_unknown_one_is_refused() -> None:
     assert [family.name for family in choose(["default"])] == list(DEFAULTS)
     assert set(FAMILIES) == {family.name for family in choose(["all", "default"])}
     assert [family.name for family in choose(["DCGM_FI_DEV_GPU_U*"])] == ["DCGM_FI_DEV_GPU_UTIL"]

@@ -170,7 +170,7 @@ def test_install_again_changes_nothing(history: Any) -> None:
     assert before[1:] == after[1:]
 
 
-def test_lease_usage(history: Any) -> None:
+def test_lease_usage_has_the_hours_energy_and_peaks_of_each_lease(history: Any) -> None:
     rows = {row.pop("lease_id"): row for row in ask(history, "FROM lease_usage")}
     assert rows["train-1"] == near(
         owner="alice", name="train", state="released", started=BASE, ended=BASE + HOUR, devices=1, gpu_hours=1.0,
@@ -251,7 +251,7 @@ def test_fleet_by_hour(history: Any) -> None:
     assert rows[BASE + HOUR]["leased_devices"] == pytest.approx(30.5 / 60 / 2)
 
 
-def test_throttling(history: Any) -> None:
+def test_throttling_counts_the_seconds_of_each_reason_and_no_hour_without(history: Any) -> None:
     (row,) = ask(history, "FROM throttling")
     assert row == near(
         hour=BASE, host="h1", device="g0", thermal_seconds=600, power_seconds=1200, slowdown_seconds=0,
