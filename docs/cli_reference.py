@@ -26,7 +26,11 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     "CORRAL_BUS_URLS": ("`nats://nats:4222`", "`compose.yaml`: the servers of the bus, by comma."),
     "CORRAL_BUS_CONFIG": ("`nats.conf`", "`compose.yaml`: the servers' configuration, in `/etc/corral`."),
     "CORRAL_REPLICAS": ("3 on a cluster of servers, else 1", "Copies of streams and buckets that a part makes."),
-    "CORRAL_DATA": ("`shared/data` beside the clone", "Folder or file of the recording that `corral demo` replays."),
+    "CORRAL_STREAMS_SCALE": (
+        "`1`",
+        "Factor on what new streams and buckets may take of the bus's disk: 3.4 GiB in all at 1.",
+    ),
+    "CORRAL_DATA": ("–", "Folder or file of a recording; `corral demo` then replays it."),
     "CORRAL_DEBUG": ("–", "With any value, an error that ends a command shows where it came from."),
     "NO_COLOR": ("–", "With any value, no colours on a terminal. In a pipe there are none anyway."),
     "XDG_CONFIG_HOME": ("`~/.config`", "Where `corral/corral.toml` is looked for."),

@@ -23,7 +23,12 @@ import links
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 CONFIG = DOCS / "zensical.toml"
-TOP_LEVEL = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md", "README.md": "index.md"}
+TOP_LEVEL = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changes.md",
+    "README.md": "index.md",
+    "SECURITY.md": "vulnerabilities.md",
+}
 """Pages that stay at the top of the repository, where people look for them, and their names on the site."""
 
 

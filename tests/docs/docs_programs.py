@@ -136,11 +136,11 @@ def duckdb(arguments: list[str]) -> int:
 
 
 def pip(arguments: list[str]) -> int:
-    """That extras which are installed are there."""
+    """That extras which are installed are there, of the package by its name or of the clone."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     known = project["optional-dependencies"]
     for word in arguments:
-        if match := re.fullmatch(r"corral\[([a-z,]+)\]", word):
+        if match := re.fullmatch(r"(?:corral|\.)\[([a-z,]+)\]", word):
             for extra in match[1].split(","):
                 if extra not in known:
                     raise Wrong(f"there is no extra {extra}")
@@ -195,18 +195,46 @@ def files(arguments: list[str]) -> int:
 
 
 def systemctl(arguments: list[str]) -> int:
-    """That the units are there."""
+    """That the units are there, and that what one starts was installed where it says."""
     for word in arguments:
-        unit = word if word.endswith(".service") else f"{word}.service"
-        if word.startswith("corral-") and not (ROOT / "deploy" / "systemd" / unit).is_file():
-            raise Wrong(f"there is no deploy/systemd/{unit}")
+        name = word if word.endswith(".service") else f"{word}.service"
+        if not word.startswith("corral-"):
+            continue
+        unit = ROOT / "deploy" / "systemd" / name
+        if not unit.is_file():
+            raise Wrong(f"there is no deploy/systemd/{name}")
+        started = re.findall(r"^ExecStart=(\S+)", unit.read_text(), re.MULTILINE)
+        if "enable" in arguments and (missing := [program for program in started if not rooted(program).exists()]):
+            raise Wrong(f"{name} starts {missing[0]}, and nothing was installed there")
     return 0
 
 
 def sudo(arguments: list[str]) -> int:
-    """What it would run, checked as without it; what has no check of its own is looked at for files."""
-    name, *rest = [word for word in arguments if not word.startswith("-")] or [""]
-    return PROGRAMS.get(name, files)(rest)
+    """What it would run, checked as without it; what has no check of its own is looked at for files.
+
+    Of a virtual environment that root makes, and of what its `pip` installs, there are empty files below the home.
+    """
+    match arguments:
+        case ["python3" | "python", "-m", "venv", *options, folder]:
+            programs = rooted(folder) / "bin"
+            programs.mkdir(parents=True, exist_ok=True)
+            for program in ("python3", *(() if "--without-pip" in options else ("pip",))):
+                (programs / program).touch()
+            return 0
+        case [program, *rest] if program.endswith("/pip"):
+            if not rooted(program).exists():
+                raise Wrong(f"there is no {program}")
+            if any(word.startswith(("corral", ".[")) for word in rest):
+                rooted(program).with_name("corral").touch()
+            return pip(rest)
+        case _:
+            name, *rest = [word for word in arguments if not word.startswith("-")] or [""]
+            return PROGRAMS.get(name, files)(rest)
+
+
+def rooted(path: str) -> Path:
+    """Where a path of root's is in these tests: below the home."""
+    return Path(os.environ["HOME"] + os.path.abspath(path))
 
 
 def make(arguments: list[str]) -> int:
