@@ -7,10 +7,12 @@ batch is kept and tried again; the reader then stops by itself, since what may w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -18,6 +20,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
 
 from ...schemas import bus
 from ...schemas.instruments import ROWS, SECONDS, SIZES, Histogram
@@ -27,7 +30,7 @@ from . import facts
 from .arrivals import Arrivals
 from .columnar import Decoder, Incoming, Refusal
 from .deadletters import DeadLetters
-from .reader import Reader
+from .reader import Reader, StreamReplaced
 
 log = logging.getLogger("corral.ingest")
 
@@ -113,17 +116,25 @@ class Ingest:
         storage: to write to.
         consumer: which stream, and how.
         dead_letters: where refused messages go.
+        make_streams: makes the streams that are missing; those of `bus.STREAMS` by default.
 
     Attributes:
         counts: see `Counts`.
         paused: why nothing is stored at the moment; empty while it is.
         begun: whether it has read on where the storage stands.
         part: what it reads, as the storage names it.
-        begun: it reads.
     """
 
-    def __init__(self, nc: Client, storage: Storage, consumer: Consumer, dead_letters: DeadLetters) -> None:
+    def __init__(
+        self,
+        nc: Client,
+        storage: Storage,
+        consumer: Consumer,
+        dead_letters: DeadLetters,
+        make_streams: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.consumer = consumer
+        self._make_streams = make_streams or partial(bus.ensure_layout, nc.jetstream())
         self.part = consumer.part or consumer.stream
         self._storage = storage
         self._dead_letters = dead_letters
@@ -141,7 +152,6 @@ class Ingest:
         self.counts = Counts()
         self.paused = ""
         self.begun = False
-        self.begun = False
 
     @property
     def lag_seconds(self) -> float:
@@ -155,14 +165,15 @@ class Ingest:
 
     async def run(self) -> None:
         """Read, decode and write until cancelled."""
-        decoded: asyncio.Queue[_Decoded] = asyncio.Queue(1)
         try:
-            while not await self._begin():
-                bus.heed_cancellation()
-                await asyncio.sleep(RETRY_SECONDS[0])
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._decode_all(decoded))
-                tasks.create_task(self._write_all(decoded))
+            while True:
+                while not await self._begin():
+                    bus.heed_cancellation()
+                    await asyncio.sleep(RETRY_SECONDS[0])
+                decoded: asyncio.Queue[_Decoded | None] = asyncio.Queue(1)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._decode_all(decoded))
+                    tasks.create_task(self._write_all(decoded))
         finally:
             await self._reader.stop()
             self._threads.shutdown(wait=True, cancel_futures=True)
@@ -172,13 +183,17 @@ class Ingest:
         stream = self.part
         loop = asyncio.get_running_loop()
         try:
-            created = await self._reader.identify()
-            after = await loop.run_in_executor(self._threads, self._storage.resume, stream, created)
+            created, last = await self._reader.identify()
+            after = await loop.run_in_executor(self._threads, self._storage.resume, stream, created, last)
             stored = await loop.run_in_executor(self._threads, self._storage.arrivals, stream)
             self._arrivals = Arrivals(stored)
             self._decoder = Decoder(self._storage.series)
             await self._reader.start(after)
-            self.begun = True
+        except NotFoundError:
+            self.begun = False
+            log.warning("%s is gone: it is made anew", stream)
+            await self._lay_out()
+            return False
         except (NatsError, TimeoutError) as error:
             log.warning("%s can't be read yet: %r", stream, error)
             return False
@@ -186,11 +201,21 @@ class Ingest:
         self.begun = True
         return True
 
-    async def _decode_all(self, decoded: asyncio.Queue[_Decoded]) -> None:
+    async def _lay_out(self) -> None:
+        """A server that has lost its disk has none of the streams, and collectors may not make any."""
+        with contextlib.suppress(NatsError, TimeoutError, OSError):
+            await self._make_streams()
+
+    async def _decode_all(self, decoded: asyncio.Queue[_Decoded | None]) -> None:
+        """Until the stream is another one."""
         loop = asyncio.get_running_loop()
         while True:
             bus.heed_cancellation()
-            taken = await self._reader.take(self._most_bytes(), self.consumer.linger_seconds)
+            try:
+                taken = await self._reader.take(self._most_bytes(), self.consumer.linger_seconds)
+            except StreamReplaced as replaced:
+                log.warning("%s: %s", self.consumer.stream, replaced)
+                return await decoded.put(None)
             messages = [message for message, _ in taken]
             batch, accepted, refused = await loop.run_in_executor(
                 self._threads, self._decode, messages, self._arrivals.is_new
@@ -207,10 +232,12 @@ class Ingest:
         groups = int(self.consumer.batch_bytes / group) if group else 0
         return int(groups * group) if groups else self.consumer.batch_bytes
 
-    async def _write_all(self, decoded: asyncio.Queue[_Decoded]) -> None:
+    async def _write_all(self, decoded: asyncio.Queue[_Decoded | None]) -> None:
         while True:
             bus.heed_cancellation()
             item = await decoded.get()
+            if item is None:
+                return
             if item.refused:
                 await self._dead_letters.publish(self.consumer.stream, item.refused)
             try:
@@ -277,7 +304,8 @@ class Ingest:
         self, messages: Sequence[Incoming], is_new: Callable[[str, int], bool]
     ) -> tuple[Batch, list[Incoming], list[Refusal]]:
         began = time.thread_time()
-        now_ns = time.time_ns()
+        # A processor's clock that is behind must not make the whole fleet's samples lie in the future.
+        now_ns = max(time.time_ns(), self._reader.stored_ns)
         prefix = bus.SAMPLES + "."
         columnar = [message for message in messages if message.subject.startswith(prefix)]
         others = [message for message in messages if not message.subject.startswith(prefix)]

@@ -43,6 +43,12 @@ FORGET_SECONDS: Final = 7 * 86400.0
 BEHIND_SECONDS: Final = 2.0
 API_SECONDS: Final = 3.0
 MAX_ACK_PENDING: Final = 65536
+CATCH_UP_TRIES: Final = 6
+CATCH_UP_SECONDS: Final = 1.0
+
+
+class StreamReplaced(Exception):
+    """The stream is not the one that was read until now: it was made anew, set back, or is gone."""
 
 
 class Reader:
@@ -57,6 +63,7 @@ class Reader:
 
     Attributes:
         created: when the stream was made, as text: a stream that is made anew counts from 1 again.
+        stored_ns: when the server stored the last message that came, by its clock; 0 before the first.
         pending: messages in the stream that have not come yet, as far as known.
         repeated: messages that were delivered again.
     """
@@ -92,21 +99,28 @@ class Reader:
         self._last_ack = 0
         self.created = ""
         self.pending = 0
-        self._stored_at = 0.0
+        self._replaced = ""
+        self._last_sequence = 0
+        self.stored_ns = 0
         self._idle = True
         self.repeated = 0
 
     @property
     def lag_seconds(self) -> float:
         """How old the last message that came is by the server's clock, while more waits; 0 where nothing waits."""
-        return max(0.0, time.time() - self._stored_at) if self.pending and not self._idle and self._stored_at else 0.0
+        if not self.pending or self._idle or not self.stored_ns:
+            return 0.0
+        return max(0.0, time.time() - self.stored_ns * 1e-9)
 
-    async def identify(self) -> str:
-        """When the stream was made, as text."""
+    async def identify(self) -> tuple[str, int]:
+        """When the stream was made, as text, and the last sequence that it has.
+
+        Where it was found to be set back that is the sequence of that moment, since it grows on.
+        """
         info = await self._js.stream_info(self.stream)
-        created: datetime | None = info.created
-        self.created = created.isoformat() if created else ""
-        return self.created
+        self.created = _made(info)
+        last = min(self._last_sequence, info.state.last_seq) if self._replaced else info.state.last_seq
+        return self.created, last
 
     async def start(self, after: int) -> None:
         """Read from behind a sequence on; what waits here is forgotten."""
@@ -115,6 +129,7 @@ class Reader:
         self._received = after
         self._delivered = 0
         self._broken = ""
+        self._replaced = ""
         self._reconnects = self._nc.stats["reconnects"]
         if self._sub is not None:
             with contextlib.suppress(Exception):
@@ -150,12 +165,17 @@ class Reader:
         Args:
             max_bytes: of payload; one message may be larger.
             linger_seconds: from the first message on, wait so long for more; longer while the stream has more.
+
+        Raises:
+            StreamReplaced: all that was received was taken, and the rest is of another stream.
         """
         while not self._buffer:
+            if self._replaced:
+                raise StreamReplaced(self._replaced)
             await self._wait(HEARTBEAT_SECONDS)
         deadline = time.monotonic() + linger_seconds
         until = deadline + BEHIND_SECONDS
-        while self._waiting_bytes < max_bytes and (left := deadline - time.monotonic()) > 0:
+        while self._waiting_bytes < max_bytes and not self._replaced and (left := deadline - time.monotonic()) > 0:
             await self._wait(left)
             if self.pending and deadline < until:
                 # Behind anyway: large transactions catch up sooner.
@@ -201,6 +221,10 @@ class Reader:
         waiting, size = list(self._buffer), self._waiting_bytes
         log.info("%s: reading anew from %d: %s", self.stream, self._received + 1, self._broken)
         try:
+            self._replaced = await self._is_another()
+            if self._replaced:
+                self._inbox = ""
+                return
             await self.start(self._received)
         except Exception as error:
             # nats-py has its own timeouts and disconnection errors
@@ -212,8 +236,28 @@ class Reader:
         self._buffer.extendleft(reversed(waiting))
         self._waiting_bytes += size
 
+    async def _is_another(self) -> str:
+        """Why what the server has is not the stream that was read until now; empty where it is."""
+        for tries in range(CATCH_UP_TRIES):
+            try:
+                info = await self._js.stream_info(self.stream)
+            except NotFoundError:
+                return "the stream is gone"
+            if _made(info) != self.created:
+                return "the stream was made anew"
+            self._last_sequence = info.state.last_seq
+            if self._last_sequence >= self._received:
+                return ""
+            # A copy that leads since a moment ago may not have read its own log to the end.
+            if (info.config.num_replicas or 1) == 1 or tries == CATCH_UP_TRIES - 1:
+                break
+            await asyncio.sleep(CATCH_UP_SECONDS)
+        return f"the stream was set back from {self._received} to {self._last_sequence}"
+
     async def _pull(self) -> None:
-        if self._waiting_bytes >= self._buffer_bytes or self._outstanding > PULL_MESSAGES // 2 or self._broken:
+        if self._waiting_bytes >= self._buffer_bytes or self._outstanding > PULL_MESSAGES // 2:
+            return
+        if self._broken or self._replaced:
             return
         body = {
             "batch": PULL_MESSAGES,
@@ -240,7 +284,7 @@ class Reader:
         # $JS.ACK.[domain.account.]stream.consumer.delivered.stream sequence.consumer sequence.time.pending[.random]
         at = 5 if len(parts) == 9 else 7
         sequence, delivered = int(parts[at]), int(parts[at + 1])
-        self._stored_at = int(parts[at + 2]) * 1e-9
+        self.stored_ns = int(parts[at + 2])
         self.pending = int(parts[at + 3])
         self._idle = False
         if self._broken:
@@ -280,3 +324,8 @@ class Reader:
             return
         self._broken = f"{status} {description}".strip() or "the server ended the pull"
         self._arrived.set()
+
+
+def _made(info: api.StreamInfo) -> str:
+    created: datetime | None = info.created
+    return created.isoformat() if created else ""

@@ -88,12 +88,16 @@ async def share(
         # Of parts that were given back meanwhile.
         before = {"samples": 0, "duplicates": 0}
 
+        async def make_streams() -> None:
+            await bus.ensure_layout(js)
+            await partitions.ensure_stream(js, count)
+
         async def work(part: str) -> None:
             if part == partitions.UPKEEP:
                 await upkeep.run(lake, kept)
                 return
             storage = await asyncio.to_thread(LakePart, lake, history, part)
-            ingest = Ingest(nc, storage, consumers[part], letters)
+            ingest = Ingest(nc, storage, consumers[part], letters, make_streams)
             working[part], storages[part] = ingest, storage
             vitals.add(ingest)
             try:

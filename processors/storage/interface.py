@@ -89,12 +89,14 @@ class Storage(Protocol):
         """The devices that it knows."""
         ...
 
-    def resume(self, stream: str, created: str) -> int:
+    def resume(self, stream: str, created: str, last_sequence: int | None = None) -> int:
         """Sequence of the last message of a stream that is stored; 0 before the first.
 
         Args:
             stream: its name.
             created: when it was made: one that was made anew counts from 1 again, and so does its watermark.
+            last_sequence: that it has by now: one that has lost what was stored already (the server was set back to a
+                copy, or lost power) gives the numbers out again, so that it is read from its start. None if not known.
         """
         ...
 

@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from ...schemas.metrics import METRICS
 from . import lake_facts, lake_rollups, object_storage, schema
-from .errors import Deposed, StorageError, StoragePaused, Unstorable
+from .errors import NOT_A_VALUE, Deposed, StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, Series
 from .statements import add_missing, columns_of, registered, transaction
 
@@ -286,14 +286,14 @@ class LakePart:
         self._sequence = 0
         self._connection: DuckDBPyConnection | None = attach_when_made(lake)
 
-    def resume(self, stream: str, created: str) -> int:
+    def resume(self, stream: str, created: str, last_sequence: int | None = None) -> int:
         """Take the part over, and say where it stands: whoever owned it before can't store anything from here on."""
         try:
-            return _repeated(lambda: self._take_over(created))
+            return _repeated(lambda: self._take_over(created, last_sequence))
         except duckdb.Error as error:
             raise as_storage_error(error) from error
 
-    def _take_over(self, created: str) -> int:
+    def _take_over(self, created: str, last_sequence: int | None) -> int:
         cursor = self._open()
         with transaction(cursor):
             cursor.execute(
@@ -308,6 +308,11 @@ class LakePart:
                 known, sequence, fence = row[0], int(row[1]), int(row[2]) + 1
                 if known != created:
                     log.warning("%s was made anew at %s: reading it from its start", self.part, created)
+                    sequence = 0
+                elif last_sequence is not None and sequence > last_sequence:
+                    log.warning(
+                        "%s was set back from %d to %d: reading it from its start", self.part, sequence, last_sequence
+                    )
                     sequence = 0
                 cursor.execute(
                     f"UPDATE {self._table} SET created = ?, sequence = ?, fence = ?", [created, sequence, fence]
@@ -350,6 +355,8 @@ class LakePart:
                 # A connection to the catalog that broke is not mended by itself.
                 self._abandon()
             raise raised from error
+        except NOT_A_VALUE as error:
+            raise Unstorable(f"a value fits no column: {error}") from error
         self._sequence = max(self._sequence, batch.sequence)
 
     def _commit(self, batch: Batch) -> None:

@@ -1,13 +1,19 @@
-"""A lake for the tests that need one: Parquet in a folder, the catalog in a real PostgreSQL."""
+"""A processor on a real server, and a lake: Parquet in a folder, the catalog in a real PostgreSQL."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from corral.cli.server import EmbeddedServer
+from corral.processors.service import process
 from corral.processors.storage import lake as lakes
+from history import Asking
+from nats.aio.client import Client
 from postgres import Postgres
 
 
@@ -24,3 +30,15 @@ def postgres() -> Iterator[Postgres]:
 def lake(postgres: Postgres, tmp_path: Path) -> lakes.Lake:
     """A new lake."""
     return lakes.Lake(postgres.database(f"lake_{time.time_ns()}"), str(tmp_path / "lake"), threads=1)
+
+
+@pytest.fixture
+async def processor(server: EmbeddedServer, nc: Client, tmp_path: Path) -> AsyncIterator[Asking]:
+    """One in this process; what asks it."""
+    ready = asyncio.Event()
+    task = asyncio.create_task(process(tmp_path / "history.duckdb", nats_url=server.url, ready=ready))
+    await asyncio.wait([task, asyncio.create_task(ready.wait())], return_when=asyncio.FIRST_COMPLETED)
+    yield Asking(nc)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
