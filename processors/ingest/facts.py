@@ -145,6 +145,7 @@ def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], no
     if kind == "leases":
         named = codec.JSON if message.payload[:1] == b"{" else codec.MSGPACK
         event = codec.decode(message.payload, LeaseEvent, named)
+        _check_lease(event)
         facts.leases.append(event)
         return True
     if kind == "inventory":
@@ -262,6 +263,19 @@ def _check_inventory(inventory: Inventory) -> None:
     for row in inventory.nvlink_counts:
         for links in row:
             _fits(links, "$.nvlink_counts[...][...]", 31)
+
+
+def _check_lease(event: LeaseEvent) -> None:
+    """Numbers that their columns hold, and times that say when."""
+    lease = event.lease
+    times = {"time": event.time, "lease.granted_at": lease.granted_at, "lease.expires_at": lease.expires_at}
+    for name, at in times.items() if lease.ended_at is None else (times | {"lease.ended_at": lease.ended_at}).items():
+        if at.tzinfo is None:
+            raise codec.DecodeError(f"{at} has no time zone - at `$.{name}`", "invalid", f"$.{name}")
+    for grant in lease.grants:
+        _fits(grant.index, "$.lease.grants[...].index", 31)
+        for name in ("memory_bytes", "host_memory_bytes"):
+            _fits(getattr(grant, name), f"$.lease.grants[...].{name}")
 
 
 def _fits(number: int, path: str, bits: int = 63) -> int:

@@ -22,7 +22,7 @@ from ...schemas.metrics import METRICS
 from .. import views
 from ..sql import confine
 from . import facts, migrations, recovery, schema
-from .errors import StorageDamaged, StorageError, StoragePaused, Unstorable
+from .errors import NOT_A_VALUE, StorageDamaged, StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, Series
 from .statements import registered, transaction
 
@@ -158,12 +158,15 @@ class Database:
         rows = cursor.execute("SELECT path FROM store.archive_files ORDER BY path").fetchall()
         cursor.execute(schema.samples_view(days, [self.archive / path for (path,) in rows]))
 
-    def resume(self, stream: str, created: str) -> int:
+    def resume(self, stream: str, created: str, last_sequence: int | None = None) -> int:
         """Sequence of the last message of a stream that is stored; 0 before the first, and where it was made anew."""
         with self.writing:
             known, sequence, batch = self._watermarks.get(stream, (created, 0, 0))
             if known != created:
                 log.warning("%s was made anew at %s: reading it from its start", stream, created)
+                sequence = 0
+            elif last_sequence is not None and sequence > last_sequence:
+                log.warning("%s was set back from %d to %d: reading it from its start", stream, sequence, last_sequence)
                 sequence = 0
             self._watermarks[stream] = (created, sequence, batch)
             return sequence
@@ -216,6 +219,9 @@ class Database:
                 if _INVALIDATED.search(str(error)):
                     self._abandon()
                 raise as_storage_error(error, self.path) from error
+            except NOT_A_VALUE as error:
+                self.days, self._metrics = days, metrics
+                raise Unstorable(f"a value fits no column: {error}") from error
             except BaseException:
                 self.days, self._metrics = days, metrics
                 raise
@@ -232,7 +238,8 @@ class Database:
             self._write_samples(cursor, batch.samples, number)
         for name, table in batch.tables.items():
             with registered(cursor, "incoming", table):
-                cursor.execute(f"INSERT INTO {name} BY NAME SELECT * FROM incoming{self._unless_there(name)}")
+                unless = self._unless_there(name, table)
+                cursor.execute(f"INSERT INTO {name} BY NAME SELECT * FROM incoming{unless}")
         facts.write_inventories(cursor, batch.inventories)
         facts.write_leases(cursor, batch.leases)
         if batch.arrivals:
@@ -298,13 +305,19 @@ class Database:
         # thread takes half the CPU time, and leaves the other cores to decoding and to queries.
         with registered(cursor, "incoming", samples.to_reader(max_chunksize=CHUNK_ROWS)):
             unless = ""
-            if self._recovered_through and pc.min(samples["time"].cast(pa.int64())).as_py() <= self._recovered_through:  # pyright: ignore[reportAttributeAccessIssue]
+            if self._may_be_there(samples):
                 unless = recovery.unless_there(cursor, self.archive, table)
             cursor.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM incoming{unless}")
 
-    def _unless_there(self, name: str) -> str:
-        """After a recovery the streams bring again what is there already."""
-        keys = recovery.REPLAY_KEYS.get(name) if self._recovered_through else None
+    def _may_be_there(self, rows: ArrowTable) -> bool:
+        """After a recovery the streams bring again what is there already: nothing of that is newer."""
+        if not self._recovered_through:
+            return False
+        first = pc.min(rows["time"].cast(pa.int64())).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+        return first is not None and first <= self._recovered_through
+
+    def _unless_there(self, name: str, rows: ArrowTable) -> str:
+        keys = recovery.REPLAY_KEYS.get(name) if self._may_be_there(rows) else None
         return f" ANTI JOIN {name} USING ({', '.join(keys)})" if keys else ""
 
     def settle_recovery(self) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+NOT_A_VALUE: Final = (OverflowError, TypeError, ValueError)
+"""What Python and Arrow raise where a value fits no column: the batch's fault, and not the database's."""
+
 
 class StorageError(RuntimeError):
     """The database can't be used as it is; the message says why and what to do."""

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime, timedelta, tzinfo
 
 import msgspec
 import numpy as np
-import pytest
-from corral.cli.server import EmbeddedServer
-from corral.processors.service import process
 from corral.schemas import bus, codec
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import (
@@ -34,19 +28,23 @@ from msgspec.structs import replace
 from nats.aio.client import Client
 
 
-@pytest.fixture
-async def processor(server: EmbeddedServer, nc: Client, tmp_path: Path) -> AsyncIterator[Asking]:
-    ready = asyncio.Event()
-    task = asyncio.create_task(process(tmp_path / "history.duckdb", nats_url=server.url, ready=ready))
-    await asyncio.wait([task, asyncio.create_task(ready.wait())], return_when=asyncio.FIRST_COMPLETED)
-    yield Asking(nc)
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
 def floats(*values: float) -> bytes:
     return np.array(values, "<f4").tobytes()
+
+
+def lease_event(index: int = 0, memory_bytes: int = 0, zone: tzinfo | None = UTC) -> bytes:
+    now = datetime.now(zone)
+    grant = Grant(host="h1", device="GPU-0", index=index, memory_bytes=memory_bytes)
+    lease = Lease(
+        lease_id="x",
+        owner="ann",
+        state=LeaseState.ACTIVE,
+        granted_at=now,
+        expires_at=now,
+        ttl_seconds=9.0,
+        grants=[grant],
+    )
+    return codec.encode(LeaseEvent(kind=LeaseEventKind.GRANTED, time=now, lease=lease, planner="p"), codec.JSON)
 
 
 async def test_malformed_messages_of_many_kinds_stop_nothing(nc: Client, processor: Asking) -> None:
@@ -116,6 +114,9 @@ async def test_malformed_messages_of_many_kinds_stop_nothing(nc: Client, process
         ),
         "event": (bus.events_subject("h1"), codec.encode({"host": "h1", "severity": "awful"}), "invalid", ""),
         "lease": (bus.lease_subject("granted", "x"), b'{"kind":"granted"}', "invalid", ""),
+        "index": (bus.lease_subject("granted", "x"), lease_event(index=2**31), "out_of_range", "index"),
+        "bytes": (bus.lease_subject("granted", "x"), lease_event(memory_bytes=2**63), "out_of_range", "memory_bytes"),
+        "no zone": (bus.lease_subject("granted", "x"), lease_event(zone=None), "invalid", "time"),
     }
     letters = await js.pull_subscribe(f"{bus.DEAD_LETTERS}.*", "letters")
     for sequence, (subject, payload, _, _) in enumerate(bad.values()):
