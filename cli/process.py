@@ -131,6 +131,8 @@ def process(
             minutes=kept(keep_1m),
             hours=kept(keep_1h),
         )
+        if retention.minutes is not None and retention.minutes < 3 * 3600:
+            raise ValueError(f"--keep-1m {keep_1m}: hours are computed from minutes; keep them for 3h at least")
         memory_bytes = parse_bytes(memory) if memory else None
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error

@@ -133,7 +133,7 @@ MILLIJOULES: Final = Unit("millijoules", "_millijoules", "<i8", "BIGINT")
 CELSIUS: Final = Unit("degrees Celsius", "_celsius", "<f4", "FLOAT", -60, 200)
 MEGAHERTZ: Final = Unit("megahertz", "_megahertz", "<i4", "INTEGER")
 NANOSECONDS: Final = Unit("nanoseconds", "_nanoseconds", "<i8", "BIGINT")
-COUNT: Final = Unit("count", "_count", "<i8", "BIGINT")
+COUNT: Final = Unit("count", "_count", "<i8", "BIGINT", 0, 2**53)
 BITMASK: Final = Unit("bitmask", "_bitmask", "<i8", "BIGINT", None)
 LEVEL: Final = Unit("level", "", "<i4", "INTEGER")
 

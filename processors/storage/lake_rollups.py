@@ -158,9 +158,12 @@ def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> in
         f"{shapes.from_raw(metrics, level)} FROM temp.main.raw GROUP BY host, device, bucket"
     )
     sums = ", ".join(
-        f"sum(CASE WHEN {m.name} IS NULL THEN NULL WHEN {m.name}_before IS NULL "
-        f"OR bucket - {m.name}_at > {COUNTER_GAP_BUCKETS} THEN 0 "
-        f"WHEN {m.name} >= {m.name}_before THEN {m.name} - {m.name}_before ELSE {m.name} END)::BIGINT AS {m.name}"
+        shapes.bigint_or_null(
+            f"sum(CASE WHEN {m.name} IS NULL THEN NULL WHEN {m.name}_before IS NULL "
+            f"OR bucket - {m.name}_at > {COUNTER_GAP_BUCKETS} THEN 0 "
+            f"WHEN {m.name} >= {m.name}_before THEN {m.name} - {m.name}_before ELSE {m.name} END)"
+        )
+        + f" AS {m.name}"
         for m in counters
     )
     if sums:

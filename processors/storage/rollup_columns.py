@@ -206,6 +206,11 @@ def from_raw(metrics: Sequence[Metric], level: Level) -> str:
     return ", ".join(parts)
 
 
+def bigint_or_null(expression: str) -> str:
+    """SQL of a sum that is stored: a counter that says nonsense must not stop the rollups of all others."""
+    return f"TRY_CAST({expression} AS BIGINT)"
+
+
 def from_minutes(metrics: Sequence[Metric]) -> str:
     """The aggregates of an hour over its minutes, in the order of `columns`; p95 comes from the bins."""
     parts = ["sum(samples)::UINTEGER AS samples"]
@@ -224,7 +229,7 @@ def from_minutes(metrics: Sequence[Metric]) -> str:
                 case "any":
                     parts.append(f"bit_or({name}_any) AS {name}_any")
                 case "increase":
-                    growth = f"sum({name}_increase)::BIGINT"
+                    growth = bigint_or_null(f"sum({name}_increase)")
                     first = f"arg_min({name}_first, time)"
                     parts.append(f"{first} AS {name}_first, {growth} AS {name}_inner, {growth} AS {name}_increase")
                 case _:

@@ -14,6 +14,7 @@ ratio of 1.02, so that it is off by 1% at most.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ from .rollup_columns import (
     ZERO_BIN,
     Level,
     add_columns,
+    bigint_or_null,
     bin_of,
     binned,
     columns,
@@ -61,7 +63,11 @@ their values in memory. Smaller steps cost a tenth more CPU time where much is c
 
 
 def refresh(
-    cursor: DuckDBPyConnection, level: Level, days: Sequence[str], archived: Mapping[str, Sequence[Path]] | None = None
+    cursor: DuckDBPyConnection,
+    level: Level,
+    days: Sequence[str],
+    archived: Mapping[str, Sequence[Path]] | None = None,
+    minutes_from: datetime | None = None,
 ) -> int:
     """Bring a rollup up to date with what has been committed. Each step is a transaction that may be repeated.
 
@@ -70,6 +76,7 @@ def refresh(
         level: which.
         days: that have a raw table.
         archived: files of days that were given to the archive, which a late sample may still belong to.
+        minutes_from: minutes before it have been let go: what hours say of them stays as it is.
 
     Returns:
         How many buckets were written.
@@ -95,6 +102,8 @@ def refresh(
         f"ANTI JOIN touched_all u ON u.series = {level.table}_open.series "
         f"AND u.bucket = epoch_us({level.table}_open.time) // {width}"
     )
+    if level is HOUR and minutes_from is not None:
+        _leave_whole_hours(cursor, minutes_from)
     per_bucket = cursor.execute("SELECT bucket, sum(rows) FROM touched_all GROUP BY bucket ORDER BY bucket").fetchall()
     cursor.execute(
         "CREATE OR REPLACE TEMP TABLE newest AS SELECT series, max(bucket) AS bucket FROM touched_all GROUP BY series"
@@ -106,6 +115,35 @@ def refresh(
             written += _step(cursor, level, metrics, _source(level, days, late), first, last, through)
     cursor.execute("UPDATE store.rolled SET batch = ? WHERE level = ?", [through, level.name])
     return written
+
+
+def _leave_whole_hours(cursor: DuckDBPyConnection, minutes_from: datetime) -> None:
+    """Hours whose minutes were let go are not computed anew, since they would be of what is left: the last hour of a
+    device that comes back after months, or one that a sample comes for as late."""
+    width = HOUR.seconds * 1_000_000
+    limit = -(-int(minutes_from.timestamp() * 1e6) // width)
+    stored = " UNION ALL ".join(
+        f"SELECT series, epoch_us(time) // {width} AS bucket FROM {table} "
+        f"WHERE time < make_timestamptz({limit * width})"
+        for table in (HOUR.table, f"{HOUR.table}_open")
+    )
+    cursor.execute(
+        "CREATE OR REPLACE TEMP TABLE whole AS SELECT DISTINCT series, bucket, make_timestamptz(bucket * "
+        f"{width}) AS time FROM touched_all SEMI JOIN ({stored}) USING (series, bucket) WHERE bucket < {limit}"
+    )
+    with transaction(cursor):
+        # What was the newest hour of its device until now is that no more.
+        for suffix in ("", "_bins") if HOUR.bins else ("",):
+            table = f"{HOUR.table}_open{suffix}"
+            cursor.execute(
+                f"INSERT INTO {HOUR.table}{suffix} BY NAME FROM {table} SEMI JOIN whole USING (series, time)"
+            )
+            cursor.execute(
+                f"DELETE FROM {table} USING whole w WHERE {table}.series = w.series AND {table}.time = w.time"
+            )
+    cursor.execute(
+        "DELETE FROM touched_all USING whole w WHERE touched_all.series = w.series AND touched_all.bucket = w.bucket"
+    )
 
 
 def refresh_archived(cursor: DuckDBPyConnection, day: str, files: Sequence[Path]) -> None:
@@ -298,10 +336,12 @@ def _count_resets(cursor: DuckDBPyConnection, grown: Sequence[Metric], rows: str
         found = cursor.execute(f"SELECT 1 FROM staged WHERE {name}_inner = -1 LIMIT 1").fetchone()
         if found is None:
             continue
+        growth = bigint_or_null(
+            f"sum(CASE WHEN before IS NULL THEN 0 WHEN {name} >= before THEN {name} - before ELSE {name} END)"
+        )
         cursor.execute(
-            f"UPDATE staged SET {name}_inner = g.growth FROM (SELECT series, bucket, "
-            f"sum(CASE WHEN before IS NULL THEN 0 WHEN {name} >= before THEN {name} - before ELSE {name} END)::BIGINT "
-            f"AS growth FROM (SELECT series, bucket, {name}, "
+            f"UPDATE staged SET {name}_inner = g.growth FROM (SELECT series, bucket, {growth} AS growth "
+            f"FROM (SELECT series, bucket, {name}, "
             f"lag({name}) OVER (PARTITION BY series, bucket ORDER BY time) AS before FROM (SELECT * FROM {rows}) "
             f"WHERE {name} IS NOT NULL) GROUP BY ALL) g "
             f"WHERE {name}_inner = -1 AND g.series = staged.series "
@@ -328,8 +368,11 @@ def _join_counters(
         name = metric.name
         before = f"CASE WHEN near THEN lag({name}_last) OVER w END"
         growth.append(
-            f"{name}_inner + CASE WHEN ({before}) IS NULL THEN 0 WHEN {name}_first >= ({before}) "
-            f"THEN {name}_first - ({before}) ELSE {name}_first END AS {name}_increase"
+            bigint_or_null(
+                f"{name}_inner::HUGEINT + CASE WHEN ({before}) IS NULL THEN 0 WHEN {name}_first >= ({before}) "
+                f"THEN {name}_first - ({before}) ELSE {name}_first END"
+            )
+            + f" AS {name}_increase"
         )
     cursor.execute(
         "CREATE OR REPLACE TEMP TABLE grown AS SELECT time, series, staged, follows, "

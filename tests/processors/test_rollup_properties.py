@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from corral.processors.ingest.columnar import SCHEMA
+from corral.processors.ingest.columnar import SCHEMA, TIME_TYPE
 from corral.processors.storage import Batch, Database
 from corral.processors.storage.rollups import COUNTER_GAP_BUCKETS, HOUR, LEVELS, Level, refresh
 from hypothesis import HealthCheck, given, settings
@@ -95,6 +97,59 @@ def test_rollups_are_what_raw_samples_say(
                 found[row["host"]].append(row)
         for host in hosts:
             _compare(level, found[host], _recomputed(stored[host], level.seconds))
+
+
+def test_a_counter_that_says_nonsense_stops_no_other_device(tmp_path: Path) -> None:
+    storage = Database(tmp_path / "history.duckdb")
+    mad, sound = (storage.series.number("h", device) for device in ("mad", "sound"))
+    rows: list[tuple[int, int, int]] = []
+    for second in range(0, 7200, 5):
+        rows += [(second, mad, 0 if second % 10 else 2**63 - 1), (second, sound, 1000 * second)]
+    columns: dict[str, Any] = {field.name: pa.nulls(len(rows), field.type) for field in SCHEMA}
+    columns["time"] = pa.array([(START + second) * 1_000_000 for second, _, _ in rows], pa.int64()).cast(TIME_TYPE)
+    columns["series"] = pa.array([series for _, series, _ in rows], pa.int32())
+    columns["energy_millijoules"] = pa.array([energy for _, _, energy in rows], pa.int64())
+    storage.commit(Batch(stream="S", sequence=1, samples=pa.table(columns, SCHEMA)))
+    _refresh(storage)
+    for level in LEVELS:
+        found = dict(
+            storage.cursor()
+            .execute(f"SELECT device, sum(energy_millijoules_increase) FROM rollup_{level.name} GROUP BY device")
+            .fetchall()
+        )
+        assert found["sound"] == 1000 * 7195, level.name
+    storage.close()
+
+
+def test_an_hour_whose_minutes_are_gone_stays_as_it_was(tmp_path: Path) -> None:
+    storage = Database(tmp_path / "history.duckdb")
+    cursor = storage.cursor()
+    hour = START + 2000
+
+    def store(sequence: int, seconds: Iterable[int]) -> None:
+        series = storage.series.number("h", "d")
+        at = [hour + second for second in seconds]
+        columns: dict[str, Any] = {field.name: pa.nulls(len(at), field.type) for field in SCHEMA}
+        columns["time"] = pa.array([second * 1_000_000 for second in at], pa.int64()).cast(TIME_TYPE)
+        columns["series"] = pa.array([series] * len(at), pa.int32())
+        columns["power_watts"] = pa.array([100.0] * len(at), pa.float32())
+        storage.commit(Batch(stream="S", sequence=sequence, samples=pa.table(columns, SCHEMA)))
+        for level in LEVELS:
+            refresh(cursor, level, sorted(storage.days), None, limit)
+
+    day = 86400
+    limit: datetime | None = None
+    store(1, range(3000))
+    # The device was silent, and its minutes are let go, before it comes back; then a sample of that hour comes late.
+    limit = datetime.fromtimestamp(hour + 30 * day, UTC)
+    cursor.execute("DELETE FROM store.rollup_1m WHERE time < ?", [limit])
+    store(2, range(40 * day, 40 * day + 60))
+    store(3, [3010])
+    hours = "SELECT epoch(time)::BIGINT, samples FROM rollup_1h ORDER BY time"
+    assert cursor.execute(hours).fetchall() == [(hour, 3000), (hour + 40 * day, 60)]
+    store(4, range(40 * day + 60, 40 * day + 100))
+    assert cursor.execute(hours).fetchall()[-1] == (hour + 40 * day, 100)
+    storage.close()
 
 
 def _compare(level: Level, found: list[dict[str, Any]], expected: dict[tuple[int, str], dict[str, Any]]) -> None:
