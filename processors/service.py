@@ -113,7 +113,7 @@ async def process(
             await bus.until_laid_out(js)
             letters = DeadLetters(js)
             ingests = [Ingest(nc, storage, consumer, letters) for consumer in CONSUMERS]
-            vitals = Vitals(letters, storage.size_bytes)
+            vitals = Vitals(letters, storage.size_bytes, maintenance.failing)
             for ingest in ingests:
                 vitals.add(ingest)
             health = HealthDoor(ServiceKind.PROCESSOR, storage.processor, vitals.judge)

@@ -21,17 +21,24 @@ class Vitals:
     Args:
         letters: what it refuses.
         database_bytes: size of the database on disk; None where nobody knows.
+        failing: what of the maintenance fails at the moment, and why, by job.
 
     Attributes:
         queries: the door for readers; None before it is open.
         ingests: what it reads, by part.
     """
 
-    def __init__(self, letters: DeadLetters, database_bytes: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        letters: DeadLetters,
+        database_bytes: Callable[[], int] | None = None,
+        failing: Mapping[str, str] | None = None,
+    ) -> None:
         self.queries: QueryService | None = None
         self.ingests: dict[str, Ingest] = {}
         self._letters = letters
         self._database_bytes = database_bytes
+        self._failing: Mapping[str, str] = {} if failing is None else failing
         self._counts: dict[str, list[Counts]] = {}
 
     def add(self, ingest: Ingest) -> None:
@@ -56,6 +63,7 @@ class Vitals:
         queries = self.queries
         if queries is None:
             reasons.append("it does not answer queries yet")
+        reasons += [f"{job} fails: {why}" for job, why in dict(self._failing).items()]
         samples = Histogram(ROWS)
         for each in (counts for found in self._counts.values() for counts in found):
             _add(samples, each.batch_samples)

@@ -46,7 +46,7 @@ class Retention(Struct, frozen=True, kw_only=True):
 ROLLUP_SECONDS: Final = {"10s": 2.0, "1m": 5.0, "1h": 10.0}
 HOUSEKEEPING_SECONDS: Final = 60.0
 RECOVERY_SECONDS: Final = 1.0
-ARRIVALS_KEPT_SECONDS: Final = 3 * 86400.0
+SWEEP_SECONDS: Final = 86400.0
 
 
 class _Job(Struct):
@@ -93,8 +93,8 @@ class Maintenance:
             ),
             _Job("rollups of a lost database", self.roll_up_archived, RECOVERY_SECONDS),
             _Job("housekeeping", self.keep_house, HOUSEKEEPING_SECONDS),
+            _Job("files of nobody", lambda: archive.sweep(self._database), SWEEP_SECONDS),
         ]
-        archive.sweep(self._database)
         while not self._stop.is_set():
             job = min(jobs, key=lambda job: job.due)
             if self._stop.wait(max(0.0, job.due - time.monotonic())):
@@ -120,9 +120,14 @@ class Maintenance:
     def roll_up(self, level: rollups.Level) -> int:
         """Bring one rollup up to date."""
         cursor = self._database.cursor()
+        minutes = self._retention.minutes
         try:
             return rollups.refresh(
-                cursor, level, sorted(self._database.days), archive.files_by_day(cursor, self._database.archive)
+                cursor,
+                level,
+                sorted(self._database.days),
+                archive.files_by_day(cursor, self._database.archive),
+                None if minutes is None else datetime.now(UTC) - timedelta(seconds=minutes),
             )
         finally:
             cursor.close()
@@ -165,7 +170,7 @@ class Maintenance:
             if kept.processes is not None:
                 for table in ("processes", "agents"):
                     cursor.execute(f"DELETE FROM {table} WHERE time < ?", [now - timedelta(seconds=kept.processes)])
-            # Of each run only the newest row counts; a run that is silent for longer than the stream keeps is over.
+            # Of each run only the newest row counts.
             cursor.execute(
                 "DELETE FROM store.arrivals a USING (SELECT stream, agent, max(batch) AS newest FROM store.arrivals "
                 "GROUP BY ALL) n WHERE a.stream = n.stream AND a.agent = n.agent AND a.batch < n.newest"
