@@ -23,7 +23,7 @@ WITH newest AS (
 ), held AS (
     SELECT device, string_agg(DISTINCT owner, ', ' ORDER BY owner) AS owner,
         string_agg(lease_id, ', ' ORDER BY lease_id) AS lease_id
-    FROM lease_spans WHERE state = 'active' GROUP BY device
+    FROM lease_spans WHERE state = 'active' AND ended >= now() GROUP BY device
 )
 SELECT n.host, d.index, n.device, d.name AS model, n.time, n.gpu_utilization_percent, n.memory_used_bytes,
     n.memory_total_bytes, n.temperature_celsius, n.power_watts, h.owner, h.lease_id

@@ -22,7 +22,7 @@ WITH latest AS (
     SELECT host, max(time) AS time FROM processes WHERE time >= now() - INTERVAL 60 SECONDS GROUP BY host
 ), active AS (
     SELECT l.lease_id, l.owner, l.name, d.device, d.memory_bytes, d.share
-    FROM leases l LEFT JOIN lease_devices d USING (lease_id) WHERE l.state = 'active'
+    FROM leases l LEFT JOIN lease_devices d USING (lease_id) WHERE l.state = 'active' AND l.expires_at > now()
 ), holders AS (
     SELECT DISTINCT lease_id, owner, name FROM active
 ), found AS (

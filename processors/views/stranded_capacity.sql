@@ -13,11 +13,11 @@
 WITH held AS (
     SELECT device, sum(coalesce(d.share, 1)) AS share, sum(d.memory_bytes) AS memory
     FROM leases l JOIN lease_devices d USING (lease_id)
-    WHERE l.state = 'active' AND d.device IS NOT NULL GROUP BY device
+    WHERE l.state = 'active' AND l.expires_at > now() AND d.device IS NOT NULL GROUP BY device
 ), cores AS (
     SELECT h.host, h.cpus > 0 AND coalesce(sum(d.cpus), 0) >= h.cpus AS all_leased
     FROM hosts h LEFT JOIN (
-        SELECT d.* FROM lease_devices d JOIN leases l USING (lease_id) WHERE l.state = 'active'
+        SELECT d.* FROM lease_devices d JOIN leases l USING (lease_id) WHERE l.state = 'active' AND l.expires_at > now()
     ) d USING (host)
     GROUP BY h.host, h.cpus
 ), state AS (

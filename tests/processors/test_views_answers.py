@@ -295,7 +295,10 @@ def test_devices_now_and_stranded_capacity(history: Any) -> None:
             [used, device, device],
         )
         if share is not None:
-            cursor.execute("UPDATE leases SET state = 'active' WHERE lease_id = 'serve-1'")
+            cursor.execute(
+                "UPDATE leases SET state = 'active', ended_at = NULL, expires_at = now() + INTERVAL 1 HOUR "
+                "WHERE lease_id = 'serve-1'"
+            )
     cursor.execute("INSERT INTO store.series VALUES (99, 'h1', 'g2')")
     cursor.execute("UPDATE lease_devices SET cpus = 8 WHERE lease_id = 'now-1'")
     now = {row["device"]: row for row in ask(cursor, "FROM devices_now")}
