@@ -45,7 +45,6 @@ TTL_SECONDS: Final = 5.0
 """Of the bucket, where it is not there yet; one that an operator has made keeps its own."""
 UPKEEP: Final = "upkeep"
 """A part without a stream: its owner looks after the files and rollups of the lake."""
-LARGEST: Final = 1024
 LINGER_SECONDS: Final = 2.0
 """Each transaction makes a file: fewer, larger ones than in the embedded storage."""
 

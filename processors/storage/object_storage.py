@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from .errors import StorageError
 from .schema import sql_text
 
-SCHEME: Final = "s3://"
 SECRET: Final = "corral_lake"
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ...schemas.metrics import METRICS, Metric
+from ...schemas.metrics import METRICS
 
 PROGRAM: Final = "corral"
 VERSION: Final = 3
@@ -132,8 +132,3 @@ def samples_view(days: Iterable[str], files: Sequence[Path] = ()) -> str:
 def sql_text(text: str) -> str:
     """A text as SQL writes it."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def metrics_with(aggregate: str) -> list[Metric]:
-    """The metrics of whose values a rollup keeps an aggregate."""
-    return [metric for metric in METRICS.values() if aggregate in metric.row.rollup]
