@@ -32,6 +32,7 @@ log = logging.getLogger("corral.bus")
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 URL_VARIABLE: Final = "CORRAL_NATS_URL"
 REPLICAS_VARIABLE: Final = "CORRAL_REPLICAS"
+SCALE_VARIABLE: Final = "CORRAL_STREAMS_SCALE"
 CLUSTER_REPLICAS: Final = 3
 """Copies of streams and buckets on servers that form a cluster: one server may be lost, and nothing with it."""
 
@@ -434,16 +435,36 @@ def default_replicas(js: JetStreamContext) -> int:
     return CLUSTER_REPLICAS if server.get("cluster") else 1
 
 
-async def ensure_layout(js: JetStreamContext, *, replicas: int | None = None, max_bytes_scale: float = 1.0) -> None:
+def default_scale() -> float:
+    """Factor on the bytes of new streams and buckets: `CORRAL_STREAMS_SCALE`, 1 without it.
+
+    Raises:
+        ValueError: it is no number from 0.01 to 10,000.
+    """
+    given = os.environ.get(SCALE_VARIABLE, "").strip()
+    try:
+        scale = float(given or 1)
+    except ValueError:
+        scale = 0.0
+    if not 0.01 <= scale <= 10_000:
+        raise ValueError(f"{SCALE_VARIABLE}={given!r} is not possible: write a factor from 0.01 to 10000, such as 4")
+    return scale
+
+
+async def ensure_layout(
+    js: JetStreamContext, *, replicas: int | None = None, max_bytes_scale: float | None = None
+) -> None:
     """Create the streams and buckets that are missing; leave alone those that are there.
 
     Args:
         js: of a connection that may manage streams.
         replicas: copies of each stream, 1, 3 or 5; None as `default_replicas` says.
-        max_bytes_scale: factor on every byte limit, for small disks.
+        max_bytes_scale: factor on every byte limit; None as `default_scale` says.
     """
     if replicas is None:
         replicas = default_replicas(js)
+    if max_bytes_scale is None:
+        max_bytes_scale = default_scale()
     for stream in STREAMS:
         config = stream_config(stream, replicas)
         config.max_bytes = int(stream.max_bytes * max_bytes_scale)
