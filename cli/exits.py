@@ -75,7 +75,7 @@ def _missing(error: ModuleNotFoundError) -> str | None:
 def code_and_message(error: BaseException) -> tuple[int, str]:
     """The exit code for an error and the line that says what is wrong."""
     from ..client import errors
-    from ..schemas.bus import BusUnavailable
+    from ..schemas.bus import BusUnavailable, WrongSetting
     from .server import ServerError
 
     if isinstance(error, CommandError):
@@ -94,6 +94,7 @@ def code_and_message(error: BaseException) -> tuple[int, str]:
         (errors.NoService, NO_SERVICE),
         (errors.Unavailable, NO_SERVER),
         (BusUnavailable, NO_SERVER),
+        (WrongSetting, USAGE),
         (errors.TimedOut, TIMED_OUT),
         (errors.QueryFailed, QUERY_FAILED),
         (errors.CorralError, FAILED),

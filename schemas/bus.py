@@ -222,6 +222,10 @@ def lease_subject(kind: str, lease_id: str) -> str:
     return f"{LEASE_EVENTS}.{kind}.{lease_id}"
 
 
+class WrongSetting(ValueError):
+    """A variable of the environment says something that is not possible; the message says what is."""
+
+
 class BusUnavailable(ConnectionError):
     """No server answered."""
 
@@ -424,12 +428,12 @@ def default_replicas(js: JetStreamContext) -> int:
     """Copies of a new stream: `CORRAL_REPLICAS`; without it 3 where the server belongs to a cluster, else 1.
 
     Raises:
-        ValueError: `CORRAL_REPLICAS` is no number from 1 to 5.
+        WrongSetting: `CORRAL_REPLICAS` is no number from 1 to 5.
     """
     given = os.environ.get(REPLICAS_VARIABLE, "").strip()
     if given:
         if given not in {"1", "2", "3", "4", "5"}:
-            raise ValueError(f"{REPLICAS_VARIABLE}={given!r} is not possible: write 1, 3 or 5")
+            raise WrongSetting(f"{REPLICAS_VARIABLE}={given!r} is not possible: write 1, 3 or 5")
         return int(given)
     server: dict[str, Any] = js._nc._server_info  # pyright: ignore[reportPrivateUsage]  # there is no other way to it
     return CLUSTER_REPLICAS if server.get("cluster") else 1
@@ -439,7 +443,7 @@ def default_scale() -> float:
     """Factor on the bytes of new streams and buckets: `CORRAL_STREAMS_SCALE`, 1 without it.
 
     Raises:
-        ValueError: it is no number from 0.01 to 10,000.
+        WrongSetting: it is no number from 0.01 to 10,000.
     """
     given = os.environ.get(SCALE_VARIABLE, "").strip()
     try:
@@ -447,7 +451,7 @@ def default_scale() -> float:
     except ValueError:
         scale = 0.0
     if not 0.01 <= scale <= 10_000:
-        raise ValueError(f"{SCALE_VARIABLE}={given!r} is not possible: write a factor from 0.01 to 10000, such as 4")
+        raise WrongSetting(f"{SCALE_VARIABLE}={given!r} is not possible: write a factor from 0.01 to 10000, such as 4")
     return scale
 
 

@@ -67,6 +67,11 @@ def test_wrong_usage_is_code_2_and_says_what(cluster: LocalCluster, command: lis
     assert said in line
 
 
+def test_a_setting_that_is_not_possible_is_wrong_usage(server: EmbeddedServer) -> None:
+    done = corral("plan", url=server.url, CORRAL_STREAMS_SCALE="four")
+    assert (done.returncode, "CORRAL_STREAMS_SCALE='four'" in done.stderr) == (2, True)
+
+
 def test_a_rejection_is_code_4_with_its_reasons(cluster: LocalCluster) -> None:
     done = cluster.corral("request", "--gpus", "500", "--json")
     assert done.returncode == 4

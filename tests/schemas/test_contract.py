@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from corral.cli.server import EmbeddedServer
 from corral.schemas import bus, codec, columns, units
 from corral.schemas.metrics import METRICS, DeviceSample
 from corral.schemas.requests import WorkRequest
@@ -130,3 +131,19 @@ def test_people_write_units() -> None:
             units.parse_bytes(wrong)
         with pytest.raises(ValueError, match="duration"):
             units.parse_seconds(wrong)
+
+
+async def test_streams_are_as_large_as_the_setting_says(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(bus.SCALE_VARIABLE, "0.5")
+    nc = await bus.connect(server.url)
+    await bus.ensure_layout(nc.jetstream())
+    telemetry = next(stream for stream in bus.STREAMS if stream.name == bus.TELEMETRY_STREAM)
+    info = await nc.jetstream().stream_info(bus.TELEMETRY_STREAM)
+    await nc.close()
+    assert info.config.max_bytes == telemetry.max_bytes // 2
+    for wrong in ("four", "0", "nan", "-1"):
+        monkeypatch.setenv(bus.SCALE_VARIABLE, wrong)
+        with pytest.raises(bus.WrongSetting, match="factor from"):
+            bus.default_scale()
