@@ -22,7 +22,7 @@ from ...schemas.telemetry import SCHEMA_VERSION
 from ..storage.interface import ArrowTable, Series
 
 FUTURE_SECONDS: Final = 60.0
-"""A sample further ahead of the processor's clock is refused."""
+"""A sample further ahead of the clocks of both processor and server is refused."""
 EARLIEST_NS: Final = 946_684_800_000_000_000
 """2000-01-01: a clock that was never set says 1970."""
 
@@ -128,7 +128,7 @@ class Decoder:
         Args:
             messages: of the subject of samples, in the order of the stream.
             is_new: whether a message of an agent's run has not come before; see `arrivals.py`.
-            now_ns: the processor's time, which samples may be ahead of by `FUTURE_SECONDS`.
+            now_ns: the later of processor's and server's time, which samples may be ahead of by `FUTURE_SECONDS`.
 
         Returns:
             The table (None without any sample), the messages that are in it, and what is refused.
@@ -310,7 +310,9 @@ def _check_times(times: NDArray[np.int64], ends: NDArray[np.int64], now_ns: int)
         raise _BadMessagesError(
             bad,
             "future",
-            lambda _: f"A time lies more than {FUTURE_SECONDS:g} s ahead of the processor's clock - at `$.times_ns`",
+            lambda _: (
+                f"A time lies more than {FUTURE_SECONDS:g} s ahead of processor and server - at `$.times_ns`"
+            ),
         )
     if int(times.min()) < EARLIEST_NS:
         bad = np.unique(np.searchsorted(ends, np.flatnonzero(times < EARLIEST_NS), side="right")).tolist()

@@ -232,7 +232,7 @@ def _check(host: str, token: str, time_ns: int, now_ns: int) -> None:
         raise codec.DecodeError(f"Host {host!r} published as {token!r} - at `$.host`", "invalid", "$.host")
     if time_ns > now_ns + int(FUTURE_SECONDS * 1e9):
         raise codec.DecodeError(
-            f"The time lies more than {FUTURE_SECONDS:g} s ahead of the processor's clock - at `$.time_ns`",
+            f"The time lies more than {FUTURE_SECONDS:g} s ahead of processor and server - at `$.time_ns`",
             "future",
             "$.time_ns",
         )

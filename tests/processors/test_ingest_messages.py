@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta, tzinfo
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
+import pytest
+from corral.processors.ingest import ingest
 from corral.schemas import bus, codec
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import (
@@ -247,3 +250,18 @@ async def test_a_clock_that_jumps_back_loses_no_sample(nc: Client, processor: As
     await processor.until("SELECT count(*) FROM samples", 36)
     await processor.until("SELECT sum(samples) FROM rollup_10s", 36)
     assert await processor.rows("SELECT count(DISTINCT time) FROM samples WHERE device = 'GPU-h1-0'") == [[9]]
+
+
+async def test_a_processor_whose_clock_is_behind_refuses_nothing(
+    nc: Client, processor: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind = SimpleNamespace(**vars(time) | {"time_ns": lambda: time.time_ns() - 3600 * 10**9})
+    monkeypatch.setattr(ingest, "time", behind)
+    js = nc.jetstream()
+    await js.publish(bus.samples_subject("h1"), codec.encode(sample_batch("h1", 1, devices=1, ticks=1)))
+    await js.publish(
+        bus.agent_subject("h1"),
+        codec.encode(AgentReport(host="h1", agent="a", sequence=1, time_ns=time.time_ns(), ticks=1)),
+    )
+    await processor.until("SELECT count(*) FROM agents", 1)
+    await processor.until("SELECT count(*) FROM samples", 1)
