@@ -23,6 +23,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
+from . import expansion
 from .allowed import FORMATS, FUNCTIONS, LENGTHS, LIST_ITEMS, OPERATORS, TABLE_FUNCTIONS
 
 CATALOGUE_VIEWS: Final = frozenset(("tables", "columns", "schemata"))
@@ -85,12 +86,14 @@ class Names(Struct, frozen=True):
         hidden: all others, which a CTE must not shadow.
         macros: of the history.
         database: of the history.
+        catalogue: how large they are.
     """
 
     relations: frozenset[str]
     hidden: frozenset[str]
     macros: frozenset[str]
     database: str
+    catalogue: expansion.Catalogue
 
 
 def read_names(cursor: DuckDBPyConnection, private: Sequence[str] = ()) -> Names:
@@ -112,6 +115,7 @@ def read_names(cursor: DuckDBPyConnection, private: Sequence[str] = ()) -> Names
         hidden=frozenset(name for name, _ in rows) - own,
         macros=frozenset(name for (name,) in macros),
         database=str(cursor.execute("SELECT current_database()").fetchall()[0][0]).lower(),
+        catalogue=expansion.read_catalogue(cursor),
     )
 
 
@@ -144,20 +148,20 @@ class Fence:
             text, explain = _one_statement(cursor, sql)
             tree = _parse(cursor, text)
             try:
-                self._check_tree(cursor, tree)
+                self._check_tree(cursor, text, tree)
             except QueryError:
                 # A table may be newer than our list of names; but a flood of refusals shall not read it each time.
                 if time.monotonic() - self._read_at < NAMES_SECONDS:
                     raise
                 self._names = None
-                self._check_tree(cursor, tree)
+                self._check_tree(cursor, text, tree)
             if explain:
                 return Statement(explain + text, explain + text)
             return Statement(text, _limited(cursor, text, tree, limit))
         finally:
             cursor.close()
 
-    def _check_tree(self, cursor: DuckDBPyConnection, tree: dict[str, Any]) -> None:
+    def _check_tree(self, cursor: DuckDBPyConnection, text: str, tree: dict[str, Any]) -> None:
         names = self._names
         if names is None:
             self._read_at = time.monotonic()
@@ -174,6 +178,7 @@ class Fence:
             _check_node(node, names, ctes)
             if "function_name" in node and id(node) not in in_from:
                 _check_size(str(node["function_name"]).lower(), node.get("children") or [])
+        _check_expansion(text, tree, names)
 
 
 def _one_statement(cursor: DuckDBPyConnection, sql: str) -> tuple[str, str]:
@@ -181,7 +186,10 @@ def _one_statement(cursor: DuckDBPyConnection, sql: str) -> tuple[str, str]:
     if "\0" in sql:
         raise QueryError("invalid", "the SQL contains a NUL character")
     try:
+        expansion.check_text(sql)
         statements = cursor.extract_statements(sql)
+    except expansion.TooLarge as error:
+        raise QueryError("refused", str(error)) from None
     except duckdb.Error as error:
         raise QueryError("invalid", str(error)) from None
     if not statements:
@@ -273,6 +281,17 @@ def _check_arrows(tree: Any) -> None:
             stack.extend((value, depth) for value in found.values())
         elif isinstance(node, list):
             stack.extend((value, depth) for value in cast("list[Any]", node))
+
+
+def _check_expansion(text: str, tree: dict[str, Any], names: Names) -> None:
+    """DuckDB replaces names by what they stand for, and hears no interrupt meanwhile."""
+    try:
+        # What is written out has its own bound: a message's size.
+        expansion.check_tree(tree, names.catalogue, len(text))
+    except expansion.TooLarge as error:
+        raise QueryError("refused", str(error)) from None
+    except RecursionError:
+        raise QueryError("invalid", "the SQL is nested too deep: split it up with WITH") from None
 
 
 def _cte_entries(node: dict[str, Any]) -> list[dict[str, Any]]:

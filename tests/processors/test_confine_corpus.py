@@ -7,6 +7,7 @@ second (locked settings, read-only transaction) alone, as if the first had a hol
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def database(place: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     connection.execute("INSERT INTO samples VALUES (now(), 'gpu0', 1)")
     connection.execute("CREATE SCHEMA store; CREATE TABLE store.inner AS SELECT 1 AS n; CREATE SEQUENCE numbers")
     connection.execute(f"CREATE VIEW archived AS SELECT * FROM read_parquet(['{archive}/day.parquet'])")
-    connection.execute("CREATE MACRO twice(x) AS 2 * x")
+    connection.execute("CREATE MACRO twice(x) AS 2 * x; CREATE MACRO thrice(x) AS x + x + x")
+    connection.execute(f"CREATE VIEW wide AS SELECT {', '.join(f'n + {i} AS n{i}' for i in range(300))} FROM samples")
     confine.lock(connection, directories=[archive], memory_bytes=256 * 2**20, spill_bytes=2**20)
     yield connection
     connection.close()
@@ -396,6 +398,116 @@ def test_what_is_nested_too_deep_is_told_at_once(fence: Fence, sql: str) -> None
         fence.check(sql, 10)
 
 
+def _levels(first: str, level: str, last: str, levels: int) -> str:
+    """A statement each of whose levels says the one below more than once; `{i}` is a level, `{j}` the one below."""
+    return first + "".join(level.format(i=i, j=i - 1) for i in range(1, levels + 1)) + last.format(i=levels)
+
+
+def _nested(inner: str, level: str, levels: int, last: str) -> str:
+    for _ in range(levels):
+        inner = level.replace("{}", inner)
+    return last.replace("{}", inner)
+
+
+def _ctes(body: str, how: str = "") -> tuple[str, str, str]:
+    return "WITH c0 AS (SELECT n FROM samples)", f", c{{i}} AS {how} ({body})", " SELECT count(*) FROM c{i}"
+
+
+DOUBLING = {
+    "ctes": lambda n: _levels(*_ctes("SELECT a.n FROM c{j} a, c{j} b"), n),
+    "ctes in subqueries": lambda n: _levels(*_ctes("SELECT n FROM c{j} WHERE n IN (FROM c{j})"), n),
+    "columns": lambda n: _levels(*_ctes("SELECT * FROM c{j} a, c{j} b", "MATERIALIZED"), n),
+    "stars": lambda n: _nested("SELECT n FROM samples", "SELECT *, * FROM ({})", n, "{}"),
+    "aliases": lambda n: _levels("SELECT n AS a0", ", a{j} + a{j} AS a{i}", " FROM samples", n),
+    "aliases of nothing": lambda n: _levels("SELECT 1 AS a0", ", a{j} + a{j} AS a{i}", "", n),
+    "aliases in WHERE": lambda n: _levels("SELECT n AS a0", ", a{j} + a{j} AS a{i}", " FROM samples WHERE a{i} > 0", n),
+    "structs": lambda n: _nested("SELECT n AS s FROM samples", "SELECT {'a': s, 'b': s} AS s FROM ({})", n, "{}"),
+    "structs without a name": lambda n: _nested(
+        "SELECT n AS s FROM samples", "SELECT {'a': #1, 'b': #1} FROM ({})", n, "{}"
+    ),
+    "lambdas": lambda n: _nested(
+        "[n]", "list_transform({}, lambda q: {'a': q, 'b': q})", n, "SELECT {} FROM samples"
+    ),
+    "macros": lambda n: _nested("n", "nullif({}, 1)", n, "SELECT {} FROM samples"),
+    "macros of the history": lambda n: _nested("n", "thrice({})", n, "SELECT {} FROM samples"),
+    "BETWEEN": lambda n: _nested("n", "({} BETWEEN 1 AND 2)::INTEGER", n, "SELECT {} FROM samples"),
+    "CASE": lambda n: _nested("n", "(CASE {} WHEN 1 THEN 2 WHEN 3 THEN 4 END)", n, "SELECT {} FROM samples"),
+    "CASE with labels": lambda n: _nested(
+        "n", "(CASE (SELECT {} AS end) WHEN .5 THEN 2 WHEN 3 THEN 4 END)", n, "SELECT {} FROM samples"
+    ),
+    "windows": lambda n: (
+        f"SELECT {', '.join(['sum(n) OVER w'] * 2**n)} FROM samples WINDOW w AS (ORDER BY {', '.join(['n'] * 2**n)})"
+    ),
+    "views": lambda n: f"SELECT count(*) FROM {', '.join(f'wide a{i}' for i in range(2**n))}",
+}  # fmt: skip
+"""Statements that grow with a power of their levels while DuckDB parses or binds them, deaf to interrupts."""
+
+
+@pytest.mark.parametrize("kind", DOUBLING)
+def test_a_short_statement_that_grows_without_bounds_is_refused_at_once(fence: Fence, kind: str) -> None:
+    for levels in (17, 30) if kind not in ("windows", "views") else (8 if kind == "views" else 12,):
+        started = time.monotonic()
+        with pytest.raises(QueryError, match=r"becomes|again and again"):
+            fence.check(DOUBLING[kind](levels), 10)
+        assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"WITH c0 AS (FROM samples){''.join(f', c{i} AS (SELECT 1)' for i in range(1, 5000))} SELECT 1",
+        f"SELECT {', '.join(['#1'] * 5000)} FROM (SELECT {', '.join(f'1 AS a{i}' for i in range(5000))})",
+        f"SELECT {', '.join(f'(SELECT {i}) AS a{i}' for i in range(5000))}",
+        _nested("1", "(SELECT max(column0) FROM (VALUES ({})))", 20, "SELECT {}"),
+    ],
+    ids=["ctes", "places", "subqueries", "values"],
+)
+def test_measuring_takes_no_longer_than_what_is_written(fence: Fence, sql: str) -> None:
+    started = time.monotonic()
+    with contextlib.suppress(QueryError):
+        fence.check(sql, 10)
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("kind", DOUBLING)
+def test_the_largest_statement_that_is_allowed_binds_soon(
+    fence: Fence, database: duckdb.DuckDBPyConnection, kind: str
+) -> None:
+    allowed = ""
+    for levels in range(1, 17):
+        try:
+            allowed = fence.check(DOUBLING[kind](levels), 10).sql
+        except QueryError:
+            break
+    assert levels > 4, "analysts need a few levels"
+    cursor = database.cursor()
+    started = time.monotonic()
+    cursor.execute(f"EXPLAIN {allowed}")
+    assert time.monotonic() - started < 2
+    cursor.close()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH a AS NOT MATERIALIZED (FROM samples) FROM a",
+        "FROM (WITH a AS NOT MATERIALIZED (FROM samples) FROM a)",
+        "SELECT (WITH a AS not -- so\n materialized (FROM samples) SELECT n FROM a)",
+    ],
+)
+def test_a_cte_that_is_copied_on_request_is_refused(fence: Fence, sql: str) -> None:
+    with pytest.raises(QueryError, match="NOT MATERIALIZED") as refusal:
+        fence.check(sql, 10)
+    assert refusal.value.code == "refused"
+
+
+def test_keywords_that_the_tokenizer_does_not_see_are_refused(fence: Fence) -> None:
+    for sql in ("SELECT CASE\u00a0n WHEN 1 THEN 2 WHEN 2 THEN 3 END FROM samples",
+                "WITH a AS NOT\u2003MATERIALIZED (FROM samples) FROM a"):  # fmt: skip
+        with pytest.raises(QueryError, match="plain spaces"):
+            fence.check(sql, 10)
+
+
 def test_behind_the_parser_the_settings_still_hold(database: duckdb.DuckDBPyConnection, place: Path) -> None:
     """No file outside the archive is read or written, nothing changes, and the settings stay."""
     before = database.execute("SELECT * FROM samples").fetchall()
@@ -426,6 +538,9 @@ def test_behind_the_parser_the_settings_still_hold(database: duckdb.DuckDBPyConn
         "SELECT twice(n) FROM history.main.samples",
         "FROM archived",
         "WITH a AS (FROM samples), b AS (SELECT n FROM a) SELECT * FROM a JOIN b USING (n)",
+        "WITH a AS MATERIALIZED (FROM samples), b AS (FROM a, a AS c) SELECT b.n AS m, m + m AS k FROM b, b AS d",
+        "SELECT CASE n WHEN 1 THEN 'ä' WHEN 2 THEN 'b' END AS end, CASE WHEN n = 1 THEN n END AS case FROM samples",
+        "SELECT sum(n) OVER w, max(n) OVER w FROM samples WINDOW w AS (PARTITION BY device ORDER BY time)",
         "SELECT device, avg(n) OVER (ORDER BY time ROWS 3 PRECEDING) FROM samples QUALIFY row_number() OVER () < 5",
         "SELECT time_bucket(INTERVAL 1 HOUR, time) AS hour, quantile_cont(n, [0.5, 0.9]) FROM samples GROUP BY ALL",
         "SELECT s.device, t.n FROM samples s ASOF JOIN samples t ON s.device = t.device AND s.time >= t.time",
