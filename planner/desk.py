@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -32,12 +32,13 @@ from ..schemas.requests import (
 )
 from .drains import drained
 from .fleet.fleet import Fleet, apply
-from .fleet.holding import hold
+from .fleet.holding import free, hold
 from .fleet.state import ask_key
 from .leases import leases
 from .leases.leases import LeaseRecord, Refused
 from .leases.ledger import Ledger, clock
-from .leases.queue import MOST_WAITING, Waiting, WaitingQueue, competes
+from .leases.owned import size_of
+from .leases.queue import MOST_WAITING, Reaches, Waiting, WaitingQueue
 from .leases.store import DRAINS, Deposed, Store, WriteFailed
 from .limits import Limiter
 from .placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, decide, environment
@@ -46,8 +47,17 @@ from .remembered import Answer, Answers, conflict, digest_of
 log = logging.getLogger("corral.planner.desk")
 
 
+_MOST_CALLERS: Final = 64
+"""Who asks again has most often given up on its earlier question."""
+
+
 class Caller(Protocol):
     """Who asked, and waits for one answer."""
+
+    @property
+    def reply_to(self) -> str:
+        """Where the answer goes."""
+        ...
 
     async def answer(self, reply: Struct) -> None:
         """Answer."""
@@ -72,6 +82,11 @@ class _Open:
         self.unseen = False
         """It is being withdrawn, and has not come: `request` names its owner and no more."""
 
+    def join(self, caller: Caller) -> None:
+        """One more waits for the answer. Each place gets it once, and of too many the oldest gets none."""
+        self.callers = [other for other in self.callers if other.reply_to != caller.reply_to][1 - _MOST_CALLERS :]
+        self.callers.append(caller)
+
 
 class _Beside:
     """Waits for the answer to a request without having sent that very body, which is what another planner is asked."""
@@ -79,6 +94,10 @@ class _Beside:
     def __init__(self, body: Struct, caller: Caller) -> None:
         self._body = body
         self._caller = caller
+
+    @property
+    def reply_to(self) -> str:
+        return self._caller.reply_to
 
     async def answer(self, reply: Struct) -> None:
         await self._caller.answer(reply)
@@ -125,7 +144,7 @@ class Desk:
         self.fleet = fleet
         self.wake = asyncio.Event()
         self.decided: Callable[[float], None] = lambda _: None
-        self.queue = WaitingQueue(lambda a, b: competes(fleet, a, b))
+        self.queue = WaitingQueue(Reaches(fleet))
         self._store = store
         self._term = term
         self._planner = planner
@@ -165,9 +184,9 @@ class Desk:
         opened = self._open.get(request_id)
         if opened is not None:
             if opened.unseen and opened.request.owner == request.owner:
-                opened.callers.append(_Beside(request, caller))
+                opened.join(_Beside(request, caller))
             elif opened.digest == digest:
-                opened.callers.append(caller)
+                opened.join(caller)
             else:
                 await caller.answer(conflict(request_id))
             return True
@@ -224,6 +243,7 @@ class Desk:
     async def _grant(self, opened: _Open, placed: Placed) -> None:
         request = opened.request
         lease_id = self._new_id()
+        owners = self.ledger.table.owners
         hold(self.fleet, lease_id, placed.grants)
         record = leases.grant(
             request,
@@ -239,7 +259,15 @@ class Desk:
             distribution=placed.distribution,
         )
 
+        size = size_of(record.lease)
+        if refused := self._limiter.one_more(request.owner, owners, size, self._store.most_bytes):
+            free(self.fleet, lease_id)
+            await self._close(opened, refused)
+            return
+        owners.add(request.owner, 1, size)  # counted while it is on its way; after that the table does
+
         async def settled(outcome: Lease | Error | Deposed | None) -> None:
+            owners.add(request.owner, -1, -size)
             if isinstance(outcome, Lease):
                 await self._close(opened, Assignment(lease=outcome))
             elif isinstance(outcome, Error):
@@ -257,7 +285,7 @@ class Desk:
             opened.request.request_id or "",
             rejection,
             digest=opened.digest,
-            owner=opened.request.owner if opened.unseen else "",
+            owner=opened.request.owner,
             then=lambda: self._close(opened, rejection),
             deposed=lambda: self._forward(opened),
         )
@@ -274,7 +302,7 @@ class Desk:
             if opened.request.owner != action.owner:
                 await caller.answer(_not_owner(action))
                 return
-            opened.callers.append(_Beside(action, caller))
+            opened.join(_Beside(action, caller))
             if opened.entry is not None and opened.entry in self.queue:
                 self.queue.remove(opened.entry)
                 await self._turn_down(opened, _withdrawn(action, opened.request))
@@ -287,7 +315,8 @@ class Desk:
             return
         known = self._answers.get(request_id)
         if known is not None:
-            await caller.answer(known.rejection)
+            mine = known.owner in ("", action.owner)
+            await caller.answer(known.rejection if mine else _not_owner(action))
             return
         nobody = WorkRequest(owner=action.owner, request_id=request_id)
         unseen = self._open[request_id] = _Open("", nobody, _Beside(action, caller), named=True)
@@ -446,12 +475,18 @@ class Desk:
         self._answers.forget(stamp)
 
     async def close(self, farewell: Error | None) -> None:
-        """The term is over: all who wait are told so, or another planner is asked for them."""
+        """Serve the line no more.
+
+        Args:
+            farewell: what those in line are told. Nothing is said to the others: what is being written for them may
+                land, and is their answer then. None ends the term: another planner is asked for all that are left.
+        """
         self._closed = True
         for opened in list(self._open.values()):
             if farewell is None:
                 self._forward(opened)
-            else:
+            elif opened.entry is not None and opened.entry in self.queue:
+                self.queue.remove(opened.entry)
                 await self._close(opened, farewell)
 
     def _new_id(self) -> str:

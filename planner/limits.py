@@ -2,32 +2,64 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Final
 
 from msgspec import Struct
 
+from ..schemas import units
 from ..schemas.operations import ExplainRequest
 from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
+from .fleet.kept import Kept
+from .leases.owned import Owners
 
 _MOST_OWNERS: Final = 10_000
-"""Buckets that are kept; full ones, which say nothing, are dropped beyond it."""
+"""Buckets that are kept: that of the owner who asked longest ago is dropped for a new one."""
+_FULL: Final = 0.75
+"""The part of the bucket that leases may take: records grow while their events wait to be told."""
+MOST_LABELS_BYTES: Final = 16 * 1024
+"""Of one request, names and values together."""
+
+
+class Kind(StrEnum):
+    """What is counted by itself: a flood of one stands in the way of none of the others."""
+
+    REQUESTS = "requests"
+    EXPLANATIONS = "explanations"
+    LEASES = "leases"
+    """Renewals, releases and withdrawals."""
+
+
+def asks(body: object) -> tuple[str, Kind] | None:
+    """Who asks by what a message says, and for what; None for what is not limited."""
+    if isinstance(body, WorkRequest):
+        return body.owner, Kind.REQUESTS
+    if isinstance(body, ExplainRequest):
+        return body.request.owner, Kind.EXPLANATIONS
+    if isinstance(body, LeaseAction | WithdrawAction):
+        return body.owner, Kind.LEASES
+    return None
 
 
 class Limits(Struct, frozen=True, kw_only=True):
     """What one owner may ask of a planner.
 
     Attributes:
-        requests_per_second: on average; 0 for as many as one likes. What one does with leases counts by itself, so that
-            a flood of requests lets no lease expire.
+        requests_per_second: of each kind, on average; 0 for as many as one likes. What one does with leases counts by
+            itself, so that a flood of requests lets no lease expire.
         burst: so many at once, after a time without any.
         waiting: requests in line.
         request_bytes: of one message.
+        leases: active ones.
+        lease_bytes: of their records in the bucket, and of those that ended of late.
     """
 
     requests_per_second: float = 500.0
     burst: float = 2000.0
     waiting: int = 1000
     request_bytes: int = 2**20
+    leases: int = 10_000
+    lease_bytes: int = 64 * 2**20
 
 
 class TokenBuckets:
@@ -41,7 +73,7 @@ class TokenBuckets:
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = max(1.0, burst)
-        self._buckets: dict[object, tuple[float, float]] = {}
+        self._buckets: Kept[object, tuple[float, float]] = Kept(_MOST_OWNERS)
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -58,23 +90,13 @@ class TokenBuckets:
         """
         if self._rate <= 0:
             return 0.0
-        held, at = self._buckets.get(key, (self._burst, now))
+        held, at = self._buckets.get(key) or (self._burst, now)
         held = min(self._burst, held + max(0.0, now - at) * self._rate)
         if held < 1.0:
-            self._buckets[key] = held, now
+            self._buckets.put(key, (held, now))
             return (1.0 - held) / self._rate
-        if len(self._buckets) >= _MOST_OWNERS and key not in self._buckets:
-            self._drop_full(now)
-        self._buckets[key] = held - 1.0, now
+        self._buckets.put(key, (held - 1.0, now))
         return 0.0
-
-    def _drop_full(self, now: float) -> None:
-        full = self._burst - 1.0
-        self._buckets = {
-            key: (held, at) for key, (held, at) in self._buckets.items() if held + (now - at) * self._rate < full
-        }
-        if len(self._buckets) >= _MOST_OWNERS:  # names made up in a flood: nobody is known by them
-            self._buckets.clear()
 
 
 class Limiter:
@@ -96,16 +118,14 @@ class Limiter:
         message = f"The message has {len(data)} bytes, {most} are the most here: give items as a count"
         return Error(code="too_large", message=message)
 
-    def rate(self, body: object, now: float) -> Error | None:
-        """The refusal of an owner who asks too often; None lets it through."""
-        if isinstance(body, WorkRequest):
-            owner, kind = body.owner, "requests"
-        elif isinstance(body, ExplainRequest):
-            owner, kind = body.request.owner, "requests"
-        elif isinstance(body, LeaseAction | WithdrawAction):
-            owner, kind = body.owner, "leases"
-        else:
-            return None
+    def rate(self, owner: str, kind: Kind, now: float) -> Error | None:
+        """The refusal of an owner who asks too often; None lets it through.
+
+        Args:
+            owner: who asks.
+            kind: of the question; each kind is counted by itself.
+            now: seconds, by a clock that does not go back.
+        """
         after = self._buckets.take((owner, kind), now)
         if not after:
             return None
@@ -131,3 +151,37 @@ class Limiter:
                 "until some are granted"
             ),
         )
+
+    def one_more(self, owner: str, owners: Owners, size: int, most_bytes: int) -> Error | None:
+        """The refusal of one more lease; None lets it be granted. Renewals and releases are never refused so.
+
+        Args:
+            owner: who asks.
+            owners: what all have.
+            size: bytes of the new lease.
+            most_bytes: that the bucket takes; 0 or less where there is no limit.
+        """
+        owned, limits = owners.of(owner), self.limits
+        if owned.leases >= limits.leases:
+            return Error(
+                code="too_many_requests",
+                message=f"{owner!r} holds {owned.leases} leases, {limits.leases} are the most: release some",
+            )
+        if owned.bytes + size > limits.lease_bytes:
+            return Error(
+                code="too_many_requests",
+                message=(
+                    f"The leases of {owner!r} take {units.format_bytes(owned.bytes)}, "
+                    f"{units.format_bytes(limits.lease_bytes)} are the most: give fewer labels and work items, or give "
+                    "items as a count; those that ended count for up to an hour"
+                ),
+            )
+        if 0 < most_bytes * _FULL < owners.bytes + size:
+            return Error(
+                code="unavailable",
+                message=(
+                    "The planner's bucket is nearly full: nothing is granted until leases end; those that are there "
+                    "are renewed and released as ever"
+                ),
+            )
+        return None

@@ -35,7 +35,8 @@ class Answer(Struct, frozen=True, kw_only=True):
         digest: of the request's body; empty where it was withdrawn before it came.
         rejection: the answer.
         until: it is forgotten then, seconds since the epoch.
-        owner: who withdrew it before it came: whatever this owner asks under the id is answered so.
+        owner: who asked, or withdrew it before it came: whatever this owner asks under the id is answered so then.
+            Empty in what earlier versions kept.
     """
 
     digest: str
@@ -86,7 +87,7 @@ class Answers:
             request_id: of the request.
             rejection: its answer.
             digest: of its body, where that is known.
-            owner: who withdrew it, where it is not.
+            owner: who asked or withdrew it.
             then: called once it is remembered.
             deposed: called instead where another planner leads.
         """

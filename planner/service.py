@@ -31,11 +31,22 @@ from .desk import Desk
 from .endpoints import Endpoints
 from .fleet.fleet import Fleet, apply
 from .fleet.holding import free, hold
-from .leases.announce import Announcer
+from .leases.announce import EVENT_KEY_BYTES, Announcer
 from .leases.leader import TAKEOVER_SECONDS, Candidate
 from .leases.leases import LeaseRecord, LeaseTable
 from .leases.ledger import Ledger
-from .leases.store import ANSWER_PREFIX, DRAINS, HEALTH, LEASE_PREFIX, TOLD, Deposed, Store
+from .leases.recorded import lease_record, readable
+from .leases.store import (
+    ANSWER_PREFIX,
+    DRAINS,
+    EVENT_KEY,
+    HEALTH,
+    LEASE_PREFIX,
+    TOLD,
+    Deposed,
+    Store,
+    WriteFailed,
+)
 from .limits import Limiter, Limits
 from .placement.decide import Policies
 from .placement.policies import POLICIES
@@ -49,6 +60,7 @@ GRACE_SECONDS: Final = 10.0
 """After a time without any planner no lease ends for so long: its holder could not renew it meanwhile."""
 _OUTAGE_SECONDS: Final = 2 * TAKEOVER_SECONDS
 _START_AGAIN_SECONDS: Final = 0.5
+_LOOK_SECONDS: Final = 2.0
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -124,7 +136,7 @@ class Planner:
             try:
                 await self._store.open()
                 health = await self._store.get(HEALTH)
-                await self._telemetry.start(codec.decode(health.value, Health) if health else None)
+                await self._telemetry.start(_health(health.value) if health else None)
                 await self._endpoints.standby()
                 break
             except bus.BusUnavailable:
@@ -143,8 +155,27 @@ class Planner:
         ]
         await self._door.open(self._nc)
 
+    async def until_bucket_lost(self) -> None:
+        """Wait for the end of all that this planner knows: a server that lost its disk has no leases any more.
+
+        Raises:
+            BusUnavailable: that has happened; a planner that is started anew makes the bucket again.
+        """
+        misses = 0
+        while misses < 2:
+            bus.heed_cancellation()
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                misses = 0 if await self._store.is_there() else misses + 1
+            except (NatsError, OSError, TimeoutError) as error:
+                log.debug("the bucket can't be looked at: %r", error)
+        raise bus.BusUnavailable(
+            f"the bucket {bus.PLANNER_BUCKET} is gone or was made anew: has the bus lost its disk? The leases of "
+            "before are lost with it; a planner that is started now begins anew"
+        )
+
     async def stop(self) -> None:
-        """Leave in order: answer who waits, finish writes, let a standby take over at once."""
+        """Leave in order: send the line away, finish writes and answer them, let a standby take over at once."""
         self._door.stopping = True
         term = self._candidate.term
         if self._desk is not None:
@@ -205,22 +236,31 @@ class Planner:
         records: list[tuple[LeaseRecord, int]] = []
         answers: dict[str, Answer] = {}
         drains: dict[str, str] = {}
-        told = 0
+        told, event_key = 0, b""
         async for entry in self._store.read_all(term):
             if entry.key.startswith(LEASE_PREFIX):
-                records.append((codec.decode(entry.value, LeaseRecord, codec.JSON), entry.revision))
+                record = lease_record(entry.key[len(LEASE_PREFIX) :], entry.value)
+                if record is not None:
+                    records.append((record, entry.revision))
             elif entry.key.startswith(ANSWER_PREFIX):
-                answers[entry.key[len(ANSWER_PREFIX) :]] = codec.decode(entry.value, Answer, codec.JSON)
+                answer = readable(entry.key, entry.value, Answer)
+                if answer is not None:
+                    answers[entry.key[len(ANSWER_PREFIX) :]] = answer
             elif entry.key == DRAINS:
-                drains = codec.decode(entry.value, dict[str, str], codec.JSON)
+                drains = readable(entry.key, entry.value, dict[str, str]) or {}
             elif entry.key == TOLD:
-                told = int(entry.value)
+                told = readable(entry.key, entry.value, int) or 0
+            elif entry.key == EVENT_KEY:
+                event_key = entry.value
+        event_key = await self._event_key(event_key, term)
         silent_since = self._candidate.silent_since
         outage = time.time() - silent_since if silent_since else 0.0
         not_before = time.time() + GRACE_SECONDS if outage > _OUTAGE_SECONDS else 0.0
         table = await self._take_in(records)
         apply(self.fleet, Drains(drains=drains))
-        announcer = self._announcer = Announcer(self._nc, self._store, term, table.tell, self._vitals.lease_changes)
+        announcer = self._announcer = Announcer(
+            self._nc, self._store, term, event_key, table.tell, self._vitals.lease_changes
+        )
         await announcer.start()
         healed = await announcer.heal(records, told)
         ledger = Ledger(
@@ -270,6 +310,17 @@ class Planner:
             healed,
         )
 
+    async def _event_key(self, kept: bytes, term: int) -> bytes:
+        """What makes the message ids of events: made once, so that the next planner sends an event under the same."""
+        if len(kept) == EVENT_KEY_BYTES:
+            return kept
+        made = secrets.token_bytes(EVENT_KEY_BYTES)
+        try:
+            await self._store.put(EVENT_KEY, made, term)
+        except WriteFailed as error:  # a full bucket, say: leases must go on
+            log.warning("the key of events is not kept, and holds for this term alone: %s", error)
+        return made
+
     async def _deposed(self) -> None:
         """Leave the desk; what was asked there is asked of the next one."""
         self.leading.clear()
@@ -304,6 +355,15 @@ class Planner:
     def _freed(self) -> None:
         if self._desk is not None:
             self._desk.wake.set()
+
+
+def _health(value: bytes) -> Health | None:
+    """What was kept of devices' health; None, so that all events are read again, where it can't be read."""
+    try:
+        return codec.decode(value, Health) if value else None
+    except codec.DecodeError as error:
+        log.error("the health of devices in the bucket can't be read, and is made anew from all events: %s", error)
+        return None
 
 
 async def plan(
@@ -365,7 +425,7 @@ async def plan(
         if named is not None:
             named(planner.id)
         await planner.start()
-        await asyncio.Event().wait()
+        await planner.until_bucket_lost()
 
     async def until_lost() -> None:
         await closed.wait()

@@ -44,7 +44,7 @@ class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     format: ResultFormat = ResultFormat.JSON
     limit: Annotated[int, Meta(ge=1, le=100_000_000)] = 10_000
     timeout_seconds: Annotated[float, Meta(gt=0, le=600)] = 30.0
-    query_id: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+    query_id: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$(?!\n)")] | None = None
     window: Annotated[int, Meta(ge=0, le=64)] = 0
 
 

@@ -13,11 +13,15 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-OwnerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_@-][A-Za-z0-9_@.:/+-]*$")]
-Identifier = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$")]
+# To Python `$` alone is also the place before a last line feed; JSON Schema has no `\Z`.
+OwnerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_@-][A-Za-z0-9_@.:/+-]*$(?!\n)")]
+Identifier = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$(?!\n)")]
 ShortText = Annotated[str, Meta(max_length=256)]
+Labels = Annotated[dict[ShortText, ShortText], Meta(max_length=64)]
 Bytes = Annotated[int, Meta(ge=0, le=2**60)]
-Share = Annotated[float, Meta(gt=0, le=1)]
+# What is divided by a share, weight or cost must stay a finite number: JSON has no other.
+Share = Annotated[float, Meta(ge=1e-6, le=1)]
+Weight = Annotated[float, Meta(ge=1e-9, le=1e15)]
 
 
 class Placement(StrEnum):
@@ -74,7 +78,7 @@ class Distribution(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         items: how many, or their ids, or items with memory and cost.
         method: see `Method`.
         weight_by: for `capacity`, `balanced` and `pipeline`.
-        weights: one positive number per device, in the order of the assignment, for `weight_by: given`.
+        weights: one number per device, 1e-9 to 1e15, in the order of the assignment, for `weight_by: given`.
         max_items_per_device: none by default.
         memory_per_item_bytes: for items that do not give their own.
     """
@@ -82,7 +86,7 @@ class Distribution(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     items: Annotated[int, Meta(ge=0, le=10_000_000)] | list[str | WorkItem] = 0
     method: Method = Method.UNIFORM
     weight_by: WeightBy = WeightBy.COMPUTE
-    weights: list[Annotated[float, Meta(gt=0)]] | None = None
+    weights: list[Weight] | None = None
     max_items_per_device: Annotated[int, Meta(ge=1)] | None = None
     memory_per_item_bytes: Bytes = 0
 
@@ -94,7 +98,7 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         owner: who asks; only the owner may renew or release.
         gpus: how many devices. 0 asks for CPU and memory of a host alone.
         gpu_memory_bytes: memory that must be free on each device; it is granted to the lease.
-        gpu_share: part of one device, in (0, 1]; None takes devices whole. Only with `gpus: 1`.
+        gpu_share: part of one device, 0.000001 to 1; None takes devices whole. Only with `gpus: 1`.
         cpus: logical cores in all; on several hosts, in proportion to the devices there.
         host_memory_bytes: RAM in all, split likewise.
         models: globs over the device's name, upper and lower case alike, such as `*H100*`; empty allows any.
@@ -106,7 +110,7 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         ttl_seconds: the lease ends then unless it is renewed.
         request_id: the same id with the same body gets the same answer. None is given one.
         name: of the workload; right-sizing and history group by it.
-        labels: kept with the lease and its history.
+        labels: kept with the lease and its history; 16 KiB in all.
         policy: name of a ranking policy; None takes the planner's default.
         wait_seconds: stay in the queue for so long where nothing fits now but could later; 0 answers at once.
         priority: the greater first in the queue.
@@ -124,13 +128,13 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     models: Annotated[list[ShortText], Meta(max_length=64)] = []
     vendors: Annotated[list[ShortText], Meta(max_length=16)] = []
     hosts: Annotated[list[ShortText], Meta(max_length=1024)] = []
-    host_labels: dict[ShortText, ShortText] = {}
-    min_compute_capability: Annotated[str, Meta(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3})?$")] | None = None
+    host_labels: Labels = {}
+    min_compute_capability: Annotated[str, Meta(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3})?$(?!\n)")] | None = None
     placement: Placement = Placement.SAME_HOST
     ttl_seconds: Annotated[float, Meta(ge=1, le=30 * 86400)] = 300.0
     request_id: Identifier | None = None
     name: ShortText = ""
-    labels: dict[ShortText, ShortText] = {}
+    labels: Labels = {}
     policy: ShortText | None = None
     wait_seconds: Annotated[float, Meta(ge=0, le=86400)] = 0.0
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0

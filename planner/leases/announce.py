@@ -1,14 +1,16 @@
 """Lease events on the bus, each once: published after the change is durable, and again until the stream has it.
 
-An event's message id names the lease and the version of its record, so that the stream stores it once within its
-window for duplicates. For longer gaps the bucket keeps a watermark (`told`): every change up to that revision has its
-event on the stream. A planner that takes over looks at the few changes behind it, asks the stream for each, and
-publishes what is missing.
+An event's message id stands for the lease and the version of its record, so that the stream stores it once within its
+window for duplicates. The stream knows ids whoever sent them, and collectors publish there too: ids are made with a key
+that the bucket keeps, so that nobody can use one first. For longer gaps the bucket keeps a watermark (`told`): every
+change up to that revision has its event on the stream. A planner that takes over looks at the few changes behind it,
+asks the stream for each, and publishes what is missing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -23,7 +25,7 @@ from nats.js.errors import NotFoundError
 
 from ...schemas import bus, codec
 from ...schemas.requests import LeaseEvent
-from .leases import Announcement, LeaseRecord, event_id
+from .leases import Announcement, LeaseRecord, change_id
 from .store import TOLD, Deposed, Store, WriteFailed
 
 log = logging.getLogger("corral.planner.announce")
@@ -33,6 +35,12 @@ _CERTAIN_SECONDS: Final = 60.0
 """Sent again within it, the stream's window for duplicates still knows the event; later the stream is asked first."""
 _AT_ONCE: Final = 64
 _MARK_SECONDS: Final = 0.5
+EVENT_KEY_BYTES: Final = 32
+
+
+def event_id(key: bytes, lease_id: str, version: int) -> str:
+    """Message id of an event: the same from every planner that has the key, and from nobody else."""
+    return hashlib.blake2b(change_id(lease_id, version).encode(), key=key, digest_size=16).hexdigest()
 
 
 class _Sent:
@@ -52,18 +60,26 @@ class Announcer:
         nc: connection.
         store: for the watermark.
         term: revision of the leader's key.
+        key: makes the message ids of events.
         told: called with lease and version once the stream has the event.
         counts: of changes that were announced, by kind.
     """
 
     def __init__(
-        self, nc: Client, store: Store, term: int, told: Callable[[str, int], None], counts: Counter[str] | None = None
+        self,
+        nc: Client,
+        store: Store,
+        term: int,
+        key: bytes,
+        told: Callable[[str, int], None],
+        counts: Counter[str] | None = None,
     ) -> None:
         self.counts = Counter[str]() if counts is None else counts
         self._nc = nc
         self._js = nc.jetstream()
         self._store = store
         self._term = term
+        self._key = key
         self._told = told
         self._inbox = nc.new_inbox()
         self._cut = len(self._inbox) + 1
@@ -169,7 +185,7 @@ class Announcer:
                 bus.lease_subject(event.kind.value, sent.lease_id),
                 codec.encode(event, codec.JSON),
                 reply=f"{self._inbox}.{number}",
-                headers={"Nats-Msg-Id": event_id(sent.lease_id, sent.announcement.version)},
+                headers={"Nats-Msg-Id": event_id(self._key, sent.lease_id, sent.announcement.version)},
             )
         except NatsError as error:  # the buffer is full while the server is away: `tend` sends it again
             log.debug("event of %s waits: %s", sent.lease_id, error)

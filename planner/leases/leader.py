@@ -20,16 +20,19 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Struct
 from nats.errors import Error as NatsError
 
 from ...schemas import bus
-from .store import HEARTBEAT, LEADER, Deposed, Store, WriteFailed
+from .recorded import readable
+from .store import HEARTBEAT, LEADER, Deposed, Entry, Store, WriteFailed
 
 log = logging.getLogger("corral.planner.leader")
+
+T = TypeVar("T")
 
 HEARTBEAT_SECONDS: Final = 0.5
 LEASE_SECONDS: Final = 1.5
@@ -118,6 +121,10 @@ class Candidate:
                 log.debug("no election without the bus: %s", error)
                 await asyncio.sleep(HEARTBEAT_SECONDS)
                 continue
+            except Exception:  # a planner that stands for no election any more would do so without a word
+                log.exception("the election failed, and is tried again")
+                await asyncio.sleep(HEARTBEAT_SECONDS)
+                continue
             self.term = term
             log.info("planner %s leads from revision %d on", self._planner, term)
             try:
@@ -150,7 +157,7 @@ class Candidate:
             state = (entry.revision if entry else 0, beat.revision if beat else 0)
             if state != seen:
                 seen, seen_at = state, now
-            leader = msgspec.json.decode(entry.value, type=Leader) if entry else None
+            leader = _read(entry, Leader)
             if (
                 leader is None
                 or not leader.planner
@@ -163,7 +170,7 @@ class Candidate:
                     planner=self._planner, host=socket.gethostname(), process=_own_process(), since=time.time()
                 )
                 # Read before the first heartbeat of the new term is written over it.
-                self.silent_since = float(beat.value) if beat else 0.0
+                self.silent_since = _read(beat, float) or 0.0
                 term = await self._store.claim(msgspec.json.encode(value), state[0])
                 if term is not None:
                     return term
@@ -201,6 +208,11 @@ class Candidate:
             elected.cancel()
             await asyncio.gather(elected, return_exceptions=True)
             await asyncio.shield(asyncio.ensure_future(self._on_deposed()))
+
+
+def _read(entry: Entry | None, type: type[T]) -> T | None:
+    """A key's value; None where there is none: it was deleted, say, or is something else."""
+    return None if entry is None else readable(entry.key, entry.value, type)
 
 
 def _own_process() -> str:

@@ -14,7 +14,7 @@ that whoever publishes it again after a crash does not double it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
 from typing import Final
@@ -34,6 +34,7 @@ from ...schemas.requests import (
     UnassignedItem,
     WorkRequest,
 )
+from .owned import Owners, size_of
 
 WARN_FRACTION: Final = 0.2
 """A lease is announced as expiring when this part of its time is left."""
@@ -113,9 +114,15 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         own = Announcement(version=self.version, event=self.event())
         return [*(earlier for earlier in self.earlier if earlier.version > self.told), own]
 
+    def without(self, heard: Set[int]) -> LeaseRecord:
+        """Itself, after the events of some versions were acknowledged, in whatever order."""
+        waiting = [announcement for announcement in self.announcements() if announcement.version not in heard]
+        told = waiting[0].version - 1 if waiting else self.version
+        return replace(self, told=told, earlier=[before for before in waiting if before.version < self.version])
 
-def event_id(lease_id: str, version: int) -> str:
-    """Message id of an event and of the write that it tells of."""
+
+def change_id(lease_id: str, version: int) -> str:
+    """Names a change: message id of its write, to whose stream nobody else publishes."""
     return f"{lease_id}.{version}"
 
 
@@ -251,6 +258,24 @@ def end(
     return _next(record, _KIND_OF_END[state], lease, now, planner)
 
 
+def fitting(record: LeaseRecord, most_bytes: int, size_of: Callable[[object], int]) -> LeaseRecord:
+    """A record that is too large to be written, without the oldest of its earlier events: as many as must go.
+
+    Args:
+        record: to write.
+        most_bytes: that it may take. It is larger still where it would be without any of them.
+        size_of: bytes of something when it is written.
+    """
+    left = most_bytes - size_of(replace(record, earlier=[])) - len(',"earlier":[]')
+    kept: list[Announcement] = []
+    for announcement in reversed(record.earlier):
+        left -= size_of(announcement) + len(",")
+        if left < 0:
+            break
+        kept.append(announcement)
+    return replace(record, earlier=kept[::-1])
+
+
 def _next(
     record: LeaseRecord,
     kind: LeaseEventKind,
@@ -283,7 +308,10 @@ class LeaseTable:
         self._by_request: dict[str, str] = {}
         self._by_host: dict[str, dict[str, None]] = {}
         self._due: list[tuple[float, str, int]] = []
+        self._heard: dict[str, set[int]] = {}
+        """Versions after `told` whose events are on the stream, of leases where an earlier one may not be."""
         self.active = 0
+        self.owners = Owners()
         for record in records:
             self.put(record)
 
@@ -318,6 +346,10 @@ class LeaseTable:
         was_active = before is not None and before.lease.state is LeaseState.ACTIVE
         is_active = lease.state is LeaseState.ACTIVE
         self._records[lease.lease_id] = record
+        if before is not None and (record.told < before.told or lease.lease_id in self._heard):
+            # Events were acknowledged while it was on its way.
+            self._hear(replace(record, told=max(record.told, before.told)))
+        self.owners.add(lease.owner, is_active - was_active, 0 if before is not None else size_of(lease))
         if before is None and lease.request_id:
             self._by_request[lease.request_id] = lease.lease_id
         if is_active:
@@ -338,15 +370,25 @@ class LeaseTable:
                         del self._by_host[part.host]
 
     def tell(self, lease_id: str, version: int) -> None:
-        """The event of a lease's change is on the stream of facts. One that comes out of turn is looked at again."""
+        """The event of a lease's change is on the stream of facts, be it in turn or not."""
         record = self._records.get(lease_id)
-        if record is not None and record.told == version - 1:
-            earlier = [announcement for announcement in record.earlier if announcement.version > version]
-            self._records[lease_id] = replace(record, told=version, earlier=earlier)
+        if record is not None and version > record.told:
+            self._heard.setdefault(lease_id, set()).add(version)
+            self._hear(record)
+
+    def _hear(self, record: LeaseRecord) -> None:
+        lease_id = record.lease.lease_id
+        heard = self._heard.pop(lease_id, set())
+        record = self._records[lease_id] = record.without(heard)
+        if out_of_turn := {version for version in heard if version > record.told}:
+            self._heard[lease_id] = out_of_turn
 
     def forget(self, lease_id: str) -> None:
         """Drop an ended record."""
+        self._heard.pop(lease_id, None)
         record = self._records.pop(lease_id, None)
+        if record is not None:
+            self.owners.add(record.lease.owner, 0, -size_of(record.lease))
         if record is not None and self._by_request.get(record.lease.request_id) == lease_id:
             del self._by_request[record.lease.request_id]
 

@@ -105,6 +105,15 @@ class Ledger:
                 )
             )
             return
+        try:
+            # A number that JSON has no word for would keep every planner from reading it again.
+            codec.decode(value, LeaseRecord, codec.JSON)
+        except codec.DecodeError as error:
+            free(self._fleet, lease_id)
+            log.error("lease %s could not be read again, and is not granted: %s", lease_id, error)
+            text = f"The assignment could not be written down: {error}; give other weights, or another distribution"
+            await settled(Error(code="internal", message=text, field="$.distribution"))
+            return
 
         async def landed(outcome: Outcome) -> None:
             if isinstance(outcome, int):
@@ -116,7 +125,7 @@ class Ledger:
             await settled(self._failure(outcome))
 
         await self._store.write(
-            lease_key(lease_id), value, self._term, landed, message_id=leases.event_id(lease_id, record.version)
+            lease_key(lease_id), value, self._term, landed, message_id=leases.change_id(lease_id, record.version)
         )
 
     async def change(self, lease_id: str, step: Step, settled: Settled) -> None:
@@ -192,6 +201,13 @@ class Ledger:
         lease_id = record.lease.lease_id
         ends = record.lease.state is not LeaseState.ACTIVE
         ttl = self._retention() if ends else 0.0
+        value = codec.encode(record, codec.JSON)
+        if len(value) > self._most_bytes and record.earlier:
+            # The lease itself did fit when it was granted: it must always be possible to renew and to end it.
+            known = len(record.earlier)
+            record = leases.fitting(record, self._most_bytes, _json_bytes)
+            value = codec.encode(record, codec.JSON)
+            log.warning("lease %s: %d events that wait are kept in memory alone", lease_id, known - len(record.earlier))
 
         async def landed(outcome: Outcome) -> None:
             try:
@@ -220,10 +236,10 @@ class Ledger:
 
         await self._store.write(
             lease_key(lease_id),
-            codec.encode(record, codec.JSON),
+            value,
             self._term,
             landed,
-            message_id=leases.event_id(lease_id, record.version),
+            message_id=leases.change_id(lease_id, record.version),
             ttl_seconds=ttl,
         )
 
@@ -244,6 +260,10 @@ class Ledger:
         # Exponentially weighted count per second.
         self._end_rate = self._end_rate * max(0.0, 1.0 - gap / _RATE_SECONDS) + 1.0 / _RATE_SECONDS
         return min(RETAIN_SECONDS, max(_RETAIN_AT_LEAST_SECONDS, _RETAIN_MOST / self._end_rate))
+
+
+def _json_bytes(value: object) -> int:
+    return len(codec.encode(value, codec.JSON))
 
 
 async def _nobody(_: object) -> None:

@@ -13,7 +13,7 @@ from 2.12; with older ones each write is a group of its own). A batch that is re
 is taken apart, so that each write has its own answer.
 
 A write whose acknowledgement does not come (the server was killed, say) is sent again until its fate is certain; its
-message id lets the server store it once.
+message id lets the server store it once. One that no server would take, as it is too large say, is failed at once.
 
 A write is acknowledged when the server has handed it to the operating system: it outlives the end of any process, by
 `kill -9` too. For power loss see `sync_interval` of the server (2 minutes by default; `always` syncs each write), or
@@ -24,15 +24,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import BadHeaderError, BadSubjectError, MaxPayloadError
 from nats.errors import Error as NatsError
 from nats.js import api
 from nats.js.errors import APIError, NotFoundError
@@ -50,6 +52,8 @@ TOLD: Final = "told"
 """The revision up to which every change's event is on the stream of facts."""
 DRAINS: Final = "drains"
 HEALTH: Final = "health"
+EVENT_KEY: Final = "event_key"
+"""What the message ids of lease events are made with (see `announce`)."""
 LEASE_PREFIX: Final = "lease."
 ANSWER_PREFIX: Final = "answer."
 
@@ -66,6 +70,7 @@ _DUPLICATE_IN_BATCH: Final = 10201
 _GROUP_MOST: Final = 250
 """Writes in a batch: a server takes 1,000, but none of them is answered before the last is stored."""
 _GROUP_BYTES: Final = 4 * 2**20
+_SUBJECT: Final = re.compile(r"[^\s.*>\x00-\x1f\x7f]+(\.[^\s.*>\x00-\x1f\x7f]+)*")
 _CLAIM_TRIES: Final = 50
 _RESEND_SECONDS: Final = 2.0
 _SILENT_SECONDS: Final = 5.0
@@ -114,6 +119,25 @@ Outcome = int | Deposed | WriteFailed
 Done = Callable[[Outcome], Awaitable[None]]
 
 
+def unsendable(subject: str, value: bytes, headers: Mapping[str, str], most_bytes: int) -> str:
+    """Why no server would ever take a message; empty where one would.
+
+    Args:
+        subject: of the message.
+        value: its body.
+        headers: of the message; a server counts them with the body, and cuts off who sends it too much.
+        most_bytes: `max_payload` of the server.
+    """
+    if _SUBJECT.fullmatch(subject) is None:
+        return f"{subject!r} is no name for an entry"
+    # As on the wire: a first line, `name: value` a line, an empty line.
+    lines = sum(len(name.encode()) + len(text.encode()) + 4 for name, text in headers.items())
+    size = len(value) + len("NATS/1.0\r\n\r\n") + lines
+    if size > most_bytes:
+        return f"it takes {size} bytes, and the server lets {most_bytes} through (max_payload)"
+    return ""
+
+
 class _Write:
     __slots__ = ("alone", "asked_at", "done", "floor", "headers", "resolved", "sent_at", "subject", "times", "value")
 
@@ -140,6 +164,7 @@ class Store:
         write_seconds: from asking for a write to its acknowledgement.
         write_group: writes whose fate is not known when one is asked for.
         write_failures: writes that were refused.
+        most_bytes: that the bucket takes; 0 or less where there is no limit.
     """
 
     def __init__(self, nc: Client) -> None:
@@ -155,16 +180,18 @@ class Store:
         self._loop = asyncio.get_running_loop()
         self._settled = asyncio.Event()
         self._settled.set()
+        self._made: Any = None
         self._replicated = False
         self._group_most = 1
         self._waiting: deque[int] = deque()
         self._group: list[int] = []
         self._batches = 0
         self._again: asyncio.TimerHandle | None = None
-        self._resending: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self.write_seconds = Histogram(SECONDS)
         self.write_group = Histogram(SIZES)
         self.write_failures = 0
+        self.most_bytes = 0
 
     @property
     def unanswered_seconds(self) -> float:
@@ -190,7 +217,8 @@ class Store:
         Raises:
             bus.BusUnavailable: the server is too old for that.
         """
-        config = (await self._js.stream_info(_STREAM)).config
+        info = await self._js.stream_info(_STREAM)
+        self._made, config = info.created, info.config
         self._replicated = (config.num_replicas or 1) > 1
         if (
             not config.allow_msg_ttl
@@ -207,7 +235,15 @@ class Store:
                     "2.11 or newer, where a message may have a time to live"
                 )
         self._group_most = _GROUP_MOST if config.allow_atomic else 1
+        self.most_bytes = config.max_bytes or 0
         self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
+
+    async def is_there(self) -> bool:
+        """Whether the bucket is the one that was opened; False where it is gone, or was made anew."""
+        try:
+            return (await self._js.stream_info(_STREAM)).created == self._made
+        except NotFoundError:
+            return False
 
     async def close(self) -> None:
         """Stop listening for acknowledgements."""
@@ -250,6 +286,7 @@ class Store:
         if not self._replicated:
             await self._send(number, write)
             return
+        write.alone = bool(unsendable(write.subject, value, headers, self._nc.max_payload))
         # The heartbeat goes first: a leader must not become uncertain because it has much to write.
         self._waiting.insert(0 if key == HEARTBEAT else len(self._waiting), number)
         if not self._group:
@@ -348,15 +385,32 @@ class Store:
         await self._settled.wait()
 
     async def _send(self, number: int, write: _Write) -> None:
-        await self._publish(write, f"{self._inbox}.{number}", write.headers)
+        why = await self._publish(write, f"{self._inbox}.{number}", write.headers)
+        if why and write.times == 1:  # one that was sent before may have landed
+            write.resolved = True
+            log.error("write %s can't be sent: %s", write.subject, why)
+            # Whoever asked is told once it has gone on, as by an acknowledgement.
+            self._spawn(self._resolve(number, write, WriteFailed(why)))
 
-    async def _publish(self, write: _Write, reply: str, headers: dict[str, str]) -> None:
+    async def _resolve(self, number: int, write: _Write, outcome: Outcome) -> None:
+        if self._group == [number]:
+            await self._next_group()
+        await self._tell(number, write, outcome)
+
+    async def _publish(self, write: _Write, reply: str, headers: dict[str, str]) -> str:
+        """Returns why it can never be sent; empty where it is on its way, or will be."""
         write.times += 1
         write.sent_at = self._loop.time()
+        why = unsendable(write.subject, write.value, headers, self._nc.max_payload)
+        if why:
+            return why
         try:
             await self._nc.publish(write.subject, write.value, reply=reply, headers=headers)
+        except (BadSubjectError, BadHeaderError, MaxPayloadError) as error:
+            return repr(error)
         except NatsError as error:  # the buffer is full while the server is away: `tend` sends it again
             log.debug("write %s waits: %s", write.subject, error)
+        return ""
 
     async def _next_group(self) -> None:
         """Send what waits, as much of it as may go together."""
@@ -389,7 +443,19 @@ class Store:
             last = place == len(writes)
             if last:
                 headers["Nats-Batch-Commit"] = "1"
-            await self._publish(write, f"{self._inbox}.-{number}" if last else "", headers)
+            if await self._publish(write, f"{self._inbox}.-{number}" if last else "", headers):
+                # The batch is never committed, so that nothing of it lands: each goes by itself, and is told so.
+                await self._take_apart(self._group, writes[:place])
+                return
+
+    async def _take_apart(self, numbers: list[int], tried: list[_Write]) -> None:
+        """Send each write of a group by itself; those that were tried just now have not landed by that."""
+        for write in tried:
+            write.times -= 1
+        for number in numbers:
+            self._pending[number].alone = True
+        self._waiting.extendleft(reversed(numbers))
+        await self._next_group()
 
     async def _on_ack(self, message: Msg) -> None:
         self._heard_at = self._loop.time()
@@ -406,9 +472,7 @@ class Store:
             self._soon(message)
             return
         write.resolved = True
-        if self._group == [number]:
-            await self._next_group()
-        await self._tell(number, write, outcome)
+        await self._resolve(number, write, outcome)
 
     async def _on_batch_ack(self, batch: int, message: Msg) -> None:
         """One answer for a group: all of it is stored in a row, or nothing of it."""
@@ -423,12 +487,8 @@ class Store:
             self._soon(message)
             return
         if ack.error is not None and ack.error.err_code != _WRONG_SEQUENCE:
-            for write in writes:
-                write.alone = True
-                if write.times == 1 and ack.error.err_code != _DUPLICATE_IN_BATCH:
-                    write.times = 0  # nothing of it has landed
-            self._waiting.extendleft(reversed(numbers))
-            await self._next_group()
+            new = ack.error.err_code != _DUPLICATE_IN_BATCH
+            await self._take_apart(numbers, [write for write in writes if new and write.times == 1])
             return
         for write in writes:
             write.resolved = True
@@ -459,9 +519,12 @@ class Store:
 
     def _send_again(self) -> None:
         self._again = None
-        task = self._loop.create_task(self.resend())
-        self._resending.add(task)
-        task.add_done_callback(self._resending.discard)
+        self._spawn(self.resend())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
 
 def _outcome(message: Msg, write: _Write) -> Outcome | None:

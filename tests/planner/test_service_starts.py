@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from corral.cli.server import EmbeddedServer, server_binary
 from corral.schemas import bus
-from rig_planner import FakeHosts, PlannerProcess, until_ready
+from nats.aio.client import Client
+from rig_planner import FakeHosts, PlannerProcess, persist, until_ready
 
 
 async def test_a_server_that_dies_while_a_planner_starts_is_waited_for(server: EmbeddedServer, tmp_path: Path) -> None:
@@ -38,6 +40,35 @@ async def test_a_server_that_dies_while_a_planner_starts_is_waited_for(server: E
             planner.stop()
     finally:
         planner.kill()
+
+
+async def test_a_planner_whose_bucket_is_gone_ends_and_one_that_is_started_anew_grants(
+    server: EmbeddedServer, nc: Client, tmp_path: Path
+) -> None:
+    hosts = FakeHosts(nc)
+    await hosts.start()
+    log = tmp_path / "planner.log"
+    planner = PlannerProcess(server.url, log)
+    try:
+        planner.start()
+        await until_ready(nc, 1)
+        server.kill()
+        shutil.rmtree(server.data / "jetstream")
+        server.start()
+        assert planner.process is not None
+        assert await asyncio.to_thread(planner.process.wait, 20) == 1
+        assert "has the bus lost its disk?" in log.read_text()
+        planner.start()
+        await until_ready(nc, 0, timeout=30)
+        # Collectors say again every minute what they have.
+        await hosts.stop()
+        hosts = FakeHosts(nc)
+        await hosts.start()
+        await until_ready(nc, 1, timeout=30)
+        assert (await persist(nc, "request", {"owner": "ann", "gpus": 1}))["type"] == "assignment"
+    finally:
+        planner.kill()
+        await hosts.stop()
 
 
 def test_a_service_that_the_server_turns_away_ends(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""What each owner has in the planner's bucket: so that nobody fills it for all."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+from ...schemas.requests import Lease
+
+_RECORD_BYTES: Final = 600
+"""Of a record beside its grants, labels and items; measured, with times and ids."""
+_GRANT_BYTES: Final = 400
+_ITEM_BYTES: Final = 8
+"""A number with its comma, or the quotes and the comma of an id."""
+
+
+class Owned(Struct):
+    """What an owner has.
+
+    Attributes:
+        leases: active ones.
+        bytes: of their records, about, and of those that ended of late.
+    """
+
+    leases: int = 0
+    bytes: int = 0
+
+
+class Owners:
+    """What all owners have.
+
+    Attributes:
+        bytes: of all records, about.
+    """
+
+    def __init__(self) -> None:
+        self._owned: dict[str, Owned] = {}
+        self.bytes = 0
+
+    def of(self, owner: str) -> Owned:
+        """What one has."""
+        return self._owned.get(owner) or Owned()
+
+    def add(self, owner: str, leases: int, size: int) -> None:
+        """One has so much more, or less.
+
+        Args:
+            owner: who.
+            leases: active ones.
+            size: bytes of records.
+        """
+        owned = self._owned.setdefault(owner, Owned())
+        owned.leases += leases
+        owned.bytes += size
+        self.bytes += size
+        if not owned.leases and not owned.bytes:
+            del self._owned[owner]
+
+
+def size_of(lease: Lease) -> int:
+    """Bytes that a lease takes in the bucket, about; the same for all of its life."""
+    size = _RECORD_BYTES + sum(len(key) + len(value) for key, value in lease.labels.items())
+    for grant in lease.grants:
+        size += _GRANT_BYTES + sum(_length(item) for item in grant.items)
+    return size + sum(_length(item.id) + len(item.reason) for item in lease.unassigned)
+
+
+def _length(item: str | int) -> int:
+    return _ITEM_BYTES + (len(item) if isinstance(item, str) else 0)

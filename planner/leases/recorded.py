@@ -1,0 +1,52 @@
+"""Records as they are read from the bucket. One that can't be read must not keep a planner from leading."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, TypeVar, cast
+
+from ...schemas import codec
+from .leases import LeaseRecord
+
+log = logging.getLogger("corral.planner.recorded")
+
+T = TypeVar("T")
+
+
+def readable(key: str, value: bytes, type: type[T]) -> T | None:
+    """An entry's value; None, and an error in the log, where it can't be read. One that was deleted is empty."""
+    if not value:
+        return None
+    try:
+        return codec.decode(value, type, codec.JSON)
+    except codec.DecodeError as error:
+        log.error("the entry %s of the bucket can't be read and is left out: %s", key, error)
+        return None
+
+
+def lease_record(lease_id: str, value: bytes) -> LeaseRecord | None:
+    """A lease's record, be it without what can be done without; None, and an error in the log, where that fails too."""
+    if not value:
+        return None
+    try:
+        return codec.decode(value, LeaseRecord, codec.JSON)
+    except codec.DecodeError as error:
+        why = error
+    try:
+        record = codec.decode(codec.encode(_bare(value), codec.JSON), LeaseRecord, codec.JSON)
+    except (codec.DecodeError, AttributeError, TypeError):  # no lease in it, or no grants
+        log.error("lease %s can't be read and is left out, so that others may get its devices: %s", lease_id, why)
+        return None
+    log.error("lease %s is read without its distribution and its earlier events: %s", lease_id, why)
+    return record
+
+
+def _bare(value: bytes) -> dict[str, Any]:
+    """A record with what its devices depend on, and no more: they stay its own."""
+    tree = codec.decode(value, dict[str, Any], codec.JSON)
+    lease = cast("dict[str, Any]", tree.get("lease"))
+    grants = cast("list[dict[str, Any]]", lease.get("grants"))
+    for grant in grants:
+        grant.pop("score", None)
+        grant.pop("score_parts", None)
+    return {**tree, "lease": {**lease, "distribution": None}, "earlier": []}
