@@ -56,6 +56,19 @@ def plan(
         int,
         typer.Option("--owner-waiting", metavar="N", min=1, help="Requests in line.", rich_help_panel=_LIMITS),
     ] = 1000,
+    owner_leases: Annotated[
+        int,
+        typer.Option("--owner-leases", metavar="N", min=1, help="Leases at a time.", rich_help_panel=_LIMITS),
+    ] = 10_000,
+    owner_lease_bytes: Annotated[
+        str,
+        typer.Option(
+            "--owner-lease-bytes",
+            metavar="SIZE",
+            help="Of its leases in the planner's bucket, and of those that ended of late.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = "64MiB",
     most_request: Annotated[
         str, typer.Option("--most-request", metavar="SIZE", help="Of one message.", rich_help_panel=_LIMITS)
     ] = "1MiB",
@@ -91,6 +104,8 @@ def plan(
                 requests_per_second=owner_rate,
                 burst=owner_burst,
                 waiting=owner_waiting,
+                leases=owner_leases,
+                lease_bytes=parse_bytes(owner_lease_bytes),
                 request_bytes=parse_bytes(most_request),
             ),
         )

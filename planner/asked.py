@@ -17,6 +17,7 @@ from ..schemas import codec, globs
 from ..schemas.bus import PlanSubject
 from ..schemas.operations import DeviceFilter, ExplainRequest
 from ..schemas.requests import Error, WorkRequest
+from .limits import MOST_LABELS_BYTES
 
 log = logging.getLogger("corral.planner")
 
@@ -114,6 +115,17 @@ class Asked:
         message, self.warnings = codec.decode_request(codec.encode(tree, self.content_type), type, self.content_type)
         return self._checked(message)
 
+    @property
+    def reply_to(self) -> str:
+        """Where the answer goes."""
+        return self._request._msg.reply  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
+
+    def let_go(self) -> None:
+        """Forget the bytes of the question, which may be many: it may have to wait for a day."""
+        message = self._request._msg  # pyright: ignore[reportPrivateUsage]
+        message.data = b""
+        message.headers = {codec.CONTENT_TYPE_HEADER: self.content_type}
+
     def _checked(self, message: Any) -> Any:
         """The message, where it takes no more time or memory than its size explains."""
         if isinstance(message, WorkRequest):
@@ -132,6 +144,10 @@ class Asked:
     def _check_work(self, request: WorkRequest, path: str) -> None:
         globs.check(request.models, f"{path}.models")
         globs.check(request.hosts, f"{path}.hosts")
+        size = sum(len(key.encode()) + len(value.encode()) for key, value in request.labels.items())
+        if size > MOST_LABELS_BYTES:
+            text = f"The labels have {size} bytes, {MOST_LABELS_BYTES} are the most - at `{path}.labels`"
+            raise codec.DecodeError(text, "too_large", f"{path}.labels")
         work = request.distribution
         # Each item's number is in the answer, with a comma.
         if work is not None and isinstance(work.items, int) and work.items > self._most_bytes // 2:

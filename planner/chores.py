@@ -81,6 +81,8 @@ class Chores:
 
     async def _look_for_lost_hosts(self) -> float:
         fleet, ledger, now = self._desk.fleet, self._desk.ledger, time.time()
+        if not self._telemetry.hears(now):  # nobody is silent where nobody is heard
+            return _HOSTS_SECONDS
         for name in {*fleet.hosts, *ledger.table.hosts}:
             host = fleet.hosts.get(name)
             silent = now - max(self._telemetry.hearing_since, -1.0 if host is None else host.heard_at)

@@ -31,7 +31,7 @@ from .desk import Desk
 from .fleet import summary
 from .fleet.fleet import Fleet
 from .leases.leader import Candidate
-from .limits import Limiter
+from .limits import Kind, Limiter, asks
 from .placement.decide import InvalidRequest, Policies, explain
 from .vitals import Vitals
 
@@ -138,8 +138,8 @@ class Endpoints:
         async def drain(asked: Asked, body: DrainAction) -> None:
             self._spawn(desk.drain(body, asked))
 
-        def explanation(body: ExplainRequest) -> Struct:
-            return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
+        async def explanation(asked: Asked, body: ExplainRequest) -> None:
+            await asked.answer(explain(self._fleet, body.request, time.time(), self._policies, body.with_more))
 
         def devices(body: DeviceFilter) -> Struct:
             return Devices(devices=summary.devices(self._fleet, time.time(), body))
@@ -151,13 +151,14 @@ class Endpoints:
 
         own = PlanSubject
         return [
-            *self._owned("request", own.REQUEST, WorkRequest, request),
-            *self._owned("withdraw", own.WITHDRAW, WithdrawAction, withdraw),
-            *self._owned("renew", own.RENEW, LeaseAction, renew),
-            *self._owned("release", own.RELEASE, LeaseAction, release),
+            *self._owned("request", own.REQUEST, WorkRequest, request, kind=Kind.REQUESTS),
+            *self._owned("withdraw", own.WITHDRAW, WithdrawAction, withdraw, kind=Kind.LEASES),
+            *self._owned("renew", own.RENEW, LeaseAction, renew, kind=Kind.LEASES),
+            *self._owned("release", own.RELEASE, LeaseAction, release, kind=Kind.LEASES),
             *self._owned("evict", own.EVICT, EvictAction, evict, "operator"),
             *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),
-            ("explain", own.EXPLAIN, self._reader(ExplainRequest, explanation)),
+            # The body may name anyone: it is the subject that says who asks.
+            *self._owned("explain", own.EXPLAIN, ExplainRequest, explanation, "", Kind.EXPLANATIONS),
             ("leases", own.LEASES, self._reader(LeaseFilter, desk.leases)),
             ("devices", own.DEVICES, self._reader(DeviceFilter, devices)),
             ("fleet", own.FLEET, self._reader(DeviceFilter, fleet)),
@@ -171,10 +172,11 @@ class Endpoints:
         type: type[Any],
         work: Callable[[Asked, Any], Awaitable[None]],
         field: str = "owner",
+        kind: Kind | None = None,
     ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
         return [
             (name, subject, self._handler(type, work)),
-            (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1, field)),
+            (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1, field, kind)),
         ]
 
     def _handler(
@@ -183,15 +185,33 @@ class Endpoints:
         work: Callable[[Asked, Any], Awaitable[None]],
         owner_from: int = 0,
         field: str = "owner",
+        kind: Kind | None = None,
     ) -> Callable[[Request], Awaitable[None]]:
+        """What answers a message.
+
+        Args:
+            type: of its body.
+            work: answers it.
+            owner_from: where the owner begins in the subject; 0 where it names none.
+            field: of the body that must say the same as the subject; empty for none.
+            kind: counted for the subject's owner, before the body is looked at.
+        """
+
         async def act(request: Request) -> None:
-            asked = self._asked(request, request.subject[owner_from:] if owner_from else None)
+            owner = request.subject[owner_from:] if owner_from else None
+            asked = self._asked(request, owner if field else None)
             asked.owner_field = field
             try:
+                asked.content_type = codec.content_type(request.headers)  # also of a refusal
                 refused = self._limiter.size(request.data)
+                if refused is None and owner is not None and kind is not None:
+                    refused = self._limiter.rate(owner, kind, time.monotonic())
                 if refused is None:
                     body = asked.decode(type)
-                    refused = self._limiter.rate(body, time.monotonic())
+                    asked.let_go()
+                    by_body = asks(body) if owner is None else None
+                    if by_body is not None:
+                        refused = self._limiter.rate(*by_body, time.monotonic())
                     if refused is None:
                         await work(asked, body)
                         return

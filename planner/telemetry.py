@@ -23,9 +23,10 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import api
 
-from ..schemas import bus, codec
+from ..schemas import bus, codec, inventory
 from ..schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
 from .fleet.device import Fault
+from .fleet.faults import to_keep
 from .fleet.fleet import Event, Fleet, apply
 from .streams import read
 
@@ -44,6 +45,11 @@ _SETTLED_SECONDS: Final = 5.0
 """What was on the stream so long ago has been folded in."""
 _OVERLAP_SECONDS: Final = 10.0
 """Events are read again from so long before the connection was lost."""
+_HEADROOM_BYTES: Final = 16 * 1024
+"""Of a message beside the faults that it carries."""
+_WATCH_SECONDS: Final = 1.0
+_JUMP_SECONDS: Final = 5.0
+"""Where so much more time has gone by than was waited for, the clock was set or this process did not run."""
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -51,7 +57,7 @@ class Health(Struct, frozen=True, kw_only=True):
 
     Attributes:
         sequence: events up to this one on the stream of facts are in it.
-        faults: as in `Fleet.faults`.
+        faults: as in `Fleet.faults`, those that matter.
     """
 
     sequence: int
@@ -67,7 +73,7 @@ class Telemetry:
 
     Attributes:
         ignored: messages that could not be decoded or folded; the processor keeps them as dead letters.
-        hearing_since: seconds since the epoch; hosts could not be heard before it.
+        hearing_since: seconds since the epoch; hosts could not be heard before it, or not by the clock of now.
     """
 
     def __init__(self, nc: Client, fleet: Fleet) -> None:
@@ -82,8 +88,9 @@ class Telemetry:
         self._events_until = 0.0
         self._events_after = 0
         self._folded_at = self._idle_at = time.monotonic()
+        self._watch: asyncio.TimerHandle | None = None
         self.ignored = 0
-        self.hearing_since = time.time()
+        self.hearing_since = self._watched_at = time.time()
 
     @property
     def reading(self) -> bool:
@@ -105,6 +112,27 @@ class Telemetry:
         """Since the last message was folded in."""
         return time.monotonic() - self._folded_at
 
+    def hears(self, now: float) -> bool:
+        """Whether a host that says something is heard. Where that was not so, silence counts from now on.
+
+        Args:
+            now: seconds since the epoch, by the clock that tells when a host was heard.
+        """
+        hears = self._nc.is_connected and not self._reading
+        gap = abs(now - self._watched_at)
+        self._watched_at = now
+        if not hears:
+            self.hearing_since = now
+        elif gap > _WATCH_SECONDS + _JUMP_SECONDS:
+            log.warning("the clock has moved by %.0f s at once: hosts are given time to be heard again", gap)
+            self.hearing_since = now
+        return hears
+
+    def _watch_clock(self) -> None:
+        """A standby looks too: it may lead the moment after."""
+        self.hears(time.time())
+        self._watch = asyncio.get_running_loop().call_later(_WATCH_SECONDS, self._watch_clock)
+
     async def start(self, health: Health | None = None) -> None:
         """Subscribe, then read what is known; after it the fleet is ready for decisions.
 
@@ -122,9 +150,13 @@ class Telemetry:
             self._subscriptions.append(await self._nc.subscribe(f"{prefix}*", cb=on_message))
         await self._nc.flush()
         await self.catch_up()
+        self._watched_at = time.time()
+        self._watch_clock()
 
     async def stop(self) -> None:
         """Unsubscribe."""
+        if self._watch is not None:
+            self._watch.cancel()
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
             if not self._nc.is_closed:
@@ -164,7 +196,8 @@ class Telemetry:
         """What events have said so far, and how far that goes: some seconds behind, so that nothing is on its way."""
         state = (await self._js.stream_info(bus.FACTS_STREAM)).state
         await asyncio.sleep(_SETTLED_SECONDS)
-        return Health(sequence=state.last_seq, faults=dict(self._fleet.faults))
+        faults = to_keep(self._fleet, time.time(), self._nc.max_payload - _HEADROOM_BYTES)
+        return Health(sequence=state.last_seq, faults=faults)
 
     async def run(self) -> None:
         """Fold in what arrives, for ever. Facts come before samples, since they say what there is."""
@@ -203,6 +236,8 @@ class Telemetry:
             host = message.host.name if isinstance(message, Inventory) else getattr(message, "host", "")
             if host != subject.rpartition(".")[2]:
                 raise ValueError(f"the body is of host {host!r}")
+            if isinstance(message, Inventory):
+                inventory.check(message)
             assert isinstance(message, Event)
             apply(self._fleet, message, at)
             self._folded_at = time.monotonic()

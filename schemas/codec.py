@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import re
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
+import msgspec.inspect
 
 T = TypeVar("T")
 
@@ -75,59 +75,137 @@ def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> t
     Raises:
         DecodeError: as `decode`, or a field that looks like a misspelt one.
     """
-    warnings: list[str] = []
-    while True:
-        try:
-            return decode(payload, type, content_type), warnings
-        except DecodeError as error:
-            unknown = _UNKNOWN_FIELD.match(str(error))
-            if unknown is None:
-                raise
-            name, path = unknown[1], error.field or "$"
+    try:
+        return decode(payload, type, content_type), []
+    except DecodeError as error:
+        if not str(error).startswith(_UNKNOWN_FIELD):
+            raise
+        unknown = error
+    # What stands in an unknown field was not looked at until now.
+    tree = decode(payload, cast("type[Any]", object), content_type)
+    found: dict[tuple[_Known, str], str] = {}
+    known = _known(msgspec.inspect.type_info(type))
+    if known is None or not _drop_unknown(tree, known, "$", found):
+        raise unknown
+    names = _field_names(type)
+    for (_, name), path in found.items():
+        # Longer ones are no slip of the pen, and comparing takes its time.
+        close = difflib.get_close_matches(name, names, 1, 0.75) if len(name) <= _LONGEST_NAME else []
+        if close:
             where = f"{path}.{name}"
-            close = difflib.get_close_matches(name, sorted(_field_names(type)), 1, 0.75)
-            if close:
-                raise DecodeError(
-                    f"There is no field `{name}`: did you mean `{close[0]}`? - at `{where}`", "invalid", where
-                ) from None
-            # What stands in an unknown field was not looked at until now.
-            tree = decode(payload, cast("type[Any]", object), content_type)
-            if len(warnings) >= _MOST_UNKNOWN or not _drop(tree, _PATH_STEP.findall(path), name):
-                raise
-            warnings.append(f"{where} is not known to this version and was ignored")
-            payload = encode(tree, content_type)
+            raise DecodeError(
+                f"There is no field `{name}`: did you mean `{close[0]}`? - at `{where}`", "invalid", where
+            ) from None
+    warnings = [
+        f"{path}.{name[:_LONGEST_NAME]} is not known to this version and was ignored"
+        for (_, name), path in found.items()
+    ]
+    return decode(encode(tree, content_type), type, content_type), warnings
 
 
-_UNKNOWN_FIELD: Final = re.compile(r"Object contains unknown field `([^`]*)`")
-_PATH_STEP: Final = re.compile(r"\.[^.\[]+|\[[0-9.]+\]")
+_UNKNOWN_FIELD: Final = "Object contains unknown field "
 _MOST_UNKNOWN: Final = 16
-"""Each costs one more decoding, so that a request made of nothing else is refused."""
+"""Names that one request may have beside those that are known: one that is made of nothing else is refused."""
+_LONGEST_NAME: Final = 64
 
 
-def _field_names(type: Any) -> set[str]:
-    """The names of all fields of a struct and of the structs within it."""
-    _, components = msgspec.json.schema_components([type])
-    return {name for schema in components.values() for name in schema.get("properties", {})}
+class _Known:
+    """What is known of a type: the fields of a struct, or what the entries of a list or map are.
+
+    Attributes:
+        fields: names of a struct that takes no others; None for one that takes any, and for what is no struct.
+        inner: fields with a struct somewhere in them.
+        each: of the entries.
+    """
+
+    __slots__ = ("each", "fields", "inner")
+
+    def __init__(self, each: _Known | None = None) -> None:
+        self.fields: frozenset[str] | None = None
+        self.inner: dict[str, _Known] = {}
+        self.each = each
 
 
-def _drop(node: Any, path: list[str], name: str) -> int:
-    """Take a field away at a path in msgspec's notation, from every entry where the path runs through a list or map.
+_known_structs: Final[dict[type[Any], _Known]] = {}
+
+
+def _known(info: msgspec.inspect.Type) -> _Known | None:
+    """What is known of a type; None where there is no struct in it."""
+    if isinstance(info, msgspec.inspect.Metadata):
+        return _known(info.type)
+    if isinstance(info, msgspec.inspect.StructType):
+        return _known_structs.get(info.cls) or _known_struct(info)
+    if isinstance(info, msgspec.inspect.UnionType):
+        # Of several structs, which one is meant is decided later, and what is unknown is refused then.
+        found = [known for each in info.types if (known := _known(each)) is not None]
+        return found[0] if len(found) == 1 else None
+    if isinstance(info, msgspec.inspect.DictType):
+        each = _known(info.value_type)
+    elif isinstance(info, msgspec.inspect.ListType | msgspec.inspect.VarTupleType):
+        each = _known(info.item_type)
+    else:
+        return None
+    return None if each is None else _Known(each)
+
+
+def _known_struct(info: msgspec.inspect.StructType) -> _Known:
+    known = _known_structs[info.cls] = _Known()
+    if info.forbid_unknown_fields:
+        own = {field.encode_name for field in info.fields}
+        known.fields = frozenset(own if info.tag_field is None else {*own, info.tag_field})
+    for field in info.fields:
+        inner = _known(field.type)
+        if inner is not None:
+            known.inner[field.encode_name] = inner
+    return known
+
+
+def _drop_unknown(node: Any, known: _Known, path: str, found: dict[tuple[_Known, str], str]) -> bool:
+    """Take away what is not known, in one pass.
+
+    Args:
+        node: changed in place.
+        known: of its type.
+        path: of the node.
+        found: each name that was taken away, with the path of the first struct that had it.
 
     Returns:
-        How many were taken away.
+        Whether there are not too many.
     """
-    if path and path[0].startswith("["):
-        entries = cast("list[Any]", list(node.values()) if isinstance(node, dict) else node)
-        return sum(_drop(entry, path[1:], name) for entry in entries)
+    if known.each is not None:
+        if isinstance(node, dict):
+            entries = ((f"{path}[...]", entry) for entry in cast("dict[Any, Any]", node).values())
+        elif isinstance(node, list):
+            entries = ((f"{path}[{at}]", entry) for at, entry in enumerate(cast("list[Any]", node)))
+        else:
+            return True
+        return all(_drop_unknown(entry, known.each, where, found) for where, entry in entries)
     if not isinstance(node, dict):
-        return 0
-    fields = cast("dict[str, Any]", node)
-    if path:
-        return _drop(fields.get(path[0][1:]), path[1:], name)
-    if name not in fields:
-        return 0
-    del fields[name]
-    return 1
+        return True
+    fields = cast("dict[Any, Any]", node)
+    if known.fields is not None and not fields.keys() <= known.fields:
+        for name in [name for name in fields if name not in known.fields]:
+            del fields[name]
+            found.setdefault((known, str(name)), path)
+            if len(found) > _MOST_UNKNOWN:
+                return False
+    return all(
+        _drop_unknown(fields[name], inner, f"{path}.{name}", found)
+        for name, inner in known.inner.items()
+        if name in fields
+    )
+
+
+def _field_names(type: Any) -> list[str]:
+    """The names of all fields of a struct and of the structs within it."""
+    names = _names.get(type)
+    if names is None:
+        _, components = msgspec.json.schema_components([type])
+        names = _names[type] = sorted({name for schema in components.values() for name in schema.get("properties", {})})
+    return names
+
+
+_names: Final[dict[object, list[str]]] = {}
 
 
 def content_type(headers: dict[str, str] | None) -> str:

@@ -36,6 +36,9 @@ LOAD_SECONDS: Final = 60.0
 _EDGE: Final = 0.25
 _FATAL: Final = {Severity.RESET: 1, Severity.HARDWARE: 2}
 
+_TEXT_MOST: Final = 256
+"""Characters of an event's message that are kept with the fault."""
+
 Amounts = dict[str, tuple[int, int]]
 
 
@@ -63,7 +66,7 @@ class Fault(Struct, frozen=True):
 
     def after(self, event: DeviceEvent) -> Fault:
         """The state after an event; the same for one that is older than what is known, or changes nothing."""
-        text = event.message or event.kind
+        text = (event.message or event.kind)[:_TEXT_MOST]
         if event.severity is Severity.WARNING:
             at = event.time_ns * 1e-9
             if at <= self.warned_at:

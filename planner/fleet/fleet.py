@@ -69,7 +69,7 @@ class Fleet:
         index: hosts by state.
         now: the latest time that was told, seconds since the epoch.
         stale_after: seconds without a sample after which a device takes no work; infinite for fleets without samples.
-        shape_version: moves when hosts, devices or labels come or go.
+        shape_version: moves when hosts, devices or labels come or go, or a device is of another model.
     """
 
     def __init__(self, stale_after: float = STALE_AFTER_SECONDS) -> None:
@@ -79,6 +79,10 @@ class Fleet:
         self.drains: dict[str, str] = {}
         self.faults: dict[str, Fault] = {}
         """By `host:NAME` or `device:UUID`."""
+        self.early: dict[tuple[str, str], Fault] = {}
+        """Of devices that no inventory has named yet, by the host that said so and uuid."""
+        self.gone: dict[str, Fault] = {}
+        """Of devices that no host has any more, by uuid; those that kept work off."""
         self.on_device: dict[str, dict[str, tuple[int, int]]] = {}
         self.on_host: dict[str, tuple[int, int]] = {}
         self.lost_hosts: set[str] = set()

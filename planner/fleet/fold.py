@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from ...schemas.inventory import address
 from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent, LeaseState
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
 from .device import Device, Fault, last_tick
 from .events import HostForgotten, HostLost, HostSeen, LeaseEnded
+from .faults import left, placed, remember
 from .holding import free, hold
 from .host import Host
 from .standing import block, count_idle, refresh, uncount_idle
@@ -23,11 +25,14 @@ if TYPE_CHECKING:
 CLOCK_STEP_NS: Final = 1_000_000_000
 PROCESSES_KNOWN_SECONDS: Final = 60.0
 """What was said of processes holds for so long."""
+REPORTS_SECONDS: Final = 90.0
+"""A host that was heard within them keeps its devices, whoever else lists them: an inventory comes each minute."""
 
 
 def _inventory(fleet: Fleet, event: Inventory) -> None:
     name = event.host.name
     host = fleet.hosts.get(name)
+    shape = None if host is None else _shape(host)
     if host is None:
         host = fleet.hosts[name] = Host(name)
     elif event.time_ns < host.inventory_ns:
@@ -37,7 +42,7 @@ def _inventory(fleet: Fleet, event: Inventory) -> None:
         host.processes_ns = -1
     host.inventory_ns = event.time_ns
     host.heard_at = max(host.heard_at, fleet.now)
-    host.address = event.host.address
+    host.address = address(event.host.address)
     host.labels = dict(event.host.labels)
     host.cpus_total = event.host.cpus * 1000 or UNLIMITED
     host.memory_total = event.host.memory_bytes or UNLIMITED
@@ -45,27 +50,51 @@ def _inventory(fleet: Fleet, event: Inventory) -> None:
     host.lost = name in fleet.lost_hosts
     parents = {info.mig_parent for info in event.devices if info.mig_parent}
     old = {device.uuid: device for device in host.devices}
-    devices: list[Device] = []
+    devices: dict[str, Device] = {}
     for info in event.devices:
         device = old.pop(info.uuid, None)
-        if device is None:
-            elsewhere = fleet.devices.get(info.uuid)
-            if elsewhere is not None and elsewhere.host != name:
-                _remove_device(fleet, elsewhere)
-            device = fleet.devices[info.uuid] = Device(info.uuid, name)
-            device.hold(fleet.on_device.get(info.uuid))
-        device.describe(info, fleet.model(info), info.mig_enabled or info.uuid in parents)
-        devices.append(device)
+        if device is None and info.uuid not in devices:
+            device = _new_device(fleet, info.uuid, name)
+        if device is not None:
+            device.describe(info, fleet.model(info), info.mig_enabled or info.uuid in parents)
+            devices[info.uuid] = device
     for gone in old.values():
         if fleet.devices.get(gone.uuid) is gone:
             del fleet.devices[gone.uuid]
-    host.devices = devices
-    host.topology = fleet.topology(levels_of(event))
+            left(fleet, gone)
+    host.devices = list(devices.values())
+    # The matrix is of the devices that are listed: it says nothing where one of them was not taken.
+    host.topology = fleet.topology(levels_of(event)) if len(devices) == len(event.devices) else None
     host.batch_devices = None
-    fleet.shape_version += 1
+    if _shape(host) != shape:  # most inventories say what is known
+        fleet.shape_version += 1
     count_idle(fleet, host)
     block(fleet, host)
     refresh(fleet, host)
+
+
+def _shape(host: Host) -> object:
+    """What of a host moves the fleet's `shape_version`."""
+    return host.labels, [(device.uuid, device.model) for device in host.devices]
+
+
+def _new_device(fleet: Fleet, uuid: str, name: str) -> Device | None:
+    """A device that a host did not have before; None while it is another's who still reports."""
+    elsewhere = fleet.devices.get(uuid)
+    if elsewhere is not None and elsewhere.host != name:
+        if _reports(fleet, elsewhere.host):
+            return None
+        _remove_device(fleet, elsewhere)
+    device = fleet.devices[uuid] = Device(uuid, name)
+    device.hold(fleet.on_device.get(uuid))
+    placed(fleet, name, uuid)
+    return device
+
+
+def _reports(fleet: Fleet, name: str) -> bool:
+    """Whether a host was heard of late. In a fleet where nothing becomes stale nobody is asked."""
+    host = fleet.hosts.get(name)
+    return host is not None and not math.isinf(fleet.stale_after) and fleet.now - host.heard_at <= REPORTS_SECONDS
 
 
 def _remove_device(fleet: Fleet, device: Device) -> None:
@@ -144,17 +173,31 @@ def _processes(fleet: Fleet, event: ProcessBatch) -> None:
 def _device_event(fleet: Fleet, event: DeviceEvent) -> None:
     if event.severity in (Severity.INFO, Severity.APPLICATION):
         return
-    key = f"host:{event.host}" if event.device is None else f"device:{event.device}"
+    device = None
+    if event.device is not None:
+        device = fleet.devices.get(event.device)
+        if device is None:
+            _early(fleet, event, event.device)
+            return
+        if device.host != event.host:  # a host speaks for its own devices
+            return
+    key = f"host:{event.host}" if device is None else f"device:{device.uuid}"
     fault = fleet.faults.get(key) or Fault()
     changed = fault.after(event)
     if changed == fault:
         return
     fleet.faults[key] = changed
-    device = fleet.devices.get(event.device) if event.device is not None else None
-    host = fleet.hosts.get(device.host if device is not None else event.host)
+    host = fleet.hosts.get(event.host)
     if host is not None:
         block(fleet, host)
         refresh(fleet, host)
+
+
+def _early(fleet: Fleet, event: DeviceEvent, uuid: str) -> None:
+    """Remember what a host says of a device until its inventory names it."""
+    key = (event.host, uuid)
+    fault = fleet.early.get(key) or fleet.gone.get(uuid) or fleet.faults.get(f"device:{uuid}") or Fault()
+    remember(fleet.early, key, fault.after(event))
 
 
 def _lease(fleet: Fleet, event: Lease) -> None:

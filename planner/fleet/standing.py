@@ -142,8 +142,11 @@ def count_idle(fleet: Fleet, host: Host) -> None:
     ]
     if host.topology is None:
         states.sort(key=lambda state: state.order)
+    idle = fleet.host_state(host.topology, host.cpus_total, host.memory_total, 0, tuple(states))
+    if idle is host.idle:
+        return
     uncount_idle(fleet, host)
-    host.idle = fleet.host_state(host.topology, host.cpus_total, host.memory_total, 0, tuple(states))
+    host.idle = idle
     fleet.idle[host.idle] = fleet.idle.get(host.idle, 0) + 1
 
 

@@ -9,11 +9,13 @@ import corral.planner.fleet.fleet as fold
 import msgspec
 import pytest
 from corral.planner.fleet import summary as view
+from corral.planner.fleet.faults import to_keep
 from corral.planner.fleet.state import ROUNDED_OFF_BYTES, DeviceState, HostState
 from corral.planner.placement.decide import Placed, Policies, decide
+from corral.schemas import codec
 from corral.schemas.operations import DeviceFilter, Drains
 from corral.schemas.requests import Grant, Rejection, WorkRequest
-from corral.schemas.telemetry import DeviceEvent, Inventory, Severity
+from corral.schemas.telemetry import DeviceEvent, Inventory, Link, Severity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_world import GIB, MIB, NOW, ask, fleet_of, inventories, inventory, placed, processes, samples
@@ -340,6 +342,117 @@ def test_a_board_that_moves_takes_its_leases_along() -> None:
     assert [d.uuid for d in fleet.hosts["h0"].devices] == ["GPU-h0-1"]
     assert fleet.devices["GPU-h0-0"].holders.keys() == {"l1"}
     assert placed(ask(fleet)).grants[0].device == "GPU-h0-1"
+
+
+def claimed(fleet: fold.Fleet, by: str, time_ns: int) -> Inventory:
+    """An inventory that lists a device of `h0` beside the host's own."""
+    own = inventory(by, [H100], time_ns=time_ns)
+    other = msgspec.structs.replace(fleet.devices["GPU-h0-0"].info, host=by, index=1)
+    return msgspec.structs.replace(own, devices=[*own.devices, other])
+
+
+def test_a_host_that_still_reports_keeps_its_boards() -> None:
+    fleet = fleet_of(inventory("h0", [H100, H100]), inventory("h1", [H100]), live=True)
+    links = [[Link.SAME, Link.NVLINK], [Link.NVLINK, Link.SAME]]
+    claim = msgspec.structs.replace(claimed(fleet, "h1", 2), links=links)
+    fold.apply(fleet, claim, NOW + 5)
+    assert fleet.devices["GPU-h0-0"].host == "h0"
+    assert [d.uuid for d in fleet.hosts["h0"].devices] == ["GPU-h0-0", "GPU-h0-1"]
+    assert [d.uuid for d in fleet.hosts["h1"].devices] == ["GPU-h1-0"]
+    assert len(placed(ask(fleet, now=NOW + 5, gpus=2)).grants) == 2
+    # It says that the board is gone: from then on another host may have it.
+    fold.apply(fleet, inventory("h0", [], time_ns=2), NOW + 6)
+    fold.apply(fleet, claimed_again(claim, 3), NOW + 7)
+    assert fleet.devices["GPU-h0-0"].host == "h1"
+
+
+def claimed_again(claim: Inventory, time_ns: int) -> Inventory:
+    return msgspec.structs.replace(claim, time_ns=time_ns)
+
+
+def test_a_board_of_a_host_that_is_silent_moves() -> None:
+    fleet = fleet_of(inventory("h0", [H100]), inventory("h1", [H100]), live=True)
+    fold.hold(fleet, "l1", placed(ask(fleet, hosts=["h0"])).grants)
+    claim = claimed(fleet, "h1", 2)
+    fold.apply(fleet, claim, NOW + 60)
+    assert fleet.devices["GPU-h0-0"].host == "h0"
+    fold.apply(fleet, claimed_again(claim, 3), NOW + 120)
+    assert fleet.devices["GPU-h0-0"].host == "h1"
+    assert fleet.devices["GPU-h0-0"].holders.keys() == {"l1"}
+    assert fleet.hosts["h0"].devices == []
+    fold.apply(fleet, samples("h1", ["GPU-h1-0", "GPU-h0-0"], NOW + 121), NOW + 121)
+    fold.free(fleet, "l1")
+    assert len(placed(ask(fleet, now=NOW + 121, gpus=2, hosts=["h1"])).grants) == 2
+
+
+def test_a_host_says_nothing_of_the_devices_of_another() -> None:
+    fleet = fleet_of(inventory("h0", [H100]), inventory("h1", []), live=True)
+    fold.apply(fleet, event("GPU-h0-0", Severity.HARDWARE, NOW + 1, host="h1"))
+    assert placed(ask(fleet))
+    fold.apply(fleet, event("GPU-h0-0", Severity.HARDWARE, NOW + 2, host="h0"))
+    fold.apply(fleet, event("GPU-h0-0", Severity.CLEARED, NOW + 3, host="h1"))
+    assert isinstance(ask(fleet), Rejection)
+    # Also not before it is known whose they are.
+    for early in ("GPU-h2-0", "GPU-h2-1"):
+        fold.apply(fleet, event(early, Severity.RESET, NOW + 3, host="h1"))
+    fold.apply(fleet, event("GPU-h2-1", Severity.RESET, NOW + 2, host="h2"))
+    fold.apply(fleet, inventory("h2", [H100, H100]), NOW + 4)
+    fold.apply(fleet, samples("h2", ["GPU-h2-0", "GPU-h2-1"], NOW + 4), NOW + 4)
+    status = {entry.uuid: entry.why_not for entry in view.devices(fleet, NOW + 4) if entry.host == "h2"}
+    assert status == {"GPU-h2-0": [], "GPU-h2-1": ["unhealthy"]}
+
+
+def test_a_board_that_fell_off_comes_back_with_its_fault() -> None:
+    fleet = fleet_of(inventory("h0", [H100, H100]), inventory("h1", []))
+    fold.apply(fleet, event("GPU-h0-1", Severity.HARDWARE, NOW, message="fell off the bus"))
+    fold.apply(fleet, inventory("h0", [H100], time_ns=2))
+    assert "device:GPU-h0-1" in to_keep(fleet, NOW, 10**6)
+    fold.apply(fleet, event("GPU-h0-1", Severity.CLEARED, NOW + 1, host="h1"))
+    fold.apply(fleet, inventory("h0", [H100, H100], time_ns=3))
+    assert isinstance(ask(fleet, gpus=2), Rejection)
+    fold.apply(fleet, inventory("h0", [H100], time_ns=4))
+    fold.apply(fleet, event("GPU-h0-1", Severity.CLEARED, NOW + 2))
+    fold.apply(fleet, inventory("h0", [H100, H100], time_ns=5))
+    assert placed(ask(fleet, gpus=2))
+
+
+def test_the_faults_that_are_kept_are_those_that_matter_and_fit_in_a_message() -> None:
+    fleet = fleet_of(*(inventory(f"h{n}", [H100] * 8) for n in range(800)))
+    for at, uuid in enumerate(fleet.devices):
+        host = fleet.devices[uuid].host
+        fold.apply(fleet, event(uuid, Severity.WARNING, NOW - at, host=host, message="w" * 5000))
+    for at, severity in enumerate((Severity.RESET, Severity.HARDWARE, Severity.HARDWARE)):
+        fold.apply(fleet, event(f"GPU-h{at}-0", severity, NOW - 9000 + at, host=f"h{at}"))
+    fold.apply(fleet, event("GPU-h1-0", Severity.CLEARED, NOW, host="h1"))
+    fold.apply(fleet, event(None, Severity.HARDWARE, NOW, host="h3"))
+    for uuid in range(10_000):  # whoever makes devices up takes no more room
+        fold.apply(fleet, event(f"GPU-made-up-{uuid}", Severity.HARDWARE, NOW, host="h3"))
+    assert len(fleet.early) < 5000
+    kept = to_keep(fleet, NOW, 2**20)
+    assert len(codec.encode(kept)) < 2**20
+    assert len(kept) > 2000
+    assert list(kept)[:3] == ["host:h3", "device:GPU-h2-0", "device:GPU-h0-0"]
+    # The newest warnings, and none that is over.
+    warned = [fault.warned_at for key, fault in kept.items() if not fault.fatal]
+    assert warned == sorted(warned, reverse=True)
+    assert len(to_keep(fleet, NOW + 3600, 2**20)) == 3
+
+
+def test_a_device_that_is_listed_twice_is_there_once() -> None:
+    one = inventory("h0", [H100])
+    fleet = fleet_of(msgspec.structs.replace(one, devices=[*one.devices, *one.devices]))
+    assert len(fleet.hosts["h0"].devices) == 1
+    assert isinstance(ask(fleet, gpus=2), Rejection)
+
+
+@pytest.mark.parametrize("address", ["-oProxyCommand=x", "a b", "$(reboot)", "h\n", "é"])
+def test_an_address_that_is_none_is_dropped(address: str) -> None:
+    plain = inventory("h0", [H100])
+    fleet = fleet_of(msgspec.structs.replace(plain, host=msgspec.structs.replace(plain.host, address=address)))
+    assert fleet.hosts["h0"].address == ""
+    named = msgspec.structs.replace(plain, time_ns=2, host=msgspec.structs.replace(plain.host, address="h0.example"))
+    fold.apply(fleet, named)
+    assert fleet.hosts["h0"].address == "h0.example"
 
 
 def test_a_board_leaves_its_host() -> None:

@@ -13,7 +13,7 @@ import nats
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.client import connect
-from corral.schemas import bus
+from corral.schemas import bus, codec
 from nats.aio.client import Client
 from rig_planner import GIB, FakeHosts, ask, lease_events, running, until_ready
 
@@ -271,3 +271,16 @@ async def test_more_leases_than_fit_in_a_message_are_listed(server: EmbeddedServ
         assert sorted(listed) == sorted(ids)
         assert [lease["lease_id"] for lease in part["leases"]] == listed[3:5]
     await hosts.stop()
+
+
+async def test_an_inventory_that_no_table_could_hold_is_ignored(nc: Client, fleet: FakeHosts) -> None:
+    good = fleet.inventory("node0")
+    for field, value in (("index", 2**31), ("index", -1), ("memory_bytes", 2**63)):
+        device = msgspec.structs.replace(good.devices[0], uuid="GPU-odd", **{field: value})
+        bad = msgspec.structs.replace(good, time_ns=good.time_ns + 10**9, devices=[device])
+        await nc.publish(bus.inventory_subject("node0"), codec.encode(bad))
+    await nc.flush()
+    await asyncio.sleep(0.3)
+    assert {entry["uuid"] for entry in (await ask(nc, "devices", {"hosts": ["node0"]}))["devices"]} == {
+        device.uuid for device in good.devices
+    }

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.client import Client, NotOwner, Rejected, connect
+from corral.planner.asked import Asked
 from corral.planner.leases.store import answer_key
 from corral.schemas import bus
 from corral.schemas.operations import QueueEntry
-from corral.schemas.requests import Assignment, Rejection, RejectionCode
+from corral.schemas.requests import Assignment, Rejection, RejectionCode, WorkRequest
 from nats.aio.client import Client as Bus
+from nats.aio.msg import Msg
+from nats.micro.request import Request
 from rig_planner import FakeHosts, PlannerProcess, ask, persist, running, until_ready
 
 
@@ -119,3 +123,47 @@ async def test_a_withdrawal_outlives_its_planner(server: EmbeddedServer, nc: Bus
     finally:
         planner.kill()
         await hosts.stop()
+
+
+async def test_what_one_was_refused_is_told_to_nobody_else(server: EmbeddedServer, nc: Bus) -> None:
+    hosts = FakeHosts(nc, hosts=1, devices=1)
+    await hosts.start()
+    async with running(server.url):
+        await until_ready(nc, 1)
+        mine = await ask(nc, "request", {"owner": "ann", "gpus": 1, "models": ["secret*"], "request_id": "r1"})
+        assert mine["type"] == "rejection"
+        other = await ask(nc, "withdraw", {"owner": "bob", "request_id": "r1"})
+        assert (other["code"], other["field"]) == ("not_owner", "$.owner")
+        assert await ask(nc, "withdraw", {"owner": "ann", "request_id": "r1"}) == mine
+    await hosts.stop()
+
+
+async def test_a_request_that_is_sent_again_and_again_is_answered_once_a_place(server: EmbeddedServer, nc: Bus) -> None:
+    """And so many places get an answer, the newest; the bytes of the question are not kept meanwhile."""
+    hosts = FakeHosts(nc, hosts=1, devices=1)
+    await hosts.start()
+    async with running(server.url):
+        await until_ready(nc, 1)
+        held = (await ask(nc, "request", {"owner": "bob"}))["lease"]["lease_id"]
+        body = json.dumps({"owner": "ann", "gpus": 1, "request_id": "again", "wait_seconds": 60}).encode()
+        inbox = nc.new_inbox()
+        answers = await nc.subscribe(f"{inbox}.*")
+        for _ in range(100):
+            await nc.publish("corral.v1.plan.request", body, reply=f"{inbox}.same")
+        for number in range(100):
+            await nc.publish("corral.v1.plan.request", body, reply=f"{inbox}.{number}")
+        assert len((await ask(nc, "queue"))["entries"]) == 1
+        await ask(nc, "release", {"owner": "bob", "lease_id": held})
+        told = {(await answers.next_msg(timeout=5)).subject.rpartition(".")[2] for _ in range(64)}
+        assert told == {str(number) for number in range(36, 100)}
+        with pytest.raises(TimeoutError):
+            await answers.next_msg(timeout=0.3)
+    await hosts.stop()
+
+
+def test_the_bytes_of_a_question_are_let_go() -> None:
+    message = Msg(Bus(), "corral.v1.plan.request", "inbox", b'{"owner": "ann"}', {"X": "y" * 1000})
+    asked = Asked(Request(message), None, 2**20, lambda *_: None)
+    assert asked.decode(WorkRequest) == WorkRequest(owner="ann")
+    asked.let_go()
+    assert (message.data, message.headers) == (b"", {"Content-Type": "application/json"})

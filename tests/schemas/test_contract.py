@@ -1,5 +1,7 @@
 """The contract: the catalogue is consistent, batches survive the wire, refusals name the field."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from corral.cli.server import EmbeddedServer
@@ -112,6 +114,35 @@ def test_fields_of_tomorrow_are_ignored_aloud_and_misspelt_ones_refused() -> Non
     with pytest.raises(codec.DecodeError, match="did you mean `gpu_memory_bytes`") as refused:
         codec.decode_request(b'{"owner": "ada", "gpu_memroy_bytes": 5}', WorkRequest)
     assert refused.value.field == "$.gpu_memroy_bytes"
+
+
+def test_what_is_unknown_is_dropped_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen unknown names cost no more readings of a message than one, however long they are."""
+    readings = 0
+    decode = codec.decode
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal readings
+        readings += 1
+        return decode(*arguments)
+
+    monkeypatch.setattr(codec, "decode", counted)
+    counts: list[int] = []
+    for names in (1, 16):
+        readings = 0
+        body: dict[str, Any] = {
+            "owner": "ada",
+            "labels": {"tomorrow": "yes"},
+            **{f"zz{'q' * 999}{n}": 1 for n in range(names)},
+        }
+        request, warnings = codec.decode_request(codec.encode(body, codec.JSON), WorkRequest)
+        assert (request.owner, request.labels, len(warnings)) == ("ada", {"tomorrow": "yes"}, names)
+        assert all(len(warning) < 200 for warning in warnings)
+        counts.append(readings)
+    assert counts[0] == counts[1]
+    body = {"owner": "ada", **{f"zzq{n}": 1 for n in range(17)}}
+    with pytest.raises(codec.DecodeError, match="unknown field"):
+        codec.decode_request(codec.encode(body, codec.JSON), WorkRequest)
 
 
 def test_host_names_become_subject_tokens() -> None:

@@ -1,0 +1,50 @@
+"""What an inventory may say: numbers that a lease and a table can hold, matrices of the right size, an address."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from .codec import DecodeError
+from .telemetry import Inventory
+
+_ADDRESS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,252}")
+
+
+def check(inventory: Inventory) -> None:
+    """Refuse an inventory that could not be kept.
+
+    MessagePack has integers that are larger than a BIGINT, and nothing here but a NUMA node is ever negative.
+
+    Raises:
+        DecodeError: `out_of_range` for a number, `invalid` for a matrix, with the path of the field.
+    """
+    count = len(inventory.devices)
+    _fits(inventory.host.cpus, "$.host.cpus", 31)
+    _fits(inventory.host.memory_bytes, "$.host.memory_bytes")
+    for device in inventory.devices:
+        for name in ("index", "sm_count", "sm_clock_max_megahertz", "mig_instance"):
+            if (number := getattr(device, name)) is not None:
+                _fits(number, f"$.devices[...].{name}", 31)
+        for name in ("memory_bytes", "memory_bandwidth_bytes_per_second"):
+            _fits(getattr(device, name), f"$.devices[...].{name}")
+        for core in device.cpu_affinity:
+            _fits(core, "$.devices[...].cpu_affinity[...]", 31)
+        if device.numa_node is not None:
+            _fits(device.numa_node + 2**31, "$.devices[...].numa_node", 32)
+    for name, matrix in (("links", inventory.links), ("nvlink_counts", inventory.nvlink_counts)):
+        if matrix and (len(matrix) != count or any(len(row) != count for row in matrix)):
+            raise DecodeError(f"Expected {count} rows of {count} - at `$.{name}`", "invalid", f"$.{name}")
+    for row in inventory.nvlink_counts:
+        for links in row:
+            _fits(links, "$.nvlink_counts[...][...]", 31)
+
+
+def address(text: str) -> str:
+    """A host's address as a name or number that ssh and a shell take as such; empty for anything else."""
+    return text if _ADDRESS.fullmatch(text) else ""
+
+
+def _fits(number: int, path: str, bits: int = 63) -> None:
+    if not 0 <= number < 2**bits:
+        raise DecodeError(f"{number} is no possible value - at `{path}`", "out_of_range", path)
