@@ -75,6 +75,7 @@ async def _fetch(
     from nats.errors import NoRespondersError
     from nats.errors import TimeoutError as NatsTimeoutError
 
+    from ..client.query import in_own_name
     from ..schemas.query import Snapshot, SnapshotRead, SnapshotRequest
     from ..schemas.requests import Error
 
@@ -83,7 +84,7 @@ async def _fetch(
     try:
         try:
             body = codec.encode(SnapshotRequest(archive=archive), codec.JSON)
-            reply = await nc.request(bus.SNAPSHOT, body, timeout=seconds)
+            reply = await nc.request(in_own_name(nc, bus.SNAPSHOT), body, timeout=seconds)
         except NoRespondersError:
             raise CommandError("no processor answers: start one with `corral process`", NO_SERVICE) from None
         except NatsTimeoutError:
@@ -94,7 +95,7 @@ async def _fetch(
 
         async def piece(offset: int) -> bytes:
             read = codec.encode(SnapshotRead(snapshot_id=made.snapshot_id, offset=offset), codec.JSON)
-            return (await nc.request(bus.SNAPSHOT_READ, read, timeout=30)).data
+            return (await nc.request(in_own_name(nc, bus.SNAPSHOT_READ), read, timeout=30)).data
 
         size = len(await piece(0)) or 1
         with part.open("wb") as file:
@@ -109,7 +110,7 @@ async def _fetch(
                 raise CommandError(f"only {file.tell():,} of {made.bytes:,} bytes came: try again", FAILED)
         part.replace(out)
         done = SnapshotRead(snapshot_id=made.snapshot_id, done=True)
-        await nc.publish(bus.SNAPSHOT_READ, codec.encode(done, codec.JSON))
+        await nc.publish(in_own_name(nc, bus.SNAPSHOT_READ), codec.encode(done, codec.JSON))
         return {"bytes": made.bytes, "samples": made.samples}
     finally:
         part.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Final, Self, Unpack, cast
+from typing import Any, Final, Self, Unpack
 
 import msgspec
 import nats.aio.client
@@ -24,11 +24,12 @@ from ..schemas.query import CancelRequest, ProcessorStatus, QueryRequest, Result
 from . import streams
 from .calls import RETRY_SECONDS, Calls, Waiting
 from .contexts import way
-from .errors import CorralError, InvalidRequest, NoService, Refused, Rejected, Unavailable
+from .errors import CorralError, InvalidRequest, NoService, Refused, Rejected, TimedOut, Unavailable
 from .lease import LeaseContext, Lost
+from .line import Line
 from .notebook import DeviceList
 from .paging import all_devices, all_leases
-from .query import collect
+from .query import collect, in_own_name
 from .request import OWNER_VARIABLE, RequestFields, default_owner, work_request
 from .result import QueryResult
 
@@ -65,6 +66,7 @@ class Client(Calls):
         self.timeout = timeout
         self.patience = patience
         self.owned_subjects = bool(self.identity.file) if owned_subjects is None else owned_subjects
+        self._asked: dict[str, requests.WorkRequest] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,9 +77,10 @@ class Client(Calls):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; leases stay until they are released or end."""
+        """Close the connection: what still waits is withdrawn, leases stay until they are released or end."""
         # While the server is away nats-py fails in several ways, and it is closed all the same.
         with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
+            await self._soon_taken_back(*self._asked.values())
             await self.nc.close()
 
     # Work
@@ -96,23 +99,33 @@ class Client(Calls):
 
     async def submit(self, request: requests.WorkRequest, *, on_wait: Waiting | None = None) -> requests.Assignment:
         """As `request`, with the message ready made. It is given a `request_id` where it has none, so that it can be
-        sent again without being granted twice."""
+        sent again without being granted twice.
+
+        Where no answer comes it is withdrawn, so that nothing is granted to nobody; a request that does not wait and
+        came with an id of its own is not, since it may be asked again. The error says the id (`request_id`).
+        """
+        named = request.request_id is not None
         if request.request_id is None:
             request = _with_id(request)
+        request_id = request.request_id or ""
         subject = self._owned(PlanSubject.REQUEST, request.owner)
+        self._asked[request_id] = request
         try:
-            if request.wait_seconds > 0:
-                reply = await self._request_waiting(subject, request, on_wait)
-            else:
-                reply = await self._plan(subject, request, _Answer)
+            reply = await self._answer_to(subject, request, on_wait)
         except asyncio.CancelledError:
-            with contextlib.suppress(CorralError, TimeoutError):
-                async with asyncio.timeout(_TAKE_BACK_SECONDS):
-                    await self._take_back(request)
+            await self._soon_taken_back(request)
             raise
+        except (CorralError, codec.DecodeError) as error:
+            if isinstance(error, CorralError):
+                error.request_id = request_id
+            if _may_be_granted(error) and (request.wait_seconds > 0 or not named):
+                await self._soon_taken_back(request)
+            raise
+        finally:
+            self._asked.pop(request_id, None)
         if isinstance(reply, requests.Rejection):
             raise Rejected(reply)
-        return cast("requests.Assignment", reply)
+        return reply
 
     async def withdraw(self, request_id: str, *, owner: str | None = None) -> requests.Rejection | requests.Assignment:
         """Take a request back that may still wait.
@@ -127,6 +140,31 @@ class Client(Calls):
         owner = owner or self.owner
         action = requests.WithdrawAction(request_id=request_id, owner=owner)
         return await self._plan(self._owned(PlanSubject.WITHDRAW, owner), action, _Answer)
+
+    async def _answer_to(
+        self, subject: str, request: requests.WorkRequest, on_wait: Waiting | None
+    ) -> requests.Assignment | requests.Rejection:
+        if request.wait_seconds <= 0:
+            return await self._plan(subject, request, _Answer)
+        line = Line(
+            self.nc,
+            subject,
+            request,
+            lambda: self._plan(PlanSubject.QUEUE, None, operations.Queue),
+            timeout=self.timeout,
+            patience=self.patience,
+            on_wait=on_wait,
+        )
+        try:
+            return await line.answer()
+        except nats.errors.Error as error:
+            raise self._bus_error(error, subject) from error
+
+    async def _soon_taken_back(self, *asked: requests.WorkRequest) -> None:
+        """Take requests back, as far as that can be done in a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TAKE_BACK_SECONDS):
+                await asyncio.gather(*(self._take_back(request) for request in asked), return_exceptions=True)
 
     async def _take_back(self, request: requests.WorkRequest) -> None:
         assert request.request_id is not None
@@ -162,7 +200,8 @@ class Client(Calls):
     ) -> operations.Explanation:
         """What would become of a request, without granting it; with devices added first, if given."""
         body = operations.ExplainRequest(request=work_request(self.owner, fields), with_more=list(with_more))
-        return await self._plan(PlanSubject.EXPLAIN, body, operations.Explanation)
+        subject = in_own_name(self.nc, PlanSubject.EXPLAIN) if self.owned_subjects else PlanSubject.EXPLAIN
+        return await self._plan(subject, body, operations.Explanation)
 
     async def renew(self, lease_id: str, *, ttl: float | None = None, owner: str | None = None) -> requests.Lease:
         """Keep a lease for its time to live from now (or for `ttl` seconds).
@@ -425,6 +464,11 @@ def connect(
         return Client(nc, owner=owner or named or None, timeout=timeout, patience=patience)
 
     return Connecting(start)
+
+
+def _may_be_granted(error: Exception) -> bool:
+    """Whether a request that ended so may have been granted all the same, or may still be."""
+    return isinstance(error, TimedOut | Unavailable | codec.DecodeError) and not isinstance(error, NoService)
 
 
 def _with_id(request: requests.WorkRequest) -> requests.WorkRequest:

@@ -10,9 +10,16 @@ import nats.aio.client
 import nats.errors
 
 from ..schemas import bus, codec, requests
+from ..schemas.permitted import identity_of
 from ..schemas.query import END_HEADER, PART_HEADER, CancelRequest, QueryEnd, QueryRequest
 from .errors import CorralError, NoService, QueryFailed, TimedOut, Unavailable, error_of
 from .result import QueryResult
+
+
+def in_own_name(nc: nats.aio.client.Client, subject: str) -> str:
+    """A subject with the name of the credentials' user at its end, as a bus with authentication wants it."""
+    user = identity_of(nc).user
+    return f"{subject}.{user}" if user else subject
 
 
 async def collect(nc: nats.aio.client.Client, request: QueryRequest, *, margin_seconds: float) -> QueryResult:
@@ -52,7 +59,7 @@ async def parts(
     done = False
     try:
         await nc.publish(
-            bus.QUERY,
+            in_own_name(nc, bus.QUERY),
             codec.encode(request, codec.JSON),
             reply=inbox,
             headers={codec.CONTENT_TYPE_HEADER: codec.JSON},

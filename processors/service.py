@@ -133,7 +133,8 @@ async def process(
                 )
 
             service = QueryService(nc, storage.cursor, processor=storage.processor, status=status)
-            copies = snapshots.SnapshotService(nc, storage.snapshots, partial(write_snapshot, storage))
+            write = partial(write_snapshot, storage)
+            copies = snapshots.SnapshotService(nc, storage.snapshots, write, storage.size_bytes)
             maintenance.start()
             async with asyncio.TaskGroup() as tasks:
                 for ingest in ingests:

@@ -1,9 +1,10 @@
 """A copy of the history over the bus: the processor writes it beside its database, and the asker reads it in pieces.
 
-    corral.v1.history.snapshot        ask for one: `SnapshotRequest`, answered with `Snapshot` once it is complete
-    corral.v1.history.snapshot.read   a piece of one: `SnapshotRead`, answered with its bytes
+    corral.v1.history.snapshot   ask for one: `SnapshotRequest`, answered with `Snapshot` once it is complete
+    corral.v1.history.read       a piece of one: `SnapshotRead`, answered with its bytes
 
-The asker names no path, so that nobody can make a processor write where it should not.
+Both also with the asker's name at the end, which alone a bus with authentication lets operators use. The asker names no
+path, so that nobody can make a processor write where it should not.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ..schemas import bus, codec
+from ..schemas import bus, codec, units
 from ..schemas.query import Snapshot, SnapshotRead, SnapshotRequest
 from ..schemas.requests import Error
 from .storage import StorageError, StoragePaused
@@ -32,7 +32,12 @@ log = logging.getLogger("corral.processor")
 
 PIECE_BYTES: Final = 512 * 1024
 KEPT_SECONDS: Final = 3600.0
-_ID: Final = re.compile(r"[0-9a-f]{16}")
+KEPT: Final = 2
+"""Copies at most: for one more, that which was not read for the longest time goes."""
+
+
+class NoRoom(Exception):
+    """A copy would not fit on the disk; the message says what to do."""
 
 
 class SnapshotService:
@@ -42,23 +47,38 @@ class SnapshotService:
         nc: connection to the bus.
         folder: where copies lie until they are fetched; nothing else does.
         write: writes a copy to a path, with the archive or without, and says how many samples are in it.
+        size_bytes: of the database; a copy is not begun where less is free.
+        kept_seconds: a copy that nobody has fetched by then goes.
     """
 
-    def __init__(self, nc: Client, folder: Path, write: Callable[[Path, bool], int]) -> None:
+    def __init__(
+        self,
+        nc: Client,
+        folder: Path,
+        write: Callable[[Path, bool], int],
+        size_bytes: Callable[[], int] = lambda: 0,
+        *,
+        kept_seconds: float = KEPT_SECONDS,
+    ) -> None:
         self._nc = nc
         self._write = write
         self._folder = folder
+        self._size_bytes = size_bytes
+        self._kept_seconds = kept_seconds
         self._busy = asyncio.Lock()
         self._subscriptions: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        # Those that are kept, with the time when each was read last, and what will drop it.
+        self._read_at: dict[str, float] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     async def start(self) -> None:
         """Listen. What an earlier life has left is removed."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._subscriptions = [
-            await self._nc.subscribe(bus.SNAPSHOT, queue="snapshot", cb=self._on_request),
-            await self._nc.subscribe(bus.SNAPSHOT_READ, cb=self._on_read),
-        ]
+        for subject in (bus.SNAPSHOT, f"{bus.SNAPSHOT}.*"):
+            self._subscriptions.append(await self._nc.subscribe(subject, queue="snapshot", cb=self._on_request))
+        for subject in (bus.SNAPSHOT_READ, f"{bus.SNAPSHOT_READ}.*"):
+            self._subscriptions.append(await self._nc.subscribe(subject, cb=self._on_read))
 
     async def stop(self) -> None:
         """Stop listening and remove what was not fetched."""
@@ -67,6 +87,8 @@ class SnapshotService:
                 await subscription.unsubscribe()
         for task in self._tasks:
             task.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _on_request(self, message: Msg) -> None:
@@ -77,39 +99,58 @@ class SnapshotService:
 
     async def _answer(self, message: Msg) -> None:
         try:
-            request = codec.decode(message.data or b"{}", SnapshotRequest, codec.JSON)
+            # An empty message is refused, too: the server makes some of its own.
+            request = codec.decode(message.data, SnapshotRequest, codec.JSON)
             async with self._busy:
-                self._drop_old()
-                name = f"{time.time_ns():016x}"[:16]
-                path = self._folder / f"{name}.duckdb"
-                loop = asyncio.get_running_loop()
-                rows = await loop.run_in_executor(None, self._write, path, request.archive)
-            reply = codec.encode(Snapshot(snapshot_id=name, bytes=path.stat().st_size, samples=rows), codec.JSON)
+                reply = codec.encode(await self._make(request), codec.JSON)
         except codec.DecodeError as error:
             reply = codec.encode(Error(code=error.code, message=str(error), field=error.field), codec.JSON)
-        except (StoragePaused, StorageError, duckdb.Error, OSError) as error:
+        except (NoRoom, StoragePaused, StorageError, duckdb.Error, OSError) as error:
             log.error("no snapshot: %s", error)
             reply = codec.encode(Error(code="unavailable", message=f"no snapshot: {error}"[:2000]), codec.JSON)
         if message.reply:
             await self._nc.publish(message.reply, reply)
+
+    async def _make(self, request: SnapshotRequest) -> Snapshot:
+        while len(self._read_at) >= KEPT:
+            self._drop(min(self._read_at, key=self._read_at.__getitem__))
+        self._check_room()
+        name = f"{time.time_ns():016x}"[:16]
+        path = self._folder / f"{name}.duckdb"
+        loop = asyncio.get_running_loop()
+        rows = await loop.run_in_executor(None, self._write, path, request.archive)
+        self._read_at[name] = time.monotonic()
+        self._timers[name] = loop.call_later(self._kept_seconds, self._drop, name)
+        return Snapshot(snapshot_id=name, bytes=path.stat().st_size, samples=rows)
+
+    def _check_room(self) -> None:
+        """A full disk would stop ingest."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        free, needed = shutil.disk_usage(self._folder).free, self._size_bytes()
+        if free < needed:
+            raise NoRoom(
+                f"{units.format_bytes(free)} are free beside the database, which has {units.format_bytes(needed)}: "
+                "make room, then ask again"
+            )
+
+    def _drop(self, name: str) -> None:
+        self._read_at.pop(name, None)
+        if (timer := self._timers.pop(name, None)) is not None:
+            timer.cancel()
+        (self._folder / f"{name}.duckdb").unlink(missing_ok=True)
 
     async def _on_read(self, message: Msg) -> None:
         try:
             request = codec.decode(message.data, SnapshotRead, codec.JSON)
         except codec.DecodeError:
             return
-        path = self._folder / f"{request.snapshot_id}.duckdb"
-        if not _ID.fullmatch(request.snapshot_id) or not path.exists():
+        if request.snapshot_id not in self._read_at:
             return  # another processor's
         if request.done:
-            path.unlink(missing_ok=True)
+            self._drop(request.snapshot_id)
             return
-        with path.open("rb") as file:
+        self._read_at[request.snapshot_id] = time.monotonic()
+        with (self._folder / f"{request.snapshot_id}.duckdb").open("rb") as file:
             file.seek(request.offset)
             piece = file.read(min(PIECE_BYTES, self._nc.max_payload - 1024))
         await self._nc.publish(message.reply, piece)
-
-    def _drop_old(self) -> None:
-        for path in self._folder.glob("*"):
-            if time.time() - path.stat().st_mtime > KEPT_SECONDS:
-                path.unlink(missing_ok=True)

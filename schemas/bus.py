@@ -53,9 +53,10 @@ DEAD_LETTERS: Final = f"{PREFIX}.dead"
 # Services: request/reply. The planner is the micro service `corral-planner`, the processor `corral-history`.
 PLAN: Final = f"{PREFIX}.plan"
 QUERY: Final = f"{PREFIX}.query"
+"""Also `corral.v1.query.<user>`, which makes the asker certain where the server checks it; so with copies below."""
 QUERY_CANCEL: Final = f"{PREFIX}.history.cancel"
 SNAPSHOT: Final = f"{PREFIX}.history.snapshot"
-SNAPSHOT_READ: Final = f"{PREFIX}.history.snapshot.read"
+SNAPSHOT_READ: Final = f"{PREFIX}.history.read"
 HISTORY_STATUS: Final = f"{PREFIX}.history.status"
 QUERY_ACK: Final = f"{PREFIX}.history.ack"
 """`corral.v1.history.ack.<processor>.<query>`: parts of an answer are acknowledged here (`QueryRequest.window`)."""
@@ -68,7 +69,7 @@ HISTORY_SERVICE: Final = "corral-history"
 class PlanSubject:
     """Where the planner listens. `request`, `withdraw`, `renew` and `release` also listen on `<subject>.<owner>`: a
     server that lets a client publish only under its own name makes the owner certain, and a body that names another is
-    refused."""
+    refused. `explain` also listens on `<subject>.<user>`, and counts by that."""
 
     REQUEST: Final = f"{PLAN}.request"
     EXPLAIN: Final = f"{PLAN}.explain"
@@ -95,6 +96,7 @@ HOSTS_BUCKET: Final = "corral_hosts"
 
 _GIB: Final = 2**30
 _DAY: Final = 86400.0
+_DUPLICATES_SECONDS: Final = 120.0
 
 
 class Stream(Struct, frozen=True, kw_only=True):
@@ -130,6 +132,7 @@ class Bucket(Struct, frozen=True, kw_only=True):
         description: for people.
         ttl_seconds: entries that are not written again go away after it; 0 keeps them.
         history: values kept per key.
+        rollup: a write may purge other entries with it, which the server does for any key of the bucket.
     """
 
     name: str
@@ -137,6 +140,7 @@ class Bucket(Struct, frozen=True, kw_only=True):
     description: str
     ttl_seconds: float = 0.0
     history: int = 1
+    rollup: bool = True
 
 
 STREAMS: Final = (
@@ -174,7 +178,14 @@ STREAMS: Final = (
 
 BUCKETS: Final = (
     Bucket(name=PLANNER_BUCKET, max_bytes=_GIB // 2, description="Leader, leases, answers and drains of the planner"),
-    Bucket(name=HOSTS_BUCKET, max_bytes=_GIB // 64, ttl_seconds=15.0, description="Which agent speaks for a host"),
+    # Each host writes its own entry, and shall not purge another's.
+    Bucket(
+        name=HOSTS_BUCKET,
+        max_bytes=_GIB // 64,
+        ttl_seconds=15.0,
+        description="Which agent speaks for a host",
+        rollup=False,
+    ),
 )
 
 _HOST_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]+")
@@ -424,6 +435,31 @@ def stream_config(stream: Stream, replicas: int = 1) -> api.StreamConfig:
     )
 
 
+def bucket_config(bucket: Bucket, replicas: int = 1) -> api.StreamConfig:
+    """The server's form of a bucket: as `create_key_value` of nats-py makes it, which allows rollups in each."""
+    ttl_seconds = bucket.ttl_seconds or None
+    return api.StreamConfig(
+        name=f"KV_{bucket.name}",
+        description=bucket.description,
+        subjects=[f"$KV.{bucket.name}.>"],
+        retention=api.RetentionPolicy.LIMITS,
+        discard=api.DiscardPolicy.NEW,
+        storage=api.StorageType.FILE,
+        max_age=ttl_seconds,
+        max_bytes=bucket.max_bytes,
+        max_msg_size=-1,
+        max_msgs=-1,
+        max_msgs_per_subject=bucket.history,
+        max_consumers=-1,
+        duplicate_window=min(_DUPLICATES_SECONDS, ttl_seconds or _DUPLICATES_SECONDS),
+        num_replicas=replicas,
+        allow_direct=True,
+        allow_rollup_hdrs=bucket.rollup,
+        allow_msg_ttl=True,
+        deny_delete=True,
+    )
+
+
 def default_replicas(js: JetStreamContext) -> int:
     """Copies of a new stream: `CORRAL_REPLICAS`; without it 3 where the server belongs to a cluster, else 1.
 
@@ -480,21 +516,9 @@ async def ensure_layout(
         try:
             await js.key_value(bucket.name)
         except (NotFoundError, BucketNotFoundError):
-            await _create(
-                js.create_key_value(
-                    api.KeyValueConfig(
-                        bucket=bucket.name,
-                        description=bucket.description,
-                        history=bucket.history,
-                        ttl=bucket.ttl_seconds or None,
-                        max_bytes=int(bucket.max_bytes * max_bytes_scale),
-                        storage=api.StorageType.FILE,
-                        replicas=replicas,
-                        direct=True,
-                    )
-                ),
-                bucket.name,
-            )
+            config = bucket_config(bucket, replicas)
+            config.max_bytes = int(bucket.max_bytes * max_bytes_scale)
+            await _create(js.add_stream(config), bucket.name)
 
 
 async def until_laid_out(js: JetStreamContext) -> None:

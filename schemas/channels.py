@@ -114,7 +114,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         bus.PlanSubject.EXPLAIN,
         operations.ExplainRequest,
         (operations.Explanation,),
-        "What would become of a request, without granting it.",
+        "What would become of a request, without granting it. Also on `corral.v1.plan.explain.{user}`.",
     ),
     _plan(
         "withdraw",
@@ -153,7 +153,8 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         message=query.QueryRequest,
         replies=(requests.Error,),
         content_types=(codec.JSON,),
-        summary="SQL over the history; the rows come in parts as `schemas/query.py` says.",
+        summary="SQL over the history; the rows come in parts as `schemas/query.py` says. Also on "
+        "`corral.v1.query.{user}`.",
     ),
     Channel(
         name="query_cancel",
@@ -173,7 +174,8 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         message=query.SnapshotRequest,
         replies=(query.Snapshot, requests.Error),
         content_types=(codec.JSON,),
-        summary="Make a consistent copy of the history, to be read in pieces.",
+        summary="Make a consistent copy of the history, to be read in pieces. Also on "
+        "`corral.v1.history.snapshot.{user}`.",
     ),
     Channel(
         name="snapshot_read",
@@ -182,7 +184,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         subscriber="processor",
         message=query.SnapshotRead,
         content_types=(codec.JSON,),
-        summary="Read a piece of a copy; the answer is its bytes.",
+        summary="Read a piece of a copy; the answer is its bytes. Also on `corral.v1.history.read.{user}`.",
     ),
     Channel(
         name="history_status",

@@ -233,7 +233,7 @@ MATRIX: Final[tuple[Access, ...]] = (
         _PUB,
         "the fleet as the planner sees it",
         PEOPLE,
-        PlanSubject.EXPLAIN,
+        f"{PlanSubject.EXPLAIN}.{{user}}",
         PlanSubject.LEASES,
         PlanSubject.DEVICES,
         PlanSubject.FLEET,
@@ -249,7 +249,14 @@ MATRIX: Final[tuple[Access, ...]] = (
     _may(_SUB, "what the planner is asked", [Role.PLANNER], f"{bus.PLAN}.>"),
     _may(_PUB, "what another planner is to answer", [Role.PLANNER], f"{bus.PLAN}.>"),
     # Asking the history
-    _may(_PUB, "SQL over the history", PEOPLE, bus.QUERY, many=True, answer_seconds=_QUERY_SECONDS),
+    _may(
+        _PUB,
+        "SQL over the history, in one's own name",
+        PEOPLE,
+        f"{bus.QUERY}.{{user}}",
+        many=True,
+        answer_seconds=_QUERY_SECONDS,
+    ),
     _may(
         _PUB,
         "cancelling a query, whose id only its asker knows",
@@ -257,15 +264,17 @@ MATRIX: Final[tuple[Access, ...]] = (
         bus.QUERY_CANCEL,
     ),
     _may(_PUB, "how far the history is", [Role.PROCESSOR, *PEOPLE], bus.HISTORY_STATUS),
+    # Never a subject without a wildcard where not all of an account may ask: an answer that one of them wants on it is
+    # imported as a question of the account's.
     _may(
         _PUB,
         "copies of the history",
         [Role.OPERATOR],
-        bus.SNAPSHOT,
-        bus.SNAPSHOT_READ,
+        f"{bus.SNAPSHOT}.{{user}}",
+        f"{bus.SNAPSHOT_READ}.{{user}}",
         answer_seconds=_QUERY_SECONDS,
     ),
-    _may(_SUB, "what the history is asked", [Role.PROCESSOR], bus.QUERY, f"{bus.PREFIX}.history.>"),
+    _may(_SUB, "what the history is asked", [Role.PROCESSOR], bus.QUERY, f"{bus.QUERY}.*", f"{bus.PREFIX}.history.>"),
     # Services
     _may(
         _PUB,

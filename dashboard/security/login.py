@@ -90,6 +90,9 @@ class Doorman:
             wrong = "This token was used before, or is not the newest one."
         else:
             async with self._hashing:
+                # Others of this address may have failed while this one stood in line.
+                if (wait := self._must_wait(request)) is not None:
+                    return wait
                 account = await asyncio.to_thread(
                     self._accounts.check, form.get("name", "").strip(), form.get("password", "")
                 )

@@ -7,6 +7,7 @@ set -eu
 fact() { sed -n "s/^# $1: //p" "${CORRAL_NATS_CREDS:-/dev/null}"; }
 owner=$(fact owner | tr -d '*')
 owner=${owner:-${CORRAL_OWNER:-$(id -un)}}
+user=$(fact user)
 known=${CORRAL_NATS_CREDS:+--nkey $CORRAL_NATS_CREDS --inbox-prefix $(fact inbox)}
 
 # shellcheck disable=SC2086
@@ -22,6 +23,6 @@ echo "$reply" | jq -r '.lease.grants[] | "\(.host):\(.index) \(.model) \(.device
 lease=$(echo "$reply" | jq -r .lease.lease_id)
 
 ask "corral.v1.plan.renew.$owner" "{\"owner\": \"$owner\", \"lease_id\": \"$lease\"}" | jq -r '"renewed until \(.expires_at)"'
-ask corral.v1.query '{"sql": "SELECT host, count(*) AS samples FROM samples GROUP BY host ORDER BY host"}' |
+ask "corral.v1.query.${user:-$owner}" '{"sql": "SELECT host, count(*) AS samples FROM samples GROUP BY host ORDER BY host"}' |
     jq -r '.rows[] | "\(.[0]): \(.[1]) samples in the history"'
 ask "corral.v1.plan.release.$owner" "{\"owner\": \"$owner\", \"lease_id\": \"$lease\"}" | jq -r '"released: \(.state)"'

@@ -19,6 +19,7 @@ CREDENTIALS = Path(os.environ["CORRAL_NATS_CREDS"]).read_text() if os.environ.ge
 # The file says for whom it is, and the subjects that only its holder may listen to for answers.
 FACTS = dict(re.findall(r"# (\w+): (\S+)", CREDENTIALS))
 OWNER = FACTS.get("owner", "*").replace("*", "") or os.environ.get("CORRAL_OWNER") or getpass.getuser()
+USER = FACTS.get("user", OWNER)
 
 
 async def ask(nc: Client, subject: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -60,9 +61,8 @@ async def main() -> None:
     renewed = await ask(nc, f"corral.v1.plan.renew.{OWNER}", mine)
     print(f"renewed until {renewed['expires_at']}")
 
-    result = await ask(
-        nc, "corral.v1.query", {"sql": "SELECT host, count(*) AS samples FROM samples GROUP BY host ORDER BY host"}
-    )
+    sql = "SELECT host, count(*) AS samples FROM samples GROUP BY host ORDER BY host"
+    result = await ask(nc, f"corral.v1.query.{USER}", {"sql": sql})
     for host, samples in result["rows"]:
         print(f"{host}: {samples} samples in the history")
 

@@ -47,6 +47,8 @@ TICK_SECONDS: Final = 0.05
 GROWN_BYTES: Final = 64 * 2**20
 """A query during which the process has grown by less is not to blame for the memory that it holds."""
 NICENESS: Final = 10
+ACROSS: Final = "_R_"
+"""First token of the reply subjects that the server makes up for those who ask from another account."""
 STOP_SECONDS: Final = 2.0
 
 
@@ -55,7 +57,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     Attributes:
         slots: queries that run at the same time.
-        per_asker: of one connection; less than `slots`, so that nobody fills them all.
+        per_asker: of one asker (`asker_of`); less than `slots`, so that nobody fills them all.
         waiting: queries in line; more are answered `busy`.
         resident_bytes: memory of the whole process above which the youngest query is ended that has added to it; None
             for 90% of what the machine or its control group has (DuckDB's own limit is 80%).
@@ -142,6 +144,7 @@ class QueryService:
         own = f"q-{self._instance}"
         for config in (
             EndpointConfig(name="query", subject=bus.QUERY, handler=self._on_query),
+            EndpointConfig(name="query-owned", subject=f"{bus.QUERY}.*", handler=self._on_query),
             EndpointConfig(name="cancel", subject=bus.QUERY_CANCEL, handler=self._on_cancel, queue_group=own),
             EndpointConfig(name="status", subject=bus.HISTORY_STATUS, handler=self._on_status),
         ):
@@ -178,7 +181,7 @@ class QueryService:
         except codec.DecodeError as error:
             await self._refuse(message.reply, QueryError("invalid", str(error)), field=error.field)
             return
-        execution = Execution(asked, asker_of(message.reply), message.reply)
+        execution = Execution(asked, asker_of(message.subject, message.reply), message.reply)
         if asked.query_id is not None:
             if asked.query_id in self._by_id:
                 await self._refuse(message.reply, QueryError("invalid", f"query_id {asked.query_id!r} is in use"))
@@ -352,11 +355,18 @@ class _Window:
             self.execution.check_stopped()
 
 
-def asker_of(reply: str) -> str:
-    """Which connection asks, by its reply subject: `_INBOX.<nuid>…`, where the first 12 characters of a NATS unique id
-    stay the same for one client. That is no proof of identity, and needs none: it only shares out turns."""
+def asker_of(subject: str, reply: str) -> str:
+    """Who asks: the user that the subject names, where a server lets each publish under its own name alone.
+
+    On the subject without a name it is a connection, by its reply subject: `_INBOX.<nuid>…`, where the first 12
+    characters of a NATS unique id stay the same for one client. That is no proof of identity, and needs none on a bus
+    that asks for none. Who asks across accounts has another reply subject each time, and all of them are one asker.
+    """
+    user = subject[len(bus.QUERY) + 1 :]
+    if user:
+        return f"user {user}"
     prefix, _, rest = reply.partition(".")
-    return f"{prefix}.{rest[:12]}"
+    return prefix if prefix == ACROSS else f"{prefix}.{rest[:12]}"
 
 
 def _timed_out(execution: Execution) -> QueryError:

@@ -6,6 +6,8 @@ import asyncio
 import re
 import stat
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -134,6 +136,24 @@ def test_roles_follow_the_accounts_and_sessions_end(dashboard: DashboardProcess)
     with dashboard.entered("tom", "another long password") as tom:
         dashboard.command("user", "tom", "--remove")
         assert tom.get("/").status_code == 401
+
+
+def test_guesses_at_the_same_time_wait_as_well(cluster: LocalCluster, tmp_path: Path) -> None:
+    """A check takes a while, and many may stand in line for it before the first has failed."""
+    guarded = DashboardProcess(tmp_path / "state", cluster.url)
+    try:
+        guarded.user("tom", "viewer", "a long password of his")
+        with guarded.http() as guesser, ThreadPoolExecutor(16) as threads:
+
+            def guess(number: int) -> int:
+                return guesser.post("/login", data={"name": "tom", "password": f"guess-{number}"}).status_code
+
+            codes = Counter(threads.map(guess, range(16)))
+        # Two are checked at a time: one more may have begun with the fifth.
+        assert codes[403] in (5, 6)
+        assert codes[429] == 16 - codes[403]
+    finally:
+        assert guarded.stop() == 0
 
 
 def test_guessing_has_to_wait(cluster: LocalCluster, tmp_path: Path) -> None:

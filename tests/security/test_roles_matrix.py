@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,11 +47,12 @@ def publish_probes() -> list[str]:
     """Subjects of Corral, of JetStream, of the server and of nobody."""
     found = [f"{V}.{kind}.{host}" for kind in TELEMETRY for host in HOSTS]
     found += [f"{V}.leases.granted.l-1", f"{V}.dead.invalid", f"{V}.unknown", "corral.v2.samples.node-7", "hello"]
-    found += [f"{V}.plan.{what}" for what in ("explain", "leases", "devices", "fleet", "queue", "unknown")]
+    found += [f"{V}.plan.{what}" for what in ("leases", "devices", "fleet", "queue", "unknown")]
     for what in ("request", "renew", "release", "withdraw", "drain", "evict"):
         found += [f"{V}.plan.{what}", *(f"{V}.plan.{what}.{name}" for name in NAMES)]
-    found += [f"{V}.query", f"{V}.history.cancel", f"{V}.history.status"]
-    found += [f"{V}.history.snapshot", f"{V}.history.snapshot.read", f"{V}.history.ack.p.q"]
+    for what in ("plan.explain", "query", "history.snapshot", "history.read"):
+        found += [f"{V}.{what}", *(f"{V}.{what}.{name}" for name in NAMES)]
+    found += [f"{V}.history.cancel", f"{V}.history.status", f"{V}.history.snapshot.read", f"{V}.history.ack.p.q"]
     found += [f"{V}.health", f"{V}.health.planner", f"{V}.health.collector"]
     found += [f"{V}.health.collector.{host}" for host in HOSTS]
     found += [f"$SRV.{verb}{rest}" for verb in ("PING", "INFO", "STATS") for rest in ("", ".corral-planner")]
@@ -89,7 +91,8 @@ def subscribe_probes() -> list[str]:
     found = [">", "*.>", "corral.>", f"{V}.>", "$KV.>", "$JS.>", "$SYS.>", "$SRV.>", "_INBOX.>", "_R_.>", "hello"]
     found += [f"_INBOX.{name}.>" for name in NAMES]
     found += [f"{V}.{kind}.*" for kind in (*TELEMETRY, "dead")]
-    found += [f"{V}.samples.node-7", f"{V}.leases.>", f"{V}.plan.>", f"{V}.plan.request.alice", f"{V}.query"]
+    found += [f"{V}.samples.node-7", f"{V}.leases.>", f"{V}.plan.>", f"{V}.plan.request.alice"]
+    found += [f"{V}.query", f"{V}.query.*", f"{V}.query.alice", f"{V}.history.snapshot.*", f"{V}.history.read.olga"]
     found += [f"{V}.history.>", f"{V}.history.snapshot", f"{V}.history.ack.p.*", f"{V}.health", f"{V}.health.>"]
     found += [f"{V}.health.exporter.x", f"{V}.health.collector", *(f"{V}.health.collector.{h}" for h in HOSTS)]
     found += ["$KV.corral_planner.>", f"$KV.corral_hosts.{HOSTS[0]}", "$SRV.PING", "$JS.EVENT.ADVISORY.>"]
@@ -117,8 +120,7 @@ FOUR = STREAMS[:4]
 STATE_OF_STREAMS = {"$JS.API.INFO", *(f"$JS.API.STREAM.INFO.{stream}" for stream in FOUR)}
 HEALTH = {f"{V}.health", f"{V}.health.planner", f"{V}.health.collector", *(f"{V}.health.collector.{h}" for h in HOSTS)}
 SEEING = {
-    *(f"{V}.plan.{what}" for what in ("explain", "leases", "devices", "fleet", "queue")),
-    f"{V}.query",
+    *(f"{V}.plan.{what}" for what in ("leases", "devices", "fleet", "queue")),
     f"{V}.history.cancel",
     f"{V}.history.status",
     *SERVICE_QUESTIONS,
@@ -142,6 +144,10 @@ SERVING = {
 
 def asking(name: str) -> set[str]:
     return {f"{V}.plan.{what}.{name}" for what in ("request", "renew", "release", "withdraw")}
+
+
+def seeing(name: str) -> set[str]:
+    return SEEING | {f"{V}.plan.explain.{name}", f"{V}.query.{name}"}
 
 
 PUBLISH: dict[Role, set[str]] = {
@@ -180,15 +186,15 @@ PUBLISH: dict[Role, set[str]] = {
         "$JS.API.STREAM.MSG.GET.CORRAL_FACTS",
         *consuming(*STREAMS[:3], "KV_corral_planner"),
     },
-    Role.REQUESTER: SEEING | asking("alice"),
-    Role.VIEWER: SEEING,
+    Role.REQUESTER: seeing("alice") | asking("alice"),
+    Role.VIEWER: seeing("vera"),
     Role.OPERATOR: {
-        *SEEING,
+        *seeing("olga"),
         *asking("olga"),
         f"{V}.plan.drain.olga",
         f"{V}.plan.evict.olga",
-        f"{V}.history.snapshot",
-        f"{V}.history.snapshot.read",
+        f"{V}.history.snapshot.olga",
+        f"{V}.history.read.olga",
     },
 }
 LIVE = {*(f"{V}.{kind}.*" for kind in TELEMETRY), f"{V}.samples.node-7"}
@@ -200,8 +206,8 @@ SUBSCRIBE: dict[Role, set[str]] = {
         f"{V}.health.collector.node-7",
     },
     Role.PROCESSOR: {
-        f"{V}.query",
-        f"{V}.history.>",
+        *(f"{V}.query{rest}" for rest in ("", ".*", ".alice")),
+        *(f"{V}.history.{rest}" for rest in (">", "snapshot.*", "read.olga")),
         f"{V}.history.snapshot",
         f"{V}.history.ack.p.*",
         *("$SRV.>", "$SRV.PING"),
@@ -309,6 +315,9 @@ PRIZES = (
     f"{V}.leases.evicted.l-1",
     f"{V}.samples.node-8",
     "$KV.corral_hosts.node-8",
+    *(f"{V}.history.{what}{whose}" for what in ("snapshot", "read") for whose in ("", ".olga", ".vera")),
+    *(f"{V}.query{whose}" for whose in ("", ".bob")),
+    f"{V}.plan.explain.bob",
 )
 
 
@@ -350,6 +359,24 @@ async def test_an_answer_goes_to_who_asked_and_to_nobody_else(layout: SecuredBus
     finally:
         await watching.close()
         await asking_.close()
+
+
+async def test_a_host_purges_no_other_hosts_entry(layout: SecuredBus) -> None:
+    """A server that takes rollups lets a write to one key purge all others of the bucket."""
+    node = await layout.connect("node-7")
+    admin = await layout.connect("root-of-all")
+    try:
+        await admin.jetstream().publish("$KV.corral_hosts.node-8", b"another agent")
+        for extent in ("all", "sub"):
+            answer = await node.request("$KV.corral_hosts.node-7", b"mine", headers={"Nats-Rollup": extent}, timeout=5)
+            assert "rollup not permitted" in json.loads(answer.data)["error"]["description"]
+        answer = await node.request("$KV.corral_hosts.node-7", b"mine", timeout=5)
+        assert "error" not in json.loads(answer.data)
+        bucket = await admin.jetstream().key_value("corral_hosts")
+        assert (await bucket.get("node-8")).value == b"another agent"
+    finally:
+        await node.close()
+        await admin.close()
 
 
 async def test_an_answer_is_read_by_who_asked_alone(layout: SecuredBus) -> None:

@@ -48,7 +48,7 @@ for (const { host, index, model, device } of grants) console.log(`${host}:${inde
 const renewed = await ask(`corral.v1.plan.renew.${owner}`, { owner, lease_id });
 console.log(`renewed until ${renewed.expires_at}`);
 
-const { rows } = await ask("corral.v1.query", {
+const { rows } = await ask(`corral.v1.query.${facts.user || owner}`, {
   sql: "SELECT host, count(*) AS samples FROM samples GROUP BY host ORDER BY host",
 });
 for (const [host, samples] of rows) console.log(`${host}: ${samples} samples in the history`);
