@@ -7,9 +7,15 @@ connection is gone, since sshd ends nothing that has no terminal.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Final
+
+from . import exits
+
+_ADDRESS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+"""What a host may be called or reached at; anything else could be an option of ssh, or words of a shell."""
 
 # All that has the lease in its environment, wherever it has gone: $1 the lease, $2 the signal.
 _TELL: Final = (
@@ -45,13 +51,21 @@ class Remote:
         host: as the fleet names it.
         address: as it is reached.
         terminal: ask ssh for a terminal there, since there is one here.
+
+    Raises:
+        CommandError: the host's name or address, which its collector publishes, is none.
     """
 
     def __init__(self, via: str, host: str, address: str, *, terminal: bool) -> None:
         self.host = host
-        self._words = ["ssh", "{address}"] if via == "ssh" else shlex.split(via)
+        self._words = ["ssh", "--", "{address}"] if via == "ssh" else shlex.split(via)
         self._options = ["-t"] if via == "ssh" and terminal else []
         self._names = {"{host}": host, "{address}": address}
+        for name, value in self._names.items():
+            if any(name in word for word in self._words) and not _ADDRESS.fullmatch(value):
+                raise exits.CommandError(
+                    f"host {host!r} can't be reached at {value!r}, as its collector says: that is no name or address"
+                )
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], lease_id: str, grace: float) -> list[str]:
         """What to run here so that a command runs there.

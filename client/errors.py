@@ -8,7 +8,13 @@ from ..schemas.requests import Error, Reason, Rejection, RejectionCode
 
 
 class CorralError(Exception):
-    """Anything that Corral raises at a caller."""
+    """Anything that Corral raises at a caller.
+
+    Attributes:
+        request_id: of the work request that got no answer, or this one; None for what is no work request.
+    """
+
+    request_id: str | None = None
 
 
 class Unavailable(CorralError, ConnectionError):
@@ -20,7 +26,8 @@ class NoService(Unavailable):
 
 
 class TimedOut(CorralError, TimeoutError):
-    """No answer in time. A request may still have been granted: ask again with the same `request_id` to learn of it."""
+    """No answer in time. Something may still have been done: a request that was given a `request_id` and did not wait
+    may have been granted, and asked again under that id it says so; any other is withdrawn."""
 
 
 class Rejected(CorralError):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from ..schemas import bus, requests
+from ..schemas import bus, codec, requests
 from ..schemas.holders import own_name
-from .errors import LeaseLost, ServiceError, TimedOut, Unavailable
+from .errors import CorralError, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
 from .notebook import lease_html
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ _ENDS: Final = (
     requests.LeaseEventKind.EVICTED,
     requests.LeaseEventKind.RELEASED,
 )
+_OVER: Final = ("ended", "not_found", "not_owner")
+"""Codes by which the planner says that a lease is its holder's no more; any other refusal passes."""
+_LOOK_EVERY_SECONDS: Final = 1.0
+"""An end that is told is looked into no more often: anybody may tell one."""
+_SHORTEST_PAUSE_SECONDS: Final = 0.05
 
 
 class HeldLease:
@@ -48,6 +53,8 @@ class HeldLease:
         self._on_lost = on_lost
         self._released = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._end_told = asyncio.Event()
+        self._look_at = 0.0
 
     @property
     def lease_id(self) -> str:
@@ -105,39 +112,59 @@ class HeldLease:
             self._on_lost(self.lost)
 
     async def _renew(self) -> None:
-        """Renew after each third of the time to live; between failures try again each tenth of it."""
+        """Renew after each third of the time to live, and where an end is told; between failures try again each tenth.
+
+        Only the planner's word ends the lease before its time: a refusal that passes (too many requests, say) does not.
+        """
         loop = asyncio.get_running_loop()
         ttl = self.lease.ttl_seconds
-        ends, pause = loop.time() + ttl, ttl / 3
+        ends, pause, refusal = loop.time() + ttl, ttl / 3, ""
         while self.lost is None:
-            await asyncio.sleep(max(0.05, min(pause, ends - loop.time())))
+            await self._pause(min(pause, ends - loop.time()))
             if loop.time() >= ends:
-                self._lose("it could not be renewed in its time (bus or planner away, or this program was stopped)")
+                why = refusal or "bus or planner away, or this program was stopped"
+                self._lose(f"it could not be renewed in its time ({why})")
                 return
             sent = loop.time()
             try:
-                async with asyncio.timeout(max(0.05, ends - sent)):
+                async with asyncio.timeout(max(_SHORTEST_PAUSE_SECONDS, ends - sent)):
                     lease = await self.client.renew(self.lease_id, owner=self.lease.owner)
-            except (Unavailable, TimeoutError):
-                pause = ttl / 10
-                continue
             except ServiceError as error:
-                self._lose(str(error))
-                return
+                if error.code in _OVER:
+                    self._lose(str(error))
+                    return
+                pause, refusal = _again_in(error, ttl), str(error)
+                continue
+            except (CorralError, codec.DecodeError, TimeoutError):
+                pause, refusal = ttl / 10, ""
+                continue
             if lease.state is not requests.LeaseState.ACTIVE:
                 self._lose(lease.reason or lease.state.value)
                 return
             self.lease = lease
-            ends, pause = sent + ttl, ttl / 3
+            ends, pause, refusal = sent + ttl, ttl / 3, ""
+
+    async def _pause(self, seconds: float) -> None:
+        """Until it is time to ask the planner: sooner where an end is told."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(max(_SHORTEST_PAUSE_SECONDS, seconds)):
+                await self._end_told.wait()
+                await asyncio.sleep(self._look_at - loop.time())
+        except TimeoutError:
+            return
+        self._end_told.clear()
+        self._look_at = loop.time() + _LOOK_EVERY_SECONDS
 
     async def _listen(self) -> None:
-        """An eviction is heard at once, not only at the next renewal."""
+        """An eviction is heard at once, not only at the next renewal.
+
+        It is a hint: whoever may read stored events can have one delivered here, so the planner is asked.
+        """
         with contextlib.suppress(Unavailable):
             async for event in self.client.lease_events(lease_id=self.lease_id):
                 if event.kind in _ENDS:
-                    said = event.lease.reason
-                    self._lose(f"{event.kind.value}: {said}" if said else event.kind.value)
-                    return
+                    self._end_told.set()
 
 
 class LeaseContext:
@@ -216,6 +243,12 @@ class LeaseContext:
         elif self._body is not None:
             self._cancelled = True
             self._body.cancel()
+
+
+def _again_in(refusal: ServiceError, ttl_seconds: float) -> float:
+    """Seconds until a refused renewal is tried again."""
+    told = refusal.retry_after_seconds if isinstance(refusal, TooManyRequests) else None
+    return ttl_seconds / 10 if told is None else told
 
 
 def held_here(request: requests.WorkRequest) -> requests.WorkRequest:

@@ -45,14 +45,18 @@ async def samples(
 
 
 async def lease_events(nc: nats.aio.client.Client, lease_id: str, kind: str) -> AsyncIterator[requests.LeaseEvent]:
-    """Lease events, of one lease or of all."""
+    """Lease events, of one lease or of all. One that does not agree with its subject is none: whoever may read what is
+    stored says where it is delivered."""
     subscription = await nc.subscribe(bus.lease_subject(kind, lease_id), pending_msgs_limit=_PENDING_MESSAGES)
     try:
         async for message in subscription.messages:
             try:
-                yield codec.decode(message.data, requests.LeaseEvent, codec.JSON)
+                event = codec.decode(message.data, requests.LeaseEvent, codec.JSON)
             except codec.DecodeError as error:
                 log.debug("%s: %s", message.subject, error)
+                continue
+            if message.subject == bus.lease_subject(event.kind.value, event.lease.lease_id):
+                yield event
     finally:
         with contextlib.suppress(nats.errors.Error):  # with the connection it has ended already
             await subscription.unsubscribe()

@@ -27,6 +27,7 @@ EXPIRY_GRACE_SECONDS: Final = 10.0
 ASK_EVERY_SECONDS: Final = 600.0
 """A host asks the planner for its leases so often, in case that it has missed an event."""
 ASK_AGAIN_SECONDS: Final = 1.0
+"""It asks no more often, whatever is announced; doubled, up to the next one, while nobody answers."""
 ASK_AGAIN_MOST_SECONDS: Final = 30.0
 MOST_AT_ONCE: Final = 500
 """Leases in one answer of the planner."""
@@ -81,7 +82,7 @@ class LeaseFeed:
         async with contextlib.aclosing(stored.read(nc, bus.FACTS_STREAM, subject)) as messages:
             async for message in messages:
                 bus.heed_cancellation()
-                self.apply(message.data, tell=False)
+                self.apply(message.data, (message.headers or {}).get("Nats-Subject", ""), tell=False)
 
     def _tell_soon(self) -> None:
         """A busy planner announces many at once: they are told together."""
@@ -95,14 +96,12 @@ class LeaseFeed:
         self._changed(list(self._active.values()), self._complete)
 
     async def _on_message(self, message: Msg) -> None:
-        self.apply(message.data)
+        self.apply(message.data, message.subject)
 
-    def apply(self, payload: bytes, *, tell: bool = True) -> None:
-        """Fold one event in; what is no lease event is left alone."""
-        try:
-            event = codec.decode(payload, LeaseEvent, codec.JSON)
-        except codec.DecodeError as error:
-            log.debug("no lease event: %s", error)
+    def apply(self, payload: bytes, subject: str, *, tell: bool = True) -> None:
+        """Fold one event in; what is no lease event, or one of another subject, is left alone."""
+        event = _event_of(payload, subject)
+        if event is None:
             return
         lease = event.lease
         newest = self._newest.get(lease.lease_id)
@@ -128,29 +127,27 @@ class LeaseFeed:
 
 
 class HostLeaseFeed:
-    """The leases on one host: asked of the planner, then kept up to date from what it announces.
+    """The leases on one host: asked of the planner, and again when it announces a change of one.
 
-    Renewals are not listened to: a fleet has hundreds a second, and each host would get all of them. So a lease ends
-    here when its end is told, by an event or by the planner's next answer.
+    What is announced is a hint alone: a host that was taken over can have what it has stored delivered as if it were
+    announced, but it can't answer for the planner. Renewals are not listened to: a fleet has hundreds a second, and
+    each host would get all of them.
 
     Args:
         host: the host's name.
-        changed: takes the host's active leases whenever they change; None while they are not known.
+        changed: takes the host's active leases whenever they may have changed; None while they are not known.
     """
 
     def __init__(self, host: str, changed: Callable[[list[Lease] | None], None]) -> None:
         self._host = host
         self._needle = f'"{host}"'.encode()
         self._changed = changed
-        self._active: dict[str, Lease] = {}
-        self._touched: set[str] = set()
-        self._ended: dict[str, None] = {}
-        self._known = False
+        self._hinted = asyncio.Event()
         self._told = False
 
     async def follow(self, nc: Client) -> None:
         """Ask, then listen, until cancelled."""
-        # Listen first: what is announced while the planner answers goes before its answer.
+        # Listen first: what is announced while the planner answers is asked for again.
         subscriptions = [
             await nc.subscribe(bus.lease_subject(kind.value, "*"), cb=self._on_message) for kind in _CHANGES
         ]
@@ -158,25 +155,31 @@ class HostLeaseFeed:
         try:
             while True:
                 bus.heed_cancellation()
+                self._hinted.clear()
                 try:
-                    await self._ask(nc)
+                    self._changed(await self._ask(nc))
                     pause = ASK_AGAIN_SECONDS
-                    await asyncio.sleep(ASK_EVERY_SECONDS * random.uniform(0.75, 1.25))
+                    await self._rest(ASK_EVERY_SECONDS * random.uniform(0.75, 1.25))
                 except (NatsError, TimeoutError, codec.DecodeError) as error:
                     if not self._told and pause > 4 * ASK_AGAIN_SECONDS:
                         self._told = True
                         log.warning("no planner tells which leases are on this host (%r): it is asked again", error)
-                    await asyncio.sleep(pause)
+                    await self._rest(pause)
                     pause = min(pause * 2, ASK_AGAIN_MOST_SECONDS)
         finally:
-            self._known = False
             self._changed(None)
             if not nc.is_closed:
                 for subscription in subscriptions:
                     await subscription.unsubscribe()
 
-    async def _ask(self, nc: Client) -> None:
-        self._touched.clear()
+    async def _rest(self, seconds: float) -> None:
+        """Until the planner is to be asked again: at a hint, but not at once after the last time."""
+        await asyncio.sleep(ASK_AGAIN_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds - ASK_AGAIN_SECONDS):
+                await self._hinted.wait()
+
+    async def _ask(self, nc: Client) -> list[Lease]:
         found: dict[str, Lease] = {}
         while True:
             wanted = LeaseFilter(hosts=[self._host], offset=len(found), limit=MOST_AT_ONCE)
@@ -185,39 +188,24 @@ class HostLeaseFeed:
             leases = codec.decode(reply.data, Leases, codec.JSON).leases
             found.update((lease.lease_id, lease) for lease in leases)
             if len(leases) < MOST_AT_ONCE:
-                break
-        for lease_id in [lease_id for lease_id in self._active if lease_id not in found]:
-            if lease_id not in self._touched:
-                del self._active[lease_id]
-        for lease_id, lease in found.items():
-            if lease_id not in self._touched and self._is_here(lease):
-                self._active[lease_id] = lease
-        self._known = True
-        self._changed(list(self._active.values()))
+                return list(found.values())
 
     async def _on_message(self, message: Msg) -> None:
         if self._needle not in message.data:  # most are of other hosts, and not worth more
             return
-        try:
-            lease = codec.decode(message.data, LeaseEvent, codec.JSON).lease
-        except codec.DecodeError as error:
-            log.debug("no lease event: %s", error)
-            return
-        if not self._is_here(lease):
-            return
-        self._touched.add(lease.lease_id)
-        if lease.state is not LeaseState.ACTIVE:
-            self._active.pop(lease.lease_id, None)
-            self._ended[lease.lease_id] = None
-            while len(self._ended) > MOST_AT_ONCE:
-                del self._ended[next(iter(self._ended))]
-        elif lease.lease_id not in self._ended:  # kinds come by subscriptions of their own, and may overtake
-            self._active[lease.lease_id] = lease
-        if self._known:
-            self._changed(list(self._active.values()))
+        event = _event_of(message.data, message.subject)
+        if event is not None and any(grant.host == self._host for grant in event.lease.grants):
+            self._hinted.set()
 
-    def _is_here(self, lease: Lease) -> bool:
-        return any(grant.host == self._host for grant in lease.grants)
+
+def _event_of(payload: bytes, subject: str) -> LeaseEvent | None:
+    """The event, if it is of this subject: whoever may read what is stored says where it is delivered."""
+    try:
+        event = codec.decode(payload, LeaseEvent, codec.JSON)
+    except codec.DecodeError as error:
+        log.debug("no lease event: %s", error)
+        return None
+    return event if subject == bus.lease_subject(event.kind.value, event.lease.lease_id) else None
 
 
 def _is_over(lease: Lease) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.service import collect
 from corral.planner.service import Settings, plan
 from corral.schemas import bus, codec
-from corral.schemas.requests import Lease
+from corral.schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import AttributionKind, DeviceEvent, ProcessBatch, ProcessSample, Severity
 from fake_nvml import FakeNvml
 from local_cluster import CORRAL, environment
+from msgspec.structs import replace
 from nats.aio.client import Client as Bus
 
 HOST = "gpu-7"
@@ -205,6 +207,17 @@ async def test_a_host_learns_its_leases_from_the_planner_and_from_events(server:
         await until({before})
         after = (await rig.client.request(gpus=1, ttl="1h")).lease.lease_id
         await until({before, after})
+        # An end that the planner does not confirm is none, whether its body fits its subject or not.
+        there = (await rig.client.leases(lease_id=before))[0]
+        ended = LeaseEvent(kind=LeaseEventKind.RELEASED, time=datetime.now(UTC), lease=_ended(there))
+        for lease_id in (before, after):
+            await own.nc.publish(bus.lease_subject("released", lease_id), codec.encode(ended, codec.JSON))
+        asked = len(here)
+        async with asyncio.timeout(10):
+            while len(here) == asked:
+                changed.clear()
+                await changed.wait()
+        assert here[asked:] == [{before, after}]
         await rig.client.release(before)
         await until({after})
         await rig.client.renew(after)
@@ -216,3 +229,7 @@ async def test_a_host_learns_its_leases_from_the_planner_and_from_events(server:
     assert here[-1] is None, "without a bus nobody knows"
     assert elsewhere[0] == []
     assert len(elsewhere) == 2
+
+
+def _ended(lease: Lease) -> Lease:
+    return replace(lease, state=LeaseState.RELEASED, ended_at=datetime.now(UTC))

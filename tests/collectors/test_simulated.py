@@ -264,6 +264,17 @@ async def test_leases_are_followed_from_before_the_start_and_live(nc: Client) ->
     await announce(LeaseEventKind.EXPIRED, lease("d1", GIB, "old", LeaseState.EXPIRED), now + timedelta(seconds=3))
     await until({"new"})
     await announce(LeaseEventKind.RENEWED, lease("d1", GIB, "old"), now + timedelta(seconds=1))
+    # An event that is delivered under another lease's name is none.
+    false = LeaseEvent(
+        kind=LeaseEventKind.RELEASED,
+        time=now + timedelta(seconds=9),
+        lease=lease("d3", GIB, "new", LeaseState.RELEASED),
+    )
+    await nc.publish(bus.lease_subject("released", "old"), codec.encode(false, codec.JSON))
+    await announce(LeaseEventKind.GRANTED, lease("d2", GIB, "last"), now + timedelta(seconds=3))
+    await until({"new", "last"})
+    await announce(LeaseEventKind.RELEASED, lease("d2", GIB, "last", LeaseState.RELEASED), now + timedelta(seconds=4))
+    await until({"new"})
     await announce(LeaseEventKind.EVICTED, lease("d3", GIB, "new", LeaseState.EVICTED), now + timedelta(seconds=4))
     await until(set())
     following.cancel()

@@ -1,0 +1,132 @@
+"""Requests that wait: read the queue sparingly, outlive their planner, and are granted to somebody or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from corral.cli.server import EmbeddedServer
+from corral.client import Client, InvalidRequest, TimedOut, connect, line
+from corral.planner.limits import Limits
+from corral.schemas.bus import PlanSubject
+from corral.schemas.requests import Rejection, RejectionCode
+from fleet_rig import devices, planner, until_ready
+from local_cluster import CORRAL, environment
+from nats.aio.client import Client as Bus
+from nats.aio.msg import Msg
+
+
+async def until_in_line(client: Client, owner: str) -> None:
+    async with asyncio.timeout(20):
+        while owner not in [entry.owner for entry in await client.queue()]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def crowd(nc: Bus, count: int) -> None:
+    """So many others get in line, each with a long name."""
+    for number in range(count):
+        body = {"owner": "crowd", "gpus": 2, "wait_seconds": 600, "request_id": f"c-{number}", "name": "x" * 250}
+        await nc.publish(PlanSubject.REQUEST, json.dumps(body).encode(), reply="nowhere")
+    await nc.flush()
+
+
+async def test_who_waits_reads_a_long_queue_seldom_and_does_not_need_it(
+    server: EmbeddedServer, nc: Bus, tmp_path: Path
+) -> None:
+    limits = Limits(burst=10_000, waiting=10_000)
+    read: list[Msg] = []
+
+    async def count(message: Msg) -> None:
+        read.append(message)
+
+    async with (
+        devices(server.url, tmp_path),
+        planner(server.url, limits),
+        connect(server.url, owner="ann", patience=10) as ann,
+    ):
+        await until_ready(ann)
+        blocker = (await ann.request(gpus=2, ttl="1h")).lease.lease_id
+        await crowd(nc, 200)
+        async with asyncio.timeout(20):
+            while (await ann.fleet()).waiting_requests < 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await nc.subscribe(PlanSubject.QUEUE, cb=count)
+        await nc.flush()
+        waiting = asyncio.create_task(ann.request(gpus=1, wait="60s", priority=9, on_wait=lambda _: None))
+        await asyncio.sleep(3.5)
+        assert len(read) == 1
+        # The queue may be larger than a message: it is an answer to nobody's request.
+        await crowd(nc, 3000)
+        async with asyncio.timeout(60):
+            while (await ann.fleet()).waiting_requests < 3001:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        with pytest.raises(InvalidRequest, match="more than a message may"):
+            await ann.queue()
+        also = asyncio.create_task(ann.request(gpus=1, wait="60s", priority=9))
+        await asyncio.sleep(1.5)
+        assert (waiting.done(), also.done()) == (False, False)
+        await ann.release(blocker)
+        async with asyncio.timeout(20):
+            granted = {(await waiting).lease.lease_id, (await also).lease.lease_id}
+        assert len(granted) == 2
+
+
+async def test_who_gives_up_is_in_line_no_more(server: EmbeddedServer, nc: Bus, tmp_path: Path) -> None:
+    async with (
+        devices(server.url, tmp_path),
+        connect(server.url, owner="ann", patience=10, timeout=1) as ann,
+    ):
+        in_line = asyncio.Event()
+        async with planner(server.url):
+            await until_ready(ann)
+            await ann.request(gpus=2, ttl="1h")
+            waiting = asyncio.create_task(ann.request(gpus=1, wait="4s", on_wait=lambda _: in_line.set()))
+            await in_line.wait()
+        # The next one counts its wait anew, and would grant it to nobody.
+        async with planner(server.url):
+            await until_in_line(ann, "ann")
+            with pytest.raises(TimedOut) as given_up:
+                await waiting
+            assert await ann.queue() == []
+            assert given_up.value.request_id is not None
+            answer = await ann.withdraw(given_up.value.request_id)
+            assert isinstance(answer, Rejection)
+            assert answer.code is RejectionCode.WITHDRAWN
+            # Neither is who closes the connection.
+            async with connect(server.url, owner="ben") as ben:
+                left = asyncio.create_task(ben.request(gpus=1, wait="60s"))
+                await until_in_line(ann, "ben")
+            assert await ann.queue() == []
+            await asyncio.gather(left, return_exceptions=True)
+
+
+async def test_a_request_is_asked_again_where_its_planner_was_killed(
+    server: EmbeddedServer, nc: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "_LEADER_SECONDS", 0.5)
+    monkeypatch.setattr(line, "_QUEUE_SECONDS", 600.0)
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*CORRAL, "plan"], env=environment(CORRAL_NATS_URL=server.url))
+
+    first = start()
+    try:
+        async with devices(server.url, tmp_path), connect(server.url, owner="ann", patience=20) as ann:
+            await until_ready(ann)
+            await ann.request(gpus=2, ttl="1h", owner="blocker")
+            waiting = asyncio.create_task(ann.request(gpus=1, wait="60s"))
+            await asyncio.sleep(1.5)
+            await until_in_line(ann, "ann")
+            first.kill()
+            first.wait()
+            first = start()
+            await until_in_line(ann, "ann")
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            assert await ann.queue() == []
+    finally:
+        first.kill()
+        first.wait()
