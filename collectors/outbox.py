@@ -1,10 +1,12 @@
 """The outbox: what waits for the bus, bounded in bytes, oldest dropped first, in order.
 
 Messages wait in memory while the bus takes them. Once it does not (`spill`), they are written to the spill file too,
-so that they outlive the agent, and new ones go to the file alone. A message leaves when the bus has acknowledged it.
+so that they outlive the agent, and new ones go to the file alone. Where the disk takes no more, the newest wait in
+memory behind the file. A message leaves when the bus has acknowledged it.
 
     put ──► [ unsent, in memory ] ──take──► [ in flight ] ──done──► gone
-       └──► [ spill file ] ──┘ ◄─────────────── rewind
+       ├──► [ spill file ] ──┤ ◄─────────────── rewind
+       └──► [ behind it ] ───┘
 """
 
 from __future__ import annotations
@@ -76,6 +78,8 @@ class Outbox:
         self._memory_bytes = min(memory_bytes, limit_bytes)
         self._unsent: deque[Entry] = deque()
         self._unsent_bytes = 0
+        self._behind: deque[Entry] = deque()
+        self._behind_bytes = 0
         self._in_flight: dict[str, Entry] = {}
         self._in_flight_bytes = 0
         self._spilling = False
@@ -88,7 +92,7 @@ class Outbox:
     def bytes(self) -> int:
         """Payload bytes that wait, wherever they are."""
         disk = self._spill.unread_bytes if self._spill is not None else 0
-        return self._unsent_bytes + self._in_flight_bytes + disk
+        return self._unsent_bytes + self._in_flight_bytes + self._behind_bytes + disk
 
     @property
     def in_flight(self) -> int:
@@ -101,23 +105,14 @@ class Outbox:
         return self._in_flight_bytes
 
     def __len__(self) -> int:
-        return len(self._unsent) + len(self._in_flight) + (self._spill.unread if self._spill is not None else 0)
+        disk = self._spill.unread if self._spill is not None else 0
+        return len(self._unsent) + len(self._in_flight) + len(self._behind) + disk
 
     def put(self, subject: str, message_id: str, payload: bytes, samples: int = 0) -> None:
         """Queue a message behind all others; the oldest are dropped where there is no room."""
-        spill = self._spill
         entry = Entry(subject, message_id, payload, samples)
-        if spill is not None and (self._spilling or spill.unread or self._unsent_bytes > self._memory_bytes):
-            # Once something is unread on disk, whatever comes later has to queue behind it there.
-            try:
-                self._persist(spill)
-                spill.append([_record(entry)])
-            except OSError as error:
-                self._disk_trouble(error)
-                if spill.unread:
-                    self._count_drop(entry)
-                else:
-                    self._push(entry)
+        if self._spill is not None and self._goes_to_disk(self._spill):
+            self._write(self._spill, entry)
         else:
             self._push(entry)
         self._shrink()
@@ -179,6 +174,7 @@ class Outbox:
             return
         try:
             self._persist(self._spill)
+            self._persist_behind(self._spill)
         except OSError as error:
             self._disk_trouble(error)
 
@@ -196,6 +192,41 @@ class Outbox:
             self.spill()
         if self._spill is not None:
             self._spill.close(keep=keep)
+
+    def _goes_to_disk(self, spill: Spill) -> bool:
+        # Once something is unread on disk, whatever comes later has to queue behind it there.
+        return self._spilling or bool(spill.unread or self._behind) or self._unsent_bytes > self._memory_bytes
+
+    def _write(self, spill: Spill, entry: Entry) -> None:
+        """Put a message at the end of the file; where the disk takes none, in memory behind it."""
+        try:
+            self._persist(spill)
+            self._persist_behind(spill)
+            spill.append([_record(entry)])
+        except OSError as error:
+            self._disk_trouble(error)
+            if spill.unread or self._behind:
+                self._push_behind(entry)
+            else:
+                self._push(entry)
+
+    def _persist_behind(self, spill: Spill) -> None:
+        """Put at the end of the file what waits behind it, one by one: a disk that is full still costs little.
+
+        Raises:
+            OSError: the first of what is left was not written.
+        """
+        while self._behind:
+            spill.append([_record(self._behind[0])])
+            self._behind_bytes -= len(self._behind.popleft().payload)
+
+    def _push_behind(self, entry: Entry) -> None:
+        self._behind.append(entry)
+        self._behind_bytes += len(entry.payload)
+        while self._behind_bytes > self._memory_bytes:
+            oldest = self._behind.popleft()
+            self._behind_bytes -= len(oldest.payload)
+            self._count_drop(oldest)
 
     def _persist(self, spill: Spill) -> None:
         """Write what is in memory alone: it stands in front of all that will be unread in the file.
@@ -216,15 +247,20 @@ class Outbox:
         self._unsent_bytes += len(entry.payload)
 
     def _refill(self, limit_bytes: int) -> None:
-        if self._spill is None or not self._spill.unread:
-            return
-        for segment, record in self._spill.read(limit_bytes):
+        """Take into memory what is next: from the file, then what waits behind it."""
+        found = self._spill.read(limit_bytes) if self._spill is not None and self._spill.unread else ()
+        for segment, record in found:
             # What an earlier run has written may have been sent by it.
             foreign = self._foreign > 0
             self._foreign -= foreign
             self._push(
                 Entry(record.subject, record.message_id, record.payload, record.samples, segment, doubtful=foreign)
             )
+        if not found:
+            self._unsent.extend(self._behind)
+            self._unsent_bytes += self._behind_bytes
+            self._behind.clear()
+            self._behind_bytes = 0
 
     def _shrink(self) -> None:
         while self.bytes > self.limit_bytes:
@@ -244,7 +280,11 @@ class Outbox:
 
     def _disk_trouble(self, error: OSError) -> None:
         if not self._disk_failed:
-            log.error("the spill file can't be written (%s); messages wait in memory alone", error)
+            log.error(
+                "the spill file can't be written (%s): new messages wait in memory, the newest %.3g MiB at most",
+                error,
+                self._memory_bytes / 2**20,
+            )
         self._disk_failed = True
 
 

@@ -56,7 +56,7 @@ class Unreachable(Struct, frozen=True):
     """A place where a device should be but does not answer."""
 
     index: int
-    reason: str
+    failure: NvmlFailure
 
 
 def discover(library: Library, host: str) -> tuple[list[Found], list[Unreachable]]:
@@ -79,7 +79,7 @@ def discover(library: Library, host: str) -> tuple[list[Found], list[Unreachable
         except NvmlFailure as failure:
             if failure.code in DRIVER_GONE:
                 raise
-            unreachable.append(Unreachable(index, str(failure)))
+            unreachable.append(Unreachable(index, failure))
     return found, unreachable
 
 

@@ -209,13 +209,18 @@ class NvmlSource:
 
     def _discover(self, library: Library) -> list[Found]:
         found, unreachable = discover(library, self.host)
+        there = {f.info.uuid for f in found}
         for place in unreachable:
+            # It may have gone since the last tick: nobody else would tell of it.
+            for device in [d for d in self._devices if d.found.parent is None and d.found.info.index == place.index]:
+                if device.found.info.uuid not in there:
+                    self._lose(library, device, place.failure)
             if place.index not in self._told_unreachable and not any(f.info.index == place.index for f in self._lost):
                 self._told_unreachable.add(place.index)
                 self._tell(
                     "device_unreachable",
                     Severity.WARNING,
-                    f"the device at index {place.index} does not answer: {place.reason}",
+                    f"the device at index {place.index} does not answer: {place.failure}",
                     index=place.index,
                 )
         lost = {f.info.uuid for f in self._lost}
@@ -344,6 +349,8 @@ class NvmlSource:
                     self._tell(
                         "device_returned", Severity.CLEARED, f"{back.info.name} answers again", device=back.info.uuid
                     )
+                elif back.parent is None and back not in self._lost:  # gone again before it was found
+                    self._lost.append(back)
 
     def _tell_lost(self, found: Found, failure: NvmlFailure) -> None:
         if found.info.uuid in self._told_lost:  # it answered for a moment, and was never back

@@ -290,6 +290,25 @@ def test_a_lost_device_is_told_and_left_out_the_rest_goes_on_until_it_returns(
     assert [(e.device, e.severity) for e in returned] == [(nvml.devices[0].uuid, Severity.CLEARED)]
 
 
+def test_a_device_that_an_inventory_misses_first_is_told_lost_and_returned(
+    nvml: FakeNvml, source: NvmlSource, events: list[SourceEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral.collectors.nvml.source.RETURN_SECONDS", 0.0)
+    source.open(events.append)
+    assert len(read(source)) == 2
+    events.clear()
+    nvml.devices[0].dead = LOST
+    assert [d.uuid for d in source.inventory()[0].devices] == [d.uuid for d in nvml.devices]
+    assert [(e.kind, e.severity, e.device) for e in events] == [
+        ("device_lost", Severity.HARDWARE, nvml.devices[0].uuid)
+    ]
+    assert [sample.device for sample in read(source)] == [nvml.devices[1].uuid]
+    events.clear()
+    nvml.devices[0].dead = OK
+    assert len(read(source)) == 2
+    assert [e.device for e in events if e.kind == "device_returned"] == [nvml.devices[0].uuid]
+
+
 def test_a_device_whose_every_call_fails_is_lost(
     nvml: FakeNvml, source: NvmlSource, events: list[SourceEvent], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,3 +182,54 @@ def test_a_full_disk_keeps_what_fits_in_memory(tmp_path: Path, monkeypatch: pyte
         outbox.put("subject", f"a-{number}", bytes(500))
     assert [entry.message_id for entry in iter(outbox.take, None)] == ["a-3", "a-4", "a-5", "a-6"]
     assert outbox.dropped_messages == 2
+
+
+def test_a_disk_that_fills_while_records_wait_on_it_keeps_the_newest_in_memory_behind_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox(2**20, tmp_path, memory_bytes=1000)
+    outbox.spill()
+    for number in range(3):
+        outbox.put("subject", f"a-{number}", bytes(300))
+    append = outbox._spill.append
+
+    def full(*_: object, **__: object) -> list[int]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outbox._spill, "append", full)
+    for number in range(3, 8):
+        outbox.put("subject", f"a-{number}", bytes(300))
+    # Of what the disk did not take the newest stay; what it has is kept.
+    assert (outbox.dropped_messages, len(outbox), outbox.bytes) == (2, 6, 1800)
+    outbox.unspill()
+    first = outbox.take()
+    assert first is not None
+    assert (first.message_id, outbox.done("a-0")) == ("a-0", True)
+    # There is room again: all go to the file, in order, and outlive the agent.
+    monkeypatch.setattr(outbox._spill, "append", append)
+    outbox.put("subject", "a-8", bytes(300))
+    assert outbox._spill.unread == 4
+    outbox.close()
+    again = Outbox(2**20, tmp_path)
+    assert [entry.message_id for entry in iter(again.take, None)][-6:] == ["a-1", "a-2", "a-5", "a-6", "a-7", "a-8"]
+    again.close()
+
+
+def test_what_waits_behind_a_full_disk_is_sent_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = Outbox(2**20, tmp_path, memory_bytes=1000)
+    outbox.spill()
+    outbox.put("subject", "a-0", bytes(300))
+
+    def full(*_: object, **__: object) -> list[int]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outbox._spill, "append", full)
+    outbox.put("subject", "a-1", bytes(300))
+    outbox.put("subject", "a-2", bytes(300))
+    assert [entry.message_id for entry in iter(outbox.take, None)] == ["a-0", "a-1", "a-2"]
+    outbox.rewind()
+    outbox.put("subject", "a-3", bytes(300))
+    assert [entry.message_id for entry in iter(outbox.take, None)] == ["a-0", "a-1", "a-2", "a-3"]
+    assert all(outbox.done(f"a-{number}") for number in range(4))
+    assert (len(outbox), outbox.bytes, outbox.dropped_messages) == (0, 0, 0)
+    outbox.close()
