@@ -310,9 +310,7 @@ def _check_times(times: NDArray[np.int64], ends: NDArray[np.int64], now_ns: int)
         raise _BadMessagesError(
             bad,
             "future",
-            lambda _: (
-                f"A time lies more than {FUTURE_SECONDS:g} s ahead of processor and server - at `$.times_ns`"
-            ),
+            lambda _: f"A time lies more than {FUTURE_SECONDS:g} s ahead of processor and server - at `$.times_ns`",
         )
     if int(times.min()) < EARLIEST_NS:
         bad = np.unique(np.searchsorted(ends, np.flatnonzero(times < EARLIEST_NS), side="right")).tolist()
