@@ -30,8 +30,8 @@ def check(inventory: Inventory) -> None:
             _fits(getattr(device, name), f"$.devices[...].{name}")
         for core in device.cpu_affinity:
             _fits(core, "$.devices[...].cpu_affinity[...]", 31)
-        if device.numa_node is not None:
-            _fits(device.numa_node + 2**31, "$.devices[...].numa_node", 32)
+        if device.numa_node is not None and not -(2**31) <= device.numa_node < 2**31:
+            raise DecodeError(f"{device.numa_node} is no NUMA node - at `$.devices[...].numa_node`", "out_of_range")
     for name, matrix in (("links", inventory.links), ("nvlink_counts", inventory.nvlink_counts)):
         if matrix and (len(matrix) != count or any(len(row) != count for row in matrix)):
             raise DecodeError(f"Expected {count} rows of {count} - at `$.{name}`", "invalid", f"$.{name}")

@@ -22,6 +22,7 @@ from ..fleet.holding import free
 from . import leases
 from .announce import Announcer
 from .leases import LeaseRecord, LeaseTable, Refused
+from .owned import size_of
 from .store import Deposed, Outcome, Store, WriteFailed, lease_key
 
 log = logging.getLogger("corral.planner.ledger")
@@ -29,8 +30,8 @@ log = logging.getLogger("corral.planner.ledger")
 RETAIN_SECONDS: Final = 3600.0
 """An ended lease is remembered for so long, and so is the answer to its request."""
 _RETAIN_AT_LEAST_SECONDS: Final = 15.0
-_RETAIN_MOST: Final = 20_000
-"""Where so many end within the time, each is remembered for less."""
+_RETAIN_BYTES: Final = 24 * 2**20
+"""Where more than that ends within the time, each is remembered for less: some 20,000 leases of a device or two."""
 _RETRY_SECONDS: Final = 1.0
 _RATE_SECONDS: Final = 10.0
 
@@ -200,7 +201,7 @@ class Ledger:
     async def _write(self, record: LeaseRecord, settled: Settled) -> None:
         lease_id = record.lease.lease_id
         ends = record.lease.state is not LeaseState.ACTIVE
-        ttl = self._retention() if ends else 0.0
+        ttl = self._retention(size_of(record.lease)) if ends else 0.0
         value = codec.encode(record, codec.JSON)
         if len(value) > self._most_bytes and record.earlier:
             # The lease itself did fit when it was granted: it must always be possible to renew and to end it.
@@ -252,14 +253,14 @@ class Ledger:
             message=f"The planner's bucket does not take writes ({outcome}): nothing was changed, try again later",
         )
 
-    def _retention(self) -> float:
-        """For how long a lease that ends now is remembered: less where very many end."""
+    def _retention(self, size: int) -> float:
+        """For how long a lease of so many bytes that ends now is remembered: less where very much ends."""
         now = time.monotonic()
         gap = now - self._end_rate_at
         self._end_rate_at = now
-        # Exponentially weighted count per second.
-        self._end_rate = self._end_rate * max(0.0, 1.0 - gap / _RATE_SECONDS) + 1.0 / _RATE_SECONDS
-        return min(RETAIN_SECONDS, max(_RETAIN_AT_LEAST_SECONDS, _RETAIN_MOST / self._end_rate))
+        # Exponentially weighted bytes per second.
+        self._end_rate = self._end_rate * max(0.0, 1.0 - gap / _RATE_SECONDS) + size / _RATE_SECONDS
+        return min(RETAIN_SECONDS, max(_RETAIN_AT_LEAST_SECONDS, _RETAIN_BYTES / self._end_rate))
 
 
 def _json_bytes(value: object) -> int:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from msgspec import Struct, field
 
 from ...schemas import bus, codec
+from ...schemas.inventory import check as check_inventory
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch
 from ..storage.interface import ArrowTable
@@ -153,7 +154,7 @@ def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], no
         _check(inventory.host.name, token, inventory.time_ns, now_ns)
         if any(device.host != token for device in inventory.devices):
             raise codec.DecodeError("A device names another host - at `$.devices[...].host`", "invalid", "$.devices")
-        _check_inventory(inventory)
+        check_inventory(inventory)
         facts.inventories.append(inventory)
         return True
     if kind == "processes":
@@ -240,29 +241,6 @@ def _check(host: str, token: str, time_ns: int, now_ns: int) -> None:
         raise codec.DecodeError(
             "The time lies before 2000: the host's clock is not set - at `$.time_ns`", "out_of_range", "$.time_ns"
         )
-
-
-def _check_inventory(inventory: Inventory) -> None:
-    """Numbers that their columns hold, and matrices of the right size."""
-    count = len(inventory.devices)
-    _fits(inventory.host.cpus, "$.host.cpus", 31)
-    _fits(inventory.host.memory_bytes, "$.host.memory_bytes")
-    for device in inventory.devices:
-        for name in ("index", "sm_count", "sm_clock_max_megahertz", "mig_instance"):
-            if (number := getattr(device, name)) is not None:
-                _fits(number, f"$.devices[...].{name}", 31)
-        for name in ("memory_bytes", "memory_bandwidth_bytes_per_second"):
-            _fits(getattr(device, name), f"$.devices[...].{name}")
-        for core in device.cpu_affinity:
-            _fits(core, "$.devices[...].cpu_affinity[...]", 31)
-        if device.numa_node is not None and not -(2**31) <= device.numa_node < 2**31:
-            raise codec.DecodeError(f"{device.numa_node} is no NUMA node - at `$.devices[...].numa_node`", "invalid")
-    for name, matrix in (("links", inventory.links), ("nvlink_counts", inventory.nvlink_counts)):
-        if matrix and (len(matrix) != count or any(len(row) != count for row in matrix)):
-            raise codec.DecodeError(f"Expected {count} rows of {count} - at `$.{name}`", "invalid", f"$.{name}")
-    for row in inventory.nvlink_counts:
-        for links in row:
-            _fits(links, "$.nvlink_counts[...][...]", 31)
 
 
 def _check_lease(event: LeaseEvent) -> None:

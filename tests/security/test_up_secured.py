@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,25 +124,13 @@ def a_program_needs_to_know_nothing_either(up: Up, monkeypatch: pytest.MonkeyPat
         SyncClient(up.url)
 
 
-def let_in(url: str, credentials: str) -> SyncClient:
-    """The server has been told of them, and reads its configuration beside everything else."""
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            return SyncClient(url, credentials=credentials)
-        except Unavailable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
 def a_colleague_joins_and_goes(up: Up, tmp_path: Path) -> None:
     added = up.corral("auth", "add", "requester", "alice", "--dir", str(up.data / "auth"), "--out", str(tmp_path))
     assert added.returncode == 0, added.stderr
     assert "has been told" in added.stderr
     credentials = str(tmp_path / "corral.creds")
     assert os.stat(credentials).st_mode & 0o077 == 0
-    with let_in(up.url, credentials) as alice:
+    with SyncClient(up.url, credentials=credentials) as alice:
         lease = alice.request(gpus=1).lease
         assert lease.owner == "alice"
         with pytest.raises(Refused):
