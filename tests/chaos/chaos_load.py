@@ -353,7 +353,7 @@ async def account_for_leases(load: Load, account: Account, *, lost_hosts: frozen
     bucket = await read_stream(load.nc, f"KV_{bus.PLANNER_BUCKET}", "$KV.*.lease.*")
     newest = {subject: json.loads(data) for subject, data in bucket if data}
     active = [record["lease"] for record in newest.values() if record["lease"]["state"] == "active"]
-    wrong = check(load.history, events, active)
+    wrong = check(load.history, events, active, lost_hosts)
     answered = {
         answers[0]["lease"]["lease_id"]
         for answers in load.history.answers.values()

@@ -184,13 +184,19 @@ def stamp(text: str) -> float:
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
-def check(history: History, events: list[dict[str, Any]], active: list[dict[str, Any]]) -> list[str]:
+def check(
+    history: History,
+    events: list[dict[str, Any]],
+    active: list[dict[str, Any]],
+    lost_hosts: frozenset[str] = frozenset(),
+) -> list[str]:
     """Everything that is wrong; empty if nothing is.
 
     Args:
         history: of the clients.
         events: lease events in the order of the stream.
         active: leases that are listed in the end.
+        lost_hosts: that were silent for too long: their leases end with that, and no others do.
     """
     wrong = [f"request {request_id} was never answered" for request_id in history.unanswered]
     wrong += history.betrayed
@@ -220,7 +226,17 @@ def check(history: History, events: list[dict[str, Any]], active: list[dict[str,
     ]
     planned += [(grants_of(lease), stamp(lease["granted_at"]), float("inf")) for lease in active]
     wrong += [f"planned: {problem}" for problem in overcommitted(planned)]
-    counted_on = [(grants_of(held.lease), held.since, held.until) for held in history.held]
+    lost_at: dict[str, float] = {}
+    for event in events:
+        if event["kind"] == "lost":
+            lease_id = event["lease"]["lease_id"]
+            lost_at[lease_id] = stamp(event["time"])
+            if not {grant["host"] for grant in grants_of(event["lease"])} & lost_hosts:
+                wrong.append(f"lease {lease_id} was lost, and its hosts were there: {event['lease']['reason']}")
+    counted_on = [
+        (grants_of(held.lease), held.since, min(held.until, lost_at.get(held.lease["lease_id"], held.until)))
+        for held in history.held
+    ]
     wrong += [f"counted on: {problem}" for problem in overcommitted(counted_on)]
     return wrong
 
