@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -25,6 +25,9 @@ from msgspec import Struct
 
 from . import expansion
 from .allowed import FORMATS, FUNCTIONS, LENGTHS, LIST_ITEMS, OPERATORS, TABLE_FUNCTIONS
+from .catalogue import Catalogue, read_catalogue
+from .copies import TooLarge, check_text
+from .tree import objects
 
 CATALOGUE_VIEWS: Final = frozenset(("tables", "columns", "schemata"))
 """Of `information_schema`: names and types only. All other catalogues show paths, settings or SQL."""
@@ -38,7 +41,7 @@ NAMES_SECONDS: Final = 1.0
 SHOW_NAMES: Final = frozenset(("", "tables", "__show_tables_expanded"))
 """`DESCRIBE`, `SUMMARIZE`, `SHOW TABLES`, `SHOW ALL TABLES`."""
 
-# Kinds of nodes of DuckDB's serialised tree, by the key that they stand under in `_walk`. What is not named is refused.
+# Kinds of nodes of DuckDB's serialised tree, by the key that they stand under. What is not named is refused.
 _NODE_KINDS = """
 SELECT_NODE SET_OPERATION_NODE RECURSIVE_CTE_NODE CTE_NODE ORDER_MODIFIER LIMIT_MODIFIER
 LIMIT_PERCENT_MODIFIER DISTINCT_MODIFIER EMPTY EMPTY_FROM BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION
@@ -93,7 +96,7 @@ class Names(Struct, frozen=True):
     hidden: frozenset[str]
     macros: frozenset[str]
     database: str
-    catalogue: expansion.Catalogue
+    catalogue: Catalogue
 
 
 def read_names(cursor: DuckDBPyConnection, private: Sequence[str] = ()) -> Names:
@@ -115,7 +118,7 @@ def read_names(cursor: DuckDBPyConnection, private: Sequence[str] = ()) -> Names
         hidden=frozenset(name for name, _ in rows) - own,
         macros=frozenset(name for (name,) in macros),
         database=str(cursor.execute("SELECT current_database()").fetchall()[0][0]).lower(),
-        catalogue=expansion.read_catalogue(cursor),
+        catalogue=read_catalogue(cursor),
     )
 
 
@@ -167,7 +170,7 @@ class Fence:
             self._read_at = time.monotonic()
             names = self._names = read_names(cursor, self._private)
         _check_arrows(tree)
-        nodes = list(_walk(tree))
+        nodes = list(objects(tree))
         ctes = {str(entry["key"]).lower() for node in nodes for entry in _cte_entries(node)}
         for name in ctes:
             if name in names.hidden or not _NAME.fullmatch(name):
@@ -186,9 +189,9 @@ def _one_statement(cursor: DuckDBPyConnection, sql: str) -> tuple[str, str]:
     if "\0" in sql:
         raise QueryError("invalid", "the SQL contains a NUL character")
     try:
-        expansion.check_text(sql)
+        check_text(sql)
         statements = cursor.extract_statements(sql)
-    except expansion.TooLarge as error:
+    except TooLarge as error:
         raise QueryError("refused", str(error)) from None
     except duckdb.Error as error:
         raise QueryError("invalid", str(error)) from None
@@ -254,20 +257,6 @@ def _parse(cursor: DuckDBPyConnection, sql: str) -> dict[str, Any]:
     return tree
 
 
-def _walk(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every object of the tree. Constants are leaves: what they hold is data, never a node."""
-    stack = [tree]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, list):
-            stack.extend(cast("list[Any]", node))
-        elif isinstance(node, dict):
-            found = cast("dict[str, Any]", node)
-            yield found
-            if found.get("class") != "CONSTANT":
-                stack.extend(found.values())
-
-
 def _check_arrows(tree: Any) -> None:
     """DuckDB binds a chain of `->` in a time that doubles with each, and can't be interrupted meanwhile."""
     stack: list[tuple[Any, int]] = [(tree, 0)]
@@ -288,7 +277,7 @@ def _check_expansion(text: str, tree: dict[str, Any], names: Names) -> None:
     try:
         # What is written out has its own bound: a message's size.
         expansion.check_tree(tree, names.catalogue, len(text))
-    except expansion.TooLarge as error:
+    except TooLarge as error:
         raise QueryError("refused", str(error)) from None
     except RecursionError:
         raise QueryError("invalid", "the SQL is nested too deep: split it up with WITH") from None

@@ -1,209 +1,24 @@
-"""How large a statement becomes while DuckDB binds it, computed from its text and its tree before it does.
+"""How large a statement becomes while DuckDB binds it, computed from its tree before it does.
 
 DuckDB replaces names by what they stand for: a CTE, a view, an alias of the same SELECT, a macro's argument, `*`. Where
 each level of a short statement says the level below twice, it doubles with each; and while DuckDB expands it, neither a
 timeout nor a cancellation is heard. What is counted here are the nodes that come of it, rather too many than too few.
+What the parser itself copies before that is in `copies.py`.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, cast
 
-import duckdb
-from duckdb import DuckDBPyConnection
-from msgspec import Struct
-
-NODES: Final = 20_000
-"""That a statement may grow by: what is larger takes DuckDB seconds to bind, or all memory."""
+from .catalogue import Catalogue, Relation
+from .copies import NODES, TooLarge
+from .tree import objects
 
 BETWEENS: Final = 3
 """DuckDB goes over the value before a BETWEEN so many times."""
 
-_WORD: Final = re.compile(r"\w+")
-WORDS: Final = 4
-"""Of a view's text take DuckDB as long as a node."""
-
 _QUERIES: Final = ("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE")
-_TEXT: Final = re.compile(r"'[^']*'")
-_VIEW: Final = re.compile(r"(?is)^.*?\bAS\b")
-
-
-class TooLarge(Exception):
-    """A statement grows beyond all bounds; the message says how, and what to do."""
-
-
-class Relation(Struct, frozen=True):
-    """What can stand in FROM.
-
-    Attributes:
-        nodes: that come with each mention of it.
-        width: columns.
-        row: nodes of the values of all columns.
-        values: nodes of the value of a column, by its name in lower case.
-        other: of the columns that are not in `values`, at most.
-    """
-
-    nodes: int = 1
-    width: int = 1
-    row: int = 1
-    values: Mapping[str, int] = {}
-    other: int = 1
-
-    @property
-    def largest(self) -> int:
-        """Nodes of the largest value."""
-        return max(self.other, *self.values.values(), 1)
-
-    def renamed(self, names: Any) -> Relation:
-        """The same where columns are given other names: which is which is not followed."""
-        return Relation(self.nodes, self.width, self.row, {}, self.largest) if names else self
-
-
-class Catalogue(Struct, frozen=True):
-    """What a database has, as far as it grows.
-
-    Attributes:
-        relations: tables and views, by name in lower case.
-        macros: how often one says an argument, by its name in lower case.
-    """
-
-    relations: Mapping[str, Relation] = {}
-    macros: Mapping[str, int] = {}
-
-
-def read_catalogue(cursor: DuckDBPyConnection) -> Catalogue:
-    """Measure the views, tables and macros of the database."""
-    found = cursor.execute(
-        "SELECT lower(table_name), count(*) FROM duckdb_columns() WHERE NOT internal GROUP BY ALL"
-    ).fetchall()
-    widths: dict[str, int] = dict(found)
-    texts = dict(cursor.execute("SELECT lower(view_name), sql FROM duckdb_views() WHERE NOT internal").fetchall())
-    words = {name: _words(_VIEW.sub("", _TEXT.sub("", text or ""), count=1)) for name, text in texts.items()}
-    sizes: dict[str, int] = {}
-    relations = {
-        name: Relation(_view_size(name, words, sizes), width, width) for name, width in widths.items() if width
-    }
-    macros = cursor.execute(
-        "SELECT lower(function_name), parameters, macro_definition FROM duckdb_functions()"
-        " WHERE function_type = 'macro'"
-    ).fetchall()
-    return Catalogue(relations, _macros(macros))
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
-def _view_size(name: str, words: Mapping[str, list[str]], sizes: dict[str, int]) -> int:
-    """Words of a view's text, with those of the views that it mentions."""
-    if name not in sizes:
-        sizes[name] = 1  # a column may be called as a view
-        said = words.get(name, [])
-        sizes[name] = 1 + len(said) // WORDS + sum(_view_size(word, words, sizes) for word in said if word in words)
-    return sizes[name]
-
-
-def _macros(rows: Iterable[tuple[str, list[str] | None, str | None]]) -> dict[str, int]:
-    """A macro may have several forms: the largest counts."""
-    texts: dict[str, list[tuple[list[str], list[str]]]] = {}
-    for name, parameters, definition in rows:
-        texts.setdefault(name, []).append(([p.lower() for p in parameters or []], _words(definition or "")))
-    found: dict[str, int] = {}
-
-    def times(name: str) -> int:
-        if name not in found:
-            found[name] = 1  # a parameter may be called as a macro
-            found[name] = max(_times(parameters, said) for parameters, said in texts[name])
-        return found[name]
-
-    def _times(parameters: list[str], said: list[str]) -> int:
-        result = max((said.count(parameter) for parameter in parameters), default=1)
-        for word in said:
-            if word in texts and word not in parameters:
-                result *= times(word)
-        return max(result, 1)
-
-    for name in texts:
-        times(name)
-    return found
-
-
-# Before it is parsed: DuckDB's parser itself copies two things.
-
-
-def check_text(sql: str) -> None:
-    """Refuse what would grow in the parser: the value of `CASE value WHEN … WHEN …` is copied for each WHEN, a window
-    of the WINDOW clause for each OVER. And what the tree does not show: a CTE that DuckDB must copy.
-
-    Raises:
-        TooLarge: it would grow too much.
-    """
-    lower = sql.lower()
-    if not any(word in lower for word in ("case", "window", "materialized")):
-        return
-    if any(not char.isascii() and unicodedata.category(char)[0] in "ZC" for char in sql):
-        # The parser takes some of them for spaces, the tokenizer does not.
-        raise TooLarge("a CASE, WINDOW or MATERIALIZED beside characters that can't be seen: write plain spaces")
-    tokens = list(_tokens(sql))
-    if ("not", "materialized") in itertools.pairwise(tokens):
-        raise TooLarge("NOT MATERIALIZED is not for readers: leave both words away")
-    copies = _copies(tokens)
-    if copies > NODES:
-        raise TooLarge(
-            "the SQL says too much again and again: write CASE WHEN value = … in place of CASE value WHEN …, and fewer "
-            "OVERs of the windows in a WINDOW clause"
-        )
-
-
-def _tokens(sql: str) -> Iterator[str]:
-    """Keywords in lower case, anything else as nothing; a CASE, WHEN or END that is a label is nothing, too."""
-    text = sql.encode(errors="replace")
-    label = False
-    for place, kind in duckdb.tokenize(sql):
-        found = _WORD.match(text[place : place + 16].decode(errors="ignore"))
-        word = found[0].lower() if found and kind == duckdb.token_type.keyword else ""
-        yield "" if label and word in ("case", "when", "end") else word
-        label = word == "as" or (kind == duckdb.token_type.operator and text[place : place + 1] == b".")
-
-
-class _Case(Struct):
-    """A CASE that is open: where it began, what stands before its first WHEN, and its WHENs so far."""
-
-    start: int
-    value: int = 0
-    whens: int = 0
-
-
-def _copies(tokens: Iterable[str]) -> int:
-    """Tokens that the parser adds."""
-    cases: list[_Case] = []
-    overs = window = copied = place = 0
-    for place, token in enumerate(tokens, 1):
-        if token == "case":
-            cases.append(_Case(place + copied))
-        elif token in ("when", "end") and not cases:
-            raise TooLarge("a CASE and its END do not match")
-        elif token == "when":
-            case = cases[-1]
-            case.value = case.value if case.whens else place + copied - case.start - 1
-            case.whens += 1
-        elif token == "end":
-            case = cases.pop()
-            copied = min(copied + case.value * max(0, case.whens - 1), 100 * NODES)
-        elif token == "over":
-            overs += 1
-        elif token == "window":
-            window = window or place
-    if cases:
-        raise TooLarge("a CASE and its END do not match")
-    return copied + overs * (place - window if window else 0)
-
-
-# After that: what binding adds.
 
 
 class _Scope:
@@ -489,24 +304,10 @@ class _Expander:
         yield from ((value, times) for key, value in node.items() if key != "children")
 
 
-def _parts(expression: Any, *, subqueries: bool = True) -> Iterator[dict[str, Any]]:
-    """Every object of an expression."""
-    stack = [expression]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, list):
-            stack.extend(cast("list[Any]", part))
-        elif isinstance(part, dict):
-            node = cast("dict[str, Any]", part)
-            yield node
-            if node.get("class") != "CONSTANT" and (subqueries or node.get("class") != "SUBQUERY"):
-                stack.extend(node.values())
-
-
 def _has_star(item: dict[str, Any]) -> bool:
     """Whether an item stands for as many columns as there are."""
     plain = item.get("class") == "STAR" and not item.get("columns")
-    return not plain and any(part.get("class") == "STAR" for part in _parts(item, subqueries=False))
+    return not plain and any(part.get("class") == "STAR" for part in objects(item, subqueries=False))
 
 
 def _changes(item: dict[str, Any]) -> bool:
@@ -516,6 +317,6 @@ def _changes(item: dict[str, Any]) -> bool:
 
 def _mentions(node: dict[str, Any]) -> int:
     """How often a lambda says its parameters."""
-    names = {str(part["column_names"][-1]).lower() for part in _parts(node.get("lhs")) if part.get("column_names")}
-    refs = (part["column_names"] for part in _parts(node.get("expr")) if part.get("class") == "COLUMN_REF")
+    names = {str(part["column_names"][-1]).lower() for part in objects(node.get("lhs")) if part.get("column_names")}
+    refs = (part["column_names"] for part in objects(node.get("expr")) if part.get("class") == "COLUMN_REF")
     return sum(str(ref[0]).lower() in names for ref in refs)
