@@ -22,6 +22,7 @@ from nats.js import api
 sys.path.insert(0, str(Path(__file__).parents[1] / "planner"))
 
 import model_planner
+from corral.client.query import in_own_name
 from corral.schemas import bus, codec
 from corral.schemas.query import ProcessorStatus
 from corral.schemas.telemetry import AgentReport, DeadLetter, DeviceEvent, SampleBatch
@@ -194,7 +195,9 @@ class Load:
         return len(seen) >= self.hosts - len(self.gone) and all(time.time() - at < FRESH_SECONDS for at in seen)
 
     async def rows(self, sql: str, timeout: float = 0.9) -> list[list[Any]]:
-        reply = await self.nc.request(bus.QUERY, json.dumps({"sql": sql}).encode(), timeout=timeout)
+        reply = await self.nc.request(
+            in_own_name(self.nc, bus.QUERY), json.dumps({"sql": sql}).encode(), timeout=timeout
+        )
         answer = json.loads(reply.data)
         if answer["type"] != "result":
             raise RuntimeError(answer)
