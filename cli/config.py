@@ -15,7 +15,6 @@ in `$XDG_CONFIG_HOME` or `~/.config`, which goes before it key by key.
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -28,6 +27,7 @@ from msgspec import Struct
 
 from ..client.request import OWNER_VARIABLE
 from ..schemas import bus, credentials
+from ..schemas.misspelt import closest, meant
 from .exits import USAGE, CommandError
 
 CONFIG_VARIABLE: Final = "CORRAL_CONFIG"
@@ -170,8 +170,9 @@ def _check(file: Path, tree: Mapping[str, Any]) -> None:
 
 def unknown(file: Path, where: str, key: str, known: Iterable[str]) -> str:
     """What to say of a key that means nothing, with the nearest that does."""
-    close = difflib.get_close_matches(key, sorted(known), 1, 0.6)
-    return f"{file} is wrong: there is no {where}" + (f": did you mean {close[0]}?" if close else "")
+    names = list(known)
+    close = meant(key, names) or closest(key, names, 0.6)
+    return f"{file} is wrong: there is no {where}" + (f": did you mean {close}?" if close else "")
 
 
 def write(config: Config) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from ..schemas import codec, units
 from ..schemas.credentials import ANY_OWNER
+from ..schemas.misspelt import meant
 from ..schemas.requests import Distribution, Method, Placement, WeightBy, WorkItem, WorkRequest
 from .errors import InvalidRequest
 
@@ -56,6 +57,17 @@ class RequestFields(TypedDict, total=False):
     """in place of `items` and what describes them"""
 
 
+_SHORTER: Final = {
+    "gpu_memory_bytes": "memory",
+    "gpu_share": "share",
+    "host_memory_bytes": "host_memory",
+    "ttl_seconds": "ttl",
+    "wait_seconds": "wait",
+}
+"""Arguments that say the same as a field of the request."""
+_ARGUMENTS: Final = frozenset({*RequestFields.__annotations__, *WorkRequest.__struct_fields__})
+
+
 def default_owner(holder: str = "") -> str:
     """Who asks where nothing is said: `CORRAL_OWNER`, else who holds the credentials, else the account's name.
 
@@ -79,11 +91,12 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
         InvalidRequest: a field is unknown, of the wrong type or out of range; `field` says which.
     """
     given: dict[str, Any] = dict(fields)
+    _check_names(given)
     body: dict[str, Any] = {"owner": given.pop("owner", owner)}
     try:
         for name, target in (("memory", "gpu_memory_bytes"), ("host_memory", "host_memory_bytes")):
             if name in given:
-                body[target] = units.parse_bytes(given.pop(name))
+                body[target] = _amount(name, given.pop(name))
         if "memory_per_item" in given:
             given["memory_per_item_bytes"] = units.parse_bytes(given.pop("memory_per_item"))
         for name, target in (("ttl", "ttl_seconds"), ("wait", "wait_seconds")):
@@ -108,6 +121,24 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
         body["distribution"] = distribution
     body.update(given)
     return checked(body)
+
+
+def _check_names(given: dict[str, Any]) -> None:
+    """Refuse arguments that mean nothing: one that is misspelt would otherwise be left out."""
+    for name in given:
+        if name not in _ARGUMENTS:
+            near = meant(name, RequestFields.__annotations__) or meant(name, _ARGUMENTS)
+            near = _SHORTER.get(near, near)
+            hint = f": did you mean `{near}`?" if near else f": there are {', '.join(RequestFields.__annotations__)}"
+            raise InvalidRequest(f"There is no argument `{name}`{hint}", "invalid", f"$.{name}")
+
+
+def _amount(name: str, value: str | int) -> int:
+    """Bytes of memory to ask for; an `int` is bytes, and one that is too small to be meant so is refused."""
+    amount = units.parse_bytes(value)
+    if isinstance(value, int) and 0 < value < units.LEAST_PLAIN_BYTES:
+        raise ValueError(f"{name}={value} would be {value} bytes: say {name}='{value}GiB', or give the bytes")
+    return amount
 
 
 def checked(body: WorkRequest | dict[str, Any]) -> WorkRequest:

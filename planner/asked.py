@@ -112,7 +112,9 @@ class Asked:
                 "refused",
                 f"$.{self.owner_field}",
             )
-        message, self.warnings = codec.decode_request(codec.encode(tree, self.content_type), type, self.content_type)
+        message, self.warnings = codec.decode_request(
+            codec.encode_again(tree, self.content_type), type, self.content_type
+        )
         return self._checked(message)
 
     @property
@@ -162,6 +164,8 @@ class Asked:
             reply = msgspec.structs.replace(reply, warnings=self.warnings)
         data = codec.encode(reply, self.content_type)
         headers = {codec.CONTENT_TYPE_HEADER: codec.MSGPACK} if self.content_type == codec.MSGPACK else None
+        if self.warnings:
+            headers = {**(headers or {}), codec.WARNINGS_HEADER: codec.warnings_header(self.warnings)}
         if len(data) > self._most_bytes + HEADROOM_BYTES // 2:
             message = f"The answer takes {len(data)} bytes, more than a message may: ask for less, with a filter"
             reply = Error(code="too_large", message=message)

@@ -100,7 +100,7 @@ class SnapshotService:
     async def _answer(self, message: Msg) -> None:
         try:
             # An empty message is refused, too: the server makes some of its own.
-            request = codec.decode(message.data, SnapshotRequest, codec.JSON)
+            request, _ = codec.decode_request(message.data, SnapshotRequest)
             async with self._busy:
                 reply = codec.encode(await self._make(request), codec.JSON)
         except codec.DecodeError as error:
@@ -141,7 +141,7 @@ class SnapshotService:
 
     async def _on_read(self, message: Msg) -> None:
         try:
-            request = codec.decode(message.data, SnapshotRead, codec.JSON)
+            request, _ = codec.decode_request(message.data, SnapshotRead)
         except codec.DecodeError:
             return
         if request.snapshot_id not in self._read_at:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
+import json
+import re
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
 import msgspec.inspect
+
+from .misspelt import LONGEST_NAME, meant
 
 T = TypeVar("T")
 
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 CONTENT_TYPE_HEADER: Final = "Content-Type"
+WARNINGS_HEADER: Final = "Corral-Warnings"
+"""Of an answer: a JSON list of what was ignored in the question."""
 
 _to_msgpack = msgspec.msgpack.Encoder()
 _to_json = msgspec.json.Encoder()
@@ -40,7 +45,7 @@ def encode(message: object, content_type: str = MSGPACK) -> bytes:
 
 
 def decode(payload: bytes, type: type[T], content_type: str = MSGPACK) -> T:
-    """Decode and check a message.
+    """Decode and check a message. A whole number may be written as 1.0, as JSON Schema has it, also in MessagePack.
 
     Raises:
         DecodeError: the bytes are not that type, with the path of the field.
@@ -56,11 +61,46 @@ def decode(payload: bytes, type: type[T], content_type: str = MSGPACK) -> T:
     try:
         return decoder.decode(payload)  # pyright: ignore[reportReturnType]
     except msgspec.ValidationError as error:
+        if _WHOLE_WANTED.match(str(error)):
+            whole = _with_whole_numbers(payload, content_type)
+            if whole is not None:
+                return decode(whole, type, content_type)
         raise DecodeError(str(error), "invalid", _path(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DecodeError(str(error), "undecodable") from None
     except RecursionError:
         raise DecodeError("nested too deep", "undecodable") from None
+
+
+_WHOLE_WANTED: Final = re.compile(r"Expected `int\b[^`]*`, got `float`")
+_LARGEST_WHOLE: Final = 2.0**63
+"""Beyond it no field goes, and few floats are exact."""
+
+
+def _with_whole_numbers(payload: bytes, content_type: str) -> bytes | None:
+    """A message with each float that is whole as an integer; None where there is none. A field that takes any number
+    takes both."""
+    found = 0
+
+    def walk(node: Any) -> Any:
+        nonlocal found
+        if isinstance(node, float):
+            if not node.is_integer() or abs(node) >= _LARGEST_WHOLE:
+                return node
+            found += 1
+            return int(node)
+        if isinstance(node, dict):
+            return {key: walk(value) for key, value in cast("dict[Any, Any]", node).items()}
+        if isinstance(node, list):
+            return [walk(value) for value in cast("list[Any]", node)]
+        return node
+
+    try:
+        tree: Any = msgspec.json.decode(payload) if content_type == JSON else msgspec.msgpack.decode(payload)
+        tree = walk(tree)
+        return encode(tree, content_type) if found else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
+        return None
 
 
 def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> tuple[T, list[str]]:
@@ -87,26 +127,38 @@ def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> t
     known = _known(msgspec.inspect.type_info(type))
     if known is None or not _drop_unknown(tree, known, "$", found):
         raise unknown
-    names = _field_names(type)
-    for (_, name), path in found.items():
-        # Longer ones are no slip of the pen, and comparing takes its time.
-        close = difflib.get_close_matches(name, names, 1, 0.75) if len(name) <= _LONGEST_NAME else []
+    for (where_known, name), path in found.items():
+        close = _meant(name, where_known, known)
         if close:
             where = f"{path}.{name}"
-            raise DecodeError(
-                f"There is no field `{name}`: did you mean `{close[0]}`? - at `{where}`", "invalid", where
-            ) from None
+            raise DecodeError(f"There is no field `{name}`: did you mean `{close}`? - at `{where}`", "invalid", where)
     warnings = [
-        f"{path}.{name[:_LONGEST_NAME]} is not known to this version and was ignored"
+        f"{path}.{name[:LONGEST_NAME]} is not known to this version and was ignored"
         for (_, name), path in found.items()
     ]
-    return decode(encode(tree, content_type), type, content_type), warnings
+    return decode(encode_again(tree, content_type), type, content_type), warnings
+
+
+def warnings_header(warnings: list[str]) -> str:
+    """Warnings as the value of a header, which is one line of ASCII."""
+    return json.dumps(warnings)
+
+
+def encode_again(tree: object, content_type: str) -> bytes:
+    """Encode what was decoded as it came.
+
+    Raises:
+        DecodeError: it holds a whole number that goes into no field.
+    """
+    try:
+        return encode(tree, content_type)
+    except OverflowError as error:
+        raise DecodeError(f"A whole number is too large: {error}", "invalid") from None
 
 
 _UNKNOWN_FIELD: Final = "Object contains unknown field "
 _MOST_UNKNOWN: Final = 16
 """Names that one request may have beside those that are known: one that is made of nothing else is refused."""
-_LONGEST_NAME: Final = 64
 
 
 class _Known:
@@ -196,16 +248,25 @@ def _drop_unknown(node: Any, known: _Known, path: str, found: dict[tuple[_Known,
     )
 
 
-def _field_names(type: Any) -> list[str]:
-    """The names of all fields of a struct and of the structs within it."""
-    names = _names.get(type)
-    if names is None:
-        _, components = msgspec.json.schema_components([type])
-        names = _names[type] = sorted({name for schema in components.values() for name in schema.get("properties", {})})
-    return names
+def _meant(name: str, here: _Known, whole: _Known) -> str:
+    """The field that somebody meant: one beside the unknown one, else one elsewhere in the message, with its path."""
+    if near := meant(name, here.fields or ()):
+        return near
+    elsewhere = _fields_by_path(whole)
+    found = meant(name, [path.rpartition(".")[2] for path in elsewhere])
+    return next((path for path in elsewhere if path.rpartition(".")[2] == found), "") if found else ""
 
 
-_names: Final[dict[object, list[str]]] = {}
+def _fields_by_path(known: _Known, path: str = "", inside: tuple[_Known, ...] = ()) -> list[str]:
+    """The fields of a struct and of the structs within it, such as `distribution.items`."""
+    if known in inside:
+        return []
+    if known.each is not None:
+        return _fields_by_path(known.each, path, (*inside, known))
+    found = [f"{path}{name}" for name in sorted(known.fields or ())]
+    for name, inner in known.inner.items():
+        found += _fields_by_path(inner, f"{path}{name}.", (*inside, known))
+    return found
 
 
 def content_type(headers: dict[str, str] | None) -> str:

@@ -30,9 +30,15 @@ class LeaseFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
 
 class Leases(Struct, frozen=True, kw_only=True, tag="leases", tag_field="type"):
-    """A list of leases, oldest first."""
+    """A list of leases, oldest first.
+
+    Attributes:
+        leases: that the filter lets through.
+        warnings: fields of the question that this planner does not know and has ignored.
+    """
 
     leases: list[Lease]
+    warnings: list[str] = []
 
 
 class DeviceFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -90,9 +96,15 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
 
 
 class Devices(Struct, frozen=True, kw_only=True, tag="devices", tag_field="type"):
-    """A list of devices, by host and index."""
+    """A list of devices, by host and index.
+
+    Attributes:
+        devices: that the filter lets through.
+        warnings: fields of the question that this planner does not know and has ignored.
+    """
 
     devices: list[DeviceStatus]
+    warnings: list[str] = []
 
 
 class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="type"):
@@ -114,6 +126,7 @@ class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="ty
         models: devices by model.
         waiting_requests: in the queue.
         planner: id of the planner that answers.
+        warnings: fields of the question that this planner does not know and has ignored.
     """
 
     hosts: int = 0
@@ -131,6 +144,7 @@ class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="ty
     models: dict[str, int] = {}
     waiting_requests: int = 0
     planner: str = ""
+    warnings: list[str] = []
 
 
 class Addition(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -192,6 +206,7 @@ class Explanation(Struct, frozen=True, kw_only=True, tag="explanation", tag_fiel
         verdicts: per device, the selected first, then by score; cut to 1,000.
         hosts: per host, why it could not hold the request; cut to 1,000.
         policy: that ranked.
+        warnings: fields of the question that this planner does not know and has ignored.
     """
 
     granted: bool
@@ -201,6 +216,7 @@ class Explanation(Struct, frozen=True, kw_only=True, tag="explanation", tag_fiel
     verdicts: list[Verdict] = []
     hosts: dict[str, str] = {}
     policy: str = ""
+    warnings: list[str] = []
 
 
 class DrainAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -224,9 +240,15 @@ class DrainAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
 
 class Drains(Struct, frozen=True, kw_only=True, tag="drains", tag_field="type"):
-    """All drains that hold, after the change: what is drained (`host:NAME`, `device:UUID`, `label:K=V`) → reason."""
+    """All drains that hold, after the change.
+
+    Attributes:
+        drains: what is drained (`host:NAME`, `device:UUID`, `label:K=V`) → reason.
+        warnings: fields of the question that this planner does not know and has ignored.
+    """
 
     drains: dict[str, str]
+    warnings: list[str] = []
 
 
 class EvictAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

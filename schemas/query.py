@@ -57,6 +57,7 @@ class QueryEnd(Struct, frozen=True, kw_only=True):
         seconds: time that it took in the database.
         error: why it failed; empty if it did not.
         code: as in `Error.code`; empty if it did not fail.
+        warnings: fields of the request that this processor does not know and has ignored.
     """
 
     rows: int = 0
@@ -64,6 +65,7 @@ class QueryEnd(Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     error: str = ""
     code: str = ""
+    warnings: list[str] = []
 
 
 class CancelRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -26,11 +26,16 @@ _SECOND_UNITS: Final = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0, "m
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)")
 
 
+LEAST_PLAIN_BYTES: Final = 2**20
+"""A text of a smaller number without a unit is no amount of memory: whoever writes 20 means GiB, not bytes."""
+
+
 def parse_bytes(text: str | int) -> int:
-    """`20GiB`, `20g`, `1.5TB` or a plain number to bytes; a letter alone means the binary unit.
+    """`20GiB`, `20g` or `1.5TB` to bytes; a letter alone means the binary unit. An `int` is bytes, and so is the text
+    of a plain number from 1 MiB on.
 
     Raises:
-        ValueError: no number, or an unknown unit.
+        ValueError: no number, an unknown unit, or a small number without one.
     """
     if isinstance(text, int):
         return text
@@ -40,6 +45,8 @@ def parse_bytes(text: str | int) -> int:
     amount = float(match[1]) * _BYTE_UNITS[match[2].lower()]
     if not math.isfinite(amount):
         raise ValueError(f"{text[:40]!r}… is more memory than there is")
+    if not match[2] and 0 < amount < LEAST_PLAIN_BYTES:
+        raise ValueError(f"{text!r} would be bytes: say {match[1]}GiB or {match[1]}GB, or {match[1]}B if you mean it")
     return round(amount)
 
 

@@ -268,7 +268,7 @@ class QueryService:
     async def _cancel(self, request: Request) -> None:
         message = _message(request)
         try:
-            asked = codec.decode(message.data, CancelRequest, codec.content_type(message.headers))
+            asked, _ = codec.decode_request(message.data, CancelRequest, codec.content_type(message.headers))
         except codec.DecodeError as error:
             await _respond(request, Error(code=error.code, message=str(error), field=error.field))
             return

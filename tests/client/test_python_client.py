@@ -150,7 +150,11 @@ def test_each_refusal_is_an_exception_of_its_own(client: SyncClient) -> None:
     assert rejected.value.code is RejectionCode.IMPOSSIBLE
     assert not rejected.value.could_ever_fit
     assert sum(reason.devices for reason in rejected.value.reasons) == 8
-    for fields, field in (({"gpus": -1}, "$.gpus"), ({"gpus": 2, "gpu_memory": "1GiB"}, ""), ({"memory": "x"}, "")):
+    for fields, field in (
+        ({"gpus": -1}, "$.gpus"),
+        ({"gpus": 2, "gpu_memory": "1GiB"}, "$.gpu_memory"),
+        ({"memory": "x"}, ""),
+    ):
         with pytest.raises(InvalidRequest) as invalid:
             client.request(**fields)
         assert invalid.value.field == field
