@@ -17,6 +17,7 @@ from ..schemas import codec, globs
 from ..schemas.bus import PlanSubject
 from ..schemas.operations import DeviceFilter, ExplainRequest
 from ..schemas.requests import Error, WorkRequest
+from .fleet.state import InvalidRequest
 from .limits import MOST_LABELS_BYTES
 
 log = logging.getLogger("corral.planner")
@@ -59,6 +60,7 @@ class Asked:
         content_type: of the question, and so of the answer.
         warnings: fields that were ignored.
         owner_field: of the body that says the same as the subject.
+        user: that the subject names, where the body may name others; empty if it names none.
     """
 
     __slots__ = (
@@ -71,6 +73,7 @@ class Asked:
         "content_type",
         "owner",
         "owner_field",
+        "user",
         "warnings",
     )
 
@@ -90,6 +93,7 @@ class Asked:
         self._forward = forward
         self.owner = owner
         self.owner_field = "owner"
+        self.user = ""
         self.content_type = codec.JSON
         self.warnings: list[str] = []
 
@@ -121,6 +125,11 @@ class Asked:
     def reply_to(self) -> str:
         """Where the answer goes."""
         return self._request._msg.reply  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
+
+    @property
+    def asker(self) -> str:
+        """Whose turn it is: the user that the subject names, else whoever the answer goes to, by inbox."""
+        return self.owner or self.user or self.reply_to.rpartition(".")[0]
 
     def let_go(self) -> None:
         """Forget the bytes of the question, which may be many: it may have to wait for a day."""
@@ -160,25 +169,44 @@ class Asked:
         """Answer in the format of the question."""
         if self._answered is not None:
             self._answered(reply, time.perf_counter() - self._came_at, self._waits)
+        reply, data = self.written(reply)
+        await self._send(data, reply if isinstance(reply, Error) else None)
+
+    def written(self, reply: Struct) -> tuple[Struct, bytes]:
+        """An answer as it travels: itself, or the error that it is too large, and its bytes."""
         if self.warnings and "warnings" in reply.__struct_fields__:
             reply = msgspec.structs.replace(reply, warnings=self.warnings)
         data = codec.encode(reply, self.content_type)
-        headers = {codec.CONTENT_TYPE_HEADER: codec.MSGPACK} if self.content_type == codec.MSGPACK else None
-        if self.warnings:
-            headers = {**(headers or {}), codec.WARNINGS_HEADER: codec.warnings_header(self.warnings)}
         if len(data) > self._most_bytes + HEADROOM_BYTES // 2:
             message = f"The answer takes {len(data)} bytes, more than a message may: ask for less, with a filter"
             reply = Error(code="too_large", message=message)
             data = codec.encode(reply, self.content_type)
+        return reply, data
+
+    def pack(self, work: Callable[[], Struct]) -> bytes:
+        """Work out an answer where this process is a copy that sends nothing itself."""
+        reply, data = self.written(answer_to(work))
+        error = reply if isinstance(reply, Error) else None
+        return msgspec.msgpack.encode((error, data))
+
+    async def answer_packed(self, packed: bytes) -> None:
+        """Answer with what `pack` has made."""
+        error, data = _unpack(packed)
+        await self._send(data, error)
+
+    async def _send(self, data: bytes, error: Error | None) -> None:
+        headers = {codec.CONTENT_TYPE_HEADER: codec.MSGPACK} if self.content_type == codec.MSGPACK else None
+        if self.warnings:
+            headers = {**(headers or {}), codec.WARNINGS_HEADER: codec.warnings_header(self.warnings)}
         try:
-            if isinstance(reply, Error):
+            if error is not None:
                 await self._request.respond_error(
-                    _STATUS.get(reply.code, "500"), reply.message[:256], data=data, headers=headers
+                    _STATUS.get(error.code, "500"), error.message[:256], data=data, headers=headers
                 )
             else:
                 await self._request.respond(data, headers)
-        except (NatsError, ValueError) as error:  # no reply subject, or the bus is away: the answer is remembered
-            log.debug("an answer was not sent: %s", error)
+        except (NatsError, ValueError) as failed:  # no reply subject, or the bus is away: the answer is remembered
+            log.debug("an answer was not sent: %s", failed)
 
     def forward(self, body: Struct) -> None:
         """Let whoever leads now answer."""
@@ -191,3 +219,16 @@ class Asked:
             if self._request.subject.startswith(PlanSubject.REQUEST) and not body.get("request_id"):
                 return
         self._forward(self._request, self._request.data)
+
+
+_unpack: Final = msgspec.msgpack.Decoder(tuple[Error | None, bytes]).decode
+
+
+def answer_to(work: Callable[[], Struct]) -> Struct:
+    """What comes of a question, be it the error that says what is wrong with it."""
+    try:
+        return work()
+    except codec.DecodeError as error:
+        return Error(code=error.code, message=str(error), field=error.field)
+    except InvalidRequest as error:
+        return Error(code="invalid", message=str(error), field=error.field)

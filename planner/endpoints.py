@@ -26,7 +26,9 @@ from ..schemas.bus import PlanSubject
 from ..schemas.health import ServiceHealth
 from ..schemas.operations import DeviceFilter, Devices, DrainAction, EvictAction, ExplainRequest, LeaseFilter
 from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
+from . import costs
 from .asked import Asked
+from .beside import Beside, GivenUp, TooMany
 from .desk import Desk
 from .fleet import summary
 from .fleet.fleet import Fleet
@@ -54,6 +56,7 @@ class Endpoints:
         candidate: knows whether it leads.
         limiter: what one owner may ask.
         vitals: counts answers.
+        beside: answers dear questions.
         most_bytes: of an answer.
         health: how the planner is.
     """
@@ -67,6 +70,7 @@ class Endpoints:
         candidate: Candidate,
         limiter: Limiter,
         vitals: Vitals,
+        beside: Beside,
         *,
         most_bytes: int,
         health: Callable[[], ServiceHealth],
@@ -78,10 +82,12 @@ class Endpoints:
         self._candidate = candidate
         self._limiter = limiter
         self._vitals = vitals
+        self._beside = beside
         self._most_bytes = most_bytes
         self._health = health
         self._service: Service | None = None
         self._errands: set[asyncio.Task[None]] = set()
+        self._turned_at = 0.0
 
     async def standby(self) -> None:
         """Be on the bus, and answer nothing but how it is."""
@@ -139,7 +145,10 @@ class Endpoints:
             self._spawn(desk.drain(body, asked))
 
         async def explanation(asked: Asked, body: ExplainRequest) -> None:
-            await asked.answer(explain(self._fleet, body.request, time.time(), self._policies, body.with_more))
+            def work() -> Struct:
+                return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
+
+            await self._answer(asked, costs.explaining(self._fleet, body), work)
 
         def devices(body: DeviceFilter) -> Struct:
             return Devices(devices=summary.devices(self._fleet, time.time(), body))
@@ -159,11 +168,39 @@ class Endpoints:
             *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),
             # The body may name anyone: it is the subject that says who asks.
             *self._owned("explain", own.EXPLAIN, ExplainRequest, explanation, "", Kind.EXPLANATIONS),
-            ("leases", own.LEASES, self._reader(LeaseFilter, desk.leases)),
-            ("devices", own.DEVICES, self._reader(DeviceFilter, devices)),
-            ("fleet", own.FLEET, self._reader(DeviceFilter, fleet)),
-            ("queue", own.QUEUE, self._reader(dict[str, Any], lambda _: desk.waiting())),
+            (
+                "leases",
+                own.LEASES,
+                self._reader(LeaseFilter, desk.leases, lambda body: costs.leases(desk.ledger.table, body)),
+            ),
+            (
+                "devices",
+                own.DEVICES,
+                self._reader(DeviceFilter, devices, lambda body: costs.listing(self._fleet, body)),
+            ),
+            ("fleet", own.FLEET, self._reader(DeviceFilter, fleet, lambda body: costs.summing(self._fleet, body))),
+            (
+                "queue",
+                own.QUEUE,
+                self._reader(dict[str, Any], lambda _: desk.waiting(), lambda _: costs.waiting(len(desk.queue))),
+            ),
         ]
+
+    async def _answer(self, asked: Asked, seconds: float, work: Callable[[], Struct]) -> None:
+        """Answer a question that changes nothing: at once where it is cheap, beside the loop where it is dear."""
+        if seconds <= costs.CHEAP_SECONDS:
+            await asked.answer(work())
+        else:
+            self._spawn(self._answer_beside(asked, work))
+
+    async def _answer_beside(self, asked: Asked, work: Callable[[], Struct]) -> None:
+        try:
+            await asked.answer_packed(await self._beside.ask(asked.asker, lambda: asked.pack(work)))
+        except TooMany:
+            message = "You have too many dear questions in line: ask one after the other"
+            await asked.answer(Error(code="too_many_requests", message=message, retry_after_seconds=1.0))
+        except GivenUp as error:
+            await asked.answer(Error(code="too_large", message=f"The question was given up, {error}: ask for less"))
 
     def _owned(
         self,
@@ -201,6 +238,7 @@ class Endpoints:
             owner = request.subject[owner_from:] if owner_from else None
             asked = self._asked(request, owner if field else None)
             asked.owner_field = field
+            asked.user = owner or ""
             try:
                 asked.content_type = codec.content_type(request.headers)  # also of a refusal
                 refused = self._limiter.size(request.data)
@@ -231,12 +269,18 @@ class Endpoints:
                 await act(request)
             else:
                 self._spawn(self._when_certain(request, act))
+            # A subscription goes on with its next message without a turn of the loop in between: others come first.
+            if time.perf_counter() - self._turned_at > costs.CHEAP_SECONDS:
+                await asyncio.sleep(0)
+                self._turned_at = time.perf_counter()
 
         return handle
 
-    def _reader(self, type: type[Any], work: Callable[[Any], Struct]) -> Callable[[Request], Awaitable[None]]:
+    def _reader(
+        self, type: type[Any], work: Callable[[Any], Struct], cost: Callable[[Any], float]
+    ) -> Callable[[Request], Awaitable[None]]:
         async def read(asked: Asked, body: Any) -> None:
-            await asked.answer(work(body))
+            await self._answer(asked, cost(body), lambda: work(body))
 
         return self._handler(type, read)
 

@@ -26,6 +26,7 @@ from ..schemas.instruments import ServiceKind
 from ..schemas.operations import Drains
 from ..schemas.requests import Error, LeaseState
 from .asked import HEADROOM_BYTES
+from .beside import Beside, Bounds
 from .chores import LOST_AFTER_SECONDS, Chores, forever, tidy
 from .desk import Desk
 from .endpoints import Endpoints
@@ -71,12 +72,14 @@ class Settings(Struct, frozen=True, kw_only=True):
         stale_after_seconds: a device without a sample for so long takes no work.
         lost_after_seconds: a host that is silent for so long is lost, and its leases with it.
         limits: what one owner may ask.
+        questions: what dear questions may take.
     """
 
     policy: str | None = None
     stale_after_seconds: float = 10.0
     lost_after_seconds: float = LOST_AFTER_SECONDS
     limits: Limits = Limits()
+    questions: Bounds = Bounds()
 
 
 class Planner:
@@ -100,7 +103,8 @@ class Planner:
         self.leading = asyncio.Event()
         self._nc = nc
         self._telemetry_nc = telemetry_nc
-        self._vitals = Vitals()
+        self._beside = Beside(settings.questions)
+        self._vitals = Vitals(self._beside)
         self._door = HealthDoor(ServiceKind.PLANNER, self.id, self._judge)
         self._settings = settings
         self._limiter = Limiter(settings.limits)
@@ -118,6 +122,7 @@ class Planner:
             self._candidate,
             self._limiter,
             self._vitals,
+            self._beside,
             most_bytes=self.most_bytes,
             health=self._door.health,
         )
@@ -152,6 +157,7 @@ class Planner:
             asyncio.create_task(self._telemetry.run(), name="folding telemetry in"),
             asyncio.create_task(forever("resending", self._store.tend), name="resending"),
             asyncio.create_task(self._candidate.run(), name="the election"),
+            asyncio.create_task(self._vitals.watch_loop(), name="watching the loop"),
         ]
         await self._door.open(self._nc)
 
@@ -194,6 +200,7 @@ class Planner:
         await asyncio.gather(*self._tasks, *self._term_tasks, return_exceptions=True)
         if term:
             await self._candidate.resign(term)
+        await self._beside.close()
         await self._telemetry.stop()
         await self._store.close()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
+from ..schemas import bus
 from ..schemas.health import Judgement
 from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
 from ..schemas.requests import Assignment, Error, Rejection
+from .beside import Beside
 from .desk import Desk
 from .fleet.fleet import Fleet
 from .leases.leader import Candidate
@@ -17,6 +20,7 @@ from .leases.store import Store
 from .telemetry import Telemetry
 
 _BOUNDS: Final = {name: instrument.bounds for name, instrument in INSTRUMENTS[ServiceKind.PLANNER].items()}
+_WATCH_SECONDS: Final = 0.05
 WRITE_SECONDS: Final = 5.0
 """A bucket that leaves a write without an answer for longer takes none."""
 FOLD_SECONDS: Final = 5.0
@@ -31,13 +35,27 @@ class Vitals:
         lease_changes: by kind of event.
         grant_seconds: see the catalogue.
         decision_seconds: likewise.
+        loop_lag_seconds: likewise.
+
+    Args:
+        beside: answers dear questions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Beside) -> None:
+        self._beside = beside
         self.requests: Counter[str] = Counter()
         self.lease_changes: Counter[str] = Counter()
         self.grant_seconds = Histogram(_BOUNDS["grant_seconds"])
         self.decision_seconds = Histogram(_BOUNDS["decision_seconds"])
+        self.loop_lag_seconds = Histogram(_BOUNDS["loop_lag_seconds"])
+
+    async def watch_loop(self) -> None:
+        """Measure how late the loop comes to what is due, for ever."""
+        while True:
+            bus.heed_cancellation()
+            began = time.perf_counter()
+            await asyncio.sleep(_WATCH_SECONDS)
+            self.loop_lag_seconds.observe(max(0.0, time.perf_counter() - began - _WATCH_SECONDS))
 
     def answered(self, reply: object, seconds: float, waited: bool) -> None:
         """A work request was answered.
@@ -101,6 +119,11 @@ class Vitals:
                 "requests": self.requests,
                 "grant_seconds": self.grant_seconds,
                 "decision_seconds": self.decision_seconds,
+                "loop_lag_seconds": self.loop_lag_seconds,
+                "dear_questions": self._beside.outcomes,
+                "dear_questions_running": float(self._beside.running),
+                "dear_questions_waiting": float(self._beside.waiting),
+                "fork_seconds": self._beside.fork_seconds,
                 "queue_length": float(len(queue) if queue is not None else 0),
                 "queue_longest_wait_seconds": max((now - entry.arrived_at for entry in queue or ()), default=0.0),
                 "active_leases": float(desk.ledger.table.active if desk is not None else 0),

@@ -334,6 +334,10 @@ class LeaseTable:
         """Active leases with a grant on a host."""
         return [self._records[lease_id] for lease_id in self._by_host.get(host, ())]
 
+    def count_on(self, host: str) -> int:
+        """How many active leases have a grant on a host."""
+        return len(self._by_host.get(host, ()))
+
     @property
     def hosts(self) -> Iterable[str]:
         """Hosts on which there are active leases."""

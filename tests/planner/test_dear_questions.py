@@ -1,0 +1,144 @@
+"""Dear questions are answered beside the planner's loop: no renewal waits for them, and no asker takes all turns."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from corral.cli.server import EmbeddedServer
+from corral.planner import costs
+from corral.planner.beside import Beside, Bounds, GivenUp, TooMany
+from nats.aio.client import Client as Nats
+from rig_planner import FakeHosts, ask, running, until_ready
+
+WHAT_IF = {"request": {"owner": "viewer", "gpus": 4}, "with_more": [{"model": "NVIDIA H100", "devices": 8_000}]}
+
+
+def once_there(path: Path, answer: bytes) -> Callable[[], bytes]:
+    """Work that ends when a file is there."""
+
+    def work() -> bytes:
+        while not path.exists():
+            time.sleep(0.005)
+        return answer
+
+    return work
+
+
+async def test_a_copy_answers_from_the_state_of_its_moment_and_changes_nothing() -> None:
+    beside, state = Beside(), {"known": b"before"}
+
+    def work() -> bytes:
+        seen, state["known"] = state["known"], b"changed in the copy"
+        return seen
+
+    assert await beside.ask("ann", work) == b"before"
+    assert state == {"known": b"before"}
+    state["known"] = b"after"
+    assert await beside.ask("ann", work) == b"after"
+    large = bytes(3 * 2**20)
+    assert await beside.ask("ann", lambda: large) == large
+    assert beside.outcomes == {"answered": 3}
+
+
+async def test_no_asker_takes_the_turns_of_others(tmp_path: Path) -> None:
+    beside = Beside(Bounds(running=2, waiting_of_one=3, waiting=5))
+    go = tmp_path / "go"
+    greedy = [asyncio.create_task(beside.ask("greedy", once_there(go, b"late"))) for _ in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(TooMany):
+        await beside.ask("greedy", bytes)
+    # Whoever comes later has the other place at once, again and again.
+    for name in ("ann", "bob", "ann"):
+        assert await beside.ask(name, lambda: b"soon") == b"soon"
+    assert not any(task.done() for task in greedy)
+    # Many askers that take all of the line keep out those who are in it already, and no newcomer.
+    crowd = [asyncio.create_task(beside.ask(f"c{number}", once_there(go, b"late"))) for number in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(TooMany):
+        await beside.ask("c3", bytes)
+    newcomer = asyncio.create_task(beside.ask("dan", lambda: b"too"))
+    go.touch()
+    assert await asyncio.gather(*greedy, *crowd, newcomer) == [b"late"] * 8 + [b"too"]
+    assert (beside.running, beside.waiting) == (0, 0)
+
+
+async def test_a_question_without_end_is_given_up(tmp_path: Path) -> None:
+    """Too long, too much memory, an end by a signal: each is told, and no process is left."""
+    beside = Beside(Bounds(seconds=0.2, memory_bytes=64 * 2**20))
+    pids = tmp_path / "pids"
+
+    def noted(work: Callable[[], bytes]) -> Callable[[], bytes]:
+        def noting() -> bytes:
+            with pids.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            return work()
+
+        return noting
+
+    with pytest.raises(GivenUp, match="took longer than"):
+        await beside.ask("ann", noted(once_there(tmp_path / "never", b"")))
+    patient = Beside(Bounds(memory_bytes=64 * 2**20))
+    with pytest.raises(GivenUp, match="memory"):
+        await patient.ask("ann", noted(lambda: bytes(2**30)))
+    with pytest.raises(GivenUp, match="ended"):
+        await patient.ask("ann", noted(lambda: str(os.kill(os.getpid(), 9)).encode()))
+    with pytest.raises(GivenUp, match="ZeroDivisionError"):
+        await patient.ask("ann", noted(lambda: bytes(1 // 0)))
+    for pid in map(int, pids.read_text().split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert await patient.ask("ann", lambda: b"well") == b"well"
+
+
+async def test_renewals_and_grants_pass_dear_questions(server: EmbeddedServer, nc: Nats) -> None:
+    async with running(server.url):
+        hosts = FakeHosts(nc)
+        await hosts.start()
+        await until_ready(nc, 8)
+        lease = (await ask(nc, "request", {"owner": "ann", "gpus": 1}))["lease"]
+        viewers = [
+            asyncio.create_task(ask(nc, f"explain.{name}", WHAT_IF, timeout=60))
+            for name in ["greedy"] * 16 + ["modest"]
+        ]
+        for _ in range(4):
+            assert (await ask(nc, "renew", {"owner": "ann", "lease_id": lease["lease_id"]}))["state"] == "active"
+            other = (await ask(nc, "request", {"owner": "bob", "gpus": 1}))["lease"]
+            assert (await ask(nc, "release", {"owner": "bob", "lease_id": other["lease_id"]}))["state"] == "released"
+        early = [task.result() for task in viewers if task.done()]
+        assert early
+        assert {(answer["type"], answer.get("code")) for answer in early} == {("error", "too_many_requests")}
+        # The modest one has its turn beside the greedy one, and the answer is the planner's own.
+        answer = await viewers[-1]
+        assert answer["granted"]
+        assert len(answer["verdicts"]) == 1000
+        assert not all(task.done() for task in viewers)
+        for task in viewers:
+            task.cancel()
+        await hosts.stop()
+
+
+@pytest.mark.parametrize("cheap_seconds", [0.0, 10.0])
+async def test_answers_beside_the_loop_are_those_of_the_loop(
+    server: EmbeddedServer, nc: Nats, monkeypatch: pytest.MonkeyPatch, cheap_seconds: float
+) -> None:
+    monkeypatch.setattr(costs, "CHEAP_SECONDS", cheap_seconds)
+    async with running(server.url):
+        hosts = FakeHosts(nc)
+        await hosts.start()
+        await until_ready(nc, 8)
+        lease = (await ask(nc, "request", {"owner": "ann", "gpus": 3}))["lease"]
+        assert (await ask(nc, "fleet"))["leased_devices"] == 3
+        listed = (await ask(nc, "devices", {"hosts": ["node0"]}))["devices"]
+        assert [device["leases"] for device in listed].count([lease["lease_id"]]) in (3, 0)
+        assert [found["lease_id"] for found in (await ask(nc, "leases"))["leases"]] == [lease["lease_id"]]
+        assert (await ask(nc, "queue"))["entries"] == []
+        told = await ask(nc, "explain", {"request": {"owner": "bob", "gpus": 4}})
+        assert (told["granted"], len(told["grants"])) == (True, 4)
+        refused = await ask(nc, "explain", {"request": {"owner": "bob", "gpus": 4, "policy": "none-such"}})
+        assert (refused["code"], refused["field"]) == ("invalid", "$.policy")
+        await hosts.stop()
