@@ -16,9 +16,11 @@ from nats.micro.request import Request
 from ..schemas import codec, globs
 from ..schemas.bus import PlanSubject
 from ..schemas.operations import DeviceFilter, ExplainRequest
-from ..schemas.requests import Error, WorkRequest
+from ..schemas.requests import Distribution, Error, WorkRequest
 from .fleet.state import InvalidRequest
+from .heavy import Heavy, Read, whole, without_items
 from .limits import MOST_LABELS_BYTES
+from .remembered import digest_of
 
 log = logging.getLogger("corral.planner")
 
@@ -67,6 +69,7 @@ class Asked:
         "_answered",
         "_came_at",
         "_forward",
+        "_kept",
         "_most_bytes",
         "_request",
         "_waits",
@@ -91,6 +94,7 @@ class Asked:
         self._request = request
         self._most_bytes = most_bytes
         self._forward = forward
+        self._kept = b""
         self.owner = owner
         self.owner_field = "owner"
         self.user = ""
@@ -101,7 +105,7 @@ class Asked:
         """The body, checked; what the subject says of the owner goes before it."""
         request = self._request
         self.content_type = codec.content_type(request.headers)
-        data = request.data or codec.encode({}, self.content_type)
+        data = self._kept or request.data or codec.encode({}, self.content_type)
         if len(data) > MOST_ASKED_BYTES:
             message = f"The message has {len(data)} bytes, {MOST_ASKED_BYTES} are the most: give items as a count"
             raise codec.DecodeError(message, "too_large")
@@ -127,6 +131,11 @@ class Asked:
         return self._request._msg.reply  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
 
     @property
+    def subject(self) -> str:
+        """Where the question came."""
+        return self._request.subject
+
+    @property
     def asker(self) -> str:
         """Whose turn it is: the user that the subject names, else whoever the answer goes to, by inbox."""
         return self.owner or self.user or self.reply_to.rpartition(".")[0]
@@ -136,6 +145,35 @@ class Asked:
         message = self._request._msg  # pyright: ignore[reportPrivateUsage]
         message.data = b""
         message.headers = {codec.CONTENT_TYPE_HEADER: self.content_type}
+
+    def keep(self) -> None:
+        """Keep the bytes of a question that is not taken apart here."""
+        self._kept = self._request.data
+        self.let_go()
+
+    def read(self) -> bytes:
+        """Read a work request where this process is a copy; see `take`."""
+
+        def work() -> Struct:
+            request: WorkRequest = self.decode(WorkRequest)
+            return Read(without_items(request), digest_of(request) if request.request_id else "", self.warnings)
+
+        found = answer_to(work)
+        return msgspec.msgpack.encode((found, None) if isinstance(found, Error) else (None, found))
+
+    def take(self, packed: bytes) -> tuple[WorkRequest, Heavy] | Error:
+        """What `read` has found: the request without its items, and where these are; or what is wrong with it."""
+        error, found = _taken(packed)
+        if found is None:
+            return error or Error(code="internal", message="The planner failed to read the request")
+        self.warnings = found.warnings
+        self._waits = found.request.wait_seconds > 0
+        return found.request, Heavy(found.digest, self._distribution)
+
+    def _distribution(self) -> Distribution:
+        again = self._kept
+        tree = codec.decode(again, _Distributing, self.content_type)
+        return tree.distribution
 
     def _checked(self, message: Any) -> Any:
         """The message, where it takes no more time or memory than its size explains."""
@@ -161,7 +199,7 @@ class Asked:
             raise codec.DecodeError(text, "too_large", f"{path}.labels")
         work = request.distribution
         # Each item's number is in the answer, with a comma.
-        if work is not None and isinstance(work.items, int) and work.items > self._most_bytes // 2:
+        if work is not None and isinstance(work.items, int) and _numbers_bytes(work.items) > self._most_bytes:
             text = f"{work.items} items do not fit in an answer of {self._most_bytes} bytes: give fewer, larger ones"
             raise codec.DecodeError(f"{text} - at `{path}.distribution.items`", "too_large", f"{path}.distribution")
 
@@ -176,7 +214,7 @@ class Asked:
         """An answer as it travels: itself, or the error that it is too large, and its bytes."""
         if self.warnings and "warnings" in reply.__struct_fields__:
             reply = msgspec.structs.replace(reply, warnings=self.warnings)
-        data = codec.encode(reply, self.content_type)
+        data = codec.encode(reply if self.content_type == codec.JSON else whole(reply), self.content_type)
         if len(data) > self._most_bytes + HEADROOM_BYTES // 2:
             message = f"The answer takes {len(data)} bytes, more than a message may: ask for less, with a filter"
             reply = Error(code="too_large", message=message)
@@ -210,7 +248,7 @@ class Asked:
 
     def forward(self, body: Struct) -> None:
         """Let whoever leads now answer."""
-        self._forward(self._request, codec.encode(body, self.content_type))
+        self._forward(self._request, self._kept or codec.encode(body, self.content_type))
 
     def hand_over(self) -> None:
         """Let whoever leads now answer the message as it came, if it may be asked twice."""
@@ -221,6 +259,20 @@ class Asked:
         self._forward(self._request, self._request.data)
 
 
+class _Distributing(Struct):
+    distribution: Distribution = Distribution()
+
+
+def _numbers_bytes(count: int) -> int:
+    """Of the numbers below a count, each with its comma."""
+    size, least, digits = 0, 0, 1
+    while least < count:
+        size += (min(count, 10**digits) - least) * (digits + 1)
+        least, digits = 10**digits, digits + 1
+    return size
+
+
+_taken: Final = msgspec.msgpack.Decoder(tuple[Error | None, Read | None]).decode
 _unpack: Final = msgspec.msgpack.Decoder(tuple[Error | None, bytes]).decode
 
 

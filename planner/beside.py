@@ -27,6 +27,7 @@ from typing import Final
 from msgspec import Struct
 
 from ..schemas.instruments import FAST_SECONDS, Histogram
+from ..schemas.requests import Error
 
 log = logging.getLogger("corral.planner.beside")
 
@@ -48,6 +49,15 @@ _DONE: Final = b"\0"
 
 class TooMany(Exception):
     """An asker has enough questions in line."""
+
+
+def too_many(asker: str) -> Error:
+    """What such an asker is told."""
+    return Error(
+        code="too_many_requests",
+        message=f"{asker!r} has too much in line that takes long to work out: ask one after the other",
+        retry_after_seconds=1.0,
+    )
 
 
 class GivenUp(Exception):

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Final
 
 from ..schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter
-from ..schemas.requests import LeaseState
+from ..schemas.requests import Distribution, LeaseState, Method
 from .fleet.fleet import Fleet
 from .leases.leases import LeaseTable
+from .work.balance import EXACT_ITEMS, EXACT_NODES
 
 CHEAP_SECONDS: Final = 0.002
 """What the loop may stand still for a question."""
@@ -22,6 +23,10 @@ _ADDED_DEVICE: Final = 60e-6
 _COMPARED_NAME: Final = 0.5e-6
 _RECORD: Final = 1e-6
 _LISTED_BYTE: Final = 4e-9
+_COUNTED: Final = 2e-6
+_STAGED: Final = 20e-6
+_PLACE: Final = 0.5e-6
+_NODE: Final = 8e-6
 _WAITING: Final = 4e-6
 
 
@@ -39,11 +44,25 @@ def explaining(fleet: Fleet, question: ExplainRequest) -> float:
     """Of an explanation, seconds."""
     added = sum(more.devices for more in question.with_more)
     patterns = len(question.request.hosts)
+    work = question.request.distribution
     return (
         (len(fleet.devices) + added) * _EXPLAINED_DEVICE
         + added * _ADDED_DEVICE
         + (len(fleet.hosts) + added) * patterns * _COMPARED_NAME
+        + (0.0 if work is None else distributing(work, question.request.gpus))
     )
+
+
+def distributing(work: Distribution, devices: int) -> float:
+    """Of distributing work items over devices, seconds."""
+    counted = isinstance(work.items, int)
+    items = work.items if isinstance(work.items, int) else len(work.items)
+    if work.method is Method.BALANCED and not counted:
+        exact = min(EXACT_NODES, max(1, devices) ** items) if items <= EXACT_ITEMS else EXACT_NODES
+        return exact * _NODE + items * devices * _PLACE
+    if work.method is Method.PIPELINE:
+        return items * _STAGED + items * devices * _PLACE
+    return items * _COUNTED + (0.0 if counted else items * devices * _PLACE) + devices * _COUNTED
 
 
 def leases(table: LeaseTable, only: LeaseFilter) -> float:

@@ -30,10 +30,13 @@ from ..schemas.requests import (
     WithdrawAction,
     WorkRequest,
 )
+from . import costs
+from .beside import Beside, GivenUp, TooMany, too_many
 from .drains import drained
 from .fleet.fleet import Fleet, apply
 from .fleet.holding import free, hold
 from .fleet.state import ask_key
+from .heavy import Heavy, distributed, filled
 from .leases import leases
 from .leases.leases import LeaseRecord, Refused
 from .leases.ledger import Ledger, clock
@@ -71,10 +74,13 @@ class Caller(Protocol):
 class _Open:
     """A request that is being decided, with all who asked it."""
 
-    __slots__ = ("callers", "digest", "entry", "named", "request", "unseen")
+    __slots__ = ("callers", "digest", "entry", "heavy", "named", "request", "unseen")
 
-    def __init__(self, digest: str, request: WorkRequest, caller: Caller, named: bool) -> None:
+    def __init__(
+        self, digest: str, request: WorkRequest, caller: Caller, named: bool, heavy: Heavy | None = None
+    ) -> None:
         self.digest = digest
+        self.heavy = heavy
         self.named = named
         self.request = request
         self.callers = [caller]
@@ -120,6 +126,7 @@ class Desk:
         answers: as read from the bucket, by request id.
         deposed: called when a write was refused since another planner leads.
         limiter: says who has enough in line.
+        beside: distributes work items where that takes long.
 
     Attributes:
         wake: set when those who wait should be looked at.
@@ -139,6 +146,7 @@ class Desk:
         answers: dict[str, Answer],
         deposed: Callable[[], None],
         limiter: Limiter,
+        beside: Beside,
     ) -> None:
         self.ledger = ledger
         self.fleet = fleet
@@ -151,6 +159,8 @@ class Desk:
         self._policies = policies
         self._deposed = deposed
         self._limiter = limiter
+        self._beside = beside
+        self._errands: set[asyncio.Task[None]] = set()
         self._drains = drains
         self._drain_lock = asyncio.Lock()
         self._answers = Answers(store, term, answers, deposed)
@@ -160,20 +170,29 @@ class Desk:
 
     # Requests
 
-    async def request(self, request: WorkRequest, caller: Caller) -> None:
-        """Grant, queue or turn down."""
+    async def request(self, request: WorkRequest, caller: Caller, heavy: Heavy | None = None) -> None:
+        """Grant, queue or turn down.
+
+        Args:
+            request: what is asked for.
+            caller: who asks.
+            heavy: where its work items are, if it was read beside the loop.
+        """
         request_id = request.request_id
         named = request_id is not None
         if request_id is None:
             request_id = self._new_id()
             request = replace(request, request_id=request_id)
         # Nobody can ask again under an id that only the answer tells.
-        digest = digest_of(request) if named else ""
+        digest = "" if not named else heavy.digest if heavy is not None else digest_of(request)
         if named and await self._asked_before(request, request_id, digest, caller):
             return
-        opened = _Open(digest, request, caller, named)
+        work = request.distribution
+        if heavy is None and work is not None and costs.distributing(work, request.gpus) > costs.CHEAP_SECONDS:
+            heavy = Heavy(digest, lambda: work)
+        opened = _Open(digest, request, caller, named, heavy)
         try:
-            decision = self._decide(request)
+            decision = self._decide(request, heavy=heavy is not None)
         except InvalidRequest as error:
             await caller.answer(Error(code="invalid", message=str(error), field=error.field))
             return
@@ -201,7 +220,7 @@ class Desk:
             return True
         return False
 
-    def _decide(self, request: WorkRequest, entry: Waiting | None = None) -> Decision:
+    def _decide(self, request: WorkRequest, entry: Waiting | None = None, *, heavy: bool = False) -> Decision:
         now = time.time()
         if len(self.queue):
             ahead = self.queue.blocker(request, now, entry)
@@ -215,7 +234,7 @@ class Desk:
                 )
         # A policy learns from each request once, however often it is tried from the queue.
         began = time.perf_counter()
-        decision = decide(self.fleet, request, now, self._policies, learn=entry is None)
+        decision = decide(self.fleet, request, now, self._policies, learn=entry is None, distributing=not heavy)
         self.decided(time.perf_counter() - began)
         return decision
 
@@ -241,10 +260,42 @@ class Desk:
         return sum(entry.request.owner == owner for entry in self.queue)
 
     async def _grant(self, opened: _Open, placed: Placed) -> None:
-        request = opened.request
         lease_id = self._new_id()
-        owners = self.ledger.table.owners
         hold(self.fleet, lease_id, placed.grants)
+        if opened.heavy is None:
+            await self._promise(opened, placed, lease_id)
+        else:  # its devices are kept meanwhile
+            task = asyncio.create_task(self._distribute(opened, opened.heavy, placed, lease_id))
+            self._errands.add(task)
+            task.add_done_callback(self._errands.discard)
+
+    async def _distribute(self, opened: _Open, heavy: Heavy, placed: Placed, lease_id: str) -> None:
+        """Have work items distributed over devices that are held, then promise them."""
+        request_id = opened.request.request_id or ""
+        promised = False
+        refused = Error(code="unavailable", message="This planner is stopping: ask again")
+        try:
+            packed = await self._beside.ask(opened.request.owner, lambda: distributed(placed, heavy.distribution()))
+            if not self._closed:
+                promised = True
+                await self._promise(opened, filled(placed, packed), lease_id)
+                return
+        except TooMany:
+            refused = too_many(opened.request.owner)
+        except GivenUp as error:
+            message = f"The work items were not distributed, {error}: give fewer, or take a simpler method"
+            refused = Error(code="too_large", message=message, field="$.distribution")
+        finally:
+            if not promised:
+                free(self.fleet, lease_id)
+        if self._open.get(request_id) is opened:  # else another planner was asked
+            await self._close(opened, refused)
+        self.wake.set()
+
+    async def _promise(self, opened: _Open, placed: Placed, lease_id: str) -> None:
+        """Make a lease of devices that are held."""
+        request = opened.request
+        owners = self.ledger.table.owners
         record = leases.grant(
             request,
             placed.grants,
@@ -361,7 +412,7 @@ class Desk:
             decision = refused.get(key)
             if decision is None:
                 try:
-                    decision = self._decide(entry.request, entry)
+                    decision = self._decide(entry.request, entry, heavy=entry.payload.heavy is not None)
                 except Exception as error:  # those behind it must not wait for ever
                     log.exception("request %s could not be decided", entry.request.request_id)
                     self.queue.remove(entry)

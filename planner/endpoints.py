@@ -28,10 +28,11 @@ from ..schemas.operations import DeviceFilter, Devices, DrainAction, EvictAction
 from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from . import costs
 from .asked import Asked
-from .beside import Beside, GivenUp, TooMany
+from .beside import Beside, GivenUp, TooMany, too_many
 from .desk import Desk
 from .fleet import summary
 from .fleet.fleet import Fleet
+from .heavy import HEAVY_BYTES
 from .leases.leader import Candidate
 from .limits import Kind, Limiter, asks
 from .placement.decide import InvalidRequest, Policies, explain
@@ -57,6 +58,7 @@ class Endpoints:
         limiter: what one owner may ask.
         vitals: counts answers.
         beside: answers dear questions.
+        reading: reads large requests.
         most_bytes: of an answer.
         health: how the planner is.
     """
@@ -71,6 +73,7 @@ class Endpoints:
         limiter: Limiter,
         vitals: Vitals,
         beside: Beside,
+        reading: Beside,
         *,
         most_bytes: int,
         health: Callable[[], ServiceHealth],
@@ -83,6 +86,7 @@ class Endpoints:
         self._limiter = limiter
         self._vitals = vitals
         self._beside = beside
+        self._reading = reading
         self._most_bytes = most_bytes
         self._health = health
         self._service: Service | None = None
@@ -129,6 +133,13 @@ class Endpoints:
         async def request(asked: Asked, body: WorkRequest) -> None:
             await desk.request(body, asked)
 
+        async def large_request(asked: Asked) -> None:
+            found = asked.take(await self._reading.ask(asked.asker, asked.read))
+            if isinstance(found, Error):
+                await asked.answer(found)
+            else:
+                await desk.request(found[0], asked, found[1])
+
         async def withdraw(asked: Asked, body: WithdrawAction) -> None:
             await desk.withdraw(body, asked)
 
@@ -144,11 +155,17 @@ class Endpoints:
         async def drain(asked: Asked, body: DrainAction) -> None:
             self._spawn(desk.drain(body, asked))
 
-        async def explanation(asked: Asked, body: ExplainRequest) -> None:
-            def work() -> Struct:
-                return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
+        def explained(body: ExplainRequest) -> Struct:
+            return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
 
-            await self._answer(asked, costs.explaining(self._fleet, body), work)
+        async def explanation(asked: Asked, body: ExplainRequest) -> None:
+            await self._answer(asked, costs.explaining(self._fleet, body), lambda: explained(body))
+
+        async def large_explanation(asked: Asked) -> None:
+            await self._answer_beside(asked, lambda: explained(asked.decode(ExplainRequest)))
+
+        async def too_large(asked: Asked) -> None:
+            await asked.answer(Error(code="too_large", message=f"More than {HEAVY_BYTES} bytes say nothing here"))
 
         def devices(body: DeviceFilter) -> Struct:
             return Devices(devices=summary.devices(self._fleet, time.time(), body))
@@ -160,14 +177,14 @@ class Endpoints:
 
         own = PlanSubject
         return [
-            *self._owned("request", own.REQUEST, WorkRequest, request, kind=Kind.REQUESTS),
-            *self._owned("withdraw", own.WITHDRAW, WithdrawAction, withdraw, kind=Kind.LEASES),
-            *self._owned("renew", own.RENEW, LeaseAction, renew, kind=Kind.LEASES),
-            *self._owned("release", own.RELEASE, LeaseAction, release, kind=Kind.LEASES),
+            *self._owned("request", own.REQUEST, WorkRequest, request, kind=Kind.REQUESTS, large=large_request),
+            *self._owned("withdraw", own.WITHDRAW, WithdrawAction, withdraw, kind=Kind.LEASES, large=too_large),
+            *self._owned("renew", own.RENEW, LeaseAction, renew, kind=Kind.LEASES, large=too_large),
+            *self._owned("release", own.RELEASE, LeaseAction, release, kind=Kind.LEASES, large=too_large),
             *self._owned("evict", own.EVICT, EvictAction, evict, "operator"),
             *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),
             # The body may name anyone: it is the subject that says who asks.
-            *self._owned("explain", own.EXPLAIN, ExplainRequest, explanation, "", Kind.EXPLANATIONS),
+            *self._owned("explain", own.EXPLAIN, ExplainRequest, explanation, "", Kind.EXPLANATIONS, large_explanation),
             (
                 "leases",
                 own.LEASES,
@@ -194,13 +211,10 @@ class Endpoints:
             self._spawn(self._answer_beside(asked, work))
 
     async def _answer_beside(self, asked: Asked, work: Callable[[], Struct]) -> None:
-        try:
+        async def answer() -> None:
             await asked.answer_packed(await self._beside.ask(asked.asker, lambda: asked.pack(work)))
-        except TooMany:
-            message = "You have too many dear questions in line: ask one after the other"
-            await asked.answer(Error(code="too_many_requests", message=message, retry_after_seconds=1.0))
-        except GivenUp as error:
-            await asked.answer(Error(code="too_large", message=f"The question was given up, {error}: ask for less"))
+
+        await self._guarded(asked, answer())
 
     def _owned(
         self,
@@ -210,10 +224,11 @@ class Endpoints:
         work: Callable[[Asked, Any], Awaitable[None]],
         field: str = "owner",
         kind: Kind | None = None,
+        large: Callable[[Asked], Awaitable[None]] | None = None,
     ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
         return [
-            (name, subject, self._handler(type, work)),
-            (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1, field, kind)),
+            (name, subject, self._handler(type, work, kind=kind, large=large)),
+            (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1, field, kind, large)),
         ]
 
     def _handler(
@@ -223,6 +238,7 @@ class Endpoints:
         owner_from: int = 0,
         field: str = "owner",
         kind: Kind | None = None,
+        large: Callable[[Asked], Awaitable[None]] | None = None,
     ) -> Callable[[Request], Awaitable[None]]:
         """What answers a message.
 
@@ -232,6 +248,7 @@ class Endpoints:
             owner_from: where the owner begins in the subject; 0 where it names none.
             field: of the body that must say the same as the subject; empty for none.
             kind: counted for the subject's owner, before the body is looked at.
+            large: answers a message that is too large to be read here; None reads it whatever its size.
         """
 
         async def act(request: Request) -> None:
@@ -239,30 +256,29 @@ class Endpoints:
             asked = self._asked(request, owner if field else None)
             asked.owner_field = field
             asked.user = owner or ""
-            try:
-                asked.content_type = codec.content_type(request.headers)  # also of a refusal
-                refused = self._limiter.size(request.data)
-                if refused is None and owner is not None and kind is not None:
-                    refused = self._limiter.rate(owner, kind, time.monotonic())
+            await self._guarded(asked, look(asked, request, owner))
+
+        async def look(asked: Asked, request: Request, owner: str | None) -> None:
+            asked.content_type = codec.content_type(request.headers)  # also of a refusal
+            refused = self._limiter.size(request.data)
+            if refused is None and large is not None and len(request.data) > HEAVY_BYTES:
+                asked.keep()
+                refused = None if kind is None else self._limiter.rate(owner or asked.asker, kind, time.monotonic())
                 if refused is None:
-                    body = asked.decode(type)
-                    asked.let_go()
-                    by_body = asks(body) if owner is None else None
-                    if by_body is not None:
-                        refused = self._limiter.rate(*by_body, time.monotonic())
-                    if refused is None:
-                        await work(asked, body)
-                        return
-                await asked.answer(refused)
-            except codec.DecodeError as error:
-                await asked.answer(Error(code=error.code, message=str(error), field=error.field))
-            except InvalidRequest as error:
-                await asked.answer(Error(code="invalid", message=str(error), field=error.field))
-            except NatsError:
-                raise
-            except Exception as error:
-                log.exception("a request on %s failed", request.subject, extra={"subject": request.subject})
-                await asked.answer(Error(code="internal", message=f"The planner failed: {error}"))
+                    self._spawn(self._guarded(asked, large(asked)))
+                    return
+            elif refused is None and owner is not None and kind is not None:
+                refused = self._limiter.rate(owner, kind, time.monotonic())
+            if refused is None:
+                body = asked.decode(type)
+                asked.let_go()
+                by_body = asks(body) if owner is None else None
+                if by_body is not None:
+                    refused = self._limiter.rate(*by_body, time.monotonic())
+                if refused is None:
+                    await work(asked, body)
+                    return
+            await asked.answer(refused)
 
         async def handle(request: Request) -> None:
             if self._candidate.certain:
@@ -282,7 +298,28 @@ class Endpoints:
         async def read(asked: Asked, body: Any) -> None:
             await self._answer(asked, cost(body), lambda: work(body))
 
-        return self._handler(type, read)
+        async def large(asked: Asked) -> None:
+            await self._answer_beside(asked, lambda: work(asked.decode(type)))
+
+        return self._handler(type, read, large=large)
+
+    async def _guarded(self, asked: Asked, work: Awaitable[None]) -> None:
+        """Answer a message, or say what is wrong with it."""
+        try:
+            await work
+        except codec.DecodeError as error:
+            await asked.answer(Error(code=error.code, message=str(error), field=error.field))
+        except InvalidRequest as error:
+            await asked.answer(Error(code="invalid", message=str(error), field=error.field))
+        except TooMany:
+            await asked.answer(too_many(asked.asker))
+        except GivenUp as error:
+            await asked.answer(Error(code="too_large", message=f"The planner gave up on it, {error}: ask for less"))
+        except NatsError:
+            raise
+        except Exception as error:
+            log.exception("a request on %s failed", asked.subject, extra={"subject": asked.subject})
+            await asked.answer(Error(code="internal", message=f"The planner failed: {error}"))
 
     async def _when_certain(self, request: Request, act: Callable[[Request], Awaitable[None]]) -> None:
         """What a planner says from memory is true only while it leads: a lease that it does not know may be new."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
@@ -62,6 +62,8 @@ GRACE_SECONDS: Final = 10.0
 _OUTAGE_SECONDS: Final = 2 * TAKEOVER_SECONDS
 _START_AGAIN_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 2.0
+_WORK_OF_ONE: Final = 64
+"""Requests with much work in them, of one owner in line: more than of questions, since they are asked for once."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -104,7 +106,8 @@ class Planner:
         self._nc = nc
         self._telemetry_nc = telemetry_nc
         self._beside = Beside(settings.questions)
-        self._vitals = Vitals(self._beside)
+        self._working = Beside(structs.replace(settings.questions, waiting_of_one=_WORK_OF_ONE))
+        self._vitals = Vitals(self._beside, self._working)
         self._door = HealthDoor(ServiceKind.PLANNER, self.id, self._judge)
         self._settings = settings
         self._limiter = Limiter(settings.limits)
@@ -123,6 +126,7 @@ class Planner:
             self._limiter,
             self._vitals,
             self._beside,
+            self._working,
             most_bytes=self.most_bytes,
             health=self._door.health,
         )
@@ -201,6 +205,7 @@ class Planner:
         if term:
             await self._candidate.resign(term)
         await self._beside.close()
+        await self._working.close()
         await self._telemetry.stop()
         await self._store.close()
 
@@ -292,6 +297,7 @@ class Planner:
             answers=answers,
             deposed=self._candidate.deposed,
             limiter=self._limiter,
+            beside=self._working,
         )
         desk.decided = self._vitals.decision_seconds.observe
         self._desk = desk

@@ -39,10 +39,14 @@ class Vitals:
 
     Args:
         beside: answers dear questions.
+        working: reads large requests, and distributes their work.
     """
 
-    def __init__(self, beside: Beside) -> None:
+    def __init__(self, beside: Beside, working: Beside) -> None:
         self._beside = beside
+        self._working = working
+        # The loop stands still for both alike.
+        working.fork_seconds = beside.fork_seconds
         self.requests: Counter[str] = Counter()
         self.lease_changes: Counter[str] = Counter()
         self.grant_seconds = Histogram(_BOUNDS["grant_seconds"])
@@ -123,6 +127,7 @@ class Vitals:
                 "dear_questions": self._beside.outcomes,
                 "dear_questions_running": float(self._beside.running),
                 "dear_questions_waiting": float(self._beside.waiting),
+                "large_requests": self._working.outcomes,
                 "fork_seconds": self._beside.fork_seconds,
                 "queue_length": float(len(queue) if queue is not None else 0),
                 "queue_longest_wait_seconds": max((now - entry.arrived_at for entry in queue or ()), default=0.0),

@@ -110,6 +110,7 @@ _PLANNER: Final = (
     _counter("dear_questions", "Questions that a copy of the planner answered, by outcome.", "outcome"),
     _gauge("dear_questions_running", "Of these, such that are being worked on."),
     _gauge("dear_questions_waiting", "Of these, such that wait for their turn."),
+    _counter("large_requests", "Copies that read a large request or distributed its work, by outcome.", "outcome"),
     _histogram("fork_seconds", "For how long the loop stands still to make such a copy.", FAST_SECONDS),
     _gauge("queue_length", "Requests that wait."),
     _gauge("queue_longest_wait_seconds", "How long the one that waits longest has waited."),

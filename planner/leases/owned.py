@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from ...schemas.requests import Lease
 
@@ -62,9 +62,17 @@ def size_of(lease: Lease) -> int:
     """Bytes that a lease takes in the bucket, about; the same for all of its life."""
     size = _RECORD_BYTES + sum(len(key) + len(value) for key, value in lease.labels.items())
     for grant in lease.grants:
-        size += _GRANT_BYTES + sum(_length(item) for item in grant.items)
-    return size + sum(_length(item.id) + len(item.reason) for item in lease.unassigned)
+        size += _GRANT_BYTES + _written(grant.items)
+    left = cast("object", lease.unassigned)
+    if isinstance(left, Raw):
+        return size + memoryview(left).nbytes
+    return size + sum(_written([item.id]) + len(item.reason) for item in lease.unassigned)
 
 
-def _length(item: str | int) -> int:
-    return _ITEM_BYTES + (len(item) if isinstance(item, str) else 0)
+def _written(items: object) -> int:
+    if isinstance(items, Raw):
+        return memoryview(items).nbytes
+    listed = cast("list[str | int]", items)
+    if listed and isinstance(listed[0], int):  # then all are
+        return _ITEM_BYTES * len(listed)
+    return _ITEM_BYTES * len(listed) + sum(len(item) for item in listed if isinstance(item, str))

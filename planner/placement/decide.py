@@ -41,12 +41,14 @@ class Placed(Struct, frozen=True):
         policy: name of the policy that ranked.
         unassigned: work items that no device took.
         distribution: how good the distribution of work items is; None without items.
+        devices: of the grants, in their order, where work items are still to be distributed.
     """
 
     grants: list[Grant]
     policy: str
     unassigned: list[UnassignedItem] = []
     distribution: Distributed | None = None
+    devices: list[DeviceInfo] = []
 
 
 Decision = Placed | Rejection
@@ -96,7 +98,15 @@ def check(fleet: Fleet, request: WorkRequest, policies: Policies) -> None:
     _asked(fleet, request)
 
 
-def decide(fleet: Fleet, request: WorkRequest, now: float, policies: Policies, *, learn: bool = True) -> Decision:
+def decide(
+    fleet: Fleet,
+    request: WorkRequest,
+    now: float,
+    policies: Policies,
+    *,
+    learn: bool = True,
+    distributing: bool = True,
+) -> Decision:
     """What becomes of a request now. Changes nothing in the fleet but its time.
 
     Args:
@@ -105,6 +115,7 @@ def decide(fleet: Fleet, request: WorkRequest, now: float, policies: Policies, *
         now: seconds since the epoch.
         policies: of this planner.
         learn: whether the policy learns from the request; not where the same one is tried again.
+        distributing: whether work items are distributed over the devices; else the caller does that.
 
     Raises:
         InvalidRequest: fields that contradict each other, or an unknown policy.
@@ -117,7 +128,7 @@ def decide(fleet: Fleet, request: WorkRequest, now: float, policies: Policies, *
     picks = select(fleet, policy, ask)
     if picks is None:
         return reject(fleet, ask, request.request_id or "")
-    return _placed(request, ask, policy, picks)
+    return _placed(request, ask, policy, picks, distributing)
 
 
 def explain(
@@ -250,11 +261,16 @@ def addresses(fleet: Fleet, grants: Sequence[Grant]) -> dict[str, str]:
 def _asked(fleet: Fleet, request: WorkRequest) -> Ask:
     key = ask_key(request)
     if request.distribution is not None:
-        _check_work(request, request.distribution)
+        check_work(request, request.distribution)
     return fleet.ask(key)
 
 
-def _check_work(request: WorkRequest, work: Distribution) -> None:
+def check_work(request: WorkRequest, work: Distribution) -> None:
+    """Refuse work items that contradict each other, or the request.
+
+    Raises:
+        InvalidRequest: with the field at fault and what to do.
+    """
     if not request.gpus:
         raise InvalidRequest("gpus is 0, so there is no device for work items", "$.distribution")
     if work.weight_by is WeightBy.GIVEN and work.weights is None:
@@ -270,7 +286,7 @@ def _check_work(request: WorkRequest, work: Distribution) -> None:
             raise InvalidRequest(f"item {twice!r} is there twice: every id names one item", "$.distribution.items")
 
 
-def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick]) -> Placed:
+def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick], distributing: bool = True) -> Placed:
     grants: list[Grant] = []
     total, done = max(1, ask.gpus), 0
     for pick in picks:
@@ -316,6 +332,8 @@ def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick]) -
     if request.distribution is None:
         return Placed(grants, policy.name)
     infos = [device.info for pick in picks for device in pick.devices]
+    if not distributing:
+        return Placed(grants, policy.name, devices=infos)
     outcome = distribute(request.distribution, grants, infos)
     return Placed(outcome.grants, policy.name, outcome.unassigned, outcome.report)
 

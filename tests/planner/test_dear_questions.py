@@ -7,11 +7,14 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.planner import costs
 from corral.planner.beside import Beside, Bounds, GivenUp, TooMany
+from corral.schemas import codec
 from nats.aio.client import Client as Nats
 from rig_planner import FakeHosts, ask, running, until_ready
 
@@ -141,4 +144,73 @@ async def test_answers_beside_the_loop_are_those_of_the_loop(
         assert (told["granted"], len(told["grants"])) == (True, 4)
         refused = await ask(nc, "explain", {"request": {"owner": "bob", "gpus": 4, "policy": "none-such"}})
         assert (refused["code"], refused["field"]) == ("invalid", "$.policy")
+        await hosts.stop()
+
+
+def much_work(count: int, method: str = "balanced") -> dict[str, Any]:
+    items = [{"id": f"item-{number:05d}", "cost": 1 + number * 7919 % 997} for number in range(count)]
+    return {"owner": "ann", "gpus": 4, "request_id": "much", "distribution": {"items": items, "method": method}}
+
+
+def items_of(lease: dict[str, Any]) -> list[str]:
+    return sorted(item for grant in lease["grants"] for item in grant["items"])
+
+
+async def test_much_work_is_read_and_distributed_beside_the_loop(server: EmbeddedServer, nc: Nats) -> None:
+    """Its answer is the one that it would have had in the loop, in either format, and under its id again."""
+    async with running(server.url):
+        hosts = FakeHosts(nc)
+        await hosts.start()
+        await until_ready(nc, 8)
+        held = (await ask(nc, "request", {"owner": "bob", "gpus": 1}))["lease"]
+        body = much_work(9000)
+        ids = [item["id"] for item in body["distribution"]["items"]]
+        asked = asyncio.create_task(ask(nc, "request.ann", body, timeout=60))
+        for _ in range(4):
+            assert (await ask(nc, "renew", {"owner": "bob", "lease_id": held["lease_id"]}))["state"] == "active"
+        assert not asked.done()
+        lease = (await asked)["lease"]
+        assert items_of(lease) == ids
+        assert lease["distribution"]["method"] == "balanced"
+        assert lease["unassigned"] == []
+        assert (await ask(nc, "request", body, timeout=60))["lease"] == lease
+        other = await ask(nc, "request", {**body, "gpus": 3}, timeout=60)
+        assert (other["code"], other["field"]) == ("conflict", "$.request_id")
+        renewal = {"owner": "ann", "lease_id": lease["lease_id"]}
+        assert items_of(await ask(nc, "renew", renewal)) == ids
+        packed = await nc.request(
+            "corral.v1.plan.release",
+            msgspec.msgpack.encode(renewal),
+            timeout=20,
+            headers={"Content-Type": codec.MSGPACK},
+        )
+        assert items_of(msgspec.msgpack.decode(packed.data)) == ids
+        # What is wrong with it is told as ever.
+        twice = much_work(3000)
+        twice["distribution"]["items"][7]["id"] = "item-00000"
+        told = await ask(nc, "request", {**twice, "request_id": "twice"}, timeout=60)
+        assert (told["code"], told["field"]) == ("invalid", "$.distribution.items")
+        told = await ask(nc, "request.eve", {**body, "request_id": "eve"}, timeout=60)
+        assert (told["code"], told["field"]) == ("refused", "$.owner")
+        told = await ask(nc, "renew.bob", {"lease_id": held["lease_id"], "noise": "x" * 100_000})
+        assert told["code"] == "too_large"
+        # A count is little to read, and much to distribute; one that no answer holds is refused at once.
+        count = {"owner": "ann", "gpus": 4, "distribution": {"items": 50_000}}
+        lease = (await ask(nc, "request", count, timeout=60))["lease"]
+        assert sorted(item for grant in lease["grants"] for item in grant["items"]) == list(range(50_000))
+        assert (await ask(nc, "request", {**count, "distribution": {"items": 400_000}}))["code"] == "too_large"
+        await hosts.stop()
+
+
+async def test_devices_are_kept_while_work_is_distributed_and_freed_where_that_fails(
+    server: EmbeddedServer, nc: Nats
+) -> None:
+    async with running(server.url, questions=Bounds(seconds=0.001)):
+        hosts = FakeHosts(nc)
+        await hosts.start()
+        await until_ready(nc, 8)
+        given_up = await ask(nc, "request", {"owner": "ann", "gpus": 4, "distribution": {"items": 100_000}}, timeout=60)
+        assert given_up["code"] == "too_large"
+        assert (await ask(nc, "request", {"owner": "ann", "gpus": 4}))["type"] == "assignment"
+        assert (await ask(nc, "request", {"owner": "ann", "gpus": 4}))["type"] == "assignment"
         await hosts.stop()

@@ -203,7 +203,7 @@ async def test_one_owner_holds_so_many_leases_and_no_more(server: EmbeddedServer
 
 async def test_the_bucket_is_no_owners_alone(server: EmbeddedServer, nc: Nats) -> None:
     """Leases that have ended stay in it for an hour: they count."""
-    async with running(server.url, limits=Limits(lease_bytes=100_000)):
+    async with running(server.url, limits=Limits(lease_bytes=80_000)):
         hosts = FakeHosts(nc)
         await hosts.start()
         await until_ready(nc, 8)
