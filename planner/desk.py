@@ -41,7 +41,8 @@ from .leases import leases
 from .leases.leases import LeaseRecord, Refused
 from .leases.ledger import Ledger, clock
 from .leases.owned import size_of
-from .leases.queue import MOST_WAITING, Reaches, Waiting, WaitingQueue
+from .leases.queue import MOST_WAITING, PATIENCE_SECONDS, Waiting, WaitingQueue
+from .leases.reserving import Reservations, newcomer
 from .leases.store import DRAINS, Deposed, Store, WriteFailed
 from .limits import Limiter
 from .placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, decide, environment
@@ -127,6 +128,7 @@ class Desk:
         deposed: called when a write was refused since another planner leads.
         limiter: says who has enough in line.
         beside: distributes work items where that takes long.
+        patience_seconds: what would serve a request that has waited for so long is kept for it.
 
     Attributes:
         wake: set when those who wait should be looked at.
@@ -147,12 +149,14 @@ class Desk:
         deposed: Callable[[], None],
         limiter: Limiter,
         beside: Beside,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self.ledger = ledger
         self.fleet = fleet
         self.wake = asyncio.Event()
         self.decided: Callable[[float], None] = lambda _: None
-        self.queue = WaitingQueue(Reaches(fleet))
+        self.queue = WaitingQueue()
+        self.reservations = Reservations(fleet, ledger.table.ends, patience_seconds)
         self._store = store
         self._term = term
         self._planner = planner
@@ -222,16 +226,7 @@ class Desk:
 
     def _decide(self, request: WorkRequest, entry: Waiting | None = None, *, heavy: bool = False) -> Decision:
         now = time.time()
-        if len(self.queue):
-            ahead = self.queue.blocker(request, now, entry)
-            if ahead is not None:
-                return Rejection(
-                    code=RejectionCode.NO_CAPACITY,
-                    message=f"devices are being kept for a request of {ahead.request.owner} "
-                    f"that has waited {now - ahead.arrived_at:.0f} s",
-                    could_ever_fit=True,
-                    request_id=request.request_id or "",
-                )
+        self.reservations.show(newcomer(request.priority) if entry is None else entry.order)
         # A policy learns from each request once, however often it is tried from the queue.
         began = time.perf_counter()
         decision = decide(self.fleet, request, now, self._policies, learn=entry is None, distributing=not heavy)
@@ -355,7 +350,7 @@ class Desk:
                 return
             opened.join(_Beside(action, caller))
             if opened.entry is not None and opened.entry in self.queue:
-                self.queue.remove(opened.entry)
+                self._leave(opened.entry)
                 await self._turn_down(opened, _withdrawn(action, opened.request))
                 self.wake.set()  # those behind it may have waited for it
             return
@@ -388,10 +383,17 @@ class Desk:
 
     # The queue
 
+    def _leave(self, entry: Waiting) -> None:
+        self.queue.remove(entry)
+        self.reservations.drop(entry)
+
     async def serve_queue(self) -> None:
         """Grant to those who wait what has come free, first in line first."""
         now = time.time()
-        for entry in self.queue.expired(now):
+        over = self.queue.expired(now)
+        for entry in over:
+            self._leave(entry)
+        for entry in over:
             waited = now - entry.arrived_at
             await self._turn_down(
                 entry.payload,
@@ -402,6 +404,7 @@ class Desk:
                 ),
             )
         refused: dict[object, Rejection] = {}
+        self.reservations.begin(self.queue, now)
         for turn, entry in enumerate(list(self.queue)):
             if turn % 32 == 31:
                 await asyncio.sleep(0)  # requests come in between
@@ -415,15 +418,27 @@ class Desk:
                     decision = self._decide(entry.request, entry, heavy=entry.payload.heavy is not None)
                 except Exception as error:  # those behind it must not wait for ever
                     log.exception("request %s could not be decided", entry.request.request_id)
-                    self.queue.remove(entry)
+                    self._leave(entry)
                     await self._close(entry.payload, Error(code="internal", message=f"The planner failed: {error}"))
                     continue
             if isinstance(decision, Placed):
-                self.queue.remove(entry)
+                self._leave(entry)
                 await self._grant(entry.payload, decision)
             else:
                 refused[key] = decision
                 entry.rejection = replace(decision, request_id=entry.request.request_id or "")
+                self.reservations.renew(entry, self.fleet.ask(key[0]))
+
+    def show_kept_from(self, request: WorkRequest) -> None:
+        """Let the fleet show what a question about a request may see: all but what is kept for those ahead of it.
+
+        One who waits already asks about its own place, if it names its id.
+        """
+        entry = None
+        if request.request_id is not None:
+            entry = next((e for e in self.queue if e.request.request_id == request.request_id), None)
+        mine = entry is not None and entry.request.owner == request.owner
+        self.reservations.show(entry.order if entry is not None and mine else newcomer(request.priority))
 
     def waiting(self) -> Queue:
         """Who waits."""
@@ -537,8 +552,9 @@ class Desk:
             if farewell is None:
                 self._forward(opened)
             elif opened.entry is not None and opened.entry in self.queue:
-                self.queue.remove(opened.entry)
+                self._leave(opened.entry)
                 await self._close(opened, farewell)
+        self.reservations.clear()
 
     def _new_id(self) -> str:
         """Short enough to type, and never made twice: each run of a planner has an id of its own."""

@@ -156,6 +156,7 @@ class Endpoints:
             self._spawn(desk.drain(body, asked))
 
         def explained(body: ExplainRequest) -> Struct:
+            desk.show_kept_from(body.request)
             return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
 
         async def explanation(asked: Asked, body: ExplainRequest) -> None:

@@ -36,6 +36,7 @@ from .leases.announce import EVENT_KEY_BYTES, Announcer
 from .leases.leader import TAKEOVER_SECONDS, Candidate
 from .leases.leases import LeaseRecord, LeaseTable
 from .leases.ledger import Ledger
+from .leases.queue import PATIENCE_SECONDS
 from .leases.recorded import lease_record, readable
 from .leases.store import (
     ANSWER_PREFIX,
@@ -75,6 +76,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         lost_after_seconds: a host that is silent for so long is lost, and its leases with it.
         limits: what one owner may ask.
         questions: what dear questions may take.
+        patience_seconds: what would serve a request that has waited for so long is kept for it.
     """
 
     policy: str | None = None
@@ -82,6 +84,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     lost_after_seconds: float = LOST_AFTER_SECONDS
     limits: Limits = Limits()
     questions: Bounds = Bounds()
+    patience_seconds: float = PATIENCE_SECONDS
 
 
 class Planner:
@@ -298,6 +301,7 @@ class Planner:
             deposed=self._candidate.deposed,
             limiter=self._limiter,
             beside=self._working,
+            patience_seconds=self._settings.patience_seconds,
         )
         desk.decided = self._vitals.decision_seconds.observe
         self._desk = desk

@@ -276,6 +276,8 @@ class QueueEntry(Struct, frozen=True, kw_only=True):
         message: why it waits.
         gpus: how many it asks for.
         name: of the workload.
+        reserved_devices: how many are kept for it, since it has waited long enough: free ones, and such as will be.
+        reserved_hosts: on which hosts, the first ten by name; for a request without devices, whose cores or RAM are.
     """
 
     request_id: str
@@ -285,6 +287,8 @@ class QueueEntry(Struct, frozen=True, kw_only=True):
     message: str
     gpus: int = 0
     name: str = ""
+    reserved_devices: int = 0
+    reserved_hosts: list[str] = []
 
 
 class Queue(Struct, frozen=True, kw_only=True, tag="queue", tag_field="type"):

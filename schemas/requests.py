@@ -289,7 +289,7 @@ class Reason(Struct, frozen=True, kw_only=True):
     """Why some devices could not be used.
 
     Attributes:
-        code: `memory`, `share`, `model`, `stale`, `unhealthy`, `drained`, `leased`, `cpus`, `host_memory`, …
+        code: `memory`, `share`, `model`, `stale`, `unhealthy`, `drained`, `leased`, `reserved`, `cpus`, …
         devices: how many.
         detail: in words, with the nearest miss where there is one.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from struct import Struct as Layout
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
@@ -22,11 +22,15 @@ from .state import (
     LOAD_LEVELS,
     LOAD_STEP_PERCENT,
     MEMORY_GRAIN_BYTES,
+    RESERVED,
     WHOLE_MILLI,
     DeviceState,
     Model,
     StateKey,
 )
+
+if TYPE_CHECKING:
+    from .reserved import Reserved
 
 THROTTLE_BITS: Final = 0x08 | 0x20 | 0x40 | 0x80
 """NVML clock event reasons that mean heat or power trouble: hardware slowdown, software thermal slowdown, hardware
@@ -357,15 +361,24 @@ class Device:
         self._overhead_low = self.overhead - MEMORY_GRAIN_BYTES - int(MEMORY_GRAIN_BYTES * _EDGE)
         return before != self.overhead
 
-    def see(self, intern: Callable[[StateKey], DeviceState]) -> DeviceState:
-        """The device's state as a decision sees it."""
+    def see(self, intern: Callable[[StateKey], DeviceState], kept: Reserved | None = None) -> DeviceState:
+        """The device's state as a decision sees it.
+
+        Args:
+            intern: the one state of a key.
+            kept: of it for requests that wait.
+        """
         share = WHOLE_MILLI - self.share_held
         if self.blocked:
             key = (self.model, 0, 0, self.blocked, False, 0, 0, False, False, False)
         elif share <= 0:
             key = (self.model, 0, 0, 0, True, 0, 0, False, False, False)
+        elif kept is not None and kept.amount >= share:
+            key = (self.model, 0, 0, RESERVED, False, 0, 0, False, False, False)
         else:
             free = max(0, self.memory_total - self.overhead - self.granted)
+            if kept is not None:
+                share, free = share - kept.amount, max(0, free - kept.memory)
             key = (
                 self.model,
                 share,
@@ -380,6 +393,13 @@ class Device:
             )
         self.state = state = intern(key)
         return state
+
+    def without_leases(self, kept: Reserved | None) -> DeviceState:
+        """The device as it would be seen once all its leases had ended, beside what is kept of it for others."""
+        share, free = WHOLE_MILLI, max(0, self.memory_total - self.reserved - self.foreign)
+        if kept is not None:
+            share, free = max(0, share - kept.amount), max(0, free - kept.memory)
+        return DeviceState((self.model, share, free, self.blocked, False, 0, 0, False, False, False))
 
 
 def _bounds(level: int, base: float, step: float, levels: int) -> tuple[float, float]:

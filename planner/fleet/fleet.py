@@ -24,6 +24,7 @@ from .holding import Held, free, hold
 from .host import Host
 from .index import Index
 from .kept import Kept
+from .reserved import Reserved
 from .standing import drain_reason, look, refresh, renew, why_blocked
 from .state import Ask, AskKey, DeviceState, HostState, Model, StateKey, model_key
 from .topology import Levels, Topology
@@ -85,6 +86,11 @@ class Fleet:
         """Of devices that no host has any more, by uuid; those that kept work off."""
         self.on_device: dict[str, dict[str, tuple[int, int]]] = {}
         self.on_host: dict[str, tuple[int, int]] = {}
+        self.at_host: dict[str, dict[str, None]] = {}
+        """The leases that hold something of a host, by its name."""
+        self.reserved: dict[str, Reserved] = {}
+        """Kept for requests that wait, by uuid, and likewise the cores and RAM of hosts by name; see `reserved`."""
+        self.reserved_hosts: dict[str, Reserved] = {}
         self.lost_hosts: set[str] = set()
         self.index = Index()
         self.idle: dict[HostState, int] = {}

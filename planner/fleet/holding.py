@@ -40,6 +40,7 @@ def hold(fleet: Fleet, lease_id: str, grants: Sequence[Grant]) -> Fleet:
     for name, (cpus, ram) in held.hosts.items():
         before = fleet.on_host.get(name, (0, 0))
         fleet.on_host[name] = (before[0] + cpus, before[1] + ram)
+        fleet.at_host.setdefault(name, {})[lease_id] = None
     _touch(fleet, held)
     return fleet
 
@@ -60,6 +61,10 @@ def free(fleet: Fleet, lease_id: str) -> Fleet:
         after = (before[0] - cpus, before[1] - ram)
         if any(after):
             fleet.on_host[name] = after
+        there = fleet.at_host[name]
+        del there[lease_id]
+        if not there:
+            del fleet.at_host[name]
     _touch(fleet, held)
     return fleet
 

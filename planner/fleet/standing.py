@@ -40,22 +40,36 @@ def renew(fleet: Fleet, name: str) -> None:
 def refresh(fleet: Fleet, host: Host) -> None:
     """Bring a host's place in the index up to date with what is known of it."""
     fleet.forget()
-    states = [device.see(fleet.device_state) for device in host.devices]
+    reserved = fleet.reserved
+    if reserved:
+        states = [device.see(fleet.device_state, reserved.get(device.uuid)) for device in host.devices]
+    else:
+        states = [device.see(fleet.device_state) for device in host.devices]
     if host.topology is None:
         order = sorted(host.devices, key=_device_order)
         states = [device.state for device in order]
     else:
         order = host.devices
     host.order = order
+    cpus = host.cpus_total - host.cpus_held if host.cpus_total < UNLIMITED else UNLIMITED
+    memory = host.memory_total - host.memory_held if host.memory_total < UNLIMITED else UNLIMITED
+    kept = fleet.reserved_hosts.get(host.name) if fleet.reserved_hosts else None
+    if kept is not None:
+        cpus, memory = _without(cpus, kept.amount), _without(memory, kept.memory)
     state = fleet.host_state(
         host.topology,
-        host.cpus_total - host.cpus_held if host.cpus_total < UNLIMITED else UNLIMITED,
-        host.memory_total - host.memory_held if host.memory_total < UNLIMITED else UNLIMITED,
+        cpus,
+        memory,
         host.blocked,
         tuple(states),
     )
     if host.group is None or host.group.state is not state:
         host.group = fleet.index.move(host.name, host.group, state)
+
+
+def _without(free: int, kept: int) -> int:
+    """What is left of a host's free cores or RAM: never less than nothing by what is kept alone."""
+    return free if free >= UNLIMITED else max(free - kept, min(free, 0))
 
 
 def _device_order(device: Device) -> Any:

@@ -35,12 +35,15 @@ UNHEALTHY: Final = 2
 DRAINED: Final = 4
 MIG_PARENT: Final = 8
 HOST_LOST: Final = 16
+RESERVED: Final = 32
+"""All that is free of it is kept for requests that have waited longer: only in the state that decisions see."""
 BLOCKS: Final = {
     MIG_PARENT: "mig_parent",
     HOST_LOST: "host_lost",
     STALE: "stale",
     UNHEALTHY: "unhealthy",
     DRAINED: "drained",
+    RESERVED: "reserved",
 }
 """Why a device takes no work, the reason that counts first."""
 

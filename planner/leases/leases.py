@@ -14,6 +14,7 @@ that whoever publishes it again after a crash does not double it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Set
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
@@ -329,6 +330,11 @@ class LeaseTable:
         """The lease that a request was granted; None if it has none."""
         lease_id = self._by_request.get(request_id)
         return None if lease_id is None else self._records.get(lease_id)
+
+    def ends(self, lease_id: str) -> float:
+        """When a lease ends if nobody renews it, seconds since the epoch; infinity for one that is not known."""
+        record = self._records.get(lease_id)
+        return math.inf if record is None else record.lease.expires_at.timestamp()
 
     def on_host(self, host: str) -> list[LeaseRecord]:
         """Active leases with a grant on a host."""

@@ -76,7 +76,7 @@ def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
         for host in groups[state]:
             if sum(device.memory_free >= ask.gpu_memory_bytes for device in host.devices) < ask.gpus:
                 continue
-            true = exact_state(host)
+            true = exact_state(fleet, host)
             usable = candidates(true, ask)
             if len(usable) >= ask.gpus:
                 return picked(host, true, ask, policy.choose(true, ask, usable))
@@ -87,7 +87,7 @@ def _hosts(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
     """Several hosts: those that hold most first, or any for one device each; devices by the policy."""
     rooms: list[tuple[int, Host, HostState]] = []
     for host in allowed(fleet, ask):
-        state = exact_state(host) if _is_near(host.state, ask) else host.state
+        state = exact_state(fleet, host) if _is_near(host.state, ask) else host.state
         room = capacity(state, ask, len(candidates(state, ask)))
         if room:
             rooms.append((1 if ask.placement is Placement.SPREAD else room, host, state))
@@ -111,9 +111,14 @@ def _is_near(state: HostState, ask: Ask) -> bool:
     return any(verdict_of(device, ask) == NEAR_MEMORY for device, _ in state.core.kinds)
 
 
-def exact_state(host: Host) -> HostState:
+def exact_state(fleet: Fleet, host: Host) -> HostState:
     """A host's state with the memory that its devices really have."""
-    return _with_memory(host.state, [device.memory_free for device in host.order])
+    return _with_memory(host.state, [_memory_free(fleet, device) for device in host.order])
+
+
+def _memory_free(fleet: Fleet, device: Device) -> int:
+    kept = fleet.reserved.get(device.uuid) if fleet.reserved else None
+    return device.memory_free if kept is None else max(0, device.memory_free - kept.memory)
 
 
 def _with_memory(state: HostState, memory: Sequence[int]) -> HostState:

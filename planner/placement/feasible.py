@@ -45,6 +45,8 @@ def device_verdict(device: DeviceState, ask: Ask) -> str:
     if ask.whole:
         if device.leased:
             return "leased"
+        if device.share_free < WHOLE_MILLI:
+            return "reserved"
     elif device.share_free < ask.share_milli:
         return "share"
     if device.memory_free < ask.gpu_memory_bytes:

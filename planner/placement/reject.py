@@ -7,6 +7,7 @@ from typing import Final
 from ...schemas.requests import Placement, Reason, Rejection, RejectionCode
 from ...schemas.units import format_bytes
 from ..fleet.fleet import Fleet
+from ..fleet.reserved import owners_of
 from ..fleet.state import Ask, HostState
 from .feasible import NEAR_MEMORY, candidates, capacity
 from .room import Room, allowed, room_for
@@ -23,12 +24,16 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
         merged["memory"] = merged.get("memory", 0) + merged.pop(NEAR_MEMORY)
     unit = "devices" if ask.gpus else "hosts"
     reasons = [
-        Reason(code=code, devices=devices, detail=words(code, tally, ask))
+        Reason(code=code, devices=devices, detail=kept(fleet) if code == "reserved" else words(code, tally, ask))
         for code, devices in sorted(merged.items(), key=lambda item: (-item[1], item[0]))
     ]
+    if _IN_PART & merged.keys() and (fleet.reserved or fleet.reserved_hosts) and "reserved" not in merged:
+        message_end = f"; a part is {kept(fleet)}"
+    else:
+        message_end = ""
     fits = could_ever_fit(fleet, ask)
     listed = ", ".join(f"{reason.devices} {reason.detail}" for reason in reasons)
-    message = f"0/{tally.total} {unit}: {listed}"
+    message = f"0/{tally.total} {unit}: {listed}{message_end}"
     if not fits:
         message += "; this fleet could not hold it even when idle"
     return Rejection(
@@ -39,6 +44,13 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
         request_id=request_id,
         nearest=_nearest(tally, ask, fits),
     )
+
+
+def kept(fleet: Fleet) -> str:
+    """For whom something is kept, in words."""
+    owners = owners_of([*fleet.reserved.values(), *fleet.reserved_hosts.values()])
+    more = f" and {len(owners) - _OWNERS_NAMED} more" if len(owners) > _OWNERS_NAMED else ""
+    return f"reserved for requests that have waited longer, of {', '.join(owners[:_OWNERS_NAMED])}{more}"
 
 
 def words(code: str, tally: Room, ask: Ask) -> str:
@@ -62,6 +74,9 @@ def words(code: str, tally: Room, ask: Ask) -> str:
     return WORDS.get(code, code)
 
 
+_OWNERS_NAMED: Final = 3
+_IN_PART: Final = frozenset({"cpus", "host_memory", "share", "memory"})
+"""What a host or device may be short of because a part of it is kept for others."""
 WORDS: Final = {
     "model": "wrong model",
     "vendor": "wrong vendor",
@@ -70,6 +85,7 @@ WORDS: Final = {
     "drained": "drained",
     "mig_parent": "split into MIG instances",
     "host_lost": "on lost hosts",
+    "reserved": "reserved for requests that have waited longer",
     "leased": "leased",
     "host": "on hosts that the request does not allow",
 }

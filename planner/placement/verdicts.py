@@ -11,6 +11,7 @@ from ...schemas.requests import Placement
 from ...schemas.units import format_bytes
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet
+from ..fleet.reserved import Reserved, owners_of
 from ..fleet.state import Ask, DeviceState, HostState
 from .feasible import NEAR_MEMORY, candidates, host_verdict, verdict_of
 from .policies import Policy
@@ -28,6 +29,7 @@ class _Place(NamedTuple):
 
     reason: str
     near: bool
+    reserved: bool
     score: float | None
     parts: dict[str, float]
 
@@ -49,12 +51,13 @@ def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> t
             told = known[key] = _places(policy, part, ranked, host.state, outside)
         why, places = told
         if why and len(hosts) < LISTED:
-            hosts[name] = why
+            kept = fleet.reserved_hosts.get(name)
+            hosts[name] = why if kept is None or outside else f"{why}; {_kept(kept)}"
         for device, place in zip(host.order, places, strict=True):
             order = float("inf") if place.score is None else -place.score
             found.append((device.uuid not in selected, order, name, device.index, device, place))
     listed = nsmallest(LISTED, found, key=lambda entry: entry[:4])
-    return [_verdict(ask, device, place, not other) for other, _, _, _, device, place in listed], hosts
+    return [_verdict(fleet, ask, device, place, not other) for other, _, _, _, device, place in listed], hosts
 
 
 def _places(policy: Policy, part: Ask, ranked: Ranking, state: HostState, outside: bool) -> tuple[str, list[_Place]]:
@@ -67,12 +70,18 @@ def _places(policy: Policy, part: Ask, ranked: Ranking, state: HostState, outsid
         near = verdict == NEAR_MEMORY and not outside
         reason = why if outside or near else _why_device(verdict, device, part) or why
         parts = policy.parts(state, part, choice, at) if choice is not None and not reason and not near else {}
-        places.append(_Place(reason, near, sum(parts.values()) if parts else None, parts))
+        score = sum(parts.values()) if parts else None
+        places.append(_Place(reason, near, verdict == "reserved" and not outside, score, parts))
     return why, places
 
 
-def _verdict(ask: Ask, device: Device, place: _Place, taken: bool) -> Verdict:
+def _verdict(fleet: Fleet, ask: Ask, device: Device, place: _Place, taken: bool) -> Verdict:
     reason = place.reason
+    kept = fleet.reserved.get(device.uuid)
+    if kept is not None and place.reserved:
+        reason = f"reserved for {', '.join(owners_of([kept]))}, who has waited longer"
+    elif kept is not None and reason == WORDS["leased"]:
+        reason = f"leased; then reserved for {', '.join(owners_of([kept]))}, who has waited longer"
     if place.near and device.memory_free < ask.gpu_memory_bytes:
         reason = f"too little free memory ({format_bytes(device.memory_free)})"
     return Verdict(
@@ -84,6 +93,13 @@ def _verdict(ask: Ask, device: Device, place: _Place, taken: bool) -> Verdict:
         score_parts=place.parts,
         selected=taken,
     )
+
+
+def _kept(kept: Reserved) -> str:
+    """What is kept of a host, and for whom."""
+    parts = [f"{kept.amount / 1000:g} cores"] if kept.amount else []
+    parts += [f"{format_bytes(kept.memory)} RAM"] if kept.memory else []
+    return f"{' and '.join(parts) or 'devices'} reserved for {', '.join(owners_of([kept]))}"
 
 
 def _why_device(verdict: str, device: DeviceState, ask: Ask) -> str:

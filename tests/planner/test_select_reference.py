@@ -256,7 +256,7 @@ def test_the_best_host_by_the_policy_is_taken(
             if scores:
                 assert scores[next(iter(hosts))] == max(scores.values())
             else:
-                exact = exact_state(fleet.hosts[next(iter(hosts))])
+                exact = exact_state(fleet, fleet.hosts[next(iter(hosts))])
                 assert len(candidates(exact, ask)) >= request.gpus
         fold.hold(fleet, f"l{number}", decision.grants)
 
