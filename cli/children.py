@@ -29,6 +29,10 @@ class NotStarted(exits.CommandError):
     """The command can't be run; the exit code is the one that a shell would give."""
 
 
+class TooLate(subprocess.SubprocessError):
+    """The command was not started, since the time in which it might start was over at the very moment before."""
+
+
 class Child:
     """A command, and the reaper that it runs under.
 
@@ -63,6 +67,7 @@ class Child:
         ttl_seconds: float,
         own_group: bool,
         ignored: Sequence[int] = (),
+        start_by: float | None = None,
         settle_seconds: float = SETTLE_SECONDS,
     ) -> None:
         """Start it.
@@ -75,10 +80,12 @@ class Child:
             ttl_seconds: the lease's time to live.
             own_group: give it a process group of its own.
             ignored: signals that it ignores from the start.
+            start_by: it is not started after that time, in seconds of the clock that counts sleep (`CLOCK_BOOTTIME`).
             settle_seconds: what ends by itself so soon after it (the rest of a pipe) is left alone.
 
         Raises:
             NotStarted: there is no such command, or it can't be executed.
+            TooLate: it was later than `start_by`.
         """
         self._lease_id, self._environment = lease_id, environment
         self._asked = {
@@ -87,6 +94,7 @@ class Child:
             "ttl_seconds": ttl_seconds,
             "own_group": own_group,
             "settle_seconds": settle_seconds,
+            "start_by": start_by,
             "ignored": [int(number) for number in ignored],
         }
         # What the reaper can't keep together, if it is killed, comes here.
@@ -95,9 +103,11 @@ class Child:
         message = await self._next()
         if message is None:
             raise NotStarted("the command could not be started: its reaper has ended", exits.FAILED)
-        if "failed" in message:
+        if "started" not in message:
             while await self._next() is not None:
                 pass
+            if "late" in message:
+                raise TooLate
             raise _not_started(words[0], message)
 
     async def wait(self) -> int:

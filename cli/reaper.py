@@ -45,6 +45,8 @@ AT_ONCE_SECONDS: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""As `schemas/elapsed.py`: it counts a machine's sleep."""
 _UNCATCHABLE: Final = (signal.SIGKILL, signal.SIGSTOP)
 _FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP)
 
@@ -81,6 +83,7 @@ class Reaper:
         self._ttl: float = asked["ttl_seconds"]
         self._settle: float = asked["settle_seconds"]
         self._own_group: bool = asked["own_group"]
+        self._start_by: float = asked["start_by"] or math.inf
         # Orphans are adopted by whoever they are started under: here, or `corral run` where a reaper was killed.
         self._top = os.getpid() if asked["command"] else owner
         own = processes.process(os.getpid())
@@ -110,7 +113,7 @@ class Reaper:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _execute(words, ignored, give, parent, self._own_group)
+            _execute(words, ignored, give, parent, self._own_group, self._start_by)
         os.close(give)
         failed = b""
         while piece := os.read(receive, 4096):
@@ -289,7 +292,9 @@ class Reaper:
                 self._control.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _execute(words: Sequence[str], ignored: Sequence[int], give: int, parent: int, own_group: bool) -> None:
+def _execute(
+    words: Sequence[str], ignored: Sequence[int], give: int, parent: int, own_group: bool, start_by: float
+) -> None:
     """Become the command; never returns."""
     try:
         if own_group:
@@ -305,6 +310,9 @@ def _execute(words: Sequence[str], ignored: Sequence[int], give: int, parent: in
                 with contextlib.suppress(OSError, ValueError):
                     signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if time.clock_gettime(_CLOCK) > start_by:
+            os.write(give, json.dumps({"late": True}).encode())
+            return
         error = execute(words)
         os.write(give, json.dumps({"failed": error.errno, "message": error.strerror}).encode())
     finally:

@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.cli.children import Child, NotStarted
+from corral.cli.children import Child, NotStarted, TooLate
 from corral.client import processes
 from local_cluster import alive, wait_for
 
@@ -214,6 +215,14 @@ async def test_a_command_is_executed_as_a_shell_would(tmp_path: Path) -> None:
         with pytest.raises(NotStarted, match=says) as error:
             await Run()(*words)
         assert (words, error.value.code) == (words, code)
+
+
+async def test_a_command_is_not_started_when_its_time_is_over(tmp_path: Path) -> None:
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert await Run()("touch", str(tmp_path / "in time"), start_by=now + 60) == 0
+    with pytest.raises(TooLate):
+        await Run()("touch", str(tmp_path / "late"), start_by=now - 0.001)
+    assert os.listdir(tmp_path) == ["in time"]
 
 
 async def test_a_command_gets_the_files_and_ignores_the_signals_that_it_was_started_with(tmp_path: Path) -> None:
