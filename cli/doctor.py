@@ -278,6 +278,12 @@ async def _collector(client: Client) -> Finding:
             f"has dropped {report.dropped_samples:,} samples",
             "give it a larger --buffer, or the bus more room",
         )
+    if not report.processes_identified:
+        return note(
+            "collector",
+            f"of {host} has process ids of its own, so it can't tell whose the processes on the devices are",
+            "let it see the host's: hostPID: true on Kubernetes, --pid=host for a container",
+        )
     return ok("collector", f"{report.source} on {host}, {report.ticks:,} ticks, {report.late_ticks:,} late")
 
 

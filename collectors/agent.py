@@ -26,6 +26,7 @@ from .outbox import Outbox
 from .packing import MAX_MESSAGE_BYTES, Pack, Packer
 from .reader import Reader, Reading
 from .source import HostSource, PatientSource, Source, SourceEvent
+from .text import cleaned
 from .violations import Attribution
 
 log = logging.getLogger("corral.collector")
@@ -34,6 +35,10 @@ REPORT_SECONDS: Final = 10.0
 PROCESSES_SECONDS: Final = 10.0
 HANG_SECONDS: Final = 10.0
 """A read that takes longer is told as an event."""
+HIDDEN_PROCESSES: Final = (
+    "whose the processes on the devices are can't be told: this collector has process ids of its own, and the driver "
+    "gives the host's. Let it see the host's (hostPID: true on Kubernetes, --pid=host for a container)"
+)
 _YIELD_EVERY: Final = 64
 _INVENTORY_EVENTS: Final = frozenset({"mig_changed", "device_lost", "device_returned", "driver_returned"})
 
@@ -71,6 +76,7 @@ class Agent:
     Attributes:
         id: of this run.
         ended: done when the source has no more data, or with the error that ended it.
+        identifies_processes: as in `ProcessBatch.identified`.
     """
 
     def __init__(
@@ -102,6 +108,7 @@ class Agent:
         self._reported_drops = 0
         self._attribution = Attribution(settings.grace_seconds, self._forward, here=isinstance(source, HostSource))
         self._hangs = False
+        self.identifies_processes = bool(getattr(source, "identifies_processes", True))
         self._reader = Reader(
             source,
             host=settings.name,
@@ -144,6 +151,9 @@ class Agent:
             Exception: whatever ended the source.
         """
         self._event("agent_started", f"collector {corral_version()} reads {self._source.name}")
+        if not self.identifies_processes:
+            log.warning("%s", HIDDEN_PROCESSES)
+            self._event("processes_hidden", HIDDEN_PROCESSES)
         self._reader.start()
         reports = asyncio.create_task(self._report_for_ever(), name="reports")
         try:
@@ -217,9 +227,16 @@ class Agent:
                 self._wake()
                 await asyncio.sleep(0)
         for host, seen in (reading.processes or {}).items():
-            processes = self._attribution.take(host, seen, reading.ancestry, reading.time_ns)
+            processes = seen
+            if self.identifies_processes:
+                processes = self._attribution.take(host, seen, reading.ancestry, reading.time_ns)
             batch = ProcessBatch(
-                host=host, agent=self.id, sequence=self._next(), time_ns=reading.time_ns, processes=processes
+                host=host,
+                agent=self.id,
+                sequence=self._next(),
+                time_ns=reading.time_ns,
+                processes=processes,
+                identified=self.identifies_processes,
             )
             self._put(bus.processes_subject(host), batch, sequence=batch.sequence)
 
@@ -307,6 +324,7 @@ class Agent:
             cpu_seconds=usage.ru_utime + usage.ru_stime,
             resident_bytes=resident_bytes() or peak_resident_bytes(),
             corral_version=corral_version(),
+            processes_identified=self.identifies_processes,
         )
         self._put(bus.agent_subject(self.settings.name), report, sequence=report.sequence)
         self._wake()
@@ -327,4 +345,8 @@ class Agent:
 
     def _put(self, subject: str, message: Struct, *, sequence: int | None = None, samples: int = 0) -> None:
         number = self._next() if sequence is None else sequence
-        self._outbox.put(subject, f"{self.id}-{number}", codec.encode(message), samples)
+        try:
+            payload = codec.encode(message)
+        except UnicodeEncodeError:  # a name that no source has cleaned must not end the host
+            payload = codec.encode(cleaned(message))
+        self._outbox.put(subject, f"{self.id}-{number}", payload, samples)

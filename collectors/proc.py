@@ -17,11 +17,16 @@ from msgspec import Struct
 
 from ..schemas.telemetry import HostInfo
 from .masking import masked
+from .text import clean
 
 LEASE_VARIABLE: Final = "CORRAL_LEASE"
 MAX_ANCESTORS: Final = 32
 _CONTAINER: Final = re.compile(r"([0-9a-f]{64}|[0-9a-f]{32}-[0-9]{10})")
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PATH_CHARACTERS: Final = 1024
+_COMMAND_CHARACTERS: Final = 16 * 1024
+_HOST_PIDS: Final = "pid:[4026531836]"
+"""The pid namespace of the host itself: the kernel gives it this number (`PROC_PID_INIT_INO` in linux/proc_ns.h)."""
 
 
 class ProcessFacts(Struct, frozen=True, kw_only=True):
@@ -44,21 +49,36 @@ class ProcessFacts(Struct, frozen=True, kw_only=True):
     command: str = ""
 
 
+def sees_host_processes(root: Path = Path("/proc")) -> bool:
+    """Whether process ids mean here what they mean to the driver, which gives them as the host sees them.
+
+    In a container with process ids of its own the same number is another process, or none.
+    """
+    try:
+        return os.readlink(root / "self" / "ns" / "pid") == _HOST_PIDS
+    except OSError:  # a kernel without namespaces has one for all
+        return True
+
+
 class ProcessTable:
     """Reads processes, each time anew: a launcher may set a lease and execute the program under the same id.
 
     Args:
         with_commands: read arguments too. They often hold secrets, of which those that can be told are masked.
         root: where the process file system is.
+
+    Attributes:
+        identifies: it can tell whose a process is; not in a container that has process ids of its own.
     """
 
     def __init__(self, *, with_commands: bool = False, root: Path = Path("/proc")) -> None:
         self._with_commands = with_commands
         self._root = root
+        self.identifies = sees_host_processes(root)
 
     def facts(self, pid: int) -> ProcessFacts:
         """Of a process by its id; empty fields where it can't be seen."""
-        started = self._stat(pid, 19)
+        started = self._stat(pid, 19) if self.identifies else None
         if started is None:
             return ProcessFacts()
         folder = self._root / str(pid)
@@ -73,12 +93,12 @@ class ProcessTable:
 
     def _name(self, folder: Path) -> str:
         try:
-            return os.path.basename(os.readlink(folder / "exe")).removesuffix(" (deleted)")
+            return clean(os.path.basename(os.readlink(folder / "exe")).removesuffix(" (deleted)"))
         except OSError:
-            return _text(folder / "comm").strip()
+            return clean(_bytes(folder / "comm").removesuffix(b"\n"))
 
     def _command(self, folder: Path) -> str:
-        return " ".join(masked(_text(folder / "cmdline").split("\0"))).strip()
+        return clean(" ".join(masked(_text(folder / "cmdline").split("\0"))), _COMMAND_CHARACTERS)
 
     def _lease(self, pid: int) -> str:
         for _ in range(MAX_ANCESTORS):
@@ -110,7 +130,7 @@ def container(cgroup: str) -> str:
 
     A plain login session or system service is no container: empty.
     """
-    paths = [line.split(":", 2)[2] for line in cgroup.splitlines() if line.count(":") >= 2]
+    paths = [clean(line.split(":", 2)[2], _PATH_CHARACTERS) for line in cgroup.splitlines() if line.count(":") >= 2]
     for path in paths:
         ids = _CONTAINER.findall(path)
         if ids:
@@ -126,7 +146,7 @@ def _variable(environment: bytes, name: str) -> str:
     prefix = name.encode() + b"="
     for entry in environment.split(b"\0"):
         if entry.startswith(prefix):
-            return entry[len(prefix) :].decode("utf-8", "replace")
+            return clean(entry[len(prefix) :])
     return ""
 
 
@@ -136,7 +156,7 @@ def _user(folder: Path) -> str:
     except OSError:
         return ""
     try:
-        return pwd.getpwuid(number).pw_name
+        return clean(pwd.getpwuid(number).pw_name)
     except KeyError:
         return str(number)
 
@@ -155,7 +175,12 @@ def _text(path: Path) -> str:
 def host_info(name: str, labels: dict[str, str], driver: str) -> HostInfo:
     """This host: its logical cores that are online, and its memory."""
     return HostInfo(
-        name=name, address=platform.node(), cpus=_cpus(), memory_bytes=_memory_bytes(), driver=driver, labels=labels
+        name=name,
+        address=clean(platform.node()),
+        cpus=_cpus(),
+        memory_bytes=_memory_bytes(),
+        driver=driver,
+        labels={clean(key): clean(value) for key, value in labels.items()},
     )
 
 

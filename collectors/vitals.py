@@ -43,5 +43,6 @@ def judge(agent: Agent, publisher: Publisher, outbox: Outbox) -> Judgement:
             "buffered_bytes": float(outbox.bytes),
             "dropped_messages": float(outbox.dropped_messages),
             "dropped_samples": float(outbox.dropped_samples),
+            "processes_identified": float(agent.identifies_processes),
         },
     )

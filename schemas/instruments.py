@@ -157,6 +157,7 @@ _COLLECTOR: Final = (
     _gauge("buffered_bytes", "Bytes of these."),
     _counter("dropped_messages", "Messages lost, since the buffer was full."),
     _counter("dropped_samples", "Device samples in lost messages."),
+    _gauge("processes_identified", "0 where it can't tell whose the processes on the devices are."),
 )
 
 _EXPORTER: Final = (

@@ -42,6 +42,9 @@ class GpmReader:
         self.metrics: list[int] = []
         self.values: list[float | None] = []
         self._library = library
+        self._handle = handle
+        self._wanted = list(metrics)
+        self._trying = False
         self._samples: list[Any] = []
         self._due = 0.0
         device = ctypes.c_void_p.from_param(address(handle))
@@ -52,15 +55,7 @@ class GpmReader:
             self._get = library.function("nvmlGpmMigSampleGet")
             self._target = (device, ctypes.c_uint.from_param(instance))
         self._compute = library.function("nvmlGpmMetricsGet")
-        if not metrics or self._get is None or self._compute is None or not _supported(library, handle):
-            return
-        try:
-            self._samples = [library.call("nvmlGpmSampleAlloc") for _ in range(2)]
-        except NvmlFailure:
-            self.close()
-            return
-        if self._sample() != SUCCESS:
-            self.close()
+        if not self._begin():
             return
         known = surveyed.get(kind)
         if known is None:
@@ -71,6 +66,28 @@ class GpmReader:
             self._prepare(known)
         else:
             self.close()
+
+    def _begin(self) -> bool:
+        """Take the first sample, where the device can."""
+        library = self._library
+        if not self._wanted or self._get is None or self._compute is None or not _supported(library, self._handle):
+            return False
+        try:
+            self._samples = [library.call("nvmlGpmSampleAlloc") for _ in range(2)]
+        except NvmlFailure:
+            self.close()
+            return False
+        if self._sample() != SUCCESS:
+            self.close()
+            return False
+        return True
+
+    def ask_again(self) -> None:
+        """Ask for everything that is wanted with the next reading; what is refused then is left out again."""
+        if len(self.metrics) == len(self._wanted) or (not self._samples and not self._begin()):
+            return
+        self._prepare(self._wanted)
+        self._trying = True
 
     def _survey(self, metrics: Sequence[int]) -> list[int] | None:
         """The metrics that this device knows: only two samples and a computation tell. None where that fails."""
@@ -128,10 +145,28 @@ class GpmReader:
             number.value if code.value == SUCCESS else None
             for code, number in zip(self._codes, self._numbers, strict=True)
         ]
+        if self._trying:
+            self._settle()
         return SUCCESS
+
+    def _settle(self) -> None:
+        """Keep of what was asked for again what the device gives."""
+        self._trying = False
+        codes = [code.value for code in self._codes]
+        given = [
+            (metric, value)
+            for metric, value, code in zip(self.metrics, self.values, codes, strict=True)
+            if code not in UNSUPPORTED
+        ]
+        if not given:
+            self.close()
+        elif len(given) < len(codes):
+            self._prepare([metric for metric, _ in given])
+            self.values = [value for _, value in given]
 
     def close(self) -> None:
         """Free the samples."""
+        self._trying = False
         self.metrics = []
         self.values = []
         for sample in self._samples:

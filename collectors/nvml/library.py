@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, Final, TypeAlias, cast
 
 from ..source import SourceUnavailable
+from ..text import clean
 
 log = logging.getLogger("corral.collector.nvml")
 
@@ -32,8 +33,8 @@ RESET_REQUIRED: Final = 16
 VERSION_MISMATCH: Final = 18
 
 UNSUPPORTED: Final = frozenset({2, NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND, 22, 25, 26})
-"""Never ask this device again: not supported, no permission, unknown to this driver (by argument, function or
-structure version), off in a vGPU, deprecated."""
+"""Refused, mostly for good, and so asked again ever more seldom: not supported, no permission, unknown to this driver
+(by argument, function or structure version), off in a vGPU, deprecated."""
 LATER: Final = frozenset({TIMEOUT, 19, 21, 27})
 """No value now, and nothing is wrong: timeout, in use, no data, not ready."""
 LOST: Final = frozenset({GPU_IS_LOST, RESET_REQUIRED, 28})
@@ -46,6 +47,12 @@ Handle: TypeAlias = Any
 Function: TypeAlias = Any
 """A C function of NVML without declared arguments; it returns the error code."""
 
+
+UNKNOWN: Final = 999
+_TEXTS: Final = frozenset(
+    {"nvmlSystemGetDriverVersion", "nvmlDeviceGetUUID", "nvmlDeviceGetName", "nvmlDeviceGetSerial", "nvmlErrorString"}
+)
+"""Functions whose answer is a text."""
 
 _UNTYPED: Final = ctypes.CFUNCTYPE(ctypes.c_int)
 """A C function called with whatever arguments it is given, as `ctypes.CDLL` would."""
@@ -125,10 +132,10 @@ class Library:
 
     def text(self, code: int) -> str:
         """An error code in words."""
-        return str(self.pynvml.NVMLError(code))
+        return _words(self.pynvml.NVMLError(code))
 
     def call(self, name: str, *args: Any) -> Any:
-        """Call a function of pynvml.
+        """Call a function of pynvml. A text comes without what a message can't carry.
 
         Raises:
             NvmlFailure: with NVML's code.
@@ -137,11 +144,16 @@ class Library:
         if function is None:
             raise NvmlFailure(FUNCTION_NOT_FOUND, name, "unknown to this pynvml")
         try:
-            return function(*args)
+            found = function(*args)
         except self.pynvml.NVMLError as error:
-            raise NvmlFailure(int(error.value), name, str(error)) from error
+            raise NvmlFailure(int(error.value), name, _words(error)) from error
+        except UnicodeDecodeError as error:  # pynvml takes every text for UTF-8
+            if name in _TEXTS:
+                return clean(error.object)
+            raise NvmlFailure(UNKNOWN, name, "the answer is no text") from error
         except self.pynvml.NVMLLibraryMismatchError as error:  # an older driver without the newest form of a call
             raise NvmlFailure(FUNCTION_NOT_FOUND, name, "unknown to this driver") from error
+        return clean(found) if name in _TEXTS and isinstance(found, str) else found
 
     def ask(self, default: Any, name: str, *args: Any) -> Any:
         """Call a function of pynvml for a fact that may be missing: the default where this device has none.
@@ -161,6 +173,22 @@ class Library:
 def address(handle: Handle) -> int:
     """The address in a device handle: equal for equal devices."""
     return ctypes.cast(handle, ctypes.c_void_p).value or 0
+
+
+def field_text(structure: Any, name: str) -> str:
+    """A text in a structure of pynvml, which takes it for UTF-8 when it is read."""
+    try:
+        found = getattr(structure, name)
+    except UnicodeDecodeError as error:
+        found = error.object
+    return clean(found) if isinstance(found, bytes | str) else ""
+
+
+def _words(error: Any) -> str:
+    try:
+        return str(error)
+    except UnicodeDecodeError:
+        return f"NVML error {int(error.value)}"
 
 
 @functools.cache

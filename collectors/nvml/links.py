@@ -10,7 +10,7 @@ from msgspec import Struct
 from ...schemas.telemetry import Link
 from .fields import FieldBatch, Key, survey
 from .inventory import Found
-from .library import SUCCESS, UNSUPPORTED, Handle, Library
+from .library import SUCCESS, UNSUPPORTED, Handle, Library, field_text
 
 _ANCESTORS: Final = {
     0: Link.PCIE_SWITCH,
@@ -81,7 +81,7 @@ def nvlinks(library: Library, handle: Handle, before: Sequence[LinkState] = ()) 
             continue
         remote = library.ask(None, "nvmlDeviceGetNvLinkRemotePciInfo", handle, number)
         kind = library.ask(None, "nvmlDeviceGetNvLinkRemoteDeviceType", handle, number)
-        address = "" if remote is None else str(remote.busId)
+        address = "" if remote is None else field_text(remote, "busId")
         found.append(LinkState(number=number, active=True, remote=address, switch=kind == _SWITCH))
     return found
 

@@ -1,18 +1,20 @@
 """The schedule of one device, compiled from the catalogue: which calls to make, how often, and where values go.
 
 At the start every way of reading that the catalogue names is tried once, in order, until one works. What the device
-does not support is never asked again. Calls that several metrics share are made once; field values of one cadence
-are one batch.
+refuses, then or later, is left out and asked again ever more seldom. Calls that several metrics share are made once;
+field values of one cadence are one batch.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from typing import Any, Final
 
 from ...schemas.metrics import METRICS, Metric
 from ...schemas.rows import CADENCE_SECONDS, Cadence, Call, FieldValue, Gpm, Rate
+from ..retry import FIRST_SECONDS, Retry
 from ..tickcolumns import INDEX, NAMES, Values
 from .calls import Probe, probe
 from .fields import FieldBatch, Key, survey
@@ -111,14 +113,19 @@ class DevicePlan:
             library.gpm_surveyed,
             kind,
         )
+        self._wanted = wanted
+        self._ids = ids
+        self._by_gpm: dict[str, Gpm] = {}
+        self._gpm_known: list[int] = []
         self._gpm_targets: list[tuple[int, Target]] = []
+        self._gpm_metrics: list[int] = []
+        self._order: list[Group] = []
         try:
-            self._compile(wanted, ids)
+            self._compile(wanted)
         except NvmlFailure:
             self._gpm.close()
             raise
-        self._gpm_metrics = [to[0] for _, to in self._gpm_targets]
-        self._order = [group for group in self._groups.values() if group.probes or group.fields]
+        self._retry = Retry(time.monotonic())
 
     def spread(self, share: float) -> None:
         """Read the slow groups apart from those of other devices, so that no tick carries all of them.
@@ -129,10 +136,12 @@ class DevicePlan:
         for group in self._order:
             if group.seconds > 1 and group.due > 0:
                 group.due -= group.seconds * share
+        self._retry.due += FIRST_SECONDS * share
 
     # -- compiling
 
-    def _compile(self, wanted: dict[str, Any], ids: dict[Gpm, int | None]) -> None:
+    def _compile(self, wanted: dict[str, Any]) -> None:
+        """Find a way to read each of these metrics, and read them from now on."""
         fields = self._try_fields(wanted)
         probes: dict[str, tuple[Probe, int] | None] = {}
         chosen: list[tuple[str, Probe, Call]] = []
@@ -142,10 +151,9 @@ class DevicePlan:
             for reading in row.nvml:
                 to = target(name, reading.scale)
                 if isinstance(reading, Gpm):
-                    number = ids[reading]
-                    if number not in self._gpm.metrics:
+                    if self._ids[reading] not in self._gpm.metrics:
                         continue
-                    self._gpm_targets.append((self._gpm.metrics.index(number), to))
+                    self._by_gpm[name] = reading
                 elif isinstance(reading, FieldValue | Rate):
                     key = self._key(reading)
                     code, wide = fields.get(key, (NOT_SUPPORTED, False)) if key else (NOT_SUPPORTED, False)
@@ -167,6 +175,22 @@ class DevicePlan:
                 break
         self._add_probes(chosen, cadences)
         self._add_fields(batches)
+        self._aim_gpm()
+        self._order = [group for group in self._groups.values() if group.probes or group.fields]
+
+    def _aim_gpm(self) -> None:
+        """Find the places of the metrics in what GPM gives now."""
+        known = self._gpm_known = self._gpm.metrics
+        self._gpm_targets = []
+        for name, reading in list(self._by_gpm.items()):
+            number = self._ids[reading]
+            if number in known:
+                self._gpm_targets.append((known.index(number), target(name, reading.scale)))
+            else:
+                del self._by_gpm[name]
+                self.supported.discard(name)
+                self.values[INDEX[name]] = None
+        self._gpm_metrics = [to[0] for _, to in self._gpm_targets]
 
     def _add_probes(self, chosen: list[tuple[str, Probe, Call]], cadences: dict[str, Cadence]) -> None:
         outputs: dict[str, list[tuple[Any, ...]]] = {}
@@ -182,8 +206,9 @@ class DevicePlan:
     def _add_fields(self, batches: dict[Cadence, dict[Key, list[tuple[Target, bool]]]]) -> None:
         for cadence, targets in batches.items():
             group = self._groups[cadence]
-            group.fields = FieldBatch(self._library, self._handle, list(targets))
-            for at, entries in enumerate(targets.values()):
+            before = group.fields.keys if group.fields is not None else []
+            group.fields = FieldBatch(self._library, self._handle, [*before, *targets])
+            for at, entries in enumerate(targets.values(), start=len(before)):
                 group.field_targets.append([to for to, rate in entries if not rate])
                 rates = [to for to, rate in entries if rate]
                 if rates:
@@ -225,6 +250,14 @@ class DevicePlan:
                 return None
         return tried[0]
 
+    def _ask_again(self, now: float) -> None:
+        """Try what was refused; what has an answer now is read from now on."""
+        self._gpm.ask_again()
+        missing = {name: row for name, row in self._wanted.items() if name not in self.supported}
+        if missing:
+            self._compile(missing)
+        self._retry.refused(now)
+
     # -- reading
 
     def read(self, now: float) -> tuple[int, list[int]]:
@@ -241,17 +274,21 @@ class DevicePlan:
         """
         answered = 0
         fresh: list[int] = []
+        if now >= self._retry.due:
+            self._ask_again(now)
         for group in self._order:
             if now < group.due:
                 continue
             # Ticks jitter: what is due within a tenth of its period is due now.
             group.due = now + group.seconds * 0.95
-            answered += self._read_group(group, now)
             fresh += group.metrics
+            answered += self._read_group(group, now)
         if self._gpm_targets:
             code = self._gpm.read(now)
             if code is not None:
                 fresh += self._gpm_metrics
+                if self._gpm.metrics is not self._gpm_known:
+                    self._aim_gpm()
                 self._put_gpm(code)
         return answered, fresh
 
@@ -278,10 +315,18 @@ class DevicePlan:
                 gone.append(call.name)
             self._check(code, call.name)
         if gone:
-            group.probes = [entry for entry in group.probes if entry[3].name not in gone]
+            self._leave_out(group, gone, now)
         if group.fields is not None:
             answered += self._read_fields(group, group.fields, now)
         return answered
+
+    def _leave_out(self, group: Group, calls: list[str], now: float) -> None:
+        """Calls that worked are refused: they are tried again soon."""
+        refused = {output[2] for entry in group.probes if entry[3].name in calls for output in entry[2]}
+        group.probes = [entry for entry in group.probes if entry[3].name not in calls]
+        group.metrics = [at for at in group.metrics if at not in refused]
+        self.supported -= {NAMES[at] for at in refused}
+        self._retry.soon(now)
 
     def _read_fields(self, group: Group, batch: FieldBatch, now: float) -> int:
         values = self.values
@@ -346,7 +391,7 @@ class DevicePlan:
             code = found.function(*found.args)
             if code in UNSUPPORTED:
                 self._blocking.remove(entry)
-                self.supported.discard(NAMES[to[0]])
+                self.supported.discard(NAMES[to[0]])  # and so it is asked again with the others
             holder, take = found.output(None)
             self.values[to[0]] = _fit(take(holder), to) if code == SUCCESS else None
             fresh.append(to[0])
@@ -371,6 +416,39 @@ class DevicePlan:
     def close(self) -> None:
         """Free what was allocated in the library."""
         self._gpm.close()
+
+
+def answers(library: Library, handle: Any) -> bool:
+    """Whether a device gives any of the numbers that are read at each tick, whichever they are.
+
+    No single one will do: a GB10 has no memory of its own to tell of, and that of a split board may be out of bounds.
+    A device that refuses all of them answers too.
+
+    Raises:
+        NvmlFailure: the driver is gone.
+    """
+    failed = False
+    for call in _TICK_CALLS:
+        found = probe(library, handle, call)
+        code = NOT_SUPPORTED if found is None else found.function(*found.args)
+        if code in DRIVER_GONE:
+            raise NvmlFailure(code, call.function, library.text(code))
+        if code in LOST:
+            return False
+        if code == SUCCESS or code in LATER:
+            return True
+        failed = failed or code not in UNSUPPORTED
+    return not failed
+
+
+_TICK_CALLS: Final = tuple(
+    {
+        (reading.function, reading.args): reading
+        for metric in METRICS.values()
+        for reading in metric.row.nvml
+        if metric.row.cadence is Cadence.TICK and isinstance(reading, Call) and not reading.blocking
+    }.values()
+)
 
 
 def _fit(raw: float | None, to: Target) -> float | int | None:

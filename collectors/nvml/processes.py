@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final
 
 from msgspec import Struct
 
 from ...schemas.telemetry import ProcessSample
 from ..proc import ProcessTable
+from ..retry import Retry
 from .inventory import Found
 from .library import DRIVER_GONE, LOST, NOT_FOUND, SUCCESS, UNSUPPORTED, Library, NvmlFailure
+from .running import RunningReader
 
 _KINDS: Final = (
     ("nvmlDeviceGetComputeRunningProcesses", "compute"),
@@ -26,7 +30,7 @@ class _Use(Struct):
 
 
 class ProcessReader:
-    """Reads the processes of devices; remembers which calls each does not support and what it has seen.
+    """Reads the processes of devices; remembers which calls each refuses, for a while, and what it has seen.
 
     Args:
         library: NVML.
@@ -36,7 +40,8 @@ class ProcessReader:
     def __init__(self, library: Library, *, with_commands: bool) -> None:
         self._library = library
         self._table = ProcessTable(with_commands=with_commands)
-        self._unsupported: set[tuple[str, str]] = set()
+        self._running = RunningReader(library)
+        self._refused: dict[tuple[str, str], Retry] = {}
         self._seen: dict[str, int] = {}
         self.errors = 0
 
@@ -64,16 +69,13 @@ class ProcessReader:
     def _uses(self, device: Found) -> dict[int, _Use]:
         uses: dict[int, _Use] = {}
         for function, kind in _KINDS:
-            running = self._ask(device, function)
-            if running is None:  # a driver before R510
-                running = self._ask(device, f"{function}_v2")
+            running = self._ask(device, function, lambda name: self._running.read(name, device.handle))
             for process in running or ():
-                pid, memory = int(process.pid), process.usedGpuMemory
-                use = uses.setdefault(pid, _Use(kind))
+                use = uses.setdefault(process.pid, _Use(kind))
                 if use.kind != kind:
                     use.kind = "both"
-                if memory is not None and 0 <= int(memory) < 2**63:
-                    use.memory = max(use.memory or 0, int(memory))
+                if process.memory_bytes is not None and process.memory_bytes < 2**63:
+                    use.memory = max(use.memory or 0, process.memory_bytes)
         if uses and device.parent is None:
             self._add_shares(device, uses)
         return uses
@@ -83,7 +85,7 @@ class ProcessReader:
         since = self._seen.get(uuid, 0)
         samples: Any = None
         for function in _UTILIZATION:
-            samples = self._ask(device, function, since)
+            samples = self._ask(device, function, lambda name: self._library.call(name, device.handle, since))
             if samples is not None:
                 break
         latest: dict[int, Any] = {}
@@ -101,18 +103,25 @@ class ProcessReader:
                     _percent(sample.decUtil),
                 )
 
-    def _ask(self, device: Found, function: str, *args: Any) -> Any:
-        """The answer of a function; None where the device does not have it, an empty one where there is none now."""
+    def _ask(self, device: Found, function: str, ask: Callable[[str], Any]) -> Any:
+        """The answer of a function; None where the device refuses it, an empty one where there is none now."""
         key = (device.info.uuid, function)
-        if key in self._unsupported:
+        refused = self._refused.get(key)
+        now = monotonic()
+        if refused is not None and now < refused.due:
             return None
         try:
-            return self._library.call(function, device.handle, *args)
+            answer = ask(function)
+            self._refused.pop(key, None)
+            return answer
         except NvmlFailure as failure:
             if failure.code in DRIVER_GONE or failure.code in LOST:
                 raise
             if failure.code in UNSUPPORTED:
-                self._unsupported.add(key)
+                if refused is None:
+                    self._refused[key] = Retry(now)
+                else:
+                    refused.refused(now)
                 return None
             # No process has run since the last look: "not found", and in some versions "success".
             if failure.code not in (NOT_FOUND, SUCCESS):

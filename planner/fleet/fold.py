@@ -161,7 +161,9 @@ def _processes(fleet: Fleet, event: ProcessBatch) -> None:
     host.processes_at = host.heard_at = fleet.now
     by_device: dict[str, list[tuple[str, int | None]]] = {}
     for process in event.processes:
-        by_device.setdefault(process.device, []).append((process.lease, process.memory_used_bytes))
+        # Where nobody can tell whose it is, memory of a lease's own work must not count as a stranger's.
+        memory = process.memory_used_bytes if event.identified else None
+        by_device.setdefault(process.device, []).append((process.lease, memory))
     dirty = False
     for device in host.devices:
         if device.processes(by_device.get(device.uuid, [])):

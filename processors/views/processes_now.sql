@@ -17,7 +17,8 @@
 -- name: of the lease's workload.
 -- memory_granted_bytes: to the lease on the device; 0 where none was asked for.
 -- concern: `no lease`, `lease has ended`, `not a device of its lease` or `beyond its lease` (all of the lease's
---   processes together, on a device that it shares); empty for one that is as it should be, and for a desktop.
+--   processes together, on a device that it shares); empty for one that is as it should be, for a desktop, and for one
+--   of which nothing but its id is known.
 WITH latest AS (
     SELECT host, max(time) AS time FROM processes WHERE time >= now() - INTERVAL 60 SECONDS GROUP BY host
 ), active AS (
@@ -41,7 +42,7 @@ SELECT f.time, f.host, v.index AS gpu, f.device, v.name AS model, f.pid, f."user
         WHEN f.granted IS NOT NULL THEN ''
         WHEN f.known THEN 'not a device of its lease'
         WHEN f.lease <> '' THEN 'lease has ended'
-        WHEN f.kind = 'graphics' THEN ''
+        WHEN f.kind = 'graphics' OR (f.name = '' AND f."user" = '') THEN ''
         ELSE 'no lease'
     END AS concern
 FROM found f LEFT JOIN devices v USING (device)

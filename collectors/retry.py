@@ -1,0 +1,43 @@
+"""When to ask again for what was refused: seldom, and ever more seldom, but never not at all.
+
+A refusal is not always for good. Drivers say "not supported" or "no permission" during a reset, while a board is being
+split, or before a daemon has opened the device, and mean something else a minute later.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+FIRST_SECONDS: Final = 10.0
+SOON_SECONDS: Final = 2.0
+MOST_SECONDS: Final = 640.0
+
+
+class Retry:
+    """The time of the next try, with a pause that doubles from one refusal to the next.
+
+    Args:
+        now: on the monotonic clock.
+        first_seconds: the first pause.
+        most_seconds: the longest.
+
+    Attributes:
+        due: on the monotonic clock.
+    """
+
+    __slots__ = ("_most", "_pause", "due")
+
+    def __init__(self, now: float, first_seconds: float = FIRST_SECONDS, most_seconds: float = MOST_SECONDS) -> None:
+        self._pause = first_seconds
+        self._most = most_seconds
+        self.due = now + first_seconds
+
+    def refused(self, now: float) -> None:
+        """It was tried again, and refused."""
+        self._pause = min(self._pause * 2, self._most)
+        self.due = now + self._pause
+
+    def soon(self, now: float) -> None:
+        """Something that worked is refused: try again soon, whatever else has been refused for long."""
+        self._pause = SOON_SECONDS
+        self.due = min(self.due, now + SOON_SECONDS)

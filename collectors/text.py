@@ -1,0 +1,46 @@
+"""Text from a driver or the operating system, made fit for a message.
+
+Neither promises UTF-8: drivers have given names of random bytes, and a file name or an account may be any bytes at all.
+A message takes no lone surrogate, and a table no NUL, so that one such name would hide a whole host.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+import msgspec
+
+MOST_CHARACTERS: Final = 256
+"""Longer text is cut: NVML's longest string has 96 bytes, a path in `/proc` up to 4,096."""
+
+
+def clean(value: bytes | str, most: int = MOST_CHARACTERS) -> str:
+    """Text as UTF-8 can carry it: what can't be decoded is replaced, control characters are spaces.
+
+    Args:
+        value: bytes as they came, or text that Python has decoded from some (with surrogate escapes).
+        most: characters to keep.
+    """
+    if isinstance(value, bytes):
+        text = value.decode("utf-8", "replace")
+    else:
+        text = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    text = text.partition("\0")[0]
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else " " for character in text)
+    return text.strip()[:most].rstrip()
+
+
+def cleaned(message: object) -> object:
+    """A message with every text in it made fit, as the plain values that it is encoded from."""
+    return _walk(msgspec.to_builtins(message, builtin_types=(bytes,)))
+
+
+def _walk(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value, len(value))
+    if isinstance(value, dict):
+        return {_walk(key): _walk(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list):
+        return [_walk(item) for item in cast("list[Any]", value)]
+    return value
