@@ -228,7 +228,8 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         request_id: of the request.
         name: of the workload.
         labels: of the request.
-        environment: to set for the work, by host: `CUDA_VISIBLE_DEVICES` (uuids), `CORRAL_LEASE`.
+        environment: to set for the work, by host: its devices as their runtime takes them (`CUDA_VISIBLE_DEVICES`;
+            `ROCR_VISIBLE_DEVICES` and `HIP_VISIBLE_DEVICES` on AMD), and `CORRAL_LEASE`.
         unassigned: work items that no device took.
         ended_at: when it ended; None while active.
         reason: why it ended; by whom and what for where an operator took it.

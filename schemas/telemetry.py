@@ -69,7 +69,7 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Identity and capabilities of a device; nothing here moves while the device runs.
 
     Attributes:
-        uuid: as the driver gives it; names the device everywhere in Corral.
+        uuid: as the driver gives it, where it is the device's own; names the device everywhere in Corral.
         host: the host's name.
         index: the driver's index on that host.
         name: the product's name, such as `NVIDIA H100 80GB HBM3`.
@@ -90,6 +90,8 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
         numa_node: None if unknown.
         cpu_affinity: logical cores near the device; empty if unknown.
         serial: of the board; empty if it has none.
+        visible_id: how the vendor's runtime takes it in its variable (`ROCR_VISIBLE_DEVICES`, `CUDA_VISIBLE_DEVICES`):
+            an id or a number; empty where that is the uuid.
     """
 
     uuid: str
@@ -113,6 +115,7 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     numa_node: int | None = None
     cpu_affinity: list[int] = []
     serial: str = ""
+    visible_id: str = ""
 
 
 class Link(StrEnum):
@@ -201,6 +204,8 @@ class ProcessBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
         sequence: counts all of the run's messages, with samples.
         time_ns: when they were read.
         processes: one entry per process and device.
+        identified: whose a process is can be told at all. Not in a container with process ids of its own: the driver
+            gives those of the host, and only memory and shares of time are known.
     """
 
     host: str
@@ -208,6 +213,7 @@ class ProcessBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sequence: int
     time_ns: int
     processes: list[ProcessSample] = []
+    identified: bool = True
     version: int = SCHEMA_VERSION
 
 
@@ -236,8 +242,8 @@ class DeviceEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
         sequence: counts all of the run's messages, with samples.
         time_ns: when it happened.
         kind: `xid`, `ecc`, `clock`, `power`, `device_lost`, `device_returned`, `driver_lost`, `driver_returned`,
-            `mig_changed`, `agent_started`, `agent_stopped`, `samples_dropped`, `process_without_lease`,
-            `lease_memory_exceeded` (see `AttributionKind`), …
+            `mig_changed`, `agent_started`, `agent_stopped`, `samples_dropped`, `processes_hidden`,
+            `process_without_lease`, `lease_memory_exceeded` (see `AttributionKind`), …
         severity: what it means for the device.
         device: uuid; None for the whole host.
         code: the Xid for `xid`; 0 otherwise.
@@ -300,6 +306,7 @@ class AgentReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
         cpu_seconds: user and system time of the process.
         resident_bytes: resident memory of the process.
         corral_version: of the package.
+        processes_identified: as in `ProcessBatch`.
     """
 
     host: str
@@ -320,6 +327,7 @@ class AgentReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cpu_seconds: float = 0.0
     resident_bytes: int = 0
     corral_version: str = ""
+    processes_identified: bool = True
     version: int = SCHEMA_VERSION
 
 

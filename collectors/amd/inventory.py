@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ...schemas.telemetry import DeviceInfo, Link, ProcessSample
 from .. import proc
-from .library import DRIVER_GONE, AmdFailure, AmdLibrary
+from ..identity import Identities, Seat
+from ..text import clean
+from .library import DRIVER_GONE, NEVER, AmdFailure, AmdLibrary
+from .visible import nodes, place, visible_ids
 
 
 class Found(Struct, kw_only=True):
@@ -18,8 +22,13 @@ class Found(Struct, kw_only=True):
     info: DeviceInfo
 
 
-def discover(library: AmdLibrary, host: str) -> list[Found]:
+def discover(library: AmdLibrary, host: str, identities: Identities) -> list[Found]:
     """Every device, in the driver's order.
+
+    Args:
+        library: amdsmi.
+        host: the host's name.
+        identities: of its devices.
 
     Raises:
         AmdFailure: the driver is gone, or shows no devices at all.
@@ -27,31 +36,35 @@ def discover(library: AmdLibrary, host: str) -> list[Found]:
     found: list[Found] = []
     for index, handle in enumerate(library.call("amdsmi_get_processor_handles")):
         try:
-            found.append(Found(handle=handle, info=_device(library, handle, index, host)))
+            found.append(Found(handle=handle, info=_device(library, handle, index, host, identities)))
         except AmdFailure as failure:
             if failure.code in DRIVER_GONE:
                 raise
-    return found
+    infos = [one.info for one in found]
+    seats = [Seat(uuid=info.uuid, address=info.pcie_address, serial=info.serial, index=info.index) for info in infos]
+    places = [place(library, one.handle, one.info.index, one.info.pcie_address, one.info.serial) for one in found]
+    named = zip(found, identities.names(seats), visible_ids(places, nodes()), strict=True)
+    return [Found(handle=one.handle, info=replace(one.info, uuid=uuid, visible_id=id)) for one, uuid, id in named]
 
 
-def _device(library: AmdLibrary, handle: Any, index: int, host: str) -> DeviceInfo:
+def _device(library: AmdLibrary, handle: Any, index: int, host: str, identities: Identities) -> DeviceInfo:
     ask = library.ask
-    asic: dict[str, Any] = ask({}, "amdsmi_get_gpu_asic_info", handle)
+    asic = _facts(library, handle, "amdsmi_get_gpu_asic_info", "amdsmi_asic_info_t")
     vram: dict[str, Any] = ask({}, "amdsmi_get_gpu_vram_info", handle)
     cap: dict[str, Any] = ask({}, "amdsmi_get_power_cap_info", handle)
-    driver: dict[str, Any] = ask({}, "amdsmi_get_gpu_driver_info", handle)
+    driver = _facts(library, handle, "amdsmi_get_gpu_driver_info", "amdsmi_driver_info_t")
     clocks: dict[str, Any] = ask({}, "amdsmi_get_clock_info", handle, library.constant("AmdSmiClkType.GFX"))
     bus = str(ask("", "amdsmi_get_gpu_device_bdf", handle))
     node = ask(-1, "amdsmi_get_gpu_topo_numa_affinity", handle)
     memory = ask(0, "amdsmi_get_gpu_memory_total", handle, library.constant("AmdSmiMemoryType.VRAM"))
     return DeviceInfo(
-        uuid=str(library.call("amdsmi_get_gpu_device_uuid", handle)),
+        uuid=_uuid(library, handle, bus, identities),
         host=host,
         index=index,
         name=_words(asic.get("market_name")),
         vendor="amd",
         architecture=_words(asic.get("target_graphics_version")),
-        sm_count=_number(asic.get("num_compute_units")),
+        sm_count=_number(asic.get("num_compute_units", asic.get("num_of_compute_units"))),
         memory_bytes=_number(memory),
         # amdsmi gives gigabytes a second.
         memory_bandwidth_bytes_per_second=_number(vram.get("vram_max_bandwidth")) * 10**9,
@@ -63,6 +76,44 @@ def _device(library: AmdLibrary, handle: Any, index: int, host: str) -> DeviceIn
         cpu_affinity=proc.pci_cpus(bus) if bus else [],
         serial=_words(asic.get("asic_serial")),
     )
+
+
+def _uuid(library: AmdLibrary, handle: Any, bus: str, identities: Identities) -> str:
+    """The driver's uuid; empty for a device that has none.
+
+    Raises:
+        AmdFailure: it can't be read now, and is not known from before.
+    """
+    try:
+        found = clean(str(library.call("amdsmi_get_gpu_device_uuid", handle)))
+    except AmdFailure as failure:
+        known = identities.uuid_at(bus, None)
+        if failure.code in DRIVER_GONE or (known is None and (failure.code not in NEVER or not bus)):
+            raise
+        return known or ""
+    identities.uuid_at(bus, found)
+    return found
+
+
+def _facts(library: AmdLibrary, handle: Any, name: str, structure: str) -> dict[str, Any]:
+    """What a call says; none where the device does not say it.
+
+    Raises:
+        AmdFailure: the driver is gone.
+    """
+    try:
+        return library.call(name, handle)
+    except AmdFailure as failure:
+        if failure.code in DRIVER_GONE:
+            raise
+        if failure.code is not None:
+            return {}
+    try:
+        found = library.fields(name, structure, handle)
+    except AmdFailure:
+        return {}
+    version = found.get("target_graphics_version")
+    return found | ({"target_graphics_version": f"gfx{version:x}"} if isinstance(version, int) else {})
 
 
 def topology(library: AmdLibrary, devices: list[Found]) -> list[list[Link]]:
@@ -91,7 +142,7 @@ def processes(library: AmdLibrary, device: Found, table: proc.ProcessTable) -> l
         AmdFailure: the driver is gone.
     """
     found: list[ProcessSample] = []
-    for process in library.ask([], "amdsmi_get_gpu_process_list", device.handle):
+    for process in _running(library, device.handle):
         pid = int(process["pid"])
         facts = table.facts(pid)
         vram = process.get("memory_usage", {}).get("vram_mem") or process.get("mem")
@@ -106,7 +157,7 @@ def processes(library: AmdLibrary, device: Found, table: proc.ProcessTable) -> l
                 pid=pid,
                 memory_used_bytes=int(vram) if isinstance(vram, int) else None,
                 sm_utilization_percent=share,
-                name=facts.name or ("" if name == "N/A" else str(name).rsplit("/", 1)[-1]),
+                name=facts.name or ("" if name == "N/A" else clean(str(name).rsplit("/", 1)[-1])),
                 user=facts.user,
                 container=facts.container,
                 lease=facts.lease,
@@ -117,8 +168,17 @@ def processes(library: AmdLibrary, device: Found, table: proc.ProcessTable) -> l
     return found
 
 
+def _running(library: AmdLibrary, handle: Any) -> list[dict[str, Any]]:
+    try:
+        return library.call("amdsmi_get_gpu_process_list", handle)
+    except AmdFailure as failure:
+        if failure.code in DRIVER_GONE:
+            raise
+        return library.processes(handle) if failure.code is None else []
+
+
 def _words(value: Any) -> str:
-    return value if isinstance(value, str) and value != "N/A" else ""
+    return clean(value) if isinstance(value, str) and value != "N/A" else ""
 
 
 def _number(value: Any) -> int:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import io
 from types import ModuleType
 from typing import Any, Final
 
 from ..source import SourceUnavailable
+from ..text import clean
 
 UNSUPPORTED: Final = frozenset({1, 2, 3, 5, 10, 20, 31, 43, 45, 46, 51, 52, 55})
-"""Never ask this device again: invalid or not supported, not implemented, unknown to the library, no permission, no
-such file or data in this driver."""
+"""Refused, mostly for good, and so asked again ever more seldom: invalid or not supported, not implemented, unknown to
+the library, no permission, no such file or data in this driver."""
+NEVER: Final = frozenset({2, 3, 5})
+"""Of these, such as a device that is well gives for ever."""
 LATER: Final = frozenset({8, 9, 11, 30, 40})
 """No value now, and nothing is wrong: timeout, retry, interrupted, busy, no data."""
 DRIVER_GONE: Final = frozenset({18, 32, 34})
 """The driver as a whole is gone: not initialised or not loaded."""
+
+
+_MOST_PROCESSES: Final = 1024
+"""As amdsmi's own wrapper."""
+_UNKNOWN: Final = 2**32 - 1
+_TEXTS: Final = frozenset({"amdsmi_get_gpu_device_uuid"})
+"""Functions whose answer is a text."""
 
 
 class AmdFailure(Exception):
@@ -74,9 +85,45 @@ class AmdLibrary:
             return function(*args)
         except self.amdsmi.AmdSmiLibraryException as error:
             raise AmdFailure(int(error.get_error_code()), name, _text(error)) from error
-        except (self.amdsmi.AmdSmiException, ValueError, KeyError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:  # amdsmi takes every text for UTF-8
+            if name in _TEXTS:
+                return clean(error.object)
+            raise AmdFailure(None, name, "a text in the answer is no UTF-8") from error
+        except (self.amdsmi.AmdSmiException, ValueError, KeyError) as error:
             # The wrapper is at odds with what the library said, such as an enumeration that it does not know.
             raise AmdFailure(None, name, f"{type(error).__name__}: {error}") from error
+
+    def fields(self, name: str, structure: str, handle: Any) -> dict[str, Any]:
+        """What a call writes into its structure, field by field: for where amdsmi can't read a text in it.
+
+        Raises:
+            AmdFailure: with amdsmi's status.
+        """
+        wrapper = self.amdsmi.amdsmi_wrapper
+        value = getattr(wrapper, structure)()
+        code = int(getattr(wrapper, name)(handle, ctypes.byref(value)))
+        if code:
+            raise AmdFailure(code, name, f"status {code}")
+        found = {field[0]: getattr(value, field[0]) for field in value._fields_}
+        return {key: clean(item) if isinstance(item, bytes) else item for key, item in found.items()}
+
+    def processes(self, handle: Any) -> list[dict[str, Any]]:
+        """The processes on a device, for where amdsmi can't read the name of one; none where they can't be had."""
+        wrapper = self.amdsmi.amdsmi_wrapper
+        count = ctypes.c_uint32(_MOST_PROCESSES)
+        entries = (wrapper.amdsmi_proc_info_t * _MOST_PROCESSES)()
+        if wrapper.amdsmi_get_gpu_process_list(handle, ctypes.byref(count), entries):
+            return []
+        return [
+            {
+                "pid": entry.pid,
+                "name": clean(entry.name),
+                "mem": entry.mem,
+                "memory_usage": {"vram_mem": entry.memory_usage.vram_mem},
+                "cu_occupancy": entry.cu_occupancy if entry.cu_occupancy != _UNKNOWN else None,
+            }
+            for entry in entries[: min(count.value, _MOST_PROCESSES)]
+        ]
 
     def ask(self, default: Any, name: str, *args: Any) -> Any:
         """Call for a fact that may be missing: the default where this device has none.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from ...schemas.metrics import METRICS
 from ...schemas.rows import CADENCE_SECONDS, Cadence, Call
+from ..retry import Retry
 from ..tickcolumns import INDEX, NAMES, Values
 from .library import DRIVER_GONE, LATER, UNSUPPORTED, AmdFailure, AmdLibrary
 
@@ -65,13 +67,21 @@ class AmdPlan:
         self._label = label
         self._told: set[tuple[str, int | None]] = set()
         self._readings: dict[str, Reading] = {}
+        self._missing: set[str] = set(METRICS)
+        self._compile()
+        self._retry = Retry(time.monotonic())
+
+    def _compile(self) -> None:
+        """Find a way to read each metric that has none, and read it from now on."""
         tried: dict[str, Any] = {}
         for name, metric in METRICS.items():
-            for call in metric.row.amd:
-                if self._add(name, call, metric.row.cadence, tried):
-                    break
+            if name in self._missing and any(
+                self._add(name, call, metric.row.cadence, tried) for call in metric.row.amd
+            ):
+                self._missing.discard(name)
         for name, function, take in _DERIVED:
-            self._add_take(name, Call(function), METRICS[name].row.cadence, tried, take)
+            if name in self._missing and self._add_take(name, Call(function), METRICS[name].row.cadence, tried, take):
+                self._missing.discard(name)
 
     def _add(self, name: str, call: Call, cadence: Cadence, tried: dict[str, Any]) -> bool:
         return self._add_take(name, call, cadence, tried, _path(call))
@@ -108,6 +118,19 @@ class AmdPlan:
         """Whether it reads anything at each tick."""
         return any(reading.seconds == 0 for reading in self._readings.values())
 
+    def answers(self) -> bool:
+        """Whether any call that is made at each tick has an answer.
+
+        Raises:
+            AmdFailure: the driver is gone.
+        """
+        asked = [reading for reading in self._readings.values() if reading.seconds == 0]
+        for reading in asked or list(self._readings.values()):
+            answer = self._try(reading.function, list(reading.args))
+            if not isinstance(answer, AmdFailure) or answer.code in LATER:
+                return True
+        return False
+
     def read(self, now: float) -> tuple[int, list[int]]:
         """Read what is due.
 
@@ -122,6 +145,9 @@ class AmdPlan:
         """
         answered = 0
         fresh: list[int] = []
+        if now >= self._retry.due:  # what was refused is asked again, ever more seldom
+            self._compile()
+            self._retry.refused(now)
         for reading in list(self._readings.values()):
             if now < reading.due:
                 continue

@@ -11,6 +11,7 @@ from ...schemas import columns
 from ...schemas.holders import lineage
 from ...schemas.telemetry import Inventory, ProcessSample, Severity
 from .. import proc
+from ..identity import Identities
 from ..source import Emit, SourceEvent, SourceUnavailable, Tick
 from ..tickcolumns import INDEX, TickColumns
 from .events import AmdEventThread
@@ -58,6 +59,9 @@ class AmdSource:
         labels: of the host, set by the operator.
         with_commands: publish the command lines of processes; they often hold secrets.
         with_events: wait for the driver's events in a thread.
+
+    Attributes:
+        identifies_processes: as in `ProcessBatch.identified`.
     """
 
     name = "amdsmi"
@@ -73,11 +77,13 @@ class AmdSource:
         self.host = host
         self.labels = labels or {}
         self._table = proc.ProcessTable(with_commands=with_commands)
+        self.identifies_processes = self._table.identifies
         self._with_events = with_events
         self._library: AmdLibrary | None = None
         self._emit: Emit = _ignore
+        self._identities = Identities(host)
         self._devices: list[_Device] = []
-        self._lost: list[Found] = []
+        self._lost: list[_Device] = []
         self._return_due = 0.0
         self._errors_before = 0
         self._events: AmdEventThread | None = None
@@ -94,7 +100,7 @@ class AmdSource:
         self._emit = emit
         self._lost = []
         try:
-            found = discover(self._library, self.host)
+            found = discover(self._library, self.host, self._identities)
             if not found:
                 raise SourceUnavailable("the amdgpu driver shows no device")
             self._take(self._library, found)
@@ -111,13 +117,13 @@ class AmdSource:
         """See `Source.inventory`."""
         library = self._opened()
         try:
-            found = discover(library, self.host)
-            lost = {one.info.uuid for one in self._lost}
+            found = discover(library, self.host, self._identities)
+            lost = {one.found.info.uuid for one in self._lost}
             known = {device.found.info.uuid for device in self._devices} | lost
             if {one.info.uuid for one in found} - known:
                 self._take(library, [one for one in found if one.info.uuid not in lost])
             everything = sorted(
-                [*(device.found for device in self._devices), *self._lost], key=lambda one: one.info.index
+                (device.found for device in (*self._devices, *self._lost)), key=lambda one: one.info.index
             )
             links = topology(library, everything)
         except AmdFailure as failure:
@@ -177,7 +183,7 @@ class AmdSource:
 
     def ancestry(self, pids: Iterable[int]) -> dict[int, list[str]]:
         """See `HostSource.ancestry`."""
-        return {pid: list(lineage(pid)) for pid in pids}
+        return {pid: list(lineage(pid)) for pid in pids} if self.identifies_processes else {}
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -207,7 +213,7 @@ class AmdSource:
     def _lose(self, device: _Device) -> None:
         self._errors_before += device.plan.errors
         self._devices.remove(device)
-        self._lost.append(device.found)
+        self._lost.append(device)
         self._columns.relaid(len(self._devices))
         self._return_due = monotonic() + RETURN_SECONDS
         info = device.found.info
@@ -216,15 +222,14 @@ class AmdSource:
         )
 
     def _find_lost(self, library: AmdLibrary) -> None:
-        vram = library.constant("AmdSmiMemoryType.VRAM")
-        back = [one for one in self._lost if library.ask(None, "amdsmi_get_gpu_memory_usage", one.handle, vram)]
+        back = [one for one in self._lost if one.plan.answers()]
         if not back:
             return
         self._lost = [one for one in self._lost if one not in back]
-        kept = [device.found for device in self._devices]
-        self._take(library, sorted([*kept, *back], key=lambda one: one.info.index))
+        here = sorted((device.found for device in (*self._devices, *back)), key=lambda one: one.info.index)
+        self._take(library, here)
         for one in back:
-            self._tell("device_returned", Severity.CLEARED, f"{one.info.name} answers again", one)
+            self._tell("device_returned", Severity.CLEARED, f"{one.found.info.name} answers again", one.found)
 
     def _tell(self, kind: str, severity: Severity, message: str, found: Found) -> None:
         self._emit(

@@ -6,10 +6,12 @@ import os
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ...schemas.telemetry import DeviceInfo
 from .. import proc
-from .library import DRIVER_GONE, Handle, Library, NvmlFailure
+from ..identity import Identities, Seat
+from .library import DRIVER_GONE, FUNCTION_NOT_FOUND, LOST, NOT_SUPPORTED, Handle, Library, NvmlFailure, field_text
 
 ARCHITECTURES: Final = {
     2: "Kepler",
@@ -38,6 +40,7 @@ class Found(Struct, kw_only=True):
     Attributes:
         handle: NVML's, good until the device or the driver goes.
         info: what is published.
+        driver_uuid: what the driver calls it; empty where it has no name of its own.
         parent: handle of the whole device for a MIG instance.
         gpu_instance: id of its GPU instance for a MIG instance.
         compute_instance: id of its compute instance for a MIG instance.
@@ -46,6 +49,7 @@ class Found(Struct, kw_only=True):
 
     handle: Handle
     info: DeviceInfo
+    driver_uuid: str = ""
     parent: Handle | None = None
     gpu_instance: int | None = None
     compute_instance: int | None = None
@@ -59,8 +63,13 @@ class Unreachable(Struct, frozen=True):
     failure: NvmlFailure
 
 
-def discover(library: Library, host: str) -> tuple[list[Found], list[Unreachable]]:
+def discover(library: Library, host: str, identities: Identities) -> tuple[list[Found], list[Unreachable]]:
     """Every device, whole ones followed by their MIG instances, by index.
+
+    Args:
+        library: NVML.
+        host: the host's name.
+        identities: of its devices.
 
     Raises:
         NvmlFailure: the driver is gone.
@@ -72,7 +81,8 @@ def discover(library: Library, host: str) -> tuple[list[Found], list[Unreachable
         try:
             handle = library.call("nvmlDeviceGetHandleByIndex", index)
             capable = library.ask(None, "nvmlDeviceGetMigMode", handle) is not None
-            device = Found(handle=handle, info=_whole(library, handle, index, host, driver), mig_capable=capable)
+            info = _whole(library, handle, index, host, driver, identities)
+            device = Found(handle=handle, info=info, mig_capable=capable)
             found.append(device)
             if device.info.mig_enabled:
                 found += _instances(library, device)
@@ -80,7 +90,29 @@ def discover(library: Library, host: str) -> tuple[list[Found], list[Unreachable
             if failure.code in DRIVER_GONE:
                 raise
             unreachable.append(Unreachable(index, failure))
-    return found, unreachable
+    return _named(found, identities), unreachable
+
+
+def _named(found: list[Found], identities: Identities) -> list[Found]:
+    """The devices under names of their own. One that shares the driver's is shown to programs by its number."""
+    infos = [device.info for device in found]
+    names = identities.names(
+        [
+            Seat(uuid=info.uuid, address=info.pcie_address, serial=info.serial, index=index)
+            for index, info in enumerate(infos)
+        ]
+    )
+    named: list[Found] = []
+    parent = ""
+    for device, info, name in zip(found, infos, names, strict=True):
+        own = name == info.uuid
+        if device.parent is None:
+            parent = name
+            info = info if own else replace(info, uuid=name, visible_id=str(info.index))
+        else:
+            info = replace(info, uuid=name, mig_parent=parent)
+        named.append(replace(device, info=info, driver_uuid=name if own else ""))
+    return named
 
 
 def layout(library: Library, devices: list[Found]) -> dict[str, Split]:
@@ -115,7 +147,38 @@ def mig_handles(library: Library, handle: Handle, enabled: bool) -> list[Handle]
     return [h for h in handles if h is not None]
 
 
-def _whole(library: Library, handle: Handle, index: int, host: str, driver: str) -> DeviceInfo:
+def handle_of(library: Library, found: Found) -> Handle | None:
+    """A handle for a device that was there before; None where the driver finds it no more.
+
+    Raises:
+        NvmlFailure: the device or the driver is gone.
+    """
+    if found.driver_uuid or found.parent is not None:
+        return library.ask(None, "nvmlDeviceGetHandleByUUID", (found.driver_uuid or found.info.uuid).encode())
+    at = library.ask(None, "nvmlDeviceGetHandleByPciBusId", found.info.pcie_address.encode())
+    return library.ask(None, "nvmlDeviceGetHandleByIndex", found.info.index) if at is None else at
+
+
+def _uuid(library: Library, handle: Handle, bus: str, identities: Identities) -> str:
+    """The driver's uuid; empty for a device that has none.
+
+    Raises:
+        NvmlFailure: it can't be read now, and is not known from before.
+    """
+    try:
+        found = str(library.call("nvmlDeviceGetUUID", handle))
+    except NvmlFailure as failure:
+        if failure.code in LOST or failure.code in DRIVER_GONE:
+            raise
+        known = identities.uuid_at(bus, None)
+        if known is None and (failure.code not in (NOT_SUPPORTED, FUNCTION_NOT_FOUND) or not bus):
+            raise
+        return known or ""
+    identities.uuid_at(bus, found)
+    return found
+
+
+def _whole(library: Library, handle: Handle, index: int, host: str, driver: str, identities: Identities) -> DeviceInfo:
     ask = library.ask
     capability = _capability(ask(None, "nvmlDeviceGetCudaComputeCapability", handle))
     bus = _bus(ask(None, "nvmlDeviceGetPciInfo", handle))
@@ -124,7 +187,7 @@ def _whole(library: Library, handle: Handle, index: int, host: str, driver: str)
     width = int(ask(0, "nvmlDeviceGetMemoryBusWidth", handle))
     clock = int(ask(0, "nvmlDeviceGetMaxClockInfo", handle, library.constant("NVML_CLOCK_MEM")))
     return DeviceInfo(
-        uuid=str(library.call("nvmlDeviceGetUUID", handle)),
+        uuid=_uuid(library, handle, bus, identities),
         host=host,
         index=index,
         name=str(ask("", "nvmlDeviceGetName", handle)),
@@ -218,9 +281,7 @@ def _sm_count(cores: int, capability: str) -> int:
 
 
 def _bus(info: Any) -> str:
-    if info is None:
-        return ""
-    return info.busId.decode() if isinstance(info.busId, bytes) else str(info.busId)
+    return "" if info is None else field_text(info, "busId")
 
 
 def _numa_node(library: Library, handle: Handle, bus: str) -> int | None:

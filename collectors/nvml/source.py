@@ -13,13 +13,15 @@ from ...schemas import columns
 from ...schemas.holders import lineage
 from ...schemas.telemetry import Inventory, ProcessSample, Severity
 from .. import proc
+from ..identity import Identities
 from ..source import Emit, SourceEvent, SourceUnavailable, Tick
 from ..tickcolumns import TickColumns
 from .device import Device
 from .events import EventThread
-from .inventory import Found, Split, discover, layout
+from .inventory import Found, Split, discover, handle_of, layout
 from .library import DRIVER_GONE, Library, NvmlFailure
 from .links import nvlinks, topology
+from .plan import answers
 from .processes import ProcessReader
 
 log = logging.getLogger("corral.collector.nvml")
@@ -43,6 +45,7 @@ class NvmlSource:
 
     Attributes:
         read_errors: NVML calls that failed with anything but "not supported", since the start.
+        identifies_processes: as in `ProcessBatch.identified`.
     """
 
     name = "nvml"
@@ -57,11 +60,13 @@ class NvmlSource:
     ) -> None:
         self.host = host
         self.labels = labels or {}
+        self.identifies_processes = proc.sees_host_processes()
         self._with_commands = with_commands
         self._with_events = with_events
         self._errors_before = 0
         self._library: Library | None = None
         self._emit: Emit = _ignore
+        self._identities = Identities(host, zeros_name=True)
         self._devices: list[Device] = []
         self._lost: list[Found] = []
         self._told_unreachable: set[int] = set()
@@ -185,7 +190,7 @@ class NvmlSource:
 
     def ancestry(self, pids: Iterable[int]) -> dict[int, list[str]]:
         """See `HostSource.ancestry`."""
-        return {pid: list(lineage(pid)) for pid in pids}
+        return {pid: list(lineage(pid)) for pid in pids} if self.identifies_processes else {}
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -208,7 +213,7 @@ class NvmlSource:
         return self._library
 
     def _discover(self, library: Library) -> list[Found]:
-        found, unreachable = discover(library, self.host)
+        found, unreachable = discover(library, self.host, self._identities)
         there = {f.info.uuid for f in found}
         for place in unreachable:
             # It may have gone since the last tick: nobody else would tell of it.
@@ -308,7 +313,8 @@ class NvmlSource:
         """Leave out a device that has gone, with its MIG instances; an instance alone where its device answers."""
         info = device.found.info
         gone = [device]
-        if info.mig_parent is None or not _answers(library, info.mig_parent):
+        parent = next((d.found for d in self._devices if d.found.info.uuid == info.mig_parent), None)
+        if parent is None or not _answers(library, parent):
             whole = info.mig_parent or info.uuid
             gone = [d for d in self._devices if whole in (d.found.info.uuid, d.found.info.mig_parent)]
         elif self._changed(library)[1]:
@@ -338,7 +344,7 @@ class NvmlSource:
     def _find_lost(self, library: Library) -> None:
         for lost in list(self._lost):
             parents = {f.info.uuid for f in self._lost}
-            if lost not in self._lost or lost.info.mig_parent in parents or not _answers(library, lost.info.uuid):
+            if lost not in self._lost or lost.info.mig_parent in parents or not _answers(library, lost):
                 continue
             family = [f for f in self._lost if lost.info.uuid in (f.info.uuid, f.info.mig_parent)]
             self._lost = [f for f in self._lost if f not in family]
@@ -390,10 +396,10 @@ def _read_aside(devices: list[Device], stop: threading.Event) -> None:
             return
 
 
-def _answers(library: Library, uuid: str) -> bool:
+def _answers(library: Library, found: Found) -> bool:
     try:
-        handle: Any = library.ask(None, "nvmlDeviceGetHandleByUUID", uuid.encode())
-        return handle is not None and library.ask(None, "nvmlDeviceGetMemoryInfo", handle) is not None
+        handle: Any = handle_of(library, found)
+        return handle is not None and answers(library, handle)
     except NvmlFailure as failure:
         if failure.code in DRIVER_GONE:
             raise

@@ -31,6 +31,7 @@ from .policies import DEFAULT, POLICIES, Policy, make
 from .reject import could_ever_fit, reject
 from .select import Pick, select
 from .verdicts import verdicts
+from .visible import visible
 
 
 class Placed(Struct, frozen=True):
@@ -234,21 +235,18 @@ def _add(fleet: Fleet, name: str, like: DeviceInfo, count: int, cpus: int, memor
 
 
 def environment(fleet: Fleet, grants: Sequence[Grant], lease_id: str) -> dict[str, dict[str, str]]:
-    """What to set for the work, by host: the devices by uuid, and the lease."""
-    found: dict[str, dict[str, str]] = {}
-    devices: dict[str, list[str]] = {}
+    """What to set for the work, by host: the devices as their vendor's runtime takes them, and the lease."""
+    by_host: dict[str, list[str]] = {}
     for grant in grants:
-        devices.setdefault(grant.host, [])
+        devices = by_host.setdefault(grant.host, [])
         if grant.device:
-            devices[grant.host].append(grant.device)
-    for host, uuids in devices.items():
-        values = {"CORRAL_LEASE": lease_id}
-        vendors = {fleet.devices[uuid].info.vendor for uuid in uuids if uuid in fleet.devices}
-        if "amd" in vendors:
-            values["ROCR_VISIBLE_DEVICES"] = ",".join(uuids)
-        if vendors != {"amd"}:
-            values["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
-        found[host] = values
+            devices.append(grant.device)
+    found: dict[str, dict[str, str]] = {}
+    for name, uuids in by_host.items():
+        host = fleet.hosts.get(name)
+        around = {device.info.vendor for device in host.devices} if host is not None else set[str]()
+        held = [(uuid, fleet.devices[uuid].info if uuid in fleet.devices else None) for uuid in uuids]
+        found[name] = {"CORRAL_LEASE": lease_id} | visible(held, around)
     return found
 
 

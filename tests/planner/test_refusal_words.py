@@ -149,10 +149,16 @@ def test_the_environment_names_devices_by_vendor_and_host() -> None:
     grants = placed(ask(fleet, gpus=2, hosts=["h0"])).grants + placed(ask(fleet, hosts=["h1"])).grants
     assert environment(fleet, grants, "l1") == {
         "h0": {"CORRAL_LEASE": "l1", "CUDA_VISIBLE_DEVICES": "GPU-h0-0,GPU-h0-1"},
-        "h1": {"CORRAL_LEASE": "l1", "ROCR_VISIBLE_DEVICES": "GPU-h1-0"},
+        "h1": {
+            "CORRAL_LEASE": "l1",
+            "ROCR_VISIBLE_DEVICES": "0",
+            "HIP_VISIBLE_DEVICES": "0",
+            "CUDA_VISIBLE_DEVICES": "0",
+        },
     }
     alone = placed(ask(fleet, gpus=0, cpus=1)).grants
-    assert environment(fleet, alone, "l2") == {alone[0].host: {"CORRAL_LEASE": "l2", "CUDA_VISIBLE_DEVICES": ""}}
+    nothing = dict.fromkeys(("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"), "")
+    assert environment(fleet, alone, "l2") == {"h1": {"CORRAL_LEASE": "l2"} | nothing}
 
 
 def test_hot_busy_throttled_and_warned_devices_come_last() -> None:
