@@ -6,10 +6,12 @@ A message takes no lone surrogate, and a table no NUL, so that one such name wou
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, cast
 
 import msgspec
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 MOST_CHARACTERS: Final = 256
 """Longer text is cut: NVML's longest string has 96 bytes, a path in `/proc` up to 4,096."""
 
@@ -21,10 +23,7 @@ def clean(value: bytes | str, most: int = MOST_CHARACTERS) -> str:
         value: bytes as they came, or text that Python has decoded from some (with surrogate escapes).
         most: characters to keep.
     """
-    if isinstance(value, bytes):
-        text = value.decode("utf-8", "replace")
-    else:
-        text = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else _SURROGATE.sub("\ufffd", value)
     text = text.partition("\0")[0]
     if not text.isprintable():
         text = "".join(character if character.isprintable() else " " for character in text)
