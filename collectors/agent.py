@@ -1,7 +1,7 @@
 """The agent: takes what the reader brings, packs it into messages, and reports on itself.
 
 Every message carries the agent's id and the next number of one sequence, and waits in the outbox under the id
-`<agent>-<sequence>`.
+`<nonce>.<agent>-<sequence>`: a stream knows a message by it, whoever has sent it, so nobody may guess the next one.
 """
 
 from __future__ import annotations
@@ -349,4 +349,4 @@ class Agent:
             payload = codec.encode(message)
         except UnicodeEncodeError:  # a name that no source has cleaned must not end the host
             payload = codec.encode(cleaned(message))
-        self._outbox.put(subject, f"{self.id}-{number}", payload, samples)
+        self._outbox.put(subject, f"{secrets.token_hex(8)}.{self.id}-{number}", payload, samples)

@@ -377,11 +377,11 @@ class _Session:
 
     async def _is_stored(self, entry: Entry) -> bool:
         """Whether the stream's last message on this subject is this one or a later one of the same run."""
-        run, _, sequence = entry.message_id.rpartition("-")
+        run, number = _number(entry.message_id)
         stored = self._stored.get(entry.subject)
         if stored is None:
             stored = self._stored[entry.subject] = await self._last(entry.subject)
-        return stored[0] == run and int(sequence) <= stored[1]
+        return stored[0] == run and number <= stored[1]
 
     async def _last(self, subject: str) -> tuple[str, int]:
         stream = _STREAMS[subject.rpartition(".")[0]]
@@ -389,14 +389,14 @@ class _Session:
             last = await self._js.get_last_msg(stream, subject, direct=True)
         except (NotFoundError, APIError):
             return "", 0
-        run, _, sequence = (last.headers or {}).get(_MESSAGE_ID, "").rpartition("-")
-        return (run, int(sequence)) if sequence.isdigit() else ("", 0)
+        message_id = (last.headers or {}).get(_MESSAGE_ID, "")
+        return _number(message_id) if message_id.rpartition("-")[2].isdecimal() else ("", 0)
 
 
 def _number(message_id: str) -> tuple[str, int]:
-    """Run and number of a message."""
+    """Run and number of a message, by `<nonce>.<run>-<number>`; an older collector's id has no nonce."""
     run, _, number = message_id.rpartition("-")
-    return run, int(number)
+    return run.rpartition(".")[2], int(number)
 
 
 def _is_before(one: tuple[str, int], other: tuple[str, int]) -> bool:
