@@ -11,6 +11,7 @@ the way of a request for longer than a few decodings.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from datetime import UTC, datetime
@@ -21,13 +22,15 @@ from msgspec import Struct
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
 from nats.js import api
 
-from ..schemas import bus, codec, inventory
+from ..schemas import bus, codec, inventory, speakers, stored
+from ..schemas.clocks import AHEAD_SECONDS
 from ..schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
 from .fleet.device import Fault
 from .fleet.faults import to_keep
-from .fleet.fleet import Event, Fleet, apply
+from .fleet.fleet import Fleet, apply
 from .streams import read
 
 log = logging.getLogger("corral.planner.telemetry")
@@ -38,6 +41,7 @@ _TYPES: Final[tuple[tuple[str, type[Struct]], ...]] = (
     (f"{bus.INVENTORY}.", Inventory),
     (f"{bus.EVENTS}.", DeviceEvent),
 )
+_SPOKEN: Final = (SampleBatch, ProcessBatch, Inventory, DeviceEvent)
 _NEWEST_ONLY: Final = (SampleBatch, ProcessBatch)
 _SLICE: Final = 8
 """Messages that are decoded before others get their turn."""
@@ -85,6 +89,7 @@ class Telemetry:
         self._arrived = asyncio.Event()
         self._subscriptions: list[Subscription] = []
         self._reading = False
+        self._ahead_seconds = 0.0
         self._events_until = 0.0
         self._events_after = 0
         self._folded_at = self._idle_at = time.monotonic()
@@ -168,8 +173,9 @@ class Telemetry:
             return
         self._reading = True
         try:
+            await self._compare_clocks()
             last = api.DeliverPolicy.LAST_PER_SUBJECT
-            since = self._events_until - _OVERLAP_SECONDS if self._events_until else 0.0
+            since = self._events_until - self._ahead_seconds - _OVERLAP_SECONDS if self._events_until else 0.0
             started = time.time()
             config = api.ConsumerConfig(deliver_policy=last)
             await self._read(bus.INVENTORY_STREAM, f"{bus.INVENTORY}.*", Inventory, config)
@@ -191,6 +197,17 @@ class Telemetry:
         finally:
             self._reading = False
             self._arrived.set()
+
+    async def _compare_clocks(self) -> None:
+        """By how much this machine's clock is ahead of the server's, which says when messages were stored: what comes
+        live has the time of this one, and both have to be of one clock."""
+        before = time.time()
+        with contextlib.suppress(NatsError, TimeoutError):
+            server = await stored.clock(self._nc, bus.INVENTORY_STREAM)
+            if server is not None:
+                self._ahead_seconds = (before + time.time()) / 2 - server
+                if abs(self._ahead_seconds) > AHEAD_SECONDS:
+                    log.warning("this clock is %+.0f s off that of the bus", self._ahead_seconds)
 
     async def health(self) -> Health:
         """What events have said so far, and how far that goes: some seconds behind, so that nothing is on its way."""
@@ -233,12 +250,10 @@ class Telemetry:
     ) -> None:
         try:
             message = codec.decode(data, kind)
-            host = message.host.name if isinstance(message, Inventory) else getattr(message, "host", "")
-            if host != subject.rpartition(".")[2]:
-                raise ValueError(f"the body is of host {host!r}")
+            assert isinstance(message, _SPOKEN)
+            speakers.check(message, subject)
             if isinstance(message, Inventory):
                 inventory.check(message)
-            assert isinstance(message, Event)
             apply(self._fleet, message, at)
             self._folded_at = time.monotonic()
         except Exception as error:  # whatever one host sends, the others go on
@@ -249,4 +264,5 @@ class Telemetry:
 
     async def _read(self, stream: str, subject: str, kind: type[Struct], config: api.ConsumerConfig) -> None:
         async for message in read(self._nc, stream, subject, config):
-            self._fold(message.subject, message.data, kind, message.stored_at, stream, message.sequence)
+            at = min(message.stored_at + self._ahead_seconds, time.time())
+            self._fold(message.subject, message.data, kind, at, stream, message.sequence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Final
@@ -68,6 +69,34 @@ async def read(
                 await subscription.unsubscribe()
         if not pending:
             return
+
+
+def stored_at(message: Msg) -> float:
+    """When the server stored a message that was read here, seconds since the epoch; -inf if it does not say."""
+    text = (message.headers or {}).get("Nats-Time-Stamp", "")
+    try:
+        return _seconds(text)
+    except ValueError:
+        return -math.inf
+
+
+async def clock(nc: Client, stream: str, *, timeout: float = _TIMEOUT_SECONDS) -> float | None:
+    """The server's time, seconds since the epoch; None if it does not say, or may not be asked about the stream.
+
+    Raises:
+        nats.errors.Error: the bus did not answer.
+    """
+    reply = await nc.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=timeout)
+    try:
+        return _seconds(json.loads(reply.data)["ts"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _seconds(text: str) -> float:
+    """Of a time as Go writes it: nanoseconds are more than Python reads."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(f"0.{fraction or 0}")
 
 
 async def last(nc: Client, stream: str, subject: str, *, timeout: float = _TIMEOUT_SECONDS) -> Msg | None:

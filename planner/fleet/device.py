@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from ...schemas.telemetry import DeviceEvent, DeviceInfo, SampleBatch, Severity
+from .order import REREAD_NS, is_past
 from .state import (
     HEAT_BASE_CELSIUS,
     HEAT_LEVELS,
@@ -52,8 +53,8 @@ class Fault(Struct, frozen=True):
     Attributes:
         severity: `reset` or `hardware` while it lasts; None if well.
         message: of the event that set it.
-        time_ns: of the last event that counted.
-        warned_at: seconds since the epoch of the last warning.
+        time_ns: when the last event that counted was told, by the bus.
+        warned_at: likewise the last warning, in seconds since the epoch.
         warning: its message.
     """
 
@@ -69,14 +70,18 @@ class Fault(Struct, frozen=True):
         return self.severity is not None
 
     def after(self, event: DeviceEvent) -> Fault:
-        """The state after an event; the same for one that is older than what is known, or changes nothing."""
+        """The state after an event; the same for one that is older than what is known, or changes nothing.
+
+        Args:
+            event: with the time when it was told, by the bus.
+        """
         text = (event.message or event.kind)[:_TEXT_MOST]
         if event.severity is Severity.WARNING:
             at = event.time_ns * 1e-9
-            if at <= self.warned_at:
+            if self.warned_at - REREAD_NS * 1e-9 <= at <= self.warned_at:
                 return self
             return Fault(self.severity, self.message, self.time_ns, at, text)
-        if event.time_ns < self.time_ns:
+        if is_past(event.time_ns, self.time_ns):
             return self
         if event.severity is Severity.CLEARED:
             return Fault(None, "", event.time_ns, self.warned_at, self.warning)

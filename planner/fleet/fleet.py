@@ -99,6 +99,8 @@ class Fleet:
         self.now = -math.inf
         self.at = -math.inf
         """When the bus stored the event that is being folded in."""
+        self.stored_at: float | None = None
+        """The same; None where nobody said so, and the event's own time counts."""
         self.stale_after = stale_after
         self.shape_version = 0
         self.cache: Kept[object, Any] = Kept(CACHE_MOST)
@@ -231,6 +233,7 @@ def apply(fleet: Fleet, event: Event, at: float | None = None) -> Fleet:
     if at is not None:
         advance(fleet, at)
     fleet.at = fleet.now if at is None else at
+    fleet.stored_at = at
     fold = FOLDS.get(type(event))
     if fold is None:
         raise TypeError(f"the fleet knows no event of type {type(event).__name__}")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from ...schemas.inventory import address
 from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent, LeaseState
@@ -15,6 +17,7 @@ from .events import HostForgotten, HostLost, HostSeen, LeaseEnded
 from .faults import left, placed, remember
 from .holding import free, hold
 from .host import Host
+from .order import REREAD_NS, is_past, told_ns
 from .standing import block, count_idle, refresh, uncount_idle
 from .state import STALE, UNLIMITED
 from .topology import levels_of
@@ -33,14 +36,15 @@ def _inventory(fleet: Fleet, event: Inventory) -> None:
     name = event.host.name
     host = fleet.hosts.get(name)
     shape = None if host is None else _shape(host)
+    told = told_ns(fleet, event.time_ns)
     if host is None:
         host = fleet.hosts[name] = Host(name)
-    elif event.time_ns < host.inventory_ns:
+    elif is_past(told, host.inventory_ns):
         return
     if event.agent != host.agent:
         host.agent, host.lag = event.agent, math.inf
         host.processes_ns = -1
-    host.inventory_ns = event.time_ns
+    host.inventory_ns = told
     host.heard_at = max(host.heard_at, fleet.now)
     host.address = address(event.host.address)
     host.labels = dict(event.host.labels)
@@ -111,7 +115,7 @@ def _remove_device(fleet: Fleet, device: Device) -> None:
 
 def _samples(fleet: Fleet, event: SampleBatch) -> None:
     host = fleet.hosts.get(event.host)
-    if host is None or fleet.at < host.sampled_at:
+    if host is None or host.sampled_at - REREAD_NS * 1e-9 <= fleet.at < host.sampled_at:
         return
     tick = last_tick(event)
     if tick is None:
@@ -155,9 +159,10 @@ def _samples(fleet: Fleet, event: SampleBatch) -> None:
 
 def _processes(fleet: Fleet, event: ProcessBatch) -> None:
     host = fleet.hosts.get(event.host)
-    if host is None or event.time_ns < host.processes_ns:
+    told = told_ns(fleet, event.time_ns)
+    if host is None or is_past(told, host.processes_ns):
         return
-    host.processes_ns = event.time_ns
+    host.processes_ns = told
     host.processes_at = host.heard_at = fleet.now
     by_device: dict[str, list[tuple[str, int | None]]] = {}
     for process in event.processes:
@@ -185,7 +190,7 @@ def _device_event(fleet: Fleet, event: DeviceEvent) -> None:
             return
     key = f"host:{event.host}" if device is None else f"device:{device.uuid}"
     fault = fleet.faults.get(key) or Fault()
-    changed = fault.after(event)
+    changed = fault.after(replace(event, time_ns=told_ns(fleet, event.time_ns)))
     if changed == fault:
         return
     fleet.faults[key] = changed
@@ -199,7 +204,7 @@ def _early(fleet: Fleet, event: DeviceEvent, uuid: str) -> None:
     """Remember what a host says of a device until its inventory names it."""
     key = (event.host, uuid)
     fault = fleet.early.get(key) or fleet.gone.get(uuid) or fleet.faults.get(f"device:{uuid}") or Fault()
-    remember(fleet.early, key, fault.after(event))
+    remember(fleet.early, key, fault.after(replace(event, time_ns=told_ns(fleet, event.time_ns))))
 
 
 def _lease(fleet: Fleet, event: Lease) -> None:

@@ -61,6 +61,7 @@ class Host:
         self.stale = True
         self.heard_at = -math.inf
         self.inventory_ns = -1
+        """When the bus stored the last inventory; likewise of processes."""
         self.processes_at = -math.inf
         self.processes_ns = -1
         self.lag = math.inf

@@ -1,0 +1,98 @@
+"""Who may say what: a host speaks for itself and its own devices, on subjects that end on its name.
+
+A server that authenticates lets a host publish on those subjects alone, so the subject is what can be believed. Whoever
+reads what hosts say holds it against the subject, by the one function here. A device that two hosts list is the one's
+that listed it first, for as long as that one lists it and is heard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from .codec import DecodeError
+from .telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, SampleBatch
+
+SILENT_SECONDS: Final = 180.0
+"""A host that was not heard for three inventories no longer keeps its devices from others."""
+
+
+def check(message: SampleBatch | ProcessBatch | Inventory | DeviceEvent | AgentReport, subject: str) -> None:
+    """Refuse a message that names another host than its subject.
+
+    Raises:
+        DecodeError: `invalid`, with the path of the field.
+    """
+    speaker = subject.rpartition(".")[2]
+    if not isinstance(message, Inventory):
+        if message.host != speaker:
+            raise DecodeError(f"Host {message.host!r} published as {speaker!r} - at `$.host`", "invalid", "$.host")
+        return
+    if message.host.name != speaker:
+        text = f"Host {message.host.name!r} published as {speaker!r} - at `$.host.name`"
+        raise DecodeError(text, "invalid", "$.host.name")
+    if any(device.host != speaker for device in message.devices):
+        raise DecodeError("A device names another host - at `$.devices[...].host`", "invalid", "$.devices")
+
+
+class Owners:
+    """Which host each device belongs to, by what hosts list.
+
+    Args:
+        silent_seconds: see `SILENT_SECONDS`.
+    """
+
+    def __init__(self, silent_seconds: float = SILENT_SECONDS) -> None:
+        self._silent_seconds = silent_seconds
+        self._owner: dict[str, str] = {}
+        self._devices: dict[str, set[str]] = {}
+        self._heard: dict[str, float] = {}
+
+    def owner(self, device: str) -> str | None:
+        """The host that a device belongs to."""
+        return self._owner.get(device)
+
+    def know(self, device: str, host: str, heard: float) -> None:
+        """Take over what was known before: a host has a device, and was heard last at a time."""
+        self._owner[device] = host
+        self._devices.setdefault(host, set()).add(device)
+        self.hear(host, heard)
+
+    def hear(self, host: str, at: float) -> None:
+        """A host has said something, at a time in seconds by any one clock."""
+        self._heard[host] = max(at, self._heard.get(host, at))
+
+    def claim(self, host: str, devices: Iterable[str], at: float) -> dict[str, str]:
+        """A host lists its devices.
+
+        Returns:
+            Those that are another host's, with that host: the claim changes nothing about them.
+        """
+        self.hear(host, at)
+        mine = self._devices.setdefault(host, set())
+        listed = set(devices)
+        for gone in mine - listed:
+            self._drop(gone)
+        others: dict[str, str] = {}
+        for device in listed - mine:
+            owner = self._owner.get(device)
+            if owner is not None and at - self._heard.get(owner, -math.inf) <= self._silent_seconds:
+                others[device] = owner
+                continue
+            self._drop(device)
+            self._owner[device] = host
+            mine.add(device)
+        return others
+
+    def forget(self, host: str) -> None:
+        """A host is gone, and so are its claims."""
+        for device in list(self._devices.get(host, ())):
+            self._drop(device)
+        self._devices.pop(host, None)
+        self._heard.pop(host, None)
+
+    def _drop(self, device: str) -> None:
+        owner = self._owner.pop(device, None)
+        if owner is not None:
+            self._devices[owner].discard(device)
