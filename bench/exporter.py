@@ -65,7 +65,7 @@ def main() -> None:
             live.take_samples(subject, data)
 
     def page() -> bytes:
-        return b"".join(write(live.hosts(), families, live.xids))
+        return b"".join(write(live.hosts(), families))
 
     print(f"Python {platform.python_version()}, {platform.machine()}; {hosts * PER_HOST:,} devices on {hosts:,} hosts")
     take(tick())

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 import nats.aio.client
 import nats.errors
 
-from ..schemas import bus, codec, columns, requests
+from ..schemas import bus, codec, columns, requests, speakers
 from ..schemas.globs import matches_any
 from ..schemas.metrics import DeviceSample
 from ..schemas.telemetry import SampleBatch
@@ -30,6 +30,7 @@ async def samples(
         async for message in subscription.messages:
             try:
                 batch = codec.decode(message.data, SampleBatch)
+                speakers.check(batch, message.subject)
                 columns.check(batch)
             except codec.DecodeError as error:
                 log.debug("%s: %s", message.subject, error)

@@ -1,6 +1,7 @@
 """The newest of each host, as it comes from the bus. A host that falls silent is forgotten, and its series with it.
 
 What arrives is kept as bytes and decoded when somebody looks: a fleet sends far more samples than Prometheus scrapes.
+What a host says counts in the order in which it comes, whatever the host's clock says, and for its own devices alone.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import Final, TypeVar
 
 import nats.aio.client
 import nats.errors
-from msgspec import Struct
+from msgspec.structs import replace
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ...schemas import bus, codec, columns, stored
+from ...schemas import bus, clocks, codec, columns, speakers, stored
 from ...schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch, Severity
 
 log = logging.getLogger("corral.exporter")
 
-T = TypeVar("T", bound=Struct)
+T = TypeVar("T", SampleBatch, Inventory, DeviceEvent, AgentReport)
 
 FORGET_SECONDS: Final = 60.0
 _XID_HOURS: Final = 24
@@ -42,6 +43,10 @@ class Host:
         batch: the last good samples; None before the first.
         report: the agent's last report on itself; None before the first.
         heard: when samples came last, on the monotonic clock.
+        heard_ns: the same by this machine's clock, in nanoseconds since the epoch.
+        clock_offset_seconds: by how much the host's clock is ahead of this machine's; None before the first samples.
+        told: number of the reading of the streams since which the host has said itself what it has.
+        xids: the last Xid by device.
         reported: when the report came.
         labels: by device, as they stand behind a name.
         static: lines that only the inventory decides, by name of the family.
@@ -52,7 +57,9 @@ class Host:
     __slots__ = (
         "batch",
         "blocks",
+        "clock_offset_seconds",
         "heard",
+        "heard_ns",
         "inventory",
         "labels",
         "name",
@@ -61,6 +68,8 @@ class Host:
         "report",
         "reported",
         "static",
+        "told",
+        "xids",
     )
 
     def __init__(self, name: str) -> None:
@@ -69,6 +78,10 @@ class Host:
         self.batch: SampleBatch | None = None
         self.report: AgentReport | None = None
         self.heard = 0.0
+        self.heard_ns = 0
+        self.clock_offset_seconds: float | None = None
+        self.told = 0
+        self.xids: dict[str, int] = {}
         self.reported = 0.0
         self.payload: bytes | None = None
         self.labels: dict[str, str] = {}
@@ -103,12 +116,16 @@ class Live:
         self.clock = clock
         self.messages = 0
         self.undecodable = 0
-        self.xids: dict[str, int] = {}
+        self._owners = speakers.Owners()
+        self._refused: dict[tuple[str, str], str] = {}
+        self._readings = 0
+        self._events_told: dict[tuple[str, str], int] = {}
         self._hosts: dict[str, Host] = {}
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
         """Listen, then read what each host said last of its devices, and the Xids of the last day."""
+        self._readings += 1
         for prefix, take in (
             (bus.SAMPLES, self.take_samples),
             (bus.INVENTORY, self.take_inventory),
@@ -123,16 +140,21 @@ class Live:
                 await self.nc.subscribe(f"{prefix}.*", cb=on_message, pending_msgs_limit=_PENDING)
             )
         await self.nc.flush()
-        await self.catch_up()
+        await self._read_streams()
 
     async def catch_up(self) -> None:
-        """Read what the streams still have: at the start, and after the bus was away.
+        """Read what the streams still have, after the bus was away.
 
         Where they can't be read (no stream yet, no permission), what comes next says the same within a minute.
         """
+        self._readings += 1
+        self._events_told.clear()
+        await self._read_streams()
+
+    async def _read_streams(self) -> None:
         since = datetime.now(UTC) - timedelta(hours=_XID_HOURS)
-        await self._read(bus.INVENTORY_STREAM, f"{bus.INVENTORY}.*", None, self.take_inventory)
-        await self._read(bus.FACTS_STREAM, f"{bus.EVENTS}.*", since, self.take_event)
+        await self._read(bus.INVENTORY_STREAM, f"{bus.INVENTORY}.*", None, self._take_stored_inventory)
+        await self._read(bus.FACTS_STREAM, f"{bus.EVENTS}.*", since, self._take_stored_event)
 
     async def stop(self) -> None:
         """Unsubscribe."""
@@ -141,12 +163,12 @@ class Live:
                 await subscription.unsubscribe()
 
     async def _read(
-        self, stream: str, subject: str, since: datetime | None, take: Callable[[str, bytes], None]
+        self, stream: str, subject: str, since: datetime | None, take: Callable[[str, bytes, float], None]
     ) -> None:
         try:
             async with contextlib.aclosing(stored.read(self.nc, stream, subject, since=since)) as messages:
                 async for message in messages:
-                    take((message.headers or {})["Nats-Subject"], message.data)
+                    take((message.headers or {})["Nats-Subject"], message.data, stored.stored_at(message))
         except (nats.errors.Error, TimeoutError) as error:
             log.warning("%s can't be read from a stream (%s): waiting for what comes", subject, type(error).__name__)
 
@@ -155,16 +177,29 @@ class Live:
         host = self._host(subject)
         host.payload = data
         host.heard = self.clock()
+        host.heard_ns = time.time_ns()
+        self._owners.hear(host.name, host.heard_ns * 1e-9)
         self.messages += 1
 
     def take_inventory(self, subject: str, data: bytes) -> None:
         """What the host has."""
+        self._host(subject).told = self._readings
+        self._take_inventory(subject, data, time.time())
+
+    def _take_stored_inventory(self, subject: str, data: bytes, stored_at: float) -> None:
+        """What the host had, unless it has said so itself since the stream is read."""
+        if self._host(subject).told < self._readings:
+            self._take_inventory(subject, data, stored_at)
+
+    def _take_inventory(self, subject: str, data: bytes, at: float) -> None:
         inventory = self._decoded(subject, data, Inventory)
         if inventory is None:
             return
         host = self._host(subject)
-        if host.inventory is not None and host.inventory.time_ns > inventory.time_ns:
-            return
+        others = self._owners.claim(host.name, [device.uuid for device in inventory.devices], at)
+        if others:
+            self._refuse_devices(host.name, others)
+            inventory = replace(inventory, devices=[d for d in inventory.devices if d.uuid not in others])
         changed = (
             host.inventory is None
             or host.inventory.devices != inventory.devices
@@ -177,12 +212,24 @@ class Live:
     def take_event(self, subject: str, data: bytes) -> None:
         """The last Xid of a device; a reset clears it."""
         event = self._decoded(subject, data, DeviceEvent)
+        if event is not None and event.device is not None:
+            self._events_told[event.host, event.device] = self._readings
+            self._take_event(event, event.device)
+
+    def _take_stored_event(self, subject: str, data: bytes, _stored_at: float) -> None:
+        """One of those that came before, unless the host has told of the device since the stream is read."""
+        event = self._decoded(subject, data, DeviceEvent)
         if event is None or event.device is None:
             return
+        if (event.host, event.device) not in self._events_told:
+            self._take_event(event, event.device)
+
+    def _take_event(self, event: DeviceEvent, device: str) -> None:
+        xids = self._host(event.host).xids
         if event.kind == "xid":
-            self.xids[event.device] = event.code
+            xids[device] = event.code
         elif event.severity is Severity.CLEARED:
-            self.xids.pop(event.device, None)
+            xids.pop(device, None)
 
     def take_report(self, subject: str, data: bytes) -> None:
         """An agent on itself."""
@@ -190,8 +237,7 @@ class Live:
         if report is None:
             return
         host = self._host(subject)
-        if host.report is None or host.report.time_ns <= report.time_ns:
-            host.report, host.reported = report, self.clock()
+        host.report, host.reported = report, self.clock()
 
     def hosts(self) -> list[Host]:
         """Those that were heard lately, by name, with their samples decoded."""
@@ -217,7 +263,7 @@ class Live:
         return self.clock() - host.heard
 
     def _open(self, host: Host, payload: bytes) -> None:
-        batch = self._decoded(host.name, payload, SampleBatch)
+        batch = self._decoded(bus.samples_subject(host.name), payload, SampleBatch)
         if batch is None:
             return
         try:
@@ -226,6 +272,7 @@ class Live:
             self._refuse(host.name, error)
             return
         host.batch = batch
+        host.clock_offset_seconds = clocks.offset_seconds(batch.times_ns, host.heard_ns)
 
     def _host(self, subject: str) -> Host:
         name = subject.rpartition(".")[2]
@@ -236,10 +283,18 @@ class Live:
 
     def _decoded(self, subject: str, data: bytes, type: type[T]) -> T | None:
         try:
-            return codec.decode(data, type)
+            message = codec.decode(data, type)
+            speakers.check(message, subject)
+            return message
         except codec.DecodeError as error:
             self._refuse(subject, error)
             return None
+
+    def _refuse_devices(self, host: str, others: dict[str, str]) -> None:
+        new = {device: owner for device, owner in others.items() if self._refused.get((host, device)) != owner}
+        self._refused |= {(host, device): owner for device, owner in new.items()}
+        for device, owner in new.items():
+            log.warning("%s lists %s, which is a device of %s: it is shown for that one alone", host, device, owner)
 
     def _refuse(self, subject: str, error: codec.DecodeError) -> None:
         self.undecodable += 1

@@ -24,13 +24,12 @@ _FORMATS: Final = {"<f4": "f", "<i4": "i", "<i8": "q"}
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
-def write(hosts: Iterable[Host], families: Sequence[Family], xids: dict[str, int], *, info: bool = True) -> list[bytes]:
+def write(hosts: Iterable[Host], families: Sequence[Family], *, info: bool = True) -> list[bytes]:
     """All series of all devices, family by family.
 
     Args:
         hosts: as `Live.hosts` gives them.
         families: which, in this order.
-        xids: the last Xid by device.
         info: with `corral_device_info`.
     """
     shown = [host for host in hosts if host.batch is not None and host.inventory is not None]
@@ -38,7 +37,7 @@ def write(hosts: Iterable[Host], families: Sequence[Family], xids: dict[str, int
         _label(host)
     parts: list[bytes] = []
     for family in families:
-        blocks = [block for host in shown if (block := _block(host, family, xids))]
+        blocks = [block for host in shown if (block := _block(host, family))]
         if blocks:
             parts.append(f"# HELP {family.name} {_help(family.help)}\n# TYPE {family.name} {family.kind}\n".encode())
             parts += blocks
@@ -116,12 +115,12 @@ def _label(host: Host) -> None:
     host.static = {DEVICE_INFO: "".join(lines).encode()}
 
 
-def _block(host: Host, family: Family, xids: dict[str, int]) -> bytes:
+def _block(host: Host, family: Family) -> bytes:
     batch = host.batch
     assert batch is not None
     if host.order != batch.devices:
         host.order, host.blocks = batch.devices, {}
-    column = _column(batch, family.metric, xids)
+    column = _column(batch, family.metric, host.xids)
     if column is None:
         return b""
     raw, nulls, code = column

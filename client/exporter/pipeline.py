@@ -195,6 +195,12 @@ def _hosts(hosts: Sequence[Host], live: Live) -> Iterator[Metric]:
         ["Hostname"],
         [([h.name], now - _last_time(h.batch.times_ns)) for h in shown if h.batch is not None],
     )
+    yield _gauges(
+        "corral_host_clock_offset_seconds",
+        "By how much the host's clock is ahead of the exporter's, by its newest samples; a backlog looks as if behind.",
+        ["Hostname"],
+        [([h.name], h.clock_offset_seconds) for h in shown if h.clock_offset_seconds is not None],
+    )
 
 
 def _last_time(times_ns: bytes) -> float:

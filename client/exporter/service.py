@@ -114,7 +114,7 @@ class Exporter:
             shown = [host for host in self.live.hosts() if not hosts or matches_any(host.name, hosts)]
             families = [family for family in self.families if not names or matches_any(family.name, names)]
             info = not names or matches_any(DEVICE_INFO, names)
-            parts = write(shown, families, self.live.xids, info=info)
+            parts = write(shown, families, info=info)
             took = time.perf_counter() - started
             registry = CollectorRegistry()
             registry.register(Collected(answers, shown, self.live, names=names, scrape_seconds=took))  # pyright: ignore[reportArgumentType]

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from corral.client.exporter.families import DEFAULTS, FAMILIES, choose
 from corral.client.exporter.live import Live
 from corral.client.exporter.page import label_text, write
 from corral.schemas import bus, codec, columns
 from corral.schemas.metrics import METRICS
-from corral.schemas.telemetry import DeviceEvent, DeviceInfo, HostInfo, Inventory, SampleBatch, Severity
+from corral.schemas.telemetry import (
+    AgentReport,
+    DeviceEvent,
+    DeviceInfo,
+    HostInfo,
+    Inventory,
+    SampleBatch,
+    Severity,
+)
 from exporter_process import parse, types
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +63,7 @@ class Bus:
         self.live.take_samples(bus.samples_subject(host), codec.encode(message))
 
     def page(self, *names: str) -> bytes:
-        return b"".join(write(self.live.hosts(), choose(names or ["all"]), self.live.xids))
+        return b"".join(write(self.live.hosts(), choose(names or ["all"])))
 
 
 def device(index: int, **more: Any) -> DeviceInfo:
@@ -173,11 +182,11 @@ def test_what_changes_is_written_anew() -> None:
     fleet.inventory(device(0), device(1, driver="580.2"), time_ns=2)
     assert "580.2" in fleet.page().decode()
     fleet.inventory(device(0), device(1), time_ns=1)
-    assert "580.2" in fleet.page().decode(), "an older inventory counts for nothing"
+    assert "580.2" not in fleet.page().decode(), "what comes last counts, whatever the host's clock says"
     event = {"host": "h1", "agent": "a", "sequence": 2, "time_ns": 1, "device": "GPU-1"}
-    fleet.live.take_event("e", codec.encode(DeviceEvent(kind="xid", code=79, **event)))
+    fleet.live.take_event("e.h1", codec.encode(DeviceEvent(kind="xid", code=79, **event)))
     assert sorted(parse(fleet.page())["DCGM_FI_DEV_XID_ERRORS"].values()) == [0, 79]
-    fleet.live.take_event("e", codec.encode(DeviceEvent(kind="reset", severity=Severity.CLEARED, **event)))
+    fleet.live.take_event("e.h1", codec.encode(DeviceEvent(kind="reset", severity=Severity.CLEARED, **event)))
     assert set(parse(fleet.page())["DCGM_FI_DEV_XID_ERRORS"].values()) == {0}
 
 
@@ -192,6 +201,55 @@ def test_what_cannot_be_read_costs_nothing_else() -> None:
     fleet.live.take_inventory(bus.inventory_subject("h1"), b"")
     assert "DCGM_FI_DEV_GPU_TEMP" in parse(fleet.page())
     assert fleet.live.undecodable == 2
+
+
+def test_a_host_speaks_for_itself_and_its_own_devices() -> None:
+    """Neither what names another host counts, nor what a host says of another's device."""
+    fleet = Bus()
+    fleet.inventory(device(0))
+    fleet.samples(["GPU-0"], temperature_celsius=[40.0])
+    good = fleet.page()
+    mine = {"agent": "a", "sequence": 1, "time_ns": 1}
+    xid = DeviceEvent(host="h2", device="GPU-0", kind="xid", code=79, **mine)
+    fleet.live.take_event("e.h2", codec.encode(xid))
+    fleet.live.take_event("e.h2", codec.encode(msgspec.structs.replace(xid, host="h1")))
+    fleet.live.take_report("r.h2", codec.encode(AgentReport(host="h1", **mine)))
+    batch = SampleBatch(
+        host="h1", agent="a", sequence=1, source="nvml", devices=["GPU-0"], times_ns=bytes(8),
+        columns={"temperature_celsius": bytes(4)},
+    )  # fmt: skip
+    fleet.live.take_samples("s.h2", codec.encode(batch))
+    theirs = Inventory(host=HostInfo(name="h1"), agent="a", time_ns=1, devices=[])
+    fleet.live.take_inventory("i.h2", codec.encode(theirs))
+    claimed = [device(0, host="h1"), device(0, host="h2")]
+    for listed in claimed:
+        found = Inventory(host=HostInfo(name="h2"), agent="a", time_ns=1, devices=[listed])
+        fleet.live.take_inventory("i.h2", codec.encode(found))
+    fleet.samples(["GPU-0"], host="h2", temperature_celsius=[99.0])
+    assert fleet.page() == good
+    # The board moves: its host lists it no more.
+    fleet.inventory()
+    fleet.live.take_inventory("i.h2", codec.encode(found))
+    moved = parse(fleet.page())["DCGM_FI_DEV_GPU_TEMP"]
+    assert [(dict(key)["Hostname"], value) for key, value in moved.items()] == [("h2", 99)]
+
+
+def test_what_a_stream_still_has_is_older_than_what_a_host_says_meanwhile() -> None:
+    fleet = Bus()
+    live = fleet.live
+    old = codec.encode(Inventory(host=HostInfo(name="h1"), agent="a", time_ns=9, devices=[device(0)]))
+    event = {"host": "h1", "agent": "a", "sequence": 2, "time_ns": 1, "device": "GPU-1"}
+    live._readings += 1  # as `catch_up` does
+    fleet.inventory(device(0), device(1), time_ns=1)
+    live._take_stored_inventory("i.h1", old, 1.0)
+    live.take_event("e.h1", codec.encode(DeviceEvent(kind="xid", code=79, **event)))
+    live._take_stored_event("e.h1", codec.encode(DeviceEvent(kind="xid", code=13, **event)), 1.0)
+    fleet.samples(["GPU-0", "GPU-1"], temperature_celsius=[40.0, 41.0])
+    assert sorted(parse(fleet.page())["DCGM_FI_DEV_XID_ERRORS"].values()) == [0, 79]
+    # After an outage the stream may know more.
+    live._readings += 1
+    live._take_stored_inventory("i.h1", old, 1.0)
+    assert list(parse(fleet.page())["DCGM_FI_DEV_XID_ERRORS"].values()) == [0]
 
 
 @given(st.dictionaries(st.sampled_from(LABELS), st.text(st.characters(exclude_categories=["Cs"]))))
