@@ -30,6 +30,7 @@ from .up import default_data
 CLOCK_SECONDS: Final = 1.0
 """Further apart than this, samples look old, or as if they came from the future."""
 LAG_MESSAGES: Final = 1000
+_SHOWN: Final = 5
 FULL: Final = 0.9
 FREE_BYTES: Final = 2 * 2**30
 
@@ -106,7 +107,7 @@ async def examine(nats: str | None) -> AsyncIterator[Finding]:
         async with connected(nats, timeout=3) as client:
             async for finding in _bus(client):
                 yield finding
-            for look in (_collector, _planner, _history):
+            for look in (_collector, _planner, _history, _hosts):
                 try:
                     yield await look(client)
                 except CorralError as error:
@@ -269,7 +270,8 @@ async def _collector(client: Client) -> Finding:
             "corral collect here, if this host has GPUs to share",
         )
     report = codec.decode(message.data, AgentReport)
-    age = time.time() - report.time_ns / 1e9
+    # By its own clock or by the bus's: one of them may be wrong.
+    age = time.time() - max(report.time_ns / 1e9, stored.stored_at(message))
     if age > 35:
         return problem("collector", f"of {host} has not reported for {age:.0f} s", "start it again: corral collect")
     if report.dropped_samples:
@@ -316,8 +318,28 @@ async def _history(client: Client) -> Finding:
     return ok("history", detail)
 
 
+async def _hosts(client: Client) -> Finding:
+    """Hosts with a wrong clock, and devices that two hosts list, as the history has found."""
+    off = await client.query("SELECT host, offset_seconds FROM host_clocks WHERE until IS NULL", format="json")
+    twice = await client.query("SELECT device, owner, host FROM device_conflicts", format="json")
+    said = [
+        f"the clock of {host} is {abs(offset):.0f} s {'ahead' if offset > 0 else 'behind'}" for host, offset in off.rows
+    ]
+    said += [f"{device} is listed by {owner}, whose it is, and by {host}" for device, owner, host in twice.rows]
+    if not said:
+        return ok("hosts", "their clocks are right, and no two list the same device")
+    more = f"; and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
+    return note(
+        "hosts",
+        "; ".join(said[:_SHOWN]) + more,
+        "run a time service on them; give each collector a machine, a --state folder and devices of its own "
+        "(FROM host_clocks, FROM device_conflicts show all)",
+    )
+
+
 _FIXES: Final[dict[str, str]] = {
     _collector.__name__: "is JetStream on?",
     _planner.__name__: "corral plan",
     _history.__name__: "corral process",
+    _hosts.__name__: "corral process",
 }

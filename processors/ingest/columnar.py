@@ -17,14 +17,16 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from ...schemas import codec
+from ...schemas.clocks import AHEAD_SECONDS
 from ...schemas.metrics import METRICS, Metric
 from ...schemas.telemetry import SCHEMA_VERSION
 from ..storage.interface import ArrowTable, Series
+from .hostclocks import HostClocks
 
-FUTURE_SECONDS: Final = 60.0
-"""A sample further ahead of the clocks of both processor and server is refused."""
 EARLIEST_NS: Final = 946_684_800_000_000_000
 """2000-01-01: a clock that was never set says 1970."""
+
+_OFF_NS: Final = int(AHEAD_SECONDS * 1e9)
 
 TIME_TYPE: Final = pa.timestamp("us", "UTC")
 _ARROW: Final = {"<f4": pa.float32(), "<i4": pa.int32(), "<i8": pa.int64()}
@@ -45,12 +47,14 @@ class Incoming(NamedTuple):
         payload: its bytes.
         sequence: its place in the stream.
         headers: of the message, if any.
+        stored_ns: when the server stored it, nanoseconds since the epoch; 0 where that is not known.
     """
 
     subject: str
     payload: bytes
     sequence: int
     headers: dict[str, str] | None = None
+    stored_ns: int = 0
 
 
 class Refusal(NamedTuple):
@@ -113,22 +117,24 @@ class Decoder:
 
     Args:
         series: numbers of devices.
+        clocks: told of messages whose times are off.
     """
 
-    def __init__(self, series: Series) -> None:
+    def __init__(self, series: Series, clocks: HostClocks | None = None) -> None:
         self._series = series
+        self._clocks = clocks or HostClocks()
         self._devices: dict[tuple[str, str, bytes], tuple[bytes, int]] = {}
         self.duplicates = 0
 
     def decode(
-        self, messages: Sequence[Incoming], is_new: Callable[[str, int], bool], now_ns: int
+        self, messages: Sequence[Incoming], is_new: Callable[[str, str, int], bool], now_ns: int
     ) -> tuple[ArrowTable | None, list[Incoming], list[Refusal]]:
         """Turn messages into a table with the columns of `SCHEMA`.
 
         Args:
             messages: of the subject of samples, in the order of the stream.
             is_new: whether a message of an agent's run has not come before; see `arrivals.py`.
-            now_ns: the later of processor's and server's time, which samples may be ahead of by `FUTURE_SECONDS`.
+            now_ns: stands for the time when a message was stored, where that is not known.
 
         Returns:
             The table (None without any sample), the messages that are in it, and what is refused.
@@ -142,7 +148,7 @@ class Decoder:
                 refused.append(Refusal(message, error.code, str(error)))
                 continue
             samples = item.samples
-            if not is_new(samples.agent, samples.sequence):
+            if not is_new(samples.host, samples.agent, samples.sequence):
                 self.duplicates += 1
                 continue
             groups.setdefault((tuple(samples.columns), tuple(samples.nulls)), []).append(item)
@@ -151,7 +157,10 @@ class Decoder:
         for (columns, nulls), group in groups.items():
             while group:
                 try:
-                    tables.append(_table(group, columns, nulls, now_ns))
+                    stored = np.array([item.message.stored_ns or now_ns for item in group], dtype="<i8")
+                    table, newest = _table(group, columns, nulls, stored)
+                    tables.append(table)
+                    self._look_at_clocks(group, newest, stored)
                     accepted += [item.message for item in group]
                     break
                 except _BadMessagesError as bad:
@@ -159,6 +168,18 @@ class Decoder:
                     refused.extend(Refusal(group[at].message, bad.code, bad.reason(at)) for at in sorted(positions))
                     group = [item for at, item in enumerate(group) if at not in positions]
         return (pa.concat_tables(tables) if tables else None), accepted, refused
+
+    def _look_at_clocks(self, group: Sequence[_Item], newest: NDArray[np.int64], stored: NDArray[np.int64]) -> None:
+        """Few are ever off: a message that is in time costs nothing, unless its host is watched."""
+        off = np.abs(stored - newest) > _OFF_NS
+        watched = self._clocks.watched
+        if not watched and not off.any():
+            return
+        for at in range(len(group)) if watched else np.flatnonzero(off).tolist():
+            samples = group[at].samples
+            # A recording may keep its own times.
+            if samples.source != "replay" and (off[at] or self._clocks.watches(samples.host)):
+                self._clocks.observe(samples.host, int(newest[at]), int(stored[at]))
 
     def _open(self, message: Incoming) -> _Item:
         samples = codec.decode(message.payload, _VIEWED if len(message.payload) >= _LARGE_BYTES else _COPIED)
@@ -199,12 +220,17 @@ class Decoder:
         return numbers.tobytes(), len(devices)
 
 
-def _table(group: Sequence[_Item], columns: tuple[str, ...], nulls: tuple[str, ...], now_ns: int) -> ArrowTable:
+def _table(
+    group: Sequence[_Item], columns: tuple[str, ...], nulls: tuple[str, ...], stored: NDArray[np.int64]
+) -> tuple[ArrowTable, NDArray[np.int64]]:
+    """The rows of a group, and the newest time of each message as its host had it."""
     counts = [item.size for item in group]
     ends = np.cumsum(counts)
     rows = int(ends[-1])
     times = np.frombuffer(b"".join([item.samples.times_ns for item in group]), dtype="<i8")
-    _check_times(times, ends, now_ns)
+    newest: NDArray[np.int64] = np.maximum.reduceat(times, ends - np.asarray(counts, dtype="<i8"))
+    times = _set_right(times, counts, newest, stored)
+    _check_times(times, ends)
     arrays: dict[str, pa.Array] = {
         "time": pa.array(times // 1000, type=pa.int64()).cast(TIME_TYPE),
         "series": pa.Array.from_buffers(pa.int32(), rows, [None, pa.py_buffer(b"".join([i.numbers for i in group]))]),
@@ -224,7 +250,7 @@ def _table(group: Sequence[_Item], columns: tuple[str, ...], nulls: tuple[str, .
             if array is None:
                 array = empty[field.type] = pa.nulls(rows, field.type)
         full.append(array)
-    return pa.Table.from_arrays(full, schema=SCHEMA)
+    return pa.Table.from_arrays(full, schema=SCHEMA), newest
 
 
 def _column(
@@ -303,15 +329,18 @@ def _check_range(
     )
 
 
-def _check_times(times: NDArray[np.int64], ends: NDArray[np.int64], now_ns: int) -> None:
-    latest = now_ns + int(FUTURE_SECONDS * 1e9)
-    if int(times.max()) > latest:
-        bad = np.unique(np.searchsorted(ends, np.flatnonzero(times > latest), side="right")).tolist()
-        raise _BadMessagesError(
-            bad,
-            "future",
-            lambda _: f"A time lies more than {FUTURE_SECONDS:g} s ahead of processor and server - at `$.times_ns`",
-        )
+def _set_right(
+    times: NDArray[np.int64], counts: Sequence[int], newest: NDArray[np.int64], stored: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """`clocks.set_right` over many messages. Where a clock was set while a message was read, a part of it is right."""
+    late = newest > stored + _OFF_NS
+    if not late.any():
+        return times
+    ahead = np.repeat(np.where(late, newest - stored, 0), counts)
+    return np.where(times > np.repeat(stored + _OFF_NS, counts), times - ahead, times)
+
+
+def _check_times(times: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
     if int(times.min()) < EARLIEST_NS:
         bad = np.unique(np.searchsorted(ends, np.flatnonzero(times < EARLIEST_NS), side="right")).tolist()
         raise _BadMessagesError(

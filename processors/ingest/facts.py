@@ -8,13 +8,15 @@ from typing import Any, Final
 
 import pyarrow as pa
 from msgspec import Struct, field
+from msgspec.structs import replace
 
-from ...schemas import bus, codec
+from ...schemas import bus, clocks, codec, speakers
 from ...schemas.inventory import check as check_inventory
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch
 from ..storage.interface import ArrowTable
-from .columnar import EARLIEST_NS, FUTURE_SECONDS, TIME_TYPE, Incoming, Refusal
+from .columnar import EARLIEST_NS, TIME_TYPE, Incoming, Refusal
+from .hostclocks import HostClocks
 
 _INT: Final = pa.int64()
 _FLOAT: Final = pa.float32()
@@ -74,6 +76,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
             ("code", pa.int32()),
             ("message", _TEXT),
             ("data", _TEXT),
+            ("stored", TIME_TYPE),
         ]
     ),
     "lease_events": pa.schema(
@@ -118,18 +121,24 @@ class Facts(Struct):
         return {name: _arrow(TABLES[name], rows) for name, rows in self.rows.items() if rows}
 
 
-def decode(messages: Sequence[Incoming], is_new: Callable[[str, int], bool], now_ns: int) -> Facts:
+def decode(
+    messages: Sequence[Incoming],
+    is_new: Callable[[str, str, int], bool],
+    now_ns: int,
+    host_clocks: HostClocks | None = None,
+) -> Facts:
     """Turn messages of any subject but that of samples into rows.
 
     Args:
         messages: in the order of the stream.
         is_new: whether a message of an agent's run has not come before.
-        now_ns: the processor's time.
+        now_ns: stands for the time when a message was stored, where that is not known.
+        host_clocks: told of messages whose times are off.
     """
     facts = Facts()
     for message in messages:
         try:
-            if _one(message, facts, is_new, now_ns):
+            if _one(message, facts, is_new, message.stored_ns or now_ns, host_clocks):
                 facts.accepted.append(message)
             else:
                 facts.duplicates += 1
@@ -138,7 +147,13 @@ def decode(messages: Sequence[Incoming], is_new: Callable[[str, int], bool], now
     return facts
 
 
-def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], now_ns: int) -> bool:
+def _one(
+    message: Incoming,
+    facts: Facts,
+    is_new: Callable[[str, str, int], bool],
+    stored_ns: int,
+    host_clocks: HostClocks | None,
+) -> bool:
     subject = message.subject
     kind = subject[len(bus.PREFIX) + 1 :].partition(".")[0]
     # The host is the last token, behind the partition where there are several.
@@ -151,18 +166,18 @@ def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], no
         return True
     if kind == "inventory":
         inventory = codec.decode(message.payload, Inventory)
-        _check(inventory.host.name, token, inventory.time_ns, now_ns)
-        if any(device.host != token for device in inventory.devices):
-            raise codec.DecodeError("A device names another host - at `$.devices[...].host`", "invalid", "$.devices")
+        _check(inventory, inventory.time_ns, subject)
         check_inventory(inventory)
-        facts.inventories.append(inventory)
+        # What a host has is as of when it was told: the later one counts, however its clock was set meanwhile.
+        facts.inventories.append(replace(inventory, time_ns=stored_ns))
         return True
     if kind == "processes":
         batch = codec.decode(message.payload, ProcessBatch)
-        _check(batch.host, token, batch.time_ns, now_ns)
+        _check(batch, batch.time_ns, subject)
+        time_us = clocks.set_right(batch.time_ns, stored_ns) // 1000
         rows = [
             (
-                batch.time_ns // 1000,
+                time_us,
                 batch.host,
                 p.device,
                 _fits(p.pid, "$.processes[...].pid"),
@@ -181,13 +196,14 @@ def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], no
             )
             for p in batch.processes
         ]
-        if not is_new(batch.agent, batch.sequence):
+        if not is_new(token, batch.agent, batch.sequence):
             return False
+        _look_at_clock(host_clocks, token, batch.time_ns, stored_ns)
         facts.rows.setdefault("processes", []).extend(rows)
         return True
     if kind == "agents":
         report = codec.decode(message.payload, AgentReport)
-        _check(report.host, token, report.time_ns, now_ns)
+        _check(report, report.time_ns, subject)
         counts = (
             report.ticks, report.late_ticks, report.read_seconds_mean, report.read_seconds_max, report.read_errors,
             report.published_messages, report.buffered_bytes, report.dropped_messages, report.dropped_samples,
@@ -196,23 +212,24 @@ def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], no
         for number in counts:
             if isinstance(number, int):
                 _fits(number, "$")
-        first = (report.time_ns // 1000, report.host, report.agent, report.source)
+        first = (clocks.set_right(report.time_ns, stored_ns) // 1000, report.host, report.agent, report.source)
         last = (report.corral_version, _fits(report.samples, "$.samples"))
-        if not is_new(report.agent, report.sequence):
+        if not is_new(token, report.agent, report.sequence):
             return False
+        _look_at_clock(host_clocks, token, report.time_ns, stored_ns)
         facts.rows.setdefault("agents", []).append((*first, *counts, *last))
         return True
     if kind == "events":
         event = codec.decode(message.payload, DeviceEvent)
-        _check(event.host, token, event.time_ns, now_ns)
+        _check(event, event.time_ns, subject)
         _fits(event.sequence, "$.sequence")
         if not -(2**31) <= event.code < 2**31:
             raise codec.DecodeError(f"{event.code} is too large - at `$.code`", "out_of_range", "$.code")
-        if not is_new(event.agent, event.sequence):
+        if not is_new(token, event.agent, event.sequence):
             return False
         facts.rows.setdefault("events", []).append(
             (
-                event.time_ns // 1000,
+                clocks.set_right(event.time_ns, stored_ns) // 1000,
                 event.host,
                 event.agent,
                 event.sequence,
@@ -222,21 +239,21 @@ def _one(message: Incoming, facts: Facts, is_new: Callable[[str, int], bool], no
                 event.code,
                 event.message,
                 json.dumps(event.data) if event.data else None,
+                stored_ns // 1000,
             )
         )
         return True
     raise codec.DecodeError(f"Nothing is known of the subject {subject}", "invalid")
 
 
-def _check(host: str, token: str, time_ns: int, now_ns: int) -> None:
-    if host != token:
-        raise codec.DecodeError(f"Host {host!r} published as {token!r} - at `$.host`", "invalid", "$.host")
-    if time_ns > now_ns + int(FUTURE_SECONDS * 1e9):
-        raise codec.DecodeError(
-            f"The time lies more than {FUTURE_SECONDS:g} s ahead of processor and server - at `$.time_ns`",
-            "future",
-            "$.time_ns",
-        )
+def _look_at_clock(host_clocks: HostClocks | None, host: str, time_ns: int, stored_ns: int) -> None:
+    off = abs(stored_ns - time_ns) > clocks.AHEAD_SECONDS * 1e9
+    if host_clocks is not None and (off or host_clocks.watches(host)):
+        host_clocks.observe(host, time_ns, stored_ns)
+
+
+def _check(message: Inventory | ProcessBatch | AgentReport | DeviceEvent, time_ns: int, subject: str) -> None:
+    speakers.check(message, subject)
     if time_ns < EARLIEST_NS:
         raise codec.DecodeError(
             "The time lies before 2000: the host's clock is not set - at `$.time_ns`", "out_of_range", "$.time_ns"

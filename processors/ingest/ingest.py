@@ -25,11 +25,12 @@ from nats.js.errors import NotFoundError
 from ...schemas import bus
 from ...schemas.instruments import ROWS, SECONDS, SIZES, Histogram
 from ..storage.errors import StorageDamaged, StorageError, StoragePaused, Unstorable
-from ..storage.interface import Batch, Storage
+from ..storage.interface import Batch, HostClock, Storage
 from . import facts
 from .arrivals import Arrivals
 from .columnar import Decoder, Incoming, Refusal
 from .deadletters import DeadLetters
+from .hostclocks import HostClocks
 from .reader import Reader, StreamReplaced
 
 log = logging.getLogger("corral.ingest")
@@ -103,7 +104,19 @@ class _Decoded(NamedTuple):
     reply: str
 
 
-def _always(_agent: str, _sequence: int) -> bool:
+def _told(changed: Sequence[HostClock]) -> Sequence[HostClock]:
+    """Say in the log whose clock is off, or right again."""
+    for clock in changed:
+        if clock.until_ns is not None:
+            log.info("the clock of %s is right again", clock.host)
+        elif clock.offset_seconds > 0:
+            log.warning("the clock of %s is %.0f s ahead: its times are set right", clock.host, clock.offset_seconds)
+        else:
+            log.warning("the clock of %s is %.0f s behind, and so are its times", clock.host, -clock.offset_seconds)
+    return changed
+
+
+def _always(_host: str, _agent: str, _sequence: int) -> bool:
     """All messages are new."""
     return True
 
@@ -146,7 +159,8 @@ class Ingest:
             buffer_bytes=2 * consumer.batch_bytes,
         )
         self._arrivals = Arrivals()
-        self._decoder = Decoder(storage.series)
+        self._clocks = HostClocks()
+        self._decoder = Decoder(storage.series, self._clocks)
         self._threads = ThreadPoolExecutor(2, f"ingest-{consumer.suffix}")
         self._bytes_per_sample = 0.0
         self.counts = Counts()
@@ -187,7 +201,8 @@ class Ingest:
             after = await loop.run_in_executor(self._threads, self._storage.resume, stream, created, last)
             stored = await loop.run_in_executor(self._threads, self._storage.arrivals, stream)
             self._arrivals = Arrivals(stored)
-            self._decoder = Decoder(self._storage.series)
+            self._clocks = HostClocks(await loop.run_in_executor(self._threads, self._storage.clocks))
+            self._decoder = Decoder(self._storage.series, self._clocks)
             await self._reader.start(after)
         except NotFoundError:
             self.begun = False
@@ -301,16 +316,15 @@ class Ingest:
         self.counts.samples += batch.samples.num_rows if batch.samples is not None else 0
 
     def _decode(
-        self, messages: Sequence[Incoming], is_new: Callable[[str, int], bool]
+        self, messages: Sequence[Incoming], is_new: Callable[[str, str, int], bool]
     ) -> tuple[Batch, list[Incoming], list[Refusal]]:
         began = time.thread_time()
-        # A processor's clock that is behind must not make the whole fleet's samples lie in the future.
-        now_ns = max(time.time_ns(), self._reader.stored_ns)
+        now_ns = time.time_ns()
         prefix = bus.SAMPLES + "."
         columnar = [message for message in messages if message.subject.startswith(prefix)]
         others = [message for message in messages if not message.subject.startswith(prefix)]
         table, accepted, refused = self._decoder.decode(columnar, is_new, now_ns)
-        found = facts.decode(others, is_new, now_ns)
+        found = facts.decode(others, is_new, now_ns, self._clocks)
         accepted = sorted([*accepted, *found.accepted], key=attrgetter("sequence"))
         refused = [*refused, *found.refused]
         self.counts.duplicates += found.duplicates + self._decoder.duplicates
@@ -328,6 +342,7 @@ class Ingest:
             inventories=found.inventories,
             leases=found.leases,
             arrivals=self._arrivals.take_changed(),
+            clocks=_told(self._clocks.take_changed()),
             refused=codes,
             messages=len(messages) - len(refused),
         )

@@ -299,7 +299,7 @@ class Reader:
             self.repeated += 1
             return
         self._received = sequence
-        self._buffer.append((Incoming(message.subject, message.data, sequence, None), message.reply))
+        self._buffer.append((Incoming(message.subject, message.data, sequence, None, self.stored_ns), message.reply))
         self._waiting_bytes += len(message.data)
         self._arrived.set()
 

@@ -23,7 +23,7 @@ from .. import views
 from ..sql import confine
 from . import facts, migrations, recovery, schema
 from .errors import NOT_A_VALUE, StorageDamaged, StorageError, StoragePaused, Unstorable
-from .interface import Arrival, ArrowTable, Batch, Series
+from .interface import Arrival, ArrowTable, Batch, HostClock, Series
 from .statements import registered, transaction
 
 log = logging.getLogger("corral.storage")
@@ -188,6 +188,10 @@ class Database:
         )
         return [Arrival(agent, high, seen) for agent, high, seen in rows]
 
+    def clocks(self) -> list[HostClock]:
+        """What is stored of hosts' clocks."""
+        return facts.read_clocks(self.cursor())
+
     def cursor(self) -> DuckDBPyConnection:
         """A new cursor on the database."""
         if self._root is None:
@@ -252,6 +256,7 @@ class Database:
             )
             with registered(cursor, "incoming", runs):
                 cursor.execute("INSERT INTO store.arrivals SELECT ?, *, ? FROM incoming", [batch.stream, number])
+        facts.write_clocks(cursor, batch.clocks)
         for code, messages in batch.refused.items():
             cursor.execute("INSERT INTO store.refused VALUES (now(), ?, ?, ?)", [batch.stream, code, messages])
         cursor.execute(

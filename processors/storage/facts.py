@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
+from ...schemas.clocks import REREAD_SECONDS
 from ...schemas.requests import Lease, LeaseEvent, LeaseState
+from ...schemas.speakers import Owners
 from ...schemas.telemetry import DeviceInfo, Inventory
-from .interface import ArrowTable
+from .interface import ArrowTable, HostClock
 from .statements import registered
+
+log = logging.getLogger("corral.storage")
 
 _TIME: Final = pa.timestamp("us", "UTC")
 _HOSTS: Final = pa.schema(
@@ -55,6 +60,10 @@ _DEVICES: Final = pa.schema(
         ("seen", _TIME),
     ]
 )
+_CLOCKS: Final = pa.schema(
+    [("host", pa.string()), ("offset_seconds", pa.float64()), ("since", _TIME), ("until", _TIME)]
+)
+_CONFLICTS: Final = pa.schema([("host", pa.string()), ("device", pa.string()), ("owner", pa.string()), ("seen", _TIME)])
 _LINKS: Final = pa.schema(
     [
         ("host", pa.string()),
@@ -113,7 +122,12 @@ _LEASE_DEVICES: Final = pa.schema(
 
 
 def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventory]) -> None:
-    """Bring hosts, devices and links up to date. Of several inventories of a host the one read last counts."""
+    """Bring hosts, devices and links up to date. Of several inventories of a host the one that was told last counts.
+
+    Args:
+        cursor: in a transaction.
+        inventories: each with the time when the server stored it.
+    """
     latest: dict[str, Inventory] = {}
     for inventory in inventories:
         known = latest.get(inventory.host.name)
@@ -123,12 +137,17 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
         return
     times = pa.array([_seen(inventory) for inventory in latest.values()], type=_TIME)
     with registered(cursor, "seen", pa.table({"host": list(latest), "seen": times})):
-        older = cursor.execute("SELECT host FROM hosts JOIN seen USING (host) WHERE last_seen > seen").fetchall()
+        older = cursor.execute(
+            "SELECT host FROM hosts JOIN seen USING (host) WHERE seen < last_seen "
+            f"AND seen >= last_seen - INTERVAL {int(REREAD_SECONDS)} SECOND"
+        ).fetchall()
     for (name,) in older:
         del latest[name]
-    found = list(latest.values())
-    # A device is on one host; where two inventories name it, the later one is right.
-    devices = {d.uuid: (_seen(i), d) for i in sorted(found, key=_seen) for d in i.devices}
+    found = sorted(latest.values(), key=_seen)
+    others = _others(cursor, found)
+    # A device is on one host: a later inventory that may name it is of the one that it has moved to.
+    devices = {d.uuid: (_seen(i), d) for i in found for d in i.devices if d.uuid not in others.get(i.host.name, ())}
+    _write_conflicts(cursor, found, others)
     with (
         registered(cursor, "new_hosts", _hosts(found)),
         registered(cursor, "new_devices", _devices(list(devices.values()))),
@@ -155,6 +174,45 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
         )
         cursor.execute("DELETE FROM links WHERE host IN (SELECT host FROM relinked)")
         cursor.execute("INSERT INTO links FROM new_links WHERE host IN (SELECT host FROM relinked)")
+
+
+def _others(cursor: DuckDBPyConnection, found: Sequence[Inventory]) -> dict[str, dict[str, str]]:
+    """Devices that a host lists while they are another's, each with its owner; by the host that lists them."""
+    owners = Owners()
+    hosts = pa.table({"host": pa.array([i.host.name for i in found], pa.string())})
+    devices = pa.table({"device": pa.array({d.uuid for i in found for d in i.devices}, pa.string())})
+    with registered(cursor, "telling", hosts), registered(cursor, "told", devices):
+        rows = cursor.execute(
+            "SELECT d.device, d.host, epoch(coalesce(h.last_seen, d.last_seen)) FROM devices d LEFT JOIN hosts h "
+            "USING (host) WHERE d.present AND (d.host IN (SELECT host FROM telling) "
+            "OR d.device IN (SELECT device FROM told))"
+        ).fetchall()
+    for device, host, heard in rows:
+        owners.know(device, host, heard)
+    claims = {i.host.name: owners.claim(i.host.name, [d.uuid for d in i.devices], _seen(i) / 1e6) for i in found}
+    return {host: others for host, others in claims.items() if others}
+
+
+def _write_conflicts(cursor: DuckDBPyConnection, found: Sequence[Inventory], others: dict[str, dict[str, str]]) -> None:
+    """Keep which devices two hosts list, since when, for as long as they do."""
+    rows = [
+        (i.host.name, device, owner, _seen(i)) for i in found for device, owner in others.get(i.host.name, {}).items()
+    ]
+    hosts = pa.table({"host": pa.array([i.host.name for i in found], pa.string())})
+    with registered(cursor, "telling", hosts), registered(cursor, "told", _table(_CONFLICTS, rows)):
+        cursor.execute(
+            "DELETE FROM device_conflicts c WHERE host IN (SELECT host FROM telling) AND NOT EXISTS (FROM told t "
+            "WHERE t.host = c.host AND t.device = c.device AND t.owner = c.owner)"
+        )
+        if not rows:
+            return
+        new = cursor.execute("SELECT host, device, owner FROM told ANTI JOIN device_conflicts USING (host, device)")
+        for host, device, owner in new.fetchall():
+            log.warning("%s lists %s, which is a device of %s: it stays that one's", host, device, owner)
+        cursor.execute(
+            "INSERT INTO device_conflicts SELECT host, device, owner, seen, seen FROM told "
+            "ON CONFLICT DO UPDATE SET last_seen = excluded.last_seen"
+        )
 
 
 def _seen(inventory: Inventory) -> int:
@@ -212,6 +270,29 @@ def _table(shape: Any, rows: Sequence[tuple[Any, ...]]) -> ArrowTable:
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(shape)
     arrays = [pa.array(column, type=field.type) for field, column in zip(shape, columns, strict=True)]
     return pa.Table.from_arrays(arrays, schema=shape)
+
+
+def read_clocks(cursor: DuckDBPyConnection) -> list[HostClock]:
+    """Hosts whose clock is off, or was."""
+    rows = cursor.execute("SELECT host, offset_seconds, epoch_ns(since), epoch_ns(until) FROM store.clocks").fetchall()
+    return [HostClock(*row) for row in rows]
+
+
+def clocks_table(clocks: Sequence[HostClock]) -> ArrowTable:
+    """Rows of `store.clocks`, the last of each host."""
+    last = {clock.host: clock for clock in clocks}.values()
+    rows = [
+        (clock.host, clock.offset_seconds, clock.since_ns // 1000, clock.until_ns and clock.until_ns // 1000)
+        for clock in last
+    ]
+    return _table(_CLOCKS, rows)
+
+
+def write_clocks(cursor: DuckDBPyConnection, clocks: Sequence[HostClock]) -> None:
+    """Bring what is known of hosts' clocks up to date."""
+    if clocks:
+        with registered(cursor, "new_clocks", clocks_table(clocks)):
+            cursor.execute("INSERT OR REPLACE INTO store.clocks BY NAME FROM new_clocks")
 
 
 def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> None:

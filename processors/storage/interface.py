@@ -15,10 +15,10 @@ ArrowTable: TypeAlias = Any
 
 
 class Arrival(Struct, frozen=True):
-    """Which messages of an agent's run one stream has brought so far.
+    """Which messages of an agent's run on a host one stream has brought so far.
 
     Attributes:
-        agent: id of the run.
+        agent: host and id of the run, as `host/id`; the id alone where an older Corral stored it.
         high: the greatest sequence.
         seen: bit i stands for sequence `high - i`.
     """
@@ -26,6 +26,22 @@ class Arrival(Struct, frozen=True):
     agent: str
     high: int
     seen: int
+
+
+class HostClock(Struct, frozen=True):
+    """A host whose clock is off.
+
+    Attributes:
+        host: the host's name.
+        offset_seconds: by how much it is ahead of the server's clock; negative where it is behind.
+        since_ns: when that was seen first, by the server's clock, nanoseconds since the epoch.
+        until_ns: when it was right again; None while it is off.
+    """
+
+    host: str
+    offset_seconds: float
+    since_ns: int
+    until_ns: int | None = None
 
 
 class Batch(Struct, frozen=True, kw_only=True):
@@ -40,6 +56,7 @@ class Batch(Struct, frozen=True, kw_only=True):
         inventories: in order.
         leases: in order.
         arrivals: of every agent that has a message in it.
+        clocks: of hosts whose clock is found to be off, or right again.
         refused: messages that are not in it, by code.
         messages: in it.
     """
@@ -51,6 +68,7 @@ class Batch(Struct, frozen=True, kw_only=True):
     inventories: Sequence[Inventory] = ()
     leases: Sequence[LeaseEvent] = ()
     arrivals: Sequence[Arrival] = ()
+    clocks: Sequence[HostClock] = ()
     refused: Mapping[str, int] = {}
     messages: int = 0
 
@@ -106,6 +124,10 @@ class Storage(Protocol):
 
     def arrivals(self, stream: str) -> list[Arrival]:
         """What is stored of each agent's run."""
+        ...
+
+    def clocks(self) -> list[HostClock]:
+        """What is stored of hosts' clocks that are, or were, off."""
         ...
 
     def commit(self, batch: Batch) -> None:

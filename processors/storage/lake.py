@@ -27,9 +27,9 @@ from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
 from ...schemas.metrics import METRICS
-from . import lake_facts, lake_rollups, object_storage, schema
+from . import facts, lake_facts, lake_rollups, object_storage, schema
 from .errors import NOT_A_VALUE, Deposed, StorageError, StoragePaused, Unstorable
-from .interface import Arrival, ArrowTable, Batch, Series
+from .interface import Arrival, ArrowTable, Batch, HostClock, Series
 from .statements import add_missing, columns_of, registered, transaction
 
 log = logging.getLogger("corral.lake")
@@ -46,17 +46,18 @@ CONFLICT_SECONDS: Final = 0.05
 
 _CONFLICT: Final = re.compile(r"conflict|could not serialize|duplicate key value|deadlock detected", re.I)
 _SLUG: Final = re.compile(r"[^a-z0-9]+")
-_KEYS: Final = re.compile(r" PRIMARY KEY| NOT NULL")
+_KEYS: Final = re.compile(r", PRIMARY KEY \(.*\)| PRIMARY KEY| NOT NULL")
 _T = TypeVar("_T")
 
 APPENDED: Final = ("processes", "agents", "events", "lease_events")
-STATE: Final = ("devices", "hosts", "links", "leases", "lease_devices")
+STATE: Final = ("devices", "hosts", "device_conflicts", "links", "leases", "lease_devices")
 TABLES: Final[dict[str, str]] = {
     "samples": "time TIMESTAMPTZ, host VARCHAR, device VARCHAR, "
     + ", ".join(f"{name} {metric.row.unit.sql}" for name, metric in METRICS.items()),
     # DuckLake has no keys: what is unique is so because its part has one owner.
     **{name: _KEYS.sub("", schema.TABLES[name]) for name in (*APPENDED, *STATE)},
     "store.arrivals": "stream VARCHAR, agent VARCHAR, high UBIGINT, seen UBIGINT, batch UBIGINT",
+    "store.clocks": _KEYS.sub("", schema.TABLES["store.clocks"]),
     "store.refused": "time TIMESTAMPTZ, stream VARCHAR, code VARCHAR, messages BIGINT",
     "corral_meta": "key VARCHAR, value VARCHAR",
 }
@@ -340,6 +341,13 @@ class LakePart:
             raise as_storage_error(error) from error
         return [Arrival(agent, high, seen) for agent, high, seen in rows]
 
+    def clocks(self) -> list[HostClock]:
+        """What is stored of hosts' clocks."""
+        try:
+            return facts.read_clocks(self._open())
+        except duckdb.Error as error:
+            raise as_storage_error(error) from error
+
     def commit(self, batch: Batch) -> None:
         """Store a batch with its watermark, all of it or nothing. A batch that is stored already changes nothing.
 
@@ -389,6 +397,7 @@ class LakePart:
                     cursor.execute(
                         "INSERT INTO store.arrivals SELECT ?, *, ? FROM incoming", [self.part, batch.sequence]
                     )
+            lake_facts.write_clocks(cursor, batch.clocks)
             for code, messages in batch.refused.items():
                 cursor.execute("INSERT INTO store.refused VALUES (now(), ?, ?, ?)", [self.part, code, messages])
             cursor.execute(f"UPDATE {self._table} SET sequence = ?", [batch.sequence])

@@ -15,9 +15,10 @@ from duckdb import DuckDBPyConnection
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import Inventory
 from . import facts, schema
+from .interface import HostClock
 from .statements import registered
 
-_HOST_TABLES: Final = ("hosts", "devices", "links")
+_HOST_TABLES: Final = ("hosts", "devices", "device_conflicts", "links")
 _LEASE_TABLES: Final = ("leases", "lease_devices", "lease_events")
 
 
@@ -31,10 +32,19 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
         chosen = "host IN (SELECT host FROM named_hosts)"
         # A device may come from another host.
         found = f"({chosen} OR device IN (SELECT device FROM named_devices))"
-        which = {"hosts": chosen, "devices": found, "links": chosen}
+        owners = f"({chosen} OR host IN (SELECT host FROM lake.main.devices WHERE {found}))"
+        which = {"hosts": owners, "devices": found, "device_conflicts": chosen, "links": chosen}
         _bring(cursor, _HOST_TABLES, which)
         facts.write_inventories(cursor, inventories)
         _replace(cursor, _HOST_TABLES, which)
+
+
+def write_clocks(cursor: DuckDBPyConnection, clocks: Sequence[HostClock]) -> None:
+    """Bring what is known of hosts' clocks up to date."""
+    if clocks:
+        with registered(cursor, "new_clocks", facts.clocks_table(clocks)):
+            cursor.execute("DELETE FROM store.clocks WHERE host IN (SELECT host FROM new_clocks)")
+            cursor.execute("INSERT INTO store.clocks BY NAME FROM new_clocks")
 
 
 def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> None:
@@ -78,6 +88,7 @@ def _replace(cursor: DuckDBPyConnection, tables: Sequence[str], which: Mapping[s
 _KEYS: Final = {
     "hosts": ("host",),
     "devices": ("device",),
+    "device_conflicts": ("host", "device"),
     "links": ("host", "device", "other"),
     "leases": ("lease_id",),
     "lease_devices": ("lease_id", "device"),

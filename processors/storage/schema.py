@@ -31,6 +31,8 @@ TABLES: Final[dict[str, str]] = {
     ),
     # The last 64 sequences of an agent's run that are stored: see `arrivals.py`. The newest row of a run counts.
     "store.arrivals": "stream VARCHAR, agent VARCHAR, high UBIGINT, seen UBIGINT, batch BIGINT",
+    # Hosts whose clock is off, or was: the last time of each.
+    "store.clocks": "host VARCHAR PRIMARY KEY, offset_seconds DOUBLE, since TIMESTAMPTZ, until TIMESTAMPTZ",
     "store.refused": "time TIMESTAMPTZ, stream VARCHAR, code VARCHAR, messages BIGINT",
     "store.archive_files": (
         "path VARCHAR, day DATE, rows BIGINT, bytes BIGINT, first TIMESTAMPTZ, last TIMESTAMPTZ, written TIMESTAMPTZ"
@@ -61,10 +63,15 @@ TABLES: Final[dict[str, str]] = {
         "labels MAP(VARCHAR, VARCHAR), agent VARCHAR, source VARCHAR, interval_seconds DOUBLE, devices INTEGER, "
         "first_seen TIMESTAMPTZ, last_seen TIMESTAMPTZ"
     ),
+    # Devices that a host lists while they are another's.
+    "device_conflicts": (
+        "host VARCHAR, device VARCHAR, owner VARCHAR, since TIMESTAMPTZ, last_seen TIMESTAMPTZ, "
+        "PRIMARY KEY (host, device)"
+    ),
     "links": "host VARCHAR, device VARCHAR, other VARCHAR, link VARCHAR, nvlinks INTEGER",
     "events": (
         "time TIMESTAMPTZ, host VARCHAR, agent VARCHAR, sequence BIGINT, kind VARCHAR, severity VARCHAR, "
-        "device VARCHAR, code INTEGER, message VARCHAR, data JSON"
+        "device VARCHAR, code INTEGER, message VARCHAR, data JSON, stored TIMESTAMPTZ"
     ),
     "lease_events": (
         "time TIMESTAMPTZ, kind VARCHAR, lease_id VARCHAR, owner VARCHAR, name VARCHAR, state VARCHAR, "

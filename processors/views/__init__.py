@@ -13,6 +13,7 @@ from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
 NAMES: Final = (
+    "host_clocks",
     "lease_spans",
     "lease_minutes",
     "lease_buckets",

@@ -34,17 +34,20 @@ WITH counters AS (
         sum(pcie_replay_count_increase) FILTER (time >= now() - INTERVAL 7 DAYS) AS pcie_replays_7d,
         max(time) AS last_seen
     FROM rollup_1h WHERE time >= now() - INTERVAL 90 DAYS GROUP BY host, device
+), told AS (
+    -- A host speaks for its own devices. The bus says in which order, whatever the host's clock said.
+    SELECT host, device, kind, severity, code, time, coalesce(stored, time) AS told FROM events WHERE device IS NOT NULL
 ), xids AS (
-    SELECT device, count(*) AS n, arg_max(code, time) AS last_xid, max(time) AS last_xid_at
-    FROM events WHERE kind = 'xid' AND device IS NOT NULL GROUP BY device
+    SELECT host, device, count(*) AS n, arg_max(code, told) AS last_xid, max(time) AS last_xid_at
+    FROM told WHERE kind = 'xid' GROUP BY host, device
 ), severities AS (
-    SELECT device, arg_max(severity, time) AS severity
-    FROM events WHERE severity IN ('reset', 'hardware', 'cleared') AND device IS NOT NULL GROUP BY device
+    SELECT host, device, arg_max(severity, told) AS severity
+    FROM told WHERE severity IN ('reset', 'hardware', 'cleared') GROUP BY host, device
 ), found AS (
     SELECT d.host, d.device, d.name AS model, CASE WHEN s.severity <> 'cleared' THEN s.severity END AS unhealthy,
         coalesce(x.n, 0) AS xid_events, x.last_xid, x.last_xid_at, c.* EXCLUDE (host, device)
-    FROM devices d LEFT JOIN counters c USING (host, device) LEFT JOIN xids x USING (device)
-    LEFT JOIN severities s USING (device)
+    FROM devices d LEFT JOIN counters c USING (host, device) LEFT JOIN xids x USING (host, device)
+    LEFT JOIN severities s USING (host, device)
 )
 SELECT host, device, model, concat_ws('; ',
         CASE unhealthy WHEN 'hardware' THEN 'hardware fault' WHEN 'reset' THEN 'needs a reset' END,

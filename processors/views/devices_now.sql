@@ -1,5 +1,5 @@
 -- question: What does each device do right now?
--- detail: The newest 10 s of each device, if it is of the last 15 minutes.
+-- detail: The newest 10 s of each device, if it is of the last 15 minutes by its host's clock.
 -- host: of the device.
 -- index: the driver's index on the host.
 -- device: uuid.
@@ -12,19 +12,27 @@
 -- power_watts: mean.
 -- owner: of the active lease; several by comma.
 -- lease_id: likewise.
-WITH newest AS (
+WITH behind AS (
+    SELECT host, to_seconds(offset_seconds) AS clock FROM host_clocks WHERE until IS NULL AND offset_seconds < 0
+), newest AS (
     SELECT host, device, max(time) AS time,
         arg_max(gpu_utilization_percent_mean, time) AS gpu_utilization_percent,
         arg_max(memory_used_bytes_last, time) AS memory_used_bytes,
         arg_max(memory_total_bytes_last, time) AS memory_total_bytes,
         arg_max(temperature_celsius_last, time) AS temperature_celsius,
         arg_max(power_watts_mean, time) AS power_watts
-    FROM rollup_10s WHERE time >= now() - INTERVAL 15 MINUTES GROUP BY host, device
+    FROM rollup_10s LEFT JOIN behind b USING (host)
+    WHERE time >= now() - INTERVAL 15 MINUTES + coalesce(b.clock, INTERVAL 0 SECONDS)
+        -- By itself, so that older ones are not looked at.
+        AND time >= now() - INTERVAL 15 MINUTES + (SELECT coalesce(min(clock), INTERVAL 0 SECONDS) FROM behind)
+    GROUP BY host, device
 ), held AS (
-    SELECT device, string_agg(DISTINCT owner, ', ' ORDER BY owner) AS owner,
+    SELECT host, device, string_agg(DISTINCT owner, ', ' ORDER BY owner) AS owner,
         string_agg(lease_id, ', ' ORDER BY lease_id) AS lease_id
-    FROM lease_spans WHERE state = 'active' AND ended >= now() GROUP BY device
+    FROM lease_spans WHERE state = 'active' AND ended >= now() GROUP BY host, device
 )
 SELECT n.host, d.index, n.device, d.name AS model, n.time, n.gpu_utilization_percent, n.memory_used_bytes,
     n.memory_total_bytes, n.temperature_celsius, n.power_watts, h.owner, h.lease_id
-FROM newest n LEFT JOIN devices d USING (device) LEFT JOIN held h USING (device)
+FROM newest n LEFT JOIN devices d USING (device) LEFT JOIN held h ON h.host = n.host AND h.device = n.device
+-- A device is on one host: what another one says of it does not count.
+WHERE d.host IS NULL OR d.host = n.host

@@ -24,5 +24,7 @@ SELECT r.time AS hour, count(*) AS devices,
     max(r.temperature_celsius_max) AS temperature_celsius_max
 FROM (
     SELECT u.*, u.samples * coalesce(h.interval_seconds, 1) AS covered FROM rollup_1h u LEFT JOIN hosts h USING (host)
+    -- A device that two hosts list is one device.
+    WHERE NOT EXISTS (FROM device_conflicts c WHERE c.host = u.host AND c.device = u.device AND u.time >= c.since - INTERVAL 1 HOUR)
 ) r LEFT JOIN leased l ON l.hour = epoch_us(r.time) // 3600000000
 GROUP BY r.time

@@ -15,8 +15,8 @@
 -- memory_used_bytes_peak: of the lease's own processes where they are known by lease, else of the whole device.
 -- memory_granted_bytes: on the device; 0 where none was asked for.
 WITH own AS (
-    SELECT lease, device, max(used) AS peak FROM (
-        SELECT lease, device, time, sum(memory_used_bytes) AS used FROM processes WHERE lease <> '' GROUP BY ALL
+    SELECT lease, host, device, max(used) AS peak FROM (
+        SELECT lease, host, device, time, sum(memory_used_bytes) AS used FROM processes WHERE lease <> '' GROUP BY ALL
     ) GROUP BY ALL
 ), buckets AS MATERIALIZED (
     SELECT b.lease_id, b.device, s.series, b.width, b.time, b.seconds
@@ -44,4 +44,4 @@ SELECT s.lease_id, s.owner, s.name, s.state, s.host, s.device, s.share, s.starte
     coalesce(o.peak, u.peak)::BIGINT AS memory_used_bytes_peak, s.memory_granted_bytes
 FROM lease_spans s
 LEFT JOIN used u USING (lease_id, device)
-LEFT JOIN own o ON o.lease = s.lease_id AND o.device = s.device
+LEFT JOIN own o ON o.lease = s.lease_id AND o.host = s.host AND o.device = s.device

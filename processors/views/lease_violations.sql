@@ -6,7 +6,7 @@
 -- host: of the device.
 -- device: uuid.
 -- lease_id: whose memory was exceeded, or the lease that the process names; empty if none.
--- owner: of that lease; empty if it is not known.
+-- owner: of that lease; empty if it is not known, or has nothing on the host.
 -- name: of the lease's workload; null without a lease.
 -- pid: of a process without a lease; null otherwise.
 -- user: who runs it.
@@ -18,7 +18,12 @@
 -- memory_used_bytes_peak: the greatest; null where the driver hides it.
 -- memory_granted_bytes: to the lease on the device; null for a process without a lease.
 -- message: in one sentence.
-WITH told AS (
+WITH behind AS (
+    SELECT host, to_seconds(offset_seconds) AS clock FROM host_clocks WHERE until IS NULL AND offset_seconds < 0
+), held AS (
+    -- A host speaks for the leases that it was given.
+    SELECT DISTINCT lease_id, host FROM lease_devices
+), told AS (
     SELECT *, data->>'violation' AS violation, data->>'lease' AS lease, (data->>'since_ns')::BIGINT AS since_ns,
         (data->>'until_ns')::BIGINT AS until_ns
     FROM events
@@ -40,7 +45,7 @@ WITH told AS (
             WHEN s.time IS NOT NULL THEN s.time
             WHEN h.agent <> b.agent THEN b.time
             -- A host that says nothing any more does not say either that it has ended.
-            WHEN a.time < now() - INTERVAL 10 MINUTES THEN greatest(a.time, b.time)
+            WHEN a.time < now() - INTERVAL 10 MINUTES + coalesce(c.clock, INTERVAL 0 SECONDS) THEN greatest(a.time, b.time)
         END AS until,
         coalesce(e.data, b.data) AS last
     FROM began b
@@ -48,11 +53,14 @@ WITH told AS (
     LEFT JOIN stopped s ON s.agent = b.agent
     LEFT JOIN hosts h ON h.host = b.host
     LEFT JOIN reported a ON a.host = b.host
+    LEFT JOIN behind c ON c.host = b.host
 )
-SELECT s.kind, s.severity, s.host, s.device, s.lease AS lease_id, s.data->>'owner' AS owner, l.name,
+SELECT s.kind, s.severity, s.host, s.device, s.lease AS lease_id, CASE WHEN h.lease_id IS NULL THEN '' ELSE s.data->>'owner' END AS owner, l.name,
     (s.data->>'pid')::BIGINT AS pid, s.data->>'user' AS "user", s.data->>'name' AS process,
     s.data->>'container' AS container, s.since, s.until,
     epoch(coalesce(s.until, now()) - s.since) / 3600 AS hours,
     (s.last->>'memory_used_bytes')::BIGINT AS memory_used_bytes_peak,
     (s.data->>'memory_granted_bytes')::BIGINT AS memory_granted_bytes, s.message
-FROM spans s LEFT JOIN leases l ON l.lease_id = s.lease
+FROM spans s LEFT JOIN held h ON h.lease_id = s.lease AND h.host = s.host LEFT JOIN leases l ON l.lease_id = h.lease_id
+    LEFT JOIN devices d USING (device)
+WHERE (s.kind <> 'lease_memory_exceeded' OR h.lease_id IS NOT NULL) AND (d.host IS NULL OR d.host = s.host)

@@ -1,5 +1,5 @@
 -- question: Which processes are on GPUs now, under which lease, and which of them should not be there?
--- detail: The last list of each host, if it is less than a minute old.
+-- detail: The last list of each host, if it is less than a minute old by the host's clock.
 -- time: when the list was made.
 -- host: of the device.
 -- gpu: the driver's index of the device.
@@ -19,20 +19,25 @@
 -- concern: `no lease`, `lease has ended`, `not a device of its lease` or `beyond its lease` (all of the lease's
 --   processes together, on a device that it shares); empty for one that is as it should be, for a desktop, and for one
 --   of which nothing but its id is known.
-WITH latest AS (
-    SELECT host, max(time) AS time FROM processes WHERE time >= now() - INTERVAL 60 SECONDS GROUP BY host
+WITH behind AS (
+    SELECT host, to_seconds(offset_seconds) AS clock FROM host_clocks WHERE until IS NULL AND offset_seconds < 0
+), latest AS (
+    SELECT host, max(time) AS time FROM processes LEFT JOIN behind b USING (host)
+    WHERE time >= now() - INTERVAL 60 SECONDS + coalesce(b.clock, INTERVAL 0 SECONDS)
+        AND time >= now() - INTERVAL 60 SECONDS + (SELECT coalesce(min(clock), INTERVAL 0 SECONDS) FROM behind)
+    GROUP BY host
 ), active AS (
-    SELECT l.lease_id, l.owner, l.name, d.device, d.memory_bytes, d.share
+    SELECT l.lease_id, l.owner, l.name, d.host, d.device, d.memory_bytes, d.share
     FROM leases l LEFT JOIN lease_devices d USING (lease_id) WHERE l.state = 'active' AND l.expires_at > now()
 ), holders AS (
-    SELECT DISTINCT lease_id, owner, name FROM active
+    SELECT DISTINCT lease_id, owner, name, host FROM active
 ), found AS (
-    SELECT p.*, h.owner, h.name AS workload, h.lease_id IS NOT NULL AS known, a.memory_bytes AS granted,
+    SELECT p.*, h.owner, h.name AS workload, p.lease IN (SELECT lease_id FROM active) AS known, a.memory_bytes AS granted,
         a.share,
         sum(p.memory_used_bytes) OVER (PARTITION BY p.host, p.device, p.lease) AS together
     FROM processes p SEMI JOIN latest USING (host, time)
-    LEFT JOIN holders h ON h.lease_id = p.lease
-    LEFT JOIN active a ON a.lease_id = p.lease AND a.device = p.device
+    LEFT JOIN holders h ON h.lease_id = p.lease AND h.host = p.host
+    LEFT JOIN active a ON a.lease_id = p.lease AND a.host = p.host AND a.device = p.device
 )
 SELECT f.time, f.host, v.index AS gpu, f.device, v.name AS model, f.pid, f."user", f.name AS process, f.kind,
     f.container, f.memory_used_bytes, f.sm_utilization_percent, f.lease AS lease_id, f.owner, f.workload AS name,
@@ -45,4 +50,4 @@ SELECT f.time, f.host, v.index AS gpu, f.device, v.name AS model, f.pid, f."user
         WHEN f.kind = 'graphics' OR (f.name = '' AND f."user" = '') THEN ''
         ELSE 'no lease'
     END AS concern
-FROM found f LEFT JOIN devices v USING (device)
+FROM found f LEFT JOIN devices v ON v.device = f.device AND v.host = f.host

@@ -10,10 +10,13 @@
 -- stranded_memory_bytes: on the device.
 -- leased_share: of the device.
 -- leased_memory_bytes: on the device.
-WITH held AS (
-    SELECT device, sum(coalesce(d.share, 1)) AS share, sum(d.memory_bytes) AS memory
+WITH behind AS (
+    SELECT host, to_seconds(offset_seconds) AS clock FROM host_clocks WHERE until IS NULL AND offset_seconds < 0
+), held AS (
+    SELECT d.host, d.device, sum(coalesce(d.share, 1)) AS share, sum(d.memory_bytes) AS memory
     FROM leases l JOIN lease_devices d USING (lease_id)
-    WHERE l.state = 'active' AND l.expires_at > now() AND d.device IS NOT NULL GROUP BY device
+    WHERE l.state = 'active' AND l.expires_at > now() AND d.device IS NOT NULL
+    GROUP BY d.host, d.device
 ), cores AS (
     SELECT h.host, h.cpus > 0 AND coalesce(sum(d.cpus), 0) >= h.cpus AS all_leased
     FROM hosts h LEFT JOIN (
@@ -28,15 +31,16 @@ WITH held AS (
             coalesce(n.memory_total_bytes, d.memory_bytes) - greatest(coalesce(h.memory, 0), coalesce(n.memory_used_bytes, 0)),
             0
         ) AS memory_free,
-        x.unhealthy, c.all_leased
+        x.unhealthy, c.all_leased, coalesce(b.clock, INTERVAL 0 SECONDS) AS clock
     FROM devices d
-    LEFT JOIN devices_now n USING (device) LEFT JOIN held h USING (device)
+    LEFT JOIN devices_now n USING (host, device) LEFT JOIN held h USING (host, device)
+    LEFT JOIN behind b ON b.host = d.host
     LEFT JOIN device_health x ON x.device = d.device AND x.host = d.host LEFT JOIN cores c ON c.host = d.host
     WHERE NOT d.mig_enabled AND d.present
 ), reasons AS (
     SELECT *, unnest([
         {'reason': 'unhealthy', 'holds': unhealthy IS NOT NULL, 'share': share_free, 'memory': memory_free},
-        {'reason': 'silent', 'holds': time IS NULL OR time < now() - INTERVAL 70 SECONDS, 'share': share_free,
+        {'reason': 'silent', 'holds': time IS NULL OR time < now() - INTERVAL 70 SECONDS + clock, 'share': share_free,
             'memory': memory_free},
         {'reason': 'memory_full', 'holds': share > 0 AND share_free > 0 AND memory_free < total / 10,
             'share': share_free, 'memory': 0},

@@ -53,7 +53,6 @@ def lease_event(index: int = 0, memory_bytes: int = 0, zone: tzinfo | None = UTC
 async def test_malformed_messages_of_many_kinds_stop_nothing(nc: Client, processor: Asking) -> None:
     js = nc.jetstream()
     good = sample_batch("h1", 1, devices=2, ticks=1)
-    late = time.time_ns() + 120 * 10**9
     host = bus.samples_subject("h1")
     encoded = codec.encode(good)
 
@@ -83,7 +82,6 @@ async def test_malformed_messages_of_many_kinds_stop_nothing(nc: Client, process
         "infinite": (host, changed(27, columns={"power_watts": floats(np.inf, 1)}), "out_of_range", "power_watts"),
         "negative": (host, changed(28, columns={"memory_used_bytes": b"\xff" * 16}), "out_of_range", "memory_used"),
         "over 100%": (host, changed(29, columns={"gpu_utilization_percent": floats(101, 1)}), "out_of_range", "gpu"),
-        "future": (host, changed(30, times_ns=np.array([late, late], "<i8").tobytes()), "future", "$.times_ns"),
         "1970": (host, changed(31, times_ns=np.array([5, 5], "<i8").tobytes()), "out_of_range", "$.times_ns"),
         "version": (host, changed(32, version=9), "invalid", "$.version"),
         "nested": (host, b"\x91" * 100_000, "", ""),
@@ -164,9 +162,9 @@ async def test_every_kind_of_message_has_its_table(nc: Client, processor: Asking
     )
     await js.publish(bus.inventory_subject("h1"), codec.encode(inventory))
     await processor.until("SELECT count(*) FROM links WHERE nvlinks = 18", 2)
-    moved = replace(inventory, time_ns=time_ns + 1000, devices=inventory.devices[:1], links=[], nvlink_counts=[])
+    # The later one counts, though the host's clock was set back meanwhile.
+    moved = replace(inventory, time_ns=time_ns - 30 * 10**9, devices=inventory.devices[:1], links=[], nvlink_counts=[])
     await js.publish(bus.inventory_subject("h1"), codec.encode(moved))
-    await js.publish(bus.inventory_subject("h1"), codec.encode(inventory))  # older: changes nothing
     event = DeviceEvent(
         host="h1", agent="a", sequence=2, time_ns=time_ns, kind="xid", severity=Severity.RESET, device="GPU-0", code=79
     )
