@@ -19,6 +19,7 @@ from nats.errors import Error as NatsError
 from rich.markup import escape
 
 from ..client import Client, CorralError
+from ..client.health import ask_health
 from ..client.lease import local_host
 from ..schemas import bus, codec, stored
 from ..schemas.telemetry import AgentReport
@@ -32,6 +33,7 @@ CLOCK_SECONDS: Final = 1.0
 LAG_MESSAGES: Final = 1000
 _SHOWN: Final = 5
 FULL: Final = 0.9
+BUCKET_FULL: Final = 0.8
 FREE_BYTES: Final = 2 * 2**30
 
 
@@ -107,7 +109,7 @@ async def examine(nats: str | None) -> AsyncIterator[Finding]:
         async with connected(nats, timeout=3) as client:
             async for finding in _bus(client):
                 yield finding
-            for look in (_collector, _planner, _history, _hosts):
+            for look in (_collector, _planner, _bucket, _history, _hosts):
                 try:
                     yield await look(client)
                 except CorralError as error:
@@ -301,6 +303,22 @@ async def _planner(client: Client) -> Finding:
     return ok("planner", detail)
 
 
+async def _bucket(client: Client) -> Finding:
+    """Room for leases."""
+    leader = next((found for found in await ask_health(client.nc, "planner") if found.role == "leader"), None)
+    values = {measure.name: measure.value for measure in leader.measures} if leader is not None else {}
+    if "bucket_bytes" not in values:
+        return note("bucket", "no planner leads that says how full its bucket is", _FIXES[_planner.__name__])
+    used, most = values["bucket_bytes"], values["bucket_max_bytes"]
+    if not most:
+        return ok("bucket", f"leases and refusals take {format_bytes(int(used))}, without a limit")
+    detail = f"leases and refusals take {format_bytes(int(used))} of {format_bytes(int(most))}"
+    if used < BUCKET_FULL * most:
+        return ok("bucket", detail)
+    twice = f"`nats stream edit KV_{bus.PLANNER_BUCKET} --max-bytes={int(2 * most)}`"
+    return note("bucket", f"{detail}: beyond 85 % nothing is granted", f"let leases end, or give it more room: {twice}")
+
+
 async def _history(client: Client) -> Finding:
     status = await client.history()
     lag = sum(status.lag_messages.values())
@@ -340,6 +358,7 @@ async def _hosts(client: Client) -> Finding:
 _FIXES: Final[dict[str, str]] = {
     _collector.__name__: "is JetStream on?",
     _planner.__name__: "corral plan",
+    _bucket.__name__: "corral plan",
     _history.__name__: "corral process",
     _hosts.__name__: "corral process",
 }

@@ -28,6 +28,7 @@ LOST_AFTER_SECONDS: Final = 120.0
 _TICK_SECONDS: Final = 0.25
 _HOSTS_SECONDS: Final = 1.0
 _HEALTH_SECONDS: Final = 60.0
+_MEASURE_SECONDS: Final = 1.0
 _AFTER_FAILURE_SECONDS: Final = 1.0
 
 
@@ -72,6 +73,7 @@ class Chores:
             asyncio.create_task(forever("looking for lost hosts", self._look_for_lost_hosts)),
             asyncio.create_task(forever("serving the queue", self._serve_queue)),
             asyncio.create_task(forever("keeping health", self._keep_health)),
+            asyncio.create_task(forever("measuring the bucket", self._measure)),
         ]
 
     async def _end_leases(self) -> float:
@@ -105,11 +107,17 @@ class Chores:
             await self._desk.serve_queue()
         return 0.0
 
+    async def _measure(self) -> float:
+        await self._desk.measure()
+        return _MEASURE_SECONDS
+
     async def _keep_health(self) -> float:
         health = await self._telemetry.health()
         if self._kept is None or health.sequence != self._kept.sequence:
-            await self._store.put(HEALTH, codec.encode(health), self._term)
-            self._kept = health
+            value = codec.encode(health)
+            if self._store.roomy and len(value) <= self._store.most_record_bytes:
+                await self._store.put(HEALTH, value, self._term)
+                self._kept = health
         return _HEALTH_SECONDS
 
 

@@ -306,7 +306,9 @@ class Desk:
         )
 
         size = size_of(record.lease)
-        if refused := self._limiter.one_more(request.owner, owners, size, self._store.most_bytes):
+        if refused := self._limiter.one_more(
+            request.owner, owners, size, self._store.most_bytes, self._store.used_bytes
+        ):
             free(self.fleet, lease_id)
             await self._close(opened, refused)
             return
@@ -514,7 +516,10 @@ class Desk:
             async with self._drain_lock:
                 changed = drained(self._drains, action, self.fleet)
                 if changed != self._drains:
-                    await self._store.put(DRAINS, codec.encode(changed, codec.JSON), self._term)
+                    written = codec.encode(changed, codec.JSON)
+                    if len(written) > self._store.most_record_bytes and len(changed) > len(self._drains):
+                        raise WriteFailed(f"{len(changed)} drains take {len(written)} bytes: drain hosts, or labels")
+                    await self._store.put(DRAINS, written, self._term)
                     self._drains = changed
                     apply(self.fleet, Drains(drains=changed))
         except Refused as refused:
@@ -530,6 +535,14 @@ class Desk:
             await caller.answer(Drains(drains=dict(sorted(self._drains.items()))))
             if not action.drain:
                 self.wake.set()
+
+    # The bucket
+
+    async def measure(self) -> None:
+        """Look how full the bucket is, and make room for what must be written where it is too full."""
+        await self._store.measure()
+        if not self._store.roomy and await self._store.purge_answers():
+            self._answers.purged()
 
     # Time
 

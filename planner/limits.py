@@ -11,12 +11,11 @@ from ..schemas import units
 from ..schemas.operations import ExplainRequest
 from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from .fleet.kept import Kept
+from .leases.bucket import FULL_PART, RECORD_PART
 from .leases.owned import Owners
 
 _MOST_OWNERS: Final = 10_000
 """Buckets that are kept: that of the owner who asked longest ago is dropped for a new one."""
-_FULL: Final = 0.75
-"""The part of the bucket that leases may take: records grow while their events wait to be told."""
 MOST_LABELS_BYTES: Final = 16 * 1024
 """Of one request, names and values together."""
 
@@ -152,7 +151,7 @@ class Limiter:
             ),
         )
 
-    def one_more(self, owner: str, owners: Owners, size: int, most_bytes: int) -> Error | None:
+    def one_more(self, owner: str, owners: Owners, size: int, most_bytes: int, used_bytes: int = 0) -> Error | None:
         """The refusal of one more lease; None lets it be granted. Renewals and releases are never refused so.
 
         Args:
@@ -160,6 +159,7 @@ class Limiter:
             owners: what all have.
             size: bytes of the new lease.
             most_bytes: that the bucket takes; 0 or less where there is no limit.
+            used_bytes: that it holds, as measured last.
         """
         owned, limits = owners.of(owner), self.limits
         if owned.leases >= limits.leases:
@@ -176,7 +176,17 @@ class Limiter:
                     "items as a count; those that ended count for up to an hour"
                 ),
             )
-        if 0 < most_bytes * _FULL < owners.bytes + size:
+        if 0 < most_bytes * RECORD_PART < size:
+            most = units.format_bytes(int(most_bytes * RECORD_PART))
+            return Error(
+                code="too_large",
+                message=(
+                    f"The lease would take {units.format_bytes(size)}, {most} are the most in a bucket of "
+                    f"{units.format_bytes(most_bytes)}: give fewer work items, or give them as a count"
+                ),
+                field="$.distribution",
+            )
+        if 0 < most_bytes * FULL_PART < max(owners.bytes, used_bytes) + size:
             return Error(
                 code="unavailable",
                 message=(

@@ -16,13 +16,15 @@ from msgspec import Struct
 
 from ..schemas import codec
 from ..schemas.requests import Error, Rejection, WorkRequest
-from .leases.store import Deposed, Outcome, Store, answer_key
+from .leases.store import Deposed, Outcome, Store, WriteFailed, answer_key
+from .refusals import Written
 
 REJECTION_SECONDS: Final = 120.0
 """The answer to a request that was not granted is remembered for so long, where the client gave it an id."""
 
 _MOST_KEPT: Final = 20_000
-"""More at a time are remembered in memory alone: a flood of requests must not fill the bucket that leases need."""
+"""More at a time are remembered in memory alone; so are the oldest once they take too many bytes (see `refusals`)."""
+_GONE_SECONDS: Final = 1.0
 _MOST: Final = 100_000
 
 _encode_canonical: Final = msgspec.json.Encoder(order="deterministic").encode
@@ -64,6 +66,9 @@ class Answers:
         self._term = term
         self._known = known
         self._deposed = deposed
+        self._written = Written(store.most_bytes)
+        for request_id, answer in known.items():
+            self._written.add(request_id, answer.owner, _size_of(answer.rejection))
         self._forgetting = deque(sorted((answer.until, request_id) for request_id, answer in known.items()))
 
     def get(self, request_id: str) -> Answer | None:
@@ -99,7 +104,7 @@ class Answers:
             self.forget(time.time())
             await then()
 
-        if len(self._known) >= _MOST_KEPT:
+        if len(self._known) >= _MOST_KEPT or not self._store.roomy:
             await remember()
             return
 
@@ -108,12 +113,19 @@ class Answers:
                 self._deposed()
                 deposed()
                 return
+            if isinstance(outcome, WriteFailed):
+                self._written.drop(request_id)
             # A rejection promises nothing, so that it is answered even where the bucket is full.
             await remember()
 
-        await self._store.write(
-            answer_key(request_id), codec.encode(answer, codec.JSON), self._term, landed, ttl_seconds=REJECTION_SECONDS
-        )
+        value = codec.encode(answer, codec.JSON)
+        for oldest in self._written.add(request_id, owner, len(value)):
+            await self._store.write(answer_key(oldest), b"", self._term, _nothing, ttl_seconds=_GONE_SECONDS)
+        await self._store.write(answer_key(request_id), value, self._term, landed, ttl_seconds=REJECTION_SECONDS)
+
+    def purged(self) -> None:
+        """The bucket holds none of them any more."""
+        self._written.clear()
 
     def forget(self, now: float) -> None:
         """Let go of those whose time is over, and of the oldest of too many."""
@@ -122,6 +134,7 @@ class Answers:
             answer = self._known.get(request_id)
             if answer is not None and answer.until <= until:
                 del self._known[request_id]
+                self._written.drop(request_id)
 
 
 _DEFAULTS: Final = tuple(
@@ -135,6 +148,15 @@ def digest_of(request: WorkRequest) -> str:
     given = {name: value for name, default in _DEFAULTS if (value := getattr(request, name)) != default}
     given.pop("holder", None)  # a process that was started again may ask again
     return hashlib.blake2b(_encode_canonical(given), digest_size=12).hexdigest()
+
+
+def _size_of(rejection: Rejection) -> int:
+    """Bytes of an answer in the bucket, about."""
+    return 400 + len(rejection.message) + sum(60 + len(reason.detail) for reason in rejection.reasons)
+
+
+async def _nothing(_: Outcome) -> None:
+    """It was to be gone anyway."""
 
 
 def conflict(request_id: str) -> Error:

@@ -33,6 +33,7 @@ from .endpoints import Endpoints
 from .fleet.fleet import Fleet, apply
 from .fleet.holding import free, hold
 from .leases.announce import EVENT_KEY_BYTES, Announcer
+from .leases.bucket import mend_streams
 from .leases.leader import TAKEOVER_SECONDS, Candidate
 from .leases.leases import LeaseRecord, LeaseTable
 from .leases.ledger import Ledger
@@ -141,12 +142,13 @@ class Planner:
         """Take part: get the fleet's state, register, and stand for election. A bus that dies just then is waited for.
 
         Raises:
-            BusUnavailable: the server is too old.
+            BusUnavailable: the server is too old, or a stream is such that leases would be forgotten.
         """
         while True:
             bus.heed_cancellation()
             try:
                 await self._store.open()
+                await mend_streams(self._nc.jetstream())
                 health = await self._store.get(HEALTH)
                 await self._telemetry.start(_health(health.value) if health else None)
                 await self._endpoints.standby()

@@ -113,6 +113,8 @@ class Vitals:
             reasons.append(f"telemetry waits for {behind:.0f} s to be taken in")
         if (unanswered := store.unanswered_seconds) > WRITE_SECONDS:
             reasons.append(f"the bucket has not answered a write for {unanswered:.0f} s")
+        if desk is not None and not store.roomy:
+            reasons.append("its bucket is nearly full: nothing is granted until leases end")
         now = time.time()
         queue = None if desk is None else desk.queue
         return Judgement(
@@ -136,6 +138,8 @@ class Vitals:
                 "write_seconds": store.write_seconds,
                 "write_group": store.write_group,
                 "writes_in_flight": float(store.in_flight),
+                "bucket_bytes": float(store.used_bytes),
+                "bucket_max_bytes": float(max(0, store.most_bytes)),
                 "write_failures": float(store.write_failures),
                 "hosts": float(len(fleet.hosts)),
                 "devices": float(len(fleet.devices)),

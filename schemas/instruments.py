@@ -120,6 +120,8 @@ _PLANNER: Final = (
     _histogram("write_group", "Writes on their way when one more is sent: what one sync of the disk serves.", SIZES),
     _gauge("writes_in_flight", "Writes whose fate is not known yet."),
     _counter("write_failures", "Writes that the bucket refused."),
+    _gauge("bucket_bytes", "What the planner's bucket holds, as the leader measured last."),
+    _gauge("bucket_max_bytes", "What it takes; 0 where it has no limit. Nothing new is granted beyond 85 % of it."),
     _gauge("hosts", "Hosts that it knows."),
     _gauge("devices", "Devices that it knows."),
     _counter("telemetry_ignored", "Messages that could not be decoded or folded in."),

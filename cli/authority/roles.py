@@ -370,6 +370,8 @@ MATRIX: Final[tuple[Access, ...]] = (
         "reading it, and telemetry and facts",
         [Role.PLANNER],
         f"$JS.API.STREAM.UPDATE.KV_{bus.PLANNER_BUCKET}",
+        f"$JS.API.STREAM.PURGE.KV_{bus.PLANNER_BUCKET}",
+        f"$JS.API.STREAM.UPDATE.{bus.FACTS_STREAM}",
         f"$JS.API.STREAM.MSG.GET.KV_{bus.PLANNER_BUCKET}",
         f"$JS.API.STREAM.MSG.GET.{bus.FACTS_STREAM}",
         *_consuming(_READ_BY_PLANNERS),

@@ -187,9 +187,10 @@ class Candidate:
                 self._beat_now.clear()
                 sent_at = time.monotonic()
                 try:
-                    await self._store.put(HEARTBEAT, str(time.time()).encode(), term)
+                    await self._store.put(HEARTBEAT, heartbeat(time.time()), term)
                 except WriteFailed as error:  # a full bucket, say: some entries go away by themselves
                     log.error("planner %s can't write its heartbeat: %s", self._planner, error)
+                    await self._store.purge_answers()
                     await asyncio.sleep(HEARTBEAT_SECONDS)
                     continue
                 self._confirmed_at = sent_at
@@ -208,6 +209,11 @@ class Candidate:
             elected.cancel()
             await asyncio.gather(elected, return_exceptions=True)
             await asyncio.shield(asyncio.ensure_future(self._on_deposed()))
+
+
+def heartbeat(now: float) -> bytes:
+    """The value of the heartbeat: always as wide, so that a full bucket takes it in place of the one before."""
+    return f"{now:.6f}".encode()
 
 
 def _read(entry: Entry | None, type: type[T]) -> T | None:

@@ -32,6 +32,8 @@ RETAIN_SECONDS: Final = 3600.0
 _RETAIN_AT_LEAST_SECONDS: Final = 15.0
 _RETAIN_BYTES: Final = 24 * 2**20
 """Where more than that ends within the time, each is remembered for less: some 20,000 leases of a device or two."""
+_RETAIN_PART: Final = 1 / 8
+"""Of the bucket, where that is less."""
 _RETRY_SECONDS: Final = 1.0
 _RATE_SECONDS: Final = 10.0
 
@@ -203,10 +205,11 @@ class Ledger:
         ends = record.lease.state is not LeaseState.ACTIVE
         ttl = self._retention(size_of(record.lease)) if ends else 0.0
         value = codec.encode(record, codec.JSON)
-        if len(value) > self._most_bytes and record.earlier:
+        most = self._most_bytes if self._store.roomy else 0
+        if len(value) > most and record.earlier:
             # The lease itself did fit when it was granted: it must always be possible to renew and to end it.
             known = len(record.earlier)
-            record = leases.fitting(record, self._most_bytes, _json_bytes)
+            record = leases.fitting(record, most, _json_bytes)
             value = codec.encode(record, codec.JSON)
             log.warning("lease %s: %d events that wait are kept in memory alone", lease_id, known - len(record.earlier))
 
@@ -260,7 +263,10 @@ class Ledger:
         self._end_rate_at = now
         # Exponentially weighted bytes per second.
         self._end_rate = self._end_rate * max(0.0, 1.0 - gap / _RATE_SECONDS) + size / _RATE_SECONDS
-        return min(RETAIN_SECONDS, max(_RETAIN_AT_LEAST_SECONDS, _RETAIN_BYTES / self._end_rate))
+        most = _RETAIN_BYTES
+        if self._store.most_bytes > 0:
+            most = min(most, self._store.most_bytes * _RETAIN_PART)
+        return min(RETAIN_SECONDS, max(_RETAIN_AT_LEAST_SECONDS, most / self._end_rate))
 
 
 def _json_bytes(value: object) -> int:

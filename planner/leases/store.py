@@ -43,6 +43,7 @@ from ...schemas import bus
 from ...schemas.connection import Connection
 from ...schemas.instruments import SECONDS, SIZES, Histogram
 from ..streams import read
+from .bucket import BUCKET, FULL_PART, RECORD_PART, mend
 
 log = logging.getLogger("corral.planner.store")
 
@@ -64,6 +65,8 @@ _EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 _WRONG_SEQUENCE: Final = 10071
 _UNDECIDED: Final = 10164
 """Another write that names the same subject is on its way to the replicas: nothing was compared."""
+_FULL: Final = 10077
+"""The bucket has no room for a write."""
 _UNDECIDED_SECONDS: Final = 0.002
 _DUPLICATE_IN_BATCH: Final = 10201
 """At least one write of a batch is stored already."""
@@ -165,6 +168,7 @@ class Store:
         write_group: writes whose fate is not known when one is asked for.
         write_failures: writes that were refused.
         most_bytes: that the bucket takes; 0 or less where there is no limit.
+        used_bytes: that it holds, as measured last.
     """
 
     def __init__(self, nc: Client) -> None:
@@ -192,6 +196,34 @@ class Store:
         self.write_group = Histogram(SIZES)
         self.write_failures = 0
         self.most_bytes = 0
+        self.used_bytes = 0
+
+    @property
+    def roomy(self) -> bool:
+        """Whether it takes what is new: beyond this, room is left for what changes."""
+        return self.most_bytes <= 0 or self.used_bytes < self.most_bytes * FULL_PART
+
+    @property
+    def most_record_bytes(self) -> int:
+        """Of one record: not so much that it could not be written anew; the server's limit is another one."""
+        return 2**30 if self.most_bytes <= 0 else int(self.most_bytes * RECORD_PART)
+
+    async def measure(self) -> None:
+        """Look how full the bucket is."""
+        self.used_bytes = (await self._js.stream_info(_STREAM)).state.bytes
+
+    async def purge_answers(self) -> bool:
+        """Delete all remembered refusals, which a full bucket lets one do where it takes no write any more.
+
+        Returns:
+            Whether that was done; a server whose permissions are of an earlier version does not let planners.
+        """
+        try:
+            await self._js.purge_stream(_STREAM, subject=f"{_KEYS}{ANSWER_PREFIX}>")
+        except (NatsError, TimeoutError) as error:
+            log.warning("remembered refusals can't be deleted to make room: %r", error)
+            return False
+        return True
 
     @property
     def unanswered_seconds(self) -> float:
@@ -220,8 +252,10 @@ class Store:
         info = await self._js.stream_info(_STREAM)
         self._made, config = info.created, info.config
         self._replicated = (config.num_replicas or 1) > 1
+        changed = mend(config, BUCKET)
         if (
-            not config.allow_msg_ttl
+            changed
+            or not config.allow_msg_ttl
             or config.duplicate_window != _DUPLICATE_WINDOW_SECONDS
             or (self._replicated and not config.allow_atomic)
         ):
@@ -234,6 +268,9 @@ class Store:
                     f"NATS server {self._nc.connected_server_version} keeps every lease for ever: the planner needs "
                     "2.11 or newer, where a message may have a time to live"
                 )
+            for sentence in changed:
+                log.warning("%s", sentence)
+        self.used_bytes = info.state.bytes
         self._group_most = _GROUP_MOST if config.allow_atomic else 1
         self.most_bytes = config.max_bytes or 0
         self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
@@ -320,6 +357,7 @@ class Store:
         Returns:
             The new term; None if someone else was faster.
         """
+        purged = False
         for _ in range(_CLAIM_TRIES):
             try:
                 ack = await self._js.publish(f"{_KEYS}{LEADER}", value, headers={_EXPECTED: str(revision)})
@@ -327,7 +365,9 @@ class Store:
             except APIError as error:
                 if error.err_code == _WRONG_SEQUENCE:
                     return None
-                if error.err_code != _UNDECIDED:
+                if error.err_code == _FULL and not purged:
+                    purged = await self.purge_answers()
+                elif error.err_code != _UNDECIDED:
                     raise
             await asyncio.sleep(_UNDECIDED_SECONDS)
         return None

@@ -14,6 +14,7 @@ from corral.planner.leases.store import HEARTBEAT, Deposed, Outcome, Store, Writ
 from corral.schemas import bus
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.errors import APIError
 
 KV = f"KV_{bus.PLANNER_BUCKET}"
 
@@ -155,3 +156,26 @@ async def tend(store: Store) -> None:
     while True:
         with contextlib.suppress(Exception):
             await asyncio.sleep(await store.tend())
+
+
+async def test_a_full_bucket_is_led_from(nc: Client) -> None:
+    """With three copies it takes no write any more, not even one in place of another, and still deletes refusals."""
+    js = nc.jetstream()
+    await js.delete_stream(KV)
+    await bus.ensure_layout(js, max_bytes_scale=0.01)
+    term = await lead(await opened(nc))
+    size, number = 50_000, 0
+    while size:
+        try:
+            await js.publish(f"$KV.{bus.PLANNER_BUCKET}.answer.{number}", b"x" * size)
+            number += 1
+        except APIError:
+            size //= 2
+    store = await opened(nc)
+    with pytest.raises(WriteFailed):
+        await store.put(HEARTBEAT, b"1", term)
+    assert not store.roomy
+    term = await lead(store, term)
+    await store.put(HEARTBEAT, b"1", term)
+    await store.measure()
+    assert store.roomy

@@ -224,12 +224,12 @@ def test_a_bucket_that_is_nearly_full_takes_no_new_leases() -> None:
     for number in range(70):
         assert limiter.one_more(f"o{number}", owners, 1000, 100_000) is None
         owners.add(f"o{number}", 1, 1000)
-    owners.add("o70", 1, 5000)
+    owners.add("o70", 1, 14_500)
     refused = limiter.one_more("o71", owners, 1000, 100_000)
     assert refused is not None
     assert refused.code == "unavailable"
     assert limiter.one_more("o71", owners, 1000, 0) is None
     for number in range(70):
         owners.add(f"o{number}", -1, -1000)
-    assert owners.bytes == 5000
+    assert owners.bytes == 14_500
     assert owners.of("o1") == Owned()

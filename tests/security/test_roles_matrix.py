@@ -182,6 +182,8 @@ PUBLISH: dict[Role, set[str]] = {
         "$KV.corral_planner.leader",
         "$KV.corral_planner.lease.l-1",
         "$JS.API.STREAM.UPDATE.KV_corral_planner",
+        "$JS.API.STREAM.PURGE.KV_corral_planner",
+        "$JS.API.STREAM.UPDATE.CORRAL_FACTS",
         "$JS.API.STREAM.MSG.GET.KV_corral_planner",
         "$JS.API.STREAM.MSG.GET.CORRAL_FACTS",
         *consuming(*STREAMS[:3], "KV_corral_planner"),

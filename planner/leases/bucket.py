@@ -1,0 +1,149 @@
+"""What the planner's bucket, and the streams that it reads, must be like: else leases are forgotten while they hold.
+
+An operator may have made them by hand, with an age say, after which a lease would be forgotten and its devices granted
+again. What a server changes on a stream that is there is set right at the start; what it can't change is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext, api
+
+from ...schemas import bus, units
+
+log = logging.getLogger("corral.planner.bucket")
+
+LEAST_BYTES: Final = 4 * 2**20
+"""A bucket of less has no room for a lease with much work beside what is always there."""
+RECORD_PART: Final = 1 / 16
+"""Of the bucket: the most that one record may take. A server with replicas needs room for a record twice over, to write
+it anew."""
+FULL_PART: Final = 0.85
+"""Nothing new is written beyond it, so that what is there can be renewed and released."""
+WARN_PART: Final = 0.8
+
+
+class Rule(NamedTuple):
+    """One setting.
+
+    Attributes:
+        field: of the stream's configuration.
+        right: whether a value will do.
+        value: what it is set to; None can't be set.
+        why: what would become of leases, or of their events.
+    """
+
+    field: str
+    right: Callable[[Any], bool]
+    value: Any
+    why: str
+
+
+def _none(value: Any) -> bool:
+    return value is None or value <= 0
+
+
+def _unset(value: Any) -> bool:
+    return not value
+
+
+def _is(*values: object) -> Callable[[Any], bool]:
+    def right(value: Any) -> bool:
+        return value in values
+
+    return right
+
+
+def _at_least(least: float) -> Callable[[Any], bool]:
+    def right(value: Any) -> bool:
+        return _none(value) or value >= least
+
+    return right
+
+
+_LIMITS: Final = Rule("retention", _is(None, api.RetentionPolicy.LIMITS), None, "what is read once is deleted")
+_OWN: Final = Rule("mirror", _unset, None, "a copy of another stream takes no writes")
+_OPEN: Final = Rule("sealed", _unset, None, "a sealed stream takes no writes")
+_ANY_SIZE: Final = Rule("max_msg_size", _none, -1, "a record of a lease may be larger")
+
+BUCKET: Final = (
+    _LIMITS,
+    _OWN,
+    _OPEN,
+    Rule("max_age", _none, 0, "leases are forgotten after it, and their devices granted a second time"),
+    Rule("discard", _is(api.DiscardPolicy.NEW), api.DiscardPolicy.NEW, "a full one drops leases"),
+    Rule("max_msgs", _none, -1, "more leases than that are not possible"),
+    Rule("max_msgs_per_subject", _is(1), 1, "earlier values of each record fill it"),
+    _ANY_SIZE,
+    Rule("max_bytes", _at_least(LEAST_BYTES), None, ""),
+)
+"""Of the planner's bucket."""
+FACTS: Final = (
+    _LIMITS,
+    _OWN,
+    _OPEN,
+    Rule("discard", _is(None, api.DiscardPolicy.OLD), api.DiscardPolicy.OLD, "a full one takes no events"),
+    Rule("max_msgs_per_subject", _none, -1, "events of a host, or of a lease, push each other out"),
+    _ANY_SIZE,
+    Rule("duplicate_window", _at_least(60), 120, "an event that is sent again is stored twice"),
+)
+"""Of the stream of events."""
+READ: Final = (_LIMITS,)
+"""Of a stream that the planner reads at its start."""
+
+
+def mend(config: api.StreamConfig, rules: tuple[Rule, ...]) -> list[str]:
+    """Set right what can be.
+
+    Args:
+        config: as the server has it; changed in place.
+        rules: for this stream.
+
+    Returns:
+        A sentence for each setting that was changed, to be written to the server.
+
+    Raises:
+        bus.BusUnavailable: a setting that no server changes on a stream that is there.
+    """
+    changed: list[str] = []
+    for rule in rules:
+        value = getattr(config, rule.field)
+        if rule.right(value):
+            continue
+        said = f"{config.name} was made with {rule.field}={getattr(value, 'value', value)}"
+        if rule.field == "max_bytes":
+            raise bus.BusUnavailable(
+                f"{said}, too little for leases: give it {units.format_bytes(LEAST_BYTES)} at least, "
+                f"with `nats stream edit {config.name} --max-bytes={LEAST_BYTES}`"
+            )
+        if rule.value is None:
+            raise bus.BusUnavailable(
+                f"{said}: {rule.why}, and that can't be changed on a stream that is there. Move what it holds to one "
+                "that Corral has made"
+            )
+        setattr(config, rule.field, rule.value)
+        changed.append(f"{said} ({rule.why}): set to {getattr(rule.value, 'value', rule.value)}")
+    return changed
+
+
+async def mend_streams(js: JetStreamContext) -> None:
+    """Set right the streams that the planner publishes to and reads.
+
+    Raises:
+        bus.BusUnavailable: one has a setting that can't be changed.
+    """
+    for name, rules in ((bus.FACTS_STREAM, FACTS), (bus.INVENTORY_STREAM, READ), (bus.TELEMETRY_STREAM, READ)):
+        config = (await js.stream_info(name)).config
+        changed = mend(config, rules)
+        if not changed:
+            continue
+        try:
+            await js.update_stream(config)
+        except (NatsError, TimeoutError) as error:  # permissions of an earlier version, say
+            log.error("%s, which failed (%r): set it by hand", "; ".join(changed), error)
+        else:
+            log.warning("%s", "; ".join(changed))
