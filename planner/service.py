@@ -31,7 +31,7 @@ from .chores import LOST_AFTER_SECONDS, Chores, forever, tidy
 from .desk import Desk
 from .endpoints import Endpoints
 from .fleet.fleet import Fleet, apply
-from .fleet.holding import free, hold
+from .fleet.holding import forget, hold
 from .leases.announce import EVENT_KEY_BYTES, Announcer
 from .leases.bucket import mend_streams
 from .leases.leader import TAKEOVER_SECONDS, Candidate
@@ -362,11 +362,12 @@ class Planner:
         """Let the leases of the bucket, and no others, hold devices. The heartbeat goes on meanwhile."""
         table = LeaseTable()
         for lease_id in list(self.fleet.leases):
-            free(self.fleet, lease_id)
+            forget(self.fleet, lease_id)
         for count, (record, _) in enumerate(records):
             table.put(record)
             if record.lease.state is LeaseState.ACTIVE:
-                hold(self.fleet, record.lease.lease_id, record.lease.grants)
+                lease = record.lease
+                hold(self.fleet, lease.lease_id, lease.grants, lease.granted_at.timestamp())
             if count % 256 == 0:
                 await asyncio.sleep(0)
         return table

@@ -13,8 +13,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+SERVICES: Final = frozenset(
+    {
+        "nvidia-cuda-mps-server",
+        "nvidia-cuda-mps-control",
+        "nvidia-persistenced",
+        "nv-hostengine",
+        "dcgm-exporter",
+        "Xorg",
+        "Xwayland",
+        "gnome-shell",
+        "gnome-remote-desktop-daemon",
+        "kwin_wayland",
+    }
+)
+"""Programs that serve a device's users and hold no lease of their own: the driver's daemons, and desktops."""
+
 PROC: Final = Path("/proc")
 MAX_ANCESTORS: Final = 64
+
+
+def is_service(name: str, kind: str) -> bool:
+    """Whether a process serves whoever uses the device: a desktop, or a daemon of the driver.
+
+    Args:
+        name: of its executable.
+        kind: as in `ProcessSample`.
+    """
+    return kind == "graphics" or name in SERVICES
 
 
 def own_name() -> str:

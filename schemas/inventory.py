@@ -6,8 +6,15 @@ import re
 from typing import Final
 
 from .codec import DecodeError
-from .telemetry import Inventory
+from .telemetry import DeviceInfo, Inventory
 
+BOARD_SLICES: Final = 7
+"""Compute slices of a board that MIG splits: an SM slice is about a seventh of it
+(https://docs.nvidia.com/datacenter/tesla/mig-user-guide/). Smaller boards (A30, RTX PRO 6000) have `FEW_SLICES`."""
+FEW_SLICES: Final = 4
+_FEW_FROM: Final = 0.2
+"""A slice with at least such a part of the board's multiprocessors is one of four; one of seven has 0.12 to 0.14."""
+_PROFILE: Final = re.compile(r"([0-9]+)[cg]\.")
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,252}")
 
 
@@ -38,6 +45,24 @@ def check(inventory: Inventory) -> None:
     for row in inventory.nvlink_counts:
         for links in row:
             _fits(links, "$.nvlink_counts[...][...]", 31)
+
+
+def board_part(info: DeviceInfo, board: DeviceInfo | None) -> float:
+    """The part of a whole board that a device is: 1, or the compute slices of a MIG instance over all of its board.
+
+    `1g.10gb` of an H100 is 1/7, `3g.40gb` 3/7, the compute instance `1c.3g.40gb` 1/7. The views count the same
+    (`lease_spans.sql`).
+
+    Args:
+        info: of the device.
+        board: of which it is an instance, where that is known.
+    """
+    if not info.mig_parent:
+        return 1.0
+    found = _PROFILE.search(info.mig_profile)
+    slices = max(1, int(found[1])) if found is not None else 1
+    few = board is not None and board.sm_count and info.sm_count / slices >= _FEW_FROM * board.sm_count
+    return min(1.0, slices / (FEW_SLICES if few else BOARD_SLICES))
 
 
 def address(text: str) -> str:

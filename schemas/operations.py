@@ -72,6 +72,10 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
         drain_reason: why an operator drained it; empty if it is not drained.
         health: the last severity that counts, in words; empty if well.
         mig_parent: uuid of the parent of a MIG instance.
+        in_use: strangers compute or hold memory on it, or what an ended lease has left there: it is not granted as a
+            whole unless one asks with `allow_in_use`.
+        in_use_reason: by what, in words; empty if it is not.
+        mig_profile: of a MIG instance, such as `1g.10gb`; empty for a whole device.
     """
 
     uuid: str
@@ -93,6 +97,9 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
     drain_reason: str = ""
     health: str = ""
     mig_parent: str | None = None
+    in_use: bool = False
+    in_use_reason: str = ""
+    mig_profile: str = ""
 
 
 class Devices(Struct, frozen=True, kw_only=True, tag="devices", tag_field="type"):
@@ -127,6 +134,7 @@ class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="ty
         waiting_requests: in the queue.
         planner: id of the planner that answers.
         warnings: fields of the question that this planner does not know and has ignored.
+        in_use_devices: that no lease holds and strangers use.
     """
 
     hosts: int = 0
@@ -145,6 +153,7 @@ class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="ty
     waiting_requests: int = 0
     planner: str = ""
     warnings: list[str] = []
+    in_use_devices: int = 0
 
 
 class Addition(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -98,7 +98,8 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         owner: who asks; only the owner may renew or release.
         gpus: how many devices. 0 asks for CPU and memory of a host alone.
         gpu_memory_bytes: memory that must be free on each device; it is granted to the lease.
-        gpu_share: part of one device, 0.000001 to 1; None takes devices whole. Only with `gpus: 1`.
+        gpu_share: part of one device, 0.000001 to 1; None takes devices whole. Only with `gpus: 1`. Without
+            `gpu_memory_bytes` the same part of the device's memory is granted.
         cpus: logical cores in all; on several hosts, in proportion to the devices there.
         host_memory_bytes: RAM in all, split likewise.
         models: globs over the device's name, upper and lower case alike, such as `*H100*`; empty allows any.
@@ -117,6 +118,11 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         distribution: work items to distribute over the devices.
         holder: name of the process that will hold the lease (`schemas/holders.py`): whoever descends from it is
             counted as working under the lease, also where its environment can't be read.
+        allow_in_use: whole devices may have strangers on them, who compute or hold memory there; without it they are
+            idle. Grants of such devices say `in_use`.
+        mig: ask for a MIG instance: true for any, or a glob over profiles such as `1g.10gb` or `*g.20gb`. Without it,
+            and unless `models` names profiles, whole devices alone are granted. Only with `gpus: 1`, since a CUDA
+            program sees one instance.
     """
 
     owner: OwnerName
@@ -140,6 +146,8 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
     distribution: Distribution | None = None
     holder: ShortText = ""
+    allow_in_use: bool = False
+    mig: bool | Annotated[str, Meta(min_length=1, max_length=64)] = False
 
 
 class Grant(Struct, frozen=True, kw_only=True):
@@ -157,6 +165,8 @@ class Grant(Struct, frozen=True, kw_only=True):
         score: the rank's score, greater is better.
         score_parts: what it is made of, by name; they sum to `score`.
         items: ids or numbers (from 0) of the work items for this device.
+        in_use: strangers computed or held memory on the device when it was granted.
+        mig_parent: uuid of the board that the device is an instance of; empty for a whole device.
     """
 
     host: str
@@ -170,6 +180,8 @@ class Grant(Struct, frozen=True, kw_only=True):
     score: float = 0.0
     score_parts: dict[str, float] = {}
     items: list[str | int] = []
+    in_use: bool = False
+    mig_parent: str = ""
 
 
 class UnassignedItem(Struct, frozen=True, kw_only=True):
@@ -290,7 +302,8 @@ class Reason(Struct, frozen=True, kw_only=True):
     """Why some devices could not be used.
 
     Attributes:
-        code: `memory`, `share`, `model`, `stale`, `unhealthy`, `drained`, `leased`, `reserved`, `cpus`, …
+        code: `memory`, `share`, `model`, `stale`, `unhealthy`, `drained`, `leased`, `reserved`, `in_use`, `mig`,
+            `cpus`, …
         devices: how many.
         detail: in words, with the nearest miss where there is one.
     """

@@ -206,6 +206,8 @@ class ProcessBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
         processes: one entry per process and device.
         identified: whose a process is can be told at all. Not in a container with process ids of its own: the driver
             gives those of the host, and only memory and shares of time are known.
+        unreadable: devices whose processes can't be listed, or not all of them: nothing is said of those that are
+            missing.
     """
 
     host: str
@@ -215,6 +217,7 @@ class ProcessBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
     processes: list[ProcessSample] = []
     identified: bool = True
     version: int = SCHEMA_VERSION
+    unreadable: list[str] = []
 
 
 class Severity(StrEnum):

@@ -8,23 +8,26 @@ go to and fro.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from struct import Struct as Layout
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
 from ...schemas.telemetry import DeviceEvent, DeviceInfo, SampleBatch, Severity
+from .occupancy import Listed, Occupancy
 from .order import REREAD_NS, is_past
 from .state import (
     HEAT_BASE_CELSIUS,
     HEAT_LEVELS,
     HEAT_STEP_CELSIUS,
+    LEAST_SHARE,
     LOAD_LEVELS,
     LOAD_STEP_PERCENT,
     MEMORY_GRAIN_BYTES,
     RESERVED,
-    WHOLE_MILLI,
+    SHARE_PER_MILLI,
+    WHOLE_SHARE,
     DeviceState,
     Model,
     StateKey,
@@ -161,11 +164,10 @@ class Device:
         "_overhead_low",
         "blocked",
         "fault",
-        "foreign",
-        "granted",
         "heat",
         "holders",
         "host",
+        "in_use",
         "index",
         "info",
         "load",
@@ -173,13 +175,14 @@ class Device:
         "memory_total",
         "memory_used",
         "model",
+        "occupancy",
         "overhead",
         "parent",
         "power",
-        "process_memory",
         "reserved",
         "seen_at",
-        "share_held",
+        "shared_by",
+        "shares",
         "state",
         "temperature",
         "throttled",
@@ -214,11 +217,13 @@ class Device:
         self.seen_at = -math.inf
         """When the last sample was read, by the bus's clock."""
         self.holders: Amounts = {}
-        self.share_held = 0
-        self.granted = 0
-        self.process_memory: dict[str, int] | None = None
-        """Memory of processes by lease, empty text for none; None where it is not known."""
-        self.foreign = 0
+        self.shares = 0
+        """Billionths that leases hold."""
+        self.shared_by = 1
+        """Compute instances that share its memory, itself among them."""
+        self.occupancy = Occupancy()
+        self.in_use = ""
+        """By what, in words; empty where it is idle but for its leases."""
         self.overhead = 0
         """Reserved and foreign memory, rounded up so that the rest is a multiple of the grain."""
         self.heat = 0
@@ -231,14 +236,44 @@ class Device:
         self._overhead_high = 0
 
     @property
-    def memory_free(self) -> int:
-        """What a request could get, exactly."""
-        return max(0, self.memory_total - self.reserved - self.granted - self.foreign)
+    def granted(self) -> int:
+        """Bytes of its memory that leases were granted, also on compute instances that share it."""
+        return self.occupancy.granted
 
     @property
-    def share_free(self) -> int:
+    def foreign(self) -> int:
+        """Bytes of its memory that no lease explains."""
+        return self.occupancy.foreign
+
+    @property
+    def memory_most(self) -> int:
+        """What leases can have of it together, if nobody else uses it."""
+        return max(0, self.memory_total - self.reserved)
+
+    @property
+    def memory_free(self) -> int:
+        """What a request could get, exactly."""
+        return max(0, self.memory_most - self.granted - self.foreign)
+
+    @property
+    def share_left(self) -> int:
+        """Billionths that no lease holds; what is left over from rounding is nothing."""
+        left = WHOLE_SHARE - self.shares
+        return left if left >= LEAST_SHARE else 0
+
+    @property
+    def share_free(self) -> float:
         """Thousandths that no lease holds."""
-        return max(0, WHOLE_MILLI - self.share_held)
+        return self.share_left / SHARE_PER_MILLI
+
+    @property
+    def share_held(self) -> float:
+        """Thousandths that leases hold."""
+        return (WHOLE_SHARE - self.share_left) / SHARE_PER_MILLI
+
+    def part(self, share: int) -> int:
+        """Bytes of memory that go with a share in billionths, if no others are asked for."""
+        return self.memory_most * share // WHOLE_SHARE
 
     def describe(self, info: DeviceInfo, model: Model, parent: bool) -> None:
         """Take over identity and capabilities."""
@@ -247,12 +282,37 @@ class Device:
             self.memory_total = info.memory_bytes
         self._resize()
 
-    def hold(self, holders: Amounts | None) -> None:
-        """What leases hold of it now."""
-        self.holders = holders or {}
-        self.share_held = sum(share for share, _ in self.holders.values())
-        self.granted = sum(memory for _, memory in self.holders.values())
-        self._foreign()
+    def hold(self, holders: Amounts, beside: dict[str, int] | None = None, since: float = math.inf) -> None:
+        """What leases hold of it now.
+
+        Args:
+            holders: by lease.
+            beside: memory that leases hold on compute instances that share it, by lease.
+            since: when the newest was granted, seconds since the epoch; infinite if just now.
+        """
+        self.occupancy.hold(self._cover(holders, beside), since)
+        self._round()
+        self.judge()
+
+    def end(self, lease: str, holders: Amounts, beside: dict[str, int] | None, at: float, doubt: str) -> None:
+        """A lease on it ended; see `Occupancy.end`."""
+        self.occupancy.end(lease, self._cover(holders, beside), at, doubt)
+        self._round()
+        self.judge()
+
+    def _cover(self, holders: Amounts, beside: dict[str, int] | None) -> dict[str, int]:
+        self.holders = holders
+        self.shares = sum(share for share, _ in holders.values())
+        covering = {lease: memory for lease, (_, memory) in holders.items()}
+        for lease, memory in (beside or {}).items():
+            covering[lease] = covering.get(lease, 0) + memory
+        return covering
+
+    def judge(self) -> bool:
+        """Work out whether strangers use it; whether that changes."""
+        before = self.in_use
+        self.in_use = self.occupancy.why_in_use(self.memory_total)
+        return bool(before) != bool(self.in_use)
 
     def sample(self, tick: Tick, at: int, lag: float, now: float, known: bool) -> tuple[bool, bool]:
         """Take a reading.
@@ -286,12 +346,8 @@ class Device:
             if reserved != self.reserved:
                 self.reserved, sized = reserved, True
         if tick.used is not None:
-            used = tick.used[at]
-            if not known:
-                self.process_memory = None
-            if used != self.memory_used or not known or sized:
-                self.memory_used = used
-                dirty = self._foreign()
+            self.memory_used = tick.used[at]
+        value = None
         if tick.utilization is not None:
             value = tick.utilization[at]
             # No comparison holds for what is not a number, so it is left out here.
@@ -303,6 +359,15 @@ class Device:
                     self.load = level = min(int(load / LOAD_STEP_PERCENT), LOAD_LEVELS)
                     self._load_low, self._load_high = _bounds(level, 0.0, LOAD_STEP_PERCENT, LOAD_LEVELS)
                     dirty = True
+        self.occupancy.sample(
+            self.memory_used if tick.used is not None else None,
+            value,
+            self.seen_at,
+            known=known,
+            reserved_told=tick.reserved is not None,
+        )
+        dirty = self._round() or dirty
+        dirty = self.judge() or dirty
         if tick.temperature is not None:
             value = tick.temperature[at]
             self.temperature = value = value if value is not None and -100 <= value <= 300 else None
@@ -323,29 +388,11 @@ class Device:
                 self.throttled, dirty = throttled, True
         return dirty, sized
 
-    def processes(self, found: list[tuple[str, int | None]]) -> bool:
-        """Take over what processes use, (lease, bytes) each; whether the device's state changes."""
-        by_lease: dict[str, int] | None = {}
-        for lease, memory in found:
-            if memory is None:
-                # The driver hides it: what is used beyond the granted is all that can be known.
-                by_lease = None
-                break
-            by_lease[lease] = by_lease.get(lease, 0) + memory
-        self.process_memory = by_lease
-        return self._foreign()
-
-    def _foreign(self) -> bool:
-        """Work out foreign memory anew; whether its rounded amount changes."""
-        if self.process_memory is None:
-            self.foreign = max(0, (self.memory_used or 0) - self.granted)
-        else:
-            foreign = 0
-            for lease, memory in self.process_memory.items():
-                held = self.holders.get(lease)
-                foreign += memory if held is None else max(0, memory - held[1])
-            self.foreign = foreign
-        return self._round()
+    def processes(self, found: Iterable[Listed], read_at: float, readable: bool) -> bool:
+        """Take over a list of processes, as `Occupancy.processes`; whether the device's state changes."""
+        self.occupancy.processes(found, read_at, readable)
+        rounded = self._round()
+        return self.judge() or rounded
 
     def _resize(self) -> None:
         self._overhead_low = self._overhead_high = -1
@@ -373,38 +420,44 @@ class Device:
             intern: the one state of a key.
             kept: of it for requests that wait.
         """
-        share = WHOLE_MILLI - self.share_held
+        share = self.share_left
         if self.blocked:
-            key = (self.model, 0, 0, self.blocked, False, 0, 0, False, False, False)
-        elif share <= 0:
-            key = (self.model, 0, 0, 0, True, 0, 0, False, False, False)
+            key = (self.model, 0, 0, self.blocked, False, 0, 0, False, False, False, False, 0)
+        elif not share:
+            key = (self.model, 0, 0, 0, True, 0, 0, False, False, False, False, 0)
         elif kept is not None and kept.amount >= share:
-            key = (self.model, 0, 0, RESERVED, False, 0, 0, False, False, False)
+            key = (self.model, 0, 0, RESERVED, False, 0, 0, False, False, False, False, 0)
         else:
             free = max(0, self.memory_total - self.overhead - self.granted)
             if kept is not None:
                 share, free = share - kept.amount, max(0, free - kept.memory)
+            most = self.memory_total
+            if self.reserved:
+                most = self.memory_most // MEMORY_GRAIN_BYTES * MEMORY_GRAIN_BYTES
             key = (
                 self.model,
                 share,
                 free,
                 0,
-                self.share_held > 0 or bool(self.holders),
+                bool(self.holders),
                 self.heat,
                 self.load,
                 self.throttled,
                 self.warned,
                 self.overhead > 0,
+                self.in_use != "",
+                most,
             )
         self.state = state = intern(key)
         return state
 
     def without_leases(self, kept: Reserved | None) -> DeviceState:
         """The device as it would be seen once all its leases had ended, beside what is kept of it for others."""
-        share, free = WHOLE_MILLI, max(0, self.memory_total - self.reserved - self.foreign)
+        share, free = WHOLE_SHARE, max(0, self.memory_most - self.foreign)
         if kept is not None:
             share, free = max(0, share - kept.amount), max(0, free - kept.memory)
-        return DeviceState((self.model, share, free, self.blocked, False, 0, 0, False, False, False))
+        most, in_use = self.memory_most, self.in_use != ""
+        return DeviceState((self.model, share, free, self.blocked, False, 0, 0, False, False, False, in_use, most))
 
 
 def _bounds(level: int, base: float, step: float, levels: int) -> tuple[float, float]:

@@ -4,8 +4,8 @@ No clock and no I/O: `at` is when the bus stored the message, seconds since the 
 A fleet has one owner; `apply` changes it and returns it. The order of messages about different things does not matter:
 a lease may come before its host's inventory, as it does when a planner starts.
 
-Free memory of a device is total − reserved − granted to leases − used by processes that hold no lease on it (or more
-than their lease grants). Where no process data is known, what is used beyond the granted counts as foreign.
+Free memory of a device is total − reserved − granted to leases − foreign: used, and explained by no lease
+(`occupancy.py`).
 """
 
 from __future__ import annotations
@@ -91,6 +91,10 @@ class Fleet:
         self.reserved: dict[str, Reserved] = {}
         """Kept for requests that wait, by uuid, and likewise the cores and RAM of hosts by name; see `reserved`."""
         self.reserved_hosts: dict[str, Reserved] = {}
+        self.parents: dict[str, tuple[str, str]] = {}
+        """MIG instance → its board and host; also of instances that are there no more while a lease is on them."""
+        self.children: dict[tuple[str, str], dict[str, None]] = {}
+        """Board and host → instances."""
         self.lost_hosts: set[str] = set()
         self.index = Index()
         self.idle: dict[HostState, int] = {}
@@ -151,10 +155,12 @@ class Fleet:
         """The one `DeviceState` of this fleet for a key."""
         found = self._device_states.get(key)
         if found is None:
-            model, share, memory, blocked, leased, *strained, rounded = key
+            model, share, memory, blocked, leased, heat, load, throttled, warned, rounded, in_use, most = key
             core = None
-            if any(strained):
-                core = self.device_state((model, share, memory, blocked, leased, 0, 0, False, False, rounded))
+            if heat or load or throttled or warned:
+                core = self.device_state(
+                    (model, share, memory, blocked, leased, 0, 0, False, False, rounded, in_use, most)
+                )
             found = self._device_states[key] = DeviceState(key, core)
         return found
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
+from ...schemas.holders import is_service
 from ...schemas.inventory import address
 from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent, LeaseState
@@ -15,8 +16,9 @@ from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBat
 from .device import Device, Fault, last_tick
 from .events import HostForgotten, HostLost, HostSeen, LeaseEnded
 from .faults import left, placed, remember
-from .holding import free, hold
+from .holding import free, hold, part_gone, relate, sharing_memory
 from .host import Host
+from .occupancy import UNIDENTIFIED, Listed
 from .order import REREAD_NS, is_past, told_ns
 from .standing import block, count_idle, refresh, uncount_idle
 from .state import STALE, UNLIMITED
@@ -66,7 +68,9 @@ def _inventory(fleet: Fleet, event: Inventory) -> None:
         if fleet.devices.get(gone.uuid) is gone:
             del fleet.devices[gone.uuid]
             left(fleet, gone)
+            part_gone(fleet, gone.uuid)
     host.devices = list(devices.values())
+    relate(fleet, host)
     # The matrix is of the devices that are listed: it says nothing where one of them was not taken.
     host.topology = fleet.topology(levels_of(event)) if len(devices) == len(event.devices) else None
     host.batch_devices = None
@@ -90,7 +94,7 @@ def _new_device(fleet: Fleet, uuid: str, name: str) -> Device | None:
             return None
         _remove_device(fleet, elsewhere)
     device = fleet.devices[uuid] = Device(uuid, name)
-    device.hold(fleet.on_device.get(uuid))
+    device.hold(dict(fleet.on_device.get(uuid, ())))
     placed(fleet, name, uuid)
     return device
 
@@ -164,14 +168,23 @@ def _processes(fleet: Fleet, event: ProcessBatch) -> None:
         return
     host.processes_ns = told
     host.processes_at = host.heard_at = fleet.now
-    by_device: dict[str, list[tuple[str, int | None]]] = {}
+    by_device: dict[str, list[Listed]] = {}
     for process in event.processes:
+        service = is_service(process.name, process.kind)
         # Where nobody can tell whose it is, memory of a lease's own work must not count as a stranger's.
-        memory = process.memory_used_bytes if event.identified else None
-        by_device.setdefault(process.device, []).append((process.lease, memory))
+        lease, memory = (process.lease, process.memory_used_bytes) if event.identified else (UNIDENTIFIED, None)
+        by_device.setdefault(process.device, []).append(Listed(lease, memory, service))
+    unreadable = frozenset(event.unreadable)
+    read_at = min(event.time_ns * 1e-9 + host.lag, fleet.now) if host.lag < math.inf else fleet.now
     dirty = False
     for device in host.devices:
-        if device.processes(by_device.get(device.uuid, [])):
+        found = by_device.get(device.uuid, [])
+        readable = event.identified and device.uuid not in unreadable
+        if device.shared_by > 1:
+            together = sharing_memory(fleet, device)
+            found = [process for other in together for process in by_device.get(other.uuid, ())]
+            readable = event.identified and not any(other.uuid in unreadable for other in together)
+        if device.processes(found, read_at, readable):
             dirty = True
     if dirty:
         refresh(fleet, host)
@@ -211,9 +224,9 @@ def _lease(fleet: Fleet, event: Lease) -> None:
     if event.state is LeaseState.ACTIVE:
         held = fleet.leases.get(event.lease_id)
         if held is None:  # a renewal moves nothing but the time
-            hold(fleet, event.lease_id, event.grants)
+            hold(fleet, event.lease_id, event.grants, event.granted_at.timestamp())
     else:
-        free(fleet, event.lease_id)
+        free(fleet, event.lease_id, event.state, None if event.ended_at is None else event.ended_at.timestamp())
 
 
 def _lease_event(fleet: Fleet, event: LeaseEvent) -> None:
@@ -271,6 +284,7 @@ def _host_forgotten(fleet: Fleet, event: HostForgotten) -> None:
     for device in host.devices:
         if fleet.devices.get(device.uuid) is device:
             del fleet.devices[device.uuid]
+            part_gone(fleet, device.uuid)
         fleet.faults.pop(f"device:{device.uuid}", None)
     uncount_idle(fleet, host)
     fleet.index.move(host.name, host.group, None)

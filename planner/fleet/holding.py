@@ -1,18 +1,26 @@
-"""What leases hold of devices and hosts, known ones or not, in whole numbers."""
+"""What leases hold of devices and hosts, known ones or not, in whole numbers.
+
+A board and the MIG instances on it are the same hardware: a lease on one holds the other, from the moment that both are
+known. Whoever was granted a board holds all instances into which it is split later; whoever was granted an instance
+holds its board.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from ...schemas.requests import Grant
+from ...schemas.requests import Grant, LeaseState
 from .standing import refresh
-from .state import milli
+from .state import WHOLE_SHARE, milli, share_of
 
 if TYPE_CHECKING:
+    from .device import Amounts, Device
     from .fleet import Fleet
+    from .host import Host
 
 
 class Held(Struct):
@@ -23,15 +31,24 @@ class Held(Struct):
     hosts: dict[str, tuple[int, int]]
 
 
-def hold(fleet: Fleet, lease_id: str, grants: Sequence[Grant]) -> Fleet:
-    """Take what a lease was granted. The same lease again replaces what it held."""
+def hold(fleet: Fleet, lease_id: str, grants: Sequence[Grant], granted_at: float = math.inf) -> Fleet:
+    """Take what a lease was granted. The same lease again replaces what it held.
+
+    Args:
+        fleet: changed in place.
+        lease_id: of the lease.
+        grants: what it was granted.
+        granted_at: when, seconds since the epoch; infinite if just now: samples that came before do not know of it.
+    """
     if lease_id in fleet.leases:
-        free(fleet, lease_id)
+        forget(fleet, lease_id)
     held = Held(lease_id, {}, {})
     for grant in grants:
         if grant.device:
             share, memory = held.devices.get(grant.device, (0, 0))
-            held.devices[grant.device] = (share + milli(grant.share), memory + grant.memory_bytes)
+            held.devices[grant.device] = (share + share_of(grant.share), memory + grant.memory_bytes)
+            if grant.mig_parent:
+                _part_of(fleet, grant.device, grant.mig_parent, grant.host)
         cpus, ram = held.hosts.get(grant.host, (0, 0))
         held.hosts[grant.host] = (cpus + milli(grant.cpus), ram + grant.host_memory_bytes)
     fleet.leases[lease_id] = held
@@ -41,15 +58,53 @@ def hold(fleet: Fleet, lease_id: str, grants: Sequence[Grant]) -> Fleet:
         before = fleet.on_host.get(name, (0, 0))
         fleet.on_host[name] = (before[0] + cpus, before[1] + ram)
         fleet.at_host.setdefault(name, {})[lease_id] = None
-    _touch(fleet, held)
+    touched = _touched(fleet, held)
+    for device in touched:
+        device.hold(*amounts_on(fleet, device), granted_at)
+    _refresh(fleet, held, touched)
     return fleet
 
 
-def free(fleet: Fleet, lease_id: str) -> Fleet:
-    """Give back what a lease held; nothing if it holds nothing."""
-    held = fleet.leases.pop(lease_id, None)
+def free(fleet: Fleet, lease_id: str, ended: LeaseState = LeaseState.RELEASED, at: float | None = None) -> Fleet:
+    """Give back what a lease held; nothing if it holds nothing.
+
+    Args:
+        fleet: changed in place.
+        lease_id: of the lease.
+        ended: how it ended. What its holder released is idle at once; where nobody did, what it ran may still be there,
+            and the device is in use until it is seen idle.
+        at: when it ended, seconds since the epoch; None is now, as far as the fleet knows.
+    """
+    held = _drop(fleet, lease_id)
     if held is None:
         return fleet
+    doubt = ""
+    if ended is not LeaseState.RELEASED:
+        doubt = f"not seen idle since lease {lease_id} ended ({ended.value})"
+    touched = _touched(fleet, held)
+    for device in touched:
+        device.end(lease_id, *amounts_on(fleet, device), fleet.now if at is None else at, doubt)
+    for uuid in held.devices if fleet.parents else ():
+        part_gone(fleet, uuid)
+    _refresh(fleet, held, touched)
+    return fleet
+
+
+def forget(fleet: Fleet, lease_id: str) -> Fleet:
+    """Leave out what a lease holds, since it is told anew: it has not ended."""
+    held = _drop(fleet, lease_id)
+    if held is not None:
+        touched = _touched(fleet, held)
+        for device in touched:
+            device.hold(*amounts_on(fleet, device))
+        _refresh(fleet, held, touched)
+    return fleet
+
+
+def _drop(fleet: Fleet, lease_id: str) -> Held | None:
+    held = fleet.leases.pop(lease_id, None)
+    if held is None:
+        return None
     for uuid in held.devices:
         holders = fleet.on_device[uuid]
         del holders[lease_id]
@@ -65,17 +120,105 @@ def free(fleet: Fleet, lease_id: str) -> Fleet:
         del there[lease_id]
         if not there:
             del fleet.at_host[name]
-    _touch(fleet, held)
-    return fleet
+    return held
 
 
-def _touch(fleet: Fleet, held: Held) -> None:
-    names = set(held.hosts)
+def amounts_on(fleet: Fleet, device: Device) -> tuple[Amounts, dict[str, int] | None]:
+    """What leases hold of a device, by lease; and of memory that it shares with other compute instances."""
+    own = dict(fleet.on_device.get(device.uuid, ()))
+    if not fleet.parents:
+        return own, None
+    for uuid in _same_hardware(fleet, device):
+        for lease in fleet.on_device.get(uuid, ()):
+            own[lease] = (WHOLE_SHARE, device.memory_total)
+    beside: dict[str, int] = {}
+    for other in sharing_memory(fleet, device):
+        if other is not device:
+            for lease, (_, memory) in fleet.on_device.get(other.uuid, {}).items():
+                if lease not in own:
+                    beside[lease] = beside.get(lease, 0) + memory
+    return own, beside
+
+
+def sharing_memory(fleet: Fleet, device: Device) -> list[Device]:
+    """The compute instances of a device's GPU instance, itself among them; none where it has its memory to itself."""
+    info = device.info
+    host = fleet.hosts.get(device.host)
+    if info.mig_parent is None or info.mig_instance is None or host is None:
+        return []
+    found = [
+        other
+        for other in host.devices
+        if other.info.mig_parent == info.mig_parent and other.info.mig_instance == info.mig_instance
+    ]
+    return found if len(found) > 1 else []
+
+
+def relate(fleet: Fleet, host: Host) -> None:
+    """Take in which of a host's devices are parts of which, and what leases hold of them by that."""
+    for device in host.devices:
+        if device.info.mig_parent:
+            _part_of(fleet, device.uuid, device.info.mig_parent, device.host)
+    if not fleet.parents:
+        return
+    for device in host.devices:
+        device.shared_by = max(1, len(sharing_memory(fleet, device)))
+        holders, beside = amounts_on(fleet, device)
+        if holders != device.holders or beside:
+            device.hold(holders, beside)
+
+
+def _part_of(fleet: Fleet, uuid: str, board: str, host: str) -> None:
+    before = fleet.parents.get(uuid)
+    if before != (board, host):
+        if before is not None:
+            fleet.children[before].pop(uuid, None)
+        fleet.parents[uuid] = (board, host)
+        fleet.children.setdefault((board, host), {})[uuid] = None
+
+
+def part_gone(fleet: Fleet, uuid: str) -> None:
+    """An instance is there no more: what it was part of is remembered while a lease is on it."""
+    place = fleet.parents.get(uuid)
+    if place is not None and uuid not in fleet.devices and uuid not in fleet.on_device:
+        del fleet.parents[uuid]
+        siblings = fleet.children[place]
+        siblings.pop(uuid, None)
+        if not siblings:
+            del fleet.children[place]
+
+
+def _same_hardware(fleet: Fleet, device: Device) -> list[str]:
+    """Devices of which a lease holds this one, too: its board, and instances on its board that are there no more; of a
+    board all its instances. A host speaks for its own devices alone."""
+    place = fleet.parents.get(device.uuid)
+    if place is None:
+        return list(fleet.children.get((device.uuid, device.host), ()))
+    board, host = place
+    if host != device.host:
+        return []
+    gone = [uuid for uuid in fleet.children[place] if uuid != device.uuid and uuid not in fleet.devices]
+    return [board, *gone]
+
+
+def _touched(fleet: Fleet, held: Held) -> list[Device]:
+    """The known devices that a lease holds, by itself or as part of the same hardware."""
+    if not fleet.parents:
+        return [device for uuid in held.devices if (device := fleet.devices.get(uuid)) is not None]
+    found: dict[str, Device] = {}
     for uuid in held.devices:
         device = fleet.devices.get(uuid)
-        if device is not None:
-            device.hold(fleet.on_device.get(uuid))
-            names.add(device.host)
+        place = fleet.parents.get(uuid) or (uuid, device.host if device is not None else "")
+        for other in (uuid, place[0], *fleet.children.get(place, ())):
+            if other in fleet.devices:
+                found[other] = fleet.devices[other]
+    return list(found.values())
+
+
+def _refresh(fleet: Fleet, held: Held, touched: Sequence[Device]) -> None:
+    names = set(held.hosts)
+    for device in touched:
+        names.add(device.host)
     for name in names:
         host = fleet.hosts.get(name)
         if host is not None:

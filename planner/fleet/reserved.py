@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from .standing import refresh
-from .state import WHOLE_MILLI
 
 if TYPE_CHECKING:
     from .fleet import Fleet
@@ -21,7 +20,7 @@ class Reservation(NamedTuple):
 
     Attributes:
         owner: of the request.
-        devices: (uuid, thousandths of it, bytes of its memory) each.
+        devices: (uuid, billionths of it, bytes of its memory) each.
         hosts: (name, thousandths of cores, bytes of RAM) each.
         busy: leases that must end before the request can be granted there.
     """
@@ -36,7 +35,7 @@ class Reserved:
     """What is kept of one device or of one host's cores and RAM.
 
     Attributes:
-        amount: thousandths, of the device or of a core.
+        amount: billionths of the device, or thousandths of a core.
         memory: bytes, of the device or of RAM.
         owners: for whom, one entry for each request.
     """
@@ -85,7 +84,7 @@ def _touch(fleet: Fleet, reservation: Reservation) -> None:
     names = {name for name, amount, memory in reservation.hosts if amount or memory}
     for uuid, _, _ in reservation.devices:
         device = fleet.devices.get(uuid)
-        if device is not None and not device.blocked and device.share_held < WHOLE_MILLI:
+        if device is not None and not device.blocked and device.share_left:
             names.add(device.host)
     for name in sorted(names):
         host = fleet.hosts.get(name)

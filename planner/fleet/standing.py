@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .device import Device
 from .host import Host
-from .state import BLOCKS, DRAINED, HOST_LOST, MIG_PARENT, STALE, UNHEALTHY, UNLIMITED
+from .state import BLOCKS, DRAINED, HOST_LOST, MIG_PARENT, STALE, UNHEALTHY, UNLIMITED, WHOLE_SHARE
 
 if TYPE_CHECKING:
     from .fleet import Fleet
@@ -149,9 +149,11 @@ def why_blocked(mask: int) -> list[str]:
 def count_idle(fleet: Fleet, host: Host) -> None:
     """Count the host's state as it would be without leases, foreign processes, faults and drains."""
     states = [
-        fleet.device_state((d.model, 1000, d.memory_total - d.reserved, 0, False, 0, 0, False, False, False))
+        fleet.device_state(
+            (d.model, WHOLE_SHARE, d.memory_most, 0, False, 0, 0, False, False, False, False, d.memory_most)
+        )
         if not d.parent
-        else fleet.device_state((d.model, 0, 0, MIG_PARENT, False, 0, 0, False, False, False))
+        else fleet.device_state((d.model, 0, 0, MIG_PARENT, False, 0, 0, False, False, False, False, 0))
         for d in host.devices
     ]
     if host.topology is None:

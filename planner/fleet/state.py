@@ -1,7 +1,8 @@
 """What a decision looks at: states of devices and hosts as shared values, and a request in whole numbers.
 
 Hosts whose state is equal are the same `HostState` object, so that a score is computed once for all of them. Amounts
-are exact integers: bytes, thousandths of a core (`cpus_milli`), thousandths of a device (`share_milli`).
+are exact integers: bytes, thousandths of a core (`cpus_milli`), billionths of a device (`share`). Policies weigh shares
+in thousandths (`share_milli`, `share_free`), which nothing is granted by.
 
 Live telemetry would make every device unlike every other, so a state holds it in coarse steps: free memory rounded
 down to `MEMORY_GRAIN_BYTES` (a device that needs the remainder is looked at exactly before a request is refused),
@@ -11,6 +12,7 @@ temperature by `HEAT_STEP_CELSIUS`, utilisation by `LOAD_STEP_PERCENT`. A device
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Final
 
 from ...schemas.requests import Placement, WorkRequest
@@ -18,7 +20,14 @@ from ...schemas.telemetry import DeviceInfo
 from .topology import Topology
 
 WHOLE_MILLI: Final = 1000
-"""A whole device's share."""
+"""A whole device's share, as policies weigh it."""
+WHOLE_SHARE: Final = 10**9
+"""A whole device's share, as it is granted. Rounded down to so fine a unit, n parts of 1/n fit n times for every n."""
+SHARE_PER_MILLI: Final = WHOLE_SHARE // WHOLE_MILLI
+LEAST_SHARE: Final = WHOLE_SHARE // 10**6
+"""The smallest share that can be asked for: what is less of a device is left over from rounding."""
+_HALF_SHARE: Final = 5e-7
+"""What is a whole number of units but for the last bits of a float counts as it; less than 1 - 1/n for all n."""
 UNLIMITED: Final = 2**62
 """Cores or bytes of a host that does not say how much it has: requests are not held back by what nobody knows."""
 MEMORY_GRAIN_BYTES: Final = 128 * 2**20
@@ -60,6 +69,9 @@ class InvalidRequest(ValueError):
         self.field = field
 
 
+ModelKey = tuple[str, str, tuple[int, int], int, int, int, str]
+
+
 class Model:
     """The capabilities that devices of one product share. Equal ones are one object.
 
@@ -70,18 +82,27 @@ class Model:
         memory_bytes: device memory in all.
         compute: streaming multiprocessors × highest clock in MHz; 0 if unknown.
         bandwidth: bytes per second at the peak; 0 if unknown.
+        mig_profile: of a MIG instance, such as `1g.10gb`; empty for a whole device.
         order: sorts models the same way in every run.
     """
 
-    __slots__ = ("bandwidth", "compute", "compute_capability", "memory_bytes", "name", "order", "vendor")
+    __slots__ = ("bandwidth", "compute", "compute_capability", "memory_bytes", "mig_profile", "name", "order", "vendor")
 
-    def __init__(self, key: tuple[str, str, tuple[int, int], int, int, int]) -> None:
-        self.name, self.vendor, self.compute_capability, self.memory_bytes, self.compute, self.bandwidth = key
+    def __init__(self, key: ModelKey) -> None:
+        (
+            self.name,
+            self.vendor,
+            self.compute_capability,
+            self.memory_bytes,
+            self.compute,
+            self.bandwidth,
+            self.mig_profile,
+        ) = key
         self.order = key
 
 
-StateKey = tuple[Model, int, int, int, bool, int, int, bool, bool, bool]
-"""The first ten attributes of a `DeviceState`."""
+StateKey = tuple[Model, int, int, int, bool, int, int, bool, bool, bool, bool, int]
+"""The first twelve attributes of a `DeviceState`."""
 
 
 class DeviceState:
@@ -89,7 +110,7 @@ class DeviceState:
 
     Attributes:
         model: see `Model`.
-        share_free: thousandths that no lease holds; 0 where it is blocked.
+        share: billionths that no lease holds; 0 where it is blocked.
         memory_free: bytes that a request could get, at least; the device may have up to a grain more (`rounded`).
         blocked: bits of `BLOCKS`; 0 if it may take work.
         leased: whether some lease is on it.
@@ -98,6 +119,12 @@ class DeviceState:
         throttled: the clocks are held back by heat or power.
         warned: it gave a health warning of late.
         rounded: `memory_free` may be rounded down.
+        in_use: strangers compute or hold memory on it.
+        memory_most: bytes that leases can have of it together, rounded down; a share without memory gets its part.
+        whole: no lease is on it, and it may take work.
+        idle: `whole`, and nothing else is on it: what a request for whole devices is given unless it asks for more.
+        open_share: `share`, but 0 for a MIG instance, which only those get who ask for one.
+        share_free: `open_share` in thousandths, for policies.
         order: sorts states the same way in every run.
         strain: kept by `policies`; None before it was asked for.
     """
@@ -106,22 +133,28 @@ class DeviceState:
         "_core",
         "blocked",
         "heat",
+        "idle",
+        "in_use",
         "leased",
         "load",
         "memory_free",
+        "memory_most",
         "model",
+        "open_share",
         "order",
         "rounded",
+        "share",
         "share_free",
         "strain",
         "throttled",
         "warned",
+        "whole",
     )
 
     def __init__(self, key: StateKey, core: DeviceState | None = None) -> None:
         (
             self.model,
-            self.share_free,
+            self.share,
             self.memory_free,
             self.blocked,
             self.leased,
@@ -130,7 +163,13 @@ class DeviceState:
             self.throttled,
             self.warned,
             self.rounded,
+            self.in_use,
+            self.memory_most,
         ) = key
+        self.whole = self.share == WHOLE_SHARE and not self.leased
+        self.open_share = 0 if self.model.mig_profile else self.share
+        self.idle = self.whole and not self.in_use and not self.model.mig_profile
+        self.share_free = milli_of(self.open_share)
         self.order = (self.model.order, *key[1:])
         self.strain: float | None = None
         # None for itself: in a cycle it would stay after it was forgotten.
@@ -153,8 +192,8 @@ class HostState:
         devices: their states, by index or sorted.
         kinds: each different state of a device with the places in `devices` that have it.
         share_free: thousandths over all devices that no lease holds.
-        whole_free: devices that no lease is on and that may take work.
-        share_most: the greatest free share of one device.
+        whole_free: devices that are `DeviceState.idle`.
+        share_most: the greatest `open_share` of one device.
         order: sorts states the same way in every run; the fuller host comes first.
         standing: kept by `policies`, with a mark of who worked it out: so it goes when the state does.
     """
@@ -194,10 +233,9 @@ class HostState:
         free = whole = most = 0
         for at, device in enumerate(devices):
             kinds.setdefault(device, []).append(at)
-            share = device.share_free
-            free += share
-            most = max(most, share)
-            if share == WHOLE_MILLI and not device.leased:
+            free += device.share_free
+            most = max(most, device.open_share)
+            if device.idle:
                 whole += 1
         self.kinds = tuple(kinds.items())
         self.share_free, self.whole_free, self.share_most = free, whole, most
@@ -222,7 +260,8 @@ class Ask:
     Attributes:
         gpus: devices; 0 for cores and RAM alone.
         whole: each device must be free of leases.
-        share_milli: of each device.
+        share: billionths of each device.
+        share_milli: the same in thousandths, for policies.
         gpu_memory_bytes: on each device.
         cpus_milli: in all.
         host_memory_bytes: in all.
@@ -232,12 +271,17 @@ class Ask:
         hosts: lower-case globs; empty allows any.
         host_labels: sorted pairs.
         placement: see `Placement`.
+        mig: lower-case globs over the profiles of MIG instances, one of which is asked for; empty asks for none.
+        allow_in_use: whole devices may have strangers on them.
+        mig_models: those of `models` that name instances.
+        plain: it asks neither for instances nor for devices in use.
         any_model: it names no models, vendors or capability.
         allowed: whether a model is allowed. Filled by `feasible`.
         verdicts: why a device state can not be used; empty text if it can. Filled by `feasible`.
     """
 
     __slots__ = (
+        "allow_in_use",
         "allowed",
         "any_model",
         "cpus_milli",
@@ -247,10 +291,14 @@ class Ask:
         "host_memory_bytes",
         "hosts",
         "key",
+        "mig",
+        "mig_models",
         "min_compute_capability",
         "models",
         "parts",
         "placement",
+        "plain",
+        "share",
         "share_milli",
         "vendors",
         "verdicts",
@@ -262,7 +310,7 @@ class Ask:
         (
             self.gpus,
             self.whole,
-            self.share_milli,
+            self.share,
             self.gpu_memory_bytes,
             self.cpus_milli,
             self.host_memory_bytes,
@@ -272,7 +320,12 @@ class Ask:
             self.hosts,
             self.host_labels,
             self.placement,
+            self.mig,
+            self.allow_in_use,
         ) = key
+        self.share_milli = milli_of(self.share)
+        self.mig_models = tuple(glob for glob in self.models if names_instances(glob))
+        self.plain = not (self.mig or self.mig_models or self.allow_in_use)
         self.any_model = not (self.models or self.vendors or any(self.min_compute_capability))
         self.allowed: dict[Model, bool] = {}
         self.verdicts: dict[DeviceState, str] = {}
@@ -292,7 +345,7 @@ class Ask:
                 (
                     gpus,
                     self.whole,
-                    self.share_milli,
+                    self.share,
                     self.gpu_memory_bytes,
                     -(-self.cpus_milli * gpus // total),
                     -(-self.host_memory_bytes * gpus // total),
@@ -302,6 +355,8 @@ class Ask:
                     self.hosts,
                     self.host_labels,
                     Placement.SAME_HOST,
+                    self.mig,
+                    self.allow_in_use,
                 )
             )
             found.verdicts = self.verdicts
@@ -322,12 +377,32 @@ AskKey = tuple[
     tuple[str, ...],
     tuple[tuple[str, str], ...],
     Placement,
+    tuple[str, ...],
+    bool,
 ]
 
 
 def milli(amount: float) -> int:
     """Thousandths, rounded up, so that no one is granted less than was asked; what was thousandths already stays."""
     return math.ceil(round(amount * 1000, 6))
+
+
+def share_of(amount: float) -> int:
+    """A share in billionths, rounded down, so that n parts of 1/n are no more than the whole."""
+    return max(1, math.floor(amount * WHOLE_SHARE + _HALF_SHARE))
+
+
+def milli_of(share: int) -> int:
+    """Billionths in thousandths, rounded down; what is anything at all is 1 at least."""
+    return max(1, share // SHARE_PER_MILLI) if share else 0
+
+
+_INSTANCES: Final = re.compile(r"\bmig\b|[0-9*?\]]g\.[0-9*?\[]")
+
+
+def names_instances(glob: str) -> bool:
+    """Whether a glob over models names MIG instances, as `*H100*1g.10gb` and `*MIG*` do and `*H100*` does not."""
+    return _INSTANCES.search(glob.lower()) is not None
 
 
 def version_pair(text: str) -> tuple[int, int]:
@@ -338,7 +413,7 @@ def version_pair(text: str) -> tuple[int, int]:
     return (int(major), int(minor) if minor.isdecimal() else 0)
 
 
-def model_key(info: DeviceInfo) -> tuple[str, str, tuple[int, int], int, int, int]:
+def model_key(info: DeviceInfo) -> ModelKey:
     """What makes two devices the same model."""
     return (
         info.name,
@@ -347,6 +422,7 @@ def model_key(info: DeviceInfo) -> tuple[str, str, tuple[int, int], int, int, in
         info.memory_bytes,
         info.sm_count * info.sm_clock_max_megahertz,
         info.memory_bandwidth_bytes_per_second,
+        (info.mig_profile or "mig") if info.mig_parent else "",
     )
 
 
@@ -366,10 +442,11 @@ def ask_key(request: WorkRequest) -> AskKey:
             raise InvalidRequest("gpus is 0, and neither cpus nor host_memory_bytes is asked for", "$.gpus")
         if request.gpu_memory_bytes:
             raise InvalidRequest("gpus is 0, so there is no device for gpu_memory_bytes", "$.gpu_memory_bytes")
+    mig = _profiles(request)
     return (
         request.gpus,
         request.gpu_share is None,
-        WHOLE_MILLI if request.gpu_share is None else milli(request.gpu_share),
+        WHOLE_SHARE if request.gpu_share is None else share_of(request.gpu_share),
         request.gpu_memory_bytes,
         milli(request.cpus),
         request.host_memory_bytes,
@@ -379,4 +456,24 @@ def ask_key(request: WorkRequest) -> AskKey:
         tuple(sorted({glob.lower() for glob in request.hosts})) if request.hosts else (),
         tuple(sorted(request.host_labels.items())) if request.host_labels else (),
         Placement(request.placement) if request.gpus > 1 else Placement.SAME_HOST,
+        mig,
+        request.allow_in_use and request.gpu_share is None and request.gpus > 0,
     )
+
+
+def _profiles(request: WorkRequest) -> tuple[str, ...]:
+    """Globs over the profiles of MIG instances that are asked for.
+
+    Raises:
+        InvalidRequest: several, or none: a CUDA program sees one instance, however many it is given ("CUDA Device
+            Enumeration" in https://docs.nvidia.com/datacenter/tesla/mig-user-guide/mig-device-names.html).
+    """
+    profiles = ("*",) if request.mig is True else (request.mig.lower(),) if request.mig else ()
+    named = bool(request.models) and all(names_instances(glob) for glob in request.models)
+    if request.gpus != 1 and (profiles or named):
+        raise InvalidRequest(
+            f"gpus is {request.gpus}, but a CUDA program sees one MIG instance only: ask for one in each request "
+            "(gpus: 1), or for whole devices without mig",
+            "$.gpus",
+        )
+    return profiles

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ...schemas import globs
+from ...schemas.inventory import board_part
 from ...schemas.operations import DeviceFilter, DeviceStatus, FleetSummary
 from .device import Device
 from .fleet import Fleet, Host, advance, drain_reason, why_blocked
-from .state import MIG_PARENT, STALE
+from .state import MIG_PARENT, STALE, WHOLE_SHARE
 
 
 def devices(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> list[DeviceStatus]:
@@ -32,8 +33,8 @@ def status(fleet: Fleet, host: Host, device: Device, now: float) -> DeviceStatus
         why_not=why_blocked(device.blocked),
         memory_total_bytes=device.memory_total,
         memory_used_bytes=device.memory_used,
-        memory_free_bytes=device.memory_free if device.share_free else 0,
-        share_free=device.share_free / 1000,
+        memory_free_bytes=device.memory_free if device.share_left else 0,
+        share_free=device.share_left / WHOLE_SHARE,
         utilization_percent=device.utilization,
         temperature_celsius=device.temperature,
         power_watts=device.power,
@@ -43,36 +44,49 @@ def status(fleet: Fleet, host: Host, device: Device, now: float) -> DeviceStatus
         drain_reason=drain_reason(fleet, host, device),
         health=own or _host_health(fleet, host),
         mig_parent=device.info.mig_parent,
+        in_use=device.in_use != "",
+        in_use_reason=device.in_use,
+        mig_profile=device.info.mig_profile,
     )
 
 
 def summary(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> FleetSummary:
     """Aggregates over the devices that the filter lets through. Of a MIG parent only the instances count."""
     advance(fleet, now)
-    hosts = listed = usable = leased = total = used = free = share = 0
+    hosts = listed = usable = leased = in_use = total = used = free = 0
+    share = 0.0
     models: dict[str, int] = {}
     leases: set[str] = set()
     load: list[float] = []
     heat: list[float] = []
     power: list[float] = []
+    memory_of: dict[tuple[str, str | None, int | None], str] = {}
     for host, found in _filtered(fleet, only):
         counted = 0
         for device in found:
             blocked = device.blocked
             if blocked & MIG_PARENT:
+                # Its instances take the work, and the board draws the power.
+                if device.power is not None and not blocked & STALE:
+                    power.append(device.power)
                 continue
             counted += 1
             name = device.model.name
             models[name] = models.get(name, 0) + 1
-            total += device.memory_total
-            used += device.memory_used or 0
+            # Compute instances of one GPU instance share its memory, which counts once.
+            of_memory = device.shared_by == 1 or memory_of.setdefault(_memory_id(device), device.uuid) == device.uuid
+            total += device.memory_total if of_memory else 0
+            used += device.memory_used or 0 if of_memory else 0
             if device.holders:
                 leased += 1
                 leases.update(device.holders)
+            elif device.in_use:
+                in_use += 1
             if not blocked:
                 usable += 1
-                share += device.share_free
-                if device.share_free:
+                board = fleet.devices.get(device.info.mig_parent) if device.info.mig_parent else None
+                share += device.share_left * board_part(device.info, None if board is None else board.info)
+                if device.share_left and of_memory:
                     free += device.memory_free
             if blocked & STALE:
                 continue
@@ -93,12 +107,17 @@ def summary(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> Fleet
         memory_total_bytes=total,
         memory_used_bytes=used,
         memory_free_bytes=free,
-        share_free=share / 1000,
+        share_free=share / WHOLE_SHARE,
+        in_use_devices=in_use,
         utilization_percent_mean=math.fsum(load) / len(load) if load else None,
         temperature_celsius_mean=math.fsum(heat) / len(heat) if heat else None,
         power_watts_total=math.fsum(power) if power else None,
         models=dict(sorted(models.items())),
     )
+
+
+def _memory_id(device: Device) -> tuple[str, str | None, int | None]:
+    return device.host, device.info.mig_parent, device.info.mig_instance
 
 
 def _filtered(fleet: Fleet, only: DeviceFilter | None) -> Iterator[tuple[Host, list[Device]]]:

@@ -225,7 +225,8 @@ class Ledger:
         async def took_effect(revision: int) -> None:
             self.table.put(record)
             if ends:
-                free(self._fleet, lease_id)
+                # What was sampled before the release was asked for is of the time when it was held.
+                free(self._fleet, lease_id, record.lease.state, record.changed_at.timestamp())
                 heappush(self._ended, (time.time() + ttl, lease_id))
                 self._freed()
             await settled(record.lease)

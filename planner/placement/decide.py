@@ -24,6 +24,7 @@ from ...schemas.requests import (
     WorkRequest,
 )
 from ...schemas.telemetry import DeviceInfo, HostInfo, Inventory
+from ..fleet.device import Device
 from ..fleet.fleet import Fleet, HostForgotten, advance, apply, renew
 from ..fleet.state import UNLIMITED, Ask, DeviceState, InvalidRequest, ask_key
 from ..work.distribute import distribute
@@ -319,12 +320,14 @@ def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick], d
                     device=device.uuid,
                     index=device.index,
                     model=device.info.name,
-                    memory_bytes=device.memory_free if ask.whole else ask.gpu_memory_bytes,
-                    share=ask.share_milli / 1000,
+                    memory_bytes=_memory(device, ask),
+                    share=1.0 if request.gpu_share is None else request.gpu_share,
                     cpus=cpus / 1000,
                     host_memory_bytes=ram,
                     score=score,
                     score_parts=parts,
+                    in_use=device.in_use != "",
+                    mig_parent=device.info.mig_parent or "",
                 )
             )
     if request.distribution is None:
@@ -334,6 +337,16 @@ def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick], d
         return Placed(grants, policy.name, devices=infos)
     outcome = distribute(request.distribution, grants, infos)
     return Placed(outcome.grants, policy.name, outcome.unassigned, outcome.report)
+
+
+def _memory(device: Device, ask: Ask) -> int:
+    """Bytes of a device that a request is granted."""
+    if not ask.whole:
+        return ask.gpu_memory_bytes or min(device.part(ask.share), device.memory_free)
+    if device.shared_by > 1:
+        # Compute instances of one GPU instance: each has its part of what they share.
+        return min(max(ask.gpu_memory_bytes, device.memory_most // device.shared_by), device.memory_free)
+    return device.memory_free
 
 
 def _words(grants: Sequence[Grant]) -> str:

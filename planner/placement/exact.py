@@ -126,7 +126,7 @@ def _with_memory(state: HostState, memory: Sequence[int]) -> HostState:
         DeviceState(
             (
                 seen.model,
-                seen.share_free,
+                seen.share,
                 amount,
                 seen.blocked,
                 seen.leased,
@@ -135,6 +135,8 @@ def _with_memory(state: HostState, memory: Sequence[int]) -> HostState:
                 seen.throttled,
                 seen.warned,
                 False,
+                seen.in_use,
+                seen.memory_most,
             ),
         )
         if seen.rounded

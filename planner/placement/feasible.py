@@ -11,7 +11,7 @@ from ..fleet.state import (
     MIG_PARENT,
     ROUNDED_OFF_BYTES,
     UNLIMITED,
-    WHOLE_MILLI,
+    WHOLE_SHARE,
     Ask,
     DeviceState,
     HostState,
@@ -19,14 +19,38 @@ from ..fleet.state import (
 )
 
 VERDICTS_KEPT: Final = 4096
+PART_SLACK_BYTES: Final = 512 * 2**20
+"""A share that names no memory is granted so much less than its part, or an eighth less, where that is not free."""
 NEAR_MEMORY: Final = "memory?"
 """Too little free memory as rounded, but the exact amount may do."""
 
 
 def model_verdict(model: Model, ask: Ask) -> str:
     """Why no device of the model can ever hold the request; empty if it could."""
+    if model.mig_profile:
+        return _instance_verdict(model, ask)
+    if ask.mig:
+        return "not_mig"
     if ask.models and not globs.matches_any(model.name.lower(), ask.models):
         return "model"
+    return _others(model, ask)
+
+
+def _instance_verdict(model: Model, ask: Ask) -> str:
+    if not ask.mig and not ask.mig_models:
+        return "mig"
+    if ask.mig and not globs.matches_any(model.mig_profile.lower(), ask.mig):
+        return "mig_profile"
+    # A glob that names no profile lets an instance in only where `mig` says what is meant.
+    models = ask.models if ask.mig else ask.mig_models
+    name = model.name.lower()
+    named = (name, f"{name} mig {model.mig_profile.lower()}")
+    if models and not any(globs.matches_any(text, models) for text in named):
+        return "model"
+    return _others(model, ask)
+
+
+def _others(model: Model, ask: Ask) -> str:
     if ask.vendors and model.vendor.lower() not in ask.vendors:
         return "vendor"
     if model.compute_capability < ask.min_compute_capability:
@@ -38,22 +62,28 @@ def device_verdict(device: DeviceState, ask: Ask) -> str:
     """Why a device can not be used; empty if it can."""
     if device.blocked & MIG_PARENT:
         return "mig_parent"
-    if not (ask.any_model or model_allowed(device.model, ask)):
+    if not model_allowed(device.model, ask):
         return model_verdict(device.model, ask)
     if device.blocked:
         return next(name for bit, name in BLOCKS.items() if device.blocked & bit)
     if ask.whole:
         if device.leased:
             return "leased"
-        if device.share_free < WHOLE_MILLI:
+        if device.share < WHOLE_SHARE:
             return "reserved"
-    elif device.share_free < ask.share_milli:
+    elif device.share < ask.share:
         return "share"
+    elif not ask.gpu_memory_bytes and not has_part(device, ask.share):
+        return "memory"
     if device.memory_free < ask.gpu_memory_bytes:
         if device.rounded and ask.gpu_memory_bytes < device.memory_free + ROUNDED_OFF_BYTES:
-            return NEAR_MEMORY
+            return _in_use(device, ask) or NEAR_MEMORY
         return "memory"
-    return ""
+    return _in_use(device, ask)
+
+
+def _in_use(device: DeviceState, ask: Ask) -> str:
+    return "in_use" if ask.whole and device.in_use and not ask.allow_in_use else ""
 
 
 def verdict_of(device: DeviceState, ask: Ask) -> str:
@@ -70,25 +100,31 @@ def verdict_of(device: DeviceState, ask: Ask) -> str:
 def candidates(state: HostState, ask: Ask) -> list[int]:
     """Places of the devices that could be used: those without a verdict, found without wording one."""
     found: list[int] = []
-    memory, share = ask.gpu_memory_bytes, ask.share_milli
-    if ask.whole:
+    memory, share = ask.gpu_memory_bytes, ask.share
+    if not ask.plain:
         for device, places in state.kinds:
-            if (
-                device.share_free == WHOLE_MILLI
-                and device.memory_free >= memory
-                and not device.leased
-                and (ask.any_model or model_allowed(device.model, ask))
-            ):
+            if not verdict_of(device, ask):
+                found += places
+    elif ask.whole:
+        for device, places in state.kinds:
+            if device.idle and device.memory_free >= memory and (ask.any_model or model_allowed(device.model, ask)):
                 found += places
     else:
         for device, places in state.kinds:
             if (
-                device.share_free >= share
-                and device.memory_free >= memory
+                device.open_share >= share
+                and (device.memory_free >= memory if memory else has_part(device, share))
                 and (ask.any_model or model_allowed(device.model, ask))
             ):
                 found += places
     return found
+
+
+def has_part(device: DeviceState, share: int) -> bool:
+    """Whether a share can have its part of the device's memory, but for what the driver or a small stranger takes."""
+    part = device.memory_most * share // WHOLE_SHARE
+    free = device.memory_free + ROUNDED_OFF_BYTES if device.rounded else device.memory_free
+    return free >= part - min(PART_SLACK_BYTES, part // 8)
 
 
 def model_allowed(model: Model, ask: Ask) -> bool:
@@ -105,7 +141,7 @@ def excluded(state: HostState, ask: Ask) -> bool:
         state.cpus_free < ask.cpus_milli
         or state.memory_free < ask.host_memory_bytes
         or state.blocked != 0
-        or (state.whole_free < ask.gpus if ask.whole else state.share_most < ask.share_milli)
+        or not ((state.whole_free >= ask.gpus if ask.whole else state.share_most >= ask.share) if ask.plain else True)
     )
 
 

@@ -8,7 +8,7 @@ from ...schemas.requests import Placement, Reason, Rejection, RejectionCode
 from ...schemas.units import format_bytes
 from ..fleet.fleet import Fleet
 from ..fleet.reserved import owners_of
-from ..fleet.state import Ask, HostState
+from ..fleet.state import WHOLE_SHARE, Ask, HostState
 from .feasible import NEAR_MEMORY, candidates, capacity
 from .room import Room, allowed, room_for
 
@@ -59,7 +59,7 @@ def words(code: str, tally: Room, ask: Ask) -> str:
     if code == "memory":
         return f"too little free memory (largest {format_bytes(near)})"
     if code == "share":
-        return f"too little free share (largest {near / 1000:g})"
+        return f"too little free share (largest {near / WHOLE_SHARE:g})"
     if code == "compute_capability":
         wanted = ".".join(map(str, ask.min_compute_capability))
         return f"compute capability below {wanted} (highest {int(near) // 1000}.{int(near) % 1000})"
@@ -87,6 +87,10 @@ WORDS: Final = {
     "host_lost": "on lost hosts",
     "reserved": "reserved for requests that have waited longer",
     "leased": "leased",
+    "in_use": "in use by others without a lease",
+    "mig": "MIG instances",
+    "mig_profile": "MIG instances of another profile",
+    "not_mig": "whole, not MIG instances",
     "host": "on hosts that the request does not allow",
 }
 
@@ -116,13 +120,19 @@ def _nearest(tally: Room, ask: Ask, fits: bool) -> str:
     if memory:
         return f"ask for at most {format_bytes(memory)} of device memory"
     if tally.most("share"):
-        return f"ask for a share of at most {tally.most('share') / 1000:g}"
+        return f"ask for a share of at most {tally.most('share') / WHOLE_SHARE:g}"
     if tally.most("cpus"):
         return f"ask for at most {tally.most('cpus') / 1000:g} cores"
     if tally.most("host_memory"):
         return f"ask for at most {format_bytes(tally.most('host_memory'))} of RAM"
+    if "in_use" in tally.devices and fits:
+        return "ask with allow_in_use (--allow-in-use) to be given devices that others use, or wait for them to end"
     if "leased" in tally.devices and fits:
         return "wait for a lease to end (wait_seconds)"
+    if "mig" in tally.devices and ask.gpus <= 1:
+        return "ask with mig (--mig) for a MIG instance"
+    if "mig" in tally.devices:
+        return "ask with mig (--mig) for MIG instances, one in each request"
     return ""
 
 

@@ -16,7 +16,7 @@ from ...schemas.requests import Placement
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet, Host
 from ..fleet.reserved import Reservation
-from ..fleet.state import UNLIMITED, WHOLE_MILLI, Ask, HostState
+from ..fleet.state import UNLIMITED, Ask, HostState
 from .feasible import candidates, capacity, device_verdict
 from .room import allowed
 
@@ -104,7 +104,7 @@ def _reservation(owner: str, ask: Ask, offers: Iterable[_Offer]) -> Reservation:
     busy = 0
     for offer in offers:
         memory = 0 if ask.whole else ask.gpu_memory_bytes
-        devices += [(unit.device.uuid, ask.share_milli, memory) for unit in offer.units]
+        devices += [(unit.device.uuid, ask.share, memory) for unit in offer.units]
         hosts.append((offer.name, offer.part.cpus_milli, offer.part.host_memory_bytes))
         busy += offer.busy
     return Reservation(owner, tuple(devices), tuple(hosts), busy)
@@ -249,12 +249,12 @@ class _Look:
     def _until_share(self, device: Device) -> tuple[str, ...]:
         """The leases that must end until a part of a device is free, those that end first."""
         ask, kept = self.ask, self.fleet.reserved.get(device.uuid)
-        share, memory = WHOLE_MILLI - device.share_held, device.memory_free
+        share, memory = device.share_left, device.memory_free
         if kept is not None:
             share, memory = share - kept.amount, memory - kept.memory
         found: list[str] = []
         for lease in sorted(device.holders, key=lambda lease: (self.ends(lease), lease)):
-            if share >= ask.share_milli and memory >= ask.gpu_memory_bytes:
+            if share >= ask.share and memory >= ask.gpu_memory_bytes:
                 break
             found.append(lease)
             share += device.holders[lease][0]

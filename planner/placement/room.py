@@ -107,7 +107,7 @@ class Room:
             if verdict:
                 self._reason(verdict, count, near_device(verdict, device))
         for state, group in index.classes.items():
-            if not state.whole_free if ask.whole else state.share_most < ask.share_milli:
+            if ask.plain and (not state.whole_free if ask.whole else state.share_most < ask.share):
                 continue
             usable = len(candidates(state, ask))
             if usable:
@@ -189,7 +189,7 @@ def near_device(verdict: str, device: DeviceState) -> int:
     if verdict in ("memory", NEAR_MEMORY):
         return device.memory_free
     if verdict == "share":
-        return device.share_free
+        return device.share
     if verdict == "compute_capability":
         major, minor = device.model.compute_capability
         return major * 1000 + minor

@@ -32,7 +32,7 @@ def select(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
 
 
 def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
-    if policy.search is not None and not ask.filtered:
+    if policy.search is not None and ask.plain and not ask.filtered:
         best = None if ask.gpus > fleet.largest_host else policy.search.best(fleet, ask)
         if best is None:
             return None
@@ -97,7 +97,7 @@ def _take(policy: Policy, ask: Ask, host: Host, ranked: Ranking) -> Pick:
 
 def _top(fleet: Fleet, policy: Policy, ask: Ask, count: int, without: Set[str]) -> list[Pick]:
     """The best hosts for an ask, each with its devices; at most so many."""
-    if policy.search is not None and not ask.filtered:
+    if policy.search is not None and ask.plain and not ask.filtered:
         found = policy.search.top(fleet, ask, count, without)
         return [picked(fleet.hosts[name], fleet.hosts[name].state, ask, choice) for name, choice in found]
     ranked = ranking(fleet, policy, ask)
@@ -118,7 +118,7 @@ def _fewest(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
     picks: list[Pick] = []
     taken: set[str] = set()
     left = ask.gpus
-    search = None if ask.filtered else policy.search
+    search = None if ask.filtered or not ask.plain else policy.search
     held = min(ask.gpus, fleet.largest_host)
     while held > 0:
         if search is not None:

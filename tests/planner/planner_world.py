@@ -172,7 +172,7 @@ def inventories(draw: st.DrawFn, hosts: int = 5, devices: int = 5) -> list[Inven
 
 @st.composite
 def requests(draw: st.DrawFn, policies: Sequence[str] = ("best-fit",)) -> WorkRequest:
-    share = draw(st.sampled_from([None, None, 0.1, 0.25, 0.333, 0.5, 1.0]))
+    share = draw(st.sampled_from([None, None, 0.1, 0.25, 1 / 3, 0.5, 1.0]))
     gpus = 1 if share is not None else draw(st.integers(0, 7))
     return WorkRequest(
         owner="me",
@@ -188,4 +188,5 @@ def requests(draw: st.DrawFn, policies: Sequence[str] = ("best-fit",)) -> WorkRe
         min_compute_capability=draw(st.sampled_from([None, None, "8.0"])),
         placement=draw(st.sampled_from(list(Placement))),
         policy=draw(st.sampled_from(list(policies))),
+        allow_in_use=draw(st.sampled_from([False, False, True])),
     )

@@ -254,12 +254,15 @@ def test_strangers_memory_counts_and_a_leases_own_does_not() -> None:
     # A lease that takes more than it was granted takes it from what is free.
     fold.apply(fleet, processes("h0", NOW + 2, [("GPU-h0-0", "l1", 36 * GIB)]), NOW + 2)
     assert device.memory_free == 44 * GIB
-    # Where the driver hides one process's memory, the sum is all that is left to go by.
+    # Where the driver hides a stranger's memory, it is what the lease's processes do not explain of the sum.
     fold.apply(fleet, processes("h0", NOW + 3, [("GPU-h0-0", "l1", 28 * GIB), ("GPU-h0-0", "", None)]), NOW + 3)
-    assert device.memory_free == 45 * GIB
+    assert device.memory_free == 43 * GIB
+    # What was sampled before a release does not count, but for what was a stranger's.
     fold.free(fleet, "l1")
-    assert device.memory_free == 45 * GIB
+    assert device.memory_free == 73 * GIB
     assert device.share_free == 1000
+    fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW + 4, used=[35 * GIB]), NOW + 4)
+    assert device.memory_free == 45 * GIB
 
 
 @pytest.mark.parametrize("severity", [Severity.RESET, Severity.HARDWARE])
@@ -304,9 +307,8 @@ def test_mig_parents_take_no_work_and_instances_do() -> None:
         for n in (1, 2)
     ]
     fleet = fleet_of(msgspec.structs.replace(plain, devices=[parent, *parts]))
-    grants = placed(ask(fleet, gpus=2)).grants
-    assert [grant.device for grant in grants] == ["MIG-1", "MIG-2"]
-    refused = ask(fleet, gpu_memory_bytes=20 * GIB)
+    assert placed(ask(fleet, mig=True)).grants[0].device == "MIG-1"
+    refused = ask(fleet, mig="*g.10gb", gpu_memory_bytes=20 * GIB)
     assert isinstance(refused, Rejection)
     assert "1 split into MIG instances" in refused.message
     assert "largest 10.0 GiB" in refused.message

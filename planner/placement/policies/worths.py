@@ -137,7 +137,7 @@ class Worths:
             model, gap = device.model, _gap(device)
             prices = self.prices.worth(model)
             number = self.models.setdefault(model, len(self.models))
-            whole = device.share_free == WHOLE_MILLI and not device.leased
+            whole = device.idle
             trouble = STRAIN_MILLI * strain(device)
             found = self._traits[device] = Traits(model, number, whole, gap, prices.gaps[gap], trouble, prices)
         return found

@@ -1,0 +1,277 @@
+"""Who uses a device beside its leases: memory that no lease explains, processes and load of strangers.
+
+The driver says how much memory is used, and most often by which processes. What no lease explains is foreign:
+
+- Where every lease on the device has processes in the list, they explain what they use, up to what was granted.
+- A lease of which the list says nothing (it is hidden, can't be read, or there is none) explains as much as it was
+  granted; but what was foreign before the lease stays so as long as the driver counts so much as used.
+- Between two lists a lease may grow up to what it was granted.
+
+A device is in use where that is more than the driver itself takes, or a process without a lease computes on it, or it
+is busy though nobody holds it, or a lease ended there that nobody has released and it was not seen idle since.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from ...schemas.units import format_bytes
+
+IDLE_MEMORY_BYTES: Final = 512 * 2**20
+"""Used on a device where nobody works: drivers take 0 to 20 MiB (NVIDIA, reserved memory apart), an MPS server 30,
+amdgpu some 300."""
+IDLE_MEMORY_FRACTION: Final = 1 / 16
+"""Of a small device, or a small MIG instance, less is let pass: a CUDA context alone takes 300 MiB and more."""
+UNRESERVED_FRACTION: Final = 1 / 32
+"""Drivers that do not tell reserved memory apart (before R510) count it as used."""
+SERVICES_MEMORY_BYTES: Final = 2**30
+"""Of a display server and other services for whoever uses the device."""
+IDLE_UTILIZATION_PERCENT: Final = 5.0
+BUSY_SAMPLES: Final = 2
+"""A device is busy when so many samples in a row say so: the driver's own start shows up in single ones."""
+SETTLE_SECONDS: Final = 2.0
+"""Utilization is an average over the last second or so: what a lease did before its release is still in it."""
+_RELEASES_KEPT: Final = 64
+UNIDENTIFIED: Final = "?"
+"""In place of the lease of a process of which nobody can tell whose it is: a lease's, while there is one."""
+
+
+class Listed(NamedTuple):
+    """A process on the device.
+
+    Attributes:
+        lease: that it works under; empty if none.
+        memory_bytes: None where it is hidden.
+        service: it serves whoever uses the device, and is no work of its own.
+    """
+
+    lease: str
+    memory_bytes: int | None
+    service: bool
+
+
+class Occupancy:
+    """The use of one device, or of several compute instances that share their memory.
+
+    Attributes:
+        foreign: bytes that no lease explains.
+        covering: what leases were granted of the memory, by lease.
+        granted: the sum of it.
+    """
+
+    __slots__ = (
+        "_base",
+        "_busy",
+        "_counts",
+        "_doubt",
+        "_doubt_at",
+        "_freed_at",
+        "_hidden",
+        "_listed",
+        "_listed_at",
+        "_read_at",
+        "_readable",
+        "_released",
+        "_reserved_told",
+        "_services",
+        "_used",
+        "covering",
+        "foreign",
+        "granted",
+    )
+
+    def __init__(self) -> None:
+        self.foreign = 0
+        self.covering: Mapping[str, int] = {}
+        self.granted = 0
+        self._used: int | None = None
+        self._read_at = -math.inf
+        self._reserved_told = True
+        self._busy = 0
+        self._listed: dict[str, int] | None = None
+        """Memory by lease, empty text for none; None where no list is known."""
+        self._hidden: set[str] = set()
+        self._counts: dict[str, int] = {}
+        self._services = 0
+        self._readable = True
+        self._listed_at = -math.inf
+        self._base = 0
+        """Foreign memory before the first of the leases that are there now."""
+        self._freed_at = -math.inf
+        self._released: dict[str, float] = {}
+        self._doubt = ""
+        self._doubt_at = -math.inf
+
+    @property
+    def settled(self) -> bool:
+        """Whether another sample that says the same changes nothing."""
+        return not self._doubt and self._busy in (0, BUSY_SAMPLES)
+
+    def hold(self, covering: Mapping[str, int], since: float = math.inf) -> None:
+        """What leases were granted of the memory now.
+
+        Args:
+            covering: by lease.
+            since: when the newest of them was granted, seconds since the epoch; samples that were read later hold what
+                it uses.
+        """
+        if not self.covering and covering:
+            self._base = self.foreign
+        self.covering = covering
+        self.granted = sum(covering.values())
+        if since < self._read_at:
+            self.foreign = 0
+            self._recount()
+
+    def end(self, lease: str, covering: Mapping[str, int], at: float, doubt: str) -> None:
+        """A lease ended.
+
+        Args:
+            lease: which.
+            covering: what is left, as in `hold`.
+            at: when, seconds since the epoch.
+            doubt: why what it ran may still be there; empty where its holder has released it.
+        """
+        held = self.covering.get(lease, 0)
+        self.covering = covering
+        self.granted = sum(covering.values())
+        if doubt:
+            self._doubt, self._doubt_at = doubt, at
+            if self._used is not None:
+                self.foreign = max(self.foreign, self._used - self.granted)
+            return
+        # What was read before is of the time when it held the device, and does not count.
+        self._freed_at = max(self._freed_at, at)
+        self._released[lease] = at
+        if len(self._released) > _RELEASES_KEPT:
+            del self._released[next(iter(self._released))]
+        used = self._listed.pop(lease, 0) if self._listed is not None else 0
+        self._hidden.discard(lease)
+        self._counts.pop(lease, None)
+        if not covering:
+            self._counts.pop(UNIDENTIFIED, None)
+            self._hidden.discard(UNIDENTIFIED)
+        self._busy = 0
+        self.foreign = max(0, self.foreign - max(0, used - held))
+        if not covering and not self._counts:
+            self.foreign = min(self.foreign, self._base)
+
+    def sample(
+        self, used: int | None, utilization: float | None, read_at: float, *, known: bool, reserved_told: bool
+    ) -> None:
+        """Take a reading.
+
+        Args:
+            used: bytes by the driver's account; None where it does not say.
+            utilization: percent; None likewise.
+            read_at: when, seconds since the epoch.
+            known: whether lists of processes still come.
+            reserved_told: whether the driver tells reserved memory apart from used.
+        """
+        if not known and self._listed is not None:
+            self._listed, self._listed_at = None, -math.inf
+            self._hidden, self._counts, self._services = set(), {}, 0
+        if read_at <= self._freed_at:
+            return
+        self._used, self._read_at, self._reserved_told = used, read_at, reserved_told
+        if used is not None:
+            self.foreign = min(max(self.foreign, used - self.granted), used)
+        if utilization is not None and utilization > IDLE_UTILIZATION_PERCENT and not self.covering:
+            if read_at > self._freed_at + SETTLE_SECONDS:
+                self._busy = min(self._busy + 1, BUSY_SAMPLES)
+        else:
+            self._busy = 0
+
+    def processes(self, found: Iterable[Listed], read_at: float, readable: bool) -> None:
+        """Take over a list of processes.
+
+        Args:
+            found: the processes.
+            read_at: when they were listed, seconds since the epoch.
+            readable: whether it is all of them.
+        """
+        listed: dict[str, int] = {}
+        hidden: set[str] = set()
+        counts: dict[str, int] = {}
+        services = 0
+        for lease, memory, service in found:
+            if read_at <= self._released.get(lease, -math.inf):
+                continue
+            if service and lease not in self.covering:
+                services += memory or 0
+            else:
+                counts[lease] = counts.get(lease, 0) + 1
+            if memory is None:
+                hidden.add(lease)
+            else:
+                listed[lease] = listed.get(lease, 0) + memory
+        self._released = {lease: at for lease, at in self._released.items() if at >= read_at}
+        self._listed, self._hidden, self._counts, self._services = listed, hidden, counts, services
+        self._readable, self._listed_at = readable, read_at
+        self._recount()
+
+    def _listed_foreign(self) -> int:
+        foreign = 0
+        for lease, memory in (self._listed or {}).items():
+            foreign += memory if (held := self.covering.get(lease)) is None else max(0, memory - held)
+        return foreign
+
+    def _recount(self) -> None:
+        """Foreign memory by the newest list and sample."""
+        used, listed = self._used, self._listed
+        if listed is None:
+            if used is not None:
+                self.foreign = max(0, used - self.granted)
+            return
+        beyond = self._listed_foreign()
+        if used is None or self._read_at <= self._freed_at:
+            self.foreign = beyond
+            return
+        silent = not self._readable or not (listed or self._hidden)
+        explained = unsaid = 0
+        for lease, held in self.covering.items():
+            if lease in self._hidden or (silent and lease not in listed):
+                unsaid += held
+            else:
+                explained += min(listed.get(lease, 0), held)
+        foreign = max(beyond, used - explained - unsaid)
+        if unsaid:
+            foreign = max(foreign, min(self.foreign, used - explained))
+        self.foreign = foreign
+
+    def why_in_use(self, total_bytes: int) -> str:
+        """By what the device is in use, in words; empty where it is idle.
+
+        Args:
+            total_bytes: of the device's memory; 0 if unknown.
+        """
+        counts = self._counts.items()
+        strangers = sum(
+            count
+            for lease, count in counts
+            if lease not in self.covering and not (lease == UNIDENTIFIED and self.covering)
+        )
+        if strangers:
+            what = "a process" if strangers == 1 else f"{strangers} processes"
+            why = f"{what} without a lease"
+        elif self.foreign - min(self._services, SERVICES_MEMORY_BYTES) > self._pass(total_bytes):
+            why = f"{format_bytes(self.foreign)} that no lease explains"
+        elif self._busy >= BUSY_SAMPLES:
+            why = "busy without a lease"
+        else:
+            if self._doubt and self._seen_since(self._doubt_at):
+                self._doubt = ""
+            return self._doubt
+        return why
+
+    def _seen_since(self, at: float) -> bool:
+        """Whether it was seen since a time, by all that tell of it."""
+        return self._read_at > at and not self._busy and (self._listed is None or self._listed_at > at)
+
+    def _pass(self, total_bytes: int) -> float:
+        if not total_bytes:
+            return IDLE_MEMORY_BYTES
+        least = min(IDLE_MEMORY_BYTES, total_bytes * IDLE_MEMORY_FRACTION)
+        return least if self._reserved_told else least + total_bytes * UNRESERVED_FRACTION
