@@ -237,6 +237,7 @@ class Agent:
                 time_ns=reading.time_ns,
                 processes=processes,
                 identified=self.identifies_processes,
+                unreadable=list(reading.unreadable),
             )
             self._put(bus.processes_subject(host), batch, sequence=batch.sequence)
 

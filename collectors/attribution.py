@@ -11,15 +11,13 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..schemas import holders
 from ..schemas.requests import Grant, Lease
 from ..schemas.telemetry import AttributionKind, ProcessSample, Severity
 from ..schemas.units import format_bytes
 
 GRACE_SECONDS: Final = 30.0
 """What is seen for less is not told: a job that starts, or one that still winds down after its release."""
-
-SERVERS: Final = frozenset({"nvidia-cuda-mps-server", "nvidia-persistenced", "nv-hostengine", "dcgm-exporter"})
-"""Programs of the driver's maker that serve a device's users and hold no lease of their own."""
 
 Ancestry = Mapping[int, Sequence[str]]
 """The names of a process and its ancestors, nearest first (`schemas/holders.py`), by its id."""
@@ -193,7 +191,7 @@ def _without(
 
 def is_service(process: ProcessSample) -> bool:
     """Whether a process serves whoever uses the device: a desktop, or a daemon of the driver."""
-    return process.kind == "graphics" or process.name in SERVERS
+    return holders.is_service(process.name, process.kind)
 
 
 class Watched(Struct, frozen=True, kw_only=True):

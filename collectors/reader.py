@@ -35,12 +35,14 @@ class Reading(Struct, frozen=True, kw_only=True):
         inventory: the hosts that are new or have changed, or all of them where they are due; None otherwise.
         processes: of each host, with the time in nanoseconds; None where they are not due.
         ancestry: of these processes, where the source can look (`HostSource`).
+        unreadable: devices whose processes can't be listed, or not all of them.
         time_ns: when it was read.
     """
 
     ticks: Sequence[Tick] = ()
     inventory: Sequence[Inventory] | None = None
     processes: dict[str, list[ProcessSample]] | None = None
+    unreadable: Sequence[str] = ()
     ancestry: dict[int, list[str]] = {}
     time_ns: int = 0
 
@@ -222,10 +224,12 @@ class Reader:
             if any(tick.host not in self._known for tick in ticks):
                 inventory = [*(inventory or ()), *self._inventory(everything=False)]
             processes = None
+            unreadable: tuple[str, ...] = ()
             ancestry: dict[int, list[str]] = {}
             if self.processes_seconds > 0 and now >= processes_due:
                 processes_due = max(processes_due + self.processes_seconds, now)
                 processes = self.source.processes()
+                unreadable = tuple(getattr(self.source, "unreadable", ()))
                 if isinstance(self.source, HostSource):
                     pids = {process.pid for found in processes.values() for process in found}
                     ancestry = self.source.ancestry(pids)
@@ -238,7 +242,14 @@ class Reader:
             with self._durations_lock:
                 self._durations.append(time.monotonic() - now)
             self._held.append(
-                Reading(ticks=ticks, inventory=inventory, processes=processes, ancestry=ancestry, time_ns=time_ns)
+                Reading(
+                    ticks=ticks,
+                    inventory=inventory,
+                    processes=processes,
+                    unreadable=unreadable,
+                    ancestry=ancestry,
+                    time_ns=time_ns,
+                )
             )
             if len(self._held) >= self._per_delivery or inventory:
                 self._hand_over()

@@ -135,14 +135,17 @@ def topology(library: AmdLibrary, devices: list[Found]) -> list[list[Link]]:
     return kinds
 
 
-def processes(library: AmdLibrary, device: Found, table: proc.ProcessTable) -> list[ProcessSample]:
-    """The processes on a device.
+def processes(library: AmdLibrary, device: Found, table: proc.ProcessTable) -> list[ProcessSample] | None:
+    """The processes on a device; None where they can't be listed.
 
     Raises:
         AmdFailure: the driver is gone.
     """
     found: list[ProcessSample] = []
-    for process in _running(library, device.handle):
+    listed = _running(library, device.handle)
+    if listed is None:
+        return None
+    for process in listed:
         pid = int(process["pid"])
         facts = table.facts(pid)
         vram = process.get("memory_usage", {}).get("vram_mem") or process.get("mem")
@@ -168,13 +171,13 @@ def processes(library: AmdLibrary, device: Found, table: proc.ProcessTable) -> l
     return found
 
 
-def _running(library: AmdLibrary, handle: Any) -> list[dict[str, Any]]:
+def _running(library: AmdLibrary, handle: Any) -> list[dict[str, Any]] | None:
     try:
         return library.call("amdsmi_get_gpu_process_list", handle)
     except AmdFailure as failure:
         if failure.code in DRIVER_GONE:
             raise
-        return library.processes(handle) if failure.code is None else []
+        return library.processes(handle) if failure.code is None else None
 
 
 def _words(value: Any) -> str:

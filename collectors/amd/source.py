@@ -88,6 +88,8 @@ class AmdSource:
         self._errors_before = 0
         self._events: AmdEventThread | None = None
         self._columns = TickColumns()
+        self.unreadable: list[str] = []
+        """Devices whose processes the last `processes` could not list."""
 
     @property
     def read_errors(self) -> int:
@@ -177,9 +179,11 @@ class AmdSource:
         """See `Source.processes`."""
         library = self._opened()
         try:
-            return {self.host: [p for d in self._devices for p in processes(library, d.found, self._table)]}
+            listed = {d.found.info.uuid: processes(library, d.found, self._table) for d in self._devices}
         except AmdFailure as failure:
             raise SourceUnavailable(str(failure)) from failure
+        self.unreadable = [uuid for uuid, found in listed.items() if found is None]
+        return {self.host: [process for found in listed.values() for process in found or ()]}
 
     def ancestry(self, pids: Iterable[int]) -> dict[int, list[str]]:
         """See `HostSource.ancestry`."""

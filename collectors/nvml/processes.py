@@ -20,6 +20,8 @@ _KINDS: Final = (
     ("nvmlDeviceGetMPSComputeRunningProcesses", "compute"),
     ("nvmlDeviceGetGraphicsRunningProcesses", "graphics"),
 )
+_FAILED: Final[list[Any]] = []
+"""In place of a list that could not be read, for now."""
 _UTILIZATION: Final = ("nvmlDeviceGetProcessesUtilizationInfo", "nvmlDeviceGetProcessUtilization")
 
 
@@ -44,6 +46,8 @@ class ProcessReader:
         self._refused: dict[tuple[str, str], Retry] = {}
         self._seen: dict[str, int] = {}
         self.errors = 0
+        self.unreadable: list[str] = []
+        """Devices whose processes the last `read` could not list, or not all of them."""
 
     def read(self, devices: list[Found]) -> list[ProcessSample]:
         """The processes on these devices. Those of a split device are those of its instances.
@@ -54,6 +58,7 @@ class ProcessReader:
             NvmlFailure: the driver is gone.
         """
         found: list[ProcessSample] = []
+        self.unreadable = []
         for device in devices:
             if device.info.mig_enabled:
                 continue
@@ -70,6 +75,8 @@ class ProcessReader:
         uses: dict[int, _Use] = {}
         for function, kind in _KINDS:
             running = self._ask(device, function, lambda name: self._running.read(name, device.handle))
+            if (running is None and kind == "compute" and "MPS" not in function) or running is _FAILED:
+                self.unreadable.append(device.info.uuid)
             for process in running or ():
                 use = uses.setdefault(process.pid, _Use(kind))
                 if use.kind != kind:
@@ -126,6 +133,7 @@ class ProcessReader:
             # No process has run since the last look: "not found", and in some versions "success".
             if failure.code not in (NOT_FOUND, SUCCESS):
                 self.errors += 1
+                return _FAILED
             return ()
 
     def _sample(self, uuid: str, pid: int, use: _Use) -> ProcessSample:

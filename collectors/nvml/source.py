@@ -87,6 +87,11 @@ class NvmlSource:
         processes = self._processes.errors if self._processes is not None else 0
         return self._errors_before + processes + sum(device.plan.errors for device in self._devices)
 
+    @property
+    def unreadable(self) -> Sequence[str]:
+        """Devices whose processes can't be listed, or not all of them."""
+        return self._processes.unreadable if self._processes is not None else ()
+
     # -- the protocol
 
     def open(self, emit: Emit) -> None:
