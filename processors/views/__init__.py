@@ -25,10 +25,10 @@ NAMES: Final = (
     "throttling",
     "device_health",
     "memory_right_sizing",
+    "processes_now",
     "devices_now",
     "stranded_capacity",
     "lease_violations",
-    "processes_now",
 )
 """In the order that they build on each other."""
 

@@ -12,6 +12,8 @@
 -- power_watts: mean.
 -- owner: of the active lease; several by comma.
 -- lease_id: likewise.
+-- in_use: somebody without a lease uses it: a process without one, or, where nobody holds it, load, or more memory than
+--   drivers take (512 MiB, a sixteenth of a small device); of a board that is split, its MIG instances tell.
 WITH behind AS (
     SELECT host, to_seconds(offset_seconds) AS clock FROM host_clocks WHERE until IS NULL AND offset_seconds < 0
 ), newest AS (
@@ -30,9 +32,17 @@ WITH behind AS (
     SELECT host, device, string_agg(DISTINCT owner, ', ' ORDER BY owner) AS owner,
         string_agg(lease_id, ', ' ORDER BY lease_id) AS lease_id
     FROM lease_spans WHERE state = 'active' AND ended >= now() GROUP BY host, device
+), strangers AS (
+    SELECT DISTINCT host, device FROM processes_now
+    WHERE concern IN ('no lease', 'lease has ended', 'not a device of its lease')
 )
 SELECT n.host, d.index, n.device, d.name AS model, n.time, n.gpu_utilization_percent, n.memory_used_bytes,
-    n.memory_total_bytes, n.temperature_celsius, n.power_watts, h.owner, h.lease_id
+    n.memory_total_bytes, n.temperature_celsius, n.power_watts, h.owner, h.lease_id,
+    NOT coalesce(d.mig_enabled, false) AND (s.device IS NOT NULL OR (h.lease_id IS NULL AND (
+        coalesce(n.memory_used_bytes > least(512 * 2**20, n.memory_total_bytes / 16), false)
+        OR coalesce(n.gpu_utilization_percent > 5, false)
+    ))) AS in_use
 FROM newest n LEFT JOIN devices d USING (device) LEFT JOIN held h ON h.host = n.host AND h.device = n.device
+LEFT JOIN strangers s ON s.host = n.host AND s.device = n.device
 -- A device is on one host: what another one says of it does not count.
 WHERE d.host IS NULL OR d.host = n.host

@@ -3,14 +3,14 @@
 -- devices: with samples in it.
 -- gpu_utilization_percent: mean over all samples.
 -- busy_devices: whose mean was 5% or more.
--- leased_devices: devices' worth of leases, as a mean over the hour.
--- memory_used_percent: mean used of the memory there is.
+-- leased_devices: whole boards' worth of leases, as a mean over the hour.
+-- memory_used_percent: mean used of the memory there is; a board that is split counts once, its MIG instances do not.
 -- power_watts: of all devices together, mean.
 -- energy_kwh: of all devices; from the energy counters, or from power where there are none.
 -- temperature_celsius_max: the hottest sample.
 WITH leased AS (
     -- Minutes of a lease that begins or ends within the hour count for what they are; whole hours for one.
-    SELECT epoch_us(b.time) // 3600000000 AS hour, sum(s.share * b.seconds) / 3600 AS devices
+    SELECT epoch_us(b.time) // 3600000000 AS hour, sum(s.gpus * b.seconds) / 3600 AS devices
     FROM lease_buckets b JOIN lease_spans s USING (lease_id, device) GROUP BY 1
 )
 SELECT r.time AS hour, count(*) AS devices,
@@ -18,12 +18,15 @@ SELECT r.time AS hour, count(*) AS devices,
         AS gpu_utilization_percent,
     count(*) FILTER (r.gpu_utilization_percent_mean >= 5) AS busy_devices,
     coalesce(any_value(l.devices), 0) AS leased_devices,
-    100 * sum(r.memory_used_bytes_mean) / sum(r.memory_total_bytes_last) AS memory_used_percent,
+    100 * sum(r.memory_used_bytes_mean) FILTER (NOT r.part) / sum(r.memory_total_bytes_last) FILTER (NOT r.part)
+        AS memory_used_percent,
     sum(r.power_watts_mean) AS power_watts,
     sum(coalesce(r.energy_millijoules_increase / 3.6e9, r.power_watts_mean * r.covered / 3.6e6)) AS energy_kwh,
     max(r.temperature_celsius_max) AS temperature_celsius_max
 FROM (
-    SELECT u.*, u.samples * coalesce(h.interval_seconds, 1) AS covered FROM rollup_1h u LEFT JOIN hosts h USING (host)
+    SELECT u.*, u.samples * coalesce(h.interval_seconds, 1) AS covered,
+        (u.host, u.device) IN (SELECT (host, device) FROM devices WHERE mig_parent IS NOT NULL) AS part
+    FROM rollup_1h u LEFT JOIN hosts h USING (host)
     -- A device that two hosts list is one device.
     WHERE NOT EXISTS (FROM device_conflicts c WHERE c.host = u.host AND c.device = u.device AND u.time >= c.since - INTERVAL 1 HOUR)
 ) r LEFT JOIN leased l ON l.hour = epoch_us(r.time) // 3600000000

@@ -6,7 +6,7 @@
 -- host: of the device.
 -- device: uuid.
 -- idle_hours: in all.
--- idle_gpu_hours: in all, times the share.
+-- idle_gpu_hours: in all, times the share, in whole boards.
 -- idle_percent: of the time held with samples.
 -- longest_idle_hours: the longest stretch without a break.
 -- idle_since: start of the stretch that lasts until the last minute known; null if it does not.
@@ -80,7 +80,7 @@ WITH spans AS MATERIALIZED (
     ) GROUP BY number
 )
 SELECT l.owner, l.name, l.lease_id, l.host, l.device, i.seconds / 3600 AS idle_hours,
-    l.share * i.seconds / 3600 AS idle_gpu_hours, 100 * i.seconds / i.known AS idle_percent,
+    l.gpus * i.seconds / 3600 AS idle_gpu_hours, 100 * i.seconds / i.known AS idle_percent,
     i.longest / 3600 AS longest_idle_hours,
     -- `greatest` would pass over a null.
     CASE WHEN i.since IS NOT NULL THEN greatest(make_timestamptz(i.since * 60000000), l.started) END AS idle_since,

@@ -9,7 +9,7 @@
 -- started: when it was granted.
 -- ended: when it ended; now for an active one.
 -- hours: held.
--- gpu_hours: held, times the share.
+-- gpu_hours: held, times the share, in whole boards: an hour of a MIG instance of one slice of seven is a seventh.
 -- energy_kwh: used meanwhile, times the share.
 -- gpu_utilization_percent_mean: over the samples of the time held; null without any.
 -- memory_used_bytes_peak: of the lease's own processes where they are known by lease, else of the whole device.
@@ -39,7 +39,7 @@ WITH own AS (
 )
 SELECT s.lease_id, s.owner, s.name, s.state, s.host, s.device, s.share, s.started, s.ended,
     greatest(epoch(s.ended) - epoch(s.started), 0) / 3600 AS hours,
-    s.share * greatest(epoch(s.ended) - epoch(s.started), 0) / 3600 AS gpu_hours,
+    s.gpus * greatest(epoch(s.ended) - epoch(s.started), 0) / 3600 AS gpu_hours,
     s.share * u.energy_kwh AS energy_kwh, u.mean AS gpu_utilization_percent_mean,
     coalesce(o.peak, u.peak)::BIGINT AS memory_used_bytes_peak, s.memory_granted_bytes
 FROM lease_spans s

@@ -10,8 +10,19 @@
 -- memory_granted_bytes: on the device; 0 where none was asked for.
 -- started: when it was granted.
 -- ended: when it ended.
+-- gpus: the share in whole boards: of a MIG instance times its compute slices over those of its board, so that 1g.10gb
+--   of an H100 is 1/7.
 SELECT l.lease_id, l.owner, l.name, l.state, d.host, d.device, coalesce(d.share, 1) AS share,
     d.memory_bytes AS memory_granted_bytes, l.granted_at AS started,
-    coalesce(l.ended_at, least(l.expires_at, now())) AS ended
+    coalesce(l.ended_at, least(l.expires_at, now())) AS ended,
+    coalesce(d.share, 1) * CASE WHEN p.slices IS NULL THEN 1
+        -- Boards with four slices (A30) have a quarter of their multiprocessors in each, those with seven an eighth.
+        ELSE least(1, p.slices / CASE WHEN p.sm_count / p.slices >= 0.2 * b.sm_count THEN 4 ELSE 7 END) END AS gpus
 FROM leases l JOIN lease_devices d USING (lease_id)
+LEFT JOIN (
+    SELECT device, host, mig_parent, sm_count,
+        greatest(coalesce(try_cast(regexp_extract(mig_profile, '([0-9]+)[cg][.]', 1) AS INTEGER), 1), 1) AS slices
+    FROM devices WHERE mig_parent IS NOT NULL
+) p ON p.device = d.device AND p.host = d.host
+LEFT JOIN devices b ON b.device = p.mig_parent AND b.host = p.host AND b.sm_count > 0
 WHERE d.device IS NOT NULL

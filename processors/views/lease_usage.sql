@@ -6,7 +6,7 @@
 -- started: when it was granted.
 -- ended: when it ended; now for an active one.
 -- devices: how many.
--- gpu_hours: held, times the share of each device.
+-- gpu_hours: held, times the share of each device, in whole boards.
 -- energy_kwh: used meanwhile.
 -- gpu_utilization_percent_mean: over all its devices and the time held.
 -- gpu_utilization_percent_p95: over all samples of its devices, within 0.5 (from the histograms of the rollups).

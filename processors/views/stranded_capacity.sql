@@ -26,7 +26,8 @@ WITH behind AS (
 ), state AS (
     SELECT d.host, d.device, d.name AS model, coalesce(n.memory_total_bytes, d.memory_bytes) AS total,
         n.memory_used_bytes AS used, n.time, coalesce(h.share, 0) AS share, coalesce(h.memory, 0) AS memory,
-        greatest(1 - coalesce(h.share, 0), 0) AS share_free,
+        -- Thirds are no whole numbers: what three of them leave is nothing.
+        CASE WHEN coalesce(h.share, 0) > 1 - 1e-6 THEN 0 ELSE 1 - coalesce(h.share, 0) END AS share_free,
         greatest(
             coalesce(n.memory_total_bytes, d.memory_bytes) - greatest(coalesce(h.memory, 0), coalesce(n.memory_used_bytes, 0)),
             0

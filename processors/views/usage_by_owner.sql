@@ -1,7 +1,7 @@
 -- question: Who used how much, and how much of it idle?
 -- owner: who.
 -- leases: how many.
--- gpu_hours: held.
+-- gpu_hours: held, in whole boards.
 -- idle_gpu_hours: of them, with the device below 5%.
 -- idle_percent: of the GPU-hours.
 -- energy_kwh: used.
