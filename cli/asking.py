@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Final, get_type_hints
 
 import typer
 
@@ -17,6 +18,7 @@ _DEVICES = "What to ask for"
 _WHERE = "Where"
 _HOW = "How long, and who"
 _ITEMS = "Work items"
+_PROFILE: Final = re.compile(r"[0-9*?\]]g")
 
 
 def _options(
@@ -51,6 +53,16 @@ def _options(
         str | None,
         typer.Option("--min-compute-capability", metavar="X.Y", help="Such as 8.0.", rich_help_panel=_DEVICES),
     ] = None,
+    mig: Annotated[
+        str | None,
+        typer.Option(
+            "--mig", metavar="[GLOB]", help="A MIG instance, or one of: 1g.10gb, '*g.20gb'.", rich_help_panel=_DEVICES
+        ),
+    ] = None,
+    allow_in_use: Annotated[
+        bool,
+        typer.Option("--allow-in-use", help="GPUs that others use without a lease, too.", rich_help_panel=_DEVICES),
+    ] = False,
     host: Annotated[
         list[str] | None,
         typer.Option("--host", metavar="GLOB", help="Only on such hosts. Repeatable.", rich_help_panel=_WHERE),
@@ -142,13 +154,26 @@ def request_fields(given: dict[str, Any]) -> RequestFields:
     """The client's keyword arguments from the values of the options; what was not given is left out."""
     fields: dict[str, Any] = {}
     for name, value in given.items():
-        if value is None or value == []:
+        if value is None or value == [] or value is False:
+            continue
+        if name == "mig":
+            fields[name] = _profile(value)
             continue
         if name in ("label", "host_label"):
             fields[f"{name}s"] = pairs(value, f"--{name.replace('_', '-')}")
         else:
             fields[_LISTS.get(name, name)] = value
     return fields  # pyright: ignore[reportReturnType]
+
+
+def _profile(text: str) -> bool | str:
+    if text in ("any", "*", "true"):
+        return True
+    if _PROFILE.search(text) is None:
+        raise CommandError(
+            f"--mig {text!r} is no profile: write it like 1g.10gb or '*g.20gb', or --mig=any before a command", USAGE
+        )
+    return text
 
 
 def pairs(values: list[str], option: str) -> dict[str, str]:

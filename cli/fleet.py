@@ -42,7 +42,7 @@ def devices(
 
     found = run(work())
     if free:
-        found = [one for one in found if one.usable and one.share_free > 0]
+        found = [one for one in found if one.usable and one.share_free > 0 and not one.in_use]
     if json:
         print_json(operations.Devices(devices=found))
     elif found:
@@ -77,7 +77,8 @@ def fleet(
     made.show_header = False
     rows = {
         "hosts": str(summary.hosts),
-        "devices": f"{summary.devices} ({summary.usable_devices} usable, {summary.leased_devices} leased)",
+        "devices": f"{summary.devices} ({summary.usable_devices} usable, {summary.leased_devices} leased, "
+        f"{summary.in_use_devices} in use without a lease)",
         "leases": f"{summary.active_leases} active, {summary.waiting_requests} waiting",
         "memory": f"{format_bytes(summary.memory_used_bytes)} used of {format_bytes(summary.memory_total_bytes)}, "
         f"{format_bytes(summary.memory_free_bytes)} to be had",

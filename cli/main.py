@@ -109,6 +109,20 @@ def _stub(name: str, entry: Entry) -> Any:
     return typer.core.TyperCommand(name, help=entry.summary, rich_help_panel=entry.panel)
 
 
+def spelled_out(arguments: list[str]) -> list[str]:
+    """The arguments with `--mig` alone as `--mig=any`: Typer has no options whose value may be left out.
+
+    What stands behind `--` is a command of the user's; so may be the rest where a command takes one without it.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if end == len(arguments) and any(COMMANDS[name].passes_arguments for name in arguments if name in COMMANDS):
+        return arguments
+    return [
+        "--mig=any" if text == "--mig" and at < end and (arguments[at + 1 :] or ["-"])[0].startswith("-") else text
+        for at, text in enumerate(arguments)
+    ]
+
+
 def load(name: str) -> Any:
     """Import a command and make it one of Typer's."""
     entry = COMMANDS[name]
@@ -223,7 +237,9 @@ def main(arguments: list[str] | None = None) -> None:
         if name.startswith("CORRAL_") and value.startswith("tcp://"):
             del os.environ[name]
     try:
-        ended = typer.main.get_command(app).main(arguments, prog_name="corral", standalone_mode=False)
+        ended = typer.main.get_command(app).main(
+            spelled_out(sys.argv[1:] if arguments is None else arguments), prog_name="corral", standalone_mode=False
+        )
     except KeyboardInterrupt:
         sys.exit(130)
     except typer.Abort:

@@ -61,6 +61,8 @@ def device_state(device: operations.DeviceStatus) -> Text:
     if device.usable:
         if device.leases:
             return Text("leased" if device.share_free <= 0 else f"{1 - device.share_free:.0%} leased", style="cyan")
+        if device.in_use:
+            return Text(f"in use: {device.in_use_reason}" if device.in_use_reason else "in use", style="magenta")
         return Text("throttled" if device.throttled else "free", style="yellow" if device.throttled else "green")
     why = device.drain_reason and f"drained: {device.drain_reason}"
     return Text(why or device.health or ", ".join(device.why_not) or "unusable", style="red")
@@ -105,7 +107,7 @@ def grants_table(grants: Iterable[requests.Grant]) -> Table:
             escape(grant.model),
             escape(grant.device),
             format_bytes(grant.memory_bytes) if grant.memory_bytes else "–",
-            f"{grant.share:.0%}" if grant.device else f"{grant.cpus:g} cpu",
+            (f"{grant.share:.0%}" + (", in use" if grant.in_use else "")) if grant.device else f"{grant.cpus:g} cpu",
             f"{grant.score:.3f}",
             " ".join(f"{name} {round(value, 2) + 0.0:.2f}" for name, value in grant.score_parts.items()),
         ]

@@ -79,6 +79,8 @@ def summary_line(seen: Look, past: Any = ()) -> Text:
     line.append(f"{fleet.devices} GPUs", "bold").append(f" on {fleet.hosts} hosts")
     unusable = fleet.devices - fleet.usable_devices
     line.append(f" · {fleet.leased_devices} leased")
+    if fleet.in_use_devices:
+        line.append(f" · {fleet.in_use_devices} in use without a lease", "magenta")
     if unusable:
         line.append(f" · {unusable} unusable", "red")
     if fleet.utilization_percent_mean is not None:

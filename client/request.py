@@ -38,6 +38,10 @@ class RequestFields(TypedDict, total=False):
     hosts: str | Sequence[str]
     host_labels: dict[str, str]
     min_compute_capability: str
+    mig: bool | str
+    """a MIG instance: True, or a glob over profiles such as `1g.10gb`"""
+    allow_in_use: bool
+    """also devices that others use without a lease"""
     placement: Placement | str
     ttl: str | float
     wait: str | float

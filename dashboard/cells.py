@@ -53,6 +53,8 @@ class State(IntEnum):
     UNHEALTHY = 6
     UNUSABLE = 7
     """Takes no work for another reason, such as a device that is split into MIG instances."""
+    IN_USE = 8
+    """Somebody without a lease uses it."""
 
 
 DOMAINS: Final[dict[Metric, tuple[float, float]]] = {
@@ -78,7 +80,7 @@ def state(device: DeviceStatus) -> State:
         return State.THROTTLED
     if device.leases:
         return State.LEASED if device.share_free <= 0 else State.SHARED
-    return State.FREE
+    return State.IN_USE if device.in_use else State.FREE
 
 
 def state_words(device: DeviceStatus) -> str:
@@ -98,6 +100,8 @@ def state_words(device: DeviceStatus) -> str:
             return "leased"
         case State.SHARED:
             return f"{1 - device.share_free:.0%} leased"
+        case State.IN_USE:
+            return f"in use: {device.in_use_reason}" if device.in_use_reason else "in use"
         case State.FREE:
             return "free"
 

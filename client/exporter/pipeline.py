@@ -241,6 +241,7 @@ def _fleet(fleet: FleetSummary) -> Iterator[Metric]:
         ("devices", fleet.devices, "Devices that the planner knows."),
         ("usable_devices", fleet.usable_devices, "Devices that may take work now."),
         ("leased_devices", fleet.leased_devices, "Devices that some lease holds, whole or in part."),
+        ("in_use_devices", fleet.in_use_devices, "Devices that no lease holds and somebody uses."),
         ("free_devices", fleet.share_free, "Whole devices' worth that is not leased."),
         ("memory_total_bytes", fleet.memory_total_bytes, "Device memory in all."),
         ("memory_used_bytes", fleet.memory_used_bytes, "Device memory in use, as measured."),

@@ -301,6 +301,7 @@ class DevicePage:
 _NO_SAMPLES = Trouble(kind="samples", title="No samples", detail="There are none of this device in this time.")
 TONES = {
     State.FREE: "good", State.SHARED: "busy", State.LEASED: "busy", State.THROTTLED: "warn", State.DRAINED: "warn",
+    State.IN_USE: "busy",
     State.STALE: "", State.UNHEALTHY: "bad", State.UNUSABLE: "",
 }  # fmt: skip
 

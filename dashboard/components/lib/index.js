@@ -28,6 +28,7 @@ export const STATES = [
   { name: "no samples", dark: "#3a4654", light: "#c3ccd6", mark: "hollow" },
   { name: "unhealthy", dark: "#e0632a", light: "#d55e00", mark: "cross" },
   { name: "unusable", dark: "#5b6675", light: "#9aa5b1", mark: "bar" },
+  { name: "in use without a lease", dark: "#c77aa8", light: "#cc79a7", mark: "bar" },
 ];
 
 export const SERIES = {
