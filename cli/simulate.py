@@ -31,14 +31,14 @@ WORDS: Final = {
 
 def simulate(
     nodes: Annotated[
-        Path, typer.Option("--nodes", metavar="FILE", help="Hosts, CSV: sn, cpu_milli, memory_mib, gpu, model.")
+        Path, typer.Option("--nodes", metavar="FILE", help="Hosts, CSV: gpu, and sn, cpu_milli, memory_mib, model.")
     ],
     requests: Annotated[
         Path,
         typer.Option(
             "--requests",
             metavar="FILE",
-            help="Requests in order, CSV: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec.",
+            help="In order, CSV: num_gpu, and name, cpu_milli, memory_mib, gpu_milli, gpu_spec.",
         ),
     ],
     policy: Annotated[
@@ -66,6 +66,11 @@ def simulate(
     """Replay requests on a fleet, one by one, as the planner would decide them; they stay until the end.
 
     Tables may be gzipped (.gz). A request that fits somewhere is always placed.
+
+    Only the first column that is named at each option has to be there. Without the others requests ask for no cores and
+    no RAM, and for whole devices of any model; nodes have cores and RAM enough. Further columns are ignored. Names may
+    also be node, host; cpus, cores (1 is 1000 cpu_milli); memory_gib; gpus, num_gpus, gpu_count; gpu_model, gpu_type;
+    job_name, pod.
 
     Examples:
       corral simulate --nodes n.csv --requests r.csv --out placements.csv

@@ -1,6 +1,7 @@
 """An independent check of placements: everything is worked out anew from the three tables, without the planner.
 
-Nothing here knows hosts' states, classes or policies: plain sums over nodes, standard library only. Also a command:
+Nothing here knows hosts' states, classes or policies: plain sums over nodes, by the standard library and the names of
+columns (`columns.py`) alone. Also a command:
 
     python -m corral.planner.simulation.audit NODES.csv REQUESTS.csv PLACEMENTS.csv
 """
@@ -11,8 +12,11 @@ import csv
 import gzip
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from .columns import NODE_COLUMNS, REQUEST_COLUMNS, Column, cell, find
 
 
 class AuditError(Exception):
@@ -39,7 +43,7 @@ class _Node:
     def __init__(self, row: dict[str, str]) -> None:
         self.cpu, self.memory = _number(row["cpu_milli"]), _number(row["memory_mib"])
         self.free = [1000] * _number(row["gpu"])
-        self.model = row["model"].strip()
+        self.model = row["model"]
 
     def holds(self, cpu: int, memory: int, gpus: int, milli: int, models: set[str]) -> bool:
         if self.cpu < cpu or self.memory < memory:
@@ -53,10 +57,20 @@ def _number(text: str) -> int:
     return int(float(text or 0))
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path, columns: Sequence[Column], name: str) -> list[dict[str, str]]:
     raw = path.read_bytes()
     text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    places = find(columns, reader.fieldnames or ())
+    found = [{place.column.name: cell(row, place) for place in places} for row in reader]
+    if places[0].header is None:
+        for number, row in enumerate(found, 1):
+            row[columns[0].name] = name.format(number)
+    return found
+
+
+def _placements(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(), newline="")))
 
 
 def audit(nodes: Path, requests: Path, placements: Path) -> Audit:
@@ -65,18 +79,18 @@ def audit(nodes: Path, requests: Path, placements: Path) -> Audit:
     Raises:
         AuditError: the first one that is wrong.
     """
-    fleet = {row["sn"].strip(): _Node(row) for row in _rows(nodes)}
+    fleet = {row["sn"]: _Node(row) for row in _rows(nodes, NODE_COLUMNS, "node-{}")}
     capacity = sum(1000 * len(node.free) for node in fleet.values())
-    asked, given = _rows(requests), _rows(placements)
+    asked, given = _rows(requests, REQUEST_COLUMNS, "{}"), _placements(placements)
     if len(asked) != len(given):
         raise AuditError(f"{len(asked)} requests, but {len(given)} placements")
     placed = allocated = 0
     for number, (row, outcome) in enumerate(zip(asked, given, strict=True), 1):
         where = f"request {number} ({row['name']})"
-        if row["name"].strip() != outcome["name"]:
+        if row["name"] != outcome["name"]:
             raise AuditError(f"{where}: the placement is of {outcome['name']}")
         cpu, memory, gpus = _number(row["cpu_milli"]), _number(row["memory_mib"]), _number(row["num_gpu"])
-        milli = _number(row["gpu_milli"]) if gpus == 1 else 1000
+        milli = _number(row["gpu_milli"] or "1000") if gpus == 1 else 1000
         models = {model.strip() for model in row["gpu_spec"].split("|") if model.strip()}
         if not outcome["node"]:
             if outcome["gpu_indices"]:

@@ -2,7 +2,8 @@
 
 Columns are those of the published cluster traces (Alibaba's cluster-trace-gpu-v2023), others are ignored:
 nodes `sn, cpu_milli, memory_mib, gpu, model`, requests `name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec`.
-`gpu_milli` counts where `num_gpu` is 1 (1000 is a whole device); `gpu_spec` is empty or `MODEL|MODEL`.
+Only `gpu` and `num_gpu` have to be there (`columns.py` has other names for each). `gpu_milli` counts where `num_gpu`
+is 1 (1000, or an empty cell, is a whole device); `gpu_spec` is empty or `MODEL|MODEL`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from msgspec import Struct
 
 from ...schemas.requests import WorkRequest
 from ..fleet.state import WHOLE_MILLI, AskKey, ask_key
+from .columns import NODE_COLUMNS, REQUEST_COLUMNS, Column, cell, find
 
-NODE_COLUMNS: Final = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
-REQUEST_COLUMNS: Final = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", "gpu_spec")
 DEVICES_MOST: Final = 1024
 AMOUNT_MOST: Final = 2**40
 OWNER: Final = "simulate"
@@ -102,14 +102,14 @@ def read_nodes(path: Path) -> list[Node]:
     found: list[Node] = []
     names: dict[str, int] = {}
     models: dict[str, str] = {}
-    for line, row in _rows(path, NODE_COLUMNS):
+    for line, row, named in _rows(path, NODE_COLUMNS):
         where = f"{path}, line {line}"
         node = Node(
-            name=row["sn"].strip(),
+            name=row["sn"] if named else f"node-{len(found) + 1}",
             cpus_milli=_whole(row, "cpu_milli", where),
             memory_mib=_whole(row, "memory_mib", where),
             gpus=_whole(row, "gpu", where, DEVICES_MOST),
-            model=row["model"].strip(),
+            model=row["model"],
         )
         if not node.name:
             raise TraceError(f"{where}: sn is empty; every node needs a name")
@@ -130,12 +130,12 @@ def read_arrivals(path: Path) -> list[Arrival]:
         TraceError: as `read_nodes`.
     """
     found: list[Arrival] = []
-    for line, row in _rows(path, REQUEST_COLUMNS):
+    for line, row, named in _rows(path, REQUEST_COLUMNS):
         where = f"{path}, line {line}"
         gpus = _whole(row, "num_gpu", where, DEVICES_MOST)
         share = 0
         if gpus == 1:
-            share = _whole(row, "gpu_milli", where)
+            share = _whole(row, "gpu_milli", where) if row["gpu_milli"] else WHOLE_MILLI
             if not 1 <= share <= WHOLE_MILLI:
                 raise TraceError(f"{where}: gpu_milli is {share}, but a share of one GPU is 1 to {WHOLE_MILLI}")
         elif gpus:
@@ -143,7 +143,7 @@ def read_arrivals(path: Path) -> list[Arrival]:
         spec = row["gpu_spec"] if gpus else ""
         found.append(
             Arrival(
-                name=row["name"].strip(),
+                name=row["name"] if named else str(len(found) + 1),
                 cpus_milli=_whole(row, "cpu_milli", where),
                 memory_mib=_whole(row, "memory_mib", where),
                 gpus=gpus,
@@ -164,21 +164,25 @@ def profile_of(arrivals: Sequence[Arrival]) -> dict[AskKey, float]:
     return found
 
 
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows with their line numbers."""
+def _rows(path: Path, columns: Sequence[Column]) -> Iterator[tuple[int, dict[str, str], bool]]:
+    """Rows with their line numbers, and whether the first column, the name, is there."""
     try:
         with _open(path) as file:
             reader = csv.DictReader(file, strict=True)
             if reader.fieldnames is None:
-                raise TraceError(f"{path} is empty: its first line must name the columns {', '.join(columns)}")
-            missing = [name for name in columns if name not in reader.fieldnames]
-            if missing:
-                raise TraceError(f"{path} has no column {', '.join(missing)}: its first line must name the columns")
+                names = ", ".join(column.name for column in columns)
+                raise TraceError(f"{path} is empty: its first line must name the columns {names}")
+            try:
+                places = find(columns, reader.fieldnames)
+            except ValueError as error:
+                raise TraceError(f"{path} {error}") from None
+            named = places[0].header is not None
             count = 0
             for row in reader:
                 count += 1
                 # A short line leaves None behind.
-                yield reader.line_num, {name: cast("str | None", row[name]) or "" for name in columns}
+                cells = cast("dict[str, str | None]", row)
+                yield reader.line_num, {place.column.name: cell(cells, place) for place in places}, named
     except (OSError, EOFError, zlib.error) as error:
         raise TraceError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:

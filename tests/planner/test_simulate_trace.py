@@ -169,7 +169,10 @@ def test_the_command_replays_checks_and_reports(tmp_path: Path) -> None:
     ("nodes_text", "requests_text", "arguments", "said"),
     [
         ("", None, [], "nodes.csv is empty"),
-        ("sn,cpu_milli\nn,1\n", None, [], "no column memory_mib, gpu, model"),
+        ("sn,cpu_milli\nn,1\n", None, [], "no column gpu (or gpus, num_gpu"),
+        ("sn,cpu_milli\nn,1\n", None, [], "names sn, cpu_milli"),
+        (None, "name,gpu_milli\nr,500\n", [], "no column num_gpu (or num_gpus, gpu"),
+        (None, "name,cpus,num_gpu\nr,many,1\n", [], "cpu_milli is 'many'"),
         ("sn,cpu_milli,memory_mib,gpu,model\n", None, [], "has no rows"),
         ("sn,cpu_milli,memory_mib,gpu,model\nn,1,1,1,A\nn,1,1,1,A\n", None, [], "'n' is there twice"),
         ("sn,cpu_milli,memory_mib,gpu,model\nn,many,1,1,A\n", None, [], "line 2: cpu_milli is 'many'"),
@@ -205,6 +208,46 @@ def test_bad_tables_and_options_are_refused_with_what_to_do(
     words = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert said in words
     assert n.read_text() == before
+
+
+OPTIONAL = ("name", "cpu_milli", "memory_mib", "gpu_milli", "gpu_spec")
+
+
+@pytest.mark.parametrize("left_out", [OPTIONAL, *((one,) for one in OPTIONAL)])
+@pytest.mark.parametrize("empty", [True, False])
+def test_what_a_table_does_not_say_is_not_asked_for(tmp_path: Path, left_out: tuple[str, ...], empty: bool) -> None:
+    """A column that is missing, and one whose cells are empty, are alike; the rest is read as ever."""
+    whole = Arrival("r", 500, 100, 1, 500, ("A",))
+    values = dict(zip(REQUESTS, ("r", 500, 100, 1, 500, "A"), strict=True))
+    kept = [name for name in REQUESTS if empty or name not in left_out]
+    row = ["" if name in left_out else values[name] for name in kept]
+    [read] = read_arrivals(table(tmp_path / "r.csv", [*kept, "qos"], [[*row, "best effort"]]))
+    assert read == Arrival(
+        name=whole.name if "name" not in left_out else ("" if empty else "1"),
+        cpus_milli=0 if "cpu_milli" in left_out else 500,
+        memory_mib=0 if "memory_mib" in left_out else 100,
+        gpus=1,
+        share_milli=1000 if "gpu_milli" in left_out else 500,
+        models=() if "gpu_spec" in left_out else ("A",),
+    )
+
+
+def test_tables_of_one_column_each_are_replayed_and_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "nodes.csv", ["GPUs"], [[4], [2]])
+    table(
+        tmp_path / "requests.csv", ["num_gpus", "cpus", "memory_gib"], [[4, 1.5, 2], [1, "", ""], [2, 1, 1], [0, 4, 8]]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", "--nodes", "nodes.csv", "--requests", "requests.csv", "--verify", "--json", "--out", "p.csv"])
+    assert ended.value.code == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["gpus"], report["placed"], report["dropped"], report["verified"]) == (6, 3, 1, True)
+    assert Path("p.csv").read_text().splitlines()[1].startswith("1,node-1,")
+    [asked, *_] = read_arrivals(tmp_path / "requests.csv")
+    assert (asked.cpus_milli, asked.memory_mib) == (1500, 2048)
 
 
 @pytest.mark.parametrize(
