@@ -59,6 +59,14 @@ def serve(
     secure: Annotated[
         bool, typer.Option("--secure", help="Cookies travel by HTTPS alone: behind a TLS proxy.")
     ] = False,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trusted-proxy",
+            metavar="CIDR",
+            help="Address or network of a proxy: visitors count by their own address (X-Forwarded-For). Repeatable.",
+        ),
+    ] = None,
     session: Annotated[
         str, typer.Option("--session", metavar="TIME", help="Who logged in stays so for so long.")
     ] = "12h",
@@ -79,7 +87,7 @@ def serve(
       corral dashboard
       corral dashboard user alice --role operator      an account with a password
       corral dashboard link                            another link to log in
-      corral dashboard --host 0.0.0.0 --name gpus.example.org --secure
+      corral dashboard --host 0.0.0.0 --name gpus.example.org --secure --trusted-proxy 10.0.0.5
     """
     if context.invoked_subcommand is not None:
         return
@@ -90,8 +98,11 @@ def serve(
     # At any level: they would log the addresses of pages and sockets, and with these who may use them.
     for noisy in ("uvicorn", "websockets", "engineio", "socketio", "nicegui"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    from ..dashboard.security.proxies import network
+
     try:
         seconds, between = parse_seconds(session), parse_seconds(interval)
+        proxies = tuple(network(text) for text in trusted_proxy or ())
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
     if seconds < 60 or between < 0.1:
@@ -109,6 +120,7 @@ def serve(
         role=_role(role),
         names=tuple(name or ()),
         secure=secure,
+        trusted_proxies=proxies,
         session_seconds=seconds,
         interval_seconds=between,
     )

@@ -1,22 +1,29 @@
-"""Taking a result away: a page gives out a ticket, and the browser fetches the file with it."""
+"""Taking a result away: a page gives out a ticket, and the browser fetches the file with it.
+
+A file is sent as it comes from the history, part by part: what is held of it is bounded, however large it is. What goes
+wrong on the way breaks the download off, so that no browser takes half a file for a whole one.
+"""
 
 from __future__ import annotations
 
-import io
 import secrets
-from collections import OrderedDict
-from typing import Any, Final
+import uuid
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Final
 
-import pyarrow as pa
-import pyarrow.parquet
+import nats.errors
 from msgspec import Struct
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ..client import CorralError, QueryFailed, TimedOut
-from ..schemas.query import ResultFormat
+from ..client.query import parts
+from ..schemas.query import MOST_ROWS, QueryEnd, QueryRequest, ResultFormat
 from .fleet import Fleet
+from .parquet import as_parquet
 from .security.guard import session_of
 
 FORMATS: Final = {
@@ -24,8 +31,10 @@ FORMATS: Final = {
     "parquet": ("application/vnd.apache.parquet", "parquet"),
     "arrow": ("application/vnd.apache.arrow.stream", "arrows"),
 }
-ROWS: Final = 2_000_000
+AT_ONCE: Final = 2
+"""Of one person."""
 _SECONDS: Final = 300.0
+_MARGIN_SECONDS: Final = 10.0
 _TICKETS: Final = 1000
 
 
@@ -44,6 +53,7 @@ class Exports:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._tickets: OrderedDict[str, _Ticket] = OrderedDict()
+        self._running: Counter[str] = Counter()
 
     def ticket(self, session: str, sql: str) -> str:
         """A ticket for the result of a statement."""
@@ -61,33 +71,63 @@ class Exports:
         """Ask anew, without the page's limit, and answer with a file."""
         ticket = self._tickets.get(request.path_params["ticket"])
         format = request.path_params["format"]
-        if ticket is None or ticket.session != session_of(request).id or format not in FORMATS:
+        session = session_of(request)
+        if ticket is None or ticket.session != session.id or format not in FORMATS:
             return PlainTextResponse("There is no such export (any more): run the query again.\n", 404)
-        sql = ticket.sql
+        if self._running[session.name] >= AT_ONCE:
+            return PlainTextResponse(f"{AT_ONCE} exports of yours run already: let one of them end.\n", 429)
         wanted = ResultFormat.CSV if format == "csv" else ResultFormat.ARROW
+        body = self._body(ticket.sql, wanted, session.name)
+        if format == "parquet":
+            body = as_parquet(body)
         try:
-            result = await self._fleet.ask(
-                lambda client: client.query(sql, limit=ROWS, timeout=_SECONDS, format=wanted)
-            )
+            # What is wrong with the query is known with the first part.
+            first = await anext(body)
         except QueryFailed as error:
             return PlainTextResponse(f"The query failed: {error}\n", 422)
         except TimedOut as error:
             return PlainTextResponse(f"{error}\n", 504)
-        except CorralError as error:
+        except (CorralError, nats.errors.Error, OSError) as error:
             return PlainTextResponse(f"{error}\n", 503)
-        body = result.raw
-        if format == "parquet":
-            buffer = io.BytesIO()
-            pyarrow.parquet.write_table(_table(body), buffer, compression="zstd")
-            body = buffer.getvalue()
         media, ending = FORMATS[format]
         headers = {
             "Content-Disposition": f'attachment; filename="corral.{ending}"',
             "Cache-Control": "no-store",
-            "Corral-Truncated": str(result.truncated).lower(),
+            # Packing hundreds of megabytes would hold up everybody else.
+            "Content-Encoding": "identity",
         }
-        return Response(body, media_type=media, headers=headers)
+        return StreamingResponse(_with(first, body), media_type=media, headers=headers)
+
+    async def _body(self, sql: str, format: ResultFormat, person: str) -> AsyncGenerator[bytes]:
+        """The parts of the answer, in the person's own turns.
+
+        Raises:
+            CorralError: it failed, or there are more rows than an answer can have.
+        """
+        asked = QueryRequest(
+            sql=sql,
+            format=format,
+            limit=MOST_ROWS,
+            timeout_seconds=_SECONDS,
+            query_id=uuid.uuid4().hex,
+            window=8,
+        )
+        nc = self._fleet.connection()
+        end: QueryEnd | None = None
+        self._running[person] += 1
+        try:
+            async with aclosing(parts(nc, asked, margin_seconds=_MARGIN_SECONDS, person=person)) as pieces:
+                async for piece, end in pieces:
+                    if end is not None and end.truncated:
+                        raise QueryFailed(f"there are more than {MOST_ROWS:,} rows: export a part of them", "too_large")
+                    yield piece
+        finally:
+            self._running[person] -= 1
+            self._running += Counter()  # forgets who has none
 
 
-def _table(raw: bytes) -> Any:
-    return pa.ipc.open_stream(io.BytesIO(raw)).read_all()
+async def _with(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    async with aclosing(rest):
+        yield first
+        async for piece in rest:
+            yield piece

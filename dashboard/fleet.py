@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, TypeVar
 
+import nats.aio.client
 import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
@@ -240,16 +241,30 @@ class Fleet:
         self._levels.clear()
         self.looked_at = time.monotonic()
 
-    async def ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
+    def connection(self) -> nats.aio.client.Client:
+        """The shared connection.
+
+        Raises:
+            Unavailable: there is no bus yet.
+        """
+        if self.client is None:
+            raise Unavailable(no_bus(self.url).detail)
+        return self.client.nc
+
+    async def ask(self, question: Callable[[Client], Awaitable[T]], person: str = "") -> T:
         """Ask something of the bus with the shared connection.
+
+        Args:
+            question: what is asked.
+            person: who has logged in and asks: the history and explanations are had in turns of theirs.
 
         Raises:
             Unavailable: there is no bus yet.
             CorralError: whatever the answer was.
         """
-        if self.client is None:
-            raise Unavailable(no_bus(self.url).detail)
-        return await question(self.client)
+        self.connection()
+        assert self.client is not None
+        return await question(self.client.speaking_for(person))
 
 
 def no_bus(url: str | None) -> Trouble:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from nicegui import Client as Page
 from nicegui import ui
 from nicegui.element import Element
 from starlette.requests import Request
 
-from ..client import CorralError
+from ..client import Client, CorralError
 from .fleet import Fleet, Trouble
 from .html import button, empty, on_typing, tag
 from .security.accounts import Role
@@ -20,6 +20,8 @@ from .security.guard import session_of
 from .security.sessions import Session, Sessions
 
 log = logging.getLogger("corral.dashboard")
+
+T = TypeVar("T")
 
 NAVIGATION: Final = (
     ("/", "Fleet", "grid_view"),
@@ -117,6 +119,10 @@ class Frame:
                 if self.session.id != "guest":
                     with tag("form", method="post", action="/logout"), tag("button", "btn quiet small", type="submit"):
                         tag("span", text="Log out")
+
+    async def ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
+        """Ask something of the bus in turns of who looks; raises as `Fleet.ask`."""
+        return await self.fleet.ask(question, self.session.name)
 
     # Following the fleet
 

@@ -27,6 +27,7 @@ from .fleet import Fleet
 from .security.accounts import Accounts, write_secret
 from .security.guard import Guard
 from .security.login import Doorman
+from .security.proxies import behind
 from .security.sessions import Session, Sessions
 from .settings import DEFAULT_PORT, Settings, is_loopback
 
@@ -125,6 +126,7 @@ class Dashboard:
             self.sessions,
             seconds=self.settings.session_seconds,
             secure=self.settings.secure,
+            proxied=bool(self.settings.trusted_proxies),
             ended=ended,
         )
 
@@ -164,7 +166,7 @@ class Dashboard:
             secure=self.settings.secure,
             owns=owns,
         )
-        return GZipMiddleware(guard, minimum_size=1024, compresslevel=5)
+        return behind(GZipMiddleware(guard, minimum_size=1024, compresslevel=5), self.settings.trusted_proxies)
 
     def _pages(self, exports: Exports) -> None:
         from .pages import analytics, device, fleet, leases, missing, request
@@ -213,7 +215,7 @@ async def serve(
     url = address(settings, listening)
     config = uvicorn.Config(
         dashboard.app,
-        # The guard looks at `Host` and `Origin`; what a proxy adds is not needed for anything.
+        # What proxies add is read where they are trusted (`security/proxies.py`), and nowhere else.
         proxy_headers=False,
         access_log=False,
         server_header=False,

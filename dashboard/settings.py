@@ -29,6 +29,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         role: of whoever comes by the link, or of everyone without login.
         names: further host names by which browsers may call this server (behind a proxy, say).
         secure: cookies travel by HTTPS alone: for a server behind a TLS proxy.
+        trusted_proxies: addresses and networks whose word on a visitor's address is taken.
         session_seconds: someone who logged in stays so for so long.
         interval_seconds: between two looks at the fleet while somebody watches.
     """
@@ -41,6 +42,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     role: Role = Role.OPERATOR
     names: tuple[str, ...] = ()
     secure: bool = False
+    trusted_proxies: tuple[str, ...] = ()
     session_seconds: float = 12 * 3600.0
     interval_seconds: float = 2.0
 

@@ -55,7 +55,7 @@ def register(frame: Callable[[Request, str], Frame], exports: Exports) -> None:
         views: list[_View] = []
         trouble: Trouble | None = None
         try:
-            views = await around.fleet.ask(_views)
+            views = await around.ask(_views)
         except CorralError as error:
             trouble = trouble_of(error, around.fleet.url)
         with around.show("/analytics"):
@@ -158,7 +158,7 @@ class AnalyticsPage:
         self._note.set_text("Asking…")
         self._failure.set_visibility(False)
         try:
-            result = await self.frame.fleet.ask(lambda client: client.query(sql, limit=SHOWN, timeout=_SECONDS))
+            result = await self.frame.ask(lambda client: client.query(sql, limit=SHOWN, timeout=_SECONDS))
         except QueryFailed as error:
             self._fail(asked, str(error))
             return

@@ -156,10 +156,10 @@ class DevicePage:
 
         try:
             if device is None and self._known is None:
-                self._known = await self.frame.fleet.ask(lambda client: history.identity(client, self.uuid)) or {}
+                self._known = await self.frame.ask(lambda client: history.identity(client, self.uuid)) or {}
                 self._shown = None
                 self._refresh()
-            series, leases, events = await self.frame.fleet.ask(asked)
+            series, leases, events = await self.frame.ask(asked)
         except CorralError as error:
             self._chart_notice.tell(trouble_of(error, self.frame.fleet.url))
             return
@@ -241,7 +241,7 @@ class DevicePage:
         async def do(reason: str) -> bool:
             async def act() -> None:
                 who = self.frame.require(Role.OPERATOR)
-                await self.frame.fleet.ask(lambda c: c.drain(devices=[device.uuid], reason=reason, operator=who.name))
+                await self.frame.ask(lambda c: c.drain(devices=[device.uuid], reason=reason, operator=who.name))
 
             return await self.frame.attempt(act, f"{device.host} GPU {device.index} takes no new work")
 
@@ -256,7 +256,7 @@ class DevicePage:
     async def _undrain(self, device: DeviceStatus) -> None:
         async def act() -> None:
             who = self.frame.require(Role.OPERATOR)
-            await self.frame.fleet.ask(lambda c: c.undrain(devices=[device.uuid], operator=who.name))
+            await self.frame.ask(lambda c: c.undrain(devices=[device.uuid], operator=who.name))
 
         await self.frame.attempt(act, f"{device.host} GPU {device.index} takes work again")
 

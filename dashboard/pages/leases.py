@@ -192,7 +192,7 @@ class LeasesPage:
         async def do(_: str) -> bool:
             async def act() -> None:
                 who = self.frame.require(Role.REQUESTER)
-                await self.frame.fleet.ask(lambda client: client.release(lease.lease_id, owner=who.name))
+                await self.frame.ask(lambda client: client.release(lease.lease_id, owner=who.name))
 
             return await self.frame.attempt(act, f"{lease.lease_id} is released")
 
@@ -202,9 +202,7 @@ class LeasesPage:
         async def do(reason: str) -> bool:
             async def act() -> None:
                 who = self.frame.require(Role.OPERATOR)
-                await self.frame.fleet.ask(
-                    lambda client: client.evict(lease.lease_id, reason=reason, operator=who.name)
-                )
+                await self.frame.ask(lambda client: client.evict(lease.lease_id, reason=reason, operator=who.name))
 
             return await self.frame.attempt(act, f"{lease.lease_id} was taken back from {lease.owner}")
 
@@ -217,7 +215,7 @@ class LeasesPage:
         async def do(reason: str) -> bool:
             async def act() -> None:
                 who = self.frame.require(Role.OPERATOR)
-                await self.frame.fleet.ask(lambda client: client.drain(devices=uuids, reason=reason, operator=who.name))
+                await self.frame.ask(lambda client: client.drain(devices=uuids, reason=reason, operator=who.name))
 
             return await self.frame.attempt(act, f"{len(uuids)} devices take no new work")
 
@@ -230,7 +228,7 @@ class LeasesPage:
         window = self.window
         start, end = window.bounds
         try:
-            spans = await self.frame.fleet.ask(lambda client: history.spans(client, window, "true", _SPANS))
+            spans = await self.frame.ask(lambda client: history.spans(client, window, "true", _SPANS))
         except CorralError as error:
             self._lanes_notice.tell(trouble_of(error, self.frame.fleet.url), whole=True)
             return
@@ -244,12 +242,17 @@ class LeasesPage:
         lanes = sorted(
             {(span["host"], indices.get(span["device"], -1), span["device"]) for span in found if span["device"]},
             key=lambda lane: (cells.natural(lane[0]), lane[1], lane[2]),
-        )[:_LANES]
+        )
+        left_out = "" if len(lanes) <= _LANES else f"; the first {_LANES:,} are shown"
+        left_out += "" if len(spans) < _SPANS else f"; of the newest {_SPANS:,} stretches alone"
+        held, lanes = len(lanes), lanes[:_LANES]
         number = {device: at for at, (_, _, device) in enumerate(lanes)}
         self._lane_devices = [device for _, _, device in lanes]
         names = [f"{host} · {index if index >= 0 else device[:12]}" for host, index, device in lanes]
         bars = [(number[span["device"]], span) for span in found if span["device"] in number]
-        self._lane_note.set_text(f"{len(lanes):,} devices were held" if lanes else "nobody held anything in this time")
+        self._lane_note.set_text(
+            f"{held:,} devices were held{left_out}" if lanes else "nobody held anything in this time"
+        )
         self._ranges.show(window.name)
         self._lanes.set_visibility(bool(lanes))
         self._lanes.show(names, bars, start, end)

@@ -163,7 +163,7 @@ class RequestPage:
             return
         try:
             fields = self._fields()
-            found = await self.frame.fleet.ask(lambda client: client.explain(**fields))
+            found = await self.frame.ask(lambda client: client.explain(**fields))
         except InvalidRequest as error:
             self._tell(asked, lambda error=error: _wrong(error))
             return
@@ -204,7 +204,7 @@ class RequestPage:
             self._in_page(lambda: self._say(f"Waiting, number {entry.position} in line", entry.message, waits=True))
 
         try:
-            answer = await self.frame.fleet.ask(lambda client: client.request(on_wait=waits, **fields))
+            answer = await self.frame.ask(lambda client: client.request(on_wait=waits, **fields))
         except Rejected as error:
             rejection = error.rejection
             self._in_page(lambda: self._show(lambda: _rejected(rejection)))
@@ -267,7 +267,7 @@ class RequestPage:
             who = self.frame.require(Role.REQUESTER)
             if who.name != lease.owner:
                 self.frame.require(Role.OPERATOR)
-            await self.frame.fleet.ask(lambda client: client.release(lease.lease_id, owner=lease.owner))
+            await self.frame.ask(lambda client: client.release(lease.lease_id, owner=lease.owner))
 
         if await self.frame.attempt(act, f"{lease.lease_id} is released"):
             self._outcome.set_visibility(False)

@@ -178,10 +178,10 @@ def session_of(request: Any) -> Session:
     return session
 
 
-def cookie(headers: Headers) -> str | None:
-    """The value of the session's cookie."""
+def cookie(headers: Headers, name: str = COOKIE) -> str | None:
+    """The value of a cookie; the session's by default."""
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        found = SimpleCookie(headers.get("cookie", "")).get(name)
     except CookieError:
         return None
     return found.value if found else None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import html
+import logging
+import math
 import time
-from collections import defaultdict, deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import parse_qs, quote
 
 from starlette.requests import Request
@@ -15,13 +16,15 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from .accounts import Account, Accounts
+from .attempts import Attempts
 from .guard import cookie, safe_target
-from .sessions import COOKIE, Session, Sessions
+from .proxies import HEADERS
+from .sessions import BROWSER_COOKIE, COOKIE, Session, Sessions
 
-ATTEMPTS: Final = 5
-ATTEMPT_SECONDS: Final = 60.0
+log = logging.getLogger("corral.dashboard")
+
 _BODY_BYTES: Final = 8192
-_ADDRESSES: Final = 10_000
+_BROWSER_SECONDS: Final = 365 * 86400
 
 
 class Doorman:
@@ -32,6 +35,7 @@ class Doorman:
         sessions: makes the cookies.
         seconds: that a cookie lasts.
         secure: cookies travel by HTTPS alone.
+        proxied: visitors come with their own addresses, by proxies that are trusted.
         ended: told of a session that logged out.
     """
 
@@ -43,13 +47,16 @@ class Doorman:
         seconds: float,
         secure: bool,
         ended: Callable[[Session], None],
+        proxied: bool = False,
     ) -> None:
         self._accounts = accounts
         self._sessions = sessions
         self._seconds = seconds
         self._secure = secure
         self._ended = ended
-        self._failures: dict[str, deque[float]] = defaultdict(deque)
+        self._proxied = proxied
+        self._attempts = Attempts()
+        self._told_of_proxy = False
         self._hashing = asyncio.Semaphore(2)
 
     def routes(self) -> list[Route]:
@@ -66,13 +73,14 @@ class Doorman:
         token = request.query_params.get("token", "")
         if not token:
             return _page(target, self._passwords())
-        if (wait := self._must_wait(request)) is not None:
+        who = self._who(request)
+        if (wait := self._must_wait(who)) is not None:
             return wait
         account = self._accounts.take_link(token)
         if account is None:
-            self._failed(request)
+            self._failed(who)
             return _page(target, self._passwords(), "This link was used before, or is not the newest one.", 403)
-        return self._in(account, target)
+        return self._in(account, target, who)
 
     async def enter(self, request: Request) -> Response:
         """Check a name and password, or a token."""
@@ -83,24 +91,28 @@ class Doorman:
                 return _page("/", self._passwords(), "That was too long.", 413)
         form = {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
         target = safe_target(form.get("next", "/"))
-        if (wait := self._must_wait(request)) is not None:
+        name = "" if form.get("token") else form.get("name", "").strip()[:256]
+        who = self._who(request, name)
+        if (wait := self._must_wait(who)) is not None:
             return wait
         if form.get("token"):
             account = self._accounts.take_link(form["token"].strip())
             wrong = "This token was used before, or is not the newest one."
         else:
             async with self._hashing:
-                # Others of this address may have failed while this one stood in line.
-                if (wait := self._must_wait(request)) is not None:
+                # Others may have failed while this one stood in line.
+                if (wait := self._must_wait(who)) is not None:
                     return wait
-                account = await asyncio.to_thread(
-                    self._accounts.check, form.get("name", "").strip(), form.get("password", "")
-                )
+                account = await asyncio.to_thread(self._accounts.check, name, form.get("password", ""))
+                if account is None:
+                    self._failed(who)
             wrong = "Name and password do not match."
         if account is None:
-            self._failed(request)
+            if form.get("token"):
+                self._failed(who)
             return _page(target, self._passwords(), wrong, 403)
-        return self._in(account, target)
+        self._attempts.succeeded(*who)
+        return self._in(account, target, who)
 
     async def leave(self, request: Request) -> Response:
         """Log out."""
@@ -112,36 +124,50 @@ class Doorman:
         response.delete_cookie(COOKIE, httponly=True, samesite="lax", secure=self._secure)
         return response
 
-    def _in(self, account: Account, target: str) -> Response:
+    def _in(self, account: Account, target: str, who: _Who) -> Response:
         _, value = self._sessions.start(account)
         response = RedirectResponse(quote(target, safe="/:?&=%,+*~!$'()@;-._[]"), 303)
         # Lax, not strict: a link that somebody was sent should open without logging in again.
-        response.set_cookie(
-            COOKIE, value, max_age=int(self._seconds), httponly=True, samesite="lax", secure=self._secure
-        )
+        cookies = [(COOKIE, value, int(self._seconds))]
+        if not who.browser and account.secret:
+            cookies.append((BROWSER_COOKIE, self._sessions.browser(account.name), _BROWSER_SECONDS))
+        for name, text, seconds in cookies:
+            response.set_cookie(name, text, max_age=seconds, httponly=True, samesite="lax", secure=self._secure)
         return response
 
     def _passwords(self) -> bool:
         return bool(self._accounts.all())
 
-    def _failed(self, request: Request) -> None:
-        if len(self._failures) > _ADDRESSES:
-            self._failures.clear()
-        self._failures[_address(request)].append(time.monotonic())
+    def _who(self, request: Request, account: str = "") -> _Who:
+        if not self._told_of_proxy and any(name.lower() in HEADERS for name, _ in request.headers.raw):
+            self._told_of_proxy = True
+            if not self._proxied:
+                log.warning(
+                    "a proxy brings visitors, and all of them count as one address in the limit of failed logins: "
+                    "name it with --trusted-proxy"
+                )
+        browser = self._sessions.known_browser(cookie(request.headers, BROWSER_COOKIE), account) if account else ""
+        return _Who(account, request.client.host if request.client else "", browser)
 
-    def _must_wait(self, request: Request) -> Response | None:
-        failures = self._failures.get(_address(request))
-        while failures and failures[0] < time.monotonic() - ATTEMPT_SECONDS:
-            failures.popleft()
-        if not failures or len(failures) < ATTEMPTS:
+    def _failed(self, who: _Who) -> None:
+        self._attempts.failed(*who, time.monotonic())
+
+    def _must_wait(self, who: _Who) -> Response | None:
+        seconds = math.ceil(self._attempts.wait_seconds(*who, time.monotonic()))
+        if not seconds:
             return None
-        response = _page("/", self._passwords(), "Too many attempts. Wait a minute, then try again.", 429)
-        response.headers["Retry-After"] = str(int(ATTEMPT_SECONDS))
+        text = f"Too many attempts. Wait {seconds} seconds, then try again."
+        response = _page("/", self._passwords(), text, 429)
+        response.headers["Retry-After"] = str(seconds)
         return response
 
 
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
+class _Who(NamedTuple):
+    """Whose attempt it is: at which account, from where."""
+
+    account: str
+    address: str
+    browser: str
 
 
 def _page(target: str, passwords: bool, error: str = "", status: int = 200) -> HTMLResponse:

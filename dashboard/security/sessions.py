@@ -16,6 +16,8 @@ from msgspec import Struct
 from .accounts import Account, Accounts, Role, write_secret
 
 COOKIE: Final = "corral_session"
+BROWSER_COOKIE: Final = "corral_browser"
+"""Of a browser that has logged in to an account: it opens nothing, and others' guesses do not hold it up."""
 SECRET_FILE: Final = "secret"
 _ENDED_FILE: Final = "ended.json"
 
@@ -62,7 +64,9 @@ class Sessions:
         self._seconds = seconds
         self._login = login
         self._clock = clock
-        self._signer = URLSafeSerializer(_secret(folder / SECRET_FILE), salt="corral.dashboard.session")
+        secret = _secret(folder / SECRET_FILE)
+        self._signer = URLSafeSerializer(secret, salt="corral.dashboard.session")
+        self._browsers = URLSafeSerializer(secret, salt="corral.dashboard.browser")
         self._ended_path = folder / _ENDED_FILE
         self._ended: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -104,6 +108,18 @@ class Sessions:
         return Session(
             id=session.id, name=session.name, stamp=session.stamp, expires=session.expires, role=account.role
         )
+
+    def browser(self, name: str) -> str:
+        """A cookie's value for a browser in which somebody has logged in."""
+        return self._browsers.dumps([secrets.token_urlsafe(12), name])
+
+    def known_browser(self, cookie: str | None, name: str) -> str:
+        """The id of a browser in which an account has logged in before; empty for any other."""
+        try:
+            id, named = self._browsers.loads(cookie or "")
+        except (BadSignature, ValueError, TypeError):
+            return ""
+        return str(id) if named == name else ""
 
     def guest(self) -> Session:
         """Of everyone, where no login is asked for."""

@@ -1,0 +1,54 @@
+"""Visitors behind a proxy: their own address, as proxies say it that are trusted to.
+
+uvicorn reads `X-Forwarded-For` from the right, where the nearest proxy has written, up to the first address that is no
+trusted proxy's; what stands further left may be the visitor's own invention. `Forwarded` (RFC 7239) is read the same
+way where the other is missing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+HEADERS: Final = (b"x-forwarded-for", b"forwarded")
+_FOR: Final = re.compile(r'(?:^|[;,\s])for=(?:"([^"]*)"|([^;,\s]*))', re.IGNORECASE)
+
+
+def network(text: str) -> str:
+    """An address or a network of proxies, as one writes it.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        return str(ipaddress.ip_network(text.strip(), strict=False))
+    except ValueError:
+        raise ValueError(f"{text!r} is no address of a proxy: write it like 10.0.0.5 or 10.0.0.0/8") from None
+
+
+def behind(app: ASGIApp, trusted: Sequence[str]) -> ASGIApp:
+    """The app with the visitors' own addresses, where a trusted proxy brings them; as it is where none is trusted."""
+    if not trusted:
+        return app
+    inner: Any = ProxyHeadersMiddleware(cast("Any", app), list(trusted))
+
+    async def passed(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            scope = {**scope, "headers": _with_forwarded(scope["headers"])}
+        await inner(scope, receive, send)
+
+    return passed
+
+
+def _with_forwarded(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    names = {name for name, _ in headers}
+    if HEADERS[0] in names or HEADERS[1] not in names:
+        return headers
+    text = ",".join(value.decode("latin-1") for name, value in headers if name == HEADERS[1])
+    found = [quoted or plain for quoted, plain in _FOR.findall(text)]
+    return [*headers, (HEADERS[0], ", ".join(found).encode("latin-1"))] if found else headers
