@@ -13,7 +13,7 @@ from typing import Annotated, Any, BinaryIO, Final
 import msgspec
 import typer
 
-from ..schemas.query import QueryEnd, QueryRequest, ResultFormat
+from ..schemas.query import MOST_ROWS, QueryEnd, QueryRequest, ResultFormat
 from ..schemas.units import parse_seconds
 from .exits import FAILED, QUERY_FAILED, TIMED_OUT, USAGE, CommandError
 from .options import AsJson, NatsUrl, connected, console, run, say
@@ -36,9 +36,7 @@ def query(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            "--limit", "-n", min=1, max=100_000_000, help="Rows at most. Default: 1,000 in a table, else 10,000,000."
-        ),
+        typer.Option("--limit", "-n", min=1, max=MOST_ROWS, help="Rows at most. Default: 1,000 in a table, else all."),
     ] = None,
     timeout: Annotated[
         str, typer.Option("--timeout", metavar="TIME", help="Stop the query after it: 30s, 5m.")
@@ -68,7 +66,7 @@ def query(
     request = QueryRequest(
         sql=read_sql(sql, file),
         format=format,
-        limit=limit or (1_000 if table else 10_000_000),
+        limit=limit or (1_000 if table else MOST_ROWS),
         timeout_seconds=seconds,
         query_id=uuid.uuid4().hex,
         window=8,
@@ -77,7 +75,7 @@ def query(
         body, end = run(_collect(nats, request))
         show_table(body, end)
     else:
-        end = run(_copy(nats, request, arrow))
+        end = run(_copy(nats, request, arrow, whole=limit is None))
     if end.truncated:
         say(f"Only the first {end.rows:,} rows: there are more (--limit).")
 
@@ -123,8 +121,12 @@ async def _collect(nats: str | None, request: QueryRequest) -> tuple[bytes, Quer
     return bytes(pieces), end
 
 
-async def _copy(nats: str | None, request: QueryRequest, path: Path | None) -> QueryEnd:
-    """Write the parts as they come; a file appears under its name only once it is whole."""
+async def _copy(nats: str | None, request: QueryRequest, path: Path | None, *, whole: bool) -> QueryEnd:
+    """Write the parts as they come; a file appears under its name only once it is whole.
+
+    Raises:
+        CommandError: `whole` was wanted, and there are more rows than an answer can have.
+    """
     end = QueryEnd()
     with _output(path) as output:
         async with connected(nats) as client, _failures():
@@ -134,6 +136,9 @@ async def _copy(nats: str | None, request: QueryRequest, path: Path | None) -> Q
                 async for piece, last in stream:
                     output.write(piece)
                     end = last or end
+        if whole and end.truncated:
+            text = f"there are more than {MOST_ROWS:,} rows: ask for a part of them, or say --limit"
+            raise CommandError(text, QUERY_FAILED)
         if request.format is ResultFormat.JSON:
             output.write(b"\n")
     return end

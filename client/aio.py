@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
@@ -20,11 +21,11 @@ from ..schemas.bus import PlanSubject
 from ..schemas.credentials import ANY_OWNER
 from ..schemas.metrics import DeviceSample
 from ..schemas.permitted import identity_of
-from ..schemas.query import CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
+from ..schemas.query import MOST_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from . import streams
 from .calls import RETRY_SECONDS, Calls, Waiting
 from .contexts import way
-from .errors import CorralError, InvalidRequest, NoService, Refused, Rejected, TimedOut, Unavailable
+from .errors import CorralError, InvalidRequest, NoService, QueryFailed, Refused, Rejected, TimedOut, Unavailable
 from .lease import LeaseContext, Lost
 from .line import Line
 from .notebook import DeviceList
@@ -67,6 +68,17 @@ class Client(Calls):
         self.patience = patience
         self.owned_subjects = bool(self.identity.file) if owned_subjects is None else owned_subjects
         self._asked: dict[str, requests.WorkRequest] = {}
+        self._person = ""
+
+    def speaking_for(self, person: str) -> Self:
+        """A client of the same connection that asks the history, and for explanations, in turns of somebody else.
+
+        For services that several people use, as the dashboard: one of them then holds up nobody but themselves. The bus
+        lets services do so alone (`corral auth add … --service`).
+        """
+        made = copy.copy(self)
+        made._person = person
+        return made
 
     async def __aenter__(self) -> Self:
         return self
@@ -200,6 +212,11 @@ class Client(Calls):
     ) -> operations.Explanation:
         """What would become of a request, without granting it; with devices added first, if given."""
         body = operations.ExplainRequest(request=work_request(self.owner, fields), with_more=list(with_more))
+        if self._person:
+            # A server of an earlier version knows nobody behind whom it knows.
+            with contextlib.suppress(Refused):
+                subject = in_own_name(self.nc, PlanSubject.EXPLAIN, self._person)
+                return await self._plan(subject, body, operations.Explanation)
         subject = in_own_name(self.nc, PlanSubject.EXPLAIN) if self.owned_subjects else PlanSubject.EXPLAIN
         return await self._plan(subject, body, operations.Explanation)
 
@@ -314,7 +331,7 @@ class Client(Calls):
         self,
         sql: str,
         *,
-        limit: int = 10_000,
+        limit: int | None = None,
         timeout: float = 30.0,
         format: ResultFormat | str | None = None,
         query_id: str | None = None,
@@ -325,13 +342,14 @@ class Client(Calls):
 
         Args:
             sql: a SELECT, WITH, FROM, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN.
-            limit: at most so many rows; `truncated` says whether there were more.
+            limit: at most so many rows; `truncated` says whether there were more. All rows by default.
             timeout: seconds, then the statement is stopped.
             format: Arrow where pyarrow is installed, else JSON.
             query_id: names the query for `cancel`; one is made up by default.
 
         Raises:
-            QueryFailed: what the database or its guard said.
+            QueryFailed: what the database or its guard said; or there are more rows than an answer can have, and no
+                `limit` says that the first ones are enough.
             TimedOut: it took too long.
         """
         if format is None:
@@ -339,14 +357,21 @@ class Client(Calls):
         request = QueryRequest(
             sql=sql,
             format=ResultFormat(format),
-            limit=limit,
+            limit=MOST_ROWS if limit is None else limit,
             timeout_seconds=timeout,
             query_id=query_id or uuid.uuid4().hex,
             window=8,
         )
         for attempt in self._patiently():
             try:
-                return await collect(self.nc, request, margin_seconds=self.timeout)
+                result = await collect(self.nc, request, margin_seconds=self.timeout, person=self._person)
+                if result.truncated and limit is None:
+                    raise QueryFailed(
+                        f"there are more than {MOST_ROWS:,} rows, which are the most of one answer: ask for a part of "
+                        "them, or say with `limit` that the first ones are enough",
+                        "too_large",
+                    )
+                return result
             except NoService:
                 if not attempt():
                     raise

@@ -25,7 +25,7 @@ class QueryResult:
     Attributes:
         columns: their names.
         types: of the columns, as the database or Arrow names them.
-        truncated: there were more rows than the limit.
+        truncated: there were more rows than the limit; frames say so too, in `attrs["truncated"]` where they have it.
         seconds: time that the statement took in the database.
         raw: the result as it came, in the format that was asked for.
     """
@@ -89,8 +89,11 @@ class QueryResult:
         except ImportError:
             raise CorralError("pandas is not installed: pip install pandas") from None
         if self.format is ResultFormat.ARROW:
-            return self._table.to_pandas()
-        return pandas.DataFrame.from_records(self.rows, columns=self.columns)
+            frame = self._table.to_pandas()
+        else:
+            frame = pandas.DataFrame.from_records(self.rows, columns=self.columns)
+        frame.attrs["truncated"] = self.truncated
+        return frame
 
     def polars(self) -> Any:
         """A `polars.DataFrame`."""

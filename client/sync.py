@@ -238,7 +238,7 @@ class SyncClient:
         self,
         sql: str,
         *,
-        limit: int = 10_000,
+        limit: int | None = None,
         timeout: float = 30.0,
         format: ResultFormat | str | None = None,
         query_id: str | None = None,

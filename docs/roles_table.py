@@ -48,6 +48,7 @@ def table() -> str:
 def _row(access: Access) -> str:
     subjects = "<br>".join(f"`{subject}`" for subject in access.subjects)
     only = (" (with `--simulated`)" if access.follows_leases else "") + (" (with `--service`)" if access.serves else "")
+    only += " (with `--service`, or `--owner '*'`)" if access.speaks_for_others else ""
     # An administrator's `>` is in every row.
     marks = ["✓" if role in access.roles or role is Role.ADMIN else "–" for role in _SHOWN]
     return f"| {access.what}{only}:<br>{subjects} | " + " | ".join(marks) + " |"

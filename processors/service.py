@@ -132,7 +132,9 @@ async def process(
                     database_bytes=storage.size_bytes(),
                 )
 
-            service = QueryService(nc, storage.cursor, processor=storage.processor, status=status)
+            service = QueryService(
+                nc, storage.cursor, processor=storage.processor, status=status, spool=storage.path.parent
+            )
             write = partial(write_snapshot, storage)
             copies = snapshots.SnapshotService(nc, storage.snapshots, write, storage.size_bytes)
             maintenance.start()

@@ -191,6 +191,11 @@ BUCKETS: Final = (
 _HOST_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]+")
 
 
+def person_token(name: str) -> str:
+    """A person's name as one token of a subject; each name has another."""
+    return re.sub(r"[^A-Za-z0-9_-]", lambda found: "".join(f"={byte:02x}" for byte in found[0].encode()), name) or "="
+
+
 def host_token(name: str) -> str:
     """A host name as a subject token: dots, wildcards, spaces and the like become `-`.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+from collections.abc import Generator
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -69,6 +71,23 @@ def refused(nc: Client, error: Exception) -> None:
             future.cancel()
 
 
+@contextlib.contextmanager
+def refusals(nc: Client, subject: str) -> Generator[asyncio.Future[None]]:
+    """A future that is cancelled when the server refuses what is published on a subject within the block."""
+    stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting = _waiting.get(nc)
+    key = subject.lower()
+    if waiting is not None:
+        waiting.by_subject.setdefault(key, set()).add(stopped)
+    try:
+        yield stopped
+    finally:
+        if waiting is not None:
+            waiting.by_subject[key].discard(stopped)
+            if not waiting.by_subject[key]:
+                del waiting.by_subject[key]
+
+
 async def request(nc: Client, subject: str, payload: bytes = b"", *, timeout: float, headers: Any = None) -> Msg:
     """As `nc.request`, but a question that the server refuses ends at once.
 
@@ -80,17 +99,12 @@ async def request(nc: Client, subject: str, payload: bytes = b"", *, timeout: fl
     if waiting is None:
         return await nc.request(subject, payload, timeout=timeout, headers=headers)
     asking = asyncio.ensure_future(nc.request(subject, payload, timeout=timeout, headers=headers))
-    stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    key = subject.lower()
-    waiting.by_subject.setdefault(key, set()).add(stopped)
     try:
-        await asyncio.wait({asking, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if stopped.cancelled() and not asking.done():
-            raise NotAllowed(subject, identity_of(nc))
-        return await asking
+        with refusals(nc, subject) as stopped:
+            await asyncio.wait({asking, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if stopped.cancelled() and not asking.done():
+                raise NotAllowed(subject, identity_of(nc))
+            return await asking
     finally:
         if not asking.done():
             asking.cancel()
-        waiting.by_subject[key].discard(stopped)
-        if not waiting.by_subject[key]:
-            del waiting.by_subject[key]

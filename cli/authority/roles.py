@@ -80,6 +80,7 @@ class Access(Struct, frozen=True, kw_only=True):
         answer_seconds: an answer to a user of another account may take so long.
         follows_leases: only users that follow leases, as simulated GPUs do.
         serves: only users that are services themselves, as an exporter is.
+        speaks_for_others: only users that are trusted to say for whom they ask: services, and who asks in any name.
         within: it stays within the user's account.
         asked_of: accounts whose services answer.
     """
@@ -92,6 +93,7 @@ class Access(Struct, frozen=True, kw_only=True):
     answer_seconds: float = 120.0
     follows_leases: bool = False
     serves: bool = False
+    speaks_for_others: bool = False
     within: bool = False
     asked_of: tuple[Account, ...] = (Account.CORE,)
 
@@ -155,6 +157,7 @@ def _may(
     answer_seconds: float = 120.0,
     follows_leases: bool = False,
     serves: bool = False,
+    speaks_for_others: bool = False,
     within: bool = False,
     asked_of: tuple[Account, ...] = (Account.CORE,),
 ) -> Access:
@@ -167,6 +170,7 @@ def _may(
         answer_seconds=answer_seconds,
         follows_leases=follows_leases,
         serves=serves,
+        speaks_for_others=speaks_for_others,
         within=within,
         asked_of=asked_of,
     )
@@ -259,6 +263,16 @@ MATRIX: Final[tuple[Access, ...]] = (
     ),
     _may(
         _PUB,
+        "SQL and explanations, in turns of who has logged in there",
+        PEOPLE,
+        f"{bus.QUERY}.{{user}}.*",
+        f"{PlanSubject.EXPLAIN}.{{user}}.*",
+        many=True,
+        answer_seconds=_QUERY_SECONDS,
+        speaks_for_others=True,
+    ),
+    _may(
+        _PUB,
         "cancelling a query, whose id only its asker knows",
         PEOPLE,
         bus.QUERY_CANCEL,
@@ -274,7 +288,7 @@ MATRIX: Final[tuple[Access, ...]] = (
         f"{bus.SNAPSHOT_READ}.{{user}}",
         answer_seconds=_QUERY_SECONDS,
     ),
-    _may(_SUB, "what the history is asked", [Role.PROCESSOR], bus.QUERY, f"{bus.QUERY}.*", f"{bus.PREFIX}.history.>"),
+    _may(_SUB, "what the history is asked", [Role.PROCESSOR], bus.QUERY, f"{bus.QUERY}.>", f"{bus.PREFIX}.history.>"),
     # Services
     _may(
         _PUB,
@@ -423,7 +437,12 @@ def allowed(user: User, verb: Verb) -> list[str]:
 
 
 def _concerns(access: Access, user: User) -> bool:
-    return (user.follows_leases or not access.follows_leases) and (user.serves or not access.serves)
+    trusted = user.serves or user.owner == ANY_OWNER
+    return (
+        (user.follows_leases or not access.follows_leases)
+        and (user.serves or not access.serves)
+        and (trusted or not access.speaks_for_others)
+    )
 
 
 def _filled(subject: str, user: User) -> list[str]:

@@ -1,7 +1,7 @@
 """One query in a thread of its own: check, run, and hand out its parts.
 
-The thread blocks while a part is on its way, so what is held of a result is one part and one Arrow batch, however many
-rows there are.
+Parts are put aside for their reader, and where there is no room the thread waits: what is held of a result is bounded
+(`spool.py`), however many rows there are.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class Execution:
         arrived: when, on the monotonic clock.
         started: when it began to run; 0 while it waits.
         resident_bytes: memory that the process held then.
+        express: it is being tried, and may be set back.
+        blocked_seconds: that its thread has waited for its reader.
+        warnings: about the request.
     """
 
     def __init__(self, request: QueryRequest, asker: str, reply: str) -> None:
@@ -49,9 +52,18 @@ class Execution:
         self.arrived = time.monotonic()
         self.started = 0.0
         self.resident_bytes = 0
+        self.express = False
+        self.blocked_seconds = 0.0
+        self.warnings: list[str] = []
         self._cursor: DuckDBPyConnection | None = None
         self._stopped: QueryError | None = None
         self._guard = threading.Lock()
+
+    def again(self) -> Execution:
+        """The same query, to be run anew."""
+        made = Execution(self.request, self.asker, self.reply)
+        made.arrived, made.warnings = self.arrived, self.warnings
+        return made
 
     @property
     def deadline(self) -> float:
@@ -120,7 +132,6 @@ class Execution:
         types = [str(column[1]) for column in description]
         reader = cursor.to_arrow_reader(BATCH_ROWS)
         writer = results.writer(self.request.format)
-        sending = 0.0
         rows, truncated = 0, False
         waiting = bytearray(writer.start(columns, types, reader.schema))
         for batch, more in results.cut(reader, self.request.limit):
@@ -129,18 +140,24 @@ class Execution:
             rows += batch.num_rows
             truncated = more
             while len(waiting) > part_bytes:
-                before = time.monotonic()
                 send(bytes(memoryview(waiting)[:part_bytes]), None)
-                sending += time.monotonic() - before
                 del waiting[:part_bytes]
                 self.check_stopped()
         waiting += writer.end(truncated)
-        end = QueryEnd(rows=rows, truncated=truncated, seconds=round(time.monotonic() - self.started - sending, 6))
+        seconds = round(time.monotonic() - self.started - self.blocked_seconds, 6)
+        end = QueryEnd(rows=rows, truncated=truncated, seconds=seconds, warnings=self.warnings)
         while len(waiting) > part_bytes:
             send(bytes(memoryview(waiting)[:part_bytes]), None)
             del waiting[:part_bytes]
         send(bytes(waiting), end)
         return end
+
+
+def timed_out(execution: Execution) -> QueryError:
+    """What the asker of a query is told that took too long."""
+    seconds = f"{execution.request.timeout_seconds:g} s"
+    where = "running" if execution.started else "waiting in line"
+    return QueryError("timeout", f"the query was still {where} after {seconds}: filter more, or allow more time")
 
 
 def as_query_error(error: Exception) -> QueryError:

@@ -1,16 +1,36 @@
 """Who runs next: askers take turns, and none may fill all slots.
 
-Pure state; `query.py` drives it. An asker with fifty queries in line waits behind another's first, and while one
-asker's queries run for minutes there is still a slot that only others can take.
+Pure state; `query.py` drives it. An asker with fifty queries in line waits behind another's first. Half of the slots
+are for askers who run nothing yet. Where these are full too there is an express slot: the first query of a newcomer is
+tried there, and set back into its line if it turns out to be long while others could be tried.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
+
+
+class Turn(NamedTuple, Generic[T]):
+    """An entry that may run.
+
+    Attributes:
+        asker: whose it is.
+        entry: as it was put in.
+        express: it is being tried, and may be set back.
+    """
+
+    asker: str
+    entry: T
+    express: bool
+
+
+class _Waiting(NamedTuple, Generic[T]):
+    entry: T
+    long: bool
 
 
 class FairQueue(Generic[T]):
@@ -18,16 +38,19 @@ class FairQueue(Generic[T]):
 
     Args:
         slots: entries that may run at the same time.
-        per_asker: of one asker.
+        per_asker: of one asker; the second and later ones only while half of the slots are free.
         waiting: entries that may wait, of all askers; half of it of one asker.
+        express: slots beside these for the first entry of an asker.
     """
 
-    def __init__(self, slots: int, per_asker: int, waiting: int) -> None:
+    def __init__(self, slots: int, per_asker: int, waiting: int, express: int = 0) -> None:
         self._slots = slots
         self._per_asker = per_asker
         self._waiting = waiting
-        self._lines: OrderedDict[str, deque[T]] = OrderedDict()
+        self._express = express
+        self._lines: OrderedDict[str, deque[_Waiting[T]]] = OrderedDict()
         self._running: dict[str, int] = {}
+        self._tried = 0
 
     def __len__(self) -> int:
         return sum(len(line) for line in self._lines.values())
@@ -37,32 +60,65 @@ class FairQueue(Generic[T]):
         """Entries that run."""
         return sum(self._running.values())
 
-    def put(self, asker: str, entry: T) -> bool:
-        """Take an entry into line; False if there is no room for it."""
-        line = self._lines.get(asker)
-        if len(self) >= self._waiting or (line is not None and len(line) >= max(1, self._waiting // 2)):
-            return False
-        self._lines.setdefault(asker, deque()).append(entry)
-        return True
+    @property
+    def newcomers(self) -> bool:
+        """Whether somebody waits who could be tried in an express slot."""
+        return any(self._may_be_tried(asker, line) for asker, line in self._lines.items())
 
-    def take(self) -> tuple[str, T] | None:
-        """The next entry that may run, counted as running until `done`; None if there is none, or no slot."""
-        if self.running >= self._slots:
+    def put(self, asker: str, entry: T) -> list[T] | None:
+        """Take an entry into line.
+
+        Returns:
+            What had to leave for it: where the line is full, the last entry of the asker with the most makes room for
+            an asker who has fewer. None if there is no room for the entry itself.
+        """
+        own = len(self._lines.get(asker, ()))
+        left: list[T] = []
+        if own >= max(1, self._waiting // 2):
             return None
-        for asker, line in self._lines.items():
-            if self._running.get(asker, 0) >= self._per_asker:
-                continue
-            entry = line.popleft()
-            if line:
-                self._lines.move_to_end(asker)
-            else:
-                del self._lines[asker]
-            self._running[asker] = self._running.get(asker, 0) + 1
-            return asker, entry
+        if len(self) >= self._waiting:
+            longest = max(self._lines, key=lambda one: len(self._lines[one]))
+            if len(self._lines[longest]) <= own + 1:
+                return None
+            left.append(self._lines[longest].pop().entry)
+        self._lines.setdefault(asker, deque()).append(_Waiting(entry, False))
+        return left
+
+    def set_back(self, asker: str, entry: T) -> None:
+        """Put an entry that was tried, and is long, to the head of its line; there is always room for it."""
+        self._lines.setdefault(asker, deque()).appendleft(_Waiting(entry, True))
+
+    def take(self) -> Turn[T] | None:
+        """The next entry that may run, counted as running until `done`; None if there is none, or no slot."""
+        regular = self.running - self._tried
+        if regular < self._slots:
+            for asker in self._lines:
+                own = self._running.get(asker, 0)
+                if own == 0 or (own < self._per_asker and regular < self._slots - self._slots // 2):
+                    return self._taken(asker, express=False)
+        if self._tried < self._express:
+            for asker, line in self._lines.items():
+                if self._may_be_tried(asker, line):
+                    self._tried += 1
+                    return self._taken(asker, express=True)
         return None
 
-    def done(self, asker: str) -> None:
-        """An entry of the asker has ended."""
+    def _may_be_tried(self, asker: str, line: deque[_Waiting[T]]) -> bool:
+        return not self._running.get(asker) and not line[0].long
+
+    def _taken(self, asker: str, express: bool) -> Turn[T]:
+        line = self._lines[asker]
+        entry = line.popleft().entry
+        if line:
+            self._lines.move_to_end(asker)
+        else:
+            del self._lines[asker]
+        self._running[asker] = self._running.get(asker, 0) + 1
+        return Turn(asker, entry, express)
+
+    def done(self, asker: str, express: bool = False) -> None:
+        """An entry of the asker has ended, or is set back."""
+        self._tried -= express
         left = self._running[asker] - 1
         if left:
             self._running[asker] = left
@@ -71,17 +127,16 @@ class FairQueue(Generic[T]):
 
     def remove(self, entry: T) -> bool:
         """Take an entry out of line; False if it is in none."""
-        for asker, line in self._lines.items():
-            if entry in line:
-                line.remove(entry)
-                if not line:
-                    del self._lines[asker]
-                return True
-        return False
+        return bool(self.remove_if(lambda one: one is entry))
 
     def remove_if(self, wanted: Callable[[T], bool]) -> list[T]:
         """Take out of line all entries that are wanted."""
-        found = [entry for line in self._lines.values() for entry in line if wanted(entry)]
-        for entry in found:
-            self.remove(entry)
+        found: list[T] = []
+        for asker, line in list(self._lines.items()):
+            gone = [one for one in line if wanted(one.entry)]
+            found += [one.entry for one in gone]
+            if len(gone) == len(line):
+                del self._lines[asker]
+            elif gone:
+                self._lines[asker] = deque(one for one in line if one not in gone)
         return found

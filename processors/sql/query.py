@@ -1,8 +1,8 @@
 """SQL over the bus: the micro service `corral-history`.
 
-A query waits its turn (`fairqueue.py`), runs in a thread of low priority (`execution.py`) behind the fence
-(`confine.py`), and is answered in parts. Slots, memory and time are bounded, so that ingest, which shares process and
-database, goes on whatever analysts ask.
+A query waits its turn (`fairqueue.py`) and runs in a thread of low priority (`execution.py`) behind the fence
+(`confine.py`). Its answer goes out in parts (`delivery.py`), which wait for their reader without a turn (`spool.py`).
+Slots, memory and time are bounded, so that ingest, which shares process and database, goes on whatever analysts ask.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Final
 
-import msgspec
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 from nats.aio.client import Client
@@ -34,14 +35,14 @@ from ...schemas.process import resident_bytes
 from ...schemas.query import END_HEADER, PART_HEADER, Cancelled, CancelRequest, ProcessorStatus, QueryEnd, QueryRequest
 from ...schemas.requests import Error
 from .confine import Fence, QueryError
-from .execution import Execution
+from .delivery import SET_BACK, Answer, header
+from .execution import Execution, timed_out
 from .fairqueue import FairQueue
 from .results import CONTENT_TYPES
+from .spool import Room, SpoolRoom
 
 log = logging.getLogger("corral.query")
 
-PLAIN_ANSWER_BYTES: Final = 32 * 2**20
-"""Largest answer to an asker that acknowledges nothing: half of what a server holds for a slow reader."""
 HEADER_ROOM_BYTES: Final = 8192
 TICK_SECONDS: Final = 0.05
 GROWN_BYTES: Final = 64 * 2**20
@@ -58,17 +59,28 @@ class Limits(Struct, frozen=True, kw_only=True):
     Attributes:
         slots: queries that run at the same time.
         per_asker: of one asker (`asker_of`); less than `slots`, so that nobody fills them all.
-        waiting: queries in line; more are answered `busy`.
+        express: queries beside these, each the first of an asker who runs none.
+        express_seconds: one of these that takes longer is set back into its line, where another could be tried.
+        waiting: queries in line; more are answered `busy`, those of who has the most first.
         resident_bytes: memory of the whole process above which the youngest query is ended that has added to it; None
             for 90% of what the machine or its control group has (DuckDB's own limit is 80%).
-        acknowledge_seconds: an asker that takes no part for so long is given up.
+        acknowledge_seconds: an asker that takes no part for so long while its query runs is given up.
+        reading_seconds: likewise once the answer is computed.
+        blocked_seconds: a query whose answer has no room left is held up by its reader for no longer, beside a second
+            for each MiB that was taken.
+        room: for answers that wait for their readers.
     """
 
     slots: int = 4
     per_asker: int = 2
+    express: int = 1
+    express_seconds: float = 2.0
     waiting: int = 64
     resident_bytes: int | None = None
     acknowledge_seconds: float = 30.0
+    reading_seconds: float = 600.0
+    blocked_seconds: float = 10.0
+    room: Room = Room()
 
 
 class QueryService:
@@ -81,6 +93,7 @@ class QueryService:
         status: what `history.status` answers.
         limits: see `Limits`.
         private: tables that readers should not see.
+        spool: folder for answers that wait for their readers; the system's for temporary files by default.
     """
 
     def __init__(
@@ -92,6 +105,7 @@ class QueryService:
         status: Callable[[], ProcessorStatus] | None = None,
         limits: Limits | None = None,
         private: Sequence[str] = (),
+        spool: Path | None = None,
     ) -> None:
         self._nc = nc
         self._connect = connect
@@ -101,11 +115,16 @@ class QueryService:
         self._limits = limits or Limits()
         self._resident_bytes = self._limits.resident_bytes or memory_of_this_machine() * 9 // 10
         self._fence = Fence(connect, private)
-        self._queue: FairQueue[Execution] = FairQueue(self._limits.slots, self._limits.per_asker, self._limits.waiting)
-        self._threads = ThreadPoolExecutor(self._limits.slots, "query", initializer=_lower_priority)
+        self._queue: FairQueue[Execution] = FairQueue(
+            self._limits.slots, self._limits.per_asker, self._limits.waiting, self._limits.express
+        )
+        self._room = SpoolRoom(self._limits.room, spool)
+        threads = self._limits.slots + self._limits.express
+        self._threads = ThreadPoolExecutor(threads, "query", initializer=_lower_priority)
         self._running: dict[Execution, asyncio.Task[None]] = {}
         self._by_id: dict[str, Execution] = {}
-        self._windows: dict[str, _Window] = {}
+        self._answers: dict[str, Answer] = {}
+        self._deliveries: set[asyncio.Task[None]] = set()
         self._service: Service | None = None
         self._watch: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,6 +164,7 @@ class QueryService:
         for config in (
             EndpointConfig(name="query", subject=bus.QUERY, handler=self._on_query),
             EndpointConfig(name="query-owned", subject=f"{bus.QUERY}.*", handler=self._on_query),
+            EndpointConfig(name="query-delegated", subject=f"{bus.QUERY}.*.*", handler=self._on_query),
             EndpointConfig(name="cancel", subject=bus.QUERY_CANCEL, handler=self._on_cancel, queue_group=own),
             EndpointConfig(name="status", subject=bus.HISTORY_STATUS, handler=self._on_status),
         ):
@@ -167,6 +187,12 @@ class QueryService:
             execution.stop(stopping.code, str(stopping))
         if self._running:
             await asyncio.wait(list(self._running.values()), timeout=5)
+        for answer in list(self._answers.values()):
+            answer.end(stopping)
+        if self._deliveries:
+            await asyncio.wait(list(self._deliveries), timeout=STOP_SECONDS)
+        for delivery in list(self._deliveries):
+            delivery.cancel()
         if self._watch is not None:
             self._watch.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -177,87 +203,99 @@ class QueryService:
             return
         try:
             content = codec.content_type(message.headers)
-            asked, _ = codec.decode_request(message.data, QueryRequest, content)
+            asked, warnings = codec.decode_request(message.data, QueryRequest, content)
         except codec.DecodeError as error:
             await self._refuse(message.reply, QueryError("invalid", str(error)), field=error.field)
             return
         execution = Execution(asked, asker_of(message.subject, message.reply), message.reply)
+        execution.warnings = warnings
         if asked.query_id is not None:
             if asked.query_id in self._by_id:
                 await self._refuse(message.reply, QueryError("invalid", f"query_id {asked.query_id!r} is in use"))
                 return
             self._by_id[asked.query_id] = execution
-        if self._stopping or not self._queue.put(execution.asker, execution):
+        left = None if self._stopping else self._queue.put(execution.asker, execution)
+        for one in [execution] if left is None else left:
             self._counts["busy"] += 1
-            await self._fail(execution, QueryError("busy", f"{len(self._queue)} queries wait already: ask again later"))
-            return
+            await self._fail(one, QueryError("busy", f"{len(self._queue)} queries wait already: ask again later"))
         self._start_next()
 
     def _start_next(self) -> None:
-        while (taken := self._queue.take()) is not None:
-            _, execution = taken
+        while (turn := self._queue.take()) is not None:
+            execution = turn.entry
+            execution.express = turn.express
             self._running[execution] = asyncio.create_task(self._run(execution))
 
     async def _run(self, execution: Execution) -> None:
+        """One turn. It ends when the answer is computed; reading it is no part of it."""
         loop = asyncio.get_running_loop()
-        window = _Window(execution, f"{bus.QUERY_ACK}.{self._instance}.{secrets.token_hex(8)}")
-        self._windows[window.subject] = window
-
-        def send(part: bytes, end: QueryEnd | None) -> None:
-            asyncio.run_coroutine_threadsafe(self._send(window, part, end), loop).result()
-
+        subject = f"{bus.QUERY_ACK}.{self._instance}.{secrets.token_hex(8)}"
+        answer = Answer(execution, subject, self._room, express=execution.express)
+        self._answers[subject] = answer
+        delivery = asyncio.create_task(self._deliver(answer))
+        self._deliveries.add(delivery)
+        delivery.add_done_callback(self._deliveries.discard)
+        put = partial(answer.put, blocked_seconds=self._limits.blocked_seconds)
         execution.resident_bytes = resident_bytes()
         part_bytes = max(1024, self._nc.max_payload - HEADER_ROOM_BYTES)
+        failure: QueryError | None = None
         try:
-            work = loop.run_in_executor(self._threads, execution.run, self._connect, self._fence, send, part_bytes)
-            await work
+            await loop.run_in_executor(self._threads, execution.run, self._connect, self._fence, put, part_bytes)
         except QueryError as error:
-            await self._fail(execution, error, window.parts)
+            failure = error
         except Exception:
             log.exception("a query failed: %s", execution.request.sql[:500], extra={"subject": bus.QUERY})
-            await self._fail(execution, QueryError("internal", "the processor's log says why"), window.parts)
+            failure = QueryError("internal", "the processor's log says why")
         finally:
-            del self._windows[window.subject]
             del self._running[execution]
-            self._forget(execution)
-            self._queue.done(execution.asker)
+            self._queue.done(execution.asker, execution.express)
+            if failure is not None and failure.code == SET_BACK:
+                self._set_back(execution)
+                delivery.cancel()
+            answer.end(failure)
             self._start_next()
 
-    async def _send(self, window: _Window, part: bytes, end: QueryEnd | None) -> None:
-        execution = window.execution
-        size = execution.request.window
-        if size and end is None:
-            limit = min(execution.deadline - time.monotonic(), self._limits.acknowledge_seconds)
-            try:
-                async with asyncio.timeout(max(0.0, limit)):
-                    await window.wait_below(size)
-            except TimeoutError:
-                execution.check_stopped()
-                if execution.deadline - time.monotonic() <= 0:
-                    raise _timed_out(execution) from None
-                raise QueryError("cancelled", "the asker has acknowledged no part for too long") from None
-        window.bytes += len(part)
-        if not size and window.bytes > PLAIN_ANSWER_BYTES:
-            raise QueryError(
-                "too_large",
-                f"the answer is larger than {PLAIN_ANSWER_BYTES >> 20} MiB: lower `limit`, or set `window` "
-                "and acknowledge the parts",
+    def _set_back(self, execution: Execution) -> None:
+        again = execution.again()
+        if execution.request.query_id is not None:
+            self._by_id[execution.request.query_id] = again
+        self._queue.set_back(again.asker, again)
+
+    async def _deliver(self, answer: Answer) -> None:
+        execution = answer.execution
+        try:
+            await answer.deliver(
+                partial(self._publish, answer), self._limits.acknowledge_seconds, self._limits.reading_seconds
             )
-        headers = {PART_HEADER: str(window.parts), codec.CONTENT_TYPE_HEADER: CONTENT_TYPES[execution.request.format]}
-        if end is not None:
-            headers[END_HEADER] = _header(end)
             self._counts["answered"] += 1
-        await self._nc.publish(execution.reply, part, reply=window.subject if size else "", headers=headers)
-        window.parts += 1
+        except QueryError as error:
+            execution.stop(error.code, str(error))
+            await self._fail(execution, error, answer.parts)
+        except Exception as error:  # the connection may be gone, and the asker with it
+            execution.stop("unavailable", f"the answer can't be sent: {error}")
+        finally:
+            answer.close()
+            del self._answers[answer.subject]
+            self._forget(execution)
+
+    async def _publish(self, answer: Answer, part: bytes, number: int, end: QueryEnd | None) -> None:
+        request = answer.execution.request
+        headers = {PART_HEADER: str(number), codec.CONTENT_TYPE_HEADER: CONTENT_TYPES[request.format]}
+        if end is not None:
+            headers[END_HEADER] = header(end)
+            if end.warnings:
+                headers[codec.WARNINGS_HEADER] = codec.warnings_header(end.warnings)
+        reply = answer.subject if request.window else ""
+        await self._nc.publish(answer.execution.reply, part, reply=reply, headers=headers)
 
     async def _on_ack(self, message: Msg) -> None:
-        window = self._windows.get(message.subject)
-        if window is None:
+        answer = self._answers.get(message.subject)
+        if answer is None:
             return
         if (message.headers or {}).get("Status") == "503":
             # The server tells where nobody listens for a part.
-            window.execution.stop("cancelled", "the asker has gone")
-        window.acknowledge()
+            answer.execution.stop("cancelled", "the asker has gone")
+        answer.acknowledge()
 
     async def _on_cancel(self, request: Request) -> None:
         # In a task of its own: messages of a subscription come one by one.
@@ -280,6 +318,9 @@ class QueryService:
             await _respond(request, error)
             return
         execution.stop("cancelled", "the query was cancelled")
+        for answer in self._answers.values():
+            if answer.execution is execution:
+                answer.look()
         await _respond(request, Cancelled(query_id=asked.query_id))
         if self._queue.remove(execution):
             await self._fail(execution, QueryError("cancelled", "the query was cancelled"))
@@ -298,7 +339,7 @@ class QueryService:
         body = b"" if parts else codec.encode(Error(code=error.code, message=text, field=field), codec.JSON)
         headers = {
             PART_HEADER: str(parts),
-            END_HEADER: _header(QueryEnd(error=text, code=error.code)),
+            END_HEADER: header(QueryEnd(error=text, code=error.code)),
             ERROR_CODE_HEADER: error.code,
             ERROR_HEADER: json.dumps(text)[1:-1][:500],
             codec.CONTENT_TYPE_HEADER: codec.JSON,
@@ -315,11 +356,14 @@ class QueryService:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             for execution in self._running:
+                tried = time.monotonic() - execution.started if execution.express and execution.started else 0.0
+                if tried > self._limits.express_seconds and not execution.stopped and self._queue.newcomers:
+                    execution.stop(SET_BACK, "it is long: others are tried meanwhile")
                 if execution.stopped or time.monotonic() > execution.deadline:
-                    error = _timed_out(execution)
+                    error = timed_out(execution)
                     execution.stop(error.code, str(error))
             for execution in self._queue.remove_if(lambda waiting: time.monotonic() > waiting.deadline):
-                await self._fail(execution, _timed_out(execution))
+                await self._fail(execution, timed_out(execution))
             if self._running and (held := resident_bytes()) > self._resident_bytes:
                 # An allocator gives back late: who came when it was full already is not to blame.
                 grown = [execution for execution in self._running if held - execution.resident_bytes > GROWN_BYTES]
@@ -333,28 +377,6 @@ class QueryService:
         return {**self._counts, "running": self._queue.running, "waiting": len(self._queue)}
 
 
-class _Window:
-    """Parts of one answer that are under way."""
-
-    def __init__(self, execution: Execution, subject: str) -> None:
-        self.execution = execution
-        self.subject = subject
-        self.parts = 0
-        self.bytes = 0
-        self._acknowledged = 0
-        self._moved = asyncio.Event()
-
-    def acknowledge(self) -> None:
-        self._acknowledged += 1
-        self._moved.set()
-
-    async def wait_below(self, size: int) -> None:
-        while self.parts - self._acknowledged >= size:
-            self._moved.clear()
-            await self._moved.wait()
-            self.execution.check_stopped()
-
-
 def asker_of(subject: str, reply: str) -> str:
     """Who asks: the user that the subject names, where a server lets each publish under its own name alone.
 
@@ -362,17 +384,12 @@ def asker_of(subject: str, reply: str) -> str:
     characters of a NATS unique id stay the same for one client. That is no proof of identity, and needs none on a bus
     that asks for none. Who asks across accounts has another reply subject each time, and all of them are one asker.
     """
+    # A second token is somebody for whom a trusted service asks, as a dashboard does for who has logged in.
     user = subject[len(bus.QUERY) + 1 :]
     if user:
         return f"user {user}"
     prefix, _, rest = reply.partition(".")
     return prefix if prefix == ACROSS else f"{prefix}.{rest[:12]}"
-
-
-def _timed_out(execution: Execution) -> QueryError:
-    seconds = f"{execution.request.timeout_seconds:g} s"
-    where = "running" if execution.started else "waiting in line"
-    return QueryError("timeout", f"the query was still {where} after {seconds}: filter more, or allow more time")
 
 
 def _message(request: Request) -> Msg:
@@ -383,11 +400,6 @@ def _message(request: Request) -> Msg:
 async def _respond(request: Request, answer: Struct) -> None:
     if _message(request).reply:  # a cancellation may not care
         await request.respond(codec.encode(answer, codec.JSON), headers={codec.CONTENT_TYPE_HEADER: codec.JSON})
-
-
-def _header(end: QueryEnd) -> str:
-    # Headers are ASCII lines, so the JSON in them must be too.
-    return json.dumps(msgspec.to_builtins(end))
 
 
 def _lower_priority() -> None:

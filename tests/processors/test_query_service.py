@@ -68,7 +68,7 @@ async def rows(nc: Client, sql: str, **fields: Any) -> list[list[Any]]:
 
 async def test_plain_request_gets_one_json_document(nc: Client, service: QueryService) -> None:
     reply = await nc.request(
-        bus.QUERY, b'{"sql": "SELECT device, count(*) AS n FROM samples GROUP BY 1 ORDER BY 1 LIMIT 2"}'
+        bus.QUERY, b'{"sql": "SELECT device, count(*) AS n FROM samples GROUP BY 1 ORDER BY 1 LIMIT 2"}', timeout=20
     )
     assert json.loads(reply.data) == {
         "type": "result",
