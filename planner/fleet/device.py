@@ -364,7 +364,6 @@ class Device:
             value,
             self.seen_at,
             known=known,
-            reserved_told=tick.reserved is not None,
         )
         dirty = self._round() or dirty
         dirty = self.judge() or dirty

@@ -24,8 +24,6 @@ IDLE_MEMORY_BYTES: Final = 512 * 2**20
 amdgpu some 300."""
 IDLE_MEMORY_FRACTION: Final = 1 / 16
 """Of a small device, or a small MIG instance, less is let pass: a CUDA context alone takes 300 MiB and more."""
-UNRESERVED_FRACTION: Final = 1 / 32
-"""Drivers that do not tell reserved memory apart (before R510) count it as used."""
 SERVICES_MEMORY_BYTES: Final = 2**30
 """Of a display server and other services for whoever uses the device."""
 IDLE_UTILIZATION_PERCENT: Final = 5.0
@@ -74,7 +72,6 @@ class Occupancy:
         "_read_at",
         "_readable",
         "_released",
-        "_reserved_told",
         "_services",
         "_used",
         "covering",
@@ -88,7 +85,6 @@ class Occupancy:
         self.granted = 0
         self._used: int | None = None
         self._read_at = -math.inf
-        self._reserved_told = True
         self._busy = 0
         self._listed: dict[str, int] | None = None
         """Memory by lease, empty text for none; None where no list is known."""
@@ -103,11 +99,6 @@ class Occupancy:
         self._released: dict[str, float] = {}
         self._doubt = ""
         self._doubt_at = -math.inf
-
-    @property
-    def settled(self) -> bool:
-        """Whether another sample that says the same changes nothing."""
-        return not self._doubt and self._busy in (0, BUSY_SAMPLES)
 
     def hold(self, covering: Mapping[str, int], since: float = math.inf) -> None:
         """What leases were granted of the memory now.
@@ -158,9 +149,7 @@ class Occupancy:
         if not covering and not self._counts:
             self.foreign = min(self.foreign, self._base)
 
-    def sample(
-        self, used: int | None, utilization: float | None, read_at: float, *, known: bool, reserved_told: bool
-    ) -> None:
+    def sample(self, used: int | None, utilization: float | None, read_at: float, *, known: bool) -> None:
         """Take a reading.
 
         Args:
@@ -168,14 +157,13 @@ class Occupancy:
             utilization: percent; None likewise.
             read_at: when, seconds since the epoch.
             known: whether lists of processes still come.
-            reserved_told: whether the driver tells reserved memory apart from used.
         """
         if not known and self._listed is not None:
             self._listed, self._listed_at = None, -math.inf
             self._hidden, self._counts, self._services = set(), {}, 0
         if read_at <= self._freed_at:
             return
-        self._used, self._read_at, self._reserved_told = used, read_at, reserved_told
+        self._used, self._read_at = used, read_at
         if used is not None:
             self.foreign = min(max(self.foreign, used - self.granted), used)
         if utilization is not None and utilization > IDLE_UTILIZATION_PERCENT and not self.covering:
@@ -256,7 +244,7 @@ class Occupancy:
         if strangers:
             what = "a process" if strangers == 1 else f"{strangers} processes"
             why = f"{what} without a lease"
-        elif self.foreign - min(self._services, SERVICES_MEMORY_BYTES) > self._pass(total_bytes):
+        elif self.foreign - min(self._services, SERVICES_MEMORY_BYTES) > _overhead(total_bytes):
             why = f"{format_bytes(self.foreign)} that no lease explains"
         elif self._busy >= BUSY_SAMPLES:
             why = "busy without a lease"
@@ -270,8 +258,6 @@ class Occupancy:
         """Whether it was seen since a time, by all that tell of it."""
         return self._read_at > at and not self._busy and (self._listed is None or self._listed_at > at)
 
-    def _pass(self, total_bytes: int) -> float:
-        if not total_bytes:
-            return IDLE_MEMORY_BYTES
-        least = min(IDLE_MEMORY_BYTES, total_bytes * IDLE_MEMORY_FRACTION)
-        return least if self._reserved_told else least + total_bytes * UNRESERVED_FRACTION
+
+def _overhead(total_bytes: int) -> float:
+    return min(IDLE_MEMORY_BYTES, total_bytes * IDLE_MEMORY_FRACTION) if total_bytes else IDLE_MEMORY_BYTES
