@@ -359,14 +359,12 @@ class Device:
                     self.load = level = min(int(load / LOAD_STEP_PERCENT), LOAD_LEVELS)
                     self._load_low, self._load_high = _bounds(level, 0.0, LOAD_STEP_PERCENT, LOAD_LEVELS)
                     dirty = True
-        self.occupancy.sample(
-            self.memory_used if tick.used is not None else None,
-            value,
-            self.seen_at,
-            known=known,
-        )
-        dirty = self._round() or dirty
-        dirty = self.judge() or dirty
+        used = self.memory_used if tick.used is not None else None
+        if self.occupancy.sample(used, value, self.seen_at, known):
+            dirty = self._round() or dirty
+            dirty = self.judge() or dirty
+        elif sized:
+            self._round()
         if tick.temperature is not None:
             value = tick.temperature[at]
             self.temperature = value = value if value is not None and -100 <= value <= 300 else None

@@ -127,6 +127,15 @@ class Fleet:
             kept = self.cache.put("largest", (self.shape_version, most))
         return kept[1]
 
+    @property
+    def has_boards(self) -> bool:
+        """Whether some device is whole: no MIG instance, and not split into them."""
+        kept = self.cache.get("boards")
+        if kept is None or kept[0] != self.shape_version:
+            found = any(not (device.parent or device.info.mig_parent) for device in self.devices.values())
+            kept = self.cache.put("boards", (self.shape_version, found))
+        return kept[1]
+
     def ask(self, key: AskKey) -> Ask:
         """The one `Ask` of this fleet for a key."""
         found = self._asks.get(key)

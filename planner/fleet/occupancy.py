@@ -149,7 +149,7 @@ class Occupancy:
         if not covering and not self._counts:
             self.foreign = min(self.foreign, self._base)
 
-    def sample(self, used: int | None, utilization: float | None, read_at: float, *, known: bool) -> None:
+    def sample(self, used: int | None, utilization: float | None, read_at: float, known: bool) -> bool:
         """Take a reading.
 
         Args:
@@ -157,20 +157,33 @@ class Occupancy:
             utilization: percent; None likewise.
             read_at: when, seconds since the epoch.
             known: whether lists of processes still come.
+
+        Returns:
+            Whether anything may be otherwise than before.
         """
+        changed = False
         if not known and self._listed is not None:
             self._listed, self._listed_at = None, -math.inf
             self._hidden, self._counts, self._services = set(), {}, 0
+            changed = True
         if read_at <= self._freed_at:
-            return
+            return changed
         self._used, self._read_at = used, read_at
         if used is not None:
-            self.foreign = min(max(self.foreign, used - self.granted), used)
+            before, least = self.foreign, used - self.granted
+            foreign = before if before > least else least
+            if foreign > used:
+                foreign = used
+            if foreign != before:
+                self.foreign, changed = foreign, True
+        busy = 0
         if utilization is not None and utilization > IDLE_UTILIZATION_PERCENT and not self.covering:
+            busy = self._busy
             if read_at > self._freed_at + SETTLE_SECONDS:
-                self._busy = min(self._busy + 1, BUSY_SAMPLES)
-        else:
-            self._busy = 0
+                busy = min(busy + 1, BUSY_SAMPLES)
+        if busy != self._busy:
+            self._busy, changed = busy, True
+        return changed or self._doubt != ""
 
     def processes(self, found: Iterable[Listed], read_at: float, readable: bool) -> None:
         """Take over a list of processes.

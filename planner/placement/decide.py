@@ -11,6 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ...schemas.operations import Addition, Explanation
 from ...schemas.requests import (
@@ -259,9 +260,17 @@ def addresses(fleet: Fleet, grants: Sequence[Grant]) -> dict[str, str]:
 
 def _asked(fleet: Fleet, request: WorkRequest) -> Ask:
     key = ask_key(request)
+    if _any_instance(fleet, request):
+        key = ask_key(replace(request, mig=True))
     if request.distribution is not None:
         check_work(request, request.distribution)
     return fleet.ask(key)
+
+
+def _any_instance(fleet: Fleet, request: WorkRequest) -> bool:
+    """Whether a request for one device, whichever it is, comes to a fleet that has MIG instances and nothing else."""
+    anything = request.gpus == 1 and request.gpu_share is None and not request.models and not request.mig
+    return anything and bool(fleet.parents) and not fleet.has_boards
 
 
 def check_work(request: WorkRequest, work: Distribution) -> None:

@@ -203,7 +203,7 @@ def test_what_is_free_is_never_more_than_the_driver_says(steps: list[tuple[str, 
             occupancy.processes([], at, readable=bool(amount % 2))
         # A sample after each step, since what came before a release does not count.
         used = number if what == "sample" else used
-        occupancy.sample(used, None, at + 0.5, known=True)
+        occupancy.sample(used, None, at + 0.5, True)
         assert occupancy.granted + occupancy.foreign >= used
         if not held:
             assert occupancy.foreign == used

@@ -218,7 +218,7 @@ def test_a_clock_that_is_set_back_is_believed_and_an_old_message_is_not() -> Non
     fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW + 3600, used=[GIB]), NOW)  # an hour ahead
     fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW + 1, used=[2 * GIB]), NOW + 1)  # set right
     assert fleet.devices["GPU-h0-0"].memory_used == 2 * GIB
-    assert placed(ask(fleet, now=NOW + 10.5))
+    assert placed(ask(fleet, now=NOW + 10.5, allow_in_use=True))
     fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW + 9, used=[3 * GIB]), NOW + 9)
     fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW + 5, used=[4 * GIB]), NOW + 5)  # read again from the stream
     assert fleet.devices["GPU-h0-0"].memory_used == 3 * GIB

@@ -69,10 +69,13 @@ def test_instances_are_granted_to_who_asks_for_one(fields: dict[str, object], de
 
 def test_a_refusal_says_how_to_ask_for_an_instance() -> None:
     fleet = fleet_of(layout(SEVEN))
-    refused = ask(fleet)
-    assert isinstance(refused, Rejection)
-    assert refused.message.startswith("0/8 devices: 7 MIG instances, 1 split into MIG instances")
-    assert "--mig" in refused.nearest
+    for fields in ({"gpus": 2}, {"models": ["*H100*"]}, {"gpu_share": 0.5}):
+        refused = ask(fleet, **fields)
+        assert isinstance(refused, Rejection)
+        assert refused.message.startswith("0/8 devices: 7 MIG instances, 1 split into MIG instances")
+        assert "--mig" in refused.nearest
+    # Whoever takes any one device gets one of what there is.
+    assert placed(ask(fleet)).grants[0].device == "MIG-0"
     refused = ask(fleet, mig="3g.*")
     assert isinstance(refused, Rejection)
     assert "7 MIG instances of another profile" in refused.message
