@@ -24,7 +24,7 @@ class SampleBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         host: the host's name, as in the subject.
         agent: id of one run of the collector; new at each start.
-        sequence: counts the messages of that run from 1; with `agent` it is the message id.
+        sequence: counts the messages of that run from 1.
         source: `nvml`, `amdsmi`, `simulated` or `replay`.
         devices: the D device uuids.
         times_ns: T·D times of reading, `<i8`, nanoseconds since the epoch, UTC.
@@ -342,7 +342,7 @@ class DeadLetter(Struct, frozen=True, kw_only=True, omit_defaults=True):
         stream: the stream that it came from.
         stream_sequence: its place there.
         reason: why, with the path of the field.
-        code: `undecodable`, `invalid`, `out_of_range`, `future`, `unknown_metric`, …
+        code: `undecodable`, `invalid`, `out_of_range`, `unstorable`, …
         payload: the message as it came, cut to 256 KiB.
         time_ns: when it was refused.
     """
