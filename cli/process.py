@@ -55,6 +55,14 @@ def process(
     keep_1h: Annotated[
         str, typer.Option(envvar="CORRAL_KEEP_1H", metavar="TIME", help="Rollups of 1 h.", rich_help_panel=_KEEP)
     ] = "0",
+    force_retention: Annotated[
+        bool,
+        typer.Option(
+            "--force-retention",
+            help="Once, let go of all that is old by this machine's clock alone.",
+            rich_help_panel=_KEEP,
+        ),
+    ] = False,
     quack: Annotated[
         str | None,
         typer.Option(envvar="CORRAL_QUACK", metavar="HOST:PORT", help="Listen there.", rich_help_panel=_REMOTE),
@@ -139,10 +147,10 @@ def process(
     if lake is not None:
         if lake_data is None:
             raise CommandError("--lake needs --lake-data: the folder of its files, or s3://bucket/prefix", USAGE)
-        _share(lake, lake_data, partitions, nats, memory_bytes, retention, within, identity.named)
+        _share(lake, lake_data, partitions, nats, memory_bytes, retention, force_retention, within, identity.named)
         return
     remote = _remote(quack, quack_token_file)
-    _run(db, nats, archive, memory_bytes, retention, remote, within, identity.named)
+    _run(db, nats, archive, memory_bytes, retention, force_retention, remote, within, identity.named)
 
 
 def _remote(address: str | None, token_file: Path | None) -> Quack | None:
@@ -166,6 +174,7 @@ def _run(
     archive: Path | None,
     memory_bytes: int | None,
     retention: Retention,
+    force_retention: bool,
     remote: Quack | None,
     within_seconds: float,
     named: Callable[[str], None],
@@ -182,6 +191,7 @@ def _run(
                 archive=archive,
                 memory_bytes=memory_bytes,
                 retention=retention,
+                force_retention=force_retention,
                 remote=remote,
                 named=named,
             ),
@@ -198,6 +208,7 @@ def _share(
     nats: str | None,
     memory_bytes: int | None,
     retention: Retention,
+    force_retention: bool,
     within_seconds: float,
     named: Callable[[str], None],
 ) -> None:
@@ -208,6 +219,7 @@ def _share(
     folder = data if "://" in data else str(Path(data).absolute())
     try:
         lake = Lake(catalog, folder, memory_bytes=memory_bytes)
-        serve(share(lake, partitions, nats_url=nats, retention=retention, named=named), within_seconds)
+        work = share(lake, partitions, nats_url=nats, retention=retention, force_retention=force_retention, named=named)
+        serve(work, within_seconds)
     except (StorageError, StoragePaused) as error:
         raise CommandError(str(error), FAILED) from error

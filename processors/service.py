@@ -21,6 +21,7 @@ from ..schemas.query import ProcessorStatus
 from . import snapshots
 from .ingest.deadletters import DeadLetters
 from .ingest.ingest import CONSUMERS, Ingest
+from .serverclock import ServerClock
 from .sql import quack
 from .sql.query import QueryService
 from .storage import Database, Maintenance, Retention, StoragePaused
@@ -55,6 +56,7 @@ async def process(
     memory_bytes: int | None = None,
     wait_seconds: float | None = None,
     retention: Retention | None = None,
+    force_retention: bool = False,
     remote: Quack | None = None,
     ready: asyncio.Event | None = None,
     named: Callable[[str], None] | None = None,
@@ -68,6 +70,7 @@ async def process(
         memory_bytes: that DuckDB may take.
         wait_seconds: give up after so long where no server answers at the start; None tries for ever.
         retention: how long things are kept.
+        force_retention: let go of all that is old by this machine's clock alone, once.
         remote: open DuckDB's remote protocol too.
         ready: set once it reads and answers.
         named: told the processor's id once it has one.
@@ -103,7 +106,8 @@ async def process(
     )
     if named is not None:
         named(storage.processor)
-    maintenance = Maintenance(storage, retention)
+    server = ServerClock()
+    maintenance = Maintenance(storage, retention, server_now=server.now, force=force_retention)
     try:
         nc = await bus.connect(
             nats_url, name=f"processor-{storage.processor}", wait_seconds=wait_seconds, closed=closed
@@ -113,7 +117,7 @@ async def process(
             await bus.until_laid_out(js)
             letters = DeadLetters(js)
             ingests = [Ingest(nc, storage, consumer, letters) for consumer in CONSUMERS]
-            vitals = Vitals(letters, storage.size_bytes, maintenance.failing)
+            vitals = Vitals(letters, storage.size_bytes, maintenance.failing, lambda: maintenance.held_back)
             for ingest in ingests:
                 vitals.add(ingest)
             health = HealthDoor(ServiceKind.PROCESSOR, storage.processor, vitals.judge)
@@ -142,6 +146,7 @@ async def process(
                 for ingest in ingests:
                     tasks.create_task(ingest.run())
                 tasks.create_task(_settle_recovery(storage, ingests))
+                tasks.create_task(server.run(nc))
                 await service.start()
                 await copies.start()
                 vitals.queries = service

@@ -22,6 +22,7 @@ class Vitals:
         letters: what it refuses.
         database_bytes: size of the database on disk; None where nobody knows.
         failing: what of the maintenance fails at the moment, and why, by job.
+        held_back: why what is old is not let go of; empty where nothing is wrong.
 
     Attributes:
         queries: the door for readers; None before it is open.
@@ -33,12 +34,14 @@ class Vitals:
         letters: DeadLetters,
         database_bytes: Callable[[], int] | None = None,
         failing: Mapping[str, str] | None = None,
+        held_back: Callable[[], str] = str,
     ) -> None:
         self.queries: QueryService | None = None
         self.ingests: dict[str, Ingest] = {}
         self._letters = letters
         self._database_bytes = database_bytes
         self._failing: Mapping[str, str] = {} if failing is None else failing
+        self._held_back = held_back
         self._counts: dict[str, list[Counts]] = {}
 
     def add(self, ingest: Ingest) -> None:
@@ -64,6 +67,7 @@ class Vitals:
         if queries is None:
             reasons.append("it does not answer queries yet")
         reasons += [f"{job} fails: {why}" for job, why in dict(self._failing).items()]
+        reasons += [text for text in (self._held_back(),) if text]
         samples = Histogram(ROWS)
         for each in (counts for found in self._counts.values() for counts in found):
             _add(samples, each.batch_samples)

@@ -17,6 +17,7 @@ from ...schemas import bus
 from ...schemas.health import HealthDoor
 from ...schemas.instruments import ServiceKind
 from ...schemas.query import ProcessorStatus
+from ..serverclock import ServerClock
 from ..snapshots import SnapshotService
 from ..sql import confine
 from ..sql.query import QueryService
@@ -24,8 +25,8 @@ from ..storage import upkeep
 from ..storage.errors import Deposed, StorageError, StoragePaused
 from ..storage.lake import Lake, LakePart, attach, prepare
 from ..storage.lake_snapshot import write_snapshot
-from ..storage.maintenance import Retention
 from ..storage.object_storage import is_url
+from ..storage.retention import Retention
 from ..vitals import Vitals
 from . import partitions
 from .deadletters import DeadLetters
@@ -40,6 +41,7 @@ async def share(
     *,
     nats_url: str | None = None,
     retention: Retention | None = None,
+    force_retention: bool = False,
     wait_seconds: float | None = None,
     ready: asyncio.Event | None = None,
     named: Callable[[str], None] | None = None,
@@ -51,6 +53,7 @@ async def share(
         count: partitions of the samples; the same for all.
         nats_url: see `bus.connect`.
         retention: how long things are kept; the same for all.
+        force_retention: let go of all that is old by this machine's clock alone, once it looks after the lake.
         wait_seconds: give up after so long where no server answers at the start; None tries for ever.
         ready: set once it takes parts.
         named: told the processor's id once it has one.
@@ -79,7 +82,9 @@ async def share(
         await bus.until_laid_out(js)
         await partitions.ensure_stream(js, count)
         letters = DeadLetters(js)
-        vitals = Vitals(letters)
+        server = ServerClock()
+        care = upkeep.Upkeep(lake, kept, server_now=server.now, force=force_retention)
+        vitals = Vitals(letters, held_back=lambda: care.held_back)
         health = HealthDoor(ServiceKind.PROCESSOR, owner, vitals.judge)
         await health.open(nc)
         consumers = partitions.consumers(count)
@@ -94,7 +99,7 @@ async def share(
 
         async def work(part: str) -> None:
             if part == partitions.UPKEEP:
-                await upkeep.run(lake, kept)
+                await care.run()
                 return
             storage = await asyncio.to_thread(LakePart, lake, history, part)
             ingest = Ingest(nc, storage, consumers[part], letters, make_streams)
@@ -142,6 +147,7 @@ async def share(
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(claims.run())
+                tasks.create_task(server.run(nc))
                 tasks.create_task(bus.until_closed(nc, closed))
         finally:
             health.stopping = True

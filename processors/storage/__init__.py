@@ -3,6 +3,7 @@
 from .database import Database
 from .errors import StorageError, StoragePaused, Unstorable
 from .interface import Batch, Storage
-from .maintenance import Maintenance, Retention
+from .maintenance import Maintenance
+from .retention import Retention
 
 __all__ = ["Batch", "Database", "Maintenance", "Retention", "Storage", "StorageError", "StoragePaused", "Unstorable"]

@@ -49,12 +49,12 @@ def sweep(database: Database) -> None:
             file.unlink(missing_ok=True)
 
 
-def archive_days(database: Database, before: datetime) -> int:
-    """Archive the days that have ended before a time. Returns how many."""
+def archive_days(database: Database, before: datetime, most: int | None = None) -> int:
+    """Archive the days that have ended before a time, the oldest first; `most` of them. Returns how many."""
     limit = before.astimezone(UTC).strftime("%Y%m%d")
     done = 0
     for day in sorted(database.days):
-        if day < limit and archive_day(database, day):
+        if done != most and day < limit and archive_day(database, day):
             done += 1
     return done
 
@@ -97,13 +97,18 @@ def archive_day(database: Database, day: str) -> bool:
         cursor.close()
 
 
-def drop_archived(database: Database, before: datetime) -> int:
-    """Let go of archived days that ended before a time. Returns how many files."""
+def drop_archived(database: Database, before: datetime, most: int | None = None) -> int:
+    """Let go of archived days that ended before a time, the oldest first; `most` of them. Returns how many files."""
     cursor = database.cursor()
     try:
         with database.writing, transaction(cursor):
+            days = cursor.execute(
+                "SELECT DISTINCT day FROM store.archive_files WHERE day < ? ORDER BY day LIMIT ?",
+                [before.astimezone(UTC).date(), most],
+            ).fetchall()
             rows = cursor.execute(
-                "DELETE FROM store.archive_files WHERE day < ? RETURNING path", [before.astimezone(UTC).date()]
+                "DELETE FROM store.archive_files WHERE day IN (SELECT unnest(?::DATE[])) RETURNING path",
+                [[day for (day,) in days]],
             ).fetchall()
             if rows:
                 database.refresh_view(cursor, database.days)

@@ -9,44 +9,28 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 import duckdb
+from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
-from . import archive, recovery, rollups
+from . import archive, recovery, retention, rollups, schema
 from .database import Database
 from .errors import StoragePaused
+from .retention import Horizon, Retention
 
 log = logging.getLogger("corral.storage")
-
-
-class Retention(Struct, frozen=True, kw_only=True):
-    """How long things are kept, in seconds; None for ever.
-
-    Attributes:
-        raw: samples in the database. Afterwards their day goes to the archive.
-        archive: days in the archive.
-        ten_seconds: rollups of 10 s.
-        minutes: rollups of 1 min.
-        hours: rollups of 1 h.
-        processes: rows of `processes` and `agents`.
-    """
-
-    raw: float = 2 * 86400.0
-    archive: float | None = 365 * 86400.0
-    ten_seconds: float | None = 7 * 86400.0
-    minutes: float | None = 90 * 86400.0
-    hours: float | None = None
-    processes: float | None = 30 * 86400.0
 
 
 ROLLUP_SECONDS: Final = {"10s": 2.0, "1m": 5.0, "1h": 10.0}
 HOUSEKEEPING_SECONDS: Final = 60.0
 RECOVERY_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 86400.0
+MINUTES_FROM: Final = "minutes_from"
+"""In `corral_meta`: rollups of 1 min before it have been let go."""
 
 
 class _Job(Struct):
@@ -61,15 +45,28 @@ class Maintenance:
 
     Args:
         database: to look after.
-        retention: see `Retention`.
+        kept: see `Retention`.
+        server_now: the time by the bus's clock; None while it is not known.
+        force: let go of all that is old by this machine's clock alone, once.
 
     Attributes:
         failing: what fails at the moment, by job.
+        held_back: why retention is held back, where something is wrong; empty otherwise.
     """
 
-    def __init__(self, database: Database, retention: Retention | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        kept: Retention | None = None,
+        *,
+        server_now: Callable[[], datetime | None] = lambda: None,
+        force: bool = False,
+    ) -> None:
         self._database = database
-        self._retention = retention or Retention()
+        self._retention = kept or Retention()
+        self._server_now = server_now
+        self._force = force
+        self.held_back = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.failing: dict[str, str] = {}
@@ -120,14 +117,13 @@ class Maintenance:
     def roll_up(self, level: rollups.Level) -> int:
         """Bring one rollup up to date."""
         cursor = self._database.cursor()
-        minutes = self._retention.minutes
         try:
             return rollups.refresh(
                 cursor,
                 level,
                 sorted(self._database.days),
                 archive.files_by_day(cursor, self._database.archive),
-                None if minutes is None else datetime.now(UTC) - timedelta(seconds=minutes),
+                self._minutes_from(cursor),
             )
         finally:
             cursor.close()
@@ -149,13 +145,69 @@ class Maintenance:
         finally:
             cursor.close()
 
+    def _minutes_from(self, cursor: DuckDBPyConnection) -> datetime | None:
+        """Minutes before it have been let go; None where they are kept for ever."""
+        if self._retention.minutes is None:
+            return None
+        row = cursor.execute("SELECT value FROM corral_meta WHERE key = ?", [MINUTES_FROM]).fetchone()
+        if row is not None:
+            return datetime.fromisoformat(row[0])
+        # An older Corral did not say how far it had come: about so far, by the time of the samples.
+        newest = self._newest(cursor)
+        return None if newest is None else retention.forced(newest).before(self._retention.minutes)
+
+    def _newest(self, cursor: DuckDBPyConnection) -> datetime | None:
+        """The time of the newest sample."""
+        for day in sorted(self._database.days, reverse=True):
+            row = cursor.execute(f"SELECT max(time) FROM {schema.day_table(day)}").fetchone()
+            if row is not None and row[0] is not None:
+                return row[0]
+        row = cursor.execute("SELECT max(last) FROM store.archive_files").fetchone()
+        return row[0] if row else None
+
+    def _horizon(self) -> Horizon | None:
+        now = datetime.now(UTC)
+        if self._force:
+            return retention.forced(now)
+        server = self._server_now()
+        apart = retention.disagreement(now, server)
+        if apart and not self.held_back:
+            log.warning("%s", apart)
+        self.held_back = apart
+        cursor = self._database.cursor()
+        try:
+            return retention.agreed(now, server, self._newest(cursor))
+        finally:
+            cursor.close()
+
     def keep_house(self, now: datetime | None = None) -> None:
-        """Give old days to the archive, and let go of what is older than its retention."""
-        now = now or datetime.now(UTC)
+        """Give old days to the archive, and let go of what is older than its retention.
+
+        Args:
+            now: that all clocks agree on, for all that is old by then; by default as `retention` says.
+        """
+        horizon = self._horizon() if now is None else retention.forced(now)
+        if horizon is not None:
+            self._let_go(horizon)
+            if now is None and self._force:
+                log.warning("all that was old by this machine's clock was let go of: retention is as ever from here on")
+                self._force = False
+        cursor = self._database.cursor()
+        try:
+            # Of each run only the newest row counts.
+            cursor.execute(
+                "DELETE FROM store.arrivals a USING (SELECT stream, agent, max(batch) AS newest FROM store.arrivals "
+                "GROUP BY ALL) n WHERE a.stream = n.stream AND a.agent = n.agent AND a.batch < n.newest"
+            )
+        finally:
+            cursor.close()
+
+    def _let_go(self, horizon: Horizon) -> None:
         kept = self._retention
-        archive.archive_days(self._database, now - timedelta(seconds=kept.raw))
+        most = None if horizon.all_at_once else 1
+        archive.archive_days(self._database, horizon.before(kept.raw), most)
         if kept.archive is not None:
-            archive.drop_archived(self._database, now - timedelta(seconds=kept.archive))
+            archive.drop_archived(self._database, horizon.before(kept.archive), most)
         cursor = self._database.cursor()
         try:
             for seconds, level in (
@@ -165,15 +217,27 @@ class Maintenance:
             ):
                 if seconds is not None:
                     tables = (level.table, f"{level.table}_bins") if level.bins else (level.table,)
-                    for table in tables:
-                        cursor.execute(f"DELETE FROM {table} WHERE time < ?", [now - timedelta(seconds=seconds)])
+                    told = MINUTES_FROM if level is rollups.MINUTE else ""
+                    _delete(cursor, tables, horizon, horizon.before(seconds), told)
             if kept.processes is not None:
                 for table in ("processes", "agents"):
-                    cursor.execute(f"DELETE FROM {table} WHERE time < ?", [now - timedelta(seconds=kept.processes)])
-            # Of each run only the newest row counts.
-            cursor.execute(
-                "DELETE FROM store.arrivals a USING (SELECT stream, agent, max(batch) AS newest FROM store.arrivals "
-                "GROUP BY ALL) n WHERE a.stream = n.stream AND a.agent = n.agent AND a.batch < n.newest"
-            )
+                    _delete(cursor, (table,), horizon, horizon.before(kept.processes))
         finally:
             cursor.close()
+
+
+def _delete(
+    cursor: DuckDBPyConnection, tables: Sequence[str], horizon: Horizon, limit: datetime, told: str = ""
+) -> None:
+    """Let go of the rows before a limit, of as much as the run may; say first in `corral_meta` how far that goes."""
+    row = cursor.execute(f"SELECT min(time) FROM {tables[0]} WHERE time < ?", [limit]).fetchone()
+    if row is None or row[0] is None:
+        return
+    upto = horizon.upto(limit, row[0])
+    if told:
+        cursor.execute(
+            "INSERT INTO corral_meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = greatest(value, excluded.value)",
+            [told, upto.astimezone(UTC).isoformat(timespec="microseconds")],
+        )
+    for table in tables:
+        cursor.execute(f"DELETE FROM {table} WHERE time < ?", [upto])

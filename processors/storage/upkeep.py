@@ -18,10 +18,10 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
-from . import lake_rollups
+from . import lake_rollups, retention
 from .errors import StorageError, StoragePaused
 from .lake import Lake, attach
-from .maintenance import Retention
+from .retention import Horizon, Retention
 from .rollup_columns import HOUR, LEVELS, MINUTE, TEN_SECONDS
 
 log = logging.getLogger("corral.lake")
@@ -29,7 +29,7 @@ log = logging.getLogger("corral.lake")
 SECONDS: Final = 60.0
 SNAPSHOTS_KEPT: Final = timedelta(hours=1)
 """How far back a reader may go by DuckLake's time travel; longer than any query runs."""
-ORPHANS_KEPT: Final = "1 day"
+ORPHANS_KEPT: Final = timedelta(days=1)
 """A file that no transaction has entered yet may belong to one that goes on."""
 ROWS_AT_ONCE: Final = 5_000_000
 """Deleted by one transaction, about: it holds 28 bytes of memory for each."""
@@ -42,20 +42,31 @@ class Step(Struct, frozen=True):
         name: of it.
         seconds: between two.
         work: what is done.
+        by_time: by what is old: not while the clocks are not known.
     """
 
     name: str
     seconds: float
-    work: Callable[[DuckDBPyConnection, Retention], object]
+    work: Callable[[DuckDBPyConnection, Retention, Horizon], object]
+    by_time: bool = False
 
 
-def _sql(text: str) -> Callable[[DuckDBPyConnection, Retention], object]:
-    return lambda connection, _: connection.execute(text).fetchall()
+def _sql(text: str) -> Callable[[DuckDBPyConnection, Retention, Horizon], object]:
+    return lambda connection, _, __: connection.execute(text).fetchall()
 
 
-def _expire(connection: DuckDBPyConnection, _: Retention) -> None:
+def _older(call: str, kept: timedelta) -> Callable[[DuckDBPyConnection, Retention, Horizon], object]:
+    """One of DuckLake's calls on what is older than a time."""
+
+    def work(connection: DuckDBPyConnection, _: Retention, horizon: Horizon) -> None:
+        connection.execute(f"CALL {call}('lake', older_than => ?)", [horizon.clocks - kept]).fetchall()
+
+    return work
+
+
+def _expire(connection: DuckDBPyConnection, _: Retention, horizon: Horizon) -> None:
     """Forget old snapshots, but none that a rollup has not seen: its feed is what came since."""
-    kept = datetime.now(UTC) - SNAPSHOTS_KEPT
+    kept = horizon.clocks - SNAPSHOTS_KEPT
     row = connection.execute(
         "SELECT min(snapshot_time) FROM lake.snapshots() "
         "WHERE snapshot_id >= (SELECT min(snapshot) FROM store.rolled WHERE snapshot > 0)"
@@ -65,9 +76,8 @@ def _expire(connection: DuckDBPyConnection, _: Retention) -> None:
     connection.execute("CALL ducklake_expire_snapshots('lake', older_than => ?)", [kept]).fetchall()
 
 
-def let_go(connection: DuckDBPyConnection, kept: Retention, now: datetime | None = None) -> None:
+def let_go(connection: DuckDBPyConnection, kept: Retention, horizon: Horizon) -> None:
     """Delete what is older than its retention, by whole UTC days. Files without other rows go whole."""
-    now = now or datetime.now(UTC)
     samples = None if kept.archive is None else max(kept.archive, kept.raw)
     for seconds, tables in (
         (samples, ("samples",)),
@@ -77,15 +87,17 @@ def let_go(connection: DuckDBPyConnection, kept: Retention, now: datetime | None
         (kept.processes, ("processes", "agents")),
     ):
         if seconds is not None:
-            before = (now - timedelta(seconds=seconds)).replace(hour=0, minute=0, second=0, microsecond=0)
+            limit = retention.end_of_day(horizon.before(seconds)) - timedelta(days=1)
             for table in tables:
-                _delete(connection, table, before)
+                _delete(connection, table, limit, horizon)
 
 
-def _delete(connection: DuckDBPyConnection, table: str, before: datetime) -> None:
-    old = connection.execute(f"SELECT 1 FROM {table} WHERE time < ? LIMIT 1", [before]).fetchone()
+def _delete(connection: DuckDBPyConnection, table: str, limit: datetime, horizon: Horizon) -> None:
+    old = connection.execute(f"SELECT 1 FROM {table} WHERE time < ? LIMIT 1", [limit]).fetchone()
     if old is None:
         return
+    oldest = connection.execute(f"SELECT min(time) FROM {table} WHERE time < ?", [limit]).fetchone()
+    before = horizon.upto(limit, oldest[0] if oldest else limit)
     row = connection.execute(f"SELECT count(*), min(time) FROM {table} WHERE time < ?", [before]).fetchone()
     rows, first = row or (0, before)
     steps = max(1, -(-int(rows) // ROWS_AT_ONCE))
@@ -104,64 +116,114 @@ STEPS: Final = (
             "GROUP BY ALL) n WHERE a.stream = n.stream AND a.agent = n.agent AND a.batch < n.newest"
         ),
     ),
-    Step("retention", 3600.0, let_go),
+    Step("retention", 300.0, let_go, by_time=True),
     Step("inlined rows", 600.0, _sql("CALL ducklake_flush_inlined_data('lake')")),
     Step("files with deleted rows", 600.0, _sql("CALL ducklake_rewrite_data_files('lake', delete_threshold => 0.05)")),
     Step("small files", 60.0, _sql(f"CALL ducklake_merge_adjacent_files('lake', max_file_size => {4 * 2**20})")),
     Step("files", 1800.0, _sql(f"CALL ducklake_merge_adjacent_files('lake', max_file_size => {64 * 2**20})")),
     Step("large files", 43200.0, _sql("CALL ducklake_merge_adjacent_files('lake')")),
-    Step("old snapshots", 600.0, _expire),
-    Step(
-        "old files",
-        600.0,
-        _sql(
-            "CALL ducklake_cleanup_old_files('lake', older_than => now() - "
-            f"INTERVAL {int(SNAPSHOTS_KEPT.total_seconds())} SECOND)"
-        ),
-    ),
-    Step(
-        "files of nobody",
-        86400.0,
-        _sql(f"CALL ducklake_delete_orphaned_files('lake', older_than => now() - INTERVAL '{ORPHANS_KEPT}')"),
-    ),
+    Step("old snapshots", 600.0, _expire, by_time=True),
+    Step("old files", 600.0, _older("ducklake_cleanup_old_files", SNAPSHOTS_KEPT), by_time=True),
+    Step("files of nobody", 86400.0, _older("ducklake_delete_orphaned_files", ORPHANS_KEPT), by_time=True),
 )
 
 
-async def run(lake: Lake, retention: Retention) -> None:
-    """Look after a lake until cancelled. Each step may be repeated, and be done by two at once."""
-    every = {level.name: lake_rollups.REFRESH_SECONDS[level.name] for level in LEVELS}
-    every |= {step.name: step.seconds for step in STEPS}
-    due = dict.fromkeys(every, 0.0)
-    while True:
-        await asyncio.sleep(SECONDS)
-        now = time.monotonic()
-        names = [name for name, at in due.items() if at <= now]
-        due.update({name: now + every[name] for name in names})
+class Upkeep:
+    """Looks after one lake. Each step may be repeated, and be done by two at once.
+
+    Args:
+        lake: which.
+        kept: how long things are kept.
+        server_now: the time by the bus's clock; None while it is not known.
+        force: let go of all that is old by this machine's clock alone, once.
+
+    Attributes:
+        held_back: why retention is held back, where something is wrong; empty otherwise.
+    """
+
+    def __init__(
+        self, lake: Lake, kept: Retention, *, server_now: Callable[[], datetime | None], force: bool = False
+    ) -> None:
+        self._lake = lake
+        self._kept = kept
+        self._server_now = server_now
+        self._force = force
+        self.held_back = ""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        every = {level.name: lake_rollups.REFRESH_SECONDS[level.name] for level in LEVELS}
+        every |= {step.name: step.seconds for step in STEPS}
+        due = dict.fromkeys(every, 0.0)
         try:
-            await asyncio.to_thread(once, lake, names, retention)
-        except (StorageError, StoragePaused) as error:
-            log.error("upkeep: tried again in %g s: %s", SECONDS, error)
+            while True:
+                await asyncio.sleep(SECONDS)
+                now = time.monotonic()
+                names = [name for name, at in due.items() if at <= now]
+                due.update({name: now + every[name] for name in names})
+                try:
+                    await asyncio.to_thread(self._once, names)
+                except (StorageError, StoragePaused) as error:
+                    log.error("upkeep: tried again in %g s: %s", SECONDS, error)
+        finally:
+            self.held_back = ""
+
+    def _once(self, names: Collection[str]) -> None:
+        now = datetime.now(UTC)
+        if self._force:
+            once(self._lake, names, self._kept, now)
+            self._force = False
+            return
+        server = self._server_now()
+        apart = retention.disagreement(now, server)
+        if apart and not self.held_back:
+            log.warning("%s", apart)
+        self.held_back = apart
+        once(self._lake, names, self._kept, agree=lambda newest: retention.agreed(now, server, newest))
 
 
-def once(lake: Lake, names: Collection[str] | None = None, retention: Retention | None = None) -> None:
+def once(
+    lake: Lake,
+    names: Collection[str] | None = None,
+    kept: Retention | None = None,
+    now: datetime | None = None,
+    *,
+    agree: Callable[[datetime | None], Horizon | None] | None = None,
+) -> None:
     """Steps once; one that fails is logged and stops none of the others.
 
     Args:
         lake: which.
         names: of rollups to bring up to date (`10s`, `1m`, `1h`), and of `STEPS`; all by default.
-        retention: how long things are kept.
+        kept: how long things are kept.
+        now: by which all that is old goes at once; this machine's by default.
+        agree: in its place what clocks and the newest sample agree on.
     """
-    kept = retention or Retention()
+    kept = kept or Retention()
     connection = attach(lake)
     try:
         for level in LEVELS:
             if names is None or level.name in names:
                 _step(connection, f"rollup {level.name}", lambda level=level: lake_rollups.refresh(connection, level))
+        horizon = retention.forced(now or datetime.now(UTC)) if agree is None else agree(_newest(connection))
         for step in STEPS:
             if names is None or step.name in names:
-                _step(connection, step.name, lambda step=step: step.work(connection, kept))
+                # Nothing that goes by time is done while it is not known.
+                given = horizon or (None if step.by_time else retention.forced(datetime.now(UTC)))
+                if given is not None:
+                    _step(connection, step.name, lambda step=step, given=given: step.work(connection, kept, given))
     finally:
         connection.close()
+
+
+def _newest(connection: DuckDBPyConnection) -> datetime | None:
+    """The time of the newest sample, but for the last refresh of the rollup that says so: all samples are many."""
+    try:
+        row = connection.execute(f"SELECT max(time) FROM {TEN_SECONDS.table}").fetchone()
+    except duckdb.Error as error:
+        log.warning("upkeep: the newest sample: %s", str(error).strip().partition("\n")[0])
+        return None
+    return row[0] if row else None
 
 
 def _step(connection: DuckDBPyConnection, name: str, work: Callable[[], object]) -> None:

@@ -15,7 +15,7 @@ from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage import lake as lakes
 from corral.processors.storage import upkeep
 from corral.processors.storage.interface import Batch
-from corral.processors.storage.maintenance import Retention
+from corral.processors.storage.retention import Retention
 from corral.schemas import bus, codec
 from history import sample_batch
 from postgres import Postgres
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.long
 CRASHING = """
 import sys
 from corral.processors.storage import lake, upkeep
-from corral.processors.storage.maintenance import Retention
+from corral.processors.storage.retention import Retention
 where = lake.Lake(sys.argv[1], sys.argv[2], threads=1)
 kept = Retention(raw=3600.0, archive=float(sys.argv[3]), ten_seconds=float(sys.argv[3]), minutes=None)
 print("ready", flush=True)

@@ -1,0 +1,136 @@
+"""Nothing is let go of by one clock alone, and of no table more than a day in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pytest
+from corral.processors.ingest import facts
+from corral.processors.ingest.arrivals import Arrivals
+from corral.processors.ingest.columnar import Incoming
+from corral.processors.storage import Batch, Database, Maintenance, Retention, retention
+from corral.processors.storage.rollups import LEVELS
+from corral.schemas import bus, codec
+from corral.schemas.telemetry import AgentReport, ProcessBatch, ProcessSample
+from hypothesis import given
+from hypothesis import strategies as st
+from test_storage_archive import DAY_US, FIRST_US, samples
+
+DAYS = 5
+FIRST = datetime.fromtimestamp(FIRST_US / 1e6, UTC)
+NEWEST = FIRST + timedelta(days=DAYS - 1, seconds=1)
+"""Much earlier than this machine's clock, as for a processor whose clock is months ahead."""
+TABLES = ("rollup_10s", "rollup_1m", "rollup_1m_bins", "rollup_1h", "processes", "agents", "samples")
+DAY = 86400.0
+KEPT = Retention(raw=DAY, archive=2 * DAY, ten_seconds=DAY, minutes=DAY, hours=DAY, processes=DAY)
+
+times = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC))
+
+
+@given(times, st.none() | times, st.none() | times, st.floats(0, 400 * 86400.0))
+def test_what_is_old_is_old_by_every_clock(
+    now: datetime, server: datetime | None, newest: datetime | None, seconds: float
+) -> None:
+    horizon = retention.agreed(now, server, newest)
+    if server is None or newest is None:
+        assert horizon is None
+        return
+    assert horizon is not None
+    limit = horizon.before(seconds)
+    assert all(limit <= clock - timedelta(seconds=seconds) for clock in (now, server, newest))
+    oldest = limit - timedelta(days=3)
+    assert horizon.upto(limit, oldest) <= retention.end_of_day(oldest)
+    assert bool(retention.disagreement(now, server)) == (abs(now - server) > retention.APART)
+
+
+def history(path: Path) -> Database:
+    made = Database(path / "history.duckdb")
+    for day in range(DAYS):
+        at = FIRST_US * 1000 + day * DAY_US * 1000
+        said = {"host": "h1", "agent": "a", "time_ns": at}
+        processes = ProcessBatch(**said, sequence=2 * day + 1, processes=[ProcessSample(device="GPU-0", pid=1)])
+        report = AgentReport(**said, sequence=2 * day + 2)
+        messages = [
+            (bus.processes_subject("h1"), codec.encode(processes)),
+            (bus.agent_subject("h1"), codec.encode(report)),
+        ]
+        found = facts.decode([Incoming(*message, 1) for message in messages], Arrivals().is_new, at)
+        made.commit(Batch(stream="S", sequence=day + 1, samples=samples(made, day, 80), tables=found.tables()))
+    care = Maintenance(made, KEPT)
+    for level in LEVELS:
+        care.roll_up(level)
+    return made
+
+
+def days_of(made: Database) -> dict[str, set[int]]:
+    """Which days each table has, counted from the first."""
+    cursor = made.cursor()
+    found: dict[str, set[int]] = {}
+    for table in TABLES:
+        rows = cursor.execute(f"SELECT DISTINCT time::DATE FROM {table}").fetchall()
+        found[table] = {(day - FIRST.date()).days for (day,) in rows}
+    return found
+
+
+def unknown() -> datetime | None:
+    return None
+
+
+@pytest.mark.parametrize("server_now", [unknown, lambda: FIRST, lambda: NEWEST])
+def test_a_processor_whose_clock_is_far_ahead_takes_nothing_for_old(
+    tmp_path: Path, server_now: Callable[[], datetime | None]
+) -> None:
+    made = history(tmp_path)
+    before = days_of(made)
+    kept = Retention(raw=DAYS * 86400.0, archive=DAYS * 86400.0, minutes=DAYS * 86400.0, processes=DAYS * 86400.0)
+    care = Maintenance(made, kept, server_now=server_now)
+    for _ in range(3):
+        care.keep_house()
+    assert days_of(made) == before
+    assert bool(care.held_back) == (server_now() is not None)
+    if care.held_back:
+        assert "ahead of that of the bus" in care.held_back
+    # An hour that changes is computed anew from all its minutes: they are there.
+    late = samples(made, DAYS - 1, 88).slice(80)
+    made.commit(Batch(stream="S", sequence=99, samples=late))
+    for level in LEVELS:
+        care.roll_up(level)
+    row = made.cursor().execute("SELECT sum(samples) FROM rollup_1h").fetchone()
+    assert row == (DAYS * 80 + 8,)
+    made.close()
+
+
+def test_a_day_of_each_table_goes_in_a_run_until_all_that_is_old_is_gone(tmp_path: Path) -> None:
+    made = history(tmp_path)
+    care = Maintenance(made, KEPT, server_now=lambda: datetime.now(UTC))
+    seen = [days_of(made)]
+    for _ in range(DAYS + 2):
+        care.keep_house()
+        seen.append(days_of(made))
+        for table in TABLES:
+            gone = seen[-2][table] - seen[-1][table]
+            assert len(gone) <= 1, table
+            assert not gone or gone == {min(seen[-2][table])}, table
+    assert seen[-1]["processes"] == {DAYS - 1}, "by the newest sample, though it is months old"
+    assert seen[-1]["samples"] == {2, 3, 4}
+    assert made.days == {f"{FIRST + timedelta(days=day):%Y%m%d}" for day in (DAYS - 2, DAYS - 1)}
+    made.close()
+
+
+def test_who_forces_it_goes_by_one_clock_once(tmp_path: Path) -> None:
+    made = history(tmp_path)
+    care = Maintenance(made, KEPT, force=True)
+    care.keep_house()
+    found = days_of(made)
+    assert not found["processes"] | found["agents"]
+    # The archive has days that were made just now: they are old by the time of their samples.
+    assert not made.days
+    made.commit(Batch(stream="S", sequence=99, samples=samples(made, 0, 8)))
+    care.keep_house()
+    assert len(made.days) == 1
+    with pytest.raises(duckdb.Error):
+        made.cursor().execute("FROM store.nothing")
+    made.close()
