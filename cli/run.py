@@ -12,13 +12,14 @@ from typing import Annotated
 
 import typer
 
-from ..client import Client, Rejected
+from ..client import Client, OnOutage, Rejected
 from ..client.lease import HeldLease, environment_for, local_host
 from ..client.request import RequestFields
 from ..schemas import units
 from . import exits, render
 from .asking import asking
 from .children import Child, NotStarted
+from .held import start_in_time, telling_outages
 from .job_control import HARMLESS, Interrupted, Signals, Terminal
 from .options import NatsUrl, connected, console, say
 from .remote import Remote
@@ -46,6 +47,14 @@ Via = Annotated[
         help="Start it on the granted host: 'ssh', or a command with {host} or {address} in it.",
     ),
 ]
+WhereCutOff = Annotated[
+    OnOutage,
+    typer.Option(
+        "--on-outage",
+        help="Where bus or planner can't be reached for longer than --ttl: 'continue' until a planner says that the "
+        "lease has ended, or 'stop' the command.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what goes wrong.")]
 
 
@@ -56,6 +65,7 @@ def run(
     grace: Grace = "10s",
     via: Via = None,
     quiet: Quiet = False,
+    on_outage: WhereCutOff = OnOutage.CONTINUE,
     nats: NatsUrl = None,
 ) -> None:
     """Run a command on GPUs: request them, wait if told to, run, renew meanwhile, release at the end.
@@ -71,7 +81,7 @@ def run(
       corral run --share 0.25 --memory 6GiB -- jupyter lab
       corral run --gpus 1 --host any --via ssh -- nvidia-smi
     """
-    raise typer.Exit(_hold(command, fields, grace, via, quiet, nats))
+    raise typer.Exit(_hold(command, fields, grace, via, quiet, on_outage, nats))
 
 
 @asking
@@ -79,6 +89,7 @@ def shell(
     fields: RequestFields,
     grace: Grace = "10s",
     via: Via = None,
+    on_outage: WhereCutOff = OnOutage.CONTINUE,
     nats: NatsUrl = None,
 ) -> None:
     """Open a shell that holds GPUs until you leave it.
@@ -88,11 +99,17 @@ def shell(
       corral shell --gpus 2 --memory 40GiB --wait 10m --name debugging
     """
     command = [] if via else [os.environ.get("SHELL") or "/bin/sh"]
-    raise typer.Exit(_hold(command, fields, grace, via, False, nats))
+    raise typer.Exit(_hold(command, fields, grace, via, False, on_outage, nats))
 
 
 def _hold(
-    command: Sequence[str], fields: RequestFields, grace: str, via: str | None, quiet: bool, nats: str | None
+    command: Sequence[str],
+    fields: RequestFields,
+    grace: str,
+    via: str | None,
+    quiet: bool,
+    on_outage: OnOutage,
+    nats: str | None,
 ) -> int:
     try:
         seconds = units.parse_seconds(grace)
@@ -105,24 +122,31 @@ def _hold(
         fields.pop("hosts")
     fields.setdefault("ttl", DEFAULT_TTL)
     fields.setdefault("name", os.path.basename(command[0]) if command else "shell")
-    return asyncio.run(_held(command, fields, seconds, via, quiet, nats))
+    return asyncio.run(_held(command, fields, seconds, via, quiet, on_outage, nats))
 
 
 async def _held(
-    command: Sequence[str], fields: RequestFields, grace: float, via: str | None, quiet: bool, nats: str | None
+    command: Sequence[str],
+    fields: RequestFields,
+    grace: float,
+    via: str | None,
+    quiet: bool,
+    on_outage: OnOutage,
+    nats: str | None,
 ) -> int:
     terminal = Terminal()
     with Signals(stoppable=not terminal.is_there) as signals:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 lost = asyncio.Event()
-                held = await signals.unless_interrupted(_granted(stack, fields, lost, quiet, nats))
+                held = await signals.unless_interrupted(_granted(stack, fields, lost, quiet, on_outage, nats))
                 if held is None:
                     return exits.REJECTED
                 if not quiet:
                     where = ", ".join(f"{grant.host}:{grant.index} {grant.model}" for grant in held.grants)
                     say(f"corral: lease {held.lease_id} on {where}")
-                code = await _child(command, held, via, lost, grace, signals, terminal)
+                with telling_outages(held, quiet):
+                    code = await _child(command, held, via, lost, grace, signals, terminal)
         except Interrupted as interrupted:
             return interrupted.code
     if held.lost is not None:
@@ -132,13 +156,18 @@ async def _held(
 
 
 async def _granted(
-    stack: contextlib.AsyncExitStack, fields: RequestFields, lost: asyncio.Event, quiet: bool, nats: str | None
+    stack: contextlib.AsyncExitStack,
+    fields: RequestFields,
+    lost: asyncio.Event,
+    quiet: bool,
+    on_outage: OnOutage,
+    nats: str | None,
 ) -> HeldLease | None:
     """The lease, given back where the stack ends; None where the request is turned down, which is said."""
     client = await stack.enter_async_context(connected(nats, owner=fields.get("owner")))
     with waiting_line(quiet) as on_wait:
         try:
-            context = client.lease(on_lost=lambda _: lost.set(), on_wait=on_wait, **fields)
+            context = client.lease(on_lost=lambda _: lost.set(), on_wait=on_wait, on_outage=on_outage, **fields)
             return await stack.enter_async_context(context)
         except Rejected as rejected:
             await _explain_host(client, fields)
@@ -246,14 +275,18 @@ async def _child(
     child = Child(say=lambda text: say(f"corral: {text}"), stopped=terminal.stop_with)
     signals.check()
     try:
-        await child.start(
-            words,
-            environment,
-            lease_id="" if remote else held.lease_id,
-            grace_seconds=grace,
-            ttl_seconds=held.lease.ttl_seconds,
-            own_group=not terminal.is_there,
-            ignored=signals.ignored,
+        await start_in_time(
+            held,
+            lambda start_by: child.start(
+                words,
+                environment,
+                lease_id="" if remote else held.lease_id,
+                grace_seconds=grace,
+                ttl_seconds=held.lease.ttl_seconds,
+                own_group=not terminal.is_there,
+                ignored=signals.ignored,
+                start_by=start_by,
+            ),
         )
     except NotStarted as error:
         say(f"corral: {error}")

@@ -313,7 +313,7 @@ def withdraw(
             if every:
                 chosen = [entry for entry in entries if entry.owner == client.owner]
             else:
-                chosen = [_waiting_one(entries, text) for text in request_ids or []]
+                chosen = [_waiting_one(entries, text, client.owner) for text in request_ids or []]
             return [await client.withdraw(entry.request_id) for entry in chosen]
 
     done = run(work())
@@ -335,12 +335,18 @@ def withdraw(
         raise typer.Exit(exits.FAILED)
 
 
-def _waiting_one(entries: list[operations.QueueEntry], text: str) -> operations.QueueEntry:
-    """The request in the queue that a text names, by its id or by how that begins."""
-    found = [entry for entry in entries if entry.request_id == text]
-    found = found or [entry for entry in entries if entry.request_id.startswith(text)]
+def _waiting_one(entries: list[operations.QueueEntry], text: str, owner: str) -> operations.QueueEntry:
+    """The owner's request in the queue that a text names, by its id or by how that begins."""
+    all_named = [entry for entry in entries if entry.request_id == text]
+    all_named = all_named or [entry for entry in entries if entry.request_id.startswith(text)]
+    found = [entry for entry in all_named if entry.owner == owner]
     if len(found) == 1:
         return found[0]
+    if all_named and not found:
+        raise exits.CommandError(
+            f"request {all_named[0].request_id} is {all_named[0].owner!r}'s: only its owner may withdraw it",
+            exits.NOT_YOURS,
+        )
     if found:
         raise exits.CommandError(
             f"{len(found)} requests that wait begin with {text!r}: write more of the id", exits.USAGE

@@ -14,6 +14,7 @@ from .aio import Client, connect
 from .errors import (
     Conflict,
     CorralError,
+    Ended,
     InvalidRequest,
     LeaseLost,
     NoService,
@@ -27,7 +28,7 @@ from .errors import (
     TooManyRequests,
     Unavailable,
 )
-from .lease import HeldLease
+from .lease import HeldLease, OnOutage
 from .notebook import load_ipython_extension
 from .result import QueryResult
 from .sync import SyncClient, lease
@@ -36,12 +37,14 @@ __all__ = [
     "Client",
     "Conflict",
     "CorralError",
+    "Ended",
     "HeldLease",
     "InvalidRequest",
     "LeaseLost",
     "NoService",
     "NotFound",
     "NotOwner",
+    "OnOutage",
     "QueryFailed",
     "QueryResult",
     "Refused",

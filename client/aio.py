@@ -24,9 +24,10 @@ from ..schemas.permitted import identity_of
 from ..schemas.query import MOST_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from . import streams
 from .calls import RETRY_SECONDS, Calls, Waiting
+from .confirmed import Granted, confirmed
 from .contexts import way
 from .errors import CorralError, InvalidRequest, NoService, QueryFailed, Refused, Rejected, TimedOut, Unavailable
-from .lease import LeaseContext, Lost
+from .lease import LeaseContext, Lost, OnOutage
 from .line import Line
 from .notebook import DeviceList
 from .paging import all_devices, all_leases
@@ -67,7 +68,7 @@ class Client(Calls):
         self.timeout = timeout
         self.patience = patience
         self.owned_subjects = bool(self.identity.file) if owned_subjects is None else owned_subjects
-        self._asked: dict[str, requests.WorkRequest] = {}
+        self._asked: dict[tuple[str, str], requests.WorkRequest] = {}
         self._person = ""
 
     def speaking_for(self, person: str) -> Self:
@@ -115,13 +116,24 @@ class Client(Calls):
 
         Where no answer comes it is withdrawn, so that nothing is granted to nobody; a request that does not wait and
         came with an id of its own is not, since it may be asked again. The error says the id (`request_id`).
+
+        Raises:
+            Ended: the id was used before, and the lease that it was granted has ended.
         """
+        return (await self.granted(request, on_wait=on_wait)).assignment
+
+    async def granted(self, request: requests.WorkRequest, *, on_wait: Waiting | None = None) -> Granted:
+        """As `submit`, with the time of the planner's word that the lease holds: it is asked again where the answer may
+        be an old one, since this process or its machine has slept, say, or the id was used before."""
+        return await confirmed(self, request, lambda asked: self._assignment(asked, on_wait))
+
+    async def _assignment(self, request: requests.WorkRequest, on_wait: Waiting | None) -> requests.Assignment:
         named = request.request_id is not None
         if request.request_id is None:
             request = _with_id(request)
         request_id = request.request_id or ""
         subject = self._owned(PlanSubject.REQUEST, request.owner)
-        self._asked[request_id] = request
+        self._asked[request.owner, request_id] = request
         try:
             reply = await self._answer_to(subject, request, on_wait)
         except asyncio.CancelledError:
@@ -134,7 +146,7 @@ class Client(Calls):
                 await self._soon_taken_back(request)
             raise
         finally:
-            self._asked.pop(request_id, None)
+            self._asked.pop((request.owner, request_id), None)
         if isinstance(reply, requests.Rejection):
             raise Rejected(reply)
         return reply
@@ -190,6 +202,7 @@ class Client(Calls):
         on_lost: Lost | None = None,
         on_wait: Waiting | None = None,
         set_environment: bool = False,
+        on_outage: OnOutage | str = OnOutage.CONTINUE,
         **fields: Unpack[RequestFields],
     ) -> LeaseContext:
         """Devices for the length of a block: asked for on entry, renewed meanwhile, released at the end.
@@ -201,10 +214,17 @@ class Client(Calls):
                 the `LeaseLost` raised from it.
             on_wait: as in `request`.
             set_environment: set `CUDA_VISIBLE_DEVICES` and `CORRAL_LEASE` in this process for the block.
+            on_outage: `continue`, where bus and planner can't be reached, until a planner says that the lease has
+                ended; or `stop`, once the lease could not be renewed in its time.
             fields: as in `request`.
         """
         return LeaseContext(
-            self, work_request(self.owner, fields), on_lost=on_lost, on_wait=on_wait, set_environment=set_environment
+            self,
+            work_request(self.owner, fields),
+            on_lost=on_lost,
+            on_wait=on_wait,
+            set_environment=set_environment,
+            on_outage=on_outage,
         )
 
     async def explain(
@@ -220,22 +240,30 @@ class Client(Calls):
         subject = in_own_name(self.nc, PlanSubject.EXPLAIN) if self.owned_subjects else PlanSubject.EXPLAIN
         return await self._plan(subject, body, operations.Explanation)
 
-    async def renew(self, lease_id: str, *, ttl: float | None = None, owner: str | None = None) -> requests.Lease:
+    async def renew(
+        self, lease_id: str, *, ttl: float | None = None, owner: str | None = None, holder: str = ""
+    ) -> requests.Lease:
         """Keep a lease for its time to live from now (or for `ttl` seconds).
 
+        Args:
+            lease_id: which.
+            ttl: seconds, for this once.
+            owner: whose it is.
+            holder: name of the process that holds it from now on (`schemas/holders.py`).
+
         Raises:
-            NotFound: there is none, or it has ended.
+            NotFound: there is none; `Ended`, one of them, where it has ended.
             NotOwner: somebody else holds it.
         """
         owner = owner or self.owner
-        action = requests.LeaseAction(lease_id=lease_id, owner=owner, ttl_seconds=ttl)
+        action = requests.LeaseAction(lease_id=lease_id, owner=owner, ttl_seconds=ttl, holder=holder)
         return await self._plan(self._owned(PlanSubject.RENEW, owner), action, requests.Lease)
 
     async def release(self, lease_id: str, *, owner: str | None = None) -> requests.Lease:
         """Give a lease back.
 
         Raises:
-            NotFound: there is none, or it has ended.
+            NotFound: there is none; `Ended`, one of them, where it has ended.
             NotOwner: somebody else holds it.
         """
         owner = owner or self.owner

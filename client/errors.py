@@ -79,6 +79,10 @@ class NotFound(ServiceError, LookupError):
     """There is no such lease, device or host (any more)."""
 
 
+class Ended(NotFound):
+    """The lease has ended, be it one that a request id was used for."""
+
+
 class NotOwner(ServiceError, PermissionError):
     """Somebody else holds the lease."""
 
@@ -124,6 +128,7 @@ _BY_CODE: Final[dict[str, type[ServiceError]]] = {
     "undecodable": InvalidRequest,
     "too_large": InvalidRequest,
     "not_found": NotFound,
+    "ended": Ended,
     "not_owner": NotOwner,
     "conflict": Conflict,
     "refused": Refused,

@@ -9,14 +9,17 @@ import inspect
 import os
 import socket
 from collections.abc import Awaitable, Callable, Generator
+from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from ..schemas import bus, codec, requests
+from ..schemas.elapsed import elapsed_seconds
 from ..schemas.holders import own_name
 from .errors import CorralError, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
+from .holder import check_no_other_holds, held_by_this_process
 from .notebook import lease_html
 
 if TYPE_CHECKING:
@@ -36,6 +39,25 @@ _OVER: Final = ("ended", "not_found", "not_owner")
 _LOOK_EVERY_SECONDS: Final = 1.0
 """An end that is told is looked into no more often: anybody may tell one."""
 _SHORTEST_PAUSE_SECONDS: Final = 0.05
+_LONGEST_PAUSE_SECONDS: Final = 10.0
+"""Between tries, however long the lease lives: the outage may be over."""
+_CONFIRMED_SECONDS: Final = 1.0
+"""What the planner has said within it needs no other word before work starts."""
+_START_WITHIN_SECONDS: Final = 10.0
+_START_FRACTION: Final = 0.8
+"""Of a time to live: nobody else has the devices by then, and the lease is renewed meanwhile."""
+_NAP_SECONDS: Final = 1.0
+"""A machine that has slept is noticed within it."""
+
+
+class OnOutage(StrEnum):
+    """What becomes of work whose lease can't be renewed in its time, since bus or planner can't be reached."""
+
+    CONTINUE = "continue"
+    """It goes on until a planner says that the lease has ended."""
+    STOP = "stop"
+    """The lease is given up at its time, as if it had ended: nothing ever runs on devices that somebody else may have
+    been granted meanwhile."""
 
 
 class HeldLease:
@@ -46,11 +68,20 @@ class HeldLease:
         lost: why it has ended too early; None while it holds.
     """
 
-    def __init__(self, client: Client, lease: requests.Lease, on_lost: Lost) -> None:
+    def __init__(
+        self,
+        client: Client,
+        lease: requests.Lease,
+        on_lost: Lost,
+        on_outage: OnOutage = OnOutage.CONTINUE,
+        confirmed_at: float | None = None,
+    ) -> None:
         self.client = client
         self.lease = lease
         self.lost: LeaseLost | None = None
         self._on_lost = on_lost
+        self._on_outage = on_outage
+        self._confirmed_at = elapsed_seconds() if confirmed_at is None else confirmed_at
         self._released = False
         self._tasks: list[asyncio.Task[None]] = []
         self._end_told = asyncio.Event()
@@ -81,6 +112,17 @@ class HeldLease:
         """What to set for the work on this host (or on the only host that was granted)."""
         return environment_for(self.lease)
 
+    @property
+    def unconfirmed_seconds(self) -> float:
+        """Since the planner was last asked with success whether the lease holds; sleep is counted."""
+        return elapsed_seconds() - self._confirmed_at
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it could not be renewed in its time. It may hold all the same: a planner that comes back gives each
+        lease a whole time to live. One that was there all the time may have given the devices to somebody else."""
+        return self.lost is None and self.unconfirmed_seconds > self.lease.ttl_seconds
+
     def _repr_html_(self) -> str:
         return lease_html(self.lease)
 
@@ -91,6 +133,7 @@ class HeldLease:
 
     def start(self) -> None:
         """Begin to renew and to listen for the end."""
+        held_by_this_process.add(self.lease_id)
         self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._listen())]
 
     async def release(self) -> None:
@@ -98,6 +141,7 @@ class HeldLease:
         if self._released:
             return
         self._released = True
+        held_by_this_process.discard(self.lease_id)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -112,49 +156,98 @@ class HeldLease:
             self._on_lost(self.lost)
 
     async def _renew(self) -> None:
-        """Renew after each third of the time to live, and where an end is told; between failures try again each tenth.
+        """Renew after each third of the time to live, and where the planner tells of the lease; between failures try
+        again each tenth.
 
-        Only the planner's word ends the lease before its time: a refusal that passes (too many requests, say) does not.
+        Only the planner's word ends the lease: neither a refusal that passes (too many requests, say) nor silence does,
+        unless silence was asked to.
         """
-        loop = asyncio.get_running_loop()
         ttl = self.lease.ttl_seconds
-        ends, pause, refusal = loop.time() + ttl, ttl / 3, ""
+        pause, refusal = ttl / 3, ""
         while self.lost is None:
-            await self._pause(min(pause, ends - loop.time()))
-            if loop.time() >= ends:
+            await self._pause(pause)
+            if self._on_outage is OnOutage.STOP and self.overdue:
                 why = refusal or "bus or planner away, or this program was stopped"
                 self._lose(f"it could not be renewed in its time ({why})")
                 return
-            sent = loop.time()
             try:
-                async with asyncio.timeout(max(_SHORTEST_PAUSE_SECONDS, ends - sent)):
-                    lease = await self.client.renew(self.lease_id, owner=self.lease.owner)
-            except ServiceError as error:
-                if error.code in _OVER:
-                    self._lose(str(error))
-                    return
-                pause, refusal = _again_in(error, ttl), str(error)
-                continue
-            except (CorralError, codec.DecodeError, TimeoutError):
-                pause, refusal = ttl / 10, ""
-                continue
-            if lease.state is not requests.LeaseState.ACTIVE:
-                self._lose(lease.reason or lease.state.value)
+                async with asyncio.timeout(self._patience()):
+                    await self.confirm()
+            except LeaseLost as lost:
+                self._lose(lost.reason)
                 return
-            self.lease = lease
-            ends, pause, refusal = sent + ttl, ttl / 3, ""
+            except ServiceError as error:
+                pause, refusal = _again_in(error, ttl), str(error)
+            except (CorralError, codec.DecodeError, TimeoutError):
+                pause, refusal = min(ttl / 10, _LONGEST_PAUSE_SECONDS), ""
+            else:
+                pause, refusal = ttl / 3, ""
+
+    async def confirm(self) -> None:
+        """Ask the planner for a whole time to live from now on.
+
+        Raises:
+            LeaseLost: it says that the lease has ended.
+            ServiceError: it refused for now.
+            Unavailable, NoService, TimedOut: nobody answered.
+        """
+        asked_at = elapsed_seconds()
+        self.lease = await renewed(self.client, self.lease)
+        self._confirmed_at = asked_at
+
+    async def take_over(self, holder: str) -> None:
+        """Confirm it, and say which process holds it from now on."""
+        asked_at = elapsed_seconds()
+        self.lease = await renewed(self.client, self.lease, holder)
+        self._confirmed_at = asked_at
+
+    async def ready(self) -> float:
+        """Make sure that the lease holds, right before work starts: that costs nothing where the planner has just said
+        so, and catches a process or a machine that has slept since.
+
+        Returns:
+            The time by which work must have started (see `schemas/elapsed.py`); later, ask again.
+
+        Raises:
+            LeaseLost: it has ended.
+            CorralError: nobody answered.
+        """
+        if self.unconfirmed_seconds > _CONFIRMED_SECONDS:
+            try:
+                await self.confirm()
+            except LeaseLost as lost:
+                self._lose(lost.reason)
+                raise
+        return self._confirmed_at + min(_START_WITHIN_SECONDS, self.lease.ttl_seconds * _START_FRACTION)
+
+    def _patience(self) -> float:
+        """Seconds for one renewal: where silence ends the lease, no longer than it holds."""
+        left = self.lease.ttl_seconds - self.unconfirmed_seconds
+        longest = self.client.timeout + self.client.patience
+        return max(_SHORTEST_PAUSE_SECONDS, left) if self._on_outage is OnOutage.STOP else longest
 
     async def _pause(self, seconds: float) -> None:
-        """Until it is time to ask the planner: sooner where an end is told."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(max(_SHORTEST_PAUSE_SECONDS, seconds)):
-                await self._end_told.wait()
-                await asyncio.sleep(self._look_at - loop.time())
-        except TimeoutError:
-            return
-        self._end_told.clear()
-        self._look_at = loop.time() + _LOOK_EVERY_SECONDS
+        """Until it is time to ask the planner: sooner where it tells of the lease, the connection was made again, or
+        the machine has slept."""
+        until = elapsed_seconds() + max(_SHORTEST_PAUSE_SECONDS, seconds)
+        if self._on_outage is OnOutage.STOP:
+            left = self.lease.ttl_seconds - self.unconfirmed_seconds
+            until = min(until, elapsed_seconds() + max(_SHORTEST_PAUSE_SECONDS, left))
+        connection = self.client.nc.stats["reconnects"]
+        while (left := until - (now := elapsed_seconds())) > 0:
+            if self._end_told.is_set() and now >= self._look_at:
+                self._end_told.clear()
+                self._look_at = now + _LOOK_EVERY_SECONDS
+                return
+            if self.client.nc.stats["reconnects"] != connection:
+                return
+            nap = min(left, _NAP_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(nap):
+                    if self._end_told.is_set():
+                        await asyncio.sleep(self._look_at - now)
+                    else:
+                        await self._end_told.wait()
 
     async def _listen(self) -> None:
         """An eviction is heard at once, not only at the next renewal.
@@ -163,7 +256,7 @@ class HeldLease:
         """
         with contextlib.suppress(Unavailable):
             async for event in self.client.lease_events(lease_id=self.lease_id):
-                if event.kind in _ENDS:
+                if event.kind in _ENDS or event.kind is requests.LeaseEventKind.EXPIRING:
                     self._end_told.set()
 
 
@@ -181,8 +274,10 @@ class LeaseContext:
         on_lost: Lost | None = None,
         on_wait: Waiting | None = None,
         set_environment: bool = False,
+        on_outage: OnOutage | str = OnOutage.CONTINUE,
     ) -> None:
         self._client = client
+        self._on_outage = OnOutage(on_outage)
         self._request = request
         self._on_lost = on_lost
         self._on_wait = on_wait
@@ -193,8 +288,8 @@ class LeaseContext:
         self._cancelled = False
 
     async def __aenter__(self) -> HeldLease:
-        assignment = await self._client.submit(held_here(self._request), on_wait=self._on_wait)
-        held = self._held = HeldLease(self._client, assignment.lease, self._lost)
+        held = await hold(self._client, self._request, self._lost, self._on_wait, self._on_outage)
+        self._held = held
         self._body, self._cancelled = asyncio.current_task(), False
         if self._set_environment:
             self._exit.enter_context(environment_set(held.environment))
@@ -229,6 +324,7 @@ class LeaseContext:
                 on_lost=self._on_lost,
                 on_wait=self._on_wait,
                 set_environment=self._set_environment,
+                on_outage=self._on_outage,
             )
             async with once as held:
                 if wants:
@@ -243,6 +339,48 @@ class LeaseContext:
         elif self._body is not None:
             self._cancelled = True
             self._body.cancel()
+
+
+async def hold(
+    client: Client, request: requests.WorkRequest, on_lost: Lost, on_wait: Waiting | None, on_outage: OnOutage
+) -> HeldLease:
+    """Ask for a lease that this process is to hold alone; it is not renewed before `HeldLease.start`.
+
+    Raises:
+        Conflict: another process holds the lease of a request id that was given.
+        CorralError: as `Client.submit`.
+    """
+    named, request = request.request_id is not None, held_here(request)
+    granted = await client.granted(request, on_wait=on_wait)
+    held = HeldLease(client, granted.assignment.lease, on_lost, on_outage, granted.confirmed_at)
+    if named:  # it may be the lease of an earlier time, with little of it left
+        await check_no_other_holds(client, held.lease, request.holder)
+        await held.take_over(request.holder)
+    return held
+
+
+async def renewed(client: Client, lease: requests.Lease, holder: str = "") -> requests.Lease:
+    """A lease, for a whole time to live from now on.
+
+    Args:
+        client: to ask with.
+        lease: which.
+        holder: the process that holds it from now on; empty leaves that as it is.
+
+    Raises:
+        LeaseLost: the planner says that it has ended.
+        ServiceError: it refused for now.
+        Unavailable, NoService, TimedOut: nobody answered.
+    """
+    try:
+        after = await client.renew(lease.lease_id, owner=lease.owner, holder=holder)
+    except ServiceError as error:
+        if error.code in _OVER:
+            raise LeaseLost(lease.lease_id, str(error)) from error
+        raise
+    if after.state is not requests.LeaseState.ACTIVE:
+        raise LeaseLost(lease.lease_id, after.reason or after.state.value)
+    return after
 
 
 def _again_in(refusal: ServiceError, ttl_seconds: float) -> float:

@@ -183,7 +183,8 @@ class Line:
         except (CorralError, codec.DecodeError):  # the planner restarts: it is asked again once it is back
             self._unseen = 1
             return FIRST_LOOK_SECONDS
-        entry = next((e for e in queue.entries if e.request_id == self._request.request_id), None)
+        own = self._request.owner, self._request.request_id
+        entry = next((e for e in queue.entries if (e.owner, e.request_id) == own), None)
         if entry is None:
             self._unseen += 1
             if self._unseen > 1:  # once, its answer may just be on its way

@@ -15,7 +15,7 @@ from ..schemas.metrics import DeviceSample
 from ..schemas.query import ProcessorStatus, ResultFormat
 from .aio import Client, Waiting, connect
 from .errors import LeaseLost
-from .lease import HeldLease, Lost, environment_set, held_here
+from .lease import HeldLease, Lost, OnOutage, environment_set, hold
 from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult
@@ -149,6 +149,7 @@ class SyncClient:
         on_lost: Lost | None = None,
         on_wait: Waiting | None = None,
         set_environment: bool = False,
+        on_outage: OnOutage | str = OnOutage.CONTINUE,
         **fields: Unpack[RequestFields],
     ) -> SyncLeaseContext:
         """Devices for the length of a block: `with client.lease(gpus=2, memory="20GiB") as lease: …`
@@ -158,10 +159,13 @@ class SyncClient:
                 end of the block raises it; `lease.check()` does so earlier.
             on_wait: as in `request`.
             set_environment: set `CUDA_VISIBLE_DEVICES` and `CORRAL_LEASE` in this process for the block.
+            on_outage: as in `Client.lease`.
             fields: as in `request`.
         """
         request = work_request(self._client.owner, fields)
-        return SyncLeaseContext(lambda: (self, False), lambda _: request, on_lost, on_wait, set_environment)
+        return SyncLeaseContext(
+            lambda: (self, False), lambda _: request, on_lost, on_wait, set_environment, OnOutage(on_outage)
+        )
 
     def explain(
         self, *, with_more: Sequence[operations.Addition] = (), **fields: Unpack[RequestFields]
@@ -262,12 +266,17 @@ class SyncClient:
         """See `Client.lease_events`."""
         return self._iterate(self._client.lease_events(lease_id=lease_id, kind=kind))
 
-    def hold(self, request: requests.WorkRequest, on_lost: Lost, on_wait: Waiting | None) -> HeldLease:
+    def hold(
+        self,
+        request: requests.WorkRequest,
+        on_lost: Lost,
+        on_wait: Waiting | None,
+        on_outage: OnOutage = OnOutage.CONTINUE,
+    ) -> HeldLease:
         """Ask for a lease and keep it until `HeldLease.release`; `LeaseContext` is the comfortable form."""
 
         async def held() -> HeldLease:
-            assignment = await self._client.submit(held_here(request), on_wait=on_wait)
-            lease = HeldLease(self._client, assignment.lease, on_lost)
+            lease = await hold(self._client, request, on_lost, on_wait, on_outage)
             lease.start()
             return lease
 
@@ -306,12 +315,14 @@ class SyncLeaseContext:
         on_lost: Lost | None,
         on_wait: Waiting | None,
         set_environment: bool,
+        on_outage: OnOutage = OnOutage.CONTINUE,
     ) -> None:
         self._open = client
         self._request = request
         self._on_lost = on_lost
         self._on_wait = on_wait
         self._set_environment = set_environment
+        self._on_outage = on_outage
         self._client: SyncClient | None = None
         self._own = False
         self._held: HeldLease | None = None
@@ -320,7 +331,7 @@ class SyncLeaseContext:
     def __enter__(self) -> HeldLease:
         self._client, self._own = self._open()
         try:
-            held = self._client.hold(self._request(self._client), self._lost, self._on_wait)
+            held = self._client.hold(self._request(self._client), self._lost, self._on_wait, self._on_outage)
         except BaseException:
             if self._own:
                 self._client.close()
@@ -353,7 +364,9 @@ class SyncLeaseContext:
 
         @functools.wraps(function)
         def leased(*args: Any, **kwargs: Any) -> Any:
-            once = SyncLeaseContext(self._open, self._request, self._on_lost, self._on_wait, self._set_environment)
+            once = SyncLeaseContext(
+                self._open, self._request, self._on_lost, self._on_wait, self._set_environment, self._on_outage
+            )
             with once as held:
                 if wants:
                     kwargs["lease"] = held
@@ -372,6 +385,7 @@ def lease(
     on_lost: Lost | None = None,
     on_wait: Waiting | None = None,
     set_environment: bool = False,
+    on_outage: OnOutage | str = OnOutage.CONTINUE,
     **fields: Unpack[RequestFields],
 ) -> SyncLeaseContext:
     """Devices for the length of a block, over a connection of its own.
@@ -384,4 +398,5 @@ def lease(
         on_lost,
         on_wait,
         set_environment,
+        OnOutage(on_outage),
     )

@@ -13,12 +13,14 @@ from typing import Final
 from nats.errors import Error as NatsError
 
 from ..schemas import bus, codec
+from ..schemas.elapsed import elapsed_seconds
 from .desk import Desk
 from .fleet.events import HostLost, HostSeen
 from .fleet.fleet import apply
 from .leases.announce import Announcer
 from .leases.ledger import clock
-from .leases.store import HEALTH, Deposed, Store, WriteFailed
+from .leases.service_time import Service
+from .leases.store import HEALTH, SERVICE_TIME, Deposed, Store, WriteFailed
 from .telemetry import Health, Telemetry
 
 log = logging.getLogger("corral.planner.chores")
@@ -29,6 +31,8 @@ _TICK_SECONDS: Final = 0.25
 _HOSTS_SECONDS: Final = 1.0
 _HEALTH_SECONDS: Final = 60.0
 _MEASURE_SECONDS: Final = 1.0
+_SERVICE_SECONDS: Final = 5.0
+_WORTH_TELLING_SECONDS: Final = 3.0
 _AFTER_FAILURE_SECONDS: Final = 1.0
 
 
@@ -41,7 +45,7 @@ class Chores:
         telemetry: tells since when hosts could be heard.
         store: the bucket.
         term: revision of the leader's key.
-        not_before: no lease ends before it, seconds since the epoch.
+        serves: whether holders can renew just now.
         lost_after_seconds: a host that is silent for so long is lost.
     """
 
@@ -53,7 +57,7 @@ class Chores:
         store: Store,
         *,
         term: int,
-        not_before: float,
+        serves: Callable[[], bool],
         lost_after_seconds: float,
     ) -> None:
         self._desk = desk
@@ -61,7 +65,9 @@ class Chores:
         self._telemetry = telemetry
         self._store = store
         self._term = term
-        self._not_before = not_before
+        self._serves = serves
+        self._service_kept: Service | None = None
+        self._outage_over = asyncio.Event()
         self._lost_after = lost_after_seconds
         self._kept: Health | None = None
 
@@ -70,6 +76,7 @@ class Chores:
         return [
             asyncio.create_task(forever("telling events", self._announcer.tend)),
             asyncio.create_task(forever("ending leases", self._end_leases)),
+            asyncio.create_task(forever("keeping service time", self._keep_service_time)),
             asyncio.create_task(forever("looking for lost hosts", self._look_for_lost_hosts)),
             asyncio.create_task(forever("serving the queue", self._serve_queue)),
             asyncio.create_task(forever("keeping health", self._keep_health)),
@@ -77,9 +84,28 @@ class Chores:
         ]
 
     async def _end_leases(self) -> float:
-        await self._desk.tick(clock(), self._not_before)
-        due = self._desk.ledger.table.next_due()
-        return _TICK_SECONDS if due is None else max(0.005, min(_TICK_SECONDS, due - time.time()))
+        ledger = self._desk.ledger
+        outage = ledger.service.tick(elapsed_seconds(), time.time(), self._serves())
+        if outage is not None:
+            self._outage_over.set()
+            if outage.seconds > _WORTH_TELLING_SECONDS:
+                log.warning("holders could not renew for %.1f s: leases are given that time", outage.seconds)
+        if self._serves():
+            await self._desk.tick(clock())
+        due = ledger.table.next_due()
+        return _TICK_SECONDS if due is None else max(0.005, min(_TICK_SECONDS, due - ledger.service_seconds()))
+
+    async def _keep_service_time(self) -> float:
+        """The next planner goes on with it; where it is some seconds old, leases live for so much longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SERVICE_SECONDS):
+                await self._outage_over.wait()
+        self._outage_over.clear()
+        kept = self._desk.ledger.service.kept
+        if self._serves() and self._desk.ledger.table.active and kept != self._service_kept:
+            await self._store.put(SERVICE_TIME, codec.encode(kept, codec.JSON), self._term)
+            self._service_kept = kept
+        return 0.0
 
     async def _look_for_lost_hosts(self) -> float:
         fleet, ledger, now = self._desk.fleet, self._desk.ledger, time.time()
@@ -92,10 +118,12 @@ class Chores:
                 if host is not None and not host.lost:
                     log.warning("host %s is lost: silent for %.0f s", name, silent)
                     apply(fleet, HostLost(name))
-                await ledger.lose(name, f"host {name} has been silent for {silent:.0f} s", clock())
+                await ledger.lose(name, silent, self._lost_after, clock())
             elif host is not None and host.lost:
                 log.info("host %s is back", name)
                 apply(fleet, HostSeen(name))
+            if silent > self._lost_after / 2:
+                await ledger.ask_to_renew(name, self._lost_after / 2, clock())
         return _HOSTS_SECONDS
 
     async def _serve_queue(self) -> float:

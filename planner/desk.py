@@ -89,6 +89,11 @@ class _Open:
         self.unseen = False
         """It is being withdrawn, and has not come: `request` names its owner and no more."""
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Names it: an id is its owner's own."""
+        return self.request.owner, self.request.request_id or ""
+
     def join(self, caller: Caller) -> None:
         """One more waits for the answer. Each place gets it once, and of too many the oldest gets none."""
         self.callers = [other for other in self.callers if other.reply_to != caller.reply_to][1 - _MOST_CALLERS :]
@@ -124,7 +129,7 @@ class Desk:
         planner: id of this planner.
         policies: of this planner.
         drains: as read from the bucket.
-        answers: as read from the bucket, by request id.
+        answers: as read from the bucket, by their keys.
         deposed: called when a write was refused since another planner leads.
         limiter: says who has enough in line.
         beside: distributes work items where that takes long.
@@ -168,7 +173,7 @@ class Desk:
         self._drains = drains
         self._drain_lock = asyncio.Lock()
         self._answers = Answers(store, term, answers, deposed)
-        self._open: dict[str, _Open] = {}
+        self._open: dict[tuple[str, str], _Open] = {}
         self._made = 0
         self._closed = False
 
@@ -200,25 +205,25 @@ class Desk:
         except InvalidRequest as error:
             await caller.answer(Error(code="invalid", message=str(error), field=error.field))
             return
-        self._open[request_id] = opened
+        self._open[opened.key] = opened
         await self._settle(opened, decision)
 
     async def _asked_before(self, request: WorkRequest, request_id: str, digest: str, caller: Caller) -> bool:
-        opened = self._open.get(request_id)
+        opened = self._open.get((request.owner, request_id))
         if opened is not None:
-            if opened.unseen and opened.request.owner == request.owner:
+            if opened.unseen:
                 opened.join(_Beside(request, caller))
             elif opened.digest == digest:
                 opened.join(caller)
             else:
                 await caller.answer(conflict(request_id))
             return True
-        record = self.ledger.table.of_request(request_id)
+        record = self.ledger.table.of_request(request.owner, request_id)
         if record is not None:
             same = record.digest == digest
-            await caller.answer(leases.as_granted(record) if same else conflict(request_id))
+            await caller.answer(leases.answer_again(record) if same else conflict(request_id))
             return True
-        answer = self._answers.get(request_id)
+        answer = self._answers.get(request.owner, request_id, digest)
         if answer is not None:
             await caller.answer(answer.rejection if answer.answers(request, digest) else conflict(request_id))
             return True
@@ -303,6 +308,7 @@ class Desk:
             unassigned=placed.unassigned,
             policy=placed.policy,
             distribution=placed.distribution,
+            service_seconds=self.ledger.service_seconds(),
         )
 
         size = size_of(record.lease)
@@ -345,39 +351,35 @@ class Desk:
         comes, so that nobody is granted what they no longer wait for.
         """
         request_id = action.request_id
-        opened = self._open.get(request_id)
+        opened = self._open.get((action.owner, request_id))
         if opened is not None:
-            if opened.request.owner != action.owner:
-                await caller.answer(_not_owner(action))
-                return
             opened.join(_Beside(action, caller))
             if opened.entry is not None and opened.entry in self.queue:
                 self._leave(opened.entry)
                 await self._turn_down(opened, _withdrawn(action, opened.request))
                 self.wake.set()  # those behind it may have waited for it
             return
-        record = self.ledger.table.of_request(request_id)
+        record = self.ledger.table.of_request(action.owner, request_id)
         if record is not None:
-            mine = record.lease.owner == action.owner
-            await caller.answer(Assignment(lease=record.lease) if mine else _not_owner(action))
+            await caller.answer(Assignment(lease=record.lease))
             return
-        known = self._answers.get(request_id)
+        known = self._answers.get(action.owner, request_id)
         if known is not None:
-            mine = known.owner in ("", action.owner)
-            await caller.answer(known.rejection if mine else _not_owner(action))
+            await caller.answer(known.rejection)
             return
         nobody = WorkRequest(owner=action.owner, request_id=request_id)
-        unseen = self._open[request_id] = _Open("", nobody, _Beside(action, caller), named=True)
+        unseen = _Open("", nobody, _Beside(action, caller), named=True)
         unseen.unseen = True
+        self._open[unseen.key] = unseen
         await self._turn_down(unseen, _withdrawn(action))
 
     async def _close(self, opened: _Open, reply: Struct) -> None:
-        self._open.pop(opened.request.request_id or "", None)
+        self._open.pop(opened.key, None)
         for caller in opened.callers:
             await caller.answer(reply)
 
     def _forward(self, opened: _Open) -> None:
-        self._open.pop(opened.request.request_id or "", None)
+        self._open.pop(opened.key, None)
         for caller in opened.callers:
             # One without an id whoever leads may have already, and would grant it twice.
             if opened.named or isinstance(caller, _Beside):
@@ -453,7 +455,8 @@ class Desk:
 
         def step(record: LeaseRecord | None) -> LeaseRecord:
             held = leases.check_holder(record, action.lease_id, action.owner)
-            return leases.renew(held, action.ttl_seconds, clock(), self._planner)
+            served = self.ledger.service_seconds()
+            return leases.renew(held, action.ttl_seconds, clock(), self._planner, served, action.holder)
 
         await self._change(action, step, caller)
 
@@ -500,8 +503,9 @@ class Desk:
             records = {record.lease.lease_id: record for host in hosts for record in table.on_host(host)}.values()
         elif hosts:
             records = [record for record in records if any(part.host in hosts for part in record.lease.grants)]
+        now = clock()
         found = [
-            record.lease
+            self.ledger.as_it_is(record, now)
             for record in records
             if record.lease.state in states and (only.owner is None or record.lease.owner == only.owner)
         ]
@@ -546,10 +550,10 @@ class Desk:
 
     # Time
 
-    async def tick(self, now: datetime, not_before: float) -> None:
+    async def tick(self, now: datetime) -> None:
         """Whatever time alone brings about."""
         stamp = now.timestamp()
-        await self.ledger.expire(now, not_before)
+        await self.ledger.expire(now)
         self.ledger.forget(stamp)
         self._answers.forget(stamp)
 
@@ -582,12 +586,4 @@ def _withdrawn(action: WithdrawAction, request: WorkRequest | None = None) -> Re
         message=f"request {action.request_id} was withdrawn by {action.owner}{unknown}",
         could_ever_fit=request is not None,
         request_id=action.request_id,
-    )
-
-
-def _not_owner(action: WithdrawAction) -> Error:
-    return Error(
-        code="not_owner",
-        message=f"Request {action.request_id} is not {action.owner!r}'s: only its owner may do this",
-        field="$.owner",
     )

@@ -39,12 +39,14 @@ class Answer(Struct, frozen=True, kw_only=True):
         until: it is forgotten then, seconds since the epoch.
         owner: who asked, or withdrew it before it came: whatever this owner asks under the id is answered so then.
             Empty in what earlier versions kept.
+        request_id: of the request; empty in what earlier versions kept, which have it in the key.
     """
 
     digest: str
     rejection: Rejection
     until: float
     owner: str = ""
+    request_id: str = ""
 
     def answers(self, request: WorkRequest, digest: str) -> bool:
         """Whether it is the answer to a request with this digest."""
@@ -57,24 +59,42 @@ class Answers:
     Args:
         store: the bucket.
         term: revision of the leader's key.
-        known: as read from the bucket, by request id.
+        known: as read from the bucket, by what follows `answer.` in their keys.
         deposed: called when a write was refused since another planner leads.
     """
 
     def __init__(self, store: Store, term: int, known: dict[str, Answer], deposed: Callable[[], None]) -> None:
         self._store = store
         self._term = term
-        self._known = known
+        self._known = {(answer.owner, answer.request_id or key): answer for key, answer in known.items()}
         self._deposed = deposed
+        self._forgetting = deque(sorted((answer.until, key) for key, answer in self._known.items()))
         self._written = Written(store.most_bytes)
-        for request_id, answer in known.items():
-            self._written.add(request_id, answer.owner, _size_of(answer.rejection))
-        self._forgetting = deque(sorted((answer.until, request_id) for request_id, answer in known.items()))
+        for key, answer in known.items():
+            self._written.add(key, answer.owner, _size_of(answer.rejection))
+        self._plain = {key: answer.owner for key, answer in known.items() if answer.request_id in ("", key)}
+        """Whose answer has a key that is the request's id alone, as earlier versions read it."""
 
-    def get(self, request_id: str) -> Answer | None:
-        """The answer under an id; None if there is none (any more)."""
-        answer = self._known.get(request_id)
+    def get(self, owner: str, request_id: str, digest: str = "") -> Answer | None:
+        """The answer under an owner's id; None if there is none (any more).
+
+        Args:
+            owner: who asks.
+            request_id: under which id.
+            digest: of what is asked. What an earlier version kept without an owner answers that very body alone.
+        """
+        answer = self._known.get((owner, request_id))
+        if answer is None:
+            answer = self._known.get(("", request_id))
+            if answer is not None and (not digest or answer.digest != digest):
+                return None
         return answer if answer is not None and answer.until > time.time() else None
+
+    def _key(self, owner: str, request_id: str) -> str:
+        """Names an answer in the bucket: the id, for planners of earlier versions, unless another owner's has it."""
+        if self._plain.setdefault(request_id, owner) == owner:
+            return request_id
+        return f"{request_id}.{hashlib.blake2b(owner.encode(), digest_size=8).hexdigest()}"
 
     async def keep(
         self,
@@ -96,11 +116,12 @@ class Answers:
             then: called once it is remembered.
             deposed: called instead where another planner leads.
         """
-        answer = Answer(digest=digest, rejection=rejection, until=time.time() + REJECTION_SECONDS, owner=owner)
+        until = time.time() + REJECTION_SECONDS
+        answer = Answer(digest=digest, rejection=rejection, until=until, owner=owner, request_id=request_id)
 
         async def remember() -> None:
-            self._known[request_id] = answer
-            self._forgetting.append((answer.until, request_id))
+            self._known[owner, request_id] = answer
+            self._forgetting.append((answer.until, (owner, request_id)))
             self.forget(time.time())
             await then()
 
@@ -114,14 +135,14 @@ class Answers:
                 deposed()
                 return
             if isinstance(outcome, WriteFailed):
-                self._written.drop(request_id)
+                self._written.drop(key)
             # A rejection promises nothing, so that it is answered even where the bucket is full.
             await remember()
 
-        value = codec.encode(answer, codec.JSON)
-        for oldest in self._written.add(request_id, owner, len(value)):
+        key, value = self._key(owner, request_id), codec.encode(answer, codec.JSON)
+        for oldest in self._written.add(key, owner, len(value)):
             await self._store.write(answer_key(oldest), b"", self._term, _nothing, ttl_seconds=_GONE_SECONDS)
-        await self._store.write(answer_key(request_id), value, self._term, landed, ttl_seconds=REJECTION_SECONDS)
+        await self._store.write(answer_key(key), value, self._term, landed, ttl_seconds=REJECTION_SECONDS)
 
     def purged(self) -> None:
         """The bucket holds none of them any more."""
@@ -130,11 +151,13 @@ class Answers:
     def forget(self, now: float) -> None:
         """Let go of those whose time is over, and of the oldest of too many."""
         while self._forgetting and (self._forgetting[0][0] <= now or len(self._known) > _MOST):
-            until, request_id = self._forgetting.popleft()
-            answer = self._known.get(request_id)
+            until, key = self._forgetting.popleft()
+            answer = self._known.get(key)
             if answer is not None and answer.until <= until:
-                del self._known[request_id]
-                self._written.drop(request_id)
+                del self._known[key]
+                self._written.drop(self._key(*key))
+                if self._plain.get(key[1]) == key[0]:
+                    del self._plain[key[1]]
 
 
 _DEFAULTS: Final = tuple(

@@ -21,6 +21,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from ..schemas import bus, codec
+from ..schemas.elapsed import elapsed_seconds
 from ..schemas.health import HealthDoor, Judgement
 from ..schemas.instruments import ServiceKind
 from ..schemas.operations import Drains
@@ -34,17 +35,21 @@ from .fleet.fleet import Fleet, apply
 from .fleet.holding import forget, hold
 from .leases.announce import EVENT_KEY_BYTES, Announcer
 from .leases.bucket import mend_streams
-from .leases.leader import TAKEOVER_SECONDS, Candidate
+from .leases.leader import Candidate
 from .leases.leases import LeaseRecord, LeaseTable
 from .leases.ledger import Ledger
 from .leases.queue import PATIENCE_SECONDS
 from .leases.recorded import lease_record, readable
+from .leases.resumed import outage_seconds, resumed
+from .leases.service_time import Service, ServiceTime
 from .leases.store import (
     ANSWER_PREFIX,
     DRAINS,
     EVENT_KEY,
     HEALTH,
+    LEADER,
     LEASE_PREFIX,
+    SERVICE_TIME,
     TOLD,
     Deposed,
     Store,
@@ -59,9 +64,6 @@ from .vitals import Vitals
 
 log = logging.getLogger("corral.planner")
 
-GRACE_SECONDS: Final = 10.0
-"""After a time without any planner no lease ends for so long: its holder could not renew it meanwhile."""
-_OUTAGE_SECONDS: Final = 2 * TAKEOVER_SECONDS
 _START_AGAIN_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 2.0
 _WORK_OF_ONE: Final = 64
@@ -250,6 +252,8 @@ class Planner:
 
     async def _elected(self, term: int) -> None:
         started = time.monotonic()
+        claimed, claimed_at = elapsed_seconds(), 0.0
+        kept: Service | None = None
         records: list[tuple[LeaseRecord, int]] = []
         answers: dict[str, Answer] = {}
         drains: dict[str, str] = {}
@@ -265,14 +269,21 @@ class Planner:
                     answers[entry.key[len(ANSWER_PREFIX) :]] = answer
             elif entry.key == DRAINS:
                 drains = readable(entry.key, entry.value, dict[str, str]) or {}
+            elif entry.key == LEADER:
+                claimed_at = entry.stored_at
+            elif entry.key == SERVICE_TIME:
+                kept = readable(entry.key, entry.value, Service)
             elif entry.key == TOLD:
                 told = readable(entry.key, entry.value, int) or 0
             elif entry.key == EVENT_KEY:
                 event_key = entry.value
         event_key = await self._event_key(event_key, term)
-        silent_since = self._candidate.silent_since
-        outage = time.time() - silent_since if silent_since else 0.0
-        not_before = time.time() + GRACE_SECONDS if outage > _OUTAGE_SECONDS else 0.0
+        before = self._candidate.before
+        heartbeat_at = (readable(before.key, before.value, float) or 0.0) if before is not None else 0.0
+        outage = outage_seconds(before, claimed_at, self._candidate.silent_seconds, elapsed_seconds() - claimed)
+        kept, stamped = resumed(kept, [record for record, _ in records], heartbeat_at, outage)
+        records = [(record, revision) for record, (_, revision) in zip(stamped, records, strict=True)]
+        await self._keep_service_time(kept, term)
         table = await self._take_in(records)
         apply(self.fleet, Drains(drains=drains))
         announcer = self._announcer = Announcer(
@@ -285,6 +296,7 @@ class Planner:
             announcer,
             self.fleet,
             table,
+            ServiceTime(kept.seconds, kept.outages, elapsed=elapsed_seconds(), wall=time.time()),
             term=term,
             planner=self.id,
             freed=self._freed,
@@ -313,7 +325,7 @@ class Planner:
             self._telemetry,
             self._store,
             term=term,
-            not_before=not_before,
+            serves=lambda: self._candidate.certain and self._nc.is_connected,
             lost_after_seconds=self._settings.lost_after_seconds,
         )
         self._term_tasks = chores.start()
@@ -328,6 +340,13 @@ class Planner:
             table.active,
             healed,
         )
+
+    async def _keep_service_time(self, service: Service, term: int) -> None:
+        """Write down before anything ends by it: the next planner must know of the outage, too."""
+        try:
+            await self._store.put(SERVICE_TIME, codec.encode(service, codec.JSON), term)
+        except WriteFailed as error:  # a full bucket, say: leases must go on
+            log.warning("service time is not kept, and leases may end later: %s", error)
 
     async def _event_key(self, kept: bytes, term: int) -> bytes:
         """What makes the message ids of events: made once, so that the next planner sends an event under the same."""

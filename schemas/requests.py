@@ -375,11 +375,13 @@ class LeaseAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         lease_id: which.
         owner: must be its owner.
         ttl_seconds: for a renewal; None keeps the lease's own.
+        holder: for a renewal; name of the process that holds the lease from now on, empty for the one before.
     """
 
     lease_id: Identifier
     owner: OwnerName
     ttl_seconds: Annotated[float, Meta(ge=1, le=30 * 86400)] | None = None
+    holder: ShortText = ""
 
 
 class LeaseEventKind(StrEnum):

@@ -2,9 +2,9 @@
 
 The leader's key says who leads, and its revision is the term that fences every write (see `store`). A second key, the
 heartbeat, is written again every `HEARTBEAT_SECONDS`. A standby that has seen the same heartbeat for `TAKEOVER_SECONDS`
-by its own monotonic clock writes the leader's key over the revision that it saw: of several that try, one succeeds,
-and no clocks are compared. It does not wait where the leader said good-bye, or where it was a process of this very
-machine that is no more.
+by its own clock, which counts sleep and can't be set, writes the leader's key over the revision that it saw: of several
+that try, one succeeds, and no clocks are compared. It does not wait where the leader said good-bye, or where it was a
+process of this very machine that is no more.
 
 A leader whose heartbeat goes unanswered for longer than `LEASE_SECONDS` does not know whether it still leads: it then
 answers nothing from memory until a heartbeat has been acknowledged. That time is shorter than the takeover, so that
@@ -27,6 +27,7 @@ from msgspec import Struct
 from nats.errors import Error as NatsError
 
 from ...schemas import bus
+from ...schemas.elapsed import elapsed_seconds
 from .recorded import readable
 from .store import HEARTBEAT, LEADER, Deposed, Entry, Store, WriteFailed
 
@@ -66,7 +67,9 @@ class Candidate:
 
     Attributes:
         term: revision of the leader's key while this planner leads; 0 otherwise.
-        silent_since: when the leader before this one last wrote its heartbeat, seconds since the epoch; 0 if never.
+        before: the last heartbeat of the leader before this one, with the time by that planner's clock as its value;
+            None where there was none.
+        silent_seconds: for how long this planner has seen no other heartbeat than that.
         leaving: this planner is about to end, and stands for no more elections.
     """
 
@@ -85,13 +88,14 @@ class Candidate:
         self._confirmed = asyncio.Event()
         self._beat_now = asyncio.Event()
         self.term = 0
-        self.silent_since = 0.0
+        self.before: Entry | None = None
+        self.silent_seconds = 0.0
         self.leaving = False
 
     @property
     def certain(self) -> bool:
         """Whether this planner leads beyond doubt just now."""
-        return bool(self.term) and time.monotonic() - self._confirmed_at < LEASE_SECONDS
+        return bool(self.term) and elapsed_seconds() - self._confirmed_at < LEASE_SECONDS
 
     async def confirm(self, timeout_seconds: float = 1.0) -> bool:
         """Ask the bucket whether this planner still leads."""
@@ -153,7 +157,7 @@ class Candidate:
             bus.heed_cancellation()
             entry = await self._store.get(LEADER)
             beat = await self._store.get(HEARTBEAT)
-            now = time.monotonic()
+            now = elapsed_seconds()
             state = (entry.revision if entry else 0, beat.revision if beat else 0)
             if state != seen:
                 seen, seen_at = state, now
@@ -165,12 +169,12 @@ class Candidate:
                 or _is_gone(leader.process)
                 or now - seen_at >= TAKEOVER_SECONDS
             ):
-                self._confirmed_at = time.monotonic()
+                self._confirmed_at = elapsed_seconds()
                 value = Leader(
                     planner=self._planner, host=socket.gethostname(), process=_own_process(), since=time.time()
                 )
                 # Read before the first heartbeat of the new term is written over it.
-                self.silent_since = _read(beat, float) or 0.0
+                self.before, self.silent_seconds = beat, now - seen_at
                 term = await self._store.claim(msgspec.json.encode(value), state[0])
                 if term is not None:
                     return term
@@ -185,7 +189,7 @@ class Candidate:
                 if elected.done():
                     elected.result()
                 self._beat_now.clear()
-                sent_at = time.monotonic()
+                sent_at = elapsed_seconds()
                 try:
                     await self._store.put(HEARTBEAT, heartbeat(time.time()), term)
                 except WriteFailed as error:  # a full bucket, say: some entries go away by themselves

@@ -15,7 +15,7 @@ that whoever publishes it again after a crash does not double it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
 from typing import Final
@@ -36,9 +36,13 @@ from ...schemas.requests import (
     WorkRequest,
 )
 from .owned import Owners, size_of
+from .service_time import Outage, ends_at
 
 WARN_FRACTION: Final = 0.2
 """A lease is announced as expiring when this part of its time is left."""
+
+_SHORT_LIFE: Final = 6
+"""A lease with a time to live of so many times that after which a host is lost soon ends by itself."""
 
 _KIND_OF_END: Final = {
     LeaseState.RELEASED: LeaseEventKind.RELEASED,
@@ -77,6 +81,8 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         changed_at: time of the last change.
         kind: of the last change.
         extended_at: when its time to live was last set.
+        extended_service_seconds: likewise, in service time (`service_time.py`), by which it ends; None in what earlier
+            versions wrote.
         digest: of the body of the request, so that the same id with another body is told apart.
         planner: id of the planner that made the last change.
         told: events up to this version are on the stream of facts for certain.
@@ -88,6 +94,7 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     changed_at: datetime
     kind: LeaseEventKind
     extended_at: datetime
+    extended_service_seconds: float | None = None
     digest: str = ""
     planner: str = ""
     told: int = 0
@@ -99,10 +106,18 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.kind is LeaseEventKind.EXPIRING
 
     @property
-    def due_at(self) -> datetime:
-        """When the next thing happens by itself: the warning, then the end."""
-        expires = self.lease.expires_at
-        return expires if self.warned else expires - (expires - self.extended_at) * WARN_FRACTION
+    def life_seconds(self) -> float:
+        """The time to live that was last set."""
+        return (self.lease.expires_at - self.extended_at).total_seconds()
+
+    def ends_at(self, outages: Sequence[Outage] = ()) -> float:
+        """When it ends unless it is renewed, in service time."""
+        return ends_at(self.extended_service_seconds or 0.0, self.life_seconds, outages)
+
+    def due_at(self, outages: Sequence[Outage] = ()) -> float:
+        """When the next thing happens by itself, in service time: the warning, then the end."""
+        ends = self.ends_at(outages)
+        return ends if self.warned else ends - self.life_seconds * WARN_FRACTION
 
     def event(self) -> LeaseEvent:
         """What to publish of the last change."""
@@ -140,8 +155,9 @@ def grant(
     unassigned: list[UnassignedItem] | None = None,
     policy: str = "",
     distribution: Distributed | None = None,
+    service_seconds: float | None = None,
 ) -> LeaseRecord:
-    """A new lease for a request that was decided."""
+    """A new lease for a request that was decided; `service_seconds` is `now` in service time."""
     lease = Lease(
         lease_id=lease_id,
         owner=request.owner,
@@ -166,23 +182,29 @@ def grant(
         changed_at=now,
         kind=LeaseEventKind.GRANTED,
         extended_at=now,
+        extended_service_seconds=service_seconds,
         digest=digest,
         planner=planner,
     )
 
 
-def as_granted(record: LeaseRecord) -> Assignment:
-    """The answer that the request got, whatever has become of the lease since."""
+def answer_again(record: LeaseRecord) -> Assignment | Error:
+    """The answer to a request that is asked again: the one that it got, for as long as its lease is active. After that
+    its devices may be somebody else's, so that nothing that looks like a grant is an answer any more."""
     lease = record.lease
+    if lease.state is not LeaseState.ACTIVE:
+        return Error(
+            code="ended",
+            message=f"Request id {lease.request_id!r} was granted lease {lease.lease_id}, which was "
+            f"{_how_it_ended(lease)}: ask under another id, or without one",
+            field="$.request_id",
+        )
     if record.version == 1:
         return Assignment(lease=lease)
     return Assignment(
         lease=replace(
             lease,
-            state=LeaseState.ACTIVE,
             expires_at=lease.granted_at + timedelta(seconds=lease.ttl_seconds),
-            ended_at=None,
-            reason="",
         )
     )
 
@@ -222,19 +244,28 @@ def check_active(record: LeaseRecord) -> LeaseRecord:
     """
     lease = record.lease
     if lease.state is not LeaseState.ACTIVE:
-        ended = f" at {lease.ended_at.isoformat(timespec='seconds')}" if lease.ended_at else ""
-        why = f" ({lease.reason})" if lease.reason else ""
-        raise Refused(
-            "ended", f"Lease {lease.lease_id} was {lease.state.value}{ended}{why}: request again", "$.lease_id"
-        )
+        raise Refused("ended", f"Lease {lease.lease_id} was {_how_it_ended(lease)}: request again", "$.lease_id")
     return record
 
 
-def renew(record: LeaseRecord, ttl_seconds: float | None, now: datetime, planner: str) -> LeaseRecord:
+def _how_it_ended(lease: Lease) -> str:
+    ended = f" at {lease.ended_at.isoformat(timespec='seconds')}" if lease.ended_at else ""
+    return f"{lease.state.value}{ended}{f' ({lease.reason})' if lease.reason else ''}"
+
+
+def renew(
+    record: LeaseRecord,
+    ttl_seconds: float | None,
+    now: datetime,
+    planner: str,
+    service_seconds: float | None = None,
+    holder: str = "",
+) -> LeaseRecord:
     """Its end moves to now plus its time to live (or the one that is given, for this once)."""
     ttl = record.lease.ttl_seconds if ttl_seconds is None else ttl_seconds
-    lease = replace(record.lease, expires_at=now + timedelta(seconds=ttl))
-    return _next(record, LeaseEventKind.RENEWED, lease, now, planner, extended_at=now)
+    lease = replace(record.lease, expires_at=now + timedelta(seconds=ttl), holder=holder or record.lease.holder)
+    after = _next(record, LeaseEventKind.RENEWED, lease, now, planner)
+    return replace(after, extended_at=now, extended_service_seconds=service_seconds)
 
 
 def warn(record: LeaseRecord, now: datetime, planner: str) -> LeaseRecord:
@@ -257,6 +288,22 @@ def end(
     """
     lease = replace(record.lease, state=state, ended_at=ended_at or now, reason=reason)
     return _next(record, _KIND_OF_END[state], lease, now, planner)
+
+
+def outlives_silence(record: LeaseRecord, unrenewed_seconds: float, lost_after_seconds: float) -> bool:
+    """Whether an active lease goes on though its host is lost: its holder is there, or may well be.
+
+    A holder renews each third of the time to live. Whoever has never done so may be one that does not.
+
+    Args:
+        record: of the lease.
+        unrenewed_seconds: since it was granted or last renewed.
+        lost_after_seconds: a host that is silent for so long is lost.
+    """
+    renews = record.extended_at > record.lease.granted_at
+    is_short = record.life_seconds <= _SHORT_LIFE * lost_after_seconds
+    allowed = record.life_seconds / 2 if renews or is_short else 0.0
+    return unrenewed_seconds <= max(allowed, lost_after_seconds)
 
 
 def fitting(record: LeaseRecord, most_bytes: int, size_of: Callable[[object], int]) -> LeaseRecord:
@@ -283,14 +330,14 @@ def _next(
     lease: Lease,
     now: datetime,
     planner: str,
-    extended_at: datetime | None = None,
 ) -> LeaseRecord:
     return LeaseRecord(
         lease=lease,
         version=record.version + 1,
         changed_at=now,
         kind=kind,
-        extended_at=extended_at or record.extended_at,
+        extended_at=record.extended_at,
+        extended_service_seconds=record.extended_service_seconds,
         digest=record.digest,
         planner=planner,
         told=record.told,
@@ -306,7 +353,7 @@ class LeaseTable:
 
     def __init__(self, records: Iterable[LeaseRecord] = ()) -> None:
         self._records: dict[str, LeaseRecord] = {}
-        self._by_request: dict[str, str] = {}
+        self._by_request: dict[tuple[str, str], str] = {}
         self._by_host: dict[str, dict[str, None]] = {}
         self._due: list[tuple[float, str, int]] = []
         self._heard: dict[str, set[int]] = {}
@@ -326,9 +373,9 @@ class LeaseTable:
         """The record of a lease; None if there is none (any more)."""
         return self._records.get(lease_id)
 
-    def of_request(self, request_id: str) -> LeaseRecord | None:
-        """The lease that a request was granted; None if it has none."""
-        lease_id = self._by_request.get(request_id)
+    def of_request(self, owner: str, request_id: str) -> LeaseRecord | None:
+        """The lease that an owner's request was granted; None if it has none."""
+        lease_id = self._by_request.get((owner, request_id))
         return None if lease_id is None else self._records.get(lease_id)
 
     def ends(self, lease_id: str) -> float:
@@ -361,9 +408,9 @@ class LeaseTable:
             self._hear(replace(record, told=max(record.told, before.told)))
         self.owners.add(lease.owner, is_active - was_active, 0 if before is not None else size_of(lease))
         if before is None and lease.request_id:
-            self._by_request[lease.request_id] = lease.lease_id
+            self._by_request[lease.owner, lease.request_id] = lease.lease_id
         if is_active:
-            heappush(self._due, (record.due_at.timestamp(), lease.lease_id, record.version))
+            heappush(self._due, (record.due_at(), lease.lease_id, record.version))
             if len(self._due) > 4 * len(self._records) + 64:
                 self._compact()
         if is_active and not was_active:
@@ -399,31 +446,41 @@ class LeaseTable:
         record = self._records.pop(lease_id, None)
         if record is not None:
             self.owners.add(record.lease.owner, 0, -size_of(record.lease))
-        if record is not None and self._by_request.get(record.lease.request_id) == lease_id:
-            del self._by_request[record.lease.request_id]
+            request = record.lease.owner, record.lease.request_id
+            if self._by_request.get(request) == lease_id:
+                del self._by_request[request]
 
-    def due(self, now: datetime) -> list[LeaseRecord]:
-        """Active leases whose warning or end is due, each once; ask again after it was changed."""
+    def due(self, now: float, outages: Sequence[Outage] = ()) -> list[LeaseRecord]:
+        """Active leases whose warning or end is due, each once; ask again after it was changed.
+
+        Args:
+            now: service time.
+            outages: of service time.
+        """
         found: list[LeaseRecord] = []
-        stamp = now.timestamp()
-        while self._due and self._due[0][0] <= stamp:
+        while self._due and self._due[0][0] <= now:
             _, lease_id, version = heappop(self._due)
             record = self._records.get(lease_id)
-            if record is not None and record.version == version and record.lease.state is LeaseState.ACTIVE:
+            if record is None or record.version != version or record.lease.state is not LeaseState.ACTIVE:
+                continue
+            due_at = record.due_at(outages)
+            if due_at > now:  # it was given more time
+                heappush(self._due, (due_at, lease_id, version))
+            else:
                 found.append(record)
         return found
 
     def next_due(self) -> float | None:
-        """When something is due next, seconds since the epoch; None if nothing is. May be early, never late."""
+        """When something is due next, in service time; None if nothing is. May be early, never late."""
         return self._due[0][0] if self._due else None
 
     def again(self, record: LeaseRecord, at: float) -> None:
-        """What `due` gave could not be done yet: it is due again at a time, seconds since the epoch."""
+        """What `due` gave could not be done yet: it is due again at a service time."""
         heappush(self._due, (at, record.lease.lease_id, record.version))
 
     def _compact(self) -> None:
         self._due = [
-            (record.due_at.timestamp(), lease_id, record.version)
+            (record.due_at(), lease_id, record.version)
             for lease_id, record in self._records.items()
             if record.lease.state is LeaseState.ACTIVE
         ]

@@ -11,11 +11,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from heapq import heapify, heappop, heappush
 from typing import Final
 
+from msgspec.structs import replace
+
 from ...schemas import codec
+from ...schemas.elapsed import elapsed_seconds
 from ...schemas.requests import Error, Lease, LeaseState
 from ..fleet.fleet import Fleet
 from ..fleet.holding import free
@@ -23,6 +26,7 @@ from . import leases
 from .announce import Announcer
 from .leases import LeaseRecord, LeaseTable, Refused
 from .owned import size_of
+from .service_time import ServiceTime
 from .store import Deposed, Outcome, Store, WriteFailed, lease_key
 
 log = logging.getLogger("corral.planner.ledger")
@@ -36,6 +40,9 @@ _RETAIN_PART: Final = 1 / 8
 """Of the bucket, where that is less."""
 _RETRY_SECONDS: Final = 1.0
 _RATE_SECONDS: Final = 10.0
+_CLOCKS_DIFFER_SECONDS: Final = 10.0
+"""Clocks of planners differ by no more."""
+_AT_ITS_TIME: Final = timedelta(seconds=3)
 
 Step = Callable[[LeaseRecord | None], LeaseRecord | None]
 """From the record as it is to the next one; the same record, or None, changes nothing."""
@@ -51,6 +58,7 @@ class Ledger:
         announcer: of the term.
         fleet: in which leases hold devices.
         table: as read at the start of the term.
+        service: by which leases end.
         term: revision of the leader's key.
         planner: id of this planner.
         freed: called when devices have come free.
@@ -64,6 +72,7 @@ class Ledger:
         announcer: Announcer,
         fleet: Fleet,
         table: LeaseTable,
+        service: ServiceTime,
         *,
         term: int,
         planner: str,
@@ -72,6 +81,7 @@ class Ledger:
         most_bytes: int,
     ) -> None:
         self.table = table
+        self.service = service
         self._store = store
         self._announcer = announcer
         self._fleet = fleet
@@ -92,6 +102,20 @@ class Ledger:
             if record.lease.state is not LeaseState.ACTIVE
         ]
         heapify(self._ended)
+
+    def service_seconds(self) -> float:
+        """Service time just now, as records carry it."""
+        return round(self.service.now(elapsed_seconds()), 3)
+
+    def as_it_is(self, record: LeaseRecord, now: datetime) -> Lease:
+        """The lease; where its end can't be right, since an outage gave it time or the clock was set, with the end that
+        it has by that."""
+        lease = record.lease
+        told = (lease.expires_at - now).total_seconds()
+        if lease.state is not LeaseState.ACTIVE or 0.0 < told < record.life_seconds + _CLOCKS_DIFFER_SECONDS:
+            return lease
+        left = record.ends_at(self.service.outages) - self.service_seconds()
+        return replace(lease, expires_at=now + timedelta(seconds=max(0.0, left)))
 
     async def grant(self, record: LeaseRecord, settled: Settled) -> None:
         """Make a new lease durable; its devices are held already and come free again if that fails."""
@@ -140,39 +164,58 @@ class Ledger:
         self._busy[lease_id] = deque([(step, settled)])
         await self._next(lease_id)
 
-    async def expire(self, now: datetime, not_before: float) -> None:
-        """Warn of, and end, what is due.
+    async def expire(self, now: datetime) -> None:
+        """Warn of, and end, what is due in service time.
 
         Args:
-            now: the time.
-            not_before: nothing ends before it, seconds since the epoch: holders could not renew while no planner ran.
+            now: the time that is told.
         """
-        for record in self.table.due(now):
+        outages = self.service.outages
+        served = self.service_seconds()
+        for record in self.table.due(served, outages):
 
             def step(current: LeaseRecord | None) -> LeaseRecord | None:
-                if current is None or current.lease.state is not LeaseState.ACTIVE or current.due_at > now:
+                # A renewal may have been on its way.
+                if current is None or current.lease.state is not LeaseState.ACTIVE or current.due_at(outages) > served:
                     return current
                 if not current.warned:
                     return leases.warn(current, now, self._planner)
-                if now.timestamp() < not_before:
-                    self.table.again(current, not_before)
-                    return current
-                lease = current.lease
-                reason = f"not renewed within {(lease.expires_at - current.extended_at).total_seconds():g} s"
-                return leases.end(current, LeaseState.EXPIRED, reason, now, self._planner, lease.expires_at)
+                ended_at = _ended_at(current.lease.expires_at, now)
+                reason = f"not renewed within {current.life_seconds:g} s"
+                return leases.end(current, LeaseState.EXPIRED, reason, now, self._planner, ended_at)
 
             await self.change(record.lease.lease_id, step, _nobody)
 
-    async def lose(self, host: str, reason: str, now: datetime) -> None:
-        """End the leases on a host that has vanished."""
+    async def lose(self, host: str, silent_seconds: float, lost_after_seconds: float, now: datetime) -> None:
+        """End the leases on a host that is lost, but for those that are renewed: their work is there."""
         for record in self.table.on_host(host):
 
             def step(current: LeaseRecord | None) -> LeaseRecord | None:
                 if current is None or current.lease.state is not LeaseState.ACTIVE:
                     return current
+                unrenewed = self._unrenewed_seconds(current)
+                if leases.outlives_silence(current, unrenewed, lost_after_seconds):
+                    return current
+                reason = f"host {host} has been silent for {silent_seconds:.0f} s, and it was not renewed meanwhile"
                 return leases.end(current, LeaseState.LOST, reason, now, self._planner)
 
             await self.change(record.lease.lease_id, step, _nobody)
+
+    async def ask_to_renew(self, host: str, after_seconds: float, now: datetime) -> None:
+        """Announce leases on a silent host as expiring that have not been renewed for a while: holders that hear it
+        renew, so that those with a long time to live are known to be there."""
+        for record in self.table.on_host(host):
+
+            def step(current: LeaseRecord | None) -> LeaseRecord | None:
+                if current is None or current.lease.state is not LeaseState.ACTIVE or current.warned:
+                    return current
+                late = self._unrenewed_seconds(current) > after_seconds
+                return leases.warn(current, now, self._planner) if late else current
+
+            await self.change(record.lease.lease_id, step, _nobody)
+
+    def _unrenewed_seconds(self, record: LeaseRecord) -> float:
+        return self.service_seconds() - (record.extended_service_seconds or 0.0)
 
     def forget(self, now: float) -> None:
         """Let go of leases that ended long ago."""
@@ -236,7 +279,7 @@ class Ledger:
             before = self.table.get(lease_id)
             if isinstance(outcome, WriteFailed) and before is not None and before.lease.state is LeaseState.ACTIVE:
                 log.warning("lease %s stays as it was: %s", lease_id, outcome)
-                self.table.again(before, time.time() + _RETRY_SECONDS)
+                self.table.again(before, self.service_seconds() + _RETRY_SECONDS)
             await settled(self._failure(outcome))
 
         await self._store.write(
@@ -268,6 +311,11 @@ class Ledger:
         if self._store.most_bytes > 0:
             most = min(most, self._store.most_bytes * _RETAIN_PART)
         return min(RETAIN_SECONDS, max(_RETAIN_AT_LEAST_SECONDS, most / self._end_rate))
+
+
+def _ended_at(expires_at: datetime, now: datetime) -> datetime:
+    """When a lease has ended by time: at its time, or now, where it was given more or the clock has moved."""
+    return expires_at if timedelta() <= now - expires_at < _AT_ITS_TIME else now
 
 
 def _json_bytes(value: object) -> int:

@@ -53,6 +53,8 @@ TOLD: Final = "told"
 """The revision up to which every change's event is on the stream of facts."""
 DRAINS: Final = "drains"
 HEALTH: Final = "health"
+SERVICE_TIME: Final = "service_time"
+"""By which leases end (see `service_time.py`)."""
 EVENT_KEY: Final = "event_key"
 """What the message ids of lease events are made with (see `announce`)."""
 LEASE_PREFIX: Final = "lease."
@@ -89,11 +91,13 @@ class Entry(Struct, frozen=True):
         key: without the bucket's prefix.
         value: its bytes.
         revision: sequence in the bucket's stream.
+        stored_at: by the server's clock, seconds since the epoch.
     """
 
     key: str
     value: bytes
     revision: int
+    stored_at: float = 0.0
 
 
 class Deposed(Exception):
@@ -378,13 +382,13 @@ class Store:
             found = await self._js.get_last_msg(_STREAM, f"{_KEYS}{key}", direct=False)
         except NotFoundError:
             return None
-        return Entry(key, found.data or b"", found.seq or 0)
+        return Entry(key, found.data or b"", found.seq or 0, found.time.timestamp() if found.time else 0.0)
 
     async def read_all(self, until: int) -> AsyncIterator[Entry]:
         """Every key, up to and including a revision that is known to be there."""
         config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT)
         async for stored in read(self._nc, _STREAM, f"{_KEYS}>", config, until):
-            yield Entry(stored.subject[len(_KEYS) :], stored.data, stored.sequence)
+            yield Entry(stored.subject[len(_KEYS) :], stored.data, stored.sequence, stored.stored_at)
 
     async def resend(self, older_than_seconds: float = 0.0) -> None:
         """Send the writes again whose fate is not known, oldest first."""

@@ -50,10 +50,11 @@ async def test_everything_goes_on_after_the_server_was_killed(server: EmbeddedSe
         ]
         await samples.aclose()  # type: ignore[attr-defined]
 
-        # Without a server the call says so, once its time is over; and a lease is given up when its own is.
+        # Without a server the call says so, once its time is over; and a lease is given up when its own is, where that
+        # was asked for.
         client.timeout = 0.5
         gone = asyncio.Event()
-        held = await client.lease(gpus=1, ttl=1.5, on_lost=lambda _: gone.set()).__aenter__()
+        held = await client.lease(gpus=1, ttl=1.5, on_lost=lambda _: gone.set(), on_outage="stop").__aenter__()
         server.kill()
         with pytest.raises(Unavailable, match="lost"):
             await client.fleet()

@@ -68,10 +68,14 @@ async def test_a_false_end_is_not_believed_while_the_planner_is_away(
             bob.patience = 10
             await until_ready(bob)
             bob.patience = 0.1
+            strict = await bob.lease(gpus=1, ttl=2, on_lost=lambda _: None, on_outage="stop").__aenter__()
             held = await bob.lease(gpus=1, ttl=2, on_lost=lambda _: None).__aenter__()
         await tell_released(nc, held.lease)
         assert await ends_within(held, 0.8) is None
-        assert "could not be renewed" in str(await ends_within(held, 5))
+        assert "could not be renewed" in str(await ends_within(strict, 5))
+        assert held.overdue
+        assert await ends_within(held, 0.5) is None, "its time alone ends nothing"
+        await strict.release()
         await held.release()
 
 

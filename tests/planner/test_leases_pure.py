@@ -8,7 +8,7 @@ import pytest
 from corral.planner.leases import leases
 from corral.planner.leases.leases import LeaseRecord, LeaseTable, Refused
 from corral.schemas import codec
-from corral.schemas.requests import Grant, LeaseState, WorkRequest
+from corral.schemas.requests import Error, Grant, LeaseState, WorkRequest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +24,7 @@ def granted(lease_id: str = "l1", ttl: float = 100.0, host: str = "a", now: date
         digest="d",
         planner="p",
         environment={host: {"CORRAL_LEASE": lease_id}},
+        service_seconds=0.0,
     )
 
 
@@ -80,7 +81,12 @@ def test_no_event_is_lost_and_none_is_told_twice(steps: list[tuple[str, float]])
         assert carried == whole[len(told) :]
     record = table.get("l1")
     assert record is not None
-    assert leases.as_granted(record) == leases.as_granted(granted())
+    again = leases.answer_again(record)
+    if record.lease.state is LeaseState.ACTIVE:
+        assert again == leases.answer_again(granted())
+    else:
+        assert isinstance(again, Error)
+        assert again.code == "ended"
     assert table.active == (record.lease.state is LeaseState.ACTIVE)
     assert list(table.hosts) == (["a"] if table.active else [])
 
@@ -92,15 +98,15 @@ def test_due_leases_come_once_each_and_never_late(lives: list[tuple[int, bool]])
         record = granted(f"l{number}", ttl)
         table.put(record)
         if renewed:
-            table.put(leases.renew(record, None, START + timedelta(seconds=ttl / 2), "p"))
+            table.put(leases.renew(record, None, START + timedelta(seconds=ttl / 2), "p", ttl / 2))
     warned: dict[str, datetime] = {}
     ended: dict[str, datetime] = {}
     for second in range(80):
         now = START + timedelta(seconds=second)
         due = table.next_due()
-        if due is None or due > now.timestamp():
-            assert table.due(now) == []
-        for record in table.due(now):
+        if due is None or due > second:
+            assert table.due(second) == []
+        for record in table.due(second):
             if not record.warned:
                 warned[record.lease.lease_id] = now
                 table.put(leases.warn(record, now, "p"))

@@ -1,0 +1,138 @@
+"""A grant that holds now: an answer may be an old one, and nothing starts on devices that somebody else has by then.
+
+An answer that comes at once is as new as the question. Whoever had to wait for it may have slept meanwhile, the process
+(SIGSTOP, a frozen container) or its machine, and the lease may have ended since: the planner is asked again, with a
+clock that counts sleep. So it is where the request id may have been used before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec.structs import replace
+
+from ..schemas import requests
+from ..schemas.elapsed import elapsed_seconds
+from .errors import CorralError, Ended, LeaseLost, TimedOut, TooManyRequests, Unavailable
+from .lease import renewed
+
+if TYPE_CHECKING:
+    from .aio import Client
+
+FRESH_SECONDS: Final = 1.0
+"""An answer that came within it needs no other."""
+_RETRY_SECONDS: Final = 0.5
+_GIVE_BACK_SECONDS: Final = 3.0
+_MOST_TRIES: Final = 5
+
+
+class Granted(NamedTuple):
+    """An assignment that the planner stands by.
+
+    Attributes:
+        assignment: with the lease as it is.
+        confirmed_at: when the planner was asked that said so (see `schemas/elapsed.py`).
+    """
+
+    assignment: requests.Assignment
+    confirmed_at: float
+
+
+async def confirmed(
+    client: Client,
+    request: requests.WorkRequest,
+    ask: Callable[[requests.WorkRequest], Awaitable[requests.Assignment]],
+) -> Granted:
+    """Ask, and make sure that what was granted is still there. Where it is not it is asked for anew, unless under an id
+    that was given.
+
+    Args:
+        client: to ask again with.
+        request: what is asked.
+        ask: asks it.
+
+    Raises:
+        Ended: the lease of a request id that was given has ended.
+        LeaseLost: each of several was lost on its way.
+        Unavailable, NoService, TimedOut: nobody could be asked; the lease was given back as far as that went.
+    """
+    named, began = request.request_id is not None, elapsed_seconds()
+    wait = request.wait_seconds
+    for last in [False] * (_MOST_TRIES - 1) + [True]:
+        asked_at = elapsed_seconds()
+        try:
+            assignment = await ask(request)
+        except Ended:  # its answer was lost, and asked for again too late
+            if named or last:
+                raise
+            request = _later(request, wait, began)
+            continue
+        lease, fresh = assignment.lease, elapsed_seconds() - asked_at < FRESH_SECONDS
+        if fresh and not named:
+            return Granted(assignment, asked_at)
+        patience = client.timeout + max(0.0, wait - (elapsed_seconds() - began))
+        try:
+            # One that is asked for again under its id keeps its time: to hold it is another matter.
+            confirm = _active if fresh else renewed
+            at, now = await _given_back_on_failure(client, lease, _patiently(client, lease, confirm, patience))
+            return Granted(replace(assignment, lease=now), at)
+        except LeaseLost as lost:
+            if named:
+                text = f"request id {request.request_id!r} was granted lease {lease.lease_id}, which has ended"
+                raise Ended(f"{text} ({lost.reason}): ask under another id, or without one", "ended") from lost
+            if last:
+                raise
+        request = _later(request, wait, began)
+    raise AssertionError("unreachable")
+
+
+def _later(request: requests.WorkRequest, wait_seconds: float, began: float) -> requests.WorkRequest:
+    """The request with what is left of its wait."""
+    return replace(request, wait_seconds=max(0.0, wait_seconds - (elapsed_seconds() - began)))
+
+
+async def _active(client: Client, lease: requests.Lease) -> requests.Lease:
+    """A lease as it is."""
+    found = await client.leases(lease_id=lease.lease_id)
+    if not found:
+        raise LeaseLost(lease.lease_id, "it is not active any more")
+    return found[0]
+
+
+async def _patiently(
+    client: Client,
+    lease: requests.Lease,
+    confirm: Callable[[Client, requests.Lease], Awaitable[requests.Lease]],
+    patience_seconds: float,
+) -> tuple[float, requests.Lease]:
+    """When the planner was asked, and what it says."""
+    give_up = elapsed_seconds() + patience_seconds
+    while True:
+        asked_at, pause = elapsed_seconds(), _RETRY_SECONDS
+        try:
+            now = await confirm(client, lease)
+            if elapsed_seconds() - asked_at < lease.ttl_seconds / 2:
+                return asked_at, now
+        except (Unavailable, TimedOut, TooManyRequests) as error:
+            if elapsed_seconds() > give_up:
+                raise
+            if isinstance(error, TooManyRequests) and error.retry_after_seconds is not None:
+                pause = error.retry_after_seconds
+        await asyncio.sleep(pause)
+
+
+async def _given_back_on_failure(
+    client: Client, lease: requests.Lease, work: Awaitable[tuple[float, requests.Lease]]
+) -> tuple[float, requests.Lease]:
+    try:
+        return await work
+    except LeaseLost:
+        raise
+    except BaseException:  # cancelled, say: nobody will use it
+        with contextlib.suppress(CorralError, TimeoutError):
+            async with asyncio.timeout(_GIVE_BACK_SECONDS):
+                await client.release(lease.lease_id, owner=lease.owner)
+        raise
