@@ -271,7 +271,6 @@ class Desk:
 
     async def _distribute(self, opened: _Open, heavy: Heavy, placed: Placed, lease_id: str) -> None:
         """Have work items distributed over devices that are held, then promise them."""
-        request_id = opened.request.request_id or ""
         promised = False
         refused = Error(code="unavailable", message="This planner is stopping: ask again")
         try:
@@ -288,7 +287,7 @@ class Desk:
         finally:
             if not promised:
                 free(self.fleet, lease_id)
-        if self._open.get(request_id) is opened:  # else another planner was asked
+        if self._open.get(opened.key) is opened:  # else another planner was asked
             await self._close(opened, refused)
         self.wake.set()
 
@@ -440,9 +439,9 @@ class Desk:
         """
         entry = None
         if request.request_id is not None:
-            entry = next((e for e in self.queue if e.request.request_id == request.request_id), None)
-        mine = entry is not None and entry.request.owner == request.owner
-        self.reservations.show(entry.order if entry is not None and mine else newcomer(request.priority))
+            own = request.owner, request.request_id
+            entry = next((e for e in self.queue if (e.request.owner, e.request.request_id) == own), None)
+        self.reservations.show(newcomer(request.priority) if entry is None else entry.order)
 
     def waiting(self) -> Queue:
         """Who waits."""
