@@ -138,13 +138,49 @@ async def test_one_id_has_one_answer(nc: Client, fleet: FakeHosts) -> None:
     lease_id = answers[0]["lease"]["lease_id"]
     assert (await ask(nc, "request", {**body, "gpus": 2}))["code"] == "conflict"
     await ask(nc, "renew", {"owner": "ann", "lease_id": lease_id})
-    await ask(nc, "release", {"owner": "ann", "lease_id": lease_id})
     assert await ask(nc, "request", body) == answers[0]
+    await ask(nc, "release", {"owner": "ann", "lease_id": lease_id})
+    # Its devices may be another's by now: nothing that looks like a grant is an answer any more.
+    over = await ask(nc, "request", body)
+    assert (over["code"], over["field"]) == ("ended", "$.request_id")
+    assert lease_id in over["message"]
     no = {"owner": "ann", "gpus": 9, "request_id": "job-2"}
     rejected = await asyncio.gather(*(ask(nc, "request", no) for _ in range(5)))
     assert all(answer == rejected[0] for answer in rejected)
     assert (await ask(nc, "request", {**no, "gpus": 1}))["code"] == "conflict"
     assert [event["kind"] for _, event in await lease_events(nc)] == ["granted", "renewed", "released"]
+
+
+async def test_ids_are_their_owners_own(nc: Client, fleet: FakeHosts) -> None:
+    """Granted, refused, withdrawn or in line: what one does under an id is nothing to another."""
+    wish = {"gpus": 1, "request_id": "nightly"}
+    first = await ask(nc, "request.mallory", wish)
+    second = await ask(nc, "request.alice", wish)
+    assert {first["type"], second["type"]} == {"assignment"}
+    assert first["lease"]["lease_id"] != second["lease"]["lease_id"]
+    assert await ask(nc, "request.mallory", wish) == first
+
+    # What is turned down, and what is withdrawn before it comes; each by two owners, so that keys would meet.
+    for owner in ("mallory", "eve"):
+        assert (await ask(nc, f"request.{owner}", {"gpus": 99, "request_id": "eval"}))["type"] == "rejection"
+        assert (await ask(nc, f"withdraw.{owner}", {"request_id": "eve"}))["code"] == "withdrawn"
+    for request_id in ("eval", "eve"):
+        assert (await ask(nc, "request.alice", {"gpus": 1, "request_id": request_id}))["type"] == "assignment"
+    for owner in ("mallory", "eve"):
+        assert (await ask(nc, f"request.{owner}", {"gpus": 1, "request_id": "eve"}))["code"] == "withdrawn"
+
+    # In line under the same id: one's withdrawal leaves the other there.
+    line = {"gpus": 8, "placement": "fewest_hosts", "wait_seconds": 20, "request_id": "line"}
+    waiting = {owner: asyncio.create_task(ask(nc, f"request.{owner}", line, timeout=30)) for owner in ("ann", "bob")}
+    for _ in range(200):
+        if len((await ask(nc, "queue"))["entries"]) == 2:
+            break
+        await asyncio.sleep(0.05)
+    assert (await ask(nc, "withdraw.ann", {"request_id": "line"}))["code"] == "withdrawn"
+    assert (await waiting["ann"])["code"] == "withdrawn"
+    assert [entry["owner"] for entry in (await ask(nc, "queue"))["entries"]] == ["bob"]
+    await ask(nc, "withdraw.bob", {"request_id": "line"})
+    await waiting["bob"]
 
 
 async def test_requests_wait_by_priority_and_arrival(nc: Client, fleet: FakeHosts) -> None:
