@@ -29,6 +29,8 @@ SERVICES_MEMORY_BYTES: Final = 2**30
 IDLE_UTILIZATION_PERCENT: Final = 5.0
 BUSY_SAMPLES: Final = 2
 """A device is busy when so many samples in a row say so: the driver's own start shows up in single ones."""
+CONTEXT_LEAST_BYTES: Final = 64 * 2**20
+"""Nobody computes with less: a CUDA context takes more, and so does one of ROCm."""
 SETTLE_SECONDS: Final = 2.0
 """Utilization is an average over the last second or so: what a lease did before its release is still in it."""
 _RELEASES_KEPT: Final = 64
@@ -259,7 +261,7 @@ class Occupancy:
             why = f"{what} without a lease"
         elif self.foreign - min(self._services, SERVICES_MEMORY_BYTES) > _overhead(total_bytes):
             why = f"{format_bytes(self.foreign)} that no lease explains"
-        elif self._busy >= BUSY_SAMPLES:
+        elif self._busy >= BUSY_SAMPLES and not self._nobody:
             why = "busy without a lease"
         else:
             if self._doubt and self._seen_since(self._doubt_at):
@@ -267,9 +269,19 @@ class Occupancy:
             return self._doubt
         return why
 
+    @property
+    def _nobody(self) -> bool:
+        """Whether nobody can be there, whatever the load: a list that is whole is empty, and no context takes memory.
+
+        A board without persistence mode shows up to 100 % while its driver is only being asked.
+        """
+        listed = self._listed is not None and self._readable
+        return listed and not self._counts and self._used is not None and self._used <= CONTEXT_LEAST_BYTES
+
     def _seen_since(self, at: float) -> bool:
         """Whether it was seen since a time, by all that tell of it."""
-        return self._read_at > at and not self._busy and (self._listed is None or self._listed_at > at)
+        quiet = not self._busy or self._nobody
+        return self._read_at > at and quiet and (self._listed is None or self._listed_at > at)
 
 
 def _overhead(total_bytes: int) -> float:

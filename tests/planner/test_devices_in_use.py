@@ -57,7 +57,7 @@ def ended(fleet: fold.Fleet, lease: str, state: LeaseState, at: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["memory", "process", "hidden process", "unreadable list", "load", "orphan", "unidentified"]
+    "how", ["memory", "process", "hidden process", "unreadable list", "load", "hidden load", "orphan", "unidentified"]
 )
 def test_a_device_that_strangers_use_is_no_whole_device(how: str) -> None:
     fleet = one()
@@ -73,6 +73,10 @@ def test_a_device_that_strangers_use_is_no_whole_device(how: str) -> None:
     elif how == "load":
         sample(fleet, 3, 0, 90.0)
         sample(fleet, 4, 0, 90.0)
+    elif how == "hidden load":
+        listed(fleet, 3)
+        sample(fleet, 3, 200 * MIB, 90.0)
+        sample(fleet, 4, 200 * MIB, 90.0)
     elif how == "orphan":
         listed(fleet, 1, ("ended-long-ago", 2 * GIB))
     else:
@@ -116,6 +120,14 @@ def test_idle_devices_are_taken_first_and_the_driver_may_use_a_little() -> None:
     assert {grant.device for grant in placed(ask(fleet, NOW + 1, gpus=2)).grants} == set(uuids[1:])
     three = placed(ask(fleet, NOW + 1, gpus=3, allow_in_use=True)).grants
     assert [grant.in_use for grant in three] == [True, False, False]
+
+
+def test_load_of_nobody_is_the_drivers_own() -> None:
+    fleet = one()
+    listed(fleet, 2)
+    for at in (3, 4, 5):
+        sample(fleet, at, 0, 87.0)
+    assert placed(ask(fleet, NOW + 5))
 
 
 def test_a_release_is_idle_at_once_and_what_is_left_behind_is_seen_with_the_next_sample() -> None:
