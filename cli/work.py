@@ -277,11 +277,13 @@ def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -
     if not entries:
         console().print("[dim]nobody waits[/]")
         return
-    made = render.table("#", "REQUEST", "OWNER", "NAME", "GPUS", "WAITS", "WHY", right=("#", "GPUS", "WAITS"))
+    made = render.table(
+        "#", "REQUEST", "OWNER", "NAME", "GPUS", "WAITS", "HEARD", "WHY", right=("#", "GPUS", "WAITS", "HEARD")
+    )
     for entry in entries:
         made.add_row(
             str(entry.position), escape(entry.request_id), escape(entry.owner), escape(entry.name), str(entry.gpus),
-            render.duration(entry.waiting_seconds), escape(entry.message),
+            render.duration(entry.waiting_seconds), render.duration(entry.heard_seconds), escape(entry.message),
         )  # fmt: skip
     console().print(made)
 
@@ -309,11 +311,8 @@ def withdraw(
 
     async def work() -> list[requests.Rejection | requests.Assignment]:
         async with connected(nats, owner=owner, timeout=timeout) as client:
-            entries = await client.queue()
-            if every:
-                chosen = [entry for entry in entries if entry.owner == client.owner]
-            else:
-                chosen = [_waiting_one(entries, text, client.owner) for text in request_ids or []]
+            entries = await client.queue(owner=client.owner if every else None)
+            chosen = entries if every else [_waiting_one(entries, text, client.owner) for text in request_ids or []]
             return [await client.withdraw(entry.request_id) for entry in chosen]
 
     done = run(work())

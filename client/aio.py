@@ -170,11 +170,12 @@ class Client(Calls):
     ) -> requests.Assignment | requests.Rejection:
         if request.wait_seconds <= 0:
             return await self._plan(subject, request, _Answer)
+        own = operations.QueueFilter(owner=request.owner, request_id=request.request_id)
         line = Line(
             self.nc,
             subject,
             request,
-            lambda: self._plan(PlanSubject.QUEUE, None, operations.Queue),
+            lambda: self._plan(PlanSubject.QUEUE, own, operations.Queue),
             timeout=self.timeout,
             patience=self.patience,
             on_wait=on_wait,
@@ -302,9 +303,15 @@ class Client(Calls):
         """Aggregates over the fleet, or over the part that the globs name."""
         return await self._plan(PlanSubject.FLEET, _filter(hosts, models, devices), operations.FleetSummary)
 
-    async def queue(self) -> list[operations.QueueEntry]:
-        """The requests that wait, first in line first."""
-        return (await self._plan(PlanSubject.QUEUE, None, operations.Queue)).entries
+    async def queue(self, *, owner: str | None = None) -> list[operations.QueueEntry]:
+        """The requests that wait, first in line first; only of an owner, if one is given."""
+        found: list[operations.QueueEntry] = []
+        while True:
+            only = operations.QueueFilter(owner=owner, offset=len(found))
+            part = await self._plan(PlanSubject.QUEUE, only, operations.Queue)
+            found += part.entries
+            if len(found) >= part.total or not part.entries:  # a planner that lists all at once names no total
+                return [entry for entry in found if owner in (None, entry.owner)]
 
     async def drain(
         self,

@@ -26,10 +26,14 @@ _PING_SECONDS: Final = 0.5
 _QUEUE_SECONDS: Final = 10.0
 """So often the queue is read where nobody wants to know the place in it; else each second, if it is short."""
 _SECONDS_AN_ENTRY: Final = 0.06
-"""A long queue is read less often, since all who wait read it: each costs the bus the same, however many wait."""
+"""Who is far behind in a long queue reads its place less often: all of them cost the bus as much as a few in front."""
 _QUEUE_MOST_SECONDS: Final = 60.0
 _QUEUE_REFUSED_SECONDS: Final = 300.0
 """Where the queue can't be read (it does not fit in a message, say)."""
+ASK_AGAIN_SECONDS: Final = 10.0
+"""Who is not heard for 30 s is out of line: whoever waits asks again, so often."""
+_LARGE_BYTES: Final = 48 * 1024
+"""What takes the planner long to read is said half as often; the planner asks for it where that is too seldom."""
 _ABSENCE_SECONDS: Final = 2.0
 """Where nobody was there, and again so long after, it is for another time."""
 
@@ -39,6 +43,9 @@ class _Ping(Struct, frozen=True):
 
     id: str
     metadata: dict[str, str] = {}
+
+
+_Reply = requests.Assignment | requests.Rejection | requests.Error | operations.Queue
 
 
 class Line:
@@ -76,6 +83,8 @@ class Line:
         self._payload = codec.encode(request, codec.JSON)
         self._inbox = nc.new_inbox()
         self._loop = asyncio.get_running_loop()
+        self._again_seconds = ASK_AGAIN_SECONDS * (1 if len(self._payload) <= _LARGE_BYTES else 2)
+        self._again_due = self._loop.time() + self._again_seconds * random.uniform(0.8, 1.2)
         self._leader: str | None = None
         self._leader_due = self._queue_due = self._loop.time() + FIRST_LOOK_SECONDS
         self._reconnects = nc.stats["reconnects"]
@@ -96,7 +105,7 @@ class Line:
         try:
             await self._ask()
             while (now := self._loop.time()) < give_up:
-                reply = await _next(answers, min(self._leader_due, self._queue_due, give_up) - now)
+                reply = await _next(answers, min(self._leader_due, self._queue_due, self._again_due, give_up) - now)
                 if reply is None:
                     await self._look()
                 elif (answer := await self._read(reply)) is not None:
@@ -107,7 +116,8 @@ class Line:
         raise TimedOut(f"no answer on {self._subject} within {self._answer_seconds:g} s")
 
     async def _ask(self) -> None:
-        headers = {codec.CONTENT_TYPE_HEADER: codec.JSON}
+        self._again_due = self._loop.time() + self._again_seconds * random.uniform(0.8, 1.2)
+        headers = {codec.CONTENT_TYPE_HEADER: codec.JSON, codec.LINE_HEADER: self._inbox}
         await self._nc.publish(self._subject, self._payload, reply=self._inbox, headers=headers)
 
     async def _read(self, reply: Msg) -> requests.Assignment | requests.Rejection | None:
@@ -130,7 +140,9 @@ class Line:
                 raise
             await self._ask_after(refused.retry_after_seconds)
             return None
-        answer = codec.decode(reply.data, requests.PlanReply, codec.JSON)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
+        answer = codec.decode(reply.data, _Reply, codec.JSON)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
+        if isinstance(answer, operations.Queue):  # an earlier asking has done its work
+            return None
         if isinstance(answer, requests.Error):
             raise error_of(answer)
         return answer  # pyright: ignore[reportReturnType]
@@ -142,6 +154,8 @@ class Line:
     async def _look(self) -> None:
         """See whether there is still a planner that knows of the request, and where it stands."""
         now = self._loop.time()
+        if now >= self._again_due:
+            await self._ask()
         if now >= self._leader_due:
             self._leader_due = now + _LEADER_SECONDS * random.uniform(0.8, 1.2)
             await self._look_who_leads()
@@ -195,7 +209,8 @@ class Line:
         if self._on_wait is not None:
             self._on_wait(entry)
         shortest = FIRST_LOOK_SECONDS if self._on_wait is not None else _QUEUE_SECONDS
-        return max(shortest, min(_SECONDS_AN_ENTRY * len(queue.entries), _QUEUE_MOST_SECONDS))
+        behind = max(len(queue.entries), entry.position)  # a planner of an earlier version lists all
+        return max(shortest, min(_SECONDS_AN_ENTRY * behind, _QUEUE_MOST_SECONDS))
 
 
 async def _next(answers: Subscription, seconds: float) -> Msg | None:

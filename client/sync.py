@@ -203,9 +203,9 @@ class SyncClient:
         """See `Client.fleet`."""
         return self._loop.run(self._client.fleet(hosts=hosts, models=models, devices=devices))
 
-    def queue(self) -> list[operations.QueueEntry]:
+    def queue(self, *, owner: str | None = None) -> list[operations.QueueEntry]:
         """See `Client.queue`."""
-        return self._loop.run(self._client.queue())
+        return self._loop.run(self._client.queue(owner=owner))
 
     def drain(
         self,

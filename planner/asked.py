@@ -28,6 +28,8 @@ MOST_ASKED_BYTES: Final = 2**20
 """Larger questions are refused, whatever the bus lets through."""
 MOST_ADDED_DEVICES: Final = 100_000
 """Of one what-if."""
+_MOST_LINE: Final = 128
+"""Characters of a name in line."""
 HEADROOM_BYTES: Final = 16 * 1024
 """Of a message beside the lease that it carries."""
 _STATUS: Final = {
@@ -70,6 +72,7 @@ class Asked:
         "_came_at",
         "_forward",
         "_kept",
+        "_line",
         "_most_bytes",
         "_request",
         "_waits",
@@ -100,6 +103,7 @@ class Asked:
         self.user = ""
         self.content_type = codec.JSON
         self.warnings: list[str] = []
+        self._line: str = ((request.headers or {}).get(codec.LINE_HEADER) or "")[:_MOST_LINE]
 
     def decode(self, type: type[Any]) -> Any:
         """The body, checked; what the subject says of the owner goes before it."""
@@ -139,6 +143,11 @@ class Asked:
     def asker(self) -> str:
         """Whose turn it is: the user that the subject names, else whoever the answer goes to, by inbox."""
         return self.owner or self.user or self.reply_to.rpartition(".")[0]
+
+    @property
+    def line(self) -> str:
+        """Names the one who asks again while it waits, where it says so."""
+        return self._line
 
     def let_go(self) -> None:
         """Forget the bytes of the question, which may be many: it may have to wait for a day."""

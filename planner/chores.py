@@ -33,6 +33,7 @@ _HEALTH_SECONDS: Final = 60.0
 _MEASURE_SECONDS: Final = 1.0
 _SERVICE_SECONDS: Final = 5.0
 _WORTH_TELLING_SECONDS: Final = 3.0
+_WAITING_SECONDS: Final = 1.0
 _AFTER_FAILURE_SECONDS: Final = 1.0
 
 
@@ -47,6 +48,7 @@ class Chores:
         term: revision of the leader's key.
         serves: whether holders can renew just now.
         lost_after_seconds: a host that is silent for so long is lost.
+        connection: number of the connection to the bus, another one after it was lost; None while there is none.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Chores:
         term: int,
         serves: Callable[[], bool],
         lost_after_seconds: float,
+        connection: Callable[[], int | None],
     ) -> None:
         self._desk = desk
         self._announcer = announcer
@@ -69,6 +72,7 @@ class Chores:
         self._service_kept: Service | None = None
         self._outage_over = asyncio.Event()
         self._lost_after = lost_after_seconds
+        self._connection = connection
         self._kept: Health | None = None
 
     def start(self) -> list[asyncio.Task[None]]:
@@ -79,6 +83,7 @@ class Chores:
             asyncio.create_task(forever("keeping service time", self._keep_service_time)),
             asyncio.create_task(forever("looking for lost hosts", self._look_for_lost_hosts)),
             asyncio.create_task(forever("serving the queue", self._serve_queue)),
+            asyncio.create_task(forever("looking who waits", self._look_who_waits)),
             asyncio.create_task(forever("keeping health", self._keep_health)),
             asyncio.create_task(forever("measuring the bucket", self._measure)),
         ]
@@ -138,6 +143,10 @@ class Chores:
     async def _measure(self) -> float:
         await self._desk.measure()
         return _MEASURE_SECONDS
+
+    async def _look_who_waits(self) -> float:
+        await self._desk.look_who_is_there(time.monotonic(), self._connection())
+        return min(_WAITING_SECONDS, self._desk.presence.silence_seconds / 20)
 
     async def _keep_health(self) -> float:
         health = await self._telemetry.health()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter
+from ..schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
 from ..schemas.requests import Distribution, LeaseState, Method
 from .fleet.fleet import Fleet
 from .leases.leases import LeaseTable
@@ -27,7 +27,8 @@ _COUNTED: Final = 2e-6
 _STAGED: Final = 20e-6
 _PLACE: Final = 0.5e-6
 _NODE: Final = 8e-6
-_WAITING: Final = 4e-6
+_WAITING: Final = 6e-6
+_COMPARED_WAITING: Final = 0.1e-6
 
 
 def listing(fleet: Fleet, only: DeviceFilter) -> float:
@@ -75,9 +76,11 @@ def leases(table: LeaseTable, only: LeaseFilter) -> float:
     return len(table) * _RECORD + size * _LISTED_BYTE
 
 
-def waiting(entries: int) -> float:
+def waiting(entries: int, only: QueueFilter) -> float:
     """Of the list of those who wait, seconds."""
-    return entries * _WAITING
+    narrow = only.request_id is not None or only.limit is not None
+    listed = min(entries, only.limit or 1) if narrow else entries
+    return listed * _WAITING + entries * _COMPARED_WAITING
 
 
 def _filtering(fleet: Fleet, only: DeviceFilter) -> float:

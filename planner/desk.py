@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..schemas import codec
-from ..schemas.operations import DrainAction, Drains, EvictAction, LeaseFilter, Leases, Queue
+from ..schemas.operations import DrainAction, Drains, EvictAction, LeaseFilter, Leases, Queue, QueueFilter
 from ..schemas.requests import (
     Assignment,
     Error,
@@ -41,11 +41,13 @@ from .leases import leases
 from .leases.leases import LeaseRecord, Refused
 from .leases.ledger import Ledger, clock
 from .leases.owned import size_of
+from .leases.presence import ASK_AGAIN, SILENCE_SECONDS, Presence
 from .leases.queue import MOST_WAITING, PATIENCE_SECONDS, Waiting, WaitingQueue
 from .leases.reserving import Reservations, newcomer
 from .leases.store import DRAINS, Deposed, Store, WriteFailed
 from .limits import Limiter
 from .placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, decide, environment
+from .probe import ACROSS
 from .remembered import Answer, Answers, conflict, digest_of
 
 log = logging.getLogger("corral.planner.desk")
@@ -53,6 +55,16 @@ log = logging.getLogger("corral.planner.desk")
 
 _MOST_CALLERS: Final = 64
 """Who asks again has most often given up on its earlier question."""
+_MOST_ACROSS: Final = 4
+"""Over accounts the same one has another subject each time that it asks again."""
+
+Heard = Callable[[Sequence[str]], Awaitable[set[str]]]
+"""Tells which of some reply subjects are certainly listened to."""
+
+
+async def nobody_heard(_: Sequence[str]) -> set[str]:
+    """Where nobody can be looked for: all are heard by asking again."""
+    return set()
 
 
 class Caller(Protocol):
@@ -61,6 +73,11 @@ class Caller(Protocol):
     @property
     def reply_to(self) -> str:
         """Where the answer goes."""
+        ...
+
+    @property
+    def line(self) -> str:
+        """Names the one who asks again and again under an id while it waits; empty for one that does not say."""
         ...
 
     async def answer(self, reply: Struct) -> None:
@@ -94,10 +111,25 @@ class _Open:
         """Names it: an id is its owner's own."""
         return self.request.owner, self.request.request_id or ""
 
-    def join(self, caller: Caller) -> None:
-        """One more waits for the answer. Each place gets it once, and of too many the oldest gets none."""
-        self.callers = [other for other in self.callers if other.reply_to != caller.reply_to][1 - _MOST_CALLERS :]
+    def join(self, caller: Caller) -> list[Caller]:
+        """One more waits for the answer. Each place gets it once, and of too many the oldest gets none.
+
+        Returns:
+            Earlier questions of the very same one, which wait no more: where answers come over accounts, each question
+            has a subject of its own, that the server keeps until it is answered.
+        """
+        others = [other for other in self.callers if other.reply_to != caller.reply_to]
+        before = [other for other in others if caller.line and other.line == caller.line]
+        most = _MOST_ACROSS if caller.reply_to.startswith(ACROSS) else _MOST_CALLERS
+        self.callers = [other for other in others if other not in before][1 - most :]
         self.callers.append(caller)
+        return before
+
+    def told(self) -> list[Caller]:
+        """Those who wait for the answer, and get another one in its place."""
+        waiting = [caller for caller in self.callers if not isinstance(caller, _Beside)]
+        self.callers = [caller for caller in self.callers if isinstance(caller, _Beside)]
+        return waiting
 
 
 class _Beside:
@@ -110,6 +142,10 @@ class _Beside:
     @property
     def reply_to(self) -> str:
         return self._caller.reply_to
+
+    @property
+    def line(self) -> str:
+        return ""
 
     async def answer(self, reply: Struct) -> None:
         await self._caller.answer(reply)
@@ -134,6 +170,8 @@ class Desk:
         limiter: says who has enough in line.
         beside: distributes work items where that takes long.
         patience_seconds: what would serve a request that has waited for so long is kept for it.
+        silence_seconds: who waits and is not heard for so long is out of line.
+        heard: looks for those who wait.
 
     Attributes:
         wake: set when those who wait should be looked at.
@@ -155,6 +193,8 @@ class Desk:
         limiter: Limiter,
         beside: Beside,
         patience_seconds: float = PATIENCE_SECONDS,
+        silence_seconds: float = SILENCE_SECONDS,
+        heard: Heard = nobody_heard,
     ) -> None:
         self.ledger = ledger
         self.fleet = fleet
@@ -162,6 +202,8 @@ class Desk:
         self.decided: Callable[[float], None] = lambda _: None
         self.queue = WaitingQueue()
         self.reservations = Reservations(fleet, ledger.table.ends, patience_seconds)
+        self.presence = Presence(silence_seconds)
+        self._heard = heard
         self._store = store
         self._term = term
         self._planner = planner
@@ -214,7 +256,7 @@ class Desk:
             if opened.unseen:
                 opened.join(_Beside(request, caller))
             elif opened.digest == digest:
-                opened.join(caller)
+                await self._join(opened, caller)
             else:
                 await caller.answer(conflict(request_id))
             return True
@@ -228,6 +270,18 @@ class Desk:
             await caller.answer(answer.rejection if answer.answers(request, digest) else conflict(request_id))
             return True
         return False
+
+    async def _join(self, opened: _Open, caller: Caller) -> None:
+        """Somebody asks again while it is decided, and so is heard."""
+        before = opened.join(caller)
+        entry = opened.entry
+        if entry is None or entry not in self.queue:
+            return
+        if entry.told:
+            self.wake.set()  # it may have been its turn
+        self.presence.heard(entry)
+        for other in before:
+            await other.answer(self.queue.told(entry, time.time()))
 
     def _decide(self, request: WorkRequest, entry: Waiting | None = None, *, heavy: bool = False) -> Decision:
         now = time.time()
@@ -249,7 +303,8 @@ class Desk:
             elif refused := self._limiter.waiting(request.owner, self._in_line(request.owner)):
                 await self._close(opened, refused)
             else:
-                opened.entry = self.queue.add(request, time.time(), decision, opened)
+                entry = opened.entry = self.queue.add(request, time.time(), decision, opened, opened.digest)
+                self.presence.heard(entry)
         else:
             await self._turn_down(opened, decision)
 
@@ -424,7 +479,11 @@ class Desk:
                     self._leave(entry)
                     await self._close(entry.payload, Error(code="internal", message=f"The planner failed: {error}"))
                     continue
-            if isinstance(decision, Placed):
+            if isinstance(decision, Placed) and not self.presence.fresh(entry):
+                # It is granted once it has said that it is still there; what it would take is kept meanwhile.
+                self.reservations.keep(entry, self.fleet.ask(key[0]))
+                await self._tell(entry)
+            elif isinstance(decision, Placed):
                 self._leave(entry)
                 await self._grant(entry.payload, decision)
             else:
@@ -432,20 +491,64 @@ class Desk:
                 entry.rejection = replace(decision, request_id=entry.request.request_id or "")
                 self.reservations.renew(entry, self.fleet.ask(key[0]))
 
+    async def look_who_is_there(self, now: float, connection: int | None) -> None:
+        """Let those leave the line who are not heard any more.
+
+        Args:
+            now: seconds, by a clock that does not go back.
+            connection: number of the connection to the bus; None while there is none.
+        """
+        presence = self.presence
+        presence.tick(now, connection)
+        quiet = [entry for entry in self.queue if presence.quiet(entry)]
+        if not quiet:
+            return
+        there = await self._heard([caller.reply_to for entry in quiet for caller in entry.payload.callers])
+        for entry in quiet:
+            opened: _Open = entry.payload
+            if self._closed or entry not in self.queue:
+                continue
+            if any(caller.reply_to in there for caller in opened.callers):
+                presence.heard(entry)
+            elif presence.gone(entry):
+                self.queue.leave(entry, time.time(), opened.digest)
+                self.reservations.drop(entry)
+                log.info("request %s of %s is out of line: silent", entry.request.request_id, entry.request.owner)
+                await self._close(opened, self._unheard(entry))
+                self.wake.set()
+            elif presence.due(entry) and not entry.told:
+                await self._tell(entry)
+
+    async def _tell(self, entry: Waiting) -> None:
+        """Tell one who was not heard for a while to ask again, which it may do in its place."""
+        entry.told = True
+        told = self._unheard(entry)
+        for caller in entry.payload.told():
+            await caller.answer(told)
+
+    def _unheard(self, entry: Waiting) -> Error:
+        seconds = self.presence.silence_seconds
+        return Error(
+            code="unavailable",
+            message=(
+                f"Request {entry.request.request_id} was not heard for {self.presence.silence(entry):.0f} s, and is "
+                f"out of line after {seconds:g} s. Ask again with the same request_id and body to keep your place, at "
+                f"least every {seconds * ASK_AGAIN:g} s as long as you wait"
+            ),
+        )
+
     def show_kept_from(self, request: WorkRequest) -> None:
         """Let the fleet show what a question about a request may see: all but what is kept for those ahead of it.
 
         One who waits already asks about its own place, if it names its id.
         """
-        entry = None
-        if request.request_id is not None:
-            own = request.owner, request.request_id
-            entry = next((e for e in self.queue if (e.request.owner, e.request.request_id) == own), None)
+        named = self.queue.named(request.request_id or "")
+        entry = next((entry for entry in named if entry.request.owner == request.owner), None)
         self.reservations.show(newcomer(request.priority) if entry is None else entry.order)
 
-    def waiting(self) -> Queue:
-        """Who waits."""
-        return self.queue.listing(time.time())
+    def waiting(self, only: QueueFilter, most_bytes: int) -> Queue:
+        """Who waits, as far as it fits in a message."""
+        return self.queue.listing(time.time(), only, self.presence.silence, most_bytes)
 
     # Leases
 

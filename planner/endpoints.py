@@ -24,7 +24,15 @@ from nats.micro.service import EndpointStats, Service
 from ..schemas import bus, codec
 from ..schemas.bus import PlanSubject
 from ..schemas.health import ServiceHealth
-from ..schemas.operations import DeviceFilter, Devices, DrainAction, EvictAction, ExplainRequest, LeaseFilter
+from ..schemas.operations import (
+    DeviceFilter,
+    Devices,
+    DrainAction,
+    EvictAction,
+    ExplainRequest,
+    LeaseFilter,
+    QueueFilter,
+)
 from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from . import costs
 from .asked import Asked
@@ -36,13 +44,15 @@ from .heavy import HEAVY_BYTES
 from .leases.leader import Candidate
 from .limits import Kind, Limiter, asks
 from .placement.decide import InvalidRequest, Policies, explain
+from .probe import ACROSS
 from .vitals import Vitals
 
 log = logging.getLogger("corral.planner")
 
 _VERSION: Final = "0.1.0"
-_ACROSS: Final = "_R_."
-"""Reply subjects that the server makes up for those who ask from another account."""
+_ACTS: Final = (WithdrawAction, LeaseAction, EvictAction, DrainAction)
+"""What is done also for one who wants no answer."""
+_SAY_AGAIN_SECONDS: Final = 10.0
 _LONGEST_WAIT_SECONDS: Final = 86400.0 + 60.0
 
 
@@ -92,6 +102,7 @@ class Endpoints:
         self._service: Service | None = None
         self._errands: set[asyncio.Task[None]] = set()
         self._turned_at = 0.0
+        self._unanswerable_at = -_SAY_AGAIN_SECONDS
 
     async def standby(self) -> None:
         """Be on the bus, and answer nothing but how it is."""
@@ -200,7 +211,11 @@ class Endpoints:
             (
                 "queue",
                 own.QUEUE,
-                self._reader(dict[str, Any], lambda _: desk.waiting(), lambda _: costs.waiting(len(desk.queue))),
+                self._reader(
+                    QueueFilter,
+                    lambda body: desk.waiting(body, self._most_bytes),
+                    lambda body: costs.waiting(len(desk.queue), body),
+                ),
             ),
         ]
 
@@ -257,6 +272,9 @@ class Endpoints:
             asked = self._asked(request, owner if field else None)
             asked.owner_field = field
             asked.user = owner or ""
+            if not asked.reply_to and type not in _ACTS:
+                self._unanswerable(asked)
+                return
             await self._guarded(asked, look(asked, request, owner))
 
         async def look(asked: Asked, request: Request, owner: str | None) -> None:
@@ -303,6 +321,17 @@ class Endpoints:
             await self._answer_beside(asked, lambda: work(asked.decode(type)))
 
         return self._handler(type, read, large=large)
+
+    def _unanswerable(self, asked: Asked) -> None:
+        """Nothing is done for a question whose answer has no subject: nobody would know of what it was granted."""
+        self._vitals.without_reply()
+        now = time.monotonic()
+        if now - self._unanswerable_at > _SAY_AGAIN_SECONDS:
+            self._unanswerable_at = now
+            log.warning(
+                "a message on %s has no reply subject, and is left undone: ask with a request, not with a publish",
+                asked.subject,
+            )
 
     async def _guarded(self, asked: Asked, work: Awaitable[None]) -> None:
         """Answer a message, or say what is wrong with it."""
@@ -356,7 +385,7 @@ class Endpoints:
                 break
             except (NatsError, TimeoutError):
                 await asyncio.sleep(0.25)
-        if not reply.startswith(_ACROSS):
+        if not reply.startswith(ACROSS):
             await self._nc.publish(request.subject, body, reply=reply, headers=request.headers)
             return
         # Who asks from another account is answered by who was asked: the server lets nobody pass such a subject on.

@@ -38,6 +38,7 @@ from .leases.bucket import mend_streams
 from .leases.leader import Candidate
 from .leases.leases import LeaseRecord, LeaseTable
 from .leases.ledger import Ledger
+from .leases.presence import SILENCE_SECONDS
 from .leases.queue import PATIENCE_SECONDS
 from .leases.recorded import lease_record, readable
 from .leases.resumed import outage_seconds, resumed
@@ -58,6 +59,7 @@ from .leases.store import (
 from .limits import Limiter, Limits
 from .placement.decide import Policies
 from .placement.policies import POLICIES
+from .probe import Probe
 from .remembered import Answer
 from .telemetry import Health, Telemetry
 from .vitals import Vitals
@@ -80,6 +82,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         limits: what one owner may ask.
         questions: what dear questions may take.
         patience_seconds: what would serve a request that has waited for so long is kept for it.
+        silence_seconds: who waits in line and is not heard for so long leaves it.
     """
 
     policy: str | None = None
@@ -88,6 +91,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     questions: Bounds = Bounds()
     patience_seconds: float = PATIENCE_SECONDS
+    silence_seconds: float = SILENCE_SECONDS
 
 
 class Planner:
@@ -119,6 +123,7 @@ class Planner:
         self._limiter = Limiter(settings.limits)
         self._policies = Policies() if settings.policy is None else Policies(settings.policy)
         self._store = Store(nc)
+        self._probe = Probe(nc)
         self._telemetry = Telemetry(telemetry_nc, self.fleet)
         self._candidate = Candidate(self._store, self.id, self._elected, self._deposed)
         self._desk: Desk | None = None
@@ -316,6 +321,8 @@ class Planner:
             limiter=self._limiter,
             beside=self._working,
             patience_seconds=self._settings.patience_seconds,
+            silence_seconds=self._settings.silence_seconds,
+            heard=self._probe.present,
         )
         desk.decided = self._vitals.decision_seconds.observe
         self._desk = desk
@@ -327,6 +334,7 @@ class Planner:
             term=term,
             serves=lambda: self._candidate.certain and self._nc.is_connected,
             lost_after_seconds=self._settings.lost_after_seconds,
+            connection=lambda: self._nc.stats["reconnects"] if self._nc.is_connected else None,
         )
         self._term_tasks = chores.start()
         await self._endpoints.open(desk)

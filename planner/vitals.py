@@ -78,6 +78,10 @@ class Vitals:
         elif isinstance(reply, Error):
             self.requests[f"error_{reply.code}"] += 1
 
+    def without_reply(self) -> None:
+        """A message that needs an answer named no subject for it."""
+        self.requests["without_reply"] += 1
+
     def judge(
         self,
         candidate: Candidate,

@@ -142,7 +142,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     _plan(
         "fleet", bus.PlanSubject.FLEET, operations.DeviceFilter, (operations.FleetSummary,), "Aggregates of the fleet."
     ),
-    _plan("queue", bus.PlanSubject.QUEUE, None, (operations.Queue,), "Who waits."),
+    _plan("queue", bus.PlanSubject.QUEUE, operations.QueueFilter, (operations.Queue,), "Who waits."),
     _plan("drain", bus.PlanSubject.DRAIN, operations.DrainAction, (operations.Drains,), "Keep new work off devices."),
     _plan("evict", bus.PlanSubject.EVICT, operations.EvictAction, (requests.Lease,), "Take a lease back."),
     Channel(

@@ -274,6 +274,22 @@ class EvictAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     operator: ShortText = ""
 
 
+class QueueFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Which requests that wait to list.
+
+    Attributes:
+        owner: only of this owner.
+        request_id: only this one.
+        offset: leave out so many of the first, to read a list in parts.
+        limit: list so many at most; None lists as many as fit in a message.
+    """
+
+    owner: str | None = None
+    request_id: str | None = None
+    offset: Annotated[int, Meta(ge=0)] = 0
+    limit: Annotated[int, Meta(ge=1)] | None = None
+
+
 class QueueEntry(Struct, frozen=True, kw_only=True):
     """A request that waits.
 
@@ -285,6 +301,7 @@ class QueueEntry(Struct, frozen=True, kw_only=True):
         message: why it waits.
         gpus: how many it asks for.
         name: of the workload.
+        heard_seconds: since it was last heard; it is out of line after 30.
         reserved_devices: how many are kept for it, since it has waited long enough: free ones, and such as will be.
         reserved_hosts: on which hosts, the first ten by name; for a request without devices, whose cores or RAM are.
     """
@@ -296,11 +313,20 @@ class QueueEntry(Struct, frozen=True, kw_only=True):
     message: str
     gpus: int = 0
     name: str = ""
+    heard_seconds: float = 0.0
     reserved_devices: int = 0
     reserved_hosts: list[str] = []
 
 
 class Queue(Struct, frozen=True, kw_only=True, tag="queue", tag_field="type"):
-    """All requests that wait, first in line first."""
+    """Requests that wait, first in line first.
+
+    Attributes:
+        entries: that the filter lets through, as many as fit in a message.
+        total: that the filter lets through; the rest is listed with an `offset`.
+        warnings: fields of the question that this planner does not know and has ignored.
+    """
 
     entries: list[QueueEntry]
+    total: int = 0
+    warnings: list[str] = []

@@ -94,6 +94,11 @@ class Reservations:
             if not holds(self._fleet, ask, entry.reservation):
                 self.drop(entry)
 
+    def keep(self, entry: Waiting, ask: Ask) -> None:
+        """Choose for one who could be granted now, and is not yet."""
+        self.show(entry.order)
+        self._choose(entry, ask)
+
     def _choose(self, entry: Waiting, ask: Ask) -> None:
         full = len(self._entries) >= MOST_RESERVATIONS
         if entry.reservation is None and full and self._entries[-1].order < entry.order:

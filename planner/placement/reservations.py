@@ -16,8 +16,8 @@ from ...schemas.requests import Placement
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet, Host
 from ..fleet.reserved import Reservation
-from ..fleet.state import UNLIMITED, Ask, HostState
-from .feasible import candidates, capacity, device_verdict
+from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, HostState
+from .feasible import PART_SLACK_BYTES, candidates, capacity, device_verdict
 from .room import allowed
 
 HOSTS_COMPARED: Final = 64
@@ -103,8 +103,7 @@ def _reservation(owner: str, ask: Ask, offers: Iterable[_Offer]) -> Reservation:
     hosts: list[tuple[str, int, int]] = []
     busy = 0
     for offer in offers:
-        memory = 0 if ask.whole else ask.gpu_memory_bytes
-        devices += [(unit.device.uuid, ask.share, memory) for unit in offer.units]
+        devices += [(unit.device.uuid, ask.share, _memory(unit.device, ask)) for unit in offer.units]
         hosts.append((offer.name, offer.part.cpus_milli, offer.part.host_memory_bytes))
         busy += offer.busy
     return Reservation(owner, tuple(devices), tuple(hosts), busy)
@@ -252,9 +251,12 @@ class _Look:
         share, memory = device.share_left, device.memory_free
         if kept is not None:
             share, memory = share - kept.amount, memory - kept.memory
+        wanted = _memory(device, ask)
+        if not ask.gpu_memory_bytes:  # as `feasible.has_part` has it
+            wanted -= min(PART_SLACK_BYTES, wanted // 8)
         found: list[str] = []
         for lease in sorted(device.holders, key=lambda lease: (self.ends(lease), lease)):
-            if share >= ask.share and memory >= ask.gpu_memory_bytes:
+            if share >= ask.share and memory >= wanted:
                 break
             found.append(lease)
             share += device.holders[lease][0]
@@ -284,6 +286,11 @@ class _Look:
             if free_cpus >= cpus and free_memory >= memory:
                 return more
         return None
+
+
+def _memory(device: Device, ask: Ask) -> int:
+    """What a request takes of a device's memory; of a whole device nothing is left that could be counted."""
+    return 0 if ask.whole else ask.gpu_memory_bytes or device.memory_most * ask.share // WHOLE_SHARE
 
 
 def _takes(fleet: Fleet, device: Device, ask: Ask) -> bool:

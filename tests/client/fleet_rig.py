@@ -25,10 +25,11 @@ async def devices(url: str, state: Path) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def planner(url: str, limits: Limits | None = None) -> AsyncIterator[None]:
+async def planner(url: str, limits: Limits | None = None, silence_seconds: float = 30.0) -> AsyncIterator[None]:
     """A planner in this process, for as long as the block lasts."""
     stop = asyncio.Event()
-    planning = asyncio.create_task(plan(url, Settings(limits=limits or Limits()), stop=stop))
+    settings = Settings(limits=limits or Limits(), silence_seconds=silence_seconds)
+    planning = asyncio.create_task(plan(url, settings, stop=stop))
     yield
     stop.set()
     await planning
