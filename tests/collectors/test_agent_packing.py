@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from corral.collectors.agent import Agent
+from corral.collectors.outbox import Outbox
 from corral.collectors.pacing import Pace
 from corral.collectors.packing import Packer
+from corral.collectors.publisher import _number
 from corral.collectors.source import Tick
 from corral.schemas import columns
 from corral.schemas.metrics import METRICS, DeviceSample
+from corral.schemas.telemetry import AgentReport
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,3 +86,19 @@ def test_ticks_stand_on_the_grid_and_late_ones_are_counted_not_made_up(durations
         next_number = round((pace.due - 100.0) / interval)
         assert pace.late == next_number - len(numbers)
         assert pace.due + interval > now - 1e-6
+
+
+def test_nobody_can_tell_the_id_of_a_collectors_next_message() -> None:
+    """A stream stores an id once, whoever sends it; the publisher still finds run and number in it."""
+    outbox = Outbox(2**20)
+
+    class Put:
+        id, _outbox = "run", outbox
+
+    for number in (7, 8):
+        Agent._put(Put(), "s", AgentReport(host="h", agent="run", sequence=number, time_ns=1), sequence=number)  # type: ignore[arg-type]
+    first, second = (entry.message_id for _ in range(2) if (entry := outbox.take()) is not None)
+    assert [_number(found) for found in (first, second)] == [("run", 7), ("run", 8)]
+    assert first.partition(".")[0] != second.partition(".")[0]
+    assert len(first.partition(".")[0]) >= 16
+    assert _number("run-9") == ("run", 9), "an older outbox has none"

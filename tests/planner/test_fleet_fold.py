@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from corral.planner.fleet import summary as view
 from corral.planner.fleet.faults import to_keep
-from corral.planner.fleet.state import ROUNDED_OFF_BYTES, DeviceState, HostState
+from corral.planner.fleet.state import ROUNDED_OFF_BYTES, UNHEALTHY, DeviceState, HostState
 from corral.planner.placement.decide import Placed, Policies, decide
 from corral.schemas import codec
 from corral.schemas.operations import DeviceFilter, Drains
@@ -263,6 +263,27 @@ def test_strangers_memory_counts_and_a_leases_own_does_not() -> None:
     assert device.share_free == 1000
     fold.apply(fleet, samples("h0", ["GPU-h0-0"], NOW + 4, used=[35 * GIB]), NOW + 4)
     assert device.memory_free == 45 * GIB
+
+
+@pytest.mark.parametrize(("wrong", "right"), [(3600.0, 0.0), (20.0, 0.0), (0.0, -3600.0), (-3600.0, 0.0), (1e9, -5.0)])
+def test_a_host_is_heard_in_the_order_of_the_bus_whatever_its_clock_says(wrong: float, right: float) -> None:
+    """Inventories, processes and faults, before and after its clock was set."""
+    fleet = fold.Fleet()
+    fold.apply(fleet, inventory("h0", [H100], time_ns=int((NOW + wrong) * 1e9)), NOW)
+    fold.apply(fleet, processes("h0", NOW + wrong, [("GPU-h0-0", "", 9 * GIB)]), NOW)
+    fold.apply(fleet, event("GPU-h0-0", Severity.RESET, NOW + wrong), NOW + 1)
+    fold.apply(fleet, event("GPU-h0-0", Severity.WARNING, NOW + wrong), NOW + 1)
+    fold.apply(fleet, inventory("h0", [H100, H100], time_ns=int((NOW + 2 + right) * 1e9)), NOW + 2)
+    assert len(fleet.devices) == 2
+    fold.apply(fleet, event("GPU-h0-0", Severity.CLEARED, NOW + 3 + right), NOW + 3)
+    fault = fleet.faults["device:GPU-h0-0"]
+    assert (fault.fatal, fault.warned_at) == (False, NOW + 1)
+    assert not fleet.devices["GPU-h0-0"].blocked & UNHEALTHY
+    fold.apply(fleet, processes("h0", NOW + 4 + right, []), NOW + 4)
+    assert fleet.devices["GPU-h0-0"].memory_free == 80 * GIB
+    # A stream that is read once more brings the fault again, as old as it is.
+    fold.apply(fleet, event("GPU-h0-0", Severity.RESET, NOW + wrong), NOW + 1)
+    assert not fleet.faults["device:GPU-h0-0"].fatal
 
 
 @pytest.mark.parametrize("severity", [Severity.RESET, Severity.HARDWARE])

@@ -1,0 +1,173 @@
+"""What a host says concerns that host alone: who owns a device, and what the views make of the others' words."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from corral.processors.ingest import facts
+from corral.processors.ingest.arrivals import Arrivals
+from corral.processors.ingest.columnar import Incoming
+from corral.processors.storage import Batch, Database
+from corral.schemas import bus, codec
+from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
+from corral.schemas.speakers import SILENT_SECONDS, Owners
+from corral.schemas.telemetry import (
+    DeviceEvent,
+    DeviceInfo,
+    HostInfo,
+    Inventory,
+    ProcessBatch,
+    ProcessSample,
+    Severity,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Struct
+
+S = 10**9
+HOSTS = ("a", "b", "c")
+
+steps = st.lists(
+    st.tuples(st.sampled_from(HOSTS), st.sets(st.sampled_from("xyz")), st.sampled_from((1, 60, 200))), max_size=30
+)
+
+
+@given(steps)
+def test_a_device_stays_with_the_host_that_listed_it_first(claims: list[tuple[str, set[str], int]]) -> None:
+    """Until that one lists it no more, or is silent; then it moves with the next claim."""
+    owners, at = Owners(), 0
+    listed: dict[str, set[str]] = {}
+    heard: dict[str, int] = {}
+    for host, devices, pause in claims:
+        at += pause
+        before = {device: owners.owner(device) for device in "xyz"}
+        others = owners.claim(host, devices, at)
+        listed[host], heard[host] = devices, at
+        for device in "xyz":
+            owner = before[device]
+            held = owner is not None and owner != host and at - heard[owner] <= SILENT_SECONDS
+            if device not in devices:
+                assert owners.owner(device) == (None if owner == host else owner)
+            elif held:
+                assert owners.owner(device) == others[device] == owner
+            else:
+                assert owners.owner(device) == host
+                assert device not in others
+
+
+def inventory(host: str, *devices: str, name: str = "H100") -> Inventory:
+    found = [DeviceInfo(uuid=uuid, host=host, index=at, name=name) for at, uuid in enumerate(devices)]
+    return Inventory(host=HostInfo(name=host), agent="a", time_ns=10**18, devices=found)
+
+
+class History:
+    """Messages on their subjects, each stored a second after the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self.database = Database(path / "history.duckdb")
+        self.stored_ns = time.time_ns() - 30 * S
+        self.sequence = 0
+
+    def take(self, subject: str, message: Struct, *, after: float = 1.0) -> list[str]:
+        self.sequence += 1
+        self.stored_ns += int(after * S)
+        kind = codec.JSON if isinstance(message, LeaseEvent) else codec.MSGPACK
+        incoming = Incoming(subject, codec.encode(message, kind), self.sequence, None, self.stored_ns)
+        found = facts.decode([incoming], Arrivals().is_new, 0)
+        self.database.commit(
+            Batch(
+                stream="S", sequence=self.sequence, tables=found.tables(), inventories=found.inventories,
+                leases=found.leases,
+            )
+        )  # fmt: skip
+        return [refusal.code for refusal in found.refused]
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        return self.database.cursor().execute(sql).fetchall()
+
+
+def test_nothing_that_a_host_says_of_anothers_device_counts(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    now = datetime.now(UTC)
+    at = time.time_ns() - S
+    history.take(f"{bus.INVENTORY}.good", inventory("good", "A0"))
+    grant = Grant(host="good", device="A0", index=0, memory_bytes=20 * 2**30, share=0.5)
+    lease = Lease(
+        lease_id="l1", owner="alice", state=LeaseState.ACTIVE, granted_at=now - timedelta(minutes=9),
+        expires_at=now + timedelta(hours=1), ttl_seconds=300.0, name="train", grants=[grant],
+    )  # fmt: skip
+    event = LeaseEvent(kind=LeaseEventKind.GRANTED, time=now - timedelta(minutes=9), lease=lease, planner="p")
+    history.take(bus.lease_subject("granted", "l1"), event)
+
+    def processes(host: str, memory: int) -> ProcessBatch:
+        found = [ProcessSample(device="A0", pid=1, memory_used_bytes=memory, lease="l1", name="python")]
+        return ProcessBatch(host=host, agent=host, sequence=1, time_ns=at, processes=found)
+
+    def told(host: str, kind: str, severity: Severity, **data: Any) -> DeviceEvent:
+        return DeviceEvent(
+            host=host, agent=host, sequence=2, time_ns=at, kind=kind, severity=severity, device="A0", code=79,
+            data={"violation": "v", "lease": "l1", "owner": "alice", "since_ns": at, "until_ns": at} | data,
+        )  # fmt: skip
+
+    history.take(f"{bus.PROCESSES}.good", processes("good", 3 * 2**30))
+    # What names another host is refused, whatever it is.
+    for message in (inventory("good", "A0"), processes("good", 1), told("good", "xid", Severity.HARDWARE)):
+        prefix = {Inventory: bus.INVENTORY, ProcessBatch: bus.PROCESSES}.get(type(message), bus.EVENTS)
+        assert history.take(f"{prefix}.evil", message) == ["invalid"]
+    listed = inventory("evil", "E0")
+    assert history.take(f"{bus.INVENTORY}.evil", inventory("good", "A0")) == ["invalid"]
+    # What is of the host itself is stored, and says nothing of the other's device.
+    assert not history.take(f"{bus.INVENTORY}.evil", inventory("evil", "E0", "A0", name="Made up"))
+    assert not history.take(f"{bus.PROCESSES}.evil", processes("evil", 79 * 2**30))
+    assert not history.take(f"{bus.EVENTS}.evil", told("evil", "xid", Severity.HARDWARE))
+    assert not history.take(f"{bus.EVENTS}.evil", told("evil", "lease_memory_exceeded", Severity.APPLICATION))
+    assert history.rows("SELECT device, host, name FROM devices ORDER BY 1") == [
+        ("A0", "good", "H100"), ("E0", "evil", "Made up"),
+    ]  # fmt: skip
+    assert history.rows("SELECT host, device, owner FROM device_conflicts") == [("evil", "A0", "good")]
+    assert history.rows("SELECT unhealthy, xid_events FROM device_health WHERE device = 'A0'") == [(None, 0)]
+    assert history.rows("SELECT memory_used_bytes_peak FROM lease_usage") == [(3 * 2**30,)]
+    assert history.rows("FROM lease_violations") == []
+    assert history.rows("SELECT host, owner, concern FROM processes_now ORDER BY 1") == [
+        ("evil", None, "not a device of its lease"), ("good", "alice", ""),
+    ]  # fmt: skip
+    # The board moves for real: its host lists it no more.
+    history.take(f"{bus.INVENTORY}.good", inventory("good"))
+    history.take(f"{bus.INVENTORY}.evil", with_device(listed, "A0"))
+    assert history.rows("SELECT host FROM devices WHERE device = 'A0'") == [("evil",)]
+    assert history.rows("FROM device_conflicts") == []
+    history.database.close()
+
+
+def with_device(listed: Inventory, device: str) -> Inventory:
+    return inventory(listed.host.name, *(found.uuid for found in listed.devices), device)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_board_moves_from_a_host_that_is_silent(tmp_path: Path, silent: bool) -> None:
+    history = History(tmp_path)
+    history.take(f"{bus.INVENTORY}.old", inventory("old", "A0"))
+    history.take(f"{bus.INVENTORY}.new", inventory("new", "A0"), after=SILENT_SECONDS + (1 if silent else -1))
+    assert history.rows("SELECT host FROM devices") == [("new" if silent else "old",)]
+    history.database.close()
+
+
+def test_a_fault_told_by_a_wrong_clock_is_cleared_by_a_right_one(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.take(f"{bus.INVENTORY}.h1", inventory("h1", "A0"))
+    for sequence, (ahead, severity) in enumerate(
+        ((3600, "reset"), (0, "cleared"), (5, "hardware"), (-3600, "cleared"))
+    ):
+        event = DeviceEvent(
+            host="h1", agent="a", sequence=sequence + 1, time_ns=history.stored_ns + ahead * S, kind="x",
+            severity=Severity(severity), device="A0",
+        )  # fmt: skip
+        history.take(f"{bus.EVENTS}.h1", event)
+        expected = None if severity == "cleared" else severity
+        assert history.rows("SELECT unhealthy FROM device_health") == [(expected,)], (ahead, severity)
+    assert history.rows("SELECT count(*) FROM events WHERE time > now()") == [(0,)]
+    history.database.close()
