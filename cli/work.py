@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..client import InvalidRequest, Rejected, errors
+from ..client import Ended, InvalidRequest, Rejected, errors
 from ..client.lease import environment_for
 from ..client.request import RequestFields
 from ..schemas import operations, requests, units
@@ -28,7 +28,7 @@ def request(
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
-    """Request GPUs; print the assignment, or the reasons why not (exit code 4).
+    """Request GPUs; print the assignment, or the reasons why not (exit code 4; 5 where --request-id has had its lease).
 
     The lease ends after --ttl unless it is renewed: `corral run` does that for you, as does the Python client.
 
@@ -54,6 +54,11 @@ def request(
             for line in render.rejection_lines(rejected.rejection):
                 console(stderr=export).print(line)
         raise typer.Exit(exits.REJECTED) from None
+    except Ended as ended:  # an answer to the request, as a rejection is one
+        if json or export:
+            raise
+        console().print(f"[red]Ended[/]: {escape(str(ended))}")
+        raise typer.Exit(exits.NOT_YOURS) from None
     for warning in assignment.warnings:
         say(f"corral: {warning}")
     if json:
