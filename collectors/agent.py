@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from ..schemas import bus, codec
 from ..schemas.process import corral_version, peak_resident_bytes, resident_bytes
 from ..schemas.requests import Lease
-from ..schemas.telemetry import AgentReport, DeviceEvent, ProcessBatch, Severity
+from ..schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, Severity
 from .attribution import GRACE_SECONDS
 from .outbox import Outbox
 from .packing import MAX_MESSAGE_BYTES, Pack, Packer
@@ -108,6 +108,7 @@ class Agent:
         self._reported_drops = 0
         self._attribution = Attribution(settings.grace_seconds, self._forward, here=isinstance(source, HostSource))
         self._hangs = False
+        self._told: Inventory | None = None
         self.identifies_processes = bool(getattr(source, "identifies_processes", True))
         self._reader = Reader(
             source,
@@ -170,6 +171,7 @@ class Agent:
             for pack in self._packer.flush():
                 self._put_pack(pack)
             self._report()
+            self._leave()
             self._event("agent_stopped", f"collector stopped after {self._reader.ticks} ticks")
 
     def _hand_over(self, item: list[Reading] | SourceEvent | None) -> None:
@@ -211,15 +213,15 @@ class Agent:
 
     async def _take_reading(self, reading: Reading) -> None:
         for inventory in reading.inventory or ():
-            self._put(
-                bus.inventory_subject(inventory.host.name),
-                replace(
-                    inventory,
-                    agent=self.id,
-                    source=self._source.name,
-                    interval_seconds=self.settings.interval_seconds,
-                ),
+            told = replace(
+                inventory,
+                agent=self.id,
+                source=self._source.name,
+                interval_seconds=self.settings.interval_seconds,
             )
+            self._put(bus.inventory_subject(inventory.host.name), told)
+            if isinstance(self._source, HostSource):
+                self._told = told
         for count, pack in enumerate(self._packer.add(reading.ticks), start=1):
             self._put_pack(pack)
             if count % _YIELD_EVERY == 0:
@@ -329,6 +331,12 @@ class Agent:
         )
         self._put(bus.agent_subject(self.settings.name), report, sequence=report.sequence)
         self._wake()
+
+    def _leave(self) -> None:
+        """Give the devices free for another host's name: a machine that was renamed goes on under the new one."""
+        if self._told is not None:
+            left = replace(self._told, time_ns=time.time_ns(), leaving=True)
+            self._put(bus.inventory_subject(left.host.name), left)
 
     def _next(self) -> int:
         self._sequence += 1

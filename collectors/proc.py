@@ -6,6 +6,7 @@ Whatever can't be read (another user's environment, a process that has ended) is
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import platform
 import pwd
@@ -181,7 +182,17 @@ def host_info(name: str, labels: dict[str, str], driver: str) -> HostInfo:
         memory_bytes=_memory_bytes(),
         driver=driver,
         labels={clean(key): clean(value) for key, value in labels.items()},
+        machine_ids=machine_ids(),
     )
+
+
+def machine_ids(root: Path = Path("/")) -> list[str]:
+    """What names this machine, whatever its host is called: hashed, since the ids themselves are not for everybody.
+
+    A container often has no machine-id(5), or its image's; the boot's id is the machine's in it too.
+    """
+    texts = [_text(root / path).strip() for path in ("etc/machine-id", "proc/sys/kernel/random/boot_id")]
+    return [hashlib.sha256(f"corral {text}".encode()).hexdigest()[:32] for text in texts if text]
 
 
 def _cpus() -> int:

@@ -29,6 +29,7 @@ class Attribution:
             proc.container(Path("/proc/self/cgroup").read_text()) if here and Path("/proc/self/cgroup").exists() else ""
         )
         self._shared = frozenset({own} - {""})
+        self._here = here
         self._leases: dict[str, list[Lease]] | None = None
         self._watched: dict[str, dict[str, Watched]] = {}
 
@@ -39,7 +40,8 @@ class Attribution:
             return
         by_host: dict[str, list[Lease]] = {}
         for lease in leases:
-            for host in {grant.host for grant in lease.grants}:
+            # A machine is told the leases on its devices alone, and may have had another name when they began.
+            for host in {"" if self._here else grant.host for grant in lease.grants}:
                 by_host.setdefault(host, []).append(lease)
         self._leases = by_host
 
@@ -54,7 +56,9 @@ class Attribution:
         """
         if self._leases is None:
             return processes
-        attributed, violations = attribute(processes, self._leases.get(host, ()), ancestry, self._shared)
+        attributed, violations = attribute(
+            processes, self._leases.get("" if self._here else host, ()), ancestry, self._shared
+        )
         after, notices = follow(self._watched.get(host, {}), violations, time_ns / 1e9, self._grace_seconds)
         if after:
             self._watched[host] = after

@@ -602,7 +602,11 @@ class Desk:
         records = table if only.lease_id is None else [] if one is None else [one]
         hosts = frozenset(only.hosts)
         if hosts and one is None and states == frozenset({LeaseState.ACTIVE}):
-            records = {record.lease.lease_id: record for host in hosts for record in table.on_host(host)}.values()
+            # A host may have had another name when its devices were leased.
+            now = (device for host in hosts & self.fleet.hosts.keys() for device in self.fleet.hosts[host].devices)
+            held = (record for device in now for record in map(table.get, device.holders) if record is not None)
+            there = (record for host in hosts for record in table.on_host(host))
+            records = {record.lease.lease_id: record for record in (*there, *held)}.values()
         elif hosts:
             records = [record for record in records if any(part.host in hosts for part in record.lease.grants)]
         now = clock()

@@ -95,6 +95,7 @@ class Telemetry:
         self._folded_at = self._idle_at = time.monotonic()
         self._watch: asyncio.TimerHandle | None = None
         self.ignored = 0
+        self._claims_told: dict[str, dict[str, str]] = {}
         self.hearing_since = self._watched_at = time.time()
 
     @property
@@ -256,11 +257,27 @@ class Telemetry:
                 inventory.check(message)
             apply(self._fleet, message, at)
             self._folded_at = time.monotonic()
+            if isinstance(message, Inventory):
+                self._tell_claim(message.host.name)
         except Exception as error:  # whatever one host sends, the others go on
             self.ignored += 1
             if self.ignored <= 10 or self.ignored % 1000 == 0:
                 place = {"subject": subject} | ({"stream": stream, "sequence": sequence} if stream else {})
                 log.warning("ignored a message on %s (%d so far): %s", subject, self.ignored, error, extra=place)
+
+    def _tell_claim(self, host: str) -> None:
+        """Say once of which devices two hosts say that they have them."""
+        claim = self._fleet.claims.get(host)
+        owners = {} if claim is None else claim.owners
+        for uuid, owner in owners.items():
+            if self._claims_told.get(host, {}).get(uuid) != owner:
+                log.warning(
+                    "%s lists %s, which is a device of %s and stays it while that host reports", host, uuid, owner
+                )
+        if owners:
+            self._claims_told[host] = owners
+        else:
+            self._claims_told.pop(host, None)
 
     async def _read(self, stream: str, subject: str, kind: type[Struct], config: api.ConsumerConfig) -> None:
         async for message in read(self._nc, stream, subject, config):

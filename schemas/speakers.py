@@ -2,7 +2,7 @@
 
 A server that authenticates lets a host publish on those subjects alone, so the subject is what can be believed. Whoever
 reads what hosts say holds it against the subject, by the one function here. A device that two hosts list is the one's
-that listed it first, for as long as that one lists it and is heard.
+that listed it first, for as long as that one lists it and is heard, and has not said that it leaves.
 """
 
 from __future__ import annotations
@@ -84,6 +84,10 @@ class Owners:
             self._owner[device] = host
             mine.add(device)
         return others
+
+    def leave(self, host: str) -> None:
+        """Nobody speaks for a host any more: its devices are the next one's that lists them."""
+        self._heard[host] = -math.inf
 
     def forget(self, host: str) -> None:
         """A host is gone, and so are its claims."""

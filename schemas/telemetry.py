@@ -55,6 +55,8 @@ class HostInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
         memory_bytes: host RAM.
         driver: version of the GPU driver.
         labels: set by the operator (`--label rack=r1`); requests may select by them.
+        machine_ids: what names the machine whatever the host is called, hashed: its installation's id and its boot's.
+            Two names of one machine have one in common. Empty if unknown, or where the host is not there.
     """
 
     name: str
@@ -63,6 +65,7 @@ class HostInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory_bytes: int = 0
     driver: str = ""
     labels: dict[str, str] = {}
+    machine_ids: list[str] = []
 
 
 class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -132,7 +135,7 @@ class Link(StrEnum):
 
 
 class Inventory(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A host with its devices and the links between them. Published at start, on change, and every 60 s.
+    """A host with its devices and the links between them. Published at start, on change, every 60 s, and at the end.
 
     Attributes:
         host: the host.
@@ -144,6 +147,7 @@ class Inventory(Struct, frozen=True, kw_only=True, omit_defaults=True):
         nvlink_counts: D×D, how many NVLinks join the two (0 without); empty if unknown.
         source: as in `SampleBatch`.
         interval_seconds: how often samples come.
+        leaving: the collector ends in order: the devices are the next host's that lists them.
         version: of the schema.
     """
 
@@ -155,6 +159,7 @@ class Inventory(Struct, frozen=True, kw_only=True, omit_defaults=True):
     nvlink_counts: list[list[int]] = []
     source: str = "nvml"
     interval_seconds: float = 1.0
+    leaving: bool = False
     version: int = SCHEMA_VERSION
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -197,6 +198,9 @@ class Live:
             return
         host = self._host(subject)
         others = self._owners.claim(host.name, [device.uuid for device in inventory.devices], at)
+        if inventory.leaving:  # the machine may go on under another name at once
+            self._owners.leave(host.name)
+            host.heard = -math.inf
         if others:
             self._refuse_devices(host.name, others)
             inventory = replace(inventory, devices=[d for d in inventory.devices if d.uuid not in others])

@@ -19,7 +19,7 @@ from ...schemas.requests import Lease, LeaseEvent
 from ...schemas.telemetry import DeviceEvent, DeviceInfo, Inventory, ProcessBatch, SampleBatch
 from .device import Device, Fault
 from .events import HostForgotten, HostLost, HostSeen, LeaseEnded
-from .fold import FOLDS
+from .fold import FOLDS, Claim, claim_again
 from .holding import Held, free, hold
 from .host import Host
 from .index import Index
@@ -96,6 +96,8 @@ class Fleet:
         self.children: dict[tuple[str, str], dict[str, None]] = {}
         """Board and host → instances."""
         self.lost_hosts: set[str] = set()
+        self.claims: dict[str, Claim] = {}
+        """Of hosts that list devices of others, by the host's name."""
         self.index = Index()
         self.idle: dict[HostState, int] = {}
         """How many hosts would be in which state, idle and healthy."""
@@ -265,5 +267,7 @@ def advance(fleet: Fleet, now: float) -> Fleet:
         host = fleet.hosts.get(name)
         if host is not None and host.timer <= fleet.now:
             look(fleet, host)
+        if fleet.claims and name in fleet.claims:
+            claim_again(fleet, name)
         name = fleet.due(fleet.now)
     return fleet

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ...schemas.holders import is_service
@@ -31,7 +32,20 @@ CLOCK_STEP_NS: Final = 1_000_000_000
 PROCESSES_KNOWN_SECONDS: Final = 60.0
 """What was said of processes holds for so long."""
 REPORTS_SECONDS: Final = 90.0
-"""A host that was heard within them keeps its devices, whoever else lists them: an inventory comes each minute."""
+"""A host that was heard within them keeps its devices, whoever else lists them: an inventory comes each minute. Another
+name of the same machine gets them once the first one's samples are stale."""
+
+
+class Claim(Struct, frozen=True):
+    """Devices that a host lists while they are others'.
+
+    Attributes:
+        event: the inventory that lists them.
+        owners: whose they are, by uuid.
+    """
+
+    event: Inventory
+    owners: dict[str, str]
 
 
 def _inventory(fleet: Fleet, event: Inventory) -> None:
@@ -54,13 +68,26 @@ def _inventory(fleet: Fleet, event: Inventory) -> None:
     host.memory_total = event.host.memory_bytes or UNLIMITED
     host.cpus_held, host.memory_held = fleet.on_host.get(name, (0, 0))
     host.lost = name in fleet.lost_hosts
+    host.left = event.agent if event.leaving else ""
+    host.machine_ids = frozenset(event.host.machine_ids)
+    _adopt(fleet, host, event, shape)
+    if event.leaving and fleet.claims:
+        for other, claim in list(fleet.claims.items()):
+            if name in claim.owners.values():
+                claim_again(fleet, other)
+
+
+def _adopt(fleet: Fleet, host: Host, event: Inventory, shape: object) -> None:
+    """Make the devices of an inventory the host's, those left out that are another's."""
+    name = host.name
+    others: dict[str, str] = {}
     parents = {info.mig_parent for info in event.devices if info.mig_parent}
     old = {device.uuid: device for device in host.devices}
     devices: dict[str, Device] = {}
     for info in event.devices:
         device = old.pop(info.uuid, None)
         if device is None and info.uuid not in devices:
-            device = _new_device(fleet, info.uuid, name)
+            device = _new_device(fleet, info.uuid, host, others)
         if device is not None:
             device.describe(info, fleet.model(info), info.mig_enabled or info.uuid in parents)
             devices[info.uuid] = device
@@ -79,6 +106,30 @@ def _inventory(fleet: Fleet, event: Inventory) -> None:
     count_idle(fleet, host)
     block(fleet, host)
     refresh(fleet, host)
+    if others:
+        _claim(fleet, host, event, others)
+    elif fleet.claims:
+        fleet.claims.pop(name, None)
+
+
+def _claim(fleet: Fleet, host: Host, event: Inventory, owners: dict[str, str]) -> None:
+    """Remember what a host lists of others, and look again when they may have gone silent."""
+    fleet.claims[host.name] = Claim(event, owners)
+    due = min(fleet.hosts[owner].heard_at + _patience(fleet, fleet.hosts[owner], host) for owner in owners.values())
+    fleet.at_timer(math.nextafter(max(due, fleet.now), math.inf), host.name)
+
+
+def claim_again(fleet: Fleet, name: str) -> None:
+    """Give a host the devices that it lists if those whose they were do not report any more."""
+    claim = fleet.claims.pop(name)
+    host = fleet.hosts.get(name)
+    if host is None or host.left or fleet.now - host.heard_at > REPORTS_SECONDS:
+        return
+    owners = {uuid: owner for uuid, owner in claim.owners.items() if owner in fleet.hosts}
+    if len(owners) < len(claim.owners) or not all(_reports(fleet, owner, host) for owner in owners.values()):
+        _adopt(fleet, host, claim.event, _shape(host))
+    else:
+        _claim(fleet, host, claim.event, owners)
 
 
 def _shape(host: Host) -> object:
@@ -86,32 +137,47 @@ def _shape(host: Host) -> object:
     return host.labels, [(device.uuid, device.model) for device in host.devices]
 
 
-def _new_device(fleet: Fleet, uuid: str, name: str) -> Device | None:
-    """A device that a host did not have before; None while it is another's who still reports."""
+def _new_device(fleet: Fleet, uuid: str, host: Host, others: dict[str, str]) -> Device | None:
+    """A device that a host did not have before; None while it is another's who still reports, noted in `others`."""
     elsewhere = fleet.devices.get(uuid)
-    if elsewhere is not None and elsewhere.host != name:
-        if _reports(fleet, elsewhere.host):
+    if elsewhere is not None and elsewhere.host != host.name:
+        if _reports(fleet, elsewhere.host, host):
+            others[uuid] = elsewhere.host
             return None
-        _remove_device(fleet, elsewhere)
-    device = fleet.devices[uuid] = Device(uuid, name)
+        _remove_device(fleet, elsewhere, host)
+    device = fleet.devices[uuid] = Device(uuid, host.name)
     device.hold(dict(fleet.on_device.get(uuid, ())))
-    placed(fleet, name, uuid)
+    placed(fleet, host.name, uuid)
     return device
 
 
-def _reports(fleet: Fleet, name: str) -> bool:
-    """Whether a host was heard of late. In a fleet where nothing becomes stale nobody is asked."""
+def _reports(fleet: Fleet, name: str, claimant: Host) -> bool:
+    """Whether a host was heard of late, as far as another one that lists its devices is concerned.
+
+    In a fleet where nothing becomes stale nobody is asked.
+    """
     host = fleet.hosts.get(name)
-    return host is not None and not math.isinf(fleet.stale_after) and fleet.now - host.heard_at <= REPORTS_SECONDS
+    if host is None or math.isinf(fleet.stale_after) or (host.left and host.left == host.agent):
+        return False
+    return fleet.now - host.heard_at <= _patience(fleet, host, claimant)
 
 
-def _remove_device(fleet: Fleet, device: Device) -> None:
-    """A board was moved to another host: its old host no longer has it."""
+def _patience(fleet: Fleet, host: Host, claimant: Host) -> float:
+    """How long a host may be silent before another gets the devices of it that it lists."""
+    return fleet.stale_after if host.machine_ids & claimant.machine_ids else REPORTS_SECONDS
+
+
+def _remove_device(fleet: Fleet, device: Device, to: Host) -> None:
+    """A board was moved to another host, or its host has another name now. What is nothing but an old name goes."""
     host = fleet.hosts.get(device.host)
     if host is not None:
         host.devices = [other for other in host.devices if other is not device]
         host.topology = None
         host.batch_devices = None
+        renamed = host.left or host.machine_ids & to.machine_ids
+        if renamed and not host.devices and host.name not in fleet.at_host:
+            _host_forgotten(fleet, HostForgotten(host.name))
+            return
         count_idle(fleet, host)
         block(fleet, host)
         refresh(fleet, host)

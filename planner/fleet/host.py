@@ -28,7 +28,9 @@ class Host:
         "inventory_ns",
         "labels",
         "lag",
+        "left",
         "lost",
+        "machine_ids",
         "memory_held",
         "memory_total",
         "name",
@@ -46,6 +48,9 @@ class Host:
         self.name = name
         self.address = ""
         self.agent = ""
+        self.left = ""
+        """The agent that has ended in order and given the devices free; empty if none has."""
+        self.machine_ids: frozenset[str] = frozenset()
         self.labels: dict[str, str] = {}
         self.cpus_total = self.memory_total = UNLIMITED
         self.cpus_held = self.memory_held = 0

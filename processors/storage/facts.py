@@ -183,13 +183,19 @@ def _others(cursor: DuckDBPyConnection, found: Sequence[Inventory]) -> dict[str,
     devices = pa.table({"device": pa.array({d.uuid for i in found for d in i.devices}, pa.string())})
     with registered(cursor, "telling", hosts), registered(cursor, "told", devices):
         rows = cursor.execute(
-            "SELECT d.device, d.host, epoch(coalesce(h.last_seen, d.last_seen)) FROM devices d LEFT JOIN hosts h "
+            "SELECT d.device, d.host, CASE WHEN h.agent = '' THEN '-inf'::DOUBLE "
+            "ELSE epoch(coalesce(h.last_seen, d.last_seen)) END FROM devices d LEFT JOIN hosts h "
             "USING (host) WHERE d.present AND (d.host IN (SELECT host FROM telling) "
             "OR d.device IN (SELECT device FROM told))"
         ).fetchall()
     for device, host, heard in rows:
         owners.know(device, host, heard)
-    claims = {i.host.name: owners.claim(i.host.name, [d.uuid for d in i.devices], _seen(i) / 1e6) for i in found}
+    claims: dict[str, dict[str, str]] = {}
+    for inventory in found:
+        name = inventory.host.name
+        claims[name] = owners.claim(name, [d.uuid for d in inventory.devices], _seen(inventory) / 1e6)
+        if inventory.leaving:
+            owners.leave(name)
     return {host: others for host, others in claims.items() if others}
 
 
@@ -229,7 +235,7 @@ def _hosts(inventories: Sequence[Inventory]) -> ArrowTable:
     rows = [
         (
             i.host.name, i.host.address, i.host.cpus, i.host.memory_bytes, i.host.driver, list(i.host.labels.items()),
-            i.agent, i.source, i.interval_seconds, len(i.devices), _seen(i),
+            "" if i.leaving else i.agent, i.source, i.interval_seconds, len(i.devices), _seen(i),
         )
         for i in inventories
     ]  # fmt: skip

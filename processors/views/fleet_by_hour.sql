@@ -21,13 +21,25 @@ SELECT r.time AS hour, count(*) AS devices,
     100 * sum(r.memory_used_bytes_mean) FILTER (NOT r.part) / sum(r.memory_total_bytes_last) FILTER (NOT r.part)
         AS memory_used_percent,
     sum(r.power_watts_mean) AS power_watts,
-    sum(coalesce(r.energy_millijoules_increase / 3.6e9, r.power_watts_mean * r.covered / 3.6e6)) AS energy_kwh,
+    sum(r.energy_kwh) AS energy_kwh,
     max(r.temperature_celsius_max) AS temperature_celsius_max
 FROM (
-    SELECT u.*, u.samples * coalesce(h.interval_seconds, 1) AS covered,
-        (u.host, u.device) IN (SELECT (host, device) FROM devices WHERE mig_parent IS NOT NULL) AS part
+    -- A device that two hosts list is one device, and so is one whose host has had two names.
+    SELECT u.time, u.device,
+        sum(u.gpu_utilization_percent_mean * u.gpu_utilization_percent_count)
+            / sum(u.gpu_utilization_percent_count) AS gpu_utilization_percent_mean,
+        sum(u.gpu_utilization_percent_count) AS gpu_utilization_percent_count,
+        sum(u.memory_used_bytes_mean * u.samples) FILTER (u.memory_used_bytes_mean IS NOT NULL)
+            / sum(u.samples) FILTER (u.memory_used_bytes_mean IS NOT NULL) AS memory_used_bytes_mean,
+        max(u.memory_total_bytes_last) AS memory_total_bytes_last,
+        sum(u.power_watts_mean * u.samples) FILTER (u.power_watts_mean IS NOT NULL)
+            / sum(u.samples) FILTER (u.power_watts_mean IS NOT NULL) AS power_watts_mean,
+        sum(coalesce(u.energy_millijoules_increase / 3.6e9,
+            u.power_watts_mean * u.samples * coalesce(h.interval_seconds, 1) / 3.6e6)) AS energy_kwh,
+        max(u.temperature_celsius_max) AS temperature_celsius_max,
+        bool_or((u.host, u.device) IN (SELECT (host, device) FROM devices WHERE mig_parent IS NOT NULL)) AS part
     FROM rollup_1h u LEFT JOIN hosts h USING (host)
-    -- A device that two hosts list is one device.
     WHERE NOT EXISTS (FROM device_conflicts c WHERE c.host = u.host AND c.device = u.device AND u.time >= c.since - INTERVAL 1 HOUR)
+    GROUP BY u.time, u.device
 ) r LEFT JOIN leased l ON l.hour = epoch_us(r.time) // 3600000000
 GROUP BY r.time
