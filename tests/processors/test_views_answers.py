@@ -251,6 +251,28 @@ def test_fleet_by_hour(history: Any) -> None:
     assert rows[BASE + HOUR]["leased_devices"] == pytest.approx(30.5 / 60 / 2)
 
 
+def test_a_device_whose_host_has_had_two_names_is_one_device(tmp_path: Path) -> None:
+    database = Database(tmp_path / "history.duckdb")
+    table = samples(database).slice(0, 0)
+    one, other = (database.series.number(host, "g0") for host in ("pod", "node"))
+    seconds = range(0, 3600, 10)
+    columns = {name: pa.array([None] * len(seconds), table.schema.field(name).type) for name in METRICS}
+    columns["power_watts"] = pa.array([300.0] * len(seconds), pa.float32())
+    rows = {
+        "time": pa.array([BASE + timedelta(seconds=at) for at in seconds], pa.timestamp("us", "UTC")),
+        "series": pa.array([one if at < 1200 else other for at in seconds], pa.int32()),
+    }
+    database.commit(Batch(stream="S", sequence=1, samples=pa.table(rows | columns), messages=1))
+    cursor = database.cursor()
+    for level in rollups.LEVELS:
+        rollups.refresh(cursor, level, sorted(database.days))
+    views.install(cursor)
+    cursor.execute("INSERT INTO hosts BY NAME SELECT unnest(['pod', 'node']) AS host, 10.0 AS interval_seconds")
+    (row,) = ask(cursor, "SELECT devices, power_watts, energy_kwh FROM fleet_by_hour")
+    database.close()
+    assert row == near(devices=1, power_watts=300.0, energy_kwh=0.3)
+
+
 def test_throttling_counts_the_seconds_of_each_reason_and_no_hour_without(history: Any) -> None:
     (row,) = ask(history, "FROM throttling")
     assert row == near(
