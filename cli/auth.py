@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -51,10 +52,11 @@ def authority() -> None:
 
 
 def default_folder() -> Path:
-    """Where the authority of `corral up` is, whose users others may join."""
+    """Where the authority of `corral up` is, whose users others may join: of the one in use, or the usual one."""
+    from .local import data_in_use
     from .up import default_data
 
-    return default_data() / "auth"
+    return (data_in_use() or default_data()) / "auth"
 
 
 def _open(folder: Path | None) -> Authority:
@@ -347,10 +349,31 @@ def _hand_over(found: Authority, name: str, out: Path | None) -> None:
         path = _do(lambda: copy_credentials(found, name, out))
     typer.echo(str(path))
     if found.registry.users[name].role in (Role.REQUESTER, Role.VIEWER, Role.OPERATOR):
-        host = found.registry.hosts[0] if found.tls else socket.gethostname()
-        say(f"  corral context add lab nats://{host}:4222 --creds {path}")
+        say(f"  corral context add {_free_context(name)} {_url(found)} --creds {shlex.quote(str(path))}")
         if found.tls and out is None:
             say(f"  {path.with_name('ca.crt')} goes with it")
+
+
+def _url(found: Authority) -> str:
+    """Where users reach the bus: of `corral up`, as it says; of another server as far as its certificate does."""
+    from .local import url_of
+
+    known = url_of(found.folder.parent) if found.folder.name == "auth" else ""
+    if not found.tls:
+        return known or f"nats://{socket.gethostname()}:4222"
+    port = known.rpartition(":")[2] if known else "4222"
+    return f"nats://{found.registry.hosts[0]}:{port}"
+
+
+def _free_context(name: str) -> str:
+    """A name for a context that takes no other's place."""
+    from . import config
+
+    try:
+        taken = config.read().contexts
+    except CommandError:
+        taken = {}
+    return name if name not in taken else f"{name}-there"
 
 
 def copy_credentials(found: Authority, name: str, out: Path) -> Path:

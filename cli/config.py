@@ -231,7 +231,7 @@ class Setting(NamedTuple):
     parameter: Any
 
 
-LEFT_OUT: Final = ("nats", "help")
+LEFT_OUT: Final = ("nats", "creds", "context", "config", "help")
 """Options that no table has: the bus is named once for all, at the top."""
 
 

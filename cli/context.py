@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from .config import CONTEXT_VARIABLE, PATHS, VARIABLES, Config, Context, path, read, write
+from .everywhere import GIVEN
 from .exits import NOT_YOURS, USAGE, CommandError
 
 SOURCES: Final[dict[str, str]] = {}
@@ -97,7 +98,7 @@ def add(
     if not name.strip() or "://" not in url:
         raise CommandError(f"{url!r} is no URL of a bus: write it like nats://host:4222", USAGE)
     config = own()
-    given = {"creds": creds, "ca": ca, "cert": cert, "key": key}
+    given = {"creds": creds or GIVEN.get("creds", ""), "ca": ca, "cert": cert, "key": key}
     full = {field: str(Path(file).expanduser().absolute()) for field, file in given.items() if file}
     config.contexts[name] = Context(nats=url, owner=owner, **full)
     config.current = config.current or name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -132,7 +133,8 @@ def serve(
             if sys.stderr.isatty():
                 console(stderr=True).print(f"log in, once, by this link:\n  [bold]{link}[/]", soft_wrap=True)
             else:
-                say("for a link to log in: corral dashboard link" + (f" --state {settings.state}" if state else ""))
+                option = f" --state {shlex.quote(str(settings.state))}" if state else ""
+                say(f"for a link to log in: corral dashboard link{option}")
 
     try:
         stop = asyncio.Event()
@@ -191,13 +193,18 @@ def user(
 @dashboard.command("link")
 def link(state: State = None) -> None:
     """Print a new link that logs in once. The one before it is void."""
+    from .local import data_in_use
     from .up import dashboard_state, default_data
 
-    # Without a word it is the one that runs: by itself, or as part of `corral up`.
-    places = [state.expanduser().absolute()] if state else [default_state(), dashboard_state(default_data())]
+    # Without a word it is the one that runs: part of the cluster in use, by itself, or as part of `corral up`.
+    in_use = data_in_use()
+    others = [*([dashboard_state(in_use)] if in_use else []), default_state(), dashboard_state(default_data())]
+    places = [state.expanduser().absolute()] if state else others
     found = next((link for link in map(login_link, places) if link), None)
     if found is None:
-        raise CommandError("no dashboard runs on this state folder: start one with `corral dashboard`", FAILED)
+        looked = ", ".join(map(str, dict.fromkeys(places)))
+        text = "start one with `corral dashboard` or `corral up`, or name the folder of one that runs with --state"
+        raise CommandError(f"no dashboard runs on {looked}: {text}", FAILED)
     typer.echo(found)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import ipaddress
+import json
+import os
 import re
 import socket
 from collections.abc import Sequence
@@ -126,6 +128,23 @@ def server_names(listen: str) -> list[str]:
 def context_name(data: Path, default: Path) -> str:
     """Of the context that leads to a cluster."""
     return "local" if data == default else data.name
+
+
+def data_in_use() -> Path | None:
+    """The data folder of the cluster of `corral up` whose credentials are in use here; None for any other."""
+    credentials = os.environ.get(CREDENTIALS_VARIABLE, "")
+    if not credentials:
+        return None
+    folder = Path(credentials).expanduser().absolute().parent.parent
+    return folder.parent if folder.name == "auth" and (folder / "authority.json").exists() else None
+
+
+def url_of(data: Path) -> str:
+    """Where the cluster of a data folder is, or was last; empty if there was none."""
+    try:
+        return str(json.loads((data / "cluster.json").read_text())["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def introduce(name: str, url: str, credentials: Path) -> bool:

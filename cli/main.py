@@ -125,6 +125,8 @@ def spelled_out(arguments: list[str]) -> list[str]:
 
 def load(name: str) -> Any:
     """Import a command and make it one of Typer's."""
+    from .everywhere import attach as attach_everywhere
+
     entry = COMMANDS[name]
     module, attribute = entry.place.split(":")
     found = getattr(importlib.import_module(f"corral.cli.{module}"), attribute)
@@ -135,6 +137,7 @@ def load(name: str) -> Any:
         found = app
     command = typer.main.get_command(found)
     command.name = name
+    attach_everywhere(name, command)
     # Every option has a variable, CORRAL_<COMMAND>_<OPTION>; the help names those that have one of their own.
     command.context_settings["auto_envvar_prefix"] = f"CORRAL_{name}"
     inner: dict[str, Any] = getattr(command, "commands", None) or {}
@@ -206,7 +209,14 @@ def corral(
       corral query "FROM samples LIMIT 5"              ask the history
     """
     from ..schemas import bus
+    from .everywhere import GIVEN, take, use_credentials
 
+    GIVEN.clear()
+    if ctx.invoked_subcommand and any(name.startswith("CORRAL_") for name in os.environ):
+        from .variables import check
+
+        check(ctx.invoked_subcommand)
+    take(ctx.invoked_subcommand or "", nats=nats, creds=creds, context=context, config=config)
     if nats:
         os.environ[bus.URL_VARIABLE] = nats
     if config:
@@ -219,7 +229,7 @@ def corral(
     if nats:
         os.environ[bus.URL_VARIABLE] = nats
     if creds:
-        os.environ[bus.CREDENTIALS_VARIABLE] = creds
+        use_credentials(creds)
 
 
 def _config_may_be_there() -> bool:

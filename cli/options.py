@@ -15,6 +15,7 @@ import msgspec
 import typer
 
 from ..schemas import bus
+from .everywhere import GIVEN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def _another_bus(url: str | None) -> str | None:
+def another_bus(url: str | None) -> str | None:
     """Credentials that a context has brought are not shown to the bus that a flag names."""
+    if url:
+        GIVEN["nats"] = url
     context = sys.modules.get("corral.cli.context")
     if url and context is not None and url != os.environ.get(bus.URL_VARIABLE):
         for variable in context.SOURCES:
@@ -37,7 +40,7 @@ def _another_bus(url: str | None) -> str | None:
 NatsUrl = Annotated[
     str | None,
     typer.Option(
-        "--nats", metavar="URL", help="The bus. Default: $CORRAL_NATS_URL, then localhost.", callback=_another_bus
+        "--nats", metavar="URL", help="The bus. Default: $CORRAL_NATS_URL, then localhost.", callback=another_bus
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

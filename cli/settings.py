@@ -48,6 +48,16 @@ def configure(ctx: typer.Context, context: str | None, *, must_be_there: bool = 
         ORIGINS.update(found.origins)
 
 
+def defaults_of(name: str, command: Any) -> dict[str, Any]:
+    """What the files that are read now give a command, whose options they are."""
+    found = files.read()
+    apply(None, found, lenient=name in _MENDING)
+    if name in found.tables:
+        USED.update({f"{name}.{key}": value for key, value in found.tables[name].items()})
+        ORIGINS.update(found.origins)
+    return files.defaults(found, name, command)
+
+
 USED: Final[dict[str, Any]] = {}
 """The settings that the running command was given from a file, and their values."""
 ORIGINS: Final[dict[str, Any]] = {}

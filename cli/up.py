@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import socket
 from collections.abc import Sequence
@@ -164,7 +165,8 @@ async def _up(
                 way = "" if server.url == DEFAULT_URL else f" --nats {server.url}"
             else:
                 way = "" if introduce(name, server.url, credentials) else f" --context {name}"
-            _print_ready(server.url, folder.path, collector, missing, summary, way)
+            devices = await _devices(server.url, credentials)
+            _print_ready(server.url, folder.path, collector, missing, summary, way, devices)
             ready = True
             await stopping.wait()
         else:
@@ -213,6 +215,16 @@ async def wait_until_ready(
     return sorted(missing), summary
 
 
+async def _devices(url: str, credentials: Path | None) -> list[operations.DeviceStatus]:
+    from ..client import connect
+
+    async with connect(url, credentials=str(credentials) if credentials else None, name="corral-up") as client:
+        try:
+            return list(await client.devices())
+        except CorralError:
+            return []
+
+
 def _written(path: Path) -> bool:
     return path.exists()
 
@@ -232,12 +244,13 @@ def _print_ready(
     missing: Sequence[str],
     summary: operations.FleetSummary | None,
     way: str,
+    devices: Sequence[operations.DeviceStatus],
 ) -> None:
     out = console()
     for name in missing:
         out.print(f"[yellow]![/] the {name} is not ready yet; its log: {escape(str(data / 'logs' / f'{name}.log'))}")
+    simulated = collector is not None and "simulated" in collector.arguments
     if summary is not None and summary.devices:
-        simulated = collector is not None and "simulated" in collector.arguments
         kind = "simulated GPUs" if simulated else "GPUs"
         models = ", ".join(f"{count} × {name}" for name, count in sorted(summary.models.items()))
         out.print(f"[bold]{summary.devices} {kind}[/] on {summary.hosts} hosts: {escape(models)}")
@@ -245,8 +258,7 @@ def _print_ready(
     # The option goes to `corral` itself: it then holds for whichever command follows.
     rows = [
         (f"corral{way} top", "watch the fleet"),
-        (f"corral{way} request --gpus 2 --memory 20GiB", "ask for GPUs"),
-        (f"corral{way} run --gpus 1 -- python train.py", "run work on one"),
+        *((f"corral{way} {command}", meaning) for command, meaning in work_hints(devices, simulated)),
         (f'corral{way} query "FROM samples LIMIT 5"', "ask the history"),
     ]
     width = max(len(command) for command, _ in rows)
@@ -254,6 +266,25 @@ def _print_ready(
         out.print(f"  {escape(command.ljust(width))}   [dim]{meaning}[/]", soft_wrap=True)
     _print_dashboard(dashboard_state(data), data)
     out.print("[dim]Ctrl-C stops it.[/]")
+
+
+def work_hints(devices: Sequence[operations.DeviceStatus], simulated: bool) -> list[tuple[str, str]]:
+    """Commands that get GPUs on this very fleet, with their meaning; none where it has none to give."""
+    free = [one for one in devices if one.usable and not one.leases]
+    if not free:
+        return []
+    by_host: dict[str, list[int]] = {}
+    for one in free:
+        by_host.setdefault(one.host, []).append(one.memory_free_bytes)
+    most = max(by_host.values(), key=lambda host: (min(len(host), 2), sorted(host)[-2:]))
+    memory = min(sorted(most)[-2:]) >> 30
+    asked = f"request --gpus {min(len(most), 2)}" + (f" --memory {min(memory, 20)}GiB" if memory else "")
+    # Simulated GPUs are of other hosts than this. What runs gives its GPU back: it comes first, where there is but one.
+    anywhere = " --host any" if simulated else ""
+    return [
+        (f"run{anywhere} --gpus 1 -- printenv CUDA_VISIBLE_DEVICES", "run work on one"),
+        (asked, "ask for GPUs"),
+    ]
 
 
 def _print_dashboard(state: Path, data: Path) -> None:
@@ -265,7 +296,7 @@ def _print_dashboard(state: Path, data: Path) -> None:
         url = (state / "url").read_text()
     except FileNotFoundError:
         return
-    again = "corral dashboard link" + ("" if data == default_data() else f" --state {state}")
+    again = "corral dashboard link" + ("" if data == default_data() else f" --state {shlex.quote(str(state))}")
     if out.is_terminal:
         out.print(f"Dashboard: [bold]{login_link(state)}[/]", soft_wrap=True)
         out.print(f"  [dim]that link logs in once; another: {escape(again)}[/]", soft_wrap=True)

@@ -12,7 +12,7 @@ from ..client import Ended, InvalidRequest, Rejected, errors
 from ..client.lease import environment_for
 from ..client.request import RequestFields
 from ..schemas import operations, requests, units
-from . import exits, render
+from . import everywhere, exits, render
 from .asking import asking
 from .options import AsJson, NatsUrl, Owner, Timeout, connected, console, print_json, run, say
 from .waiting import waiting_line
@@ -66,7 +66,7 @@ def request(
     elif export:
         print_exports(assignment.lease)
     else:
-        print_assignment(assignment.lease)
+        print_assignment(assignment.lease, fields.get("owner"))
 
 
 def print_exports(lease: requests.Lease) -> None:
@@ -75,8 +75,8 @@ def print_exports(lease: requests.Lease) -> None:
         typer.echo(f"export {name}={shlex.quote(value)}")
 
 
-def print_assignment(lease: requests.Lease) -> None:
-    """An assignment for people: the lease, its devices, and what to do next."""
+def print_assignment(lease: requests.Lease, owner: str | None = None) -> None:
+    """An assignment for people: the lease, its devices, and what to do next, in the name of an owner that was given."""
     out = console()
     out.print(
         f"[bold green]Granted[/] lease [bold]{escape(lease.lease_id)}[/] to {escape(lease.owner)}, "
@@ -91,7 +91,11 @@ def print_assignment(lease: requests.Lease) -> None:
         out.print(
             f"[dim]{escape(host)}: {escape(' '.join(f'{k}={shlex.quote(v)}' for k, v in environment.items()))}[/]"
         )
-    out.print(f"[dim]renew: corral renew {lease.lease_id} · give back: corral release {lease.lease_id}[/]")
+    rest = lease.lease_id + (f" --owner {shlex.quote(owner)}" if owner else "")
+    here = everywhere.way()
+    out.print(
+        f"[dim]renew: {escape(f'corral{here} renew {rest}')} · give back: {escape(f'corral{here} release {rest}')}[/]"
+    )
 
 
 @asking

@@ -140,7 +140,7 @@ def options_table(parameters: Iterable[Any]) -> list[str]:
     rows = [
         f"| {option_words(one)} | {default_words(one)} | {cell(one.help)} |"
         for one in parameters
-        if one.param_type_name == "option" and one.name != "help"
+        if one.param_type_name == "option" and one.name != "help" and not one.hidden
     ]
     return ["| option | default | |", "| --- | --- | --- |", *rows, ""] if rows else []
 
@@ -191,6 +191,10 @@ def commands() -> str:
         "",
         "## Options before the command",
         "",
+        *prose(
+            "They may also stand behind the command's name. Commands that no bus is for (`up`, `demo`, `simulate`)",
+            "refuse those that would lead to one.",
+        ),
         *options_table(root.params),
         "## Exit codes",
         "",

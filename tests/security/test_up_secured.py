@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -82,6 +83,7 @@ def test_its_owner_need_not_think_of_it_and_a_colleague_is_let_in(
     up: Up, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     another_shell_needs_to_know_nothing(up)
+    what_is_printed_works_as_it_is_printed(up)
     with monkeypatch.context() as patched:
         a_program_needs_to_know_nothing_either(up, patched)
     a_colleague_joins_and_goes(up, tmp_path / "alice")
@@ -104,6 +106,34 @@ def another_shell_needs_to_know_nothing(up: Up) -> None:
     assert up.corral("evict", other["lease_id"], "--reason", "test").returncode == 0
     assert up.corral("release", lease["lease_id"]).returncode == 0
     assert up.corral("undrain", "--host", "sim-0001").returncode == 0
+
+
+def what_is_printed_works_as_it_is_printed(up: Up) -> None:
+    for line in re.findall(r"^  (corral .+?)   ", up.output(), re.M):
+        words = shlex.split(line)[1:]
+        if words != ["top"]:
+            done = up.corral(*words)
+            assert done.returncode == 0, (line, done.stderr)
+            for hint in re.findall(r"corral (renew \S+|release \S+)", done.stdout):
+                assert up.corral(*hint.split()).returncode == 0, hint
+    # The one that was added finds its way by the line that is printed, from whichever folder the cluster has.
+    added = up.corral("auth", "add", "requester", "carol")
+    assert added.returncode == 0, added.stderr
+    [line] = re.findall(r"corral (context add .+)", added.stderr)
+    assert up.url in line
+    assert up.corral(*shlex.split(line)).returncode == 0
+    assert up.json("request", "--context", "carol")["lease"]["owner"] == "carol"
+    assert up.json("release", "--all", "--context", "carol")["leases"]
+    assert up.corral("context", "remove", "carol").returncode == 0
+    # Options that lead to a bus stand in either place, or are refused.
+    stranger = str(up.home / "nobody.creds")
+    for command in (["--creds", stranger, "devices", "--nats", up.url], ["devices", "--creds", stranger]):
+        refused = up.corral(*command)
+        assert refused.returncode != 0, command
+        assert "nobody.creds" in refused.stderr, command
+    for command in (["--creds", stranger, "up"], ["up", "--context", "gpus"], ["--nats", up.url, "simulate"]):
+        refused = up.corral(*command)
+        assert (refused.returncode, "means nothing" in refused.stderr) == (2, True), command
 
 
 def a_program_needs_to_know_nothing_either(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:

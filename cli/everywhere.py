@@ -1,0 +1,108 @@
+"""Options that hold for whichever command follows: they may also stand behind its name, or are refused.
+
+`corral --context lab devices` and `corral devices --context lab` are the same. A command that asks no bus refuses what
+would lead it to one, rather than leaving it out.
+"""
+
+import os
+import sys
+from typing import Annotated, Any, Final
+
+import typer
+import typer.main
+
+from ..schemas import bus, credentials
+from .exits import USAGE, CommandError
+
+_BUS: Final = frozenset({"nats", "creds", "context"})
+MEANINGLESS: Final = {
+    "up": ("starts a bus of its own", _BUS),
+    "demo": ("starts a bus of its own", _BUS),
+    "simulate": ("asks no bus", _BUS),
+    "auth": ("changes files alone (--dir, or those of the context in use)", frozenset({"nats"})),
+}
+"""Commands that some options say nothing to, why, and which."""
+GIVEN: Final[dict[str, str]] = {}
+"""Options of this module that the command line has, such as `context`."""
+
+
+def take(name: str, **given: str | None) -> None:
+    """Remember the options before a command.
+
+    Raises:
+        CommandError: the command has no use for one of them.
+    """
+    for option, value in given.items():
+        if value:
+            why, refused = MEANINGLESS.get(name, ("", frozenset[str]()))
+            if option in refused:
+                raise CommandError(f"--{option} means nothing to `corral {name}`: it {why}", USAGE)
+            GIVEN[option] = value
+
+
+def way() -> str:
+    """The options that lead another command to the same bus, as one writes them behind `corral`."""
+    words = (f" --{option} {GIVEN[option]}" for option in ("config", "context", "nats", "creds") if option in GIVEN)
+    return "".join(words)
+
+
+def use_credentials(path: str) -> None:
+    """Take credentials that the command line names: no context has brought them."""
+    os.environ[credentials.CREDENTIALS_VARIABLE] = path
+    if (context := sys.modules.get("corral.cli.context")) is not None:
+        context.SOURCES.pop(credentials.CREDENTIALS_VARIABLE, None)
+
+
+def attach(name: str, command: Any) -> None:
+    """Give a command, or each command of a group, the options that may stand before it too."""
+    inner = getattr(command, "commands", None)
+    for one in inner.values() if inner else (command,):
+        own = {written for parameter in one.params for written in getattr(parameter, "opts", ())}
+        one.params += [option for option in _options(name, bool(inner)) if option.opts[0] not in own]
+
+
+def _options(name: str, of_group: bool) -> list[Any]:
+    def config(ctx: typer.Context, value: str | None) -> None:
+        if value:
+            from .settings import defaults_of
+
+            take(name, config=value)
+            os.environ["CORRAL_CONFIG"] = os.path.abspath(value)
+            ctx.default_map = (None if of_group else defaults_of(name, ctx.command)) or ctx.default_map
+
+    def context(value: str | None) -> None:
+        if value:
+            from .context import apply
+
+            take(name, context=value)
+            apply(value)
+            if path := GIVEN.get("creds"):
+                use_credentials(path)
+
+    def nats(value: str | None) -> None:
+        if value:
+            from .options import another_bus
+
+            take(name, nats=value)
+            os.environ[bus.URL_VARIABLE] = another_bus(value) or value
+
+    def creds(value: str | None) -> None:
+        if value:
+            take(name, creds=value)
+            use_credentials(value)
+
+    made = typer.Typer(add_completion=False)
+
+    @made.command()
+    def options(
+        config: Annotated[str | None, typer.Option("--config", hidden=True, is_eager=True, callback=config)] = None,
+        context: Annotated[str | None, typer.Option("--context", hidden=True, is_eager=True, callback=context)] = None,
+        nats: Annotated[str | None, typer.Option("--nats", hidden=True, callback=nats)] = None,
+        creds: Annotated[str | None, typer.Option("--creds", hidden=True, callback=creds)] = None,
+    ) -> None: ...
+
+    del options
+    found: list[Any] = [one for one in typer.main.get_command(made).params if one.name != "help"]
+    for option in found:
+        option.expose_value = option.allow_from_autoenv = False
+    return found

@@ -1,0 +1,92 @@
+"""Variables that are set and mean nothing: a misspelt one would be left out without a word."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from ..schemas.misspelt import closest, meant
+from .exits import USAGE, CommandError
+
+PREFIX: Final = "CORRAL_"
+OTHERS: Final = frozenset(
+    PREFIX + name
+    for name in (
+        *("NATS_URL", "NATS_CREDS", "NATS_CA", "NATS_CERT", "NATS_KEY", "INBOX_PREFIX", "OWNER", "CONTEXT", "CONFIG"),
+        *("LEASE", "DEBUG", "DATA", "REPLICAS", "STREAMS_SCALE", "AUTH_DIR", "STATE_DIR"),
+        *("PORT", "PORT_2", "PORT_3", "BUS_URLS", "BUS_CONFIG"),
+    )
+)
+"""Variables that are no option of a command."""
+_MEANT: Final = {
+    "URL": "NATS_URL",
+    "NATS": "NATS_URL",
+    "BUS_URL": "NATS_URL",
+    "NATS_SERVER": "NATS_URL",
+    "CREDS": "NATS_CREDS",
+    "CREDENTIALS": "NATS_CREDS",
+    "NATS_CREDENTIALS": "NATS_CREDS",
+    "CA": "NATS_CA",
+}
+_CLOSE: Final = 0.85
+_OF_KUBERNETES: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)$")
+"""What Kubernetes tells every pod of a service whose name begins with `corral-`."""
+
+
+def check(command: str) -> None:
+    """Refuse a variable that is all but one which the command reads. One that is like none may be anybody's.
+
+    Raises:
+        CommandError: it names both.
+    """
+    odd = [
+        name
+        for name in os.environ
+        if name.startswith(PREFIX) and name not in OTHERS and not _OF_KUBERNETES.search(name)
+    ]
+    if not odd:
+        return
+    from .main import COMMANDS, load
+
+    if command not in COMMANDS:
+        return
+    own = known(load(command))
+    near = {name: found for name in odd if name not in own and (found := _nearest(name, command, own))}
+    if not near:
+        return
+    # It may be of another command, and is well spelt then.
+    for other in COMMANDS:
+        try:
+            of_other = known(load(other))
+        except ModuleNotFoundError:  # its part is not installed here
+            continue
+        near = {name: found for name, found in near.items() if name not in of_other}
+    for name, found in near.items():
+        raise CommandError(f"{name} is set, and means nothing: did you mean {found}?", USAGE)
+
+
+def known(command: Any) -> set[str]:
+    """The variables that give the options of a command, or of the commands of a group."""
+    found: set[str] = set()
+    prefix = str(command.context_settings.get("auto_envvar_prefix") or f"{PREFIX}{command.name}").upper()
+    for inner, one in [("", command), *(getattr(command, "commands", None) or {}).items()]:
+        between = f"_{inner}_" if inner else "_"
+        for option in one.params:
+            own = getattr(option, "envvar", None) or []
+            found |= {own} if isinstance(own, str) else set(own)
+            found.add(f"{prefix}{between}{option.name}".upper().replace("-", "_"))
+    return found
+
+
+def _nearest(name: str, command: str, own: Iterable[str]) -> str:
+    rest = name.removeprefix(PREFIX)
+    if rest in _MEANT:
+        return PREFIX + _MEANT[rest]
+    prefix = f"{PREFIX}{command}_".upper().replace("-", "_")
+    if name.startswith(prefix):
+        options = {one.removeprefix(prefix).lower(): one for one in own if one.startswith(prefix)}
+        if found := meant(name.removeprefix(prefix).lower(), options):
+            return options[found]
+    return closest(name, {*own, *OTHERS}, _CLOSE) if len(rest) > 3 else ""

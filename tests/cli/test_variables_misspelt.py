@@ -1,0 +1,47 @@
+"""A variable that is all but one which a command reads is an error: left out, it would be as if it were not set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from corral.cli import variables
+from corral.cli.exits import CommandError
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "found"),
+    [
+        ("request", "CORRAL_REQUEST_NUM_GPUS", "CORRAL_REQUEST_GPUS"),
+        ("devices", "CORRAL_URL", "CORRAL_NATS_URL"),
+        ("devices", "CORRAL_NATS_CREDENTIALS", "CORRAL_NATS_CREDS"),
+        ("process", "CORRAL_MEMROY", "CORRAL_MEMORY"),
+        ("plan", "CORRAL_STREAM_SCALE", "CORRAL_STREAMS_SCALE"),
+        ("devices", "CORRAL_OWNR", "CORRAL_OWNER"),
+    ],
+)
+def test_a_near_miss_is_refused_with_the_one_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch, command: str, name: str, found: str
+) -> None:
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(CommandError, match=f"{name} is set.*did you mean {found}?"):
+        variables.check(command)
+
+
+def test_what_is_somebody_else_s_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("CORRAL_REQUEST_GPUS", "CORRAL_DB", "CORRAL_MEMORY", "CORRAL_NATS_PORT_4222_TCP_ADDR", "CORRAL_TEAM")
+    for name in (*names, "CORRAL_NATS_SERVICE_HOST", "CORRAL_BIN", "CORRAL_ROOT"):
+        monkeypatch.setenv(name, "2")
+    for command in ("request", "devices", "process", "plan", "up", "auth", "nothing"):
+        variables.check(command)
+
+
+def test_every_variable_of_the_documentation_is_known() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
+    words = {word.strip("`,.") for word in page.read_text().split() if word.startswith("`CORRAL_")}
+    named = {word for word in words if word.replace("_", "").isalnum() and word.isupper()}
+    from corral.cli.main import COMMANDS, load
+
+    known = set(variables.OTHERS).union(*(variables.known(load(name)) for name in COMMANDS))
+    assert {"CORRAL_NATS_URL", "CORRAL_DB"} <= named
+    assert named - known == set()
