@@ -63,7 +63,7 @@ def known_since_version_3() -> facts.Facts:
         ),
     ]
     messages = [Incoming(subject, codec.encode(body), at) for at, (subject, body) in enumerate(told, 1)]
-    found = facts.decode(messages, lambda _, __: True, now)
+    found = facts.decode(messages, lambda *_: True, now)
     assert not found.refused
     return found
 

@@ -43,7 +43,7 @@ PART = "CORRAL_PARTITIONS/1"
 def batch(part: lakes.LakePart, sequence: int) -> Batch:
     payload = codec.encode(sample_batch("h1", sequence, devices=3, ticks=2))
     message = Incoming(bus.samples_subject("h1"), payload, sequence)
-    table, _, refused = Decoder(part.series).decode([message], lambda _, __: True, time.time_ns())
+    table, _, refused = Decoder(part.series).decode([message], lambda *_: True, time.time_ns())
     assert not refused
     return Batch(stream=PART, sequence=sequence, samples=table, arrivals=[Arrival("run-h1", sequence, 1)], messages=1)
 
@@ -118,7 +118,7 @@ def test_every_view_answers_as_the_embedded_one_does(lake: lakes.Lake, tmp_path:
     database = Database(tmp_path / "history.duckdb")
     part = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)
     part.resume(PART, "made")
-    found = facts.decode(facts_messages(), lambda _, __: True, time.time_ns())
+    found = facts.decode(facts_messages(), lambda *_: True, time.time_ns())
     assert not found.refused
     for storage in (database, part):
         table = known_samples(storage)  # type: ignore[arg-type]

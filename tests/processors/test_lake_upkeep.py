@@ -36,7 +36,7 @@ def fill(lake: lakes.Lake, days: int = DAYS, times: int = 1) -> None:
             message = sample_batch("h1", sequence + 1, devices=8, ticks=60, start_ns=int(start.timestamp()) * 10**9)
             sequence += 1
             incoming = Incoming(bus.samples_subject("h1"), codec.encode(message), sequence)
-            table, _, refused = Decoder(part.series).decode([incoming], lambda _, __: True, time.time_ns())
+            table, _, refused = Decoder(part.series).decode([incoming], lambda *_: True, time.time_ns())
             assert not refused
             part.commit(Batch(stream=PART, sequence=sequence, samples=table, messages=1))
     part.close()
