@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import math
 import os
 import platform
 import shutil
@@ -34,6 +35,8 @@ LAG_MESSAGES: Final = 1000
 _SHOWN: Final = 5
 FULL: Final = 0.9
 BUCKET_FULL: Final = 0.8
+TELLING: Final = 0.02
+"""Of a stream: less of it tells nothing of its pace."""
 FREE_BYTES: Final = 2 * 2**30
 
 
@@ -215,10 +218,26 @@ async def _bus(client: Client) -> AsyncIterator[Finding]:
                 detail,
                 "it drops its oldest: fine where the processor keeps up (below), else the history gets gaps",
             )
+        elif stream.name == bus.FACTS_STREAM and (days := _days_held(info)) < stream.max_age_seconds / 86400:
+            yield note(
+                f"stream {stream.name}",
+                f"{detail}; at the pace of now it holds {days:.3g} days of the {stream.max_age_seconds / 86400:g} that "
+                "are promised",
+                f"give it more room: `nats stream edit {stream.name} --max-bytes=…`, and renew leases more seldom",
+            )
         else:
             yield ok(f"stream {stream.name}", detail)
         if stream.name == bus.TELEMETRY_STREAM and "ts" in info:
             yield _clock(info["ts"])
+
+
+def _days_held(info: dict[str, Any]) -> float:
+    """For how many days a stream holds what comes at the pace of now; infinite where there is too little to tell."""
+    state, most = info["state"], info["config"]["max_bytes"]
+    if most <= 0 or state["bytes"] < TELLING * most or "ts" not in info:
+        return math.inf
+    seconds = (_time(info["ts"]) - _time(state["first_ts"])).total_seconds()
+    return most / state["bytes"] * max(seconds, 1.0) / 86400
 
 
 def _exposed(client: Client) -> Finding | None:
@@ -245,9 +264,13 @@ async def _stream(client: Client, name: str) -> dict[str, Any] | None:
     return None if "error" in info else info
 
 
-def _clock(text: str) -> Finding:
+def _time(text: str) -> datetime:
     # Nanoseconds are more than Python reads.
-    server = datetime.fromisoformat(text.replace("Z", "+00:00")[:26].split("+")[0]).replace(tzinfo=UTC)
+    return datetime.fromisoformat(text.replace("Z", "+00:00")[:26].split("+")[0]).replace(tzinfo=UTC)
+
+
+def _clock(text: str) -> Finding:
+    server = _time(text)
     apart = (datetime.now(UTC) - server).total_seconds()
     if abs(apart) > CLOCK_SECONDS:
         return problem(

@@ -366,7 +366,7 @@ class Desk:
         )
 
         size = size_of(record.lease)
-        if refused := self._limiter.one_more(
+        if refused := self._limiter.telling(request.owner, time.monotonic()) or self._limiter.one_more(
             request.owner, owners, size, self._store.most_bytes, self._store.used_bytes
         ):
             free(self.fleet, lease_id)

@@ -13,6 +13,7 @@ from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from .fleet.kept import Kept
 from .leases.bucket import FULL_PART, RECORD_PART
 from .leases.owned import Owners
+from .leases.telling import EventBudget
 
 _MOST_OWNERS: Final = 10_000
 """Buckets that are kept: that of the owner who asked longest ago is dropped for a new one."""
@@ -103,10 +104,14 @@ class Limiter:
 
     Args:
         limits: see `Limits`.
+
+    Attributes:
+        events: what each owner has taken of the stream of events.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.events = EventBudget()
         self._buckets = TokenBuckets(limits.requests_per_second, limits.burst)
 
     def size(self, data: bytes) -> Error | None:
@@ -135,6 +140,25 @@ class Limiter:
             message=(
                 f"{owner!r} asks more than {self.limits.requests_per_second:g} times a second: "
                 f"ask again in {after:.3f} s"
+            ),
+            retry_after_seconds=after,
+        )
+
+    def telling(self, owner: str, now: float) -> Error | None:
+        """The refusal of an owner whose leases come and go so often that others' events would not be kept.
+
+        Args:
+            owner: who asks for a lease.
+            now: seconds, by a clock that does not go back.
+        """
+        after = self.events.wait_seconds(owner, now) if self.limits.requests_per_second else 0.0
+        if not after:
+            return None
+        return Error(
+            code="too_many_requests",
+            message=(
+                f"Events of the leases of {owner!r} take a quarter of the stream that keeps everybody's: ask again in "
+                f"{after:.0f} s, for fewer leases that last longer and have fewer labels"
             ),
             retry_after_seconds=after,
         )

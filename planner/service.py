@@ -155,7 +155,7 @@ class Planner:
             bus.heed_cancellation()
             try:
                 await self._store.open()
-                await mend_streams(self._nc.jetstream())
+                self._limiter.events.most_bytes = await mend_streams(self._nc.jetstream())
                 health = await self._store.get(HEALTH)
                 await self._telemetry.start(_health(health.value) if health else None)
                 await self._endpoints.standby()
@@ -292,7 +292,14 @@ class Planner:
         table = await self._take_in(records)
         apply(self.fleet, Drains(drains=drains))
         announcer = self._announcer = Announcer(
-            self._nc, self._store, term, event_key, table.tell, self._vitals.lease_changes
+            self._nc,
+            self._store,
+            term,
+            event_key,
+            table.tell,
+            self._vitals.lease_changes,
+            self._limiter.events,
+            self._vitals.telling,
         )
         await announcer.start()
         healed = await announcer.heal(records, told)

@@ -17,6 +17,7 @@ from .desk import Desk
 from .fleet.fleet import Fleet
 from .leases.leader import Candidate
 from .leases.store import Store
+from .leases.telling import Telling
 from .telemetry import Telemetry
 
 _BOUNDS: Final = {name: instrument.bounds for name, instrument in INSTRUMENTS[ServiceKind.PLANNER].items()}
@@ -33,6 +34,7 @@ class Vitals:
     Attributes:
         requests: by what became of them.
         lease_changes: by kind of event.
+        telling: what was told of them.
         grant_seconds: see the catalogue.
         decision_seconds: likewise.
         loop_lag_seconds: likewise.
@@ -47,6 +49,7 @@ class Vitals:
         self._working = working
         # The loop stands still for both alike.
         working.fork_seconds = beside.fork_seconds
+        self.telling = Telling()
         self.requests: Counter[str] = Counter()
         self.lease_changes: Counter[str] = Counter()
         self.grant_seconds = Histogram(_BOUNDS["grant_seconds"])
@@ -139,6 +142,8 @@ class Vitals:
                 "queue_longest_wait_seconds": max((now - entry.arrived_at for entry in queue or ()), default=0.0),
                 "active_leases": float(desk.ledger.table.active if desk is not None else 0),
                 "lease_changes": self.lease_changes,
+                "event_bytes": float(self.telling.sent_bytes),
+                "renewals_merged": float(self.telling.merged),
                 "write_seconds": store.write_seconds,
                 "write_group": store.write_group,
                 "writes_in_flight": float(store.in_flight),

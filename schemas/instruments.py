@@ -116,6 +116,8 @@ _PLANNER: Final = (
     _gauge("queue_longest_wait_seconds", "How long the one that waits longest has waited."),
     _gauge("active_leases", "Leases that hold something."),
     _counter("lease_changes", "Changes of leases that are durable.", "kind"),
+    _counter("event_bytes", "Bytes of lease events that were published."),
+    _counter("renewals_merged", "Renewals that were not told, since a later one was."),
     _histogram("write_seconds", "From sending a write to the bucket to its acknowledgement.", SECONDS),
     _histogram("write_group", "Writes on their way when one more is sent: what one sync of the disk serves.", SIZES),
     _gauge("writes_in_flight", "Writes whose fate is not known yet."),

@@ -400,10 +400,14 @@ class LeaseEventKind(StrEnum):
 class LeaseEvent(Struct, frozen=True, kw_only=True, tag="lease_event", tag_field="type"):
     """Published on the leases subject, once for each change; JSON.
 
+    Renewals that follow each other within a second are told as one, the last; those of an owner who takes much of the
+    stream more seldom, and always before the end that was told last.
+
     Attributes:
         kind: see `LeaseEventKind`.
         time: when.
-        lease: as it is after the change.
+        lease: as it is after the change, without work items; after its grant also without environment and addresses,
+            and where they are many without labels and, of a renewal, without grants. The planner tells all of it.
         planner: id of the planner.
     """
 

