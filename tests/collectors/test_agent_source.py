@@ -78,7 +78,7 @@ async def run(source: Script, **settings: float) -> dict[str, list]:
     number = 0
     while entry := outbox.take():
         number += 1
-        assert entry.message_id == f"{agent.id}-{number}"
+        assert entry.message_id.endswith(f".{agent.id}-{number}")
         kind = entry.subject.split(".")[2]
         found[kind].append(codec.decode(entry.payload, types[kind]))
     return found
