@@ -20,8 +20,8 @@ from nats.errors import Error as NatsError
 from rich.markup import escape
 
 from ..client import Client, CorralError
+from ..client.environment import local_host
 from ..client.health import ask_health
-from ..client.lease import local_host
 from ..schemas import bus, codec, stored
 from ..schemas.telemetry import AgentReport
 from ..schemas.units import format_bytes

@@ -242,6 +242,18 @@ def _config_may_be_there() -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Errors end as one line on stderr and a documented exit code, never as a traceback."""
+    try:
+        _main(arguments)
+    except SystemExit as end:
+        from . import exports
+
+        if isinstance(end.code, int) and end.code and exports.wanted(arguments):
+            # A script evaluates what stands here, and shall not go on as if it had a lease.
+            typer.echo(exports.failed(end.code), nl=False)
+        raise
+
+
+def _main(arguments: list[str] | None) -> None:
     for name, value in list(os.environ.items()):
         # Kubernetes tells every pod of a service `corral-dashboard` by CORRAL_DASHBOARD_PORT: that is no option.
         if name.startswith("CORRAL_") and value.startswith("tcp://"):

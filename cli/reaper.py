@@ -36,7 +36,7 @@ else:
 LOOK_SECONDS: Final = 1.0
 """It looks so often whether `corral run` is stopped, and for what names the lease without descending from here."""
 SCAN_SECONDS: Final = 0.05
-UNKILLABLE_SECONDS: Final = 1.0
+UNKILLABLE_SECONDS: Final = 3.0
 """What is there so long after SIGKILL is told: it is another user's, or stuck in the kernel."""
 GIVE_UP_SECONDS: Final = 60.0
 """It waits no longer for what can't be killed where nobody is there any more to be told."""

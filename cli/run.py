@@ -12,14 +12,16 @@ from typing import Annotated
 
 import typer
 
-from ..client import Client, OnOutage, Rejected
-from ..client.lease import HeldLease, environment_for, local_host
+from ..client import OnOutage, Rejected
+from ..client.environment import environment_for, placed_here
+from ..client.lease import HeldLease
 from ..client.request import RequestFields
 from ..schemas import units
 from . import exits, render
 from .asking import asking
 from .children import Child, NotStarted
 from .held import start_in_time, telling_outages
+from .here import explain_host, say_elsewhere
 from .job_control import HARMLESS, Interrupted, Signals, Terminal
 from .options import NatsUrl, connected, console, say
 from .remote import Remote
@@ -115,11 +117,7 @@ def _hold(
         seconds = units.parse_seconds(grace)
     except ValueError as error:
         raise exits.CommandError(str(error), exits.USAGE) from None
-    hosts = fields.get("hosts")
-    if not hosts:
-        fields["hosts"] = [local_host()]
-    elif list(hosts) == ["any"]:
-        fields.pop("hosts")
+    fields = placed_here(fields)
     fields.setdefault("ttl", DEFAULT_TTL)
     fields.setdefault("name", os.path.basename(command[0]) if command else "shell")
     return asyncio.run(_held(command, fields, seconds, via, quiet, on_outage, nats))
@@ -170,7 +168,7 @@ async def _granted(
             context = client.lease(on_lost=lambda _: lost.set(), on_wait=on_wait, on_outage=on_outage, **fields)
             return await stack.enter_async_context(context)
         except Rejected as rejected:
-            await _explain_host(client, fields)
+            await explain_host(client, fields)
             for line in render.rejection_lines(rejected.rejection):
                 console(stderr=True).print(line)
             return None
@@ -268,7 +266,9 @@ async def _child(
     """Run the command to its end, or to the end of its lease."""
     remote = None if via is None else _remote(held, via)
     words, environment = list(command), os.environ | held.environment
-    if remote is not None:
+    if remote is None:
+        say_elsewhere(held.lease)
+    else:
         # The connection itself does not work under the lease: it must outlive what the lease's work is told.
         environment = {name: value for name, value in os.environ.items() if name != "CORRAL_LEASE"}
         words = remote.start(command, environment_for(held.lease, remote.host), held.lease_id, grace)
@@ -296,13 +296,3 @@ async def _child(
         code = await running.until_the_end(lost, grace)
     terminal.take_back(settings=code < 0)
     return code if code >= 0 else 128 - code
-
-
-async def _explain_host(client: Client, fields: RequestFields) -> None:
-    """A rejection on a machine that the fleet does not know has one likely reason: say it."""
-    mine = local_host()
-    if list(fields.get("hosts", ())) == [mine] and not (await client.fleet(hosts=[mine])).devices:
-        say(
-            f"corral: this host ({mine}) has no devices in the fleet; is `corral collect` running here? "
-            "--host any takes devices of any host (--via ssh starts the command there)"
-        )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import AsyncExitStack
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from ..client import Ended, InvalidRequest, Rejected, errors
-from ..client.lease import environment_for
+from ..client import Client, Ended, InvalidRequest, Rejected, errors
+from ..client.environment import placed_here
 from ..client.request import RequestFields
 from ..schemas import operations, requests, units
 from . import everywhere, exits, render
 from .asking import asking
+from .exports import exported
+from .here import explain_host, say_elsewhere
+from .job_control import Interrupted, Signals
 from .options import AsJson, NatsUrl, Owner, Timeout, connected, console, print_json, run, say
 from .waiting import waiting_line
 
@@ -31,6 +35,8 @@ def request(
     """Request GPUs; print the assignment, or the reasons why not (exit code 4; 5 where --request-id has had its lease).
 
     The lease ends after --ttl unless it is renewed: `corral run` does that for you, as does the Python client.
+    With --export, GPUs of this host are taken unless --host says otherwise ('--host any' for all), and where none are
+    granted what is printed makes `eval` fail, with no GPU visible.
 
     Examples:
       corral request --gpus 2 --memory 20GiB
@@ -40,13 +46,34 @@ def request(
       eval "$(corral request --gpus 1 --export)"
     """
 
+    asked = placed_here(fields) if export else fields
+
+    async def ask(client: Client) -> requests.Assignment:
+        with waiting_line() as on_wait:
+            try:
+                return await client.request(on_wait=on_wait, **asked)
+            except Rejected:
+                await explain_host(client, asked)
+                raise
+
     async def work() -> requests.Assignment:
-        async with connected(nats, owner=fields.get("owner"), timeout=timeout) as client:
-            with waiting_line() as on_wait:
-                return await client.request(on_wait=on_wait, **fields)
+        with Signals() as signals:
+            async with AsyncExitStack() as stack:
+                opening = connected(nats, owner=fields.get("owner"), timeout=timeout)
+                client = await signals.unless_interrupted(stack.enter_async_context(opening))
+                assignment = await signals.unless_interrupted(ask(client))
+                try:
+                    signals.check()
+                except Interrupted:
+                    # It was granted in the same moment.
+                    await client.release(assignment.lease.lease_id, owner=assignment.lease.owner)
+                    raise
+                return assignment
 
     try:
         assignment = run(work())
+    except Interrupted as interrupted:
+        raise typer.Exit(interrupted.code) from None
     except Rejected as rejected:
         if json:
             print_json(rejected.rejection)
@@ -64,15 +91,10 @@ def request(
     if json:
         print_json(assignment)
     elif export:
-        print_exports(assignment.lease)
+        say_elsewhere(assignment.lease)
+        typer.echo(exported(assignment.lease), nl=False)
     else:
         print_assignment(assignment.lease, fields.get("owner"))
-
-
-def print_exports(lease: requests.Lease) -> None:
-    """Shell commands that set a lease's environment."""
-    for name, value in environment_for(lease).items():
-        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 def print_assignment(lease: requests.Lease, owner: str | None = None) -> None:

@@ -26,6 +26,7 @@ from . import streams
 from .calls import RETRY_SECONDS, Calls, Waiting
 from .confirmed import Granted, confirmed
 from .contexts import way
+from .environment import placed_here
 from .errors import CorralError, InvalidRequest, NoService, QueryFailed, Refused, Rejected, TimedOut, Unavailable
 from .lease import LeaseContext, Lost, OnOutage
 from .line import Line
@@ -214,14 +215,15 @@ class Client(Calls):
             on_lost: called with the `LeaseLost` if the lease ends too early; without it the block is cancelled and
                 the `LeaseLost` raised from it.
             on_wait: as in `request`.
-            set_environment: set `CUDA_VISIBLE_DEVICES` and `CORRAL_LEASE` in this process for the block.
+            set_environment: set `CUDA_VISIBLE_DEVICES`, its like and `CORRAL_LEASE` in this process for the block.
+                GPUs of this host are taken unless `hosts` says otherwise (`"any"` for all).
             on_outage: `continue`, where bus and planner can't be reached, until a planner says that the lease has
                 ended; or `stop`, once the lease could not be renewed in its time.
             fields: as in `request`.
         """
         return LeaseContext(
             self,
-            work_request(self.owner, fields),
+            work_request(self.owner, placed_here(fields) if set_environment else fields),
             on_lost=on_lost,
             on_wait=on_wait,
             set_environment=set_environment,

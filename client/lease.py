@@ -6,18 +6,17 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import os
-import socket
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from ..schemas import bus, codec, requests
+from ..schemas import codec, requests
 from ..schemas.elapsed import elapsed_seconds
 from ..schemas.holders import own_name
+from .environment import environment_for, environment_set
 from .errors import CorralError, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
 from .holder import check_no_other_holds, held_by_this_process
 from .notebook import lease_html
@@ -109,8 +108,12 @@ class HeldLease:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What to set for the work on this host (or on the only host that was granted)."""
+        """What to set for the work on this host. Where the lease holds no GPU here, none is visible."""
         return environment_for(self.lease)
+
+    def environment_of(self, host: str) -> dict[str, str]:
+        """What to set for the work on another host."""
+        return environment_for(self.lease, host)
 
     @property
     def unconfirmed_seconds(self) -> float:
@@ -292,7 +295,7 @@ class LeaseContext:
         self._held = held
         self._body, self._cancelled = asyncio.current_task(), False
         if self._set_environment:
-            self._exit.enter_context(environment_set(held.environment))
+            self._exit.enter_context(environment_set(held.lease))
         held.start()
         return held
 
@@ -393,33 +396,3 @@ def held_here(request: requests.WorkRequest) -> requests.WorkRequest:
     """The request, with this process as the holder: what it does itself, and its children, count as work under the
     lease, though a variable that is set in a running process can't be seen from outside."""
     return request if request.holder else replace(request, holder=own_name())
-
-
-def environment_for(lease: requests.Lease, host: str | None = None) -> dict[str, str]:
-    """The environment that a lease wants on a host: this one by default, or the only one granted."""
-    host = host or local_host()
-    if host in lease.environment:
-        return dict(lease.environment[host])
-    if len(lease.environment) == 1:
-        return dict(next(iter(lease.environment.values())))
-    return {"CORRAL_LEASE": lease.lease_id}
-
-
-def local_host() -> str:
-    """This host's name as collectors write it."""
-    return bus.host_token(os.environ.get("CORRAL_HOST") or socket.gethostname())
-
-
-@contextlib.contextmanager
-def environment_set(values: dict[str, str]) -> Generator[None]:
-    """Set environment variables, and put back what was there."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -17,6 +17,8 @@ from ..schemas.requests import Distribution, Method, Placement, WeightBy, WorkIt
 from .errors import InvalidRequest
 
 OWNER_VARIABLE: Final = "CORRAL_OWNER"
+ANY_HOST: Final = "any"
+"""In place of hosts: all of them, also where this host would be meant otherwise."""
 _DISTRIBUTION: Final = ("items", "method", "weight_by", "memory_per_item_bytes", "max_items_per_device")
 
 
@@ -114,6 +116,8 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
         if name in given:
             value = given.pop(name)
             body[name] = [value] if isinstance(value, str) else list(value)
+    if body.get("hosts") == [ANY_HOST]:
+        del body["hosts"]
     described = [name for name in _DISTRIBUTION if name in given]
     if described:
         if "distribution" in given or "items" not in given:

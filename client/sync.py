@@ -14,8 +14,9 @@ from ..schemas import operations, requests
 from ..schemas.metrics import DeviceSample
 from ..schemas.query import ProcessorStatus, ResultFormat
 from .aio import Client, Waiting, connect
+from .environment import environment_set, placed_here
 from .errors import LeaseLost
-from .lease import HeldLease, Lost, OnOutage, environment_set, hold
+from .lease import HeldLease, Lost, OnOutage, hold
 from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult
@@ -158,11 +159,12 @@ class SyncClient:
             on_lost: called with the `LeaseLost`, on the client's thread, if the lease ends too early. Without it the
                 end of the block raises it; `lease.check()` does so earlier.
             on_wait: as in `request`.
-            set_environment: set `CUDA_VISIBLE_DEVICES` and `CORRAL_LEASE` in this process for the block.
+            set_environment: set `CUDA_VISIBLE_DEVICES`, its like and `CORRAL_LEASE` in this process for the block.
+                GPUs of this host are taken unless `hosts` says otherwise (`"any"` for all).
             on_outage: as in `Client.lease`.
             fields: as in `request`.
         """
-        request = work_request(self._client.owner, fields)
+        request = work_request(self._client.owner, placed_here(fields) if set_environment else fields)
         return SyncLeaseContext(
             lambda: (self, False), lambda _: request, on_lost, on_wait, set_environment, OnOutage(on_outage)
         )
@@ -338,7 +340,7 @@ class SyncLeaseContext:
             raise
         self._held = held
         if self._set_environment:
-            self._environment = environment_set(held.environment)
+            self._environment = environment_set(held.lease)
             self._environment.__enter__()
         return held
 
@@ -394,7 +396,7 @@ def lease(
     """
     return SyncLeaseContext(
         lambda: (SyncClient(url), True),
-        lambda client: work_request(client.owner, fields),
+        lambda client: work_request(client.owner, placed_here(fields) if set_environment else fields),
         on_lost,
         on_wait,
         set_environment,

@@ -20,7 +20,7 @@ def commands(held: HeldLease, script: list[str], *, address: str, port: int) -> 
     gpus = Counter(grant.host for grant in held.grants)
     started: dict[str, list[str]] = {}
     for rank, host in enumerate(held.hosts):
-        environment = [f"{name}={value}" for name, value in held.lease.environment[host].items()]
+        environment = [f"{name}={value}" for name, value in held.environment_of(host).items()]
         started[host] = [
             *("env", *environment, "python3" if address == held.hosts[0] else sys.executable),
             *("-m", "torch.distributed.run", "--nnodes", str(len(held.hosts)), "--node-rank", str(rank)),

@@ -13,7 +13,7 @@ def main() -> None:
     arguments.add_argument("--gpus", type=int, default=1)
     arguments.add_argument("--memory", default="8GiB", help="free memory on each GPU")
     arguments.add_argument("--wait", default="10m", help="in line for so long")
-    arguments.add_argument("--host", help="this machine's name in the fleet; any host without it")
+    arguments.add_argument("--host", help="this machine's name in the fleet if it has another; 'any' for all")
     arguments.add_argument("--steps", type=int, default=200)
     wanted = arguments.parse_args()
 

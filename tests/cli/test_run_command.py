@@ -15,7 +15,7 @@ def start(
     cluster: LocalCluster, *arguments: str, output: Path | None = None, before: Sequence[str] = (), **values: str
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*before, *CORRAL, "run", "--host", "any", *arguments],
+        [*before, *CORRAL, "run", *([] if "--host" in arguments else ["--host", "any"]), *arguments],
         env=environment(CORRAL_NATS_URL=cluster.url, **values),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if output is None else output.open("w"),
@@ -30,7 +30,9 @@ def leases(cluster: LocalCluster, name: str) -> list[str]:
 
 def test_the_command_sees_its_devices_and_its_code_comes_back(cluster: LocalCluster) -> None:
     script = 'echo "$CUDA_VISIBLE_DEVICES$ROCR_VISIBLE_DEVICES"; echo "$CORRAL_LEASE"; exit 41'
-    process = start(cluster, "--gpus", "2", "--name", "env", "--", "sh", "-c", script)
+    process = start(
+        cluster, "--gpus", "2", "--name", "env", "--host", "sim-0001", "--", "sh", "-c", script, CORRAL_HOST="sim-0001"
+    )
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 41
     devices, lease = out.split()

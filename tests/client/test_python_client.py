@@ -45,7 +45,9 @@ async def test_a_lease_is_renewed_while_it_is_held_and_released_after(cluster: L
     async with connect(cluster.url, owner="pythonist") as client:
         async with client.lease(gpus=2, memory="8GiB", ttl=1, name="block") as held:
             assert len(held.devices) == 2
-            assert set(held.environment["CUDA_VISIBLE_DEVICES"].split(",")) == set(held.devices)
+            there = held.environment_of(held.hosts[0])
+            assert set(there["CUDA_VISIBLE_DEVICES"].split(",")) == set(held.devices)
+            assert held.environment["CUDA_VISIBLE_DEVICES"] == ""  # this is none of the fleet's hosts
             await asyncio.sleep(1.6)
             assert await states(client, held.lease_id) == [LeaseState.ACTIVE]
             held.check()
@@ -88,7 +90,8 @@ async def test_whoever_wants_to_be_called_is_called_and_goes_on(cluster: LocalCl
         assert held.lost is lost
 
 
-async def test_a_coroutine_function_can_be_decorated(cluster: LocalCluster) -> None:
+async def test_a_coroutine_function_can_be_decorated(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORRAL_HOST", "sim-0001")
     async with connect(cluster.url) as client:
 
         @client.lease(gpus=1, set_environment=True)
@@ -105,6 +108,7 @@ async def test_a_coroutine_function_can_be_decorated(cluster: LocalCluster) -> N
 
 def test_the_same_without_asyncio(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORRAL_NATS_URL", cluster.url)
+    monkeypatch.setenv("CORRAL_HOST", "sim-0001")
     with SyncClient(cluster.url) as client:
         with lease(gpus=1, ttl=1, set_environment=True, name="sync") as held:
             assert os.environ["CORRAL_LEASE"] == held.lease_id

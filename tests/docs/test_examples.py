@@ -87,7 +87,7 @@ def test_torchrun_is_started_once_a_host_with_the_gpus_of_that_host(cluster: Loc
 
 @torch
 def test_training_on_a_lease(cluster: LocalCluster) -> None:
-    printed = run(cluster, sys.executable, "train.py", "--steps", "50")
+    printed = run(cluster, sys.executable, "train.py", "--steps", "50", "--host", "any")
     assert "loss" in printed
 
 
