@@ -63,7 +63,7 @@ class Client(Calls):
         patience: float = 2.0,
         owned_subjects: bool | None = None,
     ) -> None:
-        self.nc = nc
+        super().__init__(nc)
         self.identity = identity_of(nc)
         self.owner = owner or default_owner(self.identity.owner)
         self.timeout = timeout
@@ -92,6 +92,8 @@ class Client(Calls):
 
     async def close(self) -> None:
         """Close the connection: what still waits is withdrawn, leases stay until they are released or end."""
+        if self.forked:
+            return
         # While the server is away nats-py fails in several ways, and it is closed all the same.
         with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
             await self._soon_taken_back(*self._asked.values())

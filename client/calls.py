@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Generator
 from typing import Final, TypeVar
 
@@ -13,7 +14,7 @@ from nats.aio.msg import Msg
 from ..schemas import bus, codec, operations, requests
 from ..schemas.permitted import NotAllowed
 from ..schemas.permitted import request as ask
-from .errors import CorralError, NoService, Refused, TimedOut, Unavailable, error_of
+from .errors import CorralError, Forked, NoService, Refused, TimedOut, Unavailable, error_of
 
 T = TypeVar("T")
 
@@ -28,17 +29,39 @@ _LOOK_SECONDS: Final = 0.25
 class Calls:
     """Questions over a connection.
 
-    Attributes:
+    Args:
         nc: the connection.
+
+    Attributes:
         timeout: seconds to wait for an answer.
         patience: seconds to wait for a service that is not there (one that restarts, say).
     """
 
-    nc: nats.aio.client.Client
     timeout: float
     patience: float
 
+    def __init__(self, nc: nats.aio.client.Client) -> None:
+        self._nc = nc
+        self._made_in = os.getpid()
+
+    @property
+    def nc(self) -> nats.aio.client.Client:
+        """The connection.
+
+        Raises:
+            Forked: it is the parent's: what is written here would be mixed into what that says.
+        """
+        if self.forked:
+            raise Forked(self._made_in)
+        return self._nc
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that made the connection."""
+        return os.getpid() != self._made_in
+
     def _patiently(self) -> Generator[Callable[[], bool]]:
+        _ = self.nc  # before all else: a fork has no running loop either
         loop = asyncio.get_running_loop()
         end = loop.time() + self.patience
         while True:

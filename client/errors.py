@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from ..schemas.requests import Error, Reason, Rejection, RejectionCode
@@ -107,6 +108,17 @@ class TooManyRequests(ServiceError):
 
 class QueryFailed(ServiceError):
     """The statement is wrong (`code` is `invalid`), not allowed (`refused`), too large, or was cancelled."""
+
+
+class Forked(CorralError, RuntimeError):
+    """A client, or a lease that it holds, was used in a fork of the process that made it: its connection is the
+    parent's, and so is the thread that would answer."""
+
+    def __init__(self, made_in: int) -> None:
+        super().__init__(
+            f"this client belongs to process {made_in}, of which this one (pid {os.getpid()}) is a fork, and can't be "
+            "used here: make a client in the child, or start children by 'spawn' instead of 'fork'"
+        )
 
 
 class LeaseLost(CorralError):

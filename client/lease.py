@@ -17,7 +17,7 @@ from ..schemas import codec, requests
 from ..schemas.elapsed import elapsed_seconds
 from ..schemas.holders import own_name
 from .environment import environment_for, environment_set
-from .errors import CorralError, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
+from .errors import CorralError, Forked, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
 from .holder import check_no_other_holds, held_by_this_process
 from .notebook import lease_html
 
@@ -130,7 +130,12 @@ class HeldLease:
         return lease_html(self.lease)
 
     def check(self) -> None:
-        """Raise `LeaseLost` if the lease has ended; cheap enough to call between steps."""
+        """Raise `LeaseLost` if the lease has ended; cheap enough to call between steps.
+
+        Raises:
+            Forked: this is a fork of the process that holds the lease: nothing is heard of it here.
+        """
+        _ = self.client.nc
         if self.lost is not None:
             raise self.lost
 
@@ -140,8 +145,8 @@ class HeldLease:
         self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._listen())]
 
     async def release(self) -> None:
-        """Stop renewing and give the lease back, unless it has ended by itself."""
-        if self._released:
+        """Stop renewing and give the lease back, unless it has ended by itself; in a fork of the holder do nothing."""
+        if self._released or self.client.forked:
             return
         self._released = True
         held_by_this_process.discard(self.lease_id)
@@ -257,7 +262,7 @@ class HeldLease:
 
         It is a hint: whoever may read stored events can have one delivered here, so the planner is asked.
         """
-        with contextlib.suppress(Unavailable):
+        with contextlib.suppress(Unavailable, Forked):
             async for event in self.client.lease_events(lease_id=self.lease_id):
                 if event.kind in _ENDS or event.kind is requests.LeaseEventKind.EXPIRING:
                     self._end_told.set()
@@ -306,6 +311,8 @@ class LeaseContext:
         assert held is not None
         self._body, body = None, self._body
         await self._exit.aclose()
+        if self._client.forked:
+            return
         await asyncio.shield(held.release())
         if held.lost is None or self._on_lost is not None:
             return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
@@ -15,7 +17,7 @@ from ..schemas.metrics import DeviceSample
 from ..schemas.query import ProcessorStatus, ResultFormat
 from .aio import Client, Waiting, connect
 from .environment import environment_set, placed_here
-from .errors import LeaseLost
+from .errors import Forked, LeaseLost
 from .lease import HeldLease, Lost, OnOutage, hold
 from .notebook import DeviceList
 from .request import RequestFields, work_request
@@ -31,20 +33,36 @@ class _Loop:
     """An event loop in a daemon thread."""
 
     def __init__(self) -> None:
+        self._made_in = os.getpid()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="corral-client", daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and wait; Ctrl-C cancels it, and waits a moment for what it still has to say."""
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one whose thread runs the loop."""
+        return os.getpid() != self._made_in
+
+    def run(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Coroutine[Any, Any, object]] | None = None) -> T:
+        """Run a coroutine there and wait; Ctrl-C cancels it, and waits a moment for what it still has to say.
+
+        Args:
+            work: the coroutine.
+            undo: takes back what it has made, where Ctrl-C comes in the same moment.
+        """
+        if self.forked:
+            work.close()
+            raise Forked(self._made_in)
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("a callback of the client can't call the client: hand the work to another thread")
         ended = threading.Event()
+        made: list[T] = []
 
         async def told() -> T:
             try:
-                return await work
+                made.append(await work)
+                return made[0]
             finally:
                 ended.set()
 
@@ -54,6 +72,9 @@ class _Loop:
         except BaseException:
             if future.cancel():
                 ended.wait(_ENDING_SECONDS)
+            if made and undo is not None:
+                with contextlib.suppress(Exception):
+                    asyncio.run_coroutine_threadsafe(undo(made[0]), self.loop).result(_ENDING_SECONDS)
             raise
 
     def stop(self) -> None:
@@ -129,16 +150,21 @@ class SyncClient:
         """Close the connection and end the thread."""
         if not self._closed:
             self._closed = True
+            if self._loop.forked:
+                return
             self._loop.run(self._client.close())
             self._loop.stop()
 
     def request(self, *, on_wait: Waiting | None = None, **fields: Unpack[RequestFields]) -> requests.Assignment:
         """See `Client.request`."""
-        return self._loop.run(self._client.request(on_wait=on_wait, **fields))
+        return self._loop.run(self._client.request(on_wait=on_wait, **fields), undo=self._given_back)
 
     def submit(self, request: requests.WorkRequest, *, on_wait: Waiting | None = None) -> requests.Assignment:
         """See `Client.submit`."""
-        return self._loop.run(self._client.submit(request, on_wait=on_wait))
+        return self._loop.run(self._client.submit(request, on_wait=on_wait), undo=self._given_back)
+
+    async def _given_back(self, assignment: requests.Assignment) -> None:
+        await self._client.release(assignment.lease.lease_id, owner=assignment.lease.owner)
 
     def withdraw(self, request_id: str, *, owner: str | None = None) -> requests.Rejection | requests.Assignment:
         """See `Client.withdraw`."""
@@ -282,7 +308,7 @@ class SyncClient:
             lease.start()
             return lease
 
-        return self._loop.run(held())
+        return self._loop.run(held(), undo=lambda lease: lease.release())
 
     def let_go(self, held: HeldLease) -> None:
         """Stop renewing a lease from `hold` and release it."""
@@ -300,7 +326,7 @@ class SyncClient:
                     return
         finally:
             close = getattr(source, "aclose", None)
-            if close is not None and not self._closed:
+            if close is not None and not self._closed and not self._loop.forked:
                 self._loop.run(close())
 
 
@@ -352,6 +378,8 @@ class SyncLeaseContext:
         if self._environment is not None:
             self._environment.__exit__(None, None, None)
             self._environment = None
+        if self._held.client.forked:
+            return
         try:
             self._client.let_go(self._held)
         finally:
