@@ -4,9 +4,9 @@ It stands still while nobody could renew: the bus or the planner was away, anoth
 process or its machine slept, or the clock on the wall moved by itself (as it does where a virtual machine was paused).
 The bucket keeps it, so that it goes on in the next term, on whatever machine that runs.
 
-An outage also counts for what it takes from a holder, who tries again each tenth of its lease's time to live. Where it
-was longer than that, the lease has a whole time to live from its end on; where it was shorter, the lease has what it
-had left before.
+An outage also counts for what it takes from a holder, who tries again each tenth of its lease's time to live, and each
+10 s at least. Where it was longer than that, the lease has a whole time to live from its end on; where it was shorter,
+the lease has what it had left before, so that a planner's restart does not double the life of one of a day.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Final
 from msgspec import Struct
 
 LONG_FRACTION: Final = 0.1
-"""An outage of this part of a lease's time to live gives it a whole one; a holder's tries are so far apart."""
+LONG_SECONDS: Final = 10.0
+"""An outage of this part of a lease's time to live, or of so long, gives it a whole one: the pause between a holder's
+tries is no longer (`client/lease.py`)."""
 UNKNOWN_SECONDS: Final = 365 * 86400.0
 """Of an outage that may have been of any length."""
 _LONGEST_LIFE_SECONDS: Final = 30 * 86400.0
@@ -61,9 +63,14 @@ def ends_at(extended_at: float, life_seconds: float, outages: Sequence[Outage]) 
     for outage in reversed(outages):
         if outage.at < extended_at:
             break
-        if outage.seconds >= life_seconds * LONG_FRACTION:
+        if outage.seconds >= long_for(life_seconds):
             return outage.at + life_seconds
     return extended_at + life_seconds
+
+
+def long_for(life_seconds: float) -> float:
+    """Seconds from which on an outage gives a lease of some time to live a whole one."""
+    return min(life_seconds * LONG_FRACTION, LONG_SECONDS)
 
 
 def with_outage(outages: Sequence[Outage], outage: Outage) -> list[Outage]:
@@ -75,10 +82,14 @@ def with_outage(outages: Sequence[Outage], outage: Outage) -> list[Outage]:
     kept = [
         other
         for other in outages
-        if other.seconds > outage.seconds
-        and other.at + min(other.seconds / LONG_FRACTION, _LONGEST_LIFE_SECONDS) > outage.at
+        if other.seconds > outage.seconds and outage.seconds < LONG_SECONDS and other.at + _longest(other) > outage.at
     ]
     return [*kept, outage]
+
+
+def _longest(outage: Outage) -> float:
+    """The longest time to live of leases that an outage is long for, seconds."""
+    return outage.seconds / LONG_FRACTION if outage.seconds < LONG_SECONDS else _LONGEST_LIFE_SECONDS
 
 
 class ServiceTime:

@@ -8,12 +8,12 @@ from corral.planner.leases import leases
 from corral.planner.leases.leases import LeaseRecord, LeaseTable
 from corral.planner.leases.resumed import outage_seconds, resumed
 from corral.planner.leases.service_time import (
-    LONG_FRACTION,
     UNKNOWN_SECONDS,
     Outage,
     Service,
     ServiceTime,
     ends_at,
+    long_for,
     with_outage,
 )
 from corral.planner.leases.store import Entry
@@ -97,7 +97,7 @@ def test_a_lease_has_a_whole_life_after_each_outage_and_ends_when_nobody_renews_
             since_outage += min(seconds, ttl)
         else:
             world.go_through(what, seconds)
-            if what != "set back" and seconds >= max(ttl * LONG_FRACTION, 1.2):
+            if what != "set back" and seconds >= max(long_for(ttl), 1.2):
                 since_outage = 0.0
         if world.now() >= ends_at(granted_at, ttl, world.time.outages):
             assert served >= ttl - 1e-6, "it ended before its time in which it could be renewed was over"
@@ -122,7 +122,7 @@ def test_outages_that_are_left_out_make_no_difference(gaps: list[tuple[float, fl
     for outage in whole:
         if outage.at >= extended and outage.at >= ends:
             return  # it has ended before
-        if outage.at >= extended and outage.seconds >= life * LONG_FRACTION:
+        if outage.at >= extended and outage.seconds >= long_for(life):
             ends = outage.at + life
     assert ends_at(extended, life, kept) == ends_at(extended, life, whole) == ends
 
@@ -131,11 +131,11 @@ def test_what_is_due_waits_for_an_outage_that_came_after() -> None:
     table = LeaseTable([record(10.0, 0.0, "unrenewed"), record(1000.0, 0.0, "long")])
     assert [one.lease.lease_id for one in table.due(8.0)] == ["unrenewed"]
     table.put(leases.warn(record(10.0, 0.0, "unrenewed"), START, "p"))
-    outages = [Outage(9.0, 30.0)]
+    outages = [Outage(9.0, 5.0)]
     assert table.due(10.5, outages) == []
     assert table.due(18.9, outages) == []
     assert [one.lease.lease_id for one in table.due(19.0, outages)] == ["unrenewed"]
-    assert table.next_due() == 800.0, "thirty seconds are no outage to one that lives for a quarter of an hour"
+    assert table.next_due() == 800.0, "five seconds are no outage to one that lives for a quarter of an hour"
 
 
 def test_a_takeover_compares_no_clocks_of_planners() -> None:
