@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from corral.cli.children import Child, NotStarted, TooLate
+from corral.cli.remote import Remote
 from corral.client import processes
 from local_cluster import alive, wait_for
 
@@ -30,6 +31,7 @@ env -i "PATH=$PATH" sh -c "$stubborn" - "$1/bare" &
 sh -c 'echo $$ > "$1.new"; mv "$1.new" "$1"; kill -STOP $$; sleep 60' - "$1/stopped" &
 """
 KINDS = ("background", "session", "daemon", "bare", "bare-daemon", "stopped")
+READY = f'while [ "$(ls "$1" | grep -vc new)" -lt {len(KINDS)} ]; do sleep 0.05; done\n'
 
 
 class Run:
@@ -79,8 +81,7 @@ def stranger(*words: str, **values: str) -> Iterator[subprocess.Popen[bytes]]:
 async def test_all_that_a_command_has_started_ends_with_it(tmp_path: Path, end: str) -> None:
     run = Run()
     last = {"by itself": "exit 3", "by SIGKILL": "kill -9 $$"}.get(end, "wait; wait; sleep 60")
-    ready = f'while [ "$(ls "$1" | grep -vc new)" -lt {len(KINDS)} ]; do sleep 0.05; done\n'
-    child = await run.start("sh", "-c", LEAVING + ready + last, "-", str(tmp_path))
+    child = await run.start("sh", "-c", LEAVING + READY + last, "-", str(tmp_path))
     found = await asyncio.to_thread(pids, tmp_path)
     if end == "told":
         child.signal(signal.SIGTERM)
@@ -91,6 +92,52 @@ async def test_all_that_a_command_has_started_ends_with_it(tmp_path: Path, end: 
     assert code == {"by itself": 3, "by SIGKILL": -9}.get(end, -15)
     assert not any(alive(pid) for pid in found), dict(zip(KINDS, map(alive, found), strict=True))
     assert end == "lease lost" or "the command has left" in run.said[0]
+
+
+@pytest.mark.parametrize("end", ["by itself", "by SIGKILL", "told", "shell killed", "connection killed"])
+def test_what_a_command_on_another_host_has_left_ends_before_its_connection(tmp_path: Path, end: str) -> None:
+    lease_id = uuid.uuid4().hex
+    # A session of its own is what sshd gives a command. Nothing there finds what has left both it and the environment.
+    there = Remote("setsid -w sh -c", "node-7", "node-7", terminal=False)
+    last = {"by itself": "exit 3", "by SIGKILL": "kill -9 $$"}.get(end, "wait; wait; sleep 60")
+    out, shell = tmp_path / "out", tmp_path / "shell"
+    folder = tmp_path / "pids"
+    folder.mkdir()
+    command = ["sh", "-c", f"echo $PPID > {shell}; " + LEAVING + READY + last, "-", str(folder)]
+    # Into a file: what keeps a pipe of the connection open holds that, and the lease.
+    with out.open("wb") as file:
+        words = there.start(command, {"CORRAL_LEASE": lease_id}, lease_id, 0)
+        connection = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    found = dict(zip(KINDS, pids(folder), strict=True))
+    try:
+        if end == "told":
+            subprocess.run(there.tell(lease_id, "TERM"), check=False)
+        elif end == "shell killed":
+            os.kill(int(shell.read_text()), signal.SIGKILL)
+        elif end == "connection killed":
+            connection.kill()
+        connection.wait(30)
+        wait_for(lambda: [name for name, pid in found.items() if alive(pid)] == ["bare-daemon"])
+        if end in ("by itself", "by SIGKILL", "told"):
+            assert connection.returncode == {"by itself": 3, "by SIGKILL": 137, "told": 143}[end]
+            assert "the command has left pid " in out.read_text()
+    finally:
+        for pid in found.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_command_on_another_host_that_leaves_nothing_of_its_own_says_nothing() -> None:
+    there = Remote("setsid -w sh -c", "node-7", "node-7", terminal=False)
+    script = "CORRAL_LEASE=another sleep 60 >&- 2>&- & echo $!; sleep 0.3 & exit 4"
+    done = subprocess.run(
+        there.start(["sh", "-c", script], {}, uuid.uuid4().hex, 0), capture_output=True, text=True, check=False
+    )
+    other = int(done.stdout)
+    try:
+        assert (done.returncode, done.stderr, alive(other)) == (4, "", True)
+    finally:
+        os.kill(other, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("victim", ["corral", "reaper"])
