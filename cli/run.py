@@ -165,7 +165,10 @@ async def _granted(
     client = await stack.enter_async_context(connected(nats, owner=fields.get("owner")))
     with waiting_line(quiet) as on_wait:
         try:
-            context = client.lease(on_lost=lambda _: lost.set(), on_wait=on_wait, on_outage=on_outage, **fields)
+            # The reaper has waited for all that the command has left.
+            context = client.lease(
+                on_lost=lambda _: lost.set(), on_wait=on_wait, on_outage=on_outage, children_grace=0.0, **fields
+            )
             return await stack.enter_async_context(context)
         except Rejected as rejected:
             await explain_host(client, fields)

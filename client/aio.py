@@ -29,6 +29,7 @@ from .contexts import way
 from .environment import placed_here
 from .errors import CorralError, InvalidRequest, NoService, QueryFailed, Refused, Rejected, TimedOut, Unavailable
 from .lease import LeaseContext, Lost, OnOutage
+from .leftovers import CHILDREN_GRACE_SECONDS
 from .line import Line
 from .notebook import DeviceList
 from .paging import all_devices, all_leases
@@ -207,6 +208,7 @@ class Client(Calls):
         on_wait: Waiting | None = None,
         set_environment: bool = False,
         on_outage: OnOutage | str = OnOutage.CONTINUE,
+        children_grace: float = CHILDREN_GRACE_SECONDS,
         **fields: Unpack[RequestFields],
     ) -> LeaseContext:
         """Devices for the length of a block: asked for on entry, renewed meanwhile, released at the end.
@@ -221,6 +223,8 @@ class Client(Calls):
                 GPUs of this host are taken unless `hosts` says otherwise (`"any"` for all).
             on_outage: `continue`, where bus and planner can't be reached, until a planner says that the lease has
                 ended; or `stop`, once the lease could not be renewed in its time.
+            children_grace: what the block has started and left is waited for so many seconds at its end, with the
+                lease held, and named in the log; what is there still then, in a `ResourceWarning`. 0 releases at once.
             fields: as in `request`.
         """
         return LeaseContext(
@@ -230,6 +234,7 @@ class Client(Calls):
             on_wait=on_wait,
             set_environment=set_environment,
             on_outage=on_outage,
+            children_grace=children_grace,
         )
 
     async def explain(

@@ -19,6 +19,7 @@ from ..schemas.holders import own_name
 from .environment import environment_for, environment_set
 from .errors import CorralError, Forked, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
 from .holder import check_no_other_holds, held_by_this_process
+from .leftovers import CHILDREN_GRACE_SECONDS, ticks_now, wait_for_children
 from .notebook import lease_html
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class HeldLease:
     Attributes:
         lease: as it was at the last renewal.
         lost: why it has ended too early; None while it holds.
+        since_ticks: when this process got it, clock ticks since the boot, as processes' starts are counted.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class HeldLease:
         self.client = client
         self.lease = lease
         self.lost: LeaseLost | None = None
+        self.since_ticks = ticks_now()
         self._on_lost = on_lost
         self._on_outage = on_outage
         self._confirmed_at = elapsed_seconds() if confirmed_at is None else confirmed_at
@@ -283,9 +286,11 @@ class LeaseContext:
         on_wait: Waiting | None = None,
         set_environment: bool = False,
         on_outage: OnOutage | str = OnOutage.CONTINUE,
+        children_grace: float = CHILDREN_GRACE_SECONDS,
     ) -> None:
         self._client = client
         self._on_outage = OnOutage(on_outage)
+        self._children_grace = children_grace
         self._request = request
         self._on_lost = on_lost
         self._on_wait = on_wait
@@ -313,7 +318,10 @@ class LeaseContext:
         await self._exit.aclose()
         if self._client.forked:
             return
-        await asyncio.shield(held.release())
+        try:
+            await wait_for_children(held, self._children_grace)
+        finally:
+            await asyncio.shield(held.release())
         if held.lost is None or self._on_lost is not None:
             return
         # As `asyncio.timeout` does: a cancellation of ours becomes an error, anybody else's stays one.
@@ -335,6 +343,7 @@ class LeaseContext:
                 on_wait=self._on_wait,
                 set_environment=self._set_environment,
                 on_outage=self._on_outage,
+                children_grace=self._children_grace,
             )
             async with once as held:
                 if wants:

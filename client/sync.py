@@ -19,6 +19,7 @@ from .aio import Client, Waiting, connect
 from .environment import environment_set, placed_here
 from .errors import Forked, LeaseLost
 from .lease import HeldLease, Lost, OnOutage, hold
+from .leftovers import CHILDREN_GRACE_SECONDS, wait_for_children
 from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult
@@ -177,6 +178,7 @@ class SyncClient:
         on_wait: Waiting | None = None,
         set_environment: bool = False,
         on_outage: OnOutage | str = OnOutage.CONTINUE,
+        children_grace: float = CHILDREN_GRACE_SECONDS,
         **fields: Unpack[RequestFields],
     ) -> SyncLeaseContext:
         """Devices for the length of a block: `with client.lease(gpus=2, memory="20GiB") as lease: …`
@@ -188,11 +190,18 @@ class SyncClient:
             set_environment: set `CUDA_VISIBLE_DEVICES`, its like and `CORRAL_LEASE` in this process for the block.
                 GPUs of this host are taken unless `hosts` says otherwise (`"any"` for all).
             on_outage: as in `Client.lease`.
+            children_grace: as in `Client.lease`.
             fields: as in `request`.
         """
         request = work_request(self._client.owner, placed_here(fields) if set_environment else fields)
         return SyncLeaseContext(
-            lambda: (self, False), lambda _: request, on_lost, on_wait, set_environment, OnOutage(on_outage)
+            lambda: (self, False),
+            lambda _: request,
+            on_lost,
+            on_wait,
+            set_environment,
+            OnOutage(on_outage),
+            children_grace,
         )
 
     def explain(
@@ -310,9 +319,16 @@ class SyncClient:
 
         return self._loop.run(held(), undo=lambda lease: lease.release())
 
-    def let_go(self, held: HeldLease) -> None:
-        """Stop renewing a lease from `hold` and release it."""
-        self._loop.run(held.release())
+    def let_go(self, held: HeldLease, children_grace: float = 0.0) -> None:
+        """Stop renewing a lease from `hold` and release it, after up to so many seconds for its children."""
+
+        async def released() -> None:
+            try:
+                await wait_for_children(held, children_grace)
+            finally:
+                await held.release()
+
+        self._loop.run(released())
 
     def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
         async def following() -> T:
@@ -344,6 +360,7 @@ class SyncLeaseContext:
         on_wait: Waiting | None,
         set_environment: bool,
         on_outage: OnOutage = OnOutage.CONTINUE,
+        children_grace: float = CHILDREN_GRACE_SECONDS,
     ) -> None:
         self._open = client
         self._request = request
@@ -351,6 +368,7 @@ class SyncLeaseContext:
         self._on_wait = on_wait
         self._set_environment = set_environment
         self._on_outage = on_outage
+        self._children_grace = children_grace
         self._client: SyncClient | None = None
         self._own = False
         self._held: HeldLease | None = None
@@ -381,7 +399,7 @@ class SyncLeaseContext:
         if self._held.client.forked:
             return
         try:
-            self._client.let_go(self._held)
+            self._client.let_go(self._held, self._children_grace)
         finally:
             if self._own:
                 self._client.close()
@@ -395,7 +413,13 @@ class SyncLeaseContext:
         @functools.wraps(function)
         def leased(*args: Any, **kwargs: Any) -> Any:
             once = SyncLeaseContext(
-                self._open, self._request, self._on_lost, self._on_wait, self._set_environment, self._on_outage
+                self._open,
+                self._request,
+                self._on_lost,
+                self._on_wait,
+                self._set_environment,
+                self._on_outage,
+                self._children_grace,
             )
             with once as held:
                 if wants:
@@ -416,6 +440,7 @@ def lease(
     on_wait: Waiting | None = None,
     set_environment: bool = False,
     on_outage: OnOutage | str = OnOutage.CONTINUE,
+    children_grace: float = CHILDREN_GRACE_SECONDS,
     **fields: Unpack[RequestFields],
 ) -> SyncLeaseContext:
     """Devices for the length of a block, over a connection of its own.
@@ -429,4 +454,5 @@ def lease(
         on_wait,
         set_environment,
         OnOutage(on_outage),
+        children_grace,
     )
