@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, Final
 
-from ..schemas.misspelt import closest, meant
+from ..schemas.misspelt import same, slip
 from .exits import USAGE, CommandError
 
 PREFIX: Final = "CORRAL_"
@@ -30,7 +30,6 @@ _MEANT: Final = {
     "NATS_CREDENTIALS": "NATS_CREDS",
     "CA": "NATS_CA",
 }
-_CLOSE: Final = 0.85
 _OF_KUBERNETES: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)$")
 """What Kubernetes tells every pod of a service whose name begins with `corral-`."""
 
@@ -80,13 +79,15 @@ def known(command: Any) -> set[str]:
     return found
 
 
-def _nearest(name: str, command: str, own: Iterable[str]) -> str:
+def _nearest(name: str, command: str, own: Collection[str]) -> str:
+    """The variable that is surely meant: people have variables of their own, such as `CORRAL_DATA_DIR`."""
     rest = name.removeprefix(PREFIX)
     if rest in _MEANT:
         return PREFIX + _MEANT[rest]
     prefix = f"{PREFIX}{command}_".upper().replace("-", "_")
-    if name.startswith(prefix):
+    # An id is of whatever the script numbers.
+    if name.startswith(prefix) and not name.endswith("_ID"):
         options = {one.removeprefix(prefix).lower(): one for one in own if one.startswith(prefix)}
-        if found := meant(name.removeprefix(prefix).lower(), options):
+        if found := same(name.removeprefix(prefix).lower(), options):
             return options[found]
-    return closest(name, {*own, *OTHERS}, _CLOSE) if len(rest) > 3 else ""
+    return slip(name, {*own, *OTHERS}) if len(rest) > 3 else ""

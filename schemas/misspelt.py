@@ -79,6 +79,19 @@ def meant(name: str, known: Collection[str]) -> str:
     """
     if not 0 < len(name) <= LONGEST_NAME:
         return ""
+    if found := same(name, known):
+        return found
+    words = _words(name)
+    bare = _bare(words)
+    for key in ("_".join(words), "_".join(bare)):
+        for field in _MEANINGS.get(key, ()):
+            if field in known:
+                return field
+    return closest(name, known)
+
+
+def same(name: str, known: Collection[str]) -> str:
+    """The known name that says the same: but for case and separators, or units and words of counting; empty if none."""
     words = _words(name)
     plain = "".join(words)
     for one in known:
@@ -89,11 +102,26 @@ def meant(name: str, known: Collection[str]) -> str:
         for one in known:
             if _bare(_words(one)) == bare:
                 return one
-    for key in ("_".join(words), "_".join(bare)):
-        for field in _MEANINGS.get(key, ()):
-            if field in known:
-                return field
-    return closest(name, known)
+    return ""
+
+
+def slip(name: str, known: Iterable[str]) -> str:
+    """The known name from which one letter is missing, too many, wrong or in its neighbor's place; empty if none.
+
+    Another digit is no slip: `PORT_4` follows `PORT_3`.
+    """
+    return next((one for one in sorted(known) if _is_slip(name, one)), "")
+
+
+def _is_slip(name: str, known: str) -> bool:
+    at = 0
+    while at < min(len(name), len(known)) and name[at] == known[at]:
+        at += 1
+    one, other = name[at:], known[at:]
+    if (one[:1] or other[:1]).isdigit() or one == other:
+        return False
+    swapped = one[1:2] + one[:1] + one[2:] == other
+    return swapped or one[1:] == other or one == other[1:] or one[1:] == other[1:]
 
 
 def closest(name: str, known: Iterable[str], ratio: float = CLOSE) -> str:

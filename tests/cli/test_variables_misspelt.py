@@ -18,6 +18,9 @@ from corral.cli.exits import CommandError
         ("process", "CORRAL_MEMROY", "CORRAL_MEMORY"),
         ("plan", "CORRAL_STREAM_SCALE", "CORRAL_STREAMS_SCALE"),
         ("devices", "CORRAL_OWNR", "CORRAL_OWNER"),
+        ("devices", "CORRAL_NATS_ULR", "CORRAL_NATS_URL"),
+        ("process", "CORRAL_PROCESS_MEMORY_MB", "CORRAL_PROCESS_MEMORY"),
+        ("collect", "CORRAL_LOG_FORMATS", "CORRAL_LOG_FORMAT"),
     ],
 )
 def test_a_near_miss_is_refused_with_the_one_that_was_meant(
@@ -28,11 +31,19 @@ def test_a_near_miss_is_refused_with_the_one_that_was_meant(
         variables.check(command)
 
 
+OWN = (
+    *("CORRAL_DATA_DIR", "CORRAL_CONFIG_DIR", "CORRAL_STATE", "CORRAL_LEASE_ID", "CORRAL_PORT_4", "CORRAL_BUS_URL_2"),
+    *("CORRAL_NATS_USER", "CORRAL_NATS_TOKEN", "CORRAL_TEST_CREDS", "CORRAL_AUTH", "CORRAL_MODEL", "CORRAL_DEVICE"),
+    *("CORRAL_RUN_ID", "CORRAL_RUN_USER", "CORRAL_REQUEST_ID", "CORRAL_DASHBOARD_URL", "CORRAL_COLLECT_IMAGE"),
+)
+"""Near to a variable of Corral in their letters, or called like an option elsewhere, and yet a script's own."""
+
+
 def test_what_is_somebody_else_s_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("CORRAL_REQUEST_GPUS", "CORRAL_DB", "CORRAL_MEMORY", "CORRAL_NATS_PORT_4222_TCP_ADDR", "CORRAL_TEAM")
-    for name in (*names, "CORRAL_NATS_SERVICE_HOST", "CORRAL_BIN", "CORRAL_ROOT"):
+    for name in (*names, "CORRAL_NATS_SERVICE_HOST", "CORRAL_BIN", "CORRAL_ROOT", *OWN):
         monkeypatch.setenv(name, "2")
-    for command in ("request", "devices", "process", "plan", "up", "auth", "nothing"):
+    for command in ("request", "run", "devices", "process", "collect", "plan", "dashboard", "up", "auth", "nothing"):
         variables.check(command)
 
 
