@@ -17,6 +17,8 @@ from corral.processors.sql.query import QueryService
 from corral.schemas import bus
 from nats.aio.client import Client
 
+START_SECONDS = 90.0
+"""A command takes a second of a core to start, and eight start at once."""
 FOREVER = "SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b"
 
 
@@ -48,7 +50,7 @@ async def start(url: str, *arguments: str, feed: bool = False) -> asyncio.subpro
 
 async def corral_query(url: str, *arguments: str, stdin: str | None = None) -> Ended:
     process = await start(url, *arguments, feed=stdin is not None)
-    out, err = await asyncio.wait_for(process.communicate(stdin.encode() if stdin is not None else None), 20)
+    out, err = await asyncio.wait_for(process.communicate(stdin.encode() if stdin is not None else None), START_SECONDS)
     assert process.returncode is not None
     return Ended(process.returncode, out, err)
 
@@ -104,10 +106,10 @@ async def test_exit_codes_say_what_went_wrong(server: EmbeddedServer, history: Q
 
 
 async def test_ctrl_c_cancels_the_statement(server: EmbeddedServer, history: QueryService, nc: Client) -> None:
-    process = await start(server.url, FOREVER, "--timeout", "60s")
+    process = await start(server.url, FOREVER, "--timeout", "180s")
 
     async def until_running(wanted: int) -> dict[str, int]:
-        for _ in range(200):
+        for _ in range(int(START_SECONDS / 0.05)):
             stats = json.loads((await nc.request(f"$SRV.STATS.{bus.HISTORY_SERVICE}", b"")).data)
             counts = next(endpoint["data"] for endpoint in stats["endpoints"] if endpoint["name"] == "query")
             if counts["running"] == wanted:
