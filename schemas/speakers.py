@@ -17,6 +17,8 @@ from .telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, Sample
 SILENT_SECONDS: Final = 180.0
 """A host that was not heard for three inventories no longer keeps its devices from others."""
 
+_DAY_SECONDS: Final = 86400.0
+
 
 def check(message: SampleBatch | ProcessBatch | Inventory | DeviceEvent | AgentReport, subject: str) -> None:
     """Refuse a message that names another host than its subject.
@@ -61,7 +63,9 @@ class Owners:
 
     def hear(self, host: str, at: float) -> None:
         """A host has said something, at a time in seconds by any one clock."""
-        self._heard[host] = max(at, self._heard.get(host, at))
+        known = self._heard.get(host, at)
+        # One that lies far ahead is of a clock that has been set back since.
+        self._heard[host] = at if known > at + SILENT_SECONDS else max(at, known)
 
     def claim(self, host: str, devices: Iterable[str], at: float) -> dict[str, str]:
         """A host lists its devices.
@@ -77,13 +81,17 @@ class Owners:
         others: dict[str, str] = {}
         for device in listed - mine:
             owner = self._owner.get(device)
-            if owner is not None and at - self._heard.get(owner, -math.inf) <= self._silent_seconds:
+            if owner is not None and self._is_heard(owner, at):
                 others[device] = owner
                 continue
             self._drop(device)
             self._owner[device] = host
             mine.add(device)
         return others
+
+    def _is_heard(self, host: str, at: float) -> bool:
+        """A time that lies ahead by more than a day is of a clock that was wrong: nobody would ever be silent by it."""
+        return -_DAY_SECONDS <= at - self._heard.get(host, -math.inf) <= self._silent_seconds
 
     def leave(self, host: str) -> None:
         """Nobody speaks for a host any more: its devices are the next one's that lists them."""

@@ -18,6 +18,9 @@ from .statements import registered
 
 log = logging.getLogger("corral.storage")
 
+_NAMELESS: Final = "-"
+"""In place of an agent without an id: an empty one says that the host has left."""
+
 _TIME: Final = pa.timestamp("us", "UTC")
 _HOSTS: Final = pa.schema(
     [
@@ -235,7 +238,7 @@ def _hosts(inventories: Sequence[Inventory]) -> ArrowTable:
     rows = [
         (
             i.host.name, i.host.address, i.host.cpus, i.host.memory_bytes, i.host.driver, list(i.host.labels.items()),
-            "" if i.leaving else i.agent, i.source, i.interval_seconds, len(i.devices), _seen(i),
+            "" if i.leaving else i.agent or _NAMELESS, i.source, i.interval_seconds, len(i.devices), _seen(i),
         )
         for i in inventories
     ]  # fmt: skip

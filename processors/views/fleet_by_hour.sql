@@ -12,6 +12,14 @@ WITH leased AS (
     -- Minutes of a lease that begins or ends within the hour count for what they are; whole hours for one.
     SELECT epoch_us(b.time) // 3600000000 AS hour, sum(s.gpus * b.seconds) / 3600 AS devices
     FROM lease_buckets b JOIN lease_spans s USING (lease_id, device) GROUP BY 1
+), made_up AS (
+    -- A host sends samples of another one's device. Where the host has had another name they share the hour; here they
+    -- would have more of the device than there was time for.
+    SELECT u.time, u.host, u.device FROM rollup_1h u JOIN devices d ON d.device = u.device AND d.host <> u.host
+    JOIN rollup_1h own ON own.time = u.time AND own.device = u.device AND own.host = d.host
+    LEFT JOIN hosts h ON h.host = u.host LEFT JOIN hosts o ON o.host = d.host
+    WHERE u.samples * coalesce(h.interval_seconds, 1) + own.samples * coalesce(o.interval_seconds, 1)
+        > 1.02 * greatest(least(epoch(now() - u.time), 3600), 60)
 )
 SELECT r.time AS hour, count(*) AS devices,
     sum(r.gpu_utilization_percent_mean * r.gpu_utilization_percent_count) / sum(r.gpu_utilization_percent_count)
@@ -40,6 +48,7 @@ FROM (
         bool_or((u.host, u.device) IN (SELECT (host, device) FROM devices WHERE mig_parent IS NOT NULL)) AS part
     FROM rollup_1h u LEFT JOIN hosts h USING (host)
     WHERE NOT EXISTS (FROM device_conflicts c WHERE c.host = u.host AND c.device = u.device AND u.time >= c.since - INTERVAL 1 HOUR)
+        AND NOT EXISTS (FROM made_up m WHERE m.time = u.time AND m.host = u.host AND m.device = u.device)
     GROUP BY u.time, u.device
 ) r LEFT JOIN leased l ON l.hour = epoch_us(r.time) // 3600000000
 GROUP BY r.time

@@ -27,6 +27,7 @@ from corral.schemas.telemetry import (
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
+from msgspec.structs import replace
 
 S = 10**9
 HOSTS = ("a", "b", "c")
@@ -145,6 +146,29 @@ def test_nothing_that_a_host_says_of_anothers_device_counts(tmp_path: Path) -> N
 
 def with_device(listed: Inventory, device: str) -> Inventory:
     return inventory(listed.host.name, *(found.uuid for found in listed.devices), device)
+
+
+def test_a_host_whose_agent_has_no_id_keeps_its_devices(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.take(f"{bus.INVENTORY}.old", replace(inventory("old", "A0"), agent=""))
+    history.take(f"{bus.INVENTORY}.new", inventory("new", "A0"))
+    assert history.rows("SELECT host FROM devices") == [("old",)]
+    history.take(f"{bus.INVENTORY}.old", replace(inventory("old", "A0"), agent="", leaving=True))
+    history.take(f"{bus.INVENTORY}.new", inventory("new", "A0"))
+    assert history.rows("SELECT host FROM devices") == [("new",)]
+    history.database.close()
+
+
+def test_a_time_that_lies_far_ahead_keeps_no_devices_for_ever() -> None:
+    """An older Corral stored times by hosts' own clocks, and a server's may be set back."""
+    owners, year = Owners(), 365 * 86400.0
+    owners.know("x", "a", year)
+    assert owners.claim("b", ["x"], 0) == {}
+    # A clock that is set back by a little makes nobody silent, and who is heard again is heard by the new time.
+    owners.claim("b", ["x"], 3600)
+    assert owners.claim("c", ["x"], 0) == {"x": "b"}
+    owners.claim("b", ["x"], 1)
+    assert owners.claim("c", ["x"], SILENT_SECONDS + 2) == {}
 
 
 @pytest.mark.parametrize("silent", [False, True])

@@ -273,6 +273,30 @@ def test_a_device_whose_host_has_had_two_names_is_one_device(tmp_path: Path) -> 
     assert row == near(devices=1, power_watts=300.0, energy_kwh=0.3)
 
 
+def test_samples_that_a_host_makes_up_of_another_ones_device_do_not_count(tmp_path: Path) -> None:
+    database = Database(tmp_path / "history.duckdb")
+    table = samples(database).slice(0, 0)
+    good, evil = (database.series.number(host, "g0") for host in ("good", "evil"))
+    times = [BASE + timedelta(seconds=at) for at in range(0, 3600, 10)]
+    columns = {name: pa.array([None] * 2 * len(times), table.schema.field(name).type) for name in METRICS}
+    columns["power_watts"] = pa.array([300.0] * len(times) + [900.0] * len(times), pa.float32())
+    columns["temperature_celsius"] = pa.array([40.0] * len(times) + [120.0] * len(times), pa.float32())
+    rows = {
+        "time": pa.array(times * 2, pa.timestamp("us", "UTC")),
+        "series": pa.array([good] * len(times) + [evil] * len(times), pa.int32()),
+    }
+    database.commit(Batch(stream="S", sequence=1, samples=pa.table(rows | columns), messages=1))
+    cursor = database.cursor()
+    for level in rollups.LEVELS:
+        rollups.refresh(cursor, level, sorted(database.days))
+    views.install(cursor)
+    cursor.execute("INSERT INTO hosts BY NAME SELECT unnest(['good', 'evil']) AS host, 10.0 AS interval_seconds")
+    cursor.execute("INSERT INTO devices BY NAME SELECT 'g0' AS device, 'good' AS host, true AS present")
+    (row,) = ask(cursor, "SELECT devices, power_watts, energy_kwh, temperature_celsius_max FROM fleet_by_hour")
+    database.close()
+    assert row == near(devices=1, power_watts=300.0, energy_kwh=0.3, temperature_celsius_max=40.0)
+
+
 def test_throttling_counts_the_seconds_of_each_reason_and_no_hour_without(history: Any) -> None:
     (row,) = ask(history, "FROM throttling")
     assert row == near(
