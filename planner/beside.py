@@ -250,8 +250,7 @@ def _work(work: Callable[[], bytes], there: int, bounds: Bounds) -> None:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         # The bus and whatever else is open stays the planner's alone.
-        os.closerange(3, there)
-        os.closerange(there + 1, os.sysconf("SC_OPEN_MAX"))
+        _close_all_but(there)
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
         _limit(bounds)
@@ -266,6 +265,20 @@ def _work(work: Callable[[], bytes], there: int, bounds: Bounds) -> None:
             left = left[os.write(there, left) :]
     finally:
         os._exit(0)
+
+
+def _close_all_but(there: int) -> None:
+    """Close what is open beside one. Not all that might be: in a container that may be a thousand million."""
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        os.closerange(3, there)
+        os.closerange(there + 1, os.sysconf("SC_OPEN_MAX"))
+        return
+    for number in numbers:
+        if number > 2 and number != there:
+            with contextlib.suppress(OSError):  # that of the folder itself
+                os.close(number)
 
 
 def _limit(bounds: Bounds) -> None:

@@ -48,6 +48,23 @@ async def test_a_copy_answers_from_the_state_of_its_moment_and_changes_nothing()
     assert beside.outcomes == {"answered": 3}
 
 
+async def test_a_copy_closes_what_is_open_and_not_all_that_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the limit may be a thousand million, which a loop over all numbers takes minutes for."""
+
+    def all_numbers(*_: int) -> None:
+        time.sleep(60)
+
+    monkeypatch.setattr(os, "closerange", all_numbers)
+    opened = os.open(os.devnull, os.O_RDONLY)
+    try:
+        beside = Beside(Bounds(seconds=30))
+        left = await beside.ask("ann", lambda: " ".join(os.listdir("/proc/self/fd")).encode())
+    finally:
+        os.close(opened)
+    # Its pipe, and the folder that is read.
+    assert len([number for number in map(int, left.split()) if number > 2]) == 2
+
+
 async def test_no_asker_takes_the_turns_of_others(tmp_path: Path) -> None:
     beside = Beside(Bounds(running=2, waiting_of_one=3, waiting=5))
     go = tmp_path / "go"
