@@ -60,10 +60,14 @@ class Probe:
         asked = [(reply, subject) for reply in dict.fromkeys(replies) if (subject := probed(reply)) is not None]
         async with self._asking:
             for at in range(0, len(asked), _AT_ONCE):
-                found |= await self._present(asked[at : at + _AT_ONCE])
+                present = await self._present(asked[at : at + _AT_ONCE])
+                if present is None:
+                    break
+                found |= present
         return found
 
-    async def _present(self, asked: list[tuple[str, str]]) -> set[str]:
+    async def _present(self, asked: list[tuple[str, str]]) -> set[str] | None:
+        """Those of some; None where that can't be told now, of the others as little."""
         try:
             await self._listen()
             self._absent = set()
@@ -77,10 +81,10 @@ class Probe:
                 await self._last.wait()
         except TimeoutError:
             log.debug("somebody listens to all inboxes, or the server says nothing: who is there is not known")
-            return set()
+            return None
         except (NatsError, OSError) as error:
             log.debug("who is there can't be asked: %r", error)
-            return set()
+            return None
         return {reply for number, (reply, _) in enumerate(asked) if str(number) not in self._absent}
 
     async def _listen(self) -> None:

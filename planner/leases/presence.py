@@ -20,7 +20,9 @@ FRESH: Final = 1 / 2
 NOTICE: Final = 3 / 4
 """Who is silent for longer is told to ask again."""
 _STEP_SECONDS: Final = 1.0
-"""A look that comes later than so long after the last one comes after a pause, which does not count."""
+_STEP: Final = 1 / 12
+"""A look that comes later than this part of the silence after the last one, and than a second, comes after a pause, of
+which no more counts. A second passes between two looks, and another where the server does not say who is there."""
 
 
 class Presence:
@@ -32,6 +34,7 @@ class Presence:
 
     def __init__(self, silence_seconds: float = SILENCE_SECONDS) -> None:
         self.silence_seconds = silence_seconds
+        self._step = max(_STEP_SECONDS, silence_seconds * _STEP)
         self._clock = 0.0
         """Seconds in which somebody could be heard."""
         self._since = 0.0
@@ -47,7 +50,7 @@ class Presence:
             connection: number of the connection to the bus, another one after it was lost; None while there is none.
         """
         if self._looked_at is not None and connection is not None:
-            self._clock += min(now - self._looked_at, _STEP_SECONDS)
+            self._clock += min(now - self._looked_at, self._step)
         self._looked_at = now
         if connection is None or connection != self._connection:
             self._since = self._clock

@@ -66,7 +66,7 @@ def test_only_time_in_which_somebody_could_be_heard_is_silence(steps: list[tuple
         now += seconds
         connection += how == "again"
         presence.tick(now, None if how == "away" else connection)
-        expected = expected + min(seconds, 1.0) if how == "there" else 0.0
+        expected = expected + min(seconds, 2.5) if how == "there" else 0.0
         if how == "away":
             connection += 1
             presence.tick(now, connection)
