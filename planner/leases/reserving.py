@@ -22,8 +22,10 @@ from ..fleet.state import Ask
 from ..placement.reservations import Ends, choose, holds
 from .queue import PATIENCE_SECONDS, Order, Waiting
 
-MOST_RESERVATIONS: Final = 256
-"""Who waits behind so many others that something is kept for gets nothing kept until one of them is served."""
+MOST_RESERVATIONS: Final = 128
+"""All of them are taken off and put on where requests of two priorities alternate: 3 ms.
+
+Who waits behind so many others that something is kept for gets nothing kept until one of them is served."""
 _CLASSES_A_TURN: Final = 2048
 """Host classes that are gone through for new choices each time that the queue is served."""
 _MOST_A_TURN: Final = 32
