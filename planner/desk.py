@@ -35,7 +35,6 @@ from .beside import Beside, GivenUp, TooMany, too_many
 from .drains import drained
 from .fleet.fleet import Fleet, apply
 from .fleet.holding import free, hold
-from .fleet.state import ask_key
 from .heavy import Heavy, distributed, filled
 from .leases import leases
 from .leases.leases import LeaseRecord, Refused
@@ -46,7 +45,7 @@ from .leases.queue import MOST_WAITING, PATIENCE_SECONDS, Waiting, WaitingQueue
 from .leases.reserving import Reservations, newcomer
 from .leases.store import DRAINS, Deposed, Store, WriteFailed
 from .limits import Limiter
-from .placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, decide, environment
+from .placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, ask_of, decide, environment
 from .probe import ACROSS
 from .remembered import Answer, Answers, conflict, digest_of
 
@@ -218,6 +217,7 @@ class Desk:
         self._open: dict[tuple[str, str], _Open] = {}
         self._made = 0
         self._closed = False
+        self._farewell: Error | None = None
 
     # Requests
 
@@ -298,21 +298,17 @@ class Desk:
         if isinstance(decision, Placed):
             await self._grant(opened, decision)
         elif request.wait_seconds and decision.code is not RejectionCode.IMPOSSIBLE:
-            if len(self.queue) >= MOST_WAITING:
+            if self._closed:  # it was being read when the term ended: nobody serves this line any more
+                await self._dismiss(opened)
+            elif len(self.queue) >= MOST_WAITING:
                 await self._turn_down(opened, decision)
-            elif refused := self._limiter.waiting(request.owner, self._in_line(request.owner)):
+            elif refused := self._limiter.waiting(request.owner, self.queue.count_of(request.owner)):
                 await self._close(opened, refused)
             else:
                 entry = opened.entry = self.queue.add(request, time.time(), decision, opened, opened.digest)
                 self.presence.heard(entry)
         else:
             await self._turn_down(opened, decision)
-
-    def _in_line(self, owner: str) -> int:
-        """How many requests of an owner wait; not counted as long as all of them together are few."""
-        if len(self.queue) < self._limiter.limits.waiting:
-            return 0
-        return sum(entry.request.owner == owner for entry in self.queue)
 
     async def _grant(self, opened: _Open, placed: Placed) -> None:
         lease_id = self._new_id()
@@ -339,6 +335,9 @@ class Desk:
         except GivenUp as error:
             message = f"The work items were not distributed, {error}: give fewer, or take a simpler method"
             refused = Error(code="too_large", message=message, field="$.distribution")
+        except Exception as error:
+            log.exception("work items of request %s could not be distributed", opened.request.request_id)
+            refused = Error(code="internal", message=f"The planner failed: {error}")
         finally:
             if not promised:
                 free(self.fleet, lease_id)
@@ -350,22 +349,27 @@ class Desk:
         """Make a lease of devices that are held."""
         request = opened.request
         owners = self.ledger.table.owners
-        record = leases.grant(
-            request,
-            placed.grants,
-            lease_id=lease_id,
-            now=clock(),
-            digest=opened.digest,
-            planner=self._planner,
-            environment=environment(self.fleet, placed.grants, lease_id),
-            addresses=addresses(self.fleet, placed.grants),
-            unassigned=placed.unassigned,
-            policy=placed.policy,
-            distribution=placed.distribution,
-            service_seconds=self.ledger.service_seconds(),
-        )
-
-        size = size_of(record.lease)
+        try:
+            record = leases.grant(
+                request,
+                placed.grants,
+                lease_id=lease_id,
+                now=clock(),
+                digest=opened.digest,
+                planner=self._planner,
+                environment=environment(self.fleet, placed.grants, lease_id),
+                addresses=addresses(self.fleet, placed.grants),
+                unassigned=placed.unassigned,
+                policy=placed.policy,
+                distribution=placed.distribution,
+                service_seconds=self.ledger.service_seconds(),
+            )
+            size = size_of(record.lease)
+        except Exception as error:  # what is held for nobody would be held for ever
+            log.exception("request %s could not be granted", request.request_id)
+            free(self.fleet, lease_id)
+            await self._close(opened, Error(code="internal", message=f"The planner failed: {error}"))
+            return
         if refused := self._limiter.telling(request.owner, time.monotonic()) or self._limiter.one_more(
             request.owner, owners, size, self._store.most_bytes, self._store.used_bytes
         ):
@@ -468,28 +472,31 @@ class Desk:
                 await asyncio.sleep(0)  # requests come in between
             if self._closed or entry not in self.queue:
                 continue
-            # What a request was refused, the same request further back is refused too: the fleet only fills up.
-            key = (ask_key(entry.request), entry.request.policy)
-            decision = refused.get(key)
-            if decision is None:
-                try:
+            fresh = self.presence.fresh(entry)
+            try:
+                # What a request was refused, the same request further back is refused too: the fleet only fills up.
+                ask = ask_of(self.fleet, entry.request)
+                key = (ask, entry.request.policy)
+                decision = refused.get(key)
+                if decision is None:
                     decision = self._decide(entry.request, entry, heavy=entry.payload.heavy is not None)
-                except Exception as error:  # those behind it must not wait for ever
-                    log.exception("request %s could not be decided", entry.request.request_id)
-                    self._leave(entry)
-                    await self._close(entry.payload, Error(code="internal", message=f"The planner failed: {error}"))
-                    continue
-            if isinstance(decision, Placed) and not self.presence.fresh(entry):
-                # It is granted once it has said that it is still there; what it would take is kept meanwhile.
-                self.reservations.keep(entry, self.fleet.ask(key[0]))
-                await self._tell(entry)
-            elif isinstance(decision, Placed):
+                if not isinstance(decision, Placed):
+                    refused[key] = decision
+                    entry.rejection = replace(decision, request_id=entry.request.request_id or "")
+                    self.reservations.renew(entry, ask)
+                elif not fresh:
+                    # It is granted once it has said that it is still there; what it would take is kept meanwhile.
+                    self.reservations.keep(entry, ask)
+            except Exception as error:  # those behind it must not wait for ever
+                log.exception("request %s could not be decided", entry.request.request_id)
+                self._leave(entry)
+                await self._close(entry.payload, Error(code="internal", message=f"The planner failed: {error}"))
+                continue
+            if isinstance(decision, Placed) and fresh:
                 self._leave(entry)
                 await self._grant(entry.payload, decision)
-            else:
-                refused[key] = decision
-                entry.rejection = replace(decision, request_id=entry.request.request_id or "")
-                self.reservations.renew(entry, self.fleet.ask(key[0]))
+            elif isinstance(decision, Placed):
+                await self._tell(entry)
 
     async def look_who_is_there(self, now: float, connection: int | None) -> None:
         """Let those leave the line who are not heard any more.
@@ -670,14 +677,21 @@ class Desk:
             farewell: what those in line are told. Nothing is said to the others: what is being written for them may
                 land, and is their answer then. None ends the term: another planner is asked for all that are left.
         """
-        self._closed = True
+        self._closed, self._farewell = True, farewell
         for opened in list(self._open.values()):
-            if farewell is None:
-                self._forward(opened)
-            elif opened.entry is not None and opened.entry in self.queue:
+            in_line = opened.entry is not None and opened.entry in self.queue
+            if opened.entry is not None and in_line:
                 self._leave(opened.entry)
-                await self._close(opened, farewell)
+            if farewell is None or in_line:
+                await self._dismiss(opened)
         self.reservations.clear()
+
+    async def _dismiss(self, opened: _Open) -> None:
+        """Send one away at the end of the term."""
+        if self._farewell is None:
+            self._forward(opened)
+        else:
+            await self._close(opened, self._farewell)
 
     def _new_id(self) -> str:
         """Short enough to type, and never made twice: each run of a planner has an id of its own."""

@@ -117,6 +117,13 @@ class Endpoints:
         if self._service is not None:
             await self._service.stop()
 
+    async def abandon(self) -> None:
+        """End what is still at work: who waits for it asks again, and is answered by the next planner."""
+        errands = list(self._errands)
+        for task in errands:
+            task.cancel()
+        await asyncio.gather(*errands, return_exceptions=True)
+
     def _stats(self, endpoint: EndpointStats) -> Any:
         """What the planner measures, with the statistics of the endpoint for requests."""
         return msgspec.to_builtins(self._health().measures) if endpoint.name == "request" else None

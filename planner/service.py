@@ -218,6 +218,7 @@ class Planner:
             await self._candidate.resign(term)
         await self._beside.close()
         await self._working.close()
+        await self._endpoints.abandon()
         await self._telemetry.stop()
         await self._store.close()
 

@@ -8,6 +8,7 @@ whoever is of the same or lower priority is placed beside that.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -90,6 +91,7 @@ class WaitingQueue:
         self._entries: list[Waiting] = []
         self._members: set[Waiting] = set()
         self._named: dict[str, list[Waiting]] = {}
+        self._of = Counter[str]()
         self._count = 0
         self._left: Kept[tuple[str, str], Place] = Kept(MOST_WAITING)
         """By owner and id."""
@@ -114,6 +116,7 @@ class WaitingQueue:
         insort(self._entries, entry, key=lambda waiting: waiting.order)
         self._members.add(entry)
         self._named.setdefault(request.request_id or "", []).append(entry)
+        self._of[request.owner] += 1
         return entry
 
     def remove(self, entry: Waiting) -> None:
@@ -124,6 +127,13 @@ class WaitingQueue:
         named.remove(entry)
         if not named:
             del self._named[entry.request.request_id or ""]
+        self._of[entry.request.owner] -= 1
+        if not self._of[entry.request.owner]:
+            del self._of[entry.request.owner]
+
+    def count_of(self, owner: str) -> int:
+        """How many requests of an owner wait."""
+        return self._of[owner]
 
     def named(self, request_id: str) -> list[Waiting]:
         """Those under an id."""

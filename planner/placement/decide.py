@@ -258,13 +258,20 @@ def addresses(fleet: Fleet, grants: Sequence[Grant]) -> dict[str, str]:
     return {name: host.address for name, host in hosts.items() if host is not None and host.address}
 
 
+def ask_of(fleet: Fleet, request: WorkRequest) -> Ask:
+    """A request as it is decided in this fleet.
+
+    Raises:
+        InvalidRequest: fields that contradict each other.
+    """
+    return fleet.ask(ask_key(replace(request, mig=True) if _any_instance(fleet, request) else request))
+
+
 def _asked(fleet: Fleet, request: WorkRequest) -> Ask:
-    key = ask_key(request)
-    if _any_instance(fleet, request):
-        key = ask_key(replace(request, mig=True))
+    ask = ask_of(fleet, request)
     if request.distribution is not None:
         check_work(request, request.distribution)
-    return fleet.ask(key)
+    return ask
 
 
 def _any_instance(fleet: Fleet, request: WorkRequest) -> bool:
@@ -373,6 +380,7 @@ __all__ = [
     "Placed",
     "Policies",
     "RejectionCode",
+    "ask_of",
     "check",
     "could_ever_fit",
     "decide",

@@ -9,9 +9,10 @@ import corral.planner.fleet.summary as view
 import msgspec
 import pytest
 from corral.planner.fleet.state import WHOLE_SHARE, share_of
-from corral.planner.placement.decide import InvalidRequest
+from corral.planner.placement.decide import InvalidRequest, ask_of
+from corral.planner.placement.reservations import choose
 from corral.schemas.inventory import board_part
-from corral.schemas.requests import Rejection
+from corral.schemas.requests import Rejection, WorkRequest
 from corral.schemas.telemetry import DeviceInfo, Inventory
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +66,16 @@ def test_instances_are_granted_to_who_asks_for_one(fields: dict[str, object], de
     grants = placed(ask(fleet, **fields)).grants
     assert [grant.device for grant in grants] == devices
     assert [grant.mig_parent for grant in grants] == [BOARD if "MIG" in uuid else "" for uuid in devices]
+
+
+def test_who_waits_for_any_device_of_a_fleet_of_instances_has_one_kept() -> None:
+    fleet = fleet_of(layout(SEVEN))
+    request = WorkRequest(owner="me")
+    for number in range(7):
+        fold.hold(fleet, f"lease-{number}", placed(ask(fleet)).grants)
+    kept = choose(fleet, ask_of(fleet, request), "me", lambda lease: float(lease[-1]))
+    assert kept is not None
+    assert [uuid for uuid, _, _ in kept.devices] == ["MIG-0"]
 
 
 def test_a_refusal_says_how_to_ask_for_an_instance() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.planner.leases.queue import WaitingQueue
+from corral.planner.leases.queue import Waiting, WaitingQueue
 from corral.schemas.requests import Rejection, RejectionCode, WorkRequest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,3 +20,18 @@ def test_priority_comes_first_and_then_arrival(arrivals: list[tuple[int, float]]
     assert order == sorted(range(len(arrivals)), key=lambda number: (-arrivals[number][0], number))
     over = {int(entry.request.owner[1:]) for entry in queue.expired(40.0)}
     assert over == {number for number, (_, wait) in enumerate(arrivals) if number + wait <= 40.0}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=30))
+def test_an_owners_requests_are_counted_as_they_come_and_go(steps: list[tuple[str, bool]]) -> None:
+    queue = WaitingQueue()
+    there: list[Waiting] = []
+    for number, (owner, comes) in enumerate(steps):
+        if comes or not there:
+            there.append(queue.add(WorkRequest(owner=owner, request_id=f"r{number}", wait_seconds=9), 0.0, WHY, None))
+        elif number % 2:
+            queue.remove(there.pop(0))
+        else:
+            queue.leave(there.pop(), 1.0, "digest")
+        for name in "abc":
+            assert queue.count_of(name) == sum(entry.request.owner == name for entry in there)

@@ -1,0 +1,89 @@
+"""Who comes while a term ends is passed on or told, and a grant that fails holds nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from corral.cli.server import EmbeddedServer
+from corral.planner.service import Planner, Settings
+from corral.schemas import bus
+from corral.schemas.requests import Error, Placement, WorkRequest
+from msgspec import Struct
+from msgspec.structs import replace
+from nats.aio.client import Client as Nats
+from rig_planner import FakeHosts, ask, running, until_ready
+
+
+class Asker:
+    """One who asked, and what came of it."""
+
+    line = ""
+    reply_to = "_INBOX.asker.1"
+
+    def __init__(self) -> None:
+        self.told: list[Struct] = []
+        self.passed_on: list[Struct] = []
+
+    async def answer(self, reply: Struct) -> None:
+        self.told.append(reply)
+
+    def forward(self, body: Struct) -> None:
+        self.passed_on.append(body)
+
+
+async def test_who_is_read_while_the_term_ends_does_not_wait_in_a_line_that_nobody_serves(
+    server: EmbeddedServer, nc: Nats
+) -> None:
+    connections = [await bus.connect(server.url, name=name) for name in ("planner", "telemetry")]
+    await bus.until_laid_out(connections[0].jetstream())
+    planner = Planner(connections[0], connections[1], Settings())
+    await planner.start()
+    try:
+        async with asyncio.timeout(60):
+            await planner.leading.wait()
+        hosts = FakeHosts(nc)
+        await hosts.start()
+        await until_ready(nc, 8)
+        desk: Any = planner._desk
+        assert (await ask(nc, "request", {"owner": "bob", "gpus": 4}))["type"] == "assignment"
+        late = WorkRequest(owner="ann", gpus=8, wait_seconds=600, request_id="late", placement=Placement.FEWEST_HOSTS)
+        unnamed = replace(late, request_id=None)
+        farewell = Error(code="unavailable", message="This planner is stopping: ask again")
+        for last, waits in ((farewell, unnamed), (None, late)):
+            await desk.close(last)
+            asker = Asker()
+            await desk.request(waits, asker)
+            assert not len(desk.queue)
+            assert asker.told == ([] if last is None else [last])
+            assert asker.passed_on == ([late] if last is None else [])
+        # Whatever was passed on to nobody is let go of with the planner.
+        planner._endpoints._spawn(asyncio.sleep(3600))
+        await hosts.stop()
+    finally:
+        await planner.stop()
+        assert not planner._endpoints._errands
+        for connection in connections:
+            await connection.close()
+
+
+async def test_a_grant_that_can_not_be_written_down_holds_nothing(
+    server: EmbeddedServer, nc: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(server.url):
+        hosts = FakeHosts(nc)
+        await hosts.start()
+        await until_ready(nc, 8)
+
+        def broken(*_: Any) -> dict[str, dict[str, str]]:
+            raise ValueError("no words for it")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("corral.planner.desk.environment", broken)
+            failed = await ask(nc, "request", {"owner": "ann", "gpus": 4, "request_id": "again"}, timeout=30)
+            assert failed["code"] == "internal"
+        for number in range(2):
+            body = {"owner": "ann", "gpus": 4, "request_id": f"again{number or ''}"}
+            assert (await ask(nc, "request", body, timeout=30))["type"] == "assignment"
+        await hosts.stop()
