@@ -169,7 +169,7 @@ async def persist(nc: Client, verb: str, body: dict[str, Any], seconds: float = 
         await asyncio.sleep(0.05)
 
 
-async def until_ready(nc: Client, devices: int = 0, timeout: float = 15.0) -> dict[str, Any]:
+async def until_ready(nc: Client, devices: int = 0, timeout: float = 60.0) -> dict[str, Any]:
     """Wait until a planner answers and sees so many usable devices."""
     deadline = time.monotonic() + timeout
     while True:
