@@ -90,7 +90,7 @@ def history(tmp_path: Path, feed: Feed) -> Path:
     feed.publish(20, ticks=450)
     feed.store(database)
     maintenance = rolled_up(database)
-    maintenance.keep_house()
+    maintenance.keep_house(datetime.now(UTC))
     assert database.cursor().execute("SELECT count(*) FROM store.archive_files").fetchone() != (0,)
     (tmp_path / "before.json").write_text(json.dumps(numbers(database)))
     database.close()
