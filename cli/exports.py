@@ -7,8 +7,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+import typer
+
 from ..client.environment import LEASE_VARIABLE, NONE_VISIBLE, environment_for
 from ..schemas.requests import Lease
+from . import exits
+from .variables import PREFIX
+
+_VARIABLE = f"{PREFIX}REQUEST_EXPORT"
+"""That of `--export`, as every option has one."""
 
 
 def exported(lease: Lease) -> str:
@@ -27,8 +34,25 @@ def failed(code: int) -> str:
 def wanted(arguments: Sequence[str] | None) -> bool:
     """Whether a command line wants an environment, as far as that can be told of one that may be wrong."""
     words = set(sys.argv[1:] if arguments is None else arguments)
-    configured = os.environ.get("CORRAL_REQUEST_EXPORT", "").lower() in ("1", "true", "yes", "on", "t", "y")
-    return "request" in words and ("--export" in words or configured) and not words & {"--json", "--help", "-h"}
+    configured = os.environ.get(_VARIABLE, "").lower() in ("1", "true", "yes", "on", "t", "y")
+    if "request" not in words or words & {"--help", "-h"}:
+        return False
+    return "--export" in words or (configured and "--json" not in words)
+
+
+def chosen(context: typer.Context, *, export: bool, json: bool) -> tuple[bool, bool]:
+    """The one form in which to print: what is said on the command line goes before what is configured.
+
+    Raises:
+        CommandError: two are wanted.
+    """
+    if not (export and json):
+        return export, json
+    sources = {name: context.get_parameter_source(name) for name in ("export", "json")}
+    said = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if len(said) != 1:
+        raise exits.CommandError("--export and --json are two forms of one answer: give one of them", exits.USAGE)
+    return said == ["export"], said == ["json"]
 
 
 def _exports(values: dict[str, str]) -> str:

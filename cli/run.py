@@ -72,10 +72,10 @@ def run(
 ) -> None:
     """Run a command on GPUs: request them, wait if told to, run, renew meanwhile, release at the end.
 
-    The command sees its GPUs alone (CUDA_VISIBLE_DEVICES by uuid) and its lease in CORRAL_LEASE. It keeps the
-    terminal, gets the signals, and its exit code becomes this one's. What it has started ends with it. Where the lease
-    is lost it gets SIGTERM, then SIGKILL after --grace, and the exit code is 9. GPUs of this host are taken unless
-    --host says otherwise ('--host any' for all).
+    The command sees its GPUs alone (CUDA_VISIBLE_DEVICES by uuid, on AMD ROCR_VISIBLE_DEVICES) and its lease in
+    CORRAL_LEASE. It keeps the terminal, gets the signals, and its exit code becomes this one's. What it has started
+    ends with it. Where the lease is lost it gets SIGTERM, then SIGKILL after --grace, and the exit code is 9. GPUs of
+    this host are taken unless --host says otherwise ('--host any' for all).
 
     Examples:
       corral run --gpus 2 --memory 20GiB -- python train.py

@@ -15,7 +15,7 @@ from ..client.request import RequestFields
 from ..schemas import operations, requests, units
 from . import everywhere, exits, render
 from .asking import asking
-from .exports import exported
+from .exports import chosen, exported
 from .here import explain_host, say_elsewhere
 from .job_control import Interrupted, Signals
 from .options import AsJson, NatsUrl, Owner, Timeout, connected, console, print_json, run, say
@@ -24,6 +24,7 @@ from .waiting import waiting_line
 
 @asking
 def request(
+    context: typer.Context,
     fields: RequestFields,
     export: Annotated[
         bool, typer.Option("--export", help="Print shell commands that set the environment, for eval.")
@@ -46,6 +47,7 @@ def request(
       eval "$(corral request --gpus 1 --export)"
     """
 
+    export, json = chosen(context, export=export, json=json)
     asked = placed_here(fields) if export else fields
 
     async def ask(client: Client) -> requests.Assignment:

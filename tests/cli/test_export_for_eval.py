@@ -59,6 +59,7 @@ def test_devices_of_other_hosts_are_not_taken_for_those_of_this_one(cluster: Loc
         (["--gpus", "1"], {"CORRAL_HOST": "no-host-of-the-fleet"}, 4),
         (["--gpus", "many"], {}, 2),
         (["--no-such-option"], {}, 2),
+        (["--json"], {}, 2),
         (["--memory", "20 parsecs"], {}, 2),
         (["--gpus", "1"], {"CORRAL_NATS_URL": NOWHERE}, 3),
         (["--gpus", "1"], {"CORRAL_NATS_CREDS": "/no/such/file"}, None),
