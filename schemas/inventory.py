@@ -14,6 +14,8 @@ BOARD_SLICES: Final = 7
 FEW_SLICES: Final = 4
 _FEW_FROM: Final = 0.2
 """A slice with at least such a part of the board's multiprocessors is one of four; one of seven has 0.12 to 0.14."""
+MOST_INTERVAL_SECONDS: Final = 30 * 86400.0
+"""Between samples: what views count by it are sums over all hosts."""
 _PROFILE: Final = re.compile(r"([0-9]+)[cg]\.")
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,252}")
 
@@ -29,6 +31,9 @@ def check(inventory: Inventory) -> None:
     count = len(inventory.devices)
     _fits(inventory.host.cpus, "$.host.cpus", 31)
     _fits(inventory.host.memory_bytes, "$.host.memory_bytes")
+    if not 0 <= inventory.interval_seconds <= MOST_INTERVAL_SECONDS:  # nor is NaN
+        text = f"{inventory.interval_seconds} s is no time between samples - at `$.interval_seconds`"
+        raise DecodeError(text, "out_of_range", "$.interval_seconds")
     for device in inventory.devices:
         for name in ("index", "sm_count", "sm_clock_max_megahertz", "mig_instance"):
             if (number := getattr(device, name)) is not None:

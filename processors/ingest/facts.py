@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -238,12 +239,17 @@ def _one(
                 event.device,
                 event.code,
                 event.message,
-                json.dumps(event.data) if event.data else None,
+                json.dumps(_storable(event.data)) if event.data else None,
                 stored_ns // 1000,
             )
         )
         return True
     raise codec.DecodeError(f"Nothing is known of the subject {subject}", "invalid")
+
+
+def _storable(data: dict[str, Any]) -> dict[str, Any]:
+    """Data of an event as JSON has it, which knows no NaN and no infinity."""
+    return {name: None if isinstance(at, float) and not math.isfinite(at) else at for name, at in data.items()}
 
 
 def _look_at_clock(host_clocks: HostClocks | None, host: str, time_ns: int, stored_ns: int) -> None:

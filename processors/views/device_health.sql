@@ -59,8 +59,8 @@ SELECT host, device, model, concat_ws('; ',
         CASE WHEN last_xid_at >= now() - INTERVAL 7 DAYS THEN 'Xid ' || last_xid END,
         CASE WHEN pcie_replays_7d > 1000 THEN 'PCIe link retries' END
     ) AS concern,
-    unhealthy, xid_events, last_xid, last_xid_at, ecc_uncorrected_7d::BIGINT AS ecc_uncorrected_7d,
-    ecc_corrected_7d::BIGINT AS ecc_corrected_7d, remapped_rows, remapped_rows_7d::BIGINT AS remapped_rows_7d,
+    unhealthy, xid_events, last_xid, last_xid_at, try_cast(ecc_uncorrected_7d AS BIGINT) AS ecc_uncorrected_7d,
+    try_cast(ecc_corrected_7d AS BIGINT) AS ecc_corrected_7d, remapped_rows, try_cast(remapped_rows_7d AS BIGINT) AS remapped_rows_7d,
     remapped_rows_per_week, coalesce(remap_failed, false) AS remap_failed,
-    coalesce(reset_pending, false) AS reset_pending, retired_pages, pcie_replays_7d::BIGINT AS pcie_replays_7d, last_seen
+    coalesce(reset_pending, false) AS reset_pending, retired_pages, try_cast(pcie_replays_7d AS BIGINT) AS pcie_replays_7d, last_seen
 FROM found

@@ -41,7 +41,7 @@ SELECT s.lease_id, s.owner, s.name, s.state, s.host, s.device, s.share, s.starte
     greatest(epoch(s.ended) - epoch(s.started), 0) / 3600 AS hours,
     s.gpus * greatest(epoch(s.ended) - epoch(s.started), 0) / 3600 AS gpu_hours,
     s.share * u.energy_kwh AS energy_kwh, u.mean AS gpu_utilization_percent_mean,
-    coalesce(o.peak, u.peak)::BIGINT AS memory_used_bytes_peak, s.memory_granted_bytes
+    try_cast(coalesce(o.peak, u.peak) AS BIGINT) AS memory_used_bytes_peak, s.memory_granted_bytes
 FROM lease_spans s
 LEFT JOIN used u USING (lease_id, device)
 LEFT JOIN own o ON o.lease = s.lease_id AND o.host = s.host AND o.device = s.device

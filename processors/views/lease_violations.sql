@@ -24,8 +24,8 @@ WITH behind AS (
     -- A host speaks for the leases that it was given.
     SELECT DISTINCT lease_id, host FROM lease_devices
 ), told AS (
-    SELECT *, data->>'violation' AS violation, data->>'lease' AS lease, (data->>'since_ns')::BIGINT AS since_ns,
-        (data->>'until_ns')::BIGINT AS until_ns
+    SELECT *, data->>'violation' AS violation, data->>'lease' AS lease, try_cast(data->>'since_ns' AS BIGINT) AS since_ns,
+        try_cast(data->>'until_ns' AS BIGINT) AS until_ns
     FROM events
     WHERE kind IN ('process_without_lease', 'process_without_lease_ended', 'lease_memory_exceeded',
         'lease_memory_exceeded_ended')
@@ -56,11 +56,11 @@ WITH behind AS (
     LEFT JOIN behind c ON c.host = b.host
 )
 SELECT s.kind, s.severity, s.host, s.device, s.lease AS lease_id, CASE WHEN h.lease_id IS NULL THEN '' ELSE s.data->>'owner' END AS owner, l.name,
-    (s.data->>'pid')::BIGINT AS pid, s.data->>'user' AS "user", s.data->>'name' AS process,
+    try_cast(s.data->>'pid' AS BIGINT) AS pid, s.data->>'user' AS "user", s.data->>'name' AS process,
     s.data->>'container' AS container, s.since, s.until,
     epoch(coalesce(s.until, now()) - s.since) / 3600 AS hours,
-    (s.last->>'memory_used_bytes')::BIGINT AS memory_used_bytes_peak,
-    (s.data->>'memory_granted_bytes')::BIGINT AS memory_granted_bytes, s.message
+    try_cast(s.last->>'memory_used_bytes' AS BIGINT) AS memory_used_bytes_peak,
+    try_cast(s.data->>'memory_granted_bytes' AS BIGINT) AS memory_granted_bytes, s.message
 FROM spans s LEFT JOIN held h ON h.lease_id = s.lease AND h.host = s.host LEFT JOIN leases l ON l.lease_id = h.lease_id
     LEFT JOIN devices d USING (device)
 WHERE (s.kind <> 'lease_memory_exceeded' OR h.lease_id IS NOT NULL) AND (d.host IS NULL OR d.host = s.host)

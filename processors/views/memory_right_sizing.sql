@@ -13,9 +13,9 @@ SELECT name, count(DISTINCT lease_id) AS leases,
     quantile_disc(memory_used_bytes_peak, 0.5) AS memory_used_bytes_p50,
     quantile_disc(memory_used_bytes_peak, 0.99) AS memory_used_bytes_p99,
     max(memory_used_bytes_peak) AS memory_used_bytes_max,
-    (ceil(1.1 * quantile_disc(memory_used_bytes_peak, 0.99) / 2**30) * 2**30)::BIGINT AS suggested_bytes,
+    try_cast(ceil(1.1 * quantile_disc(memory_used_bytes_peak, 0.99) / 2**30) * 2**30 AS BIGINT) AS suggested_bytes,
     quantile_disc(memory_granted_bytes, 0.5)
-        - (ceil(1.1 * quantile_disc(memory_used_bytes_peak, 0.99) / 2**30) * 2**30)::BIGINT AS over_asked_bytes
+        - try_cast(ceil(1.1 * quantile_disc(memory_used_bytes_peak, 0.99) / 2**30) * 2**30 AS BIGINT) AS over_asked_bytes
 FROM lease_device_usage
 WHERE memory_granted_bytes > 0 AND memory_used_bytes_peak IS NOT NULL AND hours >= 1 / 60
 GROUP BY name

@@ -14,9 +14,9 @@
 -- power_watts_max: the greatest of the hour.
 -- power_limit_watts: the last of the hour.
 SELECT u.time AS hour, u.host, u.device,
-    round(u.throttled_thermal_samples * coalesce(o.interval_seconds, 1))::BIGINT AS thermal_seconds,
-    round(u.throttled_power_samples * coalesce(o.interval_seconds, 1))::BIGINT AS power_seconds,
-    round(u.throttled_slowdown_samples * coalesce(o.interval_seconds, 1))::BIGINT AS slowdown_seconds,
+    try_cast(round(u.throttled_thermal_samples * coalesce(o.interval_seconds, 1)) AS BIGINT) AS thermal_seconds,
+    try_cast(round(u.throttled_power_samples * coalesce(o.interval_seconds, 1)) AS BIGINT) AS power_seconds,
+    try_cast(round(u.throttled_slowdown_samples * coalesce(o.interval_seconds, 1)) AS BIGINT) AS slowdown_seconds,
     100 * u.throttled_samples / u.samples AS throttled_percent,
     u.throttled_sm_clock_percent_sum / nullif(u.throttled_sm_clock_percent_count, 0) AS sm_clock_percent,
     u.temperature_celsius_max, u.power_watts_max, u.power_limit_watts_last AS power_limit_watts

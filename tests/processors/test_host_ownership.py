@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.processors import views
 from corral.processors.ingest import facts
 from corral.processors.ingest.arrivals import Arrivals
 from corral.processors.ingest.columnar import Incoming
@@ -146,6 +147,41 @@ def test_nothing_that_a_host_says_of_anothers_device_counts(tmp_path: Path) -> N
 
 def with_device(listed: Inventory, device: str) -> Inventory:
     return inventory(listed.host.name, *(found.uuid for found in listed.devices), device)
+
+
+def test_no_value_that_a_host_sends_breaks_a_view_for_everybody(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    at = time.time_ns() - S
+    odd = [float("nan"), float("inf"), 1e300, "soon", True, None, 2**63 - 1, -(2**63)]
+    for interval in (float("nan"), float("inf"), -1.0, 1e300):
+        message = replace(inventory("evil", "E0"), interval_seconds=interval)
+        assert history.take(f"{bus.INVENTORY}.evil", message) == ["out_of_range"]
+    history.take(f"{bus.INVENTORY}.evil", inventory("evil", "E0"))
+    now = datetime.now(UTC)
+    grant = Grant(host="evil", device="E0", index=0, memory_bytes=2**30)
+    lease = Lease(
+        lease_id="l1", owner="alice", state=LeaseState.ACTIVE, granted_at=now - timedelta(minutes=9),
+        expires_at=now + timedelta(hours=1), ttl_seconds=300.0, name="train", grants=[grant],
+    )  # fmt: skip
+    event = LeaseEvent(kind=LeaseEventKind.GRANTED, time=now - timedelta(minutes=9), lease=lease, planner="p")
+    history.take(bus.lease_subject("granted", "l1"), event)
+    for number, value in enumerate(odd):
+        names = ("since_ns", "until_ns", "pid", "memory_used_bytes", "memory_granted_bytes", "owner", "name")
+        for kind in ("process_without_lease", "lease_memory_exceeded"):
+            told = DeviceEvent(
+                host="evil", agent="a", sequence=number + 1, time_ns=at, kind=kind, severity=Severity.APPLICATION,
+                device="E0", data={"violation": f"v{number}", "lease": "l1"} | dict.fromkeys(names, value),
+            )  # fmt: skip
+            assert not history.take(f"{bus.EVENTS}.evil", told)
+    most = [
+        ProcessSample(device="E0", pid=pid, memory_used_bytes=2**63 - 1, lease="l1", name="x") for pid in range(1, 4)
+    ]
+    batch = ProcessBatch(host="evil", agent="a", sequence=1, time_ns=at, processes=most)
+    assert not history.take(f"{bus.PROCESSES}.evil", batch)
+    for view in views.VIEWS:
+        history.rows(f"FROM {view}")
+    assert history.rows("SELECT count(*) FROM events WHERE NOT json_valid(data)") == [(0,)]
+    history.database.close()
 
 
 def test_a_host_whose_agent_has_no_id_keeps_its_devices(tmp_path: Path) -> None:
