@@ -56,7 +56,10 @@ def _options(
     mig: Annotated[
         str | None,
         typer.Option(
-            "--mig", metavar="[GLOB]", help="A MIG instance, or one of: 1g.10gb, '*g.20gb'.", rich_help_panel=_DEVICES
+            "--mig",
+            metavar="GLOB",
+            help="A MIG instance; alone, any; else of: 1g.10gb, '*g.20gb'.",
+            rich_help_panel=_DEVICES,
         ),
     ] = None,
     allow_in_use: Annotated[

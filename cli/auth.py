@@ -51,12 +51,19 @@ def authority() -> None:
     """
 
 
+def usual_folder() -> Path:
+    """Where the authority of this account is, if no folder is named."""
+    from .up import default_data
+
+    return default_data() / "auth"
+
+
 def default_folder() -> Path:
     """Where the authority of `corral up` is, whose users others may join: of the one in use, or the usual one."""
     from .local import data_in_use
-    from .up import default_data
 
-    return (data_in_use() or default_data()) / "auth"
+    in_use = data_in_use()
+    return usual_folder() if in_use is None else in_use / "auth"
 
 
 def _open(folder: Path | None) -> Authority:
@@ -101,7 +108,8 @@ def init(
       corral auth init --dir /etc/corral/auth --tls-host bus.example --tls-host 10.0.0.5
       nats-server -c /etc/corral/auth/nats-server.conf
     """
-    where = folder or default_folder()
+    # A new one: that of a cluster in use is not meant.
+    where = folder or usual_folder()
     if exist_ok and (where / "authority.json").exists():
         return
 
@@ -115,7 +123,7 @@ def init(
     made = _do(make)
     say(f"{made.folder}: an authority with a planner and a processor{', and a CA' if made.tls else ''}")
     say(f"  nats-server -c {made.server / SERVER_NAME}     or, in a configuration of yours: include {CONFIG_NAME!r}")
-    option = f" --dir {folder}" if folder else ""
+    option = f" --dir {folder or where}" if folder or where != default_folder() else ""
     say(f"  corral auth add{option} requester {os.environ.get('USER', 'alice')}")
 
 

@@ -245,11 +245,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _main(arguments)
     except SystemExit as end:
-        from . import exports
+        if isinstance(end.code, int) and end.code:
+            from . import exports
 
-        if isinstance(end.code, int) and end.code and exports.wanted(arguments):
-            # A script evaluates what stands here, and shall not go on as if it had a lease.
-            typer.echo(exports.failed(end.code), nl=False)
+            if exports.wanted(arguments):
+                # A script evaluates what stands here, and shall not go on as if it had a lease.
+                typer.echo(exports.failed(end.code), nl=False)
         raise
 
 

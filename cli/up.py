@@ -47,6 +47,10 @@ def up(
     ] = "auto",
     hosts: Annotated[int, typer.Option("--hosts", help="Simulated hosts.", min=1)] = 4,
     devices: Annotated[int, typer.Option("--devices", help="GPUs on each simulated host.", min=1)] = 8,
+    background: Annotated[
+        float,
+        typer.Option("--background", metavar="SHARE", help="Simulated GPUs in use without a lease.", min=0, max=1),
+    ] = 0.0,
     interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between samples.")] = "1s",
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="A bus where anyone on this machine may do anything.")
@@ -77,7 +81,7 @@ def up(
             )
         if no_auth and server_names(listen):
             raise CommandError(f"--listen {listen} with --no-auth would let anyone do anything: leave one away", USAGE)
-        collector = collector_part(source, folder.path, hosts, devices, interval)
+        collector = collector_part(source, folder.path, hosts, devices, interval, background)
         parts = cluster_parts(folder.path, collector)
         if not no_dashboard and find_spec("nicegui") is not None:
             parts.append(dashboard_part(folder.path))
@@ -113,7 +117,9 @@ def dashboard_state(data: Path) -> Path:
     return data / "dashboard"
 
 
-def collector_part(source: str, data: Path, hosts: int, devices: int, interval: str) -> Part | None:
+def collector_part(
+    source: str, data: Path, hosts: int, devices: int, interval: str, background: float = 0.0
+) -> Part | None:
     """The collector: of this host's GPUs where there are any, else simulated."""
     if source == "none":
         return None
@@ -123,7 +129,7 @@ def collector_part(source: str, data: Path, hosts: int, devices: int, interval: 
         source = detect() or "simulated"
     arguments = ["collect", "--source", source, "--interval", interval, "--state", str(data / "collector")]
     if source == "simulated":
-        arguments += ["--hosts", str(hosts), "--devices", str(devices)]
+        arguments += ["--hosts", str(hosts), "--devices", str(devices), "--background", str(background)]
     return Part(name="collector", arguments=arguments)
 
 

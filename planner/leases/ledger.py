@@ -43,6 +43,7 @@ _RATE_SECONDS: Final = 10.0
 _CLOCKS_DIFFER_SECONDS: Final = 10.0
 """Clocks of planners differ by no more."""
 _AT_ITS_TIME: Final = timedelta(seconds=3)
+_ROUNDED_OFF: Final = timedelta(milliseconds=100)
 
 Step = Callable[[LeaseRecord | None], LeaseRecord | None]
 """From the record as it is to the next one; the same record, or None, changes nothing."""
@@ -180,6 +181,10 @@ class Ledger:
                     return current
                 if not current.warned:
                     return leases.warn(current, now, self._planner)
+                early = current.lease.expires_at - now
+                if timedelta() < early < _ROUNDED_OFF:  # service time is kept in milliseconds, what was told is not
+                    self.table.again(current, served + early.total_seconds())
+                    return current
                 ended_at = _ended_at(current.lease.expires_at, now)
                 reason = f"not renewed within {current.life_seconds:g} s"
                 return leases.end(current, LeaseState.EXPIRED, reason, now, self._planner, ended_at)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from chaos_load import connect
 from chaos_parts import Bus, Place
+from corral.planner.leases.bucket import LEAST_BYTES
 from corral.planner.leases.store import HEARTBEAT, Deposed, Outcome, Store, WriteFailed
 from corral.schemas import bus
 from nats.aio.client import Client
@@ -115,15 +116,15 @@ async def test_what_waits_goes_together_and_a_deposed_leader_lands_nothing(nc: C
 
 async def test_a_batch_that_does_not_fit_is_taken_apart(nc: Client) -> None:
     config = (await nc.jetstream().stream_info(KV)).config
-    config.max_bytes = 2**20
+    config.max_bytes = LEAST_BYTES
     await nc.jetstream().update_stream(config)
     store = await opened(nc)
     writes = Writes(store, await lead(store))
-    await writes.send(*(f"key-{number:03}" for number in range(800)))
+    await writes.send(*(f"key-{number:03}" for number in range(3200)))
     await writes.settled()
     await writes.check()
     stored = [key for key, outcome in writes.outcomes.items() if isinstance(outcome, int)]
-    assert 500 < len(stored) < 700
+    assert 2000 < len(stored) < 2800
     assert all(isinstance(outcome, int | WriteFailed) for outcome in writes.outcomes.values())
 
 

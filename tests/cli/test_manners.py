@@ -104,7 +104,7 @@ def test_every_list_is_json_with_every_field(cluster: LocalCluster) -> None:
     assert device["leases"] == [lease["lease_id"]]
     summary = cluster.json("fleet")
     assert (summary["devices"], summary["hosts"], summary["waiting_requests"]) == (8, 2, 0)
-    assert cluster.json("queue") == {"type": "queue", "entries": []}
+    assert cluster.json("queue") == {"type": "queue", "entries": [], "total": 0, "warnings": []}
     assert cluster.json("explain", "--gpus", "2")["granted"] is True
     assert cluster.json("health", "planner")["well"] is True
     assert cluster.json("release", "--all")["leases"][0]["state"] == "released"

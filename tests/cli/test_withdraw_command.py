@@ -17,7 +17,7 @@ from local_cluster import CORRAL, LocalCluster, environment, wait_for
 def full_host(cluster: LocalCluster) -> Any:
     """A host of the shared cluster without a free device."""
     host = cluster.json("devices")["devices"][-1]["host"]
-    lease = cluster.json("request", "--gpus", "4", "--host", host, "--ttl", "2m")["lease"]["lease_id"]
+    lease = cluster.json("request", "--gpus", "4", "--host", host, "--ttl", "2m", "--wait", "30s")["lease"]["lease_id"]
     yield host
     cluster.corral("release", lease)
 

@@ -28,7 +28,7 @@ def raises(work):
         print("raised", str(os.getppid()) in str(error))
 
 with SyncClient() as client:
-    with lease(gpus=1, ttl=5, hosts="any") as held, client.lease(gpus=1, ttl=5) as other:
+    with lease(gpus=1, ttl=60, hosts="any") as held, client.lease(gpus=1, ttl=60) as other:
         for work in (client.devices, held.check, lambda: client.release(held.lease_id), lambda: next(client.watch())):
             print(forked(lambda: raises(work)))
         def leave():

@@ -21,7 +21,9 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 async def take(nc: Client, owner: str, ttl: float) -> str:
-    return (await persist(nc, "request", {"owner": owner, "gpus": 1, "ttl_seconds": ttl}))["lease"]["lease_id"]
+    # A device whose lease has expired is free once a sample shows it idle.
+    body = {"owner": owner, "gpus": 1, "ttl_seconds": ttl, "wait_seconds": 30}
+    return (await persist(nc, "request", body))["lease"]["lease_id"]
 
 
 async def state(nc: Client, lease_id: str) -> str:
