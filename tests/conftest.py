@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from local_cluster import LocalCluster
 from nats.aio.client import Client
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+# Started in the background (`nohup make test &`), the tests would hand on to commands that these are to be ignored.
+for _number, _usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 @pytest.fixture

@@ -119,5 +119,5 @@ async def test_ctrl_c_cancels_the_statement(server: EmbeddedServer, history: Que
 
     await until_running(1)
     process.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(process.wait(), 10) == 130
+    assert await asyncio.wait_for(process.wait(), START_SECONDS) == 130
     assert (await until_running(0))["failed"] == 1

