@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from corral.cli.server import EmbeddedServer
+from corral.client import SyncClient
 from corral.schemas import bus
-from local_cluster import LocalCluster
+from local_cluster import LocalCluster, wait_for
 from nats.aio.client import Client
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -44,6 +45,15 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data is not on this machine (looked in {SHARED_DATA})")
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def _idle_cluster(request: pytest.FixtureRequest) -> None:  # pyright: ignore[reportUnusedFunction]
+    """A test with the shared cluster begins once what earlier ones ran there is seen to be gone."""
+    made = request.getfixturevalue("cluster") if "cluster" in request.fixturenames else None
+    if isinstance(made, LocalCluster) and not made.credentials:
+        with SyncClient(made.url, owner="conftest") as client:
+            wait_for(lambda: not any(device.in_use for device in client.devices()), 60)
 
 
 @pytest.fixture(scope="session")

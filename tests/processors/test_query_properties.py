@@ -32,13 +32,23 @@ def test_nothing_is_lost_or_run_twice_and_no_bound_is_passed(
     running: Counter[str] = Counter()
     for number, (move, asker) in enumerate(moves):
         if move == "put":
-            room = sum(map(len, lines.values())) < waiting and len(lines[asker]) < max(1, waiting // 2)
-            assert queue.put(asker, number) == room
+            own, longest = len(lines[asker]), max(map(len, lines.values()))
+            full = sum(map(len, lines.values())) >= waiting
+            room = own < max(1, waiting // 2) and not (full and longest <= own + 1)
+            left = queue.put(asker, number)
+            assert (left is not None) == room
+            assert len(left or ()) == (room and full)
+            for entry in left or ():  # the last of one who has the most
+                [line] = [line for line in lines.values() if entry in line]
+                assert len(line) == longest
+                assert line.pop() == entry
             if room:
                 lines[asker].append(number)
         elif move == "take":
             taken = queue.take()
-            ready = [name for name in lines if lines[name] and running[name] < per_asker]
+            # The second half of the slots is for those of whom nothing runs.
+            more = per_asker if running.total() < slots - slots // 2 else 1
+            ready = [name for name in lines if lines[name] and running[name] < min(more, per_asker)]
             assert (taken is None) == (running.total() >= slots or not ready)
             if taken is not None:
                 # First in first out within an asker.
@@ -61,7 +71,7 @@ def test_askers_take_turns(entries: list[str]) -> None:
     """With one slot, between two queries of one asker each other asker that waits gets one."""
     queue: FairQueue[int] = FairQueue(1, 1, 100)
     for number, asker in enumerate(entries):
-        assert queue.put(asker, number)
+        assert queue.put(asker, number) == []
     left = Counter(entries)
     order: list[str] = []
     while (taken := queue.take()) is not None:
