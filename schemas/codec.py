@@ -125,6 +125,8 @@ def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> t
         unknown = error
     # What stands in an unknown field was not looked at until now.
     tree = decode(payload, cast("type[Any]", object), content_type)
+    if isinstance(tree, dict) and str(cast("dict[str, Any]", tree).get("type", "")).startswith(_SERVERS_OWN):
+        raise unknown  # an answer of the server's that somebody has had sent here
     found: dict[tuple[_Known, str], str] = {}
     known = _known(msgspec.inspect.type_info(type))
     if known is None or not _drop_unknown(tree, known, "$", found):
@@ -159,6 +161,8 @@ def encode_again(tree: object, content_type: str) -> bytes:
 
 
 _UNKNOWN_FIELD: Final = "Object contains unknown field "
+_SERVERS_OWN: Final = "io.nats."
+"""The types of what JetStream and services answer begin so."""
 _MOST_UNKNOWN: Final = 16
 """Names that one request may have beside those that are known: one that is made of nothing else is refused."""
 

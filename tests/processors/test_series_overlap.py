@@ -21,7 +21,7 @@ class Overlapped(Database):
     def decode(self, sequence: int) -> Batch:
         host = f"h{sequence}"
         message = Incoming(bus.samples_subject(host), codec.encode(sample_batch(host, sequence)), sequence, None)
-        table, _, refused = Decoder(self.series).decode([message], lambda _agent, _sequence: True, time.time_ns())
+        table, _, refused = Decoder(self.series).decode([message], lambda *_: True, time.time_ns())
         assert not refused
         return Batch(stream=bus.TELEMETRY_STREAM, sequence=sequence, samples=table, messages=1)
 
