@@ -10,10 +10,15 @@ import pytest
 from corral.cli.server import EmbeddedServer
 from corral.client import SyncClient
 from corral.schemas import bus
+from hypothesis import HealthCheck, settings
 from local_cluster import LocalCluster, wait_for
 from nats.aio.client import Client
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+# A busy machine makes examples slowly, which says nothing of what is tested.
+settings.register_profile("corral", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("corral")
 
 # Started in the background (`nohup make test &`), the tests would hand on to commands that these are to be ignored.
 for _number, _usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):

@@ -59,7 +59,7 @@ def invoke(*arguments: str, url: str, **values: str) -> subprocess.CompletedProc
     return subprocess.CompletedProcess(arguments, code, *texts)
 
 
-def wait_for(found: Callable[[], Any], seconds: float = 20.0) -> Any:
+def wait_for(found: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first truthy value; the test fails where none comes."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
