@@ -11,11 +11,11 @@ import pytest
 from chaos_load import connect
 from chaos_parts import Bus, Place
 from corral.planner.leases.bucket import LEAST_BYTES
-from corral.planner.leases.store import HEARTBEAT, Deposed, Outcome, Store, WriteFailed
+from corral.planner.leases.store import HEARTBEAT, Deposed, Entry, Outcome, Store, WriteFailed
 from corral.schemas import bus
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.errors import APIError
+from nats.js.errors import APIError, ServiceUnavailableError
 
 KV = f"KV_{bus.PLANNER_BUCKET}"
 
@@ -72,10 +72,18 @@ class Writes:
                 await self.store.tend()
                 await asyncio.sleep(0.05)
 
+    async def _stored(self, key: str) -> Entry | None:
+        """What the bucket holds; servers of which one has died may be without a leader for a moment."""
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(ServiceUnavailableError):
+                    return await self.store.get(key)
+                await asyncio.sleep(0.1)
+
     async def check(self) -> None:
         """What was told is so: stored at that revision, or not stored."""
         for key, outcome in self.outcomes.items():
-            entry = await self.store.get(f"lease.{key}")
+            entry = await self._stored(f"lease.{key}")
             if isinstance(outcome, int):
                 assert entry is not None, key
                 assert entry.revision == outcome, key
