@@ -79,13 +79,18 @@ async def stored(nc: Client) -> dict[str, list[tuple[str, str, bytes]]]:
     return found
 
 
+def agent_of(message_id: str) -> str:
+    """The agent's run that a message is of, from its id `<key>.<agent>-<sequence>`."""
+    return message_id.rpartition("-")[0].partition(".")[2]
+
+
 def sequences(found: dict[str, list[tuple[str, str, bytes]]]) -> dict[str, list[list[int]]]:
     """By agent: the sequences in each stream, in its order."""
     by_agent: dict[str, list[list[int]]] = {}
     for number, messages in enumerate(found.values()):
         for message_id, _, _ in messages:
-            agent, _, sequence = message_id.rpartition("-")
-            by_agent.setdefault(agent, [[] for _ in found])[number].append(int(sequence))
+            sequence = int(message_id.rpartition("-")[2])
+            by_agent.setdefault(agent_of(message_id), [[] for _ in found])[number].append(sequence)
     return by_agent
 
 
@@ -138,7 +143,7 @@ async def test_an_agent_killed_without_a_bus_delivers_once_and_in_order_after_it
     lasts = [assert_once_and_in_order(per_stream) for per_stream in by_agent.values()]
     assert min(lasts[:2]) > 50
     # The runs follow each other in the stream.
-    order = [message_id.rpartition("-")[0] for message_id, _, _ in found[bus.TELEMETRY_STREAM]]
+    order = [agent_of(message_id) for message_id, _, _ in found[bus.TELEMETRY_STREAM]]
     assert order == sorted(order, key=list(by_agent).index)
 
 
@@ -247,7 +252,7 @@ async def test_the_second_agent_of_a_name_is_refused_until_the_first_is_gone(
     fourth.send_signal(signal.SIGTERM)
     fourth.communicate(timeout=15)
     assert fourth.returncode == 0
-    assert {message[0].rpartition("-")[0] for message in (await stored(nc))[bus.TELEMETRY_STREAM]} == {
+    assert {agent_of(message[0]) for message in (await stored(nc))[bus.TELEMETRY_STREAM]} == {
         agent,
         holder["agent"],
     }

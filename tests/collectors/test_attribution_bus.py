@@ -169,7 +169,7 @@ async def test_a_holder_without_a_readable_environment_is_known_by_its_children(
     script = (
         "import os, subprocess, sys\n"
         "from corral.client import lease\n"
-        "with lease(gpus=1, set_environment=True) as held:\n"
+        "with lease(gpus=1, allow_in_use=True, set_environment=True) as held:\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], env={})\n"
         "    print(os.getpid(), child.pid, held.devices[0], held.lease_id, flush=True)\n"
         "    sys.stdin.read()\n"
@@ -203,11 +203,11 @@ async def test_a_host_learns_its_leases_from_the_planner_and_from_events(server:
                 changed.clear()
                 await changed.wait()
 
-    before = (await rig.client.request(gpus=1, ttl="1h")).lease.lease_id
+    before = (await rig.client.request(gpus=1, ttl="1h", allow_in_use=True)).lease.lease_id
     async with connect(server.url) as own:
         tasks = [asyncio.create_task(feed.follow(own.nc)) for feed in (HostLeaseFeed(HOST, on_change), other)]
         await until({before})
-        after = (await rig.client.request(gpus=1, ttl="1h")).lease.lease_id
+        after = (await rig.client.request(gpus=1, ttl="1h", allow_in_use=True)).lease.lease_id
         await until({before, after})
         # An end that the planner does not confirm is none, whether its body fits its subject or not.
         there = (await rig.client.leases(lease_id=before))[0]
