@@ -130,6 +130,8 @@ class Room:
             found[near] = after = found.get(near, 0) + devices
             if not after:
                 del found[near]
+                if not found:
+                    del self.nearest[reason]
 
     def add(self, state: HostState, hosts: int) -> None:
         """Count so many more hosts of a state."""

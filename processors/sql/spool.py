@@ -88,10 +88,15 @@ class SpoolRoom:
         return found.f_bavail * found.f_frsize > LEAST_FREE_DISK_BYTES
 
 
-class _Part(NamedTuple):
-    body: bytes | None
+class _Slot(NamedTuple):
     offset: int
     size: int
+
+
+class _Part(NamedTuple):
+    size: int
+    body: bytes | None
+    slot: _Slot | None
 
 
 class Spool:
@@ -108,7 +113,7 @@ class Spool:
         self._parts: deque[_Part] = deque()
         self._guard = threading.Lock()
         self._file: IO[bytes] | None = None
-        self._free: deque[int] = deque()
+        self._free: list[_Slot] = []
         self._end = 0
         self._closed = False
 
@@ -137,16 +142,20 @@ class Spool:
 
     def _kept(self, body: bytes, in_memory: bool) -> _Part:
         if in_memory:
-            return _Part(body, 0, len(body))
+            return _Part(len(body), body, None)
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._room.folder, prefix="corral-answer-")  # noqa: SIM115
-        # All parts but the last are of one size, so each fits where one was that has been read.
-        offset = self._free.popleft() if self._free else self._end
-        self._file.seek(offset)
+        # All parts but the last are of about one size: where one was read, the next fits nearly always.
+        slot = next((free for free in self._free if free.size >= len(body)), None)
+        if slot is None:
+            slot = _Slot(self._end, len(body))
+            self._end += len(body)
+        else:
+            self._free.remove(slot)
+        self._file.seek(slot.offset)
         self._file.write(body)
         self._file.flush()
-        self._end = max(self._end, offset + len(body))
-        return _Part(None, offset, len(body))
+        return _Part(len(body), None, slot)
 
     def take(self) -> bytes:
         """The oldest part.
@@ -156,13 +165,14 @@ class Spool:
         """
         with self._guard:
             part = self._parts.popleft()
-            if part.body is not None:
+            if part.slot is None:
+                assert part.body is not None
                 body = part.body
             else:
                 assert self._file is not None
-                self._file.seek(part.offset)
+                self._file.seek(part.slot.offset)
                 body = self._file.read(part.size)
-                self._free.append(part.offset)
+                self._free.append(part.slot)
         self._room.give(self._asker, part.size, part.body is not None)
         return body
 

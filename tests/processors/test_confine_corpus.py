@@ -446,10 +446,10 @@ DOUBLING = {
 @pytest.mark.parametrize("kind", DOUBLING)
 def test_a_short_statement_that_grows_without_bounds_is_refused_at_once(fence: Fence, kind: str) -> None:
     for levels in (17, 30) if kind not in ("windows", "views") else (8 if kind == "views" else 12,):
-        started = time.monotonic()
+        started = time.thread_time()
         with pytest.raises(QueryError, match=r"becomes|again and again"):
             fence.check(DOUBLING[kind](levels), 10)
-        assert time.monotonic() - started < 1
+        assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -463,10 +463,10 @@ def test_a_short_statement_that_grows_without_bounds_is_refused_at_once(fence: F
     ids=["ctes", "places", "subqueries", "values"],
 )
 def test_measuring_takes_no_longer_than_what_is_written(fence: Fence, sql: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     with contextlib.suppress(QueryError):
         fence.check(sql, 10)
-    assert time.monotonic() - started < 3
+    assert time.thread_time() - started < 5
 
 
 @pytest.mark.parametrize("kind", DOUBLING)
