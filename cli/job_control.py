@@ -181,9 +181,14 @@ class Terminal:
         """Stop with a command that has stopped by itself (an editor's Ctrl-Z, `suspend` in a shell), so that the shell
         around both has the terminal again."""
         if self.is_there:
-            asyncio.get_running_loop().call_later(_STALE_SECONDS, self._stop_with, pid)
+            loop = asyncio.get_running_loop()
+            loop.call_later(_STALE_SECONDS, self._stop_with, pid, loop.time() + 2 * _STALE_SECONDS)
 
-    def _stop_with(self, pid: int) -> None:
+    def _stop_with(self, pid: int, latest: float) -> None:
+        if asyncio.get_running_loop().time() > latest:
+            # This process was stopped itself meanwhile: the command may only just be going on, too.
+            self.stop_with(pid)
+            return
         found = processes.process(pid)
         if found is not None and found.state == "T" and self.in_foreground:
             os.kill(os.getpid(), signal.SIGSTOP)
