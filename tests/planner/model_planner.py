@@ -23,6 +23,41 @@ from nats.aio.client import Client
 MEMORY = 80 * 2**30
 CPUS = 64.0
 ENDS = frozenset({"released", "expired", "lost", "evicted"})
+TRIES_MOST = 40
+HEARD_SECONDS = 60.0
+ABSENT_SECONDS = 120.0
+
+
+@dataclass
+class Patience:
+    """Says when one has asked in vain, by what can be held against whoever should have answered.
+
+    Where nobody listens the server says so at once: that makes many tries of little time, and no planner has had any of
+    them. All of them may be down together for as long as a busy machine takes to start one, and be killed meanwhile.
+
+    Attributes:
+        tries: that somebody may have had.
+        heard_seconds: which these took, pauses between them included.
+        absent_seconds: in a row in which nobody listened.
+        looked_at: when one looked last, by a clock that does not go back.
+    """
+
+    looked_at: float
+    tries: int = 0
+    heard_seconds: float = 0.0
+    absent_seconds: float = 0.0
+
+    def over(self, now: float, heard: bool) -> bool:
+        """Whether that is enough, after one more try without an answer, which somebody may have had or nobody."""
+        passed, self.looked_at = now - self.looked_at, now
+        if heard:
+            self.tries += 1
+            self.heard_seconds += passed
+            self.absent_seconds = 0.0
+        else:
+            self.absent_seconds += passed
+        many = self.tries >= TRIES_MOST and self.heard_seconds >= HEARD_SECONDS
+        return many or self.absent_seconds >= ABSENT_SECONDS
 
 
 @dataclass
@@ -40,7 +75,7 @@ class History:
 
     Attributes:
         answers: request id → every answer that came, as it came.
-        unanswered: request ids that got none though their clients asked to the end.
+        unanswered: requests and releases that got none though their clients asked to the end.
         held: leases as clients counted on them.
         released: lease ids whose release was answered.
         betrayed: what was answered about a lease that its client could still count on.
@@ -68,6 +103,8 @@ class RandomClient:
         self.history = history
         self.random = random.Random(seed)
         self.turn = 0
+        self.heard = 0
+        """Messages that somebody listened to, be they answered or not."""
 
     async def run(self, until: float) -> None:
         while time.time() < until:
@@ -117,7 +154,9 @@ class RandomClient:
     async def request(self, body: dict[str, Any]) -> dict[str, Any] | None:
         """Ask until there is an answer; at times twice at once, at times again afterwards."""
         request_id = body["request_id"]
-        for _ in range(40):
+        patience = Patience(time.monotonic())
+        while True:
+            heard = self.heard
             times = 2 if self.random.random() < 0.1 else 1
             asking = [self.once("request", body, body["wait_seconds"] + 1.5) for _ in range(times)]
             if self.random.random() < 0.15:
@@ -131,9 +170,10 @@ class RandomClient:
                     if again is not None:
                         self.history.answers[request_id].append(again)
                 return answers[0]
-            await asyncio.sleep(0.1)
-        self.history.unanswered.append(request_id)
-        return None
+            if patience.over(time.monotonic(), self.heard > heard):
+                self.history.unanswered.append(f"request {request_id}")
+                return None
+            await self.pause(self.heard > heard)
 
     async def withdraw(self, body: dict[str, Any]) -> dict[str, Any] | None:
         """Change its mind: before the request, while it waits, or too late."""
@@ -147,12 +187,17 @@ class RandomClient:
         lease_id, promised = held.lease["lease_id"], stamp(held.lease["expires_at"])
         if verb == "renew":
             promised = held.until
-        for _ in range(40):
+        patience = Patience(time.monotonic())
+        while True:
+            heard = self.heard
             answer = await self.once(verb, {"owner": self.name, "lease_id": lease_id}, 1.5)
             if answer is None:
-                await asyncio.sleep(0.1)
                 if verb == "renew" and time.time() > held.until:
                     return False
+                if patience.over(time.monotonic(), self.heard > heard):
+                    self.history.unanswered.append(f"{verb} of lease {lease_id}")
+                    return False
+                await self.pause(self.heard > heard)
                 continue
             if answer["type"] == "error":
                 # The lease has ended, at its time or because an answer to an earlier try was lost.
@@ -165,14 +210,21 @@ class RandomClient:
                 return False
             held.until = stamp(answer["expires_at"])
             return True
-        return False
+
+    async def pause(self, heard: bool) -> None:
+        """Between two tries: longer where nobody listens, since a crowd that asks on and on lets no planner start."""
+        await asyncio.sleep(0.1 if heard else self.random.uniform(0.1, 0.5))
 
     async def once(self, verb: str, body: dict[str, Any], timeout: float) -> dict[str, Any] | None:
         """One message, and its answer if it came; `unavailable` is none."""
         try:
             reply = await self.nc.request(f"corral.v1.plan.{verb}", json.dumps(body).encode(), timeout=timeout)
-        except (nats.errors.Error, TimeoutError, OSError):
+        except nats.errors.NoRespondersError:
             return None
+        except (nats.errors.Error, TimeoutError, OSError):
+            self.heard += 1  # who can tell?
+            return None
+        self.heard += 1
         answer = json.loads(reply.data)
         if answer["type"] == "error" and answer["code"] == "unavailable":
             return None
@@ -198,7 +250,7 @@ def check(
         active: leases that are listed in the end.
         lost_hosts: that were silent for too long: their leases end with that, and no others do.
     """
-    wrong = [f"request {request_id} was never answered" for request_id in history.unanswered]
+    wrong = [f"{asked} was never answered" for asked in history.unanswered]
     wrong += history.betrayed
     leases: dict[str, dict[str, Any]] = {}
     of_request: dict[str, str] = {}

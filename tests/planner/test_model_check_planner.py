@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import math
 import os
 import random
 import time
@@ -14,7 +15,17 @@ from typing import Any
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.schemas import bus
-from model_planner import History, RandomClient, check, close, connect_clients
+from model_planner import (
+    ABSENT_SECONDS,
+    HEARD_SECONDS,
+    TRIES_MOST,
+    History,
+    Patience,
+    RandomClient,
+    check,
+    close,
+    connect_clients,
+)
 from rig_planner import FakeHosts, PlannerProcess, lease_events, persist, stream, until_ready
 
 ROUNDS_MOST = 6
@@ -168,4 +179,25 @@ def test_the_checker_finds_what_it_looks_for() -> None:
         event["lease"]["grants"][0].update(share=0.5, memory_bytes=60 * 2**30)
     assert any("memory of G1" in problem for problem in check(history, events, []))
     history, events = story()
+    history.unanswered.append("request r-l3")
+    assert check(history, events, []) == ["request r-l3 was never answered"]
+    history, events = story()
     assert any("listed" in problem for problem in check(history, events[:-1], []))
+
+
+def test_who_finds_nobody_there_has_not_been_left_without_an_answer() -> None:
+    """Planners that all start anew are waited for; none that hears, and none that never comes, gets away with it."""
+
+    def tries(count: int, seconds: float, *, heard: bool, since: Patience | None = None) -> tuple[Patience, bool]:
+        patience = since or Patience(0.0)
+        over = [patience.over(patience.looked_at + seconds, heard) for _ in range(count)]
+        return patience, any(over)
+
+    away, over = tries(TRIES_MOST + 10, 0.12, heard=False)
+    assert not over
+    assert not tries(TRIES_MOST - 1, 1.6, heard=True, since=away)[1]
+    assert tries(1, 1.6, heard=True, since=away)[1]
+    # One that says `unavailable` at once may have its reasons for longer than so many tries take.
+    assert not tries(TRIES_MOST + 10, 0.12, heard=True)[1]
+    assert tries(math.ceil(HEARD_SECONDS / 0.12) + 1, 0.12, heard=True)[1]
+    assert tries(math.ceil(ABSENT_SECONDS / 0.12) + 1, 0.12, heard=False)[1]
