@@ -47,10 +47,7 @@ class OwnedClient(RandomClient):
     """Asks where the server sees in whose name: nobody may ask elsewhere where there is authentication."""
 
     async def once(self, verb: str, body: dict[str, Any], timeout: float) -> dict[str, Any] | None:
-        answer = await super().once(f"{verb}.{body['owner']}", body, timeout)
-        if answer is None:
-            await asyncio.sleep(0.5)  # where nobody listens that is known at once, and may last for a while
-        return answer
+        return await super().once(f"{verb}.{body['owner']}", body, timeout)
 
 
 class Probe:
