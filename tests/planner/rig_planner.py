@@ -131,7 +131,7 @@ class PlannerProcess:
         if self.process is not None:
             self.process.terminate()
             try:
-                self.process.wait(5)
+                self.process.wait(30)
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise
@@ -156,7 +156,7 @@ async def ask(nc: Client, verb: str, body: Any = None, timeout: float = 5.0, hea
     return json.loads(reply.data)
 
 
-async def persist(nc: Client, verb: str, body: dict[str, Any], seconds: float = 20.0) -> dict[str, Any]:
+async def persist(nc: Client, verb: str, body: dict[str, Any], seconds: float = 60.0) -> dict[str, Any]:
     """Ask until there is an answer."""
     deadline = time.monotonic() + seconds
     while True:
