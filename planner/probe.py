@@ -51,6 +51,7 @@ class Probe:
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._absent: set[str] = set()
+        self._round = 0
         self._last = asyncio.Event()
         self._asking = asyncio.Lock()
 
@@ -71,12 +72,13 @@ class Probe:
         try:
             await self._listen()
             self._absent = set()
+            self._round += 1  # what was given up may be answered yet, and is no answer to this
             self._last.clear()
             for number, (_, subject) in enumerate(asked):
-                await self._nc.publish(subject, b"", reply=f"{self._inbox}.{number}")
+                await self._nc.publish(subject, b"", reply=f"{self._inbox}.{self._round}-{number}")
             # The server answers in order: when it says that nobody has this one, it has said so of all the others.
             nobody = f"{self._nc.new_inbox()}.{_TOKEN}"
-            await self._nc.publish(nobody, b"", reply=f"{self._inbox}.last")
+            await self._nc.publish(nobody, b"", reply=f"{self._inbox}.{self._round}-last")
             async with asyncio.timeout(_ANSWER_SECONDS):
                 await self._last.wait()
         except TimeoutError:
@@ -95,7 +97,9 @@ class Probe:
     async def _heard(self, message: Msg) -> None:
         if (message.headers or {}).get("Status") != "503":
             return
-        token = message.subject.rpartition(".")[2]
+        asked, _, token = message.subject.rpartition(".")[2].partition("-")
+        if asked != str(self._round):
+            return
         if token == "last":
             self._last.set()
         else:
