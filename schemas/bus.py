@@ -23,7 +23,7 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, NotFoundError
 
 from . import credentials as who
-from . import permitted
+from . import permitted, websockets
 from .connection import Connection
 from .credentials import CREDENTIALS_VARIABLE
 
@@ -300,6 +300,11 @@ async def connect(
         BusUnavailable: no server answered in time, or it refuses the credentials; the message says what to do.
     """
     servers = [part.strip() for part in (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).split(",") if part.strip()]
+    if websockets.wanted(servers):
+        try:
+            websockets.bring_in()
+        except ImportError:
+            raise BusUnavailable("a WebSocket to the bus needs aiohttp: pip install aiohttp") from None
     try:
         identity = who.identify(credentials, ca=ca, certificate=certificate, key=key, inbox=inbox_prefix)
         proofs = who.options(identity)
