@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The tests start hundreds of processes, each of which would compile all of Corral anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-long model-check chaos soak fuzz lint format docs site images compose-test lock audit sbom dist clean
 

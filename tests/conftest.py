@@ -57,13 +57,32 @@ def _idle_cluster(request: pytest.FixtureRequest) -> None:  # pyright: ignore[re
     """A test with the shared cluster begins once what earlier ones ran there is seen to be gone."""
     made = request.getfixturevalue("cluster") if "cluster" in request.fixturenames else None
     if isinstance(made, LocalCluster) and not made.credentials:
+        made.start()
         with SyncClient(made.url, owner="conftest") as client:
             wait_for(lambda: not any(device.in_use for device in client.devices()), 60)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that share the cluster come one after the other: one worker starts it and ends it."""
+    items.sort(key=lambda item: not _shares_cluster(item))
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the shared cluster behind the last test that needs it: it takes a quarter of a core all the while."""
+    if (shared := _shared.get("cluster")) and _shares_cluster(item) and not (nextitem and _shares_cluster(nextitem)):
+        shared.stop()
+
+
+def _shares_cluster(item: pytest.Item) -> bool:
+    return "cluster" in getattr(item, "fixturenames", ())
+
+
+_shared: dict[str, LocalCluster] = {}
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A whole cluster on simulated GPUs, shared by all tests that break nothing."""
-    made = LocalCluster(tmp_path_factory.mktemp("cluster") / "data")
+    _shared["cluster"] = made = LocalCluster(tmp_path_factory.mktemp("cluster") / "data")
     yield made
     made.stop()

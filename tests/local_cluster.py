@@ -88,12 +88,19 @@ class LocalCluster:
         self.folder = folder
         self.credentials: dict[str, str] = {}
         self.log = folder.with_suffix(".log")
+        self._options = (*(options or SIMULATED), *(() if authenticated else ("--no-auth",)))
+        self._authenticated = authenticated
+        self.process: subprocess.Popen[bytes]
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start it, where it does not run; on its old data if there are any."""
+        if self.url and self.process.poll() is None:
+            return
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [
-                    *(*CORRAL, "up", "--no-dashboard", "--data", str(folder), "--port", "0", *(options or SIMULATED)),
-                    *(() if authenticated else ("--no-auth",)),
-                ],
+                [*CORRAL, "up", "--no-dashboard", "--data", str(self.folder), "--port", "0", *self._options],
                 env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -105,9 +112,9 @@ class LocalCluster:
         except BaseException:
             self.process.kill()
             raise
-        self.url: str = json.loads((folder / "cluster.json").read_text())["url"]
-        if authenticated:
-            self.credentials["CORRAL_NATS_CREDS"] = str(Authority(folder / "auth").credentials(account()))
+        self.url = json.loads((self.folder / "cluster.json").read_text())["url"]
+        if self._authenticated:
+            self.credentials["CORRAL_NATS_CREDS"] = str(Authority(self.folder / "auth").credentials(account()))
 
     def output(self) -> str:
         return self.log.read_text()
