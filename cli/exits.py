@@ -78,6 +78,9 @@ def code_and_message(error: BaseException) -> tuple[int, str]:
     from ..schemas.bus import BusUnavailable, WrongSetting
     from .server import ServerError
 
+    # Of several that failed at once the first says what is wrong.
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     if isinstance(error, CommandError):
         return error.code, str(error)
     if isinstance(error, ModuleNotFoundError) and (message := _missing(error)):

@@ -17,10 +17,14 @@ from .statements import add_missing, column_names, columns_of
 def migrate(cursor: DuckDBPyConnection) -> None:
     """Make what is missing, and add the columns of metrics that are new. The caller holds the transaction."""
     cursor.execute("CREATE SCHEMA IF NOT EXISTS store")
+    found = cursor.execute("SELECT schema_name || '.' || table_name FROM duckdb_tables()").fetchall()
+    there = {str(name).removeprefix("main.") for (name,) in found}
     for name, columns in schema.TABLES.items():
-        cursor.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
-        add_missing(cursor, name, columns_of(cursor, columns))
-    cursor.execute(schema.create_day(schema.NO_SERIES))
+        if name in there:
+            add_missing(cursor, name, columns_of(cursor, columns))
+        else:
+            cursor.execute(f"CREATE TABLE {name} ({columns})")
+    cursor.execute(schema.create_day(schema.NO_SERIES, METRICS))
     add_metrics(cursor, schema.NO_SERIES, METRICS)
     rollups.create(cursor)
     row = cursor.execute("SELECT value FROM corral_meta WHERE key = 'version'").fetchone()
