@@ -9,7 +9,8 @@ from chaos_run import account_of
 
 
 @pytest.mark.timeout(300)  # the wait for each recovery has an end of its own
-@pytest.mark.parametrize("name", ["processes_killed", pytest.param("server_lost", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["processes_killed", "server_lost"])
 def test_nothing_is_lost_and_nothing_is_there_twice(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORRAL_CHAOS_FRESH_SECONDS", "10")
     account = account_of(name, tmp_path, 4, apart=False)

@@ -101,6 +101,7 @@ def value(health: ServiceHealth, name: str, **labels: str) -> float:
     return (found[0].counts and sum(found[0].counts)) or found[0].value
 
 
+@pytest.mark.long
 async def test_services_say_how_they_are_and_end_in_order_under_load(services: Services, asking: Client) -> None:
     nc = asking
     services.start("collector", *COLLECT)

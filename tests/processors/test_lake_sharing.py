@@ -104,6 +104,7 @@ PARTS = PARTITIONS + 3
 """Of the samples, inventories, facts and upkeep."""
 
 
+@pytest.mark.long
 async def test_a_killed_and_a_frozen_processor_lose_and_double_nothing(nc: Client, sharing: Sharing) -> None:
     js = nc.jetstream()
     # Less than the time to live that processors give it themselves: the test waits for it twice.

@@ -237,6 +237,7 @@ def rows(cursor: Any, name: str) -> list[tuple[Any, ...]]:
     return cursor.execute(f"SELECT {chosen} FROM {name} ORDER BY ALL").fetchall()
 
 
+@pytest.mark.long
 def test_a_lake_of_an_older_version_is_brought_up_to_this_one(lake: lakes.Lake) -> None:
     """As if it were of the version before: without the columns that are new, and with views that are not."""
     part = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)

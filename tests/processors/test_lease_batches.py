@@ -44,7 +44,7 @@ def written(batches: Sequence[Sequence[LeaseEvent]]) -> dict[str, list[tuple[Any
         return {table: database.execute(f"FROM {table} ORDER BY ALL").fetchall() for table in TABLES}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(event(), min_size=1, max_size=16), st.lists(st.integers(0, 16), max_size=4), st.integers(0, 16))
 def test_batches_are_what_their_events_are_one_by_one(events: list[LeaseEvent], cuts: list[int], again: int) -> None:
     events = [*events, *events[:again]]  # delivered once more

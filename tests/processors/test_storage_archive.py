@@ -71,6 +71,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.long
 def test_killed_at_any_point_of_maintenance_the_sums_are_exact(tmp_path: Path) -> None:
     path = tmp_path / "history.duckdb"
     history = Database(path)
