@@ -33,6 +33,8 @@ CONTEXT_LEAST_BYTES: Final = 64 * 2**20
 """Nobody computes with less: a CUDA context takes more, and so does one of ROCm."""
 SETTLE_SECONDS: Final = 2.0
 """Utilization is an average over the last second or so: what a lease did before its release is still in it."""
+FREE_SECONDS: Final = 0.5
+"""A driver frees what a process held a moment after its end: what is read so soon after a release is still of it."""
 _RELEASES_KEPT: Final = 64
 UNIDENTIFIED: Final = "?"
 """In place of the lease of a process of which nobody can tell whose it is: a lease's, while there is one."""
@@ -136,8 +138,8 @@ class Occupancy:
                 self.foreign = max(self.foreign, self._used - self.granted)
             return
         # What was read before is of the time when it held the device, and does not count.
-        self._freed_at = max(self._freed_at, at)
-        self._released[lease] = at
+        self._freed_at = max(self._freed_at, at + FREE_SECONDS)
+        self._released[lease] = at + FREE_SECONDS
         if len(self._released) > _RELEASES_KEPT:
             del self._released[next(iter(self._released))]
         used = self._listed.pop(lease, 0) if self._listed is not None else 0
