@@ -28,6 +28,7 @@ from .confirmed import Granted, confirmed
 from .contexts import way
 from .environment import placed_here
 from .errors import CorralError, InvalidRequest, NoService, QueryFailed, Refused, Rejected, TimedOut, Unavailable
+from .holder import may_be_anothers
 from .lease import LeaseContext, Lost, OnOutage
 from .leftovers import CHILDREN_GRACE_SECONDS
 from .line import Line
@@ -119,7 +120,8 @@ class Client(Calls):
         sent again without being granted twice.
 
         Where no answer comes it is withdrawn, so that nothing is granted to nobody; a request that does not wait and
-        came with an id of its own is not, since it may be asked again. The error says the id (`request_id`).
+        came with an id of its own is not, since it may be asked again. The error says the id (`request_id`). A lease
+        that another process holds under the id is left to it.
 
         Raises:
             Ended: the id was used before, and the lease that it was granted has ended.
@@ -198,7 +200,10 @@ class Client(Calls):
     async def _take_back(self, request: requests.WorkRequest) -> None:
         assert request.request_id is not None
         answer = await self.withdraw(request.request_id, owner=request.owner)
-        if isinstance(answer, requests.Assignment) and answer.lease.state is requests.LeaseState.ACTIVE:
+        if not isinstance(answer, requests.Assignment) or answer.lease.state is not requests.LeaseState.ACTIVE:
+            return
+        # Under an id that is used again it may be the lease that another process works with.
+        if not may_be_anothers(answer.lease, request.holder):
             await self.release(answer.lease.lease_id, owner=request.owner)
 
     def lease(

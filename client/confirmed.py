@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
 from ..schemas import requests
 from ..schemas.elapsed import elapsed_seconds
-from .errors import CorralError, Ended, LeaseLost, TimedOut, TooManyRequests, Unavailable
-from .lease import renewed
+from .errors import CorralError, Ended, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
+from .holder import may_be_anothers
 
 if TYPE_CHECKING:
     from .aio import Client
 
+T = TypeVar("T")
+
 FRESH_SECONDS: Final = 1.0
 """An answer that came within it needs no other."""
+_OVER: Final = ("ended", "not_found", "not_owner")
+"""Codes by which the planner says that a lease is its holder's no more; any other refusal passes."""
 _RETRY_SECONDS: Final = 0.5
 _GIVE_BACK_SECONDS: Final = 3.0
 _MOST_TRIES: Final = 5
@@ -57,7 +61,8 @@ async def confirmed(
     Raises:
         Ended: the lease of a request id that was given has ended.
         LeaseLost: each of several was lost on its way.
-        Unavailable, NoService, TimedOut: nobody could be asked; the lease was given back as far as that went.
+        Unavailable, NoService, TimedOut: nobody could be asked in time; the lease was given back as far as that went,
+            unless another process may hold it.
     """
     named, began = request.request_id is not None, elapsed_seconds()
     wait = request.wait_seconds
@@ -77,7 +82,8 @@ async def confirmed(
         try:
             # One that is asked for again under its id keeps its time: to hold it is another matter.
             confirm = _active if fresh else renewed
-            at, now = await _given_back_on_failure(client, lease, _patiently(client, lease, confirm, patience))
+            asking = _patiently(client, lease, confirm, patience)
+            at, now = await given_back_on_failure(client, lease, request.holder, asking)
             return Granted(replace(assignment, lease=now), at)
         except LeaseLost as lost:
             if named:
@@ -114,8 +120,11 @@ async def _patiently(
         asked_at, pause = elapsed_seconds(), _RETRY_SECONDS
         try:
             now = await confirm(client, lease)
-            if elapsed_seconds() - asked_at < lease.ttl_seconds / 2:
+            took = elapsed_seconds() - asked_at
+            if took < lease.ttl_seconds / 2:
                 return asked_at, now
+            if elapsed_seconds() > give_up:
+                raise TimedOut(f"the planner answers in {took:.1f} s, too late for a lease of {lease.ttl_seconds:g} s")
         except (Unavailable, TimedOut, TooManyRequests) as error:
             if elapsed_seconds() > give_up:
                 raise
@@ -124,14 +133,46 @@ async def _patiently(
         await asyncio.sleep(pause)
 
 
-async def _given_back_on_failure(
-    client: Client, lease: requests.Lease, work: Awaitable[tuple[float, requests.Lease]]
-) -> tuple[float, requests.Lease]:
+async def renewed(client: Client, lease: requests.Lease, holder: str = "") -> requests.Lease:
+    """A lease, for a whole time to live from now on.
+
+    Args:
+        client: to ask with.
+        lease: which.
+        holder: the process that holds it from now on; empty leaves that as it is.
+
+    Raises:
+        LeaseLost: the planner says that it has ended.
+        ServiceError: it refused for now.
+        Unavailable, NoService, TimedOut: nobody answered.
+    """
+    try:
+        after = await client.renew(lease.lease_id, owner=lease.owner, holder=holder)
+    except ServiceError as error:
+        if error.code in _OVER:
+            raise LeaseLost(lease.lease_id, str(error)) from error
+        raise
+    if after.state is not requests.LeaseState.ACTIVE:
+        raise LeaseLost(lease.lease_id, after.reason or after.state.value)
+    return after
+
+
+async def given_back_on_failure(client: Client, lease: requests.Lease, own: str, work: Awaitable[T]) -> T:
+    """The result of work on a lease that nobody will use if it fails, or is cancelled: it is given back then.
+
+    Args:
+        client: to give it back with.
+        lease: which; one that another process may hold stays.
+        own: the name of this process, if it said one.
+        work: raises `LeaseLost` where the lease has ended.
+    """
     try:
         return await work
     except LeaseLost:
         raise
-    except BaseException:  # cancelled, say: nobody will use it
+    except BaseException:
+        if may_be_anothers(lease, own):
+            raise
         with contextlib.suppress(CorralError, TimeoutError):
             async with asyncio.timeout(_GIVE_BACK_SECONDS):
                 await client.release(lease.lease_id, owner=lease.owner)

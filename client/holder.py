@@ -53,6 +53,18 @@ async def check_no_other_holds(client: Client, lease: requests.Lease, own: str) 
         raise _conflict(lease, "another process, which renews it")
 
 
+def may_be_anothers(lease: requests.Lease, own: str) -> bool:
+    """Whether somebody else may hold a lease, so that it is not to be given back by one who only asked for it.
+
+    Args:
+        lease: as the planner has it.
+        own: the name of the process that asked; empty if it did not say.
+    """
+    if lease.lease_id in held_by_this_process:
+        return True
+    return lease.holder not in ("", own) and is_there(lease.holder) is not False
+
+
 def is_there(holder: str) -> bool | None:
     """Whether a process of this machine runs; None where that can't be told from here."""
     own = own_name()

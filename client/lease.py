@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from ..schemas import codec, requests
 from ..schemas.elapsed import elapsed_seconds
 from ..schemas.holders import own_name
+from .confirmed import given_back_on_failure, renewed
 from .environment import environment_for, environment_set
 from .errors import CorralError, Forked, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
 from .holder import check_no_other_holds, held_by_this_process
@@ -34,8 +35,6 @@ _ENDS: Final = (
     requests.LeaseEventKind.EVICTED,
     requests.LeaseEventKind.RELEASED,
 )
-_OVER: Final = ("ended", "not_found", "not_owner")
-"""Codes by which the planner says that a lease is its holder's no more; any other refusal passes."""
 _LOOK_EVERY_SECONDS: Final = 1.0
 """An end that is told is looked into no more often: anybody may tell one."""
 _SHORTEST_PAUSE_SECONDS: Final = 0.05
@@ -305,7 +304,11 @@ class LeaseContext:
         self._held = held
         self._body, self._cancelled = asyncio.current_task(), False
         if self._set_environment:
-            self._exit.enter_context(environment_set(held.lease))
+            try:
+                self._exit.enter_context(environment_set(held.lease))
+            except BaseException:  # a warning that is an error, say
+                await held.release()
+                raise
         held.start()
         return held
 
@@ -374,32 +377,8 @@ async def hold(
     held = HeldLease(client, granted.assignment.lease, on_lost, on_outage, granted.confirmed_at)
     if named:  # it may be the lease of an earlier time, with little of it left
         await check_no_other_holds(client, held.lease, request.holder)
-        await held.take_over(request.holder)
+        await given_back_on_failure(client, held.lease, request.holder, held.take_over(request.holder))
     return held
-
-
-async def renewed(client: Client, lease: requests.Lease, holder: str = "") -> requests.Lease:
-    """A lease, for a whole time to live from now on.
-
-    Args:
-        client: to ask with.
-        lease: which.
-        holder: the process that holds it from now on; empty leaves that as it is.
-
-    Raises:
-        LeaseLost: the planner says that it has ended.
-        ServiceError: it refused for now.
-        Unavailable, NoService, TimedOut: nobody answered.
-    """
-    try:
-        after = await client.renew(lease.lease_id, owner=lease.owner, holder=holder)
-    except ServiceError as error:
-        if error.code in _OVER:
-            raise LeaseLost(lease.lease_id, str(error)) from error
-        raise
-    if after.state is not requests.LeaseState.ACTIVE:
-        raise LeaseLost(lease.lease_id, after.reason or after.state.value)
-    return after
 
 
 def _again_in(refusal: ServiceError, ttl_seconds: float) -> float:

@@ -384,8 +384,13 @@ class SyncLeaseContext:
             raise
         self._held = held
         if self._set_environment:
-            self._environment = environment_set(held.lease)
-            self._environment.__enter__()
+            environment = environment_set(held.lease)
+            try:
+                environment.__enter__()
+            except BaseException:  # a warning that is an error, say: nobody would ever end the block
+                self.__exit__(None, None, None)
+                raise
+            self._environment = environment
         return held
 
     def __exit__(
