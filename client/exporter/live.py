@@ -28,6 +28,8 @@ log = logging.getLogger("corral.exporter")
 T = TypeVar("T", SampleBatch, Inventory, DeviceEvent, AgentReport)
 
 FORGET_SECONDS: Final = 60.0
+GONE_SECONDS: Final = 86400.0
+"""A host that has said nothing for so long, not even what it has, will not come back under its name."""
 _XID_HOURS: Final = 24
 _PENDING: Final = 65536
 
@@ -49,6 +51,7 @@ class Host:
         told: number of the reading of the streams since which the host has said itself what it has.
         xids: the last Xid by device.
         reported: when the report came.
+        said: when anything of it came last, on the monotonic clock.
         labels: by device, as they stand behind a name.
         static: lines that only the inventory decides, by name of the family.
         blocks: lines of metrics, good as long as the values stay.
@@ -68,6 +71,7 @@ class Host:
         "payload",
         "report",
         "reported",
+        "said",
         "static",
         "told",
         "xids",
@@ -84,6 +88,7 @@ class Host:
         self.told = 0
         self.xids: dict[str, int] = {}
         self.reported = 0.0
+        self.said = 0.0
         self.payload: bytes | None = None
         self.labels: dict[str, str] = {}
         self.static: dict[str, bytes] = {}
@@ -252,7 +257,9 @@ class Live:
                 host.report = None
             if now - host.heard > self.forget_seconds:
                 host.batch, host.payload, host.blocks = None, None, {}
-                if host.report is None and host.inventory is None:
+                if now - host.said > GONE_SECONDS:
+                    self._forget(name)
+                elif host.report is None and host.inventory is None:
                     self._hosts.pop(name, None)
                 if host.report is None:
                     continue
@@ -261,6 +268,12 @@ class Live:
                 self._open(host, payload)
             shown.append(host)
         return shown
+
+    def _forget(self, name: str) -> None:
+        self._hosts.pop(name, None)
+        self._owners.forget(name)
+        self._refused = {key: owner for key, owner in self._refused.items() if key[0] != name}
+        self._events_told = {key: told for key, told in self._events_told.items() if key[0] != name}
 
     def age_seconds(self, host: Host) -> float:
         """Since samples came last."""
@@ -283,6 +296,7 @@ class Live:
         host = self._hosts.get(name)
         if host is None:
             host = self._hosts[name] = Host(name)
+        host.said = self.clock()
         return host
 
     def _decoded(self, subject: str, data: bytes, type: type[T]) -> T | None:

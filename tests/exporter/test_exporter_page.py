@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from corral.client.exporter.families import DEFAULTS, FAMILIES, choose
-from corral.client.exporter.live import Live
+from corral.client.exporter.live import GONE_SECONDS, Live
 from corral.client.exporter.page import label_text, write
 from corral.schemas import bus, codec, columns
 from corral.schemas.metrics import METRICS
@@ -166,6 +166,23 @@ def test_the_silent_are_forgotten_and_the_unknown_wait() -> None:
     assert fleet.page() == b""
     fleet.samples(["GPU-0"], temperature_celsius=[41.0])
     assert list(parse(fleet.page())["DCGM_FI_DEV_GPU_TEMP"].values()) == [41]
+
+
+def test_of_hosts_that_are_gone_for_good_nothing_is_kept() -> None:
+    fleet = Bus()
+    for number in range(3):
+        host = f"h{number}"
+        fleet.inventory(device(0, host=host), host=host)
+        fleet.samples(["GPU-0"], host=host, temperature_celsius=[40.0])
+        fleet.page()
+        fleet.clock.now += GONE_SECONDS / 4
+    live = fleet.live
+    assert live._refused  # pyright: ignore[reportPrivateUsage]
+    fleet.clock.now += GONE_SECONDS
+    fleet.page()
+    assert not live._hosts  # pyright: ignore[reportPrivateUsage]
+    assert not live._refused  # pyright: ignore[reportPrivateUsage]
+    assert live._owners.owner("GPU-0") is None  # pyright: ignore[reportPrivateUsage]
 
 
 def test_what_changes_is_written_anew() -> None:
