@@ -147,7 +147,7 @@ async def _held(
                     code = await _child(command, held, via, lost, grace, signals, terminal)
         except Interrupted as interrupted:
             return interrupted.code
-    if held.lost is not None:
+    if code is None:
         say(f"corral: {held.lost}; the command was stopped")
         return exits.LEASE_LOST
     return code
@@ -199,20 +199,25 @@ class _Running:
         self._remote = remote
         self._errands: set[asyncio.Task[None]] = set()
 
-    async def until_the_end(self, lost: asyncio.Event, grace: float) -> int:
+    async def until_the_end(self, lost: asyncio.Event, grace: float) -> int | None:
         """Wait for the end of the command and of all that it has started; end them where the lease is lost.
 
         Returns:
-            The command's exit code.
+            The command's exit code, negative for a signal; None where its lease ended before it did.
         """
+        stopped = False
         ended = asyncio.ensure_future(self._child.wait())
         losing = asyncio.ensure_future(lost.wait())
         try:
             await asyncio.wait({ended, losing}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
-                say(f"corral: {self._held.lost}; stopping the command (SIGTERM, SIGKILL in {grace:g} s)")
+                stopped = not self._child.exited.done()
+                what = "the command" if stopped else "what the command has left"
+                say(f"corral: {self._held.lost}; stopping {what} (SIGTERM, SIGKILL in {grace:g} s)")
                 await self._end(ended, grace)
-            return await ended
+            code = await ended
+            # One that a signal has ended may have been stopped for the lease's sake, while this process was.
+            return None if stopped or (code < 0 and self._held.lost is not None) else code
         finally:
             losing.cancel()
             for errand in self._errands:
@@ -265,8 +270,8 @@ async def _child(
     grace: float,
     signals: Signals,
     terminal: Terminal,
-) -> int:
-    """Run the command to its end, or to the end of its lease."""
+) -> int | None:
+    """Run the command to its end, or to the end of its lease: then there is no exit code."""
     remote = None if via is None else _remote(held, via)
     words, environment = list(command), os.environ | held.environment
     if remote is None:
@@ -297,5 +302,7 @@ async def _child(
     running = _Running(child, held, remote)
     with signals.to(running.signal):
         code = await running.until_the_end(lost, grace)
-    terminal.take_back(settings=code < 0)
+    terminal.take_back(settings=code is None or code < 0)
+    if code is None:
+        return None
     return code if code >= 0 else 128 - code

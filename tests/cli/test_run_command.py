@@ -90,6 +90,22 @@ def test_an_evicted_lease_ends_the_command_and_all_that_it_started(cluster: Loca
     wait_for(lambda: not alive(grandchild))
 
 
+def test_a_command_that_ended_before_its_lease_keeps_its_code(cluster: LocalCluster, tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    script = f"sh -c 'trap \"\" TERM; echo $$ > {left}; while :; do sleep 0.1; done' & sleep 0.5; exit 3"
+    process = start(cluster, "--name", "ended", "--grace", "20s", "--", "sh", "-c", script)
+    assert process.stderr is not None
+    wait_for(lambda: left.exists() and left.read_text().strip())
+    said = iter(process.stderr.readline, "")
+    assert any("the command has left" in line for line in said)
+    [lease] = leases(cluster, "ended")
+    assert cluster.corral("evict", lease, "--reason", "host goes down").returncode == 0
+    assert any("host goes down" in line and "stopping what the command has left" in line for line in said)
+    process.send_signal(signal.SIGTERM)  # to wait no longer
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, "was stopped" in err) == (3, False)
+
+
 def test_killed_outright_it_takes_the_command_along_and_leaks_no_lease(cluster: LocalCluster, tmp_path: Path) -> None:
     child = tmp_path / "pid"
     script = f"echo $$ > {child}; while :; do sleep 0.1; done"
