@@ -48,7 +48,9 @@ def hold(fleet: Fleet, lease_id: str, grants: Sequence[Grant], granted_at: float
             share, memory = held.devices.get(grant.device, (0, 0))
             held.devices[grant.device] = (share + share_of(grant.share), memory + grant.memory_bytes)
             if grant.mig_parent:
-                _part_of(fleet, grant.device, grant.mig_parent, grant.host)
+                # Its host may have had another name when it was granted.
+                known = fleet.devices.get(grant.mig_parent) or fleet.devices.get(grant.device)
+                _part_of(fleet, grant.device, grant.mig_parent, grant.host if known is None else known.host)
         cpus, ram = held.hosts.get(grant.host, (0, 0))
         held.hosts[grant.host] = (cpus + milli(grant.cpus), ram + grant.host_memory_bytes)
     fleet.leases[lease_id] = held

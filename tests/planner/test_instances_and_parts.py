@@ -129,6 +129,16 @@ def test_a_board_and_its_instances_are_never_promised_to_two(steps: list[tuple[i
                 fold.hold(fleet, lease, decision.grants)
 
 
+def test_an_instance_holds_its_board_though_its_host_has_another_name_since() -> None:
+    fleet = fleet_of(layout(SEVEN))
+    grants = placed(ask(fleet, NOW, mig=True)).grants
+    fold.hold(fleet, "l", [msgspec.structs.replace(grant, host="old-name") for grant in grants])
+    fold.apply(fleet, layout([], time_ns=2), NOW + 1)
+    assert isinstance(ask(fleet, NOW + 1), Rejection)
+    fold.free(fleet, "l")
+    assert [grant.device for grant in placed(ask(fleet, NOW + 2)).grants] == [BOARD]
+
+
 def test_compute_instances_of_one_gpu_instance_share_its_memory_once() -> None:
     fleet = fleet_of(layout([]))
     first = fleet.devices[BOARD].info
