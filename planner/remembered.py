@@ -72,6 +72,8 @@ class Answers:
         self._written = Written(store.most_bytes)
         for key, answer in known.items():
             self._written.add(key, answer.owner, _size_of(answer.rejection))
+        self._keys = {(answer.owner, answer.request_id or key): key for key, answer in known.items()}
+        """Under which key the bucket has each."""
         self._plain = {key: answer.owner for key, answer in known.items() if answer.request_id in ("", key)}
         """Whose answer has a key that is the request's id alone, as earlier versions read it."""
 
@@ -139,7 +141,9 @@ class Answers:
             # A rejection promises nothing, so that it is answered even where the bucket is full.
             await remember()
 
-        key, value = self._key(owner, request_id), codec.encode(answer, codec.JSON)
+        key = self._keys.get((owner, request_id)) or self._key(owner, request_id)
+        self._keys[owner, request_id] = key
+        value = codec.encode(answer, codec.JSON)
         for oldest in self._written.add(key, owner, len(value)):
             await self._store.write(answer_key(oldest), b"", self._term, _nothing, ttl_seconds=_GONE_SECONDS)
         await self._store.write(answer_key(key), value, self._term, landed, ttl_seconds=REJECTION_SECONDS)
@@ -155,7 +159,7 @@ class Answers:
             answer = self._known.get(key)
             if answer is not None and answer.until <= until:
                 del self._known[key]
-                self._written.drop(self._key(*key))
+                self._written.drop(self._keys.pop(key, ""))
                 if self._plain.get(key[1]) == key[0]:
                     del self._plain[key[1]]
 

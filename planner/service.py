@@ -219,6 +219,7 @@ class Planner:
         await self._beside.close()
         await self._working.close()
         await self._endpoints.abandon()
+        await self._probe.close()
         await self._telemetry.stop()
         await self._store.close()
 

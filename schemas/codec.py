@@ -17,9 +17,9 @@ JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 CONTENT_TYPE_HEADER: Final = "Content-Type"
 WARNINGS_HEADER: Final = "Corral-Warnings"
+"""Of an answer: a JSON list of what was ignored in the question."""
 LINE_HEADER: Final = "Corral-Line"
 """Of a request that waits: names the one who asks, so that it is known again when it asks again under its id."""
-"""Of an answer: a JSON list of what was ignored in the question."""
 
 _to_msgpack = msgspec.msgpack.Encoder()
 _to_json = msgspec.json.Encoder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from corral.cli.server import EmbeddedServer
 from corral.planner.leases.bucket import BUCKET, FACTS, READ, RECORD_PART, mend
 from corral.planner.leases.leader import heartbeat
 from corral.planner.refusals import OWNER_PART, Written
+from corral.planner.remembered import Answer, Answers
 from corral.planner.service import Settings, plan
 from corral.schemas import bus
+from corral.schemas.requests import Rejection, RejectionCode
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
@@ -51,6 +54,21 @@ def test_refusals_take_a_bounded_part_and_the_oldest_go_first(steps: list[tuple[
         assert all(sizes[name] <= 400_000 / 16 * OWNER_PART for name in sizes) or len(there) == 1
     for key in list(there):
         written.drop(key)
+    assert written.bytes == 0
+
+
+def test_refusals_of_two_owners_under_one_id_are_both_let_go() -> None:
+    store: Any = SimpleNamespace(most_bytes=0)
+    refusal = Rejection(code=RejectionCode.NO_CAPACITY, message="")
+    known = {
+        "x": Answer(digest="1", rejection=refusal, until=10.0, owner="a", request_id="x"),
+        "x.0123": Answer(digest="2", rejection=refusal, until=20.0, owner="b", request_id="x"),
+    }
+    answers = Answers(store, 1, known, lambda: None)
+    written = answers._written  # pyright: ignore[reportPrivateUsage]
+    assert written.bytes
+    answers.forget(15.0)
+    answers.forget(25.0)
     assert written.bytes == 0
 
 
