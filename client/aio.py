@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import Any, Self, Unpack
 
 import msgspec
 import nats.aio.client
@@ -20,31 +20,23 @@ from ..schemas import bus, codec, operations, requests
 from ..schemas.bus import PlanSubject
 from ..schemas.credentials import ANY_OWNER
 from ..schemas.metrics import DeviceSample
-from ..schemas.permitted import identity_of
 from ..schemas.query import MOST_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from . import streams
-from .calls import RETRY_SECONDS, Calls, Waiting
-from .confirmed import Granted, confirmed
+from .calls import RETRY_SECONDS, Waiting
 from .contexts import way
 from .environment import placed_here
-from .errors import CorralError, InvalidRequest, NoService, QueryFailed, Refused, Rejected, TimedOut, Unavailable
-from .holder import may_be_anothers
+from .errors import InvalidRequest, NoService, QueryFailed, Refused, Unavailable
 from .lease import LeaseContext, Lost, OnOutage
 from .leftovers import CHILDREN_GRACE_SECONDS
-from .line import Line
 from .notebook import DeviceList
-from .paging import all_devices, all_leases
+from .paging import all_devices
 from .query import collect, in_own_name
-from .request import OWNER_VARIABLE, RequestFields, default_owner, work_request
+from .request import OWNER_VARIABLE, RequestFields, work_request
+from .request_calls import RequestCalls
 from .result import QueryResult
 
-_Answer: Any = requests.Assignment | requests.Rejection
 
-_TAKE_BACK_SECONDS: Final = 3.0
-"""A caller that was cancelled is held up no longer by taking its request back: the lease would end by itself."""
-
-
-class Client(Calls):
+class Client(RequestCalls):
     """A connection to a fleet. It reconnects by itself; a call in the meantime waits until its timeout.
 
     Args:
@@ -65,13 +57,7 @@ class Client(Calls):
         patience: float = 2.0,
         owned_subjects: bool | None = None,
     ) -> None:
-        super().__init__(nc)
-        self.identity = identity_of(nc)
-        self.owner = owner or default_owner(self.identity.owner)
-        self.timeout = timeout
-        self.patience = patience
-        self.owned_subjects = bool(self.identity.file) if owned_subjects is None else owned_subjects
-        self._asked: dict[tuple[str, str], requests.WorkRequest] = {}
+        super().__init__(nc, owner=owner, timeout=timeout, patience=patience, owned_subjects=owned_subjects)
         self._person = ""
 
     def speaking_for(self, person: str) -> Self:
@@ -83,128 +69,6 @@ class Client(Calls):
         made = copy.copy(self)
         made._person = person
         return made
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connection: what still waits is withdrawn, leases stay until they are released or end."""
-        if self.forked:
-            return
-        # While the server is away nats-py fails in several ways, and it is closed all the same.
-        with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
-            await self._soon_taken_back(*self._asked.values())
-            await self.nc.close()
-
-    # Work
-
-    async def request(self, *, on_wait: Waiting | None = None, **fields: Unpack[RequestFields]) -> requests.Assignment:
-        """Ask for devices: all of them, or a `Rejected`.
-
-        A caller that is cancelled withdraws the request, and releases what was granted meanwhile.
-
-        Raises:
-            Rejected: they can't be had; the reasons are counted in it.
-            InvalidRequest: a field is wrong.
-            Unavailable, NoService, TimedOut: nobody answered.
-        """
-        return await self.submit(work_request(self.owner, fields), on_wait=on_wait)
-
-    async def submit(self, request: requests.WorkRequest, *, on_wait: Waiting | None = None) -> requests.Assignment:
-        """As `request`, with the message ready made. It is given a `request_id` where it has none, so that it can be
-        sent again without being granted twice.
-
-        Where no answer comes it is withdrawn, so that nothing is granted to nobody; a request that does not wait and
-        came with an id of its own is not, since it may be asked again. The error says the id (`request_id`). A lease
-        that another process holds under the id is left to it.
-
-        Raises:
-            Ended: the id was used before, and the lease that it was granted has ended.
-        """
-        return (await self.granted(request, on_wait=on_wait)).assignment
-
-    async def granted(self, request: requests.WorkRequest, *, on_wait: Waiting | None = None) -> Granted:
-        """As `submit`, with the time of the planner's word that the lease holds: it is asked again where the answer may
-        be an old one, since this process or its machine has slept, say, or the id was used before."""
-        return await confirmed(self, request, lambda asked: self._assignment(asked, on_wait))
-
-    async def _assignment(self, request: requests.WorkRequest, on_wait: Waiting | None) -> requests.Assignment:
-        named = request.request_id is not None
-        if request.request_id is None:
-            request = _with_id(request)
-        request_id = request.request_id or ""
-        subject = self._owned(PlanSubject.REQUEST, request.owner)
-        self._asked[request.owner, request_id] = request
-        try:
-            reply = await self._answer_to(subject, request, on_wait)
-        except asyncio.CancelledError:
-            await self._soon_taken_back(request)
-            raise
-        except (CorralError, codec.DecodeError) as error:
-            if isinstance(error, CorralError):
-                error.request_id = request_id
-            if _may_be_granted(error) and (request.wait_seconds > 0 or not named):
-                await self._soon_taken_back(request)
-            raise
-        finally:
-            self._asked.pop((request.owner, request_id), None)
-        if isinstance(reply, requests.Rejection):
-            raise Rejected(reply)
-        return reply
-
-    async def withdraw(self, request_id: str, *, owner: str | None = None) -> requests.Rejection | requests.Assignment:
-        """Take a request back that may still wait.
-
-        Returns:
-            The answer that the request has: the rejection `withdrawn`; the assignment, if it was granted before (its
-            lease goes on until it is released); or the rejection that it got before.
-
-        Raises:
-            NotOwner: somebody else asked.
-        """
-        owner = owner or self.owner
-        action = requests.WithdrawAction(request_id=request_id, owner=owner)
-        return await self._plan(self._owned(PlanSubject.WITHDRAW, owner), action, _Answer)
-
-    async def _answer_to(
-        self, subject: str, request: requests.WorkRequest, on_wait: Waiting | None
-    ) -> requests.Assignment | requests.Rejection:
-        if request.wait_seconds <= 0:
-            return await self._plan(subject, request, _Answer)
-        own = operations.QueueFilter(owner=request.owner, request_id=request.request_id)
-        line = Line(
-            self.nc,
-            subject,
-            request,
-            lambda: self._plan(PlanSubject.QUEUE, own, operations.Queue),
-            timeout=self.timeout,
-            patience=self.patience,
-            on_wait=on_wait,
-        )
-        try:
-            return await line.answer()
-        except nats.errors.Error as error:
-            raise self._bus_error(error, subject) from error
-
-    async def _soon_taken_back(self, *asked: requests.WorkRequest) -> None:
-        """Take requests back, as far as that can be done in a moment."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TAKE_BACK_SECONDS):
-                await asyncio.gather(*(self._take_back(request) for request in asked), return_exceptions=True)
-
-    async def _take_back(self, request: requests.WorkRequest) -> None:
-        assert request.request_id is not None
-        answer = await self.withdraw(request.request_id, owner=request.owner)
-        if not isinstance(answer, requests.Assignment) or answer.lease.state is not requests.LeaseState.ACTIVE:
-            return
-        # Under an id that is used again it may be the lease that another process works with.
-        if not may_be_anothers(answer.lease, request.holder):
-            await self.release(answer.lease.lease_id, owner=request.owner)
 
     def lease(
         self,
@@ -255,51 +119,7 @@ class Client(Calls):
         subject = in_own_name(self.nc, PlanSubject.EXPLAIN) if self.owned_subjects else PlanSubject.EXPLAIN
         return await self._plan(subject, body, operations.Explanation)
 
-    async def renew(
-        self, lease_id: str, *, ttl: float | None = None, owner: str | None = None, holder: str = ""
-    ) -> requests.Lease:
-        """Keep a lease for its time to live from now (or for `ttl` seconds).
-
-        Args:
-            lease_id: which.
-            ttl: seconds, for this once.
-            owner: whose it is.
-            holder: name of the process that holds it from now on (`schemas/holders.py`).
-
-        Raises:
-            NotFound: there is none; `Ended`, one of them, where it has ended.
-            NotOwner: somebody else holds it.
-        """
-        owner = owner or self.owner
-        action = requests.LeaseAction(lease_id=lease_id, owner=owner, ttl_seconds=ttl, holder=holder)
-        return await self._plan(self._owned(PlanSubject.RENEW, owner), action, requests.Lease)
-
-    async def release(self, lease_id: str, *, owner: str | None = None) -> requests.Lease:
-        """Give a lease back.
-
-        Raises:
-            NotFound: there is none; `Ended`, one of them, where it has ended.
-            NotOwner: somebody else holds it.
-        """
-        owner = owner or self.owner
-        action = requests.LeaseAction(lease_id=lease_id, owner=owner)
-        return await self._plan(self._owned(PlanSubject.RELEASE, owner), action, requests.Lease)
-
     # The fleet
-
-    async def leases(
-        self,
-        *,
-        owner: str | None = None,
-        states: Sequence[requests.LeaseState] = (requests.LeaseState.ACTIVE,),
-        lease_id: str | None = None,
-    ) -> list[requests.Lease]:
-        """Leases, oldest first; of everyone where no owner is given."""
-
-        async def ask(wanted: operations.LeaseFilter) -> operations.Leases:
-            return await self._plan(PlanSubject.LEASES, wanted, operations.Leases)
-
-        return await all_leases(ask, operations.LeaseFilter(owner=owner, states=tuple(states), lease_id=lease_id))
 
     async def devices(
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
@@ -446,18 +266,7 @@ class Client(Calls):
         """
         return streams.samples(self.nc, hosts, devices)
 
-    def lease_events(self, *, lease_id: str = "*", kind: str = "*") -> AsyncIterator[requests.LeaseEvent]:
-        """Changes of leases as they happen, from now on."""
-        return streams.lease_events(self.nc, lease_id, kind)
-
     # How it is asked
-
-    def _owned(self, subject: str, owner: str) -> str:
-        named = self.identity.owner
-        if named not in ("", ANY_OWNER, owner):
-            # The server would refuse it, and not say so to who waits for the answer.
-            raise Refused(f"these credentials ask for {named!r} alone, not for {owner!r}", "refused", "$.owner")
-        return f"{subject}.{owner}" if self.owned_subjects else subject
 
     def _operator(self, operator: str | None) -> str:
         """Who signs: whoever the credentials are of, since the server looks at that."""
@@ -538,17 +347,6 @@ def connect(
         return Client(nc, owner=owner or named or None, timeout=timeout, patience=patience)
 
     return Connecting(start)
-
-
-def _may_be_granted(error: Exception) -> bool:
-    """Whether a request that ended so may have been granted all the same, or may still be."""
-    return isinstance(error, TimedOut | Unavailable | codec.DecodeError) and not isinstance(error, NoService)
-
-
-def _with_id(request: requests.WorkRequest) -> requests.WorkRequest:
-    from msgspec.structs import replace
-
-    return replace(request, request_id=uuid.uuid4().hex)
 
 
 def _filter(hosts: Sequence[str], models: Sequence[str], devices: Sequence[str]) -> operations.DeviceFilter:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
@@ -18,9 +18,7 @@ from ..schemas import requests
 from ..schemas.elapsed import elapsed_seconds
 from .errors import CorralError, Ended, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
 from .holder import may_be_anothers
-
-if TYPE_CHECKING:
-    from .aio import Client
+from .lease_calls import LeaseCalls
 
 T = TypeVar("T")
 
@@ -46,7 +44,7 @@ class Granted(NamedTuple):
 
 
 async def confirmed(
-    client: Client,
+    client: LeaseCalls,
     request: requests.WorkRequest,
     ask: Callable[[requests.WorkRequest], Awaitable[requests.Assignment]],
 ) -> Granted:
@@ -100,7 +98,7 @@ def _later(request: requests.WorkRequest, wait_seconds: float, began: float) -> 
     return replace(request, wait_seconds=max(0.0, wait_seconds - (elapsed_seconds() - began)))
 
 
-async def _active(client: Client, lease: requests.Lease) -> requests.Lease:
+async def _active(client: LeaseCalls, lease: requests.Lease) -> requests.Lease:
     """A lease as it is."""
     found = await client.leases(lease_id=lease.lease_id)
     if not found:
@@ -109,9 +107,9 @@ async def _active(client: Client, lease: requests.Lease) -> requests.Lease:
 
 
 async def _patiently(
-    client: Client,
+    client: LeaseCalls,
     lease: requests.Lease,
-    confirm: Callable[[Client, requests.Lease], Awaitable[requests.Lease]],
+    confirm: Callable[[LeaseCalls, requests.Lease], Awaitable[requests.Lease]],
     patience_seconds: float,
 ) -> tuple[float, requests.Lease]:
     """When the planner was asked, and what it says."""
@@ -133,7 +131,7 @@ async def _patiently(
         await asyncio.sleep(pause)
 
 
-async def renewed(client: Client, lease: requests.Lease, holder: str = "") -> requests.Lease:
+async def renewed(client: LeaseCalls, lease: requests.Lease, holder: str = "") -> requests.Lease:
     """A lease, for a whole time to live from now on.
 
     Args:
@@ -157,7 +155,7 @@ async def renewed(client: Client, lease: requests.Lease, holder: str = "") -> re
     return after
 
 
-async def given_back_on_failure(client: Client, lease: requests.Lease, own: str, work: Awaitable[T]) -> T:
+async def given_back_on_failure(client: LeaseCalls, lease: requests.Lease, own: str, work: Awaitable[T]) -> T:
     """The result of work on a lease that nobody will use if it fails, or is cancelled: it is given back then.
 
     Args:

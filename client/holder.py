@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ..schemas import requests
 from ..schemas.elapsed import elapsed_seconds
 from ..schemas.holders import PROC, lineage, own_name
 from .errors import Conflict, Ended
-
-if TYPE_CHECKING:
-    from .aio import Client
+from .lease_calls import LeaseCalls
 
 _INITIAL_NAMESPACE: Final = "pid:[4026531836]"
 """Of process ids: who is in it sees all processes of the machine (`PROC_PID_INIT_INO` of Linux)."""
@@ -30,7 +28,7 @@ held_by_this_process: Final[set[str]] = set()
 """Ids of leases."""
 
 
-async def check_no_other_holds(client: Client, lease: requests.Lease, own: str) -> None:
+async def check_no_other_holds(client: LeaseCalls, lease: requests.Lease, own: str) -> None:
     """See that a lease which may have been granted before is held by nobody else.
 
     Args:
@@ -83,7 +81,7 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-async def _is_renewed(client: Client, lease: requests.Lease) -> bool:
+async def _is_renewed(client: LeaseCalls, lease: requests.Lease) -> bool:
     until = elapsed_seconds() + lease.ttl_seconds * _RENEWAL_FRACTION + _SLACK_SECONDS
     while elapsed_seconds() < until:
         await asyncio.sleep(_LOOK_SECONDS)

@@ -9,22 +9,21 @@ import inspect
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from ..schemas import codec, requests
 from ..schemas.elapsed import elapsed_seconds
 from ..schemas.holders import own_name
+from .calls import Waiting
 from .confirmed import given_back_on_failure, renewed
 from .environment import environment_for, environment_set
 from .errors import CorralError, Forked, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
 from .holder import check_no_other_holds, held_by_this_process
 from .leftovers import CHILDREN_GRACE_SECONDS, ticks_now, wait_for_children
 from .notebook import lease_html
-
-if TYPE_CHECKING:
-    from .aio import Client, Waiting
+from .request_calls import RequestCalls
 
 Lost = Callable[[LeaseLost], object]
 """Told when a lease has ended before its holder was done with it."""
@@ -70,7 +69,7 @@ class HeldLease:
 
     def __init__(
         self,
-        client: Client,
+        client: RequestCalls,
         lease: requests.Lease,
         on_lost: Lost,
         on_outage: OnOutage = OnOutage.CONTINUE,
@@ -159,6 +158,10 @@ class HeldLease:
             # Whatever goes wrong here, the lease ends by itself: nobody renews it any more.
             with contextlib.suppress(ServiceError, Unavailable, TimedOut):
                 await self.client.release(self.lease_id, owner=self.lease.owner)
+
+    async def wait_for_children(self, seconds: float) -> None:
+        """Wait, for so many seconds at most, until nothing works under the lease that this process has started."""
+        await wait_for_children(self.lease_id, self.since_ticks, lambda: self.lost is None, seconds)
 
     def _lose(self, reason: str) -> None:
         if self.lost is None and not self._released:
@@ -278,7 +281,7 @@ class LeaseContext:
 
     def __init__(
         self,
-        client: Client,
+        client: RequestCalls,
         request: requests.WorkRequest,
         *,
         on_lost: Lost | None = None,
@@ -322,7 +325,7 @@ class LeaseContext:
         if self._client.forked:
             return
         try:
-            await wait_for_children(held, self._children_grace)
+            await held.wait_for_children(self._children_grace)
         finally:
             await asyncio.shield(held.release())
         if held.lost is None or self._on_lost is not None:
@@ -364,7 +367,7 @@ class LeaseContext:
 
 
 async def hold(
-    client: Client, request: requests.WorkRequest, on_lost: Lost, on_wait: Waiting | None, on_outage: OnOutage
+    client: RequestCalls, request: requests.WorkRequest, on_lost: Lost, on_wait: Waiting | None, on_outage: OnOutage
 ) -> HeldLease:
     """Ask for a lease that this process is to hold alone; it is not renewed before `HeldLease.start`.
 

@@ -8,13 +8,10 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from . import processes
 from .holder import held_by_this_process
-
-if TYPE_CHECKING:
-    from .lease import HeldLease
 
 CHILDREN_GRACE_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.1
@@ -48,26 +45,28 @@ def children_under(lease_id: str, since_ticks: int) -> list[processes.Process]:
     return [one for one in found if one.started_ticks >= since_ticks and not _of_python(one.pid)]
 
 
-async def wait_for_children(held: HeldLease, seconds: float) -> None:
-    """Wait, with the lease held, until nothing works under it that this process has started. What is left then is told.
+async def wait_for_children(lease_id: str, since_ticks: int, holds: Callable[[], bool], seconds: float) -> None:
+    """Wait, with a lease held, until nothing works under it that this process has started. What is left then is told.
 
     Args:
-        held: the lease, which is renewed meanwhile.
+        lease_id: of the lease, which is renewed meanwhile.
+        since_ticks: when it was granted, clock ticks since the boot.
+        holds: whether it still holds; no longer is waited.
         seconds: at most; 0 does not wait, and tells of nothing.
     """
     if seconds <= 0:
         return
     until, told = time.monotonic() + seconds, False
-    look: Callable[[], list[processes.Process]] = lambda: children_under(held.lease_id, held.since_ticks)  # noqa: E731
-    while held.lost is None and (left := await asyncio.to_thread(look)):
+    look: Callable[[], list[processes.Process]] = lambda: children_under(lease_id, since_ticks)  # noqa: E731
+    while holds() and (left := await asyncio.to_thread(look)):
         if time.monotonic() >= until:
-            message = f"lease {held.lease_id} is released while {_some(left)} may use its devices"
+            message = f"lease {lease_id} is released while {_some(left)} may use its devices"
             _log.warning("%s", message)
             warnings.warn(message, ResourceWarning, stacklevel=2)
             return
         if not told:
             told = True
-            _log.warning("lease %s is held up to %g s for %s", held.lease_id, seconds, _some(left))
+            _log.warning("lease %s is held up to %g s for %s", lease_id, seconds, _some(left))
         await asyncio.sleep(_LOOK_SECONDS)
 
 

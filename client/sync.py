@@ -15,11 +15,12 @@ from typing import Any, Final, Self, TypeVar, Unpack
 from ..schemas import operations, requests
 from ..schemas.metrics import DeviceSample
 from ..schemas.query import ProcessorStatus, ResultFormat
-from .aio import Client, Waiting, connect
+from .aio import Client, connect
+from .calls import Waiting
 from .environment import environment_set, placed_here
 from .errors import Forked, LeaseLost
 from .lease import HeldLease, Lost, OnOutage, hold
-from .leftovers import CHILDREN_GRACE_SECONDS, wait_for_children
+from .leftovers import CHILDREN_GRACE_SECONDS
 from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult
@@ -324,7 +325,7 @@ class SyncClient:
 
         async def released() -> None:
             try:
-                await wait_for_children(held, children_grace)
+                await held.wait_for_children(children_grace)
             finally:
                 await held.release()
 

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
-from corral.client import Client, SyncClient, TimedOut, connect
+from corral.client import SyncClient, TimedOut, connect
 from corral.client.confirmed import confirmed, given_back_on_failure
 from corral.client.holder import held_by_this_process
+from corral.client.lease_calls import LeaseCalls
 from corral.schemas.holders import own_name
 from corral.schemas.requests import Assignment, Lease, LeaseState, WorkRequest
 from local_cluster import LocalCluster
@@ -80,7 +81,7 @@ async def test_a_planner_that_always_answers_too_late_is_not_asked_for_ever() ->
     request = WorkRequest(owner="a", request_id="x", ttl_seconds=1.0, holder=OWN)
     async with asyncio.timeout(10):
         with pytest.raises(TimedOut, match="too late for a lease of 1 s"):
-            await confirmed(cast("Client", planner), request, ask)
+            await confirmed(cast("LeaseCalls", planner), request, ask)
     assert planner.released == ["l1"]
 
 
