@@ -1,4 +1,5 @@
-"""What the leading planner answers: requests, the queue, renewals, drains. One desk lives for one term.
+"""What the leading planner answers: requests and the queue; beside it what is asked of leases, and drains. One desk
+lives for one term.
 
 A request is answered under its id once: whoever asks again with the same id and body while it is being decided gets the
 same answer, and later too for as long as the answer is remembered (see `RETAIN_SECONDS` for granted ones,
@@ -12,19 +13,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Final, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas import codec
-from ..schemas.operations import DrainAction, Drains, EvictAction, LeaseFilter, Leases, Queue, QueueFilter
+from ..schemas.operations import Queue, QueueFilter
 from ..schemas.requests import (
     Assignment,
     Error,
     Lease,
-    LeaseAction,
-    LeaseState,
     Rejection,
     RejectionCode,
     WithdrawAction,
@@ -32,30 +29,25 @@ from ..schemas.requests import (
 )
 from . import costs
 from .beside import Beside, GivenUp, TooMany, too_many
-from .drains import drained
-from .fleet.fleet import Fleet, apply
+from .drains import Drainer
+from .fleet.fleet import Fleet
 from .fleet.holding import free, hold
 from .heavy import Heavy, distributed, filled
+from .holding_desk import HoldingDesk
 from .leases import leases
-from .leases.leases import LeaseRecord, Refused
 from .leases.ledger import Ledger, clock
 from .leases.owned import size_of
 from .leases.presence import ASK_AGAIN, SILENCE_SECONDS, Presence
 from .leases.queue import MOST_WAITING, PATIENCE_SECONDS, Waiting, WaitingQueue
 from .leases.reserving import Reservations, newcomer
-from .leases.store import DRAINS, Deposed, Store, WriteFailed
+from .leases.store import Deposed, Store
 from .limits import Limiter
+from .opened import Caller, Onlooker, Opened
 from .placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, ask_of, decide, environment
-from .probe import ACROSS
 from .remembered import Answer, Answers, conflict, digest_of
 
 log = logging.getLogger("corral.planner.desk")
 
-
-_MOST_CALLERS: Final = 64
-"""Who asks again has most often given up on its earlier question."""
-_MOST_ACROSS: Final = 4
-"""Over accounts the same one has another subject each time that it asks again."""
 
 Heard = Callable[[Sequence[str]], Awaitable[set[str]]]
 """Tells which of some reply subjects are certainly listened to."""
@@ -64,93 +56,6 @@ Heard = Callable[[Sequence[str]], Awaitable[set[str]]]
 async def nobody_heard(_: Sequence[str]) -> set[str]:
     """Where nobody can be looked for: all are heard by asking again."""
     return set()
-
-
-class Caller(Protocol):
-    """Who asked, and waits for one answer."""
-
-    @property
-    def reply_to(self) -> str:
-        """Where the answer goes."""
-        ...
-
-    @property
-    def line(self) -> str:
-        """Names the one who asks again and again under an id while it waits; empty for one that does not say."""
-        ...
-
-    async def answer(self, reply: Struct) -> None:
-        """Answer."""
-        ...
-
-    def forward(self, body: Struct) -> None:
-        """Let another planner answer, since this one leads no more."""
-        ...
-
-
-class _Open:
-    """A request that is being decided, with all who asked it."""
-
-    __slots__ = ("callers", "digest", "entry", "heavy", "named", "request", "unseen")
-
-    def __init__(
-        self, digest: str, request: WorkRequest, caller: Caller, named: bool, heavy: Heavy | None = None
-    ) -> None:
-        self.digest = digest
-        self.heavy = heavy
-        self.named = named
-        self.request = request
-        self.callers = [caller]
-        self.entry: Waiting | None = None
-        self.unseen = False
-        """It is being withdrawn, and has not come: `request` names its owner and no more."""
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Names it: an id is its owner's own."""
-        return self.request.owner, self.request.request_id or ""
-
-    def join(self, caller: Caller) -> list[Caller]:
-        """One more waits for the answer. Each place gets it once, and of too many the oldest gets none.
-
-        Returns:
-            Earlier questions of the very same one, which wait no more: where answers come over accounts, each question
-            has a subject of its own, that the server keeps until it is answered.
-        """
-        others = [other for other in self.callers if other.reply_to != caller.reply_to]
-        before = [other for other in others if caller.line and other.line == caller.line]
-        most = _MOST_ACROSS if caller.reply_to.startswith(ACROSS) else _MOST_CALLERS
-        self.callers = [other for other in others if other not in before][1 - most :]
-        self.callers.append(caller)
-        return before
-
-    def told(self) -> list[Caller]:
-        """Those who wait for the answer, and get another one in its place."""
-        waiting = [caller for caller in self.callers if not isinstance(caller, _Beside)]
-        self.callers = [caller for caller in self.callers if isinstance(caller, _Beside)]
-        return waiting
-
-
-class _Beside:
-    """Waits for the answer to a request without having sent that very body, which is what another planner is asked."""
-
-    def __init__(self, body: Struct, caller: Caller) -> None:
-        self._body = body
-        self._caller = caller
-
-    @property
-    def reply_to(self) -> str:
-        return self._caller.reply_to
-
-    @property
-    def line(self) -> str:
-        return ""
-
-    async def answer(self, reply: Struct) -> None:
-        await self._caller.answer(reply)
-
-    def forward(self, body: Struct) -> None:
-        self._caller.forward(self._body)
 
 
 class Desk:
@@ -175,6 +80,8 @@ class Desk:
     Attributes:
         wake: set when those who wait should be looked at.
         decided: told how long each decision took, in seconds.
+        holding: answers what is asked of leases.
+        drainer: answers what operators keep free.
     """
 
     def __init__(
@@ -211,10 +118,10 @@ class Desk:
         self._limiter = limiter
         self._beside = beside
         self._errands: set[asyncio.Task[None]] = set()
-        self._drains = drains
-        self._drain_lock = asyncio.Lock()
+        self.drainer = Drainer(fleet, store, term, drains, self.wake.set, deposed)
+        self.holding = HoldingDesk(fleet, ledger, planner)
         self._answers = Answers(store, term, answers, deposed)
-        self._open: dict[tuple[str, str], _Open] = {}
+        self._open: dict[tuple[str, str], Opened] = {}
         self._made = 0
         self._closed = False
         self._farewell: Error | None = None
@@ -241,7 +148,7 @@ class Desk:
         work = request.distribution
         if heavy is None and work is not None and costs.distributing(work, request.gpus) > costs.CHEAP_SECONDS:
             heavy = Heavy(digest, lambda: work)
-        opened = _Open(digest, request, caller, named, heavy)
+        opened = Opened(digest, request, caller, named, heavy)
         try:
             decision = self._decide(request, heavy=heavy is not None)
         except InvalidRequest as error:
@@ -254,7 +161,7 @@ class Desk:
         opened = self._open.get((request.owner, request_id))
         if opened is not None:
             if opened.unseen:
-                opened.join(_Beside(request, caller))
+                opened.join(Onlooker(request, caller))
             elif opened.digest == digest:
                 await self._join(opened, caller)
             else:
@@ -271,7 +178,7 @@ class Desk:
             return True
         return False
 
-    async def _join(self, opened: _Open, caller: Caller) -> None:
+    async def _join(self, opened: Opened, caller: Caller) -> None:
         """Somebody asks again while it is decided, and so is heard."""
         before = opened.join(caller)
         entry = opened.entry
@@ -292,7 +199,7 @@ class Desk:
         self.decided(time.perf_counter() - began)
         return decision
 
-    async def _settle(self, opened: _Open, decision: Decision) -> None:
+    async def _settle(self, opened: Opened, decision: Decision) -> None:
         """Make a decision durable, then answer."""
         request = opened.request
         if isinstance(decision, Placed):
@@ -310,7 +217,7 @@ class Desk:
         else:
             await self._turn_down(opened, decision)
 
-    async def _grant(self, opened: _Open, placed: Placed) -> None:
+    async def _grant(self, opened: Opened, placed: Placed) -> None:
         lease_id = self._new_id()
         hold(self.fleet, lease_id, placed.grants)
         if opened.heavy is None:
@@ -320,7 +227,7 @@ class Desk:
             self._errands.add(task)
             task.add_done_callback(self._errands.discard)
 
-    async def _distribute(self, opened: _Open, heavy: Heavy, placed: Placed, lease_id: str) -> None:
+    async def _distribute(self, opened: Opened, heavy: Heavy, placed: Placed, lease_id: str) -> None:
         """Have work items distributed over devices that are held, then promise them."""
         promised = False
         refused = Error(code="unavailable", message="This planner is stopping: ask again")
@@ -345,7 +252,7 @@ class Desk:
             await self._close(opened, refused)
         self.wake.set()
 
-    async def _promise(self, opened: _Open, placed: Placed, lease_id: str) -> None:
+    async def _promise(self, opened: Opened, placed: Placed, lease_id: str) -> None:
         """Make a lease of devices that are held."""
         request = opened.request
         owners = self.ledger.table.owners
@@ -389,7 +296,7 @@ class Desk:
 
         await self.ledger.grant(record, settled)
 
-    async def _turn_down(self, opened: _Open, rejection: Rejection) -> None:
+    async def _turn_down(self, opened: Opened, rejection: Rejection) -> None:
         if not opened.named:  # nobody can ask for it again
             await self._close(opened, rejection)
             return
@@ -411,7 +318,7 @@ class Desk:
         request_id = action.request_id
         opened = self._open.get((action.owner, request_id))
         if opened is not None:
-            opened.join(_Beside(action, caller))
+            opened.join(Onlooker(action, caller))
             if opened.entry is not None and opened.entry in self.queue:
                 self._leave(opened.entry)
                 await self._turn_down(opened, _withdrawn(action, opened.request))
@@ -426,21 +333,21 @@ class Desk:
             await caller.answer(known.rejection)
             return
         nobody = WorkRequest(owner=action.owner, request_id=request_id)
-        unseen = _Open("", nobody, _Beside(action, caller), named=True)
+        unseen = Opened("", nobody, Onlooker(action, caller), named=True)
         unseen.unseen = True
         self._open[unseen.key] = unseen
         await self._turn_down(unseen, _withdrawn(action))
 
-    async def _close(self, opened: _Open, reply: Struct) -> None:
+    async def _close(self, opened: Opened, reply: Struct) -> None:
         self._open.pop(opened.key, None)
         for caller in opened.callers:
             await caller.answer(reply)
 
-    def _forward(self, opened: _Open) -> None:
+    def _forward(self, opened: Opened) -> None:
         self._open.pop(opened.key, None)
         for caller in opened.callers:
             # One without an id whoever leads may have already, and would grant it twice.
-            if opened.named or isinstance(caller, _Beside):
+            if opened.named or isinstance(caller, Onlooker):
                 caller.forward(opened.request)
 
     # The queue
@@ -512,7 +419,7 @@ class Desk:
             return
         there = await self._heard([caller.reply_to for entry in quiet for caller in entry.payload.callers])
         for entry in quiet:
-            opened: _Open = entry.payload
+            opened: Opened = entry.payload
             if self._closed or entry not in self.queue:
                 continue
             if any(caller.reply_to in there for caller in opened.callers):
@@ -557,102 +464,6 @@ class Desk:
         """Who waits, as far as it fits in a message."""
         return self.queue.listing(time.time(), only, self.presence.silence, most_bytes)
 
-    # Leases
-
-    async def renew(self, action: LeaseAction, caller: Caller) -> None:
-        """Move a lease's end."""
-
-        def step(record: LeaseRecord | None) -> LeaseRecord:
-            held = leases.check_holder(record, action.lease_id, action.owner)
-            served = self.ledger.service_seconds()
-            return leases.renew(held, action.ttl_seconds, clock(), self._planner, served, action.holder)
-
-        await self._change(action, step, caller)
-
-    async def release(self, action: LeaseAction, caller: Caller) -> None:
-        """End a lease. Again it is answered alike."""
-
-        def step(record: LeaseRecord | None) -> LeaseRecord:
-            known = leases.check_known(record, action.lease_id, action.owner)
-            if known.lease.state is LeaseState.RELEASED:
-                return known
-            return leases.end(leases.check_active(known), LeaseState.RELEASED, "", clock(), self._planner)
-
-        await self._change(action, step, caller)
-
-    async def evict(self, action: EvictAction, caller: Caller) -> None:
-        """Take a lease back."""
-        by = f" (by {action.operator})" if action.operator else ""
-
-        def step(record: LeaseRecord | None) -> LeaseRecord:
-            known = leases.check_active(leases.check_known(record, action.lease_id))
-            return leases.end(known, LeaseState.EVICTED, f"{action.reason}{by}", clock(), self._planner)
-
-        await self._change(action, step, caller)
-
-    async def _change(
-        self, action: LeaseAction | EvictAction, step: Callable[[LeaseRecord | None], LeaseRecord], caller: Caller
-    ) -> None:
-        async def settled(outcome: Lease | Error | Deposed | None) -> None:
-            if isinstance(outcome, Deposed):
-                caller.forward(action)
-            elif outcome is not None:
-                await caller.answer(outcome)
-
-        await self.ledger.change(action.lease_id, step, settled)
-
-    def leases(self, only: LeaseFilter) -> Leases:
-        """Leases that the filter lets through, oldest first."""
-        states = frozenset(only.states)
-        table = self.ledger.table
-        one = None if only.lease_id is None else table.get(only.lease_id)
-        records = table if only.lease_id is None else [] if one is None else [one]
-        hosts = frozenset(only.hosts)
-        if hosts and one is None and states == frozenset({LeaseState.ACTIVE}):
-            # A host may have had another name when its devices were leased.
-            now = (device for host in hosts & self.fleet.hosts.keys() for device in self.fleet.hosts[host].devices)
-            held = (record for device in now for record in map(table.get, device.holders) if record is not None)
-            there = (record for host in hosts for record in table.on_host(host))
-            records = {record.lease.lease_id: record for record in (*there, *held)}.values()
-        elif hosts:
-            records = [record for record in records if any(part.host in hosts for part in record.lease.grants)]
-        now = clock()
-        found = [
-            self.ledger.as_it_is(record, now)
-            for record in records
-            if record.lease.state in states and (only.owner is None or record.lease.owner == only.owner)
-        ]
-        found.sort(key=lambda lease: (lease.granted_at, lease.lease_id))
-        return Leases(leases=found[only.offset : None if only.limit is None else only.offset + only.limit])
-
-    # Drains
-
-    async def drain(self, action: DrainAction, caller: Caller) -> None:
-        """Keep new work off, or let it on again."""
-        try:
-            async with self._drain_lock:
-                changed = drained(self._drains, action, self.fleet)
-                if changed != self._drains:
-                    written = codec.encode(changed, codec.JSON)
-                    if len(written) > self._store.most_record_bytes and len(changed) > len(self._drains):
-                        raise WriteFailed(f"{len(changed)} drains take {len(written)} bytes: drain hosts, or labels")
-                    await self._store.put(DRAINS, written, self._term)
-                    self._drains = changed
-                    apply(self.fleet, Drains(drains=changed))
-        except Refused as refused:
-            await caller.answer(refused.error)
-        except Deposed:
-            self._deposed()
-            caller.forward(action)
-        except WriteFailed as error:
-            await caller.answer(
-                Error(code="unavailable", message=f"The planner's bucket does not take writes: {error}")
-            )
-        else:
-            await caller.answer(Drains(drains=dict(sorted(self._drains.items()))))
-            if not action.drain:
-                self.wake.set()
-
     # The bucket
 
     async def measure(self) -> None:
@@ -686,7 +497,7 @@ class Desk:
                 await self._dismiss(opened)
         self.reservations.clear()
 
-    async def _dismiss(self, opened: _Open) -> None:
+    async def _dismiss(self, opened: Opened) -> None:
         """Send one away at the end of the term."""
         if self._farewell is None:
             self._forward(opened)

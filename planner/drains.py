@@ -2,11 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 
-from ..schemas.operations import DrainAction
-from .fleet.fleet import Fleet
+from ..schemas import codec
+from ..schemas.operations import DrainAction, Drains
+from ..schemas.requests import Error
+from .fleet.fleet import Fleet, apply
 from .leases.leases import Refused
+from .leases.store import DRAINS, Deposed, Store, WriteFailed
+from .opened import Caller
+
+
+class Drainer:
+    """Keeps the drains of a term.
+
+    Args:
+        fleet: in which drains keep work off.
+        store: the bucket.
+        term: revision of the leader's key.
+        drains: as read from the bucket.
+        freed: called when work may be let on again.
+        deposed: called when a write was refused since another planner leads.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        store: Store,
+        term: int,
+        drains: dict[str, str],
+        freed: Callable[[], None],
+        deposed: Callable[[], None],
+    ) -> None:
+        self._fleet = fleet
+        self._store = store
+        self._term = term
+        self._drains = drains
+        self._freed = freed
+        self._deposed = deposed
+        self._lock = asyncio.Lock()
+
+    async def drain(self, action: DrainAction, caller: Caller) -> None:
+        """Keep new work off, or let it on again."""
+        try:
+            async with self._lock:
+                changed = drained(self._drains, action, self._fleet)
+                if changed != self._drains:
+                    written = codec.encode(changed, codec.JSON)
+                    if len(written) > self._store.most_record_bytes and len(changed) > len(self._drains):
+                        raise WriteFailed(f"{len(changed)} drains take {len(written)} bytes: drain hosts, or labels")
+                    await self._store.put(DRAINS, written, self._term)
+                    self._drains = changed
+                    apply(self._fleet, Drains(drains=changed))
+        except Refused as refused:
+            await caller.answer(refused.error)
+        except Deposed:
+            self._deposed()
+            caller.forward(action)
+        except WriteFailed as error:
+            await caller.answer(
+                Error(code="unavailable", message=f"The planner's bucket does not take writes: {error}")
+            )
+        else:
+            await caller.answer(Drains(drains=dict(sorted(self._drains.items()))))
+            if not action.drain:
+                self._freed()
 
 
 def drained(before: Mapping[str, str], action: DrainAction, fleet: Fleet) -> dict[str, str]:

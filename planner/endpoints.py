@@ -162,16 +162,16 @@ class Endpoints:
             await desk.withdraw(body, asked)
 
         async def renew(asked: Asked, body: LeaseAction) -> None:
-            await desk.renew(body, asked)
+            await desk.holding.renew(body, asked)
 
         async def release(asked: Asked, body: LeaseAction) -> None:
-            await desk.release(body, asked)
+            await desk.holding.release(body, asked)
 
         async def evict(asked: Asked, body: EvictAction) -> None:
-            await desk.evict(body, asked)
+            await desk.holding.evict(body, asked)
 
         async def drain(asked: Asked, body: DrainAction) -> None:
-            self._spawn(desk.drain(body, asked))
+            self._spawn(desk.drainer.drain(body, asked))
 
         def explained(body: ExplainRequest) -> Struct:
             desk.show_kept_from(body.request)
@@ -207,7 +207,7 @@ class Endpoints:
             (
                 "leases",
                 own.LEASES,
-                self._reader(LeaseFilter, desk.leases, lambda body: costs.leases(desk.ledger.table, body)),
+                self._reader(LeaseFilter, desk.holding.leases, lambda body: costs.leases(desk.ledger.table, body)),
             ),
             (
                 "devices",

@@ -1,0 +1,95 @@
+"""What holders and operators ask of leases that are there: renewals, releases, evictions, lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..schemas.operations import EvictAction, LeaseFilter, Leases
+from ..schemas.requests import Error, Lease, LeaseAction, LeaseState
+from .fleet.fleet import Fleet
+from .leases import leases
+from .leases.leases import LeaseRecord
+from .leases.ledger import Ledger, clock
+from .leases.store import Deposed
+from .opened import Caller
+
+
+class HoldingDesk:
+    """Changes leases and lists them.
+
+    Args:
+        fleet: tells which devices a host has.
+        ledger: leases of the term.
+        planner: id of this planner.
+    """
+
+    def __init__(self, fleet: Fleet, ledger: Ledger, planner: str) -> None:
+        self._fleet = fleet
+        self._ledger = ledger
+        self._planner = planner
+
+    async def renew(self, action: LeaseAction, caller: Caller) -> None:
+        """Move a lease's end."""
+
+        def step(record: LeaseRecord | None) -> LeaseRecord:
+            held = leases.check_holder(record, action.lease_id, action.owner)
+            served = self._ledger.service_seconds()
+            return leases.renew(held, action.ttl_seconds, clock(), self._planner, served, action.holder)
+
+        await self._change(action, step, caller)
+
+    async def release(self, action: LeaseAction, caller: Caller) -> None:
+        """End a lease. Again it is answered alike."""
+
+        def step(record: LeaseRecord | None) -> LeaseRecord:
+            known = leases.check_known(record, action.lease_id, action.owner)
+            if known.lease.state is LeaseState.RELEASED:
+                return known
+            return leases.end(leases.check_active(known), LeaseState.RELEASED, "", clock(), self._planner)
+
+        await self._change(action, step, caller)
+
+    async def evict(self, action: EvictAction, caller: Caller) -> None:
+        """Take a lease back."""
+        by = f" (by {action.operator})" if action.operator else ""
+
+        def step(record: LeaseRecord | None) -> LeaseRecord:
+            known = leases.check_active(leases.check_known(record, action.lease_id))
+            return leases.end(known, LeaseState.EVICTED, f"{action.reason}{by}", clock(), self._planner)
+
+        await self._change(action, step, caller)
+
+    async def _change(
+        self, action: LeaseAction | EvictAction, step: Callable[[LeaseRecord | None], LeaseRecord], caller: Caller
+    ) -> None:
+        async def settled(outcome: Lease | Error | Deposed | None) -> None:
+            if isinstance(outcome, Deposed):
+                caller.forward(action)
+            elif outcome is not None:
+                await caller.answer(outcome)
+
+        await self._ledger.change(action.lease_id, step, settled)
+
+    def leases(self, only: LeaseFilter) -> Leases:
+        """Leases that the filter lets through, oldest first."""
+        states = frozenset(only.states)
+        table = self._ledger.table
+        one = None if only.lease_id is None else table.get(only.lease_id)
+        records = table if only.lease_id is None else [] if one is None else [one]
+        hosts = frozenset(only.hosts)
+        if hosts and one is None and states == frozenset({LeaseState.ACTIVE}):
+            # A host may have had another name when its devices were leased.
+            now = (device for host in hosts & self._fleet.hosts.keys() for device in self._fleet.hosts[host].devices)
+            held = (record for device in now for record in map(table.get, device.holders) if record is not None)
+            there = (record for host in hosts for record in table.on_host(host))
+            records = {record.lease.lease_id: record for record in (*there, *held)}.values()
+        elif hosts:
+            records = [record for record in records if any(part.host in hosts for part in record.lease.grants)]
+        now = clock()
+        found = [
+            self._ledger.as_it_is(record, now)
+            for record in records
+            if record.lease.state in states and (only.owner is None or record.lease.owner == only.owner)
+        ]
+        found.sort(key=lambda lease: (lease.granted_at, lease.lease_id))
+        return Leases(leases=found[only.offset : None if only.limit is None else only.offset + only.limit])
