@@ -78,6 +78,7 @@ class Line:
         self._request = request
         self._queue = queue
         self._answer_seconds = request.wait_seconds + timeout
+        self._give_up = math.inf
         self._patience = max(patience, FIRST_LOOK_SECONDS)
         self._on_wait = on_wait
         self._payload = codec.encode(request, codec.JSON)
@@ -100,7 +101,7 @@ class Line:
             NoService: nobody is there to answer.
             nats.errors.Error: the connection is lost.
         """
-        give_up = self._loop.time() + self._answer_seconds
+        give_up = self._give_up = self._loop.time() + self._answer_seconds
         answers = await self._nc.subscribe(self._inbox)
         try:
             await self._ask()
@@ -136,9 +137,10 @@ class Line:
             await self._ask_after(RETRY_SECONDS)
             return None
         except TooManyRequests as refused:  # who waits for hours has time for this, too
-            if refused.retry_after_seconds is None:
+            after = refused.retry_after_seconds
+            if after is None or self._loop.time() + after > self._give_up:
                 raise
-            await self._ask_after(refused.retry_after_seconds)
+            await self._ask_after(after)
             return None
         answer = codec.decode(reply.data, _Reply, codec.JSON)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
         if isinstance(answer, operations.Queue):  # an earlier asking has done its work

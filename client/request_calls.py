@@ -16,7 +16,7 @@ from ..schemas import codec, operations, requests
 from ..schemas.bus import PlanSubject
 from .calls import Waiting
 from .confirmed import Granted, confirmed
-from .errors import CorralError, NoService, Rejected, TimedOut, Unavailable
+from .errors import CorralError, NoService, Rejected, TimedOut, TooManyRequests, Unavailable
 from .holder import may_be_anothers
 from .lease_calls import LeaseCalls
 from .line import Line
@@ -105,7 +105,7 @@ class RequestCalls(LeaseCalls):
         except (CorralError, codec.DecodeError) as error:
             if isinstance(error, CorralError):
                 error.request_id = request_id
-            if _may_be_granted(error) and (request.wait_seconds > 0 or not named):
+            if _may_be_granted(error, request) and (request.wait_seconds > 0 or not named):
                 await self._soon_taken_back(request)
             raise
         finally:
@@ -164,8 +164,11 @@ class RequestCalls(LeaseCalls):
             await self.release(answer.lease.lease_id, owner=request.owner)
 
 
-def _may_be_granted(error: Exception) -> bool:
+def _may_be_granted(error: Exception, request: requests.WorkRequest) -> bool:
     """Whether a request that ended so may have been granted all the same, or may still be."""
+    if isinstance(error, TooManyRequests) and error.retry_after_seconds is not None:
+        # It may have been in line already when it was asked again.
+        return request.wait_seconds > 0
     return isinstance(error, TimedOut | Unavailable | codec.DecodeError) and not isinstance(error, NoService)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from corral.cli.server import EmbeddedServer
-from corral.client import Client, TimedOut, connect, line
+from corral.client import Client, TimedOut, TooManyRequests, connect, line
 from corral.planner.limits import Limits
+from corral.schemas import codec
 from corral.schemas.bus import PlanSubject
-from corral.schemas.requests import Rejection, RejectionCode
+from corral.schemas.requests import Error, Rejection, RejectionCode
 from fleet_rig import devices, planner, until_ready
 from local_cluster import CORRAL, environment
 from nats.aio.client import Client as Bus
@@ -102,6 +103,27 @@ async def test_who_gives_up_is_in_line_no_more(server: EmbeddedServer, nc: Bus, 
                 await until_in_line(ann, "ben")
             assert await ann.queue() == []
             await asyncio.gather(left, return_exceptions=True)
+
+
+async def test_a_refusal_for_longer_than_the_wait_is_told_at_once(server: EmbeddedServer, nc: Bus) -> None:
+    later = Error(code="too_many_requests", message="much later", retry_after_seconds=3600.0)
+    withdrawn: list[Msg] = []
+
+    async def refuse(message: Msg) -> None:
+        await message.respond(codec.encode(later, codec.JSON))
+
+    async def withdraw(message: Msg) -> None:
+        withdrawn.append(message)
+        gone = Rejection(code=RejectionCode.WITHDRAWN, message="", could_ever_fit=True)
+        await message.respond(codec.encode(gone, codec.JSON))
+
+    await nc.subscribe(PlanSubject.REQUEST, cb=refuse)
+    await nc.subscribe(PlanSubject.WITHDRAW, cb=withdraw)
+    await nc.flush()
+    async with connect(server.url, owner="ann", timeout=2) as ann, asyncio.timeout(10):
+        with pytest.raises(TooManyRequests, match="much later"):
+            await ann.request(gpus=1, wait="1m")
+    assert len(withdrawn) == 1
 
 
 async def test_a_request_is_asked_again_where_its_planner_was_killed(
