@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from struct import Struct as Layout
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from msgspec import Struct
 
 from ...schemas.telemetry import DeviceEvent, DeviceInfo, SampleBatch, Severity
 from .occupancy import Listed, Occupancy
 from .order import REREAD_NS, is_past
+from .reservation import Reserved
 from .state import (
     HEAT_BASE_CELSIUS,
     HEAT_LEVELS,
@@ -32,9 +33,6 @@ from .state import (
     Model,
     StateKey,
 )
-
-if TYPE_CHECKING:
-    from .reserved import Reserved
 
 THROTTLE_BITS: Final = 0x08 | 0x20 | 0x40 | 0x80
 """NVML clock event reasons that mean heat or power trouble: hardware slowdown, software thermal slowdown, hardware

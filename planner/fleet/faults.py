@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 from .device import Device, Fault
+from .known import Fleet
 from .standing import WARNING_SECONDS
-
-if TYPE_CHECKING:
-    from .fleet import Fleet
 
 K = TypeVar("K")
 

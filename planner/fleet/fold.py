@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from ...schemas.holders import is_service
@@ -19,14 +18,12 @@ from .events import HostForgotten, HostLost, HostSeen, LeaseEnded
 from .faults import left, placed, remember
 from .holding import free, hold, part_gone, relate, sharing_memory
 from .host import Host
+from .known import Claim, Fleet
 from .occupancy import UNIDENTIFIED, Listed
 from .order import REREAD_NS, is_past, told_ns
 from .standing import block, count_idle, refresh, uncount_idle
 from .state import STALE, UNLIMITED
 from .topology import levels_of
-
-if TYPE_CHECKING:
-    from .fleet import Fleet
 
 CLOCK_STEP_NS: Final = 1_000_000_000
 PROCESSES_KNOWN_SECONDS: Final = 60.0
@@ -36,23 +33,11 @@ REPORTS_SECONDS: Final = 90.0
 name of the same machine gets them once the first one's samples are stale."""
 
 
-class Claim(Struct, frozen=True):
-    """Devices that a host lists while they are others'.
-
-    Attributes:
-        event: the inventory that lists them.
-        owners: whose they are, by uuid.
-    """
-
-    event: Inventory
-    owners: dict[str, str]
-
-
 def _inventory(fleet: Fleet, event: Inventory) -> None:
     name = event.host.name
     host = fleet.hosts.get(name)
     shape = None if host is None else _shape(host)
-    told = told_ns(fleet, event.time_ns)
+    told = told_ns(fleet.stored_at, event.time_ns)
     if host is None:
         host = fleet.hosts[name] = Host(name)
     elif is_past(told, host.inventory_ns):
@@ -229,7 +214,7 @@ def _samples(fleet: Fleet, event: SampleBatch) -> None:
 
 def _processes(fleet: Fleet, event: ProcessBatch) -> None:
     host = fleet.hosts.get(event.host)
-    told = told_ns(fleet, event.time_ns)
+    told = told_ns(fleet.stored_at, event.time_ns)
     if host is None or is_past(told, host.processes_ns):
         return
     host.processes_ns = told
@@ -269,7 +254,7 @@ def _device_event(fleet: Fleet, event: DeviceEvent) -> None:
             return
     key = f"host:{event.host}" if device is None else f"device:{device.uuid}"
     fault = fleet.faults.get(key) or Fault()
-    changed = fault.after(replace(event, time_ns=told_ns(fleet, event.time_ns)))
+    changed = fault.after(replace(event, time_ns=told_ns(fleet.stored_at, event.time_ns)))
     if changed == fault:
         return
     fleet.faults[key] = changed
@@ -283,7 +268,7 @@ def _early(fleet: Fleet, event: DeviceEvent, uuid: str) -> None:
     """Remember what a host says of a device until its inventory names it."""
     key = (event.host, uuid)
     fault = fleet.early.get(key) or fleet.gone.get(uuid) or fleet.faults.get(f"device:{uuid}") or Fault()
-    remember(fleet.early, key, fault.after(replace(event, time_ns=told_ns(fleet, event.time_ns))))
+    remember(fleet.early, key, fault.after(replace(event, time_ns=told_ns(fleet.stored_at, event.time_ns))))
 
 
 def _lease(fleet: Fleet, event: Lease) -> None:

@@ -9,26 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from msgspec import Struct
 
 from ...schemas.requests import Grant, LeaseState
+from .device import Amounts, Device
+from .host import Host
+from .known import Fleet, Held
 from .standing import refresh
 from .state import WHOLE_SHARE, milli, share_of
-
-if TYPE_CHECKING:
-    from .device import Amounts, Device
-    from .fleet import Fleet
-    from .host import Host
-
-
-class Held(Struct):
-    """What a lease holds, in whole numbers: device → (share, memory), host → (cores, RAM)."""
-
-    lease_id: str
-    devices: dict[str, tuple[int, int]]
-    hosts: dict[str, tuple[int, int]]
 
 
 def hold(fleet: Fleet, lease_id: str, grants: Sequence[Grant], granted_at: float = math.inf) -> Fleet:

@@ -8,19 +8,16 @@ older was stored by a clock that has been set back since, and is news.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ...schemas.clocks import REREAD_SECONDS
-
-if TYPE_CHECKING:
-    from .fleet import Fleet
 
 REREAD_NS: Final = int(REREAD_SECONDS * 1e9)
 
 
-def told_ns(fleet: Fleet, time_ns: int) -> int:
-    """When the event that is being folded in was told: stored by the bus; its own time where that is not known."""
-    return time_ns if fleet.stored_at is None else int(fleet.stored_at * 1e9)
+def told_ns(stored_at: float | None, time_ns: int) -> int:
+    """When an event was told: stored by the bus, seconds since the epoch; its own time where that is not known."""
+    return time_ns if stored_at is None else int(stored_at * 1e9)
 
 
 def is_past(told: int, known: int) -> bool:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from .device import Device
 from .host import Host
+from .known import Fleet
 from .state import BLOCKS, DRAINED, HOST_LOST, MIG_PARENT, STALE, UNHEALTHY, UNLIMITED, WHOLE_SHARE
-
-if TYPE_CHECKING:
-    from .fleet import Fleet
 
 HOST_WITHOUT_DEVICES_STALE_SECONDS: Final = 180.0
 """Three inventories missed: a host without devices sends nothing else."""

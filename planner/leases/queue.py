@@ -17,7 +17,7 @@ from msgspec import json
 from ...schemas.operations import Queue, QueueEntry, QueueFilter
 from ...schemas.requests import Rejection, WorkRequest
 from ..fleet.kept import Kept
-from ..fleet.reserved import Reservation
+from ..fleet.reservation import Reservation
 
 PATIENCE_SECONDS: Final = 30.0
 MOST_WAITING: Final = 10_000

@@ -7,7 +7,7 @@ from typing import Final
 from ...schemas.requests import Placement, Reason, Rejection, RejectionCode
 from ...schemas.units import format_bytes
 from ..fleet.fleet import Fleet
-from ..fleet.reserved import owners_of
+from ..fleet.reservation import owners_of
 from ..fleet.state import WHOLE_SHARE, Ask, HostState
 from .feasible import NEAR_MEMORY, candidates, capacity
 from .room import Room, allowed, room_for

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from ...schemas.requests import Placement
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet, Host
-from ..fleet.reserved import Reservation
+from ..fleet.reservation import Reservation
 from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, HostState
 from .feasible import PART_SLACK_BYTES, candidates, capacity, device_verdict
 from .room import allowed

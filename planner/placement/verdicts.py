@@ -11,7 +11,7 @@ from ...schemas.requests import Placement
 from ...schemas.units import format_bytes
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet
-from ..fleet.reserved import Reserved, owners_of
+from ..fleet.reservation import Reserved, owners_of
 from ..fleet.state import Ask, DeviceState, HostState
 from .feasible import NEAR_MEMORY, candidates, host_verdict, verdict_of
 from .policies import Policy

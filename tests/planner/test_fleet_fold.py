@@ -147,7 +147,7 @@ def test_what_is_kept_is_what_would_be_worked_out_anew(data: st.DataObject, foun
 
 def test_states_that_nothing_is_in_any_more_go_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planner sets aside what has outlived a second, and looks for cycles among it once an hour."""
-    monkeypatch.setattr(fold, "STATES_SPARE", 8)
+    monkeypatch.setattr("corral.planner.fleet.known.STATES_SPARE", 8)
     monkeypatch.setattr("corral.planner.fleet.index.LOG_SPARE", 8)
     fleet = fleet_of(inventory("h1", ["NVIDIA H100 80GB HBM3"] * 4), live=True)
     uuids = list(fleet.devices)

@@ -8,7 +8,8 @@ from random import Random
 
 import corral.planner.fleet.fleet as fold
 from corral.planner.fleet.events import HostForgotten, HostLost, HostSeen
-from corral.planner.fleet.reserved import Reservation, reserve, unreserve
+from corral.planner.fleet.reservation import Reservation
+from corral.planner.fleet.reserved import reserve, unreserve
 from corral.planner.fleet.state import ask_key
 from corral.planner.leases.queue import Waiting, WaitingQueue
 from corral.planner.leases.reserving import Reservations, newcomer

@@ -438,9 +438,9 @@ def test_what_is_forgotten_is_worked_out_again_alike(
 
     kept = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("corral.planner.fleet.fleet.STATES_SPARE", -100)
-        patch.setattr("corral.planner.fleet.fleet.CACHE_MOST", 3)
-        patch.setattr("corral.planner.fleet.fleet.ASKS_MOST", 2)
+        patch.setattr("corral.planner.fleet.known.STATES_SPARE", -100)
+        patch.setattr("corral.planner.fleet.known.CACHE_MOST", 3)
+        patch.setattr("corral.planner.fleet.known.ASKS_MOST", 2)
         patch.setattr("corral.planner.placement.rank.CHOICES_SPARE", -100)
         patch.setattr("corral.planner.placement.room.PARTS_SPARE", -100)
         patch.setattr("corral.planner.fleet.index.LOG_SPARE", -100)
