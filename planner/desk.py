@@ -17,6 +17,7 @@ from datetime import datetime
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..schemas.elapsed import steady_time
 from ..schemas.operations import Queue, QueueFilter
 from ..schemas.requests import (
     Assignment,
@@ -188,7 +189,7 @@ class Desk:
             self.wake.set()  # it may have been its turn
         self.presence.heard(entry)
         for other in before:
-            await other.answer(self.queue.told(entry, time.time()))
+            await other.answer(self.queue.told(entry, steady_time()))
 
     def _decide(self, request: WorkRequest, entry: Waiting | None = None, *, heavy: bool = False) -> Decision:
         now = time.time()
@@ -212,7 +213,7 @@ class Desk:
             elif refused := self._limiter.waiting(request.owner, self.queue.count_of(request.owner)):
                 await self._close(opened, refused)
             else:
-                entry = opened.entry = self.queue.add(request, time.time(), decision, opened, opened.digest)
+                entry = opened.entry = self.queue.add(request, steady_time(), decision, opened, opened.digest)
                 self.presence.heard(entry)
         else:
             await self._turn_down(opened, decision)
@@ -358,7 +359,7 @@ class Desk:
 
     async def serve_queue(self) -> None:
         """Grant to those who wait what has come free, first in line first."""
-        now = time.time()
+        now = steady_time()  # a clock that is set turns nobody away
         over = self.queue.expired(now)
         for entry in over:
             self._leave(entry)
@@ -425,7 +426,7 @@ class Desk:
             if any(caller.reply_to in there for caller in opened.callers):
                 presence.heard(entry)
             elif presence.gone(entry):
-                self.queue.leave(entry, time.time(), opened.digest)
+                self.queue.leave(entry, steady_time(), opened.digest)
                 self.reservations.drop(entry)
                 log.info("request %s of %s is out of line: silent", entry.request.request_id, entry.request.owner)
                 await self._close(opened, self._unheard(entry))
@@ -462,7 +463,7 @@ class Desk:
 
     def waiting(self, only: QueueFilter, most_bytes: int) -> Queue:
         """Who waits, as far as it fits in a message."""
-        return self.queue.listing(time.time(), only, self.presence.silence, most_bytes)
+        return self.queue.listing(steady_time(), only, self.presence.silence, most_bytes)
 
     # The bucket
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from ..schemas import bus
+from ..schemas.elapsed import steady_time
 from ..schemas.health import Judgement
 from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
 from ..schemas.requests import Assignment, Error, Rejection
@@ -122,7 +123,7 @@ class Vitals:
             reasons.append(f"the bucket has not answered a write for {unanswered:.0f} s")
         if desk is not None and not store.roomy:
             reasons.append("its bucket is nearly full: nothing is granted until leases end")
-        now = time.time()
+        now = steady_time()
         queue = None if desk is None else desk.queue
         return Judgement(
             reasons,

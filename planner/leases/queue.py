@@ -158,10 +158,6 @@ class WaitingQueue:
         """Those that have waited as long as they wanted to."""
         return [entry for entry in self._entries if entry.deadline <= now]
 
-    def next_deadline(self) -> float | None:
-        """When the next one has waited long enough; None for an empty queue."""
-        return min((entry.deadline for entry in self._entries), default=None)
-
     def listing(
         self,
         now: float,
