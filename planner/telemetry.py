@@ -27,10 +27,11 @@ from nats.js import api
 
 from ..schemas import bus, codec, inventory, speakers, stored
 from ..schemas.clocks import AHEAD_SECONDS
+from ..schemas.elapsed import elapsed_seconds
 from ..schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
 from .fleet.device import Fault
 from .fleet.faults import to_keep
-from .fleet.fleet import Fleet, apply
+from .fleet.fleet import ClockSet, Fleet, apply
 from .streams import read
 
 log = logging.getLogger("corral.planner.telemetry")
@@ -52,6 +53,8 @@ _OVERLAP_SECONDS: Final = 10.0
 _HEADROOM_BYTES: Final = 16 * 1024
 """Of a message beside the faults that it carries."""
 _WATCH_SECONDS: Final = 1.0
+_SET_SECONDS: Final = 1.0
+"""A clock that is set by less is borne as messages are that take longer at one time than at another."""
 _JUMP_SECONDS: Final = 5.0
 """Where so much more time has gone by than was waited for, the clock was set or this process did not run."""
 
@@ -96,7 +99,8 @@ class Telemetry:
         self._watch: asyncio.TimerHandle | None = None
         self.ignored = 0
         self._claims_told: dict[str, dict[str, str]] = {}
-        self.hearing_since = self._watched_at = time.time()
+        self.hearing_since = self._watched_at = self._wall = time.time()
+        self._elapsed = elapsed_seconds()
 
     @property
     def reading(self) -> bool:
@@ -124,6 +128,7 @@ class Telemetry:
         Args:
             now: seconds since the epoch, by the clock that tells when a host was heard.
         """
+        self._heed_clock()
         hears = self._nc.is_connected and not self._reading
         gap = abs(now - self._watched_at)
         self._watched_at = now
@@ -133,6 +138,16 @@ class Telemetry:
             log.warning("the clock has moved by %.0f s at once: hosts are given time to be heard again", gap)
             self.hearing_since = now
         return hears
+
+    def _heed_clock(self) -> None:
+        """Where this machine's clock was set, all that is known by it moves along, before anything is folded in."""
+        wall, elapsed = time.time(), elapsed_seconds()
+        moved = (wall - self._wall) - (elapsed - self._elapsed)
+        self._wall, self._elapsed = wall, elapsed
+        if abs(moved) > _SET_SECONDS:
+            self._ahead_seconds += moved
+            self._events_until += moved if self._events_until else 0.0
+            apply(self._fleet, ClockSet(moved, wall))
 
     def _watch_clock(self) -> None:
         """A standby looks too: it may lead the moment after."""
@@ -250,6 +265,7 @@ class Telemetry:
         self, subject: str, data: bytes, kind: type[Struct], at: float, stream: str = "", sequence: int = 0
     ) -> None:
         try:
+            self._heed_clock()
             message = codec.decode(data, kind)
             assert isinstance(message, _SPOKEN)
             speakers.check(message, subject)

@@ -23,6 +23,18 @@ class HostForgotten(Struct, frozen=True):
     host: str
 
 
+class ClockSet(Struct, frozen=True):
+    """The clock that says when messages came was set: whatever is known by it moves along.
+
+    Attributes:
+        seconds: by how much, forwards or back.
+        now: seconds since the epoch, by the clock as it is.
+    """
+
+    seconds: float
+    now: float
+
+
 class LeaseEnded(Struct, frozen=True):
     """A lease holds nothing any more."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
-from .events import HostForgotten, HostLost, HostSeen, LeaseEnded
+from .events import ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
 from .fold import FOLDS, claim_again
 from .holding import free, hold
 from .host import Host
@@ -22,6 +22,7 @@ from .standing import drain_reason, look, refresh, renew, why_blocked
 
 __all__ = [
     "STALE_AFTER_SECONDS",
+    "ClockSet",
     "Event",
     "Fleet",
     "Held",
@@ -53,6 +54,7 @@ Event = (
     | HostLost
     | HostSeen
     | HostForgotten
+    | ClockSet
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -14,7 +14,7 @@ from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent, LeaseState
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
 from .device import Device, Fault, last_tick
-from .events import HostForgotten, HostLost, HostSeen, LeaseEnded
+from .events import ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
 from .faults import left, placed, remember
 from .holding import free, hold, part_gone, relate, sharing_memory
 from .host import Host
@@ -24,6 +24,8 @@ from .order import REREAD_NS, is_past, told_ns
 from .standing import block, count_idle, refresh, uncount_idle
 from .state import STALE, UNLIMITED
 from .topology import levels_of
+
+K = TypeVar("K")
 
 CLOCK_STEP_NS: Final = 1_000_000_000
 PROCESSES_KNOWN_SECONDS: Final = 60.0
@@ -326,6 +328,35 @@ def _set_lost(fleet: Fleet, name: str, lost: bool) -> None:
         refresh(fleet, host)
 
 
+def _clock_set(fleet: Fleet, event: ClockSet) -> None:
+    by, by_ns = event.seconds, int(event.seconds * 1e9)
+    # A question may have moved time on by the new clock already.
+    fleet.now = min(fleet.now + by, event.now)
+    fleet.move_timers(by)
+    _move_faults(fleet.faults, by)
+    _move_faults(fleet.early, by)
+    _move_faults(fleet.gone, by)
+    for host in fleet.hosts.values():
+        host.heard_at += by
+        host.sampled_at += by
+        host.processes_at += by
+        host.lag += by
+        host.inventory_ns += by_ns if host.inventory_ns >= 0 else 0
+        host.processes_ns += by_ns if host.processes_ns >= 0 else 0
+        for device in host.devices:
+            device.seen_at += by
+            device.occupancy.clock_set(by)
+        host.timer = math.inf
+        block(fleet, host)
+        refresh(fleet, host)
+
+
+def _move_faults(faults: dict[K, Fault], seconds: float) -> None:
+    for key, fault in faults.items():
+        at = fault.time_ns + int(seconds * 1e9)
+        faults[key] = replace(fault, time_ns=at, warned_at=fault.warned_at + seconds)
+
+
 def _host_forgotten(fleet: Fleet, event: HostForgotten) -> None:
     host = fleet.hosts.pop(event.host, None)
     fleet.lost_hosts.discard(event.host)
@@ -354,4 +385,5 @@ FOLDS: Final[dict[type, Callable[[Fleet, Any], None]]] = {
     HostLost: _host_lost,
     HostSeen: _host_seen,
     HostForgotten: _host_forgotten,
+    ClockSet: _clock_set,
 }

@@ -201,6 +201,10 @@ class Fleet:
         """Look at a host again at a time."""
         heappush(self._timers, (when, host))
 
+    def move_timers(self, seconds: float) -> None:
+        """Look so much later, or earlier: the clock was set."""
+        self._timers = [(when + seconds, host) for when, host in self._timers]
+
     def due(self, now: float) -> str | None:
         """The next host to look at by now; None if there is none."""
         if self._timers and self._timers[0][0] <= now:

@@ -153,6 +153,14 @@ class Occupancy:
         if not covering and not self._counts:
             self.foreign = min(self.foreign, self._base)
 
+    def clock_set(self, seconds: float) -> None:
+        """The clock by which all of it was read was set by so much."""
+        self._read_at += seconds
+        self._listed_at += seconds
+        self._freed_at += seconds
+        self._doubt_at += seconds
+        self._released = {lease: at + seconds for lease, at in self._released.items()}
+
     def sample(self, used: int | None, utilization: float | None, read_at: float, known: bool) -> bool:
         """Take a reading.
 

@@ -515,3 +515,29 @@ def test_the_summary_adds_up_over_what_the_filter_lets_through() -> None:
     part = view.summary(fleet, NOW, DeviceFilter(models=["*H100*"], hosts=["h1"]))
     assert (part.hosts, part.devices, part.memory_used_bytes) == (1, 1, 10 * GIB)
     assert math.isclose(part.utilization_percent_mean or 0, 60.0)
+
+
+@pytest.mark.parametrize("by", [-3600.0, -30.0, 30.0, 3600.0])
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_clock_that_is_set_neither_hides_devices_nor_keeps_the_dead(by: float, asked: bool) -> None:
+    fleet = fold.Fleet()
+    event = inventory("h0", [H100], time_ns=1)
+    [uuid] = [device.uuid for device in event.devices]
+    fold.apply(fleet, event, NOW)
+    fold.apply(fleet, samples("h0", [uuid], NOW), NOW)
+    wrong = DeviceEvent(
+        host="h0", agent="a1", sequence=2, time_ns=1, kind="xid", severity=Severity.HARDWARE, device=uuid
+    )
+    fold.apply(fleet, wrong, NOW)
+    if asked:  # a question comes first
+        fold.advance(fleet, NOW + by)
+    fold.apply(fleet, fold.ClockSet(by, NOW + by))
+    fold.apply(fleet, msgspec.structs.replace(wrong, severity=Severity.CLEARED), NOW + by)
+    last = 0
+    for last in range(1, 20):
+        fold.apply(fleet, samples("h0", [uuid], NOW + last), NOW + by + last)
+        assert fleet.devices[uuid].blocked == 0
+    fold.advance(fleet, NOW + by + last + 9)
+    assert fleet.devices[uuid].blocked == 0
+    fold.advance(fleet, NOW + by + last + 11)
+    assert fleet.devices[uuid].blocked
