@@ -276,19 +276,22 @@ def _print_ready(
 
 def work_hints(devices: Sequence[operations.DeviceStatus], simulated: bool) -> list[tuple[str, str]]:
     """Commands that get GPUs on this very fleet, with their meaning; none where it has none to give."""
-    free = [one for one in devices if one.usable and not one.leases]
+    free = [one for one in devices if one.usable and not one.leases and not one.in_use]
+    whole = [one for one in free if not one.mig_parent]
     if not free:
         return []
+    # Of MIG instances each request gets one, and asks for it.
+    mig, together = ("", 2) if whole else (" --mig", 1)
     by_host: dict[str, list[int]] = {}
-    for one in free:
+    for one in whole or free:
         by_host.setdefault(one.host, []).append(one.memory_free_bytes)
-    most = max(by_host.values(), key=lambda host: (min(len(host), 2), sorted(host)[-2:]))
-    memory = min(sorted(most)[-2:]) >> 30
-    asked = f"request --gpus {min(len(most), 2)}" + (f" --memory {min(memory, 20)}GiB" if memory else "")
+    most = max(by_host.values(), key=lambda host: (min(len(host), together), sorted(host)[-together:]))
+    memory = min(sorted(most)[-together:]) >> 30
+    asked = f"request --gpus {min(len(most), together)}{mig}" + (f" --memory {min(memory, 20)}GiB" if memory else "")
     # Simulated GPUs are of other hosts than this. What runs gives its GPU back: it comes first, where there is but one.
     anywhere = " --host any" if simulated else ""
     return [
-        (f"run{anywhere} --gpus 1 -- printenv CUDA_VISIBLE_DEVICES", "run work on one"),
+        (f"run{anywhere} --gpus 1{mig} -- printenv CUDA_VISIBLE_DEVICES", "run work on one"),
         (asked, "ask for GPUs"),
     ]
 

@@ -5,13 +5,17 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from corral.cli.exits import MEANINGS
 from corral.cli.main import COMMANDS, load
 from corral.cli.server import EmbeddedServer
+from corral.cli.up import work_hints
+from corral.schemas.operations import DeviceStatus
 from local_cluster import LocalCluster, corral, environment, invoke
 
+GIB = 2**30
 NOWHERE = "nats://127.0.0.1:9"  # the discard port: nobody listens
 
 
@@ -30,6 +34,23 @@ def test_without_a_server_each_command_says_so_in_one_line() -> None:
         [line] = done.stderr.splitlines()
         assert line.startswith("corral: no NATS server answers")
         assert "corral up" in line
+
+
+def test_a_greeting_names_commands_that_this_fleet_grants() -> None:
+    def device(uuid: str, **values: Any) -> DeviceStatus:
+        return DeviceStatus(uuid=uuid, host="h", index=0, memory_free_bytes=10 * GIB, **values)
+
+    def asked(*devices: DeviceStatus) -> list[str]:
+        return [command for command, _ in work_hints(devices, simulated=False)]
+
+    whole, used, part = device("a"), device("b", in_use=True), device("c", mig_parent="d")
+    assert asked(whole, used, part)[1] == "request --gpus 1 --memory 10GiB"
+    assert asked(whole, device("e"), used)[1] == "request --gpus 2 --memory 10GiB"
+    assert asked(used) == []
+    assert asked(part, device("f", mig_parent="d")) == [
+        "run --gpus 1 --mig -- printenv CUDA_VISIBLE_DEVICES",
+        "request --gpus 1 --mig --memory 10GiB",
+    ]
 
 
 @pytest.mark.parametrize(
