@@ -48,8 +48,7 @@ async def confirmed(
     request: requests.WorkRequest,
     ask: Callable[[requests.WorkRequest], Awaitable[requests.Assignment]],
 ) -> Granted:
-    """Ask, and make sure that what was granted is still there. Where it is not it is asked for anew, unless under an id
-    that was given.
+    """Ask, and make sure that what was granted is still there.
 
     Args:
         client: to ask again with.
@@ -58,7 +57,7 @@ async def confirmed(
 
     Raises:
         Ended: the lease of a request id that was given has ended.
-        LeaseLost: each of several was lost on its way.
+        LeaseLost: the lease has ended while this process slept.
         Unavailable, NoService, TimedOut: nobody could be asked in time; the lease was given back as far as that went,
             unless another process may hold it.
     """
@@ -87,9 +86,8 @@ async def confirmed(
             if named:
                 text = f"request id {request.request_id!r} was granted lease {lease.lease_id}, which has ended"
                 raise Ended(f"{text} ({lost.reason}): ask under another id, or without one", "ended") from lost
-            if last:
-                raise
-        request = _later(request, wait, began)
+            why = "it was granted while this process or its machine slept, and has ended since: ask again"
+            raise LeaseLost(lease.lease_id, f"{why} ({lost.reason})") from lost
     raise AssertionError("unreachable")
 
 

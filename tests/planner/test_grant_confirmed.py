@@ -1,4 +1,4 @@
-"""Nothing starts on what was granted once: a client that slept asks again, and one lease has one holder."""
+"""Nothing starts on what was granted once: a client that slept is told what it has lost, and one lease has one holder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from corral.cli.server import EmbeddedServer
-from corral.client import Conflict, Ended, SyncClient, connect
+from corral.client import Conflict, Ended, LeaseLost, SyncClient, connect
 from corral.schemas.requests import LeaseState
 from nats.aio.client import Client as Bus
 from rig_planner import FakeHosts, PlannerProcess, until_ready
@@ -56,11 +56,11 @@ async def test_a_client_that_slept_through_its_grant_takes_nothing_that_is_anoth
             passed = {one.lease_id for one in await bob.leases(owner="ann", states=[LeaseState.EXPIRED])}
             awake.set()
             assert passed, "it was granted while it slept"
-            # Awake, it finds the old answer, and goes back into the line for the rest of its wait.
-            await asyncio.to_thread(told.acquire)
-            assert not asking.done()
-            await bob.release(second)
-            assert (await asking).lease.lease_id not in passed
+            # Awake, it finds the old answer, and is told so.
+            with pytest.raises(LeaseLost, match="slept") as lost:
+                await asking
+            assert lost.value.lease_id in passed
+            assert [one.lease_id for one in await bob.leases()] == [second]
 
 
 async def test_one_lease_has_one_holder_and_a_new_one_after_a_crash(fleet: str) -> None:
