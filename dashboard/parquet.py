@@ -47,18 +47,21 @@ class _Line:
             self._soon.clear()
             await self._soon.wait()
         with self._changed:
-            self._pieces.append(piece)
-            self._changed.notify_all()
+            if not self.gone:
+                self._pieces.append(piece)
+                self._changed.notify_all()
 
     async def take(self) -> bytes | None:
-        while not self._pieces:
-            if self.ended:
-                return None
+        while True:
+            # Both are looked at together: the last piece may come, and the end with it, between two looks.
+            with self._changed:
+                if self._pieces:
+                    self._changed.notify_all()
+                    return self._pieces.popleft()
+                if self.ended:
+                    return None
             self._soon.clear()
             await self._soon.wait()
-        with self._changed:
-            self._changed.notify_all()
-            return self._pieces.popleft()
 
     def put_blocking(self, piece: bytes) -> None:
         with self._changed:
@@ -168,7 +171,9 @@ async def as_parquet(arrow: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
             if feeding.done() and feeding.exception() is not None:
                 break
             yield piece
-        await feeding
+        # Where the answer itself broke off, that is what is wrong; else nobody needs the rest of it.
+        if feeding.done() or not failure:
+            await feeding
         if failure:
             raise CorralError(f"the file can't be written: {failure[0]}")
     finally:
