@@ -81,14 +81,21 @@ def _keys(account: str, address: str, browser: str) -> list[tuple[tuple[str, str
     return [*keys, (("account", account, ""), FREE_OF_ACCOUNT, FIRST_SECONDS)] if account else keys
 
 
-def _place(address: str) -> str:
-    """An address; of IPv6 the network, since one machine has all of it."""
+def unmapped(address: str) -> str:
+    """An address, of IPv4 as such: a socket that takes both kinds has it as `::ffff:10.0.0.5`."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_network((parsed, 64), strict=False))
-    return str(parsed)
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return str(mapped or parsed)
+
+
+def _place(address: str) -> str:
+    """An address; of IPv6 the network, since one machine has all of it."""
+    found = unmapped(address)
+    try:
+        parsed = ipaddress.ip_address(found)
+    except ValueError:
+        return found
+    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else found

@@ -15,6 +15,8 @@ from typing import Any, Final, cast
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from .attempts import unmapped
+
 HEADERS: Final = (b"x-forwarded-for", b"forwarded")
 _FOR: Final = re.compile(r'(?:^|[;,\s])for=(?:"([^"]*)"|([^;,\s]*))', re.IGNORECASE)
 
@@ -40,6 +42,9 @@ def behind(app: ASGIApp, trusted: Sequence[str]) -> ASGIApp:
     async def passed(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             scope = {**scope, "headers": _with_forwarded(scope["headers"])}
+            if scope.get("client"):
+                host, port = scope["client"]
+                scope["client"] = (unmapped(host), port)
         await inner(scope, receive, send)
 
     return passed

@@ -85,6 +85,11 @@ def test_only_trusted_proxies_say_who_comes(headers: list[tuple[str, str]], trus
     assert asyncio.run(seen(headers, trusted)) == address
 
 
+@pytest.mark.parametrize("trusted", ["10.0.0.5", "10.0.0.0/8"])
+def test_a_proxy_is_known_on_a_socket_of_both_kinds_of_address(trusted: str) -> None:
+    assert asyncio.run(seen([("X-Forwarded-For", "1.2.3.4")], [trusted], "::ffff:10.0.0.5")) == "1.2.3.4"
+
+
 def test_a_proxy_is_an_address_or_a_network() -> None:
     assert network("10.0.0.5/8") == "10.0.0.0/8"
     for wrong in ("proxy.example", "*", "", "10.0.0.0/33"):
