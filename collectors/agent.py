@@ -18,6 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..schemas import bus, codec
+from ..schemas.inventory import possible
 from ..schemas.process import corral_version, peak_resident_bytes, resident_bytes
 from ..schemas.requests import Lease
 from ..schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, Severity
@@ -215,6 +216,7 @@ class Agent:
         for inventory in reading.inventory or ():
             told = replace(
                 inventory,
+                devices=[possible(device) for device in inventory.devices],
                 agent=self.id,
                 source=self._source.name,
                 interval_seconds=self.settings.interval_seconds,

@@ -23,6 +23,7 @@ from .text import clean
 LEASE_VARIABLE: Final = "CORRAL_LEASE"
 MAX_ANCESTORS: Final = 32
 _CONTAINER: Final = re.compile(r"([0-9a-f]{64}|[0-9a-f]{32}-[0-9]{10})")
+_ID: Final = re.compile(r"(?=.*[1-9a-f])[0-9a-f-]{32,36}")
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PATH_CHARACTERS: Final = 1024
 _COMMAND_CHARACTERS: Final = 16 * 1024
@@ -189,10 +190,11 @@ def host_info(name: str, labels: dict[str, str], driver: str) -> HostInfo:
 def machine_ids(root: Path = Path("/")) -> list[str]:
     """What names this machine, whatever its host is called: hashed, since the ids themselves are not for everybody.
 
-    A container often has no machine-id(5), or its image's; the boot's id is the machine's in it too.
+    A container often has no machine-id(5), or its image's; the boot's id is the machine's in it too. Images that are to
+    get an id at their first start have the word `uninitialized` in its place.
     """
     texts = [_text(root / path).strip() for path in ("etc/machine-id", "proc/sys/kernel/random/boot_id")]
-    return [hashlib.sha256(f"corral {text}".encode()).hexdigest()[:32] for text in texts if text]
+    return [hashlib.sha256(f"corral {text}".encode()).hexdigest()[:32] for text in texts if _ID.fullmatch(text)]
 
 
 def _cpus() -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
+
+from msgspec.structs import replace
 
 from .codec import DecodeError
 from .telemetry import DeviceInfo, Inventory
@@ -16,6 +18,14 @@ _FEW_FROM: Final = 0.2
 """A slice with at least such a part of the board's multiprocessors is one of four; one of seven has 0.12 to 0.14."""
 MOST_INTERVAL_SECONDS: Final = 30 * 86400.0
 """Between samples: what views count by it are sums over all hosts."""
+_NUMBERS: Final = {
+    "sm_count": (31, 0),
+    "sm_clock_max_megahertz": (31, 0),
+    "mig_instance": (31, None),
+    "memory_bytes": (63, 0),
+    "memory_bandwidth_bytes_per_second": (63, 0),
+}
+"""Of a device: how many bits each may have, and what stands where it is not known."""
 _PROFILE: Final = re.compile(r"([0-9]+)[cg]\.")
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,252}")
 
@@ -35,14 +45,13 @@ def check(inventory: Inventory) -> None:
         text = f"{inventory.interval_seconds} s is no time between samples - at `$.interval_seconds`"
         raise DecodeError(text, "out_of_range", "$.interval_seconds")
     for device in inventory.devices:
-        for name in ("index", "sm_count", "sm_clock_max_megahertz", "mig_instance"):
+        _fits(device.index, "$.devices[...].index", 31)
+        for name, (bits, _) in _NUMBERS.items():
             if (number := getattr(device, name)) is not None:
-                _fits(number, f"$.devices[...].{name}", 31)
-        for name in ("memory_bytes", "memory_bandwidth_bytes_per_second"):
-            _fits(getattr(device, name), f"$.devices[...].{name}")
+                _fits(number, f"$.devices[...].{name}", bits)
         for core in device.cpu_affinity:
             _fits(core, "$.devices[...].cpu_affinity[...]", 31)
-        if device.numa_node is not None and not -(2**31) <= device.numa_node < 2**31:
+        if not _is_node(device.numa_node):
             raise DecodeError(f"{device.numa_node} is no NUMA node - at `$.devices[...].numa_node`", "out_of_range")
     for name, matrix in (("links", inventory.links), ("nvlink_counts", inventory.nvlink_counts)):
         if matrix and (len(matrix) != count or any(len(row) != count for row in matrix)):
@@ -50,6 +59,20 @@ def check(inventory: Inventory) -> None:
     for row in inventory.nvlink_counts:
         for links in row:
             _fits(links, "$.nvlink_counts[...][...]", 31)
+
+
+def possible(device: DeviceInfo) -> DeviceInfo:
+    """A device without numbers that none can have: drivers set all bits of what they don't know, or only the sign."""
+    changes: dict[str, Any] = {
+        name: unknown
+        for name, (bits, unknown) in _NUMBERS.items()
+        if (number := getattr(device, name)) is not None and not 0 <= number < 2**bits
+    }
+    if not _is_node(device.numa_node):
+        changes["numa_node"] = None
+    if not all(0 <= core < 2**31 for core in device.cpu_affinity):
+        changes["cpu_affinity"] = []
+    return replace(device, **changes) if changes else device
 
 
 def board_part(info: DeviceInfo, board: DeviceInfo | None) -> float:
@@ -73,6 +96,10 @@ def board_part(info: DeviceInfo, board: DeviceInfo | None) -> float:
 def address(text: str) -> str:
     """A host's address as a name or number that ssh and a shell take as such; empty for anything else."""
     return text if _ADDRESS.fullmatch(text) else ""
+
+
+def _is_node(number: int | None) -> bool:
+    return number is None or -(2**31) <= number < 2**31
 
 
 def _fits(number: int, path: str, bits: int = 63) -> None:

@@ -158,7 +158,7 @@ def processes(library: AmdLibrary, device: Found, table: proc.ProcessTable) -> l
             ProcessSample(
                 device=device.info.uuid,
                 pid=pid,
-                memory_used_bytes=int(vram) if isinstance(vram, int) else None,
+                memory_used_bytes=vram if isinstance(vram, int) and vram < 2**63 else None,
                 sm_utilization_percent=share,
                 name=facts.name or ("" if name == "N/A" else clean(str(name).rsplit("/", 1)[-1])),
                 user=facts.user,

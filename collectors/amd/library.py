@@ -107,13 +107,13 @@ class AmdLibrary:
         found = {field[0]: getattr(value, field[0]) for field in value._fields_}
         return {key: clean(item) if isinstance(item, bytes) else item for key, item in found.items()}
 
-    def processes(self, handle: Any) -> list[dict[str, Any]]:
-        """The processes on a device, for where amdsmi can't read the name of one; none where they can't be had."""
+    def processes(self, handle: Any) -> list[dict[str, Any]] | None:
+        """The processes on a device, for where amdsmi can't read the name of one; None where they can't be listed."""
         wrapper = self.amdsmi.amdsmi_wrapper
         count = ctypes.c_uint32(_MOST_PROCESSES)
         entries = (wrapper.amdsmi_proc_info_t * _MOST_PROCESSES)()
         if wrapper.amdsmi_get_gpu_process_list(handle, ctypes.byref(count), entries):
-            return []
+            return None
         return [
             {
                 "pid": entry.pid,

@@ -13,6 +13,7 @@ import pynvml
 import pytest
 from corral.collectors import proc
 from corral.collectors.amd import source as amd_source
+from corral.collectors.amd.library import AmdFailure, AmdLibrary
 from corral.collectors.amd.source import AmdSource
 from corral.collectors.nvml import source as nvml_source
 from corral.collectors.nvml.running import entry_bytes, written_bytes
@@ -21,8 +22,9 @@ from corral.collectors.retry import FIRST_SECONDS, MOST_SECONDS, SOON_SECONDS, R
 from corral.collectors.source import SourceEvent, Tick
 from corral.collectors.text import MOST_CHARACTERS, clean, cleaned
 from corral.schemas import codec, columns
+from corral.schemas.inventory import check, possible
 from corral.schemas.metrics import DeviceSample
-from corral.schemas.telemetry import Inventory, ProcessBatch, ProcessSample, SampleBatch
+from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, ProcessBatch, ProcessSample, SampleBatch
 from fake_amdsmi import FakeAmd
 from fake_amdsmi import available as amd_available
 from fake_amdsmi import install as install_amd
@@ -146,6 +148,58 @@ def test_odd_texts_of_amdsmi_leave_the_device_and_its_host(amd: FakeAmd) -> None
     assert [d.uuid for d in inventory.devices] == [first.uuid, second.uuid]
     assert [(p.name, p.memory_used_bytes) for p in processes] == [("\ufffdtrain", 7 * 2**30), ("serve", 1)]
     assert processes[0].sm_utilization_percent == 50
+
+
+@needs_amd
+def test_processes_that_amdsmi_can_not_list_either_way_are_not_taken_for_none(
+    amd: FakeAmd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "amdsmi_get_gpu_process_list"
+    real = AmdLibrary.call
+
+    def call(library: AmdLibrary, function: str, *args: object) -> object:
+        if function == name:
+            raise AmdFailure(None, name, "a text in the answer is no UTF-8")
+        return real(library, function, *args)
+
+    monkeypatch.setattr(AmdLibrary, "call", call)
+    first, second = amd.devices
+    first.processes = [(4_000_001, "serve", 2**64 - 1, 0)]
+    second.errors[name] = 15
+    source = AmdSource("node-2")
+    opened(source)
+    processes = source.processes()["node-2"]
+    source.close()
+    assert [(p.device, p.memory_used_bytes) for p in processes] == [(first.uuid, None)]
+    assert source.unreadable == [second.uuid]
+
+
+numbers = st.sampled_from([-1, 0, 7, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1, 2**64 * 10**9])
+
+
+@given(numbers, numbers, numbers, numbers | st.none(), numbers | st.none(), st.lists(numbers))
+def test_no_number_of_a_driver_keeps_a_host_out(
+    memory: int, bandwidth: int, clock: int, instance: int | None, node: int | None, cores: list[int]
+) -> None:
+    device = DeviceInfo(
+        uuid="GPU-1",
+        host="h",
+        index=3,
+        sm_count=132,
+        memory_bytes=memory,
+        memory_bandwidth_bytes_per_second=bandwidth,
+        sm_clock_max_megahertz=clock,
+        mig_instance=instance,
+        numa_node=node,
+        cpu_affinity=cores,
+    )
+    told = Inventory(host=HostInfo(name="h"), agent="a", time_ns=1, devices=[possible(device)])
+    check(codec.decode(codec.encode(told), Inventory))
+    kept = told.devices[0]
+    assert (kept.index, kept.sm_count) == (3, 132)
+    assert kept.memory_bytes == (memory if 0 <= memory < 2**63 else 0)
+    assert kept.sm_clock_max_megahertz == (clock if 0 <= clock < 2**31 else 0)
+    assert kept.mig_instance == (instance if instance is not None and 0 <= instance < 2**31 else None)
 
 
 def test_a_program_whose_file_name_is_no_text_is_a_process_like_any_other(tmp_path: Path) -> None:
@@ -412,3 +466,15 @@ def test_process_ids_of_another_namespace_name_nobody(
     assert source.ancestry([os.getpid()]) == {}
     source.close()
     assert process == ProcessSample(device=nvml.devices[0].uuid, pid=os.getpid(), memory_used_bytes=7)
+
+
+def test_only_an_id_names_a_machine(tmp_path: Path) -> None:
+    installed, boot = tmp_path / "etc" / "machine-id", tmp_path / "proc" / "sys" / "kernel" / "random" / "boot_id"
+    for file in (installed, boot):
+        file.parent.mkdir(parents=True)
+    boot.write_text("0f0b7cf4-93c5-4f0e-a6f4-6a2b1d3f9e55\n")
+    for none in ("", "uninitialized\n", "0" * 32 + "\n"):
+        installed.write_text(none)
+        assert len(proc.machine_ids(tmp_path)) == 1, "machines made of one image would all be one"
+    installed.write_text("b0a1" * 8 + "\n")
+    assert len(set(proc.machine_ids(tmp_path))) == 2
