@@ -17,15 +17,13 @@ import msgspec
 
 from ...schemas.query import QueryEnd
 from .confine import QueryError
-from .execution import Execution, timed_out
+from .execution import SET_BACK, Execution, timed_out
 from .spool import Spool, SpoolRoom
 
 PLAIN_ANSWER_BYTES: Final = 32 * 2**20
 """Largest answer to an asker that acknowledges nothing: half of what a server holds for a slow reader."""
 LEAST_BYTES_PER_SECOND: Final = 2**20
 """Who reads slower than this may hold up their own query for `Limits.blocked_seconds` more, and no longer."""
-SET_BACK: Final = "set_back"
-"""Code of what ends a query that was tried, and is to run later."""
 _LOOK_SECONDS: Final = 0.05
 
 Publish = Callable[[bytes, int, QueryEnd | None], Awaitable[None]]

@@ -23,6 +23,8 @@ from .confine import Fence, QueryError, begin
 
 log = logging.getLogger("corral.query")
 
+SET_BACK: Final = "set_back"
+"""Code of what ends a query that was tried, and is to run later."""
 BATCH_ROWS: Final = 2048
 """One DuckDB vector: the least that can be fetched, so the least that is held where values are large."""
 
@@ -76,13 +78,18 @@ class Execution:
         return self._stopped is not None
 
     def stop(self, code: str, message: str) -> None:
-        """End it with an error; may be called again and again, and should be until it has ended.
+        """End it with an error. The first one counts; but what was only to be set back may yet end for good."""
+        with self._guard:
+            if self._stopped is None or self._stopped.code == SET_BACK:
+                self._stopped = QueryError(code, message)
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Have it see that it was stopped; again and again until it has ended.
 
         An interrupt between two calls of DuckDB is forgotten by DuckDB, hence the repetition.
         """
         with self._guard:
-            if self._stopped is None:
-                self._stopped = QueryError(code, message)
             if self._cursor is not None:
                 self._cursor.interrupt()
 

@@ -35,8 +35,8 @@ from ...schemas.process import resident_bytes
 from ...schemas.query import END_HEADER, PART_HEADER, Cancelled, CancelRequest, ProcessorStatus, QueryEnd, QueryRequest
 from ...schemas.requests import Error
 from .confine import Fence, QueryError
-from .delivery import SET_BACK, Answer, header
-from .execution import Execution, timed_out
+from .delivery import Answer, header
+from .execution import SET_BACK, Execution, timed_out
 from .fairqueue import FairQueue
 from .results import CONTENT_TYPES
 from .spool import Room, SpoolRoom
@@ -250,6 +250,11 @@ class QueryService:
             del self._running[execution]
             self._queue.done(execution.asker, execution.express)
             if failure is not None and failure.code == SET_BACK:
+                try:
+                    execution.check_stopped()
+                except QueryError as error:  # of late it may have been cancelled
+                    failure = error
+            if failure is not None and failure.code == SET_BACK:
                 self._set_back(execution)
                 delivery.cancel()
             answer.end(failure)
@@ -359,9 +364,11 @@ class QueryService:
                 tried = time.monotonic() - execution.started if execution.express and execution.started else 0.0
                 if tried > self._limits.express_seconds and not execution.stopped and self._queue.newcomers:
                     execution.stop(SET_BACK, "it is long: others are tried meanwhile")
-                if execution.stopped or time.monotonic() > execution.deadline:
+                if time.monotonic() > execution.deadline:
                     error = timed_out(execution)
                     execution.stop(error.code, str(error))
+                elif execution.stopped:
+                    execution.interrupt()
             for execution in self._queue.remove_if(lambda waiting: time.monotonic() > waiting.deadline):
                 await self._fail(execution, timed_out(execution))
             if self._running and (held := resident_bytes()) > self._resident_bytes:

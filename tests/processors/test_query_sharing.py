@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import pyarrow as pa
 import pytest
 from corral.client import aio
 from corral.processors.sql import confine
+from corral.processors.sql.confine import QueryError
+from corral.processors.sql.execution import SET_BACK, Execution
 from corral.processors.sql.fairqueue import FairQueue
 from corral.processors.sql.query import Limits, QueryService, asker_of
 from corral.processors.sql.spool import Room, Spool, SpoolRoom
@@ -183,6 +186,35 @@ async def test_a_short_question_is_tried_while_long_ones_run_and_a_long_one_ends
                 await nc.request(bus.QUERY_CANCEL, json.dumps({"query_id": name}).encode(), timeout=20)
             assert [(await end_of(nc, answers))[1]["code"] for answers in heavy] == ["cancelled"] * 3
     finally:
+        await service.stop()
+
+
+async def test_what_is_cancelled_while_it_is_set_back_does_not_run_again(
+    nc: Client, database: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, go_on = threading.Event(), threading.Event()
+
+    def run(execution: Execution, *_: object) -> None:
+        if execution.express:
+            execution.stop(SET_BACK, "it is long")
+            tried.set()
+        assert go_on.wait(60)
+        execution.check_stopped()
+        raise QueryError("internal", "it has run")
+
+    monkeypatch.setattr(Execution, "run", run)
+    service = QueryService(nc, database.cursor, limits=Limits(slots=1, per_asker=1, express=1))
+    await service.start()
+    try:
+        for name in ("ann", "bob"):
+            answers = await ask(nc, name, "SELECT 42", query_id=name)
+        assert await asyncio.to_thread(tried.wait, 60)
+        await nc.request(bus.QUERY_CANCEL, json.dumps({"query_id": "bob"}).encode(), timeout=20)
+        go_on.set()
+        async with asyncio.timeout(60):
+            assert (await end_of(nc, answers))[1]["code"] == "cancelled"
+    finally:
+        go_on.set()
         await service.stop()
 
 
