@@ -29,7 +29,9 @@ T = TypeVar("T", SampleBatch, Inventory, DeviceEvent, AgentReport)
 
 FORGET_SECONDS: Final = 60.0
 GONE_SECONDS: Final = 86400.0
-"""A host that has said nothing for so long, not even what it has, will not come back under its name."""
+"""Of a host that has said nothing for so long nothing is kept: names come and go, as those of a cloud's machines."""
+_LOOK_SECONDS: Final = 3600.0
+"""How often such hosts are looked for."""
 _XID_HOURS: Final = 24
 _PENDING: Final = 65536
 
@@ -48,10 +50,10 @@ class Host:
         heard: when samples came last, on the monotonic clock.
         heard_ns: the same by this machine's clock, in nanoseconds since the epoch.
         clock_offset_seconds: by how much the host's clock is ahead of this machine's; None before the first samples.
+        listed: when its inventory came, on the monotonic clock.
         told: number of the reading of the streams since which the host has said itself what it has.
         xids: the last Xid by device.
         reported: when the report came.
-        said: when anything of it came last, on the monotonic clock.
         labels: by device, as they stand behind a name.
         static: lines that only the inventory decides, by name of the family.
         blocks: lines of metrics, good as long as the values stay.
@@ -66,12 +68,12 @@ class Host:
         "heard_ns",
         "inventory",
         "labels",
+        "listed",
         "name",
         "order",
         "payload",
         "report",
         "reported",
-        "said",
         "static",
         "told",
         "xids",
@@ -85,10 +87,10 @@ class Host:
         self.heard = 0.0
         self.heard_ns = 0
         self.clock_offset_seconds: float | None = None
+        self.listed = 0.0
         self.told = 0
         self.xids: dict[str, int] = {}
         self.reported = 0.0
-        self.said = 0.0
         self.payload: bytes | None = None
         self.labels: dict[str, str] = {}
         self.static: dict[str, bytes] = {}
@@ -123,8 +125,9 @@ class Live:
         self.messages = 0
         self.undecodable = 0
         self._owners = speakers.Owners()
-        self._refused: dict[tuple[str, str], str] = {}
+        self._refused: dict[str, dict[str, str]] = {}
         self._readings = 0
+        self._look_again = 0.0
         self._events_told: dict[tuple[str, str], int] = {}
         self._hosts: dict[str, Host] = {}
         self._subscriptions: list[Subscription] = []
@@ -189,6 +192,7 @@ class Live:
 
     def take_inventory(self, subject: str, data: bytes) -> None:
         """What the host has."""
+        self._forget_gone()
         self._host(subject).told = self._readings
         self._take_inventory(subject, data, time.time())
 
@@ -202,12 +206,13 @@ class Live:
         if inventory is None:
             return
         host = self._host(subject)
+        host.listed = self.clock()
         others = self._owners.claim(host.name, [device.uuid for device in inventory.devices], at)
         if inventory.leaving:  # the machine may go on under another name at once
             self._owners.leave(host.name)
             host.heard = -math.inf
+        self._refuse_devices(host.name, others)
         if others:
-            self._refuse_devices(host.name, others)
             inventory = replace(inventory, devices=[d for d in inventory.devices if d.uuid not in others])
         changed = (
             host.inventory is None
@@ -217,6 +222,19 @@ class Live:
         host.inventory = inventory
         if changed:
             host.labels, host.static, host.blocks = {}, {}, {}
+
+    def _forget_gone(self) -> None:
+        """In the thread of what comes, since pages are written in others."""
+        now = self.clock()
+        if now < self._look_again:
+            return
+        self._look_again = now + _LOOK_SECONDS
+        for name, host in self._hosts.copy().items():
+            if now - max(host.heard, host.reported, host.listed) >= GONE_SECONDS:
+                self._hosts.pop(name, None)
+                self._refused.pop(name, None)
+                self._owners.forget(name)
+        self._events_told = {key: told for key, told in self._events_told.items() if key[0] in self._hosts}
 
     def take_event(self, subject: str, data: bytes) -> None:
         """The last Xid of a device; a reset clears it."""
@@ -257,9 +275,7 @@ class Live:
                 host.report = None
             if now - host.heard > self.forget_seconds:
                 host.batch, host.payload, host.blocks = None, None, {}
-                if now - host.said > GONE_SECONDS:
-                    self._forget(name)
-                elif host.report is None and host.inventory is None:
+                if host.report is None and host.inventory is None:
                     self._hosts.pop(name, None)
                 if host.report is None:
                     continue
@@ -268,12 +284,6 @@ class Live:
                 self._open(host, payload)
             shown.append(host)
         return shown
-
-    def _forget(self, name: str) -> None:
-        self._hosts.pop(name, None)
-        self._owners.forget(name)
-        self._refused = {key: owner for key, owner in self._refused.items() if key[0] != name}
-        self._events_told = {key: told for key, told in self._events_told.items() if key[0] != name}
 
     def age_seconds(self, host: Host) -> float:
         """Since samples came last."""
@@ -296,7 +306,6 @@ class Live:
         host = self._hosts.get(name)
         if host is None:
             host = self._hosts[name] = Host(name)
-        host.said = self.clock()
         return host
 
     def _decoded(self, subject: str, data: bytes, type: type[T]) -> T | None:
@@ -309,9 +318,10 @@ class Live:
             return None
 
     def _refuse_devices(self, host: str, others: dict[str, str]) -> None:
-        new = {device: owner for device, owner in others.items() if self._refused.get((host, device)) != owner}
-        self._refused |= {(host, device): owner for device, owner in new.items()}
-        for device, owner in new.items():
+        known = self._refused.pop(host, {})
+        if others:
+            self._refused[host] = others
+        for device, owner in others.items() - known.items():
             log.warning("%s lists %s, which is a device of %s: it is shown for that one alone", host, device, owner)
 
     def _refuse(self, subject: str, error: codec.DecodeError) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from corral.client.exporter.families import DEFAULTS, FAMILIES, choose
-from corral.client.exporter.live import GONE_SECONDS, Live
+from corral.client.exporter.live import Live
 from corral.client.exporter.page import label_text, write
 from corral.schemas import bus, codec, columns
 from corral.schemas.metrics import METRICS
@@ -168,21 +168,25 @@ def test_the_silent_are_forgotten_and_the_unknown_wait() -> None:
     assert list(parse(fleet.page())["DCGM_FI_DEV_GPU_TEMP"].values()) == [41]
 
 
-def test_of_hosts_that_are_gone_for_good_nothing_is_kept() -> None:
+def test_nothing_is_kept_of_who_is_gone_for_long() -> None:
     fleet = Bus()
-    for number in range(3):
-        host = f"h{number}"
-        fleet.inventory(device(0, host=host), host=host)
-        fleet.samples(["GPU-0"], host=host, temperature_celsius=[40.0])
-        fleet.page()
-        fleet.clock.now += GONE_SECONDS / 4
     live = fleet.live
-    assert live._refused  # pyright: ignore[reportPrivateUsage]
-    fleet.clock.now += GONE_SECONDS
-    fleet.page()
-    assert not live._hosts  # pyright: ignore[reportPrivateUsage]
-    assert not live._refused  # pyright: ignore[reportPrivateUsage]
-    assert live._owners.owner("GPU-0") is None  # pyright: ignore[reportPrivateUsage]
+    for number in range(3):
+        name = f"spot-{number}"
+        fleet.inventory(device(0, host=name), host=name)
+        fleet.samples(["GPU-0"], host=name, temperature_celsius=[40.0])
+        event = DeviceEvent(host=name, agent="a", sequence=2, time_ns=1, device="GPU-0", kind="xid", code=79)
+        live.take_event(f"e.{name}", codec.encode(event))
+    fleet.clock.now += 3600
+    fleet.samples(["GPU-0"], host="spot-0", temperature_celsius=[41.0])
+    assert list(parse(fleet.page())["DCGM_FI_DEV_GPU_TEMP"].values()) == [41], "what it has is known yet"
+    fleet.clock.now += 86400
+    fleet.inventory(device(1))
+    assert fleet.page() == b""
+    assert list(live._hosts) == ["h1"]
+    assert live._refused == {}
+    assert live._events_told == {}
+    assert live._owners.owner("GPU-0") is None
 
 
 def test_what_changes_is_written_anew() -> None:
