@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +162,7 @@ class Ingest:
         self._arrivals = Arrivals()
         self._clocks = HostClocks()
         self._decoder = Decoder(storage.series, self._clocks)
+        self._decoding = threading.Lock()
         self._threads = ThreadPoolExecutor(2, f"ingest-{consumer.suffix}")
         self._bytes_per_sample = 0.0
         self.counts = Counts()
@@ -232,9 +234,7 @@ class Ingest:
                 log.warning("%s: %s", self.consumer.stream, replaced)
                 return await decoded.put(None)
             messages = [message for message, _ in taken]
-            batch, accepted, refused = await loop.run_in_executor(
-                self._threads, self._decode, messages, self._arrivals.is_new
-            )
+            batch, accepted, refused = await loop.run_in_executor(self._threads, self._decode, messages)
             await decoded.put(_Decoded(batch, accepted, refused, taken[-1][1]))
 
     def _most_bytes(self) -> int:
@@ -290,11 +290,9 @@ class Ingest:
         half = len(messages) // 2
         for part in (messages[:half], messages[half:]) if half else (messages,):
             loop = asyncio.get_running_loop()
-            # They have been counted as new already.
-            rows, _, _ = await loop.run_in_executor(self._threads, self._decode, part, _always)
+            rows, _, _ = await loop.run_in_executor(self._threads, self._decode, part, batch)
             try:
-                # Parts of one batch share its arrivals, and end below its sequence unless they hold its end.
-                await self._commit(replace(rows, arrivals=batch.arrivals))
+                await self._commit(rows)
             except Unstorable as error:
                 if len(part) > 1:
                     await self._commit_parts(batch, part)
@@ -316,8 +314,22 @@ class Ingest:
         self.counts.samples += batch.samples.num_rows if batch.samples is not None else 0
 
     def _decode(
-        self, messages: Sequence[Incoming], is_new: Callable[[str, str, int], bool]
+        self, messages: Sequence[Incoming], whole: Batch | None = None
     ) -> tuple[Batch, list[Incoming], list[Refusal]]:
+        """Messages as a batch.
+
+        Args:
+            messages: that came.
+            whole: the batch that they are a part of, where it could not be stored: they have been counted as new
+                already, and the part has its arrivals and clocks. It ends below it, unless it holds its end.
+        """
+        with self._decoding:  # parts are decoded while the next batch is
+            return self._decode_one(messages, whole)
+
+    def _decode_one(
+        self, messages: Sequence[Incoming], whole: Batch | None
+    ) -> tuple[Batch, list[Incoming], list[Refusal]]:
+        is_new = self._arrivals.is_new if whole is None else _always
         began = time.thread_time()
         now_ns = time.time_ns()
         prefix = bus.SAMPLES + "."
@@ -341,8 +353,8 @@ class Ingest:
             tables=found.tables(),
             inventories=found.inventories,
             leases=found.leases,
-            arrivals=self._arrivals.take_changed(),
-            clocks=_told(self._clocks.take_changed()),
+            arrivals=self._arrivals.take_changed() if whole is None else whole.arrivals,
+            clocks=_told(self._clocks.take_changed()) if whole is None else whole.clocks,
             refused=codes,
             messages=len(messages) - len(refused),
         )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from corral.processors.ingest import facts
 from corral.processors.ingest.arrivals import Arrivals
 from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.ingest.hostclocks import HostClocks
+from corral.processors.ingest.ingest import CONSUMERS, Ingest
 from corral.processors.storage.interface import Arrival, Series
 from corral.schemas import bus, clocks, codec
 from corral.schemas.telemetry import DeviceEvent, SampleBatch
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.aio.client import Client
 
 S = 10**9
 NOW = 1_800_000_000 * S
@@ -99,3 +103,30 @@ def test_the_count_of_a_run_is_each_hosts_own() -> None:
     assert [again.is_new("h1", agent, number) for agent, number in (("a", 3), ("a", 4), ("old", 11))] == [
         False, True, False,
     ]  # fmt: skip
+
+
+class Nowhere:
+    """As much of a storage as decoding needs."""
+
+    processor = "p"
+
+    def __init__(self) -> None:
+        self.series = Series()
+
+
+async def test_what_is_decoded_once_more_in_parts_takes_nothing_of_the_batches_after_it() -> None:
+    async def no_streams() -> None:
+        return
+
+    storage: Any = Nowhere()
+    letters: Any = None
+    ingest = Ingest(Client(), storage, CONSUMERS[0], letters, no_streams)
+    early, late = NOW + 3600 * S, NOW + 9 * S
+    first, _, _ = ingest._decode([message(1, [early], NOW), message(2, [early], NOW)])
+    assert [clock.host for clock in first.clocks] == ["h1"]
+    # The next batch is on its way while the first is refused.
+    assert ingest._arrivals.is_new("h2", "a", 1)
+    part, _, _ = ingest._decode([message(1, [early], NOW)], first)
+    assert (part.sequence, part.arrivals, part.clocks) == (1, first.arrivals, first.clocks)
+    following, _, _ = ingest._decode([message(3, [late], late)])
+    assert {run.agent for run in following.arrivals} == {"h1/a", "h2/a"}
