@@ -37,7 +37,7 @@ int nvmlDeviceGetHandleByIndex_v2(uint index, device *out) {
 }
 int nvmlDeviceGetIndex(device d, uint *out) { *out = index_of(d); return OK; }
 int nvmlDeviceGetUUID(device d, char *out, uint size) {
-    char uuid[] = "GPU-00000000-0000-0000-0000-000000000000";
+    char uuid[] = "GPU-00000000-0000-0000-0000-000000000001";
     uuid[11] = (char)('0' + index_of(d) % 10);
     uuid[10] = (char)('0' + index_of(d) / 10);
     return text(out, size, uuid);

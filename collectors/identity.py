@@ -42,12 +42,10 @@ class Identities:
 
     Args:
         host: its name.
-        zeros_name: a uuid of zeros alone may be a device's name.
     """
 
-    def __init__(self, host: str, *, zeros_name: bool = False) -> None:
+    def __init__(self, host: str) -> None:
         self._host = host
-        self._zeros_name = zeros_name
         self._shared: set[str] = set()
         self._read: dict[str, str] = {}
 
@@ -83,7 +81,7 @@ class Identities:
 
     def _good(self, uuid: str) -> bool:
         lowered = uuid.lower()
-        return bool(uuid) and lowered not in self._shared and (self._zeros_name or says_something(lowered))
+        return lowered not in self._shared and says_something(lowered)
 
     def _made(self, seat: Seat, again: int) -> str:
         place = seat.address.lower() or f"index {seat.index}"

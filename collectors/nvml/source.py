@@ -66,7 +66,7 @@ class NvmlSource:
         self._errors_before = 0
         self._library: Library | None = None
         self._emit: Emit = _ignore
-        self._identities = Identities(host, zeros_name=True)
+        self._identities = Identities(host)
         self._devices: list[Device] = []
         self._lost: list[Found] = []
         self._told_unreachable: set[int] = set()

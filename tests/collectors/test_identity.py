@@ -113,6 +113,17 @@ def test_nvidia_devices_of_one_uuid_are_devices_of_their_own(monkeypatch: pytest
     source.close()
 
 
+def test_zeros_name_no_nvidia_device_for_two_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeNvml([FakeDevice(0, uuid=f"GPU-{ZEROS}")]).install(monkeypatch)
+    names: set[str] = set()
+    for host in ("vm-1", "vm-2"):
+        source = NvmlSource(host, with_events=False)
+        (info,) = infos(source)
+        assert info.visible_id == "0"
+        names.add(info.uuid)
+    assert len(names) == 2
+
+
 @pytest.mark.parametrize("code", [NOT_SUPPORTED, UNKNOWN])
 def test_a_uuid_that_can_not_be_read_for_a_moment_changes_no_name(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     fake = FakeNvml()
