@@ -359,10 +359,18 @@ async def _history(client: Client) -> Finding:
     return ok("history", detail)
 
 
+# Of hosts that are there, by what is newest: those that were taken away can't put anything right.
+_THERE: Final = "last_seen > (SELECT max(last_seen) FROM hosts) - INTERVAL 10 MINUTES"
+WRONG_CLOCKS: Final = (
+    f"SELECT host, offset_seconds FROM host_clocks JOIN hosts USING (host) WHERE until IS NULL AND {_THERE}"
+)
+LISTED_TWICE: Final = f"SELECT device, owner, host FROM device_conflicts WHERE {_THERE}"
+
+
 async def _hosts(client: Client) -> Finding:
     """Hosts with a wrong clock, and devices that two hosts list, as the history has found."""
-    off = await client.query("SELECT host, offset_seconds FROM host_clocks WHERE until IS NULL", format="json")
-    twice = await client.query("SELECT device, owner, host FROM device_conflicts", format="json")
+    off = await client.query(WRONG_CLOCKS, format="json")
+    twice = await client.query(LISTED_TWICE, format="json")
     said = [
         f"the clock of {host} is {abs(offset):.0f} s {'ahead' if offset > 0 else 'behind'}" for host, offset in off.rows
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.cli.doctor import LISTED_TWICE, WRONG_CLOCKS
 from corral.processors import views
 from corral.processors.ingest import facts
 from corral.processors.ingest.arrivals import Arrivals
@@ -137,6 +138,18 @@ def test_nothing_that_a_host_says_of_anothers_device_counts(tmp_path: Path) -> N
     assert history.rows("SELECT host, owner, concern FROM processes_now ORDER BY 1") == [
         ("evil", None, "not a device of its lease"), ("good", "alice", ""),
     ]  # fmt: skip
+    # Who is gone is found no fault with, though nobody says that it is over.
+    history.database.cursor().execute(
+        "INSERT INTO store.clocks SELECT unnest(['evil', 'good']), 60, now() - INTERVAL 1 DAY, NULL"
+    )
+    assert len(history.rows(LISTED_TWICE)) == 1
+    assert len(history.rows(WRONG_CLOCKS)) == 2
+    for table in ("hosts", "device_conflicts"):
+        history.database.cursor().execute(
+            f"UPDATE {table} SET last_seen = last_seen - INTERVAL 1 HOUR WHERE host = 'evil'"
+        )
+    assert history.rows(LISTED_TWICE) == []
+    assert history.rows(WRONG_CLOCKS) == [("good", 60.0)]
     # The board moves for real: its host lists it no more.
     history.take(f"{bus.INVENTORY}.good", inventory("good"))
     history.take(f"{bus.INVENTORY}.evil", with_device(listed, "A0"))
