@@ -1,7 +1,7 @@
 """Who may say what: a host speaks for itself and its own devices, on subjects that end on its name.
 
 A server that authenticates lets a host publish on those subjects alone, so the subject is what can be believed. Whoever
-reads what hosts say holds it against the subject, by the one function here. A device that two hosts list is the one's
+reads what hosts say holds it against the subject, by the functions here. A device that two hosts list is the one's
 that listed it first, for as long as that one lists it and is heard, and has not said that it leaves.
 """
 
@@ -26,16 +26,23 @@ def check(message: SampleBatch | ProcessBatch | Inventory | DeviceEvent | AgentR
     Raises:
         DecodeError: `invalid`, with the path of the field.
     """
-    speaker = subject.rpartition(".")[2]
     if not isinstance(message, Inventory):
-        if message.host != speaker:
-            raise DecodeError(f"Host {message.host!r} published as {speaker!r} - at `$.host`", "invalid", "$.host")
+        check_host(message.host, subject)
         return
-    if message.host.name != speaker:
-        text = f"Host {message.host.name!r} published as {speaker!r} - at `$.host.name`"
-        raise DecodeError(text, "invalid", "$.host.name")
-    if any(device.host != speaker for device in message.devices):
+    check_host(message.host.name, subject, "$.host.name")
+    if any(device.host != message.host.name for device in message.devices):
         raise DecodeError("A device names another host - at `$.devices[...].host`", "invalid", "$.devices")
+
+
+def check_host(host: str, subject: str, field: str = "$.host") -> None:
+    """Refuse a host's name that is not its subject's.
+
+    Raises:
+        DecodeError: `invalid`, with the path of the field.
+    """
+    speaker = subject.rpartition(".")[2]
+    if host != speaker:
+        raise DecodeError(f"Host {host!r} published as {speaker!r} - at `{field}`", "invalid", field)
 
 
 class Owners:

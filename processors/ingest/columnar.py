@@ -16,7 +16,7 @@ import pyarrow as pa
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from ...schemas import codec
+from ...schemas import codec, speakers
 from ...schemas.clocks import AHEAD_SECONDS
 from ...schemas.metrics import METRICS, Metric
 from ...schemas.telemetry import SCHEMA_VERSION
@@ -205,8 +205,7 @@ class Decoder:
 
     def _numbers(self, message: Incoming, samples: _Samples[Any]) -> tuple[bytes, int]:
         host = samples.host
-        if host != message.subject.rpartition(".")[2]:
-            raise codec.DecodeError(f"Host {host!r} published on {message.subject} - at `$.host`", "invalid", "$.host")
+        speakers.check_host(host, message.subject)
         try:
             devices = msgspec.msgpack.decode(samples.devices, type=list[str])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
