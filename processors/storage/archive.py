@@ -21,6 +21,7 @@ from duckdb import DuckDBPyConnection
 from ...schemas.metrics import METRICS
 from . import rollups, schema
 from .database import Database
+from .retention import Horizon, end_of_day
 from .statements import transaction
 
 log = logging.getLogger("corral.storage")
@@ -49,14 +50,17 @@ def sweep(database: Database) -> None:
             file.unlink(missing_ok=True)
 
 
-def archive_days(database: Database, before: datetime, most: int | None = None) -> int:
-    """Archive the days that have ended before a time, the oldest first; `most` of them. Returns how many."""
-    limit = before.astimezone(UTC).strftime("%Y%m%d")
-    done = 0
+def archive_days(database: Database, horizon: Horizon, seconds: float) -> None:
+    """Archive days that have ended before a retention, the oldest first, as many as the run may."""
+    before = horizon.before(seconds)
+    since = horizon.since("days", before)
     for day in sorted(database.days):
-        if done != most and day < limit and archive_day(database, day):
-            done += 1
-    return done
+        ended = end_of_day(datetime.strptime(day, "%Y%m%d").replace(tzinfo=UTC))
+        if ended > before or not archive_day(database, day) or ended <= since:
+            continue
+        horizon.gone["days"] = ended
+        if not horizon.all_at_once:
+            return
 
 
 def archive_day(database: Database, day: str) -> bool:
@@ -97,24 +101,26 @@ def archive_day(database: Database, day: str) -> bool:
         cursor.close()
 
 
-def drop_archived(database: Database, before: datetime, most: int | None = None) -> int:
-    """Let go of archived days that ended before a time, the oldest first; `most` of them. Returns how many files."""
+def drop_archived(database: Database, horizon: Horizon, seconds: float) -> None:
+    """Let go of archived days that ended before a retention, the oldest first, as many as the run may."""
+    before = horizon.before(seconds)
+    since = horizon.since("archive", before)
     cursor = database.cursor()
     try:
         with database.writing, transaction(cursor):
-            days = cursor.execute(
-                "SELECT DISTINCT day FROM store.archive_files WHERE day < ? ORDER BY day LIMIT ?",
-                [before.astimezone(UTC).date(), most],
-            ).fetchall()
+            oldest = cursor.execute(
+                "SELECT min(day)::TIMESTAMPTZ FROM store.archive_files WHERE day >= ? AND day < ?",
+                [since.date(), before.astimezone(UTC).date()],
+            ).fetchone()
+            upto = since if oldest is None or oldest[0] is None else horizon.upto(before, oldest[0])
             rows = cursor.execute(
-                "DELETE FROM store.archive_files WHERE day IN (SELECT unnest(?::DATE[])) RETURNING path",
-                [[day for (day,) in days]],
+                "DELETE FROM store.archive_files WHERE day < ? RETURNING path", [upto.astimezone(UTC).date()]
             ).fetchall()
             if rows:
                 database.refresh_view(cursor, database.days)
+        horizon.gone["archive"] = upto
         for (path,) in rows:
             (database.archive / path).unlink(missing_ok=True)
-        return len(rows)
     finally:
         cursor.close()
 

@@ -66,6 +66,7 @@ class Maintenance:
         self._retention = kept or Retention()
         self._server_now = server_now
         self._force = force
+        self._gone: dict[str, datetime] = {}
         self.held_back = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -176,7 +177,7 @@ class Maintenance:
         self.held_back = apart
         cursor = self._database.cursor()
         try:
-            return retention.agreed(now, server, self._newest(cursor))
+            return retention.agreed(now, server, self._newest(cursor), self._gone)
         finally:
             cursor.close()
 
@@ -204,10 +205,9 @@ class Maintenance:
 
     def _let_go(self, horizon: Horizon) -> None:
         kept = self._retention
-        most = None if horizon.all_at_once else 1
-        archive.archive_days(self._database, horizon.before(kept.raw), most)
+        archive.archive_days(self._database, horizon, kept.raw)
         if kept.archive is not None:
-            archive.drop_archived(self._database, horizon.before(kept.archive), most)
+            archive.drop_archived(self._database, horizon, kept.archive)
         cursor = self._database.cursor()
         try:
             for seconds, level in (
@@ -230,10 +230,11 @@ def _delete(
     cursor: DuckDBPyConnection, tables: Sequence[str], horizon: Horizon, limit: datetime, told: str = ""
 ) -> None:
     """Let go of the rows before a limit, of as much as the run may; say first in `corral_meta` how far that goes."""
-    row = cursor.execute(f"SELECT min(time) FROM {tables[0]} WHERE time < ?", [limit]).fetchone()
-    if row is None or row[0] is None:
+    since = horizon.since(tables[0], limit)
+    row = cursor.execute(f"SELECT min(time) FROM {tables[0]} WHERE time >= ? AND time < ?", [since, limit]).fetchone()
+    upto = since if row is None or row[0] is None else horizon.upto(limit, row[0])
+    if upto == retention.EVER:
         return
-    upto = horizon.upto(limit, row[0])
     if told:
         cursor.execute(
             "INSERT INTO corral_meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = greatest(value, excluded.value)",
@@ -241,3 +242,4 @@ def _delete(
         )
     for table in tables:
         cursor.execute(f"DELETE FROM {table} WHERE time < ?", [upto])
+    horizon.gone[tables[0]] = upto

@@ -3,7 +3,8 @@
 A processor whose clock is ahead, if only once, must not take the whole history for old. What is let go of is older than
 its retention by the clock of this machine, by that of the bus's server, and by the newest sample. Of each table no more
 than its oldest day goes in one run, so that whoever sets all clocks wrong has time to see it; a processor that was off
-for a week catches up in as many runs.
+for a week catches up in as many runs. Of days that have gone before there may be more again, as from a host whose clock
+is far behind: that is let go of beside, and keeps no other day from its turn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 
 from msgspec import Struct
 
+EVER: Final = datetime(1, 1, 1, tzinfo=UTC)
 APART: Final = timedelta(minutes=10)
 """Clocks that differ by more are told."""
 
@@ -44,18 +46,24 @@ class Horizon(Struct, frozen=True):
         now: no clock says that it is earlier, nor the newest sample.
         clocks: the same without the samples: for files and snapshots, which are made without any, too.
         all_at_once: what is old goes in this run; else of each table the oldest day.
+        gone: up to where runs have come by now, by table; each run takes it further.
     """
 
     now: datetime
     clocks: datetime
     all_at_once: bool = False
+    gone: dict[str, datetime] = {}
 
     def before(self, seconds: float) -> datetime:
         """What is older is beyond a retention."""
         try:
             return self.now - timedelta(seconds=seconds)
         except OverflowError:
-            return datetime(1, 1, 1, tzinfo=UTC)
+            return EVER
+
+    def since(self, table: str, limit: datetime) -> datetime:
+        """Up to where earlier runs have come, of what is older than a limit: what is before it has come since."""
+        return min(self.gone.get(table, EVER), limit)
 
     def upto(self, limit: datetime, oldest: datetime) -> datetime:
         """How far a run goes in a table, of what is older than a limit."""
@@ -67,12 +75,14 @@ def forced(now: datetime) -> Horizon:
     return Horizon(now, now, all_at_once=True)
 
 
-def agreed(now: datetime, server: datetime | None, newest: datetime | None) -> Horizon | None:
+def agreed(
+    now: datetime, server: datetime | None, newest: datetime | None, gone: dict[str, datetime] | None = None
+) -> Horizon | None:
     """What this machine's clock, the server's and the newest sample agree on; None while one of them is not known."""
     if server is None or newest is None:
         return None
     clocks = min(now, server)
-    return Horizon(min(clocks, newest), clocks)
+    return Horizon(min(clocks, newest), clocks, gone={} if gone is None else gone)
 
 
 def disagreement(now: datetime, server: datetime | None) -> str:

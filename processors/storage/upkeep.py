@@ -96,14 +96,18 @@ def _delete(connection: DuckDBPyConnection, table: str, limit: datetime, horizon
     old = connection.execute(f"SELECT 1 FROM {table} WHERE time < ? LIMIT 1", [limit]).fetchone()
     if old is None:
         return
-    oldest = connection.execute(f"SELECT min(time) FROM {table} WHERE time < ?", [limit]).fetchone()
-    before = horizon.upto(limit, oldest[0] if oldest else limit)
+    since = horizon.since(table, limit)
+    oldest = connection.execute(
+        f"SELECT min(time) FROM {table} WHERE time >= ? AND time < ?", [since, limit]
+    ).fetchone()
+    before = since if oldest is None or oldest[0] is None else horizon.upto(limit, oldest[0])
     row = connection.execute(f"SELECT count(*), min(time) FROM {table} WHERE time < ?", [before]).fetchone()
     rows, first = row or (0, before)
     steps = max(1, -(-int(rows) // ROWS_AT_ONCE))
     for step in range(1, steps + 1):
         upto = before if step == steps else first + (before - first) * step / steps
         connection.execute(f"DELETE FROM {table} WHERE time < ?", [upto])
+    horizon.gone[table] = before
     log.info("let go of %d rows of %s from before %s", rows, table, before)
 
 
@@ -148,6 +152,7 @@ class Upkeep:
         self._kept = kept
         self._server_now = server_now
         self._force = force
+        self._gone: dict[str, datetime] = {}
         self.held_back = ""
 
     async def run(self) -> None:
@@ -179,7 +184,7 @@ class Upkeep:
         if apart and not self.held_back:
             log.warning("%s", apart)
         self.held_back = apart
-        once(self._lake, names, self._kept, agree=lambda newest: retention.agreed(now, server, newest))
+        once(self._lake, names, self._kept, agree=lambda newest: retention.agreed(now, server, newest, self._gone))
 
 
 def once(

@@ -120,6 +120,28 @@ def test_a_day_of_each_table_goes_in_a_run_until_all_that_is_old_is_gone(tmp_pat
     made.close()
 
 
+def test_a_host_whose_clock_is_years_behind_keeps_no_day_from_its_turn(tmp_path: Path) -> None:
+    made = history(tmp_path)
+    care = Maintenance(made, KEPT, server_now=lambda: datetime.now(UTC))
+    behind = FIRST_US * 1000 - 1000 * DAY_US * 1000
+    for run in range(DAYS + 3):
+        # It goes on sending while the days of all others grow old.
+        batch = ProcessBatch(
+            host="h2", agent="b", sequence=run + 1, time_ns=behind, processes=[ProcessSample(device="GPU-9", pid=1)]
+        )
+        message = Incoming(bus.processes_subject("h2"), codec.encode(batch), 1)
+        found = facts.decode([message], Arrivals().is_new, behind)
+        made.commit(Batch(stream="S", sequence=100 + run, samples=samples(made, -1000, 8), tables=found.tables()))
+        for level in LEVELS:
+            care.roll_up(level)
+        care.keep_house()
+    kept = {table: {day for day in days if day >= 0} for table, days in days_of(made).items()}
+    assert all(kept[table] <= {DAYS - 2, DAYS - 1} for table in TABLES if table != "samples"), kept
+    assert kept["samples"] == {2, 3, 4}
+    assert {f"{FIRST + timedelta(days=day):%Y%m%d}" for day in (DAYS - 2, DAYS - 1)} == made.days
+    made.close()
+
+
 def test_who_forces_it_goes_by_one_clock_once(tmp_path: Path) -> None:
     made = history(tmp_path)
     care = Maintenance(made, KEPT, force=True)
