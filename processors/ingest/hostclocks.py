@@ -61,7 +61,9 @@ class HostClocks:
     def observe(self, host: str, newest_ns: int, stored_ns: int) -> None:
         """Take note of a message whose newest time is off, or that is of a watched host, in the order of the stream."""
         late = (stored_ns - newest_ns) * 1e-9
-        if -late > AHEAD_SECONDS:
+        known = self._off.get(host)
+        # It is ahead by as much as the least late of its messages shows: the others have been on their way.
+        if -late > AHEAD_SECONDS and (known is None or -late > known.offset_seconds):
             self._is_off(host, -late, stored_ns)
         window = self._windows.get(host)
         if window is None:
@@ -73,7 +75,7 @@ class HostClocks:
         del self._windows[host]
         if abs(window.least) <= AHEAD_SECONDS:
             self._is_right(host, stored_ns)
-        elif window.most - window.least <= STEADY_SECONDS:
+        elif window.least < 0 or window.most - window.least <= STEADY_SECONDS:
             self._is_off(host, -window.least, window.since_ns)
 
     def take_changed(self) -> list[HostClock]:

@@ -83,6 +83,19 @@ def test_wrong_clocks_are_named_and_right_ones_cleared(off: float, jitter: float
         assert judged([*wrong, *[-0.01] * 25])["h1"][1] is False
 
 
+@given(st.floats(AHEAD + 10, 1e5), st.lists(st.floats(0, 8), min_size=50, max_size=100))
+def test_a_clock_that_is_ahead_is_told_seldom_however_long_its_messages_take(off: float, ways: list[float]) -> None:
+    found, told = HostClocks(), 0
+    for at, way in enumerate(ways):
+        stored_ns = NOW + int(at * 0.25 * S)
+        found.observe("h1", stored_ns + int((off - way) * S), stored_ns)
+        for clock in found.take_changed():
+            told += 1
+            assert off - 8.001 <= clock.offset_seconds <= off
+    # It rises by a second at least each time, and may fall once in a window.
+    assert told <= 1 + 8 + 3 * 9
+
+
 @given(st.floats(20, 1e5), st.floats(1.5, 100))
 def test_a_backlog_is_no_wrong_clock(waited: float, speed: float) -> None:
     """What was kept while the bus was away comes faster than it was read."""
