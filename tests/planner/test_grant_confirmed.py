@@ -1,4 +1,4 @@
-"""Nothing starts on what was granted once: a client that slept is told what it has lost, and one lease has one holder."""
+"""Nothing starts on what was granted once: a client that slept is told so, and one lease has one holder."""
 
 from __future__ import annotations
 
