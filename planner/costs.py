@@ -15,6 +15,8 @@ from .work.balance import EXACT_ITEMS, EXACT_NODES
 
 CHEAP_SECONDS: Final = 0.002
 """What the loop may stand still for a question."""
+TURN_SECONDS: Final = 0.02
+"""So much is done of what waits on one subject before other work has its turn."""
 
 _LISTED_DEVICE: Final = 20e-6
 _SUMMED_DEVICE: Final = 6e-6

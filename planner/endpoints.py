@@ -101,7 +101,8 @@ class Endpoints:
         self._health = health
         self._service: Service | None = None
         self._errands: set[asyncio.Task[None]] = set()
-        self._turned_at = 0.0
+        self._turn_began: float | None = None
+        """When the loop's turn of now took its first message, on the performance counter."""
         self._unanswerable_at = -_SAY_AGAIN_SECONDS
 
     async def standby(self) -> None:
@@ -307,16 +308,21 @@ class Endpoints:
             await asked.answer(refused)
 
         async def handle(request: Request) -> None:
+            if self._turn_began is None:
+                self._turn_began = time.perf_counter()
+                asyncio.get_running_loop().call_soon(self._end_turn)
             if self._candidate.certain:
                 await act(request)
             else:
                 self._spawn(self._when_certain(request, act))
             # A subscription goes on with its next message without a turn of the loop in between: others come first.
-            if time.perf_counter() - self._turned_at > costs.CHEAP_SECONDS:
+            if self._turn_began is not None and time.perf_counter() - self._turn_began > costs.TURN_SECONDS:
                 await asyncio.sleep(0)
-                self._turned_at = time.perf_counter()
 
         return handle
+
+    def _end_turn(self) -> None:
+        self._turn_began = None
 
     def _reader(
         self, type: type[Any], work: Callable[[Any], Struct], cost: Callable[[Any], float]

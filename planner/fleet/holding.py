@@ -205,11 +205,11 @@ def _touched(fleet: Fleet, held: Held) -> list[Device]:
 
 
 def _refresh(fleet: Fleet, held: Held, touched: Sequence[Device]) -> None:
-    names = set(held.hosts)
+    changed: dict[str, list[Device]] = {name: [] for name in held.hosts}
     for device in touched:
-        names.add(device.host)
-    for name in names:
+        changed.setdefault(device.host, []).append(device)
+    for name, devices in changed.items():
         host = fleet.hosts.get(name)
         if host is not None:
             host.cpus_held, host.memory_held = fleet.on_host.get(name, (0, 0))
-            refresh(fleet, host)
+            refresh(fleet, host, devices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Final
 
 from .device import Device
@@ -35,20 +36,19 @@ def renew(fleet: Fleet, name: str) -> None:
     refresh(fleet, host)
 
 
-def refresh(fleet: Fleet, host: Host) -> None:
-    """Bring a host's place in the index up to date with what is known of it."""
+def refresh(fleet: Fleet, host: Host, changed: Iterable[Device] | None = None) -> None:
+    """Bring a host's place in the index up to date with what is known of it.
+
+    Args:
+        fleet: changed in place.
+        host: of the fleet.
+        changed: its devices of which something is otherwise than when they were last seen; None for all.
+    """
     fleet.forget()
     reserved = fleet.reserved
-    if reserved:
-        states = [device.see(fleet.device_state, reserved.get(device.uuid)) for device in host.devices]
-    else:
-        states = [device.see(fleet.device_state) for device in host.devices]
-    if host.topology is None:
-        order = sorted(host.devices, key=_device_order)
-        states = [device.state for device in order]
-    else:
-        order = host.devices
-    host.order = order
+    for device in host.devices if changed is None else changed:
+        device.see(fleet.device_state, reserved.get(device.uuid) if reserved else None)
+    order = host.order = sorted(host.devices, key=_device_order) if host.topology is None else host.devices
     cpus = host.cpus_total - host.cpus_held if host.cpus_total < UNLIMITED else UNLIMITED
     memory = host.memory_total - host.memory_held if host.memory_total < UNLIMITED else UNLIMITED
     kept = fleet.reserved_hosts.get(host.name) if fleet.reserved_hosts else None
@@ -59,7 +59,7 @@ def refresh(fleet: Fleet, host: Host) -> None:
         cpus,
         memory,
         host.blocked,
-        tuple(states),
+        tuple([device.state for device in order]),
     )
     if host.group is None or host.group.state is not state:
         host.group = fleet.index.move(host.name, host.group, state)

@@ -214,6 +214,7 @@ def check_shares(fleet: fold.Fleet) -> None:
         assert device.holders == held
         assert sum(share for share, _ in held.values()) <= WHOLE_SHARE
         assert sum(memory for _, memory in held.values()) <= device.memory_total
+        assert device.state is device.see(fleet.device_state, fleet.reserved.get(device.uuid)), "an old look at it"
     for host in fleet.hosts.values():
         assert host.cpus_held <= host.cpus_total
         assert host.memory_held <= host.memory_total
