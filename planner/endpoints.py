@@ -316,13 +316,16 @@ class Endpoints:
             else:
                 self._spawn(self._when_certain(request, act))
             # A subscription goes on with its next message without a turn of the loop in between: others come first.
-            if self._turn_began is not None and time.perf_counter() - self._turn_began > costs.TURN_SECONDS:
+            if self._turn_is_long():
                 await asyncio.sleep(0)
 
         return handle
 
     def _end_turn(self) -> None:
         self._turn_began = None
+
+    def _turn_is_long(self) -> bool:
+        return self._turn_began is not None and time.perf_counter() - self._turn_began > costs.TURN_SECONDS
 
     def _reader(
         self, type: type[Any], work: Callable[[Any], Struct], cost: Callable[[Any], float]
