@@ -16,7 +16,7 @@ from .options import NatsUrl, say
 from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 if TYPE_CHECKING:
-    from ..client.exporter import Family
+    from ..client.exporter import Exporter, Family
 
 
 def export(
@@ -89,8 +89,17 @@ async def _serve(
     async def reconnected() -> None:
         again.set()
 
-    async with connect(nats, name="corral-exporter", timeout=3, patience=0, reconnected_cb=reconnected) as client:
+    exporters: list[Exporter] = []
+
+    async def disconnected() -> None:
+        for exporter in exporters:
+            exporter.live.away()
+
+    async with connect(
+        nats, name="corral-exporter", timeout=3, patience=0, reconnected_cb=reconnected, disconnected_cb=disconnected
+    ) as client:
         exporter = Exporter(client, families, forget_seconds=forget_seconds)
+        exporters.append(exporter)
         named(exporter.instance)
         try:
             port = await exporter.start(host, port)

@@ -197,6 +197,12 @@ def machine_ids(root: Path = Path("/")) -> list[str]:
     return [hashlib.sha256(f"corral {text}".encode()).hexdigest()[:32] for text in texts if _ID.fullmatch(text)]
 
 
+def boot_id(root: Path = Path("/")) -> str:
+    """Names this machine's boot, hashed as in `machine_ids`; empty where it can't be read."""
+    text = _text(root / "proc/sys/kernel/random/boot_id").strip()
+    return hashlib.sha256(f"corral {text}".encode()).hexdigest()[:32] if text else ""
+
+
 def _cpus() -> int:
     # The agent itself is often confined to a core; what counts is what the host has for work.
     online = _text(Path("/sys/devices/system/cpu/online")).strip()

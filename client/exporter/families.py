@@ -19,6 +19,12 @@ Text = Callable[[float], str]
 
 XID: Final = "xid"
 """Stands for a column that no batch has: the code of the last Xid of each device."""
+XID_RECENT: Final = "xid_recent"
+"""Likewise: how often each device has had each Xid in the last five minutes."""
+XID_TOTAL: Final = "xid_total"
+"""Likewise: how often each device has had each Xid."""
+MEMORY_SHARE: Final = "memory_share"
+"""Likewise: used memory over what the driver has not reserved."""
 NVLINK: Final = "nvlink"
 """Stands for the sum of both directions of NVLink, in bytes."""
 
@@ -37,6 +43,7 @@ DEFAULTS: Final = (
     "DCGM_FI_DEV_XID_ERRORS",
     "DCGM_FI_DEV_FB_FREE",
     "DCGM_FI_DEV_FB_USED",
+    "DCGM_FI_DEV_FB_RESERVED",
     "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL",
     "DCGM_FI_DEV_VGPU_LICENSE_STATUS",
     "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS",
@@ -67,7 +74,7 @@ class Family(Struct, frozen=True):
         name: of the series.
         kind: `gauge` or `counter`.
         help: one sentence.
-        metric: of the catalogue, or `XID` or `NVLINK`.
+        metric: of the catalogue, or what stands for a column that no batch has.
         text: a value of the metric as Prometheus reads it.
     """
 
@@ -128,7 +135,43 @@ def _family(metric: Metric) -> Family:
 def _families() -> dict[str, Family]:
     found = [_family(metric) for metric in METRICS.values()]
     found += [
-        Family("DCGM_FI_DEV_XID_ERRORS", "gauge", "Value of the last Xid, 0 without any.", XID, str),
+        Family(
+            "DCGM_FI_DEV_XID_ERRORS",
+            "gauge",
+            "Value of the last Xid, of a fatal one until the device was reset; 0 without any.",
+            XID,
+            str,
+        ),
+        Family("DCGM_EXP_XID_ERRORS_COUNT", "gauge", "Xids in the last five minutes.", XID_RECENT, str),
+        Family("DCGM_EXP_XID_ERRORS_TOTAL", "counter", "Xids, by code.", XID_TOTAL, str),
+        Family(
+            "DCGM_FI_DEV_FB_USED_PERCENT",
+            "gauge",
+            "Device memory in use over what the driver leaves (a ratio from 0 to 1).",
+            MEMORY_SHARE,
+            _float,
+        ),
+        Family(
+            "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
+            "gauge",
+            "The name that DCGM_FI_DEV_CLOCKS_EVENT_REASONS had before DCGM 3.3 (bitmask).",
+            "throttle_reasons_bitmask",
+            str,
+        ),
+        Family(
+            "DCGM_FI_PROF_NVLINK_TX_BYTES",
+            "gauge",
+            "Data sent over all NVLinks (bytes/s).",
+            "nvlink_tx_bytes_per_second",
+            _float,
+        ),
+        Family(
+            "DCGM_FI_PROF_NVLINK_RX_BYTES",
+            "gauge",
+            "Data received over all NVLinks (bytes/s).",
+            "nvlink_rx_bytes_per_second",
+            _float,
+        ),
         Family(
             "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL",
             "counter",

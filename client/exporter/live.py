@@ -1,4 +1,4 @@
-"""The newest of each host, as it comes from the bus. A host that falls silent is forgotten, and its series with it.
+"""The newest of each host, as it comes from the bus. The devices of a host that falls silent are shown no more.
 
 What arrives is kept as bytes and decoded when somebody looks: a fleet sends far more samples than Prometheus scrapes.
 What a host says counts in the order in which it comes, whatever the host's clock says, and for its own devices alone.
@@ -6,12 +6,12 @@ What a host says counts in the order in which it comes, whatever the host's cloc
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
 import nats.aio.client
@@ -21,19 +21,23 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ...schemas import bus, clocks, codec, columns, speakers, stored
-from ...schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch, Severity
+from ...schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch
+from .expected import EXPECTED_SECONDS, Boards, expected
+from .xids import History, Xids, concerns
 
 log = logging.getLogger("corral.exporter")
 
 T = TypeVar("T", SampleBatch, Inventory, DeviceEvent, AgentReport)
 
 FORGET_SECONDS: Final = 60.0
-GONE_SECONDS: Final = 86400.0
+GONE_SECONDS: Final = EXPECTED_SECONDS
 """Of a host that has said nothing for so long nothing is kept: names come and go, as those of a cloud's machines."""
 _LOOK_SECONDS: Final = 3600.0
 """How often such hosts are looked for."""
-_XID_HOURS: Final = 24
 _PENDING: Final = 65536
+_READING_SECONDS: Final = 10.0
+"""How long a start waits for the events of a month; a long stream is read on beside the scrapes."""
+_ENERGY: Final = "energy_millijoules"
 
 Block = tuple[bytes, bytes, bytes]
 """Values and nulls of one metric, and the lines that were written of them."""
@@ -52,7 +56,10 @@ class Host:
         clock_offset_seconds: by how much the host's clock is ahead of this machine's; None before the first samples.
         listed: when its inventory came, on the monotonic clock.
         told: number of the reading of the streams since which the host has said itself what it has.
-        xids: the last Xid by device.
+        seen: when samples or a stored inventory came last, in seconds that the bus was there.
+        xids: of each device that has had some.
+        xids_known: False while a device that is not in `xids` may have had some.
+        expected: it was there lately, and has not left in order.
         reported: when the report came.
         labels: by device, as they stand behind a name.
         static: lines that only the inventory decides, by name of the family.
@@ -64,6 +71,7 @@ class Host:
         "batch",
         "blocks",
         "clock_offset_seconds",
+        "expected",
         "heard",
         "heard_ns",
         "inventory",
@@ -74,9 +82,11 @@ class Host:
         "payload",
         "report",
         "reported",
+        "seen",
         "static",
         "told",
         "xids",
+        "xids_known",
     )
 
     def __init__(self, name: str) -> None:
@@ -89,7 +99,10 @@ class Host:
         self.clock_offset_seconds: float | None = None
         self.listed = 0.0
         self.told = 0
-        self.xids: dict[str, int] = {}
+        self.seen: float | None = None
+        self.expected = False
+        self.xids: dict[str, Xids] = {}
+        self.xids_known = True
         self.reported = 0.0
         self.payload: bytes | None = None
         self.labels: dict[str, str] = {}
@@ -128,12 +141,16 @@ class Live:
         self._refused: dict[str, dict[str, str]] = {}
         self._readings = 0
         self._look_again = 0.0
-        self._events_told: dict[tuple[str, str], int] = {}
+        self._away_since: float | None = None
+        self._away_seconds = 0.0
+        self._xids = History()
+        self._boards = Boards()
+        self._reading: asyncio.Task[None] | None = None
         self._hosts: dict[str, Host] = {}
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
-        """Listen, then read what each host said last of its devices, and the Xids of the last day."""
+        """Listen, then read what each host said last of its devices, and all events that are kept."""
         self._readings += 1
         for prefix, take in (
             (bus.SAMPLES, self.take_samples),
@@ -156,36 +173,63 @@ class Live:
 
         Where they can't be read (no stream yet, no permission), what comes next says the same within a minute.
         """
+        if self._away_since is not None:
+            self._away_seconds += self.clock() - self._away_since
+            self._away_since = None
         self._readings += 1
-        self._events_told.clear()
         await self._read_streams()
 
+    def away(self) -> None:
+        """The bus has gone: nobody is silent for that."""
+        if self._away_since is None:
+            self._away_since = self.clock()
+
+    @property
+    def reads(self) -> bool:
+        """Whether the streams are being read, for the first time or after an outage."""
+        return self._reading is not None and not self._reading.done()
+
     async def _read_streams(self) -> None:
-        since = datetime.now(UTC) - timedelta(hours=_XID_HOURS)
-        await self._read(bus.INVENTORY_STREAM, f"{bus.INVENTORY}.*", None, self._take_stored_inventory)
-        await self._read(bus.FACTS_STREAM, f"{bus.EVENTS}.*", since, self._take_stored_event)
+        if self._reading is not None:
+            self._reading.cancel()
+        self._xids.begin()
+        self._reading = asyncio.create_task(self._read_all())
+        await asyncio.wait([self._reading], timeout=_READING_SECONDS)
+
+    async def _read_all(self) -> None:
+        complete = False
+        try:
+            await self._read(bus.INVENTORY_STREAM, f"{bus.INVENTORY}.*", self._take_stored_inventory)
+            complete = await self._read(bus.FACTS_STREAM, f"{bus.EVENTS}.*", self._take_stored_event)
+        finally:
+            if self._reading is asyncio.current_task():  # else another has begun
+                self._xids.end(complete=complete)
 
     async def stop(self) -> None:
         """Unsubscribe."""
+        if self._reading is not None:
+            self._reading.cancel()
         for subscription in self._subscriptions:
             if not self.nc.is_closed:
                 await subscription.unsubscribe()
 
-    async def _read(
-        self, stream: str, subject: str, since: datetime | None, take: Callable[[str, bytes, float], None]
-    ) -> None:
+    async def _read(self, stream: str, subject: str, take: Callable[[str, bytes, float], None]) -> bool:
+        """Whether it was read to its end."""
         try:
-            async with contextlib.aclosing(stored.read(self.nc, stream, subject, since=since)) as messages:
+            async with contextlib.aclosing(stored.read(self.nc, stream, subject)) as messages:
                 async for message in messages:
                     take((message.headers or {})["Nats-Subject"], message.data, stored.stored_at(message))
         except (nats.errors.Error, TimeoutError) as error:
             log.warning("%s can't be read from a stream (%s): waiting for what comes", subject, type(error).__name__)
+            return False
+        return True
 
     def take_samples(self, subject: str, data: bytes) -> None:
         """Keep a message until somebody looks, or a newer one comes."""
         host = self._host(subject)
         host.payload = data
         host.heard = self.clock()
+        host.seen = self._awake()
         host.heard_ns = time.time_ns()
         self._owners.hear(host.name, host.heard_ns * 1e-9)
         self.messages += 1
@@ -193,12 +237,18 @@ class Live:
     def take_inventory(self, subject: str, data: bytes) -> None:
         """What the host has."""
         self._forget_gone()
-        self._host(subject).told = self._readings
+        host = self._host(subject)
+        host.told = self._readings
+        if host.seen is None:
+            host.seen = self._awake()
         self._take_inventory(subject, data, time.time())
 
     def _take_stored_inventory(self, subject: str, data: bytes, stored_at: float) -> None:
         """What the host had, unless it has said so itself since the stream is read."""
-        if self._host(subject).told < self._readings:
+        host = self._host(subject)
+        if host.told < self._readings:
+            if host.heard == 0.0:  # not heard since this exporter's start: silent since then at the least
+                host.seen = self._awake() - max(0.0, time.time() - stored_at if math.isfinite(stored_at) else 0.0)
             self._take_inventory(subject, data, stored_at)
 
     def _take_inventory(self, subject: str, data: bytes, at: float) -> None:
@@ -220,6 +270,8 @@ class Live:
             or host.inventory.host != inventory.host
         )
         host.inventory = inventory
+        if not inventory.leaving:
+            self._boards.take(host.name, inventory.devices, at)
         if changed:
             host.labels, host.static, host.blocks = {}, {}, {}
 
@@ -234,29 +286,39 @@ class Live:
                 self._hosts.pop(name, None)
                 self._refused.pop(name, None)
                 self._owners.forget(name)
-        self._events_told = {key: told for key, told in self._events_told.items() if key[0] in self._hosts}
+                self._xids.forget(name)
+                self._boards.forget(name)
 
     def take_event(self, subject: str, data: bytes) -> None:
-        """The last Xid of a device; a reset clears it."""
-        event = self._decoded(subject, data, DeviceEvent)
-        if event is not None and event.device is not None:
-            self._events_told[event.host, event.device] = self._readings
-            self._take_event(event, event.device)
-
-    def _take_stored_event(self, subject: str, data: bytes, _stored_at: float) -> None:
-        """One of those that came before, unless the host has told of the device since the stream is read."""
+        """An Xid of a device, or that it was reset."""
+        if not concerns(data):
+            return
         event = self._decoded(subject, data, DeviceEvent)
         if event is None or event.device is None:
             return
-        if (event.host, event.device) not in self._events_told:
-            self._take_event(event, event.device)
+        now = time.time()
+        self._boards.take_event(event, now)
+        if self._xids.take(event, now):
+            self._parts_were_reset(event.host, event.device)
 
-    def _take_event(self, event: DeviceEvent, device: str) -> None:
-        xids = self._host(event.host).xids
-        if event.kind == "xid":
-            xids[device] = event.code
-        elif event.severity is Severity.CLEARED:
-            xids.pop(device, None)
+    def _take_stored_event(self, subject: str, data: bytes, stored_at: float) -> None:
+        """One of those that came before."""
+        if not concerns(data):
+            return
+        event = self._decoded(subject, data, DeviceEvent)
+        if event is not None:
+            self._boards.take_event(event, stored_at)
+            self._xids.take_stored(event, stored_at, self._parts(event.host, event.device or ""))
+
+    def _parts(self, host: str, whole: str) -> list[str]:
+        """The MIG instances of a device, which are reset with it."""
+        found = self._hosts.get(host)
+        return [device.uuid for device in found.devices if device.mig_parent == whole] if found is not None else []
+
+    def _parts_were_reset(self, host: str, whole: str) -> None:
+        for part in self._parts(host, whole):
+            if (xids := self._xids.of(host, part)) is not None:
+                xids.reset()
 
     def take_report(self, subject: str, data: bytes) -> None:
         """An agent on itself."""
@@ -282,12 +344,43 @@ class Live:
             payload, host.payload = host.payload, None
             if payload is not None:
                 self._open(host, payload)
+            host.xids = self._xids_of(host)
+            host.xids_known = self._xids.settled
             shown.append(host)
         return shown
 
+    def known(self) -> list[Host]:
+        """Every host that has said what it has, by name, whether it is heard or not."""
+        now = self.clock()
+        hosts = [host for _, host in sorted(self._hosts.copy().items()) if host.inventory is not None]
+        heard = {host.name: host for host in hosts if now - host.heard <= self.forget_seconds}
+        listed = {device.uuid for host in heard.values() for device in host.devices}
+        for host in hosts:
+            assert host.inventory is not None
+            elsewhere = set[str]() if host.name in heard else listed
+            host.expected = expected(host.inventory, self.age_seconds(host), elsewhere)
+            if host.name not in heard:
+                found = self._xids_of(host) if host.expected else {}
+                host.xids = {uuid: xids for uuid, xids in found.items() if xids.fatal}
+        return hosts
+
+    def _xids_of(self, host: Host) -> dict[str, Xids]:
+        uuids = (device.uuid for device in host.devices)
+        return {uuid: xids for uuid in uuids if (xids := self._xids.of(host.name, uuid)) is not None}
+
+    def missing(self) -> list[DeviceInfo]:
+        """Boards that their hosts had lately and have no more."""
+        inventories = {name: host.inventory for name, host in self._hosts.copy().items() if host.inventory is not None}
+        return self._boards.missing(inventories, time.time())
+
     def age_seconds(self, host: Host) -> float:
-        """Since samples came last."""
-        return self.clock() - host.heard
+        """Since samples came last, as far as the bus was there to bring them."""
+        return math.inf if host.seen is None else max(0.0, self._awake() - host.seen)
+
+    def _awake(self) -> float:
+        """Seconds that the bus was there."""
+        now = self.clock() if self._away_since is None else self._away_since
+        return now - self._away_seconds
 
     def _open(self, host: Host, payload: bytes) -> None:
         batch = self._decoded(bus.samples_subject(host.name), payload, SampleBatch)
@@ -299,7 +392,20 @@ class Live:
             self._refuse(host.name, error)
             return
         host.batch = batch
+        self._look_at_energy(host.name, batch)
         host.clock_offset_seconds = clocks.offset_seconds(batch.times_ns, host.heard_ns)
+
+    def _look_at_energy(self, host: str, batch: SampleBatch) -> None:
+        """An energy counter that begins anew is a reset that nobody has told of."""
+        marked = [
+            (at, xids) for at, uuid in enumerate(batch.devices) if (xids := self._xids.of(host, uuid)) is not None
+        ]
+        if not marked or (energy := columns.column(batch, _ENERGY)) is None:
+            return
+        last = energy[-len(batch.devices) :]
+        for at, xids in marked:
+            if (value := last[at]) is not None and xids.look(value):
+                self._parts_were_reset(host, batch.devices[at])
 
     def _host(self, subject: str) -> Host:
         name = subject.rpartition(".")[2]

@@ -6,38 +6,47 @@ device, and the slow ones of a busy one, are written once and copied from then o
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ...schemas import columns
+from ...schemas import xids as xid_texts
 from ...schemas.metrics import METRICS
 from ...schemas.telemetry import DeviceInfo, Inventory, SampleBatch
-from .families import NVLINK, XID, Family
+from .families import MEMORY_SHARE, NVLINK, XID, XID_RECENT, XID_TOTAL, Family
 from .live import Host
+from .xids import WINDOW_SECONDS
 
 DEVICE_INFO: Final = "corral_device_info"
 _HEADERS: Final = {
     DEVICE_INFO: b"# HELP corral_device_info What a device is; its value is 1.\n# TYPE corral_device_info gauge\n"
 }
 _FORMATS: Final = {"<f4": "f", "<i4": "i", "<i8": "q"}
+_XID_FAMILIES: Final = frozenset({XID, XID_RECENT, XID_TOTAL})
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
-def write(hosts: Iterable[Host], families: Sequence[Family], *, info: bool = True) -> list[bytes]:
+def write(
+    hosts: Iterable[Host], families: Sequence[Family], *, info: bool = True, silent: Iterable[Host] = ()
+) -> list[bytes]:
     """All series of all devices, family by family.
 
     Args:
         hosts: as `Live.hosts` gives them.
         families: which, in this order.
         info: with `corral_device_info`.
+        silent: hosts that are expected and not heard: of them, fatal Xids alone are shown, which silence mends not.
     """
     shown = [host for host in hosts if host.batch is not None and host.inventory is not None]
-    for host in shown:
+    away = [host for host in silent if host.batch is None and host.inventory is not None and host.xids]
+    for host in (*shown, *away):
         _label(host)
     parts: list[bytes] = []
     for family in families:
-        blocks = [block for host in shown if (block := _block(host, family))]
+        of = [*shown, *away] if family.metric == XID else shown
+        blocks = [block for host in of if (block := _block(host, family))]
         if blocks:
             parts.append(f"# HELP {family.name} {_help(family.help)}\n# TYPE {family.name} {family.kind}\n".encode())
             parts += blocks
@@ -65,7 +74,8 @@ def labels_of(device: DeviceInfo, host: str, whole: DeviceInfo, instance: str) -
     }
     if device.mig_parent is not None:
         found |= {"GPU_I_PROFILE": device.mig_profile, "GPU_I_ID": instance}
-    found["Hostname"] = host
+    # dcgm-exporter wrote it large until May 2026: boards ask for either.
+    found["Hostname"] = found["hostname"] = host
     found["DCGM_FI_DRIVER_VERSION"] = device.driver
     return found
 
@@ -116,11 +126,13 @@ def _label(host: Host) -> None:
 
 
 def _block(host: Host, family: Family) -> bytes:
+    if family.metric in _XID_FAMILIES:
+        return _xid_block(host, family)
     batch = host.batch
     assert batch is not None
     if host.order != batch.devices:
         host.order, host.blocks = batch.devices, {}
-    column = _column(batch, family.metric, host.xids)
+    column = _column(batch, family.metric)
     if column is None:
         return b""
     raw, nulls, code = column
@@ -139,11 +151,49 @@ def _block(host: Host, family: Family) -> bytes:
     return block
 
 
-def _column(batch: SampleBatch, metric: str, xids: dict[str, int]) -> tuple[bytes, bytes, Any] | None:
+def _xid_block(host: Host, family: Family) -> bytes:
+    """Lines with labels that other series do not have; also of devices that can't be read any more."""
+    now = time.time()
+    lines: list[str] = []
+    read = host.batch.devices if host.batch is not None else []
+    for device in [*read, *(uuid for uuid in host.xids if uuid not in read)]:
+        labels = host.labels.get(device)
+        if labels is None:
+            continue
+        xids = host.xids.get(device)
+        if family.metric == XID:
+            code = xids.shown(now) if xids is not None else 0
+            if code or host.xids_known:
+                lines.append(_line(family, labels, code, err_code=str(code), err_msg=xid_texts.text(code)))
+        elif family.metric == XID_RECENT:
+            window = str(WINDOW_SECONDS * 1000)
+            counts = xids.within(now) if xids is not None else {}
+            lines += [
+                _line(family, labels, count, window_size_in_ms=window, xid=str(code))
+                for code, count in sorted(counts.items())
+            ] or [_line(family, labels, 0, window_size_in_ms=window)]
+        elif xids is not None:
+            lines += [_line(family, labels, count, xid=str(code)) for code, count in sorted(xids.counts.items())]
+    return "".join(lines).encode()
+
+
+def _line(family: Family, labels: str, value: int, **more: str) -> str:
+    return f"{family.name}{labels[:-1]},{label_text(more)[1:]} {value}\n"
+
+
+def _column(batch: SampleBatch, metric: str) -> tuple[bytes, bytes, Any] | None:
     """The values of the last tick, their nulls, and the format of one; None where there are none."""
     count = len(batch.devices)
-    if metric == XID:
-        return array("q", [xids.get(device, 0) for device in batch.devices]).tobytes(), b"", "q"
+    if metric == MEMORY_SHARE:
+        used, total, reserved = (
+            columns.column(batch, f"memory_{what}_bytes") for what in ("used", "total", "reserved")
+        )
+        if used is None or total is None:
+            return None
+        kept = reserved[-count:] if reserved is not None else [0] * count
+        shares = [_share(*three) for three in zip(used[-count:], total[-count:], kept, strict=True)]
+        nulls = bytes(share is None for share in shares)
+        return array("d", [share or 0.0 for share in shares]).tobytes(), nulls if any(nulls) else b"", "d"
     if metric == NVLINK:
         received, sent = (columns.column(batch, f"nvlink_{way}_bytes") for way in ("rx", "tx"))
         if received is None or sent is None:
@@ -158,6 +208,11 @@ def _column(batch: SampleBatch, metric: str, xids: dict[str, int]) -> tuple[byte
     dtype = METRICS[metric].row.unit.dtype
     nulls = batch.nulls.get(metric)
     return raw[-count * int(dtype[-1]) :], nulls[-count:] if nulls else b"", _FORMATS[dtype]
+
+
+def _share(used: float | None, total: float | None, reserved: float | None) -> float | None:
+    left = (total or 0) - (reserved or 0)
+    return None if used is None or left <= 0 else used / left
 
 
 def _help(text: str) -> str:

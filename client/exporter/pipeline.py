@@ -23,7 +23,7 @@ from ...schemas.operations import FleetSummary, QueueEntry
 from ...schemas.process import corral_version
 from ...schemas.query import ProcessorStatus
 from ...schemas.requests import Lease
-from ...schemas.telemetry import AgentReport
+from ...schemas.telemetry import AgentReport, DeviceInfo
 from ..aio import Client
 from ..errors import CorralError
 from ..health import ask_health
@@ -89,6 +89,7 @@ class Collected:
     Args:
         answers: of the services.
         hosts: that are heard.
+        known: every host that has said what it has, heard or not.
         live: for counts of what arrived.
         names: globs over the names that are wanted; empty for all.
         scrape_seconds: that the devices' series took to write.
@@ -98,6 +99,7 @@ class Collected:
         self,
         answers: Answers,
         hosts: Sequence[Host],
+        known: Sequence[Host],
         live: Live,
         *,
         names: Sequence[str] = (),
@@ -105,6 +107,7 @@ class Collected:
     ) -> None:
         self.answers = answers
         self.hosts = hosts
+        self.known = known
         self.live = live
         self.names = names
         self.scrape_seconds = scrape_seconds
@@ -119,6 +122,8 @@ class Collected:
     def _all(self) -> Iterator[Metric]:
         yield from _exporter(self.hosts, self.live, self.scrape_seconds)
         yield from _hosts(self.hosts, self.live)
+        missing = self.live.missing()
+        yield from _expected(self.hosts, self.known, self.live, missing)
         yield from _agents([host.report for host in self.hosts if host.report is not None])
         answers = self.answers
         yield _gauge("corral_planner_up", "Whether a planner answered this scrape.", float(answers.fleet is not None))
@@ -126,7 +131,7 @@ class Collected:
             "corral_history_up", "Whether a processor answered this scrape.", float(answers.history is not None)
         )
         if answers.fleet is not None:
-            yield from _fleet(answers.fleet)
+            yield from _fleet(answers.fleet, len(missing))
         if answers.leases is not None:
             yield from _leases(answers.leases, self.hosts)
         if answers.queue is not None:
@@ -182,12 +187,6 @@ def _exporter(hosts: Sequence[Host], live: Live, scrape_seconds: float) -> Itera
 
 def _hosts(hosts: Sequence[Host], live: Live) -> Iterator[Metric]:
     shown = [host for host in hosts if host.batch is not None]
-    yield _gauges(
-        "corral_host_silent_seconds",
-        "Since samples of the host came last.",
-        ["Hostname"],
-        [([host.name], live.age_seconds(host)) for host in shown],
-    )
     now = time.time()
     yield _gauges(
         "corral_host_sample_age_seconds",
@@ -200,6 +199,38 @@ def _hosts(hosts: Sequence[Host], live: Live) -> Iterator[Metric]:
         "By how much the host's clock is ahead of the exporter's, by its newest samples; a backlog looks as if behind.",
         ["Hostname"],
         [([h.name], h.clock_offset_seconds) for h in shown if h.clock_offset_seconds is not None],
+    )
+
+
+def _expected(
+    hosts: Sequence[Host], known: Sequence[Host], live: Live, missing: Sequence[DeviceInfo]
+) -> Iterator[Metric]:
+    """What is not there and should be: said by the exporter, since a series that ends may have ended with it."""
+    names = {host.name for host in known}
+    heard = [host for host in hosts if host.batch is not None and host.name not in names]
+    listed = [*(host for host in known if host.expected), *heard]
+    yield _gauges(
+        "corral_host_silent_seconds",
+        "Since samples came last of a host that is expected, while the bus was there; grows as long as it is silent.",
+        ["Hostname"],
+        [([host.name], live.age_seconds(host)) for host in listed],
+    )
+    yield _gauges(
+        "corral_host_expected",
+        "1 for a host that is to be heard, 0 for one that left in order, has another name or is silent for a week.",
+        ["Hostname"],
+        [([host.name], float(host.expected)) for host in known],
+    )
+    shown = {host.name for host in known}
+    yield _gauges(
+        "corral_device_missing",
+        "1 for a board that its host had in the last week and has no more, nor another one in its slot.",
+        ["gpu", "UUID", "pci_bus_id", "modelName", "Hostname", "hostname"],
+        [
+            ([str(d.index) if d.index >= 0 else "", d.uuid, d.pcie_address, d.name, d.host, d.host], 1.0)
+            for d in missing
+            if d.host in shown
+        ],
     )
 
 
@@ -235,8 +266,10 @@ def _agents(reports: Sequence[AgentReport]) -> Iterator[Metric]:
         yield _gauges(f"corral_agent_{name}", help, ["Hostname"], values)
 
 
-def _fleet(fleet: FleetSummary) -> Iterator[Metric]:
+def _fleet(fleet: FleetSummary, missing: int) -> Iterator[Metric]:
     for name, value, help in (
+        ("expected_devices", fleet.devices + missing, "Devices that the planner knows, and those that are missing."),
+        ("missing_devices", missing, "Boards that their hosts had in the last week and have no more."),
         ("hosts", fleet.hosts, "Hosts that the planner knows."),
         ("devices", fleet.devices, "Devices that the planner knows."),
         ("usable_devices", fleet.usable_devices, "Devices that may take work now."),

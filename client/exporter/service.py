@@ -96,6 +96,15 @@ class Exporter:
         """Names it among exporters."""
         return self._door.instance
 
+    def unready(self) -> list[str]:
+        """Why what it serves is not all there is; empty if it is."""
+        reasons: list[str] = []
+        if not self.client.nc.is_connected:
+            reasons.append("the bus is away")
+        if self.live.reads:
+            reasons.append("it still reads what the bus has kept of inventories and events")
+        return reasons
+
     def _judge(self) -> Judgement:
         serves = self._thread is not None and self._thread.is_alive()
         scrapes = float(sum(self._scrapes.counts))
@@ -112,12 +121,13 @@ class Exporter:
         with self._one_at_a_time:
             started = time.perf_counter()
             shown = [host for host in self.live.hosts() if not hosts or matches_any(host.name, hosts)]
+            known = [host for host in self.live.known() if not hosts or matches_any(host.name, hosts)]
             families = [family for family in self.families if not names or matches_any(family.name, names)]
             info = not names or matches_any(DEVICE_INFO, names)
-            parts = write(shown, families, info=info)
+            parts = write(shown, families, info=info, silent=known)
             took = time.perf_counter() - started
             registry = CollectorRegistry()
-            registry.register(Collected(answers, shown, self.live, names=names, scrape_seconds=took))  # pyright: ignore[reportArgumentType]
+            registry.register(Collected(answers, shown, known, self.live, names=names, scrape_seconds=took))  # pyright: ignore[reportArgumentType]
             parts.append(generate_latest(registry))
             self._scrapes.observe(time.perf_counter() - started)
         if not names:
@@ -160,6 +170,11 @@ class Exporter:
                 status, body = "503 Service Unavailable", b"the bus is away\n"
             else:
                 body = b"well\n"
+        elif path == "/-/ready":
+            reasons = self.unready()
+            status, body = (
+                ("503 Service Unavailable", "\n".join([*reasons, ""]).encode()) if reasons else (status, b"ready\n")
+            )
         elif path == "/":
             body, kind = _INDEX, "text/html; charset=utf-8"
         else:

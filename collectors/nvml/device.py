@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from ...schemas.telemetry import Severity
+from ..proc import boot_id
 from ..source import Emit, SourceEvent
 from ..tickcolumns import INDEX
-from .health import SETTLE_SECONDS, Finding, Health, changes
+from .health import SETTLE_SECONDS, STARTED, Finding, Health, changes
 from .inventory import Found
 from .library import GPU_IS_LOST, Library, NvmlFailure
 from .links import SUMS, LinkDetails, LinkState, nvlinks, summary
@@ -24,10 +25,13 @@ LINKS_MIN_SECONDS: Final = 60.0
 SILENT_TICKS: Final = 3
 SILENT_SECONDS: Final = 1.0
 """A device of which no call succeeds for so many ticks and so long is lost, whatever the error."""
+SILENCE: Final = "every call"
+"""Stands for the function that failed where a device is lost for its silence, and not by the driver's word."""
 
 _NVLINK_METRICS: Final = frozenset(name for name in INDEX if name.startswith("nvlink_"))
 _ERRORS: Final = tuple(INDEX[name] for name in INDEX if name.startswith("nvlink_") and name.endswith("_errors_count"))
 _ACTIVE: Final = INDEX["nvlink_active_count"]
+_ENERGY: Final = INDEX["energy_millijoules"]
 _HEALTH: Final = {
     "recovery_action": INDEX["recovery_action"],
     "remap_failure": INDEX["remapped_rows_failure"],
@@ -108,7 +112,7 @@ class Device:
         elif self.plan.asks:
             self._silent += 1
             if self._silent >= SILENT_TICKS and now - self._heard >= SILENT_SECONDS:
-                raise NvmlFailure(GPU_IS_LOST, "every call", f"fails for {now - self._heard:.0f} s")
+                raise NvmlFailure(GPU_IS_LOST, SILENCE, f"fails for {now - self._heard:.0f} s")
         if first:
             self.plan.spread(self.place)
         if self.plan.blocking_fresh:
@@ -131,11 +135,28 @@ class Device:
         health = Health(**{field: _whole(values[index]) for field, index in _HEALTH.items()})
         faulted = self.faulted_at is not None and now - self.faulted_at >= SETTLE_SECONDS
         for finding in changes(self._health, health, faulted=faulted):
-            self._tell(finding)
+            self._tell(finding, self._marks() if finding.kind == STARTED else None)
         if faulted:
             self.faulted_at = None
         self._health = health
         return fresh
+
+    @property
+    def energy_millijoules(self) -> int | None:
+        """The energy counter as it was read last; None where the device has none."""
+        return _whole(self.plan.values[_ENERGY])
+
+    def _marks(self) -> dict[str, str | int | float | bool | None]:
+        """What a later run compares: a boot with another id, or a counter that began anew, is a reset."""
+        info = self.found.info
+        marks: dict[str, str | int | float | bool | None] = {}
+        if info.mig_parent is None:
+            marks |= {"pcie_address": info.pcie_address, "index": info.index, "name": info.name}
+        if boot := boot_id():
+            marks["boot"] = boot
+        if (energy := self.energy_millijoules) is not None:
+            marks["energy_millijoules"] = energy
+        return marks
 
     def _check_links(self, reader: LinkDetails, now: float) -> list[int]:
         links = nvlinks(self._library, self.found.handle, self.links)

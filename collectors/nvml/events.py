@@ -68,6 +68,7 @@ class EventThread:
         devices: whole devices and MIG instances.
         emit: takes each event, in the thread.
         noticed: called after each event with the uuid of its whole device and the severity.
+        energy: the energy counter of a whole device as it was read last, mJ; None if it has none.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class EventThread:
         devices: list[Found],
         emit: Emit,
         noticed: Callable[[str, str, Severity], None],
+        energy: Callable[[str], int | None] = lambda uuid: None,
     ) -> None:
         self._library = library
         self._host = host
         self._emit = emit
         self._noticed = noticed
+        self._energy = energy
         self._stop = threading.Event()
         self._uuids = {address(device.handle): device.info.uuid for device in devices if device.parent is None}
         self._instances = {
@@ -171,6 +174,9 @@ class EventThread:
             code = int(data.eventData)
             xid = describe(code)
             severity, message = xid.severity, f"Xid {code}: {xid.meaning}"
+            # A counter that is below this later says that the device was reset meanwhile.
+            if (energy := self._energy(parent)) is not None:
+                extra["energy_millijoules"] = energy
         elif data.eventData:
             extra["value"] = int(data.eventData)
         if notice.noisy:

@@ -12,6 +12,9 @@ from ...schemas.telemetry import Severity
 SETTLE_SECONDS: Final = 5.0
 """So long after a fault the driver's recovery action is taken for its word on it."""
 
+STARTED: Final = "device_started"
+"""Kind of the event that says that a device is watched from now on, and is well."""
+
 ACTIONS: Final = {
     1: (Severity.RESET, "the driver asks for a reset of the device"),
     2: (Severity.HARDWARE, "the driver asks for a reboot of the host"),
@@ -76,5 +79,5 @@ def changes(before: Health | None, now: Health, *, faulted: bool = False) -> Seq
     if old.recovery_action or (faulted and now.recovery_action == 0):
         found.append(Finding("recovery_action", Severity.CLEARED, "the driver asks for no recovery any more"))
     elif before is None and (now.recovery_action is not None or not now.uncorrected):
-        found.append(Finding("device_started", Severity.CLEARED, "the device is watched, and nothing is wrong with it"))
+        found.append(Finding(STARTED, Severity.CLEARED, "the device is watched, and nothing is wrong with it"))
     return found

@@ -16,10 +16,10 @@ from .. import proc
 from ..identity import Identities
 from ..source import Emit, SourceEvent, SourceUnavailable, Tick
 from ..tickcolumns import TickColumns
-from .device import Device
+from .device import SILENCE, Device
 from .events import EventThread
 from .inventory import Found, Split, discover, handle_of, layout
-from .library import DRIVER_GONE, Library, NvmlFailure
+from .library import DRIVER_GONE, LOST, Library, NvmlFailure
 from .links import nvlinks, topology
 from .plan import answers
 from .processes import ProcessReader
@@ -71,6 +71,7 @@ class NvmlSource:
         self._lost: list[Found] = []
         self._told_unreachable: set[int] = set()
         self._told_lost: set[str] = set()
+        self._fallen: set[str] = set()
         self._events: EventThread | None = None
         self._processes: ProcessReader | None = None
         self._layout: dict[str, Split] = {}
@@ -100,6 +101,7 @@ class NvmlSource:
         self._emit = emit
         self._told_unreachable.clear()
         self._told_lost.clear()
+        self._fallen.clear()
         self._lost = []
         try:
             found = self._discover(self._library)
@@ -276,7 +278,9 @@ class NvmlSource:
             return
         found = [device.found for device in self._devices]
         self._events = (
-            EventThread(library, self.host, found, self._emit, self._noticed) if self._with_events and found else None
+            EventThread(library, self.host, found, self._emit, self._noticed, self._energy)
+            if self._with_events and found
+            else None
         )
 
     def _stop_threads(self) -> bool:
@@ -299,6 +303,10 @@ class NvmlSource:
         for device in self._devices:
             if device.found.info.uuid == parent and severity in (Severity.RESET, Severity.HARDWARE):
                 device.faulted_at = monotonic()
+
+    def _energy(self, whole: str) -> int | None:
+        """A device's energy counter as it was read last; called in the thread of events."""
+        return next((d.energy_millijoules for d in self._devices if d.found.info.uuid == whole), None)
 
     def _check_layout(self, library: Library, now: float) -> None:
         self._layout_due = now + LAYOUT_SECONDS
@@ -358,8 +366,13 @@ class NvmlSource:
                 if any(d.found.info.uuid == back.info.uuid for d in self._devices):
                     self._told_lost.discard(back.info.uuid)
                     self._tell(
-                        "device_returned", Severity.CLEARED, f"{back.info.name} answers again", device=back.info.uuid
+                        "device_returned",
+                        Severity.CLEARED,
+                        f"{back.info.name} answers again",
+                        device=back.info.uuid,
+                        reset=back.info.uuid in self._fallen,
                     )
+                    self._fallen.discard(back.info.uuid)
                 elif back.parent is None and back not in self._lost:  # gone again before it was found
                     self._lost.append(back)
 
@@ -367,6 +380,10 @@ class NvmlSource:
         if found.info.uuid in self._told_lost:  # it answered for a moment, and was never back
             return
         self._told_lost.add(found.info.uuid)
+        if (
+            failure.code in LOST and failure.function != SILENCE
+        ):  # what the driver calls lost is back after a reset alone
+            self._fallen.add(found.info.uuid)
         self._tell(
             "device_lost",
             Severity.RESET if failure.code == 16 else Severity.HARDWARE,

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from corral.client.exporter.families import DEFAULTS, FAMILIES, choose
-from corral.client.exporter.live import Live
+from corral.client.exporter.live import GONE_SECONDS, Live
 from corral.client.exporter.page import label_text, write
 from corral.schemas import bus, codec, columns
 from corral.schemas.metrics import METRICS
@@ -85,11 +85,11 @@ def test_a_line_is_dcgm_exporters() -> None:
     lines = fleet.page("default").decode().splitlines()
     labels = (
         'gpu="0",UUID="GPU-0",pci_bus_id="00000000:00:00.0",device="nvidia0",modelName="NVIDIA H100",'
-        'Hostname="h1",DCGM_FI_DRIVER_VERSION="570.1"'
+        'Hostname="h1",hostname="h1",DCGM_FI_DRIVER_VERSION="570.1"'
     )
     assert f"DCGM_FI_DEV_GPU_UTIL{{{labels}}} 98" in lines
     assert f"DCGM_FI_DEV_FB_USED{{{labels}}} 3" in lines
-    assert f"DCGM_FI_DEV_XID_ERRORS{{{labels}}} 0" in lines
+    assert f'DCGM_FI_DEV_XID_ERRORS{{{labels},err_code="0",err_msg="No Error"}} 0' in lines
 
 
 def test_units_and_types() -> None:
@@ -180,12 +180,13 @@ def test_nothing_is_kept_of_who_is_gone_for_long() -> None:
     fleet.clock.now += 3600
     fleet.samples(["GPU-0"], host="spot-0", temperature_celsius=[41.0])
     assert list(parse(fleet.page())["DCGM_FI_DEV_GPU_TEMP"].values()) == [41], "what it has is known yet"
-    fleet.clock.now += 86400
+    fleet.clock.now += GONE_SECONDS
     fleet.inventory(device(1))
     assert fleet.page() == b""
     assert list(live._hosts) == ["h1"]
     assert live._refused == {}
-    assert live._events_told == {}
+    assert live._xids.of("spot-1", "GPU-0") is None
+    assert fleet.live.missing() == []
     assert live._owners.owner("GPU-0") is None
 
 
