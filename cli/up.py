@@ -51,6 +51,10 @@ def up(
         float,
         typer.Option("--background", metavar="SHARE", help="Simulated GPUs in use without a lease.", min=0, max=1),
     ] = 0.0,
+    faults: Annotated[
+        float,
+        typer.Option("--faults", metavar="N", help="Faults per simulated GPU a day; 300 shows every alert.", min=0),
+    ] = 0.2,
     interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between samples.")] = "1s",
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="A bus where anyone on this machine may do anything.")
@@ -81,7 +85,7 @@ def up(
             )
         if no_auth and server_names(listen):
             raise CommandError(f"--listen {listen} with --no-auth would let anyone do anything: leave one away", USAGE)
-        collector = collector_part(source, folder.path, hosts, devices, interval, background)
+        collector = collector_part(source, folder.path, hosts, devices, interval, background, faults)
         parts = cluster_parts(folder.path, collector)
         if not no_dashboard and find_spec("nicegui") is not None:
             parts.append(dashboard_part(folder.path))
@@ -118,7 +122,7 @@ def dashboard_state(data: Path) -> Path:
 
 
 def collector_part(
-    source: str, data: Path, hosts: int, devices: int, interval: str, background: float = 0.0
+    source: str, data: Path, hosts: int, devices: int, interval: str, background: float = 0.0, faults: float = 0.2
 ) -> Part | None:
     """The collector: of this host's GPUs where there are any, else simulated."""
     if source == "none":
@@ -130,6 +134,7 @@ def collector_part(
     arguments = ["collect", "--source", source, "--interval", interval, "--state", str(data / "collector")]
     if source == "simulated":
         arguments += ["--hosts", str(hosts), "--devices", str(devices), "--background", str(background)]
+        arguments += ["--faults", str(faults)]
     return Part(name="collector", arguments=arguments)
 
 

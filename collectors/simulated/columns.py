@@ -27,8 +27,13 @@ class Counters:
     def __init__(self, size: int) -> None:
         self.ecc_corrected: npt.NDArray[np.int64] = np.zeros(size, dtype=np.int64)
         self.ecc_uncorrected: npt.NDArray[np.int64] = np.zeros(size, dtype=np.int64)
+        # Since the driver was loaded or the device reset.
+        self.ecc_corrected_volatile: npt.NDArray[np.int64] = np.zeros(size, dtype=np.int64)
+        self.ecc_uncorrected_volatile: npt.NDArray[np.int64] = np.zeros(size, dtype=np.int64)
         self.remapped_corrected: npt.NDArray[np.int64] = np.zeros(size, dtype=np.int64)
         self.remapped_uncorrected: npt.NDArray[np.int64] = np.zeros(size, dtype=np.int64)
+        self.remap_pending: npt.NDArray[np.int64] = np.zeros(size, dtype=np.int64)
+        self.remap_failure: npt.NDArray[np.int64] = np.zeros(size, dtype=np.int64)
         self.retired_pages: npt.NDArray[np.int64] = np.zeros(size, dtype=np.int64)
         self.pcie_replays: npt.NDArray[np.int64] = np.zeros(size, dtype=np.int64)
 
@@ -101,7 +106,10 @@ class Columns:
             "energy_millijoules": physics.energy,
             # Sensors give whole degrees.
             "temperature_celsius": np.round(physics.temperature),
-            "memory_temperature_celsius": np.round(physics.temperature + 4 + 0.08 * memory_utilization),
+            # Memory beside the die is cooled last.
+            "memory_temperature_celsius": np.round(
+                physics.temperature + 4 * physics.obstructed + 0.08 * memory_utilization
+            ),
             "sm_clock_megahertz": np.round(clock / 15) * 15,
             "memory_clock_megahertz": np.where(busy, self._memory_clock, np.minimum(self._memory_clock, 405)),
             "video_clock_megahertz": np.round(clock * 0.9 / 15) * 15,
@@ -112,12 +120,20 @@ class Columns:
             "nvlink_tx_bytes": traffic,
             "ecc_corrected_count": counters.ecc_corrected,
             "ecc_uncorrected_count": counters.ecc_uncorrected,
+            "ecc_corrected_volatile_count": counters.ecc_corrected_volatile,
+            "ecc_uncorrected_volatile_count": counters.ecc_uncorrected_volatile,
+            "remapped_rows_pending": counters.remap_pending,
+            "remapped_rows_failure": counters.remap_failure,
+            "retired_pages_pending": counters.remap_pending,
             "remapped_rows_corrected_count": counters.remapped_corrected,
             "remapped_rows_uncorrected_count": counters.remapped_uncorrected,
             "retired_pages_count": counters.retired_pages,
             "pcie_replay_count": counters.pcie_replays,
             "power_violation_nanoseconds": physics.power_capped * 1e9,
             "thermal_violation_nanoseconds": physics.heat_held * 1e9,
+            "graphics_active_percent": utilization,
+            "nvlink_rx_bytes_per_second": physics.traffic_rate,
+            "nvlink_tx_bytes_per_second": physics.traffic_rate,
             # Shares of the load that well-tuned training reaches; the load itself says only that a kernel ran.
             "sm_active_percent": utilization * 0.82,
             "sm_occupancy_percent": utilization * 0.38,
@@ -155,6 +171,11 @@ def _without(model: Model) -> frozenset[str]:
         "nvlink_tx_bytes": lambda m: m.nvlinks > 0 and m.vendor == "nvidia",
         "ecc_corrected_count": lambda m: m.ecc,
         "ecc_uncorrected_count": lambda m: m.ecc,
+        "ecc_corrected_volatile_count": lambda m: m.ecc,
+        "ecc_uncorrected_volatile_count": lambda m: m.ecc,
+        "remapped_rows_pending": lambda m: m.remaps,
+        "remapped_rows_failure": lambda m: m.remaps,
+        "retired_pages_pending": lambda m: not m.remaps and m.ecc,
         "remapped_rows_corrected_count": lambda m: m.remaps,
         "remapped_rows_uncorrected_count": lambda m: m.remaps,
         "retired_pages_count": lambda m: not m.remaps and m.ecc,
@@ -163,6 +184,9 @@ def _without(model: Model) -> frozenset[str]:
         "power_violation_nanoseconds": lambda m: m.vendor == "nvidia",
         "thermal_violation_nanoseconds": lambda m: m.vendor == "nvidia",
         # The performance monitor came with Hopper.
+        "graphics_active_percent": lambda m: m.architecture == "Hopper",
+        "nvlink_rx_bytes_per_second": lambda m: m.architecture == "Hopper",
+        "nvlink_tx_bytes_per_second": lambda m: m.architecture == "Hopper",
         "sm_active_percent": lambda m: m.architecture == "Hopper",
         "sm_occupancy_percent": lambda m: m.architecture == "Hopper",
         "tensor_active_percent": lambda m: m.architecture == "Hopper",

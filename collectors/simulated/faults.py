@@ -1,4 +1,4 @@
-"""Faults of a simulated fleet: Xid and ECC events by seed, what they do to a device, and how it comes back."""
+"""Faults of a simulated fleet: Xid and ECC events, heat and loss by seed, what they do, and how a device comes back."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ class _Fault(Struct, frozen=True):
     severity: Severity
     message: str
     lost: bool = False
+    gone: bool = False
 
 
+OBSTRUCTED: Final = 3.0
+"""How much worse a device is cooled while its air does not flow."""
 # Meanings as in NVIDIA's Xid catalogue; shares are a guess at a well-run fleet's.
 _FAULTS: Final = (
     _Fault(40, "ecc", 0, Severity.INFO, "corrected memory errors"),
@@ -37,8 +40,11 @@ _FAULTS: Final = (
     _Fault(5, "xid", 94, Severity.APPLICATION, "Xid 94: contained memory error; the program was ended"),
     _Fault(4, "xid", 63, Severity.WARNING, "Xid 63: a memory row was remapped"),
     _Fault(3, "xid", 48, Severity.RESET, "Xid 48: double bit ECC error"),
+    _Fault(1, "xid", 64, Severity.RESET, "Xid 64: a memory row could not be remapped"),
+    _Fault(2, "air", 0, Severity.WARNING, "the air does not flow: the device gets hot under load"),
     _Fault(2, "xid", 119, Severity.RESET, "Xid 119: the GPU system processor does not answer"),
     _Fault(1, "xid", 79, Severity.HARDWARE, "Xid 79: the GPU has fallen off the bus", lost=True),
+    _Fault(1, "xid", 79, Severity.HARDWARE, "Xid 79: the GPU has fallen off the bus", lost=True, gone=True),
 )
 
 
@@ -61,6 +67,11 @@ class Faults:
         weights = np.array([fault.weight for fault in _FAULTS])
         self._edges = np.cumsum(weights / weights.sum())
         self._repairs: dict[int, float] = {}
+        self._mended: dict[int, float] = {}
+        self.air: npt.NDArray[np.float64] = np.ones(len(fleet.uuids))
+        """Factor on the thermal resistance of each device."""
+        self.gone: frozenset[int] = frozenset()
+        """Devices that their hosts do not list any more."""
         self._lost: npt.NDArray[np.bool_] = np.zeros(len(fleet.uuids), dtype=np.bool_)
 
     def step(self, time: float, time_ns: int, emit: Emit) -> npt.NDArray[np.bool_]:
@@ -73,8 +84,25 @@ class Faults:
             del self._repairs[device]
             kind = "device_returned" if self._lost[device] else "reset"
             self._lost[device] = False
+            self.gone -= {device}
+            self._renew(device)
             self._tell(emit, device, time_ns, kind, Severity.CLEARED, 0, "the device was reset and is well")
+        for device in [device for device, due in self._mended.items() if time >= due]:
+            del self._mended[device]
+            self._counters.remap_pending[device] = 0
+            self.air[device] = 1.0
         return self._lost
+
+    def _renew(self, device: int) -> None:
+        """What a reset begins anew."""
+        counters = self._counters
+        for counts in (
+            counters.ecc_corrected_volatile,
+            counters.ecc_uncorrected_volatile,
+            counters.remap_pending,
+            counters.remap_failure,
+        ):
+            counts[device] = 0
 
     def _draw(self, slot: int, time: float, time_ns: int, emit: Emit) -> None:
         if self._chance <= 0:
@@ -89,6 +117,8 @@ class Faults:
             fault = _FAULTS[min(int(which[device]), len(_FAULTS) - 1)]
             if device in self._repairs or (fault.kind == "ecc" and not model.ecc):
                 continue
+            if fault.code == 64 and not model.remaps:
+                continue
             if fault.kind == "xid" and model.vendor != "nvidia":
                 continue
             self._apply(device, fault, time)
@@ -100,15 +130,26 @@ class Faults:
         counters = self._counters
         if fault.kind == "ecc":
             counters.ecc_corrected[device] += 1 + device % 7
+            counters.ecc_corrected_volatile[device] += 1 + device % 7
+        elif fault.kind == "air":
+            self.air[device] = OBSTRUCTED
+            self._mended[device] = time + REPAIR_SECONDS
         elif fault.code in (48, 94):
             counters.ecc_uncorrected[device] += 1
+            counters.ecc_uncorrected_volatile[device] += 1
             counters.retired_pages[device] += 1
         elif fault.code == 63:
             counters.remapped_uncorrected[device] += 1
+            counters.remap_pending[device] = 1
+            self._mended[device] = time + REPAIR_SECONDS
+        elif fault.code == 64:
+            counters.remap_failure[device] = 1
         if fault.severity in (Severity.RESET, Severity.HARDWARE):
             self._repairs[device] = time + REPAIR_SECONDS
         if fault.lost:
             self._lost[device] = True
+        if fault.gone:
+            self.gone |= {device}
 
     def _tell(
         self, emit: Emit, device: int, time_ns: int, kind: str, severity: Severity, code: int, message: str

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from typing import Final
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ...schemas.telemetry import DeviceInfo, HostInfo, Inventory, Link
 from .jobs import Floats, digest
@@ -71,6 +73,19 @@ def build(*, hosts: int, per_host: int, seed: int, mix: dict[str, float], prefix
         uuids=uuids,
         cooling=cooling.reshape(-1),
         inventories=inventories,
+    )
+
+
+def without(inventory: Inventory, gone: Collection[str]) -> Inventory:
+    """An inventory that lists some devices no more."""
+    kept = [at for at, device in enumerate(inventory.devices) if device.uuid not in gone]
+    if len(kept) == len(inventory.devices):
+        return inventory
+    return replace(
+        inventory,
+        devices=[inventory.devices[at] for at in kept],
+        links=[[inventory.links[a][b] for b in kept] for a in kept],
+        nvlink_counts=[[inventory.nvlink_counts[a][b] for b in kept] for a in kept],
     )
 
 

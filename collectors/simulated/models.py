@@ -129,6 +129,8 @@ MODELS: Final[dict[str, Model]] = {
             time_constant=60.0,
             ecc=False,
             fan=True,
+            # So that four hosts, the default, have a fan among them.
+            weight=1.5,
         ),
         Model(
             key="T4",

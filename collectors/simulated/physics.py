@@ -43,6 +43,8 @@ class Physics:
         energy: mJ.
         throttle: clock event reasons.
         traffic: bytes that have crossed each device's links.
+        traffic_rate: bytes a second that cross them now.
+        obstructed: factor on each device's thermal resistance for now; more than 1 where the air does not flow.
         power_capped: seconds that each device's clocks were held back for power.
         heat_held: likewise for heat.
     """
@@ -68,6 +70,8 @@ class Physics:
         self.energy: Floats = uniform(seed, -1, self.size) * self.power_limit * 1e3 * 86400 * 20
         self.throttle: Ints = np.full(self.size, GPU_IDLE, dtype=np.int64)
         self.traffic: Floats = uniform(seed, -2, self.size) * self._link_rate * 3600
+        self.traffic_rate: Floats = np.zeros(self.size)
+        self.obstructed: Floats = np.ones(self.size)
         self.power_capped: Floats = np.zeros(self.size)
         self.heat_held: Floats = np.zeros(self.size)
         self._hold: Floats = np.ones(self.size)
@@ -104,10 +108,11 @@ class Physics:
         base = np.where(self.utilization > 0.0, 0.07 * span, 0.0)
         draw = self.idle_power + base * (1 - self.utilization) + span * self.utilization * self.clock**2
         self.power = np.minimum(draw * (1.0 + 0.02 * noise), self.power_limit * 1.01)
-        settled = AMBIENT_CELSIUS + self._resistance * self.power
+        settled = AMBIENT_CELSIUS + self._resistance * self.obstructed * self.power
         self.temperature += (settled - self.temperature) * (1.0 - np.exp(-seconds / self._time_constant))
         self.energy += self.power * (1e3 * seconds)
-        self.traffic += self._link_rate * self.utilization * seconds
+        self.traffic_rate = self._link_rate * self.utilization
+        self.traffic += self.traffic_rate * seconds
         running = self.utilization > 0.0
         hot &= running
         short = (capped < 0.999) & running

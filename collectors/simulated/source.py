@@ -16,7 +16,7 @@ from ...schemas.telemetry import Inventory, ProcessSample
 from ..source import Emit, Tick
 from .columns import Columns, Counters
 from .faults import Faults
-from .fleet import build
+from .fleet import build, without
 from .jobs import NOTEBOOK, SERVING, TRAINING, Job, Jobs, digest, uniform
 from .models import parse_mix
 from .physics import Physics
@@ -119,9 +119,10 @@ class SimulatedSource:
         self._leases = tuple(leases)
 
     def inventory(self) -> Sequence[Inventory]:
-        """The fleet, which never changes."""
+        """The fleet, which never changes but for boards that are gone until someone has put them back."""
         now = self._clock_ns()
-        return [replace(inventory, time_ns=now) for inventory in self._fleet.inventories]
+        gone = {self._fleet.uuids[at] for at in self._faults.gone}
+        return [replace(without(inventory, gone), time_ns=now) for inventory in self._fleet.inventories]
 
     def read(self) -> Sequence[Tick]:
         """Move the fleet to the present and read it."""
@@ -132,6 +133,7 @@ class SimulatedSource:
         self._refresh_jobs(now)
         size = self._physics.size
         lost = self._faults.step(self._time, now, self._emit)
+        self._physics.obstructed = self._faults.air
         load = self._jobs.load(self._time, size)
         if lost.any():
             load = np.where(lost, 0.0, load)

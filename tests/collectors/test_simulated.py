@@ -343,3 +343,44 @@ async def test_a_lease_on_the_bus_shows_in_samples_and_processes(
     assert [(process.device, process.lease) for process in found] == [(device, "l1")]
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+def test_faults_show_whatever_the_shipped_alerts_look_for() -> None:
+    """In a few hours of a fleet that fails often, each condition lasts for as long as its alert waits."""
+    clock = Clock()
+    source = SimulatedSource(4, 8, background=1.0, faults_per_device_day=300, clock_ns=clock)
+    events: list[SourceEvent] = []
+    source.open(events.append)
+    fleet = {device.uuid for inventory in source.inventory() for device in inventory.devices}
+    assert {device.name for i in source.inventory() for device in i.devices} >= {"NVIDIA GeForce RTX 4090"}
+    since: dict[tuple[str, str], int] = {}
+    lasted: dict[str, float] = {}
+    before: dict[str, int] = {}
+    for _ in range(1500):
+        clock.now_ns += 10 * 10**9
+        samples = rows(list(source.read()))
+        holds = {("missing", uuid) for uuid in fleet - {d.uuid for i in source.inventory() for d in i.devices}}
+        for one in samples:
+            holds |= {
+                (name, one.device)
+                for name, true in (
+                    ("hot", (one.temperature_celsius or 0) > 85),
+                    ("memory_hot", (one.memory_temperature_celsius or 0) > 95),
+                    ("throttled", (one.throttle_reasons_bitmask or 0) & 0x60),
+                    ("pending", one.remapped_rows_pending),
+                    ("failed", one.remapped_rows_failure),
+                    ("errors", (one.ecc_uncorrected_volatile_count or 0) > before.get(one.device, 1 << 30)),
+                    ("fan", one.fan_percent),
+                    ("compute", one.graphics_active_percent),
+                )
+                if true
+            }
+            before[one.device] = one.ecc_uncorrected_volatile_count or 0
+        since = {key: since.get(key, clock.now_ns) for key in holds}
+        for (name, _), began in since.items():
+            lasted[name] = max(lasted.get(name, 0), (clock.now_ns - began) / 1e9)
+    assert min(lasted[name] for name in ("hot", "memory_hot", "throttled", "missing")) > 330
+    assert {"pending", "failed", "errors", "fan", "compute"} <= lasted.keys()
+    assert {event.severity for event in events if event.kind == "xid"} >= {Severity.RESET, Severity.HARDWARE}
+    # A reset begins the counters since the driver's start anew, those of the board's life go on.
+    assert any(one.ecc_uncorrected_count and not one.ecc_uncorrected_volatile_count for one in samples)
