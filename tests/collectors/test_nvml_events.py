@@ -12,9 +12,10 @@ from corral.collectors.nvml.events import NOTICES
 from corral.collectors.nvml.health import Health, changes
 from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.nvml.xid import XIDS, describe
+from corral.collectors.proc import machine_ids
 from corral.collectors.source import SourceEvent
 from corral.schemas.telemetry import Severity
-from fake_nvml import LOST, NOT_SUPPORTED, UNINITIALIZED, UNKNOWN, FakeInstance, FakeNvml
+from fake_nvml import LOST, NOT_SUPPORTED, OK, UNINITIALIZED, UNKNOWN, FakeInstance, FakeNvml
 
 RECOVERY = (230, 0)
 
@@ -170,6 +171,47 @@ def test_a_fault_is_cleared_when_the_driver_asks_for_nothing(
     source.read()
     (cleared,) = of(events, "recovery_action")
     assert (cleared.severity, cleared.device) == (Severity.CLEARED, device.uuid)
+
+
+def test_events_carry_what_tells_a_reset_from_a_restart(
+    nvml: FakeNvml, source: NvmlSource, events: list[SourceEvent]
+) -> None:
+    """The counter of energy at an Xid and at each start, and the boot: a later start compares them."""
+    device = nvml.devices[0]
+    source.open(events.append)
+    source.read()
+    energy = source._devices[0].energy_millijoules
+    assert energy
+    nvml.raise_event(device, pynvml.nvmlEventTypeXidCriticalError, 95)
+    until(lambda: of(events, "xid"))
+    (xid,) = of(events, "xid")
+    assert xid.data == {"energy_millijoules": energy}
+    (started,) = [event for event in of(events, "device_started") if event.device == device.uuid]
+    assert started.data["energy_millijoules"] == energy
+    assert started.data["boot"] in machine_ids()
+    assert (started.data["index"], started.data["name"]) == (0, "NVIDIA H100 80GB HBM3")
+
+
+@pytest.mark.parametrize(("code", "reset"), [(LOST, True), (UNKNOWN, False)])
+def test_a_device_that_was_only_silent_was_not_reset(
+    nvml: FakeNvml,
+    source: NvmlSource,
+    events: list[SourceEvent],
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    reset: bool,
+) -> None:
+    monkeypatch.setattr("corral.collectors.nvml.source.RETURN_SECONDS", 0.0)
+    monkeypatch.setattr("corral.collectors.nvml.device.SILENT_SECONDS", 0.0)
+    device = nvml.devices[0]
+    source.open(events.append)
+    source.read()
+    device.dead = code
+    until(lambda: source.read() is not None and of(events, "device_lost"))
+    device.dead = OK
+    until(lambda: source.read() is not None and of(events, "device_returned"))
+    (returned,) = of(events, "device_returned")
+    assert (returned.severity, returned.data) == (Severity.CLEARED, {"reset": reset})
 
 
 def test_what_the_driver_asks_for_is_told_when_it_changes(

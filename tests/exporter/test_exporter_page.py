@@ -292,3 +292,22 @@ def test_metrics_are_chosen_by_set_name_and_glob_and_an_unknown_one_is_refused()
 def test_every_metric_of_the_catalogue_has_a_series() -> None:
     assert {family.metric for family in FAMILIES.values()} >= set(METRICS)
     assert len({family.name for family in FAMILIES.values()}) == len(FAMILIES)
+
+
+def test_memory_in_use_and_names_from_before() -> None:
+    fleet = Bus()
+    fleet.inventory(device(0), device(1))
+    fleet.samples(
+        ["GPU-0", "GPU-1"],
+        memory_used_bytes=[30 * 2**30, None],
+        memory_total_bytes=[80 * 2**30, 80 * 2**30],
+        memory_reserved_bytes=[5 * 2**30, 5 * 2**30],
+        throttle_reasons_bitmask=[4, 0x20],
+        nvlink_tx_bytes_per_second=[1e9, None],
+    )
+    series = parse(fleet.page())
+    assert list(series["DCGM_FI_DEV_FB_USED_PERCENT"].values()) == [0.4]  # used / (total - reserved), as in DCGM
+    assert series["DCGM_FI_DEV_CLOCK_THROTTLE_REASONS"] == series["DCGM_FI_DEV_CLOCKS_EVENT_REASONS"]
+    assert list(series["DCGM_FI_PROF_NVLINK_TX_BYTES"].values()) == [1e9]
+    fleet.samples(["GPU-0"], memory_used_bytes=[2**30], memory_total_bytes=[4 * 2**30])
+    assert list(parse(fleet.page())["DCGM_FI_DEV_FB_USED_PERCENT"].values()) == [0.25]

@@ -29,8 +29,6 @@ DCGM_DEFAULTS = {
     "DCGM_FI_DEV_GPU_TEMP": "gauge",
     "DCGM_FI_DEV_POWER_USAGE": "gauge",
     "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": "counter",
-    "DCGM_FI_DEV_PCIE_TX_THROUGHPUT": "counter",
-    "DCGM_FI_DEV_PCIE_RX_THROUGHPUT": "counter",
     "DCGM_FI_DEV_PCIE_REPLAY_COUNTER": "counter",
     "DCGM_FI_DEV_GPU_UTIL": "gauge",
     "DCGM_FI_DEV_MEM_COPY_UTIL": "gauge",
@@ -39,14 +37,45 @@ DCGM_DEFAULTS = {
     "DCGM_FI_DEV_XID_ERRORS": "gauge",
     "DCGM_FI_DEV_FB_FREE": "gauge",
     "DCGM_FI_DEV_FB_USED": "gauge",
+    "DCGM_FI_DEV_FB_RESERVED": "gauge",
     "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL": "counter",
     "DCGM_FI_DEV_VGPU_LICENSE_STATUS": "gauge",
     "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS": "counter",
     "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS": "counter",
     "DCGM_FI_DEV_ROW_REMAP_FAILURE": "gauge",
+    "DCGM_FI_PROF_GR_ENGINE_ACTIVE": "gauge",
+    "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": "gauge",
+    "DCGM_FI_PROF_DRAM_ACTIVE": "gauge",
+    "DCGM_FI_PROF_PCIE_TX_BYTES": "gauge",
+    "DCGM_FI_PROF_PCIE_RX_BYTES": "gauge",
 }
-NOT_SIMULATED = {"DCGM_FI_DEV_VGPU_LICENSE_STATUS", "DCGM_FI_DEV_ROW_REMAP_FAILURE"}
-LABELS = {"gpu", "UUID", "pci_bus_id", "device", "modelName", "Hostname", "DCGM_FI_DRIVER_VERSION"}
+NOT_SIMULATED = {"DCGM_FI_DEV_VGPU_LICENSE_STATUS"}
+LABELS = {"gpu", "UUID", "pci_bus_id", "device", "modelName", "Hostname", "hostname", "DCGM_FI_DRIVER_VERSION"}
+XID_LABELS = {"err_code", "err_msg"}
+BY_PART = "by (Hostname, gpu, GPU_I_ID, GPU_I_PROFILE)"
+# The queries of dcgm-exporter's board (grafana.com 12239) and its variables: as it was made, and as it is now.
+DCGM_BOARDS = {
+    "instance": [
+        'DCGM_FI_DEV_GPU_TEMP{instance=~"$host", gpu=~"$gpu"}',
+        'DCGM_FI_DEV_POWER_USAGE{instance=~"$host", gpu=~"$gpu"}',
+        'DCGM_FI_DEV_SM_CLOCK{instance=~"$host", gpu=~"$gpu"} * 1000000',
+        'DCGM_FI_DEV_GPU_UTIL{instance=~"$host", gpu=~"$gpu"}',
+        'DCGM_FI_DEV_FB_USED{instance=~"$host", gpu=~"$gpu"}',
+        'DCGM_FI_PROF_PIPE_TENSOR_ACTIVE{instance=~"$host", gpu=~"$gpu"}',
+    ],
+    "Hostname": [
+        'max(DCGM_FI_DEV_GPU_TEMP{Hostname=~"$host", gpu=~"$gpu"}) by (Hostname, gpu, uuid)',
+        'max(DCGM_FI_DEV_POWER_USAGE{Hostname=~"$host", gpu=~"$gpu"}) by (Hostname, gpu, uuid)',
+        'max(DCGM_FI_DEV_SM_CLOCK{Hostname=~"$host", gpu=~"$gpu"} * 1000000) by (Hostname, UUID, gpu)',
+        f'max(DCGM_FI_PROF_GR_ENGINE_ACTIVE{{Hostname=~"$host", gpu=~"$gpu"}}) {BY_PART}',
+        f'max(DCGM_FI_PROF_PIPE_TENSOR_ACTIVE{{Hostname=~"$host", gpu=~"$gpu"}}) {BY_PART}',
+        f'max(DCGM_FI_DEV_FB_USED{{Hostname=~"$host", gpu=~"$gpu"}}) {BY_PART}',
+    ],
+    "hostname": [
+        'DCGM_FI_DEV_GPU_TEMP{hostname=~"$host", gpu=~"$gpu"}',
+        'max by (hostname, gpu) (DCGM_FI_DEV_FB_USED{hostname=~"$host", gpu=~"$gpu"})',
+    ],
+}
 LINT = re.compile(
     r"""DCGM_FI_\w+ counter metrics should have "_total" suffix"""
     r"""|DCGM_FI_DEV_PCIE_REPLAY_COUNTER metric name should not include type 'counter'"""
@@ -68,7 +97,8 @@ def test_names_labels_and_types_are_dcgm_exporters(address: str) -> None:
     for name, kind in DCGM_DEFAULTS.items():
         if name not in NOT_SIMULATED:
             assert kinds[name] == kind, name
-            assert all({label for label, _ in key} == LABELS for key in series[name])
+            labels = LABELS | (XID_LABELS if name == "DCGM_FI_DEV_XID_ERRORS" else set())
+            assert all({label for label, _ in key} == labels for key in series[name])
         assert FAMILIES[name].kind == kind
     # Prometheus wants each family whole and once.
     assert len(re.findall(rb"^# TYPE ", page, re.M)) == len(kinds)
@@ -137,6 +167,7 @@ def test_parts_of_the_page(address: str) -> None:
     packed = get(address, Accept_Encoding="gzip")
     assert "DCGM_FI_DEV_GPU_TEMP" in parse(gzip.decompress(packed))
     assert get(address.replace("/metrics", "/-/healthy")) == b"well\n"
+    assert get(address.replace("/metrics", "/-/ready")) == b"ready\n"
     assert b"/metrics" in get(address.replace("/metrics", "/"))
     with pytest.raises(HTTPError, match="404"):
         get(address.replace("/metrics", "/nothing"))
@@ -204,6 +235,14 @@ def test_a_real_prometheus_scrapes_it_with_our_rules_and_board(address: str, tmp
         assert {found["metric"]["Hostname"] for found in ask("corral_host_silent_seconds")} == {"sim-0001", "sim-0002"}
         for query in board_queries():
             ask(query)
+        # Boards that were made for dcgm-exporter see each host by itself, whichever label they know it by.
+        (hopper,) = {found["metric"]["Hostname"] for found in ask("DCGM_FI_PROF_GR_ENGINE_ACTIVE")}
+        for label, queries in DCGM_BOARDS.items():
+            for metric in ("DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_FB_FREE"):
+                assert set(api(f"label/{label}/values?match[]={metric}")) == {"sim-0001", "sim-0002"}
+            for query in queries:
+                found = ask(query.replace("$host", hopper).replace("$gpu", ".*"))
+                assert sorted(one["metric"]["gpu"] for one in found) == ["0", "1", "2", "3"], query
 
         def evaluated() -> Any:
             groups = api("rules")["groups"]
@@ -219,7 +258,7 @@ def test_a_real_prometheus_scrapes_it_with_our_rules_and_board(address: str, tmp
             for query in [*board_queries(), *(rule["query"] for rule in rules)]
             for name in re.findall(r"\b(?:DCGM_FI_(?:DEV|PROF)_\w+|corral_\w+)", query)
         }
-        seldom = {"corral_leased_devices", "corral_device_lease_share", "corral_queue_devices"}
+        seldom = {"corral_leased_devices", "corral_device_lease_share", "corral_queue_devices", "corral_device_missing"}
         assert asked - served - seldom == set()
 
 
