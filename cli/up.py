@@ -53,7 +53,9 @@ def up(
     ] = 0.0,
     faults: Annotated[
         float,
-        typer.Option("--faults", metavar="N", help="Faults per simulated GPU a day; 300 shows every alert.", min=0),
+        typer.Option(
+            "--faults", metavar="N", help="Faults per simulated GPU a day; 300 shows the devices' alerts.", min=0
+        ),
     ] = 0.2,
     interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between samples.")] = "1s",
     no_auth: Annotated[

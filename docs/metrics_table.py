@@ -133,9 +133,18 @@ LINKS_TEXT = (
 )
 SOURCE_EVENTS: list[tuple[str, str, str]] = [
     ("device_lost", "hardware, reset", "the device does not answer, or NVML asks for its reset; the others go on"),
-    ("device_returned", "cleared", "a lost device answers again"),
+    (
+        "device_returned",
+        "cleared",
+        "a lost device answers again (`reset` in its data: whether it was lost by the driver's word)",
+    ),
     ("device_unreachable", "warning", "a place in the driver's list does not answer, so that no uuid is known"),
-    ("device_started", "cleared", "the collector has begun to watch the device and found nothing wrong"),
+    (
+        "device_started",
+        "cleared",
+        "the collector has begun to watch the device and found nothing wrong; its data, and that of an Xid, has what "
+        "tells a reset from a restart: the boot, and the energy counter",
+    ),
     ("mig_changed", "info", "the MIG layout changed; the inventory follows"),
     ("recovery_action", "reset, hardware, cleared", "what the driver asks for has changed, to something or to nothing"),
     ("row_remap_failure", "hardware", "a memory row could not be remapped"),
