@@ -21,7 +21,7 @@ def _promtool() -> None:
 
 def judged(cases: Path) -> str:
     done = subprocess.run(
-        ["promtool", "test", "rules", str(cases)], capture_output=True, text=True, timeout=60, check=False
+        ["promtool", "test", "rules", str(cases)], capture_output=True, text=True, timeout=300, check=False
     )
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
