@@ -115,6 +115,7 @@ class Unit(Struct, frozen=True):
         sql: its DuckDB type.
         minimum: values below are impossible.
         maximum: values above are impossible; None where there is no limit.
+        per_second: a counter can't grow faster; None where nothing limits it.
     """
 
     name: str
@@ -123,16 +124,17 @@ class Unit(Struct, frozen=True):
     sql: str
     minimum: float | None = 0
     maximum: float | None = None
+    per_second: float | None = None
 
 
 PERCENT: Final = Unit("percent", "_percent", "<f4", "FLOAT", 0, 100)
-BYTES: Final = Unit("bytes", "_bytes", "<i8", "BIGINT")
+BYTES: Final = Unit("bytes", "_bytes", "<i8", "BIGINT", per_second=20e12)
 BYTES_PER_SECOND: Final = Unit("bytes per second", "_bytes_per_second", "<f4", "FLOAT")
 WATTS: Final = Unit("watts", "_watts", "<f4", "FLOAT")
-MILLIJOULES: Final = Unit("millijoules", "_millijoules", "<i8", "BIGINT")
+MILLIJOULES: Final = Unit("millijoules", "_millijoules", "<i8", "BIGINT", per_second=5e6)
 CELSIUS: Final = Unit("degrees Celsius", "_celsius", "<f4", "FLOAT", -60, 200)
 MEGAHERTZ: Final = Unit("megahertz", "_megahertz", "<i4", "INTEGER")
-NANOSECONDS: Final = Unit("nanoseconds", "_nanoseconds", "<i8", "BIGINT")
+NANOSECONDS: Final = Unit("nanoseconds", "_nanoseconds", "<i8", "BIGINT", per_second=2e9)
 COUNT: Final = Unit("count", "_count", "<i8", "BIGINT", 0, 2**53)
 BITMASK: Final = Unit("bitmask", "_bitmask", "<i8", "BIGINT", None)
 LEVEL: Final = Unit("level", "", "<i4", "INTEGER")

@@ -14,8 +14,10 @@ from duckdb import DuckDBPyConnection
 
 from ...schemas.metrics import METRICS, Metric
 from .. import views
+from . import growth
 from . import rollup_columns as shapes
-from .rollup_columns import COUNTER_GAP_BUCKETS, LEVELS, Level
+from .growth import Tables
+from .rollup_columns import LEVELS, Level
 from .rollup_derived import idleness
 from .rollups import runs
 from .schema import sql_text
@@ -94,24 +96,14 @@ def refresh(cursor: DuckDBPyConnection, level: Level) -> int:
     # Before the first refresh everything is new, whatever of the feed has expired.
     source = _FEED.format(first=done + 1, last=through) if done else "samples"
     cursor.execute(
-        f"CREATE OR REPLACE TEMP TABLE touched AS SELECT host, device, epoch_us(time) // {width} AS bucket, "
-        f"count(*) AS rows FROM {source} GROUP BY ALL"
+        f"CREATE OR REPLACE TEMP TABLE touched_all AS SELECT host, device, epoch_us(time) // {width} AS bucket, "
+        f"count(*) AS rows, min(epoch_us(time)) % {width} AS since FROM {source} GROUP BY ALL"
     )
-    limits = cursor.execute("SELECT min(bucket), max(bucket) FROM temp.main.touched").fetchone()
-    if limits is not None and limits[0] is not None:
-        # A late sample also changes how far the counters of the bucket behind it have grown.
-        low, high = _time(limits[0], width), _time(limits[1] + COUNTER_GAP_BUCKETS, width)
-        cursor.execute(
-            "INSERT INTO temp.main.touched SELECT DISTINCT host, device, next, rows FROM (SELECT r.host, r.device, "
-            f"min(epoch_us(r.time) // {width}) AS next, any_value(r.samples) AS rows FROM {level.table} r "
-            "JOIN temp.main.touched t ON r.host = t.host AND r.device = t.device "
-            f"AND epoch_us(r.time) // {width} > t.bucket "
-            f"AND epoch_us(r.time) // {width} <= t.bucket + {COUNTER_GAP_BUCKETS} "
-            f"WHERE r.time > {low} AND r.time <= {high} "
-            "GROUP BY r.host, r.device, t.bucket) n ANTI JOIN temp.main.touched u "
-            "ON u.host = n.host AND u.device = n.device AND u.bucket = n.next"
-        )
-    found = cursor.execute("SELECT bucket, sum(rows) FROM temp.main.touched GROUP BY bucket ORDER BY bucket").fetchall()
+    if level == shapes.HOUR:
+        _add_neighbours(cursor)
+    found = cursor.execute(
+        "SELECT bucket, sum(rows) FROM temp.main.touched_all GROUP BY bucket ORDER BY bucket"
+    ).fetchall()
     written = 0
     steps = runs([(int(bucket), int(rows)) for bucket, rows in found])
     for first, last in steps:
@@ -127,54 +119,54 @@ def _time(bucket: int, width: int) -> str:
     return f"make_timestamptz({bucket * width})"
 
 
+def _add_neighbours(cursor: DuckDBPyConnection) -> None:
+    """Touch the hours whose minutes a late sample changes: that of the counters' next reading, and the one before
+    where a value at the turn of the hour tells what was read before it."""
+    width = shapes.HOUR.seconds * 1_000_000
+    cursor.execute(
+        "INSERT INTO temp.main.touched_all SELECT n.host, n.device, n.bucket, n.rows, 0 FROM ("
+        f"SELECT r.host, r.device, unnest([min(epoch_us(r.time) // {width}) FILTER (epoch_us(r.time) // {width} > "
+        f"t.bucket), min(t.bucket - 1) FILTER (epoch_us(r.time) // {width} = t.bucket - 1 AND t.since < "
+        f"{4_000_000 * growth.PASSING_SECONDS})]) AS bucket, any_value(r.samples) AS rows "
+        f"FROM {shapes.HOUR.table} r JOIN temp.main.touched_all t ON r.host = t.host AND r.device = t.device "
+        "GROUP BY r.host, r.device, t.bucket) n ANTI JOIN temp.main.touched_all u "
+        "ON u.host = n.host AND u.device = n.device AND u.bucket = n.bucket WHERE n.bucket IS NOT NULL GROUP BY ALL"
+    )
+
+
 def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> int:
     """Compute the touched buckets of a run anew, and put them in the place of the old rows."""
     width = level.seconds * 1_000_000
     start, end = _time(first, width), _time(last + 1, width)
-    before = _time(first - COUNTER_GAP_BUCKETS, width)
+    # Whether there is something newer is not known here: what comes next is looked for.
     cursor.execute(
-        f"CREATE OR REPLACE TEMP TABLE near AS SELECT s.*, epoch_us(s.time) // {width} AS bucket "
-        f"FROM lake.main.samples s WHERE s.time >= {before} AND s.time < {end} "
-        "AND (s.host, s.device) IN (SELECT (host, device) FROM temp.main.touched)"
+        f"CREATE OR REPLACE TEMP TABLE touched AS SELECT DISTINCT host, device, bucket, "
+        f"make_timestamptz(bucket * {width}) AS time, false AS open FROM temp.main.touched_all "
+        f"WHERE bucket BETWEEN {first} AND {last}"
+    )
+
+    def samples(first: int, end: int) -> str:
+        """The rows between two times in microseconds."""
+        within = f"time >= make_timestamptz({first}) AND time < make_timestamptz({end})"
+        return f"SELECT * FROM lake.main.samples WHERE {within}"
+
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE raw AS SELECT * FROM (SELECT *, epoch_us(time) // {width} AS bucket "
+        f"FROM ({samples(first * width, (last + 1) * width)})) SEMI JOIN temp.main.touched USING (host, device, bucket)"
     )
     # Most devices have a third of the metrics: those that none has cost nothing.
-    counts = cursor.execute(f"SELECT {', '.join(f'count({name})' for name in METRICS)} FROM temp.main.near").fetchone()
+    counts = cursor.execute(f"SELECT {', '.join(f'count({name})' for name in METRICS)} FROM temp.main.raw").fetchone()
     metrics = [metric for metric, count in zip(_METRICS, counts or (), strict=True) if count]
-    counters = shapes.counters(metrics)
-    grown = "".join(
-        f", CASE WHEN {m.name} IS NOT NULL THEN last_value({m.name} IGNORE NULLS) OVER w END AS {m.name}_before, "
-        f"last_value(CASE WHEN {m.name} IS NOT NULL THEN bucket END IGNORE NULLS) OVER w AS {m.name}_at"
-        for m in counters
-    )
-    window = "WINDOW w AS (PARTITION BY host, device ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
-    cursor.execute(
-        f"CREATE OR REPLACE TEMP TABLE raw AS SELECT * FROM (SELECT *{grown} FROM temp.main.near "
-        f"{window if grown else ''}) r SEMI JOIN temp.main.touched t "
-        f"ON t.host = r.host AND t.device = r.device AND t.bucket = r.bucket WHERE r.time >= {start}"
-    )
     names = ", ".join(name for name, _ in shapes.columns(metrics, level))
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE staged AS SELECT make_timestamptz(bucket * {width}) AS time, host, device, "
         f"{shapes.from_raw(metrics, level)} FROM temp.main.raw GROUP BY host, device, bucket"
     )
-    sums = ", ".join(
-        shapes.bigint_or_null(
-            f"sum(CASE WHEN {m.name} IS NULL THEN NULL WHEN {m.name}_before IS NULL "
-            f"OR bucket - {m.name}_at > {COUNTER_GAP_BUCKETS} THEN 0 "
-            f"WHEN {m.name} >= {m.name}_before THEN {m.name} - {m.name}_before ELSE {m.name} END)"
-        )
-        + f" AS {m.name}"
-        for m in counters
-    )
-    if sums:
-        sets = ", ".join(f"{m.name}_increase = g.{m.name}, {m.name}_inner = NULL" for m in counters)
-        cursor.execute(
-            f"UPDATE temp.main.staged SET {sets} FROM (SELECT make_timestamptz(bucket * {width}) AS time, host, "
-            f"device, {sums} FROM temp.main.raw GROUP BY host, device, bucket) g WHERE g.time = staged.time "
-            "AND g.host = staged.host AND g.device = staged.device"
-        )
     if level == shapes.HOUR:
-        _add_idleness(cursor, metrics, start, end)
+        _add_from_minutes(cursor, metrics, start, end)
+    else:
+        tables = Tables(level, ("host", "device"), (f"lake.{level.table}",), f"lake.{shapes.HOUR.table}", samples)
+        growth.join(cursor, tables, shapes.counters(metrics), first, last)
     staged = "(host, device, time) IN (SELECT (host, device, time) FROM temp.main.staged)"
     key = f"{staged} AND time >= {start} AND time < {end}"
     cursor.execute(f"DELETE FROM lake.{level.table} WHERE {key}")
@@ -188,15 +180,19 @@ def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> in
     return int(row[0]) if row else 0
 
 
-def _add_idleness(cursor: DuckDBPyConnection, metrics: Sequence[Metric], start: str, end: str) -> None:
-    """Which minutes of the hours were idle, from the minutes' own rollup."""
-    found = idleness({metric.name for metric in metrics})
+def _add_from_minutes(cursor: DuckDBPyConnection, metrics: Sequence[Metric], start: str, end: str) -> None:
+    """What an hour has of its minutes' own rollup: which were idle, and how much the counters grew."""
+    found = [(column.name, column.merged) for column in idleness({metric.name for metric in metrics})]
+    for metric in shapes.counters(metrics):
+        name = metric.name
+        found += [(f"{name}_{part}", shapes.bigint_or_null(f"sum({name}_increase)")) for part in ("inner", "increase")]
     if not found:
         return
-    values = ", ".join(f"{column.merged} AS {column.name}" for column in found)
+    values = ", ".join(f"{merged} AS {name}" for name, merged in found)
     cursor.execute(
-        f"UPDATE temp.main.staged SET {', '.join(f'{c.name} = m.{c.name}' for c in found)} FROM (SELECT host, device, "
-        f"hour, {values} FROM (SELECT *, make_timestamptz(epoch_us(time) // 3600000000 * 3600000000) AS hour "
+        f"UPDATE temp.main.staged SET {', '.join(f'{name} = m.{name}' for name, _ in found)} FROM ("
+        f"SELECT host, device, hour, {values} FROM ("
+        "SELECT *, make_timestamptz(epoch_us(time) // 3600000000 * 3600000000) AS hour "
         f"FROM lake.{shapes.MINUTE.table} WHERE time >= {start} AND time < {end}) GROUP BY host, device, hour) m "
         "WHERE m.host = staged.host AND m.device = staged.device AND m.hour = staged.time"
     )

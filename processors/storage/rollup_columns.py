@@ -16,10 +16,8 @@ from .statements import add_missing
 BIN_RATIO: Final = 1.02
 ZERO_BIN: Final = -32768
 """Bin of 0, which has no logarithm."""
-
-COUNTER_GAP_BUCKETS: Final = 12
-"""The growth of a counter between two samples belongs to the bucket of the later one; after a gap of more buckets than
-these it belongs to none."""
+FELL: Final = -1
+"""In the column `…_inner`: the counter did not only rise within the bucket."""
 
 
 class Level(Struct, frozen=True):

@@ -21,17 +21,18 @@ from typing import Final
 from duckdb import DuckDBPyConnection
 
 from ...schemas.metrics import METRICS, Metric
+from . import growth
+from .growth import Tables
 from .rollup_columns import (
     BIN_RATIO,
-    COUNTER_GAP_BUCKETS,
     HOUR,
     LEVELS,
     MINUTE,
+    TEMPLATE,
     TEN_SECONDS,
     ZERO_BIN,
     Level,
     add_columns,
-    bigint_or_null,
     bin_of,
     binned,
     columns,
@@ -45,7 +46,6 @@ from .schema import NO_SERIES, day_of, day_table, sql_text
 from .statements import column_names, transaction
 
 __all__ = [
-    "COUNTER_GAP_BUCKETS",
     "HOUR",
     "LEVELS",
     "MINUTE",
@@ -57,6 +57,7 @@ __all__ = [
     "runs",
 ]
 
+_HOURS: Final = f"(FROM {TEMPLATE} UNION ALL BY NAME FROM {HOUR.table} UNION ALL BY NAME FROM {HOUR.table}_open)"
 ROWS_AT_ONCE: Final = 500_000
 """Raw rows that one step of a refresh computes from, about: ingest waits for the commit of a step, and quantiles hold
 their values in memory. Smaller steps cost a tenth more CPU time where much is caught up on."""
@@ -111,8 +112,7 @@ def refresh(
     written = 0
     for first, last in runs([(int(bucket), int(rows)) for bucket, rows in per_bucket]):
         with transaction(cursor):
-            late = _archived_within(archived or {}, first * level.seconds, (last + 1) * level.seconds)
-            written += _step(cursor, level, metrics, _source(level, days, late), first, last, through)
+            written += _step(cursor, level, metrics, days, archived or {}, first, last, through)
     cursor.execute("UPDATE store.rolled SET batch = ? WHERE level = ?", [through, level.name])
     return written
 
@@ -172,7 +172,7 @@ def refresh_archived(cursor: DuckDBPyConnection, day: str, files: Sequence[Path]
         found = cursor.execute("SELECT bucket, sum(rows) FROM touched_all GROUP BY bucket ORDER BY bucket").fetchall()
         for first, last in runs([(int(bucket), int(rows)) for bucket, rows in found]):
             with transaction(cursor):
-                _step(cursor, level, metrics, source, first, last, 0)
+                _step(cursor, level, metrics, (), {day: files}, first, last, 0)
 
 
 def runs(buckets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -236,13 +236,20 @@ def _step(
     cursor: DuckDBPyConnection,
     level: Level,
     metrics: Sequence[Metric],
-    source: str,
+    days: Sequence[str],
+    archived: Mapping[str, Sequence[Path]],
     first: int,
     last: int,
     through: int,
 ) -> int:
     """Compute the touched buckets of a run anew and put them in the place of the old ones."""
     width = level.seconds * 1_000_000
+
+    def samples(first: int, end: int) -> str:
+        """The rows between two times in microseconds, those of archived days among them."""
+        source = _source(level, days, _archived_within(archived, first // 1_000_000, -(-end // 1_000_000)))
+        return f"SELECT * FROM {source} WHERE time >= make_timestamptz({first}) AND time < make_timestamptz({end})"
+
     start, end = f"make_timestamptz({first * width})", f"make_timestamptz({(last + 1) * width})"
     cursor.execute(
         "CREATE OR REPLACE TEMP TABLE touched AS SELECT t.series, t.bucket, "
@@ -250,7 +257,7 @@ def _step(
         f"FROM touched_all t JOIN newest n USING (series) WHERE t.bucket BETWEEN {first} AND {last}"
     )
     rows = (
-        f"(SELECT *, epoch_us(time) // {width} AS bucket FROM {source} WHERE time >= {start} AND time < {end}) "
+        f"(SELECT *, epoch_us(time) // {width} AS bucket FROM ({samples(first * width, (last + 1) * width)})) "
         "SEMI JOIN touched USING (series, bucket)"
     )
     aggregates = from_minutes(metrics) if level is HOUR else from_raw(metrics, level)
@@ -263,8 +270,9 @@ def _step(
     elif level.bins:
         _stage_bins(cursor, metrics, rows, width)
     if level is not HOUR:
-        _count_resets(cursor, counters(metrics), rows, width)
-        _join_counters(cursor, level, counters(metrics), first, last, through)
+        stored = (level.table, f"{level.table}_open")
+        tables = Tables(level, ("series",), stored, _HOURS, samples, f"batch = {through}")
+        growth.join(cursor, tables, counters(metrics), first, last)
     names_of_columns = ", ".join(name for name, _ in columns(metrics, level))
     suffixes = ("", "_bins") if level.bins else ("",)
     for suffix in suffixes:
@@ -327,70 +335,3 @@ def _stage_merged_bins(cursor: DuckDBPyConnection, metrics: Sequence[Metric], st
         f"UPDATE staged SET {', '.join(sets)} FROM (SELECT time, series, {', '.join(picks)} FROM quantiles "
         "GROUP BY time, series) q WHERE q.time = staged.time AND q.series = staged.series"
     )
-
-
-def _count_resets(cursor: DuckDBPyConnection, grown: Sequence[Metric], rows: str, width: int) -> None:
-    """The growth within buckets in which a counter fell, sample by sample: after a fall it counts from 0."""
-    for metric in grown:
-        name = metric.name
-        found = cursor.execute(f"SELECT 1 FROM staged WHERE {name}_inner = -1 LIMIT 1").fetchone()
-        if found is None:
-            continue
-        growth = bigint_or_null(
-            f"sum(CASE WHEN before IS NULL THEN 0 WHEN {name} >= before THEN {name} - before ELSE {name} END)"
-        )
-        cursor.execute(
-            f"UPDATE staged SET {name}_inner = g.growth FROM (SELECT series, bucket, {growth} AS growth "
-            f"FROM (SELECT series, bucket, {name}, "
-            f"lag({name}) OVER (PARTITION BY series, bucket ORDER BY time) AS before FROM (SELECT * FROM {rows}) "
-            f"WHERE {name} IS NOT NULL) GROUP BY ALL) g "
-            f"WHERE {name}_inner = -1 AND g.series = staged.series "
-            f"AND make_timestamptz(g.bucket * {width}) = staged.time"
-        )
-
-
-def _join_counters(
-    cursor: DuckDBPyConnection, level: Level, grown: Sequence[Metric], first: int, last: int, through: int
-) -> None:
-    """Add the growth since the bucket before: to what is staged, and to the stored bucket that comes after it."""
-    if not grown:
-        return
-    width = level.seconds * 1_000_000
-    start = f"make_timestamptz({(first - COUNTER_GAP_BUCKETS) * width})"
-    end = f"make_timestamptz({(last + 1 + COUNTER_GAP_BUCKETS) * width})"
-    kept = "time, series, " + ", ".join(f"{m.name}_first, {m.name}_last, {m.name}_inner" for m in grown)
-    stored = " UNION ALL ".join(
-        f"SELECT {kept} FROM {table} WHERE time >= {start} AND time < {end}"
-        for table in (level.table, f"{level.table}_open")
-    )
-    growth: list[str] = []
-    for metric in grown:
-        name = metric.name
-        before = f"CASE WHEN near THEN lag({name}_last) OVER w END"
-        growth.append(
-            bigint_or_null(
-                f"{name}_inner::HUGEINT + CASE WHEN ({before}) IS NULL THEN 0 WHEN {name}_first >= ({before}) "
-                f"THEN {name}_first - ({before}) ELSE {name}_first END"
-            )
-            + f" AS {name}_increase"
-        )
-    cursor.execute(
-        "CREATE OR REPLACE TEMP TABLE grown AS SELECT time, series, staged, follows, "
-        f"{', '.join(growth)} FROM (SELECT *, "
-        f"time - lag(time) OVER w <= INTERVAL {COUNTER_GAP_BUCKETS * level.seconds} SECOND AS near, "
-        "coalesce(lag(staged) OVER w, false) AS follows FROM ("
-        f"SELECT {kept}, true AS staged FROM staged UNION ALL "
-        f"SELECT o.*, false FROM ({stored}) o SEMI JOIN touched s ON s.series = o.series "
-        "ANTI JOIN touched t ON t.series = o.series AND t.time = o.time) "
-        "WINDOW w AS (PARTITION BY series ORDER BY time)) WINDOW w AS (PARTITION BY series ORDER BY time)"
-    )
-    sets = ", ".join(f"{m.name}_increase = g.{m.name}_increase" for m in grown)
-    match = "g.series = {0}.series AND g.time = {0}.time"
-    cursor.execute(f"UPDATE staged SET {sets} FROM grown g WHERE g.staged AND {match.format('staged')}")
-    followers = cursor.execute("SELECT 1 FROM grown WHERE follows AND NOT staged LIMIT 1").fetchone()
-    if followers is not None:
-        for table in (level.table, f"{level.table}_open"):
-            cursor.execute(
-                f"UPDATE {table} SET {sets}, batch = {through} FROM grown g "
-                f"WHERE g.follows AND NOT g.staged AND {match.format(table)}"
-            )

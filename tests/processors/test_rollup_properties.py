@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from corral.processors.ingest.columnar import SCHEMA, TIME_TYPE
 from corral.processors.storage import Batch, Database
-from corral.processors.storage.rollups import COUNTER_GAP_BUCKETS, HOUR, LEVELS, Level, refresh
+from corral.processors.storage.rollups import HOUR, LEVELS, Level, refresh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,20 +37,22 @@ VALUES: dict[str, Any] = {
     "gpu_utilization_percent": lambda dice: float(dice.randint(0, 100)),
     "power_watts": lambda dice: dice.choice([0.0, 0.1, 55.5, 312.25, 700.0]),
     "memory_used_bytes": lambda dice: dice.choice([0, dice.randint(0, 2**40)]),
-    "energy_millijoules": lambda dice: dice.choice([dice.randint(0, 100), dice.randint(0, 2**50)]),
+    "energy_millijoules": lambda dice: dice.choice(
+        [dice.randint(0, 5), dice.randint(0, 100), 10**9 + dice.randint(0, 100), dice.randint(0, 2**50)]
+    ),
     "throttle_reasons_bitmask": lambda dice: dice.randint(0, 2**20),
     "performance_state": lambda dice: dice.randint(0, 15),
 }
 
 
 def some_rows(dice: random.Random) -> Rows:
-    """A few samples about the turn of an hour, a minute after it, and after a longer gap; any metric may be null."""
-    places = [*range(1980, 2020), *range(2055, 2062), 0, 2400, 5700]
+    """Some samples about the turn of an hour, minutes after it, and after gaps of any length; any metric may be null."""
+    places = [*range(1980, 2020), *range(2055, 2062), *range(2090, 2400, 13), 0, 5700, 300_000]
     return {
         (dice.choice(places), dice.randint(0, 1)): {
             name: draw(dice) for name, draw in VALUES.items() if dice.random() < 0.8
         }
-        for _ in range(dice.randint(0, 12))
+        for _ in range(dice.randint(0, 25))
     }
 
 
@@ -184,7 +186,7 @@ def _table(rows: Rows, series: list[int]) -> pa.Table:
 
 def _recomputed(rows: Rows, width: int) -> dict[tuple[int, str], dict[str, Any]]:
     """The same aggregates in plain Python, from the definition of each."""
-    growth = _growth(rows, 60 if width == 3600 else width)
+    growth = _growth(rows)
     buckets: dict[tuple[int, str], list[tuple[int, int, dict[str, Any]]]] = {}
     for (second, device), found in sorted(rows.items()):
         at = (START + second) // width * width
@@ -216,36 +218,31 @@ def _recomputed(rows: Rows, width: int) -> dict[tuple[int, str], dict[str, Any]]
     return expected
 
 
-def _growth(rows: Rows, width: int) -> dict[tuple[int, int], int]:
-    """How much the counter grew up to each sample since the one before, by the rules of `increase`."""
+def _growth(rows: Rows) -> dict[tuple[int, int], int]:
+    """How much the counter grew up to each sample since the reading before, by the words of docs/counters.md."""
     growth: dict[tuple[int, int], int] = {}
     for device in (0, 1):
-        moments = sorted(second for second, owner in rows if owner == device)
-        by_bucket: dict[int, list[tuple[int, int]]] = {}
-        for second in moments:
-            bucket = (START + second) // width
-            by_bucket.setdefault(bucket, [])
-            value = rows[second, device].get("energy_millijoules")
-            if value is not None:
-                by_bucket[bucket].append((second, value))
-        before: tuple[int, int | None] | None = None
-        for bucket, members in sorted(by_bucket.items()):
-            grew_only = (
-                bool(members)
-                and min(v for _, v in members) == members[0][1]
-                and (max(v for _, v in members) == members[-1][1])
-            )
-            previous: int | None = None
-            if before is not None and bucket - before[0] <= COUNTER_GAP_BUCKETS:
-                previous = before[1]
-            for at, (second, value) in enumerate(members):
-                if previous is None:
-                    growth[second, device] = 0
-                elif value >= previous:
-                    growth[second, device] = value - previous
-                else:
-                    # A reset that is overtaken within the bucket is not seen: see `rollups.py`.
-                    growth[second, device] = value if at == 0 or not grew_only else value - previous
-                previous = value
-            before = (bucket, members[-1][1] if members else None)
+        readings = [
+            (second, rows[second, device]["energy_millijoules"])
+            for second in sorted(second for second, owner in rows if owner == device)
+            if "energy_millijoules" in rows[second, device]
+        ]
+        stood = [list(members) for _, members in itertools.groupby(readings, key=lambda reading: reading[1])]
+        passing = {
+            at
+            for at in range(1, len(stood) - 1)
+            if stood[at + 1][0][0] - stood[at - 1][-1][0] <= 120
+            and (earlier := stood[at - 1][0][1]) <= (later := stood[at + 1][0][1])
+            and not earlier <= stood[at][0][1] <= later
+        }
+        kept = [members for at, members in enumerate(stood) if at not in passing]
+        for earlier, later in itertools.pairwise(kept):
+            second, value = later[0]
+            minutes = (START + second) // 60 - (START + earlier[-1][0]) // 60
+            most = 5_000_000 * 60 * (1 + minutes)
+            grown = value - earlier[0][1]
+            if grown >= 0:
+                growth[second, device] = grown if grown <= most else 0
+            elif value <= most and value <= earlier[0][1] * (0.99 if minutes > 2 else 0.5):
+                growth[second, device] = value
     return growth

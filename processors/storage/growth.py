@@ -1,0 +1,398 @@
+"""How much a counter grew: one definition, in SQL, for every rollup (docs/counters.md says it in words).
+
+A reading is a value that is not null, at its time. What a counter grew by is the sum of the steps between one reading
+and the next, however far apart, and a step belongs to the bucket of the later one:
+
+1. A value that passes is no reading: one that stood between two others at most `PASSING_SECONDS` apart, of which the
+   later is not below the earlier, and that does not lie between these.
+2. A step up counts, unless the counter can't have grown as much in the time (`Unit.per_second`).
+3. A step down is a reset where the value is small: no more than the counter can have grown by since, and at most half
+   of what it was, or 99% after a silence. It counts from 0. Any other step down is a wobble, and counts nothing.
+
+Times count in whole minutes of the clock, so that a rollup's rows, which know the minute of their last reading, are as
+good as the readings themselves. Where a bucket's readings only rise, its first and last say it all; wherever something
+else was read, the readings about it are gone through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from duckdb import DuckDBPyConnection
+from msgspec import Struct
+
+from ...schemas.metrics import Metric
+from .rollup_columns import FELL, Level, bigint_or_null
+
+PASSING_SECONDS: Final = 120
+"""A value that is seen no longer than this is told from a reset by what comes after it. Metrics are read every 10 s at
+the slowest, and samples may be a minute apart."""
+SILENCE_MINUTES: Final = 2
+"""A step over more minutes is one after a silence: the driver may have been loaded anew meanwhile."""
+_PASSING: Final = PASSING_SECONDS * 1_000_000
+_MINUTE: Final = 60_000_000
+_DAY: Final = 86_400_000_000
+_HOUR: Final = 3_600_000_000
+
+
+class Tables(Struct, frozen=True):
+    """Where the rows of a level are.
+
+    Attributes:
+        level: which.
+        key: the columns that name a device.
+        stored: the tables of its rows.
+        hours: the rows of the hours, which know what is long past, as a name or in brackets.
+        readings: the SELECT of raw samples between two times in microseconds (with columns of the key and `time`).
+        stamp: what else to set in a stored row that changes, such as `batch = 7`; empty for nothing.
+    """
+
+    level: Level
+    key: tuple[str, ...]
+    stored: tuple[str, ...]
+    hours: str
+    readings: Callable[[int, int], str]
+    stamp: str = ""
+
+    @property
+    def width(self) -> int:
+        """Of a bucket, in microseconds."""
+        return self.level.seconds * 1_000_000
+
+    @property
+    def reach(self) -> int:
+        """How far about a changed bucket its neighbours are looked at, in microseconds."""
+        return 2 * (_PASSING + self.width)
+
+    def keys(self, alias: str = "") -> str:
+        """The columns of the key, as a list."""
+        return ", ".join(f"{alias}.{column}" if alias else column for column in self.key)
+
+    def same(self, one: str, other: str) -> str:
+        """The condition that two rows are of one device."""
+        return " AND ".join(f"{one}.{column} = {other}.{column}" for column in self.key)
+
+
+def most_in_a_minute(metric: Metric) -> int | None:
+    """The most that a counter can grow by in a minute; None where nothing limits it."""
+    found = metric.row.unit.per_second
+    return None if found is None else int(found * 60)
+
+
+def step(metric: Metric, before: str, before_minute: str, value: str, minute: str) -> str:
+    """SQL of the growth between two readings, each with the minute that it was read in. Null before is none yet."""
+    at_most = most_in_a_minute(metric)
+    apart = f"({minute} - {before_minute})"
+    up = f"{value}::HUGEINT - {before}"
+    small = f"{value}::HUGEINT * 100 <= {before}::HUGEINT * CASE WHEN {apart} > {SILENCE_MINUTES} THEN 99 ELSE 50 END"
+    if at_most is not None:
+        possible = f"{at_most}::HUGEINT * (1 + {apart})"
+        up = f"CASE WHEN {up} <= {possible} THEN {up} ELSE 0 END"
+        small += f" AND {value} <= {possible}"
+    return (
+        f"CASE WHEN {before} IS NULL OR {value} IS NULL THEN 0 WHEN {value} >= {before} THEN {up} "
+        f"WHEN {small} THEN {value} ELSE 0 END"
+    )
+
+
+def _is_odd(metric: Metric) -> str:
+    """SQL of whether a bucket's readings, or the step to them, need looking at one by one."""
+    name, at_most = metric.name, most_in_a_minute(metric)
+    odd = f"{name}_inner IS NULL OR {name}_inner = {FELL} OR {name}_first < {name}_before"
+    if at_most is not None:
+        odd += (
+            f" OR {name}_inner > {at_most} OR {name}_first::HUGEINT - {name}_before > "
+            f"{at_most}::HUGEINT * (1 + minute - {name}_minute)"
+        )
+    return f"coalesce({name}_first IS NOT NULL AND ({odd}), false)"
+
+
+def join(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], first: int, last: int) -> None:
+    """Say what each staged bucket grew by, and say it anew of the stored ones that this changes.
+
+    Args:
+        cursor: with the temporary table `staged`: time, the key, and of each counter first, last, inner and increase.
+        tables: of the level.
+        counters: that have come.
+        first: the first of the buckets that are staged, by number.
+        last: the last.
+    """
+    if not counters:
+        return
+    start, end = first * tables.width, (last + 1) * tables.width
+    _mark_falls(cursor, tables, counters, start, end)
+    _gather(cursor, tables, counters, start, end)
+    _look_back(cursor, tables, counters, start)
+    growth = ", ".join(
+        bigint_or_null(
+            f"CASE WHEN {m.name}_inner <> {FELL} THEN {m.name}_inner::HUGEINT + "
+            f"{step(m, f'{m.name}_before', f'{m.name}_minute', f'{m.name}_first', 'minute')} END"
+        )
+        + f" AS {m.name}_increase, {_is_odd(m)} AS {m.name}_odd"
+        for m in counters
+    )
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE grown AS SELECT time, {tables.keys()}, staged, follows, {growth} "
+        "FROM temp.main.linked"
+    )
+    sets = ", ".join(f"{m.name}_increase = g.{m.name}_increase" for m in counters)
+    cursor.execute(
+        f"UPDATE temp.main.staged SET {sets} FROM temp.main.grown g WHERE g.staged "
+        f"AND {tables.same('g', 'staged')} AND g.time = staged.time"
+    )
+    _tell_followers(cursor, tables, counters)
+    odd = cursor.execute(
+        "SELECT " + ", ".join(f"bool_or({m.name}_odd)" for m in counters) + " FROM temp.main.grown"
+    ).fetchone()
+    for metric, found in zip(counters, odd or (), strict=True):
+        if found:
+            _go_through(cursor, tables, metric, start - tables.reach)
+
+
+def _mark_falls(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], start: int, end: int) -> None:
+    """Set `…_inner` to `FELL` where a counter fell between its first and its last reading of a bucket.
+
+    Most counters stand still, and the others of a bucket that has them in the wrong order are marked already.
+    """
+    moved = cursor.execute(
+        "SELECT " + ", ".join(f"bool_or({m.name}_inner > 0)" for m in counters) + " FROM temp.main.staged"
+    ).fetchone()
+    asked = [metric for metric, found in zip(counters, moved or (), strict=True) if found]
+    if not asked:
+        return
+    before = ", ".join(f"lag({m.name} IGNORE NULLS) OVER w AS {m.name}_before" for m in asked)
+    fell = ", ".join(f"bool_or({m.name} < {m.name}_before) AS {m.name}" for m in asked)
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE fallen AS SELECT {tables.keys()}, make_timestamptz(bucket * {tables.width}) "
+        f"AS time, {fell} FROM (SELECT {tables.keys()}, bucket, {', '.join(m.name for m in asked)}, {before} "
+        f"FROM (SELECT *, epoch_us(time) // {tables.width} AS bucket FROM ({tables.readings(start, end)})) "
+        f"SEMI JOIN temp.main.touched USING ({tables.keys()}, bucket) "
+        f"WINDOW w AS (PARTITION BY {tables.keys()}, bucket ORDER BY time)) GROUP BY {tables.keys()}, bucket "
+        f"HAVING {' OR '.join(f'bool_or({m.name} < {m.name}_before)' for m in asked)}"
+    )
+    if cursor.execute("SELECT 1 FROM temp.main.fallen LIMIT 1").fetchone() is None:
+        return
+    sets = ", ".join(f"{m.name}_inner = CASE WHEN f.{m.name} THEN {FELL} ELSE {m.name}_inner END" for m in asked)
+    cursor.execute(
+        f"UPDATE temp.main.staged SET {sets} FROM temp.main.fallen f "
+        f"WHERE {tables.same('f', 'staged')} AND f.time = staged.time"
+    )
+
+
+def _gather(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], start: int, end: int) -> None:
+    """The table `beside`: what is staged, and the stored rows of the same devices about it."""
+    kept = "time, " + tables.keys() + ", "
+    kept += ", ".join(f"{m.name}_first, {m.name}_last, {m.name}_inner, {m.name}_increase" for m in counters)
+    reach = tables.reach
+    stored = " UNION ALL ".join(
+        f"SELECT {kept} FROM {table} WHERE time >= make_timestamptz({start - reach}) "
+        f"AND time < make_timestamptz({end + reach})"
+        for table in tables.stored
+    )
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE beside AS SELECT {kept}, true AS staged, false AS far FROM temp.main.staged "
+        f"UNION ALL SELECT {', '.join(f'o.{column.strip()}' for column in kept.split(','))}, false, false "
+        f"FROM ({stored}) o SEMI JOIN temp.main.staged s ON {tables.same('s', 'o')} "
+        f"ANTI JOIN temp.main.touched t ON {tables.same('t', 'o')} AND t.time = o.time"
+    )
+    # What comes next may lie far ahead: a sample that is late by an hour changes what its device grew by since.
+    late = f"""SELECT {tables.keys()} FROM temp.main.touched GROUP BY ALL HAVING NOT bool_or(open)"""
+    if cursor.execute(f"SELECT 1 FROM ({late}) LIMIT 1").fetchone() is None:
+        return
+    ahead = " UNION ALL ".join(
+        f"SELECT {kept} FROM {table} WHERE time >= make_timestamptz({end + reach})" for table in tables.stored
+    )
+    nexts = ", ".join(f"min(time) FILTER ({m.name}_first IS NOT NULL) AS {m.name}" for m in counters)
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE ahead AS SELECT {tables.keys()}, {nexts} FROM ({ahead}) a "
+        f"SEMI JOIN ({late}) l USING ({tables.keys()}) GROUP BY ALL"
+    )
+    # In such a row only those counters count that are read there for the first time since.
+    picked = ", ".join(
+        f"CASE WHEN o.time = a.{m.name} THEN o.{m.name}_{part} END" + f" AS {m.name}_{part}"
+        for m in counters
+        for part in ("first", "last", "inner", "increase")
+    )
+    cursor.execute(
+        f"INSERT INTO temp.main.beside SELECT o.time, {tables.keys('o')}, {picked}, false, true "
+        f"FROM ({ahead}) o JOIN temp.main.ahead a ON {tables.same('a', 'o')} "
+        f"WHERE o.time IN ({', '.join(f'a.{m.name}' for m in counters)})"
+    )
+
+
+def _look_back(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], start: int) -> None:
+    """The table `linked`: `beside`, with the reading before each row and its minute, however long ago it was."""
+    before = ", ".join(
+        f"last_value({m.name}_last IGNORE NULLS) OVER w AS {m.name}_before, "
+        f"last_value(CASE WHEN {m.name}_last IS NOT NULL THEN minute END IGNORE NULLS) OVER w AS {m.name}_minute"
+        for m in counters
+    )
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE linked AS SELECT *, coalesce(bool_or(staged) OVER w, false) AS follows, "
+        f"{before} "
+        f"FROM (SELECT *, epoch_us(time) // {_MINUTE} AS minute FROM temp.main.beside) "
+        f"WINDOW w AS (PARTITION BY {tables.keys()} ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+    )
+    lacking = cursor.execute(
+        "SELECT " + ", ".join(f"bool_or({_lacks(m)})" for m in counters) + " FROM temp.main.linked"
+    ).fetchone()
+    sought = [metric for metric, found in zip(counters, lacking or (), strict=True) if found]
+    if not sought:
+        return
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE sought AS SELECT DISTINCT {tables.keys()} FROM temp.main.linked "
+        f"WHERE {' OR '.join(_lacks(m) for m in sought)}"
+    )
+    _find_last(cursor, tables, sought, start - tables.reach, start - tables.reach)
+    sets = ", ".join(
+        f"{m.name}_before = coalesce({m.name}_before, f.{m.name}), "
+        f"{m.name}_minute = coalesce({m.name}_minute, f.{m.name}_read)"
+        for m in sought
+    )
+    cursor.execute(f"UPDATE temp.main.linked SET {sets} FROM temp.main.found f WHERE {tables.same('f', 'linked')}")
+
+
+def _lacks(metric: Metric) -> str:
+    """SQL of whether a row wants a reading before it that is not near."""
+    return f"((staged OR follows) AND {metric.name}_first IS NOT NULL AND {metric.name}_before IS NULL)"
+
+
+def _find_last(
+    cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], before: int, gathered_from: int
+) -> None:
+    """The table `found`: the last readings of each device in `sought` before a time, and the minute of each (`…_read`).
+
+    Times are in microseconds. From `gathered_from` on the table `beside` knows better than what is stored.
+    """
+    newest = ", ".join(
+        f"arg_max({m.name}_last, time) FILTER ({m.name}_last IS NOT NULL) AS {m.name}, "
+        f"epoch_us(max(time) FILTER ({m.name}_last IS NOT NULL)) // {_MINUTE} AS {m.name}_read"
+        for m in counters
+    )
+    names = f"{tables.keys()}, time, " + ", ".join(f"{m.name}_last" for m in counters)
+    high = min(before, gathered_from)
+    near = f"time >= make_timestamptz({gathered_from}) AND time < make_timestamptz({before})"
+    hour = f"time >= make_timestamptz({high - _HOUR}) AND time < make_timestamptz({high})"
+    day = f"time >= make_timestamptz({high - _DAY}) AND time < make_timestamptz({high - _HOUR})"
+    long_ago = f"time < make_timestamptz({high - _DAY})"
+    among = ""
+    if tables.key == ("series",):  # a new device has a number above all that are stored
+        row = cursor.execute("SELECT min(series), max(series) FROM temp.main.sought").fetchone() or (0, 0)
+        among = f" AND series BETWEEN {row[0]} AND {row[1]}"
+    # Nearest first. Hours are there when the rows of shorter rollups are let go.
+    for at, parts in enumerate(
+        (
+            [f"SELECT {names} FROM temp.main.beside WHERE {near}"],
+            [f"SELECT {names} FROM {table} WHERE {hour}{among}" for table in tables.stored],
+            [f"SELECT {names} FROM {table} WHERE {day}{among}" for table in tables.stored],
+            [f"SELECT {names} FROM {table} WHERE {long_ago}{among}" for table in tables.stored],
+            [
+                f"SELECT {names} FROM (SELECT * REPLACE (time + INTERVAL 59 MINUTE AS time) FROM {tables.hours}) "
+                f"WHERE {long_ago}"
+            ],
+        )
+    ):
+        found = (
+            f"SELECT {tables.keys()}, {newest} FROM ({' UNION ALL '.join(parts)}) p "
+            f"SEMI JOIN temp.main.sought s USING ({tables.keys()}) GROUP BY ALL"
+        )
+        if not at:
+            cursor.execute(f"CREATE OR REPLACE TEMP TABLE found AS {found}")
+            continue
+        lacking = " OR ".join(f"{m.name} IS NULL" for m in counters)
+        row = cursor.execute(
+            f"SELECT 1 FROM temp.main.sought s LEFT JOIN temp.main.found f USING ({tables.keys()}) "
+            f"WHERE {lacking} LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return
+        merged = ", ".join(
+            f"coalesce(f.{m.name}, o.{m.name}) AS {m.name}, coalesce(f.{m.name}_read, o.{m.name}_read) AS {m.name}_read"
+            for m in counters
+        )
+        cursor.execute(f"CREATE OR REPLACE TEMP TABLE older AS {found}")
+        cursor.execute(
+            f"CREATE OR REPLACE TEMP TABLE found AS SELECT {tables.keys()}, {merged} FROM temp.main.found f "
+            f"FULL JOIN temp.main.older o USING ({tables.keys()})"
+        )
+
+
+def _tell_followers(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric]) -> None:
+    """Set the growth of stored rows behind staged ones, where it is another now."""
+    changed = " OR ".join(
+        f"(n.{m.name}_first IS NOT NULL AND NOT g.{m.name}_odd "
+        f"AND g.{m.name}_increase IS DISTINCT FROM n.{m.name}_increase)"
+        for m in counters
+    )
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE retold AS SELECT g.*, {', '.join(f'n.{m.name}_first' for m in counters)} "
+        f"FROM temp.main.grown g JOIN temp.main.beside n ON {tables.same('n', 'g')} AND n.time = g.time "
+        f"WHERE g.follows AND NOT g.staged AND ({changed})"
+    )
+    if cursor.execute("SELECT 1 FROM temp.main.retold LIMIT 1").fetchone() is None:
+        return
+    stamp = f", {tables.stamp}" if tables.stamp else ""
+    for table in tables.stored:
+        short = table.rpartition(".")[2]
+        sets = ", ".join(
+            f"{m.name}_increase = CASE WHEN g.{m.name}_first IS NOT NULL AND NOT g.{m.name}_odd "
+            f"THEN g.{m.name}_increase ELSE {short}.{m.name}_increase END"
+            for m in counters
+        )
+        cursor.execute(
+            f"UPDATE {table} SET {sets}{stamp} FROM temp.main.retold g "
+            f"WHERE {tables.same('g', short)} AND g.time = {short}.time"
+        )
+
+
+def _go_through(cursor: DuckDBPyConnection, tables: Tables, metric: Metric, gathered_from: int) -> None:
+    """Add up the steps between readings, one by one, about the buckets where a counter did not only rise."""
+    name, width, keys = metric.name, tables.width, tables.keys()
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE sought AS SELECT {keys}, min(epoch_us(time)) - {_PASSING} AS low, "
+        f"max(epoch_us(time)) + {width + _PASSING} AS high FROM temp.main.grown WHERE {name}_odd GROUP BY ALL"
+    )
+    limits = cursor.execute("SELECT min(low), max(high) FROM temp.main.sought").fetchone() or (0, 0)
+    # Whether a value passes is known from those about it; what lies before them is known from the rollups.
+    low, high = int(limits[0]) - 2 * _PASSING, int(limits[1]) + 2 * _PASSING
+    low = low // width * width
+    _find_last(cursor, tables, [metric], low, gathered_from)
+    steps = step(metric, "before", f"before_at // {_MINUTE}", "value", f"first_at // {_MINUTE}")
+    cursor.execute(
+        f"CREATE OR REPLACE TEMP TABLE stepped AS WITH readings AS ("
+        f"SELECT {tables.keys('r')}, epoch_us(r.time) AS moment, r.{name} AS value "
+        f"FROM ({tables.readings(low, high)}) r SEMI JOIN temp.main.sought s ON {tables.same('s', 'r')} "
+        f"WHERE r.{name} IS NOT NULL UNION ALL "
+        f"SELECT {keys}, {name}_read * {_MINUTE}, {name} FROM temp.main.found WHERE {name} IS NOT NULL"
+        f"), begun AS (SELECT *, (value IS DISTINCT FROM lag(value) OVER w)::INTEGER AS begins FROM readings "
+        f"WINDOW w AS (PARTITION BY {keys} ORDER BY moment)"
+        f"), numbered AS (SELECT *, sum(begins) OVER (PARTITION BY {keys} ORDER BY moment ROWS UNBOUNDED PRECEDING) "
+        f"AS run FROM begun), runs AS (SELECT {keys}, run, any_value(value) AS value, min(moment) AS first_at, "
+        f"max(moment) AS last_at FROM numbered GROUP BY {keys}, run), flanked AS (SELECT *, "
+        f"lag(value) OVER w AS earlier, lead(value) OVER w AS later, "
+        f"lead(first_at) OVER w - lag(last_at) OVER w AS apart FROM runs "
+        f"WINDOW w AS (PARTITION BY {keys} ORDER BY run)"
+        f"), kept AS (SELECT * FROM flanked WHERE NOT coalesce(later >= earlier AND (value < earlier OR value > later) "
+        f"AND apart <= {_PASSING}, false)"
+        f"), linked AS (SELECT *, lag(value) OVER w AS before, lag(last_at) OVER w AS before_at FROM kept "
+        f"WINDOW w AS (PARTITION BY {keys} ORDER BY run)"
+        f"), counted AS (SELECT {keys}, first_at // {width} AS bucket, {steps} AS growth FROM linked "
+        f"UNION ALL SELECT {keys}, moment // {width}, 0 FROM readings) "
+        f"SELECT {tables.keys('c')}, make_timestamptz(c.bucket * {width}) AS time, "
+        f"{bigint_or_null('sum(c.growth)')} AS growth FROM counted c JOIN temp.main.sought s "
+        f"ON {tables.same('s', 'c')} WHERE (c.bucket + 1) * {width} > s.low AND c.bucket * {width} < s.high "
+        "GROUP BY ALL"
+    )
+    match = "{same} AND g.time = {table}.time AND {table}.{name}_increase IS DISTINCT FROM g.growth"
+    stamp = f", {tables.stamp}" if tables.stamp else ""
+    cursor.execute(
+        f"UPDATE temp.main.staged SET {name}_increase = g.growth FROM temp.main.stepped g WHERE "
+        + match.format(same=tables.same("g", "staged"), table="staged", name=name)
+    )
+    for table in tables.stored:
+        short = table.rpartition(".")[2]
+        cursor.execute(
+            f"UPDATE {table} SET {name}_increase = g.growth{stamp} FROM temp.main.stepped g WHERE "
+            + match.format(same=tables.same("g", short), table=short, name=name)
+        )
