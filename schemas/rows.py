@@ -135,7 +135,7 @@ MILLIJOULES: Final = Unit("millijoules", "_millijoules", "<i8", "BIGINT", per_se
 CELSIUS: Final = Unit("degrees Celsius", "_celsius", "<f4", "FLOAT", -60, 200)
 MEGAHERTZ: Final = Unit("megahertz", "_megahertz", "<i4", "INTEGER")
 NANOSECONDS: Final = Unit("nanoseconds", "_nanoseconds", "<i8", "BIGINT", per_second=2e9)
-COUNT: Final = Unit("count", "_count", "<i8", "BIGINT", 0, 2**53)
+COUNT: Final = Unit("count", "_count", "<i8", "BIGINT", 0, 2**53, per_second=1e7)
 BITMASK: Final = Unit("bitmask", "_bitmask", "<i8", "BIGINT", None)
 LEVEL: Final = Unit("level", "", "<i4", "INTEGER")
 

@@ -22,6 +22,7 @@ from nats.aio.subscription import Subscription
 
 from ...schemas import bus, clocks, codec, columns, speakers, stored
 from ...schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch
+from .counters import Believed, steady
 from .expected import EXPECTED_SECONDS, Boards, expected
 from .xids import History, Xids, concerns
 
@@ -64,6 +65,7 @@ class Host:
         labels: by device, as they stand behind a name.
         static: lines that only the inventory decides, by name of the family.
         blocks: lines of metrics, good as long as the values stay.
+        counters: what is believed of each counter of each device.
         order: the devices that the lines stand for.
     """
 
@@ -71,6 +73,7 @@ class Host:
         "batch",
         "blocks",
         "clock_offset_seconds",
+        "counters",
         "expected",
         "heard",
         "heard_ns",
@@ -108,6 +111,7 @@ class Host:
         self.labels: dict[str, str] = {}
         self.static: dict[str, bytes] = {}
         self.blocks: dict[str, Block] = {}
+        self.counters: dict[str, Believed] = {}
         self.order: list[str] = []
 
     @property
@@ -391,7 +395,7 @@ class Live:
         except codec.DecodeError as error:
             self._refuse(host.name, error)
             return
-        host.batch = batch
+        host.batch = steady(batch, host.counters, self.clock())
         self._look_at_energy(host.name, batch)
         host.clock_offset_seconds = clocks.offset_seconds(batch.times_ns, host.heard_ns)
 

@@ -55,6 +55,7 @@ class Group:
         self.fields: FieldBatch | None = None
         self.field_targets: list[list[Target]] = []
         self.rates: dict[int, tuple[float, float]] = {}
+        self.lower: dict[int, tuple[float, float]] = {}
         self.rate_targets: dict[int, list[Target]] = {}
 
 
@@ -364,11 +365,17 @@ class DevicePlan:
         return 1
 
     def _rate(self, group: Group, at: int, raw: float | None, now: float) -> float | None:
-        before = group.rates.pop(at, None)
+        """The growth per second. One reading below the last is left out: the next one says whether it was a reset."""
         if raw is None:
             return None
+        before, lower = group.rates.get(at), group.lower.pop(at, None)
+        if before is not None and raw < before[0]:
+            if lower is None or raw < lower[0]:
+                group.lower[at] = (raw, now)
+                return None
+            before = lower
         group.rates[at] = (raw, now)
-        if before is None or raw < before[0] or now <= before[1]:
+        if before is None or now <= before[1]:
             return None
         return (raw - before[0]) / (now - before[1])
 

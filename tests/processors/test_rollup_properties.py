@@ -46,7 +46,7 @@ VALUES: dict[str, Any] = {
 
 
 def some_rows(dice: random.Random) -> Rows:
-    """Some samples about the turn of an hour, minutes after it, and after gaps of any length; any metric may be null."""
+    """Samples about the turn of an hour, minutes after it, and after gaps of any length; any metric may be null."""
     places = [*range(1980, 2020), *range(2055, 2062), *range(2090, 2400, 13), 0, 5700, 300_000]
     return {
         (dice.choice(places), dice.randint(0, 1)): {
@@ -120,6 +120,85 @@ def test_a_counter_that_says_nonsense_stops_no_other_device(tmp_path: Path) -> N
             .fetchall()
         )
         assert found["sound"] == 1000 * 7195, level.name
+    storage.close()
+
+
+def test_growth_is_what_the_counter_says_over_silences_nulls_and_values_that_pass(tmp_path: Path) -> None:
+    """What each history of a counter adds up to, by its own story, and the same in every rollup."""
+    joule = 1000
+    base = 22_543_283_000
+    minute = [base + 52 * joule * at for at in range(60)]
+    away = [*range(10), *range(1210, 1220)]  # seconds: twenty minutes of silence
+    stories: dict[str, tuple[str, list[int], list[int | None], int]] = {}
+
+    def tell(name: str, metric: str, seconds: list[int], values: list[int | None], grown: int) -> None:
+        stories[name] = (metric, seconds, values, grown)
+
+    def energy(name: str, change: dict[int, int | None], grown: int = 59 * 52 * joule) -> None:
+        values: list[int | None] = [change.get(at, value) for at, value in enumerate(minute)]
+        tell(name, "energy_millijoules", list(range(60)), values, grown)
+
+    energy("steady", {})
+    energy("zero once", {15: 0})
+    energy("low for three seconds", {15: 200_000, 16: 200_000, 17: 200_000})
+    energy("a hair lower at the turn of a bucket", {10: minute[9] - 1})
+    energy("a hair lower in a bucket", {25: minute[24] - 1})
+    energy("all ones once", {25: 2**32 - 1})
+    energy("far too high once", {33: 2**52})
+    energy("null for half of it", dict.fromkeys(range(20, 50)))
+    energy("zero to begin with", {0: 0}, 58 * 52 * joule)
+    reloaded = {at: 52 * joule * (at - 30) for at in range(30, 60)}
+    energy("driver loaded anew", dict(reloaded), (29 + 29) * 52 * joule)
+    tell(
+        "counter over a silence",
+        "energy_millijoules",
+        away,
+        [base + 600 * joule * at for at in away],
+        1219 * 600 * joule,
+    )
+    tell(
+        "rebooted in a silence",
+        "energy_millijoules",
+        away,
+        [base + at * joule if at < 10 else (at - 1000) * 300 * joule for at in away],
+        9 * joule + 219 * 300 * joule,
+    )
+    tell("errors over a reboot", "ecc_uncorrected_count", away, [0 if at < 10 else 7 for at in away], 7)
+    tell("errors since a reboot", "ecc_uncorrected_volatile_count", away, [3 if at < 10 else 2 for at in away], 2)
+    slow = [5 if at // 10 != 2 else 0 for at in range(60)]
+    tell("errors gone for one slow reading", "ecc_corrected_count", list(range(60)), list(slow), 0)
+    tell(
+        "replays all ones once",
+        "pcie_replay_count",
+        list(range(60)),
+        [2**32 - 1 if at == 9 else 3 for at in range(60)],
+        0,
+    )
+    held = [10**9 * at for at in away]
+    tell("held back over a silence", "power_violation_nanoseconds", away, list(held), 1219 * 10**9)
+
+    storage = Database(tmp_path / "history.duckdb")
+    for name, (metric, seconds, values, _) in stories.items():
+        columns: dict[str, Any] = {field.name: pa.nulls(len(seconds), field.type) for field in SCHEMA}
+        columns["time"] = pa.array([(START + at) * 1_000_000 for at in seconds], pa.int64()).cast(TIME_TYPE)
+        columns["series"] = pa.array([storage.series.number("h", name)] * len(seconds), pa.int32())
+        columns[metric] = pa.array(values, pa.int64())
+        # In two parts, so that some of it is known before the rest.
+        table = pa.table(columns, SCHEMA)
+        for part in (table.slice(0, 16), table.slice(16)):
+            sequence = storage.watermarks().get("S", 0) + 1
+            storage.commit(Batch(stream="S", sequence=sequence, samples=part))
+        if len(stories) // 2 == list(stories).index(name):
+            _refresh(storage)
+    _refresh(storage)
+    for level in LEVELS:
+        for name, (metric, _, _, grown) in stories.items():
+            found = (
+                storage.cursor()
+                .execute(f"SELECT sum({metric}_increase)::BIGINT FROM rollup_{level.name} WHERE device = ?", [name])
+                .fetchone()
+            )
+            assert found == (grown,), (level.name, name)
     storage.close()
 
 

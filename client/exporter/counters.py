@@ -1,0 +1,97 @@
+"""Counters as Prometheus is to see them: it takes each fall for a reset, and adds what was counted since.
+
+Readings of a counter that can't follow the last are not shown until they have stood (`schemas/counters.py`): the last
+good one stays in their place.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ...schemas import columns
+from ...schemas.counters import MINUTE_SECONDS, Held, hold
+from ...schemas.metrics import METRICS, Kind, Metric
+from ...schemas.telemetry import SampleBatch
+
+_COUNTERS: Final = {name: metric for name, metric in METRICS.items() if metric.row.kind is Kind.COUNTER}
+
+
+class Believed(Struct):
+    """What is believed of one counter of a host.
+
+    Attributes:
+        held: by device; of those in `values` as it was before these.
+        devices: that `values` are of.
+        values: the readings of the last batch, if all were good; empty otherwise.
+        read: when these came, in seconds.
+    """
+
+    held: dict[str, Held] = {}
+    devices: Sequence[str] = ()
+    values: Sequence[float] = ()
+    read: float = 0.0
+
+
+def steady(batch: SampleBatch, counters: dict[str, Believed], now: float) -> SampleBatch:
+    """A batch whose last tick has only readings that are believed.
+
+    Args:
+        batch: as it came.
+        counters: what is believed so far, by metric; brought up to date.
+        now: when the batch came, in seconds.
+    """
+    count = len(batch.devices)
+    changed: dict[str, bytes] = {}
+    for name, raw in batch.columns.items():
+        metric = _COUNTERS.get(name)
+        if metric is None:
+            continue
+        last = list((columns.column(batch, name) or ())[-count:])
+        believed = counters.setdefault(name, Believed())
+        if _all_follow(metric, believed, batch.devices, last, now):
+            continue
+        shown = _one_by_one(metric, believed, batch.devices, last, now)
+        if shown != last:
+            packed = columns.pack(metric, [0 if value is None else value for value in shown])
+            tail = packed[0] if packed is not None else b""
+            changed[name] = raw[: len(raw) - len(tail)] + tail
+    return replace(batch, columns=batch.columns | changed) if changed else batch
+
+
+def _all_follow(
+    metric: Metric, believed: Believed, devices: Sequence[str], last: Sequence[float | None], now: float
+) -> bool:
+    """Take readings that all follow the last ones, as nearly all do, without a look at each."""
+    if not believed.values or believed.devices != devices or None in last:
+        return False
+    values: Sequence[float] = [value for value in last if value is not None]
+    most = metric.row.unit.per_second
+    if not all(map(operator.ge, values, believed.values)):
+        return False
+    if most is not None:
+        grown = max(map(operator.sub, values, believed.values))
+        if grown > most * max(now - believed.read, MINUTE_SECONDS):
+            return False
+    believed.values, believed.read = values, now
+    return True
+
+
+def _one_by_one(
+    metric: Metric, believed: Believed, devices: Sequence[str], last: Sequence[float | None], now: float
+) -> list[float | None]:
+    held = believed.held | {
+        device: Held(value, believed.read) for device, value in zip(believed.devices, believed.values, strict=False)
+    }
+    for device, value in zip(devices, last, strict=True):
+        if value is not None:
+            held[device] = hold(held.get(device), metric, value, now)
+    shown = [None if value is None else held[device].value for device, value in zip(devices, last, strict=True)]
+    good = shown == list(last) and None not in shown
+    believed.held, believed.devices = held, list(devices)
+    believed.values, believed.read = ([value for value in shown if value is not None] if good else ()), now
+    return shown
