@@ -37,7 +37,7 @@ async def samples(
                 continue
             if hosts and not matches_any(batch.host, hosts):
                 continue
-            for row in columns.rows(batch):
+            for row in columns.rows(columns.possible(batch)):
                 if not devices or matches_any(row.device, devices):
                     yield row
     finally:

@@ -134,6 +134,11 @@ class Agent:
         return self._reader.late_ticks
 
     @property
+    def impossible(self) -> dict[str, int]:
+        """Values of the driver that their metric can't have, by metric."""
+        return dict(getattr(self._source, "impossible", {}))
+
+    @property
     def read_errors(self) -> int:
         """Calls of the driver that failed."""
         return self._reader.read_errors

@@ -55,7 +55,8 @@ class Source(Protocol):
 
     All methods block and are called from one worker thread, never from the event loop.
 
-    A source may also have `read_errors`, how many driver calls have failed so far, `identifies_processes`, whether it
+    A source may also have `read_errors`, how many driver calls have failed so far, `impossible`, how many values that
+    their metric can't have it was given, by metric, `identifies_processes`, whether it
     can tell whose they are (`ProcessBatch.identified`), and `unreadable`, the uuids of the devices whose processes the
     last `processes` could not list, or not all; and be a `LeaseAware`, a `HostSource` or a `PatientSource`.
     """

@@ -37,6 +37,7 @@ def judge(agent: Agent, publisher: Publisher, outbox: Outbox) -> Judgement:
             "ticks": float(agent.ticks),
             "late_ticks": float(agent.late_ticks),
             "read_errors": float(agent.read_errors),
+            "impossible_values": {name: float(number) for name, number in agent.impossible.items()},
             "published_messages": float(publisher.published_messages),
             "acknowledged_seconds": silent,
             "buffered_messages": float(len(outbox)),

@@ -166,11 +166,12 @@ def render() -> str:
         "Generated from the catalogue in `schemas/metrics.py` by `make docs`. One row there is a metric: its column on",
         "the wire and in DuckDB, its place in the readers' schedule, its line in the exporter and here.",
         "",
-        "A metric that a device does not support is null, never 0. So is a value that can't be (above 100 %, NVML's",
-        "“not available”), and one whose reading failed in that tick.",
+        "A metric that a device does not support is null, never 0. So is a value that [can't be](#possible-values)",
+        "(4 MW, NVML's “not available”), and one whose reading failed in that tick.",
         "",
         "- [How often](#how-often)",
         "- [All metrics](#all-metrics)",
+        "- [Possible values](#possible-values)",
         "- [dcgm-exporter's default counters](#dcgm-exporters-default-counters)",
         "- [Beyond them](#beyond-them)",
         "- [What only DCGM gives](#what-only-dcgm-gives)",
@@ -179,6 +180,7 @@ def render() -> str:
         "",
         *_cadences(),
         *_catalogue(),
+        *_possible(),
         *_coverage(),
         *_beyond(),
         *_only_dcgm(),
@@ -231,6 +233,35 @@ def _catalogue() -> list[str]:
             f"| {_amd(metric)} | {row.null} | {', '.join(row.rollup)} |"
         )
     return [*lines, ""]
+
+
+def _possible() -> list[str]:
+    """The limits, with the metrics that share them."""
+    shared: dict[tuple[str, float | None, float | None, str], list[str]] = {}
+    for name, metric in METRICS.items():
+        key = (metric.row.unit.name, metric.minimum, metric.maximum, metric.limits_from)
+        shared.setdefault(key, []).append(f"`{name}`")
+    lines = [
+        "## Possible values",
+        "",
+        "A value outside is null and counted by metric (`impossible_values` of collectors and processors, see",
+        "[what services measure](reference/services.md)); all else in its sample stays. Collectors see to it first.",
+        "Processors, the planner, the exporter and the client do so with what collectors of earlier versions send. The",
+        "limits are wide on purpose: what a board may draw one day is no error, four megawatts are. How fast a counter",
+        "can grow is [another matter](counters.md).",
+        "",
+        "| from | to | unit | since | metrics |",
+        "| ---: | ---: | --- | --- | --- |",
+    ]
+    for (unit, least, most, why), names in shared.items():
+        listed = ", ".join(names)
+        lines.append(f"| {_limit(least)} | {_limit(most)} | {unit} | {why} | {listed} |")
+    return [*lines, ""]
+
+
+def _limit(value: float | None) -> str:
+    powers = {2**44: "2⁴⁴", 2**53: "2⁵³", 2**61: "2⁶¹", 2**63 - 1: "2⁶³ − 1"}
+    return "–" if value is None else powers.get(int(value), f"{value:,.0f}")
 
 
 def _coverage() -> list[str]:

@@ -77,6 +77,7 @@ class Vitals:
             "messages": self._sums("messages"),
             "samples": sum(self._sums("samples").values()),
             "duplicates": self._sums("duplicates"),
+            "impossible_values": self._impossible(),
             "dead_letters": float(self._letters.total),
             "dead_letters_unpublished": float(self._letters.unpublished),
             "batch_messages": self._histograms("batch_messages"),
@@ -96,6 +97,13 @@ class Vitals:
 
     def _sums(self, field: str) -> dict[str, float]:
         return {part: float(sum(getattr(each, field) for each in found)) for part, found in self._counts.items()}
+
+    def _impossible(self) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for each in (counts for found in self._counts.values() for counts in found):
+            for name, number in each.impossible.items():
+                sums[name] = sums.get(name, 0.0) + number
+        return sums
 
     def _histograms(self, field: str) -> dict[str, Histogram]:
         sums: dict[str, Histogram] = {}

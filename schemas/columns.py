@@ -11,6 +11,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from .codec import DecodeError
 from .metrics import METRICS, DeviceSample, Metric
 from .telemetry import SampleBatch
@@ -101,6 +103,25 @@ def check(batch: SampleBatch) -> None:
     for name, raw in batch.nulls.items():
         if len(raw) != size:
             raise DecodeError(f"Expected {size} bytes, got {len(raw)}", "invalid", f"$.nulls.{name}")
+
+
+def possible(batch: SampleBatch) -> SampleBatch:
+    """A batch that passed `check`, with nulls in place of the values that their metrics can't have.
+
+    Collectors leave these out; those of earlier versions, and of others, may not.
+    """
+    nulls: dict[str, bytes] = {}
+    for name, raw in batch.columns.items():
+        metric = METRICS.get(name)
+        if metric is None or not raw:
+            continue
+        least, most = metric.minimum, metric.maximum
+        values = _view(raw, _FORMATS[metric.row.unit.dtype])
+        if (least is None or min(values) >= least) and (most is None or max(values) <= most):
+            continue
+        old = batch.nulls.get(name) or bytes(len(values))
+        nulls[name] = bytes(null or not metric.possible(value) for value, null in zip(values, old, strict=True))
+    return replace(batch, nulls=batch.nulls | nulls) if nulls else batch
 
 
 def _array(format: Any, numbers: Any) -> array[Any]:

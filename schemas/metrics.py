@@ -25,9 +25,11 @@ from .rows import (
     COUNT,
     COUNTER_ROLLUP,
     GAUGE_ROLLUP,
+    GPM_LIMIT,
     LAST_ROLLUP,
     LEVEL,
     LEVEL_ROLLUP,
+    LINK_BYTES_LIMIT,
     MEGAHERTZ,
     MILLIJOULES,
     NANOSECONDS,
@@ -165,6 +167,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_GRAPHICS_UTIL"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_GR_ENGINE_ACTIVE", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
     sm_active_percent: Annotated[
@@ -175,6 +179,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_SM_UTIL"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_SM_ACTIVE", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
     sm_occupancy_percent: Annotated[
@@ -185,6 +191,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_SM_OCCUPANCY"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_SM_OCCUPANCY", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
     integer_active_percent: Annotated[
@@ -195,6 +203,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_INTEGER_UTIL"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_PIPE_INT_ACTIVE", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
     tensor_active_percent: Annotated[
@@ -205,6 +215,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_ANY_TENSOR_UTIL"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
     tensor_fp16_active_percent: Annotated[
@@ -215,6 +227,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_HMMA_TENSOR_UTIL"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_PIPE_TENSOR_HMMA_ACTIVE", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
     tensor_fp64_active_percent: Annotated[
@@ -225,6 +239,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_DFMA_TENSOR_UTIL"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_PIPE_TENSOR_DFMA_ACTIVE", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
     tensor_integer_active_percent: Annotated[
@@ -235,6 +251,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_IMMA_TENSOR_UTIL"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_PIPE_TENSOR_IMMA_ACTIVE", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
     fp64_active_percent: Annotated[
@@ -245,6 +263,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_FP64_UTIL"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_PIPE_FP64_ACTIVE", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
     fp32_active_percent: Annotated[
@@ -255,6 +275,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_FP32_UTIL"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_PIPE_FP32_ACTIVE", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
     fp16_active_percent: Annotated[
@@ -265,6 +287,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_FP16_UTIL"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_PIPE_FP16_ACTIVE", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
     dram_active_percent: Annotated[
@@ -275,6 +299,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             nvml=(Gpm("NVML_GPM_METRIC_DRAM_BW_UTIL"),),
             null="before Hopper, or the driver lets only root read it",
             dcgm=("DCGM_FI_PROF_DRAM_ACTIVE", 0.01),
+            maximum=800,
+            limit=GPM_LIMIT,
         ),
     ] = None
 
@@ -787,6 +813,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             ),
             cadence=Cadence.SECOND,
             dcgm=("DCGM_FI_DEV_PCIE_RX_THROUGHPUT", 1e-3),
+            maximum=1e12,
+            limit="PCIe 7 with 16 lanes carries 256 GB/s",
         ),
     ] = None
     pcie_tx_bytes_per_second: Annotated[
@@ -801,6 +829,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             ),
             cadence=Cadence.SECOND,
             dcgm=("DCGM_FI_DEV_PCIE_TX_THROUGHPUT", 1e-3),
+            maximum=1e12,
+            limit="PCIe 7 with 16 lanes carries 256 GB/s",
         ),
     ] = None
     pcie_generation: Annotated[
@@ -812,6 +842,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SLOW,
             rollup=LEVEL_ROLLUP,
             dcgm=("DCGM_FI_DEV_PCIE_LINK_GEN", 1),
+            maximum=15,
+            limit="PCIe 7 is the newest",
         ),
     ] = None
     pcie_width: Annotated[
@@ -824,6 +856,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             rollup=LEVEL_ROLLUP,
             dcgm=("DCGM_FI_DEV_PCIE_LINK_WIDTH", 1),
             amd=(Call("amdsmi_get_pcie_info", "pcie_metric.pcie_width"),),
+            maximum=32,
+            limit="PCIe has 32 lanes at most",
         ),
     ] = None
     pcie_generation_max: Annotated[
@@ -836,6 +870,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_PCIE_MAX_LINK_GEN", 1),
             amd=(Call("amdsmi_get_pcie_info", "pcie_static.pcie_interface_version"),),
+            maximum=15,
+            limit="PCIe 7 is the newest",
         ),
     ] = None
     pcie_width_max: Annotated[
@@ -848,6 +884,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             rollup=LAST_ROLLUP,
             dcgm=("DCGM_FI_DEV_PCIE_MAX_LINK_WIDTH", 1),
             amd=(Call("amdsmi_get_pcie_info", "pcie_static.max_pcie_width"),),
+            maximum=32,
+            limit="PCIe has 32 lanes at most",
         ),
     ] = None
     pcie_replay_count: Annotated[
@@ -910,6 +948,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SECOND,
             null="no active NVLink",
             rollup=COUNTER_ROLLUP,
+            maximum=2**63 - 1,
+            limit=LINK_BYTES_LIMIT,
         ),
     ] = None
     nvlink_tx_bytes: Annotated[
@@ -922,6 +962,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SECOND,
             null="no active NVLink",
             rollup=COUNTER_ROLLUP,
+            maximum=2**63 - 1,
+            limit=LINK_BYTES_LIMIT,
         ),
     ] = None
     nvlink_rx_bytes_per_second: Annotated[
@@ -950,6 +992,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SLOW,
             null="the device has no NVLink",
             rollup=LEVEL_ROLLUP,
+            maximum=256,
+            limit="a GPU has 18 NVLinks at most",
         ),
     ] = None
     nvlink_crc_flit_errors_count: Annotated[
@@ -1107,6 +1151,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="before Ampere",
             rollup=LEVEL_ROLLUP,
             maximum=1,
+            limit="yes or no",
             dcgm=("DCGM_FI_DEV_ROW_REMAP_PENDING", 1),
         ),
     ] = None
@@ -1120,6 +1165,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="before Ampere",
             rollup=LEVEL_ROLLUP,
             maximum=1,
+            limit="yes or no",
             dcgm=("DCGM_FI_DEV_ROW_REMAP_FAILURE", 1),
         ),
     ] = None
@@ -1160,6 +1206,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="Ampere and later, which remap rows in place of it",
             rollup=LEVEL_ROLLUP,
             maximum=1,
+            limit="yes or no",
             dcgm=("DCGM_FI_DEV_RETIRED_PENDING", 1),
         ),
     ] = None
@@ -1172,6 +1219,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SECOND,
             null="passively cooled boards",
             maximum=200,
+            limit="drivers say more than 100% of fans that may turn faster than their rated speed",
             dcgm=("DCGM_FI_DEV_FAN_SPEED", 1),
             amd=(Call("amdsmi_get_gpu_fan_speed", args=(0,), scale=100 / 255),),
         ),
@@ -1185,6 +1233,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SECOND,
             rollup=LEVEL_ROLLUP,
             maximum=15,
+            limit="NVML_PSTATE_0 to NVML_PSTATE_15; 32 is unknown",
             dcgm=("DCGM_FI_DEV_PSTATE", 1),
         ),
     ] = None
@@ -1208,6 +1257,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SLOW,
             null="the driver is not a vGPU host driver",
             rollup=LEVEL_ROLLUP,
+            maximum=1024,
+            limit="a board holds 48 at most",
         ),
     ] = None
     vgpu_licensed: Annotated[
@@ -1220,6 +1271,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="not in a virtual machine with a vGPU",
             rollup=LEVEL_ROLLUP,
             maximum=1,
+            limit="yes or no",
             dcgm=("DCGM_FI_DEV_VGPU_LICENSE_STATUS", 1),
         ),
     ] = None
@@ -1241,6 +1293,16 @@ class Metric(Struct, frozen=True):
     def maximum(self) -> float | None:
         """The greatest possible value, in the metric's unit; None where there is no limit."""
         return self.row.unit.maximum if self.row.maximum is None else self.row.maximum
+
+    @property
+    def limits_from(self) -> str:
+        """Where these limits come from, in words."""
+        return self.row.limit or self.row.unit.source
+
+    def possible(self, value: float) -> bool:
+        """Whether the metric can have a value: within its limits, and a number."""
+        least, most = self.minimum, self.maximum
+        return (least is None or value >= least) and (most is None or value <= most) and value == value
 
 
 def _catalogue() -> dict[str, Metric]:

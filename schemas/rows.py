@@ -116,6 +116,7 @@ class Unit(Struct, frozen=True):
         minimum: values below are impossible.
         maximum: values above are impossible; None where there is no limit.
         per_second: a counter can't grow faster; None where nothing limits it.
+        source: where the limits come from, in words.
     """
 
     name: str
@@ -125,19 +126,52 @@ class Unit(Struct, frozen=True):
     minimum: float | None = 0
     maximum: float | None = None
     per_second: float | None = None
+    source: str = ""
 
 
-PERCENT: Final = Unit("percent", "_percent", "<f4", "FLOAT", 0, 100)
-BYTES: Final = Unit("bytes", "_bytes", "<i8", "BIGINT", per_second=20e12)
-BYTES_PER_SECOND: Final = Unit("bytes per second", "_bytes_per_second", "<f4", "FLOAT")
-WATTS: Final = Unit("watts", "_watts", "<f4", "FLOAT")
-MILLIJOULES: Final = Unit("millijoules", "_millijoules", "<i8", "BIGINT", per_second=5e6)
-CELSIUS: Final = Unit("degrees Celsius", "_celsius", "<f4", "FLOAT", -60, 200)
-MEGAHERTZ: Final = Unit("megahertz", "_megahertz", "<i4", "INTEGER")
-NANOSECONDS: Final = Unit("nanoseconds", "_nanoseconds", "<i8", "BIGINT", per_second=2e9)
-COUNT: Final = Unit("count", "_count", "<i8", "BIGINT", 0, 2**53, per_second=1e7)
-BITMASK: Final = Unit("bitmask", "_bitmask", "<i8", "BIGINT", None)
-LEVEL: Final = Unit("level", "", "<i4", "INTEGER")
+PERCENT: Final = Unit("percent", "_percent", "<f4", "FLOAT", 0, 100, source="a share of a whole")
+BYTES: Final = Unit(
+    "bytes", "_bytes", "<i8", "BIGINT", 0, 2**44, source="16 TiB: fifty times the memory of a board (288 GB)"
+)
+BYTES_PER_SECOND: Final = Unit(
+    "bytes per second", "_bytes_per_second", "<f4", "FLOAT", 0, 20e12, source="NVLink 5 carries 1.8 TB/s of a GPU"
+)
+WATTS: Final = Unit(
+    "watts",
+    "_watts",
+    "<f4",
+    "FLOAT",
+    0,
+    5000,
+    source="a GB200 superchip, two GPUs, is rated at 2.7 kW",
+)
+MILLIJOULES: Final = Unit(
+    "millijoules", "_millijoules", "<i8", "BIGINT", 0, 2**53, per_second=5e6, source="57 years at 5 kW"
+)
+CELSIUS: Final = Unit(
+    "degrees Celsius", "_celsius", "<f4", "FLOAT", -60, 200, source="GPUs shut down near 100 °C; 255 is no sensor"
+)
+MEGAHERTZ: Final = Unit(
+    "megahertz", "_megahertz", "<i4", "INTEGER", 0, 50_000, source="the fastest memory says 14,001 (GDDR7)"
+)
+NANOSECONDS: Final = Unit(
+    "nanoseconds", "_nanoseconds", "<i8", "BIGINT", 0, 2**61, per_second=2e9, source="73 years of uptime"
+)
+COUNT: Final = Unit(
+    "count",
+    "_count",
+    "<i8",
+    "BIGINT",
+    0,
+    2**53,
+    per_second=1e7,
+    source="all ones is a count that the driver lacks",
+)
+BITMASK: Final = Unit("bitmask", "_bitmask", "<i8", "BIGINT", None, source="any bit may be set")
+LEVEL: Final = Unit("level", "", "<i4", "INTEGER", 0, 255, source="no level of NVML has as many")
+
+GPM_LIMIT: Final = "a MIG instance, one of eight slices, may have more than its share (NVIDIA/DCGM issue 152)"
+LINK_BYTES_LIMIT: Final = "what 64 bits hold: months at full speed"
 
 
 GAUGE_ROLLUP: Final = ("min", "mean", "max", "p95", "last")
@@ -162,6 +196,7 @@ class Row(Struct, frozen=True, kw_only=True):
         rollup: the aggregates that a rollup keeps.
         dcgm: the field's name in dcgm-exporter, with the factor from our unit to theirs; None where it has none.
         maximum: overrides the unit's.
+        limit: where that comes from, in words; empty where the unit's is meant.
     """
 
     unit: Unit
@@ -174,3 +209,4 @@ class Row(Struct, frozen=True, kw_only=True):
     rollup: tuple[str, ...] = GAUGE_ROLLUP
     dcgm: tuple[str, float] | None = None
     maximum: float | None = None
+    limit: str = ""

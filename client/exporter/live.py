@@ -395,7 +395,7 @@ class Live:
         except codec.DecodeError as error:
             self._refuse(host.name, error)
             return
-        host.batch = steady(batch, host.counters, self.clock())
+        host.batch = steady(columns.possible(batch), host.counters, self.clock())
         self._look_at_energy(host.name, batch)
         host.clock_offset_seconds = clocks.offset_seconds(batch.times_ns, host.heard_ns)
 

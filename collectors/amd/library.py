@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib
 import io
+from collections import Counter
 from types import ModuleType
 from typing import Any, Final
 
@@ -47,11 +48,15 @@ class AmdFailure(Exception):
 class AmdLibrary:
     """amdsmi, initialised for GPUs.
 
+    Args:
+        impossible: counts the values that their metric can't have, by metric.
+
     Raises:
         SourceUnavailable: no amdsmi, no library, no driver; the message says what is missing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, impossible: Counter[str] | None = None) -> None:
+        self.impossible: Counter[str] = Counter() if impossible is None else impossible
         self.amdsmi: ModuleType = _load()
         try:
             self.amdsmi.amdsmi_init(self.amdsmi.AmdSmiInitFlags.INIT_AMD_GPUS)

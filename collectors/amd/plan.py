@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -102,7 +103,7 @@ class AmdPlan:
             return False
         reading = self._readings.setdefault(key, Reading(key, call.function, tuple(args)))
         reading.seconds = min(reading.seconds, CADENCE_SECONDS[cadence])
-        reading.takes.append((INDEX[name], _bounded(name, take)))
+        reading.takes.append((INDEX[name], _bounded(name, take, self._library.impossible)))
         return True
 
     def _try(self, function: str, args: list[Any]) -> Any:
@@ -199,14 +200,17 @@ def _path(call: Call) -> Take:
     return take
 
 
-def _bounded(name: str, take: Take) -> Take:
+def _bounded(name: str, take: Take, impossible: Counter[str]) -> Take:
     metric = METRICS[name]
     low = -math.inf if metric.minimum is None else metric.minimum
     high = math.inf if metric.maximum is None else metric.maximum
 
     def bounded(answer: Any) -> float | int | None:
         value = take(answer)
-        if value is None or not low <= value <= high:
+        if value is None:
+            return None
+        if not low <= value <= high:
+            impossible[name] += 1
             return None
         return round(value) if metric.integer else value
 

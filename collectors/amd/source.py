@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Final
@@ -62,6 +63,7 @@ class AmdSource:
 
     Attributes:
         identifies_processes: as in `ProcessBatch.identified`.
+        impossible: how many values that their metric can't have the driver gave, by metric.
     """
 
     name = "amdsmi"
@@ -88,6 +90,7 @@ class AmdSource:
         self._errors_before = 0
         self._events: AmdEventThread | None = None
         self._columns = TickColumns()
+        self.impossible: Counter[str] = Counter()
         self.unreadable: list[str] = []
         """Devices whose processes the last `processes` could not list."""
 
@@ -98,7 +101,7 @@ class AmdSource:
 
     def open(self, emit: Emit) -> None:
         """See `Source.open`."""
-        self._library = AmdLibrary()
+        self._library = AmdLibrary(self.impossible)
         self._emit = emit
         self._lost = []
         try:

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib
 import logging
+from collections import Counter
 from types import ModuleType
 from typing import Any, Final, TypeAlias, cast
 
@@ -75,14 +76,19 @@ class NvmlFailure(Exception):
 class Library:
     """NVML, initialised.
 
+    Args:
+        impossible: counts the values that their metric can't have, by metric.
+
     Attributes:
         gpm_surveyed: which GPM metrics each kind of device gives, as far as that is known.
+        impossible: see above.
 
     Raises:
         SourceUnavailable: no pynvml, no library, no driver; the message says what is missing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, impossible: Counter[str] | None = None) -> None:
+        self.impossible: Counter[str] = Counter() if impossible is None else impossible
         try:
             self.pynvml: ModuleType = importlib.import_module("pynvml")
         except ImportError as error:

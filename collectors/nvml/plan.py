@@ -89,6 +89,7 @@ class DevicePlan:
         gpm_instance: int | None = None,
         kind: str = "",
     ) -> None:
+        self._impossible = library.impossible
         self.values: Values = [None] * len(NAMES)
         self.errors = 0
         self.supported: set[str] = set()
@@ -307,7 +308,11 @@ class DevicePlan:
                         value *= scale
                         if whole:
                             value = round(value)
-                    values[at] = value if low <= value <= high else None
+                    if low <= value <= high:
+                        values[at] = value
+                    else:
+                        values[at] = None
+                        self._impossible[NAMES[at]] += 1
                 continue
             for output in outputs:
                 values[output[2]] = None
@@ -357,11 +362,15 @@ class DevicePlan:
                 value = raw if scale is None else raw * scale
                 if whole and value.__class__ is float:
                     value = round(value)
-                values[index] = value if low <= value <= high else None
+                if low <= value <= high:
+                    values[index] = value
+                else:
+                    values[index] = None
+                    self._impossible[NAMES[index]] += 1
         for at, targets in group.rate_targets.items():
             rate = self._rate(group, at, batch.value(at) if batch.code(at) == SUCCESS else None, now)
             for to in targets:
-                values[to[0]] = _fit(rate, to)
+                values[to[0]] = self._fit(rate, to)
         return 1
 
     def _rate(self, group: Group, at: int, raw: float | None, now: float) -> float | None:
@@ -379,11 +388,22 @@ class DevicePlan:
             return None
         return (raw - before[0]) / (now - before[1])
 
+    def _fit(self, raw: float | None, to: Target) -> float | int | None:
+        """A raw value in the metric's unit; None where it is not possible, which is counted."""
+        if raw is None:
+            return None
+        index, scale, whole, low, high = to
+        value = raw if scale is None else raw * scale
+        if not low <= value <= high:
+            self._impossible[NAMES[index]] += 1
+            return None
+        return round(value) if whole else value
+
     def _put_gpm(self, code: int) -> None:
         if code != SUCCESS:
             self._check(code, "nvmlGpmSampleGet")
         for place, to in self._gpm_targets:
-            self.values[to[0]] = _fit(self._gpm.values[place], to)
+            self.values[to[0]] = self._fit(self._gpm.values[place], to)
 
     @property
     def asks(self) -> bool:
@@ -400,7 +420,7 @@ class DevicePlan:
                 self._blocking.remove(entry)
                 self.supported.discard(NAMES[to[0]])  # and so it is asked again with the others
             holder, take = found.output(None)
-            self.values[to[0]] = _fit(take(holder), to) if code == SUCCESS else None
+            self.values[to[0]] = self._fit(take(holder), to) if code == SUCCESS else None
             fresh.append(to[0])
         self.blocking_fresh = fresh
 
@@ -456,14 +476,3 @@ _TICK_CALLS: Final = tuple(
         if metric.row.cadence is Cadence.TICK and isinstance(reading, Call) and not reading.blocking
     }.values()
 )
-
-
-def _fit(raw: float | None, to: Target) -> float | int | None:
-    """A raw value in the metric's unit; None where it is not possible (a driver's "not available", say)."""
-    if raw is None:
-        return None
-    _, scale, whole, low, high = to
-    value = raw if scale is None else raw * scale
-    if not low <= value <= high:
-        return None
-    return round(value) if whole else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, Final
@@ -46,6 +47,7 @@ class NvmlSource:
     Attributes:
         read_errors: NVML calls that failed with anything but "not supported", since the start.
         identifies_processes: as in `ProcessBatch.identified`.
+        impossible: how many values that their metric can't have the driver gave, by metric.
     """
 
     name = "nvml"
@@ -81,6 +83,7 @@ class NvmlSource:
         self._aside: threading.Thread | None = None
         self._aside_stop = threading.Event()
         self._columns = TickColumns()
+        self.impossible: Counter[str] = Counter()
 
     @property
     def read_errors(self) -> int:
@@ -97,7 +100,7 @@ class NvmlSource:
 
     def open(self, emit: Emit) -> None:
         """See `Source.open`."""
-        self._library = Library()
+        self._library = Library(self.impossible)
         self._emit = emit
         self._told_unreachable.clear()
         self._told_lost.clear()

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from ...schemas.metrics import METRICS
 from ...schemas.telemetry import DeviceEvent, DeviceInfo, SampleBatch, Severity
 from .occupancy import Listed, Occupancy
 from .order import REREAD_NS, is_past
@@ -143,6 +144,10 @@ def last_tick(batch: SampleBatch) -> Tick | None:
         if raw is None or len(raw) != ticks * count * width:
             continue
         values: tuple[Any, ...] = _layout(count, format).unpack_from(raw, skip * width)
+        metric = METRICS[name]
+        least, most = metric.minimum, metric.maximum
+        if least is not None and most is not None and not (least <= min(values) and max(values) <= most):
+            values = tuple(value if metric.possible(value) else None for value in values)
         missing = nulls.get(name)
         if missing is not None and len(missing) == ticks * count:
             values = tuple(None if null else value for value, null in zip(values, missing[skip:], strict=True))

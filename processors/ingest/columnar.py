@@ -125,6 +125,7 @@ class Decoder:
         self._clocks = clocks or HostClocks()
         self._devices: dict[tuple[str, str, bytes], tuple[bytes, int]] = {}
         self.duplicates = 0
+        self.impossible: dict[str, int] = {}
 
     def decode(
         self, messages: Sequence[Incoming], is_new: Callable[[str, str, int], bool], now_ns: int
@@ -158,8 +159,10 @@ class Decoder:
             while group:
                 try:
                     stored = np.array([item.message.stored_ns or now_ns for item in group], dtype="<i8")
-                    table, newest = _table(group, columns, nulls, stored)
+                    table, newest, impossible = _table(group, columns, nulls, stored)
                     tables.append(table)
+                    for name, number in impossible.items():
+                        self.impossible[name] = self.impossible.get(name, 0) + number
                     self._look_at_clocks(group, newest, stored)
                     accepted += [item.message for item in group]
                     break
@@ -221,8 +224,8 @@ class Decoder:
 
 def _table(
     group: Sequence[_Item], columns: tuple[str, ...], nulls: tuple[str, ...], stored: NDArray[np.int64]
-) -> tuple[ArrowTable, NDArray[np.int64]]:
-    """The rows of a group, and the newest time of each message as its host had it."""
+) -> tuple[ArrowTable, NDArray[np.int64], dict[str, int]]:
+    """The rows of a group, the newest time of each message as its host had it, and how many values can't be."""
     counts = [item.size for item in group]
     ends = np.cumsum(counts)
     rows = int(ends[-1])
@@ -236,10 +239,13 @@ def _table(
     }
     masks = dict(zip(nulls, zip(*[item.samples.nulls.values() for item in group], strict=True), strict=True))
     parts = zip(*[item.samples.columns.values() for item in group], strict=True)
+    impossible: dict[str, int] = {}
     for name, part in zip(columns, parts, strict=True):
         metric = METRICS.get(name)
         if metric is not None:  # a newer collector may know more
-            arrays[name] = _column(metric, part, masks.get(name), counts, ends)
+            arrays[name], found = _column(metric, part, masks.get(name), counts)
+            if found:
+                impossible[name] = found
     empty: dict[pa.DataType, pa.Array] = {}
     full: list[pa.Array] = []
     for field in SCHEMA:
@@ -249,7 +255,7 @@ def _table(
             if array is None:
                 array = empty[field.type] = pa.nulls(rows, field.type)
         full.append(array)
-    return pa.Table.from_arrays(full, schema=SCHEMA), newest
+    return pa.Table.from_arrays(full, schema=SCHEMA), newest, impossible
 
 
 def _column(
@@ -257,24 +263,30 @@ def _column(
     parts: Sequence[bytes | memoryview],
     masks: Sequence[bytes | memoryview] | None,
     counts: Sequence[int],
-    ends: NDArray[np.int64],
-) -> Any:
+) -> tuple[Any, int]:
+    """A column, null where its values can't be, and how many of these there are."""
     name, dtype = metric.name, np.dtype(metric.row.unit.dtype)
     _check_lengths(parts, counts, dtype.itemsize, f"$.columns.{name}")
     joined = b"".join(parts)
     values: NDArray[Any] = np.frombuffer(joined, dtype=dtype)
-    validity = None
-    nulls = 0
+    valid: NDArray[np.bool_] | None = None
     if masks is not None:
         _check_lengths(masks, counts, 1, f"$.nulls.{name}")
-        valid = np.frombuffer(b"".join(masks), dtype=np.uint8) == 0
-        nulls = len(values) - int(np.count_nonzero(valid))
-        if nulls:
-            validity = pa.py_buffer(np.packbits(valid, bitorder="little"))
-            _check_range(metric, values[valid], lambda: values, valid, ends)
-    if validity is None:
-        _check_range(metric, values, lambda: values, None, ends)
-    return pa.Array.from_buffers(_ARROW[metric.row.unit.dtype], len(values), [validity, pa.py_buffer(joined)], nulls)
+        there: NDArray[np.bool_] = np.frombuffer(b"".join(masks), dtype=np.uint8) == 0
+        valid = None if there.all() else there
+    possible = _possible(metric, values if valid is None else values[valid])
+    impossible = 0
+    if possible is not None:
+        impossible = int(np.count_nonzero(~possible))
+        if valid is None:
+            valid = possible
+        else:
+            valid[valid] = possible
+    if valid is None:
+        return pa.Array.from_buffers(_ARROW[metric.row.unit.dtype], len(values), [None, pa.py_buffer(joined)], 0), 0
+    nulls = len(values) - int(np.count_nonzero(valid))
+    buffers = [pa.py_buffer(np.packbits(valid, bitorder="little")), pa.py_buffer(joined)]
+    return pa.Array.from_buffers(_ARROW[metric.row.unit.dtype], len(values), buffers, nulls), impossible
 
 
 def _check_lengths(parts: Sequence[bytes | memoryview], counts: Sequence[int], itemsize: int, path: str) -> None:
@@ -288,16 +300,13 @@ def _check_lengths(parts: Sequence[bytes | memoryview], counts: Sequence[int], i
     )
 
 
-def _check_range(
-    metric: Metric,
-    present: NDArray[Any],
-    everything: Callable[[], NDArray[Any]],
-    valid: NDArray[np.bool_] | None,
-    ends: NDArray[np.int64],
-) -> None:
-    """Least and greatest tell it all: NaN carries over into both, and fails each comparison."""
+def _possible(metric: Metric, present: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Which values can be; None where all can, as nearly always.
+
+    Least and greatest tell it all: NaN carries over into both, and fails each comparison.
+    """
     if not len(present):
-        return
+        return None
     least, greatest = metric.minimum, metric.maximum
     floats = present.dtype.kind == "f"
     low = -math.inf if least is None else least
@@ -305,27 +314,14 @@ def _check_range(
     if floats:
         smallest, largest = float(present.min()), float(present.max())
         if smallest >= low and largest <= high and -math.inf < smallest and largest < math.inf:
-            return
-    elif (least is None and greatest is None) or (
-        int(present.min()) >= low and (greatest is None or int(present.max()) <= high)
-    ):
-        return
-    values = everything()
+            return None
+    elif (least is None or int(present.min()) >= least) and (greatest is None or int(present.max()) <= greatest):
+        return None
     with np.errstate(invalid="ignore"):
-        good = (values >= low) & (values <= high)
+        good = (present >= low) & (present <= high)
     if floats:
-        good &= np.isfinite(values)
-    if valid is not None:
-        good |= ~valid
-    at_values = np.flatnonzero(~good)
-    owners = np.searchsorted(ends, at_values, side="right")
-    first = dict(zip(reversed(owners.tolist()), reversed(values[at_values].tolist()), strict=True))
-    limits = f"from {low:g} to {high:g}" if greatest is not None else f"of at least {low:g}"
-    raise _BadMessagesError(
-        sorted(first),
-        "out_of_range",
-        lambda at: f"{first[at]} is no possible value (expected one {limits}) - at `$.columns.{metric.name}`",
-    )
+        good &= np.isfinite(present)
+    return good
 
 
 def _set_right(

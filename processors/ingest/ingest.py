@@ -25,6 +25,7 @@ from nats.js.errors import NotFoundError
 
 from ...schemas import bus
 from ...schemas.instruments import ROWS, SECONDS, SIZES, Histogram
+from ...schemas.metrics import METRICS
 from ..storage.errors import StorageDamaged, StorageError, StoragePaused, Unstorable
 from ..storage.interface import Batch, HostClock, Storage
 from . import facts
@@ -77,6 +78,7 @@ class Counts(Struct):
         messages: stored.
         samples: device samples stored.
         duplicates: messages that came again and changed nothing.
+        impossible: values that their metrics can't have, stored as null, by metric.
         batches: transactions.
         decode_seconds: CPU time spent decoding.
         write_seconds: CPU time spent in transactions, DuckDB's own threads left out.
@@ -88,6 +90,7 @@ class Counts(Struct):
     messages: int = 0
     samples: int = 0
     duplicates: int = 0
+    impossible: dict[str, int] = field(default_factory=dict)
     batches: int = 0
     decode_seconds: float = 0.0
     write_seconds: float = 0.0
@@ -341,6 +344,7 @@ class Ingest:
         refused = [*refused, *found.refused]
         self.counts.duplicates += found.duplicates + self._decoder.duplicates
         self._decoder.duplicates = 0
+        self._count_impossible(self._decoder.impossible)
         if table is not None and table.num_rows > ROW_GROUP_ROWS // 2:
             self._bytes_per_sample = sum(len(message.payload) for message in messages) / table.num_rows
         codes: dict[str, int] = {}
@@ -360,3 +364,14 @@ class Ingest:
         )
         self.counts.decode_seconds += time.thread_time() - began
         return batch, accepted, refused
+
+    def _count_impossible(self, found: dict[str, int]) -> None:
+        for name, number in found.items():
+            if name not in self.counts.impossible:
+                metric = METRICS[name]
+                log.warning(
+                    "%s: a value that it can't have (outside of %s to %s) is null from here on (told once)",
+                    name, metric.minimum, metric.maximum,
+                )  # fmt: skip
+            self.counts.impossible[name] = self.counts.impossible.get(name, 0) + number
+        found.clear()

@@ -99,7 +99,7 @@ def test_units_and_types() -> None:
         ["GPU-0"],
         sm_active_percent=[25.0],
         pcie_tx_bytes_per_second=[2e6],
-        energy_millijoules=[2**60],
+        energy_millijoules=[2**53],
         software_thermal_slowdown_nanoseconds=[1_500_000_000],
         nvlink_rx_bytes=[1024],
         nvlink_tx_bytes=[2048],
@@ -110,7 +110,7 @@ def test_units_and_types() -> None:
     assert values["DCGM_FI_PROF_SM_ACTIVE"] == 0.25
     assert values["DCGM_FI_DEV_PCIE_TX_THROUGHPUT"] == 2000
     assert values["DCGM_FI_PROF_PCIE_TX_BYTES"] == 2e6
-    assert values["DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"] == 2**60
+    assert values["DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"] == 2**53
     assert values["DCGM_FI_DEV_POWER_USAGE"] == 310.37
     assert values["corral_software_thermal_slowdown_seconds_total"] == 1.5
     assert values["corral_nvlink_rx_bytes_total"] == 1024

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from corral.processors.ingest import ingest
 from corral.schemas import bus, codec
+from corral.schemas.health import ServiceHealth
+from corral.schemas.metrics import METRICS
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import (
     AgentReport,
@@ -78,10 +80,6 @@ async def test_malformed_messages_of_many_kinds_stop_nothing(nc: Client, process
         "times cut": (host, changed(23, times_ns=good.times_ns[:-3]), "invalid", "$.times_ns"),
         "column cut": (host, changed(24, columns={"power_watts": b"\0\0"}), "invalid", "$.columns.power_watts"),
         "nulls cut": (host, changed(25, columns=power, nulls={"power_watts": b"\1"}), "invalid", "$.nulls.power"),
-        "not a number": (host, changed(26, columns={"power_watts": floats(1, np.nan)}), "out_of_range", "power_watts"),
-        "infinite": (host, changed(27, columns={"power_watts": floats(np.inf, 1)}), "out_of_range", "power_watts"),
-        "negative": (host, changed(28, columns={"memory_used_bytes": b"\xff" * 16}), "out_of_range", "memory_used"),
-        "over 100%": (host, changed(29, columns={"gpu_utilization_percent": floats(101, 1)}), "out_of_range", "gpu"),
         "1970": (host, changed(31, times_ns=np.array([5, 5], "<i8").tobytes()), "out_of_range", "$.times_ns"),
         "version": (host, changed(32, version=9), "invalid", "$.version"),
         "nested": (host, b"\x91" * 100_000, "", ""),
@@ -123,13 +121,9 @@ async def test_malformed_messages_of_many_kinds_stop_nothing(nc: Client, process
     for sequence, (subject, payload, _, _) in enumerate(bad.values()):
         await js.publish(host, codec.encode(replace(good, sequence=100 + sequence)))
         await js.publish(subject, payload)
-    # A batch with a null where the number is impossible is fine: the number means nothing.
-    fine = {"power_watts": floats(np.nan, 250.0)}
-    await js.publish(host, changed(200, columns=fine, nulls={"power_watts": b"\1\0"}))
 
-    await processor.until("SELECT count(*) FROM samples", 2 * len(bad) + 2)
+    await processor.until("SELECT count(*) FROM samples", 2 * len(bad))
     await processor.until("SELECT sum(messages) FROM dead_letters", len(bad))
-    assert await processor.rows("SELECT count(*) FROM samples WHERE isnan(power_watts)") == [[0]]
     assert (await processor.status()).dead_letters == len(bad)
 
     found: list[DeadLetter] = []
@@ -145,6 +139,49 @@ async def test_malformed_messages_of_many_kinds_stop_nothing(nc: Client, process
         assert path in letter.reason, (name, letter)
     counted = dict(await processor.rows("SELECT code, sum(messages) FROM dead_letters GROUP BY 1"))
     assert counted == {code: sum(letter.code == code for letter in found) for code in counted}
+
+
+async def test_values_that_cannot_be_are_null_and_counted_and_what_is_beside_them_stays(
+    nc: Client, processor: Asking
+) -> None:
+    js = nc.jetstream()
+    good = sample_batch("h1", 1, devices=2, ticks=1)
+    most = METRICS["power_watts"].maximum
+    assert most is not None
+    largest = np.array([2**63 - 1, 5], "<i8").tobytes()
+    columns = [
+        {"power_watts": floats(250, np.nan), "temperature_celsius": floats(40, 50)},
+        {"power_watts": floats(np.inf, 250)},
+        {"power_watts": floats(4_294_967.0, most)},
+        {"power_watts": floats(-np.inf, -1), "memory_used_bytes": b"\xff" * 16},
+        {"gpu_utilization_percent": floats(101, 100), "sm_active_percent": floats(117, 100.4)},
+        {"energy_millijoules": largest, "pcie_replay_count": largest},
+    ]
+    for sequence, found in enumerate(columns, 1):
+        await js.publish(bus.samples_subject("h1"), codec.encode(replace(good, sequence=sequence, columns=found)))
+    # A number that is null means nothing, and is not counted; one beside it is.
+    masked = replace(good, sequence=9, columns={"power_watts": floats(np.nan, 9e9)}, nulls={"power_watts": b"\1\0"})
+    await js.publish(bus.samples_subject("h1"), codec.encode(masked))
+    await processor.until("SELECT count(*) FROM samples", 2 * len(columns) + 2)
+    known = await processor.rows(
+        "SELECT list(power_watts ORDER BY power_watts) FILTER (power_watts IS NOT NULL), max(temperature_celsius), "
+        "count(memory_used_bytes), max(gpu_utilization_percent), max(sm_active_percent), max(energy_millijoules), "
+        "max(pcie_replay_count) FROM samples"
+    )
+    assert known == [[[250.0, 250.0, most], 50.0, 0, 100.0, 117.0, 5, 5]]
+    answer = await nc.request(f"{bus.HEALTH}.processor", timeout=5)
+    health = codec.decode(answer.data, ServiceHealth, codec.JSON)
+    counted = {
+        measure.labels["metric"]: measure.value for measure in health.measures if measure.name == "impossible_values"
+    }
+    assert counted == {
+        "power_watts": 6,
+        "memory_used_bytes": 2,
+        "gpu_utilization_percent": 1,
+        "energy_millijoules": 1,
+        "pcie_replay_count": 1,
+    }
+    assert (await processor.status()).dead_letters == 0
 
 
 async def test_every_kind_of_message_has_its_table(nc: Client, processor: Asking) -> None:

@@ -1,0 +1,73 @@
+"""What the exporter shows of counters whose readings are wrong for a while, against an own account of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from corral.client.exporter.counters import Believed, steady
+from corral.schemas import columns
+from corral.schemas.counters import Held, hold
+from corral.schemas.metrics import METRICS
+from corral.schemas.telemetry import SampleBatch
+from hypothesis import given
+from hypothesis import strategies as st
+
+BASE = 22_543_283_000
+
+
+def batch(at: int, **values: Sequence[int | None]) -> SampleBatch:
+    packed = {name: columns.pack(METRICS[name], found) for name, found in values.items()}
+    return SampleBatch(
+        host="h",
+        agent="a",
+        sequence=at + 1,
+        source="nvml",
+        devices=[f"GPU-{number}" for number in range(len(next(iter(values.values()))))],
+        times_ns=columns.pack_times([at * 10**9] * len(next(iter(values.values())))),
+        columns={name: column[0] for name, column in packed.items() if column is not None},
+        nulls={name: column[1] for name, column in packed.items() if column is not None and column[1] is not None},
+    )
+
+
+def shown(readings: Sequence[tuple[int, int | None]], metric: str = "energy_millijoules") -> list[float | None]:
+    """What a page says of one device at each of these seconds, another one growing steadily beside it."""
+    counters: dict[str, Believed] = {}
+    found: list[float | None] = []
+    for at, value in readings:
+        made = steady(batch(at, **{metric: [value, BASE + at]}), counters, float(at))
+        column = columns.column(made, metric)
+        assert column is not None
+        assert column[1] == BASE + at
+        found.append(column[0])
+    return found
+
+
+def test_a_reading_that_passes_is_never_shown() -> None:
+    ramp = [BASE + 52_000 * at for at in range(10)]
+    for wrong in (0, 200_000, ramp[4] - 1, 2**32 - 1, 2**50):
+        readings = [*ramp[:5], wrong, wrong, *ramp[7:]]
+        assert shown(list(enumerate(readings))) == [*ramp[:5], ramp[4], ramp[4], *ramp[7:]], wrong
+    assert shown([(0, 5), (1, None), (2, 0), (3, None), (4, 6)]) == [5, None, 5, None, 6]
+
+
+def test_a_reset_is_shown_once_it_has_stood_and_at_once_after_a_silence() -> None:
+    stood = shown([(0, BASE), *[(at, 52_000 * at) for at in range(1, 200)]])
+    since = next(at for at, value in enumerate(stood) if value != BASE)
+    assert since == 122
+    assert stood[since:] == [52_000 * at for at in range(since, 200)]
+    assert shown([(0, BASE), (300, 1000), (301, 53_000)]) == [BASE, 1000, 53_000]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([None, 0, 1, 7, 8, BASE, BASE + 1, 2**50])), max_size=40))
+def test_many_at_once_are_what_each_would_be_alone(steps: list[tuple[int, int | None]]) -> None:
+    at, readings = 0, list[tuple[int, int | None]]()
+    for step, value in steps:
+        at += 40**step
+        readings.append((at, value))
+    believed: Held | None = None
+    expected: list[float | None] = []
+    for at, value in readings:
+        if value is not None:
+            believed = hold(believed, METRICS["energy_millijoules"], value, float(at))
+        expected.append(None if value is None or believed is None else believed.value)
+    assert shown(readings) == expected
