@@ -243,14 +243,27 @@ def test_passing_errors_are_null_for_a_tick_unknown_ones_counted_and_told_once(
     assert [event.kind for event in events if event.severity is Severity.HARDWARE] == []
 
 
-def test_values_that_can_not_be_are_null(nvml: FakeNvml, source: NvmlSource, events: list[SourceEvent]) -> None:
-    nvml.devices[0].energy = 2**64 - 1  # NVML's "not available"
-    nvml.devices[0].utilization = (250, 10)
+def test_values_that_can_not_be_are_null_and_counted_those_that_can_stay(
+    nvml: FakeNvml, source: NvmlSource, events: list[SourceEvent]
+) -> None:
+    device = nvml.devices[0]
+    device.energy = 2**64 - 1  # NVML's "not available"
+    device.utilization = (250, 10)
+    device.numbers["nvmlDeviceGetPowerUsage"] = 2**32 - 1
+    device.fields[pynvml.NVML_FI_DEV_POWER_INSTANT, 0] = (1, 3_700_000_000)
+    device.gpm = {pynvml.NVML_GPM_METRIC_SM_UTIL: 117.0, pynvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL: 4e9}
     source.open(events.append)
-    first, _ = read(source)
-    assert first.energy_millijoules is None
-    assert first.gpu_utilization_percent is None
-    assert first.memory_utilization_percent == 10
+    source.read()
+    source.impossible.clear()
+    until(lambda: read(source)[0].sm_active_percent is not None)
+    source.impossible.clear()
+    first, second = read(source)
+    assert (first.energy_millijoules, first.gpu_utilization_percent, first.power_watts) == (None, None, None)
+    assert (first.power_instant_watts, first.tensor_active_percent) == (None, None)
+    assert (first.memory_utilization_percent, first.sm_active_percent) == (10, 117.0)
+    assert second.power_watts is not None
+    once = ("energy_millijoules", "gpu_utilization_percent", "power_watts", "power_instant_watts")
+    assert {name: source.impossible[name] for name in once} == dict.fromkeys(once, 1)
 
 
 @pytest.mark.parametrize(("code", "severity"), [(LOST, Severity.HARDWARE), (RESET_REQUIRED, Severity.RESET)])
@@ -530,6 +543,15 @@ def test_pcie_throughput_comes_from_counters_where_there_are_wide_ones(
     # 32 bits wrap within a second on a fast bus: the other device is measured by the driver, in a thread aside.
     assert second.pcie_rx_bytes_per_second == 222_000
     assert nvml.asked["nvmlDeviceGetPcieThroughput", narrow.uuid] == 2
-    wide.fields[key] = (3, 5)  # the counter started anew
-    clock[0] += 2.0
-    assert read(source)[0].pcie_rx_bytes_per_second is None
+
+    def after(counted: int) -> float | None:
+        wide.fields[key] = (3, counted)
+        clock[0] += 2.0
+        return read(source)[0].pcie_rx_bytes_per_second
+
+    # One lower reading says nothing, whatever comes next: the counter goes on as before, or it started anew.
+    assert after(5) is None
+    assert after(10**12 + 10 * 10**9) == pytest.approx(1e9)
+    assert after(5) is None
+    assert after(5 + 2 * 10**9) == pytest.approx(1e9)
+    assert after(5 + 6 * 10**9) == pytest.approx(2e9)
