@@ -12,7 +12,7 @@ import pytest
 from corral.processors.ingest import facts
 from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage import lake as lakes
-from corral.processors.storage import rollups, upkeep
+from corral.processors.storage import lake_rollups, rollups, upkeep
 from corral.processors.storage.database import Database
 from corral.processors.storage.errors import Deposed, StorageError, StoragePaused
 from corral.processors.storage.interface import Arrival, Batch
@@ -34,6 +34,7 @@ from corral.schemas.telemetry import (
 from history import known_since_version_3, sample_batch
 from msgspec.structs import replace
 from postgres import Postgres
+from test_rollup_properties import tell_stories
 from test_views_answers import BASE, GIB, HOUR
 from test_views_answers import samples as known_samples
 
@@ -163,6 +164,21 @@ def test_every_view_answers_as_the_embedded_one_does(lake: lakes.Lake, tmp_path:
     assert rows(both[1], "leases")
     part.close()
     database.close()
+
+
+@pytest.mark.long
+def test_counters_grow_as_in_the_embedded_storage(lake: lakes.Lake) -> None:
+    part = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)
+    part.resume(PART, "made")
+    writer = lakes.attach(lake)
+
+    def refresh() -> None:
+        for level in rollups.LEVELS:
+            lake_rollups.refresh(writer, level)
+
+    tell_stories(part, PART, refresh)
+    writer.close()
+    part.close()
 
 
 def facts_messages() -> list[Incoming]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from corral.processors.ingest.columnar import SCHEMA, TIME_TYPE
 from corral.processors.storage import Batch, Database
+from corral.processors.storage.lake import LakePart
 from corral.processors.storage.rollups import HOUR, LEVELS, Level, refresh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -123,13 +124,17 @@ def test_a_counter_that_says_nonsense_stops_no_other_device(tmp_path: Path) -> N
     storage.close()
 
 
-def test_growth_is_what_the_counter_says_over_silences_nulls_and_values_that_pass(tmp_path: Path) -> None:
-    """What each history of a counter adds up to, by its own story, and the same in every rollup."""
+Story = tuple[str, list[int], list[int | None], int]
+"""A metric, the seconds of its samples, their values, and what they add up to."""
+
+
+def counter_stories() -> dict[str, Story]:
+    """What may happen to a counter, by name, each with what is known of it."""
     joule = 1000
     base = 22_543_283_000
     minute = [base + 52 * joule * at for at in range(60)]
     away = [*range(10), *range(1210, 1220)]  # seconds: twenty minutes of silence
-    stories: dict[str, tuple[str, list[int], list[int | None], int]] = {}
+    stories: dict[str, Story] = {}
 
     def tell(name: str, metric: str, seconds: list[int], values: list[int | None], grown: int) -> None:
         stories[name] = (metric, seconds, values, grown)
@@ -176,8 +181,13 @@ def test_growth_is_what_the_counter_says_over_silences_nulls_and_values_that_pas
     )
     held = [10**9 * at for at in away]
     tell("held back over a silence", "power_violation_nanoseconds", away, list(held), 1219 * 10**9)
+    return stories
 
-    storage = Database(tmp_path / "history.duckdb")
+
+def tell_stories(storage: Database | LakePart, stream: str, refresh: Callable[[], None]) -> None:
+    """Store them, and see that each adds up to what it should, in every rollup."""
+    stories = counter_stories()
+    sequence = 0
     for name, (metric, seconds, values, _) in stories.items():
         columns: dict[str, Any] = {field.name: pa.nulls(len(seconds), field.type) for field in SCHEMA}
         columns["time"] = pa.array([(START + at) * 1_000_000 for at in seconds], pa.int64()).cast(TIME_TYPE)
@@ -186,11 +196,11 @@ def test_growth_is_what_the_counter_says_over_silences_nulls_and_values_that_pas
         # In two parts, so that some of it is known before the rest.
         table = pa.table(columns, SCHEMA)
         for part in (table.slice(0, 16), table.slice(16)):
-            sequence = storage.watermarks().get("S", 0) + 1
-            storage.commit(Batch(stream="S", sequence=sequence, samples=part))
-        if len(stories) // 2 == list(stories).index(name):
-            _refresh(storage)
-    _refresh(storage)
+            sequence += 1
+            storage.commit(Batch(stream=stream, sequence=sequence, samples=part))
+            if len(stories) + 1 == sequence:
+                refresh()
+    refresh()
     for level in LEVELS:
         for name, (metric, _, _, grown) in stories.items():
             found = (
@@ -199,6 +209,11 @@ def test_growth_is_what_the_counter_says_over_silences_nulls_and_values_that_pas
                 .fetchone()
             )
             assert found == (grown,), (level.name, name)
+
+
+def test_growth_is_what_the_counter_says_over_silences_nulls_and_values_that_pass(tmp_path: Path) -> None:
+    storage = Database(tmp_path / "history.duckdb")
+    tell_stories(storage, "S", lambda: _refresh(storage))
     storage.close()
 
 
