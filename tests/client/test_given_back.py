@@ -53,6 +53,7 @@ class Planner:
     ("holder", "here", "given_back"),
     [("", False, True), (OWN, False, True), (f"{OWN.split('/')[0]}/1/1", False, None), (ELSEWHERE, False, False),
      (OWN, True, False)],
+    ids=["nobody", "this process", "one that is gone", "another machine's", "this process's other part"],
 )  # fmt: skip
 async def test_who_only_asked_again_gives_nothing_back_that_another_may_hold(
     holder: str, here: bool, given_back: bool | None
