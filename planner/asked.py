@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import Struct
@@ -15,7 +15,7 @@ from nats.micro.request import Request
 
 from ..schemas import codec, globs
 from ..schemas.bus import PlanSubject
-from ..schemas.operations import DeviceFilter, ExplainRequest
+from ..schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
 from ..schemas.requests import Distribution, Error, WorkRequest
 from .fleet.state import InvalidRequest
 from .heavy import Heavy, Read, whole, without_items
@@ -44,6 +44,9 @@ _STATUS: Final = {
     "too_many_requests": "429",
     "unavailable": "503",
 }
+
+_FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter)
+"""What an empty message asks for as `{}` does: all there is. Anything else must be said."""
 
 Forward = Callable[[Request, bytes], None]
 Answered = Callable[[Struct, float, bool], None]
@@ -109,24 +112,32 @@ class Asked:
         """The body, checked; what the subject says of the owner goes before it."""
         request = self._request
         self.content_type = codec.content_type(request.headers)
-        data = self._kept or request.data or codec.encode({}, self.content_type)
+        data = self._kept or request.data
+        if not data and type in _FILTERS:
+            data = codec.encode({}, self.content_type)
         if len(data) > MOST_ASKED_BYTES:
             message = f"The message has {len(data)} bytes, {MOST_ASKED_BYTES} are the most: give items as a count"
             raise codec.DecodeError(message, "too_large")
-        if self.owner is None:
+        if self.owner is None and not self.user:
             message, self.warnings = codec.decode_request(data, type, self.content_type)
             return self._checked(message)
+        codec.refuse_empty(data)
         tree = codec.decode(data, dict[str, Any], self.content_type)
-        named = tree.setdefault(self.owner_field, self.owner)
+        if self.owner is not None:
+            if tree.setdefault(self.owner_field, self.owner) == "" and self.owner_field == "operator":
+                tree["operator"] = self.owner  # empty is its default, so it may be written out
+        elif type is ExplainRequest and isinstance(work := tree.get("request"), dict):
+            cast("dict[str, Any]", work).setdefault("owner", self.user)
+        message, self.warnings = codec.decode_request(
+            codec.encode_again(tree, self.content_type), type, self.content_type
+        )
+        named = self.owner if self.owner is None else getattr(message, self.owner_field)
         if named != self.owner:
             raise codec.DecodeError(
                 f"The subject says that {self.owner!r} asks, the body says {named!r}",
                 "refused",
                 f"$.{self.owner_field}",
             )
-        message, self.warnings = codec.decode_request(
-            codec.encode_again(tree, self.content_type), type, self.content_type
-        )
         return self._checked(message)
 
     @property

@@ -105,6 +105,16 @@ def _with_whole_numbers(payload: bytes, content_type: str) -> bytes | None:
         return None
 
 
+def refuse_empty(payload: bytes) -> None:
+    """Refuse a message without a body: it says nothing, and may be the server's own.
+
+    Raises:
+        DecodeError: it is empty.
+    """
+    if not payload:
+        raise DecodeError("The message is empty: send an object with what you ask for", "invalid")
+
+
 def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> tuple[T, list[str]]:
     """Decode a request that may come from a newer client, or from someone who mistyped.
 
@@ -115,8 +125,9 @@ def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> t
         The request, and one warning for each field that was ignored.
 
     Raises:
-        DecodeError: as `decode`, or a field that looks like a misspelt one.
+        DecodeError: as `decode`, or it is empty, or a field looks like a misspelt one.
     """
+    refuse_empty(payload)
     try:
         return decode(payload, type, content_type), []
     except DecodeError as error:

@@ -92,6 +92,9 @@ BAD = [
     ),
     ("leases", {"states": ["gone"]}, "invalid", "$.states[0]"),
     ("request.bob", {"owner": "ann"}, "refused", "$.owner"),
+    ("renew.bob", {"owner": 5, "lease_id": "nope"}, "invalid", "$.owner"),
+    # An empty message may be the server's own, and grants nothing.
+    *((f"{verb}{at}", b"", "invalid", "") for verb in ("request", "explain", "renew", "drain") for at in ("", ".bob")),
 ]
 
 
@@ -121,6 +124,10 @@ async def test_bad_input_gets_a_clear_error(nc: Client, fleet: FakeHosts) -> Non
 
 
 async def test_the_subject_makes_the_owner_certain(nc: Client, fleet: FakeHosts) -> None:
+    explained = await ask(nc, "explain.bob", {"request": {"gpus": 1}})
+    assert explained["granted"], "whose request it would be stands in the subject"
+    undrained = await ask(nc, "drain.olga", {"drain": False, "hosts": ["node0"], "operator": ""})
+    assert undrained["type"] == "drains"
     mine = await ask(nc, "request.team.bob", {"gpus": 1})
     assert mine["lease"]["owner"] == "team.bob"
     lease_id = mine["lease"]["lease_id"]
