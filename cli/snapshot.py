@@ -77,6 +77,7 @@ async def _fetch(
 
     from ..client.query import in_own_name
     from ..schemas.query import Snapshot, SnapshotRead, SnapshotRequest
+    from ..schemas.replies import ERROR_CODE_HEADER
     from ..schemas.requests import Error
 
     nc = await bus.connect(nats, name="corral-cli", wait_seconds=1.5, max_reconnect_attempts=3)
@@ -95,7 +96,10 @@ async def _fetch(
 
         async def piece(offset: int) -> bytes:
             read = codec.encode(SnapshotRead(snapshot_id=made.snapshot_id, offset=offset), codec.JSON)
-            return (await nc.request(in_own_name(nc, bus.SNAPSHOT_READ), read, timeout=30)).data
+            answer = await nc.request(in_own_name(nc, bus.SNAPSHOT_READ), read, timeout=30)
+            if ERROR_CODE_HEADER in (answer.headers or {}):
+                raise CommandError(codec.decode(answer.data, Error, codec.JSON).message, FAILED)
+            return answer.data
 
         size = len(await piece(0)) or 1
         with part.open("wb") as file:

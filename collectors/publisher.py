@@ -29,7 +29,7 @@ from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
-from ..schemas import bus
+from ..schemas import bus, codec
 from ..schemas.health import Since
 from ..schemas.permitted import may_make_streams
 from .outbox import Entry, Outbox
@@ -272,7 +272,10 @@ class _Session:
             entry.sent_at = now
         try:
             await self._nc.publish(
-                entry.subject, entry.payload, f"{self._inbox}.{token}", {_MESSAGE_ID: entry.message_id}
+                entry.subject,
+                entry.payload,
+                f"{self._inbox}.{token}",
+                {_MESSAGE_ID: entry.message_id, codec.CONTENT_TYPE_HEADER: codec.MSGPACK},
             )
         except MaxPayloadError:
             log.error(

@@ -13,9 +13,10 @@ from msgspec import Struct
 from nats.errors import Error as NatsError
 from nats.micro.request import Request
 
-from ..schemas import codec, globs
+from ..schemas import codec, globs, replies
 from ..schemas.bus import PlanSubject
 from ..schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
+from ..schemas.permitted import with_name
 from ..schemas.requests import Distribution, Error, WorkRequest
 from .fleet.state import InvalidRequest
 from .heavy import Heavy, Read, whole, without_items
@@ -32,19 +33,6 @@ _MOST_LINE: Final = 128
 """Characters of a name in line."""
 HEADROOM_BYTES: Final = 16 * 1024
 """Of a message beside the lease that it carries."""
-_STATUS: Final = {
-    "invalid": "400",
-    "undecodable": "400",
-    "refused": "403",
-    "not_owner": "403",
-    "not_found": "404",
-    "conflict": "409",
-    "ended": "410",
-    "too_large": "413",
-    "too_many_requests": "429",
-    "unavailable": "503",
-}
-
 _FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter)
 """What an empty message asks for as `{}` does: all there is. Anything else must be said."""
 
@@ -139,6 +127,11 @@ class Asked:
                 f"$.{self.owner_field}",
             )
         return self._checked(message)
+
+    async def turn_away(self, name: str) -> None:
+        """Answer who should have asked on the subject that has a name in it: `owner`, `user` or `operator`."""
+        self.content_type = replies.asked_in(self._request.headers)
+        await self.answer(Error(code="refused", message=with_name(self.subject, name)))
 
     @property
     def reply_to(self) -> str:
@@ -253,16 +246,9 @@ class Asked:
         await self._send(data, error)
 
     async def _send(self, data: bytes, error: Error | None) -> None:
-        headers = {codec.CONTENT_TYPE_HEADER: codec.MSGPACK} if self.content_type == codec.MSGPACK else None
-        if self.warnings:
-            headers = {**(headers or {}), codec.WARNINGS_HEADER: codec.warnings_header(self.warnings)}
+        headers = replies.headers(error, self.content_type, self.warnings)
         try:
-            if error is not None:
-                await self._request.respond_error(
-                    _STATUS.get(error.code, "500"), error.message[:256], data=data, headers=headers
-                )
-            else:
-                await self._request.respond(data, headers)
+            await self._request.respond(data, headers)
         except (NatsError, ValueError) as failed:  # no reply subject, or the bus is away: the answer is remembered
             log.debug("an answer was not sent: %s", failed)
 

@@ -33,6 +33,7 @@ from ..schemas.operations import (
     LeaseFilter,
     QueueFilter,
 )
+from ..schemas.permitted import ACROSS, unnamed
 from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from . import costs
 from .asked import Asked
@@ -44,7 +45,6 @@ from .heavy import HEAVY_BYTES
 from .leases.leader import Candidate
 from .limits import Kind, Limiter, asks
 from .placement.decide import InvalidRequest, Policies, explain
-from .probe import ACROSS
 from .vitals import Vitals
 
 log = logging.getLogger("corral.planner")
@@ -205,25 +205,23 @@ class Endpoints:
             *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),
             # The body may name anyone: it is the subject that says who asks.
             *self._owned("explain", own.EXPLAIN, ExplainRequest, explanation, "", Kind.EXPLANATIONS, large_explanation),
-            (
+            *self._listing(
                 "leases",
                 own.LEASES,
-                self._reader(LeaseFilter, desk.holding.leases, lambda body: costs.leases(desk.ledger.table, body)),
+                LeaseFilter,
+                desk.holding.leases,
+                lambda body: costs.leases(desk.ledger.table, body),
             ),
-            (
-                "devices",
-                own.DEVICES,
-                self._reader(DeviceFilter, devices, lambda body: costs.listing(self._fleet, body)),
+            *self._listing(
+                "devices", own.DEVICES, DeviceFilter, devices, lambda body: costs.listing(self._fleet, body)
             ),
-            ("fleet", own.FLEET, self._reader(DeviceFilter, fleet, lambda body: costs.summing(self._fleet, body))),
-            (
+            *self._listing("fleet", own.FLEET, DeviceFilter, fleet, lambda body: costs.summing(self._fleet, body)),
+            *self._listing(
                 "queue",
                 own.QUEUE,
-                self._reader(
-                    QueueFilter,
-                    lambda body: desk.waiting(body, self._most_bytes),
-                    lambda body: costs.waiting(len(desk.queue), body),
-                ),
+                QueueFilter,
+                lambda body: desk.waiting(body, self._most_bytes),
+                lambda body: costs.waiting(len(desk.queue), body),
             ),
         ]
 
@@ -250,8 +248,9 @@ class Endpoints:
         kind: Kind | None = None,
         large: Callable[[Asked], Awaitable[None]] | None = None,
     ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
+        named = field or "user"
         return [
-            (name, subject, self._handler(type, work, kind=kind, large=large)),
+            (name, subject, self._handler(type, work, kind=kind, large=large, without=named)),
             (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1, field, kind, large)),
         ]
 
@@ -263,6 +262,7 @@ class Endpoints:
         field: str = "owner",
         kind: Kind | None = None,
         large: Callable[[Asked], Awaitable[None]] | None = None,
+        without: str = "",
     ) -> Callable[[Request], Awaitable[None]]:
         """What answers a message.
 
@@ -273,6 +273,7 @@ class Endpoints:
             field: of the body that must say the same as the subject; empty for none.
             kind: counted for the subject's owner, before the body is looked at.
             large: answers a message that is too large to be read here; None reads it whatever its size.
+            without: whose name the subject lacks (`owner`, `user` or `operator`), which a bus with accounts wants.
         """
 
         async def act(request: Request) -> None:
@@ -311,7 +312,9 @@ class Endpoints:
             if self._turn_began is None:
                 self._turn_began = time.perf_counter()
                 asyncio.get_running_loop().call_soon(self._end_turn)
-            if self._candidate.certain:
+            if without and unnamed(self._nc, (asked := self._asked(request, None)).reply_to):
+                await asked.turn_away(without)
+            elif self._candidate.certain:
                 await act(request)
             else:
                 self._spawn(self._when_certain(request, act))
@@ -327,16 +330,24 @@ class Endpoints:
     def _turn_is_long(self) -> bool:
         return self._turn_began is not None and time.perf_counter() - self._turn_began > costs.TURN_SECONDS
 
-    def _reader(
-        self, type: type[Any], work: Callable[[Any], Struct], cost: Callable[[Any], float]
-    ) -> Callable[[Request], Awaitable[None]]:
+    def _listing(
+        self,
+        name: str,
+        subject: str,
+        type: type[Any],
+        work: Callable[[Any], Struct],
+        cost: Callable[[Any], float],
+    ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
+        """What is answered alike whoever asks, also with a name at the end of the subject."""
+
         async def read(asked: Asked, body: Any) -> None:
             await self._answer(asked, cost(body), lambda: work(body))
 
         async def large(asked: Asked) -> None:
             await self._answer_beside(asked, lambda: work(asked.decode(type)))
 
-        return self._handler(type, read, large=large)
+        handler = self._handler(type, read, large=large)
+        return [(name, subject, handler), (f"{name}-owned", f"{subject}.>", handler)]
 
     def _unanswerable(self, asked: Asked) -> None:
         """Nothing is done for a question whose answer has no subject: nobody would know of what it was granted."""

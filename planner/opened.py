@@ -6,10 +6,10 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
+from ..schemas.permitted import ACROSS
 from ..schemas.requests import WorkRequest
 from .heavy import Heavy
 from .leases.queue import Waiting
-from .probe import ACROSS
 
 _MOST_CALLERS: Final = 64
 """Who asks again has most often given up on its earlier question."""

@@ -22,10 +22,10 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
+from ..schemas.permitted import ACROSS
+
 log = logging.getLogger("corral.planner.probe")
 
-ACROSS: Final = "_R_."
-"""Reply subjects that the server makes up for those who ask from another account."""
 _TOKEN: Final = "corral-are-you-there"
 _ANSWER_SECONDS: Final = 1.0
 _AT_ONCE: Final = 500

@@ -1,10 +1,11 @@
 """A copy of the history over the bus: the processor writes it beside its database, and the asker reads it in pieces.
 
     corral.v1.history.snapshot   ask for one: `SnapshotRequest`, answered with `Snapshot` once it is complete
-    corral.v1.history.read       a piece of one: `SnapshotRead`, answered with its bytes
+    corral.v1.history.read       a piece of one: `SnapshotRead`, answered with its bytes, or with an `Error`
 
 Both also with the asker's name at the end, which alone a bus with authentication lets operators use. The asker names no
-path, so that nobody can make a processor write where it should not.
+path, so that nobody can make a processor write where it should not. A piece has the type `application/octet-stream`,
+and an error the header `Nats-Service-Error-Code`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import duckdb
+import msgspec
+from msgspec import Struct
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ..schemas import bus, codec, units
+from ..schemas import bus, codec, replies, units
+from ..schemas.permitted import unnamed, with_name
 from ..schemas.query import Snapshot, SnapshotRead, SnapshotRequest
 from ..schemas.requests import Error
 from .storage import StorageError, StoragePaused
@@ -31,9 +35,14 @@ from .storage import StorageError, StoragePaused
 log = logging.getLogger("corral.processor")
 
 PIECE_BYTES: Final = 512 * 1024
+PIECE_TYPE: Final = "application/octet-stream"
 KEPT_SECONDS: Final = 3600.0
 KEPT: Final = 2
 """Copies at most: for one more, that which was not read for the longest time goes."""
+
+
+_ELSEWHERE_SECONDS: Final = 0.3
+"""After which a copy that nobody has read from is nobody's."""
 
 
 class NoRoom(Exception):
@@ -98,18 +107,31 @@ class SnapshotService:
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, message: Msg) -> None:
+        warnings: list[str] = []
+        reply: Struct
         try:
+            self._check_named(message, bus.SNAPSHOT)
             # An empty message is refused, too: the server makes some of its own.
-            request, _ = codec.decode_request(message.data, SnapshotRequest)
+            content = codec.content_type(message.headers)
+            request, warnings = codec.decode_request(message.data, SnapshotRequest, content)
             async with self._busy:
-                reply = codec.encode(await self._make(request), codec.JSON)
+                reply = msgspec.structs.replace(await self._make(request), warnings=warnings)
         except codec.DecodeError as error:
-            reply = codec.encode(Error(code=error.code, message=str(error), field=error.field), codec.JSON)
+            reply = Error(code=error.code, message=str(error), field=error.field)
         except (NoRoom, StoragePaused, StorageError, duckdb.Error, OSError) as error:
             log.error("no snapshot: %s", error)
-            reply = codec.encode(Error(code="unavailable", message=f"no snapshot: {error}"[:2000]), codec.JSON)
+            reply = Error(code="unavailable", message=f"no snapshot: {error}"[:2000])
+        await self._respond(message, reply, warnings)
+
+    def _check_named(self, message: Msg, subject: str) -> None:
+        if message.subject == subject and unnamed(self._nc, message.reply):
+            raise codec.DecodeError(with_name(subject, "user"), "refused")
+
+    async def _respond(self, message: Msg, reply: Struct, warnings: Sequence[str] = ()) -> None:
         if message.reply:
-            await self._nc.publish(message.reply, reply)
+            content = replies.asked_in(message.headers)
+            headers = replies.headers(reply, content, warnings)
+            await self._nc.publish(message.reply, codec.encode(reply, content), headers=headers)
 
     async def _make(self, request: SnapshotRequest) -> Snapshot:
         while len(self._read_at) >= KEPT:
@@ -141,11 +163,18 @@ class SnapshotService:
 
     async def _on_read(self, message: Msg) -> None:
         try:
-            request, _ = codec.decode_request(message.data, SnapshotRead)
-        except codec.DecodeError:
+            self._check_named(message, bus.SNAPSHOT_READ)
+            content = codec.content_type(message.headers)
+            request, warnings = codec.decode_request(message.data, SnapshotRead, content)
+        except codec.DecodeError as error:
+            await self._respond(message, Error(code=error.code, message=str(error), field=error.field))
             return
         if request.snapshot_id not in self._read_at:
-            return  # another processor's
+            # Another processor may have it, and answers at once.
+            task = asyncio.create_task(self._not_found(message, request.snapshot_id))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
         if request.done:
             self._drop(request.snapshot_id)
             return
@@ -153,4 +182,10 @@ class SnapshotService:
         with (self._folder / f"{request.snapshot_id}.duckdb").open("rb") as file:
             file.seek(request.offset)
             piece = file.read(min(PIECE_BYTES, self._nc.max_payload - 1024))
-        await self._nc.publish(message.reply, piece)
+        if message.reply:
+            await self._nc.publish(message.reply, piece, headers=replies.headers(None, PIECE_TYPE, warnings))
+
+    async def _not_found(self, message: Msg, snapshot_id: str) -> None:
+        await asyncio.sleep(_ELSEWHERE_SECONDS)
+        text = f"there is no copy {snapshot_id[:64]!r}: it was fetched, or is older than an hour"
+        await self._respond(message, Error(code="not_found", message=text, field="$.snapshot_id"))

@@ -22,10 +22,11 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
-from . import bus, codec
+from . import bus, codec, replies
 from .instruments import INSTRUMENTS, Histogram, ServiceKind
 from .permitted import identity_of
 from .process import corral_version, peak_resident_bytes, resident_bytes
+from .requests import Time
 
 log = logging.getLogger("corral.health")
 
@@ -76,7 +77,7 @@ class ServiceHealth(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     reasons: list[str] = []
     role: str = ""
     corral_version: str = ""
-    started_at: datetime | None = None
+    started_at: Time | None = None
     measures: list[Measure] = []
 
 
@@ -119,8 +120,10 @@ class HealthDoor:
 
         async def answer(message: Msg) -> None:
             if message.reply:
+                content = replies.asked_in(message.headers)
+                data, headers = codec.encode(self.health(), content), replies.headers(None, content)
                 with contextlib.suppress(NatsError):  # the bus is away: whoever asked has no use for it any more
-                    await nc.publish(message.reply, codec.encode(self.health(), codec.JSON))
+                    await nc.publish(message.reply, data, headers=headers)
 
         own = health_subject(self.service, self.instance)
         subjects = (bus.HEALTH, health_subject(self.service), own)

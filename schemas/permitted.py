@@ -20,6 +20,10 @@ _SEES_TO_STREAMS: Final = ("", "planner", "processor", "admin")
 """Roles that may make streams; without a role nobody has narrowed anything, as far as one knows."""
 
 
+ACROSS: Final = "_R_."
+"""Reply subjects that the server makes up for those who ask from another account."""
+
+
 class NotAllowed(NatsError):
     """The server does not let this connection publish there.
 
@@ -52,6 +56,29 @@ def identity_of(nc: Client) -> Identity:
 def may_make_streams(nc: Client) -> bool:
     """Whether a connection may make streams and buckets, as far as its credentials say."""
     return identity_of(nc).role in _SEES_TO_STREAMS
+
+
+def unnamed(nc: Client, reply: str) -> bool:
+    """Whether a question on a subject without a name comes from somebody whom the bus would have told by the subject.
+
+    From other accounts it is never answered so, only told where to ask. Without a reply subject one can't tell.
+
+    Args:
+        nc: connection of the service that is asked.
+        reply: where the answer is wanted.
+    """
+    return reply.startswith(ACROSS) or (not reply and identity_of(nc).role != "")
+
+
+def with_name(subject: str, name: str) -> str:
+    """What one is told who has asked on a subject without a name.
+
+    Args:
+        subject: as it was asked on.
+        name: whose it lacks: `owner`, `user` or `operator`.
+    """
+    whose = "the owner of your credentials" if name == "owner" else "the user whose credentials they are"
+    return f"On this bus the subject says who asks: ask on {subject}.<{name}>, {whose}"
 
 
 def admit(nc: Client, identity: Identity) -> None:

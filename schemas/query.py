@@ -8,7 +8,7 @@ IPC stream. A small result is one message with both headers, so a plain request/
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
@@ -26,6 +26,8 @@ class ResultFormat(StrEnum):
     CSV = "csv"
     ARROW = "arrow"
     """An Arrow IPC stream."""
+    MSGPACK = "msgpack"
+    """As `json`, in MessagePack; what a question in MessagePack gets that names no format, or `json`."""
 
 
 class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -50,6 +52,28 @@ class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     window: Annotated[int, Meta(ge=0, le=64)] = 0
 
 
+class QueryResult(Struct, frozen=True, kw_only=True, tag="result", tag_field="type"):
+    """The rows of a query, as `json` and `msgpack` give them.
+
+    NaN and the infinities are text (`"NaN"`, `"Infinity"`, `"-Infinity"`), times RFC 3339 in UTC, intervals ISO 8601,
+    blobs base64. In JSON whole numbers and decimals have all their digits, also beyond 2^53; in MessagePack a decimal
+    that no number can say is text.
+
+    Attributes:
+        columns: their names.
+        types: their types, as DuckDB names them.
+        rows: each a list with a value per column.
+        truncated: there were more rows than the limit.
+        warnings: fields of the request that this processor does not know and has ignored; left out if there are none.
+    """
+
+    columns: list[str]
+    types: list[str]
+    rows: list[list[Any]]
+    truncated: bool
+    warnings: list[str] = []
+
+
 class QueryEnd(Struct, frozen=True, kw_only=True):
     """How a query ended.
 
@@ -71,15 +95,25 @@ class QueryEnd(Struct, frozen=True, kw_only=True):
 
 
 class CancelRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Cancel a query that runs or waits."""
+    """Cancel a query that runs or waits.
+
+    Attributes:
+        query_id: as the query was given it.
+    """
 
     query_id: str
 
 
 class Cancelled(Struct, frozen=True, kw_only=True, tag="cancelled", tag_field="type"):
-    """The query was running or waiting, and ends now; its own answer has the code `cancelled`."""
+    """The query was running or waiting, and ends now; its own answer has the code `cancelled`.
+
+    Attributes:
+        query_id: of the query.
+        warnings: fields of the question that this processor does not know and has ignored.
+    """
 
     query_id: str
+    warnings: list[str] = []
 
 
 class SnapshotRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -99,11 +133,13 @@ class Snapshot(Struct, frozen=True, kw_only=True, tag="snapshot", tag_field="typ
         snapshot_id: names it.
         bytes: size of the DuckDB file.
         samples: device samples in it.
+        warnings: fields of the question that this processor does not know and has ignored.
     """
 
     snapshot_id: str
     bytes: int
     samples: int
+    warnings: list[str] = []
 
 
 class SnapshotRead(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -116,7 +152,7 @@ class SnapshotRead(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     """
 
     snapshot_id: str
-    offset: Annotated[int, Meta(ge=0)] = 0
+    offset: Annotated[int, Meta(ge=0, le=2**53)] = 0
     done: bool = False
 
 

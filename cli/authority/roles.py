@@ -126,6 +126,8 @@ _KEPT: Final = (*_STREAMS, *(f"KV_{bucket.name}" for bucket in bus.BUCKETS))
 _WAITS_SECONDS: Final = 25 * 3600.0
 """A request may wait in line for a day."""
 _QUERY_SECONDS: Final = 3600.0
+_FLEET_WIDE: Final = (PlanSubject.LEASES, PlanSubject.DEVICES, PlanSubject.FLEET, PlanSubject.QUEUE)
+"""What is answered alike whoever asks: a name behind it is allowed, and changes nothing."""
 
 
 def _api(*endpoints: str) -> tuple[str, ...]:
@@ -231,17 +233,14 @@ MATRIX: Final[tuple[Access, ...]] = (
         ASKING,
         f"{PlanSubject.RENEW}.{{owner}}",
         f"{PlanSubject.RELEASE}.{{owner}}",
-        f"{bus.PLAN}.withdraw.{{owner}}",
+        f"{PlanSubject.WITHDRAW}.{{owner}}",
     ),
     _may(
         _PUB,
         "the fleet as the planner sees it",
         PEOPLE,
         f"{PlanSubject.EXPLAIN}.{{user}}",
-        PlanSubject.LEASES,
-        PlanSubject.DEVICES,
-        PlanSubject.FLEET,
-        PlanSubject.QUEUE,
+        *(f"{subject}{rest}" for subject in _FLEET_WIDE for rest in ("", ".>")),
     ),
     _may(
         _PUB,
@@ -276,8 +275,25 @@ MATRIX: Final[tuple[Access, ...]] = (
         "cancelling a query, whose id only its asker knows",
         PEOPLE,
         bus.QUERY_CANCEL,
+        f"{bus.QUERY_CANCEL}.>",
     ),
-    _may(_PUB, "how far the history is", [Role.PROCESSOR, *PEOPLE], bus.HISTORY_STATUS),
+    _may(_PUB, "how far the history is", [Role.PROCESSOR, *PEOPLE], bus.HISTORY_STATUS, f"{bus.HISTORY_STATUS}.>"),
+    # Without a name it is not certain who asks, and nothing is done: the answer says where to ask.
+    _may(
+        _PUB,
+        "nothing, but being told the address that has one's name in it",
+        PEOPLE,
+        PlanSubject.REQUEST,
+        PlanSubject.RENEW,
+        PlanSubject.RELEASE,
+        PlanSubject.WITHDRAW,
+        PlanSubject.EXPLAIN,
+        PlanSubject.DRAIN,
+        PlanSubject.EVICT,
+        bus.QUERY,
+        bus.SNAPSHOT,
+        bus.SNAPSHOT_READ,
+    ),
     # Never a subject without a wildcard where not all of an account may ask: an answer that one of them wants on it is
     # imported as a question of the account's.
     _may(

@@ -247,7 +247,10 @@ class Announcer:
                 bus.lease_subject(event.kind.value, sent.lease_id),
                 sent.data,
                 reply=f"{self._inbox}.{number}",
-                headers={"Nats-Msg-Id": event_id(self._key, sent.lease_id, sent.announcement.version)},
+                headers={
+                    "Nats-Msg-Id": event_id(self._key, sent.lease_id, sent.announcement.version),
+                    codec.CONTENT_TYPE_HEADER: codec.JSON,
+                },
             )
         except NatsError as error:  # the buffer is full while the server is away: `tend` sends it again
             log.debug("event of %s waits: %s", sent.lease_id, error)

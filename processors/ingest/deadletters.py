@@ -78,5 +78,8 @@ class DeadLetters:
             f"{bus.DEAD_LETTERS}.{code}",
             codec.encode(letter),
             timeout=PUBLISH_SECONDS,
-            headers={"Nats-Msg-Id": f"{stream}:{message.sequence}"},
+            headers={
+                "Nats-Msg-Id": f"{stream}:{message.sequence}",
+                codec.CONTENT_TYPE_HEADER: codec.MSGPACK,
+            },
         )

@@ -17,7 +17,8 @@ import duckdb
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-from ...schemas.query import QueryEnd, QueryRequest
+from ...schemas import codec
+from ...schemas.query import QueryEnd, QueryRequest, ResultFormat
 from . import results
 from .confine import Fence, QueryError, begin
 
@@ -45,9 +46,11 @@ class Execution:
         express: it is being tried, and may be set back.
         blocked_seconds: that its thread has waited for its reader.
         warnings: about the request.
+        content_type: of the request, and so of an error.
+        format: of the rows: MessagePack where a question in MessagePack asks for no other than the default.
     """
 
-    def __init__(self, request: QueryRequest, asker: str, reply: str) -> None:
+    def __init__(self, request: QueryRequest, asker: str, reply: str, content_type: str = codec.JSON) -> None:
         self.request = request
         self.asker = asker
         self.reply = reply
@@ -57,13 +60,16 @@ class Execution:
         self.express = False
         self.blocked_seconds = 0.0
         self.warnings: list[str] = []
+        self.content_type = content_type
+        packed = content_type == codec.MSGPACK and request.format is ResultFormat.JSON
+        self.format = ResultFormat.MSGPACK if packed else request.format
         self._cursor: DuckDBPyConnection | None = None
         self._stopped: QueryError | None = None
         self._guard = threading.Lock()
 
     def again(self) -> Execution:
         """The same query, to be run anew."""
-        made = Execution(self.request, self.asker, self.reply)
+        made = Execution(self.request, self.asker, self.reply, self.content_type)
         made.arrived, made.warnings = self.arrived, self.warnings
         return made
 
@@ -138,7 +144,7 @@ class Execution:
         columns = [str(column[0]) for column in description]
         types = [str(column[1]) for column in description]
         reader = cursor.to_arrow_reader(BATCH_ROWS)
-        writer = results.writer(self.request.format)
+        writer = results.writer(self.format)
         rows, truncated = 0, False
         waiting = bytearray(writer.start(columns, types, reader.schema))
         for batch, more in results.cut(reader, self.request.limit):
@@ -150,7 +156,7 @@ class Execution:
                 send(bytes(memoryview(waiting)[:part_bytes]), None)
                 del waiting[:part_bytes]
                 self.check_stopped()
-        waiting += writer.end(truncated)
+        waiting += writer.end(truncated, self.warnings)
         seconds = round(time.monotonic() - self.started - self.blocked_seconds, 6)
         end = QueryEnd(rows=rows, truncated=truncated, seconds=seconds, warnings=self.warnings)
         while len(waiting) > part_bytes:

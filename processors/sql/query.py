@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -27,10 +26,11 @@ from msgspec import Struct
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.micro import add_service
-from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Request
+from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceConfig
 
-from ...schemas import bus, codec
+from ...schemas import bus, codec, replies
+from ...schemas.permitted import unnamed, with_name
 from ...schemas.process import resident_bytes
 from ...schemas.query import END_HEADER, PART_HEADER, Cancelled, CancelRequest, ProcessorStatus, QueryEnd, QueryRequest
 from ...schemas.requests import Error
@@ -165,8 +165,13 @@ class QueryService:
             EndpointConfig(name="query", subject=bus.QUERY, handler=self._on_query),
             EndpointConfig(name="query-owned", subject=f"{bus.QUERY}.*", handler=self._on_query),
             EndpointConfig(name="query-delegated", subject=f"{bus.QUERY}.*.*", handler=self._on_query),
+            # A name behind these two is allowed, and changes nothing.
             EndpointConfig(name="cancel", subject=bus.QUERY_CANCEL, handler=self._on_cancel, queue_group=own),
+            EndpointConfig(
+                name="cancel-owned", subject=f"{bus.QUERY_CANCEL}.>", handler=self._on_cancel, queue_group=own
+            ),
             EndpointConfig(name="status", subject=bus.HISTORY_STATUS, handler=self._on_status),
+            EndpointConfig(name="status-owned", subject=f"{bus.HISTORY_STATUS}.>", handler=self._on_status),
         ):
             await service.add_endpoint(config)
         await self._nc.subscribe(f"{bus.QUERY_ACK}.{self._instance}.*", cb=self._on_ack)
@@ -201,17 +206,22 @@ class QueryService:
         message = _message(request)
         if not message.reply:
             return
+        content = replies.asked_in(message.headers)
+        refuse = partial(self._refuse, message.reply, content)
+        if message.subject == bus.QUERY and unnamed(self._nc, message.reply):
+            await refuse(QueryError("refused", with_name(bus.QUERY, "user")))
+            return
         try:
             content = codec.content_type(message.headers)
             asked, warnings = codec.decode_request(message.data, QueryRequest, content)
         except codec.DecodeError as error:
-            await self._refuse(message.reply, QueryError("invalid", str(error)), field=error.field)
+            await refuse(QueryError(error.code, str(error)), field=error.field)
             return
-        execution = Execution(asked, asker_of(message.subject, message.reply), message.reply)
+        execution = Execution(asked, asker_of(message.subject, message.reply), message.reply, content)
         execution.warnings = warnings
         if asked.query_id is not None:
             if asked.query_id in self._by_id:
-                await self._refuse(message.reply, QueryError("invalid", f"query_id {asked.query_id!r} is in use"))
+                await refuse(QueryError("invalid", f"query_id {asked.query_id!r} is in use"), field="$.query_id")
                 return
             self._by_id[asked.query_id] = execution
         left = None if self._stopping else self._queue.put(execution.asker, execution)
@@ -285,7 +295,7 @@ class QueryService:
 
     async def _publish(self, answer: Answer, part: bytes, number: int, end: QueryEnd | None) -> None:
         request = answer.execution.request
-        headers = {PART_HEADER: str(number), codec.CONTENT_TYPE_HEADER: CONTENT_TYPES[request.format]}
+        headers = {PART_HEADER: str(number), codec.CONTENT_TYPE_HEADER: CONTENT_TYPES[answer.execution.format]}
         if end is not None:
             headers[END_HEADER] = header(end)
             if end.warnings:
@@ -311,7 +321,7 @@ class QueryService:
     async def _cancel(self, request: Request) -> None:
         message = _message(request)
         try:
-            asked, _ = codec.decode_request(message.data, CancelRequest, codec.content_type(message.headers))
+            asked, warnings = codec.decode_request(message.data, CancelRequest, codec.content_type(message.headers))
         except codec.DecodeError as error:
             await _respond(request, Error(code=error.code, message=str(error), field=error.field))
             return
@@ -326,7 +336,7 @@ class QueryService:
         for answer in self._answers.values():
             if answer.execution is execution:
                 answer.look()
-        await _respond(request, Cancelled(query_id=asked.query_id))
+        await _respond(request, Cancelled(query_id=asked.query_id, warnings=warnings), warnings)
         if self._queue.remove(execution):
             await self._fail(execution, QueryError("cancelled", "the query was cancelled"))
 
@@ -336,21 +346,19 @@ class QueryService:
     async def _fail(self, execution: Execution, error: QueryError, parts: int = 0) -> None:
         self._counts["failed"] += 1
         self._forget(execution)
-        await self._refuse(execution.reply, error, parts)
+        await self._refuse(execution.reply, execution.content_type, error, parts)
 
-    async def _refuse(self, reply: str, error: QueryError, parts: int = 0, field: str = "") -> None:
+    async def _refuse(self, reply: str, content: str, error: QueryError, parts: int = 0, field: str = "") -> None:
         """Before the first part the payload is an `Error`, for askers that read no headers; later it is empty."""
         text = str(error)[:4000]
-        body = b"" if parts else codec.encode(Error(code=error.code, message=text, field=field), codec.JSON)
+        told = Error(code=error.code, message=text, field=field)
         headers = {
             PART_HEADER: str(parts),
             END_HEADER: header(QueryEnd(error=text, code=error.code)),
-            ERROR_CODE_HEADER: error.code,
-            ERROR_HEADER: json.dumps(text)[1:-1][:500],
-            codec.CONTENT_TYPE_HEADER: codec.JSON,
+            **replies.headers(told, content),
         }
         with contextlib.suppress(Exception):  # the connection may be gone, and the asker with it
-            await self._nc.publish(reply, body, headers=headers)
+            await self._nc.publish(reply, b"" if parts else codec.encode(told, content), headers=headers)
 
     def _forget(self, execution: Execution) -> None:
         if execution.request.query_id is not None and self._by_id.get(execution.request.query_id) is execution:
@@ -404,9 +412,10 @@ def _message(request: Request) -> Msg:
     return request._msg  # pyright: ignore[reportPrivateUsage]
 
 
-async def _respond(request: Request, answer: Struct) -> None:
+async def _respond(request: Request, answer: Struct, warnings: Sequence[str] = ()) -> None:
     if _message(request).reply:  # a cancellation may not care
-        await request.respond(codec.encode(answer, codec.JSON), headers={codec.CONTENT_TYPE_HEADER: codec.JSON})
+        content = replies.asked_in(request.headers)
+        await request.respond(codec.encode(answer, content), replies.headers(answer, content, warnings))
 
 
 def _lower_priority() -> None:

@@ -1,9 +1,10 @@
 """Rows of a query as JSON, CSV or Arrow IPC, in parts of bounded size.
 
 Arrow record batches come in, bytes go out; a result is never held as a whole. JSON keeps what JSON can say and writes
-the rest as text: NaN and the infinities as `"NaN"`, `"Infinity"`, `"-Infinity"` (as protobuf does), times in RFC 3339,
-intervals in ISO 8601, blobs in base64, a map with text keys as an object and any other as a list of pairs. Whole
-numbers and decimals keep all their digits. CSV is RFC 4180 with a header; lists and structs are JSON in their cell.
+the rest as text: NaN and the infinities as `"NaN"`, `"Infinity"`, `"-Infinity"` (as protobuf does), times in RFC 3339
+and UTC, intervals in ISO 8601, blobs in base64, a map with text keys as an object and any other as a list of pairs.
+Whole numbers and decimals keep all their digits. CSV is RFC 4180 with a header; lists and structs are JSON in their
+cell. MessagePack says what JSON says; a decimal that no number there can say is text.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import decimal
 import io
 import math
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, cast
 
 import msgspec
@@ -33,11 +34,15 @@ pc: Final[Any] = pyarrow.compute
 
 JSON_TYPE: Final = "application/json"
 CSV_TYPE: Final = "text/csv"
+MSGPACK_TYPE: Final = "application/msgpack"
+MOST_PACKED_BYTES: Final = 32 * 2**20
+"""Rows in MessagePack that are held: as many as go to an asker that acknowledges nothing."""
 ARROW_TYPE: Final = "application/vnd.apache.arrow.stream"
 CONTENT_TYPES: Final = {
     ResultFormat.JSON: JSON_TYPE,
     ResultFormat.CSV: CSV_TYPE,
     ResultFormat.ARROW: ARROW_TYPE,
+    ResultFormat.MSGPACK: MSGPACK_TYPE,
 }
 
 
@@ -52,14 +57,20 @@ class Writer(Protocol):
         """The rows of a batch."""
         ...
 
-    def end(self, truncated: bool) -> bytes:
+    def end(self, truncated: bool, warnings: Sequence[str] = ()) -> bytes:
         """What comes after the last row."""
         ...
 
 
 def writer(format: ResultFormat) -> Writer:
     """The writer of a format."""
-    return {ResultFormat.JSON: JsonWriter, ResultFormat.CSV: CsvWriter, ResultFormat.ARROW: ArrowWriter}[format]()
+    writers: dict[ResultFormat, type[Writer]] = {
+        ResultFormat.JSON: JsonWriter,
+        ResultFormat.CSV: CsvWriter,
+        ResultFormat.ARROW: ArrowWriter,
+        ResultFormat.MSGPACK: MsgpackWriter,
+    }
+    return writers[format]()
 
 
 class ArrowWriter:
@@ -79,7 +90,7 @@ class ArrowWriter:
         self._stream.write_batch(batch)
         return self._taken()
 
-    def end(self, truncated: bool) -> bytes:
+    def end(self, truncated: bool, warnings: Sequence[str] = ()) -> bytes:
         """The end-of-stream mark."""
         self._stream.close()
         return self._taken()
@@ -113,9 +124,69 @@ class JsonWriter:
         separator, self._first = (b"" if self._first else b","), False
         return separator + rows
 
-    def end(self, truncated: bool) -> bytes:
-        """The rest, with `truncated`."""
-        return b'],"truncated":true}' if truncated else b'],"truncated":false}'
+    def end(self, truncated: bool, warnings: Sequence[str] = ()) -> bytes:
+        """The rest, with `truncated`, and what was ignored in the question where there is any."""
+        told = b',"warnings":' + self._encode(list(warnings)) if warnings else b""
+        return b'],"truncated":%b%b}' % (b"true" if truncated else b"false", told)
+
+
+class MsgpackWriter:
+    """What `JsonWriter` writes, as one MessagePack document. An array there begins with its length, so that the rows
+    are held until all of them are known."""
+
+    def __init__(self) -> None:
+        self._encode = msgspec.msgpack.Encoder(decimal_format="string").encode
+        self._head: list[Any] = []
+        self._types: list[str] = []
+        self._rows = bytearray()
+        self._count = 0
+
+    def start(self, columns: list[str], types: list[str], schema: Schema) -> bytes:
+        """Nothing yet."""
+        self._head, self._types = ["type", "result", "columns", columns, "types", types, "rows"], types
+        return b""
+
+    def write(self, batch: Batch) -> bytes:
+        """Nothing yet.
+
+        Raises:
+            QueryError: the rows take more than is held.
+        """
+        if batch.num_rows:
+            columns = [_values(column, type) for column, type in zip(batch.columns, self._types, strict=True)]
+            for row in zip(*columns, strict=True):
+                self._rows += self._encode([_exact(value) for value in row])
+            self._count += batch.num_rows
+        if len(self._rows) > MOST_PACKED_BYTES:
+            raise QueryError(
+                "too_large",
+                f"the answer is larger than {MOST_PACKED_BYTES >> 20} MiB, which in MessagePack must be held as a "
+                "whole: lower `limit`, or ask with the format csv or arrow, or in JSON",
+            )
+        return b""
+
+    def end(self, truncated: bool, warnings: Sequence[str] = ()) -> bytes:
+        """The document."""
+        tail: list[Any] = ["truncated", truncated, *(["warnings", list(warnings)] if warnings else [])]
+        head = b"".join(self._encode(value) for value in self._head)
+        fields = (len(self._head) + 1 + len(tail)) // 2
+        rows = b"\xdd" + self._count.to_bytes(4, "big") + self._rows
+        return bytes([0x80 | fields]) + head + rows + b"".join(self._encode(value) for value in tail)
+
+
+def _exact(value: Any) -> Any:
+    """A decimal as the number that says the same; one that no number of MessagePack can say stays, as text."""
+    match value:
+        case decimal.Decimal():
+            if value == value.to_integral_value():
+                return int(value) if -(2**63) <= value < 2**64 else value
+            return float(value) if decimal.Decimal(repr(float(value))) == value else value
+        case list():
+            return [_exact(item) for item in cast("list[Any]", value)]
+        case dict():
+            return {key: _exact(item) for key, item in cast("dict[Any, Any]", value).items()}
+        case _:
+            return value
 
 
 class CsvWriter:
@@ -142,7 +213,7 @@ class CsvWriter:
         pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(include_header=False, eol="\r\n"))
         return sink.getvalue()
 
-    def end(self, truncated: bool) -> bytes:
+    def end(self, truncated: bool, warnings: Sequence[str] = ()) -> bytes:
         """Nothing: whether rows are missing stands in `QueryEnd`."""
         return b""
 
@@ -169,8 +240,9 @@ def _fast_text(column: Array) -> Array | None:
     """Dates and times as text without a Python loop; None for other types."""
     kind = column.type
     if pa.types.is_timestamp(kind):
-        # The zone is a label: the instant stays, and `UTC` is written as `Z`.
-        column = column.cast(pa.timestamp(kind.unit, "UTC" if kind.tz else None))
+        # The zone is a label: the instant stays, and `UTC` is written as `Z`. A time without a zone is in UTC, too: so
+        # the session takes it wherever it needs an instant.
+        column = column.cast(pa.timestamp(kind.unit, "UTC"))
         text = pc.replace_substring(pc.cast(column, pa.string()), " ", "T", max_replacements=1)
         return _infinities(column, text)
     if pa.types.is_date(kind) or pa.types.is_time(kind):
@@ -244,7 +316,7 @@ def _plain(value: Any) -> Any:
         case bytes():
             return base64.b64encode(value).decode()
         case datetime.datetime():
-            return value.isoformat().replace("+00:00", "Z")
+            return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).isoformat().replace("+00:00", "Z")
         case datetime.date() | datetime.time():
             return value.isoformat()
         case pa.MonthDayNano():

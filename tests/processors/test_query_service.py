@@ -90,7 +90,7 @@ async def test_values_that_json_has_no_word_for(nc: Client, service: QueryServic
     ((*values,),) = await rows(nc, sql)
     assert values == [
         "NaN", "-Infinity", 1.5, 170141183460469231731687303715884105727,
-        "2026-11-24T10:00:00.123456Z", "2026-11-24T12:00:00.123456789",
+        "2026-11-24T10:00:00.123456Z", "2026-11-24T12:00:00.123456789Z",
         "infinity", "2026-11-24", "10:11:12.500000", "P1M2DT3.5S",
         "AP8=", "101", [1.5, None, "NaN"], {"a": [{"b": 1}]}, {"k": 1}, [[1, 2]],
         "b", ["2026-11-24 00:00:00.000000001"], None, True,
@@ -98,6 +98,36 @@ async def test_values_that_json_has_no_word_for(nc: Client, service: QueryServic
     body, end, _ = await ask(nc, "SELECT '1'::BIGNUM AS n")
     assert (end["code"], json.loads(body)["code"]) == ("invalid", "invalid")
     assert "cast it to VARCHAR" in end["error"]
+
+
+async def test_a_question_in_messagepack_is_answered_alike(nc: Client, service: QueryService) -> None:
+    sql = """SELECT device, count(*) AS n, sum(count(*)) OVER () AS huge, 1.50::DECIMAL(9,2) AS d,
+        0.1::DECIMAL(38,37) AS tenth, TIMESTAMP '2026-01-01 00:00:00.000001' AS at,
+        [1.5, NULL] AS list, {'a': 1::HUGEINT} AS struct, NULL AS nothing
+        FROM samples GROUP BY device ORDER BY device"""
+    wordy = {"sql": sql, "tomorrow": 1}
+    plain = await nc.request(bus.QUERY, msgspec.json.encode(wordy), timeout=20)
+    headers = {"Content-Type": "application/msgpack"}
+    packed = await nc.request(bus.QUERY, msgspec.msgpack.encode(wordy), timeout=20, headers=headers)
+    assert (packed.headers or {})["Content-Type"] == "application/msgpack"
+    assert json.loads(plain.data)["type"] == "result", plain.data
+    assert msgspec.msgpack.decode(packed.data) == json.loads(plain.data)
+    assert json.loads(plain.data)["warnings"] == ["$.tomorrow is not known to this version and was ignored"]
+    exact = "SELECT 12345678901234567890.12::DECIMAL(38,2)"  # no number of MessagePack says that
+    packed = await nc.request(bus.QUERY, msgspec.msgpack.encode({"sql": exact}), timeout=20, headers=headers)
+    assert msgspec.msgpack.decode(packed.data)["rows"] == [["12345678901234567890.12"]]
+    for subject, body, code in (
+        (bus.QUERY, {"sql": "SELEC"}, "400"),
+        (bus.QUERY, {"sql": "COPY samples TO 'x'"}, "403"),
+        (f"{bus.QUERY_CANCEL}.ann", {"query_id": "nope"}, "404"),
+    ):
+        answer = await nc.request(subject, msgspec.msgpack.encode(body), timeout=20, headers=headers)
+        told = msgspec.msgpack.decode(answer.data)
+        assert answer.headers is not None
+        assert (told["type"], answer.headers["Nats-Service-Error-Code"]) == ("error", code)
+        assert answer.headers["Content-Type"] == "application/msgpack"
+    status = await nc.request(f"{bus.HISTORY_STATUS}.ann", b"", headers=headers, timeout=20)
+    assert msgspec.msgpack.decode(status.data)["type"] == "processor"
 
 
 async def test_csv_is_what_a_csv_reader_expects(nc: Client, service: QueryService) -> None:
@@ -167,7 +197,7 @@ async def test_cancel_a_running_and_a_waiting_query(nc: Client, service: QuerySe
     await asyncio.sleep(0.1)
     for name in ("waiting", "running"):
         reply = await nc.request(bus.QUERY_CANCEL, json.dumps({"query_id": name}).encode())
-        assert json.loads(reply.data) == {"type": "cancelled", "query_id": name}
+        assert json.loads(reply.data) == {"type": "cancelled", "query_id": name, "warnings": []}
     assert (await running)[1]["code"] == (await waiting)[1]["code"] == "cancelled"
     reply = await nc.request(bus.QUERY_CANCEL, b'{"query_id": "running"}', timeout=2)
     assert json.loads(reply.data)["code"] == "not_found"

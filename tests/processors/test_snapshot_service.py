@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from corral.processors.snapshots import SnapshotService
 from corral.schemas import bus
@@ -67,9 +68,33 @@ async def test_two_copies_are_kept_at_most_and_the_least_read_one_goes(nc: Clien
     await read(nc, first)
     third = (await ask(nc))["snapshot_id"]
     assert kept(folder) == {first, third}
-    with pytest.raises(TimeoutError):
-        await read(nc, second)
+    assert json.loads(await read(nc, second))["code"] == "not_found"
     assert await read(nc, third) == b"copy" * 100
+
+
+async def test_what_is_no_piece_is_told_with_a_status(nc: Client, folder: Path) -> None:
+    for content, encode, decode in (
+        ("application/json", msgspec.json.encode, msgspec.json.decode),
+        ("application/msgpack", msgspec.msgpack.encode, msgspec.msgpack.decode),
+    ):
+        headers = {"Content-Type": content}
+        made = await nc.request(bus.SNAPSHOT, encode({"tomorrow": 1}), timeout=5, headers=headers)
+        snapshot = decode(made.data)
+        assert snapshot["warnings"] == json.loads((made.headers or {})["Corral-Warnings"])
+        for body, code, status in (
+            ({"snapshot_id": "nope"}, "not_found", "404"),
+            ({"snapshot_id": 5}, "invalid", "400"),
+            ({}, "invalid", "400"),
+        ):
+            answer = await nc.request(f"{bus.SNAPSHOT_READ}.olga", encode(body), timeout=5, headers=headers)
+            told = decode(answer.data)
+            assert (told["type"], told["code"]) == ("error", code)
+            assert answer.headers is not None
+            assert answer.headers["Nats-Service-Error-Code"] == status
+            assert (answer.headers["Nats-Service-Error"], answer.headers["Content-Type"]) == (told["message"], content)
+        body = encode({"snapshot_id": snapshot["snapshot_id"]})
+        piece = await nc.request(f"{bus.SNAPSHOT_READ}.olga", body, timeout=5, headers=headers)
+        assert (piece.data, piece.headers) == (b"copy" * 100, {"Content-Type": "application/octet-stream"})
 
 
 async def test_a_copy_that_nobody_fetches_goes_by_itself(nc: Client, folder: Path) -> None:

@@ -40,6 +40,7 @@ USERS = {
     Role.OPERATOR: "olga",
 }
 PEOPLE = (Role.REQUESTER, Role.VIEWER, Role.OPERATOR)
+LISTS = ("leases", "devices", "fleet", "queue")
 NAMES = (*USERS.values(), "bob")
 
 
@@ -47,12 +48,13 @@ def publish_probes() -> list[str]:
     """Subjects of Corral, of JetStream, of the server and of nobody."""
     found = [f"{V}.{kind}.{host}" for kind in TELEMETRY for host in HOSTS]
     found += [f"{V}.leases.granted.l-1", f"{V}.dead.invalid", f"{V}.unknown", "corral.v2.samples.node-7", "hello"]
-    found += [f"{V}.plan.{what}" for what in ("leases", "devices", "fleet", "queue", "unknown")]
+    found += [f"{V}.plan.{what}{rest}" for what in (*LISTS, "unknown") for rest in ("", ".alice")]
     for what in ("request", "renew", "release", "withdraw", "drain", "evict"):
         found += [f"{V}.plan.{what}", *(f"{V}.plan.{what}.{name}" for name in NAMES)]
     for what in ("plan.explain", "query", "history.snapshot", "history.read"):
         found += [f"{V}.{what}", *(f"{V}.{what}.{name}" for name in NAMES)]
-    found += [f"{V}.history.cancel", f"{V}.history.status", f"{V}.history.snapshot.read", f"{V}.history.ack.p.q"]
+    found += [f"{V}.history.{what}{rest}" for what in ("cancel", "status") for rest in ("", ".alice")]
+    found += [f"{V}.history.snapshot.read", f"{V}.history.ack.p.q"]
     found += [f"{V}.health", f"{V}.health.planner", f"{V}.health.collector"]
     found += [f"{V}.health.collector.{host}" for host in HOSTS]
     found += [f"$SRV.{verb}{rest}" for verb in ("PING", "INFO", "STATS") for rest in ("", ".corral-planner")]
@@ -120,9 +122,12 @@ FOUR = STREAMS[:4]
 STATE_OF_STREAMS = {"$JS.API.INFO", *(f"$JS.API.STREAM.INFO.{stream}" for stream in FOUR)}
 HEALTH = {f"{V}.health", f"{V}.health.planner", f"{V}.health.collector", *(f"{V}.health.collector.{h}" for h in HOSTS)}
 SEEING = {
-    *(f"{V}.plan.{what}" for what in ("leases", "devices", "fleet", "queue")),
-    f"{V}.history.cancel",
-    f"{V}.history.status",
+    # What nobody's name changes, with and without one.
+    *(f"{V}.plan.{what}{rest}" for what in LISTS for rest in ("", ".alice")),
+    *(f"{V}.history.{what}{rest}" for what in ("cancel", "status") for rest in ("", ".alice")),
+    # Answered by the address that has a name in it, and by nothing else.
+    *(f"{V}.plan.{what}" for what in ("request", "renew", "release", "withdraw", "drain", "evict", "explain")),
+    *(f"{V}.{what}" for what in ("query", "history.snapshot", "history.read")),
     *SERVICE_QUESTIONS,
     *STATE_OF_STREAMS,
     *HEALTH,
@@ -166,7 +171,7 @@ PUBLISH: dict[Role, set[str]] = {
     Role.PROCESSOR: {
         *SERVING,
         f"{V}.dead.invalid",
-        f"{V}.history.status",
+        *(f"{V}.history.status{rest}" for rest in ("", ".alice")),
         *consuming(*STREAMS[:3], "CORRAL_PARTITIONS", "KV_corral_processors"),
         *(f"$JS.ACK.{stream}.c.1.1.1.1.1" for stream in (*STREAMS[:3], "CORRAL_PARTITIONS")),
         *(f"$JS.API.STREAM.{verb}.{name}" for verb in ("INFO", "CREATE") for name in ("CORRAL_PARTITIONS", KEPT[7])),
@@ -317,8 +322,8 @@ PRIZES = (
     f"{V}.leases.evicted.l-1",
     f"{V}.samples.node-8",
     "$KV.corral_hosts.node-8",
-    *(f"{V}.history.{what}{whose}" for what in ("snapshot", "read") for whose in ("", ".olga", ".vera")),
-    *(f"{V}.query{whose}" for whose in ("", ".bob")),
+    *(f"{V}.history.{what}.{whose}" for what in ("snapshot", "read") for whose in ("olga", "vera")),
+    f"{V}.query.bob",
     f"{V}.plan.explain.bob",
 )
 

@@ -87,6 +87,7 @@ async def test_everyone_does_what_is_theirs_and_nothing_else(
     secured: SecuredBus, person: Person, tmp_path: Path
 ) -> None:
     """One cluster for all of it: it takes longer to start than to try."""
+    await without_a_name_one_is_told_where_to_ask(person)
     await each_asks_in_their_own_name(person)
     await an_operator_signs_what_it_does_and_who_waits_is_answered(person)
     await a_viewer_sees_live_and_in_the_history(person)
@@ -104,6 +105,41 @@ async def test_a_server_without_tls_is_not_spoken_to(tmp_path: Path) -> None:
             await connect(plain.server.url, credentials=with_tls.credentials("alice"), wait=0.5)
     finally:
         plain.server.kill()
+
+
+async def without_a_name_one_is_told_where_to_ask(person: Person) -> None:
+    """Who asks on another account's behalf or none is never certain; the answer says which subject makes it so."""
+    olga = await person("olga")
+    asked = {
+        **dict.fromkeys(("request", "renew", "release", "withdraw"), "owner"),
+        **dict.fromkeys(("drain", "evict"), "operator"),
+        "explain": "user",
+    }
+    for what, name in asked.items():
+        subject = f"corral.v1.plan.{what}"
+        body = b'{"owner": "olga", "gpus": 1, "drain": true, "hosts": ["sim-0001"], "reason": "r"}'
+        answer = await olga.nc.request(subject, body, timeout=5)
+        told = json.loads(answer.data)
+        assert (told["code"], answer.headers["Nats-Service-Error-Code"]) == ("refused", "403")
+        assert f"{subject}.<{name}>" in told["message"]
+        # A publish wants no answer, and is done as little.
+        await olga.nc.publish(subject, body)
+
+    async def history() -> Any:
+        return await olga.nc.request("corral.v1.history.status", b"", timeout=1)
+
+    await until(history)
+    for subject in ("history.snapshot", "history.read"):
+        told = json.loads((await olga.nc.request(f"corral.v1.{subject}", b"{}", timeout=5)).data)
+        assert (told["code"], f"corral.v1.{subject}.<user>" in told["message"]) == ("refused", True)
+    for subject in ("plan.leases", "plan.devices", "plan.fleet", "plan.queue", "history.status"):
+        kinds = [
+            json.loads((await olga.nc.request(f"corral.v1.{subject}{rest}", b"{}", timeout=5)).data)["type"]
+            for rest in ("", ".olga")
+        ]
+        assert kinds[0] == kinds[1] != "error"
+    assert (await olga.fleet()).leased_devices == 0
+    assert (await olga.fleet()).usable_devices == 8
 
 
 async def each_asks_in_their_own_name(person: Person) -> None:
