@@ -17,11 +17,16 @@ from typing import Any
 
 import cli_reference
 import instruments_table
+import message_examples
 import metrics_table
 import msgspec
 import roles_table
+import telemetry_page
 from corral.processors import views
+from corral.schemas import codec
 from corral.schemas.channels import CHANNELS, Channel, Message
+from corral.schemas.query import END_HEADER, PART_HEADER, QueryEnd
+from corral.schemas.replies import ERROR_CODE_HEADER, ERROR_HEADER, STATUS
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS / "reference"
@@ -32,7 +37,8 @@ def _messages() -> dict[str, Message]:
     for channel in CHANNELS:
         for message in ([channel.message] if channel.message else []) + list(channel.replies):
             found.setdefault(message.__name__, message)
-    return found
+    # What stands in the header `Corral-End`.
+    return {**found, QueryEnd.__name__: QueryEnd}
 
 
 def _summary(message: Message) -> str:
@@ -56,11 +62,16 @@ def _attributes(message: Message) -> dict[str, str]:
     return found
 
 
+_LOOK_AHEAD = r"(?!\n)"
+"""Behind `$` it says the same to Python that `$` alone says to ECMA, RE2 and Rust; the latter two refuse it."""
+
+
 def _components() -> dict[str, Any]:
     _, components = msgspec.json.schema_components(
         list(_messages().values()), ref_template="#/components/schemas/{name}"
     )
     classes = {cls.__name__: cls for module in _schema_modules() for cls in vars(module).values() if _is_struct(cls)}
+    said = {channel.message.__name__: channel.said_by_subject for channel in CHANNELS if channel.message}
     for name, schema in components.items():
         described = _attributes(classes[name]) if name in classes else {}
         if name in classes:
@@ -68,13 +79,103 @@ def _components() -> dict[str, Any]:
         for field, text in described.items():
             if field in schema.get("properties", {}):
                 schema["properties"][field]["description"] = text
+        if field := said.get(name):
+            part = schema["properties"][field]
+            part["description"] = f"{part['description'].rstrip('.')}. May be left out where the subject says it."
+            schema["required"] = [one for one in schema.get("required", ()) if one != field]
+        _as_others_read(schema)
+    components["SampleBatch"]["properties"] |= telemetry_page.columns(components["SampleBatch"]["properties"])
     return dict(sorted(components.items()))
 
 
-def _schema_modules() -> list[ModuleType]:
-    from corral.schemas import operations, query, requests, telemetry
+def _as_others_read(node: Any) -> None:
+    """Say in place what holds for any reader: patterns of any dialect, bytes and times as they travel, and that a
+    field that is not known is ignored with a warning."""
+    if isinstance(node, list):
+        for value in node:
+            _as_others_read(value)
+        return
+    if not isinstance(node, dict):
+        return
+    if isinstance(node.get("pattern"), str):
+        node["pattern"] = node["pattern"].removesuffix(_LOOK_AHEAD)
+    if node.get("additionalProperties") is False:
+        del node["additionalProperties"]
+    if node.get("contentEncoding") == "base64":
+        # JSON Schema has no word for bytes: any type is let through, and this says which it is.
+        del node["contentEncoding"], node["type"]
+        node["x-msgpack-type"] = "bin"
+    if node.get("format") == "date-time":
+        node["x-msgpack-type"] = "timestamp"
+    for value in node.values():
+        _as_others_read(value)
 
-    return [telemetry, requests, operations, query]
+
+def _text(description: str, **more: Any) -> dict[str, Any]:
+    return {"type": "string", "description": description, **more}
+
+
+def _header_schemas() -> dict[str, Any]:
+    """What headers of messages say, by the kind of message."""
+    content = _text("of the body; JSON where it is left out", enum=[codec.JSON, codec.MSGPACK])
+    warnings = _text(
+        "what was ignored in the question",
+        contentMediaType=codec.JSON,
+        contentSchema={"type": "array", "items": {"type": "string"}},
+    )
+    reply = {
+        codec.CONTENT_TYPE_HEADER: {**content, "description": "as the question's"},
+        codec.WARNINGS_HEADER: warnings,
+    }
+    error = {
+        ERROR_HEADER: _text("the message of the error in a line of ASCII, cut to 256 characters"),
+        ERROR_CODE_HEADER: _text("its status, after HTTP", enum=sorted(set(STATUS.values()))),
+    }
+    end = _text(
+        "of the last part alone", contentMediaType=codec.JSON, contentSchema={"$ref": "#/components/schemas/QueryEnd"}
+    )
+    parts = {PART_HEADER: _text("number of the part, from 0", pattern="^[0-9]+$"), END_HEADER: end}
+    rows = _text(
+        "of the parts joined", enum=sorted(("text/csv", "application/vnd.apache.arrow.stream", *content["enum"]))
+    )
+    line = _text("names the one who asks again while it waits, anything of one's own", maxLength=128)
+    kinds: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+        "RequestHeaders": ("Headers of a request.", {codec.CONTENT_TYPE_HEADER: content, codec.LINE_HEADER: line}, []),
+        "ReplyHeaders": ("Headers of a reply.", reply, [codec.CONTENT_TYPE_HEADER]),
+        "ErrorHeaders": (
+            "Headers of an `Error`, as NATS services have them.",
+            {**reply, **error, **parts},
+            sorted(error),
+        ),
+        "QueryHeaders": (
+            "Headers of each part of the answer to a query.",
+            {codec.CONTENT_TYPE_HEADER: rows, codec.WARNINGS_HEADER: warnings, **parts},
+            [codec.CONTENT_TYPE_HEADER, PART_HEADER],
+        ),
+        "EventHeaders": (
+            "Headers of what is published.",
+            {codec.CONTENT_TYPE_HEADER: content, "Nats-Msg-Id": _text("the stream stores an id once")},
+            [],
+        ),
+    }
+    return {
+        name: {"title": name, "description": text, "type": "object", "properties": properties, "required": required}
+        for name, (text, properties, required) in kinds.items()
+    }
+
+
+def _headers_of(name: str, asked: set[str], published: set[str]) -> str:
+    if name in published:
+        return "EventHeaders"
+    return {"Error": "ErrorHeaders", "QueryResult": "QueryHeaders"}.get(
+        name, "RequestHeaders" if name in asked else "ReplyHeaders"
+    )
+
+
+def _schema_modules() -> list[ModuleType]:
+    from corral.schemas import health, operations, query, requests, telemetry
+
+    return [telemetry, requests, operations, query, health]
 
 
 def _is_struct(value: object) -> bool:
@@ -84,8 +185,8 @@ def _is_struct(value: object) -> bool:
 def json_schemas() -> dict[Path, str]:
     """One self-contained JSON Schema a message."""
     files: dict[Path, str] = {}
-    components = _components()
-    for name in _messages():
+    components = {**_components(), **_header_schemas()}
+    for name in [*_messages(), *_header_schemas()]:
         needed: dict[str, Any] = {}
 
         def take(node: Any, needed: dict[str, Any] = needed) -> None:
@@ -116,14 +217,22 @@ def asyncapi(version: str) -> str:
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     messages: dict[str, Any] = {}
+    asked = {channel.message.__name__ for channel in CHANNELS if channel.message and channel.replies}
+    published = {channel.message.__name__ for channel in CHANNELS if channel.message and not channel.replies}
+    examples = message_examples.examples()
     for name, message in _messages().items():
+        if message is QueryEnd:
+            continue
         kinds = {channel.content_types[0] for channel in CHANNELS if channel.message is message}
         messages[name] = {
             "name": name,
             "summary": _summary(message),
             "contentType": next(iter(kinds), "application/json"),
+            "headers": {"$ref": f"#/components/schemas/{_headers_of(name, asked, published)}"},
             "payload": {"$ref": f"#/components/schemas/{name}"},
         }
+        if name in examples:
+            messages[name]["examples"] = [{"summary": summary, "payload": body} for summary, body in examples[name]]
     for channel in CHANNELS:
         entry: dict[str, Any] = {"address": channel.subject, "description": channel.summary}
         if channel.parameters:
@@ -155,21 +264,64 @@ def asyncapi(version: str) -> str:
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
-        "servers": {"local": {"host": "127.0.0.1:4222", "protocol": "nats"}},
+        "servers": {
+            "local": {
+                "host": "127.0.0.1:4222",
+                "protocol": "nats",
+                "description": "What `corral context export` prints for the bus in use; TLS where it names a CA.",
+                "security": [{"$ref": "#/components/securitySchemes/nkey"}],
+            }
+        },
         "channels": channels,
         "operations": operations,
-        "components": {"messages": messages, "schemas": _components()},
+        "components": {
+            "messages": messages,
+            "schemas": {**_components(), **_header_schemas()},
+            "securitySchemes": {
+                "nkey": {
+                    "type": "asymmetricEncryption",
+                    "description": "An NKey (Ed25519): the client signs the server's nonce with the seed in the file "
+                    "of its credentials (`CORRAL_NATS_CREDS`). Answers come to `_INBOX.{user}.>` alone.",
+                },
+                "certificate": {"type": "X509", "description": "Besides, where the bus wants to see certificates."},
+            },
+        },
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+_PROSE = """\
+# Messages
+
+Generated from `schemas/` by `make docs`. Telemetry is MessagePack ([how to decode it](telemetry.md)). Requests are
+JSON, or MessagePack with the header `Content-Type: application/msgpack`; a reply comes in the type of its request,
+which its own `Content-Type` names. Every event and reply names itself in `type`; events of earlier versions have none.
+
+In MessagePack a message has the same fields. A time is the timestamp extension (type -1) in place of RFC 3339 text,
+both to the microsecond, and bytes are `bin`; the schemas say so in `x-msgpack-type`.
+
+What a request or an event leaves out has the default of the table below. A reply holds all its fields. A field that is
+not known is ignored, and named in `warnings` and in the header `Corral-Warnings`; one that is all but another's name is
+an error, as is a message that is empty where something must be asked for.
+
+"""
+
+_NAMES = """\
+The server of `corral auth`, `corral up` and `compose.yaml` lets each name itself alone, so that it is certain who asks.
+Without `{owner}`, `{user}` or `{operator}` at the end the same subjects are answered there with the error `refused`,
+which names the right one; on a bus without authentication they are answered as the others, by what the body says.
+Where the table has no name at the end of what one asks the planner, or of `corral.v1.history.cancel` and
+`corral.v1.history.status`, any may stand there, and changes nothing."""
 
 
 def message_reference() -> str:
     """The table of subjects, and each message with its fields."""
     lines = [
-        "# Messages",
-        "",
-        "Generated from `schemas/` by `make docs`. Telemetry is MessagePack. Requests are JSON, or MessagePack with",
-        "the header `Content-Type: application/msgpack`; a reply comes in the type of its request.",
+        *_PROSE.splitlines(),
+        "An error has the numeric status of its `code` in the header `Nats-Service-Error-Code`, and its message in",
+        "`Nats-Service-Error`: "
+        + ", ".join(f"{status} `{'`, `'.join(codes)}`" for status, codes in _codes_by_status().items())
+        + "; 500 for any other.",
         "",
         "## Subjects",
         "",
@@ -179,12 +331,24 @@ def message_reference() -> str:
     lines += [_channel_row(channel) for channel in CHANNELS]
     lines += [
         "",
+        "| in a subject | is |",
+        "| --- | --- |",
+        *(f"| `{{{name}}}` | {text} |" for name, text in _parameters().items()),
+        "",
+        *_NAMES.splitlines(),
+        "",
+        "## Headers",
+        "",
+        *_header_table(),
         "## JSON Schemas",
         "",
         "One file a message, whole in itself. [AsyncAPI](asyncapi.json) has them all.",
         "",
     ]
-    lines += [", ".join(f"[{name}](schemas/{name}.json)" for name in sorted(_messages())) + ".", ""]
+    lines += [
+        ", ".join(f"[{name}](schemas/{name}.json)" for name in sorted([*_messages(), *_header_schemas()])) + ".",
+        "",
+    ]
     lines += ["## Fields", ""]
     for name, schema in _components().items():
         lines += [f"### {name}", "", schema.get("description", ""), ""]
@@ -198,6 +362,32 @@ def message_reference() -> str:
             lines.append(f"| `{field}` | {_type_words(part)} | {default} | {text} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _codes_by_status() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for code, status in sorted(STATUS.items(), key=lambda item: item[1]):
+        found.setdefault(status, []).append(code)
+    return found
+
+
+def _parameters() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for channel in CHANNELS:
+        for name, text in channel.parameters.items():
+            found.setdefault(name, text)
+    return found
+
+
+def _header_table() -> list[str]:
+    lines = ["| header | of | meaning |", "| --- | --- | --- |"]
+    of: dict[tuple[str, str], list[str]] = {}
+    for name, schema in _header_schemas().items():
+        for header, part in schema["properties"].items():
+            words = f"{part['description']}: {_type_words(part)}" if "enum" in part else part["description"]
+            of.setdefault((header, words), []).append(name)
+    lines += [f"| `{header}` | {', '.join(names)} | {words} |" for (header, words), names in of.items()]
+    return [*lines, ""]
 
 
 def _channel_row(channel: Channel) -> str:
@@ -225,7 +415,7 @@ def _type_words(part: dict[str, Any]) -> str:
     if part.get("type") == "object":
         inner = part.get("additionalProperties")
         return f"map to {_type_words(inner)}" if isinstance(inner, dict) and inner else "map"
-    if part.get("contentEncoding") == "base64":
+    if part.get("x-msgpack-type") == "bin":
         return "bytes"
     return part.get("format") or str(part.get("type", "any"))
 
@@ -238,6 +428,7 @@ def files() -> dict[Path, str]:
         **json_schemas(),
         REFERENCE / "asyncapi.json": asyncapi(version("corral")),
         REFERENCE / "messages.md": message_reference(),
+        REFERENCE / "telemetry.md": telemetry_page.render(),
         REFERENCE / "cli.md": cli_reference.commands(),
         REFERENCE / "configuration.md": cli_reference.configuration(),
         DOCS / "views.md": views.document(),

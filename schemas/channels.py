@@ -25,6 +25,8 @@ class Channel(Struct, frozen=True, kw_only=True):
         content_types: the default first.
         summary: one sentence.
         stream: the stream that keeps it; empty for request/reply.
+        said_by_subject: field of the message that the subject says: the body may leave it out.
+        name_optional: a name may stand behind the subject, and changes nothing.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Channel(Struct, frozen=True, kw_only=True):
     replies: tuple[Message, ...] = ()
     content_types: tuple[str, ...] = (codec.MSGPACK,)
     stream: str = ""
+    said_by_subject: str = ""
+    name_optional: bool = False
 
 
 _HOST: Final = {"host": "name of the host, letters, digits, `-` and `_`"}
@@ -56,14 +60,51 @@ def _telemetry(name: str, prefix: str, message: Message, stream: str, summary: s
     )
 
 
-def _plan(name: str, subject: str, message: Message | None, replies: tuple[Message, ...], summary: str) -> Channel:
+_NAMES: Final = {
+    "owner": "the owner of one's credentials (`CORRAL_OWNER`), in whose name one asks; dots in it are dots here",
+    "user": "the user whose credentials they are, as in the inbox (`CORRAL_INBOX_PREFIX` without `_INBOX.`)",
+    "operator": "the user whose credentials they are, who signs with it",
+}
+
+
+def _plan(
+    name: str,
+    subject: str,
+    message: Message | None,
+    replies: tuple[Message, ...],
+    summary: str,
+    who: str = "",
+) -> Channel:
     return Channel(
         name=name,
-        subject=subject,
+        subject=f"{subject}.{{{who}}}" if who else subject,
+        parameters={who: _NAMES[who]} if who else {},
+        said_by_subject="" if who == "user" else who,
+        name_optional=not who,
         publisher="client",
         subscriber="planner",
         message=message,
         replies=(*replies, requests.Error),
+        content_types=_JSON_FIRST,
+        summary=summary,
+    )
+
+
+_HEALTH: Final = {
+    "service": "`planner`, `processor`, `collector`, `exporter` or `dashboard`",
+    "instance": "its id, as it says",
+}
+
+
+def _health(name: str, summary: str, *tokens: str) -> Channel:
+    return Channel(
+        name=name,
+        subject=".".join([bus.HEALTH, *(f"{{{token}}}" for token in tokens)]),
+        parameters={token: _HEALTH[token] for token in tokens},
+        publisher="client",
+        subscriber="planner, processor, collector, exporter, dashboard",
+        message=None,
+        replies=(health.ServiceHealth,),
         content_types=_JSON_FIRST,
         summary=summary,
     )
@@ -107,35 +148,40 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         bus.PlanSubject.REQUEST,
         requests.WorkRequest,
         (requests.Assignment, requests.Rejection),
-        "Ask for devices. Also on `corral.v1.plan.request.{owner}`.",
+        "Ask for devices.",
+        "owner",
     ),
     _plan(
         "explain",
         bus.PlanSubject.EXPLAIN,
         operations.ExplainRequest,
         (operations.Explanation,),
-        "What would become of a request, without granting it. Also on `corral.v1.plan.explain.{user}`.",
+        "What would become of a request, without granting it.",
+        "user",
     ),
     _plan(
         "withdraw",
         bus.PlanSubject.WITHDRAW,
         requests.WithdrawAction,
         (requests.Rejection, requests.Assignment),
-        "Take a request back that waits. Also on `corral.v1.plan.withdraw.{owner}`.",
+        "Take a request back that waits.",
+        "owner",
     ),
     _plan(
         "renew",
         bus.PlanSubject.RENEW,
         requests.LeaseAction,
         (requests.Lease,),
-        "Keep a lease. Also on `corral.v1.plan.renew.{owner}`.",
+        "Keep a lease.",
+        "owner",
     ),
     _plan(
         "release",
         bus.PlanSubject.RELEASE,
         requests.LeaseAction,
         (requests.Lease,),
-        "Give a lease back. Also on `corral.v1.plan.release.{owner}`.",
+        "Give a lease back.",
+        "owner",
     ),
     _plan("leases", bus.PlanSubject.LEASES, operations.LeaseFilter, (operations.Leases,), "List leases."),
     _plan("devices", bus.PlanSubject.DEVICES, operations.DeviceFilter, (operations.Devices,), "List devices."),
@@ -143,68 +189,71 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         "fleet", bus.PlanSubject.FLEET, operations.DeviceFilter, (operations.FleetSummary,), "Aggregates of the fleet."
     ),
     _plan("queue", bus.PlanSubject.QUEUE, operations.QueueFilter, (operations.Queue,), "Who waits."),
-    _plan("drain", bus.PlanSubject.DRAIN, operations.DrainAction, (operations.Drains,), "Keep new work off devices."),
-    _plan("evict", bus.PlanSubject.EVICT, operations.EvictAction, (requests.Lease,), "Take a lease back."),
+    _plan(
+        "drain",
+        bus.PlanSubject.DRAIN,
+        operations.DrainAction,
+        (operations.Drains,),
+        "Keep new work off devices.",
+        "operator",
+    ),
+    _plan("evict", bus.PlanSubject.EVICT, operations.EvictAction, (requests.Lease,), "Take a lease back.", "operator"),
     Channel(
         name="query",
-        subject=bus.QUERY,
+        subject=f"{bus.QUERY}.{{user}}",
+        parameters={"user": _NAMES["user"]},
         publisher="client",
         subscriber="processor",
         message=query.QueryRequest,
-        replies=(requests.Error,),
-        content_types=(codec.JSON,),
-        summary="SQL over the history; the rows come in parts as `schemas/query.py` says. Also on "
-        "`corral.v1.query.{user}`.",
+        replies=(query.QueryResult, requests.Error),
+        content_types=_JSON_FIRST,
+        summary="SQL over the history; rows that do not fit in a message come in parts.",
     ),
     Channel(
         name="query_cancel",
         subject=bus.QUERY_CANCEL,
+        name_optional=True,
         publisher="client",
         subscriber="processor",
         message=query.CancelRequest,
         replies=(query.Cancelled, requests.Error),
-        content_types=(codec.JSON,),
+        content_types=_JSON_FIRST,
         summary="Cancel a query.",
     ),
     Channel(
         name="snapshot",
-        subject=bus.SNAPSHOT,
+        subject=f"{bus.SNAPSHOT}.{{user}}",
+        parameters={"user": _NAMES["user"]},
         publisher="client",
         subscriber="processor",
         message=query.SnapshotRequest,
         replies=(query.Snapshot, requests.Error),
-        content_types=(codec.JSON,),
-        summary="Make a consistent copy of the history, to be read in pieces. Also on "
-        "`corral.v1.history.snapshot.{user}`.",
+        content_types=_JSON_FIRST,
+        summary="Make a consistent copy of the history, to be read in pieces.",
     ),
     Channel(
         name="snapshot_read",
-        subject=bus.SNAPSHOT_READ,
+        subject=f"{bus.SNAPSHOT_READ}.{{user}}",
+        parameters={"user": _NAMES["user"]},
         publisher="client",
         subscriber="processor",
         message=query.SnapshotRead,
-        content_types=(codec.JSON,),
-        summary="Read a piece of a copy; the answer is its bytes. Also on `corral.v1.history.read.{user}`.",
+        replies=(requests.Error,),
+        content_types=_JSON_FIRST,
+        summary="Read a piece of a copy; the answer is its bytes (`application/octet-stream`), or an error.",
     ),
     Channel(
         name="history_status",
         subject=bus.HISTORY_STATUS,
+        name_optional=True,
         publisher="client",
         subscriber="processor",
         message=None,
         replies=(query.ProcessorStatus,),
-        content_types=(codec.JSON,),
+        content_types=_JSON_FIRST,
         summary="How far the history is.",
     ),
-    Channel(
-        name="health",
-        subject=bus.HEALTH,
-        publisher="client",
-        subscriber="planner, processor, collector, exporter, dashboard",
-        message=None,
-        replies=(health.ServiceHealth,),
-        content_types=(codec.JSON,),
-        summary="How services are: each answers. Also on `corral.v1.health.{service}` and "
-        "`corral.v1.health.{service}.{instance}`.",
-    ),
+    _health("health", "How services are: each answers."),
+    _health("health_of_kind", "How the services of a kind are: each answers.", "service"),
+    _health("health_of_one", "How a service is.", "service", "instance"),
 )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from .requests import Grant, Identifier, Lease, LeaseState, Rejection, ShortText, WorkRequest
+from .requests import Count, Grant, Identifier, Lease, LeaseState, Rejection, ShortText, WorkRequest
 
 
 class LeaseFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -25,8 +25,8 @@ class LeaseFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     states: tuple[LeaseState, ...] = (LeaseState.ACTIVE,)
     lease_id: str | None = None
     hosts: list[str] = []
-    offset: Annotated[int, Meta(ge=0)] = 0
-    limit: Annotated[int, Meta(ge=1)] | None = None
+    offset: Count = 0
+    limit: Annotated[int, Meta(ge=1, le=2**53)] | None = None
 
 
 class Leases(Struct, frozen=True, kw_only=True, tag="leases", tag_field="type"):
@@ -42,7 +42,13 @@ class Leases(Struct, frozen=True, kw_only=True, tag="leases", tag_field="type"):
 
 
 class DeviceFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Which devices to list; each field is a list of globs, and an empty one allows any."""
+    """Which devices to list; each field is a list of globs, and an empty one allows any.
+
+    Attributes:
+        hosts: over host names.
+        models: over the device's name, upper and lower case alike.
+        devices: over uuids.
+    """
 
     hosts: list[str] = []
     models: list[str] = []
@@ -286,8 +292,8 @@ class QueueFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
     owner: str | None = None
     request_id: str | None = None
-    offset: Annotated[int, Meta(ge=0)] = 0
-    limit: Annotated[int, Meta(ge=1)] | None = None
+    offset: Count = 0
+    limit: Annotated[int, Meta(ge=1, le=2**53)] | None = None
 
 
 class QueueEntry(Struct, frozen=True, kw_only=True):

@@ -16,6 +16,10 @@ from msgspec import Meta, Struct
 # To Python `$` alone is also the place before a last line feed; JSON Schema has no `\Z`.
 OwnerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_@-][A-Za-z0-9_@.:/+-]*$(?!\n)")]
 Identifier = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$(?!\n)")]
+Time = Annotated[datetime, Meta(tz=True)]
+"""RFC 3339 in UTC."""
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+"""As far as every language has whole numbers."""
 ShortText = Annotated[str, Meta(max_length=256)]
 Labels = Annotated[dict[ShortText, ShortText], Meta(max_length=64)]
 Bytes = Annotated[int, Meta(ge=0, le=2**60)]
@@ -87,7 +91,7 @@ class Distribution(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     method: Method = Method.UNIFORM
     weight_by: WeightBy = WeightBy.COMPUTE
     weights: list[Weight] | None = None
-    max_items_per_device: Annotated[int, Meta(ge=1)] | None = None
+    max_items_per_device: Annotated[int, Meta(ge=1, le=2**53)] | None = None
     memory_per_item_bytes: Bytes = 0
 
 
@@ -249,13 +253,14 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         distribution: how good the distribution of the work items is; None without items.
         holder: of the request.
         addresses: how the hosts of the grants are reached (by ssh, say), where that is known.
+        warnings: of an answer: fields of the question that this planner does not know and has ignored.
     """
 
     lease_id: str
     owner: str
     state: LeaseState
-    granted_at: datetime
-    expires_at: datetime
+    granted_at: Time
+    expires_at: Time
     ttl_seconds: float
     grants: list[Grant]
     request_id: str = ""
@@ -263,12 +268,13 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
     labels: dict[str, str] = {}
     environment: dict[str, dict[str, str]] = {}
     unassigned: list[UnassignedItem] = []
-    ended_at: datetime | None = None
+    ended_at: Time | None = None
     reason: str = ""
     policy: str = ""
     distribution: Distributed | None = None
     holder: str = ""
     addresses: dict[str, str] = {}
+    warnings: list[str] = []
 
 
 class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field="type"):
@@ -412,7 +418,7 @@ class LeaseEvent(Struct, frozen=True, kw_only=True, tag="lease_event", tag_field
     """
 
     kind: LeaseEventKind
-    time: datetime
+    time: Time
     lease: Lease
     planner: str = ""
 

@@ -14,7 +14,7 @@ from msgspec import Struct, field
 SCHEMA_VERSION: Final = 1
 
 
-class SampleBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SampleBatch(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="sample_batch", tag_field="type"):
     """The devices of one host over one or more ticks, as arrays.
 
     With T ticks and D devices each column holds T·D values, tick by tick (`value[tick * D + device]`), as raw
@@ -134,7 +134,7 @@ class Link(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Inventory(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Inventory(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="inventory", tag_field="type"):
     """A host with its devices and the links between them. Published at start, on change, every 60 s, and at the end.
 
     Attributes:
@@ -200,7 +200,7 @@ class ProcessSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
     command: str = ""
 
 
-class ProcessBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ProcessBatch(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="process_batch", tag_field="type"):
     """All processes on the devices of a host at one time. An empty list says that there are none.
 
     Attributes:
@@ -241,7 +241,7 @@ class Severity(StrEnum):
     """An earlier `reset` or `hardware` no longer holds: the device was reset or came back."""
 
 
-class DeviceEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class DeviceEvent(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="device_event", tag_field="type"):
     """Something that happened on a host or device.
 
     Attributes:
@@ -292,7 +292,7 @@ class AttributionKind(StrEnum):
     """It no longer is; `info`."""
 
 
-class AgentReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AgentReport(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="agent_report", tag_field="type"):
     """A collector on itself, every 10 s. Counts are since its start; a duration is over the last 10 s.
 
     Attributes:
@@ -339,7 +339,7 @@ class AgentReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int = SCHEMA_VERSION
 
 
-class DeadLetter(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class DeadLetter(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dead_letter", tag_field="type"):
     """A message that a processor could not store, with the reason.
 
     Attributes:

@@ -1,0 +1,172 @@
+"""Examples of messages for the documents: requests as one would write them, replies as a service answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from corral.schemas import health, instruments, operations, query, requests, telemetry
+from msgspec import Struct
+
+_AT = datetime(2026, 1, 1, 12, 0, 0, 123456, UTC)
+_AT_NS = 1_767_268_800_123_456_789
+_DEVICE = "GPU-0207e7ee-80e4-5e48-b813-9b837965e03f"
+_MODEL = "NVIDIA H100 80GB HBM3"
+_GRANT = requests.Grant(host="node1", device=_DEVICE, model=_MODEL, memory_bytes=85_383_949_845, score=0.5)
+_LEASE = requests.Lease(
+    lease_id="51d4ec4d9b-1-7",
+    owner="ann",
+    state=requests.LeaseState.ACTIVE,
+    granted_at=_AT,
+    expires_at=_AT + timedelta(minutes=5),
+    ttl_seconds=300.0,
+    grants=[_GRANT],
+    request_id="train-7",
+    environment={"node1": {"CUDA_VISIBLE_DEVICES": _DEVICE, "CORRAL_LEASE": "51d4ec4d9b-1-7"}},
+    policy="fragmentation",
+)
+_WHY = "0/32 devices: 32 leased"
+_FULL = requests.Rejection(
+    code=requests.RejectionCode.NO_CAPACITY,
+    message=_WHY,
+    reasons=[requests.Reason(code="leased", devices=32, detail="leased")],
+    could_ever_fit=True,
+    request_id="train-7",
+    nearest="wait for a lease to end",
+)
+
+REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "WorkRequest": [
+        ("Two GPUs for a minute", {"gpus": 2, "gpu_memory_bytes": 21474836480, "ttl_seconds": 60}),
+        (
+            "A third of a GPU, in line if need be",
+            {"gpu_share": 0.333333, "wait_seconds": 600, "request_id": "a"},
+        ),
+        ("Items over four GPUs", {"gpus": 4, "distribution": {"items": 100, "method": "capacity"}}),
+    ],
+    "WithdrawAction": [("A request that waits", {"request_id": "train-7"})],
+    "LeaseAction": [
+        ("As long as before", {"lease_id": "51d4ec4d9b-1-7"}),
+        ("For an hour", {"lease_id": "51d4ec4d9b-1-7", "ttl_seconds": 3600}),
+    ],
+    "ExplainRequest": [
+        ("Why not", {"request": {"gpus": 64}}),
+        ("With more", {"request": {"gpus": 64}, "with_more": [{"model": _MODEL, "devices": 64}]}),
+    ],
+    "LeaseFilter": [("All that hold devices", {}), ("Those of one owner", {"owner": "ann", "limit": 100})],
+    "DeviceFilter": [("All", {}), ("Some models", {"models": ["*H100*"]})],
+    "QueueFilter": [("One's own place", {"owner": "ann", "request_id": "train-7"})],
+    "DrainAction": [
+        ("Keep work off a host", {"drain": True, "hosts": ["node1"], "reason": "fans"}),
+        ("Let it on again", {"drain": False, "hosts": ["node1"]}),
+    ],
+    "EvictAction": [("Take a lease back", {"lease_id": "51d4ec4d9b-1-7", "reason": "maintenance"})],
+    "QueryRequest": [
+        ("Watts by host", {"sql": "SELECT host, avg(power_watts) FROM samples GROUP BY host"}),
+        ("As Arrow, in parts", {"sql": "FROM samples", "format": "arrow", "limit": 1000000, "window": 8}),
+    ],
+    "CancelRequest": [("By the id that it was given", {"query_id": "q-1"})],
+    "SnapshotRequest": [("All", {}), ("Without archived days", {"archive": False})],
+    "SnapshotRead": [("The first piece", {"snapshot_id": "18865c2f0d5a9d15", "offset": 0})],
+}
+
+_REPLIES: tuple[tuple[str, Struct], ...] = (
+    ("Granted", requests.Assignment(lease=_LEASE)),
+    ("Nothing free", _FULL),
+    ("Wrong", requests.Error(code="invalid", message="Expected `int`, got `str` - at `$.gpus`", field="$.gpus")),
+    ("Renewed", _LEASE),
+    ("One", operations.Leases(leases=[_LEASE])),
+    ("One", operations.Devices(devices=[operations.DeviceStatus(uuid=_DEVICE, host="node1", index=0, model=_MODEL)])),
+    (
+        "Idle",
+        operations.FleetSummary(hosts=4, devices=32, usable_devices=32, models={_MODEL: 32}, planner="51d4ec4d9b"),
+    ),
+    (
+        "One waits",
+        operations.Queue(
+            entries=[
+                operations.QueueEntry(
+                    request_id="train-7",
+                    owner="ann",
+                    position=1,
+                    waiting_seconds=12.5,
+                    message=_WHY,
+                )
+            ],
+            total=1,
+        ),
+    ),
+    ("Refused", operations.Explanation(granted=False, message=_WHY, rejection=_FULL)),
+    ("One host", operations.Drains(drains={"host:node1": "fans (by olga)"})),
+    (
+        "A row",
+        query.QueryResult(
+            columns=["host", "at"],
+            types=["VARCHAR", "TIMESTAMP WITH TIME ZONE"],
+            rows=[["node1", "2026-01-01T12:00:00.123456Z"]],
+            truncated=False,
+        ),
+    ),
+    ("Ends", query.Cancelled(query_id="q-1")),
+    ("Ready", query.Snapshot(snapshot_id="18865c2f0d5a9d15", bytes=1_060_864, samples=12_500)),
+    ("Up to date", query.ProcessorStatus(processor="p-1", watermarks={"CORRAL_TELEMETRY": 581}, samples=12_500)),
+    (
+        "Ready",
+        health.ServiceHealth(
+            service=instruments.ServiceKind.PLANNER,
+            instance="51d4ec4d9b",
+            host="node1",
+            ready=True,
+            role="leader",
+            started_at=_AT,
+        ),
+    ),
+    (
+        "Granted",
+        requests.LeaseEvent(kind=requests.LeaseEventKind.GRANTED, time=_AT, lease=_LEASE, planner="51d4ec4d9b"),
+    ),
+    (
+        "A process",
+        telemetry.ProcessBatch(
+            host="node1",
+            agent="0f3c",
+            sequence=8,
+            time_ns=_AT_NS,
+            processes=[telemetry.ProcessSample(device=_DEVICE, pid=4711, name="python", started_ns=_AT_NS)],
+        ),
+    ),
+    ("After ten seconds", telemetry.AgentReport(host="node1", agent="0f3c", sequence=9, time_ns=_AT_NS, ticks=10)),
+    (
+        "One device",
+        telemetry.Inventory(
+            host=telemetry.HostInfo(name="node1", cpus=64, memory_bytes=2**39),
+            agent="0f3c",
+            time_ns=_AT_NS,
+            devices=[telemetry.DeviceInfo(uuid=_DEVICE, host="node1", index=0, name=_MODEL)],
+        ),
+    ),
+    (
+        "An Xid",
+        telemetry.DeviceEvent(
+            host="node1",
+            agent="0f3c",
+            sequence=10,
+            time_ns=_AT_NS,
+            kind="xid",
+            severity=telemetry.Severity.HARDWARE,
+            device=_DEVICE,
+            code=79,
+            message="GPU has fallen off the bus",
+        ),
+    ),
+)
+
+
+def examples() -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Of each message that JSON can show, with what each is an example of. Bytes it can't show."""
+    found = {name: list(given) for name, given in REQUESTS.items()}
+    for summary, reply in _REPLIES:
+        body: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(reply))
+        found.setdefault(type(reply).__name__, []).append((summary, body))
+    return found
