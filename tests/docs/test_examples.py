@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from corral.schemas.metrics import METRICS
 from local_cluster import LocalCluster, environment, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
@@ -56,17 +60,54 @@ def test_plain_nats(cluster: LocalCluster) -> None:
     assert re.findall(r"heard: (\w+)", printed) == ["granted", "renewed", "released"]
 
 
-@pytest.mark.skipif(shutil.which("npm") is None, reason="Node and npm are not installed")
-def test_the_node_client_holds_devices_renews_and_reads_the_history(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the examples in Node, with what they need, beside the published schemas."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("Node and npm are not installed")
+    docs = tmp_path_factory.mktemp("docs")
+    shutil.copytree(EXAMPLES.parent / "reference/schemas", docs / "reference/schemas")
     folder = shutil.copytree(
-        EXAMPLES / "node", tmp_path / "node", ignore=lambda _, names: {"node_modules"} & set(names)
+        EXAMPLES / "node", docs / "examples/node", ignore=lambda _, names: {"node_modules"} & set(names)
     )
     installed = subprocess.run(
         ["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True, timeout=60, check=False
     )
     if installed.returncode:
         pytest.skip(f"npm has no registry here: {installed.stderr[-200:]}")
-    told(run(cluster, "node", "work.mjs", folder=folder))
+    return folder
+
+
+def test_the_node_client_holds_devices_renews_and_reads_the_history(cluster: LocalCluster, node: Path) -> None:
+    told(run(cluster, "node", "work.mjs", folder=node))
+
+
+def test_telemetry_is_decoded_by_its_published_schema_as_the_history_has_it(cluster: LocalCluster, node: Path) -> None:
+    decoded = [json.loads(line) for line in run(cluster, "node", "telemetry.mjs", "6", folder=node).splitlines()]
+    assert len({row["device"] for row in decoded}) == 8
+    assert len({row["host"] for row in decoded}) == 2
+    names = list(METRICS)
+    first, last = (pick(int(row["time_ns"]) for row in decoded) for pick in (min, max))
+    among = f"epoch_ns(time) BETWEEN {first - 1000} AND {last}"
+
+    def stored() -> dict[tuple[str, int], list[Any]]:
+        found = cluster.rows(f"SELECT device, epoch_us(time), {', '.join(names)} FROM samples WHERE {among}")
+        return {(device, time_us): values for device, time_us, *values in found}
+
+    keys = {(row["device"], int(row["time_ns"]) // 1000) for row in decoded}
+    wait_for(lambda: keys <= stored().keys())
+    history = stored()
+    for row in decoded:
+        kept = history[row["device"], int(row["time_ns"]) // 1000]
+        for name, value in zip(names, kept, strict=True):
+            sent = row.get(name)
+            if sent is not None and METRICS[name].row.unit.dtype == "<f4":
+                # JSON has the few digits that say the same float.
+                assert value is not None
+                value = struct.unpack("<f", struct.pack("<f", value))[0]
+            assert (None if sent is None else type(value)(sent)) == value, (name, row)
+    seen = {METRICS[name].row.unit.dtype for row in decoded for name in names if row.get(name) is not None}
+    assert seen == {"<f4", "<i4", "<i8"}
 
 
 @pytest.mark.skipif(not (shutil.which("nats") and shutil.which("jq")), reason="the nats command or jq is not installed")

@@ -1,0 +1,50 @@
+// Samples as they come, a line of JSON each, decoded by what is published of them: docs/reference/telemetry.md and the
+// JSON Schema of a batch, which has the type of each column.
+//
+// npm ci && node telemetry.mjs [batches]
+import { readFileSync } from "node:fs";
+import { decode } from "@msgpack/msgpack";
+import { connect, nkeyAuthenticator } from "nats";
+
+const { CORRAL_NATS_URL, CORRAL_NATS_CREDS } = process.env;
+const schema = JSON.parse(readFileSync(new URL("../../reference/schemas/SampleBatch.json", import.meta.url), "utf8"));
+
+const file = CORRAL_NATS_CREDS ? readFileSync(CORRAL_NATS_CREDS, "utf8") : "";
+const facts = Object.fromEntries([...file.matchAll(/^# (\w+): (\S+)/gm)].map(([, name, value]) => [name, value]));
+const seed = file.match(/^SU[A-Z2-7]{56}$/m)?.[0];
+const known = seed && { authenticator: nkeyAuthenticator(new TextEncoder().encode(seed)), inboxPrefix: facts.inbox };
+const nc = await connect({ servers: CORRAL_NATS_URL || "nats://127.0.0.1:4222", ...known });
+
+const read = {
+  float32: [4, (view, at) => view.getFloat32(at, true)],
+  int32: [4, (view, at) => view.getInt32(at, true)],
+  int64: [8, (view, at) => view.getBigInt64(at, true)],
+};
+
+// The bytes begin anywhere in the message, which a DataView does not mind.
+function numbers(bytes, type) {
+  const [size, get] = read[type];
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  return Array.from({ length: bytes.byteLength / size }, (_, number) => get(view, number * size));
+}
+
+function* rows(batch) {
+  const times = numbers(batch.times_ns, "int64");
+  const types = Object.entries(schema.properties.columns.properties).filter(([name]) => name in batch.columns);
+  const columns = types.map(([name, part]) => [name, numbers(batch.columns[name], part["x-element-type"])]);
+  const nulls = batch.nulls ?? {}; // left out where there are none
+  for (const [number, time_ns] of times.entries()) {
+    const row = { host: batch.host, device: batch.devices[number % batch.devices.length], time_ns };
+    for (const [name, values] of columns) row[name] = nulls[name]?.[number] ? null : values[number];
+    yield row;
+  }
+}
+
+const subscription = nc.subscribe("corral.v1.samples.*", { max: Number(process.argv[2] ?? 1) });
+for await (const message of subscription) {
+  for (const row of rows(decode(message.data, { useBigInt64: true }))) {
+    // Whole numbers of 64 bits as text: JSON in JavaScript would round them.
+    console.log(JSON.stringify(row, (_, value) => (typeof value === "bigint" ? String(value) : value)));
+  }
+}
+await nc.close();
