@@ -292,7 +292,12 @@ def content_type(headers: dict[str, str] | None) -> str:
     Raises:
         DecodeError: a type that Corral does not speak.
     """
-    named = (headers or {}).get(CONTENT_TYPE_HEADER, JSON).split(";")[0].strip().lower()
+    given = headers or {}
+    named = given.get(CONTENT_TYPE_HEADER)
+    if named is None:
+        # As in HTTP, `content-type` is the same.
+        named = next((text for name, text in given.items() if name.lower() == CONTENT_TYPE_HEADER.lower()), JSON)
+    named = named.split(";")[0].strip().lower()
     if named in (JSON, ""):
         return JSON
     if named in (MSGPACK, "application/x-msgpack", "application/vnd.msgpack"):
