@@ -128,10 +128,10 @@ class Asked:
             )
         return self._checked(message)
 
-    async def turn_away(self, name: str) -> None:
-        """Answer who should have asked on the subject that has a name in it: `owner`, `user` or `operator`."""
+    async def turn_away(self, subject: str, name: str) -> None:
+        """Answer who has asked on a subject that lacks a name: `owner`, `user` or `operator`."""
         self.content_type = replies.asked_in(self._request.headers)
-        await self.answer(Error(code="refused", message=with_name(self.subject, name)))
+        await self.answer(Error(code="refused", message=with_name(subject, name)))
 
     @property
     def reply_to(self) -> str:

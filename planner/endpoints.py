@@ -33,7 +33,7 @@ from ..schemas.operations import (
     LeaseFilter,
     QueueFilter,
 )
-from ..schemas.permitted import ACROSS, unnamed
+from ..schemas.permitted import ACROSS
 from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from . import costs
 from .asked import Asked
@@ -248,10 +248,13 @@ class Endpoints:
         kind: Kind | None = None,
         large: Callable[[Asked], Awaitable[None]] | None = None,
     ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
-        named = field or "user"
+        async def turn_away(request: Request) -> None:
+            await self._asked(request, None).turn_away(subject, field or "user")
+
         return [
-            (name, subject, self._handler(type, work, kind=kind, large=large, without=named)),
+            (name, subject, self._handler(type, work, kind=kind, large=large)),
             (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1, field, kind, large)),
+            (f"{name}-unnamed", bus.unnamed(subject), turn_away),
         ]
 
     def _handler(
@@ -262,7 +265,6 @@ class Endpoints:
         field: str = "owner",
         kind: Kind | None = None,
         large: Callable[[Asked], Awaitable[None]] | None = None,
-        without: str = "",
     ) -> Callable[[Request], Awaitable[None]]:
         """What answers a message.
 
@@ -273,7 +275,6 @@ class Endpoints:
             field: of the body that must say the same as the subject; empty for none.
             kind: counted for the subject's owner, before the body is looked at.
             large: answers a message that is too large to be read here; None reads it whatever its size.
-            without: whose name the subject lacks (`owner`, `user` or `operator`), which a bus with accounts wants.
         """
 
         async def act(request: Request) -> None:
@@ -312,9 +313,7 @@ class Endpoints:
             if self._turn_began is None:
                 self._turn_began = time.perf_counter()
                 asyncio.get_running_loop().call_soon(self._end_turn)
-            if without and unnamed(self._nc, (asked := self._asked(request, None)).reply_to):
-                await asked.turn_away(without)
-            elif self._candidate.certain:
+            if self._candidate.certain:
                 await act(request)
             else:
                 self._spawn(self._when_certain(request, act))

@@ -27,7 +27,6 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..schemas import bus, codec, replies, units
-from ..schemas.permitted import unnamed, with_name
 from ..schemas.query import Snapshot, SnapshotRead, SnapshotRequest
 from ..schemas.requests import Error
 from .storage import StorageError, StoragePaused
@@ -110,7 +109,6 @@ class SnapshotService:
         warnings: list[str] = []
         reply: Struct
         try:
-            self._check_named(message, bus.SNAPSHOT)
             # An empty message is refused, too: the server makes some of its own.
             content = codec.content_type(message.headers)
             request, warnings = codec.decode_request(message.data, SnapshotRequest, content)
@@ -122,10 +120,6 @@ class SnapshotService:
             log.error("no snapshot: %s", error)
             reply = Error(code="unavailable", message=f"no snapshot: {error}"[:2000])
         await self._respond(message, reply, warnings)
-
-    def _check_named(self, message: Msg, subject: str) -> None:
-        if message.subject == subject and unnamed(self._nc, message.reply):
-            raise codec.DecodeError(with_name(subject, "user"), "refused")
 
     async def _respond(self, message: Msg, reply: Struct, warnings: Sequence[str] = ()) -> None:
         if message.reply:
@@ -163,7 +157,6 @@ class SnapshotService:
 
     async def _on_read(self, message: Msg) -> None:
         try:
-            self._check_named(message, bus.SNAPSHOT_READ)
             content = codec.content_type(message.headers)
             request, warnings = codec.decode_request(message.data, SnapshotRead, content)
         except codec.DecodeError as error:

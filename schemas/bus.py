@@ -84,6 +84,17 @@ class PlanSubject:
     EVICT: Final = f"{PLAN}.evict"
 
 
+def unnamed(subject: str) -> str:
+    """Where a question comes in that was asked from another account without a name at the end of its subject.
+
+    The server renames it on its way: the service that gets it there does nothing but say which name is missing, and
+    one that does not know of this gets nothing.
+    """
+    if subject.startswith(f"{PLAN}."):
+        return f"{PLAN}.unnamed.{subject.removeprefix(PLAN + '.')}"
+    return f"{PREFIX}.history.unnamed.{subject.rpartition('.')[2]}"
+
+
 TELEMETRY_STREAM: Final = "CORRAL_TELEMETRY"
 INVENTORY_STREAM: Final = "CORRAL_INVENTORY"
 FACTS_STREAM: Final = "CORRAL_FACTS"

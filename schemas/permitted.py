@@ -58,23 +58,11 @@ def may_make_streams(nc: Client) -> bool:
     return identity_of(nc).role in _SEES_TO_STREAMS
 
 
-def unnamed(nc: Client, reply: str) -> bool:
-    """Whether a question on a subject without a name comes from somebody whom the bus would have told by the subject.
-
-    From other accounts it is never answered so, only told where to ask. Without a reply subject one can't tell.
-
-    Args:
-        nc: connection of the service that is asked.
-        reply: where the answer is wanted.
-    """
-    return reply.startswith(ACROSS) or (not reply and identity_of(nc).role != "")
-
-
 def with_name(subject: str, name: str) -> str:
     """What one is told who has asked on a subject without a name.
 
     Args:
-        subject: as it was asked on.
+        subject: as they asked on it.
         name: whose it lacks: `owner`, `user` or `operator`.
     """
     whose = "the owner of your credentials" if name == "owner" else "the user whose credentials they are"

@@ -83,6 +83,7 @@ class Access(Struct, frozen=True, kw_only=True):
         speaks_for_others: only users that are trusted to say for whom they ask: services, and who asks in any name.
         within: it stays within the user's account.
         asked_of: accounts whose services answer.
+        renamed: the services get it on another subject (`bus.unnamed`), where they only say what is missing.
     """
 
     verb: Verb
@@ -96,6 +97,7 @@ class Access(Struct, frozen=True, kw_only=True):
     speaks_for_others: bool = False
     within: bool = False
     asked_of: tuple[Account, ...] = (Account.CORE,)
+    renamed: bool = False
 
 
 SERVICES: Final = frozenset({Role.PROCESSOR, Role.PLANNER})
@@ -162,6 +164,7 @@ def _may(
     speaks_for_others: bool = False,
     within: bool = False,
     asked_of: tuple[Account, ...] = (Account.CORE,),
+    renamed: bool = False,
 ) -> Access:
     return Access(
         verb=verb,
@@ -175,6 +178,7 @@ def _may(
         speaks_for_others=speaks_for_others,
         within=within,
         asked_of=asked_of,
+        renamed=renamed,
     )
 
 
@@ -278,7 +282,8 @@ MATRIX: Final[tuple[Access, ...]] = (
         f"{bus.QUERY_CANCEL}.>",
     ),
     _may(_PUB, "how far the history is", [Role.PROCESSOR, *PEOPLE], bus.HISTORY_STATUS, f"{bus.HISTORY_STATUS}.>"),
-    # Without a name it is not certain who asks, and nothing is done: the answer says where to ask.
+    # Without a name it is not certain who asks. The server leads it past what does something, to an answer that says
+    # where to ask.
     _may(
         _PUB,
         "nothing, but being told the address that has one's name in it",
@@ -293,6 +298,7 @@ MATRIX: Final[tuple[Access, ...]] = (
         bus.QUERY,
         bus.SNAPSHOT,
         bus.SNAPSHOT_READ,
+        renamed=True,
     ),
     # Never a subject without a wildcard where not all of an account may ask: an answer that one of them wants on it is
     # imported as a question of the account's.

@@ -30,7 +30,7 @@ from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceConfig
 
 from ...schemas import bus, codec, replies
-from ...schemas.permitted import unnamed, with_name
+from ...schemas.permitted import with_name
 from ...schemas.process import resident_bytes
 from ...schemas.query import END_HEADER, PART_HEADER, Cancelled, CancelRequest, ProcessorStatus, QueryEnd, QueryRequest
 from ...schemas.requests import Error
@@ -174,6 +174,11 @@ class QueryService:
             EndpointConfig(name="status-owned", subject=f"{bus.HISTORY_STATUS}.>", handler=self._on_status),
         ):
             await service.add_endpoint(config)
+        for subject in (bus.QUERY, bus.SNAPSHOT, bus.SNAPSHOT_READ):
+            told = Error(code="refused", message=with_name(subject, "user"))
+            name = f"{subject.rpartition('.')[2]}-unnamed"
+            handler = partial(_respond, answer=told)
+            await service.add_endpoint(EndpointConfig(name=name, subject=bus.unnamed(subject), handler=handler))
         await self._nc.subscribe(f"{bus.QUERY_ACK}.{self._instance}.*", cb=self._on_ack)
         self._watch = asyncio.create_task(self._watch_over())
 
@@ -208,9 +213,6 @@ class QueryService:
             return
         content = replies.asked_in(message.headers)
         refuse = partial(self._refuse, message.reply, content)
-        if message.subject == bus.QUERY and unnamed(self._nc, message.reply):
-            await refuse(QueryError("refused", with_name(bus.QUERY, "user")))
-            return
         try:
             content = codec.content_type(message.headers)
             asked, warnings = codec.decode_request(message.data, QueryRequest, content)

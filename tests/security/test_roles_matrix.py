@@ -121,13 +121,16 @@ SERVICE_QUESTIONS = {f"$SRV.{verb}{rest}" for verb in ("PING", "INFO", "STATS") 
 FOUR = STREAMS[:4]
 STATE_OF_STREAMS = {"$JS.API.INFO", *(f"$JS.API.STREAM.INFO.{stream}" for stream in FOUR)}
 HEALTH = {f"{V}.health", f"{V}.health.planner", f"{V}.health.collector", *(f"{V}.health.collector.{h}" for h in HOSTS)}
+UNNAMED = {
+    *(f"{V}.plan.{what}" for what in ("request", "renew", "release", "withdraw", "drain", "evict", "explain")),
+    *(f"{V}.{what}" for what in ("query", "history.snapshot", "history.read")),
+}
 SEEING = {
     # What nobody's name changes, with and without one.
     *(f"{V}.plan.{what}{rest}" for what in LISTS for rest in ("", ".alice")),
     *(f"{V}.history.{what}{rest}" for what in ("cancel", "status") for rest in ("", ".alice")),
     # Answered by the address that has a name in it, and by nothing else.
-    *(f"{V}.plan.{what}" for what in ("request", "renew", "release", "withdraw", "drain", "evict", "explain")),
-    *(f"{V}.{what}" for what in ("query", "history.snapshot", "history.read")),
+    *UNNAMED,
     *SERVICE_QUESTIONS,
     *STATE_OF_STREAMS,
     *HEALTH,
@@ -322,8 +325,9 @@ PRIZES = (
     f"{V}.leases.evicted.l-1",
     f"{V}.samples.node-8",
     "$KV.corral_hosts.node-8",
-    *(f"{V}.history.{what}.{whose}" for what in ("snapshot", "read") for whose in ("olga", "vera")),
-    f"{V}.query.bob",
+    *(f"{V}.history.{what}{whose}" for what in ("snapshot", "read") for whose in ("", ".olga", ".vera")),
+    *(f"{V}.query{whose}" for whose in ("", ".bob")),
+    *(f"{V}.plan.{what}" for what in ("request", "release", "evict", "drain")),
     f"{V}.plan.explain.bob",
 )
 
@@ -353,6 +357,9 @@ async def test_an_answer_goes_to_who_asked_and_to_nobody_else(layout: SecuredBus
         # What one publishes oneself is no forgery.
         await watching.flush()
         await forge(asking_, PUBLISH[role] - set(PRIZES))
+        for subject in sorted(PUBLISH[role] & UNNAMED):
+            await asking_.publish(subject, b'{"lease_id":"l-1"}')
+        await asking_.flush()
         await asyncio.sleep(0.3)
         await watching.flush()
         assert seen == []
