@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import nats.aio.client
 
-from ..schemas import operations, requests
+from ..schemas import operations, plain, requests
 from ..schemas.bus import PlanSubject
 from ..schemas.credentials import ANY_OWNER
 from ..schemas.permitted import identity_of
@@ -63,7 +63,7 @@ class LeaseCalls(Calls):
             NotOwner: somebody else holds it.
         """
         owner = owner or self.owner
-        action = requests.LeaseAction(lease_id=lease_id, owner=owner, ttl_seconds=ttl, holder=holder)
+        action = requests.LeaseAction(lease_id=lease_id, owner=owner, ttl_seconds=plain.number(ttl), holder=holder)
         return await self._plan(self._owned(PlanSubject.RENEW, owner), action, requests.Lease)
 
     async def release(self, lease_id: str, *, owner: str | None = None) -> requests.Lease:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import re
 from collections.abc import Sequence
 from typing import Any, Final, TypedDict
 
-import msgspec
-
-from ..schemas import codec, units
+from ..schemas import codec, plain, units
 from ..schemas.credentials import ANY_OWNER
 from ..schemas.misspelt import meant
 from ..schemas.requests import Distribution, Method, Placement, WeightBy, WorkItem, WorkRequest
@@ -25,7 +24,8 @@ _DISTRIBUTION: Final = ("items", "method", "weight_by", "memory_per_item_bytes",
 class RequestFields(TypedDict, total=False):
     """Keyword arguments that describe a request; see `WorkRequest` for what each means.
 
-    Amounts take text with a unit (`memory="20GiB"`, `ttl="10m"`, `wait="1h"`) or plain bytes and seconds.
+    Amounts take text with a unit (`memory="20GiB"`, `ttl="10m"`, `wait="1h"`) or plain bytes and seconds. Numbers
+    may be NumPy's or pandas', and durations `timedelta`.
     """
 
     gpus: int
@@ -96,8 +96,11 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
     Raises:
         InvalidRequest: a field is unknown, of the wrong type or out of range; `field` says which.
     """
-    given: dict[str, Any] = dict(fields)
+    given: dict[str, Any] = {name: plain.number(value) for name, value in fields.items()}
     _check_names(given)
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):  # JSON has no word for it but null: not given
+            raise InvalidRequest(f"{name}={value} is no number to ask for", "out_of_range", f"$.{name}")
     body: dict[str, Any] = {"owner": given.pop("owner", owner)}
     try:
         for name, target in (("memory", "gpu_memory_bytes"), ("host_memory", "host_memory_bytes")):
@@ -156,7 +159,7 @@ def checked(body: WorkRequest | dict[str, Any]) -> WorkRequest:
         InvalidRequest: with the path of the field.
     """
     try:
-        return codec.decode(msgspec.json.encode(body), WorkRequest, codec.JSON)
+        return codec.decode(codec.encode(body, codec.JSON), WorkRequest, codec.JSON)
     except codec.DecodeError as error:
         raise InvalidRequest(str(error), error.code, error.field) from None
     except TypeError as error:

@@ -83,13 +83,15 @@ class QueryResult:
         return self._table
 
     def pandas(self) -> Any:
-        """A `pandas.DataFrame`."""
+        """A `pandas.DataFrame`. Decimals, such as sums of whole numbers, are numbers in it; `rows` and `arrow()` have
+        all their digits.
+        """
         try:
             import pandas  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise CorralError("pandas is not installed: pip install pandas") from None
         if self.format is ResultFormat.ARROW:
-            frame = self._table.to_pandas()
+            frame = _numeric(self._table).to_pandas()
         else:
             frame = pandas.DataFrame.from_records(self.rows, columns=self.columns)
         frame.attrs["truncated"] = self.truncated
@@ -129,6 +131,20 @@ def _read_arrow(raw: bytes) -> Any:
         table.validate(full=True)
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise CorralError(f"the result can't be read: {error}") from None
+    return table
+
+
+def _numeric(table: Any) -> Any:
+    """A table whose columns of decimals are integers where each value is one that fits 64 bits, else floats."""
+    arrow = _pyarrow()
+    for at, field in enumerate(table.schema):
+        if not arrow.types.is_decimal(field.type):
+            continue
+        try:
+            column = table.column(at).cast(arrow.int64())
+        except arrow.ArrowInvalid:
+            column = table.column(at).cast(arrow.float64())
+        table = table.set_column(at, field.name, column)
     return table
 
 

@@ -10,6 +10,7 @@ import msgspec
 import msgspec.inspect
 
 from .misspelt import LONGEST_NAME, meant
+from .plain import encodable
 
 T = TypeVar("T")
 
@@ -21,8 +22,8 @@ WARNINGS_HEADER: Final = "Corral-Warnings"
 LINE_HEADER: Final = "Corral-Line"
 """Of a request that waits: names the one who asks, so that it is known again when it asks again under its id."""
 
-_to_msgpack = msgspec.msgpack.Encoder()
-_to_json = msgspec.json.Encoder()
+_to_msgpack = msgspec.msgpack.Encoder(enc_hook=encodable)
+_to_json = msgspec.json.Encoder(enc_hook=encodable)
 _msgpack_decoders: dict[object, msgspec.msgpack.Decoder[object]] = {}
 _json_decoders: dict[object, msgspec.json.Decoder[object]] = {}
 

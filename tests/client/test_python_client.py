@@ -240,6 +240,14 @@ def test_data_frames_have_times_numbers_and_nulls(client: SyncClient) -> None:
         assert table["value"].sum() == 1.5
         assert table["nothing"].isna().all()
         assert pandas.to_datetime(table["time"], utc=True)[0] == pandas.Timestamp("2026-01-02T03:04:05Z")
+    # A sum of whole numbers is wider than any of them, and a decimal has its own digits: in a frame both are numbers.
+    sums = "SELECT sum(i) AS n, sum(i / 2::DECIMAL(9, 1)) AS half, (sum(i) * 10 ** 25)::DECIMAL(38) AS large "
+    for format in ("arrow", "json"):
+        table = client.query(f"{sums}, NULL::HUGEINT AS nothing FROM range(5) t(i)", format=format).pandas()
+        assert [str(table[name].dtype) for name in ("n", "half")] == ["int64", "float64"]
+        assert (table["n"] / 4).tolist() == [2.5]
+        assert table["large"].astype(float).tolist() == [1e26]
+        assert table["nothing"].isna().all()
     typed = client.query(sql, format="arrow").polars()
     assert typed.schema["time"] == polars.Datetime("us", "UTC")
     # An empty result still has its columns.
