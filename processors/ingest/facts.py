@@ -44,6 +44,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
             ("command", _TEXT),
         ]
     ),
+    "store.without_processes": pa.schema([("time", TIME_TYPE), ("host", _TEXT)]),
     "agents": pa.schema(
         [
             ("time", TIME_TYPE),
@@ -127,6 +128,7 @@ def decode(
     is_new: Callable[[str, str, int], bool],
     now_ns: int,
     host_clocks: HostClocks | None = None,
+    without_processes: set[str] | None = None,
 ) -> Facts:
     """Turn messages of any subject but that of samples into rows.
 
@@ -135,11 +137,13 @@ def decode(
         is_new: whether a message of an agent's run has not come before.
         now_ns: stands for the time when a message was stored, where that is not known.
         host_clocks: told of messages whose times are off.
+        without_processes: hosts whose last list of processes was empty; changed. Of several empty lists in a row only
+            the first becomes a row. Without the set each does.
     """
     facts = Facts()
     for message in messages:
         try:
-            if _one(message, facts, is_new, message.stored_ns or now_ns, host_clocks):
+            if _one(message, facts, is_new, message.stored_ns or now_ns, host_clocks, without_processes):
                 facts.accepted.append(message)
             else:
                 facts.duplicates += 1
@@ -154,6 +158,7 @@ def _one(
     is_new: Callable[[str, str, int], bool],
     stored_ns: int,
     host_clocks: HostClocks | None,
+    without_processes: set[str] | None,
 ) -> bool:
     subject = message.subject
     kind = subject[len(bus.PREFIX) + 1 :].partition(".")[0]
@@ -201,6 +206,10 @@ def _one(
             return False
         _look_at_clock(host_clocks, token, batch.time_ns, stored_ns)
         facts.rows.setdefault("processes", []).extend(rows)
+        if not rows and token not in (without_processes or ()):
+            facts.rows.setdefault("store.without_processes", []).append((time_us, batch.host))
+        if without_processes is not None:
+            (without_processes.discard if rows else without_processes.add)(token)
         return True
     if kind == "agents":
         report = codec.decode(message.payload, AgentReport)

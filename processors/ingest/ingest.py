@@ -164,6 +164,7 @@ class Ingest:
         )
         self._arrivals = Arrivals()
         self._clocks = HostClocks()
+        self._without_processes: set[str] = set()
         self._decoder = Decoder(storage.series, self._clocks)
         self._decoding = threading.Lock()
         self._threads = ThreadPoolExecutor(2, f"ingest-{consumer.suffix}")
@@ -206,6 +207,7 @@ class Ingest:
             after = await loop.run_in_executor(self._threads, self._storage.resume, stream, created, last)
             stored = await loop.run_in_executor(self._threads, self._storage.arrivals, stream)
             self._arrivals = Arrivals(stored)
+            self._without_processes.clear()
             self._clocks = HostClocks(await loop.run_in_executor(self._threads, self._storage.clocks))
             self._decoder = Decoder(self._storage.series, self._clocks)
             await self._reader.start(after)
@@ -339,7 +341,7 @@ class Ingest:
         columnar = [message for message in messages if message.subject.startswith(prefix)]
         others = [message for message in messages if not message.subject.startswith(prefix)]
         table, accepted, refused = self._decoder.decode(columnar, is_new, now_ns)
-        found = facts.decode(others, is_new, now_ns, self._clocks)
+        found = facts.decode(others, is_new, now_ns, self._clocks, self._without_processes)
         accepted = sorted([*accepted, *found.accepted], key=attrgetter("sequence"))
         refused = [*refused, *found.refused]
         self.counts.duplicates += found.duplicates + self._decoder.duplicates

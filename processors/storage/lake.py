@@ -30,6 +30,7 @@ from ...schemas.metrics import METRICS
 from . import facts, lake_facts, lake_rollups, object_storage, schema
 from .errors import NOT_A_VALUE, Deposed, StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, HostClock, Series
+from .rollup_columns import LEVELS
 from .statements import add_missing, columns_of, registered, transaction
 
 log = logging.getLogger("corral.lake")
@@ -57,6 +58,7 @@ TABLES: Final[dict[str, str]] = {
     # DuckLake has no keys: what is unique is so because its part has one owner.
     **{name: _KEYS.sub("", schema.TABLES[name]) for name in (*APPENDED, *STATE)},
     "store.arrivals": "stream VARCHAR, agent VARCHAR, high UBIGINT, seen UBIGINT, batch UBIGINT",
+    "store.without_processes": schema.TABLES["store.without_processes"],
     "store.clocks": _KEYS.sub("", schema.TABLES["store.clocks"]),
     "store.refused": "time TIMESTAMPTZ, stream VARCHAR, code VARCHAR, messages BIGINT",
     "corral_meta": "key VARCHAR, value VARCHAR",
@@ -236,10 +238,14 @@ def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
     """Bring the tables of an older lake up to this version, and its views to those of this Corral."""
     if int(meta["lake_version"]) < 2:
         lake_rollups.add_columns(connection)
-    shape = hashlib.sha256(repr(TABLES).encode()).hexdigest()[:16]
+    rolled = [lake_rollups.shape(level) for level in LEVELS]
+    shape = hashlib.sha256(repr((TABLES, rolled)).encode()).hexdigest()[:16]
     if meta.get("tables") != shape:  # those of an older version, or of another catalogue of metrics
         for name, columns in TABLES.items():
+            connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
             add_missing(connection, name, columns_of(connection, columns))
+        for level, columns in zip(LEVELS, rolled, strict=True):
+            add_missing(connection, level.table, columns)
         _tell(connection, meta, "tables", shape)
         meta.pop("views", None)  # a view remembers which columns it saw
     if meta["lake_version"] != str(VERSION):

@@ -47,6 +47,11 @@ def create(connection: DuckDBPyConnection) -> None:
             connection.execute(f"CREATE TABLE {level.table}_bins ({key}, metric VARCHAR, bin SMALLINT, n UINTEGER)")
 
 
+def shape(level: Level) -> list[tuple[str, str]]:
+    """Name and type of each column of a level beside its key."""
+    return shapes.columns(_METRICS, level)
+
+
 def add_columns(connection: DuckDBPyConnection) -> None:
     """Add what the rollups of an older lake do not have, and have all of them computed anew from the raw samples."""
     for level in LEVELS:

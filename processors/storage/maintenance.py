@@ -220,7 +220,7 @@ class Maintenance:
                     told = MINUTES_FROM if level is rollups.MINUTE else ""
                     _delete(cursor, tables, horizon, horizon.before(seconds), told)
             if kept.processes is not None:
-                for table in ("processes", "agents"):
+                for table in ("processes", "store.without_processes", "agents"):
                     _delete(cursor, (table,), horizon, horizon.before(kept.processes))
         finally:
             cursor.close()

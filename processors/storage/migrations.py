@@ -10,7 +10,19 @@ from duckdb import DuckDBPyConnection
 from ...schemas.metrics import METRICS
 from . import rollups, schema
 from .rollup_columns import HOUR, MINUTE, TEN_SECONDS, Level, add_columns
-from .rollup_derived import ALL_MINUTES, HEAT, HELD_BACK, IDLE_PERCENT, POWER, SLOWDOWN, Derived, idleness, throttling
+from .rollup_derived import (
+    ALL_MINUTES,
+    HEAT,
+    HELD_BACK,
+    IDLE_PERCENT,
+    KNOWN,
+    POWER,
+    SLOWDOWN,
+    Derived,
+    idleness,
+    known,
+    throttling,
+)
 from .statements import add_missing, column_names, columns_of
 
 
@@ -27,9 +39,12 @@ def migrate(cursor: DuckDBPyConnection) -> None:
     cursor.execute(schema.create_day(schema.NO_SERIES, METRICS))
     add_metrics(cursor, schema.NO_SERIES, METRICS)
     rollups.create(cursor)
+    untold = _lacks_known(cursor)
     row = cursor.execute("SELECT value FROM corral_meta WHERE key = 'version'").fetchone()
     if row is not None and row[0] == "1":
         _fill_derived(cursor)
+    if untold:
+        _fill_known(cursor)
     cursor.execute(
         "CREATE OR REPLACE VIEW dead_letters AS SELECT stream, code, sum(messages)::BIGINT AS messages, "
         "min(time) AS first, max(time) AS last FROM store.refused GROUP BY ALL"
@@ -50,6 +65,8 @@ def add_metrics(cursor: DuckDBPyConnection, table: str, metrics: Iterable[str]) 
     """Add the columns of metrics that a table of samples does not have yet."""
     add_missing(cursor, table, [(name, METRICS[name].row.unit.sql) for name in metrics])
 
+
+_HOURS: Final = (HOUR.table, f"{HOUR.table}_open")
 
 RECENT: Final = "3 days"
 """Minutes of these are filled too: a late sample may have their hour computed anew."""
@@ -81,6 +98,23 @@ def _fill_derived(cursor: DuckDBPyConnection) -> None:
             f"CASE WHEN {load}_max < {IDLE_PERCENT} THEN {ALL_MINUTES} ELSE 0 END WHERE known_minutes_bitmask IS NULL "
             f"AND ({load}_max < {IDLE_PERCENT} OR {load}_min >= {IDLE_PERCENT})"
         )
+
+
+def _lacks_known(cursor: DuckDBPyConnection) -> bool:
+    """Whether there are hours of a time when rollups did not say how long their samples stand for."""
+    rows = " UNION ALL ".join(f"(SELECT 1 FROM {table} LIMIT 1)" for table in _HOURS)
+    return cursor.execute(rows).fetchone() is not None and KNOWN not in column_names(cursor, HOUR.table)
+
+
+def _fill_known(cursor: DuckDBPyConnection) -> None:
+    """Such hours are taken to be known for as long as there are minutes of them."""
+    for table in _HOURS:
+        add_missing(cursor, table, [(column.name, column.sql) for column in known()])
+    minutes = (
+        f"SELECT series, make_timestamptz(epoch_us(time) // 3600000000 * 3600000000) AS bucket, 60.0 * count(*) "
+        f"AS {KNOWN} FROM (FROM {MINUTE.table} UNION ALL BY NAME FROM {MINUTE.table}_open) GROUP BY ALL"
+    )
+    _set(cursor, HOUR, known(), minutes, "")
 
 
 def _from_ten_seconds(names: set[str], level: Level) -> str:

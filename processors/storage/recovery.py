@@ -45,6 +45,7 @@ UNREADABLE: Final = re.compile(
 
 REPLAY_KEYS: Final = {
     "processes": ("time", "device", "pid"),
+    "store.without_processes": ("time", "host"),
     "agents": ("time", "agent"),
     "events": ("time", "host", "agent", "sequence"),
 }

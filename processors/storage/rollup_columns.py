@@ -10,7 +10,7 @@ from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
 from ...schemas.metrics import CELSIUS, METRICS, PERCENT, Metric
-from .rollup_derived import Derived, idleness, throttling
+from .rollup_derived import Derived, idleness, known, throttling
 from .statements import add_missing
 
 BIN_RATIO: Final = 1.02
@@ -78,7 +78,7 @@ def is_linear(metric: Metric) -> bool:
 def derived(metrics: Iterable[Metric], level: Level) -> list[Derived]:
     """The columns of a level that no single metric has."""
     names = {metric.name for metric in metrics}
-    return throttling(names) + (idleness(names) if level == HOUR else [])
+    return (known() if level.bins else []) + throttling(names) + (idleness(names) if level == HOUR else [])
 
 
 def columns(metrics: Sequence[Metric], level: Level) -> list[tuple[str, str]]:

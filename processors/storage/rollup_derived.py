@@ -1,4 +1,8 @@
-"""What rollups keep beside the aggregates of single metrics: how long a device was held back, and when it was idle.
+"""What rollups keep beside the aggregates of single metrics: for how long a device was known, for how long it was held
+back, and when it was idle.
+
+A sample stands for the usual time between two of its bucket, so that a silence counts for nothing and a change of the
+interval changes nothing that was before.
 
 Samples while a device was held back are counted at each level, by NVML's clock event reasons. Each hour keeps which of
 its minutes were idle and which were known, as bits: with these a lease that begins and ends anywhere is cut out of its
@@ -26,6 +30,7 @@ IDLE_PERCENT: Final = 5
 ALL_MINUTES: Final = 2**60 - 1
 """The bits of an hour's minutes; bit 0 is the first."""
 
+KNOWN: Final = "known_seconds"
 _MASK: Final = "throttle_reasons_bitmask"
 _CLOCKS: Final = ("sm_clock_megahertz", "sm_clock_max_megahertz")
 _LOAD: Final = "gpu_utilization_percent"
@@ -47,6 +52,27 @@ class Derived(Struct, frozen=True):
     raw: str
     merged: str
     help: str
+
+
+def known() -> list[Derived]:
+    """The columns of minutes and hours that say for how long samples stand."""
+    times = "list_sort(list(epoch_us(time)))"
+    # Zipped with itself from the second on. The last has no partner, which an aggregate passes over.
+    steps = f"list_transform(list_zip({times}, {times}[2:]), lambda p: p[2] - p[1])"
+    usual = f"list_aggregate({steps}, 'quantile_disc', 0.5)"
+    # Minutes with three samples tell by themselves, since a silence is between two at most. Others are as those of the
+    # hour, or as far apart as they are where there are no others.
+    of_one = f"sum({KNOWN}) / sum(samples) FILTER ({KNOWN} IS NOT NULL)"
+    return [
+        Derived(
+            KNOWN,
+            "DOUBLE",
+            f"CASE WHEN count(*) > 2 THEN count(*) * {usual} / 1e6 END",
+            f"least(coalesce(sum(samples) * {of_one}, CASE WHEN count(*) > 1 THEN count(*) * {usual} / 1e6 END), 3600)",
+            "seconds that the samples stand for: their number times the usual time between two; null where they are "
+            "too few to tell",
+        )
+    ]
 
 
 def throttling(names: Collection[str]) -> list[Derived]:

@@ -38,6 +38,8 @@ TABLES: Final[dict[str, str]] = {
         "path VARCHAR, day DATE, rows BIGINT, bytes BIGINT, first TIMESTAMPTZ, last TIMESTAMPTZ, written TIMESTAMPTZ"
     ),
     "store.rolled": "level VARCHAR PRIMARY KEY, batch BIGINT NOT NULL",
+    # When hosts began to have no process on any device, since an empty list leaves no row in `processes`.
+    "store.without_processes": "time TIMESTAMPTZ, host VARCHAR",
     "processes": (
         "time TIMESTAMPTZ, host VARCHAR, device VARCHAR, pid BIGINT, kind VARCHAR, memory_used_bytes BIGINT, "
         "sm_utilization_percent FLOAT, memory_utilization_percent FLOAT, encoder_utilization_percent FLOAT, "

@@ -84,7 +84,7 @@ def let_go(connection: DuckDBPyConnection, kept: Retention, horizon: Horizon) ->
         (kept.ten_seconds, (TEN_SECONDS.table,)),
         (kept.minutes, (MINUTE.table, f"{MINUTE.table}_bins")),
         (kept.hours, (HOUR.table, f"{HOUR.table}_bins")),
-        (kept.processes, ("processes", "agents")),
+        (kept.processes, ("processes", "store.without_processes", "agents")),
     ):
         if seconds is not None:
             limit = retention.end_of_day(horizon.before(seconds)) - timedelta(days=1)

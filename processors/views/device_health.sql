@@ -1,8 +1,11 @@
 -- question: Which devices are failing, or about to?
+-- detail: What was counted on an earlier host of a board counts, too. Growth while nobody read a counter is that of the
+--   first sample after it, on the same host; what grew while a board moved is not known.
 -- host: of the device.
 -- device: uuid.
 -- model: the product's name.
--- concern: what to worry about, in words, worst first; empty if nothing.
+-- concern: what to worry about, in words, worst first; empty if nothing, or where another board is in
+--   its place.
 -- unhealthy: the severity of an event (`reset`, `hardware`) that no later one has cleared; null if there is none.
 -- xid_events: Xid errors that the history knows.
 -- last_xid: code of the newest.
@@ -17,8 +20,21 @@
 -- retired_pages: in all, as counted last.
 -- pcie_replays_7d: PCIe packets sent again, last 7 days.
 -- last_seen: the newest hour with samples.
-WITH counters AS (
-    SELECT host, device,
+WITH mine AS (
+    SELECT r.*, d.host AS host_now FROM rollup_1h r JOIN devices d USING (device)
+    WHERE r.time >= now() - INTERVAL 90 DAYS
+), hours AS (
+    -- A host speaks for its own devices, and for those that were its own before they moved: for hours of which the host
+    -- that has a device now says nothing, or leaves room for.
+    FROM mine WHERE host = host_now
+    UNION ALL
+    SELECT m.* FROM mine m ANTI JOIN device_conflicts c ON c.host = m.host AND c.device = m.device
+        AND m.time >= c.since - INTERVAL 1 HOUR
+    LEFT JOIN mine o ON o.device = m.device AND o.time = m.time AND o.host = m.host_now
+    WHERE m.host <> m.host_now AND coalesce(m.known_seconds, 60) + coalesce(o.known_seconds, 0)
+        <= 1.02 * greatest(least(epoch(now() - m.time), 3600), 60)
+), counters AS (
+    SELECT host_now AS host, device,
         sum(ecc_uncorrected_count_increase) FILTER (time >= now() - INTERVAL 7 DAYS) AS ecc_uncorrected_7d,
         sum(ecc_corrected_count_increase) FILTER (time >= now() - INTERVAL 7 DAYS) AS ecc_corrected_7d,
         arg_max(remapped_rows_corrected_count_last + remapped_rows_uncorrected_count_last, time) AS remapped_rows,
@@ -33,23 +49,33 @@ WITH counters AS (
         arg_max(retired_pages_count_last, time) AS retired_pages,
         sum(pcie_replay_count_increase) FILTER (time >= now() - INTERVAL 7 DAYS) AS pcie_replays_7d,
         max(time) AS last_seen
-    FROM rollup_1h WHERE time >= now() - INTERVAL 90 DAYS GROUP BY host, device
+    FROM hours GROUP BY host_now, device
 ), told AS (
-    -- A host speaks for its own devices. The bus says in which order, whatever the host's clock said.
-    SELECT host, device, kind, severity, code, time, coalesce(stored, time) AS told FROM events WHERE device IS NOT NULL
+    -- The bus says in which order, whatever the host's clock said.
+    SELECT d.host, device, kind, severity, code, time, coalesce(stored, time) AS told, e.host = d.host AS now
+    FROM events e JOIN devices d USING (device)
+    WHERE e.host = d.host OR EXISTS (FROM hours h WHERE h.host = e.host AND h.device = e.device
+        AND h.time BETWEEN e.time - INTERVAL 1 HOUR AND e.time)
 ), xids AS (
     SELECT host, device, count(*) AS n, arg_max(code, told) AS last_xid, max(time) AS last_xid_at
     FROM told WHERE kind = 'xid' GROUP BY host, device
 ), severities AS (
     SELECT host, device, arg_max(severity, told) AS severity
-    FROM told WHERE severity IN ('reset', 'hardware', 'cleared') GROUP BY host, device
+    FROM told WHERE now AND severity IN ('reset', 'hardware', 'cleared') GROUP BY host, device
+), replaced AS (
+    -- Another board is in its place, or the board is split anew. One that is only gone may have fallen off the bus.
+    SELECT DISTINCT d.host, d.device FROM devices d LEFT JOIN devices n
+        ON n.host = d.host AND n.device <> d.device AND n.present AND n.mig_parent IS NULL
+        AND CASE WHEN coalesce(d.pcie_address, '') = '' THEN n.index = d.index ELSE n.pcie_address = d.pcie_address END
+    WHERE NOT d.present AND (d.mig_parent IS NOT NULL OR n.device IS NOT NULL)
 ), found AS (
-    SELECT d.host, d.device, d.name AS model, CASE WHEN s.severity <> 'cleared' THEN s.severity END AS unhealthy,
+    SELECT d.host, d.device, d.name AS model, r.device IS NOT NULL AS replaced,
+        CASE WHEN s.severity <> 'cleared' AND r.device IS NULL THEN s.severity END AS unhealthy,
         coalesce(x.n, 0) AS xid_events, x.last_xid, x.last_xid_at, c.* EXCLUDE (host, device)
     FROM devices d LEFT JOIN counters c USING (host, device) LEFT JOIN xids x USING (host, device)
-    LEFT JOIN severities s USING (host, device)
+    LEFT JOIN severities s USING (host, device) LEFT JOIN replaced r USING (host, device)
 )
-SELECT host, device, model, concat_ws('; ',
+SELECT host, device, model, CASE WHEN replaced THEN '' ELSE concat_ws('; ',
         CASE unhealthy WHEN 'hardware' THEN 'hardware fault' WHEN 'reset' THEN 'needs a reset' END,
         CASE WHEN remap_failed THEN 'no spare rows are left' END,
         CASE WHEN uncorrected_rows_7d > 0 THEN 'rows remapped after uncorrectable errors' END,
@@ -58,7 +84,7 @@ SELECT host, device, model, concat_ws('; ',
         CASE WHEN reset_pending THEN 'a remapping waits for a reset' END,
         CASE WHEN last_xid_at >= now() - INTERVAL 7 DAYS THEN 'Xid ' || last_xid END,
         CASE WHEN pcie_replays_7d > 1000 THEN 'PCIe link retries' END
-    ) AS concern,
+    ) END AS concern,
     unhealthy, xid_events, last_xid, last_xid_at, try_cast(ecc_uncorrected_7d AS BIGINT) AS ecc_uncorrected_7d,
     try_cast(ecc_corrected_7d AS BIGINT) AS ecc_corrected_7d, remapped_rows, try_cast(remapped_rows_7d AS BIGINT) AS remapped_rows_7d,
     remapped_rows_per_week, coalesce(remap_failed, false) AS remap_failed,

@@ -46,3 +46,5 @@ FROM newest n LEFT JOIN devices d USING (device) LEFT JOIN held h ON h.host = n.
 LEFT JOIN strangers s ON s.host = n.host AND s.device = n.device
 -- A device is on one host: what another one says of it does not count.
 WHERE d.host IS NULL OR d.host = n.host
+-- Of one that no inventory has named yet the newest word counts.
+QUALIFY row_number() OVER (PARTITION BY n.device ORDER BY n.time DESC, n.host) = 1

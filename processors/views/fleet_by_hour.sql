@@ -1,30 +1,31 @@
 -- question: How busy was the fleet, hour by hour?
 -- hour: its start, UTC.
--- devices: with samples in it.
+-- devices: boards with samples in it; one that is split counts once, its MIG instances do not.
 -- gpu_utilization_percent: mean over all samples.
--- busy_devices: whose mean was 5% or more.
--- leased_devices: whole boards' worth of leases, as a mean over the hour.
+-- busy_devices: boards whose mean was 5% or more, or that of one of their instances.
+-- leased_devices: whole boards' worth of leases, as a mean over the hour, or as much of it as has passed.
 -- memory_used_percent: mean used of the memory there is; a board that is split counts once, its MIG instances do not.
 -- power_watts: of all devices together, mean.
--- energy_kwh: of all devices; from the energy counters, or from power where there are none.
+-- energy_kwh: of all devices; from the energy counters, or from power over the time with
+--   samples where there are none.
 -- temperature_celsius_max: the hottest sample.
 WITH leased AS (
     -- Minutes of a lease that begins or ends within the hour count for what they are; whole hours for one.
-    SELECT epoch_us(b.time) // 3600000000 AS hour, sum(s.gpus * b.seconds) / 3600 AS devices
+    SELECT epoch_us(b.time) // 3600000000 AS hour, 
+        sum(s.gpus * b.seconds) / least(3600, greatest(epoch(now()) - epoch(any_value(b.time)) // 3600 * 3600, 1)) AS devices
     FROM lease_buckets b JOIN lease_spans s USING (lease_id, device) GROUP BY 1
 ), made_up AS (
     -- A host sends samples of another one's device. Where the host has had another name they share the hour; here they
     -- would have more of the device than there was time for.
     SELECT u.time, u.host, u.device FROM rollup_1h u JOIN devices d ON d.device = u.device AND d.host <> u.host
     JOIN rollup_1h own ON own.time = u.time AND own.device = u.device AND own.host = d.host
-    LEFT JOIN hosts h ON h.host = u.host LEFT JOIN hosts o ON o.host = d.host
-    WHERE u.samples * coalesce(h.interval_seconds, 1) + own.samples * coalesce(o.interval_seconds, 1)
+    WHERE coalesce(u.known_seconds, 60) + coalesce(own.known_seconds, 60)
         > 1.02 * greatest(least(epoch(now() - u.time), 3600), 60)
 )
-SELECT r.time AS hour, count(*) AS devices,
+SELECT r.time AS hour, count(DISTINCT r.board) AS devices,
     sum(r.gpu_utilization_percent_mean * r.gpu_utilization_percent_count) / sum(r.gpu_utilization_percent_count)
         AS gpu_utilization_percent,
-    count(*) FILTER (r.gpu_utilization_percent_mean >= 5) AS busy_devices,
+    count(DISTINCT r.board) FILTER (r.gpu_utilization_percent_mean >= 5) AS busy_devices,
     coalesce(any_value(l.devices), 0) AS leased_devices,
     100 * sum(r.memory_used_bytes_mean) FILTER (NOT r.part) / sum(r.memory_total_bytes_last) FILTER (NOT r.part)
         AS memory_used_percent,
@@ -43,10 +44,13 @@ FROM (
         sum(u.power_watts_mean * u.samples) FILTER (u.power_watts_mean IS NOT NULL)
             / sum(u.samples) FILTER (u.power_watts_mean IS NOT NULL) AS power_watts_mean,
         sum(coalesce(u.energy_millijoules_increase / 3.6e9,
-            u.power_watts_mean * u.samples * coalesce(h.interval_seconds, 1) / 3.6e6)) AS energy_kwh,
+            u.power_watts_mean * u.power_watts_count / u.samples / 3.6e6 * coalesce(u.known_seconds,
+                60.0 * nullif(bit_count(u.known_minutes_bitmask), 0), least(u.samples * h.interval_seconds, 3600), 60)
+        )) AS energy_kwh,
         max(u.temperature_celsius_max) AS temperature_celsius_max,
-        bool_or((u.host, u.device) IN (SELECT (host, device) FROM devices WHERE mig_parent IS NOT NULL)) AS part
+        any_value(coalesce(i.mig_parent, u.device)) AS board, bool_or(i.mig_parent IS NOT NULL) AS part
     FROM rollup_1h u LEFT JOIN hosts h USING (host)
+    LEFT JOIN devices i ON i.device = u.device AND i.host = u.host
     WHERE NOT EXISTS (FROM device_conflicts c WHERE c.host = u.host AND c.device = u.device AND u.time >= c.since - INTERVAL 1 HOUR)
         AND NOT EXISTS (FROM made_up m WHERE m.time = u.time AND m.host = u.host AND m.device = u.device)
     GROUP BY u.time, u.device

@@ -1,4 +1,6 @@
 -- question: What did a lease use of each of its devices?
+-- detail: A lease is cut into whole hours, whole minutes and, in the minutes in which it begins and ends, tens of seconds
+--   as long as these are kept, so that what was before it and after it counts for nothing.
 -- lease_id: the lease.
 -- owner: who held it.
 -- name: of the workload.
@@ -10,38 +12,82 @@
 -- ended: when it ended; now for an active one.
 -- hours: held.
 -- gpu_hours: held, times the share, in whole boards: an hour of a MIG instance of one slice of seven is a seventh.
--- energy_kwh: used meanwhile, times the share.
+-- energy_kwh: used meanwhile, times the share; by the energy counter, or by power over the time with samples.
 -- gpu_utilization_percent_mean: over the samples of the time held; null without any.
--- memory_used_bytes_peak: of the lease's own processes where they are known by lease, else of the whole device.
+-- memory_used_bytes_peak: of the lease's own processes where they are known by lease, else of the whole device in the
+--   tens of seconds that are the lease's whole; null where there are none.
 -- memory_granted_bytes: on the device; 0 where none was asked for.
+-- memory_shared: whether the peak may be others', too: it is of the whole device, which others held meanwhile.
 WITH own AS (
     SELECT lease, host, device, max(used) AS peak FROM (
         SELECT lease, host, device, time, sum(memory_used_bytes) AS used FROM processes WHERE lease <> '' GROUP BY ALL
     ) GROUP BY ALL
+), shared AS (
+    SELECT DISTINCT a.lease_id, a.host, a.device FROM lease_spans a JOIN lease_spans b USING (host, device)
+    WHERE a.share < 1 AND b.share < 1 AND a.lease_id <> b.lease_id AND a.started < b.ended AND b.started < a.ended
 ), buckets AS MATERIALIZED (
     SELECT b.lease_id, b.device, s.series, b.width, b.time, b.seconds
     FROM lease_buckets b JOIN store.series s USING (host, device)
-), pieces AS (
-    SELECT b.lease_id, b.device, b.seconds, b.seconds / 3600 AS part, r.gpu_utilization_percent_mean AS util,
-        r.gpu_utilization_percent_count AS n, r.memory_used_bytes_max AS memory, r.power_watts_mean AS power,
+), edges AS MATERIALIZED (
+    -- Minutes that are another's, too: before the lease began, or after its end. What a sample of them stands for is
+    -- told by the minute, or by the hour where the minute has but one.
+    SELECT b.lease_id, b.device, b.series, b.time, b.seconds, epoch_us(l.started) AS first, epoch_us(l.ended) AS last,
+        m.energy_millijoules_increase AS energy, m.power_watts_mean AS power, m.gpu_utilization_percent_mean AS util,
+        m.gpu_utilization_percent_count AS n, m.power_watts_count / m.samples AS powered, m.samples,
+        coalesce(m.known_seconds / m.samples, h.known_seconds / h.samples, 60) AS step
+    FROM buckets b JOIN lease_spans l USING (lease_id, device)
+    JOIN store.series_1m m ON m.series = b.series AND m.time = b.time
+    LEFT JOIN store.series_1h h ON h.series = b.series
+        AND h.time = make_timestamptz(epoch_us(b.time) // 3600000000 * 3600000000)
+    WHERE b.width = 'minute' AND b.seconds < 60
+), tens AS MATERIALIZED (
+    SELECT e.lease_id, e.device, e.time AS minute, e.energy IS NOT NULL AS counted, e.step,
+        greatest(least(e.last, epoch_us(r.time) + 10000000) - greatest(e.first, epoch_us(r.time)), 0) / 1e7 AS part,
+        r.samples, r.gpu_utilization_percent_mean AS util, r.gpu_utilization_percent_count AS n,
+        r.memory_used_bytes_max AS memory, r.power_watts_mean * r.power_watts_count AS power,
         r.energy_millijoules_increase AS energy
+    FROM (SELECT *, unnest(range(0, 60000000, 10000000)) AS ten FROM edges) e
+    JOIN store.series_10s r ON r.series = e.series AND r.time = make_timestamptz(epoch_us(e.time) + e.ten)
+), pieces AS (
+    SELECT b.lease_id, b.device, true AS whole, 1.0 AS part, r.gpu_utilization_percent_mean AS util,
+        r.gpu_utilization_percent_count AS n, r.memory_used_bytes_max AS memory,
+        coalesce(r.energy_millijoules_increase / 1e3, r.power_watts_mean * r.power_watts_count / r.samples
+            * coalesce(r.known_seconds, 60.0 * nullif(bit_count(r.known_minutes_bitmask), 0), 3600)) AS joules
     FROM buckets b JOIN store.series_1h r ON r.series = b.series AND r.time = b.time
     WHERE b.width = 'hour'
     UNION ALL
-    SELECT b.lease_id, b.device, b.seconds, b.seconds / 60, r.gpu_utilization_percent_mean,
-        r.gpu_utilization_percent_count, r.memory_used_bytes_max, r.power_watts_mean, r.energy_millijoules_increase
+    SELECT b.lease_id, b.device, true, 1.0, r.gpu_utilization_percent_mean, r.gpu_utilization_percent_count,
+        r.memory_used_bytes_max, coalesce(r.energy_millijoules_increase / 1e3, r.power_watts_mean * r.power_watts_count
+            * coalesce(r.known_seconds / r.samples, h.known_seconds / h.samples, 60 / r.samples))
     FROM buckets b JOIN store.series_1m r ON r.series = b.series AND r.time = b.time
-    WHERE b.width = 'minute'
+    LEFT JOIN store.series_1h h ON h.series = b.series
+        AND h.time = make_timestamptz(epoch_us(b.time) // 3600000000 * 3600000000)
+    WHERE b.width = 'minute' AND b.seconds >= 60
+    UNION ALL
+    -- Memory and load of ten seconds that are not the lease's alone are another's.
+    SELECT lease_id, device, part = 1, part, util, n, CASE WHEN part = 1 THEN memory END,
+        part * CASE WHEN counted THEN energy / 1e3 ELSE power * step END
+    FROM tens WHERE part > 0
+    UNION ALL
+    -- Where these are not kept any more, the minute is taken as even.
+    SELECT lease_id, device, false, seconds / 60, util, n, NULL,
+        seconds / 60 * coalesce(energy / 1e3, power * powered * samples * step)
+    FROM edges e ANTI JOIN tens t ON t.lease_id = e.lease_id AND t.device = e.device AND t.minute = e.time
 ), used AS (
-    SELECT lease_id, device, sum(coalesce(energy * part / 1e3, power * seconds)) / 3.6e6 AS energy_kwh,
-        max(memory) AS peak, sum(util * n * part) / nullif(sum(n * part) FILTER (util IS NOT NULL), 0) AS mean
+    SELECT lease_id, device, sum(joules) / 3.6e6 AS energy_kwh, max(memory) AS peak,
+        coalesce(
+            sum(util * n) FILTER (whole) / nullif(sum(n) FILTER (whole AND util IS NOT NULL), 0),
+            sum(util * n * part) / nullif(sum(n * part) FILTER (util IS NOT NULL), 0)
+        ) AS mean
     FROM pieces GROUP BY ALL
 )
 SELECT s.lease_id, s.owner, s.name, s.state, s.host, s.device, s.share, s.started, s.ended,
     greatest(epoch(s.ended) - epoch(s.started), 0) / 3600 AS hours,
     s.gpus * greatest(epoch(s.ended) - epoch(s.started), 0) / 3600 AS gpu_hours,
     s.share * u.energy_kwh AS energy_kwh, u.mean AS gpu_utilization_percent_mean,
-    try_cast(coalesce(o.peak, u.peak) AS BIGINT) AS memory_used_bytes_peak, s.memory_granted_bytes
+    try_cast(coalesce(o.peak, u.peak) AS BIGINT) AS memory_used_bytes_peak, s.memory_granted_bytes,
+    o.peak IS NULL AND m.lease_id IS NOT NULL AS memory_shared
 FROM lease_spans s
 LEFT JOIN used u USING (lease_id, device)
+LEFT JOIN shared m USING (lease_id, host, device)
 LEFT JOIN own o ON o.lease = s.lease_id AND o.host = s.host AND o.device = s.device

@@ -11,7 +11,8 @@
 -- seconds: of the minute that lie within the lease.
 -- gpu_utilization_percent: mean over the minute; of the whole device, whoever shares it.
 -- memory_used_bytes_max: greatest in the minute; of the whole device.
--- energy_joules: of the seconds within the lease, times the share; from the energy counter, or from power without one.
+-- energy_joules: of the seconds within the lease, times the share; from the energy counter, or from power over the
+--   time with samples without one.
 WITH spans AS (
     -- In whole microseconds: arithmetic on timestamps with time zones costs a calendar each time.
     SELECT *, epoch_us(started) AS first, epoch_us(ended) AS last FROM lease_spans WHERE ended > started
@@ -25,5 +26,8 @@ WITH spans AS (
 SELECT h.lease_id, h.owner, h.name, h.host, h.device, h.share, h.memory_granted_bytes, h.time, h.seconds,
     r.gpu_utilization_percent_mean AS gpu_utilization_percent,
     r.memory_used_bytes_max,
-    h.share * h.seconds * coalesce(r.energy_millijoules_increase / 60e3, r.power_watts_mean) AS energy_joules
+    h.share * h.seconds / 60 * coalesce(r.energy_millijoules_increase / 1e3, r.power_watts_mean * r.power_watts_count
+        * coalesce(r.known_seconds / r.samples, u.known_seconds / u.samples, 60 / r.samples)) AS energy_joules
 FROM held h LEFT JOIN rollup_1m r ON r.device = h.device AND r.host = h.host AND r.time = h.time
+LEFT JOIN rollup_1h u ON u.device = h.device AND u.host = h.host
+    AND u.time = make_timestamptz(h.minute // 60 * 3600000000)

@@ -17,7 +17,7 @@ SELECT l.lease_id, l.owner, l.name, l.state, d.host, d.device, coalesce(d.share,
     coalesce(l.ended_at, least(l.expires_at, now())) AS ended,
     coalesce(d.share, 1) * CASE WHEN p.slices IS NULL THEN 1
         -- Boards with four slices (A30) have a quarter of their multiprocessors in each, those with seven an eighth.
-        ELSE least(1, p.slices / CASE WHEN p.sm_count / p.slices >= 0.2 * b.sm_count THEN 4 ELSE 7 END) END AS gpus
+        ELSE least(1, p.slices / CASE WHEN p.sm_count / p.slices BETWEEN 0.2 * b.sm_count AND 0.27 * b.sm_count THEN 4 ELSE 7 END) END AS gpus
 FROM leases l JOIN lease_devices d USING (lease_id)
 LEFT JOIN (
     SELECT device, host, mig_parent, sm_count,

@@ -13,7 +13,7 @@
 -- process: name of its executable.
 -- container: that it is in.
 -- since: when it was seen first.
--- until: when it was seen last, or the host was; null while it lasts.
+-- until: when it was seen last, or its collector was; null while it lasts.
 -- hours: so far.
 -- memory_used_bytes_peak: the greatest; null where the driver hides it.
 -- memory_granted_bytes: to the lease on the device; null for a process without a lease.
@@ -37,13 +37,14 @@ WITH behind AS (
     -- What lasts is told again by a collector that starts anew.
     SELECT agent, max(time) AS time FROM events WHERE kind = 'agent_stopped' GROUP BY agent
 ), reported AS (
-    SELECT host, max(time) AS time FROM agents GROUP BY host
+    SELECT host, agent, max(time) AS time FROM agents GROUP BY host, agent
 ), spans AS (
     SELECT b.*, make_timestamptz(b.since_ns // 1000) AS since,
         CASE
             WHEN e.until_ns IS NOT NULL THEN make_timestamptz(e.until_ns // 1000)
             WHEN s.time IS NOT NULL THEN s.time
-            WHEN h.agent <> b.agent THEN b.time
+            -- A collector that was killed says no end: the last that was heard of it is one.
+            WHEN h.agent <> b.agent THEN greatest(a.time, b.time)
             -- A host that says nothing any more does not say either that it has ended.
             WHEN a.time < now() - INTERVAL 10 MINUTES + coalesce(c.clock, INTERVAL 0 SECONDS) THEN greatest(a.time, b.time)
         END AS until,
@@ -52,7 +53,7 @@ WITH behind AS (
     LEFT JOIN ended e ON e.host = b.host AND e.agent = b.agent AND e.violation = b.violation AND e.since_ns = b.since_ns
     LEFT JOIN stopped s ON s.agent = b.agent
     LEFT JOIN hosts h ON h.host = b.host
-    LEFT JOIN reported a ON a.host = b.host
+    LEFT JOIN reported a ON a.host = b.host AND a.agent = b.agent
     LEFT JOIN behind c ON c.host = b.host
 )
 SELECT s.kind, s.severity, s.host, s.device, s.lease AS lease_id, CASE WHEN h.lease_id IS NULL THEN '' ELSE s.data->>'owner' END AS owner, l.name,

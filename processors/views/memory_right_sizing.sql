@@ -1,5 +1,6 @@
 -- question: How much memory does each workload need, against what it asks for?
--- detail: By the name of the workload, over devices that were granted memory. Leases under a minute count for nothing.
+-- detail: By the name of the workload, over devices that were granted memory. Leases under a minute count for nothing, and
+--   neither does the memory of a whole device that others held meanwhile.
 -- name: of the workload.
 -- leases: that the numbers come from.
 -- memory_granted_bytes: the median granted on a device.
@@ -17,5 +18,5 @@ SELECT name, count(DISTINCT lease_id) AS leases,
     quantile_disc(memory_granted_bytes, 0.5)
         - try_cast(ceil(1.1 * quantile_disc(memory_used_bytes_peak, 0.99) / 2**30) * 2**30 AS BIGINT) AS over_asked_bytes
 FROM lease_device_usage
-WHERE memory_granted_bytes > 0 AND memory_used_bytes_peak IS NOT NULL AND hours >= 1 / 60
+WHERE memory_granted_bytes > 0 AND memory_used_bytes_peak IS NOT NULL AND NOT memory_shared AND hours >= 1 / 60
 GROUP BY name

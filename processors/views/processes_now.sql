@@ -22,7 +22,10 @@
 WITH behind AS (
     SELECT host, to_seconds(offset_seconds) AS clock FROM host_clocks WHERE until IS NULL AND offset_seconds < 0
 ), latest AS (
-    SELECT host, max(time) AS time FROM processes LEFT JOIN behind b USING (host)
+    -- The newest list of a host may be an empty one.
+    SELECT host, max(time) AS time
+    FROM (SELECT time, host FROM processes UNION ALL SELECT time, host FROM store.without_processes)
+    LEFT JOIN behind b USING (host)
     WHERE time >= now() - INTERVAL 60 SECONDS + coalesce(b.clock, INTERVAL 0 SECONDS)
         AND time >= now() - INTERVAL 60 SECONDS + (SELECT coalesce(min(clock), INTERVAL 0 SECONDS) FROM behind)
     GROUP BY host

@@ -13,12 +13,12 @@
 WITH behind AS (
     SELECT host, to_seconds(offset_seconds) AS clock FROM host_clocks WHERE until IS NULL AND offset_seconds < 0
 ), held AS (
-    SELECT d.host, d.device, sum(coalesce(d.share, 1)) AS share, sum(d.memory_bytes) AS memory
+    SELECT d.host, d.device, sum(coalesce(d.share, 1)) AS share, sum(d.memory_bytes) AS memory, bool_or(d.share < 1) AS shared
     FROM leases l JOIN lease_devices d USING (lease_id)
     WHERE l.state = 'active' AND l.expires_at > now() AND d.device IS NOT NULL
     GROUP BY d.host, d.device
 ), cores AS (
-    SELECT h.host, h.cpus > 0 AND coalesce(sum(d.cpus), 0) >= h.cpus AS all_leased
+    SELECT h.host, h.cpus > 0 AND coalesce(sum(d.cpus), 0) >= h.cpus - 1e-6 AS all_leased
     FROM hosts h LEFT JOIN (
         SELECT d.* FROM lease_devices d JOIN leases l USING (lease_id) WHERE l.state = 'active' AND l.expires_at > now()
     ) d USING (host)
@@ -26,7 +26,8 @@ WITH behind AS (
 ), state AS (
     SELECT d.host, d.device, d.name AS model, coalesce(n.memory_total_bytes, d.memory_bytes) AS total,
         n.memory_used_bytes AS used, n.time, coalesce(h.share, 0) AS share, coalesce(h.memory, 0) AS memory,
-        -- Thirds are no whole numbers: what three of them leave is nothing.
+        coalesce(h.shared, false) AS shared,
+        -- Thirds and tenths add up to no whole number: what three of them leave is nothing.
         CASE WHEN coalesce(h.share, 0) > 1 - 1e-6 THEN 0 ELSE 1 - coalesce(h.share, 0) END AS share_free,
         greatest(
             coalesce(n.memory_total_bytes, d.memory_bytes) - greatest(coalesce(h.memory, 0), coalesce(n.memory_used_bytes, 0)),
@@ -45,7 +46,7 @@ WITH behind AS (
             'memory': memory_free},
         {'reason': 'memory_full', 'holds': share > 0 AND share_free > 0 AND memory_free < total / 10,
             'share': share_free, 'memory': 0},
-        {'reason': 'share_full', 'holds': share_free = 0 AND memory > 0 AND memory_free >= total / 10,
+        {'reason': 'share_full', 'holds': share_free = 0 AND (memory > 0 OR shared) AND memory_free >= total / 10,
             'share': 0, 'memory': memory_free},
         {'reason': 'foreign', 'holds': share = 0 AND used > total / 20, 'share': share_free, 'memory': used},
         {'reason': 'no_cores', 'holds': share_free > 0 AND all_leased, 'share': share_free, 'memory': memory_free}

@@ -1,7 +1,7 @@
 -- question: Where and when were GPUs held back by heat or power?
 -- detail: From counts of samples that the hours keep, exact to the sample. Reasons are NVML's clock event reasons:
 --   heat 0x20 and 0x40, power 0x04 and 0x80, hardware slowdown 0x08 (heat or power, as the board says). A sample stands
---   for the interval that its host has now.
+--   for the usual time between two of the hour.
 -- hour: its start, UTC.
 -- host: of the device.
 -- device: uuid.
@@ -14,11 +14,13 @@
 -- power_watts_max: the greatest of the hour.
 -- power_limit_watts: the last of the hour.
 SELECT u.time AS hour, u.host, u.device,
-    try_cast(round(u.throttled_thermal_samples * coalesce(o.interval_seconds, 1)) AS BIGINT) AS thermal_seconds,
-    try_cast(round(u.throttled_power_samples * coalesce(o.interval_seconds, 1)) AS BIGINT) AS power_seconds,
-    try_cast(round(u.throttled_slowdown_samples * coalesce(o.interval_seconds, 1)) AS BIGINT) AS slowdown_seconds,
+    try_cast(round(u.throttled_thermal_samples * u.step) AS BIGINT) AS thermal_seconds,
+    try_cast(round(u.throttled_power_samples * u.step) AS BIGINT) AS power_seconds,
+    try_cast(round(u.throttled_slowdown_samples * u.step) AS BIGINT) AS slowdown_seconds,
     100 * u.throttled_samples / u.samples AS throttled_percent,
     u.throttled_sm_clock_percent_sum / nullif(u.throttled_sm_clock_percent_count, 0) AS sm_clock_percent,
     u.temperature_celsius_max, u.power_watts_max, u.power_limit_watts_last AS power_limit_watts
-FROM rollup_1h u LEFT JOIN hosts o USING (host)
-WHERE u.throttled_samples > 0
+FROM (
+    SELECT *, coalesce(known_seconds, 60.0 * nullif(bit_count(known_minutes_bitmask), 0), 60.0) / samples AS step
+    FROM rollup_1h WHERE throttled_samples > 0
+) u

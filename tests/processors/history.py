@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from corral.processors.ingest import facts
-from corral.processors.ingest.columnar import Incoming
+from corral.processors.ingest.arrivals import Arrivals
+from corral.processors.ingest.columnar import SCHEMA, Incoming
+from corral.processors.storage import Batch, Database, rollups
 from corral.schemas import bus, codec
 from corral.schemas.metrics import METRICS
 from corral.schemas.query import ProcessorStatus
+from corral.schemas.requests import LeaseEvent
 from corral.schemas.telemetry import AgentReport, DeviceInfo, HostInfo, Inventory, SampleBatch
+from msgspec import Struct
 from nats.aio.client import Client
 
 
@@ -95,3 +102,44 @@ class Asking:
     async def status(self) -> ProcessorStatus:
         """What the processor says of itself."""
         return codec.decode((await self.nc.request(bus.HISTORY_STATUS, b"")).data, ProcessorStatus, codec.JSON)
+
+
+def inventory(host: str, *devices: str, name: str = "H100") -> Inventory:
+    found = [DeviceInfo(uuid=uuid, host=host, index=at, name=name) for at, uuid in enumerate(devices)]
+    return Inventory(host=HostInfo(name=host), agent="a", time_ns=10**18, devices=found)
+
+
+class History:
+    """Messages on their subjects, each stored a second after the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self.database = Database(path / "history.duckdb")
+        self.stored_ns = time.time_ns() - 30 * 10**9
+        self.sequence = 0
+        self.without_processes: set[str] = set()
+
+    def take(self, subject: str, message: Struct, *, after: float = 1.0) -> list[str]:
+        self.sequence += 1
+        self.stored_ns += int(after * 1e9)
+        kind = codec.JSON if isinstance(message, LeaseEvent) else codec.MSGPACK
+        incoming = Incoming(subject, codec.encode(message, kind), self.sequence, None, self.stored_ns)
+        found = facts.decode([incoming], Arrivals().is_new, 0, without_processes=self.without_processes)
+        self.database.commit(
+            Batch(
+                stream="S", sequence=self.sequence, tables=found.tables(), inventories=found.inventories,
+                leases=found.leases,
+            )
+        )  # fmt: skip
+        return [refusal.code for refusal in found.refused]
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        return self.database.cursor().execute(sql).fetchall()
+
+    def sample(self, series: int, at: datetime, **values: float) -> None:
+        """One sample of a device, in the rollups too."""
+        self.sequence += 1
+        columns = {field.name: [values.get(field.name)] for field in list(SCHEMA)[2:]}
+        table = pa.table({"time": [at], "series": [series]} | columns, schema=SCHEMA)
+        self.database.commit(Batch(stream="S", sequence=self.sequence, samples=table))
+        for level in rollups.LEVELS:
+            rollups.refresh(self.database.cursor(), level, sorted(self.database.days))

@@ -10,25 +10,19 @@ from typing import Any
 import pytest
 from corral.cli.doctor import LISTED_TWICE, WRONG_CLOCKS
 from corral.processors import views
-from corral.processors.ingest import facts
-from corral.processors.ingest.arrivals import Arrivals
-from corral.processors.ingest.columnar import Incoming
-from corral.processors.storage import Batch, Database
-from corral.schemas import bus, codec
+from corral.schemas import bus
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.speakers import SILENT_SECONDS, Owners
 from corral.schemas.telemetry import (
     DeviceEvent,
-    DeviceInfo,
-    HostInfo,
     Inventory,
     ProcessBatch,
     ProcessSample,
     Severity,
 )
+from history import History, inventory
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Struct
 from msgspec.structs import replace
 
 S = 10**9
@@ -60,37 +54,6 @@ def test_a_device_stays_with_the_host_that_listed_it_first(claims: list[tuple[st
             else:
                 assert owners.owner(device) == host
                 assert device not in others
-
-
-def inventory(host: str, *devices: str, name: str = "H100") -> Inventory:
-    found = [DeviceInfo(uuid=uuid, host=host, index=at, name=name) for at, uuid in enumerate(devices)]
-    return Inventory(host=HostInfo(name=host), agent="a", time_ns=10**18, devices=found)
-
-
-class History:
-    """Messages on their subjects, each stored a second after the one before."""
-
-    def __init__(self, path: Path) -> None:
-        self.database = Database(path / "history.duckdb")
-        self.stored_ns = time.time_ns() - 30 * S
-        self.sequence = 0
-
-    def take(self, subject: str, message: Struct, *, after: float = 1.0) -> list[str]:
-        self.sequence += 1
-        self.stored_ns += int(after * S)
-        kind = codec.JSON if isinstance(message, LeaseEvent) else codec.MSGPACK
-        incoming = Incoming(subject, codec.encode(message, kind), self.sequence, None, self.stored_ns)
-        found = facts.decode([incoming], Arrivals().is_new, 0)
-        self.database.commit(
-            Batch(
-                stream="S", sequence=self.sequence, tables=found.tables(), inventories=found.inventories,
-                leases=found.leases,
-            )
-        )  # fmt: skip
-        return [refusal.code for refusal in found.refused]
-
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        return self.database.cursor().execute(sql).fetchall()
 
 
 def test_nothing_that_a_host_says_of_anothers_device_counts(tmp_path: Path) -> None:
