@@ -14,7 +14,7 @@ def number(value: Any) -> Any:
 
     None of these libraries is imported here.
     """
-    if isinstance(value, bool | int | float | str | bytes) and type(value) in (bool, int, float, str, bytes):
+    if type(value) in (bool, int, float, str, bytes):
         return value
     if isinstance(value, timedelta):  # pandas' own is one, too
         return value.total_seconds()

@@ -111,7 +111,8 @@ def document() -> str:
         "```",
         "",
         "`FROM questions` shows the list below in SQL, and `DESCRIBE` a view's types. This page is generated from the "
-        "comments in `processors/views/*.sql`.",
+        "comments in `processors/views/*.sql`; [numbers](numbers.md) says how each number is computed, and what a "
+        "silence does to it.",
         "",
         "| view | question |",
         "| --- | --- |",
