@@ -18,7 +18,7 @@ from . import growth
 from . import rollup_columns as shapes
 from .growth import Tables
 from .rollup_columns import LEVELS, Level
-from .rollup_derived import idleness
+from .rollup_derived import idleness, known
 from .rollups import runs
 from .schema import sql_text
 from .statements import add_missing, transaction
@@ -186,13 +186,12 @@ def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> in
 
 
 def _add_from_minutes(cursor: DuckDBPyConnection, metrics: Sequence[Metric], start: str, end: str) -> None:
-    """What an hour has of its minutes' own rollup: which were idle, and how much the counters grew."""
-    found = [(column.name, column.merged) for column in idleness({metric.name for metric in metrics})]
+    """What an hour has of its minutes' own rollup: which were idle, for how long samples stand, how much counters grew."""
+    derived = [*known(), *idleness({metric.name for metric in metrics})]
+    found = [(column.name, column.merged) for column in derived]
     for metric in shapes.counters(metrics):
         name = metric.name
         found += [(f"{name}_{part}", shapes.bigint_or_null(f"sum({name}_increase)")) for part in ("inner", "increase")]
-    if not found:
-        return
     values = ", ".join(f"{merged} AS {name}" for name, merged in found)
     cursor.execute(
         f"UPDATE temp.main.staged SET {', '.join(f'{name} = m.{name}' for name, _ in found)} FROM ("
