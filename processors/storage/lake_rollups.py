@@ -186,7 +186,7 @@ def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> in
 
 
 def _add_from_minutes(cursor: DuckDBPyConnection, metrics: Sequence[Metric], start: str, end: str) -> None:
-    """What an hour has of its minutes' own rollup: which were idle, for how long samples stand, how much counters grew."""
+    """What an hour has of its minutes' own rollup: which were idle, how long samples stand, how much counters grew."""
     derived = [*known(), *idleness({metric.name for metric in metrics})]
     found = [(column.name, column.merged) for column in derived]
     for metric in shapes.counters(metrics):

@@ -111,7 +111,7 @@ def minutes_of(samples: dict[tuple[str, int], Sample], device: str) -> dict[int,
     """Mean utilisation of each minute with samples, and its mean watts by the energy counter or by power."""
     found: dict[int, list[Sample]] = {}
     grown: dict[int, int] = {}
-    before: tuple[int, int] | None = None
+    before: int | None = None
     for (owner, second), sample in sorted(samples.items()):
         if owner != device:
             continue
@@ -119,9 +119,8 @@ def minutes_of(samples: dict[tuple[str, int], Sample], device: str) -> dict[int,
         found.setdefault(minute, []).append(sample)
         energy = sample.get("energy_millijoules")
         if energy is not None:
-            near = before is not None and minute - before[0] <= rollups.COUNTER_GAP_BUCKETS
-            grown[minute] = grown.get(minute, 0) + (energy - before[1] if before is not None and near else 0)
-            before = minute, energy
+            grown[minute] = grown.get(minute, 0) + (energy - before if before is not None else 0)
+            before = energy
     means: dict[int, tuple[float | None, float]] = {}
     for minute, members in found.items():
         loads = [m["gpu_utilization_percent"] for m in members if m["gpu_utilization_percent"] is not None]
