@@ -73,8 +73,7 @@ class Database:
         self.path = path.absolute()
         self.archive = (archive or self.path.parent / "archive").absolute()
         self.snapshots = self.path.with_name(self.path.name + ".snapshots")
-        self._memory_bytes = memory_bytes
-        self._threads = threads
+        self._settings = _settings(memory_bytes, threads)
         self._prepare = prepare
         self._release: Callable[[], None] | None = None
         self.writing = threading.RLock()
@@ -95,7 +94,7 @@ class Database:
 
     def _start(self) -> None:
         """Open the file; one that is damaged is put aside first, and another one made of what can be had."""
-        damage = recovery.examine(self.path)
+        damage = recovery.examine(self.path, self._settings)
         if not damage:
             try:
                 self._open()
@@ -103,11 +102,11 @@ class Database:
                 damage = str(error)
             else:
                 return
-        recovery.recover(self.path, self.archive, damage)
+        recovery.recover(self.path, self.archive, damage, self._settings)
         self._open()
 
     def _open(self) -> None:
-        root = _connect(self.path, self._memory_bytes, self._threads)
+        root = _connect(self.path, self._settings)
         try:
             identify(root, self.path)
             with transaction(root):
@@ -259,10 +258,10 @@ class Database:
         facts.write_clocks(cursor, batch.clocks)
         for code, messages in batch.refused.items():
             cursor.execute("INSERT INTO store.refused VALUES (now(), ?, ?, ?)", [batch.stream, code, messages])
+        # Not an update: see `statements.put`.
+        cursor.execute("DELETE FROM store.watermarks WHERE stream = ?", [batch.stream])
         cursor.execute(
-            "INSERT INTO store.watermarks VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-            "created = excluded.created, sequence = excluded.sequence, batch = excluded.batch",
-            [batch.stream, created, batch.sequence, number],
+            "INSERT INTO store.watermarks VALUES (?, ?, ?, ?)", [batch.stream, created, batch.sequence, number]
         )
 
     def _write_series(self, cursor: DuckDBPyConnection, count: int) -> None:
@@ -408,7 +407,17 @@ def identify(connection: DuckDBPyConnection, path: Path) -> None:
         )
 
 
-def _connect(path: Path, memory_bytes: int | None, threads: int | None) -> DuckDBPyConnection:
+def _settings(memory_bytes: int | None, threads: int | None) -> recovery.Settings:
+    """What an instance is opened with: what is set later does not hold while it reads its log."""
+    found: recovery.Settings = {"checkpoint_threshold": f"{CHECKPOINT_BYTES}B"}
+    if memory_bytes is not None:
+        found["memory_limit"] = f"{memory_bytes}B"
+    if threads is not None:
+        found["threads"] = threads
+    return found
+
+
+def _connect(path: Path, settings: recovery.Settings) -> DuckDBPyConnection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -416,15 +425,10 @@ def _connect(path: Path, memory_bytes: int | None, threads: int | None) -> DuckD
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise StorageError(f"{path} can't be written by user {os.geteuid()}: allow it, or name another path with --db")
     try:
-        connection = duckdb.connect(str(path))
+        connection = duckdb.connect(str(path), config=settings)
     except duckdb.Error as error:
         raise _opening_error(error, path) from error
     connection.execute("SET TimeZone = 'UTC'")
-    connection.execute(f"SET checkpoint_threshold = '{CHECKPOINT_BYTES}B'")
-    if memory_bytes is not None:
-        connection.execute(f"SET memory_limit = '{memory_bytes}B'")
-    if threads is not None:
-        connection.execute(f"SET threads = {threads}")
     return connection
 
 

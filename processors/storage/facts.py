@@ -14,7 +14,7 @@ from ...schemas.requests import Lease, LeaseEvent, LeaseState
 from ...schemas.speakers import Owners
 from ...schemas.telemetry import DeviceInfo, Inventory
 from .interface import ArrowTable, HostClock
-from .statements import registered
+from .statements import put, registered
 
 log = logging.getLogger("corral.storage")
 
@@ -156,18 +156,15 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
         registered(cursor, "new_devices", _devices(list(devices.values()))),
         registered(cursor, "new_links", _links(found)),
     ):
-        cursor.execute(
-            "INSERT INTO hosts BY NAME SELECT * EXCLUDE seen, seen AS first_seen, seen AS last_seen FROM new_hosts "
-            f"ON CONFLICT DO UPDATE SET {_updates(_HOSTS)}"
-        )
-        cursor.execute(
-            "UPDATE devices SET present = false WHERE present AND host IN (SELECT host FROM new_hosts) "
-            "AND device NOT IN (SELECT device FROM new_devices)"
-        )
-        cursor.execute(
-            "INSERT INTO devices BY NAME "
-            "SELECT * EXCLUDE seen, seen AS first_seen, seen AS last_seen, true AS present FROM new_devices "
-            f"ON CONFLICT DO UPDATE SET {_updates(_DEVICES)}, present = true"
+        seen = "n.* EXCLUDE seen, coalesce(k.first_seen, n.seen) AS first_seen, n.seen AS last_seen"
+        put(cursor, "hosts", f"SELECT {seen} FROM new_hosts n LEFT JOIN hosts k USING (host)", ["host"])
+        put(
+            cursor,
+            "devices",
+            f"SELECT {seen}, true AS present FROM new_devices n LEFT JOIN devices k USING (device) "
+            "UNION ALL BY NAME SELECT * REPLACE (false AS present) FROM devices WHERE present "
+            "AND host IN (SELECT host FROM new_hosts) AND device NOT IN (SELECT device FROM new_devices)",
+            ["device"],
         )
         # Links hardly ever change, and there are many of them.
         cursor.execute(
@@ -218,20 +215,17 @@ def _write_conflicts(cursor: DuckDBPyConnection, found: Sequence[Inventory], oth
         new = cursor.execute("SELECT host, device, owner FROM told ANTI JOIN device_conflicts USING (host, device)")
         for host, device, owner in new.fetchall():
             log.warning("%s lists %s, which is a device of %s: it stays that one's", host, device, owner)
-        cursor.execute(
-            "INSERT INTO device_conflicts SELECT host, device, owner, seen, seen FROM told "
-            "ON CONFLICT DO UPDATE SET last_seen = excluded.last_seen"
+        put(
+            cursor,
+            "device_conflicts",
+            "SELECT t.host, t.device, t.owner, coalesce(c.since, t.seen) AS since, t.seen AS last_seen "
+            "FROM told t LEFT JOIN device_conflicts c USING (host, device)",
+            ["host", "device"],
         )
 
 
 def _seen(inventory: Inventory) -> int:
     return inventory.time_ns // 1000
-
-
-def _updates(shape: Any) -> str:
-    """Everything but the key and `first_seen` takes the new value."""
-    columns = [name for name in shape.names[1:] if name != "seen"]
-    return ", ".join(f"{name} = excluded.{name}" for name in [*columns, "last_seen"])
 
 
 def _hosts(inventories: Sequence[Inventory]) -> ArrowTable:
@@ -301,7 +295,7 @@ def write_clocks(cursor: DuckDBPyConnection, clocks: Sequence[HostClock]) -> Non
     """Bring what is known of hosts' clocks up to date."""
     if clocks:
         with registered(cursor, "new_clocks", clocks_table(clocks)):
-            cursor.execute("INSERT OR REPLACE INTO store.clocks BY NAME FROM new_clocks")
+            put(cursor, "store.clocks", "FROM new_clocks", ["host"])
 
 
 def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> None:
@@ -336,11 +330,15 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
             "INSERT INTO lease_devices SELECT * FROM new_grants WHERE lease_id NOT IN "
             "(SELECT lease_id FROM lease_devices WHERE lease_id IN (SELECT lease_id FROM new_grants))"
         )
-        cursor.execute(
-            "INSERT INTO leases SELECT * FROM new_leases ON CONFLICT DO UPDATE SET "
-            "state = excluded.state, ttl_seconds = excluded.ttl_seconds, expires_at = excluded.expires_at, "
-            "ended_at = excluded.ended_at, reason = excluded.reason, changed = excluded.changed "
-            "WHERE leases.state = 'active' AND (excluded.changed >= leases.changed OR excluded.state <> 'active')"
+        put(
+            cursor,
+            "leases",
+            "SELECT n.* FROM new_leases n ANTI JOIN leases USING (lease_id) UNION ALL BY NAME "
+            "SELECT l.* REPLACE (n.state AS state, n.ttl_seconds AS ttl_seconds, n.expires_at AS expires_at, "
+            "n.ended_at AS ended_at, n.reason AS reason, n.changed AS changed) "
+            "FROM leases l JOIN new_leases n ON n.lease_id = l.lease_id "
+            "WHERE l.state = 'active' AND (n.changed >= l.changed OR n.state <> 'active')",
+            ["lease_id"],
         )
 
 

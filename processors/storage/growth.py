@@ -16,7 +16,7 @@ else was read, the readings about it are gone through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from duckdb import DuckDBPyConnection
@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from ...schemas.metrics import Metric
 from .rollup_columns import FELL, Level, bigint_or_null
+from .statements import put
 
 PASSING_SECONDS: Final = 120
 """A value that is seen no longer than this is told from a reset by what comes after it. Metrics are read every 10 s at
@@ -332,18 +333,28 @@ def _tell_followers(cursor: DuckDBPyConnection, tables: Tables, counters: Sequen
     )
     if cursor.execute("SELECT 1 FROM temp.main.retold LIMIT 1").fetchone() is None:
         return
-    stamp = f", {tables.stamp}" if tables.stamp else ""
+    values = {
+        f"{m.name}_increase": f"CASE WHEN g.{m.name}_first IS NOT NULL AND NOT g.{m.name}_odd "
+        f"THEN g.{m.name}_increase ELSE t.{m.name}_increase END"
+        for m in counters
+    }
     for table in tables.stored:
-        short = table.rpartition(".")[2]
-        sets = ", ".join(
-            f"{m.name}_increase = CASE WHEN g.{m.name}_first IS NOT NULL AND NOT g.{m.name}_odd "
-            f"THEN g.{m.name}_increase ELSE {short}.{m.name}_increase END"
-            for m in counters
-        )
-        cursor.execute(
-            f"UPDATE {table} SET {sets}{stamp} FROM temp.main.retold g "
-            f"WHERE {tables.same('g', short)} AND g.time = {short}.time"
-        )
+        _set(cursor, tables, table, values, "temp.main.retold")
+
+
+def _set(
+    cursor: DuckDBPyConnection, tables: Tables, table: str, values: Mapping[str, str], found: str, where: str = ""
+) -> None:
+    """Set columns of the stored rows (`t`) that a table (`g`) has, by device and time."""
+    match = f"{tables.same('g', 't')} AND g.time = t.time{where and f' AND {where}'}"
+    if tables.stamp:
+        column, _, value = tables.stamp.partition(" = ")
+        told = ", ".join(f"{value} AS {name}" for name, value in {**values, column: value}.items())
+        rows = f"SELECT t.* REPLACE ({told}) FROM {table} t JOIN {found} g ON {match}"
+        put(cursor, table, rows, [*tables.key, "time"])
+        return
+    sets = ", ".join(f"{name} = {value}" for name, value in values.items())
+    cursor.execute(f"UPDATE {table} AS t SET {sets} FROM {found} g WHERE {match}")
 
 
 def _go_through(cursor: DuckDBPyConnection, tables: Tables, metric: Metric, gathered_from: int) -> None:
@@ -384,15 +395,10 @@ def _go_through(cursor: DuckDBPyConnection, tables: Tables, metric: Metric, gath
         f"ON {tables.same('s', 'c')} WHERE (c.bucket + 1) * {width} > s.low AND c.bucket * {width} < s.high "
         "GROUP BY ALL"
     )
-    match = "{same} AND g.time = {table}.time AND {table}.{name}_increase IS DISTINCT FROM g.growth"
-    stamp = f", {tables.stamp}" if tables.stamp else ""
     cursor.execute(
-        f"UPDATE temp.main.staged SET {name}_increase = g.growth FROM temp.main.stepped g WHERE "
-        + match.format(same=tables.same("g", "staged"), table="staged", name=name)
+        f"UPDATE temp.main.staged SET {name}_increase = g.growth FROM temp.main.stepped g "
+        f"WHERE {tables.same('g', 'staged')} AND g.time = staged.time"
     )
     for table in tables.stored:
-        short = table.rpartition(".")[2]
-        cursor.execute(
-            f"UPDATE {table} SET {name}_increase = g.growth{stamp} FROM temp.main.stepped g WHERE "
-            + match.format(same=tables.same("g", short), table=short, name=name)
-        )
+        other = f"t.{name}_increase IS DISTINCT FROM g.growth"
+        _set(cursor, tables, table, {f"{name}_increase": "g.growth"}, "temp.main.stepped", other)

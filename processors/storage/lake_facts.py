@@ -1,7 +1,7 @@
 """Inventories and leases in a lake, by the statements of the embedded storage.
 
-DuckLake has no keys, so no `ON CONFLICT`. The rows in question are brought into temporary tables that have keys, the
-statements of `facts.py` change them there, and what was brought is replaced: all in the transaction of the batch.
+The rows in question are brought into temporary tables, the statements of `facts.py` change them there, and what is not
+as it was is replaced: all in the transaction of the batch, and most rows stay where they are.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from . import archive, recovery, retention, rollups, schema
 from .database import Database
 from .errors import StoragePaused
 from .retention import Horizon, Retention
+from .statements import put_meta, transaction
 
 log = logging.getLogger("corral.storage")
 
@@ -142,7 +143,8 @@ class Maintenance:
             if files:
                 rollups.refresh_archived(cursor, day, files)
                 log.info("the rollups of %s were computed anew", day)
-            cursor.execute("UPDATE corral_meta SET value = ? WHERE key = ?", [",".join(days), recovery.TO_ROLL_UP])
+            with transaction(cursor):
+                put_meta(cursor, recovery.TO_ROLL_UP, ",".join(days))
         finally:
             cursor.close()
 
@@ -236,10 +238,11 @@ def _delete(
     if upto == retention.EVER:
         return
     if told:
-        cursor.execute(
-            "INSERT INTO corral_meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = greatest(value, excluded.value)",
-            [told, upto.astimezone(UTC).isoformat(timespec="microseconds")],
-        )
+        until = upto.astimezone(UTC).isoformat(timespec="microseconds")
+        known = cursor.execute("SELECT value FROM corral_meta WHERE key = ?", [told]).fetchone()
+        if known is None or known[0] < until:
+            with transaction(cursor):
+                put_meta(cursor, told, until)
     for table in tables:
         cursor.execute(f"DELETE FROM {table} WHERE time < ?", [upto])
     horizon.gone[tables[0]] = upto

@@ -31,9 +31,15 @@ def migrate(cursor: DuckDBPyConnection) -> None:
     cursor.execute("CREATE SCHEMA IF NOT EXISTS store")
     found = cursor.execute("SELECT schema_name || '.' || table_name FROM duckdb_tables()").fetchall()
     there = {str(name).removeprefix("main.") for (name,) in found}
+    rows = cursor.execute(
+        "SELECT schema_name || '.' || table_name FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'"
+    ).fetchall()
+    keyed = {str(name).removeprefix("main.") for (name,) in rows}
     for name, columns in schema.TABLES.items():
         if name in there:
             add_missing(cursor, name, columns_of(cursor, columns))
+            if name in keyed and "PRIMARY KEY" not in columns:
+                _drop_key(cursor, name, columns)
         else:
             cursor.execute(f"CREATE TABLE {name} ({columns})")
     cursor.execute(schema.create_day(schema.NO_SERIES, METRICS))
@@ -50,6 +56,15 @@ def migrate(cursor: DuckDBPyConnection) -> None:
         "min(time) AS first, max(time) AS last FROM store.refused GROUP BY ALL"
     )
     cursor.execute("INSERT OR REPLACE INTO corral_meta VALUES ('version', ?)", [str(schema.VERSION)])
+
+
+def _drop_key(cursor: DuckDBPyConnection, table: str, columns: str) -> None:
+    """Up to version 3: DuckDB drops no key, so the table is made anew."""
+    cursor.execute(f"CREATE OR REPLACE TEMP TABLE kept AS FROM {table}")
+    cursor.execute(f"DROP TABLE {table}")
+    cursor.execute(f"CREATE TABLE {table} ({columns})")
+    cursor.execute(f"INSERT INTO {table} BY NAME FROM kept")
+    cursor.execute("DROP TABLE temp.main.kept")
 
 
 def stored_days(cursor: DuckDBPyConnection) -> list[str]:

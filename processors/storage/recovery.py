@@ -18,7 +18,7 @@ import logging
 import re
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import duckdb
 import msgspec
@@ -64,6 +64,10 @@ _BLOCK_BYTES: Final = 262_144
 _MULTIPLIER: Final = np.uint64(0xBF58476D1CE4E5B9)
 _SEED: Final = np.uint64(5381)
 _ROW_GROUP: Final = 122_880
+
+
+Settings: TypeAlias = dict[str, str | bool | int | float | list[str]]
+"""Of a DuckDB instance, as `duckdb.connect` takes them."""
 
 
 class Recovery(Struct, kw_only=True):
@@ -125,8 +129,13 @@ def identity(path: Path) -> Identity | None:
     return found if found.program == schema.PROGRAM else None
 
 
-def examine(path: Path) -> str:
-    """Why a database is damaged; empty where it is sound, is not there, or is not ours to judge."""
+def examine(path: Path, settings: Settings | None = None) -> str:
+    """Why a database is damaged; empty where it is sound, is not there, or is not ours to judge.
+
+    Args:
+        path: of the file.
+        settings: that DuckDB is given where it has to read it.
+    """
     rebuilt = _rebuilt(path)
     if not path.exists() and rebuilt.exists():
         rebuilt.rename(path)  # a crash came between the two last steps of a recovery
@@ -142,7 +151,7 @@ def examine(path: Path) -> str:
     shown = ", ".join(map(str, bad[:5]))
     log.warning("%s: %d blocks fail their checksum (%s): reading all tables", path, len(bad), shown)
     try:
-        with duckdb.connect(str(path), read_only=True) as connection:
+        with duckdb.connect(str(path), read_only=True, config=settings or {}) as connection:
             for table in _tables(connection, ""):
                 _read(connection, table)
     except duckdb.Error as error:
@@ -169,8 +178,14 @@ def bad_blocks(path: Path) -> list[int]:
     return bad if len(bad) < words.shape[0] else []
 
 
-def recover(path: Path, archive: Path, damage: str) -> Recovery:
+def recover(path: Path, archive: Path, damage: str, settings: Settings | None = None) -> Recovery:
     """Put a damaged database aside and another one, with all that can be had, in its place.
+
+    Args:
+        path: of the file.
+        archive: folder of its Parquet files.
+        damage: what was found.
+        settings: that DuckDB is given, such as what memory it may take.
 
     Raises:
         StorageError: it can't be told that the file is Corral's, or there is no room; nothing was touched.
@@ -180,7 +195,7 @@ def recover(path: Path, archive: Path, damage: str) -> Recovery:
     wal = path.with_name(path.name + ".wal")
     aside = path.with_name(f"{path.name}.damaged-{stamp}")
     found = Recovery(damage=damage, aside=str(aside), at=time.time())
-    if wal.exists() and not bad_blocks(path) and _opens_without(path, wal):
+    if wal.exists() and not bad_blocks(path) and _opens_without(path, wal, settings):
         # What was committed since the last checkpoint was only in the log; the watermarks in the file say so.
         wal.rename(aside.with_name(aside.name + ".wal"))
         found.aside = str(aside) + ".wal"
@@ -191,7 +206,7 @@ def recover(path: Path, archive: Path, damage: str) -> Recovery:
     for left in (building, building.with_name(building.name + ".wal"), _rebuilt(path)):
         left.unlink(missing_ok=True)
     try:
-        _rebuild(path, building, archive, found)
+        _rebuild(path, building, archive, found, settings)
     except OSError as error:
         building.unlink(missing_ok=True)
         raise StorageError(f"{path} is damaged, and can't be rebuilt: {error}") from error
@@ -226,11 +241,11 @@ def _rebuilt(path: Path) -> Path:
     return path.with_name(path.name + ".rebuilt")
 
 
-def _opens_without(path: Path, wal: Path) -> bool:
+def _opens_without(path: Path, wal: Path, settings: Settings | None) -> bool:
     hidden = wal.with_name(wal.name + ".hidden")
     wal.rename(hidden)
     try:
-        with duckdb.connect(str(path), read_only=True) as connection:
+        with duckdb.connect(str(path), read_only=True, config=settings or {}) as connection:
             return bool(_tables(connection, ""))
     except duckdb.Error:
         return False
@@ -238,8 +253,8 @@ def _opens_without(path: Path, wal: Path) -> bool:
         hidden.rename(wal)
 
 
-def _rebuild(path: Path, target: Path, archive: Path, found: Recovery) -> None:
-    with duckdb.connect(str(target)) as new:
+def _rebuild(path: Path, target: Path, archive: Path, found: Recovery, settings: Settings | None) -> None:
+    with duckdb.connect(str(target), config=settings or {}) as new:
         new.execute("SET TimeZone = 'UTC'")
         new.execute(schema.META_TABLE)
         new.execute(

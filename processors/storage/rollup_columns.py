@@ -135,7 +135,8 @@ def create(cursor: DuckDBPyConnection) -> None:
         for view in _views(level) + (_bins_views(level) if level.bins else []):
             cursor.execute(view)
     for level in LEVELS:
-        cursor.execute("INSERT OR IGNORE INTO store.rolled VALUES (?, 0)", [level.name])
+        if cursor.execute("FROM store.rolled WHERE level = ?", [level.name]).fetchone() is None:
+            cursor.execute("INSERT INTO store.rolled VALUES (?, 0)", [level.name])
     cursor.execute(f"CREATE OR REPLACE MACRO {WEIGHTED_QUANTILE}")
 
 

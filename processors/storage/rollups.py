@@ -43,7 +43,7 @@ from .rollup_columns import (
     is_linear,
 )
 from .schema import NO_SERIES, day_of, day_table, sql_text
-from .statements import column_names, transaction
+from .statements import column_names, put, transaction
 
 __all__ = [
     "HOUR",
@@ -113,7 +113,8 @@ def refresh(
     for first, last in runs([(int(bucket), int(rows)) for bucket, rows in per_bucket]):
         with transaction(cursor):
             written += _step(cursor, level, metrics, days, archived or {}, first, last, through)
-    cursor.execute("UPDATE store.rolled SET batch = ? WHERE level = ?", [through, level.name])
+    with transaction(cursor):
+        put(cursor, "store.rolled", f"SELECT {sql_text(level.name)} AS level, {through}::BIGINT AS batch", ["level"])
     return written
 
 

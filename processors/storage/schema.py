@@ -15,29 +15,31 @@ from typing import Final
 from ...schemas.metrics import METRICS
 
 PROGRAM: Final = "corral"
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the tables; `migrations.py` brings older ones up to it. 2 counts samples held back in all rollups, and keeps which
-minutes of an hour were idle. 3 has `agents.samples` and `devices.mig_instance`."""
+minutes of an hour were idle. 3 has `agents.samples` and `devices.mig_instance`. 4 has no keys in tables whose rows are
+replaced."""
 
 MICROSECONDS_PER_DAY: Final = 86_400_000_000
 NO_SERIES: Final = "store.samples_none"
 """An empty table with every metric: what a day or a file does not have is null by it."""
 
-# Columns that a table gets later stand at its end, where ALTER TABLE adds them.
+# Columns that a table gets later stand at its end, where ALTER TABLE adds them. What is replaced again and again has no
+# key: see `statements.put`.
 TABLES: Final[dict[str, str]] = {
     "store.series": "series INTEGER PRIMARY KEY, host VARCHAR NOT NULL, device VARCHAR NOT NULL",
     "store.watermarks": (
-        "stream VARCHAR PRIMARY KEY, created VARCHAR NOT NULL, sequence UBIGINT NOT NULL, batch BIGINT NOT NULL"
+        "stream VARCHAR NOT NULL, created VARCHAR NOT NULL, sequence UBIGINT NOT NULL, batch BIGINT NOT NULL"
     ),
     # The last 64 sequences of an agent's run that are stored: see `arrivals.py`. The newest row of a run counts.
     "store.arrivals": "stream VARCHAR, agent VARCHAR, high UBIGINT, seen UBIGINT, batch BIGINT",
     # Hosts whose clock is off, or was: the last time of each.
-    "store.clocks": "host VARCHAR PRIMARY KEY, offset_seconds DOUBLE, since TIMESTAMPTZ, until TIMESTAMPTZ",
+    "store.clocks": "host VARCHAR NOT NULL, offset_seconds DOUBLE, since TIMESTAMPTZ, until TIMESTAMPTZ",
     "store.refused": "time TIMESTAMPTZ, stream VARCHAR, code VARCHAR, messages BIGINT",
     "store.archive_files": (
         "path VARCHAR, day DATE, rows BIGINT, bytes BIGINT, first TIMESTAMPTZ, last TIMESTAMPTZ, written TIMESTAMPTZ"
     ),
-    "store.rolled": "level VARCHAR PRIMARY KEY, batch BIGINT NOT NULL",
+    "store.rolled": "level VARCHAR NOT NULL, batch BIGINT NOT NULL",
     # When hosts began to have no process on any device, since an empty list leaves no row in `processes`.
     "store.without_processes": "time TIMESTAMPTZ, host VARCHAR",
     "processes": (
@@ -53,7 +55,7 @@ TABLES: Final[dict[str, str]] = {
         "resident_bytes BIGINT, corral_version VARCHAR, samples BIGINT"
     ),
     "devices": (
-        "device VARCHAR PRIMARY KEY, host VARCHAR, index INTEGER, name VARCHAR, vendor VARCHAR, architecture VARCHAR, "
+        "device VARCHAR NOT NULL, host VARCHAR, index INTEGER, name VARCHAR, vendor VARCHAR, architecture VARCHAR, "
         "compute_capability VARCHAR, sm_count INTEGER, memory_bytes BIGINT, "
         "memory_bandwidth_bytes_per_second BIGINT, sm_clock_max_megahertz INTEGER, power_limit_max_watts FLOAT, "
         "driver VARCHAR, pcie_address VARCHAR, mig_enabled BOOLEAN, mig_parent VARCHAR, mig_profile VARCHAR, "
@@ -61,15 +63,12 @@ TABLES: Final[dict[str, str]] = {
         "present BOOLEAN, mig_instance INTEGER"
     ),
     "hosts": (
-        "host VARCHAR PRIMARY KEY, address VARCHAR, cpus INTEGER, memory_bytes BIGINT, driver VARCHAR, "
+        "host VARCHAR NOT NULL, address VARCHAR, cpus INTEGER, memory_bytes BIGINT, driver VARCHAR, "
         "labels MAP(VARCHAR, VARCHAR), agent VARCHAR, source VARCHAR, interval_seconds DOUBLE, devices INTEGER, "
         "first_seen TIMESTAMPTZ, last_seen TIMESTAMPTZ"
     ),
     # Devices that a host lists while they are another's.
-    "device_conflicts": (
-        "host VARCHAR, device VARCHAR, owner VARCHAR, since TIMESTAMPTZ, last_seen TIMESTAMPTZ, "
-        "PRIMARY KEY (host, device)"
-    ),
+    "device_conflicts": ("host VARCHAR, device VARCHAR, owner VARCHAR, since TIMESTAMPTZ, last_seen TIMESTAMPTZ"),
     "links": "host VARCHAR, device VARCHAR, other VARCHAR, link VARCHAR, nvlinks INTEGER",
     "events": (
         "time TIMESTAMPTZ, host VARCHAR, agent VARCHAR, sequence BIGINT, kind VARCHAR, severity VARCHAR, "
@@ -80,7 +79,7 @@ TABLES: Final[dict[str, str]] = {
         "planner VARCHAR, reason VARCHAR, expires_at TIMESTAMPTZ, devices VARCHAR[]"
     ),
     "leases": (
-        "lease_id VARCHAR PRIMARY KEY, owner VARCHAR, name VARCHAR, state VARCHAR, request_id VARCHAR, "
+        "lease_id VARCHAR NOT NULL, owner VARCHAR, name VARCHAR, state VARCHAR, request_id VARCHAR, "
         "policy VARCHAR, labels MAP(VARCHAR, VARCHAR), ttl_seconds DOUBLE, granted_at TIMESTAMPTZ, "
         "expires_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, reason VARCHAR, devices VARCHAR[], changed TIMESTAMPTZ"
     ),

@@ -50,3 +50,34 @@ def test_columns_that_are_new_are_added_to_old_tables(tmp_path: Path) -> None:
         ("MIG-1", 5, True),
     ]
     history.close()
+
+
+REPLACED = {
+    "store.watermarks": "stream",
+    "store.rolled": "level",
+    "hosts": "host",
+    "devices": "device",
+    "leases": "lease_id",
+}
+
+
+def test_tables_whose_rows_are_replaced_lose_their_keys_and_keep_their_rows(tmp_path: Path) -> None:
+    """DuckDB never takes deleted rows out of a table that has a key."""
+    file = tmp_path / "history.duckdb"
+    found = known_since_version_3()
+    history = Database(file)
+    history.commit(Batch(stream="S", sequence=7, inventories=found.inventories, messages=1))
+    history.close()
+    kept: dict[str, list[tuple[object, ...]]] = {}
+    with duckdb.connect(str(file)) as old:
+        for table, key in REPLACED.items():
+            kept[table] = old.execute(f"FROM {table} ORDER BY ALL").fetchall()
+            old.execute(f"ALTER TABLE {table} ADD PRIMARY KEY ({key})")
+        old.execute("UPDATE corral_meta SET value = '3' WHERE key = 'version'")
+    history = Database(file)
+    cursor = history.cursor()
+    assert {table: cursor.execute(f"FROM {table} ORDER BY ALL").fetchall() for table in REPLACED} == kept
+    keyed = cursor.execute("SELECT table_name FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'")
+    assert sorted(name for (name,) in keyed.fetchall()) == ["corral_meta", "metrics", "series"]
+    assert history.watermarks() == {"S": 7}
+    history.close()
