@@ -84,7 +84,7 @@ async def share(
         letters = DeadLetters(js)
         server = ServerClock()
         care = upkeep.Upkeep(lake, kept, server_now=server.now, force=force_retention)
-        vitals = Vitals(letters, held_back=lambda: care.held_back)
+        vitals = Vitals(letters, failing=care.failing, held_back=lambda: care.held_back)
         health = HealthDoor(ServiceKind.PROCESSOR, owner, vitals.judge)
         await health.open(nc)
         consumers = partitions.consumers(count)

@@ -45,7 +45,9 @@ INLINE_ROWS: Final = 256
 CONFLICT_TRIES: Final = 8
 CONFLICT_SECONDS: Final = 0.05
 
-_CONFLICT: Final = re.compile(r"conflict|could not serialize|duplicate key value|deadlock detected", re.I)
+CONFLICT: Final = re.compile(
+    r"conflict|could not serialize|duplicate key value|deadlock detected|delete flushed inlined data", re.I
+)
 _SLUG: Final = re.compile(r"[^a-z0-9]+")
 _KEYS: Final = re.compile(r", PRIMARY KEY \(.*\)| PRIMARY KEY| NOT NULL")
 _T = TypeVar("_T")
@@ -448,7 +450,7 @@ def _repeated(work: Callable[[], _T]) -> _T:
         try:
             return work()
         except duckdb.Error as error:
-            if not left or not _CONFLICT.search(str(error)):
+            if not left or not CONFLICT.search(str(error)):
                 raise
         time.sleep(CONFLICT_SECONDS * (0.5 + random.random()) * 2 ** (CONFLICT_TRIES - left))
     raise AssertionError
@@ -456,9 +458,9 @@ def _repeated(work: Callable[[], _T]) -> _T:
 
 def as_storage_error(error: duckdb.Error) -> StorageError | StoragePaused:
     """DuckDB's error in words that say what to do."""
-    text = _without_password(str(error).strip())
+    text = without_password(str(error).strip())
     line = " ".join(text.split("\n")[:2])
-    if _CONFLICT.search(text):
+    if CONFLICT.search(text):
         return StoragePaused(f"the lake: others kept coming in between: {line}")
     if "DATA_PATH parameter" in text:
         return StorageError(f"the lake keeps its files in another place: {line}")
@@ -469,5 +471,6 @@ def as_storage_error(error: duckdb.Error) -> StorageError | StoragePaused:
     return StoragePaused(f"the lake: {line}")
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
+    """A message of the catalog as one may tell it."""
     return re.sub(r"(password\s*=\s*)(\'[^\']*\'|\S+)", r"\1…", re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:…@", text))

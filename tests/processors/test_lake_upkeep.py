@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from corral.processors.ingest import partitions
 from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage import lake as lakes
 from corral.processors.storage import upkeep
-from corral.processors.storage.interface import Batch
+from corral.processors.storage.interface import Arrival, Batch
 from corral.processors.storage.retention import Retention
 from corral.schemas import bus, codec
 from history import sample_batch
@@ -180,3 +184,114 @@ def test_a_lake_in_object_storage(postgres: Postgres, monkeypatch: pytest.Monkey
     finally:
         with contextlib.suppress(Exception):
             door.stop()
+
+
+WRITERS = 8
+SECONDS = float(os.environ.get("CORRAL_LAKE_SECONDS", "5"))
+"""An hour where somebody has it: `CORRAL_LAKE_SECONDS=3600`."""
+
+
+@pytest.mark.timeout(SECONDS + 600)
+def test_upkeep_gets_through_beside_eight_partitions_that_write(lake: lakes.Lake, postgres: Postgres) -> None:
+    processor = lakes.prepare(lake, WRITERS)
+    stop = threading.Event()
+    sent = [0] * WRITERS
+    old = datetime.now(UTC) - timedelta(days=5)
+
+    def write(number: int) -> None:
+        part = lakes.LakePart(lake, processor, f"CORRAL_PARTITIONS/{number}")
+        part.resume("x", "made")
+        host = f"h{number}"
+        while not stop.is_set():
+            sequence = sent[number] + 1
+            start_ns = int(old.timestamp()) * 10**9 + sequence * 10**10 if sequence <= 3 else None
+            message = sample_batch(host, sequence, devices=4, ticks=2, start_ns=start_ns)
+            incoming = Incoming(bus.samples_subject(host), codec.encode(message), sequence)
+            table, _, _ = Decoder(part.series).decode([incoming], lambda *_: True, time.time_ns())
+            seen = [Arrival(f"run-{host}", sequence, 1)]
+            part.commit(Batch(stream="x", sequence=sequence, samples=table, arrivals=seen, messages=1))
+            sent[number] = sequence
+            stop.wait(partitions.LINGER_SECONDS)
+        part.close()
+
+    with ThreadPoolExecutor(WRITERS) as threads:
+        writing = [threads.submit(write, number) for number in range(WRITERS)]
+        try:
+            until = time.monotonic() + SECONDS
+            while min(sent) < 5 or time.monotonic() < until:
+                if any(each.done() for each in writing):
+                    break
+                time.sleep(0.1)
+                if min(sent) >= 5:
+                    assert upkeep.once(lake, None, retention(KEPT)) == {}
+            assert upkeep.once(lake, None, retention(KEPT)) == {}
+            rows_after = inlined(lake, postgres)
+        finally:
+            stop.set()
+        for each in writing:
+            each.result()
+    reader = lakes.attach(lake)
+    # What was old is gone, all else is there once, and the newest of each run is among what is left of arrivals.
+    assert (
+        reader.execute("SELECT count(*), count(DISTINCT (device, time)) FROM samples").fetchone()
+        == (8 * (sum(sent) - 3 * WRITERS),) * 2
+    )
+    high = dict(reader.execute("SELECT stream, max(high) FROM store.arrivals GROUP BY stream").fetchall())
+    assert high == {f"CORRAL_PARTITIONS/{number}": count for number, count in enumerate(sent)}
+    # Only what came while the last round ran; and however long it ran, files stay few.
+    assert rows_after < 3000
+    files = dict(reader.execute("SELECT table_name, file_count FROM ducklake_table_info('lake')").fetchall())
+    assert {name: count for name, count in files.items() if count > 12} == {}
+    reader.close()
+
+
+def inlined(lake: lakes.Lake, postgres: Postgres) -> int:
+    """Rows that lie in PostgreSQL, those of the past among them."""
+    connection = lakes.duckdb.connect()
+    lakes.load(connection)
+    connection.execute(f"ATTACH '{lake.catalog.removeprefix('postgres:')}' AS pg (TYPE postgres, READ_ONLY)")
+    tables = connection.execute(
+        "SELECT table_name FROM duckdb_tables() WHERE database_name = 'pg' "
+        "AND regexp_full_match(table_name, 'ducklake_inlined_data_[0-9]+_[0-9]+')"
+    ).fetchall()
+    found = 0
+    for (name,) in tables:
+        ((rows,),) = connection.execute(f"SELECT count(*) FROM pg.{name}").fetchall()
+        found += rows
+    connection.close()
+    return found
+
+
+def test_a_table_that_fails_stops_none_behind_it_and_is_told(lake: lakes.Lake) -> None:
+    fill(lake, days=1, times=2)
+    assert upkeep.once(lake, ["10s", "1m", "inlined rows"]) == {}
+    fill(lake, days=1, times=2)
+    assert upkeep.once(lake, ["10s", "1m", "inlined rows"]) == {}
+    reader = lakes.attach(lake)
+
+    def files(table: str) -> int:
+        schema = "main" if table == "samples" else "store"
+        rows = reader.execute(f"FROM ducklake_list_files('lake', '{table}', schema => '{schema}')").fetchall()
+        return len(rows)
+
+    before = files("samples")
+    assert before > 1
+    # The first tables by name are spoilt: a file of theirs is gone.
+    name = reader.execute("SELECT data_file FROM ducklake_list_files('lake', 'samples')").fetchone()
+    assert name is not None
+    watermarks = files("watermark_corral_partitions_0")
+    Path(name[0]).unlink()
+    care = upkeep.Upkeep(lake, Retention(), server_now=lambda: datetime.now(UTC))
+    failed = upkeep.once(lake, ["files with deleted rows", "large files"])
+    assert set(failed) == {"large files"}
+    assert failed["large files"].startswith("samples: ")
+    assert Path(name[0]).name in failed["large files"]
+    assert files("samples") == before
+    assert watermarks == 1 or files("watermark_corral_partitions_0") < watermarks
+    care._tell(failed, ["large files"])  # pyright: ignore[reportPrivateUsage]
+    assert care.failing == {}
+    care._tell(failed, ["large files"])  # pyright: ignore[reportPrivateUsage]
+    assert care.failing == failed
+    care._tell({}, ["large files"])  # pyright: ignore[reportPrivateUsage]
+    assert care.failing == {}
+    reader.close()
