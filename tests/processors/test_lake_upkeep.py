@@ -191,6 +191,7 @@ SECONDS = float(os.environ.get("CORRAL_LAKE_SECONDS", "5"))
 """An hour where somebody has it: `CORRAL_LAKE_SECONDS=3600`."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 600)
 def test_upkeep_gets_through_beside_eight_partitions_that_write(lake: lakes.Lake, postgres: Postgres) -> None:
     processor = lakes.prepare(lake, WRITERS)
