@@ -91,7 +91,7 @@ def test_a_clock_that_is_ahead_is_told_seldom_however_long_its_messages_take(off
         found.observe("h1", stored_ns + int((off - way) * S), stored_ns)
         for clock in found.take_changed():
             told += 1
-            assert off - 8.001 <= clock.offset_seconds <= off
+            assert off - 8.001 <= clock.offset_seconds <= off + 1e-6
     # It rises by a second at least each time, and may fall once in a window.
     assert told <= 1 + 8 + 3 * 9
 
