@@ -42,6 +42,8 @@ def slim(lease: Lease, kind: LeaseEventKind) -> Lease:
     lease, so that those of a renewal may be left out where they are many. Who asks the planner finds all of it.
     """
     granted = kind is LeaseEventKind.GRANTED
+    if granted and lease.distribution is None and not any(grant.items for grant in lease.grants):
+        return lease
     passing = kind in (LeaseEventKind.RENEWED, LeaseEventKind.EXPIRING)
     few = granted or sum(len(name) + len(value) for name, value in lease.labels.items()) <= _LABELS_BYTES
     report = lease.distribution
@@ -118,7 +120,14 @@ class EventBudget:
 
 class _Told(Struct):
     at: float
-    must_at: datetime
+    changed_at: datetime
+    expires_at: datetime
+
+    @property
+    def must_at(self) -> datetime:
+        """In time for the end that was told: a fifth of the time before it, 0.7 s at least."""
+        left = (self.expires_at - self.changed_at).total_seconds()
+        return self.expires_at - timedelta(seconds=max(left * _END_FRACTION, min(left, 1.0) * _END_SECONDS))
 
 
 class Pace:
@@ -139,11 +148,8 @@ class Pace:
         if kind not in (LeaseEventKind.GRANTED, LeaseEventKind.RENEWED, LeaseEventKind.EXPIRING):
             self._told.pop(lease.lease_id, None)
             return
-        # In time for the end that was told: a fifth of the time before it, 0.7 s at least.
-        left = (lease.expires_at - changed_at).total_seconds()
-        early = timedelta(seconds=max(left * _END_FRACTION, min(left, 1.0) * _END_SECONDS))
         at = now if kind is not LeaseEventKind.GRANTED else now - SHORTEST_SECONDS
-        self._told[lease.lease_id] = _Told(at, lease.expires_at - early)
+        self._told[lease.lease_id] = _Told(at, changed_at, lease.expires_at)
 
     def may_wait(self, lease_id: str, lavish: bool, clock: datetime, now: float) -> bool:
         """Whether a renewal need not be told yet.
