@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import uvloop
@@ -16,6 +18,7 @@ from corral.planner.service import Settings, plan
 from corral.schemas import bus, codec, columns
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
+from nats.aio.client import Client
 
 GIB = 2**30
 PER_HOST = 8
@@ -48,11 +51,12 @@ class Raw(asyncio.Protocol):
             if not found:
                 return
             if line.startswith((b"MSG", b"HMSG")):
-                size = int(line.rsplit(b" ", 1)[1])
+                words = line.split(b" ")
+                size, headers = int(words[-1]), int(words[-2]) if line.startswith(b"HMSG") else 0
                 if len(rest) < size + 2:
                     return
                 self.buffer = rest[size + 2 :]
-                self.answered(rest[:size])
+                self.answered(rest[headers:size])
             else:
                 self.buffer = rest
                 if line == b"PING":
@@ -166,6 +170,28 @@ def run_planner(url: str, profile: str, policy: str | None) -> None:
         uvloop.run(plan(url, settings))
     profiler.disable()
     profiler.dump_stats(profile)
+
+
+def start_planner(url: str, gpus: int, stop: Any, profile: str = "", policy: str | None = None) -> list[SpawnProcess]:
+    """A planner, and a fleet that it hears of until `stop` is set, as processes."""
+    context = multiprocessing.get_context("spawn")
+    parts = [
+        context.Process(target=run_planner, args=(url, profile, policy)),
+        context.Process(target=run_feed, args=(url, gpus, stop)),
+    ]
+    for part in parts:
+        part.start()
+    return parts
+
+
+async def until_usable(nc: Client, gpus: int) -> None:
+    """Wait until the planner sees all devices."""
+    ready = 0
+    while ready < gpus // PER_HOST * PER_HOST:
+        await asyncio.sleep(0.5)
+        with contextlib.suppress(Exception):
+            fleet = json.loads((await nc.request("corral.v1.plan.fleet", b"", timeout=5)).data)
+            ready = fleet["usable_devices"]
 
 
 def grants_only(shares: int) -> Callable[[int], Callable[[int, bytes], Any]]:

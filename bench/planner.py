@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import json
 import multiprocessing
 import os
 import sys
@@ -27,7 +25,7 @@ from typing import Any
 import uvloop
 from corral.cli.server import EmbeddedServer
 from corral.schemas import bus
-from granting import HEADER, PER_HOST, drive, grant_and_release, grants_only, run_feed, run_planner
+from granting import HEADER, drive, grant_and_release, grants_only, start_planner, until_usable
 from servers import cpu_seconds, start
 
 
@@ -97,18 +95,8 @@ async def main() -> None:
                 return
             nc = await bus.connect(url)
             await bus.until_laid_out(nc.jetstream())
-            parts = [
-                context.Process(target=run_planner, args=(url, args.profile, args.policy)),
-                context.Process(target=run_feed, args=(url, args.gpus, stop)),
-            ]
-            for part in parts:
-                part.start()
-            ready = 0
-            while ready < args.gpus // PER_HOST * PER_HOST:
-                await asyncio.sleep(0.5)
-                with contextlib.suppress(Exception):
-                    fleet = json.loads((await nc.request("corral.v1.plan.fleet", b"", timeout=5)).data)
-                    ready = fleet["usable_devices"]
+            parts += start_planner(url, args.gpus, stop, args.profile, args.policy)
+            await until_usable(nc, args.gpus)
             print(f"  planner ready, {resident_mebibytes(parts[0].pid):.0f} MiB")
             for clients in [int(part) for part in args.clients.split(",")]:
                 before = cpu_seconds(parts[0].pid), servers_cpu_seconds(servers)

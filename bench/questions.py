@@ -23,7 +23,7 @@ from typing import Any
 
 import uvloop
 from corral.schemas import bus
-from granting import HEADER, PER_HOST, drive, grant_and_release, run_feed, run_planner
+from granting import HEADER, drive, grant_and_release, start_planner, until_usable
 from servers import start
 
 WHAT_IF = {
@@ -74,18 +74,8 @@ async def main() -> None:
         try:
             nc = await bus.connect(url)
             await bus.until_laid_out(nc.jetstream())
-            parts = [
-                context.Process(target=run_planner, args=(url, "", None)),
-                context.Process(target=run_feed, args=(url, args.gpus, stop)),
-            ]
-            for part in parts:
-                part.start()
-            ready = 0
-            while ready < args.gpus // PER_HOST * PER_HOST:
-                await asyncio.sleep(0.5)
-                with contextlib.suppress(Exception):
-                    fleet = json.loads((await nc.request("corral.v1.plan.fleet", b"", timeout=5)).data)
-                    ready = fleet["usable_devices"]
+            parts += start_planner(url, args.gpus, stop)
+            await until_usable(nc, args.gpus)
             print(f"{args.gpus:,} GPUs, {args.askers} askers, {os.cpu_count()} cores for everything\n{HEADER}")
             await drive("limit: grants and releases alone", url, args.clients, args.seconds, grant_and_release)
             await beside("beside what-ifs of 20,000 more", url, args, "corral.v1.plan.explain", WHAT_IF)
