@@ -191,13 +191,13 @@ SECONDS = float(os.environ.get("CORRAL_LAKE_SECONDS", "5"))
 """An hour where somebody has it: `CORRAL_LAKE_SECONDS=3600`."""
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 600)
 def test_upkeep_gets_through_beside_eight_partitions_that_write(lake: lakes.Lake, postgres: Postgres) -> None:
     processor = lakes.prepare(lake, WRITERS)
     stop = threading.Event()
     sent = [0] * WRITERS
     old = datetime.now(UTC) - timedelta(days=5)
+    failed: dict[str, str] = {}
 
     def write(number: int) -> None:
         part = lakes.LakePart(lake, processor, f"CORRAL_PARTITIONS/{number}")
@@ -222,10 +222,13 @@ def test_upkeep_gets_through_beside_eight_partitions_that_write(lake: lakes.Lake
             while min(sent) < 5 or time.monotonic() < until:
                 if any(each.done() for each in writing):
                     break
-                time.sleep(0.1)
+                time.sleep(min(30.0, SECONDS / 50))
                 if min(sent) >= 5:
-                    assert upkeep.once(lake, None, retention(KEPT)) == {}
-            assert upkeep.once(lake, None, retention(KEPT)) == {}
+                    before, failed = failed, upkeep.once(lake, None, retention(KEPT))
+                    # What a writer came between in one round gets through in the next, as `Upkeep` tells it.
+                    assert {name: why for name, why in failed.items() if name in before} == {}
+            if failed:
+                assert upkeep.once(lake, None, retention(KEPT)) == {}
             rows_after = inlined(lake, postgres)
         finally:
             stop.set()
