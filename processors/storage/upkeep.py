@@ -14,7 +14,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
@@ -142,7 +142,7 @@ def _call(call: str, options: str = "") -> Callable[[Attached, Retention, Horizo
 
 
 @contextlib.contextmanager
-def _committed_once(connection: DuckDBPyConnection) -> Iterator[None]:
+def _committed_once(connection: DuckDBPyConnection) -> Generator[None]:
     """Let a conflict come out, so that the whole call is repeated.
 
     DuckLake otherwise commits again what it had prepared. For a flush that leaves deletions in the catalog which are
