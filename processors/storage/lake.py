@@ -42,6 +42,10 @@ EXTENSIONS: Final = ("ducklake", "postgres_scanner")
 URL_EXTENSION: Final = "httpfs"
 INLINE_ROWS: Final = 256
 """Smaller inserts go into the catalog rather than into a file of their own, until maintenance writes them out."""
+FEW_ROWS: Final = 1000
+"""Of a table that has a handful of rows, each changed again and again: they stay in the catalog whoever writes."""
+OPTIONS: Final = "1"
+"""Version of what `_set_options` sets."""
 CONFLICT_TRIES: Final = 8
 CONFLICT_SECONDS: Final = 0.05
 
@@ -109,8 +113,13 @@ def load(connection: DuckDBPyConnection, data: str = "") -> None:
         connection.execute(object_storage.secret(data))
 
 
-def attach(lake: Lake, *, read_only: bool = False) -> DuckDBPyConnection:
+def attach(lake: Lake, *, read_only: bool = False, inline_rows: int = INLINE_ROWS) -> DuckDBPyConnection:
     """A DuckDB instance of its own with the lake as its default database.
+
+    Args:
+        lake: which.
+        read_only: refuse to write.
+        inline_rows: up to how many rows of an insert or a deletion go into the catalog.
 
     Raises:
         StorageError: the catalog is no lake's, or can't be used.
@@ -124,7 +133,7 @@ def attach(lake: Lake, *, read_only: bool = False) -> DuckDBPyConnection:
             connection.execute(f"SET memory_limit = '{lake.memory_bytes}B'")
         if lake.threads is not None:
             connection.execute(f"SET threads = {lake.threads}")
-        options = f"DATA_PATH {schema.sql_text(lake.data)}, DATA_INLINING_ROW_LIMIT {INLINE_ROWS}"
+        options = f"DATA_PATH {schema.sql_text(lake.data)}, DATA_INLINING_ROW_LIMIT {inline_rows}"
         if read_only:
             options += ", READ_ONLY"
         connection.execute(f"ATTACH {schema.sql_text('ducklake:' + lake.catalog)} AS lake ({options})")
@@ -167,6 +176,8 @@ def prepare(lake: Lake, partitions: int) -> str:
                 return _make(connection, partitions)
 
         meta = _repeated(make)
+        if meta.get("options") != OPTIONS:
+            _repeated(lambda: _set_options(connection, meta))
     except duckdb.Error as error:
         raise as_storage_error(error) from error
     finally:
@@ -234,6 +245,15 @@ def _make(connection: DuckDBPyConnection, partitions: int) -> dict[str, str]:
     lake_rollups.create(connection)
     _upgrade(connection, meta)
     return meta
+
+
+def _set_options(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
+    """Set what DuckLake keeps of single tables: not in the transaction that makes them."""
+    connection.execute(
+        f"CALL lake.set_option('data_inlining_row_limit', {FEW_ROWS}, schema => 'store', table_name => 'rolled')"
+    )
+    with transaction(connection):
+        _tell(connection, meta, "options", OPTIONS)
 
 
 def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from . import lake_rollups, retention
 from .errors import StorageError, StoragePaused
-from .lake import CONFLICT, Lake, attach, without_password
+from .lake import CONFLICT, STATE, Lake, attach, without_password
 from .retention import Horizon, Retention
 from .rollup_columns import HOUR, LEVELS, MINUTE, TEN_SECONDS
 from .schema import sql_text
@@ -40,7 +40,9 @@ _WORTH: Final = {
 _ENDS_INSTANCE: Final = (duckdb.InternalException, duckdb.FatalException)
 
 FLUSH: Final = "ducklake_flush_inlined_data"
-
+REWRITE: Final = "ducklake_rewrite_data_files"
+_NAMED: Final = "table_name => {}, schema_name => {}"
+_CHANGED: Final = frozenset({*STATE, "clocks", "corral_meta", "rolled"})
 
 SECONDS: Final = 60.0
 SNAPSHOTS_KEPT: Final = timedelta(hours=1)
@@ -54,6 +56,7 @@ TRIES: Final = 40
 PIECE_TRIES: Final = 4
 """Of a deletion, before it is cut into smaller ones: whatever is inserted meanwhile ends it."""
 PIECE_AT_LEAST: Final = timedelta(seconds=1)
+INTERNAL_TRIES: Final = 3
 ROUNDS_TOLD: Final = 2
 PAUSE_SECONDS: Final = 0.05
 REASON_CHARACTERS: Final = 300
@@ -68,6 +71,9 @@ class Unfinished(Exception):
 class Attached:
     """An instance with the lake. An internal error of DuckLake ends it: the next statement has a new one.
 
+    What it deletes from a file goes into a file at once: deletions that lie in the catalog need a flush that no writer
+    comes between (see `_repeated_whole`), and a large table has none.
+
     Args:
         lake: which.
 
@@ -77,12 +83,12 @@ class Attached:
 
     def __init__(self, lake: Lake) -> None:
         self._lake = lake
-        self.connection = attach(lake)
+        self.connection = attach(lake, inline_rows=0)
 
     def renew(self) -> None:
         """Attach anew."""
         self.close()
-        self.connection = attach(self._lake)
+        self.connection = attach(self._lake, inline_rows=0)
 
     def close(self) -> None:
         """Let go of it."""
@@ -120,13 +126,26 @@ def _call(call: str, options: str = "") -> Callable[[Attached, Retention, Horizo
             f"WHERE database_name = 'lake' AND {_WORTH.get(call, 'true')} ORDER BY ALL"
         ).fetchall()
         # Merging and rewriting take the table by its place, flushing by its name.
-        named = "table_name => {}, schema_name => {}" if call == FLUSH else "{}, schema => {}"
+        named = _NAMED if call == FLUSH else "{}, schema => {}"
 
         def one(schema: str, table: str) -> None:
             which = named.format(sql_text(table), sql_text(schema))
             statement = f"CALL {call}('lake', {which}{options})"
-            with _committed_once(at.connection):
-                repeated(lambda: at.connection.execute(statement).fetchall())
+            for left in range(INTERNAL_TRIES - 1, -1, -1):
+                try:
+                    if not _changed_by_parts(table):
+                        repeated(lambda: at.connection.execute(statement).fetchall())
+                        return
+                    if call == REWRITE:
+                        # A rewriting does not count what a part has deleted since the last flush.
+                        flush = _NAMED.format(sql_text(table), sql_text(schema))
+                        _repeated_whole(at.connection, f"CALL {FLUSH}('lake', {flush})")
+                    _repeated_whole(at.connection, statement)
+                    return
+                except _ENDS_INSTANCE:
+                    if not left:
+                        raise
+                    at.renew()
 
         _each(
             at,
@@ -141,17 +160,21 @@ def _call(call: str, options: str = "") -> Callable[[Attached, Retention, Horizo
     return work
 
 
-@contextlib.contextmanager
-def _committed_once(connection: DuckDBPyConnection) -> Generator[None]:
-    """Let a conflict come out, so that the whole call is repeated.
+def _changed_by_parts(table: str) -> bool:
+    """Whether parts change rows of a table, and do not only append: few tables, and small ones."""
+    return table.startswith("watermark_") or table in _CHANGED
 
-    DuckLake otherwise commits again what it had prepared. For a flush that leaves deletions in the catalog which are
-    in a file by then, and counts them twice from there on; for a rewriting it miscounts the rows. Both end in an
-    internal error (DuckLake of DuckDB 1.5.5, `FlushInlinedFileDeletions` and `GetCompactionChanges`).
+
+def _repeated_whole(connection: DuckDBPyConnection, statement: str) -> None:
+    """Do a call on a table of which parts delete rows, and let a conflict come out, so that all of it is repeated.
+
+    DuckLake otherwise commits again what it had prepared, and leaves those deletions in the catalog which are in a file
+    by then: they are counted twice from there on, and each rewriting of the table ends in an internal error (DuckLake
+    of DuckDB 1.5.5, `FlushInlinedFileDeletions`).
     """
     connection.execute("SET ducklake_max_retry_count = 0")
     try:
-        yield
+        repeated(lambda: connection.execute(statement).fetchall())
     finally:
         with contextlib.suppress(duckdb.Error):  # an internal error ended the instance
             connection.execute("RESET ducklake_max_retry_count")
@@ -278,7 +301,7 @@ STEPS: Final = (
     ),
     Step("retention", 300.0, let_go, by_time=True),
     Step("inlined rows", 120.0, _call(FLUSH)),
-    Step("files with deleted rows", 600.0, _call("ducklake_rewrite_data_files", ", delete_threshold => 0.05")),
+    Step("files with deleted rows", 600.0, _call(REWRITE, ", delete_threshold => 0.05")),
     Step("small files", 60.0, _call("ducklake_merge_adjacent_files", f", max_file_size => {4 * 2**20}")),
     Step("files", 1800.0, _call("ducklake_merge_adjacent_files", f", max_file_size => {64 * 2**20}")),
     Step("large files", 43200.0, _call("ducklake_merge_adjacent_files")),
