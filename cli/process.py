@@ -36,6 +36,10 @@ def process(
     memory: Annotated[
         str | None, typer.Option(envvar="CORRAL_MEMORY", metavar="SIZE", help="That the database may take.")
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(envvar="CORRAL_THREADS", metavar="N", min=1, help="Cores that the database may use; all of them."),
+    ] = None,
     nats: NatsUrl = None,
     keep_raw: Annotated[
         str,
@@ -151,10 +155,12 @@ def process(
     if lake is not None:
         if lake_data is None:
             raise CommandError("--lake needs --lake-data: the folder of its files, or s3://bucket/prefix", USAGE)
-        _share(lake, lake_data, partitions, nats, memory_bytes, retention, force_retention, within, identity.named)
+        _share(
+            lake, lake_data, partitions, nats, memory_bytes, threads, retention, force_retention, within, identity.named
+        )
         return
     remote = _remote(quack, quack_token_file)
-    _run(db, nats, archive, memory_bytes, retention, force_retention, remote, within, identity.named)
+    _run(db, nats, archive, memory_bytes, threads, retention, force_retention, remote, within, identity.named)
 
 
 class _NoPandas(MetaPathFinder):
@@ -187,6 +193,7 @@ def _run(
     nats: str | None,
     archive: Path | None,
     memory_bytes: int | None,
+    threads: int | None,
     retention: Retention,
     force_retention: bool,
     remote: Quack | None,
@@ -204,6 +211,7 @@ def _run(
                 nats_url=nats,
                 archive=archive,
                 memory_bytes=memory_bytes,
+                threads=threads,
                 retention=retention,
                 force_retention=force_retention,
                 remote=remote,
@@ -221,6 +229,7 @@ def _share(
     partitions: int,
     nats: str | None,
     memory_bytes: int | None,
+    threads: int | None,
     retention: Retention,
     force_retention: bool,
     within_seconds: float,
@@ -232,7 +241,7 @@ def _share(
 
     folder = data if "://" in data else str(Path(data).absolute())
     try:
-        lake = Lake(catalog, folder, memory_bytes=memory_bytes)
+        lake = Lake(catalog, folder, memory_bytes=memory_bytes, threads=threads)
         work = share(lake, partitions, nats_url=nats, retention=retention, force_retention=force_retention, named=named)
         serve(work, within_seconds)
     except (StorageError, StoragePaused) as error:

@@ -54,6 +54,7 @@ async def process(
     nats_url: str | None = None,
     archive: Path | None = None,
     memory_bytes: int | None = None,
+    threads: int | None = None,
     wait_seconds: float | None = None,
     retention: Retention | None = None,
     force_retention: bool = False,
@@ -68,6 +69,7 @@ async def process(
         nats_url: see `bus.connect`.
         archive: folder of the Parquet files; `archive` beside the file by default.
         memory_bytes: that DuckDB may take.
+        threads: that DuckDB may use; None for every core.
         wait_seconds: give up after so long where no server answers at the start; None tries for ever.
         retention: how long things are kept.
         force_retention: let go of all that is old by this machine's clock alone, once.
@@ -102,7 +104,7 @@ async def process(
         return door.close
 
     storage = await loop.run_in_executor(
-        None, lambda: Database(db, archive=archive, memory_bytes=memory_bytes, prepare=prepare)
+        None, lambda: Database(db, archive=archive, memory_bytes=memory_bytes, threads=threads, prepare=prepare)
     )
     if named is not None:
         named(storage.processor)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.client import SyncClient
+from corral.processors.storage import Database
 from corral.schemas import bus
 from hypothesis import HealthCheck, settings
 from local_cluster import LocalCluster, wait_for
@@ -19,6 +21,13 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 # A busy machine makes examples slowly, which says nothing of what is tested.
 settings.register_profile("corral", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("corral")
+
+# What jsonschema checks IRIs by takes seconds to import, in each worker, and no schema of ours has any.
+sys.modules.setdefault("rfc3987_syntax", None)  # pyright: ignore[reportArgumentType]
+
+# DuckDB's threads wait for each other over a few rows: one needs two thirds of the CPU time of two.
+assert Database.__init__.__kwdefaults__
+Database.__init__.__kwdefaults__["threads"] = 1
 
 # Started in the background (`nohup make test &`), the tests would hand on to commands that these are to be ignored.
 for _number, _usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):

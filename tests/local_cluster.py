@@ -26,7 +26,8 @@ CORRAL = (sys.executable, "-m", "corral.cli.main")
 def environment(**values: str) -> dict[str, str]:
     """This process's environment without what would lead a command to another cluster."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
-    return {**kept, "CORRAL_OWNER": "tester", "CORRAL_CONFIG": os.devnull, **values}
+    # See `conftest`: of a database of a few rows one core makes less work than two.
+    return {**kept, "CORRAL_OWNER": "tester", "CORRAL_CONFIG": os.devnull, "CORRAL_THREADS": "1", **values}
 
 
 def corral(*arguments: str, url: str | None = None, **values: str) -> subprocess.CompletedProcess[str]:
