@@ -82,6 +82,8 @@ class Database:
         self._writer: DuckDBPyConnection | None = None
         self._opened = False
         self.days: set[str] = set()
+        self._new_days: set[str] = set()
+        """Whose table no other cursor sees until the transaction that makes it is through."""
         self._metrics: dict[str, set[str]] = {}
         self._watermarks: dict[str, tuple[str, int, int]] = {}
         self.series = Series()
@@ -209,7 +211,8 @@ class Database:
                 return
             # Counted over all streams, so that rollups know by one number how far they are.
             number = 1 + max((number for _, _, number in self._watermarks.values()), default=0)
-            days, metrics = set(self.days), dict(self._metrics)
+            metrics = dict(self._metrics)
+            self._new_days = set()
             # The next batch is decoded meanwhile, and may make more: those go with it.
             series = len(self.series.names)
             try:
@@ -218,16 +221,17 @@ class Database:
                     self._write_series(cursor, series)
                     self._write(cursor, batch, created, number)
             except duckdb.Error as error:
-                self.days, self._metrics = days, metrics
+                self._metrics = metrics
                 if _INVALIDATED.search(str(error)):
                     self._abandon()
                 raise as_storage_error(error, self.path) from error
             except NOT_A_VALUE as error:
-                self.days, self._metrics = days, metrics
+                self._metrics = metrics
                 raise Unstorable(f"a value fits no column: {error}") from error
             except BaseException:
-                self.days, self._metrics = days, metrics
+                self._metrics = metrics
                 raise
+            self.days = self.days | self._new_days
             self._series_stored = max(self._series_stored, series)
             self._watermarks[batch.stream] = (created, batch.sequence, number)
 
@@ -294,11 +298,11 @@ class Database:
     def _append(self, cursor: DuckDBPyConnection, day: str, samples: ArrowTable, number: int) -> None:
         table = schema.day_table(day)
         metrics = [name for name in METRICS if samples[name].null_count < samples.num_rows]
-        if day not in self.days:
+        if day not in self.days | self._new_days:
             cursor.execute(schema.create_day(table, metrics))
-            self.days = self.days | {day}
+            self._new_days.add(day)
             self._metrics[day] = set(metrics)
-            self.refresh_view(cursor, self.days)
+            self.refresh_view(cursor, self.days | self._new_days)
         have = self._metrics.get(day, set())
         if not have.issuperset(metrics):
             migrations.add_metrics(cursor, table, metrics)
