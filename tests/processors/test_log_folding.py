@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -109,11 +110,18 @@ WRITING: dict[str, Callable[[Database], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", WRITING)
-def test_what_is_written_beside_a_reader_can_be_folded(kind: str, tmp_path: Path) -> None:
-    history = Database(tmp_path / "history.duckdb")
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with some of everything, and no log."""
+    history = Database(tmp_path_factory.mktemp("folded") / "history.duckdb")
     prepared(history)
-    history.cursor().execute("CHECKPOINT")
+    history.close()
+    return history.path
+
+
+@pytest.mark.parametrize("kind", WRITING)
+def test_what_is_written_beside_a_reader_can_be_folded(kind: str, folded: Path, tmp_path: Path) -> None:
+    history = Database(Path(shutil.copy(folded, tmp_path)))
     reader = history.cursor()
     reader.execute("BEGIN TRANSACTION")
     reader.execute("SELECT count(*) FROM samples").fetchall()
@@ -126,6 +134,7 @@ def test_what_is_written_beside_a_reader_can_be_folded(kind: str, tmp_path: Path
     history.close()
 
 
+@pytest.mark.long
 def test_the_log_is_bounded_while_three_readers_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most = 2**20
     monkeypatch.setattr(database, "CHECKPOINT_BYTES", most)

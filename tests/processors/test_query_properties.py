@@ -98,17 +98,19 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 ROWS = st.lists(st.tuples(*(st.none() | strategy for strategy in VALUES.values())), min_size=1, max_size=8)
 
 
+DATABASE = duckdb.connect()
+
+
 def written(rows: list[tuple[Any, ...]], form: ResultFormat) -> str:
-    connection = duckdb.connect()
     kinds = (
         pa.int64(), pa.decimal128(38), pa.float64(), pa.float32(), pa.string(), pa.bool_(), pa.list_(pa.int64()),
         pa.list_(pa.list_(pa.float64())),
     )  # fmt: skip
     columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
-    connection.register("given", pa.table(columns, names=[f"c{at}" for at in range(len(kinds))]))
+    DATABASE.register("given", pa.table(columns, names=[f"c{at}" for at in range(len(kinds))]))
     casts = ", ".join(f"c{at}::{type} AS c{at}" for at, type in enumerate(VALUES))
-    connection.execute(f"CREATE TABLE t AS SELECT {casts} FROM given")
-    cursor = connection.execute("FROM t")
+    DATABASE.execute(f"CREATE OR REPLACE TABLE t AS SELECT {casts} FROM given")
+    cursor = DATABASE.execute("FROM t")
     description = cursor.description or []
     writer = results.writer(form)
     reader = cursor.to_arrow_reader(3)

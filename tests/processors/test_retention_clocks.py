@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -46,8 +47,9 @@ def test_what_is_old_is_old_by_every_clock(
     assert bool(retention.disagreement(now, server)) == (abs(now - server) > retention.APART)
 
 
-def history(path: Path) -> Database:
-    made = Database(path / "history.duckdb")
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = Database(tmp_path_factory.mktemp("closed") / "history.duckdb")
     for day in range(DAYS):
         at = FIRST_US * 1000 + day * DAY_US * 1000
         said = {"host": "h1", "agent": "a", "time_ns": at}
@@ -62,7 +64,16 @@ def history(path: Path) -> Database:
     care = Maintenance(made, KEPT)
     for level in LEVELS:
         care.roll_up(level)
-    return made
+    made.close()
+    return made.path
+
+
+@pytest.fixture
+def made(closed: Path, tmp_path: Path) -> Iterator[Database]:
+    """A history of five days."""
+    opened = Database(Path(shutil.copy(closed, tmp_path)))
+    yield opened
+    opened.close()
 
 
 def days_of(made: Database) -> dict[str, set[int]]:
@@ -81,9 +92,8 @@ def unknown() -> datetime | None:
 
 @pytest.mark.parametrize("server_now", [unknown, lambda: FIRST, lambda: NEWEST])
 def test_a_processor_whose_clock_is_far_ahead_takes_nothing_for_old(
-    tmp_path: Path, server_now: Callable[[], datetime | None]
+    made: Database, server_now: Callable[[], datetime | None]
 ) -> None:
-    made = history(tmp_path)
     before = days_of(made)
     kept = Retention(raw=DAYS * 86400.0, archive=DAYS * 86400.0, minutes=DAYS * 86400.0, processes=DAYS * 86400.0)
     care = Maintenance(made, kept, server_now=server_now)
@@ -100,11 +110,9 @@ def test_a_processor_whose_clock_is_far_ahead_takes_nothing_for_old(
         care.roll_up(level)
     row = made.cursor().execute("SELECT sum(samples) FROM rollup_1h").fetchone()
     assert row == (DAYS * 80 + 8,)
-    made.close()
 
 
-def test_a_day_of_each_table_goes_in_a_run_until_all_that_is_old_is_gone(tmp_path: Path) -> None:
-    made = history(tmp_path)
+def test_a_day_of_each_table_goes_in_a_run_until_all_that_is_old_is_gone(made: Database) -> None:
     care = Maintenance(made, KEPT, server_now=lambda: datetime.now(UTC))
     seen = [days_of(made)]
     for _ in range(DAYS + 2):
@@ -117,11 +125,9 @@ def test_a_day_of_each_table_goes_in_a_run_until_all_that_is_old_is_gone(tmp_pat
     assert seen[-1]["processes"] == {DAYS - 1}, "by the newest sample, though it is months old"
     assert seen[-1]["samples"] == {2, 3, 4}
     assert made.days == {f"{FIRST + timedelta(days=day):%Y%m%d}" for day in (DAYS - 2, DAYS - 1)}
-    made.close()
 
 
-def test_a_host_whose_clock_is_years_behind_keeps_no_day_from_its_turn(tmp_path: Path) -> None:
-    made = history(tmp_path)
+def test_a_host_whose_clock_is_years_behind_keeps_no_day_from_its_turn(made: Database) -> None:
     care = Maintenance(made, KEPT, server_now=lambda: datetime.now(UTC))
     behind = FIRST_US * 1000 - 1000 * DAY_US * 1000
     for run in range(DAYS + 3):
@@ -139,11 +145,9 @@ def test_a_host_whose_clock_is_years_behind_keeps_no_day_from_its_turn(tmp_path:
     assert all(kept[table] <= {DAYS - 2, DAYS - 1} for table in TABLES if table != "samples"), kept
     assert kept["samples"] == {2, 3, 4}
     assert {f"{FIRST + timedelta(days=day):%Y%m%d}" for day in (DAYS - 2, DAYS - 1)} == made.days
-    made.close()
 
 
-def test_who_forces_it_goes_by_one_clock_once(tmp_path: Path) -> None:
-    made = history(tmp_path)
+def test_who_forces_it_goes_by_one_clock_once(made: Database) -> None:
     care = Maintenance(made, KEPT, force=True)
     care.keep_house()
     found = days_of(made)
@@ -155,4 +159,3 @@ def test_who_forces_it_goes_by_one_clock_once(tmp_path: Path) -> None:
     assert len(made.days) == 1
     with pytest.raises(duckdb.Error):
         made.cursor().execute("FROM store.nothing")
-    made.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -81,20 +82,28 @@ def feed() -> Feed:
     return Feed()
 
 
-@pytest.fixture
-def history(tmp_path: Path, feed: Feed) -> Path:
-    """A closed history of an archived day and the present one, with all of it in the stream too."""
-    path = tmp_path / "history.duckdb"
-    database = Database(path)
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Incoming]]:
+    """The folder of a closed history of an archived day and the present one, and all of it as the stream has it."""
+    folder, feed = tmp_path_factory.mktemp("closed"), Feed()
+    database = Database(folder / "history.duckdb")
     feed.publish(5, ago_days=4, ticks=100)
     feed.publish(20, ticks=450)
     feed.store(database)
     maintenance = rolled_up(database)
     maintenance.keep_house(datetime.now(UTC))
     assert database.cursor().execute("SELECT count(*) FROM store.archive_files").fetchone() != (0,)
-    (tmp_path / "before.json").write_text(json.dumps(numbers(database)))
+    (folder / "before.json").write_text(json.dumps(numbers(database)))
     database.close()
-    return path
+    return folder, feed.messages
+
+
+@pytest.fixture
+def history(closed: tuple[Path, list[Incoming]], tmp_path: Path, feed: Feed) -> Path:
+    """A copy of that history, with its stream in `feed`."""
+    folder, messages = closed
+    feed.messages = messages[:]
+    return shutil.copytree(folder, tmp_path / "data") / "history.duckdb"
 
 
 def before(path: Path) -> dict[str, Any]:

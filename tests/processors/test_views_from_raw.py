@@ -68,7 +68,7 @@ def leases(dice: random.Random) -> list[tuple[str, str, int, int]]:
     return found
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)])
 def history(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     dice = random.Random(request.param)
     samples, held = made(dice), leases(dice)
@@ -84,15 +84,21 @@ def history(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for level in rollups.LEVELS:
             rollups.refresh(cursor, level, sorted(database.days))
     cursor.execute("INSERT INTO hosts BY NAME SELECT 'h1' AS host, 10.0 AS interval_seconds")
-    for lease_id, device, first, last in held:
-        cursor.execute(
-            "INSERT INTO leases BY NAME SELECT ? AS lease_id, 'ann' AS owner, 'released' AS state, ? AS granted_at, "
-            "? AS expires_at, ? AS ended_at",
-            [lease_id, *(START + timedelta(microseconds=at) for at in (first, last, last))],
-        )
-        cursor.execute(
-            "INSERT INTO lease_devices BY NAME SELECT ? AS lease_id, 'h1' AS host, ? AS device", [lease_id, device]
-        )
+    spans = pa.table(
+        {
+            "lease_id": [row[0] for row in held],
+            "device": [row[1] for row in held],
+            "granted_at": [START + timedelta(microseconds=row[2]) for row in held],
+            "ended_at": [START + timedelta(microseconds=row[3]) for row in held],
+        }
+    )
+    cursor.register("spans", spans)
+    cursor.execute(
+        "INSERT INTO leases BY NAME SELECT lease_id, 'ann' AS owner, 'released' AS state, granted_at, "
+        "ended_at AS expires_at, ended_at FROM spans"
+    )
+    cursor.execute("INSERT INTO lease_devices BY NAME SELECT lease_id, 'h1' AS host, device FROM spans")
+    cursor.unregister("spans")
     yield cursor, samples, held, database
     database.close()
 

@@ -124,23 +124,25 @@ class History:
                     "3g.40gb" if part else None, 60 if part else 132, device == "split",
                 ],
             )  # fmt: skip
+        told: list[dict[str, Any]] = []
         for row in self.leases.to_dicts():
             zone = timezone(timedelta(hours=dice.choice(ZONES)))
             first, last = ((START + timedelta(microseconds=row[name])).astimezone(zone) for name in ("first", "last"))
-            self.cursor.execute(
-                "INSERT INTO leases BY NAME SELECT ? AS lease_id, ? AS owner, ? AS name, ? AS state, ? AS granted_at, "
-                "? AS expires_at, ? AS ended_at",
-                [
-                    row["lease_id"], row["owner"], row["name"], "released" if row["ended"] else "active", first,
-                    # A lease that was renewed ends before it would expire, one that nobody ended as it expires.
-                    last + timedelta(hours=1) if row["ended"] else last, last if row["ended"] else None,
-                ],
-            )  # fmt: skip
-            self.cursor.execute(
-                "INSERT INTO lease_devices BY NAME SELECT ? AS lease_id, ? AS host, ? AS device, ? AS share, "
-                "? AS memory_bytes",
-                [row["lease_id"], row["host"], row["device"], row["share"], row["granted"]],
-            )
+            told.append(row | {
+                "state": "released" if row["ended"] else "active", "granted_at": first.isoformat(),
+                # A lease that was renewed ends before it would expire, one that nobody ended as it expires.
+                "expires_at": (last + timedelta(hours=1) if row["ended"] else last).isoformat(),
+                "ended_at": last.isoformat() if row["ended"] else None,
+            })  # fmt: skip
+        self.cursor.register("told", pa.Table.from_pylist(told))
+        self.cursor.execute(
+            "INSERT INTO leases BY NAME SELECT lease_id, owner, name, state, granted_at::TIMESTAMPTZ AS granted_at, "
+            "expires_at::TIMESTAMPTZ AS expires_at, ended_at::TIMESTAMPTZ AS ended_at FROM told"
+        )
+        self.cursor.execute(
+            "INSERT INTO lease_devices BY NAME SELECT lease_id, host, device, share, granted AS memory_bytes FROM told"
+        )
+        self.cursor.unregister("told")
 
     def _refresh(self) -> None:
         for level in rollups.LEVELS:
@@ -171,7 +173,7 @@ class History:
         return self.samples.with_columns(joules=pl.when(counted).then(grown).otherwise(by_power))
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)])
 def history(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
     made = History(tmp_path_factory.mktemp("own"), request.param)
     yield made
