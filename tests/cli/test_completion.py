@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from local_cluster import CORRAL, LocalCluster, environment
+from local_cluster import CORRAL, LocalCluster, environment, invoke
 
 SCRIPT = """
 eval "$(_CORRAL_COMPLETE=source_bash corral)"
@@ -27,30 +27,38 @@ def test_bash_completes_commands_options_and_what_there_is(cluster: LocalCluster
     config = tmp_path / "corral.toml"
     config.write_text(f'[contexts.lab]\nnats = "{cluster.url}"\n[contexts.far]\nnats = "nats://127.0.0.1:9"\n')
     lease = cluster.json("request")["lease"]["lease_id"]
-    expected = {
+    # Each of them starts a process: one of each kind in a shell, the others in this process.
+    in_bash = {
         "corral que": ["query", "queue"],
-        "corral request --mem": ["--memory", "--memory-per-item"],
         "corral collect --source TAB": ["amd", "auto", "nvml", "replay", "simulated"],
+        f"corral --context lab release {lease[:4]}": [lease],
+    }
+    here = {
+        "corral request --mem": ["--memory", "--memory-per-item"],
         "corral run --placement s": ["same_host", "spread"],
         "corral run --policy pa": ["pack"],
         "corral context use TAB": ["far", "lab"],
         "corral --context l": ["lab"],
-        f"corral --context lab release {lease[:4]}": [lease],
         "corral --context lab drain --host TAB": ["sim-0001", "sim-0002"],
         "corral --context far drain --host TAB": [],
         "corral config set collect.inter": ["collect.interval"],
     }
     done = subprocess.run(
         ["bash", "-c", SCRIPT],
-        input="\n".join(expected) + "\n",
+        input="\n".join(in_bash) + "\n",
         env=environment(PATH=f"{tmp_path}:/usr/bin:/bin", CORRAL_CONFIG=str(config)),
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
-    cluster.corral("release", "--all")
+    found = {line: sorted(words.split()) for line, words in zip(in_bash, done.stdout.splitlines(), strict=True)}
+    assert found == in_bash
     assert "_corral_completion corral" in done.stderr
-    found = {line: sorted(words.split()) for line, words in zip(expected, done.stdout.splitlines(), strict=True)}
-    assert found == expected
     assert [line for line in done.stderr.splitlines() if not line.startswith("complete ")] == []
+    for line, words in here.items():
+        asked = line.replace("TAB", "")
+        values = {"COMP_WORDS": asked, "COMP_CWORD": str(len(asked.split(" ")) - 1), "CORRAL_CONFIG": str(config)}
+        told = invoke(url="", _CORRAL_COMPLETE="complete_bash", **values)
+        assert (sorted(told.stdout.split()), told.stderr) == (words, ""), line
+    cluster.corral("release", "--all")

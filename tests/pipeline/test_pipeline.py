@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import nats
+import pytest
 from corral.client import SyncClient
 from local_cluster import LocalCluster, alive, corral, wait_for
 
@@ -145,6 +146,7 @@ def test_when_the_supervisor_is_killed_its_parts_end_too(tmp_path: Path) -> None
     assert again.stop() == 0
 
 
+@pytest.mark.long
 async def test_the_demo_ends_well() -> None:
     done = await asyncio.to_thread(corral, "demo")
     assert done.returncode == 0, done.stdout + done.stderr
