@@ -21,7 +21,7 @@ from duckdb import DuckDBPyConnection
 from ...schemas.metrics import METRICS
 from .. import views
 from ..sql import confine
-from . import facts, migrations, recovery, schema
+from . import facts, migrations, recovery, rollup_columns, rollups, schema
 from .errors import NOT_A_VALUE, StorageDamaged, StorageError, StoragePaused, Unstorable
 from .interface import Arrival, ArrowTable, Batch, HostClock, Series
 from .statements import registered, transaction
@@ -131,7 +131,7 @@ class Database:
         self._writer = root.cursor()
         self._load(self._writer)
         try:
-            views.install(root)
+            views.bring_up(root, _tables())
             if self._prepare is not None:
                 self._release = self._prepare(root)
             # From here on nobody in this process opens a file outside these folders or changes a setting.
@@ -409,6 +409,12 @@ def identify(connection: DuckDBPyConnection, path: Path) -> None:
             f"{path} was written by a newer Corral (its tables have version {version}, this one knows "
             f"{schema.VERSION}). Upgrade Corral, or name another file. Nothing was touched."
         )
+
+
+def _tables() -> str:
+    """All that views may read."""
+    metrics = list(METRICS.values())
+    return repr((schema.VERSION, schema.TABLES, [rollup_columns.columns(metrics, level) for level in rollups.LEVELS]))
 
 
 def _settings(memory_bytes: int | None, threads: int | None) -> recovery.Settings:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import duckdb
+import pytest
+from corral.processors import views
 from corral.processors.storage import Batch, Database
 from history import known_since_version_3
 
@@ -80,4 +82,21 @@ def test_tables_whose_rows_are_replaced_lose_their_keys_and_keep_their_rows(tmp_
     keyed = cursor.execute("SELECT table_name FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'")
     assert sorted(name for (name,) in keyed.fetchall()) == ["corral_meta", "metrics", "series"]
     assert history.watermarks() == {"S": 7}
+    history.close()
+
+
+def test_views_are_made_anew_where_they_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "history.duckdb"
+    Database(file).close()
+    with monkeypatch.context() as changed:
+        changed.setattr(views, "install", lambda _: pytest.fail("they are there"))
+        Database(file).close()
+    # As another Corral leaves it, with views of its own.
+    with duckdb.connect(str(file)) as other:
+        other.execute("CREATE OR REPLACE VIEW usage_by_owner AS SELECT 1 AS one")
+        other.execute("CREATE OR REPLACE VIEW questions AS SELECT 'usage_by_owner' AS view, '?' AS question")
+    history = Database(file)
+    assert {row[0] for row in history.cursor().execute("DESCRIBE usage_by_owner").fetchall()} == set(
+        views.VIEWS["usage_by_owner"].columns
+    )
     history.close()
