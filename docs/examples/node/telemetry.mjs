@@ -13,7 +13,9 @@ const file = CORRAL_NATS_CREDS ? readFileSync(CORRAL_NATS_CREDS, "utf8") : "";
 const facts = Object.fromEntries([...file.matchAll(/^# (\w+): (\S+)/gm)].map(([, name, value]) => [name, value]));
 const seed = file.match(/^SU[A-Z2-7]{56}$/m)?.[0];
 const known = seed && { authenticator: nkeyAuthenticator(new TextEncoder().encode(seed)), inboxPrefix: facts.inbox };
-const nc = await connect({ servers: CORRAL_NATS_URL || "nats://127.0.0.1:4222", ...known });
+const servers = CORRAL_NATS_URL || "nats://127.0.0.1:4222";
+// Patience for a machine that is busy: where nobody listens it fails at once.
+const nc = await connect({ servers, timeout: 60_000, ...known });
 
 const read = {
   float32: [4, (view, at) => view.getFloat32(at, true)],

@@ -14,7 +14,9 @@ const facts = Object.fromEntries([...file.matchAll(/^# (\w+): (\S+)/gm)].map(([,
 const seed = file.match(/^SU[A-Z2-7]{56}$/m)?.[0];
 const known = seed && { authenticator: nkeyAuthenticator(new TextEncoder().encode(seed)), inboxPrefix: facts.inbox };
 const owner = (facts.owner !== "*" && facts.owner) || CORRAL_OWNER || userInfo().username;
-const nc = await connect({ servers: CORRAL_NATS_URL || "nats://127.0.0.1:4222", ...known });
+const servers = CORRAL_NATS_URL || "nats://127.0.0.1:4222";
+// Patience for a machine that is busy: where nobody listens it fails at once.
+const nc = await connect({ servers, timeout: 60_000, ...known });
 
 // One question, one answer; an answer of the type `error` says what is wrong and what to do.
 async function ask(subject, body) {
