@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 RUN = ("sh", "console", "python", "sql")
 READ = ("toml", "yaml", "json")
 TEXT = ("", "text", "promql")
-SECONDS = 60
+SECONDS = 200
 
 
 class Block(NamedTuple):
