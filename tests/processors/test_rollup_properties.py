@@ -72,7 +72,7 @@ def test_rollups_are_what_raw_samples_say(history: Database) -> None:
 
 
 @pytest.mark.long
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.randoms(use_true_random=False), st.lists(st.booleans(), min_size=1, max_size=4))
 def test_rollups_are_what_raw_samples_say_however_often_one_refreshed(
     history: Database, dice: random.Random, refresh_after_commit: list[bool]
