@@ -395,8 +395,9 @@ class Live:
         except codec.DecodeError as error:
             self._refuse(host.name, error)
             return
-        host.batch = steady(columns.possible(batch), host.counters, self.clock())
+        batch = columns.possible(batch)
         self._look_at_energy(host.name, batch)
+        host.batch = steady(batch, host.counters, self.clock())
         host.clock_offset_seconds = clocks.offset_seconds(batch.times_ns, host.heard_ns)
 
     def _look_at_energy(self, host: str, batch: SampleBatch) -> None:
@@ -408,7 +409,7 @@ class Live:
             return
         last = energy[-len(batch.devices) :]
         for at, xids in marked:
-            if (value := last[at]) is not None and xids.look(value):
+            if (value := last[at]) is not None and xids.look(value, self.clock()):
                 self._parts_were_reset(host, batch.devices[at])
 
     def _host(self, subject: str) -> Host:

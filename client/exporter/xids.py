@@ -2,7 +2,8 @@
 
 A pure fold of events. That the driver asks for no recovery, or that a collector has started, is no reset: what says so
 is an event that names one, a recovery that the driver has asked for and no longer does, another boot of the host, or an
-energy counter that began anew.
+energy counter that began anew. That counter is believed as any other is (`schemas/counters.py`): one that falls by a
+hair, or was misread for a moment, ends nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from ...schemas.counters import Held, hold
+from ...schemas.metrics import METRICS
 from ...schemas.telemetry import DeviceEvent, Severity
 
 WINDOW_SECONDS: Final = 300
@@ -19,8 +22,7 @@ WINDOW_SECONDS: Final = 300
 HARMLESS_SECONDS: Final = 86_400.0
 """How long the last Xid is shown where it left the device well."""
 _FATAL: Final = frozenset({Severity.RESET, Severity.HARDWARE})
-_LOWER_LOOKS: Final = 2
-"""One reading that is lower than the last may be a glitch."""
+_ENERGY: Final = METRICS["energy_millijoules"]
 _WORDS: Final = (b"xid", b"cleared", b"recovery_action", b"device_lost")
 
 Key = tuple[str, str]
@@ -43,9 +45,9 @@ class Xids(Struct):
         counts: how often each code was told.
         recent: when and which, in the last `WINDOW_SECONDS` and some before.
         asked: the driver has asked for a recovery, and not yet taken it back.
-        energy: the device's energy counter as it was known last, mJ; None if it never was.
+        energy: the device's energy counter as an event told it last, mJ; None if none has.
+        held: what is believed of that counter by samples; None before the first.
         boot: of the host, when the device was last said to be watched; empty if unknown.
-        lower: how many looks in a row have found the counter lower.
     """
 
     code: int = 0
@@ -55,8 +57,8 @@ class Xids(Struct):
     recent: list[tuple[float, int]] = field(default_factory=list)
     asked: bool = False
     energy: float | None = None
+    held: Held | None = None
     boot: str = ""
-    lower: int = 0
 
     def shown(self, now: float) -> int:
         """The code to show; 0 for one that left the device well and is old."""
@@ -88,24 +90,30 @@ class Xids(Struct):
             if reset:
                 self.reset()
         if energy is not None:
-            self.energy, self.lower = energy, 0
+            self.energy = energy
         self.boot = boot or self.boot
         return reset
 
     def reset(self) -> None:
         """The device is as new; what was counted was counted."""
-        self.code, self.fatal, self.at, self.asked, self.energy, self.lower = 0, False, 0.0, False, None, 0
+        self.code, self.fatal, self.at, self.asked, self.energy, self.held = 0, False, 0.0, False, None, None
 
-    def look(self, energy: float) -> bool:
-        """Take the energy counter of a sample; whether it says that the device was reset."""
-        if self.energy is not None and energy < self.energy:
-            self.lower += 1
-            if self.lower < _LOWER_LOOKS:
-                return False
+    def look(self, energy: float, now: float) -> bool:
+        """Take the energy counter of a sample; whether it says that the device was reset.
+
+        Args:
+            energy: in mJ.
+            now: seconds, monotonic.
+        """
+        before = self.held
+        if before is None and self.energy is not None:
+            before = Held(self.energy, now)
+        held = hold(before, _ENERGY, energy, now)
+        began_anew = before is not None and _began_anew(before.value, held.value)
+        if began_anew:
             self.reset()
-            return True
-        self.energy, self.lower = energy, 0
-        return False
+        self.held = held
+        return began_anew
 
     def _count(self, code: int, at: float) -> None:
         # Made anew each time: a scrape reads them in a thread of its own.
@@ -119,9 +127,15 @@ class Xids(Struct):
         if event.kind == "recovery_action":
             return self.asked
         if event.kind == "device_started":
-            began_anew = energy is not None and self.energy is not None and energy < self.energy
+            known = self.energy if self.held is None else self.held.value
+            began_anew = energy is not None and known is not None and _began_anew(known, energy)
             return self.asked or began_anew or bool(boot and self.boot and boot != self.boot)
         return True
+
+
+def _began_anew(before: float, energy: float) -> bool:
+    """Whether a counter that reads lower counts from 0: after a silence one that lacks 1% does (docs/counters.md)."""
+    return energy * 100 <= before * 99
 
 
 class History:
@@ -177,6 +191,10 @@ class History:
             fresh = of.setdefault(key, found)  # a stream keeps events for a month
             codes = fresh.counts.keys() | found.counts.keys()
             fresh.counts = {code: max(fresh.counts.get(code, 0), found.counts.get(code, 0)) for code in codes}
+            if found.held is not None and fresh is not found:
+                if fresh.energy is not None and _began_anew(fresh.energy, found.held.value):
+                    fresh.reset()  # samples have said so, and the stream has no word of it
+                fresh.held = found.held
             if fresh.energy is None:
                 fresh.energy = found.energy
         self._of, self._told = of, told

@@ -81,12 +81,36 @@ def test_one_that_leaves_the_device_well_is_shown_for_a_day() -> None:
 
 
 def test_the_counter_of_energy_says_what_nobody_told_and_a_glitch_says_nothing() -> None:
-    found = after(xid(79, energy_millijoules=5000))
-    for energy in (5100.0, 3.0, 5200.0, 4.0, 5300.0):
-        assert not found.look(energy)
-    assert found.shown(1e9) == 79
-    assert [found.look(energy) for energy in (10.0, 20.0)] == [False, True]
+    """A device of 500 W read at 10 Hz. A fatal Xid outlives whatever is no reset (docs/counters.md)."""
+    for odd in ([0], [3, 3], [2**40], [2**40, 2**40, 1], [4_999_000] * 30, [4_000_000, 4_001_000]):
+        found, now, energy = after(xid(79, energy_millijoules=5_000_000)), 1000.0, 5_000_000.0
+        for at in range(4000):
+            now, energy = now + 0.1, energy + 50_000
+            wrong = odd[at - 20] if 20 <= at < 20 + len(odd) else energy
+            assert not found.look(wrong, now), (odd, at)
+        assert found.shown(1e9) == 79
+    fallen = [found.look(50_000.0 * at, now + 0.1 * at) for at in range(1, 1500)]
+    assert fallen.count(True) == 1
     assert found.shown(1e9) == 0
+    # It counts on from a value that is a little lower: nobody has set it to 0.
+    found = after(xid(79, energy_millijoules=5_000_000_000))
+    assert not any(found.look(4_990_000_000.0 + 1_000 * at, 1000.0 + at) for at in range(1000))
+
+
+def test_a_reset_that_samples_alone_have_told_is_not_forgotten_when_the_stream_is_read_anew() -> None:
+    history, fatal = History(), xid(95, energy_millijoules=5_000_000)
+    history.take(fatal, 1e9)
+    found = history.of("h1", "GPU-0")
+    assert found is not None
+    assert not found.look(5_000_000.0, 1000.0)
+    assert found.look(9_000.0, 2000.0)
+    history.begin()
+    history.take_stored(fatal, 1e9)
+    history.end()
+    found = history.of("h1", "GPU-0")
+    assert found is not None
+    assert (found.shown(1e9), found.counts) == (0, {95: 1})
+    assert not found.look(10_000.0, 2001.0)
 
 
 @settings(deadline=None, max_examples=60)
