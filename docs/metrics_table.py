@@ -255,12 +255,13 @@ def _possible() -> list[str]:
     ]
     for (unit, least, most, why), names in shared.items():
         listed = ", ".join(names)
-        lines.append(f"| {_limit(least)} | {_limit(most)} | {unit} | {why} | {listed} |")
+        lines.append(f"| {limit(least)} | {limit(most)} | {unit} | {why} | {listed} |")
     return [*lines, ""]
 
 
-def _limit(value: float | None) -> str:
-    powers = {2**44: "2⁴⁴", 2**53: "2⁵³", 2**61: "2⁶¹", 2**63 - 1: "2⁶³ − 1"}
+def limit(value: float | None) -> str:
+    """A limit of a metric's values, in words."""
+    powers = {2**32 - 2: "2³² − 2", 2**44: "2⁴⁴", 2**53: "2⁵³", 2**61: "2⁶¹", 2**63 - 1: "2⁶³ − 1"}
     return "–" if value is None else powers.get(int(value), f"{value:,.0f}")
 
 

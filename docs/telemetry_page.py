@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import metrics_table
 from corral.schemas import codec
 from corral.schemas import columns as wire
-from corral.schemas.metrics import METRICS
+from corral.schemas.metrics import METRICS, Metric
 from corral.schemas.telemetry import SampleBatch
 
 ELEMENTS = {"<f4": ("float32", 4), "<i4": ("int32", 4), "<i8": ("int64", 8)}
@@ -31,7 +32,8 @@ Node that knows no more is [telemetry.mjs](../examples/node/telemetry.mjs).
   wide. A reader leaves out a column that it does not know.
 - **Null**: a value is null where the byte of the same number in `nulls[name]` is 1; what stands in the column is then
   no value. A column that is not in `nulls` has no null. A metric that is not in `columns` is null for all devices and
-  ticks. A float that is not finite is null, too, as is what the metric can't be: the history has null there.
+  ticks. A float that is not finite is null, too, and so is what the metric can't be, below *from* or above *to* in the
+  table: the history has null there.
 - **Defaults are left out**: `nulls` is missing where nothing is null, `version` while it is 1. So it is with every
   message that collectors publish; [the tables](messages.md#fields) have the defaults.
 - The header `Content-Type` says that it is MessagePack, where an earlier collector has not left it out. The first byte
@@ -50,6 +52,12 @@ bytes first (`bytes.slice()`), or read by `DataView` with `true` for little-endi
 """
 
 
+def _limits(metric: Metric) -> dict[str, Any]:
+    """What a reader is to hold values to, where the type does not."""
+    found = {"x-minimum": metric.minimum, "x-maximum": metric.maximum}
+    return {name: limit for name, limit in found.items() if limit is not None and abs(limit) < 2**63 - 1}
+
+
 def columns(properties: dict[str, Any]) -> dict[str, Any]:
     """The fields of a batch that are arrays, each with the type of its values.
 
@@ -64,6 +72,7 @@ def columns(properties: dict[str, Any]) -> dict[str, Any]:
             "x-byte-order": "little-endian",
             "x-unit": metric.row.unit.name,
             "x-null": metric.row.null,
+            **_limits(metric),
         }
         for name, metric in METRICS.items()
     }
@@ -110,18 +119,20 @@ def render() -> str:
         "",
         "## Columns",
         "",
-        "| column | type | bytes | `DataView` | unit | null where |",
-        "| --- | --- | ---: | --- | --- | --- |",
-        "| `times_ns` | int64 | 8 | `getBigInt64` | nanoseconds since 1970 | never |",
+        "| column | type | bytes | `DataView` | unit | from | to | null where |",
+        "| --- | --- | ---: | --- | --- | ---: | ---: | --- |",
+        "| `times_ns` | int64 | 8 | `getBigInt64` | nanoseconds since 1970 | – | – | never |",
     ]
     for name, metric in METRICS.items():
         kind, size = ELEMENTS[metric.row.unit.dtype]
         lines.append(
-            f"| `{name}` | {kind} | {size} | `{_JAVASCRIPT[kind]}` | {metric.row.unit.name} | {metric.row.null} |"
+            f"| `{name}` | {kind} | {size} | `{_JAVASCRIPT[kind]}` | {metric.row.unit.name} "
+            f"| {metrics_table.limit(metric.minimum)} | {metrics_table.limit(metric.maximum)} | {metric.row.null} |"
         )
     lines += [
-        "| each of `nulls` | uint8 | 1 | `getUint8` | 1 for null, else 0 | never |",
+        "| each of `nulls` | uint8 | 1 | `getUint8` | 1 for null, else 0 | 0 | 1 | never |",
         "",
-        "What each means is on [the page of metrics](../metrics.md).",
+        "What each means is on [the page of metrics](../metrics.md), and [where its limits come",
+        "from](../metrics.md#possible-values).",
     ]
     return "\n".join(lines) + "\n"

@@ -23,7 +23,10 @@ from .rows import (
     CADENCE_SECONDS,
     CELSIUS,
     COUNT,
+    COUNT_32_LIMIT,
+    COUNT_32_MAXIMUM,
     COUNTER_ROLLUP,
+    FLAG_LIMIT,
     GAUGE_ROLLUP,
     GPM_LIMIT,
     LAST_ROLLUP,
@@ -814,7 +817,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SECOND,
             dcgm=("DCGM_FI_DEV_PCIE_RX_THROUGHPUT", 1e-3),
             maximum=1e12,
-            limit="PCIe 7 with 16 lanes carries 256 GB/s",
+            limit="none documented: four times what PCIe 7 carries each way over 16 lanes (256 GB/s)",
         ),
     ] = None
     pcie_tx_bytes_per_second: Annotated[
@@ -830,7 +833,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SECOND,
             dcgm=("DCGM_FI_DEV_PCIE_TX_THROUGHPUT", 1e-3),
             maximum=1e12,
-            limit="PCIe 7 with 16 lanes carries 256 GB/s",
+            limit="none documented: four times what PCIe 7 carries each way over 16 lanes (256 GB/s)",
         ),
     ] = None
     pcie_generation: Annotated[
@@ -843,7 +846,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             rollup=LEVEL_ROLLUP,
             dcgm=("DCGM_FI_DEV_PCIE_LINK_GEN", 1),
             maximum=15,
-            limit="PCIe 7 is the newest",
+            limit="nvml.h knows 6 (NVML_PCIE_LINK_MAX_SPEED_64000MBPS), PCI-SIG has published 7",
         ),
     ] = None
     pcie_width: Annotated[
@@ -857,7 +860,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             dcgm=("DCGM_FI_DEV_PCIE_LINK_WIDTH", 1),
             amd=(Call("amdsmi_get_pcie_info", "pcie_metric.pcie_width"),),
             maximum=32,
-            limit="PCIe has 32 lanes at most",
+            limit="the widest that the PCI Express specification had (PCIE_LNK_X32 in Linux)",
         ),
     ] = None
     pcie_generation_max: Annotated[
@@ -871,7 +874,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             dcgm=("DCGM_FI_DEV_PCIE_MAX_LINK_GEN", 1),
             amd=(Call("amdsmi_get_pcie_info", "pcie_static.pcie_interface_version"),),
             maximum=15,
-            limit="PCIe 7 is the newest",
+            limit="nvml.h knows 6 (NVML_PCIE_LINK_MAX_SPEED_64000MBPS), PCI-SIG has published 7",
         ),
     ] = None
     pcie_width_max: Annotated[
@@ -885,7 +888,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             dcgm=("DCGM_FI_DEV_PCIE_MAX_LINK_WIDTH", 1),
             amd=(Call("amdsmi_get_pcie_info", "pcie_static.max_pcie_width"),),
             maximum=32,
-            limit="PCIe has 32 lanes at most",
+            limit="the widest that the PCI Express specification had (PCIE_LNK_X32 in Linux)",
         ),
     ] = None
     pcie_replay_count: Annotated[
@@ -897,6 +900,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             kind=Kind.COUNTER,
             cadence=Cadence.SLOW,
             rollup=COUNTER_ROLLUP,
+            maximum=COUNT_32_MAXIMUM,
+            limit=COUNT_32_LIMIT,
             dcgm=("DCGM_FI_DEV_PCIE_REPLAY_COUNTER", 1),
             amd=(Call("amdsmi_get_pcie_info", "pcie_metric.pcie_replay_count"),),
         ),
@@ -993,7 +998,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="the device has no NVLink",
             rollup=LEVEL_ROLLUP,
             maximum=256,
-            limit="a GPU has 18 NVLinks at most",
+            limit="seven times NVML_NVLINK_MAX_LINKS of nvml.h (36)",
         ),
     ] = None
     nvlink_crc_flit_errors_count: Annotated[
@@ -1125,6 +1130,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SLOW,
             null="before Ampere",
             rollup=COUNTER_ROLLUP,
+            maximum=COUNT_32_MAXIMUM,
+            limit=COUNT_32_LIMIT,
             dcgm=("DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS", 1),
         ),
     ] = None
@@ -1138,6 +1145,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SLOW,
             null="before Ampere",
             rollup=COUNTER_ROLLUP,
+            maximum=COUNT_32_MAXIMUM,
+            limit=COUNT_32_LIMIT,
             dcgm=("DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS", 1),
         ),
     ] = None
@@ -1151,7 +1160,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="before Ampere",
             rollup=LEVEL_ROLLUP,
             maximum=1,
-            limit="yes or no",
+            limit=FLAG_LIMIT,
             dcgm=("DCGM_FI_DEV_ROW_REMAP_PENDING", 1),
         ),
     ] = None
@@ -1165,7 +1174,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="before Ampere",
             rollup=LEVEL_ROLLUP,
             maximum=1,
-            limit="yes or no",
+            limit=FLAG_LIMIT,
             dcgm=("DCGM_FI_DEV_ROW_REMAP_FAILURE", 1),
         ),
     ] = None
@@ -1179,6 +1188,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SLOW,
             null="Ampere and later, which remap rows in place of it",
             rollup=COUNTER_ROLLUP,
+            maximum=COUNT_32_MAXIMUM,
+            limit=COUNT_32_LIMIT,
             dcgm=("DCGM_FI_DEV_RETIRED_DBE", 1),
             amd=(Call("amdsmi_get_gpu_bad_page_info", "len"),),
         ),
@@ -1193,6 +1204,8 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SLOW,
             null="Ampere and later, which remap rows in place of it",
             rollup=COUNTER_ROLLUP,
+            maximum=COUNT_32_MAXIMUM,
+            limit=COUNT_32_LIMIT,
             dcgm=("DCGM_FI_DEV_RETIRED_SBE", 1),
         ),
     ] = None
@@ -1206,7 +1219,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="Ampere and later, which remap rows in place of it",
             rollup=LEVEL_ROLLUP,
             maximum=1,
-            limit="yes or no",
+            limit=FLAG_LIMIT,
             dcgm=("DCGM_FI_DEV_RETIRED_PENDING", 1),
         ),
     ] = None
@@ -1219,7 +1232,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SECOND,
             null="passively cooled boards",
             maximum=200,
-            limit="drivers say more than 100% of fans that may turn faster than their rated speed",
+            limit="percent of the noise tolerance, which nvml.h lets be exceeded without a limit: twice that",
             dcgm=("DCGM_FI_DEV_FAN_SPEED", 1),
             amd=(Call("amdsmi_get_gpu_fan_speed", args=(0,), scale=100 / 255),),
         ),
@@ -1233,7 +1246,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             cadence=Cadence.SECOND,
             rollup=LEVEL_ROLLUP,
             maximum=15,
-            limit="NVML_PSTATE_0 to NVML_PSTATE_15; 32 is unknown",
+            limit="NVML_PSTATE_0 to NVML_PSTATE_15 in nvml.h, where 32 is unknown",
             dcgm=("DCGM_FI_DEV_PSTATE", 1),
         ),
     ] = None
@@ -1241,11 +1254,14 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
         int | None,
         Row(
             unit=LEVEL,
-            help="The driver asks for: 0 nothing, 1 reset, 2 reboot, 3 end of peer traffic, 4 drain, reset, 5 bus.",
+            help="What the driver asks for: 0 nothing, 1 reset, 2 reboot, 3 end of peer traffic, 4 the same and reset, "
+            "5 recovery of the IMEX domain, 6 reset of the bus, 7 reboot of the system.",
             nvml=(FieldValue("NVML_FI_DEV_GET_GPU_RECOVERY_ACTION"),),
             cadence=Cadence.SLOW,
             null="the driver gives none (before R570)",
             rollup=LEVEL_ROLLUP,
+            maximum=255,
+            limit="none documented: nvml.h has 0 to 7 so far (nvmlDeviceGpuRecoveryAction_t)",
         ),
     ] = None
     vgpu_count: Annotated[
@@ -1258,7 +1274,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="the driver is not a vGPU host driver",
             rollup=LEVEL_ROLLUP,
             maximum=1024,
-            limit="a board holds 48 at most",
+            limit="none documented (nvml.h lets one ask by type): 1 GiB each of the largest board announced",
         ),
     ] = None
     vgpu_licensed: Annotated[
@@ -1271,7 +1287,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
             null="not in a virtual machine with a vGPU",
             rollup=LEVEL_ROLLUP,
             maximum=1,
-            limit="yes or no",
+            limit=FLAG_LIMIT,
             dcgm=("DCGM_FI_DEV_VGPU_LICENSE_STATUS", 1),
         ),
     ] = None

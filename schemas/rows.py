@@ -129,12 +129,28 @@ class Unit(Struct, frozen=True):
     source: str = ""
 
 
-PERCENT: Final = Unit("percent", "_percent", "<f4", "FLOAT", 0, 100, source="a share of a whole")
+# Where a vendor documents a limit, or what its driver says for "no value", the source names it: nvml.h is that of CUDA
+# 13, amdsmi.h that of ROCm 7. Elsewhere it says what the limit is a multiple of.
+PERCENT: Final = Unit(
+    "percent", "_percent", "<f4", "FLOAT", 0, 100, source="a share of a whole: percent in nvml.h and amdsmi.h"
+)
 BYTES: Final = Unit(
-    "bytes", "_bytes", "<i8", "BIGINT", 0, 2**44, source="16 TiB: fifty times the memory of a board (288 GB)"
+    "bytes",
+    "_bytes",
+    "<i8",
+    "BIGINT",
+    0,
+    2**44,
+    source="none documented: 16 TiB are sixteen times the most that is announced for a board (1 TB, Rubin Ultra)",
 )
 BYTES_PER_SECOND: Final = Unit(
-    "bytes per second", "_bytes_per_second", "<f4", "FLOAT", 0, 20e12, source="NVLink 5 carries 1.8 TB/s of a GPU"
+    "bytes per second",
+    "_bytes_per_second",
+    "<f4",
+    "FLOAT",
+    0,
+    20e12,
+    source="none documented: ten times what NVLink 6 carries each way (1.8 TB/s)",
 )
 WATTS: Final = Unit(
     "watts",
@@ -143,19 +159,47 @@ WATTS: Final = Unit(
     "FLOAT",
     0,
     5000,
-    source="a GB200 superchip, two GPUs, is rated at 2.7 kW",
+    source="none documented: over twice the greatest rating announced for a GPU (2.3 kW, Rubin), and more than a GB200 "
+    "superchip (2.7 kW); all bits set are 4.29 MW",
 )
 MILLIJOULES: Final = Unit(
-    "millijoules", "_millijoules", "<i8", "BIGINT", 0, 2**53, per_second=5e6, source="57 years at 5 kW"
+    "millijoules",
+    "_millijoules",
+    "<i8",
+    "BIGINT",
+    0,
+    2**53,
+    per_second=5e6,
+    source="57 years at 5 kW; nvml.h counts from the load of the driver",
 )
 CELSIUS: Final = Unit(
-    "degrees Celsius", "_celsius", "<f4", "FLOAT", -60, 200, source="GPUs shut down near 100 °C; 255 is no sensor"
+    "degrees Celsius",
+    "_celsius",
+    "<f4",
+    "FLOAT",
+    -60,
+    200,
+    source="none documented: devices shut down near 100 °C and are not made for the cold; 255 is said without a sensor "
+    "(TimSirmovics/FanControl.NvThermalSensors issue 6), 2,112 while firmware writes (ROCm/rocm-systems pull 6931)",
 )
 MEGAHERTZ: Final = Unit(
-    "megahertz", "_megahertz", "<i4", "INTEGER", 0, 50_000, source="the fastest memory says 14,001 (GDDR7)"
+    "megahertz",
+    "_megahertz",
+    "<i4",
+    "INTEGER",
+    0,
+    50_000,
+    source="none documented: over three times what nvidia-smi says of the fastest memory (14,001, GDDR7)",
 )
 NANOSECONDS: Final = Unit(
-    "nanoseconds", "_nanoseconds", "<i8", "BIGINT", 0, 2**61, per_second=2e9, source="73 years of uptime"
+    "nanoseconds",
+    "_nanoseconds",
+    "<i8",
+    "BIGINT",
+    0,
+    2**61,
+    per_second=2e9,
+    source="73 years; nvml.h has nanoseconds in 64 bits (nvmlViolationTime_t)",
 )
 COUNT: Final = Unit(
     "count",
@@ -165,13 +209,18 @@ COUNT: Final = Unit(
     0,
     2**53,
     per_second=1e7,
-    source="all ones is a count that the driver lacks",
+    source="28 years at ten million a second; all 64 bits set, and DCGM_INT64_BLANK, are no count",
 )
 BITMASK: Final = Unit("bitmask", "_bitmask", "<i8", "BIGINT", None, source="any bit may be set")
-LEVEL: Final = Unit("level", "", "<i4", "INTEGER", 0, 255, source="no level of NVML has as many")
+LEVEL: Final = Unit("level", "", "<i4", "INTEGER", 0, 255, source="no level of nvml.h has as many")
 
-GPM_LIMIT: Final = "a MIG instance, one of eight slices, may have more than its share (NVIDIA/DCGM issue 152)"
-LINK_BYTES_LIMIT: Final = "what 64 bits hold: months at full speed"
+GPM_LIMIT: Final = (
+    "nvml.h says 100; a MIG instance, an eighth of its board at least, has shown more (NVIDIA/DCGM issue 152)"
+)
+LINK_BYTES_LIMIT: Final = "what 64 bits hold; nvml.h counts KiB"
+COUNT_32_MAXIMUM: Final = 2**32 - 2
+COUNT_32_LIMIT: Final = "unsigned int in nvml.h, and all bits set are no count (NVML_VALUE_NOT_AVAILABLE)"
+FLAG_LIMIT: Final = "yes or no: 1 or 0 in nvml.h"
 
 
 GAUGE_ROLLUP: Final = ("min", "mean", "max", "p95", "last")

@@ -20,8 +20,13 @@ ACTIONS: Final = {
     2: (Severity.HARDWARE, "the driver asks for a reboot of the host"),
     3: (Severity.RESET, "the driver asks for an end of peer-to-peer traffic"),
     4: (Severity.RESET, "the driver asks for a drain and a reset of the device"),
-    5: (Severity.RESET, "the driver asks for a reset of the device's bus"),
+    # Some earlier headers mean the bus by it.
+    5: (Severity.RESET, "the driver asks for a recovery of the IMEX domain, or a reset of the device's bus"),
+    6: (Severity.RESET, "the driver asks for a reset of the device's bus"),
+    7: (Severity.HARDWARE, "the driver asks for a reboot of the system"),
 }
+"""By number, as nvml.h of CUDA 13 has them (`nvmlDeviceGpuRecoveryAction_t`)."""
+_OTHER: Final = (Severity.RESET, "the driver asks for a recovery that is not known here")
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -61,7 +66,7 @@ def changes(before: Health | None, now: Health, *, faulted: bool = False) -> Seq
     """
     found: list[Finding] = []
     old = before or Health()
-    action = ACTIONS.get(now.recovery_action or 0)
+    action = ACTIONS.get(now.recovery_action, _OTHER) if now.recovery_action else None
     if now.remap_failure and not old.remap_failure:
         found.append(
             Finding("row_remap_failure", Severity.HARDWARE, "a memory row could not be remapped: replace the board")

@@ -241,6 +241,11 @@ def test_health_from_reading_to_reading() -> None:
     assert not changes(None, Health(uncorrected=3))
     reboot = Health(recovery_action=2)
     assert [(f.kind, f.severity) for f in changes(well, reboot)] == [("recovery_action", Severity.HARDWARE)]
+    for action in (*range(1, 8), 8, 200):
+        asked = Health(recovery_action=action)
+        for before in (None, well, Health(recovery_action=action % 7 + 1)):
+            (found,) = changes(before, asked)
+            assert (found.kind, found.severity in (Severity.RESET, Severity.HARDWARE)) == ("recovery_action", True)
     assert [f.severity for f in changes(reboot, well)] == [Severity.CLEARED]
     assert [f.severity for f in changes(well, well, faulted=True)] == [Severity.CLEARED]
     # A board that failed for good is not cleared by what the driver asks for.

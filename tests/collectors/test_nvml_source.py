@@ -249,7 +249,7 @@ def test_values_that_can_not_be_are_null_and_counted_those_that_can_stay(
     device = nvml.devices[0]
     device.energy = 2**64 - 1  # NVML's "not available"
     device.utilization = (250, 10)
-    device.numbers["nvmlDeviceGetPowerUsage"] = 2**32 - 1
+    device.numbers["nvmlDeviceGetPowerUsage"] = device.numbers["nvmlDeviceGetPcieReplayCounter"] = 2**32 - 1
     device.fields[pynvml.NVML_FI_DEV_POWER_INSTANT, 0] = (1, 3_700_000_000)
     device.gpm = {pynvml.NVML_GPM_METRIC_SM_UTIL: 117.0, pynvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL: 4e9}
     source.open(events.append)
@@ -259,7 +259,7 @@ def test_values_that_can_not_be_are_null_and_counted_those_that_can_stay(
     source.impossible.clear()
     first, second = read(source)
     assert (first.energy_millijoules, first.gpu_utilization_percent, first.power_watts) == (None, None, None)
-    assert (first.power_instant_watts, first.tensor_active_percent) == (None, None)
+    assert (first.power_instant_watts, first.tensor_active_percent, first.pcie_replay_count) == (None, None, None)
     assert (first.memory_utilization_percent, first.sm_active_percent) == (10, 117.0)
     assert second.power_watts is not None
     once = ("energy_millijoules", "gpu_utilization_percent", "power_watts", "power_instant_watts")

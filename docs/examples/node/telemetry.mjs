@@ -30,14 +30,22 @@ function numbers(bytes, type) {
   return Array.from({ length: bytes.byteLength / size }, (_, number) => get(view, number * size));
 }
 
+// A value that its metric can't have is null in the history, too.
+function possible(value, part) {
+  const finite = typeof value === "bigint" || Number.isFinite(value);
+  return finite && !(value < part["x-minimum"]) && !(value > part["x-maximum"]);
+}
+
 function* rows(batch) {
   const times = numbers(batch.times_ns, "int64");
   const types = Object.entries(schema.properties.columns.properties).filter(([name]) => name in batch.columns);
-  const columns = types.map(([name, part]) => [name, numbers(batch.columns[name], part["x-element-type"])]);
+  const columns = types.map(([name, part]) => [name, numbers(batch.columns[name], part["x-element-type"]), part]);
   const nulls = batch.nulls ?? {}; // left out where there are none
   for (const [number, time_ns] of times.entries()) {
     const row = { host: batch.host, device: batch.devices[number % batch.devices.length], time_ns };
-    for (const [name, values] of columns) row[name] = nulls[name]?.[number] ? null : values[number];
+    for (const [name, values, part] of columns) {
+      row[name] = !nulls[name]?.[number] && possible(values[number], part) ? values[number] : null;
+    }
     yield row;
   }
 }
