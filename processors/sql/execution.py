@@ -143,6 +143,7 @@ class Execution:
         description = cursor.description or []
         columns = [str(column[0]) for column in description]
         types = [str(column[1]) for column in description]
+        results.check_types(types, self.format)
         reader = cursor.to_arrow_reader(BATCH_ROWS)
         writer = results.writer(self.format)
         rows, truncated = 0, False

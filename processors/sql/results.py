@@ -14,6 +14,7 @@ import datetime
 import decimal
 import io
 import math
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, cast
@@ -44,6 +45,35 @@ CONTENT_TYPES: Final = {
     ResultFormat.ARROW: ARROW_TYPE,
     ResultFormat.MSGPACK: MSGPACK_TYPE,
 }
+
+
+_NO_FORM: Final = ("BIGNUM", "TIME WITH TIME ZONE", "VARIANT")
+"""DuckDB gives their bytes alone, or nothing."""
+_NO_FORM_NESTED: Final = ("BIT", "UHUGEINT")
+"""Within a list or a struct nothing tells them from what they are stored as."""
+_NO_FORM_ARROW: Final = ("UHUGEINT",)
+"""DuckDB gives a signed number of as many bits."""
+_QUOTED: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*\"""")
+_LARGEST: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""Ticks of a second, by unit."""
+_MOST_YEARS: Final = 32_000
+"""Arrow writes years in 16 bits."""
+
+
+def check_types(types: Sequence[str], format: ResultFormat) -> None:
+    """Refuse what has no form in an answer, before any of it is sent.
+
+    Raises:
+        QueryError: with the type, and what to do.
+    """
+    for type in types:
+        bare = _QUOTED.sub("", type)
+        nested = bare.endswith((")", "]")) and not bare.startswith(("DECIMAL(", "ENUM("))
+        refused = [*_NO_FORM, *(_NO_FORM_NESTED if nested else ()), *(_NO_FORM_ARROW if format == "arrow" else ())]
+        for name in refused:
+            if re.search(rf"\b{name}(?=[\[\],)]|$)", bare):
+                where = f"{name} within {type}" if nested else f"type {name}"
+                raise QueryError("invalid", f"a column of {where} has no form here: cast it to VARCHAR")
 
 
 class Writer(Protocol):
@@ -221,7 +251,7 @@ class CsvWriter:
         kind = column.type
         if pa.types.is_primitive(kind) and not pa.types.is_temporal(kind):
             return column
-        if pa.types.is_string(kind) or pa.types.is_decimal(kind):
+        if pa.types.is_string(kind) or (pa.types.is_decimal(kind) and type != "UHUGEINT"):
             return column
         texts = _fast_text(column)
         if texts is not None:
@@ -244,25 +274,57 @@ def _fast_text(column: Array) -> Array | None:
         # the session takes it wherever it needs an instant.
         column = column.cast(pa.timestamp(kind.unit, "UTC"))
         text = pc.replace_substring(pc.cast(column, pa.string()), " ", "T", max_replacements=1)
-        return _infinities(column, text)
+        return _far_times(column.cast(pa.int64()), text, 2**63 - 1, _LARGEST[kind.unit])
+    if pa.types.is_date32(kind):
+        return _far_times(column.cast(pa.int32()), pc.cast(column, pa.string()), 2**31 - 1, 0)
     if pa.types.is_date(kind) or pa.types.is_time(kind):
         return pc.cast(column, pa.string())
     return None
 
 
-def _infinities(column: Array, text: Array) -> Array:
-    """DuckDB's infinite timestamps are the ends of the integers."""
-    ticks = column.cast(pa.int64())
-    greatest = 2**63 - 1
+def _far_times(ticks: Array, text: Array, greatest: int, a_second: int) -> Array:
+    """Times whose text Arrow gets wrong: DuckDB's infinities are the ends of the integers, and years have 16 bits.
+
+    Args:
+        ticks: since 1970.
+        text: of Arrow.
+        greatest: that stands for infinity.
+        a_second: ticks of a second; 0 for days.
+    """
     ends = pc.min_max(ticks).as_py()
-    if ends["max"] == greatest or ends["min"] == -greatest:
-        text = pc.if_else(pc.equal(ticks, greatest), "infinity", text)
-        text = pc.if_else(pc.equal(ticks, -greatest), "-infinity", text)
-    return text
+    limit = _MOST_YEARS * 365 * (86_400 * a_second if a_second else 1)
+    if ends["max"] is None or max(ends["max"], -ends["min"]) < limit:
+        return text
+    found = text.to_pylist()
+    for at, tick in enumerate(ticks.to_pylist()):
+        if tick is not None and abs(tick) >= limit:
+            found[at] = ("-" if tick < 0 else "") + "infinity" if abs(tick) == greatest else _far(tick, a_second)
+    return pa.array(found, pa.string())
 
 
-def _values(column: Array, type: str) -> list[Any]:
-    """The values of a column, each as something that msgspec writes as we promise."""
+def _far(tick: int, a_second: int) -> str:
+    """A time of any year, as `_fast_text` writes those of the years that Arrow knows."""
+    days, rest = divmod(tick, 86_400 * a_second) if a_second else (tick, 0)
+    # The calendar repeats every 400 years, of 146,097 days; 2000 began 10,957 days after 1970.
+    cycles, day = divmod(days - 10_957, 146_097)
+    date = datetime.date(2000, 1, 1) + datetime.timedelta(day)
+    year = date.year + 400 * cycles
+    text = f"{'-' if year < 0 else ''}{abs(year):04}-{date:%m-%d}"
+    if not a_second:
+        return text
+    seconds, part = divmod(rest, a_second)
+    digits = len(str(a_second)) - 1
+    clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return f"{text}T{clock}" + (f".{part:0{digits}}" if digits else "") + "Z"
+
+
+def _values(column: Array, type: str = "") -> list[Any]:
+    """The values of a column, each as something that msgspec writes as we promise.
+
+    Args:
+        column: or what is within one.
+        type: DuckDB's name of it; empty within another.
+    """
     kind = column.type
     if pa.types.is_floating(kind):
         if pa.types.is_float32(kind):
@@ -272,40 +334,78 @@ def _values(column: Array, type: str) -> list[Any]:
         if not pc.all(pc.is_finite(column)).as_py() and column.null_count < len(column):
             values = [_plain(value) for value in values]
         return values
+    if type == "UHUGEINT":
+        return [None if v is None else decimal.Decimal(int(v) % 2**128) for v in column.to_pylist()]
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind) or pa.types.is_decimal(kind):
         return column.to_pylist()
     if pa.types.is_dictionary(kind):
         return _values(column.dictionary_decode(), type)
     if type == "BIT":
         return [None if value is None else _bits(value) for value in column.to_pylist()]
-    if type in ("BIGNUM", "TIME WITH TIME ZONE"):
-        raise QueryError("invalid", f"a column of type {type} has no form here: cast it to VARCHAR")
+    if pa.types.is_struct(kind):
+        return _structs(column)
+    if pa.types.is_union(kind) and kind.mode == "sparse":
+        # Each member is as long as all, and a value's code says which one has it.
+        members = {code: _values(column.field(at)) for at, code in enumerate(kind.type_codes)}
+        return [members[code][at] for at, code in enumerate(column.type_codes.to_pylist())]
+    if pa.types.is_map(kind):
+        keys, values = (_values(_within(column, part)) for part in (column.keys, column.items))
+        if pa.types.is_string(kind.key_type):
+            return [
+                None if there is None else dict(zip(keys[there], values[there], strict=True))
+                for there in _spans(column)
+            ]
+        pairs = [list(pair) for pair in zip(keys, values, strict=True)]
+        return [None if there is None else pairs[there] for there in _spans(column)]
+    if pa.types.is_list(kind):
+        values = _values(_within(column, column.values))
+        return [None if there is None else values[there] for there in _spans(column)]
+    if pa.types.is_fixed_size_list(kind):
+        size = kind.list_size
+        values = _values(column.values.slice(column.offset * size, len(column) * size))
+        valid = column.is_valid().to_pylist()
+        return [values[at * size : (at + 1) * size] if there else None for at, there in enumerate(valid)]
+    if pa.types.is_interval(kind):
+        return [None if value is None else _interval(value) for value in column.to_pylist()]
     texts = _fast_text(column)
     if texts is not None:
         return texts.to_pylist()
-    return [_plain(value) for value in _nanoseconds_as_text(column).to_pylist()]
+    return [_plain(value) for value in column.to_pylist()]
 
 
-def _nanoseconds_as_text(column: Array) -> Array:
-    """Nested timestamps of nanoseconds don't fit Python's: they become text, all others stay."""
-    target = _without_nanoseconds(column.type)
-    return column if target.equals(column.type) else column.cast(target)
+def _structs(column: Array) -> list[Any]:
+    """Structs as objects; one without names, as `row(1, 2)` makes it, is a list."""
+    names = [field.name for field in column.type]
+    parts = [_values(column.field(at)) for at in range(len(names))]
+    rows = zip(*parts, strict=True)
+    valid = column.is_valid().to_pylist()
+    named = any(names)
+    return [
+        None if not there else dict(zip(names, row, strict=True)) if named else list(row)
+        for row, there in zip(rows, valid, strict=True)
+    ]
 
 
-def _without_nanoseconds(kind: Any) -> Any:
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        return pa.string()
-    if pa.types.is_struct(kind):
-        return pa.struct([pa.field(f.name, _without_nanoseconds(f.type)) for f in kind])
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_without_nanoseconds(kind.value_type), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(_without_nanoseconds(kind.value_type))
-    return kind
+def _within(column: Array, part: Array) -> Array:
+    """What the lists or maps of a column hold, of all that they are a slice of."""
+    offsets = column.offsets
+    first, last = (offsets[0].as_py(), offsets[len(offsets) - 1].as_py()) if len(offsets) else (0, 0)
+    return part.slice(first, last - first)
+
+
+def _spans(column: Array) -> list[slice | None]:
+    """Where each list or map stands in what `_within` gives; None for a null."""
+    offsets: list[int] = column.offsets.to_pylist()
+    valid: list[bool] = column.is_valid().to_pylist()
+    first = offsets[0] if offsets else 0
+    return [
+        slice(start - first, end - first) if there else None
+        for start, end, there in zip(offsets, offsets[1:], valid, strict=False)
+    ]
 
 
 def _plain(value: Any) -> Any:
-    """One value, nested or odd, as JSON can say it."""
+    """One odd value as JSON can say it."""
     match value:
         case None | bool() | int() | str() | decimal.Decimal():
             return value
@@ -319,25 +419,10 @@ def _plain(value: Any) -> Any:
             return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).isoformat().replace("+00:00", "Z")
         case datetime.date() | datetime.time():
             return value.isoformat()
-        case pa.MonthDayNano():
-            return _interval(value)
-        case dict():
-            return {str(key): _plain(item) for key, item in cast("dict[Any, Any]", value).items()}
-        case list():
-            return _plain_list(cast("list[Any]", value))
         case uuid.UUID():
             return str(value)
         case _:
             raise QueryError("invalid", f"a value of type {type(value).__name__} has no form here: cast it to VARCHAR")
-
-
-def _plain_list(values: list[Any]) -> Any:
-    # Arrow gives a map as a list of pairs, and tuples nowhere else.
-    if values and all(isinstance(value, tuple) for value in values):
-        if all(isinstance(key, str) for key, _ in values):
-            return {key: _plain(value) for key, value in values}
-        return [[_plain(key), _plain(value)] for key, value in values]
-    return [_plain(value) for value in values]
 
 
 def _interval(value: Any) -> str:

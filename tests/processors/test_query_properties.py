@@ -13,7 +13,9 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pytest
 from corral.processors.sql import results
+from corral.processors.sql.confine import QueryError
 from corral.processors.sql.fairqueue import FairQueue
 from corral.schemas.query import ResultFormat
 from hypothesis import given, settings
@@ -163,3 +165,96 @@ def test_csv_is_read_back_by_a_csv_reader(rows: list[tuple[Any, ...]]) -> None:
                 assert math.isnan(float(cell)) if math.isnan(value) else float(cell) == value
             elif "[" in name:
                 assert json.loads(cell) == expected(value)
+
+
+LEAVES: dict[str, Any] = {
+    "1::UTINYINT": 1,
+    "true": True,
+    "'é'": "é",
+    "'infinity'::DATE": "infinity",
+    "'-infinity'::DATE": "-infinity",
+    "DATE '2026-02-28'": "2026-02-28",
+    "DATE '10000-01-01'": "10000-01-01",
+    "'5877642-06-25 (BC)'::DATE": "-5877641-06-25",
+    "DATE '5881580-07-10'": "5881580-07-10",
+    "TIME '12:30:01.5'": "12:30:01.500000",
+    "TIMESTAMP '2026-01-01 00:00:00.5'": "2026-01-01T00:00:00.500000Z",
+    "TIMESTAMPTZ '2026-01-01 00:00:00.5+02'": "2025-12-31T22:00:00.500000Z",
+    "TIMESTAMP_S '2026-01-01 00:00:00'": "2026-01-01T00:00:00Z",
+    "TIMESTAMP_MS '2026-01-01 00:00:00.001'": "2026-01-01T00:00:00.001Z",
+    "TIMESTAMP_NS '2026-01-01 00:00:00.123456789'": "2026-01-01T00:00:00.123456789Z",
+    "TIMESTAMP '290000-12-31 23:59:59.000001'": "290000-12-31T23:59:59.000001Z",
+    "TIMESTAMP '200000-01-02 (BC)'": "-199999-01-02T00:00:00.000000Z",
+    "TIMESTAMP '0044-03-15 (BC)'": "-0043-03-15T00:00:00.000000Z",
+    "'infinity'::TIMESTAMP": "infinity",
+    "'-infinity'::TIMESTAMPTZ": "-infinity",
+    "INTERVAL '1 month 2 days 3.5 seconds'": "P1M2DT3.5S",
+    "0.1::FLOAT": 0.1,
+    "'NaN'::DOUBLE": "NaN",
+    "85070591730234615865843651857942052864::HUGEINT": 2**126,
+    "(-170141183460469231731687303715884105728)::HUGEINT": -(2**127),
+    "18446744073709551615::UBIGINT": 2**64 - 1,
+    "12345678901234567890123456789.123456789::DECIMAL(38,9)": "12345678901234567890123456789.123456789",
+    "'00000000-0000-0000-0000-000000000001'::UUID": "00000000-0000-0000-0000-000000000001",
+    "'x'::ENUM('x', 'y')": "x",
+    "'a'::BLOB": "YQ==",
+    "row(1, 'a')": [1, "a"],
+    "{'a': 1, 'b': NULL}": {"a": 1, "b": None},
+    "MAP {'k': [1, NULL]}": {"k": [1, None]},
+    "MAP {2: 'two'}": [[2, "two"]],
+    "[[1], NULL, []]": [[1], None, []],
+    "union_value(at := 'infinity'::TIMESTAMP)": "infinity",
+}
+"""What DuckDB has, and how JSON says it wherever it stands."""
+
+
+def in_json(query: str, form: ResultFormat = ResultFormat.JSON) -> Any:
+    cursor = duckdb.connect().execute(query)
+    description = cursor.description or []
+    types = [str(column[1]) for column in description]
+    results.check_types(types, form)
+    writer = results.writer(form)
+    reader = cursor.to_arrow_reader(2048)
+    text = writer.start([str(column[0]) for column in description], types, reader.schema)
+    for batch in reader:
+        for at in range(0, batch.num_rows, 3):
+            text += writer.write(batch.slice(at, 3))
+    text += writer.end(False)
+    return json.loads(text, parse_float=lambda digits: digits if len(digits) > 17 else float(digits))["rows"]
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_value_is_written_alike_wherever_it_stands(leaf: str) -> None:
+    """Beside nulls, and in batches that are slices of larger ones."""
+    query = (
+        "SELECT v, [v, NULL], {'a': v, 'b': [v]}, MAP {'k': v}, MAP {i: v}, [v, v]::ANY_TYPE[2], "
+        f"CASE WHEN i % 3 > 0 THEN [{{'a': v}}, NULL] END "
+        f"FROM (SELECT i, CASE WHEN i % 2 > 0 THEN {leaf} END AS v FROM range(7) t(i))"
+    ).replace("::ANY_TYPE[2]", "")
+    rows = in_json(query)
+    for i, row in enumerate(rows):
+        v = LEAVES[leaf] if i % 2 else None
+        nested = [{"a": v}, None] if i % 3 else None
+        assert row == [v, [v, None], {"a": v, "b": [v]}, {"k": v}, [[i, v]], [v, v], nested]
+    assert in_json(f"SELECT array_value(v, NULL, v) FROM (SELECT {leaf} AS v) UNION ALL SELECT NULL") == [
+        [[LEAVES[leaf], None, LEAVES[leaf]]],
+        [None],
+    ]
+
+
+def test_what_has_no_form_is_refused_not_written_wrong() -> None:
+    whole = "340282366920938463463374607431768211455::UHUGEINT"
+    assert in_json(f"SELECT {whole}, 7::UHUGEINT, '101'::BIT, 1 AS \"BIGNUM\"") == [[2**128 - 1, 7, "101", 1]]
+    assert in_json("SELECT {'BIT': 1, 'BIGNUM': 'BIT'::ENUM('BIT')}") == [[{"BIT": 1, "BIGNUM": "BIT"}]]
+    for refused in (
+        f"[{whole}]",
+        "{'a': '1'::BIT}",
+        "[1::BIGNUM]",
+        "1::BIGNUM",
+        "1::VARIANT",
+        "MAP {1: TIMETZ '12:00:00+00'}",
+    ):
+        with pytest.raises(QueryError, match="cast it to VARCHAR"):
+            in_json(f"SELECT {refused}")
+    with pytest.raises(QueryError, match="UHUGEINT"):
+        in_json(f"SELECT {whole}", ResultFormat.ARROW)
