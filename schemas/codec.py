@@ -68,7 +68,9 @@ def decode(payload: bytes, type: type[T], content_type: str = MSGPACK) -> T:
             whole = _with_whole_numbers(payload, content_type)
             if whole is not None:
                 return decode(whole, type, content_type)
-        raise DecodeError(str(error), "invalid", _path(str(error))) from None
+        # Both forms have one word for nothing.
+        text = str(error).replace("got `None`", "got `null`")
+        raise DecodeError(text, "invalid", _path(text)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DecodeError(str(error), "undecodable") from None
     except RecursionError:
@@ -306,7 +308,12 @@ def content_type(headers: dict[str, str] | None) -> str:
     raise DecodeError(f"Content-Type {named!r} is not known: send {JSON} or {MSGPACK}", "invalid")
 
 
+_MISSING: Final = re.compile(r"Object missing required field `([^`]*)`(?: - at `(.*)`)?\Z")
+
+
 def _path(message: str) -> str:
-    """msgspec ends a refusal on «- at `$.path`»."""
+    """What a refusal is about: msgspec ends it on «- at `$.path`», or «- at `key` in `$.path`»."""
+    if missing := _MISSING.match(message):
+        return f"{missing[2] or '$'}.{missing[1]}"
     _, _, rest = message.rpartition(" - at `")
-    return rest[:-1] if rest.endswith("`") and message != rest else ""
+    return rest[:-1].removeprefix("key` in `") if rest.endswith("`") and message != rest else ""

@@ -7,6 +7,7 @@ import pytest
 from corral.cli.server import EmbeddedServer
 from corral.schemas import bus, codec, columns, units
 from corral.schemas.metrics import METRICS, DeviceSample
+from corral.schemas.operations import ExplainRequest
 from corral.schemas.requests import WorkRequest
 from corral.schemas.telemetry import SampleBatch
 from hypothesis import given, settings
@@ -99,6 +100,29 @@ def test_a_refusal_names_the_path_of_the_field(body: bytes, field: str) -> None:
     with pytest.raises(codec.DecodeError) as refused:
         codec.decode(body, WorkRequest, codec.JSON)
     assert refused.value.field.startswith(field)
+
+
+def test_a_refusal_of_what_is_missing_or_no_name_has_a_path_too_and_the_same_words_in_both_forms() -> None:
+    def refused(body: Any, type: Any = ExplainRequest) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        for form in (codec.JSON, codec.MSGPACK):
+            with pytest.raises(codec.DecodeError) as error:
+                codec.decode(codec.encode(body, form), type, form)
+            found.append((error.value.field, str(error.value)))
+        return found
+
+    for body, field in (
+        ({}, "$.request"),
+        ({"request": {"owner": "ann"}, "with_more": [{"devices": 1}]}, "$.with_more[0].model"),
+        ({"request": None}, "$.request"),
+        (None, ""),
+    ):
+        as_json, as_msgpack = refused(body)
+        assert as_json == as_msgpack
+        assert as_json[0] == field
+    with pytest.raises(codec.DecodeError) as error:
+        codec.decode(msgspec.msgpack.encode({"request": {1: 2}}), ExplainRequest)
+    assert error.value.field == "$.request"
 
 
 def test_fields_of_tomorrow_are_ignored_aloud_and_misspelt_ones_refused() -> None:
