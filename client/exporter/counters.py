@@ -1,7 +1,7 @@
 """Counters as Prometheus is to see them: it takes each fall for a reset, and adds what was counted since.
 
 Readings of a counter that can't follow the last are not shown until they have stood (`schemas/counters.py`): the last
-good one stays in their place.
+good one stays in their place, and from there it goes on where the counter was not reset.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def _one_by_one(
         if value is not None:
             held[device] = hold(held.get(device), metric, value, now)
     shown = [None if value is None else held[device].value for device, value in zip(devices, last, strict=True)]
-    good = shown == list(last) and None not in shown
+    good = None not in shown and all(
+        held[device] == Held(value or 0, now) for device, value in zip(devices, last, strict=True)
+    )
     believed.held, believed.devices = held, list(devices)
     believed.values, believed.read = ([value for value in shown if value is not None] if good else ()), now
     return shown

@@ -58,6 +58,23 @@ def test_a_reset_is_shown_once_it_has_stood_and_at_once_after_a_silence() -> Non
     assert shown([(0, BASE), (300, 1000), (301, 53_000)]) == [BASE, 1000, 53_000]
 
 
+def test_what_stays_lower_or_higher_and_is_no_reset_adds_nothing_and_goes_on_from_there() -> None:
+    """As rollups have it; Prometheus would add the whole life of the counter where its series falls."""
+    ecc, hour = "ecc_corrected_volatile_count", range(0, 3600, 10)
+    assert shown([(at, 1000 if at < 600 else 999) for at in hour], ecc) == [1000] * len(hour)
+    assert shown([(0, 1000), (10, 999), (400, 1001)], ecc)[-1] in (1001, 1002)
+    after = shown([(at, 1000 if at < 600 else 990 if at < 1800 else 995) for at in hour], ecc)
+    assert (after[-1], sorted(v for v in after if v is not None)) == (1005, after)
+    # Set back to 0 for good, by a driver that is loaded anew.
+    assert shown([(at, 1000 if at < 600 else 3) for at in hour], ecc)[-1] == 3
+    for odd in (BASE // 2 + 1, BASE - 1, BASE + 10**15):
+        found = shown([(at, (BASE if at < 60 else odd) + 100_000 * at) for at in range(0, 900, 10)])
+        known = [v for v in found if v is not None]
+        assert known == sorted(known), odd
+        grown = known[-1] - known[0]
+        assert abs(grown - 100_000 * 890) <= 100_000 * 20, odd
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([None, 0, 1, 7, 8, BASE, BASE + 1, 2**50])), max_size=40))
 def test_many_at_once_are_what_each_would_be_alone(steps: list[tuple[int, int | None]]) -> None:
     at, readings = 0, list[tuple[int, int | None]]()
