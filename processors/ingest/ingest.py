@@ -205,12 +205,13 @@ class Ingest:
         try:
             created, last = await self._reader.identify()
             after = await loop.run_in_executor(self._threads, self._storage.resume, stream, created, last)
+            marked_ns = await loop.run_in_executor(self._threads, self._storage.marked_ns, stream)
             stored = await loop.run_in_executor(self._threads, self._storage.arrivals, stream)
             self._arrivals = Arrivals(stored)
             self._without_processes.clear()
             self._clocks = HostClocks(await loop.run_in_executor(self._threads, self._storage.clocks))
             self._decoder = Decoder(self._storage.series, self._clocks)
-            await self._reader.start(after)
+            await self._reader.start(after, marked_ns)
         except NotFoundError:
             self.begun = False
             log.warning("%s is gone: it is made anew", stream)
@@ -355,6 +356,7 @@ class Ingest:
         batch = Batch(
             stream=self.part,
             sequence=messages[-1].sequence,
+            stored_ns=messages[-1].stored_ns,
             samples=table,
             tables=found.tables(),
             inventories=found.inventories,

@@ -60,6 +60,7 @@ class Reader:
         durable: name of the consumer.
         filter_subjects: only these; all by default.
         buffer_bytes: payload that may wait here.
+        with_headers: messages keep them.
 
     Attributes:
         created: when the stream was made, as text: a stream that is made anew counts from 1 again.
@@ -76,6 +77,7 @@ class Reader:
         *,
         filter_subjects: tuple[str, ...] = (),
         buffer_bytes: int = 64 * 2**20,
+        with_headers: bool = False,
     ) -> None:
         quicken(nc)
         self._nc = nc
@@ -84,6 +86,7 @@ class Reader:
         self.durable = durable
         self._filters = filter_subjects
         self._buffer_bytes = buffer_bytes
+        self._with_headers = with_headers
         self._buffer: deque[tuple[Incoming, str]] = deque()
         self._waiting_bytes = 0
         self._arrived = asyncio.Event()
@@ -93,6 +96,9 @@ class Reader:
         self._requested_at = 0.0
         self._heard_at = 0.0
         self._received = 0
+        self._received_ns = 0
+        self._mark_ns = 0
+        self._overtaken = False
         self._delivered = 0
         self._broken = ""
         self._reconnects = 0
@@ -118,15 +124,23 @@ class Reader:
         Where it was found to be set back that is the sequence of that moment, since it grows on.
         """
         info = await self._js.stream_info(self.stream)
-        self.created = _made(info)
+        self.created = made(info)
         last = min(self._last_sequence, info.state.last_seq) if self._replaced else info.state.last_seq
         return self.created, last
 
-    async def start(self, after: int) -> None:
-        """Read from behind a sequence on; what waits here is forgotten."""
+    async def start(self, after: int, stored_ns: int = 0) -> None:
+        """Read from behind a sequence on; what waits here is forgotten.
+
+        Args:
+            after: the sequence; 0 reads from the start.
+            stored_ns: when the server stored the message of that sequence. It is then looked at first: where another
+                one stands there, the stream was set back and has grown since. 0 where it is not known.
+        """
         self._buffer.clear()
         self._waiting_bytes = 0
         self._received = after
+        self._received_ns = self._mark_ns = stored_ns if after else 0
+        self._overtaken = False
         self._delivered = 0
         self._broken = ""
         self._replaced = ""
@@ -142,7 +156,7 @@ class Reader:
                 durable_name=self.durable,
                 description="history: acknowledged once it is in the database",
                 deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE if after else api.DeliverPolicy.ALL,
-                opt_start_seq=after + 1 if after else None,
+                opt_start_seq=(after if self._mark_ns else after + 1) if after else None,
                 ack_policy=api.AckPolicy.ALL,
                 ack_wait=ACK_WAIT_SECONDS,
                 max_ack_pending=MAX_ACK_PENDING,
@@ -225,7 +239,7 @@ class Reader:
             if self._replaced:
                 self._inbox = ""
                 return
-            await self.start(self._received)
+            await self.start(self._received, self._received_ns)
         except Exception as error:
             # nats-py has its own timeouts and disconnection errors
             log.warning("%s: %s: %s", self.stream, type(error).__name__, error)
@@ -243,9 +257,12 @@ class Reader:
                 info = await self._js.stream_info(self.stream)
             except NotFoundError:
                 return "the stream is gone"
-            if _made(info) != self.created:
+            if made(info) != self.created:
                 return "the stream was made anew"
             self._last_sequence = info.state.last_seq
+            if self._overtaken:
+                self._last_sequence = self._received - 1
+                return f"the stream was set back, and has grown since: its message {self._received} is another one"
             if self._last_sequence >= self._received:
                 return ""
             # A copy that leads since a moment ago may not have read its own log to the end.
@@ -296,10 +313,19 @@ class Reader:
         self._delivered = delivered
         self._outstanding = max(0, self._outstanding - 1)
         if sequence <= self._received:
-            self.repeated += 1
+            if not self._mark_ns:
+                self.repeated += 1
+            elif sequence == self._received and self.stored_ns != self._mark_ns:
+                self._overtaken = True
+                self._broken = "another message stands where it was read last"
+                self._arrived.set()
+            self._mark_ns = 0
+            await self.acknowledge(message.reply)
             return
-        self._received = sequence
-        self._buffer.append((Incoming(message.subject, message.data, sequence, None, self.stored_ns), message.reply))
+        self._mark_ns = 0
+        self._received, self._received_ns = sequence, self.stored_ns
+        headers = message.headers if self._with_headers else None
+        self._buffer.append((Incoming(message.subject, message.data, sequence, headers, self.stored_ns), message.reply))
         self._waiting_bytes += len(message.data)
         self._arrived.set()
 
@@ -326,6 +352,7 @@ class Reader:
         self._arrived.set()
 
 
-def _made(info: api.StreamInfo) -> str:
+def made(info: api.StreamInfo) -> str:
+    """When a stream was made, as text: one that is made anew has another."""
     created: datetime | None = info.created
     return created.isoformat() if created else ""

@@ -86,6 +86,7 @@ class Database:
         """Whose table no other cursor sees until the transaction that makes it is through."""
         self._metrics: dict[str, set[str]] = {}
         self._watermarks: dict[str, tuple[str, int, int]] = {}
+        self._marks: dict[str, tuple[int, int]] = {}
         self.series = Series()
         self._series_stored = 0
         self.processor = ""
@@ -150,6 +151,8 @@ class Database:
         self._series_stored = len(known)
         rows = cursor.execute("SELECT stream, created, sequence, batch FROM store.watermarks").fetchall()
         self._watermarks = {stream: (created, sequence, batch) for stream, created, sequence, batch in rows}
+        marks = cursor.execute("SELECT stream, sequence, stored_ns FROM store.marks").fetchall()
+        self._marks = {stream: (sequence, stored_ns) for stream, sequence, stored_ns in marks}
         self.days = set(migrations.stored_days(cursor))
         self._metrics = {}
         self.refresh_view(cursor, self.days)
@@ -171,6 +174,12 @@ class Database:
                 sequence = 0
             self._watermarks[stream] = (created, sequence, batch)
             return sequence
+
+    def marked_ns(self, stream: str) -> int:
+        """When the bus stored the message that a stream's watermark stands on; 0 where that is not known."""
+        with self.writing:
+            sequence, stored_ns = self._marks.get(stream, (0, 0))
+            return stored_ns if sequence == self._watermarks.get(stream, ("", 0, 0))[1] else 0
 
     def watermarks(self) -> dict[str, int]:
         """The last stored sequence of each stream."""
@@ -234,6 +243,7 @@ class Database:
             self.days = self.days | self._new_days
             self._series_stored = max(self._series_stored, series)
             self._watermarks[batch.stream] = (created, batch.sequence, number)
+            self._marks[batch.stream] = (batch.sequence, batch.stored_ns)
 
     def _cursor_for_writing(self) -> DuckDBPyConnection:
         if self._writer is None:
@@ -267,6 +277,8 @@ class Database:
         cursor.execute(
             "INSERT INTO store.watermarks VALUES (?, ?, ?, ?)", [batch.stream, created, batch.sequence, number]
         )
+        cursor.execute("DELETE FROM store.marks WHERE stream = ?", [batch.stream])
+        cursor.execute("INSERT INTO store.marks VALUES (?, ?, ?)", [batch.stream, batch.sequence, batch.stored_ns])
 
     def _write_series(self, cursor: DuckDBPyConnection, count: int) -> None:
         names = self.series.names[self._series_stored : count]

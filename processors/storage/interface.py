@@ -50,6 +50,7 @@ class Batch(Struct, frozen=True, kw_only=True):
     Attributes:
         stream: that it comes from (with its partition, where there are several).
         sequence: of the last message in it, stored or refused.
+        stored_ns: when the bus stored that message, nanoseconds since the epoch; 0 where that is not known.
         samples: columns of the table of samples but `batch`; None without samples. `series` counts from 0 in the
             order of `Storage.series`.
         tables: rows to append to other tables, by name.
@@ -71,6 +72,7 @@ class Batch(Struct, frozen=True, kw_only=True):
     clocks: Sequence[HostClock] = ()
     refused: Mapping[str, int] = {}
     messages: int = 0
+    stored_ns: int = 0
 
 
 class Series:
@@ -115,6 +117,13 @@ class Storage(Protocol):
             created: when it was made: one that was made anew counts from 1 again, and so does its watermark.
             last_sequence: that it has by now: one that has lost what was stored already (the server was set back to a
                 copy, or lost power) gives the numbers out again, so that it is read from its start. None if not known.
+        """
+        ...
+
+    def marked_ns(self, stream: str) -> int:
+        """When the bus stored the message that a stream's watermark stands on; 0 where that is not known.
+
+        A stream that was set back and has grown since has another message there.
         """
         ...
 

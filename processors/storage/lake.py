@@ -313,6 +313,7 @@ class LakePart:
         self.series = Series()
         self._table = "store.watermark_" + _SLUG.sub("_", part.lower())
         self._sequence = 0
+        self._marked_ns = 0
         self._connection: DuckDBPyConnection | None = attach_when_made(lake)
 
     def resume(self, stream: str, created: str, last_sequence: int | None = None) -> int:
@@ -327,14 +328,20 @@ class LakePart:
         with transaction(cursor):
             cursor.execute(
                 f"CREATE TABLE IF NOT EXISTS {self._table} "
-                "(part VARCHAR, created VARCHAR, sequence UBIGINT, fence UBIGINT)"
+                "(part VARCHAR, created VARCHAR, sequence UBIGINT, fence UBIGINT, marked UBIGINT, marked_ns BIGINT)"
             )
-            row = cursor.execute(f"SELECT created, sequence, fence FROM {self._table}").fetchone()
-            fence, sequence = 1, 0
+            add_missing(cursor, self._table, [("marked", "UBIGINT"), ("marked_ns", "BIGINT")])
+            row = cursor.execute(
+                f"SELECT created, sequence, fence, CASE WHEN marked = sequence THEN marked_ns END FROM {self._table}"
+            ).fetchone()
+            fence, sequence, marked_ns = 1, 0, 0
             if row is None:
-                cursor.execute(f"INSERT INTO {self._table} VALUES (?, ?, 0, ?)", [self.part, created, fence])
+                cursor.execute(
+                    f"INSERT INTO {self._table} BY NAME SELECT ? AS part, ? AS created, 0 AS sequence, ? AS fence",
+                    [self.part, created, fence],
+                )
             else:
-                known, sequence, fence = row[0], int(row[1]), int(row[2]) + 1
+                known, sequence, fence, marked_ns = row[0], int(row[1]), int(row[2]) + 1, int(row[3] or 0)
                 if known != created:
                     log.warning("%s was made anew at %s: reading it from its start", self.part, created)
                     sequence = 0
@@ -347,7 +354,12 @@ class LakePart:
                     f"UPDATE {self._table} SET created = ?, sequence = ?, fence = ?", [created, sequence, fence]
                 )
         self.fence, self._sequence = fence, sequence
+        self._marked_ns = marked_ns if sequence else 0
         return sequence
+
+    def marked_ns(self, stream: str) -> int:
+        """When the bus stored the message that the watermark stands on; 0 where that is not known."""
+        return self._marked_ns
 
     def watermarks(self) -> dict[str, int]:
         """The last stored sequence of this part."""
@@ -393,7 +405,8 @@ class LakePart:
             raise raised from error
         except NOT_A_VALUE as error:
             raise Unstorable(f"a value fits no column: {error}") from error
-        self._sequence = max(self._sequence, batch.sequence)
+        if batch.sequence > self._sequence:
+            self._sequence, self._marked_ns = batch.sequence, batch.stored_ns
 
     def _commit(self, batch: Batch) -> None:
         cursor = self._open()
@@ -428,7 +441,11 @@ class LakePart:
             lake_facts.write_clocks(cursor, batch.clocks)
             for code, messages in batch.refused.items():
                 cursor.execute("INSERT INTO store.refused VALUES (now(), ?, ?, ?)", [self.part, code, messages])
-            cursor.execute(f"UPDATE {self._table} SET sequence = ?", [batch.sequence])
+            # What holds for another sequence than the watermark's was not written with it: an older Corral writes none.
+            cursor.execute(
+                f"UPDATE {self._table} SET sequence = ?, marked = ?, marked_ns = ?",
+                [batch.sequence, batch.sequence, batch.stored_ns],
+            )
 
     def _named(self, samples: ArrowTable) -> ArrowTable:
         """Names in the place of numbers: the parts have no numbers in common, and Parquet stores a name once a page."""

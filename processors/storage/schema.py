@@ -31,6 +31,9 @@ TABLES: Final[dict[str, str]] = {
     "store.watermarks": (
         "stream VARCHAR NOT NULL, created VARCHAR NOT NULL, sequence UBIGINT NOT NULL, batch BIGINT NOT NULL"
     ),
+    # When the bus stored the message that a watermark stands on. A row holds for the watermark with its sequence alone:
+    # an older Corral writes none.
+    "store.marks": "stream VARCHAR, sequence UBIGINT, stored_ns BIGINT",
     # The last 64 sequences of an agent's run that are stored: see `arrivals.py`. The newest row of a run counts.
     "store.arrivals": "stream VARCHAR, agent VARCHAR, high UBIGINT, seen UBIGINT, batch BIGINT",
     # Hosts whose clock is off, or was: the last time of each.

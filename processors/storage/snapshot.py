@@ -12,7 +12,7 @@ from .. import views
 from . import migrations, schema
 from .database import Database, identify
 
-_OURS = "store.archive_files", "store.watermarks", "store.arrivals"
+_OURS = "store.archive_files", "store.watermarks", "store.marks", "store.arrivals"
 """Of the history that is copied alone: a copy has no archive beside it, and stands nowhere in a stream."""
 
 

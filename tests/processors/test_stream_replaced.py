@@ -6,10 +6,14 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
+import duckdb
+import pytest
 from corral.cli.server import EmbeddedServer
+from corral.processors.ingest.deadletters import DeadLetters
+from corral.processors.ingest.ingest import CONSUMERS, Ingest
 from corral.processors.storage import Database
 from corral.processors.storage.interface import Batch
 from corral.schemas import bus, codec
@@ -75,6 +79,71 @@ async def test_a_stream_that_was_set_back_to_a_copy_is_read_again(
     assert await processor.rows("SELECT count(DISTINCT time) FROM samples") == [[25]]
 
 
+@pytest.mark.parametrize("running", [True, False])
+async def test_a_stream_that_was_set_back_and_has_grown_beyond_is_read_again(
+    server: EmbeddedServer, nc: Client, tmp_path: Path, running: bool
+) -> None:
+    """By number alone nothing is missing: another message stands where the watermark is."""
+    database = Database(tmp_path / "history.duckdb")
+
+    @contextlib.asynccontextmanager
+    async def reading() -> AsyncIterator[None]:
+        client = await bus.connect(server.url)
+        ingest = asyncio.create_task(Ingest(client, database, CONSUMERS[0], DeadLetters(client.jetstream())).run())
+        yield
+        ingest.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ingest
+        await client.close()
+
+    async def stored(count: int) -> None:
+        deadline = time.monotonic() + 20
+        sql = "SELECT count(*), count(DISTINCT time) FROM samples"
+        while (found := database.cursor().execute(sql).fetchone()) != (count, count):
+            assert time.monotonic() < deadline, found
+            await asyncio.sleep(0.05)
+
+    async def set_back() -> None:
+        """To 10 of 20 messages; it has 25 again before anybody looks."""
+        server.kill()
+        shutil.rmtree(server.data / "jetstream")
+        shutil.copytree(tmp_path / "copy", server.data / "jetstream")
+        # Where the processor does not look for it yet.
+        apart = EmbeddedServer(server.data)
+        apart.start()
+        other = await bus.connect(apart.url)
+        await publish(other, range(21, 36))
+        await other.close()
+        apart.stop()
+        server.start()
+
+    async with reading():
+        await publish(nc, range(1, 11))
+        await stored(10)
+        server.stop()
+        shutil.copytree(server.data / "jetstream", tmp_path / "copy")
+        server.start()
+        await publish(nc, range(11, 21))
+        await stored(20)
+        if running:
+            await set_back()
+            await stored(35)
+    if not running:
+        await set_back()
+        async with reading():
+            await stored(35)
+    database.close()
+
+
+async def test_a_stream_that_is_deleted_is_made_and_read_from_its_start(nc: Client, processor: Asking) -> None:
+    await publish(nc, range(1, 11))
+    await processor.until("SELECT count(*) FROM samples", 10)
+    await nc.jetstream().delete_stream(bus.TELEMETRY_STREAM)
+    await publish(nc, range(8, 21))
+    await processor.until("SELECT count(*) FROM samples", 20)
+    assert await processor.rows("SELECT count(DISTINCT time) FROM samples") == [[20]]
+
+
 def test_a_watermark_beyond_the_end_of_its_stream_is_not_believed(tmp_path: Path) -> None:
     storage = Database(tmp_path / "history.duckdb")
     storage.resume("S", "made")
@@ -85,4 +154,15 @@ def test_a_watermark_beyond_the_end_of_its_stream_is_not_believed(tmp_path: Path
     storage.close()
     again = Database(tmp_path / "history.duckdb")
     assert again.resume("S", "made", 12) == 12
+    assert again.marked_ns("S") == 0
+    again.commit(Batch(stream="S", sequence=13, stored_ns=77))
     again.close()
+    # What an older Corral writes has no mark, and the one that is there is another watermark's.
+    with duckdb.connect(str(tmp_path / "history.duckdb")) as older:
+        assert older.execute("SELECT sequence, stored_ns FROM store.marks WHERE stream = 'S'").fetchall() == [(13, 77)]
+        older.execute("UPDATE store.watermarks SET sequence = 14 WHERE stream = 'S'")
+        older.execute("INSERT INTO store.watermarks SELECT 'T', created, 13, batch FROM store.watermarks")
+        older.execute("INSERT INTO store.marks SELECT 'T', sequence, stored_ns FROM store.marks")
+    newest = Database(tmp_path / "history.duckdb")
+    assert (newest.marked_ns("S"), newest.marked_ns("T")) == (0, 77)
+    newest.close()
