@@ -213,6 +213,8 @@ def apply_file(
             raise CommandError(f"{name} is a {known.role}, not a {fields.role}: revoke it first", USAGE)
         if out is not None and (out / name).is_dir():
             _do(lambda name=name: copy_credentials(found, name, out / name))
+    # What roles may do may have changed with the version, though no user has.
+    _do(found.write_config)
     _tell(found)
 
 

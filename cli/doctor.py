@@ -348,6 +348,9 @@ async def _history(client: Client) -> Finding:
     detail = f"{status.database}, {format_bytes(status.database_bytes)}, {lag:,} messages behind"
     if status.paused:
         return problem("history", f"the processor is paused: {status.paused}", "nothing is lost yet: remove the cause")
+    told = {why for one in await ask_health(client.nc, "processor") if not one.ready for why in one.reasons}
+    if told:
+        return note("history", f"{detail}; {'; '.join(sorted(told))}", "corral health processor says which processor")
     if lag > LAG_MESSAGES:
         return note("history", detail, "it catches up, or it is too slow: is its disk, or its CPU, full?")
     if status.dead_letters:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from ..schemas import bus
 from ..schemas.health import Judgement
 from ..schemas.instruments import ROWS, Histogram
 from .ingest.deadletters import DeadLetters
 from .ingest.ingest import Counts, Ingest
+from .ingest.origin import Origin
 from .sql.query import QueryService
 
 LAG_SECONDS: Final = 30.0
@@ -23,6 +25,7 @@ class Vitals:
         database_bytes: size of the database on disk; None where nobody knows.
         failing: what of the maintenance fails at the moment, and why, by job.
         held_back: why what is old is not let go of; empty where nothing is wrong.
+        origin: of a lake: whether what it reads repeats the stream of telemetry.
 
     Attributes:
         queries: the door for readers; None before it is open.
@@ -35,6 +38,7 @@ class Vitals:
         database_bytes: Callable[[], int] | None = None,
         failing: Mapping[str, str] | None = None,
         held_back: Callable[[], str] = str,
+        origin: Origin | None = None,
     ) -> None:
         self.queries: QueryService | None = None
         self.ingests: dict[str, Ingest] = {}
@@ -42,6 +46,7 @@ class Vitals:
         self._database_bytes = database_bytes
         self._failing: Mapping[str, str] = {} if failing is None else failing
         self._held_back = held_back
+        self._origin = origin
         self._counts: dict[str, list[Counts]] = {}
 
     def add(self, ingest: Ingest) -> None:
@@ -67,12 +72,15 @@ class Vitals:
         if queries is None:
             reasons.append("it does not answer queries yet")
         reasons += [f"{job} fails: {why}" for job, why in dict(self._failing).items()]
-        reasons += [text for text in (self._held_back(),) if text]
+        reasons += [text for text in (self._held_back(), self._origin.problem if self._origin else "") if text]
+        lag = {part: float(ingest.lag_messages) for part, ingest in self.ingests.items()}
+        if self._origin is not None:
+            lag[bus.TELEMETRY_STREAM] = float(self._origin.behind)
         samples = Histogram(ROWS)
         for each in (counts for found in self._counts.values() for counts in found):
             _add(samples, each.batch_samples)
         values: dict[str, float | Histogram | Mapping[str, Any]] = {
-            "lag_messages": {part: float(ingest.lag_messages) for part, ingest in self.ingests.items()},
+            "lag_messages": lag,
             "lag_seconds": {part: ingest.lag_seconds for part, ingest in self.ingests.items()},
             "messages": self._sums("messages"),
             "samples": sum(self._sums("samples").values()),

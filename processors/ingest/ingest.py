@@ -33,6 +33,7 @@ from .arrivals import Arrivals
 from .columnar import Decoder, Incoming, Refusal
 from .deadletters import DeadLetters
 from .hostclocks import HostClocks
+from .origin import Origin
 from .reader import Reader, StreamReplaced
 
 log = logging.getLogger("corral.ingest")
@@ -134,6 +135,7 @@ class Ingest:
         consumer: which stream, and how.
         dead_letters: where refused messages go.
         make_streams: makes the streams that are missing; those of `bus.STREAMS` by default.
+        origin: of a stream that repeats another one: says which of its messages are to be stored.
 
     Attributes:
         counts: see `Counts`.
@@ -149,18 +151,21 @@ class Ingest:
         consumer: Consumer,
         dead_letters: DeadLetters,
         make_streams: Callable[[], Awaitable[None]] | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.consumer = consumer
         self._make_streams = make_streams or partial(bus.ensure_layout, nc.jetstream())
         self.part = consumer.part or consumer.stream
         self._storage = storage
         self._dead_letters = dead_letters
+        self._origin = origin
         self._reader = Reader(
             nc,
             consumer.stream,
             f"history-{storage.processor}-{consumer.suffix}",
             filter_subjects=consumer.subjects,
             buffer_bytes=2 * consumer.batch_bytes,
+            with_headers=origin is not None,
         )
         self._arrivals = Arrivals()
         self._clocks = HostClocks()
@@ -195,6 +200,8 @@ class Ingest:
                     tasks.create_task(self._decode_all(decoded))
                     tasks.create_task(self._write_all(decoded))
         finally:
+            if self._origin is not None:
+                self._origin.end(self.part)
             await self._reader.stop()
             self._threads.shutdown(wait=True, cancel_futures=True)
 
@@ -212,6 +219,8 @@ class Ingest:
             self._clocks = HostClocks(await loop.run_in_executor(self._threads, self._storage.clocks))
             self._decoder = Decoder(self._storage.series, self._clocks)
             await self._reader.start(after, marked_ns)
+            if self._origin is not None:
+                self._origin.begin(stream, after)
         except NotFoundError:
             self.begun = False
             log.warning("%s is gone: it is made anew", stream)
@@ -240,7 +249,10 @@ class Ingest:
                 log.warning("%s: %s", self.consumer.stream, replaced)
                 return await decoded.put(None)
             messages = [message for message, _ in taken]
-            batch, accepted, refused = await loop.run_in_executor(self._threads, self._decode, messages)
+            newest = messages[-1]
+            if self._origin is not None:
+                messages = await self._origin.passed(self._reader.created, messages)
+            batch, accepted, refused = await loop.run_in_executor(self._threads, self._decode, messages, None, newest)
             await decoded.put(_Decoded(batch, accepted, refused, taken[-1][1]))
 
     def _most_bytes(self) -> int:
@@ -320,7 +332,7 @@ class Ingest:
         self.counts.samples += batch.samples.num_rows if batch.samples is not None else 0
 
     def _decode(
-        self, messages: Sequence[Incoming], whole: Batch | None = None
+        self, messages: Sequence[Incoming], whole: Batch | None = None, newest: Incoming | None = None
     ) -> tuple[Batch, list[Incoming], list[Refusal]]:
         """Messages as a batch.
 
@@ -328,12 +340,13 @@ class Ingest:
             messages: that came.
             whole: the batch that they are a part of, where it could not be stored: they have been counted as new
                 already, and the part has its arrivals and clocks. It ends below it, unless it holds its end.
+            newest: that the batch ends on, where that is not the last of them.
         """
         with self._decoding:  # parts are decoded while the next batch is
-            return self._decode_one(messages, whole)
+            return self._decode_one(messages, whole, newest or messages[-1])
 
     def _decode_one(
-        self, messages: Sequence[Incoming], whole: Batch | None
+        self, messages: Sequence[Incoming], whole: Batch | None, newest: Incoming
     ) -> tuple[Batch, list[Incoming], list[Refusal]]:
         is_new = self._arrivals.is_new if whole is None else _always
         began = time.thread_time()
@@ -355,8 +368,8 @@ class Ingest:
             codes[refusal.code] = codes.get(refusal.code, 0) + 1
         batch = Batch(
             stream=self.part,
-            sequence=messages[-1].sequence,
-            stored_ns=messages[-1].stored_ns,
+            sequence=newest.sequence,
+            stored_ns=newest.stored_ns,
             samples=table,
             tables=found.tables(),
             inventories=found.inventories,

@@ -2,7 +2,8 @@
 
 A host's telemetry belongs to one of N partitions, by the server's own hash of its name: the stream
 `CORRAL_PARTITIONS` is sourced from that of telemetry with the partition put before the host, and each partition is read
-by a consumer of its own. Inventories and facts are a part each.
+by a consumer of its own. Inventories and facts are a part each. `origin.py` sees to it that it goes on repeating what
+the stream of telemetry has.
 
 A part's owner has its entry in a bucket with a time to live, and renews it five times in that. Each processor takes
 free parts up to its fair share, and gives back what is above it. The entries only say who should work: that no two
@@ -36,11 +37,11 @@ from nats.js.kv import KeyValue
 from ...schemas import bus
 from ..storage.errors import StorageError
 from .ingest import CONSUMERS, Consumer
+from .origin import BUCKET, STREAM, Sourcing, transforms
+from .reader import made
 
 log = logging.getLogger("corral.partitions")
 
-STREAM: Final = "CORRAL_PARTITIONS"
-BUCKET: Final = "corral_processors"
 TTL_SECONDS: Final = 5.0
 """Of the bucket, where it is not there yet; one that an operator has made keeps its own."""
 UPKEEP: Final = "upkeep"
@@ -74,18 +75,16 @@ async def ensure_stream(js: JetStreamContext, partitions: int) -> None:
     Raises:
         StorageError: the stream is there with another number of partitions.
     """
-    telemetry = (await js.stream_info(bus.TELEMETRY_STREAM)).config
-    transform = api.SubjectTransform(
-        src=f"{bus.PREFIX}.*.*",
-        dest=f"{bus.PREFIX}.{{{{wildcard(1)}}}}.{{{{partition({partitions},2)}}}}.{{{{wildcard(2)}}}}",
-    )
+    origin = await js.stream_info(bus.TELEMETRY_STREAM)
+    telemetry = origin.config
+    cut = transforms(partitions)
     try:
         found = (await js.stream_info(STREAM)).config
     except NotFoundError:
         config = api.StreamConfig(
             name=STREAM,
             description="Telemetry with its partition in the subject, for processors that share the work",
-            sources=[api.StreamSource(name=bus.TELEMETRY_STREAM, subject_transforms=[transform])],
+            sources=[api.StreamSource(name=bus.TELEMETRY_STREAM, subject_transforms=cut)],
             retention=api.RetentionPolicy.LIMITS,
             discard=api.DiscardPolicy.OLD,
             storage=api.StorageType.FILE,
@@ -93,6 +92,7 @@ async def ensure_stream(js: JetStreamContext, partitions: int) -> None:
             max_bytes=telemetry.max_bytes,
             num_replicas=telemetry.num_replicas,
             allow_direct=True,
+            metadata=Sourcing(made(origin)).metadata(),
         )
         try:
             found = (await js.add_stream(config)).config
@@ -100,10 +100,11 @@ async def ensure_stream(js: JetStreamContext, partitions: int) -> None:
             if error.err_code != _NAME_IN_USE:
                 raise
             found = (await js.stream_info(STREAM)).config
-    transforms = [t.dest for source in found.sources or [] for t in source.subject_transforms or []]
-    if transforms != [transform.dest]:
+    # The one behind it only says how often it was sourced anew.
+    ways = [t.dest for source in found.sources or [] for t in (source.subject_transforms or [])[:1]]
+    if ways != [cut[0].dest]:
         raise StorageError(
-            f"the stream {STREAM} is cut in another way ({', '.join(transforms)}), not into {partitions} partitions. "
+            f"the stream {STREAM} is cut in another way ({', '.join(ways)}), not into {partitions} partitions. "
             "Several lakes on one bus have the same number of partitions."
         )
     try:

@@ -31,6 +31,7 @@ from ..vitals import Vitals
 from . import partitions
 from .deadletters import DeadLetters
 from .ingest import Ingest
+from .origin import Origin
 
 log = logging.getLogger("corral.processor")
 
@@ -84,7 +85,13 @@ async def share(
         letters = DeadLetters(js)
         server = ServerClock()
         care = upkeep.Upkeep(lake, kept, server_now=server.now, force=force_retention)
-        vitals = Vitals(letters, failing=care.failing, held_back=lambda: care.held_back)
+
+        async def make_streams() -> None:
+            await bus.ensure_layout(js)
+            await partitions.ensure_stream(js, count)
+
+        origin = Origin(nc, owner, count, make_streams)
+        vitals = Vitals(letters, failing=care.failing, held_back=lambda: care.held_back, origin=origin)
         health = HealthDoor(ServiceKind.PROCESSOR, owner, vitals.judge)
         await health.open(nc)
         consumers = partitions.consumers(count)
@@ -93,16 +100,13 @@ async def share(
         # Of parts that were given back meanwhile.
         before = {"samples": 0, "duplicates": 0}
 
-        async def make_streams() -> None:
-            await bus.ensure_layout(js)
-            await partitions.ensure_stream(js, count)
-
         async def work(part: str) -> None:
             if part == partitions.UPKEEP:
                 await care.run()
                 return
             storage = await asyncio.to_thread(LakePart, lake, history, part)
-            ingest = Ingest(nc, storage, consumers[part], letters, make_streams)
+            repeats = consumers[part].stream == partitions.STREAM
+            ingest = Ingest(nc, storage, consumers[part], letters, make_streams, origin if repeats else None)
             working[part], storages[part] = ingest, storage
             vitals.add(ingest)
             try:
@@ -125,7 +129,8 @@ async def share(
                 watermarks={
                     part: number for storage in storages.values() for part, number in storage.watermarks().items()
                 },
-                lag_messages={part: ingest.lag_messages for part, ingest in working.items()},
+                lag_messages={bus.TELEMETRY_STREAM: origin.behind}
+                | {part: ingest.lag_messages for part, ingest in working.items()},
                 samples=before["samples"] + sum(ingest.counts.samples for ingest in working.values()),
                 dead_letters=letters.total,
                 duplicates=before["duplicates"] + sum(ingest.counts.duplicates for ingest in working.values()),
@@ -147,6 +152,7 @@ async def share(
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(claims.run())
+                tasks.create_task(origin.run())
                 tasks.create_task(server.run(nc))
                 tasks.create_task(bus.until_closed(nc, closed))
         finally:
