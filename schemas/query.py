@@ -163,7 +163,8 @@ class ProcessorStatus(Struct, frozen=True, kw_only=True, tag="processor", tag_fi
         processor: its id.
         database: path of its database.
         watermarks: last stored sequence by stream.
-        lag_messages: messages in the streams that are not stored yet, by stream.
+        lag_messages: messages in the streams that are not stored yet, by stream; of a lake, `CORRAL_TELEMETRY` counts
+            those that are not copied into its partitions yet.
         samples: device samples stored since its start.
         dead_letters: messages refused since its start.
         duplicates: messages that came again and changed nothing, since its start.

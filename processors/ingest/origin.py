@@ -51,7 +51,7 @@ TELL_SECONDS: Final = 10.0
 """Two streams that can't be compared for so long, or of which one is not copied, are told of."""
 COALESCE_SECONDS: Final = 0.05
 AT_ONCE: Final = 128
-SCAN_MESSAGES: Final = 4096
+SCAN_MESSAGES: Final = 2048
 """Copied messages that are compared one by one where the server was away, or the processor; older ones are not."""
 
 _AGAIN: Final = f"{bus.PREFIX}.sourced.again"
@@ -160,6 +160,7 @@ class Origin:
         self._sourcing = Sourcing()
         self._proven = 0
         self._disturbed = True
+        self._scanned_to = 0
         self._started: dict[str, int] = {}
         self._reconnects = -1
         self._asked = asyncio.Event()
@@ -187,7 +188,12 @@ class Origin:
         """A part is read from behind a sequence on: what was copied since is compared."""
         self._started[part] = after
         if self._made and after < self._proven:
-            self._proven, self._disturbed = after, True
+            self._proven = after
+            self._disturb()
+
+    def _disturb(self) -> None:
+        """Anything may have happened: what was copied up to now is compared one by one."""
+        self._disturbed, self._scanned_to = True, 0
 
     def end(self, part: str) -> None:
         """A part is read no more."""
@@ -240,12 +246,12 @@ class Origin:
         try:
             done = await self._check()
         except NotFoundError as error:
-            self._disturbed = True
+            self._disturb()
             await self._make_what_is_gone(error)
             return False
         except (NatsError, APIError, TimeoutError, OSError) as error:
             # What happens while a server is away, nobody has seen.
-            self._disturbed = True
+            self._disturb()
             self._fail(f"{STREAM} can't be compared with {bus.TELEMETRY_STREAM}: {str(error) or type(error).__name__}")
             return False
         self._failing_since = 0.0
@@ -296,7 +302,9 @@ class Origin:
                 told = f"{bus.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
                 if not why:
                     self._proven = upto
-                    self._disturbed = self._disturbed and upto < last
+                    if upto >= self._scanned_to:
+                        # What was copied meanwhile is as when nothing has happened.
+                        self._disturbed, self._scanned_to = False, 0
                     self._tell("")
                     self._refused = ""
                     return True
@@ -314,14 +322,17 @@ class Origin:
         """Note what may have happened to the stream of partitions, or to the server, since the last time."""
         reconnects = self._nc.stats["reconnects"]
         if not self._made:
-            self._proven, self._disturbed = min(self._started.values(), default=last), True
+            self._proven = min(self._started.values(), default=last)
         elif stream != self._made or last < self._proven:
             # Whoever reads it notices too, and begins anew.
             self._started.clear()
-            self._proven, self._disturbed = 0, True
+            self._proven = 0
+            self._disturb()
         elif reconnects != self._reconnects:
-            self._disturbed = True
+            self._disturb()
         self._made, self._reconnects = stream, reconnects
+        if self._disturbed and not self._scanned_to:
+            self._scanned_to = last
 
     async def _compare(self, parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo) -> tuple[str, int]:
         """Why the origin is not what was copied, empty where it is; and up to where that is known then.
@@ -330,7 +341,7 @@ class Origin:
         between, so are those between them.
         """
         last = parts.state.last_seq
-        first = max(self._proven, last - SCAN_MESSAGES) if self._disturbed else last
+        first = max(self._proven, self._scanned_to - SCAN_MESSAGES) if self._disturbed else last
         upto = min(last, first + AT_ONCE)
         sequences = sorted({self._proven, *range(first, upto + 1), last} - {0})
         copied = dict(zip(sequences, await asyncio.gather(*map(self._copied_message, sequences)), strict=True))
