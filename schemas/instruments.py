@@ -132,7 +132,11 @@ _PLANNER: Final = (
 )
 
 _PROCESSOR: Final = (
-    _gauge("lag_messages", "Messages in the stream that have not come yet; of a lake's origin, that are not copied yet.", "stream"),
+    _gauge(
+        "lag_messages",
+        "Messages in the stream that have not come yet; of a lake's origin: are not copied yet.",
+        "stream",
+    ),
     _gauge("lag_seconds", "How old what is stored is by the server's clock, while more waits.", "stream"),
     _counter("messages", "Messages stored.", "stream"),
     _counter("samples", "Device samples stored."),

@@ -296,8 +296,12 @@ class Origin:
         self._sourcing = sourcing
         why = _made_anew(parts, sourcing, origin)
         told = f"{bus.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
+        # As far as can be told without its messages.
+        stands = 0 if why else origin.state.last_seq - _said_to_lag(parts)
         try:
-            if not why:
+            if why:
+                self._count(origin, stands, last)
+            else:
                 why, upto = await self._compare(parts, sourcing, origin)
                 told = f"{bus.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
                 if not why:
@@ -310,6 +314,7 @@ class Origin:
                     return True
             return await self._source_anew(raw, parts, sourcing, origin, told)
         except permitted.NotAllowed as error:
+            self._count(origin, stands, last)
             what = (
                 f"{told}: telemetry is missing from here on"
                 if why
@@ -349,7 +354,7 @@ class Origin:
         if newest is not None and newest.generation == sourcing.generation:
             stands = newest.source
         elif newest is None and last:
-            stands = origin.state.last_seq - sum(source.lag or 0 for source in parts.sources or [])
+            stands = origin.state.last_seq - _said_to_lag(parts)
         else:
             stands = max(0, _starts_at(parts) - 1)
         self._count(origin, stands, last)
@@ -508,6 +513,11 @@ def _made_anew(parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo
     # Where an older Corral has made the stream of partitions, it did so behind the origin.
     another = sourcing.created != made(origin) if sourcing.created else made(origin) > made(parts)
     return f"was made anew at {made(origin)}" if another else ""
+
+
+def _said_to_lag(parts: api.StreamInfo) -> int:
+    """Messages that the server says it has not copied yet: 0 where it does not copy at all."""
+    return sum(source.lag or 0 for source in parts.sources or [])
 
 
 def _starts_at(parts: api.StreamInfo) -> int:

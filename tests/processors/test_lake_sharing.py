@@ -19,6 +19,7 @@ from corral.processors.storage import lake as lakes
 from corral.schemas import bus, codec
 from history import Asking, sample_batch
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 from nats.js import api
 
 PARTITIONS = 4
@@ -102,6 +103,35 @@ async def owned(nc: Client, enough: Callable[[dict[str, str]], bool], seconds: f
 
 PARTS = PARTITIONS + 3
 """Of the samples, inventories, facts and upkeep."""
+
+
+@pytest.mark.long
+async def test_telemetry_that_is_made_anew_is_copied_again_by_one_of_them(nc: Client, sharing: Sharing) -> None:
+    js = nc.jetstream(timeout=1)
+
+    async def publish(numbers: range) -> None:
+        for number in numbers:
+            batch = sample_batch(f"h{number % 8}", 1 + number // 8, agent="run", devices=1, ticks=1, step_ns=1)
+            for _ in range(300):
+                try:
+                    await js.publish(bus.samples_subject(batch.host), codec.encode(batch))
+                    break
+                except (NatsError, TimeoutError):  # the processors have not made the stream yet
+                    await asyncio.sleep(0.1)
+
+    sharing.start(), sharing.start()
+    await owned(nc, lambda by: len(by) == PARTS and len(set(by.values())) == 2)
+    await publish(range(80))
+    await sharing.until("SELECT count(*) FROM samples", 80)
+    await js.delete_stream(bus.TELEMETRY_STREAM)
+    # The last of each host had come before.
+    await publish(range(72, 160))
+    await sharing.until("SELECT count(*) FROM samples", 160)
+    logs = sharing.log(0) + sharing.log(1)
+    assert logs.count("it is copied again from message 1 on") == 1
+    lag = (await Asking(nc).status()).lag_messages
+    assert lag[bus.TELEMETRY_STREAM] == 0
+    assert await sharing.rows("SELECT count(*) FROM samples") == [(160,)]
 
 
 @pytest.mark.long

@@ -92,6 +92,26 @@ def test_of_two_owners_at_the_same_moment_one_stores(lake: lakes.Lake) -> None:
     second.close()
 
 
+def test_a_watermark_of_an_older_lake_has_no_mark_until_its_next_batch(lake: lakes.Lake) -> None:
+    history = lakes.prepare(lake, 2)
+    with lakes.attach(lake) as older:
+        older.execute(
+            "CREATE TABLE store.watermark_corral_partitions_1 "
+            "(part VARCHAR, created VARCHAR, sequence UBIGINT, fence UBIGINT)"
+        )
+        older.execute("INSERT INTO store.watermark_corral_partitions_1 VALUES (?, 'made', 7, 3)", [PART])
+    part = lakes.LakePart(lake, history, PART)
+    assert (part.resume(PART, "made"), part.marked_ns(PART)) == (7, 0)
+    part.commit(Batch(stream=PART, sequence=8, stored_ns=77))
+    again = lakes.LakePart(lake, history, PART)
+    assert (again.resume(PART, "made"), again.marked_ns(PART)) == (8, 77)
+    with lakes.attach(lake) as older:
+        older.execute("UPDATE store.watermark_corral_partitions_1 SET sequence = 9")
+    assert (again.resume(PART, "made"), again.marked_ns(PART)) == (9, 0)
+    part.close()
+    again.close()
+
+
 def test_a_catalog_that_is_away_pauses_and_loses_nothing(lake: lakes.Lake, postgres: Postgres) -> None:
     part = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)
     part.resume(PART, "made")

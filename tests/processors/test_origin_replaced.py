@@ -373,6 +373,11 @@ async def test_rights_of_an_older_configuration_are_told(tmp_path: Path, monkeyp
         await admin.jetstream().delete_stream(bus.TELEMETRY_STREAM)
         await publish(admin, range(10, 15))
         await wait_for(lambda: "was made anew" in processor.origin.problem)
+        # The stream that was sourced is gone, and the server says that it lags by nothing.
+        await wait_for(lambda: processor.origin.behind == 5)
+        lag = processor.vitals.judge().values["lag_messages"]
+        assert isinstance(lag, dict)
+        assert lag[bus.TELEMETRY_STREAM] == 5
         monkeypatch.setattr(roles, "MATRIX", rows)
         secured.authority.write_config()
         secured.server.process.send_signal(1)  # type: ignore[union-attr]

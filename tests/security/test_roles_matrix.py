@@ -181,6 +181,10 @@ PUBLISH: dict[Role, set[str]] = {
         "$KV.corral_processors.h.part.x",
         "$JS.API.DIRECT.GET.KV_corral_processors.$KV.corral_processors.x",
         "$JS.API.STREAM.MSG.GET.KV_corral_processors",
+        # Whether the partitions still repeat the telemetry, and having them copied again.
+        "$JS.API.STREAM.MSG.GET.CORRAL_TELEMETRY",
+        "$JS.API.STREAM.MSG.GET.CORRAL_PARTITIONS",
+        "$JS.API.STREAM.UPDATE.CORRAL_PARTITIONS",
         "$JS.FC.KV_corral_processors.c.x",
     },
     Role.PLANNER: {
