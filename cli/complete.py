@@ -118,7 +118,6 @@ def _ask(ctx: typer.Context, question: Callable[[Any], Coroutine[Any, Any, Any]]
     from .options import connected, run
 
     root = ctx.find_root().params
-    logging.disable(logging.CRITICAL)
     if config := root.get("config"):
         os.environ["CORRAL_CONFIG"] = config
     apply(root.get("context"), lenient=True)
@@ -127,7 +126,11 @@ def _ask(ctx: typer.Context, question: Callable[[Any], Coroutine[Any, Any, Any]]
         async with connected(ctx.params.get("nats") or root.get("nats"), timeout=SECONDS) as client:
             return await question(client)
 
-    return run(work())
+    logging.disable(logging.CRITICAL)  # a line on standard error would be one in the middle of the command
+    try:
+        return run(work())
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _words(values: Iterable[Any]) -> Callable[[typer.Context], Found]:
