@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,7 +24,7 @@ from ..sql import confine
 from ..sql.query import QueryService
 from ..storage import upkeep
 from ..storage.errors import Deposed, StorageError, StoragePaused
-from ..storage.lake import Lake, LakePart, attach, prepare
+from ..storage.lake import RENEW_COMMITS, Lake, LakePart, attach, prepare
 from ..storage.lake_snapshot import write_snapshot
 from ..storage.object_storage import is_url
 from ..storage.retention import Retention
@@ -65,13 +66,7 @@ async def share(
         BusUnavailable: no server answered, or it has closed the connection for good.
     """
     history = await asyncio.to_thread(prepare, lake, count)
-    reading = await asyncio.to_thread(for_readers, lake)
-
-    def cursor() -> DuckDBPyConnection:
-        made = reading.cursor()
-        made.execute("USE lake")
-        return made
-
+    reading = await asyncio.to_thread(Readers, lake)
     owner = uuid.uuid4().hex[:12]
     kept = retention or Retention()
     if named is not None:
@@ -141,7 +136,7 @@ async def share(
             return write_snapshot(lake, target, archive, timedelta(seconds=kept.raw))
 
         copies = SnapshotService(nc, Path(tempfile.gettempdir()) / f"corral-copies-{owner}", copy)
-        service = QueryService(nc, cursor, processor=history, status=status)
+        service = QueryService(nc, reading.cursor, processor=history, status=status)
         claims = partitions.Claims(nc, history, owner, [*consumers, partitions.UPKEEP], work)
         log.info("processor %s shares the history %s, in %d partitions", owner, history, count)
         await service.start()
@@ -166,6 +161,43 @@ async def share(
             async with asyncio.timeout(2.0):
                 await nc.close()
         reading.close()
+
+
+class Readers:
+    """Cursors for readers of a lake, on an instance that is replaced now and then.
+
+    DuckLake keeps what it has read of each snapshot for as long as it is attached. An instance that was replaced lives
+    until its last cursor is closed.
+
+    Args:
+        lake: which.
+
+    Raises:
+        StorageError, StoragePaused: see `attach`.
+    """
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+        self._lock = threading.Lock()
+        self._made = 0
+        self._connection = for_readers(lake)
+
+    def cursor(self) -> DuckDBPyConnection:
+        """A new cursor; from any thread."""
+        with self._lock:
+            self._made += 1
+            if self._made % RENEW_COMMITS == 0:
+                fresh = for_readers(self._lake)
+                self._connection.close()
+                self._connection = fresh
+            made = self._connection.cursor()
+        made.execute("USE lake")
+        return made
+
+    def close(self) -> None:
+        """Let go of the lake."""
+        with self._lock:
+            self._connection.close()
 
 
 def for_readers(lake: Lake) -> DuckDBPyConnection:

@@ -44,6 +44,9 @@ INLINE_ROWS: Final = 256
 """Smaller inserts go into the catalog rather than into a file of their own, until maintenance writes them out."""
 FEW_ROWS: Final = 1000
 """Of a table that has a handful of rows, each changed again and again: they stay in the catalog whoever writes."""
+RENEW_COMMITS: Final = 200
+"""After so many a part attaches the lake anew: DuckLake keeps what it has read of each snapshot for as long as it is
+attached, 30 to 200 KB a commit (of DuckDB 1.5.5)."""
 OPTIONS: Final = "1"
 """Version of what `_set_options` sets."""
 CONFLICT_TRIES: Final = 8
@@ -313,6 +316,7 @@ class LakePart:
         self.series = Series()
         self._table = "store.watermark_" + _SLUG.sub("_", part.lower())
         self._sequence = 0
+        self._commits = 0
         self._marked_ns = 0
         self._connection: DuckDBPyConnection | None = attach_when_made(lake)
 
@@ -407,6 +411,9 @@ class LakePart:
             raise Unstorable(f"a value fits no column: {error}") from error
         if batch.sequence > self._sequence:
             self._sequence, self._marked_ns = batch.sequence, batch.stored_ns
+        self._commits += 1
+        if self._commits % RENEW_COMMITS == 0:
+            self._abandon()
 
     def _commit(self, batch: Batch) -> None:
         cursor = self._open()

@@ -9,7 +9,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from corral.processors.ingest import facts
+from corral.processors.ingest import facts, sharing
 from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage import lake as lakes
 from corral.processors.storage import lake_rollups, rollups, upkeep
@@ -90,6 +90,27 @@ def test_of_two_owners_at_the_same_moment_one_stores(lake: lakes.Lake) -> None:
     assert second.resume(PART, "made anew") == 0
     first.close()
     second.close()
+
+
+def test_a_lake_is_attached_anew_now_and_then(lake: lakes.Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What DuckLake remembers of each snapshot would grow for as long as a processor runs."""
+    monkeypatch.setattr(lakes, "RENEW_COMMITS", 2)
+    monkeypatch.setattr(sharing, "RENEW_COMMITS", 2)
+    attached: list[lakes.Lake] = []
+    attach = lakes.attach
+    monkeypatch.setattr(lakes, "attach", lambda *args, **how: (attached.append(lake), attach(*args, **how))[1])
+    part = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)
+    part.resume(PART, "made")
+    before = len(attached)
+    for sequence in range(1, 6):
+        part.commit(batch(part, sequence))
+    assert len(attached) == before + 2
+    part.close()
+    readers = sharing.Readers(lake)
+    cursors = [readers.cursor() for _ in range(5)]
+    readers.close()
+    # Those of an instance that was replaced go on.
+    assert [cursor.execute("SELECT count(*) FROM samples").fetchone() for cursor in cursors] == [(30,)] * 5
 
 
 def test_a_watermark_of_an_older_lake_has_no_mark_until_its_next_batch(lake: lakes.Lake) -> None:
