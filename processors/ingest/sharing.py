@@ -187,9 +187,8 @@ class Readers:
         with self._lock:
             self._made += 1
             if self._made % RENEW_COMMITS == 0:
-                fresh = for_readers(self._lake)
-                self._connection.close()
-                self._connection = fresh
+                # Closing the old one would close its cursors too; letting go of it does not.
+                self._connection = for_readers(self._lake)
             made = self._connection.cursor()
         made.execute("USE lake")
         return made

@@ -108,9 +108,9 @@ def test_a_lake_is_attached_anew_now_and_then(lake: lakes.Lake, monkeypatch: pyt
     part.close()
     readers = sharing.Readers(lake)
     cursors = [readers.cursor() for _ in range(5)]
-    readers.close()
     # Those of an instance that was replaced go on.
     assert [cursor.execute("SELECT count(*) FROM samples").fetchone() for cursor in cursors] == [(30,)] * 5
+    readers.close()
 
 
 def test_a_watermark_of_an_older_lake_has_no_mark_until_its_next_batch(lake: lakes.Lake) -> None:
