@@ -178,7 +178,8 @@ class Agent:
                 self._put_pack(pack)
             self._report()
             self._leave()
-            self._event("agent_stopped", f"collector stopped after {self._reader.ticks} ticks")
+            stopped = f"collector stopped after {self._reader.ticks} ticks"
+            self._event("agent_stopped", stopped, beyond_limit=True)
 
     def _hand_over(self, item: list[Reading] | SourceEvent | None) -> None:
         try:
@@ -250,7 +251,7 @@ class Agent:
             )
             self._put(bus.processes_subject(host), batch, sequence=batch.sequence)
 
-    def _forward(self, event: SourceEvent) -> None:
+    def _forward(self, event: SourceEvent, *, beyond_limit: bool = False) -> None:
         if event.kind in _INVENTORY_EVENTS:
             self._reader.want_inventory()
         sequence = self._next()
@@ -266,10 +267,18 @@ class Agent:
             message=event.message,
             data=event.data,
         )
-        self._put(bus.events_subject(event.host), message, sequence=sequence)
+        self._put(bus.events_subject(event.host), message, sequence=sequence, beyond_limit=beyond_limit)
         self._wake()
 
-    def _event(self, kind: str, message: str, severity: Severity = Severity.INFO, **data: str | int | float) -> None:
+    def _event(
+        self,
+        kind: str,
+        message: str,
+        severity: Severity = Severity.INFO,
+        *,
+        beyond_limit: bool = False,
+        **data: str | int | float,
+    ) -> None:
         """An event about the agent itself."""
         self._forward(
             SourceEvent(
@@ -279,7 +288,8 @@ class Agent:
                 severity=severity,
                 message=message,
                 data=dict(data),
-            )
+            ),
+            beyond_limit=beyond_limit,
         )
 
     async def _report_for_ever(self) -> None:
@@ -300,6 +310,7 @@ class Agent:
         self._hangs = hangs
 
     def _report(self) -> None:
+        """Tell what was dropped, and how the agent is; from here to the end, nothing is dropped for what tells it."""
         self._watch()
         dropped = self._outbox.dropped_messages
         if dropped > self._reported_drops:
@@ -309,6 +320,7 @@ class Agent:
                 "samples_dropped",
                 f"{lost} messages were dropped: the buffer of {self._outbox.limit_bytes} bytes was full",
                 Severity.WARNING,
+                beyond_limit=True,
                 messages=lost,
                 messages_total=dropped,
                 samples_total=self._outbox.dropped_samples,
@@ -336,14 +348,14 @@ class Agent:
             corral_version=corral_version(),
             processes_identified=self.identifies_processes,
         )
-        self._put(bus.agent_subject(self.settings.name), report, sequence=report.sequence)
+        self._put(bus.agent_subject(self.settings.name), report, sequence=report.sequence, beyond_limit=True)
         self._wake()
 
     def _leave(self) -> None:
         """Give the devices free for another host's name: a machine that was renamed goes on under the new one."""
         if self._told is not None:
             left = replace(self._told, time_ns=time.time_ns(), leaving=True)
-            self._put(bus.inventory_subject(left.host.name), left)
+            self._put(bus.inventory_subject(left.host.name), left, beyond_limit=True)
 
     def _next(self) -> int:
         self._sequence += 1
@@ -359,10 +371,19 @@ class Agent:
             samples=pack.samples,
         )
 
-    def _put(self, subject: str, message: Struct, *, sequence: int | None = None, samples: int = 0) -> None:
+    def _put(
+        self,
+        subject: str,
+        message: Struct,
+        *,
+        sequence: int | None = None,
+        samples: int = 0,
+        beyond_limit: bool = False,
+    ) -> None:
         number = self._next() if sequence is None else sequence
         try:
             payload = codec.encode(message)
         except UnicodeEncodeError:  # a name that no source has cleaned must not end the host
             payload = codec.encode(cleaned(message))
-        self._outbox.put(subject, f"{secrets.token_hex(8)}.{self.id}-{number}", payload, samples)
+        message_id = f"{secrets.token_hex(8)}.{self.id}-{number}"
+        self._outbox.put(subject, message_id, payload, samples, beyond_limit=beyond_limit)

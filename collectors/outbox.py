@@ -108,14 +108,26 @@ class Outbox:
         disk = self._spill.unread if self._spill is not None else 0
         return len(self._unsent) + len(self._in_flight) + len(self._behind) + disk
 
-    def put(self, subject: str, message_id: str, payload: bytes, samples: int = 0) -> None:
-        """Queue a message behind all others; the oldest are dropped where there is no room."""
+    def put(
+        self, subject: str, message_id: str, payload: bytes, samples: int = 0, *, beyond_limit: bool = False
+    ) -> None:
+        """Queue a message behind all others; the oldest are dropped where there is no room.
+
+        Args:
+            subject: where it goes.
+            message_id: no other's.
+            payload: what is limited.
+            samples: device samples in it.
+            beyond_limit: nothing is dropped for it, but for the next one: a count of what was dropped is still true
+                when it is queued.
+        """
         entry = Entry(subject, message_id, payload, samples)
         if self._spill is not None and self._goes_to_disk(self._spill):
             self._write(self._spill, entry)
         else:
             self._push(entry)
-        self._shrink()
+        if not beyond_limit:
+            self._shrink()
 
     def take(self) -> Entry | None:
         """The next message to send; it is in flight from now on."""
@@ -223,10 +235,6 @@ class Outbox:
     def _push_behind(self, entry: Entry) -> None:
         self._behind.append(entry)
         self._behind_bytes += len(entry.payload)
-        while self._behind_bytes > self._memory_bytes:
-            oldest = self._behind.popleft()
-            self._behind_bytes -= len(oldest.payload)
-            self._count_drop(oldest)
 
     def _persist(self, spill: Spill) -> None:
         """Write what is in memory alone: it stands in front of all that will be unread in the file.
@@ -263,6 +271,10 @@ class Outbox:
             self._behind_bytes = 0
 
     def _shrink(self) -> None:
+        while self._behind_bytes > self._memory_bytes:
+            oldest = self._behind.popleft()
+            self._behind_bytes -= len(oldest.payload)
+            self._count_drop(oldest)
         while self.bytes > self.limit_bytes:
             if not self._unsent:
                 self._refill(1)

@@ -39,13 +39,15 @@ class OutboxModel(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
         spill_module.SEGMENT_BYTES = 4 * 2**20
 
-    @rule(size=st.integers(1, 700))
-    def put(self, size: int) -> None:
+    @rule(size=st.integers(1, 700), beyond=st.booleans())
+    def put(self, size: int, beyond: bool) -> None:
         self.number += 1
         self.sizes[self.number] = size
         self.waiting.append(self.number)
-        self.outbox.put("subject", f"a-{self.number}", bytes(size), samples=1)
-        while sum(self.sizes[number] for number in self.waiting + self.in_flight) > LIMIT and self.waiting:
+        self.outbox.put("subject", f"a-{self.number}", bytes(size), samples=1, beyond_limit=beyond)
+        while (
+            not beyond and sum(self.sizes[number] for number in self.waiting + self.in_flight) > LIMIT and self.waiting
+        ):
             self.finished.add(self.waiting.pop(0))
             self.dropped_before += 1
 
