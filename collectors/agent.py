@@ -11,7 +11,7 @@ import logging
 import resource
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from msgspec import Struct
@@ -163,17 +163,24 @@ class Agent:
             self._event("processes_hidden", HIDDEN_PROCESSES)
         self._reader.start()
         reports = asyncio.create_task(self._report_for_ever(), name="reports")
+        taking: Iterator[None] = iter(())
         try:
             while (item := await self._readings.get()) is not None:
-                await self._take(item)
+                taking = self._take(item)
+                for _ in taking:
+                    await asyncio.sleep(0)
             await self.ended
         finally:
             reports.cancel()
             if not await asyncio.to_thread(self._reader.stop):
                 log.error("a call of %s hangs; leaving it behind", self._source.name)
+            # What was cut short in the middle has been read like all that waits behind it.
+            for _ in taking:
+                await asyncio.sleep(0)
             while not self._readings.empty():
                 if (item := self._readings.get_nowait()) is not None:
-                    await self._take(item)
+                    for _ in self._take(item):
+                        await asyncio.sleep(0)
             for pack in self._packer.flush():
                 self._put_pack(pack)
             self._report()
@@ -209,16 +216,17 @@ class Agent:
         """The server takes no message above it: keep batches well below, whatever their head adds."""
         self._packer.max_bytes = min(MAX_MESSAGE_BYTES, max_payload * 3 // 4)
 
-    async def _take(self, item: list[Reading] | SourceEvent) -> None:
+    def _take(self, item: list[Reading] | SourceEvent) -> Iterator[None]:
+        """Queue what the reader brings; yields wherever others should have their turn."""
         if isinstance(item, SourceEvent):
             self._forward(item)
             return
         for reading in item:
-            await self._take_reading(reading)
+            yield from self._take_reading(reading)
             self._reader.taken += 1
         self._wake()
 
-    async def _take_reading(self, reading: Reading) -> None:
+    def _take_reading(self, reading: Reading) -> Iterator[None]:
         for inventory in reading.inventory or ():
             told = replace(
                 inventory,
@@ -235,7 +243,7 @@ class Agent:
             if count % _YIELD_EVERY == 0:
                 # A fleet's tick is thousands of messages: let those that wait be sent meanwhile.
                 self._wake()
-                await asyncio.sleep(0)
+                yield
         for host, seen in (reading.processes or {}).items():
             processes = seen
             if self.identifies_processes:

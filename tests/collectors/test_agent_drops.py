@@ -36,7 +36,7 @@ class Bare:
         return [Tick(host=host, devices=["gpu"], times_ns=times, columns={}) for host in self.hosts]
 
     def processes(self) -> dict[str, list[ProcessSample]]:
-        return {}
+        return {host: [] for host in self.hosts}
 
     def close(self) -> None: ...
 
@@ -87,3 +87,21 @@ async def test_nothing_is_dropped_for_what_tells_of_drops(
     assert reports[-1].dropped_samples == outbox.dropped_samples
     told = [event.data for event in events if event.kind == "samples_dropped"][-1]
     assert (told["messages_total"], told["samples_total"]) == (outbox.dropped_messages, outbox.dropped_samples)
+
+
+async def test_a_reading_that_is_cut_short_by_the_end_is_taken_to_its_end() -> None:
+    outbox = Outbox(2**20)
+    task: asyncio.Task[None] | None = None
+
+    def end() -> None:
+        """Where others have their turn, between the hosts of one reading."""
+        if task is not None and agent.ticks and not task.cancelling():
+            task.cancel()
+
+    agent = Agent(Bare(200), outbox, SETTINGS, wake=end, published=lambda: 0)
+    task = asyncio.create_task(agent.run())
+    async with asyncio.timeout(20):
+        await asyncio.gather(task, return_exceptions=True)
+    subjects = [entry.subject.rpartition(".")[0] for entry in iter(outbox.take, None)]
+    assert subjects.count(bus.SAMPLES) == 200 * agent.ticks > 0
+    assert subjects.count(bus.PROCESSES) == 200
