@@ -326,7 +326,8 @@ class Agent:
             self._reported_drops = dropped
             self._event(
                 "samples_dropped",
-                f"{lost} messages were dropped: the buffer of {self._outbox.limit_bytes} bytes was full",
+                f"{lost} messages were dropped: the buffer of {self._outbox.limit_bytes} bytes was full, "
+                "or the bus takes none so large",
                 Severity.WARNING,
                 beyond_limit=True,
                 messages=lost,
@@ -358,6 +359,13 @@ class Agent:
         )
         self._put(bus.agent_subject(self.settings.name), report, sequence=report.sequence, beyond_limit=True)
         self._wake()
+
+    def tell_drops(self) -> bool:
+        """Report once more where something was dropped since the last report; whether it was."""
+        untold = self._outbox.dropped_messages > self._reported_drops
+        if untold:
+            self._report()
+        return untold
 
     def _leave(self) -> None:
         """Give the devices free for another host's name: a machine that was renamed goes on under the new one."""

@@ -172,11 +172,15 @@ async def collect(
         publisher.wake()
         # Where it is stopped without a bus there is nothing to wait for: what is left waits on disk.
         waits = drain_seconds > 0 and (ended or publisher.connected or not spill)
+        told = False
         while waits and not publishing.done() and len(outbox):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(drain_seconds):
                     await publisher.drained(patient=ended or not spill)
-            waits = ended and publisher.connected
+            # What the bus refuses for good, it may refuse after the last report: once, that is worth another one.
+            again = not told and agent.tell_drops()
+            told = told or again
+            waits = again or (ended and publisher.connected)
         publishing.cancel()
         await asyncio.gather(publishing, return_exceptions=True)
         left = len(outbox)

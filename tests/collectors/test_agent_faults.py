@@ -218,6 +218,38 @@ async def test_what_a_full_buffer_drops_is_counted_and_told(tmp_path: Path, coll
     assert min(number for numbers in per_stream for number in numbers) > 1
 
 
+async def test_what_the_bus_refuses_for_good_at_the_end_is_counted_and_told(server: EmbeddedServer, nc: Client) -> None:
+    js = nc.jetstream()
+    config = (await js.stream_info(bus.TELEMETRY_STREAM)).config
+    config.max_msg_size = 2048
+    await js.update_stream(config)
+    # The samples of 20 ticks share a message, which is too large; the last is closed by the end.
+    work = collect(
+        SimulatedSource(1, 8),
+        name="sim",
+        nats_url=server.url,
+        interval_seconds=0.04,
+        batch_seconds=0.8,
+        processes_seconds=0,
+        report_seconds=0.1,
+        spill=False,
+    )
+    running = asyncio.create_task(work)
+    reports = await nc.subscribe(bus.agent_subject("sim"))
+    async with asyncio.timeout(20):
+        while True:
+            report = codec.decode((await reports.next_msg(timeout=20)).data, AgentReport)
+            if report.dropped_messages and 5 <= report.ticks % 20 <= 12:
+                break
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    found = await stored(nc)
+    (per_stream,) = sequences(found).values()
+    last = codec.decode(found[bus.TELEMETRY_STREAM][-1][2], AgentReport)
+    assert last.dropped_messages > 0
+    assert_once_and_in_order(per_stream, missing=last.dropped_messages)
+
+
 async def test_the_second_agent_of_a_name_is_refused_until_the_first_is_gone(
     server: EmbeddedServer, nc: Client, collector: Start, tmp_path: Path
 ) -> None:
