@@ -327,7 +327,7 @@ class Agent:
             self._event(
                 "samples_dropped",
                 f"{lost} messages were dropped: the buffer of {self._outbox.limit_bytes} bytes was full, "
-                "or the bus takes none so large",
+                "the disk spoilt them, or the bus takes none so large",
                 Severity.WARNING,
                 beyond_limit=True,
                 messages=lost,

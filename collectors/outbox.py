@@ -84,7 +84,6 @@ class Outbox:
         self._in_flight_bytes = 0
         self._spilling = False
         self._spill = Spill(folder) if folder is not None else None
-        self._foreign = self._spill.unread if self._spill is not None else 0
         self._disk_failed = False
         self._shrink()
 
@@ -256,19 +255,32 @@ class Outbox:
 
     def _refill(self, limit_bytes: int) -> None:
         """Take into memory what is next: from the file, then what waits behind it."""
-        found = self._spill.read(limit_bytes) if self._spill is not None and self._spill.unread else ()
-        for segment, record in found:
-            # What an earlier run has written may have been sent by it.
-            foreign = self._foreign > 0
-            self._foreign -= foreign
-            self._push(
-                Entry(record.subject, record.message_id, record.payload, record.samples, segment, doubtful=foreign)
-            )
+        found = self._read(self._spill, limit_bytes) if self._spill is not None and self._spill.unread else ()
+        for entry in found:
+            self._push(entry)
         if not found:
             self._unsent.extend(self._behind)
             self._unsent_bytes += self._behind_bytes
             self._behind.clear()
             self._behind_bytes = 0
+
+    def _read(self, spill: Spill, limit_bytes: int) -> list[Entry]:
+        lost, lost_samples = spill.lost, spill.lost_samples
+        found = spill.read(limit_bytes)
+        self.dropped_messages += spill.lost - lost
+        self.dropped_samples += spill.lost_samples - lost_samples
+        # What an earlier run has written may have been sent by it.
+        return [
+            Entry(
+                record.subject,
+                record.message_id,
+                record.payload,
+                record.samples,
+                segment,
+                doubtful=segment < spill.first_own,
+            )
+            for segment, record in found
+        ]
 
     def _shrink(self) -> None:
         while self._behind_bytes > self._memory_bytes:

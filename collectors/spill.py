@@ -53,6 +53,9 @@ class _Segment:
         self.done = 0
         self.bytes = 0
         self.read_offset = 0
+        self.unread = 0
+        self.unread_bytes = 0
+        self.unread_samples = 0
 
 
 class Spill:
@@ -65,6 +68,9 @@ class Spill:
         unread: records that were not read yet.
         unread_bytes: their payloads.
         damaged: records, at least, that a crash or the disk has spoilt.
+        lost: records that were kept and could not be read again.
+        lost_samples: device samples in them.
+        first_own: the first segment of this run; those before it are of earlier ones.
 
     Raises:
         SpillBusy: another agent holds the folder.
@@ -76,6 +82,8 @@ class Spill:
         self.unread = 0
         self.unread_bytes = 0
         self.damaged = 0
+        self.lost = 0
+        self.lost_samples = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Record)
         self._segments: deque[_Segment] = deque()
@@ -87,7 +95,7 @@ class Spill:
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
             self._load(path)
         self._next_number = self._segments[-1].number + 1 if self._segments else 1
-        self._first_own = self._next_number
+        self.first_own = self._next_number
 
     def append(self, records: Sequence[Record], *, read: bool = False) -> list[int]:
         """Write records at the end.
@@ -123,8 +131,8 @@ class Spill:
         if read:
             segment.read_offset = segment.bytes
         else:
-            self.unread += len(records)
-            self.unread_bytes += sum(len(record.payload) for record in records)
+            for record in records:
+                self._count(segment, record, 1)
         return [segment.number] * len(records)
 
     def read(self, limit_bytes: int) -> list[tuple[int, Record]]:
@@ -136,14 +144,12 @@ class Spill:
                 record = self._next(segment)
                 if record is None:
                     break
+                self._count(segment, record, -1)
                 found.append((segment.number, record))
                 taken += len(record.payload)
             if found and taken >= limit_bytes:
                 break
-        self.unread -= len(found)
-        self.unread_bytes -= taken
         if not found:
-            self.unread = self.unread_bytes = 0
             self._sweep()
         return found
 
@@ -169,7 +175,7 @@ class Spill:
             self._reader = None
         self._sweep()
         for segment in self._segments:
-            if not keep and segment.number >= self._first_own:
+            if not keep and segment.number >= self.first_own:
                 segment.path.unlink(missing_ok=True)
         os.close(self._lock)
 
@@ -212,22 +218,47 @@ class Spill:
             self._writer = None
 
     def _next(self, segment: _Segment) -> Record | None:
-        if self._reader is None or self._reader[0] != segment.number:
-            if self._reader is not None:
-                self._reader[1].close()
-            self._reader = (segment.number, segment.path.open("rb"))
-        file = self._reader[1]
-        file.seek(segment.read_offset)
-        record, size = self._parse(file)
+        try:
+            if self._reader is None or self._reader[0] != segment.number:
+                if self._reader is not None:
+                    self._reader[1].close()
+                    self._reader = None
+                self._reader = (segment.number, segment.path.open("rb"))
+            file = self._reader[1]
+            file.seek(segment.read_offset)
+            record, size = self._parse(file)
+        except OSError as error:
+            self._give_up(segment, f"can't be read ({error})")
+            return None
         if record is None:
-            lost = segment.records - segment.done
-            self.damaged += 1
-            log.warning("%s is damaged at byte %d; what follows is lost", segment.path, segment.read_offset)
-            segment.bytes = segment.read_offset
-            segment.done += min(lost, 1)
+            self._give_up(segment, "is damaged")
             return None
         segment.read_offset += size
         return record
+
+    def _count(self, segment: _Segment, record: Record, change: int) -> None:
+        """A record more, or one less, that is to be read."""
+        size = change * len(record.payload)
+        self.unread += change
+        self.unread_bytes += size
+        segment.unread += change
+        segment.unread_bytes += size
+        segment.unread_samples += change * record.samples
+
+    def _give_up(self, segment: _Segment, why: str) -> None:
+        """Count as lost what is unread in a segment; what comes next goes to a file of its own."""
+        log.warning("%s %s at byte %d; %d messages are lost", segment.path, why, segment.read_offset, segment.unread)
+        self.damaged += 1
+        self.lost += segment.unread
+        self.lost_samples += segment.unread_samples
+        self.unread -= segment.unread
+        self.unread_bytes -= segment.unread_bytes
+        segment.records -= segment.unread
+        segment.unread = segment.unread_bytes = segment.unread_samples = 0
+        segment.bytes = segment.read_offset
+        if self._writer is not None and segment is self._segments[-1]:
+            self._writer.close()
+            self._writer = None
 
     def _parse(self, file: BinaryIO) -> tuple[Record | None, int]:
         head = file.read(_HEAD.size)
@@ -261,8 +292,7 @@ class Spill:
                     break
                 segment.bytes += length
                 segment.records += 1
-                self.unread += 1
-                self.unread_bytes += len(record.payload)
+                self._count(segment, record, 1)
         if segment.records == 0:
             path.unlink(missing_ok=True)
             return

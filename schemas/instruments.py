@@ -165,7 +165,9 @@ _COLLECTOR: Final = (
     _gauge("acknowledged_seconds", "Since the bus last acknowledged a message."),
     _gauge("buffered_messages", "Messages waiting for the bus, in memory and on disk."),
     _gauge("buffered_bytes", "Bytes of these."),
-    _counter("dropped_messages", "Messages lost, since the buffer was full, or the bus takes none so large."),
+    _counter(
+        "dropped_messages", "Messages lost: the buffer was full, the disk spoilt them, or the bus takes none so large."
+    ),
     _counter("dropped_samples", "Device samples in lost messages."),
     _gauge("processes_identified", "0 where it can't tell whose the processes on the devices are."),
 )

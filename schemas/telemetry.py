@@ -309,7 +309,7 @@ class AgentReport(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ag
         read_errors: NVML calls that failed with anything but "not supported".
         published_messages: messages that the bus has acknowledged.
         buffered_bytes: waiting in memory or in the spill file.
-        dropped_messages: lost since the buffer was full, or the bus takes none so large.
+        dropped_messages: lost: the buffer was full, the disk spoilt them, or the bus takes none so large.
         dropped_samples: device samples in them.
         cpu_seconds: user and system time of the process.
         resident_bytes: resident memory of the process.

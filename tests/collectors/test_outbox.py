@@ -153,6 +153,32 @@ def test_a_spoilt_byte_is_found_and_ends_the_segment(tmp_path: Path) -> None:
     outbox.close()
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_the_disk_spoils_meanwhile_is_counted_and_in_nobodys_way(tmp_path: Path, gone: bool) -> None:
+    outbox = Outbox(2**20, tmp_path)
+    outbox.spill()
+    for number in range(5):
+        outbox.put("subject", f"a-{number}", b"payload %d" % number, samples=2)
+    file = next(tmp_path.glob("*.spill"))
+    if gone:
+        file.unlink()
+    else:
+        raw = bytearray(file.read_bytes())
+        raw[len(raw) // 2] ^= 0xFF
+        file.write_bytes(raw)
+    ids = [entry.message_id for entry in iter(outbox.take, None)]
+    assert ids == ([] if gone else ["a-0", "a-1"])
+    lost = 5 - len(ids)
+    assert (outbox.dropped_messages, outbox.dropped_samples) == (lost, 2 * lost)
+    outbox.put("subject", "a-5", b"payload 5")
+    assert [entry.message_id for entry in iter(outbox.take, None)] == ["a-5"]
+    for message_id in (*ids, "a-5"):
+        outbox.done(message_id)
+    assert (len(outbox), outbox.bytes) == (0, 0)
+    assert not list(tmp_path.glob("*.spill"))
+    outbox.close()
+
+
 def test_what_is_done_leaves_no_file(tmp_path: Path) -> None:
     _filled(tmp_path, 5)
     outbox = Outbox(2**20, tmp_path)
