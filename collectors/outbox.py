@@ -193,16 +193,22 @@ class Outbox:
         """The bus is back: what comes from now on may wait in memory."""
         self._spilling = False
 
-    def close(self, *, keep: bool = True) -> None:
+    def close(self, *, keep: bool = True) -> int:
         """Put on disk what is left and let go of the file.
 
         Args:
             keep: False forgets what this run has put in; what an earlier one has left stays on disk.
+
+        Returns:
+            Messages that are on no disk, and lost.
         """
         if keep and len(self):
             self.spill()
+        waiting = (*self._in_flight.values(), *self._unsent, *self._behind)
+        lost = sum(not entry.segment for entry in waiting)
         if self._spill is not None:
             self._spill.close(keep=keep)
+        return lost
 
     def _goes_to_disk(self, spill: Spill) -> bool:
         # Once something is unread on disk, whatever comes later has to queue behind it there.

@@ -187,11 +187,9 @@ async def collect(
         # What was read while another agent spoke for the host is not ours to tell.
         refused = publishing.done() and not publishing.cancelled() and isinstance(publishing.exception(), HostTaken)
         keep = claim.held or not refused
-        outbox.close(keep=keep)
+        lost = outbox.close(keep=keep)
         if left and keep:
-            log.warning(
-                "%d messages could not be sent; %s", left, "they are kept on disk" if spill else "they are lost"
-            )
+            log.warning("%d messages could not be sent: %d are kept on disk, %d are lost", left, left - lost, lost)
 
 
 def _lease_feed(source: Source, agent: Agent) -> list[Callable[[Client], Awaitable[None]]]:

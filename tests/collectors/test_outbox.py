@@ -210,6 +210,8 @@ def test_a_full_disk_keeps_what_fits_in_memory(tmp_path: Path, monkeypatch: pyte
         outbox.put("subject", f"a-{number}", bytes(500))
     assert [entry.message_id for entry in iter(outbox.take, None)] == ["a-3", "a-4", "a-5", "a-6"]
     assert outbox.dropped_messages == 2
+    # Nobody is told that they are kept.
+    assert outbox.close() == 4
 
 
 def test_a_disk_that_fills_while_records_wait_on_it_keeps_the_newest_in_memory_behind_them(
@@ -237,7 +239,7 @@ def test_a_disk_that_fills_while_records_wait_on_it_keeps_the_newest_in_memory_b
     monkeypatch.setattr(outbox._spill, "append", append)
     outbox.put("subject", "a-8", bytes(300))
     assert outbox._spill.unread == 4
-    outbox.close()
+    assert outbox.close() == 0
     again = Outbox(2**20, tmp_path)
     assert [entry.message_id for entry in iter(again.take, None)][-6:] == ["a-1", "a-2", "a-5", "a-6", "a-7", "a-8"]
     again.close()
