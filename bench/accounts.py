@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import uvloop
+from corral.bus.connect import connect as bus_connect
+from corral.bus.layout import ensure_layout
 from corral.cli.authority.folder import Authority
 from corral.cli.authority.roles import Role
 from corral.cli.server import EmbeddedServer
@@ -70,10 +72,10 @@ async def run(server: EmbeddedServer, authority: Authority) -> None:
     """Measure both ways, in turns, so that a busy machine is busy for both."""
 
     async def connect(name: str) -> Client:
-        return await bus.connect(server.url, credentials=str(authority.credentials(name)))
+        return await bus_connect(server.url, credentials=str(authority.credentials(name)))
 
     admin, planner, host, person = [await connect(name) for name in ("admin", "planner", "node-7", "vera")]
-    await bus.ensure_layout(planner.jetstream())
+    await ensure_layout(planner.jetstream())
 
     async def answer(message: Msg) -> None:
         await planner.publish(message.reply, b'{"type":"fleet"}')

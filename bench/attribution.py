@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from corral.bus.connect import connect
 from corral.cli.server import EmbeddedServer
 from corral.collectors.leases import HostLeaseFeed
 from corral.collectors.proc import ProcessTable
@@ -126,7 +127,7 @@ async def followed(url: str, events: int, feed: bool) -> float:
     sender = await asyncio.create_subprocess_exec(
         sys.executable, __file__, "--send", url, str(events), stdin=asyncio.subprocess.PIPE
     )
-    nc = await bus.connect(url)
+    nc = await connect(url)
     seen = 0
     done = asyncio.Event()
 
@@ -160,7 +161,7 @@ async def followed(url: str, events: int, feed: bool) -> float:
 
 
 async def send(url: str, events: int) -> None:
-    nc = await bus.connect(url)
+    nc = await connect(url)
     payloads = [
         codec.encode(
             LeaseEvent(kind=LeaseEventKind.GRANTED, time=NOW, lease=lease(n, f"node-{n:04}", f"GPU-{n}")), codec.JSON

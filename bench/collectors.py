@@ -35,6 +35,8 @@ from typing import Any
 
 import msgspec
 import uvloop
+from corral.bus.connect import connect
+from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer
 from corral.collectors.outbox import Outbox
 from corral.collectors.pacing import Pace
@@ -112,7 +114,7 @@ def run_agent(url: str, state: str, interval: float, seconds: float, hosts: int,
             report_seconds=seconds,
             state=Path(state),
         )
-        nc = await bus.connect(url)
+        nc = await connect(url)
         last = await nc.jetstream().get_last_msg(bus.TELEMETRY_STREAM, bus.agent_subject("bench"))
         report = codec.decode(last.data, AgentReport)
         await nc.close()
@@ -265,8 +267,8 @@ def run_outage(url: str, folder: str) -> Result:
     payload = os.urandom(OUTAGE_BYTES)
 
     async def work() -> Result:
-        nc = await bus.connect(url)
-        await bus.ensure_layout(nc.jetstream())
+        nc = await connect(url)
+        await ensure_layout(nc.jetstream())
         state = Path(folder) / "outage"
         outbox = Outbox(2**30, state)
         outbox.spill()

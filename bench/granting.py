@@ -13,6 +13,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import uvloop
+from corral.bus.connect import connect
 from corral.planner.limits import Limits
 from corral.planner.service import Settings, plan
 from corral.schemas import bus, codec, columns
@@ -114,7 +115,7 @@ async def drive(
 async def feed(url: str, gpus: int, stop: Any) -> None:
     """Inventories once, then samples of every host each 2 s, less often in fleets of over 40,000 devices."""
     interval = max(2.0, gpus / 20_000)
-    nc = await bus.connect(url)
+    nc = await connect(url)
     hosts = [f"node{number:05d}" for number in range(gpus // PER_HOST)]
     uuids = {host: [f"GPU-{host}-{index}" for index in range(PER_HOST)] for host in hosts}
     models = ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S", "Tesla T4")

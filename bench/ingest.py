@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corral.bus.connect import connect
+from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer
 from corral.schemas import bus, codec
 from corral.schemas.metrics import METRICS
@@ -74,9 +76,9 @@ def values(devices: int, ticks: int) -> dict[str, np.ndarray[Any, Any]]:
 
 async def publish(url: str, data: dict[str, np.ndarray[Any, Any]], ticks_per_message: int) -> tuple[int, float]:
     """Fill the stream. Returns how many messages, and their mean size."""
-    nc = await bus.connect(url)
+    nc = await connect(url)
     js = nc.jetstream()
-    await bus.ensure_layout(js, max_bytes_scale=4)
+    await ensure_layout(js, max_bytes_scale=4)
     ticks, devices = next(iter(data.values())).shape
     messages = size = 0
     for first in range(0, ticks, ticks_per_message):
@@ -114,7 +116,7 @@ async def ingest(db: Path, url: str, samples: int, with_rollups: bool, threads: 
     from corral.processors.storage import Database, Maintenance
 
     storage = Database(db, threads=threads)
-    nc = await bus.connect(url)
+    nc = await connect(url)
     work = Ingest(nc, storage, CONSUMERS[0], DeadLetters(nc.jetstream()))
     cpu, began = time.process_time(), time.perf_counter()
     task = asyncio.create_task(work.run())

@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any
 import ingest
 import numpy as np
 import pyarrow as pa
+from corral.bus.connect import connect
+from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.ingest.partitions import ensure_stream
 from corral.processors.storage import lake as lakes
 from corral.processors.storage import lake_rollups
 from corral.processors.storage.rollup_columns import LEVELS
-from corral.schemas import bus
 from servers import cpu_seconds
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ BATCH_ROWS = 600_000
 
 
 async def partitioned(url: str) -> None:
-    nc = await bus.connect(url)
-    await bus.ensure_layout(nc.jetstream(), max_bytes_scale=4)
+    nc = await connect(url)
+    await ensure_layout(nc.jetstream(), max_bytes_scale=4)
     await ensure_stream(nc.jetstream(), PARTITIONS)
     await nc.close()
 

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from corral.bus.connect import connect
+from corral.bus.layout import until_laid_out
 from corral.cli.server import EmbeddedServer
 from corral.schemas import bus
 from granting import HEADER, drive, grant_and_release, grants_only, start_planner, until_usable
@@ -31,7 +33,7 @@ from servers import cpu_seconds, start
 
 def run_echo(url: str) -> None:
     async def echo() -> None:
-        nc = await bus.connect(url)
+        nc = await connect(url)
 
         async def answer(message: Any) -> None:
             await message.respond(message.data)
@@ -44,8 +46,8 @@ def run_echo(url: str) -> None:
 
 async def bare_writes(url: str, seconds: float) -> None:
     """What the bucket takes: writes of an assignment's size, one at a time and pipelined."""
-    nc = await bus.connect(url)
-    await bus.until_laid_out(nc.jetstream())
+    nc = await connect(url)
+    await until_laid_out(nc.jetstream())
     await nc.close()
     value = b"x" * 900
 
@@ -93,8 +95,8 @@ async def main() -> None:
                 await bare_writes(url, 2.0)
             if args.only == "limits":
                 return
-            nc = await bus.connect(url)
-            await bus.until_laid_out(nc.jetstream())
+            nc = await connect(url)
+            await until_laid_out(nc.jetstream())
             parts += start_planner(url, args.gpus, stop, args.profile, args.policy)
             await until_usable(nc, args.gpus)
             print(f"  planner ready, {resident_mebibytes(parts[0].pid):.0f} MiB")

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from corral.schemas import bus
+from corral.bus.connect import connect
+from corral.bus.layout import until_laid_out
 from granting import HEADER, drive, grant_and_release, start_planner, until_usable
 from servers import start
 
@@ -34,7 +35,7 @@ WHAT_IF = {
 
 async def ask(url: str, number: int, subject: str, body: dict[str, Any], stop: asyncio.Event) -> int:
     """Ask until told to stop; how many were answered."""
-    nc = await bus.connect(url)
+    nc = await connect(url)
     answered = 0
     payload = json.dumps(body).encode()
     with contextlib.suppress(asyncio.CancelledError):
@@ -72,8 +73,8 @@ async def main() -> None:
         stop = context.Event()
         parts: list[Any] = []
         try:
-            nc = await bus.connect(url)
-            await bus.until_laid_out(nc.jetstream())
+            nc = await connect(url)
+            await until_laid_out(nc.jetstream())
             parts += start_planner(url, args.gpus, stop)
             await until_usable(nc, args.gpus)
             print(f"{args.gpus:,} GPUs, {args.askers} askers, {os.cpu_count()} cores for everything\n{HEADER}")

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from corral.bus.connect import URL_VARIABLE, connect
 from corral.cli.server import EmbeddedServer, die_with_parent
 from corral.schemas import bus, codec
 from corral.schemas.query import ProcessorStatus
@@ -132,7 +133,7 @@ class Soak:
         with (self.folder / f"{name}.log").open("wb") as log:
             self.parts[name] = subprocess.Popen(
                 [sys.executable, "-m", "corral.cli.main", *arguments],
-                env={**os.environ, bus.URL_VARIABLE: self.server.url, "CORRAL_CONFIG": os.devnull},
+                env={**os.environ, URL_VARIABLE: self.server.url, "CORRAL_CONFIG": os.devnull},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -150,8 +151,8 @@ class Soak:
             "collector", "collect", "--source", "simulated", "--hosts", str(args.hosts), "--devices", str(args.devices),
             "--interval", "1s", "--batch", "1s", "--state", str(self.folder / "state"),
         )  # fmt: skip
-        nc = await bus.connect(self.server.url, name="soak")
-        asking = await bus.connect(self.server.url, name="soak-requests", pending_size=64 * 2**20)
+        nc = await connect(self.server.url, name="soak")
+        asking = await connect(self.server.url, name="soak-requests", pending_size=64 * 2**20)
         await self.until_ready(nc)
         requester = Requester(asking, args.requests, args.hold)
         running = asyncio.create_task(requester.run())

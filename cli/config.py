@@ -25,8 +25,9 @@ import msgspec
 import typer
 from msgspec import Struct
 
+from ..bus.connect import URL_VARIABLE
 from ..client.request import OWNER_VARIABLE
-from ..schemas import bus, credentials
+from ..schemas import credentials
 from ..schemas.misspelt import closest, meant
 from .exits import USAGE, CommandError
 
@@ -60,7 +61,7 @@ PATHS: Final = ("creds", "ca", "cert", "key")
 
 
 VARIABLES: Final[dict[str, str]] = {
-    "nats": bus.URL_VARIABLE,
+    "nats": URL_VARIABLE,
     "creds": credentials.CREDENTIALS_VARIABLE,
     "owner": OWNER_VARIABLE,
     "ca": credentials.CA_VARIABLE,

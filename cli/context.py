@@ -149,8 +149,8 @@ def export() -> None:
     Examples:
       eval "$(corral context export)"
     """
+    from ..bus.connect import DEFAULT_URL, URL_VARIABLE
     from ..client.request import OWNER_VARIABLE, default_owner
-    from ..schemas.bus import DEFAULT_URL, URL_VARIABLE
     from ..schemas.credentials import CA_VARIABLE, INBOX_VARIABLE, CredentialsError, identify
 
     values = {URL_VARIABLE: DEFAULT_URL} | {name: os.environ[name] for name in VARIABLES.values() if name in os.environ}

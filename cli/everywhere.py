@@ -11,7 +11,8 @@ from typing import Annotated, Any, Final
 import typer
 import typer.main
 
-from ..schemas import bus, credentials
+from ..bus.connect import URL_VARIABLE
+from ..schemas import credentials
 from .exits import USAGE, CommandError
 
 _BUS: Final = frozenset({"nats", "creds", "context"})
@@ -84,7 +85,7 @@ def _options(name: str, of_group: bool) -> list[Any]:
             from .options import another_bus
 
             take(name, nats=value)
-            os.environ[bus.URL_VARIABLE] = another_bus(value) or value
+            os.environ[URL_VARIABLE] = another_bus(value) or value
 
     def creds(value: str | None) -> None:
         if value:

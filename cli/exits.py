@@ -74,8 +74,8 @@ def _missing(error: ModuleNotFoundError) -> str | None:
 
 def code_and_message(error: BaseException) -> tuple[int, str]:
     """The exit code for an error and the line that says what is wrong."""
+    from ..bus.connect import BusUnavailable, WrongSetting
     from ..client import errors
-    from ..schemas.bus import BusUnavailable, WrongSetting
     from .server import ServerError
 
     # Of several that failed at once the first says what is wrong.

@@ -211,7 +211,7 @@ def corral(
       corral run --gpus 1 -- python train.py           work on a GPU
       corral query "FROM samples LIMIT 5"              ask the history
     """
-    from ..schemas import bus
+    from ..bus.connect import URL_VARIABLE
     from .everywhere import GIVEN, take, use_credentials
 
     GIVEN.clear()
@@ -221,7 +221,7 @@ def corral(
         check(ctx.invoked_subcommand)
     take(ctx.invoked_subcommand or "", nats=nats, creds=creds, context=context, config=config)
     if nats:
-        os.environ[bus.URL_VARIABLE] = nats
+        os.environ[URL_VARIABLE] = nats
     if config:
         # Parts that a command starts read the same file.
         os.environ["CORRAL_CONFIG"] = os.path.abspath(config)
@@ -230,7 +230,7 @@ def corral(
 
         configure(ctx, context, must_be_there=config is not None)
     if nats:
-        os.environ[bus.URL_VARIABLE] = nats
+        os.environ[URL_VARIABLE] = nats
     if creds:
         use_credentials(creds)
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 import msgspec
 import typer
 
-from ..schemas import bus
+from ..bus.connect import URL_VARIABLE
+from ..schemas.credentials import CREDENTIALS_VARIABLE
 from .everywhere import GIVEN
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def another_bus(url: str | None) -> str | None:
     if url:
         GIVEN["nats"] = url
     context = sys.modules.get("corral.cli.context")
-    if url and context is not None and url != os.environ.get(bus.URL_VARIABLE):
+    if url and context is not None and url != os.environ.get(URL_VARIABLE):
         for variable in context.SOURCES:
             if variable != context.VARIABLES["owner"]:
                 os.environ.pop(variable, None)
@@ -93,13 +94,13 @@ async def connected(nats: str | None, *, owner: str | None = None, timeout: floa
 
     # The command's own line says it; the log would say it for each attempt.
     logging.getLogger("corral.bus").setLevel(logging.CRITICAL)
-    if nats and nats != os.environ.get(bus.URL_VARIABLE):
+    if nats and nats != os.environ.get(URL_VARIABLE):
         from .context import SOURCES
 
         # The option of a command names another bus than the context: its credentials are not shown there.
         for variable in [name for name in SOURCES if name.startswith("CORRAL_NATS_")]:
             os.environ.pop(variable, None)
-    credentials = os.environ.get(bus.CREDENTIALS_VARIABLE)
+    credentials = os.environ.get(CREDENTIALS_VARIABLE)
     async with connect(
         nats, owner=owner, credentials=credentials, timeout=timeout, patience=1.0, wait=0.3, name="corral-cli"
     ) as client:

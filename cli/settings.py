@@ -134,7 +134,7 @@ def _text(value: Any) -> str:
 
 
 def _bus() -> list[dict[str, Any]]:
-    from ..schemas.bus import DEFAULT_URL, URL_VARIABLE
+    from ..bus.connect import DEFAULT_URL, URL_VARIABLE
 
     found = files.read()
     name = os.environ.get(files.CONTEXT_VARIABLE) or found.current

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
+from ..bus.connect import connect
 from ..schemas import bus, codec
 from .exits import FAILED, NO_SERVICE, TIMED_OUT, USAGE, CommandError
 from .options import AsJson, NatsUrl, console, print_json, run, say
@@ -80,7 +81,7 @@ async def _fetch(
     from ..schemas.replies import ERROR_CODE_HEADER
     from ..schemas.requests import Error
 
-    nc = await bus.connect(nats, name="corral-cli", wait_seconds=1.5, max_reconnect_attempts=3)
+    nc = await connect(nats, name="corral-cli", wait_seconds=1.5, max_reconnect_attempts=3)
     part = out.with_name(out.name + ".part")
     try:
         try:

@@ -17,7 +17,8 @@ from typing import IO, Final
 
 from msgspec import Struct
 
-from ..schemas import bus
+from ..bus.connect import URL_VARIABLE, connect
+from ..bus.layout import ensure_layout
 from .exits import CommandError
 from .server import EmbeddedServer, die_with_parent
 
@@ -152,9 +153,9 @@ class Supervisor:
         # In this thread: Linux ends a child with the thread that made it.
         self.server.start()
         credentials = str(self._credentials) if self._credentials else None
-        nc = await bus.connect(self.server.url, name="corral-up", credentials=credentials)
+        nc = await connect(self.server.url, name="corral-up", credentials=credentials)
         try:
-            await bus.ensure_layout(nc.jetstream())
+            await ensure_layout(nc.jetstream())
         finally:
             await nc.close()
         self._server_keeper = asyncio.create_task(self._keep_server())
@@ -225,7 +226,7 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env=os.environ | {bus.URL_VARIABLE: self.server.url, "PYTHONUNBUFFERED": "1"} | _LOG | part.environment,
+                env=os.environ | {URL_VARIABLE: self.server.url, "PYTHONUNBUFFERED": "1"} | _LOG | part.environment,
                 # As with the server: a Ctrl-C reaches the supervisor alone, which stops parts in order.
                 start_new_session=True,
                 # Parts are made to be killed; one that lingered would hold the database from the next cluster.

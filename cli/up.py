@@ -16,9 +16,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from ..bus.connect import DEFAULT_URL
 from ..client import Client, CorralError
 from ..schemas import operations
-from ..schemas.bus import DEFAULT_URL
 from .exits import USAGE, CommandError
 from .local import Local, context_name, forget, introduce, server_names, settle, take_over
 from .options import console

@@ -16,6 +16,8 @@ import msgspec
 import nats.aio.client
 import nats.errors
 
+from ..bus.connect import BusUnavailable
+from ..bus.connect import connect as bus_connect
 from ..schemas import bus, codec, operations, requests
 from ..schemas.bus import PlanSubject
 from ..schemas.credentials import ANY_OWNER
@@ -339,8 +341,8 @@ def connect(
         settings, named = way(url, credentials, context)
         try:
             everything: dict[str, Any] = {**settings, **options}
-            nc = await bus.connect(name=name, wait_seconds=wait, **everything)
-        except bus.BusUnavailable as error:
+            nc = await bus_connect(name=name, wait_seconds=wait, **everything)
+        except BusUnavailable as error:
             raise Unavailable(str(error)) from error
         if not context and os.environ.get(OWNER_VARIABLE):
             named = ""

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final, cast
 
-from ..schemas.bus import URL_VARIABLE
+from ..bus.connect import URL_VARIABLE
 from ..schemas.credentials import CREDENTIALS_VARIABLE
 from .errors import Unavailable
 

@@ -20,6 +20,7 @@ from nats.errors import Error as NatsError
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
+from ..bus.tasks import heed_cancellation
 from ..schemas import bus
 
 log = logging.getLogger("corral.collector")
@@ -105,7 +106,7 @@ class HostClaim:
         bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
         seen: int | None = None
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             entry = await _get(bucket, self.name)
             try:
                 if entry is None:
@@ -133,7 +134,7 @@ class HostClaim:
         """
         bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             await asyncio.sleep(RENEW_SECONDS)
             try:
                 self._revision = await bucket.update(self.name, self._value, last=self._revision)

@@ -14,6 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from ..bus.tasks import heed_cancellation
 from ..schemas import bus, codec, stored
 from ..schemas.operations import LeaseFilter, Leases
 from ..schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
@@ -69,7 +70,7 @@ class LeaseFeed:
             except (NatsError, TimeoutError) as error:
                 log.warning("leases granted before now are not known: %s", error)
             while True:
-                bus.heed_cancellation()
+                heed_cancellation()
                 await asyncio.sleep(EXPIRY_CHECK_SECONDS)
                 self._expire()
         finally:
@@ -81,7 +82,7 @@ class LeaseFeed:
     async def _catch_up(self, nc: Client, subject: str) -> None:
         async with contextlib.aclosing(stored.read(nc, bus.FACTS_STREAM, subject)) as messages:
             async for message in messages:
-                bus.heed_cancellation()
+                heed_cancellation()
                 self.apply(message.data, (message.headers or {}).get("Nats-Subject", ""), tell=False)
 
     def _tell_soon(self) -> None:
@@ -154,7 +155,7 @@ class HostLeaseFeed:
         pause = ASK_AGAIN_SECONDS
         try:
             while True:
-                bus.heed_cancellation()
+                heed_cancellation()
                 self._hinted.clear()
                 try:
                     self._changed(await self._ask(nc))

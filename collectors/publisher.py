@@ -29,8 +29,11 @@ from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
+from ..bus.connect import connect
+from ..bus.health import Since
+from ..bus.layout import ensure_layout
+from ..bus.tasks import heed_cancellation
 from ..schemas import bus, codec
-from ..schemas.health import Since
 from ..schemas.permitted import may_make_streams
 from .outbox import Entry, Outbox
 
@@ -137,7 +140,7 @@ class Publisher:
         """Connect, publish, and again, until cancelled."""
         failures = 0
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             lost = asyncio.Event()
             nc: Client | None = None
             try:
@@ -175,7 +178,7 @@ class Publisher:
                 self._told.add(str(error))
                 log.warning("bus: %s: %s", type(error).__name__, error)
 
-        return await bus.connect(
+        return await connect(
             self._url,
             name=self._name,
             wait_seconds=0,
@@ -229,7 +232,7 @@ class _Session:
         failures = 0
         try:
             while True:
-                bus.heed_cancellation()
+                heed_cancellation()
                 self._publisher.news.clear()
                 await self._send_all()
                 if self._refused is not None:
@@ -245,7 +248,7 @@ class _Session:
     async def _send_all(self) -> None:
         outbox = self._outbox
         while self._refused is None:
-            bus.heed_cancellation()
+            heed_cancellation()
             if outbox.in_flight >= WINDOW_MESSAGES or outbox.in_flight_bytes >= WINDOW_BYTES:
                 self._room.clear()
                 await self._wait_for(self._room)
@@ -351,7 +354,7 @@ class _Session:
         level = logging.WARNING if failures == 1 else logging.DEBUG
         log.log(level, "the bus takes no messages now (%s); buffering", self._refused.description)
         if self._refused.code == 503 and self._refused.err_code == 0 and may_make_streams(self._nc):
-            await bus.ensure_layout(self._js)
+            await ensure_layout(self._js)
         self._outbox.spill()
         self._sent.clear()
         await asyncio.sleep(random.uniform(0, min(BACKOFF_SECONDS * 2**failures, BACKOFF_MAX_SECONDS)))

@@ -14,8 +14,9 @@ from typing import Final
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from ..bus.health import HealthDoor
+from ..bus.layout import ensure_layout
 from ..schemas import bus
-from ..schemas.health import HealthDoor
 from ..schemas.instruments import ServiceKind
 from ..schemas.permitted import may_make_streams
 from ..schemas.requests import Lease
@@ -137,7 +138,7 @@ async def collect(
     async def on_connected(nc: Client) -> None:
         if may_make_streams(nc):
             try:
-                await bus.ensure_layout(nc.jetstream())
+                await ensure_layout(nc.jetstream())
             except (NatsError, TimeoutError) as error:
                 log.debug("could not check the streams: %s", error)
         agent.limit_message_bytes(nc.max_payload)

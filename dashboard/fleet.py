@@ -16,9 +16,10 @@ import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
 
+from ..bus.health import HealthDoor
 from ..client import Client, CorralError, NoService, Unavailable, connect
 from ..schemas import bus, codec, operations, requests
-from ..schemas.health import HealthDoor, Judgement
+from ..schemas.health import Judgement
 from ..schemas.instruments import ServiceKind
 from ..schemas.telemetry import ProcessBatch, ProcessSample
 from . import cells

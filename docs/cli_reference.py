@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import typer
+from corral.bus.connect import DEFAULT_URL
 from corral.cli import asking, config, exits
 from corral.cli.main import COMMANDS, app, load
 from corral.cli.settings import SERVICES, variables
-from corral.schemas.bus import DEFAULT_URL
 
 OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     "CORRAL_CONFIG": ("two files, see [above](#the-file)", "The configuration file; no other is read then."),

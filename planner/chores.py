@@ -12,7 +12,8 @@ from typing import Final
 
 from nats.errors import Error as NatsError
 
-from ..schemas import bus, codec
+from ..bus.tasks import heed_cancellation
+from ..schemas import codec
 from ..schemas.elapsed import elapsed_seconds
 from .desk import Desk
 from .fleet.events import HostLost, HostSeen
@@ -166,7 +167,7 @@ async def forever(what: str, step: Callable[[], Awaitable[float]]) -> None:
         step: returns the seconds until the next.
     """
     while True:
-        bus.heed_cancellation()
+        heed_cancellation()
         try:
             pause = await step()
         except Exception as error:

@@ -20,9 +20,13 @@ from msgspec import Struct, structs
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from ..bus.connect import BusUnavailable, connect, until_closed
+from ..bus.health import HealthDoor
+from ..bus.layout import until_laid_out
+from ..bus.tasks import heed_cancellation
 from ..schemas import bus, codec
 from ..schemas.elapsed import elapsed_seconds
-from ..schemas.health import HealthDoor, Judgement
+from ..schemas.health import Judgement
 from ..schemas.instruments import ServiceKind
 from ..schemas.operations import Drains
 from ..schemas.requests import Error, LeaseState
@@ -152,7 +156,7 @@ class Planner:
             BusUnavailable: the server is too old, or a stream is such that leases would be forgotten.
         """
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             try:
                 await self._store.open()
                 self._limiter.events.most_bytes = await mend_streams(self._nc.jetstream())
@@ -160,7 +164,7 @@ class Planner:
                 await self._telemetry.start(_health(health.value) if health else None)
                 await self._endpoints.standby()
                 break
-            except bus.BusUnavailable:
+            except BusUnavailable:
                 raise
             except (NatsError, OSError, TimeoutError) as error:
                 log.warning("the bus went away while this planner started: %r", error)
@@ -185,13 +189,13 @@ class Planner:
         """
         misses = 0
         while misses < 2:
-            bus.heed_cancellation()
+            heed_cancellation()
             await asyncio.sleep(_LOOK_SECONDS)
             try:
                 misses = 0 if await self._store.is_there() else misses + 1
             except (NatsError, OSError, TimeoutError) as error:
                 log.debug("the bucket can't be looked at: %r", error)
-        raise bus.BusUnavailable(
+        raise BusUnavailable(
             f"the bucket {bus.PLANNER_BUCKET} is gone or was made anew: has the bus lost its disk? The leases of "
             "before are lost with it; a planner that is started now begins anew"
         )
@@ -237,7 +241,7 @@ class Planner:
 
     async def _catch_up(self) -> None:
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             try:
                 return await self._telemetry.catch_up()
             except (NatsError, OSError, TimeoutError) as error:
@@ -460,15 +464,13 @@ async def plan(
 
     closed = asyncio.Event()
     connections = [
-        await bus.connect(
-            url, name="corral-planner", reconnected_cb=reconnected, pending_size=64 * 2**20, closed=closed
-        )
+        await connect(url, name="corral-planner", reconnected_cb=reconnected, pending_size=64 * 2**20, closed=closed)
     ]
 
     async def serve() -> None:
         nonlocal planner
         # A server that was there a moment ago is waited for.
-        telemetry_nc = await bus.connect(
+        telemetry_nc = await connect(
             url,
             name="corral-planner-telemetry",
             reconnected_cb=telemetry_reconnected,
@@ -476,7 +478,7 @@ async def plan(
             closed=closed,
         )
         connections.append(telemetry_nc)
-        await bus.until_laid_out(connections[0].jetstream())
+        await until_laid_out(connections[0].jetstream())
         planner = Planner(connections[0], telemetry_nc, settings)
         if named is not None:
             named(planner.id)
@@ -485,7 +487,7 @@ async def plan(
 
     async def until_lost() -> None:
         await closed.wait()
-        await bus.until_closed(next((nc for nc in connections if nc.is_closed), connections[0]), closed)
+        await until_closed(next((nc for nc in connections if nc.is_closed), connections[0]), closed)
 
     tasks = [asyncio.create_task(work) for work in (serve(), until_lost(), stopping.wait())]
     try:

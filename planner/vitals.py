@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-from ..schemas import bus
+from ..bus.tasks import heed_cancellation
 from ..schemas.elapsed import steady_time
 from ..schemas.health import Judgement
 from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
@@ -60,7 +60,7 @@ class Vitals:
     async def watch_loop(self) -> None:
         """Measure how late the loop comes to what is due, for ever."""
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             began = time.perf_counter()
             await asyncio.sleep(_WATCH_SECONDS)
             self.loop_lag_seconds.observe(max(0.0, time.perf_counter() - began - _WATCH_SECONDS))

@@ -11,6 +11,7 @@ from typing import Final
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from ..bus.tasks import heed_cancellation
 from ..schemas import bus, stored
 
 ASK_SECONDS: Final = 20.0
@@ -35,7 +36,7 @@ class ServerClock:
     async def run(self, nc: Client) -> None:
         """Ask until cancelled."""
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             with contextlib.suppress(NatsError, TimeoutError, OSError):
                 server = await stored.clock(nc, bus.TELEMETRY_STREAM)
                 if server is not None:

@@ -14,8 +14,9 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
-from ..schemas import bus
-from ..schemas.health import HealthDoor
+from ..bus.connect import BusUnavailable, connect, first_of, until_closed
+from ..bus.health import HealthDoor
+from ..bus.layout import until_laid_out
 from ..schemas.instruments import ServiceKind
 from ..schemas.query import ProcessorStatus
 from . import snapshots
@@ -111,12 +112,10 @@ async def process(
     server = ServerClock()
     maintenance = Maintenance(storage, retention, server_now=server.now, force=force_retention)
     try:
-        nc = await bus.connect(
-            nats_url, name=f"processor-{storage.processor}", wait_seconds=wait_seconds, closed=closed
-        )
+        nc = await connect(nats_url, name=f"processor-{storage.processor}", wait_seconds=wait_seconds, closed=closed)
         try:
             js = nc.jetstream()
-            await bus.until_laid_out(js)
+            await until_laid_out(js)
             letters = DeadLetters(js)
             ingests = [Ingest(nc, storage, consumer, letters) for consumer in CONSUMERS]
             vitals = Vitals(letters, storage.size_bytes, maintenance.failing, lambda: maintenance.held_back)
@@ -156,13 +155,13 @@ async def process(
                 if ready is not None:
                     ready.set()
                 try:
-                    await bus.until_closed(nc, closed)
+                    await until_closed(nc, closed)
                 finally:
                     health.stopping = True
                     await service.stop()
                     await copies.stop()
-        except* (bus.BusUnavailable, StorageDamaged) as gone:
-            raise bus.first_of(gone) from None
+        except* (BusUnavailable, StorageDamaged) as gone:
+            raise first_of(gone) from None
         finally:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CLOSE_SECONDS):

@@ -7,31 +7,17 @@ is there for; the reasons say why not.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import resource
-import socket
-import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import Final
+from collections.abc import Mapping
 
 from msgspec import Struct
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-from nats.errors import Error as NatsError
 
-from . import bus, codec, replies
-from .instruments import INSTRUMENTS, Histogram, ServiceKind
-from .permitted import identity_of
-from .process import corral_version, peak_resident_bytes, resident_bytes
+from . import bus
+from .instruments import Histogram, ServiceKind
 from .requests import Time
 
 log = logging.getLogger("corral.health")
 
-_ANSWERING: Final = ("", "planner", "processor", "collector", "admin")
-"""Roles that are asked; without one nobody has narrowed anything. Exporters and dashboards may be made to."""
 
 Values = Mapping[str, "float | Histogram | Mapping[str, float] | Mapping[str, Histogram]"]
 """By instrument; by the value of its label where it has one."""
@@ -95,127 +81,6 @@ class Judgement(Struct, frozen=True):
     role: str = ""
 
 
-class HealthDoor:
-    """Answers for a service.
-
-    Args:
-        service: which.
-        instance: becomes a token of the subject.
-        judge: asked each time.
-
-    Attributes:
-        stopping: set once the service has begun to end.
-    """
-
-    def __init__(self, service: ServiceKind, instance: str, judge: Callable[[], Judgement]) -> None:
-        self.service = service
-        self.instance = bus.host_token(instance)
-        self.stopping = False
-        self._judge = judge
-        self._started_at = datetime.now(UTC)
-        self._subscriptions: list[Subscription] = []
-
-    async def open(self, nc: Client) -> None:
-        """Listen on a connection; on another one after it was lost for good."""
-
-        async def answer(message: Msg) -> None:
-            if message.reply:
-                content = replies.asked_in(message.headers)
-                data, headers = codec.encode(self.health(), content), replies.headers(None, content)
-                with contextlib.suppress(NatsError):  # the bus is away: whoever asked has no use for it any more
-                    await nc.publish(message.reply, data, headers=headers)
-
-        own = health_subject(self.service, self.instance)
-        subjects = (bus.HEALTH, health_subject(self.service), own)
-        identity = identity_of(nc)
-        if identity.role not in _ANSWERING and not identity.serves:  # the bus lets it be asked by nobody
-            subjects = ()
-        self._subscriptions = [await nc.subscribe(subject, cb=answer) for subject in subjects]
-
-    async def close(self) -> None:
-        """Listen no more."""
-        self.stopping = True
-        for subscription in self._subscriptions:
-            with contextlib.suppress(NatsError, OSError, ValueError):
-                await subscription.unsubscribe()
-        self._subscriptions = []
-
-    def health(self) -> ServiceHealth:
-        """How it is now."""
-        try:
-            judgement = self._judge()
-            measures = measured(self.service, {**_common(self._started_at), **judgement.values})
-        except Exception as error:  # what can't tell how it is, is not well
-            log.exception("the %s can't tell how it is", self.service)
-            judgement, measures = Judgement([f"it can't tell how it is: {error}"]), []
-        reasons = ["it is stopping"] if self.stopping else judgement.reasons
-        return ServiceHealth(
-            service=self.service,
-            instance=self.instance,
-            host=socket.gethostname(),
-            ready=not reasons,
-            reasons=reasons,
-            role=judgement.role,
-            corral_version=corral_version(),
-            started_at=self._started_at,
-            measures=measures,
-        )
-
-
-def measured(service: ServiceKind, values: Values) -> list[Measure]:
-    """Values as they travel.
-
-    Raises:
-        KeyError: the catalogue has no such instrument.
-    """
-    found: list[Measure] = []
-    for name, given in values.items():
-        instrument = INSTRUMENTS[service][name]
-        if isinstance(given, Mapping):
-            label = instrument.labels[0]
-            found += [_measure(name, value, {label: key}) for key, value in given.items()]
-        else:
-            found.append(_measure(name, given, {}))
-    return found
-
-
-def _measure(name: str, value: float | Histogram, labels: dict[str, str]) -> Measure:
-    if isinstance(value, Histogram):
-        return Measure(name=name, value=value.total, labels=labels, bounds=value.bounds, counts=tuple(value.counts))
-    return Measure(name=name, value=float(value), labels=labels)
-
-
-def _common(started_at: datetime) -> dict[str, float]:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {
-        "start_timestamp_seconds": started_at.timestamp(),
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "resident_bytes": float(resident_bytes() or peak_resident_bytes()),
-    }
-
-
 def health_subject(service: str | None = None, instance: str | None = None) -> str:
     """Where to ask: all services, those of one kind, or one of them."""
     return ".".join(filter(None, (bus.HEALTH, service, instance and bus.host_token(instance))))
-
-
-class Since:
-    """Since when something has not happened; for readiness.
-
-    Attributes:
-        at: the last time, on the monotonic clock.
-    """
-
-    __slots__ = ("at",)
-
-    def __init__(self) -> None:
-        self.at = time.monotonic()
-
-    def now(self) -> None:
-        """It happens."""
-        self.at = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """For so long."""
-        return time.monotonic() - self.at

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from corral.bus.connect import connect
+from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer
 from corral.client import SyncClient
 from corral.processors.storage import Database
-from corral.schemas import bus
 from hypothesis import HealthCheck, settings
 from local_cluster import LocalCluster, wait_for
 from nats.aio.client import Client
@@ -47,8 +48,8 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
 @pytest.fixture
 async def nc(server: EmbeddedServer) -> AsyncIterator[Client]:
     """A connection to `server`, with the layout of streams and buckets made."""
-    client = await bus.connect(server.url, name="test")
-    await bus.ensure_layout(client.jetstream())
+    client = await connect(server.url, name="test")
+    await ensure_layout(client.jetstream())
     yield client
     await client.close()
 

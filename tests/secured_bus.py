@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from corral.bus.connect import connect as bus_connect
 from corral.cli.authority.folder import Authority
 from corral.cli.authority.roles import Role
 from corral.cli.server import EmbeddedServer
-from corral.schemas import bus
 from nats.aio.client import Client
 
 HOST = "127.0.0.1"
@@ -40,7 +40,7 @@ class SecuredBus:
 
     async def connect(self, name: str, **options: object) -> Client:
         """As a user, by name."""
-        return await bus.connect(self.server.url, credentials=self.credentials(name), name=f"test-{name}", **options)
+        return await bus_connect(self.server.url, credentials=self.credentials(name), name=f"test-{name}", **options)
 
     def environment(self, name: str = "", **more: str) -> dict[str, str]:
         """Of a command that a user runs."""

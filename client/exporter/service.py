@@ -17,8 +17,9 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from ...bus.health import HealthDoor
 from ...schemas.globs import matches_any
-from ...schemas.health import HealthDoor, Judgement
+from ...schemas.health import Judgement
 from ...schemas.instruments import SECONDS, Histogram, ServiceKind
 from ..aio import Client
 from .families import Family

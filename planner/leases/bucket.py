@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext, api
 
+from ...bus.connect import BusUnavailable
 from ...schemas import bus, units
 
 log = logging.getLogger("corral.planner.bucket")
@@ -116,12 +117,12 @@ def mend(config: api.StreamConfig, rules: tuple[Rule, ...]) -> list[str]:
             continue
         said = f"{config.name} was made with {rule.field}={getattr(value, 'value', value)}"
         if rule.field == "max_bytes":
-            raise bus.BusUnavailable(
+            raise BusUnavailable(
                 f"{said}, too little for leases: give it {units.format_bytes(LEAST_BYTES)} at least, "
                 f"with `nats stream edit {config.name} --max-bytes={LEAST_BYTES}`"
             )
         if rule.value is None:
-            raise bus.BusUnavailable(
+            raise BusUnavailable(
                 f"{said}: {rule.why}, and that can't be changed on a stream that is there. Move what it holds to one "
                 "that Corral has made"
             )

@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct
 from nats.errors import Error as NatsError
 
-from ...schemas import bus
+from ...bus.tasks import heed_cancellation
 from ...schemas.elapsed import elapsed_seconds
 from .recorded import readable
 from .store import HEARTBEAT, LEADER, Deposed, Entry, Store, WriteFailed
@@ -118,7 +118,7 @@ class Candidate:
     async def run(self) -> None:
         """Campaign and lead, in turn, until cancelled."""
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             try:
                 term = await self._campaign()
             except (NatsError, OSError, TimeoutError) as error:
@@ -154,7 +154,7 @@ class Candidate:
         seen: tuple[int, int] | None = None
         seen_at = 0.0
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             entry = await self._store.get(LEADER)
             beat = await self._store.get(HEARTBEAT)
             now = elapsed_seconds()
@@ -185,7 +185,7 @@ class Candidate:
         elected = asyncio.ensure_future(self._on_elected(term))
         try:
             while True:
-                bus.heed_cancellation()
+                heed_cancellation()
                 if elected.done():
                     elected.result()
                 self._beat_now.clear()

@@ -39,6 +39,7 @@ from nats.errors import Error as NatsError
 from nats.js import api
 from nats.js.errors import APIError, NotFoundError
 
+from ...bus.connect import BusUnavailable
 from ...schemas import bus
 from ...schemas.connection import Connection
 from ...schemas.instruments import SECONDS, SIZES, Histogram
@@ -268,7 +269,7 @@ class Store:
             config.allow_atomic = self._replicated or config.allow_atomic
             config = (await self._js.update_stream(config)).config
             if not config.allow_msg_ttl:
-                raise bus.BusUnavailable(
+                raise BusUnavailable(
                     f"NATS server {self._nc.connected_server_version} keeps every lease for ever: the planner needs "
                     "2.11 or newer, where a message may have a time to live"
                 )

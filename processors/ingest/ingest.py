@@ -23,6 +23,8 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
+from ...bus.layout import ensure_layout
+from ...bus.tasks import heed_cancellation
 from ...schemas import bus
 from ...schemas.instruments import ROWS, SECONDS, SIZES, Histogram
 from ...schemas.metrics import METRICS
@@ -154,7 +156,7 @@ class Ingest:
         origin: Origin | None = None,
     ) -> None:
         self.consumer = consumer
-        self._make_streams = make_streams or partial(bus.ensure_layout, nc.jetstream())
+        self._make_streams = make_streams or partial(ensure_layout, nc.jetstream())
         self.part = consumer.part or consumer.stream
         self._storage = storage
         self._dead_letters = dead_letters
@@ -193,7 +195,7 @@ class Ingest:
         try:
             while True:
                 while not await self._begin():
-                    bus.heed_cancellation()
+                    heed_cancellation()
                     await asyncio.sleep(RETRY_SECONDS[0])
                 decoded: asyncio.Queue[_Decoded | None] = asyncio.Queue(1)
                 async with asyncio.TaskGroup() as tasks:
@@ -242,7 +244,7 @@ class Ingest:
         """Until the stream is another one."""
         loop = asyncio.get_running_loop()
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             try:
                 taken = await self._reader.take(self._most_bytes(), self.consumer.linger_seconds)
             except StreamReplaced as replaced:
@@ -267,7 +269,7 @@ class Ingest:
 
     async def _write_all(self, decoded: asyncio.Queue[_Decoded | None]) -> None:
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             item = await decoded.get()
             if item is None:
                 return

@@ -34,6 +34,7 @@ from nats.errors import Error as NatsError
 from nats.js import api
 from nats.js.errors import APIError, BucketNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
+from ...bus.tasks import heed_cancellation
 from ...schemas import bus, permitted
 from .columnar import Incoming
 from .reader import made
@@ -223,12 +224,12 @@ class Origin:
             self._checked.clear()
             self._asked.set()
             await self._checked.wait()
-            bus.heed_cancellation()
+            heed_cancellation()
 
     async def run(self) -> None:
         """Compare, again and again, until cancelled."""
         while True:
-            bus.heed_cancellation()
+            heed_cancellation()
             self._asked.clear()
             going_well = await self._check_once()
             self._checked.set()

@@ -34,6 +34,7 @@ from nats.js.errors import (
 )
 from nats.js.kv import KeyValue
 
+from ...bus.tasks import heed_cancellation
 from ...schemas import bus
 from ..storage.errors import StorageError
 from .ingest import CONSUMERS, Consumer
@@ -164,7 +165,7 @@ class Claims:
         """Take, renew and give back, until cancelled; then give everything back."""
         try:
             while True:
-                bus.heed_cancellation()
+                heed_cancellation()
                 began = time.monotonic()
                 try:
                     await self._round()

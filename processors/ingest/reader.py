@@ -24,7 +24,7 @@ from nats.aio.subscription import Subscription
 from nats.js import api
 from nats.js.errors import NotFoundError
 
-from ...schemas import bus
+from ...bus.tasks import heed_cancellation
 from ...schemas.connection import Connection
 from .columnar import Incoming
 from .wire import quicken
@@ -228,7 +228,7 @@ class Reader:
             await self._recover()
         else:
             await self._pull()
-        bus.heed_cancellation()
+        heed_cancellation()
 
     async def _recover(self) -> None:
         """Make the consumer anew behind what was received; what waits in the buffer stays in order before it."""

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from duckdb import DuckDBPyConnection
 
+from ...bus.connect import BusUnavailable, connect, first_of, until_closed
+from ...bus.health import HealthDoor
+from ...bus.layout import ensure_layout, until_laid_out
 from ...schemas import bus
-from ...schemas.health import HealthDoor
 from ...schemas.instruments import ServiceKind
 from ...schemas.query import ProcessorStatus
 from ..serverclock import ServerClock
@@ -72,17 +74,17 @@ async def share(
     if named is not None:
         named(owner)
     closed = asyncio.Event()
-    nc = await bus.connect(nats_url, name=f"processor-{history}-{owner}", wait_seconds=wait_seconds, closed=closed)
+    nc = await connect(nats_url, name=f"processor-{history}-{owner}", wait_seconds=wait_seconds, closed=closed)
     try:
         js = nc.jetstream()
-        await bus.until_laid_out(js)
+        await until_laid_out(js)
         await partitions.ensure_stream(js, count)
         letters = DeadLetters(js)
         server = ServerClock()
         care = upkeep.Upkeep(lake, kept, server_now=server.now, force=force_retention)
 
         async def make_streams() -> None:
-            await bus.ensure_layout(js)
+            await ensure_layout(js)
             await partitions.ensure_stream(js, count)
 
         origin = Origin(nc, owner, count, make_streams)
@@ -149,13 +151,13 @@ async def share(
                 tasks.create_task(claims.run())
                 tasks.create_task(origin.run())
                 tasks.create_task(server.run(nc))
-                tasks.create_task(bus.until_closed(nc, closed))
+                tasks.create_task(until_closed(nc, closed))
         finally:
             health.stopping = True
             await service.stop()
             await copies.stop()
-    except* bus.BusUnavailable as gone:
-        raise bus.first_of(gone) from None
+    except* BusUnavailable as gone:
+        raise first_of(gone) from None
     finally:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(2.0):

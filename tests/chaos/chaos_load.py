@@ -22,6 +22,7 @@ from nats.js import api
 sys.path.insert(0, str(Path(__file__).parents[1] / "planner"))
 
 import model_planner
+from corral.bus.connect import connect as bus_connect
 from corral.client.query import in_own_name
 from corral.schemas import bus, codec
 from corral.schemas.query import ProcessorStatus
@@ -38,7 +39,7 @@ async def connect(urls: list[str], name: str = "chaos") -> Client:
     async def quiet(_: Exception) -> None:
         return None
 
-    return await bus.connect(
+    return await bus_connect(
         ",".join(urls), name=name, reconnect_time_wait=0.2, connect_timeout=1, ping_interval=2, error_cb=quiet
     )
 

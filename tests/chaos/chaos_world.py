@@ -13,6 +13,7 @@ from typing import Any
 
 from chaos_load import Account, Load, account_for_leases, account_for_telemetry, connect, limit_cores, read_stream
 from chaos_parts import CORRAL, Bus, Host, Network, Part, Place
+from corral.bus.connect import URL_VARIABLE
 from corral.schemas import bus, codec
 from corral.schemas.telemetry import Inventory
 
@@ -71,7 +72,7 @@ class World:
         return self.network.host() if self.network is not None else Place()
 
     def part(self, name: str, *arguments: str, environment: dict[str, str] | None = None) -> Part:
-        given = {bus.URL_VARIABLE: self.bus.url, **(environment or {})}
+        given = {URL_VARIABLE: self.bus.url, **(environment or {})}
         return Part(name, [*CORRAL, *arguments], self.folder, self.place(), given)
 
     def collector(self, prefix: str, *options: str, environment: dict[str, str] | None = None) -> Part:

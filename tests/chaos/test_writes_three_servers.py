@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from chaos_load import connect
 from chaos_parts import Bus, Place
+from corral.bus.layout import ensure_layout, until_laid_out
 from corral.planner.leases.bucket import LEAST_BYTES
 from corral.planner.leases.store import HEARTBEAT, Deposed, Entry, Outcome, Store, WriteFailed
 from corral.schemas import bus
@@ -33,7 +34,7 @@ def servers(tmp_path: Path) -> Iterator[Bus]:
 async def nc(servers: Bus) -> AsyncIterator[Client]:
     client = await connect(servers.urls)
     async with asyncio.timeout(30):
-        await bus.until_laid_out(client.jetstream())
+        await until_laid_out(client.jetstream())
     yield client
     await client.close()
 
@@ -171,7 +172,7 @@ async def test_a_full_bucket_is_led_from(nc: Client) -> None:
     """With three copies it takes no write any more, not even one in place of another, and still deletes refusals."""
     js = nc.jetstream()
     await js.delete_stream(KV)
-    await bus.ensure_layout(js, max_bytes_scale=0.01)
+    await ensure_layout(js, max_bytes_scale=0.01)
     term = await lead(await opened(nc))
     size, number = 50_000, 0
     while size:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.bus.layout import ensure_layout
 from corral.cli.authority.roles import Role
 from corral.cli.main import load
 from corral.collectors.outbox import Outbox
@@ -70,7 +71,7 @@ async def test_a_collectors_credentials_are_enough(
     guarded_bus: SecuredBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admin = await guarded_bus.connect("admin")
-    await bus.ensure_layout(admin.jetstream())
+    await ensure_layout(admin.jetstream())
     messages = await admin.subscribe("corral.v1.>")
     # An earlier run has left messages, so that the streams are asked what they have of them.
     before = Outbox(2**20, state_folder("node-7", tmp_path))

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from corral.bus.connect import connect
+from corral.bus.layout import ensure_layout, stream_config
 from corral.cli.server import EmbeddedServer
 from corral.collectors import claim as claim_module
 from corral.collectors import publisher as publisher_module
@@ -105,7 +107,7 @@ def assert_once_and_in_order(per_stream: list[list[int]], missing: int = 0) -> i
 
 
 async def connected(server: EmbeddedServer) -> Client:
-    return await bus.connect(server.url, name="test", wait_seconds=10)
+    return await connect(server.url, name="test", wait_seconds=10)
 
 
 async def test_an_agent_killed_without_a_bus_delivers_once_and_in_order_after_its_restart(
@@ -412,7 +414,7 @@ async def test_what_was_stored_unheard_longer_ago_than_the_stream_remembers_is_n
     nc = await connected(server)
     js = nc.jetstream()
     for stream in bus.STREAMS:
-        config = bus.stream_config(stream)
+        config = stream_config(stream)
         config.duplicate_window = 0.2
         await js.add_stream(config)
     monkeypatch.setattr(publisher_module, "DOUBT_SECONDS", 0.1)
@@ -522,7 +524,7 @@ def test_a_host_name_goes_into_subjects_as_one_token(server: EmbeddedServer, col
 
     async def first_subject() -> str:
         nc = await connected(server)
-        await bus.ensure_layout(nc.jetstream())
+        await ensure_layout(nc.jetstream())
         messages = await nc.subscribe("corral.v1.samples.>")
         subject = (await messages.next_msg(timeout=10)).subject
         await nc.close()

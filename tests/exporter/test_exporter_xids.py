@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from corral.bus.layout import ensure_layout
 from corral.client.exporter.xids import WINDOW_SECONDS, History, Xids
 from corral.schemas import bus, codec, columns, xids
 from corral.schemas.metrics import METRICS
@@ -183,7 +184,7 @@ def test_texts_are_dcgm_exporters() -> None:
 
 async def test_it_outlives_a_collector_and_an_exporter(server: Any, nc: Any, tmp_path: Path) -> None:
     js = nc.jetstream()
-    await bus.ensure_layout(js)
+    await ensure_layout(js)
     listed = DeviceInfo(uuid="GPU-0", host="h1", index=0, pcie_address="00000000:01:00.0")
     inventory = Inventory(host=HostInfo(name="h1"), agent="a", time_ns=1, devices=[listed])
     packed, _ = columns.pack(METRICS["temperature_celsius"], [40.0])

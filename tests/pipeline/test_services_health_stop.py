@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.bus.connect import connect
 from corral.cli.server import EmbeddedServer
 from corral.client.health import ask_health
 from corral.schemas import bus, codec
@@ -79,7 +80,7 @@ def services(server: EmbeddedServer, tmp_path: Path) -> Iterator[Services]:
 
 @pytest.fixture
 async def asking(server: EmbeddedServer) -> AsyncIterator[Client]:
-    client = await bus.connect(server.url, name="test", inbox_prefix="_INBOX.test")
+    client = await connect(server.url, name="test", inbox_prefix="_INBOX.test")
     yield client
     await client.close()
 

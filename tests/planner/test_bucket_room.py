@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from corral.bus.connect import BusUnavailable
+from corral.bus.layout import bucket_config, ensure_layout, stream_config
 from corral.cli.server import EmbeddedServer
 from corral.planner.leases.bucket import BUCKET, FACTS, READ, RECORD_PART, mend
 from corral.planner.leases.leader import heartbeat
@@ -87,11 +89,11 @@ def test_refusals_of_two_owners_under_one_id_are_both_let_go() -> None:
     ],
 )
 def test_a_setting_by_which_leases_are_forgotten_is_mended_or_refused(field: str, value: Any, after: Any) -> None:
-    config = bus.bucket_config(bus.BUCKETS[0])
+    config = bucket_config(bus.BUCKETS[0])
     assert mend(config, BUCKET) == []
     setattr(config, field, value)
     if after is None:
-        with pytest.raises(bus.BusUnavailable, match=f"{KV} was made with {field}="):
+        with pytest.raises(BusUnavailable, match=f"{KV} was made with {field}="):
             mend(config, BUCKET)
     else:
         assert [field in sentence for sentence in mend(config, BUCKET)] == [True]
@@ -101,13 +103,13 @@ def test_a_setting_by_which_leases_are_forgotten_is_mended_or_refused(field: str
 
 def test_streams_as_corral_makes_them_need_no_mending() -> None:
     for stream in bus.STREAMS:
-        assert mend(bus.stream_config(stream), FACTS if stream.name == bus.FACTS_STREAM else READ) == []
+        assert mend(stream_config(stream), FACTS if stream.name == bus.FACTS_STREAM else READ) == []
 
 
 async def test_a_bucket_that_was_made_with_an_age_forgets_no_lease(server: EmbeddedServer, nc: Client) -> None:
     js = nc.jetstream()
     await js.delete_stream(KV)
-    config = bus.bucket_config(bus.BUCKETS[0])
+    config = bucket_config(bus.BUCKETS[0])
     config.duplicate_window = 2.0
     config.max_age, config.discard, config.max_msgs_per_subject = 2.0, api.DiscardPolicy.OLD, 3
     await js.add_stream(config)
@@ -118,7 +120,7 @@ async def test_a_bucket_that_was_made_with_an_age_forgets_no_lease(server: Embed
     await js.delete_stream(KV)
     config.max_age, config.retention = None, api.RetentionPolicy.WORK_QUEUE
     await js.add_stream(config)
-    with pytest.raises(bus.BusUnavailable, match="retention=workqueue"):
+    with pytest.raises(BusUnavailable, match="retention=workqueue"):
         await plan(server.url, Settings(), stop=asyncio.Event())
 
 
@@ -126,7 +128,7 @@ async def small(nc: Client) -> int:
     """The bucket as CORRAL_STREAMS_SCALE=0.01 makes it; returns its bytes."""
     js = nc.jetstream()
     await js.delete_stream(KV)
-    await bus.ensure_layout(js, max_bytes_scale=0.01)
+    await ensure_layout(js, max_bytes_scale=0.01)
     return (await js.stream_info(KV)).config.max_bytes or 0
 
 

@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from corral.bus.connect import connect
+from corral.bus.layout import until_laid_out
 from corral.cli.server import EmbeddedServer
 from corral.planner.service import Planner, Settings
-from corral.schemas import bus
 from corral.schemas.requests import Error, Placement, WorkRequest
 from msgspec import Struct
 from msgspec.structs import replace
@@ -36,8 +37,8 @@ class Asker:
 async def test_who_is_read_while_the_term_ends_does_not_wait_in_a_line_that_nobody_serves(
     server: EmbeddedServer, nc: Nats
 ) -> None:
-    connections = [await bus.connect(server.url, name=name) for name in ("planner", "telemetry")]
-    await bus.until_laid_out(connections[0].jetstream())
+    connections = [await connect(server.url, name=name) for name in ("planner", "telemetry")]
+    await until_laid_out(connections[0].jetstream())
     planner = Planner(connections[0], connections[1], Settings())
     await planner.start()
     try:

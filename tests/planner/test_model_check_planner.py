@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer
 from corral.schemas import bus
 from model_planner import (
@@ -64,7 +65,7 @@ async def model_check(
 ) -> None:
     rng = random.Random(seed)
     nc, *rest = connections = await connect_clients(server.url, 9)
-    await bus.ensure_layout(nc.jetstream())
+    await ensure_layout(nc.jetstream())
     hosts = FakeHosts(nc, hosts=4, devices=4)
     await hosts.start()
     planners = [

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.bus.tasks import heed_cancellation
 from corral.cli.server import EmbeddedServer
-from corral.schemas import bus
 from nats.aio.client import Client
 from rig_planner import FakeHosts, PlannerProcess, ask, persist, running, until_ready
 
@@ -48,7 +48,7 @@ class Holder:
 
     async def _renew(self, nc: Client, body: dict[str, Any], ttl: float) -> None:
         while self.ended is None:
-            bus.heed_cancellation()
+            heed_cancellation()
             answer: dict[str, Any] = {}
             try:
                 answer = await ask(nc, "renew", body, timeout=0.5)

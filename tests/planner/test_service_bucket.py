@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from corral.bus.connect import connect
 from corral.cli.server import EmbeddedServer
 from corral.planner.leases import leases
 from corral.planner.leases.store import lease_key
@@ -92,7 +93,7 @@ async def test_whoever_is_told_that_nothing_was_done_holds_nothing(server: Embed
     """A planner stops while grants are on their way: they are answered as they land; those in line are sent away."""
     hosts = FakeHosts(nc)
     await hosts.start()
-    own = [await bus.connect(server.url, name=name) for name in ("planner", "telemetry")]
+    own = [await connect(server.url, name=name) for name in ("planner", "telemetry")]
     planner = Planner(own[0], own[1], Settings())
     await planner.start()
     await until_ready(nc, 8)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import nats
 import pytest
+from corral.bus.connect import connect as bus_connect
 from corral.cli.server import EmbeddedServer
 from corral.client import connect
 from corral.schemas import bus, codec
@@ -287,7 +288,7 @@ async def test_foreign_memory_and_silence_keep_devices_away(server: EmbeddedServ
 async def test_a_bus_that_lets_large_messages_through_floods_no_planner(tmp_path: Path) -> None:
     server = EmbeddedServer(tmp_path / "nats", max_payload_bytes=16 * 2**20)
     server.start()
-    nc = await bus.connect(server.url)
+    nc = await bus_connect(server.url)
     async with running(server.url):
         await until_ready(nc)
         body = {"owner": "a", "distribution": {"items": ["x" * 100] * 100_000}}

@@ -12,8 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+from corral.bus.connect import URL_VARIABLE, connect
+from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer, server_binary
-from corral.schemas import bus
 from nats.aio.client import Client
 from rig_planner import FakeHosts, PlannerProcess, persist, until_ready
 
@@ -28,8 +29,8 @@ async def test_a_server_that_dies_while_a_planner_starts_is_waited_for(server: E
             server.kill()
             await asyncio.sleep(0.5)
             server.start()
-            nc = await bus.connect(server.url, name="test")
-            await bus.ensure_layout(nc.jetstream())
+            nc = await connect(server.url, name="test")
+            await ensure_layout(nc.jetstream())
             hosts = FakeHosts(nc)
             await hosts.start()
             await until_ready(nc, 1, timeout=30)
@@ -85,7 +86,7 @@ def test_a_service_that_the_server_turns_away_ends(tmp_path: Path) -> None:
         processes.append(server)
         environment = {
             **os.environ,
-            bus.URL_VARIABLE: f"nats://corral:first@127.0.0.1:{port}",
+            URL_VARIABLE: f"nats://corral:first@127.0.0.1:{port}",
             "CORRAL_CONFIG": os.devnull,
         }
         log = tmp_path / "services.log"

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from corral.bus.connect import connect
+from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer
 from corral.schemas import bus, codec
 from history import Asking, sample_batch
@@ -233,8 +235,8 @@ async def test_a_server_that_dies_and_returns_loses_and_doubles_nothing(
     began_ns = time.time_ns() - 60 * 10**9
 
     async def publish(first: int, last: int) -> Asking:
-        nc = await bus.connect(server.url, name="test")
-        await bus.ensure_layout(nc.jetstream())
+        nc = await connect(server.url, name="test")
+        await ensure_layout(nc.jetstream())
         for sequence in range(first, last):
             start_ns = began_ns + sequence * 10**7
             payload = codec.encode(sample_batch("h1", sequence, start_ns=start_ns, step_ns=10**6))

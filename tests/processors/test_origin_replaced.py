@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.bus.connect import connect
+from corral.bus.layout import ensure_layout
 from corral.cli import server as servers
 from corral.cli.authority import roles
 from corral.cli.authority.roles import Role
@@ -92,7 +94,7 @@ class Processor:
         js = nc.jetstream()
 
         async def make_streams() -> None:
-            await bus.ensure_layout(js)
+            await ensure_layout(js)
             await partitions.ensure_stream(js, PARTITIONS)
 
         self.make_streams = make_streams
@@ -137,7 +139,7 @@ class Fleet:
 
     async def start(self) -> None:
         for number in range(2):
-            client = await bus.connect(self.server.url, name=f"processor-{number}")
+            client = await connect(self.server.url, name=f"processor-{number}")
             self._clients.append(client)
             self.processors.append(Processor(client, self.database, str(number), [number]))
             await self.processors[-1].start()
@@ -233,7 +235,7 @@ async def test_what_is_copied_and_not_read_yet_is_not_lost_with_the_origin(fleet
     await fleet.copied(50)
     js = nc.jetstream()
     await js.delete_stream(bus.TELEMETRY_STREAM)
-    await bus.ensure_layout(js)
+    await ensure_layout(js)
     await publish(nc, range(50, 70))
     await fleet.start()
     await fleet.stored(range(70))

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from corral.bus.connect import connect
 from corral.cli.server import EmbeddedServer
 from corral.processors.service import process
 from corral.schemas import bus, codec
@@ -39,7 +40,7 @@ async def processor(nc: Client, server: EmbeddedServer, tmp_path: Path) -> Async
 async def test_a_flood_of_heavy_queries_stops_neither_ingest_nor_small_ones(
     nc: Client, server: EmbeddedServer, processor: asyncio.Task[None]
 ) -> None:
-    analyst = await bus.connect(server.url, name="analyst")
+    analyst = await connect(server.url, name="analyst")
     codes: list[str] = []
 
     async def heavy(number: int) -> None:

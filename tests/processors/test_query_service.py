@@ -13,6 +13,7 @@ import duckdb
 import msgspec
 import pyarrow as pa
 import pytest
+from corral.bus.connect import connect
 from corral.processors.sql import confine
 from corral.processors.sql.query import Limits, QueryService
 from corral.schemas import bus
@@ -205,7 +206,7 @@ async def test_cancel_a_running_and_a_waiting_query(nc: Client, service: QuerySe
 
 async def test_nobody_takes_all_slots_and_the_line_is_bounded(nc: Client, server: Any, service: QueryService) -> None:
     flood = [asyncio.create_task(ask(nc, FOREVER, timeout_seconds=20, query_id=f"q{n}")) for n in range(8)]
-    other = await bus.connect(server.url)
+    other = await connect(server.url)
     try:
         await asyncio.sleep(0.2)
         assert await rows(other, "SELECT 42") == [[42]]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from corral.bus.connect import connect
 from corral.cli.server import EmbeddedServer
 from corral.processors.ingest.deadletters import DeadLetters
 from corral.processors.ingest.ingest import CONSUMERS, Ingest
@@ -88,7 +89,7 @@ async def test_a_stream_that_was_set_back_and_has_grown_beyond_is_read_again(
 
     @contextlib.asynccontextmanager
     async def reading() -> AsyncIterator[None]:
-        client = await bus.connect(server.url)
+        client = await connect(server.url)
         ingest = asyncio.create_task(Ingest(client, database, CONSUMERS[0], DeadLetters(client.jetstream())).run())
         yield
         ingest.cancel()
@@ -111,7 +112,7 @@ async def test_a_stream_that_was_set_back_and_has_grown_beyond_is_read_again(
         # Where the processor does not look for it yet.
         apart = EmbeddedServer(server.data)
         apart.start()
-        other = await bus.connect(apart.url)
+        other = await connect(apart.url)
         await publish(other, range(21, 36))
         await other.close()
         apart.stop()

@@ -6,9 +6,9 @@ import asyncio
 import socket
 from typing import Any
 
+from corral.bus.connect import connect
 from corral.cli.server import EmbeddedServer
 from corral.processors.ingest.wire import ChunkParser, ChunkTransport, quicken
-from corral.schemas import bus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.protocol.parser import Parser
@@ -64,8 +64,8 @@ def test_any_cut_makes_the_same_messages(found: list[bytes], data: st.DataObject
 
 
 async def test_a_connection_is_quickened_in_mid_stream_and_stays_so_when_it_reconnects(server: EmbeddedServer) -> None:
-    sender = await bus.connect(server.url)
-    nc = await bus.connect(server.url, reconnect_time_wait=0.1)
+    sender = await connect(server.url)
+    nc = await connect(server.url, reconnect_time_wait=0.1)
     got: list[bytes] = []
 
     async def hear(message: Any) -> None:
@@ -104,13 +104,13 @@ async def test_a_connection_is_quickened_in_mid_stream_and_stays_so_when_it_reco
 
 async def test_what_waits_is_bounded(server: EmbeddedServer) -> None:
     """A slow reader pauses the socket: the server sees it, not the memory."""
-    nc = await bus.connect(server.url)
+    nc = await connect(server.url)
     quicken(nc)
     await nc.flush()
     inner: Any = nc
     reader = inner._transport._io_reader
     limit = reader._limit
-    sender = await bus.connect(server.url)
+    sender = await connect(server.url)
     blocked = asyncio.Event()
 
     async def slow(_: Any) -> None:

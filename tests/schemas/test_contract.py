@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from corral.bus.connect import WrongSetting, connect
+from corral.bus.layout import SCALE_VARIABLE, default_scale, ensure_layout
 from corral.cli.server import EmbeddedServer
 from corral.schemas import bus, codec, columns, units
 from corral.schemas.metrics import METRICS, DeviceSample
@@ -191,14 +193,14 @@ def test_people_write_units() -> None:
 async def test_streams_are_as_large_as_the_setting_says(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(bus.SCALE_VARIABLE, "0.5")
-    nc = await bus.connect(server.url)
-    await bus.ensure_layout(nc.jetstream())
+    monkeypatch.setenv(SCALE_VARIABLE, "0.5")
+    nc = await connect(server.url)
+    await ensure_layout(nc.jetstream())
     telemetry = next(stream for stream in bus.STREAMS if stream.name == bus.TELEMETRY_STREAM)
     info = await nc.jetstream().stream_info(bus.TELEMETRY_STREAM)
     await nc.close()
     assert info.config.max_bytes == telemetry.max_bytes // 2
     for wrong in ("four", "0", "nan", "-1"):
-        monkeypatch.setenv(bus.SCALE_VARIABLE, wrong)
-        with pytest.raises(bus.WrongSetting, match="factor from"):
-            bus.default_scale()
+        monkeypatch.setenv(SCALE_VARIABLE, wrong)
+        with pytest.raises(WrongSetting, match="factor from"):
+            default_scale()

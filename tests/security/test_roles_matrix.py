@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from corral.bus.connect import BusUnavailable, connect
+from corral.bus.layout import ensure_layout
 from corral.cli.authority.roles import Role
-from corral.schemas import bus
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from secured_bus import SecuredBus
@@ -255,7 +256,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredBus]:
 @pytest.fixture
 async def layout(secured: SecuredBus) -> SecuredBus:
     nc = await secured.connect("planner")
-    await bus.ensure_layout(nc.jetstream())
+    await ensure_layout(nc.jetstream())
     await nc.close()
     return secured
 
@@ -315,10 +316,10 @@ async def test_a_role_may_do_what_is_written_here_and_nothing_else(layout: Secur
 async def test_nobody_gets_in_without_a_key_that_is_known(layout: SecuredBus, tmp_path: Path) -> None:
     stranger = SecuredBus(tmp_path / "elsewhere")
     stranger.add(Role.ADMIN, "planner")
-    with pytest.raises(bus.BusUnavailable, match="does not take the credentials"):
-        await bus.connect(layout.server.url, credentials=stranger.credentials("planner"))
-    with pytest.raises(bus.BusUnavailable, match="wants credentials"):
-        await bus.connect(layout.server.url)
+    with pytest.raises(BusUnavailable, match="does not take the credentials"):
+        await connect(layout.server.url, credentials=stranger.credentials("planner"))
+    with pytest.raises(BusUnavailable, match="wants credentials"):
+        await connect(layout.server.url)
 
 
 PRIZES = (

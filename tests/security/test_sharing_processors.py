@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from corral.bus.layout import ensure_layout
 from corral.cli.authority.roles import Role
 from corral.processors.ingest import partitions
 from corral.processors.ingest.reader import Reader
-from corral.schemas import bus
 from secured_bus import SecuredBus
 
 
@@ -20,7 +20,7 @@ async def test_the_parts_of_a_history_are_shared_with_a_processors_credentials(t
     try:
         nc = await secured.connect("processor")
         js = nc.jetstream()
-        await bus.ensure_layout(js)
+        await ensure_layout(js)
         await partitions.ensure_stream(js, 2)
         host = await secured.connect("node-7")
         await host.request("corral.v1.samples.node-7", b"x", timeout=5)

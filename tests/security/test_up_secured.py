@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.bus.connect import connect
+from corral.bus.layout import ensure_layout
 from corral.cli.local import settle, take_over
 from corral.cli.server import EmbeddedServer
 from corral.cli.supervisor import Part
@@ -216,8 +218,8 @@ async def test_streams_outlive_the_change_to_authentication_and_back(tmp_path: P
             credentials = server.include = None
         server.start()
         try:
-            nc = await bus.connect(server.url, credentials=credentials)
-            await bus.ensure_layout(nc.jetstream())
+            nc = await connect(server.url, credentials=credentials)
+            await ensure_layout(nc.jetstream())
             subject = f"$KV.{bus.PLANNER_BUCKET}.lease.l-1"
             found = await nc.jetstream().get_last_msg(f"KV_{bus.PLANNER_BUCKET}", subject) if turn else None
             assert (found and found.data) == (str(turn - 1).encode() if turn else None)

@@ -1,0 +1,197 @@
+"""Connecting to the bus: URL, credentials, TLS, and waiting for a server that is not there yet."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import ssl
+from typing import Any, Final
+
+from nats.aio.client import Client
+from nats.errors import AuthorizationError
+
+from ..schemas import credentials as who
+from ..schemas import permitted, websockets
+from ..schemas.connection import Connection
+from ..schemas.credentials import CREDENTIALS_VARIABLE
+from .tasks import heed_cancellation
+
+log = logging.getLogger("corral.bus")
+DEFAULT_URL: Final = "nats://127.0.0.1:4222"
+URL_VARIABLE: Final = "CORRAL_NATS_URL"
+
+
+class WrongSetting(ValueError):
+    """A variable of the environment says something that is not possible; the message says what is."""
+
+
+class BusUnavailable(ConnectionError):
+    """No server answered."""
+
+
+class BusClosed(BusUnavailable):
+    """The server has closed a connection for good: what lives by it ends, and is started anew by its supervisor."""
+
+
+async def connect(
+    url: str | None = None,
+    *,
+    name: str = "corral",
+    credentials: str | None = None,
+    ca: str | None = None,
+    certificate: str | None = None,
+    key: str | None = None,
+    inbox_prefix: str | None = None,
+    wait_seconds: float | None = 5.0,
+    closed: asyncio.Event | None = None,
+    **options: Any,
+) -> Client:
+    """Connect and keep reconnecting for ever.
+
+    A server that refuses a client rather than goes away (its key was revoked, say) closes the connection for good;
+    nothing can be done over it any more.
+
+    Args:
+        url: one server or several by comma; `CORRAL_NATS_URL`, then the local default.
+        name: shown in the server's connection list.
+        credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default. What it says of its holder fills in
+            the rest.
+        ca: path of the certificate that the server's must be signed by; `CORRAL_NATS_CA` by default. With it, a
+            server without TLS is not spoken to.
+        certificate: path of one's own, where the server wants to see it; `CORRAL_NATS_CERT` by default.
+        key: path of the certificate's key; `CORRAL_NATS_KEY` by default.
+        inbox_prefix: of the subjects that answers come to; `CORRAL_INBOX_PREFIX` by default.
+        wait_seconds: give up after so long where no server answers at the start; None tries for ever.
+        closed: set once the connection is closed for good, by either side.
+        options: further ones of `nats.connect`.
+
+    Raises:
+        BusUnavailable: no server answered in time, or it refuses the credentials; the message says what to do.
+    """
+    servers = [part.strip() for part in (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).split(",") if part.strip()]
+    if websockets.wanted(servers):
+        try:
+            websockets.bring_in()
+        except ImportError:
+            raise BusUnavailable("a WebSocket to the bus needs aiohttp: pip install aiohttp") from None
+    try:
+        identity = who.identify(credentials, ca=ca, certificate=certificate, key=key, inbox=inbox_prefix)
+        proofs = who.options(identity)
+    except who.CredentialsError as error:
+        raise BusUnavailable(str(error)) from None
+    settings: dict[str, Any] = {
+        "name": name,
+        "connect_timeout": 2,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": 0.5,
+        # A server that vanished without a word is noticed after 15 s at most.
+        "ping_interval": 5,
+        "max_outstanding_pings": 2,
+        "error_cb": _log_error,
+        **proofs,
+        **options,
+    }
+    if closed is not None:
+        settings["closed_cb"] = functools.partial(_set, closed)
+    report = settings["error_cb"]
+    loop = asyncio.get_running_loop()
+    deadline = None if wait_seconds is None else loop.time() + wait_seconds
+    last: list[Exception] = []
+    connected = False
+    client = Client()
+
+    refused: list[float] = []
+
+    async def remember(error: Exception) -> None:
+        last[:] = [error]
+        if connected and closed is not None and _refusal(error, identity):
+            # It may be that keys are being changed just now: one refusal is none.
+            refused[:] = [at for at in refused if loop.time() - at < 2 * REFUSED_SECONDS] + [loop.time()]
+            if refused[-1] - refused[0] > REFUSED_SECONDS:
+                closed.set()
+        permitted.refused(client, error)
+        await report(error)
+        if not connected:
+            heed_cancellation()
+        if not connected and deadline is not None and (_refusal(error, identity) or loop.time() >= deadline):
+            raise error
+
+    settings["error_cb"] = remember
+    pause = 0.1
+    while True:
+        try:
+            # A client that reconnects for ever also tries its first connection for ever; one attempt is always whole.
+            attempt = None if deadline is None else max(deadline, loop.time() + settings["connect_timeout"])
+            async with asyncio.timeout_at(attempt):
+                client = who.TlsClient() if identity.ca else Connection()
+                permitted.admit(client, identity)
+                await client.connect(servers, **settings)
+            connected = True
+            try:
+                heed_cancellation()
+            except asyncio.CancelledError:
+                await client.close()
+                raise
+            return client
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # nats-py raises many kinds, and some as bare OSError
+            why = last[-1] if last else error
+            if deadline is not None and (refusal := _refusal(why, identity)):
+                raise BusUnavailable(f"the NATS server at {', '.join(servers)} {refusal}") from error
+            if deadline is not None and loop.time() + pause > deadline:
+                raise BusUnavailable(
+                    f"no NATS server answers at {', '.join(servers)} ({type(why).__name__}: {why}). "
+                    f"Start one with `corral up`, or name yours with --nats or {URL_VARIABLE}."
+                ) from error
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 2.0)
+
+
+REFUSED_SECONDS: Final = 3.0
+"""A client that is turned away for so long, over a connection that it had, is so for good."""
+
+
+def first_of(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The first error in a group of groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]  # pyright: ignore[reportUnknownVariableType]
+    return error
+
+
+async def until_closed(nc: Client, closed: asyncio.Event) -> None:
+    """Wait for the end of a connection that was made with `closed`.
+
+    Raises:
+        BusClosed: it has come.
+    """
+    await closed.wait()
+    why = f" ({nc.last_error})" if nc.last_error else ""
+    raise BusClosed(f"the NATS server has closed the connection for good{why}: it ends here, to be started anew")
+
+
+async def _set(event: asyncio.Event) -> None:
+    event.set()
+
+
+def _refusal(error: Exception, identity: who.Identity) -> str:
+    """What to say of a server that answers, and will not have this client however often it asks; else nothing."""
+    if "authorization violation" in str(error).lower() or isinstance(error, AuthorizationError):
+        refused = f"does not take the credentials in {identity.file}" if identity.file else "wants credentials"
+        return (
+            f"{refused}: `corral auth add` makes them; name them with `corral context add`, --creds or "
+            f"{CREDENTIALS_VARIABLE}"
+        )
+    if isinstance(error, ssl.SSLError):
+        return (
+            f"and this client do not trust each other ({error.reason or error}): keep ca.crt beside the credentials, "
+            f"or name the CA's certificate in {who.CA_VARIABLE}"
+        )
+    return ""
+
+
+async def _log_error(error: Exception) -> None:
+    log.warning("bus: %s: %s", type(error).__name__, error)
