@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 import uvloop
+from corral.bus.access.folder import Authority
+from corral.bus.access.roles import Role
 from corral.bus.connect import connect as bus_connect
 from corral.bus.layout import ensure_layout
-from corral.cli.authority.folder import Authority
-from corral.cli.authority.roles import Role
 from corral.cli.server import EmbeddedServer
-from corral.schemas import bus
+from corral.schemas import subjects
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -50,7 +50,7 @@ async def publish(nc: Client) -> float:
     began = time.perf_counter()
     for number in range(MESSAGES):
         await gate.acquire()
-        await nc.publish(bus.samples_subject("node-7"), SAMPLE, reply=f"{inbox}.{number}")
+        await nc.publish(subjects.samples_subject("node-7"), SAMPLE, reply=f"{inbox}.{number}")
     await done.wait()
     took = time.perf_counter() - began
     await subscription.unsubscribe()
@@ -62,7 +62,7 @@ async def ask(nc: Client) -> tuple[float, float]:
     times: list[float] = []
     for _ in range(QUESTIONS):
         began = time.perf_counter()
-        await nc.request(bus.PlanSubject.FLEET, b"{}", timeout=5)
+        await nc.request(subjects.PlanSubject.FLEET, b"{}", timeout=5)
         times.append((time.perf_counter() - began) * 1e6)
     times.sort()
     return statistics.median(times), times[int(len(times) * 0.99)]
@@ -80,7 +80,7 @@ async def run(server: EmbeddedServer, authority: Authority) -> None:
     async def answer(message: Msg) -> None:
         await planner.publish(message.reply, b'{"type":"fleet"}')
 
-    await planner.subscribe(bus.PlanSubject.FLEET, cb=answer)
+    await planner.subscribe(subjects.PlanSubject.FLEET, cb=answer)
     await planner.flush()
     print("samples acknowledged a second, question answered in µs (median, p99)")
     for turn in range(3):

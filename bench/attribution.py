@@ -28,12 +28,12 @@ from typing import Any
 
 import uvloop
 from corral.bus.connect import connect
+from corral.bus.process_identity import lineage
 from corral.cli.server import EmbeddedServer
 from corral.collectors.leases import HostLeaseFeed
 from corral.collectors.proc import ProcessTable
 from corral.collectors.violations import Attribution
-from corral.schemas import bus, codec
-from corral.schemas.holders import lineage
+from corral.schemas import codec, subjects
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import ProcessBatch, ProcessSample
 
@@ -146,9 +146,11 @@ async def followed(url: str, events: int, feed: bool) -> float:
             await work(message)
             await count(message)
 
-        await nc.subscribe(f"{bus.LEASE_EVENTS}.>", cb=count_and_look, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        await nc.subscribe(
+            f"{subjects.LEASE_EVENTS}.>", cb=count_and_look, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
     else:
-        await nc.subscribe(f"{bus.LEASE_EVENTS}.>", cb=count, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        await nc.subscribe(f"{subjects.LEASE_EVENTS}.>", cb=count, pending_msgs_limit=-1, pending_bytes_limit=-1)
     await nc.flush()
     started = time.process_time()
     assert sender.stdin is not None
@@ -170,7 +172,7 @@ async def send(url: str, events: int) -> None:
     ]
     await asyncio.to_thread(sys.stdin.readline)
     for number in range(events):
-        await nc.publish(bus.lease_subject("granted", f"l{number}"), payloads[number % 100])
+        await nc.publish(subjects.lease_subject("granted", f"l{number}"), payloads[number % 100])
         if number % 500 == 0:
             await nc.flush()
     await nc.flush()

@@ -44,7 +44,7 @@ from corral.collectors.publisher import Publisher
 from corral.collectors.service import collect
 from corral.collectors.simulated.source import SimulatedSource
 from corral.collectors.source import Emit, EndOfData, Tick
-from corral.schemas import bus, codec, columns
+from corral.schemas import codec, columns, subjects
 from corral.schemas.telemetry import AgentReport, Inventory, ProcessSample, SampleBatch
 
 PARTS = ("readers", "agent", "fleet", "outage")
@@ -115,7 +115,7 @@ def run_agent(url: str, state: str, interval: float, seconds: float, hosts: int,
             state=Path(state),
         )
         nc = await connect(url)
-        last = await nc.jetstream().get_last_msg(bus.TELEMETRY_STREAM, bus.agent_subject("bench"))
+        last = await nc.jetstream().get_last_msg(subjects.TELEMETRY_STREAM, subjects.agent_subject("bench"))
         report = codec.decode(last.data, AgentReport)
         await nc.close()
         return source.result() | {
@@ -159,7 +159,7 @@ def run_objects(url: str, hosts: int, devices: int, ticks: int, encode: Callable
             for row in rows:
                 number += 1
                 payload = json.dumps(row).encode() if encode is None else encode(row)
-                outbox.put(bus.samples_subject(row["host"]), f"objects-{number}", payload)
+                outbox.put(subjects.samples_subject(row["host"]), f"objects-{number}", payload)
                 if number % 64 == 0:
                     publisher.wake()
                     await asyncio.sleep(0)
@@ -274,7 +274,7 @@ def run_outage(url: str, folder: str) -> Result:
         outbox.spill()
         marks = [time.perf_counter()]
         for number in range(OUTAGE_MESSAGES):
-            outbox.put(bus.samples_subject(f"h{number % 50}"), f"run-{number + 1}", payload, 8)
+            outbox.put(subjects.samples_subject(f"h{number % 50}"), f"run-{number + 1}", payload, 8)
         marks.append(time.perf_counter())
         outbox.close()
         outbox = Outbox(2**30, state)
@@ -288,7 +288,7 @@ def run_outage(url: str, folder: str) -> Result:
         js = nc.jetstream()
         marks.append(time.perf_counter())
         acks = [
-            await js.publish_async(bus.samples_subject("peer"), payload, headers={"Nats-Msg-Id": f"peer-{number}"})
+            await js.publish_async(subjects.samples_subject("peer"), payload, headers={"Nats-Msg-Id": f"peer-{number}"})
             for number in range(OUTAGE_MESSAGES)
         ]
         await asyncio.gather(*acks)

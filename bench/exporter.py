@@ -26,7 +26,7 @@ from corral.client.exporter import Live, choose, write
 from corral.client.exporter.page import device_labels
 from corral.collectors.packing import Packer
 from corral.collectors.simulated.source import SimulatedSource
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 PER_HOST = 8
@@ -51,14 +51,14 @@ def main() -> None:
     inventories = source.inventory()
     live = Live(None)  # type: ignore[arg-type]  # it is fed below, as its subscriptions would
     for inventory in inventories:
-        live.take_inventory(bus.inventory_subject(inventory.host.name), codec.encode(inventory))
+        live.take_inventory(subjects.inventory_subject(inventory.host.name), codec.encode(inventory))
     packer = Packer(1)
     families = choose(options.metrics.split(","))
 
     def tick() -> list[tuple[str, bytes]]:
         now[0] += 15 * 10**9
         batches = [pack.batch("bench", 1, "simulated") for pack in packer.add(source.read())]
-        return [(bus.samples_subject(batch.host), codec.encode(batch)) for batch in batches]
+        return [(subjects.samples_subject(batch.host), codec.encode(batch)) for batch in batches]
 
     def take(messages: list[tuple[str, bytes]]) -> None:
         for subject, data in messages:

@@ -16,7 +16,7 @@ import uvloop
 from corral.bus.connect import connect
 from corral.planner.limits import Limits
 from corral.planner.service import Settings, plan
-from corral.schemas import bus, codec, columns
+from corral.schemas import codec, columns, subjects
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
 from nats.aio.client import Client
@@ -129,7 +129,7 @@ async def feed(url: str, gpus: int, stop: Any) -> None:
                 for index, uuid in enumerate(uuids[host])
             ],
         )
-        await nc.publish(bus.inventory_subject(host), codec.encode(info))
+        await nc.publish(subjects.inventory_subject(host), codec.encode(info))
     packed = {
         metric: columns.pack(METRICS[metric], [value] * PER_HOST)
         for metric, value in (("memory_used_bytes", 0), ("memory_total_bytes", 80 * GIB), ("temperature_celsius", 40.0))
@@ -148,7 +148,7 @@ async def feed(url: str, gpus: int, stop: Any) -> None:
                 times_ns=columns.pack_times([time.time_ns()] * PER_HOST),
                 columns={metric: pair[0] for metric, pair in packed.items() if pair is not None},
             )
-            await nc.publish(bus.samples_subject(host), codec.encode(batch))
+            await nc.publish(subjects.samples_subject(host), codec.encode(batch))
         await nc.flush()
         await asyncio.sleep(max(0.0, interval - (time.monotonic() - started)))
     await nc.close()

@@ -31,7 +31,7 @@ import numpy as np
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch
 from servers import cpu_seconds
@@ -98,12 +98,12 @@ async def publish(url: str, data: dict[str, np.ndarray[Any, Any]], ticks_per_mes
             payload = codec.encode(batch)
             messages += 1
             size += len(payload)
-            await nc.publish(bus.samples_subject(batch.host), payload)
+            await nc.publish(subjects.samples_subject(batch.host), payload)
             if messages % 200 == 0:
                 await nc.flush()
     await nc.flush()
     async with asyncio.timeout(60):
-        while (await js.stream_info(bus.TELEMETRY_STREAM)).state.messages < messages:  # noqa: ASYNC110
+        while (await js.stream_info(subjects.TELEMETRY_STREAM)).state.messages < messages:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     await nc.close()
     return messages, size / messages

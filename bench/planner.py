@@ -26,7 +26,7 @@ import uvloop
 from corral.bus.connect import connect
 from corral.bus.layout import until_laid_out
 from corral.cli.server import EmbeddedServer
-from corral.schemas import bus
+from corral.schemas import subjects
 from granting import HEADER, drive, grant_and_release, grants_only, start_planner, until_usable
 from servers import cpu_seconds, start
 
@@ -53,7 +53,7 @@ async def bare_writes(url: str, seconds: float) -> None:
 
     def client(number: int) -> Callable[[int, bytes], Any]:
         def body(count: int, answer: bytes) -> tuple[str, bytes]:
-            return f"$KV.{bus.PLANNER_BUCKET}.bench.{number}x{count}", value
+            return f"$KV.{subjects.PLANNER_BUCKET}.bench.{number}x{count}", value
 
         return body
 

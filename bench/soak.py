@@ -9,8 +9,8 @@ down what each process holds of memory, what lies on the disk, what an answer to
 the history is. In the end the collector's own count of what it has read is held against the rows in the history, and
 no device may have been promised to two at a time.
 
-The stream of telemetry and the bucket are bounded by their limits (`schemas/bus.py`); the history grows by what comes
-until raw samples are two days old.
+The stream of telemetry and the bucket are bounded by their limits (`schemas/subjects.py`); the history grows by what
+comes until raw samples are two days old.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import Any
 import uvloop
 from corral.bus.connect import URL_VARIABLE, connect
 from corral.cli.server import EmbeddedServer, die_with_parent
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.query import ProcessorStatus
 from corral.schemas.telemetry import AgentReport
 from nats.aio.client import Client
@@ -189,7 +189,7 @@ class Soak:
         while time.monotonic() < deadline:
             with contextlib.suppress(Exception):
                 fleet = json.loads((await nc.request("corral.v1.plan.fleet", b"", timeout=2)).data)
-                await nc.request(bus.HISTORY_STATUS, b"", timeout=2)
+                await nc.request(subjects.HISTORY_STATUS, b"", timeout=2)
                 if fleet["usable_devices"] > 0.9 * wanted:
                     return
             await asyncio.sleep(0.5)
@@ -202,9 +202,9 @@ class Soak:
         status: ProcessorStatus | None = None
         with contextlib.suppress(Exception):
             sql = "SELECT epoch(max(time)) FROM samples WHERE time > now() - INTERVAL 2 MINUTE"
-            answer = json.loads((await nc.request(bus.QUERY, json.dumps({"sql": sql}).encode(), timeout=10)).data)
+            answer = json.loads((await nc.request(subjects.QUERY, json.dumps({"sql": sql}).encode(), timeout=10)).data)
             lag = round(time.time() - answer["rows"][0][0], 2)
-            reply = await nc.request(bus.HISTORY_STATUS, b"", timeout=5)
+            reply = await nc.request(subjects.HISTORY_STATUS, b"", timeout=5)
             status = codec.decode(reply.data, ProcessorStatus, codec.JSON)
         assert self.server.process is not None
         return {
@@ -229,14 +229,16 @@ class Soak:
         """Hold what was read against what is stored, and the beginning against the end."""
         self.parts["collector"].terminate()
         await asyncio.to_thread(self.parts["collector"].wait, 60)
-        last = await nc.jetstream().get_last_msg(bus.TELEMETRY_STREAM, bus.agent_subject("sim"))
+        last = await nc.jetstream().get_last_msg(subjects.TELEMETRY_STREAM, subjects.agent_subject("sim"))
         report = codec.decode(last.data or b"", AgentReport)
         expected = report.samples - report.dropped_samples
         found = distinct = 0
         for _ in range(60):
             with contextlib.suppress(Exception):
                 sql = "SELECT count(*) FROM samples"
-                answer = json.loads((await nc.request(bus.QUERY, json.dumps({"sql": sql}).encode(), timeout=60)).data)
+                answer = json.loads(
+                    (await nc.request(subjects.QUERY, json.dumps({"sql": sql}).encode(), timeout=60)).data
+                )
                 found = answer["rows"][0][0]
                 if found >= expected:
                     break
@@ -244,7 +246,7 @@ class Soak:
         # Of one host in each hundred, so that the check does not take more memory than what it checks.
         sql = "SELECT count(*) - count(DISTINCT (device, time)) FROM samples WHERE host LIKE '%07'"
         with contextlib.suppress(Exception):
-            answer = json.loads((await nc.request(bus.QUERY, json.dumps({"sql": sql}).encode(), timeout=120)).data)
+            answer = json.loads((await nc.request(subjects.QUERY, json.dumps({"sql": sql}).encode(), timeout=120)).data)
             distinct = answer["rows"][0][0]
         print(f"\nrows: {expected:,} expected, {found:,} found, {distinct} doubled (of every hundredth host)")
         print(f"dropped by the collector: {report.dropped_samples:,}; late ticks: {report.late_ticks}")

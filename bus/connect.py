@@ -12,10 +12,10 @@ from typing import Any, Final
 from nats.aio.client import Client
 from nats.errors import AuthorizationError
 
-from ..schemas import credentials as who
-from ..schemas import permitted, websockets
-from ..schemas.connection import Connection
-from ..schemas.credentials import CREDENTIALS_VARIABLE
+from . import credentials as who
+from . import permissions, websockets
+from .connection import Connection
+from .credentials import CREDENTIALS_VARIABLE
 from .tasks import heed_cancellation
 
 log = logging.getLogger("corral.bus")
@@ -111,7 +111,7 @@ async def connect(
             refused[:] = [at for at in refused if loop.time() - at < 2 * REFUSED_SECONDS] + [loop.time()]
             if refused[-1] - refused[0] > REFUSED_SECONDS:
                 closed.set()
-        permitted.refused(client, error)
+        permissions.refused(client, error)
         await report(error)
         if not connected:
             heed_cancellation()
@@ -126,7 +126,7 @@ async def connect(
             attempt = None if deadline is None else max(deadline, loop.time() + settings["connect_timeout"])
             async with asyncio.timeout_at(attempt):
                 client = who.TlsClient() if identity.ca else Connection()
-                permitted.admit(client, identity)
+                permissions.admit(client, identity)
                 await client.connect(servers, **settings)
             connected = True
             try:

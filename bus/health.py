@@ -15,11 +15,11 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
-from ..schemas import bus, codec, replies
+from ..schemas import codec, replies, subjects
 from ..schemas.health import Judgement, Measure, ServiceHealth, Values, health_subject, log
 from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
-from ..schemas.permitted import identity_of
-from ..schemas.process import corral_version, peak_resident_bytes, resident_bytes
+from .permissions import identity_of
+from .process import corral_version, peak_resident_bytes, resident_bytes
 
 _ANSWERING: Final = ("", "planner", "processor", "collector", "admin")
 """Roles that are asked; without one nobody has narrowed anything. Exporters and dashboards may be made to."""
@@ -39,7 +39,7 @@ class HealthDoor:
 
     def __init__(self, service: ServiceKind, instance: str, judge: Callable[[], Judgement]) -> None:
         self.service = service
-        self.instance = bus.host_token(instance)
+        self.instance = subjects.host_token(instance)
         self.stopping = False
         self._judge = judge
         self._started_at = datetime.now(UTC)
@@ -56,11 +56,11 @@ class HealthDoor:
                     await nc.publish(message.reply, data, headers=headers)
 
         own = health_subject(self.service, self.instance)
-        subjects = (bus.HEALTH, health_subject(self.service), own)
+        listened = (subjects.HEALTH, health_subject(self.service), own)
         identity = identity_of(nc)
         if identity.role not in _ANSWERING and not identity.serves:  # the bus lets it be asked by nobody
-            subjects = ()
-        self._subscriptions = [await nc.subscribe(subject, cb=answer) for subject in subjects]
+            listened = ()
+        self._subscriptions = [await nc.subscribe(subject, cb=answer) for subject in listened]
 
     async def close(self) -> None:
         """Listen no more."""

@@ -10,7 +10,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, NotFoundError
 
-from ..schemas.bus import BUCKETS, DUPLICATES_SECONDS, STREAMS, Bucket, Stream
+from ..schemas.subjects import BUCKETS, DUPLICATES_SECONDS, STREAMS, Bucket, Stream
 from .connect import WrongSetting, log
 from .tasks import heed_cancellation
 

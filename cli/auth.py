@@ -13,9 +13,9 @@ import msgspec
 import typer
 from msgspec import Struct
 
-from .authority.folder import CONFIG_NAME, SERVER_NAME, Authority, AuthorityError
-from .authority.reload import reload
-from .authority.roles import ASKING, Role, User, Verb, allowed
+from ..bus.access.folder import CONFIG_NAME, SERVER_NAME, Authority, AuthorityError
+from ..bus.access.reload import reload
+from ..bus.access.roles import ASKING, Role, User, Verb, allowed
 from .exits import NOT_YOURS, USAGE, CommandError
 from .options import AsJson, print_json, say
 

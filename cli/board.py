@@ -16,7 +16,7 @@ from msgspec import Struct
 from ..client import Client, CorralError
 from ..client.notebook import short_model
 from ..collectors.attribution import attribute
-from ..schemas import bus, codec, operations, requests
+from ..schemas import codec, operations, requests, subjects
 from ..schemas.telemetry import AttributionKind, ProcessBatch, ProcessSample
 
 HISTORY: Final = 120
@@ -134,7 +134,7 @@ class Board:
 
     async def follow_processes(self) -> None:
         """Keep the processes of every host, until cancelled."""
-        subscription = await self.client.nc.subscribe(bus.processes_subject("*"), pending_msgs_limit=1024)
+        subscription = await self.client.nc.subscribe(subjects.processes_subject("*"), pending_msgs_limit=1024)
         with contextlib.suppress(CorralError):  # without a history they come with the next list of each host
             await self._recall_processes()
         async for message in subscription.messages:

@@ -246,7 +246,7 @@ def _auto() -> SourceName:
 
 
 def _token(name: str) -> str:
-    from ..schemas.bus import host_token
+    from ..schemas.subjects import host_token
 
     token = host_token(name)
     if token != name:

@@ -25,9 +25,9 @@ import msgspec
 import typer
 from msgspec import Struct
 
+from ..bus import credentials
 from ..bus.connect import URL_VARIABLE
 from ..client.request import OWNER_VARIABLE
-from ..schemas import credentials
 from ..schemas.misspelt import closest, meant
 from .exits import USAGE, CommandError
 

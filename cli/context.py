@@ -150,8 +150,8 @@ def export() -> None:
       eval "$(corral context export)"
     """
     from ..bus.connect import DEFAULT_URL, URL_VARIABLE
+    from ..bus.credentials import CA_VARIABLE, INBOX_VARIABLE, CredentialsError, identify
     from ..client.request import OWNER_VARIABLE, default_owner
-    from ..schemas.credentials import CA_VARIABLE, INBOX_VARIABLE, CredentialsError, identify
 
     values = {URL_VARIABLE: DEFAULT_URL} | {name: os.environ[name] for name in VARIABLES.values() if name in os.environ}
     try:

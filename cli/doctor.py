@@ -19,10 +19,11 @@ from msgspec import Struct
 from nats.errors import Error as NatsError
 from rich.markup import escape
 
+from ..bus import stream_messages
 from ..client import Client, CorralError
 from ..client.environment import local_host
 from ..client.health import ask_health
-from ..schemas import bus, codec, stored
+from ..schemas import codec, subjects
 from ..schemas.telemetry import AgentReport
 from ..schemas.units import format_bytes
 from .exits import FAILED, CommandError
@@ -203,7 +204,7 @@ async def _bus(client: Client) -> AsyncIterator[Finding]:
     yield ok("bus", f"{url} answers in {took:.1f} ms, {server}")
     if (exposed := _exposed(client)) is not None:
         yield exposed
-    for stream in bus.STREAMS:
+    for stream in subjects.STREAMS:
         info = await _stream(client, stream.name)
         if info is None:
             yield problem(
@@ -218,7 +219,7 @@ async def _bus(client: Client) -> AsyncIterator[Finding]:
                 detail,
                 "it drops its oldest: fine where the processor keeps up (below), else the history gets gaps",
             )
-        elif stream.name == bus.FACTS_STREAM and (days := _days_held(info)) < stream.max_age_seconds / 86400:
+        elif stream.name == subjects.FACTS_STREAM and (days := _days_held(info)) < stream.max_age_seconds / 86400:
             yield note(
                 f"stream {stream.name}",
                 f"{detail}; at the pace of now it holds {days:.3g} days of the {stream.max_age_seconds / 86400:g} that "
@@ -227,7 +228,7 @@ async def _bus(client: Client) -> AsyncIterator[Finding]:
             )
         else:
             yield ok(f"stream {stream.name}", detail)
-        if stream.name == bus.TELEMETRY_STREAM and "ts" in info:
+        if stream.name == subjects.TELEMETRY_STREAM and "ts" in info:
             yield _clock(info["ts"])
 
 
@@ -284,7 +285,7 @@ def _clock(text: str) -> Finding:
 async def _collector(client: Client) -> Finding:
     host = local_host()
     try:
-        message = await stored.last(client.nc, bus.TELEMETRY_STREAM, bus.agent_subject(host))
+        message = await stream_messages.last(client.nc, subjects.TELEMETRY_STREAM, subjects.agent_subject(host))
     except (NatsError, TimeoutError) as error:
         return problem("collector", f"its reports can't be read: {error}", _FIXES[_collector.__name__])
     if message is None:
@@ -296,7 +297,7 @@ async def _collector(client: Client) -> Finding:
         )
     report = codec.decode(message.data, AgentReport)
     # By its own clock or by the bus's: one of them may be wrong.
-    age = time.time() - max(report.time_ns / 1e9, stored.stored_at(message))
+    age = time.time() - max(report.time_ns / 1e9, stream_messages.stored_at(message))
     if age > 35:
         return problem("collector", f"of {host} has not reported for {age:.0f} s", "start it again: corral collect")
     if report.dropped_samples:
@@ -338,7 +339,7 @@ async def _bucket(client: Client) -> Finding:
     detail = f"leases and refusals take {format_bytes(int(used))} of {format_bytes(int(most))}"
     if used < BUCKET_FULL * most:
         return ok("bucket", detail)
-    twice = f"`nats stream edit KV_{bus.PLANNER_BUCKET} --max-bytes={int(2 * most)}`"
+    twice = f"`nats stream edit KV_{subjects.PLANNER_BUCKET} --max-bytes={int(2 * most)}`"
     return note("bucket", f"{detail}: beyond 85 % nothing is granted", f"let leases end, or give it more room: {twice}")
 
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final
 import typer
 import typer.main
 
+from ..bus import credentials
 from ..bus.connect import URL_VARIABLE
-from ..schemas import credentials
 from .exits import USAGE, CommandError
 
 _BUS: Final = frozenset({"nats", "creds", "context"})

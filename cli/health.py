@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from ..client import Client, NoService, Unavailable
 from ..client.health import ask_health
-from ..schemas import bus
+from ..schemas import subjects
 from ..schemas.health import ServiceHealth
 from .exits import NO_SERVICE
 from .options import AsJson, NatsUrl, connected, console, print_json, run
@@ -110,7 +110,7 @@ async def _bus(nats: str | None) -> str:
 async def _ask(part: PartName | None, host: str | None, here: bool, nats: str | None) -> list[ServiceHealth]:
     async with connected(nats, timeout=3) as client:
         if part is PartName.COLLECTOR:
-            found = await ask_health(client.nc, part.value, host and bus.host_token(host))
+            found = await ask_health(client.nc, part.value, host and subjects.host_token(host))
             if not found and not here:
                 return [await _reported(client, host)]
         else:
@@ -127,20 +127,21 @@ async def _reported(client: Client, host: str | None) -> ServiceHealth:
     """A collector that does not answer, of an older version say, is well when its last report is young."""
     from nats.js.errors import NotFoundError
 
-    from ..schemas import codec, stored
+    from ..bus import stream_messages
+    from ..schemas import codec
     from ..schemas.instruments import ServiceKind
     from ..schemas.telemetry import AgentReport
 
-    subject = bus.agent_subject(bus.host_token(host) if host else "*")
+    subject = subjects.agent_subject(subjects.host_token(host) if host else "*")
     try:
-        message = await stored.last(client.nc, bus.TELEMETRY_STREAM, subject)
+        message = await stream_messages.last(client.nc, subjects.TELEMETRY_STREAM, subject)
     except (NotFoundError, TimeoutError) as error:
         raise Unavailable("the bus keeps no streams: is JetStream on?") from error
     if message is None:
         raise NoService(f"no collector{f' of {host}' if host else ''} has reported yet")
     report = codec.decode(message.data, AgentReport)
     # By its own clock or by the bus's: one of them may be wrong.
-    age = time.time() - max(report.time_ns / 1e9, stored.stored_at(message))
+    age = time.time() - max(report.time_ns / 1e9, stream_messages.stored_at(message))
     reasons = [f"it has not reported for {age:.0f} s"] if age > AGENT_SECONDS else []
     return ServiceHealth(
         service=ServiceKind.COLLECTOR,

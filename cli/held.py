@@ -24,7 +24,7 @@ async def start_in_time(held: HeldLease, start: Callable[[float], Awaitable[None
 
     Args:
         held: the lease.
-        start: starts the command by a time (see `schemas/elapsed.py`), or raises `TooLate`.
+        start: starts the command by a time (see `bus/elapsed.py`), or raises `TooLate`.
 
     Raises:
         LeaseLost: the lease has ended.

@@ -15,10 +15,10 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas.credentials import ANY_OWNER, CREDENTIALS_VARIABLE
+from ..bus.access.folder import Authority
+from ..bus.access.roles import Account, Role
+from ..bus.credentials import ANY_OWNER, CREDENTIALS_VARIABLE
 from . import config
-from .authority.folder import Authority
-from .authority.roles import Account, Role
 from .config import Context
 from .supervisor import Part
 

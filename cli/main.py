@@ -125,7 +125,7 @@ def spelled_out(arguments: list[str]) -> list[str]:
 
 def load(name: str) -> Any:
     """Import a command and make it one of Typer's."""
-    from ..schemas import websockets
+    from ..bus import websockets
 
     websockets.leave_out()
     from .everywhere import attach as attach_everywhere

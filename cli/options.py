@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from ..bus.connect import URL_VARIABLE
-from ..schemas.credentials import CREDENTIALS_VARIABLE
+from ..bus.credentials import CREDENTIALS_VARIABLE
 from .everywhere import GIVEN
 
 if TYPE_CHECKING:

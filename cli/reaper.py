@@ -46,7 +46,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""As `schemas/elapsed.py`: it counts a machine's sleep."""
+"""As `bus/elapsed.py`: it counts a machine's sleep."""
 _UNCATCHABLE: Final = (signal.SIGKILL, signal.SIGSTOP)
 _FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from ..bus.connect import connect
-from ..schemas import bus, codec
+from ..schemas import codec, subjects
 from .exits import FAILED, NO_SERVICE, TIMED_OUT, USAGE, CommandError
 from .options import AsJson, NatsUrl, console, print_json, run, say
 
@@ -86,7 +86,7 @@ async def _fetch(
     try:
         try:
             body = codec.encode(SnapshotRequest(archive=archive), codec.JSON)
-            reply = await nc.request(in_own_name(nc, bus.SNAPSHOT), body, timeout=seconds)
+            reply = await nc.request(in_own_name(nc, subjects.SNAPSHOT), body, timeout=seconds)
         except NoRespondersError:
             raise CommandError("no processor answers: start one with `corral process`", NO_SERVICE) from None
         except NatsTimeoutError:
@@ -97,7 +97,7 @@ async def _fetch(
 
         async def piece(offset: int) -> bytes:
             read = codec.encode(SnapshotRead(snapshot_id=made.snapshot_id, offset=offset), codec.JSON)
-            answer = await nc.request(in_own_name(nc, bus.SNAPSHOT_READ), read, timeout=30)
+            answer = await nc.request(in_own_name(nc, subjects.SNAPSHOT_READ), read, timeout=30)
             if ERROR_CODE_HEADER in (answer.headers or {}):
                 raise CommandError(codec.decode(answer.data, Error, codec.JSON).message, FAILED)
             return answer.data
@@ -115,7 +115,7 @@ async def _fetch(
                 raise CommandError(f"only {file.tell():,} of {made.bytes:,} bytes came: try again", FAILED)
         part.replace(out)
         done = SnapshotRead(snapshot_id=made.snapshot_id, done=True)
-        await nc.publish(in_own_name(nc, bus.SNAPSHOT_READ), codec.encode(done, codec.JSON))
+        await nc.publish(in_own_name(nc, subjects.SNAPSHOT_READ), codec.encode(done, codec.JSON))
         return {"bytes": made.bytes, "samples": made.samples}
     finally:
         part.unlink(missing_ok=True)

@@ -18,11 +18,11 @@ import nats.errors
 
 from ..bus.connect import BusUnavailable
 from ..bus.connect import connect as bus_connect
-from ..schemas import bus, codec, operations, requests
-from ..schemas.bus import PlanSubject
-from ..schemas.credentials import ANY_OWNER
+from ..bus.credentials import ANY_OWNER
+from ..schemas import codec, operations, requests, subjects
 from ..schemas.metrics import DeviceSample
 from ..schemas.query import MOST_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
+from ..schemas.subjects import PlanSubject
 from . import streams
 from .calls import RETRY_SECONDS, Waiting
 from .contexts import way
@@ -248,16 +248,16 @@ class Client(RequestCalls):
                     raise
                 await asyncio.sleep(RETRY_SECONDS)
             except nats.errors.Error as error:
-                raise self._bus_error(error, bus.QUERY) from error
+                raise self._bus_error(error, subjects.QUERY) from error
         raise AssertionError("unreachable")
 
     async def cancel(self, query_id: str) -> None:
         """Cancel a query that runs or waits."""
-        await self._call(bus.QUERY_CANCEL, CancelRequest(query_id=query_id))
+        await self._call(subjects.QUERY_CANCEL, CancelRequest(query_id=query_id))
 
     async def history(self) -> ProcessorStatus:
         """How far the history is behind the bus, and how it fares."""
-        return codec.decode(await self._call(bus.HISTORY_STATUS, None), ProcessorStatus, codec.JSON)
+        return codec.decode(await self._call(subjects.HISTORY_STATUS, None), ProcessorStatus, codec.JSON)
 
     # Live
 

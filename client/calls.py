@@ -11,9 +11,9 @@ import nats.aio.client
 import nats.errors
 from nats.aio.msg import Msg
 
-from ..schemas import bus, codec, operations, requests
-from ..schemas.permitted import NotAllowed
-from ..schemas.permitted import request as ask
+from ..bus.permissions import NotAllowed
+from ..bus.permissions import request as ask
+from ..schemas import codec, operations, requests, subjects
 from .errors import CorralError, Forked, NoService, Refused, TimedOut, Unavailable, error_of
 
 T = TypeVar("T")
@@ -141,5 +141,5 @@ def raise_error(reply: Msg) -> None:
 
 def no_service(subject: str) -> NoService:
     """The exception where nobody listens on a subject, with what to do about it."""
-    part, command = ("planner", "corral plan") if subject.startswith(bus.PLAN) else ("processor", "corral process")
+    part, command = ("planner", "corral plan") if subject.startswith(subjects.PLAN) else ("processor", "corral process")
     return NoService(f"the bus is there, but no {part} answers: start one with `{command}` (or all with `corral up`)")

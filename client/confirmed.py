@@ -14,8 +14,8 @@ from typing import Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
+from ..bus.elapsed import elapsed_seconds
 from ..schemas import requests
-from ..schemas.elapsed import elapsed_seconds
 from .errors import CorralError, Ended, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
 from .holder import may_be_anothers
 from .lease_calls import LeaseCalls
@@ -36,7 +36,7 @@ class Granted(NamedTuple):
 
     Attributes:
         assignment: with the lease as it is.
-        confirmed_at: when the planner was asked that said so (see `schemas/elapsed.py`).
+        confirmed_at: when the planner was asked that said so (see `bus/elapsed.py`).
     """
 
     assignment: requests.Assignment

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from ..bus.connect import URL_VARIABLE
-from ..schemas.credentials import CREDENTIALS_VARIABLE
+from ..bus.credentials import CREDENTIALS_VARIABLE
 from .errors import Unavailable
 
 _CONFIG_VARIABLE: Final = "CORRAL_CONFIG"

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Generator
 from typing import Final
 
-from ..schemas import bus, requests
+from ..schemas import requests, subjects
 from .request import RequestFields
 
 LEASE_VARIABLE: Final = "CORRAL_LEASE"
@@ -57,7 +57,7 @@ def elsewhere(lease: requests.Lease, host: str | None = None) -> str:
 
 def local_host() -> str:
     """This host's name as collectors write it."""
-    return bus.host_token(os.environ.get("CORRAL_HOST") or socket.gethostname())
+    return subjects.host_token(os.environ.get("CORRAL_HOST") or socket.gethostname())
 
 
 def placed_here(fields: RequestFields) -> RequestFields:

@@ -11,9 +11,9 @@ import asyncio
 import os
 from typing import Final
 
+from ..bus.elapsed import elapsed_seconds
+from ..bus.process_identity import PROC, lineage, own_name
 from ..schemas import requests
-from ..schemas.elapsed import elapsed_seconds
-from ..schemas.holders import PROC, lineage, own_name
 from .errors import Conflict, Ended
 from .lease_calls import LeaseCalls
 

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from ..bus.elapsed import elapsed_seconds
+from ..bus.process_identity import own_name
 from ..schemas import codec, requests
-from ..schemas.elapsed import elapsed_seconds
-from ..schemas.holders import own_name
 from .calls import Waiting
 from .confirmed import given_back_on_failure, renewed
 from .environment import environment_for, environment_set
@@ -219,7 +219,7 @@ class HeldLease:
         so, and catches a process or a machine that has slept since.
 
         Returns:
-            The time by which work must have started (see `schemas/elapsed.py`); later, ask again.
+            The time by which work must have started (see `bus/elapsed.py`); later, ask again.
 
         Raises:
             LeaseLost: it has ended.

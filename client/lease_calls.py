@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Sequence
 
 import nats.aio.client
 
+from ..bus.credentials import ANY_OWNER
+from ..bus.permissions import identity_of
 from ..schemas import operations, plain, requests
-from ..schemas.bus import PlanSubject
-from ..schemas.credentials import ANY_OWNER
-from ..schemas.permitted import identity_of
+from ..schemas.subjects import PlanSubject
 from . import streams
 from .calls import Calls
 from .errors import Refused
@@ -56,7 +56,7 @@ class LeaseCalls(Calls):
             lease_id: which.
             ttl: seconds, for this once.
             owner: whose it is.
-            holder: name of the process that holds it from now on (`schemas/holders.py`).
+            holder: name of the process that holds it from now on (`bus/process_identity.py`).
 
         Raises:
             NotFound: there is none; `Ended`, one of them, where it has ended.

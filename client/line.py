@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ..schemas import bus, codec, operations, requests
+from ..schemas import codec, operations, requests, subjects
 from .calls import RETRY_SECONDS, Waiting, no_service, raise_error
 from .errors import CorralError, NoService, ServiceError, TimedOut, TooManyRequests, error_of
 
@@ -177,7 +177,7 @@ class Line:
         inbox = self._nc.new_inbox()
         answers = await self._nc.subscribe(inbox)
         try:
-            await self._nc.publish(f"$SRV.PING.{bus.PLANNER_SERVICE}", b"", reply=inbox)
+            await self._nc.publish(f"$SRV.PING.{subjects.PLANNER_SERVICE}", b"", reply=inbox)
             end = self._loop.time() + _PING_SECONDS
             while reply := await _next(answers, end - self._loop.time()):
                 with contextlib.suppress(codec.DecodeError):

@@ -12,8 +12,8 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ..schemas import bus, codec, requests
-from ..schemas.permitted import NotAllowed, identity_of, refusals
+from ..bus.permissions import NotAllowed, identity_of, refusals
+from ..schemas import codec, requests, subjects
 from ..schemas.query import END_HEADER, PART_HEADER, CancelRequest, QueryEnd, QueryRequest
 from .errors import CorralError, NoService, QueryFailed, Refused, TimedOut, Unavailable, error_of
 from .result import QueryResult
@@ -32,7 +32,7 @@ def in_own_name(nc: nats.aio.client.Client, subject: str, person: str = "") -> s
     """
     user = identity_of(nc).user
     if person:
-        return f"{subject}.{user or SERVICE}.{bus.person_token(person)}"
+        return f"{subject}.{user or SERVICE}.{subjects.person_token(person)}"
     return f"{subject}.{user}" if user else subject
 
 
@@ -81,9 +81,9 @@ async def parts(
         if person:
             # A server or a processor of an earlier version knows nobody behind whom it knows.
             with contextlib.suppress(Refused):
-                first = await _first(nc, in_own_name(nc, bus.QUERY, person), request, subscription, inbox, seconds)
+                first = await _first(nc, in_own_name(nc, subjects.QUERY, person), request, subscription, inbox, seconds)
         if first is None or _nobody(first):
-            first = await _first(nc, in_own_name(nc, bus.QUERY), request, subscription, inbox, seconds)
+            first = await _first(nc, in_own_name(nc, subjects.QUERY), request, subscription, inbox, seconds)
         count = 0
         while True:
             try:
@@ -165,5 +165,5 @@ def _failure(code: str, message: str, field: str = "") -> CorralError:
 async def _cancel(nc: nats.aio.client.Client, query_id: str) -> None:
     """Nobody waits for the rows any more: let the database stop."""
     with contextlib.suppress(nats.errors.Error, OSError):
-        await nc.publish(bus.QUERY_CANCEL, codec.encode(CancelRequest(query_id=query_id), codec.JSON))
+        await nc.publish(subjects.QUERY_CANCEL, codec.encode(CancelRequest(query_id=query_id), codec.JSON))
         await nc.flush(1)

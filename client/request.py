@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final, TypedDict
 
+from ..bus.credentials import ANY_OWNER
 from ..schemas import codec, plain, units
-from ..schemas.credentials import ANY_OWNER
 from ..schemas.misspelt import meant
 from ..schemas.requests import Distribution, Method, Placement, WeightBy, WorkItem, WorkRequest
 from .errors import InvalidRequest

@@ -13,7 +13,7 @@ import nats.errors
 from msgspec.structs import replace
 
 from ..schemas import codec, operations, requests
-from ..schemas.bus import PlanSubject
+from ..schemas.subjects import PlanSubject
 from .calls import Waiting
 from .confirmed import Granted, confirmed
 from .errors import CorralError, NoService, Rejected, TimedOut, TooManyRequests, Unavailable

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 import nats.aio.client
 import nats.errors
 
-from ..schemas import bus, codec, columns, requests, speakers
+from ..schemas import codec, columns, requests, speakers, subjects
 from ..schemas.globs import matches_any
 from ..schemas.metrics import DeviceSample
 from ..schemas.telemetry import SampleBatch
@@ -24,7 +24,7 @@ async def samples(
 ) -> AsyncIterator[DeviceSample]:
     """Samples as rows; hosts and devices are globs, and none of them means all."""
     plain = len(hosts) == 1 and not set(hosts[0]) & set("*?[")
-    subject = bus.samples_subject(bus.host_token(hosts[0]) if plain else "*")
+    subject = subjects.samples_subject(subjects.host_token(hosts[0]) if plain else "*")
     subscription = await nc.subscribe(subject, pending_msgs_limit=_PENDING_MESSAGES)
     try:
         async for message in subscription.messages:
@@ -48,7 +48,7 @@ async def samples(
 async def lease_events(nc: nats.aio.client.Client, lease_id: str, kind: str) -> AsyncIterator[requests.LeaseEvent]:
     """Lease events, of one lease or of all. One that does not agree with its subject is none: whoever may read what is
     stored says where it is delivered."""
-    subscription = await nc.subscribe(bus.lease_subject(kind, lease_id), pending_msgs_limit=_PENDING_MESSAGES)
+    subscription = await nc.subscribe(subjects.lease_subject(kind, lease_id), pending_msgs_limit=_PENDING_MESSAGES)
     try:
         async for message in subscription.messages:
             try:
@@ -56,7 +56,7 @@ async def lease_events(nc: nats.aio.client.Client, lease_id: str, kind: str) -> 
             except codec.DecodeError as error:
                 log.debug("%s: %s", message.subject, error)
                 continue
-            if message.subject == bus.lease_subject(event.kind.value, event.lease.lease_id):
+            if message.subject == subjects.lease_subject(event.kind.value, event.lease.lease_id):
                 yield event
     finally:
         with contextlib.suppress(nats.errors.Error):  # with the connection it has ended already

@@ -17,9 +17,9 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas import bus, codec
+from ..bus.process import corral_version, peak_resident_bytes, resident_bytes
+from ..schemas import codec, subjects
 from ..schemas.inventory import possible
-from ..schemas.process import corral_version, peak_resident_bytes, resident_bytes
 from ..schemas.requests import Lease
 from ..schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, Severity
 from .attribution import GRACE_SECONDS
@@ -235,7 +235,7 @@ class Agent:
                 source=self._source.name,
                 interval_seconds=self.settings.interval_seconds,
             )
-            self._put(bus.inventory_subject(inventory.host.name), told)
+            self._put(subjects.inventory_subject(inventory.host.name), told)
             if isinstance(self._source, HostSource):
                 self._told = told
         for count, pack in enumerate(self._packer.add(reading.ticks), start=1):
@@ -257,7 +257,7 @@ class Agent:
                 identified=self.identifies_processes,
                 unreadable=list(reading.unreadable),
             )
-            self._put(bus.processes_subject(host), batch, sequence=batch.sequence)
+            self._put(subjects.processes_subject(host), batch, sequence=batch.sequence)
 
     def _forward(self, event: SourceEvent, *, beyond_limit: bool = False) -> None:
         if event.kind in _INVENTORY_EVENTS:
@@ -275,7 +275,7 @@ class Agent:
             message=event.message,
             data=event.data,
         )
-        self._put(bus.events_subject(event.host), message, sequence=sequence, beyond_limit=beyond_limit)
+        self._put(subjects.events_subject(event.host), message, sequence=sequence, beyond_limit=beyond_limit)
         self._wake()
 
     def _event(
@@ -357,7 +357,7 @@ class Agent:
             corral_version=corral_version(),
             processes_identified=self.identifies_processes,
         )
-        self._put(bus.agent_subject(self.settings.name), report, sequence=report.sequence, beyond_limit=True)
+        self._put(subjects.agent_subject(self.settings.name), report, sequence=report.sequence, beyond_limit=True)
         self._wake()
 
     def tell_drops(self) -> bool:
@@ -371,7 +371,7 @@ class Agent:
         """Give the devices free for another host's name: a machine that was renamed goes on under the new one."""
         if self._told is not None:
             left = replace(self._told, time_ns=time.time_ns(), leaving=True)
-            self._put(bus.inventory_subject(left.host.name), left, beyond_limit=True)
+            self._put(subjects.inventory_subject(left.host.name), left, beyond_limit=True)
 
     def _next(self) -> int:
         self._sequence += 1
@@ -381,7 +381,7 @@ class Agent:
         sequence = self._next()
         self._samples += pack.samples
         self._put(
-            bus.samples_subject(pack.host),
+            subjects.samples_subject(pack.host),
             pack.batch(self.id, sequence, self._source.name),
             sequence=sequence,
             samples=pack.samples,

@@ -11,7 +11,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas import holders
+from ..bus import process_identity
 from ..schemas.requests import Grant, Lease
 from ..schemas.telemetry import AttributionKind, ProcessSample, Severity
 from ..schemas.units import format_bytes
@@ -20,7 +20,7 @@ GRACE_SECONDS: Final = 30.0
 """What is seen for less is not told: a job that starts, or one that still winds down after its release."""
 
 Ancestry = Mapping[int, Sequence[str]]
-"""The names of a process and its ancestors, nearest first (`schemas/holders.py`), by its id."""
+"""The names of a process and its ancestors, nearest first (`bus/process_identity.py`), by its id."""
 
 
 class Violation(Struct, frozen=True, kw_only=True):
@@ -191,7 +191,7 @@ def _without(
 
 def is_service(process: ProcessSample) -> bool:
     """Whether a process serves whoever uses the device: a desktop, or a daemon of the driver."""
-    return holders.is_service(process.name, process.kind)
+    return process_identity.is_service(process.name, process.kind)
 
 
 class Watched(Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
 from ..bus.tasks import heed_cancellation
-from ..schemas import bus
+from ..schemas import subjects
 
 log = logging.getLogger("corral.collector")
 
@@ -103,7 +103,7 @@ class HostClaim:
         self.held = True
 
     async def _take(self, nc: Client) -> None:
-        bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
+        bucket = await nc.jetstream().key_value(subjects.HOSTS_BUCKET)
         seen: int | None = None
         while True:
             heed_cancellation()
@@ -132,7 +132,7 @@ class HostClaim:
         Raises:
             HostTaken: another agent has taken it while this one could not renew.
         """
-        bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
+        bucket = await nc.jetstream().key_value(subjects.HOSTS_BUCKET)
         while True:
             heed_cancellation()
             await asyncio.sleep(RENEW_SECONDS)
@@ -149,7 +149,7 @@ class HostClaim:
         if self._revision is None:
             return
         try:
-            bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
+            bucket = await nc.jetstream().key_value(subjects.HOSTS_BUCKET)
             await bucket.delete(self.name, last=self._revision)
         except (NatsError, TimeoutError, OSError) as error:
             log.debug("the claim on %s was not released and will expire: %s", self.name, error)

@@ -14,8 +14,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from ..bus import stream_messages
 from ..bus.tasks import heed_cancellation
-from ..schemas import bus, codec, stored
+from ..schemas import codec, subjects
 from ..schemas.operations import LeaseFilter, Leases
 from ..schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
 
@@ -59,7 +60,7 @@ class LeaseFeed:
 
     async def follow(self, nc: Client) -> None:
         """Read what the stream still has, then listen, until cancelled."""
-        subject = f"{bus.LEASE_EVENTS}.>"
+        subject = f"{subjects.LEASE_EVENTS}.>"
         # Listen first: what is announced while the past is read is not missed, and events carry their times.
         subscription = await nc.subscribe(subject, cb=self._on_message)
         try:
@@ -80,7 +81,7 @@ class LeaseFeed:
                 await subscription.unsubscribe()
 
     async def _catch_up(self, nc: Client, subject: str) -> None:
-        async with contextlib.aclosing(stored.read(nc, bus.FACTS_STREAM, subject)) as messages:
+        async with contextlib.aclosing(stream_messages.read(nc, subjects.FACTS_STREAM, subject)) as messages:
             async for message in messages:
                 heed_cancellation()
                 self.apply(message.data, (message.headers or {}).get("Nats-Subject", ""), tell=False)
@@ -150,7 +151,7 @@ class HostLeaseFeed:
         """Ask, then listen, until cancelled."""
         # Listen first: what is announced while the planner answers is asked for again.
         subscriptions = [
-            await nc.subscribe(bus.lease_subject(kind.value, "*"), cb=self._on_message) for kind in _CHANGES
+            await nc.subscribe(subjects.lease_subject(kind.value, "*"), cb=self._on_message) for kind in _CHANGES
         ]
         pause = ASK_AGAIN_SECONDS
         try:
@@ -184,7 +185,7 @@ class HostLeaseFeed:
         found: dict[str, Lease] = {}
         while True:
             wanted = LeaseFilter(hosts=[self._host], offset=len(found), limit=MOST_AT_ONCE)
-            reply = await nc.request(bus.PlanSubject.LEASES, codec.encode(wanted, codec.JSON), timeout=5.0)
+            reply = await nc.request(subjects.PlanSubject.LEASES, codec.encode(wanted, codec.JSON), timeout=5.0)
             # An error is no `Leases` and so can't be decoded.
             leases = codec.decode(reply.data, Leases, codec.JSON).leases
             found.update((lease.lease_id, lease) for lease in leases)
@@ -206,7 +207,7 @@ def _event_of(payload: bytes, subject: str) -> LeaseEvent | None:
     except codec.DecodeError as error:
         log.debug("no lease event: %s", error)
         return None
-    return event if subject == bus.lease_subject(event.kind.value, event.lease.lease_id) else None
+    return event if subject == subjects.lease_subject(event.kind.value, event.lease.lease_id) else None
 
 
 def _is_over(lease: Lease) -> bool:

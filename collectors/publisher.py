@@ -32,9 +32,9 @@ from nats.js.errors import APIError, NotFoundError
 from ..bus.connect import connect
 from ..bus.health import Since
 from ..bus.layout import ensure_layout
+from ..bus.permissions import may_make_streams
 from ..bus.tasks import heed_cancellation
-from ..schemas import bus, codec
-from ..schemas.permitted import may_make_streams
+from ..schemas import codec, subjects
 from .outbox import Entry, Outbox
 
 log = logging.getLogger("corral.collector")
@@ -52,11 +52,11 @@ BACKOFF_SECONDS: Final = 0.25
 BACKOFF_MAX_SECONDS: Final = 5.0
 
 _STREAMS: Final = {
-    bus.SAMPLES: bus.TELEMETRY_STREAM,
-    bus.PROCESSES: bus.TELEMETRY_STREAM,
-    bus.AGENTS: bus.TELEMETRY_STREAM,
-    bus.INVENTORY: bus.INVENTORY_STREAM,
-    bus.EVENTS: bus.FACTS_STREAM,
+    subjects.SAMPLES: subjects.TELEMETRY_STREAM,
+    subjects.PROCESSES: subjects.TELEMETRY_STREAM,
+    subjects.AGENTS: subjects.TELEMETRY_STREAM,
+    subjects.INVENTORY: subjects.INVENTORY_STREAM,
+    subjects.EVENTS: subjects.FACTS_STREAM,
 }
 _MESSAGE_ID: Final = "Nats-Msg-Id"
 

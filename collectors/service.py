@@ -16,9 +16,9 @@ from nats.errors import Error as NatsError
 
 from ..bus.health import HealthDoor
 from ..bus.layout import ensure_layout
-from ..schemas import bus
+from ..bus.permissions import may_make_streams
+from ..schemas import subjects
 from ..schemas.instruments import ServiceKind
-from ..schemas.permitted import may_make_streams
 from ..schemas.requests import Lease
 from .agent import Agent, AgentSettings
 from .attribution import GRACE_SECONDS
@@ -114,7 +114,7 @@ async def collect(
     check_settings(interval_seconds=interval_seconds, batch_seconds=batch_seconds, buffer_bytes=buffer_bytes)
     if max(interval_seconds, batch_seconds) > STALE_SECONDS / 2:
         log.warning("planners take a device as lost after %.0f s without a sample: report more often", STALE_SECONDS)
-    token = bus.host_token(name)
+    token = subjects.host_token(name)
     if token != name:
         log.warning("the name %r goes into subjects as %r", name, token)
     outbox = Outbox(buffer_bytes, state_folder(token, state) if spill else None)
@@ -203,5 +203,5 @@ def _lease_feed(source: Source, agent: Agent) -> list[Callable[[Client], Awaitab
 
         return [LeaseFeed(changed).follow]
     if isinstance(source, HostSource):
-        return [HostLeaseFeed(bus.host_token(source.host), agent.set_leases).follow]
+        return [HostLeaseFeed(subjects.host_token(source.host), agent.set_leases).follow]
     return []

@@ -111,7 +111,7 @@ class HostSource(Protocol):
     """The host's name as in subjects."""
 
     def ancestry(self, pids: Iterable[int]) -> dict[int, list[str]]:
-        """The names of processes and of their ancestors, nearest first (`schemas/holders.py`), by process id."""
+        """The names of processes and of their ancestors, nearest first (`bus/process_identity.py`), by process id."""
         ...
 
 

@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 
 from ..bus.health import HealthDoor
 from ..client import Client, CorralError, NoService, Unavailable, connect
-from ..schemas import bus, codec, operations, requests
+from ..schemas import codec, operations, requests, subjects
 from ..schemas.health import Judgement
 from ..schemas.instruments import ServiceKind
 from ..schemas.telemetry import ProcessBatch, ProcessSample
@@ -118,7 +118,7 @@ class Fleet:
             disconnected_cb=on_change,
             reconnected_cb=on_change,
         )
-        await client.nc.subscribe(bus.processes_subject("*"), cb=self._on_processes, pending_msgs_limit=4096)
+        await client.nc.subscribe(subjects.processes_subject("*"), cb=self._on_processes, pending_msgs_limit=4096)
         await self._door.open(client.nc)
         self.client = client
         self.look_soon()

@@ -13,11 +13,11 @@ from msgspec import Struct
 from nats.errors import Error as NatsError
 from nats.micro.request import Request
 
+from ..bus.permissions import with_name
 from ..schemas import codec, globs, replies
-from ..schemas.bus import PlanSubject
 from ..schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
-from ..schemas.permitted import with_name
 from ..schemas.requests import Distribution, Error, WorkRequest
+from ..schemas.subjects import PlanSubject
 from .fleet.state import InvalidRequest
 from .heavy import Heavy, Read, whole, without_items
 from .limits import MOST_LABELS_BYTES

@@ -12,9 +12,9 @@ from typing import Final
 
 from nats.errors import Error as NatsError
 
+from ..bus.elapsed import elapsed_seconds
 from ..bus.tasks import heed_cancellation
 from ..schemas import codec
-from ..schemas.elapsed import elapsed_seconds
 from .desk import Desk
 from .fleet.events import HostLost, HostSeen
 from .fleet.fleet import apply

@@ -17,7 +17,7 @@ from datetime import datetime
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas.elapsed import steady_time
+from ..bus.elapsed import steady_time
 from ..schemas.operations import Queue, QueueFilter
 from ..schemas.requests import (
     Assignment,

@@ -21,8 +21,8 @@ from nats.errors import Error as NatsError
 from nats.micro.request import Request
 from nats.micro.service import EndpointStats, Service
 
-from ..schemas import bus, codec
-from ..schemas.bus import PlanSubject
+from ..bus.permissions import ACROSS
+from ..schemas import codec, subjects
 from ..schemas.health import ServiceHealth
 from ..schemas.operations import (
     DeviceFilter,
@@ -33,8 +33,8 @@ from ..schemas.operations import (
     LeaseFilter,
     QueueFilter,
 )
-from ..schemas.permitted import ACROSS
 from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
+from ..schemas.subjects import PlanSubject
 from . import costs
 from .asked import Asked
 from .beside import Beside, GivenUp, TooMany, too_many
@@ -133,7 +133,7 @@ class Endpoints:
         before = self._service
         service = self._service = await micro.add_service(
             self._nc,
-            name=bus.PLANNER_SERVICE,
+            name=subjects.PLANNER_SERVICE,
             version=_VERSION,
             description="Answers work requests with devices, from live telemetry and durable leases",
             metadata={"planner": self._planner, "role": "standby" if desk is None else "leader"},
@@ -254,7 +254,7 @@ class Endpoints:
         return [
             (name, subject, self._handler(type, work, kind=kind, large=large)),
             (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1, field, kind, large)),
-            (f"{name}-unnamed", bus.unnamed(subject), turn_away),
+            (f"{name}-unnamed", subjects.unnamed(subject), turn_away),
         ]
 
     def _handler(

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from ..schemas.permitted import ACROSS
+from ..bus.permissions import ACROSS
 from ..schemas.requests import WorkRequest
 from .heavy import Heavy
 from .leases.queue import Waiting

@@ -22,7 +22,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
-from ..schemas.permitted import ACROSS
+from ..bus.permissions import ACROSS
 
 log = logging.getLogger("corral.planner.probe")
 

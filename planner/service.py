@@ -21,11 +21,11 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from ..bus.connect import BusUnavailable, connect, until_closed
+from ..bus.elapsed import elapsed_seconds
 from ..bus.health import HealthDoor
 from ..bus.layout import until_laid_out
 from ..bus.tasks import heed_cancellation
-from ..schemas import bus, codec
-from ..schemas.elapsed import elapsed_seconds
+from ..schemas import codec, subjects
 from ..schemas.health import Judgement
 from ..schemas.instruments import ServiceKind
 from ..schemas.operations import Drains
@@ -196,7 +196,7 @@ class Planner:
             except (NatsError, OSError, TimeoutError) as error:
                 log.debug("the bucket can't be looked at: %r", error)
         raise BusUnavailable(
-            f"the bucket {bus.PLANNER_BUCKET} is gone or was made anew: has the bus lost its disk? The leases of "
+            f"the bucket {subjects.PLANNER_BUCKET} is gone or was made anew: has the bus lost its disk? The leases of "
             "before are lost with it; a planner that is started now begins anew"
         )
 

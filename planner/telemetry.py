@@ -25,22 +25,23 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.js import api
 
-from ..schemas import bus, codec, inventory, speakers, stored
+from ..bus import stream_messages
+from ..bus.elapsed import elapsed_seconds
+from ..bus.stream_reader import read
+from ..schemas import codec, inventory, speakers, subjects
 from ..schemas.clocks import AHEAD_SECONDS
-from ..schemas.elapsed import elapsed_seconds
 from ..schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
 from .fleet.device import Fault
 from .fleet.faults import to_keep
 from .fleet.fleet import ClockSet, Fleet, apply
-from .streams import read
 
 log = logging.getLogger("corral.planner.telemetry")
 
 _TYPES: Final[tuple[tuple[str, type[Struct]], ...]] = (
-    (f"{bus.SAMPLES}.", SampleBatch),
-    (f"{bus.PROCESSES}.", ProcessBatch),
-    (f"{bus.INVENTORY}.", Inventory),
-    (f"{bus.EVENTS}.", DeviceEvent),
+    (f"{subjects.SAMPLES}.", SampleBatch),
+    (f"{subjects.PROCESSES}.", ProcessBatch),
+    (f"{subjects.INVENTORY}.", Inventory),
+    (f"{subjects.EVENTS}.", DeviceEvent),
 )
 _SPOKEN: Final = (SampleBatch, ProcessBatch, Inventory, DeviceEvent)
 _NEWEST_ONLY: Final = (SampleBatch, ProcessBatch)
@@ -194,7 +195,7 @@ class Telemetry:
             since = self._events_until - self._ahead_seconds - _OVERLAP_SECONDS if self._events_until else 0.0
             started = time.time()
             config = api.ConsumerConfig(deliver_policy=last)
-            await self._read(bus.INVENTORY_STREAM, f"{bus.INVENTORY}.*", Inventory, config)
+            await self._read(subjects.INVENTORY_STREAM, f"{subjects.INVENTORY}.*", Inventory, config)
             if since:
                 config = api.ConsumerConfig(
                     deliver_policy=api.DeliverPolicy.BY_START_TIME, opt_start_time=datetime.fromtimestamp(since, UTC)
@@ -205,10 +206,10 @@ class Telemetry:
                 )
             else:
                 config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.ALL)
-            await self._read(bus.FACTS_STREAM, f"{bus.EVENTS}.*", DeviceEvent, config)
-            for prefix, kind in ((bus.PROCESSES, ProcessBatch), (bus.SAMPLES, SampleBatch)):
+            await self._read(subjects.FACTS_STREAM, f"{subjects.EVENTS}.*", DeviceEvent, config)
+            for prefix, kind in ((subjects.PROCESSES, ProcessBatch), (subjects.SAMPLES, SampleBatch)):
                 config = api.ConsumerConfig(deliver_policy=last)
-                await self._read(bus.TELEMETRY_STREAM, f"{prefix}.*", kind, config)
+                await self._read(subjects.TELEMETRY_STREAM, f"{prefix}.*", kind, config)
             self._events_until = started
         finally:
             self._reading = False
@@ -219,7 +220,7 @@ class Telemetry:
         live has the time of this one, and both have to be of one clock."""
         before = time.time()
         with contextlib.suppress(NatsError, TimeoutError):
-            server = await stored.clock(self._nc, bus.INVENTORY_STREAM)
+            server = await stream_messages.clock(self._nc, subjects.INVENTORY_STREAM)
             if server is not None:
                 self._ahead_seconds = (before + time.time()) / 2 - server
                 if abs(self._ahead_seconds) > AHEAD_SECONDS:
@@ -227,7 +228,7 @@ class Telemetry:
 
     async def health(self) -> Health:
         """What events have said so far, and how far that goes: some seconds behind, so that nothing is on its way."""
-        state = (await self._js.stream_info(bus.FACTS_STREAM)).state
+        state = (await self._js.stream_info(subjects.FACTS_STREAM)).state
         await asyncio.sleep(_SETTLED_SECONDS)
         faults = to_keep(self._fleet, time.time(), self._nc.max_payload - _HEADROOM_BYTES)
         return Health(sequence=state.last_seq, faults=faults)

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
+from ..bus.elapsed import steady_time
 from ..bus.tasks import heed_cancellation
-from ..schemas.elapsed import steady_time
 from ..schemas.health import Judgement
 from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
 from ..schemas.requests import Assignment, Error, Rejection

@@ -11,8 +11,9 @@ from typing import Final
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from ..bus import stream_messages
 from ..bus.tasks import heed_cancellation
-from ..schemas import bus, stored
+from ..schemas import subjects
 
 ASK_SECONDS: Final = 20.0
 KEPT_SECONDS: Final = 600.0
@@ -38,7 +39,7 @@ class ServerClock:
         while True:
             heed_cancellation()
             with contextlib.suppress(NatsError, TimeoutError, OSError):
-                server = await stored.clock(nc, bus.TELEMETRY_STREAM)
+                server = await stream_messages.clock(nc, subjects.TELEMETRY_STREAM)
                 if server is not None:
                     self._server, self._asked = server, time.monotonic()
             await asyncio.sleep(ASK_SECONDS)

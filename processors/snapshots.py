@@ -26,7 +26,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ..schemas import bus, codec, replies, units
+from ..schemas import codec, replies, subjects, units
 from ..schemas.query import Snapshot, SnapshotRead, SnapshotRequest
 from ..schemas.requests import Error
 from .storage import StorageError, StoragePaused
@@ -83,9 +83,9 @@ class SnapshotService:
     async def start(self) -> None:
         """Listen. What an earlier life has left is removed."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        for subject in (bus.SNAPSHOT, f"{bus.SNAPSHOT}.*"):
+        for subject in (subjects.SNAPSHOT, f"{subjects.SNAPSHOT}.*"):
             self._subscriptions.append(await self._nc.subscribe(subject, queue="snapshot", cb=self._on_request))
-        for subject in (bus.SNAPSHOT_READ, f"{bus.SNAPSHOT_READ}.*"):
+        for subject in (subjects.SNAPSHOT_READ, f"{subjects.SNAPSHOT_READ}.*"):
             self._subscriptions.append(await self._nc.subscribe(subject, cb=self._on_read))
 
     async def stop(self) -> None:

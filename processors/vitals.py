@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from ..schemas import bus
+from ..schemas import subjects
 from ..schemas.health import Judgement
 from ..schemas.instruments import ROWS, Histogram
 from .ingest.deadletters import DeadLetters
@@ -75,7 +75,7 @@ class Vitals:
         reasons += [text for text in (self._held_back(), self._origin.problem if self._origin else "") if text]
         lag = {part: float(ingest.lag_messages) for part, ingest in self.ingests.items()}
         if self._origin is not None:
-            lag[bus.TELEMETRY_STREAM] = float(self._origin.behind)
+            lag[subjects.TELEMETRY_STREAM] = float(self._origin.behind)
         samples = Histogram(ROWS)
         for each in (counts for found in self._counts.values() for counts in found):
             _add(samples, each.batch_samples)

@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from . import bus, codec, health, operations, query, requests, telemetry
+from . import codec, health, operations, query, requests, subjects, telemetry
 
 Message = type[Struct]
 
@@ -99,7 +99,7 @@ _HEALTH: Final = {
 def _health(name: str, summary: str, *tokens: str) -> Channel:
     return Channel(
         name=name,
-        subject=".".join([bus.HEALTH, *(f"{{{token}}}" for token in tokens)]),
+        subject=".".join([subjects.HEALTH, *(f"{{{token}}}" for token in tokens)]),
         parameters={token: _HEALTH[token] for token in tokens},
         publisher="client",
         subscriber="planner, processor, collector, exporter, dashboard",
@@ -112,40 +112,54 @@ def _health(name: str, summary: str, *tokens: str) -> Channel:
 
 CHANNELS: Final[tuple[Channel, ...]] = (
     _telemetry(
-        "samples", bus.SAMPLES, telemetry.SampleBatch, bus.TELEMETRY_STREAM, "A host's devices over one or more ticks."
+        "samples",
+        subjects.SAMPLES,
+        telemetry.SampleBatch,
+        subjects.TELEMETRY_STREAM,
+        "A host's devices over one or more ticks.",
     ),
     _telemetry(
-        "processes", bus.PROCESSES, telemetry.ProcessBatch, bus.TELEMETRY_STREAM, "The processes on a host's devices."
+        "processes",
+        subjects.PROCESSES,
+        telemetry.ProcessBatch,
+        subjects.TELEMETRY_STREAM,
+        "The processes on a host's devices.",
     ),
-    _telemetry("agents", bus.AGENTS, telemetry.AgentReport, bus.TELEMETRY_STREAM, "A collector on itself."),
+    _telemetry("agents", subjects.AGENTS, telemetry.AgentReport, subjects.TELEMETRY_STREAM, "A collector on itself."),
     _telemetry(
-        "inventory", bus.INVENTORY, telemetry.Inventory, bus.INVENTORY_STREAM, "A host, its devices, their links."
+        "inventory",
+        subjects.INVENTORY,
+        telemetry.Inventory,
+        subjects.INVENTORY_STREAM,
+        "A host, its devices, their links.",
     ),
-    _telemetry("events", bus.EVENTS, telemetry.DeviceEvent, bus.FACTS_STREAM, "Something happened on a host."),
+    _telemetry(
+        "events", subjects.EVENTS, telemetry.DeviceEvent, subjects.FACTS_STREAM, "Something happened on a host."
+    ),
     Channel(
         name="lease_events",
-        subject=f"{bus.LEASE_EVENTS}.{{kind}}.{{lease}}",
+        subject=f"{subjects.LEASE_EVENTS}.{{kind}}.{{lease}}",
         parameters={"kind": "what happened: granted, renewed, expiring, …", "lease": "id of the lease"},
         publisher="planner",
         subscriber="processor, collector, client",
         message=requests.LeaseEvent,
         summary="A lease changed.",
         content_types=(codec.JSON,),
-        stream=bus.FACTS_STREAM,
+        stream=subjects.FACTS_STREAM,
     ),
     Channel(
         name="dead_letters",
-        subject=f"{bus.DEAD_LETTERS}.{{code}}",
+        subject=f"{subjects.DEAD_LETTERS}.{{code}}",
         parameters={"code": "why: undecodable, invalid, out_of_range, future, …"},
         publisher="processor",
         subscriber="operator",
         message=telemetry.DeadLetter,
         summary="A message that could not be stored.",
-        stream=bus.DEAD_STREAM,
+        stream=subjects.DEAD_STREAM,
     ),
     _plan(
         "request",
-        bus.PlanSubject.REQUEST,
+        subjects.PlanSubject.REQUEST,
         requests.WorkRequest,
         (requests.Assignment, requests.Rejection),
         "Ask for devices.",
@@ -153,7 +167,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     ),
     _plan(
         "explain",
-        bus.PlanSubject.EXPLAIN,
+        subjects.PlanSubject.EXPLAIN,
         operations.ExplainRequest,
         (operations.Explanation,),
         "What would become of a request, without granting it.",
@@ -161,7 +175,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     ),
     _plan(
         "withdraw",
-        bus.PlanSubject.WITHDRAW,
+        subjects.PlanSubject.WITHDRAW,
         requests.WithdrawAction,
         (requests.Rejection, requests.Assignment),
         "Take a request back that waits.",
@@ -169,7 +183,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     ),
     _plan(
         "renew",
-        bus.PlanSubject.RENEW,
+        subjects.PlanSubject.RENEW,
         requests.LeaseAction,
         (requests.Lease,),
         "Keep a lease.",
@@ -177,30 +191,36 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     ),
     _plan(
         "release",
-        bus.PlanSubject.RELEASE,
+        subjects.PlanSubject.RELEASE,
         requests.LeaseAction,
         (requests.Lease,),
         "Give a lease back.",
         "owner",
     ),
-    _plan("leases", bus.PlanSubject.LEASES, operations.LeaseFilter, (operations.Leases,), "List leases."),
-    _plan("devices", bus.PlanSubject.DEVICES, operations.DeviceFilter, (operations.Devices,), "List devices."),
+    _plan("leases", subjects.PlanSubject.LEASES, operations.LeaseFilter, (operations.Leases,), "List leases."),
+    _plan("devices", subjects.PlanSubject.DEVICES, operations.DeviceFilter, (operations.Devices,), "List devices."),
     _plan(
-        "fleet", bus.PlanSubject.FLEET, operations.DeviceFilter, (operations.FleetSummary,), "Aggregates of the fleet."
+        "fleet",
+        subjects.PlanSubject.FLEET,
+        operations.DeviceFilter,
+        (operations.FleetSummary,),
+        "Aggregates of the fleet.",
     ),
-    _plan("queue", bus.PlanSubject.QUEUE, operations.QueueFilter, (operations.Queue,), "Who waits."),
+    _plan("queue", subjects.PlanSubject.QUEUE, operations.QueueFilter, (operations.Queue,), "Who waits."),
     _plan(
         "drain",
-        bus.PlanSubject.DRAIN,
+        subjects.PlanSubject.DRAIN,
         operations.DrainAction,
         (operations.Drains,),
         "Keep new work off devices.",
         "operator",
     ),
-    _plan("evict", bus.PlanSubject.EVICT, operations.EvictAction, (requests.Lease,), "Take a lease back.", "operator"),
+    _plan(
+        "evict", subjects.PlanSubject.EVICT, operations.EvictAction, (requests.Lease,), "Take a lease back.", "operator"
+    ),
     Channel(
         name="query",
-        subject=f"{bus.QUERY}.{{user}}",
+        subject=f"{subjects.QUERY}.{{user}}",
         parameters={"user": _NAMES["user"]},
         publisher="client",
         subscriber="processor",
@@ -211,7 +231,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     ),
     Channel(
         name="query_cancel",
-        subject=bus.QUERY_CANCEL,
+        subject=subjects.QUERY_CANCEL,
         name_optional=True,
         publisher="client",
         subscriber="processor",
@@ -222,7 +242,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     ),
     Channel(
         name="snapshot",
-        subject=f"{bus.SNAPSHOT}.{{user}}",
+        subject=f"{subjects.SNAPSHOT}.{{user}}",
         parameters={"user": _NAMES["user"]},
         publisher="client",
         subscriber="processor",
@@ -233,7 +253,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     ),
     Channel(
         name="snapshot_read",
-        subject=f"{bus.SNAPSHOT_READ}.{{user}}",
+        subject=f"{subjects.SNAPSHOT_READ}.{{user}}",
         parameters={"user": _NAMES["user"]},
         publisher="client",
         subscriber="processor",
@@ -244,7 +264,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     ),
     Channel(
         name="history_status",
-        subject=bus.HISTORY_STATUS,
+        subject=subjects.HISTORY_STATUS,
         name_optional=True,
         publisher="client",
         subscriber="processor",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from . import bus
+from . import subjects
 from .instruments import Histogram, ServiceKind
 from .requests import Time
 
@@ -83,4 +83,4 @@ class Judgement(Struct, frozen=True):
 
 def health_subject(service: str | None = None, instance: str | None = None) -> str:
     """Where to ask: all services, those of one kind, or one of them."""
-    return ".".join(filter(None, (bus.HEALTH, service, instance and bus.host_token(instance))))
+    return ".".join(filter(None, (subjects.HEALTH, service, instance and subjects.host_token(instance))))

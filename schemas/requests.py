@@ -120,7 +120,7 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         wait_seconds: stay in the queue for so long where nothing fits now but could later; 0 answers at once.
         priority: the greater first in the queue.
         distribution: work items to distribute over the devices.
-        holder: name of the process that will hold the lease (`schemas/holders.py`): whoever descends from it is
+        holder: name of the process that will hold the lease (`bus/process_identity.py`): whoever descends from it is
             counted as working under the lease, also where its environment can't be read.
         allow_in_use: whole devices may have strangers on them, who compute or hold memory there; without it they are
             idle. Grants of such devices say `in_use`.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from corral.cli.authority.folder import Authority
+from corral.bus.access.folder import Authority
 from corral.cli.local import account
 from corral.cli.main import main
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from corral.bus.access.folder import Authority
+from corral.bus.access.roles import Role
 from corral.bus.connect import connect as bus_connect
-from corral.cli.authority.folder import Authority
-from corral.cli.authority.roles import Role
 from corral.cli.server import EmbeddedServer
 from nats.aio.client import Client
 

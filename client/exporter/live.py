@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ...schemas import bus, clocks, codec, columns, speakers, stored
+from ...bus import stream_messages
+from ...schemas import clocks, codec, columns, speakers, subjects
 from ...schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch
 from .counters import Believed, steady
 from .expected import EXPECTED_SECONDS, Boards, expected
@@ -157,10 +158,10 @@ class Live:
         """Listen, then read what each host said last of its devices, and all events that are kept."""
         self._readings += 1
         for prefix, take in (
-            (bus.SAMPLES, self.take_samples),
-            (bus.INVENTORY, self.take_inventory),
-            (bus.EVENTS, self.take_event),
-            (bus.AGENTS, self.take_report),
+            (subjects.SAMPLES, self.take_samples),
+            (subjects.INVENTORY, self.take_inventory),
+            (subjects.EVENTS, self.take_event),
+            (subjects.AGENTS, self.take_report),
         ):
 
             async def on_message(message: Msg, take: Callable[[str, bytes], None] = take) -> None:
@@ -203,8 +204,8 @@ class Live:
     async def _read_all(self) -> None:
         complete = False
         try:
-            await self._read(bus.INVENTORY_STREAM, f"{bus.INVENTORY}.*", self._take_stored_inventory)
-            complete = await self._read(bus.FACTS_STREAM, f"{bus.EVENTS}.*", self._take_stored_event)
+            await self._read(subjects.INVENTORY_STREAM, f"{subjects.INVENTORY}.*", self._take_stored_inventory)
+            complete = await self._read(subjects.FACTS_STREAM, f"{subjects.EVENTS}.*", self._take_stored_event)
         finally:
             if self._reading is asyncio.current_task():  # else another has begun
                 self._xids.end(complete=complete)
@@ -220,9 +221,9 @@ class Live:
     async def _read(self, stream: str, subject: str, take: Callable[[str, bytes, float], None]) -> bool:
         """Whether it was read to its end."""
         try:
-            async with contextlib.aclosing(stored.read(self.nc, stream, subject)) as messages:
+            async with contextlib.aclosing(stream_messages.read(self.nc, stream, subject)) as messages:
                 async for message in messages:
-                    take((message.headers or {})["Nats-Subject"], message.data, stored.stored_at(message))
+                    take((message.headers or {})["Nats-Subject"], message.data, stream_messages.stored_at(message))
         except (nats.errors.Error, TimeoutError) as error:
             log.warning("%s can't be read from a stream (%s): waiting for what comes", subject, type(error).__name__)
             return False
@@ -387,7 +388,7 @@ class Live:
         return now - self._away_seconds
 
     def _open(self, host: Host, payload: bytes) -> None:
-        batch = self._decoded(bus.samples_subject(host.name), payload, SampleBatch)
+        batch = self._decoded(subjects.samples_subject(host.name), payload, SampleBatch)
         if batch is None:
             return
         try:

@@ -16,11 +16,11 @@ from typing import Final
 from msgspec import Struct
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from ...bus.process import corral_version
 from ...schemas.globs import matches_any
 from ...schemas.health import Measure, ServiceHealth
 from ...schemas.instruments import INSTRUMENTS, InstrumentKind, ServiceKind
 from ...schemas.operations import FleetSummary, QueueEntry
-from ...schemas.process import corral_version
 from ...schemas.query import ProcessorStatus
 from ...schemas.requests import Lease
 from ...schemas.telemetry import AgentReport, DeviceInfo

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Final
 
+from ...bus.process_identity import lineage
 from ...schemas import columns
-from ...schemas.holders import lineage
 from ...schemas.telemetry import Inventory, ProcessSample, Severity
 from .. import proc
 from ..identity import Identities

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from ...schemas.holders import is_service
+from ...bus.process_identity import is_service
 from ...schemas.inventory import address
 from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent, LeaseState

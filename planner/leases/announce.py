@@ -24,7 +24,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
-from ...schemas import bus, codec
+from ...schemas import codec, subjects
 from ...schemas.requests import LeaseEvent, LeaseEventKind
 from .leases import Announcement, LeaseRecord, change_id
 from .store import TOLD, Deposed, Store, WriteFailed
@@ -244,7 +244,7 @@ class Announcer:
         event = sent.announcement.event
         try:
             await self._nc.publish(
-                bus.lease_subject(event.kind.value, sent.lease_id),
+                subjects.lease_subject(event.kind.value, sent.lease_id),
                 sent.data,
                 reply=f"{self._inbox}.{number}",
                 headers={
@@ -271,9 +271,9 @@ class Announcer:
 
     async def _is_stored(self, announcement: Announcement) -> bool:
         event = announcement.event
-        subject = bus.lease_subject(event.kind.value, event.lease.lease_id)
+        subject = subjects.lease_subject(event.kind.value, event.lease.lease_id)
         try:
-            found = await self._js.get_last_msg(bus.FACTS_STREAM, subject, direct=False)
+            found = await self._js.get_last_msg(subjects.FACTS_STREAM, subject, direct=False)
         except NotFoundError:
             return False
         try:

@@ -14,7 +14,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext, api
 
 from ...bus.connect import BusUnavailable
-from ...schemas import bus, units
+from ...schemas import subjects, units
 
 log = logging.getLogger("corral.planner.bucket")
 
@@ -141,10 +141,14 @@ async def mend_streams(js: JetStreamContext) -> int:
         bus.BusUnavailable: one has a setting that can't be changed.
     """
     most_bytes = 0
-    for name, rules in ((bus.FACTS_STREAM, FACTS), (bus.INVENTORY_STREAM, READ), (bus.TELEMETRY_STREAM, READ)):
+    for name, rules in (
+        (subjects.FACTS_STREAM, FACTS),
+        (subjects.INVENTORY_STREAM, READ),
+        (subjects.TELEMETRY_STREAM, READ),
+    ):
         config = (await js.stream_info(name)).config
         changed = mend(config, rules)
-        if name == bus.FACTS_STREAM:
+        if name == subjects.FACTS_STREAM:
             most_bytes = config.max_bytes or 0
         if not changed:
             continue

@@ -26,8 +26,8 @@ import msgspec
 from msgspec import Struct
 from nats.errors import Error as NatsError
 
+from ...bus.elapsed import elapsed_seconds
 from ...bus.tasks import heed_cancellation
-from ...schemas.elapsed import elapsed_seconds
 from .recorded import readable
 from .store import HEARTBEAT, LEADER, Deposed, Entry, Store, WriteFailed
 

@@ -17,8 +17,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from ...bus.elapsed import elapsed_seconds
 from ...schemas import codec
-from ...schemas.elapsed import elapsed_seconds
 from ...schemas.requests import Error, Lease, LeaseState
 from ..fleet.fleet import Fleet
 from ..fleet.holding import free

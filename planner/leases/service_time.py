@@ -98,7 +98,7 @@ class ServiceTime:
     Args:
         seconds: it begins with that.
         outages: of before, oldest first.
-        elapsed: see `schemas/elapsed.py`.
+        elapsed: see `bus/elapsed.py`.
         wall: seconds since the epoch.
 
     Attributes:
@@ -125,7 +125,7 @@ class ServiceTime:
         """Go on, some times a second.
 
         Args:
-            elapsed: see `schemas/elapsed.py`.
+            elapsed: see `bus/elapsed.py`.
             wall: seconds since the epoch.
             serves: whether holders can renew now.
 

@@ -40,10 +40,10 @@ from nats.js import api
 from nats.js.errors import APIError, NotFoundError
 
 from ...bus.connect import BusUnavailable
-from ...schemas import bus
-from ...schemas.connection import Connection
+from ...bus.connection import Connection
+from ...bus.stream_reader import read
+from ...schemas import subjects
 from ...schemas.instruments import SECONDS, SIZES, Histogram
-from ..streams import read
 from .bucket import BUCKET, FULL_PART, RECORD_PART, mend
 
 log = logging.getLogger("corral.planner.store")
@@ -61,8 +61,8 @@ EVENT_KEY: Final = "event_key"
 LEASE_PREFIX: Final = "lease."
 ANSWER_PREFIX: Final = "answer."
 
-_STREAM: Final = f"KV_{bus.PLANNER_BUCKET}"
-_KEYS: Final = f"$KV.{bus.PLANNER_BUCKET}."
+_STREAM: Final = f"KV_{subjects.PLANNER_BUCKET}"
+_KEYS: Final = f"$KV.{subjects.PLANNER_BUCKET}."
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 _WRONG_SEQUENCE: Final = 10071

@@ -11,7 +11,7 @@ from typing import Final
 
 from nats.js import JetStreamContext
 
-from ...schemas import bus, codec
+from ...schemas import codec, subjects
 from ...schemas.telemetry import DeadLetter
 from .columnar import Refusal
 
@@ -75,7 +75,7 @@ class DeadLetters:
         )
         code = _UNSAFE.sub("_", refusal.code) or "invalid"
         await self._js.publish(
-            f"{bus.DEAD_LETTERS}.{code}",
+            f"{subjects.DEAD_LETTERS}.{code}",
             codec.encode(letter),
             timeout=PUBLISH_SECONDS,
             headers={

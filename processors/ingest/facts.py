@@ -11,7 +11,7 @@ import pyarrow as pa
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from ...schemas import bus, clocks, codec, speakers
+from ...schemas import clocks, codec, speakers, subjects
 from ...schemas.inventory import check as check_inventory
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch
@@ -161,7 +161,7 @@ def _one(
     without_processes: set[str] | None,
 ) -> bool:
     subject = message.subject
-    kind = subject[len(bus.PREFIX) + 1 :].partition(".")[0]
+    kind = subject[len(subjects.PREFIX) + 1 :].partition(".")[0]
     # The host is the last token, behind the partition where there are several.
     token = subject.rpartition(".")[2]
     if kind == "leases":

@@ -25,7 +25,7 @@ from nats.js.errors import NotFoundError
 
 from ...bus.layout import ensure_layout
 from ...bus.tasks import heed_cancellation
-from ...schemas import bus
+from ...schemas import subjects
 from ...schemas.instruments import ROWS, SECONDS, SIZES, Histogram
 from ...schemas.metrics import METRICS
 from ..storage.errors import StorageDamaged, StorageError, StoragePaused, Unstorable
@@ -62,9 +62,9 @@ class Consumer(Struct, frozen=True):
 
 
 CONSUMERS: Final = (
-    Consumer(bus.TELEMETRY_STREAM, "telemetry", 64 * 2**20, 0.3),
-    Consumer(bus.INVENTORY_STREAM, "inventory", 4 * 2**20, 0.2),
-    Consumer(bus.FACTS_STREAM, "facts", 4 * 2**20, 0.2),
+    Consumer(subjects.TELEMETRY_STREAM, "telemetry", 64 * 2**20, 0.3),
+    Consumer(subjects.INVENTORY_STREAM, "inventory", 4 * 2**20, 0.2),
+    Consumer(subjects.FACTS_STREAM, "facts", 4 * 2**20, 0.2),
 )
 """One for each stream; there are no others."""
 
@@ -353,7 +353,7 @@ class Ingest:
         is_new = self._arrivals.is_new if whole is None else _always
         began = time.thread_time()
         now_ns = time.time_ns()
-        prefix = bus.SAMPLES + "."
+        prefix = subjects.SAMPLES + "."
         columnar = [message for message in messages if message.subject.startswith(prefix)]
         others = [message for message in messages if not message.subject.startswith(prefix)]
         table, accepted, refused = self._decoder.decode(columnar, is_new, now_ns)

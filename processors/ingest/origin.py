@@ -34,8 +34,9 @@ from nats.errors import Error as NatsError
 from nats.js import api
 from nats.js.errors import APIError, BucketNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
+from ...bus import permissions
 from ...bus.tasks import heed_cancellation
-from ...schemas import bus, permitted
+from ...schemas import subjects
 from .columnar import Incoming
 from .reader import made
 
@@ -55,7 +56,7 @@ AT_ONCE: Final = 128
 SCAN_MESSAGES: Final = 2048
 """Copied messages that are compared one by one where the server was away, or the processor; older ones are not."""
 
-_AGAIN: Final = f"{bus.PREFIX}.sourced.again"
+_AGAIN: Final = f"{subjects.PREFIX}.sourced.again"
 """Subject that nobody publishes on: a source is another one to the server where it has it too."""
 _GENERATION: Final = re.compile(re.escape(_AGAIN) + r"\.(\d+)")
 _SOURCE: Final = re.compile(rf"{SOURCE_HEADER}: (\S+) (\d+) ([^\r]*)")
@@ -116,7 +117,7 @@ class Sourcing(Struct, frozen=True):
 def transforms(partitions: int, generation: int = 0) -> list[api.SubjectTransform]:
     """What becomes of subjects on their way: the partition is put before the host."""
     cut = f"{{{{wildcard(1)}}}}.{{{{partition({partitions},2)}}}}.{{{{wildcard(2)}}}}"
-    found = [api.SubjectTransform(src=f"{bus.PREFIX}.*.*", dest=f"{bus.PREFIX}.{cut}")]
+    found = [api.SubjectTransform(src=f"{subjects.PREFIX}.*.*", dest=f"{subjects.PREFIX}.{cut}")]
     if generation:
         again = f"{_AGAIN}.{generation}"
         found.append(api.SubjectTransform(src=again, dest=again))
@@ -182,7 +183,9 @@ class Origin:
             return self._problem or self._refused
         seconds = time.monotonic() - self._stands_since
         if self.behind and seconds > TELL_SECONDS:
-            return f"{STREAM} is {self.behind} messages behind {bus.TELEMETRY_STREAM}: none came for {seconds:.0f} s"
+            return (
+                f"{STREAM} is {self.behind} messages behind {subjects.TELEMETRY_STREAM}: none came for {seconds:.0f} s"
+            )
         return ""
 
     def begin(self, part: str, after: int) -> None:
@@ -253,7 +256,9 @@ class Origin:
         except (NatsError, APIError, TimeoutError, OSError) as error:
             # What happens while a server is away, nobody has seen.
             self._disturb()
-            self._fail(f"{STREAM} can't be compared with {bus.TELEMETRY_STREAM}: {str(error) or type(error).__name__}")
+            self._fail(
+                f"{STREAM} can't be compared with {subjects.TELEMETRY_STREAM}: {str(error) or type(error).__name__}"
+            )
             return False
         self._failing_since = 0.0
         self.checks += 1
@@ -290,13 +295,13 @@ class Origin:
         raw = await self._ask(f"STREAM.INFO.{STREAM}")
         parts = _info(raw)
         # Asked behind the other: what that had copied by then is of this one, unless this one is another.
-        origin = _info(await self._ask(f"STREAM.INFO.{bus.TELEMETRY_STREAM}"))
+        origin = _info(await self._ask(f"STREAM.INFO.{subjects.TELEMETRY_STREAM}"))
         sourcing = Sourcing.of(parts.config.metadata)
         last = parts.state.last_seq
         self._follow(made(parts), last)
         self._sourcing = sourcing
         why = _made_anew(parts, sourcing, origin)
-        told = f"{bus.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
+        told = f"{subjects.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
         # As far as can be told without its messages.
         stands = 0 if why else origin.state.last_seq - _said_to_lag(parts)
         try:
@@ -304,7 +309,7 @@ class Origin:
                 self._count(origin, stands, last)
             else:
                 why, upto = await self._compare(parts, sourcing, origin)
-                told = f"{bus.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
+                told = f"{subjects.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
                 if not why:
                     self._proven = upto
                     if upto >= self._scanned_to:
@@ -314,12 +319,12 @@ class Origin:
                     self._refused = ""
                     return True
             return await self._source_anew(raw, parts, sourcing, origin, told)
-        except permitted.NotAllowed as error:
+        except permissions.NotAllowed as error:
             self._count(origin, stands, last)
             what = (
                 f"{told}: telemetry is missing from here on"
                 if why
-                else f"nobody can tell whether {STREAM} still repeats {bus.TELEMETRY_STREAM}"
+                else f"nobody can tell whether {STREAM} still repeats {subjects.TELEMETRY_STREAM}"
             )
             self._refuse(f"{what}. {error}. {_RENEW}")
             return False
@@ -387,7 +392,7 @@ class Origin:
         begins = 1 + await self._last_matched(parts, sourcing, origin, kept)
         after = sourcing.next(made(origin), kept)
         config: dict[str, Any] = raw["config"]
-        source: dict[str, Any] = {"name": bus.TELEMETRY_STREAM}
+        source: dict[str, Any] = {"name": subjects.TELEMETRY_STREAM}
         if begins > 1:
             source["opt_start_seq"] = begins
         source["subject_transforms"] = [
@@ -400,7 +405,7 @@ class Origin:
             return False
         try:
             await self._ask(f"STREAM.UPDATE.{STREAM}", config)
-        except permitted.NotAllowed as error:
+        except permissions.NotAllowed as error:
             self._refused_at = time.monotonic()
             self._tell(f"{told}. What is new is not stored until it is copied again: {error}. {_RENEW}")
             return False
@@ -467,7 +472,7 @@ class Origin:
         """Whether the origin has that message in its place; True where it has none there any more."""
         if copied.source < origin.state.first_seq:
             return True
-        there = await self._message(bus.TELEMETRY_STREAM, copied.source)
+        there = await self._message(subjects.TELEMETRY_STREAM, copied.source)
         return there is None or there.get("data", "") == copied.payload
 
     async def _copied_message(self, sequence: int) -> _Copied | None:
@@ -476,7 +481,7 @@ class Origin:
         if found is None:
             return None
         source = _SOURCE.search(base64.b64decode(found.get("hdrs", "")).decode(errors="replace"))
-        if source is None or source[1] != bus.TELEMETRY_STREAM:
+        if source is None or source[1] != subjects.TELEMETRY_STREAM:
             return None
         return _Copied(generation_of(source[3]), int(source[2]), found.get("data", ""))
 
@@ -491,7 +496,7 @@ class Origin:
 
     async def _ask(self, endpoint: str, body: object = None) -> dict[str, Any]:
         payload = json.dumps(body).encode() if body is not None else b""
-        reply = await permitted.request(self._nc, f"$JS.API.{endpoint}", payload, timeout=API_SECONDS)
+        reply = await permissions.request(self._nc, f"$JS.API.{endpoint}", payload, timeout=API_SECONDS)
         answer: dict[str, Any] = json.loads(reply.data)
         if "error" in answer:
             raise APIError.from_error(answer["error"])

@@ -35,7 +35,7 @@ from nats.js.errors import (
 from nats.js.kv import KeyValue
 
 from ...bus.tasks import heed_cancellation
-from ...schemas import bus
+from ...schemas import subjects
 from ..storage.errors import StorageError
 from .ingest import CONSUMERS, Consumer
 from .origin import BUCKET, STREAM, Sourcing, transforms
@@ -64,7 +64,7 @@ def consumers(partitions: int) -> dict[str, Consumer]:
             f"partition-{number}",
             telemetry.batch_bytes,
             LINGER_SECONDS,
-            subjects=(f"{bus.PREFIX}.*.{number}.*",),
+            subjects=(f"{subjects.PREFIX}.*.{number}.*",),
             part=part,
         )
     return found
@@ -76,7 +76,7 @@ async def ensure_stream(js: JetStreamContext, partitions: int) -> None:
     Raises:
         StorageError: the stream is there with another number of partitions.
     """
-    origin = await js.stream_info(bus.TELEMETRY_STREAM)
+    origin = await js.stream_info(subjects.TELEMETRY_STREAM)
     telemetry = origin.config
     cut = transforms(partitions)
     try:
@@ -85,7 +85,7 @@ async def ensure_stream(js: JetStreamContext, partitions: int) -> None:
         config = api.StreamConfig(
             name=STREAM,
             description="Telemetry with its partition in the subject, for processors that share the work",
-            sources=[api.StreamSource(name=bus.TELEMETRY_STREAM, subject_transforms=cut)],
+            sources=[api.StreamSource(name=subjects.TELEMETRY_STREAM, subject_transforms=cut)],
             retention=api.RetentionPolicy.LIMITS,
             discard=api.DiscardPolicy.OLD,
             storage=api.StorageType.FILE,

@@ -24,10 +24,10 @@ from nats.aio.subscription import Subscription
 from nats.js import api
 from nats.js.errors import NotFoundError
 
+from ...bus.chunked_transport import quicken
+from ...bus.connection import Connection
 from ...bus.tasks import heed_cancellation
-from ...schemas.connection import Connection
 from .columnar import Incoming
-from .wire import quicken
 
 log = logging.getLogger("corral.ingest")
 

@@ -17,7 +17,7 @@ from duckdb import DuckDBPyConnection
 from ...bus.connect import BusUnavailable, connect, first_of, until_closed
 from ...bus.health import HealthDoor
 from ...bus.layout import ensure_layout, until_laid_out
-from ...schemas import bus
+from ...schemas import subjects
 from ...schemas.instruments import ServiceKind
 from ...schemas.query import ProcessorStatus
 from ..serverclock import ServerClock
@@ -126,7 +126,7 @@ async def share(
                 watermarks={
                     part: number for storage in storages.values() for part, number in storage.watermarks().items()
                 },
-                lag_messages={bus.TELEMETRY_STREAM: origin.behind}
+                lag_messages={subjects.TELEMETRY_STREAM: origin.behind}
                 | {part: ingest.lag_messages for part, ingest in working.items()},
                 samples=before["samples"] + sum(ingest.counts.samples for ingest in working.values()),
                 dead_letters=letters.total,

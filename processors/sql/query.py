@@ -29,9 +29,9 @@ from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceConfig
 
-from ...schemas import bus, codec, replies
-from ...schemas.permitted import with_name
-from ...schemas.process import resident_bytes
+from ...bus.permissions import with_name
+from ...bus.process import resident_bytes
+from ...schemas import codec, replies, subjects
 from ...schemas.query import END_HEADER, PART_HEADER, Cancelled, CancelRequest, ProcessorStatus, QueryEnd, QueryRequest
 from ...schemas.requests import Error
 from .confine import Fence, QueryError
@@ -109,7 +109,7 @@ class QueryService:
     ) -> None:
         self._nc = nc
         self._connect = connect
-        self._processor = bus.host_token(processor)
+        self._processor = subjects.host_token(processor)
         self._instance = secrets.token_hex(8)
         self._status = status or (lambda: ProcessorStatus(processor=self._processor))
         self._limits = limits or Limits()
@@ -151,7 +151,7 @@ class QueryService:
         service = await add_service(
             self._nc,
             ServiceConfig(
-                name=bus.HISTORY_SERVICE,
+                name=subjects.HISTORY_SERVICE,
                 version="1.0.0",
                 description="SQL over the fleet's history",
                 metadata={"processor": self._processor},
@@ -162,24 +162,24 @@ class QueryService:
         # Any processor may answer a query; only the one that runs it can cancel it, so all hear of that.
         own = f"q-{self._instance}"
         for config in (
-            EndpointConfig(name="query", subject=bus.QUERY, handler=self._on_query),
-            EndpointConfig(name="query-owned", subject=f"{bus.QUERY}.*", handler=self._on_query),
-            EndpointConfig(name="query-delegated", subject=f"{bus.QUERY}.*.*", handler=self._on_query),
+            EndpointConfig(name="query", subject=subjects.QUERY, handler=self._on_query),
+            EndpointConfig(name="query-owned", subject=f"{subjects.QUERY}.*", handler=self._on_query),
+            EndpointConfig(name="query-delegated", subject=f"{subjects.QUERY}.*.*", handler=self._on_query),
             # A name behind these two is allowed, and changes nothing.
-            EndpointConfig(name="cancel", subject=bus.QUERY_CANCEL, handler=self._on_cancel, queue_group=own),
+            EndpointConfig(name="cancel", subject=subjects.QUERY_CANCEL, handler=self._on_cancel, queue_group=own),
             EndpointConfig(
-                name="cancel-owned", subject=f"{bus.QUERY_CANCEL}.>", handler=self._on_cancel, queue_group=own
+                name="cancel-owned", subject=f"{subjects.QUERY_CANCEL}.>", handler=self._on_cancel, queue_group=own
             ),
-            EndpointConfig(name="status", subject=bus.HISTORY_STATUS, handler=self._on_status),
-            EndpointConfig(name="status-owned", subject=f"{bus.HISTORY_STATUS}.>", handler=self._on_status),
+            EndpointConfig(name="status", subject=subjects.HISTORY_STATUS, handler=self._on_status),
+            EndpointConfig(name="status-owned", subject=f"{subjects.HISTORY_STATUS}.>", handler=self._on_status),
         ):
             await service.add_endpoint(config)
-        for subject in (bus.QUERY, bus.SNAPSHOT, bus.SNAPSHOT_READ):
+        for subject in (subjects.QUERY, subjects.SNAPSHOT, subjects.SNAPSHOT_READ):
             told = Error(code="refused", message=with_name(subject, "user"))
             name = f"{subject.rpartition('.')[2]}-unnamed"
             handler = partial(_respond, answer=told)
-            await service.add_endpoint(EndpointConfig(name=name, subject=bus.unnamed(subject), handler=handler))
-        await self._nc.subscribe(f"{bus.QUERY_ACK}.{self._instance}.*", cb=self._on_ack)
+            await service.add_endpoint(EndpointConfig(name=name, subject=subjects.unnamed(subject), handler=handler))
+        await self._nc.subscribe(f"{subjects.QUERY_ACK}.{self._instance}.*", cb=self._on_ack)
         self._watch = asyncio.create_task(self._watch_over())
 
     async def stop(self) -> None:
@@ -241,7 +241,7 @@ class QueryService:
     async def _run(self, execution: Execution) -> None:
         """One turn. It ends when the answer is computed; reading it is no part of it."""
         loop = asyncio.get_running_loop()
-        subject = f"{bus.QUERY_ACK}.{self._instance}.{secrets.token_hex(8)}"
+        subject = f"{subjects.QUERY_ACK}.{self._instance}.{secrets.token_hex(8)}"
         answer = Answer(execution, subject, self._room, express=execution.express)
         self._answers[subject] = answer
         delivery = asyncio.create_task(self._deliver(answer))
@@ -256,7 +256,7 @@ class QueryService:
         except QueryError as error:
             failure = error
         except Exception:
-            log.exception("a query failed: %s", execution.request.sql[:500], extra={"subject": bus.QUERY})
+            log.exception("a query failed: %s", execution.request.sql[:500], extra={"subject": subjects.QUERY})
             failure = QueryError("internal", "the processor's log says why")
         finally:
             del self._running[execution]
@@ -402,7 +402,7 @@ def asker_of(subject: str, reply: str) -> str:
     that asks for none. Who asks across accounts has another reply subject each time, and all of them are one asker.
     """
     # A second token is somebody for whom a trusted service asks, as a dashboard does for who has logged in.
-    user = subject[len(bus.QUERY) + 1 :]
+    user = subject[len(subjects.QUERY) + 1 :]
     if user:
         return f"user {user}"
     prefix, _, rest = reply.partition(".")

@@ -17,7 +17,7 @@ from chaos_load import Account
 from chaos_messages import FROZEN, another_version, batch, inventory, poison, requests
 from chaos_parts import faketime, partition
 from chaos_world import HOSTS, World, world
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 
 Fault = Callable[[Path, Account, float], Awaitable[None]]
 
@@ -227,13 +227,13 @@ async def collector_floods(folder: Path, account: Account, seconds: float) -> No
         # It does not wait for acknowledgements, and so is promised nothing.
         made.load.gone.add("flood")
         made.load.unnumbered.add("agent-flood")
-        await nc.publish(bus.inventory_subject("flood"), codec.encode(inventory("flood")))
+        await nc.publish(subjects.inventory_subject("flood"), codec.encode(inventory("flood")))
         until, sent, now = time.monotonic() + seconds, 0, time.time_ns()
         while time.monotonic() < until:
             for _ in range(200):
                 sent += 1
                 message = batch("flood", sent, time_ns=now + sent * 1000)
-                await nc.publish(bus.samples_subject("flood"), codec.encode(message))
+                await nc.publish(subjects.samples_subject("flood"), codec.encode(message))
             await nc.flush()
         await nc.close()
         account.what = f"one client published {sent:,} messages of a host in {seconds:g} s"
@@ -273,7 +273,7 @@ async def poison_messages(folder: Path, account: Account, seconds: float) -> Non
                 sent += 1
             for body in requests():
                 await nc.publish("corral.v1.plan.request", body, reply=nc.new_inbox())
-                await nc.publish(bus.QUERY, body, reply=nc.new_inbox())
+                await nc.publish(subjects.QUERY, body, reply=nc.new_inbox())
             await nc.flush()
             await asyncio.sleep(0.3)
         status = await made.load.status()
@@ -288,7 +288,7 @@ async def duplicates_and_disorder(folder: Path, account: Account, seconds: float
     """Each message twice or thrice, without the id by which the stream would know it, and out of order."""
     async with world(folder, account) as made:
         js = made.load.nc.jetstream()
-        await js.publish(bus.inventory_subject("again"), codec.encode(inventory("again")))
+        await js.publish(subjects.inventory_subject("again"), codec.encode(inventory("again")))
         made_at = time.time_ns() - 60 * 10**9
         waiting = list(range(1, int(40 * seconds) + 1))
         made.load.gone.add("again")
@@ -298,7 +298,7 @@ async def duplicates_and_disorder(folder: Path, account: Account, seconds: float
             made.random.shuffle(window)
             for number in window:
                 message = batch("again", number, time_ns=made_at + number * 10**6)
-                await js.publish(bus.samples_subject("again"), codec.encode(message))
+                await js.publish(subjects.samples_subject("again"), codec.encode(message))
         account.what = "messages repeated without an id, and shuffled 30 at a time"
 
 
@@ -310,14 +310,14 @@ async def versions_side_by_side(folder: Path, account: Account, seconds: float) 
         made.load.gone |= {"old", "new", "frozen"}
         for path in sorted(FROZEN.glob("*.msgpack")):
             kind = path.stem.partition("-")[2]
-            await js.publish(f"{bus.PREFIX}.{kind}.frozen", path.read_bytes())
+            await js.publish(f"{subjects.PREFIX}.{kind}.frozen", path.read_bytes())
         for host in ("old", "new"):
-            await js.publish(bus.inventory_subject(host), codec.encode(inventory(host)))
+            await js.publish(subjects.inventory_subject(host), codec.encode(inventory(host)))
         start = time.time_ns()
         for number in range(1, int(10 * seconds) + 1):
             for host in ("old", "new"):
                 message = batch(host, number, time_ns=start + number * 10**6)
-                await js.publish(bus.samples_subject(host), another_version(message, newer=host == "new"))
+                await js.publish(subjects.samples_subject(host), another_version(message, newer=host == "new"))
             await asyncio.sleep(0.1)
         await made.load.until_served()
         [[found]] = await made.load.rows(

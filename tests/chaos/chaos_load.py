@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "planner"))
 import model_planner
 from corral.bus.connect import connect as bus_connect
 from corral.client.query import in_own_name
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.query import ProcessorStatus
 from corral.schemas.telemetry import AgentReport, DeadLetter, DeviceEvent, SampleBatch
 from model_planner import History, RandomClient, check
@@ -194,7 +194,7 @@ class Load:
 
     async def rows(self, sql: str, timeout: float = 0.9) -> list[list[Any]]:
         reply = await self.nc.request(
-            in_own_name(self.nc, bus.QUERY), json.dumps({"sql": sql}).encode(), timeout=timeout
+            in_own_name(self.nc, subjects.QUERY), json.dumps({"sql": sql}).encode(), timeout=timeout
         )
         answer = json.loads(reply.data)
         if answer["type"] != "result":
@@ -203,7 +203,7 @@ class Load:
 
     async def status(self) -> ProcessorStatus:
         """What the processor says of itself."""
-        return codec.decode((await self.nc.request(bus.HISTORY_STATUS, b"")).data, ProcessorStatus, codec.JSON)
+        return codec.decode((await self.nc.request(subjects.HISTORY_STATUS, b"")).data, ProcessorStatus, codec.JSON)
 
     async def until_served(self, seconds: float = 180.0) -> None:
         """Both are back, and stay so for a while."""
@@ -269,9 +269,9 @@ class _Sequenced(msgspec.Struct):
 
 async def account_for_telemetry(load: Load, account: Account, *, patience: float = 40.0) -> None:
     """Rows and messages, expected and found. Collectors have ended in order or were killed."""
-    telemetry = await read_stream(load.nc, bus.TELEMETRY_STREAM)
-    facts = await read_stream(load.nc, bus.FACTS_STREAM, f"{bus.EVENTS}.*")
-    inventory = await read_stream(load.nc, bus.INVENTORY_STREAM)
+    telemetry = await read_stream(load.nc, subjects.TELEMETRY_STREAM)
+    facts = await read_stream(load.nc, subjects.FACTS_STREAM, f"{subjects.EVENTS}.*")
+    inventory = await read_stream(load.nc, subjects.INVENTORY_STREAM)
     sequences: dict[str, set[int]] = defaultdict(set)
     rows: dict[str, int] = defaultdict(int)
     reports: dict[str, AgentReport] = {}
@@ -284,12 +284,12 @@ async def account_for_telemetry(load: Load, account: Account, *, patience: float
             continue
         if head.sequence < 1 or not head.agent:
             continue
-        if subject.startswith(bus.SAMPLES):
+        if subject.startswith(subjects.SAMPLES):
             with contextlib.suppress(codec.DecodeError):
                 batch = codec.decode(payload, SampleBatch)
                 if head.sequence not in sequences[head.agent]:
                     rows[head.agent] += len(batch.times_ns) // 8
-        elif subject.startswith(bus.AGENTS):
+        elif subject.startswith(subjects.AGENTS):
             reports[head.agent] = codec.decode(payload, AgentReport)
         sequences[head.agent].add(head.sequence)
     ended: set[str] = set()
@@ -338,20 +338,20 @@ async def account_for_telemetry(load: Load, account: Account, *, patience: float
 
 async def _refused_rows(load: Load) -> int:
     """Samples in dead letters whose code the fault brings about."""
-    letters = (codec.decode(data, DeadLetter) for _, data in await read_stream(load.nc, bus.DEAD_STREAM))
+    letters = (codec.decode(data, DeadLetter) for _, data in await read_stream(load.nc, subjects.DEAD_STREAM))
     refused = {
         letter.stream_sequence: letter.payload
         for letter in letters
-        if letter.subject.startswith(bus.SAMPLES) and letter.code in load.refused_codes
+        if letter.subject.startswith(subjects.SAMPLES) and letter.code in load.refused_codes
     }
     return sum(len(codec.decode(payload, SampleBatch).times_ns) // 8 for payload in refused.values())
 
 
 async def account_for_leases(load: Load, account: Account, *, lost_hosts: frozenset[str] = frozenset()) -> None:
     """What clients were answered against what is on record. Planners have ended."""
-    told = await read_stream(load.nc, bus.FACTS_STREAM, f"{bus.LEASE_EVENTS}.>")
+    told = await read_stream(load.nc, subjects.FACTS_STREAM, f"{subjects.LEASE_EVENTS}.>")
     events = [json.loads(data) for subject, data in told if not subject.endswith(".no-such-lease")]
-    bucket = await read_stream(load.nc, f"KV_{bus.PLANNER_BUCKET}", "$KV.*.lease.*")
+    bucket = await read_stream(load.nc, f"KV_{subjects.PLANNER_BUCKET}", "$KV.*.lease.*")
     newest = {subject: json.loads(data) for subject, data in bucket if data}
     active = [record["lease"] for record in newest.values() if record["lease"]["state"] == "active"]
     wrong = check(load.history, events, active, lost_hosts)

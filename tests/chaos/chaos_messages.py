@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from corral.schemas import bus, codec, columns
+from corral.schemas import codec, columns, subjects
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
 
@@ -62,13 +62,13 @@ def poison() -> list[tuple[str, bytes]]:
         {**fields, "times_ns": columns.pack_times([2**62] * 4)},
     ]
     samples = [msgspec.msgpack.encode(fields) for fields in broken] + [b"", b"\xc1", b"{}", b"\x81\xa4host" * 1000]
-    found = [(bus.samples_subject("bad"), payload) for payload in samples]
+    found = [(subjects.samples_subject("bad"), payload) for payload in samples]
     for subject in (
-        bus.processes_subject("bad"),
-        bus.agent_subject("bad"),
-        bus.inventory_subject("bad"),
-        bus.events_subject("bad"),
-        bus.lease_subject("granted", "no-such-lease"),
+        subjects.processes_subject("bad"),
+        subjects.agent_subject("bad"),
+        subjects.inventory_subject("bad"),
+        subjects.events_subject("bad"),
+        subjects.lease_subject("granted", "no-such-lease"),
     ):
         found += [(subject, b"\xc1"), (subject, b"not what it should be" * 100), (subject, codec.encode(good))]
     return found

@@ -14,7 +14,7 @@ from typing import Any
 from chaos_load import Account, Load, account_for_leases, account_for_telemetry, connect, limit_cores, read_stream
 from chaos_parts import CORRAL, Bus, Host, Network, Part, Place
 from corral.bus.connect import URL_VARIABLE
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.telemetry import Inventory
 
 HOSTS, DEVICES = 2, 4
@@ -100,7 +100,7 @@ class World:
                 await asyncio.sleep(0.1)
                 with contextlib.suppress(Exception):
                     fleet = json.loads((await nc.request("corral.v1.plan.fleet", b"", timeout=0.5)).data)
-            inventories = await read_stream(nc, bus.INVENTORY_STREAM)
+            inventories = await read_stream(nc, subjects.INVENTORY_STREAM)
             limit_cores(max(codec.decode(data, Inventory).host.cpus for _, data in inventories))
         finally:
             await nc.close()

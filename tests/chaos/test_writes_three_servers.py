@@ -13,12 +13,12 @@ from chaos_parts import Bus, Place
 from corral.bus.layout import ensure_layout, until_laid_out
 from corral.planner.leases.bucket import LEAST_BYTES
 from corral.planner.leases.store import HEARTBEAT, Deposed, Entry, Outcome, Store, WriteFailed
-from corral.schemas import bus
+from corral.schemas import subjects
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import APIError, ServiceUnavailableError
 
-KV = f"KV_{bus.PLANNER_BUCKET}"
+KV = f"KV_{subjects.PLANNER_BUCKET}"
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ async def test_what_waits_goes_together_and_a_deposed_leader_lands_nothing(nc: C
     async def seen(message: Msg) -> None:
         batches.append((message.headers or {}).get("Nats-Batch-Id", ""))
 
-    await nc.subscribe(f"$KV.{bus.PLANNER_BUCKET}.lease.*", cb=seen)
+    await nc.subscribe(f"$KV.{subjects.PLANNER_BUCKET}.lease.*", cb=seen)
     writes = Writes(store, term)
     await writes.send(*(f"k{number}" for number in range(700)))
     beat = asyncio.create_task(store.put(HEARTBEAT, b"1", term))
@@ -177,7 +177,7 @@ async def test_a_full_bucket_is_led_from(nc: Client) -> None:
     size, number = 50_000, 0
     while size:
         try:
-            await js.publish(f"$KV.{bus.PLANNER_BUCKET}.answer.{number}", b"x" * size)
+            await js.publish(f"$KV.{subjects.PLANNER_BUCKET}.answer.{number}", b"x" * size)
             number += 1
         except APIError:
             size //= 2

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.processors.sql.query import QueryService
-from corral.schemas import bus
+from corral.schemas import subjects
 from nats.aio.client import Client
 
 START_SECONDS = 90.0
@@ -110,7 +110,7 @@ async def test_ctrl_c_cancels_the_statement(server: EmbeddedServer, history: Que
 
     async def until_running(wanted: int) -> dict[str, int]:
         for _ in range(int(START_SECONDS / 0.05)):
-            stats = json.loads((await nc.request(f"$SRV.STATS.{bus.HISTORY_SERVICE}", b"")).data)
+            stats = json.loads((await nc.request(f"$SRV.STATS.{subjects.HISTORY_SERVICE}", b"")).data)
             counts = next(endpoint["data"] for endpoint in stats["endpoints"] if endpoint["name"] == "query")
             if counts["running"] == wanted:
                 return counts

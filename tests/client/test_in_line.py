@@ -12,8 +12,8 @@ from corral.cli.server import EmbeddedServer
 from corral.client import Client, TimedOut, TooManyRequests, connect, line
 from corral.planner.limits import Limits
 from corral.schemas import codec
-from corral.schemas.bus import PlanSubject
 from corral.schemas.requests import Error, Rejection, RejectionCode
+from corral.schemas.subjects import PlanSubject
 from fleet_rig import devices, planner, until_ready
 from local_cluster import CORRAL, environment
 from nats.aio.client import Client as Bus

@@ -10,7 +10,7 @@ from pathlib import Path
 from corral.cli.server import EmbeddedServer
 from corral.client import HeldLease, LeaseLost, connect
 from corral.planner.limits import Limits
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.requests import Error, Lease, LeaseEvent, LeaseEventKind, LeaseState
 from fleet_rig import devices, planner, until_ready
 from local_cluster import LocalCluster
@@ -18,14 +18,14 @@ from msgspec.structs import replace
 from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
 
-FACTS = f"$JS.API.DIRECT.GET.{bus.FACTS_STREAM}"
+FACTS = f"$JS.API.DIRECT.GET.{subjects.FACTS_STREAM}"
 
 
 async def tell_released(nc: Bus, lease: Lease) -> None:
     """As the planner would tell of the lease's end, by whoever can have a message delivered there."""
     ended = replace(lease, state=LeaseState.RELEASED, ended_at=datetime.now(UTC))
     event = LeaseEvent(kind=LeaseEventKind.RELEASED, time=datetime.now(UTC), lease=ended)
-    await nc.publish(bus.lease_subject("released", lease.lease_id), codec.encode(event, codec.JSON))
+    await nc.publish(subjects.lease_subject("released", lease.lease_id), codec.encode(event, codec.JSON))
     await nc.flush()
 
 
@@ -47,11 +47,11 @@ async def test_nobody_ends_anothers_lease_by_having_a_stored_event_delivered(clu
         await vera.release(past.lease.lease_id)
         await heard
         async with bob.lease(gpus=1, ttl=60, on_lost=lambda _: None) as held:
-            stored = f"{FACTS}.{bus.lease_subject('released', past.lease.lease_id)}"
+            stored = f"{FACTS}.{subjects.lease_subject('released', past.lease.lease_id)}"
             seen = bob.lease_events(lease_id=held.lease_id)
             told = asyncio.ensure_future(anext(seen))
             await asyncio.sleep(0.1)
-            await vera.nc.publish(stored, b"", reply=bus.lease_subject("released", held.lease_id))
+            await vera.nc.publish(stored, b"", reply=subjects.lease_subject("released", held.lease_id))
             await tell_released(vera.nc, held.lease)
             assert (await told).lease.lease_id == held.lease_id, "an event of another lease is none of this one"
             assert await ends_within(held, 1.5) is None
@@ -99,7 +99,7 @@ async def _flood(nc: Bus, seconds: float) -> None:
     """Take all that the owner may ask about leases."""
     end = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < end:
-        await nc.publish(bus.PlanSubject.RENEW, b'{"lease_id": "none", "owner": "bob"}', reply="nowhere")
+        await nc.publish(subjects.PlanSubject.RENEW, b'{"lease_id": "none", "owner": "bob"}', reply="nowhere")
         await asyncio.sleep(0.02)
 
 
@@ -121,7 +121,7 @@ async def test_only_the_end_itself_is_an_answer_that_ends_a_lease(server: Embedd
         reply = next(answers, Error(code="ended", message="Lease one was evicted"))
         await message.respond(codec.encode(reply, codec.JSON))
 
-    await nc.subscribe(bus.PlanSubject.RENEW, cb=answer)
+    await nc.subscribe(subjects.PlanSubject.RENEW, cb=answer)
     async with connect(server.url, owner="bob") as bob:
         held = HeldLease(bob, lease, lambda _: None)
         held.start()

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.bus.access.roles import Role
 from corral.bus.layout import ensure_layout
-from corral.cli.authority.roles import Role
 from corral.cli.main import load
 from corral.collectors.outbox import Outbox
 from corral.collectors.replay import ReplaySource
 from corral.collectors.service import collect, state_folder
-from corral.schemas import bus
+from corral.schemas import subjects
 from secured_bus import SecuredBus
 
 ROOT = Path(__file__).parents[2]
@@ -76,8 +76,8 @@ async def test_a_collectors_credentials_are_enough(
     # An earlier run has left messages, so that the streams are asked what they have of them.
     before = Outbox(2**20, state_folder("node-7", tmp_path))
     before.spill()
-    before.put(bus.samples_subject("node-7"), "earlier-1", b"x")
-    before.put(bus.events_subject("node-7"), "earlier-2", b"x")
+    before.put(subjects.samples_subject("node-7"), "earlier-1", b"x")
+    before.put(subjects.events_subject("node-7"), "earlier-2", b"x")
     before.close()
     file = tmp_path / "samples.csv"
     file.write_text("epoch_s,device,host,power_watts\n0,a,node-7,5\n")

@@ -12,7 +12,8 @@ from corral.collectors.agent import Agent, AgentSettings
 from corral.collectors.outbox import Entry, Outbox
 from corral.collectors.publisher import _number
 from corral.collectors.source import Emit, Tick
-from corral.schemas import bus, codec, columns
+from corral.schemas import codec, columns
+from corral.schemas import subjects as bus
 from corral.schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessSample
 
 SETTINGS = AgentSettings(name="fleet", interval_seconds=0.02, batch_seconds=0.02, report_seconds=0.05)

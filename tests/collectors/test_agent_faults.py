@@ -25,7 +25,7 @@ from corral.collectors.publisher import Publisher
 from corral.collectors.replay import ReplaySource
 from corral.collectors.service import collect
 from corral.collectors.simulated.source import SimulatedSource
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.telemetry import AgentReport, DeviceEvent, SampleBatch
 from nats.aio.client import Client
 from nats.js import api
@@ -69,7 +69,7 @@ async def stored(nc: Client) -> dict[str, list[tuple[str, str, bytes]]]:
     """Everything in both streams: message id, subject and payload, in the streams' order."""
     found: dict[str, list[tuple[str, str, bytes]]] = {}
     js = nc.jetstream()
-    for stream in (bus.TELEMETRY_STREAM, bus.INVENTORY_STREAM, bus.FACTS_STREAM):
+    for stream in (subjects.TELEMETRY_STREAM, subjects.INVENTORY_STREAM, subjects.FACTS_STREAM):
         messages = found[stream] = []
         config = api.ConsumerConfig(ack_policy=api.AckPolicy.NONE, mem_storage=True)
         consumer = await js.pull_subscribe("corral.v1.>", stream=stream, config=config)
@@ -145,7 +145,7 @@ async def test_an_agent_killed_without_a_bus_delivers_once_and_in_order_after_it
     lasts = [assert_once_and_in_order(per_stream) for per_stream in by_agent.values()]
     assert min(lasts[:2]) > 50
     # The runs follow each other in the stream.
-    order = [agent_of(message_id) for message_id, _, _ in found[bus.TELEMETRY_STREAM]]
+    order = [agent_of(message_id) for message_id, _, _ in found[subjects.TELEMETRY_STREAM]]
     assert order == sorted(order, key=list(by_agent).index)
 
 
@@ -174,8 +174,8 @@ async def test_a_server_that_is_restarted_under_load_loses_and_doubles_nothing(
     assert assert_once_and_in_order(per_stream) > 500
     kinds = [
         codec.decode(payload, DeviceEvent).kind
-        for _, subject, payload in found[bus.FACTS_STREAM]
-        if subject == bus.events_subject("sim")
+        for _, subject, payload in found[subjects.FACTS_STREAM]
+        if subject == subjects.events_subject("sim")
     ]
     assert (kinds[0], kinds[-1]) == ("agent_started", "agent_stopped")
 
@@ -201,16 +201,16 @@ async def test_what_a_full_buffer_drops_is_counted_and_told(tmp_path: Path, coll
     (per_stream,) = sequences(found).values()
     reports = [
         codec.decode(payload, AgentReport)
-        for _, subject, payload in found[bus.TELEMETRY_STREAM]
-        if subject == bus.agent_subject("sim")
+        for _, subject, payload in found[subjects.TELEMETRY_STREAM]
+        if subject == subjects.agent_subject("sim")
     ]
     dropped = reports[-1].dropped_messages
     assert dropped > 0
     assert assert_once_and_in_order(per_stream, missing=dropped) > dropped
     events = [
         codec.decode(payload, DeviceEvent)
-        for _, subject, payload in found[bus.FACTS_STREAM]
-        if subject == bus.events_subject("sim")
+        for _, subject, payload in found[subjects.FACTS_STREAM]
+        if subject == subjects.events_subject("sim")
     ]
     # The newest tells of all: an earlier one may have been dropped itself.
     told = [event for event in events if event.kind == "samples_dropped"][-1]
@@ -222,7 +222,7 @@ async def test_what_a_full_buffer_drops_is_counted_and_told(tmp_path: Path, coll
 
 async def test_what_the_bus_refuses_for_good_at_the_end_is_counted_and_told(server: EmbeddedServer, nc: Client) -> None:
     js = nc.jetstream()
-    config = (await js.stream_info(bus.TELEMETRY_STREAM)).config
+    config = (await js.stream_info(subjects.TELEMETRY_STREAM)).config
     config.max_msg_size = 2048
     await js.update_stream(config)
     # The samples of 20 ticks share a message, which is too large; the last is closed by the end.
@@ -237,7 +237,7 @@ async def test_what_the_bus_refuses_for_good_at_the_end_is_counted_and_told(serv
         spill=False,
     )
     running = asyncio.create_task(work)
-    reports = await nc.subscribe(bus.agent_subject("sim"))
+    reports = await nc.subscribe(subjects.agent_subject("sim"))
     async with asyncio.timeout(20):
         while True:
             report = codec.decode((await reports.next_msg(timeout=20)).data, AgentReport)
@@ -247,7 +247,7 @@ async def test_what_the_bus_refuses_for_good_at_the_end_is_counted_and_told(serv
     await asyncio.gather(running, return_exceptions=True)
     found = await stored(nc)
     (per_stream,) = sequences(found).values()
-    last = codec.decode(found[bus.TELEMETRY_STREAM][-1][2], AgentReport)
+    last = codec.decode(found[subjects.TELEMETRY_STREAM][-1][2], AgentReport)
     assert last.dropped_messages > 0
     assert_once_and_in_order(per_stream, missing=last.dropped_messages)
 
@@ -256,7 +256,7 @@ async def test_the_second_agent_of_a_name_is_refused_until_the_first_is_gone(
     server: EmbeddedServer, nc: Client, collector: Start, tmp_path: Path
 ) -> None:
     first = collector(server.url)
-    bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
+    bucket = await nc.jetstream().key_value(subjects.HOSTS_BUCKET)
     holder: dict[str, object] = {}
 
     async def held_by(pid: int) -> None:
@@ -287,7 +287,7 @@ async def test_the_second_agent_of_a_name_is_refused_until_the_first_is_gone(
     fourth.send_signal(signal.SIGTERM)
     fourth.communicate(timeout=15)
     assert fourth.returncode == 0
-    assert {agent_of(message[0]) for message in (await stored(nc))[bus.TELEMETRY_STREAM]} == {
+    assert {agent_of(message[0]) for message in (await stored(nc))[subjects.TELEMETRY_STREAM]} == {
         agent,
         holder["agent"],
     }
@@ -299,7 +299,7 @@ async def test_a_name_whose_agent_died_on_another_machine_is_free_when_its_entry
     nc = await connected(server)
     js = nc.jetstream()
     ttl = 4.0
-    bucket = await js.create_key_value(api.KeyValueConfig(bucket=bus.HOSTS_BUCKET, ttl=ttl))
+    bucket = await js.create_key_value(api.KeyValueConfig(bucket=subjects.HOSTS_BUCKET, ttl=ttl))
     elsewhere = {"agent": "gone", "pid": 1, "address": "elsewhere", "started_at_ns": 0}
     claimed = time.monotonic()
     await bucket.put("sim", json.dumps(elsewhere).encode())
@@ -324,7 +324,7 @@ async def test_an_agent_whose_name_was_taken_while_it_could_not_renew_gives_way(
     running = asyncio.create_task(work)
     samples = await nc.subscribe("corral.v1.samples.*")
     await samples.next_msg(timeout=10)
-    bucket = await nc.jetstream().key_value(bus.HOSTS_BUCKET)
+    bucket = await nc.jetstream().key_value(subjects.HOSTS_BUCKET)
     rival = json.dumps({"agent": "rival", "pid": 7, "address": "node-9", "started_at_ns": 0}).encode()
 
     async def renew() -> None:
@@ -360,8 +360,8 @@ async def test_data_that_ends_is_all_sent_however_long_it_takes(server: Embedded
     found = await stored(nc)
     await nc.close()
     count = 0
-    for _, subject, payload in found[bus.TELEMETRY_STREAM]:
-        if subject.startswith(bus.SAMPLES):
+    for _, subject, payload in found[subjects.TELEMETRY_STREAM]:
+        if subject.startswith(subjects.SAMPLES):
             batch = codec.decode(payload, SampleBatch)
             count += len(batch.times_ns) // 8
     assert count == 120_000
@@ -413,7 +413,7 @@ async def test_what_was_stored_unheard_longer_ago_than_the_stream_remembers_is_n
 ) -> None:
     nc = await connected(server)
     js = nc.jetstream()
-    for stream in bus.STREAMS:
+    for stream in subjects.STREAMS:
         config = stream_config(stream)
         config.duplicate_window = 0.2
         await js.add_stream(config)
@@ -426,7 +426,7 @@ async def test_what_was_stored_unheard_longer_ago_than_the_stream_remembers_is_n
 
     def put(first: int, last: int) -> None:
         for number in range(first, last + 1):
-            outbox.put(bus.samples_subject(f"h{number % 2}"), f"run-{number}", b"%d" % number)
+            outbox.put(subjects.samples_subject(f"h{number % 2}"), f"run-{number}", b"%d" % number)
         sending.wake()
 
     put(1, 10)
@@ -435,7 +435,7 @@ async def test_what_was_stored_unheard_longer_ago_than_the_stream_remembers_is_n
     proxy.deaf = True
     put(11, 20)
     for _ in range(500):
-        if (await js.stream_info(bus.TELEMETRY_STREAM)).state.messages == 20:
+        if (await js.stream_info(subjects.TELEMETRY_STREAM)).state.messages == 20:
             break
         await asyncio.sleep(0.02)
     assert outbox.in_flight == 10
@@ -456,7 +456,7 @@ async def test_what_was_stored_unheard_longer_ago_than_the_stream_remembers_is_n
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await proxy.stop()
-    ids = [message_id for message_id, _, _ in (await stored(nc))[bus.TELEMETRY_STREAM]]
+    ids = [message_id for message_id, _, _ in (await stored(nc))[subjects.TELEMETRY_STREAM]]
     assert ids == [f"run-{number}" for number in range(1, 31)]
     await nc.close()
 
@@ -468,16 +468,16 @@ async def test_a_missing_stream_is_made_and_a_full_one_waited_for(server: Embedd
     sending = Publisher(outbox, server.url, name="test")
     task = asyncio.create_task(sending.run())
     for number in range(1, 6):
-        outbox.put(bus.samples_subject("h"), f"run-{number}", b"x")
+        outbox.put(subjects.samples_subject("h"), f"run-{number}", b"x")
     sending.wake()
     async with asyncio.timeout(10):
         await sending.drained()
     # A stream that takes no more: publications are refused one by one, and come in order once it takes them again.
-    config = (await js.stream_info(bus.TELEMETRY_STREAM)).config
+    config = (await js.stream_info(subjects.TELEMETRY_STREAM)).config
     config.max_msgs, config.discard = 5, api.DiscardPolicy.NEW
     await js.update_stream(config)
     for number in range(6, 21):
-        outbox.put(bus.samples_subject("h"), f"run-{number}", b"x")
+        outbox.put(subjects.samples_subject("h"), f"run-{number}", b"x")
     sending.wake()
     await asyncio.sleep(0.5)
     assert len(outbox) == 15
@@ -485,7 +485,7 @@ async def test_a_missing_stream_is_made_and_a_full_one_waited_for(server: Embedd
     await js.update_stream(config)
     async with asyncio.timeout(15):
         await sending.drained()
-    ids = [message_id for message_id, _, _ in (await stored(nc))[bus.TELEMETRY_STREAM]]
+    ids = [message_id for message_id, _, _ in (await stored(nc))[subjects.TELEMETRY_STREAM]]
     assert ids == [f"run-{number}" for number in range(1, 21)]
     assert outbox.dropped_messages == 0
     task.cancel()

@@ -17,7 +17,7 @@ from corral.collectors.leases import HostLeaseFeed
 from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.service import collect
 from corral.planner.service import Settings, plan
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import AttributionKind, DeviceEvent, ProcessBatch, ProcessSample, Severity
 from fake_nvml import FakeNvml
@@ -51,8 +51,8 @@ class Rig:
                 self.events.append(codec.decode(message.data, DeviceEvent))
                 self.heard.notify_all()
 
-        await nc.subscribe(bus.processes_subject(HOST), cb=processes)
-        await nc.subscribe(bus.events_subject(HOST), cb=events)
+        await nc.subscribe(subjects.processes_subject(HOST), cb=processes)
+        await nc.subscribe(subjects.events_subject(HOST), cb=events)
 
     async def until(self, condition: Any, seconds: float = 20.0) -> Any:
         async with asyncio.timeout(seconds), self.heard:
@@ -213,7 +213,7 @@ async def test_a_host_learns_its_leases_from_the_planner_and_from_events(server:
         there = (await rig.client.leases(lease_id=before))[0]
         ended = LeaseEvent(kind=LeaseEventKind.RELEASED, time=datetime.now(UTC), lease=_ended(there))
         for lease_id in (before, after):
-            await own.nc.publish(bus.lease_subject("released", lease_id), codec.encode(ended, codec.JSON))
+            await own.nc.publish(subjects.lease_subject("released", lease_id), codec.encode(ended, codec.JSON))
         asked = len(here)
         async with asyncio.timeout(10):
             while len(here) == asked:

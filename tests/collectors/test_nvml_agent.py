@@ -13,7 +13,7 @@ import pytest
 from corral.cli.server import EmbeddedServer
 from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.service import collect
-from corral.schemas import bus, codec, columns
+from corral.schemas import codec, columns, subjects
 from corral.schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
 from fake_nvml import FakeNvml
 from nats.aio.client import Client
@@ -40,7 +40,7 @@ async def test_samples_events_processes_and_inventory_arrive(
                 got[token].append(codec.decode(message.data, kind))
                 arrived.notify_all()
 
-        await nc.subscribe(f"{bus.PREFIX}.{token}.gpu-7", cb=take)
+        await nc.subscribe(f"{subjects.PREFIX}.{token}.gpu-7", cb=take)
 
     source = NvmlSource("gpu-7", {})
     agent = asyncio.create_task(

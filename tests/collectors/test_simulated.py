@@ -14,7 +14,7 @@ from corral.collectors.service import collect
 from corral.collectors.simulated.models import MODELS
 from corral.collectors.simulated.source import SimulatedSource
 from corral.collectors.source import SourceEvent, Tick
-from corral.schemas import bus, codec, columns
+from corral.schemas import codec, columns, subjects
 from corral.schemas.metrics import METRICS, DeviceSample
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import Link, ProcessBatch, SampleBatch, Severity
@@ -235,13 +235,13 @@ async def test_leases_are_followed_from_before_the_start_and_live(nc: Client) ->
 
     async def announce(kind: LeaseEventKind, what: Lease, at: datetime) -> None:
         event = LeaseEvent(kind=kind, time=at, lease=what)
-        await js.publish(bus.lease_subject(kind, what.lease_id), codec.encode(event, codec.JSON))
+        await js.publish(subjects.lease_subject(kind, what.lease_id), codec.encode(event, codec.JSON))
 
     now = datetime.now(UTC)
     await announce(LeaseEventKind.GRANTED, lease("d1", GIB, "old"), now)
     await announce(LeaseEventKind.GRANTED, lease("d2", GIB, "gone"), now)
     await announce(LeaseEventKind.RELEASED, lease("d2", GIB, "gone", LeaseState.RELEASED), now + timedelta(seconds=1))
-    await nc.publish(f"{bus.LEASE_EVENTS}.granted.x", b"no lease")
+    await nc.publish(f"{subjects.LEASE_EVENTS}.granted.x", b"no lease")
 
     known: list[set[str]] = []
     changed = asyncio.Event()
@@ -270,7 +270,7 @@ async def test_leases_are_followed_from_before_the_start_and_live(nc: Client) ->
         time=now + timedelta(seconds=9),
         lease=lease("d3", GIB, "new", LeaseState.RELEASED),
     )
-    await nc.publish(bus.lease_subject("released", "old"), codec.encode(false, codec.JSON))
+    await nc.publish(subjects.lease_subject("released", "old"), codec.encode(false, codec.JSON))
     await announce(LeaseEventKind.GRANTED, lease("d2", GIB, "last"), now + timedelta(seconds=3))
     await until({"new", "last"})
     await announce(LeaseEventKind.RELEASED, lease("d2", GIB, "last", LeaseState.RELEASED), now + timedelta(seconds=4))
@@ -310,8 +310,8 @@ async def test_a_lease_on_the_bus_shows_in_samples_and_processes(
     source = SimulatedSource(2, 2, background=0, faults_per_device_day=0)
     inventory = source.inventory()[1]
     device = inventory.devices[1].uuid
-    samples = await nc.subscribe(bus.samples_subject(inventory.host.name))
-    processes = await nc.subscribe(bus.processes_subject(inventory.host.name))
+    samples = await nc.subscribe(subjects.samples_subject(inventory.host.name))
+    processes = await nc.subscribe(subjects.processes_subject(inventory.host.name))
     work = collect(
         source,
         name="sim",
@@ -327,7 +327,7 @@ async def test_a_lease_on_the_bus_shows_in_samples_and_processes(
     assert not any(sample.memory_used_bytes for sample in columns.rows(first))
     granted = lease(device, 8 * GIB, granted_ns=time.time_ns())
     event = LeaseEvent(kind=LeaseEventKind.GRANTED, time=datetime.now(UTC), lease=granted)
-    await nc.publish(bus.lease_subject("granted", "l1"), codec.encode(event, codec.JSON))
+    await nc.publish(subjects.lease_subject("granted", "l1"), codec.encode(event, codec.JSON))
     async with asyncio.timeout(10):
         async for message in samples.messages:
             batch = codec.decode(message.data, SampleBatch)

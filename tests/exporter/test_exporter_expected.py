@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from corral.client.exporter.expected import EXPECTED_SECONDS
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.telemetry import DeviceEvent, HostInfo, Inventory, Severity
 from exporter_process import exporting, get, parse, running
 from local_cluster import CORRAL, wait_for
@@ -38,7 +38,7 @@ def test_a_dead_host_is_told_of_until_it_returns_or_has_left() -> None:
     assert [host.name for host in fleet.live.hosts() if host.batch is not None] == ["h2"]
     fleet.samples([])
     assert silent(fleet) == {"h1": 0, "h2": 0}
-    fleet.live.take_inventory(bus.inventory_subject("h1"), listed("h1", device(0), leaving=True))
+    fleet.live.take_inventory(subjects.inventory_subject("h1"), listed("h1", device(0), leaving=True))
     assert silent(fleet) == {"h2": 0}
     fleet.inventory(device(0))
     assert set(silent(fleet)) == {"h1", "h2"}
@@ -90,7 +90,7 @@ def test_a_board_is_missing_until_its_slot_is_filled_or_it_turns_up() -> None:
     assert missing(fleet) == []
     fleet.inventory(device(0))
     assert missing(fleet) == ["GPU-1"]
-    fleet.live.take_inventory(bus.inventory_subject("h1"), listed("h1", leaving=True))
+    fleet.live.take_inventory(subjects.inventory_subject("h1"), listed("h1", leaving=True))
     assert missing(fleet) == [], "a host that has left in order misses nothing"
 
 

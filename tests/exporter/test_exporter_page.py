@@ -9,7 +9,7 @@ import pytest
 from corral.client.exporter.families import DEFAULTS, FAMILIES, choose
 from corral.client.exporter.live import GONE_SECONDS, Live
 from corral.client.exporter.page import label_text, write
-from corral.schemas import bus, codec, columns
+from corral.schemas import codec, columns, subjects
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import (
     AgentReport,
@@ -44,7 +44,7 @@ class Bus:
 
     def inventory(self, *devices: DeviceInfo, host: str = "h1", time_ns: int = 1) -> None:
         message = Inventory(host=HostInfo(name=host), agent="a", time_ns=time_ns, devices=list(devices))
-        self.live.take_inventory(bus.inventory_subject(host), codec.encode(message))
+        self.live.take_inventory(subjects.inventory_subject(host), codec.encode(message))
 
     def samples(self, devices: list[str], *, host: str = "h1", **values: list[Any]) -> None:
         """Values are ticks × devices."""
@@ -60,7 +60,7 @@ class Bus:
             columns={name: found[0] for name, found in packed.items() if found},
             nulls={name: found[1] for name, found in packed.items() if found and found[1]},
         )
-        self.live.take_samples(bus.samples_subject(host), codec.encode(message))
+        self.live.take_samples(subjects.samples_subject(host), codec.encode(message))
 
     def page(self, *names: str) -> bytes:
         return b"".join(write(self.live.hosts(), choose(names or ["all"])))
@@ -217,10 +217,10 @@ def test_what_cannot_be_read_costs_nothing_else() -> None:
     fleet.inventory(device(0))
     fleet.samples(["GPU-0"], temperature_celsius=[40.0])
     good = fleet.page()
-    fleet.live.take_samples(bus.samples_subject("h1"), b"\xc1 no message")
+    fleet.live.take_samples(subjects.samples_subject("h1"), b"\xc1 no message")
     assert fleet.page() == good
     fleet.samples(["GPU-0"], temperature_celsius=[40.0, 41.0, 42.0])
-    fleet.live.take_inventory(bus.inventory_subject("h1"), b"")
+    fleet.live.take_inventory(subjects.inventory_subject("h1"), b"")
     assert "DCGM_FI_DEV_GPU_TEMP" in parse(fleet.page())
     assert fleet.live.undecodable == 2
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from corral.bus.layout import ensure_layout
 from corral.client.exporter.xids import WINDOW_SECONDS, History, Xids
-from corral.schemas import bus, codec, columns, xids
+from corral.schemas import codec, columns, subjects, xids
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceEvent, DeviceInfo, HostInfo, Inventory, SampleBatch, Severity
 from exporter_process import exporting, get, parse
@@ -195,7 +195,7 @@ async def test_it_outlives_a_collector_and_an_exporter(server: Any, nc: Any, tmp
 
     async def say(*events: DeviceEvent) -> None:
         for one in events:
-            await js.publish(f"{bus.EVENTS}.h1", codec.encode(one))
+            await js.publish(f"{subjects.EVENTS}.h1", codec.encode(one))
 
     def shown(address: str) -> set[float] | None:
         found = parse(get(f"{address}?name[]=DCGM_*")).get("DCGM_FI_DEV_XID_ERRORS")
@@ -203,13 +203,13 @@ async def test_it_outlives_a_collector_and_an_exporter(server: Any, nc: Any, tmp
 
     async def seen(address: str, wanted: set[float] | None) -> bool:
         for _ in range(200):
-            await nc.publish(bus.samples_subject("h1"), codec.encode(batch))
+            await nc.publish(subjects.samples_subject("h1"), codec.encode(batch))
             if await asyncio.to_thread(shown, address) == wanted:
                 return True
             await asyncio.sleep(0.05)
         return False
 
-    await js.publish(bus.inventory_subject("h1"), codec.encode(inventory))
+    await js.publish(subjects.inventory_subject("h1"), codec.encode(inventory))
     await say(xid(95), xid(45), cleared("recovery_action"), cleared("device_started"))
     for run in range(2):
         with exporting(server.url, tmp_path / f"export-{run}.log") as address:

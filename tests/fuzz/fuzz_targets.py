@@ -43,7 +43,7 @@ from corral.processors.ingest.columnar import SCHEMA, Decoder, Incoming
 from corral.processors.sql.confine import Fence, QueryError
 from corral.processors.storage import Database
 from corral.processors.storage.interface import Series
-from corral.schemas import bus, codec, columns, globs, operations, requests, telemetry
+from corral.schemas import codec, columns, globs, operations, requests, subjects, telemetry
 from corral.schemas.health import ServiceHealth
 from corral.schemas.instruments import ServiceKind
 from corral.schemas.query import QueryEnd, ResultFormat
@@ -191,7 +191,7 @@ def ingest(data: bytes) -> None:
     good = Incoming("corral.v1.samples.h1", _GOOD, 6)
     now_ns = time.time_ns()
     arrivals = Arrivals()
-    if subject.startswith(bus.SAMPLES):
+    if subject.startswith(subjects.SAMPLES):
         decoder = Decoder(Series())
         table, accepted, refused = decoder.decode([message, good], arrivals.is_new, now_ns)
         assert good in accepted or decoder.duplicates
@@ -345,11 +345,11 @@ def names(data: bytes) -> None:
     """Whatever a host is called, its subject is one token without wildcards."""
     text = data.decode(errors="replace")
     try:
-        token = bus.host_token(text)
+        token = subjects.host_token(text)
     except ValueError:
         return
     assert 0 < len(token) <= 128
-    assert bus.host_token(token) == token
+    assert subjects.host_token(token) == token
     assert not set(token) & set(".*> \t\r\n")
     with contextlib.suppress(codec.DecodeError):
         assert codec.content_type({codec.CONTENT_TYPE_HEADER: text}) in _FORMS

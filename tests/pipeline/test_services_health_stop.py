@@ -17,7 +17,7 @@ import pytest
 from corral.bus.connect import connect
 from corral.cli.server import EmbeddedServer
 from corral.client.health import ask_health
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.health import ServiceHealth
 from corral.schemas.instruments import INSTRUMENTS
 from corral.schemas.telemetry import SampleBatch
@@ -123,7 +123,7 @@ async def test_services_say_how_they_are_and_end_in_order_under_load(services: S
         assert unlabelled <= told
         assert told <= set(INSTRUMENTS[health.service])
 
-    poison = await nc.jetstream().publish(bus.agent_subject("nobody"), b"no message at all")
+    poison = await nc.jetstream().publish(subjects.agent_subject("nobody"), b"no message at all")
 
     # Work goes on while they end.
     enough = asyncio.Event()
@@ -156,7 +156,7 @@ async def test_services_say_how_they_are_and_end_in_order_under_load(services: S
     assert sequences == list(range(1, len(sequences) + 1))
     # And the history has each of it once.
     services.start("processor", "process", "--db", str(services.folder / "history.duckdb"))
-    stream = (await nc.jetstream().stream_info(bus.TELEMETRY_STREAM)).state.last_seq
+    stream = (await nc.jetstream().stream_info(subjects.TELEMETRY_STREAM)).state.last_seq
 
     def stored() -> bool:
         done = invoke("query", "SELECT count(*) FROM samples", "--json", url=services.server.url)
@@ -166,8 +166,8 @@ async def test_services_say_how_they_are_and_end_in_order_under_load(services: S
     assert stream > 0
     services.end("processor")
     [told] = [record for record in services.records("processor") if record.get("sequence") == poison.seq]
-    assert told["subject"] == bus.agent_subject("nobody")
-    assert told["stream"] == bus.TELEMETRY_STREAM
+    assert told["subject"] == subjects.agent_subject("nobody")
+    assert told["stream"] == subjects.TELEMETRY_STREAM
     for name in ("collector", "processor", "exporter", "dashboard", "first", "second"):
         records = services.records(name)
         assert records[-1]["event"] == "ended in order"
@@ -206,7 +206,10 @@ async def _published(nc: Client) -> tuple[list[int], int]:
     numbers: list[int] = []
     samples = 0
     js = nc.jetstream()
-    for stream, subject in ((bus.TELEMETRY_STREAM, f"{bus.PREFIX}.>"), (bus.FACTS_STREAM, f"{bus.EVENTS}.*")):
+    for stream, subject in (
+        (subjects.TELEMETRY_STREAM, f"{subjects.PREFIX}.>"),
+        (subjects.FACTS_STREAM, f"{subjects.EVENTS}.*"),
+    ):
         config = api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
         subscription = await js.pull_subscribe(subject, stream=stream, config=config)
         left = (await subscription.consumer_info()).num_pending or 0
@@ -217,12 +220,12 @@ async def _published(nc: Client) -> tuple[list[int], int]:
                 if "Nats-Msg-Id" not in headers:  # the one that is at fault
                     continue
                 numbers.append(int(headers["Nats-Msg-Id"].rpartition("-")[2]))
-                if message.subject.startswith(bus.SAMPLES):
+                if message.subject.startswith(subjects.SAMPLES):
                     samples += len(codec.decode(message.data, SampleBatch).times_ns) // 8
         await subscription.unsubscribe()
     inventories = [
         int(headers["Nats-Msg-Id"].rpartition("-")[2])
-        async for headers in _headers(nc, bus.INVENTORY_STREAM, f"{bus.INVENTORY}.*")
+        async for headers in _headers(nc, subjects.INVENTORY_STREAM, f"{subjects.INVENTORY}.*")
     ]
     return sorted([*numbers, *inventories]), samples
 
@@ -250,7 +253,7 @@ async def test_what_does_not_work_says_why(services: Services, asking: Client) -
     assert (await command("processor")).returncode == 6
 
     # A planner whose bucket is gone does not know whether it leads.
-    assert await asking.jetstream().delete_stream(f"KV_{bus.PLANNER_BUCKET}")
+    assert await asking.jetstream().delete_stream(f"KV_{subjects.PLANNER_BUCKET}")
     [ill] = await until(asking, lambda found: [h.ready for h in found] == [False], "planner")
     assert ill.reasons
     done = await command("planner", "--here")

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from corral.planner.service import Settings, plan
-from corral.schemas import bus, codec, columns
+from corral.schemas import codec, columns, subjects
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
 from nats.aio.client import Client
@@ -71,11 +71,11 @@ class FakeHosts:
     async def publish(self) -> None:
         for name in self.names:
             if name not in self.silent:
-                await self.nc.publish(bus.samples_subject(name), codec.encode(self.samples(name)))
+                await self.nc.publish(subjects.samples_subject(name), codec.encode(self.samples(name)))
 
     async def start(self, interval: float = 0.5) -> None:
         for name in self.names:
-            await self.nc.publish(bus.inventory_subject(name), codec.encode(self.inventory(name)))
+            await self.nc.publish(subjects.inventory_subject(name), codec.encode(self.inventory(name)))
         await self.publish()
         await self.nc.flush()
 
@@ -184,7 +184,7 @@ async def until_ready(nc: Client, devices: int = 0, timeout: float = 60.0) -> di
 
 async def lease_events(nc: Client) -> list[tuple[str, dict[str, Any]]]:
     """All lease events on the stream of facts."""
-    events = stream(nc, bus.FACTS_STREAM, f"{bus.LEASE_EVENTS}.>")
+    events = stream(nc, subjects.FACTS_STREAM, f"{subjects.LEASE_EVENTS}.>")
     return [(message.subject, json.loads(message.data)) async for message in events]
 
 

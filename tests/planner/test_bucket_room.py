@@ -15,7 +15,7 @@ from corral.planner.leases.leader import heartbeat
 from corral.planner.refusals import OWNER_PART, Written
 from corral.planner.remembered import Answer, Answers
 from corral.planner.service import Settings, plan
-from corral.schemas import bus
+from corral.schemas import subjects
 from corral.schemas.requests import Rejection, RejectionCode
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,8 +24,8 @@ from nats.js import api
 from nats.js.errors import APIError
 from rig_planner import FakeHosts, ask, running, until_ready
 
-KV = f"KV_{bus.PLANNER_BUCKET}"
-KEYS = f"$KV.{bus.PLANNER_BUCKET}."
+KV = f"KV_{subjects.PLANNER_BUCKET}"
+KEYS = f"$KV.{subjects.PLANNER_BUCKET}."
 
 
 @given(
@@ -89,7 +89,7 @@ def test_refusals_of_two_owners_under_one_id_are_both_let_go() -> None:
     ],
 )
 def test_a_setting_by_which_leases_are_forgotten_is_mended_or_refused(field: str, value: Any, after: Any) -> None:
-    config = bucket_config(bus.BUCKETS[0])
+    config = bucket_config(subjects.BUCKETS[0])
     assert mend(config, BUCKET) == []
     setattr(config, field, value)
     if after is None:
@@ -102,14 +102,14 @@ def test_a_setting_by_which_leases_are_forgotten_is_mended_or_refused(field: str
 
 
 def test_streams_as_corral_makes_them_need_no_mending() -> None:
-    for stream in bus.STREAMS:
-        assert mend(stream_config(stream), FACTS if stream.name == bus.FACTS_STREAM else READ) == []
+    for stream in subjects.STREAMS:
+        assert mend(stream_config(stream), FACTS if stream.name == subjects.FACTS_STREAM else READ) == []
 
 
 async def test_a_bucket_that_was_made_with_an_age_forgets_no_lease(server: EmbeddedServer, nc: Client) -> None:
     js = nc.jetstream()
     await js.delete_stream(KV)
-    config = bucket_config(bus.BUCKETS[0])
+    config = bucket_config(subjects.BUCKETS[0])
     config.duplicate_window = 2.0
     config.max_age, config.discard, config.max_msgs_per_subject = 2.0, api.DiscardPolicy.OLD, 3
     await js.add_stream(config)

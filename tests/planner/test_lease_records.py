@@ -11,7 +11,7 @@ from corral.cli.server import EmbeddedServer
 from corral.planner.leases import leases
 from corral.planner.leases.leases import LeaseRecord, LeaseTable
 from corral.planner.leases.store import HEARTBEAT, Outcome, Store, WriteFailed, lease_key
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.query import QueryRequest
 from corral.schemas.requests import Distribution, LeaseAction, LeaseState, WithdrawAction, WorkRequest
 from hypothesis import given
@@ -131,7 +131,7 @@ async def test_a_large_lease_whose_events_wait_can_be_renewed_and_released(serve
     async with running(server.url):
         await until_ready(nc, 8)
         js = nc.jetstream()
-        await js.delete_stream(bus.FACTS_STREAM)
+        await js.delete_stream(subjects.FACTS_STREAM)
         body = {"owner": "ann", "request_id": "x", "distribution": {"items": 70_000}}
         lease = (await ask(nc, "request", body))["lease"]
         action = {"owner": "ann", "lease_id": lease["lease_id"]}
@@ -143,5 +143,5 @@ async def test_a_large_lease_whose_events_wait_can_be_renewed_and_released(serve
         assert record.lease.state is LeaseState.RELEASED
         assert record.version == 5
         assert {1, 2} <= {before.version for before in record.earlier} <= {1, 2, 3, 4}
-        await js.add_stream(api.StreamConfig(name=bus.FACTS_STREAM, subjects=["corral.v1.leases.>"]))
+        await js.add_stream(api.StreamConfig(name=subjects.FACTS_STREAM, subjects=["corral.v1.leases.>"]))
     await hosts.stop()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer
-from corral.schemas import bus
+from corral.schemas import subjects
 from model_planner import (
     ABSENT_SECONDS,
     HEARD_SECONDS,
@@ -99,7 +99,7 @@ async def model_check(
         await asyncio.sleep(1.0)
         for planner in planners:
             planner.stop()
-        bucket = [json.loads(kept.data) async for kept in stream(nc, f"KV_{bus.PLANNER_BUCKET}", "$KV.*.lease.*")]
+        bucket = [json.loads(kept.data) async for kept in stream(nc, f"KV_{subjects.PLANNER_BUCKET}", "$KV.*.lease.*")]
         active = [record["lease"] for record in bucket if record["lease"]["state"] == "active"]
         events = [event for _, event in await lease_events(nc)]
         wrong = check(history, events, active)

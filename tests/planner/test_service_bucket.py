@@ -15,7 +15,7 @@ from corral.cli.server import EmbeddedServer
 from corral.planner.leases import leases
 from corral.planner.leases.store import lease_key
 from corral.planner.service import Planner, Settings
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.requests import Distributed, Grant, Method, WorkRequest
 from nats.aio.client import Client
 from rig_planner import FakeHosts, PlannerProcess, ask, lease_events, persist, stream, until_ready
@@ -81,7 +81,7 @@ async def test_records_that_cannot_be_read_keep_no_planner_from_leading(nc: Clie
 async def test_a_deleted_leader_key_is_a_place_to_take(nc: Client, planner: PlannerProcess) -> None:
     planner.start()
     await until_ready(nc)
-    bucket = await nc.jetstream().key_value(bus.PLANNER_BUCKET)
+    bucket = await nc.jetstream().key_value(subjects.PLANNER_BUCKET)
     for deleted in (b"", b"\xff{", b"7"):
         await nc.jetstream().publish(f"{KEYS}heartbeat", deleted)
         await bucket.delete("leader") if not deleted else await bucket.put("leader", deleted)
@@ -140,7 +140,7 @@ async def test_nobody_else_can_use_up_the_ids_of_events(nc: Client, planner: Pla
     first = (await ask(nc, "request", {"owner": "ann", "request_id": "a"}))["lease"]["lease_id"]
     start, _, number = first.rpartition("-")
     second = f"{start}-{int(number, 16) + 1:x}"
-    await js.publish(bus.events_subject("node0"), b"x", headers={"Nats-Msg-Id": f"{second}.1"})
+    await js.publish(subjects.events_subject("node0"), b"x", headers={"Nats-Msg-Id": f"{second}.1"})
     assert (await ask(nc, "request", {"owner": "ann", "request_id": "b"}))["lease"]["lease_id"] == second
     await asyncio.sleep(0.3)
     assert [event["lease"]["lease_id"] for _, event in await lease_events(nc)] == [first, second]
@@ -153,7 +153,7 @@ async def test_nobody_else_can_use_up_the_ids_of_events(nc: Client, planner: Pla
     await asyncio.sleep(0.3)
     again = await js.get_last_msg("KV_corral_planner", f"{KEYS}event_key")
     assert (again.seq, again.data) == (key.seq, key.data)
-    found = [message async for message in stream(nc, bus.FACTS_STREAM, f"{bus.LEASE_EVENTS}.>")]
+    found = [message async for message in stream(nc, subjects.FACTS_STREAM, f"{subjects.LEASE_EVENTS}.>")]
     names = [f"{first}.1", f"{second}.1", f"{second}.2"]
     ids = [hashlib.blake2b(name.encode(), key=key.data or b"", digest_size=16).hexdigest() for name in names]
     assert [message.headers["Nats-Msg-Id"] for message in found] == ids

@@ -18,7 +18,7 @@ from corral.planner.fleet.device import Fault
 from corral.planner.leases import leases
 from corral.planner.leases.store import TOLD, Deposed, Outcome, Store, lease_key
 from corral.planner.telemetry import Health
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.requests import Grant, WorkRequest
 from corral.schemas.telemetry import DeviceEvent, Severity
 from nats.aio.client import Client
@@ -179,7 +179,7 @@ async def test_an_event_that_a_crash_swallowed_is_told_once(
             environment={},
         )
         if name == "told":
-            await js.publish(bus.lease_subject("granted", name), codec.encode(record.event(), codec.JSON))
+            await js.publish(subjects.lease_subject("granted", name), codec.encode(record.event(), codec.JSON))
         else:
             record = leases.renew(record, None, now + timedelta(seconds=1), "gone")
         await store.put(lease_key(name), codec.encode(record, codec.JSON), term)
@@ -239,10 +239,10 @@ async def test_faults_outlive_their_events(server: EmbeddedServer, nc: Client, p
         body = DeviceEvent(
             host="node0", agent="a", sequence=1, time_ns=time.time_ns(), kind="xid", severity=severity, device=device
         )
-        await nc.jetstream().publish(bus.events_subject("node0"), codec.encode(body))
+        await nc.jetstream().publish(subjects.events_subject("node0"), codec.encode(body))
 
     await event(before, Severity.RESET)
-    info = await nc.jetstream().stream_info(bus.FACTS_STREAM)
+    info = await nc.jetstream().stream_info(subjects.FACTS_STREAM)
     fault = Fault(Severity.HARDWARE, "fell off the bus", 1)
     health = Health(sequence=info.state.last_seq, faults={f"device:{kept}": fault, f"device:{cleared}": fault})
     await nc.jetstream().publish("$KV.corral_planner.health", codec.encode(health))

@@ -14,7 +14,7 @@ import pytest
 from corral.bus.connect import connect as bus_connect
 from corral.cli.server import EmbeddedServer
 from corral.client import connect
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from nats.aio.client import Client
 from rig_planner import GIB, FakeHosts, ask, lease_events, running, until_ready
 
@@ -322,7 +322,7 @@ async def test_an_inventory_that_no_table_could_hold_is_ignored(nc: Client, flee
     for field, value in (("index", 2**31), ("index", -1), ("memory_bytes", 2**63)):
         device = msgspec.structs.replace(good.devices[0], uuid="GPU-odd", **{field: value})
         bad = msgspec.structs.replace(good, time_ns=good.time_ns + 10**9, devices=[device])
-        await nc.publish(bus.inventory_subject("node0"), codec.encode(bad))
+        await nc.publish(subjects.inventory_subject("node0"), codec.encode(bad))
     await nc.flush()
     await asyncio.sleep(0.3)
     assert {entry["uuid"] for entry in (await ask(nc, "devices", {"hosts": ["node0"]}))["devices"]} == {

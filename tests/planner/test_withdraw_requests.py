@@ -11,7 +11,7 @@ from corral.cli.server import EmbeddedServer
 from corral.client import Client, Rejected, connect
 from corral.planner.asked import Asked
 from corral.planner.leases.store import answer_key
-from corral.schemas import bus
+from corral.schemas import subjects
 from corral.schemas.operations import QueueEntry
 from corral.schemas.requests import Assignment, Rejection, RejectionCode, WorkRequest
 from nats.aio.client import Client as Bus
@@ -119,7 +119,7 @@ async def test_a_withdrawal_outlives_its_planner(server: EmbeddedServer, nc: Bus
         body = {"owner": "ann", "request_id": "gone"}
         assert (await ask(nc, "withdraw", body))["code"] == "withdrawn"
         planner.kill()
-        store = await nc.jetstream().key_value(bus.PLANNER_BUCKET)
+        store = await nc.jetstream().key_value(subjects.PLANNER_BUCKET)
         assert (await store.get(answer_key("gone"))).value
         planner.start()
         assert (await persist(nc, "request", {**body, "gpus": 1}))["code"] == "withdrawn"

@@ -18,7 +18,7 @@ from corral.processors.ingest import facts
 from corral.processors.ingest.arrivals import Arrivals
 from corral.processors.ingest.columnar import SCHEMA, Incoming
 from corral.processors.storage import Batch, Database, rollups
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.metrics import METRICS
 from corral.schemas.query import ProcessorStatus
 from corral.schemas.requests import LeaseEvent
@@ -66,9 +66,9 @@ def known_since_version_3() -> facts.Facts:
         DeviceInfo(uuid="MIG-1", host="h1", index=1, mig_parent="GPU-1", mig_profile="1g.10gb", mig_instance=5),
     ]
     told = [
-        (bus.agent_subject("h1"), AgentReport(host="h1", agent="a", sequence=1, time_ns=now, ticks=3, samples=17)),
+        (subjects.agent_subject("h1"), AgentReport(host="h1", agent="a", sequence=1, time_ns=now, ticks=3, samples=17)),
         (
-            bus.inventory_subject("h1"),
+            subjects.inventory_subject("h1"),
             Inventory(host=HostInfo(name="h1"), agent="a", time_ns=now, devices=devices),
         ),
     ]
@@ -87,7 +87,7 @@ class Asking:
     async def rows(self, sql: str) -> list[list[Any]]:
         """The rows of a query."""
         body = json.dumps({"sql": sql}).encode()
-        answer = json.loads((await self.nc.request(bus.QUERY, body, timeout=10)).data)
+        answer = json.loads((await self.nc.request(subjects.QUERY, body, timeout=10)).data)
         assert answer["type"] == "result", answer
         return answer["rows"]
 
@@ -104,7 +104,7 @@ class Asking:
 
     async def status(self) -> ProcessorStatus:
         """What the processor says of itself."""
-        return codec.decode((await self.nc.request(bus.HISTORY_STATUS, b"")).data, ProcessorStatus, codec.JSON)
+        return codec.decode((await self.nc.request(subjects.HISTORY_STATUS, b"")).data, ProcessorStatus, codec.JSON)
 
 
 def inventory(host: str, *devices: str, name: str = "H100") -> Inventory:

@@ -12,7 +12,7 @@ from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.ingest.hostclocks import HostClocks
 from corral.processors.ingest.ingest import CONSUMERS, Ingest
 from corral.processors.storage.interface import Arrival, Series
-from corral.schemas import bus, clocks, codec
+from corral.schemas import clocks, codec, subjects
 from corral.schemas.telemetry import DeviceEvent, SampleBatch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +28,7 @@ def message(sequence: int, times_ns: list[int], stored_ns: int, host: str = "h1"
         host=host, agent="a", sequence=sequence, source="nvml", devices=["GPU-0"],
         times_ns=np.array(times_ns, "<i8").tobytes(), columns={"power_watts": np.ones(len(times_ns), "<f4").tobytes()},
     )  # fmt: skip
-    return Incoming(bus.samples_subject(host), codec.encode(batch), sequence, None, stored_ns)
+    return Incoming(subjects.samples_subject(host), codec.encode(batch), sequence, None, stored_ns)
 
 
 def decoded(messages: list[Incoming], found: HostClocks | None = None) -> list[int]:
@@ -51,7 +51,7 @@ def test_no_sample_is_dated_ahead_and_each_is_set_right_by_the_same(offset: int,
     else:
         assert once[-1] == stored // 1000
         event = DeviceEvent(host="h1", agent="a", sequence=1, time_ns=given_ns[-1], kind="x")
-        body = Incoming(bus.events_subject("h1"), codec.encode(event), 1, None, stored)
+        body = Incoming(subjects.events_subject("h1"), codec.encode(event), 1, None, stored)
         row = facts.decode([body], Arrivals().is_new, 0).rows["events"][0]
         assert (row[0], row[-1]) == (stored // 1000, stored // 1000)
 

@@ -18,7 +18,7 @@ import pytest
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from history import Asking, sample_batch
 from nats.aio.client import Client
 
@@ -82,7 +82,7 @@ async def test_kill_in_mid_stream_stores_each_sample_once(nc: Client, processor:
             host = f"h{sequence % 5}"
             start_ns = began_ns + sequence * 10**7
             batch = sample_batch(host, sequence, devices=2, ticks=2, start_ns=start_ns, step_ns=10**6)
-            await js.publish(bus.samples_subject(host), codec.encode(batch))
+            await js.publish(subjects.samples_subject(host), codec.encode(batch))
         done.set()
 
     publishing = asyncio.create_task(publish())
@@ -115,7 +115,7 @@ async def test_a_full_disk_pauses_ingest_and_loses_nothing(nc: Client, processor
         for _ in range(messages):
             sent += 1
             batch = sample_batch("h1", sent, devices=64, ticks=30, noisy=True)
-            await js.publish(bus.samples_subject("h1"), codec.encode(batch))
+            await js.publish(subjects.samples_subject("h1"), codec.encode(batch))
 
     processor.start()
     assert processor.process is not None
@@ -203,7 +203,7 @@ async def test_a_snapshot_is_taken_with_the_command_while_ingest_goes_on(
     js = nc.jetstream()
     for sequence in range(1, 101):
         batch = sample_batch("h1", sequence, devices=8, ticks=60, noisy=True)
-        await js.publish(bus.samples_subject("h1"), codec.encode(batch))
+        await js.publish(subjects.samples_subject("h1"), codec.encode(batch))
     processor.start()
     asking = await answering(nc, processor)
     await asking.until("SELECT count(*) FROM samples", 48_000)
@@ -240,7 +240,7 @@ async def test_a_server_that_dies_and_returns_loses_and_doubles_nothing(
         for sequence in range(first, last):
             start_ns = began_ns + sequence * 10**7
             payload = codec.encode(sample_batch("h1", sequence, start_ns=start_ns, step_ns=10**6))
-            await nc.jetstream().publish(bus.samples_subject("h1"), payload)
+            await nc.jetstream().publish(subjects.samples_subject("h1"), payload)
         return await answering(nc, processor)
 
     processor.start()

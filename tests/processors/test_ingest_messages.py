@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from corral.processors.ingest import ingest
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.health import ServiceHealth
 from corral.schemas.metrics import METRICS
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
@@ -55,7 +55,7 @@ def lease_event(index: int = 0, memory_bytes: int = 0, zone: tzinfo | None = UTC
 async def test_malformed_messages_of_many_kinds_stop_nothing(nc: Client, processor: Asking) -> None:
     js = nc.jetstream()
     good = sample_batch("h1", 1, devices=2, ticks=1)
-    host = bus.samples_subject("h1")
+    host = subjects.samples_subject("h1")
     encoded = codec.encode(good)
 
     def changed(sequence: int, **changes: object) -> bytes:
@@ -76,16 +76,16 @@ async def test_malformed_messages_of_many_kinds_stop_nothing(nc: Client, process
         ),
         "no devices": (host, changed(20, devices=[]), "invalid", "$.devices"),
         "device twice": (host, changed(21, devices=["GPU-a", "GPU-a"]), "invalid", "$.devices"),
-        "other host": (bus.samples_subject("h2"), changed(22), "invalid", "$.host"),
+        "other host": (subjects.samples_subject("h2"), changed(22), "invalid", "$.host"),
         "times cut": (host, changed(23, times_ns=good.times_ns[:-3]), "invalid", "$.times_ns"),
         "column cut": (host, changed(24, columns={"power_watts": b"\0\0"}), "invalid", "$.columns.power_watts"),
         "nulls cut": (host, changed(25, columns=power, nulls={"power_watts": b"\1"}), "invalid", "$.nulls.power"),
         "1970": (host, changed(31, times_ns=np.array([5, 5], "<i8").tobytes()), "out_of_range", "$.times_ns"),
         "version": (host, changed(32, version=9), "invalid", "$.version"),
         "nested": (host, b"\x91" * 100_000, "", ""),
-        "process": (bus.processes_subject("h1"), b"nothing", "invalid", ""),
+        "process": (subjects.processes_subject("h1"), b"nothing", "invalid", ""),
         "pid": (
-            bus.processes_subject("h1"),
+            subjects.processes_subject("h1"),
             codec.encode(
                 ProcessBatch(
                     host="h1",
@@ -99,7 +99,7 @@ async def test_malformed_messages_of_many_kinds_stop_nothing(nc: Client, process
             "pid",
         ),
         "inventory": (
-            bus.inventory_subject("h1"),
+            subjects.inventory_subject("h1"),
             codec.encode(
                 Inventory(
                     host=HostInfo(name="h1"),
@@ -111,13 +111,18 @@ async def test_malformed_messages_of_many_kinds_stop_nothing(nc: Client, process
             "out_of_range",
             "sm_count",
         ),
-        "event": (bus.events_subject("h1"), codec.encode({"host": "h1", "severity": "awful"}), "invalid", ""),
-        "lease": (bus.lease_subject("granted", "x"), b'{"kind":"granted"}', "invalid", ""),
-        "index": (bus.lease_subject("granted", "x"), lease_event(index=2**31), "out_of_range", "index"),
-        "bytes": (bus.lease_subject("granted", "x"), lease_event(memory_bytes=2**63), "out_of_range", "memory_bytes"),
-        "no zone": (bus.lease_subject("granted", "x"), lease_event(zone=None), "invalid", "time"),
+        "event": (subjects.events_subject("h1"), codec.encode({"host": "h1", "severity": "awful"}), "invalid", ""),
+        "lease": (subjects.lease_subject("granted", "x"), b'{"kind":"granted"}', "invalid", ""),
+        "index": (subjects.lease_subject("granted", "x"), lease_event(index=2**31), "out_of_range", "index"),
+        "bytes": (
+            subjects.lease_subject("granted", "x"),
+            lease_event(memory_bytes=2**63),
+            "out_of_range",
+            "memory_bytes",
+        ),
+        "no zone": (subjects.lease_subject("granted", "x"), lease_event(zone=None), "invalid", "time"),
     }
-    letters = await js.pull_subscribe(f"{bus.DEAD_LETTERS}.*", "letters")
+    letters = await js.pull_subscribe(f"{subjects.DEAD_LETTERS}.*", "letters")
     for sequence, (subject, payload, _, _) in enumerate(bad.values()):
         await js.publish(host, codec.encode(replace(good, sequence=100 + sequence)))
         await js.publish(subject, payload)
@@ -158,10 +163,10 @@ async def test_values_that_cannot_be_are_null_and_counted_and_what_is_beside_the
         {"energy_millijoules": largest, "pcie_replay_count": largest},
     ]
     for sequence, found in enumerate(columns, 1):
-        await js.publish(bus.samples_subject("h1"), codec.encode(replace(good, sequence=sequence, columns=found)))
+        await js.publish(subjects.samples_subject("h1"), codec.encode(replace(good, sequence=sequence, columns=found)))
     # A number that is null means nothing, and is not counted; one beside it is.
     masked = replace(good, sequence=9, columns={"power_watts": floats(np.nan, 9e9)}, nulls={"power_watts": b"\1\0"})
-    await js.publish(bus.samples_subject("h1"), codec.encode(masked))
+    await js.publish(subjects.samples_subject("h1"), codec.encode(masked))
     await processor.until("SELECT count(*) FROM samples", 2 * len(columns) + 2)
     known = await processor.rows(
         "SELECT list(power_watts ORDER BY power_watts) FILTER (power_watts IS NOT NULL), max(temperature_celsius), "
@@ -169,7 +174,7 @@ async def test_values_that_cannot_be_are_null_and_counted_and_what_is_beside_the
         "max(pcie_replay_count) FROM samples"
     )
     assert known == [[[250.0, 250.0, most], 50.0, 0, 100.0, 117.0, 5, 5]]
-    answer = await nc.request(f"{bus.HEALTH}.processor", timeout=5)
+    answer = await nc.request(f"{subjects.HEALTH}.processor", timeout=5)
     health = codec.decode(answer.data, ServiceHealth, codec.JSON)
     counted = {
         measure.labels["metric"]: measure.value for measure in health.measures if measure.name == "impossible_values"
@@ -197,18 +202,18 @@ async def test_every_kind_of_message_has_its_table(nc: Client, processor: Asking
         links=[[Link.SAME, Link.NVLINK], [Link.NVLINK, Link.SAME]],
         nvlink_counts=[[0, 18], [18, 0]],
     )
-    await js.publish(bus.inventory_subject("h1"), codec.encode(inventory))
+    await js.publish(subjects.inventory_subject("h1"), codec.encode(inventory))
     await processor.until("SELECT count(*) FROM links WHERE nvlinks = 18", 2)
     # The later one counts, though the host's clock was set back meanwhile.
     moved = replace(inventory, time_ns=time_ns - 30 * 10**9, devices=inventory.devices[:1], links=[], nvlink_counts=[])
-    await js.publish(bus.inventory_subject("h1"), codec.encode(moved))
+    await js.publish(subjects.inventory_subject("h1"), codec.encode(moved))
     event = DeviceEvent(
         host="h1", agent="a", sequence=2, time_ns=time_ns, kind="xid", severity=Severity.RESET, device="GPU-0", code=79
     )
     for _ in range(2):  # the same message without a message id: stored once
-        await js.publish(bus.events_subject("h1"), codec.encode(event))
+        await js.publish(subjects.events_subject("h1"), codec.encode(event))
     await js.publish(
-        bus.processes_subject("h1"),
+        subjects.processes_subject("h1"),
         codec.encode(
             ProcessBatch(
                 host="h1",
@@ -220,7 +225,8 @@ async def test_every_kind_of_message_has_its_table(nc: Client, processor: Asking
         ),
     )
     await js.publish(
-        bus.agent_subject("h1"), codec.encode(AgentReport(host="h1", agent="a", sequence=4, time_ns=time_ns, ticks=9))
+        subjects.agent_subject("h1"),
+        codec.encode(AgentReport(host="h1", agent="a", sequence=4, time_ns=time_ns, ticks=9)),
     )
     lease = Lease(
         lease_id="l1",
@@ -240,7 +246,7 @@ async def test_every_kind_of_message_has_its_table(nc: Client, processor: Asking
         (LeaseEventKind.RENEWED, lease, 5),  # out of order: the lease stays ended
     ):
         event_of_lease = LeaseEvent(kind=kind, time=now + timedelta(seconds=seconds), lease=found, planner="p")
-        await js.publish(bus.lease_subject(kind.value, "l1"), codec.encode(event_of_lease, codec.JSON))
+        await js.publish(subjects.lease_subject(kind.value, "l1"), codec.encode(event_of_lease, codec.JSON))
 
     await processor.until("SELECT count(*) FROM lease_events", 3)
     await processor.until("SELECT count(*) FROM agents", 1)
@@ -267,8 +273,8 @@ async def test_a_message_that_comes_again_changes_nothing(nc: Client, processor:
     batches = [sample_batch("h1", sequence) for sequence in (1, 2, 4, 3, 5, 100)]
     for _ in range(2):
         for batch in batches:
-            await js.publish(bus.samples_subject("h1"), codec.encode(batch))
-    await js.publish(bus.samples_subject("h1"), codec.encode(sample_batch("h1", 1, agent="another-run")))
+            await js.publish(subjects.samples_subject("h1"), codec.encode(batch))
+    await js.publish(subjects.samples_subject("h1"), codec.encode(sample_batch("h1", 1, agent="another-run")))
     await processor.until("SELECT count(*) FROM samples", 7 * 12)
     await asyncio.sleep(0.5)
     assert await processor.rows("SELECT count(*) FROM samples") == [[7 * 12]]
@@ -281,7 +287,7 @@ async def test_a_clock_that_jumps_back_loses_no_sample(nc: Client, processor: As
     hour = 3600 * 10**9
     for sequence, start in enumerate((now - 5 * 10**9, now - 2 * hour, now - 30 * hour), 1):
         batch: SampleBatch = sample_batch("h1", sequence, start_ns=start)
-        await js.publish(bus.samples_subject("h1"), codec.encode(batch))
+        await js.publish(subjects.samples_subject("h1"), codec.encode(batch))
     await processor.until("SELECT count(*) FROM samples", 36)
     await processor.until("SELECT sum(samples) FROM rollup_10s", 36)
     assert await processor.rows("SELECT count(DISTINCT time) FROM samples WHERE device = 'GPU-h1-0'") == [[9]]
@@ -293,9 +299,9 @@ async def test_a_processor_whose_clock_is_behind_refuses_nothing(
     behind = SimpleNamespace(**vars(time) | {"time_ns": lambda: time.time_ns() - 3600 * 10**9})
     monkeypatch.setattr(ingest, "time", behind)
     js = nc.jetstream()
-    await js.publish(bus.samples_subject("h1"), codec.encode(sample_batch("h1", 1, devices=1, ticks=1)))
+    await js.publish(subjects.samples_subject("h1"), codec.encode(sample_batch("h1", 1, devices=1, ticks=1)))
     await js.publish(
-        bus.agent_subject("h1"),
+        subjects.agent_subject("h1"),
         codec.encode(AgentReport(host="h1", agent="a", sequence=1, time_ns=time.time_ns(), ticks=1)),
     )
     await processor.until("SELECT count(*) FROM agents", 1)

@@ -16,7 +16,7 @@ import pytest
 from corral.cli.server import EmbeddedServer
 from corral.processors.ingest import partitions
 from corral.processors.storage import lake as lakes
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from history import Asking, sample_batch
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -114,7 +114,7 @@ async def test_telemetry_that_is_made_anew_is_copied_again_by_one_of_them(nc: Cl
             batch = sample_batch(f"h{number % 8}", 1 + number // 8, agent="run", devices=1, ticks=1, step_ns=1)
             for _ in range(300):
                 try:
-                    await js.publish(bus.samples_subject(batch.host), codec.encode(batch))
+                    await js.publish(subjects.samples_subject(batch.host), codec.encode(batch))
                     break
                 except (NatsError, TimeoutError):  # the processors have not made the stream yet
                     await asyncio.sleep(0.1)
@@ -123,14 +123,14 @@ async def test_telemetry_that_is_made_anew_is_copied_again_by_one_of_them(nc: Cl
     await owned(nc, lambda by: len(by) == PARTS and len(set(by.values())) == 2)
     await publish(range(80))
     await sharing.until("SELECT count(*) FROM samples", 80)
-    await js.delete_stream(bus.TELEMETRY_STREAM)
+    await js.delete_stream(subjects.TELEMETRY_STREAM)
     # The last of each host had come before.
     await publish(range(72, 160))
     await sharing.until("SELECT count(*) FROM samples", 160)
     logs = sharing.log(0) + sharing.log(1)
     assert logs.count("it is copied again from message 1 on") == 1
     lag = (await Asking(nc).status()).lag_messages
-    assert lag[bus.TELEMETRY_STREAM] == 0
+    assert lag[subjects.TELEMETRY_STREAM] == 0
     assert await sharing.rows("SELECT count(*) FROM samples") == [(160,)]
 
 
@@ -147,7 +147,7 @@ async def test_a_killed_and_a_frozen_processor_lose_and_double_nothing(nc: Clien
         while not stop.is_set():
             sent += 1
             batch = sample_batch(f"h{sent % 40}", sent, agent=f"run-{sent % 40}", devices=2, ticks=2, step_ns=1000)
-            await js.publish(bus.samples_subject(batch.host), codec.encode(batch), timeout=30)
+            await js.publish(subjects.samples_subject(batch.host), codec.encode(batch), timeout=30)
             await asyncio.sleep(0.004)
 
     publishing = asyncio.create_task(publish())
@@ -181,7 +181,7 @@ async def test_a_killed_and_a_frozen_processor_lose_and_double_nothing(nc: Clien
         await sharing.rows("SELECT value FROM corral_meta WHERE key = 'processor'")
     )[0][0]
     body = codec.encode({"sql": "FROM ducklake_snapshots('lake')"}, codec.JSON)
-    refused = (await nc.request(bus.QUERY, body, timeout=10)).data
+    refused = (await nc.request(subjects.QUERY, body, timeout=10)).data
     assert b'"refused"' in refused
     first.send_signal(signal.SIGTERM)
     assert first.wait(20) == 0

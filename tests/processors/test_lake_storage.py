@@ -18,7 +18,7 @@ from corral.processors.storage.errors import Deposed, StorageError, StoragePause
 from corral.processors.storage.interface import Arrival, Batch
 from corral.processors.storage.lake_snapshot import write_snapshot
 from corral.processors.views import VIEWS
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import (
     AgentReport,
@@ -43,7 +43,7 @@ PART = "CORRAL_PARTITIONS/1"
 
 def batch(part: lakes.LakePart, sequence: int) -> Batch:
     payload = codec.encode(sample_batch("h1", sequence, devices=3, ticks=2))
-    message = Incoming(bus.samples_subject("h1"), payload, sequence)
+    message = Incoming(subjects.samples_subject("h1"), payload, sequence)
     table, _, refused = Decoder(part.series).decode([message], lambda *_: True, time.time_ns())
     assert not refused
     return Batch(stream=PART, sequence=sequence, samples=table, arrivals=[Arrival("run-h1", sequence, 1)], messages=1)
@@ -247,13 +247,13 @@ def facts_messages() -> list[Incoming]:
     processes = ProcessBatch(host="h1", agent="a", sequence=3, time_ns=time_ns + 10**9, processes=[run])
     report = AgentReport(host="h1", agent="a", sequence=4, time_ns=time_ns, ticks=9)
     found = [
-        (bus.inventory_subject("h1"), codec.encode(inventory)),
-        (bus.inventory_subject("h1"), codec.encode(later)),
-        (bus.inventory_subject("h2"), codec.encode(moved)),
-        (bus.events_subject("h1"), codec.encode(event)),
+        (subjects.inventory_subject("h1"), codec.encode(inventory)),
+        (subjects.inventory_subject("h1"), codec.encode(later)),
+        (subjects.inventory_subject("h2"), codec.encode(moved)),
+        (subjects.events_subject("h1"), codec.encode(event)),
         # As a partition's consumer sees them.
-        (f"{bus.PROCESSES}.1.h1", codec.encode(processes)),
-        (f"{bus.AGENTS}.1.h1", codec.encode(report)),
+        (f"{subjects.PROCESSES}.1.h1", codec.encode(processes)),
+        (f"{subjects.AGENTS}.1.h1", codec.encode(report)),
     ]
     for lease_id, device, ended in (("l1", "g0", True), ("l2", "g1", False)):
         lease = Lease(
@@ -274,7 +274,7 @@ def facts_messages() -> list[Incoming]:
             changes.append((LeaseEventKind.RENEWED, lease, BASE + HOUR / 4))
         for kind, state, at in changes:
             payload = codec.encode(LeaseEvent(kind=kind, time=at, lease=state, planner="p"), codec.JSON)
-            found.append((bus.lease_subject(kind.value, lease_id), payload))
+            found.append((subjects.lease_subject(kind.value, lease_id), payload))
     return [Incoming(subject, payload, at) for at, (subject, payload) in enumerate(found, start=1)]
 
 

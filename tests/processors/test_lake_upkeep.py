@@ -20,7 +20,7 @@ from corral.processors.storage import lake as lakes
 from corral.processors.storage import upkeep
 from corral.processors.storage.interface import Arrival, Batch
 from corral.processors.storage.retention import Retention
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from history import sample_batch
 from postgres import Postgres
 
@@ -39,7 +39,7 @@ def fill(lake: lakes.Lake, days: int = DAYS, times: int = 1) -> None:
             start = midnight - timedelta(days=day) + timedelta(hours=6, minutes=at)
             message = sample_batch("h1", sequence + 1, devices=8, ticks=60, start_ns=int(start.timestamp()) * 10**9)
             sequence += 1
-            incoming = Incoming(bus.samples_subject("h1"), codec.encode(message), sequence)
+            incoming = Incoming(subjects.samples_subject("h1"), codec.encode(message), sequence)
             table, _, refused = Decoder(part.series).decode([incoming], lambda *_: True, time.time_ns())
             assert not refused
             part.commit(Batch(stream=PART, sequence=sequence, samples=table, messages=1))
@@ -207,7 +207,7 @@ def test_upkeep_gets_through_beside_eight_partitions_that_write(lake: lakes.Lake
             sequence = sent[number] + 1
             start_ns = int(old.timestamp()) * 10**9 + sequence * 10**10 if sequence <= 3 else None
             message = sample_batch(host, sequence, devices=4, ticks=2, start_ns=start_ns)
-            incoming = Incoming(bus.samples_subject(host), codec.encode(message), sequence)
+            incoming = Incoming(subjects.samples_subject(host), codec.encode(message), sequence)
             table, _, _ = Decoder(part.series).decode([incoming], lambda *_: True, time.time_ns())
             seen = [Arrival(f"run-{host}", sequence, 1)]
             part.commit(Batch(stream="x", sequence=sequence, samples=table, arrivals=seen, messages=1))

@@ -16,7 +16,7 @@ from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage import Batch, Database, Maintenance, Retention, database
 from corral.processors.storage.interface import HostClock
 from corral.processors.storage.rollups import LEVELS
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory
 from history import sample_batch
@@ -27,7 +27,7 @@ START_NS = int((MIDNIGHT - timedelta(days=3)).timestamp()) * 10**9
 
 def samples(history: Database, sequence: int, start_ns: int, devices: int = 4, ticks: int = 20) -> Batch:
     message = sample_batch("h1", sequence, devices=devices, ticks=ticks, start_ns=start_ns, noisy=True)
-    incoming = Incoming(bus.samples_subject("h1"), codec.encode(message), sequence)
+    incoming = Incoming(subjects.samples_subject("h1"), codec.encode(message), sequence)
     table, _, refused = Decoder(history.series).decode([incoming], lambda *_: True, time.time_ns())
     assert not refused
     return Batch(stream="S", sequence=sequence, samples=table, messages=1)
@@ -38,7 +38,7 @@ def listed(devices: list[tuple[str, str]], at: int) -> Batch:
     hosts = sorted({host for _, host in devices} | {"h1"})
     told = [
         (
-            bus.inventory_subject(host),
+            subjects.inventory_subject(host),
             Inventory(
                 host=HostInfo(name=host),
                 agent="a",

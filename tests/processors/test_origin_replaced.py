@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corral.bus.access import roles
+from corral.bus.access.roles import Role
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
 from corral.cli import server as servers
-from corral.cli.authority import roles
-from corral.cli.authority.roles import Role
 from corral.cli.server import EmbeddedServer
 from corral.processors.ingest import origin as origins
 from corral.processors.ingest import partitions
@@ -29,7 +29,7 @@ from corral.processors.ingest.ingest import Ingest
 from corral.processors.ingest.origin import Origin, Sourcing
 from corral.processors.storage import Database
 from corral.processors.vitals import Vitals
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from history import sample_batch
 from msgspec.structs import replace
 from nats.aio.client import Client
@@ -39,7 +39,7 @@ from secured_bus import SecuredBus
 PARTITIONS = 2
 BEGAN_NS = time.time_ns() - 3600 * 10**9
 OTHER_SERVER = os.environ.get("TEST_NATS_SERVER", "")
-TELEMETRY_FILES = "jetstream/$G/streams/" + bus.TELEMETRY_STREAM
+TELEMETRY_FILES = "jetstream/$G/streams/" + subjects.TELEMETRY_STREAM
 
 
 @pytest.fixture(params=["installed", "other"])
@@ -80,7 +80,7 @@ async def publish(nc: Client, numbers: Iterable[int], hosts: int = 4, counted: b
         payload = codec.encode(batch if counted else replace(batch, sequence=0))
         while True:
             try:
-                await js.publish(bus.samples_subject(host), payload)
+                await js.publish(subjects.samples_subject(host), payload)
                 break
             except (NatsError, TimeoutError, OSError):
                 assert time.monotonic() < deadline, "the stream was not made anew"
@@ -204,13 +204,13 @@ async def test_an_origin_that_is_deleted_is_made_and_copied_from_its_start(fleet
     await fleet.start()
     await publish(nc, range(40))
     await fleet.stored(range(40))
-    await nc.jetstream().delete_stream(bus.TELEMETRY_STREAM)
+    await nc.jetstream().delete_stream(subjects.TELEMETRY_STREAM)
     # Nobody but the processors makes it. Some had come before, as from a collector that had no answer for them.
     await publish(nc, range(36, 60))
     await fleet.stored(range(60))
     assert (await fleet.sourcing()).generation == 1
     # And once more, which is the same.
-    await nc.jetstream().delete_stream(bus.TELEMETRY_STREAM)
+    await nc.jetstream().delete_stream(subjects.TELEMETRY_STREAM)
     await publish(nc, range(60, 70))
     await fleet.stored(range(70))
     assert (await fleet.sourcing()).generation == 2
@@ -234,7 +234,7 @@ async def test_what_is_copied_and_not_read_yet_is_not_lost_with_the_origin(fleet
     await publish(nc, range(20, 50))
     await fleet.copied(50)
     js = nc.jetstream()
-    await js.delete_stream(bus.TELEMETRY_STREAM)
+    await js.delete_stream(subjects.TELEMETRY_STREAM)
     await ensure_layout(js)
     await publish(nc, range(50, 70))
     await fleet.start()
@@ -325,7 +325,7 @@ async def test_a_stream_that_an_older_corral_made_is_followed_too(fleet: Fleet, 
     await publish(nc, range(10))
     await fleet.stored(range(10))
     assert (await fleet.sourcing()).created == ""
-    await js.delete_stream(bus.TELEMETRY_STREAM)
+    await js.delete_stream(subjects.TELEMETRY_STREAM)
     await publish(nc, range(10, 20))
     await fleet.stored(range(20))
 
@@ -372,14 +372,14 @@ async def test_rights_of_an_older_configuration_are_told(tmp_path: Path, monkeyp
         assert "nobody can tell whether CORRAL_PARTITIONS still repeats CORRAL_TELEMETRY" in told
         assert "STREAM.MSG.GET.CORRAL_PARTITIONS" in told
         assert "`corral auth add`" in told
-        await admin.jetstream().delete_stream(bus.TELEMETRY_STREAM)
+        await admin.jetstream().delete_stream(subjects.TELEMETRY_STREAM)
         await publish(admin, range(10, 15))
         await wait_for(lambda: "was made anew" in processor.origin.problem)
         # The stream that was sourced is gone, and the server says that it lags by nothing.
         await wait_for(lambda: processor.origin.behind == 5)
         lag = processor.vitals.judge().values["lag_messages"]
         assert isinstance(lag, dict)
-        assert lag[bus.TELEMETRY_STREAM] == 5
+        assert lag[subjects.TELEMETRY_STREAM] == 5
         monkeypatch.setattr(roles, "MATRIX", rows)
         secured.authority.write_config()
         secured.server.process.send_signal(1)  # type: ignore[union-attr]

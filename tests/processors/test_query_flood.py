@@ -12,7 +12,7 @@ import pytest
 from corral.bus.connect import connect
 from corral.cli.server import EmbeddedServer
 from corral.processors.service import process
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.query import END_HEADER
 from history import Asking, sample_batch
 from nats.aio.client import Client
@@ -45,7 +45,7 @@ async def test_a_flood_of_heavy_queries_stops_neither_ingest_nor_small_ones(
 
     async def heavy(number: int) -> None:
         request = {"sql": HEAVY[number % len(HEAVY)], "timeout_seconds": 4, "format": "arrow"}
-        reply = await analyst.request(bus.QUERY, json.dumps(request).encode(), timeout=15)
+        reply = await analyst.request(subjects.QUERY, json.dumps(request).encode(), timeout=15)
         assert reply.headers is not None
         codes.append(json.loads(reply.headers.get(END_HEADER, "{}")).get("code", ""))
 
@@ -56,7 +56,7 @@ async def test_a_flood_of_heavy_queries_stops_neither_ingest_nor_small_ones(
     stored: list[int] = []
     for sequence in range(1, 11):
         batch = sample_batch("h1", sequence, devices=8, ticks=5)
-        await js.publish(bus.samples_subject("h1"), codec.encode(batch))
+        await js.publish(subjects.samples_subject("h1"), codec.encode(batch))
         # Each is there, and can be asked for, while the flood goes on.
         await asking.until(f"SELECT count(*) >= {sequence * 40} FROM samples", True)
         stored.append(sum(not task.done() for task in flood))

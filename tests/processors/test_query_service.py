@@ -14,10 +14,10 @@ import msgspec
 import pyarrow as pa
 import pytest
 from corral.bus.connect import connect
+from corral.bus.process import resident_bytes
 from corral.processors.sql import confine
 from corral.processors.sql.query import Limits, QueryService
-from corral.schemas import bus
-from corral.schemas.process import resident_bytes
+from corral.schemas import subjects
 from corral.schemas.query import END_HEADER, PART_HEADER, ProcessorStatus
 from nats.aio.client import Client
 
@@ -46,7 +46,7 @@ async def ask(nc: Client, sql: str, acknowledge: bool = True, **fields: Any) -> 
     """All parts of an answer, its end, and how many parts there were: by bare NATS, as any client would."""
     inbox = nc.new_inbox()
     parts = await nc.subscribe(inbox)
-    await nc.publish(bus.QUERY, json.dumps({"sql": sql, **fields}).encode(), reply=inbox)
+    await nc.publish(subjects.QUERY, json.dumps({"sql": sql, **fields}).encode(), reply=inbox)
     body = b""
     for number in range(100_000):
         message = await parts.next_msg(timeout=30)
@@ -69,7 +69,9 @@ async def rows(nc: Client, sql: str, **fields: Any) -> list[list[Any]]:
 
 async def test_plain_request_gets_one_json_document(nc: Client, service: QueryService) -> None:
     reply = await nc.request(
-        bus.QUERY, b'{"sql": "SELECT device, count(*) AS n FROM samples GROUP BY 1 ORDER BY 1 LIMIT 2"}', timeout=20
+        subjects.QUERY,
+        b'{"sql": "SELECT device, count(*) AS n FROM samples GROUP BY 1 ORDER BY 1 LIMIT 2"}',
+        timeout=20,
     )
     assert json.loads(reply.data) == {
         "type": "result",
@@ -107,27 +109,27 @@ async def test_a_question_in_messagepack_is_answered_alike(nc: Client, service: 
         [1.5, NULL] AS list, {'a': 1::HUGEINT} AS struct, NULL AS nothing
         FROM samples GROUP BY device ORDER BY device"""
     wordy = {"sql": sql, "tomorrow": 1}
-    plain = await nc.request(bus.QUERY, msgspec.json.encode(wordy), timeout=20)
+    plain = await nc.request(subjects.QUERY, msgspec.json.encode(wordy), timeout=20)
     headers = {"Content-Type": "application/msgpack"}
-    packed = await nc.request(bus.QUERY, msgspec.msgpack.encode(wordy), timeout=20, headers=headers)
+    packed = await nc.request(subjects.QUERY, msgspec.msgpack.encode(wordy), timeout=20, headers=headers)
     assert (packed.headers or {})["Content-Type"] == "application/msgpack"
     assert json.loads(plain.data)["type"] == "result", plain.data
     assert msgspec.msgpack.decode(packed.data) == json.loads(plain.data)
     assert json.loads(plain.data)["warnings"] == ["$.tomorrow is not known to this version and was ignored"]
     exact = "SELECT 12345678901234567890.12::DECIMAL(38,2)"  # no number of MessagePack says that
-    packed = await nc.request(bus.QUERY, msgspec.msgpack.encode({"sql": exact}), timeout=20, headers=headers)
+    packed = await nc.request(subjects.QUERY, msgspec.msgpack.encode({"sql": exact}), timeout=20, headers=headers)
     assert msgspec.msgpack.decode(packed.data)["rows"] == [["12345678901234567890.12"]]
     for subject, body, code in (
-        (bus.QUERY, {"sql": "SELEC"}, "400"),
-        (bus.QUERY, {"sql": "COPY samples TO 'x'"}, "403"),
-        (f"{bus.QUERY_CANCEL}.ann", {"query_id": "nope"}, "404"),
+        (subjects.QUERY, {"sql": "SELEC"}, "400"),
+        (subjects.QUERY, {"sql": "COPY samples TO 'x'"}, "403"),
+        (f"{subjects.QUERY_CANCEL}.ann", {"query_id": "nope"}, "404"),
     ):
         answer = await nc.request(subject, msgspec.msgpack.encode(body), timeout=20, headers=headers)
         told = msgspec.msgpack.decode(answer.data)
         assert answer.headers is not None
         assert (told["type"], answer.headers["Nats-Service-Error-Code"]) == ("error", code)
         assert answer.headers["Content-Type"] == "application/msgpack"
-    status = await nc.request(f"{bus.HISTORY_STATUS}.ann", b"", headers=headers, timeout=20)
+    status = await nc.request(f"{subjects.HISTORY_STATUS}.ann", b"", headers=headers, timeout=20)
     assert msgspec.msgpack.decode(status.data)["type"] == "processor"
 
 
@@ -179,9 +181,9 @@ async def test_errors_have_codes(nc: Client, service: QueryService) -> None:
         body, end, _ = await ask(nc, sql)
         assert (end["code"], code in json.loads(body)["code"]) == (code, True), (sql, end)
         assert word in end["error"], (sql, end)
-    reply = await nc.request(bus.QUERY, b"{")
+    reply = await nc.request(subjects.QUERY, b"{")
     assert json.loads(reply.data)["type"] == "error"
-    reply = await nc.request(bus.QUERY, b'{"sql": "SELECT 1", "formt": "csv"}')
+    reply = await nc.request(subjects.QUERY, b'{"sql": "SELECT 1", "formt": "csv"}')
     assert "did you mean `format`" in json.loads(reply.data)["message"]
 
 
@@ -197,10 +199,10 @@ async def test_cancel_a_running_and_a_waiting_query(nc: Client, service: QuerySe
     waiting = asyncio.create_task(ask(nc, FOREVER, query_id="waiting"))
     await asyncio.sleep(0.1)
     for name in ("waiting", "running"):
-        reply = await nc.request(bus.QUERY_CANCEL, json.dumps({"query_id": name}).encode())
+        reply = await nc.request(subjects.QUERY_CANCEL, json.dumps({"query_id": name}).encode())
         assert json.loads(reply.data) == {"type": "cancelled", "query_id": name, "warnings": []}
     assert (await running)[1]["code"] == (await waiting)[1]["code"] == "cancelled"
-    reply = await nc.request(bus.QUERY_CANCEL, b'{"query_id": "running"}', timeout=2)
+    reply = await nc.request(subjects.QUERY_CANCEL, b'{"query_id": "running"}', timeout=2)
     assert json.loads(reply.data)["code"] == "not_found"
 
 
@@ -212,7 +214,7 @@ async def test_nobody_takes_all_slots_and_the_line_is_bounded(nc: Client, server
         assert await rows(other, "SELECT 42") == [[42]]
         assert not flood[0].done()
         for number in range(8):
-            await nc.publish(bus.QUERY_CANCEL, json.dumps({"query_id": f"q{number}"}).encode())
+            await nc.publish(subjects.QUERY_CANCEL, json.dumps({"query_id": f"q{number}"}).encode())
         codes = [(await task)[1]["code"] for task in flood]
         assert set(codes) == {"cancelled", "busy"}
         assert codes[0] == "cancelled"
@@ -231,7 +233,7 @@ async def test_a_billion_rows_are_cut_or_streamed_in_bounded_memory(nc: Client, 
     inbox = nc.new_inbox()
     parts = await nc.subscribe(inbox)
     request = {"sql": BILLION, "format": "arrow", "limit": 100_000_000, "window": 2, "query_id": "long"}
-    await nc.publish(bus.QUERY, json.dumps(request).encode(), reply=inbox)
+    await nc.publish(subjects.QUERY, json.dumps(request).encode(), reply=inbox)
     for _ in range(500):
         if parts.pending_msgs == 2:
             break
@@ -242,7 +244,7 @@ async def test_a_billion_rows_are_cut_or_streamed_in_bounded_memory(nc: Client, 
         message = await parts.next_msg(timeout=5)
         await nc.publish(message.reply, b"")
     assert parts.pending_msgs <= 2
-    await nc.request(bus.QUERY_CANCEL, b'{"query_id": "long"}')
+    await nc.request(subjects.QUERY_CANCEL, b'{"query_id": "long"}')
     while True:
         message = await parts.next_msg(timeout=5)
         if message.headers is not None and END_HEADER in message.headers:
@@ -258,7 +260,7 @@ async def test_a_reader_that_went_away_frees_its_slot(nc: Client, database: duck
     silent = nc.new_inbox()
     parts = await nc.subscribe(silent)
     for inbox in (nc.new_inbox(), silent):
-        await nc.publish(bus.QUERY, json.dumps(request).encode(), reply=inbox)
+        await nc.publish(subjects.QUERY, json.dumps(request).encode(), reply=inbox)
         assert await rows(nc, "SELECT 1") == [[1]]
     last = [await parts.next_msg(timeout=5) for _ in range(2)][1]
     assert last.headers is not None
@@ -285,11 +287,11 @@ async def test_memory_that_duckdb_does_not_count_is_watched(nc: Client, database
 
 
 async def test_the_service_answers_for_itself(nc: Client, service: QueryService) -> None:
-    reply = await nc.request(bus.HISTORY_STATUS, b"")
+    reply = await nc.request(subjects.HISTORY_STATUS, b"")
     status = msgspec.json.decode(reply.data, type=ProcessorStatus)
     assert status == ProcessorStatus(processor="processor")
     await rows(nc, "SELECT 1")
-    stats = json.loads((await nc.request(f"$SRV.STATS.{bus.HISTORY_SERVICE}", b"")).data)
+    stats = json.loads((await nc.request(f"$SRV.STATS.{subjects.HISTORY_SERVICE}", b"")).data)
     counts = {endpoint["name"]: endpoint["data"] for endpoint in stats["endpoints"]}
     assert counts["query"]["answered"] == 1
 

@@ -20,7 +20,7 @@ from corral.processors.sql.execution import SET_BACK, Execution
 from corral.processors.sql.fairqueue import FairQueue
 from corral.processors.sql.query import Limits, QueryService, asker_of
 from corral.processors.sql.spool import Room, Spool, SpoolRoom
-from corral.schemas import bus
+from corral.schemas import subjects
 from corral.schemas.query import END_HEADER
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,7 +123,7 @@ async def ask(nc: Client, user: str, sql: str, **fields: object) -> Subscription
     inbox = nc.new_inbox()
     answers = await nc.subscribe(inbox, pending_bytes_limit=0)
     await nc.publish(
-        f"{bus.QUERY}.{user}", json.dumps({"sql": sql, "timeout_seconds": 300, **fields}).encode(), reply=inbox
+        f"{subjects.QUERY}.{user}", json.dumps({"sql": sql, "timeout_seconds": 300, **fields}).encode(), reply=inbox
     )
     return answers
 
@@ -183,7 +183,7 @@ async def test_a_short_question_is_tried_while_long_ones_run_and_a_long_one_ends
                 _, end = await end_of(nc, await ask(nc, name, "SELECT 42"))
                 assert end["rows"] == 1
             for name in ("ann", "bob", "carl"):
-                await nc.request(bus.QUERY_CANCEL, json.dumps({"query_id": name}).encode(), timeout=20)
+                await nc.request(subjects.QUERY_CANCEL, json.dumps({"query_id": name}).encode(), timeout=20)
             assert [(await end_of(nc, answers))[1]["code"] for answers in heavy] == ["cancelled"] * 3
     finally:
         await service.stop()
@@ -209,7 +209,7 @@ async def test_what_is_cancelled_while_it_is_set_back_does_not_run_again(
         for name in ("ann", "bob"):
             answers = await ask(nc, name, "SELECT 42", query_id=name)
         assert await asyncio.to_thread(tried.wait, 60)
-        await nc.request(bus.QUERY_CANCEL, json.dumps({"query_id": "bob"}).encode(), timeout=20)
+        await nc.request(subjects.QUERY_CANCEL, json.dumps({"query_id": "bob"}).encode(), timeout=20)
         go_on.set()
         async with asyncio.timeout(60):
             assert (await end_of(nc, answers))[1]["code"] == "cancelled"
@@ -240,7 +240,7 @@ async def test_people_behind_a_service_are_askers_of_their_own(nc: Client, datab
 
 def test_each_person_is_another_asker() -> None:
     names = ("vera", "vera.b", "vera b", "vera*", "vera>", "véra", "")
-    subjects = {f"{bus.QUERY}.dashboard.{bus.person_token(name)}" for name in names}
-    assert len(subjects) == len(names)
-    assert all(len(subject.split(".")) == 5 and not set(subject) & set(" *>") for subject in subjects)
-    assert len({asker_of(subject, "_R_.x") for subject in subjects}) == len(names)
+    named = {f"{subjects.QUERY}.dashboard.{subjects.person_token(name)}" for name in names}
+    assert len(named) == len(names)
+    assert all(len(subject.split(".")) == 5 and not set(subject) & set(" *>") for subject in named)
+    assert len({asker_of(subject, "_R_.x") for subject in named}) == len(names)

@@ -14,7 +14,7 @@ from corral.processors.ingest.arrivals import Arrivals
 from corral.processors.ingest.columnar import Incoming
 from corral.processors.storage import Batch, Database, Maintenance, Retention, retention
 from corral.processors.storage.rollups import LEVELS
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from corral.schemas.telemetry import AgentReport, ProcessBatch, ProcessSample
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,8 +56,8 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         processes = ProcessBatch(**said, sequence=2 * day + 1, processes=[ProcessSample(device="GPU-0", pid=1)])
         report = AgentReport(**said, sequence=2 * day + 2)
         messages = [
-            (bus.processes_subject("h1"), codec.encode(processes)),
-            (bus.agent_subject("h1"), codec.encode(report)),
+            (subjects.processes_subject("h1"), codec.encode(processes)),
+            (subjects.agent_subject("h1"), codec.encode(report)),
         ]
         found = facts.decode([Incoming(*message, 1) for message in messages], Arrivals().is_new, at)
         made.commit(Batch(stream="S", sequence=day + 1, samples=samples(made, day, 80), tables=found.tables()))
@@ -135,7 +135,7 @@ def test_a_host_whose_clock_is_years_behind_keeps_no_day_from_its_turn(made: Dat
         batch = ProcessBatch(
             host="h2", agent="b", sequence=run + 1, time_ns=behind, processes=[ProcessSample(device="GPU-9", pid=1)]
         )
-        message = Incoming(bus.processes_subject("h2"), codec.encode(batch), 1)
+        message = Incoming(subjects.processes_subject("h2"), codec.encode(batch), 1)
         found = facts.decode([message], Arrivals().is_new, behind)
         made.commit(Batch(stream="S", sequence=100 + run, samples=samples(made, -1000, 8), tables=found.tables()))
         for level in LEVELS:

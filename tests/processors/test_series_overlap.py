@@ -8,7 +8,7 @@ from pathlib import Path
 from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage import Database
 from corral.processors.storage.interface import Batch
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from duckdb import DuckDBPyConnection
 from history import sample_batch
 
@@ -20,10 +20,10 @@ class Overlapped(Database):
 
     def decode(self, sequence: int) -> Batch:
         host = f"h{sequence}"
-        message = Incoming(bus.samples_subject(host), codec.encode(sample_batch(host, sequence)), sequence, None)
+        message = Incoming(subjects.samples_subject(host), codec.encode(sample_batch(host, sequence)), sequence, None)
         table, _, refused = Decoder(self.series).decode([message], lambda *_: True, time.time_ns())
         assert not refused
-        return Batch(stream=bus.TELEMETRY_STREAM, sequence=sequence, samples=table, messages=1)
+        return Batch(stream=subjects.TELEMETRY_STREAM, sequence=sequence, samples=table, messages=1)
 
     def _cursor_for_writing(self) -> DuckDBPyConnection:
         self.decoded.append(self.decode(self.decoded[-1].sequence + 1))

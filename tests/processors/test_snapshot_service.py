@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from corral.processors.snapshots import SnapshotService
-from corral.schemas import bus
+from corral.schemas import subjects
 from nats.aio.client import Client
 
 KEPT_SECONDS = 1.5
@@ -37,17 +37,17 @@ def kept(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*")}
 
 
-async def ask(nc: Client, subject: str = bus.SNAPSHOT, body: bytes = b"{}") -> dict[str, Any]:
+async def ask(nc: Client, subject: str = subjects.SNAPSHOT, body: bytes = b"{}") -> dict[str, Any]:
     return json.loads((await nc.request(subject, body, timeout=5)).data)
 
 
 async def read(nc: Client, snapshot: str, **fields: Any) -> bytes:
     body = json.dumps({"snapshot_id": snapshot, **fields}).encode()
-    return (await nc.request(f"{bus.SNAPSHOT_READ}.olga", body, timeout=1)).data
+    return (await nc.request(f"{subjects.SNAPSHOT_READ}.olga", body, timeout=1)).data
 
 
 async def test_a_copy_is_made_and_read_in_ones_own_name(nc: Client, folder: Path) -> None:
-    made = await ask(nc, f"{bus.SNAPSHOT}.olga")
+    made = await ask(nc, f"{subjects.SNAPSHOT}.olga")
     assert (made["bytes"], made["samples"]) == (400, 7)
     assert await read(nc, made["snapshot_id"], offset=396) == b"copy"
     with pytest.raises(TimeoutError):
@@ -78,7 +78,7 @@ async def test_what_is_no_piece_is_told_with_a_status(nc: Client, folder: Path) 
         ("application/msgpack", msgspec.msgpack.encode, msgspec.msgpack.decode),
     ):
         headers = {"Content-Type": content}
-        made = await nc.request(bus.SNAPSHOT, encode({"tomorrow": 1}), timeout=5, headers=headers)
+        made = await nc.request(subjects.SNAPSHOT, encode({"tomorrow": 1}), timeout=5, headers=headers)
         snapshot = decode(made.data)
         assert snapshot["warnings"] == json.loads((made.headers or {})["Corral-Warnings"])
         for body, code, status in (
@@ -86,14 +86,14 @@ async def test_what_is_no_piece_is_told_with_a_status(nc: Client, folder: Path) 
             ({"snapshot_id": 5}, "invalid", "400"),
             ({}, "invalid", "400"),
         ):
-            answer = await nc.request(f"{bus.SNAPSHOT_READ}.olga", encode(body), timeout=5, headers=headers)
+            answer = await nc.request(f"{subjects.SNAPSHOT_READ}.olga", encode(body), timeout=5, headers=headers)
             told = decode(answer.data)
             assert (told["type"], told["code"]) == ("error", code)
             assert answer.headers is not None
             assert answer.headers["Nats-Service-Error-Code"] == status
             assert (answer.headers["Nats-Service-Error"], answer.headers["Content-Type"]) == (told["message"], content)
         body = encode({"snapshot_id": snapshot["snapshot_id"]})
-        piece = await nc.request(f"{bus.SNAPSHOT_READ}.olga", body, timeout=5, headers=headers)
+        piece = await nc.request(f"{subjects.SNAPSHOT_READ}.olga", body, timeout=5, headers=headers)
         assert (piece.data, piece.headers) == (b"copy" * 100, {"Content-Type": "application/octet-stream"})
 
 

@@ -9,7 +9,7 @@ import pytest
 from corral.cli.server import EmbeddedServer
 from corral.processors.ingest.reader import Reader
 from corral.processors.service import process
-from corral.schemas import bus
+from corral.schemas import subjects
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -27,7 +27,7 @@ class Interrupted(Reader):
 
 
 async def test_a_message_that_comes_with_the_cancellation_does_not_undo_it(nc: Client) -> None:
-    reader = Interrupted(nc, bus.TELEMETRY_STREAM, "interrupted")
+    reader = Interrupted(nc, subjects.TELEMETRY_STREAM, "interrupted")
 
     async def read() -> None:
         while True:
@@ -36,7 +36,7 @@ async def test_a_message_that_comes_with_the_cancellation_does_not_undo_it(nc: C
     await reader.start(0)
     reader.task = asyncio.create_task(read())
     await asyncio.sleep(0)
-    await nc.jetstream().publish(bus.samples_subject("h1"), b"anything")
+    await nc.jetstream().publish(subjects.samples_subject("h1"), b"anything")
     done, _ = await asyncio.wait({reader.task}, timeout=5)
     assert done
     assert reader.task.cancelled()

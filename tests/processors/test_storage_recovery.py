@@ -16,7 +16,7 @@ import pytest
 from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage import Batch, Database, Maintenance, StorageError, recovery
 from corral.processors.storage.rollups import LEVELS
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from history import sample_batch
 
 HEADERS, BLOCK = 3 * 4096, 262_144
@@ -46,7 +46,7 @@ class Feed:
             sequence = len(self.messages) + 1
             batch = sample_batch("h1", sequence, devices=devices, ticks=ticks, start_ns=base, step_ns=10**8, noisy=True)
             base += ticks * 10**8
-            self.messages.append(Incoming(bus.samples_subject("h1"), codec.encode(batch), sequence, None))
+            self.messages.append(Incoming(subjects.samples_subject("h1"), codec.encode(batch), sequence, None))
 
     def store(self, database: Database) -> None:
         """As ingest does: behind what is stored, from the start where nothing is said to be."""

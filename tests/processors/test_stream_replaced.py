@@ -17,7 +17,7 @@ from corral.processors.ingest.deadletters import DeadLetters
 from corral.processors.ingest.ingest import CONSUMERS, Ingest
 from corral.processors.storage import Database
 from corral.processors.storage.interface import Batch
-from corral.schemas import bus, codec
+from corral.schemas import codec, subjects
 from history import Asking, sample_batch
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -34,7 +34,7 @@ async def publish(nc: Client, numbers: Iterable[int]) -> None:
         payload = codec.encode(sample_batch("h1", number, devices=1, ticks=1, start_ns=start_ns))
         while True:
             try:
-                await js.publish(bus.samples_subject("h1"), payload)
+                await js.publish(subjects.samples_subject("h1"), payload)
                 break
             except (NatsError, TimeoutError, OSError):
                 assert time.monotonic() < deadline, "the stream was not made anew"
@@ -139,7 +139,7 @@ async def test_a_stream_that_was_set_back_and_has_grown_beyond_is_read_again(
 async def test_a_stream_that_is_deleted_is_made_and_read_from_its_start(nc: Client, processor: Asking) -> None:
     await publish(nc, range(1, 11))
     await processor.until("SELECT count(*) FROM samples", 10)
-    await nc.jetstream().delete_stream(bus.TELEMETRY_STREAM)
+    await nc.jetstream().delete_stream(subjects.TELEMETRY_STREAM)
     await publish(nc, range(8, 21))
     await processor.until("SELECT count(*) FROM samples", 20)
     assert await processor.rows("SELECT count(DISTINCT time) FROM samples") == [[20]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.schemas import bus
+from corral.schemas import subjects
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import AgentReport, DeviceEvent, ProcessBatch, ProcessSample, Severity
 from history import History, inventory
@@ -33,41 +33,41 @@ def listed(sequence: int, seconds_ago: float, *pids: int, host: str = "h1") -> P
 
 def test_an_empty_list_of_processes_ends_those_before_it(history: History) -> None:
     now = "SELECT pid FROM processes_now ORDER BY 1"
-    history.take(f"{bus.INVENTORY}.h1", inventory("h1", "A0"))
-    history.take(f"{bus.PROCESSES}.h1", listed(1, 45, 1, 2))
-    history.take(f"{bus.PROCESSES}.h2", listed(1, 30, 9, host="h2"))
+    history.take(f"{subjects.INVENTORY}.h1", inventory("h1", "A0"))
+    history.take(f"{subjects.PROCESSES}.h1", listed(1, 45, 1, 2))
+    history.take(f"{subjects.PROCESSES}.h2", listed(1, 30, 9, host="h2"))
     assert history.rows(now) == [(1,), (2,), (9,)]
-    history.take(f"{bus.PROCESSES}.h1", listed(2, 40))
-    history.take(f"{bus.PROCESSES}.h1", listed(3, 38))
+    history.take(f"{subjects.PROCESSES}.h1", listed(2, 40))
+    history.take(f"{subjects.PROCESSES}.h1", listed(3, 38))
     assert history.rows(now) == [(9,)]
     # Of empty lists in a row the first is enough to know.
     assert history.rows("SELECT host, count(*) FROM store.without_processes GROUP BY 1") == [("h1", 1)]
-    history.take(f"{bus.PROCESSES}.h1", listed(4, 35, 3))
+    history.take(f"{subjects.PROCESSES}.h1", listed(4, 35, 3))
     assert history.rows(now) == [(3,), (9,)]
-    history.take(f"{bus.PROCESSES}.h1", listed(5, 30))
+    history.take(f"{subjects.PROCESSES}.h1", listed(5, 30))
     assert history.rows(now) == [(9,)]
     # One that comes late is of before.
-    history.take(f"{bus.PROCESSES}.h1", listed(6, 37, 4))
+    history.take(f"{subjects.PROCESSES}.h1", listed(6, 37, 4))
     assert history.rows(now) == [(9,)]
 
 
 def test_a_violation_lasts_until_its_collector_was_heard_last(history: History) -> None:
     began = time.time_ns() - 6 * 3600 * S
-    history.take(f"{bus.INVENTORY}.h1", replace(inventory("h1", "A0"), agent="killed"))
+    history.take(f"{subjects.INVENTORY}.h1", replace(inventory("h1", "A0"), agent="killed"))
     event = DeviceEvent(
         host="h1", agent="killed", sequence=1, time_ns=began + 30 * S, kind="process_without_lease",
         severity=Severity.INFO, device="A0", data={"violation": "p:1", "since_ns": began, "pid": 5},
     )  # fmt: skip
-    history.take(f"{bus.EVENTS}.h1", event)
+    history.take(f"{subjects.EVENTS}.h1", event)
     for number in range(6):
         at = began + number * 3600 * S
         report = AgentReport(host="h1", agent="killed", sequence=2 + number, time_ns=at, ticks=1)
-        history.take(f"{bus.AGENTS}.h1", report)
+        history.take(f"{subjects.AGENTS}.h1", report)
     ended = "SELECT until IS NOT NULL, round(hours, 2) FROM lease_violations"
     assert history.rows(ended) == [(True, 5.0)]  # nothing was heard for an hour
-    history.take(f"{bus.INVENTORY}.h1", replace(inventory("h1", "A0"), agent="next"))
+    history.take(f"{subjects.INVENTORY}.h1", replace(inventory("h1", "A0"), agent="next"))
     report = AgentReport(host="h1", agent="next", sequence=1, time_ns=time.time_ns() - S, ticks=1)
-    history.take(f"{bus.AGENTS}.h1", report)
+    history.take(f"{subjects.AGENTS}.h1", report)
     assert history.rows(ended) == [(True, 5.0)]
 
 
@@ -79,7 +79,7 @@ def lease(history: History, name: str, device: str, share: float, memory: int = 
         expires_at=now + timedelta(hours=1), ttl_seconds=300.0, grants=[grant],
     )  # fmt: skip
     event = LeaseEvent(kind=LeaseEventKind.GRANTED, time=held.granted_at, lease=held, planner="p")
-    history.take(bus.lease_subject("granted", name), event)
+    history.take(subjects.lease_subject("granted", name), event)
 
 
 @pytest.mark.parametrize(("parts", "memory"), [(3, 0), (7, GIB), (10, 0), (10, GIB)])
@@ -90,7 +90,7 @@ def test_parts_that_add_up_to_a_device_leave_nothing_of_it(history: History, par
         host=replace(found.host, cpus=16),
         devices=[replace(device, memory_bytes=80 * GIB) for device in found.devices],
     )
-    history.take(f"{bus.INVENTORY}.h1", found)
+    history.take(f"{subjects.INVENTORY}.h1", found)
     asked = "SELECT reason, stranded_share FROM stranded_capacity WHERE reason <> 'silent' ORDER BY 1"
     for part in range(parts):
         if part == parts - 1:
@@ -101,7 +101,7 @@ def test_parts_that_add_up_to_a_device_leave_nothing_of_it(history: History, par
 
 def test_cores_that_are_all_leased_are_so_in_any_parts(history: History) -> None:
     found = inventory("h1", "A0", "B0")
-    history.take(f"{bus.INVENTORY}.h1", replace(found, host=replace(found.host, cpus=1)))
+    history.take(f"{subjects.INVENTORY}.h1", replace(found, host=replace(found.host, cpus=1)))
     for part in range(10):
         lease(history, f"l{part}", "A0", 0.05, cpus=0.1)
     asked = "SELECT device FROM stranded_capacity WHERE reason = 'no_cores' ORDER BY 1"
@@ -109,22 +109,22 @@ def test_cores_that_are_all_leased_are_so_in_any_parts(history: History) -> None
 
 
 def test_a_board_that_was_replaced_is_no_concern_and_one_that_fell_off_the_bus_is(history: History) -> None:
-    history.take(f"{bus.INVENTORY}.h1", inventory("h1", "A0", "B0"))
+    history.take(f"{subjects.INVENTORY}.h1", inventory("h1", "A0", "B0"))
     for sequence, device in enumerate(("A0", "B0"), start=1):
         event = DeviceEvent(
             host="h1", agent="a", sequence=sequence, time_ns=time.time_ns() - S, kind="xid", code=79,
             severity=Severity.HARDWARE, device=device,
         )  # fmt: skip
-        history.take(f"{bus.EVENTS}.h1", event)
+        history.take(f"{subjects.EVENTS}.h1", event)
     concerns = "SELECT device, unhealthy, concern FROM device_health ORDER BY 1"
     failing = "hardware fault; Xid 79"
     assert history.rows(concerns) == [("A0", "hardware", failing), ("B0", "hardware", failing)]
-    history.take(f"{bus.INVENTORY}.h1", inventory("h1", "A1"))
+    history.take(f"{subjects.INVENTORY}.h1", inventory("h1", "A1"))
     assert history.rows(concerns) == [("A0", None, ""), ("A1", None, ""), ("B0", "hardware", failing)]
 
 
 def test_the_hour_that_goes_on_is_divided_by_what_has_passed_of_it(history: History) -> None:
-    history.take(f"{bus.INVENTORY}.h1", inventory("h1", "A0"))
+    history.take(f"{subjects.INVENTORY}.h1", inventory("h1", "A0"))
     number = history.database.series.number("h1", "A0")
     history.sample(number, datetime.now(UTC) - timedelta(seconds=1), power_watts=100.0)
     lease(history, "l1", "A0", 0.5)
@@ -138,5 +138,5 @@ def test_a_board_that_no_inventory_has_named_is_where_it_was_heard_last(history:
         number = history.database.series.number(host, "A0")
         history.sample(number, datetime.now(UTC) - timedelta(seconds=seconds), power_watts=100.0)
     assert history.rows("SELECT host FROM devices_now") == [("new",)]
-    history.take(f"{bus.INVENTORY}.old", inventory("old", "A0"))
+    history.take(f"{subjects.INVENTORY}.old", inventory("old", "A0"))
     assert history.rows("SELECT host FROM devices_now") == [("old",)]

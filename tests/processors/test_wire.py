@@ -6,9 +6,9 @@ import asyncio
 import socket
 from typing import Any
 
+from corral.bus.chunked_transport import ChunkParser, ChunkTransport, quicken
 from corral.bus.connect import connect
 from corral.cli.server import EmbeddedServer
-from corral.processors.ingest.wire import ChunkParser, ChunkTransport, quicken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.protocol.parser import Parser

@@ -7,7 +7,7 @@ import pytest
 from corral.bus.connect import WrongSetting, connect
 from corral.bus.layout import SCALE_VARIABLE, default_scale, ensure_layout
 from corral.cli.server import EmbeddedServer
-from corral.schemas import bus, codec, columns, units
+from corral.schemas import codec, columns, subjects, units
 from corral.schemas.metrics import METRICS, DeviceSample
 from corral.schemas.operations import ExplainRequest
 from corral.schemas.requests import WorkRequest
@@ -172,10 +172,10 @@ def test_what_is_unknown_is_dropped_in_one_pass(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_host_names_become_subject_tokens() -> None:
-    assert bus.host_token("gpu-1.lab.example") == "gpu-1-lab-example"
-    assert bus.host_token("a b*c>d") == "a-b-c-d"
+    assert subjects.host_token("gpu-1.lab.example") == "gpu-1-lab-example"
+    assert subjects.host_token("a b*c>d") == "a-b-c-d"
     with pytest.raises(ValueError, match="no host name"):
-        bus.host_token(" .*> ")
+        subjects.host_token(" .*> ")
 
 
 def test_people_write_units() -> None:
@@ -196,8 +196,8 @@ async def test_streams_are_as_large_as_the_setting_says(
     monkeypatch.setenv(SCALE_VARIABLE, "0.5")
     nc = await connect(server.url)
     await ensure_layout(nc.jetstream())
-    telemetry = next(stream for stream in bus.STREAMS if stream.name == bus.TELEMETRY_STREAM)
-    info = await nc.jetstream().stream_info(bus.TELEMETRY_STREAM)
+    telemetry = next(stream for stream in subjects.STREAMS if stream.name == subjects.TELEMETRY_STREAM)
+    info = await nc.jetstream().stream_info(subjects.TELEMETRY_STREAM)
     await nc.close()
     assert info.config.max_bytes == telemetry.max_bytes // 2
     for wrong in ("four", "0", "nan", "-1"):

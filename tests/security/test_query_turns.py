@@ -10,12 +10,12 @@ from typing import Any
 
 import duckdb
 import pytest
-from corral.cli.authority.roles import Role
+from corral.bus.access.roles import Role
 from corral.client import aio
 from corral.client.query import collect
 from corral.processors.sql import confine
 from corral.processors.sql.query import Limits, QueryService
-from corral.schemas import bus
+from corral.schemas import subjects
 from corral.schemas.query import QueryRequest
 from nats.aio.client import Client
 from secured_bus import SecuredBus
@@ -52,7 +52,7 @@ async def flood(nc: Client, queries: int) -> list[dict[str, Any]]:
     answers = await nc.subscribe(inbox)
     for number in range(queries):
         body = json.dumps({"sql": FOREVER, "timeout_seconds": 20, "query_id": f"v{number}"}).encode()
-        await nc.publish(f"{bus.QUERY}.vera", body, reply=inbox.replace("*", str(number)))
+        await nc.publish(f"{subjects.QUERY}.vera", body, reply=inbox.replace("*", str(number)))
     await nc.flush()
     refused: list[dict[str, Any]] = []
     while True:
@@ -88,14 +88,14 @@ async def test_nobody_asks_without_or_in_anothers_name(secured: SecuredBus, serv
 
     alice = await secured.connect("alice", error_cb=see)
     try:
-        for subject in (f"{bus.QUERY}.vera", f"{bus.PlanSubject.EXPLAIN}.vera"):
+        for subject in (f"{subjects.QUERY}.vera", f"{subjects.PlanSubject.EXPLAIN}.vera"):
             await alice.publish(subject, b'{"sql": "SELECT 1"}', reply=alice.new_inbox())
         async with asyncio.timeout(10):
             await all_were.wait()
         # Without a name nothing is done, and one is told where to ask.
-        told = await alice.request(bus.QUERY, b'{"sql": "SELECT 1"}', timeout=10)
+        told = await alice.request(subjects.QUERY, b'{"sql": "SELECT 1"}', timeout=10)
         assert json.loads(told.data)["code"] == "refused"
-        assert f"ask on {bus.QUERY}.<user>" in json.loads(told.data)["message"]
+        assert f"ask on {subjects.QUERY}.<user>" in json.loads(told.data)["message"]
         assert service.running == service.waiting == 0
     finally:
         await alice.close()

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from corral.bus.access.roles import Role
 from corral.bus.connect import BusUnavailable, connect
 from corral.bus.layout import ensure_layout
-from corral.cli.authority.roles import Role
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from secured_bus import SecuredBus

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.cli.authority.roles import Role
+from corral.bus.access.roles import Role
 from corral.client import Client, NotOwner, Refused, Unavailable, connect
 from local_cluster import invoke
 from secured_bus import SecuredBus

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from corral.bus.access.roles import Role
 from corral.bus.layout import ensure_layout
-from corral.cli.authority.roles import Role
 from corral.processors.ingest import partitions
 from corral.processors.ingest.reader import Reader
 from secured_bus import SecuredBus

@@ -19,7 +19,7 @@ from corral.cli.local import settle, take_over
 from corral.cli.server import EmbeddedServer
 from corral.cli.supervisor import Part
 from corral.client import Refused, SyncClient, Unavailable
-from corral.schemas import bus
+from corral.schemas import subjects
 from local_cluster import CORRAL, SIMULATED, invoke, wait_for
 
 NOBODY = {"CORRAL_OWNER": "", "CORRAL_NATS_URL": ""}
@@ -220,8 +220,8 @@ async def test_streams_outlive_the_change_to_authentication_and_back(tmp_path: P
         try:
             nc = await connect(server.url, credentials=credentials)
             await ensure_layout(nc.jetstream())
-            subject = f"$KV.{bus.PLANNER_BUCKET}.lease.l-1"
-            found = await nc.jetstream().get_last_msg(f"KV_{bus.PLANNER_BUCKET}", subject) if turn else None
+            subject = f"$KV.{subjects.PLANNER_BUCKET}.lease.l-1"
+            found = await nc.jetstream().get_last_msg(f"KV_{subjects.PLANNER_BUCKET}", subject) if turn else None
             assert (found and found.data) == (str(turn - 1).encode() if turn else None)
             await nc.jetstream().publish(subject, str(turn).encode())
             await nc.close()

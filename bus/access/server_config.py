@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ...schemas import bus
+from ...schemas import subjects
 from .roles import ACCOUNTS, MATRIX, Access, Account, User, Verb, allowed, anyone
 
 _EDGES: Final = (Account.HOSTS, Account.PEOPLE)
@@ -106,7 +106,7 @@ def _exports(account: Account) -> list[str]:
     for other in _EDGES:
         for subject, access in _crossing(other, account, Verb.PUBLISH).items():
             answers = "stream" if access.many else "singleton"
-            exported = bus.unnamed(subject) if access.renamed else subject
+            exported = subjects.unnamed(subject) if access.renamed else subject
             services.setdefault(
                 exported,
                 f'{{ service: {_text(exported)}, response: {answers}, threshold: "{access.answer_seconds:.0f}s" }}',
@@ -118,7 +118,7 @@ def _exports(account: Account) -> list[str]:
 
 def _imports(account: Account) -> list[str]:
     return [
-        f"{{ {kind}: {{ account: {other}, subject: {_text(bus.unnamed(subject) if access.renamed else subject)} }}"
+        f"{{ {kind}: {{ account: {other}, subject: {_text(subjects.unnamed(subject) if access.renamed else subject)} }}"
         + (f", to: {_text(subject)} }}" if access.renamed else " }")
         for other in Account
         for kind, verb in (("service", Verb.PUBLISH), ("stream", Verb.SUBSCRIBE))

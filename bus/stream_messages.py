@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 from nats.js.errors import APIError, NotFoundError
 
-from . import permitted
+from . import permissions
 
 _BATCH: Final = 500
 _TIMEOUT_SECONDS: Final = 5.0
@@ -114,7 +114,7 @@ async def last(nc: Client, stream: str, subject: str, *, timeout: float = _TIMEO
         nats.errors.TimeoutError: the bus did not answer.
     """
     try:
-        message = await permitted.request(nc, f"$JS.API.DIRECT.GET.{stream}.{subject}", timeout=timeout)
+        message = await permissions.request(nc, f"$JS.API.DIRECT.GET.{stream}.{subject}", timeout=timeout)
     except NoRespondersError:
         raise NotFoundError(description=f"there is no stream {stream}") from None
     return None if (message.headers or {}).get("Status") == "404" else message

@@ -28,8 +28,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ...schemas.credentials import ANY_OWNER, read
 from ...schemas.requests import OwnerName
+from ..credentials import ANY_OWNER, read
 from . import certificates, server_config
 from .certificates import Certified
 from .roles import ASKING, Role, User

@@ -18,9 +18,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from ...schemas import bus
-from ...schemas.bus import PlanSubject
-from ...schemas.credentials import ANY_OWNER
+from ...schemas import subjects as bus
+from ...schemas.subjects import PlanSubject
+from ..credentials import ANY_OWNER
 
 
 class Role(StrEnum):
