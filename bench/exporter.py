@@ -22,10 +22,10 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from corral.client.exporter import Live, choose, write
-from corral.client.exporter.page import device_labels
 from corral.collectors.packing import Packer
 from corral.collectors.simulated.source import SimulatedSource
+from corral.exporter import Live, choose, write
+from corral.exporter.page import device_labels
 from corral.schemas import codec, subjects
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 

@@ -16,7 +16,7 @@ from .options import NatsUrl, say
 from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 if TYPE_CHECKING:
-    from ..client.exporter import Exporter, Family
+    from ..exporter import Exporter, Family
 
 
 def export(
@@ -53,7 +53,7 @@ def export(
 
     Names and labels of devices' series are dcgm-exporter's: boards and alerts made for it work as they are.
     """
-    from ..client.exporter import choose
+    from ..exporter import choose
 
     identity = configure("exporter", log_format, log_level, verbose=verbose)
     within = stop_seconds(stop_within)
@@ -82,7 +82,7 @@ async def _serve(
     named: Callable[[str], None],
 ) -> None:
     from ..client import connect
-    from ..client.exporter import Exporter
+    from ..exporter import Exporter
 
     again = asyncio.Event()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.client.exporter.pipeline import series_name
+from corral.exporter.pipeline import series_name
 from corral.schemas.instruments import COMMON, INSTRUMENTS, Instrument, InstrumentKind, ServiceKind
 
 _HEAD = """# What services measure of themselves

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from corral.client.exporter.counters import Believed, steady
+from corral.exporter.counters import Believed, steady
 from corral.schemas import columns
 from corral.schemas.counters import Held, hold
 from corral.schemas.metrics import METRICS

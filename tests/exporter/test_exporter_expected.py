@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from corral.client.exporter.expected import EXPECTED_SECONDS
+from corral.exporter.expected import EXPECTED_SECONDS
 from corral.schemas import codec, subjects
 from corral.schemas.telemetry import DeviceEvent, HostInfo, Inventory, Severity
 from exporter_process import exporting, get, parse, running

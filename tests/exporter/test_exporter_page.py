@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from corral.client.exporter.families import DEFAULTS, FAMILIES, choose
-from corral.client.exporter.live import GONE_SECONDS, Live
-from corral.client.exporter.page import label_text, write
+from corral.exporter.families import DEFAULTS, FAMILIES, choose
+from corral.exporter.live import GONE_SECONDS, Live
+from corral.exporter.page import label_text, write
 from corral.schemas import codec, columns, subjects
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from corral.bus.layout import ensure_layout
-from corral.client.exporter.xids import WINDOW_SECONDS, History, Xids
+from corral.exporter.xids import WINDOW_SECONDS, History, Xids
 from corral.schemas import codec, columns, subjects, xids
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceEvent, DeviceInfo, HostInfo, Inventory, SampleBatch, Severity

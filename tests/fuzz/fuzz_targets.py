@@ -25,13 +25,13 @@ from corral.cli import config
 from corral.cli.exits import CommandError
 from corral.cli.main import load
 from corral.client.errors import CorralError
-from corral.client.exporter.families import FAMILIES
-from corral.client.exporter.live import Live
-from corral.client.exporter.page import write
 from corral.client.query import QueryResult
 from corral.collectors.replay import ReplaySource
 from corral.collectors.source import EndOfData
 from corral.collectors.spill import Record, Spill
+from corral.exporter.families import FAMILIES
+from corral.exporter.live import Live
+from corral.exporter.page import write
 from corral.planner.asked import Asked
 from corral.planner.fleet import summary
 from corral.planner.fleet.fleet import Fleet, apply

@@ -16,17 +16,17 @@ from typing import Final
 from msgspec import Struct
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from ...bus.process import corral_version
-from ...schemas.globs import matches_any
-from ...schemas.health import Measure, ServiceHealth
-from ...schemas.instruments import INSTRUMENTS, InstrumentKind, ServiceKind
-from ...schemas.operations import FleetSummary, QueueEntry
-from ...schemas.query import ProcessorStatus
-from ...schemas.requests import Lease
-from ...schemas.telemetry import AgentReport, DeviceInfo
-from ..aio import Client
-from ..errors import CorralError
-from ..health import ask_health
+from ..bus.process import corral_version
+from ..client.aio import Client
+from ..client.errors import CorralError
+from ..client.health import ask_health
+from ..schemas.globs import matches_any
+from ..schemas.health import Measure, ServiceHealth
+from ..schemas.instruments import INSTRUMENTS, InstrumentKind, ServiceKind
+from ..schemas.operations import FleetSummary, QueueEntry
+from ..schemas.query import ProcessorStatus
+from ..schemas.requests import Lease
+from ..schemas.telemetry import AgentReport, DeviceInfo
 from .live import Host, Live
 from .page import device_labels
 

@@ -13,9 +13,9 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from ...schemas.counters import Held, hold
-from ...schemas.metrics import METRICS
-from ...schemas.telemetry import DeviceEvent, Severity
+from ..schemas.counters import Held, hold
+from ..schemas.metrics import METRICS
+from ..schemas.telemetry import DeviceEvent, Severity
 
 WINDOW_SECONDS: Final = 300
 """What `DCGM_EXP_XID_ERRORS_COUNT` looks back, as in dcgm-exporter."""

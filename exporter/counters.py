@@ -13,10 +13,10 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ...schemas import columns
-from ...schemas.counters import MINUTE_SECONDS, Held, hold
-from ...schemas.metrics import METRICS, Kind, Metric
-from ...schemas.telemetry import SampleBatch
+from ..schemas import columns
+from ..schemas.counters import MINUTE_SECONDS, Held, hold
+from ..schemas.metrics import METRICS, Kind, Metric
+from ..schemas.telemetry import SampleBatch
 
 _COUNTERS: Final = {name: metric for name, metric in METRICS.items() if metric.row.kind is Kind.COUNTER}
 

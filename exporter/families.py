@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ...schemas.metrics import COUNT, METRICS, NANOSECONDS, Kind, Metric
+from ..schemas.metrics import COUNT, METRICS, NANOSECONDS, Kind, Metric
 
 Text = Callable[[float], str]
 

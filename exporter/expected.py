@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ...schemas.telemetry import DeviceEvent, DeviceInfo, Inventory
+from ..schemas.telemetry import DeviceEvent, DeviceInfo, Inventory
 
 EXPECTED_SECONDS: Final = 7 * 86_400.0
 """What was last seen longer ago is expected no more."""

@@ -17,11 +17,11 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from ...bus.health import HealthDoor
-from ...schemas.globs import matches_any
-from ...schemas.health import Judgement
-from ...schemas.instruments import SECONDS, Histogram, ServiceKind
-from ..aio import Client
+from ..bus.health import HealthDoor
+from ..client.aio import Client
+from ..schemas.globs import matches_any
+from ..schemas.health import Judgement
+from ..schemas.instruments import SECONDS, Histogram, ServiceKind
 from .families import Family
 from .live import FORGET_SECONDS, Live
 from .page import DEVICE_INFO, write

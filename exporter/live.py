@@ -20,9 +20,9 @@ from msgspec.structs import replace
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ...bus import stream_messages
-from ...schemas import clocks, codec, columns, speakers, subjects
-from ...schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch
+from ..bus import stream_messages
+from ..schemas import clocks, codec, columns, speakers, subjects
+from ..schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch
 from .counters import Believed, steady
 from .expected import EXPECTED_SECONDS, Boards, expected
 from .xids import History, Xids, concerns

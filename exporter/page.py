@@ -11,10 +11,10 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from ...schemas import columns
-from ...schemas import xids as xid_texts
-from ...schemas.metrics import METRICS
-from ...schemas.telemetry import DeviceInfo, Inventory, SampleBatch
+from ..schemas import columns
+from ..schemas import xids as xid_texts
+from ..schemas.metrics import METRICS
+from ..schemas.telemetry import DeviceInfo, Inventory, SampleBatch
 from .families import MEMORY_SHARE, NVLINK, XID, XID_RECENT, XID_TOTAL, Family
 from .live import Host
 from .xids import WINDOW_SECONDS
