@@ -30,9 +30,9 @@ import uvloop
 from corral.bus.connect import connect
 from corral.bus.process_identity import lineage
 from corral.cli.server import EmbeddedServer
-from corral.collectors.leases import HostLeaseFeed
-from corral.collectors.proc import ProcessTable
-from corral.collectors.violations import Attribution
+from corral.collectors.processes.lease_feed import HostLeaseFeed
+from corral.collectors.processes.proc import ProcessTable
+from corral.collectors.processes.violations import Attribution
 from corral.schemas import codec, subjects
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import ProcessBatch, ProcessSample

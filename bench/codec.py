@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from corral.collectors.packing import Packer
+from corral.collectors.agent.packing import Packer
 from corral.collectors.simulated.source import SimulatedSource
 from corral.schemas import codec, columns
 from corral.schemas.metrics import METRICS, DeviceSample

@@ -38,9 +38,9 @@ import uvloop
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer
-from corral.collectors.outbox import Outbox
-from corral.collectors.pacing import Pace
-from corral.collectors.publisher import Publisher
+from corral.collectors.agent.outbox import Outbox
+from corral.collectors.agent.pacing import Pace
+from corral.collectors.agent.publisher import Publisher
 from corral.collectors.service import collect
 from corral.collectors.simulated.source import SimulatedSource
 from corral.collectors.source import Emit, EndOfData, Tick

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from corral.collectors.packing import Packer
+from corral.collectors.agent.packing import Packer
 from corral.collectors.simulated.source import SimulatedSource
 from corral.exporter import Live, choose, write
 from corral.exporter.page import device_labels

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from ..client import Client, CorralError
 from ..client.notebook import short_model
-from ..collectors.attribution import attribute
+from ..collectors.processes.attribution import attribute
 from ..schemas import codec, operations, requests, subjects
 from ..schemas.telemetry import AttributionKind, ProcessBatch, ProcessSample
 

@@ -166,7 +166,7 @@ def collect(
                 labels=labels,
             )
         elif chosen is SourceName.REPLAY:
-            from ..collectors.replay import ReplaySource
+            from ..collectors.replay.source import ReplaySource
 
             if file is None:
                 raise ValueError("a replay needs --file with a Parquet or CSV file of samples")
@@ -203,10 +203,10 @@ def _run(
     spill: bool,
     within_seconds: float,
 ) -> None:
-    from ..collectors.claim import HostTaken
+    from ..collectors.agent.claim import HostTaken
+    from ..collectors.agent.spill import SpillBusy
     from ..collectors.service import DRAIN_SECONDS
     from ..collectors.service import collect as work
-    from ..collectors.spill import SpillBusy
 
     # What the bus does not take in time goes to disk, and that takes its time, too.
     drain = min(DRAIN_SECONDS, within_seconds / 2)

@@ -20,14 +20,14 @@ from ..bus.permissions import may_make_streams
 from ..schemas import subjects
 from ..schemas.instruments import ServiceKind
 from ..schemas.requests import Lease
-from .agent import Agent, AgentSettings
-from .attribution import GRACE_SECONDS
-from .claim import HostClaim, HostTaken
-from .leases import HostLeaseFeed, LeaseFeed
-from .outbox import Outbox
-from .publisher import Publisher
+from .agent.agent import Agent, AgentSettings
+from .agent.claim import HostClaim, HostTaken
+from .agent.outbox import Outbox
+from .agent.publisher import Publisher
+from .metrics import judge
+from .processes.attribution import GRACE_SECONDS
+from .processes.lease_feed import HostLeaseFeed, LeaseFeed
 from .source import HostSource, LeaseAware, Source
-from .vitals import judge
 
 log = logging.getLogger("corral.collector")
 

@@ -8,8 +8,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ...schemas.telemetry import DeviceInfo, Link, ProcessSample
-from .. import proc
 from ..identity import Identities, Seat
+from ..processes import proc
 from ..text import clean
 from .library import DRIVER_GONE, NEVER, AmdFailure, AmdLibrary
 from .visible import nodes, place, visible_ids

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from ...schemas.metrics import METRICS
 from ...schemas.rows import CADENCE_SECONDS, Cadence, Call
+from ..agent.tickcolumns import INDEX, NAMES, Values
 from ..retry import Retry
-from ..tickcolumns import INDEX, NAMES, Values
 from .library import DRIVER_GONE, LATER, UNSUPPORTED, AmdFailure, AmdLibrary
 
 log = logging.getLogger("corral.collector.amd")

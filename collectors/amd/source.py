@@ -11,10 +11,10 @@ from typing import Final
 from ...bus.process_identity import lineage
 from ...schemas import columns
 from ...schemas.telemetry import Inventory, ProcessSample, Severity
-from .. import proc
+from ..agent.tickcolumns import INDEX, TickColumns
 from ..identity import Identities
+from ..processes import proc
 from ..source import Emit, SourceEvent, SourceUnavailable, Tick
-from ..tickcolumns import INDEX, TickColumns
 from .events import AmdEventThread
 from .inventory import Found, discover, processes, topology
 from .library import AmdFailure, AmdLibrary

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from ...schemas.telemetry import Severity
-from ..proc import boot_id
+from ..agent.tickcolumns import INDEX
+from ..processes.proc import boot_id
 from ..source import Emit, SourceEvent
-from ..tickcolumns import INDEX
 from .health import SETTLE_SECONDS, STARTED, Finding, Health, changes
 from .inventory import Found
 from .library import GPU_IS_LOST, Library, NvmlFailure

@@ -9,8 +9,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ...schemas.telemetry import DeviceInfo
-from .. import proc
 from ..identity import Identities, Seat
+from ..processes import proc
 from .library import DRIVER_GONE, FUNCTION_NOT_FOUND, LOST, NOT_SUPPORTED, Handle, Library, NvmlFailure, field_text
 
 ARCHITECTURES: Final = {

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from ...schemas.metrics import METRICS, Metric
 from ...schemas.rows import CADENCE_SECONDS, Cadence, Call, FieldValue, Gpm, Rate
+from ..agent.tickcolumns import INDEX, NAMES, Values
 from ..retry import FIRST_SECONDS, Retry
-from ..tickcolumns import INDEX, NAMES, Values
 from .calls import Probe, probe
 from .fields import FieldBatch, Key, survey
 from .gpm import GpmReader

@@ -9,7 +9,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ...schemas.telemetry import ProcessSample
-from ..proc import ProcessTable
+from ..processes.proc import ProcessTable
 from ..retry import Retry
 from .inventory import Found
 from .library import DRIVER_GONE, LOST, NOT_FOUND, SUCCESS, UNSUPPORTED, Library, NvmlFailure

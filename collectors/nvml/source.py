@@ -13,10 +13,10 @@ from typing import Any, Final
 from ...bus.process_identity import lineage
 from ...schemas import columns
 from ...schemas.telemetry import Inventory, ProcessSample, Severity
-from .. import proc
+from ..agent.tickcolumns import TickColumns
 from ..identity import Identities
+from ..processes import proc
 from ..source import Emit, SourceEvent, SourceUnavailable, Tick
-from ..tickcolumns import TickColumns
 from .device import SILENCE, Device
 from .events import EventThread
 from .inventory import Found, Split, discover, handle_of, layout

@@ -15,8 +15,8 @@ import pytest
 from corral.bus.access.roles import Role
 from corral.bus.layout import ensure_layout
 from corral.cli.main import load
-from corral.collectors.outbox import Outbox
-from corral.collectors.replay import ReplaySource
+from corral.collectors.agent.outbox import Outbox
+from corral.collectors.replay.source import ReplaySource
 from corral.collectors.service import collect, state_folder
 from corral.schemas import subjects
 from secured_bus import SecuredBus

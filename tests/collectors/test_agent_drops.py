@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from corral.collectors.agent import Agent, AgentSettings
-from corral.collectors.outbox import Entry, Outbox
-from corral.collectors.publisher import _number
+from corral.collectors.agent.agent import Agent, AgentSettings
+from corral.collectors.agent.outbox import Entry, Outbox
+from corral.collectors.agent.publisher import _number
 from corral.collectors.source import Emit, Tick
 from corral.schemas import codec, columns
 from corral.schemas import subjects as bus

@@ -17,12 +17,12 @@ import pytest
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout, stream_config
 from corral.cli.server import EmbeddedServer
-from corral.collectors import claim as claim_module
-from corral.collectors import publisher as publisher_module
-from corral.collectors.claim import HostTaken
-from corral.collectors.outbox import Outbox
-from corral.collectors.publisher import Publisher
-from corral.collectors.replay import ReplaySource
+from corral.collectors.agent import claim as claim_module
+from corral.collectors.agent import publisher as publisher_module
+from corral.collectors.agent.claim import HostTaken
+from corral.collectors.agent.outbox import Outbox
+from corral.collectors.agent.publisher import Publisher
+from corral.collectors.replay.source import ReplaySource
 from corral.collectors.service import collect
 from corral.collectors.simulated.source import SimulatedSource
 from corral.schemas import codec, subjects

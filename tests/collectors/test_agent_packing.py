@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from corral.collectors.agent import Agent
-from corral.collectors.outbox import Outbox
-from corral.collectors.pacing import Pace
-from corral.collectors.packing import Packer
-from corral.collectors.publisher import _number
+from corral.collectors.agent.agent import Agent
+from corral.collectors.agent.outbox import Outbox
+from corral.collectors.agent.pacing import Pace
+from corral.collectors.agent.packing import Packer
+from corral.collectors.agent.publisher import _number
 from corral.collectors.source import Tick
 from corral.schemas import columns
 from corral.schemas.metrics import METRICS, DeviceSample

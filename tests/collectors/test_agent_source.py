@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from corral.collectors import agent as agent_module
-from corral.collectors import reader as reader_module
-from corral.collectors.agent import Agent, AgentSettings
-from corral.collectors.outbox import Outbox
+from corral.collectors.agent import agent as agent_module
+from corral.collectors.agent import reader as reader_module
+from corral.collectors.agent.agent import Agent, AgentSettings
+from corral.collectors.agent.outbox import Outbox
 from corral.collectors.service import state_folder
 from corral.collectors.source import Emit, EndOfData, SourceEvent, SourceUnavailable, Tick
 from corral.schemas import codec, columns

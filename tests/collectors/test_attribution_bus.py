@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.client import Client, connect
-from corral.collectors.leases import HostLeaseFeed
 from corral.collectors.nvml.source import NvmlSource
+from corral.collectors.processes.lease_feed import HostLeaseFeed
 from corral.collectors.service import collect
 from corral.planner.service import Settings, plan
 from corral.schemas import codec, subjects

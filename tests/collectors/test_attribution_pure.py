@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from corral.collectors.attribution import attribute, follow
+from corral.collectors.processes.attribution import attribute, follow
 from corral.schemas.requests import Grant, Lease, LeaseState
 from corral.schemas.telemetry import AttributionKind, ProcessSample, Severity
 from hypothesis import given

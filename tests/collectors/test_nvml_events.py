@@ -12,7 +12,7 @@ from corral.collectors.nvml.events import NOTICES
 from corral.collectors.nvml.health import Health, changes
 from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.nvml.xid import XIDS, describe
-from corral.collectors.proc import machine_ids
+from corral.collectors.processes.proc import machine_ids
 from corral.collectors.source import SourceEvent
 from corral.schemas.telemetry import Severity
 from fake_nvml import LOST, NOT_SUPPORTED, OK, UNINITIALIZED, UNKNOWN, FakeInstance, FakeNvml

@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 import pynvml
 import pytest
-from corral.collectors import proc
 from corral.collectors.amd import source as amd_source
 from corral.collectors.amd.library import AmdFailure, AmdLibrary
 from corral.collectors.amd.source import AmdSource
 from corral.collectors.nvml import source as nvml_source
 from corral.collectors.nvml.running import entry_bytes, written_bytes
 from corral.collectors.nvml.source import NvmlSource
+from corral.collectors.processes import proc
 from corral.collectors.retry import FIRST_SECONDS, MOST_SECONDS, SOON_SECONDS, Retry
 from corral.collectors.source import SourceEvent, Tick
 from corral.collectors.text import MOST_CHARACTERS, clean, cleaned

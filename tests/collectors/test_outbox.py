@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from corral.collectors import spill as spill_module
-from corral.collectors.outbox import Outbox
-from corral.collectors.spill import SpillBusy
+from corral.collectors.agent import spill as spill_module
+from corral.collectors.agent.outbox import Outbox
+from corral.collectors.agent.spill import SpillBusy
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule

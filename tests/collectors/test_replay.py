@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from corral.collectors.replay import ReplaySource, guess_memory_bytes
+from corral.collectors.replay.source import ReplaySource, guess_memory_bytes
 from corral.collectors.source import EndOfData, Tick
 from corral.schemas import columns
 from corral.schemas.metrics import DeviceSample

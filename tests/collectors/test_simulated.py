@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from corral.cli.server import EmbeddedServer
-from corral.collectors.leases import LeaseFeed
+from corral.collectors.processes.lease_feed import LeaseFeed
 from corral.collectors.service import collect
 from corral.collectors.simulated.models import MODELS
 from corral.collectors.simulated.source import SimulatedSource

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.collectors.tickcolumns import INDEX, NAMES, TickColumns
+from corral.collectors.agent.tickcolumns import INDEX, NAMES, TickColumns
 from corral.schemas import columns
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch

@@ -26,9 +26,9 @@ from corral.cli.exits import CommandError
 from corral.cli.main import load
 from corral.client.errors import CorralError
 from corral.client.query import QueryResult
-from corral.collectors.replay import ReplaySource
+from corral.collectors.agent.spill import Record, Spill
+from corral.collectors.replay.source import ReplaySource
 from corral.collectors.source import EndOfData
-from corral.collectors.spill import Record, Spill
 from corral.exporter.families import FAMILIES
 from corral.exporter.live import Live
 from corral.exporter.page import write

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from corral.collectors.masking import MASK, masked
-from corral.collectors.proc import ProcessTable
+from corral.collectors.processes.masking import MASK, masked
+from corral.collectors.processes.proc import ProcessTable
 from hypothesis import given
 from hypothesis import strategies as st
 

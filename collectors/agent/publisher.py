@@ -29,12 +29,12 @@ from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
-from ..bus.connect import connect
-from ..bus.health import Since
-from ..bus.layout import ensure_layout
-from ..bus.permissions import may_make_streams
-from ..bus.tasks import heed_cancellation
-from ..schemas import codec, subjects
+from ...bus.connect import connect
+from ...bus.health import Since
+from ...bus.layout import ensure_layout
+from ...bus.permissions import may_make_streams
+from ...bus.tasks import heed_cancellation
+from ...schemas import codec, subjects
 from .outbox import Entry, Outbox
 
 log = logging.getLogger("corral.collector")

@@ -16,9 +16,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..schemas.telemetry import HostInfo
+from ...schemas.telemetry import HostInfo
+from ..text import clean
 from .masking import masked
-from .text import clean
 
 LEASE_VARIABLE: Final = "CORRAL_LEASE"
 MAX_ANCESTORS: Final = 32

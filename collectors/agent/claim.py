@@ -20,8 +20,8 @@ from nats.errors import Error as NatsError
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
-from ..bus.tasks import heed_cancellation
-from ..schemas import subjects
+from ...bus.tasks import heed_cancellation
+from ...schemas import subjects
 
 log = logging.getLogger("corral.collector")
 

@@ -17,18 +17,18 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..bus.process import corral_version, peak_resident_bytes, resident_bytes
-from ..schemas import codec, subjects
-from ..schemas.inventory import possible
-from ..schemas.requests import Lease
-from ..schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, Severity
-from .attribution import GRACE_SECONDS
+from ...bus.process import corral_version, peak_resident_bytes, resident_bytes
+from ...schemas import codec, subjects
+from ...schemas.inventory import possible
+from ...schemas.requests import Lease
+from ...schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, Severity
+from ..processes.attribution import GRACE_SECONDS
+from ..processes.violations import Attribution
+from ..source import HostSource, PatientSource, Source, SourceEvent
+from ..text import cleaned
 from .outbox import Outbox
 from .packing import MAX_MESSAGE_BYTES, Pack, Packer
 from .reader import Reader, Reading
-from .source import HostSource, PatientSource, Source, SourceEvent
-from .text import cleaned
-from .violations import Attribution
 
 log = logging.getLogger("corral.collector")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from ..schemas.health import Judgement
-from .agent import Agent
-from .outbox import Outbox
-from .publisher import Publisher
+from .agent.agent import Agent
+from .agent.outbox import Outbox
+from .agent.publisher import Publisher
 
 LEAST_SECONDS: Final = 15.0
 """For so long at least a collector may go without an acknowledgement: a server that restarts takes less."""

@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ..schemas.telemetry import DeviceInfo, HostInfo, Inventory, ProcessSample
+from ...schemas.telemetry import DeviceInfo, HostInfo, Inventory, ProcessSample
+from ..source import Emit, EndOfData, Tick
 from .recording import Recording, load
-from .source import Emit, EndOfData, Tick
 
 log = logging.getLogger("corral.collector")
 

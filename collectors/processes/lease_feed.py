@@ -14,11 +14,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from ..bus import stream_messages
-from ..bus.tasks import heed_cancellation
-from ..schemas import codec, subjects
-from ..schemas.operations import LeaseFilter, Leases
-from ..schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
+from ...bus import stream_messages
+from ...bus.tasks import heed_cancellation
+from ...schemas import codec, subjects
+from ...schemas.operations import LeaseFilter, Leases
+from ...schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
 
 log = logging.getLogger("corral.collector")
 

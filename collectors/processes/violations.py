@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..schemas.requests import Lease
-from ..schemas.telemetry import AttributionKind, ProcessSample, Severity
+from ...schemas.requests import Lease
+from ...schemas.telemetry import AttributionKind, ProcessSample, Severity
+from ..source import Emit, SourceEvent
 from . import proc
 from .attribution import ENDED, Ancestry, Notice, Watched, attribute, follow
-from .source import Emit, SourceEvent
 
 
 class Attribution:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from ..schemas.metrics import METRICS
-from ..schemas.telemetry import SampleBatch
-from .source import Tick
+from ...schemas.metrics import METRICS
+from ...schemas.telemetry import SampleBatch
+from ..source import Tick
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024
 """A batch is closed before it grows beyond it; a server takes 1 MiB by default."""

@@ -14,9 +14,9 @@ from typing import Final, cast
 
 from msgspec import Struct
 
-from ..schemas.telemetry import Inventory, ProcessSample, Severity
+from ...schemas.telemetry import Inventory, ProcessSample, Severity
+from ..source import EndOfData, HostSource, PatientSource, Source, SourceEvent, SourceUnavailable, Tick
 from .pacing import Pace
-from .source import EndOfData, HostSource, PatientSource, Source, SourceEvent, SourceUnavailable, Tick
 
 log = logging.getLogger("corral.collector")
 

@@ -15,8 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet
 from msgspec import Struct
 
-from ..schemas.metrics import METRICS
-from ..schemas.subjects import host_token
+from ...schemas.metrics import METRICS
+from ...schemas.subjects import host_token
 
 # pyarrow makes its functions as it is imported and has no types for them.
 pc: Final[Any] = pyarrow.compute

@@ -6,8 +6,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from ..schemas import columns
-from ..schemas.metrics import METRICS
+from ...schemas import columns
+from ...schemas.metrics import METRICS
 
 NAMES: Final = tuple(METRICS)
 INDEX: Final = {name: at for at, name in enumerate(NAMES)}

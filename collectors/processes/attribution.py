@@ -11,10 +11,10 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..bus import process_identity
-from ..schemas.requests import Grant, Lease
-from ..schemas.telemetry import AttributionKind, ProcessSample, Severity
-from ..schemas.units import format_bytes
+from ...bus import process_identity
+from ...schemas.requests import Grant, Lease
+from ...schemas.telemetry import AttributionKind, ProcessSample, Severity
+from ...schemas.units import format_bytes
 
 GRACE_SECONDS: Final = 30.0
 """What is seen for less is not told: a job that starts, or one that still winds down after its release."""

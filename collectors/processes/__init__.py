@@ -1,0 +1,1 @@
+"""Processes on devices: attribution to leases, violations, masking."""
