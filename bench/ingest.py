@@ -133,7 +133,7 @@ async def ingest(db: Path, url: str, samples: int, with_rollups: bool, threads: 
     await asyncio.gather(task, return_exceptions=True)
     await nc.close()
     if with_rollups:
-        from corral.processors.storage.rollups import LEVELS
+        from corral.processors.storage.embedded.rollups import LEVELS
 
         cpu, began = time.process_time(), time.perf_counter()
         care = Maintenance(storage)

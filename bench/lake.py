@@ -31,8 +31,8 @@ from corral.bus.layout import ensure_layout
 from corral.cli.server import EmbeddedServer
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.ingest.partitions import ensure_stream
-from corral.processors.storage import lake as lakes
-from corral.processors.storage import lake_rollups
+from corral.processors.storage.lake import lake as lakes
+from corral.processors.storage.lake import rollups
 from corral.processors.storage.rollup_columns import LEVELS
 from servers import cpu_seconds
 
@@ -143,7 +143,7 @@ def writing(data: dict[str, np.ndarray[Any, Any]], postgres: Postgres) -> None:
         connection = lakes.attach(lake)
         for level in LEVELS:
             cpu, began = time.process_time(), time.perf_counter()
-            buckets = lake_rollups.refresh(connection, level)
+            buckets = rollups.refresh(connection, level)
             cpu, seconds = time.process_time() - cpu, time.perf_counter() - began
             print(
                 f"rollup {level.name}: {cpu / rows * 1e6:.1f} µs of CPU time a sample, {seconds:.1f} s, "

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.storage import Batch, Database, Maintenance, Retention
-from corral.processors.storage.rollups import LEVELS
-from corral.processors.storage.snapshot import write_snapshot
+from corral.processors.storage.embedded.rollups import LEVELS
+from corral.processors.storage.embedded.snapshot import write_snapshot
 from ingest import values
 
 DEVICES = 1000

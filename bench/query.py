@@ -39,9 +39,9 @@ for _name in [name for name in METRICS if name not in _READ]:
     del METRICS[_name]
 
 from corral.processors import views  # noqa: E402
-from corral.processors.storage import rollups  # noqa: E402
-from corral.processors.storage.database import Database  # noqa: E402
-from corral.processors.storage.interface import Batch  # noqa: E402
+from corral.processors.storage.embedded import rollups  # noqa: E402
+from corral.processors.storage.embedded.database import Database  # noqa: E402
+from corral.processors.storage.protocol import Batch  # noqa: E402
 
 LEASE_HOURS = 6
 METRIC_NAMES = {

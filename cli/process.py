@@ -176,8 +176,8 @@ class _NoPandas(MetaPathFinder):
 def _remote(address: str | None, token_file: Path | None) -> Quack | None:
     if address is None:
         return None
+    from ..processors.query import quack
     from ..processors.service import Quack
-    from ..processors.sql import quack
 
     if token_file is None:
         raise CommandError("--quack needs --quack-token-file: whoever has the token reads the whole history", USAGE)
@@ -200,8 +200,8 @@ def _run(
     within_seconds: float,
     named: Callable[[str], None],
 ) -> None:
+    from ..processors.query.quack import QuackError
     from ..processors.service import process as work
-    from ..processors.sql.quack import QuackError
     from ..processors.storage import StorageError
 
     try:
@@ -237,7 +237,7 @@ def _share(
 ) -> None:
     from ..processors.ingest.sharing import share
     from ..processors.storage.errors import StorageError, StoragePaused
-    from ..processors.storage.lake import Lake
+    from ..processors.storage.lake.lake import Lake
 
     folder = data if "://" in data else str(Path(data).absolute())
     try:

@@ -19,16 +19,15 @@ from ..bus.health import HealthDoor
 from ..bus.layout import until_laid_out
 from ..schemas.instruments import ServiceKind
 from ..schemas.query import ProcessorStatus
-from . import snapshots
 from .ingest.deadletters import DeadLetters
 from .ingest.ingest import CONSUMERS, Ingest
+from .metrics import Vitals
+from .query import quack, snapshots
+from .query.service import QueryService
 from .serverclock import ServerClock
-from .sql import quack
-from .sql.query import QueryService
 from .storage import Database, Maintenance, Retention, StoragePaused
+from .storage.embedded.snapshot import write_snapshot
 from .storage.errors import StorageDamaged
-from .storage.snapshot import write_snapshot
-from .vitals import Vitals
 
 log = logging.getLogger("corral.processor")
 

@@ -41,7 +41,7 @@ log = logging.getLogger("corral.collector")
 
 WINDOW_MESSAGES: Final = 512
 SPAN: Final = 64
-"""Numbers of one run that may be on their way together: as many as `processors/ingest/arrivals.py` looks back."""
+"""Numbers of one run that may be on their way together: as many as `processors/ingest/deduplication.py` looks back."""
 WINDOW_BYTES: Final = 4 * 2**20
 ACK_WAIT_SECONDS: Final = 5.0
 DOUBT_SECONDS: Final = 60.0

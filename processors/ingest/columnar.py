@@ -20,7 +20,7 @@ from ...schemas import codec, speakers
 from ...schemas.clocks import AHEAD_SECONDS
 from ...schemas.metrics import METRICS, Metric
 from ...schemas.telemetry import SCHEMA_VERSION
-from ..storage.interface import ArrowTable, Series
+from ..storage.protocol import ArrowTable, Series
 from .hostclocks import HostClocks
 
 EARLIEST_NS: Final = 946_684_800_000_000_000

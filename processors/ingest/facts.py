@@ -15,7 +15,7 @@ from ...schemas import clocks, codec, speakers, subjects
 from ...schemas.inventory import check as check_inventory
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch
-from ..storage.interface import ArrowTable
+from ..storage.protocol import ArrowTable
 from .columnar import EARLIEST_NS, TIME_TYPE, Incoming, Refusal
 from .hostclocks import HostClocks
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from ...schemas.clocks import AHEAD_SECONDS
-from ..storage.interface import HostClock
+from ..storage.protocol import HostClock
 
 WINDOW_SECONDS: Final = 10.0
 """A host is judged by the messages of so long."""

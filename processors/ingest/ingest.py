@@ -29,11 +29,11 @@ from ...schemas import subjects
 from ...schemas.instruments import ROWS, SECONDS, SIZES, Histogram
 from ...schemas.metrics import METRICS
 from ..storage.errors import StorageDamaged, StorageError, StoragePaused, Unstorable
-from ..storage.interface import Batch, HostClock, Storage
+from ..storage.protocol import Batch, HostClock, Storage
 from . import facts
-from .arrivals import Arrivals
 from .columnar import Decoder, Incoming, Refusal
 from .deadletters import DeadLetters
+from .deduplication import Arrivals
 from .hostclocks import HostClocks
 from .origin import Origin
 from .reader import Reader, StreamReplaced

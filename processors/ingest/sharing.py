@@ -20,17 +20,17 @@ from ...bus.layout import ensure_layout, until_laid_out
 from ...schemas import subjects
 from ...schemas.instruments import ServiceKind
 from ...schemas.query import ProcessorStatus
+from ..metrics import Vitals
+from ..query.guard import guard
+from ..query.service import QueryService
+from ..query.snapshots import SnapshotService
 from ..serverclock import ServerClock
-from ..snapshots import SnapshotService
-from ..sql import confine
-from ..sql.query import QueryService
-from ..storage import upkeep
 from ..storage.errors import Deposed, StorageError, StoragePaused
-from ..storage.lake import RENEW_COMMITS, Lake, LakePart, attach, prepare
-from ..storage.lake_snapshot import write_snapshot
-from ..storage.object_storage import is_url
+from ..storage.lake import maintenance
+from ..storage.lake.lake import RENEW_COMMITS, Lake, LakePart, attach, prepare
+from ..storage.lake.object_storage import is_url
+from ..storage.lake.snapshot import write_snapshot
 from ..storage.retention import Retention
-from ..vitals import Vitals
 from . import partitions
 from .deadletters import DeadLetters
 from .ingest import Ingest
@@ -81,7 +81,7 @@ async def share(
         await partitions.ensure_stream(js, count)
         letters = DeadLetters(js)
         server = ServerClock()
-        care = upkeep.Upkeep(lake, kept, server_now=server.now, force=force_retention)
+        care = maintenance.Upkeep(lake, kept, server_now=server.now, force=force_retention)
 
         async def make_streams() -> None:
             await ensure_layout(js)
@@ -204,5 +204,5 @@ class Readers:
 def for_readers(lake: Lake) -> DuckDBPyConnection:
     """An instance of its own that can't write to the lake, nor open anything but its files."""
     connection = attach(lake, read_only=True)
-    confine.lock(connection, directories=[lake.data if is_url(lake.data) else Path(lake.data)])
+    guard.lock(connection, directories=[lake.data if is_url(lake.data) else Path(lake.data)])
     return connection

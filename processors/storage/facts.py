@@ -13,7 +13,7 @@ from ...schemas.clocks import REREAD_SECONDS
 from ...schemas.requests import Lease, LeaseEvent, LeaseState
 from ...schemas.speakers import Owners
 from ...schemas.telemetry import DeviceInfo, Inventory
-from .interface import ArrowTable, HostClock
+from .protocol import ArrowTable, HostClock
 from .statements import put, registered
 
 log = logging.getLogger("corral.storage")

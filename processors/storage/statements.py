@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Sequence
 import duckdb
 from duckdb import DuckDBPyConnection
 
-from .interface import ArrowTable
+from .protocol import ArrowTable
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 from corral.cli.server import EmbeddedServer
-from corral.processors.sql.query import QueryService
+from corral.processors.query.service import QueryService
 from corral.schemas import subjects
 from nats.aio.client import Client
 

@@ -38,11 +38,11 @@ from corral.planner.fleet.fleet import Fleet, apply
 from corral.planner.placement.decide import InvalidRequest, Policies, decide, explain
 from corral.planner.simulation.trace import TraceError, read_arrivals, read_nodes
 from corral.processors.ingest import facts
-from corral.processors.ingest.arrivals import Arrivals
 from corral.processors.ingest.columnar import SCHEMA, Decoder, Incoming
-from corral.processors.sql.confine import Fence, QueryError
+from corral.processors.ingest.deduplication import Arrivals
+from corral.processors.query.guard.guard import Fence, QueryError
 from corral.processors.storage import Database
-from corral.processors.storage.interface import Series
+from corral.processors.storage.protocol import Series
 from corral.schemas import codec, columns, globs, operations, requests, subjects, telemetry
 from corral.schemas.health import ServiceHealth
 from corral.schemas.instruments import ServiceKind

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.processors.service import process
-from corral.processors.storage import lake as lakes
+from corral.processors.storage.lake import lake as lakes
 from history import Asking
 from nats.aio.client import Client
 from postgres import Postgres

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from corral.processors.ingest import facts
-from corral.processors.ingest.arrivals import Arrivals
 from corral.processors.ingest.columnar import SCHEMA, Incoming
-from corral.processors.storage import Batch, Database, rollups
+from corral.processors.ingest.deduplication import Arrivals
+from corral.processors.storage import Batch, Database
+from corral.processors.storage.embedded import rollups
 from corral.schemas import codec, subjects
 from corral.schemas.metrics import METRICS
 from corral.schemas.query import ProcessorStatus

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from corral.processors.sql import confine
-from corral.processors.sql.allowed import FUNCTIONS, OPERATORS, TABLE_FUNCTIONS
-from corral.processors.sql.confine import Fence, QueryError
+from corral.processors.query.guard import guard
+from corral.processors.query.guard.allowlist import FUNCTIONS, OPERATORS, TABLE_FUNCTIONS
+from corral.processors.query.guard.guard import Fence, QueryError
 
 SECRET = "the-secret-of-the-host"
 
@@ -42,7 +42,7 @@ def database(place: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     connection.execute(f"CREATE VIEW archived AS SELECT * FROM read_parquet(['{archive}/day.parquet'])")
     connection.execute("CREATE MACRO twice(x) AS 2 * x; CREATE MACRO thrice(x) AS x + x + x")
     connection.execute(f"CREATE VIEW wide AS SELECT {', '.join(f'n + {i} AS n{i}' for i in range(300))} FROM samples")
-    confine.lock(connection, directories=[archive], memory_bytes=256 * 2**20, spill_bytes=2**20)
+    guard.lock(connection, directories=[archive], memory_bytes=256 * 2**20, spill_bytes=2**20)
     yield connection
     connection.close()
 
@@ -520,7 +520,7 @@ def test_behind_the_parser_the_settings_still_hold(database: duckdb.DuckDBPyConn
             continue
         cursor = database.cursor()
         with contextlib.suppress(duckdb.Error, RuntimeError):
-            confine.begin(cursor)
+            guard.begin(cursor)
             shown = cursor.execute(sql).fetchall() if "ROLLBACK" not in sql else []
             assert SECRET not in str(shown), sql
         with contextlib.suppress(duckdb.Error):
@@ -569,7 +569,7 @@ def test_what_analysts_need_is_allowed_and_the_limit_changes_no_answer(
 ) -> None:
     statement = fence.check(f"{sql} ;  -- the end", 1000)
     cursor = database.cursor()
-    confine.begin(cursor)
+    guard.begin(cursor)
     plain = cursor.execute(statement.sql).fetchall()
     if "TABLESAMPLE" not in sql and "now()" not in sql:
         assert cursor.execute(statement.limited).fetchall() == plain

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from corral.processors.ingest import facts
-from corral.processors.ingest.arrivals import Arrivals
 from corral.processors.ingest.columnar import Decoder, Incoming
+from corral.processors.ingest.deduplication import Arrivals
 from corral.processors.ingest.hostclocks import HostClocks
 from corral.processors.ingest.ingest import CONSUMERS, Ingest
-from corral.processors.storage.interface import Arrival, Series
+from corral.processors.storage.protocol import Arrival, Series
 from corral.schemas import clocks, codec, subjects
 from corral.schemas.telemetry import DeviceEvent, SampleBatch
 from hypothesis import given

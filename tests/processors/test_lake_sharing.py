@@ -15,7 +15,7 @@ import duckdb
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.processors.ingest import partitions
-from corral.processors.storage import lake as lakes
+from corral.processors.storage.lake import lake as lakes
 from corral.schemas import codec, subjects
 from history import Asking, sample_batch
 from nats.aio.client import Client

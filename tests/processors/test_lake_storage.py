@@ -11,12 +11,14 @@ import duckdb
 import pytest
 from corral.processors.ingest import facts, sharing
 from corral.processors.ingest.columnar import Decoder, Incoming
-from corral.processors.storage import lake as lakes
-from corral.processors.storage import lake_rollups, rollups, upkeep
-from corral.processors.storage.database import Database
+from corral.processors.storage.embedded import rollups
+from corral.processors.storage.embedded.database import Database
 from corral.processors.storage.errors import Deposed, StorageError, StoragePaused
-from corral.processors.storage.interface import Arrival, Batch
-from corral.processors.storage.lake_snapshot import write_snapshot
+from corral.processors.storage.lake import lake as lakes
+from corral.processors.storage.lake import maintenance
+from corral.processors.storage.lake import rollups as lake_rollups
+from corral.processors.storage.lake.snapshot import write_snapshot
+from corral.processors.storage.protocol import Arrival, Batch
 from corral.processors.views import VIEWS
 from corral.schemas import codec, subjects
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
@@ -173,7 +175,7 @@ def test_every_view_answers_as_the_embedded_one_does(lake: lakes.Lake, tmp_path:
             storage.commit(one)
             if storage is part:
                 # In between, so that what comes then corrects what is there.
-                upkeep.once(lake)
+                maintenance.once(lake)
         # The same lease events and inventories again change nothing.
         storage.commit(Batch(stream=PART, sequence=3, inventories=found.inventories, leases=found.leases))
     for level in rollups.LEVELS:
@@ -300,7 +302,7 @@ def test_a_lake_of_an_older_version_is_brought_up_to_this_one(lake: lakes.Lake) 
     part = lakes.LakePart(lake, lakes.prepare(lake, 2), PART)
     part.resume(PART, "made")
     part.commit(Batch(stream=PART, sequence=1, samples=known_samples(part), messages=1))  # type: ignore[arg-type]
-    upkeep.once(lake)
+    maintenance.once(lake)
     cursor = part.cursor()
     expected = rows(cursor, "lake.rollup_1h")
     for name in ("idle_while_leased", "usage_by_owner", "throttling", "rollup_1h", "store.series_1h"):
@@ -320,7 +322,7 @@ def test_a_lake_of_an_older_version_is_brought_up_to_this_one(lake: lakes.Lake) 
     assert cursor.execute("SELECT samples FROM agents").fetchall() == [(17,)]
     assert cursor.execute("SELECT mig_instance FROM devices ORDER BY index").fetchall() == [(None,), (5,)]
     again.close()
-    upkeep.once(lake)
+    maintenance.once(lake)
     # As an analyst sees it, who attaches it under another name.
     reader = duckdb.connect()
     lakes.load(reader)

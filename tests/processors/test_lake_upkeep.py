@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from corral.processors.ingest import partitions
 from corral.processors.ingest.columnar import Decoder, Incoming
-from corral.processors.storage import lake as lakes
-from corral.processors.storage import upkeep
-from corral.processors.storage.interface import Arrival, Batch
+from corral.processors.storage.lake import lake as lakes
+from corral.processors.storage.lake import maintenance
+from corral.processors.storage.protocol import Arrival, Batch
 from corral.processors.storage.retention import Retention
 from corral.schemas import codec, subjects
 from history import sample_batch
@@ -76,7 +76,7 @@ def test_killed_at_any_point_upkeep_loses_nothing_and_lets_go_of_what_is_old(lak
             process.stdout.readline()
             time.sleep(dice.uniform(0.05, 2.5))
             process.kill()
-    upkeep.once(lake, None, retention(KEPT))
+    maintenance.once(lake, None, retention(KEPT))
     reader = lakes.attach(lake)
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     rows = reader.execute(
@@ -118,7 +118,7 @@ def test_files_stay_few_however_often_rollups_are_corrected(lake: lakes.Lake) ->
     for _ in range(3):
         # The same minutes again: each time their rollups are written anew.
         fill(lake, days=1)
-        upkeep.once(lake, ["10s", "1m", "inlined rows", "files with deleted rows", "small files"])
+        maintenance.once(lake, ["10s", "1m", "inlined rows", "files with deleted rows", "small files"])
     reader = lakes.attach(lake)
     files = dict(reader.execute("SELECT table_name, file_count FROM ducklake_table_info('lake')").fetchall())
     assert reader.execute("SELECT max(samples) FROM rollup_10s").fetchone() == (30,)
@@ -127,13 +127,13 @@ def test_files_stay_few_however_often_rollups_are_corrected(lake: lakes.Lake) ->
 
 
 def test_a_feed_that_no_rollup_has_read_is_kept(lake: lakes.Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "SNAPSHOTS_KEPT", timedelta(0))
+    monkeypatch.setattr(maintenance, "SNAPSHOTS_KEPT", timedelta(0))
     fill(lake, days=1)
-    upkeep.once(lake)
+    maintenance.once(lake)
     fill(lake, days=1)
     # The hours have not seen what came last, and all that is old enough to forget goes.
-    upkeep.once(lake, ["10s", "1m", "old snapshots", "small files"])
-    upkeep.once(lake, ["1h"])
+    maintenance.once(lake, ["10s", "1m", "old snapshots", "small files"])
+    maintenance.once(lake, ["1h"])
     reader = lakes.attach(lake)
     assert reader.execute("SELECT sum(samples) FROM rollup_1h").fetchone() == (2 * 480,)
     reader.close()
@@ -166,7 +166,7 @@ def test_a_lake_in_object_storage(postgres: Postgres, monkeypatch: pytest.Monkey
         client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
         client.create_bucket(Bucket="corral")
         fill(lake, times=2)
-        upkeep.once(lake, ["1m", "retention", "inlined rows", "small files", "old files"], retention(KEPT))
+        maintenance.once(lake, ["1m", "retention", "inlined rows", "small files", "old files"], retention(KEPT))
         found = client.list_objects_v2(Bucket="corral")["Contents"]
         assert any(entry["Key"].startswith("history/main/samples/") for entry in found)
         reader = for_readers(lake)
@@ -224,11 +224,11 @@ def test_upkeep_gets_through_beside_eight_partitions_that_write(lake: lakes.Lake
                     break
                 time.sleep(min(30.0, SECONDS / 50))
                 if min(sent) >= 5:
-                    before, failed = failed, upkeep.once(lake, None, retention(KEPT))
+                    before, failed = failed, maintenance.once(lake, None, retention(KEPT))
                     # What a writer came between in one round gets through in the next, as `Upkeep` tells it.
                     assert {name: why for name, why in failed.items() if name in before} == {}
             if failed:
-                assert upkeep.once(lake, None, retention(KEPT)) == {}
+                assert maintenance.once(lake, None, retention(KEPT)) == {}
             rows_after = inlined(lake, postgres)
         finally:
             stop.set()
@@ -268,9 +268,9 @@ def inlined(lake: lakes.Lake, postgres: Postgres) -> int:
 
 def test_a_table_that_fails_stops_none_behind_it_and_is_told(lake: lakes.Lake) -> None:
     fill(lake, days=1, times=2)
-    assert upkeep.once(lake, ["10s", "1m", "inlined rows"]) == {}
+    assert maintenance.once(lake, ["10s", "1m", "inlined rows"]) == {}
     fill(lake, days=1, times=2)
-    assert upkeep.once(lake, ["10s", "1m", "inlined rows"]) == {}
+    assert maintenance.once(lake, ["10s", "1m", "inlined rows"]) == {}
     reader = lakes.attach(lake)
 
     def files(table: str) -> int:
@@ -285,8 +285,8 @@ def test_a_table_that_fails_stops_none_behind_it_and_is_told(lake: lakes.Lake) -
     assert name is not None
     watermarks = files("watermark_corral_partitions_0")
     Path(name[0]).unlink()
-    care = upkeep.Upkeep(lake, Retention(), server_now=lambda: datetime.now(UTC))
-    failed = upkeep.once(lake, ["files with deleted rows", "large files"])
+    care = maintenance.Upkeep(lake, Retention(), server_now=lambda: datetime.now(UTC))
+    failed = maintenance.once(lake, ["files with deleted rows", "large files"])
     assert set(failed) == {"large files"}
     assert failed["large files"].startswith("samples: ")
     assert Path(name[0]).name in failed["large files"]

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from corral.processors.ingest import facts
 from corral.processors.ingest.columnar import Decoder, Incoming
-from corral.processors.storage import Batch, Database, Maintenance, Retention, database
-from corral.processors.storage.interface import HostClock
-from corral.processors.storage.rollups import LEVELS
+from corral.processors.storage import Batch, Database, Maintenance, Retention
+from corral.processors.storage.embedded import database
+from corral.processors.storage.embedded.rollups import LEVELS
+from corral.processors.storage.protocol import HostClock
 from corral.schemas import codec, subjects
 from corral.schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory

@@ -27,8 +27,8 @@ from corral.processors.ingest import partitions
 from corral.processors.ingest.deadletters import DeadLetters
 from corral.processors.ingest.ingest import Ingest
 from corral.processors.ingest.origin import Origin, Sourcing
+from corral.processors.metrics import Vitals
 from corral.processors.storage import Database
-from corral.processors.vitals import Vitals
 from corral.schemas import codec, subjects
 from history import sample_batch
 from msgspec.structs import replace

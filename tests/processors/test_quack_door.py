@@ -14,7 +14,8 @@ from typing import Any
 
 import duckdb
 import pytest
-from corral.processors.sql import confine, quack
+from corral.processors.query import quack
+from corral.processors.query.guard import guard
 from corral.processors.storage import Database
 
 pytest.importorskip("duckdb_extension_quack", reason="pip install 'corral[quack]'")
@@ -48,7 +49,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[quack.QuackDoor]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     door = quack.QuackDoor(connection, connection.cursor, f"127.0.0.1:{port}", TOKEN)
-    confine.lock(connection, memory_bytes=512 * 2**20)
+    guard.lock(connection, memory_bytes=512 * 2**20)
     yield door
     door.close()
     connection.close()

@@ -14,9 +14,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from corral.processors.sql import results
-from corral.processors.sql.confine import QueryError
-from corral.processors.sql.fairqueue import FairQueue
+from corral.processors.query import results
+from corral.processors.query.fairqueue import FairQueue
+from corral.processors.query.guard.guard import QueryError
 from corral.schemas.query import ResultFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -10,10 +10,10 @@ from pathlib import Path
 import duckdb
 import pytest
 from corral.processors.ingest import facts
-from corral.processors.ingest.arrivals import Arrivals
 from corral.processors.ingest.columnar import Incoming
+from corral.processors.ingest.deduplication import Arrivals
 from corral.processors.storage import Batch, Database, Maintenance, Retention, retention
-from corral.processors.storage.rollups import LEVELS
+from corral.processors.storage.embedded.rollups import LEVELS
 from corral.schemas import codec, subjects
 from corral.schemas.telemetry import AgentReport, ProcessBatch, ProcessSample
 from hypothesis import given

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 from corral.processors.ingest.columnar import SCHEMA, TIME_TYPE
 from corral.processors.storage import Batch, Database
-from corral.processors.storage.lake import LakePart
-from corral.processors.storage.rollups import HOUR, LEVELS, Level, refresh
+from corral.processors.storage.embedded.rollups import HOUR, LEVELS, Level, refresh
+from corral.processors.storage.lake.lake import LakePart
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage import Database
-from corral.processors.storage.interface import Batch
+from corral.processors.storage.protocol import Batch
 from corral.schemas import codec, subjects
 from duckdb import DuckDBPyConnection
 from history import sample_batch

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from corral.processors.snapshots import SnapshotService
+from corral.processors.query.snapshots import SnapshotService
 from corral.schemas import subjects
 from nats.aio.client import Client
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.storage import Batch, Database, Maintenance, Retention
-from corral.processors.storage.rollups import LEVELS
-from corral.processors.storage.snapshot import write_snapshot
+from corral.processors.storage.embedded.rollups import LEVELS
+from corral.processors.storage.embedded.snapshot import write_snapshot
 
 DAY_US = 86_400_000_000
 FIRST_US = 1_780_000_000_000_000 // DAY_US * DAY_US

@@ -14,8 +14,9 @@ from typing import Any
 import duckdb
 import pytest
 from corral.processors.ingest.columnar import Decoder, Incoming
-from corral.processors.storage import Batch, Database, Maintenance, StorageError, recovery
-from corral.processors.storage.rollups import LEVELS
+from corral.processors.storage import Batch, Database, Maintenance, StorageError
+from corral.processors.storage.embedded import recovery
+from corral.processors.storage.embedded.rollups import LEVELS
 from corral.schemas import codec, subjects
 from history import sample_batch
 

@@ -16,7 +16,7 @@ from corral.cli.server import EmbeddedServer
 from corral.processors.ingest.deadletters import DeadLetters
 from corral.processors.ingest.ingest import CONSUMERS, Ingest
 from corral.processors.storage import Database
-from corral.processors.storage.interface import Batch
+from corral.processors.storage.protocol import Batch
 from corral.schemas import codec, subjects
 from history import Asking, sample_batch
 from nats.aio.client import Client

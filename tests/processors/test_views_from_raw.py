@@ -14,10 +14,10 @@ import duckdb
 import pyarrow as pa
 import pytest
 from corral.processors.ingest.columnar import SCHEMA
-from corral.processors.storage import rollups
-from corral.processors.storage.database import Database
-from corral.processors.storage.interface import Batch
-from corral.processors.storage.snapshot import write_snapshot
+from corral.processors.storage.embedded import rollups
+from corral.processors.storage.embedded.database import Database
+from corral.processors.storage.embedded.snapshot import write_snapshot
+from corral.processors.storage.protocol import Batch
 
 START = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=9)
 HOURS = 6

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from corral.processors.ingest.columnar import SCHEMA
-from corral.processors.storage import rollups
-from corral.processors.storage.database import Database
-from corral.processors.storage.interface import Batch
+from corral.processors.storage.embedded import rollups
+from corral.processors.storage.embedded.database import Database
+from corral.processors.storage.protocol import Batch
 
 pl = pytest.importorskip("polars")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from corral.processors.sql import confine
-from corral.processors.sql.allowed import FUNCTIONS, TABLE_FUNCTIONS
-from corral.processors.sql.confine import Fence, QueryError
+from corral.processors.query.guard import guard
+from corral.processors.query.guard.allowlist import FUNCTIONS, TABLE_FUNCTIONS
+from corral.processors.query.guard.guard import Fence, QueryError
 
 SECRET = "the-secret-of-the-host"
 
@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def locked(place: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     connection = duckdb.connect(str(place / "history.duckdb"))
     connection.execute("CREATE TABLE samples AS SELECT 1 AS n")
-    confine.lock(connection, directories=[], memory_bytes=256 * 2**20, spill_bytes=2**20)
+    guard.lock(connection, directories=[], memory_bytes=256 * 2**20, spill_bytes=2**20)
     yield connection
     connection.close()
 
@@ -44,7 +44,7 @@ def around(locked: duckdb.DuckDBPyConnection, sql: str) -> str:
     cursor = locked.cursor()
     shown = ""
     with contextlib.suppress(duckdb.Error, RuntimeError, TypeError, ValueError):
-        confine.begin(cursor)
+        guard.begin(cursor)
         shown = str(cursor.execute(sql).fetchmany(10))
     with contextlib.suppress(duckdb.Error):
         cursor.rollback()

@@ -20,7 +20,7 @@ from duckdb import DuckDBPyConnection
 from ...schemas import codec
 from ...schemas.query import QueryEnd, QueryRequest, ResultFormat
 from . import results
-from .confine import Fence, QueryError, begin
+from .guard.guard import Fence, QueryError, begin
 
 log = logging.getLogger("corral.query")
 

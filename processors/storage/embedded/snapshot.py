@@ -7,9 +7,10 @@ from pathlib import Path
 
 import duckdb
 
-from ...schemas.metrics import METRICS
-from .. import views
-from . import migrations, schema
+from ....schemas.metrics import METRICS
+from ... import views
+from .. import schema
+from . import migrations
 from .database import Database, identify
 
 _OURS = "store.archive_files", "store.watermarks", "store.marks", "store.arrivals"

@@ -20,10 +20,10 @@ from typing import Final
 
 from duckdb import DuckDBPyConnection
 
-from ...schemas.metrics import METRICS, Metric
-from . import growth
-from .growth import Tables
-from .rollup_columns import (
+from ....schemas.metrics import METRICS, Metric
+from .. import growth
+from ..growth import Tables
+from ..rollup_columns import (
     BIN_RATIO,
     HOUR,
     LEVELS,
@@ -42,8 +42,8 @@ from .rollup_columns import (
     from_raw,
     is_linear,
 )
-from .schema import NO_SERIES, day_of, day_table, sql_text
-from .statements import column_names, put, transaction
+from ..schema import NO_SERIES, day_of, day_table, sql_text
+from ..statements import column_names, put, transaction
 
 __all__ = [
     "HOUR",

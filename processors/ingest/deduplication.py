@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from ..storage.interface import Arrival
+from ..storage.protocol import Arrival
 
 WINDOW: Final = 64
 """How far messages of one run may overtake each other in a stream."""

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from duckdb import DuckDBPyConnection
 
-from ...schemas.metrics import METRICS
-from .. import views
-from ..sql import confine
-from . import facts, migrations, recovery, rollup_columns, rollups, schema
-from .errors import NOT_A_VALUE, StorageDamaged, StorageError, StoragePaused, Unstorable
-from .interface import Arrival, ArrowTable, Batch, HostClock, Series
-from .statements import registered, transaction
+from ....schemas.metrics import METRICS
+from ... import views
+from ...query.guard import guard
+from .. import facts, rollup_columns, schema
+from ..errors import NOT_A_VALUE, StorageDamaged, StorageError, StoragePaused, Unstorable
+from ..protocol import Arrival, ArrowTable, Batch, HostClock, Series
+from ..statements import registered, transaction
+from . import migrations, recovery, rollups
 
 log = logging.getLogger("corral.storage")
 
@@ -136,7 +137,7 @@ class Database:
             if self._prepare is not None:
                 self._release = self._prepare(root)
             # From here on nobody in this process opens a file outside these folders or changes a setting.
-            confine.lock(root, directories=[self.archive, self.snapshots])
+            guard.lock(root, directories=[self.archive, self.snapshots])
         except BaseException:
             self._abandon()
             raise

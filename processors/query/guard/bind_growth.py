@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, cast
 
 from .catalogue import Catalogue, Relation
-from .copies import NODES, TooLarge
+from .parse_growth import NODES, TooLarge
 from .tree import objects
 
 BETWEENS: Final = 3

@@ -12,16 +12,16 @@ from typing import Final
 
 from duckdb import DuckDBPyConnection
 
-from ...schemas.metrics import METRICS, Metric
-from .. import views
-from . import growth
-from . import rollup_columns as shapes
-from .growth import Tables
-from .rollup_columns import LEVELS, Level
-from .rollup_derived import idleness, known
-from .rollups import runs
-from .schema import sql_text
-from .statements import add_missing, transaction
+from ....schemas.metrics import METRICS, Metric
+from ... import views
+from .. import growth
+from .. import rollup_columns as shapes
+from ..embedded.rollups import runs
+from ..growth import Tables
+from ..rollup_columns import LEVELS, Level
+from ..rollup_derived import idleness, known
+from ..schema import sql_text
+from ..statements import add_missing, transaction
 
 REFRESH_SECONDS: Final = {"10s": 60.0, "1m": 60.0, "1h": 600.0}
 """An hour is computed from raw samples, all that have come of it: seldom."""

@@ -25,7 +25,7 @@ import pyarrow.compute
 import pyarrow.csv
 
 from ...schemas.query import ResultFormat
-from .confine import QueryError
+from .guard.guard import QueryError
 
 # pyarrow has no types of its own; what crosses this module is typed by what it does.
 Array = Any

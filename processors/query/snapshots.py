@@ -26,10 +26,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ..schemas import codec, replies, subjects, units
-from ..schemas.query import Snapshot, SnapshotRead, SnapshotRequest
-from ..schemas.requests import Error
-from .storage import StorageError, StoragePaused
+from ...schemas import codec, replies, subjects, units
+from ...schemas.query import Snapshot, SnapshotRead, SnapshotRequest
+from ...schemas.requests import Error
+from ..storage import StorageError, StoragePaused
 
 log = logging.getLogger("corral.processor")
 

@@ -7,10 +7,10 @@ from typing import Final
 
 from duckdb import DuckDBPyConnection
 
-from ...schemas.metrics import METRICS
-from . import rollups, schema
-from .rollup_columns import HOUR, MINUTE, TEN_SECONDS, Level, add_columns
-from .rollup_derived import (
+from ....schemas.metrics import METRICS
+from .. import schema
+from ..rollup_columns import HOUR, MINUTE, TEN_SECONDS, Level, add_columns
+from ..rollup_derived import (
     ALL_MINUTES,
     HEAT,
     HELD_BACK,
@@ -23,7 +23,8 @@ from .rollup_derived import (
     known,
     throttling,
 )
-from .statements import add_missing, column_names, columns_of
+from ..statements import add_missing, column_names, columns_of
+from . import rollups
 
 
 def migrate(cursor: DuckDBPyConnection) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Final
 import duckdb
 from duckdb import DuckDBPyConnection
 
-from .confine import Fence, QueryError
+from .guard.guard import Fence, QueryError
 
 log = logging.getLogger("corral.quack")
 

@@ -17,11 +17,12 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
-from . import archive, recovery, retention, rollups, schema
+from .. import retention, schema
+from ..errors import StoragePaused
+from ..retention import Horizon, Retention
+from ..statements import put_meta, transaction
+from . import archive, recovery, rollups
 from .database import Database
-from .errors import StoragePaused
-from .retention import Horizon, Retention
-from .statements import put_meta, transaction
 
 log = logging.getLogger("corral.storage")
 

@@ -26,12 +26,14 @@ import pyarrow as pa
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
-from ...schemas.metrics import METRICS
-from . import facts, lake_facts, lake_rollups, object_storage, schema
-from .errors import NOT_A_VALUE, Deposed, StorageError, StoragePaused, Unstorable
-from .interface import Arrival, ArrowTable, Batch, HostClock, Series
-from .rollup_columns import LEVELS
-from .statements import add_missing, columns_of, registered, transaction
+from ....schemas.metrics import METRICS
+from .. import facts, schema
+from ..errors import NOT_A_VALUE, Deposed, StorageError, StoragePaused, Unstorable
+from ..protocol import Arrival, ArrowTable, Batch, HostClock, Series
+from ..rollup_columns import LEVELS
+from ..statements import add_missing, columns_of, registered, transaction
+from . import facts as lake_facts
+from . import object_storage, rollups
 
 log = logging.getLogger("corral.lake")
 
@@ -245,7 +247,7 @@ def _make(connection: DuckDBPyConnection, partitions: int) -> dict[str, str]:
     }
     for key, value in meta.items():
         connection.execute("INSERT INTO corral_meta VALUES (?, ?)", [key, value])
-    lake_rollups.create(connection)
+    rollups.create(connection)
     _upgrade(connection, meta)
     return meta
 
@@ -262,8 +264,8 @@ def _set_options(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
 def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
     """Bring the tables of an older lake up to this version, and its views to those of this Corral."""
     if int(meta["lake_version"]) < 2:
-        lake_rollups.add_columns(connection)
-    rolled = [lake_rollups.shape(level) for level in LEVELS]
+        rollups.add_columns(connection)
+    rolled = [rollups.shape(level) for level in LEVELS]
     shape = hashlib.sha256(repr((TABLES, rolled)).encode()).hexdigest()[:16]
     if meta.get("tables") != shape:  # those of an older version, or of another catalogue of metrics
         for name, columns in TABLES.items():
@@ -278,7 +280,7 @@ def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
     statements = [
         "CREATE OR REPLACE VIEW dead_letters AS SELECT stream, code, sum(messages)::BIGINT AS messages, "
         "min(time) AS first_time, max(time) AS last_time FROM store.refused GROUP BY stream, code",
-        *lake_rollups.view_statements(),
+        *rollups.view_statements(),
     ]
     digest = hashlib.sha256("\n".join(statements).encode()).hexdigest()[:16]
     if meta.get("views") == digest:

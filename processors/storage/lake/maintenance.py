@@ -22,12 +22,13 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
-from . import lake_rollups, retention
-from .errors import StorageError, StoragePaused
+from .. import retention
+from ..errors import StorageError, StoragePaused
+from ..retention import Horizon, Retention
+from ..rollup_columns import HOUR, LEVELS, MINUTE, TEN_SECONDS
+from ..schema import sql_text
+from . import rollups
 from .lake import CONFLICT, STATE, Lake, attach, without_password
-from .retention import Horizon, Retention
-from .rollup_columns import HOUR, LEVELS, MINUTE, TEN_SECONDS
-from .schema import sql_text
 
 log = logging.getLogger("corral.lake")
 
@@ -339,7 +340,7 @@ class Upkeep:
 
     async def run(self) -> None:
         """Until cancelled."""
-        every = {level.name: lake_rollups.REFRESH_SECONDS[level.name] for level in LEVELS}
+        every = {level.name: rollups.REFRESH_SECONDS[level.name] for level in LEVELS}
         every |= {step.name: step.seconds for step in STEPS}
         due = dict.fromkeys(every, 0.0)
         try:
@@ -416,7 +417,7 @@ def once(
     try:
         for level in LEVELS:
             if names is None or level.name in names:
-                _step(at, failed, label(level.name), lambda level=level: lake_rollups.refresh(at.connection, level))
+                _step(at, failed, label(level.name), lambda level=level: rollups.refresh(at.connection, level))
         horizon = retention.forced(now or datetime.now(UTC)) if agree is None else agree(_newest(at.connection))
         for step in STEPS:
             if names is None or step.name in names:
@@ -431,7 +432,7 @@ def once(
 
 def label(name: str) -> str:
     """What a step or rollup is called where it is told."""
-    return f"rollup {name}" if name in lake_rollups.REFRESH_SECONDS else name
+    return f"rollup {name}" if name in rollups.REFRESH_SECONDS else name
 
 
 def _newest(connection: DuckDBPyConnection) -> datetime | None:

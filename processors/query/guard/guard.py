@@ -23,10 +23,10 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
-from . import expansion
-from .allowed import FORMATS, FUNCTIONS, LENGTHS, LIST_ITEMS, OPERATORS, TABLE_FUNCTIONS
+from . import bind_growth
+from .allowlist import FORMATS, FUNCTIONS, LENGTHS, LIST_ITEMS, OPERATORS, TABLE_FUNCTIONS
 from .catalogue import Catalogue, read_catalogue
-from .copies import TooLarge, check_text
+from .parse_growth import TooLarge, check_text
 from .tree import objects
 
 CATALOGUE_VIEWS: Final = frozenset(("tables", "columns", "schemata"))
@@ -276,7 +276,7 @@ def _check_expansion(text: str, tree: dict[str, Any], names: Names) -> None:
     """DuckDB replaces names by what they stand for, and hears no interrupt meanwhile."""
     try:
         # What is written out has its own bound: a message's size.
-        expansion.check_tree(tree, names.catalogue, len(text))
+        bind_growth.check_tree(tree, names.catalogue, len(text))
     except TooLarge as error:
         raise QueryError("refused", str(error)) from None
     except RecursionError:

@@ -26,11 +26,12 @@ import numpy as np
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
-from ...schemas.metrics import METRICS
-from . import migrations, schema
-from .errors import StorageError
-from .rollup_columns import LEVELS
-from .schema import sql_text
+from ....schemas.metrics import METRICS
+from .. import schema
+from ..errors import StorageError
+from ..rollup_columns import LEVELS
+from ..schema import sql_text
+from . import migrations
 
 log = logging.getLogger("corral.storage")
 

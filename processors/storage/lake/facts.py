@@ -12,11 +12,11 @@ from typing import Final
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-from ...schemas.requests import LeaseEvent
-from ...schemas.telemetry import Inventory
-from . import facts, schema
-from .interface import HostClock
-from .statements import registered
+from ....schemas.requests import LeaseEvent
+from ....schemas.telemetry import Inventory
+from .. import facts, schema
+from ..protocol import HostClock
+from ..statements import registered
 
 _HOST_TABLES: Final = ("hosts", "devices", "device_conflicts", "links")
 _LEASE_TABLES: Final = ("leases", "lease_devices", "lease_events")

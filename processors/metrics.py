@@ -11,7 +11,7 @@ from ..schemas.instruments import ROWS, Histogram
 from .ingest.deadletters import DeadLetters
 from .ingest.ingest import Counts, Ingest
 from .ingest.origin import Origin
-from .sql.query import QueryService
+from .query.service import QueryService
 
 LAG_SECONDS: Final = 30.0
 """Further behind, the history is no place to ask what is now."""

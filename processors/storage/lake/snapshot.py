@@ -9,9 +9,9 @@ from typing import Final
 
 import duckdb
 
-from . import lake_rollups
+from ..schema import sql_text
+from . import rollups
 from .lake import Lake, attach
-from .schema import sql_text
 
 PROGRAM: Final = "corral lake copy"
 """In the copy's `corral_meta`: no processor takes it for a history of its own."""
@@ -55,7 +55,7 @@ def write_snapshot(lake: Lake, target: Path, archive: bool, recent: timedelta) -
         connection.execute("DETACH copy")
         with duckdb.connect(str(writing)) as filled:
             filled.execute("SET TimeZone = 'UTC'")
-            for statement in lake_rollups.view_statements():
+            for statement in rollups.view_statements():
                 filled.execute(statement)
         writing.rename(target)
         return int(row[0]) if row else 0

@@ -34,10 +34,10 @@ from ...bus.process import resident_bytes
 from ...schemas import codec, replies, subjects
 from ...schemas.query import END_HEADER, PART_HEADER, Cancelled, CancelRequest, ProcessorStatus, QueryEnd, QueryRequest
 from ...schemas.requests import Error
-from .confine import Fence, QueryError
 from .delivery import Answer, header
 from .execution import SET_BACK, Execution, timed_out
 from .fairqueue import FairQueue
+from .guard.guard import Fence, QueryError
 from .results import CONTENT_TYPES
 from .spool import Room, SpoolRoom
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-from .errors import StorageError
-from .schema import sql_text
+from ..errors import StorageError
+from ..schema import sql_text
 
 SECRET: Final = "corral_lake"
 

@@ -18,11 +18,12 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from ...schemas.metrics import METRICS
-from . import rollups, schema
+from ....schemas.metrics import METRICS
+from .. import schema
+from ..retention import Horizon, end_of_day
+from ..statements import transaction
+from . import rollups
 from .database import Database
-from .retention import Horizon, end_of_day
-from .statements import transaction
 
 log = logging.getLogger("corral.storage")
 

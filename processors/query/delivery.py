@@ -16,8 +16,8 @@ from typing import Final
 import msgspec
 
 from ...schemas.query import QueryEnd
-from .confine import QueryError
 from .execution import SET_BACK, Execution, timed_out
+from .guard.guard import QueryError
 from .spool import Spool, SpoolRoom
 
 PLAIN_ANSWER_BYTES: Final = 32 * 2**20

@@ -1,0 +1,1 @@
+"""The history in one DuckDB file: transactions, recovery, migrations, maintenance."""

@@ -1,0 +1,1 @@
+"""The history in DuckLake: Parquet files, a catalog in PostgreSQL, several processors."""
