@@ -203,7 +203,7 @@ def run(gpus: int, policy: str, decisions: int, seed: int) -> Timings:
         else:
             refused += 1
     found = Timings()
-    # As the planner's process has it (planner/chores.py): collections are rare, and leave alone what is there for good.
+    # As in planner/leader_tasks.py: collections are rare, and leave alone what is there for good.
     gc.set_threshold(20_000, 50, 1_000_000)
     gc.collect()
     gc.freeze()

@@ -10,10 +10,10 @@ from msgspec import Struct
 from ..schemas import units
 from ..schemas.operations import ExplainRequest
 from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
-from .fleet.kept import Kept
-from .leases.bucket import FULL_PART, RECORD_PART
-from .leases.owned import Owners
+from .durable.bucket import FULL_PART, RECORD_PART
+from .fleet.lru import Kept
 from .leases.telling import EventBudget
+from .leases.usage import Owners
 
 _MOST_OWNERS: Final = 10_000
 """Buckets that are kept: that of the owner who asked longest ago is dropped for a new one."""

@@ -30,24 +30,17 @@ from ..schemas.health import Judgement
 from ..schemas.instruments import ServiceKind
 from ..schemas.operations import Drains
 from ..schemas.requests import Error, LeaseState
-from .asked import HEADROOM_BYTES
-from .beside import Beside, Bounds
-from .chores import LOST_AFTER_SECONDS, Chores, forever, tidy
-from .desk import Desk
-from .endpoints import Endpoints
-from .fleet.fleet import Fleet, apply
-from .fleet.holding import forget, hold
-from .leases.announce import EVENT_KEY_BYTES, Announcer
-from .leases.bucket import mend_streams
-from .leases.leader import Candidate
-from .leases.leases import LeaseRecord, LeaseTable
-from .leases.ledger import Ledger
-from .leases.presence import SILENCE_SECONDS
-from .leases.queue import PATIENCE_SECONDS
-from .leases.recorded import lease_record, readable
-from .leases.resumed import outage_seconds, resumed
-from .leases.service_time import Service, ServiceTime
-from .leases.store import (
+from .api.endpoints import Endpoints
+from .api.request_context import HEADROOM_BYTES
+from .broker.beside import Beside, Bounds
+from .broker.broker import Desk
+from .broker.idempotency import Answer
+from .broker.presence import SILENCE_SECONDS
+from .broker.probe import Probe
+from .broker.queue import PATIENCE_SECONDS
+from .durable.bucket import mend_streams
+from .durable.election import Candidate
+from .durable.store import (
     ANSWER_PREFIX,
     DRAINS,
     EVENT_KEY,
@@ -59,14 +52,22 @@ from .leases.store import (
     Deposed,
     Store,
     WriteFailed,
+    readable,
 )
+from .fleet.fleet import Fleet, apply
+from .fleet.holdings import forget, hold
+from .leader_tasks import LOST_AFTER_SECONDS, Chores, forever, tidy
+from .leases.events import EVENT_KEY_BYTES, Announcer
+from .leases.ledger import Ledger
+from .leases.lifecycle import LeaseRecord, LeaseTable
+from .leases.records import lease_record
+from .leases.resumed import outage_seconds, resumed
+from .leases.service_time import Service, ServiceTime
 from .limits import Limiter, Limits
+from .metrics import Vitals
 from .placement.decide import Policies
 from .placement.policies import POLICIES
-from .probe import Probe
-from .remembered import Answer
 from .telemetry import Health, Telemetry
-from .vitals import Vitals
 
 log = logging.getLogger("corral.planner")
 

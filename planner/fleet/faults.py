@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
+from .blocking import WARNING_SECONDS
 from .device import Device, Fault
 from .known import Fleet
-from .standing import WARNING_SECONDS
 
 K = TypeVar("K")
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
+from .apply import FOLDS, claim_again
+from .blocking import drain_reason, look, refresh, renew, why_blocked
 from .events import ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
-from .fold import FOLDS, claim_again
-from .holding import free, hold
+from .holdings import free, hold
 from .host import Host
 from .known import STALE_AFTER_SECONDS, Fleet, Held
-from .standing import drain_reason, look, refresh, renew, why_blocked
 
 __all__ = [
     "STALE_AFTER_SECONDS",

@@ -12,7 +12,7 @@ from ...schemas.telemetry import DeviceInfo, Inventory
 from .device import Device, Fault
 from .host import Host
 from .index import Index
-from .kept import Kept
+from .lru import Kept
 from .reservation import Reserved
 from .state import Ask, AskKey, DeviceState, HostState, Model, StateKey, model_key
 from .topology import Levels, Topology

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from .blocking import refresh
 from .known import Fleet
 from .reservation import Reservation, Reserved
-from .standing import refresh
 
 
 def reserve(fleet: Fleet, reservation: Reservation) -> None:

@@ -20,14 +20,14 @@ from msgspec.structs import replace
 from ...bus.elapsed import elapsed_seconds
 from ...schemas import codec
 from ...schemas.requests import Error, Lease, LeaseState
+from ..durable.store import Deposed, Outcome, Store, WriteFailed, lease_key
 from ..fleet.fleet import Fleet
-from ..fleet.holding import free
-from . import leases
-from .announce import Announcer
-from .leases import LeaseRecord, LeaseTable, Refused
-from .owned import size_of
+from ..fleet.holdings import free
+from . import lifecycle
+from .events import Announcer
+from .lifecycle import LeaseRecord, LeaseTable, Refused
 from .service_time import ServiceTime
-from .store import Deposed, Outcome, Store, WriteFailed, lease_key
+from .usage import size_of
 
 log = logging.getLogger("corral.planner.ledger")
 
@@ -137,7 +137,7 @@ class Ledger:
         # A lease that has just begun has two by right: its end, and the distribution where there is none.
         if record.lease.distribution is not None or value.count(b"null") > 2:
             try:
-                codec.decode(codec.encode(leases.numbers(record), codec.JSON), LeaseRecord, codec.JSON)
+                codec.decode(codec.encode(lifecycle.numbers(record), codec.JSON), LeaseRecord, codec.JSON)
             except codec.DecodeError as error:
                 free(self._fleet, lease_id)
                 log.error("lease %s could not be read again, and is not granted: %s", lease_id, error)
@@ -155,7 +155,7 @@ class Ledger:
             await settled(self._failure(outcome))
 
         await self._store.write(
-            lease_key(lease_id), value, self._term, landed, message_id=leases.change_id(lease_id, record.version)
+            lease_key(lease_id), value, self._term, landed, message_id=lifecycle.change_id(lease_id, record.version)
         )
 
     async def change(self, lease_id: str, step: Step, settled: Settled) -> None:
@@ -182,14 +182,14 @@ class Ledger:
                 if current is None or current.lease.state is not LeaseState.ACTIVE or current.due_at(outages) > served:
                     return current
                 if not current.warned:
-                    return leases.warn(current, now, self._planner)
+                    return lifecycle.warn(current, now, self._planner)
                 early = current.lease.expires_at - now
                 if timedelta() < early < _ROUNDED_OFF:  # service time is kept in milliseconds, what was told is not
                     self.table.again(current, served + early.total_seconds())
                     return current
                 ended_at = _ended_at(current.lease.expires_at, now)
                 reason = f"not renewed within {current.life_seconds:g} s"
-                return leases.end(current, LeaseState.EXPIRED, reason, now, self._planner, ended_at)
+                return lifecycle.end(current, LeaseState.EXPIRED, reason, now, self._planner, ended_at)
 
             await self.change(record.lease.lease_id, step, _nobody)
 
@@ -201,10 +201,10 @@ class Ledger:
                 if current is None or current.lease.state is not LeaseState.ACTIVE:
                     return current
                 unrenewed = self._unrenewed_seconds(current)
-                if leases.outlives_silence(current, unrenewed, lost_after_seconds):
+                if lifecycle.outlives_silence(current, unrenewed, lost_after_seconds):
                     return current
                 reason = f"host {host} has been silent for {silent_seconds:.0f} s, and it was not renewed meanwhile"
-                return leases.end(current, LeaseState.LOST, reason, now, self._planner)
+                return lifecycle.end(current, LeaseState.LOST, reason, now, self._planner)
 
             await self.change(record.lease.lease_id, step, _nobody)
 
@@ -217,7 +217,7 @@ class Ledger:
                 if current is None or current.lease.state is not LeaseState.ACTIVE or current.warned:
                     return current
                 late = self._unrenewed_seconds(current) > after_seconds
-                return leases.warn(current, now, self._planner) if late else current
+                return lifecycle.warn(current, now, self._planner) if late else current
 
             await self.change(record.lease.lease_id, step, _nobody)
 
@@ -259,7 +259,7 @@ class Ledger:
         if len(value) > most and record.earlier:
             # The lease itself did fit when it was granted: it must always be possible to renew and to end it.
             known = len(record.earlier)
-            record = leases.fitting(record, most, _json_bytes)
+            record = lifecycle.fitting(record, most, _json_bytes)
             value = codec.encode(record, codec.JSON)
             log.warning("lease %s: %d events that wait are kept in memory alone", lease_id, known - len(record.earlier))
 
@@ -294,7 +294,7 @@ class Ledger:
             value,
             self._term,
             landed,
-            message_id=leases.change_id(lease_id, record.version),
+            message_id=lifecycle.change_id(lease_id, record.version),
             ttl_seconds=ttl,
         )
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from ...schemas.requests import LeaseState
-from .leases import LeaseRecord
+from ..durable.store import Entry
+from .lifecycle import LeaseRecord
 from .service_time import UNKNOWN_SECONDS, Outage, Service, with_outage
-from .store import Entry
 
 
 def outage_seconds(before: Entry | None, claimed_at: float, silent_seconds: float, since_seconds: float) -> float:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ...schemas.requests import Grant, Lease, LeaseEventKind
-from ..fleet.kept import Kept
+from ..fleet.lru import Kept
 
 SHORTEST_SECONDS: Final = 1.0
 """Between two renewals of a lease that are told."""

@@ -29,10 +29,10 @@ from ..fleet.device import Device
 from ..fleet.fleet import Fleet, HostForgotten, advance, apply, renew
 from ..fleet.state import UNLIMITED, Ask, DeviceState, InvalidRequest, ask_key
 from ..work.distribute import distribute
+from .explain import verdicts
 from .policies import DEFAULT, POLICIES, Policy, make
 from .reject import could_ever_fit, reject
 from .select import Pick, select
-from .verdicts import verdicts
 from .visible import visible
 
 

@@ -13,9 +13,9 @@ from ...schemas.requests import Placement
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet, Host
 from ..fleet.state import ROUNDED_OFF_BYTES, Ask, DeviceState, HostState
+from .capacity import allowed, room_for
 from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict, verdict_of
 from .policies import Choice, Policy
-from .room import allowed, room_for
 
 
 class Pick(NamedTuple):

@@ -9,8 +9,8 @@ from ...schemas.units import format_bytes
 from ..fleet.fleet import Fleet
 from ..fleet.reservation import owners_of
 from ..fleet.state import WHOLE_SHARE, Ask, HostState
+from .capacity import Room, allowed, room_for
 from .feasible import NEAR_MEMORY, candidates, capacity
-from .room import Room, allowed, room_for
 
 
 def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:

@@ -17,8 +17,8 @@ from ..fleet.device import Device
 from ..fleet.fleet import Fleet, Host
 from ..fleet.reservation import Reservation
 from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, HostState
+from .capacity import allowed
 from .feasible import PART_SLACK_BYTES, candidates, capacity, device_verdict
-from .room import allowed
 
 HOSTS_COMPARED: Final = 64
 """Hosts that could serve a request are compared, so many at most; the rest are alike or need more leases to end."""

@@ -9,11 +9,11 @@ from typing import Final
 from ...schemas.requests import Placement
 from ..fleet.fleet import Fleet, Host
 from ..fleet.state import Ask, HostState
+from .capacity import allowed
 from .exact import Pick, exact, picked
 from .feasible import candidates
 from .policies import Choice, Policy
 from .rank import Ranking, ranking
-from .room import allowed
 
 DRAWS: Final = 16
 """Hosts drawn at random before all are looked at."""

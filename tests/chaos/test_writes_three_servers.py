@@ -11,8 +11,8 @@ import pytest
 from chaos_load import connect
 from chaos_parts import Bus, Place
 from corral.bus.layout import ensure_layout, until_laid_out
-from corral.planner.leases.bucket import LEAST_BYTES
-from corral.planner.leases.store import HEARTBEAT, Deposed, Entry, Outcome, Store, WriteFailed
+from corral.planner.durable.bucket import LEAST_BYTES
+from corral.planner.durable.store import HEARTBEAT, Deposed, Entry, Outcome, Store, WriteFailed
 from corral.schemas import subjects
 from nats.aio.client import Client
 from nats.aio.msg import Msg

@@ -32,7 +32,7 @@ from corral.collectors.source import EndOfData
 from corral.exporter.families import FAMILIES
 from corral.exporter.live import Live
 from corral.exporter.page import write
-from corral.planner.asked import Asked
+from corral.planner.api.request_context import Asked
 from corral.planner.fleet import summary
 from corral.planner.fleet.fleet import Fleet, apply
 from corral.planner.placement.decide import InvalidRequest, Policies, decide, explain

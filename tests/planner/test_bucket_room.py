@@ -10,10 +10,10 @@ import pytest
 from corral.bus.connect import BusUnavailable
 from corral.bus.layout import bucket_config, ensure_layout, stream_config
 from corral.cli.server import EmbeddedServer
-from corral.planner.leases.bucket import BUCKET, FACTS, READ, RECORD_PART, mend
-from corral.planner.leases.leader import heartbeat
-from corral.planner.refusals import OWNER_PART, Written
-from corral.planner.remembered import Answer, Answers
+from corral.planner.broker.idempotency import Answer, Answers
+from corral.planner.broker.refusals import OWNER_PART, Written
+from corral.planner.durable.bucket import BUCKET, FACTS, READ, RECORD_PART, mend
+from corral.planner.durable.election import heartbeat
 from corral.planner.service import Settings, plan
 from corral.schemas import subjects
 from corral.schemas.requests import Rejection, RejectionCode

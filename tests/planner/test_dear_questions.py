@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 from corral.cli.server import EmbeddedServer
-from corral.planner import costs
-from corral.planner.beside import Beside, Bounds, GivenUp, TooMany
+from corral.planner.broker import costs
+from corral.planner.broker.beside import Beside, Bounds, GivenUp, TooMany
 from corral.schemas import codec
 from nats.aio.client import Client as Nats
 from rig_planner import FakeHosts, ask, running, until_ready

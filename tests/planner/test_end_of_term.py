@@ -81,7 +81,7 @@ async def test_a_grant_that_can_not_be_written_down_holds_nothing(
             raise ValueError("no words for it")
 
         with monkeypatch.context() as patch:
-            patch.setattr("corral.planner.desk.environment", broken)
+            patch.setattr("corral.planner.broker.broker.environment", broken)
             failed = await ask(nc, "request", {"owner": "ann", "gpus": 4, "request_id": "again"}, timeout=30)
             assert failed["code"] == "internal"
         for number in range(2):

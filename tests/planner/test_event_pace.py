@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from corral.cli.server import EmbeddedServer
-from corral.planner.leases import leases
+from corral.planner.leases import lifecycle
 from corral.planner.leases.telling import SHORTEST_SECONDS, EventBudget, Pace, slim
 from corral.schemas import codec
 from corral.schemas.requests import Grant, Lease, LeaseEventKind, LeaseState, UnassignedItem, WorkRequest
@@ -30,7 +30,7 @@ def lease(ttl_seconds: float = 300.0, grants: int = 1, items: int = 0, labels: i
         )
         for n in range(grants)
     ]
-    return leases.grant(
+    return lifecycle.grant(
         WorkRequest(owner="ann", ttl_seconds=ttl_seconds, labels={f"k{n}": "v" * 200 for n in range(labels)}),
         made,
         lease_id="l",

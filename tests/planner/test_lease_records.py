@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from corral.cli.server import EmbeddedServer
-from corral.planner.leases import leases
-from corral.planner.leases.leases import LeaseRecord, LeaseTable
-from corral.planner.leases.store import HEARTBEAT, Outcome, Store, WriteFailed, lease_key
+from corral.planner.durable.store import HEARTBEAT, Outcome, Store, WriteFailed, lease_key
+from corral.planner.leases import lifecycle
+from corral.planner.leases.lifecycle import LeaseRecord, LeaseTable
 from corral.schemas import codec, subjects
 from corral.schemas.query import QueryRequest
 from corral.schemas.requests import Distribution, LeaseAction, LeaseState, WithdrawAction, WorkRequest
@@ -60,7 +60,7 @@ def test_events_acknowledged_in_any_order_are_not_carried_on(steps: list[str], r
         assert record is not None
         now += timedelta(seconds=1)
         if step == "start" and flying is None:
-            flying = leases.renew(record, None, now, "p")
+            flying = lifecycle.renew(record, None, now, "p")
         elif step == "land" and flying is not None:
             table.put(flying)
             untold.append(flying.version)
@@ -80,8 +80,8 @@ def test_events_acknowledged_in_any_order_are_not_carried_on(steps: list[str], r
 def test_the_newest_events_that_fit_stay_in_a_record(changes: int, most_bytes: int) -> None:
     record = granted()
     for number in range(changes):
-        record = leases.renew(record, None, START + timedelta(seconds=number), "p" * (number + 1))
-    fit = leases.fitting(record, most_bytes, size_of)
+        record = lifecycle.renew(record, None, START + timedelta(seconds=number), "p" * (number + 1))
+    fit = lifecycle.fitting(record, most_bytes, size_of)
     kept = len(fit.earlier)
     assert fit.earlier == record.earlier[len(record.earlier) - kept :]
     assert not kept or size_of(fit) <= most_bytes

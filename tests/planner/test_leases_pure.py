@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from corral.planner.leases import leases
-from corral.planner.leases.leases import LeaseRecord, LeaseTable, Refused
+from corral.planner.leases import lifecycle
+from corral.planner.leases.lifecycle import LeaseRecord, LeaseTable, Refused
 from corral.schemas import codec
 from corral.schemas.requests import Error, Grant, LeaseState, WorkRequest
 from hypothesis import given
@@ -16,7 +16,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def granted(lease_id: str = "l1", ttl: float = 100.0, host: str = "a", now: datetime = START) -> LeaseRecord:
-    return leases.grant(
+    return lifecycle.grant(
         WorkRequest(owner="me", ttl_seconds=ttl, request_id=f"r-{lease_id}"),
         [Grant(host=host, device="GPU-1")],
         lease_id=lease_id,
@@ -65,15 +65,15 @@ def test_no_event_is_lost_and_none_is_told_twice(steps: list[tuple[str, float]])
             continue
         if record.lease.state is not LeaseState.ACTIVE:
             with pytest.raises(Refused, match="request again"):
-                leases.check_holder(record, "l1", "me")
+                lifecycle.check_holder(record, "l1", "me")
             continue
         if name == "renew":
-            after = leases.renew(leases.check_holder(record, "l1", "me"), None, now, "p")
+            after = lifecycle.renew(lifecycle.check_holder(record, "l1", "me"), None, now, "p")
             assert after.lease.expires_at == now + timedelta(seconds=100)
         elif name == "warn":
-            after = leases.warn(record, now, "p")
+            after = lifecycle.warn(record, now, "p")
         else:
-            after = leases.end(record, ends[name], "why", now, "p")
+            after = lifecycle.end(record, ends[name], "why", now, "p")
         history.append((after.kind.value, now))
         table.put(after)
         carried = [(a.version, a.event.kind.value, a.event.time) for a in after.announcements()]
@@ -81,9 +81,9 @@ def test_no_event_is_lost_and_none_is_told_twice(steps: list[tuple[str, float]])
         assert carried == whole[len(told) :]
     record = table.get("l1")
     assert record is not None
-    again = leases.answer_again(record)
+    again = lifecycle.answer_again(record)
     if record.lease.state is LeaseState.ACTIVE:
-        assert again == leases.answer_again(granted())
+        assert again == lifecycle.answer_again(granted())
     else:
         assert isinstance(again, Error)
         assert again.code == "ended"
@@ -98,7 +98,7 @@ def test_due_leases_come_once_each_and_never_late(lives: list[tuple[int, bool]])
         record = granted(f"l{number}", ttl)
         table.put(record)
         if renewed:
-            table.put(leases.renew(record, None, START + timedelta(seconds=ttl / 2), "p", ttl / 2))
+            table.put(lifecycle.renew(record, None, START + timedelta(seconds=ttl / 2), "p", ttl / 2))
     warned: dict[str, datetime] = {}
     ended: dict[str, datetime] = {}
     for second in range(80):
@@ -109,22 +109,22 @@ def test_due_leases_come_once_each_and_never_late(lives: list[tuple[int, bool]])
         for record in table.due(second):
             if not record.warned:
                 warned[record.lease.lease_id] = now
-                table.put(leases.warn(record, now, "p"))
+                table.put(lifecycle.warn(record, now, "p"))
             else:
                 ended[record.lease.lease_id] = now
-                table.put(leases.end(record, LeaseState.EXPIRED, "", now, "p"))
+                table.put(lifecycle.end(record, LeaseState.EXPIRED, "", now, "p"))
     assert table.active == 0
     for number, (ttl, renewed) in enumerate(lives):
         expires = START + timedelta(seconds=ttl * (1.5 if renewed else 1.0))
         assert expires <= ended[f"l{number}"] <= expires + timedelta(seconds=2)
         assert warned[f"l{number}"] <= ended[f"l{number}"]
-        assert warned[f"l{number}"] >= expires - timedelta(seconds=ttl * leases.WARN_FRACTION)
+        assert warned[f"l{number}"] >= expires - timedelta(seconds=ttl * lifecycle.WARN_FRACTION)
 
 
 def test_only_the_holder_may_touch_a_lease() -> None:
     record = granted()
     with pytest.raises(Refused, match="no lease 'x'"):
-        leases.check_holder(None, "x", "me")
+        lifecycle.check_holder(None, "x", "me")
     with pytest.raises(Refused, match="only its owner") as refused:
-        leases.check_holder(record, "l1", "you")
+        lifecycle.check_holder(record, "l1", "you")
     assert refused.value.error.code == "not_owner"

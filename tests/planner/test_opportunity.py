@@ -8,7 +8,7 @@ from corral.planner.fleet.fleet import hold
 from corral.planner.fleet.state import Ask, ask_key
 from corral.planner.placement.decide import Policies, decide
 from corral.planner.placement.policies import make
-from corral.planner.placement.policies.prices import STEPS, Prices, gap_worths, share_credits
+from corral.planner.placement.policies.opportunity.prices import STEPS, Prices, gap_worths, share_credits
 from corral.schemas.requests import WorkRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -12,7 +12,7 @@ import pytest
 from corral.cli.server import EmbeddedServer
 from corral.client import Client, TooManyRequests
 from corral.client.errors import CorralError, InvalidRequest
-from corral.planner.leases.owned import Owned, Owners
+from corral.planner.leases.usage import Owned, Owners
 from corral.planner.limits import Limiter, Limits, TokenBuckets
 from corral.planner.service import Settings, plan
 from hypothesis import given

@@ -12,9 +12,9 @@ import nats
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.client import connect
-from corral.planner.leases.presence import Presence
-from corral.planner.leases.queue import WaitingQueue
-from corral.planner.probe import Probe, probed
+from corral.planner.broker.presence import Presence
+from corral.planner.broker.probe import Probe, probed
+from corral.planner.broker.queue import WaitingQueue
 from corral.schemas.operations import QueueFilter
 from corral.schemas.requests import Rejection, RejectionCode, WorkRequest
 from hypothesis import given

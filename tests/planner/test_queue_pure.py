@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.planner.leases.queue import Waiting, WaitingQueue
+from corral.planner.broker.queue import Waiting, WaitingQueue
 from corral.schemas.requests import Rejection, RejectionCode, WorkRequest
 from hypothesis import given
 from hypothesis import strategies as st

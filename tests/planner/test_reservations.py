@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from random import Random
 
 import corral.planner.fleet.fleet as fold
+from corral.planner.broker.queue import Waiting, WaitingQueue
+from corral.planner.broker.reserving import Reservations, newcomer
 from corral.planner.fleet.events import HostForgotten, HostLost, HostSeen
 from corral.planner.fleet.reservation import Reservation
 from corral.planner.fleet.reserved import reserve, unreserve
 from corral.planner.fleet.state import ask_key
-from corral.planner.leases.queue import Waiting, WaitingQueue
-from corral.planner.leases.reserving import Reservations, newcomer
 from corral.planner.placement.decide import Placed, Policies, decide, explain
 from corral.planner.placement.reservations import choose
 from corral.schemas.operations import Drains

@@ -9,12 +9,12 @@ import corral.planner.fleet.fleet as fold
 import corral.planner.fleet.summary as view
 import pytest
 from corral.planner.fleet.state import ROUNDED_OFF_BYTES, UNLIMITED, WHOLE_SHARE, ask_key, share_of
+from corral.planner.placement.capacity import Room, room_for
 from corral.planner.placement.decide import Placed, Policies, decide, explain
 from corral.planner.placement.exact import exact_state
 from corral.planner.placement.feasible import candidates, capacity, excluded, has_part
 from corral.planner.placement.policies import make
 from corral.planner.placement.reject import could_ever_fit
-from corral.planner.placement.room import Room, room_for
 from corral.schemas.operations import DeviceStatus, Drains
 from corral.schemas.requests import Placement, Rejection, WorkRequest
 from corral.schemas.telemetry import DeviceEvent, Inventory, Severity
@@ -443,6 +443,6 @@ def test_what_is_forgotten_is_worked_out_again_alike(
         patch.setattr("corral.planner.fleet.known.CACHE_MOST", 3)
         patch.setattr("corral.planner.fleet.known.ASKS_MOST", 2)
         patch.setattr("corral.planner.placement.rank.CHOICES_SPARE", -100)
-        patch.setattr("corral.planner.placement.room.PARTS_SPARE", -100)
+        patch.setattr("corral.planner.placement.capacity.PARTS_SPARE", -100)
         patch.setattr("corral.planner.fleet.index.LOG_SPARE", -100)
         assert run() == kept

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from corral.bus.connect import connect
 from corral.cli.server import EmbeddedServer
-from corral.planner.leases import leases
-from corral.planner.leases.store import lease_key
+from corral.planner.durable.store import lease_key
+from corral.planner.leases import lifecycle
 from corral.planner.service import Planner, Settings
 from corral.schemas import codec, subjects
 from corral.schemas.requests import Distributed, Grant, Method, WorkRequest
@@ -32,7 +32,7 @@ def planner(server: EmbeddedServer, tmp_path: Path) -> Iterator[PlannerProcess]:
 
 
 def record(name: str, distribution: Distributed | None = None) -> bytes:
-    granted = leases.grant(
+    granted = lifecycle.grant(
         WorkRequest(owner="ann", request_id=f"r-{name}", ttl_seconds=100),
         [Grant(host="node0", device=f"GPU-node0-{name}")],
         lease_id=name,

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from corral.cli.server import EmbeddedServer
+from corral.planner.durable.store import TOLD, Deposed, Outcome, Store, lease_key
 from corral.planner.fleet.device import Fault
-from corral.planner.leases import leases
-from corral.planner.leases.store import TOLD, Deposed, Outcome, Store, lease_key
+from corral.planner.leases import lifecycle
 from corral.planner.telemetry import Health
 from corral.schemas import codec, subjects
 from corral.schemas.requests import Grant, WorkRequest
@@ -169,7 +169,7 @@ async def test_an_event_that_a_crash_swallowed_is_told_once(
     store = Store(nc)
     await store.open()
     for name in ("told", "untold"):
-        record = leases.grant(
+        record = lifecycle.grant(
             WorkRequest(owner="ann", request_id=f"r-{name}", ttl_seconds=100),
             [Grant(host="node0", device=f"GPU-{name}")],
             lease_id=name,
@@ -181,7 +181,7 @@ async def test_an_event_that_a_crash_swallowed_is_told_once(
         if name == "told":
             await js.publish(subjects.lease_subject("granted", name), codec.encode(record.event(), codec.JSON))
         else:
-            record = leases.renew(record, None, now + timedelta(seconds=1), "gone")
+            record = lifecycle.renew(record, None, now + timedelta(seconds=1), "gone")
         await store.put(lease_key(name), codec.encode(record, codec.JSON), term)
     await store.put(TOLD, b"0", term)
     await store.close()
@@ -264,7 +264,7 @@ async def test_an_outage_of_planners_ends_no_lease(
     js = nc.jetstream()
     began = datetime.now(UTC) - timedelta(seconds=60)
     for name, ttl in (("overdue", 30), ("running", 300)):
-        record = leases.grant(
+        record = lifecycle.grant(
             WorkRequest(owner="ann", request_id=f"r-{name}", ttl_seconds=ttl),
             [Grant(host="node0", device=f"GPU-{name}")],
             lease_id=name,

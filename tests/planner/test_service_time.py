@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from corral.planner.leases import leases
-from corral.planner.leases.leases import LeaseRecord, LeaseTable
+from corral.planner.durable.store import Entry
+from corral.planner.leases import lifecycle
+from corral.planner.leases.lifecycle import LeaseRecord, LeaseTable
 from corral.planner.leases.resumed import outage_seconds, resumed
 from corral.planner.leases.service_time import (
     UNKNOWN_SECONDS,
@@ -16,7 +17,6 @@ from corral.planner.leases.service_time import (
     long_for,
     with_outage,
 )
-from corral.planner.leases.store import Entry
 from corral.schemas.requests import Grant, WorkRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +33,7 @@ STEPS = st.lists(
 
 
 def record(ttl: float, service_seconds: float | None, lease_id: str = "l") -> LeaseRecord:
-    return leases.grant(
+    return lifecycle.grant(
         WorkRequest(owner="me", ttl_seconds=ttl),
         [Grant(host="a", device="GPU-1")],
         lease_id=lease_id,
@@ -130,7 +130,7 @@ def test_outages_that_are_left_out_make_no_difference(gaps: list[tuple[float, fl
 def test_what_is_due_waits_for_an_outage_that_came_after() -> None:
     table = LeaseTable([record(10.0, 0.0, "unrenewed"), record(1000.0, 0.0, "long")])
     assert [one.lease.lease_id for one in table.due(8.0)] == ["unrenewed"]
-    table.put(leases.warn(record(10.0, 0.0, "unrenewed"), START, "p"))
+    table.put(lifecycle.warn(record(10.0, 0.0, "unrenewed"), START, "p"))
     outages = [Outage(9.0, 5.0)]
     assert table.due(10.5, outages) == []
     assert table.due(18.9, outages) == []
@@ -173,10 +173,10 @@ def test_records_of_an_earlier_version_keep_what_they_had_left() -> None:
 def test_a_lease_outlives_the_silence_of_its_host_while_it_is_renewed() -> None:
     fresh, renewed = (
         record(3600.0, 0.0),
-        leases.renew(record(3600.0, 0.0), None, START + timedelta(seconds=1), "p", 1.0),
+        lifecycle.renew(record(3600.0, 0.0), None, START + timedelta(seconds=1), "p", 1.0),
     )
-    assert not leases.outlives_silence(fresh, 121.0, 120.0)
-    assert leases.outlives_silence(fresh, 119.0, 120.0)
-    assert leases.outlives_silence(renewed, 1300.0, 120.0), "it is renewed each third of its life"
-    assert not leases.outlives_silence(renewed, 1900.0, 120.0)
-    assert leases.outlives_silence(record(300.0, 0.0), 140.0, 120.0), "it ends by itself soon"
+    assert not lifecycle.outlives_silence(fresh, 121.0, 120.0)
+    assert lifecycle.outlives_silence(fresh, 119.0, 120.0)
+    assert lifecycle.outlives_silence(renewed, 1300.0, 120.0), "it is renewed each third of its life"
+    assert not lifecycle.outlives_silence(renewed, 1900.0, 120.0)
+    assert lifecycle.outlives_silence(record(300.0, 0.0), 140.0, 120.0), "it ends by itself soon"

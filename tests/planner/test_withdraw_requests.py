@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from corral.cli.server import EmbeddedServer
 from corral.client import Client, Rejected, connect
-from corral.planner.asked import Asked
-from corral.planner.leases.store import answer_key
+from corral.planner.api.request_context import Asked
+from corral.planner.durable.store import answer_key
 from corral.schemas import subjects
 from corral.schemas.operations import QueueEntry
 from corral.schemas.requests import Assignment, Rejection, RejectionCode, WorkRequest

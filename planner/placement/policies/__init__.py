@@ -7,7 +7,7 @@ from typing import Final
 
 from ...fleet.state import AskKey
 from .fragmentation import Fragmentation
-from .opportunity import Opportunity
+from .opportunity.policy import Opportunity
 from .policy import Choice, Policy
 from .simple import BestFit, Pack, Random, Score, Spread
 

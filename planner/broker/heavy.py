@@ -12,11 +12,11 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..schemas import codec
-from ..schemas.operations import Leases
-from ..schemas.requests import Assignment, Distributed, Distribution, Lease, UnassignedItem, WorkRequest
-from .placement.decide import Placed, check_work
-from .work.distribute import distribute
+from ...schemas import codec
+from ...schemas.operations import Leases
+from ...schemas.requests import Assignment, Distributed, Distribution, Lease, UnassignedItem, WorkRequest
+from ..placement.decide import Placed, check_work
+from ..work.distribute import distribute
 
 HEAVY_BYTES: Final = 48 * 1024
 """A message of more is read beside the loop: 1 MiB of JSON takes 50 ms."""

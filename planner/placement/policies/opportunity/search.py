@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ...fleet.state import UNLIMITED, WHOLE_MILLI, Ask, HostState, Model
-from ..feasible import candidates, excluded, model_allowed
-from .offers import Floats, Integers, Offers, Rows, Table
-from .policy import Choice
+from ....fleet.state import UNLIMITED, WHOLE_MILLI, Ask, HostState, Model
+from ...feasible import candidates, excluded, model_allowed
+from ..policy import Choice
+from ..simple import CORES_SCALE, SHARE_SCALE
+from .host_arrays import Floats, Integers, Offers, Rows, Table
 from .prices import CORES_STEP_MILLI, CORES_STEPS, DEVICES_MOST
-from .simple import CORES_SCALE, SHARE_SCALE
-from .worths import Worths
+from .valuation import Worths
 
 if TYPE_CHECKING:
-    from ...fleet.fleet import Fleet
-    from ...fleet.index import HostClass
+    from ....fleet.fleet import Fleet
+    from ....fleet.index import HostClass
 
 LOOKS: Final = 6
 """For several devices the arrays tell what they cost at least: where that is not exact, look at so many hosts more."""

@@ -26,10 +26,10 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..schemas.instruments import FAST_SECONDS, Histogram
-from ..schemas.requests import Error
+from ...schemas.instruments import FAST_SECONDS, Histogram
+from ...schemas.requests import Error
 
-log = logging.getLogger("corral.planner.beside")
+log = logging.getLogger("corral.planner.broker.beside")
 
 QUESTION_SECONDS: Final = 20.0
 """A question that takes longer is given up."""

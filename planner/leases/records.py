@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from ...schemas import codec
-from .leases import LeaseRecord
+from .lifecycle import LeaseRecord
 
 log = logging.getLogger("corral.planner.recorded")
-
-T = TypeVar("T")
-
-
-def readable(key: str, value: bytes, type: type[T]) -> T | None:
-    """An entry's value; None, and an error in the log, where it can't be read. One that was deleted is empty."""
-    if not value:
-        return None
-    try:
-        return codec.decode(value, type, codec.JSON)
-    except codec.DecodeError as error:
-        log.error("the entry %s of the bucket can't be read and is left out: %s", key, error)
-        return None
 
 
 def lease_record(lease_id: str, value: bytes) -> LeaseRecord | None:

@@ -25,8 +25,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from ...fleet.state import WHOLE_MILLI, Ask, Model
-from ..feasible import model_allowed
+from ....fleet.state import WHOLE_MILLI, Ask, Model
+from ...feasible import model_allowed
 
 GRAIN_MILLI: Final = 10
 """Sizes of shares are rounded up to it here: the tables have 100 steps."""

@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...fleet.fleet import Fleet
-from ...fleet.state import HostState
+from ....fleet.fleet import Fleet
+from ....fleet.state import HostState
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

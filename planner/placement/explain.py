@@ -13,11 +13,11 @@ from ..fleet.device import Device
 from ..fleet.fleet import Fleet
 from ..fleet.reservation import Reserved, owners_of
 from ..fleet.state import Ask, DeviceState, HostState
+from .capacity import Room, allowed, near_device
 from .feasible import NEAR_MEMORY, candidates, host_verdict, verdict_of
 from .policies import Policy
 from .rank import Ranking, ranking
 from .reject import WORDS, words
-from .room import Room, allowed, near_device
 from .select import Pick
 
 LISTED: Final = 1000

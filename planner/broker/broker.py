@@ -17,37 +17,29 @@ from datetime import datetime
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..bus.elapsed import steady_time
-from ..schemas.operations import Queue, QueueFilter
-from ..schemas.requests import (
-    Assignment,
-    Error,
-    Lease,
-    Rejection,
-    RejectionCode,
-    WithdrawAction,
-    WorkRequest,
-)
+from ...bus.elapsed import steady_time
+from ...schemas.operations import Queue, QueueFilter
+from ...schemas.requests import Assignment, Error, Lease, Rejection, RejectionCode, WithdrawAction, WorkRequest
+from ..durable.store import Deposed, Store
+from ..fleet.fleet import Fleet
+from ..fleet.holdings import free, hold
+from ..leases import lifecycle
+from ..leases.ledger import Ledger, clock
+from ..leases.usage import size_of
+from ..limits import Limiter
+from ..placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, ask_of, decide, environment
 from . import costs
 from .beside import Beside, GivenUp, TooMany, too_many
 from .drains import Drainer
-from .fleet.fleet import Fleet
-from .fleet.holding import free, hold
 from .heavy import Heavy, distributed, filled
-from .holding_desk import HoldingDesk
-from .leases import leases
-from .leases.ledger import Ledger, clock
-from .leases.owned import size_of
-from .leases.presence import ASK_AGAIN, SILENCE_SECONDS, Presence
-from .leases.queue import MOST_WAITING, PATIENCE_SECONDS, Waiting, WaitingQueue
-from .leases.reserving import Reservations, newcomer
-from .leases.store import Deposed, Store
-from .limits import Limiter
-from .opened import Caller, Onlooker, Opened
-from .placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, ask_of, decide, environment
-from .remembered import Answer, Answers, conflict, digest_of
+from .idempotency import Answer, Answers, conflict, digest_of
+from .lease_commands import HoldingDesk
+from .pending import Caller, Onlooker, Opened
+from .presence import ASK_AGAIN, SILENCE_SECONDS, Presence
+from .queue import MOST_WAITING, PATIENCE_SECONDS, Waiting, WaitingQueue
+from .reserving import Reservations, newcomer
 
-log = logging.getLogger("corral.planner.desk")
+log = logging.getLogger("corral.planner.broker.broker")
 
 
 Heard = Callable[[Sequence[str]], Awaitable[set[str]]]
@@ -171,7 +163,7 @@ class Desk:
         record = self.ledger.table.of_request(request.owner, request_id)
         if record is not None:
             same = record.digest == digest
-            await caller.answer(leases.answer_again(record) if same else conflict(request_id))
+            await caller.answer(lifecycle.answer_again(record) if same else conflict(request_id))
             return True
         answer = self._answers.get(request.owner, request_id, digest)
         if answer is not None:
@@ -258,7 +250,7 @@ class Desk:
         request = opened.request
         owners = self.ledger.table.owners
         try:
-            record = leases.grant(
+            record = lifecycle.grant(
                 request,
                 placed.grants,
                 lease_id=lease_id,

@@ -27,7 +27,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -42,9 +42,11 @@ from nats.js.errors import APIError, NotFoundError
 from ...bus.connect import BusUnavailable
 from ...bus.connection import Connection
 from ...bus.stream_reader import read
-from ...schemas import subjects
+from ...schemas import codec, subjects
 from ...schemas.instruments import SECONDS, SIZES, Histogram
 from .bucket import BUCKET, FULL_PART, RECORD_PART, mend
+
+T = TypeVar("T")
 
 log = logging.getLogger("corral.planner.store")
 
@@ -604,3 +606,14 @@ def answer_key(request_id: str) -> str:
 def lease_key(lease_id: str) -> str:
     """Where a lease is kept."""
     return f"{LEASE_PREFIX}{lease_id}"
+
+
+def readable(key: str, value: bytes, type: type[T]) -> T | None:
+    """An entry's value; None, and an error in the log, where it can't be read. One that was deleted is empty."""
+    if not value:
+        return None
+    try:
+        return codec.decode(value, type, codec.JSON)
+    except codec.DecodeError as error:
+        log.error("the entry %s of the bucket can't be read and is left out: %s", key, error)
+        return None

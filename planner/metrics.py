@@ -13,11 +13,11 @@ from ..bus.tasks import heed_cancellation
 from ..schemas.health import Judgement
 from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
 from ..schemas.requests import Assignment, Error, Rejection
-from .beside import Beside
-from .desk import Desk
+from .broker.beside import Beside
+from .broker.broker import Desk
+from .durable.election import Candidate
+from .durable.store import Store
 from .fleet.fleet import Fleet
-from .leases.leader import Candidate
-from .leases.store import Store
 from .leases.telling import Telling
 from .telemetry import Telemetry
 

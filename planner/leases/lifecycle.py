@@ -35,9 +35,9 @@ from ...schemas.requests import (
     UnassignedItem,
     WorkRequest,
 )
-from .owned import Owners, size_of
 from .service_time import Outage, ends_at
 from .telling import slim
+from .usage import Owners, size_of
 
 WARN_FRACTION: Final = 0.2
 """A lease is announced as expiring when this part of its time is left."""

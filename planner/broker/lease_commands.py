@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..schemas.operations import EvictAction, LeaseFilter, Leases
-from ..schemas.requests import Error, Lease, LeaseAction, LeaseState
-from .fleet.fleet import Fleet
-from .leases import leases
-from .leases.leases import LeaseRecord
-from .leases.ledger import Ledger, clock
-from .leases.store import Deposed
-from .opened import Caller
+from ...schemas.operations import EvictAction, LeaseFilter, Leases
+from ...schemas.requests import Error, Lease, LeaseAction, LeaseState
+from ..durable.store import Deposed
+from ..fleet.fleet import Fleet
+from ..leases import lifecycle as leases
+from ..leases.ledger import Ledger, clock
+from ..leases.lifecycle import LeaseRecord
+from .pending import Caller
 
 
 class HoldingDesk:

@@ -13,15 +13,15 @@ from msgspec import Struct
 from nats.errors import Error as NatsError
 from nats.micro.request import Request
 
-from ..bus.permissions import with_name
-from ..schemas import codec, globs, replies
-from ..schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
-from ..schemas.requests import Distribution, Error, WorkRequest
-from ..schemas.subjects import PlanSubject
-from .fleet.state import InvalidRequest
-from .heavy import Heavy, Read, whole, without_items
-from .limits import MOST_LABELS_BYTES
-from .remembered import digest_of
+from ...bus.permissions import with_name
+from ...schemas import codec, globs, replies
+from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
+from ...schemas.requests import Distribution, Error, WorkRequest
+from ...schemas.subjects import PlanSubject
+from ..broker.heavy import Heavy, Read, whole, without_items
+from ..broker.idempotency import digest_of
+from ..fleet.state import InvalidRequest
+from ..limits import MOST_LABELS_BYTES
 
 log = logging.getLogger("corral.planner")
 

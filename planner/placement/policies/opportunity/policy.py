@@ -18,17 +18,17 @@ import random
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
-from ...fleet.state import WHOLE_MILLI, Ask, AskKey, DeviceState, HostState, Model
-from .cheapest import Cheapest, left
-from .demand import Demand
-from .policy import Choice, Search, pick
+from ....fleet.state import WHOLE_MILLI, Ask, AskKey, DeviceState, HostState, Model
+from ..demand import Demand
+from ..policy import Choice, Search, pick
+from ..strain import strain, strain_parts
 from .prices import Prices
-from .strain import strain, strain_parts
-from .worths import STRAIN_MILLI, Worths
+from .search import Cheapest, left
+from .valuation import STRAIN_MILLI, Worths
 
 if TYPE_CHECKING:
-    from ...fleet.fleet import Fleet
-    from ...fleet.index import HostClass
+    from ....fleet.fleet import Fleet
+    from ....fleet.index import HostClass
 
 
 class Opportunity:

@@ -28,8 +28,7 @@ from nats.errors import Error as NatsError
 
 from ...bus.elapsed import elapsed_seconds
 from ...bus.tasks import heed_cancellation
-from .recorded import readable
-from .store import HEARTBEAT, LEADER, Deposed, Entry, Store, WriteFailed
+from .store import HEARTBEAT, LEADER, Deposed, Entry, Store, WriteFailed, readable
 
 log = logging.getLogger("corral.planner.leader")
 

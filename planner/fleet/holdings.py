@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 
 from ...schemas.requests import Grant, LeaseState
+from .blocking import refresh
 from .device import Amounts, Device
 from .host import Host
 from .known import Fleet, Held
-from .standing import refresh
 from .state import WHOLE_SHARE, milli, share_of
 
 

@@ -22,9 +22,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
-from ..bus.permissions import ACROSS
+from ...bus.permissions import ACROSS
 
-log = logging.getLogger("corral.planner.probe")
+log = logging.getLogger("corral.planner.broker.probe")
 
 _TOKEN: Final = "corral-are-you-there"
 _ANSWER_SECONDS: Final = 1.0

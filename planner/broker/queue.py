@@ -16,7 +16,7 @@ from msgspec import json
 
 from ...schemas.operations import Queue, QueueEntry, QueueFilter
 from ...schemas.requests import Rejection, WorkRequest
-from ..fleet.kept import Kept
+from ..fleet.lru import Kept
 from ..fleet.reservation import Reservation
 
 PATIENCE_SECONDS: Final = 30.0

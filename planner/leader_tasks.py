@@ -15,16 +15,16 @@ from nats.errors import Error as NatsError
 from ..bus.elapsed import elapsed_seconds
 from ..bus.tasks import heed_cancellation
 from ..schemas import codec
-from .desk import Desk
+from .broker.broker import Desk
+from .durable.store import HEALTH, SERVICE_TIME, Deposed, Store, WriteFailed
 from .fleet.events import HostLost, HostSeen
 from .fleet.fleet import apply
-from .leases.announce import Announcer
+from .leases.events import Announcer
 from .leases.ledger import clock
 from .leases.service_time import Service
-from .leases.store import HEALTH, SERVICE_TIME, Deposed, Store, WriteFailed
 from .telemetry import Health, Telemetry
 
-log = logging.getLogger("corral.planner.chores")
+log = logging.getLogger("corral.planner.leader_tasks")
 
 LOST_AFTER_SECONDS: Final = 120.0
 """A host that has sent nothing for so long is lost, and so are the leases on it."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from ..schemas import codec
-from ..schemas.operations import DrainAction, Drains
-from ..schemas.requests import Error
-from .fleet.fleet import Fleet, apply
-from .leases.leases import Refused
-from .leases.store import DRAINS, Deposed, Store, WriteFailed
-from .opened import Caller
+from ...schemas import codec
+from ...schemas.operations import DrainAction, Drains
+from ...schemas.requests import Error
+from ..durable.store import DRAINS, Deposed, Store, WriteFailed
+from ..fleet.fleet import Fleet, apply
+from ..leases.lifecycle import Refused
+from .pending import Caller
 
 
 class Drainer:

@@ -14,9 +14,9 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from ..schemas import codec
-from ..schemas.requests import Error, Rejection, WorkRequest
-from .leases.store import Deposed, Outcome, Store, WriteFailed, answer_key
+from ...schemas import codec
+from ...schemas.requests import Error, Rejection, WorkRequest
+from ..durable.store import Deposed, Outcome, Store, WriteFailed, answer_key
 from .refusals import Written
 
 REJECTION_SECONDS: Final = 120.0

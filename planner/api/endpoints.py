@@ -21,10 +21,10 @@ from nats.errors import Error as NatsError
 from nats.micro.request import Request
 from nats.micro.service import EndpointStats, Service
 
-from ..bus.permissions import ACROSS
-from ..schemas import codec, subjects
-from ..schemas.health import ServiceHealth
-from ..schemas.operations import (
+from ...bus.permissions import ACROSS
+from ...schemas import codec, subjects
+from ...schemas.health import ServiceHealth
+from ...schemas.operations import (
     DeviceFilter,
     Devices,
     DrainAction,
@@ -33,19 +33,19 @@ from ..schemas.operations import (
     LeaseFilter,
     QueueFilter,
 )
-from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
-from ..schemas.subjects import PlanSubject
-from . import costs
-from .asked import Asked
-from .beside import Beside, GivenUp, TooMany, too_many
-from .desk import Desk
-from .fleet import summary
-from .fleet.fleet import Fleet
-from .heavy import HEAVY_BYTES
-from .leases.leader import Candidate
-from .limits import Kind, Limiter, asks
-from .placement.decide import InvalidRequest, Policies, explain
-from .vitals import Vitals
+from ...schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
+from ...schemas.subjects import PlanSubject
+from ..broker import costs
+from ..broker.beside import Beside, GivenUp, TooMany, too_many
+from ..broker.broker import Desk
+from ..broker.heavy import HEAVY_BYTES
+from ..durable.election import Candidate
+from ..fleet import summary
+from ..fleet.fleet import Fleet
+from ..limits import Kind, Limiter, asks
+from ..metrics import Vitals
+from ..placement.decide import InvalidRequest, Policies, explain
+from .request_context import Asked
 
 log = logging.getLogger("corral.planner")
 

@@ -26,8 +26,8 @@ from nats.js.errors import NotFoundError
 
 from ...schemas import codec, subjects
 from ...schemas.requests import LeaseEvent, LeaseEventKind
-from .leases import Announcement, LeaseRecord, change_id
-from .store import TOLD, Deposed, Store, WriteFailed
+from ..durable.store import TOLD, Deposed, Store, WriteFailed
+from .lifecycle import Announcement, LeaseRecord, change_id
 from .telling import EventBudget, Pace, Telling
 
 log = logging.getLogger("corral.planner.announce")

@@ -6,10 +6,10 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from ..bus.permissions import ACROSS
-from ..schemas.requests import WorkRequest
+from ...bus.permissions import ACROSS
+from ...schemas.requests import WorkRequest
 from .heavy import Heavy
-from .leases.queue import Waiting
+from .queue import Waiting
 
 _MOST_CALLERS: Final = 64
 """Who asks again has most often given up on its earlier question."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
-from ..schemas.requests import Distribution, LeaseState, Method
-from .fleet.fleet import Fleet
-from .leases.leases import LeaseTable
-from .work.balance import EXACT_ITEMS, EXACT_NODES
+from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
+from ...schemas.requests import Distribution, LeaseState, Method
+from ..fleet.fleet import Fleet
+from ..leases.lifecycle import LeaseTable
+from ..work.balance import EXACT_ITEMS, EXACT_NODES
 
 CHEAP_SECONDS: Final = 0.002
 """What the loop may stand still for a question."""

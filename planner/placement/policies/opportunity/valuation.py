@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from math import erfc, exp, pi, sqrt
 from typing import Final, NamedTuple
 
-from ...fleet.state import UNLIMITED, WHOLE_MILLI, Ask, DeviceState, HostState, Model
+from ....fleet.state import UNLIMITED, WHOLE_MILLI, Ask, DeviceState, HostState, Model
+from ..strain import strain
 from .prices import Prices, Worth
-from .strain import strain
 
 STRAIN_MILLI: Final = 300.0
 """What live trouble at its worst takes from a device."""

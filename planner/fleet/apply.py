@@ -13,15 +13,15 @@ from ...schemas.inventory import address
 from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent, LeaseState
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
+from .blocking import block, count_idle, refresh, uncount_idle
 from .device import Device, Fault, last_tick
 from .events import ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
 from .faults import left, placed, remember
-from .holding import free, hold, part_gone, relate, sharing_memory
+from .holdings import free, hold, part_gone, relate, sharing_memory
 from .host import Host
 from .known import Claim, Fleet
 from .occupancy import UNIDENTIFIED, Listed
 from .order import REREAD_NS, is_past, told_ns
-from .standing import block, count_idle, refresh, uncount_idle
 from .state import STALE, UNLIMITED
 from .topology import levels_of
 

@@ -1,0 +1,1 @@
+"""Requests from arrival to answer: decisions, the queue, idempotency, commands on leases, drains."""
