@@ -20,7 +20,7 @@ from corral.bus.access.folder import Authority
 from corral.bus.access.roles import Role
 from corral.bus.connect import connect as bus_connect
 from corral.bus.layout import ensure_layout
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.schemas import subjects
 from nats.aio.client import Client
 from nats.aio.msg import Msg

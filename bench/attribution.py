@@ -29,7 +29,7 @@ from typing import Any
 import uvloop
 from corral.bus.connect import connect
 from corral.bus.process_identity import lineage
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.collectors.processes.lease_feed import HostLeaseFeed
 from corral.collectors.processes.proc import ProcessTable
 from corral.collectors.processes.violations import Attribution

@@ -37,7 +37,7 @@ import msgspec
 import uvloop
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.collectors.agent.outbox import Outbox
 from corral.collectors.agent.pacing import Pace
 from corral.collectors.agent.publisher import Publisher

@@ -27,9 +27,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from corral.cli.dashboard import login_link
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import CorralError, connect
+from corral.dashboard.security.links import login_link
 from playwright.async_api import Page, async_playwright
 from servers import cpu_seconds
 

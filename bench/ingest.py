@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.schemas import codec, subjects
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.processors.ingest.columnar import SCHEMA
 from corral.processors.ingest.partitions import ensure_stream
 from corral.processors.storage.lake import lake as lakes

@@ -25,7 +25,7 @@ from typing import Any
 import uvloop
 from corral.bus.connect import connect
 from corral.bus.layout import until_laid_out
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.schemas import subjects
 from granting import HEADER, drive, grant_and_release, grants_only, start_planner, until_usable
 from servers import cpu_seconds, start

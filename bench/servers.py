@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 
 
 def start(folder: Path, count: int) -> list[EmbeddedServer]:

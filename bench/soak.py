@@ -34,7 +34,7 @@ from typing import Any
 
 import uvloop
 from corral.bus.connect import URL_VARIABLE, connect
-from corral.cli.server import EmbeddedServer, die_with_parent
+from corral.cli.local.server import EmbeddedServer, die_with_parent
 from corral.schemas import codec, subjects
 from corral.schemas.query import ProcessorStatus
 from corral.schemas.telemetry import AgentReport

@@ -53,7 +53,8 @@ def contexts(ctx: typer.Context) -> Found:
 def keys(ctx: typer.Context) -> Found:
     """Keys of the configuration file."""
     from .config import VARIABLES, settings
-    from .main import COMMANDS, load
+    from .loading import load
+    from .registry import COMMANDS
 
     yield from (*VARIABLES, "current")
     for name in COMMANDS:
@@ -63,7 +64,7 @@ def keys(ctx: typer.Context) -> Found:
 
 def commands(ctx: typer.Context) -> Found:
     """Names of commands."""
-    from .main import COMMANDS
+    from .registry import COMMANDS
 
     return COMMANDS
 
@@ -77,7 +78,7 @@ def policies(ctx: typer.Context) -> Found:
 
 def sorts(ctx: typer.Context) -> Found:
     """By what `corral top` sorts."""
-    from .board import SORTS
+    from .top.view import SORTS
 
     return SORTS
 
@@ -114,7 +115,7 @@ def owners(ctx: typer.Context) -> Found:
 
 def _ask(ctx: typer.Context, question: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
     """What the planner says, of the bus that the rest of the line would go to."""
-    from .context import apply
+    from .config import apply
     from .options import connected, run
 
     root = ctx.find_root().params

@@ -150,7 +150,7 @@ def _parsed(file: Path) -> dict[str, Any]:
 
 def _check(file: Path, tree: Mapping[str, Any]) -> None:
     """Refuse keys that mean nothing: a misspelt one would be silently left out."""
-    from .main import COMMANDS
+    from .registry import COMMANDS
 
     top = {*VARIABLES, "current", "contexts"}
     for key, value in tree.items():
@@ -286,3 +286,49 @@ def _value(file: Path, where: str, parameter: Any, value: Any) -> Any:
     if isinstance(value, list | dict):
         raise CommandError(f"{file} is wrong: {where} takes one value", USAGE)
     return str(value)
+
+
+SOURCES: Final[dict[str, str]] = {}
+"""Where a variable that was not in the environment has its value from, in words."""
+
+
+def apply(flag: str | None, config: Config | None = None, *, lenient: bool = False) -> None:
+    """Take a context's settings over into the environment, or those at the top of the file where none is in use.
+
+    Args:
+        flag: the context that the command line names: it goes before the environment. The one that `CORRAL_CONTEXT`
+            names, or that is in use, only fills in what the environment does not say.
+        config: what the files say; they are read by default.
+        lenient: let it be if the context that the file has in use is not there; for commands that mend that.
+
+    Raises:
+        CommandError: there is no such context.
+    """
+    if config is None:
+        config = read()
+    named = flag or os.environ.get(CONTEXT_VARIABLE)
+    name = named or config.current
+    chosen = config.contexts.get(name) if name else config.top
+    if chosen is None:
+        if named or not lenient:
+            raise CommandError(unknown_context(name, config), USAGE)
+        return
+    url = os.environ.get(VARIABLES["nats"])
+    another = not flag and bool(url) and url != chosen.nats
+    for field, variable in VARIABLES.items():
+        value = getattr(chosen, field) or (config.top.owner if field == "owner" else "")
+        if another and field != "owner":
+            # The environment names another bus: credentials of this one are not shown to it.
+            continue
+        if value and (flag or not os.environ.get(variable)):
+            os.environ[variable] = os.path.expanduser(value) if field in PATHS else value
+            SOURCES[variable] = f"context {name}" if name else str(config.origins[field])
+        elif flag and field != "owner":
+            # Credentials of one bus are not shown to another.
+            os.environ.pop(variable, None)
+
+
+def unknown_context(name: str, config: Config) -> str:
+    """The error for a context that is not there, with those that are."""
+    known = f"there are {', '.join(config.contexts)}" if config.contexts else "there is none yet"
+    return f"there is no context {name!r}: {known} (corral context add NAME URL)"

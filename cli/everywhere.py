@@ -50,7 +50,7 @@ def way() -> str:
 def use_credentials(path: str) -> None:
     """Take credentials that the command line names: no context has brought them."""
     os.environ[credentials.CREDENTIALS_VARIABLE] = path
-    if (context := sys.modules.get("corral.cli.context")) is not None:
+    if (context := sys.modules.get("corral.cli.operate.context")) is not None:
         context.SOURCES.pop(credentials.CREDENTIALS_VARIABLE, None)
 
 
@@ -65,7 +65,7 @@ def attach(name: str, command: Any) -> None:
 def _options(name: str, of_group: bool) -> list[Any]:
     def config(ctx: typer.Context, value: str | None) -> None:
         if value:
-            from .settings import defaults_of
+            from .file_defaults import defaults_of
 
             take(name, config=value)
             os.environ["CORRAL_CONFIG"] = os.path.abspath(value)
@@ -73,7 +73,7 @@ def _options(name: str, of_group: bool) -> list[Any]:
 
     def context(value: str | None) -> None:
         if value:
-            from .context import apply
+            from .config import apply
 
             take(name, context=value)
             apply(value)
@@ -82,8 +82,6 @@ def _options(name: str, of_group: bool) -> list[Any]:
 
     def nats(value: str | None) -> None:
         if value:
-            from .options import another_bus
-
             take(name, nats=value)
             os.environ[URL_VARIABLE] = another_bus(value) or value
 
@@ -107,3 +105,16 @@ def _options(name: str, of_group: bool) -> list[Any]:
     for option in found:
         option.expose_value = option.allow_from_autoenv = False
     return found
+
+
+def another_bus(url: str | None) -> str | None:
+    """Credentials that a context has brought are not shown to the bus that a flag names."""
+    if url:
+        GIVEN["nats"] = url
+    if url and url != os.environ.get(URL_VARIABLE):
+        from .config import SOURCES, VARIABLES
+
+        for variable in SOURCES:
+            if variable != VARIABLES["owner"]:
+                os.environ.pop(variable, None)
+    return url

@@ -76,7 +76,7 @@ def code_and_message(error: BaseException) -> tuple[int, str]:
     """The exit code for an error and the line that says what is wrong."""
     from ..bus.connect import BusUnavailable, WrongSetting
     from ..client import errors
-    from .server import ServerError
+    from .local.server import ServerError
 
     # Of several that failed at once the first says what is wrong.
     while isinstance(error, BaseExceptionGroup):

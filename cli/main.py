@@ -2,73 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import traceback
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 import typer
 import typer.core
 import typer.main
 
-
-class Entry(NamedTuple):
-    """A command in the list.
-
-    Attributes:
-        place: module within `corral.cli`, and the function in it.
-        panel: heading that it stands under.
-        summary: one line for the list.
-        passes_arguments: what follows is a command of the user's with options of its own.
-    """
-
-    place: str
-    panel: str
-    summary: str
-    passes_arguments: bool = False
-
-
-_TRY: Final = "Try it"
-_WORK: Final = "Work on GPUs"
-_LOOK: Final = "See the fleet"
-_OPERATE: Final = "Operate"
-_PARTS: Final = "Run the parts"
-
-COMMANDS: Final[dict[str, Entry]] = {
-    "up": Entry("up:up", _TRY, "Start a whole cluster on this machine: bus, collector, processor, planner."),
-    "demo": Entry("demo:demo", _TRY, "See it all happen once, in under a minute."),
-    "run": Entry("run:run", _WORK, "Run a command on GPUs: request, wait, run, renew, release.", True),
-    "shell": Entry("run:shell", _WORK, "Open a shell that holds GPUs."),
-    "request": Entry("work:request", _WORK, "Request GPUs; print the assignment or the reasons why not."),
-    "renew": Entry("work:renew", _WORK, "Keep a lease for longer."),
-    "release": Entry("work:release", _WORK, "Give leases back."),
-    "leases": Entry("work:leases", _WORK, "List leases."),
-    "explain": Entry("work:explain", _WORK, "What would become of a request, device by device."),
-    "queue": Entry("work:queue", _WORK, "List the requests that wait."),
-    "withdraw": Entry("work:withdraw", _WORK, "Take requests back that wait."),
-    "top": Entry("top:top", _LOOK, "The fleet, live."),
-    "dashboard": Entry("dashboard:dashboard", _LOOK, "The fleet in a browser: heat map, timelines, leases, SQL."),
-    "devices": Entry("fleet:devices", _LOOK, "List devices with their load, free memory and leases."),
-    "ps": Entry("ps:ps", _LOOK, "List the processes on GPUs, with their leases."),
-    "fleet": Entry("fleet:fleet", _LOOK, "The fleet in numbers."),
-    "query": Entry("query:query", _LOOK, "Ask the history a question in SQL."),
-    "watch": Entry("fleet:watch", _LOOK, "Print samples as they come, one JSON object a line."),
-    "snapshot": Entry("snapshot:snapshot", _LOOK, "Take a consistent copy of the history away."),
-    "drain": Entry("fleet:drain", _OPERATE, "Keep new work off devices or hosts."),
-    "undrain": Entry("fleet:undrain", _OPERATE, "Let work on drained devices or hosts again."),
-    "evict": Entry("fleet:evict", _OPERATE, "Take a lease back from its owner."),
-    "health": Entry("health:health", _OPERATE, "Whether a part is well, by the exit code."),
-    "simulate": Entry("simulate:simulate", _OPERATE, "Replay a trace of requests through the planner's own core."),
-    "context": Entry("context:context", _OPERATE, "Name the buses that you use, and choose one."),
-    "config": Entry("settings:config", _OPERATE, "Show the configuration, and where each value is from."),
-    "auth": Entry("auth:auth", _OPERATE, "Users of the bus, what each may do, keys and certificates."),
-    "doctor": Entry("doctor:doctor", _OPERATE, "Look for what is wrong, each finding with its fix."),
-    "collect": Entry("collect:collect", _PARTS, "Collect this host's GPU telemetry and publish it."),
-    "process": Entry("process:process", _PARTS, "Turn telemetry into history, and answer SQL."),
-    "plan": Entry("plan:plan", _PARTS, "Answer work requests."),
-    "export": Entry("export:export", _PARTS, "Serve the whole fleet's metrics to Prometheus."),
-}
+from .loading import load
+from .registry import COMMANDS, Entry
 
 DEBUG_VARIABLE: Final = "CORRAL_DEBUG"
 
@@ -87,7 +31,14 @@ class LazyCommands(typer.core.TyperGroup):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        return _stub(cmd_name, entry) if self.listing else load(cmd_name)
+        if self.listing:
+            return _stub(cmd_name, entry)
+        command = load(cmd_name)
+        if "_CORRAL_COMPLETE" in os.environ:
+            from .complete import attach
+
+            attach(cmd_name, command)
+        return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The help, without an import of each command."""
@@ -121,38 +72,6 @@ def spelled_out(arguments: list[str]) -> list[str]:
         "--mig=any" if text == "--mig" and at < end and (arguments[at + 1 :] or ["-"])[0].startswith("-") else text
         for at, text in enumerate(arguments)
     ]
-
-
-def load(name: str) -> Any:
-    """Import a command and make it one of Typer's."""
-    from ..bus import websockets
-
-    websockets.leave_out()
-    from .everywhere import attach as attach_everywhere
-
-    entry = COMMANDS[name]
-    module, attribute = entry.place.split(":")
-    found = getattr(importlib.import_module(f"corral.cli.{module}"), attribute)
-    if not isinstance(found, typer.Typer):
-        app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        settings = {"allow_interspersed_args": False} if entry.passes_arguments else {}
-        app.command(name, context_settings=settings)(found)
-        found = app
-    command = typer.main.get_command(found)
-    command.name = name
-    attach_everywhere(name, command)
-    # Every option has a variable, CORRAL_<COMMAND>_<OPTION>; the help names those that have one of their own.
-    command.context_settings["auto_envvar_prefix"] = f"CORRAL_{name}"
-    inner: dict[str, Any] = getattr(command, "commands", None) or {}
-    options: list[Any] = [option for one in (command, *inner.values()) for option in one.params]
-    for option in options:
-        if hasattr(option, "show_envvar"):
-            option.show_envvar = option.envvar is not None
-    if "_CORRAL_COMPLETE" in os.environ:
-        from .complete import attach
-
-        attach(name, command)
-    return command
 
 
 app = typer.Typer(
@@ -226,9 +145,9 @@ def corral(
         # Parts that a command starts read the same file.
         os.environ["CORRAL_CONFIG"] = os.path.abspath(config)
     if context or os.environ.get("CORRAL_CONTEXT") or _config_may_be_there():
-        from .settings import configure
+        from .file_defaults import configure
 
-        configure(ctx, context, must_be_there=config is not None)
+        configure(ctx, context, load, must_be_there=config is not None)
     if nats:
         os.environ[URL_VARIABLE] = nats
     if creds:
@@ -249,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
         _main(arguments)
     except SystemExit as end:
         if isinstance(end.code, int) and end.code:
-            from . import exports
+            from .work import exports
 
             if exports.wanted(arguments):
                 # A script evaluates what stands here, and shall not go on as if it had a lease.
@@ -279,7 +198,7 @@ def _main(arguments: list[str] | None) -> None:
         from .exits import code_and_message
 
         code, message = code_and_message(error)
-        if settings := sys.modules.get("corral.cli.settings"):
+        if settings := sys.modules.get("corral.cli.operate.config"):
             message += settings.blame(message)
         print(f"corral: {message}", file=sys.stderr)
         sys.exit(code)

@@ -16,7 +16,8 @@ import typer
 
 from ..bus.connect import URL_VARIABLE
 from ..bus.credentials import CREDENTIALS_VARIABLE
-from .everywhere import GIVEN
+from ..client import Client
+from .everywhere import another_bus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,18 +25,6 @@ if TYPE_CHECKING:
     from ..client import Client
 
 T = TypeVar("T")
-
-
-def another_bus(url: str | None) -> str | None:
-    """Credentials that a context has brought are not shown to the bus that a flag names."""
-    if url:
-        GIVEN["nats"] = url
-    context = sys.modules.get("corral.cli.context")
-    if url and context is not None and url != os.environ.get(URL_VARIABLE):
-        for variable in context.SOURCES:
-            if variable != context.VARIABLES["owner"]:
-                os.environ.pop(variable, None)
-    return url
 
 
 NatsUrl = Annotated[
@@ -95,7 +84,7 @@ async def connected(nats: str | None, *, owner: str | None = None, timeout: floa
     # The command's own line says it; the log would say it for each attempt.
     logging.getLogger("corral.bus").setLevel(logging.CRITICAL)
     if nats and nats != os.environ.get(URL_VARIABLE):
-        from .context import SOURCES
+        from .config import SOURCES
 
         # The option of a command names another bus than the context: its credentials are not shown there.
         for variable in [name for name in SOURCES if name.startswith("CORRAL_NATS_")]:
@@ -121,3 +110,7 @@ def cancel_surely(task: asyncio.Task[Any]) -> None:
     if not task.done():
         task.cancel()
         task.get_loop().call_later(CANCEL_AGAIN_SECONDS, cancel_surely, task)
+
+
+Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOB", help="Only on such hosts. Repeatable.")]
+Models = Annotated[list[str] | None, typer.Option("--model", metavar="GLOB", help="Only such models. Repeatable.")]

@@ -47,7 +47,8 @@ def check(command: str) -> None:
     ]
     if not odd:
         return
-    from .main import COMMANDS, load
+    from .loading import load
+    from .registry import COMMANDS
 
     if command not in COMMANDS:
         return

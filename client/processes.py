@@ -1,6 +1,6 @@
 """Processes of this host and the lease that each works under, from `/proc` (proc(5)); none where there is no Linux.
 
-Nothing but the standard library: `cli/reaper.py` loads this file by its path, without the package.
+Nothing but the standard library: `cli/work/reaper.py` loads this file by its path, without the package.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def lease_of(pid: int, root: Path = PROC) -> str:
 
 
 def reaper_of(pid: int, root: Path = PROC) -> str:
-    """The lease that a process is the reaper of (`cli/reaper.py`); empty if it is none."""
+    """The lease that a process is the reaper of (`cli/work/reaper.py`); empty if it is none."""
     try:
         words = (root / str(pid) / "cmdline").read_bytes().split(b"\0")
     except OSError:

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 import typer
 from corral.bus.connect import DEFAULT_URL
-from corral.cli import asking, config, exits
-from corral.cli.main import COMMANDS, app, load
-from corral.cli.settings import SERVICES, variables
+from corral.cli import config, exits
+from corral.cli.loading import load
+from corral.cli.main import app
+from corral.cli.operate.config import SERVICES, variables
+from corral.cli.registry import COMMANDS
+from corral.cli.work import request_options
 
 OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     "CORRAL_CONFIG": ("two files, see [above](#the-file)", "The configuration file; no other is read then."),
@@ -167,7 +170,7 @@ def usage(name: str, command: Any) -> str:
 def commands() -> str:
     """The reference of the command line."""
     root = typer.main.get_command(app)
-    asked = {parameter.name for parameter in asking._PARAMETERS}
+    asked = {parameter.name for parameter in request_options._PARAMETERS}
     shared = [one for one in load("request").params if one.name in asked]
     lines = [
         "# Command line",

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from corral.cli.dashboard import login_link
-from corral.cli.supervisor import Part, Supervisor
+from corral.cli.local.supervisor import Part, Supervisor
 from corral.client import Client, Rejected, connect
+from corral.dashboard.security.links import login_link
 
 SIMULATED = ("--source", "simulated", "--hosts", "24", "--devices", "8", "--interval", "1s", "--processes", "2s")
 LIVELY = ("--time-scale", "30", "--background", "0.25", "--seed", "7")

@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import dashboard_images
-from corral.cli.board import Board
-from corral.cli.server import EmbeddedServer
-from corral.cli.supervisor import Part, Supervisor
-from corral.cli.top_app import TopApp
-from corral.cli.up import cluster_parts, wait_until_ready
+from corral.cli.local.server import EmbeddedServer
+from corral.cli.local.supervisor import Part, Supervisor
+from corral.cli.local.up import cluster_parts, wait_until_ready
+from corral.cli.top.app import TopApp
+from corral.cli.top.view import Board
 from corral.client import connect
 
 IMAGES = Path(__file__).parent / "images"

@@ -4,7 +4,7 @@
 # Guess: a program that never makes a frame never pays for pandas; binding the number 1 needs no other library.
 # Seen: `execute("SELECT ?", [1])` imports pandas as a whole; `execute("SELECT 1")` does not. 48 MiB and 0.3 s of CPU here.
 # For Corral: every processor paid that where a notebook's libraries stood beside it. It hides pandas from itself now
-# (`cli/process.py`).
+# (`cli/services/process.py`).
 #
 # Exits 0 while DuckDB behaves so.
 set -euo pipefail

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import SyncClient
 from corral.processors.storage import Database
 from hypothesis import HealthCheck, settings

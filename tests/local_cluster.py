@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from corral.bus.access.folder import Authority
-from corral.cli.local import account
+from corral.cli.local.access import account
 from corral.cli.main import main
 
 SIMULATED = ("--source", "simulated", "--hosts", "2", "--devices", "4", "--interval", "200ms")

@@ -14,7 +14,7 @@ from pathlib import Path
 from corral.bus.access.folder import Authority
 from corral.bus.access.roles import Role
 from corral.bus.connect import connect as bus_connect
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from nats.aio.client import Client
 
 HOST = "127.0.0.1"

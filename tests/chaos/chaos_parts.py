@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from corral.cli.server import die_with_parent, server_binary
+from corral.cli.local.server import die_with_parent, server_binary
 
 CORRAL = (sys.executable, "-m", "corral.cli.main")
 _NETWORK = "10.213.0"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.cli.context import apply
-from corral.cli.server import EmbeddedServer
+from corral.cli.config import apply
+from corral.cli.local.server import EmbeddedServer
 from corral.client.request import OWNER_VARIABLE
 from local_cluster import LocalCluster, invoke
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.cli.children import Child, NotStarted, TooLate
-from corral.cli.remote import Remote
+from corral.cli.work.children import Child, NotStarted, TooLate
+from corral.cli.work.remote import Remote
 from corral.client import processes
 from local_cluster import alive, wait_for
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from corral.cli.exits import MEANINGS
-from corral.cli.main import COMMANDS, load
-from corral.cli.server import EmbeddedServer
-from corral.cli.up import work_hints
+from corral.cli.loading import load
+from corral.cli.local.server import EmbeddedServer
+from corral.cli.local.up import work_hints
+from corral.cli.registry import COMMANDS
 from corral.schemas.operations import DeviceStatus
 from local_cluster import LocalCluster, corral, environment, invoke
 

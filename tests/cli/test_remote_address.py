@@ -2,7 +2,7 @@
 
 import pytest
 from corral.cli.exits import CommandError
-from corral.cli.remote import Remote
+from corral.cli.work.remote import Remote
 
 
 @pytest.mark.parametrize("via", ["ssh", "ssh -p 2222 {address}", "sh -c 'ssh {address} $0'"])

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from corral.cli import logs
-from corral.cli.logs import LogFormat, RepeatLimit, configure
+from corral.cli.services import logs
+from corral.cli.services.logs import LogFormat, RepeatLimit, configure
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from corral.cli.board import SORTS, Board, by_host, picked, sparkline
+from corral.cli.top.view import SORTS, Board, by_host, picked, sparkline
 from corral.client import Client, connect
 from corral.schemas.operations import DeviceStatus, FleetSummary
 from corral.schemas.requests import LeaseState
@@ -21,8 +21,8 @@ from local_cluster import CORRAL, LocalCluster, environment, wait_for
 
 pytest.importorskip("textual", reason="corral[top] is not installed")
 
-from corral.cli.top_app import TopApp
-from corral.cli.top_rows import Rows
+from corral.cli.top.app import TopApp
+from corral.cli.top.tables import Rows
 from textual.widgets import Input
 
 

@@ -51,7 +51,8 @@ def test_every_variable_of_the_documentation_is_known() -> None:
     page = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
     words = {word.strip("`,.") for word in page.read_text().split() if word.startswith("`CORRAL_")}
     named = {word for word in words if word.replace("_", "").isalnum() and word.isupper()}
-    from corral.cli.main import COMMANDS, load
+    from corral.cli.loading import load
+    from corral.cli.registry import COMMANDS
 
     known = set(variables.OTHERS).union(*(variables.known(load(name)) for name in COMMANDS))
     assert {"CORRAL_NATS_URL", "CORRAL_DB"} <= named

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import LeaseLost, Unavailable, connect
 from corral.collectors.service import collect
 from corral.collectors.simulated.source import SimulatedSource

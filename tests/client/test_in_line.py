@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import Client, TimedOut, TooManyRequests, connect, line
 from corral.planner.limits import Limits
 from corral.schemas import codec

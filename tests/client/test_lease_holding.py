@@ -7,7 +7,7 @@ import contextlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import HeldLease, LeaseLost, connect
 from corral.planner.limits import Limits
 from corral.schemas import codec, subjects

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import (
     Client,
     Conflict,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from corral.bus.access.roles import Role
 from corral.bus.layout import ensure_layout
-from corral.cli.main import load
+from corral.cli.loading import load
 from corral.collectors.agent.outbox import Outbox
 from corral.collectors.replay.source import ReplaySource
 from corral.collectors.service import collect, state_folder

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout, stream_config
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.collectors.agent import claim as claim_module
 from corral.collectors.agent import publisher as publisher_module
 from corral.collectors.agent.claim import HostTaken

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import Client, connect
 from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.processes.lease_feed import HostLeaseFeed

@@ -10,7 +10,7 @@ from typing import Any
 
 import pynvml
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.service import collect
 from corral.schemas import codec, columns, subjects

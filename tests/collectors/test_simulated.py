@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.collectors.processes.lease_feed import LeaseFeed
 from corral.collectors.service import collect
 from corral.collectors.simulated.models import MODELS

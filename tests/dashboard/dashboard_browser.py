@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from corral.cli.dashboard import login_link
 from corral.dashboard.security.accounts import Accounts, Role
+from corral.dashboard.security.links import login_link
 from corral.dashboard.security.sessions import Sessions
 from local_cluster import CORRAL, environment, wait_for
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import SyncClient
 from corral.schemas.requests import LeaseState
 from dashboard_browser import DashboardProcess, Tab, open_tab, settled

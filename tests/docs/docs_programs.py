@@ -53,14 +53,16 @@ class Wrong(Exception):
 def corral(arguments: list[str]) -> int:
     """The real command line; of services, the reading of their options."""
     from corral.cli import main
+    from corral.cli.loading import load
+    from corral.cli.registry import COMMANDS
 
     # The bus that pages speak of is the cluster's, and root's folders are in a home of its own.
     url, home = os.environ["DOCS_URL"], os.environ["HOME"]
     arguments = [re.sub("nats://(gpu-bus|127.0.0.1):4222", url, word) for word in arguments]
     arguments = [re.sub("^(?=/(etc|var)/)", home, word) for word in arguments]
-    name = next((word for word in arguments if word in main.COMMANDS), "")
+    name = next((word for word in arguments if word in COMMANDS), "")
     if name in SERVICES and "--help" not in arguments:
-        main.load(name).make_context(name, arguments[arguments.index(name) + 1 :])
+        load(name).make_context(name, arguments[arguments.index(name) + 1 :])
         print(f"(corral {name} is not started here: its options are right)")
         return 0
     sys.argv = ["corral", *arguments]
@@ -180,7 +182,7 @@ def docker(arguments: list[str]) -> int:
 
 def nats_server(arguments: list[str]) -> int:
     """That the server takes its configuration."""
-    from corral.cli.server import server_binary
+    from corral.cli.local.server import server_binary
 
     arguments = [re.sub("^(?=/(etc|var)/)", os.environ["HOME"], word) for word in arguments]
     os.execv(server_binary(), ["nats-server", "-t", *arguments])

@@ -14,7 +14,8 @@ from pathlib import Path
 import docs_pages as pages
 import pytest
 from corral.cli import config
-from corral.cli.main import COMMANDS, load
+from corral.cli.loading import load
+from corral.cli.registry import COMMANDS
 from local_cluster import LocalCluster, environment
 
 ROOT = pages.ROOT

@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 
 import pytest
-from corral.cli.main import load
+from corral.cli.loading import load
 from corral.exporter.families import FAMILIES
 from exporter_process import exporting, free_port, get, known, parse, running, types
 from local_cluster import CORRAL, LocalCluster, corral, wait_for

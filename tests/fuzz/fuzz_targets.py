@@ -23,7 +23,7 @@ import msgspec
 import pyarrow as pa
 from corral.cli import config
 from corral.cli.exits import CommandError
-from corral.cli.main import load
+from corral.cli.loading import load
 from corral.client.errors import CorralError
 from corral.client.query import QueryResult
 from corral.collectors.agent.spill import Record, Spill

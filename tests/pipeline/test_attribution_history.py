@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import Client, CorralError, connect
 from corral.collectors.service import collect
 from corral.collectors.simulated.source import MISDEED_LABEL, SimulatedSource

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from corral.bus.connect import connect
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client.health import ask_health
 from corral.schemas import codec, subjects
 from corral.schemas.health import ServiceHealth

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from corral.bus.connect import BusUnavailable
 from corral.bus.layout import bucket_config, ensure_layout, stream_config
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.planner.broker.idempotency import Answer, Answers
 from corral.planner.broker.refusals import OWNER_PART, Written
 from corral.planner.durable.bucket import BUCKET, FACTS, READ, RECORD_PART, mend

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.planner.broker import costs
 from corral.planner.broker.beside import Beside, Bounds, GivenUp, TooMany
 from corral.schemas import codec

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from corral.bus.connect import connect
 from corral.bus.layout import until_laid_out
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.planner.service import Planner, Settings
 from corral.schemas.requests import Error, Placement, WorkRequest
 from msgspec import Struct

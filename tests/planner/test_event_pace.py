@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.planner.leases import lifecycle
 from corral.planner.leases.telling import SHORTEST_SECONDS, EventBudget, Pace, slim
 from corral.schemas import codec

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import Conflict, Ended, LeaseLost, SyncClient, connect
 from corral.schemas.requests import LeaseState
 from nats.aio.client import Client as Bus

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.planner.durable.store import HEARTBEAT, Outcome, Store, WriteFailed, lease_key
 from corral.planner.leases import lifecycle
 from corral.planner.leases.lifecycle import LeaseRecord, LeaseTable

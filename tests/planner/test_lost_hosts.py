@@ -7,7 +7,7 @@ import json
 import time
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from nats.aio.client import Client
 from rig_planner import FakeHosts, ask, running, until_ready
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from corral.bus.layout import ensure_layout
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.schemas import subjects
 from model_planner import (
     ABSENT_SECONDS,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from corral.bus.tasks import heed_cancellation
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from nats.aio.client import Client
 from rig_planner import FakeHosts, PlannerProcess, ask, persist, running, until_ready
 

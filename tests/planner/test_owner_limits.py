@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import Client, TooManyRequests
 from corral.client.errors import CorralError, InvalidRequest
 from corral.planner.leases.usage import Owned, Owners

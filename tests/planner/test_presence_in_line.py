@@ -10,7 +10,7 @@ from typing import Any
 import corral.client.line
 import nats
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import connect
 from corral.planner.broker.presence import Presence
 from corral.planner.broker.probe import Probe, probed

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from corral.bus.connect import connect
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.planner.durable.store import lease_key
 from corral.planner.leases import lifecycle
 from corral.planner.service import Planner, Settings

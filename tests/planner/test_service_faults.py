@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.planner.durable.store import TOLD, Deposed, Outcome, Store, lease_key
 from corral.planner.fleet.device import Fault
 from corral.planner.leases import lifecycle

@@ -12,7 +12,7 @@ import msgspec
 import nats
 import pytest
 from corral.bus.connect import connect as bus_connect
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import connect
 from corral.schemas import codec, subjects
 from nats.aio.client import Client

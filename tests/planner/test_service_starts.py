@@ -14,7 +14,7 @@ from pathlib import Path
 
 from corral.bus.connect import URL_VARIABLE, connect
 from corral.bus.layout import ensure_layout
-from corral.cli.server import EmbeddedServer, server_binary
+from corral.cli.local.server import EmbeddedServer, server_binary
 from nats.aio.client import Client
 from rig_planner import FakeHosts, PlannerProcess, persist, until_ready
 

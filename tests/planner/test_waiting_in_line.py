@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory
 from nats.aio.client import Client as Bus
 from rig_planner import GIB, FakeHosts, ask, running, until_ready

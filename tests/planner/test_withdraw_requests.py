@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.client import Client, Rejected, connect
 from corral.planner.api.request_context import Asked
 from corral.planner.durable.store import answer_key

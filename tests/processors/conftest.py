@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.processors.service import process
 from corral.processors.storage.lake import lake as lakes
 from history import Asking

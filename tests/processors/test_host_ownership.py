@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.cli.doctor import LISTED_TWICE, WRONG_CLOCKS
+from corral.cli.operate.doctor import LISTED_TWICE, WRONG_CLOCKS
 from corral.processors import views
 from corral.schemas import subjects
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState

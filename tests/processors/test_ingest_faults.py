@@ -17,7 +17,7 @@ import duckdb
 import pytest
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.schemas import codec, subjects
 from history import Asking, sample_batch
 from nats.aio.client import Client

@@ -13,7 +13,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.processors.ingest import partitions
 from corral.processors.storage.lake import lake as lakes
 from corral.schemas import codec, subjects

@@ -20,8 +20,8 @@ from corral.bus.access import roles
 from corral.bus.access.roles import Role
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
-from corral.cli import server as servers
-from corral.cli.server import EmbeddedServer
+from corral.cli.local import server as servers
+from corral.cli.local.server import EmbeddedServer
 from corral.processors.ingest import origin as origins
 from corral.processors.ingest import partitions
 from corral.processors.ingest.deadletters import DeadLetters

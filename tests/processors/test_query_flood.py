@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from corral.bus.connect import connect
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.processors.service import process
 from corral.schemas import codec, subjects
 from corral.schemas.query import END_HEADER

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.processors.ingest.reader import Reader
 from corral.processors.service import process
 from corral.schemas import subjects

@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 import pytest
 from corral.bus.connect import connect
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.processors.ingest.deadletters import DeadLetters
 from corral.processors.ingest.ingest import CONSUMERS, Ingest
 from corral.processors.storage import Database

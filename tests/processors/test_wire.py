@@ -8,7 +8,7 @@ from typing import Any
 
 from corral.bus.chunked_transport import ChunkParser, ChunkTransport, quicken
 from corral.bus.connect import connect
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.protocol.parser import Parser

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from corral.bus.connect import WrongSetting, connect
 from corral.bus.layout import SCALE_VARIABLE, default_scale, ensure_layout
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 from corral.schemas import codec, columns, subjects, units
 from corral.schemas.metrics import METRICS, DeviceSample
 from corral.schemas.operations import ExplainRequest

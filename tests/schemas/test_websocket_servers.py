@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from corral.cli.server import EmbeddedServer
+from corral.cli.local.server import EmbeddedServer
 
 ASK = """
 import asyncio, sys

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
-from corral.cli.local import settle, take_over
-from corral.cli.server import EmbeddedServer
-from corral.cli.supervisor import Part
+from corral.cli.local.access import settle, take_over
+from corral.cli.local.server import EmbeddedServer
+from corral.cli.local.supervisor import Part
 from corral.client import Refused, SyncClient, Unavailable
 from corral.schemas import subjects
 from local_cluster import CORRAL, SIMULATED, invoke, wait_for

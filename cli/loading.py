@@ -1,0 +1,39 @@
+"""Making the commands: a module is imported when its command runs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import typer
+import typer.main
+
+from .registry import COMMANDS
+
+
+def load(name: str) -> Any:
+    """Import a command and make it one of Typer's."""
+    from ..bus import websockets
+
+    websockets.leave_out()
+    from .everywhere import attach as attach_everywhere
+
+    entry = COMMANDS[name]
+    module, attribute = entry.place.split(":")
+    found = getattr(importlib.import_module(f"corral.cli.{module}"), attribute)
+    if not isinstance(found, typer.Typer):
+        app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        settings = {"allow_interspersed_args": False} if entry.passes_arguments else {}
+        app.command(name, context_settings=settings)(found)
+        found = app
+    command = typer.main.get_command(found)
+    command.name = name
+    attach_everywhere(name, command)
+    # Every option has a variable, CORRAL_<COMMAND>_<OPTION>; the help names those that have one of their own.
+    command.context_settings["auto_envvar_prefix"] = f"CORRAL_{name}"
+    inner: dict[str, Any] = getattr(command, "commands", None) or {}
+    options: list[Any] = [option for one in (command, *inner.values()) for option in one.params]
+    for option in options:
+        if hasattr(option, "show_envvar"):
+            option.show_envvar = option.envvar is not None
+    return command

@@ -1,0 +1,1 @@
+"""A cluster on this machine: its supervisor, embedded bus, access and demo."""

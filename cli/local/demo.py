@@ -1,0 +1,319 @@
+"""`corral demo`: a cluster comes up, telemetry flows, GPUs are granted, the history answers, and all goes down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from msgspec import Struct
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.text import Text
+
+from ...client import Client, CorralError, QueryResult, Rejected
+from ...client.request import RequestFields
+from ...schemas import operations, requests
+from .. import render
+from ..exits import USAGE, CommandError
+from ..options import console
+from .server import EmbeddedServer
+from .supervisor import DataFolder, Happening, Part, Supervisor
+from .up import cluster_parts, wait_until_ready
+
+DATA_VARIABLE: Final = "CORRAL_DATA"
+RECORDING: Final = Path("gentd26", "gpu_samples.parquet")
+SPEED: Final = 1200
+"""A minute of the recording in a twentieth of a second: its samples are a minute apart."""
+FIRST_SAMPLES: Final = 2_000
+LEAST_SAMPLES: Final = 12_000
+"""So many are in the history before it is asked."""
+PATIENCE_SECONDS: Final = 20.0
+
+
+class Question(Struct, frozen=True):
+    """A question to the history, in words and in SQL."""
+
+    words: str
+    sql: str
+
+
+QUESTIONS: Final = (
+    Question(
+        "Which hosts work hardest, and which idle?",
+        """
+SELECT host, count(DISTINCT device) AS gpus, count(*) AS samples,
+       round(avg(gpu_utilization_percent), 1) AS mean_util,
+       round(quantile_cont(gpu_utilization_percent::DOUBLE, 0.95), 1) AS p95_util,
+       round(avg(memory_used_bytes) / 2**30, 1) AS mean_gib
+FROM samples GROUP BY host ORDER BY mean_util DESC LIMIT 6""",
+    ),
+    Question(
+        "Which GPUs hold memory and do nothing with it?",
+        """
+SELECT host, index AS gpu, round(max(memory_used_bytes) / 2**30, 1) AS held_gib,
+       round(avg(gpu_utilization_percent), 2) AS mean_util,
+       round(100.0 * count_if(gpu_utilization_percent < 1) / count(*)) AS idle_percent
+FROM samples JOIN devices USING (device, host)
+GROUP BY ALL HAVING mean_util < 2 AND held_gib > 4 ORDER BY held_gib DESC, gpu LIMIT 6""",
+    ),
+    Question(
+        "Who holds or held GPUs, for how long, and how busy were they?",
+        """
+SELECT l.owner, l.name, l.state, len(l.devices) AS gpus,
+       round(date_diff('millisecond', l.granted_at, coalesce(l.ended_at, now())) / 1000, 1) AS seconds,
+       count(s.time) AS samples, round(avg(s.gpu_utilization_percent), 1) AS mean_util
+FROM leases l LEFT JOIN samples s
+  ON list_contains(l.devices, s.device) AND s.time BETWEEN l.granted_at AND coalesce(l.ended_at, now())
+GROUP BY ALL ORDER BY l.owner""",
+    ),
+)
+
+
+def demo(
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FOLDER", help="Keep the cluster's data there; else it is removed.")
+    ] = None,
+    recording: Annotated[
+        Path | None,
+        typer.Option("--recording", metavar="FILE", help="Parquet or CSV of real samples. Default: in $CORRAL_DATA."),
+    ] = None,
+    simulated: Annotated[bool, typer.Option("--simulated", help="Simulated GPUs, even where a recording is.")] = False,
+) -> None:
+    """See it all happen once: telemetry, requests, a rejection with its reasons, distribution, SQL.
+
+    A cluster of its own comes up in a temporary folder on a free port and goes down again at the end. It replays a
+    recording of real GPUs where one is named, and simulates a fleet where not.
+
+    Examples:
+      corral demo
+      corral demo --simulated
+      corral demo --recording my_gpus.parquet
+    """
+    found = None if simulated else recording or find_recording()
+    if found is not None and not found.is_file():
+        raise CommandError(f"there is no recording at {found}", USAGE)
+    with contextlib.ExitStack() as stack:
+        folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corral-demo-")))
+        held = DataFolder(folder.expanduser().absolute())
+        stack.callback(held.close)
+        asyncio.run(_demo(held.path, found))
+
+
+def find_recording() -> Path | None:
+    """The recording of real GPUs that `$CORRAL_DATA` names, or that is in the folder of that name; None without one."""
+    path = Path(os.environ.get(DATA_VARIABLE) or os.devnull)
+    found = path if path.is_file() else path / RECORDING
+    return found if found.is_file() else None
+
+
+async def _demo(folder: Path, recording: Path | None) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    began = time.monotonic()
+    show = Show(console())
+    troubles: list[Happening] = []
+
+    def tell(happening: Happening) -> None:
+        if happening.kind == "died":
+            troubles.append(happening)
+
+    parts = cluster_parts(folder, _collector(folder, recording))
+    supervisor = Supervisor(EmbeddedServer(folder / "nats"), parts, folder / "logs", tell)
+    try:
+        show.title(recording)
+        with show.busy("Starting bus, processor, planner and collector…"):
+            await supervisor.start()
+            missing, summary = await wait_until_ready(supervisor.server.url, parts, timeout=40)
+        if missing:
+            details = "\n".join(f"{trouble.part}: {trouble.detail}" for trouble in troubles[-3:])
+            raise CommandError(f"not ready in time: {', '.join(missing)}\n{details}".rstrip())
+        assert summary is not None
+        show.ready(supervisor, summary, time.monotonic() - began)
+        from ...client import connect
+
+        async with connect(supervisor.server.url, owner="demo", name="corral-demo") as client:
+            await _scenes(client, show)
+    finally:
+        with show.busy("Stopping in order…"):
+            await supervisor.stop()
+    show.end(time.monotonic() - began)
+
+
+def _collector(folder: Path, recording: Path | None) -> Part:
+    state = ["--state", str(folder / "collector")]
+    if recording is None:
+        arguments = ["--source", "simulated", "--hosts", "6", "--devices", "8", "--interval", "100ms"]
+        arguments += ["--time-scale", "60", "--background", "0.3"]
+    else:
+        arguments = ["--source", "replay", "--file", str(recording), "--hosts", "18", "--prefix", "node"]
+        arguments += ["--speed", str(SPEED), "--loop", "--interval", "100ms"]
+    return Part(name="collector", arguments=["collect", *arguments, *state])
+
+
+async def _scenes(client: Client, show: Show) -> None:
+    with show.busy("Telemetry begins to flow…"):
+        await _until(lambda: _recorded(client, FIRST_SAMPLES, 0))
+    show.scene("Telemetry flows", "corral devices")
+    devices = await client.devices()
+    # The most telling ones: the busiest of several hosts.
+    busiest = sorted(devices, key=lambda device: -(device.utilization_percent or 0))[:5]
+    show.out.print(render.devices_table(busiest))
+    show.out.print(f"[dim]… and {len(devices) - len(busiest)} more[/]")
+
+    show.scene("alice asks for two GPUs with 20 GiB free each", "corral request --gpus 2 --memory 20GiB")
+    held = await _ask(client, show, owner="alice", name="train", gpus=2, memory="20GiB", ttl="2m")
+
+    show.scene("bob shares half of one", "corral request --share 0.5 --memory 8GiB")
+    shared = await _ask(client, show, owner="bob", name="notebook", share=0.5, memory="8GiB", ttl="2m")
+
+    show.scene(
+        "carol has 1,000 prompts for four GPUs, by their memory",
+        "corral request --gpus 4 --items 1000 --method capacity --weight-by memory",
+    )
+    worked = await _ask(
+        client,
+        show,
+        owner="carol",
+        name="inference",
+        gpus=4,
+        ttl="2m",
+        items=1000,
+        method="capacity",
+        weight_by="memory",
+    )
+
+    show.scene("dave wants what the fleet does not have", "corral request --gpus 64 --memory 70GiB")
+    await _ask(client, show, owner="dave", gpus=64, memory="70GiB")
+
+    with show.busy("Work goes on, and the history takes it all in…"):
+        await _until(lambda: _recorded(client, LEAST_SAMPLES, 0))
+    show.scene("alice keeps hers, bob gives his back", "corral renew … && corral release …")
+    if held is not None:
+        renewed = await client.renew(held.lease_id, owner="alice")
+        show.out.print(f"[green]Renewed[/] {renewed.lease_id}: ends in {render.left(renewed)}")
+    if shared is not None:
+        released = await client.release(shared.lease_id, owner="bob")
+        show.out.print(f"[green]Released[/] {released.lease_id}")
+    show.out.print(render.leases_table(await client.leases()))
+
+    granted = [lease for lease in (held, shared, worked) if lease is not None]
+    await _until(lambda: _recorded(client, LEAST_SAMPLES, len(granted), ended=int(shared is not None)))
+    for question in QUESTIONS:
+        show.scene(question.words, None)
+        show.answer(question.sql.strip(), await client.query(question.sql))
+
+
+async def _ask(client: Client, show: Show, **fields: Any) -> requests.Lease | None:
+    request: RequestFields = fields  # pyright: ignore[reportAssignmentType]
+    began = time.perf_counter()
+    try:
+        lease = (await client.request(**request)).lease
+    except Rejected as rejected:
+        took = time.perf_counter() - began
+        for line in render.rejection_lines(rejected.rejection):
+            show.out.print(line)
+        show.out.print(f"[dim]answered in {took * 1000:.1f} ms[/]")
+        return None
+    took = time.perf_counter() - began
+    show.out.print(
+        f"[bold green]Granted[/] lease [bold]{lease.lease_id}[/] to {lease.owner} [dim]in {took * 1000:.1f} ms[/]"
+    )
+    show.out.print(render.grants_table(lease.grants))
+    return lease
+
+
+async def _recorded(client: Client, samples: int, leases: int, ended: int = 0) -> bool:
+    known = await client.query(
+        "SELECT (SELECT count(*) FROM samples), (SELECT count(*) FROM leases), (SELECT count(ended_at) FROM leases)"
+    )
+    return all(have >= want for have, want in zip(known.rows[0], (samples, leases, ended), strict=True))
+
+
+async def _until(ready: Callable[[], Awaitable[bool]]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(CorralError):
+            if await ready():
+                return
+        await asyncio.sleep(0.2)
+
+
+class Show:
+    """What the demo prints."""
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+        self._number = 0
+
+    def busy(self, text: str) -> contextlib.AbstractContextManager[Any]:
+        """A spinner on a terminal; a line in a pipe."""
+        if self.out.is_terminal:
+            return self.out.status(text)
+        self.out.print(f"[dim]{text}[/]")
+        return contextlib.nullcontext()
+
+    def title(self, recording: Path | None) -> None:
+        """What is about to be seen."""
+        source = (
+            f"Real telemetry: {recording.name}, {SPEED} times faster than it was recorded."
+            if recording
+            else "Simulated GPUs, a minute a second (a recording of real ones would be used where there is one)."
+        )
+        self.out.print(
+            Panel(
+                Group(Text("A GPU fleet that senses, remembers and places, on one message bus."), Text(source, "dim")),
+                title="[bold]Corral[/]",
+                title_align="left",
+                border_style="green",
+                width=min(self.out.width, 100),
+            )
+        )
+
+    def ready(self, supervisor: Supervisor, summary: operations.FleetSummary, seconds: float) -> None:
+        """What runs."""
+        pids = " · ".join(f"{name} {pid}" for name, pid in supervisor.pids.items())
+        models = ", ".join(f"{count} × {name}" for name, count in sorted(summary.models.items()))
+        self.out.print(
+            f"[green]✓[/] A cluster in {seconds:.1f} s at {supervisor.server.url} [dim](processes: {pids})[/]"
+        )
+        self.out.print(f"[green]✓[/] {summary.devices} GPUs on {summary.hosts} hosts: {escape(models)}")
+
+    def scene(self, words: str, command: str | None) -> None:
+        """A heading, with the command that does the same."""
+        self._number += 1
+        self.out.print()
+        self.out.print(f"[bold green]{self._number}[/] [bold]{escape(words)}[/]")
+        if command:
+            self.out.print(f"  [dim]$ {escape(command)}[/]")
+
+    def answer(self, sql: str, result: QueryResult) -> None:
+        """A query and its rows."""
+        self.out.print(Syntax(sql, "sql", theme="ansi_dark", background_color="default", word_wrap=True))
+        numbers = [
+            name
+            for at, name in enumerate(result.columns)
+            if any(isinstance(row[at], int | float) for row in result.rows)
+        ]
+        made = render.table(*result.columns, right=numbers)
+        for row in result.rows:
+            made.add_row(*("–" if value is None else escape(f"{value}") for value in row))
+        self.out.print(made)
+        self.out.print(f"[dim]{len(result)} rows in {result.seconds * 1000:.0f} ms[/]")
+
+    def end(self, seconds: float) -> None:
+        """What to do next."""
+        self.out.print()
+        self.out.print(f"[bold green]That was Corral[/], in {seconds:.0f} s. To keep a cluster: [bold]corral up[/]")

@@ -1,0 +1,319 @@
+"""`corral up`: a whole cluster on this machine, for as long as the command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+import signal
+import socket
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ...bus.connect import DEFAULT_URL
+from ...client import Client, CorralError
+from ...schemas import operations
+from ..exits import USAGE, CommandError
+from ..options import console
+from .access import Local, context_name, forget, introduce, server_names, settle, take_over
+from .folders import dashboard_state, default_data
+from .server import EmbeddedServer, server_binary
+from .supervisor import DataFolder, Happening, Part, Supervisor
+
+READY_SECONDS = 60.0
+
+
+def up(
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FOLDER", help="For everything. Default: ~/.local/share/corral.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", help="Of the bus; 0 takes a free one.", min=0, max=65535)] = 4222,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="ADDRESS", help="Of the bus; loopback alone by default.")
+    ] = "127.0.0.1",
+    source: Annotated[
+        str, typer.Option("--source", help="auto, nvml, amd, simulated or none. auto simulates where no GPU is.")
+    ] = "auto",
+    hosts: Annotated[int, typer.Option("--hosts", help="Simulated hosts.", min=1)] = 4,
+    devices: Annotated[int, typer.Option("--devices", help="GPUs on each simulated host.", min=1)] = 8,
+    background: Annotated[
+        float,
+        typer.Option("--background", metavar="SHARE", help="Simulated GPUs in use without a lease.", min=0, max=1),
+    ] = 0.0,
+    faults: Annotated[
+        float,
+        typer.Option(
+            "--faults", metavar="N", help="Faults per simulated GPU a day; 300 shows the devices' alerts.", min=0
+        ),
+    ] = 0.2,
+    interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between samples.")] = "1s",
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="A bus where anyone on this machine may do anything.")
+    ] = False,
+    no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Without the dashboard.")] = False,
+) -> None:
+    """Start a whole cluster on this machine: bus, collector, processor, planner, dashboard. Ctrl-C stops it in order.
+
+    What dies is started again. The data folder is kept, so history and leases are there the next time.
+
+    Each part has credentials of its own, and you have yours: a context of the configuration leads to the cluster.
+    Others get theirs by `corral auth add`. With --listen beyond this machine, the bus speaks TLS.
+
+    Examples:
+      corral up
+      corral up --source simulated --hosts 100 --devices 8
+      corral up --data /tmp/try --port 0
+    """
+    if source not in ("auto", "nvml", "amd", "simulated", "none"):
+        raise CommandError(f"--source {source!r}: use auto, nvml, amd, simulated or none", USAGE)
+    server_binary()
+    folder = DataFolder((data or default_data()).expanduser().absolute())
+    try:
+        if port and _taken(listen, port):
+            raise CommandError(
+                f"port {port} on {listen} is taken, perhaps by a NATS server: use that one (corral collect, process "
+                "and plan find it), or start on another port with --port 0"
+            )
+        if no_auth and server_names(listen):
+            raise CommandError(f"--listen {listen} with --no-auth would let anyone do anything: leave one away", USAGE)
+        collector = collector_part(source, folder.path, hosts, devices, interval, background, faults)
+        parts = cluster_parts(folder.path, collector)
+        if not no_dashboard and find_spec("nicegui") is not None:
+            parts.append(dashboard_part(folder.path))
+        server = EmbeddedServer(folder.path / "nats", port, listen)
+        local = None if no_auth else settle(folder.path, server.pid_file, listen)
+        take_over(server.data, local is not None)
+        if local is not None:
+            parts = [local.part(part) for part in parts]
+            server.include = local.authority.config
+        asyncio.run(_up(folder, server, parts, collector, local))
+    finally:
+        folder.close()
+
+
+def cluster_parts(data: Path, collector: Part | None) -> list[Part]:
+    """The parts of a local cluster, in the order of starting."""
+    parts = [
+        Part(name="processor", arguments=["process", "--db", str(data / "history.duckdb")]),
+        Part(name="planner", arguments=["plan"]),
+    ]
+    return [*parts, collector] if collector else parts
+
+
+def dashboard_part(data: Path) -> Part:
+    """The dashboard, on loopback; it says where in its state folder."""
+    state = dashboard_state(data)
+    (state / "url").unlink(missing_ok=True)
+    return Part(name="dashboard", arguments=["dashboard", "--quiet", "--state", str(state)])
+
+
+def collector_part(
+    source: str, data: Path, hosts: int, devices: int, interval: str, background: float = 0.0, faults: float = 0.2
+) -> Part | None:
+    """The collector: of this host's GPUs where there are any, else simulated."""
+    if source == "none":
+        return None
+    if source == "auto":
+        from ...collectors.detect import detect
+
+        source = detect() or "simulated"
+    arguments = ["collect", "--source", source, "--interval", interval, "--state", str(data / "collector")]
+    if source == "simulated":
+        arguments += ["--hosts", str(hosts), "--devices", str(devices), "--background", str(background)]
+        arguments += ["--faults", str(faults)]
+    return Part(name="collector", arguments=arguments)
+
+
+async def _up(
+    folder: DataFolder, server: EmbeddedServer, parts: Sequence[Part], collector: Part | None, local: Local | None
+) -> None:
+    out = console()
+    credentials = local and local.credentials
+    name = context_name(folder.path, default_data())
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stopping.set)
+
+    def tell(happening: Happening) -> None:
+        if happening.kind in ("died", "killed"):
+            out.print(f"[red]✗[/] {happening.part}: {escape(happening.detail.rstrip())}")
+        elif happening.kind == "started" and ready:
+            out.print(f"[green]✓[/] {happening.part} is back (process {happening.pid})")
+        elif happening.kind == "stopped":
+            out.print(f"[dim]✓ {happening.part} has stopped[/]")
+
+    ready = False
+    supervisor = Supervisor(server, parts, folder.path / "logs", tell, local and local.authority.credentials("planner"))
+    try:
+        with out.status("Starting the cluster…") if out.is_terminal else contextlib.nullcontext():
+            await supervisor.start()
+            folder.write(server.url)
+            seen = dashboard_state(folder.path) / "url"
+            waiting = asyncio.create_task(
+                wait_until_ready(server.url, parts, credentials=credentials, dashboard_url=seen)
+            )
+            stopped = asyncio.create_task(stopping.wait())
+            await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            stopped.cancel()
+            missing, summary = await waiting
+            if credentials is None:
+                way = "" if server.url == DEFAULT_URL else f" --nats {server.url}"
+            else:
+                way = "" if introduce(name, server.url, credentials) else f" --context {name}"
+            devices = await _devices(server.url, credentials)
+            _print_ready(server.url, folder.path, collector, missing, summary, way, devices)
+            ready = True
+            await stopping.wait()
+        else:
+            waiting.cancel()
+        out.print("[dim]Stopping…[/]")
+    finally:
+        await supervisor.stop()
+        if credentials is not None and folder.path != default_data():
+            forget([name], server.url)
+
+
+async def wait_until_ready(
+    url: str,
+    parts: Sequence[Part],
+    timeout: float = READY_SECONDS,
+    *,
+    credentials: Path | None = None,
+    dashboard_url: Path | None = None,
+) -> tuple[list[str], operations.FleetSummary | None]:
+    """Wait until each part answers and the planner sees devices.
+
+    Returns:
+        The parts that did not in time, and the fleet.
+    """
+    from ...client import connect
+
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+    missing = {part.name for part in parts}
+    summary: operations.FleetSummary | None = None
+    proof = str(credentials) if credentials else None
+    async with connect(url, credentials=proof, patience=0.0, timeout=2.0, name="corral-up") as client:
+        while missing and loop.time() < end:
+            if "planner" in missing or "collector" in missing:
+                with contextlib.suppress(CorralError):
+                    summary = await client.fleet()
+                    missing.discard("planner")
+                    if summary.usable_devices:
+                        missing.discard("collector")
+            if dashboard_url is not None and _written(dashboard_url):
+                missing.discard("dashboard")
+            if "processor" in missing and await _history_answers(client):
+                missing.discard("processor")
+            if missing:
+                await asyncio.sleep(0.1)
+    return sorted(missing), summary
+
+
+async def _devices(url: str, credentials: Path | None) -> list[operations.DeviceStatus]:
+    from ...client import connect
+
+    async with connect(url, credentials=str(credentials) if credentials else None, name="corral-up") as client:
+        try:
+            return list(await client.devices())
+        except CorralError:
+            return []
+
+
+def _written(path: Path) -> bool:
+    return path.exists()
+
+
+async def _history_answers(client: Client) -> bool:
+    try:
+        await client.history()
+    except CorralError:
+        return False
+    return True
+
+
+def _print_ready(
+    url: str,
+    data: Path,
+    collector: Part | None,
+    missing: Sequence[str],
+    summary: operations.FleetSummary | None,
+    way: str,
+    devices: Sequence[operations.DeviceStatus],
+) -> None:
+    out = console()
+    for name in missing:
+        out.print(f"[yellow]![/] the {name} is not ready yet; its log: {escape(str(data / 'logs' / f'{name}.log'))}")
+    simulated = collector is not None and "simulated" in collector.arguments
+    if summary is not None and summary.devices:
+        kind = "simulated GPUs" if simulated else "GPUs"
+        models = ", ".join(f"{count} × {name}" for name, count in sorted(summary.models.items()))
+        out.print(f"[bold]{summary.devices} {kind}[/] on {summary.hosts} hosts: {escape(models)}")
+    out.print(f"[bold green]Corral is up[/] at [bold]{url}[/], data in {escape(str(data))}")
+    # The option goes to `corral` itself: it then holds for whichever command follows.
+    rows = [
+        (f"corral{way} top", "watch the fleet"),
+        *((f"corral{way} {command}", meaning) for command, meaning in work_hints(devices, simulated)),
+        (f'corral{way} query "FROM samples LIMIT 5"', "ask the history"),
+    ]
+    width = max(len(command) for command, _ in rows)
+    for command, meaning in rows:
+        out.print(f"  {escape(command.ljust(width))}   [dim]{meaning}[/]", soft_wrap=True)
+    _print_dashboard(dashboard_state(data), data)
+    out.print("[dim]Ctrl-C stops it.[/]")
+
+
+def work_hints(devices: Sequence[operations.DeviceStatus], simulated: bool) -> list[tuple[str, str]]:
+    """Commands that get GPUs on this very fleet, with their meaning; none where it has none to give."""
+    free = [one for one in devices if one.usable and not one.leases and not one.in_use]
+    whole = [one for one in free if not one.mig_parent]
+    if not free:
+        return []
+    # Of MIG instances each request gets one, and asks for it.
+    mig, together = ("", 2) if whole else (" --mig", 1)
+    by_host: dict[str, list[int]] = {}
+    for one in whole or free:
+        by_host.setdefault(one.host, []).append(one.memory_free_bytes)
+    most = max(by_host.values(), key=lambda host: (min(len(host), together), sorted(host)[-together:]))
+    memory = min(sorted(most)[-together:]) >> 30
+    asked = f"request --gpus {min(len(most), together)}{mig}" + (f" --memory {min(memory, 20)}GiB" if memory else "")
+    # Simulated GPUs are of other hosts than this. What runs gives its GPU back: it comes first, where there is but one.
+    anywhere = " --host any" if simulated else ""
+    return [
+        (f"run{anywhere} --gpus 1{mig} -- printenv CUDA_VISIBLE_DEVICES", "run work on one"),
+        (asked, "ask for GPUs"),
+    ]
+
+
+def _print_dashboard(state: Path, data: Path) -> None:
+    """Where the dashboard is; on a terminal, with a token that logs in once: a log would keep it for others to read."""
+    from ...dashboard.security.links import login_link
+
+    out = console()
+    try:
+        url = (state / "url").read_text()
+    except FileNotFoundError:
+        return
+    again = "corral dashboard link" + ("" if data == default_data() else f" --state {shlex.quote(str(state))}")
+    if out.is_terminal:
+        out.print(f"Dashboard: [bold]{login_link(state)}[/]", soft_wrap=True)
+        out.print(f"  [dim]that link logs in once; another: {escape(again)}[/]", soft_wrap=True)
+    else:
+        out.print(f"Dashboard: {url}; log in by what `{escape(again)}` prints", soft_wrap=True)
+
+
+def _taken(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False

@@ -1,0 +1,138 @@
+"""Contexts: named buses, so that nobody types URLs. `corral context add lab nats://…`, and every command goes there.
+
+A setting is taken from the flag, else from the environment, else from the context, else from Corral itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..config import VARIABLES, Config, Context, path, read, unknown_context, write
+from ..everywhere import GIVEN
+from ..exits import NOT_YOURS, USAGE, CommandError
+
+
+def own() -> Config:
+    """What the file says that commands write to."""
+    return read([path()])
+
+
+context = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
+
+
+@context.callback()
+def contexts() -> None:
+    """Name the buses that you use, and choose one.
+
+    Examples:
+      corral context add lab nats://gpu-bus:4222 --creds ~/lab.creds
+      corral context use lab
+      corral --context lab devices
+    """
+
+
+@context.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Of the context.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of the bus; several by comma.")],
+    creds: Annotated[str, typer.Option("--creds", metavar="FILE", help="Credentials file.")] = "",
+    owner: Annotated[str, typer.Option("--owner", metavar="NAME", help="Who asks there.")] = "",
+    ca: Annotated[str, typer.Option("--ca", metavar="FILE", help="Certificate that the server's is checked by.")] = "",
+    cert: Annotated[str, typer.Option("--cert", metavar="FILE", help="Your certificate, if the server asks.")] = "",
+    key: Annotated[str, typer.Option("--key", metavar="FILE", help="Its key.")] = "",
+) -> None:
+    """Add a context, or change it; the first one is used at once.
+
+    Examples:
+      corral context add lab nats://gpu-bus:4222 --creds ~/lab.creds
+    """
+    if not name.strip() or "://" not in url:
+        raise CommandError(f"{url!r} is no URL of a bus: write it like nats://host:4222", USAGE)
+    config = own()
+    given = {"creds": creds or GIVEN.get("creds", ""), "ca": ca, "cert": cert, "key": key}
+    full = {field: str(Path(file).expanduser().absolute()) for field, file in given.items() if file}
+    config.contexts[name] = Context(nats=url, owner=owner, **full)
+    config.current = config.current or name
+    write(config)
+    typer.echo(f"{name}: {url}{' (in use)' if config.current == name else ''}")
+
+
+@context.command()
+def use(name: Annotated[str, typer.Argument(help="Of the context.")]) -> None:
+    """Use a context from now on.
+
+    Examples:
+      corral context use lab
+    """
+    known, config = read(), own()
+    if name not in known.contexts:
+        raise CommandError(unknown_context(name, known), NOT_YOURS)
+    config.current = name
+    write(config)
+    typer.echo(f"{name}: {known.contexts[name].nats} (in use)")
+
+
+@context.command("list")
+def list_contexts(json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False) -> None:
+    """List contexts; the one in use has a star.
+
+    Examples:
+      corral context list
+    """
+    config = read()
+    if json:
+        from ..options import print_json
+
+        found: Any = {"current": config.current, "contexts": config.contexts}
+        print_json(found)
+        return
+    for name, one in config.contexts.items():
+        star = "*" if name == config.current else " "
+        fields = ((field, getattr(one, field)) for field in VARIABLES if field != "nats")
+        details = "".join(f"  {field} {value}" for field, value in fields if value)
+        typer.echo(f"{star} {name}  {one.nats}{details}")
+
+
+@context.command()
+def export() -> None:
+    """Print what leads to the bus in use, and who asks there, as variables, for programs that are not Corral.
+
+    Examples:
+      eval "$(corral context export)"
+    """
+    from ...bus.connect import DEFAULT_URL, URL_VARIABLE
+    from ...bus.credentials import CA_VARIABLE, INBOX_VARIABLE, CredentialsError, identify
+    from ...client.request import OWNER_VARIABLE, default_owner
+
+    values = {URL_VARIABLE: DEFAULT_URL} | {name: os.environ[name] for name in VARIABLES.values() if name in os.environ}
+    try:
+        # What the credentials say of their holder, which Corral's own programs read there.
+        identity = identify()
+    except CredentialsError as error:
+        raise CommandError(str(error), USAGE) from None
+    values[OWNER_VARIABLE] = default_owner(identity.owner)
+    for variable, value in ((INBOX_VARIABLE, identity.inbox), (CA_VARIABLE, identity.ca)):
+        if value:
+            values.setdefault(variable, value)
+    for variable, value in values.items():
+        typer.echo(f"export {variable}={shlex.quote(value)}")
+
+
+@context.command()
+def remove(name: Annotated[str, typer.Argument(help="Of the context.")]) -> None:
+    """Forget a context.
+
+    Examples:
+      corral context remove lab
+    """
+    config = own()
+    if config.contexts.pop(name, None) is None:
+        raise CommandError(unknown_context(name, config), NOT_YOURS)
+    if config.current == name:
+        config.current = ""
+    write(config)

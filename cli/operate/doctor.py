@@ -1,0 +1,399 @@
+"""`corral doctor`: what is wrong with this host and the fleet, each finding with its fix."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any, Final
+
+import typer
+from msgspec import Struct
+from nats.errors import Error as NatsError
+from rich.markup import escape
+
+from ...bus import stream_messages
+from ...client import Client, CorralError
+from ...client.environment import local_host
+from ...client.health import ask_health
+from ...schemas import codec, subjects
+from ...schemas.telemetry import AgentReport
+from ...schemas.units import format_bytes
+from ..exits import FAILED, CommandError
+from ..local.folders import default_data
+from ..options import AsJson, NatsUrl, connected, console, print_json, run
+
+CLOCK_SECONDS: Final = 1.0
+"""Further apart than this, samples look old, or as if they came from the future."""
+LAG_MESSAGES: Final = 1000
+_SHOWN: Final = 5
+FULL: Final = 0.9
+BUCKET_FULL: Final = 0.8
+TELLING: Final = 0.02
+"""Of a stream: less of it tells nothing of its pace."""
+FREE_BYTES: Final = 2 * 2**30
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One thing that was looked at.
+
+    Attributes:
+        what: that was looked at.
+        level: `ok`, `note` (works, but), `problem`.
+        detail: what was found.
+        fix: what to do about it; empty if nothing.
+    """
+
+    what: str
+    level: str
+    detail: str
+    fix: str = ""
+
+
+def ok(what: str, detail: str) -> Finding:
+    """All is well."""
+    return Finding(what=what, level="ok", detail=detail)
+
+
+def note(what: str, detail: str, fix: str) -> Finding:
+    """It works, but."""
+    return Finding(what=what, level="note", detail=detail, fix=fix)
+
+
+def problem(what: str, detail: str, fix: str) -> Finding:
+    """It does not work."""
+    return Finding(what=what, level="problem", detail=detail, fix=fix)
+
+
+def doctor(json: AsJson = False, nats: NatsUrl = None) -> None:
+    """Look at this host and the fleet for what is wrong: versions, driver, bus, streams, clock, disk, parts.
+
+    Each finding comes with its fix. Exit code 1 where there is a problem.
+
+    Examples:
+      corral doctor
+      corral --context lab doctor --json
+    """
+    findings: list[Finding] = []
+
+    async def work() -> None:
+        async for finding in examine(nats):
+            findings.append(finding)
+            if not json:
+                _print(finding)
+
+    run(work())
+    if json:
+        print_json({"findings": findings})
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def _print(finding: Finding) -> None:
+    sign = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "problem": "[red]✗[/]"}[finding.level]
+    console().print(f"{sign} [bold]{finding.what}[/]: {escape(finding.detail)}")
+    if finding.fix:
+        console().print(f"    {escape(finding.fix)}", style="yellow" if finding.level == "note" else "red")
+
+
+async def examine(nats: str | None) -> AsyncIterator[Finding]:
+    """Everything, from this host outwards; what stands on something broken is not looked at."""
+    yield versions()
+    yield configuration()
+    yield driver()
+    yield disk()
+    try:
+        async with connected(nats, timeout=3) as client:
+            async for finding in _bus(client):
+                yield finding
+            for look in (_collector, _planner, _bucket, _history, _hosts):
+                try:
+                    yield await look(client)
+                except CorralError as error:
+                    yield problem(look.__name__.strip("_"), str(error), _FIXES[look.__name__])
+    except CorralError as error:
+        yield problem("bus", str(error), "start a NATS server with JetStream, or set CORRAL_NATS_URL to yours")
+
+
+def versions() -> Finding:
+    """What is installed."""
+    parts = {
+        "collector": ("pynvml", "amdsmi"),
+        "processor": ("duckdb",),
+        "planner": ("numpy",),
+        "server": (),
+    }
+    able = [name for name, modules in parts.items() if modules and any(find_spec(module) for module in modules)]
+    try:
+        from ..local.server import server_binary
+
+        server_binary()
+        able.append("server")
+    except RuntimeError:
+        pass
+    system = f"Python {platform.python_version()} on {platform.system()} {platform.release()}"
+    return ok("versions", f"corral {metadata.version('corral')}, {system}; can run: {', '.join(able) or 'the client'}")
+
+
+def configuration() -> Finding:
+    """The configuration files."""
+    from .. import config
+    from .config import check_all
+
+    there = [path for path in config.paths() if path.is_file()]
+    try:
+        check_all(there)
+        found = config.read()
+    except CommandError as error:
+        return problem("configuration", str(error), "mend the file: corral config check says what is still wrong")
+    except ModuleNotFoundError as error:
+        return note("configuration", f"has settings of a part that is not installed ({error.name})", "install the part")
+    if found.current and found.current not in found.contexts:
+        return problem("configuration", f"no context {found.current!r}", "corral context use another, or add it")
+    files = ", ".join(map(str, there)) or "no file"
+    return ok("configuration", f"{files}; context {found.current}" if found.current else files)
+
+
+def driver() -> Finding:
+    """The GPU driver of this host."""
+    try:
+        import pynvml
+    except ImportError:
+        return note("driver", "pynvml is not installed", "pip install 'corral[collector]', if this host has GPUs")
+    nvml: Any = pynvml
+    try:
+        nvml.nvmlInit()
+    except Exception as error:  # each of NVML's errors is a class of its own
+        return note(
+            "driver", f"no NVIDIA driver ({error})", "nothing to do, unless this host has GPUs: nvidia-smi tells"
+        )
+    try:
+        return ok("driver", f"NVIDIA {nvml.nvmlSystemGetDriverVersion()}, {nvml.nvmlDeviceGetCount()} GPUs")
+    finally:
+        nvml.nvmlShutdown()
+
+
+def disk() -> Finding:
+    """Room for what `corral up` keeps, and for a collector's spill file."""
+    folder = default_data()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if not os.access(folder, os.W_OK):
+        return problem("disk", f"{folder} can't be written", "name another folder with --data, or mend its owner")
+    if free < FREE_BYTES:
+        return note("disk", f"{format_bytes(free)} free at {folder}", "make room: history and streams need some GiB")
+    return ok("disk", f"{format_bytes(free)} free at {folder}")
+
+
+async def _bus(client: Client) -> AsyncIterator[Finding]:
+    nc = client.nc
+    began = time.perf_counter()
+    await nc.flush(3)
+    took = (time.perf_counter() - began) * 1000
+    url = nc.connected_url.netloc if nc.connected_url else "?"
+    version = nc.connected_server_version
+    server = f"nats-server {version.major}.{version.minor}.{version.patch}"
+    yield ok("bus", f"{url} answers in {took:.1f} ms, {server}")
+    if (exposed := _exposed(client)) is not None:
+        yield exposed
+    for stream in subjects.STREAMS:
+        info = await _stream(client, stream.name)
+        if info is None:
+            yield problem(
+                f"stream {stream.name}", "is not there", "any part makes it at its start, if JetStream is on (-js)"
+            )
+            continue
+        used, most = info["state"]["bytes"], info["config"]["max_bytes"]
+        detail = f"{info['state']['messages']:,} messages, {format_bytes(used)} of {format_bytes(most)}"
+        if most > 0 and used > FULL * most:
+            yield note(
+                f"stream {stream.name}",
+                detail,
+                "it drops its oldest: fine where the processor keeps up (below), else the history gets gaps",
+            )
+        elif stream.name == subjects.FACTS_STREAM and (days := _days_held(info)) < stream.max_age_seconds / 86400:
+            yield note(
+                f"stream {stream.name}",
+                f"{detail}; at the pace of now it holds {days:.3g} days of the {stream.max_age_seconds / 86400:g} that "
+                "are promised",
+                f"give it more room: `nats stream edit {stream.name} --max-bytes=…`, and renew leases more seldom",
+            )
+        else:
+            yield ok(f"stream {stream.name}", detail)
+        if stream.name == subjects.TELEMETRY_STREAM and "ts" in info:
+            yield _clock(info["ts"])
+
+
+def _days_held(info: dict[str, Any]) -> float:
+    """For how many days a stream holds what comes at the pace of now; infinite where there is too little to tell."""
+    state, most = info["state"], info["config"]["max_bytes"]
+    if most <= 0 or state["bytes"] < TELLING * most or "ts" not in info:
+        return math.inf
+    seconds = (_time(info["ts"]) - _time(state["first_ts"])).total_seconds()
+    return most / state["bytes"] * max(seconds, 1.0) / 86400
+
+
+def _exposed(client: Client) -> Finding | None:
+    """A bus beyond this machine that takes anybody, or that anybody on the way can listen to."""
+    nc = client.nc
+    host = nc.connected_url.hostname if nc.connected_url else None
+    if host is None or host == "localhost" or host.startswith("127.") or host == "::1":
+        return None
+    said: dict[str, Any] = nc._server_info  # pyright: ignore[reportPrivateUsage]  # nats-py has no other way to it
+    if not said.get("auth_required"):
+        return note("access", "whoever reaches the bus may do anything", "corral auth init, and docs/security.md")
+    if not said.get("tls_required"):
+        return note("access", "what is said on the bus can be read on its way", "corral auth init --tls-host NAME")
+    return ok("access", f"with credentials, over TLS; you are {client.identity.user or 'somebody'}")
+
+
+async def _stream(client: Client, name: str) -> dict[str, Any] | None:
+    """The server's raw answer, which has its time, too; None if there is no such stream."""
+    try:
+        reply = await client.nc.request(f"$JS.API.STREAM.INFO.{name}", b"", timeout=3)
+    except Exception:  # no JetStream, or not allowed
+        return None
+    info = jsonlib.loads(reply.data)
+    return None if "error" in info else info
+
+
+def _time(text: str) -> datetime:
+    # Nanoseconds are more than Python reads.
+    return datetime.fromisoformat(text.replace("Z", "+00:00")[:26].split("+")[0]).replace(tzinfo=UTC)
+
+
+def _clock(text: str) -> Finding:
+    server = _time(text)
+    apart = (datetime.now(UTC) - server).total_seconds()
+    if abs(apart) > CLOCK_SECONDS:
+        return problem(
+            "clock",
+            f"this host is {abs(apart):.1f} s {'ahead of' if apart > 0 else 'behind'} the bus",
+            "run a time service (chrony, systemd-timesyncd) on both",
+        )
+    return ok("clock", f"within {abs(apart) * 1000:.0f} ms of the bus")
+
+
+async def _collector(client: Client) -> Finding:
+    host = local_host()
+    try:
+        message = await stream_messages.last(client.nc, subjects.TELEMETRY_STREAM, subjects.agent_subject(host))
+    except (NatsError, TimeoutError) as error:
+        return problem("collector", f"its reports can't be read: {error}", _FIXES[_collector.__name__])
+    if message is None:
+        hosts = (await client.fleet()).hosts
+        return note(
+            "collector",
+            f"none has reported from {host} ({hosts} hosts in the fleet)",
+            "corral collect here, if this host has GPUs to share",
+        )
+    report = codec.decode(message.data, AgentReport)
+    # By its own clock or by the bus's: one of them may be wrong.
+    age = time.time() - max(report.time_ns / 1e9, stream_messages.stored_at(message))
+    if age > 35:
+        return problem("collector", f"of {host} has not reported for {age:.0f} s", "start it again: corral collect")
+    if report.dropped_samples:
+        return note(
+            "collector",
+            f"has dropped {report.dropped_samples:,} samples",
+            "give it a larger --buffer, or the bus more room",
+        )
+    if not report.processes_identified:
+        return note(
+            "collector",
+            f"of {host} has process ids of its own, so it can't tell whose the processes on the devices are",
+            "let it see the host's: hostPID: true on Kubernetes, --pid=host for a container",
+        )
+    return ok("collector", f"{report.source} on {host}, {report.ticks:,} ticks, {report.late_ticks:,} late")
+
+
+async def _planner(client: Client) -> Finding:
+    summary = await client.fleet()
+    detail = f"{summary.devices} devices on {summary.hosts} hosts, {summary.usable_devices} usable"
+    if summary.devices == 0:
+        return note("planner", "sees no devices", "start a collector on a GPU host: corral collect")
+    if summary.usable_devices < summary.devices:
+        devices = await client.devices()
+        why = sorted({reason for device in devices if not device.usable for reason in device.why_not})
+        return note("planner", f"{detail}; the others: {', '.join(why)}", "corral devices shows which")
+    return ok("planner", detail)
+
+
+async def _bucket(client: Client) -> Finding:
+    """Room for leases."""
+    leader = next((found for found in await ask_health(client.nc, "planner") if found.role == "leader"), None)
+    values = {measure.name: measure.value for measure in leader.measures} if leader is not None else {}
+    if "bucket_bytes" not in values:
+        return note("bucket", "no planner leads that says how full its bucket is", _FIXES[_planner.__name__])
+    used, most = values["bucket_bytes"], values["bucket_max_bytes"]
+    if not most:
+        return ok("bucket", f"leases and refusals take {format_bytes(int(used))}, without a limit")
+    detail = f"leases and refusals take {format_bytes(int(used))} of {format_bytes(int(most))}"
+    if used < BUCKET_FULL * most:
+        return ok("bucket", detail)
+    twice = f"`nats stream edit KV_{subjects.PLANNER_BUCKET} --max-bytes={int(2 * most)}`"
+    return note("bucket", f"{detail}: beyond 85 % nothing is granted", f"let leases end, or give it more room: {twice}")
+
+
+async def _history(client: Client) -> Finding:
+    status = await client.history()
+    lag = sum(status.lag_messages.values())
+    detail = f"{status.database}, {format_bytes(status.database_bytes)}, {lag:,} messages behind"
+    if status.paused:
+        return problem("history", f"the processor is paused: {status.paused}", "nothing is lost yet: remove the cause")
+    told = {why for one in await ask_health(client.nc, "processor") if not one.ready for why in one.reasons}
+    if told:
+        return note("history", f"{detail}; {'; '.join(sorted(told))}", "corral health processor says which processor")
+    if lag > LAG_MESSAGES:
+        return note("history", detail, "it catches up, or it is too slow: is its disk, or its CPU, full?")
+    if status.dead_letters:
+        return note(
+            "history",
+            f"{detail}; {status.dead_letters:,} messages refused",
+            "corral query 'FROM dead_letters' says why",
+        )
+    return ok("history", detail)
+
+
+# Of hosts that are there, by what is newest: those that were taken away can't put anything right.
+_THERE: Final = "last_seen > (SELECT max(last_seen) FROM hosts) - INTERVAL 10 MINUTES"
+WRONG_CLOCKS: Final = (
+    f"SELECT host, offset_seconds FROM host_clocks JOIN hosts USING (host) WHERE until IS NULL AND {_THERE}"
+)
+LISTED_TWICE: Final = f"SELECT device, owner, host FROM device_conflicts WHERE {_THERE}"
+
+
+async def _hosts(client: Client) -> Finding:
+    """Hosts with a wrong clock, and devices that two hosts list, as the history has found."""
+    off = await client.query(WRONG_CLOCKS, format="json")
+    twice = await client.query(LISTED_TWICE, format="json")
+    said = [
+        f"the clock of {host} is {abs(offset):.0f} s {'ahead' if offset > 0 else 'behind'}" for host, offset in off.rows
+    ]
+    said += [f"{device} is listed by {owner}, whose it is, and by {host}" for device, owner, host in twice.rows]
+    if not said:
+        return ok("hosts", "their clocks are right, and no two list the same device")
+    more = f"; and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
+    return note(
+        "hosts",
+        "; ".join(said[:_SHOWN]) + more,
+        "run a time service on them; give each collector a machine, a --state folder and devices of its own "
+        "(FROM host_clocks, FROM device_conflicts show all)",
+    )
+
+
+_FIXES: Final[dict[str, str]] = {
+    _collector.__name__: "is JetStream on?",
+    _planner.__name__: "corral plan",
+    _bucket.__name__: "corral plan",
+    _history.__name__: "corral process",
+    _hosts.__name__: "corral process",
+}

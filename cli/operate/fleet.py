@@ -1,0 +1,243 @@
+"""Looking at the fleet and operating it: `devices`, `fleet`, `watch`, `drain`, `undrain`, `evict`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ...client import Client
+from ...schemas import operations, requests
+from ...schemas.units import format_bytes
+from .. import exits, render
+from ..options import AsJson, Hosts, Models, NatsUrl, Timeout, connected, console, print_json, run
+from ..work.request_options import pairs
+
+Devices = Annotated[list[str] | None, typer.Option("--device", metavar="UUID", help="Only these. Repeatable.")]
+
+
+def devices(
+    host: Hosts = None,
+    model: Models = None,
+    device: Devices = None,
+    free: Annotated[bool, typer.Option("--free", help="Only those that may take work now.")] = False,
+    json: AsJson = False,
+    nats: NatsUrl = None,
+    timeout: Timeout = 10.0,
+) -> None:
+    """List devices with their load, free memory, state and leases.
+
+    Examples:
+      corral devices
+      corral devices --model '*A100*' --free
+      corral devices --json | jq '.devices[] | select(.usable) | .uuid'
+    """
+
+    async def work() -> list[operations.DeviceStatus]:
+        async with connected(nats, timeout=timeout) as client:
+            return await client.devices(hosts=host or (), models=model or (), devices=device or ())
+
+    found = run(work())
+    if free:
+        found = [one for one in found if one.usable and one.share_free > 0 and not one.in_use]
+    if json:
+        print_json(operations.Devices(devices=found))
+    elif found:
+        console().print(render.devices_table(found))
+    else:
+        console().print("[dim]no devices[/]")
+
+
+def fleet(
+    host: Hosts = None,
+    model: Models = None,
+    json: AsJson = False,
+    nats: NatsUrl = None,
+    timeout: Timeout = 10.0,
+) -> None:
+    """The fleet in numbers, or a part of it.
+
+    Examples:
+      corral fleet
+      corral fleet --model '*H100*' --json
+    """
+
+    async def work() -> operations.FleetSummary:
+        async with connected(nats, timeout=timeout) as client:
+            return await client.fleet(hosts=host or (), models=model or ())
+
+    summary = run(work())
+    if json:
+        print_json(summary)
+        return
+    made = render.table("", "", right=())
+    made.show_header = False
+    rows = {
+        "hosts": str(summary.hosts),
+        "devices": f"{summary.devices} ({summary.usable_devices} usable, {summary.leased_devices} leased, "
+        f"{summary.in_use_devices} in use without a lease)",
+        "leases": f"{summary.active_leases} active, {summary.waiting_requests} waiting",
+        "memory": f"{format_bytes(summary.memory_used_bytes)} used of {format_bytes(summary.memory_total_bytes)}, "
+        f"{format_bytes(summary.memory_free_bytes)} to be had",
+        "whole GPUs free": f"{summary.share_free:g}",
+        "utilization": render.number(summary.utilization_percent_mean, " %", 1),
+        "temperature": render.number(summary.temperature_celsius_mean, " °C", 1),
+        "power": render.number(summary.power_watts_total, " W"),
+        "models": ", ".join(f"{count} × {name}" for name, count in sorted(summary.models.items())),
+    }
+    for name, value in rows.items():
+        made.add_row(f"[dim]{name}[/]", escape(value))
+    console().print(made)
+
+
+def watch(
+    host: Hosts = None,
+    device: Devices = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Stop after so many samples; 0 goes on.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="As it does anyway.")] = False,
+    nats: NatsUrl = None,
+) -> None:
+    """Print samples as they come, one JSON object a line.
+
+    Examples:
+      corral watch --count 10
+      corral watch --host node-7 | jq -c '{device, power_watts}'
+    """
+    import msgspec
+
+    async def work() -> None:
+        left = count
+        async with connected(nats) as client:
+            async for sample in client.watch(hosts=host or (), devices=device or ()):
+                typer.echo(msgspec.json.encode(sample))
+                left -= 1
+                if left == 0:
+                    return
+
+    run(work())
+
+
+DrainHosts = Annotated[list[str] | None, typer.Option("--host", metavar="NAME", help="A whole host. Repeatable.")]
+DrainDevices = Annotated[list[str] | None, typer.Option("--device", metavar="UUID", help="A device. Repeatable.")]
+DrainLabels = Annotated[
+    list[str] | None, typer.Option("--host-label", metavar="K=V", help="Every host with it, now and later.")
+]
+
+
+def drain(
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; people will read it.")] = "",
+    host: DrainHosts = None,
+    device: DrainDevices = None,
+    host_label: DrainLabels = None,
+    json: AsJson = False,
+    nats: NatsUrl = None,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Keep new work off devices or hosts, over restarts too; leases that are there go on.
+
+    Without options it lists what is drained.
+
+    Examples:
+      corral drain
+      corral drain --host node-7 --reason 'new driver'
+      corral drain --device GPU-8a3c… --reason 'ECC errors'
+      corral drain --host-label rack=r1 --reason 'power work'
+    """
+    listing = not (reason or host or device or host_label)
+    if not listing:
+        _need(host, device, host_label)
+        if not reason:
+            raise exits.CommandError("say why: --reason", exits.USAGE)
+
+    async def work() -> dict[str, str]:
+        async with connected(nats, timeout=timeout) as client:
+            if listing:
+                return await client.undrain()
+            return await client.drain(
+                reason=reason,
+                hosts=host or (),
+                devices=device or (),
+                host_labels=pairs(host_label or [], "--host-label"),
+            )
+
+    _print_drains(run(work()), json)
+
+
+def undrain(
+    host: DrainHosts = None,
+    device: DrainDevices = None,
+    host_label: DrainLabels = None,
+    json: AsJson = False,
+    nats: NatsUrl = None,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Let work on drained devices or hosts again.
+
+    Examples:
+      corral undrain --host node-7
+      corral undrain --device GPU-8a3c…
+    """
+    _need(host, device, host_label)
+
+    async def work() -> dict[str, str]:
+        async with connected(nats, timeout=timeout) as client:
+            return await client.undrain(
+                hosts=host or (), devices=device or (), host_labels=pairs(host_label or [], "--host-label")
+            )
+
+    _print_drains(run(work()), json)
+
+
+def _need(*what: list[str] | None) -> None:
+    if not any(what):
+        raise exits.CommandError("say what: --host, --device or --host-label", exits.USAGE)
+
+
+def _print_drains(drains: dict[str, str], json: bool) -> None:
+    if json:
+        print_json(operations.Drains(drains=drains))
+    elif drains:
+        made = render.table("DRAINED", "REASON")
+        for what, why in drains.items():
+            made.add_row(escape(what), escape(why))
+        console().print(made)
+    else:
+        console().print("[dim]nothing is drained[/]")
+
+
+def evict(
+    lease_id: Annotated[str, typer.Argument(metavar="LEASE", help="Id of the lease.")],
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; its holder is told.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: AsJson = False,
+    nats: NatsUrl = None,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Take a lease back from its owner, whose work is told to stop.
+
+    Examples:
+      corral evict 01JD… --reason 'node-7 goes down at noon'
+    """
+
+    async def work() -> requests.Lease:
+        async with connected(nats, timeout=timeout) as client:
+            await _confirm(client, lease_id, yes or json)
+            return await client.evict(lease_id, reason=reason)
+
+    lease = run(work())
+    if json:
+        print_json(lease)
+    else:
+        console().print(f"[green]Evicted[/] {escape(lease.lease_id)} of {escape(lease.owner)}")
+
+
+async def _confirm(client: Client, lease_id: str, sure: bool) -> None:
+    import sys
+
+    if sure or not sys.stdin.isatty():
+        return
+    found = await client.leases(lease_id=lease_id)
+    if found:
+        console().print(render.leases_table(found))
+    typer.confirm("Evict it?", abort=True)

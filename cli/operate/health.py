@@ -1,0 +1,153 @@
+"""`corral health`: whether services are well, by the exit code; for containers, units and scripts."""
+
+from __future__ import annotations
+
+import socket
+import time
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ...client import Client, NoService, Unavailable
+from ...client.health import ask_health
+from ...schemas import subjects
+from ...schemas.health import ServiceHealth
+from ..exits import NO_SERVICE
+from ..options import AsJson, NatsUrl, connected, console, print_json, run
+
+
+class PartName(StrEnum):
+    """What can be asked after."""
+
+    BUS = "bus"
+    COLLECTOR = "collector"
+    PROCESSOR = "processor"
+    PLANNER = "planner"
+    EXPORTER = "exporter"
+    DASHBOARD = "dashboard"
+
+
+AGENT_SECONDS = 35.0
+"""A collector reports on itself every 10 s: it is not well when three reports in a row are missing."""
+
+
+def health(
+    part: Annotated[PartName | None, typer.Argument(help="Which part; all that answer by default.")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", envvar="CORRAL_HOST", metavar="NAME", help="Of the collector; any by default."),
+    ] = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="Those on this machine, or in this container; all of them must be ready.")
+    ] = False,
+    json: AsJson = False,
+    nats: NatsUrl = None,
+) -> None:
+    """Whether services are well: exit code 0, else 3 (no bus) or 6 (nobody answers, or not ready, with the reasons).
+
+    Of several planners one must lead; of other parts one must be ready, or the collector of --host.
+
+    Examples:
+      corral health                              everything that answers
+      corral health planner
+      corral health planner --here               in a container: this one leads or stands by
+      corral health collector --host node-7
+    """
+    if part is PartName.BUS:
+        server = run(_bus(nats))
+        print_json({"part": "bus", "well": True, "server": server}) if json else typer.echo(f"bus: well ({server})")
+        return
+    found = run(_ask(part, host, here, nats))
+    if part is None:
+        if json:
+            print_json({"well": all(each.ready for each in found), "services": found})
+        else:
+            _show(found)
+        if not all(each.ready for each in found):
+            raise typer.Exit(NO_SERVICE)
+        return
+    ready = [each for each in found if each.ready]
+    if here and len(ready) < len(found):
+        ready = []
+    if part is PartName.PLANNER and not here:
+        ready = [each for each in ready if each.role == "leader"]
+    if not ready:
+        raise NoService(f"{part.value}: not ready: " + "; ".join(_words(each) for each in found))
+    if json:
+        print_json({"part": part.value, "well": True, "services": found})
+    else:
+        typer.echo(f"{part.value}: well ({', '.join(_words(each) for each in ready)})")
+
+
+def _words(health: ServiceHealth) -> str:
+    """An instance in a line."""
+    role = f" {health.role}" if health.role else ""
+    why = f": {', '.join(health.reasons)}" if health.reasons else ""
+    return f"{health.instance}{role} on {health.host}{why}"
+
+
+def _show(found: list[ServiceHealth]) -> None:
+    from ..render import duration, table
+
+    shown = table("service", "instance", "role", "host", "version", "up for", "state")
+    now = time.time()
+    for each in found:
+        up = duration(now - each.started_at.timestamp()) if each.started_at else "–"
+        state = "[green]ready[/green]" if each.ready else f"[red]{escape('; '.join(each.reasons))}[/red]"
+        cells = (each.service.value, each.instance, each.role, each.host, each.corral_version, up)
+        shown.add_row(*(escape(cell) for cell in cells), state)
+    console().print(shown)
+
+
+async def _bus(nats: str | None) -> str:
+    async with connected(nats, timeout=3) as client:
+        await client.nc.jetstream().account_info()
+        return client.nc.connected_url.netloc if client.nc.connected_url else ""
+
+
+async def _ask(part: PartName | None, host: str | None, here: bool, nats: str | None) -> list[ServiceHealth]:
+    async with connected(nats, timeout=3) as client:
+        if part is PartName.COLLECTOR:
+            found = await ask_health(client.nc, part.value, host and subjects.host_token(host))
+            if not found and not here:
+                return [await _reported(client, host)]
+        else:
+            found = await ask_health(client.nc, None if part is None else part.value)
+    if here:
+        found = [each for each in found if each.host == socket.gethostname()]
+    if not found:
+        what = "no service" if part is None else f"no {part.value}"
+        raise NoService(f"{what}{f' of {host}' if host else ''} answers{' on this machine' if here else ''}")
+    return found
+
+
+async def _reported(client: Client, host: str | None) -> ServiceHealth:
+    """A collector that does not answer, of an older version say, is well when its last report is young."""
+    from nats.js.errors import NotFoundError
+
+    from ...bus import stream_messages
+    from ...schemas import codec
+    from ...schemas.instruments import ServiceKind
+    from ...schemas.telemetry import AgentReport
+
+    subject = subjects.agent_subject(subjects.host_token(host) if host else "*")
+    try:
+        message = await stream_messages.last(client.nc, subjects.TELEMETRY_STREAM, subject)
+    except (NotFoundError, TimeoutError) as error:
+        raise Unavailable("the bus keeps no streams: is JetStream on?") from error
+    if message is None:
+        raise NoService(f"no collector{f' of {host}' if host else ''} has reported yet")
+    report = codec.decode(message.data, AgentReport)
+    # By its own clock or by the bus's: one of them may be wrong.
+    age = time.time() - max(report.time_ns / 1e9, stream_messages.stored_at(message))
+    reasons = [f"it has not reported for {age:.0f} s"] if age > AGENT_SECONDS else []
+    return ServiceHealth(
+        service=ServiceKind.COLLECTOR,
+        instance=report.host,
+        host=report.host,
+        ready=not reasons,
+        reasons=reasons,
+        corral_version=report.corral_version,
+    )

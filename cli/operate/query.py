@@ -1,0 +1,268 @@
+"""`corral query`: SQL over the history, as a table, JSON, CSV or an Arrow file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import uuid
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Final
+
+import msgspec
+import typer
+
+from ...schemas.query import MOST_ROWS, QueryEnd, QueryRequest, ResultFormat
+from ...schemas.units import parse_seconds
+from ..exits import FAILED, QUERY_FAILED, TIMED_OUT, USAGE, CommandError
+from ..options import AsJson, NatsUrl, connected, console, run, say
+
+VERTICAL_ROWS: Final = 10
+"""So many rows that are too wide for the terminal are shown one value a line; of more, only the columns that fit."""
+
+
+def query(
+    sql: Annotated[
+        str | None, typer.Argument(metavar="[SQL]", help="One SELECT (or FROM, WITH, DESCRIBE, SHOW, EXPLAIN).")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the SQL from a file; - is stdin.")
+    ] = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    arrow: Annotated[
+        Path | None, typer.Option("--arrow", metavar="FILE", help="Write an Arrow IPC stream; - is stdout.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", "-n", min=1, max=MOST_ROWS, help="Rows at most. Default: 1,000 in a table, else all."),
+    ] = None,
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="TIME", help="Stop the query after it: 30s, 5m.")
+    ] = "30s",
+    nats: NatsUrl = None,
+) -> None:
+    """Ask the history a question in SQL. Ctrl-C cancels the query.
+
+    Examples:
+      corral query "SHOW TABLES"                        what there is
+      corral query "FROM questions"                     what the views answer
+      corral query "FROM fleet_by_hour" -n 24           a view's answer
+      corral query "FROM idle_while_leased" --json      for scripts
+      corral query -f report.sql --csv > report.csv     any number of rows
+      corral query "FROM samples" --arrow out.arrow     for pandas and others
+    """
+    if sum((as_json, as_csv, arrow is not None)) > 1:
+        raise CommandError("--json, --csv and --arrow exclude each other", USAGE)
+    format = ResultFormat.CSV if as_csv else ResultFormat.ARROW if arrow is not None else ResultFormat.JSON
+    table = not (as_json or as_csv or arrow is not None)
+    try:
+        seconds = parse_seconds(timeout)
+    except ValueError as error:
+        raise CommandError(str(error), USAGE) from None
+    if not 0 < seconds <= 600:
+        raise CommandError(f"--timeout {timeout}: from above 0 to 10m", USAGE)
+    request = QueryRequest(
+        sql=read_sql(sql, file),
+        format=format,
+        limit=limit or (1_000 if table else MOST_ROWS),
+        timeout_seconds=seconds,
+        query_id=uuid.uuid4().hex,
+        window=8,
+    )
+    if table:
+        body, end = run(_collect(nats, request))
+        show_table(body, end)
+    else:
+        end = run(_copy(nats, request, arrow, whole=limit is None))
+    if end.truncated:
+        say(f"Only the first {end.rows:,} rows: there are more (--limit).")
+
+
+def read_sql(sql: str | None, file: Path | None) -> str:
+    """The SQL from the argument, a file, or stdin.
+
+    Raises:
+        CommandError: it is given twice, or nowhere.
+    """
+    if sql is not None and sql != "-" and file is not None:
+        raise CommandError("give the SQL as an argument or with --file, not both", USAGE)
+    if sql is not None and sql != "-":
+        return _not_empty(sql)
+    if file is not None and str(file) != "-":
+        try:
+            return _not_empty(file.read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"can't read {file}: {error}", USAGE) from None
+    if sql is None and file is None and sys.stdin.isatty():
+        raise CommandError('there is no SQL: corral query "SHOW TABLES" lists what there is to ask', USAGE)
+    return _not_empty(sys.stdin.read())
+
+
+def _not_empty(sql: str) -> str:
+    if not sql.strip():
+        raise CommandError('the SQL is empty: corral query "SHOW TABLES" lists what there is to ask', USAGE)
+    if len(sql) > 100_000:
+        raise CommandError(f"the SQL is {len(sql):,} characters long, and 100,000 at most", USAGE)
+    return sql
+
+
+async def _collect(nats: str | None, request: QueryRequest) -> tuple[bytes, QueryEnd]:
+    pieces = bytearray()
+    end = QueryEnd()
+    async with connected(nats) as client, _failures():
+        from ...client.query import parts
+
+        async with contextlib.aclosing(parts(client.nc, request, margin_seconds=5)) as stream:
+            async for piece, last in stream:
+                pieces += piece
+                end = last or end
+    return bytes(pieces), end
+
+
+async def _copy(nats: str | None, request: QueryRequest, path: Path | None, *, whole: bool) -> QueryEnd:
+    """Write the parts as they come; a file appears under its name only once it is whole.
+
+    Raises:
+        CommandError: `whole` was wanted, and there are more rows than an answer can have.
+    """
+    end = QueryEnd()
+    with _output(path) as output:
+        async with connected(nats) as client, _failures():
+            from ...client.query import parts
+
+            async with contextlib.aclosing(parts(client.nc, request, margin_seconds=5)) as stream:
+                async for piece, last in stream:
+                    output.write(piece)
+                    end = last or end
+        if whole and end.truncated:
+            text = f"there are more than {MOST_ROWS:,} rows: ask for a part of them, or say --limit"
+            raise CommandError(text, QUERY_FAILED)
+        if request.format is ResultFormat.JSON:
+            output.write(b"\n")
+    return end
+
+
+@contextlib.contextmanager
+def _output(path: Path | None) -> Generator[BinaryIO]:
+    if path is None or str(path) == "-":
+        stdout: BinaryIO = sys.stdout.buffer
+        try:
+            yield stdout
+            stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        file = partial.open("wb")
+    except OSError as error:
+        raise CommandError(f"can't write {path}: {error.strerror}", FAILED) from None
+    try:
+        with file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def _failures() -> AsyncGenerator[None]:
+    """What the history says of a statement ends on the exit code for that; that nobody is there stays as it is."""
+    from ...client import errors
+
+    try:
+        yield
+    except errors.TimedOut as error:
+        raise CommandError(str(error), TIMED_OUT) from None
+    except errors.ServiceError as error:
+        raise CommandError(str(error), QUERY_FAILED) from None
+
+
+class _Document(msgspec.Struct):
+    columns: list[str]
+    types: list[str]
+    rows: list[list[Any]]
+
+
+_NUMBERS: Final = ("INT", "FLOAT", "DOUBLE", "DECIMAL", "HUGEINT", "BIGNUM")
+
+
+def show_table(body: bytes, end: QueryEnd) -> None:
+    """Print a JSON result for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    document = msgspec.json.decode(body, type=_Document)
+    if _is_plan(document):
+        for row in document.rows:
+            typer.echo(row[-1])
+        return
+    cells = [[_cell(value) for value in row] for row in document.rows]
+    names = document.columns
+    widths = [
+        max([len(name), *(len(line) for row in cells for line in row[index].split("\n"))])
+        for index, name in enumerate(names)
+    ]
+    room = console().width
+    shown = len(names)
+    if console().is_terminal and sum(widths) + 2 * len(widths) > room:
+        if len(cells) <= VERTICAL_ROWS:
+            _show_vertically(names, cells)
+            _footer(end)
+            return
+        while shown > 1 and sum(widths[:shown]) + 2 * shown > room:
+            shown -= 1
+    table = Table(box=None, header_style="bold dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for name, type in list(zip(names, document.types, strict=True))[:shown]:
+        number = any(word in type for word in _NUMBERS) and "[" not in type and "(" not in type.split("DECIMAL")[0]
+        table.add_column(Text(name), justify="right" if number else "left", no_wrap=True, overflow="ellipsis")
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row[:shown]))
+    console().print(table)
+    if shown < len(names):
+        say(f"{len(names) - shown} more columns do not fit: {', '.join(names[shown:])} (name some, or --csv)")
+    _footer(end)
+
+
+def _is_plan(document: _Document) -> bool:
+    return document.columns == ["explain_key", "explain_value"]
+
+
+def _show_vertically(names: list[str], cells: list[list[str]]) -> None:
+    width = max(map(len, names))
+    for number, row in enumerate(cells, 1):
+        console().print(f"[dim]── {number} {'─' * 20}[/]")
+        for name, cell in zip(names, row, strict=True):
+            typer.echo(f"{name:<{width}}  {cell}")
+
+
+def _footer(end: QueryEnd) -> None:
+    if sys.stderr.isatty():
+        say(f"{end.rows:,} row{'' if end.rows == 1 else 's'} in {end.seconds:.3f} s")
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return f"{value:.3g}" if value and abs(value) < 1e-3 else f"{value:.3f}".rstrip("0").rstrip(".")
+        case str():
+            return _short_time(value)
+        case list() | dict():
+            return msgspec.json.encode(value).decode()
+        case _:
+            return str(value)
+
+
+def _short_time(text: str) -> str:
+    """`2026-11-24T10:00:00.000000Z` as `2026-11-24 10:00:00`; any other text as it is."""
+    if len(text) >= 19 and text[10] == "T" and text[4] == text[7] == "-" and text[13] == text[16] == ":":
+        whole, _, fraction = text.rstrip("Z").replace("T", " ").partition(".")
+        fraction = fraction.rstrip("0")
+        return f"{whole}.{fraction}" if fraction else whole
+    return text

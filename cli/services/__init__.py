@@ -1,0 +1,1 @@
+"""Commands that run the parts: collect, process, plan, export, dashboard."""

@@ -1,0 +1,270 @@
+"""`corral collect`: read a source and publish it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..exits import FAILED, USAGE, CommandError
+from ..options import NatsUrl
+from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
+from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
+
+if TYPE_CHECKING:
+    from ...collectors.source import Source
+
+
+class SourceName(StrEnum):
+    """Where telemetry comes from."""
+
+    AUTO = "auto"
+    NVML = "nvml"
+    AMD = "amd"
+    SIMULATED = "simulated"
+    REPLAY = "replay"
+
+
+_HOST = "This host"
+_SIMULATED = "Simulated fleet"
+_REPLAY = "Replay"
+
+
+def collect(
+    source: Annotated[
+        SourceName,
+        typer.Option(envvar="CORRAL_SOURCE", help="auto takes NVML or AMD, whichever is there."),
+    ] = SourceName.AUTO,
+    interval: Annotated[
+        str, typer.Option(envvar="CORRAL_INTERVAL", metavar="TIME", help="Between samples, from 20ms.")
+    ] = "1s",
+    batch: Annotated[
+        str, typer.Option(envvar="CORRAL_BATCH", metavar="TIME", help="Samples of so long share one message.")
+    ] = "250ms",
+    nats: NatsUrl = None,
+    host: Annotated[
+        str | None,
+        typer.Option(envvar="CORRAL_HOST", metavar="NAME", help="Default: this machine's name.", rich_help_panel=_HOST),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="CORRAL_LABELS", metavar="KEY=VALUE", help="Of the host, for requests.", rich_help_panel=_HOST
+        ),
+    ] = None,
+    processes: Annotated[
+        str,
+        typer.Option(
+            envvar="CORRAL_PROCESSES",
+            metavar="TIME",
+            help="Between lists of processes; 0: none.",
+            rich_help_panel=_HOST,
+        ),
+    ] = "10s",
+    with_commands: Annotated[
+        bool,
+        typer.Option(
+            "--with-commands",
+            envvar="CORRAL_WITH_COMMANDS",
+            help="Publish command lines too. They may hold secrets.",
+            rich_help_panel=_HOST,
+        ),
+    ] = False,
+    buffer: Annotated[
+        str, typer.Option(envvar="CORRAL_BUFFER", metavar="SIZE", help="Kept for the bus while it is away.")
+    ] = "256MiB",
+    state: Annotated[
+        Path | None,
+        typer.Option(envvar="CORRAL_STATE_DIR", metavar="FOLDER", help="For the spill file; ~/.local/state/corral."),
+    ] = None,
+    spill: Annotated[bool, typer.Option(help="Keep what waits on disk while the bus is away.")] = True,
+    hosts: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="How many. Default: 4, or 1 to replay.", rich_help_panel=_SIMULATED),
+    ] = None,
+    devices: Annotated[int, typer.Option(metavar="N", help="On each host.", rich_help_panel=_SIMULATED)] = 8,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same fleet.", rich_help_panel=_SIMULATED)] = 1,
+    models: Annotated[str, typer.Option(metavar="MIX", help="Such as H100:3,T4:1.", rich_help_panel=_SIMULATED)] = "",
+    background: Annotated[
+        float, typer.Option(metavar="SHARE", help="Devices busy without a lease.", rich_help_panel=_SIMULATED)
+    ] = 0.05,
+    misbehaving: Annotated[
+        float,
+        typer.Option(metavar="SHARE", help="Leased devices used beyond their lease.", rich_help_panel=_SIMULATED),
+    ] = 0.0,
+    faults: Annotated[
+        float, typer.Option(metavar="N", help="Xid and ECC events per device a day.", rich_help_panel=_SIMULATED)
+    ] = 0.2,
+    time_scale: Annotated[
+        float, typer.Option(metavar="N", help="Seconds of simulation in one.", rich_help_panel=_SIMULATED)
+    ] = 1.0,
+    prefix: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of host names: sim-0001, replay-0001.", rich_help_panel=_SIMULATED),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Parquet or CSV of samples.", rich_help_panel=_REPLAY)
+    ] = None,
+    speed: Annotated[float, typer.Option(metavar="N", help="Times faster.", rich_help_panel=_REPLAY)] = 1.0,
+    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end.", rich_help_panel=_REPLAY)] = False,
+    keep_time: Annotated[
+        bool, typer.Option("--keep-time", help="Publish the recorded times, not the present.", rich_help_panel=_REPLAY)
+    ] = False,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC=COLUMN", help="Where names do not match.", rich_help_panel=_REPLAY),
+    ] = None,
+    stop_within: StopWithin = STOP_WITHIN,
+    log_format: LogFormatOption = LogFormat.AUTO,
+    log_level: LogLevelOption = LogLevel.INFO,
+    verbose: Verbose = False,
+) -> None:
+    """Collect GPU telemetry and publish it, until stopped.
+
+    [bold]Examples[/bold]
+      corral collect                                             this host's GPUs, once a second
+      corral collect --interval 20ms --batch 250ms               fast enough to see a training step
+      corral collect --source simulated --hosts 100              a fleet that is not there
+      corral collect --source replay --file gpu.parquet --speed 60
+
+    The bus may come and go: messages are kept, on disk too, and sent in order when it is back.
+    """
+    from ...schemas.units import parse_bytes, parse_seconds
+
+    identity = configure("collector", log_format, log_level, verbose=verbose)
+    within = stop_seconds(stop_within)
+    chosen = source
+    try:
+        if source is SourceName.AUTO:
+            chosen = _auto()
+        settings = {
+            "interval_seconds": parse_seconds(interval),
+            "batch_seconds": parse_seconds(batch),
+            "processes_seconds": parse_seconds(processes),
+            "buffer_bytes": parse_bytes(buffer),
+        }
+        labels = _pairs(label, "--label rack=r1")
+        made: Source
+        if chosen is SourceName.SIMULATED:
+            from ...collectors.simulated.source import SimulatedSource
+
+            name = _token(prefix or host or "sim")
+            made = SimulatedSource(
+                4 if hosts is None else hosts,
+                devices,
+                seed=seed,
+                models=models,
+                background=background,
+                misbehaving=misbehaving,
+                faults_per_device_day=faults,
+                time_scale=time_scale,
+                prefix=name,
+                labels=labels,
+            )
+        elif chosen is SourceName.REPLAY:
+            from ...collectors.replay.source import ReplaySource
+
+            if file is None:
+                raise ValueError("a replay needs --file with a Parquet or CSV file of samples")
+            name = _token(prefix or host or "replay")
+            made = ReplaySource(
+                file,
+                speed=speed,
+                loop=loop,
+                keep_time=keep_time,
+                hosts=1 if hosts is None else hosts,
+                prefix=name,
+                columns=_pairs(column, "--column memory_used_bytes=mem"),
+                labels=labels,
+            )
+        else:
+            name = _token(host or socket.gethostname())
+            made = _hardware(chosen, name, labels, with_commands)
+        identity.named(name)
+        _run(made, name, nats, settings, state, spill, within)
+    except ValueError as error:
+        raise CommandError(str(error), USAGE) from error
+    except ModuleNotFoundError as error:
+        if error.name not in ("numpy", "pyarrow"):
+            raise
+        raise CommandError(f"{chosen} telemetry needs {error.name}: pip install 'corral[simulated]'") from error
+
+
+def _run(
+    source: Source,
+    name: str,
+    nats: str | None,
+    settings: dict[str, float | int],
+    state: Path | None,
+    spill: bool,
+    within_seconds: float,
+) -> None:
+    from ...collectors.agent.claim import HostTaken
+    from ...collectors.agent.spill import SpillBusy
+    from ...collectors.service import DRAIN_SECONDS
+    from ...collectors.service import collect as work
+
+    # What the bus does not take in time goes to disk, and that takes its time, too.
+    drain = min(DRAIN_SECONDS, within_seconds / 2)
+    try:
+        serve(
+            work(source, name=name, nats_url=nats, state=state, spill=spill, drain_seconds=drain, **settings),  # pyright: ignore[reportArgumentType]
+            within_seconds,
+        )
+    except (HostTaken, SpillBusy) as error:
+        raise CommandError(str(error), FAILED) from error
+
+
+def _hardware(chosen: SourceName, name: str, labels: dict[str, str], with_commands: bool) -> Source:
+    if chosen is SourceName.AMD:
+        from ...collectors.amd.source import AmdSource
+
+        return AmdSource(host=name, labels=labels, with_commands=with_commands)
+    from ...collectors.nvml.source import NvmlSource
+
+    return NvmlSource(host=name, labels=labels, with_commands=with_commands)
+
+
+def _auto() -> SourceName:
+    """NVML or AMD, whichever driver is there. Never simulated: made-up numbers are published only if asked for.
+
+    Raises:
+        ValueError: neither is.
+    """
+    from ...collectors.detect import detect
+
+    found = detect()
+    if found is None:
+        raise ValueError(
+            "no GPU driver is loaded here. --source nvml (or amd) waits for one, --source simulated makes up a fleet"
+        )
+    return SourceName(found)
+
+
+def _token(name: str) -> str:
+    from ...schemas.subjects import host_token
+
+    token = host_token(name)
+    if token != name:
+        logging.getLogger("corral.collector").warning("the name %r goes into subjects as %r", name, token)
+    return token
+
+
+def _pairs(given: list[str] | None, example: str) -> dict[str, str]:
+    """`KEY=VALUE`, several by comma where they come from the environment.
+
+    Raises:
+        ValueError: no `=`, or nothing before it.
+    """
+    found: dict[str, str] = {}
+    for text in given or []:
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            key, sign, value = part.partition("=")
+            if not sign or not key.strip():
+                raise ValueError(f"{part!r} is no KEY=VALUE, as in {example}")
+            found[key.strip()] = value.strip()
+    return found

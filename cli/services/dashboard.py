@@ -1,0 +1,218 @@
+"""`corral dashboard`: the fleet in a browser, and who may log in there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...dashboard.security.links import login_link
+from ..exits import FAILED, USAGE, CommandError
+from ..options import NatsUrl, console, say
+from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
+from .serving import STOP_WITHIN, StopWithin, stop_seconds
+from .serving import serve as run_service
+
+if TYPE_CHECKING:
+    from ...dashboard.security.accounts import Role
+
+State = Annotated[
+    Path | None,
+    typer.Option(
+        "--state", metavar="FOLDER", help="Of secret, accounts and link. Default: ~/.local/state/corral/dashboard."
+    ),
+]
+RoleName = Annotated[str, typer.Option("--role", metavar="ROLE", help="viewer, requester or operator.")]
+
+dashboard = typer.Typer(add_completion=False, rich_markup_mode="rich", invoke_without_command=True)
+
+
+def default_state() -> Path:
+    """Where a dashboard keeps its secret and accounts: `$XDG_STATE_HOME/corral/dashboard`, else under `~/.local`."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "corral" / "dashboard"
+
+
+@dashboard.callback()
+def serve(
+    context: typer.Context,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Listen there; loopback alone by default.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="0 takes a free one. Default: 8600, or a free one if taken."),
+    ] = None,
+    state: State = None,
+    role: RoleName = "operator",
+    no_login: Annotated[
+        bool, typer.Option("--no-login", help="Let everyone in who reaches the port, as --role; on loopback only.")
+    ] = False,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="HOST", help="A name that browsers call it by, behind a proxy. Repeatable."),
+    ] = None,
+    secure: Annotated[
+        bool, typer.Option("--secure", help="Cookies travel by HTTPS alone: behind a TLS proxy.")
+    ] = False,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trusted-proxy",
+            metavar="CIDR",
+            help="Address or network of a proxy: visitors count by their own address (X-Forwarded-For). Repeatable.",
+        ),
+    ] = None,
+    session: Annotated[
+        str, typer.Option("--session", metavar="TIME", help="Who logged in stays so for so long.")
+    ] = "12h",
+    interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between two looks at the fleet.")] = "2s",
+    nats: NatsUrl = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print the link to log in.")] = False,
+    stop_within: StopWithin = STOP_WITHIN,
+    log_format: LogFormatOption = LogFormat.AUTO,
+    log_level: LogLevelOption = LogLevel.INFO,
+    verbose: Verbose = False,
+) -> None:
+    """Serve the dashboard until stopped, and print a link that logs in once.
+
+    Roles: a viewer sees everything; a requester also asks for GPUs and gives back their own; an operator also releases,
+    evicts and drains. --role is that of whoever comes by the link.
+
+    Examples:
+      corral dashboard
+      corral dashboard user alice --role operator      an account with a password
+      corral dashboard link                            another link to log in
+      corral dashboard --host 0.0.0.0 --name gpus.example.org --secure --trusted-proxy 10.0.0.5
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from ...schemas.units import parse_seconds
+
+    identity = configure("dashboard", log_format, log_level, verbose=verbose)
+    within = stop_seconds(stop_within)
+    # At any level: they would log the addresses of pages and sockets, and with these who may use them.
+    for noisy in ("uvicorn", "websockets", "engineio", "socketio", "nicegui"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from ...dashboard.security.proxies import network
+
+    try:
+        seconds, between = parse_seconds(session), parse_seconds(interval)
+        proxies = tuple(network(text) for text in trusted_proxy or ())
+    except ValueError as error:
+        raise CommandError(str(error), USAGE) from error
+    if seconds < 60 or between < 0.1:
+        raise CommandError("--session wants at least 1m, and --interval at least 100ms", USAGE)
+    from ...dashboard import server
+    from ...dashboard.security.accounts import AccountsError
+    from ...dashboard.settings import Settings, SettingsError
+
+    settings = Settings(
+        state=(state or default_state()).expanduser().absolute(),
+        host=host,
+        port=port,
+        url=nats,
+        login=not no_login,
+        role=_role(role),
+        names=tuple(name or ()),
+        secure=secure,
+        trusted_proxies=proxies,
+        session_seconds=seconds,
+        interval_seconds=between,
+    )
+
+    def started(url: str, link: str) -> None:
+        say(f"the dashboard is at {url}")
+        if not quiet and not no_login:
+            # Printed where somebody sits at a terminal; a log would keep the token for others to read.
+            if sys.stderr.isatty():
+                console(stderr=True).print(f"log in, once, by this link:\n  [bold]{link}[/]", soft_wrap=True)
+            else:
+                option = f" --state {shlex.quote(str(settings.state))}" if state else ""
+                say(f"for a link to log in: corral dashboard link{option}")
+
+    try:
+        stop = asyncio.Event()
+        run_service(server.serve(settings, started, stop, identity.named), within, stop)
+    except (SettingsError, AccountsError) as error:
+        raise CommandError(str(error), USAGE) from error
+    except server.PortTaken as error:
+        raise CommandError(str(error), FAILED) from error
+
+
+@dashboard.command("user")
+def user(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who.")],
+    role: RoleName = "viewer",
+    remove: Annotated[bool, typer.Option("--remove", help="Take the account away; its sessions end.")] = False,
+    new_password: Annotated[
+        bool, typer.Option("--new-password", help="Ask for another password, where there is an account already.")
+    ] = False,
+    password_file: Annotated[
+        Path | None,
+        typer.Option("--password-file", metavar="FILE", help="Read the password there; - is stdin. Default: asks."),
+    ] = None,
+    state: State = None,
+) -> None:
+    """Add an account with a password, or give one another role or password. A new password ends its sessions.
+
+    Examples:
+      corral dashboard user alice --role operator
+      corral dashboard user alice --remove
+    """
+    from ...dashboard.security.accounts import Accounts, AccountsError
+
+    accounts = Accounts((state or default_state()).expanduser().absolute())
+    try:
+        if remove:
+            if not accounts.remove(name):
+                raise CommandError(f"there is no account {name!r}", FAILED)
+            say(f"{name} is gone, and logged out")
+            return
+        if password_file is None and not new_password and accounts.assign(name, _role(role)):
+            say(f"{name} may go on as {role}")
+            return
+        if password_file is None:
+            password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+        else:
+            text = sys.stdin.read() if str(password_file) == "-" else password_file.read_text()
+            password = text.rstrip("\r\n")
+        accounts.save(name, _role(role), password)
+    except OSError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}") from error
+    except AccountsError as error:
+        raise CommandError(str(error), USAGE) from error
+    say(f"{name} may log in as {role}")
+
+
+@dashboard.command("link")
+def link(state: State = None) -> None:
+    """Print a new link that logs in once. The one before it is void."""
+    from ..local.access import data_in_use
+    from ..local.folders import dashboard_state, default_data
+
+    # Without a word it is the one that runs: part of the cluster in use, by itself, or as part of `corral up`.
+    in_use = data_in_use()
+    others = [*([dashboard_state(in_use)] if in_use else []), default_state(), dashboard_state(default_data())]
+    places = [state.expanduser().absolute()] if state else others
+    found = next((link for link in map(login_link, places) if link), None)
+    if found is None:
+        looked = ", ".join(map(str, dict.fromkeys(places)))
+        text = "start one with `corral dashboard` or `corral up`, or name the folder of one that runs with --state"
+        raise CommandError(f"no dashboard runs on {looked}: {text}", FAILED)
+    typer.echo(found)
+
+
+def _role(text: str) -> Role:
+    from ...dashboard.security.accounts import Role
+
+    try:
+        return Role(text)
+    except ValueError:
+        raise CommandError(f"--role {text!r}: use viewer, requester or operator", USAGE) from None

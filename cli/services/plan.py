@@ -1,0 +1,115 @@
+"""`corral plan`: answer work requests."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from ...schemas.units import parse_bytes, parse_seconds
+from ..options import NatsUrl
+from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
+from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
+
+_LIMITS = "What one owner may ask"
+
+
+def plan(
+    nats: NatsUrl = None,
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", envvar="CORRAL_POLICY", metavar="NAME", help="Ranks for requests that name none."),
+    ] = None,
+    stale_after: Annotated[
+        str,
+        typer.Option(
+            "--stale-after",
+            envvar="CORRAL_STALE_AFTER",
+            metavar="TIME",
+            help="A device without a sample for so long takes no work.",
+        ),
+    ] = "10s",
+    lost_after: Annotated[
+        str,
+        typer.Option(
+            "--lost-after",
+            envvar="CORRAL_LOST_AFTER",
+            metavar="TIME",
+            help="A host silent for so long is lost, and its leases with it.",
+        ),
+    ] = "2m",
+    owner_rate: Annotated[
+        float,
+        typer.Option(
+            "--owner-rate",
+            metavar="N",
+            min=0,
+            help="Requests a second of one owner; 0 for no limit.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 500.0,
+    owner_burst: Annotated[
+        float, typer.Option("--owner-burst", metavar="N", min=1, help="At once.", rich_help_panel=_LIMITS)
+    ] = 2000.0,
+    owner_waiting: Annotated[
+        int,
+        typer.Option("--owner-waiting", metavar="N", min=1, help="Requests in line.", rich_help_panel=_LIMITS),
+    ] = 1000,
+    owner_leases: Annotated[
+        int,
+        typer.Option("--owner-leases", metavar="N", min=1, help="Leases at a time.", rich_help_panel=_LIMITS),
+    ] = 10_000,
+    owner_lease_bytes: Annotated[
+        str,
+        typer.Option(
+            "--owner-lease-bytes",
+            metavar="SIZE",
+            help="Of its leases in the planner's bucket, and of those that ended of late.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = "64MiB",
+    most_request: Annotated[
+        str, typer.Option("--most-request", metavar="SIZE", help="Of one message.", rich_help_panel=_LIMITS)
+    ] = "1MiB",
+    stop_within: StopWithin = STOP_WITHIN,
+    log_format: LogFormatOption = LogFormat.AUTO,
+    log_level: LogLevelOption = LogLevel.INFO,
+    verbose: Verbose = False,
+) -> None:
+    """Answer work requests, from live telemetry and durable leases.
+
+    Several may run: one leads, the others take over within seconds.
+
+    Examples:
+      corral plan
+      corral plan --nats nats://bus:4222 --policy pack
+      corral plan --stale-after 30s --lost-after 5m
+    """
+    from ...planner.limits import Limits
+    from ...planner.placement.policies import POLICIES
+    from ...planner.service import Settings
+    from ...planner.service import plan as work
+
+    identity = configure("planner", log_format, log_level, verbose=verbose)
+    within = stop_seconds(stop_within)
+    if policy is not None and policy not in POLICIES:
+        raise typer.BadParameter(f"{policy!r} is not known: use one of {', '.join(POLICIES)}", param_hint="--policy")
+    try:
+        settings = Settings(
+            policy=policy,
+            stale_after_seconds=parse_seconds(stale_after),
+            lost_after_seconds=parse_seconds(lost_after),
+            limits=Limits(
+                requests_per_second=owner_rate,
+                burst=owner_burst,
+                waiting=owner_waiting,
+                leases=owner_leases,
+                lease_bytes=parse_bytes(owner_lease_bytes),
+                request_bytes=parse_bytes(most_request),
+            ),
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    stop = asyncio.Event()
+    serve(work(nats, settings, stop=stop, named=identity.named), within, stop)

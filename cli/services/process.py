@@ -1,0 +1,248 @@
+"""`corral process`: write the history and answer SQL."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from ..exits import FAILED, USAGE, CommandError
+from ..options import NatsUrl
+from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
+from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
+
+if TYPE_CHECKING:
+    from ...processors.service import Quack
+    from ...processors.storage import Retention
+
+_KEEP: Final = "How long things are kept (0: for ever)"
+_REMOTE: Final = "Remote door for DuckDB clients"
+_SHARED: Final = "A history that several processors share"
+
+
+def process(
+    db: Annotated[
+        Path, typer.Option("--db", envvar="CORRAL_DB", metavar="FILE", help="The history; made where it is missing.")
+    ] = Path("corral.duckdb"),
+    archive: Annotated[
+        Path | None,
+        typer.Option(envvar="CORRAL_ARCHIVE", metavar="FOLDER", help="For Parquet files; `archive` beside the file."),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(envvar="CORRAL_MEMORY", metavar="SIZE", help="That the database may take.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(envvar="CORRAL_THREADS", metavar="N", min=1, help="Cores that the database may use; all of them."),
+    ] = None,
+    nats: NatsUrl = None,
+    keep_raw: Annotated[
+        str,
+        typer.Option(
+            envvar="CORRAL_KEEP_RAW",
+            metavar="TIME",
+            help="Samples in the database; then their day goes to the archive.",
+            rich_help_panel=_KEEP,
+        ),
+    ] = "2d",
+    keep_archive: Annotated[
+        str, typer.Option(envvar="CORRAL_KEEP_ARCHIVE", metavar="TIME", help="Archived days.", rich_help_panel=_KEEP)
+    ] = "365d",
+    keep_10s: Annotated[
+        str, typer.Option(envvar="CORRAL_KEEP_10S", metavar="TIME", help="Rollups of 10 s.", rich_help_panel=_KEEP)
+    ] = "7d",
+    keep_1m: Annotated[
+        str, typer.Option(envvar="CORRAL_KEEP_1M", metavar="TIME", help="Rollups of 1 min.", rich_help_panel=_KEEP)
+    ] = "90d",
+    keep_1h: Annotated[
+        str, typer.Option(envvar="CORRAL_KEEP_1H", metavar="TIME", help="Rollups of 1 h.", rich_help_panel=_KEEP)
+    ] = "0",
+    force_retention: Annotated[
+        bool,
+        typer.Option(
+            "--force-retention",
+            help="Once, let go of all that is old by this machine's clock alone.",
+            rich_help_panel=_KEEP,
+        ),
+    ] = False,
+    quack: Annotated[
+        str | None,
+        typer.Option(envvar="CORRAL_QUACK", metavar="HOST:PORT", help="Listen there.", rich_help_panel=_REMOTE),
+    ] = None,
+    quack_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CORRAL_QUACK_TOKEN_FILE",
+            metavar="FILE",
+            help="The token that clients must give; readable by you alone.",
+            rich_help_panel=_REMOTE,
+        ),
+    ] = None,
+    lake: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CORRAL_LAKE",
+            metavar="CATALOG",
+            help="A DuckLake in the place of --db: its catalog in PostgreSQL.",
+            rich_help_panel=_SHARED,
+        ),
+    ] = None,
+    lake_data: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CORRAL_LAKE_DATA",
+            metavar="FOLDER",
+            help="Of its Parquet files, the same for all processors: a path, or s3://bucket/prefix.",
+            rich_help_panel=_SHARED,
+        ),
+    ] = None,
+    partitions: Annotated[
+        int,
+        typer.Option(
+            envvar="CORRAL_PARTITIONS",
+            metavar="N",
+            min=1,
+            max=1024,
+            help="That the samples are cut into; as many processors can share them.",
+            rich_help_panel=_SHARED,
+        ),
+    ] = 8,
+    stop_within: StopWithin = STOP_WITHIN,
+    log_format: LogFormatOption = LogFormat.AUTO,
+    log_level: LogLevelOption = LogLevel.INFO,
+    verbose: Verbose = False,
+) -> None:
+    """Turn telemetry into history in a DuckDB file, and answer SQL, until stopped.
+
+    Examples:
+      corral process                                    ./corral.duckdb
+      corral process --db /var/lib/corral/history.duckdb --memory 8GiB --keep-raw 7d
+      corral process --quack 127.0.0.1:9494 --quack-token-file token
+      corral process --lake "postgres:dbname=corral host=db" --lake-data /shared/corral
+      corral process --lake "postgres:dbname=corral host=db" --lake-data s3://bucket/corral
+
+    It may be stopped or killed at any time: it goes on behind the last message that is in the file.
+    """
+    from ...schemas.units import parse_bytes, parse_seconds
+
+    sys.meta_path.insert(0, _NoPandas())
+    identity = configure("processor", log_format, log_level, verbose=verbose)
+    within = stop_seconds(stop_within)
+
+    def kept(text: str) -> float | None:
+        return parse_seconds(text) or None
+
+    try:
+        from ...processors.storage import Retention
+
+        retention = Retention(
+            raw=kept(keep_raw) or 365_000 * 86400.0,
+            archive=kept(keep_archive),
+            ten_seconds=kept(keep_10s),
+            minutes=kept(keep_1m),
+            hours=kept(keep_1h),
+        )
+        if retention.minutes is not None and retention.minutes < 3 * 3600:
+            raise ValueError(f"--keep-1m {keep_1m}: hours are computed from minutes; keep them for 3h at least")
+        memory_bytes = parse_bytes(memory) if memory else None
+    except ValueError as error:
+        raise CommandError(str(error), USAGE) from error
+    if lake is not None:
+        if lake_data is None:
+            raise CommandError("--lake needs --lake-data: the folder of its files, or s3://bucket/prefix", USAGE)
+        _share(
+            lake, lake_data, partitions, nats, memory_bytes, threads, retention, force_retention, within, identity.named
+        )
+        return
+    remote = _remote(quack, quack_token_file)
+    _run(db, nats, archive, memory_bytes, threads, retention, force_retention, remote, within, identity.named)
+
+
+class _NoPandas(MetaPathFinder):
+    """Hides pandas: where it is installed, DuckDB imports it at the first statement with a parameter, and pyarrow with
+    the first array, which takes 0.3 s and 50 MiB for nothing."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError("pandas is not used here", name=fullname)
+        return None
+
+
+def _remote(address: str | None, token_file: Path | None) -> Quack | None:
+    if address is None:
+        return None
+    from ...processors.query import quack
+    from ...processors.service import Quack
+
+    if token_file is None:
+        raise CommandError("--quack needs --quack-token-file: whoever has the token reads the whole history", USAGE)
+    try:
+        quack.parse_address(address)
+        return Quack(address, quack.read_token(token_file))
+    except quack.QuackError as error:
+        raise CommandError(str(error), USAGE) from error
+
+
+def _run(
+    db: Path,
+    nats: str | None,
+    archive: Path | None,
+    memory_bytes: int | None,
+    threads: int | None,
+    retention: Retention,
+    force_retention: bool,
+    remote: Quack | None,
+    within_seconds: float,
+    named: Callable[[str], None],
+) -> None:
+    from ...processors.query.quack import QuackError
+    from ...processors.service import process as work
+    from ...processors.storage import StorageError
+
+    try:
+        serve(
+            work(
+                db,
+                nats_url=nats,
+                archive=archive,
+                memory_bytes=memory_bytes,
+                threads=threads,
+                retention=retention,
+                force_retention=force_retention,
+                remote=remote,
+                named=named,
+            ),
+            within_seconds,
+        )
+    except (StorageError, QuackError) as error:
+        raise CommandError(str(error), FAILED) from error
+
+
+def _share(
+    catalog: str,
+    data: str,
+    partitions: int,
+    nats: str | None,
+    memory_bytes: int | None,
+    threads: int | None,
+    retention: Retention,
+    force_retention: bool,
+    within_seconds: float,
+    named: Callable[[str], None],
+) -> None:
+    from ...processors.ingest.sharing import share
+    from ...processors.storage.errors import StorageError, StoragePaused
+    from ...processors.storage.lake.lake import Lake
+
+    folder = data if "://" in data else str(Path(data).absolute())
+    try:
+        lake = Lake(catalog, folder, memory_bytes=memory_bytes, threads=threads)
+        work = share(lake, partitions, nats_url=nats, retention=retention, force_retention=force_retention, named=named)
+        serve(work, within_seconds)
+    except (StorageError, StoragePaused) as error:
+        raise CommandError(str(error), FAILED) from error

@@ -1,0 +1,106 @@
+"""Running a service until it is told to stop, and ending in order within a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Coroutine
+from typing import Annotated, Any, Final
+
+import typer
+
+from ...schemas.units import parse_seconds
+from ..exits import FAILED, USAGE, CommandError
+from ..options import cancel_surely
+from .logs import PANEL
+
+log = logging.getLogger("corral.service")
+
+StopWithin = Annotated[
+    str,
+    typer.Option(
+        "--stop-within",
+        envvar="CORRAL_STOP_WITHIN",
+        metavar="TIME",
+        help="When told to stop, end in order within it.",
+        rich_help_panel=PANEL,
+    ),
+]
+STOP_WITHIN: Final = "10s"
+
+
+def stop_seconds(text: str) -> float:
+    """The time of `--stop-within`.
+
+    Raises:
+        CommandError: it is none.
+    """
+    try:
+        seconds = parse_seconds(text)
+    except ValueError as error:
+        raise CommandError(f"--stop-within: {error}", USAGE) from error
+    if not 0 < seconds <= 3600:
+        raise CommandError("--stop-within wants a time above 0 and of an hour at most, such as 10s", USAGE)
+    return seconds
+
+
+def serve(work: Coroutine[Any, Any, None], within_seconds: float, stop: asyncio.Event | None = None) -> None:
+    """Run a service until it ends, or until SIGINT or SIGTERM.
+
+    The first signal lets it end in order: exit code 0. What is not in order after `within_seconds` is left as it is,
+    with exit code 1: all that was acknowledged is durable, as with a crash. A second signal ends the process at once.
+
+    Args:
+        work: the service.
+        within_seconds: see above.
+        stop: set to stop it; without it, the work is cancelled.
+
+    Raises:
+        Exception: whatever ended the work.
+    """
+    import uvloop
+
+    uvloop.run(_until_stopped(work, within_seconds, stop))
+
+
+async def _until_stopped(work: Coroutine[Any, Any, None], within_seconds: float, stop: asyncio.Event | None) -> None:
+    task = asyncio.create_task(work)
+    loop = asyncio.get_running_loop()
+    stopped = False
+
+    def begin(number: int) -> None:
+        nonlocal stopped
+        stopped = True
+        log.info("%s: ending in order, within %g s", signal.Signals(number).name, within_seconds)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(each)
+            # The system's own way: it ends a process whose event loop hangs, too.
+            signal.signal(each, signal.SIG_DFL)
+        # A thread, since what does not end in time may be the event loop.
+        timer = threading.Timer(within_seconds, _give_up, [within_seconds])
+        timer.daemon = True
+        timer.start()
+        if stop is None:
+            cancel_surely(task)
+        else:
+            stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, begin, number)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    if not stopped and task.cancelled():
+        raise asyncio.CancelledError
+    if stopped:
+        log.info("ended in order")
+
+
+def _give_up(seconds: float) -> None:
+    log.error("not ended in order within %g s: ending now. What was acknowledged is durable", seconds)
+    sys.stderr.flush()
+    os._exit(FAILED)

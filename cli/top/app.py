@@ -1,0 +1,403 @@
+"""The full-screen `corral top`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Footer, Input, Static, TabbedContent, TabPane
+
+from ...client import CorralError
+from ...client.notebook import short_model
+from ...schemas import operations, requests
+from ...schemas.units import format_bytes
+from .. import render
+from .tables import Rows, device_columns, host_columns, lease_columns, process_columns, queue_columns
+from .view import HISTORY, SORTS, Board, ProcessRow, by_host, picked, sparkline, summary_line
+
+VIEWS = ("devices", "hosts", "leases", "queue", "processes")
+
+
+class Sure(ModalScreen[bool]):
+    """Asks before something is done: Enter or y does it, Escape or n does not."""
+
+    DEFAULT_CSS = """
+    Sure { align: center middle; }
+    Sure > Vertical { width: 70; max-width: 95%; height: auto; padding: 1 2; }
+    Sure > Vertical { background: $panel; border: round $warning; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter,y", "dismiss(True)", "Yes"),
+        Binding("escape,n,q", "dismiss(False)", "No"),
+    ]
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        """The question and its keys."""
+        with Vertical():
+            yield Static(Text(self._question))
+            yield Static(Text("Enter does it, Escape does not", "dim"))
+
+
+class Reason(ModalScreen[str | None]):
+    """Asks for a reason, and so for confirmation: Enter does it, Escape does not."""
+
+    DEFAULT_CSS = """
+    Reason { align: center middle; }
+    Reason > Vertical { width: 70; max-width: 95%; height: auto; padding: 1 2; }
+    Reason > Vertical { background: $panel; border: round $warning; }
+    Reason Input { margin-top: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "No")]
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        """The question and where to write."""
+        with Vertical():
+            yield Static(Text(self._question))
+            yield Input(placeholder="why? (people will read it) · Enter does it, Escape does not")
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """A reason was given."""
+        if event.value.strip():
+            self.dismiss(event.value.strip())
+
+
+class DevicePage(ModalScreen[None]):
+    """One device: its numbers, its past, who is on it."""
+
+    DEFAULT_CSS = """
+    DevicePage { align: center middle; }
+    DevicePage > VerticalScroll { width: 95%; height: 90%; padding: 0 1; background: $panel; border: round $success; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q", "dismiss(None)", "Back")]
+
+    def __init__(self, board: Board, uuid: str) -> None:
+        super().__init__()
+        self._board = board
+        self._uuid = uuid
+
+    def compose(self) -> ComposeResult:
+        """One text, written anew with each look."""
+        with VerticalScroll():
+            yield Static(id="device")
+
+    def on_mount(self) -> None:
+        """Keep it fresh."""
+        self.set_interval(0.5, self._write)
+        self._write()
+
+    def _write(self) -> None:
+        self.query_one("#device", Static).update(device_page(self._board, self._uuid, max(20, self.size.width - 30)))
+
+
+def device_page(board: Board, uuid: str, width: int) -> RenderableType:
+    """All that is known of a device."""
+    seen = board.last
+    device = next((one for one in seen.devices if one.uuid == uuid), None) if seen else None
+    if device is None or seen is None:
+        return Text(f"{uuid} is not in the fleet any more", "red")
+    past = board.past.get(uuid, ())
+    throttled = " (throttled)" if device.throttled else ""
+    used = device.memory_used_bytes
+    facts = render.table("", "")
+    facts.show_header = False
+    for name, value in (
+        ("device", Text(f"{device.host} #{device.index}  {device.model}", "bold")),
+        ("uuid", device.uuid),
+        ("state", render.device_state(device)),
+        ("utilization", Text(f"{render.number(device.utilization_percent, ' %', 1)}  ").append(
+            sparkline(past, min(width - 10, HISTORY)).strip(), "green")),
+        ("memory", f"{'–' if used is None else format_bytes(used)} of {format_bytes(device.memory_total_bytes)}, "
+         f"{format_bytes(device.memory_free_bytes)} to be had, {device.share_free:.0%} of it not leased"),
+        ("temperature", render.number(device.temperature_celsius, " °C") + throttled),
+        ("power", render.number(device.power_watts, " W")),
+        ("last sample", "never" if device.sample_age_seconds is None else f"{device.sample_age_seconds:.1f} s ago"),
+        ("health", device.health or "well"),
+    ):  # fmt: skip
+        facts.add_row(Text(name, "dim"), value)
+    parts: list[RenderableType] = [facts, Text()]
+    held = [lease for lease in seen.leases if lease.lease_id in device.leases]
+    parts += [render.leases_table(held) if held else Text("no lease on it", "dim"), Text()]
+    processes = board.processes_on(device)
+    if processes:
+        made = render.table("PID", "USER", "NAME", "MEMORY", "SM", "LEASE", "CONCERN", right=("PID", "MEMORY", "SM"))
+        for row in processes:
+            process, memory = row.process, row.process.memory_used_bytes
+            made.add_row(
+                str(process.pid), escape(process.user), escape(process.name),
+                "–" if memory is None else format_bytes(memory), render.number(process.sm_utilization_percent, "%"),
+                Text(process.lease or "none"), Text(row.concern, "yellow"),
+            )  # fmt: skip
+        parts.append(made)
+    else:
+        parts.append(Text("no processes seen on it", "dim"))
+    return Group(*parts)
+
+
+class TopApp(App[None]):
+    """The fleet, live.
+
+    Args:
+        board: what is shown.
+        sort: by which column devices are sorted at first.
+        words: the filter at first.
+        interval: seconds between looks.
+    """
+
+    TITLE = "corral top"
+    ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    #summary { height: 1; padding: 0 1; background: $panel; }
+    #notice { height: 1; padding: 0 1; color: $text-muted; }
+    #filter { height: 3; display: none; }
+    #filter.open { display: block; }
+    TabbedContent { height: 1fr; }
+    TabPane { padding: 0; }
+    Rows { height: 1fr; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q,ctrl+c", "quit", "Quit"),
+        Binding("1", "view('devices')", show=False),
+        Binding("2", "view('hosts')", show=False),
+        Binding("3", "view('leases')", show=False),
+        Binding("4", "view('queue')", show=False),
+        Binding("5", "view('processes')", show=False),
+        Binding("tab", "next_view", "View", priority=True),
+        Binding("s", "sort", "Sort"),
+        Binding("r", "reverse", "Reverse"),
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("escape", "clear", show=False),
+        Binding("p", "pause", "Pause"),
+        Binding("d", "drain", "Drain"),
+        Binding("x", "end", "End lease"),
+    ]
+
+    def __init__(self, board: Board, *, sort: str = "host", words: str = "", interval: float = 1.0) -> None:
+        super().__init__()
+        self._board = board
+        self._sort = sort
+        self._words = words
+        self._interval = interval
+        self._reversed = False
+        self._paused = False
+        self._tables: dict[str, Rows] = {
+            "devices": Rows(device_columns(board), lambda device: device.uuid, id="devices-rows"),
+            "hosts": Rows(host_columns(), lambda row: row.host, id="hosts-rows"),
+            "leases": Rows(lease_columns(), lambda lease: lease.lease_id, id="leases-rows"),
+            "queue": Rows(queue_columns(), lambda entry: entry.request_id, id="queue-rows"),
+            "processes": Rows(process_columns(), lambda row: row.key, id="processes-rows"),
+        }
+
+    def compose(self) -> ComposeResult:
+        """A summary, five views, a filter, the keys."""
+        yield Static(id="summary")
+        with TabbedContent(id="views"):
+            for name in VIEWS:
+                with TabPane(name.title(), id=name):
+                    yield self._tables[name]
+        yield Input(self._words, placeholder="words: a host, a model, a lease, free, leased, drained …", id="filter")
+        yield Static(id="notice")
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Begin to look."""
+        self.run_worker(self._look_on(), name="look")
+        self.run_worker(self._board.follow_processes(), name="processes")
+        self._write()
+        self._tables["devices"].focus()
+
+    async def _look_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._board.pause(self._interval))
+            if not self._paused:
+                await self._board.refresh()
+                self._write()
+
+    def _write(self) -> None:
+        seen = self._board.last
+        notice = Text()
+        if seen is not None:
+            self.query_one("#summary", Static).update(summary_line(seen, self._board.mean_past))
+            devices = picked(seen.devices, self._sort, self._reversed, self._words)
+            self._tables["devices"].show(devices)
+            self._tables["hosts"].show(by_host(devices))
+            self._tables["leases"].show(seen.leases)
+            self._tables["queue"].show(seen.queue)
+            processes = self._board.process_rows()
+            self._tables["processes"].show(processes)
+            notice.append(f"by {self._sort}{' ↑' if self._reversed else ''}")
+            if self._words:
+                notice.append(f" · filter: {self._words} ({len(devices)} of {len(seen.devices)})", "yellow")
+            notice.append(f" · {seen.time.astimezone():%H:%M:%S}")
+            stray = sum(bool(row.concern) for row in processes)
+            if stray:
+                notice.append(f" · {stray} processes without a lease or beyond it (5)", "yellow")
+        if self._paused:
+            notice.append(" · paused", "yellow")
+        if self._board.error:
+            notice = Text(self._board.error, "red")
+        self.query_one("#notice", Static).update(notice)
+
+    @property
+    def _view(self) -> str:
+        return self.query_one("#views", TabbedContent).active or "devices"
+
+    def action_view(self, name: str) -> None:
+        """Show a view."""
+        self.query_one("#views", TabbedContent).active = name
+        self._tables[name].focus()
+
+    def action_next_view(self) -> None:
+        """Show the view after this one."""
+        if len(self.screen_stack) == 1:
+            self.action_view(VIEWS[(VIEWS.index(self._view) + 1) % len(VIEWS)])
+
+    def action_sort(self) -> None:
+        """Sort by the next column."""
+        names = list(SORTS)
+        self._sort = names[(names.index(self._sort) + 1) % len(names)]
+        self._write()
+
+    def action_reverse(self) -> None:
+        """Sort the other way round."""
+        self._reversed = not self._reversed
+        self._write()
+
+    def action_pause(self) -> None:
+        """Stop looking, or go on."""
+        self._paused = not self._paused
+        self._write()
+
+    def action_filter(self) -> None:
+        """Open the filter."""
+        box = self.query_one("#filter", Input)
+        box.add_class("open")
+        box.focus()
+
+    def action_clear(self) -> None:
+        """Close the filter and show all."""
+        box = self.query_one("#filter", Input)
+        box.value = ""
+        box.remove_class("open")
+        self._tables[self._view].focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Filter while it is written."""
+        if event.input.id == "filter":
+            self._words = event.value
+            self._write()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Keep the filter, and go back to the rows."""
+        if event.input.id == "filter":
+            event.input.remove_class("open")
+            self._tables[self._view].focus()
+
+    def on_rows_chosen(self, event: Rows.Chosen) -> None:
+        """Open a device; of a host or a lease, show the devices."""
+        row = event.row
+        if isinstance(row, operations.DeviceStatus | ProcessRow):
+            uuid = row.uuid if isinstance(row, operations.DeviceStatus) else row.process.device
+            self.push_screen(DevicePage(self._board, uuid))
+        elif not isinstance(row, operations.QueueEntry):
+            self.query_one("#filter", Input).value = row.lease_id if isinstance(row, requests.Lease) else row.host
+            self.action_view("devices")
+
+    def action_drain(self) -> None:
+        """Drain what is under the cursor, or let work on it again, after a question."""
+        row = self._tables[self._view].current
+        if isinstance(row, operations.DeviceStatus):
+            what: dict[str, Any] = {"devices": [row.uuid]}
+            name = f"{row.host} #{row.index} ({short_model(row.model)})"
+            if row.drain_reason:
+                self._ask(
+                    f"Let work on {name} again? It is drained: {row.drain_reason}",
+                    lambda: self._board.client.undrain(**what),
+                    f"{name} takes work again",
+                )
+                return
+        elif self._view == "hosts" and row is not None:
+            what, name = {"hosts": [row.host]}, row.host
+        else:
+            self.notify("Drain a device or a host: they are in views 1 and 2", severity="warning")
+            return
+
+        def drain(reason: str | None) -> None:
+            if reason is not None:
+                self.run_worker(self._act(self._board.client.drain(reason=reason, **what), f"{name} is drained"))
+
+        self.push_screen(Reason(f"Keep new work off {name}? Leases that are there go on."), drain)
+
+    def action_end(self) -> None:
+        """Release a lease or withdraw a request where it is ours, else take the lease back; after a question."""
+        row = self._tables[self._view].current
+        client = self._board.client
+        if isinstance(row, operations.QueueEntry):
+            if row.owner != client.owner:
+                self.notify(f"Only {row.owner} may withdraw this request", severity="warning")
+                return
+            request_id = row.request_id
+            self._ask(
+                f"Withdraw request {request_id} ({row.name or 'no name'}, {row.gpus} GPUs)?",
+                lambda: client.withdraw(request_id),
+                f"{request_id} is withdrawn",
+            )
+            return
+        lease_id = ""
+        if isinstance(row, requests.Lease):
+            lease_id = row.lease_id
+        elif isinstance(row, operations.DeviceStatus) and row.leases:
+            lease_id = row.leases[0]
+        elif isinstance(row, ProcessRow) and row.owner:
+            lease_id = row.process.lease
+        if not lease_id:
+            self.notify("There is no lease under the cursor", severity="warning")
+            return
+        leases = self._board.last.leases if self._board.last is not None else []
+        if any(lease.lease_id == lease_id and lease.owner == client.owner for lease in leases):
+            self._ask(
+                f"Release your lease {lease_id}? Its work is told to stop.",
+                lambda: client.release(lease_id),
+                f"{lease_id} is released",
+            )
+            return
+
+        def evict(reason: str | None) -> None:
+            if reason is not None:
+                self.run_worker(self._act(self._board.client.evict(lease_id, reason=reason), f"{lease_id} is evicted"))
+
+        self.push_screen(Reason(f"Take lease {lease_id} back? Its work is told to stop."), evict)
+
+    def _ask(self, question: str, doing: Callable[[], Awaitable[Any]], done: str) -> None:
+        """Do something if the answer is yes."""
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.run_worker(self._act(doing(), done))
+
+        self.push_screen(Sure(question), answered)
+
+    async def _act(self, doing: Any, done: str) -> None:
+        try:
+            await doing
+        except CorralError as error:
+            self.notify(str(error), severity="error")
+        else:
+            self.notify(done)
+            await self._board.refresh()
+            self._write()

@@ -1,0 +1,102 @@
+"""`corral top`: the fleet, live; or one look at it, for scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.markup import escape
+from rich.text import Text
+
+from .. import render
+from ..exits import USAGE, CommandError
+from ..options import Hosts, Models, NatsUrl, connected, console, print_json, run
+from .view import SORTS, Board, Look, look, picked, summary_line
+
+
+def top(
+    host: Hosts = None,
+    model: Models = None,
+    sort: Annotated[str, typer.Option("--sort", "-s", help=f"By {', '.join(SORTS)}.")] = "host",
+    filter: Annotated[
+        str, typer.Option("--filter", "-f", metavar="WORDS", help="Only devices with all of them: 'h100 free'.")
+    ] = "",
+    interval: Annotated[
+        float, typer.Option("--interval", "-i", metavar="SECONDS", help="Between looks.", min=0.2, max=3600)
+    ] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print it once.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print it once, as JSON.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="A live table without keys.")] = False,
+    nats: NatsUrl = None,
+) -> None:
+    """The fleet, live: devices, hosts, leases, who waits, and processes with their leases.
+
+    Sort with s and r, filter with /, open a device with Enter, drain it with d, end a lease with x (yours is released,
+    another's evicted; you are asked first), leave with q. Tab or 1 to 5 changes the view. In a pipe it prints once.
+
+    Examples:
+      corral top
+      corral top --model '*H100*' --sort util
+      corral top --filter 'node-7 leased'
+      corral top --json | jq '[.devices[].power_watts] | add'
+    """
+    if sort not in SORTS:
+        raise CommandError(f"--sort {sort!r}: use one of {', '.join(SORTS)}", USAGE)
+
+    async def work() -> None:
+        async with connected(nats) as client:
+            if json or once or not sys.stdout.isatty():
+                seen = await look(client, host or (), model or ())
+                seen.devices = picked(seen.devices, sort, False, filter)
+                if json:
+                    print_json({"time": seen.time, "fleet": seen.fleet, "devices": seen.devices,
+                                "leases": seen.leases, "queue": seen.queue})  # fmt: skip
+                else:
+                    console().print(page(seen))
+                return
+            board = Board(client, host or (), model or ())
+            await board.refresh()
+            if plain or not find_spec("textual"):
+                await _live(board, sort, filter, interval)
+            else:
+                from .app import TopApp
+
+                await TopApp(board, sort=sort, words=filter, interval=interval).run_async()
+
+    run(work())
+
+
+def page(seen: Look, most: int | None = None) -> Group:
+    """One look as tables; at most so many devices."""
+    devices = seen.devices if most is None else seen.devices[:most]
+    parts: list[Any] = [summary_line(seen), Text(), render.devices_table(devices)]
+    if len(devices) < len(seen.devices):
+        parts.append(Text(f"… and {len(seen.devices) - len(devices)} more devices", "dim"))
+    if seen.leases:
+        parts += [Text(), render.leases_table(seen.leases if most is None else seen.leases[:10])]
+    for entry in seen.queue[:5]:
+        parts.append(
+            Text.from_markup(
+                f"[yellow]waits[/] {entry.position}. {escape(entry.owner)} {escape(entry.name)} "
+                f"({entry.gpus} GPUs, {render.duration(entry.waiting_seconds)}): {escape(entry.message)}"
+            )
+        )
+    return Group(*parts)
+
+
+async def _live(board: Board, sort: str, words: str, interval: float) -> None:
+    from rich.live import Live
+
+    out = console()
+    with Live(console=out, screen=True, auto_refresh=False) as live:
+        while True:
+            await board.refresh()
+            if board.last is not None:
+                board.last.devices = picked(board.last.devices, sort, False, words)
+                shown = page(board.last, most=max(5, out.height - 18))
+                live.update(Group(Text(board.error, "red"), shown) if board.error else shown, refresh=True)
+            await asyncio.sleep(board.pause(interval))

@@ -1,0 +1,1 @@
+"""Commands of those who want GPUs: request, run, renew, release, queue."""

@@ -1,0 +1,143 @@
+"""A command on another host, over ssh or the like: how it is started there, told signals, and ended with its lease.
+
+Nothing of Corral has to be there, only a POSIX shell and `/proc`. The command runs under a small shell that outlives
+its signals, so that its exit code comes back, and ends what the command leaves behind before it gives that back: the
+lease is held so long. Beside it a watcher ends whatever works under the lease once the connection is gone, since sshd
+ends nothing that has no terminal.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from .. import exits
+
+_ADDRESS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+"""What a host may be called or reached at; anything else could be an option of ssh, or words of a shell."""
+
+# All that has the lease in its environment, wherever it has gone: $1 the lease, $2 the signal.
+_TELL: Final = (
+    'for e in $(grep -lsxzF "CORRAL_LEASE=$1" /proc/[0-9]*/environ); do '
+    'e=${e#/proc/}; kill -s "$2" "${e%/environ}" 2>/dev/null; done'
+)
+# Functions of a shell that has set `lease`, `leader` (the command's shell) and `watcher`. Left is all that has the
+# lease in its environment, and the session, where the command's shell leads it, less the work of another lease.
+_LEFT: Final = r"""
+pause() { sleep 0.2 2>/dev/null || sleep 1; }
+left() {
+    found= names=
+    named=" $(echo $(grep -lsxzF "CORRAL_LEASE=$lease" /proc/[0-9]*/environ)) "
+    for folder in /proc/[0-9]*; do
+        pid=${folder#/proc/}
+        { read -r line <"$folder/stat"; } 2>/dev/null || continue
+        name=${line#*\(} name=${name%%\)*}
+        set -- ${line##*\) }
+        case $1 in [ZXx]) continue ;; esac
+        if [ "$pid" = "$leader" ] || [ "$pid" = "$watcher" ] || [ "$2" = "$watcher" ]; then continue; fi
+        case $named in
+            *" $folder/environ "*) ;;
+            *) [ "$4" = "$leader" ] && ! grep -qsz "^CORRAL_LEASE=" "$folder/environ" || continue ;;
+        esac
+        found="$found $pid" names="${names:+$names, }pid $pid ($name)"
+    done
+    [ -n "$found" ]
+}
+tell() { kill -s "$1" $found 2>/dev/null; }
+"""
+# $1 the command's shell, $2 what it was started by, $3 the grace time in seconds, $4 the lease.
+_WATCH: Final = (
+    _LEFT
+    + """
+leader=$1 parent=$2 grace=$3 lease=$4 watcher=$$
+trap "" HUP INT QUIT TERM USR1 USR2
+[ "$parent" -gt 1 ] && [ -d "/proc/$parent" ] || exit
+while [ -d "/proc/$leader" ] && [ -d "/proc/$parent" ]; do sleep 1; done
+left && tell TERM && tell CONT
+while [ "$grace" -gt 0 ] && left; do sleep 1; grace=$((grace - 1)); done
+tries=15; while [ "$tries" -gt 0 ] && left; do tell KILL; pause; tries=$((tries - 1)); done
+"""
+)
+# $1 the grace time, $2 the lease, $3 the watcher, then the command. The watcher is nobody's child; neither it nor the
+# shell is under the lease. The shell waits for the command through every signal, then for what the command has left.
+_START: Final = (
+    _LEFT
+    + """
+grace=$1 lease=$2 watch=$3 leader=$$; shift 3
+watcher=$(sh -c "$watch" corral $$ $PPID "$grace" "$lease" </dev/null >/dev/null 2>&1 & echo $!)
+trap : HUP INT QUIT TERM USR1 USR2
+env CORRAL_LEASE="$lease" "$@"
+code=$?
+tries=$SETTLE; while [ "$tries" -gt 0 ] && left; do pause; tries=$((tries - 1)); done
+if left; then
+    echo "corral: the command has left $names: ended with the lease" >&2
+    tell TERM; tell CONT
+    tries=$((grace * 5))
+    while [ "$tries" -gt 0 ] && [ -d "/proc/$PPID" ] && left; do pause; tries=$((tries - 1)); done
+    tries=15; while [ "$tries" -gt 0 ] && left; do tell KILL; pause; tries=$((tries - 1)); done
+    if left; then
+        echo "corral: waiting for $names, which can't be ended from here" >&2
+        tries=$GIVE_UP; while [ "$tries" -gt 0 ] && left; do sleep 1; tries=$((tries - 1)); done
+    fi
+fi
+kill -s KILL "$watcher" 2>/dev/null
+exit "$code"
+""".replace("$SETTLE", "5").replace("$GIVE_UP", "60")
+)
+LOGIN_SHELL: Final = ("sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')
+
+
+class Remote:
+    """A host that commands are started on.
+
+    Args:
+        via: `ssh`, or a command with `{host}` or `{address}` in it; what is run there becomes its last argument.
+        host: as the fleet names it.
+        address: as it is reached.
+        terminal: ask ssh for a terminal there, since there is one here.
+
+    Raises:
+        CommandError: the host's name or address, which its collector publishes, is none.
+    """
+
+    def __init__(self, via: str, host: str, address: str, *, terminal: bool) -> None:
+        self.host = host
+        self._words = ["ssh", "--", "{address}"] if via == "ssh" else shlex.split(via)
+        self._options = ["-t"] if via == "ssh" and terminal else []
+        self._names = {"{host}": host, "{address}": address}
+        for name, value in self._names.items():
+            if any(name in word for word in self._words) and not _ADDRESS.fullmatch(value):
+                raise exits.CommandError(
+                    f"host {host!r} can't be reached at {value!r}, as its collector says: that is no name or address"
+                )
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], lease_id: str, grace: float) -> list[str]:
+        """What to run here so that a command runs there.
+
+        Args:
+            command: none opens a login shell.
+            environment: that it gets.
+            lease_id: that it works under.
+            grace: seconds between SIGTERM and SIGKILL where the connection is lost.
+        """
+        wait = str(max(0, round(grace)))
+        script = ["sh", "-c", _START, "corral", wait, lease_id, _WATCH, *(command or LOGIN_SHELL)]
+        # The command alone has the lease: its shell must outlive what the lease's work is told.
+        values = [f"{name}={value}" for name, value in environment.items() if name != "CORRAL_LEASE"]
+        # `exec`, so that what the watcher watches is the connection's own process and no shell between.
+        return self._run(self._options, ["exec", "env", "-u", "CORRAL_LEASE", *values, *script])
+
+    def tell(self, lease_id: str, signal: str) -> list[str]:
+        """What to run here so that all that works under a lease there gets a signal."""
+        return self._run([], ["exec", "sh", "-c", _TELL, "tell", lease_id, signal])
+
+    def _run(self, options: Sequence[str], script: Sequence[str]) -> list[str]:
+        words: list[str] = []
+        for word in self._words:
+            for name, value in self._names.items():
+                word = word.replace(name, value)
+            words.append(word)
+        # ssh joins its arguments with spaces and gives them to the login shell, so they are quoted for one.
+        return [words[0], *options, *words[1:], shlex.join(script)]

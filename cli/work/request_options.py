@@ -1,0 +1,190 @@
+"""The options that describe a work request: the same for `request`, `explain`, `run` and `shell`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Final, get_type_hints
+
+import typer
+
+from ...client.request import RequestFields
+from ..exits import USAGE, CommandError
+from ..options import Owner
+
+_DEVICES = "What to ask for"
+_WHERE = "Where"
+_HOW = "How long, and who"
+_ITEMS = "Work items"
+_PROFILE: Final = re.compile(r"[0-9*?\]]g")
+
+
+def _options(
+    gpus: Annotated[int, typer.Option("--gpus", "-g", help="How many GPUs.", rich_help_panel=_DEVICES)] = 1,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", "-m", metavar="SIZE", help="Free on each GPU: 20GiB, 512MiB.", rich_help_panel=_DEVICES
+        ),
+    ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option("--share", help="Part of one GPU, such as 0.5.", rich_help_panel=_DEVICES),
+    ] = None,
+    cpus: Annotated[
+        float | None, typer.Option("--cpus", help="Logical cores, in all.", rich_help_panel=_DEVICES)
+    ] = None,
+    host_memory: Annotated[
+        str | None, typer.Option("--host-memory", metavar="SIZE", help="RAM, in all.", rich_help_panel=_DEVICES)
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", metavar="GLOB", help="Only such models: '*H100*'. Repeatable.", rich_help_panel=_DEVICES
+        ),
+    ] = None,
+    vendor: Annotated[
+        list[str] | None,
+        typer.Option("--vendor", help="Only of these vendors. Repeatable.", rich_help_panel=_DEVICES),
+    ] = None,
+    min_compute_capability: Annotated[
+        str | None,
+        typer.Option("--min-compute-capability", metavar="X.Y", help="Such as 8.0.", rich_help_panel=_DEVICES),
+    ] = None,
+    mig: Annotated[
+        str | None,
+        typer.Option(
+            "--mig",
+            metavar="GLOB",
+            help="A MIG instance; alone, any; else of: 1g.10gb, '*g.20gb'.",
+            rich_help_panel=_DEVICES,
+        ),
+    ] = None,
+    allow_in_use: Annotated[
+        bool,
+        typer.Option("--allow-in-use", help="GPUs that others use without a lease, too.", rich_help_panel=_DEVICES),
+    ] = False,
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="GLOB", help="Only on such hosts. Repeatable.", rich_help_panel=_WHERE),
+    ] = None,
+    host_label: Annotated[
+        list[str] | None,
+        typer.Option("--host-label", metavar="K=V", help="Only hosts with it. Repeatable.", rich_help_panel=_WHERE),
+    ] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option("--placement", help="same_host, fewest_hosts or spread.", rich_help_panel=_WHERE),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="Ranking policy; the planner's default.", rich_help_panel=_WHERE)
+    ] = None,
+    ttl: Annotated[
+        str | None,
+        typer.Option("--ttl", metavar="TIME", help="The lease ends then unless renewed: 5m.", rich_help_panel=_HOW),
+    ] = None,
+    wait: Annotated[
+        str | None,
+        typer.Option("--wait", "-w", metavar="TIME", help="Stay in line for so long: 10m.", rich_help_panel=_HOW),
+    ] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", help="The greater first in line.", rich_help_panel=_HOW)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the workload, for its history.", rich_help_panel=_HOW)
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="K=V", help="Kept with the lease. Repeatable.", rich_help_panel=_HOW),
+    ] = None,
+    request_id: Annotated[
+        str | None, typer.Option("--request-id", help="The same id gets the same answer.", rich_help_panel=_HOW)
+    ] = None,
+    owner: Owner = None,
+    items: Annotated[
+        int | None, typer.Option("--items", help="Distribute so many over the GPUs.", rich_help_panel=_ITEMS)
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="uniform, capacity, balanced or pipeline.", rich_help_panel=_ITEMS),
+    ] = None,
+    weight_by: Annotated[
+        str | None,
+        typer.Option("--weight-by", help="compute, memory or bandwidth.", rich_help_panel=_ITEMS),
+    ] = None,
+    memory_per_item: Annotated[
+        str | None, typer.Option("--memory-per-item", metavar="SIZE", help="Of each item.", rich_help_panel=_ITEMS)
+    ] = None,
+    max_items_per_device: Annotated[
+        int | None, typer.Option("--max-items-per-device", metavar="N", help="On one GPU.", rich_help_panel=_ITEMS)
+    ] = None,
+) -> None: ...
+
+
+_HINTS = get_type_hints(_options, include_extras=True)
+_PARAMETERS = [
+    parameter.replace(annotation=_HINTS[name], kind=inspect.Parameter.KEYWORD_ONLY)
+    for name, parameter in inspect.signature(_options).parameters.items()
+]
+_LISTS = {"model": "models", "vendor": "vendors", "host": "hosts"}
+
+
+def asking(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a request; it is called with `fields`, a `RequestFields`, in their place."""
+    own = get_type_hints(function, include_extras=True)
+    parameters = [
+        parameter.replace(annotation=own[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name != "fields"
+    ]
+    names = [parameter.name for parameter in _PARAMETERS]
+
+    @functools.wraps(function)
+    def command(**values: Any) -> Any:
+        given = {name: values.pop(name) for name in names}
+        return function(fields=request_fields(given), **values)
+
+    arguments = [p for p in parameters if p.name in ("command", "shell")]
+    options = [p for p in parameters if p.name not in ("command", "shell")]
+    command.__signature__ = inspect.Signature([*arguments, *_PARAMETERS, *options])  # pyright: ignore[reportAttributeAccessIssue]
+    command.__annotations__ = {p.name: p.annotation for p in (*parameters, *_PARAMETERS)}
+    return command
+
+
+def request_fields(given: dict[str, Any]) -> RequestFields:
+    """The client's keyword arguments from the values of the options; what was not given is left out."""
+    fields: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None or value == [] or value is False:
+            continue
+        if name == "mig":
+            fields[name] = _profile(value)
+            continue
+        if name in ("label", "host_label"):
+            fields[f"{name}s"] = pairs(value, f"--{name.replace('_', '-')}")
+        else:
+            fields[_LISTS.get(name, name)] = value
+    return fields  # pyright: ignore[reportReturnType]
+
+
+def _profile(text: str) -> bool | str:
+    if text in ("any", "*", "true"):
+        return True
+    if _PROFILE.search(text) is None:
+        raise CommandError(
+            f"--mig {text!r} is no profile: write it like 1g.10gb or '*g.20gb', or --mig=any before a command", USAGE
+        )
+    return text
+
+
+def pairs(values: list[str], option: str) -> dict[str, str]:
+    """`K=V` texts as a dictionary."""
+    found: dict[str, str] = {}
+    for value in values:
+        key, sign, text = value.partition("=")
+        if not sign or not key:
+            raise CommandError(f"{option} {value!r}: write it like rack=r1", USAGE)
+        found[key] = text
+    return found

@@ -1,0 +1,308 @@
+"""`corral run` and `corral shell`: a command that holds GPUs for as long as it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ...client import OnOutage, Rejected
+from ...client.environment import environment_for, placed_here
+from ...client.lease import HeldLease
+from ...client.request import RequestFields
+from ...schemas import units
+from .. import exits, render
+from ..here import explain_host, say_elsewhere
+from ..options import NatsUrl, connected, console, say
+from .children import Child, NotStarted
+from .held import start_in_time, telling_outages
+from .job_control import HARMLESS, Interrupted, Signals, Terminal
+from .remote import Remote
+from .request_options import asking
+from .wait_display import waiting_line
+
+DEFAULT_TTL = "60s"
+"""Of a lease that is renewed in the background: so long its GPUs stay taken after a crash."""
+TELL_SECONDS = 10.0
+"""To hand a signal to a command on another host."""
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
+
+Grace = Annotated[
+    str,
+    typer.Option(
+        "--grace",
+        metavar="TIME",
+        help="Between SIGTERM and SIGKILL: of a command whose lease is lost, of what a command leaves behind.",
+    ),
+]
+Via = Annotated[
+    str | None,
+    typer.Option(
+        "--via",
+        metavar="ssh|COMMAND",
+        help="Start it on the granted host: 'ssh', or a command with {host} or {address} in it.",
+    ),
+]
+WhereCutOff = Annotated[
+    OnOutage,
+    typer.Option(
+        "--on-outage",
+        help="Where bus or planner can't be reached for longer than --ttl: 'continue' until a planner says that the "
+        "lease has ended, or 'stop' the command.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what goes wrong.")]
+
+
+@asking
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND [ARG]...", help="What to run.")],
+    fields: RequestFields,
+    grace: Grace = "10s",
+    via: Via = None,
+    quiet: Quiet = False,
+    on_outage: WhereCutOff = OnOutage.CONTINUE,
+    nats: NatsUrl = None,
+) -> None:
+    """Run a command on GPUs: request them, wait if told to, run, renew meanwhile, release at the end.
+
+    The command sees its GPUs alone (CUDA_VISIBLE_DEVICES by uuid, on AMD ROCR_VISIBLE_DEVICES) and its lease in
+    CORRAL_LEASE. It keeps the terminal, gets the signals, and its exit code becomes this one's. What it has started
+    ends with it. Where the lease is lost it gets SIGTERM, then SIGKILL after --grace, and the exit code is 9. GPUs of
+    this host are taken unless --host says otherwise ('--host any' for all).
+
+    Examples:
+      corral run --gpus 2 --memory 20GiB -- python train.py
+      corral run --gpus 8 --model '*H100*' --wait 2h --name llama -- torchrun --nproc-per-node 8 train.py
+      corral run --share 0.25 --memory 6GiB -- jupyter lab
+      corral run --gpus 1 --host any --via ssh -- nvidia-smi
+    """
+    raise typer.Exit(_hold(command, fields, grace, via, quiet, on_outage, nats))
+
+
+@asking
+def shell(
+    fields: RequestFields,
+    grace: Grace = "10s",
+    via: Via = None,
+    on_outage: WhereCutOff = OnOutage.CONTINUE,
+    nats: NatsUrl = None,
+) -> None:
+    """Open a shell that holds GPUs until you leave it.
+
+    Examples:
+      corral shell --gpus 1
+      corral shell --gpus 2 --memory 40GiB --wait 10m --name debugging
+    """
+    command = [] if via else [os.environ.get("SHELL") or "/bin/sh"]
+    raise typer.Exit(_hold(command, fields, grace, via, False, on_outage, nats))
+
+
+def _hold(
+    command: Sequence[str],
+    fields: RequestFields,
+    grace: str,
+    via: str | None,
+    quiet: bool,
+    on_outage: OnOutage,
+    nats: str | None,
+) -> int:
+    try:
+        seconds = units.parse_seconds(grace)
+    except ValueError as error:
+        raise exits.CommandError(str(error), exits.USAGE) from None
+    fields = placed_here(fields)
+    fields.setdefault("ttl", DEFAULT_TTL)
+    fields.setdefault("name", os.path.basename(command[0]) if command else "shell")
+    return asyncio.run(_held(command, fields, seconds, via, quiet, on_outage, nats))
+
+
+async def _held(
+    command: Sequence[str],
+    fields: RequestFields,
+    grace: float,
+    via: str | None,
+    quiet: bool,
+    on_outage: OnOutage,
+    nats: str | None,
+) -> int:
+    terminal = Terminal()
+    with Signals(stoppable=not terminal.is_there) as signals:
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                lost = asyncio.Event()
+                held = await signals.unless_interrupted(_granted(stack, fields, lost, quiet, on_outage, nats))
+                if held is None:
+                    return exits.REJECTED
+                if not quiet:
+                    where = ", ".join(f"{grant.host}:{grant.index} {grant.model}" for grant in held.grants)
+                    say(f"corral: lease {held.lease_id} on {where}")
+                with telling_outages(held, quiet):
+                    code = await _child(command, held, via, lost, grace, signals, terminal)
+        except Interrupted as interrupted:
+            return interrupted.code
+    if code is None:
+        say(f"corral: {held.lost}; the command was stopped")
+        return exits.LEASE_LOST
+    return code
+
+
+async def _granted(
+    stack: contextlib.AsyncExitStack,
+    fields: RequestFields,
+    lost: asyncio.Event,
+    quiet: bool,
+    on_outage: OnOutage,
+    nats: str | None,
+) -> HeldLease | None:
+    """The lease, given back where the stack ends; None where the request is turned down, which is said."""
+    client = await stack.enter_async_context(connected(nats, owner=fields.get("owner")))
+    with waiting_line(quiet) as on_wait:
+        try:
+            # The reaper has waited for all that the command has left.
+            context = client.lease(
+                on_lost=lambda _: lost.set(), on_wait=on_wait, on_outage=on_outage, children_grace=0.0, **fields
+            )
+            return await stack.enter_async_context(context)
+        except Rejected as rejected:
+            await explain_host(client, fields)
+            for line in render.rejection_lines(rejected.rejection):
+                console(stderr=True).print(line)
+            return None
+
+
+def _remote(held: HeldLease, via: str) -> Remote:
+    if len(held.hosts) != 1:
+        raise exits.CommandError(f"--via starts one command on one host, but {len(held.hosts)} hosts were granted")
+    host = held.hosts[0]
+    return Remote(via, host, held.lease.addresses.get(host) or host, terminal=sys.stdin.isatty())
+
+
+class _Running:
+    """The command, here or there: who gets a signal, and what must not stay behind.
+
+    Args:
+        child: the command, or what connects to it.
+        held: its lease.
+        remote: where it runs; None for this host.
+    """
+
+    def __init__(self, child: Child, held: HeldLease, remote: Remote | None) -> None:
+        self._child = child
+        self._held = held
+        self._remote = remote
+        self._errands: set[asyncio.Task[None]] = set()
+
+    async def until_the_end(self, lost: asyncio.Event, grace: float) -> int | None:
+        """Wait for the end of the command and of all that it has started; end them where the lease is lost.
+
+        Returns:
+            The command's exit code, negative for a signal; None where its lease ended before it did.
+        """
+        stopped = False
+        ended = asyncio.ensure_future(self._child.wait())
+        losing = asyncio.ensure_future(lost.wait())
+        try:
+            await asyncio.wait({ended, losing}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                stopped = not self._child.exited.done()
+                what = "the command" if stopped else "what the command has left"
+                say(f"corral: {self._held.lost}; stopping {what} (SIGTERM, SIGKILL in {grace:g} s)")
+                await self._end(ended, grace)
+            code = await ended
+            # One that a signal has ended may have been stopped for the lease's sake, while this process was.
+            return None if stopped or (code < 0 and self._held.lost is not None) else code
+        finally:
+            losing.cancel()
+            for errand in self._errands:
+                errand.cancel()
+            await asyncio.gather(losing, *self._errands, return_exceptions=True)
+
+    def signal(self, number: int) -> None:
+        """Hand a signal on. After the command's end it hurries what is left of it."""
+        if self._child.exited.done():
+            if number not in HARMLESS:
+                self._child.leave()
+        elif self._remote is None:
+            self._child.signal(number)
+        elif number not in HARMLESS:
+            errand = asyncio.ensure_future(self._tell(self._remote, signal.Signals(number)))
+            self._errands.add(errand)
+            errand.add_done_callback(self._errands.discard)
+
+    async def _end(self, ended: asyncio.Future[int], grace: float) -> None:
+        if self._remote is None:
+            self._child.end(grace)
+            if not (await asyncio.wait({ended}, timeout=grace + TELL_SECONDS))[0]:
+                # The devices are another's already: there is nothing to hold for what can't be ended.
+                self._child.give_up()
+            return
+        self.signal(signal.SIGTERM)
+        await asyncio.wait({ended}, timeout=grace)
+        await self._tell(self._remote, signal.SIGKILL)
+        self._child.end(0.0)
+
+    async def _tell(self, remote: Remote, number: signal.Signals) -> None:
+        words = remote.tell(self._held.lease_id, number.name.removeprefix("SIG"))
+        nowhere = asyncio.subprocess.DEVNULL
+        try:
+            async with asyncio.timeout(TELL_SECONDS):
+                teller = await asyncio.create_subprocess_exec(*words, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+                told = await teller.wait() == 0
+        except (OSError, TimeoutError):
+            told = False
+        if not told and number in _ENDING:
+            # It can't be told: without its connection the watcher there ends it.
+            self._child.signal(signal.SIGTERM)
+
+
+async def _child(
+    command: Sequence[str],
+    held: HeldLease,
+    via: str | None,
+    lost: asyncio.Event,
+    grace: float,
+    signals: Signals,
+    terminal: Terminal,
+) -> int | None:
+    """Run the command to its end, or to the end of its lease: then there is no exit code."""
+    remote = None if via is None else _remote(held, via)
+    words, environment = list(command), os.environ | held.environment
+    if remote is None:
+        say_elsewhere(held.lease)
+    else:
+        # The connection itself does not work under the lease: it must outlive what the lease's work is told.
+        environment = {name: value for name, value in os.environ.items() if name != "CORRAL_LEASE"}
+        words = remote.start(command, environment_for(held.lease, remote.host), held.lease_id, grace)
+    child = Child(say=lambda text: say(f"corral: {text}"), stopped=terminal.stop_with)
+    signals.check()
+    try:
+        await start_in_time(
+            held,
+            lambda start_by: child.start(
+                words,
+                environment,
+                lease_id="" if remote else held.lease_id,
+                grace_seconds=grace,
+                ttl_seconds=held.lease.ttl_seconds,
+                own_group=not terminal.is_there,
+                ignored=signals.ignored,
+                start_by=start_by,
+            ),
+        )
+    except NotStarted as error:
+        say(f"corral: {error}")
+        return error.code
+    running = _Running(child, held, remote)
+    with signals.to(running.signal):
+        code = await running.until_the_end(lost, grace)
+    terminal.take_back(settings=code is None or code < 0)
+    if code is None:
+        return None
+    return code if code >= 0 else 128 - code

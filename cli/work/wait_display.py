@@ -1,0 +1,40 @@
+"""How the place in line is shown while a request waits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from typing import Any
+
+from ...schemas import operations
+from ..options import console, say
+from ..render import duration
+
+
+@contextlib.contextmanager
+def waiting_line(quiet: bool = False) -> Generator[Any]:
+    """How the waiting is shown: a live line on a terminal, else a line each time that something changes."""
+    err = console(stderr=True)
+    if quiet:
+        yield None
+        return
+    if err.is_terminal:
+        with err.status("Requesting…") as status:
+
+            def update(entry: operations.QueueEntry) -> None:
+                status.update(_text(entry))
+
+            yield update
+        return
+    shown: list[tuple[int, str]] = []
+
+    def tell(entry: operations.QueueEntry) -> None:
+        if shown[-1:] != [(entry.position, entry.message)]:
+            shown[:] = [(entry.position, entry.message)]
+            say(f"corral: {_text(entry)}")
+
+    yield tell
+
+
+def _text(entry: operations.QueueEntry) -> str:
+    return f"in line at {entry.position} for {duration(entry.waiting_seconds)}: {entry.message}"
