@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys as _sys
 
-from .aio import Client, connect
+from .client import Client, connect
 from .errors import (
     Conflict,
     CorralError,

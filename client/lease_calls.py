@@ -10,11 +10,11 @@ from ..bus.credentials import ANY_OWNER
 from ..bus.permissions import identity_of
 from ..schemas import operations, plain, requests
 from ..schemas.subjects import PlanSubject
-from . import streams
-from .calls import Calls
+from . import subscriptions
 from .errors import Refused
 from .paging import all_leases
 from .request import default_owner
+from .rpc import Calls
 
 
 class LeaseCalls(Calls):
@@ -93,7 +93,7 @@ class LeaseCalls(Calls):
 
     def lease_events(self, *, lease_id: str = "*", kind: str = "*") -> AsyncIterator[requests.LeaseEvent]:
         """Changes of leases as they happen, from now on."""
-        return streams.lease_events(self.nc, lease_id, kind)
+        return subscriptions.lease_events(self.nc, lease_id, kind)
 
     def _owned(self, subject: str, owner: str) -> str:
         named = self.identity.owner

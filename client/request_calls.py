@@ -14,13 +14,13 @@ from msgspec.structs import replace
 
 from ..schemas import codec, operations, requests
 from ..schemas.subjects import PlanSubject
-from .calls import Waiting
 from .confirmed import Granted, confirmed
 from .errors import CorralError, NoService, Rejected, TimedOut, TooManyRequests, Unavailable
 from .holder import may_be_anothers
 from .lease_calls import LeaseCalls
-from .line import Line
 from .request import RequestFields, work_request
+from .rpc import Waiting
+from .waiting import Line
 
 _Answer: Any = requests.Assignment | requests.Rejection
 

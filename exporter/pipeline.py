@@ -17,7 +17,7 @@ from msgspec import Struct
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from ..bus.process import corral_version
-from ..client.aio import Client
+from ..client.client import Client
 from ..client.errors import CorralError
 from ..client.health import ask_health
 from ..schemas.globs import matches_any

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from ..bus.health import HealthDoor
-from ..client.aio import Client
+from ..client.client import Client
 from ..schemas.globs import matches_any
 from ..schemas.health import Judgement
 from ..schemas.instruments import SECONDS, Histogram, ServiceKind

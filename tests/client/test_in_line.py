@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.client import Client, TimedOut, TooManyRequests, connect, line
+from corral.client import Client, TimedOut, TooManyRequests, connect
+from corral.client import waiting as line
 from corral.planner.limits import Limits
 from corral.schemas import codec
 from corral.schemas.requests import Error, Rejection, RejectionCode

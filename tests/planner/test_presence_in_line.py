@@ -7,11 +7,10 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import corral.client.line
 import nats
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.client import connect
+from corral.client import connect, waiting
 from corral.planner.broker.presence import Presence
 from corral.planner.broker.probe import Probe, probed
 from corral.planner.broker.queue import WaitingQueue
@@ -243,8 +242,8 @@ async def test_corrals_client_keeps_its_place(
     server: EmbeddedServer, nc: Bus, monkeypatch: pytest.MonkeyPatch, again_seconds: float
 ) -> None:
     """Also one of an earlier version, which asks again where it is told so."""
-    monkeypatch.setattr(corral.client.line, "ASK_AGAIN_SECONDS", again_seconds)
-    monkeypatch.setattr(corral.client.line, "_ABSENCE_SECONDS", SILENCE / 5)  # as much shorter as the silence is
+    monkeypatch.setattr(waiting, "ASK_AGAIN_SECONDS", again_seconds)
+    monkeypatch.setattr(waiting, "_ABSENCE_SECONDS", SILENCE / 5)  # as much shorter as the silence is
     hosts = FakeHosts(nc, hosts=1, devices=1)
     await hosts.start()
     async with running(server.url, silence_seconds=SILENCE), connect(server.url, owner="ann") as ann:

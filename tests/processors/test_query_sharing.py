@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
-from corral.client import aio
+from corral.client import client as aio
 from corral.processors.query.execution import SET_BACK, Execution
 from corral.processors.query.fairqueue import FairQueue
 from corral.processors.query.guard import guard

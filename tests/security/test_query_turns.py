@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 import pytest
 from corral.bus.access.roles import Role
-from corral.client import aio
+from corral.client import client
 from corral.client.query import collect
 from corral.processors.query.guard import guard
 from corral.processors.query.service import Limits, QueryService
@@ -71,7 +71,7 @@ async def test_one_user_of_another_account_has_one_turn(secured: SecuredBus, ser
         assert [answer["code"] for answer in refused] == ["busy"] * 7
         result = await collect(alice, QueryRequest(sql="SELECT 42", window=8), margin_seconds=5)
         assert result.scalar() == 42
-        await aio.Client(vera).cancel("v0")
+        await client.Client(vera).cancel("v0")
     finally:
         await vera.close()
         await alice.close()

@@ -23,8 +23,7 @@ from ..schemas import codec, operations, requests, subjects
 from ..schemas.metrics import DeviceSample
 from ..schemas.query import MOST_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from ..schemas.subjects import PlanSubject
-from . import streams
-from .calls import RETRY_SECONDS, Waiting
+from . import subscriptions
 from .contexts import way
 from .environment import placed_here
 from .errors import InvalidRequest, NoService, QueryFailed, Refused, Unavailable
@@ -36,6 +35,7 @@ from .query import collect, in_own_name
 from .request import OWNER_VARIABLE, RequestFields, work_request
 from .request_calls import RequestCalls
 from .result import QueryResult
+from .rpc import RETRY_SECONDS, Waiting
 
 
 class Client(RequestCalls):
@@ -266,7 +266,7 @@ class Client(RequestCalls):
 
         A consumer that falls behind loses the oldest, never the connection.
         """
-        return streams.samples(self.nc, hosts, devices)
+        return subscriptions.samples(self.nc, hosts, devices)
 
     # How it is asked
 

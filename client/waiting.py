@@ -16,8 +16,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..schemas import codec, operations, requests, subjects
-from .calls import RETRY_SECONDS, Waiting, no_service, raise_error
 from .errors import CorralError, NoService, ServiceError, TimedOut, TooManyRequests, error_of
+from .rpc import RETRY_SECONDS, Waiting, no_service, raise_error
 
 FIRST_LOOK_SECONDS: Final = 1.0
 _LEADER_SECONDS: Final = 5.0
