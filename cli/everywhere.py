@@ -5,7 +5,6 @@ would lead it to one, rather than leaving it out.
 """
 
 import os
-import sys
 from typing import Annotated, Any, Final
 
 import typer
@@ -50,8 +49,9 @@ def way() -> str:
 def use_credentials(path: str) -> None:
     """Take credentials that the command line names: no context has brought them."""
     os.environ[credentials.CREDENTIALS_VARIABLE] = path
-    if (context := sys.modules.get("corral.cli.operate.context")) is not None:
-        context.SOURCES.pop(credentials.CREDENTIALS_VARIABLE, None)
+    from .config import SOURCES
+
+    SOURCES.pop(credentials.CREDENTIALS_VARIABLE, None)
 
 
 def attach(name: str, command: Any) -> None:

@@ -198,9 +198,9 @@ def _main(arguments: list[str] | None) -> None:
         from .exits import code_and_message
 
         code, message = code_and_message(error)
-        if settings := sys.modules.get("corral.cli.operate.config"):
-            message += settings.blame(message)
-        print(f"corral: {message}", file=sys.stderr)
+        from .file_defaults import blame
+
+        print(f"corral: {message}{blame(message)}", file=sys.stderr)
         sys.exit(code)
     sys.exit(ended if isinstance(ended, int) else 0)
 

@@ -134,7 +134,7 @@ class Decoder:
 
         Args:
             messages: of the subject of samples, in the order of the stream.
-            is_new: whether a message of an agent's run has not come before; see `arrivals.py`.
+            is_new: whether a message of an agent's run has not come before; see `deduplication.py`.
             now_ns: stands for the time when a message was stored, where that is not known.
 
         Returns:

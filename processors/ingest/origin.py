@@ -11,7 +11,7 @@ has no more stays in its place, and is stored; what was copied behind it comes a
 says where the one ends and the other begins, in the stream's own metadata, so that all processors of all lakes agree.
 
 Until a message is known to be copied from what is there now, it is not stored: behind a gap it would make those that
-fill it look as if they had come before (`arrivals.py`).
+fill it look as if they had come before (`deduplication.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SQL over the bus: the micro service `corral-history`.
 
 A query waits its turn (`fairqueue.py`) and runs in a thread of low priority (`execution.py`) behind the fence
-(`confine.py`). Its answer goes out in parts (`delivery.py`), which wait for their reader without a turn (`spool.py`).
+(`guard.py`). Its answer goes out in parts (`delivery.py`), which wait for their reader without a turn (`spool.py`).
 Slots, memory and time are bounded, so that ingest, which shares process and database, goes on whatever analysts ask.
 """
 

@@ -34,7 +34,7 @@ TABLES: Final[dict[str, str]] = {
     # When the bus stored the message that a watermark stands on. A row holds for the watermark with its sequence alone:
     # an older Corral writes none.
     "store.marks": "stream VARCHAR, sequence UBIGINT, stored_ns BIGINT",
-    # The last 64 sequences of an agent's run that are stored: see `arrivals.py`. The newest row of a run counts.
+    # The last 64 sequences of an agent's run that are stored: see `deduplication.py`. The newest row of a run counts.
     "store.arrivals": "stream VARCHAR, agent VARCHAR, high UBIGINT, seen UBIGINT, batch BIGINT",
     # Hosts whose clock is off, or was: the last time of each.
     "store.clocks": "host VARCHAR NOT NULL, offset_seconds DOUBLE, since TIMESTAMPTZ, until TIMESTAMPTZ",

@@ -213,7 +213,7 @@ async def test_what_works_under_another_lease_lives_on(tmp_path: Path) -> None:
 async def test_a_corral_run_within_keeps_its_own_lease(tmp_path: Path) -> None:
     inner = (
         "import asyncio, os, sys\n"
-        "from corral.cli.children import Child\n"
+        "from corral.cli.work.children import Child\n"
         "async def main():\n"
         "    child = Child(say=print, stopped=print)\n"
         "    await child.start(['sleep', '60'], os.environ | {'CORRAL_LEASE': 'inner'}, lease_id='inner',\n"

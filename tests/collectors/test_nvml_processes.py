@@ -146,8 +146,8 @@ def test_lists_and_addresses_of_linux() -> None:
 
 NOBODY = """
 import os, sys
-from corral.collectors.proc import ProcessTable
-from corral.schemas.holders import lineage
+from corral.collectors.processes.proc import ProcessTable
+from corral.bus.process_identity import lineage
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 pid = int(sys.argv[1])
 print(ProcessTable().facts(pid).lease or "unreadable", *lineage(pid))
@@ -167,7 +167,7 @@ def test_descent_is_seen_where_environments_are_not(worker: subprocess.Popen[byt
 
 
 def test_a_name_of_a_process_is_the_same_from_inside_of_its_namespace() -> None:
-    script = "from corral.schemas.holders import own_name; print(own_name(), flush=True); input()"
+    script = "from corral.bus.process_identity import own_name; print(own_name(), flush=True); input()"
     unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no namespaces here")

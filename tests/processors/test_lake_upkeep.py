@@ -54,7 +54,7 @@ pytestmark = pytest.mark.long
 
 CRASHING = """
 import sys
-from corral.processors.storage import lake, upkeep
+from corral.processors.storage.lake import lake, maintenance as upkeep
 from corral.processors.storage.retention import Retention
 where = lake.Lake(sys.argv[1], sys.argv[2], threads=1)
 kept = Retention(raw=3600.0, archive=float(sys.argv[3]), ten_seconds=float(sys.argv[3]), minutes=None)

@@ -181,7 +181,8 @@ WRITING_ALL = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from corral.processors.storage import Database, database
+from corral.processors.storage import Database
+from corral.processors.storage.embedded import database
 from msgspec.structs import replace
 from test_log_folding import START_NS, samples
 database.CHECKPOINT_BYTES = 2**34

@@ -24,7 +24,7 @@ TOKEN = "a-token-of-enough-letters"
 CLIENT = """
 import json, sys
 import duckdb
-from corral.processors.sql import quack
+from corral.processors.query import quack
 connection = duckdb.connect()
 quack.load(connection)
 answers = []

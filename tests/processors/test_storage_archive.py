@@ -58,8 +58,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from corral.processors.storage import Database, Maintenance, Retention
-from corral.processors.storage import archive
-from corral.processors.storage.rollups import LEVELS
+from corral.processors.storage.embedded import archive
+from corral.processors.storage.rollup_columns import LEVELS
 history = Database(Path(sys.argv[1]))
 archive.sweep(history)
 care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))

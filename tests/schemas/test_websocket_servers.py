@@ -11,12 +11,12 @@ from corral.cli.local.server import EmbeddedServer
 
 ASK = """
 import asyncio, sys
-from corral.schemas import websockets
+from corral.bus import websockets
 websockets.leave_out()
-from corral.schemas import bus
+from corral.bus.connect import connect
 assert "aiohttp" not in sys.modules and "multidict" not in sys.modules
 async def ask():
-    client = await bus.connect(sys.argv[1])
+    client = await connect(sys.argv[1])
     await client.flush()
     print(client.connected_url.scheme, "aiohttp" in sys.modules)
     await client.close()

@@ -3,7 +3,7 @@
 DuckDB replaces names by what they stand for: a CTE, a view, an alias of the same SELECT, a macro's argument, `*`. Where
 each level of a short statement says the level below twice, it doubles with each; and while DuckDB expands it, neither a
 timeout nor a cancellation is heard. What is counted here are the nodes that come of it, rather too many than too few.
-What the parser itself copies before that is in `copies.py`.
+What the parser itself copies before that is in `parse_growth.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Four fences, each enough for most attempts by itself:
 
 1. the statement is parsed by DuckDB's own parser into a tree, and each node of it must be of a known kind, each
-   function on the allow list (`allowed.py`), each relation one of the history's (`check`);
+   function on the allow list (`allowlist.py`), each relation one of the history's (`check`);
 2. the instance has no external access but the archive's folder, loads no extension, and its settings are locked
    (`lock`);
 3. the statement runs in a read-only transaction (`begin`), on a cursor of its own;
