@@ -112,7 +112,7 @@ def test_with_input_from_a_pipe_it_stops_goes_on_asks_on_the_terminal_and_gives_
         screen.until("probe ready")
         screen.type("\x1a")
         screen.until("Stopped")
-        screen.type("echo shell $((20 + 3))\n")
+        screen.type("\necho shell $((20 + 3))\n")
         screen.until("shell 23")
         screen.type("fg\n")
         screen.until("printf piped")
