@@ -24,7 +24,7 @@ from nats.aio.subscription import Subscription
 from nats.js import api
 from nats.js.errors import NotFoundError
 
-from ...bus.chunked_transport import quicken
+from ...bus.chunked_transport import install_chunked_parser
 from ...bus.connection import Connection
 from ...bus.tasks import heed_cancellation
 from .columnar import Incoming
@@ -79,7 +79,7 @@ class Reader:
         buffer_bytes: int = 64 * 2**20,
         with_headers: bool = False,
     ) -> None:
-        quicken(nc)
+        install_chunked_parser(nc)
         self._nc = nc
         self._js = nc.jetstream(timeout=API_SECONDS)
         self.stream = stream

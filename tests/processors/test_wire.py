@@ -6,11 +6,14 @@ import asyncio
 import socket
 from typing import Any
 
-from corral.bus.chunked_transport import ChunkParser, ChunkTransport, quicken
+import pytest
+from corral.bus import chunked_transport
+from corral.bus.chunked_transport import ChunkParser, ChunkTransport, install_chunked_parser
 from corral.bus.connect import connect
 from corral.cli.local.server import EmbeddedServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nats.aio.transport import TcpTransport
 from nats.protocol.parser import Parser
 
 
@@ -77,8 +80,8 @@ async def test_a_connection_is_quickened_in_mid_stream_and_stays_so_when_it_reco
     for number, payload in enumerate(expected):
         await sender.publish("quick.a", payload)
         if number == 50:
-            quicken(nc)
-            quicken(nc)
+            install_chunked_parser(nc)
+            install_chunked_parser(nc)
         if number % 20 == 0:
             await sender.flush()
     await sender.flush()
@@ -102,10 +105,29 @@ async def test_a_connection_is_quickened_in_mid_stream_and_stays_so_when_it_reco
     await sender.close()
 
 
+async def test_another_version_of_nats_py_receives_by_itself(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nc = await connect(server.url)
+    inner: Any = nc
+    monkeypatch.setattr(chunked_transport, "TESTED_VERSIONS", ("1.0.0",))
+    for _ in range(2):
+        assert not install_chunked_parser(nc)
+    assert type(inner._transport) is TcpTransport
+    assert len([line for line in caplog.messages if "another than the chunked transport was tested with" in line]) == 1
+    monkeypatch.undo()
+    monkeypatch.setenv(chunked_transport.VARIABLE, "off")
+    assert not install_chunked_parser(nc)
+    monkeypatch.delenv(chunked_transport.VARIABLE)
+    assert install_chunked_parser(nc)
+    assert type(inner._transport) is ChunkTransport
+    await nc.close()
+
+
 async def test_what_waits_is_bounded(server: EmbeddedServer) -> None:
     """A slow reader pauses the socket: the server sees it, not the memory."""
     nc = await connect(server.url)
-    quicken(nc)
+    install_chunked_parser(nc)
     await nc.flush()
     inner: Any = nc
     reader = inner._transport._io_reader
