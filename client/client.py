@@ -1,4 +1,4 @@
-"""The asynchronous client: every method is one subject of the bus."""
+"""The asynchronous client of a fleet."""
 
 from __future__ import annotations
 
@@ -39,15 +39,16 @@ from .rpc import RETRY_SECONDS, Waiting
 
 
 class Client(RequestCalls):
-    """A connection to a fleet. It reconnects by itself; a call in the meantime waits until its timeout.
+    """A connection to a fleet. It reconnects automatically; calls made during an outage wait until their timeout.
 
     Args:
         nc: a connected client of the bus.
-        owner: who asks where a call does not say; `CORRAL_OWNER`, then the credentials' owner, then the account's name.
+        owner: owner of requests and leases where a call names none. Defaults to `CORRAL_OWNER`, then the owner that
+            the credentials name, then the name of the user account.
         timeout: seconds to wait for an answer.
-        patience: seconds to wait for a service that is not there (one that restarts, say).
-        owned_subjects: ask on the subjects that end on the owner, as a bus with authentication wants it; by default
-            where the connection has credentials.
+        patience: seconds to keep retrying while a service is absent (during a restart, for example).
+        owned_subjects: send requests on subjects that end with the owner, as a bus with authentication requires.
+            Defaults to true if the connection has credentials.
     """
 
     def __init__(
@@ -63,10 +64,10 @@ class Client(RequestCalls):
         self._person = ""
 
     def speaking_for(self, person: str) -> Self:
-        """A client of the same connection that asks the history, and for explanations, in turns of somebody else.
+        """A client on the same connection whose queries and explanations are queued under the name of `person`.
 
-        For services that several people use, as the dashboard: one of them then holds up nobody but themselves. The bus
-        lets services do so alone (`corral auth add … --service`).
+        For services with several users, such as the dashboard: a user with many queries then delays only themselves.
+        The bus allows this to service users only (`corral auth add … --service`).
         """
         made = copy.copy(self)
         made._person = person
@@ -82,20 +83,22 @@ class Client(RequestCalls):
         children_grace: float = CHILDREN_GRACE_SECONDS,
         **fields: Unpack[RequestFields],
     ) -> LeaseContext:
-        """Devices for the length of a block: asked for on entry, renewed meanwhile, released at the end.
+        """Hold a lease for the length of a block: requested on entry, renewed in the background, released on exit.
 
         `async with client.lease(gpus=2, memory="20GiB") as lease: …`
 
         Args:
-            on_lost: called with the `LeaseLost` if the lease ends too early; without it the block is cancelled and
-                the `LeaseLost` raised from it.
+            on_lost: called with the `LeaseLost` if the lease ends too early. Without it, the block is cancelled and
+                raises the `LeaseLost`.
             on_wait: as in `request`.
-            set_environment: set `CUDA_VISIBLE_DEVICES`, its like and `CORRAL_LEASE` in this process for the block.
-                GPUs of this host are taken unless `hosts` says otherwise (`"any"` for all).
-            on_outage: `continue`, where bus and planner can't be reached, until a planner says that the lease has
-                ended; or `stop`, once the lease could not be renewed in its time.
-            children_grace: what the block has started and left is waited for so many seconds at its end, with the
-                lease held, and named in the log; what is there still then, in a `ResourceWarning`. 0 releases at once.
+            set_environment: set `CUDA_VISIBLE_DEVICES`, the equivalent variables of other runtimes and `CORRAL_LEASE`
+                in this process for the block. Only GPUs of this host are requested, unless `hosts` names others
+                (`"any"` for all hosts).
+            on_outage: what to do while bus or planner can't be reached. `continue` goes on until a planner reports
+                that the lease has ended; `stop` gives the lease up once it was not renewed within its time to live.
+            children_grace: seconds to wait at the end of the block, with the lease still held, for processes that the
+                block has started. They are named in the log; those that still run afterwards, in a
+                `ResourceWarning`. 0 releases at once.
             fields: as in `request`.
         """
         return LeaseContext(
@@ -111,10 +114,19 @@ class Client(RequestCalls):
     async def explain(
         self, *, with_more: Sequence[operations.Addition] = (), **fields: Unpack[RequestFields]
     ) -> operations.Explanation:
-        """What would become of a request, without granting it; with devices added first, if given."""
+        """Predict the outcome of a request without granting it.
+
+        Args:
+            with_more: devices to add to the fleet, for this prediction only.
+            fields: as in `request`.
+
+        Raises:
+            InvalidRequest: a field is wrong.
+            Unavailable, NoService, TimedOut: no planner answered.
+        """
         body = operations.ExplainRequest(request=work_request(self.owner, fields), with_more=list(with_more))
         if self._person:
-            # A server of an earlier version knows nobody behind whom it knows.
+            # A server that was set up by an earlier version refuses subjects that name a person behind a service.
             with contextlib.suppress(Refused):
                 subject = in_own_name(self.nc, PlanSubject.EXPLAIN, self._person)
                 return await self._plan(subject, body, operations.Explanation)
@@ -126,7 +138,7 @@ class Client(RequestCalls):
     async def devices(
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
     ) -> DeviceList:
-        """Devices as the planner sees them now, by host and index; each argument is a list of globs."""
+        """Devices as the planner sees them now, sorted by host and index; each argument is a list of globs."""
 
         async def ask(wanted: operations.DeviceFilter) -> operations.Devices:
             return await self._plan(PlanSubject.DEVICES, wanted, operations.Devices)
@@ -136,17 +148,17 @@ class Client(RequestCalls):
     async def fleet(
         self, *, hosts: Sequence[str] = (), models: Sequence[str] = (), devices: Sequence[str] = ()
     ) -> operations.FleetSummary:
-        """Aggregates over the fleet, or over the part that the globs name."""
+        """Aggregates over the fleet, or over the devices that match the globs."""
         return await self._plan(PlanSubject.FLEET, _filter(hosts, models, devices), operations.FleetSummary)
 
     async def queue(self, *, owner: str | None = None) -> list[operations.QueueEntry]:
-        """The requests that wait, first in line first; only of an owner, if one is given."""
+        """Requests in the queue, in queue order; only those of `owner`, if given."""
         found: list[operations.QueueEntry] = []
         while True:
             only = operations.QueueFilter(owner=owner, offset=len(found))
             part = await self._plan(PlanSubject.QUEUE, only, operations.Queue)
             found += part.entries
-            if len(found) >= part.total or not part.entries:  # a planner that lists all at once names no total
+            if len(found) >= part.total or not part.entries:  # an earlier planner lists all at once, without a total
                 return [entry for entry in found if owner in (None, entry.owner)]
 
     async def drain(
@@ -158,10 +170,10 @@ class Client(RequestCalls):
         host_labels: dict[str, str] | None = None,
         operator: str | None = None,
     ) -> dict[str, str]:
-        """Keep new work off devices or hosts; leases that are there go on.
+        """Keep new work off devices or hosts; existing leases continue.
 
         Returns:
-            All drains that hold now, with their reasons.
+            All drains that are now in effect, with their reasons.
         """
         action = operations.DrainAction(
             drain=True,
@@ -181,7 +193,7 @@ class Client(RequestCalls):
         host_labels: dict[str, str] | None = None,
         operator: str | None = None,
     ) -> dict[str, str]:
-        """Let work on again. Returns the drains that still hold."""
+        """Allow new work on drained devices or hosts again. Returns the drains that remain in effect."""
         action = operations.DrainAction(
             drain=False,
             devices=list(devices),
@@ -192,7 +204,7 @@ class Client(RequestCalls):
         return (await self._plan(self._signed(PlanSubject.DRAIN, action), action, operations.Drains)).drains
 
     async def evict(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
-        """Take a lease back from its owner, who is told the reason."""
+        """Evict a lease: take it back from its owner, who is told the reason."""
         action = operations.EvictAction(lease_id=lease_id, reason=reason, operator=self._operator(operator))
         return await self._plan(self._signed(PlanSubject.EVICT, action), action, requests.Lease)
 
@@ -207,21 +219,22 @@ class Client(RequestCalls):
         format: ResultFormat | str | None = None,
         query_id: str | None = None,
     ) -> QueryResult:
-        """The result of one read-only SQL statement over the history.
+        """Run one read-only SQL statement over the history.
 
-        A caller that is cancelled cancels the statement too.
+        If the caller is cancelled, the statement is cancelled too.
 
         Args:
-            sql: a SELECT, WITH, FROM, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN.
-            limit: at most so many rows; `truncated` says whether there were more. All rows by default.
-            timeout: seconds, then the statement is stopped.
-            format: Arrow where pyarrow is installed, else JSON.
-            query_id: names the query for `cancel`; one is made up by default.
+            sql: a SELECT, WITH, FROM, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN statement.
+            limit: maximum number of rows; `truncated` of the result is true if there were more. All rows by default.
+            timeout: seconds after which the statement is stopped.
+            format: format of the answer. Defaults to Arrow if pyarrow is installed, else to JSON.
+            query_id: id of the query for `cancel`; generated by default.
 
         Raises:
-            QueryFailed: what the database or its guard said; or there are more rows than an answer can have, and no
-                `limit` says that the first ones are enough.
-            TimedOut: it took too long.
+            QueryFailed: the database or its guard refused the statement; or the result has more rows than an answer
+                can hold, and no `limit` was given.
+            TimedOut: the statement took too long.
+            NoService: no processor answered.
         """
         if format is None:
             format = ResultFormat.ARROW if find_spec("pyarrow") else ResultFormat.JSON
@@ -252,26 +265,29 @@ class Client(RequestCalls):
         raise AssertionError("unreachable")
 
     async def cancel(self, query_id: str) -> None:
-        """Cancel a query that runs or waits."""
+        """Cancel a query that is running or queued."""
         await self._call(subjects.QUERY_CANCEL, CancelRequest(query_id=query_id))
 
     async def history(self) -> ProcessorStatus:
-        """How far the history is behind the bus, and how it fares."""
+        """Status of the history: the processor's lag behind the bus, and its state."""
         return codec.decode(await self._call(subjects.HISTORY_STATUS, None), ProcessorStatus, codec.JSON)
 
     # Live
 
     def watch(self, *, hosts: Sequence[str] = (), devices: Sequence[str] = ()) -> AsyncIterator[DeviceSample]:
-        """Samples as they come, from now on; all of the fleet where nothing is named.
+        """Stream samples from now on; of the whole fleet if neither hosts nor devices are given (lists of globs).
 
-        A consumer that falls behind loses the oldest, never the connection.
+        A slow consumer loses samples, but keeps its connection.
         """
         return subscriptions.samples(self.nc, hosts, devices)
 
-    # How it is asked
+    # Signatures of operator actions
 
     def _operator(self, operator: str | None) -> str:
-        """Who signs: whoever the credentials are of, since the server looks at that."""
+        """Name that signs an action: `operator` if given, else the credentials' user, else the client's owner.
+
+        The server checks the name against the credentials. Credentials for any owner sign with the client's owner.
+        """
         if operator or self.identity.owner == ANY_OWNER:
             return operator or self.owner
         return self.identity.user or self.owner
@@ -288,7 +304,7 @@ class Client(RequestCalls):
 
 
 class Connecting:
-    """What `connect` returns: await it for a client, or enter it with `async with`."""
+    """Result of `connect`: await it for a client, or enter it with `async with`, which closes the client at the end."""
 
     def __init__(self, start: Callable[[], Awaitable[Client]]) -> None:
         self._start = start
@@ -323,15 +339,18 @@ def connect(
     """Connect to a fleet: `client = await connect()`, or `async with connect() as client:`.
 
     Args:
-        url: of the bus; `CORRAL_NATS_URL`, then the context in use, then the local default.
-        owner: who asks; `CORRAL_OWNER`, then the context's, the credentials' owner, the account's name.
-        credentials: path of a credentials file; `CORRAL_NATS_CREDS`, then those of the context with that URL.
-        context: name of one that `corral context add` or `corral up` has written; goes before the environment.
+        url: URL of the bus. Defaults to `CORRAL_NATS_URL`, then to the context in use, then to the local default.
+        owner: owner of requests and leases. Defaults to `CORRAL_OWNER`, then to the context's owner, then to the
+            credentials' owner, then to the name of the user account.
+        credentials: path of a credentials file. Defaults to `CORRAL_NATS_CREDS`, then to the credentials of the
+            context with that URL.
+        context: name of a context that `corral context add` or `corral up` has written. It takes precedence over the
+            environment.
         timeout: seconds to wait for an answer.
-        patience: seconds to wait for a service that is not there.
-        wait: seconds to wait for the bus at the start; None tries for ever.
-        name: shown in the server's list of connections.
-        options: further ones of `bus.connect`, such as `ca`, and of `nats.connect`.
+        patience: seconds to keep retrying while a service is absent.
+        wait: seconds to wait for the bus at the start; None retries forever.
+        name: name of the connection in the server's list of connections.
+        options: further options of `bus.connect`, such as `ca`, and of `nats.connect`.
 
     Raises:
         Unavailable: no server answered; the message says what to do.

@@ -1,8 +1,9 @@
-"""A grant that holds now: an answer may be an old one, and nothing starts on devices that somebody else has by then.
+"""Confirms that a granted lease is still active before it is used, since the answer may be outdated.
 
-An answer that comes at once is as new as the question. Whoever had to wait for it may have slept meanwhile, the process
-(SIGSTOP, a frozen container) or its machine, and the lease may have ended since: the planner is asked again, with a
-clock that counts sleep. So it is where the request id may have been used before.
+An answer that comes at once is current. While a request waits, its process (SIGSTOP, a frozen container) or machine
+may be suspended, and the lease may end before the process resumes: work would then start on devices that are leased to
+another process. So the planner is asked again, and time is measured with a clock that counts suspended time. The same
+check is made if the caller gave a request id, which may have been used before.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from .lease_calls import LeaseCalls
 T = TypeVar("T")
 
 FRESH_SECONDS: Final = 1.0
-"""An answer that came within it needs no other."""
+"""An answer that took less than this many seconds needs no confirmation."""
 _OVER: Final = ("ended", "not_found", "not_owner")
-"""Codes by which the planner says that a lease is its holder's no more; any other refusal passes."""
+"""Error codes by which the planner says that the lease is lost to its holder; any other refusal is temporary."""
 _RETRY_SECONDS: Final = 0.5
 _GIVE_BACK_SECONDS: Final = 3.0
 _MOST_TRIES: Final = 5
 
 
 class Granted(NamedTuple):
-    """An assignment that the planner stands by.
+    """An assignment that the planner has confirmed.
 
     Attributes:
-        assignment: with the lease as it is.
-        confirmed_at: when the planner was asked that said so (see `bus/elapsed.py`).
+        assignment: the assignment, with the current state of its lease.
+        confirmed_at: time at which the confirming question was sent, in the clock of `bus/elapsed.py`.
     """
 
     assignment: requests.Assignment
@@ -48,18 +49,18 @@ async def confirmed(
     request: requests.WorkRequest,
     ask: Callable[[requests.WorkRequest], Awaitable[requests.Assignment]],
 ) -> Granted:
-    """Ask, and make sure that what was granted is still there.
+    """Send a request, and confirm that the granted lease is still active.
 
     Args:
-        client: to ask again with.
-        request: what is asked.
-        ask: asks it.
+        client: used to confirm the lease.
+        request: the request.
+        ask: sends the request.
 
     Raises:
-        Ended: the lease of a request id that was given has ended.
-        LeaseLost: the lease has ended while this process slept.
-        Unavailable, NoService, TimedOut: nobody could be asked in time; the lease was given back as far as that went,
-            unless another process may hold it.
+        Ended: the lease of a request id that the caller gave has ended.
+        LeaseLost: the lease ended while this process or its machine was suspended.
+        Unavailable, NoService, TimedOut: no planner answered in time. The lease was released if possible, unless
+            another process may hold it.
     """
     named, began = request.request_id is not None, elapsed_seconds()
     wait = request.wait_seconds
@@ -67,7 +68,7 @@ async def confirmed(
         asked_at = elapsed_seconds()
         try:
             assignment = await ask(request)
-        except Ended:  # its answer was lost, and asked for again too late
+        except Ended:  # the answer was lost, and the lease had ended by the time of the retry
             if named or last:
                 raise
             request = _later(request, wait, began)
@@ -77,7 +78,7 @@ async def confirmed(
             return Granted(assignment, asked_at)
         patience = client.timeout + max(0.0, wait - (elapsed_seconds() - began))
         try:
-            # One that is asked for again under its id keeps its time: to hold it is another matter.
+            # A request that is sent again under its id must not extend the lease: a fresh answer is only looked up.
             confirm = _active if fresh else renewed
             asking = _patiently(client, lease, confirm, patience)
             at, now = await given_back_on_failure(client, lease, request.holder, asking)
@@ -92,12 +93,12 @@ async def confirmed(
 
 
 def _later(request: requests.WorkRequest, wait_seconds: float, began: float) -> requests.WorkRequest:
-    """The request with what is left of its wait."""
+    """The request, with the rest of its waiting time."""
     return replace(request, wait_seconds=max(0.0, wait_seconds - (elapsed_seconds() - began)))
 
 
 async def _active(client: LeaseCalls, lease: requests.Lease) -> requests.Lease:
-    """A lease as it is."""
+    """The current state of a lease; raises `LeaseLost` if it isn't active."""
     found = await client.leases(lease_id=lease.lease_id)
     if not found:
         raise LeaseLost(lease.lease_id, "it is not active any more")
@@ -110,7 +111,10 @@ async def _patiently(
     confirm: Callable[[LeaseCalls, requests.Lease], Awaitable[requests.Lease]],
     patience_seconds: float,
 ) -> tuple[float, requests.Lease]:
-    """When the planner was asked, and what it says."""
+    """Confirm a lease, with retries. Returns the time at which the answered question was sent, and the lease.
+
+    An answer that takes half a time to live or longer is discarded, and the question is asked again.
+    """
     give_up = elapsed_seconds() + patience_seconds
     while True:
         asked_at, pause = elapsed_seconds(), _RETRY_SECONDS
@@ -130,17 +134,20 @@ async def _patiently(
 
 
 async def renewed(client: LeaseCalls, lease: requests.Lease, holder: str = "") -> requests.Lease:
-    """A lease, for a whole time to live from now on.
+    """Renew a lease for a full time to live from now.
 
     Args:
-        client: to ask with.
-        lease: which.
-        holder: the process that holds it from now on; empty leaves that as it is.
+        client: used to ask the planner.
+        lease: the lease to renew.
+        holder: name of the process that holds the lease from now on; empty leaves the holder unchanged.
+
+    Returns:
+        The lease after the renewal.
 
     Raises:
-        LeaseLost: the planner says that it has ended.
-        ServiceError: it refused for now.
-        Unavailable, NoService, TimedOut: nobody answered.
+        LeaseLost: the planner says that the lease has ended.
+        ServiceError: the planner refused for now.
+        Unavailable, NoService, TimedOut: no planner answered.
     """
     try:
         after = await client.renew(lease.lease_id, owner=lease.owner, holder=holder)
@@ -154,13 +161,16 @@ async def renewed(client: LeaseCalls, lease: requests.Lease, holder: str = "") -
 
 
 async def given_back_on_failure(client: LeaseCalls, lease: requests.Lease, own: str, work: Awaitable[T]) -> T:
-    """The result of work on a lease that nobody will use if it fails, or is cancelled: it is given back then.
+    """Await work on a lease, and release the lease if the work fails or is cancelled.
 
     Args:
-        client: to give it back with.
-        lease: which; one that another process may hold stays.
-        own: the name of this process, if it said one.
-        work: raises `LeaseLost` where the lease has ended.
+        client: used to release the lease.
+        lease: the lease; it isn't released if another process may hold it.
+        own: name of this process as holder; empty if the request named none.
+        work: the awaitable. If it raises `LeaseLost`, the lease has ended and isn't released.
+
+    Returns:
+        The result of the work.
     """
     try:
         return await work

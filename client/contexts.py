@@ -1,4 +1,4 @@
-"""The contexts that `corral context add` and `corral up` write, for programs: how to reach a bus, and as whom."""
+"""Reads the contexts that `corral context add` and `corral up` write: URL, credentials and owner for each bus."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ _CONFIG_VARIABLE: Final = "CORRAL_CONFIG"
 _CONTEXT_VARIABLE: Final = "CORRAL_CONTEXT"
 _MACHINE_FILE: Final = Path("/etc/corral/corral.toml")
 _OPTIONS: Final = {"nats": "url", "creds": "credentials", "ca": "ca", "cert": "certificate", "key": "key"}
-"""Options of `bus.connect` by the names that they have in the file."""
+"""Options of `bus.connect` by their names in the configuration file."""
 
 
 def way(url: str | None, credentials: str | None, context: str | None) -> tuple[dict[str, str], str]:
-    """What `bus.connect` is to be told, and who asks there (empty if the context does not say).
+    """Options for `bus.connect`, and the context's owner (empty if it names none).
 
-    A context that is named goes before the environment. Without a name the one in use counts where no URL is said, and
-    where one is said, the context that has the same: credentials of one bus are not shown to another.
+    A named context takes precedence over the environment. Without a name, the context in use applies if no URL is
+    given. If a URL is given, the context with the same URL applies, so that the credentials of one bus are never sent
+    to another.
 
     Args:
-        url: as given; None takes the environment's, then the context's.
-        credentials: as given; with them, or with those of the environment, no context is looked at but for the URL.
-        context: name of one; None takes `CORRAL_CONTEXT`, then the one in use.
+        url: URL of the bus; None takes that of the environment, then that of the context.
+        credentials: path of a credentials file. If it or `CORRAL_NATS_CREDS` is set and a URL is known, no context is
+            read.
+        context: name of a context; None takes `CORRAL_CONTEXT`, then the context in use.
 
     Raises:
-        Unavailable: there is no context of that name, or a file is broken.
+        Unavailable: no context has that name, or a configuration file can't be read.
     """
     given = {name: value for name, value in (("url", url), ("credentials", credentials)) if value}
     wanted = url or ("" if context else os.environ.get(URL_VARIABLE, ""))
@@ -52,7 +54,7 @@ def way(url: str | None, credentials: str | None, context: str | None) -> tuple[
 
 
 def _read() -> tuple[dict[str, dict[str, str]], str, dict[str, str]]:
-    """Contexts by name, the name of the one in use, and what the top of the file says."""
+    """Contexts by name, the name of the context in use, and the top-level settings of the files."""
     contexts: dict[str, dict[str, str]] = {}
     current, top = "", dict[str, str]()
     for path in _paths():
@@ -72,7 +74,7 @@ def _read() -> tuple[dict[str, dict[str, str]], str, dict[str, str]]:
 
 
 def _paths() -> list[Path]:
-    """Of the files, the weakest first; as for the `corral` command."""
+    """Paths of the configuration files, lowest precedence first; the same files as for the `corral` command."""
     if named := os.environ.get(_CONFIG_VARIABLE):
         return [Path(named)]
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")

@@ -1,9 +1,9 @@
-"""What a lease sets in the environment of its work: the devices of one host, and no other GPU of any vendor.
+"""Environment variables for work under a lease: they show its devices on one host, and no other GPU of any vendor.
 
-Each runtime reads a variable of its own, and has another way to say "none". CUDA takes an empty `CUDA_VISIBLE_DEVICES`
-for none, and so does ROCm's runtime with `ROCR_VISIBLE_DEVICES` (its `RvdFilter::SelectZeroDevices`). HIP and AMD's
-OpenCL stand on that runtime and number anew what it shows them: to `HIP_VISIBLE_DEVICES` and `GPU_DEVICE_ORDINAL` empty
-means all, and `-1` none (ROCclr's `roc::Device::init`).
+Each runtime reads a different variable, with a different value for "none". CUDA takes an empty `CUDA_VISIBLE_DEVICES`
+as none, and so does ROCm's runtime with `ROCR_VISIBLE_DEVICES` (its `RvdFilter::SelectZeroDevices`). HIP and AMD's
+OpenCL run on top of that runtime, and renumber the devices that it shows them: in `HIP_VISIBLE_DEVICES` and
+`GPU_DEVICE_ORDINAL`, empty means all and `-1` means none (ROCclr's `roc::Device::init`).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ NONE_VISIBLE: Final[dict[str, str]] = {
     "HIP_VISIBLE_DEVICES": "-1",
     "GPU_DEVICE_ORDINAL": "-1",
 }
-"""No GPU is visible, whatever was set outside."""
+"""Values that hide all GPUs, whatever the environment held before."""
 
 
 def environment_for(lease: requests.Lease, host: str | None = None) -> dict[str, str]:
-    """The environment that a lease wants on a host: this one by default.
+    """Environment variables of a lease on a host; on this host by default.
 
-    Every variable that shows GPUs is in it, so that none is left from outside. Where the lease holds no device on the
-    host, none is visible there.
+    Every variable that selects GPUs is included, so that no earlier value of one stays in effect. If the lease holds
+    no device on the host, no GPU is visible there.
     """
     granted = lease.environment.get(host or local_host(), {})
     values = {**NONE_VISIBLE, **granted, LEASE_VARIABLE: lease.lease_id}
     amd = granted.get("ROCR_VISIBLE_DEVICES", "")
     if amd:
-        # HIP and OpenCL number anew what ROCm's runtime shows them: one that is left from outside would choose others.
+        # HIP and OpenCL renumber what ROCm's runtime shows them: an earlier value would select other devices.
         numbers = ",".join(map(str, range(len(amd.split(",")))))
         for name in ("HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"):
             values[name] = granted.get(name, numbers)
@@ -46,7 +46,7 @@ def environment_for(lease: requests.Lease, host: str | None = None) -> dict[str,
 
 
 def elsewhere(lease: requests.Lease, host: str | None = None) -> str:
-    """A sentence that says that a lease's devices are all on other hosts than this one; empty if it is not so."""
+    """Message that all devices of a lease are on other hosts; empty if some are on `host` (this host by default)."""
     here = host or local_host()
     hosts = list(dict.fromkeys(grant.host for grant in lease.grants if grant.device))
     if not hosts or here in hosts:
@@ -56,20 +56,20 @@ def elsewhere(lease: requests.Lease, host: str | None = None) -> str:
 
 
 def local_host() -> str:
-    """This host's name as collectors write it."""
+    """Name of this host, in the form that collectors use."""
     return subjects.host_token(os.environ.get("CORRAL_HOST") or socket.gethostname())
 
 
 def placed_here(fields: RequestFields) -> RequestFields:
-    """The fields of a request whose lease sets an environment here: for this host, unless they name others."""
+    """The fields of a request whose lease sets an environment here: restricted to this host, unless they name hosts."""
     return fields if fields.get("hosts") else {**fields, "hosts": [local_host()]}
 
 
 @contextlib.contextmanager
 def environment_set(lease: requests.Lease) -> Generator[None]:
-    """Set the environment of a lease in this process, and put back what was there.
+    """Set the environment of a lease in this process for a block, and restore the earlier values at the end.
 
-    Where its devices are all on other hosts that is warned of: no GPU is visible then.
+    If all of its devices are on other hosts, no GPU is visible, and a `RuntimeWarning` is issued.
     """
     if message := elsewhere(lease):
         warnings.warn(message, RuntimeWarning, stacklevel=4)

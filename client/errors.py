@@ -1,4 +1,4 @@
-"""What can go wrong, one class for each thing that a caller would do about it."""
+"""Exceptions of the client, one class for each way in which a caller may react."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ from ..schemas.requests import Error, Reason, Rejection, RejectionCode
 
 
 class CorralError(Exception):
-    """Anything that Corral raises at a caller.
+    """Base class of all errors that the client raises.
 
     Attributes:
-        request_id: of the work request that got no answer, or this one; None for what is no work request.
+        request_id: id of the work request that failed or got no answer; None if no work request was sent.
     """
 
     request_id: str | None = None
 
 
 class Unavailable(CorralError, ConnectionError):
-    """The bus can't be reached, or was lost in the middle of a call."""
+    """The bus can't be reached, or the connection was lost during a call."""
 
 
 class NoService(Unavailable):
-    """The bus is there, but the part that should answer is not (no planner, no processor)."""
+    """The bus can be reached, but no service answers (no planner or no processor is running)."""
 
 
 class TimedOut(CorralError, TimeoutError):
-    """No answer in time. Something may still have been done: a request that was given a `request_id` and did not wait
-    may have been granted, and asked again under that id it says so; any other is withdrawn."""
+    """No answer in time. The operation may still have been carried out.
+
+    A work request with a `request_id` of the caller's and without a wait may have been granted: sent again under that
+    id, it gets the same answer. Any other work request is withdrawn.
+    """
 
 
 class Rejected(CorralError):
-    """A work request was turned down.
+    """A work request was rejected.
 
     Attributes:
-        rejection: the planner's answer as a whole.
+        rejection: the planner's complete answer.
     """
 
     def __init__(self, rejection: Rejection) -> None:
@@ -44,26 +47,26 @@ class Rejected(CorralError):
 
     @property
     def code(self) -> RejectionCode:
-        """Why, as a code."""
+        """Code of the rejection."""
         return self.rejection.code
 
     @property
     def reasons(self) -> list[Reason]:
-        """Why, counted by kind."""
+        """Reasons for the rejection, each with its number of devices."""
         return self.rejection.reasons
 
     @property
     def could_ever_fit(self) -> bool:
-        """Whether the same fleet, idle and healthy, could hold it: then waiting may help."""
+        """True if the same fleet, idle and healthy, could hold the request; then waiting may help."""
         return self.rejection.could_ever_fit
 
 
 class ServiceError(CorralError):
-    """A service understood who asked and refused what was asked.
+    """A service answered with an error.
 
     Attributes:
-        code: as in `schemas.requests.Error`.
-        field: path of the field at fault, such as `$.gpus`; empty if none.
+        code: error code, as in `schemas.requests.Error`.
+        field: path of the invalid field, such as `$.gpus`; empty if none.
     """
 
     def __init__(self, message: str, code: str = "", field: str = "") -> None:
@@ -73,46 +76,48 @@ class ServiceError(CorralError):
 
 
 class InvalidRequest(ServiceError, ValueError):
-    """A field is wrong; `field` says which."""
+    """A field of the request is invalid; `field` is its path."""
 
 
 class NotFound(ServiceError, LookupError):
-    """There is no such lease, device or host (any more)."""
+    """The lease, device or host doesn't exist, or no longer exists."""
 
 
 class Ended(NotFound):
-    """The lease has ended, be it one that a request id was used for."""
+    """The lease has ended; also raised for a request id whose lease has ended."""
 
 
 class NotOwner(ServiceError, PermissionError):
-    """Somebody else holds the lease."""
+    """The lease or request belongs to another owner."""
 
 
 class Conflict(ServiceError):
-    """The same request id came with another body, or the thing has changed meanwhile."""
+    """The request id was used with a different body, or another process holds its lease, or the state has changed."""
 
 
 class Refused(ServiceError, PermissionError):
-    """This is not allowed to whoever asks."""
+    """The caller isn't permitted to do this."""
 
 
 class TooManyRequests(ServiceError):
-    """This owner asks too much at a time.
+    """The owner has exceeded a rate limit or a limit on open requests.
 
     Attributes:
-        retry_after_seconds: ask again then; None if nobody knows.
+        retry_after_seconds: seconds after which to retry; None if unknown.
     """
 
     retry_after_seconds: float | None = None
 
 
 class QueryFailed(ServiceError):
-    """The statement is wrong (`code` is `invalid`), not allowed (`refused`), too large, or was cancelled."""
+    """The statement is invalid (`code` is `invalid`), not permitted (`refused`), too large, or was cancelled."""
 
 
 class Forked(CorralError, RuntimeError):
-    """A client, or a lease that it holds, was used in a fork of the process that made it: its connection is the
-    parent's, and so is the thread that would answer."""
+    """A client, or a lease that it holds, was used in a fork of the process that created it.
+
+    The connection belongs to the parent process, and so does the thread that handles the answers.
+    """
 
     def __init__(self, made_in: int) -> None:
         super().__init__(
@@ -122,11 +127,11 @@ class Forked(CorralError, RuntimeError):
 
 
 class LeaseLost(CorralError):
-    """A lease that the work relied on has ended: expired, evicted, its host lost, or released by another hand.
+    """A lease ended while it was in use: it expired, was evicted, lost its host, or was released by another process.
 
     Attributes:
-        lease_id: which.
-        reason: why, in words.
+        lease_id: id of the lease.
+        reason: reason for its end, as text.
     """
 
     def __init__(self, lease_id: str, reason: str) -> None:
@@ -148,7 +153,7 @@ _BY_CODE: Final[dict[str, type[ServiceError]]] = {
 
 
 def error_of(error: Error) -> CorralError:
-    """The exception for an error reply."""
+    """The exception that corresponds to an error reply."""
     if error.code == "timeout":
         return TimedOut(error.message)
     if error.code in ("unavailable", "busy"):

@@ -1,4 +1,4 @@
-"""How the services of a fleet are, asked over the bus."""
+"""Health checks of a fleet's services over the bus."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..schemas import codec
 from ..schemas.health import ServiceHealth, health_subject
 
 FIRST_SECONDS: Final = 2.0
-"""Whoever is alive answers within it."""
+"""Default time to wait for the first answer, in seconds."""
 QUIET_SECONDS: Final = 0.25
-"""After an answer, others are waited for so long."""
+"""Time to wait for another answer after each one, in seconds."""
 MOST_SECONDS: Final = 3.0
-"""Beyond the first answer: more are not waited for, whatever comes in."""
+"""Limit on the total waiting time beyond the wait for the first answer, in seconds."""
 _MOST: Final = 100_000
 
 
@@ -30,24 +30,24 @@ async def ask_health(
     known: Sequence[tuple[str, str]] = (),
     first_seconds: float = FIRST_SECONDS,
 ) -> list[ServiceHealth]:
-    """Ask services how they are; those that do not answer are left out.
+    """Run a health check of services; those that don't answer are left out.
 
     Args:
         nc: a connected client of the bus.
-        service: only of this kind; all by default.
-        instance: only this one of them.
-        known: service and instance of those that should answer: once all of them have, nobody else is waited for.
-        first_seconds: wait so long for the first answer.
+        service: kind of service to check; all kinds by default.
+        instance: instance of that service to check; all instances by default.
+        known: service and instance of each service that should answer; once all of them have, the check ends.
+        first_seconds: seconds to wait for the first answer.
 
     Returns:
-        The answers, by service and instance.
+        The answers, sorted by service and instance.
     """
     found: dict[tuple[str, str], ServiceHealth] = {}
     came = asyncio.Event()
 
     async def take(message: Msg) -> None:
         if (message.headers or {}).get("Status") != "503" and len(found) < _MOST:
-            with contextlib.suppress(codec.DecodeError):  # a newer service, or a stranger
+            with contextlib.suppress(codec.DecodeError):  # from a newer version, or from another program
                 health = codec.decode(message.data, ServiceHealth, codec.JSON)
                 found[health.service.value, health.instance] = health
         came.set()
@@ -66,7 +66,7 @@ async def ask_health(
                     came.clear()
                     async with asyncio.timeout(seconds):
                         await came.wait()
-                    # Nobody in one account is no word about others: they have the usual time.
+                    # "No responders" in one account says nothing about others, so the usual time is waited.
                     seconds = QUIET_SECONDS
     finally:
         await subscription.unsubscribe()

@@ -1,8 +1,8 @@
-"""Whether another process holds a lease already: work of two processes on the same devices is nobody's wish.
+"""Checks whether another process already holds a lease, so that two processes never work under the same lease.
 
-A request id that is used again finds the lease that it was granted before. Whoever starts the same command again after
-a crash may go on with it; beside one that still runs, nothing starts. A process of this machine can be looked for; one
-of another machine or container renews the lease, and that is waited for.
+A request id that is used again returns the lease that it was granted before. A command that is started again after a
+crash may continue with that lease, but must not start while the earlier process still runs. A process on this machine
+is looked up in `/proc`. A process on another machine or in another container is detected by its next renewal.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from .errors import Conflict, Ended
 from .lease_calls import LeaseCalls
 
 _INITIAL_NAMESPACE: Final = "pid:[4026531836]"
-"""Of process ids: who is in it sees all processes of the machine (`PROC_PID_INIT_INO` of Linux)."""
+"""The initial PID namespace: a process in it sees all processes of the machine (`PROC_PID_INIT_INO` of Linux)."""
 _LOOK_SECONDS: Final = 0.5
 _RENEWAL_FRACTION: Final = 0.42
-"""A holder renews each third of the time to live; some time for it to get there."""
+"""Part of the time to live within which a holder must have renewed: a third, with a margin for the renewal itself."""
 _SLACK_SECONDS: Final = 1.0
 
 held_by_this_process: Final[set[str]] = set()
-"""Ids of leases."""
+"""Ids of the leases that this process holds."""
 
 
 async def check_no_other_holds(client: LeaseCalls, lease: requests.Lease, own: str) -> None:
-    """See that a lease which may have been granted before is held by nobody else.
+    """Check that no other holder has a lease that may have been granted earlier.
 
     Args:
-        client: to ask with.
-        lease: as it is.
-        own: the name of this process.
+        client: used to read the lease again.
+        lease: the lease in its current state.
+        own: name of this process.
 
     Raises:
-        Conflict: somebody holds it.
-        Ended: it has ended meanwhile.
+        Conflict: another process, or another part of this process, holds the lease.
+        Ended: the lease has ended in the meantime.
     """
     if lease.lease_id in held_by_this_process:
         raise _conflict(lease, "this very process")
@@ -52,11 +52,13 @@ async def check_no_other_holds(client: LeaseCalls, lease: requests.Lease, own: s
 
 
 def may_be_anothers(lease: requests.Lease, own: str) -> bool:
-    """Whether somebody else may hold a lease, so that it is not to be given back by one who only asked for it.
+    """True if another holder may have a lease, so that the process that requested it again must not release it.
+
+    True as well if another part of this process holds it, or if it can't be determined that the holder has ended.
 
     Args:
-        lease: as the planner has it.
-        own: the name of the process that asked; empty if it did not say.
+        lease: the lease as the planner reports it.
+        own: name of the process that made the request; empty if it named none.
     """
     if lease.lease_id in held_by_this_process:
         return True
@@ -64,7 +66,10 @@ def may_be_anothers(lease: requests.Lease, own: str) -> bool:
 
 
 def is_there(holder: str) -> bool | None:
-    """Whether a process of this machine runs; None where that can't be told from here."""
+    """True if the process that a holder's name denotes is running; None if that can't be determined from here.
+
+    It can't be determined if the process is on another machine, or may be outside this process's PID namespace.
+    """
     own = own_name()
     if not own or holder.split("/")[0] != own.split("/")[0] or holder.count("/") != 2:
         return None

@@ -1,4 +1,4 @@
-"""A lease that is held for the length of a block: renewed in the background, released at the end, missed when lost."""
+"""Leases held for the length of a block: renewed in the background, released at the end, reported when lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .request_calls import RequestCalls
 from .rpc import Waiting
 
 Lost = Callable[[LeaseLost], object]
-"""Told when a lease has ended before its holder was done with it."""
+"""Callback for a lease that ended before its holder released it."""
 
 _ENDS: Final = (
     requests.LeaseEventKind.EXPIRED,
@@ -35,36 +35,36 @@ _ENDS: Final = (
     requests.LeaseEventKind.RELEASED,
 )
 _LOOK_EVERY_SECONDS: Final = 1.0
-"""An end that is told is looked into no more often: anybody may tell one."""
+"""Minimum time between checks that lease events trigger: events may be forged, so a flood of them must cost little."""
 _SHORTEST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 10.0
-"""Between tries, however long the lease lives: the outage may be over."""
+"""Maximum time between retries of a failed renewal, whatever the time to live: the outage may be over."""
 _CONFIRMED_SECONDS: Final = 1.0
-"""What the planner has said within it needs no other word before work starts."""
+"""A confirmation that is younger than this needs no other before work starts."""
 _START_WITHIN_SECONDS: Final = 10.0
 _START_FRACTION: Final = 0.8
-"""Of a time to live: nobody else has the devices by then, and the lease is renewed meanwhile."""
+"""Part of a time to live within which work must start: until then, the devices can't be granted to anyone else."""
 _NAP_SECONDS: Final = 1.0
-"""A machine that has slept is noticed within it."""
+"""Maximum length of one sleep, so that a suspended machine is noticed this soon after it resumes."""
 
 
 class OnOutage(StrEnum):
-    """What becomes of work whose lease can't be renewed in its time, since bus or planner can't be reached."""
+    """Policy for work whose lease can't be renewed within its time to live because bus or planner can't be reached."""
 
     CONTINUE = "continue"
-    """It goes on until a planner says that the lease has ended."""
+    """Continue until a planner reports that the lease has ended."""
     STOP = "stop"
-    """The lease is given up at its time, as if it had ended: nothing ever runs on devices that somebody else may have
-    been granted meanwhile."""
+    """Give the lease up when its time to live is over, as if it had ended. No work then ever runs on devices that may
+    have been granted to another owner."""
 
 
 class HeldLease:
-    """A lease and the task that keeps it.
+    """A lease, and the background tasks that renew it and listen for its end.
 
     Attributes:
-        lease: as it was at the last renewal.
-        lost: why it has ended too early; None while it holds.
-        since_ticks: when this process got it, clock ticks since the boot, as processes' starts are counted.
+        lease: the lease as of the last renewal.
+        lost: the error with the reason, if the lease ended too early; None while it is held.
+        since_ticks: time at which this process got the lease, in clock ticks since boot, as process start times are.
     """
 
     def __init__(
@@ -89,64 +89,68 @@ class HeldLease:
 
     @property
     def lease_id(self) -> str:
-        """Names the lease."""
+        """Id of the lease."""
         return self.lease.lease_id
 
     @property
     def grants(self) -> list[requests.Grant]:
-        """The devices, each with its memory, share, score and work items."""
+        """The granted devices, each with its memory, share, score and work items."""
         return self.lease.grants
 
     @property
     def devices(self) -> list[str]:
-        """The uuids of the devices."""
+        """UUIDs of the devices."""
         return [grant.device for grant in self.lease.grants if grant.device]
 
     @property
     def hosts(self) -> list[str]:
-        """The hosts, each once, in the order of the grants."""
+        """Host names without duplicates, in the order of the grants."""
         return list(dict.fromkeys(grant.host for grant in self.lease.grants))
 
     @property
     def environment(self) -> dict[str, str]:
-        """What to set for the work on this host. Where the lease holds no GPU here, none is visible."""
+        """Environment variables for work on this host. If the lease holds no GPU here, they make none visible."""
         return environment_for(self.lease)
 
     def environment_of(self, host: str) -> dict[str, str]:
-        """What to set for the work on another host."""
+        """Environment variables for work on another host. If the lease holds no GPU there, they make none visible."""
         return environment_for(self.lease, host)
 
     @property
     def unconfirmed_seconds(self) -> float:
-        """Since the planner was last asked with success whether the lease holds; sleep is counted."""
+        """Seconds since the last successful confirmation or renewal was sent; suspended time is included."""
         return elapsed_seconds() - self._confirmed_at
 
     @property
     def overdue(self) -> bool:
-        """Whether it could not be renewed in its time. It may hold all the same: a planner that comes back gives each
-        lease a whole time to live. One that was there all the time may have given the devices to somebody else."""
+        """True if the lease isn't known to be lost, but wasn't renewed within its time to live.
+
+        It may still be active: a planner that starts again gives each lease a full time to live. A planner that kept
+        running may have granted the devices to another owner.
+        """
         return self.lost is None and self.unconfirmed_seconds > self.lease.ttl_seconds
 
     def _repr_html_(self) -> str:
         return lease_html(self.lease)
 
     def check(self) -> None:
-        """Raise `LeaseLost` if the lease has ended; cheap enough to call between steps.
+        """Raise `LeaseLost` if the lease has ended. It sends nothing, so it can be called between steps.
 
         Raises:
-            Forked: this is a fork of the process that holds the lease: nothing is heard of it here.
+            LeaseLost: the lease has ended.
+            Forked: this is a fork of the process that holds the lease, which gets no news of it.
         """
         _ = self.client.nc
         if self.lost is not None:
             raise self.lost
 
     def start(self) -> None:
-        """Begin to renew and to listen for the end."""
+        """Start the tasks that renew the lease and listen for its end."""
         held_by_this_process.add(self.lease_id)
         self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._listen())]
 
     async def release(self) -> None:
-        """Stop renewing and give the lease back, unless it has ended by itself; in a fork of the holder do nothing."""
+        """Stop renewing the lease, and release it unless it has already ended. Does nothing in a fork of the holder."""
         if self._released or self.client.forked:
             return
         self._released = True
@@ -155,12 +159,12 @@ class HeldLease:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.lost is None:
-            # Whatever goes wrong here, the lease ends by itself: nobody renews it any more.
+            # If the release fails, the lease expires, because it is no longer renewed.
             with contextlib.suppress(ServiceError, Unavailable, TimedOut):
                 await self.client.release(self.lease_id, owner=self.lease.owner)
 
     async def wait_for_children(self, seconds: float) -> None:
-        """Wait, for so many seconds at most, until nothing works under the lease that this process has started."""
+        """Wait, for at most `seconds`, until no other process works under the lease; see `leftovers`."""
         await wait_for_children(self.lease_id, self.since_ticks, lambda: self.lost is None, seconds)
 
     def _lose(self, reason: str) -> None:
@@ -169,11 +173,12 @@ class HeldLease:
             self._on_lost(self.lost)
 
     async def _renew(self) -> None:
-        """Renew after each third of the time to live, and where the planner tells of the lease; between failures try
-        again each tenth.
+        """Renew the lease after each third of its time to live, and when an event reports its end.
 
-        Only the planner's word ends the lease: neither a refusal that passes (too many requests, say) nor silence does,
-        unless silence was asked to.
+        After a failure, retry after a tenth of the time to live, and at least every 10 s if no answer came. If the
+        planner named a time to retry after, use that. The lease is treated as ended only if the planner says so:
+        neither a temporary refusal (too many requests, for example) nor a missing answer ends it, except with
+        `OnOutage.STOP`.
         """
         ttl = self.lease.ttl_seconds
         pause, refusal = ttl / 3, ""
@@ -197,33 +202,35 @@ class HeldLease:
                 pause, refusal = ttl / 3, ""
 
     async def confirm(self) -> None:
-        """Ask the planner for a whole time to live from now on.
+        """Confirm the lease by renewing it for a full time to live from now.
 
         Raises:
-            LeaseLost: it says that the lease has ended.
-            ServiceError: it refused for now.
-            Unavailable, NoService, TimedOut: nobody answered.
+            LeaseLost: the planner says that the lease has ended.
+            ServiceError: the planner refused for now.
+            Unavailable, NoService, TimedOut: no planner answered.
         """
         asked_at = elapsed_seconds()
         self.lease = await renewed(self.client, self.lease)
         self._confirmed_at = asked_at
 
     async def take_over(self, holder: str) -> None:
-        """Confirm it, and say which process holds it from now on."""
+        """Confirm the lease as `confirm` does, and record `holder` as the process that holds it from now on."""
         asked_at = elapsed_seconds()
         self.lease = await renewed(self.client, self.lease, holder)
         self._confirmed_at = asked_at
 
     async def ready(self) -> float:
-        """Make sure that the lease holds, right before work starts: that costs nothing where the planner has just said
-        so, and catches a process or a machine that has slept since.
+        """Check right before work starts that the lease is still active.
+
+        Nothing is sent if the last confirmation is less than a second old. Otherwise the planner is asked, since this
+        process or its machine may have been suspended.
 
         Returns:
-            The time by which work must have started (see `bus/elapsed.py`); later, ask again.
+            Time by which work must have started, in the clock of `bus/elapsed.py`; after it, call `ready` again.
 
         Raises:
-            LeaseLost: it has ended.
-            CorralError: nobody answered.
+            LeaseLost: the lease has ended.
+            CorralError: no planner answered, or it refused for now.
         """
         if self.unconfirmed_seconds > _CONFIRMED_SECONDS:
             try:
@@ -234,14 +241,17 @@ class HeldLease:
         return self._confirmed_at + min(_START_WITHIN_SECONDS, self.lease.ttl_seconds * _START_FRACTION)
 
     def _patience(self) -> float:
-        """Seconds for one renewal: where silence ends the lease, no longer than it holds."""
+        """Timeout of one renewal in seconds; with `OnOutage.STOP`, the rest of the time to live."""
         left = self.lease.ttl_seconds - self.unconfirmed_seconds
         longest = self.client.timeout + self.client.patience
         return max(_SHORTEST_PAUSE_SECONDS, left) if self._on_outage is OnOutage.STOP else longest
 
     async def _pause(self, seconds: float) -> None:
-        """Until it is time to ask the planner: sooner where it tells of the lease, the connection was made again, or
-        the machine has slept."""
+        """Sleep until the next renewal is due.
+
+        Returns early if an event reports the end of the lease or the client has reconnected. Suspended time counts as
+        elapsed.
+        """
         until = elapsed_seconds() + max(_SHORTEST_PAUSE_SECONDS, seconds)
         if self._on_outage is OnOutage.STOP:
             left = self.lease.ttl_seconds - self.unconfirmed_seconds
@@ -263,9 +273,10 @@ class HeldLease:
                         await self._end_told.wait()
 
     async def _listen(self) -> None:
-        """An eviction is heard at once, not only at the next renewal.
+        """Listen for events that report the end of the lease, so that an eviction is noticed before the next renewal.
 
-        It is a hint: whoever may read stored events can have one delivered here, so the planner is asked.
+        An event is only a hint, since any user who may read stored events can have one delivered to this subject. So
+        the planner is asked before the lease is treated as ended.
         """
         with contextlib.suppress(Unavailable, Forked):
             async for event in self.client.lease_events(lease_id=self.lease_id):
@@ -274,7 +285,7 @@ class HeldLease:
 
 
 class LeaseContext:
-    """`async with` for a lease; as a decorator it asks anew for each call of the function.
+    """Asynchronous context manager that holds a lease; as a decorator, it requests a new lease for each call.
 
     A decorated coroutine function that has a parameter `lease` is given the `HeldLease`.
     """
@@ -309,7 +320,7 @@ class LeaseContext:
         if self._set_environment:
             try:
                 self._exit.enter_context(environment_set(held.lease))
-            except BaseException:  # a warning that is an error, say
+            except BaseException:  # such as a warning that is raised as an error
                 await held.release()
                 raise
         held.start()
@@ -330,14 +341,14 @@ class LeaseContext:
             await asyncio.shield(held.release())
         if held.lost is None or self._on_lost is not None:
             return
-        # As `asyncio.timeout` does: a cancellation of ours becomes an error, anybody else's stays one.
+        # As `asyncio.timeout` does: a cancellation made here becomes `LeaseLost`, any other stays a cancellation.
         if self._cancelled and body is not None and body.uncancel() == 0 and kind is asyncio.CancelledError:
             raise held.lost from error
         if kind is None:
             raise held.lost
 
     def __call__(self, function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        """The coroutine function, under a lease of its own each time that it is called."""
+        """Wrap a coroutine function so that each call runs under a new lease."""
         wants = "lease" in inspect.signature(function).parameters
 
         @functools.wraps(function)
@@ -369,16 +380,16 @@ class LeaseContext:
 async def hold(
     client: RequestCalls, request: requests.WorkRequest, on_lost: Lost, on_wait: Waiting | None, on_outage: OnOutage
 ) -> HeldLease:
-    """Ask for a lease that this process is to hold alone; it is not renewed before `HeldLease.start`.
+    """Request a lease that only this process holds. It isn't renewed in the background before `HeldLease.start`.
 
     Raises:
-        Conflict: another process holds the lease of a request id that was given.
-        CorralError: as `Client.submit`.
+        Conflict: the caller gave a request id, and another process holds its lease.
+        CorralError: as in `Client.submit`.
     """
     named, request = request.request_id is not None, held_here(request)
     granted = await client.granted(request, on_wait=on_wait)
     held = HeldLease(client, granted.assignment.lease, on_lost, on_outage, granted.confirmed_at)
-    if named:  # it may be the lease of an earlier time, with little of it left
+    if named:  # it may be a lease that was granted earlier and is about to expire
         await check_no_other_holds(client, held.lease, request.holder)
         await given_back_on_failure(client, held.lease, request.holder, held.take_over(request.holder))
     return held
@@ -391,6 +402,9 @@ def _again_in(refusal: ServiceError, ttl_seconds: float) -> float:
 
 
 def held_here(request: requests.WorkRequest) -> requests.WorkRequest:
-    """The request, with this process as the holder: what it does itself, and its children, count as work under the
-    lease, though a variable that is set in a running process can't be seen from outside."""
+    """The request, with this process as the holder unless it names one.
+
+    The process and its children then count as work under the lease. `CORRAL_LEASE` alone wouldn't show that, because a
+    variable that a running process sets can't be seen by other processes.
+    """
     return request if request.holder else replace(request, holder=own_name())

@@ -1,4 +1,4 @@
-"""What is asked about leases that are there: renewals, releases, lists of them, and their events."""
+"""Calls on existing leases: renew, release, list, and follow their events."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from .rpc import Calls
 
 
 class LeaseCalls(Calls):
-    """Questions over a connection, in the name of an owner.
+    """Calls over a connection on behalf of an owner.
 
     Args:
         nc: a connected client of the bus.
-        owner: who asks where a call does not say; None takes whom the environment, or the credentials, name.
-        timeout: as `Calls`.
-        patience: likewise.
-        owned_subjects: ask on the subjects that end on the owner; None where the connection has credentials.
+        owner: owner of requests and leases where a call names none; None takes the owner that the environment names,
+            then that of the credentials, then the name of the user account.
+        timeout: as in `Calls`.
+        patience: as in `Calls`.
+        owned_subjects: send requests on subjects that end with the owner; None does so if the connection has
+            credentials.
 
     Attributes:
-        identity: of the connection's credentials.
+        identity: identity in the connection's credentials.
     """
 
     def __init__(
@@ -50,28 +52,35 @@ class LeaseCalls(Calls):
     async def renew(
         self, lease_id: str, *, ttl: float | None = None, owner: str | None = None, holder: str = ""
     ) -> requests.Lease:
-        """Keep a lease for its time to live from now (or for `ttl` seconds).
+        """Renew a lease for its time to live from now, or for `ttl` seconds.
 
         Args:
-            lease_id: which.
-            ttl: seconds, for this once.
-            owner: whose it is.
-            holder: name of the process that holds it from now on (`bus/process_identity.py`).
+            lease_id: id of the lease.
+            ttl: seconds, for this renewal only.
+            owner: owner of the lease; the client's owner by default.
+            holder: name of the process that holds the lease from now on (`bus/process_identity.py`); empty leaves the
+                holder unchanged.
+
+        Returns:
+            The lease after the renewal.
 
         Raises:
-            NotFound: there is none; `Ended`, one of them, where it has ended.
-            NotOwner: somebody else holds it.
+            NotFound: there is no such lease; its subclass `Ended`, if the lease has ended.
+            NotOwner: the lease belongs to another owner.
         """
         owner = owner or self.owner
         action = requests.LeaseAction(lease_id=lease_id, owner=owner, ttl_seconds=plain.number(ttl), holder=holder)
         return await self._plan(self._owned(PlanSubject.RENEW, owner), action, requests.Lease)
 
     async def release(self, lease_id: str, *, owner: str | None = None) -> requests.Lease:
-        """Give a lease back.
+        """Release a lease.
+
+        Returns:
+            The lease after the release.
 
         Raises:
-            NotFound: there is none; `Ended`, one of them, where it has ended.
-            NotOwner: somebody else holds it.
+            NotFound: there is no such lease; its subclass `Ended`, if the lease has ended.
+            NotOwner: the lease belongs to another owner.
         """
         owner = owner or self.owner
         action = requests.LeaseAction(lease_id=lease_id, owner=owner)
@@ -84,7 +93,7 @@ class LeaseCalls(Calls):
         states: Sequence[requests.LeaseState] = (requests.LeaseState.ACTIVE,),
         lease_id: str | None = None,
     ) -> list[requests.Lease]:
-        """Leases, oldest first; of everyone where no owner is given."""
+        """Leases in the given states, oldest first; of all owners if none is given."""
 
         async def ask(wanted: operations.LeaseFilter) -> operations.Leases:
             return await self._plan(PlanSubject.LEASES, wanted, operations.Leases)
@@ -92,12 +101,12 @@ class LeaseCalls(Calls):
         return await all_leases(ask, operations.LeaseFilter(owner=owner, states=tuple(states), lease_id=lease_id))
 
     def lease_events(self, *, lease_id: str = "*", kind: str = "*") -> AsyncIterator[requests.LeaseEvent]:
-        """Changes of leases as they happen, from now on."""
+        """Stream lease events from now on; of one lease or one kind, if given."""
         return subscriptions.lease_events(self.nc, lease_id, kind)
 
     def _owned(self, subject: str, owner: str) -> str:
         named = self.identity.owner
         if named not in ("", ANY_OWNER, owner):
-            # The server would refuse it, and not say so to who waits for the answer.
+            # The server would refuse the message without a reply, so the caller would wait until the timeout.
             raise Refused(f"these credentials ask for {named!r} alone, not for {owner!r}", "refused", "$.owner")
         return f"{subject}.{owner}" if self.owned_subjects else subject

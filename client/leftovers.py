@@ -1,4 +1,4 @@
-"""Processes that a program has started under a lease, and that are there when it lets go of it."""
+"""Child processes that still run under a lease when the program releases it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CHILDREN_GRACE_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.1
 _SHOWN: Final = 3
 _OF_PYTHON: Final = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
-"""Processes of Python's own that live until the program ends and compute nothing."""
+"""Helper processes of Python's `multiprocessing` that live until the program ends and do no work on devices."""
 _log: Final = logging.getLogger("corral.client")
 
 
 def ticks_now() -> int:
-    """Clock ticks since the boot, as processes' starts are counted; 0 where that is not known."""
+    """Clock ticks since boot, the unit of process start times; 0 if unknown."""
     try:
         return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
     except (AttributeError, OSError, ValueError):
@@ -30,12 +30,15 @@ def ticks_now() -> int:
 
 
 def children_under(lease_id: str, since_ticks: int) -> list[processes.Process]:
-    """Processes that work under a lease of this process: all that name it in their environment, and what this process
-    has started since, unless it holds another lease, too, that this may be work of.
+    """Processes that work under a lease of this process, other than this process.
+
+    These are the processes that name the lease in their environment, with their descendants. Descendants of this
+    process that started since the grant are included too, unless it holds other leases: they may belong to those.
+    Helper processes of `multiprocessing` are left out.
 
     Args:
-        lease_id: of the lease.
-        since_ticks: when it was granted, clock ticks since the boot.
+        lease_id: id of the lease.
+        since_ticks: time of the grant, in clock ticks since boot.
     """
     own = os.getpid()
     tops = [found.pid for found in processes.naming(lease_id, since_ticks=since_ticks) if found.pid != own]
@@ -46,13 +49,15 @@ def children_under(lease_id: str, since_ticks: int) -> list[processes.Process]:
 
 
 async def wait_for_children(lease_id: str, since_ticks: int, holds: Callable[[], bool], seconds: float) -> None:
-    """Wait, with a lease held, until nothing works under it that this process has started. What is left then is told.
+    """Wait until no other process works under a lease that is about to be released.
+
+    The processes are named in the log. Those that are left after `seconds` are named in a `ResourceWarning`.
 
     Args:
-        lease_id: of the lease, which is renewed meanwhile.
-        since_ticks: when it was granted, clock ticks since the boot.
-        holds: whether it still holds; no longer is waited.
-        seconds: at most; 0 does not wait, and tells of nothing.
+        lease_id: id of the lease, which is renewed while this function waits.
+        since_ticks: time of the grant, in clock ticks since boot.
+        holds: returns true while the lease is held; the wait ends when it isn't.
+        seconds: maximum time to wait; 0 returns at once, without a log entry or a warning.
     """
     if seconds <= 0:
         return

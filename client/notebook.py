@@ -1,4 +1,4 @@
-"""Devices, leases and rejections as tables in Jupyter: `import corral.client` is enough, as is `%load_ext`."""
+"""Tables of devices, leases and rejections for Jupyter, enabled by `import corral.client` or `%load_ext`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..schemas.units import format_bytes
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> str:
-    """A table; every value is escaped."""
+    """An HTML table with an optional note below it; every value is escaped."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{'' if value is None else html.escape(str(value))}</td>" for value in row) + "</tr>"
@@ -22,7 +22,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "")
 
 
 def short_model(model: str) -> str:
-    """A model without what is the same for all of its maker's."""
+    """Name of a device model without the vendor's prefix."""
     for prefix in ("NVIDIA GeForce ", "NVIDIA ", "AMD Instinct ", "AMD Radeon ", "AMD "):
         if model.startswith(prefix):
             return model[len(prefix) :]
@@ -30,7 +30,7 @@ def short_model(model: str) -> str:
 
 
 def lease_html(lease: requests.Lease) -> str:
-    """A lease with its devices."""
+    """HTML table of a lease's devices, with its state in a note."""
     items = any(grant.items for grant in lease.grants)
     rows = [
         (
@@ -52,18 +52,18 @@ def lease_html(lease: requests.Lease) -> str:
 
 
 def assignment_html(assignment: requests.Assignment) -> str:
-    """What was granted."""
+    """HTML table of an assignment's lease."""
     return lease_html(assignment.lease)
 
 
 def rejection_html(rejection: requests.Rejection) -> str:
-    """Why not, counted."""
+    """HTML table of the reasons for a rejection, each with its number of devices."""
     rows = [(reason.devices, reason.code, reason.detail) for reason in rejection.reasons]
     return table(["devices", "reason", "detail"], rows, rejection.message)
 
 
 def devices_html(devices: Sequence[operations.DeviceStatus]) -> str:
-    """Devices, one a row; cut to 200."""
+    """HTML table of devices, one per row; at most 200."""
     rows = [
         (
             device.host,
@@ -82,7 +82,7 @@ def devices_html(devices: Sequence[operations.DeviceStatus]) -> str:
 
 
 def fleet_html(fleet: operations.FleetSummary) -> str:
-    """The fleet in numbers."""
+    """HTML table of a fleet's totals and its models."""
     rows = [
         ("devices", f"{fleet.devices} on {fleet.hosts} hosts, {fleet.usable_devices} usable"),
         ("leased", f"{fleet.leased_devices} devices by {fleet.active_leases} leases"),
@@ -95,14 +95,14 @@ def fleet_html(fleet: operations.FleetSummary) -> str:
 
 
 class DeviceList(list[operations.DeviceStatus]):
-    """Devices, by host and index; a table in a notebook."""
+    """List of devices, shown as a table in a notebook."""
 
     def _repr_html_(self) -> str:
         return devices_html(self)
 
 
 def load_ipython_extension(ipython: Any) -> None:
-    """Called by `%load_ext corral.client`, and by its import within IPython."""
+    """Register the HTML tables with IPython; called by `%load_ext corral.client`, and by its import in IPython."""
     formatter = ipython.display_formatter.formatters["text/html"]
     formatter.for_type(requests.Lease, lease_html)
     formatter.for_type(requests.Assignment, assignment_html)

@@ -1,4 +1,4 @@
-"""Lists that are larger than a message of the bus, asked for in parts: devices by the ends of host names."""
+"""Fetches lists that are larger than a message of the bus in parts: leases by offset, devices by suffix of the host."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .errors import InvalidRequest
 Ask = Callable[[DeviceFilter], Awaitable[Devices]]
 
 _LAST: Final = (*"0123456789", "[!0-9]")
-"""The last character of a host's name, in classes that exclude each other."""
+"""Disjoint classes of the last character of a host name."""
 _DEEPEST: Final = 6
 _LEASES_AT_ONCE: Final = 500
 
 
 async def all_leases(ask: Callable[[LeaseFilter], Awaitable[Leases]], wanted: LeaseFilter) -> list[Lease]:
-    """Every lease that a filter lets through. One that ends in between may be left out, none is listed twice."""
+    """All leases that match a filter. A lease that ends between parts may be left out; none is listed twice."""
     try:
         return (await ask(wanted)).leases
     except InvalidRequest as error:
@@ -38,10 +38,10 @@ async def all_leases(ask: Callable[[LeaseFilter], Awaitable[Leases]], wanted: Le
 
 
 async def all_devices(ask: Ask, wanted: DeviceFilter) -> list[DeviceStatus]:
-    """Every device that a filter lets through, in as many questions as it takes.
+    """All devices that match a filter, fetched in as many requests as necessary.
 
     Raises:
-        InvalidRequest: one host alone has more than a message holds, or some other field is wrong.
+        InvalidRequest: a single host has more devices than fit in a message, or another field is invalid.
     """
     try:
         return (await ask(wanted)).devices
@@ -54,7 +54,7 @@ async def all_devices(ask: Ask, wanted: DeviceFilter) -> list[DeviceStatus]:
 
 async def _part(ask: Ask, wanted: DeviceFilter, end: str, depth: int) -> list[DeviceStatus]:
     found: list[DeviceStatus] = []
-    # Names that are no longer than `end` have no character before it.
+    # A name that is equal to `end` has no character before it, so it is asked for separately.
     globs = [*(f"*{last}{end}" for last in _LAST), *([end] if end else [])]
     for last, glob in zip((*_LAST, ""), globs, strict=False):
         try:

@@ -1,6 +1,6 @@
-"""Processes of this host and the lease that each works under, from `/proc` (proc(5)); none where there is no Linux.
+"""Reads the processes of this host and their leases from `/proc` (proc(5)); finds none on systems other than Linux.
 
-Nothing but the standard library: `cli/work/reaper.py` loads this file by its path, without the package.
+Only the standard library is imported, because `cli/work/reaper.py` loads this file by its path, without the package.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Process(NamedTuple):
     """A process as the kernel lists it.
 
     Attributes:
-        pid: its id.
-        parent: id of its parent.
-        started_ticks: when it started, clock ticks since the boot: with the id it names the process for good; 0 where
-            that is not known.
-        state: a letter, such as `R`, `S`, `T` (stopped) or `Z` (a zombie).
-        name: of the executable, 15 characters at most.
+        pid: process id.
+        parent: process id of the parent.
+        started_ticks: start time in clock ticks since boot; 0 if unknown. Together with the process id it identifies a
+            process uniquely.
+        state: state letter, such as `R`, `S`, `T` (stopped) or `Z` (zombie).
+        name: name of the executable, at most 15 characters.
     """
 
     pid: int
@@ -39,7 +39,7 @@ class Process(NamedTuple):
 
     @property
     def ended(self) -> bool:
-        """Whether it only waits to be reaped."""
+        """True if the process has ended and only remains to be reaped."""
         return self.state in _ENDED
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ def process(pid: int, root: Path = PROC) -> Process | None:
     """A process by its id; None if there is none."""
     try:
         text = (root / str(pid) / "stat").read_bytes().decode("utf-8", "replace")
-        # The name in brackets may hold anything, so fields are counted behind it: state, parent, …, start.
+        # The name in parentheses may contain any character, so fields are counted after it: state, parent, …, start.
         head, _, tail = text.rpartition(")")
         fields = tail.split()
         return Process(pid, int(fields[1]), int(fields[19]), fields[0], head.partition("(")[2])
@@ -59,7 +59,7 @@ def process(pid: int, root: Path = PROC) -> Process | None:
 
 
 def processes(root: Path = PROC) -> Iterator[Process]:
-    """All processes that are there."""
+    """All processes in the process file system."""
     try:
         entries = os.listdir(root)
     except OSError:
@@ -70,7 +70,7 @@ def processes(root: Path = PROC) -> Iterator[Process]:
 
 
 def lease_of(pid: int, root: Path = PROC) -> str:
-    """`CORRAL_LEASE` in the environment that a process was started with; empty if it has none or can't be read."""
+    """Lease id from `CORRAL_LEASE` in a process's initial environment; empty if it isn't set or can't be read."""
     try:
         environment = (root / str(pid) / "environ").read_bytes()
     except OSError:
@@ -83,7 +83,7 @@ def lease_of(pid: int, root: Path = PROC) -> str:
 
 
 def reaper_of(pid: int, root: Path = PROC) -> str:
-    """The lease that a process is the reaper of (`cli/work/reaper.py`); empty if it is none."""
+    """Id of the lease whose reaper (`cli/work/reaper.py`) a process is; empty if it isn't a reaper."""
     try:
         words = (root / str(pid) / "cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -95,7 +95,7 @@ def reaper_of(pid: int, root: Path = PROC) -> str:
 
 
 def user_of(pid: int, root: Path = PROC) -> str:
-    """Name of the account that runs a process; empty if it has ended."""
+    """Name of the user account that runs a process, or its number if it has no name; empty if the process has ended."""
     try:
         number = (root / str(pid)).stat().st_uid
     except OSError:
@@ -107,15 +107,16 @@ def user_of(pid: int, root: Path = PROC) -> str:
 
 
 def working(lease_id: str, tops: Collection[int], *, spared: Collection[int] = (), root: Path = PROC) -> list[Process]:
-    """Processes that work under a lease: those given, and all that descend from them.
+    """Processes that work under a lease: the given ones and their descendants that have not ended.
 
-    What works under another lease is not among them, nor what it has started, nor a `corral run` that holds one.
+    Processes under another lease are left out together with their descendants, and so is a `corral run` that holds
+    another lease.
 
     Args:
-        lease_id: of the lease; empty for descent alone.
-        tops: ids of the processes that the others descend from.
-        spared: ids of processes that are not among them, though their children may be.
-        root: where the process file system is.
+        lease_id: id of the lease; if empty, only descent counts.
+        tops: ids of the processes to start from.
+        spared: ids of processes to leave out, while their descendants are included.
+        root: path of the process file system.
     """
     table = {found.pid: found for found in processes(root)}
     children: dict[int, list[int]] = {}
@@ -137,36 +138,40 @@ def working(lease_id: str, tops: Collection[int], *, spared: Collection[int] = (
 
 
 def naming(lease_id: str, *, since_ticks: int = 0, root: Path = PROC) -> list[Process]:
-    """Processes whose environment names a lease, wherever they have gone, as far as it can be read.
+    """Processes whose environment names a lease, whatever their parent; those that can't be read are left out.
 
     Args:
-        lease_id: of the lease.
-        since_ticks: when its work began, clock ticks since the boot: what is older is not looked into.
-        root: where the process file system is.
+        lease_id: id of the lease.
+        since_ticks: start of the work, in clock ticks since boot; older processes are left out.
+        root: path of the process file system.
     """
     new = (found for found in processes(root) if found.started_ticks >= since_ticks and not found.ended)
     return [found for found in new if lease_of(found.pid, root) == lease_id]
 
 
 def _another(pid: int, children: Collection[int], lease_id: str, root: Path) -> bool:
-    """Whether a process works under another lease, or is the `corral run` that holds it."""
+    """True if a process works under another lease, or is the `corral run` that holds another lease."""
     if lease_of(pid, root) not in ("", lease_id):
         return True
     return any(reaper_of(child, root) not in ("", lease_id) for child in children)
 
 
 def same(found: Process) -> bool:
-    """Whether a process is still there, and has not ended."""
+    """True if a process still runs, and its id hasn't been reused."""
     now = process(found.pid)
     return now is not None and now.started_ticks == found.started_ticks and not now.ended
 
 
 def send(found: Process, number: int) -> bool:
-    """Signal a process, and surely no other that got its id meanwhile. Returns whether that is allowed."""
+    """Send a signal to a process, but never to another process that has reused its id.
+
+    Returns:
+        False if the signal isn't permitted; true otherwise, also if the process has ended.
+    """
     with contextlib.suppress(ProcessLookupError):
         try:
             handle = os.pidfd_open(found.pid)
-        except (AttributeError, OSError):  # no such process, no such call (another system, or Linux before 5.3)
+        except (AttributeError, OSError):  # no such process, or no such call (another system, or Linux before 5.3)
             handle = -1
         try:
             now = process(found.pid)

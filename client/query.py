@@ -1,4 +1,4 @@
-"""Parts of a query's answer into one result (see `schemas/query.py`)."""
+"""Sends a query and joins the parts of its answer into one result (see `schemas/query.py`)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from .errors import CorralError, NoService, QueryFailed, Refused, TimedOut, Unav
 from .result import QueryResult
 
 SERVICE: Final = "dashboard"
-"""Who speaks for others on a bus without authentication."""
+"""Service name in subjects that name a person, on a bus without authentication."""
 
 
 def in_own_name(nc: nats.aio.client.Client, subject: str, person: str = "") -> str:
-    """A subject with the name of the credentials' user at its end, as a bus with authentication wants it.
+    """Append the name of the credentials' user to a subject, as a bus with authentication requires.
 
     Args:
-        nc: a connected client.
-        subject: that names nobody.
-        person: for whom a trusted service asks: turns are theirs.
+        nc: a connected client of the bus.
+        subject: subject without a user name.
+        person: user on whose behalf a trusted service asks, and under whose name the request is queued; it is appended
+            too.
     """
     user = identity_of(nc).user
     if person:
@@ -42,17 +43,17 @@ async def collect(
     """Send a query and join the parts of its answer.
 
     Args:
-        nc: a connected client.
+        nc: a connected client of the bus.
         request: the query.
-        margin_seconds: added to the query's own timeout, for the way and for the queue.
-        person: for whom a trusted service asks.
+        margin_seconds: seconds added to the query's timeout, for transport and queueing.
+        person: user on whose behalf a trusted service asks.
 
     Raises:
-        NoService: no processor listens, or it can take no more.
-        QueryFailed: the statement is wrong, not allowed, or too large.
-        TimedOut: it, or the next part of it, did not come in time.
-        Refused: the credentials may not ask the history.
-        Unavailable: a part was lost on the way.
+        NoService: no processor is running, or it is overloaded.
+        QueryFailed: the statement is invalid, not permitted, or its result is too large.
+        TimedOut: the answer, or its next part, did not arrive in time.
+        Refused: the credentials don't permit queries of the history.
+        Unavailable: a part was lost in transit.
     """
     pieces: list[bytes] = []
     async with contextlib.aclosing(parts(nc, request, margin_seconds=margin_seconds, person=person)) as stream:
@@ -66,10 +67,10 @@ async def collect(
 async def parts(
     nc: nats.aio.client.Client, request: QueryRequest, *, margin_seconds: float, person: str = ""
 ) -> AsyncGenerator[tuple[bytes, QueryEnd | None]]:
-    """Send a query and yield the parts of its answer as they come, the last with its end; raises as `collect`.
+    """Send a query and yield the parts of its answer as they arrive, the last one with a `QueryEnd`.
 
-    A part is acknowledged when the next is asked for, so a slow consumer slows the processor down and loses nothing.
-    Closing the generator before the end cancels the query.
+    A part is acknowledged when the next one is requested, so a slow consumer slows the processor down and loses
+    nothing. Closing the generator before the end cancels the query. Raises the same errors as `collect`.
     """
     inbox = nc.new_inbox()
     # No limit: parts that were dropped would be lost rows.
@@ -79,7 +80,7 @@ async def parts(
         seconds = request.timeout_seconds + margin_seconds
         first: Msg | None = None
         if person:
-            # A server or a processor of an earlier version knows nobody behind whom it knows.
+            # A server or processor of an earlier version has no subjects that name a person behind a service.
             with contextlib.suppress(Refused):
                 first = await _first(nc, in_own_name(nc, subjects.QUERY, person), request, subscription, inbox, seconds)
         if first is None or _nobody(first):
@@ -125,11 +126,12 @@ async def parts(
 async def _first(
     nc: nats.aio.client.Client, subject: str, request: QueryRequest, answers: Subscription, inbox: str, seconds: float
 ) -> Msg:
-    """Ask, and wait for the first part.
+    """Send the query, and wait for the first part of its answer.
 
     Raises:
-        Refused: the server lets these credentials ask nothing there, which it tells nobody who waits.
-        TimedOut: nothing came.
+        Refused: these credentials may not publish on the subject. The server sends no reply then, so its permission
+            errors are watched.
+        TimedOut: no answer came in time.
     """
     with refusals(nc, subject) as refused:
         headers = {codec.CONTENT_TYPE_HEADER: codec.JSON}
@@ -147,7 +149,7 @@ async def _first(
 
 
 def _nobody(message: Msg) -> bool:
-    """Whether the server says that nobody listens."""
+    """True if the message is the server's "no responders" status (503)."""
     return (message.headers or {}).get("Status") == "503" and not message.data
 
 
@@ -156,14 +158,14 @@ def _late(request: QueryRequest) -> TimedOut:
 
 
 def _failure(code: str, message: str, field: str = "") -> CorralError:
-    """Whatever is wrong with a statement is one error to its asker; only who is not there or too slow is another."""
+    """Map an error code to an exception: absent or slow services to their exceptions, all else to `QueryFailed`."""
     if code in ("timeout", "unavailable", "busy"):
         return error_of(requests.Error(code=code, message=message))
     return QueryFailed(message, code, field)
 
 
 async def _cancel(nc: nats.aio.client.Client, query_id: str) -> None:
-    """Nobody waits for the rows any more: let the database stop."""
+    """Cancel a query whose rows are no longer needed; errors of the connection are ignored."""
     with contextlib.suppress(nats.errors.Error, OSError):
         await nc.publish(subjects.QUERY_CANCEL, codec.encode(CancelRequest(query_id=query_id), codec.JSON))
         await nc.flush(1)

@@ -1,4 +1,4 @@
-"""Work requests from what people write: units as text, one owner by default, checked before they travel."""
+"""Builds work requests from keyword arguments: parses units, sets the default owner, validates before sending."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .errors import InvalidRequest
 
 OWNER_VARIABLE: Final = "CORRAL_OWNER"
 ANY_HOST: Final = "any"
-"""In place of hosts: all of them, also where this host would be meant otherwise."""
+"""Value of `hosts` that allows all hosts, also where the default would be this host only."""
 _DISTRIBUTION: Final = ("items", "method", "weight_by", "memory_per_item_bytes", "max_items_per_device")
 
 
 class RequestFields(TypedDict, total=False):
-    """Keyword arguments that describe a request; see `WorkRequest` for what each means.
+    """Keyword arguments of a work request; see `WorkRequest` for the meaning of each field.
 
-    Amounts take text with a unit (`memory="20GiB"`, `ttl="10m"`, `wait="1h"`) or plain bytes and seconds. Numbers
-    may be NumPy's or pandas', and durations `timedelta`.
+    Amounts are text with a unit (`memory="20GiB"`, `ttl="10m"`, `wait="1h"`) or plain numbers of bytes and seconds.
+    Numbers of NumPy and pandas are accepted, and `timedelta` for durations.
     """
 
     gpus: int
     memory: str | int
-    """of each device (`gpu_memory_bytes`)"""
+    """memory of each device (`gpu_memory_bytes`)"""
     share: float
-    """part of one device (`gpu_share`)"""
+    """share of one device (`gpu_share`)"""
     cpus: float
     host_memory: str | int
     models: str | Sequence[str]
@@ -43,7 +43,7 @@ class RequestFields(TypedDict, total=False):
     mig: bool | str
     """a MIG instance: True, or a glob over profiles such as `1g.10gb`"""
     allow_in_use: bool
-    """also devices that others use without a lease"""
+    """allow devices that are in use without a lease"""
     placement: Placement | str
     ttl: str | float
     wait: str | float
@@ -60,7 +60,7 @@ class RequestFields(TypedDict, total=False):
     memory_per_item: str | int
     max_items_per_device: int
     distribution: Distribution
-    """in place of `items` and what describes them"""
+    """alternative to `items` and the arguments that describe them"""
 
 
 _SHORTER: Final = {
@@ -70,15 +70,18 @@ _SHORTER: Final = {
     "ttl_seconds": "ttl",
     "wait_seconds": "wait",
 }
-"""Arguments that say the same as a field of the request."""
+"""Short argument names for fields of the request."""
 _ARGUMENTS: Final = frozenset({*RequestFields.__annotations__, *WorkRequest.__struct_fields__})
 
 
 def default_owner(holder: str = "") -> str:
-    """Who asks where nothing is said: `CORRAL_OWNER`, else who holds the credentials, else the account's name.
+    """Default owner of requests: `CORRAL_OWNER`, else the credentials' owner, else the name of the user account.
+
+    Characters of the account's name that owners may not contain are replaced by `-`. An account without a name
+    becomes `uid-NUMBER`.
 
     Args:
-        holder: the owner that the credentials name; empty or `*` (any) for none.
+        holder: owner that the credentials name; empty or `*` (any owner) if they name none.
     """
     named = os.environ.get(OWNER_VARIABLE, "").strip() or ("" if holder == ANY_OWNER else holder)
     if named:
@@ -91,15 +94,19 @@ def default_owner(holder: str = "") -> str:
 
 
 def work_request(owner: str, fields: RequestFields) -> WorkRequest:
-    """A checked request from keyword arguments.
+    """Build and validate a request from keyword arguments.
+
+    Args:
+        owner: owner of the request, unless `fields` names one.
+        fields: the keyword arguments.
 
     Raises:
-        InvalidRequest: a field is unknown, of the wrong type or out of range; `field` says which.
+        InvalidRequest: a field is unknown, has the wrong type or is out of range; `field` is its path where known.
     """
     given: dict[str, Any] = {name: plain.number(value) for name, value in fields.items()}
     _check_names(given)
     for name, value in given.items():
-        if isinstance(value, float) and not math.isfinite(value):  # JSON has no word for it but null: not given
+        if isinstance(value, float) and not math.isfinite(value):  # JSON would encode it as null, that is, not given
             raise InvalidRequest(f"{name}={value} is no number to ask for", "out_of_range", f"$.{name}")
     body: dict[str, Any] = {"owner": given.pop("owner", owner)}
     try:
@@ -135,7 +142,7 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
 
 
 def _check_names(given: dict[str, Any]) -> None:
-    """Refuse arguments that mean nothing: one that is misspelt would otherwise be left out."""
+    """Refuse unknown arguments, with a suggestion: a misspelled one would otherwise be ignored silently."""
     for name in given:
         if name not in _ARGUMENTS:
             near = meant(name, RequestFields.__annotations__) or meant(name, _ARGUMENTS)
@@ -145,7 +152,7 @@ def _check_names(given: dict[str, Any]) -> None:
 
 
 def _amount(name: str, value: str | int) -> int:
-    """Bytes of memory to ask for; an `int` is bytes, and one that is too small to be meant so is refused."""
+    """Amount of memory in bytes. An `int` is a number of bytes; one that is implausibly small is refused."""
     amount = units.parse_bytes(value)
     if isinstance(value, int) and 0 < value < units.LEAST_PLAIN_BYTES:
         raise ValueError(f"{name}={value} would be {value} bytes: say {name}='{value}GiB', or give the bytes")
@@ -153,10 +160,10 @@ def _amount(name: str, value: str | int) -> int:
 
 
 def checked(body: WorkRequest | dict[str, Any]) -> WorkRequest:
-    """A request as the planner would read it, so that what is wrong is said before it travels.
+    """Validate a request by decoding it as the planner would, so that errors are reported before it is sent.
 
     Raises:
-        InvalidRequest: with the path of the field.
+        InvalidRequest: a field is invalid; `field` is its path.
     """
     try:
         return codec.decode(codec.encode(body, codec.JSON), WorkRequest, codec.JSON)

@@ -1,4 +1,4 @@
-"""Requests for devices: asked until they are answered, made sure of, and taken back where nobody waits any more."""
+"""Requests for devices: sent until they are answered, confirmed, and withdrawn if the caller no longer waits."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .waiting import Line
 _Answer: Any = requests.Assignment | requests.Rejection
 
 _TAKE_BACK_SECONDS: Final = 3.0
-"""A caller that was cancelled is held up no longer by taking its request back: the lease would end by itself."""
+"""Maximum time for withdrawing a request after a cancellation; a lease that remains expires anyway."""
 
 
 class RequestCalls(LeaseCalls):
-    """Requests over a connection, which closing it takes back; see `LeaseCalls`."""
+    """Work requests over a connection. Closing it withdraws the requests that still wait; see `LeaseCalls`."""
 
     def __init__(
         self,
@@ -52,42 +52,50 @@ class RequestCalls(LeaseCalls):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection: what still waits is withdrawn, leases stay until they are released or end."""
+        """Close the connection. Requests that still wait are withdrawn; leases stay until they are released or end."""
         if self.forked:
             return
-        # While the server is away nats-py fails in several ways, and it is closed all the same.
+        # While the server is unreachable, nats-py raises several kinds of error; the connection is closed anyway.
         with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
             await self._soon_taken_back(*self._asked.values())
             await self.nc.close()
 
     async def request(self, *, on_wait: Waiting | None = None, **fields: Unpack[RequestFields]) -> requests.Assignment:
-        """Ask for devices: all of them, or a `Rejected`.
+        """Request devices. Either all of them are granted, or the request is rejected.
 
-        A caller that is cancelled withdraws the request, and releases what was granted meanwhile.
+        If the caller is cancelled, the request is withdrawn, and a lease that was granted in the meantime is released.
+
+        Args:
+            on_wait: called every few seconds with the request's `QueueEntry` while it waits.
+            fields: fields of the request; see `RequestFields`.
 
         Raises:
-            Rejected: they can't be had; the reasons are counted in it.
-            InvalidRequest: a field is wrong.
-            Unavailable, NoService, TimedOut: nobody answered.
+            Rejected: the devices can't be granted; it holds the reasons, each with its number of devices.
+            InvalidRequest: a field is invalid.
+            Unavailable, NoService, TimedOut: no planner answered.
         """
         return await self.submit(work_request(self.owner, fields), on_wait=on_wait)
 
     async def submit(self, request: requests.WorkRequest, *, on_wait: Waiting | None = None) -> requests.Assignment:
-        """As `request`, with the message ready made. It is given a `request_id` where it has none, so that it can be
-        sent again without being granted twice.
+        """Send a `WorkRequest`; otherwise as `request`.
 
-        Where no answer comes it is withdrawn, so that nothing is granted to nobody; a request that does not wait and
-        came with an id of its own is not, since it may be asked again. The error says the id (`request_id`). A lease
-        that another process holds under the id is left to it.
+        A request without a `request_id` is given one, for idempotency: it can be sent again without a second grant.
+
+        If no answer arrives, the request is withdrawn, so that no lease is granted that no process uses. A request
+        that doesn't wait and came with a `request_id` isn't withdrawn, since the caller may send it again. The id is
+        in the error's `request_id`. A lease that another process holds under the id isn't released.
 
         Raises:
-            Ended: the id was used before, and the lease that it was granted has ended.
+            Ended: the id was used before, and its lease has ended.
         """
         return (await self.granted(request, on_wait=on_wait)).assignment
 
     async def granted(self, request: requests.WorkRequest, *, on_wait: Waiting | None = None) -> Granted:
-        """As `submit`, with the time of the planner's word that the lease holds: it is asked again where the answer may
-        be an old one, since this process or its machine has slept, say, or the id was used before."""
+        """Send a request as `submit` does, and return the assignment with the time of its confirmation.
+
+        The planner is asked again if the answer may be outdated: because this process or its machine was suspended,
+        for example, or because the request id was used before.
+        """
         return await confirmed(self, request, lambda asked: self._assignment(asked, on_wait))
 
     async def _assignment(self, request: requests.WorkRequest, on_wait: Waiting | None) -> requests.Assignment:
@@ -115,14 +123,14 @@ class RequestCalls(LeaseCalls):
         return reply
 
     async def withdraw(self, request_id: str, *, owner: str | None = None) -> requests.Rejection | requests.Assignment:
-        """Take a request back that may still wait.
+        """Withdraw a request that may still be in the queue.
 
         Returns:
-            The answer that the request has: the rejection `withdrawn`; the assignment, if it was granted before (its
-            lease goes on until it is released); or the rejection that it got before.
+            The final answer to the request: the rejection `withdrawn`; the assignment, if it was already granted (its
+            lease continues until it is released); or its earlier rejection.
 
         Raises:
-            NotOwner: somebody else asked.
+            NotOwner: the request belongs to another owner.
         """
         owner = owner or self.owner
         action = requests.WithdrawAction(request_id=request_id, owner=owner)
@@ -149,7 +157,7 @@ class RequestCalls(LeaseCalls):
             raise self._bus_error(error, subject) from error
 
     async def _soon_taken_back(self, *asked: requests.WorkRequest) -> None:
-        """Take requests back, as far as that can be done in a moment."""
+        """Withdraw requests, for at most 3 s; errors are ignored."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TAKE_BACK_SECONDS):
                 await asyncio.gather(*(self._take_back(request) for request in asked), return_exceptions=True)
@@ -159,15 +167,15 @@ class RequestCalls(LeaseCalls):
         answer = await self.withdraw(request.request_id, owner=request.owner)
         if not isinstance(answer, requests.Assignment) or answer.lease.state is not requests.LeaseState.ACTIVE:
             return
-        # Under an id that is used again it may be the lease that another process works with.
+        # If the request id was used before, another process may be working under this lease.
         if not may_be_anothers(answer.lease, request.holder):
             await self.release(answer.lease.lease_id, owner=request.owner)
 
 
 def _may_be_granted(error: Exception, request: requests.WorkRequest) -> bool:
-    """Whether a request that ended so may have been granted all the same, or may still be."""
+    """True if a request that failed with this error may nevertheless have been granted, or may still be granted."""
     if isinstance(error, TooManyRequests) and error.retry_after_seconds is not None:
-        # It may have been in line already when it was asked again.
+        # The request may already have been in the queue when it was sent again.
         return request.wait_seconds > 0
     return isinstance(error, TimedOut | Unavailable | codec.DecodeError) and not isinstance(error, NoService)
 

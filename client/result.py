@@ -1,4 +1,4 @@
-"""The rows of a query, in whichever form the caller works with."""
+"""Results of queries as tuples, dictionaries, Arrow tables, or pandas and Polars data frames."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ class _JsonResult(msgspec.Struct):
 
 
 class QueryResult:
-    """The result of one statement.
+    """Result of one statement.
 
     Attributes:
-        columns: their names.
-        types: of the columns, as the database or Arrow names them.
-        truncated: there were more rows than the limit; frames say so too, in `attrs["truncated"]` where they have it.
-        seconds: time that the statement took in the database.
-        raw: the result as it came, in the format that was asked for.
+        columns: names of the columns.
+        types: types of the columns, as the database or Arrow names them.
+        truncated: true if there were more rows than the limit; pandas frames have it in `attrs["truncated"]` too.
+        seconds: execution time of the statement in the database.
+        format: format of the answer.
+        raw: the answer as received, in that format.
     """
 
     def __init__(self, raw: bytes, format: ResultFormat, end: QueryEnd) -> None:
@@ -55,18 +56,18 @@ class QueryResult:
 
     @property
     def rows(self) -> list[tuple[Any, ...]]:
-        """One tuple a row. From Arrow, times are `datetime`; from JSON they are text."""
+        """Rows as tuples. Times are `datetime` in an Arrow result, and text in a JSON result."""
         if self._rows is None:
             columns = [column.to_pylist() for column in self._table.columns]
             self._rows = list(zip(*columns, strict=True)) if columns else []
         return self._rows
 
     def dicts(self) -> list[dict[str, Any]]:
-        """One dictionary a row."""
+        """Rows as dictionaries by column name."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
     def scalar(self) -> Any:
-        """The one value of a result with one row and one column.
+        """The value of a result with one row and one column.
 
         Raises:
             ValueError: the result has another shape.
@@ -76,15 +77,17 @@ class QueryResult:
         return self.rows[0][0]
 
     def arrow(self) -> Any:
-        """A `pyarrow.Table`."""
+        """The result as a `pyarrow.Table`."""
         if self._table is None:
             columns = list(zip(*self.rows, strict=True)) or [() for _ in self.columns]
             self._table = _pyarrow().table([list(column) for column in columns], names=self.columns)
         return self._table
 
     def pandas(self) -> Any:
-        """A `pandas.DataFrame`. Decimals, such as sums of whole numbers, are numbers in it; `rows` and `arrow()` have
-        all their digits.
+        """The result as a `pandas.DataFrame`.
+
+        Decimals of an Arrow result, such as sums of integers, become `int64` or `float64`; `rows` and `arrow()` keep
+        all digits.
         """
         try:
             import pandas  # pyright: ignore[reportMissingImports]
@@ -98,7 +101,7 @@ class QueryResult:
         return frame
 
     def polars(self) -> Any:
-        """A `polars.DataFrame`."""
+        """The result as a `polars.DataFrame`."""
         try:
             import polars  # pyright: ignore[reportMissingImports]
         except ImportError:
@@ -118,13 +121,13 @@ class QueryResult:
         return f"<QueryResult {len(self)} rows × {len(self.columns)} columns{more}>"
 
     def _repr_html_(self) -> str:
-        """A table for notebooks, cut to 100 rows."""
+        """HTML table for notebooks, with at most 100 rows."""
         note = f"{len(self)} rows{', cut at the limit' if self.truncated else ''}"
         return table(self.columns, self.rows[:100], note)
 
 
 def _read_arrow(raw: bytes) -> Any:
-    """A table from an IPC stream, checked to the last value: Arrow trusts what it reads, and offsets are addresses."""
+    """Read a table from an IPC stream and validate it fully, since Arrow doesn't check offsets when it reads them."""
     arrow = _pyarrow()
     try:
         table = arrow.ipc.open_stream(io.BytesIO(raw)).read_all()
@@ -135,7 +138,7 @@ def _read_arrow(raw: bytes) -> Any:
 
 
 def _numeric(table: Any) -> Any:
-    """A table whose columns of decimals are integers where each value is one that fits 64 bits, else floats."""
+    """Convert columns of decimals to `int64` if all values are integers that fit, else to `float64`."""
     arrow = _pyarrow()
     for at, field in enumerate(table.schema):
         if not arrow.types.is_decimal(field.type):

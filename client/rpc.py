@@ -1,4 +1,4 @@
-"""How the client asks: with patience for a service that restarts, and again over a new connection."""
+"""Request-reply calls over the bus, retried while a service restarts and after a reconnection."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from .errors import CorralError, Forked, NoService, Refused, TimedOut, Unavailab
 T = TypeVar("T")
 
 Waiting = Callable[[operations.QueueEntry], None]
-"""Told every few seconds where a request that waits stands."""
+"""Callback that gets the queue entry of a waiting request every few seconds."""
 
 RETRY_SECONDS: Final = 0.1
 _LOOK_SECONDS: Final = 0.25
-"""A call that waits for its answer looks so often whether its connection is still the same."""
+"""Interval in which a pending call checks whether the client has reconnected."""
 
 
 class Calls:
-    """Questions over a connection.
+    """Request-reply calls over a connection.
 
     Args:
         nc: the connection.
 
     Attributes:
         timeout: seconds to wait for an answer.
-        patience: seconds to wait for a service that is not there (one that restarts, say).
+        patience: seconds to keep retrying while a service is absent (during a restart, for example).
     """
 
     timeout: float
@@ -46,10 +46,10 @@ class Calls:
 
     @property
     def nc(self) -> nats.aio.client.Client:
-        """The connection.
+        """The connection to the bus.
 
         Raises:
-            Forked: it is the parent's: what is written here would be mixed into what that says.
+            Forked: the connection belongs to the parent process; writing to it would corrupt the parent's stream.
         """
         if self.forked:
             raise Forked(self._made_in)
@@ -57,11 +57,11 @@ class Calls:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a fork of the one that made the connection."""
+        """True if this process is a fork of the one that opened the connection."""
         return os.getpid() != self._made_in
 
     def _patiently(self) -> Generator[Callable[[], bool]]:
-        _ = self.nc  # before all else: a fork has no running loop either
+        _ = self.nc  # checked first: a fork has no running event loop either
         loop = asyncio.get_running_loop()
         end = loop.time() + self.patience
         while True:
@@ -75,7 +75,7 @@ class Calls:
         return answer  # pyright: ignore[reportReturnType]
 
     async def _call(self, subject: str, body: object) -> bytes:
-        """Ask and give back the body of the answer."""
+        """Send a request, with retries while the service is absent, and return the body of the answer."""
         payload = b"" if body is None else codec.encode(body, codec.JSON)
         headers = {codec.CONTENT_TYPE_HEADER: codec.JSON}
         for attempt in self._patiently():
@@ -87,7 +87,7 @@ class Calls:
                 if not attempt():
                     raise self._bus_error(error, subject) from None
             except CorralError as error:
-                # One that stops says so: the next one may be there at once.
+                # A service that is stopping answers with an error; its successor may be ready immediately.
                 if not isinstance(error, NoService) or not attempt():
                     raise
             except (nats.errors.Error, OSError) as error:
@@ -96,8 +96,11 @@ class Calls:
         raise AssertionError("unreachable")
 
     async def _ask(self, subject: str, payload: bytes, headers: dict[str, str]) -> Msg:
-        """Ask, and again over each new connection: with the old one the question may be lost, or its answer. All that
-        is asked may be asked twice."""
+        """Send a request, and send it again after each reconnection.
+
+        The request or its answer may have been lost with the old connection. All requests of the client are idempotent,
+        so that they may be sent twice.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + self.timeout
         while True:
@@ -127,7 +130,7 @@ class Calls:
 
 
 def raise_error(reply: Msg) -> None:
-    """Raise what an error reply says: the body of Corral's own, or the headers of the Services API."""
+    """Raise the exception for an error reply: from the body of Corral's own errors, or the Services API's headers."""
     code = (reply.headers or {}).get("Nats-Service-Error-Code")
     if code is None and not reply.data.startswith(b'{"type":"error"'):
         return
@@ -140,6 +143,6 @@ def raise_error(reply: Msg) -> None:
 
 
 def no_service(subject: str) -> NoService:
-    """The exception where nobody listens on a subject, with what to do about it."""
+    """The exception for a subject without responders, with the command that starts the missing service."""
     part, command = ("planner", "corral plan") if subject.startswith(subjects.PLAN) else ("processor", "corral process")
     return NoService(f"the bus is there, but no {part} answers: start one with `{command}` (or all with `corral up`)")

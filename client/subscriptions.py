@@ -1,4 +1,4 @@
-"""What happens on the bus from now on, as iterators."""
+"""Subscriptions to samples and lease events as asynchronous iterators."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PENDING_MESSAGES = 4096
 async def samples(
     nc: nats.aio.client.Client, hosts: Sequence[str], devices: Sequence[str]
 ) -> AsyncIterator[DeviceSample]:
-    """Samples as rows; hosts and devices are globs, and none of them means all."""
+    """Stream samples as rows. `hosts` and `devices` are globs; an empty one means all. Bad messages are skipped."""
     plain = len(hosts) == 1 and not set(hosts[0]) & set("*?[")
     subject = subjects.samples_subject(subjects.host_token(hosts[0]) if plain else "*")
     subscription = await nc.subscribe(subject, pending_msgs_limit=_PENDING_MESSAGES)
@@ -41,13 +41,16 @@ async def samples(
                 if not devices or matches_any(row.device, devices):
                     yield row
     finally:
-        with contextlib.suppress(nats.errors.Error):  # with the connection it has ended already
+        with contextlib.suppress(nats.errors.Error):  # the connection may be closed already
             await subscription.unsubscribe()
 
 
 async def lease_events(nc: nats.aio.client.Client, lease_id: str, kind: str) -> AsyncIterator[requests.LeaseEvent]:
-    """Lease events, of one lease or of all. One that does not agree with its subject is none: whoever may read what is
-    stored says where it is delivered."""
+    """Stream lease events, of one lease and kind, or of all (`*`).
+
+    An event that doesn't match its subject is ignored: a user who may read stored events chooses the subject on which
+    they are delivered, and so could forge them.
+    """
     subscription = await nc.subscribe(subjects.lease_subject(kind, lease_id), pending_msgs_limit=_PENDING_MESSAGES)
     try:
         async for message in subscription.messages:
@@ -59,5 +62,5 @@ async def lease_events(nc: nats.aio.client.Client, lease_id: str, kind: str) -> 
             if message.subject == subjects.lease_subject(event.kind.value, event.lease.lease_id):
                 yield event
     finally:
-        with contextlib.suppress(nats.errors.Error):  # with the connection it has ended already
+        with contextlib.suppress(nats.errors.Error):  # the connection may be closed already
             await subscription.unsubscribe()

@@ -1,4 +1,4 @@
-"""The synchronous client: the asynchronous one on a loop in a thread of its own."""
+"""The synchronous client: wraps the asynchronous client, whose event loop runs in a background thread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .rpc import Waiting
 T = TypeVar("T")
 
 _ENDING_SECONDS: Final = 4.0
-"""A request that is interrupted is withdrawn: longer than that may take."""
+"""Time to wait after an interruption for the cancelled call to clean up; longer than withdrawing a request takes."""
 
 
 class _Loop:
@@ -42,15 +42,19 @@ class _Loop:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a fork of the one whose thread runs the loop."""
+        """True if this process is a fork of the one whose thread runs the event loop."""
         return os.getpid() != self._made_in
 
     def run(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Coroutine[Any, Any, object]] | None = None) -> T:
-        """Run a coroutine there and wait; Ctrl-C cancels it, and waits a moment for what it still has to say.
+        """Run a coroutine on the loop and wait for its result. Ctrl-C cancels it and waits up to 4 s for its cleanup.
 
         Args:
             work: the coroutine.
-            undo: takes back what it has made, where Ctrl-C comes in the same moment.
+            undo: reverts its result if Ctrl-C arrives just as it completes.
+
+        Raises:
+            Forked: this process is a fork of the one that runs the loop.
+            RuntimeError: called from a callback on the loop's own thread.
         """
         if self.forked:
             work.close()
@@ -92,13 +96,16 @@ class SyncClient:
     It may be shared between threads. Use it as a context manager, or `close` it.
 
     Args:
-        url: of the bus; `CORRAL_NATS_URL`, then the context in use, then the local default.
-        owner: who asks; `CORRAL_OWNER`, then the context's, the credentials' owner, the account's name.
-        credentials: path of a credentials file; `CORRAL_NATS_CREDS`, then those of the context with that URL.
-        context: name of one that `corral context add` or `corral up` has written; goes before the environment.
+        url: URL of the bus. Defaults to `CORRAL_NATS_URL`, then to the context in use, then to the local default.
+        owner: owner of requests and leases. Defaults to `CORRAL_OWNER`, then to the context's owner, then to the
+            credentials' owner, then to the name of the user account.
+        credentials: path of a credentials file. Defaults to `CORRAL_NATS_CREDS`, then to the credentials of the
+            context with that URL.
+        context: name of a context that `corral context add` or `corral up` has written. It takes precedence over the
+            environment.
         timeout: seconds to wait for an answer.
-        patience: seconds to wait for a service that is not there.
-        wait: seconds to wait for the bus at the start; None tries for ever.
+        patience: seconds to keep retrying while a service is absent.
+        wait: seconds to wait for the bus at the start; None retries forever.
 
     Raises:
         Unavailable: no server answered; the message says what to do.
@@ -137,7 +144,7 @@ class SyncClient:
 
     @property
     def owner(self) -> str:
-        """Who asks where a call does not say."""
+        """Owner of requests and leases where a call names none."""
         return self._client.owner
 
     def __enter__(self) -> Self:
@@ -149,7 +156,7 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and end the thread."""
+        """Close the connection and stop the background thread."""
         if not self._closed:
             self._closed = True
             if self._loop.forked:
@@ -182,14 +189,15 @@ class SyncClient:
         children_grace: float = CHILDREN_GRACE_SECONDS,
         **fields: Unpack[RequestFields],
     ) -> SyncLeaseContext:
-        """Devices for the length of a block: `with client.lease(gpus=2, memory="20GiB") as lease: …`
+        """Hold a lease for the length of a block: `with client.lease(gpus=2, memory="20GiB") as lease: …`
 
         Args:
-            on_lost: called with the `LeaseLost`, on the client's thread, if the lease ends too early. Without it the
-                end of the block raises it; `lease.check()` does so earlier.
+            on_lost: called with the `LeaseLost`, on the client's thread, if the lease ends too early. Without it, the
+                `LeaseLost` is raised at the end of the block; `lease.check()` raises it earlier.
             on_wait: as in `request`.
-            set_environment: set `CUDA_VISIBLE_DEVICES`, its like and `CORRAL_LEASE` in this process for the block.
-                GPUs of this host are taken unless `hosts` says otherwise (`"any"` for all).
+            set_environment: set `CUDA_VISIBLE_DEVICES`, the equivalent variables of other runtimes and `CORRAL_LEASE`
+                in this process for the block. Only GPUs of this host are requested, unless `hosts` names others
+                (`"any"` for all hosts).
             on_outage: as in `Client.lease`.
             children_grace: as in `Client.lease`.
             fields: as in `request`.
@@ -311,7 +319,7 @@ class SyncClient:
         on_wait: Waiting | None,
         on_outage: OnOutage = OnOutage.CONTINUE,
     ) -> HeldLease:
-        """Ask for a lease and keep it until `HeldLease.release`; `LeaseContext` is the comfortable form."""
+        """Request a lease and keep it renewed until `let_go`; `lease` is the convenient form."""
 
         async def held() -> HeldLease:
             lease = await hold(self._client, request, on_lost, on_wait, on_outage)
@@ -321,7 +329,12 @@ class SyncClient:
         return self._loop.run(held(), undo=lambda lease: lease.release())
 
     def let_go(self, held: HeldLease, children_grace: float = 0.0) -> None:
-        """Stop renewing a lease from `hold` and release it, after up to so many seconds for its children."""
+        """Stop renewing a lease from `hold` and release it.
+
+        Args:
+            held: the lease.
+            children_grace: seconds to wait, before the release, for processes that still work under the lease.
+        """
 
         async def released() -> None:
             try:
@@ -348,7 +361,7 @@ class SyncClient:
 
 
 class SyncLeaseContext:
-    """`with` for a lease; as a decorator it asks anew for each call of the function.
+    """Context manager that holds a lease; as a decorator, it requests a new lease for each call.
 
     A decorated function that has a parameter `lease` is given the `HeldLease`.
     """
@@ -388,7 +401,7 @@ class SyncLeaseContext:
             environment = environment_set(held.lease)
             try:
                 environment.__enter__()
-            except BaseException:  # a warning that is an error, say: nobody would ever end the block
+            except BaseException:  # such as a warning that is raised as an error: `__exit__` wouldn't be called
                 self.__exit__(None, None, None)
                 raise
             self._environment = environment
@@ -413,7 +426,7 @@ class SyncLeaseContext:
             raise self._held.lost
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, under a lease of its own each time that it is called."""
+        """Wrap a function so that each call runs under a new lease."""
         wants = "lease" in inspect.signature(function).parameters
 
         @functools.wraps(function)
@@ -449,9 +462,18 @@ def lease(
     children_grace: float = CHILDREN_GRACE_SECONDS,
     **fields: Unpack[RequestFields],
 ) -> SyncLeaseContext:
-    """Devices for the length of a block, over a connection of its own.
+    """Hold a lease for the length of a block, over a separate connection that is closed at the end.
 
     `with corral.client.lease(gpus=2, memory="20GiB") as lease: …`, or as a decorator, `@lease(gpus=1)`.
+
+    Args:
+        url: URL of the bus; defaults as in `SyncClient`.
+        on_lost: as in `SyncClient.lease`.
+        on_wait: as in `Client.request`.
+        set_environment: as in `SyncClient.lease`.
+        on_outage: as in `Client.lease`.
+        children_grace: as in `Client.lease`.
+        fields: as in `Client.request`.
     """
     return SyncLeaseContext(
         lambda: (SyncClient(url), True),

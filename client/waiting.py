@@ -1,4 +1,4 @@
-"""A request that stays in line until it is answered: asked again where its answer may be lost, or nobody knows it."""
+"""A request that waits in the planner's queue: sent again when its answer or its place in the queue may be lost."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from .rpc import RETRY_SECONDS, Waiting, no_service, raise_error
 
 FIRST_LOOK_SECONDS: Final = 1.0
 _LEADER_SECONDS: Final = 5.0
-"""So often it is looked who leads: the queue is that planner's alone, and ends with its term."""
+"""Interval of checks for a new leader: only the leading planner keeps the queue, and it is lost with its term."""
 _PING_SECONDS: Final = 0.5
 _QUEUE_SECONDS: Final = 10.0
-"""So often the queue is read where nobody wants to know the place in it; else each second, if it is short."""
+"""Interval of reading the queue without `on_wait`; with `on_wait` it is read every second while it is short."""
 _SECONDS_AN_ENTRY: Final = 0.06
-"""Who is far behind in a long queue reads its place less often: all of them cost the bus as much as a few in front."""
+"""Minimum interval per request in the queue, so that a long queue costs the bus no more than a short one."""
 _QUEUE_MOST_SECONDS: Final = 60.0
 _QUEUE_REFUSED_SECONDS: Final = 300.0
-"""Where the queue can't be read (it does not fit in a message, say)."""
+"""Interval if the planner refuses to list the queue (because it doesn't fit in a message, for example)."""
 ASK_AGAIN_SECONDS: Final = 10.0
-"""Who is not heard for 30 s is out of line: whoever waits asks again, so often."""
+"""Interval in which a waiting request is sent again: the planner drops requests that it hasn't seen for 30 s."""
 _LARGE_BYTES: Final = 48 * 1024
-"""What takes the planner long to read is said half as often; the planner asks for it where that is too seldom."""
+"""Requests above this size are sent again half as often, since the planner takes long to decode them. The planner asks
+for the request if that is too seldom."""
 _ABSENCE_SECONDS: Final = 2.0
-"""Where nobody was there, and again so long after, it is for another time."""
+"""A "no planner" answer that comes this long after the last one starts a new absence, with its full patience."""
 
 
 class _Ping(Struct, frozen=True):
-    """What a service says to `$SRV.PING`; its id is another one in each term."""
+    """Reply of a service to `$SRV.PING`; the planner's id changes with each term as leader."""
 
     id: str
     metadata: dict[str, str] = {}
@@ -49,17 +50,18 @@ _Reply = requests.Assignment | requests.Rejection | requests.Error | operations.
 
 
 class Line:
-    """One request in line.
+    """One request that waits in the queue.
 
     Args:
         nc: the connection.
-        subject: of the request.
-        request: with its id. It is always sent alike, since another body under the id would be another request: a
-            planner that takes over counts its wait from then on, so that whoever gives up withdraws it.
-        queue: reads the queue.
-        timeout: seconds to wait for an answer beyond the request's own wait.
-        patience: seconds to wait for a planner that is not there.
-        on_wait: told where it stands.
+        subject: subject that the request is sent on.
+        request: the request, with its id. It is always sent with the same body, since a different body under the same
+            id would be a different request. A planner that takes over therefore counts the full wait again, so a
+            caller that gives up must withdraw the request.
+        queue: reads the request's entry in the queue.
+        timeout: seconds to wait for an answer beyond the request's wait.
+        patience: seconds to keep retrying while there is no planner.
+        on_wait: called with the request's queue entry.
     """
 
     def __init__(
@@ -93,12 +95,12 @@ class Line:
         self._absent_since = self._absent_at = -math.inf
 
     async def answer(self) -> requests.Assignment | requests.Rejection:
-        """Ask, and wait for the answer.
+        """Send the request, and wait for the answer.
 
         Raises:
-            TimedOut: none came within the request's wait.
-            ServiceError: it was refused.
-            NoService: nobody is there to answer.
+            TimedOut: no answer came within the request's wait and the timeout.
+            ServiceError: the planner refused the request.
+            NoService: no planner was running for longer than `patience`.
             nats.errors.Error: the connection is lost.
         """
         give_up = self._give_up = self._loop.time() + self._answer_seconds
@@ -122,12 +124,12 @@ class Line:
         await self._nc.publish(self._subject, self._payload, reply=self._inbox, headers=headers)
 
     async def _read(self, reply: Msg) -> requests.Assignment | requests.Rejection | None:
-        """The answer; None where there is none yet, and it was asked again."""
+        """The answer in a reply; None if it isn't final. The request is then sent again where necessary."""
         try:
             if (reply.headers or {}).get("Status") == "503" and not reply.data:
                 raise no_service(self._subject)
             raise_error(reply)
-        except NoService:  # the planner stops, or has stopped: the next one does not know who waits
+        except NoService:  # the planner is stopping or has stopped: its successor doesn't have the queue
             now = self._loop.time()
             if now - self._absent_at > _ABSENCE_SECONDS:
                 self._absent_since = now
@@ -136,14 +138,14 @@ class Line:
                 raise
             await self._ask_after(RETRY_SECONDS)
             return None
-        except TooManyRequests as refused:  # who waits for hours has time for this, too
+        except TooManyRequests as refused:  # a retry is fine as long as it is within the request's wait
             after = refused.retry_after_seconds
             if after is None or self._loop.time() + after > self._give_up:
                 raise
             await self._ask_after(after)
             return None
         answer = codec.decode(reply.data, _Reply, codec.JSON)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
-        if isinstance(answer, operations.Queue):  # an earlier asking has done its work
+        if isinstance(answer, operations.Queue):  # closes an earlier send that a later one has replaced
             return None
         if isinstance(answer, requests.Error):
             raise error_of(answer)
@@ -154,7 +156,7 @@ class Line:
         await self._ask()
 
     async def _look(self) -> None:
-        """See whether there is still a planner that knows of the request, and where it stands."""
+        """Run the checks that are due: send the request again, check the leader, read the queue."""
         now = self._loop.time()
         if now >= self._again_due:
             await self._ask()
@@ -167,13 +169,13 @@ class Line:
     async def _look_who_leads(self) -> None:
         leader = await self._who_leads()
         reconnects = self._nc.stats["reconnects"]
-        # With the connection an answer may have been lost, with the leader its queue.
+        # After a reconnection an answer may be lost, and after a change of leader the queue.
         if reconnects != self._reconnects or (leader and self._leader and leader != self._leader):
             await self._ask()
         self._reconnects, self._leader = reconnects, leader or self._leader
 
     async def _who_leads(self) -> str | None:
-        """Names the term of the planner that leads; None where none says that it does."""
+        """Id of the leading planner's term; None if no planner reports that it leads."""
         inbox = self._nc.new_inbox()
         answers = await self._nc.subscribe(inbox)
         try:
@@ -190,20 +192,24 @@ class Line:
                 await answers.unsubscribe()
 
     async def _look_at_the_queue(self) -> float:
-        """Tell where the request stands, or ask again where it is not in line. Returns seconds until the next look."""
+        """Read the queue and report the request's place in it; send the request again if it isn't in the queue.
+
+        Returns:
+            Seconds until the queue should be read again.
+        """
         try:
             queue = await self._queue()
         except ServiceError:
-            await self._ask()  # it may be in line or not: asked again it is
+            await self._ask()  # it is unknown whether the request is in the queue; after this it is
             return _QUEUE_REFUSED_SECONDS
-        except (CorralError, codec.DecodeError):  # the planner restarts: it is asked again once it is back
+        except (CorralError, codec.DecodeError):  # the planner may be restarting: send again once it answers
             self._unseen = 1
             return FIRST_LOOK_SECONDS
         own = self._request.owner, self._request.request_id
         entry = next((e for e in queue.entries if (e.owner, e.request_id) == own), None)
         if entry is None:
             self._unseen += 1
-            if self._unseen > 1:  # once, its answer may just be on its way
+            if self._unseen > 1:  # the first time, the answer may still be in transit
                 self._unseen = 0
                 await self._ask()
             return FIRST_LOOK_SECONDS
@@ -216,7 +222,7 @@ class Line:
 
 
 async def _next(answers: Subscription, seconds: float) -> Msg | None:
-    """The next message; None if there is none in time."""
+    """The next message; None if none arrives within `seconds`."""
     try:
         return await answers.next_msg(timeout=max(0.001, seconds))
     except nats.errors.TimeoutError:
