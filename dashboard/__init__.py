@@ -1,7 +1,7 @@
-"""The fleet in a browser: heat map, timelines, leases, analytics and requests, over one connection to the bus.
+"""Web dashboard of the fleet: heat map, timelines, leases, analytics and requests, over one connection to the bus.
 
-`security/` says who may see and do what, `fleet.py` is the state that all browsers share, `pages/` what they see,
-`components/` the two canvases that draw thousands of devices. `server.py` puts them together and serves them.
+`security/` has accounts, roles and sessions; `fleet.py` has the state that all browsers share; `pages/` has the pages;
+`components/` has the Vue components that draw thousands of devices and rows. `server.py` assembles and serves them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Thousands of devices as a few bytes: what each is coloured by, how they are grouped, and what has changed. Pure."""
+"""Encodes thousands of devices in a few bytes for the heat map: colors, groups and changes. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..schemas.requests import Lease
 
 UNKNOWN: Final = 255
 STEPS: Final = 250
-"""Levels of a colour scale; 255 is a value that nobody knows."""
+"""Number of levels of a color scale; level 255 is an unknown value."""
 
 
 class Metric(StrEnum):
-    """What the cells are coloured by."""
+    """Metric that determines the color of the cells."""
 
     UTILIZATION = "utilization"
     MEMORY = "memory"
@@ -32,7 +32,7 @@ class Metric(StrEnum):
 
 
 class GroupBy(StrEnum):
-    """What stands together."""
+    """Property by which devices are grouped."""
 
     HOST = "host"
     MODEL = "model"
@@ -40,21 +40,21 @@ class GroupBy(StrEnum):
 
 
 class State(IntEnum):
-    """What a device is to somebody who wants one; the worst that holds."""
+    """Availability of a device for requests; if several states apply, the worst one."""
 
     FREE = 0
     SHARED = 1
-    """Leased in part."""
+    """Part of the device is leased."""
     LEASED = 2
     THROTTLED = 3
     DRAINED = 4
     STALE = 5
-    """Its samples have stopped, or its host is gone."""
+    """No recent samples, or the host is lost."""
     UNHEALTHY = 6
     UNUSABLE = 7
-    """Takes no work for another reason, such as a device that is split into MIG instances."""
+    """Not usable for another reason, such as a device that is split into MIG instances."""
     IN_USE = 8
-    """Somebody without a lease uses it."""
+    """In use by a process without a lease."""
 
 
 DOMAINS: Final[dict[Metric, tuple[float, float]]] = {
@@ -62,7 +62,7 @@ DOMAINS: Final[dict[Metric, tuple[float, float]]] = {
     Metric.MEMORY: (0.0, 100.0),
     Metric.TEMPERATURE: (25.0, 95.0),
 }
-"""Between which values a colour scale spans: percent, percent, °C."""
+"""Lowest and highest value of each color scale: percent, percent, °C."""
 
 
 def state(device: DeviceStatus) -> State:
@@ -84,7 +84,7 @@ def state(device: DeviceStatus) -> State:
 
 
 def state_words(device: DeviceStatus) -> str:
-    """The state with its reason."""
+    """State of a device as text, with its reason."""
     match state(device):
         case State.STALE:
             return "host lost" if "host_lost" in device.why_not else "no samples"
@@ -107,7 +107,7 @@ def state_words(device: DeviceStatus) -> str:
 
 
 def value(device: DeviceStatus, metric: Metric) -> float | None:
-    """What a device is coloured by: percent, percent, °C or its state."""
+    """Value of a device for a metric: percent for utilization and memory, °C for temperature, its state for health."""
     if metric is Metric.UTILIZATION:
         return device.utilization_percent
     if metric is Metric.TEMPERATURE:
@@ -119,7 +119,7 @@ def value(device: DeviceStatus, metric: Metric) -> float | None:
 
 
 def levels(devices: Sequence[DeviceStatus], states: Sequence[State], metric: Metric) -> bytes:
-    """One byte a device: its place on the colour scale from 0 to 250, or 255; its state for health."""
+    """One byte per device: its level on the color scale from 0 to 250, or 255 if unknown; for health, its state."""
     if metric is Metric.HEALTH:
         return bytes(states)
     low, high = DOMAINS[metric]
@@ -135,12 +135,12 @@ def levels(devices: Sequence[DeviceStatus], states: Sequence[State], metric: Met
 
 
 class Update(Struct, frozen=True):
-    """What a canvas is told: all levels, or those that have changed.
+    """Update of a canvas: all levels, or only those that have changed.
 
     Attributes:
-        full: base64 of a byte a device; empty where only changes are told.
-        at: base64 of the numbers of devices that changed, `<u2`.
-        to: base64 of their levels.
+        full: base64 of one byte per device; empty if only changes are sent.
+        at: base64 of the positions of the devices that changed, as `<u2`.
+        to: base64 of their levels, one byte per device.
     """
 
     full: str = ""
@@ -149,7 +149,7 @@ class Update(Struct, frozen=True):
 
 
 def update(before: bytes, now: bytes) -> Update | None:
-    """The shortest way from one look to the next; None where nothing has changed."""
+    """Smallest update from one snapshot's levels to the next; None if nothing has changed."""
     if before == now:
         return None
     if len(before) != len(now) or len(now) > 2**16:
@@ -161,12 +161,12 @@ def update(before: bytes, now: bytes) -> Update | None:
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """Devices that stand together.
+    """A group of devices.
 
     Attributes:
-        label: names them.
-        note: says something of them all.
-        devices: their numbers in the list of all devices.
+        label: name of the group.
+        note: short description: the model, or the number of devices and hosts.
+        devices: positions of its devices in the list of all devices.
     """
 
     label: str
@@ -175,13 +175,15 @@ class Group(Struct, frozen=True, kw_only=True):
 
 
 def groups(devices: Sequence[DeviceStatus], leases: Sequence[Lease], by: GroupBy, words: str = "") -> list[Group]:
-    """The devices that a filter lets through, grouped; within a group by host and index.
+    """Filter and group devices; within a group they keep their order, which is by host and index.
+
+    Groups of hosts are sorted by name, others by size, the largest first; devices without a lease come last.
 
     Args:
-        devices: all.
-        leases: that are active; they give owners.
-        by: what stands together.
-        words: as in `says`.
+        devices: all devices.
+        leases: active leases, which give the owners.
+        by: property to group by.
+        words: filter words, separated by spaces, as in `says`.
     """
     owners = {lease.lease_id: lease.owner for lease in leases}
     found: dict[str, list[int]] = {}
@@ -191,7 +193,7 @@ def groups(devices: Sequence[DeviceStatus], leases: Sequence[Lease], by: GroupBy
             continue
         found.setdefault(_label(device, by, owners), []).append(number)
 
-    # Whoever holds most comes first, and what nobody holds last; hosts and models go by name.
+    # Groups of owners and models by size, and devices without a lease last; groups of hosts by name.
     def order(label: str) -> tuple[bool, int, list[tuple[int, str]]]:
         most = 0 if by is GroupBy.HOST else -len(found[label])
         return by is GroupBy.OWNER and label == _NOBODY, most, natural(label)
@@ -206,7 +208,7 @@ _NOBODY: Final = "not leased"
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts `node-2` before `node-10`."""
+    """Key for natural sorting, which puts `node-2` before `node-10`."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split("([0-9]+)", name)]
 
 
@@ -226,7 +228,7 @@ def _note(devices: Sequence[DeviceStatus], by: GroupBy) -> str:
 
 
 def says(device: DeviceStatus, words: Sequence[str], owners: Mapping[str, str]) -> bool:
-    """Whether all words (in lower case) are found in a device's host, model, uuid, lease, owner or state.
+    """True if each word (in lower case) occurs in a device's host, model, UUID, lease, owner or state.
 
     A word with `*` or `?` is a glob over each of them.
     """
@@ -240,15 +242,15 @@ def says(device: DeviceStatus, words: Sequence[str], owners: Mapping[str, str]) 
 
 
 class Layout(Struct, frozen=True):
-    """Where a canvas draws which device.
+    """Order in which a canvas draws the devices.
 
     Attributes:
-        labels: of the groups.
-        notes: of the groups.
-        counts: how many devices each has.
-        order: base64 of the devices' numbers, group after group, `<u4`.
-        indices: base64 of the devices' indices on their hosts in that order, `<u2`.
-        total: devices in all, in view or not.
+        labels: labels of the groups.
+        notes: notes of the groups.
+        counts: number of devices of each group.
+        order: base64 of the devices' positions in the list of all devices, group after group, as `<u4`.
+        indices: base64 of the devices' indices on their hosts, in the same order, as `<u2`.
+        total: number of all devices, including those that the filter hides.
     """
 
     labels: list[str]
@@ -260,7 +262,7 @@ class Layout(Struct, frozen=True):
 
 
 def layout(devices: Sequence[DeviceStatus], grouped: Sequence[Group]) -> Layout:
-    """The layout of groups."""
+    """Layout for groups of devices."""
     order = [number for group in grouped for number in group.devices]
     return Layout(
         labels=[group.label for group in grouped],
@@ -273,7 +275,7 @@ def layout(devices: Sequence[DeviceStatus], grouped: Sequence[Group]) -> Layout:
 
 
 def packed(numbers: Sequence[float], format: str) -> str:
-    """Base64 of numbers, little-endian; `format` as in `array`."""
+    """Encode numbers as base64 of little-endian values; `format` is a type code of `array`."""
     made = array(format, numbers)  # pyright: ignore[reportDeprecated]  # the overload for "u", which is not used
     if sys.byteorder == "big":
         made.byteswap()

@@ -1,7 +1,7 @@
-"""Taking a result away: a page gives out a ticket, and the browser fetches the file with it.
+"""Exports of query results: a page issues a ticket, and the browser downloads the file with it.
 
-A file is sent as it comes from the history, part by part: what is held of it is bounded, however large it is. What goes
-wrong on the way breaks the download off, so that no browser takes half a file for a whole one.
+A file is streamed from the history part by part, so that memory use is bounded, however large it is. An error aborts
+the download, so that a browser never takes an incomplete file for a complete one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FORMATS: Final = {
     "arrow": ("application/vnd.apache.arrow.stream", "arrows"),
 }
 AT_ONCE: Final = 2
-"""Of one person."""
+"""Maximum number of concurrent exports per user."""
 _SECONDS: Final = 300.0
 _MARGIN_SECONDS: Final = 10.0
 _TICKETS: Final = 1000
@@ -44,10 +44,10 @@ class _Ticket(Struct, frozen=True):
 
 
 class Exports:
-    """Tickets and the files that they fetch. A ticket is good for the session that it was given to, and for no other.
+    """Tickets for exports, and the downloads. A ticket is valid only in the session that it was issued to.
 
     Args:
-        fleet: asks the history.
+        fleet: the shared state with the connection to the bus.
     """
 
     def __init__(self, fleet: Fleet) -> None:
@@ -56,7 +56,7 @@ class Exports:
         self._running: Counter[str] = Counter()
 
     def ticket(self, session: str, sql: str) -> str:
-        """A ticket for the result of a statement."""
+        """Issue a ticket for the result of a statement; of more than 1000 tickets the oldest become invalid."""
         made = secrets.token_urlsafe(18)
         self._tickets[made] = _Ticket(session, sql)
         while len(self._tickets) > _TICKETS:
@@ -64,11 +64,11 @@ class Exports:
         return made
 
     def route(self) -> Route:
-        """`GET /export/<ticket>/<format>`."""
+        """Route for `GET /export/<ticket>/<format>`."""
         return Route("/export/{ticket}/{format}", self.fetch, methods=["GET"])
 
     async def fetch(self, request: Request) -> Response:
-        """Ask anew, without the page's limit, and answer with a file."""
+        """Run the query again, without the page's limit, and stream the result as a file."""
         ticket = self._tickets.get(request.path_params["ticket"])
         format = request.path_params["format"]
         session = session_of(request)
@@ -81,7 +81,7 @@ class Exports:
         if format == "parquet":
             body = as_parquet(body)
         try:
-            # What is wrong with the query is known with the first part.
+            # Errors of the query are known when the first part arrives.
             first = await anext(body)
         except QueryFailed as error:
             return PlainTextResponse(f"The query failed: {error}\n", 422)
@@ -93,16 +93,16 @@ class Exports:
         headers = {
             "Content-Disposition": f'attachment; filename="corral.{ending}"',
             "Cache-Control": "no-store",
-            # Packing hundreds of megabytes would hold up everybody else.
+            # Compressing hundreds of megabytes would delay all other users.
             "Content-Encoding": "identity",
         }
         return StreamingResponse(_with(first, body), media_type=media, headers=headers)
 
     async def _body(self, sql: str, format: ResultFormat, person: str) -> AsyncGenerator[bytes]:
-        """The parts of the answer, in the person's own turns.
+        """Stream the parts of the answer; the query is queued under the person's name.
 
         Raises:
-            CorralError: it failed, or there are more rows than an answer can have.
+            CorralError: the query failed, or it has more rows than an answer can hold.
         """
         asked = QueryRequest(
             sql=sql,
@@ -123,7 +123,7 @@ class Exports:
                     yield piece
         finally:
             self._running[person] -= 1
-            self._running += Counter()  # forgets who has none
+            self._running += Counter()  # removes users without a running export
 
 
 async def _with(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:

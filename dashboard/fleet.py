@@ -1,4 +1,4 @@
-"""The fleet as all browsers share it: one connection, one look at a time, and only while somebody watches."""
+"""State of the fleet that all browsers share: one connection, polled only while a page is open."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ log = logging.getLogger("corral.dashboard")
 T = TypeVar("T")
 
 SLOWER: Final = 5.0
-"""A look that takes long is followed by a pause of so many times its length."""
+"""Minimum pause after a refresh, as a multiple of its duration."""
 STALE_SECONDS: Final = 10.0
 
 
 class Trouble(Struct, frozen=True, kw_only=True):
-    """Why there is nothing to show, and what to do about it.
+    """Reason why there is nothing to show, and what to do about it.
 
     Attributes:
-        kind: `bus`, `planner`, `history`, `devices` or `error`.
-        title: in a few words.
-        detail: in a sentence.
-        commands: that would help.
+        kind: `bus`, `planner`, `history`, `devices`, `error` or `page`.
+        title: the reason in a few words.
+        detail: the reason in a sentence or two.
+        commands: commands that would help.
     """
 
     kind: str
@@ -50,18 +50,22 @@ class Trouble(Struct, frozen=True, kw_only=True):
 
 
 class Fleet:
-    """What the planner knows, as of the last look.
+    """State of the fleet in the planner, as of the last refresh.
+
+    Args:
+        url: URL of the bus; None for the default.
+        interval_seconds: minimum time between refreshes.
 
     Attributes:
-        client: of the bus; None before the first connection.
-        devices: by host and index.
-        states: of these devices, in the same order.
-        summary: None before the first look.
-        leases: that are active, oldest first.
-        queue: requests that wait.
-        version: grows with every look, and with every trouble.
-        shape: grows where the list of devices is another one.
-        looked_at: on the monotonic clock.
+        client: client of the bus; None before the first connection.
+        devices: devices by host and index.
+        states: states of these devices, in the same order.
+        summary: aggregates over the fleet; None before the first refresh.
+        leases: active leases, oldest first.
+        queue: requests in the queue.
+        version: number of refreshes so far, failed ones included.
+        shape: number that increases when the list of devices changes.
+        looked_at: time of the last successful refresh, on the monotonic clock.
     """
 
     def __init__(self, url: str | None, interval_seconds: float) -> None:
@@ -88,12 +92,12 @@ class Fleet:
 
     @property
     def instance(self) -> str:
-        """Names this dashboard among others."""
+        """Instance name of this dashboard in health checks."""
         return self._door.instance
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Connect, and look at the fleet for as long as the block runs. Without a bus it waits for one."""
+        """Connect, and refresh the state for the length of a block. If there is no bus, wait until there is one."""
         tasks = [asyncio.create_task(self._connect()), asyncio.create_task(self._look_for_ever())]
         try:
             yield
@@ -127,7 +131,7 @@ class Fleet:
         self._processes[message.subject.rpartition(".")[2]] = message.data
 
     def processes_on(self, device: operations.DeviceStatus) -> list[ProcessSample] | None:
-        """What runs on a device, the largest first; None where its collector has said nothing yet."""
+        """Processes on a device, those with the most memory first; None if its collector has published none yet."""
         data = self._processes.get(device.host)
         if data is None:
             return None
@@ -138,27 +142,27 @@ class Fleet:
         found = [process for process in batch.processes if process.device == device.uuid]
         return sorted(found, key=lambda process: -(process.memory_used_bytes or 0))
 
-    # Looking
+    # Refreshing
 
     @property
     def connected(self) -> bool:
-        """Whether the bus is there."""
+        """True if the bus is connected."""
         return self.client is not None and self.client.nc.is_connected
 
     @property
     def trouble(self) -> Trouble | None:
-        """Why what is shown is not the fleet of now; None where it is."""
+        """Reason why the state isn't current; None if it is."""
         if not self.connected:
             return no_bus(self.url)
         return self._trouble
 
     @property
     def fresh(self) -> bool:
-        """Whether the last look is recent."""
+        """True if the last refresh is less than 10 s old, or less than three intervals if these are longer."""
         return self.summary is not None and time.monotonic() - self.looked_at < max(STALE_SECONDS, 3 * self._interval)
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Have `changed` called after every look; returns what ends that."""
+        """Call `changed` after every refresh, and refresh now. Returns a function that ends the subscription."""
         self._next += 1
         number = self._next
         self._watching[number] = changed
@@ -166,11 +170,11 @@ class Fleet:
         return lambda: self._watching.pop(number, None) and None
 
     def look_soon(self) -> None:
-        """Look now rather than at the next beat: something was changed."""
+        """Refresh now, rather than after the interval, because something was changed."""
         self._wake.set()
 
     async def ready(self, seconds: float = 2.0) -> None:
-        """Wait a little for the first look, so that a page need not begin empty."""
+        """Wait up to `seconds` for a refresh if the state isn't recent, so that a page doesn't start empty."""
         if self.fresh or not self.connected:
             return
         seen = asyncio.Event()
@@ -182,11 +186,11 @@ class Fleet:
             stop()
 
     def device(self, uuid: str) -> operations.DeviceStatus | None:
-        """A device by its uuid."""
+        """Find a device by its UUID; None if there is none."""
         return next((device for device in self.devices if device.uuid == uuid), None)
 
     def levels(self, metric: cells.Metric) -> bytes:
-        """A byte a device, as `cells.levels` says; made once a look, however many browsers ask."""
+        """Levels of all devices, one byte each, as in `cells.levels`; computed once per refresh for all browsers."""
         found = self._levels.get(metric)
         if found is None:
             found = self._levels[metric] = cells.levels(self.devices, self.states, metric)
@@ -243,25 +247,25 @@ class Fleet:
         self.looked_at = time.monotonic()
 
     def connection(self) -> nats.aio.client.Client:
-        """The shared connection.
+        """The shared connection to the bus.
 
         Raises:
-            Unavailable: there is no bus yet.
+            Unavailable: there is no connection to the bus yet.
         """
         if self.client is None:
             raise Unavailable(no_bus(self.url).detail)
         return self.client.nc
 
     async def ask(self, question: Callable[[Client], Awaitable[T]], person: str = "") -> T:
-        """Ask something of the bus with the shared connection.
+        """Call the client on the shared connection.
 
         Args:
-            question: what is asked.
-            person: who has logged in and asks: the history and explanations are had in turns of theirs.
+            question: makes the calls with the client it is given.
+            person: the user who has logged in; queries and explanations are queued under their name.
 
         Raises:
-            Unavailable: there is no bus yet.
-            CorralError: whatever the answer was.
+            Unavailable: there is no connection to the bus yet.
+            CorralError: the call failed.
         """
         self.connection()
         assert self.client is not None
@@ -269,7 +273,7 @@ class Fleet:
 
 
 def no_bus(url: str | None) -> Trouble:
-    """Nobody answers at the bus's address."""
+    """Trouble that no NATS server answers at a URL."""
     where = url or "the default address"
     return Trouble(
         kind="bus",
@@ -280,7 +284,7 @@ def no_bus(url: str | None) -> Trouble:
 
 
 def trouble_of(error: CorralError, url: str | None) -> Trouble:
-    """What an error means to somebody who looks at a page."""
+    """Convert an error to the message that a page shows."""
     if isinstance(error, NoService):
         if "processor" in str(error):
             return Trouble(

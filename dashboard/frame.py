@@ -1,4 +1,4 @@
-"""What every page has: navigation, who is here, light or dark, how the fleet fares; and who may press what."""
+"""Frame of every page: navigation, user, theme and state of the fleet; also checks of permissions for actions."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ _HEAD: Final = '<link rel="stylesheet" href="/assets/corral.css"><meta name="rob
 
 
 class NotAllowed(PermissionError):
-    """The session has ended, or its role does not cover what was asked."""
+    """The session has ended, or its role doesn't permit the action."""
 
 
 class Frame:
     """One page in one browser.
 
     Attributes:
-        fleet: shared by all.
-        session: who looks.
+        fleet: state that all pages share.
+        session: session of the user.
+        request: request that opened the page.
     """
 
     def __init__(self, fleet: Fleet, sessions: Sessions, request: Request, title: str) -> None:
@@ -53,21 +54,24 @@ class Frame:
         self._sessions = sessions
         self._page: Page = ui.context.client
         self._page.title = f"{title} · Corral"
-        # The guard lets a websocket have a page only for the session that opened it.
+        # The guard accepts a websocket for a page only from the session that opened the page.
         self._page.storage[SESSION_OF_PAGE] = self.session.id
         self._pulses: list[Any] = []
         self._updates: list[Callable[[], None]] = []
 
     def may(self, role: Role) -> bool:
-        """Whether this session may do what a role may, now."""
+        """True if this session is still valid and has the permissions of a role."""
         session = self._sessions.renewed(self.session)
         return session is not None and session.role.covers(role)
 
     def require(self, role: Role) -> Session:
-        """The session, if it may do what a role may: asked on the server at each thing that changes something.
+        """Check on the server, before each action that changes something, that the session has a role's permissions.
+
+        Returns:
+            The session, with its current role.
 
         Raises:
-            NotAllowed: it may not, or has ended.
+            NotAllowed: the session has ended, or its role doesn't permit the action.
         """
         session = self._sessions.renewed(self.session)
         if session is None:
@@ -78,7 +82,7 @@ class Frame:
 
     @contextlib.contextmanager
     def show(self, here: str) -> Generator[None]:
-        """The frame around a page's own content."""
+        """Show the frame around the content of a page, which is created in the block."""
         ui.add_head_html(_HEAD)
         theme = self.request.cookies.get(THEME_COOKIE, "auto")
         dark = ui.dark_mode({"dark": True, "light": False}.get(theme))
@@ -121,13 +125,13 @@ class Frame:
                         tag("span", text="Log out")
 
     async def ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
-        """Ask something of the bus in turns of who looks; raises as `Fleet.ask`."""
+        """Call the client on behalf of the session's user; raises the same errors as `Fleet.ask`."""
         return await self.fleet.ask(question, self.session.name)
 
     # Following the fleet
 
     def on_look(self, update: Callable[[], None]) -> None:
-        """Have a part of the page brought up to date after every look at the fleet."""
+        """Call `update`, which updates a part of the page, after every refresh of the fleet's state."""
         self._updates.append(update)
 
     def _follow(self) -> None:
@@ -160,10 +164,10 @@ class Frame:
                 pulse.set_text(words)
                 pulse.classes(remove="gone", add="" if trouble is None else "gone")
 
-    # Doing something
+    # Actions
 
     async def attempt(self, what: Callable[[], Awaitable[Any]], done: str) -> bool:
-        """Do something that changes the fleet, and say how it went. Nothing that fails takes the page down."""
+        """Carry out an action that changes the fleet, and notify the user of its result. Returns true on success."""
         try:
             await what()
         except NotAllowed as error:
@@ -179,8 +183,8 @@ class Frame:
     def confirm(
         self, title: str, text: str, verb: str, do: Callable[[str], Awaitable[bool]], reason: str | None = None
     ) -> None:
-        """Ask before something is done; with `reason`, for a reason too, which must be given."""
-        # Of the page, not of the row that was pressed: rows come and go while somebody thinks.
+        """Show a dialog that confirms an action; with `reason`, its label for a reason, which the user must give."""
+        # The dialog belongs to the page, not to the row of the button, which may be removed while the dialog is open.
         with self._page, ui.dialog() as dialog, tag("div", "q-card dialog"):
             tag("h2", text=title)
             tag("p", text=text)
@@ -207,7 +211,7 @@ _THEMES: Final = {"auto": "As the system", "dark": "Dark", "light": "Light"}
 
 
 class Notice:
-    """A place on a page for what is wrong: empty while nothing is."""
+    """Part of a page that shows a trouble; hidden while there is none."""
 
     def __init__(self) -> None:
         self._place: Element = tag("div")
@@ -215,7 +219,7 @@ class Notice:
         self._place.set_visibility(False)
 
     def tell(self, trouble: Trouble | None, whole: bool = False) -> None:
-        """Say it, or nothing; `whole` where there is nothing else to show."""
+        """Show a trouble, or hide the notice if it is None; `whole` shows a full panel instead of a banner."""
         if trouble == self._told:
             return
         self._told = trouble

@@ -1,4 +1,4 @@
-"""What pages ask of the history: SQL, and the answers as arrays that charts draw."""
+"""Queries of the pages to the history, with results as packed arrays for the charts."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ RANGES: Final = (
 )
 LONGEST_SECONDS: Final = 10 * 365 * 86400.0
 SHORTEST_SECONDS: Final = 5.0
-# Each is as fine as some two thousand points across allow.
+# Longest window in seconds, table and bucket in seconds: the finest table with a reasonable number of points.
 _LEVELS: Final = ((15 * 60, "samples", 0), (4 * 3600, "rollup_10s", 10), (36 * 3600, "rollup_1m", 60))
 _COARSEST: Final = ("rollup_1h", 3600)
 _EVENTS: Final = 200
 
 
 class Window(Struct, frozen=True, kw_only=True):
-    """The time that a page shows.
+    """Time window of a page.
 
     Attributes:
-        seconds: its length.
-        end: seconds since the epoch; None while it follows the present.
+        seconds: length of the window.
+        end: end of the window in epoch seconds; None if it follows the present.
     """
 
     seconds: float
@@ -45,7 +45,7 @@ class Window(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, range: str, start: str, end: str, default: str) -> Window:
-        """From a page's address: a length, or a start and an end in seconds since the epoch. Nonsense is left out."""
+        """Parse parameters of a page's URL: a length, or start and end in epoch seconds. Invalid ones are ignored."""
         try:
             first, last = float(start), float(end)
             if 0 <= first < last < 1e11:
@@ -61,13 +61,13 @@ class Window(Struct, frozen=True, kw_only=True):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Start and end, seconds since the epoch."""
+        """Start and end in epoch seconds."""
         end = time.time() if self.end is None else self.end
         return end - self.seconds, end
 
     @property
     def query(self) -> dict[str, str]:
-        """As it stands in a page's address."""
+        """Parameters for a page's URL."""
         if self.end is not None:
             start, end = self.bounds
             return {"from": f"{start:.0f}", "to": f"{end:.0f}"}
@@ -75,19 +75,19 @@ class Window(Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The choice among `RANGES` that it is; empty for another."""
+        """Name of the window in `RANGES`; empty if it is none of them."""
         if self.end is not None:
             return ""
         return next((name for name, _ in RANGES if parse_seconds(name) == self.seconds), "")
 
     def moved(self, by: float) -> Window:
-        """Earlier or later by a share of its length; what would end in the future follows the present."""
+        """Window that is moved by a share of its length; one that would end in the future follows the present."""
         _, end = self.bounds
         later = end + by * self.seconds
         return Window(seconds=self.seconds, end=None if later >= time.time() else later)
 
     def wider(self, factor: float) -> Window:
-        """Longer or shorter about its middle; about the present while it follows that."""
+        """Window that is longer or shorter by a factor, with the same middle; or with the present as its end."""
         seconds = min(max(self.seconds * factor, SHORTEST_SECONDS), LONGEST_SECONDS)
         if self.end is None:
             return Window(seconds=seconds)
@@ -96,36 +96,36 @@ class Window(Struct, frozen=True, kw_only=True):
 
 
 def source(seconds: float) -> tuple[str, int]:
-    """The table that is fine enough for a length of time, and its bucket in seconds (0 for samples)."""
+    """Table for a window of a given length in seconds, and the table's bucket in seconds (0 for samples)."""
     return next(((table, bucket) for most, table, bucket in _LEVELS if seconds <= most), _COARSEST)
 
 
 def gauges() -> dict[str, Metric]:
-    """The metrics that a timeline can show."""
+    """Metrics that a timeline can show."""
     return {name: metric for name, metric in METRICS.items() if "mean" in metric.row.rollup}
 
 
 def text(value: str) -> str:
-    """A text as SQL writes it."""
+    """Format a text as an SQL literal."""
     return "'" + value.replace("'", "''").replace("\0", "") + "'"
 
 
 def instant(seconds: float) -> str:
-    """A time as SQL writes it."""
+    """Format a time in epoch seconds as an SQL expression."""
     return f"to_timestamp({seconds:.3f})"
 
 
 class Series(Struct, frozen=True, kw_only=True):
-    """One metric over time, as a chart takes it: base64 of `<f8` milliseconds since the epoch and of `<f4` values.
+    """Time series of one metric for a chart: base64 of `<f8` epoch milliseconds and of `<f4` values.
 
     Attributes:
-        metric: its name.
-        unit: of the catalogue.
-        help: what it is.
-        times: shared by the three.
-        mean: not a number where nothing is known.
-        low: the least of each bucket; empty for samples.
-        high: the greatest.
+        metric: name of the metric.
+        unit: unit of the metric in the catalog.
+        help: description of the metric.
+        times: times of the values in `mean`, `low` and `high`.
+        mean: mean of each bucket, or the samples; NaN where the value is unknown.
+        low: minimum of each bucket; empty for samples.
+        high: maximum of each bucket; empty for samples.
     """
 
     metric: str
@@ -138,10 +138,12 @@ class Series(Struct, frozen=True, kw_only=True):
 
 
 async def timelines(client: Client, device: str, metrics: Sequence[str], window: Window) -> list[Series]:
-    """Metrics of a device, as fine as the window allows. A stretch without samples is a gap, never a line across it.
+    """Query the time series of a device's metrics, in the resolution for the window.
+
+    A period without samples becomes a gap: it has a NaN value, so that no line is drawn across it.
 
     Raises:
-        CorralError: the history does not answer, or not in time.
+        CorralError: the history doesn't answer, or not in time.
     """
     known = gauges()
     metrics = [name for name in metrics if name in known]
@@ -177,7 +179,7 @@ async def timelines(client: Client, device: str, metrics: Sequence[str], window:
 
 
 def _broken(values: Sequence[Any], breaks: Sequence[int]) -> list[float]:
-    """The values with one that is not a number before each break."""
+    """Values with a NaN inserted before each break."""
     made = [math.nan if value is None else float(value) for value in values]
     for at in reversed(breaks):
         made.insert(at, math.nan)
@@ -192,7 +194,7 @@ def _broken_times(times: Sequence[float], breaks: Sequence[int]) -> list[float]:
 
 
 async def spans(client: Client, window: Window, where: str, limit: int = 2000) -> list[dict[str, Any]]:
-    """Which lease held which device when, within a window; `where` is SQL over `lease_spans`."""
+    """Query the spans in which leases held devices in a window, newest first; `where` is SQL over `lease_spans`."""
     start, end = window.bounds
     result = await client.query(
         "SELECT lease_id, owner, name, state, host, device, share, epoch_ms(started) AS started, "
@@ -205,7 +207,7 @@ async def spans(client: Client, window: Window, where: str, limit: int = 2000) -
 
 
 async def events(client: Client, device: str, host: str, window: Window) -> list[dict[str, Any]]:
-    """What happened to a device or its host, newest first."""
+    """Query the events of a device and its host within a window, newest first; at most 200."""
     start, end = window.bounds
     result = await client.query(
         "SELECT epoch_ms(time) AS t, kind, severity, code, message, device IS NULL AS of_host FROM events "
@@ -218,7 +220,7 @@ async def events(client: Client, device: str, host: str, window: Window) -> list
 
 
 async def identity(client: Client, device: str) -> dict[str, Any] | None:
-    """What is known of a device that ever was."""
+    """Query the inventory row of a device, which may be gone from the fleet; None if it was never seen."""
     result: QueryResult = await client.query(
         f"SELECT * EXCLUDE (cpu_affinity) FROM devices WHERE device = {text(device)}", limit=1, timeout=20
     )

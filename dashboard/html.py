@@ -1,4 +1,4 @@
-"""Plain elements with our own classes: a page is HTML, and NiceGUI keeps it in step with what it shows."""
+"""Plain HTML elements with the dashboard's CSS classes, kept up to date by NiceGUI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .fleet import Trouble
 
 
 def tag(name: str, /, classes: str = "", text: str | None = None, **attributes: Any) -> Any:
-    """An element; `text` can be changed later with `set_text`. Attributes are named with `_` for `-`."""
+    """Create an element; `text` can be changed later with `set_text`. In names of attributes, `_` stands for `-`."""
     made: Element = TextElement(tag=name, text=text) if text is not None else ui.element(name)
     if classes:
         made.classes(classes)
@@ -26,7 +26,7 @@ def tag(name: str, /, classes: str = "", text: str | None = None, **attributes: 
 
 
 def button(text: str, on_click: Callable[[], Any], classes: str = "", icon: str = "", **attributes: Any) -> Element:
-    """A button of ours."""
+    """Create a button in the dashboard's style."""
     made = tag("button", f"btn {classes}", type="button", **attributes)
     with made:
         if icon:
@@ -38,13 +38,13 @@ def button(text: str, on_click: Callable[[], Any], classes: str = "", icon: str 
 
 
 class Segments:
-    """A row of choices of which one holds.
+    """Segmented control: a row of choices, one of which is selected.
 
     Args:
-        choices: value and word of each.
-        chosen: the value that holds.
-        on_choice: called with another one.
-        label: for screen readers.
+        choices: value and label of each choice.
+        chosen: value that is selected initially.
+        on_choice: called with the value of a choice when it is clicked.
+        label: label for screen readers.
     """
 
     def __init__(
@@ -60,26 +60,26 @@ class Segments:
         self.show(chosen)
 
     def choose(self, value: str) -> Any:
-        """Another one holds."""
+        """Select a choice, and call `on_choice`."""
         self.show(value)
         return self._then(value)
 
     def show(self, chosen: str) -> None:
-        """Show which holds; none for a value that is not among them."""
+        """Show a choice as selected; none if the value isn't among the choices."""
         for value, made in self._buttons.items():
             made.classes(add="on") if value == chosen else made.classes(remove="on")
             made.props["aria-pressed"] = "true" if value == chosen else "false"
 
 
 def search(value: str, on_change: Callable[[str], Any], placeholder: str, classes: str = "search") -> Element:
-    """A field whose text is told once somebody pauses in typing."""
+    """Create a search field; `on_change` gets its text, up to 256 characters, while the user types."""
     made = tag("input", f"field {classes}", type="search", value=value, placeholder=placeholder, aria_label=placeholder)
     on_typing(made, lambda text: on_change(text[:256]))
     return made
 
 
 def on_typing(field: Element, then: Callable[[str], Any], pause: float = 0.25) -> None:
-    """Have the text of a field told while somebody types, every `pause` seconds at most and at the end."""
+    """Call `then` with the text of a field while the user types, at most every `pause` seconds, and at the end."""
 
     def told(event: GenericEventArguments) -> Any:
         return then(str(event.args))
@@ -88,7 +88,7 @@ def on_typing(field: Element, then: Callable[[str], Any], pause: float = 0.25) -
 
 
 def on_choice(field: Element, then: Callable[[str], Any]) -> None:
-    """Have the choice of a select told."""
+    """Call `then` with the value of a select element when it changes."""
 
     def told(event: GenericEventArguments) -> Any:
         return then(str(event.args))
@@ -97,13 +97,13 @@ def on_choice(field: Element, then: Callable[[str], Any]) -> None:
 
 
 _WRAPPED = 48
-"""Texts that are longer are broken into lines."""
+"""Maximum length of a text in a cell without line breaks."""
 
 
 def table(
     heads: Iterable[str], rows: Iterable[Sequence[Any]], numeric: Iterable[int] = (), last_is_end: bool = False
 ) -> Element:
-    """A table; a cell is a text, or a function that makes what stands in it."""
+    """Create a table; a cell is a text, or a function that creates its content."""
     heads, numbers = list(heads), set(numeric)
     wrap = tag("div", "table-wrap")
     with wrap, tag("table", "rows"):
@@ -126,7 +126,7 @@ def table(
 
 
 def empty(trouble: Trouble, slim: bool = False) -> None:
-    """What stands where there is nothing to show: why, and what to do."""
+    """Show a trouble as an empty state: the reason why there is nothing to show, and what to do."""
     icons = {"bus": "cable", "planner": "hub", "history": "history", "devices": "memory"}
     with tag("div", "empty slim" if slim else "empty", role="status"):
         ui.icon(icons.get(trouble.kind, "inbox"))
@@ -138,11 +138,11 @@ def empty(trouble: Trouble, slim: bool = False) -> None:
 
 
 def url(path: str, **query: Any) -> str:
-    """A link of ours that leaves out what is empty."""
+    """URL with a query string; empty parameters are left out."""
     kept = {name: value for name, value in query.items() if value not in (None, "", False)}
     return f"{path}?{urlencode(kept)}" if kept else path
 
 
 def remember(path: str, **query: Any) -> None:
-    """Put the state of a page into the browser's address, so that it can be shared."""
+    """Put the state of a page into the browser's URL, so that it can be shared."""
     ui.navigate.history.replace(url(path, **query))

@@ -1,4 +1,4 @@
-"""An Arrow stream as a Parquet file, both in pieces: neither is ever held as a whole."""
+"""Converts an Arrow stream to a Parquet file piece by piece, without holding either in memory as a whole."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import pyarrow.parquet
 
 from ..client import CorralError
 
-# pyarrow has no types of its own.
+# pyarrow has no type annotations.
 ipc: Final[Any] = pyarrow.ipc
 parquet: Final[Any] = pyarrow.parquet
 
 GROUP_BYTES: Final = 32 * 2**20
-"""Of Arrow, in one row group of the file."""
+"""Size of the Arrow data in one row group of the file."""
 _PIECES: Final = 4
-"""Wait on either side of the thread."""
+"""Maximum number of pieces that wait in each queue, before and after the thread."""
 _LOOK_SECONDS: Final = 0.2
 
 
 class _Gone(Exception):
-    """Nobody wants the file any more."""
+    """The other side of a queue has left, so the file is no longer needed."""
 
 
 class _Line:
-    """Pieces between the event loop and a thread, a few at a time."""
+    """Bounded queue of pieces between the event loop and a thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -53,7 +53,7 @@ class _Line:
 
     async def take(self) -> bytes | None:
         while True:
-            # Both are looked at together: the last piece may come, and the end with it, between two looks.
+            # Both are checked under one lock: the last piece and the end could arrive between two separate checks.
             with self._changed:
                 if self._pieces:
                     self._changed.notify_all()
@@ -103,7 +103,7 @@ class _Line:
 
 
 class _Source(io.RawIOBase):
-    """What pyarrow reads the stream from."""
+    """File object from which pyarrow reads the stream."""
 
     def __init__(self, line: _Line) -> None:
         self._line = line
@@ -122,7 +122,7 @@ class _Source(io.RawIOBase):
 
 
 class _Sink(io.RawIOBase):
-    """What pyarrow writes the file to."""
+    """File object to which pyarrow writes the file."""
 
     def __init__(self, line: _Line) -> None:
         self._line = line
@@ -136,7 +136,11 @@ class _Sink(io.RawIOBase):
 
 
 async def as_parquet(arrow: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """A Parquet file of what an Arrow IPC stream holds; raises what the stream raises."""
+    """Convert an Arrow IPC stream to a stream of the bytes of a Parquet file.
+
+    Raises:
+        CorralError: the file can't be written. Errors of the Arrow stream are raised unchanged.
+    """
     loop = asyncio.get_running_loop()
     incoming, outgoing = _Line(loop), _Line(loop)
     failure: list[Exception] = []
@@ -158,7 +162,7 @@ async def as_parquet(arrow: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
                 async for piece in arrow:
                     await incoming.put(piece)
         except BaseException:
-            # The file must not look whole.
+            # The file must not look complete.
             incoming.leave()
             raise
         incoming.end()
@@ -171,7 +175,7 @@ async def as_parquet(arrow: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
             if feeding.done() and feeding.exception() is not None:
                 break
             yield piece
-        # Where the answer itself broke off, that is what is wrong; else nobody needs the rest of it.
+        # If the Arrow stream failed, raise its error. If the conversion failed first, its rest isn't needed.
         if feeding.done() or not failure:
             await feeding
         if failure:

@@ -1,4 +1,4 @@
-"""The questions of the analytics page: which views there are, how each is asked, and as what it is drawn. Pure."""
+"""Queries and charts for the views on the analytics page. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, Final
 from msgspec import Struct
 
 SHOWN: Final = 1000
-"""Rows that a page shows; an export has them all."""
+"""Maximum number of rows that a page shows; an export has all rows."""
 BARS: Final = 20
 _LINES: Final = 5
 
 
 class Drawing(Struct, frozen=True, kw_only=True):
-    """How a result becomes a chart.
+    """Specification of a chart for a result.
 
     Attributes:
         kind: `bar` or `line`.
-        label: columns that name a bar, or the one column of time.
-        values: columns that are drawn.
-        unit: of the values; empty for plain numbers.
+        label: columns that label a bar, or the time column of a line chart.
+        values: columns to draw.
+        unit: unit of the values; empty for plain numbers.
     """
 
     kind: str
@@ -32,11 +32,11 @@ class Drawing(Struct, frozen=True, kw_only=True):
 
 
 class Question(Struct, frozen=True, kw_only=True):
-    """How a view is asked for this page.
+    """Query and chart settings for a view.
 
     Attributes:
-        order: by what it is sorted; empty leaves it as it comes.
-        drawing: None leaves it to the columns.
+        order: SQL for ORDER BY; empty keeps the view's order.
+        drawing: chart; None chooses one by the columns.
     """
 
     order: str = ""
@@ -83,16 +83,16 @@ KNOWN: Final[dict[str, Question]] = {
 
 FIRST: Final = ("fleet_by_hour", "usage_by_owner", "idle_while_leased", "memory_right_sizing", "lease_usage",
                 "devices_now", "device_health", "throttling", "stranded_capacity")  # fmt: skip
-"""Views that stand first; all others follow in the history's own order."""
+"""Views that are listed first; all others follow in the order of the history."""
 
 
 def ordered(names: Sequence[str]) -> list[str]:
-    """Views in the order that they are listed."""
+    """Sort views into the order of the list."""
     return [name for name in FIRST if name in names] + [name for name in names if name not in FIRST]
 
 
 def sql(view: str) -> str:
-    """What asks a view."""
+    """SQL that queries a view."""
     order = KNOWN.get(view, Question()).order
     return f"FROM {view}{f' ORDER BY {order}' if order else ''}"
 
@@ -101,9 +101,9 @@ class Column(Struct, frozen=True, kw_only=True):
     """A column of a table.
 
     Attributes:
-        name: of the column.
-        numeric: it stands at the right.
-        help: what it means; empty if nobody said.
+        name: name of the column.
+        numeric: true for numbers, which are aligned to the right.
+        help: description; empty if there is none.
     """
 
     name: str
@@ -112,12 +112,12 @@ class Column(Struct, frozen=True, kw_only=True):
 
 
 def cell(value: Any) -> Any:
-    """A value as a table shows it: numbers stay numbers, all else is text."""
+    """Convert a value for a table: numbers stay numbers, None and non-finite numbers become None, others text."""
     if value is None or isinstance(value, bool | str):
         return value if not isinstance(value, bool) else str(value).lower()
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
-    # A browser's numbers hold 53 bits.
+    # JavaScript numbers hold integers of up to 53 bits.
     if isinstance(value, int):
         return value if abs(value) < 2**53 else str(value)
     if isinstance(value, Decimal):
@@ -130,7 +130,7 @@ def cell(value: Any) -> Any:
 
 
 def numeric(values: Sequence[Any]) -> bool:
-    """Whether a column holds numbers."""
+    """True if a column has values, and all of them are numbers."""
     known = [value for value in values if value is not None]
     return bool(known) and all(
         isinstance(value, int | float | Decimal) and not isinstance(value, bool) for value in known
@@ -138,13 +138,13 @@ def numeric(values: Sequence[Any]) -> bool:
 
 
 class Drawn(Struct, frozen=True, kw_only=True):
-    """A chart.
+    """A chart with its data.
 
     Attributes:
         kind: `bar` or `line`.
-        labels: texts of bars, or epoch milliseconds.
-        series: name and values of each.
-        unit: of the values.
+        labels: labels of the bars, or epoch milliseconds of a line chart.
+        series: series, each with `name` and `values`.
+        unit: unit of the values.
     """
 
     kind: str
@@ -154,7 +154,7 @@ class Drawn(Struct, frozen=True, kw_only=True):
 
 
 def draw(columns: Sequence[str], rows: Sequence[Sequence[Any]], drawing: Drawing | None) -> Drawn | None:
-    """The chart of a result; None where there is nothing to draw."""
+    """Chart of a result; None if there is nothing to draw."""
     if not rows:
         return None
     at = {name: number for number, name in enumerate(columns)}
@@ -168,7 +168,7 @@ def draw(columns: Sequence[str], rows: Sequence[Sequence[Any]], drawing: Drawing
         labels: list[Any] = [row[place].timestamp() * 1000 for row in timed]
         used: Sequence[Sequence[Any]] = timed
     else:
-        # Bars of nothing at all say nothing.
+        # Rows in which all values are zero or unknown are left out.
         used = [row for row in rows if any(row[at[name]] for name in drawing.values)][:BARS]
         labels = [_label([row[at[name]] for name in drawing.label]) for row in used]
     if not used:
@@ -178,7 +178,7 @@ def draw(columns: Sequence[str], rows: Sequence[Sequence[Any]], drawing: Drawing
 
 
 def guess(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Drawing | None:
-    """How a result that nobody knows could be drawn: numbers over its one time, or bars by its first text."""
+    """Choose a chart for any result: lines over its first time column, else bars by its first text column."""
     values = {name: [row[number] for row in rows[:200]] for number, name in enumerate(columns)}
     numbers = [name for name in columns if numeric(values[name])]
     if not numbers:
@@ -204,7 +204,7 @@ def _unit(name: str) -> str:
 
 def _label(values: Sequence[Any]) -> str:
     texts = [str(value) for value in values if value not in (None, "")]
-    # A uuid is told apart by its beginning.
+    # The beginning of a UUID is enough to distinguish devices.
     return " · ".join(text[:12] + "…" if text.startswith("GPU-") and len(text) > 16 else text for text in texts) or "–"
 
 

@@ -1,4 +1,4 @@
-"""The server: guard, login, assets and pages put together, and served until it is told to stop."""
+"""Assembles guard, login, assets and pages into one application, and serves it until it is stopped."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("corral.dashboard")
 
 URL_FILE: Final = "url"
-"""In the state folder: where the dashboard is, without any secret."""
+"""File in the state folder with the URL of the dashboard, without a token."""
 _GONE_SECONDS: Final = 30.0
-"""A browser that was away for so long (a phone in a pocket) goes on where it was."""
+"""Time within which a browser that lost its connection can resume its page."""
 
 
 class PortTaken(OSError):
-    """Something else listens there."""
+    """The server can't listen on the requested address and port."""
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A socket that listens where the settings say; the default port gives way to a free one.
+    """Open the listening socket; if no port was given and the default port is taken, use a free one.
 
     Raises:
-        PortTaken: the port that was asked for is taken, or the address is not of this machine.
+        PortTaken: the requested port is taken, or the address isn't one of this machine.
     """
     host = settings.host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -71,21 +71,21 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def address(settings: Settings, listening: socket.socket) -> str:
-    """The URL by which a browser on this machine comes."""
+    """URL of the dashboard for a browser on this machine."""
     host = settings.host.strip("[]")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
 
 
 class Dashboard:
-    """The pages over one connection to the bus.
+    """The application, with one connection to the bus.
 
     Attributes:
-        settings: as given.
-        accounts: who may log in.
-        sessions: who has.
-        fleet: what all browsers share.
-        app: to be served.
+        settings: the settings.
+        accounts: accounts of the users.
+        sessions: sessions of the users.
+        fleet: state that all browsers share.
+        app: the ASGI application.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -98,11 +98,11 @@ class Dashboard:
         self.app: ASGIApp = self._assemble()
 
     def link(self, url: str) -> str:
-        """A URL that logs in whoever opens it first; the plain one where no login is asked for."""
+        """Login link that works once; the URL itself if no login is required."""
         return f"{url}login?token={self.accounts.new_link()}" if self.settings.login else url
 
     def _assemble(self) -> ASGIApp:
-        # NiceGUI is one app for the whole process, and reads this when it is imported.
+        # NiceGUI has one global app per process, and reads this variable when it is imported.
         os.environ.setdefault("NICEGUI_STORAGE_PATH", str(self.settings.state / "nicegui"))
         from fastapi import FastAPI
         from nicegui import Client as Page
@@ -113,7 +113,7 @@ class Dashboard:
 
         def owns(page: str, session: Session) -> bool:
             opened = Page.instances.get(page)
-            # A page of an earlier run is not known: NiceGUI then has the browser load it anew.
+            # A page of an earlier run is unknown: NiceGUI then makes the browser reload it.
             return opened is None or opened.storage.get(SESSION_OF_PAGE) in (None, session.id)
 
         def ended(session: Session) -> None:
@@ -179,7 +179,7 @@ class Dashboard:
         for page in (fleet, device, leases, request):
             page.register(frame)
         analytics.register(frame, exports)
-        missing.register(frame)  # the last: it answers for all other addresses
+        missing.register(frame)  # registered last, because it matches all other URLs
 
 
 async def _icon(_: Request) -> Response:
@@ -196,17 +196,17 @@ async def serve(
     stop: asyncio.Event | None = None,
     named: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until it is told to stop: by `stop` where that is given, else by SIGINT or SIGTERM.
+    """Serve the dashboard until `stop` is set, or, without it, until SIGINT or SIGTERM.
 
     Args:
-        settings: how and to whom.
-        started: told the URL, and the link that logs in once.
-        stop: ends it when set.
-        named: told the instance as its health answers name it.
+        settings: settings of the dashboard.
+        started: called with the URL and a login link once the server has started.
+        stop: event that stops the server.
+        named: called with the instance name that is used in health checks.
 
     Raises:
-        SettingsError: it would be open to strangers.
-        PortTaken: it can't listen there.
+        SettingsError: the settings would give access to anyone.
+        PortTaken: the server can't listen on the address and port.
     """
     dashboard = Dashboard(settings)
     if named is not None:
@@ -215,7 +215,7 @@ async def serve(
     url = address(settings, listening)
     config = uvicorn.Config(
         dashboard.app,
-        # What proxies add is read where they are trusted (`security/proxies.py`), and nowhere else.
+        # Headers of proxies are read only in `security/proxies.py`, where the proxies are trusted.
         proxy_headers=False,
         access_log=False,
         server_header=False,
@@ -228,7 +228,7 @@ async def serve(
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Generator[None]:
-            """Stop in order; uvicorn's own would raise the signal again at the end, and with it end the process."""
+            """Shut down in order. uvicorn's implementation would raise the signal again, which ends the process."""
             loop = asyncio.get_running_loop()
             if stop is not None:
                 waiting = loop.create_task(stop.wait())
@@ -243,13 +243,13 @@ async def serve(
             yield
 
         def _stop(self) -> None:
-            # Who asks twice does not wait for browsers.
+            # A second signal doesn't wait for the connections of browsers.
             self.force_exit = self.should_exit
             self.should_exit = True
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            # A look makes many objects that soon go; without this, collections walk over the whole framework's too.
+            # Refreshes create many short-lived objects; collections needn't traverse the framework's objects too.
             gc.collect()
             gc.freeze()
             link = dashboard.link(url)

@@ -1,4 +1,4 @@
-"""What a dashboard is told when it starts."""
+"""Settings of a dashboard."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ DEFAULT_PORT: Final = 8600
 
 
 class SettingsError(ValueError):
-    """The settings would serve the fleet to people whom nobody has let in."""
+    """The settings would give access to users who haven't logged in."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """How and to whom a dashboard is served.
+    """Settings of a dashboard: address, login and refresh interval.
 
     Attributes:
-        state: folder of the cookie secret, the accounts and the link to log in; made with mode 0700.
+        state: folder of the cookie secret, the accounts and the login link; created with mode 0700.
         host: address to listen on.
-        port: to listen on; 0 takes a free one, None the default one or, where that is taken, a free one.
-        url: of the bus; None takes `CORRAL_NATS_URL`, then the local default.
-        login: False lets everyone in who reaches the port, with `role`; only on loopback.
-        role: of whoever comes by the link, or of everyone without login.
-        names: further host names by which browsers may call this server (behind a proxy, say).
-        secure: cookies travel by HTTPS alone: for a server behind a TLS proxy.
-        trusted_proxies: addresses and networks whose word on a visitor's address is taken.
-        session_seconds: someone who logged in stays so for so long.
-        interval_seconds: between two looks at the fleet while somebody watches.
+        port: port to listen on; 0 takes a free one, None the default port, or a free one if that is taken.
+        url: URL of the bus; None takes `CORRAL_NATS_URL`, then the local default.
+        login: require a login; false gives everyone who can reach the port `role`, on loopback only.
+        role: role of the login link, or of all users if no login is required.
+        names: further host names that browsers may use for this server (behind a proxy, for example).
+        secure: send cookies over HTTPS only, for a server behind a TLS proxy.
+        trusted_proxies: addresses and networks of proxies whose headers give the addresses of clients.
+        session_seconds: lifetime of a session.
+        interval_seconds: seconds between refreshes of the fleet's state while a page is open.
     """
 
     state: Path
@@ -47,10 +47,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     interval_seconds: float = 2.0
 
     def check(self) -> None:
-        """Refuse what would be open to strangers.
+        """Refuse settings without a login on an address that other machines can reach.
 
         Raises:
-            SettingsError: with what to do instead.
+            SettingsError: the message says what to do instead.
         """
         if not self.login and not is_loopback(self.host):
             raise SettingsError(
@@ -60,7 +60,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """True if an address is a loopback address, which only this machine can reach."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Drawings that thousands of devices fit in: Vue components that take bytes and paint canvases."""
+"""Vue components that draw thousands of devices or rows on canvases, from packed bytes."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pathlib import Path
 from typing import Final
 
 LIBRARY: Final = {"corral-ui": str(Path(__file__).parent / "lib")}
-"""What they share, as an ES module."""
+"""ES module with code that the components share."""

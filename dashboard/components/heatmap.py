@@ -1,4 +1,4 @@
-"""The heat map of the fleet: a cell a device."""
+"""Heat map of the fleet, with one cell per device."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class HeatMap(Element, component="heatmap.js", esm=LIBRARY):
     """A canvas with a cell for each device.
 
     Args:
-        metric: what the cells are coloured by.
-        on_ready: called once the browser can draw: send the layout then.
-        on_peek: called with the number of the device that is pointed at.
-        on_open: called with the number of the device that is chosen.
+        metric: metric that determines the color of the cells.
+        on_ready: called when the browser is ready to draw, to send the layout.
+        on_peek: called with the position of the device under the pointer.
+        on_open: called with the position of the device that was chosen.
     """
 
     def __init__(
@@ -38,20 +38,20 @@ class HeatMap(Element, component="heatmap.js", esm=LIBRARY):
         self.on("open", lambda event: _number(event, on_open))
 
     def colour_by(self, metric: Metric) -> None:
-        """Another metric; send its levels with the layout."""
+        """Set the metric of the colors; its levels are to be sent with the layout."""
         self._props["metric"] = str(metric)
 
     def lay_out(self, layout: Layout, levels: str, health: str) -> None:
-        """Other devices, other groups or another metric; levels and health as base64 of a byte a device."""
+        """Send a new layout, after a change of devices, groups or metric; levels and health are base64, a byte each."""
         self.run_method("setLayout", to_builtins(layout), levels, health)
 
     def change(self, levels: Update | None, health: Update | None) -> None:
-        """Other levels for the same devices."""
+        """Send changed levels and health states for the same layout."""
         if levels or health:
             self.run_method("change", *(to_builtins(update) if update else None for update in (levels, health)))
 
     def details(self, number: int, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """What is told of the device that is pointed at."""
+        """Send the tooltip of a device: its title and rows of name and value."""
         self.run_method("details", number, title, [list(row) for row in rows])
 
 

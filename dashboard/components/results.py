@@ -1,4 +1,4 @@
-"""The results of questions: lanes of leases, a table, a chart. Each is told once the browser can draw."""
+"""Components for query results: lanes of leases, a table and a chart. Data is sent once the browser is ready."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .timeline import ECHARTS
 
 
 class _Told(Element):
-    """What is told before the browser is ready is kept until it is."""
+    """Element that keeps the last method call until the browser is ready."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class _Told(Element):
 
     @property
     def is_ignoring_events(self) -> bool:
-        """Never: one that is hidden until there is something to show has to say that it is ready."""
+        """Always false: an element that is hidden until it has data must still report that it is ready."""
         return False
 
     def _ready(self) -> None:
@@ -34,7 +34,7 @@ class _Told(Element):
             self._waiting = None
 
     def tell(self, *call: Any) -> None:
-        """Call a method there, now or once it can be."""
+        """Call a method in the browser, now or once it is ready; a later call replaces one that is waiting."""
         if self._able:
             self.run_method(*call)
         else:
@@ -42,10 +42,10 @@ class _Told(Element):
 
 
 class Lanes(_Told, component="lanes.js", esm=LIBRARY):
-    """Who held which device when.
+    """Chart of leases over time, with one lane per device.
 
     Args:
-        on_open: called with the number of the lane that is chosen.
+        on_open: called with the number of the lane that was chosen.
     """
 
     def __init__(self, on_open: Callable[[int], Any]) -> None:
@@ -58,7 +58,7 @@ class Lanes(_Told, component="lanes.js", esm=LIBRARY):
         self.on("open", opened)
 
     def show(self, names: Sequence[str], bars: Sequence[tuple[int, dict[str, Any]]], start: float, end: float) -> None:
-        """Draw; a bar is the number of its lane and a row of `lease_spans`. Start and end are epoch seconds."""
+        """Draw the lanes. A bar is its lane's number and a row of `lease_spans`; start and end are epoch seconds."""
         leases: dict[str, int] = {}
         described: list[list[str]] = []
         for _, span in bars:
@@ -81,16 +81,16 @@ class Lanes(_Told, component="lanes.js", esm=LIBRARY):
 
 
 class Grid(_Told, component="grid.js", esm=LIBRARY):
-    """A table that sorts itself."""
+    """A table that can be sorted in the browser."""
 
     def fill(self, columns: Sequence[dict[str, Any]], rows: Sequence[Sequence[Any]]) -> None:
-        """Show rows; a column has `name`, `numeric` and `help`."""
+        """Show rows; each column has `name`, `numeric` and `help`."""
         self.tell("fill", list(columns), [list(row) for row in rows])
 
 
 class Chart(_Told, component="chart.js", esm=LIBRARY | ECHARTS):
-    """Bars or lines."""
+    """A bar or line chart."""
 
     def show(self, kind: str, labels: Sequence[Any], series: Sequence[dict[str, Any]], unit: str) -> None:
-        """Draw; labels are texts for bars and epoch milliseconds for lines, a series has `name` and `values`."""
+        """Draw the chart. Labels are texts for bars, epoch milliseconds for lines; series have `name` and `values`."""
         self.tell("show", {"kind": kind, "labels": list(labels), "series": list(series), "unit": unit})

@@ -1,4 +1,4 @@
-"""Metrics of a device over time, with the leases and events of that time."""
+"""Timeline of a device's metrics, with its leases and events."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..history import Series
 from . import LIBRARY
 
 ECHARTS: Final = {"nicegui-echart": str(Path(echart.__file__).parent / "dist")}
-"""ECharts, as NiceGUI brings it."""
+"""The copy of ECharts in NiceGUI, as an ES module."""
 
 
 class Timeline(Element, component="timeline.js", esm=LIBRARY | ECHARTS):
     """Line charts on one time axis.
 
     Args:
-        on_ready: called once the browser can draw.
-        on_zoom: called with start and end, seconds since the epoch, of a stretch that was dragged over.
+        on_ready: called when the browser is ready to draw.
+        on_zoom: called with start and end, in epoch seconds, of a range that was selected by dragging.
     """
 
     def __init__(self, *, on_ready: Callable[[], Any], on_zoom: Callable[[float, float], Any]) -> None:
@@ -47,7 +47,7 @@ class Timeline(Element, component="timeline.js", esm=LIBRARY | ECHARTS):
         events: Sequence[dict[str, Any]],
         memory_bytes: int,
     ) -> None:
-        """Draw; times are seconds since the epoch, those of leases and events milliseconds."""
+        """Draw the charts. Start and end are epoch seconds; times of leases and events are epoch milliseconds."""
         self.run_method(
             "show",
             {

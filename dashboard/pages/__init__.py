@@ -1,1 +1,1 @@
-"""What people see, a module a page."""
+"""Pages of the dashboard, one module per page."""

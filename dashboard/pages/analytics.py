@@ -1,4 +1,4 @@
-"""Analytics: each documented view as a chart and a table, and a console for any question in SQL."""
+"""Analytics page: each documented view as a chart and a table, and a console for SQL queries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ORDER BY 1, c.ordinal_position"""
 
 
 class _View(Struct):
-    """A documented view."""
+    """A view of the history, with the question that it answers and the descriptions of its columns."""
 
     name: str
     question: str
@@ -47,7 +47,7 @@ async def _views(client: Client) -> list[_View]:
 
 
 def register(frame: Callable[[Request, str], Frame], exports: Exports) -> None:
-    """Make the page."""
+    """Register the page."""
 
     @ui.page("/analytics")
     async def page(request: Request, view: str = "", sql: str = "") -> None:
@@ -69,7 +69,7 @@ def register(frame: Callable[[Request, str], Frame], exports: Exports) -> None:
 
 
 class AnalyticsPage:
-    """One browser's view of the history."""
+    """The analytics page in one browser."""
 
     def __init__(self, frame: Frame, exports: Exports, views: list[_View], view: str, sql: str) -> None:
         self.frame = frame

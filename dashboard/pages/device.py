@@ -1,4 +1,4 @@
-"""A device: what it is, what it did from seconds to years, what runs on it, and who held it."""
+"""Device page: inventory, metrics over seconds to years, processes, leases and events of one device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _BAD = ("reset", "hardware", "application")
 
 
 def register(frame: Callable[[Request, str], Frame]) -> None:
-    """Make the page."""
+    """Register the page."""
 
     @ui.page("/device/{uuid}")
     async def page(request: Request, uuid: str, range: str = "", to: str = "", m: str = "") -> None:
@@ -45,7 +45,7 @@ def register(frame: Callable[[Request, str], Frame]) -> None:
 
 
 class DevicePage:
-    """One browser's view of a device."""
+    """The device page in one browser."""
 
     def __init__(self, frame: Frame, uuid: str, window: Window, metrics: list[str]) -> None:
         self.frame = frame
@@ -127,7 +127,7 @@ class DevicePage:
         await self._draw()
 
     async def _draw(self) -> None:
-        """Ask the history and draw; what is asked for meanwhile is drawn after it."""
+        """Query the history and draw. A call while this is running makes it draw once more afterwards."""
         if self._drawing or not self._ready:
             self._again = self._drawing
             return
@@ -176,7 +176,7 @@ class DevicePage:
         self._show_leases(leases)
         self._show_events(events)
 
-    # What is there now
+    # Current state
 
     def _refresh(self) -> None:
         fleet = self.frame.fleet
@@ -197,7 +197,7 @@ class DevicePage:
                 self._processes.clear()
                 with self._processes:
                     _show_processes(processes)
-        # What follows the present is drawn anew as often as a point's width of it has passed.
+        # A window that follows the present is redrawn whenever a four-hundredth of it has passed (2 to 60 s).
         if self._ready and self.window.end is None:
             pause = min(60.0, max(2.0, self.window.seconds / 400))
             if time.monotonic() - self._drawn_at > pause and not self._drawing:
@@ -260,7 +260,7 @@ class DevicePage:
 
         await self.frame.attempt(act, f"{device.host} GPU {device.index} takes work again")
 
-    # What was there
+    # Past leases and events
 
     def _show_leases(self, leases: list[dict[str, Any]]) -> None:
         self._leases.clear()

@@ -1,4 +1,4 @@
-"""The fleet: a cell for each device, the numbers of all of them, and what wants looking after."""
+"""Fleet page: heat map with a cell for each device, totals, and devices that need attention."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ATTENTION = 8
 
 
 def register(frame: Callable[[Request, str], Frame]) -> None:
-    """Make the page."""
+    """Register the page."""
 
     @ui.page("/")
     async def page(request: Request, metric: str = "utilization", group: str = "host", q: str = "") -> None:
@@ -45,7 +45,7 @@ def _one(kind: Any, text: str) -> Any:
 
 
 class FleetPage:
-    """One browser's view of the fleet."""
+    """The fleet page in one browser."""
 
     def __init__(self, frame: Frame, metric: Metric, group: GroupBy, words: str) -> None:
         self.frame = frame
@@ -76,7 +76,7 @@ class FleetPage:
         self._refresh()
         frame.on_look(self._refresh)
 
-    # What the browser says
+    # Events from the browser
 
     def _ready(self) -> None:
         self._drawable, self._drawn = True, None
@@ -110,7 +110,7 @@ class FleetPage:
         if 0 <= number < len(self.fleet.devices):
             ui.navigate.to(f"/device/{quote(self.fleet.devices[number].uuid, safe='')}")
 
-    # What it is told
+    # Updates to the browser
 
     def _refresh(self) -> None:
         fleet = self.fleet
@@ -132,7 +132,7 @@ class FleetPage:
         devices, leases = self.fleet.devices, self.fleet.leases
         levels, health = self.fleet.levels(self.metric), self.fleet.levels(Metric.HEALTH)
         owners = [lease.lease_id for lease in leases] if self.group is GroupBy.OWNER or self.words else None
-        # A filter may look at states, so these can move cells.
+        # A filter may depend on states, so a change of states can change the layout.
         states = health if self.words else None
         drawn = (self.fleet.shape, self.metric, self.group, self.words, owners, states)
         if drawn != self._drawn:
@@ -173,12 +173,12 @@ def _details(device: DeviceStatus, fleet: Fleet) -> list[tuple[str, str]]:
 
 
 def number(value: float | None, unit: str) -> str:
-    """A measured number, or a dash."""
+    """Format a measured value; a dash if it is unknown."""
     return "–" if value is None else f"{value:.0f}{unit}"
 
 
 class _Tiles:
-    """The numbers of all devices."""
+    """Tiles with the totals of the fleet."""
 
     def __init__(self) -> None:
         self._tiles: dict[str, tuple[Any, Any, Any]] = {}
@@ -191,7 +191,7 @@ class _Tiles:
                     self._tiles[name] = (value, unit, tag("div", "tile-more", ""))
 
     def show(self, fleet: Fleet) -> None:
-        """Bring them up to date."""
+        """Update the tiles."""
         summary = fleet.summary
         if summary is None:
             return
@@ -224,14 +224,14 @@ class _Tiles:
 
 
 class _Worries:
-    """How many devices are in a state that somebody should look at, each a link to these."""
+    """Links with the number of devices in each state that needs attention; each link shows these devices."""
 
     def __init__(self) -> None:
         self._place = tag("div", "bar")
         self._shown: list[tuple[State, int]] | None = None
 
     def show(self, fleet: Fleet) -> None:
-        """Bring it up to date."""
+        """Update the list."""
         counts = Counter(fleet.states)
         shown = [(state, counts[state]) for state in _WORST if counts[state]]
         if shown == self._shown:
@@ -246,14 +246,14 @@ class _Worries:
 
 
 class _Attention:
-    """Devices that somebody should look at."""
+    """List of devices that need attention."""
 
     def __init__(self) -> None:
         self._place = tag("section", "panel")
         self._shown: Any = None
 
     def show(self, fleet: Fleet) -> None:
-        """Bring it up to date."""
+        """Update the list."""
         worrying = [(how, device) for device, how in zip(fleet.devices, fleet.states, strict=True) if how in _WORST]
         worrying.sort(key=lambda each: _WORST.index(each[0]))
         found = [device for _, device in worrying]

@@ -1,4 +1,4 @@
-"""Leases: who holds what and until when, who waits and why, and each device's past as a lane."""
+"""Leases page: active leases with their expiry, the queue with reasons, and a lane of past leases for each device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _EVERY_SECONDS = 15.0
 
 
 def register(frame: Callable[[Request, str], Frame]) -> None:
-    """Make the page."""
+    """Register the page."""
 
     @ui.page("/leases")
     async def page(request: Request, range: str = "", to: str = "", q: str = "") -> None:
@@ -41,7 +41,7 @@ def register(frame: Callable[[Request, str], Frame]) -> None:
 
 
 class LeasesPage:
-    """One browser's view of the leases."""
+    """The leases page in one browser."""
 
     def __init__(self, frame: Frame, window: Window, words: str) -> None:
         self.frame = frame
@@ -98,11 +98,11 @@ class LeasesPage:
         if 0 <= lane < len(self._lane_devices):
             ui.navigate.to(f"/device/{quote(self._lane_devices[lane], safe='')}")
 
-    # Now
+    # Current leases and queue
 
     def _refresh(self) -> None:
         fleet = self.frame.fleet
-        # Nothing is said of what nobody has told.
+        # Before the first refresh, nothing is shown about leases and queue.
         known = fleet.summary is not None
         self._notice.tell(fleet.trouble, whole=not known)
         self._waiting.set_visibility(known)
@@ -186,7 +186,7 @@ class LeasesPage:
         gpus = f"{sum(grant.share for grant in devices):g}"
         return lease.owner, lease.name or "–", gpus, where, _since(lease.granted_at), ends, actions
 
-    # Changing things
+    # Actions
 
     def _release(self, lease: Lease) -> None:
         async def do(_: str) -> bool:
@@ -222,7 +222,7 @@ class LeasesPage:
         text = f"{_where(lease)}: they get no new work. The lease goes on."
         self.frame.confirm("Drain the devices of this lease?", text, "Drain", do, "Reason")
 
-    # Then
+    # Past leases
 
     async def _draw(self) -> None:
         window = self.window
@@ -270,7 +270,7 @@ def _where(lease: Lease) -> str:
 
 
 def _runs(numbers: Sequence[int]) -> str:
-    """`0–3 6` for 0, 1, 2, 3 and 6."""
+    """Format numbers as ranges: `0–3 6` for 0, 1, 2, 3 and 6."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

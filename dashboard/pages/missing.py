@@ -1,4 +1,4 @@
-"""What stands at an address where nothing is."""
+"""Page for unknown URLs, with status 404."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..html import empty, tag
 
 
 def register(frame: Callable[[Request, str], Frame]) -> None:
-    """Make the page."""
+    """Register the page."""
 
     @ui.page("/{path:path}")
     async def page(request: Request, path: str) -> None:

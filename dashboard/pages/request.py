@@ -1,4 +1,4 @@
-"""A request for devices: a form, what would become of it while one types, and the lease at the end."""
+"""Request page: a form for a request, a prediction of its outcome while the user types, and the granted lease."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PAUSE_SECONDS: Final = 0.3
 
 
 def register(frame: Callable[[Request, str], Frame]) -> None:
-    """Make the page."""
+    """Register the page."""
 
     @ui.page("/request")
     async def page(request: Request) -> None:
@@ -44,10 +44,10 @@ def register(frame: Callable[[Request, str], Frame]) -> None:
 
 
 def fields_of(form: dict[str, str]) -> RequestFields:
-    """The fields of a request from what stands in the form; empty ones are left to their defaults.
+    """Convert the values of the form to fields of a request; empty ones are left out.
 
     Raises:
-        InvalidRequest: a number is none.
+        InvalidRequest: a value isn't a valid number.
     """
     made: dict[str, Any] = {}
     for name, text in form.items():
@@ -67,7 +67,7 @@ def fields_of(form: dict[str, str]) -> RequestFields:
 
 
 class RequestPage:
-    """One browser's request."""
+    """The request page in one browser."""
 
     def __init__(self, frame: Frame, form: dict[str, str]) -> None:
         self.frame = frame
@@ -96,7 +96,7 @@ class RequestPage:
         models = sorted({short_model(device.model) for device in self.frame.fleet.devices})
         may = self.frame.may(Role.REQUESTER)
         with tag("form", "form", autocomplete="off") as form:
-            # Enter asks as the button does; the browser itself sends nothing.
+            # Enter does the same as the button; the browser doesn't submit the form itself.
             form.on("submit.prevent", self._submit, [])
             self._field("gpus", "GPUs", "1", type="number", min=0, max=4096)
             self._field("memory", "Free memory on each", "20GiB")
@@ -153,7 +153,7 @@ class RequestPage:
         remember("/request", **{key: value for key, value in self.form.items() if value.strip()})
         await self._explain()
 
-    # What would happen
+    # Prediction
 
     async def _explain(self) -> None:
         self._asked += 1
@@ -181,12 +181,12 @@ class RequestPage:
 
     def _fields(self) -> RequestFields:
         fields = fields_of(self.form)
-        # Only operators ask for others; whoever else tries asks for themselves.
+        # Only operators may make requests for other owners; the field is ignored for all others.
         if "owner" not in fields or not self.frame.may(Role.OPERATOR):
             fields["owner"] = self.frame.session.name
         return fields
 
-    # What happens
+    # Request
 
     async def _submit(self) -> None:
         try:
@@ -196,7 +196,7 @@ class RequestPage:
             ui.notify(str(error), type="negative")
             return
         self._say("Asking…")
-        # It goes on when this page is left: what is granted is then among the leases.
+        # The request continues if the user leaves the page; its lease is then on the leases page.
         self._asking = background_tasks.create(self._request(fields), name="request")
 
     async def _request(self, fields: RequestFields) -> None:
@@ -228,7 +228,7 @@ class RequestPage:
 
     def _say(self, title: str, text: str = "", waits: bool = False) -> None:
         def stop() -> None:
-            # The client takes the request back, and what was granted at that moment with it.
+            # The client withdraws the request, and releases a lease that was granted at that moment.
             if self._asking is not None:
                 self._asking.cancel()
             self._say("The request was taken back")

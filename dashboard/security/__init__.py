@@ -1,1 +1,1 @@
-"""Who may see and do what: accounts and roles, signed sessions, and the guard that every request passes."""
+"""Access control of the dashboard: accounts and roles, signed sessions, and the guard that checks every request."""

@@ -1,4 +1,4 @@
-"""People and their roles: a file of passwords, and a link to log in that works once."""
+"""User accounts with roles: a file of password hashes, and a login link that works once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from msgspec import Struct
 USERS_FILE: Final = "users"
 LINK_FILE: Final = "link"
 GUEST: Final = "guest"
-"""Who comes where no login is asked for."""
+"""Name of the account that is used where no login is required."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9_@.+-]{0,127}")
 # OWASP's first choice for scrypt: 128 MiB would be N=2^17; N=2^15, r=8, p=3 is its equal at 32 MiB.
@@ -29,28 +29,28 @@ LEAST_PASSWORD: Final = 8
 
 
 class Role(StrEnum):
-    """What somebody may do, each including those before it."""
+    """Permissions of an account; each role includes those before it."""
 
     VIEWER = "viewer"
     """Sees everything, changes nothing."""
     REQUESTER = "requester"
-    """Requests devices under their own name, and gives back what they hold."""
+    """Requests devices as owner under the account's name, and releases its leases."""
     OPERATOR = "operator"
-    """Also releases and evicts leases of others, drains and undrains."""
+    """Also releases and evicts leases of other owners, drains and undrains."""
 
     def covers(self, other: Role) -> bool:
-        """Whether this role may do what the other may."""
+        """True if this role includes the permissions of the other."""
         order = list(Role)
         return order.index(self) >= order.index(other)
 
 
 class Account(Struct, frozen=True, kw_only=True):
-    """Somebody who may log in.
+    """An account of a user.
 
     Attributes:
-        name: stands as owner or operator in what they do.
-        role: what they may do.
-        secret: `scrypt$salt$hash`; empty for whoever comes by the link.
+        name: name of the account, and owner or operator in its requests and actions.
+        role: permissions of the account.
+        secret: password hash as `scrypt$salt$hash`; empty for the account of the login link.
     """
 
     name: str
@@ -59,21 +59,21 @@ class Account(Struct, frozen=True, kw_only=True):
 
     @property
     def stamp(self) -> str:
-        """Changes with the password: sessions of the old one end."""
+        """Fingerprint of the password hash; sessions with an older one are invalid."""
         return hashlib.sha256(self.secret.encode()).hexdigest()[:16]
 
 
 class AccountsError(ValueError):
-    """The file of accounts can't be read, or a name or password can't be taken; the message says what to do."""
+    """The file of accounts can't be read, or a name or password is invalid; the message says what to do."""
 
 
 class Accounts:
-    """The accounts of a state folder. The file is read again when it has changed.
+    """Accounts of a dashboard. The file is read again when it has changed.
 
     Args:
-        folder: the state folder.
-        link_name: the name of whoever comes by the link.
-        link_role: their role.
+        folder: the dashboard's state folder.
+        link_name: name of the account of the login link.
+        link_role: role of that account.
     """
 
     def __init__(self, folder: Path, link_name: str = GUEST, link_role: Role = Role.OPERATOR) -> None:
@@ -84,10 +84,10 @@ class Accounts:
         self._accounts: dict[str, Account] = {}
 
     def all(self) -> dict[str, Account]:
-        """The accounts of the file by name.
+        """Accounts in the file, by name.
 
         Raises:
-            AccountsError: a line can't be read.
+            AccountsError: a line is invalid.
         """
         try:
             stat = self.path.stat()
@@ -100,21 +100,21 @@ class Accounts:
         return self._accounts
 
     def find(self, name: str, stamp: str) -> Account | None:
-        """The account of a session; None once it is gone or its password has changed."""
+        """Account of a session; None if it was removed or its password has changed."""
         account = self._by_link if stamp == self._by_link.stamp else self.all().get(name)
         return account if account and account.name == name and hmac.compare_digest(account.stamp, stamp) else None
 
     def check(self, name: str, password: str) -> Account | None:
-        """The account that a name and password open. Takes as long for a name that is not there."""
+        """Account with a name and password; None if they are wrong. An unknown name takes as long as a known one."""
         account = self.all().get(name)
         right = _matches(password, account.secret if account else _NOBODY)
         return account if account and right else None
 
     def save(self, name: str, role: Role, password: str) -> None:
-        """Add an account, or change it.
+        """Add or change an account.
 
         Raises:
-            AccountsError: the name or the password can't be taken.
+            AccountsError: the name or the password is invalid.
         """
         if not _NAME.fullmatch(name):
             raise AccountsError(f"{name!r} is no name: letters, digits and _ @ - . + only, no dot or plus in front")
@@ -123,7 +123,7 @@ class Accounts:
         self._write({**self.all(), name: Account(name=name, role=role, secret=hashed(password))})
 
     def assign(self, name: str, role: Role) -> bool:
-        """Give an account another role, with the password that it has; False where there is no such account."""
+        """Change the role of an account and keep its password. Returns false if there is no such account."""
         account = self.all().get(name)
         if account is None:
             return False
@@ -131,7 +131,7 @@ class Accounts:
         return True
 
     def remove(self, name: str) -> bool:
-        """Remove an account; False where there is none. Its sessions end."""
+        """Remove an account, which ends its sessions. Returns false if there is no such account."""
         accounts = dict(self.all())
         found = accounts.pop(name, None) is not None
         self._write(accounts)
@@ -142,13 +142,13 @@ class Accounts:
         write_secret(self.path, "# name:role:scrypt$salt$hash, written by `corral dashboard user`\n" + "".join(lines))
 
     def new_link(self) -> str:
-        """A token that opens the door once, for whoever can read the state folder. The one before it is void."""
+        """Create a login token that works once, and store it in the state folder; the previous one becomes invalid."""
         token = secrets.token_urlsafe(32)
         write_secret(self._link, token)
         return token
 
     def take_link(self, token: str) -> Account | None:
-        """Use the token up; None where it is wrong or was used."""
+        """Use a login token, which invalidates it. Returns its account; None if it is wrong or was already used."""
         try:
             waiting = self._link.read_text().strip()
         except FileNotFoundError:
@@ -159,12 +159,12 @@ class Accounts:
         return self._by_link
 
     def guest(self) -> Account:
-        """Everyone, where no login is asked for."""
+        """Account of all users where no login is required."""
         return Account(name=GUEST, role=self._by_link.role)
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, as a whole or not at all."""
+    """Write a file atomically, readable only by the user who runs this process."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
@@ -178,7 +178,7 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def hashed(password: str, salt: bytes | None = None) -> str:
-    """A password as it is kept: `scrypt$salt$hash`, both base64."""
+    """Hash a password as `scrypt$salt$hash`, with salt and hash in base64."""
     salt = secrets.token_bytes(16) if salt is None else salt
     made = hashlib.scrypt(password.encode(), salt=salt, n=_N, r=_R, p=_P, maxmem=_MEMORY, dklen=32)
     return "$".join(("scrypt", base64.b64encode(salt).decode(), base64.b64encode(made).decode()))

@@ -1,8 +1,8 @@
-"""Who has guessed too often, and how long they wait. Pure state.
+"""Rate limit of failed logins. Pure state.
 
-Guesses are counted for each account and place together, for each place, and for each account. A place is a browser that
-has logged in to the account before, or else an address. So whoever guesses at somebody's password holds up themselves:
-the person goes on from where they have logged in before, whatever others do.
+Failures are counted per account and address, per address, and per account. A browser that has logged in to the account
+before is counted separately, by account and browser only. So guesses at a password delay only the attacker: the user
+can still log in with a browser that was used before, whatever others do.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Final
 from msgspec import Struct
 
 FREE: Final = 5
-"""Wrong attempts at an account from a place, before the first wait."""
+"""Failed logins to an account from one address or known browser before the first wait."""
 FREE_OF_PLACE: Final = 20
-"""At all accounts from an address."""
+"""Failed logins to all accounts from one address before the first wait."""
 FREE_OF_ACCOUNT: Final = 50
-"""At an account from all places that are not known to it."""
+"""Failed logins to an account from all addresses, except from known browsers, before the first wait."""
 FIRST_SECONDS: Final = 60.0
 MOST_SECONDS: Final = 900.0
 FORGOTTEN_SECONDS: Final = 3600.0
@@ -31,25 +31,25 @@ class _Failures(Struct):
 
 
 class Attempts:
-    """Failed logins, by what they are counted for; the oldest are forgotten first."""
+    """Counters of failed logins; of more than 10,000 the oldest are dropped."""
 
     def __init__(self) -> None:
         self._failures: OrderedDict[tuple[str, str, str], _Failures] = OrderedDict()
 
     def wait_seconds(self, account: str, address: str, browser: str, now: float) -> float:
-        """How long the next attempt has to wait; 0 where it may be made.
+        """Seconds until the next attempt is allowed; 0 if it is allowed now.
 
         Args:
-            account: its name; empty for a token.
-            address: where it comes from.
-            browser: the browser, if it has logged in to the account before; else empty.
-            now: on a monotonic clock.
+            account: name of the account; empty for a token.
+            address: address of the client.
+            browser: id of the browser if it has logged in to the account before; else empty.
+            now: time on a monotonic clock, in seconds.
         """
         waits = (self._wait(key, free, most, now) for key, free, most in _keys(account, address, browser))
         return max(waits, default=0.0)
 
     def failed(self, account: str, address: str, browser: str, now: float) -> None:
-        """Count a wrong attempt."""
+        """Count a failed login."""
         for key, _, _ in _keys(account, address, browser):
             found = self._failures.pop(key, None)
             if found is None or now - found.last > FORGOTTEN_SECONDS:
@@ -60,7 +60,7 @@ class Attempts:
             self._failures.popitem(last=False)
 
     def succeeded(self, account: str, address: str, browser: str) -> None:
-        """Forget what was wrong before at this account from this place."""
+        """Reset the counter of the account for this browser or address."""
         self._failures.pop(_keys(account, address, browser)[0][0], None)
 
     def _wait(self, key: tuple[str, str, str], free: int, most: float, now: float) -> float:
@@ -72,17 +72,17 @@ class Attempts:
 
 
 def _keys(account: str, address: str, browser: str) -> list[tuple[tuple[str, str, str], int, float]]:
-    """What an attempt is counted for, how many are free, and the longest wait."""
+    """Counters of an attempt, each with the number of failures before the first wait and the longest wait (seconds)."""
     if browser:
         return [(("browser", account, browser), FREE, MOST_SECONDS)]
     place = _place(address)
     keys = [(("pair", account, place), FREE, MOST_SECONDS), (("place", "", place), FREE_OF_PLACE, MOST_SECONDS)]
-    # It grows no longer: strangers to the account have to get in some time, too.
+    # This wait doesn't grow, so that a user with a new browser can log in despite an attack on the account.
     return [*keys, (("account", account, ""), FREE_OF_ACCOUNT, FIRST_SECONDS)] if account else keys
 
 
 def unmapped(address: str) -> str:
-    """An address, of IPv4 as such: a socket that takes both kinds has it as `::ffff:10.0.0.5`."""
+    """Convert an IPv4-mapped address (`::ffff:10.0.0.5`, from a dual-stack socket) to IPv4; others are unchanged."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -92,7 +92,7 @@ def unmapped(address: str) -> str:
 
 
 def _place(address: str) -> str:
-    """An address; of IPv6 the network, since one machine has all of it."""
+    """Key of an address: an IPv4 address, or the /64 network of an IPv6 address, all of which one machine may have."""
     found = unmapped(address)
     try:
         parsed = ipaddress.ip_address(found)

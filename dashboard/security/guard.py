@@ -1,9 +1,10 @@
-"""The guard: every request and every websocket passes it, or is turned away. Plain ASGI, outside of all else.
+"""ASGI middleware that checks every request and websocket, in front of the dashboard's application.
 
-It asks three things. Is the host name one of ours (a page elsewhere may have its own name point here: DNS rebinding)?
-Is whatever could change something from our own pages (`Origin`)? And who is it? It also hands every answer the headers
-that tell a browser what this page may do. NiceGUI compiles templates in the browser, so `unsafe-eval` has to stay in
-its policy; its inline scripts get a nonce each time, so that no other inline script runs.
+It makes three checks. The host name must be one of the server's (against DNS rebinding, where a page of another site
+makes its name point here). Requests that could change something must come from the dashboard's pages (`Origin`). And
+the user must be logged in. It also adds security headers to every response. NiceGUI compiles templates in the browser,
+so the content security policy must allow `unsafe-eval`. Inline scripts of NiceGUI get a new nonce in each response, so
+that no other inline script runs.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ _FIXED_HEADERS: Final = {
 
 
 class Guard:
-    """Lets a request through to `app`, with its session, or answers it.
+    """Passes a request with its session to `app`, or refuses it.
 
     Args:
-        app: what is guarded.
-        sessions: who has logged in.
-        hosts: host names by which this server may be called; empty allows any.
-        secure: the browser is told to come by HTTPS alone.
-        owns: whether a page (a NiceGUI client id) was opened by a session.
+        app: the application to protect.
+        sessions: sessions of the users.
+        hosts: host names of this server that are allowed in requests; empty allows any.
+        secure: tell browsers to use HTTPS only (HSTS).
+        owns: returns true if a page (a NiceGUI client id) was opened by a session.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Guard:
         self._owns = owns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request or websocket."""
+        """Handle one request or websocket."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
@@ -107,13 +108,13 @@ class Guard:
         return None
 
     def _inner(self, scope: Scope, session: Session | None) -> Scope:
-        # NiceGUI would write this header's text into the page.
+        # NiceGUI would insert the text of this header into the page.
         kept = [(name, value) for name, value in scope["headers"] if name.lower() != b"x-forwarded-prefix"]
         return {**scope, "headers": kept, SESSION_KEY: session}
 
     def _headers(self, headers: Headers, nonce: str) -> dict[str, str]:
         host = headers.get("host", "")
-        # Older browsers do not count a websocket to the same host as 'self'.
+        # Older browsers don't treat a websocket to the same host as 'self'.
         sockets = f" ws://{host} wss://{host}" if re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", host) else ""
         policy = (
             "default-src 'none'; "
@@ -129,7 +130,7 @@ class Guard:
 
 
 class _Sending:
-    """Passes an answer on with the headers; a page is held until it is whole, to give its scripts a nonce."""
+    """ASGI `send` that adds the headers to a response; pages are buffered, to add a nonce to their scripts."""
 
     def __init__(self, send: Send, headers: dict[str, str], nonce: str) -> None:
         self._send = send
@@ -143,7 +144,7 @@ class _Sending:
             headers = MutableHeaders(raw=message["headers"])
             for name, value in self._headers.items():
                 headers.setdefault(name, value)
-            # Nobody else may read these answers: whichever library wants to allow it.
+            # Pages of other sites may not read these responses, even if a library would allow it.
             for name in ("access-control-allow-origin", "access-control-allow-credentials", "server"):
                 if name in headers:
                     del headers[name]
@@ -158,7 +159,7 @@ class _Sending:
         self._body.append(message.get("body", b""))
         if message.get("more_body", False):
             return
-        # Texts of the fleet stand in these pages with each `<` written as `&lt;`: every tag is NiceGUI's or ours.
+        # Data in these pages has `<` escaped as `&lt;`, so every tag is NiceGUI's or the dashboard's.
         body = _SCRIPT.sub(f'<script nonce="{self._nonce}"'.encode(), b"".join(self._body))
         MutableHeaders(raw=self._start["headers"])["content-length"] = str(len(body))
         await self._send(self._start)
@@ -167,10 +168,10 @@ class _Sending:
 
 
 def session_of(request: Any) -> Session:
-    """The session of a request that the guard let through.
+    """Session of a request that the guard has passed.
 
     Raises:
-        PermissionError: nobody has logged in.
+        PermissionError: the request has no session.
     """
     session = request.scope.get(SESSION_KEY)
     if not isinstance(session, Session):
@@ -179,7 +180,7 @@ def session_of(request: Any) -> Session:
 
 
 def cookie(headers: Headers, name: str = COOKIE) -> str | None:
-    """The value of a cookie; the session's by default."""
+    """Value of a cookie, by default of the session cookie; None if it isn't set."""
     try:
         found = SimpleCookie(headers.get("cookie", "")).get(name)
     except CookieError:
@@ -188,7 +189,7 @@ def cookie(headers: Headers, name: str = COOKIE) -> str | None:
 
 
 def safe_target(target: str) -> str:
-    """Where to go after logging in: a path of ours, never another server."""
+    """Target of the redirection after login: the given path, or `/` if it would lead to another server."""
     parts = urlsplit(target)
     ours = target.startswith("/") and not target.startswith(("//", "/\\")) and not parts.netloc and not parts.scheme
     return target if ours and target.isprintable() else "/"

@@ -1,4 +1,4 @@
-"""Links that log in once."""
+"""Login links that work once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def login_link(state: Path) -> str | None:
-    """A link that logs in once at the dashboard that runs on a state folder; None where none does."""
+    """Create a login link that works once, for the dashboard of a state folder; None if it isn't running."""
     from .accounts import Accounts
 
     try:

@@ -1,4 +1,4 @@
-"""Logging in and out: a plain page and two forms, without a line of script."""
+"""Login and logout: a plain HTML page with forms, without scripts."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _BROWSER_SECONDS: Final = 365 * 86400
 
 
 class Doorman:
-    """The forms to log in and out.
+    """Endpoints for login and logout.
 
     Args:
-        accounts: who there is.
-        sessions: makes the cookies.
-        seconds: that a cookie lasts.
-        secure: cookies travel by HTTPS alone.
-        proxied: visitors come with their own addresses, by proxies that are trusted.
-        ended: told of a session that logged out.
+        accounts: accounts of the users.
+        sessions: creates sessions and their cookies.
+        seconds: lifetime of a session cookie.
+        secure: mark cookies as `Secure`, so that browsers send them over HTTPS only.
+        proxied: true if trusted proxies pass on the addresses of clients.
+        ended: called with a session that has logged out.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Doorman:
         self._hashing = asyncio.Semaphore(2)
 
     def routes(self) -> list[Route]:
-        """`GET` and `POST /login`, `POST /logout`."""
+        """Routes for `GET` and `POST /login` and `POST /logout`."""
         return [
             Route("/login", self.page, methods=["GET"]),
             Route("/login", self.enter, methods=["POST"]),
@@ -68,7 +68,7 @@ class Doorman:
         ]
 
     async def page(self, request: Request) -> Response:
-        """The form; a link with a token is used at once."""
+        """Show the login form, or log in with the token of a login link."""
         target = safe_target(request.query_params.get("next", "/"))
         token = request.query_params.get("token", "")
         if not token:
@@ -83,7 +83,7 @@ class Doorman:
         return self._in(account, target, who)
 
     async def enter(self, request: Request) -> Response:
-        """Check a name and password, or a token."""
+        """Log in with a name and password, or with a token, from the form."""
         body = b""
         async for chunk in request.stream():
             body += chunk
@@ -100,7 +100,7 @@ class Doorman:
             wrong = "This token was used before, or is not the newest one."
         else:
             async with self._hashing:
-                # Others may have failed while this one stood in line.
+                # Other attempts may have failed while this one waited for the semaphore.
                 if (wait := self._must_wait(who)) is not None:
                     return wait
                 account = await asyncio.to_thread(self._accounts.check, name, form.get("password", ""))
@@ -127,7 +127,7 @@ class Doorman:
     def _in(self, account: Account, target: str, who: _Who) -> Response:
         _, value = self._sessions.start(account)
         response = RedirectResponse(quote(target, safe="/:?&=%,+*~!$'()@;-._[]"), 303)
-        # Lax, not strict: a link that somebody was sent should open without logging in again.
+        # Lax, not strict, so that a link from another site opens without a new login.
         cookies = [(COOKIE, value, int(self._seconds))]
         if not who.browser and account.secret:
             cookies.append((BROWSER_COOKIE, self._sessions.browser(account.name), _BROWSER_SECONDS))
@@ -163,7 +163,7 @@ class Doorman:
 
 
 class _Who(NamedTuple):
-    """Whose attempt it is: at which account, from where."""
+    """Source of a login attempt: the account, the client's address, and the known browser's id, if any."""
 
     account: str
     address: str

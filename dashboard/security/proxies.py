@@ -1,8 +1,8 @@
-"""Visitors behind a proxy: their own address, as proxies say it that are trusted to.
+"""Addresses of clients behind trusted proxies.
 
-uvicorn reads `X-Forwarded-For` from the right, where the nearest proxy has written, up to the first address that is no
-trusted proxy's; what stands further left may be the visitor's own invention. `Forwarded` (RFC 7239) is read the same
-way where the other is missing.
+uvicorn reads `X-Forwarded-For` from the right, where the nearest proxy has written, up to the first address that isn't
+a trusted proxy's; addresses further left may be forged by the client. `Forwarded` (RFC 7239) is read in the same way
+if `X-Forwarded-For` is missing.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _FOR: Final = re.compile(r'(?:^|[;,\s])for=(?:"([^"]*)"|([^;,\s]*))', re.IGNOREC
 
 
 def network(text: str) -> str:
-    """An address or a network of proxies, as one writes it.
+    """Parse the address or network of a proxy, and return it as a network.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     try:
         return str(ipaddress.ip_network(text.strip(), strict=False))
@@ -34,7 +34,7 @@ def network(text: str) -> str:
 
 
 def behind(app: ASGIApp, trusted: Sequence[str]) -> ASGIApp:
-    """The app with the visitors' own addresses, where a trusted proxy brings them; as it is where none is trusted."""
+    """Wrap an application so that requests from trusted proxies have the clients' addresses; unchanged without any."""
     if not trusted:
         return app
     inner: Any = ProxyHeadersMiddleware(cast("Any", app), list(trusted))

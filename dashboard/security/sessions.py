@@ -1,4 +1,4 @@
-"""Signed sessions: a cookie says who has logged in, and its signature that this server said so."""
+"""Sessions in signed cookies: a cookie names the user, and its signature proves that this server issued it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from .accounts import Account, Accounts, Role, write_secret
 
 COOKIE: Final = "corral_session"
 BROWSER_COOKIE: Final = "corral_browser"
-"""Of a browser that has logged in to an account: it opens nothing, and others' guesses do not hold it up."""
+"""Cookie of a browser that has logged in to an account. It grants no access, but has a separate limit of failed logins,
+so that failures of others don't delay this browser."""
 SECRET_FILE: Final = "secret"
 _ENDED_FILE: Final = "ended.json"
 
 
 class Session(Struct, frozen=True, kw_only=True):
-    """Somebody who has logged in.
+    """Session of a user who has logged in.
 
     Attributes:
-        id: of the session; pages that it opened are its own.
-        name: of the account.
-        stamp: of the account's password.
-        expires: seconds since the epoch.
-        role: what the account may do now.
+        id: id of the session; a page can be used only by the session that opened it.
+        name: name of the account.
+        stamp: fingerprint of the account's password hash.
+        expires: expiry time in epoch seconds.
+        role: current role of the account.
     """
 
     id: str
@@ -41,14 +42,14 @@ class Session(Struct, frozen=True, kw_only=True):
 
 
 class Sessions:
-    """Makes and reads sessions.
+    """Creates and reads sessions.
 
     Args:
-        folder: the state folder; the secret is made in it where there is none.
-        accounts: who there is.
-        seconds: that a session lasts.
-        login: False makes everyone a guest.
-        clock: seconds since the epoch.
+        folder: the state folder; the signing secret is created in it if it is missing.
+        accounts: accounts of the users.
+        seconds: lifetime of a session.
+        login: require a login; if false, all users are guests.
+        clock: returns epoch seconds.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Sessions:
             self._ended = dict(json.loads(self._ended_path.read_text()))
 
     def start(self, account: Account) -> tuple[Session, str]:
-        """A new session, and the cookie's value."""
+        """Create a session. Returns it and the value of its cookie."""
         session = Session(
             id=secrets.token_urlsafe(18),
             name=account.name,
@@ -84,7 +85,7 @@ class Sessions:
         return session, self._signer.dumps([session.id, session.name, session.stamp, session.expires])
 
     def read(self, cookie: str | None) -> Session | None:
-        """The session of a cookie, with the role that its account has now; None where it does not hold (any more)."""
+        """Session of a cookie, with the account's current role; None if the cookie is invalid or the session ended."""
         if not self._login:
             return self.guest()
         if not cookie:
@@ -97,7 +98,7 @@ class Sessions:
         return self.renewed(Session(id=id, name=name, stamp=stamp, expires=expires))
 
     def renewed(self, session: Session) -> Session | None:
-        """The session with the role that its account has now; None once it has ended."""
+        """The session with the account's current role; None if it has ended."""
         if not self._login:
             return session
         if session.expires <= self._clock() or session.id in self._ended:
@@ -110,11 +111,11 @@ class Sessions:
         )
 
     def browser(self, name: str) -> str:
-        """A cookie's value for a browser in which somebody has logged in."""
+        """Create the value of the cookie for a browser that has logged in to an account."""
         return self._browsers.dumps([secrets.token_urlsafe(12), name])
 
     def known_browser(self, cookie: str | None, name: str) -> str:
-        """The id of a browser in which an account has logged in before; empty for any other."""
+        """Id of a browser that has logged in to an account before; empty for other browsers."""
         try:
             id, named = self._browsers.loads(cookie or "")
         except (BadSignature, ValueError, TypeError):
@@ -122,12 +123,12 @@ class Sessions:
         return str(id) if named == name else ""
 
     def guest(self) -> Session:
-        """Of everyone, where no login is asked for."""
+        """Session of all users where no login is required."""
         account = self._accounts.guest()
         return Session(id="guest", name=account.name, stamp="", expires=float("inf"), role=account.role)
 
     def end(self, session: Session) -> None:
-        """Log out: the cookie holds no more, also after a restart."""
+        """End a session: its cookie becomes invalid, also after a restart of the server."""
         now = self._clock()
         self._ended = {id: expires for id, expires in self._ended.items() if expires > now}
         self._ended[session.id] = session.expires
@@ -135,7 +136,7 @@ class Sessions:
 
 
 def _secret(path: Path) -> str:
-    """The signing secret of a state folder; made at the first start. One that others may read is replaced."""
+    """Signing secret of a state folder, created at the first start. One that other users may read is replaced."""
     try:
         if path.stat().st_mode & 0o077 == 0 and (found := path.read_text().strip()):
             return found
