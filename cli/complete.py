@@ -1,6 +1,7 @@
-"""What Tab completes beyond names of commands and options: leases, hosts, contexts, settings, and words from lists.
+"""Shell completion of values: leases, hosts, contexts, settings and fixed choices.
 
-Leases, hosts and the like are asked of the planner with a short time limit; where none answers nothing is completed.
+Leases, hosts and similar values come from the planner, with a timeout of a second. If none answers, nothing is
+completed. Command and option names are completed by Typer.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ import typer
 from ..schemas import requests
 
 SECONDS: Final = 1.0
-"""Whoever presses Tab waits no longer."""
+"""Timeout of the planner's answer."""
 
 Found = Iterable[str]
 
 
 def attach(name: str, command: Any) -> None:
-    """Give the parameters of a command, or of a group's commands, what completes them."""
+    """Attach completion functions to the parameters of a command, or of a group's commands."""
     for inner in cast("dict[str, Any]", getattr(command, "commands", None) or {}).values():
         attach(name, inner)
     for parameter in command.params:
         word = str(parameter.metavar or "").strip("[].")
         complete = BY_COMMAND.get((name, parameter.name)) or BY_NAME.get(parameter.name) or BY_METAVAR.get(word)
         if complete is not None and parameter._custom_shell_complete is None:
-            # Typer takes it when it makes a parameter; ours are made already.
+            # Typer takes a completion function only when it creates a parameter; these exist already.
             parameter._custom_shell_complete = _completer(complete)
 
 
@@ -77,7 +78,7 @@ def policies(ctx: typer.Context) -> Found:
 
 
 def sorts(ctx: typer.Context) -> Found:
-    """By what `corral top` sorts."""
+    """Sort keys of `corral top`."""
     from .top.view import SORTS
 
     return SORTS
@@ -89,7 +90,7 @@ def leases(ctx: typer.Context) -> Found:
 
 
 def waiting(ctx: typer.Context) -> Found:
-    """Ids of requests that wait."""
+    """Ids of requests in the queue."""
     return [entry.request_id for entry in _ask(ctx, lambda client: client.queue())]
 
 
@@ -109,12 +110,12 @@ def devices(ctx: typer.Context) -> Found:
 
 
 def owners(ctx: typer.Context) -> Found:
-    """Who holds leases."""
+    """Owners of active leases."""
     return sorted({lease.owner for lease in _ask(ctx, lambda client: client.leases())})
 
 
 def _ask(ctx: typer.Context, question: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
-    """What the planner says, of the bus that the rest of the line would go to."""
+    """Ask the planner on the bus that the rest of the command line selects, with logging disabled."""
     from .config import apply
     from .options import connected, run
 
@@ -127,7 +128,7 @@ def _ask(ctx: typer.Context, question: Callable[[Any], Coroutine[Any, Any, Any]]
         async with connected(ctx.params.get("nats") or root.get("nats"), timeout=SECONDS) as client:
             return await question(client)
 
-    logging.disable(logging.CRITICAL)  # a line on standard error would be one in the middle of the command
+    logging.disable(logging.CRITICAL)  # output on standard error would appear within the user's command line
     try:
         return run(work())
     finally:

@@ -1,4 +1,4 @@
-"""The configuration file: which bus, and what each command takes where neither a flag nor the environment says it.
+"""Configuration files: the bus, and defaults for the options of each command.
 
 ```toml
 nats = "nats://gpu-bus:4222"     # the bus, where no context is in use
@@ -8,9 +8,9 @@ interval = "100ms"
 label = { rack = "r1" }
 ```
 
-A setting is taken from the flag, else from the environment, else from the file, else from Corral itself. `corral.toml`
-is found by `--config`, else `CORRAL_CONFIG`; else there are two, `/etc/corral/corral.toml` for a whole machine, and one
-in `$XDG_CONFIG_HOME` or `~/.config`, which goes before it key by key.
+A flag takes precedence over the environment, the environment over the file, and the file over built-in defaults.
+`--config`, else `CORRAL_CONFIG`, names the file. Without them two files are read: `/etc/corral/corral.toml` for the
+whole machine, and `corral/corral.toml` in `$XDG_CONFIG_HOME` or `~/.config`, which overrides it key by key.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ MACHINE_FILE: Final = Path("/etc/corral/corral.toml")
 
 
 class Context(Struct, kw_only=True, omit_defaults=True):
-    """A bus, and how to go there.
+    """A bus, and the settings for a connection to it.
 
     Attributes:
-        nats: URL.
+        nats: URL of the bus.
         creds: path of a credentials file; empty if none.
-        owner: who asks there; empty for the account's name.
-        ca: path of the certificate that the server's is checked by; empty for the system's, or that of the credentials.
-        cert: path of a client's certificate, where the server asks for one.
-        key: path of its key.
+        owner: owner of requests and leases; empty for the name of the user account.
+        ca: path of the CA certificate for checking the server's; empty for the system's, or that of the credentials.
+        cert: path of a client certificate, if the server requires one.
+        key: path of the client certificate's key.
     """
 
     nats: str = ""
@@ -68,18 +68,18 @@ VARIABLES: Final[dict[str, str]] = {
     "cert": credentials.CERTIFICATE_VARIABLE,
     "key": credentials.KEY_VARIABLE,
 }
-"""The variable that says the same as a field of a context."""
+"""Environment variable for each field of a context."""
 
 
 class Config(Struct, kw_only=True):
-    """What the files say.
+    """Merged contents of the configuration files.
 
     Attributes:
-        top: the bus where no context is in use.
+        top: the bus to use if no context is in use.
         current: name of the context in use; empty if none.
-        contexts: by name.
-        tables: of commands: option → value, by the command's name.
-        origins: the file that each key comes from, such as `collect.interval`.
+        contexts: contexts by name.
+        tables: tables of commands, by the command's name; each maps options to values.
+        origins: file that each key comes from; keys are such as `collect.interval`.
     """
 
     top: Context = msgspec.field(default_factory=Context)
@@ -90,7 +90,7 @@ class Config(Struct, kw_only=True):
 
 
 def path() -> Path:
-    """Of the file that commands write to: `$CORRAL_CONFIG`, else `corral/corral.toml` in the user's configuration."""
+    """Path of the file that commands write to: `$CORRAL_CONFIG`, else the user's `corral/corral.toml`."""
     if named := os.environ.get(CONFIG_VARIABLE):
         return Path(named)
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
@@ -98,18 +98,18 @@ def path() -> Path:
 
 
 def paths() -> list[Path]:
-    """Of all files that are read, the weakest first."""
+    """Paths of all files to read, lowest precedence first."""
     return [path()] if os.environ.get(CONFIG_VARIABLE) else [MACHINE_FILE, path()]
 
 
 def read(files: Iterable[Path] | None = None) -> Config:
-    """The configuration; an empty one where there is no file.
+    """Read the configuration; it is empty if there is no file.
 
     Args:
-        files: to read, the weakest first; those of `paths()` by default.
+        files: files to read, lowest precedence first; those of `paths()` by default.
 
     Raises:
-        CommandError: a file is there and wrong.
+        CommandError: a file exists and is invalid.
     """
     found = Config()
     for file in paths() if files is None else files:
@@ -149,7 +149,7 @@ def _parsed(file: Path) -> dict[str, Any]:
 
 
 def _check(file: Path, tree: Mapping[str, Any]) -> None:
-    """Refuse keys that mean nothing: a misspelt one would be silently left out."""
+    """Refuse unknown keys: a misspelled one would otherwise be ignored silently."""
     from .registry import COMMANDS
 
     top = {*VARIABLES, "current", "contexts"}
@@ -170,14 +170,14 @@ def _check(file: Path, tree: Mapping[str, Any]) -> None:
 
 
 def unknown(file: Path, where: str, key: str, known: Iterable[str]) -> str:
-    """What to say of a key that means nothing, with the nearest that does."""
+    """Error message for an unknown key, with the most similar known key as a suggestion."""
     names = list(known)
     close = meant(key, names) or closest(key, names, 0.6)
     return f"{file} is wrong: there is no {where}" + (f": did you mean {close}?" if close else "")
 
 
 def write(config: Config) -> None:
-    """Put the contexts, and which is in use, into the user's file; all else in it stays. Only its owner may read it."""
+    """Write the contexts and the name of the one in use to the user's file, with mode 0600; all else in it is kept."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
@@ -208,7 +208,7 @@ def write(config: Config) -> None:
 
 
 def save(target: Path, text: str) -> None:
-    """Replace a file of the user's, which nobody else may read."""
+    """Replace a file of the user's atomically, with mode 0600."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
@@ -221,11 +221,11 @@ def save(target: Path, text: str) -> None:
 
 
 class Setting(NamedTuple):
-    """An option of a command that the environment and the file may give.
+    """An option of a command that can be set in the environment and in the file.
 
     Attributes:
-        key: in the command's table.
-        parameter: of the command.
+        key: key in the command's table.
+        parameter: parameter of the command.
     """
 
     key: str
@@ -233,11 +233,11 @@ class Setting(NamedTuple):
 
 
 LEFT_OUT: Final = ("nats", "creds", "context", "config", "help")
-"""Options that no table has: the bus is named once for all, at the top."""
+"""Options that command tables can't contain; the bus is set once for all commands, at the top of the file."""
 
 
 def settings(command: Any) -> dict[str, Setting]:
-    """The options of a command by their keys."""
+    """Options of a command by their keys."""
     found: dict[str, Setting] = {}
     for parameter in command.params:
         names = [name[2:] for name in parameter.opts if name.startswith("--")]
@@ -247,10 +247,10 @@ def settings(command: Any) -> dict[str, Setting]:
 
 
 def defaults(config: Config, name: str, command: Any) -> dict[str, Any]:
-    """A command's table as values of its parameters.
+    """Convert a command's table to values of its parameters.
 
     Raises:
-        CommandError: a key that is no option, or a value that it does not take.
+        CommandError: a key is no option of the command, or a value is invalid.
     """
     known = settings(command)
     found: dict[str, Any] = {}
@@ -272,7 +272,7 @@ def defaults(config: Config, name: str, command: Any) -> dict[str, Any]:
 
 
 def _value(file: Path, where: str, parameter: Any, value: Any) -> Any:
-    """A value as the command line would give it, so that the same checks are made."""
+    """Convert a value to the form that the command line would have, so that the same checks apply."""
     flag = bool(getattr(parameter, "is_flag", False))
     if flag != isinstance(value, bool):
         raise CommandError(f"{file} is wrong: {where} = {value!r}: it takes {'true or false' if flag else 'a value'}",
@@ -289,17 +289,17 @@ def _value(file: Path, where: str, parameter: Any, value: Any) -> Any:
 
 
 SOURCES: Final[dict[str, str]] = {}
-"""Where a variable that was not in the environment has its value from, in words."""
+"""Source, as text, of each variable that was set from the configuration."""
 
 
 def apply(flag: str | None, config: Config | None = None, *, lenient: bool = False) -> None:
-    """Take a context's settings over into the environment, or those at the top of the file where none is in use.
+    """Export the settings of a context as environment variables, or the top-level settings if no context is in use.
 
     Args:
-        flag: the context that the command line names: it goes before the environment. The one that `CORRAL_CONTEXT`
-            names, or that is in use, only fills in what the environment does not say.
-        config: what the files say; they are read by default.
-        lenient: let it be if the context that the file has in use is not there; for commands that mend that.
+        flag: context that the command line names; it overrides the environment. A context that `CORRAL_CONTEXT` names,
+            or that is in use, only sets variables that aren't set.
+        config: the configuration; read from the files by default.
+        lenient: ignore it if the context in use doesn't exist, for commands that can repair that.
 
     Raises:
         CommandError: there is no such context.
@@ -318,17 +318,17 @@ def apply(flag: str | None, config: Config | None = None, *, lenient: bool = Fal
     for field, variable in VARIABLES.items():
         value = getattr(chosen, field) or (config.top.owner if field == "owner" else "")
         if another and field != "owner":
-            # The environment names another bus: credentials of this one are not shown to it.
+            # The environment names another bus, which must not get the credentials of this one.
             continue
         if value and (flag or not os.environ.get(variable)):
             os.environ[variable] = os.path.expanduser(value) if field in PATHS else value
             SOURCES[variable] = f"context {name}" if name else str(config.origins[field])
         elif flag and field != "owner":
-            # Credentials of one bus are not shown to another.
+            # The bus of the context must not get credentials that the environment holds for another.
             os.environ.pop(variable, None)
 
 
 def unknown_context(name: str, config: Config) -> str:
-    """The error for a context that is not there, with those that are."""
+    """Error message for an unknown context, with the names of the existing ones."""
     known = f"there are {', '.join(config.contexts)}" if config.contexts else "there is none yet"
     return f"there is no context {name!r}: {known} (corral context add NAME URL)"

@@ -1,7 +1,7 @@
-"""Options that hold for whichever command follows: they may also stand behind its name, or are refused.
+"""Global options, which may stand before or after the name of a command.
 
-`corral --context lab devices` and `corral devices --context lab` are the same. A command that asks no bus refuses what
-would lead it to one, rather than leaving it out.
+`corral --context lab devices` and `corral devices --context lab` are the same. A command that doesn't use the bus
+refuses options that select one, rather than ignoring them.
 """
 
 import os
@@ -21,16 +21,16 @@ MEANINGLESS: Final = {
     "simulate": ("asks no bus", _BUS),
     "auth": ("changes files alone (--dir, or those of the context in use)", frozenset({"nats"})),
 }
-"""Commands that some options say nothing to, why, and which."""
+"""Commands that refuse some global options: the reason, and the options."""
 GIVEN: Final[dict[str, str]] = {}
-"""Options of this module that the command line has, such as `context`."""
+"""Global options that the command line contains, such as `context`, with their values."""
 
 
 def take(name: str, **given: str | None) -> None:
-    """Remember the options before a command.
+    """Record global options in `GIVEN`.
 
     Raises:
-        CommandError: the command has no use for one of them.
+        CommandError: the command refuses one of them.
     """
     for option, value in given.items():
         if value:
@@ -41,13 +41,13 @@ def take(name: str, **given: str | None) -> None:
 
 
 def way() -> str:
-    """The options that lead another command to the same bus, as one writes them behind `corral`."""
+    """Global options, as text for a command line, that make another command use the same bus."""
     words = (f" --{option} {GIVEN[option]}" for option in ("config", "context", "nats", "creds") if option in GIVEN)
     return "".join(words)
 
 
 def use_credentials(path: str) -> None:
-    """Take credentials that the command line names: no context has brought them."""
+    """Use the credentials file that the command line names, and no longer treat it as set by a context."""
     os.environ[credentials.CREDENTIALS_VARIABLE] = path
     from .config import SOURCES
 
@@ -55,7 +55,7 @@ def use_credentials(path: str) -> None:
 
 
 def attach(name: str, command: Any) -> None:
-    """Give a command, or each command of a group, the options that may stand before it too."""
+    """Add the global options, hidden, to a command or to each command of a group."""
     inner = getattr(command, "commands", None)
     for one in inner.values() if inner else (command,):
         own = {written for parameter in one.params for written in getattr(parameter, "opts", ())}
@@ -108,7 +108,7 @@ def _options(name: str, of_group: bool) -> list[Any]:
 
 
 def another_bus(url: str | None) -> str | None:
-    """Credentials that a context has brought are not shown to the bus that a flag names."""
+    """Record the URL of a `--nats` flag, and unset a context's credentials if it names another bus. Returns the URL."""
     if url:
         GIVEN["nats"] = url
     if url and url != os.environ.get(URL_VARIABLE):

@@ -1,4 +1,4 @@
-"""Exit codes of the `corral` command, and which error ends on which. They are part of its interface."""
+"""Exit codes of the `corral` command, and the errors that lead to each. They are part of its interface."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MEANINGS: Final[dict[int, str]] = {
 
 
 class CommandError(Exception):
-    """A command can't go on: its message is shown as one line, and its code is the exit code."""
+    """A command failed: the message is shown as one line, and `code` is the exit code."""
 
     def __init__(self, message: str, code: int = FAILED) -> None:
         super().__init__(message)
@@ -55,11 +55,11 @@ _EXTRAS: Final[dict[str, str]] = {
     "nicegui": "dashboard",
     "prometheus_client": "exporter",
 }
-"""Which extra brings a library, or what a part needs; a host has only the extras of the parts that it runs."""
+"""Extra that installs a library or the dependencies of a part; a host has only the extras of the parts it runs."""
 
 
 def _missing(error: ModuleNotFoundError) -> str | None:
-    """What to install for a library that is not there; None where it is none that an extra brings."""
+    """Message that names the extra to install for a missing library; None if no extra installs it."""
     library = (error.name or "").split(".")[0]
     trace = error.__traceback__
     parts: list[str] = [library]
@@ -73,12 +73,12 @@ def _missing(error: ModuleNotFoundError) -> str | None:
 
 
 def code_and_message(error: BaseException) -> tuple[int, str]:
-    """The exit code for an error and the line that says what is wrong."""
+    """Exit code and one-line message for an error."""
     from ..bus.connect import BusUnavailable, WrongSetting
     from ..client import errors
     from .local.server import ServerError
 
-    # Of several that failed at once the first says what is wrong.
+    # Of several errors that were raised together, the first one is reported.
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, CommandError):

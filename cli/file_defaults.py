@@ -1,4 +1,4 @@
-"""The values that configuration files give to commands: behind flags and the environment."""
+"""Defaults from the configuration files for the options of commands, below flags and the environment."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _MENDING: Final = ("config", "context")
 def configure(
     ctx: typer.Context, context: str | None, load: Callable[[str], Any], *, must_be_there: bool = False
 ) -> None:
-    """Give what the files say to the command that is about to run: it goes behind flags and the environment.
+    """Apply the configuration files to the command that is about to run, below flags and the environment.
 
     Args:
-        ctx: of the whole command line.
-        context: that it names.
-        load: makes a command by its name.
-        must_be_there: the file was named on the command line.
+        ctx: context of the whole command line.
+        context: configuration context that the command line names; None if none.
+        load: creates a command by its name.
+        must_be_there: require the file to exist, because the command line names it.
 
     Raises:
-        CommandError: a file is wrong, or there is no such context.
+        CommandError: a file is invalid or missing, or there is no such context.
     """
     name = ctx.invoked_subcommand or ""
     mending = name in _MENDING
@@ -35,7 +35,7 @@ def configure(
     try:
         found = files.read()
     except CommandError:
-        if name != "doctor":  # which tells it as a finding
+        if name != "doctor":  # `corral doctor` reports it as a finding
             raise
         return
     apply(context, found, lenient=mending or name == "doctor")
@@ -46,7 +46,7 @@ def configure(
 
 
 def defaults_of(name: str, command: Any) -> dict[str, Any]:
-    """What the files that are read now give a command, whose options they are."""
+    """Apply the context in use, and return the defaults that the configuration files hold for a command's options."""
     found = files.read()
     apply(None, found, lenient=name in _MENDING)
     if name in found.tables:
@@ -56,11 +56,11 @@ def defaults_of(name: str, command: Any) -> dict[str, Any]:
 
 
 USED: Final[dict[str, Any]] = {}
-"""The settings that the running command was given from a file, and their values."""
+"""Settings, with their values, that the running command got from a file."""
 ORIGINS: Final[dict[str, Any]] = {}
 
 
 def blame(message: str) -> str:
-    """Where a value that a message is about was written, in parentheses; empty if in no file."""
+    """Setting and file, in parentheses, that hold a value that an error message quotes; empty if no file does."""
     found = [key for key, value in USED.items() if isinstance(value, str) and value and value in message]
     return f" ({found[0]} in {ORIGINS[found[0]]})" if found else ""

@@ -1,4 +1,4 @@
-"""Which host a command means where none is named: this one, wherever it sets an environment here."""
+"""Messages for commands that request devices of this host by default, because they set an environment here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .options import say
 
 
 async def explain_host(client: Client, fields: RequestFields) -> None:
-    """A rejection on a machine that the fleet does not know has one likely reason: say it."""
+    """Explain a rejection if the request was for this host only and the fleet has no devices of this host."""
     mine = local_host()
     if list(fields.get("hosts", ())) == [mine] and not (await client.fleet(hosts=[mine])).devices:
         say(
@@ -20,6 +20,6 @@ async def explain_host(client: Client, fields: RequestFields) -> None:
 
 
 def say_elsewhere(lease: Lease) -> None:
-    """Say where the devices of a lease are, if none of them is here."""
+    """Print where the devices of a lease are if none of them is on this host."""
     if message := elsewhere(lease):
         say(f"corral: {message} (corral run --via ssh starts a command there)")

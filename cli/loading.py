@@ -1,4 +1,4 @@
-"""Making the commands: a module is imported when its command runs."""
+"""Creates commands from their modules, each of which is imported only when its command runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .registry import COMMANDS
 
 
 def load(name: str) -> Any:
-    """Import a command and make it one of Typer's."""
+    """Import a command's module and create the Typer command, with global options and environment variables."""
     from ..bus import websockets
 
     websockets.leave_out()
@@ -29,7 +29,7 @@ def load(name: str) -> Any:
     command = typer.main.get_command(found)
     command.name = name
     attach_everywhere(name, command)
-    # Every option has a variable, CORRAL_<COMMAND>_<OPTION>; the help names those that have one of their own.
+    # Every option has a variable, CORRAL_<COMMAND>_<OPTION>; the help shows only variables that are set explicitly.
     command.context_settings["auto_envvar_prefix"] = f"CORRAL_{name}"
     inner: dict[str, Any] = getattr(command, "commands", None) or {}
     options: list[Any] = [option for one in (command, *inner.values()) for option in one.params]

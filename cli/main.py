@@ -1,4 +1,4 @@
-"""The `corral` command: which commands there are, and where each lives. A command's module is imported when it runs."""
+"""The `corral` command line. A command's module is imported only when the command runs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ DEBUG_VARIABLE: Final = "CORRAL_DEBUG"
 
 
 class LazyCommands(typer.core.TyperGroup):
-    """Commands by name: a list of them costs no import, and running one imports that one alone."""
+    """Group of commands that are imported lazily: help imports none of them, and running one imports only that one."""
 
     listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """All names, in the order of the help."""
+        """Names of all commands, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command; while the list is being written only its name and summary."""
+        """The command; while commands are being listed, a stub with its name and summary."""
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
@@ -41,17 +41,17 @@ class LazyCommands(typer.core.TyperGroup):
         return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The help, without an import of each command."""
+        """Format the help without importing the commands."""
         self.listing = True
         super().format_help(ctx, formatter)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """Complete names of commands, without an import of each."""
+        """Complete names of commands without importing them."""
         self.listing = True
         return super().shell_complete(ctx, incomplete)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As above, with a suggestion where the name is misspelt."""
+        """Resolve the command without importing others, with a suggestion if the name is misspelled."""
         self.commands = {name: _stub(name, entry) for name, entry in COMMANDS.items()}
         return super().resolve_command(ctx, args)
 
@@ -61,9 +61,10 @@ def _stub(name: str, entry: Entry) -> Any:
 
 
 def spelled_out(arguments: list[str]) -> list[str]:
-    """The arguments with `--mig` alone as `--mig=any`: Typer has no options whose value may be left out.
+    """Replace `--mig` without a value by `--mig=any`, since Typer has no options with an optional value.
 
-    What stands behind `--` is a command of the user's; so may be the rest where a command takes one without it.
+    Arguments after `--` belong to a command of the user's and are kept. Without `--`, all arguments are kept if a
+    command is named that takes such a command.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     if end == len(arguments) and any(COMMANDS[name].passes_arguments for name in arguments if name in COMMANDS):
@@ -155,7 +156,7 @@ def corral(
 
 
 def _config_may_be_there() -> bool:
-    """Whether there is a configuration to read: most have none, and need not wait for it."""
+    """True if a configuration file may exist; otherwise the import of the configuration's modules is skipped."""
     if os.environ.get("CORRAL_CONFIG"):
         return True
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
@@ -171,14 +172,14 @@ def main(arguments: list[str] | None = None) -> None:
             from .work import exports
 
             if exports.wanted(arguments):
-                # A script evaluates what stands here, and shall not go on as if it had a lease.
+                # A script evaluates this output, and must not continue as if it had a lease.
                 typer.echo(exports.failed(end.code), nl=False)
         raise
 
 
 def _main(arguments: list[str] | None) -> None:
     for name, value in list(os.environ.items()):
-        # Kubernetes tells every pod of a service `corral-dashboard` by CORRAL_DASHBOARD_PORT: that is no option.
+        # Kubernetes sets CORRAL_DASHBOARD_PORT in every pod for a service `corral-dashboard`; it is no option.
         if name.startswith("CORRAL_") and value.startswith("tcp://"):
             del os.environ[name]
     try:
@@ -206,7 +207,7 @@ def _main(arguments: list[str] | None) -> None:
 
 
 def _wrong_usage(error: Any) -> int:
-    """Say what was wrong with the command line, in a line; where nothing was given at all, show the help."""
+    """Print a usage error as one line, or the help if no arguments were given. Returns the exit code."""
     ctx = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()

@@ -1,4 +1,4 @@
-"""What commands share: options, the connection, and how results are printed."""
+"""Shared code of the commands: common options, the connection, and output."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ Owner = Annotated[
 Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Wait so long for an answer.")]
 
 PIPE_WIDTH: Final = 100_000
-"""A pipe has no width, whatever `COLUMNS` says of some terminal: nothing is cut or wrapped there."""
+"""Console width for a pipe, whatever `COLUMNS` says, so that nothing is truncated or wrapped."""
 
 
 @functools.cache
 def console(stderr: bool = False) -> Console:
-    """Where commands print: coloured on a terminal; plain in a pipe, and as wide as what is printed."""
+    """Console for output: with colors on a terminal; without colors and without a width limit in a pipe."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -53,13 +53,13 @@ def console(stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Messages as JSON: one document with every field, indented on a terminal."""
+    """Print messages as one JSON document with every field, indented on a terminal."""
     raw = msgspec.json.encode(whole(value))
     typer.echo(msgspec.json.format(raw, indent=2 if sys.stdout.isatty() else -1).decode())
 
 
 def whole(value: Any) -> Any:
-    """A message with all of its fields, those at their defaults too, which the bus leaves out: scripts want each."""
+    """Convert a message to a dictionary with all fields, including defaults, which are omitted on the bus."""
     if isinstance(value, msgspec.Struct):
         config = value.__struct_config__
         tagged = {config.tag_field: config.tag} if config.tag_field else {}
@@ -72,21 +72,21 @@ def whole(value: Any) -> Any:
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr, so that stdout stays with the result."""
+    """Print a message on stderr, so that stdout holds only the result."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.asynccontextmanager
 async def connected(nats: str | None, *, owner: str | None = None, timeout: float = 10.0) -> AsyncGenerator[Client]:
-    """A client for a command that asks once: it says soon when nobody is there."""
+    """A client for a short command, with short waits so that a missing bus or service is reported soon."""
     from ..client import connect
 
-    # The command's own line says it; the log would say it for each attempt.
+    # The command reports the error once; the log would repeat it for each attempt.
     logging.getLogger("corral.bus").setLevel(logging.CRITICAL)
     if nats and nats != os.environ.get(URL_VARIABLE):
         from .config import SOURCES
 
-        # The option of a command names another bus than the context: its credentials are not shown there.
+        # The command's option names another bus than the context: that bus must not get the context's credentials.
         for variable in [name for name in SOURCES if name.startswith("CORRAL_NATS_")]:
             os.environ.pop(variable, None)
     credentials = os.environ.get(CREDENTIALS_VARIABLE)
@@ -102,11 +102,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 CANCEL_AGAIN_SECONDS: Final = 8.0
-"""Below what a supervisor waits before it kills, above what a part needs to end in order."""
+"""Interval of repeated cancellations: longer than an orderly shutdown takes, shorter than a supervisor's timeout."""
 
 
 def cancel_surely(task: asyncio.Task[Any]) -> None:
-    """Cancel a task, and again as long as it goes on: an await that fails at the very moment may swallow the first."""
+    """Cancel a task repeatedly until it ends, since an await that fails at the same moment may swallow the first."""
     if not task.done():
         task.cancel()
         task.get_loop().call_later(CANCEL_AGAIN_SECONDS, cancel_surely, task)

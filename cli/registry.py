@@ -1,4 +1,4 @@
-"""The commands: name, place, heading and summary of each."""
+"""List of the commands: name, module, help panel and summary of each."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ class Entry(NamedTuple):
     """A command in the list.
 
     Attributes:
-        place: module within `corral.cli`, and the function in it.
-        panel: heading that it stands under.
-        summary: one line for the list.
-        passes_arguments: what follows is a command of the user's with options of its own.
+        place: module within `corral.cli` and attribute in it, separated by a colon.
+        panel: help panel that lists the command.
+        summary: one line for the list of commands.
+        passes_arguments: true if the arguments are a command of the user's, whose options aren't parsed.
     """
 
     place: str

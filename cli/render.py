@@ -1,4 +1,4 @@
-"""Leases, devices and reasons as tables for people."""
+"""Text tables of leases, devices and reasons for the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def bar(percent: float | None, width: int = 8) -> Text:
-    """A share as a bar, green to red."""
+    """A percentage as a bar, colored from green to red; dots if it is None."""
     if percent is None:
         return Text("·" * width, style="dim")
     share = max(0.0, min(percent, 100.0)) / 100 * width
@@ -40,7 +40,7 @@ def number(value: float | None, unit: str = "", digits: int = 0) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `45s`, `12m`, `3h05m`, `2d4h`."""
+    """Format seconds as `45s`, `12m`, `3h05m` or `2d4h`."""
     seconds = max(0.0, seconds)
     if seconds < 90:
         return f"{seconds:.0f}s"
@@ -52,12 +52,12 @@ def duration(seconds: float) -> str:
 
 
 def left(lease: requests.Lease, now: datetime | None = None) -> str:
-    """How long a lease still has."""
+    """Time until a lease expires, formatted by `duration`."""
     return duration((lease.expires_at - (now or datetime.now(UTC))).total_seconds())
 
 
 def device_state(device: operations.DeviceStatus) -> Text:
-    """Whether a device may take work, and why not."""
+    """State of a device, colored: its availability, or the reason why it takes no work."""
     if device.usable:
         if device.leases:
             return Text("leased" if device.share_free <= 0 else f"{1 - device.share_free:.0%} leased", style="cyan")
@@ -69,7 +69,7 @@ def device_state(device: operations.DeviceStatus) -> Text:
 
 
 def devices_table(devices: Iterable[operations.DeviceStatus]) -> Table:
-    """Devices, one a line."""
+    """Table of devices, one per line."""
     made = table(
         "HOST", "GPU", "MODEL", "UTIL", "", "MEMORY", "", "FREE", "TEMP", "POWER", "STATE", "LEASES",
         right=("GPU", "UTIL", "MEMORY", "FREE", "TEMP", "POWER"),
@@ -95,7 +95,7 @@ def devices_table(devices: Iterable[operations.DeviceStatus]) -> Table:
 
 
 def grants_table(grants: Iterable[requests.Grant]) -> Table:
-    """What was granted, one device a line."""
+    """Table of a lease's grants, one device per line."""
     grants = list(grants)
     items = any(grant.items for grant in grants)
     names = ["HOST", "GPU", "MODEL", "UUID", "MEMORY", "SHARE", "SCORE", "SCORE PARTS"] + (["ITEMS"] if items else [])
@@ -116,7 +116,7 @@ def grants_table(grants: Iterable[requests.Grant]) -> Table:
 
 
 def items_text(items: Sequence[str | int], most: int = 4) -> str:
-    """Work items of a device, shortened: their number, and the first few."""
+    """Summary of a device's work items: their number, with their range or the first few."""
     if not items:
         return "0"
     numbers = [item for item in items if isinstance(item, int)]
@@ -127,7 +127,7 @@ def items_text(items: Sequence[str | int], most: int = 4) -> str:
 
 
 def leases_table(leases: Iterable[requests.Lease]) -> Table:
-    """Leases, one a line."""
+    """Table of leases, one per line."""
     made = table("LEASE", "OWNER", "NAME", "STATE", "LEFT", "GPUS", "WHERE", right=("LEFT", "GPUS"))
     for lease in leases:
         active = lease.state is requests.LeaseState.ACTIVE
@@ -148,7 +148,7 @@ def leases_table(leases: Iterable[requests.Lease]) -> Table:
 
 
 def rejection_lines(rejection: requests.Rejection) -> list[str]:
-    """A rejection in markup: the code, each reason counted, and what would help."""
+    """Lines of markup for a rejection: the code, each reason with its number of devices, and a hint."""
     lines = [f"[bold red]Rejected[/] ({rejection.code.value}): {escape(rejection.message)}"]
     lines += [
         f"  [bold]{reason.devices:>4}[/] × {escape(reason.detail or reason.code)}" for reason in rejection.reasons

@@ -1,4 +1,4 @@
-"""Variables that are set and mean nothing: a misspelt one would be left out without a word."""
+"""Detects misspelled environment variables, which would otherwise be ignored silently."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHERS: Final = frozenset(
         *("PORT", "PORT_2", "PORT_3", "BUS_URLS", "BUS_CONFIG"),
     )
 )
-"""Variables that are no option of a command."""
+"""Variables that Corral reads but that belong to no command's option."""
 _MEANT: Final = {
     "URL": "NATS_URL",
     "NATS": "NATS_URL",
@@ -31,14 +31,16 @@ _MEANT: Final = {
     "CA": "NATS_CA",
 }
 _OF_KUBERNETES: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_.*)?)?)$")
-"""What Kubernetes tells every pod of a service whose name begins with `corral-`."""
+"""Variables that Kubernetes sets in every pod for a service whose name begins with `corral-`."""
 
 
 def check(command: str) -> None:
-    """Refuse a variable that is all but one which the command reads. One that is like none may be anybody's.
+    """Refuse an environment variable whose name is a likely misspelling of one that the command reads.
+
+    Variables that resemble none are accepted, since they may belong to other programs.
 
     Raises:
-        CommandError: it names both.
+        CommandError: a variable is misspelled; the message names it and the likely one.
     """
     odd = [
         name
@@ -56,7 +58,7 @@ def check(command: str) -> None:
     near = {name: found for name in odd if name not in own and (found := _nearest(name, command, own))}
     if not near:
         return
-    # It may be of another command, and is well spelt then.
+    # It may be a correctly spelled variable of another command.
     for other in COMMANDS:
         try:
             of_other = known(load(other))
@@ -68,7 +70,7 @@ def check(command: str) -> None:
 
 
 def known(command: Any) -> set[str]:
-    """The variables that give the options of a command, or of the commands of a group."""
+    """Environment variables for the options of a command, or of the commands of a group."""
     found: set[str] = set()
     prefix = str(command.context_settings.get("auto_envvar_prefix") or f"{PREFIX}{command.name}").upper()
     for inner, one in [("", command), *(getattr(command, "commands", None) or {}).items()]:
@@ -81,12 +83,15 @@ def known(command: Any) -> set[str]:
 
 
 def _nearest(name: str, command: str, own: Collection[str]) -> str:
-    """The variable that is surely meant: people have variables of their own, such as `CORRAL_DATA_DIR`."""
+    """The variable that a name is very likely a misspelling of; empty if none.
+
+    The match is strict, because users may have other variables with this prefix, such as `CORRAL_DATA_DIR`.
+    """
     rest = name.removeprefix(PREFIX)
     if rest in _MEANT:
         return PREFIX + _MEANT[rest]
     prefix = f"{PREFIX}{command}_".upper().replace("-", "_")
-    # An id is of whatever the script numbers.
+    # A variable that ends with `_ID` is likely the user's, for something that a script numbers.
     if name.startswith(prefix) and not name.endswith("_ID"):
         options = {one.removeprefix(prefix).lower(): one for one in own if one.startswith(prefix)}
         if found := same(name.removeprefix(prefix).lower(), options):

@@ -1,4 +1,4 @@
-"""Who may do what in a cluster of `corral up`: its authority, its parts' credentials, and a context for its owner."""
+"""Access to a cluster of `corral up`: its authority, the credentials of its parts, and a context for its user."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _ROLES: Final[dict[str, Role]] = {
     "exporter": Role.VIEWER,
     "dashboard": Role.OPERATOR,
 }
-"""What the parts of a cluster are."""
+"""Role of each part of a cluster."""
 
 
 class Local(Struct, frozen=True, kw_only=True):
     """The authority of a local cluster.
 
     Attributes:
-        authority: in its data folder.
-        user: whoever started it: an operator, who may ask in any name.
+        authority: the authority in the cluster's data folder.
+        user: name of the user who started the cluster: an operator, who may make requests for any owner.
     """
 
     authority: Authority
@@ -45,17 +45,17 @@ class Local(Struct, frozen=True, kw_only=True):
 
     @property
     def credentials(self) -> Path:
-        """Of whoever started the cluster."""
+        """Path of the credentials of the user who started the cluster."""
         return self.authority.credentials(self.user)
 
     def part(self, part: Part) -> Part:
-        """A part with its own credentials."""
+        """The part with its credentials in its environment; its user is added to the authority if it is missing."""
         role = _ROLES[part.name]
         if part.name not in self.authority.registry.users:
             self.authority.add(
                 role,
                 part.name,
-                # A simulated fleet has many hosts, and which ones is said at each start.
+                # A simulated fleet has many hosts, and they may differ at each start.
                 hosts=["*"] if role is Role.COLLECTOR else [],
                 owner=ANY_OWNER if role is Role.OPERATOR else "",
                 follows_leases=True,
@@ -66,12 +66,12 @@ class Local(Struct, frozen=True, kw_only=True):
 
 
 def settle(data: Path, pid_file: Path, listen: str = "127.0.0.1") -> Local:
-    """The authority of a cluster in a folder, made where it is missing.
+    """Open the authority of a cluster, and create it if it is missing.
 
     Args:
-        data: the cluster's folder.
-        pid_file: of its server.
-        listen: where its server listens: beyond this machine, it speaks TLS.
+        data: the cluster's data folder.
+        pid_file: path of the server's PID file.
+        listen: address that the server listens on; one that other machines can reach enables TLS.
     """
     folder = data / "auth"
     hosts = server_names(listen)
@@ -88,11 +88,14 @@ def settle(data: Path, pid_file: Path, listen: str = "127.0.0.1") -> Local:
 
 
 def take_over(store: Path, secured: bool) -> None:
-    """Let a server find the streams that another kind of it has left, since each account has a folder of its own.
+    """Move the streams of a server between its folders for a bus with accounts and one without.
+
+    JetStream keeps the streams of each account in a separate folder, so a server wouldn't find those that were written
+    before accounts were enabled or disabled.
 
     Args:
-        store: the server's folder.
-        secured: it will have accounts.
+        store: the server's data folder.
+        secured: true if the server will have accounts.
     """
     streams = store / "jetstream"
     left, wanted = (streams / "$G", streams / Account.CORE.value)
@@ -103,7 +106,7 @@ def take_over(store: Path, secured: bool) -> None:
 
 
 def account() -> str:
-    """The name of whoever runs this, as a user of the bus."""
+    """Name of the user account that runs this process, as a user name of the bus."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
@@ -113,7 +116,7 @@ def account() -> str:
 
 
 def server_names(listen: str) -> list[str]:
-    """Names and addresses that clients may know a server by; none where it listens to this machine alone."""
+    """Names and addresses under which clients may reach a server; none if it listens on loopback only."""
     try:
         if ipaddress.ip_address(listen).is_loopback:
             return []
@@ -126,12 +129,12 @@ def server_names(listen: str) -> list[str]:
 
 
 def context_name(data: Path, default: Path) -> str:
-    """Of the context that leads to a cluster."""
+    """Name of the context for a cluster: `local` for the default data folder, else the folder's name."""
     return "local" if data == default else data.name
 
 
 def data_in_use() -> Path | None:
-    """The data folder of the cluster of `corral up` whose credentials are in use here; None for any other."""
+    """Data folder of the `corral up` cluster whose credentials the environment names; None if they are of another."""
     credentials = os.environ.get(CREDENTIALS_VARIABLE, "")
     if not credentials:
         return None
@@ -140,7 +143,7 @@ def data_in_use() -> Path | None:
 
 
 def url_of(data: Path) -> str:
-    """Where the cluster of a data folder is, or was last; empty if there was none."""
+    """URL of the cluster in a data folder, or its last URL if it isn't running; empty if unknown."""
     try:
         return str(json.loads((data / "cluster.json").read_text())["url"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -148,10 +151,11 @@ def url_of(data: Path) -> str:
 
 
 def introduce(name: str, url: str, credentials: Path) -> bool:
-    """Write a context that leads to a cluster, and use it where none is in use.
+    """Write a context for a cluster, and make it the context in use if there is none.
 
     Returns:
-        Whether commands go there without being told; False also where the configuration is no file.
+        True if it is the context in use. False if it isn't, or if the configuration path isn't a regular file; nothing
+        is written then.
     """
     path = config.path()
     if path.exists() and not path.is_file():
@@ -164,7 +168,12 @@ def introduce(name: str, url: str, credentials: Path) -> bool:
 
 
 def forget(names: Sequence[str], url: str) -> None:
-    """Take contexts away that led to a cluster which is gone."""
+    """Remove contexts of a cluster that no longer exists.
+
+    Args:
+        names: names of the contexts to remove.
+        url: URL of the cluster; contexts with another URL are kept.
+    """
     path = config.path()
     if not path.is_file():
         return

@@ -33,10 +33,10 @@ from .up import cluster_parts, wait_until_ready
 DATA_VARIABLE: Final = "CORRAL_DATA"
 RECORDING: Final = Path("gentd26", "gpu_samples.parquet")
 SPEED: Final = 1200
-"""A minute of the recording in a twentieth of a second: its samples are a minute apart."""
+"""Replay speed: a minute of the recording, the time between its samples, takes a twentieth of a second."""
 FIRST_SAMPLES: Final = 2_000
 LEAST_SAMPLES: Final = 12_000
-"""So many are in the history before it is asked."""
+"""Minimum number of samples in the history before it is queried."""
 PATIENCE_SECONDS: Final = 20.0
 
 
@@ -110,7 +110,7 @@ def demo(
 
 
 def find_recording() -> Path | None:
-    """The recording of real GPUs that `$CORRAL_DATA` names, or that is in the folder of that name; None without one."""
+    """Path of the recording of real GPUs that `$CORRAL_DATA` names, as a file or its folder; None if there is none."""
     path = Path(os.environ.get(DATA_VARIABLE) or os.devnull)
     found = path if path.is_file() else path / RECORDING
     return found if found.is_file() else None
@@ -168,7 +168,7 @@ async def _scenes(client: Client, show: Show) -> None:
         await _until(lambda: _recorded(client, FIRST_SAMPLES, 0))
     show.scene("Telemetry flows", "corral devices")
     devices = await client.devices()
-    # The most telling ones: the busiest of several hosts.
+    # The most informative ones: the busiest of several hosts.
     busiest = sorted(devices, key=lambda device: -(device.utilization_percent or 0))[:5]
     show.out.print(render.devices_table(busiest))
     show.out.print(f"[dim]… and {len(devices) - len(busiest)} more[/]")
@@ -252,21 +252,21 @@ async def _until(ready: Callable[[], Awaitable[bool]]) -> None:
 
 
 class Show:
-    """What the demo prints."""
+    """Output of the demo."""
 
     def __init__(self, out: Console) -> None:
         self.out = out
         self._number = 0
 
     def busy(self, text: str) -> contextlib.AbstractContextManager[Any]:
-        """A spinner on a terminal; a line in a pipe."""
+        """Show a spinner on a terminal, or print a line in a pipe."""
         if self.out.is_terminal:
             return self.out.status(text)
         self.out.print(f"[dim]{text}[/]")
         return contextlib.nullcontext()
 
     def title(self, recording: Path | None) -> None:
-        """What is about to be seen."""
+        """Print the title, with the source of the telemetry."""
         source = (
             f"Real telemetry: {recording.name}, {SPEED} times faster than it was recorded."
             if recording
@@ -283,7 +283,7 @@ class Show:
         )
 
     def ready(self, supervisor: Supervisor, summary: operations.FleetSummary, seconds: float) -> None:
-        """What runs."""
+        """Print the running processes, the devices and the time that the start took."""
         pids = " · ".join(f"{name} {pid}" for name, pid in supervisor.pids.items())
         models = ", ".join(f"{count} × {name}" for name, count in sorted(summary.models.items()))
         self.out.print(
@@ -292,7 +292,7 @@ class Show:
         self.out.print(f"[green]✓[/] {summary.devices} GPUs on {summary.hosts} hosts: {escape(models)}")
 
     def scene(self, words: str, command: str | None) -> None:
-        """A heading, with the command that does the same."""
+        """Print a numbered heading, with the command that does the same."""
         self._number += 1
         self.out.print()
         self.out.print(f"[bold green]{self._number}[/] [bold]{escape(words)}[/]")
@@ -300,7 +300,7 @@ class Show:
             self.out.print(f"  [dim]$ {escape(command)}[/]")
 
     def answer(self, sql: str, result: QueryResult) -> None:
-        """A query and its rows."""
+        """Print a query and its result."""
         self.out.print(Syntax(sql, "sql", theme="ansi_dark", background_color="default", word_wrap=True))
         numbers = [
             name
@@ -314,6 +314,6 @@ class Show:
         self.out.print(f"[dim]{len(result)} rows in {result.seconds * 1000:.0f} ms[/]")
 
     def end(self, seconds: float) -> None:
-        """What to do next."""
+        """Print the total time and the command to continue with."""
         self.out.print()
         self.out.print(f"[bold green]That was Corral[/], in {seconds:.0f} s. To keep a cluster: [bold]corral up[/]")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def default_data() -> Path:
-    """Where a local cluster keeps its data: `$XDG_DATA_HOME/corral`, else `~/.local/share/corral`."""
+    """Default data folder of a local cluster: `$XDG_DATA_HOME/corral`, else `~/.local/share/corral`."""
     base = os.environ.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "corral"
 

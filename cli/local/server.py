@@ -1,4 +1,4 @@
-"""The embedded NATS server: a real `nats-server` as a child process, on loopback, with its data in a folder of ours."""
+"""The embedded NATS server: a `nats-server` child process, on loopback by default, with its data in a given folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pathlib import Path
 
 
 class ServerError(RuntimeError):
-    """The embedded server could not be started; the message says why and what to do."""
+    """The embedded server could not be started; the message says why."""
 
 
 def server_binary() -> str:
-    """Path of `nats-server`: beside this Python, then on the PATH.
+    """Path of `nats-server`: in the scripts folder of this Python, else on the PATH.
 
     Raises:
-        ServerError: there is none.
+        ServerError: it isn't installed.
     """
     beside = Path(sysconfig.get_path("scripts")) / "nats-server"
     found = str(beside) if beside.exists() else shutil.which("nats-server")
@@ -33,18 +33,18 @@ def server_binary() -> str:
 
 
 class EmbeddedServer:
-    """A `nats-server` with JetStream that lives as long as its owner wants.
+    """A `nats-server` with JetStream that runs as a child process.
 
     Args:
-        data: folder for JetStream, the configuration and the log; made if it is missing.
-        port: to listen on; 0 takes a free one and keeps it over restarts.
+        data: folder for JetStream, the configuration and the log; created if it is missing.
+        port: port to listen on; 0 takes a free one and keeps it over restarts.
         host: address to listen on.
-        max_payload_bytes: of one message.
-        include: configuration that says who may do what (`corral auth`); anyone may do anything without.
+        max_payload_bytes: maximum size of a message.
+        include: configuration with users and permissions (`corral auth`); without it, anyone may do anything.
 
     Attributes:
-        url: to connect to, once started.
-        process: the child; None before the start.
+        url: URL for clients, valid once the server has started.
+        process: the child process; None before the start.
     """
 
     def __init__(
@@ -64,20 +64,20 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where clients on this machine connect."""
+        """URL for clients on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"nats://[{host}]:{self.port}" if ":" in host else f"nats://{host}:{self.port}"
 
     @property
     def pid_file(self) -> Path:
-        """Where its process id is, while it runs."""
+        """Path of the server's PID file, which exists while it runs."""
         return self.data / "nats-server.pid"
 
     def start(self, timeout_seconds: float = 10.0) -> None:
-        """Start the server and wait until it takes connections and JetStream is ready.
+        """Start the server and wait until it accepts connections and JetStream is ready.
 
         Raises:
-            ServerError: it ended or was not ready in time, with the last lines of its log.
+            ServerError: the server ended or was not ready in time; the message has the last lines of its log.
         """
         self.data.mkdir(parents=True, exist_ok=True)
         log = self.data / "nats-server.log"
@@ -91,10 +91,10 @@ class EmbeddedServer:
                 f"log_file: {json.dumps(str(log))}\n"
                 f"pid_file: {json.dumps(str(self.pid_file))}\n"
                 f"jetstream {{ store_dir: {json.dumps(str(self.data))} }}\n"
-                # By its way from here: the server takes no other.
+                # As a relative path: the server accepts no other in an include.
                 + (f"include {json.dumps(os.path.relpath(self.include, self.data))}\n" if self.include else "")
             )
-            # A session of its own: a Ctrl-C at the terminal reaches the supervisor, which stops parts in order.
+            # In a separate session, so that Ctrl-C reaches only the supervisor, which stops the parts in order.
             self.process = subprocess.Popen(
                 [server_binary(), "-c", str(config)],
                 stdin=subprocess.DEVNULL,
@@ -116,7 +116,7 @@ class EmbeddedServer:
         raise ServerError(f"nats-server was not ready after {timeout_seconds:.0f} s:\n{_tail(log)}")
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
-        """Stop it in order; kill it where it takes too long."""
+        """Stop the server with SIGTERM; kill it if it takes too long."""
         if self.process is None:
             return
         self.process.terminate()
@@ -126,18 +126,20 @@ class EmbeddedServer:
             self.kill()
 
     def kill(self) -> None:
-        """End it at once, as a crash would."""
+        """Kill the server, as a crash would."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
 
 def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
-    """Linux ends the child when its parent goes, however it goes (prctl PR_SET_PDEATHSIG); elsewhere nothing happens.
+    """Make Linux signal this process when its parent ends, for any reason (prctl PR_SET_PDEATHSIG).
+
+    Exits at once if the parent has already ended. Does nothing on other systems.
 
     Args:
-        parent: its process id, taken before the fork: it may be gone already.
-        number: the signal that the child gets.
+        parent: process id of the parent, read before the fork.
+        number: signal to send to this process.
     """
     if sys.platform != "linux":
         return

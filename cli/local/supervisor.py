@@ -1,4 +1,4 @@
-"""A local cluster: the bus and the parts as child processes, restarted when they die, stopped in order."""
+"""Runs a local cluster: the bus and the parts as child processes, restarted when they die, stopped in order."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .server import EmbeddedServer, die_with_parent
 BACKOFF_FIRST_SECONDS: Final = 0.2
 BACKOFF_MOST_SECONDS: Final = 15.0
 STEADY_SECONDS: Final = 10.0
-"""A part that ran for so long is well: its next restart does not wait."""
+"""Uptime after which a part counts as healthy, so that the backoff of its next restart begins anew."""
 STOP_SECONDS: Final = 12.0
-"""A little more than parts take for themselves."""
+"""Timeout for stopping a part; a little longer than the parts' timeout for an orderly shutdown."""
 _LOG: Final = {"CORRAL_LOG_FORMAT": os.environ.get("CORRAL_LOG_FORMAT", "console")}
-"""People read these logs."""
+"""Log format of the parts: text by default, since users read these logs."""
 _LOG_BYTES: Final = 8 * 2**20
 _POLL_SECONDS: Final = 0.1
 
@@ -38,10 +38,10 @@ class Part(Struct, frozen=True, kw_only=True):
     """A child process of the cluster.
 
     Attributes:
-        name: for people, and of its log.
-        arguments: of the `corral` command.
-        environment: beside this process's own.
-        ends: it may end by itself with 0, and is then left alone (a replay that is over).
+        name: name for display, and of the log file.
+        arguments: arguments of the `corral` command.
+        environment: variables to add to the environment of this process.
+        ends: true if the part may end with exit code 0 (as a replay does) and isn't restarted then.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Part(Struct, frozen=True, kw_only=True):
 
 
 class Happening(Struct, frozen=True, kw_only=True):
-    """Something that a supervisor did or saw.
+    """An event in the life of a part.
 
     Attributes:
-        part: whom it is about.
-        kind: `started`, `died`, `ended`, `stopped`, `killed`.
-        detail: in words.
-        pid: of the process; 0 if there is none.
+        part: name of the part.
+        kind: `started`, `died`, `ended`, `stopped` or `killed`.
+        detail: description as text.
+        pid: process id; 0 if there is no process.
     """
 
     part: str
@@ -67,13 +67,13 @@ class Happening(Struct, frozen=True, kw_only=True):
 
 
 class DataFolder:
-    """A cluster's folder, held by one cluster at a time.
+    """A cluster's data folder, locked by one cluster at a time.
 
     Args:
-        path: of the folder; made if it is missing.
+        path: path of the folder; created if it is missing.
 
     Raises:
-        CommandError: another cluster holds it, or it can't be written.
+        CommandError: another cluster holds the lock, or the folder can't be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,26 +96,26 @@ class DataFolder:
             raise CommandError(f"a cluster already runs on {path}; name another folder with --data") from None
 
     def write(self, url: str) -> None:
-        """Say who holds the folder and where the cluster is, for whoever comes second."""
+        """Write this process's id and the cluster's URL to `cluster.json`, for the error of a second cluster."""
         self._lock.seek(0)
         self._lock.truncate()
         json.dump({"pid": os.getpid(), "url": url}, self._lock)
         self._lock.flush()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the lock."""
         self._lock.close()
 
 
 class Supervisor:
-    """Starts the server and the parts and keeps them up.
+    """Starts the server and the parts, and restarts them when they die.
 
     Args:
         server: the embedded bus.
-        parts: in the order of starting; they are stopped in the reverse order, the server last.
-        logs: folder for one log a part.
-        tell: called with each happening.
-        credentials: of someone who may make streams; None on a bus without authentication.
+        parts: the parts, in the order of starting; they are stopped in the reverse order, the server last.
+        logs: folder for the logs, one per part.
+        tell: called with each event.
+        credentials: credentials of a user who may create streams; None on a bus without authentication.
     """
 
     def __init__(
@@ -137,20 +137,20 @@ class Supervisor:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids of what runs now."""
+        """Ids of the running processes, by name."""
         found = {name: process.pid for name, process in self._processes.items() if process.returncode is None}
         if self.server.process is not None and self.server.process.poll() is None:
             found["nats"] = self.server.process.pid
         return found
 
     async def start(self) -> None:
-        """Start the server, wait for it, make the streams, and start the parts.
+        """Start the server, wait until it is ready, create the streams, and start the parts.
 
         Raises:
-            ServerError: the server did not come up.
+            ServerError: the server did not start.
         """
         self._logs.mkdir(parents=True, exist_ok=True)
-        # In this thread: Linux ends a child with the thread that made it.
+        # In this thread, because Linux sends the parent-death signal when the thread that created the child ends.
         self.server.start()
         credentials = str(self._credentials) if self._credentials else None
         nc = await connect(self.server.url, name="corral-up", credentials=credentials)
@@ -163,13 +163,13 @@ class Supervisor:
             self.add(part)
 
     def add(self, part: Part) -> None:
-        """Start one more part."""
+        """Start a further part."""
         if part not in self.parts:
             self.parts.append(part)
         self._keepers[part.name] = asyncio.create_task(self._keep(part))
 
     async def stop(self) -> None:
-        """Stop the parts, last started first, then the server; whoever takes too long is killed."""
+        """Stop the parts, last started first, then the server; processes that take too long are killed."""
         for part in reversed(self.parts):
             await self._stop(part)
         if self._server_keeper is not None:
@@ -227,9 +227,9 @@ class Supervisor:
                 stdout=out,
                 stderr=out,
                 env=os.environ | {URL_VARIABLE: self.server.url, "PYTHONUNBUFFERED": "1"} | _LOG | part.environment,
-                # As with the server: a Ctrl-C reaches the supervisor alone, which stops parts in order.
+                # As with the server: Ctrl-C reaches only the supervisor, which stops the parts in order.
                 start_new_session=True,
-                # Parts are made to be killed; one that lingered would hold the database from the next cluster.
+                # Parts survive SIGKILL without loss; one that lingered would lock the database of the next cluster.
                 preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
             )
         return process, written
@@ -248,14 +248,14 @@ class Supervisor:
             await asyncio.sleep(pause)
             pause = min(pause * 2, BACKOFF_MOST_SECONDS)
             began = time.monotonic()
-            with contextlib.suppress(Exception):  # whatever it is, it is tried again
+            with contextlib.suppress(Exception):  # whatever the error, the start is retried
                 self.server.start()
                 assert self.server.process is not None
                 self._tell(Happening(part="nats", kind="started", pid=self.server.process.pid))
 
 
 def ending(code: int) -> str:
-    """How a process ended, in words."""
+    """Description of how a process ended: its exit code or signal."""
     if code >= 0:
         return f"it ended with code {code}"
     with contextlib.suppress(ValueError):
@@ -264,14 +264,14 @@ def ending(code: int) -> str:
 
 
 def opened(log: Path) -> IO[bytes]:
-    """A log to append to; one that has grown large is put aside first."""
+    """Open a log for appending; one above 8 MiB is renamed first."""
     if log.exists() and log.stat().st_size > _LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
     return log.open("ab")
 
 
 def last_lines(path: Path, written: int = 0, lines: int = 3) -> str:
-    """The end of a log, indented; nothing from before `written` bytes."""
+    """Last lines of a log, indented; nothing before offset `written`, in bytes."""
     try:
         with path.open("rb") as file:
             file.seek(max(written, path.stat().st_size - 4096))

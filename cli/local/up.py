@@ -97,7 +97,7 @@ def up(
 
 
 def cluster_parts(data: Path, collector: Part | None) -> list[Part]:
-    """The parts of a local cluster, in the order of starting."""
+    """Parts of a local cluster, in the order of starting."""
     parts = [
         Part(name="processor", arguments=["process", "--db", str(data / "history.duckdb")]),
         Part(name="planner", arguments=["plan"]),
@@ -106,7 +106,7 @@ def cluster_parts(data: Path, collector: Part | None) -> list[Part]:
 
 
 def dashboard_part(data: Path) -> Part:
-    """The dashboard, on loopback; it says where in its state folder."""
+    """The dashboard as a part, on loopback; it writes its URL to its state folder."""
     state = dashboard_state(data)
     (state / "url").unlink(missing_ok=True)
     return Part(name="dashboard", arguments=["dashboard", "--quiet", "--state", str(state)])
@@ -115,7 +115,7 @@ def dashboard_part(data: Path) -> Part:
 def collector_part(
     source: str, data: Path, hosts: int, devices: int, interval: str, background: float = 0.0, faults: float = 0.2
 ) -> Part | None:
-    """The collector: of this host's GPUs where there are any, else simulated."""
+    """The collector as a part: for this host's GPUs if there are any, else simulated."""
     if source == "none":
         return None
     if source == "auto":
@@ -257,7 +257,7 @@ def _print_ready(
         models = ", ".join(f"{count} × {name}" for name, count in sorted(summary.models.items()))
         out.print(f"[bold]{summary.devices} {kind}[/] on {summary.hosts} hosts: {escape(models)}")
     out.print(f"[bold green]Corral is up[/] at [bold]{url}[/], data in {escape(str(data))}")
-    # The option goes to `corral` itself: it then holds for whichever command follows.
+    # The option stands right after `corral`, so that it applies to whichever command follows.
     rows = [
         (f"corral{way} top", "watch the fleet"),
         *((f"corral{way} {command}", meaning) for command, meaning in work_hints(devices, simulated)),
@@ -271,12 +271,12 @@ def _print_ready(
 
 
 def work_hints(devices: Sequence[operations.DeviceStatus], simulated: bool) -> list[tuple[str, str]]:
-    """Commands that get GPUs on this very fleet, with their meaning; none where it has none to give."""
+    """Example commands that get GPUs on this fleet, with their purpose; none if no GPU is free."""
     free = [one for one in devices if one.usable and not one.leases and not one.in_use]
     whole = [one for one in free if not one.mig_parent]
     if not free:
         return []
-    # Of MIG instances each request gets one, and asks for it.
+    # A request gets at most one MIG instance, and must ask for MIG.
     mig, together = ("", 2) if whole else (" --mig", 1)
     by_host: dict[str, list[int]] = {}
     for one in whole or free:
@@ -284,7 +284,7 @@ def work_hints(devices: Sequence[operations.DeviceStatus], simulated: bool) -> l
     most = max(by_host.values(), key=lambda host: (min(len(host), together), sorted(host)[-together:]))
     memory = min(sorted(most)[-together:]) >> 30
     asked = f"request --gpus {min(len(most), together)}{mig}" + (f" --memory {min(memory, 20)}GiB" if memory else "")
-    # Simulated GPUs are of other hosts than this. What runs gives its GPU back: it comes first, where there is but one.
+    # Simulated GPUs are on other hosts. `run` comes first: it releases its GPU, which matters if there is only one.
     anywhere = " --host any" if simulated else ""
     return [
         (f"run{anywhere} --gpus 1{mig} -- printenv CUDA_VISIBLE_DEVICES", "run work on one"),
@@ -293,7 +293,10 @@ def work_hints(devices: Sequence[operations.DeviceStatus], simulated: bool) -> l
 
 
 def _print_dashboard(state: Path, data: Path) -> None:
-    """Where the dashboard is; on a terminal, with a token that logs in once: a log would keep it for others to read."""
+    """Print the dashboard's URL; on a terminal, as a link with a login token that works once.
+
+    The token isn't printed elsewhere, since a log would keep it where others can read it.
+    """
     from ...dashboard.security.links import login_link
 
     out = console()

@@ -1,1 +1,1 @@
-"""Commands of operators and of those who look: context, config, fleet, query, health, auth."""
+"""Commands for operating and observing a fleet: context, config, fleet, query, health, auth and others."""

@@ -39,7 +39,7 @@ Keep = Annotated[bool, typer.Option("--exist-ok", help="Leave what is there alre
 
 @auth.callback()
 def authority() -> None:
-    """Who may do what on the bus: users with a role each, and the server's configuration made of them.
+    """Manage the users of the bus, the role of each, and the server's configuration that is made from them.
 
     Roles: collector, processor, planner, requester, viewer, operator (docs/security.md has the whole table).
 
@@ -52,14 +52,14 @@ def authority() -> None:
 
 
 def usual_folder() -> Path:
-    """Where the authority of this account is, if no folder is named."""
+    """Default folder of the authority of this user account."""
     from ..local.folders import default_data
 
     return default_data() / "auth"
 
 
 def default_folder() -> Path:
-    """Where the authority of `corral up` is, whose users others may join: of the one in use, or the usual one."""
+    """Folder of the authority of `corral up`: of the cluster in use, else the default one."""
     from ..local.access import data_in_use
 
     in_use = data_in_use()
@@ -108,7 +108,7 @@ def init(
       corral auth init --dir /etc/corral/auth --tls-host bus.example --tls-host 10.0.0.5
       nats-server -c /etc/corral/auth/nats-server.conf
     """
-    # A new one: that of a cluster in use is not meant.
+    # `init` creates a new authority, so the default isn't the folder of the cluster in use.
     where = folder or usual_folder()
     if exist_ok and (where / "authority.json").exists():
         return
@@ -181,7 +181,7 @@ def apply_file(
     ] = None,
     mutual: Annotated[bool, typer.Option("--mutual", help="As in `init`.")] = False,
 ) -> None:
-    """Make the authority and the users that a file names, where they are missing. Nobody is taken away.
+    """Create the authority and the users that a file names, where they are missing. No user is removed.
 
     [node-7]                       # the user's name
     role = "collector"
@@ -213,7 +213,7 @@ def apply_file(
             raise CommandError(f"{name} is a {known.role}, not a {fields.role}: revoke it first", USAGE)
         if out is not None and (out / name).is_dir():
             _do(lambda name=name: copy_credentials(found, name, out / name))
-    # What roles may do may have changed with the version, though no user has.
+    # The permissions of roles may have changed with the version, even if no user has.
     _do(found.write_config)
     _tell(found)
 
@@ -320,7 +320,7 @@ def print_credentials(
 
 
 class Wanted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A user as a file describes it; see `Authority.add`."""
+    """A user in a file for `corral auth apply`; see `Authority.add`."""
 
     role: Role
     owner: str = ""
@@ -330,10 +330,10 @@ class Wanted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def read_users(file: Path) -> dict[str, Wanted]:
-    """The users that a file names.
+    """Read the users that a file names.
 
     Raises:
-        AuthorityError: it is missing or wrong.
+        AuthorityError: the file is missing or invalid.
     """
     try:
         return msgspec.toml.decode(file.read_bytes(), type=dict[str, Wanted])
@@ -353,7 +353,7 @@ def _details(user: User) -> str:
 
 
 def _hand_over(found: Authority, name: str, out: Path | None) -> None:
-    """Say where the credentials are, and how their holder uses them."""
+    """Print the path of a user's credentials, and the command that adds a context with them."""
     path = _do(lambda: found.credentials(name))
     if out is not None:
         path = _do(lambda: copy_credentials(found, name, out))
@@ -365,7 +365,11 @@ def _hand_over(found: Authority, name: str, out: Path | None) -> None:
 
 
 def _url(found: Authority) -> str:
-    """Where users reach the bus: of `corral up`, as it says; of another server as far as its certificate does."""
+    """URL of the bus for users.
+
+    With TLS, it has the first name in the server's certificate, and the port of `corral up`, else 4222. Without TLS, it
+    is the URL that `corral up` has written, else this host's name with port 4222.
+    """
     from ..local.access import url_of
 
     known = url_of(found.folder.parent) if found.folder.name == "auth" else ""
@@ -376,7 +380,7 @@ def _url(found: Authority) -> str:
 
 
 def _free_context(name: str) -> str:
-    """A name for a context that takes no other's place."""
+    """Name for a new context: the given one, or `NAME-there` if a context with that name exists."""
     from .. import config
 
     try:
@@ -387,10 +391,10 @@ def _free_context(name: str) -> str:
 
 
 def copy_credentials(found: Authority, name: str, out: Path) -> Path:
-    """Put what a user needs, and nothing else, into a folder.
+    """Copy a user's credentials, certificate and key, and the CA certificate, to a folder, with mode 0600.
 
     Returns:
-        The credentials file.
+        Path of the credentials file.
     """
     out = out.expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
@@ -412,7 +416,7 @@ def copy_credentials(found: Authority, name: str, out: Path) -> Path:
 
 
 def _tell(found: Authority) -> None:
-    """Let the server know, or say how to."""
+    """Make the server reload its configuration, or print how to do that."""
     pid_file = Path(found.registry.pid_file) if found.registry.pid_file else None
     if pid_file is not None and (pid := reload(pid_file)):
         say(f"the server (process {pid}) has been told")

@@ -1,4 +1,4 @@
-"""`corral config`: what is set, and where each value is from; and how the file's values reach a command."""
+"""`corral config`: shows settings with their sources, and changes and checks the configuration file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..exits import NOT_YOURS, USAGE, CommandError
 from ..options import AsJson, print_json
 
 SERVICES: Final = ("up", "collect", "process", "plan", "export", "dashboard")
-"""Commands whose settings are shown even where none is set."""
+"""Commands whose settings are shown even if none is set."""
 
 
 config = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
@@ -96,7 +96,7 @@ def _bus() -> list[dict[str, Any]]:
 
 
 def _of(name: str) -> list[dict[str, Any]]:
-    """The settings of a command with their values and sources."""
+    """Settings of a command, with their values and sources."""
     from ..loading import load
 
     try:
@@ -128,13 +128,13 @@ def _of(name: str) -> list[dict[str, Any]]:
 
 
 def variables(name: str, parameter: Any) -> list[str]:
-    """The variables that give an option, the strongest first."""
+    """Environment variables for an option, highest precedence first."""
     own = parameter.envvar or []
     return [*([own] if isinstance(own, str) else own), f"CORRAL_{name}_{parameter.name}".upper()]
 
 
 def variable_of(name: str, parameter: Any) -> str:
-    """The variable that gives an option its value now."""
+    """Environment variable that currently sets an option."""
     return next(variable for variable in variables(name, parameter) if os.environ.get(variable))
 
 
@@ -189,7 +189,7 @@ def _change(key: str, values: list[str] | None) -> None:
 
 
 def _typed(key: str, values: list[str]) -> Any:
-    """A value in the type that its option takes; of what is no option, text."""
+    """Convert the values of a setting to the type that its option takes; a key that is no option takes text."""
     from ..loading import load
     from ..registry import COMMANDS
 
@@ -208,7 +208,7 @@ def _typed(key: str, values: list[str]) -> Any:
 
 
 def _check_text(text: str) -> None:
-    """Refuse a file that commands would refuse, before it replaces one that they take."""
+    """Refuse the text of an invalid configuration file before it replaces the current file."""
     import tempfile
     from pathlib import Path
 
@@ -235,10 +235,10 @@ def check() -> None:
 
 
 def check_all(paths: list[Any]) -> None:
-    """Refuse files of which anything is wrong.
+    """Check all settings in configuration files.
 
     Raises:
-        CommandError: with what.
+        CommandError: a setting is invalid; the message says which.
     """
     from ..loading import load
 

@@ -1,6 +1,6 @@
-"""Contexts: named buses, so that nobody types URLs. `corral context add lab nats://…`, and every command goes there.
+"""`corral context`: named buses, so that commands need no URL. After `corral context add lab nats://…` they use it.
 
-A setting is taken from the flag, else from the environment, else from the context, else from Corral itself.
+A flag takes precedence over the environment, the environment over the context, and that over built-in defaults.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..exits import NOT_YOURS, USAGE, CommandError
 
 
 def own() -> Config:
-    """What the file says that commands write to."""
+    """Read the configuration file that commands write to."""
     return read([path()])
 
 
@@ -100,7 +100,7 @@ def list_contexts(json: Annotated[bool, typer.Option("--json", help="Print JSON,
 
 @context.command()
 def export() -> None:
-    """Print what leads to the bus in use, and who asks there, as variables, for programs that are not Corral.
+    """Print the settings for the bus in use, and the owner, as variables for programs other than Corral.
 
     Examples:
       eval "$(corral context export)"
@@ -111,7 +111,7 @@ def export() -> None:
 
     values = {URL_VARIABLE: DEFAULT_URL} | {name: os.environ[name] for name in VARIABLES.values() if name in os.environ}
     try:
-        # What the credentials say of their holder, which Corral's own programs read there.
+        # Other programs don't read these values from the credentials, as Corral does.
         identity = identify()
     except CredentialsError as error:
         raise CommandError(str(error), USAGE) from None

@@ -1,4 +1,4 @@
-"""`corral doctor`: what is wrong with this host and the fleet, each finding with its fix."""
+"""`corral doctor`: diagnoses this host and the fleet, with a fix for each problem."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from ..local.folders import default_data
 from ..options import AsJson, NatsUrl, connected, console, print_json, run
 
 CLOCK_SECONDS: Final = 1.0
-"""Further apart than this, samples look old, or as if they came from the future."""
+"""Maximum clock offset in seconds; beyond it, samples look old, or as if they came from the future."""
 LAG_MESSAGES: Final = 1000
 _SHOWN: Final = 5
 FULL: Final = 0.9
 BUCKET_FULL: Final = 0.8
 TELLING: Final = 0.02
-"""Of a stream: less of it tells nothing of its pace."""
+"""Minimum fill of a stream, as part of its size limit, for an estimate of its rate."""
 FREE_BYTES: Final = 2 * 2**30
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        what: that was looked at.
-        level: `ok`, `note` (works, but), `problem`.
-        detail: what was found.
+        what: subject of the check.
+        level: `ok`, `note` (works, with a caveat) or `problem`.
+        detail: result in words.
         fix: what to do about it; empty if nothing.
     """
 
@@ -58,17 +58,17 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 def ok(what: str, detail: str) -> Finding:
-    """All is well."""
+    """A finding without a problem."""
     return Finding(what=what, level="ok", detail=detail)
 
 
 def note(what: str, detail: str, fix: str) -> Finding:
-    """It works, but."""
+    """A finding that doesn't prevent operation."""
     return Finding(what=what, level="note", detail=detail, fix=fix)
 
 
 def problem(what: str, detail: str, fix: str) -> Finding:
-    """It does not work."""
+    """A finding of something that doesn't work."""
     return Finding(what=what, level="problem", detail=detail, fix=fix)
 
 
@@ -104,7 +104,7 @@ def _print(finding: Finding) -> None:
 
 
 async def examine(nats: str | None) -> AsyncIterator[Finding]:
-    """Everything, from this host outwards; what stands on something broken is not looked at."""
+    """Run all checks, from this host outwards. Checks that need the bus are skipped if it can't be reached."""
     yield versions()
     yield configuration()
     yield driver()
@@ -123,7 +123,7 @@ async def examine(nats: str | None) -> AsyncIterator[Finding]:
 
 
 def versions() -> Finding:
-    """What is installed."""
+    """Report the versions of Corral, Python and the system, and the parts whose dependencies are installed."""
     parts = {
         "collector": ("pynvml", "amdsmi"),
         "processor": ("duckdb",),
@@ -143,7 +143,7 @@ def versions() -> Finding:
 
 
 def configuration() -> Finding:
-    """The configuration files."""
+    """Check the configuration files."""
     from .. import config
     from .config import check_all
 
@@ -162,7 +162,7 @@ def configuration() -> Finding:
 
 
 def driver() -> Finding:
-    """The GPU driver of this host."""
+    """Check the GPU driver of this host."""
     try:
         import pynvml
     except ImportError:
@@ -170,7 +170,7 @@ def driver() -> Finding:
     nvml: Any = pynvml
     try:
         nvml.nvmlInit()
-    except Exception as error:  # each of NVML's errors is a class of its own
+    except Exception as error:  # NVML has a separate class for each error
         return note(
             "driver", f"no NVIDIA driver ({error})", "nothing to do, unless this host has GPUs: nvidia-smi tells"
         )
@@ -181,7 +181,7 @@ def driver() -> Finding:
 
 
 def disk() -> Finding:
-    """Room for what `corral up` keeps, and for a collector's spill file."""
+    """Check the free disk space for the data of `corral up` and a collector's spill file."""
     folder = default_data()
     while not folder.exists():
         folder = folder.parent
@@ -233,7 +233,7 @@ async def _bus(client: Client) -> AsyncIterator[Finding]:
 
 
 def _days_held(info: dict[str, Any]) -> float:
-    """For how many days a stream holds what comes at the pace of now; infinite where there is too little to tell."""
+    """Retention of a stream in days at its current rate of bytes; infinite if unlimited, or with too little data."""
     state, most = info["state"], info["config"]["max_bytes"]
     if most <= 0 or state["bytes"] < TELLING * most or "ts" not in info:
         return math.inf
@@ -242,7 +242,7 @@ def _days_held(info: dict[str, Any]) -> float:
 
 
 def _exposed(client: Client) -> Finding | None:
-    """A bus beyond this machine that takes anybody, or that anybody on the way can listen to."""
+    """Check that a bus beyond this machine requires credentials and TLS; None for a bus on loopback."""
     nc = client.nc
     host = nc.connected_url.hostname if nc.connected_url else None
     if host is None or host == "localhost" or host.startswith("127.") or host == "::1":
@@ -256,7 +256,7 @@ def _exposed(client: Client) -> Finding | None:
 
 
 async def _stream(client: Client, name: str) -> dict[str, Any] | None:
-    """The server's raw answer, which has its time, too; None if there is no such stream."""
+    """Stream info as the server sends it, with the server's time; None if there is no such stream."""
     try:
         reply = await client.nc.request(f"$JS.API.STREAM.INFO.{name}", b"", timeout=3)
     except Exception:  # no JetStream, or not allowed
@@ -266,7 +266,7 @@ async def _stream(client: Client, name: str) -> dict[str, Any] | None:
 
 
 def _time(text: str) -> datetime:
-    # Nanoseconds are more than Python reads.
+    # Python reads at most microseconds.
     return datetime.fromisoformat(text.replace("Z", "+00:00")[:26].split("+")[0]).replace(tzinfo=UTC)
 
 
@@ -296,7 +296,7 @@ async def _collector(client: Client) -> Finding:
             "corral collect here, if this host has GPUs to share",
         )
     report = codec.decode(message.data, AgentReport)
-    # By its own clock or by the bus's: one of them may be wrong.
+    # By the later of its clock and the bus's, since one of them may be wrong.
     age = time.time() - max(report.time_ns / 1e9, stream_messages.stored_at(message))
     if age > 35:
         return problem("collector", f"of {host} has not reported for {age:.0f} s", "start it again: corral collect")
@@ -328,7 +328,7 @@ async def _planner(client: Client) -> Finding:
 
 
 async def _bucket(client: Client) -> Finding:
-    """Room for leases."""
+    """Check the free space in the planner's bucket, which holds leases and rejections."""
     leader = next((found for found in await ask_health(client.nc, "planner") if found.role == "leader"), None)
     values = {measure.name: measure.value for measure in leader.measures} if leader is not None else {}
     if "bucket_bytes" not in values:
@@ -363,7 +363,7 @@ async def _history(client: Client) -> Finding:
     return ok("history", detail)
 
 
-# Of hosts that are there, by what is newest: those that were taken away can't put anything right.
+# Only hosts that were seen recently, relative to the newest: nothing can be fixed on hosts that were removed.
 _THERE: Final = "last_seen > (SELECT max(last_seen) FROM hosts) - INTERVAL 10 MINUTES"
 WRONG_CLOCKS: Final = (
     f"SELECT host, offset_seconds FROM host_clocks JOIN hosts USING (host) WHERE until IS NULL AND {_THERE}"
@@ -372,7 +372,7 @@ LISTED_TWICE: Final = f"SELECT device, owner, host FROM device_conflicts WHERE {
 
 
 async def _hosts(client: Client) -> Finding:
-    """Hosts with a wrong clock, and devices that two hosts list, as the history has found."""
+    """Check the history for hosts with a wrong clock and devices that two hosts list."""
     off = await client.query(WRONG_CLOCKS, format="json")
     twice = await client.query(LISTED_TWICE, format="json")
     said = [

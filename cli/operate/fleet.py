@@ -1,4 +1,4 @@
-"""Looking at the fleet and operating it: `devices`, `fleet`, `watch`, `drain`, `undrain`, `evict`."""
+"""Commands that show and operate the fleet: `devices`, `fleet`, `watch`, `drain`, `undrain`, `evict`."""
 
 from __future__ import annotations
 

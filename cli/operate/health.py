@@ -1,4 +1,4 @@
-"""`corral health`: whether services are well, by the exit code; for containers, units and scripts."""
+"""`corral health`: a health check of services, with the result as exit code, for containers, units and scripts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..options import AsJson, NatsUrl, connected, console, print_json, run
 
 
 class PartName(StrEnum):
-    """What can be asked after."""
+    """Parts whose health can be checked."""
 
     BUS = "bus"
     COLLECTOR = "collector"
@@ -30,7 +30,7 @@ class PartName(StrEnum):
 
 
 AGENT_SECONDS = 35.0
-"""A collector reports on itself every 10 s: it is not well when three reports in a row are missing."""
+"""Maximum age of a collector's last report. It reports every 10 s, so three missing reports mean it is unhealthy."""
 
 
 def health(
@@ -45,7 +45,7 @@ def health(
     json: AsJson = False,
     nats: NatsUrl = None,
 ) -> None:
-    """Whether services are well: exit code 0, else 3 (no bus) or 6 (nobody answers, or not ready, with the reasons).
+    """Check that services are healthy: exit code 0, else 3 (no bus) or 6 (no answer, or not ready, with the reasons).
 
     Of several planners one must lead; of other parts one must be ready, or the collector of --host.
 
@@ -82,7 +82,7 @@ def health(
 
 
 def _words(health: ServiceHealth) -> str:
-    """An instance in a line."""
+    """Description of an instance in one line: name, role, host and the reasons why it isn't ready."""
     role = f" {health.role}" if health.role else ""
     why = f": {', '.join(health.reasons)}" if health.reasons else ""
     return f"{health.instance}{role} on {health.host}{why}"
@@ -124,7 +124,7 @@ async def _ask(part: PartName | None, host: str | None, here: bool, nats: str | 
 
 
 async def _reported(client: Client, host: str | None) -> ServiceHealth:
-    """A collector that does not answer, of an older version say, is well when its last report is young."""
+    """Health of a collector that doesn't answer (an older version, for example), by the age of its last report."""
     from nats.js.errors import NotFoundError
 
     from ...bus import stream_messages
@@ -140,7 +140,7 @@ async def _reported(client: Client, host: str | None) -> ServiceHealth:
     if message is None:
         raise NoService(f"no collector{f' of {host}' if host else ''} has reported yet")
     report = codec.decode(message.data, AgentReport)
-    # By its own clock or by the bus's: one of them may be wrong.
+    # The later of the collector's time and the bus's time, since one of the clocks may be wrong.
     age = time.time() - max(report.time_ns / 1e9, stream_messages.stored_at(message))
     reasons = [f"it has not reported for {age:.0f} s"] if age > AGENT_SECONDS else []
     return ServiceHealth(

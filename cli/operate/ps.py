@@ -28,7 +28,7 @@ def ps(
 ) -> None:
     """List the processes on GPUs, the lease that each works under, and what is wrong with that.
 
-    It reads the history's view processes_now, so a processor has to run. What lasted when is in lease_violations.
+    It reads the history's view processes_now, so a processor has to run. Past problems are in lease_violations.
 
     Examples:
       corral ps

@@ -19,7 +19,7 @@ from ..exits import FAILED, QUERY_FAILED, TIMED_OUT, USAGE, CommandError
 from ..options import AsJson, NatsUrl, connected, console, run, say
 
 VERTICAL_ROWS: Final = 10
-"""So many rows that are too wide for the terminal are shown one value a line; of more, only the columns that fit."""
+"""Maximum number of rows that are shown vertically if too wide for the terminal; of more, only columns that fit."""
 
 
 def query(
@@ -81,10 +81,10 @@ def query(
 
 
 def read_sql(sql: str | None, file: Path | None) -> str:
-    """The SQL from the argument, a file, or stdin.
+    """Read the SQL from the argument, a file, or stdin.
 
     Raises:
-        CommandError: it is given twice, or nowhere.
+        CommandError: it is given twice or not at all, is empty or too long, or the file can't be read.
     """
     if sql is not None and sql != "-" and file is not None:
         raise CommandError("give the SQL as an argument or with --file, not both", USAGE)
@@ -122,10 +122,10 @@ async def _collect(nats: str | None, request: QueryRequest) -> tuple[bytes, Quer
 
 
 async def _copy(nats: str | None, request: QueryRequest, path: Path | None, *, whole: bool) -> QueryEnd:
-    """Write the parts as they come; a file appears under its name only once it is whole.
+    """Write the parts of an answer as they arrive. A file gets its final name only when it is complete.
 
     Raises:
-        CommandError: `whole` was wanted, and there are more rows than an answer can have.
+        CommandError: `whole` is true, and there are more rows than an answer can hold.
     """
     end = QueryEnd()
     with _output(path) as output:
@@ -151,7 +151,7 @@ def _output(path: Path | None) -> Generator[BinaryIO]:
         try:
             yield stdout
             stdout.flush()
-        except BrokenPipeError:  # `| head` has seen enough
+        except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     partial = path.with_name(f".{path.name}.partial")
@@ -169,7 +169,7 @@ def _output(path: Path | None) -> Generator[BinaryIO]:
 
 @contextlib.asynccontextmanager
 async def _failures() -> AsyncGenerator[None]:
-    """What the history says of a statement ends on the exit code for that; that nobody is there stays as it is."""
+    """Map timeouts and errors of a statement to their exit codes; a missing bus or processor keeps its exit code."""
     from ...client import errors
 
     try:
@@ -190,7 +190,7 @@ _NUMBERS: Final = ("INT", "FLOAT", "DOUBLE", "DECIMAL", "HUGEINT", "BIGNUM")
 
 
 def show_table(body: bytes, end: QueryEnd) -> None:
-    """Print a JSON result for people."""
+    """Print a JSON result as a table: rows vertically, or fewer columns, if it is wider than the terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -260,7 +260,7 @@ def _cell(value: Any) -> str:
 
 
 def _short_time(text: str) -> str:
-    """`2026-11-24T10:00:00.000000Z` as `2026-11-24 10:00:00`; any other text as it is."""
+    """Shorten a time such as `2026-11-24T10:00:00.000000Z` to `2026-11-24 10:00:00`; other text is unchanged."""
     if len(text) >= 19 and text[10] == "T" and text[4] == text[7] == "-" and text[13] == text[16] == ":":
         whole, _, fraction = text.rstrip("Z").replace("T", " ").partition(".")
         fraction = fraction.rstrip("0")

@@ -90,7 +90,7 @@ def simulate(
     _check_out(out, [path for path in (nodes, requests, profile) if path is not None])
     upper_bound: Callable[..., Any] | None = None
     if bound:
-        # Before the work, so that a library that is missing is told at once.
+        # Imported before the work, so that a missing library is reported at once.
         from ...planner.simulation.bound import upper_bound
     try:
         hosts, arrivals = read_nodes(nodes), read_arrivals(requests)
@@ -180,7 +180,7 @@ def _show(report: dict[str, Any], out: Path | None) -> None:
 
 @contextmanager
 def _progress(requests: int, capacity: int) -> Generator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing in a pipe."""
+    """Show a progress bar on a terminal, and nothing in a pipe."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     shown = console(stderr=True)

@@ -1,4 +1,4 @@
-"""`corral snapshot`: take a copy of the history away."""
+"""`corral snapshot`: downloads a consistent copy of the history."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _PIECES_AT_ONCE: Final = 8
 
 @contextmanager
 def _progress() -> Generator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing in a pipe: first the copy is made over there, then it comes."""
+    """Show a progress bar on a terminal, and nothing in a pipe: the processor makes the copy, then it is downloaded."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     shown = console(stderr=True)

@@ -1,4 +1,4 @@
-"""`corral collect`: read a source and publish it."""
+"""`corral collect`: reads telemetry from a source and publishes it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class SourceName(StrEnum):
-    """Where telemetry comes from."""
+    """Source of the telemetry."""
 
     AUTO = "auto"
     NVML = "nvml"
@@ -208,7 +208,7 @@ def _run(
     from ...collectors.service import DRAIN_SECONDS
     from ...collectors.service import collect as work
 
-    # What the bus does not take in time goes to disk, and that takes its time, too.
+    # Messages that the bus doesn't accept in time are written to disk, which takes time too.
     drain = min(DRAIN_SECONDS, within_seconds / 2)
     try:
         serve(
@@ -230,10 +230,10 @@ def _hardware(chosen: SourceName, name: str, labels: dict[str, str], with_comman
 
 
 def _auto() -> SourceName:
-    """NVML or AMD, whichever driver is there. Never simulated: made-up numbers are published only if asked for.
+    """Choose NVML or AMD, depending on the driver. Simulated telemetry is published only if requested explicitly.
 
     Raises:
-        ValueError: neither is.
+        ValueError: neither driver is available.
     """
     from ...collectors.detect import detect
 
@@ -255,10 +255,10 @@ def _token(name: str) -> str:
 
 
 def _pairs(given: list[str] | None, example: str) -> dict[str, str]:
-    """`KEY=VALUE`, several by comma where they come from the environment.
+    """Parse `KEY=VALUE` texts; a text from the environment may hold several, separated by commas.
 
     Raises:
-        ValueError: no `=`, or nothing before it.
+        ValueError: a text has no `=`, or no key.
     """
     found: dict[str, str] = {}
     for text in given or []:

@@ -1,4 +1,4 @@
-"""`corral dashboard`: the fleet in a browser, and who may log in there."""
+"""`corral dashboard`: serves the dashboard and manages its accounts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ dashboard = typer.Typer(add_completion=False, rich_markup_mode="rich", invoke_wi
 
 
 def default_state() -> Path:
-    """Where a dashboard keeps its secret and accounts: `$XDG_STATE_HOME/corral/dashboard`, else under `~/.local`."""
+    """Default state folder: `$XDG_STATE_HOME/corral/dashboard`, else `~/.local/state/corral/dashboard`."""
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "corral" / "dashboard"
 
@@ -83,7 +83,7 @@ def serve(
     """Serve the dashboard until stopped, and print a link that logs in once.
 
     Roles: a viewer sees everything; a requester also asks for GPUs and gives back their own; an operator also releases,
-    evicts and drains. --role is that of whoever comes by the link.
+    evicts and drains. --role is the role of users who log in with the link.
 
     Examples:
       corral dashboard
@@ -97,7 +97,7 @@ def serve(
 
     identity = configure("dashboard", log_format, log_level, verbose=verbose)
     within = stop_seconds(stop_within)
-    # At any level: they would log the addresses of pages and sockets, and with these who may use them.
+    # At any level: they would log URLs of pages and sockets, which contain secrets that grant access to them.
     for noisy in ("uvicorn", "websockets", "engineio", "socketio", "nicegui"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from ...dashboard.security.proxies import network
@@ -130,7 +130,7 @@ def serve(
     def started(url: str, link: str) -> None:
         say(f"the dashboard is at {url}")
         if not quiet and not no_login:
-            # Printed where somebody sits at a terminal; a log would keep the token for others to read.
+            # Printed only on a terminal; a log would keep the token where others can read it.
             if sys.stderr.isatty():
                 console(stderr=True).print(f"log in, once, by this link:\n  [bold]{link}[/]", soft_wrap=True)
             else:
@@ -197,7 +197,7 @@ def link(state: State = None) -> None:
     from ..local.access import data_in_use
     from ..local.folders import dashboard_state, default_data
 
-    # Without a word it is the one that runs: part of the cluster in use, by itself, or as part of `corral up`.
+    # Without --state it is the running one: of the cluster in use, a separate one, or that of `corral up`.
     in_use = data_in_use()
     others = [*([dashboard_state(in_use)] if in_use else []), default_state(), dashboard_state(default_data())]
     places = [state.expanduser().absolute()] if state else others

@@ -1,8 +1,8 @@
-"""The log of a service: JSON lines for machines, a line of text for people, by structlog.
+"""Configures the log of a service with structlog: JSON lines for machines, or lines of text for people.
 
-Parts log with the standard library's `logging.getLogger("corral.…")` and nothing else, so that they are quiet inside
-somebody else's program; what their records look like is decided here, at the entry points. What nats-py and other
-libraries log goes the same way. Where a message of the bus is at fault its place goes along as
+Parts log only with the standard library's `logging.getLogger("corral.…")`, so that they print nothing when another
+program imports them. The format of their records is set here, at the entry points. Records of nats-py and other
+libraries are formatted in the same way. A record about a message of the bus carries the message's place as
 `extra={"subject": …, "stream": …, "sequence": …}`.
 """
 
@@ -23,7 +23,7 @@ PANEL: Final = "Service"
 
 
 class LogFormat(StrEnum):
-    """How a record is written."""
+    """Format of log records."""
 
     AUTO = "auto"
     """`console` on a terminal, `json` elsewhere."""
@@ -33,7 +33,7 @@ class LogFormat(StrEnum):
 
 
 class LogLevel(StrEnum):
-    """Records below it are left out."""
+    """Minimum level of records to write."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -54,24 +54,24 @@ LogLevelOption = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="As --log-level debug.", rich_help_panel=PANEL)]
 
 BURST: Final = 20
-"""Records of one kind that are written within `WINDOW_SECONDS`; of more only the count is."""
+"""Maximum number of records of one kind within `WINDOW_SECONDS`; further ones are only counted."""
 WINDOW_SECONDS: Final = 60.0
 MOST_CHARACTERS: Final = 4096
-"""Of one record: what strangers sent may be in it."""
+"""Maximum length of a value in a record, since it may contain data from untrusted messages."""
 _MOST_KINDS: Final = 1024
 _FIRST: Final = ("timestamp", "level", "event", "logger", "service", "instance", "host")
 _PLAIN: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
 class RepeatLimit(logging.Filter):
-    """Lets the first records of a kind through and counts the rest, so that a flood of bad messages is no flood of log.
+    """Rate limit: passes the first records of a kind and counts the rest, so that bad messages don't flood the log.
 
-    A kind is a logger with a level and the text before its values are filled in. When a kind's window is over, the next
-    record of any kind brings the count of those that were left out as a record of its own.
+    A kind is a logger, a level and the message text before its values are filled in. When the window of a kind is
+    over, the next record of any kind triggers an additional record with the number of suppressed ones.
 
     Args:
-        burst: of one kind in one window.
-        window_seconds: length of a window, from the first record of a kind on.
+        burst: maximum number of records of one kind in a window.
+        window_seconds: length of a window, which begins with the first record of a kind.
     """
 
     def __init__(self, burst: int = BURST, window_seconds: float = WINDOW_SECONDS) -> None:
@@ -82,7 +82,7 @@ class RepeatLimit(logging.Filter):
         self.handler: logging.Handler | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to write a record. Whoever debugs wants all."""
+        """True if a record is to be written. Records below `INFO` always are."""
         if record.levelno < logging.INFO:
             return True
         now = time.monotonic()
@@ -97,7 +97,7 @@ class RepeatLimit(logging.Filter):
         return kind[1] <= self._burst
 
     def _tell(self, now: float) -> None:
-        """Windows begin in the order of the kinds, so that those that are over come first."""
+        """Report the kinds whose window is over; they come first, since kinds are ordered by the start of windows."""
         while self._kinds:
             key, kind = next(iter(self._kinds.items()))
             if now - kind[0] < self._window:
@@ -118,12 +118,12 @@ class RepeatLimit(logging.Filter):
 
 
 class Identity:
-    """Who logs; a service learns its instance after its log has begun.
+    """Service, instance and host, which are added to each record. The instance may be set after logging has begun.
 
     Attributes:
-        service: such as `planner`.
-        instance: as in its answers about its health.
-        host: name of the machine.
+        service: name of the service, such as `planner`.
+        instance: instance, as in the service's health checks; empty until it is known.
+        host: name of the host.
     """
 
     def __init__(self, service: str, instance: str = "") -> None:
@@ -132,11 +132,11 @@ class Identity:
         self.host = socket.gethostname()
 
     def named(self, instance: str) -> None:
-        """The instance is known now."""
+        """Set the instance."""
         self.instance = instance
 
     def __call__(self, _logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-        """Add them to a record."""
+        """Add service, instance and host to a record, as a structlog processor."""
         event["service"] = self.service
         if self.instance:
             event["instance"] = self.instance
@@ -152,24 +152,24 @@ def configure(
     verbose: bool = False,
     stream: TextIO | None = None,
 ) -> Identity:
-    """Let everything that this process logs be written, to stderr unless told otherwise.
+    """Configure the root logger of this process.
 
     Args:
-        service: such as `planner`.
+        service: name of the service, such as `planner`.
         format: see `LogFormat`.
         level: see `LogLevel`.
-        verbose: `debug`, whatever the level says.
-        stream: where to.
+        verbose: log at level `debug`, whatever `level` is.
+        stream: stream to write to; stderr by default.
 
     Returns:
-        Who logs: call `named` once the instance is known.
+        The identity in the records; call `named` once the instance is known.
     """
     import structlog
 
     out = stream or sys.stderr
     as_json = format is LogFormat.JSON or (format is LogFormat.AUTO and not out.isatty())
     identity = Identity(service)
-    # Before the formatter runs, so that both kinds of output have them.
+    # These run before the renderers, so that both formats have their results.
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -205,14 +205,14 @@ def configure(
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(logging.DEBUG if verbose else level.value.upper())
-    # Its debug lines say what asyncio does, not what Corral does.
+    # The debug records of asyncio don't concern Corral.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.captureWarnings(True)
     return identity
 
 
 def _extras(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    """What a call gave as `extra`: the subject, stream and sequence of a message, say."""
+    """Copy the values of a call's `extra`, such as subject, stream and sequence of a message, to the record."""
     record: logging.LogRecord | None = event.get("_record")
     if record is not None:
         for name, value in record.__dict__.items():
@@ -229,7 +229,7 @@ def _cut(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _printable(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    """No message can write a line of its own, or move the cursor of whoever reads the log on a terminal."""
+    """Escape unprintable characters, so that a value can't forge log lines or send control codes to a terminal."""
     for name, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             event[name] = "".join(each if each.isprintable() else repr(each)[1:-1] for each in value)
@@ -238,5 +238,5 @@ def _printable(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, A
 
 def _to_json(event: dict[str, Any], **_: Any) -> str:
     first = {name: event.pop(name) for name in _FIRST if name in event}
-    # The standard library writes what msgspec refuses, such as half of a surrogate pair from a file name.
+    # The standard library encodes texts that msgspec refuses, such as half of a surrogate pair in a file name.
     return json.dumps(first | event, default=str)

@@ -1,4 +1,4 @@
-"""`corral plan`: answer work requests."""
+"""`corral plan`: runs the planner, which answers work requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`corral process`: write the history and answer SQL."""
+"""`corral process`: runs the processor, which writes the history and answers SQL."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def process(
       corral process --lake "postgres:dbname=corral host=db" --lake-data /shared/corral
       corral process --lake "postgres:dbname=corral host=db" --lake-data s3://bucket/corral
 
-    It may be stopped or killed at any time: it goes on behind the last message that is in the file.
+    It may be stopped or killed at any time: it continues after the last message that is in the file.
     """
     from ...schemas.units import parse_bytes, parse_seconds
 
@@ -164,8 +164,8 @@ def process(
 
 
 class _NoPandas(MetaPathFinder):
-    """Hides pandas: where it is installed, DuckDB imports it at the first statement with a parameter, and pyarrow with
-    the first array, which takes 0.3 s and 50 MiB for nothing."""
+    """Import hook that hides pandas. If pandas is installed, DuckDB imports it at the first statement with a parameter,
+    and pyarrow with the first array, which would cost 0.3 s and 50 MiB without a use."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
         if fullname == "pandas":

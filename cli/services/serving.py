@@ -1,4 +1,4 @@
-"""Running a service until it is told to stop, and ending in order within a time."""
+"""Runs a service until it is stopped, with an orderly shutdown within a timeout."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ STOP_WITHIN: Final = "10s"
 
 
 def stop_seconds(text: str) -> float:
-    """The time of `--stop-within`.
+    """Parse the time of `--stop-within`, in seconds.
 
     Raises:
-        CommandError: it is none.
+        CommandError: it isn't a valid time.
     """
     try:
         seconds = parse_seconds(text)
@@ -52,16 +52,16 @@ def stop_seconds(text: str) -> float:
 def serve(work: Coroutine[Any, Any, None], within_seconds: float, stop: asyncio.Event | None = None) -> None:
     """Run a service until it ends, or until SIGINT or SIGTERM.
 
-    The first signal lets it end in order: exit code 0. What is not in order after `within_seconds` is left as it is,
-    with exit code 1: all that was acknowledged is durable, as with a crash. A second signal ends the process at once.
+    The first signal starts an orderly shutdown, with exit code 0. If it takes longer than `within_seconds`, the process
+    exits with code 1; all that was acknowledged is durable, as after a crash. A second signal ends the process at once.
 
     Args:
         work: the service.
-        within_seconds: see above.
-        stop: set to stop it; without it, the work is cancelled.
+        within_seconds: timeout of the shutdown.
+        stop: event that is set to stop the service; without it, the work is cancelled.
 
     Raises:
-        Exception: whatever ended the work.
+        Exception: the error that ended the work.
     """
     import uvloop
 
@@ -79,9 +79,9 @@ async def _until_stopped(work: Coroutine[Any, Any, None], within_seconds: float,
         log.info("%s: ending in order, within %g s", signal.Signals(number).name, within_seconds)
         for each in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(each)
-            # The system's own way: it ends a process whose event loop hangs, too.
+            # The system's default action ends the process even if its event loop hangs.
             signal.signal(each, signal.SIG_DFL)
-        # A thread, since what does not end in time may be the event loop.
+        # In a thread, since it may be the event loop that hangs.
         timer = threading.Timer(within_seconds, _give_up, [within_seconds])
         timer.daemon = True
         timer.start()

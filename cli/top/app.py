@@ -27,7 +27,7 @@ VIEWS = ("devices", "hosts", "leases", "queue", "processes")
 
 
 class Sure(ModalScreen[bool]):
-    """Asks before something is done: Enter or y does it, Escape or n does not."""
+    """Confirmation dialog: Enter or y confirms, Escape, n or q cancels."""
 
     DEFAULT_CSS = """
     Sure { align: center middle; }
@@ -44,14 +44,14 @@ class Sure(ModalScreen[bool]):
         self._question = question
 
     def compose(self) -> ComposeResult:
-        """The question and its keys."""
+        """Compose the question and its keys."""
         with Vertical():
             yield Static(Text(self._question))
             yield Static(Text("Enter does it, Escape does not", "dim"))
 
 
 class Reason(ModalScreen[str | None]):
-    """Asks for a reason, and so for confirmation: Enter does it, Escape does not."""
+    """Dialog that asks for a reason, which also confirms the action: Enter confirms, Escape cancels."""
 
     DEFAULT_CSS = """
     Reason { align: center middle; }
@@ -66,19 +66,19 @@ class Reason(ModalScreen[str | None]):
         self._question = question
 
     def compose(self) -> ComposeResult:
-        """The question and where to write."""
+        """Compose the question and the input field."""
         with Vertical():
             yield Static(Text(self._question))
             yield Input(placeholder="why? (people will read it) · Enter does it, Escape does not")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """A reason was given."""
+        """Close the dialog with the reason, unless it is empty."""
         if event.value.strip():
             self.dismiss(event.value.strip())
 
 
 class DevicePage(ModalScreen[None]):
-    """One device: its numbers, its past, who is on it."""
+    """Details of one device: its metrics, their history, its leases and processes."""
 
     DEFAULT_CSS = """
     DevicePage { align: center middle; }
@@ -92,12 +92,12 @@ class DevicePage(ModalScreen[None]):
         self._uuid = uuid
 
     def compose(self) -> ComposeResult:
-        """One text, written anew with each look."""
+        """Compose the scrollable text."""
         with VerticalScroll():
             yield Static(id="device")
 
     def on_mount(self) -> None:
-        """Keep it fresh."""
+        """Update the text every 0.5 s."""
         self.set_interval(0.5, self._write)
         self._write()
 
@@ -106,7 +106,7 @@ class DevicePage(ModalScreen[None]):
 
 
 def device_page(board: Board, uuid: str, width: int) -> RenderableType:
-    """All that is known of a device."""
+    """Details of a device for a given width: metrics, state, leases and processes."""
     seen = board.last
     device = next((one for one in seen.devices if one.uuid == uuid), None) if seen else None
     if device is None or seen is None:
@@ -150,13 +150,13 @@ def device_page(board: Board, uuid: str, width: int) -> RenderableType:
 
 
 class TopApp(App[None]):
-    """The fleet, live.
+    """The full-screen application.
 
     Args:
-        board: what is shown.
-        sort: by which column devices are sorted at first.
-        words: the filter at first.
-        interval: seconds between looks.
+        board: data to show.
+        sort: initial sort key of devices, one of `SORTS`.
+        words: initial filter.
+        interval: seconds between refreshes, at least.
     """
 
     TITLE = "corral top"
@@ -204,7 +204,7 @@ class TopApp(App[None]):
         }
 
     def compose(self) -> ComposeResult:
-        """A summary, five views, a filter, the keys."""
+        """Compose the summary, the five views, the filter, the notice and the keys."""
         yield Static(id="summary")
         with TabbedContent(id="views"):
             for name in VIEWS:
@@ -215,7 +215,7 @@ class TopApp(App[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Begin to look."""
+        """Start the refreshes and the subscription to processes."""
         self.run_worker(self._look_on(), name="look")
         self.run_worker(self._board.follow_processes(), name="processes")
         self._write()
@@ -263,7 +263,7 @@ class TopApp(App[None]):
         self._tables[name].focus()
 
     def action_next_view(self) -> None:
-        """Show the view after this one."""
+        """Show the next view."""
         if len(self.screen_stack) == 1:
             self.action_view(VIEWS[(VIEWS.index(self._view) + 1) % len(VIEWS)])
 
@@ -274,12 +274,12 @@ class TopApp(App[None]):
         self._write()
 
     def action_reverse(self) -> None:
-        """Sort the other way round."""
+        """Reverse the sort order."""
         self._reversed = not self._reversed
         self._write()
 
     def action_pause(self) -> None:
-        """Stop looking, or go on."""
+        """Pause the refreshes, or resume them."""
         self._paused = not self._paused
         self._write()
 
@@ -290,26 +290,26 @@ class TopApp(App[None]):
         box.focus()
 
     def action_clear(self) -> None:
-        """Close the filter and show all."""
+        """Clear and close the filter."""
         box = self.query_one("#filter", Input)
         box.value = ""
         box.remove_class("open")
         self._tables[self._view].focus()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter while it is written."""
+        """Apply the filter while it is typed."""
         if event.input.id == "filter":
             self._words = event.value
             self._write()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Keep the filter, and go back to the rows."""
+        """Close the filter, keep it in effect, and return to the rows."""
         if event.input.id == "filter":
             event.input.remove_class("open")
             self._tables[self._view].focus()
 
     def on_rows_chosen(self, event: Rows.Chosen) -> None:
-        """Open a device; of a host or a lease, show the devices."""
+        """Open the details of a device, or of a process's device; for a host or a lease, show its devices."""
         row = event.row
         if isinstance(row, operations.DeviceStatus | ProcessRow):
             uuid = row.uuid if isinstance(row, operations.DeviceStatus) else row.process.device
@@ -319,7 +319,7 @@ class TopApp(App[None]):
             self.action_view("devices")
 
     def action_drain(self) -> None:
-        """Drain what is under the cursor, or let work on it again, after a question."""
+        """Drain the selected device or host, or undrain a drained device, after confirmation."""
         row = self._tables[self._view].current
         if isinstance(row, operations.DeviceStatus):
             what: dict[str, Any] = {"devices": [row.uuid]}
@@ -344,7 +344,7 @@ class TopApp(App[None]):
         self.push_screen(Reason(f"Keep new work off {name}? Leases that are there go on."), drain)
 
     def action_end(self) -> None:
-        """Release a lease or withdraw a request where it is ours, else take the lease back; after a question."""
+        """End the selected lease or request, after confirmation: withdraw or release the user's, evict another's."""
         row = self._tables[self._view].current
         client = self._board.client
         if isinstance(row, operations.QueueEntry):
@@ -384,7 +384,7 @@ class TopApp(App[None]):
         self.push_screen(Reason(f"Take lease {lease_id} back? Its work is told to stop."), evict)
 
     def _ask(self, question: str, doing: Callable[[], Awaitable[Any]], done: str) -> None:
-        """Do something if the answer is yes."""
+        """Ask for confirmation, and carry out an action if it is given."""
 
         def answered(yes: bool | None) -> None:
             if yes:

@@ -1,4 +1,4 @@
-"""`corral top`: the fleet, live; or one look at it, for scripts."""
+"""`corral top`: a live view of the fleet, or a single report for scripts."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def top(
 
 
 def page(seen: Look, most: int | None = None) -> Group:
-    """One look as tables; at most so many devices."""
+    """Tables of one snapshot of the fleet, with at most `most` devices."""
     devices = seen.devices if most is None else seen.devices[:most]
     parts: list[Any] = [summary_line(seen), Text(), render.devices_table(devices)]
     if len(devices) < len(seen.devices):

@@ -1,4 +1,4 @@
-"""Rows of a table that may be thousands: only those on the screen are drawn."""
+"""Table widget for thousands of rows, of which only the visible ones are rendered."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Column(Struct, frozen=True, kw_only=True):
     """A column of a table.
 
     Attributes:
-        title: its head.
-        width: in characters.
-        cell: what stands in it for a row.
-        right: numbers stand at the right.
-        need: columns with the greatest are dropped first where the screen is narrow.
-        grows: it takes what is left.
-        tail: of a cell that is too long the end is shown.
+        title: heading.
+        width: minimum width in characters.
+        cell: returns the text of a row's cell.
+        right: align to the right, as for numbers.
+        need: columns with the highest value are dropped first on a narrow screen.
+        grows: share the remaining width.
+        tail: show the end of a text that is too long, instead of its beginning.
     """
 
     title: str
@@ -50,9 +50,9 @@ class Rows(ScrollView, can_focus=True):
     """A table with a cursor that stays on its row when the order changes.
 
     Args:
-        columns: all there could be.
-        key: what names a row.
-        id: of the widget.
+        columns: all columns; those that don't fit aren't shown.
+        key: returns the unique key of a row.
+        id: id of the widget.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -69,7 +69,7 @@ class Rows(ScrollView, can_focus=True):
     """
 
     class Chosen(Message):
-        """Enter was pressed on a row, or it was clicked twice."""
+        """Message: Enter was pressed on a row, or it was double-clicked."""
 
         def __init__(self, row: Any) -> None:
             super().__init__()
@@ -88,7 +88,7 @@ class Rows(ScrollView, can_focus=True):
         return self._rows[self._at] if self._rows else None
 
     def show(self, rows: Sequence[Any]) -> None:
-        """Show other rows; the cursor stays on its row, if that is still there."""
+        """Replace the rows; the cursor stays on its row, if that still exists."""
         key = self._key(self.current) if self._rows else None
         self._rows = rows
         self._at = min(self._at, max(0, len(rows) - 1))
@@ -102,13 +102,13 @@ class Rows(ScrollView, can_focus=True):
         self.action_move_to(max(0, min(self._at + by, len(self._rows) - 1)))
 
     def action_move_page(self, by: int) -> None:
-        """Move the cursor by a screen."""
+        """Move the cursor by pages."""
         self.action_move(by * max(1, self.size.height - 2))
 
     def action_move_to(self, at: int) -> None:
         """Put the cursor on a row; -1 is the last."""
         self._at = max(0, len(self._rows) - 1 if at < 0 else at)
-        # The head covers the first line, so the row above must be in view, too.
+        # The heading covers the first line, so the row above must be scrolled into view too.
         self.scroll_to_region(Region(0, self._at, 1, 2), animate=False, force=True)
         self.refresh()
 
@@ -118,7 +118,7 @@ class Rows(ScrollView, can_focus=True):
             self.post_message(self.Chosen(self.current))
 
     def on_click(self, event: Any) -> None:
-        """Put the cursor where it was clicked; a second click opens the row."""
+        """Move the cursor to the clicked row; a double click opens the row."""
         at = self.scroll_offset.y + event.y - 1
         if event.y >= 1 and 0 <= at < len(self._rows):
             if at == self._at and event.chain > 1:
@@ -127,7 +127,7 @@ class Rows(ScrollView, can_focus=True):
             self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """One line of the screen."""
+        """Render one line of the screen: the heading, or a row."""
         width = self.scrollable_content_region.width
         shown = fitting(self._columns, width)
         if y == 0:
@@ -144,7 +144,7 @@ class Rows(ScrollView, can_focus=True):
 
 
 def fitting(columns: Sequence[Column], width: int) -> list[tuple[Column, int]]:
-    """The columns that a width has room for, with their widths."""
+    """Columns that fit into a width, with the width of each; columns with `grows` share the remaining width."""
     kept = list(columns)
     while len(kept) > 1 and sum(column.width + 1 for column in kept) > width:
         kept.remove(max(kept, key=lambda column: column.need))
@@ -170,7 +170,7 @@ def _strip(cells: Sequence[tuple[Column, int, Text]], width: int, style: Style, 
 
 
 def device_columns(board: Board) -> list[Column]:
-    """Of devices, for whoever has 80 characters or more."""
+    """Columns of the device table; it is meant for 80 characters or more."""
 
     def memory(device: operations.DeviceStatus) -> str:
         used = device.memory_used_bytes
@@ -209,7 +209,7 @@ def device_columns(board: Board) -> list[Column]:
 
 
 def host_columns() -> list[Column]:
-    """Of hosts."""
+    """Columns of the host table."""
 
     def memory(row: HostRow) -> str:
         return f"{row.memory_used_bytes / 2**30:.0f}/{row.memory_total_bytes / 2**30:.0f}"
@@ -229,7 +229,7 @@ def host_columns() -> list[Column]:
 
 
 def lease_columns() -> list[Column]:
-    """Of leases."""
+    """Columns of the lease table."""
 
     def where(lease: requests.Lease) -> str:
         hosts: dict[str, list[str]] = {}
@@ -251,7 +251,7 @@ def lease_columns() -> list[Column]:
 
 
 def process_columns() -> list[Column]:
-    """Of processes."""
+    """Columns of the process table."""
 
     def memory(row: ProcessRow) -> str:
         used = row.process.memory_used_bytes
@@ -272,7 +272,7 @@ def process_columns() -> list[Column]:
 
 
 def queue_columns() -> list[Column]:
-    """Of requests that wait."""
+    """Columns of the queue table."""
     return [
         Column(title="#", width=3, cell=lambda e: str(e.position), right=True),
         Column(title="OWNER", width=10, cell=lambda e: e.owner),

@@ -1,4 +1,4 @@
-"""What `corral top` shows: one look at the fleet, what it was like before, and rows by which it can be sorted."""
+"""Data for `corral top`: snapshots of the fleet, the history of each device, and rows and sort keys of its tables."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ...schemas.telemetry import AttributionKind, ProcessBatch, ProcessSample
 from ...schemas.units import format_bytes
 
 HISTORY: Final = 120
-"""Looks that a sparkline remembers."""
+"""Number of snapshots in the history of a sparkline."""
 LOOKS_SHARE: Final = 4
-"""Between two looks passes so many times what a look takes."""
+"""Minimum pause between two snapshots, as a multiple of the time that a snapshot takes."""
 ROWS_SECONDS: Final = 2.0
-"""Processes are listed anew no sooner: collectors send them every ten seconds."""
+"""Minimum time between updates of the process list; collectors publish processes every ten seconds."""
 SPARKS: Final = "▁▂▃▄▅▆▇█"
 
 
 class Look(Struct, kw_only=True):
-    """The fleet at one moment, as the planner sees it."""
+    """Snapshot of the fleet, as the planner sees it."""
 
     time: datetime
     fleet: operations.FleetSummary
@@ -44,11 +44,11 @@ class ProcessRow(Struct, kw_only=True):
     """A process on a device.
 
     Attributes:
-        host: of the device.
-        index: of the device on it; -1 if it is not in the fleet (any more).
-        process: as its collector published it.
-        owner: of its lease; empty if that is not active.
-        concern: what is wrong with its being there, in words; empty if nothing.
+        host: host of the device.
+        index: index of the device on its host; -1 if it isn't in the fleet (any more).
+        process: the process as its collector published it.
+        owner: owner of the process's lease; empty if the lease isn't active.
+        concern: lease violation by the process, in words; empty if none.
     """
 
     host: str
@@ -59,7 +59,7 @@ class ProcessRow(Struct, kw_only=True):
 
     @property
     def key(self) -> str:
-        """Names the row."""
+        """Unique key of the row."""
         return f"{self.process.device}/{self.process.pid}"
 
 
@@ -75,11 +75,11 @@ _RECALLED: Final = {
     "container": "container",
     "lease_id": "lease",
 }
-"""Columns of the view `processes_now`, and what they are in a `ProcessSample`."""
+"""Columns of the view `processes_now`, with the corresponding fields of a `ProcessSample`."""
 
 
 async def look(client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> Look:
-    """Ask for all of it at once."""
+    """Take a snapshot: ask the planner for fleet, devices, leases and queue concurrently."""
     fleet, devices, leases, queue = await asyncio.gather(
         client.fleet(hosts=hosts, models=models),
         client.devices(hosts=hosts, models=models),
@@ -90,14 +90,15 @@ async def look(client: Client, hosts: Sequence[str] = (), models: Sequence[str] 
 
 
 class Board:
-    """The last look, and the past of each device.
+    """The last snapshot, and the history of each device.
 
     Attributes:
-        last: None before the first.
-        error: why the last attempt failed; empty if it did not.
-        past: of each device, utilization in percent, oldest first; None where it is not known.
-        processes: of each host, as its collector published them last.
-        took_seconds: how long the last look took.
+        last: the last snapshot; None before the first.
+        error: error of the last attempt; empty if it succeeded.
+        past: utilization of each device in percent, oldest first; None where it is unknown.
+        mean_past: mean utilization of the fleet in percent, oldest first; None where it is unknown.
+        processes: processes by host, as the host's collector published them last.
+        took_seconds: duration of the last snapshot.
     """
 
     def __init__(self, client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> None:
@@ -114,7 +115,7 @@ class Board:
         self._rows_at = -ROWS_SECONDS
 
     async def refresh(self) -> None:
-        """Look again; a failure is kept as a text, and the last look with it."""
+        """Take a new snapshot. If that fails, keep the last one and set `error`."""
         started = time.monotonic()
         try:
             seen = await look(self.client, self._hosts, self._models)
@@ -131,13 +132,13 @@ class Board:
         self.mean_past.append(seen.fleet.utilization_percent_mean)
 
     def pause(self, interval: float) -> float:
-        """Seconds until the next look: at a huge fleet it takes the planner's time, which is for requests."""
+        """Seconds until the next snapshot: longer for a large fleet, to leave the planner time for requests."""
         return max(interval, LOOKS_SHARE * self.took_seconds)
 
     async def follow_processes(self) -> None:
-        """Keep the processes of every host, until cancelled."""
+        """Keep the processes of every host up to date, until cancelled."""
         subscription = await self.client.nc.subscribe(subjects.processes_subject("*"), pending_msgs_limit=1024)
-        with contextlib.suppress(CorralError):  # without a history they come with the next list of each host
+        with contextlib.suppress(CorralError):  # without a history, each host's next message has them
             await self._recall_processes()
         async for message in subscription.messages:
             with contextlib.suppress(codec.DecodeError):
@@ -145,7 +146,10 @@ class Board:
                 self.processes[batch.host] = batch.processes
 
     async def _recall_processes(self) -> None:
-        """What each host said last, for those from which nothing has come yet: they send it every ten seconds."""
+        """Load the last processes of each host from the history, for hosts that have published none since the start.
+
+        Hosts publish them every ten seconds.
+        """
         columns = ", ".join(f'"{name}"' for name in _RECALLED)
         found = await self.client.query(f"SELECT {columns} FROM processes_now", limit=100_000)
         by_host: dict[str, list[ProcessSample]] = {}
@@ -157,14 +161,14 @@ class Board:
             self.processes.setdefault(host, processes)
 
     def processes_on(self, device: operations.DeviceStatus) -> list[ProcessRow]:
-        """The processes on a device, the largest first."""
+        """Processes on a device, those with the most memory first."""
         leases = self.last.leases if self.last is not None else []
         rows = process_rows(device.host, self.processes.get(device.host, ()), leases, {device.uuid: device.index})
         found = [row for row in rows if row.process.device == device.uuid]
         return sorted(found, key=lambda row: -(row.process.memory_used_bytes or 0))
 
     def process_rows(self) -> list[ProcessRow]:
-        """The processes on all devices that were looked at: what is wrong first, then by host and device."""
+        """Processes on all devices in the snapshot: lease violations first, then by host and device."""
         now = time.monotonic()
         if self.last is not None and now - self._rows_at >= ROWS_SECONDS:
             self._rows_at = now
@@ -186,13 +190,13 @@ class Board:
 def process_rows(
     host: str, processes: Sequence[ProcessSample], leases: Sequence[requests.Lease], indices: dict[str, int]
 ) -> list[ProcessRow]:
-    """A host's processes, each with what is wrong with it.
+    """Rows for a host's processes, each with its lease violation, if any.
 
     Args:
         host: the host's name.
-        processes: on its devices.
-        leases: active ones; others do no harm.
-        indices: of devices, by uuid.
+        processes: processes on its devices.
+        leases: active leases of the host; those of other hosts have no effect.
+        indices: index of each device, by UUID.
     """
     active = {lease.lease_id: lease for lease in leases}
     _, violations = attribute(processes, leases)
@@ -214,7 +218,7 @@ def process_rows(
 
 
 def sparkline(values: Sequence[float | None], width: int, most: float = 100.0) -> str:
-    """The last values as bars, one a character, the newest at the right."""
+    """Sparkline of the last `width` values, one character each, the newest at the right; `most` is the full height."""
     recent = list(values)[-width:]
     bars = "".join(
         " " if value is None else SPARKS[min(len(SPARKS) - 1, int(max(value, 0) / most * len(SPARKS)))]
@@ -240,19 +244,19 @@ SORTS: Final[dict[str, tuple[Key, bool]]] = {
     "state": (lambda device: (device.usable, not device.leases), False),
     "model": (lambda device: device.model, False),
 }
-"""By which devices can be sorted, and whether the greatest comes first."""
+"""Sort keys for devices, and whether the greatest comes first."""
 
 
 def picked(
     devices: Sequence[operations.DeviceStatus], sort: str, reverse: bool, text: str
 ) -> list[operations.DeviceStatus]:
-    """Devices that a filter lets through, sorted; those that are equal by host and index.
+    """Filter and sort devices. Devices with equal keys are sorted by host and index.
 
     Args:
-        devices: as they came.
-        sort: one of `SORTS`.
-        reverse: the other way round.
-        text: words that must all be found in host, model, uuid, lease, or state (`free`, `leased`, `drained`, …);
+        devices: devices to filter.
+        sort: sort key, one of `SORTS`.
+        reverse: reverse the order.
+        text: words, each of which must occur in host, model, UUID, lease or state (`free`, `leased`, `drained`, …);
             a word with `*` or `?` is a glob over each of them.
     """
     key, greatest_first = SORTS[sort]
@@ -273,7 +277,7 @@ def _says(device: operations.DeviceStatus, word: str) -> bool:
 
 
 class HostRow(Struct, kw_only=True):
-    """The devices of one host together."""
+    """Aggregates over the devices of one host."""
 
     host: str
     devices: int
@@ -288,7 +292,7 @@ class HostRow(Struct, kw_only=True):
 
 
 def by_host(devices: Sequence[operations.DeviceStatus]) -> list[HostRow]:
-    """One row a host, by name."""
+    """Aggregate devices to one row per host, sorted by name."""
     groups: dict[str, list[operations.DeviceStatus]] = {}
     for device in devices:
         groups.setdefault(device.host, []).append(device)
@@ -315,7 +319,7 @@ def by_host(devices: Sequence[operations.DeviceStatus]) -> list[HostRow]:
 
 
 def summary_line(seen: Look, past: Any = ()) -> Text:
-    """The fleet in one line."""
+    """Summary of the fleet in one line."""
     fleet = seen.fleet
     line = Text()
     line.append(f"{fleet.devices} GPUs", "bold").append(f" on {fleet.hosts} hosts")

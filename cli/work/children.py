@@ -1,8 +1,8 @@
-"""The command of `corral run` as it is seen from there: started under a reaper, told signals, ended whole.
+"""The command of `corral run`, on the side of `corral run`: starts it under a reaper, forwards signals, and ends it.
 
-Messages are JSON lines. To the reaper (`reaper.py`): first what to start, then `{"signal": NUMBER}` to hand on and
-`{"end": GRACE_SECONDS}`. From it: `started` or `failed`, `stopped`, `exited` with the exit code, `ending` and `left`
-with the processes that it ends and that it can't end, and `done`.
+Messages are JSON lines. To the reaper (`reaper.py`): first what to start, then `{"signal": NUMBER}` to forward and
+`{"end": GRACE_SECONDS}`. From the reaper: `started`, `failed` or `late`; `stopped`; `exited` with the exit code;
+`ending` and `left` with the processes that it ends and that it can't end; and `done`.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ KILLED: Final = -int(signal.SIGKILL)
 
 
 class NotStarted(exits.CommandError):
-    """The command can't be run; the exit code is the one that a shell would give."""
+    """The command can't be run; the exit code is the same as a shell's."""
 
 
 class TooLate(subprocess.SubprocessError):
-    """The command was not started, since the time in which it might start was over at the very moment before."""
+    """The command was not started, because the time by which it had to start had passed."""
 
 
 class Child:
     """A command, and the reaper that it runs under.
 
     Args:
-        say: takes a line for people.
-        stopped: told when the command has stopped, with its process id.
+        say: called with messages for the user.
+        stopped: called with the command's process id when the command was stopped by a signal.
 
     Attributes:
-        exited: its exit code, negative for a signal. What it has started may be there still.
+        exited: future of the command's exit code, negative for a signal. Its descendants may still be running.
     """
 
     def __init__(self, *, say: Callable[[str], None], stopped: Callable[[int], None]) -> None:
@@ -71,22 +71,22 @@ class Child:
         start_by: float | None = None,
         settle_seconds: float = SETTLE_SECONDS,
     ) -> None:
-        """Start it.
+        """Start the command.
 
         Args:
             words: the command and its arguments.
-            environment: its whole environment.
-            lease_id: that it works under; empty where it works under none on this host.
-            grace_seconds: between SIGTERM and SIGKILL of what it leaves behind.
+            environment: its complete environment.
+            lease_id: id of the lease that it works under; empty if it works under none on this host.
+            grace_seconds: seconds between SIGTERM and SIGKILL for processes that it leaves behind.
             ttl_seconds: the lease's time to live.
-            own_group: give it a process group of its own.
+            own_group: start it in a new process group.
             ignored: signals that it ignores from the start.
-            start_by: it is not started after that time, in seconds of the clock that counts sleep (`CLOCK_BOOTTIME`).
-            settle_seconds: what ends by itself so soon after it (the rest of a pipe) is left alone.
+            start_by: time after which it isn't started, in seconds of `CLOCK_BOOTTIME`, which counts suspended time.
+            settle_seconds: time after its end in which its descendants (the rest of a pipe) may end by themselves.
 
         Raises:
             NotStarted: there is no such command, or it can't be executed.
-            TooLate: it was later than `start_by`.
+            TooLate: `start_by` had passed.
         """
         self._lease_id, self._environment = lease_id, environment
         self._asked = {
@@ -98,7 +98,7 @@ class Child:
             "start_by": start_by,
             "ignored": [int(number) for number in ignored],
         }
-        # What the reaper can't keep together, if it is killed, comes here.
+        # If the reaper is killed, its descendants become children of this process.
         reaper.become_subreaper()
         await self._start_reaper()
         message = await self._next()
@@ -112,13 +112,13 @@ class Child:
             raise _not_started(words[0], message)
 
     async def wait(self) -> int:
-        """Wait until it and all that it has started has ended. Returns its exit code, negative for a signal."""
+        """Wait until the command and all its descendants have ended. Returns its exit code, negative for a signal."""
         done = False
         while (message := await self._next()) is not None:
             done = done or "done" in message
             self._hear(message)
         if not done and self._asked["command"] and not self._left:
-            # Somebody has killed the reaper: what it kept has come here.
+            # The reaper was killed, so its descendants are children of this process now: a new reaper ends them.
             self._asked = {**self._asked, "command": []}
             await self._start_reaper()
             await self.wait()
@@ -127,22 +127,22 @@ class Child:
         return self.exited.result()
 
     def signal(self, number: int) -> None:
-        """Hand a signal on, to its process group where that is its own."""
+        """Forward a signal to the command, or to its process group if it was started in a new one."""
         self._say({"signal": int(number)})
 
     def end(self, grace_seconds: float) -> None:
-        """SIGTERM to the command; after the grace time SIGKILL to it and all that it has started."""
+        """Send SIGTERM to the command, and after the grace time SIGKILL to it and all its descendants."""
         self._say({"end": grace_seconds})
 
     def leave(self) -> None:
-        """Hurry after the end of the command: SIGKILL to what it has left; the second time don't wait for that."""
+        """After the end of the command, send SIGKILL to its descendants; a second call also stops waiting for them."""
         if self._hurried:
             self.give_up()
         self._hurried = True
         self.end(0.0)
 
     def give_up(self) -> None:
-        """Wait no longer. The reaper goes on for a while by itself."""
+        """Stop waiting. The reaper continues for a while without this process."""
         self._left = True
         if self._writer is not None:
             self._writer.close()
@@ -161,7 +161,7 @@ class Child:
         ours, theirs = socket.socketpair()
         theirs.set_inheritable(True)
         words = [sys.executable, "-I", "-S", str(_REAPER), self._lease_id, str(theirs.fileno()), str(os.getpid())]
-        # Until it can take them, signals to its group wait; so do ours for this moment.
+        # The reaper starts with all signals blocked, until it can handle them; so this process blocks them briefly too.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._process = _started(words, self._environment)
@@ -172,7 +172,7 @@ class Child:
         self._say(self._asked)
 
     async def _next(self) -> dict[str, Any] | None:
-        """The next message; None at the end of the reaper."""
+        """The next message; None once the reaper has ended."""
         assert self._reader is not None
         assert self._writer is not None
         assert self._process is not None
@@ -193,7 +193,8 @@ class Child:
 
 
 def _started(words: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    # What this process was given, as `<(…)` of a shell, is for the command; its own files close by themselves.
+    # File descriptors that this process inherited, such as a shell's `<(…)`, are for the command. The files that Python
+    # has opened aren't inheritable.
     return subprocess.Popen(words, env=environment, close_fds=False)
 
 

@@ -1,4 +1,4 @@
-"""Asking for GPUs and giving them back: `request`, `renew`, `release`, `leases`, `explain`, `queue`, `withdraw`."""
+"""Commands for requests and leases: `request`, `renew`, `release`, `leases`, `explain`, `queue`, `withdraw`."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def request(
 
 
 def print_assignment(lease: requests.Lease, owner: str | None = None) -> None:
-    """An assignment for people: the lease, its devices, and what to do next, in the name of an owner that was given."""
+    """Print an assignment: the lease, its devices, and commands to renew and release it (with `owner`, if given)."""
     out = console()
     out.print(
         f"[bold green]Granted[/] lease [bold]{escape(lease.lease_id)}[/] to {escape(lease.owner)}, "
@@ -134,7 +134,7 @@ def explain(
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
-    """What would become of a request, device by device, without granting it (exit code 4 where it would be rejected).
+    """Predict the outcome of a request, device by device, without granting it (exit code 4 if it would be rejected).
 
     Examples:
       corral explain --gpus 2 --memory 60GiB
@@ -333,7 +333,7 @@ def withdraw(
 ) -> None:
     """Take requests back that wait (exit code 5 where one does not wait or is not yours).
 
-    Whoever waits for the answer is told. One that was granted in the same moment keeps its lease: you are told which.
+    The waiting command gets the answer. A request that was granted in the same moment keeps its lease: you see which.
 
     Examples:
       corral withdraw 5f0c…
@@ -368,7 +368,7 @@ def withdraw(
 
 
 def _waiting_one(entries: list[operations.QueueEntry], text: str, owner: str) -> operations.QueueEntry:
-    """The owner's request in the queue that a text names, by its id or by how that begins."""
+    """Find the owner's request in the queue by its id, or by the beginning of its id."""
     all_named = [entry for entry in entries if entry.request_id == text]
     all_named = all_named or [entry for entry in entries if entry.request_id.startswith(text)]
     found = [entry for entry in all_named if entry.owner == owner]

@@ -1,4 +1,4 @@
-"""A lease's environment as shell commands for `eval`, and what makes `eval` fail where there is no lease."""
+"""Shell commands for `eval` that set a lease's environment, or that make `eval` fail if there is no lease."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from .. import exits
 from ..variables import PREFIX
 
 _VARIABLE = f"{PREFIX}REQUEST_EXPORT"
-"""That of `--export`, as every option has one."""
+"""Environment variable of the option `--export`."""
 
 
 def exported(lease: Lease) -> str:
-    """Commands that set the environment of a lease on this host."""
+    """Shell commands that set the environment of a lease on this host."""
     return _exports(environment_for(lease))
 
 
 def failed(code: int) -> str:
-    """Commands for a script that got no lease: it sees no GPU, and `eval` ends with the exit code.
+    """Shell commands for a script that got no lease: no GPU is visible, and `eval` returns the exit code.
 
-    Without them a script would go on, with every GPU of the host visible.
+    Without them a script would continue with every GPU of the host visible.
     """
     return f"{_exports(NONE_VISIBLE)}unset {LEASE_VARIABLE}\n(exit {code})\n"
 
 
 def wanted(arguments: Sequence[str] | None) -> bool:
-    """Whether a command line wants an environment, as far as that can be told of one that may be wrong."""
+    """True if a command line asks for `--export` output. The command line may be invalid, so this is a guess."""
     words = set(sys.argv[1:] if arguments is None else arguments)
     configured = os.environ.get(_VARIABLE, "").lower() in ("1", "true", "yes", "on", "t", "y")
     if "request" not in words or words & {"--help", "-h"}:
@@ -41,10 +41,13 @@ def wanted(arguments: Sequence[str] | None) -> bool:
 
 
 def chosen(context: typer.Context, *, export: bool, json: bool) -> tuple[bool, bool]:
-    """The one form in which to print: what is said on the command line goes before what is configured.
+    """Choose one output format: `--export` or `--json` on the command line takes precedence over configured ones.
+
+    Returns:
+        The values of `export` and `json` to use.
 
     Raises:
-        CommandError: two are wanted.
+        CommandError: both are on the command line, or both are configured.
     """
     if not (export and json):
         return export, json

@@ -1,4 +1,4 @@
-"""A lease around a command: it starts only while the lease certainly holds, and outages are told."""
+"""Starts a command only while its lease is certainly active, and reports outages to the user."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _LOOK_SECONDS: Final = 1.0
 
 
 async def start_in_time(held: HeldLease, start: Callable[[float], Awaitable[None]]) -> None:
-    """Start a command while its lease certainly holds, in as many tries as that takes.
+    """Start a command while its lease is certainly active, with up to ten attempts.
 
-    This process may sleep (SIGSTOP, a machine that is suspended) between the planner's word and that moment. The new
-    process looks at a clock that counts sleep, and does not become the command where it is too late.
+    This process may be suspended (by SIGSTOP, or with its machine) between the planner's answer and the start. So the
+    new process checks a clock that counts suspended time, and doesn't execute the command if it is too late.
 
     Args:
         held: the lease.
-        start: starts the command by a time (see `bus/elapsed.py`), or raises `TooLate`.
+        start: starts the command by a given time (see `bus/elapsed.py`), or raises `TooLate`.
 
     Raises:
         LeaseLost: the lease has ended.
-        CorralError: the planner can't be asked, where that is needed.
+        CorralError: the lease had to be confirmed, and the planner could not be asked.
         NotStarted: the command can't be started.
     """
     for _ in range(_TRIES):
@@ -41,7 +41,7 @@ async def start_in_time(held: HeldLease, start: Callable[[float], Awaitable[None
 
 @contextlib.contextmanager
 def telling_outages(held: HeldLease, quiet: bool) -> Generator[None]:
-    """Say so where the lease can't be renewed in its time, and when it is renewed again."""
+    """For the length of a block, print a message when the lease isn't renewed in time, and when it is renewed again."""
     telling = asyncio.ensure_future(_tell(held, quiet))
     try:
         yield

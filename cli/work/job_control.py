@@ -1,8 +1,8 @@
-"""Signals and the terminal of a command that holds a lease: handled once, from before the request to after the release.
+"""Handles signals and the terminal for a command that holds a lease, from before the request to after the release.
 
-A signal that comes while a lease is asked for ends the asking. One that comes later goes to the command, or, before
-there is one, keeps it from being started. While the lease is given back there is nothing left to end, and that takes
-seconds at most. What this process was started to ignore (as `nohup` does SIGHUP) it ignores, and so does the command.
+A signal during the request withdraws it. A later signal is forwarded to the command; if it comes before the command
+is started, the command isn't started. While the lease is released, which takes seconds at most, signals have no
+effect. Signals that this process was started to ignore (as `nohup` does with SIGHUP) stay ignored, by the command too.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from ..options import cancel_surely
 T = TypeVar("T")
 
 HARMLESS: Final = frozenset({signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP})
-"""They end no process, whether it handles them or not."""
+"""Signals that don't end a process, even by default."""
 _STALE_SECONDS: Final = 0.05
-"""A command that was stopped together with this process is told of when both go on again."""
+"""Delay before this process stops with its command. If both were stopped together, the news comes late, when both have
+resumed, and must be ignored."""
 _NOT_OURS: Final = frozenset(
     {
-        # Nobody can catch these; those mean this process itself, not the command.
+        # The first two can't be caught; the others, and the next line, concern this process, not the command.
         *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ),
         *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS),
-        # Timers, and files that are ready: set up by whoever gets them.
+        # Timers and file notifications, which a process sets up for itself.
         *(signal.SIGPROF, signal.SIGVTALRM, signal.SIGURG, signal.SIGIO),
         # A terminal stops this process together with the command.
         *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
@@ -40,10 +41,10 @@ _NOT_OURS: Final = frozenset(
 
 
 class Interrupted(Exception):
-    """A signal has ended the work before there was a command to give it to.
+    """A signal arrived before the command was started, and ended the work.
 
     Attributes:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -52,15 +53,15 @@ class Interrupted(Exception):
 
     @property
     def code(self) -> int:
-        """The exit code, as of a process that the signal has ended."""
+        """Exit code of a process that was ended by the signal: 128 plus its number."""
         return 128 + self.number
 
 
 class Signals:
-    """The signals to this process while it holds a lease, or asks for one. Enter it within a running loop.
+    """Handlers for the signals to this process while it requests or holds a lease. Enter it within a running loop.
 
     Args:
-        stoppable: no terminal stops the command together with this process: SIGTSTP to this process is handed on.
+        stoppable: forward SIGTSTP to the command, since no terminal stops it together with this process.
 
     Attributes:
         ignored: signals that this process was started to ignore.
@@ -70,7 +71,7 @@ class Signals:
         self.ignored = [
             number
             for number in sorted(signal.valid_signals())
-            # Python itself ignores two, whatever was so before.
+            # Python itself ignores these two, whatever their setting was before.
             if number not in (signal.SIGPIPE, signal.SIGXFSZ) and signal.getsignal(number) is signal.SIG_IGN
         ]
         self._loop = asyncio.get_running_loop()
@@ -81,10 +82,10 @@ class Signals:
 
     def __enter__(self) -> Self:
         if signal.SIGCHLD in self.ignored:
-            # Else nobody would learn how the command has ended.
+            # Otherwise the exit status of the command would be lost.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in self._numbers:
-            # Some systems keep numbers to themselves.
+            # Some systems reserve signal numbers.
             with contextlib.suppress(OSError, RuntimeError, ValueError):
                 self._loop.add_signal_handler(number, functools.partial(self._hear, number))
         return self
@@ -97,10 +98,13 @@ class Signals:
                 self._loop.remove_signal_handler(number)
 
     async def unless_interrupted(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of work that a signal ends.
+        """Await work, and cancel it if a signal arrives.
+
+        Returns:
+            The result of the work.
 
         Raises:
-            Interrupted: one did.
+            Interrupted: a signal arrived.
         """
         task = asyncio.create_task(work)
         with self.to(lambda number: None if number in HARMLESS else self._interrupt(task, number)):
@@ -111,14 +115,14 @@ class Signals:
                 raise
 
     def check(self) -> None:
-        """Raise `Interrupted` if a signal waits for a command that is not there yet."""
+        """Raise `Interrupted` if a signal has arrived that no receiver has got yet."""
         for number in self._pending:
             if number not in HARMLESS:
                 raise Interrupted(number)
 
     @contextlib.contextmanager
     def to(self, receiver: Callable[[int], None]) -> Generator[None]:
-        """Give signals to a receiver for the length of a block, those first that nobody got yet."""
+        """Pass signals to a receiver for the length of a block, beginning with those that are pending."""
         self._receiver = receiver
         pending, self._pending = self._pending, []
         for number in pending:
@@ -142,17 +146,17 @@ class Signals:
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def _interrupt(self, task: asyncio.Task[Any], number: int) -> None:
-        # The first ends it. Taking a request back is a matter of a moment, and the next would interrupt that.
+        # Only the first signal cancels the task: another one would interrupt the withdrawal of the request.
         if not any(known not in HARMLESS for known in self._pending):
             cancel_surely(task)
         self._pending.append(number)
 
 
 class Terminal:
-    """The terminal that controls this process, whatever its input is connected to; there may be none.
+    """The controlling terminal of this process, if any, whatever its input is connected to.
 
-    A command shares this process's group there, so that it may read from the terminal, and that Ctrl-C and Ctrl-Z
-    reach both at once, with whoever else is in the same pipe.
+    The command shares the process group of this process, so that it may read from the terminal, and so that Ctrl-C and
+    Ctrl-Z reach both at once, together with the other processes of a pipe.
     """
 
     def __init__(self) -> None:
@@ -167,26 +171,31 @@ class Terminal:
 
     @property
     def is_there(self) -> bool:
-        """Whether a terminal controls this process."""
+        """True if this process has a controlling terminal."""
         return self._file >= 0
 
     @property
     def in_foreground(self) -> bool:
-        """Whether the terminal is this process group's now."""
+        """True if this process group is the terminal's foreground process group."""
         with contextlib.suppress(OSError):
             return self.is_there and os.tcgetpgrp(self._file) == os.getpgrp()
         return False
 
     def stop_with(self, pid: int) -> None:
-        """Stop with a command that has stopped by itself (an editor's Ctrl-Z, `suspend` in a shell), so that the shell
-        around both has the terminal again."""
+        """Stop this process when its command has stopped itself (an editor's Ctrl-Z, `suspend` in a shell).
+
+        The shell that started both then gets the terminal back.
+
+        Args:
+            pid: process id of the command.
+        """
         if self.is_there:
             loop = asyncio.get_running_loop()
             loop.call_later(_STALE_SECONDS, self._stop_with, pid, loop.time() + 2 * _STALE_SECONDS)
 
     def _stop_with(self, pid: int, latest: float) -> None:
         if asyncio.get_running_loop().time() > latest:
-            # This process was stopped itself meanwhile: the command may only just be going on, too.
+            # This process was itself stopped in the meantime, so the command may be resuming just now: check again.
             self.stop_with(pid)
             return
         found = processes.process(pid)
@@ -194,14 +203,14 @@ class Terminal:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     def take_back(self, *, settings: bool) -> None:
-        """Take the terminal back from a command that has ended without giving it back, as a shell does.
+        """Make this process group the terminal's foreground group again after the command has ended, as a shell does.
 
         Args:
-            settings: put back how it was set, too, as after a command that a signal has ended.
+            settings: restore the terminal's settings too, as is needed after a command that a signal has ended.
         """
         if self._settings is None:
             return
-        # Whoever sets a terminal from the background is stopped by this, unless it is blocked.
+        # A background process that changes the terminal is stopped by SIGTTOU, unless that is blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
         try:
             with contextlib.suppress(OSError, termios.error):
@@ -214,7 +223,7 @@ class Terminal:
 
 
 def _is_empty(group: int) -> bool:
-    """Whether a process group has no process. Another job of a shell, which has the terminal now, has some."""
+    """True if a process group has no processes. Another job of the shell that has the terminal would have some."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:

@@ -1,10 +1,10 @@
-"""The process between `corral run` and its command: it ends whatever the command leaves behind, whoever dies first.
+"""The reaper: a process between `corral run` and its command that ends all processes which the command leaves behind.
 
-It starts the command, takes over its orphans (prctl(2), PR_SET_CHILD_SUBREAPER), so that none of them leaves the tree,
-and lives until the last one has ended. When `corral run` is gone, however it went, the command and all that it has
-started is ended. It speaks JSON lines with `corral run` over a socket; `cli/work/children.py` is the other side.
+It starts the command, adopts its orphans (prctl(2), PR_SET_CHILD_SUBREAPER), so that none of them leaves the process
+tree, and runs until the last one has ended. If `corral run` ends, for any reason, the reaper ends the command and all
+its descendants. It exchanges JSON lines with `corral run` over a socket; `cli/work/children.py` is the other side.
 
-Started by its path with nothing but the standard library, so that it is there within milliseconds and stays small.
+It is started by its path and uses only the standard library, so that it starts within milliseconds and stays small.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ else:
     _SPEC.loader.exec_module(processes)
 
 LOOK_SECONDS: Final = 1.0
-"""It looks so often whether `corral run` is stopped, and for what names the lease without descending from here."""
+"""Interval of checks whether `corral run` is stopped, and for processes that name the lease but aren't descendants."""
 SCAN_SECONDS: Final = 0.05
 UNKILLABLE_SECONDS: Final = 3.0
-"""What is there so long after SIGKILL is told: it is another user's, or stuck in the kernel."""
+"""Time after SIGKILL when remaining processes are reported: they are another user's, or stuck in the kernel."""
 GIVE_UP_SECONDS: Final = 60.0
-"""It waits no longer for what can't be killed where nobody is there any more to be told."""
+"""Maximum wait for processes that can't be killed once `corral run` has ended."""
 AT_ONCE_SECONDS: Final = 1.0
-"""A signal that reached this group so shortly before has reached the command, too."""
+"""A signal that this process got within this time was sent to the process group, and has reached the command too."""
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""As `bus/elapsed.py`: it counts a machine's sleep."""
+"""Clock that includes the time in which the machine is suspended, as in `bus/elapsed.py`."""
 _UNCATCHABLE: Final = (signal.SIGKILL, signal.SIGSTOP)
 _FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP)
 
 
 def become_subreaper() -> None:
-    """Orphans among the descendants of this process become its children (Linux; elsewhere nothing happens)."""
+    """Make this process adopt orphans among its descendants. Works on Linux only; elsewhere it does nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -63,14 +63,14 @@ def _named_for_lists_of_processes() -> None:
 
 
 class Reaper:
-    """A command and all that it has started.
+    """Supervises a command and all its descendants.
 
     Args:
-        control: to `corral run`.
-        lease_id: that the command works under; empty where it works under none here.
+        control: socket to `corral run`.
+        lease_id: id of the lease that the command works under; empty if it works under none on this host.
         owner: process id of `corral run`.
-        asked: its first message; see `cli/work/children.py`.
-        rest: what came behind that.
+        asked: first message of `corral run`; see `cli/work/children.py`.
+        rest: bytes that were received after it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Reaper:
         self._settle: float = asked["settle_seconds"]
         self._own_group: bool = asked["own_group"]
         self._start_by: float = asked["start_by"] or math.inf
-        # Orphans are adopted by whoever they are started under: here, or `corral run` where a reaper was killed.
+        # Root of the process tree: this process, or `corral run` if it has adopted the orphans of a killed reaper.
         self._top = os.getpid() if asked["command"] else owner
         own = processes.process(os.getpid())
         self._since = own.started_ticks if own is not None and asked["command"] else 0
@@ -105,7 +105,7 @@ class Reaper:
         self._scan_seconds = 0.0
 
     def begin(self, words: Sequence[str], ignored: Sequence[int]) -> None:
-        """Start the command; without one, end what is there."""
+        """Start the command; without a command, end the processes that a killed reaper has left."""
         if not words:
             self._end_in(self._grace)
             return
@@ -127,10 +127,10 @@ class Reaper:
         self._tell({"started": pid})
 
     def run(self, wake: int) -> None:
-        """Until nothing is left.
+        """Run until no process is left.
 
         Args:
-            wake: tells the numbers of signals that this process got.
+            wake: file descriptor that yields the numbers of signals to this process.
         """
         self._take(b"")
         while not self._step():
@@ -150,7 +150,7 @@ class Reaper:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
-                # Orphans come here, so without children nothing descends from here.
+                # This process adopts orphans, so without children it has no descendants.
                 self._childless = True
                 return
             self._childless = False
@@ -161,7 +161,7 @@ class Reaper:
                     self._tell({"stopped": pid})
             elif os.WIFCONTINUED(status):
                 if pid == self._command and self._owner_is_stopped():
-                    # It had stopped with the command, and goes on with it.
+                    # `corral run` had stopped with the command, so it resumes with it.
                     os.kill(self._owner or 0, signal.SIGCONT)
             elif pid == self._command:
                 self._command = 0
@@ -169,7 +169,7 @@ class Reaper:
                 self._settle_until = time.monotonic() + self._settle
 
     def _forward(self, number: int) -> None:
-        """Hand on what `corral run` has heard, unless the command has heard it too, being of the same group."""
+        """Forward a signal that `corral run` has got, unless the command got it too, as part of the same group."""
         if not self._command:
             return
         heard = time.monotonic() - self._heard.get(number, -AT_ONCE_SECONDS) < AT_ONCE_SECONDS
@@ -183,7 +183,7 @@ class Reaper:
     # The end
 
     def _step(self) -> bool:
-        """What is due now. Returns whether all is done."""
+        """Do what is due now: reap children, end processes, report to `corral run`. Returns true when all is done."""
         self._reap()
         now = time.monotonic()
         self._watch_owner(now)
@@ -191,7 +191,7 @@ class Reaper:
             return False
         left = self._left(now)
         self._empty_scans = 0 if left or self._command else self._empty_scans + 1
-        # One look at processes that come and go may miss some.
+        # A single scan may miss processes that are just being started.
         if self._empty_scans >= (1 if self._childless else 2):
             self._tell({"done": True})
             return True
@@ -210,7 +210,7 @@ class Reaper:
             elif (one.pid, one.started_ticks) not in self._termed:
                 self._termed.add((one.pid, one.started_ticks))
                 processes.send(one, signal.SIGTERM)
-                # One that is stopped would not hear it.
+                # A stopped process handles SIGTERM only after it resumes.
                 processes.send(one, signal.SIGCONT)
         if now < self._kill_at + UNKILLABLE_SECONDS:
             return
@@ -222,19 +222,19 @@ class Reaper:
             self._give_up_at = min(self._give_up_at, now + GIVE_UP_SECONDS)
 
     def _end_in(self, grace: float) -> None:
-        """SIGTERM to all that is left, SIGKILL after the grace time."""
+        """Begin to end all remaining processes: SIGTERM now, SIGKILL after the grace time in seconds."""
         self._ending = True
         self._kill_at = min(self._kill_at, time.monotonic() + grace)
 
     def _left(self, now: float) -> list[processes.Process]:
-        """What works under the lease now. Environments are read once a second alone: there may be many."""
+        """Processes that now work under the lease. Environments are read only once a second, since they may be many."""
         if self._lease_id and now >= self._search_at:
             self._search_at = now + LOOK_SECONDS
             self._named = processes.naming(self._lease_id, since_ticks=self._since)
         tops = [self._top, *(one.pid for one in self._named if processes.same(one))]
         found = processes.working(self._lease_id, tops, spared={os.getpid(), self._owner or 0, self._top})
         if self._command and all(one.pid != self._command for one in found):
-            # It holds a lease of its own, as `corral run` does, or there is no table of processes here.
+            # The command itself holds another lease (a `corral run`, for example), or this system has no `/proc`.
             found.append(processes.process(self._command) or processes.Process(self._command, 0, 0, "", "command"))
         self._scan_seconds = time.monotonic() - now
         return found
@@ -248,7 +248,10 @@ class Reaper:
     # `corral run`
 
     def _watch_owner(self, now: float) -> None:
-        """A `corral run` that is stopped renews nothing: after the lease's time its devices are another's."""
+        """End the command if `corral run` has been stopped for the lease's time to live.
+
+        A stopped `corral run` doesn't renew the lease, so its devices may then be granted to another owner.
+        """
         if self._owner is None or self._ending:
             return
         if not self._owner_is_stopped():
@@ -269,7 +272,8 @@ class Reaper:
             piece = b""
         if not piece:
             self._owner = None
-            # The lease was renewed within the last third of its time: all is ended before it is another's.
+            # The lease was renewed within the last third of its time to live, so at least two thirds are left: all
+            # processes are ended before the devices can be granted again.
             self._end_in(min(self._grace, self._ttl / 2))
             return
         self._take(piece)
@@ -295,12 +299,12 @@ class Reaper:
 def _execute(
     words: Sequence[str], ignored: Sequence[int], give: int, parent: int, own_group: bool, start_by: float
 ) -> None:
-    """Become the command; never returns."""
+    """Execute the command in the child process; never returns."""
     try:
         if own_group:
             os.setpgid(0, 0)
         if sys.platform == "linux":
-            # Its reaper should not die before it; where somebody kills that all the same, it ends.
+            # If the reaper is killed before the command ends, the kernel ends the command.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
             if os.getppid() != parent:
                 os._exit(1)
@@ -320,10 +324,10 @@ def _execute(
 
 
 def execute(words: Sequence[str]) -> OSError:
-    """Execute a command as a shell does: found in the PATH, and by `/bin/sh` where it is a script without `#!`.
+    """Execute a command as a shell does: search the PATH, and run a script without `#!` with `/bin/sh`.
 
     Returns:
-        Why it could not be; otherwise it never returns.
+        The error, if it can't be executed; otherwise the function never returns.
     """
     name = words[0]
     paths = [name] if "/" in name else [os.path.join(folder, name) for folder in os.get_exec_path()]
@@ -339,7 +343,7 @@ def execute(words: Sequence[str]) -> OSError:
                 os.execv("/bin/sh", ["/bin/sh", path, *words[1:]])
             if error.errno != errno.EACCES or "/" in name:
                 return error
-            # As a shell does: another one further on in the PATH may be allowed.
+            # As in a shell: a later entry of the PATH may be executable.
             failed = error
     return failed
 
@@ -353,11 +357,11 @@ def _is_text(path: str) -> bool:
 
 
 def _wake(number: int, frame: object) -> None:
-    """Nothing: that it was heard is read from the wake-up file."""
+    """Signal handler that does nothing: the signal's number is read from the wake-up file descriptor."""
 
 
 def _first_line(control: socket.socket) -> tuple[bytes, bytes]:
-    """What `corral run` says first, and what it may have said behind it; nothing where it is gone."""
+    """Read the first message of `corral run`, and any bytes after it; both are empty if `corral run` has ended."""
     buffer = b""
     while b"\n" not in buffer:
         piece = control.recv(65536)
@@ -369,7 +373,7 @@ def _first_line(control: socket.socket) -> tuple[bytes, bytes]:
 
 
 def _let_go(kept: Sequence[int]) -> None:
-    """Close what was inherited: whoever reads the command's output sees its end with the command's own."""
+    """Close inherited file descriptors except `kept`, so that a reader of the command's output sees its end in time."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nowhere, number)
@@ -380,7 +384,7 @@ def _let_go(kept: Sequence[int]) -> None:
 
 
 def main() -> None:
-    """Read what to start, and see to it until its end."""
+    """Run the reaper: read what to start, start it, and supervise it until its end."""
     lease_id, number, owner = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     control = socket.socket(fileno=number)
     control.set_inheritable(False)
@@ -389,7 +393,7 @@ def main() -> None:
     os.set_blocking(give, False)
     become_subreaper()
     _named_for_lists_of_processes()
-    # It outlives all that it may be told, and hears of it. It was started with all of them blocked.
+    # The reaper survives all signals, and records them. It was started with all of them blocked.
     for one in signal.valid_signals():
         if one not in (*_UNCATCHABLE, *_FAULTS):
             with contextlib.suppress(OSError, ValueError):

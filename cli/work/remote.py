@@ -1,9 +1,9 @@
-"""A command on another host, over ssh or the like: how it is started there, told signals, and ended with its lease.
+"""Starts a command on another host, over ssh or similar, sends it signals, and ends it with its lease.
 
-Nothing of Corral has to be there, only a POSIX shell and `/proc`. The command runs under a small shell that outlives
-its signals, so that its exit code comes back, and ends what the command leaves behind before it gives that back: the
-lease is held so long. Beside it a watcher ends whatever works under the lease once the connection is gone, since sshd
-ends nothing that has no terminal.
+Corral doesn't have to be installed there; a POSIX shell and `/proc` are enough. The command runs under a small shell
+that survives its signals, so that the exit code is returned. Before it returns, the shell ends the processes that the
+command leaves behind; the lease is held until then. A separate watcher ends all processes that work under the lease
+once the connection is lost, since sshd doesn't end processes without a terminal.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Final
 from .. import exits
 
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
-"""What a host may be called or reached at; anything else could be an option of ssh, or words of a shell."""
+"""Valid host names and addresses; any other text could be taken as an option of ssh or as shell code."""
 
-# All that has the lease in its environment, wherever it has gone: $1 the lease, $2 the signal.
+# Signals all processes that have the lease in their environment, whatever their parent: $1 the lease, $2 the signal.
 _TELL: Final = (
     'for e in $(grep -lsxzF "CORRAL_LEASE=$1" /proc/[0-9]*/environ); do '
     'e=${e#/proc/}; kill -s "$2" "${e%/environ}" 2>/dev/null; done'
 )
-# Functions of a shell that has set `lease`, `leader` (the command's shell) and `watcher`. Left is all that has the
-# lease in its environment, and the session, where the command's shell leads it, less the work of another lease.
+# Functions for a shell that has set `lease`, `leader` (the command's shell) and `watcher`. `left` finds all processes
+# with the lease in their environment, and those of the command's session (if its shell leads one) without any lease.
 _LEFT: Final = r"""
 pause() { sleep 0.2 2>/dev/null || sleep 1; }
 left() {
@@ -47,7 +47,7 @@ left() {
 }
 tell() { kill -s "$1" $found 2>/dev/null; }
 """
-# $1 the command's shell, $2 what it was started by, $3 the grace time in seconds, $4 the lease.
+# $1 the command's shell, $2 the process that started it, $3 the grace time in seconds, $4 the lease.
 _WATCH: Final = (
     _LEFT
     + """
@@ -60,8 +60,8 @@ while [ "$grace" -gt 0 ] && left; do sleep 1; grace=$((grace - 1)); done
 tries=15; while [ "$tries" -gt 0 ] && left; do tell KILL; pause; tries=$((tries - 1)); done
 """
 )
-# $1 the grace time, $2 the lease, $3 the watcher, then the command. The watcher is nobody's child; neither it nor the
-# shell is under the lease. The shell waits for the command through every signal, then for what the command has left.
+# $1 the grace time, $2 the lease, $3 the watcher, then the command. The watcher is an orphan, and neither it nor the
+# shell is under the lease. The shell waits for the command despite signals, then for the processes that it has left.
 _START: Final = (
     _LEFT
     + """
@@ -90,16 +90,16 @@ LOGIN_SHELL: Final = ("sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')
 
 
 class Remote:
-    """A host that commands are started on.
+    """A host on which commands are started.
 
     Args:
-        via: `ssh`, or a command with `{host}` or `{address}` in it; what is run there becomes its last argument.
-        host: as the fleet names it.
-        address: as it is reached.
-        terminal: ask ssh for a terminal there, since there is one here.
+        via: `ssh`, or a command that contains `{host}` or `{address}`; the remote command becomes its last argument.
+        host: name of the host in the fleet.
+        address: address of the host.
+        terminal: request a terminal from ssh, because there is one here.
 
     Raises:
-        CommandError: the host's name or address, which its collector publishes, is none.
+        CommandError: the name or address that the host's collector publishes is invalid.
     """
 
     def __init__(self, via: str, host: str, address: str, *, terminal: bool) -> None:
@@ -114,23 +114,24 @@ class Remote:
                 )
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], lease_id: str, grace: float) -> list[str]:
-        """What to run here so that a command runs there.
+        """Local command line that starts a command on the host.
 
         Args:
-            command: none opens a login shell.
-            environment: that it gets.
-            lease_id: that it works under.
-            grace: seconds between SIGTERM and SIGKILL where the connection is lost.
+            command: the command; an empty one opens a login shell.
+            environment: variables for the command.
+            lease_id: id of the lease that it works under.
+            grace: seconds between SIGTERM and SIGKILL for processes that the command leaves behind, and for all
+                processes under the lease if the connection is lost.
         """
         wait = str(max(0, round(grace)))
         script = ["sh", "-c", _START, "corral", wait, lease_id, _WATCH, *(command or LOGIN_SHELL)]
-        # The command alone has the lease: its shell must outlive what the lease's work is told.
+        # Only the command has the lease in its environment: its shell must survive signals to the lease's processes.
         values = [f"{name}={value}" for name, value in environment.items() if name != "CORRAL_LEASE"]
-        # `exec`, so that what the watcher watches is the connection's own process and no shell between.
+        # `exec`, so that the watcher watches the process of the connection, not a shell in between.
         return self._run(self._options, ["exec", "env", "-u", "CORRAL_LEASE", *values, *script])
 
     def tell(self, lease_id: str, signal: str) -> list[str]:
-        """What to run here so that all that works under a lease there gets a signal."""
+        """Local command line that sends a signal to all processes under a lease on the host."""
         return self._run([], ["exec", "sh", "-c", _TELL, "tell", lease_id, signal])
 
     def _run(self, options: Sequence[str], script: Sequence[str]) -> list[str]:
@@ -139,5 +140,5 @@ class Remote:
             for name, value in self._names.items():
                 word = word.replace(name, value)
             words.append(word)
-        # ssh joins its arguments with spaces and gives them to the login shell, so they are quoted for one.
+        # ssh joins its arguments with spaces and passes them to the login shell, so they are quoted for a shell.
         return [words[0], *options, *words[1:], shlex.join(script)]

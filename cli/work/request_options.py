@@ -1,4 +1,4 @@
-"""The options that describe a work request: the same for `request`, `explain`, `run` and `shell`."""
+"""Options that describe a work request, shared by `request`, `explain`, `run` and `shell`."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ _LISTS = {"model": "models", "vendor": "vendors", "host": "hosts"}
 
 
 def asking(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of a request; it is called with `fields`, a `RequestFields`, in their place."""
+    """Decorate a command with the options of a request; it is called with them as `fields`, a `RequestFields`."""
     own = get_type_hints(function, include_extras=True)
     parameters = [
         parameter.replace(annotation=own[name], kind=inspect.Parameter.KEYWORD_ONLY)
@@ -154,7 +154,7 @@ def asking(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def request_fields(given: dict[str, Any]) -> RequestFields:
-    """The client's keyword arguments from the values of the options; what was not given is left out."""
+    """Convert the values of the options to keyword arguments of the client; options that weren't given are left out."""
     fields: dict[str, Any] = {}
     for name, value in given.items():
         if value is None or value == [] or value is False:
@@ -180,7 +180,7 @@ def _profile(text: str) -> bool | str:
 
 
 def pairs(values: list[str], option: str) -> dict[str, str]:
-    """`K=V` texts as a dictionary."""
+    """Parse `K=V` texts to a dictionary; an invalid text is an error about `option`."""
     found: dict[str, str] = {}
     for value in values:
         key, sign, text = value.partition("=")

@@ -1,4 +1,4 @@
-"""`corral run` and `corral shell`: a command that holds GPUs for as long as it runs."""
+"""`corral run` and `corral shell`: run a command under a lease, which is held as long as the command runs."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from .request_options import asking
 from .wait_display import waiting_line
 
 DEFAULT_TTL = "60s"
-"""Of a lease that is renewed in the background: so long its GPUs stay taken after a crash."""
+"""Time to live of the lease, which is renewed in the background: its GPUs stay leased this long after a crash."""
 TELL_SECONDS = 10.0
-"""To hand a signal to a command on another host."""
+"""Timeout for sending a signal to a command on another host."""
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
 
 Grace = Annotated[
@@ -161,11 +161,11 @@ async def _granted(
     on_outage: OnOutage,
     nats: str | None,
 ) -> HeldLease | None:
-    """The lease, given back where the stack ends; None where the request is turned down, which is said."""
+    """Request a lease that is released when the stack is closed; print a rejection, and return None then."""
     client = await stack.enter_async_context(connected(nats, owner=fields.get("owner")))
     with waiting_line(quiet) as on_wait:
         try:
-            # The reaper has waited for all that the command has left.
+            # No grace time for children: the reaper has already waited for the processes that the command has left.
             context = client.lease(
                 on_lost=lambda _: lost.set(), on_wait=on_wait, on_outage=on_outage, children_grace=0.0, **fields
             )
@@ -185,12 +185,12 @@ def _remote(held: HeldLease, via: str) -> Remote:
 
 
 class _Running:
-    """The command, here or there: who gets a signal, and what must not stay behind.
+    """A running command, on this host or another one: routes signals to it, and ends what it leaves behind.
 
     Args:
-        child: the command, or what connects to it.
+        child: the command, or the connection to the remote command.
         held: its lease.
-        remote: where it runs; None for this host.
+        remote: host on which it runs; None for this host.
     """
 
     def __init__(self, child: Child, held: HeldLease, remote: Remote | None) -> None:
@@ -200,10 +200,14 @@ class _Running:
         self._errands: set[asyncio.Task[None]] = set()
 
     async def until_the_end(self, lost: asyncio.Event, grace: float) -> int | None:
-        """Wait for the end of the command and of all that it has started; end them where the lease is lost.
+        """Wait until the command and all its descendants have ended; end them if the lease is lost.
+
+        Args:
+            lost: set when the lease is lost.
+            grace: seconds between SIGTERM and SIGKILL.
 
         Returns:
-            The command's exit code, negative for a signal; None where its lease ended before it did.
+            The command's exit code, negative for a signal; None if its lease ended before it did.
         """
         stopped = False
         ended = asyncio.ensure_future(self._child.wait())
@@ -216,7 +220,8 @@ class _Running:
                 say(f"corral: {self._held.lost}; stopping {what} (SIGTERM, SIGKILL in {grace:g} s)")
                 await self._end(ended, grace)
             code = await ended
-            # One that a signal has ended may have been stopped for the lease's sake, while this process was.
+            # If a signal ended the command, the reaper may have sent it because of the lease while this process was
+            # stopped.
             return None if stopped or (code < 0 and self._held.lost is not None) else code
         finally:
             losing.cancel()
@@ -225,7 +230,7 @@ class _Running:
             await asyncio.gather(losing, *self._errands, return_exceptions=True)
 
     def signal(self, number: int) -> None:
-        """Hand a signal on. After the command's end it hurries what is left of it."""
+        """Forward a signal to the command; after its end, send SIGKILL to its remaining descendants instead."""
         if self._child.exited.done():
             if number not in HARMLESS:
                 self._child.leave()
@@ -240,7 +245,7 @@ class _Running:
         if self._remote is None:
             self._child.end(grace)
             if not (await asyncio.wait({ended}, timeout=grace + TELL_SECONDS))[0]:
-                # The devices are another's already: there is nothing to hold for what can't be ended.
+                # The lease is lost already, so there is no reason to wait for processes that can't be ended.
                 self._child.give_up()
             return
         self.signal(signal.SIGTERM)
@@ -258,7 +263,7 @@ class _Running:
         except (OSError, TimeoutError):
             told = False
         if not told and number in _ENDING:
-            # It can't be told: without its connection the watcher there ends it.
+            # The signal can't be sent, so the connection is closed: the watcher there then ends the command.
             self._child.signal(signal.SIGTERM)
 
 
@@ -271,13 +276,13 @@ async def _child(
     signals: Signals,
     terminal: Terminal,
 ) -> int | None:
-    """Run the command to its end, or to the end of its lease: then there is no exit code."""
+    """Run the command until its end. Returns its exit code as a shell's; None if its lease ended before it did."""
     remote = None if via is None else _remote(held, via)
     words, environment = list(command), os.environ | held.environment
     if remote is None:
         say_elsewhere(held.lease)
     else:
-        # The connection itself does not work under the lease: it must outlive what the lease's work is told.
+        # The process of the connection isn't under the lease: it must survive signals to the lease's processes.
         environment = {name: value for name, value in os.environ.items() if name != "CORRAL_LEASE"}
         words = remote.start(command, environment_for(held.lease, remote.host), held.lease_id, grace)
     child = Child(say=lambda text: say(f"corral: {text}"), stopped=terminal.stop_with)

@@ -1,4 +1,4 @@
-"""How the place in line is shown while a request waits."""
+"""Display of a request's place in the queue while it waits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from ..render import duration
 
 @contextlib.contextmanager
 def waiting_line(quiet: bool = False) -> Generator[Any]:
-    """How the waiting is shown: a live line on a terminal, else a line each time that something changes."""
+    """Yield an `on_wait` callback that shows the place in the queue; None if `quiet`.
+
+    On a terminal it updates a live line; otherwise it prints a line each time that something changes.
+    """
     err = console(stderr=True)
     if quiet:
         yield None
