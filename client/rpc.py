@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from ..bus.permissions import NotAllowed
 from ..bus.permissions import request as ask
 from ..schemas import codec, operations, requests, subjects
-from .errors import CorralError, Forked, NoService, Refused, TimedOut, Unavailable, error_of
+from .errors import CorralError, Forked, InvalidRequest, NoService, Refused, TimedOut, Unavailable, error_of
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class Calls:
         if isinstance(error, nats.errors.NoRespondersError):
             return no_service(subject)
         if isinstance(error, nats.errors.MaxPayloadError):
-            return TimedOut(f"the message is larger than the bus takes ({self.nc.max_payload} bytes)")
+            return InvalidRequest(f"the message is larger than the bus takes ({self.nc.max_payload} bytes)", "too_large")
         if not self.nc.is_connected:
             return Unavailable(f"the connection to the bus is lost ({type(error).__name__}); it is being retried")
         if isinstance(error, nats.errors.TimeoutError):

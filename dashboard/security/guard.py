@@ -24,7 +24,8 @@ from .sessions import COOKIE, Session, Sessions
 
 SESSION_KEY: Final = "corral_session"
 SOCKET_PATH: Final = "/_nicegui_ws/"
-_OPEN_PATHS: Final = ("/login", "/assets/", "/health")
+_OPEN_PATHS: Final = ("/login", "/health")
+_OPEN_FOLDER: Final = "/assets/"
 _SAFE: Final = ("GET", "HEAD", "OPTIONS")
 _SCRIPT: Final = re.compile(rb"<script(?=[\s>])")
 _FIXED_HEADERS: Final = {
@@ -100,7 +101,7 @@ class Guard:
         if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
             return PlainTextResponse("Refused: other sites may link here, no more.\n", 403)
         if session is None:
-            return None if path.startswith(_OPEN_PATHS) else _login(scope, headers)
+            return None if path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER) else _login(scope, headers)
         if path.startswith(SOCKET_PATH):
             pages = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("client_id", [])
             if len(pages) != 1 or not self._owns(pages[0], session):

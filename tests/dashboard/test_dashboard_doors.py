@@ -49,7 +49,7 @@ async def knock(dashboard: DashboardProcess, page: str, cookie: str, origin: str
 
 def test_strangers_get_the_login_and_nothing_else(dashboard: DashboardProcess) -> None:
     with dashboard.http() as stranger:
-        for path in PAGES:
+        for path in (*PAGES, "/loginx", "/healthy", "/nothing"):
             assert stranger.get(path).status_code == 401, path
             answer = stranger.get(path, headers={"Accept": "text/html"})
             assert answer.status_code == 303, path
