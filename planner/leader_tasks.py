@@ -1,4 +1,8 @@
-"""What the leading planner does by itself: leases that are due, hosts that fall silent, those who wait, health kept."""
+"""Periodic tasks of the leader.
+
+They publish lease events, end leases that are due, detect lost hosts, serve the queue, remove silent clients from it,
+store service time and faults, and measure the bucket.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ from .telemetry import Health, Telemetry
 log = logging.getLogger("corral.planner.leader_tasks")
 
 LOST_AFTER_SECONDS: Final = 120.0
-"""A host that has sent nothing for so long is lost, and so are the leases on it."""
+"""Time without messages after which a host is lost, and so are the leases on it that are not renewed."""
 _TICK_SECONDS: Final = 0.25
 _HOSTS_SECONDS: Final = 1.0
 _HEALTH_SECONDS: Final = 60.0
@@ -39,17 +43,18 @@ _AFTER_FAILURE_SECONDS: Final = 1.0
 
 
 class Chores:
-    """The chores of one term.
+    """Periodic tasks of one term.
 
     Args:
-        desk: of the term.
+        desk: broker of the term.
         announcer: of the term.
-        telemetry: tells since when hosts could be heard.
+        telemetry: knows since when silence of a host counts.
         store: the bucket.
         term: revision of the leader's key.
-        serves: whether holders can renew just now.
+        serves: returns true if holders can renew now.
         lost_after_seconds: a host that is silent for so long is lost.
-        connection: number of the connection to the bus, another one after it was lost; None while there is none.
+        connection: returns the number of the connection to NATS, which a reconnection changes; None while there is
+            none.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class Chores:
         self._kept: Health | None = None
 
     def start(self) -> list[asyncio.Task[None]]:
-        """One task each; cancel them at the end of the term."""
+        """Start one task for each; the caller cancels them at the end of the term."""
         return [
             asyncio.create_task(forever("telling events", self._announcer.tend)),
             asyncio.create_task(forever("ending leases", self._end_leases)),
@@ -102,7 +107,10 @@ class Chores:
         return _TICK_SECONDS if due is None else max(0.005, min(_TICK_SECONDS, due - ledger.service_seconds()))
 
     async def _keep_service_time(self) -> float:
-        """The next planner goes on with it; where it is some seconds old, leases live for so much longer."""
+        """Store service time, every few seconds and after each outage, if there are active leases and it has changed.
+
+        The next leader goes on with it: if the stored value is some seconds old, leases live so much longer.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SERVICE_SECONDS):
                 await self._outage_over.wait()
@@ -115,7 +123,7 @@ class Chores:
 
     async def _look_for_lost_hosts(self) -> float:
         fleet, ledger, now = self._desk.fleet, self._desk.ledger, time.time()
-        if not self._telemetry.hears(now):  # nobody is silent where nobody is heard
+        if not self._telemetry.hears(now):  # no host counts as silent while none can be heard
             return _HOSTS_SECONDS
         for name in {*fleet.hosts, *ledger.table.hosts}:
             host = fleet.hosts.get(name)
@@ -160,11 +168,11 @@ class Chores:
 
 
 async def forever(what: str, step: Callable[[], Awaitable[float]]) -> None:
-    """Take a step again and again, each time after the pause that it asks for; one that fails is not the last.
+    """Run a step again and again, until cancelled. A step that fails is logged and tried again after a second.
 
     Args:
-        what: for the log.
-        step: returns the seconds until the next.
+        what: name of the task, for the log.
+        step: returns the seconds to pause before the next.
     """
     while True:
         heed_cancellation()
@@ -177,15 +185,15 @@ async def forever(what: str, step: Callable[[], Awaitable[float]]) -> None:
 
 
 def _is_usual(error: Exception) -> bool:
-    """The bus being away, or another planner leading, needs no traceback."""
+    """True for errors that need no traceback: the bus is away, another planner leads, or the bucket refused a write."""
     return isinstance(error, OSError | TimeoutError | NatsError | Deposed | WriteFailed)
 
 
 async def tidy() -> None:
-    """Keep the garbage collector from walking over every lease there is while requests wait.
+    """Keep full garbage collections, which visit every lease, from delaying requests. Runs until cancelled.
 
-    Leases live long and hold no cycles: they are freed by their reference counts. What has outlived a second is set
-    aside, and looked through once an hour.
+    Leases live long and have no reference cycles, so reference counts free them. Each second all objects are frozen,
+    which exempts them from collection; once an hour they are unfrozen and collected.
     """
     before = gc.get_threshold()
     gc.set_threshold(20_000, 50, 1_000_000)

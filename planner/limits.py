@@ -1,4 +1,7 @@
-"""How much one owner may ask: requests a second, bytes a message, requests in line. One must not starve the others."""
+"""Quotas of one owner: requests a second, bytes a message, queued requests, leases and their bytes.
+
+They keep one owner from starving the others.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from .leases.telling import EventBudget
 from .leases.usage import Owners
 
 _MOST_OWNERS: Final = 10_000
-"""Buckets that are kept: that of the owner who asked longest ago is dropped for a new one."""
+"""Number of token buckets that are kept. A new one replaces the least recently used."""
 MOST_LABELS_BYTES: Final = 16 * 1024
-"""Of one request, names and values together."""
+"""Limit on the labels of one request, names and values together."""
 
 
 class Kind(StrEnum):
-    """What is counted by itself: a flood of one stands in the way of none of the others."""
+    """Kinds of messages with a rate limit each, so that a flood of one kind does not hold up the others."""
 
     REQUESTS = "requests"
     EXPLANATIONS = "explanations"
@@ -31,7 +34,7 @@ class Kind(StrEnum):
 
 
 def asks(body: object) -> tuple[str, Kind] | None:
-    """Who asks by what a message says, and for what; None for what is not limited."""
+    """Owner that a message names and the kind that it counts as; None for a message without a rate limit."""
     if isinstance(body, WorkRequest):
         return body.owner, Kind.REQUESTS
     if isinstance(body, ExplainRequest):
@@ -42,16 +45,16 @@ def asks(body: object) -> tuple[str, Kind] | None:
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What one owner may ask of a planner.
+    """Quotas of one owner of a planner.
 
     Attributes:
-        requests_per_second: of each kind, on average; 0 for as many as one likes. What one does with leases counts by
-            itself, so that a flood of requests lets no lease expire.
-        burst: so many at once, after a time without any.
-        waiting: requests in line.
-        request_bytes: of one message.
-        leases: active ones.
-        lease_bytes: of their records in the bucket, and of those that ended of late.
+        requests_per_second: mean rate of each kind of message; 0 for no limit. Operations on leases count as a kind
+            apart, so that a flood of requests does not let leases expire.
+        burst: messages at once, after a time without any.
+        waiting: queued requests.
+        request_bytes: size of one message.
+        leases: active leases.
+        lease_bytes: size of the records in the bucket, of active leases and of those that ended recently.
     """
 
     requests_per_second: float = 500.0
@@ -63,11 +66,11 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class TokenBuckets:
-    """One bucket a key: it holds `burst` tokens at most, gets `rate` a second, and each question takes one.
+    """Token buckets by key: each holds at most `burst` tokens, gains `rate` a second, and a message takes one.
 
     Args:
         rate: tokens a second; 0 lets everything through.
-        burst: most that a bucket holds.
+        burst: capacity of a bucket.
     """
 
     def __init__(self, rate: float, burst: float) -> None:
@@ -82,11 +85,11 @@ class TokenBuckets:
         """Take a token.
 
         Args:
-            key: whose bucket.
-            now: seconds, by a clock that does not go back.
+            key: of the bucket.
+            now: seconds, by a monotonic clock.
 
         Returns:
-            0 where there was one, else the seconds until there is.
+            0 if there was a token, else the seconds until there is one.
         """
         if self._rate <= 0:
             return 0.0
@@ -100,13 +103,13 @@ class TokenBuckets:
 
 
 class Limiter:
-    """Looks at each message before any work is done for it.
+    """Checks each message against the quotas of its owner, before any work is done for it.
 
     Args:
         limits: see `Limits`.
 
     Attributes:
-        events: what each owner has taken of the stream of events.
+        events: bytes of the event stream that each owner has used.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -115,7 +118,7 @@ class Limiter:
         self._buckets = TokenBuckets(limits.requests_per_second, limits.burst)
 
     def size(self, data: bytes) -> Error | None:
-        """The refusal of a message that is too large; None lets it through."""
+        """Error for a message that is too large; None if it may pass."""
         most = self.limits.request_bytes
         if len(data) <= most:
             return None
@@ -123,17 +126,17 @@ class Limiter:
         return Error(code="too_large", message=message)
 
     def rate(self, owner: str, kind: Kind, now: float) -> Error | None:
-        """The refusal of an owner who asks too often; None lets it through.
+        """Error for an owner above the rate limit; None if the message may pass.
 
         Args:
-            owner: who asks.
-            kind: of the question; each kind is counted by itself.
-            now: seconds, by a clock that does not go back.
+            owner: sender of the message.
+            kind: of the message; each kind has a rate limit of its own.
+            now: seconds, by a monotonic clock.
         """
         after = self._buckets.take((owner, kind), now)
         if not after:
             return None
-        # In milliseconds, rounded up, so that who waits for so long is not too early.
+        # In milliseconds, rounded up, so that a client that waits for so long is not too early.
         after = -(-after * 1000 // 1) / 1000
         return Error(
             code="too_many_requests",
@@ -145,11 +148,14 @@ class Limiter:
         )
 
     def telling(self, owner: str, now: float) -> Error | None:
-        """The refusal of an owner whose leases come and go so often that others' events would not be kept.
+        """Error for an owner whose lease events take too much of the event stream; None if a lease may be granted.
+
+        The stream drops its oldest events once it is full, so these would push out those of other owners. A rate limit
+        of 0 switches this check off, too.
 
         Args:
-            owner: who asks for a lease.
-            now: seconds, by a clock that does not go back.
+            owner: requester of the lease.
+            now: seconds, by a monotonic clock.
         """
         after = self.events.wait_seconds(owner, now) if self.limits.requests_per_second else 0.0
         if not after:
@@ -164,7 +170,7 @@ class Limiter:
         )
 
     def waiting(self, owner: str, there: int) -> Error | None:
-        """The refusal of an owner who has too many requests in line; None lets one more in."""
+        """Error for an owner with too many queued requests (`there`); None if one more may be queued."""
         if there < self.limits.waiting:
             return None
         return Error(
@@ -176,14 +182,14 @@ class Limiter:
         )
 
     def one_more(self, owner: str, owners: Owners, size: int, most_bytes: int, used_bytes: int = 0) -> Error | None:
-        """The refusal of one more lease; None lets it be granted. Renewals and releases are never refused so.
+        """Error for one more lease; None if it may be granted. Renewals and releases are not checked.
 
         Args:
-            owner: who asks.
-            owners: what all have.
+            owner: requester of the lease.
+            owners: usage of all owners.
             size: bytes of the new lease.
-            most_bytes: that the bucket takes; 0 or less where there is no limit.
-            used_bytes: that it holds, as measured last.
+            most_bytes: capacity of the bucket; 0 or less for no limit.
+            used_bytes: size of the bucket, as measured last.
         """
         owned, limits = owners.of(owner), self.limits
         if owned.leases >= limits.leases:

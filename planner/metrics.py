@@ -1,4 +1,4 @@
-"""What a planner measures of itself, and whether it is ready."""
+"""Metrics of a planner, and its health check."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from .telemetry import Telemetry
 _BOUNDS: Final = {name: instrument.bounds for name, instrument in INSTRUMENTS[ServiceKind.PLANNER].items()}
 _WATCH_SECONDS: Final = 0.05
 WRITE_SECONDS: Final = 5.0
-"""A bucket that leaves a write without an answer for longer takes none."""
+"""The planner is not ready if a write has gone unacknowledged for longer."""
 FOLD_SECONDS: Final = 5.0
-"""Telemetry that waits for longer is no live state."""
+"""The planner is not ready if telemetry has been waiting to be folded in for longer."""
 
 
 class Vitals:
-    """Counts of one planner, over all of its terms.
+    """Metrics of one planner, over all of its terms.
 
     Attributes:
-        requests: by what became of them.
-        lease_changes: by kind of event.
-        telling: what was told of them.
-        grant_seconds: see the catalogue.
+        requests: number by outcome.
+        lease_changes: number by kind of event.
+        telling: counts of published lease events.
+        grant_seconds: see the catalogue (`schemas.instruments`).
         decision_seconds: likewise.
         loop_lag_seconds: likewise.
 
     Args:
-        beside: answers dear questions.
-        working: reads large requests, and distributes their work.
+        beside: answers expensive queries.
+        working: reads large requests, and distributes their work items.
     """
 
     def __init__(self, beside: Beside, working: Beside) -> None:
         self._beside = beside
         self._working = working
-        # The loop stands still for both alike.
+        # A fork of either stops the event loop: both are measured as one.
         working.fork_seconds = beside.fork_seconds
         self.telling = Telling()
         self.requests: Counter[str] = Counter()
@@ -58,7 +58,7 @@ class Vitals:
         self.loop_lag_seconds = Histogram(_BOUNDS["loop_lag_seconds"])
 
     async def watch_loop(self) -> None:
-        """Measure how late the loop comes to what is due, for ever."""
+        """Measure the lag of the event loop, until cancelled."""
         while True:
             heed_cancellation()
             began = time.perf_counter()
@@ -66,12 +66,12 @@ class Vitals:
             self.loop_lag_seconds.observe(max(0.0, time.perf_counter() - began - _WATCH_SECONDS))
 
     def answered(self, reply: object, seconds: float, waited: bool) -> None:
-        """A work request was answered.
+        """Count the answer to a work request.
 
         Args:
             reply: the answer.
             seconds: since the request came.
-            waited: it was ready to wait in the queue.
+            waited: true if the request allowed queueing; then its time does not count as time to grant.
         """
         if isinstance(reply, Assignment):
             self.requests["granted"] += 1
@@ -83,7 +83,7 @@ class Vitals:
             self.requests[f"error_{reply.code}"] += 1
 
     def without_reply(self) -> None:
-        """A message that needs an answer named no subject for it."""
+        """Count a message without a reply subject that needs one."""
         self.requests["without_reply"] += 1
 
     def judge(
@@ -97,16 +97,16 @@ class Vitals:
         hears: bool,
         dead: Iterable[str] = (),
     ) -> Judgement:
-        """How the planner is now.
+        """Health check: the reasons why the planner is not ready, its metrics and its role.
 
         Args:
-            candidate: of the election.
+            candidate: of the leader election.
             store: the bucket.
-            telemetry: what comes in.
-            fleet: what is known.
-            desk: of the term; None before it is open, and for a standby.
-            hears: the connection for telemetry is up.
-            dead: tasks that should run and do not.
+            telemetry: ingestion of telemetry.
+            fleet: live state.
+            desk: the broker of the term; None before it is open, and for a standby.
+            hears: true if the connection for telemetry is up.
+            dead: names of tasks that have ended and should run.
         """
         reasons = [f"{name} has ended" for name in dead]
         if candidate.term and desk is None:

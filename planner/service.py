@@ -1,8 +1,8 @@
-"""The planner on the bus: its life, its terms of leadership and its connections.
+"""The planner service: start and stop, terms of leadership, and connections to NATS.
 
-Any number of planners run; all answer `$SRV.PING/INFO/STATS` (the metadata say which one leads), and the one that leads
-listens on `corral.v1.plan.*`. Standbys keep the fleet's live state warm, so that a takeover needs to read the bucket
-and nothing else.
+Any number of planners run. All answer `$SRV.PING/INFO/STATS`, with the role in the metadata, and the leader listens on
+`corral.v1.plan.*`. Standbys keep the fleet's live state up to date, so that a takeover reads the bucket and nothing
+else.
 """
 
 from __future__ import annotations
@@ -74,20 +74,20 @@ log = logging.getLogger("corral.planner")
 _START_AGAIN_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 2.0
 _WORK_OF_ONE: Final = 64
-"""Requests with much work in them, of one owner in line: more than of questions, since they are asked for once."""
+"""Queue limit per owner for large requests: higher than that for queries, since each request is sent once."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """How a planner behaves.
+    """Configuration of a planner.
 
     Attributes:
         policy: ranks for requests that name none; None takes Corral's default.
-        stale_after_seconds: a device without a sample for so long takes no work.
-        lost_after_seconds: a host that is silent for so long is lost, and its leases with it.
-        limits: what one owner may ask.
-        questions: what dear questions may take.
-        patience_seconds: what would serve a request that has waited for so long is kept for it.
-        silence_seconds: who waits in line and is not heard for so long leaves it.
+        stale_after_seconds: a device without a sample for so long gets no work.
+        lost_after_seconds: a host that is silent for so long is lost, and its leases end unless their holders renew.
+        limits: quotas of one owner.
+        questions: limits on expensive queries.
+        patience_seconds: devices are reserved for a request that has been queued for so long.
+        silence_seconds: a queued request whose client is not heard for so long leaves the queue.
     """
 
     policy: str | None = None
@@ -100,7 +100,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 class Planner:
-    """A planner process: stands by or leads.
+    """A planner process, as a standby or as the leader.
 
     Args:
         nc: connection for requests, the bucket and answers.
@@ -110,7 +110,7 @@ class Planner:
     Attributes:
         id: of this run.
         fleet: live state.
-        most_bytes: of a lease's record.
+        most_bytes: size limit of a lease's record.
     """
 
     def __init__(self, nc: Client, telemetry_nc: Client, settings: Settings) -> None:
@@ -151,10 +151,12 @@ class Planner:
         self._errands: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Take part: get the fleet's state, register, and stand for election. A bus that dies just then is waited for.
+        """Read the fleet's state, register the service and take part in leader election.
+
+        If the connection fails meanwhile, it is tried again.
 
         Raises:
-            BusUnavailable: the server is too old, or a stream is such that leases would be forgotten.
+            BusUnavailable: the server is too old, or a stream has settings that would lose leases.
         """
         while True:
             heed_cancellation()
@@ -183,10 +185,11 @@ class Planner:
         await self._door.open(self._nc)
 
     async def until_bucket_lost(self) -> None:
-        """Wait for the end of all that this planner knows: a server that lost its disk has no leases any more.
+        """Wait until the bucket is gone or was made anew, as when the server has lost its disk, and all leases with it.
 
         Raises:
-            BusUnavailable: that has happened; a planner that is started anew makes the bucket again.
+            BusUnavailable: that has happened, as seen twice in a row; a planner that is restarted makes the bucket
+                again.
         """
         misses = 0
         while misses < 2:
@@ -202,7 +205,7 @@ class Planner:
         )
 
     async def stop(self) -> None:
-        """Leave in order: send the line away, finish writes and answer them, let a standby take over at once."""
+        """Shut down: dismiss queued requests, finish and answer writes, and resign, so that a standby takes over."""
         self._door.stopping = True
         term = self._candidate.term
         if self._desk is not None:
@@ -229,12 +232,12 @@ class Planner:
         await self._store.close()
 
     async def reconnected(self) -> None:
-        """The connection was made again: what was on its way may be lost."""
+        """After a reconnection: check who leads, and send unacknowledged writes again, which may be lost."""
         self._candidate.deposed()
         await self._store.resend()
 
     async def telemetry_reconnected(self) -> None:
-        """Likewise for telemetry; hosts are given time to be heard again."""
+        """After a reconnection of the telemetry connection: catch up, and count the silence of hosts from now on."""
         self._telemetry.hearing_since = time.time()
         task = asyncio.create_task(self._catch_up())
         self._errands.add(task)
@@ -364,14 +367,17 @@ class Planner:
         )
 
     async def _keep_service_time(self, service: Service, term: int) -> None:
-        """Write down before anything ends by it: the next planner must know of the outage, too."""
+        """Store service time before leases end by it, so that the next leader knows of the outage, too."""
         try:
             await self._store.put(SERVICE_TIME, codec.encode(service, codec.JSON), term)
         except WriteFailed as error:  # a full bucket, say: leases must go on
             log.warning("service time is not kept, and leases may end later: %s", error)
 
     async def _event_key(self, kept: bytes, term: int) -> bytes:
-        """What makes the message ids of events: made once, so that the next planner sends an event under the same."""
+        """Key that makes the message ids of lease events, kept or made anew and stored.
+
+        With the same key the next leader sends an event under the same id, so that deduplication works across terms.
+        """
         if len(kept) == EVENT_KEY_BYTES:
             return kept
         made = secrets.token_bytes(EVENT_KEY_BYTES)
@@ -382,7 +388,7 @@ class Planner:
         return made
 
     async def _deposed(self) -> None:
-        """Leave the desk; what was asked there is asked of the next one."""
+        """End the term: stop its tasks and stand by. Open requests are forwarded to the next leader."""
         self.leading.clear()
         desk, self._desk = self._desk, None
         announcer, self._announcer = self._announcer, None
@@ -400,7 +406,7 @@ class Planner:
             await desk.close(None)
 
     async def _take_in(self, records: list[tuple[LeaseRecord, int]]) -> LeaseTable:
-        """Let the leases of the bucket, and no others, hold devices. The heartbeat goes on meanwhile."""
+        """Replace the leases in the fleet by those of the bucket. The heartbeat goes on meanwhile."""
         table = LeaseTable()
         for lease_id in list(self.fleet.leases):
             forget(self.fleet, lease_id)
@@ -419,7 +425,7 @@ class Planner:
 
 
 def _health(value: bytes) -> Health | None:
-    """What was kept of devices' health; None, so that all events are read again, where it can't be read."""
+    """Decode the health snapshot; None if there is none or it is unreadable, so that all events are read again."""
     try:
         return codec.decode(value, Health) if value else None
     except codec.DecodeError as error:
@@ -434,16 +440,16 @@ async def plan(
     stop: asyncio.Event | None = None,
     named: Callable[[str], None] | None = None,
 ) -> None:
-    """Run a planner until it is told to stop: by `stop` where that is given, else by SIGINT or SIGTERM.
+    """Run a planner until it is stopped: by `stop` if that is given, else by SIGINT or SIGTERM.
 
     Args:
-        url: of the bus; None as in `bus.connect`.
+        url: of the NATS server; None as in `bus.connect`.
         settings: see `Settings`.
         stop: ends it when set.
-        named: told the planner's id once it has one.
+        named: called with the planner's id once it has one.
 
     Raises:
-        bus.BusUnavailable: no server answers at the start, or it has closed a connection for good.
+        bus.BusUnavailable: no server answers at the start, a connection is closed for good, or the bucket is lost.
         ValueError: an unknown policy.
     """
     settings = settings or Settings()
@@ -470,7 +476,7 @@ async def plan(
 
     async def serve() -> None:
         nonlocal planner
-        # A server that was there a moment ago is waited for.
+        # Without a time limit: the server answered a moment ago.
         telemetry_nc = await connect(
             url,
             name="corral-planner-telemetry",

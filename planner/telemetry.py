@@ -1,11 +1,11 @@
-"""From the bus to the fleet: what collectors publish is folded in as it comes, and caught up with from the streams.
+"""Ingests telemetry from NATS into the fleet: live messages as they come, and the streams to catch up.
 
-Live messages come by plain subscriptions, with no consumer to fall behind. The streams are read at the start and after
-each reconnection: the last message of each host where the last says it all (samples, processes, inventory), every
-event where each counts. The fleet ignores what it knows already, so that overlap does no harm.
+Live messages come by core NATS subscriptions, which have no consumer that could fall behind. The streams are read at
+the start and after each reconnection: the last message of each host for samples, processes and inventory, and every
+message for device events. The fleet ignores messages that it has seen already, so overlap does no harm.
 
-Of samples only a host's newest message is decoded, a few hosts at a time, so that a burst of telemetry never stands in
-the way of a request for longer than a few decodings.
+Of samples and process lists only the newest message of a host is decoded. Messages are decoded a few at a time, so that
+a burst of telemetry delays a request by a few decodings at most.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ _TYPES: Final[tuple[tuple[str, type[Struct]], ...]] = (
 _SPOKEN: Final = (SampleBatch, ProcessBatch, Inventory, DeviceEvent)
 _NEWEST_ONLY: Final = (SampleBatch, ProcessBatch)
 _SLICE: Final = 8
-"""Messages that are decoded before others get their turn."""
+"""Messages that are decoded before the event loop runs other tasks."""
 _SETTLED_SECONDS: Final = 5.0
-"""What was on the stream so long ago has been folded in."""
+"""Age from which on messages of the stream count as folded in."""
 _OVERLAP_SECONDS: Final = 10.0
-"""Events are read again from so long before the connection was lost."""
+"""Overlap: after a reconnection, events are read from so long before the connection was lost."""
 _HEADROOM_BYTES: Final = 16 * 1024
-"""Of a message beside the faults that it carries."""
+"""Room that is left in a message for all but the faults that it carries."""
 _WATCH_SECONDS: Final = 1.0
 _SET_SECONDS: Final = 1.0
-"""A clock that is set by less is borne as messages are that take longer at one time than at another."""
+"""Smaller steps of the clock are ignored: they are no worse than variations of message latency."""
 _JUMP_SECONDS: Final = 5.0
-"""Where so much more time has gone by than was waited for, the clock was set or this process did not run."""
+"""If a wait took longer than asked for by this, the clock was set or this process did not run."""
 
 
 class Health(Struct, frozen=True, kw_only=True):
-    """The faults of devices and hosts as kept in the bucket, since events reach back for weeks.
+    """Snapshot of the faults of devices and hosts in the bucket, which saves reading weeks of events.
 
     Attributes:
-        sequence: events up to this one on the stream of facts are in it.
-        faults: as in `Fleet.faults`, those that matter.
+        sequence: last sequence of the facts stream whose event is included.
+        faults: as in `Fleet.faults`, cut to those that matter.
     """
 
     sequence: int
@@ -76,12 +76,13 @@ class Telemetry:
     """Keeps a fleet up to date.
 
     Args:
-        nc: a connection of its own, so that telemetry and requests do not wait for each other.
+        nc: a separate connection, so that telemetry and requests do not wait for each other.
         fleet: to fold into.
 
     Attributes:
-        ignored: messages that could not be decoded or folded; the processor keeps them as dead letters.
-        hearing_since: seconds since the epoch; hosts could not be heard before it, or not by the clock of now.
+        ignored: number of messages that could not be decoded or folded; the processor keeps them as dead letters.
+        hearing_since: seconds since the epoch from which on silence of a host counts: before it this planner received
+            no telemetry, or the clock was another one.
     """
 
     def __init__(self, nc: Client, fleet: Fleet) -> None:
@@ -105,29 +106,32 @@ class Telemetry:
 
     @property
     def reading(self) -> bool:
-        """It catches up with the streams."""
+        """True while the streams are read to catch up."""
         return self._reading
 
     @property
     def waiting(self) -> int:
-        """Messages that are not folded in yet; of samples only a host's newest counts."""
+        """Number of messages not folded in yet; of samples and process lists only a host's newest counts."""
         return len(self._facts) + len(self._newest)
 
     @property
     def waiting_seconds(self) -> float:
-        """For how long something has waited without a break; 0 where nothing waits."""
+        """Seconds for which messages have been waiting without a break; 0 if none wait."""
         return time.monotonic() - self._idle_at if self.waiting else 0.0
 
     @property
     def age_seconds(self) -> float:
-        """Since the last message was folded in."""
+        """Seconds since the last message was folded in."""
         return time.monotonic() - self._folded_at
 
     def hears(self, now: float) -> bool:
-        """Whether a host that says something is heard. Where that was not so, silence counts from now on.
+        """True if telemetry is received: connected, and not catching up. If not, silence of hosts counts from now on.
+
+        Silence counts anew also if the time has jumped since the last call: the clock was set, or this process did not
+        run.
 
         Args:
-            now: seconds since the epoch, by the clock that tells when a host was heard.
+            now: seconds since the epoch, by the clock that stamps when a host was heard.
         """
         self._heed_clock()
         hears = self._nc.is_connected and not self._reading
@@ -141,7 +145,7 @@ class Telemetry:
         return hears
 
     def _heed_clock(self) -> None:
-        """Where this machine's clock was set, all that is known by it moves along, before anything is folded in."""
+        """If this machine's clock was set, shift all times taken by it. Called before a message is folded in."""
         wall, elapsed = time.time(), elapsed_seconds()
         moved = (wall - self._wall) - (elapsed - self._elapsed)
         self._wall, self._elapsed = wall, elapsed
@@ -151,15 +155,15 @@ class Telemetry:
             apply(self._fleet, ClockSet(moved, wall))
 
     def _watch_clock(self) -> None:
-        """A standby looks too: it may lead the moment after."""
+        """Check the clock every second, also on a standby: it may become the leader at any moment."""
         self.hears(time.time())
         self._watch = asyncio.get_running_loop().call_later(_WATCH_SECONDS, self._watch_clock)
 
     async def start(self, health: Health | None = None) -> None:
-        """Subscribe, then read what is known; after it the fleet is ready for decisions.
+        """Subscribe, then read the streams; after that the fleet is ready for decisions.
 
         Args:
-            health: as it was kept; only later events are read then.
+            health: snapshot from the bucket; only later events are read then.
         """
         if health is not None:
             self._fleet.faults.update(health.faults)
@@ -185,7 +189,7 @@ class Telemetry:
                 await subscription.unsubscribe()
 
     async def catch_up(self) -> None:
-        """Read the streams: at the start, and after the bus was away."""
+        """Read the streams, at the start and after a reconnection. Returns at once if that is already running."""
         if self._reading:
             return
         self._reading = True
@@ -216,8 +220,11 @@ class Telemetry:
             self._arrived.set()
 
     async def _compare_clocks(self) -> None:
-        """By how much this machine's clock is ahead of the server's, which says when messages were stored: what comes
-        live has the time of this one, and both have to be of one clock."""
+        """Measure by how much this machine's clock is ahead of the NATS server's.
+
+        Messages of a stream have the server's time, live ones the time of this machine. The difference maps the former
+        to this machine's clock, so that they compare.
+        """
         before = time.time()
         with contextlib.suppress(NatsError, TimeoutError):
             server = await stream_messages.clock(self._nc, subjects.INVENTORY_STREAM)
@@ -227,14 +234,17 @@ class Telemetry:
                     log.warning("this clock is %+.0f s off that of the bus", self._ahead_seconds)
 
     async def health(self) -> Health:
-        """What events have said so far, and how far that goes: some seconds behind, so that nothing is on its way."""
+        """Snapshot of the faults, with the sequence of the last event that is certainly included.
+
+        The sequence is read some seconds before the faults, so that no event up to it is still on its way.
+        """
         state = (await self._js.stream_info(subjects.FACTS_STREAM)).state
         await asyncio.sleep(_SETTLED_SECONDS)
         faults = to_keep(self._fleet, time.time(), self._nc.max_payload - _HEADROOM_BYTES)
         return Health(sequence=state.last_seq, faults=faults)
 
     async def run(self) -> None:
-        """Fold in what arrives, for ever. Facts come before samples, since they say what there is."""
+        """Fold in messages as they arrive, until cancelled. Inventory and device events come before samples."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -276,14 +286,14 @@ class Telemetry:
             self._folded_at = time.monotonic()
             if isinstance(message, Inventory):
                 self._tell_claim(message.host.name)
-        except Exception as error:  # whatever one host sends, the others go on
+        except Exception as error:  # a bad message of one host must not stop the others
             self.ignored += 1
             if self.ignored <= 10 or self.ignored % 1000 == 0:
                 place = {"subject": subject} | ({"stream": stream, "sequence": sequence} if stream else {})
                 log.warning("ignored a message on %s (%d so far): %s", subject, self.ignored, error, extra=place)
 
     def _tell_claim(self, host: str) -> None:
-        """Say once of which devices two hosts say that they have them."""
+        """Log each device once that a host lists although it belongs to another host."""
         claim = self._fleet.claims.get(host)
         owners = {} if claim is None else claim.owners
         for uuid, owner in owners.items():
