@@ -1,1 +1,1 @@
-"""The planner's subjects: endpoints, the context of a request, and questions that are answered beside the loop."""
+"""The planner's API on NATS: its endpoints, and the context of a request."""

@@ -1,7 +1,7 @@
-"""The micro service `corral-planner`: which subject leads to what the desk does, and what is passed on to who leads.
+"""The NATS micro service `corral-planner`: maps subjects to broker operations, and forwards messages to the leader.
 
-Each message is bounded by the limits of its owner, decoded, and answered once. A standby has no endpoints, and stands
-in the service's list with its role.
+Each message is checked against the quotas of its owner, decoded, and answered once. A standby has no endpoints, and
+is listed as an instance of the service with its role.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ log = logging.getLogger("corral.planner")
 
 _VERSION: Final = "0.1.0"
 _ACTS: Final = (WithdrawAction, LeaseAction, EvictAction, DrainAction)
-"""What is done also for one who wants no answer."""
+"""Messages that take effect also without a reply subject."""
 _SAY_AGAIN_SECONDS: Final = 10.0
 _LONGEST_WAIT_SECONDS: Final = 86400.0 + 60.0
 
 
 class Endpoints:
-    """What a planner answers on the bus.
+    """Endpoints of a planner on NATS.
 
     Args:
         nc: connection for requests and answers.
         planner: id of this planner.
         fleet: live state.
         policies: of this planner.
-        candidate: knows whether it leads.
-        limiter: what one owner may ask.
+        candidate: knows if this planner leads.
+        limiter: quotas of owners.
         vitals: counts answers.
-        beside: answers dear questions.
+        beside: answers expensive queries.
         reading: reads large requests.
-        most_bytes: of an answer.
-        health: how the planner is.
+        most_bytes: size limit of an answer.
+        health: returns the health of the planner.
     """
 
     def __init__(
@@ -102,31 +102,31 @@ class Endpoints:
         self._service: Service | None = None
         self._errands: set[asyncio.Task[None]] = set()
         self._turn_began: float | None = None
-        """When the loop's turn of now took its first message, on the performance counter."""
+        """Time of the first message in this iteration of the event loop, by `perf_counter`; None before one comes."""
         self._unanswerable_at = -_SAY_AGAIN_SECONDS
 
     async def standby(self) -> None:
-        """Be on the bus, and answer nothing but how it is."""
+        """Register as a standby, which answers `$SRV.PING/INFO/STATS` alone."""
         await self._register(None)
 
     async def open(self, desk: Desk) -> None:
-        """Be the one that answers, as this desk does."""
+        """Register as the leader, with endpoints that this broker answers."""
         await self._register(desk)
 
     async def close(self) -> None:
-        """Leave the bus."""
+        """Deregister the service."""
         if self._service is not None:
             await self._service.stop()
 
     async def abandon(self) -> None:
-        """End what is still at work: who waits for it asks again, and is answered by the next planner."""
+        """Cancel all running work. Its clients ask again, and the next leader answers."""
         errands = list(self._errands)
         for task in errands:
             task.cancel()
         await asyncio.gather(*errands, return_exceptions=True)
 
     def _stats(self, endpoint: EndpointStats) -> Any:
-        """What the planner measures, with the statistics of the endpoint for requests."""
+        """Metrics of the planner for the statistics of the endpoint `request`; None for the other endpoints."""
         return msgspec.to_builtins(self._health().measures) if endpoint.name == "request" else None
 
     async def _register(self, desk: Desk | None) -> None:
@@ -137,7 +137,7 @@ class Endpoints:
             version=_VERSION,
             description="Answers work requests with devices, from live telemetry and durable leases",
             metadata={"planner": self._planner, "role": "standby" if desk is None else "leader"},
-            # Of its own: a leader that hangs would go on taking its part of the messages from a common one.
+            # A queue group for each planner: in a shared one, a leader that hangs would go on taking messages.
             queue_group=self._planner,
             stats_handler=self._stats,
         )
@@ -203,7 +203,7 @@ class Endpoints:
             *self._owned("release", own.RELEASE, LeaseAction, release, kind=Kind.LEASES, large=too_large),
             *self._owned("evict", own.EVICT, EvictAction, evict, "operator"),
             *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),
-            # The body may name anyone: it is the subject that says who asks.
+            # The body may name any owner: the user who asks is the one in the subject.
             *self._owned("explain", own.EXPLAIN, ExplainRequest, explanation, "", Kind.EXPLANATIONS, large_explanation),
             *self._listing(
                 "leases",
@@ -226,7 +226,7 @@ class Endpoints:
         ]
 
     async def _answer(self, asked: Asked, seconds: float, work: Callable[[], Struct]) -> None:
-        """Answer a question that changes nothing: at once where it is cheap, beside the loop where it is dear."""
+        """Answer a read-only query: at once if it is cheap, in a copy of the process if it is expensive."""
         if seconds <= costs.CHEAP_SECONDS:
             await asked.answer(work())
         else:
@@ -266,15 +266,15 @@ class Endpoints:
         kind: Kind | None = None,
         large: Callable[[Asked], Awaitable[None]] | None = None,
     ) -> Callable[[Request], Awaitable[None]]:
-        """What answers a message.
+        """Handler of an endpoint: checks quotas, decodes the message, and answers it.
 
         Args:
-            type: of its body.
-            work: answers it.
-            owner_from: where the owner begins in the subject; 0 where it names none.
-            field: of the body that must say the same as the subject; empty for none.
-            kind: counted for the subject's owner, before the body is looked at.
-            large: answers a message that is too large to be read here; None reads it whatever its size.
+            type: of the body.
+            work: answers the decoded message.
+            owner_from: index in the subject at which the owner begins; 0 if it names none.
+            field: of the body that must equal the owner in the subject; empty for none.
+            kind: for the rate limit of the subject's owner, which is checked before the body is decoded.
+            large: answers a message that is too large to be decoded here; None decodes it whatever its size.
         """
 
         async def act(request: Request) -> None:
@@ -317,7 +317,7 @@ class Endpoints:
                 await act(request)
             else:
                 self._spawn(self._when_certain(request, act))
-            # A subscription goes on with its next message without a turn of the loop in between: others come first.
+            # A subscription takes its next message without yielding to the event loop: let other tasks run.
             if self._turn_is_long():
                 await asyncio.sleep(0)
 
@@ -337,7 +337,7 @@ class Endpoints:
         work: Callable[[Any], Struct],
         cost: Callable[[Any], float],
     ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
-        """What is answered alike whoever asks, also with a name at the end of the subject."""
+        """Endpoints of a read-only query, whose answer does not depend on the name that may end the subject."""
 
         async def read(asked: Asked, body: Any) -> None:
             await self._answer(asked, cost(body), lambda: work(body))
@@ -349,7 +349,7 @@ class Endpoints:
         return [(name, subject, handler), (f"{name}-owned", f"{subject}.>", handler)]
 
     def _unanswerable(self, asked: Asked) -> None:
-        """Nothing is done for a question whose answer has no subject: nobody would know of what it was granted."""
+        """Count and log a message without a reply subject, and do nothing: no client would learn of a grant."""
         self._vitals.without_reply()
         now = time.monotonic()
         if now - self._unanswerable_at > _SAY_AGAIN_SECONDS:
@@ -360,7 +360,7 @@ class Endpoints:
             )
 
     async def _guarded(self, asked: Asked, work: Awaitable[None]) -> None:
-        """Answer a message, or say what is wrong with it."""
+        """Answer a message; if that fails, answer with the error."""
         try:
             await work
         except codec.DecodeError as error:
@@ -378,7 +378,10 @@ class Endpoints:
             await asked.answer(Error(code="internal", message=f"The planner failed: {error}"))
 
     async def _when_certain(self, request: Request, act: Callable[[Request], Awaitable[None]]) -> None:
-        """What a planner says from memory is true only while it leads: a lease that it does not know may be new."""
+        """Act on a message once it is confirmed that this planner leads; else forward it, or answer with an error.
+
+        The state in memory is right only while it leads: another leader may have granted leases that it lacks.
+        """
         if await self._candidate.confirm():
             await act(request)
         elif not self._candidate.term:
@@ -391,13 +394,13 @@ class Endpoints:
         counts = request.subject.startswith(PlanSubject.REQUEST)
         return Asked(request, owner, self._most_bytes, self._forward_soon, self._vitals.answered if counts else None)
 
-    # Handing over
+    # Forwarding
 
     def _forward_soon(self, request: Request, body: bytes) -> None:
-        """Send a message again to whoever leads now, once there is someone.
+        """Forward a message to the leader, as soon as there is one.
 
-        That planner may have had it already, since each has a queue group of its own: only what may be said twice is
-        forwarded.
+        The leader may have received it already, since each planner has its own queue group: only messages that may be
+        handled twice are forwarded.
         """
         self._spawn(self._forward(request, body))
 
@@ -414,7 +417,7 @@ class Endpoints:
         if not reply.startswith(ACROSS):
             await self._nc.publish(request.subject, body, reply=reply, headers=request.headers)
             return
-        # Who asks from another account is answered by who was asked: the server lets nobody pass such a subject on.
+        # A client in another account must be answered by this planner: the server lets no other use its reply subject.
         with contextlib.suppress(NatsError, TimeoutError):
             answer = await self._nc.request(
                 request.subject, body, timeout=_LONGEST_WAIT_SECONDS, headers=request.headers

@@ -1,4 +1,4 @@
-"""A question as it came over the bus, and how its answer goes back."""
+"""Context of a request: the message as it came over NATS, its decoding and checks, and its answer."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from ..limits import MOST_LABELS_BYTES
 log = logging.getLogger("corral.planner")
 
 MOST_ASKED_BYTES: Final = 2**20
-"""Larger questions are refused, whatever the bus lets through."""
+"""Larger messages are refused, even if the NATS server lets them through."""
 MOST_ADDED_DEVICES: Final = 100_000
-"""Of one what-if."""
+"""Devices that one what-if query may add."""
 _MOST_LINE: Final = 128
-"""Characters of a name in line."""
+"""Length at which the header that names a queued client is cut, in characters."""
 HEADROOM_BYTES: Final = 16 * 1024
-"""Of a message beside the lease that it carries."""
+"""Room that is left in a message for all but the lease that it carries."""
 _FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter)
-"""What an empty message asks for as `{}` does: all there is. Anything else must be said."""
+"""Types for which an empty message means `{}`, no filter. For other types it is an error."""
 
 Forward = Callable[[Request, bytes], None]
 Answered = Callable[[Struct, float, bool], None]
-"""Told the answer, the seconds since the question came, and whether it was ready to wait."""
+"""Called with the answer, the seconds since the request came, and true if the request allowed queueing."""
 
 
 class Asked:
-    """One message, and how to answer it.
+    """One message, with what is needed to decode and to answer it.
 
     Args:
         request: as it came.
         owner: that the subject names; None if it names none.
-        most_bytes: of a record; an answer may have a little more.
-        forward: sends the message to another planner, with a body.
-        answered: told of the answer.
+        most_bytes: size limit of a record; an answer may be a little larger.
+        forward: sends the message, with a body, to the leader.
+        answered: called with the answer.
 
     Attributes:
-        content_type: of the question, and so of the answer.
+        content_type: of the message, and so of the answer.
         warnings: fields that were ignored.
-        owner_field: of the body that says the same as the subject.
-        user: that the subject names, where the body may name others; empty if it names none.
+        owner_field: field of the body that must equal the owner in the subject.
+        user: that the subject names, for messages whose body may name other owners; empty if it names none.
     """
 
     __slots__ = (
@@ -97,7 +97,14 @@ class Asked:
         self._line: str = ((request.headers or {}).get(codec.LINE_HEADER) or "")[:_MOST_LINE]
 
     def decode(self, type: type[Any]) -> Any:
-        """The body, checked; what the subject says of the owner goes before it."""
+        """Decode and check the body. The owner in the subject fills the body's field, and must equal it if that is set.
+
+        Args:
+            type: of the body.
+
+        Raises:
+            DecodeError: the body is too large, is not of the type, fails a check, or names another owner.
+        """
         request = self._request
         self.content_type = codec.content_type(request.headers)
         data = self._kept or request.data
@@ -129,43 +136,43 @@ class Asked:
         return self._checked(message)
 
     async def turn_away(self, subject: str, name: str) -> None:
-        """Answer who has asked on a subject that lacks a name: `owner`, `user` or `operator`."""
+        """Refuse a message whose subject lacks a name (`owner`, `user` or `operator`), and say which subject to use."""
         self.content_type = replies.asked_in(self._request.headers)
         await self.answer(Error(code="refused", message=with_name(subject, name)))
 
     @property
     def reply_to(self) -> str:
-        """Where the answer goes."""
+        """Reply subject."""
         return self._request._msg.reply  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
 
     @property
     def subject(self) -> str:
-        """Where the question came."""
+        """Subject of the message."""
         return self._request.subject
 
     @property
     def asker(self) -> str:
-        """Whose turn it is: the user that the subject names, else whoever the answer goes to, by inbox."""
+        """Client for fair queueing: the owner or user that the subject names, else the inbox of the reply subject."""
         return self.owner or self.user or self.reply_to.rpartition(".")[0]
 
     @property
     def line(self) -> str:
-        """Names the one who asks again while it waits, where it says so."""
+        """Name of a client that asks again while it is queued, from a header; empty if it gives none."""
         return self._line
 
     def let_go(self) -> None:
-        """Forget the bytes of the question, which may be many: it may have to wait for a day."""
+        """Drop the body from memory: it may be large, and the request may be queued for a day."""
         message = self._request._msg  # pyright: ignore[reportPrivateUsage]
         message.data = b""
         message.headers = {codec.CONTENT_TYPE_HEADER: self.content_type}
 
     def keep(self) -> None:
-        """Keep the bytes of a question that is not taken apart here."""
+        """Keep the undecoded body apart, for a copy of this process or another planner to decode."""
         self._kept = self._request.data
         self.let_go()
 
     def read(self) -> bytes:
-        """Read a work request where this process is a copy; see `take`."""
+        """Decode a work request in a copy of this process, and pack the result for `take`."""
 
         def work() -> Struct:
             request: WorkRequest = self.decode(WorkRequest)
@@ -175,7 +182,7 @@ class Asked:
         return msgspec.msgpack.encode((found, None) if isinstance(found, Error) else (None, found))
 
     def take(self, packed: bytes) -> tuple[WorkRequest, Heavy] | Error:
-        """What `read` has found: the request without its items, and where these are; or what is wrong with it."""
+        """Unpack the result of `read`: the request without its items and access to them, or the error."""
         error, found = _taken(packed)
         if found is None:
             return error or Error(code="internal", message="The planner failed to read the request")
@@ -189,7 +196,11 @@ class Asked:
         return tree.distribution
 
     def _checked(self, message: Any) -> Any:
-        """The message, where it takes no more time or memory than its size explains."""
+        """Check limits that the size of a message does not imply, and note if a work request allows queueing.
+
+        Raises:
+            DecodeError: patterns, labels, items or added devices are more than one message may have.
+        """
         if isinstance(message, WorkRequest):
             self._waits = message.wait_seconds > 0
             self._check_work(message, "$")
@@ -224,7 +235,7 @@ class Asked:
         await self._send(data, reply if isinstance(reply, Error) else None)
 
     def written(self, reply: Struct) -> tuple[Struct, bytes]:
-        """An answer as it travels: itself, or the error that it is too large, and its bytes."""
+        """Encode an answer, or the error that it is too large in its place; returns the answer and its bytes."""
         if self.warnings and "warnings" in reply.__struct_fields__:
             reply = msgspec.structs.replace(reply, warnings=self.warnings)
         data = codec.encode(reply if self.content_type == codec.JSON else whole(reply), self.content_type)
@@ -235,13 +246,13 @@ class Asked:
         return reply, data
 
     def pack(self, work: Callable[[], Struct]) -> bytes:
-        """Work out an answer where this process is a copy that sends nothing itself."""
+        """Compute an answer in a copy of this process, which has no connection, and pack it for `answer_packed`."""
         reply, data = self.written(answer_to(work))
         error = reply if isinstance(reply, Error) else None
         return msgspec.msgpack.encode((error, data))
 
     async def answer_packed(self, packed: bytes) -> None:
-        """Answer with what `pack` has made."""
+        """Send an answer that `pack` has made."""
         error, data = _unpack(packed)
         await self._send(data, error)
 
@@ -249,15 +260,18 @@ class Asked:
         headers = replies.headers(error, self.content_type, self.warnings)
         try:
             await self._request.respond(data, headers)
-        except (NatsError, ValueError) as failed:  # no reply subject, or the bus is away: the answer is remembered
+        except (NatsError, ValueError) as failed:  # no reply subject, or the bus is away: a retry gets it
             log.debug("an answer was not sent: %s", failed)
 
     def forward(self, body: Struct) -> None:
-        """Let whoever leads now answer."""
+        """Forward the message to the leader: its kept bytes, or else a body."""
         self._forward(self._request, self._kept or codec.encode(body, self.content_type))
 
     def hand_over(self) -> None:
-        """Let whoever leads now answer the message as it came, if it may be asked twice."""
+        """Forward the message as it came to the leader. A work request without a request id is dropped instead.
+
+        It has no protection against being granted twice, while all other messages may be handled twice.
+        """
         with contextlib.suppress(codec.DecodeError):
             body = codec.decode(self._request.data, dict[str, Any], codec.content_type(self._request.headers))
             if self._request.subject.startswith(PlanSubject.REQUEST) and not body.get("request_id"):
@@ -270,7 +284,7 @@ class _Distributing(Struct):
 
 
 def _numbers_bytes(count: int) -> int:
-    """Of the numbers below a count, each with its comma."""
+    """Bytes of the numbers below a count in JSON, each with its comma."""
     size, least, digits = 0, 0, 1
     while least < count:
         size += (min(count, 10**digits) - least) * (digits + 1)
@@ -283,7 +297,7 @@ _unpack: Final = msgspec.msgpack.Decoder(tuple[Error | None, bytes]).decode
 
 
 def answer_to(work: Callable[[], Struct]) -> Struct:
-    """What comes of a question, be it the error that says what is wrong with it."""
+    """Compute an answer; a request that can't be decoded or is invalid gives the error as the answer."""
     try:
         return work()
     except codec.DecodeError as error:
