@@ -1,1 +1,1 @@
-"""Requests from arrival to answer: decisions, the queue, idempotency, commands on leases, drains."""
+"""The broker: decisions on requests, the queue, idempotency, operations on leases, and drains."""

@@ -1,11 +1,11 @@
-"""Dear questions, answered beside the planner's loop: each by a copy of the process as it is at that moment.
+"""Expensive queries, answered concurrently with the event loop: each in a forked copy of the planner process.
 
-`fork` copies the page tables alone (1 ms at 10,000 devices, 5 ms at 100,000), so that the copy has all that a decision
-rests on, the waiting requests among it, and answers from the very functions that the planner decides with. The planner
-goes on meanwhile, and the copy can change nothing: it has no connection, and ends with its answer.
+`fork` copies the page tables alone (1 ms at 10,000 devices, 5 ms at 100,000). So the copy has all the state that a
+decision needs, queued requests included, and answers with the same functions that the planner decides with. The planner
+goes on meanwhile. The copy can't change it: it has no connection, and exits after its answer.
 
-Questions are bounded: so many run at once, one of each asker, and those who wait take turns by asker. A copy has a
-limit of time and of memory, and a lower priority on the processor.
+Queries are limited: a number of copies run at once, one for each client, and queued queries are served round-robin by
+client. A copy has a limit on time and on memory, and a lower CPU priority.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from ...schemas.requests import Error
 log = logging.getLogger("corral.planner.broker.beside")
 
 QUESTION_SECONDS: Final = 20.0
-"""A question that takes longer is given up."""
+"""Time limit of a query."""
 _RUNNING: Final = 2
 _WAITING_OF_ONE: Final = 8
 _WAITING: Final = 256
 _MEMORY_BYTES: Final = 2**30
-"""Of a copy, beyond what the planner has."""
+"""Memory limit of a copy, beyond what the planner uses."""
 _FORK_SHARE: Final = 0.1
-"""The part of the loop's time that goes into copies at most."""
+"""Part of the event loop's time that forking may take at most."""
 _LONGEST_PAUSE_SECONDS: Final = 0.5
 _NICENESS: Final = 5
 _READ_BYTES: Final = 2**16
 _DONE: Final = b"\0"
-"""Before a result; whatever else comes is the reason why there is none."""
+"""First byte of a result; anything else is the reason why there is none."""
 
 
 class TooMany(Exception):
-    """An asker has enough questions in line."""
+    """Too many queries of a client, or of all clients, are queued."""
 
 
 def too_many(asker: str) -> Error:
-    """What such an asker is told."""
+    """Error for a client that has too many queries queued, with a time to retry after."""
     return Error(
         code="too_many_requests",
         message=f"{asker!r} has too much in line that takes long to work out: ask one after the other",
@@ -61,18 +61,18 @@ def too_many(asker: str) -> Error:
 
 
 class GivenUp(Exception):
-    """A question has no answer; the message says why."""
+    """A query has no answer; the message says why."""
 
 
 class Bounds(Struct, frozen=True, kw_only=True):
-    """What dear questions may take.
+    """Limits on expensive queries.
 
     Attributes:
         running: copies at once.
-        waiting_of_one: questions of one asker in line.
-        waiting: questions in line, of all askers.
-        seconds: of one question.
-        memory_bytes: of one copy, beyond what the planner has.
+        waiting_of_one: queued queries of one client.
+        waiting: queued queries of all clients; a client that has none yet may exceed it, up to twice as many.
+        seconds: time limit of one query.
+        memory_bytes: memory limit of one copy, beyond what the planner uses.
     """
 
     running: int = _RUNNING
@@ -92,14 +92,14 @@ class _Question:
 
 
 class Beside:
-    """Runs dear questions.
+    """Runs expensive queries in forked copies of this process.
 
     Args:
         bounds: see `Bounds`.
 
     Attributes:
-        outcomes: of questions: `answered`, `refused`, `timed_out`, `failed`.
-        fork_seconds: for which the loop stood still to make a copy.
+        outcomes: number of queries by outcome: `answered`, `refused`, `timed_out`, `failed`.
+        fork_seconds: durations of forks, for which the event loop is blocked.
     """
 
     def __init__(self, bounds: Bounds | None = None) -> None:
@@ -114,24 +114,24 @@ class Beside:
 
     @property
     def running(self) -> int:
-        """Copies that are at work."""
+        """Number of running copies."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Questions in line."""
+        """Number of queued queries."""
         return self._count
 
     async def ask(self, asker: str, work: Callable[[], bytes]) -> bytes:
-        """Work on a copy of this process.
+        """Run a function in a copy of this process, and return its result.
 
         Args:
-            asker: whose turn it is.
-            work: what to do there; it must not wait for anything. Its result comes back, and nothing else does.
+            asker: client, for fair queueing.
+            work: the function; it must not wait for anything. Only its result comes back.
 
         Raises:
-            TooMany: the asker has enough in line.
-            GivenUp: it took too long or too much memory, or the system makes no copy.
+            TooMany: the queue is full for this client.
+            GivenUp: it took too long or too much memory, it failed, or no copy could be made.
         """
         mine = self._waiting.get(asker)
         there = len(mine) if mine else 0
@@ -146,7 +146,7 @@ class Beside:
         return await question.answer
 
     async def close(self) -> None:
-        """End all copies; those who wait get no answer."""
+        """End all copies, and cancel the queued queries."""
         tasks = list(self._running.values())
         for waiting in self._waiting.values():
             for question in waiting:
@@ -158,7 +158,7 @@ class Beside:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _start(self) -> None:
-        """Let those at the head of the line begin, as far as there is room: one of each asker, in turn."""
+        """Start queued queries up to the limit on copies: one for each client at a time, round-robin."""
         while len(self._running) < self._bounds.running:
             asker = next((asker for asker in self._waiting if asker not in self._running), None)
             if asker is None:
@@ -166,7 +166,7 @@ class Beside:
             mine = self._waiting.pop(asker)
             question = mine.popleft()
             self._count -= 1
-            if mine:  # behind all others
+            if mine:  # at the end of the round
                 self._waiting[asker] = mine
             self._running[asker] = asyncio.create_task(self._run(question))
 
@@ -220,10 +220,10 @@ def _given_up(error: Exception, seconds: float) -> GivenUp:
 
 
 def _fork(work: Callable[[], bytes], bounds: Bounds) -> tuple[int, int]:
-    """Make a copy that works; returns its process id and where to read what it writes."""
+    """Fork a copy that runs a function; returns its process id and the file descriptor to read its output from."""
     end, there = os.pipe()
     os.set_blocking(end, False)
-    # A signal that comes before the copy has forgotten the planner's handlers would be taken for the planner's own.
+    # A signal that comes before the copy has reset the handlers would be handled as if sent to the planner.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         with warnings.catch_warnings():
@@ -242,14 +242,14 @@ def _fork(work: Callable[[], bytes], bounds: Bounds) -> tuple[int, int]:
 
 
 def _work(work: Callable[[], bytes], there: int, bounds: Bounds) -> None:
-    """What a copy does; it never returns."""
+    """Run a function in the copy, write its result or error to the pipe, and exit. Never returns."""
     try:
         gc.disable()
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        # The bus and whatever else is open stays the planner's alone.
+        # The connection to NATS and all other descriptors are for the planner alone.
         _close_all_but(there)
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
@@ -268,7 +268,10 @@ def _work(work: Callable[[], bytes], there: int, bounds: Bounds) -> None:
 
 
 def _close_all_but(there: int) -> None:
-    """Close what is open beside one. Not all that might be: in a container that may be a thousand million."""
+    """Close all open file descriptors but one and the standard streams.
+
+    Those are listed rather than all possible numbers tried, of which a container may allow a billion.
+    """
     try:
         numbers = [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:
@@ -282,7 +285,7 @@ def _close_all_but(there: int) -> None:
 
 
 def _limit(bounds: Bounds) -> None:
-    """Let the system end a copy whose planner is gone, and one that takes too much."""
+    """Set resource limits: they end a copy that takes too much, or runs on after its planner is gone."""
     with contextlib.suppress(OSError, ValueError):
         seconds = int(bounds.seconds) + 2
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
@@ -294,7 +297,7 @@ def _limit(bounds: Bounds) -> None:
 
 
 async def _read(end: int) -> bytes:
-    """All that comes, to its end."""
+    """Read a file descriptor to its end."""
     loop = asyncio.get_running_loop()
     parts: list[bytes] = []
     ended = loop.create_future()
@@ -320,7 +323,7 @@ async def _read(end: int) -> bytes:
 
 
 async def _reap(pid: int) -> None:
-    """Take note of a copy's end, which comes at once."""
+    """Wait for a killed copy's exit, which comes at once, so that it does not stay a zombie."""
     pause = 0.001
     while True:
         try:

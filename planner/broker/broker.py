@@ -1,9 +1,8 @@
-"""What the leading planner answers: requests and the queue; beside it what is asked of leases, and drains. One desk
-lives for one term.
+"""The broker of the leader: decides, queues and answers requests, and holds the handlers for leases and drains.
 
-A request is answered under its id once: whoever asks again with the same id and body while it is being decided gets the
-same answer, and later too for as long as the answer is remembered (see `RETAIN_SECONDS` for granted ones,
-`REJECTION_SECONDS` for others).
+One broker lives for one term. Requests are idempotent by id: a retry with the same id and body gets the same answer,
+while the request is being decided and for as long as the answer is retained (`RETAIN_SECONDS` for grants,
+`REJECTION_SECONDS` for rejections).
 """
 
 from __future__ import annotations
@@ -43,16 +42,16 @@ log = logging.getLogger("corral.planner.broker.broker")
 
 
 Heard = Callable[[Sequence[str]], Awaitable[set[str]]]
-"""Tells which of some reply subjects are certainly listened to."""
+"""Returns those of some reply subjects whose clients are certainly connected."""
 
 
 async def nobody_heard(_: Sequence[str]) -> set[str]:
-    """Where nobody can be looked for: all are heard by asking again."""
+    """Default without a probe: clients are heard only when they ask again."""
     return set()
 
 
 class Desk:
-    """Decides and answers.
+    """Decides and answers requests, in one term.
 
     Args:
         fleet: live state.
@@ -64,17 +63,17 @@ class Desk:
         drains: as read from the bucket.
         answers: as read from the bucket, by their keys.
         deposed: called when a write was refused since another planner leads.
-        limiter: says who has enough in line.
-        beside: distributes work items where that takes long.
-        patience_seconds: what would serve a request that has waited for so long is kept for it.
-        silence_seconds: who waits and is not heard for so long is out of line.
-        heard: looks for those who wait.
+        limiter: quotas of owners.
+        beside: distributes work items if that is expensive.
+        patience_seconds: devices are reserved for a request that has been queued for so long.
+        silence_seconds: a queued request whose client is not heard for so long leaves the queue.
+        heard: probes queued clients.
 
     Attributes:
-        wake: set when those who wait should be looked at.
-        decided: told how long each decision took, in seconds.
-        holding: answers what is asked of leases.
-        drainer: answers what operators keep free.
+        wake: set when the queue should be served.
+        decided: called with the duration of each decision, in seconds.
+        holding: handles operations on leases.
+        drainer: handles drains.
     """
 
     def __init__(
@@ -122,19 +121,19 @@ class Desk:
     # Requests
 
     async def request(self, request: WorkRequest, caller: Caller, heavy: Heavy | None = None) -> None:
-        """Grant, queue or turn down.
+        """Grant, queue or reject a request.
 
         Args:
-            request: what is asked for.
-            caller: who asks.
-            heavy: where its work items are, if it was read beside the loop.
+            request: the request.
+            caller: that sent it.
+            heavy: access to its work items, if it was decoded in a copy of the process.
         """
         request_id = request.request_id
         named = request_id is not None
         if request_id is None:
             request_id = self._new_id()
             request = replace(request, request_id=request_id)
-        # Nobody can ask again under an id that only the answer tells.
+        # No client can retry under an id that it learns from the answer.
         digest = "" if not named else heavy.digest if heavy is not None else digest_of(request)
         if named and await self._asked_before(request, request_id, digest, caller):
             return
@@ -172,7 +171,7 @@ class Desk:
         return False
 
     async def _join(self, opened: Opened, caller: Caller) -> None:
-        """Somebody asks again while it is decided, and so is heard."""
+        """Add a retry to a pending request; if that is queued, its client counts as heard."""
         before = opened.join(caller)
         entry = opened.entry
         if entry is None or entry not in self.queue:
@@ -193,12 +192,12 @@ class Desk:
         return decision
 
     async def _settle(self, opened: Opened, decision: Decision) -> None:
-        """Make a decision durable, then answer."""
+        """Act on a decision: grant, queue or reject."""
         request = opened.request
         if isinstance(decision, Placed):
             await self._grant(opened, decision)
         elif request.wait_seconds and decision.code is not RejectionCode.IMPOSSIBLE:
-            if self._closed:  # it was being read when the term ended: nobody serves this line any more
+            if self._closed:  # it was being decoded when the term ended: this queue is served no more
                 await self._dismiss(opened)
             elif len(self.queue) >= MOST_WAITING:
                 await self._turn_down(opened, decision)
@@ -215,13 +214,13 @@ class Desk:
         hold(self.fleet, lease_id, placed.grants)
         if opened.heavy is None:
             await self._promise(opened, placed, lease_id)
-        else:  # its devices are kept meanwhile
+        else:  # its devices stay held meanwhile
             task = asyncio.create_task(self._distribute(opened, opened.heavy, placed, lease_id))
             self._errands.add(task)
             task.add_done_callback(self._errands.discard)
 
     async def _distribute(self, opened: Opened, heavy: Heavy, placed: Placed, lease_id: str) -> None:
-        """Have work items distributed over devices that are held, then promise them."""
+        """Distribute work items over the held devices, in a copy of the process, then make the lease."""
         promised = False
         refused = Error(code="unavailable", message="This planner is stopping: ask again")
         try:
@@ -246,7 +245,7 @@ class Desk:
         self.wake.set()
 
     async def _promise(self, opened: Opened, placed: Placed, lease_id: str) -> None:
-        """Make a lease of devices that are held."""
+        """Make a durable lease of devices that are held, and answer; they are freed if that fails."""
         request = opened.request
         owners = self.ledger.table.owners
         try:
@@ -265,7 +264,7 @@ class Desk:
                 service_seconds=self.ledger.service_seconds(),
             )
             size = size_of(record.lease)
-        except Exception as error:  # what is held for nobody would be held for ever
+        except Exception as error:  # else the devices would be held for ever
             log.exception("request %s could not be granted", request.request_id)
             free(self.fleet, lease_id)
             await self._close(opened, Error(code="internal", message=f"The planner failed: {error}"))
@@ -290,7 +289,7 @@ class Desk:
         await self.ledger.grant(record, settled)
 
     async def _turn_down(self, opened: Opened, rejection: Rejection) -> None:
-        if not opened.named:  # nobody can ask for it again
+        if not opened.named:  # no client can retry it
             await self._close(opened, rejection)
             return
         await self._answers.keep(
@@ -303,10 +302,10 @@ class Desk:
         )
 
     async def withdraw(self, action: WithdrawAction, caller: Caller) -> None:
-        """Take a request out of the queue; what was granted or turned down already stays so, and is told.
+        """Withdraw a request from the queue. One that was granted or rejected already stays so, and gets that answer.
 
-        One that is not known may still be on its way (from a planner that led before, say): it is turned down when it
-        comes, so that nobody is granted what they no longer wait for.
+        An unknown request may still be on its way (forwarded by an earlier leader, say): it is rejected when it
+        arrives, so that no devices are granted that no client waits for.
         """
         request_id = action.request_id
         opened = self._open.get((action.owner, request_id))
@@ -339,7 +338,7 @@ class Desk:
     def _forward(self, opened: Opened) -> None:
         self._open.pop(opened.key, None)
         for caller in opened.callers:
-            # One without an id whoever leads may have already, and would grant it twice.
+            # The leader may have a request without an id already, and would grant it twice.
             if opened.named or isinstance(caller, Onlooker):
                 caller.forward(opened.request)
 
@@ -350,8 +349,11 @@ class Desk:
         self.reservations.drop(entry)
 
     async def serve_queue(self) -> None:
-        """Grant to those who wait what has come free, first in line first."""
-        now = steady_time()  # a clock that is set turns nobody away
+        """Serve the queue, first in line first: reject expired requests, and grant those that fit now.
+
+        A request whose client was silent is told to ask again first, and gets a reservation meanwhile.
+        """
+        now = steady_time()  # setting the clock must not expire requests
         over = self.queue.expired(now)
         for entry in over:
             self._leave(entry)
@@ -374,7 +376,7 @@ class Desk:
                 continue
             fresh = self.presence.fresh(entry)
             try:
-                # What a request was refused, the same request further back is refused too: the fleet only fills up.
+                # A request that is refused is refused further back in the queue, too: the fleet only fills up.
                 ask = ask_of(self.fleet, entry.request)
                 key = (ask, entry.request.policy)
                 decision = refused.get(key)
@@ -385,9 +387,9 @@ class Desk:
                     entry.rejection = replace(decision, request_id=entry.request.request_id or "")
                     self.reservations.renew(entry, ask)
                 elif not fresh:
-                    # It is granted once it has said that it is still there; what it would take is kept meanwhile.
+                    # It is granted once its client was heard again; what it would take is reserved meanwhile.
                     self.reservations.keep(entry, ask)
-            except Exception as error:  # those behind it must not wait for ever
+            except Exception as error:  # requests behind it must not wait for ever
                 log.exception("request %s could not be decided", entry.request.request_id)
                 self._leave(entry)
                 await self._close(entry.payload, Error(code="internal", message=f"The planner failed: {error}"))
@@ -399,11 +401,11 @@ class Desk:
                 await self._tell(entry)
 
     async def look_who_is_there(self, now: float, connection: int | None) -> None:
-        """Let those leave the line who are not heard any more.
+        """Probe silent clients of queued requests: remove those that are gone, and tell others to ask again.
 
         Args:
-            now: seconds, by a clock that does not go back.
-            connection: number of the connection to the bus; None while there is none.
+            now: seconds, by a monotonic clock.
+            connection: number of the connection to NATS; None while there is none.
         """
         presence = self.presence
         presence.tick(now, connection)
@@ -427,7 +429,7 @@ class Desk:
                 await self._tell(entry)
 
     async def _tell(self, entry: Waiting) -> None:
-        """Tell one who was not heard for a while to ask again, which it may do in its place."""
+        """Tell a silent client to ask again, upon which its request keeps its place."""
         entry.told = True
         told = self._unheard(entry)
         for caller in entry.payload.told():
@@ -445,22 +447,22 @@ class Desk:
         )
 
     def show_kept_from(self, request: WorkRequest) -> None:
-        """Let the fleet show what a question about a request may see: all but what is kept for those ahead of it.
+        """Apply to the fleet the reservations that a query about a request must respect: those ahead of it.
 
-        One who waits already asks about its own place, if it names its id.
+        If the request is queued, by owner and id, those ahead of its place in the queue.
         """
         named = self.queue.named(request.request_id or "")
         entry = next((entry for entry in named if entry.request.owner == request.owner), None)
         self.reservations.show(newcomer(request.priority) if entry is None else entry.order)
 
     def waiting(self, only: QueueFilter, most_bytes: int) -> Queue:
-        """Who waits, as far as it fits in a message."""
+        """List the queue, cut at the size of a message."""
         return self.queue.listing(steady_time(), only, self.presence.silence, most_bytes)
 
     # The bucket
 
     async def measure(self) -> None:
-        """Look how full the bucket is, and make room for what must be written where it is too full."""
+        """Measure the size of the bucket, and delete cached rejections if it is too full for new leases."""
         await self._store.measure()
         if not self._store.roomy and await self._store.purge_answers():
             self._answers.purged()
@@ -468,18 +470,18 @@ class Desk:
     # Time
 
     async def tick(self, now: datetime) -> None:
-        """Whatever time alone brings about."""
+        """End leases that are due, and evict leases and rejections whose retention is over."""
         stamp = now.timestamp()
         await self.ledger.expire(now)
         self.ledger.forget(stamp)
         self._answers.forget(stamp)
 
     async def close(self, farewell: Error | None) -> None:
-        """Serve the line no more.
+        """Stop serving the queue.
 
         Args:
-            farewell: what those in line are told. Nothing is said to the others: what is being written for them may
-                land, and is their answer then. None ends the term: another planner is asked for all that are left.
+            farewell: answer to queued requests. Other pending requests get none here: their writes may still succeed,
+                and are the answer then. None, at the end of the term, forwards all pending requests to the leader.
         """
         self._closed, self._farewell = True, farewell
         for opened in list(self._open.values()):
@@ -491,14 +493,14 @@ class Desk:
         self.reservations.clear()
 
     async def _dismiss(self, opened: Opened) -> None:
-        """Send one away at the end of the term."""
+        """Dismiss a pending request: answer it with the farewell, or forward it if there is none."""
         if self._farewell is None:
             self._forward(opened)
         else:
             await self._close(opened, self._farewell)
 
     def _new_id(self) -> str:
-        """Short enough to type, and never made twice: each run of a planner has an id of its own."""
+        """New id for a lease or request, short enough to type; unique, since each run of a planner has another id."""
         self._made += 1
         return f"{self._planner}-{self._term:x}-{self._made:x}"
 

@@ -1,6 +1,6 @@
-"""What a question will cost, from counts alone: cheap ones are answered at once, dear ones beside the planner's loop.
+"""Cost estimates of queries, from counts alone: cheap ones are answered at once, expensive ones in a forked copy.
 
-Measured on one core of a server of 2021 and rounded up: what is taken for dear by mistake costs a copy of the process.
+Measured on one core of a server of 2021 and rounded up: an overestimate costs a fork of the process.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ..leases.lifecycle import LeaseTable
 from ..work.balance import EXACT_ITEMS, EXACT_NODES
 
 CHEAP_SECONDS: Final = 0.002
-"""What the loop may stand still for a question."""
+"""Time for which a query may block the event loop."""
 TURN_SECONDS: Final = 0.02
-"""So much is done of what waits on one subject before other work has its turn."""
+"""Time for which messages are handled before the event loop runs other tasks."""
 
 _LISTED_DEVICE: Final = 20e-6
 _SUMMED_DEVICE: Final = 6e-6
@@ -34,17 +34,17 @@ _COMPARED_WAITING: Final = 0.1e-6
 
 
 def listing(fleet: Fleet, only: DeviceFilter) -> float:
-    """Of the list of devices, seconds."""
+    """Cost of listing devices, in seconds."""
     return len(fleet.devices) * _LISTED_DEVICE + _filtering(fleet, only)
 
 
 def summing(fleet: Fleet, only: DeviceFilter) -> float:
-    """Of aggregates over the fleet, seconds."""
+    """Cost of aggregates over the fleet, in seconds."""
     return len(fleet.devices) * _SUMMED_DEVICE + _filtering(fleet, only)
 
 
 def explaining(fleet: Fleet, question: ExplainRequest) -> float:
-    """Of an explanation, seconds."""
+    """Cost of an explanation, in seconds."""
     added = sum(more.devices for more in question.with_more)
     patterns = len(question.request.hosts)
     work = question.request.distribution
@@ -57,7 +57,7 @@ def explaining(fleet: Fleet, question: ExplainRequest) -> float:
 
 
 def distributing(work: Distribution, devices: int) -> float:
-    """Of distributing work items over devices, seconds."""
+    """Cost of distributing work items over devices, in seconds."""
     counted = isinstance(work.items, int)
     items = work.items if isinstance(work.items, int) else len(work.items)
     if work.method is Method.BALANCED and not counted:
@@ -69,7 +69,7 @@ def distributing(work: Distribution, devices: int) -> float:
 
 
 def leases(table: LeaseTable, only: LeaseFilter) -> float:
-    """Of a list of leases, seconds."""
+    """Cost of listing leases, in seconds."""
     if only.lease_id is not None:
         return 0.0
     if only.hosts and only.states == (LeaseState.ACTIVE,):
@@ -79,7 +79,7 @@ def leases(table: LeaseTable, only: LeaseFilter) -> float:
 
 
 def waiting(entries: int, only: QueueFilter) -> float:
-    """Of the list of those who wait, seconds."""
+    """Cost of listing the queue, in seconds."""
     narrow = only.request_id is not None or only.limit is not None
     listed = min(entries, only.limit or 1) if narrow else entries
     return listed * _WAITING + entries * _COMPARED_WAITING

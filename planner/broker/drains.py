@@ -1,4 +1,4 @@
-"""Which hosts and devices are kept free of new work, after an operator has asked for a change."""
+"""Drains: hosts, devices and labels that operators keep free of new work."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .pending import Caller
 
 
 class Drainer:
-    """Keeps the drains of a term.
+    """Stores and applies the drains of a term.
 
     Args:
-        fleet: in which drains keep work off.
+        fleet: to which drains apply.
         store: the bucket.
         term: revision of the leader's key.
         drains: as read from the bucket.
-        freed: called when work may be let on again.
+        freed: called when a drain was taken off.
         deposed: called when a write was refused since another planner leads.
     """
 
@@ -44,7 +44,7 @@ class Drainer:
         self._lock = asyncio.Lock()
 
     async def drain(self, action: DrainAction, caller: Caller) -> None:
-        """Keep new work off, or let it on again."""
+        """Drain or undrain, store that, and answer with all drains."""
         try:
             async with self._lock:
                 changed = drained(self._drains, action, self._fleet)
@@ -75,11 +75,11 @@ def drained(before: Mapping[str, str], action: DrainAction, fleet: Fleet) -> dic
 
     Args:
         before: `host:NAME`, `device:UUID` or `label:K=V` → reason.
-        action: what is asked. Taking off what isn't there, or isn't known, is no mistake.
-        fleet: tells which hosts and devices there are.
+        action: the change. Undraining something that is not drained, or not known, is no error.
+        fleet: known hosts and devices.
 
     Raises:
-        Refused: nothing is named, nothing that the fleet has, or no reason is given.
+        Refused: a drain names nothing, or something that the fleet lacks, or gives no reason.
     """
     targets = [
         *(f"device:{uuid}" for uuid in action.devices),

@@ -1,6 +1,6 @@
-"""Requests that are much work to read, or to distribute: both is done beside the planner's loop.
+"""Requests that are expensive to decode, or to distribute: both is done in a forked copy of the process.
 
-What comes back from there is not taken apart again: items stay JSON as the bucket and the answer will hold them.
+Its results are not decoded again: items stay the JSON that goes into the bucket and the answer.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ..placement.decide import Placed, check_work
 from ..work.distribute import distribute
 
 HEAVY_BYTES: Final = 48 * 1024
-"""A message of more is read beside the loop: 1 MiB of JSON takes 50 ms."""
+"""A larger message is decoded in a copy of the process: 1 MiB of JSON takes 50 ms."""
 
 
 class Heavy(Struct, frozen=True):
-    """Work whose items are not looked at here.
+    """Work items that this process does not decode.
 
     Attributes:
         digest: of the whole request.
-        distribution: all of it; for a copy of this process to ask for.
+        distribution: decodes all of it; called in a copy of this process.
     """
 
     digest: str
@@ -35,7 +35,7 @@ class Heavy(Struct, frozen=True):
 
 
 class Read(Struct, frozen=True):
-    """A request that was read and checked beside the loop.
+    """A request that was decoded and checked in a copy of the process.
 
     Attributes:
         request: without its items.
@@ -49,10 +49,10 @@ class Read(Struct, frozen=True):
 
 
 def without_items(request: WorkRequest) -> WorkRequest:
-    """A request as the loop keeps it, while its items stay in the message that they came in.
+    """Check work items, and drop them from a request: they stay encoded in the message that they came in.
 
     Raises:
-        InvalidRequest: items, or what is said of them, contradict each other.
+        InvalidRequest: items contradict each other, or the request.
     """
     work = request.distribution
     if work is None:
@@ -62,7 +62,7 @@ def without_items(request: WorkRequest) -> WorkRequest:
 
 
 def distributed(placed: Placed, work: Distribution) -> bytes:
-    """Distribute over the devices of a placement, on a copy of this process."""
+    """Distribute work items over the devices of a placement, in a copy of this process, and pack them for `filled`."""
     outcome = distribute(work, placed.grants, placed.devices)
     items = [codec.encode(grant.items, codec.JSON) for grant in outcome.grants]
     unassigned = codec.encode(outcome.unassigned, codec.JSON) if outcome.unassigned else b""
@@ -70,14 +70,14 @@ def distributed(placed: Placed, work: Distribution) -> bytes:
 
 
 def filled(placed: Placed, packed: bytes) -> Placed:
-    """A placement with the items that `distributed` has shared out, as they are written."""
+    """Put the result of `distributed` into a placement; its items stay encoded."""
     items, unassigned, report = _unpack(packed)
     grants = [replace(grant, items=_raw(held)) for grant, held in zip(placed.grants, items, strict=True)]
     return replace(placed, grants=grants, unassigned=_raw(unassigned) if unassigned else [], distribution=report)
 
 
 def whole(reply: Struct) -> Struct:
-    """An answer with its items taken apart again, for those who do not read JSON."""
+    """Decode the encoded items of an answer, for clients that do not use JSON."""
     if isinstance(reply, Assignment):
         return replace(reply, lease=_whole(reply.lease))
     if isinstance(reply, Lease):

@@ -1,6 +1,6 @@
-"""Answers to requests that were not granted, remembered for a while, so that who asks again is answered alike.
+"""Idempotency: caches rejections by owner and request id, so that a retry gets the same answer.
 
-Granted ones need no memory of their own: their leases are it.
+Granted requests need no cache: their leases hold the answer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from ..durable.store import Deposed, Outcome, Store, WriteFailed, answer_key
 from .refusals import Written
 
 REJECTION_SECONDS: Final = 120.0
-"""The answer to a request that was not granted is remembered for so long, where the client gave it an id."""
+"""Retention of a rejection, if the client gave the request an id."""
 
 _MOST_KEPT: Final = 20_000
-"""More at a time are remembered in memory alone; so are the oldest once they take too many bytes (see `refusals`)."""
+"""Limit on the rejections in the bucket, where the oldest go sooner if they take too many bytes (see `refusals`).
+More are kept in memory alone."""
 _GONE_SECONDS: Final = 1.0
 _MOST: Final = 100_000
 
@@ -31,15 +32,15 @@ _encode_canonical: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Answer(Struct, frozen=True, kw_only=True):
-    """A remembered answer, as the bucket holds it.
+    """A cached rejection, as the bucket holds it.
 
     Attributes:
-        digest: of the request's body; empty where it was withdrawn before it came.
+        digest: of the request's body; empty if it was withdrawn before it arrived.
         rejection: the answer.
-        until: it is forgotten then, seconds since the epoch.
-        owner: who asked, or withdrew it before it came: whatever this owner asks under the id is answered so then.
-            Empty in what earlier versions kept.
-        request_id: of the request; empty in what earlier versions kept, which have it in the key.
+        until: end of retention, seconds since the epoch.
+        owner: of the request. If it was withdrawn before it arrived, any body of this owner under the id gets this
+            answer. Empty in entries of earlier versions.
+        request_id: of the request; empty in entries of earlier versions, which have it in the key.
     """
 
     digest: str
@@ -49,17 +50,17 @@ class Answer(Struct, frozen=True, kw_only=True):
     request_id: str = ""
 
     def answers(self, request: WorkRequest, digest: str) -> bool:
-        """Whether it is the answer to a request with this digest."""
+        """True if it answers this request, by digest; by owner if the request was withdrawn before it arrived."""
         return self.digest == digest if self.digest else self.owner == request.owner
 
 
 class Answers:
-    """All of a term's.
+    """Cache of a term's rejections, in memory and in the bucket.
 
     Args:
         store: the bucket.
         term: revision of the leader's key.
-        known: as read from the bucket, by what follows `answer.` in their keys.
+        known: as read from the bucket, by the part of the key after `answer.`.
         deposed: called when a write was refused since another planner leads.
     """
 
@@ -73,17 +74,18 @@ class Answers:
         for key, answer in known.items():
             self._written.add(key, answer.owner, _size_of(answer.rejection))
         self._keys = {(answer.owner, answer.request_id or key): key for key, answer in known.items()}
-        """Under which key the bucket has each."""
+        """Key in the bucket, by owner and request id."""
         self._plain = {key: answer.owner for key, answer in known.items() if answer.request_id in ("", key)}
-        """Whose answer has a key that is the request's id alone, as earlier versions read it."""
+        """Owner by key, for keys that are a request id alone, which earlier versions can read."""
 
     def get(self, owner: str, request_id: str, digest: str = "") -> Answer | None:
-        """The answer under an owner's id; None if there is none (any more).
+        """Cached rejection by owner and request id; None if there is none (any more).
 
         Args:
-            owner: who asks.
-            request_id: under which id.
-            digest: of what is asked. What an earlier version kept without an owner answers that very body alone.
+            owner: of the request.
+            request_id: of the request.
+            digest: of the request's body, if known. An entry of an earlier version, which names no owner, answers that
+                body alone.
         """
         answer = self._known.get((owner, request_id))
         if answer is None:
@@ -93,7 +95,7 @@ class Answers:
         return answer if answer is not None and answer.until > time.time() else None
 
     def _key(self, owner: str, request_id: str) -> str:
-        """Names an answer in the bucket: the id, for planners of earlier versions, unless another owner's has it."""
+        """Key of a rejection in the bucket: the id, which earlier versions can read, unless another owner has it."""
         if self._plain.setdefault(request_id, owner) == owner:
             return request_id
         return f"{request_id}.{hashlib.blake2b(owner.encode(), digest_size=8).hexdigest()}"
@@ -108,15 +110,15 @@ class Answers:
         then: Callable[[], Awaitable[None]],
         deposed: Callable[[], None],
     ) -> None:
-        """Remember a rejection, then go on.
+        """Cache a rejection, then continue.
 
         Args:
             request_id: of the request.
             rejection: its answer.
-            digest: of its body, where that is known.
-            owner: who asked or withdrew it.
-            then: called once it is remembered.
-            deposed: called instead where another planner leads.
+            digest: of its body, if known.
+            owner: of the request, who sent or withdrew it.
+            then: called once it is cached.
+            deposed: called instead if another planner leads.
         """
         until = time.time() + REJECTION_SECONDS
         answer = Answer(digest=digest, rejection=rejection, until=until, owner=owner, request_id=request_id)
@@ -149,11 +151,11 @@ class Answers:
         await self._store.write(answer_key(key), value, self._term, landed, ttl_seconds=REJECTION_SECONDS)
 
     def purged(self) -> None:
-        """The bucket holds none of them any more."""
+        """Note that all rejections were deleted from the bucket."""
         self._written.clear()
 
     def forget(self, now: float) -> None:
-        """Let go of those whose time is over, and of the oldest of too many."""
+        """Evict entries whose retention is over, and the oldest of too many."""
         while self._forgetting and (self._forgetting[0][0] <= now or len(self._known) > _MOST):
             until, key = self._forgetting.popleft()
             answer = self._known.get(key)
@@ -171,23 +173,23 @@ _DEFAULTS: Final = tuple(
 
 
 def digest_of(request: WorkRequest) -> str:
-    """Tells bodies apart: the same fields in another order, or defaults written out, are the same body."""
+    """Digest of a request's body. Order of fields, defaults that are written out, and `holder` make no difference."""
     given = {name: value for name, default in _DEFAULTS if (value := getattr(request, name)) != default}
     given.pop("holder", None)  # a process that was started again may ask again
     return hashlib.blake2b(_encode_canonical(given), digest_size=12).hexdigest()
 
 
 def _size_of(rejection: Rejection) -> int:
-    """Bytes of an answer in the bucket, about."""
+    """Approximate bytes of a rejection in the bucket."""
     return 400 + len(rejection.message) + sum(60 + len(reason.detail) for reason in rejection.reasons)
 
 
 async def _nothing(_: Outcome) -> None:
-    """It was to be gone anyway."""
+    """Ignore the outcome of deleting an entry, which expires anyway."""
 
 
 def conflict(request_id: str) -> Error:
-    """The answer to a request whose id is taken."""
+    """Error for a request whose id was used with another body."""
     return Error(
         code="conflict",
         message=f"Request id {request_id!r} was used for another request: give each request an id of its own",

@@ -1,4 +1,4 @@
-"""What holders and operators ask of leases that are there: renewals, releases, evictions, lists."""
+"""Operations of holders and operators on existing leases: renew, release, evict, list."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class HoldingDesk:
     """Changes leases and lists them.
 
     Args:
-        fleet: tells which devices a host has.
+        fleet: knows the devices of a host.
         ledger: leases of the term.
         planner: id of this planner.
     """
@@ -29,7 +29,7 @@ class HoldingDesk:
         self._planner = planner
 
     async def renew(self, action: LeaseAction, caller: Caller) -> None:
-        """Move a lease's end."""
+        """Renew a lease: its end moves to now plus its time to live, or the one that the action gives."""
 
         def step(record: LeaseRecord | None) -> LeaseRecord:
             held = leases.check_holder(record, action.lease_id, action.owner)
@@ -39,7 +39,7 @@ class HoldingDesk:
         await self._change(action, step, caller)
 
     async def release(self, action: LeaseAction, caller: Caller) -> None:
-        """End a lease. Again it is answered alike."""
+        """Release a lease. Idempotent: releasing it again gives the same answer."""
 
         def step(record: LeaseRecord | None) -> LeaseRecord:
             known = leases.check_known(record, action.lease_id, action.owner)
@@ -50,7 +50,7 @@ class HoldingDesk:
         await self._change(action, step, caller)
 
     async def evict(self, action: EvictAction, caller: Caller) -> None:
-        """Take a lease back."""
+        """Evict: end a lease on behalf of an operator."""
         by = f" (by {action.operator})" if action.operator else ""
 
         def step(record: LeaseRecord | None) -> LeaseRecord:
@@ -71,7 +71,7 @@ class HoldingDesk:
         await self._ledger.change(action.lease_id, step, settled)
 
     def leases(self, only: LeaseFilter) -> Leases:
-        """Leases that the filter lets through, oldest first."""
+        """Leases that match a filter, oldest first, by page."""
         states = frozenset(only.states)
         table = self._ledger.table
         one = None if only.lease_id is None else table.get(only.lease_id)

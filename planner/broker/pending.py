@@ -1,4 +1,4 @@
-"""A request that is being decided, and all who wait for its answer."""
+"""A pending request: decided but not yet answered, or queued, with the callers that wait for its answer."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from .heavy import Heavy
 from .queue import Waiting
 
 _MOST_CALLERS: Final = 64
-"""Who asks again has most often given up on its earlier question."""
+"""Limit on the callers of a request: one that retries has usually given up on its earlier attempt."""
 _MOST_ACROSS: Final = 4
-"""Over accounts the same one has another subject each time that it asks again."""
+"""The same for callers from other accounts, whose reply subject is another one at each retry."""
 
 
 class Caller(Protocol):
-    """Who asked, and waits for one answer."""
+    """Sender of a message, which waits for one answer."""
 
     @property
     def reply_to(self) -> str:
-        """Where the answer goes."""
+        """Reply subject."""
         ...
 
     @property
     def line(self) -> str:
-        """Names the one who asks again and again under an id while it waits; empty for one that does not say."""
+        """Name of a client that asks again under a request id while it is queued; empty if it gives none."""
         ...
 
     async def answer(self, reply: Struct) -> None:
-        """Answer."""
+        """Send the answer."""
         ...
 
     def forward(self, body: Struct) -> None:
-        """Let another planner answer, since this one leads no more."""
+        """Forward to the leader, since this planner no longer is it."""
         ...
 
 
 class Opened:
-    """A request that is being decided, with all who asked it.
+    """A pending request with its callers.
 
     Args:
         digest: of its body.
         request: with its id.
-        caller: who asked first.
-        named: the id is the caller's own: it may be asked again under it.
-        heavy: where its work items are, if they are much work.
+        caller: the first to send it.
+        named: true if the caller gave the id, and may retry under it.
+        heavy: access to its work items, if they are expensive to distribute.
 
     Attributes:
-        callers: who waits for the answer.
-        entry: its place in line; None while it has none.
-        unseen: it is being withdrawn, and has not come: `request` names its owner and no more.
+        callers: those that wait for the answer.
+        entry: its entry in the queue; None if it was never queued.
+        unseen: true if it is being withdrawn before it has arrived: then `request` has its owner and id alone.
     """
 
     __slots__ = ("callers", "digest", "entry", "heavy", "named", "request", "unseen")
@@ -70,15 +70,15 @@ class Opened:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Names it: an id is its owner's own."""
+        """Owner and request id: ids are unique for one owner."""
         return self.request.owner, self.request.request_id or ""
 
     def join(self, caller: Caller) -> list[Caller]:
-        """One more waits for the answer. Each place gets it once, and of too many the oldest gets none.
+        """Add a caller. Each reply subject gets the answer once; of too many callers the oldest are dropped.
 
         Returns:
-            Earlier questions of the very same one, which wait no more: where answers come over accounts, each question
-            has a subject of its own, that the server keeps until it is answered.
+            Callers that are earlier attempts of the same client, and were removed. They need an answer, too: across
+            accounts each attempt has another reply subject, which the server keeps until it is answered.
         """
         others = [other for other in self.callers if other.reply_to != caller.reply_to]
         before = [other for other in others if caller.line and other.line == caller.line]
@@ -88,14 +88,14 @@ class Opened:
         return before
 
     def told(self) -> list[Caller]:
-        """Those who wait for the answer, and get another one in its place."""
+        """Remove and return the callers that sent the request, for an interim answer; onlookers stay."""
         waiting = [caller for caller in self.callers if not isinstance(caller, Onlooker)]
         self.callers = [caller for caller in self.callers if isinstance(caller, Onlooker)]
         return waiting
 
 
 class Onlooker:
-    """Waits for the answer to a request without having sent that very body, which is what another planner is asked."""
+    """A caller that waits for the answer to a request with another body, which is what `forward` sends."""
 
     def __init__(self, body: Struct, caller: Caller) -> None:
         self._body = body
@@ -103,18 +103,18 @@ class Onlooker:
 
     @property
     def reply_to(self) -> str:
-        """Where the answer goes."""
+        """Reply subject."""
         return self._caller.reply_to
 
     @property
     def line(self) -> str:
-        """Nobody in line."""
+        """Empty: an onlooker is not a queued client."""
         return ""
 
     async def answer(self, reply: Struct) -> None:
-        """Answer."""
+        """Send the answer."""
         await self._caller.answer(reply)
 
     def forward(self, body: Struct) -> None:
-        """Let another planner answer what was sent."""
+        """Forward to the leader the message that this caller sent."""
         self._caller.forward(self._body)

@@ -1,8 +1,8 @@
-"""Who of those in line is still there, by when they were last heard.
+"""Liveness of queued clients, by when each was last heard.
 
-Whoever waits is heard when it asks again under its id, or when its connection is seen to be there (see `probe`). Time
-counts only while it could have been heard: an outage of the bus and a pause of the planner are left out, and after a
-new connection everybody has a whole silence to come back.
+A client is heard when it asks again under its request id, or when its connection is found to be up (see `probe`). Time
+counts only while it could have been heard: outages of NATS and pauses of the planner are left out, and after a
+reconnection every client has the whole timeout to come back.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ from typing import Final
 from .queue import Waiting
 
 SILENCE_SECONDS: Final = 30.0
-"""Who is not heard for so long is out of line."""
+"""Timeout after which a queued client that is not heard leaves the queue."""
 ASK_AGAIN: Final = 1 / 3
-"""Parts of the silence: so often one in line asks again."""
+"""Part of the timeout after which a queued client should ask again, and is probed."""
 FRESH: Final = 1 / 2
-"""Who was heard within it may be granted."""
+"""Part of the timeout: a client that was heard within it may be granted devices."""
 NOTICE: Final = 3 / 4
-"""Who is silent for longer is told to ask again."""
+"""Part of the timeout after which a silent client is told to ask again."""
 _STEP_SECONDS: Final = 1.0
 _STEP: Final = 1 / 12
-"""A look that comes later than this part of the silence after the last one, and than a second, comes after a pause, of
-which no more counts. A second passes between two looks, and another where the server does not say who is there."""
+"""Part of the timeout, and at least `_STEP_SECONDS`, that counts at most between two ticks: the rest was a pause of the
+planner. A second passes between two ticks, and another if the server does not answer the probe."""
 
 
 class Presence:
-    """Measures silence.
+    """Measures the silence of queued clients.
 
     Args:
-        silence_seconds: who is not heard for so long is gone.
+        silence_seconds: timeout after which a silent client counts as gone.
     """
 
     def __init__(self, silence_seconds: float = SILENCE_SECONDS) -> None:
         self.silence_seconds = silence_seconds
         self._step = max(_STEP_SECONDS, silence_seconds * _STEP)
         self._clock = 0.0
-        """Seconds in which somebody could be heard."""
+        """Seconds in which clients could be heard."""
         self._since = 0.0
-        """Nobody's silence began before."""
+        """Silence counts from here on at the earliest, on that clock."""
         self._looked_at: float | None = None
         self._connection: int | None = None
 
     def tick(self, now: float, connection: int | None) -> None:
-        """Let time go on.
+        """Advance the clock.
 
         Args:
-            now: seconds, by a clock that does not go back.
-            connection: number of the connection to the bus, another one after it was lost; None while there is none.
+            now: seconds, by a monotonic clock.
+            connection: number of the connection to NATS, which a reconnection changes; None while there is none.
         """
         if self._looked_at is not None and connection is not None:
             self._clock += min(now - self._looked_at, self._step)
@@ -57,26 +57,26 @@ class Presence:
         self._connection = connection
 
     def heard(self, entry: Waiting) -> None:
-        """One in line was heard."""
+        """Note that a queued client was heard."""
         entry.heard_at = self._clock
         entry.told = False
 
     def silence(self, entry: Waiting) -> float:
-        """Seconds for which one was not heard, though it could have been."""
+        """Seconds for which a client was not heard, though it could have been."""
         return self._clock - max(entry.heard_at, self._since)
 
     def quiet(self, entry: Waiting) -> bool:
-        """One should be looked for."""
+        """True if a client should be probed."""
         return self.silence(entry) >= self.silence_seconds * ASK_AGAIN
 
     def fresh(self, entry: Waiting) -> bool:
-        """One may be granted."""
+        """True if a client was heard recently enough to be granted devices."""
         return self.silence(entry) <= self.silence_seconds * FRESH
 
     def due(self, entry: Waiting) -> bool:
-        """One should be told to ask again."""
+        """True if a client should be told to ask again."""
         return self.silence(entry) >= self.silence_seconds * NOTICE
 
     def gone(self, entry: Waiting) -> bool:
-        """One is out of line."""
+        """True if a client has been silent for the timeout, and must leave the queue."""
         return self.silence(entry) >= self.silence_seconds

@@ -1,12 +1,12 @@
-"""Whether those who wait are connected, asked of the server and not of them.
+"""Health check of queued clients: finds which are connected, by asking the NATS server instead of the clients.
 
-Most NATS clients take all their answers on one subscription, `<inbox>.*`, and give each question a token of its own. A
-message to a token that they never gave is dropped by them without a word. Sent with a reply subject, the server answers
-it with `503` (no responders) if nobody has that subscription: so one who is connected is told from one who is gone.
+Most NATS clients receive all answers on one subscription, `<inbox>.*`, with another last token for each request. They
+silently drop a message to a token that they never used. If such a message has a reply subject, the server answers it
+with `503` (no responders) when there is no such subscription. That tells connected clients from those that are gone.
 
-It proves nothing where somebody listens to all inboxes (an operator's `nats sub '>'`), which a message to an inbox that
-nobody has shows: all is then left open. Nor can it be asked of an inbox of one subject alone, or over accounts, where
-the answer's subject is good for one message: who waits there is heard by asking again.
+The probe proves nothing while a subscriber listens to all inboxes (an operator's `nats sub '>'`). A message to an inbox
+that does not exist detects that; the result is then unknown. Nor does the probe work for an inbox of one subject alone,
+or across accounts, where a reply subject takes one message only. Those clients are heard when they ask again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AT_ONCE: Final = 500
 
 
 def probed(reply_to: str) -> str | None:
-    """The subject to ask in place of that of an answer; None where the answer's own is the only one."""
+    """Subject that probes the client of a reply subject; None for an inbox that can't be probed."""
     inbox, _, token = reply_to.rpartition(".")
     if reply_to.startswith(ACROSS) or "." not in inbox or not token:
         return None
@@ -40,7 +40,7 @@ def probed(reply_to: str) -> str | None:
 
 
 class Probe:
-    """Asks the server.
+    """Probes clients through the NATS server.
 
     Args:
         nc: connection of the planner.
@@ -56,7 +56,7 @@ class Probe:
         self._asking = asyncio.Lock()
 
     async def present(self, replies: Sequence[str]) -> set[str]:
-        """Those of some reply subjects whose clients are certainly connected."""
+        """Reply subjects, of those given, whose clients are certainly connected."""
         found: set[str] = set()
         asked = [(reply, subject) for reply in dict.fromkeys(replies) if (subject := probed(reply)) is not None]
         async with self._asking:
@@ -68,15 +68,18 @@ class Probe:
         return found
 
     async def _present(self, asked: list[tuple[str, str]]) -> set[str] | None:
-        """Those of some; None where that can't be told now, of the others as little."""
+        """Probe one batch of (reply subject, probe subject); returns the reply subjects of connected clients.
+
+        None if the probe proves nothing now, which then holds for other batches, too.
+        """
         try:
             await self._listen()
             self._absent = set()
-            self._round += 1  # what was given up may be answered yet, and is no answer to this
+            self._round += 1  # a late answer to an earlier round must not count
             self._last.clear()
             for number, (_, subject) in enumerate(asked):
                 await self._nc.publish(subject, b"", reply=f"{self._inbox}.{self._round}-{number}")
-            # The server answers in order: when it says that nobody has this one, it has said so of all the others.
+            # The server answers in order: the 503 for this inbox, which does not exist, comes after all others.
             nobody = f"{self._nc.new_inbox()}.{_TOKEN}"
             await self._nc.publish(nobody, b"", reply=f"{self._inbox}.{self._round}-last")
             async with asyncio.timeout(_ANSWER_SECONDS):
@@ -106,7 +109,7 @@ class Probe:
             self._absent.add(token)
 
     async def close(self) -> None:
-        """Ask nothing any more."""
+        """Unsubscribe."""
         if self._subscription is not None:
             with contextlib.suppress(NatsError, OSError):
                 await self._subscription.unsubscribe()

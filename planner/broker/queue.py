@@ -1,8 +1,8 @@
-"""Requests that wait for devices: by priority, then by arrival.
+"""Queue of requests that wait for devices: by priority, then by arrival.
 
-Whoever fits may go first while those before it wait for something bigger, since idle devices serve nobody. That has an
-end: once a request has waited for its patience, what would serve it soonest is kept for it (see `reserving`), and
-whoever is of the same or lower priority is placed beside that.
+A request that fits may overtake those ahead that wait for more devices (backfill), since idle devices are of no use.
+That has a limit: once a request has been queued for its patience, the devices that can serve it soonest are reserved
+for it (see `reserving`). Requests behind it, of the same or lower priority, get only what is left.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ MOST_WAITING: Final = 10_000
 EVERYBODY: Final = QueueFilter()
 _HOSTS_LISTED: Final = 10
 _PLACE_SECONDS: Final = 600.0
-"""The place of one who left the line unheard is kept for so long."""
+"""Time for which the place of a request is kept that left the queue because its client was silent."""
 
 Order = tuple[int, float]
-"""Priority turned round, and number of arrival: who is less is ahead."""
+"""Negative priority, and number of arrival: the smaller is ahead."""
 
 
 class Waiting:
@@ -36,14 +36,14 @@ class Waiting:
     Attributes:
         request: with its id.
         arrived_at: seconds, by the caller's clock.
-        deadline: it is turned down then.
-        rejection: why it waits.
-        payload: whatever the caller needs to answer it.
+        deadline: time at which it is rejected, by the same clock.
+        rejection: reason why it waits.
+        payload: opaque data of the caller, to answer it.
         order: its place.
-        reservation: what is kept for it.
-        looked_at: number of the look at the queue in which something to keep was last sought for it.
-        heard_at: when it was last heard, by the clock of `Presence`.
-        told: it was told to ask again since.
+        reservation: devices that are reserved for it; None if none are.
+        looked_at: number of the last turn in which a reservation was sought for it.
+        heard_at: when its client was last heard, by the clock of `Presence`.
+        told: true if its client was told to ask again since.
     """
 
     __slots__ = (
@@ -75,7 +75,7 @@ class Waiting:
 
 
 class Place(NamedTuple):
-    """The place of one who left the line because it was not heard: it gets it back if it comes again soon."""
+    """Place of a request that left the queue because its client was silent, and gets it back if it comes again soon."""
 
     digest: str
     arrived_at: float
@@ -85,7 +85,7 @@ class Place(NamedTuple):
 
 
 class WaitingQueue:
-    """All that wait, first in line first."""
+    """The queued requests, first in line first."""
 
     def __init__(self) -> None:
         self._entries: list[Waiting] = []
@@ -94,7 +94,7 @@ class WaitingQueue:
         self._of = Counter[str]()
         self._count = 0
         self._left: Kept[tuple[str, str], Place] = Kept(MOST_WAITING)
-        """By owner and id."""
+        """Places of requests that left, by owner and request id."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -106,7 +106,11 @@ class WaitingQueue:
         return entry in self._members
 
     def add(self, request: WorkRequest, now: float, rejection: Rejection, payload: Any, digest: str = "") -> Waiting:
-        """Get in line; with the digest of one who left it unheard a while ago, at its old place."""
+        """Enqueue a request.
+
+        If its digest equals that of a request which left the queue recently because its client was silent, it gets that
+        place again. An empty digest gets a new place.
+        """
         self._count += 1
         before = self._left.get((request.owner, request.request_id or "")) if digest else None
         if before is None or before.digest != digest or not now < min(before.left_at + _PLACE_SECONDS, before.deadline):
@@ -120,7 +124,7 @@ class WaitingQueue:
         return entry
 
     def remove(self, entry: Waiting) -> None:
-        """Leave the line."""
+        """Remove an entry."""
         del self._entries[self.position(entry) - 1]
         self._members.discard(entry)
         named = self._named[entry.request.request_id or ""]
@@ -132,30 +136,30 @@ class WaitingQueue:
             del self._of[entry.request.owner]
 
     def count_of(self, owner: str) -> int:
-        """How many requests of an owner wait."""
+        """Number of queued requests of an owner."""
         return self._of[owner]
 
     def named(self, request_id: str) -> list[Waiting]:
-        """Those under an id."""
+        """Entries with a request id, of any owner."""
         return self._named.get(request_id, [])
 
     def position(self, entry: Waiting) -> int:
-        """The place of one in line, from 1."""
+        """Position of an entry in the queue, from 1."""
         return bisect_left(self._entries, entry.order, key=lambda waiting: waiting.order) + 1
 
     def told(self, entry: Waiting, now: float) -> Queue:
-        """Where one stands."""
+        """Listing of one entry alone, with its position."""
         return Queue(entries=[_listed(entry, self.position(entry), now, 0.0)], total=1)
 
     def leave(self, entry: Waiting, now: float, digest: str) -> None:
-        """Leave the line for not being heard; the place is remembered for one who has an id."""
+        """Remove an entry whose client is silent. The place is kept if it has a digest, that is, a request id."""
         self.remove(entry)
         if digest:
             place = Place(digest, entry.arrived_at, entry.order[1], now, entry.deadline)
             self._left.put((entry.request.owner, entry.request.request_id or ""), place)
 
     def expired(self, now: float) -> list[Waiting]:
-        """Those that have waited as long as they wanted to."""
+        """Entries past their deadline."""
         return [entry for entry in self._entries if entry.deadline <= now]
 
     def listing(
@@ -165,13 +169,13 @@ class WaitingQueue:
         silence: Callable[[Waiting], float] | None = None,
         most_bytes: int = 0,
     ) -> Queue:
-        """For people: who waits, at which place, for how long, and why.
+        """List entries with position, time in the queue, and the reason why they wait.
 
         Args:
-            now: the time.
-            only: who is listed.
-            silence: seconds since one was heard.
-            most_bytes: of all entries as JSON; a longer list is cut there. 0 for any length.
+            now: seconds, by the clock of `arrived_at`.
+            only: filter and page.
+            silence: returns the seconds since an entry's client was heard.
+            most_bytes: size of all entries as JSON, at which the list is cut; at least one is listed. 0 for no limit.
         """
         listed: list[QueueEntry] = []
         found = size = 0

@@ -1,4 +1,4 @@
-"""How much of the bucket remembered refusals take: a bounded part, of which one owner has a bounded part again."""
+"""Eviction of cached rejections: they take a limited part of the bucket, and each owner a limited part of that."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from collections import Counter, deque
 from typing import Final
 
 PART: Final = 1 / 16
-"""Of the bucket."""
+"""Part of the bucket that rejections may take."""
 _UNLIMITED_BYTES: Final = 32 * 2**20
-"""Where the bucket has no limit."""
+"""Bytes that they may take in a bucket without a limit."""
 OWNER_PART: Final = 1 / 4
-"""Of that, for one owner."""
+"""Part of that for one owner."""
 _ENTRY_BYTES: Final = 200
-"""Of an entry beside its value: subject, headers and what the server adds."""
+"""Overhead of an entry: subject, headers and what the server adds."""
 
 
 class Written:
-    """The refusals that are in the bucket.
+    """Sizes of the rejections that are in the bucket, in order of age.
 
     Args:
-        most_bytes: that the bucket takes; 0 or less where there is no limit.
+        most_bytes: capacity of the bucket; 0 or less for no limit.
 
     Attributes:
-        bytes: that they take, about.
+        most_bytes: that rejections may take.
+        bytes: that they take, approximately.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -35,15 +36,15 @@ class Written:
         self._oldest_of: dict[str, deque[tuple[str, int]]] = {}
 
     def add(self, key: str, owner: str, size: int) -> list[str]:
-        """One more is written.
+        """Add a rejection that is written to the bucket.
 
         Args:
             key: of the entry.
-            owner: whose request was refused.
+            owner: of the request.
             size: bytes of its value.
 
         Returns:
-            Keys of those that must go for it, oldest first.
+            Keys of the rejections to evict for it: the oldest of the owner, then the oldest of all.
         """
         self.drop(key)
         size += len(key) + _ENTRY_BYTES
@@ -63,7 +64,7 @@ class Written:
         return gone
 
     def drop(self, key: str) -> None:
-        """One is not there any more: its time is over."""
+        """Remove a rejection that is no longer in the bucket; nothing if it is not known."""
         entry = self._entries.pop(key, None)
         if entry is None:
             return
@@ -75,7 +76,7 @@ class Written:
             del self._oldest_of[owner]
 
     def clear(self) -> None:
-        """None is there any more."""
+        """Remove all: the bucket has none any more."""
         for key in list(self._entries):
             self.drop(key)
         self._oldest.clear()
@@ -83,7 +84,7 @@ class Written:
     def _evict(self, oldest: deque[tuple[str, int]], gone: list[str]) -> None:
         key, number = oldest.popleft()
         entry = self._entries.get(key)
-        if entry is not None and entry[2] == number:  # else it was dropped meanwhile, be it written again or not
+        if entry is not None and entry[2] == number:  # else it was dropped, and perhaps added again, since
             gone.append(key)
             self.drop(key)
 

@@ -1,11 +1,12 @@
-"""What is kept for those who have waited longer than their patience, first in line first.
+"""Reservations for requests that have been queued for longer than their patience, first in line first.
 
-Each reservation is chosen beside those of all ahead of it (see `placement.reservations`). A decision sees those of all
-who are ahead of its request: of higher priority, or of the same and earlier. So they are a stack in the queue's order,
-of which the fleet shows so many as the last decision had ahead of it; most decisions take none off and put none on.
+Each reservation is chosen from what those ahead of it leave (see `placement.reservations`). A decision respects the
+reservations of all requests ahead of its own: of higher priority, or of the same priority and earlier. So reservations
+are a stack in the queue's order, and as many of them are applied to the fleet as the last decision had ahead of it.
+Most decisions take none off and put none on.
 
-The choices follow the fleet: they are looked at again in turns, some each time that the queue is served, so that a
-decision never waits for them. As long as nobody has waited for so long, all of this costs a comparison.
+Choices are renewed as the fleet changes: some of them each time that the queue is served, round-robin, so that a
+decision never waits for them. As long as no request has waited for so long, all of this costs a comparison.
 """
 
 from __future__ import annotations
@@ -23,28 +24,27 @@ from ..placement.reservations import Ends, choose, holds
 from .queue import PATIENCE_SECONDS, Order, Waiting
 
 MOST_RESERVATIONS: Final = 128
-"""All of them are taken off and put on where requests of two priorities alternate: 3 ms.
-
-Who waits behind so many others that something is kept for gets nothing kept until one of them is served."""
+"""Limit on reservations: all are taken off and put on where requests of two priorities alternate, which takes 3 ms.
+A request behind so many others with a reservation gets none until one of them is served."""
 _CLASSES_A_TURN: Final = 2048
-"""Host classes that are gone through for new choices each time that the queue is served."""
+"""Host classes that are searched for new choices each time that the queue is served."""
 _MOST_A_TURN: Final = 32
 _CHECK_TURNS: Final = 4
-"""A choice whose turn has not come is checked so seldom: what it keeps of a host that is gone is in nobody's way."""
+"""Turns between checks of a choice whose turn has not come: what it reserves of a lost host is no loss to others."""
 
 
 def newcomer(priority: int) -> Order:
-    """The place of a request that is not in line: behind all of its priority."""
+    """Place of a request that is not queued: behind all of its priority."""
     return (-priority, math.inf)
 
 
 class Reservations:
-    """All that is kept.
+    """The reservations of a queue.
 
     Args:
         fleet: live state.
-        ends: when a lease ends.
-        patience_seconds: who has waited for so long gets something kept.
+        ends: returns when a lease ends.
+        patience_seconds: a request that has been queued for so long gets a reservation.
     """
 
     def __init__(self, fleet: Fleet, ends: Ends, patience_seconds: float = PATIENCE_SECONDS) -> None:
@@ -52,9 +52,9 @@ class Reservations:
         self._ends = ends
         self._patience = patience_seconds
         self._entries: list[Waiting] = []
-        """Those with a reservation, in the queue's order."""
+        """Entries with a reservation, in the queue's order."""
         self._shown = 0
-        """So many of them, from the first, are applied to the fleet."""
+        """Number of them, from the first, that are applied to the fleet."""
         self._turn = 0
         self._due: frozenset[Waiting] = frozenset()
         self._choices_left = 0
@@ -64,7 +64,7 @@ class Reservations:
         return len(self._entries)
 
     def show(self, place: Order) -> None:
-        """Let the fleet hide what is kept for those ahead of a place, and nothing else."""
+        """Apply to the fleet the reservations of entries ahead of a place, and no others."""
         entries, shown = self._entries, self._shown
         while shown and entries[shown - 1].order >= place:
             shown -= 1
@@ -75,7 +75,7 @@ class Reservations:
         self._shown = shown
 
     def begin(self, queue: Iterable[Waiting], now: float) -> None:
-        """Begin a turn: whose choice is looked at in it."""
+        """Begin a turn: select the entries that may get a new choice in it, those first that had one longest ago."""
         self._turn += 1
         self._hopeless.clear()
         waited = [entry for entry in queue if now - entry.arrived_at >= self._patience]
@@ -86,7 +86,7 @@ class Reservations:
         self._due = frozenset(waited)
 
     def renew(self, entry: Waiting, ask: Ask) -> None:
-        """Choose again for one who can not be granted now, if its turn has come."""
+        """Choose anew for an entry that can't be granted now, if its turn has come; else check it now and then."""
         if entry in self._due and (self._choices_left or ask in self._hopeless):
             self.show(entry.order)
             entry.looked_at = self._turn
@@ -97,7 +97,7 @@ class Reservations:
                 self.drop(entry)
 
     def keep(self, entry: Waiting, ask: Ask) -> None:
-        """Choose for one who could be granted now, and is not yet."""
+        """Choose for an entry that could be granted now, and is not yet."""
         self.show(entry.order)
         self._choose(entry, ask)
 
@@ -106,7 +106,7 @@ class Reservations:
         if entry.reservation is None and full and self._entries[-1].order < entry.order:
             return
         found = None
-        # What could not be kept beside those ahead can't be kept beside more of them.
+        # What could not be reserved with some reservations ahead can't be with more of them.
         if ask not in self._hopeless:
             self._choices_left -= 1
             found = choose(self._fleet, ask, entry.request.owner, self._ends, entry.reservation)
@@ -122,7 +122,7 @@ class Reservations:
             insort(self._entries, entry, key=lambda other: other.order)
 
     def drop(self, entry: Waiting) -> None:
-        """Keep nothing more for one: it has left the line, or could not be served."""
+        """Drop the reservation of an entry, if any: it has left the queue, or can't be served."""
         if entry.reservation is None:
             return
         at = bisect_left(self._entries, entry.order, key=lambda other: other.order)
@@ -133,7 +133,7 @@ class Reservations:
         entry.reservation = None
 
     def clear(self) -> None:
-        """Keep nothing any more."""
+        """Drop all reservations."""
         while self._entries:
             self.drop(self._entries[-1])
 
