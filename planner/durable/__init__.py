@@ -1,1 +1,1 @@
-"""What outlives a planner: the bucket, its records, writes, and the election of a leader."""
+"""Durable state of the planner: the bucket, its settings and writes, and leader election."""

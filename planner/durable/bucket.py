@@ -1,7 +1,8 @@
-"""What the planner's bucket, and the streams that it reads, must be like: else leases are forgotten while they hold.
+"""Required settings of the planner's bucket, and of the streams that it reads and publishes to.
 
-An operator may have made them by hand, with an age say, after which a lease would be forgotten and its devices granted
-again. What a server changes on a stream that is there is set right at the start; what it can't change is refused.
+Wrong ones would lose leases. An operator may have made a stream by hand, for instance with a maximum age, after which
+the server drops a lease and its devices are granted again. At the start the planner corrects the settings that a server
+can change on an existing stream, and refuses to run with others.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from ...schemas import subjects, units
 log = logging.getLogger("corral.planner.bucket")
 
 LEAST_BYTES: Final = 4 * 2**20
-"""A bucket of less has no room for a lease with much work beside what is always there."""
+"""Minimum size of the bucket: a smaller one has no room for a lease with many work items beside the fixed entries."""
 RECORD_PART: Final = 1 / 16
-"""Of the bucket: the most that one record may take. A server with replicas needs room for a record twice over, to write
-it anew."""
+"""Part of the bucket that one record may take. A server with replicas needs room for a record twice over, to write it
+anew."""
 FULL_PART: Final = 0.85
-"""Nothing new is written beyond it, so that what is there can be renewed and released."""
+"""Part of the bucket beyond which no new entries are written, so that leases can still be renewed and released."""
 WARN_PART: Final = 0.8
 
 
 class Rule(NamedTuple):
-    """One setting.
+    """Rule for one setting.
 
     Attributes:
         field: of the stream's configuration.
-        right: whether a value will do.
-        value: what it is set to; None can't be set.
-        why: what would become of leases, or of their events.
+        right: returns true if a value is acceptable.
+        value: that it is corrected to; None if it can't be changed.
+        why: consequence of a wrong value for leases, or for their events.
     """
 
     field: str
@@ -82,7 +83,7 @@ BUCKET: Final = (
     _ANY_SIZE,
     Rule("max_bytes", _at_least(LEAST_BYTES), None, ""),
 )
-"""Of the planner's bucket."""
+"""Rules for the planner's bucket."""
 FACTS: Final = (
     _LIMITS,
     _OWN,
@@ -92,23 +93,23 @@ FACTS: Final = (
     _ANY_SIZE,
     Rule("duplicate_window", _at_least(60), 120, "an event that is sent again is stored twice"),
 )
-"""Of the stream of events."""
+"""Rules for the facts stream, which has the events."""
 READ: Final = (_LIMITS,)
-"""Of a stream that the planner reads at its start."""
+"""Rules for a stream that the planner reads at its start."""
 
 
 def mend(config: api.StreamConfig, rules: tuple[Rule, ...]) -> list[str]:
-    """Set right what can be.
+    """Correct the settings of a stream that can be changed.
 
     Args:
-        config: as the server has it; changed in place.
+        config: as the server has it; changed in place. The caller updates the stream with it.
         rules: for this stream.
 
     Returns:
-        A sentence for each setting that was changed, to be written to the server.
+        A sentence for each setting that was changed.
 
     Raises:
-        bus.BusUnavailable: a setting that no server changes on a stream that is there.
+        bus.BusUnavailable: a wrong setting can't be changed on an existing stream, or the bucket is too small.
     """
     changed: list[str] = []
     for rule in rules:
@@ -132,13 +133,13 @@ def mend(config: api.StreamConfig, rules: tuple[Rule, ...]) -> list[str]:
 
 
 async def mend_streams(js: JetStreamContext) -> int:
-    """Set right the streams that the planner publishes to and reads.
+    """Correct the settings of the streams that the planner publishes to and reads.
 
     Returns:
-        Bytes that the stream of events takes; 0 or less where there is no limit.
+        Size limit of the facts stream, in bytes; 0 or less for none.
 
     Raises:
-        bus.BusUnavailable: one has a setting that can't be changed.
+        bus.BusUnavailable: one has a wrong setting that can't be changed.
     """
     most_bytes = 0
     for name, rules in (

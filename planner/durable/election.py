@@ -1,14 +1,14 @@
-"""Which planner leads. Any number may run; one answers, the others keep their view of the fleet warm.
+"""Leader election among any number of planners: one answers, the others keep their fleet state up to date.
 
-The leader's key says who leads, and its revision is the term that fences every write (see `store`). A second key, the
-heartbeat, is written again every `HEARTBEAT_SECONDS`. A standby that has seen the same heartbeat for `TAKEOVER_SECONDS`
-by its own clock, which counts sleep and can't be set, writes the leader's key over the revision that it saw: of several
-that try, one succeeds, and no clocks are compared. It does not wait where the leader said good-bye, or where it was a
-process of this very machine that is no more.
+The leader's key names the leader, and its revision is the term that fences every write (see `store`). The leader writes
+a second key, the heartbeat, every `HEARTBEAT_SECONDS`. A standby that has seen the same heartbeat for
+`TAKEOVER_SECONDS`, by a local clock that counts sleep and can't be set, writes the leader's key over the revision that
+it saw. Of several that try, one succeeds, and no clocks are compared. It does not wait if the leader resigned, or was a
+process of this machine that has ended.
 
-A leader whose heartbeat goes unanswered for longer than `LEASE_SECONDS` does not know whether it still leads: it then
-answers nothing from memory until a heartbeat has been acknowledged. That time is shorter than the takeover, so that
-no two planners answer at once.
+A leader whose heartbeat goes unacknowledged for longer than `LEASE_SECONDS` does not know if it still leads: it then
+answers nothing from memory until a heartbeat is acknowledged. That time is shorter than the takeover, so that no two
+planners answer at once.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Leader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The value of the leader's key.
 
     Attributes:
-        planner: id of the planner that leads; empty where it has said good-bye.
-        host: where it runs, for people.
-        process: names the process on its machine; empty if it can't be told.
-        since: seconds since the epoch, for people.
+        planner: id of the leader; empty if it has resigned.
+        host: that it runs on, for information.
+        process: identity of the process on its machine; empty if not known.
+        since: start of the term in seconds since the epoch, for information.
     """
 
     planner: str
@@ -56,20 +56,20 @@ class Leader(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Candidate:
-    """Strives to lead, and says when it does and when no more.
+    """Takes part in leader election, and reports the begin and end of each term.
 
     Args:
         store: the bucket.
         planner: id of this planner.
-        on_elected: awaited with the term; the heartbeat goes on meanwhile.
-        on_deposed: awaited when another planner leads.
+        on_elected: awaited with the term when this planner becomes the leader; the heartbeat goes on meanwhile.
+        on_deposed: awaited when the term has ended.
 
     Attributes:
         term: revision of the leader's key while this planner leads; 0 otherwise.
-        before: the last heartbeat of the leader before this one, with the time by that planner's clock as its value;
-            None where there was none.
-        silent_seconds: for how long this planner has seen no other heartbeat than that.
-        leaving: this planner is about to end, and stands for no more elections.
+        before: last heartbeat of the leader before this one, whose value is the time by that planner's clock; None if
+            there was none.
+        silent_seconds: time for which this planner had seen no newer heartbeat when it claimed the term.
+        leaving: set while this planner shuts down, so that the end of the term does not make it a standby.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Candidate:
 
     @property
     def certain(self) -> bool:
-        """Whether this planner leads beyond doubt just now."""
+        """True if this planner certainly leads now: its last acknowledged heartbeat is recent enough."""
         return bool(self.term) and elapsed_seconds() - self._confirmed_at < LEASE_SECONDS
 
     async def confirm(self, timeout_seconds: float = 1.0) -> bool:
-        """Ask the bucket whether this planner still leads."""
+        """Send a heartbeat at once and wait for it; returns true if this planner still leads."""
         if not self.term:
             return False
         self._confirmed.clear()
@@ -110,12 +110,12 @@ class Candidate:
         return self.certain
 
     def deposed(self) -> None:
-        """A write was refused: look at once whether another leads."""
+        """After a refused write: send a heartbeat at once, to check if another planner leads."""
         self._confirmed_at = 0.0
         self._beat_now.set()
 
     async def run(self) -> None:
-        """Campaign and lead, in turn, until cancelled."""
+        """Wait for the leadership and lead, in turn, until cancelled."""
         while True:
             heed_cancellation()
             try:
@@ -124,7 +124,7 @@ class Candidate:
                 log.debug("no election without the bus: %s", error)
                 await asyncio.sleep(HEARTBEAT_SECONDS)
                 continue
-            except Exception:  # a planner that stands for no election any more would do so without a word
+            except Exception:  # else this planner would silently stop taking part
                 log.exception("the election failed, and is tried again")
                 await asyncio.sleep(HEARTBEAT_SECONDS)
                 continue
@@ -140,7 +140,7 @@ class Candidate:
                 self._confirmed.set()
 
     async def resign(self, term: int) -> None:
-        """Say good-bye, so that a standby takes over at once. Call it after the term's last write."""
+        """Resign, so that a standby takes over at once. Call it after the term's last write."""
         value = msgspec.json.encode(Leader(planner="", host=socket.gethostname(), since=time.time()))
         try:
             async with asyncio.timeout(1.0):
@@ -149,7 +149,7 @@ class Candidate:
             log.debug("could not say good-bye")
 
     async def _campaign(self) -> int:
-        """Wait until the leader is gone, then claim its place."""
+        """Wait until the leader is gone, then claim the leader's key; returns the new term."""
         seen: tuple[int, int] | None = None
         seen_at = 0.0
         while True:
@@ -215,17 +215,17 @@ class Candidate:
 
 
 def heartbeat(now: float) -> bytes:
-    """The value of the heartbeat: always as wide, so that a full bucket takes it in place of the one before."""
+    """Value of the heartbeat: of constant size, so that a full bucket takes it in place of the one before."""
     return f"{now:.6f}".encode()
 
 
 def _read(entry: Entry | None, type: type[T]) -> T | None:
-    """A key's value; None where there is none: it was deleted, say, or is something else."""
+    """Value of an entry; None if there is no entry, or it was deleted or can't be decoded."""
     return None if entry is None else readable(entry.key, entry.value, type)
 
 
 def _own_process() -> str:
-    """Names this process beyond its id, which another may get: boot, pid namespace, id and start time (Linux)."""
+    """Identity of this process: boot, pid namespace, pid and start time, since pids are reused. Empty off Linux."""
     return _process_name(os.getpid())
 
 
@@ -241,7 +241,7 @@ def _process_name(pid: int) -> str:
 
 
 def _is_gone(process: str) -> bool:
-    """Whether a process of this machine is no more; False where that can't be told."""
+    """True if this was a process of this machine that has ended; False also if that is not known."""
     own = _own_process()
     parts = process.split()
     if not own or len(parts) != 4 or parts[:2] != own.split()[:2] or not parts[2].isdecimal():

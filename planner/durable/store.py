@@ -1,22 +1,22 @@
-"""The planner's bucket: every durable promise, each write fenced by the leader's term.
+"""The planner's bucket: all durable state, with each write fenced by the leader's term.
 
 The bucket `corral_planner` is one stream, so one revision can fence all of it. A term is the revision of the key
 `leader`, which is written once when a planner becomes leader and never again while it leads. Every other write names
-it (`Nats-Expected-Last-Subject-Sequence` for the subject of `leader`), and the server refuses the write, under the
-stream's lock, once another planner has written that key: what a deposed leader sends can not land.
+it (`Nats-Expected-Last-Subject-Sequence` for the subject of `leader`). Once another planner has written that key, the
+server refuses the write, under the stream's lock: the writes of a deposed leader have no effect.
 
-Writes are pipelined: each is a message of its own with its own acknowledgement, many on their way at a time, and the
-server takes whatever has arrived in one go. On a stream with replicas they go one group after the other: there the
-server has only one write that names a subject on its way to the replicas, and turns all others away undecided. What
-waits meanwhile becomes the next group: an atomic batch with one fence and one acknowledgement (NATS ADR-50, servers
-from 2.12; with older ones each write is a group of its own). A batch that is refused for another reason than the fence
-is taken apart, so that each write has its own answer.
+Writes are pipelined: each is a message with an acknowledgement, and many are in flight at a time. On a stream with
+replicas one group follows the other: there the server has only one write in flight to the replicas that names a
+subject, and turns others away undecided. Writes that wait meanwhile become the next group: an atomic batch with one
+fence and one acknowledgement (NATS ADR-50, servers from 2.12; with older ones each write is a group). A batch that is
+refused for another reason than the fence is split, so that each write gets an outcome of its own.
 
-A write whose acknowledgement does not come (the server was killed, say) is sent again until its fate is certain; its
-message id lets the server store it once. One that no server would take, as it is too large say, is failed at once.
+A write without an acknowledgement (the server was killed, for instance) is sent again until its outcome is certain;
+the server deduplicates it by message id. One that no server would take, such as a message that is too large, fails at
+once.
 
-A write is acknowledged when the server has handed it to the operating system: it outlives the end of any process, by
-`kill -9` too. For power loss see `sync_interval` of the server (2 minutes by default; `always` syncs each write), or
+A write is acknowledged when the server has handed it to the operating system: it survives the end of any process, also
+by `kill -9`. For power loss see `sync_interval` of the server (2 minutes by default; `always` syncs each write), or use
 three replicas.
 """
 
@@ -53,13 +53,13 @@ log = logging.getLogger("corral.planner.store")
 LEADER: Final = "leader"
 HEARTBEAT: Final = "heartbeat"
 TOLD: Final = "told"
-"""The revision up to which every change's event is on the stream of facts."""
+"""Watermark: the revision up to which the events of all changes are on the facts stream."""
 DRAINS: Final = "drains"
 HEALTH: Final = "health"
 SERVICE_TIME: Final = "service_time"
-"""By which leases end (see `service_time.py`)."""
+"""Service time, by which leases end (see `service_time.py`)."""
 EVENT_KEY: Final = "event_key"
-"""What the message ids of lease events are made with (see `announce`)."""
+"""Key that makes the message ids of lease events (see `leases/events.py`)."""
 LEASE_PREFIX: Final = "lease."
 ANSWER_PREFIX: Final = "answer."
 
@@ -69,32 +69,32 @@ _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 _WRONG_SEQUENCE: Final = 10071
 _UNDECIDED: Final = 10164
-"""Another write that names the same subject is on its way to the replicas: nothing was compared."""
+"""Error code: another write that names the same subject is in flight to the replicas, and nothing was compared."""
 _FULL: Final = 10077
-"""The bucket has no room for a write."""
+"""Error code: the bucket is full."""
 _UNDECIDED_SECONDS: Final = 0.002
 _DUPLICATE_IN_BATCH: Final = 10201
-"""At least one write of a batch is stored already."""
+"""Error code: at least one write of a batch is stored already."""
 _GROUP_MOST: Final = 250
-"""Writes in a batch: a server takes 1,000, but none of them is answered before the last is stored."""
+"""Limit on the writes of a batch: a server takes 1,000, but acknowledges none before the last is stored."""
 _GROUP_BYTES: Final = 4 * 2**20
 _SUBJECT: Final = re.compile(r"[^\s.*>\x00-\x1f\x7f]+(\.[^\s.*>\x00-\x1f\x7f]+)*")
 _CLAIM_TRIES: Final = 50
 _RESEND_SECONDS: Final = 2.0
 _SILENT_SECONDS: Final = 5.0
-"""A server that answers no write for so long may be gone without a word."""
+"""Time without an acknowledgement after which the connection may be dead, and is renewed."""
 _DUPLICATE_WINDOW_SECONDS: Final = 60.0
-"""For how long the server knows a write again: far longer than one may stay on its way."""
+"""Deduplication window of the server: far longer than a write may stay in flight."""
 
 
 class Entry(Struct, frozen=True):
-    """A key as it is in the bucket.
+    """An entry of the bucket.
 
     Attributes:
         key: without the bucket's prefix.
-        value: its bytes.
+        value: bytes.
         revision: sequence in the bucket's stream.
-        stored_at: by the server's clock, seconds since the epoch.
+        stored_at: by the server's clock, in seconds since the epoch.
     """
 
     key: str
@@ -108,7 +108,7 @@ class Deposed(Exception):
 
 
 class WriteFailed(Exception):
-    """The bucket refused a write, and it has not landed."""
+    """The bucket refused a write, which had no effect."""
 
 
 class _ApiError(Struct, frozen=True):
@@ -125,17 +125,17 @@ class _Ack(Struct, frozen=True):
 _decode_ack: Final = msgspec.json.Decoder(_Ack).decode
 
 Outcome = int | Deposed | WriteFailed
-"""The revision, or why there is none."""
+"""Outcome of a write: its revision, or the error."""
 Done = Callable[[Outcome], Awaitable[None]]
 
 
 def unsendable(subject: str, value: bytes, headers: Mapping[str, str], most_bytes: int) -> str:
-    """Why no server would ever take a message; empty where one would.
+    """Reason why no server would ever take a message; empty if one would.
 
     Args:
         subject: of the message.
-        value: its body.
-        headers: of the message; a server counts them with the body, and cuts off who sends it too much.
+        value: body of the message.
+        headers: of the message; a server counts them with the body, and closes the connection if that is too much.
         most_bytes: `max_payload` of the server.
     """
     if _SUBJECT.fullmatch(subject) is None:
@@ -168,14 +168,14 @@ class Store:
     """Reads and writes the bucket over one connection.
 
     Args:
-        nc: the connection; call `resend` when it has been made again.
+        nc: the connection; call `resend` after a reconnection.
 
     Attributes:
-        write_seconds: from asking for a write to its acknowledgement.
-        write_group: writes whose fate is not known when one is asked for.
-        write_failures: writes that were refused.
-        most_bytes: that the bucket takes; 0 or less where there is no limit.
-        used_bytes: that it holds, as measured last.
+        write_seconds: time from asking for a write to its outcome.
+        write_group: number of writes in flight when one is asked for, itself included.
+        write_failures: number of writes that were refused.
+        most_bytes: capacity of the bucket; 0 or less for no limit.
+        used_bytes: size of the bucket, as measured last.
     """
 
     def __init__(self, nc: Client) -> None:
@@ -207,23 +207,23 @@ class Store:
 
     @property
     def roomy(self) -> bool:
-        """Whether it takes what is new: beyond this, room is left for what changes."""
+        """True if there is room for new entries, beside what is left free to change existing ones."""
         return self.most_bytes <= 0 or self.used_bytes < self.most_bytes * FULL_PART
 
     @property
     def most_record_bytes(self) -> int:
-        """Of one record: not so much that it could not be written anew; the server's limit is another one."""
+        """Size limit of a record in bytes, so that it can be written anew; `max_payload` of the server is another."""
         return 2**30 if self.most_bytes <= 0 else int(self.most_bytes * RECORD_PART)
 
     async def measure(self) -> None:
-        """Look how full the bucket is."""
+        """Measure the size of the bucket."""
         self.used_bytes = (await self._js.stream_info(_STREAM)).state.bytes
 
     async def purge_answers(self) -> bool:
-        """Delete all remembered refusals, which a full bucket lets one do where it takes no write any more.
+        """Delete all cached rejections, which works also in a full bucket that takes no more writes.
 
         Returns:
-            Whether that was done; a server whose permissions are of an earlier version does not let planners.
+            True if that was done. Permissions of an earlier version do not let planners do it.
         """
         try:
             await self._js.purge_stream(_STREAM, subject=f"{_KEYS}{ANSWER_PREFIX}>")
@@ -234,27 +234,27 @@ class Store:
 
     @property
     def unanswered_seconds(self) -> float:
-        """For how long the oldest write has waited for its answer; 0 without any."""
+        """Seconds for which the oldest write has waited for its acknowledgement; 0 without any."""
         oldest = next((write for write in self._pending.values() if not write.resolved), None)
         return 0.0 if oldest is None else self._loop.time() - oldest.asked_at
 
     @property
     def in_flight(self) -> int:
-        """Writes whose fate is not known yet."""
+        """Number of writes in flight, whose outcome is not handled yet."""
         return len(self._pending)
 
     @property
     def floor(self) -> int:
-        """A revision up to which every write of this planner has been told its outcome, and that has been acted on."""
+        """A revision up to which the outcome of every write of this planner is known and has been handled."""
         for write in self._pending.values():
             return write.floor
         return self._newest
 
     async def open(self) -> None:
-        """Make the bucket ready: single messages may have a time to live, writes are known again for a minute.
+        """Configure the bucket (per-message TTL, deduplication for a minute, and the rules of `bucket`), and open it.
 
         Raises:
-            bus.BusUnavailable: the server is too old for that.
+            bus.BusUnavailable: the server is too old for that, or a setting is wrong and can't be changed.
         """
         info = await self._js.stream_info(_STREAM)
         self._made, config = info.created, info.config
@@ -283,7 +283,7 @@ class Store:
         self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
 
     async def is_there(self) -> bool:
-        """Whether the bucket is the one that was opened; False where it is gone, or was made anew."""
+        """Check that the bucket is the one that was opened; False if it is gone, or was made anew."""
         try:
             return (await self._js.stream_info(_STREAM)).created == self._made
         except NotFoundError:
@@ -304,15 +304,15 @@ class Store:
         message_id: str = "",
         ttl_seconds: float = 0.0,
     ) -> None:
-        """Send a write on its way; `done` is awaited once with its outcome.
+        """Start a write; `done` is awaited once with its outcome.
 
         Args:
-            key: what to write.
-            value: its new value.
-            term: revision of the leader's key; another one deposes.
-            done: told the outcome: the revision, `Deposed` or `WriteFailed`.
-            message_id: by which the server knows the write again.
-            ttl_seconds: the entry goes away after it; 0 keeps it.
+            key: of the entry.
+            value: new value.
+            term: revision of the leader's key; if that has another one, the outcome is `Deposed`.
+            done: called with the outcome: the revision, `Deposed` or `WriteFailed`.
+            message_id: for deduplication by the server.
+            ttl_seconds: time to live of the entry; 0 keeps it.
         """
         headers = {_EXPECTED: str(term), _EXPECTED_SUBJECT: f"{_KEYS}{LEADER}"}
         if message_id:
@@ -359,10 +359,10 @@ class Store:
         return result
 
     async def claim(self, value: bytes, revision: int) -> int | None:
-        """Write the leader's key over the revision that was seen (0: none).
+        """Write the leader's key, if it still has the revision that was seen (0: none).
 
         Returns:
-            The new term; None if someone else was faster.
+            The new term; None if another planner was faster, or if no try of 50 was decided.
         """
         purged = False
         for _ in range(_CLAIM_TRIES):
@@ -380,7 +380,7 @@ class Store:
         return None
 
     async def get(self, key: str) -> Entry | None:
-        """A key as the stream's leader has it; None if it is not there."""
+        """Entry of a key, as the stream's leader has it; None if there is none."""
         try:
             found = await self._js.get_last_msg(_STREAM, f"{_KEYS}{key}", direct=False)
         except NotFoundError:
@@ -388,13 +388,13 @@ class Store:
         return Entry(key, found.data or b"", found.seq or 0, found.time.timestamp() if found.time else 0.0)
 
     async def read_all(self, until: int) -> AsyncIterator[Entry]:
-        """Every key, up to and including a revision that is known to be there."""
+        """Read the latest entry of every key, up to and including a revision that is known to exist."""
         config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT)
         async for stored in read(self._nc, _STREAM, f"{_KEYS}>", config, until):
             yield Entry(stored.subject[len(_KEYS) :], stored.data, stored.sequence, stored.stored_at)
 
     async def resend(self, older_than_seconds: float = 0.0) -> None:
-        """Send the writes again whose fate is not known, oldest first."""
+        """Send unacknowledged writes again, oldest first: those sent at least so many seconds ago."""
         before = self._loop.time() - older_than_seconds
         if self._replicated:
             if self._group and self._pending[self._group[0]].sent_at <= before:
@@ -406,7 +406,7 @@ class Store:
                 await self._send(number, write)
 
     async def tend(self) -> float:
-        """Resend what has waited too long; returns the seconds until the next time."""
+        """Resend overdue writes, and renew a connection that seems dead; returns the seconds until the next time."""
         if self._pending and self._nc.is_connected:
             if self._loop.time() - self._heard_at > _SILENT_SECONDS and isinstance(self._nc, Connection):
                 self._heard_at = self._loop.time()
@@ -415,10 +415,10 @@ class Store:
         return _RESEND_SECONDS / 4
 
     def abandon(self) -> list[Done]:
-        """Give up on the writes whose fate is not known, since another planner leads.
+        """Give up on the unacknowledged writes, since another planner leads.
 
         Returns:
-            What would have been told their outcome.
+            Their `done` callbacks, which have not been called.
         """
         writes = [write for write in self._pending.values() if not write.resolved]
         self._pending.clear()
@@ -428,15 +428,15 @@ class Store:
         return [write.done for write in writes]
 
     async def settled(self) -> None:
-        """Wait until no write is on its way."""
+        """Wait until no write is in flight."""
         await self._settled.wait()
 
     async def _send(self, number: int, write: _Write) -> None:
         why = await self._publish(write, f"{self._inbox}.{number}", write.headers)
-        if why and write.times == 1:  # one that was sent before may have landed
+        if why and write.times == 1:  # an earlier attempt may have been stored
             write.resolved = True
             log.error("write %s can't be sent: %s", write.subject, why)
-            # Whoever asked is told once it has gone on, as by an acknowledgement.
+            # The caller learns the outcome after it has continued, as with an acknowledgement.
             self._spawn(self._resolve(number, write, WriteFailed(why)))
 
     async def _resolve(self, number: int, write: _Write, outcome: Outcome) -> None:
@@ -445,7 +445,7 @@ class Store:
         await self._tell(number, write, outcome)
 
     async def _publish(self, write: _Write, reply: str, headers: dict[str, str]) -> str:
-        """Returns why it can never be sent; empty where it is on its way, or will be."""
+        """Publish a write; returns the reason if it can never be sent, and an empty text if it is or will be sent."""
         write.times += 1
         write.sent_at = self._loop.time()
         why = unsendable(write.subject, write.value, headers, self._nc.max_payload)
@@ -460,7 +460,7 @@ class Store:
         return ""
 
     async def _next_group(self) -> None:
-        """Send what waits, as much of it as may go together."""
+        """Send the next group: as many of the waiting writes as may go together."""
         size = 0
         self._group = []
         while self._waiting and len(self._group) < self._group_most:
@@ -479,7 +479,7 @@ class Store:
         if len(writes) == 1:
             await self._send(self._group[0], writes[0])
             return
-        # Another one each time it is sent: what came of an earlier one is told apart.
+        # Another id each time it is sent, to tell the acknowledgement of an earlier attempt apart.
         self._batches = number = self._batches + 1
         batch = f"{self._inbox[-22:]}.{number}"
         for place, write in enumerate(writes, start=1):
@@ -491,12 +491,12 @@ class Store:
             if last:
                 headers["Nats-Batch-Commit"] = "1"
             if await self._publish(write, f"{self._inbox}.-{number}" if last else "", headers):
-                # The batch is never committed, so that nothing of it lands: each goes by itself, and is told so.
+                # The batch is never committed, so none of it is stored: each write is sent alone, with its own outcome.
                 await self._take_apart(self._group, writes[:place])
                 return
 
     async def _take_apart(self, numbers: list[int], tried: list[_Write]) -> None:
-        """Send each write of a group by itself; those that were tried just now have not landed by that."""
+        """Split a group: send each write alone. The attempt of the `tried` has stored none, and does not count."""
         for write in tried:
             write.times -= 1
         for number in numbers:
@@ -515,14 +515,14 @@ class Store:
             return
         outcome = _outcome(message, write)
         if outcome is None:
-            write.sent_at = 0.0  # no use waiting for another answer
+            write.sent_at = 0.0  # no other acknowledgement will come: resend
             self._soon(message)
             return
         write.resolved = True
         await self._resolve(number, write, outcome)
 
     async def _on_batch_ack(self, batch: int, message: Msg) -> None:
-        """One answer for a group: all of it is stored in a row, or nothing of it."""
+        """Handle the acknowledgement of a batch: all of it is stored, in consecutive revisions, or none of it."""
         if batch != self._batches or len(self._group) < 2:
             return
         numbers = list(self._group)
@@ -552,7 +552,7 @@ class Store:
             self._newest = outcome
         try:
             await write.done(outcome)
-        except Exception:  # the others of its group are told all the same
+        except Exception:  # the others of its group must still get their outcome
             log.exception("what follows the write of %s failed", write.subject)
         finally:
             self._pending.pop(number, None)
@@ -560,7 +560,7 @@ class Store:
                 self._settled.set()
 
     def _soon(self, message: Msg) -> None:
-        """The server could not say yet: send again what was turned away."""
+        """Schedule a resend of writes that the server turned away undecided."""
         if self._replicated and message.data and self._again is None:
             self._again = self._loop.call_later(_UNDECIDED_SECONDS, self._send_again)
 
@@ -575,7 +575,7 @@ class Store:
 
 
 def _outcome(message: Msg, write: _Write) -> Outcome | None:
-    """What an acknowledgement says; None where the write's fate is still open."""
+    """Outcome of a write by an acknowledgement; None if it is still open."""
     data = message.data
     if not data:  # no responders: the stream is not there just now
         return None
@@ -588,28 +588,28 @@ def _outcome(message: Msg, write: _Write) -> Outcome | None:
     if error.err_code == _UNDECIDED:
         return None
     if write.times > 1:
-        # It was sent before, and that one may have landed: only an answer that knows is an answer.
+        # An earlier attempt may have been stored: this refusal does not tell.
         return None
     return WriteFailed(f"{error.description} ({error.err_code})")
 
 
 def is_lease(key: str) -> bool:
-    """Whether a key holds a lease."""
+    """True if a key is that of a lease."""
     return key.startswith(LEASE_PREFIX)
 
 
 def answer_key(request_id: str) -> str:
-    """Where the answer to a request that was not granted is kept for a while."""
+    """Key of a cached rejection."""
     return f"{ANSWER_PREFIX}{request_id}"
 
 
 def lease_key(lease_id: str) -> str:
-    """Where a lease is kept."""
+    """Key of a lease."""
     return f"{LEASE_PREFIX}{lease_id}"
 
 
 def readable(key: str, value: bytes, type: type[T]) -> T | None:
-    """An entry's value; None, and an error in the log, where it can't be read. One that was deleted is empty."""
+    """Decode an entry's value; None if it is empty (deleted), or, with an error in the log, if it can't be decoded."""
     if not value:
         return None
     try:
