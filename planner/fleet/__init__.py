@@ -1,1 +1,1 @@
-"""The fleet as the planner knows it: a fold of events, and its hosts by state."""
+"""Live state of the fleet: a fold of events, and an index of hosts by state."""

@@ -1,4 +1,4 @@
-"""One function per kind of event: how it changes the fleet. `fleet.apply` calls them."""
+"""Handlers of events: one function for each kind, which changes the fleet. `fleet.apply` calls them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ K = TypeVar("K")
 
 CLOCK_STEP_NS: Final = 1_000_000_000
 PROCESSES_KNOWN_SECONDS: Final = 60.0
-"""What was said of processes holds for so long."""
+"""Time for which a list of processes is valid."""
 REPORTS_SECONDS: Final = 90.0
-"""A host that was heard within them keeps its devices, whoever else lists them: an inventory comes each minute. Another
-name of the same machine gets them once the first one's samples are stale."""
+"""A host that was heard within this time keeps its devices, even if another host lists them: an inventory comes each
+minute. Another name of the same machine gets them sooner, once the first one's samples are stale."""
 
 
 def _inventory(fleet: Fleet, event: Inventory) -> None:
@@ -65,7 +65,7 @@ def _inventory(fleet: Fleet, event: Inventory) -> None:
 
 
 def _adopt(fleet: Fleet, host: Host, event: Inventory, shape: object) -> None:
-    """Make the devices of an inventory the host's, those left out that are another's."""
+    """Give a host the devices of its inventory, except those that belong to another host which still reports."""
     name = host.name
     others: dict[str, str] = {}
     parents = {info.mig_parent for info in event.devices if info.mig_parent}
@@ -85,10 +85,10 @@ def _adopt(fleet: Fleet, host: Host, event: Inventory, shape: object) -> None:
             part_gone(fleet, gone.uuid)
     host.devices = list(devices.values())
     relate(fleet, host)
-    # The matrix is of the devices that are listed: it says nothing where one of them was not taken.
+    # The matrix has a row for each listed device: it does not fit if one of them was left out.
     host.topology = fleet.topology(levels_of(event)) if len(devices) == len(event.devices) else None
     host.batch_devices = None
-    if _shape(host) != shape:  # most inventories say what is known
+    if _shape(host) != shape:  # most inventories bring nothing new
         fleet.shape_version += 1
     count_idle(fleet, host)
     block(fleet, host)
@@ -100,14 +100,17 @@ def _adopt(fleet: Fleet, host: Host, event: Inventory, shape: object) -> None:
 
 
 def _claim(fleet: Fleet, host: Host, event: Inventory, owners: dict[str, str]) -> None:
-    """Remember what a host lists of others, and look again when they may have gone silent."""
+    """Remember the devices of other hosts that a host lists, and set a timer for when those may have gone silent."""
     fleet.claims[host.name] = Claim(event, owners)
     due = min(fleet.hosts[owner].heard_at + _patience(fleet, fleet.hosts[owner], host) for owner in owners.values())
     fleet.at_timer(math.nextafter(max(due, fleet.now), math.inf), host.name)
 
 
 def claim_again(fleet: Fleet, name: str) -> None:
-    """Give a host the devices that it lists if those whose they were do not report any more."""
+    """Give a host the devices that it lists, if the hosts that they belonged to report no more; else keep the claim.
+
+    The claim is dropped if the host itself is unknown, has left, or is silent.
+    """
     claim = fleet.claims.pop(name)
     host = fleet.hosts.get(name)
     if host is None or host.left or fleet.now - host.heard_at > REPORTS_SECONDS:
@@ -120,12 +123,16 @@ def claim_again(fleet: Fleet, name: str) -> None:
 
 
 def _shape(host: Host) -> object:
-    """What of a host moves the fleet's `shape_version`."""
+    """Labels, devices and models of a host: a change of them moves the fleet's `shape_version`."""
     return host.labels, [(device.uuid, device.model) for device in host.devices]
 
 
 def _new_device(fleet: Fleet, uuid: str, host: Host, others: dict[str, str]) -> Device | None:
-    """A device that a host did not have before; None while it is another's who still reports, noted in `others`."""
+    """Create a device that a host lists for the first time.
+
+    None if it belongs to another host that still reports, which is then noted in `others`. It is taken from one that
+    does not.
+    """
     elsewhere = fleet.devices.get(uuid)
     if elsewhere is not None and elsewhere.host != host.name:
         if _reports(fleet, elsewhere.host, host):
@@ -139,9 +146,9 @@ def _new_device(fleet: Fleet, uuid: str, host: Host, others: dict[str, str]) -> 
 
 
 def _reports(fleet: Fleet, name: str, claimant: Host) -> bool:
-    """Whether a host was heard of late, as far as another one that lists its devices is concerned.
+    """True if a host was heard recently enough to keep its devices, which the host `claimant` lists, too.
 
-    In a fleet where nothing becomes stale nobody is asked.
+    False in a fleet without samples, where nothing becomes stale, and for a host whose agent has left in order.
     """
     host = fleet.hosts.get(name)
     if host is None or math.isinf(fleet.stale_after) or (host.left and host.left == host.agent):
@@ -150,12 +157,15 @@ def _reports(fleet: Fleet, name: str, claimant: Host) -> bool:
 
 
 def _patience(fleet: Fleet, host: Host, claimant: Host) -> float:
-    """How long a host may be silent before another gets the devices of it that it lists."""
+    """Seconds for which a host may be silent before `claimant` gets its devices; fewer for names of one machine."""
     return fleet.stale_after if host.machine_ids & claimant.machine_ids else REPORTS_SECONDS
 
 
 def _remove_device(fleet: Fleet, device: Device, to: Host) -> None:
-    """A board was moved to another host, or its host has another name now. What is nothing but an old name goes."""
+    """Take a device from its host: the board was moved, or its host has another name now.
+
+    A host that has no devices and no leases left, and is an old name of the other or has left, is forgotten.
+    """
     host = fleet.hosts.get(device.host)
     if host is not None:
         host.devices = [other for other in host.devices if other is not device]
@@ -187,12 +197,12 @@ def _samples(fleet: Fleet, event: SampleBatch) -> None:
         host.processes_ns = -1
     newest = max(tick.times_ns)
     if newest < host.newest_ns - CLOCK_STEP_NS:
-        host.lag = math.inf  # its clock was set back: what was learned of it no longer holds
+        host.lag = math.inf  # its clock was set back: the lag that was learned no longer holds
     host.newest_ns = newest
     now = fleet.now
     gap = now - newest * 1e-9
-    # A host's clock may differ from the bus's: what counts is how much later than at its fastest a message came. The
-    # slow rise lets a clock that was set back be believed again after a while.
+    # A host's clock may differ from the NATS server's: the lag is the least delay of a message so far. It rises slowly,
+    # so that it adapts after the clock was set back.
     host.lag = gap if gap < host.lag else host.lag + (gap - host.lag) * 0.02
     host.heard_at = now
     known = now - host.processes_at <= PROCESSES_KNOWN_SECONDS
@@ -224,7 +234,7 @@ def _processes(fleet: Fleet, event: ProcessBatch) -> None:
     by_device: dict[str, list[Listed]] = {}
     for process in event.processes:
         service = is_service(process.name, process.kind)
-        # Where nobody can tell whose it is, memory of a lease's own work must not count as a stranger's.
+        # If processes can't be identified, memory of a lease's work must not count as foreign.
         lease, memory = (process.lease, process.memory_used_bytes) if event.identified else (UNIDENTIFIED, None)
         by_device.setdefault(process.device, []).append(Listed(lease, memory, service))
     unreadable = frozenset(event.unreadable)
@@ -252,7 +262,7 @@ def _device_event(fleet: Fleet, event: DeviceEvent) -> None:
         if device is None:
             _early(fleet, event, event.device)
             return
-        if device.host != event.host:  # a host speaks for its own devices
+        if device.host != event.host:  # a host reports events of its own devices alone
             return
     key = f"host:{event.host}" if device is None else f"device:{device.uuid}"
     fault = fleet.faults.get(key) or Fault()
@@ -267,7 +277,7 @@ def _device_event(fleet: Fleet, event: DeviceEvent) -> None:
 
 
 def _early(fleet: Fleet, event: DeviceEvent, uuid: str) -> None:
-    """Remember what a host says of a device until its inventory names it."""
+    """Remember an event of a device that no inventory has named yet, for when its host lists it."""
     key = (event.host, uuid)
     fault = fleet.early.get(key) or fleet.gone.get(uuid) or fleet.faults.get(f"device:{uuid}") or Fault()
     remember(fleet.early, key, fault.after(replace(event, time_ns=told_ns(fleet.stored_at, event.time_ns))))
@@ -330,7 +340,7 @@ def _set_lost(fleet: Fleet, name: str, lost: bool) -> None:
 
 def _clock_set(fleet: Fleet, event: ClockSet) -> None:
     by, by_ns = event.seconds, int(event.seconds * 1e9)
-    # A question may have moved time on by the new clock already.
+    # A query may have advanced the time by the new clock already.
     fleet.now = min(fleet.now + by, event.now)
     fleet.move_timers(by)
     _move_faults(fleet.faults, by)

@@ -1,4 +1,4 @@
-"""Where a host stands: why it and its devices take no work, its state, and its place in the index."""
+"""Updates of a host: the reasons why it and its devices take no work, its state, and its place in the index."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .known import Fleet
 from .state import BLOCKS, DRAINED, HOST_LOST, MIG_PARENT, STALE, UNHEALTHY, UNLIMITED, WHOLE_SHARE
 
 HOST_WITHOUT_DEVICES_STALE_SECONDS: Final = 180.0
-"""Three inventories missed: a host without devices sends nothing else."""
+"""Staleness limit of a host without devices, which sends inventories alone: three of them missed."""
 WARNING_SECONDS: Final = 3600.0
-"""A health warning weighs on the rank for so long."""
+"""Time for which a health warning affects the ranking."""
 
 
 def look(fleet: Fleet, host: Host) -> None:
-    """Look at a host at its time: most often all its devices are fresh, and only the time moves."""
+    """Check a host when its timer is due: usually all its devices are fresh, and only the timer moves."""
     host.timer = math.inf
     again = min((device.seen_at for device in host.devices), default=-math.inf) + fleet.stale_after
     if again > fleet.now and not host.stale and not any(device.warned for device in host.devices):
@@ -30,19 +30,19 @@ def look(fleet: Fleet, host: Host) -> None:
 
 
 def renew(fleet: Fleet, name: str) -> None:
-    """Look at a host anew, now."""
+    """Update a host now."""
     host = fleet.hosts[name]
     block(fleet, host)
     refresh(fleet, host)
 
 
 def refresh(fleet: Fleet, host: Host, changed: Iterable[Device] | None = None) -> None:
-    """Bring a host's place in the index up to date with what is known of it.
+    """Update a host's state, and its place in the index.
 
     Args:
         fleet: changed in place.
         host: of the fleet.
-        changed: its devices of which something is otherwise than when they were last seen; None for all.
+        changed: its devices that have changed since the last update; None for all.
     """
     fleet.forget()
     reserved = fleet.reserved
@@ -66,7 +66,7 @@ def refresh(fleet: Fleet, host: Host, changed: Iterable[Device] | None = None) -
 
 
 def _without(free: int, kept: int) -> int:
-    """What is left of a host's free cores or RAM: never less than nothing by what is kept alone."""
+    """Free cores or RAM of a host, less what is reserved, which alone does not make it negative."""
     return free if free >= UNLIMITED else max(free - kept, min(free, 0))
 
 
@@ -75,7 +75,7 @@ def _device_order(device: Device) -> Any:
 
 
 def block(fleet: Fleet, host: Host) -> None:
-    """Work out why the host and its devices take no work, and when to look again."""
+    """Determine the reasons why a host and its devices take no work, and set its timer for the next check."""
     now, limit = fleet.now, fleet.stale_after
     mask = 0
     if host.lost:
@@ -115,7 +115,7 @@ def block(fleet: Fleet, host: Host) -> None:
             again = host.heard_at + limit
     host.blocked = mask | STALE if host.stale and not math.isinf(limit) else mask
     if again < host.timer:
-        # Just after the limit, so that the comparison above holds by then.
+        # Just after the limit, so that the comparison above is true by then.
         host.timer = math.nextafter(again, math.inf)
         fleet.at_timer(host.timer, host.name)
 
@@ -134,18 +134,18 @@ def _host_drain(fleet: Fleet, host: Host) -> str | None:
 
 
 def drain_reason(fleet: Fleet, host: Host, device: Device | None = None) -> str:
-    """Why an operator keeps work off it; empty if none does."""
+    """Reason of the drain of a host or device; empty if it is not drained."""
     own = fleet.drains.get(f"device:{device.uuid}") if device is not None else None
     return own if own is not None else _host_drain(fleet, host) or ""
 
 
 def why_blocked(mask: int) -> list[str]:
-    """The reasons in a mask, the one that counts first."""
+    """Names of the reasons in a mask of `BLOCKS`, in order of precedence."""
     return [name for bit, name in BLOCKS.items() if mask & bit]
 
 
 def count_idle(fleet: Fleet, host: Host) -> None:
-    """Count the host's state as it would be without leases, foreign processes, faults and drains."""
+    """Count in `Fleet.idle` the state that a host would have without leases, foreign processes, faults and drains."""
     states = [
         fleet.device_state(
             (d.model, WHOLE_SHARE, d.memory_most, 0, False, 0, 0, False, False, False, False, d.memory_most)
@@ -165,7 +165,7 @@ def count_idle(fleet: Fleet, host: Host) -> None:
 
 
 def uncount_idle(fleet: Fleet, host: Host) -> None:
-    """Take back what `count_idle` counted for the host."""
+    """Undo `count_idle` for a host."""
     fleet.idle_version += 1
     if host.idle is not None:
         left = fleet.idle[host.idle] - 1

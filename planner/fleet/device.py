@@ -1,8 +1,7 @@
-"""A device as the planner knows it: what it is, what leases hold of it, and what its samples say.
+"""Live state of a device: its capabilities, the leases on it, and its samples.
 
-A sample is compared with the bounds of the step that the device stands in, and changes the device's state only when it
-leaves them, by a quarter of a step more than just: so that a 1 Hz fleet costs little, and a value on the edge does not
-go to and fro.
+A sample is compared with the bounds of the device's present step, and changes the device's state only if it leaves them
+by a quarter of a step (hysteresis). So samples at 1 Hz cost little, and a value at a bound does not flap.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ from .state import (
 )
 
 THROTTLE_BITS: Final = 0x08 | 0x20 | 0x40 | 0x80
-"""NVML clock event reasons that mean heat or power trouble: hardware slowdown, software thermal slowdown, hardware
+"""NVML clock event reasons that mean a heat or power problem: hardware slowdown, software thermal slowdown, hardware
 thermal slowdown, hardware power brake. The software power cap (0x04) is normal under load."""
 LOAD_SECONDS: Final = 60.0
-"""Utilisation is averaged exponentially with this time constant."""
+"""Time constant of the exponential average of utilization."""
 _EDGE: Final = 0.25
 _FATAL: Final = {Severity.RESET: 1, Severity.HARDWARE: 2}
 
@@ -50,13 +49,13 @@ Amounts = dict[str, tuple[int, int]]
 
 
 class Fault(Struct, frozen=True):
-    """What events say of a device's or a host's health.
+    """Health of a device or a host, from events.
 
     Attributes:
-        severity: `reset` or `hardware` while it lasts; None if well.
+        severity: `reset` or `hardware` while the fault lasts; None if healthy.
         message: of the event that set it.
-        time_ns: when the last event that counted was told, by the bus.
-        warned_at: likewise the last warning, in seconds since the epoch.
+        time_ns: time when NATS stored the last event that took effect.
+        warned_at: likewise of the last warning, in seconds since the epoch.
         warning: its message.
     """
 
@@ -68,14 +67,14 @@ class Fault(Struct, frozen=True):
 
     @property
     def fatal(self) -> bool:
-        """Whether it takes no work."""
+        """True if it takes no work because of the fault."""
         return self.severity is not None
 
     def after(self, event: DeviceEvent) -> Fault:
-        """The state after an event; the same for one that is older than what is known, or changes nothing.
+        """Health after an event; the same object if the event is a repetition, or less severe than the present fault.
 
         Args:
-            event: with the time when it was told, by the bus.
+            event: with the time when NATS stored it.
         """
         text = (event.message or event.kind)[:_TEXT_MOST]
         if event.severity is Severity.WARNING:
@@ -94,7 +93,7 @@ class Fault(Struct, frozen=True):
 
 
 class Tick:
-    """The last tick of a batch, one value per device of the batch; a column that it lacks is None."""
+    """The last tick of a batch: one value per device in each column; None for a column that the batch lacks."""
 
     __slots__ = ("nulls", "power", "reserved", "temperature", "throttle", "times_ns", "total", "used", "utilization")
 
@@ -130,7 +129,7 @@ def _layout(count: int, format: str) -> Layout:
 
 
 def last_tick(batch: SampleBatch) -> Tick | None:
-    """The newest readings of a batch; None for one whose arrays do not fit its devices."""
+    """Decode the newest readings of a batch; None if its arrays do not fit its devices."""
     count = len(batch.devices)
     size = len(batch.times_ns)
     if count == 0 or size == 0 or size % (8 * count):
@@ -156,7 +155,7 @@ def last_tick(batch: SampleBatch) -> Tick | None:
 
 
 class Device:
-    """A device with what is known of it now."""
+    """Live state of a device."""
 
     __slots__ = (
         "_heat_high",
@@ -203,13 +202,13 @@ class Device:
         self.model: Model
         self.state: DeviceState
         self.parent = False
-        """It is split into MIG instances."""
+        """True if it is split into MIG instances."""
         self.memory_total = 0
         self.reserved = 0
         self.memory_used: int | None = None
         self.utilization: float | None = None
         self.load_percent = 0.0
-        """Utilisation, averaged over `LOAD_SECONDS`."""
+        """Utilization, averaged over `LOAD_SECONDS`."""
         self.temperature: float | None = None
         self.power: float | None = None
         self.throttled = False
@@ -218,15 +217,15 @@ class Device:
         self.blocked = 0
         self.time_ns = -1
         self.seen_at = -math.inf
-        """When the last sample was read, by the bus's clock."""
+        """Time when the last sample was read, by the NATS server's clock."""
         self.holders: Amounts = {}
         self.shares = 0
         """Billionths that leases hold."""
         self.shared_by = 1
-        """Compute instances that share its memory, itself among them."""
+        """Number of compute instances that share its memory, itself included."""
         self.occupancy = Occupancy()
         self.in_use = ""
-        """By what, in words; empty where it is idle but for its leases."""
+        """Reason why it is in use, other than by its leases; empty if it is not."""
         self.overhead = 0
         """Reserved and foreign memory, rounded up so that the rest is a multiple of the grain."""
         self.heat = 0
@@ -245,22 +244,22 @@ class Device:
 
     @property
     def foreign(self) -> int:
-        """Bytes of its memory that no lease explains."""
+        """Bytes of its memory that are attributed to no lease."""
         return self.occupancy.foreign
 
     @property
     def memory_most(self) -> int:
-        """What leases can have of it together, if nobody else uses it."""
+        """Bytes of memory that leases can have together, without other use."""
         return max(0, self.memory_total - self.reserved)
 
     @property
     def memory_free(self) -> int:
-        """What a request could get, exactly."""
+        """Exact bytes of memory that a request could get."""
         return max(0, self.memory_most - self.granted - self.foreign)
 
     @property
     def share_left(self) -> int:
-        """Billionths that no lease holds; what is left over from rounding is nothing."""
+        """Billionths that no lease holds; a remainder of rounding counts as 0."""
         left = WHOLE_SHARE - self.shares
         return left if left >= LEAST_SHARE else 0
 
@@ -275,30 +274,30 @@ class Device:
         return (WHOLE_SHARE - self.share_left) / SHARE_PER_MILLI
 
     def part(self, share: int) -> int:
-        """Bytes of memory that go with a share in billionths, if no others are asked for."""
+        """Bytes of memory for a share in billionths, for a request that names none."""
         return self.memory_most * share // WHOLE_SHARE
 
     def describe(self, info: DeviceInfo, model: Model, parent: bool) -> None:
-        """Take over identity and capabilities."""
+        """Set identity and capabilities from an inventory."""
         self.info, self.model, self.parent, self.index = info, model, parent, info.index
         if info.memory_bytes:
             self.memory_total = info.memory_bytes
         self._resize()
 
     def hold(self, holders: Amounts, beside: dict[str, int] | None = None, since: float = math.inf) -> None:
-        """What leases hold of it now.
+        """Set what leases hold of it.
 
         Args:
-            holders: by lease.
-            beside: memory that leases hold on compute instances that share it, by lease.
-            since: when the newest was granted, seconds since the epoch; infinite if just now.
+            holders: (share, memory) by lease.
+            beside: memory by lease on other compute instances that share it.
+            since: time when the newest lease was granted, seconds since the epoch; infinite if just now.
         """
         self.occupancy.hold(self._cover(holders, beside), since)
         self._round()
         self.judge()
 
     def end(self, lease: str, holders: Amounts, beside: dict[str, int] | None, at: float, doubt: str) -> None:
-        """A lease on it ended; see `Occupancy.end`."""
+        """Note the end of a lease on it; see `Occupancy.end`."""
         self.occupancy.end(lease, self._cover(holders, beside), at, doubt)
         self._round()
         self.judge()
@@ -312,23 +311,23 @@ class Device:
         return covering
 
     def judge(self) -> bool:
-        """Work out whether strangers use it; whether that changes."""
+        """Update `in_use`; returns true if it became in use, or stopped being so."""
         before = self.in_use
         self.in_use = self.occupancy.why_in_use(self.memory_total)
         return bool(before) != bool(self.in_use)
 
     def sample(self, tick: Tick, at: int, lag: float, now: float, known: bool) -> tuple[bool, bool]:
-        """Take a reading.
+        """Take in a sample.
 
         Args:
             tick: of the whole host.
-            at: the device's place in it.
+            at: the device's index in it.
             lag: seconds to add to the collector's clock.
             now: seconds since the epoch.
-            known: whether process data is recent.
+            known: true if process lists are recent.
 
         Returns:
-            Whether the device's state changes, and whether its size has.
+            True if the device's state changes, and true if the size of its memory does.
         """
         time_ns = tick.times_ns[at]
         if time_ns == self.time_ns:
@@ -353,7 +352,7 @@ class Device:
         value = None
         if tick.utilization is not None:
             value = tick.utilization[at]
-            # No comparison holds for what is not a number, so it is left out here.
+            # Comparisons with NaN are false, so it is left out here.
             self.utilization = value = value if value is not None and 0 <= value <= 100 else None
             if value is not None:
                 weight = 1.0 if first else seconds / (seconds + LOAD_SECONDS)
@@ -389,7 +388,7 @@ class Device:
         return dirty, sized
 
     def processes(self, found: Iterable[Listed], read_at: float, readable: bool) -> bool:
-        """Take over a list of processes, as `Occupancy.processes`; whether the device's state changes."""
+        """Take in a list of processes, as `Occupancy.processes`; returns true if the device's state changes."""
         self.occupancy.processes(found, read_at, readable)
         rounded = self._round()
         return self.judge() or rounded
@@ -414,11 +413,11 @@ class Device:
         return before != self.overhead
 
     def see(self, intern: Callable[[StateKey], DeviceState], kept: Reserved | None = None) -> DeviceState:
-        """The device's state as a decision sees it.
+        """Update and return the device's state, as decisions see it.
 
         Args:
-            intern: the one state of a key.
-            kept: of it for requests that wait.
+            intern: returns the one state object of a key.
+            kept: part of the device that is reserved for queued requests.
         """
         share = self.share_left
         if self.blocked:
@@ -452,7 +451,7 @@ class Device:
         return state
 
     def without_leases(self, kept: Reserved | None) -> DeviceState:
-        """The device as it would be seen once all its leases had ended, beside what is kept of it for others."""
+        """State that the device would have once all its leases have ended, less what is reserved for other requests."""
         share, free = WHOLE_SHARE, max(0, self.memory_most - self.foreign)
         if kept is not None:
             share, free = max(0, share - kept.amount), max(0, free - kept.memory)
@@ -461,7 +460,7 @@ class Device:
 
 
 def _bounds(level: int, base: float, step: float, levels: int) -> tuple[float, float]:
-    """Where a value may go before its level changes: its own step, and a quarter more at both ends."""
+    """Bounds that a value must leave to change its level: its step, and a quarter more at both ends."""
     low = -math.inf if level == 0 else base + step * (level - _EDGE)
     high = math.inf if level == levels else base + step * (level + 1 + _EDGE)
     return low, high

@@ -1,4 +1,4 @@
-"""What the fleet is told beside what collectors publish and leases say."""
+"""Events of the fleet that come from the planner: not telemetry, leases or drains."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from msgspec import Struct
 
 
 class HostLost(Struct, frozen=True):
-    """No agent speaks for the host any more."""
+    """The host is lost: nothing was heard from it for too long."""
 
     host: str
 
 
 class HostSeen(Struct, frozen=True):
-    """An agent speaks for the host (again)."""
+    """The host is heard again."""
 
     host: str
 
 
 class HostForgotten(Struct, frozen=True):
-    """The host is gone for good: it leaves the fleet. Leases on it stay until they are ended."""
+    """The host is removed from the fleet for good. Leases on it stay until they end."""
 
     host: str
 
 
 class ClockSet(Struct, frozen=True):
-    """The clock that says when messages came was set: whatever is known by it moves along.
+    """The clock that stamps messages was set: all times that were taken by it are shifted.
 
     Attributes:
-        seconds: by how much, forwards or back.
-        now: seconds since the epoch, by the clock as it is.
+        seconds: by how much, positive for forwards.
+        now: seconds since the epoch, by the clock after that.
     """
 
     seconds: float
@@ -36,6 +36,6 @@ class ClockSet(Struct, frozen=True):
 
 
 class LeaseEnded(Struct, frozen=True):
-    """A lease holds nothing any more."""
+    """A lease has ended and holds nothing any more."""
 
     lease_id: str

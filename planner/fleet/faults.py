@@ -1,4 +1,4 @@
-"""Which faults are worth keeping: what events have said of devices and hosts, bounded in number and in bytes."""
+"""Retention of faults that events have reported of devices and hosts, limited in number and in bytes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .known import Fleet
 K = TypeVar("K")
 
 UNPLACED_MOST: Final = 4096
-"""Faults that are remembered of devices which no host has (yet, or any more), the newest of them."""
+"""Number of faults that are kept of devices which no host has (yet, or any more); the oldest are evicted."""
 _FAULT_BYTES: Final = 100
-"""Of an encoded fault beside its texts and its key."""
+"""Bytes of an encoded fault without its texts and its key."""
 
 
 def remember(faults: dict[K, Fault], key: K, fault: Fault) -> None:
-    """Put a fault among those of devices that no host has, in place of the oldest of too many."""
+    """Add a fault of a device that no host has; the oldest is evicted if there are too many."""
     faults.pop(key, None)
     if len(faults) >= UNPLACED_MOST:
         del faults[next(iter(faults))]
@@ -25,7 +25,7 @@ def remember(faults: dict[K, Fault], key: K, fault: Fault) -> None:
 
 
 def placed(fleet: Fleet, host: str, uuid: str) -> None:
-    """A device has come to a host: what was said of it before counts from now on."""
+    """Apply to a device that has come to a host the fault that was remembered for it."""
     gone = fleet.gone.pop(uuid, None)
     fault = fleet.early.pop((host, uuid), None) or gone
     if fault is not None:
@@ -33,20 +33,20 @@ def placed(fleet: Fleet, host: str, uuid: str) -> None:
 
 
 def left(fleet: Fleet, device: Device) -> None:
-    """No host has the device any more: a warning is over with it, a fault waits for its return."""
+    """Remove the fault of a device that no host has any more: a warning ends, a fatal fault is kept for its return."""
     fault = fleet.faults.pop(f"device:{device.uuid}", None)
     if fault is not None and fault.fatal:
         remember(fleet.gone, device.uuid, fault)
 
 
 def to_keep(fleet: Fleet, now: float, most_bytes: int) -> dict[str, Fault]:
-    """The faults that matter: those that keep work off, then warnings that still weigh on the rank.
+    """Faults to store in the bucket: fatal ones, which keep work off, and warnings that still affect the ranking.
 
     Args:
         fleet: not changed.
         now: seconds since the epoch.
-        most_bytes: that they take, about. Where there are more, faults of what the fleet has go first, then those of
-            devices that are gone, then warnings; the newest of each.
+        most_bytes: approximate limit on their size. If it is too small for all, faults of known hosts and devices take
+            precedence, then those of devices that are gone, then warnings; of each the newest.
     """
     ranked: list[tuple[int, float, str, Fault]] = []
     for key, fault in fleet.faults.items():

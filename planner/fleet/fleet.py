@@ -1,11 +1,11 @@
-"""The fleet as a fold of events: `apply(fleet, event, at)` for whatever collectors, leases and operators say.
+"""The fleet as a fold of events: `apply(fleet, event, at)` for telemetry, leases and drains.
 
-No clock and no I/O: `at` is when the bus stored the message, seconds since the epoch, and `advance` moves time on.
-A fleet has one owner; `apply` changes it and returns it. The order of messages about different things does not matter:
-a lease may come before its host's inventory, as it does when a planner starts.
+There is no clock and no I/O: `at` is the time when NATS stored the message, in seconds since the epoch, and `advance`
+moves time on. `apply` changes the fleet in place and returns it. The order of messages about different things does not
+matter: a lease may come before its host's inventory, as it does when a planner starts.
 
-Free memory of a device is total − reserved − granted to leases − foreign: used, and explained by no lease
-(`occupancy.py`).
+Free memory of a device is total − reserved − granted to leases − foreign, where foreign memory is used, and attributed
+to no lease (`occupancy.py`).
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def apply(fleet: Fleet, event: Event, at: float | None = None) -> Fleet:
 
     Args:
         fleet: changed in place.
-        event: what happened. Older than what is known already, or about an unknown host, it changes nothing but what
-            must be remembered: faults, drains and leases wait for their host.
-        at: when the bus stored it, seconds since the epoch; None leaves time where it is.
+        event: to fold in. One that is a repetition, or about an unknown host, changes nothing; but faults, drains and
+            leases are kept until their host is known.
+        at: time when NATS stored it, seconds since the epoch; None leaves time where it is.
 
     Returns:
         The same fleet.
@@ -82,7 +82,7 @@ def apply(fleet: Fleet, event: Event, at: float | None = None) -> Fleet:
 
 
 def advance(fleet: Fleet, now: float) -> Fleet:
-    """Move time on: devices without samples become stale, old warnings fade. Time never goes back."""
+    """Advance time, never back: devices without samples become stale, and old warnings end."""
     if now > fleet.now:
         fleet.now = now
     name = fleet.due(fleet.now)

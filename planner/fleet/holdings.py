@@ -1,8 +1,7 @@
-"""What leases hold of devices and hosts, known ones or not, in whole numbers.
+"""Accounting of what leases hold of devices and hosts, also of unknown ones, in whole numbers.
 
-A board and the MIG instances on it are the same hardware: a lease on one holds the other, from the moment that both are
-known. Whoever was granted a board holds all instances into which it is split later; whoever was granted an instance
-holds its board.
+A board and the MIG instances on it are the same hardware: a lease on one holds the other, as soon as both are known. A
+lease on a board holds all instances into which it is split later, and a lease on an instance holds its board.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from .state import WHOLE_SHARE, milli, share_of
 
 
 def hold(fleet: Fleet, lease_id: str, grants: Sequence[Grant], granted_at: float = math.inf) -> Fleet:
-    """Take what a lease was granted. The same lease again replaces what it held.
+    """Hold what a lease was granted. The same lease again replaces what it held.
 
     Args:
         fleet: changed in place.
         lease_id: of the lease.
-        grants: what it was granted.
-        granted_at: when, seconds since the epoch; infinite if just now: samples that came before do not know of it.
+        grants: of the lease.
+        granted_at: time of the grant, seconds since the epoch; infinite if just now: no sample includes its use yet.
     """
     if lease_id in fleet.leases:
         forget(fleet, lease_id)
@@ -55,14 +54,14 @@ def hold(fleet: Fleet, lease_id: str, grants: Sequence[Grant], granted_at: float
 
 
 def free(fleet: Fleet, lease_id: str, ended: LeaseState = LeaseState.RELEASED, at: float | None = None) -> Fleet:
-    """Give back what a lease held; nothing if it holds nothing.
+    """Free what a lease held, if anything.
 
     Args:
         fleet: changed in place.
         lease_id: of the lease.
-        ended: how it ended. What its holder released is idle at once; where nobody did, what it ran may still be there,
-            and the device is in use until it is seen idle.
-        at: when it ended, seconds since the epoch; None is now, as far as the fleet knows.
+        ended: the way it ended. Released devices are idle at once. Otherwise its processes may still be there, and the
+            devices are in use until they are seen idle.
+        at: time of the end, seconds since the epoch; None for the fleet's time.
     """
     held = _drop(fleet, lease_id)
     if held is None:
@@ -80,7 +79,7 @@ def free(fleet: Fleet, lease_id: str, ended: LeaseState = LeaseState.RELEASED, a
 
 
 def forget(fleet: Fleet, lease_id: str) -> Fleet:
-    """Leave out what a lease holds, since it is told anew: it has not ended."""
+    """Remove what a lease holds, without an end of the lease: it is about to be set anew."""
     held = _drop(fleet, lease_id)
     if held is not None:
         touched = _touched(fleet, held)
@@ -100,7 +99,7 @@ def _drop(fleet: Fleet, lease_id: str) -> Held | None:
         if not holders:
             del fleet.on_device[uuid]
     for name, (cpus, ram) in held.hosts.items():
-        # Several leases without cores or RAM share one entry of nothing.
+        # Several leases without cores or RAM share one entry of zeros.
         before = fleet.on_host.pop(name, (0, 0))
         after = (before[0] - cpus, before[1] - ram)
         if any(after):
@@ -113,7 +112,7 @@ def _drop(fleet: Fleet, lease_id: str) -> Held | None:
 
 
 def amounts_on(fleet: Fleet, device: Device) -> tuple[Amounts, dict[str, int] | None]:
-    """What leases hold of a device, by lease; and of memory that it shares with other compute instances."""
+    """Amounts that leases hold of a device, by lease; and of its memory, through compute instances that share it."""
     own = dict(fleet.on_device.get(device.uuid, ()))
     if not fleet.parents:
         return own, None
@@ -130,7 +129,7 @@ def amounts_on(fleet: Fleet, device: Device) -> tuple[Amounts, dict[str, int] | 
 
 
 def sharing_memory(fleet: Fleet, device: Device) -> list[Device]:
-    """The compute instances of a device's GPU instance, itself among them; none where it has its memory to itself."""
+    """The compute instances of a device's GPU instance, itself included; empty if it does not share its memory."""
     info = device.info
     host = fleet.hosts.get(device.host)
     if info.mig_parent is None or info.mig_instance is None or host is None:
@@ -144,7 +143,7 @@ def sharing_memory(fleet: Fleet, device: Device) -> list[Device]:
 
 
 def relate(fleet: Fleet, host: Host) -> None:
-    """Take in which of a host's devices are parts of which, and what leases hold of them by that."""
+    """Update which of a host's devices are instances of which boards, and what leases hold of them by that."""
     for device in host.devices:
         if device.info.mig_parent:
             _part_of(fleet, device.uuid, device.info.mig_parent, device.host)
@@ -167,7 +166,7 @@ def _part_of(fleet: Fleet, uuid: str, board: str, host: str) -> None:
 
 
 def part_gone(fleet: Fleet, uuid: str) -> None:
-    """An instance is there no more: what it was part of is remembered while a lease is on it."""
+    """Forget the board of an instance that no longer exists, unless a lease is on it."""
     place = fleet.parents.get(uuid)
     if place is not None and uuid not in fleet.devices and uuid not in fleet.on_device:
         del fleet.parents[uuid]
@@ -178,8 +177,11 @@ def part_gone(fleet: Fleet, uuid: str) -> None:
 
 
 def _same_hardware(fleet: Fleet, device: Device) -> list[str]:
-    """Devices of which a lease holds this one, too: its board, and instances on its board that are there no more; of a
-    board all its instances. A host speaks for its own devices alone."""
+    """Devices whose leases hold this device, too.
+
+    For an instance these are its board, and instances on the board that no longer exist; for a board all its instances.
+    Only devices of one host count: a host can't claim those of another.
+    """
     place = fleet.parents.get(device.uuid)
     if place is None:
         return list(fleet.children.get((device.uuid, device.host), ()))
@@ -191,7 +193,7 @@ def _same_hardware(fleet: Fleet, device: Device) -> list[str]:
 
 
 def _touched(fleet: Fleet, held: Held) -> list[Device]:
-    """The known devices that a lease holds, by itself or as part of the same hardware."""
+    """The known devices that a lease holds, directly or as part of the same hardware."""
     if not fleet.parents:
         return [device for uuid in held.devices if (device := fleet.devices.get(uuid)) is not None]
     found: dict[str, Device] = {}

@@ -1,4 +1,4 @@
-"""A host as the planner knows it."""
+"""Live state of a host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .topology import Topology
 
 
 class Host:
-    """A host as the planner knows it."""
+    """Live state of a host, from its inventory, samples and process lists."""
 
     __slots__ = (
         "address",
@@ -49,7 +49,7 @@ class Host:
         self.address = ""
         self.agent = ""
         self.left = ""
-        """The agent that has ended in order and given the devices free; empty if none has."""
+        """The agent that has shut down in order and given up the devices; empty if none has."""
         self.machine_ids: frozenset[str] = frozenset()
         self.labels: dict[str, str] = {}
         self.cpus_total = self.memory_total = UNLIMITED
@@ -57,30 +57,33 @@ class Host:
         self.devices: list[Device] = []
         self.topology: Topology | None = None
         self.order: list[Device] = []
-        """Devices as they stand in the host's state."""
+        """Devices in the order of the host's state."""
         self.group: HostClass | None = None
         self.idle: HostState | None = None
-        """As the host would be, idle and healthy."""
+        """State that the host would have if it were idle and healthy."""
         self.blocked = 0
         self.lost = False
         self.stale = True
         self.heard_at = -math.inf
         self.inventory_ns = -1
-        """When the bus stored the last inventory; likewise of processes."""
+        """Time when NATS stored the last inventory, in nanoseconds; -1 before one. Likewise `processes_ns`."""
         self.processes_at = -math.inf
         self.processes_ns = -1
         self.lag = math.inf
-        """The least that a message of this agent came later than its samples were read: clocks differ, buffers lag."""
+        """Least delay of a message of this agent after its samples were read, in seconds.
+
+        It has the difference of the clocks in it. It rises slowly, to adapt.
+        """
         self.sampled_at = -math.inf
-        """When the bus stored the last samples: what it stored earlier is old."""
+        """Time when NATS stored the last samples, seconds since the epoch; a little older ones are repetitions."""
         self.newest_ns = -1
-        """The last time of reading, by the host's clock."""
+        """Time of the last reading in nanoseconds, by the host's clock."""
         self.timer = math.inf
         self.batch_devices: list[str] | None = None
         self.batch_order: list[Device | None] = []
 
     @property
     def state(self) -> HostState:
-        """As a decision sees it."""
+        """State of the host, as decisions see it."""
         assert self.group is not None
         return self.group.state

@@ -1,4 +1,4 @@
-"""Hosts by state. A class is all hosts of equal state; a decision looks at classes, never at hosts one by one."""
+"""Index of hosts by state. A class is all hosts of equal state; decisions compare classes instead of single hosts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class HostClass:
     """The hosts in one state.
 
     Attributes:
-        state: theirs.
-        members: names of the hosts → place in `pool`.
-        pool: the names, in no order that means anything; one can be drawn from it at once.
+        state: of the hosts.
+        members: names of the hosts → index in `pool`.
+        pool: the names in arbitrary order, to draw one at random.
     """
 
     __slots__ = ("_names", "members", "pool", "state")
@@ -29,7 +29,7 @@ class HostClass:
         self._names: list[str] = []
 
     def add(self, name: str) -> None:
-        """A host has come into this state."""
+        """Add a host that has come into this state."""
         self.members[name] = len(self.pool)
         self.pool.append(name)
         heappush(self._names, name)
@@ -38,7 +38,7 @@ class HostClass:
             heapify(self._names)
 
     def discard(self, name: str) -> None:
-        """A host has left this state."""
+        """Remove a host that has left this state."""
         place = self.members.pop(name)
         last = self.pool.pop()
         if last != name:
@@ -46,12 +46,12 @@ class HostClass:
             self.members[last] = place
 
     def least(self, count: int) -> list[str]:
-        """The least names among the members, ascending."""
+        """The first names of the members in alphabetical order, at most `count`."""
         names, members = self._names, self.members
         found: list[str] = []
         while names and len(found) < count:
             name = heappop(names)
-            # A member that left and came back stands there twice.
+            # A member that left and came back is there twice.
             if name in members and (not found or found[-1] != name):
                 found.append(name)
         for name in found:
@@ -59,7 +59,7 @@ class HostClass:
         return found
 
     def first(self) -> str:
-        """The least name among the members: the same hosts give the same choice, however they came here."""
+        """The first name of the members in alphabetical order, so that the choice does not depend on history."""
         names = self._names
         while names[0] not in self.members:
             heappop(names)
@@ -67,15 +67,15 @@ class HostClass:
 
 
 class Index:
-    """All classes, with a log of those that were filled, so that a ranking catches up with what is new to it.
+    """All classes, with a log of new ones, from which a ranking catches up.
 
     Attributes:
         classes: by state, those with members only.
         log: classes in the order in which they got their first member (again).
-        base: how many entries have been cut off the log's front.
+        base: number of entries that were cut off the front of the log.
         moves: (core before, core after) of every host whose state's `core` changed, in order.
-        moves_base: how many entries have been cut off the front of the moves.
-        devices: how many devices are in each state, by `core`.
+        moves_base: number of entries that were cut off the front of the moves.
+        devices: number of devices in each state, by `core`.
     """
 
     __slots__ = ("base", "classes", "devices", "log", "moves", "moves_base")
@@ -90,16 +90,16 @@ class Index:
 
     @property
     def moves_end(self) -> int:
-        """The place that the next move gets."""
+        """Position of the next move, counted from the first ever."""
         return self.moves_base + len(self.moves)
 
     @property
     def end(self) -> int:
-        """The place in the log that the next class gets."""
+        """Position in the log of the next class, counted from the first ever."""
         return self.base + len(self.log)
 
     def move(self, name: str, old: HostClass | None, state: HostState | None) -> HostClass | None:
-        """Take a host from one class to another; None is nowhere."""
+        """Move a host from its class to that of a state, and return that; None for a host that comes or goes."""
         before, after = None if old is None else old.state.core, None if state is None else state.core
         if before is not after:
             self._move(before, after)

@@ -1,4 +1,4 @@
-"""All that a decision rests on, as it is kept: hosts and devices, what leases hold of them, and what is wrong."""
+"""The fleet's state for decisions: hosts and devices, what leases hold of them, drains and faults."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ ASKS_MOST: Final = 1024
 MODELS_MOST: Final = 65_536
 TOPOLOGIES_MOST: Final = 8192
 CACHE_MOST: Final = 768
-"""A ranking or a room takes up to a few hundred bytes for each class of hosts."""
+"""Limit on cached rankings and rooms, which take up to a few hundred bytes for each class of hosts."""
 STATES_SPARE: Final = 4096
-"""States that nothing is in any more are kept until there are so many more than twice those in use."""
+"""Unused states are evicted once there are more states than twice those in use plus this number."""
 
 
 class Held(Struct):
-    """What a lease holds, in whole numbers: device → (share, memory), host → (cores, RAM)."""
+    """Holdings of a lease, in whole numbers: device → (share, memory), host → (cores, RAM).
+
+    Shares are in billionths, cores in thousandths, memory and RAM in bytes.
+    """
 
     lease_id: str
     devices: dict[str, tuple[int, int]]
@@ -36,11 +39,11 @@ class Held(Struct):
 
 
 class Claim(Struct, frozen=True):
-    """Devices that a host lists while they are others'.
+    """Devices that a host lists, but that belong to other hosts.
 
     Attributes:
         event: the inventory that lists them.
-        owners: whose they are, by uuid.
+        owners: names of the hosts that they belong to, by uuid.
     """
 
     event: Inventory
@@ -48,17 +51,17 @@ class Claim(Struct, frozen=True):
 
 
 class Fleet:
-    """Everything that a decision rests on.
+    """All state that decisions are based on.
 
     Attributes:
         hosts: by name.
         devices: by uuid.
-        leases: what active leases hold, by id; known devices or not.
+        leases: what active leases hold, by id, also of devices that are not known.
         drains: `host:NAME`, `device:UUID` or `label:K=V` → reason.
         index: hosts by state.
-        now: the latest time that was told, seconds since the epoch.
+        now: time of the fleet, seconds since the epoch; `advance` moves it.
         stale_after: seconds without a sample after which a device takes no work; infinite for fleets without samples.
-        shape_version: moves when hosts, devices or labels come or go, or a device is of another model.
+        shape_version: changes when hosts, devices or labels come or go, or a device gets another model.
     """
 
     def __init__(self, stale_after: float = STALE_AFTER_SECONDS) -> None:
@@ -67,40 +70,40 @@ class Fleet:
         self.leases: dict[str, Held] = {}
         self.drains: dict[str, str] = {}
         self.faults: dict[str, Fault] = {}
-        """By `host:NAME` or `device:UUID`."""
+        """Faults by `host:NAME` or `device:UUID`."""
         self.early: dict[tuple[str, str], Fault] = {}
-        """Of devices that no inventory has named yet, by the host that said so and uuid."""
+        """Faults of devices that no inventory has named yet, by the host that reported them and uuid."""
         self.gone: dict[str, Fault] = {}
-        """Of devices that no host has any more, by uuid; those that kept work off."""
+        """Fatal faults of devices that no host has any more, by uuid."""
         self.on_device: dict[str, dict[str, tuple[int, int]]] = {}
         self.on_host: dict[str, tuple[int, int]] = {}
         self.at_host: dict[str, dict[str, None]] = {}
-        """The leases that hold something of a host, by its name."""
+        """Leases that hold something of a host, by its name."""
         self.reserved: dict[str, Reserved] = {}
-        """Kept for requests that wait, by uuid, and likewise the cores and RAM of hosts by name; see `reserved`."""
+        """Applied reservations on devices by uuid, and in `reserved_hosts` on cores and RAM by host; see `reserved`."""
         self.reserved_hosts: dict[str, Reserved] = {}
         self.parents: dict[str, tuple[str, str]] = {}
-        """MIG instance → its board and host; also of instances that are there no more while a lease is on them."""
+        """MIG instance → its board and host; also of instances that no longer exist, while a lease is on them."""
         self.children: dict[tuple[str, str], dict[str, None]] = {}
         """Board and host → instances."""
         self.lost_hosts: set[str] = set()
         self.claims: dict[str, Claim] = {}
-        """Of hosts that list devices of others, by the host's name."""
+        """Claims of hosts that list devices of other hosts, by name."""
         self.index = Index()
         self.idle: dict[HostState, int] = {}
-        """How many hosts would be in which state, idle and healthy."""
+        """Number of hosts by the state that they would have if they were idle and healthy."""
         self.idle_version = 0
         self.now = -math.inf
         self.at = -math.inf
-        """When the bus stored the event that is being folded in."""
+        """Time when NATS stored the event that is being folded in."""
         self.stored_at: float | None = None
-        """The same; None where nobody said so, and the event's own time counts."""
+        """The same; None if not known, in which case the event's own time counts."""
         self.stale_after = stale_after
         self.shape_version = 0
         self.cache: Kept[object, Any] = Kept(CACHE_MOST)
-        """Of decisions: rankings, rooms, filters. May be emptied at any time."""
+        """Cache of decisions: rankings, rooms, filters. It may be emptied at any time."""
         self._timers: list[tuple[float, str]] = []
-        # A host may say that it is another one each minute: what it was is forgotten.
+        # A host may report other hardware each minute: old entries are evicted.
         self._models: Kept[object, Model] = Kept(MODELS_MOST)
         self._topologies: Kept[Levels, Topology] = Kept(TOPOLOGIES_MOST)
         self._device_states: dict[object, DeviceState] = {}
@@ -110,7 +113,7 @@ class Fleet:
 
     @property
     def largest_host(self) -> int:
-        """The most devices that one host has."""
+        """Number of devices of the largest host."""
         kept = self.cache.get("largest")
         if kept is None or kept[0] != self.shape_version:
             most = max((len(host.devices) for host in self.hosts.values()), default=0)
@@ -119,7 +122,7 @@ class Fleet:
 
     @property
     def has_boards(self) -> bool:
-        """Whether some device is whole: no MIG instance, and not split into them."""
+        """True if there is a device that is neither a MIG instance nor split into them."""
         kept = self.cache.get("boards")
         if kept is None or kept[0] != self.shape_version:
             found = any(not (device.parent or device.info.mig_parent) for device in self.devices.values())
@@ -127,14 +130,14 @@ class Fleet:
         return kept[1]
 
     def ask(self, key: AskKey) -> Ask:
-        """The one `Ask` of this fleet for a key."""
+        """Intern an `Ask`: the one object of this fleet for a key."""
         found = self._asks.get(key)
         if found is None:
             found = self._asks.put(key, Ask(key))
         return found
 
     def model(self, info: DeviceInfo) -> Model:
-        """The one `Model` of this fleet for a device."""
+        """Intern a `Model`: the one object of this fleet for a device's model."""
         key = model_key(info)
         found = self._models.get(key)
         if found is None:
@@ -142,7 +145,7 @@ class Fleet:
         return found
 
     def topology(self, levels: Levels | None) -> Topology | None:
-        """The one `Topology` of this fleet for a matrix."""
+        """Intern a `Topology`: the one object of this fleet for a matrix; None for None."""
         if levels is None:
             return None
         found = self._topologies.get(levels)
@@ -151,7 +154,7 @@ class Fleet:
         return found
 
     def device_state(self, key: StateKey) -> DeviceState:
-        """The one `DeviceState` of this fleet for a key."""
+        """Intern a `DeviceState`: the one object of this fleet for a key."""
         found = self._device_states.get(key)
         if found is None:
             model, share, memory, blocked, leased, heat, load, throttled, warned, rounded, in_use, most = key
@@ -171,7 +174,7 @@ class Fleet:
         blocked: int,
         devices: tuple[DeviceState, ...],
     ) -> HostState:
-        """The one `HostState` of this fleet for a key."""
+        """Intern a `HostState`: the one object of this fleet for these values."""
         key = (topology, cpus_free, memory_free, blocked, devices)
         found = self._host_states.get(key)
         if found is None:
@@ -185,7 +188,7 @@ class Fleet:
         return found
 
     def forget(self) -> None:
-        """Drop states that nothing is in any more, once there are too many of them."""
+        """Evict states that no host or device has, once there are too many."""
         if len(self._host_states) <= self._host_states_most and len(self._device_states) <= self._device_states_most:
             return
         hosts = {*self.index.classes, *self.idle}
@@ -198,15 +201,15 @@ class Fleet:
         self._device_states_most = 2 * len(self._device_states) + STATES_SPARE
 
     def at_timer(self, when: float, host: str) -> None:
-        """Look at a host again at a time."""
+        """Set a timer for a host."""
         heappush(self._timers, (when, host))
 
     def move_timers(self, seconds: float) -> None:
-        """Look so much later, or earlier: the clock was set."""
+        """Shift all timers by so many seconds: the clock was set."""
         self._timers = [(when + seconds, host) for when, host in self._timers]
 
     def due(self, now: float) -> str | None:
-        """The next host to look at by now; None if there is none."""
+        """Remove the next timer that is due and return its host; None if none is."""
         if self._timers and self._timers[0][0] <= now:
             return heappop(self._timers)[1]
         return None

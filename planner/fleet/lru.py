@@ -1,4 +1,4 @@
-"""What is worked out once and kept while it is in use."""
+"""A cache that evicts the least recently used entry."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ V = TypeVar("V")
 
 
 class Kept(Generic[K, V]):
-    """A mapping that forgets what was asked for longest ago.
+    """A mapping that evicts the least recently used entry.
 
     Args:
-        most: entries that it keeps.
+        most: number of entries that it keeps.
     """
 
     __slots__ = ("_entries", "_most")
@@ -25,7 +25,7 @@ class Kept(Generic[K, V]):
         return len(self._entries)
 
     def get(self, key: K) -> V | None:
-        """The value, which becomes the youngest; None if there is none."""
+        """Value of a key, which counts as used; None if there is none."""
         entries = self._entries
         value = entries.pop(key, None)
         if value is not None:
@@ -33,7 +33,7 @@ class Kept(Generic[K, V]):
         return value
 
     def put(self, key: K, value: V) -> V:
-        """Keep a value, in place of the oldest one if need be."""
+        """Store a value and return it; evicts the least recently used entry if the cache is full."""
         entries = self._entries
         entries.pop(key, None)
         if len(entries) >= self._most:
@@ -42,5 +42,5 @@ class Kept(Generic[K, V]):
         return value
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         self._entries.clear()

@@ -1,14 +1,16 @@
-"""Who uses a device beside its leases: memory that no lease explains, processes and load of strangers.
+"""Use of a device other than by its leases: foreign memory, and processes and load without a lease.
 
-The driver says how much memory is used, and most often by which processes. What no lease explains is foreign:
+The driver reports how much memory is used, and usually by which processes. Memory that can't be attributed to a lease
+is foreign:
 
-- Where every lease on the device has processes in the list, they explain what they use, up to what was granted.
-- A lease of which the list says nothing (it is hidden, can't be read, or there is none) explains as much as it was
-  granted; but what was foreign before the lease stays so as long as the driver counts so much as used.
+- If every lease on the device has processes in the list, each accounts for what these use, up to what was granted.
+- A lease that is missing in the list (its processes are hidden, the list is unreadable, or there is none) accounts for
+  as much as it was granted. But memory that was foreign before the lease stays foreign, as long as the driver reports
+  that much as used.
 - Between two lists a lease may grow up to what it was granted.
 
-A device is in use where that is more than the driver itself takes, or a process without a lease computes on it, or it
-is busy though nobody holds it, or a lease ended there that nobody has released and it was not seen idle since.
+A device is in use if foreign memory is more than the driver takes, if a process without a lease computes on it, if it
+is busy without a lease, or if a lease on it ended without being released and the device has not been seen idle since.
 """
 
 from __future__ import annotations
@@ -20,33 +22,33 @@ from typing import Final, NamedTuple
 from ...schemas.units import format_bytes
 
 IDLE_MEMORY_BYTES: Final = 512 * 2**20
-"""Used on a device where nobody works: drivers take 0 to 20 MiB (NVIDIA, reserved memory apart), an MPS server 30,
-amdgpu some 300."""
+"""Memory used on an idle device: drivers take 0 to 20 MiB (NVIDIA, without reserved memory), an MPS server 30, and
+amdgpu about 300."""
 IDLE_MEMORY_FRACTION: Final = 1 / 16
-"""Of a small device, or a small MIG instance, less is let pass: a CUDA context alone takes 300 MiB and more."""
+"""Limit for a small device or MIG instance, as a part of its memory: a CUDA context alone takes 300 MiB and more."""
 SERVICES_MEMORY_BYTES: Final = 2**30
-"""Of a display server and other services for whoever uses the device."""
+"""Memory that a display server and other services on the device may use."""
 IDLE_UTILIZATION_PERCENT: Final = 5.0
 BUSY_SAMPLES: Final = 2
-"""A device is busy when so many samples in a row say so: the driver's own start shows up in single ones."""
+"""Number of samples in a row that make a device busy: the driver's start shows up in single ones."""
 CONTEXT_LEAST_BYTES: Final = 64 * 2**20
-"""Nobody computes with less: a CUDA context takes more, and so does one of ROCm."""
+"""Least memory of a process that computes: a CUDA context takes more, and so does one of ROCm."""
 SETTLE_SECONDS: Final = 2.0
-"""Utilization is an average over the last second or so: what a lease did before its release is still in it."""
+"""Utilization is an average over the last second or so, and includes what a lease did before its release."""
 FREE_SECONDS: Final = 0.5
-"""A driver frees what a process held a moment after its end: what is read so soon after a release is still of it."""
+"""A driver frees the memory of a process a moment after its end: readings this soon after a release include it."""
 _RELEASES_KEPT: Final = 64
 UNIDENTIFIED: Final = "?"
-"""In place of the lease of a process of which nobody can tell whose it is: a lease's, while there is one."""
+"""In place of the lease of a process that can't be identified. It counts as one of a lease, while there is one."""
 
 
 class Listed(NamedTuple):
     """A process on the device.
 
     Attributes:
-        lease: that it works under; empty if none.
-        memory_bytes: None where it is hidden.
-        service: it serves whoever uses the device, and is no work of its own.
+        lease: that it runs under; empty if none.
+        memory_bytes: None if hidden.
+        service: true for a service, such as a display server, which is not work.
     """
 
     lease: str
@@ -55,12 +57,12 @@ class Listed(NamedTuple):
 
 
 class Occupancy:
-    """The use of one device, or of several compute instances that share their memory.
+    """Use of one device, or of several compute instances that share their memory.
 
     Attributes:
-        foreign: bytes that no lease explains.
-        covering: what leases were granted of the memory, by lease.
-        granted: the sum of it.
+        foreign: bytes that are attributed to no lease.
+        covering: bytes of the memory that were granted, by lease.
+        granted: sum of them.
     """
 
     __slots__ = (
@@ -91,26 +93,26 @@ class Occupancy:
         self._read_at = -math.inf
         self._busy = 0
         self._listed: dict[str, int] | None = None
-        """Memory by lease, empty text for none; None where no list is known."""
+        """Memory by lease, with empty text for none; None if no list is known."""
         self._hidden: set[str] = set()
         self._counts: dict[str, int] = {}
         self._services = 0
         self._readable = True
         self._listed_at = -math.inf
         self._base = 0
-        """Foreign memory before the first of the leases that are there now."""
+        """Foreign memory before the first of the present leases."""
         self._freed_at = -math.inf
         self._released: dict[str, float] = {}
         self._doubt = ""
         self._doubt_at = -math.inf
 
     def hold(self, covering: Mapping[str, int], since: float = math.inf) -> None:
-        """What leases were granted of the memory now.
+        """Set the memory that is granted to leases.
 
         Args:
-            covering: by lease.
-            since: when the newest of them was granted, seconds since the epoch; samples that were read later hold what
-                it uses.
+            covering: bytes by lease.
+            since: time when the newest of them was granted, seconds since the epoch. Samples that were read later
+                include what it uses.
         """
         if not self.covering and covering:
             self._base = self.foreign
@@ -121,13 +123,13 @@ class Occupancy:
             self._recount()
 
     def end(self, lease: str, covering: Mapping[str, int], at: float, doubt: str) -> None:
-        """A lease ended.
+        """Note the end of a lease.
 
         Args:
-            lease: which.
-            covering: what is left, as in `hold`.
-            at: when, seconds since the epoch.
-            doubt: why what it ran may still be there; empty where its holder has released it.
+            lease: that ended.
+            covering: the remaining leases, as in `hold`.
+            at: time of the end, seconds since the epoch.
+            doubt: reason why its processes may still be there; empty if its holder has released it.
         """
         held = self.covering.get(lease, 0)
         self.covering = covering
@@ -137,7 +139,7 @@ class Occupancy:
             if self._used is not None:
                 self.foreign = max(self.foreign, self._used - self.granted)
             return
-        # What was read before is of the time when it held the device, and does not count.
+        # Readings from before are of the time when it held the device, and do not count.
         self._freed_at = max(self._freed_at, at + FREE_SECONDS)
         self._released[lease] = at + FREE_SECONDS
         if len(self._released) > _RELEASES_KEPT:
@@ -154,7 +156,7 @@ class Occupancy:
             self.foreign = min(self.foreign, self._base)
 
     def clock_set(self, seconds: float) -> None:
-        """The clock by which all of it was read was set by so much."""
+        """Shift all times: the clock by which they were taken was set by so many seconds."""
         self._read_at += seconds
         self._listed_at += seconds
         self._freed_at += seconds
@@ -162,16 +164,16 @@ class Occupancy:
         self._released = {lease: at + seconds for lease, at in self._released.items()}
 
     def sample(self, used: int | None, utilization: float | None, read_at: float, known: bool) -> bool:
-        """Take a reading.
+        """Take in a sample.
 
         Args:
-            used: bytes by the driver's account; None where it does not say.
+            used: bytes as the driver reports; None if it does not.
             utilization: percent; None likewise.
-            read_at: when, seconds since the epoch.
-            known: whether lists of processes still come.
+            read_at: time of the reading, seconds since the epoch.
+            known: true if lists of processes still arrive.
 
         Returns:
-            Whether anything may be otherwise than before.
+            True if anything may have changed.
         """
         changed = False
         if not known and self._listed is not None:
@@ -198,12 +200,12 @@ class Occupancy:
         return changed or self._doubt != ""
 
     def processes(self, found: Iterable[Listed], read_at: float, readable: bool) -> None:
-        """Take over a list of processes.
+        """Take in a list of processes.
 
         Args:
             found: the processes.
-            read_at: when they were listed, seconds since the epoch.
-            readable: whether it is all of them.
+            read_at: time of the list, seconds since the epoch.
+            readable: true if it is complete.
         """
         listed: dict[str, int] = {}
         hidden: set[str] = set()
@@ -232,7 +234,7 @@ class Occupancy:
         return foreign
 
     def _recount(self) -> None:
-        """Foreign memory by the newest list and sample."""
+        """Compute foreign memory from the newest list and sample."""
         used, listed = self._used, self._listed
         if listed is None:
             if used is not None:
@@ -255,10 +257,10 @@ class Occupancy:
         self.foreign = foreign
 
     def why_in_use(self, total_bytes: int) -> str:
-        """By what the device is in use, in words; empty where it is idle.
+        """Reason why the device is in use, other than by its leases; empty if it is not.
 
         Args:
-            total_bytes: of the device's memory; 0 if unknown.
+            total_bytes: size of the device's memory; 0 if unknown.
         """
         counts = self._counts.items()
         strangers = sum(
@@ -281,15 +283,15 @@ class Occupancy:
 
     @property
     def _nobody(self) -> bool:
-        """Whether nobody can be there, whatever the load: a list that is whole is empty, and no context takes memory.
+        """True if no process can be there, whatever the load: a complete list is empty, and no context takes memory.
 
-        A board without persistence mode shows up to 100 % while its driver is only being asked.
+        A board without persistence mode shows up to 100 % while its driver is merely queried.
         """
         listed = self._listed is not None and self._readable
         return listed and not self._counts and self._used is not None and self._used <= CONTEXT_LEAST_BYTES
 
     def _seen_since(self, at: float) -> bool:
-        """Whether it was seen since a time, by all that tell of it."""
+        """True if samples, and lists if there are any, have shown no load since a time."""
         quiet = not self._busy or self._nobody
         return self._read_at > at and quiet and (self._listed is None or self._listed_at > at)
 

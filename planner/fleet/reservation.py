@@ -1,7 +1,7 @@
-"""What is kept for requests that wait: parts of devices, cores and RAM.
+"""Reservations for queued requests: parts of devices, cores and RAM.
 
-A reservation is not a lease: it holds nothing, is written nowhere, and is taken off and put back as requests of other
-rank are decided. It stays with a device while that is leased or blocked, and counts once the device comes free.
+A reservation is not a lease: it is not stored, and is taken off and put back as requests at other places in the queue
+are decided. It stays on a device that is leased or blocked, and takes effect once the device comes free.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 
 class Reservation(NamedTuple):
-    """What one request that waits would take.
+    """Devices, cores and RAM that are reserved for one queued request.
 
     Attributes:
         owner: of the request.
         devices: (uuid, billionths of it, bytes of its memory) each.
         hosts: (name, thousandths of cores, bytes of RAM) each.
-        busy: leases that must end before the request can be granted there.
+        busy: number of busy devices, and of other leases, that must come free before the request can be granted there.
     """
 
     owner: str
@@ -27,12 +27,12 @@ class Reservation(NamedTuple):
 
 
 class Reserved:
-    """What is kept of one device or of one host's cores and RAM.
+    """Sum of the reservations on one device, or on one host's cores and RAM.
 
     Attributes:
         amount: billionths of the device, or thousandths of a core.
         memory: bytes, of the device or of RAM.
-        owners: for whom, one entry for each request.
+        owners: of the requests, one entry for each.
     """
 
     __slots__ = ("amount", "memory", "owners")
@@ -44,5 +44,5 @@ class Reserved:
 
 
 def owners_of(reserved: Iterable[Reserved]) -> list[str]:
-    """For whom something is kept, each once."""
+    """Owners of reservations, each once."""
     return list(dict.fromkeys(owner for kept in reserved for owner in kept.owners))

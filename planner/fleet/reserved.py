@@ -1,4 +1,4 @@
-"""Hiding what is kept for requests that wait (`reservation.py`) from decisions, and showing it again."""
+"""Applies reservations (`reservation.py`) to the fleet, which hides them from decisions, and removes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .reservation import Reservation, Reserved
 
 
 def reserve(fleet: Fleet, reservation: Reservation) -> None:
-    """Hide what is reserved from the decisions that follow."""
+    """Apply a reservation: later decisions do not see what it reserves."""
     for kept, parts in ((fleet.reserved, reservation.devices), (fleet.reserved_hosts, reservation.hosts)):
         for key, amount, memory in parts:
             found = kept.get(key)
@@ -21,7 +21,7 @@ def reserve(fleet: Fleet, reservation: Reservation) -> None:
 
 
 def unreserve(fleet: Fleet, reservation: Reservation) -> None:
-    """Let decisions see it again."""
+    """Remove an applied reservation."""
     for kept, parts in ((fleet.reserved, reservation.devices), (fleet.reserved_hosts, reservation.hosts)):
         for key, amount, memory in parts:
             found = kept[key]
@@ -34,7 +34,7 @@ def unreserve(fleet: Fleet, reservation: Reservation) -> None:
 
 
 def _touch(fleet: Fleet, reservation: Reservation) -> None:
-    """Only hosts that had something to hide look different: a device that is leased or blocked shows nothing anyway."""
+    """Update the hosts whose state changes: a device that is fully leased, or blocked, looks the same."""
     names = {name for name, amount, memory in reservation.hosts if amount or memory}
     for uuid, _, _ in reservation.devices:
         device = fleet.devices.get(uuid)

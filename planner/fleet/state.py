@@ -1,12 +1,12 @@
-"""What a decision looks at: states of devices and hosts as shared values, and a request in whole numbers.
+"""Input of a decision: states of devices and hosts as shared (interned) values, and a request in whole numbers.
 
-Hosts whose state is equal are the same `HostState` object, so that a score is computed once for all of them. Amounts
+Hosts whose state is equal have the same `HostState` object, so that a score is computed once for all of them. Amounts
 are exact integers: bytes, thousandths of a core (`cpus_milli`), billionths of a device (`share`). Policies weigh shares
-in thousandths (`share_milli`, `share_free`), which nothing is granted by.
+in thousandths (`share_milli`, `share_free`), which are not used for grants.
 
-Live telemetry would make every device unlike every other, so a state holds it in coarse steps: free memory rounded
-down to `MEMORY_GRAIN_BYTES` (a device that needs the remainder is looked at exactly before a request is refused),
-temperature by `HEAT_STEP_CELSIUS`, utilisation by `LOAD_STEP_PERCENT`. A device that can take no work shows none of it.
+Live telemetry would make the state of every device unique, so a state has it in coarse steps: free memory rounded down
+to `MEMORY_GRAIN_BYTES` (exact amounts are compared before a request is refused for the remainder), temperature by
+`HEAT_STEP_CELSIUS`, utilization by `LOAD_STEP_PERCENT`. The state of a device that can take no work has none of it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ WHOLE_SHARE: Final = 10**9
 """A whole device's share, as it is granted. Rounded down to so fine a unit, n parts of 1/n fit n times for every n."""
 SHARE_PER_MILLI: Final = WHOLE_SHARE // WHOLE_MILLI
 LEAST_SHARE: Final = WHOLE_SHARE // 10**6
-"""The smallest share that can be asked for: what is less of a device is left over from rounding."""
+"""The smallest share that can be requested; less than that is a remainder of rounding."""
 _HALF_SHARE: Final = 5e-7
-"""What is a whole number of units but for the last bits of a float counts as it; less than 1 - 1/n for all n."""
+"""Tolerance: a float counts as a whole number of units if its last bits alone differ; less than 1 - 1/n for all n."""
 UNLIMITED: Final = 2**62
-"""Cores or bytes of a host that does not say how much it has: requests are not held back by what nobody knows."""
+"""Cores or bytes of a host that does not report how much it has, so that an unknown amount limits no request."""
 MEMORY_GRAIN_BYTES: Final = 128 * 2**20
 ROUNDED_OFF_BYTES: Final = MEMORY_GRAIN_BYTES * 5 // 4
-"""A device has less than so much more free memory than its state says: a grain, and a quarter against flapping."""
+"""Upper bound on the free memory that a state leaves out: a grain, and a quarter for hysteresis."""
 HEAT_BASE_CELSIUS: Final = 60.0
 HEAT_STEP_CELSIUS: Final = 10.0
 HEAT_LEVELS: Final = 4
@@ -45,7 +45,7 @@ DRAINED: Final = 4
 MIG_PARENT: Final = 8
 HOST_LOST: Final = 16
 RESERVED: Final = 32
-"""All that is free of it is kept for requests that have waited longer: only in the state that decisions see."""
+"""All that is free of the device is reserved for queued requests; set only in the state that decisions see."""
 BLOCKS: Final = {
     MIG_PARENT: "mig_parent",
     HOST_LOST: "host_lost",
@@ -54,7 +54,7 @@ BLOCKS: Final = {
     DRAINED: "drained",
     RESERVED: "reserved",
 }
-"""Why a device takes no work, the reason that counts first."""
+"""Reasons why a device takes no work, in order of precedence."""
 
 
 class InvalidRequest(ValueError):
@@ -81,7 +81,7 @@ class Model:
         compute_capability: such as (9, 0); (0, 0) if it has none.
         memory_bytes: device memory in all.
         compute: streaming multiprocessors × highest clock in MHz; 0 if unknown.
-        bandwidth: bytes per second at the peak; 0 if unknown.
+        bandwidth: peak memory bandwidth in bytes per second; 0 if unknown.
         mig_profile: of a MIG instance, such as `1g.10gb`; empty for a whole device.
         order: sorts models the same way in every run.
     """
@@ -106,27 +106,28 @@ StateKey = tuple[Model, int, int, int, bool, int, int, bool, bool, bool, bool, i
 
 
 class DeviceState:
-    """What a decision sees of a device. Equal ones are one object.
+    """State of a device, as decisions see it. Equal states are one object.
 
     Attributes:
         model: see `Model`.
-        share: billionths that no lease holds; 0 where it is blocked.
+        share: billionths that no lease holds; 0 if it is blocked.
         memory_free: bytes that a request could get, at least; the device may have up to a grain more (`rounded`).
         blocked: bits of `BLOCKS`; 0 if it may take work.
-        leased: whether some lease is on it.
-        heat: steps above `HEAT_BASE_CELSIUS`, 0 to `HEAT_LEVELS`.
-        load: steps of recent utilisation, 0 to `LOAD_LEVELS`.
-        throttled: the clocks are held back by heat or power.
-        warned: it gave a health warning of late.
-        rounded: `memory_free` may be rounded down.
-        in_use: strangers compute or hold memory on it.
-        memory_most: bytes that leases can have of it together, rounded down; a share without memory gets its part.
-        whole: no lease is on it, and it may take work.
-        idle: `whole`, and nothing else is on it: what a request for whole devices is given unless it asks for more.
-        open_share: `share`, but 0 for a MIG instance, which only those get who ask for one.
+        leased: true if a lease is on it.
+        heat: level of temperature, from 0 below `HEAT_BASE_CELSIUS`, by steps, to `HEAT_LEVELS`.
+        load: steps of recent utilization, 0 to `LOAD_LEVELS`.
+        throttled: true if the clocks are lowered because of heat or power.
+        warned: true if it gave a health warning recently.
+        rounded: true if `memory_free` may be rounded down.
+        in_use: true if processes without a lease compute or hold memory on it.
+        memory_most: bytes that leases can have of it together, rounded down; a share that names no memory gets its
+            part of them.
+        whole: true if no lease is on it, and it may take work.
+        idle: true if `whole`, not in use, and no MIG instance: requests for whole devices get these by default.
+        open_share: `share`, but 0 for a MIG instance, which must be requested as such.
         share_free: `open_share` in thousandths, for policies.
         order: sorts states the same way in every run.
-        strain: kept by `policies`; None before it was asked for.
+        strain: cache of `policies`; None before it was computed.
     """
 
     __slots__ = (
@@ -172,30 +173,30 @@ class DeviceState:
         self.share_free = milli_of(self.open_share)
         self.order = (self.model.order, *key[1:])
         self.strain: float | None = None
-        # None for itself: in a cycle it would stay after it was forgotten.
+        # None if it is this object: a reference cycle would keep it in memory after it was forgotten.
         self._core = core
 
     @property
     def core(self) -> DeviceState:
-        """The same without heat, load, throttling and warnings, which no verdict looks at."""
+        """The same state without heat, load, throttling and warnings, which have no effect on feasibility."""
         return self if self._core is None else self._core
 
 
 class HostState:
-    """What a decision sees of a host. Equal ones are one object, and carry what has been worked out for them.
+    """State of a host, as decisions see it. Equal states are one object, which caches what was computed for them.
 
     Attributes:
-        topology: links between the devices; None where no pair is better than another (then `devices` are sorted).
+        topology: links between the devices; None if no pair is better than another (then `devices` are sorted).
         cpus_free: thousandths of cores that no lease holds.
         memory_free: bytes of RAM that no lease holds.
         blocked: bits of `BLOCKS` for the host itself.
         devices: their states, by index or sorted.
-        kinds: each different state of a device with the places in `devices` that have it.
+        kinds: each different device state with the indexes in `devices` that have it.
         share_free: thousandths over all devices that no lease holds.
         whole_free: devices that are `DeviceState.idle`.
         share_most: the greatest `open_share` of one device.
         order: sorts states the same way in every run; the fuller host comes first.
-        standing: kept by `policies`, with a mark of who worked it out: so it goes when the state does.
+        standing: cache of `policies`, with a mark of the object that computed it; it lives as long as the state.
     """
 
     __slots__ = (
@@ -250,16 +251,16 @@ class HostState:
 
     @property
     def core(self) -> HostState:
-        """The same with the `core` of each device."""
+        """The same state with the `core` of each device."""
         return self if self._core is None else self._core
 
 
 class Ask:
-    """A request in whole numbers: requests that want the same are one `Ask`, whoever sends them.
+    """A request in whole numbers. Equal requests are one `Ask`, whichever owner sends them.
 
     Attributes:
-        gpus: devices; 0 for cores and RAM alone.
-        whole: each device must be free of leases.
+        gpus: number of devices; 0 for cores and RAM alone.
+        whole: true if each device must be free of leases.
         share: billionths of each device.
         share_milli: the same in thousandths, for policies.
         gpu_memory_bytes: on each device.
@@ -271,13 +272,13 @@ class Ask:
         hosts: lower-case globs; empty allows any.
         host_labels: sorted pairs.
         placement: see `Placement`.
-        mig: lower-case globs over the profiles of MIG instances, one of which is asked for; empty asks for none.
-        allow_in_use: whole devices may have strangers on them.
+        mig: lower-case globs over the profiles of MIG instances, one of which is requested; empty requests none.
+        allow_in_use: true if whole devices may have processes without a lease on them.
         mig_models: those of `models` that name instances.
-        plain: it asks neither for instances nor for devices in use.
-        any_model: it names no models, vendors or capability.
-        allowed: whether a model is allowed. Filled by `feasible`.
-        verdicts: why a device state can not be used; empty text if it can. Filled by `feasible`.
+        plain: true if it requests neither instances nor devices in use.
+        any_model: true if it names no models, vendors or capability.
+        allowed: model → true if it is allowed. A cache, filled by `feasible`.
+        verdicts: device state → reason why it can't be used; empty text if it can. A cache, filled by `feasible`.
     """
 
     __slots__ = (
@@ -333,11 +334,11 @@ class Ask:
 
     @property
     def filtered(self) -> bool:
-        """Whether it names hosts or labels of hosts."""
+        """True if it names hosts or labels of hosts."""
         return bool(self.hosts or self.host_labels)
 
     def part(self, gpus: int) -> Ask:
-        """So many of its devices on one host, with their part of cores and RAM (rounded up)."""
+        """Request for so many of its devices on one host, with their part of cores and RAM (rounded up)."""
         found = self.parts.get(gpus)
         if found is None:
             total = max(self.gpus, 1)
@@ -383,7 +384,7 @@ AskKey = tuple[
 
 
 def milli(amount: float) -> int:
-    """Thousandths, rounded up, so that no one is granted less than was asked; what was thousandths already stays."""
+    """An amount in thousandths, rounded up, so that no request gets less than it asks for; exact thousandths stay."""
     return math.ceil(round(amount * 1000, 6))
 
 
@@ -393,7 +394,7 @@ def share_of(amount: float) -> int:
 
 
 def milli_of(share: int) -> int:
-    """Billionths in thousandths, rounded down; what is anything at all is 1 at least."""
+    """Billionths in thousandths, rounded down, but at least 1 if it is not 0."""
     return max(1, share // SHARE_PER_MILLI) if share else 0
 
 
@@ -401,12 +402,12 @@ _INSTANCES: Final = re.compile(r"\bmig\b|[0-9*?\]]g\.[0-9*?\[]")
 
 
 def names_instances(glob: str) -> bool:
-    """Whether a glob over models names MIG instances, as `*H100*1g.10gb` and `*MIG*` do and `*H100*` does not."""
+    """True if a glob over models names MIG instances, as `*H100*1g.10gb` and `*MIG*` do and `*H100*` does not."""
     return _INSTANCES.search(glob.lower()) is not None
 
 
 def version_pair(text: str) -> tuple[int, int]:
-    """`9.0` as (9, 0); (0, 0) for what is no version."""
+    """Parse a version: `9.0` is (9, 0), and a text that is no version (0, 0)."""
     major, _, minor = text.partition(".")
     if not major.isdecimal():
         return (0, 0)
@@ -414,7 +415,7 @@ def version_pair(text: str) -> tuple[int, int]:
 
 
 def model_key(info: DeviceInfo) -> ModelKey:
-    """What makes two devices the same model."""
+    """Key of a device's model: devices with equal keys are of the same model."""
     return (
         info.name,
         info.vendor,
@@ -427,10 +428,10 @@ def model_key(info: DeviceInfo) -> ModelKey:
 
 
 def ask_key(request: WorkRequest) -> AskKey:
-    """The request in whole numbers.
+    """Key of a request, in whole numbers.
 
     Raises:
-        InvalidRequest: fields that contradict each other.
+        InvalidRequest: fields contradict each other.
     """
     if request.gpu_share is not None and request.gpus != 1:
         raise InvalidRequest(
@@ -462,10 +463,10 @@ def ask_key(request: WorkRequest) -> AskKey:
 
 
 def _profiles(request: WorkRequest) -> tuple[str, ...]:
-    """Globs over the profiles of MIG instances that are asked for.
+    """Globs over the profiles of MIG instances that are requested; empty if none are.
 
     Raises:
-        InvalidRequest: several, or none: a CUDA program sees one instance, however many it is given ("CUDA Device
+        InvalidRequest: not exactly one instance: a CUDA program sees one, however many it is given ("CUDA Device
             Enumeration" in https://docs.nvidia.com/datacenter/tesla/mig-user-guide/mig-device-names.html).
     """
     profiles = ("*",) if request.mig is True else (request.mig.lower(),) if request.mig else ()

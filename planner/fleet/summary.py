@@ -1,4 +1,4 @@
-"""What people see of the fleet: the list of devices, and aggregates over it."""
+"""Status of the fleet for operators: the list of devices, and aggregates over it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .state import MIG_PARENT, STALE, WHOLE_SHARE
 
 
 def devices(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> list[DeviceStatus]:
-    """Every device that the filter lets through, by host and index."""
+    """Devices that match a filter, by host and index."""
     advance(fleet, now)
     return [status(fleet, host, device, now) for host, found in _filtered(fleet, only) for device in found]
 
 
 def status(fleet: Fleet, host: Host, device: Device, now: float) -> DeviceStatus:
-    """One device as the planner sees it."""
+    """Status of one device."""
     fault = device.fault
     own = fault.message if fault is not None and fault.fatal else fault.warning if device.warned and fault else ""
     usable = not device.blocked
@@ -51,7 +51,7 @@ def status(fleet: Fleet, host: Host, device: Device, now: float) -> DeviceStatus
 
 
 def summary(fleet: Fleet, now: float, only: DeviceFilter | None = None) -> FleetSummary:
-    """Aggregates over the devices that the filter lets through. Of a MIG parent only the instances count."""
+    """Aggregates over the devices that match a filter. Of a split board (MIG) the instances count instead."""
     advance(fleet, now)
     hosts = listed = usable = leased = in_use = total = used = free = 0
     share = 0.0
@@ -121,7 +121,7 @@ def _memory_id(device: Device) -> tuple[str, str | None, int | None]:
 
 
 def _filtered(fleet: Fleet, only: DeviceFilter | None) -> Iterator[tuple[Host, list[Device]]]:
-    """Hosts by name with those of their devices that the filter lets through."""
+    """Hosts by name, with those of their devices that match a filter."""
     if only is None or not (only.hosts or only.models or only.devices):
         for _, host in sorted(fleet.hosts.items()):
             yield host, host.devices

@@ -1,7 +1,7 @@
-"""Links between the devices of a host, and the set of N devices that is joined best.
+"""Links between the devices of a host, and the search for the set of N devices with the best links.
 
-A collective such as all-reduce goes at the pace of the slowest link in it, so the best set has the best worst pair;
-of those, the most bandwidth over all pairs; of those, the one that leaves the best links among the devices that stay.
+A collective such as all-reduce is as fast as its slowest link. So the best set has the fastest slowest pair; of those,
+the most bandwidth over all pairs; of those, it leaves the best links among the remaining devices.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 from ...schemas.telemetry import Inventory, Link
 
 EXACT_DEVICES: Final = 16
-"""Up to so many candidates every set is considered; beyond, the search is greedy with exchanges."""
+"""Number of candidates up to which all sets are compared; beyond, the search is greedy with exchanges."""
 
 NVLINK_GIGABYTES_PER_SECOND: Final = 25
 """One direction of one NVLink, second generation (Volta) to fourth (Hopper)."""
@@ -26,14 +26,14 @@ LINK_GIGABYTES_PER_SECOND: Final[dict[Link, int]] = {
     Link.SYSTEM: 8,
     Link.UNKNOWN: 8,
 }
-"""What two devices may expect of each other: their order is the driver's (`nvidia-smi topo -m`), the numbers are those
+"""Assumed bandwidth between two devices: the order is the driver's (`nvidia-smi topo -m`), the numbers are those
 of PCIe 4.0 ×16 (31.5 GB/s in theory), less for each hop."""
 
 Levels = tuple[tuple[int, ...], ...]
 
 
 class Topology:
-    """The links of hosts that are wired alike.
+    """The links of hosts with equal wiring.
 
     Attributes:
         levels: D×D, bandwidth of each pair in GB/s, 0 on the diagonal.
@@ -46,7 +46,7 @@ class Topology:
         self._memo: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
 
     def best(self, candidates: Sequence[int], count: int) -> tuple[int, ...]:
-        """The best joined `count` of the candidates, ascending; of equal sets the first in the candidates' order."""
+        """The `count` candidates with the best links, ascending; of equal sets the first in the candidates' order."""
         key = (count, tuple(candidates))
         found = self._memo.get(key)
         if found is None:
@@ -57,16 +57,17 @@ class Topology:
         return found
 
     def connectivity(self, devices: Sequence[int]) -> tuple[int, int]:
-        """Worst pair and sum over all pairs, in GB/s; (0, 0) below two devices."""
+        """Bandwidth of the slowest pair, and sum over all pairs, in GB/s; (0, 0) below two devices."""
         return connectivity(self.levels, devices)
 
 
 LINKED_MOST: Final = 64
-"""Devices of a host whose links matter: eight boards in seven instances each. The best sets of more take seconds."""
+"""Limit on the devices of a host whose links are compared: eight boards and seven instances on each. With more, a
+search takes seconds."""
 
 
 def levels_of(inventory: Inventory) -> Levels | None:
-    """The bandwidth of each pair; None where all pairs are equal, nothing is known of them, or there are too many."""
+    """Bandwidth of each pair in GB/s; None if all pairs are equal, nothing is known of them, or there are too many."""
     count = len(inventory.devices)
     if (
         not 3 <= count <= LINKED_MOST
@@ -90,13 +91,13 @@ def levels_of(inventory: Inventory) -> Levels | None:
 
 
 def connectivity(levels: Levels, devices: Sequence[int]) -> tuple[int, int]:
-    """Worst pair and sum over all pairs."""
+    """Bandwidth of the slowest pair, and sum over all pairs; (0, 0) below two devices."""
     pairs = [levels[a][b] for at, a in enumerate(devices) for b in devices[at + 1 :]]
     return (min(pairs), sum(pairs)) if pairs else (0, 0)
 
 
 def best_exact(levels: Levels, candidates: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Depth-first over all sets, cut where the worst pair is already worse than the best set's."""
+    """Depth-first search over all sets, pruned where the slowest pair is already slower than the best set's."""
     total = len(candidates)
     if count >= total or count <= 0:
         return tuple(sorted(candidates[: max(count, 0)]))
@@ -108,7 +109,7 @@ def best_exact(levels: Levels, candidates: tuple[int, ...], count: int) -> tuple
     def extend(start: int, worst: int, inside: int) -> None:
         nonlocal best_key, best
         if len(chosen) == count:
-            # Bandwidth between the chosen and those that stay is lost to both; the less, the better for the rest.
+            # Bandwidth between the chosen devices and the remaining ones is lost to both.
             lost = sum(everything[a] for a in chosen) - 2 * inside
             key = (worst, inside, -lost)
             if best_key is None or key > best_key:
@@ -132,7 +133,7 @@ def best_exact(levels: Levels, candidates: tuple[int, ...], count: int) -> tuple
 
 
 def best_greedy(levels: Levels, candidates: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Grow a set from each candidate by its best joined neighbour, then exchange members while that helps."""
+    """Grow a set from each candidate by the neighbor with the best links, then exchange members while that helps."""
     if count >= len(candidates) or count <= 0:
         return tuple(sorted(candidates[: max(count, 0)]))
     best: list[int] = []
