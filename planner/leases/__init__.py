@@ -1,1 +1,1 @@
-"""Durable promises: the life of a lease, the bucket, and who leads."""
+"""Leases: their life cycle, durable changes, events and service time."""

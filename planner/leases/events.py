@@ -1,10 +1,10 @@
-"""Lease events on the bus, each once: published after the change is durable, and again until the stream has it.
+"""Lease events, delivered exactly once: published after the change is durable, and resent until acknowledged.
 
-An event's message id stands for the lease and the version of its record, so that the stream stores it once within its
-window for duplicates. The stream knows ids whoever sent them, and collectors publish there too: ids are made with a key
-that the bucket keeps, so that nobody can use one first. For longer gaps the bucket keeps a watermark (`told`): every
-change up to that revision has its event on the stream. A planner that takes over looks at the few changes behind it,
-asks the stream for each, and publishes what is missing.
+An event's message id is made from the lease and the version of its record, so that the stream stores it once within its
+deduplication window. Other clients, such as collectors, publish to that stream, too, and could use an id first; so ids
+are made with a secret key, which the bucket keeps. For longer gaps the bucket has a watermark (`told`): every change up
+to that revision has its event on the stream. A new leader checks the few changes after it, looks for the event of each
+on the stream, and publishes what is missing.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ log = logging.getLogger("corral.planner.announce")
 
 _RESEND_SECONDS: Final = 2.0
 _CERTAIN_SECONDS: Final = 60.0
-"""Sent again within it, the stream's window for duplicates still knows the event; later the stream is asked first."""
+"""Within this time the deduplication window covers a resend; later the stream is searched for the event first."""
 _AT_ONCE: Final = 64
 _MARK_SECONDS: Final = 0.5
 _WITHHELD_SECONDS: Final = 5.0
 _HEADERS_BYTES: Final = 200
-"""Of an event on the stream beside its body: subject, message id and what the server adds."""
+"""Overhead of an event on the stream: subject, message id and what the server adds."""
 EVENT_KEY_BYTES: Final = 32
 
 
 def event_id(key: bytes, lease_id: str, version: int) -> str:
-    """Message id of an event: the same from every planner that has the key, and from nobody else."""
+    """Message id of an event: the same for every planner that has the key, and not predictable for other clients."""
     return hashlib.blake2b(change_id(lease_id, version).encode(), key=key, digest_size=16).hexdigest()
 
 
 class _Withheld:
-    """A renewal that waits for a later one, or for its time."""
+    """A renewal whose event is withheld, until a later change replaces it or it must be published."""
 
     __slots__ = ("record", "revision", "since")
 
@@ -77,11 +77,11 @@ class Announcer:
         nc: connection.
         store: for the watermark.
         term: revision of the leader's key.
-        key: makes the message ids of events.
-        told: called with lease and version once the stream has the event.
-        counts: of changes that were announced, by kind.
-        budget: of each owner on the stream.
-        telling: counts what is told.
+        key: secret that makes the message ids of events.
+        told: called with lease id and version once the stream has the event, or a later one will replace it.
+        counts: number of changes, by kind.
+        budget: usage of the stream by owner.
+        telling: counts of published events.
     """
 
     def __init__(
@@ -118,27 +118,27 @@ class Announcer:
 
     @property
     def waiting(self) -> int:
-        """Events that the stream has not acknowledged yet."""
+        """Number of events that the stream has not acknowledged yet."""
         return len(self._pending)
 
     async def start(self) -> None:
-        """Listen for acknowledgements."""
+        """Subscribe to acknowledgements."""
         self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
 
     async def settle(self) -> None:
-        """Send at once what the stream has not acknowledged or was not told yet, and wait until it has every event."""
+        """Publish withheld events, resend unacknowledged ones, and wait until the stream has all."""
         for withheld in list(self._withheld.values()):
             await self._tell(withheld.record, withheld.revision)
         await self._resend(0.0)
         await self._settled.wait()
 
     async def stop(self) -> None:
-        """Stop listening; what is not acknowledged is healed by the next term."""
+        """Unsubscribe; the next leader publishes the events that were not acknowledged."""
         if self._subscription is not None and not self._nc.is_closed:
             await self._subscription.unsubscribe()
 
     async def announce(self, record: LeaseRecord, revision: int) -> None:
-        """Publish the event of a record's last change, durable at a revision; a renewal may wait for a later one."""
+        """Publish the event of a record's last change, durable at a revision; that of a renewal may be withheld."""
         self.counts[record.kind.value] += 1
         lease = record.lease
         before = self._withheld.pop(lease.lease_id, None)
@@ -158,7 +158,7 @@ class Announcer:
         await self._publish(record.lease.lease_id, Announcement(version=record.version, event=record.event()), revision)
 
     async def _tell_withheld(self) -> None:
-        """Tell the renewals that have waited long enough."""
+        """Publish the events of withheld renewals that are due."""
         now, clock = self._loop.time(), datetime.now(UTC)
         for withheld in list(self._withheld.values()):
             lease = withheld.record.lease
@@ -172,10 +172,10 @@ class Announcer:
 
         Args:
             records: all of the bucket, each with its revision.
-            watermark: up to which all is well.
+            watermark: revision up to which no event is missing.
 
         Returns:
-            How many were missing.
+            Number of missing events.
         """
         gate = asyncio.Semaphore(_AT_ONCE)
 
@@ -195,7 +195,7 @@ class Announcer:
         return sum(await asyncio.gather(*(one(record, revision) for record, revision in suspects)))
 
     async def tend(self) -> float:
-        """Move the watermark and resend what has waited too long; returns the seconds until the next time."""
+        """Publish withheld events that are due, move the watermark, resend; returns the seconds until the next time."""
         await self._tell_withheld()
         await self.mark()
         if self._pending and self._nc.is_connected:
@@ -204,8 +204,8 @@ class Announcer:
 
     async def mark(self) -> None:
         """Write the watermark if it has moved."""
-        # A write whose outcome is not known yet may have landed below those that are: nothing is marked past it.
-        # Nor past a renewal that was withheld just now; older ones are of owners who take much of the stream.
+        # A write without an outcome may be stored below those that have one: the watermark stays before it. It also
+        # stays before a renewal that was withheld just now; older ones are of owners who take much of the stream.
         now = self._loop.time()
         late = [w.revision - 1 for w in self._withheld.values() if now - w.since < _WITHHELD_SECONDS]
         mark = min(self._store.floor, min((sent.revision - 1 for sent in self._pending.values()), default=2**63), *late)

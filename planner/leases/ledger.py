@@ -1,8 +1,7 @@
-"""Durable changes of leases, in one term: write, then take effect, then tell.
+"""Durable changes of leases, in one term: write, then apply, then publish the event.
 
-A lease has one change on its way at a time; others wait their turn behind it. Devices are taken when a grant is decided
-and given back only when the end of a lease is durable, so that no order in which writes may land can promise a device
-twice.
+A lease has one change in flight at a time; others are queued behind it. Devices are held from the decision on a grant,
+and freed only when the end of a lease is durable. So a device can't be granted twice, in whatever order writes succeed.
 """
 
 from __future__ import annotations
@@ -32,23 +31,23 @@ from .usage import size_of
 log = logging.getLogger("corral.planner.ledger")
 
 RETAIN_SECONDS: Final = 3600.0
-"""An ended lease is remembered for so long, and so is the answer to its request."""
+"""Retention of an ended lease, and of the answer to its request."""
 _RETAIN_AT_LEAST_SECONDS: Final = 15.0
 _RETAIN_BYTES: Final = 24 * 2**20
-"""Where more than that ends within the time, each is remembered for less: some 20,000 leases of a device or two."""
+"""If more than that ends within the time, the retention is shorter: about 20,000 leases of a device or two."""
 _RETAIN_PART: Final = 1 / 8
-"""Of the bucket, where that is less."""
+"""The same as a part of the bucket, if that is less."""
 _RETRY_SECONDS: Final = 1.0
 _RATE_SECONDS: Final = 10.0
 _CLOCKS_DIFFER_SECONDS: Final = 10.0
-"""Clocks of planners differ by no more."""
+"""Tolerance for the difference between the clocks of planners."""
 _AT_ITS_TIME: Final = timedelta(seconds=3)
 _ROUNDED_OFF: Final = timedelta(milliseconds=100)
 
 Step = Callable[[LeaseRecord | None], LeaseRecord | None]
-"""From the record as it is to the next one; the same record, or None, changes nothing."""
+"""Maps the present record to the next one; the same record, or None, changes nothing."""
 Settled = Callable[[Lease | Error | Deposed | None], Awaitable[None]]
-"""Told the lease as it is now, why not, or that another planner must be asked."""
+"""Called with the lease as it is now, the error, `Deposed` if another planner must be asked, or None for no lease."""
 
 
 class Ledger:
@@ -59,12 +58,12 @@ class Ledger:
         announcer: of the term.
         fleet: in which leases hold devices.
         table: as read at the start of the term.
-        service: by which leases end.
+        service: service time, by which leases end.
         term: revision of the leader's key.
         planner: id of this planner.
         freed: called when devices have come free.
         deposed: called when a write was refused since another planner leads.
-        most_bytes: of a record; more does not fit in a message.
+        most_bytes: size limit of a record, which must fit in a message.
     """
 
     def __init__(
@@ -95,8 +94,8 @@ class Ledger:
         self._end_rate = 0.0
         self._end_rate_at = time.monotonic()
         now = time.time()
-        # The bucket lets go of them at its own time; here they go an hour after their end at the latest. It is a heap,
-        # since what ends later may have to go earlier.
+        # The bucket expires them by TTL; here they are forgotten an hour after their end at the latest. It is a heap,
+        # since a lease that ends later may have to be forgotten earlier.
         self._ended = [
             (min(record.changed_at.timestamp(), now) + RETAIN_SECONDS, record.lease.lease_id)
             for record in table
@@ -105,12 +104,15 @@ class Ledger:
         heapify(self._ended)
 
     def service_seconds(self) -> float:
-        """Service time just now, as records carry it."""
+        """Service time now, rounded as in records."""
         return round(self.service.now(elapsed_seconds()), 3)
 
     def as_it_is(self, record: LeaseRecord, now: datetime) -> Lease:
-        """The lease; where its end can't be right, since an outage gave it time or the clock was set, with the end that
-        it has by that."""
+        """Lease of a record, with a corrected end if necessary.
+
+        An end in the past or too far off can't be right: an outage extended the lease, or the clock was set. It is then
+        computed from service time.
+        """
         lease = record.lease
         told = (lease.expires_at - now).total_seconds()
         if lease.state is not LeaseState.ACTIVE or 0.0 < told < record.life_seconds + _CLOCKS_DIFFER_SECONDS:
@@ -119,7 +121,7 @@ class Ledger:
         return replace(lease, expires_at=now + timedelta(seconds=max(0.0, left)))
 
     async def grant(self, record: LeaseRecord, settled: Settled) -> None:
-        """Make a new lease durable; its devices are held already and come free again if that fails."""
+        """Make a new lease durable; its devices are held already, and are freed if that fails."""
         lease_id = record.lease.lease_id
         value = codec.encode(record, codec.JSON)
         if len(value) > self._most_bytes:
@@ -133,8 +135,8 @@ class Ledger:
                 )
             )
             return
-        # A number that JSON has no word for is written as null, and would keep every planner from reading it again.
-        # A lease that has just begun has two by right: its end, and the distribution where there is none.
+        # A number that JSON can't represent is encoded as null, and no planner could decode the record again. A new
+        # lease has at most two legitimate nulls: its end, and the distribution if there is none.
         if record.lease.distribution is not None or value.count(b"null") > 2:
             try:
                 codec.decode(codec.encode(lifecycle.numbers(record), codec.JSON), LeaseRecord, codec.JSON)
@@ -159,7 +161,7 @@ class Ledger:
         )
 
     async def change(self, lease_id: str, step: Step, settled: Settled) -> None:
-        """Take a step with a lease, after those that are on their way."""
+        """Apply a step to a lease, after the changes of it that are in flight or queued."""
         waiting = self._busy.get(lease_id)
         if waiting is not None:
             waiting.append((step, settled))
@@ -168,23 +170,23 @@ class Ledger:
         await self._next(lease_id)
 
     async def expire(self, now: datetime) -> None:
-        """Warn of, and end, what is due in service time.
+        """Publish warnings for, and end, the leases that are due in service time.
 
         Args:
-            now: the time that is told.
+            now: time of these changes.
         """
         outages = self.service.outages
         served = self.service_seconds()
         for record in self.table.due(served, outages):
 
             def step(current: LeaseRecord | None) -> LeaseRecord | None:
-                # A renewal may have been on its way.
+                # A renewal may have been in flight.
                 if current is None or current.lease.state is not LeaseState.ACTIVE or current.due_at(outages) > served:
                     return current
                 if not current.warned:
                     return lifecycle.warn(current, now, self._planner)
                 early = current.lease.expires_at - now
-                if timedelta() < early < _ROUNDED_OFF:  # service time is kept in milliseconds, what was told is not
+                if timedelta() < early < _ROUNDED_OFF:  # service time is kept in milliseconds, published times are not
                     self.table.again(current, served + early.total_seconds())
                     return current
                 ended_at = _ended_at(current.lease.expires_at, now)
@@ -194,7 +196,7 @@ class Ledger:
             await self.change(record.lease.lease_id, step, _nobody)
 
     async def lose(self, host: str, silent_seconds: float, lost_after_seconds: float, now: datetime) -> None:
-        """End the leases on a host that is lost, but for those that are renewed: their work is there."""
+        """End the leases on a lost host, except those that are renewed: their work is running."""
         for record in self.table.on_host(host):
 
             def step(current: LeaseRecord | None) -> LeaseRecord | None:
@@ -209,8 +211,10 @@ class Ledger:
             await self.change(record.lease.lease_id, step, _nobody)
 
     async def ask_to_renew(self, host: str, after_seconds: float, now: datetime) -> None:
-        """Announce leases on a silent host as expiring that have not been renewed for a while: holders that hear it
-        renew, so that those with a long time to live are known to be there."""
+        """Publish `expiring` events for the leases on a silent host that have not been renewed for a while.
+
+        Holders renew when they receive it, which shows also for leases with a long time to live that they are there.
+        """
         for record in self.table.on_host(host):
 
             def step(current: LeaseRecord | None) -> LeaseRecord | None:
@@ -225,7 +229,7 @@ class Ledger:
         return self.service_seconds() - (record.extended_service_seconds or 0.0)
 
     def forget(self, now: float) -> None:
-        """Let go of leases that ended long ago."""
+        """Forget leases whose retention is over."""
         while self._ended and self._ended[0][0] <= now:
             self.table.forget(heappop(self._ended)[1])
 
@@ -239,7 +243,7 @@ class Ledger:
             except Refused as refused:
                 await settled(refused.error)
                 continue
-            except Exception as error:  # the lease stays as it is, and others must not wait for ever
+            except Exception as error:  # the lease stays as it is, and queued changes must not wait for ever
                 log.exception("a change of lease %s failed", lease_id)
                 await settled(Error(code="internal", message=f"The planner failed: {error}"))
                 continue
@@ -257,7 +261,7 @@ class Ledger:
         value = codec.encode(record, codec.JSON)
         most = self._most_bytes if self._store.roomy else 0
         if len(value) > most and record.earlier:
-            # The lease itself did fit when it was granted: it must always be possible to renew and to end it.
+            # The lease without them did fit when it was granted: renewals and its end must always be possible.
             known = len(record.earlier)
             record = lifecycle.fitting(record, most, _json_bytes)
             value = codec.encode(record, codec.JSON)
@@ -275,7 +279,7 @@ class Ledger:
         async def took_effect(revision: int) -> None:
             self.table.put(record)
             if ends:
-                # What was sampled before the release was asked for is of the time when it was held.
+                # Samples from before the release was requested are of the time when it was held.
                 free(self._fleet, lease_id, record.lease.state, record.changed_at.timestamp())
                 heappush(self._ended, (time.time() + ttl, lease_id))
                 self._freed()
@@ -308,7 +312,7 @@ class Ledger:
         )
 
     def _retention(self, size: int) -> float:
-        """For how long a lease of so many bytes that ends now is remembered: less where very much ends."""
+        """Retention in seconds of a lease of so many bytes that ends now: less if very many end."""
         now = time.monotonic()
         gap = now - self._end_rate_at
         self._end_rate_at = now
@@ -321,7 +325,7 @@ class Ledger:
 
 
 def _ended_at(expires_at: datetime, now: datetime) -> datetime:
-    """When a lease has ended by time: at its time, or now, where it was given more or the clock has moved."""
+    """Time of the end of an expired lease: `expires_at` if that was just now, else now (extended, or the clock set)."""
     return expires_at if timedelta() <= now - expires_at < _AT_ITS_TIME else now
 
 
@@ -330,7 +334,7 @@ def _json_bytes(value: object) -> int:
 
 
 async def _nobody(_: object) -> None:
-    """Nobody asked, so nobody is told."""
+    """Ignore the outcome of a change that no client asked for."""
 
 
 def clock() -> datetime:

@@ -1,4 +1,4 @@
-"""The life of a lease, as pure functions over records, and the table of all of them.
+"""Life cycle of a lease, as pure functions over records, and the table of all records.
 
 ```
           renew ↺      ┌─ release ──► released
@@ -7,9 +7,9 @@
                        └─ operator ─► evicted
 ```
 
-A record is what the bucket holds under `lease.<id>`: the lease, which change it is at, and those changes whose events
-may not be on the stream of facts yet. Each change raises `version` by one; an event is named by lease and version, so
-that whoever publishes it again after a crash does not double it.
+The bucket has a record under `lease.<id>`: the lease, the number of its last change, and the changes whose events may
+not be on the facts stream yet. Each change raises `version` by one. An event is identified by lease and version, so
+that publishing it again after a crash does not duplicate it.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from .telling import slim
 from .usage import Owners, size_of
 
 WARN_FRACTION: Final = 0.2
-"""A lease is announced as expiring when this part of its time is left."""
+"""An `expiring` event is published when this part of a lease's time to live is left."""
 
 _SHORT_LIFE: Final = 6
-"""A lease with a time to live of so many times that after which a host is lost soon ends by itself."""
+"""A lease is short if its time to live is at most so many times that after which a host is lost."""
 
 _KIND_OF_END: Final = {
     LeaseState.RELEASED: LeaseEventKind.RELEASED,
@@ -54,7 +54,7 @@ _KIND_OF_END: Final = {
 
 
 class Refused(Exception):
-    """What was asked can not be done; `error` is the answer."""
+    """An operation is refused; `error` is the answer."""
 
     def __init__(self, code: str, message: str, field: str = "") -> None:
         super().__init__(message)
@@ -62,11 +62,11 @@ class Refused(Exception):
 
 
 class Announcement(Struct, frozen=True, kw_only=True):
-    """An event that may not be on the stream of facts yet.
+    """An event that may not be on the facts stream yet.
 
     Attributes:
-        version: of the record that it tells of.
-        event: what to publish.
+        version: of the record that the event reports.
+        event: to publish.
     """
 
     version: int
@@ -78,15 +78,15 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         lease: as it is after the last change.
-        version: counts its changes from 1.
+        version: number of changes, from 1.
         changed_at: time of the last change.
         kind: of the last change.
-        extended_at: when its time to live was last set.
-        extended_service_seconds: likewise, in service time (`service_time.py`), by which it ends; None in what earlier
-            versions wrote.
-        digest: of the body of the request, so that the same id with another body is told apart.
+        extended_at: time when its time to live was last set.
+        extended_service_seconds: likewise, in service time (`service_time.py`), by which it ends; None in records of
+            earlier versions.
+        digest: of the request's body, to detect the same id with another body.
         planner: id of the planner that made the last change.
-        told: events up to this version are on the stream of facts for certain.
+        told: events up to this version are certainly on the facts stream.
         earlier: events of earlier changes that were not acknowledged when this one was written.
     """
 
@@ -103,7 +103,7 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def warned(self) -> bool:
-        """Whether its end has been announced since its time was last set."""
+        """True if an `expiring` event was made since its time to live was last set."""
         return self.kind is LeaseEventKind.EXPIRING
 
     @property
@@ -112,35 +112,35 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return (self.lease.expires_at - self.extended_at).total_seconds()
 
     def ends_at(self, outages: Sequence[Outage] = ()) -> float:
-        """When it ends unless it is renewed, in service time."""
+        """End in service time, unless it is renewed."""
         return ends_at(self.extended_service_seconds or 0.0, self.life_seconds, outages)
 
     def due_at(self, outages: Sequence[Outage] = ()) -> float:
-        """When the next thing happens by itself, in service time: the warning, then the end."""
+        """Service time of the next change that is due by time: the warning, then the end."""
         ends = self.ends_at(outages)
         return ends if self.warned else ends - self.life_seconds * WARN_FRACTION
 
     def event(self) -> LeaseEvent:
-        """What to publish of the last change."""
+        """Event of the last change."""
         lease = slim(self.lease, self.kind)
         return LeaseEvent(kind=self.kind, time=self.changed_at, lease=lease, planner=self.planner)
 
     def announcements(self) -> list[Announcement]:
-        """All events that may not be on the stream of facts, oldest first."""
+        """Events that may not be on the facts stream yet, oldest first."""
         if self.told >= self.version:
             return []
         own = Announcement(version=self.version, event=self.event())
         return [*(earlier for earlier in self.earlier if earlier.version > self.told), own]
 
     def without(self, heard: Set[int]) -> LeaseRecord:
-        """Itself, after the events of some versions were acknowledged, in whatever order."""
+        """Record after the events of some versions were acknowledged, in any order."""
         waiting = [announcement for announcement in self.announcements() if announcement.version not in heard]
         told = waiting[0].version - 1 if waiting else self.version
         return replace(self, told=told, earlier=[before for before in waiting if before.version < self.version])
 
 
 def numbers(record: LeaseRecord) -> LeaseRecord:
-    """A record without its work items, which are never numbers that JSON has no word for."""
+    """Drop a record's work items, to check that it can be decoded: they have no numbers that JSON lacks."""
     lease = record.lease
     if lease.distribution is None:
         return record
@@ -149,7 +149,7 @@ def numbers(record: LeaseRecord) -> LeaseRecord:
 
 
 def change_id(lease_id: str, version: int) -> str:
-    """Names a change: message id of its write, to whose stream nobody else publishes."""
+    """Message id of the write of a change. Only planners publish to that stream, so it needs no key."""
     return f"{lease_id}.{version}"
 
 
@@ -168,7 +168,7 @@ def grant(
     distribution: Distributed | None = None,
     service_seconds: float | None = None,
 ) -> LeaseRecord:
-    """A new lease for a request that was decided; `service_seconds` is `now` in service time."""
+    """Record of a new lease for a request that was decided; `service_seconds` is `now` in service time."""
     lease = Lease(
         lease_id=lease_id,
         owner=request.owner,
@@ -200,8 +200,10 @@ def grant(
 
 
 def answer_again(record: LeaseRecord) -> Assignment | Error:
-    """The answer to a request that is asked again: the one that it got, for as long as its lease is active. After that
-    its devices may be somebody else's, so that nothing that looks like a grant is an answer any more."""
+    """Answer to a retry of a granted request: the grant that it got, as long as its lease is active.
+
+    After that it is an error: its devices may belong to another lease, so the answer must not look like a grant.
+    """
     lease = record.lease
     if lease.state is not LeaseState.ACTIVE:
         return Error(
@@ -221,24 +223,24 @@ def answer_again(record: LeaseRecord) -> Assignment | Error:
 
 
 def check_holder(record: LeaseRecord | None, lease_id: str, owner: str) -> LeaseRecord:
-    """The record, if this owner holds it. One that is overdue but still holds its devices may be renewed.
+    """Check that an owner holds an active lease, and return its record. An overdue lease counts until it has ended.
 
     Raises:
-        Refused: there is none, it is someone else's, or it has ended.
+        Refused: there is none, another owner has it, or it has ended.
     """
     return check_active(check_known(record, lease_id, owner))
 
 
 def check_known(record: LeaseRecord | None, lease_id: str, owner: str | None = None) -> LeaseRecord:
-    """The record, ended or not.
+    """Check that a lease is known, ended or not, and return its record.
 
     Args:
-        record: as the table has it.
-        lease_id: that was asked for.
-        owner: must be its owner; None does not matter.
+        record: as the table has it; None if it has none.
+        lease_id: that the message names.
+        owner: that must have it; None for any.
 
     Raises:
-        Refused: there is none, or it is someone else's.
+        Refused: there is none, or another owner has it.
     """
     if record is None:
         raise Refused("not_found", f"There is no lease {lease_id!r}: it never was, or it ended long ago", "$.lease_id")
@@ -248,7 +250,7 @@ def check_known(record: LeaseRecord | None, lease_id: str, owner: str | None = N
 
 
 def check_active(record: LeaseRecord) -> LeaseRecord:
-    """The record, if its lease holds devices.
+    """Check that a lease is active, and return its record.
 
     Raises:
         Refused: it has ended.
@@ -272,7 +274,7 @@ def renew(
     service_seconds: float | None = None,
     holder: str = "",
 ) -> LeaseRecord:
-    """Its end moves to now plus its time to live (or the one that is given, for this once)."""
+    """Renew: the end moves to now plus the lease's time to live, or the one that is given, for this renewal only."""
     ttl = record.lease.ttl_seconds if ttl_seconds is None else ttl_seconds
     lease = replace(record.lease, expires_at=now + timedelta(seconds=ttl), holder=holder or record.lease.holder)
     after = _next(record, LeaseEventKind.RENEWED, lease, now, planner)
@@ -280,31 +282,33 @@ def renew(
 
 
 def warn(record: LeaseRecord, now: datetime, planner: str) -> LeaseRecord:
-    """Its end is near, and that is announced."""
+    """Warn: the end is near, and its event says so."""
     return _next(record, LeaseEventKind.EXPIRING, record.lease, now, planner)
 
 
 def end(
     record: LeaseRecord, state: LeaseState, reason: str, now: datetime, planner: str, ended_at: datetime | None = None
 ) -> LeaseRecord:
-    """It ends; its devices are free once this is durable.
+    """End a lease; its devices are free once this is durable.
 
     Args:
         record: of an active lease.
-        state: how it ends.
-        reason: why.
+        state: after the end.
+        reason: of the end.
         now: time of the change.
-        planner: that makes it.
-        ended_at: when it ended, if that was before now.
+        planner: id of this planner.
+        ended_at: time of the end, if that was before now.
     """
     lease = replace(record.lease, state=state, ended_at=ended_at or now, reason=reason)
     return _next(record, _KIND_OF_END[state], lease, now, planner)
 
 
 def outlives_silence(record: LeaseRecord, unrenewed_seconds: float, lost_after_seconds: float) -> bool:
-    """Whether an active lease goes on though its host is lost: its holder is there, or may well be.
+    """True if an active lease continues though its host is lost, since its holder is there, or may be.
 
-    A holder renews each third of the time to live. Whoever has never done so may be one that does not.
+    A holder renews each third of the time to live. So half of it without a renewal is allowed, but only for a lease
+    that was renewed before, or a short one, which soon ends by time: the holder of another may never renew.
+    `lost_after_seconds` without a renewal are always allowed.
 
     Args:
         record: of the lease.
@@ -318,12 +322,12 @@ def outlives_silence(record: LeaseRecord, unrenewed_seconds: float, lost_after_s
 
 
 def fitting(record: LeaseRecord, most_bytes: int, size_of: Callable[[object], int]) -> LeaseRecord:
-    """A record that is too large to be written, without the oldest of its earlier events: as many as must go.
+    """Drop the oldest earlier events of a record that is too large to be written, as many as necessary.
 
     Args:
         record: to write.
-        most_bytes: that it may take. It is larger still where it would be without any of them.
-        size_of: bytes of something when it is written.
+        most_bytes: size limit. The record is still larger if it would be without any earlier events.
+        size_of: returns the encoded bytes of a value.
     """
     left = most_bytes - size_of(replace(record, earlier=[])) - len(',"earlier":[]')
     kept: list[Announcement] = []
@@ -357,9 +361,13 @@ def _next(
 
 
 class LeaseTable:
-    """All records by id, by request, by host and by what is due next.
+    """All records by id, by request, by host and by due time.
 
-    Ended ones stay until they are forgotten, since their requests may be asked again.
+    Ended ones stay until they are forgotten, since their requests may be retried.
+
+    Attributes:
+        active: number of active leases.
+        owners: usage by owner.
     """
 
     def __init__(self, records: Iterable[LeaseRecord] = ()) -> None:
@@ -368,7 +376,7 @@ class LeaseTable:
         self._by_host: dict[str, dict[str, None]] = {}
         self._due: list[tuple[float, str, int]] = []
         self._heard: dict[str, set[int]] = {}
-        """Versions after `told` whose events are on the stream, of leases where an earlier one may not be."""
+        """Versions after `told` whose events are on the stream, of leases with an earlier event that may not be."""
         self.active = 0
         self.owners = Owners()
         for record in records:
@@ -381,16 +389,16 @@ class LeaseTable:
         return iter(self._records.values())
 
     def get(self, lease_id: str) -> LeaseRecord | None:
-        """The record of a lease; None if there is none (any more)."""
+        """Record of a lease; None if there is none (any more)."""
         return self._records.get(lease_id)
 
     def of_request(self, owner: str, request_id: str) -> LeaseRecord | None:
-        """The lease that an owner's request was granted; None if it has none."""
+        """Record of the lease that an owner's request was granted; None if there is none."""
         lease_id = self._by_request.get((owner, request_id))
         return None if lease_id is None else self._records.get(lease_id)
 
     def ends(self, lease_id: str) -> float:
-        """When a lease ends if nobody renews it, seconds since the epoch; infinity for one that is not known."""
+        """End of a lease unless it is renewed, seconds since the epoch; infinity for an unknown one."""
         record = self._records.get(lease_id)
         return math.inf if record is None else record.lease.expires_at.timestamp()
 
@@ -399,23 +407,23 @@ class LeaseTable:
         return [self._records[lease_id] for lease_id in self._by_host.get(host, ())]
 
     def count_on(self, host: str) -> int:
-        """How many active leases have a grant on a host."""
+        """Number of active leases with a grant on a host."""
         return len(self._by_host.get(host, ()))
 
     @property
     def hosts(self) -> Iterable[str]:
-        """Hosts on which there are active leases."""
+        """Names of hosts with active leases."""
         return self._by_host.keys()
 
     def put(self, record: LeaseRecord) -> None:
-        """Take in a record that is durable, in place of an earlier one."""
+        """Store a durable record, in place of an earlier one."""
         lease = record.lease
         before = self._records.get(lease.lease_id)
         was_active = before is not None and before.lease.state is LeaseState.ACTIVE
         is_active = lease.state is LeaseState.ACTIVE
         self._records[lease.lease_id] = record
         if before is not None and (record.told < before.told or lease.lease_id in self._heard):
-            # Events were acknowledged while it was on its way.
+            # Events were acknowledged while the write was in flight.
             self._hear(replace(record, told=max(record.told, before.told)))
         self.owners.add(lease.owner, is_active - was_active, 0 if before is not None else size_of(lease))
         if before is None and lease.request_id:
@@ -438,7 +446,7 @@ class LeaseTable:
                         del self._by_host[part.host]
 
     def tell(self, lease_id: str, version: int) -> None:
-        """The event of a lease's change is on the stream of facts, be it in turn or not."""
+        """Note that the event of a lease's change is on the facts stream, in order or not."""
         record = self._records.get(lease_id)
         if record is not None and version > record.told:
             self._heard.setdefault(lease_id, set()).add(version)
@@ -452,7 +460,7 @@ class LeaseTable:
             self._heard[lease_id] = out_of_turn
 
     def forget(self, lease_id: str) -> None:
-        """Drop an ended record."""
+        """Remove an ended record."""
         self._heard.pop(lease_id, None)
         record = self._records.pop(lease_id, None)
         if record is not None:
@@ -462,7 +470,7 @@ class LeaseTable:
                 del self._by_request[request]
 
     def due(self, now: float, outages: Sequence[Outage] = ()) -> list[LeaseRecord]:
-        """Active leases whose warning or end is due, each once; ask again after it was changed.
+        """Active leases whose warning or end is due. Each is returned once, until it is changed or `again` is called.
 
         Args:
             now: service time.
@@ -475,18 +483,18 @@ class LeaseTable:
             if record is None or record.version != version or record.lease.state is not LeaseState.ACTIVE:
                 continue
             due_at = record.due_at(outages)
-            if due_at > now:  # it was given more time
+            if due_at > now:  # an outage has extended it
                 heappush(self._due, (due_at, lease_id, version))
             else:
                 found.append(record)
         return found
 
     def next_due(self) -> float | None:
-        """When something is due next, in service time; None if nothing is. May be early, never late."""
+        """Service time when a change is due next; None if none is. It may be early, never late."""
         return self._due[0][0] if self._due else None
 
     def again(self, record: LeaseRecord, at: float) -> None:
-        """What `due` gave could not be done yet: it is due again at a service time."""
+        """Make a record due again at a service time, since its change could not be made yet."""
         heappush(self._due, (at, record.lease.lease_id, record.version))
 
     def _compact(self) -> None:

@@ -1,4 +1,4 @@
-"""Records as they are read from the bucket. One that can't be read must not keep a planner from leading."""
+"""Decoding of lease records from the bucket. A corrupt record must not keep a planner from leading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ log = logging.getLogger("corral.planner.recorded")
 
 
 def lease_record(lease_id: str, value: bytes) -> LeaseRecord | None:
-    """A lease's record, be it without what can be done without; None, and an error in the log, where that fails too."""
+    """Decode a lease's record, if need be without its optional parts.
+
+    None if it is empty, or, with an error in the log, if it can't be decoded even so.
+    """
     if not value:
         return None
     try:
@@ -29,7 +32,7 @@ def lease_record(lease_id: str, value: bytes) -> LeaseRecord | None:
 
 
 def _bare(value: bytes) -> dict[str, Any]:
-    """A record with what its devices depend on, and no more: they stay its own."""
+    """Reduce a record to what is needed to hold its devices: no scores, distribution or earlier events."""
     tree = codec.decode(value, dict[str, Any], codec.JSON)
     lease = cast("dict[str, Any]", tree.get("lease"))
     grants = cast("list[dict[str, Any]]", lease.get("grants"))

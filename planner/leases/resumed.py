@@ -1,4 +1,4 @@
-"""Service time at the start of a term: from what the bucket holds, and from how long nobody led."""
+"""Service time at the start of a term, from the bucket and the time without a leader."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from .service_time import UNKNOWN_SECONDS, Outage, Service, with_outage
 
 
 def outage_seconds(before: Entry | None, claimed_at: float, silent_seconds: float, since_seconds: float) -> float:
-    """For how long nobody could renew before a term; both times are the server's, so that no clocks are compared.
+    """Length of the outage before a term, in which no holder could renew.
+
+    Both times are by the server's clock, so that no clocks are compared.
 
     Args:
-        before: the last heartbeat of the leader before.
-        claimed_at: when the term began, by the server's clock.
-        silent_seconds: for so long this planner has seen no other heartbeat.
-        since_seconds: from the beginning of the term until holders can renew.
+        before: last heartbeat of the previous leader.
+        claimed_at: begin of the term, by the server's clock.
+        silent_seconds: time for which this planner had seen no newer heartbeat.
+        since_seconds: time from the begin of the term until holders can renew.
+
+    Returns:
+        Seconds; `UNKNOWN_SECONDS` at most, and if it is not known.
     """
     if before is None or not before.stored_at or claimed_at < before.stored_at:
         return UNKNOWN_SECONDS
@@ -29,16 +34,17 @@ def outage_seconds(before: Entry | None, claimed_at: float, silent_seconds: floa
 def resumed(
     kept: Service | None, records: Sequence[LeaseRecord], heartbeat_at: float, outage: float
 ) -> tuple[Service, list[LeaseRecord]]:
-    """Service time and records to go on with.
+    """Service time and records to continue with in a new term.
 
-    What was written down last may be some seconds old; no record was extended after now. A record of an earlier
-    version has the time of its planner's clock alone: what had gone by at that planner's last heartbeat is counted.
+    The stored service time may be some seconds old, so it goes on from the latest renewal or grant if that is later. A
+    record of an earlier version has wall-clock time alone: then the time up to the last heartbeat of its planner, by
+    that planner's clock, counts as gone by.
 
     Args:
         kept: as in the bucket.
         records: of the bucket.
-        heartbeat_at: the last heartbeat by the clock of the planner that wrote it; 0 where that is not known.
-        outage: how long nobody could renew.
+        heartbeat_at: last heartbeat, by the clock of the planner that wrote it; 0 if not known.
+        outage: length in seconds of the outage before this term.
     """
     seconds = max(
         (record.extended_service_seconds or 0.0 for record in records),

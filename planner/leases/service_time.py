@@ -1,12 +1,12 @@
-"""Service time: the seconds in which holders could renew. Leases end by it, and by no clock.
+"""Service time: the seconds in which holders could renew. Leases end by it, not by wall-clock time.
 
-It stands still while nobody could renew: the bus or the planner was away, another planner was about to lead, this
-process or its machine slept, or the clock on the wall moved by itself (as it does where a virtual machine was paused).
-The bucket keeps it, so that it goes on in the next term, on whatever machine that runs.
+It stands still while holders could not renew: NATS or the planner was away, another planner was about to lead, this
+process or its machine was suspended, or the wall clock jumped (as after a virtual machine was paused). The bucket keeps
+it, so that it continues in the next term, on any machine.
 
-An outage also counts for what it takes from a holder, who tries again each tenth of its lease's time to live, and each
-10 s at least. Where it was longer than that, the lease has a whole time to live from its end on; where it was shorter,
-the lease has what it had left before, so that a planner's restart does not double the life of one of a day.
+A holder retries each tenth of its lease's time to live, and at least each 10 s. If an outage was longer than that, the
+lease gets a whole time to live from the outage's end on. If it was shorter, the lease keeps what it had left before, so
+that a planner's restart does not double the life of a lease of a day.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from msgspec import Struct
 
 LONG_FRACTION: Final = 0.1
 LONG_SECONDS: Final = 10.0
-"""An outage of this part of a lease's time to live, or of so long, gives it a whole one: the pause between a holder's
-tries is no longer (`client/lease.py`)."""
+"""An outage of `LONG_FRACTION` of a lease's time to live, or of `LONG_SECONDS`, gives it a whole one: a holder's
+retries are no further apart (`client/lease.py`)."""
 UNKNOWN_SECONDS: Final = 365 * 86400.0
-"""Of an outage that may have been of any length."""
+"""Length of an outage that may have been of any length."""
 _LONGEST_LIFE_SECONDS: Final = 30 * 86400.0
 _PAUSE_SECONDS: Final = 1.0
-"""A planner that has not looked for so long has slept, or its loop was kept from running."""
+"""If two ticks are further apart, this process was suspended, or its event loop was blocked."""
 _JUMP_SECONDS: Final = 1.0
 
 
 class Outage(Struct, frozen=True):
-    """A time in which nobody could renew.
+    """An outage, in which no holder could renew.
 
     Attributes:
-        at: when, in service time, which stood still in it.
-        seconds: how long it was.
+        at: service time of the outage, during which it stood still.
+        seconds: length.
     """
 
     at: float
@@ -44,8 +44,8 @@ class Service(Struct, frozen=True, kw_only=True):
     """Service time as the bucket holds it.
 
     Attributes:
-        seconds: it was that when it was written down.
-        outages: those that leases may have to be given time for, oldest first.
+        seconds: service time when it was stored.
+        outages: those that may still extend leases, oldest first.
     """
 
     seconds: float = 0.0
@@ -53,11 +53,11 @@ class Service(Struct, frozen=True, kw_only=True):
 
 
 def ends_at(extended_at: float, life_seconds: float, outages: Sequence[Outage]) -> float:
-    """When an active lease ends that is not renewed, in service time.
+    """End in service time of an active lease that is not renewed.
 
     Args:
-        extended_at: when its time to live was last set, in service time.
-        life_seconds: the time to live.
+        extended_at: service time when its time to live was last set.
+        life_seconds: time to live.
         outages: oldest first.
     """
     for outage in reversed(outages):
@@ -69,15 +69,15 @@ def ends_at(extended_at: float, life_seconds: float, outages: Sequence[Outage]) 
 
 
 def long_for(life_seconds: float) -> float:
-    """Seconds from which on an outage gives a lease of some time to live a whole one."""
+    """Length in seconds from which on an outage gives a lease of this time to live a whole one."""
     return min(life_seconds * LONG_FRACTION, LONG_SECONDS)
 
 
 def with_outage(outages: Sequence[Outage], outage: Outage) -> list[Outage]:
-    """The outages and one more; without those that make no difference any more.
+    """Add an outage, and drop those that make no difference any more.
 
-    A later one that was as long gives every lease as much. One that is so long ago that the leases it is long for have
-    ended since gives nothing.
+    An outage makes none if the new one is as long, or of `LONG_SECONDS`: that extends the same leases, and more. Nor
+    does one that is so long ago that all leases which it could extend have ended since.
     """
     kept = [
         other
@@ -88,7 +88,7 @@ def with_outage(outages: Sequence[Outage], outage: Outage) -> list[Outage]:
 
 
 def _longest(outage: Outage) -> float:
-    """The longest time to live of leases that an outage is long for, seconds."""
+    """Longest time to live in seconds of leases that an outage extends."""
     return outage.seconds / LONG_FRACTION if outage.seconds < LONG_SECONDS else _LONGEST_LIFE_SECONDS
 
 
@@ -96,8 +96,8 @@ class ServiceTime:
     """Service time in one term.
 
     Args:
-        seconds: it begins with that.
-        outages: of before, oldest first.
+        seconds: service time at the start of the term.
+        outages: earlier ones, oldest first.
         elapsed: see `bus/elapsed.py`.
         wall: seconds since the epoch.
 
@@ -114,23 +114,23 @@ class ServiceTime:
 
     @property
     def kept(self) -> Service:
-        """For the bucket."""
+        """Service time to store in the bucket."""
         return Service(seconds=round(self._seconds, 3), outages=self.outages)
 
     def now(self, elapsed: float) -> float:
-        """Service time; what was granted or renewed at this moment lasts at least its time to live."""
+        """Service time now; a lease that is granted or renewed at this moment lasts at least its time to live."""
         return self._seconds + min(max(0.0, elapsed - self._elapsed), _PAUSE_SECONDS)
 
     def tick(self, elapsed: float, wall: float, serves: bool) -> Outage | None:
-        """Go on, some times a second.
+        """Advance service time; call it some times a second.
 
         Args:
             elapsed: see `bus/elapsed.py`.
             wall: seconds since the epoch.
-            serves: whether holders can renew now.
+            serves: true if holders can renew now.
 
         Returns:
-            The outage that is over with this.
+            The outage that has just ended; None if none has.
         """
         gap = max(0.0, elapsed - self._elapsed)
         jump = wall - self._wall - gap

@@ -1,8 +1,8 @@
-"""What is told of a lease, and how often: events are small, and one owner's can't push the others' off their stream.
+"""Content and rate of lease events: they are small, and those of one owner can't evict the others' from the stream.
 
-The stream of events is to hold 30 days of them, and drops its oldest once it is full. So no event carries work items,
-and renewals that follow each other fast are told as one, the last: once a second for a lease, or more seldom where its
-owner takes much of the stream, but always before the end that was told last.
+The event stream should hold 30 days of events, and drops its oldest once it is full. So no event has work items, and
+renewals in quick succession are merged: only the last is published, once a second for a lease. If the owner takes much
+of the stream it is published less often, but always before the end of the lease that was published last.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from ...schemas.requests import Grant, Lease, LeaseEventKind
 from ..fleet.lru import Kept
 
 SHORTEST_SECONDS: Final = 1.0
-"""Between two renewals of a lease that are told."""
+"""Interval between two published renewals of a lease."""
 _UNLIMITED_BYTES: Final = 2**30
-"""A stream without a limit is taken for one of this."""
+"""Assumed size of a stream without a limit."""
 _RENEWALS_PART: Final = 1 / 32
-"""Of the stream: an owner who takes more has renewals told when they must be."""
+"""Part of the stream: if an owner takes more, its renewals are published only when they must be."""
 _GRANTS_PART: Final = 1 / 4
-"""Of the stream: an owner who takes more is granted no more."""
+"""Part of the stream: an owner that takes more gets no more leases."""
 _PART_SECONDS: Final = 86_400.0
-"""What an owner took is forgotten at `_GRANTS_PART` of the stream in this time."""
+"""An owner's usage decays at the rate of `_GRANTS_PART` of the stream in this time."""
 _MOST_OWNERS: Final = 10_000
 _LABELS_BYTES: Final = 1024
 _GRANTS: Final = 16
 _WEIGHTS: Final = 64
 _END_FRACTION: Final = 0.2
 _END_SECONDS: Final = 0.7
-"""Longer than the pause between two looks at what waits."""
+"""Longer than the interval between two checks of withheld renewals."""
 
 
 def slim(lease: Lease, kind: LeaseEventKind) -> Lease:
-    """A lease as an event tells it.
+    """A lease as it goes into an event: without work items, and with less in later events than in the first.
 
-    Nobody needs its work items to know who holds what. The history takes labels and devices from the first event of a
-    lease, so that those of a renewal may be left out where they are many. Who asks the planner finds all of it.
+    Work items are not needed to know which owner holds what. The history takes labels and devices from the first event
+    of a lease, so that those of a renewal or warning are left out if they are many. The planner's answers have all.
     """
     granted = kind is LeaseEventKind.GRANTED
     if granted and lease.distribution is None and not any(grant.items for grant in lease.grants):
@@ -64,11 +64,11 @@ def _slim(grant: Grant, granted: bool) -> Grant:
 
 
 class Telling(Struct):
-    """Counts over all terms of a planner.
+    """Counts of lease events over all terms of a planner.
 
     Attributes:
-        sent_bytes: of events that were published, each counted once.
-        merged: renewals that were not told, since a later one was.
+        sent_bytes: size of the events that were published, each counted once.
+        merged: number of renewals whose event was replaced by that of a later change.
     """
 
     sent_bytes: int = 0
@@ -76,10 +76,10 @@ class Telling(Struct):
 
 
 class EventBudget:
-    """How much of the stream of events each owner has taken of late.
+    """Recent usage of the event stream by owner.
 
     Args:
-        most_bytes: that the stream takes; 0 or less where there is no limit.
+        most_bytes: size limit of the stream; 0 or less for none.
     """
 
     def __init__(self, most_bytes: int = 0) -> None:
@@ -87,21 +87,21 @@ class EventBudget:
         self._taken: Kept[str, tuple[float, float]] = Kept(_MOST_OWNERS)
 
     def spend(self, owner: str, size: int, now: float) -> None:
-        """An event was published.
+        """Count a published event.
 
         Args:
             owner: of the lease.
             size: bytes of the message.
-            now: seconds, by a clock that does not go back.
+            now: seconds, by a monotonic clock.
         """
         self._taken.put(owner, (self._left(owner, now) + size, now))
 
     def lavish(self, owner: str, now: float) -> bool:
-        """Whether an owner takes so much that renewals are told when they must be."""
+        """True if an owner takes so much that its renewals are published only when they must be."""
         return self._left(owner, now) > self._most * _RENEWALS_PART
 
     def wait_seconds(self, owner: str, now: float) -> float:
-        """For how long an owner is granted no more; 0 for one who is."""
+        """Seconds for which an owner gets no more leases; 0 if it may get one now."""
         over = self._left(owner, now) - self._most * _GRANTS_PART
         return max(0.0, over / self._rate)
 
@@ -125,25 +125,28 @@ class _Told(Struct):
 
     @property
     def must_at(self) -> datetime:
-        """In time for the end that was told: a fifth of the time before it, 0.7 s at least."""
+        """Latest time for the next event: before the published end of the lease, by a fifth of the time to it.
+
+        By at least 0.7 s, or 0.7 of the time if that is less than a second.
+        """
         left = (self.expires_at - self.changed_at).total_seconds()
         return self.expires_at - timedelta(seconds=max(left * _END_FRACTION, min(left, 1.0) * _END_SECONDS))
 
 
 class Pace:
-    """When renewals of each lease were told, and when the next one must be."""
+    """Times when renewals of each lease were published, to decide when the next one must be."""
 
     def __init__(self) -> None:
         self._told: dict[str, _Told] = {}
 
     def told(self, lease: Lease, kind: LeaseEventKind, changed_at: datetime, now: float) -> None:
-        """An event was published.
+        """Note a published event.
 
         Args:
-            lease: as it was told.
+            lease: as in the event.
             kind: of the event.
-            changed_at: its time.
-            now: seconds, by a clock that does not go back.
+            changed_at: time of the event.
+            now: seconds, by a monotonic clock.
         """
         if kind not in (LeaseEventKind.GRANTED, LeaseEventKind.RENEWED, LeaseEventKind.EXPIRING):
             self._told.pop(lease.lease_id, None)
@@ -152,13 +155,13 @@ class Pace:
         self._told[lease.lease_id] = _Told(at, changed_at, lease.expires_at)
 
     def may_wait(self, lease_id: str, lavish: bool, clock: datetime, now: float) -> bool:
-        """Whether a renewal need not be told yet.
+        """True if the event of a renewal may be withheld for now.
 
         Args:
             lease_id: of the lease.
-            lavish: whether its owner takes much of the stream.
-            clock: the time.
-            now: seconds, by a clock that does not go back.
+            lavish: true if its owner takes much of the stream.
+            clock: the wall-clock time.
+            now: seconds, by a monotonic clock.
         """
         told = self._told.get(lease_id)
         if told is None or clock >= told.must_at:

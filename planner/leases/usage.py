@@ -1,4 +1,4 @@
-"""What each owner has in the planner's bucket: so that nobody fills it for all."""
+"""Usage of the planner's bucket by owner, for quotas: no owner may fill it for all."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from msgspec import Raw, Struct
 from ...schemas.requests import Lease
 
 _RECORD_BYTES: Final = 600
-"""Of a record beside its grants, labels and items; measured, with times and ids."""
+"""Bytes of a record without its grants, labels and items; measured, with times and ids."""
 _GRANT_BYTES: Final = 400
 _ITEM_BYTES: Final = 8
-"""A number with its comma, or the quotes and the comma of an id."""
+"""Bytes of a number with its comma, or of the quotes and the comma of an id."""
 
 
 class Owned(Struct):
-    """What an owner has.
+    """Usage of one owner.
 
     Attributes:
-        leases: active ones.
-        bytes: of their records, about, and of those that ended of late.
+        leases: number of active leases.
+        bytes: approximate size of the records, of active leases and of those that ended recently.
     """
 
     leases: int = 0
@@ -28,10 +28,10 @@ class Owned(Struct):
 
 
 class Owners:
-    """What all owners have.
+    """Usage by owner.
 
     Attributes:
-        bytes: of all records, about.
+        bytes: approximate size of all records.
     """
 
     def __init__(self) -> None:
@@ -39,15 +39,15 @@ class Owners:
         self.bytes = 0
 
     def of(self, owner: str) -> Owned:
-        """What one has."""
+        """Usage of an owner; zeros if it has no leases."""
         return self._owned.get(owner) or Owned()
 
     def add(self, owner: str, leases: int, size: int) -> None:
-        """One has so much more, or less.
+        """Add to the usage of an owner, or subtract from it by negative numbers.
 
         Args:
-            owner: who.
-            leases: active ones.
+            owner: of the leases.
+            leases: number of active leases.
             size: bytes of records.
         """
         owned = self._owned.setdefault(owner, Owned())
@@ -59,7 +59,7 @@ class Owners:
 
 
 def size_of(lease: Lease) -> int:
-    """Bytes that a lease takes in the bucket, about; the same for all of its life."""
+    """Approximate bytes that a lease takes in the bucket; the same for all of its life."""
     size = _RECORD_BYTES + sum(len(key) + len(value) for key, value in lease.labels.items())
     for grant in lease.grants:
         size += _GRANT_BYTES + _written(grant.items)
