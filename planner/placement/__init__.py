@@ -1,1 +1,1 @@
-"""A decision: feasible, rank, select, and the answer in words."""
+"""Placement decisions: filter, rank and select devices, and explain the result."""

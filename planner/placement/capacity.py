@@ -1,7 +1,7 @@
-"""How much room there is for a request, kept from one decision to the next.
+"""Capacity of the fleet for a request, cached from one decision to the next.
 
-A `Room` is of one ask: each device counted under the reason why it can not be used, and each host by how many of the
-request's devices it could hold. It follows the hosts that changed state since it was last asked.
+A `Room` belongs to one ask. It counts each device under the reason why it can't be used, and each host by how many of
+the request's devices it could hold. It is updated by the hosts that have changed state since its last use.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from ..fleet.state import Ask, DeviceState, HostState
 from .feasible import NEAR_MEMORY, candidates, capacity, host_verdict, matches_host, verdict_of
 
 PARTS_SPARE: Final = 1024
-"""As `rank.CHOICES_SPARE`."""
+"""Unused parts are evicted once there are more parts than twice the classes plus this number."""
 MOVES_FEW: Final = 4
-"""So many moves are followed one by one. More than a twelfth of the classes, and counting anew costs less; a half where
-no device is asked for, since that takes a look at each class."""
+"""Up to so many moves are applied one by one. Beyond, counting anew is cheaper if they are more than a twelfth of the
+classes, or a half if no device is requested, since then each class must be checked."""
 K = TypeVar("K")
 
 
 class Part(NamedTuple):
-    """What one host of a state adds to a room.
+    """Contribution of one host of a state to a room.
 
     Attributes:
-        size: devices of the host; 1 for a request without devices.
-        room: how many of the request's devices it could hold.
+        size: number of devices of the host; 1 for a request without devices.
+        room: number of the request's devices that it could hold.
         reasons: (reason, devices, nearest miss or -1) each.
     """
 
@@ -39,10 +39,10 @@ class Room:
     """Devices by reason, and hosts by room, for one ask.
 
     Attributes:
-        total: devices in all; hosts for a request without devices.
-        devices: reason → how many. What could be used, but does not suffice, stands under `devices`.
-        nearest: reason → nearest miss → how many devices.
-        rooms: room → how many hosts have it, where they have any.
+        total: number of devices in all; of hosts for a request without devices.
+        devices: reason → number of devices. Those that could be used, but do not suffice, are under `devices`.
+        nearest: reason → nearest miss → number of devices.
+        rooms: room → number of hosts that have it, without hosts that have none.
     """
 
     __slots__ = ("_cursor", "_parts", "ask", "devices", "nearest", "rooms", "total")
@@ -61,12 +61,12 @@ class Room:
 
     @property
     def together(self) -> int:
-        """How many of the request's devices all hosts together could hold."""
+        """Number of the request's devices that all hosts together could hold."""
         return sum(room * hosts for room, hosts in self.rooms.items())
 
     @property
     def hosts(self) -> int:
-        """How many hosts could hold at least one."""
+        """Number of hosts that could hold at least one."""
         return sum(self.rooms.values())
 
     def most(self, reason: str) -> int:
@@ -74,7 +74,7 @@ class Room:
         return max(self.nearest.get(reason, ()), default=0)
 
     def follow(self, fleet: Fleet) -> Room:
-        """Take in what has changed."""
+        """Update by the hosts that have changed state."""
         index = fleet.index
         if len(self._parts) > 2 * len(index.classes) + PARTS_SPARE:
             live = {state.core for state in index.classes}
@@ -94,7 +94,7 @@ class Room:
         return self
 
     def _count_anew(self, fleet: Fleet) -> None:
-        """As `add` for all hosts, device by device: most hosts have none that could be used, and need no look."""
+        """Count all hosts, device state by device state: most hosts have no usable device, and are skipped."""
         self._clear()
         ask, index = self.ask, fleet.index
         if not ask.gpus:
@@ -134,7 +134,7 @@ class Room:
                     del self.nearest[reason]
 
     def add(self, state: HostState, hosts: int) -> None:
-        """Count so many more hosts of a state."""
+        """Count so many more hosts of a state; fewer by a negative number."""
         state = state.core
         part = self._parts.get(state)
         if part is None:
@@ -146,7 +146,7 @@ class Room:
             self._reason(reason, devices * hosts, near)
 
     def outside(self, size: int) -> None:
-        """Count a host that the request does not allow."""
+        """Count a host of so many devices that the request does not allow."""
         self.total += size
         if size:
             _count(self.devices, "host", size)
@@ -161,7 +161,7 @@ def _count(counts: dict[K, int], key: K, more: int) -> None:
 
 
 def part_of(state: HostState, ask: Ask) -> Part:
-    """What one host of a state adds."""
+    """Contribution of one host of a state."""
     if not ask.gpus:
         reason = host_verdict(state, ask, 0)
         return Part(1, 0, ((reason or "devices", 1, _near_host(reason, state, 0)),))
@@ -180,14 +180,14 @@ def part_of(state: HostState, ask: Ask) -> Part:
 
 
 def _short(state: HostState, ask: Ask, usable: int) -> tuple[str, int]:
-    """Why usable devices of a host do not serve, and how near they come."""
+    """Reason why the usable devices of a host do not suffice, and their nearest miss."""
     whole = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
     reason = host_verdict(state, whole, usable) or "devices"
     return reason, _near_host(reason, state, usable)
 
 
 def near_device(verdict: str, device: DeviceState) -> int:
-    """How near a device comes: bytes, thousandths, or a version; -1 where a miss has no measure."""
+    """Nearest miss of a device: bytes, billionths, or a version as 1000 × major + minor; -1 if it has no measure."""
     if verdict in ("memory", NEAR_MEMORY):
         return device.memory_free
     if verdict == "share":
@@ -207,7 +207,7 @@ def _near_host(reason: str, state: HostState, usable: int) -> int:
 
 
 def room_for(fleet: Fleet, ask: Ask) -> Room:
-    """The room of an ask, up to date."""
+    """Room of an ask, up to date; cached unless the ask names hosts or labels."""
     if ask.filtered:
         found = Room(ask)
         inside = {host.name for host in allowed(fleet, ask)}
@@ -225,7 +225,7 @@ def room_for(fleet: Fleet, ask: Ask) -> Room:
 
 
 def allowed(fleet: Fleet, ask: Ask) -> list[Host]:
-    """The hosts that a request that names hosts or labels may use, by name; worked out once until hosts change."""
+    """Hosts that a request may use by the hosts or labels that it names, sorted by name; cached until hosts change."""
     key = ("allowed", ask.hosts, ask.host_labels)
     found = fleet.cache.get(key)
     if found is None or found[0] != fleet.shape_version:

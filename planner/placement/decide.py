@@ -1,7 +1,7 @@
-"""A decision: feasible → rank → select over the fleet's state, and the answer in words that people read.
+"""Placement decisions (filter → rank → select over the fleet's state), and their explanation in words.
 
-`decide` changes nothing. Whoever calls it makes the grants durable and tells the fleet (`fleet.hold`, or the `Lease` as
-an event), before the next decision or all at once: two decisions in between would be given the same devices.
+`decide` holds no devices. The caller makes the grants durable and has the fleet hold them (`fleet.hold`, or the `Lease`
+as an event) before the next decision: two decisions in a row would otherwise get the same devices.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from .visible import visible
 
 
 class Placed(Struct, frozen=True):
-    """A placement that the fleet allows now.
+    """A placement that is feasible now.
 
     Attributes:
         grants: one per device, hosts in the order of the policy, devices by index.
         policy: name of the policy that ranked.
         unassigned: work items that no device took.
-        distribution: how good the distribution of work items is; None without items.
-        devices: of the grants, in their order, where work items are still to be distributed.
+        distribution: quality of the distribution of work items; None without items.
+        devices: of the grants, in their order, if work items are still to be distributed.
     """
 
     grants: list[Grant]
@@ -58,7 +58,7 @@ Decision = Placed | Rejection
 
 
 class Policies:
-    """The policies of one planner, made when first asked for.
+    """The policies of one planner, made on first use.
 
     Attributes:
         default: name of the policy for requests that name none.
@@ -71,7 +71,7 @@ class Policies:
         self._made: dict[str, Policy] = {}
 
     def get(self, name: str | None) -> Policy:
-        """The policy of a name; the default for None.
+        """Policy of a name; the default for None.
 
         Raises:
             InvalidRequest: there is none of that name.
@@ -87,15 +87,15 @@ class Policies:
         return found
 
     def use(self, policy: Policy) -> None:
-        """Take a policy that was made elsewhere, under its name."""
+        """Register a policy under its name."""
         self._made[policy.name] = policy
 
 
 def check(fleet: Fleet, request: WorkRequest, policies: Policies) -> None:
-    """Refuse a request that contradicts itself.
+    """Check that a request is valid.
 
     Raises:
-        InvalidRequest: with the field at fault and what to do.
+        InvalidRequest: it contradicts itself, or names an unknown policy; with the field at fault and what to do.
     """
     policies.get(request.policy)
     _asked(fleet, request)
@@ -110,18 +110,18 @@ def decide(
     learn: bool = True,
     distributing: bool = True,
 ) -> Decision:
-    """What becomes of a request now. Changes nothing in the fleet but its time.
+    """Decide on a request: a placement or a rejection. Changes nothing in the fleet but its time.
 
     Args:
         fleet: the state.
-        request: what is asked for.
+        request: to decide on.
         now: seconds since the epoch.
         policies: of this planner.
-        learn: whether the policy learns from the request; not where the same one is tried again.
-        distributing: whether work items are distributed over the devices; else the caller does that.
+        learn: true if the policy should learn from the request; false if the same one is tried again.
+        distributing: true if work items should be distributed over the devices; otherwise the caller does that.
 
     Raises:
-        InvalidRequest: fields that contradict each other, or an unknown policy.
+        InvalidRequest: fields contradict each other, or the policy is unknown.
     """
     policy = policies.get(request.policy)
     ask = _asked(fleet, request)
@@ -137,7 +137,14 @@ def decide(
 def explain(
     fleet: Fleet, request: WorkRequest, now: float, policies: Policies, with_more: Sequence[Addition] = ()
 ) -> Explanation:
-    """What would become of a request, per device and per host, without granting it.
+    """Explain the decision on a request, per device and per host, without granting it.
+
+    Args:
+        fleet: the state.
+        request: to decide on.
+        now: seconds since the epoch.
+        policies: of this planner.
+        with_more: devices to add for this explanation (what-if).
 
     Raises:
         InvalidRequest: as `decide`; also for an addition of a model that the fleet does not have.
@@ -172,7 +179,7 @@ def explain(
 
 @contextmanager
 def with_additions(fleet: Fleet, additions: Sequence[Addition]) -> Generator[Fleet]:
-    """The fleet with more devices, idle and healthy, for as long as the block lasts.
+    """Context in which the fleet has more devices, idle and healthy, on additional hosts.
 
     Raises:
         InvalidRequest: the fleet has no such model to take the capabilities from.
@@ -208,7 +215,17 @@ def with_additions(fleet: Fleet, additions: Sequence[Addition]) -> Generator[Fle
 
 
 def _add(fleet: Fleet, name: str, like: DeviceInfo, count: int, cpus: int, memory: int, per_host: int) -> None:
-    """A host with devices like one, and as many cores and as much RAM per device as that one's host."""
+    """Add a host with devices like `like`, and as many cores and as much RAM per device as that device's host has.
+
+    Args:
+        fleet: changed in place.
+        name: of the host.
+        like: device to copy.
+        count: number of devices.
+        cpus: thousandths of cores of that device's host.
+        memory: bytes of RAM of that device's host.
+        per_host: number of devices of that device's host.
+    """
     infos = [
         DeviceInfo(
             uuid=f"{name}-{index}",
@@ -237,7 +254,7 @@ def _add(fleet: Fleet, name: str, like: DeviceInfo, count: int, cpus: int, memor
 
 
 def environment(fleet: Fleet, grants: Sequence[Grant], lease_id: str) -> dict[str, dict[str, str]]:
-    """What to set for the work, by host: the devices as their vendor's runtime takes them, and the lease."""
+    """Environment variables for the work, by host: the visible devices for their vendor's runtime, and the lease id."""
     by_host: dict[str, list[str]] = {}
     for grant in grants:
         devices = by_host.setdefault(grant.host, [])
@@ -253,16 +270,16 @@ def environment(fleet: Fleet, grants: Sequence[Grant], lease_id: str) -> dict[st
 
 
 def addresses(fleet: Fleet, grants: Sequence[Grant]) -> dict[str, str]:
-    """How the hosts of grants are reached, by host, where their collectors have said so."""
+    """Network addresses of the hosts of grants, by host, if their collectors report them."""
     hosts = {grant.host: fleet.hosts.get(grant.host) for grant in grants}
     return {name: host.address for name, host in hosts.items() if host is not None and host.address}
 
 
 def ask_of(fleet: Fleet, request: WorkRequest) -> Ask:
-    """A request as it is decided in this fleet.
+    """Request in whole numbers, as it is decided in this fleet.
 
     Raises:
-        InvalidRequest: fields that contradict each other.
+        InvalidRequest: fields contradict each other.
     """
     return fleet.ask(ask_key(replace(request, mig=True) if _any_instance(fleet, request) else request))
 
@@ -275,16 +292,16 @@ def _asked(fleet: Fleet, request: WorkRequest) -> Ask:
 
 
 def _any_instance(fleet: Fleet, request: WorkRequest) -> bool:
-    """Whether a request for one device, whichever it is, comes to a fleet that has MIG instances and nothing else."""
+    """True if the request is for any one device, and the fleet has MIG instances alone: then it gets an instance."""
     anything = request.gpus == 1 and request.gpu_share is None and not request.models and not request.mig
     return anything and bool(fleet.parents) and not fleet.has_boards
 
 
 def check_work(request: WorkRequest, work: Distribution) -> None:
-    """Refuse work items that contradict each other, or the request.
+    """Check that work items are valid for a request.
 
     Raises:
-        InvalidRequest: with the field at fault and what to do.
+        InvalidRequest: they contradict each other, or the request; with the field at fault and what to do.
     """
     if not request.gpus:
         raise InvalidRequest("gpus is 0, so there is no device for work items", "$.distribution")
@@ -319,7 +336,7 @@ def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick], d
             )
         known: dict[DeviceState, tuple[float, dict[str, float]]] = {}
         for device, place in zip(pick.devices, pick.places, strict=True):
-            # Devices in the same state have the same part in the score.
+            # Devices in the same state contribute the same to the score.
             seen = pick.state.devices[place]
             told = known.get(seen)
             if told is None:
@@ -356,7 +373,7 @@ def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick], d
 
 
 def _memory(device: Device, ask: Ask) -> int:
-    """Bytes of a device that a request is granted."""
+    """Bytes of a device's memory that a request is granted."""
     if not ask.whole:
         return ask.gpu_memory_bytes or min(device.part(ask.share), device.memory_free)
     if device.shared_by > 1:

@@ -1,7 +1,7 @@
-"""A last look at exact amounts, before a request is refused for what rounding took off free memory.
+"""Fallback selection by exact amounts of memory, before a request is refused because of rounding.
 
-A host state holds free memory rounded down (`MEMORY_GRAIN_BYTES`). A request that would fit by what was taken off is
-looked at host by host: that is slow, and seldom, since few requests end within a grain of what a device has.
+A host state has free memory rounded down (`MEMORY_GRAIN_BYTES`). If a request might fit within the remainder, hosts are
+compared one by one. That is slow, but rare: few requests are within a grain of what a device has.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Pick(NamedTuple):
     Attributes:
         host: the host.
         devices: the devices, by index.
-        places: their places in the state.
+        places: their indexes in the state.
         state: of the host when it was picked.
-        ask: the part of the request that lies here.
-        choice: the policy's.
+        ask: the part of the request that is placed here.
+        choice: of the policy.
     """
 
     host: Host
@@ -39,7 +39,7 @@ class Pick(NamedTuple):
 
 
 def picked(host: Host, state: HostState, ask: Ask, choice: Choice) -> Pick:
-    """The devices of a choice on a host, by index."""
+    """Map a policy's choice to the devices of a host, by index."""
     order = host.order
     if len(choice.devices) == 1:
         return Pick(host, (order[choice.devices[0]],), choice.devices, state, ask, choice)
@@ -48,7 +48,7 @@ def picked(host: Host, state: HostState, ask: Ask, choice: Choice) -> Pick:
 
 
 def exact(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
-    """A placement by exact amounts; None where there is none, or rounding makes no difference."""
+    """Select by exact amounts; None if there is no placement, or rounding makes no difference."""
     if not ask.gpu_memory_bytes or NEAR_MEMORY not in room_for(fleet, ask).devices:
         return None
     if ask.placement is not Placement.SPREAD:
@@ -59,7 +59,11 @@ def exact(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
 
 
 def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
-    """The classes in the policy's order, as if they had what rounding may have taken off; the first host that has."""
+    """Select one host by exact amounts.
+
+    Classes are ranked as if they had all the memory that rounding may have taken off; the first host that really has
+    enough is picked.
+    """
     groups: dict[HostState, list[Host]] = {}
     for host in allowed(fleet, ask):
         groups.setdefault(host.state, []).append(host)
@@ -84,7 +88,7 @@ def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
 
 
 def _hosts(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
-    """Several hosts: those that hold most first, or any for one device each; devices by the policy."""
+    """Select several hosts: those that hold most first, or any for one device each; the policy picks their devices."""
     rooms: list[tuple[int, Host, HostState]] = []
     for host in allowed(fleet, ask):
         state = exact_state(fleet, host) if _is_near(host.state, ask) else host.state
@@ -96,7 +100,7 @@ def _hosts(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
     left = ask.gpus
     for at, (room, host, state) in enumerate(rooms):
         if room >= left:
-            # The last one: the smallest that holds the rest.
+            # The last host: the smallest that holds the rest.
             room, host, state = next(entry for entry in reversed(rooms[at:]) if entry[0] >= left)
         part = ask.part(min(room, left))
         choice = policy.choose(state, part, candidates(state, part))
@@ -112,7 +116,7 @@ def _is_near(state: HostState, ask: Ask) -> bool:
 
 
 def exact_state(fleet: Fleet, host: Host) -> HostState:
-    """A host's state with the memory that its devices really have."""
+    """State of a host with the exact free memory of its devices."""
     return _with_memory(host.state, [_memory_free(fleet, device) for device in host.order])
 
 

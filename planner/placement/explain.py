@@ -1,4 +1,4 @@
-"""An explanation: for each device and host, whether it would be taken, and why not."""
+"""Explanations: verdicts on each device and host, with the reason why it is not selected."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .reject import WORDS, words
 from .select import Pick
 
 LISTED: Final = 1000
-"""Devices and hosts in an explanation at most."""
+"""Limit on the devices, and on the hosts, in an explanation."""
 
 
 class _Place(NamedTuple):
-    """What is said of one place in a host state, and so of that place in all hosts of it."""
+    """Verdict on one index in a host state, which holds for all hosts of that state."""
 
     reason: str
     near: bool
@@ -35,7 +35,10 @@ class _Place(NamedTuple):
 
 
 def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> tuple[list[Verdict], dict[str, str]]:
-    """Per device and per host, why it is taken or not; the selected first, then by score; cut to `LISTED`."""
+    """Verdicts per device, selected ones first, then by score; and reasons per host that can't hold the request.
+
+    Both are cut to `LISTED`.
+    """
     selected = {device.uuid for pick in picks for device in pick.devices}
     part = ask if ask.placement is Placement.SAME_HOST else ask.part(min(1, ask.gpus))
     ranked = ranking(fleet, policy, part)
@@ -61,7 +64,7 @@ def verdicts(fleet: Fleet, policy: Policy, ask: Ask, picks: Sequence[Pick]) -> t
 
 
 def _places(policy: Policy, part: Ask, ranked: Ranking, state: HostState, outside: bool) -> tuple[str, list[_Place]]:
-    """Why hosts of a state can not hold the request, and what is said of each of their devices."""
+    """Reason why hosts of a state can't hold the request (or empty), and the verdict on each of their devices."""
     why = WORDS["host"] if outside else _why_host(state, part, len(candidates(state, part)))
     choice = None if why else ranked.choice(state)
     places: list[_Place] = []
@@ -96,7 +99,7 @@ def _verdict(fleet: Fleet, ask: Ask, device: Device, place: _Place, taken: bool)
 
 
 def _kept(kept: Reserved) -> str:
-    """What is kept of a host, and for whom."""
+    """Text that describes the reservations on a host, with their owners."""
     parts = [f"{kept.amount / 1000:g} cores"] if kept.amount else []
     parts += [f"{format_bytes(kept.memory)} RAM"] if kept.memory else []
     return f"{' and '.join(parts) or 'devices'} reserved for {', '.join(owners_of([kept]))}"

@@ -1,4 +1,4 @@
-"""Which devices could hold a request, and for each reason how many could not."""
+"""Feasibility of devices and hosts for a request, with the reason if they are not feasible."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ..fleet.state import (
 
 VERDICTS_KEPT: Final = 4096
 PART_SLACK_BYTES: Final = 512 * 2**20
-"""A share that names no memory is granted so much less than its part, or an eighth less, where that is not free."""
+"""Tolerance for a share that names no memory: it may get this less than its part, or an eighth if that is less."""
 NEAR_MEMORY: Final = "memory?"
-"""Too little free memory as rounded, but the exact amount may do."""
+"""Verdict: too little free memory as rounded, but the exact amount may suffice."""
 
 
 def model_verdict(model: Model, ask: Ask) -> str:
-    """Why no device of the model can ever hold the request; empty if it could."""
+    """Reason why no device of the model can ever hold the request; empty if it could."""
     if model.mig_profile:
         return _instance_verdict(model, ask)
     if ask.mig:
@@ -41,7 +41,7 @@ def _instance_verdict(model: Model, ask: Ask) -> str:
         return "mig"
     if ask.mig and not globs.matches_any(model.mig_profile.lower(), ask.mig):
         return "mig_profile"
-    # A glob that names no profile lets an instance in only where `mig` says what is meant.
+    # A glob that names no profile matches an instance only if the request has `mig`.
     models = ask.models if ask.mig else ask.mig_models
     name = model.name.lower()
     named = (name, f"{name} mig {model.mig_profile.lower()}")
@@ -59,7 +59,7 @@ def _others(model: Model, ask: Ask) -> str:
 
 
 def device_verdict(device: DeviceState, ask: Ask) -> str:
-    """Why a device can not be used; empty if it can."""
+    """Reason why a device can't be used; empty if it can."""
     if device.blocked & MIG_PARENT:
         return "mig_parent"
     if not model_allowed(device.model, ask):
@@ -87,7 +87,7 @@ def _in_use(device: DeviceState, ask: Ask) -> str:
 
 
 def verdict_of(device: DeviceState, ask: Ask) -> str:
-    """`device_verdict`, worked out once for each state."""
+    """`device_verdict`, cached for each state."""
     verdicts = ask.verdicts
     found = verdicts.get(device)
     if found is None:
@@ -98,7 +98,7 @@ def verdict_of(device: DeviceState, ask: Ask) -> str:
 
 
 def candidates(state: HostState, ask: Ask) -> list[int]:
-    """Places of the devices that could be used: those without a verdict, found without wording one."""
+    """Indexes of the usable devices: those whose verdict is empty, found without computing reasons if possible."""
     found: list[int] = []
     memory, share = ask.gpu_memory_bytes, ask.share
     if not ask.plain:
@@ -121,14 +121,14 @@ def candidates(state: HostState, ask: Ask) -> list[int]:
 
 
 def has_part(device: DeviceState, share: int) -> bool:
-    """Whether a share can have its part of the device's memory, but for what the driver or a small stranger takes."""
+    """True if a share can get its part of the device's memory, less a tolerance for the driver and small processes."""
     part = device.memory_most * share // WHOLE_SHARE
     free = device.memory_free + ROUNDED_OFF_BYTES if device.rounded else device.memory_free
     return free >= part - min(PART_SLACK_BYTES, part // 8)
 
 
 def model_allowed(model: Model, ask: Ask) -> bool:
-    """Whether the request allows the model, worked out once."""
+    """True if the request allows the model; cached."""
     found = ask.allowed.get(model)
     if found is None:
         found = ask.allowed[model] = not model_verdict(model, ask)
@@ -136,7 +136,7 @@ def model_allowed(model: Model, ask: Ask) -> bool:
 
 
 def excluded(state: HostState, ask: Ask) -> bool:
-    """Whether a host can not hold the whole request, as far as its sums tell."""
+    """True if a host's totals show that it can't hold the whole request."""
     return (
         state.cpus_free < ask.cpus_milli
         or state.memory_free < ask.host_memory_bytes
@@ -146,7 +146,7 @@ def excluded(state: HostState, ask: Ask) -> bool:
 
 
 def host_verdict(state: HostState, ask: Ask, usable: int) -> str:
-    """Why a host can not hold the whole request on its own, given its usable devices; empty if it can."""
+    """Reason why a single host can't hold the whole request, given its number of usable devices; empty if it can."""
     if state.blocked:
         return next(name for bit, name in BLOCKS.items() if state.blocked & bit)
     if usable < ask.gpus:
@@ -159,7 +159,7 @@ def host_verdict(state: HostState, ask: Ask, usable: int) -> str:
 
 
 def capacity(state: HostState, ask: Ask, usable: int) -> int:
-    """How many of the request's devices a host can hold, each with its part of cores and RAM."""
+    """Number of the request's devices that a host can hold, each with its part of cores and RAM."""
     if state.blocked:
         return 0
     held = min(usable, ask.gpus)
@@ -172,7 +172,7 @@ def capacity(state: HostState, ask: Ask, usable: int) -> int:
 
 
 def matches_host(name: str, labels: dict[str, str], hosts: Sequence[str], wanted: Sequence[tuple[str, str]]) -> bool:
-    """Whether a request that names hosts or labels may use a host."""
+    """True if a request that names hosts or labels may use a host."""
     if hosts and not globs.matches_any(name.lower(), hosts):
         return False
     return all(labels.get(key) == value for key, value in wanted)

@@ -1,7 +1,7 @@
-"""Hosts by a policy's score, kept from one decision to the next.
+"""Rankings of hosts by a policy's score, cached from one decision to the next.
 
-A ranking is of one policy and one ask. It holds a heap of host classes with the policy's choice, and catches up with
-the classes that are new since it was last asked, so that a decision costs what has changed and not what there is.
+A ranking belongs to one policy and one ask. It has a heap of host classes with the policy's choices, and adds the
+classes that are new since its last use. So the cost of a decision depends on the changes, not on the fleet's size.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .feasible import candidates, excluded
 from .policies import Choice, Policy
 
 CHOICES_SPARE: Final = 1024
-"""Choices of states that no host is in any more are kept until there are so many more than classes, twice over."""
+"""Choices of unused states are evicted once there are more choices than twice the classes plus this number."""
 _UNKNOWN: Final = Choice(0.0, 0.0, (-1,))
 
 Entry = tuple[float, float, Any, int, HostState]
-"""Score and tie turned round, order, identity, state. A state that was forgotten and came again is another object of
+"""Negative score, negative tie, order, identity, state. A state that was evicted and made again is another object of
 the same order; identity decides between the two, of which one has no hosts."""
 
 
@@ -40,7 +40,7 @@ class Ranking:
         self._cursor = -1
 
     def choice(self, state: HostState) -> Choice | None:
-        """The policy's choice on a host of that state; None where it can not hold the ask."""
+        """The policy's choice on a host of that state, cached; None if it can't hold the ask."""
         ask = self.ask
         if excluded(state, ask):
             return None
@@ -54,11 +54,11 @@ class Ranking:
         return chosen
 
     def key(self, state: HostState, choice: Choice) -> tuple[float, float, Any]:
-        """Sorts choices, best first; of equal scores the one that comes first in the order of states."""
+        """Sort key of choices, best first; equal scores are sorted by the order of states."""
         return (-choice.score, -choice.tie, state.order)
 
     def top(self, fleet: Fleet, count: int, without: Set[str] = frozenset()) -> list[str]:
-        """The best hosts that can hold the ask, at most so many, by name."""
+        """Names of the best hosts that can hold the ask, at most `count`, without some."""
         self._catch_up(fleet)
         heap, classes = self._heap, fleet.index.classes
         kept: list[Entry] = []
@@ -77,7 +77,7 @@ class Ranking:
         return found
 
     def best(self, fleet: Fleet) -> tuple[HostClass, Choice] | None:
-        """The best class with its choice; of equal scores the one that comes first in the order of states."""
+        """The best class with its choice, of equal scores the first in the order of states; None if there is none."""
         self._catch_up(fleet)
         heap, classes = self._heap, fleet.index.classes
         while heap:
@@ -102,7 +102,7 @@ class Ranking:
             self._cursor = -1
         behind = index.end - self._cursor
         if self._cursor < index.base or behind > len(index.classes):
-            # As many are new as there are: begin anew, with the choices that still hold.
+            # More are new than there are classes: build a new heap, from cached choices.
             self._queued = set()
             heap: list[Entry] = []
             for state in index.classes:
@@ -126,7 +126,7 @@ class Ranking:
 
 
 def ranking(fleet: Fleet, policy: Policy, ask: Ask) -> Ranking:
-    """The ranking that is kept for a policy and an ask."""
+    """The cached ranking of a policy and an ask."""
     key = (policy, ask)
     found = fleet.cache.get(key)
     if found is None:

@@ -1,4 +1,4 @@
-"""Why a request does not fit: every device counted under one reason, in words, and whether it could ever fit."""
+"""Rejections: every device counted under one reason, in words, and if the request could ever fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .feasible import NEAR_MEMORY, candidates, capacity
 
 
 def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
-    """The answer to a request that `select` found no place for."""
+    """Make the rejection of a request that `select` found no placement for."""
     if not fleet.hosts or (ask.gpus and not fleet.devices):
         message = "the planner knows no device (yet): is a collector running, on this bus?"
         return Rejection(code=RejectionCode.NO_DEVICES, message=message, request_id=request_id)
@@ -47,14 +47,14 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
 
 
 def kept(fleet: Fleet) -> str:
-    """For whom something is kept, in words."""
+    """Text that names the owners of applied reservations."""
     owners = owners_of([*fleet.reserved.values(), *fleet.reserved_hosts.values()])
     more = f" and {len(owners) - _OWNERS_NAMED} more" if len(owners) > _OWNERS_NAMED else ""
     return f"reserved for requests that have waited longer, of {', '.join(owners[:_OWNERS_NAMED])}{more}"
 
 
 def words(code: str, tally: Room, ask: Ask) -> str:
-    """A reason, with the nearest miss where there is one."""
+    """Text of a reason, with the nearest miss if there is one."""
     near = max(tally.most(code), tally.most(NEAR_MEMORY)) if code == "memory" else tally.most(code)
     if code == "memory":
         return f"too little free memory (largest {format_bytes(near)})"
@@ -76,7 +76,7 @@ def words(code: str, tally: Room, ask: Ask) -> str:
 
 _OWNERS_NAMED: Final = 3
 _IN_PART: Final = frozenset({"cpus", "host_memory", "share", "memory"})
-"""What a host or device may be short of because a part of it is kept for others."""
+"""Reasons that may be due to a part of a host or device being reserved."""
 WORDS: Final = {
     "model": "wrong model",
     "vendor": "wrong vendor",
@@ -110,7 +110,7 @@ def _part_ram(ask: Ask) -> int:
 
 
 def _nearest(tally: Room, ask: Ask, fits: bool) -> str:
-    """The one change that would bring the request closest, in words."""
+    """Suggest the one change that would bring the request closest; empty if there is none."""
     most = tally.most("host_devices")
     if most:
         if ask.placement is Placement.SAME_HOST and fits:
@@ -137,7 +137,7 @@ def _nearest(tally: Room, ask: Ask, fits: bool) -> str:
 
 
 def could_ever_fit(fleet: Fleet, ask: Ask) -> bool:
-    """Whether the same fleet could hold the request if it were idle and healthy."""
+    """Check if the fleet could hold the request when idle and healthy; cached until that capacity changes."""
     key = ("ever", ask)
     kept = fleet.cache.get(key)
     if kept is None or kept[0] != fleet.idle_version:

@@ -1,9 +1,9 @@
-"""The devices that a request which has waited long enough gets kept for it: those that serve it soonest, and no more.
+"""Choice of the devices to reserve for a request that was queued for long: those that can serve it soonest, no more.
 
-A pure choice from the fleet as it is, beside what is kept already for those ahead. A device counts if the request could
-take it once leases have ended: model, vendor, capability, memory, share, health, drains and the host's cores and RAM
-are looked at as `feasible` does. What needs the fewest leases to end comes first, then what was kept before, then what
-ends first. A request that could not be served even so gets nothing kept.
+A pure function of the fleet, with the reservations of the requests ahead applied. A device is eligible if the request
+could take it once leases have ended: model, vendor, capability, memory, share, health, drains and the host's cores and
+RAM are checked as in `feasible`. Devices that need the fewest leases to end come first, then those that were reserved
+before, then those whose leases end first. A request that could not be served even so gets no reservation.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from .capacity import allowed
 from .feasible import PART_SLACK_BYTES, candidates, capacity, device_verdict
 
 HOSTS_COMPARED: Final = 64
-"""Hosts that could serve a request are compared, so many at most; the rest are alike or need more leases to end."""
+"""Limit on the hosts that are compared for a request; the others are equal or need more leases to end."""
 
 Ends = Callable[[str], float]
-"""When a lease ends, seconds since the epoch, if nobody renews it; infinity where that is not known."""
+"""Returns the end of a lease unless it is renewed, seconds since the epoch; infinity if not known."""
 
 
 class _Unit(NamedTuple):
-    """One device that the request could take, and the leases that must end before."""
+    """One device that the request could take, and the leases that must end first."""
 
     device: Device
     leases: tuple[str, ...]
     ends: float
     other: bool
-    """It was not kept before."""
+    """True if it was not reserved for the request before."""
 
     @property
     def order(self) -> tuple[bool, bool, float, int]:
@@ -42,7 +42,7 @@ class _Unit(NamedTuple):
 
 
 class _Offer(NamedTuple):
-    """What one host could do for a request or for a part of it."""
+    """Devices of one host for a request, or for a part of it."""
 
     busy: int
     other: bool
@@ -57,17 +57,17 @@ class _Offer(NamedTuple):
 
 
 def choose(fleet: Fleet, ask: Ask, owner: str, ends: Ends, before: Reservation | None = None) -> Reservation | None:
-    """What to keep for a request that waits.
+    """Choose the reservation for a queued request.
 
     Args:
-        fleet: with what is kept for those ahead.
+        fleet: with the reservations of the requests ahead applied.
         ask: the request.
         owner: of the request.
-        ends: of leases.
-        before: what was kept for it so far, which is not applied to the fleet: of equals it is chosen again.
+        ends: returns the end of a lease.
+        before: its present reservation, which is not applied to the fleet: it is preferred among equals.
 
     Returns:
-        The reservation; None where all leases that may end would not make room.
+        The reservation; None if there would be no room even after leases have ended.
     """
     look = _Look(fleet, ask, ends, before)
     if ask.placement is Placement.SPREAD:
@@ -83,7 +83,7 @@ def choose(fleet: Fleet, ask: Ask, owner: str, ends: Ends, before: Reservation |
 
 
 def holds(fleet: Fleet, ask: Ask, reservation: Reservation) -> bool:
-    """Whether a reservation that is not applied could still serve its request."""
+    """True if a reservation, which is not applied to the fleet, could still serve its request."""
     inside = {host.name for host in allowed(fleet, ask)} if ask.filtered else None
     for name, cpus, memory in reservation.hosts:
         host = fleet.hosts.get(name)
@@ -110,7 +110,7 @@ def _reservation(owner: str, ask: Ask, offers: Iterable[_Offer]) -> Reservation:
 
 
 class _Look:
-    """One look over the hosts for one request."""
+    """One search over the hosts, for one request."""
 
     def __init__(self, fleet: Fleet, ask: Ask, ends: Ends, before: Reservation | None) -> None:
         self.fleet = fleet
@@ -120,7 +120,7 @@ class _Look:
         self.kept_hosts = frozenset(name for name, _, _ in before.hosts) if before is not None else frozenset()
 
     def one_host(self) -> _Offer | None:
-        """The host that could soonest take all of it."""
+        """The host that could take all of the request soonest; None if none could."""
         best: _Offer | None = None
         compared = 0
         for least, name in self._hosts(self.ask):
@@ -134,7 +134,7 @@ class _Look:
         return best
 
     def spread(self) -> list[_Offer] | None:
-        """The hosts that could soonest take one device each."""
+        """The hosts that could take one device each soonest; None if there are too few."""
         part, wanted = self.ask.part(1), self.ask.gpus
         found: list[_Offer] = []
         for least, name in self._hosts(part):
@@ -147,7 +147,7 @@ class _Look:
         return found[:wanted] if len(found) >= wanted else None
 
     def several(self) -> list[_Offer] | None:
-        """Hosts that could soonest take all of it together; of equals those that take more each."""
+        """Hosts that could take all of the request together soonest, preferably few; None if they can't."""
         wanted = self.ask.gpus
         steps: list[tuple[int, bool, int, str, int, _Offer]] = []
         idle = compared = 0
@@ -162,12 +162,12 @@ class _Look:
                 steps.append((cost, offer.other, -free, name, number, offer))
         if len(steps) < wanted:
             return None
-        # A host's steps cost ever more, so that the last one that is taken stands for all before it.
+        # The steps of a host never cost less than those before, so its last taken step includes all before it.
         taken = sorted(steps, key=lambda step: step[:5])[:wanted]
         return list({step[3]: step[5] for step in taken}.values())
 
     def _steps(self, host: Host) -> list[tuple[int, _Offer]]:
-        """What one more device on a host costs in leases that must end, with the offer of all so far."""
+        """For each further device on a host: its cost in leases that must end, and the offer of all devices so far."""
         found: list[tuple[int, _Offer]] = []
         units = self._units(host)
         cost = before = 0
@@ -181,11 +181,11 @@ class _Look:
         return found
 
     def _hosts(self, part: Ask, by_room: bool = False) -> list[tuple[int, str]]:
-        """The hosts that could ever take a part, by the least number of leases that must end there.
+        """Hosts that could ever take a part of the request, sorted by a lower bound on the leases that must end there.
 
         Args:
             part: of the request that one host takes.
-            by_room: those with most idle devices first.
+            by_room: sort by most usable devices instead.
         """
         fleet = self.fleet
         bounds: dict[HostState, int] = {}
@@ -246,7 +246,7 @@ class _Look:
         return _Unit(device, leases, ends, device.uuid not in self.kept_devices)
 
     def _until_share(self, device: Device) -> tuple[str, ...]:
-        """The leases that must end until a part of a device is free, those that end first."""
+        """The leases that must end until the requested share of a device is free, those first that end first."""
         ask, kept = self.ask, self.fleet.reserved.get(device.uuid)
         share, memory = device.share_left, device.memory_free
         if kept is not None:
@@ -264,7 +264,7 @@ class _Look:
         return tuple(found)
 
     def _until_enough(self, host: Host, part: Ask, leaving: Set[str]) -> list[str] | None:
-        """The leases beside some others that must end until a host has the cores and RAM; None if that is never."""
+        """Leases that must end, beyond those `leaving`, until a host has the cores and RAM; None if it never has."""
         cpus, memory = part.cpus_milli, part.host_memory_bytes
         fleet, name = self.fleet, host.name
         if not _enough(fleet, host, cpus, memory):
@@ -289,12 +289,12 @@ class _Look:
 
 
 def _memory(device: Device, ask: Ask) -> int:
-    """What a request takes of a device's memory; of a whole device nothing is left that could be counted."""
+    """Bytes of a device's memory to reserve for a request; 0 for a whole device, which leaves nothing to count."""
     return 0 if ask.whole else ask.gpu_memory_bytes or device.memory_most * ask.share // WHOLE_SHARE
 
 
 def _takes(fleet: Fleet, device: Device, ask: Ask) -> bool:
-    """Whether a device could be taken once its leases have ended."""
+    """True if a request could take a device once its leases have ended."""
     kept = fleet.reserved.get(device.uuid) if fleet.reserved else None
     return not device.blocked and not device_verdict(device.without_leases(kept), ask)
 
@@ -306,7 +306,7 @@ def _could_hold(idle: HostState, part: Ask) -> bool:
 
 
 def _most(fleet: Fleet, host: Host) -> tuple[int, int]:
-    """The cores and RAM of a host that are not kept for others."""
+    """Cores (thousandths) and RAM (bytes) of a host that are not reserved."""
     kept = fleet.reserved_hosts.get(host.name)
     cpus, memory = host.cpus_total, host.memory_total
     if kept is not None:
@@ -316,7 +316,7 @@ def _most(fleet: Fleet, host: Host) -> tuple[int, int]:
 
 
 def _free(fleet: Fleet, host: Host) -> tuple[int, int]:
-    """Those that no lease holds, too."""
+    """Cores (thousandths) and RAM (bytes) of a host that are neither reserved nor held by leases."""
     cpus, memory = _most(fleet, host)
     return (
         cpus - host.cpus_held if cpus < UNLIMITED else cpus,

@@ -1,4 +1,4 @@
-"""All or nothing: the hosts and devices for a request, on one host, on the fewest, or each on another."""
+"""Selection of hosts and devices for a request, all or nothing: one host, the fewest hosts, or one device on each."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .policies import Choice, Policy
 from .rank import Ranking, ranking
 
 DRAWS: Final = 16
-"""Hosts drawn at random before all are looked at."""
+"""Number of hosts to draw at random before all are checked."""
 
 
 def select(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
-    """The best placement by the policy; None where the request does not fit now."""
+    """Select the best placement by the policy; None if the request does not fit now."""
     if ask.placement is Placement.SPREAD:
         found = _spread(fleet, policy, ask)
     else:
@@ -53,7 +53,7 @@ def _one_host(fleet: Fleet, policy: Policy, ask: Ask) -> Pick | None:
 
 
 def _best_of(hosts: list[Host], ranked: Ranking) -> tuple[Host, Choice] | None:
-    """The best among given hosts, one look a class; the first by name of those in the best class."""
+    """The best of some hosts, one comparison per class; the first host given of the best class."""
     best: tuple[Host, Choice] | None = None
     key = None
     seen: set[HostState] = set()
@@ -72,10 +72,10 @@ def _best_of(hosts: list[Host], ranked: Ranking) -> tuple[Host, Choice] | None:
 
 
 def _sampled(fleet: Fleet, policy: Policy, ask: Ask, ranked: Ranking, draw: Random) -> tuple[Host, Choice] | None:
-    """A feasible host with equal chances."""
+    """Draw a feasible host with equal probability."""
     hosts = allowed(fleet, ask)
     found: Host | None = None
-    # Drawn from all and thrown back if it can not hold the request, the first that can is as likely as any other.
+    # Rejection sampling: of hosts drawn from all, the first that can hold the request is as likely as any other.
     for _ in range(DRAWS if hosts else 0):
         host = draw.choice(hosts)
         if ranked.choice(host.state) is not None:
@@ -96,7 +96,7 @@ def _take(policy: Policy, ask: Ask, host: Host, ranked: Ranking) -> Pick:
 
 
 def _top(fleet: Fleet, policy: Policy, ask: Ask, count: int, without: Set[str]) -> list[Pick]:
-    """The best hosts for an ask, each with its devices; at most so many."""
+    """The best hosts for an ask, each with its devices; at most `count`, without some."""
     if policy.search is not None and ask.plain and not ask.filtered:
         found = policy.search.top(fleet, ask, count, without)
         return [picked(fleet.hosts[name], fleet.hosts[name].state, ask, choice) for name, choice in found]
@@ -114,7 +114,7 @@ def _top(fleet: Fleet, policy: Policy, ask: Ask, count: int, without: Set[str]) 
 
 
 def _fewest(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
-    """The hosts that hold most first, since that needs the fewest; the last is the best one that holds the rest."""
+    """Select the fewest hosts: those that hold most first, then the best one that holds the rest."""
     picks: list[Pick] = []
     taken: set[str] = set()
     left = ask.gpus
@@ -123,7 +123,7 @@ def _fewest(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
     while held > 0:
         if search is not None:
             held = search.may_hold(fleet, ask, held, taken)
-        # Hosts with more room are all taken by now: those that hold so many have exactly this room.
+        # Hosts with more room are all taken already: those that hold so many have exactly this room.
         if left >= held > 0:
             for pick in _top(fleet, policy, ask.part(held), left // held, taken):
                 picks.append(pick)
@@ -140,7 +140,7 @@ def _fewest(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
 
 
 def _spread(fleet: Fleet, policy: Policy, ask: Ask) -> list[Pick] | None:
-    """One device on each of the best hosts."""
+    """Select one device on each of the best hosts."""
     picks = _top(fleet, policy, ask.part(1), ask.gpus, frozenset())
     return picks if len(picks) == ask.gpus else None
 

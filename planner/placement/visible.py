@@ -1,4 +1,4 @@
-"""The variables by which a vendor's runtime shows a program some of a host's devices and hides the others.
+"""Environment variables that make a vendor's runtime show a program some devices of a host and hide the others.
 
 CUDA takes uuids, or numbers in the order of `CUDA_DEVICE_ORDER`. ROCm filters twice: `ROCR_VISIBLE_DEVICES` takes ids
 or numbers of all devices, and `HIP_VISIBLE_DEVICES` numbers of those that are left. A program built for HIP reads
@@ -16,10 +16,10 @@ AMD = "amd"
 
 
 def visible(held: Sequence[tuple[str, DeviceInfo | None]], around: AbstractSet[str]) -> dict[str, str]:
-    """What to set so that a program sees these devices of a host alone.
+    """Environment variables with which a program sees these devices of a host alone.
 
     Args:
-        held: each device's uuid, and what is known of it.
+        held: uuid of each device, and its capabilities if known.
         around: vendors of all devices of the host.
     """
     amd = [info for _, info in held if info is not None and info.vendor == AMD]
@@ -28,18 +28,18 @@ def visible(held: Sequence[tuple[str, DeviceInfo | None]], around: AbstractSet[s
         return _cuda(others)
     here = ",".join(map(str, range(len(amd))))
     values = {"ROCR_VISIBLE_DEVICES": ",".join(_rocm(info) for info in amd), "HIP_VISIBLE_DEVICES": here}
-    # Where there are devices of both kinds, the numbers of the one must not show the other.
+    # If there are devices of both vendors, the numbers of one must not show the other.
     return values | (_cuda(others) if others or around - {AMD} else {"CUDA_VISIBLE_DEVICES": here})
 
 
 def _rocm(info: DeviceInfo) -> str:
-    """ROCm's name of a device. A collector that tells none gives its number: amdsmi's uuid would hide them all."""
+    """Name of a device for ROCm, or its number if the collector reports none: amdsmi's uuid would hide all devices."""
     return info.visible_id or str(info.index)
 
 
 def _cuda(devices: Sequence[tuple[str, DeviceInfo | None]]) -> dict[str, str]:
     if not any(info is not None and info.visible_id for _, info in devices):
         return {"CUDA_VISIBLE_DEVICES": ",".join(uuid for uuid, _ in devices)}
-    # A list is of uuids or of numbers. NVML, which the numbers are of, counts by PCI address.
+    # A list has uuids or numbers, not both. The numbers are from NVML, which counts by PCI address.
     names = [uuid if info is None else str(info.index) for uuid, info in devices]
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(names)}

@@ -27,11 +27,11 @@ __all__ = ["DEFAULT", "POLICIES", "Choice", "Policy", "make"]
 
 
 def make(name: str, profile: Mapping[AskKey, float] | None = None) -> Policy:
-    """A fresh policy: it may learn, and two planners must not share what it knows.
+    """Make a new policy. Each planner needs one of its own, since policies may learn.
 
     Args:
         name: of the policy.
-        profile: the mix of requests, request → weight, for policies that use one; they learn it otherwise.
+        profile: the mix of requests, request → weight, for policies that use one; otherwise they learn it.
 
     Raises:
         KeyError: there is none of that name.

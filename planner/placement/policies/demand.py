@@ -1,4 +1,4 @@
-"""What requests are like: given, or learned from those that come in."""
+"""The mix of requests: given, or learned from those that arrive."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Final
 from ...fleet.state import Ask, AskKey
 
 FIRST_AFTER: Final = 8
-"""Requests after which the mix is looked at for the first time."""
+"""Number of requests after which the mix is evaluated for the first time."""
 GROWTH: Final = 1.5
-"""It is looked at again when so many times as many have been seen."""
+"""Factor on the number of requests after which the mix is evaluated again."""
 EVERY_MOST: Final = 8192
-"""And after so many requests at the latest."""
+"""Number of further requests after which the mix is evaluated again at the latest."""
 WEIGHT_MOST: Final = 32_768
-"""Beyond it all weights are halved, so that last month's mix fades."""
+"""Limit on the sum of weights, beyond which all are halved, so that last month's mix fades."""
 KINDS_MOST: Final = 4096
-"""Kinds of requests that are kept apart; beyond it the rarest are forgotten."""
+"""Limit on the kinds of requests, beyond which the rarest are forgotten."""
 
 
 class Demand:
     """The mix of requests.
 
     Args:
-        profile: request → weight, where it is known; it is then not learned.
+        profile: request → weight, if it is known; it is then not learned.
 
     Attributes:
         mix: request → weight.
@@ -39,7 +39,7 @@ class Demand:
         """Count a request.
 
         Returns:
-            Whether the mix should be looked at again.
+            True if the mix should be evaluated again.
         """
         if self.given:
             return False

@@ -1,13 +1,13 @@
 """Fragmentation gradient descent (FGD, Weng et al., USENIX ATC'23): place where the expected fragments grow least.
 
-A fragment is free share that a request can not use. Of a host in state s, over typical requests r of frequency pᵣ,
+A fragment is free share that a request can't use. For a host in state s, over typical requests r of frequency pᵣ,
 
-    F(s) = Σ pᵣ · (free milli of s that r can not use)
+    F(s) = Σ pᵣ · (free milli of s that r can't use)
 
-which is all of it where r asks for no device, does not fit the cores, or finds too few devices with its share free, and
-else the milli on devices that have less than its share free or are of a model that r does not allow. Device memory and
-RAM are not looked at, as they are not there. The score is ⌊100 · sigmoid((F(s) − F(s after)) / 1000)⌋, as the authors'
-simulator has it. These whole steps matter: where they tie, the fuller host is taken, and on it the fuller device.
+That is all of it if r asks for no device, does not fit the cores, or finds too few devices with its share free. Else it
+is the milli on devices that have less than its share free, or are of a model that r does not allow. Device memory and
+RAM are ignored, as in the paper. The score is ⌊100 · sigmoid((F(s) − F(s after)) / 1000)⌋, as in the authors'
+simulator. These whole steps matter: in a tie the fuller host is taken, and on it the fuller device.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from ...fleet.fleet import Fleet
 
 TYPICAL: Final = 0.9
-"""Part of all requests that the typical ones make up, the most frequent first, where the mix is given. Of a mix that is
-learned all count: few have been seen at first, and rare ones would be cut that are not rare."""
+"""Part of all requests that the typical ones make up, the most frequent first, if the mix is given. Of a learned mix
+all count: few requests have been seen at first, and some that are not rare would be cut."""
 STEPS: Final = 100
 KEPT: Final = 50_000
 
 Free = list[tuple[Model, int, int]]
-"""(model, free share, devices) each: what a host has to give."""
+"""Free capacity of a host: (model, free share, number of devices) each."""
 
 
 class _Row(NamedTuple):
-    """What the typical requests could use, on a host with so many free cores.
+    """Weights of the typical requests that fit a model, on a host with so many free cores.
 
     Attributes:
         one: weight of requests for one device, of the n smallest sizes for each n.
-        several: weight of requests for several devices that n whole ones suffice, for each n up to the largest.
+        several: weight of requests for several devices for which n whole ones suffice, for each n up to the largest.
     """
 
     one: list[float]
@@ -50,7 +50,7 @@ class _Row(NamedTuple):
 
 
 class _Typical:
-    """Typical requests: weights that sum to at most 1 over all of them, those without devices too.
+    """Typical requests: weights that sum to at most 1 over all of them, including those without devices.
 
     Args:
         mix: request → weight.
@@ -60,7 +60,7 @@ class _Typical:
     def __init__(self, mix: Mapping[Ask, float], part: float) -> None:
         merged: dict[tuple[object, ...], tuple[Ask, float]] = {}
         for ask, weight in mix.items():
-            # Amounts of memory make no difference here.
+            # Amounts of memory are ignored.
             key = (ask.gpus, ask.share_milli, ask.cpus_milli, ask.models, ask.vendors, ask.min_compute_capability)
             first, before = merged.get(key, (ask, 0.0))
             merged[key] = (first, before + weight)
@@ -78,12 +78,12 @@ class _Typical:
         self.sizes = sorted({ask.share_milli for ask, _ in self.one})
         self.place = {size: at for at, size in enumerate(self.sizes)}
         self.reach = [bisect_left(self.sizes, share + 1) for share in range(WHOLE_MILLI + 1)]
-        """How many of the sizes a free share can hold."""
+        """Number of the sizes that fit a free share, for each share."""
         self.most = max((ask.gpus for ask, _ in self.several), default=0)
         self._rows: dict[tuple[Model, int], _Row] = {}
 
     def row(self, model: Model, cpus: int) -> _Row:
-        """What fits a model beside so many free cores."""
+        """Weights of the requests that fit a model and so many free cores; cached."""
         found = self._rows.get((model, cpus))
         if found is None:
             if len(self._rows) >= KEPT:
@@ -100,7 +100,7 @@ class _Typical:
         return found
 
     def usable(self, free: Free, cpus: int) -> float:
-        """Milli that requests could use, in the mean."""
+        """Free milli that requests could use, on average."""
         total = 0.0
         whole: dict[Model, int] = {}
         reach = self.reach
@@ -130,10 +130,10 @@ def _sums(values: Iterable[float]) -> list[float]:
 
 
 class Fragmentation(Base):
-    """The host whose fragments grow least.
+    """Picks the host whose fragments grow least.
 
     Args:
-        profile: the mix of requests, where it is known; it is learned from the requests otherwise.
+        profile: the mix of requests, if it is known; otherwise it is learned from the requests.
     """
 
     name = "fragmentation"
@@ -148,13 +148,13 @@ class Fragmentation(Base):
         self._before: dict[HostState, tuple[float, Free]] = {}
 
     def observe(self, fleet: Fleet, ask: Ask) -> None:
-        """Learn what requests are like."""
+        """Learn the mix of requests."""
         if self._demand.observe(ask):
             self.version += 1
             self._learn()
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
-        """The device that leaves the fewest fragments; several as links join them best."""
+        """Pick the device that leaves the fewest fragments; several devices by the best links."""
         usable, free = self._standing(state)
         cpus = state.cpus_free - ask.cpus_milli
         devices = state.devices
@@ -190,11 +190,11 @@ class Fragmentation(Base):
         return Choice(best, -strain(devices[place]), (place,))
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
-        """100 for a request that ends thousands of milli of fragments, 50 where they stay as they are."""
+        """Score by name: near 100 if the request removes thousands of milli of fragments, 50 if they do not change."""
         return {"fragments": choice.score}
 
     def _standing(self, state: HostState) -> tuple[float, Free]:
-        """What requests could use, and what there is."""
+        """Free milli that requests could use on a host, and its free capacity; cached."""
         found = self._before.get(state)
         if found is None:
             if len(self._before) >= KEPT:
@@ -210,7 +210,7 @@ class Fragmentation(Base):
 
 
 def _after(free: Free, model: Model, share: int, taken: int) -> Free:
-    """What is left when one device of a free share gives so much; entries may come twice."""
+    """Free capacity after one device of a model and free share gives `taken` milli; there may be equal entries."""
     left: Free = []
     for entry in free:
         if entry[0] is model and entry[1] == share:
@@ -224,5 +224,5 @@ def _after(free: Free, model: Model, share: int, taken: int) -> Free:
 
 
 def _step(gain: float) -> float:
-    """The score of fragments that go away: free milli fall by what is placed, F by that and what becomes usable."""
+    """Score of the fragments that are removed: placed milli plus the gain in usable milli."""
     return float(int(STEPS / (1 + exp(-round(gain, 9) / WHOLE_MILLI))))

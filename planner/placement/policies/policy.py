@@ -1,4 +1,4 @@
-"""What a ranking policy is: it scores a host for a request, and picks the devices on it."""
+"""Interface of ranking policies, which score a host for a request and pick devices on it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Choice(NamedTuple):
 
     Attributes:
         score: of the host, greater is better.
-        tie: decides between equal scores, greater is better.
-        devices: places of the chosen devices in `HostState.devices`, ascending; empty for cores and RAM alone.
+        tie: tie-breaker between equal scores, greater is better.
+        devices: indexes of the chosen devices in `HostState.devices`, ascending; empty for cores and RAM alone.
     """
 
     score: float
@@ -28,31 +28,31 @@ class Choice(NamedTuple):
 
 
 class Search(Protocol):
-    """Finds the best hosts of a whole fleet at once. It does not look at the hosts and labels that a request names."""
+    """Search for the best hosts of a whole fleet at once. It ignores the hosts and labels that a request names."""
 
     def best(self, fleet: Fleet, ask: Ask) -> tuple[HostClass, Choice] | None:
-        """The best class that can hold the ask on one host, with the choice on it; None if there is none."""
+        """Find the best class that can hold the ask on one host, with the choice on it; None if there is none."""
         ...
 
     def top(self, fleet: Fleet, ask: Ask, count: int, without: Set[str]) -> list[tuple[str, Choice]]:
-        """The best hosts that can hold the ask each, by name, at most so many, with the choice on each."""
+        """Find the best hosts that can hold the ask each: names and choices, at most `count`, without some."""
         ...
 
     def may_hold(self, fleet: Fleet, ask: Ask, most: int, without: Set[str]) -> int:
-        """How many whole devices for the ask one host holds at most, as a bound from above, and no more than `most`."""
+        """Upper bound on the whole devices for the ask that one host can hold, at most `most`, without some hosts."""
         ...
 
 
 class Policy(Protocol):
-    """Ranks hosts. Declining is not its business: every host that it is given can hold the request.
+    """Ranks hosts. It never declines: every host that it is given can hold the request.
 
-    Hosts come as states, shared by all hosts of that state; what is worked out for a state is worth keeping. The
-    planner keeps each choice until `version` moves, so a policy that learns moves it when older choices no longer
-    hold, and not more often than that.
+    Hosts are given as states, shared by all hosts of that state, so it pays to cache results by state. The planner
+    caches each choice until `version` changes. So a policy that learns must change it when older choices are no longer
+    valid, and should not change it more often.
 
     Attributes:
         name: as requests name it.
-        version: of what it has learned.
+        version: of the learned state.
     """
 
     name: str
@@ -60,16 +60,16 @@ class Policy(Protocol):
 
     @property
     def draw(self) -> Random | None:
-        """Where it is set, the host is drawn from all feasible ones with equal chances; scores do not count."""
+        """Random generator; if set, the host is drawn from all feasible ones with equal probability, without scores."""
         ...
 
     @property
     def search(self) -> Search | None:
-        """Where it is set, it finds the best hosts, in place of a ranking that is kept."""
+        """Search for the best hosts; if set, it replaces the cached ranking."""
         ...
 
     def observe(self, fleet: Fleet, ask: Ask) -> None:
-        """A request has come in: the place to learn what requests are like, or to look over the fleet."""
+        """Learn from a request that has arrived, or from the fleet."""
         ...
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
@@ -77,25 +77,25 @@ class Policy(Protocol):
 
         Args:
             state: of a host that can hold the request.
-            ask: what is asked for on this one host.
-            candidates: places of the devices that could be used, at least `ask.gpus`.
+            ask: the request, or its part on this one host.
+            candidates: indexes of the devices that could be used, at least `ask.gpus`.
         """
         ...
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
-        """What the score of a device is made of, by name; the score is their sum.
+        """Components of a device's score, by name; the score is their sum.
 
         Args:
             state: as for `choose`.
             ask: as for `choose`.
-            choice: what `choose` gave.
-            device: the device's place in the state; -1 for cores and RAM alone.
+            choice: result of `choose`.
+            device: the device's index in the state; -1 for cores and RAM alone.
         """
         ...
 
 
 def pick(state: HostState, candidates: Sequence[int], count: int) -> tuple[int, ...]:
-    """So many of the candidates: the best joined where links differ, else the first in their order."""
+    """Pick `count` candidates: those with the best links if links differ, else the first in their order."""
     if count <= 0:
         return ()
     if state.topology is None or count == 1:

@@ -1,5 +1,5 @@
-"""The policies that look at one host alone: random, best-fit, spread, pack, and the score of memory, compute and
-temperature."""
+"""Policies that use the state of one host alone: random, best-fit, spread, pack, and score (memory, compute,
+temperature)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def fullest_first(state: HostState, ask: Ask, candidates: Sequence[int]) -> Sequence[int]:
-    """Candidates by how little room they have; for a share the fullest alone."""
+    """Sort candidates by strain, then free memory, ascending; for a share, return the fullest candidate alone."""
     if len(candidates) == 1 or len(state.kinds) == 1:
         return candidates
     devices = state.devices
@@ -29,27 +29,27 @@ def fullest_first(state: HostState, ask: Ask, candidates: Sequence[int]) -> Sequ
 
 
 class Base:
-    """What simple policies share: they learn nothing."""
+    """Base class of simple policies, which learn nothing."""
 
     name = ""
     version = 0
 
     @property
     def draw(self) -> random.Random | None:
-        """Scores count."""
+        """None: hosts are ranked by score."""
         return None
 
     @property
     def search(self) -> Search | None:
-        """A kept ranking will do."""
+        """None: the cached ranking is used."""
         return None
 
     def observe(self, fleet: Fleet, ask: Ask) -> None:
-        """Nothing to learn."""
+        """Do nothing: there is nothing to learn."""
 
 
 class Random(Base):
-    """Any feasible host with equal chances, then any of its feasible devices. The baseline of placement papers."""
+    """Any feasible host with equal probability, then any of its feasible devices. The baseline of placement papers."""
 
     name = "random"
 
@@ -58,35 +58,36 @@ class Random(Base):
 
     @property
     def draw(self) -> random.Random | None:
-        """Chance decides."""
+        """Random generator that draws the host."""
         return self._random
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
-        """Devices at random."""
+        """Pick devices at random."""
         return Choice(0.0, 0.0, tuple(sorted(self._random.sample(list(candidates), ask.gpus))))
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
-        """Chance has no parts."""
+        """A score of 0: the choice is random."""
         return {"random": 0.0}
 
 
 class BestFit(Base):
-    """The host with the least left over, cores and share summed; on it the device with the least free share that fits.
+    """The host with the least cores and share left over; on it the device with the least free share that fits.
 
-    As "BestFit" in the experiments of the FGD paper (USENIX ATC'23): what the host has left of each resource after the
-    request, over what the largest host has of it, with equal weights. RAM does not count, as it does not there.
+    As "BestFit" in the experiments of the FGD paper (USENIX ATC'23): the score is the negative of what the host has
+    left of each resource after the request, over what a large host has of it (128 cores, 8 devices), with equal
+    weights. RAM is ignored, as there.
     """
 
     name = "best-fit"
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
-        """The fullest device that fits, on the host with the least left."""
+        """Pick the fullest device that fits; the host with the least left scores highest."""
         chosen = pick(state, fullest_first(state, ask, candidates), ask.gpus)
         cpus, share = _left(state, ask)
         return Choice(-cpus - share, -strain_of(state, chosen), chosen)
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
-        """What is left of each resource, negative."""
+        """Rest of each resource, negative."""
         cpus, share = _left(state, ask)
         return {"cpus": -cpus, "share": -share}
 
@@ -103,13 +104,12 @@ def _left(state: HostState, ask: Ask) -> tuple[float, float]:
 
 
 class Pack(Base):
-    """The host with the fewest devices left wholly free, then the least free share: idle hosts stay idle, and may be
-    switched off or given to a large request."""
+    """The host with the least free share: idle hosts stay idle, and may be switched off or given to a large request."""
 
     name = "pack"
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
-        """The fullest device that fits, on the fullest host."""
+        """Pick the fullest device that fits; the fullest host scores highest."""
         chosen = pick(state, fullest_first(state, ask, candidates), ask.gpus)
         return Choice(-float(state.share_free), -strain_of(state, chosen), chosen)
 
@@ -119,13 +119,15 @@ class Pack(Base):
 
 
 class Spread(Base):
-    """The host with the greatest part of its devices free, and on it the device with the most free: work gets as much
-    of a host's bandwidth, cooling and power as there is."""
+    """The host with the greatest part of its devices free, and on it the device with the most free.
+
+    So work gets as much of a host's bandwidth, cooling and power as there is.
+    """
 
     name = "spread"
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
-        """The emptiest device on the emptiest host."""
+        """Pick the emptiest devices; the emptiest host scores highest."""
         devices = state.devices
         order = sorted(
             candidates, key=lambda at: (strain(devices[at]) - devices[at].share_free, -devices[at].memory_free)
@@ -136,19 +138,23 @@ class Spread(Base):
         return Choice(score, -strain_of(state, chosen), chosen)
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
-        """Free share of the host."""
+        """Free part of the host's devices."""
         return {"share_free": choice.score}
 
 
 SCORE_WEIGHTS: Final = {"memory": 0.4, "compute": 0.4, "temperature": 0.2}
-"""Of the score policy. Memory: the free part of the device's memory. Compute: the device's peak over `COMPUTE_SCALE`,
-times the part of it that is idle and not throttled. Temperature: 1 below 60 °C, 0 at 100 °C and more."""
+"""Weights of the score policy. Memory: the free part of the device's memory. Compute: the device's peak over
+`COMPUTE_SCALE`, times its free share and the part that is idle and not throttled. Temperature: 1 below 60 °C, less a
+quarter for each step of 10 °C, so 0 from 90 °C on."""
 COMPUTE_SCALE: Final = 132 * 1980
 """Streaming multiprocessors × MHz of an H100 SXM, the unit of compute."""
 
 
 class Score(Base):
-    """The devices with the highest weighted sum of free memory, idle compute and coolness (`SCORE_WEIGHTS`)."""
+    """The devices with the highest weighted sum of free memory, idle compute and low temperature (`SCORE_WEIGHTS`).
+
+    A device with a recent health warning loses the penalty for it in `STRAIN_WEIGHTS`.
+    """
 
     name = "score"
 
@@ -156,7 +162,7 @@ class Score(Base):
         self._scores: dict[DeviceState, float] = {}
 
     def device(self, device: DeviceState) -> dict[str, float]:
-        """A device's parts."""
+        """Components of a device's score."""
         total = device.model.memory_bytes or device.memory_free or 1
         peak = min(1.0, device.model.compute / COMPUTE_SCALE) if device.model.compute else 0.5
         idle = (1.0 - device.load / (LOAD_LEVELS + 1)) * (0.5 if device.throttled else 1.0)
@@ -168,7 +174,7 @@ class Score(Base):
         }
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
-        """The best devices; a host's score is the mean of theirs."""
+        """Pick the devices with the highest scores; a host's score is the mean of theirs."""
         known, devices = self._scores, state.devices
         scores: dict[int, float] = {}
         for at in candidates:
@@ -183,5 +189,5 @@ class Score(Base):
         return Choice(mean, 0.0, chosen)
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
-        """See `device`."""
+        """Components of a device's score, see `device`; for cores and RAM alone a score of 0."""
         return self.device(state.devices[device]) if device >= 0 else {"host": 0.0}

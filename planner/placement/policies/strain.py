@@ -1,4 +1,4 @@
-"""Live trouble of a device: heat, strangers on it, throttling, health warnings. Policies take it off a score."""
+"""Strain of a device: heat, load, foreign memory, throttling, health warnings. Policies subtract it from a score."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final
 from ...fleet.state import HEAT_LEVELS, LOAD_LEVELS, DeviceState, HostState
 
 STRAIN_WEIGHTS: Final = {"temperature": 0.15, "utilization": 0.15, "occupied": 0.2, "throttled": 0.25, "warned": 0.25}
-"""What live trouble takes from a device's score at its worst: hot by 40 °C or more, busy by others, its memory full of
-processes without a lease, clocks held back by heat or power, a health warning within the hour. They sum to 1, so that
-no mix of them outweighs one unit of a policy's own score."""
+"""Maximum penalties on a device's score: for heat (at `HEAT_LEVELS`), load, memory full of processes without a lease,
+clocks that are lowered because of heat or power, and a health warning within the hour. They sum to 1, so that together
+they do not outweigh one unit of a policy's score."""
 
 
 def strain_parts(device: DeviceState) -> dict[str, float]:
-    """What live trouble takes from a device's score, by name; 0 or negative each."""
+    """Penalties of strain on a device's score, by name; 0 or negative each."""
     return {
         "temperature": -STRAIN_WEIGHTS["temperature"] * device.heat / HEAT_LEVELS,
         "utilization": -STRAIN_WEIGHTS["utilization"] * device.load / LOAD_LEVELS,
@@ -26,7 +26,7 @@ def strain_parts(device: DeviceState) -> dict[str, float]:
 
 
 def strain(device: DeviceState) -> float:
-    """What live trouble takes from a device's score in all; 0 to 1, the greater the worse."""
+    """Strain of a device, the sum of its penalties: 0 to 1, the greater the worse; cached in the state."""
     found = device.strain
     if found is None:
         found = device.strain = -math.fsum(strain_parts(device).values())
@@ -34,7 +34,7 @@ def strain(device: DeviceState) -> float:
 
 
 def strain_of(state: HostState, chosen: Sequence[int]) -> float:
-    """Strain of the chosen devices together."""
+    """Sum of the strain of the chosen devices."""
     total = 0.0
     for at in chosen:
         total += strain(state.devices[at])
@@ -42,7 +42,7 @@ def strain_of(state: HostState, chosen: Sequence[int]) -> float:
 
 
 def _occupied(device: DeviceState) -> float:
-    """Part of the memory that is taken although no lease is there; what the driver reserves (up to 5 %) aside."""
+    """Part of the memory that is used without any lease, less what the driver may reserve (up to 5 %)."""
     total = device.model.memory_bytes
     if device.leased or not total:
         return 0.0

@@ -1,1 +1,1 @@
-"""Placement by opportunity cost: prices of devices, valuations, and a vectorised search."""
+"""Placement by opportunity cost: prices of devices, valuations, and a vectorized search."""

@@ -1,7 +1,7 @@
-"""What the classes of hosts offer, as arrays: one decision is a few passes over them, however many kinds of requests.
+"""Free capacity of host classes as arrays, so that a decision takes a few passes over them for any kind of request.
 
-A heap of classes for each kind of request costs a score for each kind and each class that comes; where hundreds of
-kinds come in, that is most of the work. Here a class is entered once, and a request scores all of them at a time.
+A heap of classes for each kind of request needs a score for each kind and each new class; with hundreds of kinds that
+is most of the work. Here a class is entered once, and a request scores all classes at a time.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ ROWS_FIRST: Final = 256
 
 
 class Table:
-    """Rows of numbers with the host state that each belongs to; rows come and go.
+    """Table of numbers, with the host state that each row belongs to. Rows are added and discarded.
 
     Args:
         width: numbers in a row.
 
     Attributes:
-        values: width × capacity; only `[:, :count]` are in use. A row that is free has -1 in column 0.
-        owners: the state of each row; None where it is free.
+        values: width × capacity; only `[:, :count]` are in use. A free row has -1 in column 0.
+        owners: the state of each row; None for a free row.
+        count: number of rows in use or free.
     """
 
     __slots__ = ("_free", "count", "owners", "values")
@@ -42,7 +43,7 @@ class Table:
         self._free: list[int] = []
 
     def add(self, owner: HostState, row: tuple[float, ...]) -> int:
-        """Enter a row; its place."""
+        """Add a row, and return its index."""
         if self._free:
             at = self._free.pop()
             self.owners[at] = owner
@@ -65,14 +66,14 @@ class Table:
 
 
 Rows = tuple[list[tuple[float, ...]], list[tuple[float, ...]]]
-"""Of one state: of its devices, and of itself."""
+"""Rows of one state: of its devices, and of the host."""
 
 
 class Offers:
     """Tables that follow a fleet's classes. Some rows may be of classes that have no hosts any more.
 
     Args:
-        widths: of a row of devices, and of hosts.
+        widths: of a row of devices, and of a row of hosts.
 
     Attributes:
         devices: a row for each different device of each class.
@@ -88,11 +89,11 @@ class Offers:
         self.hosts = Table(widths[1])
 
     def follow(self, fleet: Fleet, rows: Callable[[HostState], Rows]) -> None:
-        """Take in the classes that came since the last time; those that went stay until `leave`, or until swept.
+        """Add the classes that are new since the last call. Empty ones stay until `leave`, or until swept here.
 
         Args:
             fleet: the fleet.
-            rows: works out the rows of a state. Whose method it is has these tables: kept here, it would be a cycle.
+            rows: computes the rows of a state. It is not stored: its object has these tables, so that would be a cycle.
         """
         index = fleet.index
         classes: dict[HostState, Any] = index.classes
@@ -105,7 +106,7 @@ class Offers:
         for state in new:
             if state not in entered:
                 self._enter(state, *rows(state))
-                # For each that comes, one is looked at again: so there are about twice as many as there are classes.
+                # For each new class one old one is checked, so that entries stay below about twice the classes.
                 oldest = next(iter(entered))
                 if oldest in classes:
                     entered.move_to_end(oldest)
@@ -119,7 +120,7 @@ class Offers:
         )
 
     def leave(self, state: HostState) -> None:
-        """Forget a class that has no hosts any more."""
+        """Remove a class that has no hosts any more."""
         devices, hosts = self._entered.pop(state)
         for at in devices:
             self.devices.discard(at)

@@ -1,15 +1,16 @@
-"""The default: what is placed goes where it takes least from what the rest of the fleet's future can still earn.
+"""The default policy: places a request where it has the least opportunity cost, the loss of value for later requests.
 
 The worth of a host's free capacity, in milli of a device, is
 
     V = B − X + T
 
-with B the worth of its gaps one by one, X the part of B that its free cores and RAM are not expected to feed, and T
-what whole devices are worth together (all from `prices`). A request costs V before − V after; the least cost wins, and
-of equal costs the host with the least left. So gaps are filled that nothing else would fill, cores are taken from hosts
-that have more than their devices need, whole devices and scarce models stay free for those who need them.
+B is the worth of its gaps (free shares) one by one, X the part of B for which its free cores and RAM are not expected
+to suffice, and T the extra worth of whole devices together (all from `prices`). A request costs V before − V after. The
+least cost wins, and of equal costs the host with the least left. So gaps are filled that few other requests could fill,
+cores are taken from hosts that have more than their devices need, and whole devices and scarce models stay free for
+requests that need them.
 
-Live trouble (heat, strangers, throttling, warnings) counts as up to `STRAIN_MILLI` of a device.
+Strain (heat, load, foreign memory, throttling, warnings) counts as up to `STRAIN_MILLI` of a device.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 
 
 class Opportunity:
-    """The least opportunity cost.
+    """Picks the host with the least opportunity cost. It is also a `Search` over all classes.
 
     Args:
-        profile: the mix of requests, where it is known; it is learned from the requests otherwise.
+        profile: the mix of requests, if it is known; otherwise it is learned from the requests.
     """
 
     name = "opportunity"
@@ -53,16 +54,16 @@ class Opportunity:
 
     @property
     def draw(self) -> random.Random | None:
-        """Scores count."""
+        """None: hosts are ranked by score."""
         return None
 
     @property
     def search(self) -> Search | None:
-        """All classes at a time."""
+        """Search over all classes at a time."""
         return self
 
     def observe(self, fleet: Fleet, ask: Ask) -> None:
-        """Learn what requests are like; what was worked out is kept until the mix has really changed."""
+        """Learn the mix of requests; prices and caches are kept until the mix has changed significantly."""
         if self._demand.observe(ask):
             prices = Prices(self._demand.mix)
             if not prices.close_to(self._worths.prices, self._models):
@@ -70,7 +71,7 @@ class Opportunity:
                 self._reprice(prices)
 
     def choose(self, state: HostState, ask: Ask, candidates: Sequence[int]) -> Choice:
-        """The devices that cost least on this host, and what they cost."""
+        """Pick the devices that cost least on this host; the score is their negative cost."""
         devices = state.devices
         if ask.gpus == 1:
             best: tuple[float, int, int] | None = None
@@ -100,7 +101,7 @@ class Opportunity:
         return Choice(-cost / WHOLE_MILLI, -left(state), chosen)
 
     def parts(self, state: HostState, ask: Ask, choice: Choice, device: int) -> dict[str, float]:
-        """What a device costs: its gap, the cores and RAM that others then lack, the group it leaves, live trouble."""
+        """Components of a device's cost, negative: its gap, cores and RAM that others then lack, the group, strain."""
         told = self._told
         if told is None or told[0] is not state or told[1] is not ask or told[2] != choice.devices:
             told = self._told = (state, ask, choice.devices, self._worths.costs(state, ask, choice.devices))
@@ -119,15 +120,15 @@ class Opportunity:
         return found
 
     def best(self, fleet: Fleet, ask: Ask) -> tuple[HostClass, Choice] | None:
-        """The class that costs least, with the choice on it; None where none can hold the request."""
+        """Find the class that costs least, with the choice on it; None if none can hold the request."""
         return self._all(fleet).best(fleet, ask)
 
     def top(self, fleet: Fleet, ask: Ask, count: int, without: Set[str]) -> list[tuple[str, Choice]]:
-        """The hosts that cost least, at most so many."""
+        """Find the hosts that cost least, at most `count`, without some."""
         return self._all(fleet).top(fleet, ask, count, without)
 
     def may_hold(self, fleet: Fleet, ask: Ask, most: int, without: Set[str]) -> int:
-        """How many whole devices for the ask one host holds at most, as its sums tell; no more than `most`."""
+        """Upper bound on the whole devices for the ask that one host can hold, by its totals; at most `most`."""
         return self._all(fleet).may_hold(fleet, ask, most, without)
 
     def _all(self, fleet: Fleet) -> Cheapest:

@@ -1,20 +1,21 @@
-"""What the expected mix of requests says about the worth of free capacity. Pure functions.
+"""Prices of free capacity, from the expected mix of requests. Pure functions.
 
-Units are thousandths of a device (milli) throughout; cores and RAM are weighed by the milli of a device that they feed.
+Units are thousandths of a device (milli) throughout; cores and RAM are measured by the milli of a device that need
+them.
 
-1. Credits. A share of size g is worth what it saves: pack the expected shares on the fewest devices (the cutting-stock
-   LP of Gilmore and Gomory, 1961) and take 1000 × the dual price of each size. A size with more gaps than requests to
-   fill them is worth nothing; one that needs a device nearly alone is worth all of it.
-2. The worth of a gap of h milli is what it is expected to earn when `CHANCES` random requests for shares pass by, and
-   it takes those that pay:  U₀ = 0,  Uⱼ₊₁(h) = Uⱼ(h) + Σ pᵍ · max(0, creditᵍ + Uⱼ(h − g) − Uⱼ(h)).  A whole device is
-   worth 1000.
-3. A device needs cores to be of use: `CPU_MARGIN` of the mean cores per milli, softened by `SPREAD` of their spread.
+1. Credits. The worth of a share of size g is what it saves: pack the expected shares on the fewest devices (the
+   cutting-stock LP of Gilmore and Gomory, 1961) and take 1000 × the dual price of each size. A size with more gaps than
+   requests to fill them is worth nothing; one that needs a device nearly alone is worth all of it.
+2. The worth of a gap of h milli is the expected sum of credits when `CHANCES` random requests for shares arrive, and
+   those are placed in it that raise that sum:  U₀ = 0,  Uⱼ₊₁(h) = Uⱼ(h) + Σ pᵍ · max(0, creditᵍ + Uⱼ(h − g) − Uⱼ(h)).
+   A whole device is worth 1000.
+3. A device needs cores to be usable: `CPU_MARGIN` of the mean cores per milli, smoothed by `SPREAD` of their spread.
 4. Whole devices of one host are worth more together, as far as requests ask for several (`GROUP`) and the host has the
-   cores that those requests ask for beside them: T = Σ w · n · ⌊min(k / n, cores / c)⌋ over requests for n devices and
-   c cores of weight w, for k whole devices. So hosts stay whole for large requests that fit nowhere else.
+   cores that those requests ask for: T = Σ w · n · ⌊min(k / n, cores / c)⌋ over requests for n devices and c cores of
+   weight w, for k whole devices. So hosts stay whole for large requests that fit nowhere else.
 
-The constants lie in the middle of wide plateaus: halving or doubling one moves the share of a full fleet that gets
-allocated by less than 0.1 points on each of twenty traces.
+The constants are in the middle of wide plateaus: halving or doubling one changes the allocated share of a full fleet by
+less than 0.1 points on each of twenty traces.
 """
 
 from __future__ import annotations
@@ -29,53 +30,53 @@ from ....fleet.state import WHOLE_MILLI, Ask, Model
 from ...feasible import model_allowed
 
 GRAIN_MILLI: Final = 10
-"""Sizes of shares are rounded up to it here: the tables have 100 steps."""
+"""Sizes of shares are rounded up to multiples of this: the tables have 100 steps."""
 STEPS: Final = WHOLE_MILLI // GRAIN_MILLI
 SIZES_MOST: Final = 48
-"""So many sizes of shares are told apart, the most frequent ones; the rest count with the next larger one."""
+"""Number of sizes of shares that are distinguished, the most frequent ones; others count as the next larger one."""
 CHANCES: Final = 100
 CPU_MARGIN: Final = 0.9
 SPREAD: Final = 0.3
 GROUP: Final = 0.05
 DEVICES_MOST: Final = 64
-"""Whole devices on one host that the worth of groups tells apart."""
+"""Largest number of whole devices on one host that the worth of groups distinguishes."""
 CORES_STEP_MILLI: Final = 4000
-"""Free cores of a host count in whole steps for the worth of groups."""
+"""Step in which free cores of a host count for the worth of groups."""
 CORES_STEPS: Final = 64
-"""So many steps, 0 to 63, are told apart; the last one stands for enough, however many a request asks for."""
+"""Number of steps, 0 to 63; the last one means enough, however many a request asks for."""
 COMPARED: Final = 9 * CORES_STEPS
-"""Of the worth of groups, when the mix has changed: up to eight devices."""
+"""Entries of the worth of groups that are compared when the mix has changed: up to eight devices."""
 
 
 class Worth(NamedTuple):
-    """What free devices of one model are worth.
+    """Worth of free devices of one model.
 
     Attributes:
-        gaps: worth of 0, 1, … 1000 free milli on one device, milli.
-        groups: worth of k whole free devices on one host beyond their own, milli, with c steps of free cores, at
-            k · `CORES_STEPS` + c, see `group`.
+        gaps: worth of 0, 1, … 1000 free milli on one device, in milli.
+        groups: extra worth in milli of k whole free devices on one host, with c steps of free cores, at index
+            k · `CORES_STEPS` + c; see `group`.
     """
 
     gaps: tuple[float, ...]
     groups: tuple[float, ...]
 
     def group(self, devices: int, cpus_milli: int) -> float:
-        """What whole devices are worth together beside so many free cores."""
+        """Extra worth in milli of whole devices together, on a host with so many free cores."""
         return self.groups[
             min(devices, DEVICES_MOST) * CORES_STEPS + min(max(cpus_milli, 0) // CORES_STEP_MILLI, CORES_STEPS - 1)
         ]
 
 
 class Prices:
-    """What a mix of requests says; a model's worth is worked out when first asked for.
+    """Prices for a mix of requests; a model's worth is computed on first use.
 
     Args:
         mix: request → weight.
 
     Attributes:
-        cpus_per_milli: thousandths of cores that one useful milli needs; 0 if unknown.
+        cpus_per_milli: thousandths of cores that one usable milli needs; 0 if unknown.
         memory_per_milli: bytes of RAM, likewise.
-        cpus_variance: variance of the need for cores per milli, softened.
+        cpus_variance: variance of the need for cores per milli, scaled by the square of `SPREAD`.
     """
 
     def __init__(self, mix: Mapping[Ask, float]) -> None:
@@ -100,7 +101,7 @@ class Prices:
         self._groups: dict[object, tuple[float, ...]] = {}
 
     def _demand(self, model: Model | None) -> dict[int, float]:
-        """Weight of shares by size, in steps; only those that may use a model."""
+        """Weight of shares by size in steps, of those that may use a model; of all for None."""
         found: dict[int, float] = {}
         for ask, weight, _ in self._mix:
             if _shared(ask) and (model is None or model_allowed(model, ask)):
@@ -109,7 +110,7 @@ class Prices:
         return found
 
     def worth(self, model: Model) -> Worth:
-        """What free devices of a model are worth."""
+        """Worth of free devices of a model; cached."""
         found = self._worths.get(model)
         if found is None:
             found = self._worths[model] = Worth(self._gaps_of(model), self._groups_of(model))
@@ -148,7 +149,7 @@ class Prices:
         return found
 
     def close_to(self, other: Prices, models: Iterable[Model]) -> bool:
-        """Whether decisions by either would hardly differ: within 2 % of a device, and of the need for cores."""
+        """True if decisions by either would hardly differ: within 2 % of a device and of the need for cores and RAM."""
         for mine, its in (
             (self.cpus_per_milli, other.cpus_per_milli),
             (self.memory_per_milli, other.memory_per_milli),
@@ -175,7 +176,7 @@ def _steps(ask: Ask) -> int:
 
 
 def _merge(sizes: Iterable[int], demand: Mapping[int, float]) -> dict[int, int]:
-    """Each size with the one that it counts as: itself, or the next larger of the most frequent."""
+    """Map each size to the one that it counts as: the same, or the next larger of the most frequent."""
     kept = sorted(sorted(sizes, key=lambda size: -demand[size])[:SIZES_MOST])
     largest = max(demand, default=0)
     if kept and kept[-1] != largest:
@@ -184,7 +185,7 @@ def _merge(sizes: Iterable[int], demand: Mapping[int, float]) -> dict[int, int]:
 
 
 def share_credits(demand: Mapping[int, float]) -> dict[int, float]:
-    """Milli that a share of each size is worth: dual prices of the cutting-stock LP.
+    """Worth in milli of a share of each size: dual prices of the cutting-stock LP.
 
     Column generation with a bounded knapsack over the steps; the basis has one pattern for each size.
 
@@ -226,7 +227,7 @@ def share_credits(demand: Mapping[int, float]) -> dict[int, float]:
 
 
 def _knapsack(sizes: Sequence[int], worth: Sequence[float]) -> tuple[float, list[int]]:
-    """The most valuable multiset of sizes on one device: its worth, and how often each size is in it."""
+    """Most valuable multiset of sizes on one device: its worth, and the number of each size in it."""
     best = [0.0] * (STEPS + 1)
     pick = [-1] * (STEPS + 1)
     useful = [(size, value, at) for at, (size, value) in enumerate(zip(sizes, worth, strict=True)) if value > 0]
@@ -249,11 +250,11 @@ def _knapsack(sizes: Sequence[int], worth: Sequence[float]) -> tuple[float, list
 
 
 def gap_worths(demand: Mapping[int, float], credit: Mapping[int, float]) -> list[float]:
-    """What a gap of 0, 1, … `STEPS` steps is worth, milli.
+    """Worth in milli of a gap of 0, 1, … `STEPS` steps.
 
     Args:
         demand: size in steps → weight, of the shares that may fill the gap.
-        credit: size in steps → milli, of `share_credits`.
+        credit: size in steps → milli, from `share_credits`.
     """
     total = sum(demand.values())
     worth = [0.0] * (STEPS + 1)

@@ -1,4 +1,4 @@
-"""All classes of hosts at a time: those on which a request costs least, found in a few passes over arrays."""
+"""Vectorized search for the classes of hosts on which a request costs least, in a few passes over arrays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ....fleet.index import HostClass
 
 LOOKS: Final = 6
-"""For several devices the arrays tell what they cost at least: where that is not exact, look at so many hosts more."""
+"""For several devices the arrays have a lower bound on the cost: if it is not exact, so many more are compared."""
 _SURE: Final = 1e-5
 _TIE: Final = 1e-7
 
@@ -29,11 +29,11 @@ _TIE: Final = 1e-7
 _GRID: Final[Floats] = np.linspace(-6.0, 6.0, 1201)
 _EXCESS: Final[Floats] = np.array([z * 0.5 * erfc(-z / sqrt(2)) + exp(-0.5 * z * z) / sqrt(2 * pi) for z in _GRID])
 
-# Columns of the two tables; cores and RAM are in milli that they feed, `STATIC` is what a row costs whatever is asked.
-# `GROUP` is the place in `_groups` of what the whole devices that stay are worth beside no cores; of a host's row,
-# before any is taken. Of a host's whole devices those of one kind are taken first, then the others: how many the first
-# are, what one of them and of the others is worth, and what trouble it has; of more than two kinds the least that one
-# of the others has.
+# Columns of the two tables. Cores and RAM are in the milli that they suffice for; `STATIC` is the cost of a row for any
+# request. `GROUP` is the index in `_groups` of the worth of the remaining whole devices without free cores; in a row of
+# a host, before any is taken. Of a host's whole devices those of one kind are taken first, then the others: the columns
+# have the number of the first, and the worth and strain of one of them and of one of the others, the least of these if
+# there are more than two kinds.
 _CPUS, _MEMORY, _BASE, _STATIC, _MODEL, _WHOLE, _GROUP = range(7)
 _WORTH, _SHARE, _GAP, _FREE = range(7, 11)
 _TOGETHER, _FREEST, _STRAIN, _FIRST, _FIRST_WORTH, _FIRST_STRAIN, _NEXT_WORTH, _NEXT_STRAIN = range(7, 15)
@@ -44,11 +44,11 @@ _BLOCK: Final = (DEVICES_MOST + 1) * _ROW
 
 
 class Cheapest:
-    """The classes of one fleet, at fixed prices.
+    """Search over the classes of one fleet, at fixed prices.
 
     Args:
         fleet: the fleet.
-        worths: what capacity is worth.
+        worths: values free capacity.
         choose: scores a host and picks devices on it.
     """
 
@@ -60,19 +60,19 @@ class Cheapest:
         self._models: list[Model] = []
         self._gaps: Floats = np.zeros(0)
         self._groups: Floats = np.zeros(_ROW)
-        """Of each model two blocks of `Worth.groups`, one as it is, and one as if there were always enough cores."""
+        """Two blocks of `Worth.groups` for each model: one as it is, and one as if there were always enough cores."""
         prices = worths.prices
         self._cpus_scale = prices.cpus_per_milli or 1.0
         self._memory_scale = prices.memory_per_milli or 1.0
         self._spread = max(sqrt(prices.cpus_variance) / self._cpus_scale, _SURE)
-        """Standard deviation of the milli that cores do not feed, over the root of the milli."""
+        """Standard deviation of the milli for which cores do not suffice, over the square root of the milli."""
 
     def best(self, fleet: Fleet, ask: Ask) -> tuple[HostClass, Choice] | None:
-        """The class that costs least, with the choice on it; None where none can hold the request."""
+        """Find the class that costs least, with the choice on it; None if none can hold the request."""
         best: tuple[tuple[float, float, Any], HostClass, Choice] | None = None
         looks = LOOKS if ask.gpus > 1 else 1
         for least, group, usable in self._cheapest(fleet, ask):
-            # For several devices a row says what they cost at least: no other can be better than the best by now.
+            # For several devices a row has a lower bound on the cost: no later row can be better than the best so far.
             if best is not None and least >= best[0][0] * WHOLE_MILLI - _SURE:
                 break
             choice = self._choose(group.state, ask, usable)
@@ -85,7 +85,7 @@ class Cheapest:
         return None if best is None else best[1:]
 
     def top(self, fleet: Fleet, ask: Ask, count: int, without: Set[str]) -> list[tuple[str, Choice]]:
-        """The hosts that cost least, at most so many."""
+        """Find the hosts that cost least, at most `count`, without some."""
         found: list[tuple[tuple[float, float, Any], list[str], Choice]] = []
         seen: set[HostState] = set()
         hosts, looks, worst = 0, LOOKS if ask.gpus > 1 else 0, 0.0
@@ -107,7 +107,7 @@ class Cheapest:
         return [(name, choice) for _, names, choice in found for name in names][:count]
 
     def may_hold(self, fleet: Fleet, ask: Ask, most: int, without: Set[str]) -> int:
-        """How many whole devices for the ask one host holds at most, as its sums tell; no more than `most`."""
+        """Upper bound on the whole devices for the ask that one host can hold, by its totals; at most `most`."""
         table = self._followed(fleet).hosts
         values = table.values[:, : table.count]
         held = np.minimum(values[_TOGETHER], most)
@@ -130,8 +130,11 @@ class Cheapest:
         return 0
 
     def _cheapest(self, fleet: Fleet, ask: Ask) -> Iterator[tuple[float, HostClass, list[int]]]:
-        """Classes that can hold a request, with what it costs there at least, and the devices that could be used; for
-        one device in the order of what it costs. A class may come once for each of its models or devices."""
+        """Yield the classes that can hold a request, in the order of a lower bound on its cost there.
+
+        With that bound, which is exact for one device, and the usable devices. A class may come once for each of its
+        models or devices.
+        """
         offers = self._followed(fleet)
         if ask.gpus == 1:
             table, costs, rows = self._of_devices(offers.devices, ask)
@@ -190,7 +193,7 @@ class Cheapest:
         if len(self._models) < len(worths.models):
             self._number()
         if not wholes:
-            # A host without whole devices still has cores and RAM to give.
+            # A host without whole devices still has cores and RAM.
             return devices, [(*shared, static, *_NO_WHOLE)]
         several = (state.whole_free, *_several(wholes, state.topology is None))
         hosts: list[tuple[float, ...]] = []
@@ -202,7 +205,7 @@ class Cheapest:
         return devices, hosts
 
     def _number(self) -> None:
-        """Take in the models that are new."""
+        """Rebuild the tables of worths, after new models were added."""
         self._models = [*self._worths.models]
         known = [self._worths.prices.worth(model) for model in self._models]
         self._gaps = np.array([each.gaps for each in known]).ravel()
@@ -245,7 +248,7 @@ class Cheapest:
         if memory:
             able &= values[_MEMORY] >= memory
         if gpus:
-            # Of mixed hosts each model is a row of its own: the rule itself then says whether they suffice together.
+            # On hosts with several models each has a row: `candidates` checks later if they suffice together.
             able &= values[_TOGETHER] >= gpus
             if ask.gpu_memory_bytes:
                 able &= values[_FREEST] >= ask.gpu_memory_bytes
@@ -265,7 +268,7 @@ class Cheapest:
         taken += others * values[_NEXT_WORTH].take(rows)
         costs += taken
         if ask.gpu_memory_bytes:
-            # Some of the first may be of no use to it: any other has the least trouble or more.
+            # Some of the first may be unusable for it: the others have at least the least strain.
             costs += gpus * values[_STRAIN].take(rows)
         else:
             costs += first * values[_FIRST_STRAIN].take(rows)
@@ -275,7 +278,7 @@ class Cheapest:
         return table, costs, rows
 
     def _allowed(self, ask: Ask) -> Any:
-        # One more at the end, for rows of no model (number -1).
+        # One more at the end, for rows without a model (number -1).
         return np.array([model_allowed(model, ask) for model in self._worths.models] + [False])
 
     def _add_shared(
@@ -288,16 +291,16 @@ class Cheapest:
         cpus: float,
         memory: float,
     ) -> None:
-        """Add what the host as a whole loses: X after, less T after. Cores and RAM are in the milli that they feed.
+        """Add the cost for the host as a whole: X after, less T after.
 
         Args:
-            costs: to add to.
+            costs: changed in place.
             values: of the table.
-            rows: of interest.
-            taken: of B.
-            group: place in `_groups` of the whole devices that stay.
-            cpus: asked for.
-            memory: asked for.
+            rows: indexes of the rows.
+            taken: loss of B.
+            group: index in `_groups` of the remaining whole devices.
+            cpus: requested cores, in the milli that they suffice for.
+            memory: requested RAM, likewise.
         """
         left = values[_CPUS].take(rows)
         left -= cpus
@@ -317,7 +320,7 @@ class Cheapest:
             base += memory
             np.maximum(base, 0.0, out=base)
             costs += base
-        # Rounded down; what is whole but for the last bit stays whole.
+        # Rounded down, with a tolerance for floating-point error.
         left *= self._cpus_scale / CORES_STEP_MILLI
         left += _SURE
         np.minimum(left, CORES_STEPS - 1, out=left)
@@ -326,11 +329,12 @@ class Cheapest:
 
 
 def _several(wholes: list[tuple[float, float, float, int]], by_worth: bool) -> tuple[float, ...]:
-    """What a host's row says of its whole devices, from `_FREEST` on.
+    """Columns of a host's row for its whole devices, from `_FREEST` on.
 
     Args:
-        wholes: (worth, trouble, free memory, devices) of each kind.
-        by_worth: those of least worth are taken first; without it links decide, and any may have the least trouble.
+        wholes: (worth, strain in milli, free memory, number of devices) of each kind.
+        by_worth: true if those of least worth are taken first; otherwise links decide, and any may have the least
+            strain.
     """
     if len(wholes) == 1:
         worth, trouble, memory, count = wholes[0]
@@ -346,6 +350,6 @@ def _several(wholes: list[tuple[float, float, float, int]], by_worth: bool) -> t
 
 
 def left(state: HostState) -> float:
-    """Cores and share that are free, in units of a large host."""
+    """Free cores and share, in units of a large host."""
     cpus = 0.0 if state.cpus_free >= UNLIMITED else state.cpus_free / CORES_SCALE
     return cpus + state.share_free / SHARE_SCALE

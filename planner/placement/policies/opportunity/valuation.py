@@ -1,7 +1,7 @@
-"""What the free capacity of hosts is worth at the prices of a mix, in milli of a device, and what a request takes.
+"""Valuation of the free capacity of hosts, in milli of a device, at the prices of a mix, and the cost of a request.
 
-It is V = B − X + T: B is the worth of a host's gaps one by one, X the part of B that its free cores and RAM are not
-expected to feed, T what whole devices are worth together (all from `prices`).
+The worth is V = B − X + T: B is the worth of a host's gaps one by one, X the part of B for which its free cores and RAM
+are not expected to suffice, T the extra worth of whole devices together (all from `prices`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ..strain import strain
 from .prices import Prices, Worth
 
 STRAIN_MILLI: Final = 300.0
-"""What live trouble at its worst takes from a device."""
+"""Cost of the maximum strain on a device, in milli."""
 _STATES_KEPT: Final = 50_000
 
 
 class Standing(NamedTuple):
-    """What a host's free capacity is worth: B, X, and per model the whole devices that are free."""
+    """Valuation of a host's free capacity: B, X, and the number of free whole devices by model."""
 
     base: float
     lack: float
@@ -28,15 +28,15 @@ class Standing(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """What a device is worth, whichever host it is on.
+    """Valuation of a device, independent of its host.
 
     Attributes:
         model: its model.
         number: of the model, counted from 0.
-        whole: whether it can be given as a whole.
-        gap: milli that can still be of use.
-        worth: of the gap, milli.
-        trouble: live trouble, milli.
+        whole: true if it can be granted as a whole.
+        gap: milli that are still usable.
+        worth: of the gap, in milli.
+        trouble: cost of its strain, in milli.
         prices: of its model.
     """
 
@@ -50,11 +50,11 @@ class Traits(NamedTuple):
 
 
 class Worths:
-    """What is worked out for states at fixed prices, and kept.
+    """Valuations of states at fixed prices, cached.
 
     Args:
         prices: of a mix.
-        models: model → number; those that come are added.
+        models: model → number; new models are added.
     """
 
     def __init__(self, prices: Prices, models: dict[Model, int]) -> None:
@@ -64,8 +64,10 @@ class Worths:
         self._traits: dict[DeviceState, Traits] = {}
 
     def costs(self, state: HostState, ask: Ask, chosen: Sequence[int]) -> tuple[float, float, float]:
-        """What goes of B, what comes to X, what goes of T. Where whole devices are of several models, cores are not
-        looked at in T."""
+        """Cost of a request with the chosen devices: the loss of B, the gain of X, and the loss of T.
+
+        If a host has free whole devices of several models, T ignores cores.
+        """
         base, lack, whole = self.standing(state)
         taken = 0.0
         opened: dict[Model, int] = {}
@@ -88,14 +90,14 @@ class Worths:
         return taken, after - lack, group
 
     def taken(self, device: DeviceState, ask: Ask) -> float:
-        """What goes of B on one device."""
+        """Loss of B on one device."""
         traits = self.traits(device)
         if ask.whole or traits.gap <= ask.share_milli:
             return traits.worth
         return traits.worth - traits.prices.gaps[traits.gap - ask.share_milli]
 
     def standing(self, state: HostState) -> Standing:
-        """What a host's free capacity is worth."""
+        """Valuation of a host's free capacity; cached in the state."""
         kept = state.standing
         if kept is not None and kept[0] is self._mark:
             return kept[1]
@@ -112,7 +114,7 @@ class Worths:
         return found
 
     def unfed(self, base: float, cpus: float, memory: float) -> float:
-        """Useful milli that a host's free cores and RAM are not expected to feed."""
+        """Expected milli of `base` for which so many free cores and so much RAM do not suffice."""
         prices = self.prices
         lack = 0.0
         if prices.cpus_per_milli > 0:
@@ -129,7 +131,7 @@ class Worths:
         return lack
 
     def traits(self, device: DeviceState) -> Traits:
-        """What a device is worth."""
+        """Valuation of a device; cached."""
         found = self._traits.get(device)
         if found is None:
             if len(self._traits) > _STATES_KEPT:
@@ -144,7 +146,7 @@ class Worths:
 
 
 def _gap(device: DeviceState) -> int:
-    """Milli that can still be of use: the free share, or less where the free memory is less than that share of it."""
+    """Usable milli: the free share, or less if the free memory is less than that share of the memory."""
     total = device.model.memory_bytes
     if not total or device.memory_free >= total * device.share_free // WHOLE_MILLI:
         return device.share_free
