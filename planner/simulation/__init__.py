@@ -1,1 +1,1 @@
-"""The planner's own core over a trace of requests, checked and bounded."""
+"""Simulation: replays a trace of requests with the planner's code, audits the placements, and computes a bound."""

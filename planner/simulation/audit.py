@@ -1,7 +1,7 @@
-"""An independent check of placements: everything is worked out anew from the three tables, without the planner.
+"""Independent audit of placements: everything is computed anew from the three tables, without the planner's code.
 
-Nothing here knows hosts' states, classes or policies: plain sums over nodes, by the standard library and the names of
-columns (`columns.py`) alone. Also a command:
+It has no host states, classes or policies, only plain sums over nodes. It imports the standard library and the column
+names (`columns.py`) alone. Also a command:
 
     python -m corral.planner.simulation.audit NODES.csv REQUESTS.csv PLACEMENTS.csv
 """
@@ -20,17 +20,17 @@ from .columns import NODE_COLUMNS, REQUEST_COLUMNS, Column, cell, find
 
 
 class AuditError(Exception):
-    """A placement that should not be."""
+    """A placement is wrong."""
 
 
 class Audit(NamedTuple):
-    """What placements come to.
+    """Totals of audited placements.
 
     Attributes:
-        requests: how many there are.
-        placed: of them.
-        allocated_milli: thousandths of devices.
-        capacity_milli: of all devices.
+        requests: number of requests.
+        placed: number of placed requests.
+        allocated_milli: thousandths of devices that were placed.
+        capacity_milli: thousandths of all devices.
     """
 
     requests: int
@@ -74,10 +74,10 @@ def _placements(path: Path) -> list[dict[str, str]]:
 
 
 def audit(nodes: Path, requests: Path, placements: Path) -> Audit:
-    """Check that every placement fits when it is made, and that no node could have held what was dropped.
+    """Check that every placement fits when it is made, and that no node could have held a dropped request.
 
     Raises:
-        AuditError: the first one that is wrong.
+        AuditError: describes the first placement that is wrong.
     """
     fleet = {row["sn"]: _Node(row) for row in _rows(nodes, NODE_COLUMNS, "node-{}")}
     capacity = sum(1000 * len(node.free) for node in fleet.values())

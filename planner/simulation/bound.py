@@ -1,14 +1,15 @@
-"""An upper bound on what any policy could place of a known sequence of requests, as a linear program.
+"""Upper bound on what any policy could place of a known sequence of requests, as a linear program.
 
-The bound knows the sequence beforehand, so no policy that decides online may reach it. Relaxed are: requests may be
-split, cores, RAM and devices are pooled over nodes that are alike, and device fillings over the fleet. Kept are:
+The bound uses the whole sequence in advance, so a policy that decides online may not reach it. It is a relaxation:
+requests may be split, cores, RAM and devices are pooled over equal nodes, and device fillings over the fleet. These
+constraints are kept:
 
 - each device is filled by a pattern, a set of shares that fit it together (Gilmore and Gomory's configuration LP);
-- models, and what cannot fit a node of a kind at all;
-- what fits must be placed. For one witness, a frequent share of more than half a device that may use any model, let τ
-  be the moment from which it no longer fits. Before τ all of it is placed, and all that is easier in every way; after τ
-  nothing that is as hard in every way; at τ each device has less than its share free, or stands on a node that lacks
-  cores or RAM for it. The bound is the greatest over τ, interval by interval of the demand.
+- models, and requests that cannot fit a kind of node at all;
+- requests that fit must be placed. For one witness, a frequent share of more than half a device that may use any model,
+  let τ be the time from which it no longer fits. Before τ all of these are placed, and all requests that are easier in
+  every respect; after τ none that is as hard in every respect. At τ each device has less than that share free, or is on
+  a node that lacks cores or RAM for it. The bound is the greatest over τ, interval by interval of the demand.
 
 Needs `highspy` (the extra `simulate`).
 """
@@ -28,21 +29,22 @@ from ..fleet.state import WHOLE_MILLI
 from .trace import Arrival, Node
 
 PATTERNS_MOST: Final = 20_000
-"""Small sizes are left out of the patterns beyond so many: then they are held back by sums alone, a looser bound."""
+"""Limit on patterns, beyond which small sizes are left out: totals alone then limit these, which is a looser bound."""
 SIZES_MOST: Final = 100
-"""Likewise of different sizes, the greatest are kept."""
+"""Limit on different sizes; the greatest are kept."""
 INTERVALS_FROM: Final = 0.6
 INTERVAL: Final = 0.04
-"""Of the demand, in units of the fleet, in which τ may lie; the first interval is all that lies before."""
+"""Length of the intervals of the demand in which τ may be, in units of the fleet; the first is from 0 to
+`INTERVALS_FROM`."""
 
 
 class Bound(Struct, frozen=True):
-    """What no policy can exceed.
+    """Upper bound on the allocation of any policy.
 
     Attributes:
         percent: of all devices.
-        fluid_percent: the same without the rule that what fits must be placed.
-        programs: that were solved.
+        fluid_percent: the same without the constraint that requests which fit must be placed.
+        programs: number of linear programs that were solved.
     """
 
     percent: float
@@ -62,11 +64,11 @@ class _Kind(NamedTuple):
         return self.gpus * self.share
 
     def as_hard(self, other: _Kind) -> bool:
-        """Whether the other, which may use any model, fits wherever this fits."""
+        """True if `other`, which may use any model, fits wherever this fits."""
         return self.gpus > 0 and self.share >= other.share and self.cpus >= other.cpus and self.memory >= other.memory
 
     def as_easy(self, other: _Kind) -> bool:
-        """Whether this fits wherever the other fits."""
+        """True if this fits wherever `other` fits."""
         return (
             self.gpus == 1
             and self.models is None
@@ -80,7 +82,7 @@ Terms = Iterable[tuple[int, float]]
 
 
 class _Program:
-    """Rows of a linear program, terms ≤ limit, over variables ≥ 0."""
+    """A linear program: rows of terms ≤ limit, over variables ≥ 0."""
 
     def __init__(self, variables: int) -> None:
         self.variables = variables
@@ -97,7 +99,7 @@ class _Program:
         self._limits.append(limit)
 
     def maximum(self, gains: Sequence[float]) -> float | None:
-        """The most that the variables can gain; None where no values keep all rows."""
+        """Maximum of the sum of gains times variables; None if the program is infeasible."""
         lp = highspy.HighsLp()
         rows = len(self._limits)
         lp.num_col_, lp.num_row_ = self.variables, rows
@@ -111,7 +113,7 @@ class _Program:
         lp.a_matrix_.start_ = np.array(self._starts, dtype=np.int32)
         lp.a_matrix_.index_ = np.array(self._columns, dtype=np.int32)
         lp.a_matrix_.value_ = np.array(self._values, dtype=np.float64)
-        # The class above it prints a banner to stdout when it is made, whatever its options.
+        # Its subclass `highspy.Highs` prints a banner to stdout when it is created, whatever its options.
         solver = highspy._core._Highs()  # pyright: ignore[reportPrivateUsage]
         solver.setOptionValue("output_flag", False)
         solver.setOptionValue("threads", 1)
@@ -126,7 +128,7 @@ class _Program:
 
 
 def patterns(sizes: Sequence[int], most: int) -> list[tuple[int, ...]] | None:
-    """All maximal fillings of a device, counts of each size (greatest first); None if there are more."""
+    """All maximal fillings of a device, as counts of each size (greatest first); None if there are more than `most`."""
     found: list[tuple[int, ...]] = []
 
     def fill(at: int, left: int, counts: tuple[int, ...]) -> bool:
@@ -144,7 +146,7 @@ def patterns(sizes: Sequence[int], most: int) -> list[tuple[int, ...]] | None:
 
 
 class _Case:
-    """A trace as the programs see it."""
+    """A trace, prepared for the linear programs."""
 
     def __init__(self, nodes: Sequence[Node], arrivals: Sequence[Arrival]) -> None:
         self.devices = sum(node.gpus for node in nodes)
@@ -178,7 +180,7 @@ class _Case:
         return [counts[kind] for kind in range(len(self.kinds))]
 
     def _witness(self) -> int | None:
-        """The share whose gaps, left beside it, are worth most more than what others could fill them with."""
+        """Choose the witness: the share whose gaps exceed most what smaller shares could fill; None if none do."""
         best: tuple[int, int] | None = None
         for at, kind in enumerate(self.kinds):
             if kind.gpus != 1 or kind.models is not None or not WHOLE_MILLI // 2 < kind.share < WHOLE_MILLI:
@@ -195,13 +197,13 @@ class _Case:
         return None if best is None else best[1]
 
     def most(self, before: Sequence[int], after: Sequence[int], must: Mapping[int, int], falls: bool) -> float | None:
-        """The most milli that can be placed.
+        """Maximum of milli that can be placed; None if the program is infeasible.
 
         Args:
-            before: requests by kind that come before τ, at most.
-            after: requests by kind that come after τ, at most.
-            must: of a kind, how many are placed before τ at least.
-            falls: τ comes.
+            before: number of requests by kind that arrive before τ, at most.
+            after: number of requests by kind that arrive after τ, at most.
+            must: least number by kind that is placed before τ.
+            falls: true if τ comes.
         """
         half = len(self.places)
         first, whole, starved = 2 * half, 2 * half + len(self.patterns), 2 * half + len(self.patterns) + 1
@@ -244,11 +246,14 @@ class _Case:
         return program.maximum(gains)
 
     def _fall(self, program: _Program, wants: Sequence[_Kind], half: int, starved: int) -> None:
-        """What holds from τ on. `starved` are devices with room for the witness on nodes that lack cores or RAM."""
+        """Add the constraints from τ on.
+
+        The variable `starved` counts devices with room for the witness on nodes that lack cores or RAM.
+        """
         assert self.witness is not None
         witness = self.kinds[self.witness]
         gap = WHOLE_MILLI - witness.share
-        # Each other device has more than the gap in use; a request counts as the part of that which it makes up.
+        # Each other device has more than the gap in use, to which each request on it contributes its part.
         used = [
             (column, -float(want.gpus) if want.share == WHOLE_MILLI else -min(1.0, want.share / (gap + 1)))
             for column, want in enumerate(wants)
@@ -257,7 +262,7 @@ class _Case:
         program.add([*used, (starved, -1.0)], -self.devices)
         hard = [column for column, want in enumerate(wants) if want.as_hard(witness)]
         program.add([(column + half, 1.0) for column in hard], 0.0)
-        # A starved device ends with its witness's share unused, but for requests that need less cores or less RAM.
+        # A starved device ends with the witness's share unused, except by requests that need less cores or less RAM.
         slight = sum(
             count * kind.milli
             for kind, count in zip(self.kinds, self.total, strict=True)
@@ -278,12 +283,13 @@ def _kind(arrival: Arrival, models: frozenset[str]) -> _Kind:
 
 
 def upper_bound(nodes: Sequence[Node], arrivals: Sequence[Arrival], interval: float = INTERVAL) -> Bound:
-    """The most that any policy could place which never declines what fits.
+    """Compute the bound for policies that never decline a request which fits.
 
     Args:
         nodes: all hosts.
         arrivals: all requests, in their order.
-        interval: of the demand in which τ may lie, in units of the fleet; shorter ones take longer and bound closer.
+        interval: length of the intervals of the demand in which τ may be, in units of the fleet; shorter ones take
+            longer and give a tighter bound.
 
     Raises:
         ArithmeticError: a program could not be solved.

@@ -1,6 +1,6 @@
-"""Names of the columns of a trace's tables: those of the published traces, and others that people use.
+"""Names of the columns of a trace's tables: those of the published traces, and common alternatives.
 
-Only the standard library, and nothing of the planner: the audit reads the same tables by it.
+It imports the standard library alone, and nothing of the planner, since the independent audit uses it, too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 UNBOUNDED: Final = 10**9
-"""Thousandths of cores, or MiB, of a node whose table does not say: more than any requests ask for together."""
+"""Thousandths of cores, or MiB, of a node if its table lacks the column: more than all requests together ask for."""
 
 
 class Column(NamedTuple):
@@ -17,8 +17,8 @@ class Column(NamedTuple):
 
     Attributes:
         name: as the published traces have it.
-        others: names that mean the same, each with the factor of its unit.
-        missing: stands for each cell of a table without it; None where there has to be one.
+        others: alternative names, each with the factor of its unit.
+        missing: value of each cell in a table without the column; None if the column is required.
     """
 
     name: str
@@ -50,11 +50,11 @@ REQUEST_COLUMNS: Final = (
 
 
 class Found(NamedTuple):
-    """Where a column stands in a table.
+    """A column as found in a table.
 
     Attributes:
-        column: which.
-        header: in the table's first line; None where it is missing.
+        column: the column.
+        header: its name in the table's first line; None if it is missing.
         factor: of its unit.
     """
 
@@ -64,10 +64,10 @@ class Found(NamedTuple):
 
 
 def find(columns: Sequence[Column], headers: Sequence[str]) -> list[Found]:
-    """Where each column stands. Upper and lower case are alike; the published name goes before others.
+    """Find each column in a table. Case is ignored; the published name takes precedence.
 
     Raises:
-        ValueError: one that has to be there is missing; says what the table has.
+        ValueError: a required column is missing; the message lists the table's columns.
     """
     by_name = {header.strip().lower(): header for header in reversed(headers)}
     found: list[Found] = []
@@ -84,7 +84,7 @@ def find(columns: Sequence[Column], headers: Sequence[str]) -> list[Found]:
 
 
 def cell(row: Mapping[str, str | None], found: Found) -> str:
-    """What a row says in a column; in the published unit where it is a number in another one."""
+    """Value of a row in a column; a number in another unit is converted to the published one."""
     if found.header is None:
         return found.column.missing or ""
     text = (row[found.header] or "").strip()

@@ -1,7 +1,7 @@
-"""Replay a trace through the planner's own core: a fleet as a fold, `decide`, `hold`, one request after the other.
+"""Replay of a trace with the planner's code: a fleet from inventories, then `decide` and `hold` for each request.
 
-Requests come in their order and stay. What fits somewhere is placed, since `decide` never declines; what is dropped,
-nothing could hold at that time.
+Requests arrive in their order and stay. A request that fits somewhere is placed, since `decide` never declines it. A
+dropped request could not be held by any host at that time.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from .trace import MIB, Arrival, Node
 
 REPORT_EVERY: Final = 64
 NEAREST: Final = ("cpus", "host_memory", "host_devices", "share", "leased", "memory", "devices")
-"""Reasons of a drop: the first of these that kept some device from use came closest to a place."""
+"""Reasons of a drop, closest to a placement first: the first one of a rejection counts."""
 
 
 class Placement(Struct, frozen=True):
-    """What became of one request.
+    """Outcome of one request.
 
     Attributes:
         name: of the request.
@@ -45,17 +45,17 @@ class Placement(Struct, frozen=True):
 
 
 class Simulation(Struct, frozen=True, kw_only=True):
-    """What a replay came to.
+    """Result of a replay.
 
     Attributes:
         policy: that ranked.
         capacity_milli: thousandths of all devices.
-        demand_milli: that all requests asked for.
-        allocated_milli: that were placed.
+        demand_milli: thousandths of devices that all requests asked for.
+        allocated_milli: thousandths of devices that were placed.
         placements: one for each request, in their order.
-        decision_seconds: time on the processor that each decision took, rejections too, in order.
-        busy_seconds: the same and taking the grants into the fleet, in all.
-        seconds: by the clock on the wall.
+        decision_seconds: CPU time of each decision, rejections included, in order.
+        busy_seconds: total CPU time of decisions, and of holding the grants in the fleet.
+        seconds: wall-clock time.
     """
 
     policy: str
@@ -69,17 +69,17 @@ class Simulation(Struct, frozen=True, kw_only=True):
 
     @property
     def allocated_percent(self) -> float:
-        """Placed part of all devices."""
+        """Allocated part of all devices, in percent."""
         return 100 * self.allocated_milli / self.capacity_milli if self.capacity_milli else 0.0
 
     @property
     def placed(self) -> int:
-        """Requests that were placed."""
+        """Number of requests that were placed."""
         return sum(1 for placement in self.placements if placement.node)
 
     @property
     def reasons(self) -> dict[str, int]:
-        """Drops by reason, the most frequent first."""
+        """Number of drops by reason, the most frequent first."""
         counts: dict[str, int] = {}
         for placement in self.placements:
             if not placement.node:
@@ -87,13 +87,13 @@ class Simulation(Struct, frozen=True, kw_only=True):
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def decision_quantile(self, part: float) -> float:
-        """Seconds that so many of the decisions stayed within."""
+        """Quantile of the decision times, in seconds; 0 without decisions."""
         ordered = sorted(self.decision_seconds)
         return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else 0.0
 
 
 def fleet_of(nodes: Sequence[Node]) -> Fleet:
-    """The hosts of a trace, idle and healthy, as collectors would tell of them."""
+    """Make a fleet from the hosts of a trace, idle and healthy, as from collectors' inventories."""
     fleet = Fleet(stale_after=math.inf)
     for node in nodes:
         cores = max(1, -(-node.cpus_milli // 1000))
@@ -104,7 +104,7 @@ def fleet_of(nodes: Sequence[Node]) -> Fleet:
         ]
         host = HostInfo(name=node.name, cpus=cores, memory_bytes=memory)
         apply(fleet, Inventory(host=host, agent="trace", time_ns=0, devices=devices), 0.0)
-        # Hosts have whole cores, and 0 is a host that does not say: what is too much is held for good.
+        # Inventories have whole cores, and 0 means unknown: the excess is held for good.
         over = Grant(
             host=node.name,
             share=0.0,
@@ -127,8 +127,8 @@ def simulate(
     Args:
         nodes: all hosts.
         arrivals: all requests, in their order.
-        policy: ranks, and may learn from the requests as they come.
-        on_progress: told how many requests are done and how many milli are allocated, now and then.
+        policy: ranks, and may learn from the requests as they arrive.
+        on_progress: called now and then with the number of requests that are done, and of allocated milli.
     """
     fleet = fleet_of(nodes)
     policies = Policies()
@@ -185,7 +185,7 @@ def _reason(rejection: Rejection) -> str:
 
 
 def write_placements(path: Path, placements: Sequence[Placement]) -> None:
-    """The table of placements: `name, node, gpu_indices` (`;`-separated; node empty for a drop).
+    """Write the table of placements: `name, node, gpu_indices` (`;`-separated; node empty for a drop).
 
     Raises:
         OSError: it can't be written.

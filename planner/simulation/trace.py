@@ -1,9 +1,9 @@
-"""A fleet and the requests that come to it, as tables: what `corral simulate` replays.
+"""Traces for `corral simulate`: a fleet and a sequence of requests, read from tables.
 
 Columns are those of the published cluster traces (Alibaba's cluster-trace-gpu-v2023), others are ignored:
 nodes `sn, cpu_milli, memory_mib, gpu, model`, requests `name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec`.
-Only `gpu` and `num_gpu` have to be there (`columns.py` has other names for each). `gpu_milli` counts where `num_gpu`
-is 1 (1000, or an empty cell, is a whole device); `gpu_spec` is empty or `MODEL|MODEL`.
+Only `gpu` and `num_gpu` are required (`columns.py` has other names for each). `gpu_milli` is used if `num_gpu` is 1
+(1000, or an empty cell, is a whole device); `gpu_spec` is empty or `MODEL|MODEL`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ MIB: Final = 2**20
 
 
 class TraceError(ValueError):
-    """A table that can not be replayed; says where and what to do."""
+    """A table can't be replayed; the message says where and what to do."""
 
 
 class Node(Struct, frozen=True):
     """A host.
 
     Attributes:
-        name: of the host, once in a trace.
+        name: of the host, unique in a trace.
         cpus_milli: thousandths of cores.
         memory_mib: RAM.
-        gpus: devices, all alike.
+        gpus: number of devices, all equal.
         model: of the devices.
     """
 
@@ -57,9 +57,9 @@ class Arrival(Struct, frozen=True):
         name: as the trace has it.
         cpus_milli: thousandths of cores.
         memory_mib: RAM.
-        gpus: devices.
-        share_milli: of each device; 0 without devices.
-        models: that may be used, sorted; empty allows any.
+        gpus: number of devices.
+        share_milli: thousandths of each device; 0 without devices.
+        models: allowed models, sorted; empty allows any.
     """
 
     name: str
@@ -76,28 +76,28 @@ class Arrival(Struct, frozen=True):
 
     @property
     def empty(self) -> bool:
-        """Whether it asks for nothing at all: any host holds it."""
+        """True if it asks for nothing at all: any host can hold it."""
         return not (self.gpus or self.cpus_milli or self.memory_mib)
 
     def request(self, policy: str | None = None) -> WorkRequest:
-        """As one asks the planner."""
+        """Work request for the planner."""
         return WorkRequest(
             owner=OWNER,
             gpus=self.gpus,
             gpu_share=self.share_milli / WHOLE_MILLI if 0 < self.share_milli < WHOLE_MILLI else None,
             cpus=self.cpus_milli / 1000,
             host_memory_bytes=self.memory_mib * MIB,
-            # A name is meant as it stands, and the planner takes globs.
+            # Names are literal, while the planner takes globs.
             models=[escape(model) for model in self.models],
             policy=policy,
         )
 
 
 def read_nodes(path: Path) -> list[Node]:
-    """The hosts of a trace.
+    """Read the hosts of a trace.
 
     Raises:
-        TraceError: the file is missing, empty, lacks a column, or has a value that can't be.
+        TraceError: the file is missing, empty, lacks a column, or has an invalid value.
     """
     found: list[Node] = []
     names: dict[str, int] = {}
@@ -124,7 +124,7 @@ def read_nodes(path: Path) -> list[Node]:
 
 
 def read_arrivals(path: Path) -> list[Arrival]:
-    """The requests of a trace, in their order.
+    """Read the requests of a trace, in their order.
 
     Raises:
         TraceError: as `read_nodes`.
@@ -155,7 +155,7 @@ def read_arrivals(path: Path) -> list[Arrival]:
 
 
 def profile_of(arrivals: Sequence[Arrival]) -> dict[AskKey, float]:
-    """How often each kind of request comes."""
+    """Number of requests of each kind, without empty ones."""
     found: dict[AskKey, float] = {}
     for arrival in arrivals:
         if not arrival.empty:
@@ -165,7 +165,7 @@ def profile_of(arrivals: Sequence[Arrival]) -> dict[AskKey, float]:
 
 
 def _rows(path: Path, columns: Sequence[Column]) -> Iterator[tuple[int, dict[str, str], bool]]:
-    """Rows with their line numbers, and whether the first column, the name, is there."""
+    """Yield line number and cells of each row, and true if the table has the first column, the name."""
     try:
         with _open(path) as file:
             reader = csv.DictReader(file, strict=True)
@@ -180,7 +180,7 @@ def _rows(path: Path, columns: Sequence[Column]) -> Iterator[tuple[int, dict[str
             count = 0
             for row in reader:
                 count += 1
-                # A short line leaves None behind.
+                # A short line has None in the missing cells.
                 cells = cast("dict[str, str | None]", row)
                 yield reader.line_num, {place.column.name: cell(cells, place) for place in places}, named
     except (OSError, EOFError, zlib.error) as error:
@@ -198,7 +198,7 @@ def _open(path: Path) -> TextIO:
 
 
 def _whole(row: dict[str, str], column: str, where: str, most: int = AMOUNT_MOST) -> int:
-    """A whole number ≥ 0; an empty field is 0, and 12000.0 is 12000."""
+    """Parse a whole number from 0 to `most`; an empty cell is 0, and 12000.0 is 12000."""
     text = row[column].strip()
     try:
         value = float(text) if text else 0.0
