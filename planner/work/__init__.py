@@ -1,1 +1,1 @@
-"""Work items over the granted devices."""
+"""Distribution of work items over the granted devices."""

@@ -1,4 +1,4 @@
-"""Whole counts in proportion to weights: the largest-remainder rule, exactly, with a limit per device."""
+"""Apportionment in proportion to weights: the largest-remainder method, exact, with a limit per device."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from fractions import Fraction
 
 
 def apportion(total: int, weights: Sequence[float], limits: Sequence[int | None] | None = None) -> list[int]:
-    """Share out a number of equal items.
+    """Apportion a number of equal items.
 
-    Each place gets the whole part of its quota `total · weight / sum`; what is left goes one each to the largest
+    Each place gets the whole part of its quota `total · weight / sum`; the rest goes one each to the largest
     remainders, of equal ones to the first (Hamilton's method). A place whose count is above its limit gets the limit,
-    and the rest is shared out anew among the others.
+    and the rest is apportioned anew among the others.
 
     Args:
-        total: how many items.
+        total: number of items.
         weights: positive numbers.
         limits: most per place; None for none.
 

@@ -1,9 +1,10 @@
-"""Independent items with a cost and a size over devices of unequal speed and memory: the smallest time to the end.
+"""Distribution of independent items with a cost and a size over devices of unequal speed and memory: least makespan.
 
-Scheduling on uniform machines (Q||Cmax) with a second, hard constraint. Equal items are solved exactly. Others: a few
-are solved exactly by branch and bound; many by LPT (longest first, to the device that would be done first; at most
-(2m)/(m+1) times the optimum without memory limits, Gonzalez, Ibarra and Sahni 1977), then moves and exchanges out of
-the slowest device until none helps. What was found is told with a lower bound, so that one knows how far off it can be.
+Scheduling on uniform machines (Q||Cmax) with memory as a second, hard constraint. Equal items are solved exactly, and a
+few others by branch and bound. Many are assigned by LPT (longest first, to the device that would finish it first; at
+most (2m)/(m+1) times the optimum without memory limits, Gonzalez, Ibarra and Sahni 1977), and then by moves and
+exchanges out of the slowest device until none helps. The result has a lower bound, which limits its distance from the
+optimum.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 EXACT_ITEMS: Final = 12
-"""Up to so many items are solved exactly…"""
+"""Number of items up to which the search is exact, within `EXACT_NODES`."""
 EXACT_NODES: Final = 10_000
-"""… within so many steps of the search."""
+"""Limit on the steps of the exact search."""
 IMPROVE_ITEMS: Final = 5_000
-"""Up to so many items the result of LPT is improved by moves and exchanges."""
+"""Number of items up to which the result of LPT is improved by moves and exchanges."""
 CLOSE_ENOUGH: Final = 1e-4
-"""So near the bound nothing more is tried: the planner has other requests to answer."""
+"""Relative distance to the bound at which improvement stops: the planner has other requests to answer."""
 _IMPROVE_STEPS: Final = 2_000
 
 
@@ -40,13 +41,13 @@ class Machine(NamedTuple):
 
 
 class Balanced(NamedTuple):
-    """Where each item goes.
+    """An assignment of items to machines.
 
     Attributes:
-        place: per item the machine, or -1 where none could take it.
+        place: for each item the machine, or -1 if none could take it.
         makespan: time until the last machine is done.
-        bound: no assignment of the placed items ends before it.
-        optimal: nothing better exists.
+        bound: lower bound on the makespan of the placed items.
+        optimal: true if the makespan is proven to be the least.
     """
 
     place: list[int]
@@ -56,14 +57,14 @@ class Balanced(NamedTuple):
 
 
 def balance(costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Machine]) -> Balanced:
-    """Assign items so that the last machine is done soonest; as many items as memory and limits allow come first."""
+    """Assign items with the least makespan; assigning as many items as memory and limits allow takes precedence."""
     if not machines or not costs:
         return Balanced([-1] * len(costs), 0.0, 0.0, True)
     if min(costs) == max(costs) and min(sizes) == max(sizes):
         return _equal(len(costs), costs[0], sizes[0], machines)
     place = _longest_first(costs, sizes, machines, sorted(range(len(costs)), key=lambda at: (-costs[at], -sizes[at])))
     if -1 in place:
-        # Where memory is tight the large items must come first, or there is no room left for them.
+        # If memory is tight, large items must come first, or there is no room left for them.
         other = _longest_first(
             costs, sizes, machines, sorted(range(len(costs)), key=lambda at: (-sizes[at], -costs[at]))
         )
@@ -86,7 +87,7 @@ def balance(costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Mac
 
 
 def _fill(costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Machine], place: Sequence[int]) -> list[int]:
-    """Give what was left out the room that moving others has made since, the smallest first."""
+    """Assign items that were left out to room that moves have made since, the smallest first."""
     place = list(place)
     loads, used, held = [0.0] * len(machines), [0] * len(machines), [0] * len(machines)
     for at, number in enumerate(place):
@@ -121,8 +122,11 @@ def span(costs: Sequence[float], machines: Sequence[Machine], place: Sequence[in
 def lower_bound(
     costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Machine], placed: Sequence[int]
 ) -> float:
-    """The k costliest items can not be done before all of the k fastest machines have shared them perfectly, for each
-    k; and no item before the fastest machine that is large enough for it has done it alone."""
+    """Lower bound on the makespan: the greatest of these.
+
+    For each k, the time of the k costliest items when shared perfectly by the k fastest machines; of all items when
+    shared by all machines; and of each item alone on the fastest machine that is large enough for it.
+    """
     if not placed:
         return 0.0
     speeds = sorted((machine.speed for machine in machines), reverse=True)
@@ -142,7 +146,7 @@ def lower_bound(
 
 
 def _equal(count: int, cost: float, size: int, machines: Sequence[Machine]) -> Balanced:
-    """Equal items: start below the ideal share, then each further item to the machine that is done with it first."""
+    """Assign equal items: start below the ideal share, then each further one to the machine that finishes it first."""
     most = [_room(machine, size, count) for machine in machines]
     whole = math.fsum(machine.speed for machine in machines)
     counts = [
@@ -174,7 +178,7 @@ def _room(machine: Machine, size: int, count: int) -> int:
 
 
 class _Load:
-    """What is on a machine so far."""
+    """Items of one machine so far."""
 
     __slots__ = ("cost", "items", "left", "machine", "slots")
 
@@ -205,8 +209,10 @@ class _Load:
 def _longest_first(
     costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Machine], order: Sequence[int]
 ) -> list[int]:
-    """Each item in turn to the machine that would be done with it first. Machines of one speed share a heap, so that
-    an item costs the number of speeds and not of machines."""
+    """Assign each item in turn to the machine that would finish it first.
+
+    Machines of one speed share a heap, so that the work per item depends on the number of speeds, not of machines.
+    """
     loads = [_Load(machine) for machine in machines]
     groups: dict[float, list[tuple[float, int]]] = {}
     for at, machine in enumerate(machines):
@@ -226,7 +232,7 @@ def _longest_first(
             if best is None or key < best:
                 best = key
         if blocked:
-            # The least loaded machine of a group is full: look at all.
+            # The least loaded machine of a group is full: compare all.
             best = min(
                 (
                     ((load.cost + cost) / load.machine.speed, at)
@@ -253,7 +259,7 @@ def _longest_first(
 def _branch(
     costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Machine], start: list[int]
 ) -> tuple[list[int], bool]:
-    """The optimum by depth-first search from a first solution; the flag is False where the steps ran out."""
+    """Find the optimum by depth-first search from a first solution; the flag is False if the steps ran out."""
     order = sorted(range(len(costs)), key=lambda at: (-costs[at], -sizes[at]))
     # First as many items as can be placed, then the smallest makespan.
     best, best_key = start, (start.count(-1), span(costs, machines, start))
@@ -276,7 +282,7 @@ def _branch(
             return True
         floor = worst if best_key[0] < missing + 1 else 0.0
         if missing == best_key[0] and max(floor, (math.fsum(loads) + rest[depth]) / speed) >= best_key[1]:
-            # Items left out would only be worse, so all the rest must be done by somebody.
+            # Leaving out items would only be worse, so all the rest must be assigned.
             return True
         item = order[depth]
         seen: set[tuple[float, float, int, int]] = set()
@@ -337,11 +343,11 @@ def _improve(
 def _better(
     costs: Sequence[float], sizes: Sequence[int], loads: Sequence[_Load], slow: int
 ) -> tuple[int, int | None, int] | None:
-    """The move (item, None, machine) or exchange (item, other, machine) that brings the two machines lowest."""
+    """Find the move (item, None, machine) or exchange (item, other, machine) that gives the two the least makespan."""
     source = loads[slow]
     best_time = source.time * (1 - 1e-12)
     best: tuple[int, int | None, int] | None = None
-    # One item of each cost and size stands for all.
+    # One item of each cost and size represents all equal ones.
     mine = {(costs[item], sizes[item]): item for item in sorted(source.items, reverse=True)}
     for at, load in enumerate(loads):
         if at == slow:

@@ -1,9 +1,9 @@
-"""Work items over granted devices: every item goes to one device, or is listed as unassigned with the reason.
+"""Distribution of work items over granted devices: each goes to one device, or is unassigned with a reason.
 
-`uniform` and `capacity` share out counts (see `apportion`), `balanced` and `pipeline` costs (see there).
-A device's memory for items is what it was granted; its weight is, by `weight_by`, streaming multiprocessors × highest
-clock, granted memory, memory bandwidth, or the number given, times the granted share for compute and bandwidth. Where
-one device's weight is unknown (0) all count alike, since a comparison with what is unknown would be a guess.
+The methods `uniform` and `capacity` apportion counts (see `apportion`), `balanced` and `pipeline` costs (see there). A
+device's memory for items is what it was granted. Its weight is, by `weight_by`, streaming multiprocessors × highest
+clock, granted memory, memory bandwidth, or the number given; compute and bandwidth are multiplied by the granted share.
+If the weight of one device is unknown (0), all weights are equal, since a comparison would be a guess.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         grants: with their items.
-        unassigned: what no device took.
-        report: how good it is.
+        unassigned: items that no device took.
+        report: quality of the distribution.
     """
 
     grants: list[Grant]
@@ -50,10 +50,10 @@ class Outcome(NamedTuple):
 
 
 def distribute(work: Distribution, grants: Sequence[Grant], devices: Sequence[DeviceInfo]) -> Outcome:
-    """Fill in the items of grants.
+    """Distribute work items over grants.
 
     Args:
-        work: what to distribute, and how.
+        work: items and method.
         grants: the devices, one at least.
         devices: their capabilities, in the order of the grants.
     """
@@ -90,7 +90,7 @@ def distribute(work: Distribution, grants: Sequence[Grant], devices: Sequence[De
 
 
 def items_of(work: Distribution) -> Items:
-    """The items that a request names, whichever way it does."""
+    """Items of a request, given as a count, as ids, or with costs and sizes."""
     if isinstance(work.items, int):
         count = work.items
         return Items(range(count), [1.0] * count, [work.memory_per_item_bytes] * count)
@@ -110,7 +110,7 @@ def items_of(work: Distribution) -> Items:
 
 
 def weights_of(work: Distribution, grants: Sequence[Grant], devices: Sequence[DeviceInfo]) -> list[float]:
-    """What each device's capacity is; all alike for `uniform`, or where one is not known."""
+    """Weights of the devices by `weight_by`; all 1 if one is unknown."""
     if work.weight_by is WeightBy.GIVEN and work.weights is not None:
         return list(work.weights)
     pairs = list(zip(grants, devices, strict=True))
@@ -124,7 +124,7 @@ def weights_of(work: Distribution, grants: Sequence[Grant], devices: Sequence[De
 
 
 def _counted(items: Items, weights: Sequence[float], machines: Sequence[Machine]) -> list[int]:
-    """Counts by the largest-remainder rule, items in their order; by size where they differ and memory binds."""
+    """Assign counts of items by the largest-remainder method, in order; by size if sizes differ and memory is short."""
     total = len(items.ids)
     if not total:
         return []
@@ -169,8 +169,11 @@ def _fit(sizes: Sequence[int], machines: Sequence[Machine], place: Sequence[int]
 
 
 def _by_size(sizes: Sequence[int], counts: Sequence[int], machines: Sequence[Machine]) -> list[int]:
-    """The largest items first, each to the device with the most memory per item that it still has to take; then what
-    did not find room within the counts to any device that has room."""
+    """Assign items by size, the largest first.
+
+    Each goes to the device with the most memory left per item that it still has to take. Items that found no room
+    within the counts then go to any device that has room.
+    """
     left = [machine.memory for machine in machines]
     due = list(counts)
     slots = [len(sizes) if machine.most is None else machine.most for machine in machines]
@@ -198,7 +201,7 @@ def _by_size(sizes: Sequence[int], counts: Sequence[int], machines: Sequence[Mac
 def _reasons(
     work: Distribution, items: Items, out: Sequence[int], machines: Sequence[Machine], place: Sequence[int]
 ) -> list[UnassignedItem]:
-    """Why each item that is left out is left out."""
+    """Unassigned items, each with the reason."""
     if not out:
         return []
     largest = max(machine.memory for machine in machines)

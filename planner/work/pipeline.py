@@ -1,9 +1,8 @@
-"""Contiguous runs of items over devices in order: the exact optimum of the slowest stage.
+"""Distribution of contiguous runs of items over devices in order (pipeline stages): the exact least slowest stage.
 
-Given a time T, each device in order takes as many items as fit in T, in its memory and under its limit; since taking
-fewer never lets a later device come further, T is possible exactly if that reaches the end. The least possible T is one
-of the stage times, found by halving: each test that succeeds gives a stage time to go below, until the next number
-below it fails.
+Given a time T, each device in order takes as many items as fit in T, in its memory and under its limit. Taking fewer
+never lets later devices get further, so T is feasible if and only if that reaches the end. The least feasible T is one
+of the stage times, found by bisection: each success gives a stage time to go below, until the next smaller float fails.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class Staged(NamedTuple):
     """Runs of items.
 
     Attributes:
-        ends: per machine, the item after its last; it starts where the one before ends.
+        ends: for each machine the index after its last item; its first is at the end of the machine before.
         slowest: time of the slowest stage.
     """
 
@@ -32,8 +31,8 @@ class Staged(NamedTuple):
 def pipeline(costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Machine]) -> Staged:
     """Split items into contiguous runs, one per machine, some perhaps empty.
 
-    Where memory or limits let no split reach the end, as long a run from the start as there is room for is split, and
-    the rest is left out: the last of `ends` tells how far it comes.
+    If memory or limits let no split reach the end, the longest run from the start that fits is split, and the rest is
+    left out: the last of `ends` is where it begins.
     """
     work = [0.0, *accumulate(costs)]
     memory = [0, *accumulate(sizes)]
@@ -47,7 +46,7 @@ def pipeline(costs: Sequence[float], sizes: Sequence[int], machines: Sequence[Ma
                 end = min(end, at + machine.most)
             if not math.isinf(limit):
                 end = min(end, bisect_right(work, work[at] + limit * machine.speed) - 1)
-                # The sum above is rounded: the quotient below is what is compared.
+                # The sum above is rounded; the quotient below decides.
                 while end < len(costs) and _time(work, at, end + 1, machine) <= limit and _fits(at, end + 1, machine):
                     end += 1
                 while end > at and _time(work, at, end, machine) > limit:
