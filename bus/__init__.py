@@ -1,1 +1,1 @@
-"""The bus at run time: connections, credentials, streams, health. What is on the bus is declared in `schemas`."""
+"""The bus at run time: connections, credentials, streams, health checks. `schemas` declares subjects and payloads."""

@@ -1,10 +1,9 @@
-"""How bytes come from the socket into messages: as chunks that are cut where a message ends, each byte copied once.
+"""Receive messages from the socket as chunks that are cut at message boundaries, so that each byte is copied once.
 
 nats-py gathers what it receives in the stream reader's buffer, takes it out, gathers it again in its parser's buffer,
 and takes each payload out of that, moving what is behind it to the front: half of the CPU time that receiving messages
-of 53 KiB took. Here a chunk stays as the loop has read it; a payload that lies in it whole is copied out of it, and one
-that spans several is joined from them. All else is still done by nats-py: its own parser gets every line that is no
-message.
+of 53 KiB took. Here a chunk stays as the event loop has read it. A payload that lies within one chunk is copied out of
+it, and one that spans several is joined from them. nats-py's own parser still handles every line that is not a message.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 log = logging.getLogger("corral.bus")
 
 TESTED_VERSIONS: Final = ("2.16.0",)
-"""Versions of nats-py whose inside this was written for, and that the tests ran with."""
+"""Versions of nats-py whose internals this was written for, and that the tests ran with."""
 VARIABLE: Final = "CORRAL_CHUNKED_TRANSPORT"
 
 _MESSAGE: Final = re.compile(rb"MSG\s+(\S+)\s+([0-9]+)\s+(?:(\S+)[^\S\r\n]+)?()([0-9]+)\r\n")
@@ -33,7 +32,7 @@ _WITH_HEADERS: Final = re.compile(rb"HMSG\s+(\S+)\s+([0-9]+)\s+(?:(\S+)[^\S\r\n]
 
 
 class ChunkParser(Parser):
-    """nats-py's parser, fed with lines; messages are cut out of the chunks."""
+    """Parser that cuts messages out of chunks, and passes all other lines to nats-py's parser."""
 
     _tail: bytes
     _parts: list[bytes]
@@ -42,21 +41,21 @@ class ChunkParser(Parser):
     _head: tuple[int, bytes, bytes, int, int]
 
     def reset(self) -> None:
-        """Forget what has come of a message or line that is not whole."""
+        """Drop the received part of an incomplete message or line."""
         super().reset()
         self.forget()
 
     def forget(self) -> None:
-        """Start with the beginning of a line."""
+        """Start anew at the beginning of a line. A `parse` call in progress drops the rest of its chunk."""
         self._tail, self._parts, self._missing = b"", [], 0
         self._head = 0, b"", b"", 0, 0
         self._life += 1
 
     async def parse(self, data: bytes = b"") -> None:
-        """Take a chunk, and hand on the messages that are whole with it."""
+        """Parse a chunk, and pass on the messages that it completes."""
         at, life = 0, self._life
         if self.state != AWAITING_CONTROL_LINE or self.buf:
-            # What nats-py had begun when its parser became this one.
+            # Finish what nats-py's parser had begun before its class was replaced.
             await super().parse(data)
             return
         if self._missing:
@@ -65,7 +64,7 @@ class ChunkParser(Parser):
                 self._missing -= len(data)
                 return
             at = self._missing
-            # Without the end of the line: a slice of all of it is no copy.
+            # Leave out the line end, so that the payload is all of it: slicing a whole bytes object copies nothing.
             self._parts.append(data[: max(0, at - 2)])
             whole = b"".join(self._parts)
             self._parts, self._missing = [], 0
@@ -73,7 +72,7 @@ class ChunkParser(Parser):
         elif self._tail:
             data, self._tail = self._tail + data, b""
         end = len(data)
-        # A connection that ends meanwhile takes the rest of the chunk with it.
+        # If the connection ends meanwhile, the rest of the chunk is dropped.
         while at < end and life == self._life:
             found = _MESSAGE.match(data, at) or _WITH_HEADERS.match(data, at)
             if found is None:
@@ -101,13 +100,13 @@ class ChunkParser(Parser):
 
 
 class ChunkReader(asyncio.StreamReader):
-    """A stream reader that hands on what it is given as it is given."""
+    """Stream reader that returns chunks as they were received, without joining them."""
 
     chunks: deque[bytes]
     waiting: int
 
     def feed_data(self, data: bytes) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Called by the loop. Reading pauses where too much waits, as for any stream."""
+        """Append a chunk; called by the event loop. Reading pauses if too many bytes wait, as for any stream."""
         if not data:
             return
         self.chunks.append(data)
@@ -119,7 +118,7 @@ class ChunkReader(asyncio.StreamReader):
             me._paused = True
 
     async def read(self, n: int = -1) -> bytes:
-        """The next chunk, however long; empty at the end."""
+        """Return the next chunk, of any length; empty at the end."""
         me = cast("Any", self)
         if me._exception is not None:
             raise me._exception
@@ -137,15 +136,15 @@ class ChunkReader(asyncio.StreamReader):
         return data
 
     def at_eof(self) -> bool:
-        """Whether nothing more comes, and nothing waits."""
+        """True if the stream has ended and no chunk waits."""
         return super().at_eof() and not self.chunks
 
 
 class ChunkTransport(TcpTransport):
-    """nats-py's connection, whose reader becomes one of chunks once the handshake is over. Kept over reconnections."""
+    """nats-py's TCP transport, whose reader becomes a `ChunkReader` after the handshake. Kept over reconnections."""
 
     async def read(self, buffer_size: int) -> bytes:
-        """The next chunk."""
+        """Return the next chunk."""
         reader = self._io_reader
         if type(reader) is asyncio.StreamReader:
             reader.__class__ = ChunkReader
@@ -155,10 +154,10 @@ class ChunkTransport(TcpTransport):
 
 
 def install_chunked_parser(nc: Client) -> bool:
-    """Have a connection receive in chunks.
+    """Make a connection receive in chunks.
 
-    It relies on the inside of nats-py, so it is done for `TESTED_VERSIONS` alone. Elsewhere, and where the variable
-    `CORRAL_CHUNKED_TRANSPORT` is `off`, nats-py receives as it is: the same messages at about twice the CPU time.
+    It relies on internals of nats-py, so it is done only for `TESTED_VERSIONS`. Otherwise, or if the variable
+    `CORRAL_CHUNKED_TRANSPORT` is `off`, nats-py receives without chunks: the same messages at about twice the CPU time.
 
     Args:
         nc: a connection. One that is not plain TCP or TLS is left as it is.
@@ -183,7 +182,7 @@ def install_chunked_parser(nc: Client) -> bool:
 
 @functools.cache
 def _tell(version: str) -> None:
-    """Log once that nats-py receives by itself."""
+    """Log once that this version of nats-py receives without chunks."""
     log.warning(
         "nats-py %s is another than the chunked transport was tested with (%s): messages are received without it, at "
         "about twice the CPU time",

@@ -1,4 +1,4 @@
-"""Connecting to the bus: URL, credentials, TLS, and waiting for a server that is not there yet."""
+"""Connect to the bus: URL, credentials, TLS, and waiting for a server that is not there yet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ URL_VARIABLE: Final = "CORRAL_NATS_URL"
 
 
 class WrongSetting(ValueError):
-    """A variable of the environment says something that is not possible; the message says what is."""
+    """Environment variable with an invalid value; the message says which values are valid."""
 
 
 class BusUnavailable(ConnectionError):
@@ -32,7 +32,7 @@ class BusUnavailable(ConnectionError):
 
 
 class BusClosed(BusUnavailable):
-    """The server has closed a connection for good: what lives by it ends, and is started anew by its supervisor."""
+    """The server has closed a connection for good. The process that depends on it ends; its supervisor restarts it."""
 
 
 async def connect(
@@ -48,22 +48,21 @@ async def connect(
     closed: asyncio.Event | None = None,
     **options: Any,
 ) -> Client:
-    """Connect and keep reconnecting for ever.
+    """Connect to the bus, and reconnect for ever if the connection is lost.
 
-    A server that refuses a client rather than goes away (its key was revoked, say) closes the connection for good;
-    nothing can be done over it any more.
+    A server that refuses the client, say since its key was revoked, closes the connection for good. It can't be used
+    any more.
 
     Args:
         url: one server or several by comma; `CORRAL_NATS_URL`, then the local default.
         name: shown in the server's connection list.
-        credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default. What it says of its holder fills in
-            the rest.
+        credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default. The facts in it fill in the rest.
         ca: path of the certificate that the server's must be signed by; `CORRAL_NATS_CA` by default. With it, a
-            server without TLS is not spoken to.
-        certificate: path of one's own, where the server wants to see it; `CORRAL_NATS_CERT` by default.
+            server without TLS is refused.
+        certificate: path of the client's, if the server asks for one; `CORRAL_NATS_CERT` by default.
         key: path of the certificate's key; `CORRAL_NATS_KEY` by default.
         inbox_prefix: of the subjects that answers come to; `CORRAL_INBOX_PREFIX` by default.
-        wait_seconds: give up after so long where no server answers at the start; None tries for ever.
+        wait_seconds: give up after this time if no server answers at the start; None tries for ever.
         closed: set once the connection is closed for good, by either side.
         options: further ones of `nats.connect`.
 
@@ -86,7 +85,7 @@ async def connect(
         "connect_timeout": 2,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": 0.5,
-        # A server that vanished without a word is noticed after 15 s at most.
+        # A server that vanishes silently is detected within 15 s.
         "ping_interval": 5,
         "max_outstanding_pings": 2,
         "error_cb": _log_error,
@@ -107,7 +106,7 @@ async def connect(
     async def remember(error: Exception) -> None:
         last[:] = [error]
         if connected and closed is not None and _refusal(error, identity):
-            # It may be that keys are being changed just now: one refusal is none.
+            # Keys may be rotating right now, so a single refusal does not count.
             refused[:] = [at for at in refused if loop.time() - at < 2 * REFUSED_SECONDS] + [loop.time()]
             if refused[-1] - refused[0] > REFUSED_SECONDS:
                 closed.set()
@@ -122,7 +121,7 @@ async def connect(
     pause = 0.1
     while True:
         try:
-            # A client that reconnects for ever also tries its first connection for ever; one attempt is always whole.
+            # nats-py retries the first connection for ever, too, hence the deadline; one attempt is never cut short.
             attempt = None if deadline is None else max(deadline, loop.time() + settings["connect_timeout"])
             async with asyncio.timeout_at(attempt):
                 client = who.TlsClient() if identity.ca else Connection()
@@ -151,7 +150,7 @@ async def connect(
 
 
 REFUSED_SECONDS: Final = 3.0
-"""A client that is turned away for so long, over a connection that it had, is so for good."""
+"""Refusals of a client that was connected count as permanent once they go on for longer than this."""
 
 
 def first_of(group: BaseExceptionGroup[Any]) -> BaseException:
@@ -166,7 +165,7 @@ async def until_closed(nc: Client, closed: asyncio.Event) -> None:
     """Wait for the end of a connection that was made with `closed`.
 
     Raises:
-        BusClosed: it has come.
+        BusClosed: always, once the connection has ended.
     """
     await closed.wait()
     why = f" ({nc.last_error})" if nc.last_error else ""
@@ -178,7 +177,7 @@ async def _set(event: asyncio.Event) -> None:
 
 
 def _refusal(error: Exception, identity: who.Identity) -> str:
-    """What to say of a server that answers, and will not have this client however often it asks; else nothing."""
+    """Message for a refusal that retries can't change: of credentials, or of TLS trust. Empty for any other error."""
     if "authorization violation" in str(error).lower() or isinstance(error, AuthorizationError):
         refused = f"does not take the credentials in {identity.file}" if identity.file else "wants credentials"
         return (

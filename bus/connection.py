@@ -1,4 +1,4 @@
-"""A connection to the bus that outlives what nats-py's own does not."""
+"""NATS client that survives failures which end a connection of nats-py."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from nats.aio.client import Client
 log = logging.getLogger("corral.bus")
 
 RENEW_SECONDS: Final = 5.0
-"""A connection that was made anew is given so long before it is given up again."""
+"""Minimum time between two forced reconnects."""
 
 
 class Connection(Client):
-    """A client that may be told to leave a connection over which nothing is answered, and whose reading outlives a
-    flush that was given up: nats-py ends it at the late answer, and the connection hears nothing more until its pings
-    are found to be unanswered."""
+    """NATS client that can be told to reconnect, and whose read loop survives a flush that was given up.
+
+    In nats-py the late answer to such a flush ends the read loop. The connection then receives nothing more until its
+    pings are found to be unanswered.
+    """
 
     _renewed_at = float("-inf")
 
     async def renew(self) -> None:
-        """Leave a connection over which nothing is answered for a new one, to another server where there are several:
-        one that vanished without a word is not waited for, and neither is a network that is healed already."""
+        """Reconnect because nothing is answered over this connection: to another server if there are several.
+
+        This saves the wait for unanswered pings if a server vanished silently, or if the network has recovered
+        already. Does nothing within `RENEW_SECONDS` of the last reconnect, or while not connected.
+        """
         now = asyncio.get_running_loop().time()
         if now - self._renewed_at > RENEW_SECONDS and self.is_connected:
             self._renewed_at = now

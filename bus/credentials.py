@@ -1,4 +1,4 @@
-"""Who one is on the bus: credentials files, certificates, and what a file says of its holder.
+"""Identity on the bus: credentials files, certificates, and the facts that a file states about its holder.
 
 A credentials file of Corral is an NKey seed behind comment lines, so that every NATS client reads it (`nats --nkey`):
 
@@ -9,8 +9,8 @@ A credentials file of Corral is an NKey seed behind comment lines, so that every
     # ca: ca.crt
     SUA…
 
-The server knows the seed's public key, and what its holder may do; the comments only save its holder from typing it. A
-file with a JWT, as `nsc` writes them, is taken as it is.
+The server knows the seed's public key and its permissions; the comments only save the holder from typing options. A
+file with a JWT, as `nsc` writes them, is used as it is.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KEY_VARIABLE: Final = "CORRAL_NATS_KEY"
 INBOX_VARIABLE: Final = "CORRAL_INBOX_PREFIX"
 
 ANY_OWNER: Final = "*"
-"""Owner of credentials that may ask under any name, as a portal does that asks for others."""
+"""Owner of credentials that may make requests under any name, such as a portal's that makes them for others."""
 
 _FACT: Final = re.compile(r"#\s*(user|role|owner|service|inbox|ca|cert|key):\s*(\S.*?)\s*$")
 _SEED: Final = re.compile(r"\s*(SU[A-Z2-7]{56})\s*$")
@@ -46,18 +46,18 @@ class CredentialsError(ValueError):
 
 
 class Identity(Struct, frozen=True, kw_only=True):
-    """Who one is, as far as one knows.
+    """Identity of a client, as far as it is known.
 
     Attributes:
         user: name of the user; empty if unknown.
         role: such as `requester`; empty if unknown.
-        owner: in whose name one may ask for devices; `*` for any, empty if unknown or none.
-        serves: an exporter or a dashboard that the bus lets answer questions.
+        owner: name that devices may be requested under; `*` for any, empty if unknown or none.
+        serves: true for an exporter or dashboard that the bus lets answer requests.
         inbox: prefix of the subjects that answers come to; empty for the default.
         file: path of the credentials file; empty if none.
         seed: NKey seed; empty if the file holds a JWT.
         ca: path of the certificate that the server's must be signed by; empty if none.
-        certificate: path of a certificate of one's own, for mutual TLS; empty if none.
+        certificate: path of the client certificate, for mutual TLS; empty if none.
         key: path of its key.
     """
 
@@ -73,7 +73,7 @@ class Identity(Struct, frozen=True, kw_only=True):
     key: str = ""
 
     def __repr__(self) -> str:
-        """Without the seed, which must not get into a log."""
+        """Omit the seed, which must not get into a log."""
         return f"Identity(user={self.user!r}, role={self.role!r}, owner={self.owner!r}, file={self.file!r})"
 
 
@@ -85,17 +85,17 @@ def identify(
     key: str | None = None,
     inbox: str | None = None,
 ) -> Identity:
-    """Who one is, by what is given, else by the environment; the files' own comments fill in the rest.
+    """Determine the identity from the arguments, else the environment; comments in the credentials file fill the gaps.
 
     Args:
         credentials: path of a credentials file; `CORRAL_NATS_CREDS` by default.
-        ca: path of a CA's certificate; `CORRAL_NATS_CA`, then what the credentials file names, beside itself.
-        certificate: path of one's own certificate; `CORRAL_NATS_CERT`, then as above.
+        ca: path of a CA's certificate; `CORRAL_NATS_CA`, then what the credentials file names, in its folder.
+        certificate: path of the client certificate; `CORRAL_NATS_CERT`, then as above.
         key: path of its key; `CORRAL_NATS_KEY`, then as above.
         inbox: prefix for answers; `CORRAL_INBOX_PREFIX`, then as above.
 
     Raises:
-        CredentialsError: a file is missing or no credentials file.
+        CredentialsError: the credentials file is missing, or is no credentials file.
     """
 
     def given(value: str | None, variable: str) -> str:
@@ -121,7 +121,7 @@ def identify(
 
 
 def read(path: Path) -> tuple[dict[str, str], str]:
-    """What a credentials file says of its holder, and its seed (empty for a JWT).
+    """Read the facts about its holder and the seed from a credentials file; both are empty for a JWT.
 
     Raises:
         CredentialsError: it is missing, or holds neither.
@@ -149,7 +149,9 @@ def read(path: Path) -> tuple[dict[str, str], str]:
 
 
 def options(identity: Identity) -> dict[str, Any]:
-    """What `nats.connect` is to be told.
+    """Arguments for `nats.connect`: credentials, inbox prefix and TLS context.
+
+    With TLS it also silences a false warning of asyncio (see `_no_eof`).
 
     Raises:
         CredentialsError: a certificate can't be read.
@@ -168,7 +170,7 @@ def options(identity: Identity) -> dict[str, Any]:
 
 
 def _no_eof(record: logging.LogRecord) -> bool:
-    """asyncio warns of each TLS connection that ends, since its own stream protocol does not know of TLS."""
+    """Filter out asyncio's warning at the end of each TLS connection: its stream protocol does not know of TLS."""
     return "eof_received() has no effect when using ssl" not in record.getMessage()
 
 
@@ -188,10 +190,10 @@ def _trust(identity: Identity) -> ssl.SSLContext:
 
 
 class TlsClient(Connection):
-    """A client that speaks to no server without TLS: whoever stands between could say that there is none."""
+    """Client that refuses servers without TLS: a man in the middle could claim that the server has none."""
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        # The only place between what the server says of itself and the first word of our own.
+        # The only hook between the server's INFO and the client's first message.
         if initial_connection and not info.get("tls_required"):
             raise NatsError("nats: a CA is given for this server, but it does not speak TLS")
         await super()._process_info(info, initial_connection)

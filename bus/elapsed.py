@@ -1,4 +1,4 @@
-"""Time that has gone by, whatever is done to the clock on the wall."""
+"""Elapsed time that is independent of changes to the wall clock."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _OFFSET: Final = time.time() - (time.monotonic() if _BOOT is None else time.cloc
 
 
 def elapsed_seconds() -> float:
-    """Seconds since some moment: setting the clock does not change it, and a machine that sleeps is counted.
+    """Seconds since an arbitrary moment. Setting the clock does not change it, and time in sleep counts.
 
-    Linux counts sleep in `CLOCK_BOOTTIME` alone; elsewhere it is the monotonic clock.
+    On Linux it is `CLOCK_BOOTTIME`, the only clock that counts sleep; elsewhere the monotonic clock.
     """
     return time.monotonic() if _BOOT is None else time.clock_gettime(_BOOT)
 
 
 def steady_time() -> float:
-    """Seconds since the epoch as this process knew them at its start, and the time that has gone by since."""
+    """Seconds since the epoch: the wall clock at the start of this process plus the time elapsed since."""
     return _OFFSET + elapsed_seconds()

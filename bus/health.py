@@ -1,4 +1,4 @@
-"""The health endpoint of a service, and the measurements that every service gives of itself."""
+"""Health endpoint of a service, and the metrics that every service reports about itself."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .permissions import identity_of
 from .process import corral_version, peak_resident_bytes, resident_bytes
 
 _ANSWERING: Final = ("", "planner", "processor", "collector", "admin")
-"""Roles that are asked; without one nobody has narrowed anything. Exporters and dashboards may be made to."""
+"""Roles that may answer health checks; without a role nothing is restricted. A user with `serves` may, too."""
 
 
 class HealthDoor:
-    """Answers for a service.
+    """Health endpoint of a service: answers health checks on the bus.
 
     Args:
-        service: which.
+        service: kind of the service.
         instance: becomes a token of the subject.
-        judge: asked each time.
+        judge: called for each health check.
 
     Attributes:
         stopping: set once the service has begun to end.
@@ -46,24 +46,24 @@ class HealthDoor:
         self._subscriptions: list[Subscription] = []
 
     async def open(self, nc: Client) -> None:
-        """Listen on a connection; on another one after it was lost for good."""
+        """Subscribe on a connection; call it again with a new one after the connection was lost for good."""
 
         async def answer(message: Msg) -> None:
             if message.reply:
                 content = replies.asked_in(message.headers)
                 data, headers = codec.encode(self.health(), content), replies.headers(None, content)
-                with contextlib.suppress(NatsError):  # the bus is away: whoever asked has no use for it any more
+                with contextlib.suppress(NatsError):  # the bus is away: the answer has no use any more
                     await nc.publish(message.reply, data, headers=headers)
 
         own = health_subject(self.service, self.instance)
         listened = (subjects.HEALTH, health_subject(self.service), own)
         identity = identity_of(nc)
-        if identity.role not in _ANSWERING and not identity.serves:  # the bus lets it be asked by nobody
+        if identity.role not in _ANSWERING and not identity.serves:  # the bus does not let this user answer
             listened = ()
         self._subscriptions = [await nc.subscribe(subject, cb=answer) for subject in listened]
 
     async def close(self) -> None:
-        """Listen no more."""
+        """Unsubscribe, and report the service as stopping."""
         self.stopping = True
         for subscription in self._subscriptions:
             with contextlib.suppress(NatsError, OSError, ValueError):
@@ -71,11 +71,11 @@ class HealthDoor:
         self._subscriptions = []
 
     def health(self) -> ServiceHealth:
-        """How it is now."""
+        """Current health: ready unless `judge` gives a reason or fails, or the service is stopping."""
         try:
             judgement = self._judge()
             measures = measured(self.service, {**_common(self._started_at), **judgement.values})
-        except Exception as error:  # what can't tell how it is, is not well
+        except Exception as error:  # a health check that fails means not ready
             log.exception("the %s can't tell how it is", self.service)
             judgement, measures = Judgement([f"it can't tell how it is: {error}"]), []
         reasons = ["it is stopping"] if self.stopping else judgement.reasons
@@ -93,10 +93,10 @@ class HealthDoor:
 
 
 def measured(service: ServiceKind, values: Values) -> list[Measure]:
-    """Values as they travel.
+    """Convert values to the measures of a health reply.
 
     Raises:
-        KeyError: the catalogue has no such instrument.
+        KeyError: there is no such instrument in `INSTRUMENTS`.
     """
     found: list[Measure] = []
     for name, given in values.items():
@@ -125,10 +125,10 @@ def _common(started_at: datetime) -> dict[str, float]:
 
 
 class Since:
-    """Since when something has not happened; for readiness.
+    """Time since something last happened, for readiness checks.
 
     Attributes:
-        at: the last time, on the monotonic clock.
+        at: when it last happened, on the monotonic clock; at first when this object was made.
     """
 
     __slots__ = ("at",)
@@ -137,10 +137,10 @@ class Since:
         self.at = time.monotonic()
 
     def now(self) -> None:
-        """It happens."""
+        """Record that it happens now."""
         self.at = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """For so long."""
+        """Seconds since it last happened."""
         return time.monotonic() - self.at

@@ -1,4 +1,4 @@
-"""Making the streams and buckets that `schemas/subjects.py` declares; nothing that an operator narrowed is widened."""
+"""Create the streams and buckets that `schemas/subjects.py` declares. Existing ones keep an operator's limits."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .tasks import heed_cancellation
 REPLICAS_VARIABLE: Final = "CORRAL_REPLICAS"
 SCALE_VARIABLE: Final = "CORRAL_STREAMS_SCALE"
 CLUSTER_REPLICAS: Final = 3
-"""Copies of streams and buckets on servers that form a cluster: one server may be lost, and nothing with it."""
+"""Replicas of streams and buckets in a cluster: one server may be lost without loss of data."""
 
 
 def stream_config(stream: Stream, replicas: int = 1) -> api.StreamConfig:
-    """The server's form of a stream."""
+    """Convert a stream's declaration to the server's configuration."""
     return api.StreamConfig(
         name=stream.name,
         description=stream.description,
@@ -40,7 +40,11 @@ def stream_config(stream: Stream, replicas: int = 1) -> api.StreamConfig:
 
 
 def bucket_config(bucket: Bucket, replicas: int = 1) -> api.StreamConfig:
-    """The server's form of a bucket: as `create_key_value` of nats-py makes it, which allows rollups in each."""
+    """Convert a bucket's declaration to the server's configuration.
+
+    It is what nats-py's `create_key_value` makes, except that rollup headers are allowed only if `bucket.rollup` says
+    so.
+    """
     ttl_seconds = bucket.ttl_seconds or None
     return api.StreamConfig(
         name=f"KV_{bucket.name}",
@@ -65,7 +69,7 @@ def bucket_config(bucket: Bucket, replicas: int = 1) -> api.StreamConfig:
 
 
 def default_replicas(js: JetStreamContext) -> int:
-    """Copies of a new stream: `CORRAL_REPLICAS`; without it 3 where the server belongs to a cluster, else 1.
+    """Number of replicas of a new stream: `CORRAL_REPLICAS`; without it 3 if the server is in a cluster, else 1.
 
     Raises:
         WrongSetting: `CORRAL_REPLICAS` is no number from 1 to 5.
@@ -98,12 +102,12 @@ def default_scale() -> float:
 async def ensure_layout(
     js: JetStreamContext, *, replicas: int | None = None, max_bytes_scale: float | None = None
 ) -> None:
-    """Create the streams and buckets that are missing; leave alone those that are there.
+    """Create the streams and buckets that are missing; existing ones are not changed.
 
     Args:
         js: of a connection that may manage streams.
-        replicas: copies of each stream, 1, 3 or 5; None as `default_replicas` says.
-        max_bytes_scale: factor on every byte limit; None as `default_scale` says.
+        replicas: replicas of each stream, 1, 3 or 5; None for `default_replicas`.
+        max_bytes_scale: factor on every byte limit; None for `default_scale`.
     """
     if replicas is None:
         replicas = default_replicas(js)
@@ -126,8 +130,10 @@ async def ensure_layout(
 
 
 async def until_laid_out(js: JetStreamContext) -> None:
-    """`ensure_layout`, again and again: a server that starts or dies just then, or a cluster that is not whole yet, is
-    waited for."""
+    """Repeat `ensure_layout` until it succeeds.
+
+    It waits for a server that is starting or failing, and for a cluster that is not complete yet.
+    """
     told = ""
     while True:
         heed_cancellation()
@@ -149,11 +155,11 @@ async def until_laid_out(js: JetStreamContext) -> None:
 
 
 _TOO_FEW_SERVERS: Final = frozenset({10005, 10074})
-"""No suitable peers for placement; replicas of more than one on a server that is alone."""
+"""Error codes: no suitable peers for placement; more than one replica on a server outside of a cluster."""
 
 
 async def _create(creation: Any, name: str) -> None:
-    """Two parts may start at once: whoever comes second finds the stream there."""
+    """Create a stream; it is no error if another service has created it at the same time."""
     try:
         await creation
     except BadRequestError as error:

@@ -1,4 +1,4 @@
-"""What a connection may do, as the server says it: it refuses a message without telling who waits for its answer."""
+"""Permissions of a connection, and fast failure of refused requests: the server's refusal names only the subject."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .credentials import Identity
 
 _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
 _SEES_TO_STREAMS: Final = ("", "planner", "processor", "admin")
-"""Roles that may make streams; without a role nobody has narrowed anything, as far as one knows."""
+"""Roles that may create streams; without a role nothing is restricted, as far as is known."""
 
 
 ACROSS: Final = "_R_."
-"""Reply subjects that the server makes up for those who ask from another account."""
+"""Prefix of the reply subjects that the server generates for requests from another account."""
 
 
 class NotAllowed(NatsError):
-    """The server does not let this connection publish there.
+    """The server does not let this connection publish on a subject.
 
     Attributes:
         subject: that was refused.
@@ -38,7 +38,7 @@ class NotAllowed(NatsError):
 
 
 class _Waiting:
-    """Who waits for an answer, by the subject as the server repeats it, which nats-py sets in lower case."""
+    """Futures that wait for an answer, by subject in lower case, since nats-py reports refused subjects like that."""
 
     def __init__(self) -> None:
         self.by_subject: dict[str, set[asyncio.Future[Any]]] = {}
@@ -49,34 +49,34 @@ _waiting: WeakKeyDictionary[Client, _Waiting] = WeakKeyDictionary()
 
 
 def identity_of(nc: Client) -> Identity:
-    """Who a connection is; nobody in particular where it was not made by `bus.connect`."""
+    """Identity of a connection; an empty one if it was not made by `bus.connect`."""
     return _identities.get(nc) or Identity()
 
 
 def may_make_streams(nc: Client) -> bool:
-    """Whether a connection may make streams and buckets, as far as its credentials say."""
+    """True if a connection may create streams and buckets, as far as its credentials say."""
     return identity_of(nc).role in _SEES_TO_STREAMS
 
 
 def with_name(subject: str, name: str) -> str:
-    """What one is told who has asked on a subject without a name.
+    """Error message for a request on a subject that lacks a name.
 
     Args:
-        subject: as they asked on it.
-        name: whose it lacks: `owner`, `user` or `operator`.
+        subject: that was used.
+        name: kind of the name that it lacks: `owner`, `user` or `operator`.
     """
     whose = "the owner of your credentials" if name == "owner" else "the user whose credentials they are"
     return f"On this bus the subject says who asks: ask on {subject}.<{name}>, {whose}"
 
 
 def admit(nc: Client, identity: Identity) -> None:
-    """Remember who a connection is."""
+    """Register the identity of a connection, and track its requests for refusals."""
     _identities[nc] = identity
     _waiting[nc] = _Waiting()
 
 
 def refused(nc: Client, error: Exception) -> None:
-    """Tell who waits for an answer that the server has refused the question."""
+    """Cancel the futures that wait for an answer on a subject which the server has refused to publish on."""
     found = _VIOLATION.search(str(error))
     waiting = _waiting.get(nc)
     if found is None or waiting is None or found[1].lower() != "publish":
@@ -104,7 +104,7 @@ def refusals(nc: Client, subject: str) -> Generator[asyncio.Future[None]]:
 
 
 async def request(nc: Client, subject: str, payload: bytes = b"", *, timeout: float, headers: Any = None) -> Msg:
-    """As `nc.request`, but a question that the server refuses ends at once.
+    """Send a request as `nc.request` does, but fail at once if the server refuses it.
 
     Raises:
         NotAllowed: it was refused.

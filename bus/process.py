@@ -1,4 +1,4 @@
-"""What a process can say of itself."""
+"""Memory and version of the current process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import metadata
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not say."""
+    """Resident memory of this process, in bytes; 0 if there is no `/proc`."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -18,14 +18,14 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this process has had resident."""
+    """Peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Bytes on macOS, kilobytes elsewhere.
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def corral_version() -> str:
-    """Of the installed package; `unknown` where it is not installed."""
+    """Version of the installed package; `unknown` if it is not installed."""
     try:
         return metadata.version("corral")
     except metadata.PackageNotFoundError:

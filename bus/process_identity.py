@@ -1,8 +1,8 @@
-"""Names of processes that are the same inside of a container and outside, to tell whose child a process is.
+"""Process names that are the same inside and outside of a container, to find out whose child a process is.
 
 A name is `<boot id>/<pid>/<start>`: the boot of the machine, the process id as the process itself sees it (in a
-container another than the host's), and its start in clock ticks since the boot, so that an id that is used again is
-another name. Anyone may read all of it (proc(5)), where an environment is for its owner's eyes.
+container another than the host's), and its start in clock ticks since the boot, so that a reused process id gives
+another name. Any user may read all of it (proc(5)), whereas only its owner may read a process's environment.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SERVICES: Final = frozenset(
         "kwin_wayland",
     }
 )
-"""Programs that serve a device's users and hold no lease of their own: the driver's daemons, and desktops."""
+"""Programs that serve a device's users and hold no lease: the driver's daemons, and desktops."""
 
 PROC: Final = Path("/proc")
 MAX_ANCESTORS: Final = 64
 
 
 def is_service(name: str, kind: str) -> bool:
-    """Whether a process serves whoever uses the device: a desktop, or a daemon of the driver.
+    """True if a process serves all users of the device: a desktop, or a daemon of the driver.
 
     Args:
         name: of its executable.
@@ -44,12 +44,12 @@ def is_service(name: str, kind: str) -> bool:
 
 
 def own_name() -> str:
-    """The name of this process; empty where there is no `/proc`."""
+    """Name of this process; empty if there is no `/proc`."""
     return next(lineage(os.getpid()), "")
 
 
 def lineage(pid: int, root: Path = PROC) -> Iterator[str]:
-    """The names of a process and of its ancestors, nearest first, as far as they can be seen.
+    """Yield the names of a process and of its ancestors, nearest first, as far as they can be read.
 
     Args:
         pid: as this process sees it.
@@ -71,7 +71,7 @@ def lineage(pid: int, root: Path = PROC) -> Iterator[str]:
 
 
 def _own_pid(pid: int, root: Path) -> str:
-    """The id that a process has in its own namespace."""
+    """Process id within the process's namespace."""
     for line in (root / str(pid) / "status").read_text("utf-8", "replace").splitlines():
         if line.startswith("NSpid:"):
             return line.split()[-1]

@@ -1,4 +1,4 @@
-"""Reading what a stream holds without a consumer of it: who may make consumers may have them deliver anywhere."""
+"""Read a stream without a consumer: permission to create consumers would allow delivery to any subject."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TIMEOUT_SECONDS: Final = 5.0
 async def read(
     nc: Client, stream: str, subject: str, *, since: datetime | None = None, batch: int = _BATCH
 ) -> AsyncGenerator[Msg]:
-    """The messages of a stream that match a subject, from the oldest to the newest there is.
+    """Yield the messages of a stream that match a subject, from the oldest to the newest.
 
     Args:
         nc: connection; it needs `$JS.API.DIRECT.GET.<stream>`.
@@ -72,7 +72,7 @@ async def read(
 
 
 def stored_at(message: Msg) -> float:
-    """When the server stored a message that was read here, seconds since the epoch; -inf if it does not say."""
+    """Time when the server stored a message that was read here, seconds since the epoch; -inf if it does not say."""
     text = (message.headers or {}).get("Nats-Time-Stamp", "")
     try:
         return _seconds(text)
@@ -81,7 +81,7 @@ def stored_at(message: Msg) -> float:
 
 
 async def clock(nc: Client, stream: str, *, timeout: float = _TIMEOUT_SECONDS) -> float | None:
-    """The server's time, seconds since the epoch; None if it does not say, or may not be asked about the stream.
+    """Time of the server, seconds since the epoch; None if it refuses, or gives none.
 
     Raises:
         nats.errors.Error: the bus did not answer.
@@ -94,7 +94,7 @@ async def clock(nc: Client, stream: str, *, timeout: float = _TIMEOUT_SECONDS) -
 
 
 def _seconds(text: str) -> float:
-    """Of a time as Go writes it: nanoseconds are more than Python reads."""
+    """Parse a time as Go writes it, to seconds since the epoch: Python's parser does not take nanoseconds."""
     whole, _, fraction = text.removesuffix("Z").partition(".")
     return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(f"0.{fraction or 0}")
 

@@ -1,4 +1,4 @@
-"""Reading a stream to its end, fast: a start or a takeover waits for it."""
+"""Read a stream to its end fast, since a start or a takeover waits for it."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Stored(NamedTuple):
 async def read(
     nc: Client, stream: str, subject: str, config: api.ConsumerConfig, until: int = 0
 ) -> AsyncIterator[Stored]:
-    """Every message that a consumer of this kind is given, of those that are there now.
+    """Yield the messages that the stream holds now and that a consumer with this configuration gets.
 
     Args:
         nc: connection.
         stream: to read.
         subject: that its messages match.
-        config: what is delivered; acknowledgement and storage of the consumer are set here.
-        until: a sequence that is known to be there: reading goes on until it is reached.
+        config: which messages are delivered; acknowledgement and storage of the consumer are set here.
+        until: a sequence that the stream is known to hold; reading goes on until it is reached.
 
     Raises:
-        TimeoutError: the stream stopped to deliver.
+        TimeoutError: no message came for 5 s.
     """
     js = nc.jetstream()
     config.filter_subject = subject

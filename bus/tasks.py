@@ -1,4 +1,4 @@
-"""Tasks that end when they are cancelled."""
+"""Cancellation of tasks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 def heed_cancellation() -> None:
-    """End this task where it was cancelled and an await has swallowed that: loops without an end ask each time round.
+    """Raise `CancelledError` if this task was cancelled and an await swallowed that. Endless loops call it each time.
 
     nats-py catches cancellations while it flushes and closes, and its requests wait with `asyncio.wait_for`, which
     until Python 3.12 returns the result where that and the cancellation come at once (python/cpython#86296).

@@ -1,6 +1,6 @@
-"""WebSocket connections to the bus, left out until one is wanted.
+"""Deferred import of the NATS client's WebSocket support.
 
-Of the NATS client they alone need aiohttp, and importing that takes two fifths of the time in which a command starts.
+Only WebSocket connections need aiohttp, and importing it takes two fifths of the time in which a command starts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _NEEDED: Final = ("aiohttp", "multidict")
 
 
 def leave_out() -> None:
-    """Import the NATS client without them, unless it is there already. For a program's start, before its threads."""
+    """Import the NATS client without aiohttp, unless it is imported already. Call it before threads are started."""
     if _TRANSPORT in sys.modules:
         return
     hidden = {name: sys.modules.get(name) for name in _NEEDED}
@@ -31,7 +31,7 @@ def leave_out() -> None:
 
 
 def bring_in() -> None:
-    """Import what was left out.
+    """Import what `leave_out` left out.
 
     Raises:
         ImportError: aiohttp is not installed.
@@ -42,5 +42,5 @@ def bring_in() -> None:
 
 
 def wanted(servers: list[str]) -> bool:
-    """Whether one of these URLs is of a WebSocket."""
+    """True if one of these URLs is of a WebSocket."""
     return any(server.lower().startswith(("ws://", "wss://")) for server in servers)

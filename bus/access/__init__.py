@@ -1,1 +1,1 @@
-"""Who may do what on the bus: roles as a table, keys and certificates, and the server's configuration made of them."""
+"""Access control on the bus: a table of roles, keys and certificates, and the server configuration made from them."""

@@ -1,4 +1,4 @@
-"""Certificates of a private CA: of the server, and of clients where both sides are to show one."""
+"""Certificates signed by a private CA: for the server, and for clients under mutual TLS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 CA_DAYS: Final = 3650
 LEAF_DAYS: Final = 825
 _SLACK: Final = timedelta(minutes=5)
-"""Certificates are valid from a little before now on, for clocks that are behind."""
+"""Certificates are valid from this long before now, for hosts whose clock is behind."""
 
 
 class Certified(NamedTuple):
@@ -25,7 +25,7 @@ class Certified(NamedTuple):
 
 
 def make_ca(name: str = "Corral CA", days: int = CA_DAYS) -> Certified:
-    """A CA of one's own; it signs certificates, and nothing else."""
+    """Create a private CA. It may only sign certificates and revocation lists, and no further CAs."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -42,7 +42,7 @@ def make_ca(name: str = "Corral CA", days: int = CA_DAYS) -> Certified:
 
 
 def issue(ca: Certified, name: str, hosts: Sequence[str] = (), days: int = LEAF_DAYS) -> Certified:
-    """A certificate signed by a CA: of a server where `hosts` names its names and addresses, else of a client."""
+    """Issue a certificate signed by a CA: for a server if `hosts` holds its names and addresses, else for a client."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

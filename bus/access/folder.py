@@ -4,11 +4,11 @@
     credentials/         NAME.creds for each user, to be handed out; with TLS also ca.crt
     ca.key, ca.crt       of the CA, with TLS
     nats-auth.conf       for the server, to be included by its own configuration
-    nats-server.conf     a whole configuration that does so, for those who have none
+    nats-server.conf     a whole configuration that includes it, for those who have none
     server.crt, …key     the server's certificate, with TLS
 
-What is the server's may be in a folder of its own, so that a server sees no credentials. All of it is its owner's
-alone. Changes are made under a lock, and each file is replaced in one step.
+The server's files may be in a separate folder, so that the server sees no credentials. Folders are created with mode
+0700, so only their owner can reach the files. Changes are made under a lock, and each file is replaced atomically.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ _SYSTEM: Final = "system"
 
 
 class AuthorityError(ValueError):
-    """It can't be done; the message says why and what to do."""
+    """Failure of an operation on the authority; the message says why and what to do."""
 
 
 class Registry(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What `authority.json` holds.
+    """Contents of `authority.json`.
 
     Attributes:
         system_key: public NKey of the system account's user.
         users: by name.
         hosts: names and addresses in the server's certificate; empty without TLS.
-        mutual: clients show a certificate, too.
-        pid_file: of a server that is to be told of changes; empty if it is not known.
+        mutual: true if clients must present a certificate, too.
+        pid_file: path of the pid file of the server to notify of changes; empty if it is not known.
         server_folder: where the server's files are; empty for the authority's own folder.
     """
 
@@ -91,17 +91,17 @@ class Authority:
         pid_file: str = "",
         server_folder: Path | None = None,
     ) -> Authority:
-        """Make one: keys, the CA where there is to be TLS, and the server's configuration.
+        """Create an authority: keys, the CA if TLS is wanted, and the server's configuration.
 
         Args:
-            folder: made if it is missing.
-            hosts: names and addresses of the servers, for TLS; none goes without.
-            mutual: clients show a certificate, too.
-            pid_file: of the server, to tell it of changes.
-            server_folder: for the server's files; the authority's own by default.
+            folder: created if it is missing.
+            hosts: names and addresses of the servers, for TLS; none means no TLS.
+            mutual: true if clients must present a certificate, too.
+            pid_file: path of the server's pid file, to notify it of changes.
+            server_folder: for the server's files; the authority's folder by default.
 
         Raises:
-            AuthorityError: there is one in the folder already.
+            AuthorityError: there is an authority in the folder already, or `mutual` is set without `hosts`.
         """
         folder = folder.expanduser().absolute()
         if (folder / "authority.json").exists():
@@ -130,7 +130,7 @@ class Authority:
 
     @property
     def config(self) -> Path:
-        """What the server's configuration is to include."""
+        """Path of the file that the server's configuration must include."""
         return self.server / CONFIG_NAME
 
     @property
@@ -140,11 +140,11 @@ class Authority:
 
     @property
     def tls(self) -> bool:
-        """Whether the server speaks TLS."""
+        """True if the server uses TLS."""
         return bool(self.registry.hosts)
 
     def credentials(self, name: str) -> Path:
-        """Of a user.
+        """Path of a user's credentials file.
 
         Raises:
             AuthorityError: there is no such user.
@@ -163,18 +163,18 @@ class Authority:
         follows_leases: bool = False,
         serves: bool = False,
     ) -> User:
-        """Make a user with its credentials.
+        """Create a user with its credentials.
 
         Args:
             role: see `Role`.
             name: of the user.
-            owner: in whose name it asks; its own by default, `*` for any.
-            hosts: that a collector speaks for; its name by default, `*` for any, `gpu[01-16]` for many.
-            follows_leases: of a collector of simulated GPUs.
-            serves: of an exporter or a dashboard.
+            owner: name that it makes requests under; the user's name by default, `*` for any.
+            hosts: that a collector publishes for; its name by default, `*` for any, `gpu[01-16]` for many.
+            follows_leases: for a collector of simulated GPUs.
+            serves: for an exporter or a dashboard.
 
         Raises:
-            AuthorityError: there is one of the name, or it can't be one.
+            AuthorityError: the name is taken or invalid, or the role can't have this owner or these hosts.
         """
         with self._locked():
             if not _NAME.fullmatch(name) or name == _SYSTEM:
@@ -200,7 +200,7 @@ class Authority:
         return user
 
     def revoke(self, name: str) -> User:
-        """Take a user away: with the server's next reload its connections end.
+        """Remove a user and its credentials. Its connections end with the server's next reload.
 
         Raises:
             AuthorityError: there is no such user.
@@ -214,7 +214,7 @@ class Authority:
         return user
 
     def rotate(self, name: str) -> User:
-        """Give a user a new key; what was made with the old one is refused from the server's next reload on.
+        """Give a user a new key and new credentials. The old key is refused from the server's next reload on.
 
         Raises:
             AuthorityError: there is no such user.
@@ -232,10 +232,10 @@ class Authority:
         return user
 
     def rotate_server(self, hosts: Sequence[str] = ()) -> None:
-        """Give the server a new certificate, for other names where some are given.
+        """Give the server a new certificate, for other names if some are given.
 
         Raises:
-            AuthorityError: it has none.
+            AuthorityError: the authority is without TLS.
         """
         with self._locked():
             if not self.tls:
@@ -245,7 +245,7 @@ class Authority:
             self._save()
 
     def secure(self, hosts: Sequence[str]) -> None:
-        """Turn TLS on: a CA, a certificate for the server, and credentials that say so; the keys stay.
+        """Turn TLS on: create a CA and a server certificate, and rewrite all credentials to name the CA. Keys stay.
 
         Args:
             hosts: names and addresses of the servers.
@@ -260,7 +260,7 @@ class Authority:
             self._save()
 
     def write_config(self) -> None:
-        """Write the server's configuration anew."""
+        """Rewrite the server's configuration; write the whole one only if it is missing."""
         tls = (
             server_config.Tls(
                 certificate=self.server / "server.crt",
@@ -291,7 +291,7 @@ class Authority:
         return Certified((self.folder / "ca.crt").read_bytes(), (self.folder / "ca.key").read_bytes())
 
     def _give(self, user: User | None, seed: str) -> None:
-        """Write a user's credentials; None is the system's."""
+        """Write a user's credentials, with a new client certificate under mutual TLS. None means the system user."""
         folder = self.folder / "credentials"
         name = user.name if user else _SYSTEM
         mutual = self.registry.mutual
@@ -337,7 +337,7 @@ class Authority:
 
     @contextlib.contextmanager
     def _locked(self) -> Generator[None]:
-        """One change at a time, each on what the one before has left."""
+        """Hold the lock for one change. The registry is read from disk first, and again if the change fails."""
         with (self.folder / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.registry = self._read()
@@ -349,7 +349,7 @@ class Authority:
 
 
 def make_key() -> tuple[str, str]:
-    """A user's NKey: its seed, which is the secret, and its public key."""
+    """Create a user's NKey: its seed, which is the secret, and its public key."""
     import nkeys
 
     library: Any = nkeys
@@ -358,7 +358,7 @@ def make_key() -> tuple[str, str]:
 
 
 def expand_hosts(text: str) -> list[str]:
-    """`gpu[01-16]` as the names that it stands for.
+    """Expand `gpu[01-16]` into the names that it stands for.
 
     Raises:
         AuthorityError: the range is empty, or too large.
@@ -418,7 +418,7 @@ def _whole_config(folder: Path) -> str:
 
 
 def _write(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace a file in one step; nobody else may read it, unless said."""
+    """Replace a file atomically. By default only its owner may read it."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:

@@ -1,4 +1,4 @@
-"""Telling a running server that its configuration has changed."""
+"""Reload the configuration of a running server."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Final
 
 LOG_NAME: Final = "nats-server.log"
-"""Of an embedded server, beside its process id."""
+"""Log file of an embedded server, next to its pid file."""
 _SAYS_SO: Final = b"Reloaded server configuration"
 _SECONDS: Final = 5.0
 
 
 def reload(pid_file: Path) -> int | None:
-    """Let the server whose process id is in a file read its configuration anew, and wait until it says that it has.
+    """Make the server whose process id is in a file reload its configuration, and wait until its log confirms it.
 
-    A server whose log is not beside the file is not waited for.
+    The wait ends after 5 s. It is skipped if the server's log is not next to the pid file.
 
     Returns:
-        Its process id; None where no server runs under it.
+        Process id of the server; None if no server runs under it.
     """
     log = pid_file.with_name(LOG_NAME)
     try:
         pid = int(pid_file.read_text())
-        # A number that was left behind may be another process's by now.
+        # A process id from a stale file may belong to another process by now.
         if Path("/proc/self").exists() and Path(f"/proc/{pid}/comm").read_text().strip() != "nats-server":
             return None
         before = log.stat().st_size if log.exists() else None

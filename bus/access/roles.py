@@ -1,13 +1,16 @@
-"""The matrix: every subject that anyone may publish on or listen to, and which roles may. What is not here is refused.
+"""Permission matrix: every subject that can be published on or subscribed to, and the roles that may.
+
+Anything else is refused.
 
 The server's configuration, the table in docs/security.md and what `corral auth show` prints derive from it.
 
-Users live in three NATS accounts. Streams, buckets and services are in the account CORRAL, with the planner and the
-processor. Collectors are in CORRAL_HOSTS, people in CORRAL_PEOPLE; these two see of CORRAL only what is exported to
-them. One account with permissions would not do: a server checks where a client publishes, but not where it wants the
-answer, and JetStream answers. In one account, whoever may publish a sample could have its acknowledgement, or a stored
-message of its own making, written over a lease in the planner's bucket. Between accounts an answer finds its way back
-to who asked and nowhere else.
+Users belong to three NATS accounts. Streams, buckets and services are in the account CORRAL, with the planner and the
+processor. Collectors are in CORRAL_HOSTS, people in CORRAL_PEOPLE. These two see only what CORRAL exports to them.
+
+One account with permissions would not be safe. A server checks the subject that a client publishes on, but not the
+reply subject, and JetStream answers there. In one account, a client that may publish a sample could have the
+acknowledgement, or a stored message with contents of its choice, written over a lease in the planner's bucket. Across
+accounts an answer is routed to the client that asked, and nowhere else.
 """
 
 from __future__ import annotations
@@ -24,26 +27,26 @@ from ..credentials import ANY_OWNER
 
 
 class Role(StrEnum):
-    """What a user is."""
+    """Role of a user."""
 
     COLLECTOR = "collector"
-    """Publishes what its own hosts measure."""
+    """Publishes the telemetry of its hosts."""
     PROCESSOR = "processor"
     """Reads the streams and answers SQL."""
     PLANNER = "planner"
     """Grants devices."""
     REQUESTER = "requester"
-    """Asks for devices in its own name, and sees the fleet."""
+    """Requests devices under its own name, and sees the fleet."""
     VIEWER = "viewer"
     """Sees the fleet."""
     OPERATOR = "operator"
-    """Sees the fleet, asks in its own name, drains, evicts, takes snapshots."""
+    """Sees the fleet, requests devices under its own name, drains, evicts, takes snapshots."""
     ADMIN = "admin"
     """Manages streams, in an emergency; no part needs it."""
 
 
 class Account(StrEnum):
-    """Where a user's subjects are."""
+    """NATS account that a user belongs to."""
 
     CORE = "CORRAL"
     HOSTS = "CORRAL_HOSTS"
@@ -62,7 +65,7 @@ ACCOUNTS: Final[dict[Role, Account]] = {
 
 
 class Verb(StrEnum):
-    """What one may do on a subject."""
+    """Operation on a subject."""
 
     PUBLISH = "publish"
     SUBSCRIBE = "subscribe"
@@ -74,16 +77,17 @@ class Access(Struct, frozen=True, kw_only=True):
     Attributes:
         verb: see `Verb`.
         subjects: `{host}`, `{owner}`, `{operator}` and `{user}` are the user's own; other tokens as NATS has them.
-        roles: that may.
-        what: for people.
-        many: the answer may be more than one message.
-        answer_seconds: an answer to a user of another account may take so long.
-        follows_leases: only users that follow leases, as simulated GPUs do.
-        serves: only users that are services themselves, as an exporter is.
-        speaks_for_others: only users that are trusted to say for whom they ask: services, and who asks in any name.
-        within: it stays within the user's account.
+        roles: that may use them.
+        what: description for people.
+        many: true if the answer may be more than one message.
+        answer_seconds: time limit of an answer to a user of another account.
+        follows_leases: only for users that follow leases, as simulated GPUs do.
+        serves: only for users that are services themselves, as an exporter is.
+        speaks_for_others: only for users that are trusted to name the user they ask for: services, and users that may
+            make requests under any name.
+        within: true if the subjects are not exported to other accounts.
         asked_of: accounts whose services answer.
-        renamed: the services get it on another subject (`bus.unnamed`), where they only say what is missing.
+        renamed: services receive it on another subject (`subjects.unnamed`), and only answer which subject to use.
     """
 
     verb: Verb
@@ -126,10 +130,10 @@ _READ_BY_PLANNERS: Final = (
 _STREAMS: Final = tuple(stream.name for stream in bus.STREAMS)
 _KEPT: Final = (*_STREAMS, *(f"KV_{bucket.name}" for bucket in bus.BUCKETS))
 _WAITS_SECONDS: Final = 25 * 3600.0
-"""A request may wait in line for a day."""
+"""A request may wait in the queue for a day, and the answer gets an hour more."""
 _QUERY_SECONDS: Final = 3600.0
 _FLEET_WIDE: Final = (PlanSubject.LEASES, PlanSubject.DEVICES, PlanSubject.FLEET, PlanSubject.QUEUE)
-"""What is answered alike whoever asks: a name behind it is allowed, and changes nothing."""
+"""Subjects with the same answer for every user. A name at their end is allowed, and changes nothing."""
 
 
 def _api(*endpoints: str) -> tuple[str, ...]:
@@ -137,7 +141,10 @@ def _api(*endpoints: str) -> tuple[str, ...]:
 
 
 def _consuming(streams: Iterable[str]) -> tuple[str, ...]:
-    """Reading streams by consumers: who may make one may also have it deliver anywhere in the account."""
+    """Subjects for reading streams by consumers.
+
+    A user that may create a consumer may also have it deliver to any subject of the account.
+    """
     return tuple(
         subject
         for stream in streams
@@ -216,7 +223,7 @@ MATRIX: Final[tuple[Access, ...]] = (
         "the fleet's telemetry, live",
         [Role.PLANNER, *PEOPLE],
         *(f"{prefix}.*" for prefix in (*_TELEMETRY, *_FACTS)),
-        # What has come into one account by a service is not seen from another by a stream: it is had from its source.
+        # What enters an account by a service is not visible to a stream import there: import it from its source.
         asked_of=(Account.HOSTS,),
     ),
     _may(_SUB, "changes of leases, live", PEOPLE, f"{bus.LEASE_EVENTS}.>"),
@@ -282,8 +289,8 @@ MATRIX: Final[tuple[Access, ...]] = (
         f"{bus.QUERY_CANCEL}.>",
     ),
     _may(_PUB, "how far the history is", [Role.PROCESSOR, *PEOPLE], bus.HISTORY_STATUS, f"{bus.HISTORY_STATUS}.>"),
-    # Without a name it is not certain who asks. The server leads it past what does something, to an answer that says
-    # where to ask.
+    # Without a name in the subject the user is not known. The server maps these subjects to endpoints that change
+    # nothing, and only answer which subject to use.
     _may(
         _PUB,
         "nothing, but being told the address that has one's name in it",
@@ -300,8 +307,8 @@ MATRIX: Final[tuple[Access, ...]] = (
         bus.SNAPSHOT_READ,
         renamed=True,
     ),
-    # Never a subject without a wildcard where not all of an account may ask: an answer that one of them wants on it is
-    # imported as a question of the account's.
+    # Never use a subject without a wildcard that only some users of an account may publish on: another user could
+    # name it as reply subject, and the answer would be imported as a request of that account.
     _may(
         _PUB,
         "copies of the history",
@@ -427,10 +434,10 @@ class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
         name: letters, digits, `-` and `_`; also in its inbox and its files' names.
         role: see `Role`.
         key: public NKey.
-        owner: in whose name it asks; `*` for any; empty for the roles that do not ask.
-        hosts: that a collector speaks for; `*` for any.
+        owner: name that it makes requests under; `*` for any; empty for roles that make none.
+        hosts: that a collector publishes for; `*` for any.
         follows_leases: of a collector of simulated GPUs, whose numbers obey leases.
-        serves: of an exporter or a dashboard, which tell how they are. The server lets it answer each question once.
+        serves: of an exporter or a dashboard, which answer health checks. The server lets it answer each request once.
         created: when, RFC 3339.
     """
 
@@ -445,12 +452,12 @@ class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def inbox(self) -> str:
-        """Prefix of the subjects that answers to it come to."""
+        """Prefix of the reply subjects of its requests."""
         return f"_INBOX.{self.name}"
 
 
 def allowed(user: User, verb: Verb) -> list[str]:
-    """The subjects that a user may use."""
+    """Subjects that a user may use with a verb; only `>` if that is among them."""
     found: dict[str, None] = {}
     for access in MATRIX:
         if access.verb is verb and user.role in access.roles and _concerns(access, user):
@@ -473,13 +480,16 @@ def _filled(subject: str, user: User) -> list[str]:
         return [subject.replace("{host}", host) for host in user.hosts]
     if "{owner}" in subject:
         return [subject.replace("{owner}", ">" if user.owner == ANY_OWNER else user.owner)] if user.owner else []
-    # Who may ask in any name, as a dashboard for those who have logged in, may sign with any.
+    # A user that may make requests under any name, as a dashboard does for its logged-in users, may sign with any.
     subject = subject.replace("{operator}", ">" if user.owner == ANY_OWNER else user.name)
     return [subject.replace("{user}", user.name)]
 
 
 def anyone(subject: str) -> str:
-    """A row's subject with wildcards for whoever it may be: what an account exports. Owners may have dots in them."""
+    """Replace the placeholders of a row's subject with wildcards, as an account exports it.
+
+    Owners and operators become `>`, since they may contain dots.
+    """
     for name, wildcard in (("{owner}", ">"), ("{operator}", ">"), ("{user}", "*"), ("{host}", "*")):
         subject = subject.replace(name, wildcard)
     return subject

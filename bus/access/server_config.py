@@ -1,4 +1,4 @@
-"""The server's configuration: accounts, users and what each may do, as the table of roles says."""
+"""Render the NATS server's configuration: accounts, users and permissions, from the table of roles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .roles import ACCOUNTS, MATRIX, Access, Account, User, Verb, allowed, anyon
 
 _EDGES: Final = (Account.HOSTS, Account.PEOPLE)
 _ANSWERS: Final = 'allow_responses: { max: 1, expires: "10s" }'
-"""Of users that are services: the server remembers whom they may answer, which for a planner would be too many."""
+"""Response permission of users with `serves`. The server tracks each open reply subject: too many for a planner."""
 
 
 class Tls(Struct, frozen=True, kw_only=True):
@@ -34,7 +34,7 @@ class Tls(Struct, frozen=True, kw_only=True):
 
 
 def render(users: Iterable[User], system_key: str, tls: Tls | None = None) -> str:
-    """The part of a `nats-server.conf` that says who may do what; the rest of it includes this.
+    """Render the part of `nats-server.conf` with accounts, users and permissions, for the main file to include.
 
     Args:
         users: of Corral.
@@ -90,7 +90,7 @@ def _users(users: Iterable[User]) -> list[str]:
 
 
 def _crossing(account: Account, other: Account, verb: Verb) -> dict[str, Access]:
-    """What users of an account use in another one, by subject with wildcards for whoever it may be."""
+    """Map the subjects that users of an account use in another one, with wildcards, to their rows of the matrix."""
     found: dict[str, Access] = {}
     for access in MATRIX:
         edge = account in _EDGES and account is not other and any(ACCOUNTS[role] is account for role in access.roles)
