@@ -1,1 +1,1 @@
-"""Processors: from the bus into DuckDB, exactly once, and SQL over it."""
+"""Processors: exactly-once ingest from the bus into DuckDB, and SQL queries over it."""

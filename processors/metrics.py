@@ -1,4 +1,4 @@
-"""What a processor measures of itself, and whether it is ready."""
+"""Metrics and readiness of a processor."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .ingest.origin import Origin
 from .query.service import QueryService
 
 LAG_SECONDS: Final = 30.0
-"""Further behind, the history is no place to ask what is now."""
+"""With more lag than this a processor is not ready: its history does not show the present state."""
 
 
 class Vitals:
-    """Of one processor.
+    """Metrics and health check of one processor.
 
     Args:
-        letters: what it refuses.
-        database_bytes: size of the database on disk; None where nobody knows.
-        failing: what of the maintenance fails at the moment, and why, by job.
-        held_back: why what is old is not let go of; empty where nothing is wrong.
-        origin: of a lake: whether what it reads repeats the stream of telemetry.
+        letters: its dead letters.
+        database_bytes: size of the database on disk; None if it is not known.
+        failing: maintenance jobs that fail at the moment, each with the reason.
+        held_back: why retention is held back; empty if nothing is wrong.
+        origin: for a lake: the check that partitions mirror the stream of telemetry.
 
     Attributes:
-        queries: the door for readers; None before it is open.
-        ingests: what it reads, by part.
+        queries: the query service; None before it is started.
+        ingests: of the parts that it reads, by part.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class Vitals:
         self._counts: dict[str, list[Counts]] = {}
 
     def add(self, ingest: Ingest) -> None:
-        """It reads one part more. A part that comes back goes on counting."""
+        """Add a part that is read now. The counts of a part that returns are continued."""
         self.ingests[ingest.part] = ingest
         self._counts.setdefault(ingest.part, []).append(ingest.counts)
 
     def remove(self, ingest: Ingest) -> None:
-        """It has given a part back."""
+        """Remove a part that was released; its counts stay."""
         self.ingests.pop(ingest.part, None)
 
     def judge(self) -> Judgement:
-        """How the processor is now."""
+        """Judge the processor's health: the reasons why it is not ready, and its metrics."""
         reasons: list[str] = []
         for part, ingest in self.ingests.items():
             if not ingest.begun:

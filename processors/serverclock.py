@@ -1,4 +1,4 @@
-"""The bus's clock, as a processor knows it: asked from time to time, and carried on in between."""
+"""Clock of the NATS server: read every `ASK_SECONDS`, and extrapolated in between."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..schemas import subjects
 
 ASK_SECONDS: Final = 20.0
 KEPT_SECONDS: Final = 600.0
-"""A server that has not answered for so long may be another one by now."""
+"""An answer older than this is not used: the server may be another one by now."""
 
 
 class ServerClock:
-    """The time by the server's clock."""
+    """Time by the server's clock."""
 
     def __init__(self) -> None:
         self._server = 0.0
         self._asked = -KEPT_SECONDS
 
     def now(self) -> datetime | None:
-        """None where the server has not said so of late."""
+        """Current time by the server's clock; None if it has not answered within `KEPT_SECONDS`."""
         elapsed = time.monotonic() - self._asked
         if not self._server or elapsed > KEPT_SECONDS:
             return None
         return datetime.fromtimestamp(self._server, UTC) + timedelta(seconds=elapsed)
 
     async def run(self, nc: Client) -> None:
-        """Ask until cancelled."""
+        """Read the server's clock repeatedly, until cancelled."""
         while True:
             heed_cancellation()
             with contextlib.suppress(NatsError, TimeoutError, OSError):

@@ -1,4 +1,4 @@
-"""The processor: ingest, maintenance and the doors for readers over one database, until it is cancelled."""
+"""The processor: ingest, maintenance and the endpoints for readers over one database, until it is cancelled."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ log = logging.getLogger("corral.processor")
 
 SETTLED_SECONDS: Final = 3.0
 CLOSE_SECONDS: Final = 2.0
-"""A connection whose server is gone or frozen is left behind after it."""
+"""Time limit for closing the connection, since its server may be gone or frozen."""
 
 
 class Quack(Struct, frozen=True):
-    """The door for DuckDB clients.
+    """Settings of the endpoint for DuckDB clients.
 
     Attributes:
         address: as `quack.parse_address` takes it.
@@ -62,24 +62,24 @@ async def process(
     ready: asyncio.Event | None = None,
     named: Callable[[str], None] | None = None,
 ) -> None:
-    """Bring what is published into a database and answer queries, until cancelled.
+    """Ingest the streams into a database and answer queries, until cancelled.
 
     Args:
-        db: path of the DuckDB file; made where it is missing.
+        db: path of the DuckDB file; created if it is missing.
         nats_url: see `bus.connect`.
-        archive: folder of the Parquet files; `archive` beside the file by default.
+        archive: folder of the Parquet files; `archive` next to the file by default.
         memory_bytes: that DuckDB may take.
         threads: that DuckDB may use; None for every core.
-        wait_seconds: give up after so long where no server answers at the start; None tries for ever.
-        retention: how long things are kept.
-        force_retention: let go of all that is old by this machine's clock alone, once.
-        remote: open DuckDB's remote protocol too.
+        wait_seconds: give up after this time if no server answers at the start; None tries for ever.
+        retention: how long data is kept.
+        force_retention: delete all that is old by this machine's clock alone, once.
+        remote: serve DuckDB's remote protocol, too.
         ready: set once it reads and answers.
-        named: told the processor's id once it has one.
+        named: called with the processor's id once it has one.
 
     Raises:
         StorageError: the database can't be used; the message says why and what to do.
-        QuackError: the remote door can't be opened; likewise.
+        QuackError: the endpoint for DuckDB clients can't be opened; likewise.
         StorageDamaged: its file was found to be damaged meanwhile; the next start rebuilds it.
         BusUnavailable: no server answered, or it has closed the connection for good.
     """
@@ -97,7 +97,7 @@ async def process(
         except quack.QuackError:
             if not opened:
                 raise
-            # Ingest goes on without the door where a database that failed was opened anew.
+            # When a database is reopened after a failure, ingest goes on without the endpoint.
             log.exception("the remote door stays shut")
             return None
         opened = True
@@ -171,7 +171,7 @@ async def process(
 
 
 async def _settle_recovery(storage: Database, ingests: Sequence[Ingest]) -> None:
-    """After a recovery: once all that the streams still had is stored, tell what is missing."""
+    """After a recovery, wait until all that the streams still have is stored, and report what is lost."""
     while True:
         await asyncio.sleep(SETTLED_SECONDS)
         if all(ingest.begun and not ingest.lag_messages and not ingest.paused for ingest in ingests):

@@ -1,1 +1,1 @@
-"""From the streams to batches, exactly once."""
+"""Exactly-once ingest from the streams, in batches."""

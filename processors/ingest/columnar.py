@@ -1,7 +1,7 @@
-"""Messages to Arrow: the bytes of one column are joined over all messages of a kind, and never looked at one by one.
+"""Decode samples into Arrow: the bytes of a column are joined over all messages of a group, and not decoded singly.
 
-Messages that have the same columns form a group. Lengths, ranges and times are checked on the joined arrays; only
-where a check fails is the message looked for that broke it, and left out whole.
+Messages with the same columns form a group. Lengths, ranges and times are checked on the joined arrays. A value out of
+range becomes null. If a length or a time is wrong, the offending message is searched for, and refused as a whole.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ SCHEMA: Final = pa.schema(
     [("time", TIME_TYPE), ("series", pa.int32())]
     + [(name, _ARROW[metric.row.unit.dtype]) for name, metric in METRICS.items()]
 )
-"""Of the table of samples, as `Batch.samples` has it."""
+"""Schema of `Batch.samples`."""
 
 _LARGEST_CACHE: Final = 200_000
 
 
 class Incoming(NamedTuple):
-    """A message as it came.
+    """A message as it was received.
 
     Attributes:
         subject: where it was published.
@@ -75,7 +75,7 @@ _Array = TypeVar("_Array", bytes, memoryview)
 
 
 class _Samples(Struct, Generic[_Array], frozen=True):
-    """`SampleBatch` with the devices left as they came, since the same bytes mean the same."""
+    """`SampleBatch` with undecoded devices: equal bytes mean equal devices, so their numbers come from a cache."""
 
     host: str
     agent: str
@@ -91,8 +91,9 @@ class _Samples(Struct, Generic[_Array], frozen=True):
 _COPIED: Final = _Samples[bytes]
 _VIEWED: Final = _Samples[memoryview]
 _LARGE_BYTES: Final = 16 * 1024
-"""Arrays of messages from this size on are looked at where they are. A view costs more than a copy of a few bytes: the
-garbage collector follows it, and goes through all that wait in a batch each time that many more have come."""
+"""Arrays in messages of at least this size are views into the message; in smaller ones they are copies. A view costs
+more than a copy of a few bytes: the garbage collector tracks it, and traverses the views of a waiting batch again each
+time that as many more have come."""
 
 
 class _Item(NamedTuple):
@@ -103,7 +104,7 @@ class _Item(NamedTuple):
 
 
 class _BadMessagesError(Exception):
-    """Positions in the group, with what is wrong there."""
+    """Invalid messages of a group: their positions, an error code, and the reason for each."""
 
     def __init__(self, positions: Sequence[int], code: str, reason: Callable[[int], str]) -> None:
         super().__init__(code)
@@ -113,11 +114,11 @@ class _BadMessagesError(Exception):
 
 
 class Decoder:
-    """Turns messages of samples into one Arrow table. Belongs to one thread.
+    """Decodes messages of samples into one Arrow table. For use by one thread.
 
     Args:
         series: numbers of devices.
-        clocks: told of messages whose times are off.
+        clocks: observes messages whose times are off.
     """
 
     def __init__(self, series: Series, clocks: HostClocks | None = None) -> None:
@@ -130,15 +131,15 @@ class Decoder:
     def decode(
         self, messages: Sequence[Incoming], is_new: Callable[[str, str, int], bool], now_ns: int
     ) -> tuple[ArrowTable | None, list[Incoming], list[Refusal]]:
-        """Turn messages into a table with the columns of `SCHEMA`.
+        """Decode messages into a table with the columns of `SCHEMA`.
 
         Args:
             messages: of the subject of samples, in the order of the stream.
-            is_new: whether a message of an agent's run has not come before; see `deduplication.py`.
-            now_ns: stands for the time when a message was stored, where that is not known.
+            is_new: true if a message of an agent's run is no duplicate; see `deduplication.py`.
+            now_ns: used as the time when a message was stored, if that is not known.
 
         Returns:
-            The table (None without any sample), the messages that are in it, and what is refused.
+            The table (None without any sample), the messages that are in it, and those that are refused.
         """
         refused: list[Refusal] = []
         groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[_Item]] = {}
@@ -173,14 +174,14 @@ class Decoder:
         return (pa.concat_tables(tables) if tables else None), accepted, refused
 
     def _look_at_clocks(self, group: Sequence[_Item], newest: NDArray[np.int64], stored: NDArray[np.int64]) -> None:
-        """Few are ever off: a message that is in time costs nothing, unless its host is watched."""
+        """Report messages whose times are off, and those of watched hosts, to `HostClocks`; none of a replay."""
         off = np.abs(stored - newest) > _OFF_NS
         watched = self._clocks.watched
         if not watched and not off.any():
             return
         for at in range(len(group)) if watched else np.flatnonzero(off).tolist():
             samples = group[at].samples
-            # A recording may keep its own times.
+            # A replay may keep the times of its recording.
             if samples.source != "replay" and (off[at] or self._clocks.watches(samples.host)):
                 self._clocks.observe(samples.host, int(newest[at]), int(stored[at]))
 
@@ -225,7 +226,11 @@ class Decoder:
 def _table(
     group: Sequence[_Item], columns: tuple[str, ...], nulls: tuple[str, ...], stored: NDArray[np.int64]
 ) -> tuple[ArrowTable, NDArray[np.int64], dict[str, int]]:
-    """The rows of a group, the newest time of each message as its host had it, and how many values can't be."""
+    """Build the table of a group.
+
+    Returns:
+        The table, each message's newest time by its host's clock, and the number of impossible values by metric.
+    """
     counts = [item.size for item in group]
     ends = np.cumsum(counts)
     rows = int(ends[-1])
@@ -264,7 +269,7 @@ def _column(
     masks: Sequence[bytes | memoryview] | None,
     counts: Sequence[int],
 ) -> tuple[Any, int]:
-    """A column, null where its values can't be, and how many of these there are."""
+    """Build a column, with impossible values set to null, and count these."""
     name, dtype = metric.name, np.dtype(metric.row.unit.dtype)
     _check_lengths(parts, counts, dtype.itemsize, f"$.columns.{name}")
     joined = b"".join(parts)
@@ -301,9 +306,9 @@ def _check_lengths(parts: Sequence[bytes | memoryview], counts: Sequence[int], i
 
 
 def _possible(metric: Metric, present: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Which values can be; None where all can, as nearly always.
+    """Mask of the values that are possible for a metric; None if all are, as nearly always.
 
-    Least and greatest tell it all: NaN carries over into both, and fails each comparison.
+    The minimum and maximum suffice to see that all are: NaN propagates into both, and fails each comparison.
     """
     if not len(present):
         return None
@@ -327,7 +332,10 @@ def _possible(metric: Metric, present: NDArray[Any]) -> NDArray[np.bool_] | None
 def _set_right(
     times: NDArray[np.int64], counts: Sequence[int], newest: NDArray[np.int64], stored: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """`clocks.set_right` over many messages. Where a clock was set while a message was read, a part of it is right."""
+    """Apply `clocks.set_right` to many messages: only times that are ahead are corrected.
+
+    If a clock was set while the samples of a message were taken, only a part of its times are ahead.
+    """
     late = newest > stored + _OFF_NS
     if not late.any():
         return times

@@ -1,4 +1,4 @@
-"""Messages that could not be stored go to a stream of their own, with the reason."""
+"""Dead letters: messages that could not be stored are published to a separate stream, with the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DeadLetters:
 
     Attributes:
         total: refused since the start.
-        unpublished: of these, not on the bus since it did not take them; the database counts them all the same.
+        unpublished: of these, the ones that could not be published; the database still counts them.
     """
 
     def __init__(self, js: JetStreamContext) -> None:
@@ -40,7 +40,10 @@ class DeadLetters:
         self.unpublished = 0
 
     async def publish(self, stream: str, refused: Sequence[Refusal]) -> None:
-        """Publish, each once: its place in the stream is its message id. Failures are logged and stop nothing."""
+        """Publish refused messages. Failures are logged, not raised.
+
+        Stream and sequence form the message id, so that a repeated dead letter is deduplicated.
+        """
         self.total += len(refused)
         for at in range(0, len(refused), _AT_ONCE):
             part = refused[at : at + _AT_ONCE]

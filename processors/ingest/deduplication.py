@@ -1,13 +1,12 @@
-"""Duplicates beyond the stream's own window: which messages of an agent's run have come from a host.
+"""Deduplication beyond the stream's duplicate window, by sequence numbers within each agent's run on a host.
 
-A stream stores a message id once within two minutes. A collector that comes back later and sends again what it had no
-answer for is caught here: an agent numbers its messages from 1 and sends them in order, so what is at most `WINDOW`
-behind the greatest number is looked up in a bitmap, and what is further behind has come before. The state is stored
-with the rows of each batch.
+A stream stores a message id once within two minutes. Here duplicates are found of a collector that returns later and
+sends again what was not acknowledged. An agent numbers its messages from 1 and sends them in order. So a number less
+than `WINDOW` behind the greatest is looked up in a bitmap, and one further behind counts as a duplicate. The state is
+stored with the rows of each batch.
 
-A run is counted for each host by itself: agents that share an id, be it copied with a machine's image or taken over on
-purpose, have nothing to do with each other. What an older Corral stored is by agent alone; each host's count begins
-with it.
+Runs are tracked for each host separately: agents that share an id, whether copied with a machine's image or taken over
+on purpose, do not affect each other. An older Corral stored runs by agent alone; each host's run starts from that.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from typing import Final
 from ..storage.protocol import Arrival
 
 WINDOW: Final = 64
-"""How far messages of one run may overtake each other in a stream."""
+"""Messages of one run may be out of order in a stream by less than this."""
 
 _MASK: Final = (1 << WINDOW) - 1
 
 
 class Arrivals:
-    """What has come of each run in one stream.
+    """Messages of each agent's run that one stream has delivered.
 
     Args:
-        stored: what the storage knows.
+        stored: state from the storage.
     """
 
     def __init__(self, stored: Iterable[Arrival] = ()) -> None:
@@ -35,7 +34,7 @@ class Arrivals:
         self._changed: set[str] = set()
 
     def is_new(self, host: str, agent: str, sequence: int) -> bool:
-        """Take note of a message; False where it has come before. A sequence below 1 says that nobody counts."""
+        """Record a message; False if it is a duplicate. One with a sequence below 1 is not numbered, and always new."""
         if sequence < 1:
             return True
         key = f"{host}/{agent}"
@@ -56,7 +55,7 @@ class Arrivals:
         return True
 
     def take_changed(self) -> list[Arrival]:
-        """The runs that have moved since the last call."""
+        """Runs that have changed since the last call."""
         changed = [Arrival(key, *self._runs[key]) for key in self._changed]
         self._changed.clear()
         return changed

@@ -1,4 +1,4 @@
-"""Messages that are seldom: processes, agents' reports, inventories, events, leases. Decoded one by one, row by row."""
+"""Decode the less frequent messages row by row: processes, agents' reports, inventories, events, leases."""
 
 from __future__ import annotations
 
@@ -100,15 +100,15 @@ TABLES: Final[dict[str, pa.Schema]] = {
 
 
 class Facts(Struct):
-    """What a run of messages holds.
+    """Contents of a sequence of decoded messages.
 
     Attributes:
-        accepted: the messages that are in it.
+        accepted: messages that were decoded.
         rows: by table, in the order of its columns.
         inventories: in order.
         leases: in order.
-        refused: what is not in it.
-        duplicates: messages that had come before.
+        refused: messages that were not decoded.
+        duplicates: number of messages that were delivered before.
     """
 
     accepted: list[Incoming] = field(default_factory=list)
@@ -130,15 +130,15 @@ def decode(
     host_clocks: HostClocks | None = None,
     without_processes: set[str] | None = None,
 ) -> Facts:
-    """Turn messages of any subject but that of samples into rows.
+    """Decode messages of any subject except samples.
 
     Args:
         messages: in the order of the stream.
-        is_new: whether a message of an agent's run has not come before.
-        now_ns: stands for the time when a message was stored, where that is not known.
-        host_clocks: told of messages whose times are off.
-        without_processes: hosts whose last list of processes was empty; changed. Of several empty lists in a row only
-            the first becomes a row. Without the set each does.
+        is_new: true if a message of an agent's run is no duplicate.
+        now_ns: used as the time when a message was stored, if that is not known.
+        host_clocks: observes messages whose times are off.
+        without_processes: hosts whose last list of processes was empty; it is updated. Of several empty lists in a row
+            only the first becomes a row. Without the set each does.
     """
     facts = Facts()
     for message in messages:
@@ -174,7 +174,7 @@ def _one(
         inventory = codec.decode(message.payload, Inventory)
         _check(inventory, inventory.time_ns, subject)
         check_inventory(inventory)
-        # What a host has is as of when it was told: the later one counts, however its clock was set meanwhile.
+        # An inventory is dated by when it was stored: the latest counts, even if the host's clock was set meanwhile.
         facts.inventories.append(replace(inventory, time_ns=stored_ns))
         return True
     if kind == "processes":
@@ -257,7 +257,7 @@ def _one(
 
 
 def _storable(data: dict[str, Any]) -> dict[str, Any]:
-    """Data of an event as JSON has it, which knows no NaN and no infinity."""
+    """Replace NaN and infinities in an event's data with null, since JSON has neither."""
     return {name: None if isinstance(at, float) and not math.isfinite(at) else at for name, at in data.items()}
 
 
@@ -276,7 +276,7 @@ def _check(message: Inventory | ProcessBatch | AgentReport | DeviceEvent, time_n
 
 
 def _check_lease(event: LeaseEvent) -> None:
-    """Numbers that their columns hold, and times that say when."""
+    """Check that numbers fit their columns and that times have a time zone."""
     lease = event.lease
     times = {"time": event.time, "lease.granted_at": lease.granted_at, "lease.expires_at": lease.expires_at}
     for name, at in times.items() if lease.ended_at is None else (times | {"lease.ended_at": lease.ended_at}).items():
@@ -289,7 +289,7 @@ def _check_lease(event: LeaseEvent) -> None:
 
 
 def _fits(number: int, path: str, bits: int = 63) -> int:
-    """MessagePack has integers that are larger than a BIGINT, and nothing here is ever negative."""
+    """Check that a number is not negative and fits its column: MessagePack has integers larger than a BIGINT."""
     if not 0 <= number < 2**bits:
         raise codec.DecodeError(f"{number} is no possible value - at `{path}`", "out_of_range", path)
     return number

@@ -1,8 +1,8 @@
-"""Hosts whose clock is off, and since when: by how much later or earlier messages are stored than they were read.
+"""Detect hosts whose clock is off, and since when, from the delay between a message's time and its storage.
 
-A message that was read later than it was stored shows a clock that is ahead, at once. One that is stored late may have
-waited for the bus; where all messages of a host are late by the same time, its clock is behind. Each host is judged
-over some seconds, by the least late of its messages.
+A message with a time later than its storage shows at once that the clock is ahead. A message that is stored late may
+have waited for the bus. Only if all messages of a host are late by about the same time is its clock behind. Each host
+is judged over some seconds, by its least late message.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from ...schemas.clocks import AHEAD_SECONDS
 from ..storage.protocol import HostClock
 
 WINDOW_SECONDS: Final = 10.0
-"""A host is judged by the messages of so long."""
+"""A host is judged by messages that span at least this time."""
 LEAST_MESSAGES: Final = 3
 STEADY_SECONDS: Final = 3.0
-"""Messages that waited are late by less and less: a clock that is off is so by the same all the time."""
+"""Largest spread of delays that counts as a clock that is behind. Messages that waited are late by less and less."""
 CHANGE_SECONDS: Final = 1.0
-"""A clock that has moved by less is not written anew."""
+"""A change of the offset by less is not recorded."""
 
 
 class _Window:
-    """How late the messages of a host came, since a time."""
+    """Least and greatest delay of a host's messages since a time, in seconds, and their number."""
 
     __slots__ = ("least", "messages", "most", "since_ns")
 
@@ -38,10 +38,10 @@ class _Window:
 
 
 class HostClocks:
-    """Which hosts' clocks are off, as far as messages have told.
+    """Hosts whose clocks are off, as far as their messages show.
 
     Args:
-        stored: what was known before.
+        stored: state from the storage.
     """
 
     def __init__(self, stored: Iterable[HostClock] = ()) -> None:
@@ -51,18 +51,18 @@ class HostClocks:
 
     @property
     def watched(self) -> bool:
-        """Whether messages that are in time tell something, too."""
+        """True if any host is watched: its clock is off, or is being judged."""
         return bool(self._off or self._windows)
 
     def watches(self, host: str) -> bool:
-        """Whether a host's messages that are in time tell something."""
+        """True if a host is watched, so that its messages are needed even if they are in time."""
         return host in self._off or host in self._windows
 
     def observe(self, host: str, newest_ns: int, stored_ns: int) -> None:
-        """Take note of a message whose newest time is off, or that is of a watched host, in the order of the stream."""
+        """Record a message whose newest time is off, or one of a watched host. Call it in the order of the stream."""
         late = (stored_ns - newest_ns) * 1e-9
         known = self._off.get(host)
-        # It is ahead by as much as the least late of its messages shows: the others have been on their way.
+        # The least late message shows by how much the clock is ahead; the others took longer to arrive.
         if -late > AHEAD_SECONDS and (known is None or -late > known.offset_seconds):
             self._is_off(host, -late, stored_ns)
         window = self._windows.get(host)
@@ -79,7 +79,7 @@ class HostClocks:
             self._is_off(host, -window.least, window.since_ns)
 
     def take_changed(self) -> list[HostClock]:
-        """What has changed since the last call."""
+        """Clocks that were found to be off, or right again, since the last call."""
         changed, self._changed = list(self._changed.values()), {}
         return changed
 

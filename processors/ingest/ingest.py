@@ -1,7 +1,7 @@
-"""From a stream to the database: fetch, decode and write overlap, each at most one batch ahead of the next.
+"""Ingest of a stream into the database: fetch, decode and write overlap, each at most one batch ahead of the next.
 
-A batch is committed with the sequence that it ends on, and acknowledged after that. While nothing can be written the
-batch is kept and tried again; the reader then stops by itself, since what may wait in it is bounded.
+A batch is committed with the sequence that it ends on, and then acknowledged. While nothing can be written, the batch
+is kept and retried. The reader then stops fetching, since its buffer is bounded.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Consumer(Struct, frozen=True):
 
     Attributes:
         stream: that it reads.
-        suffix: what its name ends on, behind the id of the history.
+        suffix: of its name, after the id of the history.
         batch_bytes: payload of one transaction.
-        linger_seconds: a transaction waits so long for more; with the commit it bounds the delay to less than 1 s.
+        linger_seconds: how long a transaction waits for more messages. With the commit, the delay stays below 1 s.
         subjects: only these of the stream; all by default.
-        part: name of what they are together, under which the storage keeps where it stands; the stream's by default.
+        part: name under which the storage keeps the watermark; the stream's by default.
     """
 
     stream: str
@@ -69,13 +69,13 @@ CONSUMERS: Final = (
 """One for each stream; there are no others."""
 
 ROW_GROUP_ROWS: Final = 122_880
-"""Of DuckDB."""
+"""Rows in a row group of DuckDB."""
 
 RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0)
 
 
 class Counts(Struct):
-    """What was done since the start.
+    """Counters since the start.
 
     Attributes:
         messages: stored.
@@ -103,7 +103,7 @@ class Counts(Struct):
 
 
 class _Decoded(NamedTuple):
-    """A batch, the messages that its rows come from, those that it has none of, and where to acknowledge it."""
+    """A batch, its accepted and its refused messages, and the reply subject to acknowledge it on."""
 
     batch: Batch
     accepted: list[Incoming]
@@ -112,7 +112,7 @@ class _Decoded(NamedTuple):
 
 
 def _told(changed: Sequence[HostClock]) -> Sequence[HostClock]:
-    """Say in the log whose clock is off, or right again."""
+    """Log whose clock is off, or right again, and return the clocks."""
     for clock in changed:
         if clock.until_ns is not None:
             log.info("the clock of %s is right again", clock.host)
@@ -124,26 +124,26 @@ def _told(changed: Sequence[HostClock]) -> Sequence[HostClock]:
 
 
 def _always(_host: str, _agent: str, _sequence: int) -> bool:
-    """All messages are new."""
+    """Treat every message as new."""
     return True
 
 
 class Ingest:
-    """Brings one stream into a storage, for as long as `run` runs.
+    """Ingests one stream into a storage while `run` runs.
 
     Args:
         nc: connection to the bus.
         storage: to write to.
         consumer: which stream, and how.
         dead_letters: where refused messages go.
-        make_streams: makes the streams that are missing; those of `bus.STREAMS` by default.
-        origin: of a stream that repeats another one: says which of its messages are to be stored.
+        make_streams: creates missing streams; those of `subjects.STREAMS` by default.
+        origin: for a stream that mirrors another one: decides which of its messages are to be stored.
 
     Attributes:
         counts: see `Counts`.
         paused: why nothing is stored at the moment; empty while it is.
-        begun: whether it has read on where the storage stands.
-        part: what it reads, as the storage names it.
+        begun: true once reading has started from the storage's watermark; false again if the stream is gone.
+        part: name in the storage of what it reads.
     """
 
     def __init__(
@@ -182,12 +182,12 @@ class Ingest:
 
     @property
     def lag_seconds(self) -> float:
-        """How old the last message that came is, while more waits; 0 where nothing waits."""
+        """Age of the last message received, in seconds, while more are pending; 0 if none are."""
         return self._reader.lag_seconds
 
     @property
     def lag_messages(self) -> int:
-        """Messages in the stream that have not been fetched yet."""
+        """Number of messages in the stream that have not been fetched yet."""
         return self._reader.pending
 
     async def run(self) -> None:
@@ -208,7 +208,7 @@ class Ingest:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
     async def _begin(self) -> bool:
-        """Read on behind what is stored; False where the bus is away just then."""
+        """Start reading after what is stored; False if the bus is unavailable, or the stream is missing."""
         stream = self.part
         loop = asyncio.get_running_loop()
         try:
@@ -236,12 +236,12 @@ class Ingest:
         return True
 
     async def _lay_out(self) -> None:
-        """A server that has lost its disk has none of the streams, and collectors may not make any."""
+        """Create missing streams: a server that lost its disk has none, and collectors may not create any."""
         with contextlib.suppress(NatsError, TimeoutError, OSError):
             await self._make_streams()
 
     async def _decode_all(self, decoded: asyncio.Queue[_Decoded | None]) -> None:
-        """Until the stream is another one."""
+        """Decode batches until the stream is replaced; then put None, which ends the writer."""
         loop = asyncio.get_running_loop()
         while True:
             heed_cancellation()
@@ -258,9 +258,9 @@ class Ingest:
             await decoded.put(_Decoded(batch, accepted, refused, taken[-1][1]))
 
     def _most_bytes(self) -> int:
-        """Payload of the next batch: whole row groups of samples, as far as can be told from the last one.
+        """Payload of the next batch, in bytes: whole row groups of samples, estimated from the last batch.
 
-        DuckDB writes each large transaction as row groups of its own, and a checkpoint then rewrites those that are
+        DuckDB writes each large transaction as separate row groups, and a checkpoint then rewrites those that are
         partly filled: a quarter of a row group too many costs as much as all others together.
         """
         group = ROW_GROUP_ROWS * self._bytes_per_sample * 0.998
@@ -284,7 +284,7 @@ class Ingest:
             await self._reader.acknowledge(item.reply)
 
     async def _commit(self, batch: Batch) -> None:
-        """Commit, and try for as long as it takes."""
+        """Commit a batch, and retry until it works. Errors of an unstorable batch or a damaged database are raised."""
         loop = asyncio.get_running_loop()
         tries = 0
         while True:
@@ -304,7 +304,7 @@ class Ingest:
             self.paused = ""
 
     async def _commit_parts(self, batch: Batch, messages: list[Incoming]) -> None:
-        """Store what can be stored of messages that the database refused together: halve until the culprit is alone."""
+        """Store the messages of a refused batch in halves, down to single ones. The refused ones are dead letters."""
         if not messages:
             return
         half = len(messages) // 2
@@ -336,13 +336,13 @@ class Ingest:
     def _decode(
         self, messages: Sequence[Incoming], whole: Batch | None = None, newest: Incoming | None = None
     ) -> tuple[Batch, list[Incoming], list[Refusal]]:
-        """Messages as a batch.
+        """Decode messages into a batch.
 
         Args:
-            messages: that came.
-            whole: the batch that they are a part of, where it could not be stored: they have been counted as new
-                already, and the part has its arrivals and clocks. It ends below it, unless it holds its end.
-            newest: that the batch ends on, where that is not the last of them.
+            messages: to decode.
+            whole: the batch that they are a part of, if that could not be stored. They are not deduplicated again, and
+                the part gets the arrivals and clocks of the whole.
+            newest: message that the batch ends on, if that is not the last of `messages`.
         """
         with self._decoding:  # parts are decoded while the next batch is
             return self._decode_one(messages, whole, newest or messages[-1])

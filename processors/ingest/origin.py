@@ -1,17 +1,17 @@
-"""Whether the stream of partitions still repeats the stream of telemetry, and having it sourced anew where it doesn't.
+"""Check that the stream of partitions still mirrors the stream of telemetry, and replace its source if it does not.
 
-A server sources a stream by number: it goes on behind the last number that it has copied, whatever became of the stream
-that it copies from. One that was made anew, or set back, gives those numbers out again; what has them is left out, or
-nothing is copied at all. So each processor compares the two: when the origin was made, how far it is, and whether what
-was copied last is still what stands there.
+A server sources a stream by sequence: it continues after the last sequence that it has copied, even if the stream that
+it copies from (the origin) was replaced. An origin that was created again, or set back to an older state, assigns those
+sequences again. Messages with them are then skipped, or nothing is copied at all. So each processor compares the two
+streams: when the origin was created, its last sequence, and whether the messages copied last are still there.
 
-Where they differ, the sources of the stream of partitions are replaced: it is copied from again under the next
-*generation*, which each copied message names in its header. Nothing is deleted. What was copied before and the origin
-has no more stays in its place, and is stored; what was copied behind it comes again, and is left out. `Sourcing.kept`
-says where the one ends and the other begins, in the stream's own metadata, so that all processors of all lakes agree.
+If they differ, the source of the stream of partitions is replaced. The origin is copied again under the next
+*generation*, which each copied message names in its header. Nothing is deleted. Copies that the origin no longer has
+keep their place, and are stored. Later copies come again, so the first ones are ignored. `Sourcing.kept` is the
+boundary between the two. It is in the stream's metadata, so that all processors of all lakes agree.
 
-Until a message is known to be copied from what is there now, it is not stored: behind a gap it would make those that
-fill it look as if they had come before (`deduplication.py`).
+A message is not stored until it is known to be in the present origin. After a gap it would make the messages that fill
+the gap look like duplicates (`deduplication.py`).
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ SOURCE_HEADER: Final = "Nats-Stream-Source"
 CHECK_SECONDS: Final = 1.0
 API_SECONDS: Final = 3.0
 REFUSED_SECONDS: Final = 30.0
-"""What the server does not allow is asked for again after it."""
+"""A request that the server does not allow is repeated after this time."""
 TELL_SECONDS: Final = 10.0
-"""Two streams that can't be compared for so long, or of which one is not copied, are told of."""
+"""Time after which it is reported that the streams can't be compared, or that copying stands still."""
 COALESCE_SECONDS: Final = 0.05
 AT_ONCE: Final = 128
 SCAN_MESSAGES: Final = 2048
-"""Copied messages that are compared one by one where the server was away, or the processor; older ones are not."""
+"""Number of the newest copied messages that are compared one by one after the server or the processor was away."""
 
 _AGAIN: Final = f"{subjects.PREFIX}.sourced.again"
-"""Subject that nobody publishes on: a source is another one to the server where it has it too."""
+"""Subject without messages: a transform of it makes a source a different one, so that the server copies it again."""
 _GENERATION: Final = re.compile(re.escape(_AGAIN) + r"\.(\d+)")
 _SOURCE: Final = re.compile(rf"{SOURCE_HEADER}: (\S+) (\d+) ([^\r]*)")
 _CREATED, _SOURCED, _KEPT = "corral.origin.created", "corral.sourced.again", "corral.sourced.kept"
@@ -65,13 +65,13 @@ _GENERATIONS_KEPT: Final = 64
 
 
 class Sourcing(Struct, frozen=True):
-    """How the stream of partitions is sourced, as its metadata say.
+    """State of the sourcing of the stream of partitions, as stored in its metadata.
 
     Attributes:
-        created: when the origin was made; empty where an older Corral has made the stream.
-        generation: how often the origin was found to be another one.
-        kept: of earlier generations: what was copied in them up to this sequence of the stream of partitions is
-            stored, and what was copied behind it comes again.
+        created: when the origin was created; empty if an older Corral created the stream.
+        generation: number of times that the origin was found to be another one.
+        kept: by earlier generation: its copies up to this sequence of the stream of partitions are stored, and those
+            after it come again.
     """
 
     created: str = ""
@@ -80,7 +80,7 @@ class Sourcing(Struct, frozen=True):
 
     @classmethod
     def of(cls, metadata: Mapping[str, str] | None) -> Sourcing:
-        """As a stream's metadata say."""
+        """Parse a stream's metadata."""
         found = metadata or {}
         kept: dict[int, int] = {}
         with contextlib.suppress(msgspec.DecodeError):
@@ -89,7 +89,7 @@ class Sourcing(Struct, frozen=True):
         return cls(found.get(_CREATED, ""), int(sourced) if sourced.isdecimal() else 0, kept)
 
     def metadata(self) -> dict[str, str]:
-        """As they are written."""
+        """Format the state as metadata, with the newest `_GENERATIONS_KEPT` entries of `kept`."""
         kept = dict(sorted(self.kept.items())[-_GENERATIONS_KEPT:])
         return {
             _CREATED: self.created,
@@ -98,16 +98,16 @@ class Sourcing(Struct, frozen=True):
         }
 
     def next(self, created: str, kept: int) -> Sourcing:
-        """The one after it: the origin is another one, and what was copied up to a sequence is stored."""
+        """State of the next generation, for an origin created then. Copies of this one are stored up to a sequence."""
         return Sourcing(created, self.generation + 1, {**self.kept, self.generation: kept})
 
     def stores(self, generation: int, sequence: int, proven: int) -> bool | None:
-        """Whether a copied message is to be stored; None where that is not known yet.
+        """True if a copied message is to be stored, False if not; None while that is not known yet.
 
         Args:
             generation: that it was copied in.
             sequence: its place in the stream of partitions.
-            proven: up to there, what this generation has copied is what the origin has.
+            proven: sequence up to which the copies of this generation are known to be in the origin.
         """
         if generation < self.generation:
             return sequence <= self.kept.get(generation, sequence)
@@ -115,7 +115,7 @@ class Sourcing(Struct, frozen=True):
 
 
 def transforms(partitions: int, generation: int = 0) -> list[api.SubjectTransform]:
-    """What becomes of subjects on their way: the partition is put before the host."""
+    """Subject transforms of the source: they put the partition before the host. A generation above 0 adds a marker."""
     cut = f"{{{{wildcard(1)}}}}.{{{{partition({partitions},2)}}}}.{{{{wildcard(2)}}}}"
     found = [api.SubjectTransform(src=f"{subjects.PREFIX}.*.*", dest=f"{subjects.PREFIX}.{cut}")]
     if generation:
@@ -125,13 +125,13 @@ def transforms(partitions: int, generation: int = 0) -> list[api.SubjectTransfor
 
 
 def generation_of(source: str) -> int:
-    """The generation that a message was copied in, by its header of the source."""
+    """Generation that a message was copied in, from its source header; 0 if it names none."""
     found = _GENERATION.search(source)
     return int(found[1]) if found else 0
 
 
 class _Copied(Struct, frozen=True):
-    """A message of the stream of partitions: where it comes from, and what is in it."""
+    """A message of the stream of partitions: its generation, its sequence in the origin, and its payload in base64."""
 
     generation: int
     source: int
@@ -139,13 +139,13 @@ class _Copied(Struct, frozen=True):
 
 
 class Origin:
-    """Compares the two streams for one processor, for as long as `run` runs.
+    """Compares the two streams for one processor while `run` runs.
 
     Args:
         nc: connection to the bus.
         owner: id of this process.
-        partitions: that the telemetry is cut into.
-        make_streams: makes the streams that are missing.
+        partitions: number of partitions of the telemetry.
+        make_streams: creates missing streams.
 
     Attributes:
         behind: messages of the origin that are not in the stream of partitions yet.
@@ -178,7 +178,7 @@ class Origin:
 
     @property
     def problem(self) -> str:
-        """What keeps telemetry from being copied, or nobody from knowing whether it is; empty where nothing does."""
+        """Reason why telemetry is not copied, or why that can't be checked; empty if there is none."""
         if self._problem or self._refused:
             return self._problem or self._refused
         seconds = time.monotonic() - self._stands_since
@@ -189,31 +189,33 @@ class Origin:
         return ""
 
     def begin(self, part: str, after: int) -> None:
-        """A part is read from behind a sequence on: what was copied since is compared."""
+        """Register a part that is read from after a sequence on. What was copied since then is compared again."""
         self._started[part] = after
         if self._made and after < self._proven:
             self._proven = after
             self._disturb()
 
     def _disturb(self) -> None:
-        """Anything may have happened: what was copied up to now is compared one by one."""
+        """Have what was copied up to now compared message by message, since anything may have happened."""
         self._disturbed, self._scanned_to = True, 0
 
     def end(self, part: str) -> None:
-        """A part is read no more."""
+        """Forget a part that is not read any more."""
         self._started.pop(part, None)
 
     async def passed(self, created: str, messages: Sequence[Incoming]) -> list[Incoming]:
-        """Those of some messages that are to be stored, once that is known.
+        """Wait until it is known which of some messages are to be stored, and return those.
+
+        All are returned if the server does not allow the comparison, or if their stream is gone.
 
         Args:
-            created: of the stream of partitions that they were read from.
+            created: creation time of the stream of partitions that they were read from.
             messages: with their headers.
         """
         seen = self.checks
         while True:
             if self._refused or (created != self._made and self.checks > seen + 1):
-                # Nobody can tell, or they come from a stream that is gone: they are not to be had again.
+                # They can't be checked, or come from a stream that is gone, and can't be read again.
                 return list(messages)
             if created == self._made:
                 verdicts = [
@@ -230,7 +232,7 @@ class Origin:
             heed_cancellation()
 
     async def run(self) -> None:
-        """Compare, again and again, until cancelled."""
+        """Compare the streams repeatedly, until cancelled."""
         while True:
             heed_cancellation()
             self._asked.clear()
@@ -244,7 +246,7 @@ class Origin:
                         await self._asked.wait()
 
     async def _check_once(self) -> bool:
-        """Compare; False where that came to nothing."""
+        """Compare once. False if that failed or was not allowed, or if the source differs and was not replaced."""
         if self._refused and time.monotonic() - self._refused_at < REFUSED_SECONDS:
             return False
         try:
@@ -254,7 +256,7 @@ class Origin:
             await self._make_what_is_gone(error)
             return False
         except (NatsError, APIError, TimeoutError, OSError) as error:
-            # What happens while a server is away, nobody has seen.
+            # Changes while a server was away went unnoticed.
             self._disturb()
             self._fail(
                 f"{STREAM} can't be compared with {subjects.TELEMETRY_STREAM}: {str(error) or type(error).__name__}"
@@ -274,7 +276,7 @@ class Origin:
             log.warning("a stream of telemetry was gone, and is made anew (%s)", error.description or error)
 
     def _fail(self, text: str) -> None:
-        """What fails for long enough is a problem."""
+        """Report a failure as the problem once failures have gone on for `TELL_SECONDS`."""
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         if now - self._failing_since > TELL_SECONDS:
@@ -294,7 +296,7 @@ class Origin:
     async def _check(self) -> bool:
         raw = await self._ask(f"STREAM.INFO.{STREAM}")
         parts = _info(raw)
-        # Asked behind the other: what that had copied by then is of this one, unless this one is another.
+        # Asked after the other: all that the other has copied is from this origin, unless the origin was replaced.
         origin = _info(await self._ask(f"STREAM.INFO.{subjects.TELEMETRY_STREAM}"))
         sourcing = Sourcing.of(parts.config.metadata)
         last = parts.state.last_seq
@@ -302,7 +304,7 @@ class Origin:
         self._sourcing = sourcing
         why = _made_anew(parts, sourcing, origin)
         told = f"{subjects.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
-        # As far as can be told without its messages.
+        # An estimate, without a look at its messages.
         stands = 0 if why else origin.state.last_seq - _said_to_lag(parts)
         try:
             if why:
@@ -313,7 +315,7 @@ class Origin:
                 if not why:
                     self._proven = upto
                     if upto >= self._scanned_to:
-                        # What was copied meanwhile is as when nothing has happened.
+                        # What was copied meanwhile need not be compared one by one.
                         self._disturbed, self._scanned_to = False, 0
                     self._tell("")
                     self._refused = ""
@@ -330,12 +332,12 @@ class Origin:
             return False
 
     def _follow(self, stream: str, last: int) -> None:
-        """Note what may have happened to the stream of partitions, or to the server, since the last time."""
+        """Detect a replaced stream of partitions, or a reconnection, since the last comparison."""
         reconnects = self._nc.stats["reconnects"]
         if not self._made:
             self._proven = min(self._started.values(), default=last)
         elif stream != self._made or last < self._proven:
-            # Whoever reads it notices too, and begins anew.
+            # Its readers notice that, too, and start again.
             self._started.clear()
             self._proven = 0
             self._disturb()
@@ -346,10 +348,14 @@ class Origin:
             self._scanned_to = last
 
     async def _compare(self, parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo) -> tuple[str, int]:
-        """Why the origin is not what was copied, empty where it is; and up to where that is known then.
+        """Compare copied messages with the origin.
 
-        The message that was the newest the last time is looked at, and the newest; where anything may have happened in
-        between, so are those between them.
+        Compared are the message that was the newest the last time, and the newest now. After a disturbance those
+        between them are compared as well, at most `AT_ONCE` in a call and only the newest `SCAN_MESSAGES`.
+
+        Returns:
+            The reason why the origin is not the one that was copied (empty if it is), and the sequence up to which
+            copies were compared.
         """
         last = parts.state.last_seq
         first = max(self._proven, self._scanned_to - SCAN_MESSAGES) if self._disturbed else last
@@ -374,7 +380,7 @@ class Origin:
         return "", upto
 
     def _count(self, origin: api.StreamInfo, stands: int, last: int) -> None:
-        """How far the copying is."""
+        """Update how many messages the copying is behind, and since when it stands still."""
         self.behind = max(0, origin.state.last_seq - max(stands, origin.state.first_seq - 1))
         if not self.behind or (stands, last) != self._copied:
             self._stands_since = time.monotonic()
@@ -383,7 +389,7 @@ class Origin:
     async def _source_anew(
         self, raw: dict[str, Any], parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo, told: str
     ) -> bool:
-        """Have the stream of partitions copy the origin as it is now. Of all processors one does so."""
+        """Replace the source, so that the present origin is copied. Only one processor does; True if this one did."""
         kept = await self._last_unmatched(parts, sourcing, origin)
         # What is stored in any case need not wait until it is done.
         self._proven = max(self._proven, kept)
@@ -414,7 +420,11 @@ class Origin:
         return True
 
     async def _alone(self, generation: int) -> bool:
-        """Whether it is this processor that begins a generation. Another one may, if this one has not for a while."""
+        """Elect the processor that starts a generation; True if it is this one.
+
+        It is the one that creates the generation's key. The key expires, so that another can take over from a failed
+        one.
+        """
         try:
             bucket = await self._js.key_value(BUCKET)
             await bucket.create(f"sourced.{generation}", self._owner)
@@ -426,7 +436,10 @@ class Origin:
         return True
 
     async def _last_unmatched(self, parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo) -> int:
-        """The newest copied message that the origin does not have: it, and what was copied before it, is stored."""
+        """Sequence of the newest copy that the origin does not have: it and all copies before it are stored.
+
+        If there is none among the newest `SCAN_MESSAGES`, it is the sequence before these.
+        """
         at = parts.state.last_seq
         lowest = max(parts.state.first_seq - 1, at - SCAN_MESSAGES)
         while at > lowest:
@@ -439,8 +452,12 @@ class Origin:
         return at
 
     async def _last_matched(self, parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo, kept: int) -> int:
-        """The last message of the origin that stands before those that it has lost, and was copied; 0 if none was."""
-        low, high = max(0, parts.state.first_seq - 1), kept  # the first is there, or nothing is; the last is not
+        """Find the last copied message that the origin still has before those that it has lost, by binary search.
+
+        Returns:
+            Its sequence in the origin; 0 if there is none.
+        """
+        low, high = max(0, parts.state.first_seq - 1), kept  # `low` is in the origin, or nothing is; `high` is not
         while high - low > 1:
             middle = (low + high) // 2
             if await self._still_there(middle, sourcing, origin, True):
@@ -453,13 +470,13 @@ class Origin:
         return min(found.source, origin.state.last_seq)
 
     async def _still_there(self, sequence: int, sourcing: Sourcing, origin: api.StreamInfo, too_old: bool) -> bool:
-        """Whether the origin has what was copied. What an earlier generation has copied is not looked for.
+        """True if the origin still has a copied message, and also if the copy is gone or of an earlier generation.
 
         Args:
             sequence: of the copy.
-            sourcing: how it is copied now.
+            sourcing: as it is now.
             origin: as it is now.
-            too_old: the answer where the origin begins behind it.
+            too_old: the result if the origin begins after that message.
         """
         found = await self._copied_message(sequence)
         if found is None or found.generation != sourcing.generation:
@@ -469,14 +486,14 @@ class Origin:
         return found.source <= origin.state.last_seq and await self._matches(found, origin)
 
     async def _matches(self, copied: _Copied, origin: api.StreamInfo) -> bool:
-        """Whether the origin has that message in its place; True where it has none there any more."""
+        """True if the origin has that message at its sequence, or no message there any more."""
         if copied.source < origin.state.first_seq:
             return True
         there = await self._message(subjects.TELEMETRY_STREAM, copied.source)
         return there is None or there.get("data", "") == copied.payload
 
     async def _copied_message(self, sequence: int) -> _Copied | None:
-        """A message of the stream of partitions; None where it has none there any more."""
+        """Read a message of the stream of partitions; None if it is gone, or is no copy of telemetry."""
         found = await self._message(STREAM, sequence)
         if found is None:
             return None
@@ -486,7 +503,7 @@ class Origin:
         return _Copied(generation_of(source[3]), int(source[2]), found.get("data", ""))
 
     async def _message(self, stream: str, sequence: int) -> dict[str, Any] | None:
-        """By its leader: a copy may not have it yet."""
+        """Read a message from the stream's leader, since a replica may lag behind; None if there is none."""
         try:
             return (await self._ask(f"STREAM.MSG.GET.{stream}", {"seq": sequence}))["message"]
         except NotFoundError as error:
@@ -515,17 +532,17 @@ def _info(raw: dict[str, Any]) -> api.StreamInfo:
 
 
 def _made_anew(parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo) -> str:
-    """In words, if the origin was made behind what was copied; empty otherwise."""
-    # Where an older Corral has made the stream of partitions, it did so behind the origin.
+    """Message if the origin was created again after what was copied; empty otherwise."""
+    # An older Corral recorded no time, but created the stream of partitions after the origin.
     another = sourcing.created != made(origin) if sourcing.created else made(origin) > made(parts)
     return f"was made anew at {made(origin)}" if another else ""
 
 
 def _said_to_lag(parts: api.StreamInfo) -> int:
-    """Messages that the server says it has not copied yet: 0 where it does not copy at all."""
+    """Number of messages that the server reports as not copied yet: 0 if it does not copy at all."""
     return sum(source.lag or 0 for source in parts.sources or [])
 
 
 def _starts_at(parts: api.StreamInfo) -> int:
-    """Where its source begins; 0 at the start of the origin."""
+    """Sequence of the origin at which the source begins; 0 for the origin's start."""
     return next((source.opt_start_seq or 0 for source in parts.config.sources or []), 0)

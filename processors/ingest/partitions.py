@@ -1,13 +1,12 @@
-"""The parts that the streams are cut into, and which processor owns which.
+"""Partitions of the streams into parts, and the assignment of parts to processors.
 
-A host's telemetry belongs to one of N partitions, by the server's own hash of its name: the stream
-`CORRAL_PARTITIONS` is sourced from that of telemetry with the partition put before the host, and each partition is read
-by a consumer of its own. Inventories and facts are a part each. `origin.py` sees to it that it goes on repeating what
-the stream of telemetry has.
+A host's telemetry belongs to one of N partitions, by the server's hash of its name. The stream `CORRAL_PARTITIONS` is
+sourced from that of telemetry, with the partition put before the host, and each partition has a separate consumer.
+Inventories and facts are one part each. `origin.py` makes sure that the stream of partitions keeps mirroring telemetry.
 
-A part's owner has its entry in a bucket with a time to live, and renews it five times in that. Each processor takes
-free parts up to its fair share, and gives back what is above it. The entries only say who should work: that no two
-processors store the same is the fence's doing (`storage/lake.py`).
+A part's owner holds a key in a bucket with a time to live, and renews it five times within that. Each processor takes
+free parts up to its fair share, and releases parts above it. The keys only say who should work. The fence of a part
+(`storage/lake/lake.py`) prevents two processors from storing the same messages.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ from .reader import made
 log = logging.getLogger("corral.partitions")
 
 TTL_SECONDS: Final = 5.0
-"""Of the bucket, where it is not there yet; one that an operator has made keeps its own."""
+"""Time to live of keys in a new bucket. A bucket that an operator created keeps the one that it has."""
 UPKEEP: Final = "upkeep"
-"""A part without a stream: its owner looks after the files and rollups of the lake."""
+"""A part without a stream: its owner runs the lake's maintenance of files and rollups."""
 LINGER_SECONDS: Final = 2.0
 """Each transaction makes a file: fewer, larger ones than in the embedded storage."""
 
@@ -54,7 +53,7 @@ _NAME_IN_USE: Final = 10058
 
 
 def consumers(partitions: int) -> dict[str, Consumer]:
-    """The parts with a stream, by name."""
+    """Consumers of the parts that have a stream, by the part's name."""
     telemetry, *others = CONSUMERS
     found = {consumer.stream: consumer for consumer in others}
     for number in range(partitions):
@@ -71,7 +70,7 @@ def consumers(partitions: int) -> dict[str, Consumer]:
 
 
 async def ensure_stream(js: JetStreamContext, partitions: int) -> None:
-    """Make the stream of partitions and the bucket of owners, where they are missing.
+    """Create the stream of partitions and the bucket of owners if they are missing.
 
     Raises:
         StorageError: the stream is there with another number of partitions.
@@ -101,7 +100,7 @@ async def ensure_stream(js: JetStreamContext, partitions: int) -> None:
             if error.err_code != _NAME_IN_USE:
                 raise
             found = (await js.stream_info(STREAM)).config
-    # The one behind it only says how often it was sourced anew.
+    # A second transform only marks the generation.
     ways = [t.dest for source in found.sources or [] for t in (source.subject_transforms or [])[:1]]
     if ways != [cut[0].dest]:
         raise StorageError(
@@ -133,14 +132,14 @@ class _Owned(Struct):
 
 
 class Claims:
-    """The parts of one history that this processor owns.
+    """Claims parts of one history for this processor: takes, renews and releases them.
 
     Args:
         nc: connection to the bus.
         history: id of the history.
         owner: id of this process.
         parts: all there are.
-        work: what is done with a part while it is owned: ends only by being cancelled, or where the part is lost.
+        work: processes a part while it is owned; it ends only if it is cancelled, or if the part is lost.
     """
 
     def __init__(
@@ -158,11 +157,11 @@ class Claims:
 
     @property
     def owned(self) -> list[str]:
-        """The parts that are owned now."""
+        """Parts that are owned now."""
         return sorted(self._owned)
 
     async def run(self) -> None:
-        """Take, renew and give back, until cancelled; then give everything back."""
+        """Take, renew and release parts until cancelled; then release all of them."""
         try:
             while True:
                 heed_cancellation()
@@ -201,7 +200,7 @@ class Claims:
         for part in self.owned[fair:]:
             await self._release(part)
         free = [part for part, key in self._keys.items() if key not in keys]
-        # Not all of them in the same order: two that start together would race for each.
+        # In random order: two processors that start together would else race for each part.
         random.shuffle(free)
         for part in free[: max(0, fair - len(self._owned))]:
             try:
@@ -218,11 +217,11 @@ class Claims:
         except asyncio.CancelledError:
             raise
         except Exception:
-            # It is free again with the next round, for whoever can do it.
+            # The next round releases it, so that another processor can take it.
             log.exception("%s is given up", part)
 
     async def _let_go_of_stale(self) -> None:
-        """What could not be renewed in time is another's by now."""
+        """Stop work on parts that could not be renewed in time: another processor may own them by now."""
         for part, owned in list(self._owned.items()):
             if time.monotonic() - owned.renewed > self._ttl:
                 log.warning("%s could not be renewed and is given up", part)

@@ -1,8 +1,8 @@
-"""A stream's messages in order and without gaps, from a durable pull consumer.
+"""Read a stream's messages in order and without gaps, from a durable pull consumer.
 
-The truth about what is stored is in the database, so the consumer is made to follow it: at the start, after a
-reconnection, and when a gap shows it is created anew behind the last message that was taken. It acknowledges
-everything up to a message at once, after the commit; how much is fetched ahead is bounded in bytes.
+The database is the source of truth about what is stored, and the consumer follows it: at the start, after a
+reconnection, and when a gap shows, the consumer is created again after the last message that was received. A message
+and all before it are acknowledged at once, after the commit. The buffer of fetched messages is bounded in bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .columnar import Incoming
 
 log = logging.getLogger("corral.ingest")
 
-# What the client's stream reader holds. Its own 32 KiB are less than one message of 60 ticks. It has no option for it.
+# Buffer of the client's stream reader, which has no option for it. 32 KiB are less than one message of 60 ticks.
 client_module.DEFAULT_BUFFER_SIZE = 2**20
 
 PULL_MESSAGES: Final = 4096
@@ -39,7 +39,7 @@ PULL_SECONDS: Final = 30.0
 HEARTBEAT_SECONDS: Final = 2.0
 ACK_WAIT_SECONDS: Final = 60.0
 FORGET_SECONDS: Final = 7 * 86400.0
-"""A consumer whose database is gone goes away after it."""
+"""The server deletes a consumer that is not used for this long, as when its database is gone."""
 BEHIND_SECONDS: Final = 2.0
 API_SECONDS: Final = 3.0
 MAX_ACK_PENDING: Final = 65536
@@ -48,7 +48,7 @@ CATCH_UP_SECONDS: Final = 1.0
 
 
 class StreamReplaced(Exception):
-    """The stream is not the one that was read until now: it was made anew, set back, or is gone."""
+    """The stream is not the one that was read until now: it was created again, set back, or is gone."""
 
 
 class Reader:
@@ -59,13 +59,13 @@ class Reader:
         stream: name of the stream.
         durable: name of the consumer.
         filter_subjects: only these; all by default.
-        buffer_bytes: payload that may wait here.
-        with_headers: messages keep them.
+        buffer_bytes: payload above which no more is fetched.
+        with_headers: true if messages keep their headers.
 
     Attributes:
-        created: when the stream was made, as text: a stream that is made anew counts from 1 again.
-        stored_ns: when the server stored the last message that came, by its clock; 0 before the first.
-        pending: messages in the stream that have not come yet, as far as known.
+        created: when the stream was created, as text: a stream that is created again counts from 1 again.
+        stored_ns: when the server stored the last message received, by the server's clock; 0 before the first.
+        pending: messages in the stream that have not been received yet, as far as known.
         repeated: messages that were delivered again.
     """
 
@@ -113,15 +113,15 @@ class Reader:
 
     @property
     def lag_seconds(self) -> float:
-        """How old the last message that came is by the server's clock, while more waits; 0 where nothing waits."""
+        """Time since the server stored the last message received, in seconds, while more are pending; 0 if none are."""
         if not self.pending or self._idle or not self.stored_ns:
             return 0.0
         return max(0.0, time.time() - self.stored_ns * 1e-9)
 
     async def identify(self) -> tuple[str, int]:
-        """When the stream was made, as text, and the last sequence that it has.
+        """Creation time of the stream, as text, and its last sequence.
 
-        Where it was found to be set back that is the sequence of that moment, since it grows on.
+        If the stream was found to be set back, it is at most the last sequence of that moment, since the stream grows.
         """
         info = await self._js.stream_info(self.stream)
         self.created = made(info)
@@ -129,12 +129,12 @@ class Reader:
         return self.created, last
 
     async def start(self, after: int, stored_ns: int = 0) -> None:
-        """Read from behind a sequence on; what waits here is forgotten.
+        """Start reading after a sequence; the buffer is cleared.
 
         Args:
             after: the sequence; 0 reads from the start.
-            stored_ns: when the server stored the message of that sequence. It is then looked at first: where another
-                one stands there, the stream was set back and has grown since. 0 where it is not known.
+            stored_ns: when the server stored the message with that sequence. That message is then fetched and compared
+                first: if another one is there, the stream was set back and has grown since. 0 if it is not known.
         """
         self._buffer.clear()
         self._waiting_bytes = 0
@@ -166,7 +166,7 @@ class Reader:
         )
         self.pending = info.num_pending or 0
         self._inbox = self._nc.new_inbox()
-        # Bound to its own inbox: what the subscription before had not handed out yet must not be taken for new.
+        # Bound to its inbox: messages still queued by the previous subscription must not be taken for new ones.
         self._sub = await self._nc.subscribe(
             self._inbox, cb=partial(self._on_message, self._inbox), pending_msgs_limit=-1, pending_bytes_limit=-1
         )
@@ -174,14 +174,14 @@ class Reader:
         await self._pull()
 
     async def take(self, max_bytes: int, linger_seconds: float) -> list[tuple[Incoming, str]]:
-        """The next messages, each with its reply subject: at least one.
+        """Return the next messages, each with its reply subject: at least one.
 
         Args:
             max_bytes: of payload; one message may be larger.
-            linger_seconds: from the first message on, wait so long for more; longer while the stream has more.
+            linger_seconds: how long to wait for more after the first message; longer while the stream has more.
 
         Raises:
-            StreamReplaced: all that was received was taken, and the rest is of another stream.
+            StreamReplaced: all that was received has been taken, and the stream is another one.
         """
         while not self._buffer:
             if self._replaced:
@@ -205,7 +205,7 @@ class Reader:
         return taken
 
     async def acknowledge(self, reply: str) -> None:
-        """Tell the server that a message and all before it are stored. Lost acknowledgements do no harm."""
+        """Acknowledge a message and all before it as stored. Lost acknowledgements do no harm."""
         with contextlib.suppress(Exception):
             await self._nc.publish(reply, b"+ACK")
 
@@ -231,7 +231,7 @@ class Reader:
         heed_cancellation()
 
     async def _recover(self) -> None:
-        """Make the consumer anew behind what was received; what waits in the buffer stays in order before it."""
+        """Create the consumer again after the last message received. Messages in the buffer are kept, in order."""
         waiting, size = list(self._buffer), self._waiting_bytes
         log.info("%s: reading anew from %d: %s", self.stream, self._received + 1, self._broken)
         try:
@@ -251,7 +251,7 @@ class Reader:
         self._waiting_bytes += size
 
     async def _is_another(self) -> str:
-        """Why what the server has is not the stream that was read until now; empty where it is."""
+        """Reason why the server's stream is not the one that was read until now; empty if it is."""
         for tries in range(CATCH_UP_TRIES):
             try:
                 info = await self._js.stream_info(self.stream)
@@ -265,7 +265,7 @@ class Reader:
                 return f"the stream was set back, and has grown since: its message {self._received} is another one"
             if self._last_sequence >= self._received:
                 return ""
-            # A copy that leads since a moment ago may not have read its own log to the end.
+            # A leader that was just elected may not have read its log to the end.
             if (info.config.num_replicas or 1) == 1 or tries == CATCH_UP_TRIES - 1:
                 break
             await asyncio.sleep(CATCH_UP_SECONDS)
@@ -330,13 +330,13 @@ class Reader:
         self._arrived.set()
 
     def _on_status(self, message: Msg) -> None:
-        """What the server says of a pull: 100 is a heartbeat, all else ends it."""
+        """Handle a status message of a pull: 100 is a heartbeat, any other status ends the pull."""
         self._heard_at = time.monotonic()
         headers = message.headers or {}
         status = headers.get("Status", "")
         description = headers.get("Description", "")
         if status == "100":
-            # The server says so only where it has nothing to deliver, whatever became of what was pending.
+            # The server sends it only if it has nothing to deliver, whatever `pending` says.
             self._idle = True
             last = headers.get("Nats-Last-Consumer")
             if last is not None and int(last) > self._delivered and not self._broken:
@@ -353,6 +353,6 @@ class Reader:
 
 
 def made(info: api.StreamInfo) -> str:
-    """When a stream was made, as text: one that is made anew has another."""
+    """Creation time of a stream, as text: a stream that is created again has another one."""
     created: datetime | None = info.created
     return created.isoformat() if created else ""

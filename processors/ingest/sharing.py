@@ -1,4 +1,4 @@
-"""Several processors that share one history: each ingests the parts that it owns, and any answers SQL over it all."""
+"""Processors that share one history: each ingests the parts that it owns, and any of them answers SQL over all."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ async def share(
     ready: asyncio.Event | None = None,
     named: Callable[[str], None] | None = None,
 ) -> None:
-    """Bring this processor's parts of what is published into a lake, and answer queries over it, until cancelled.
+    """Ingest this processor's parts of the streams into a lake, and answer queries over it, until cancelled.
 
     Args:
-        lake: that all of them write.
-        count: partitions of the samples; the same for all.
+        lake: that all processors write to.
+        count: number of partitions; the same for all processors.
         nats_url: see `bus.connect`.
-        retention: how long things are kept; the same for all.
-        force_retention: let go of all that is old by this machine's clock alone, once it looks after the lake.
-        wait_seconds: give up after so long where no server answers at the start; None tries for ever.
+        retention: how long data is kept; the same for all processors.
+        force_retention: delete all that is old by this machine's clock alone, once it runs the lake's maintenance.
+        wait_seconds: give up after this time if no server answers at the start; None tries for ever.
         ready: set once it takes parts.
-        named: told the processor's id once it has one.
+        named: called with the processor's id once it has one.
 
     Raises:
         StorageError: the lake can't be used; the message says why and what to do.
@@ -94,7 +94,7 @@ async def share(
         consumers = partitions.consumers(count)
         working: dict[str, Ingest] = {}
         storages: dict[str, LakePart] = {}
-        # Of parts that were given back meanwhile.
+        # Counts of parts that were released meanwhile.
         before = {"samples": 0, "duplicates": 0}
 
         async def work(part: str) -> None:
@@ -166,10 +166,10 @@ async def share(
 
 
 class Readers:
-    """Cursors for readers of a lake, on an instance that is replaced now and then.
+    """Cursors for readers of a lake, on an instance that is replaced after every `RENEW_COMMITS` cursors.
 
-    DuckLake keeps what it has read of each snapshot for as long as it is attached. An instance that was replaced lives
-    until its last cursor is closed.
+    DuckLake keeps what it has read of each snapshot for as long as it is attached. A replaced instance lives until its
+    last cursor is closed.
 
     Args:
         lake: which.
@@ -185,7 +185,7 @@ class Readers:
         self._connection = for_readers(lake)
 
     def cursor(self) -> DuckDBPyConnection:
-        """A new cursor; from any thread."""
+        """New cursor. May be called from any thread."""
         with self._lock:
             self._made += 1
             if self._made % RENEW_COMMITS == 0:
@@ -196,13 +196,13 @@ class Readers:
         return made
 
     def close(self) -> None:
-        """Let go of the lake."""
+        """Close the current instance."""
         with self._lock:
             self._connection.close()
 
 
 def for_readers(lake: Lake) -> DuckDBPyConnection:
-    """An instance of its own that can't write to the lake, nor open anything but its files."""
+    """Separate DuckDB instance that can't write to the lake, nor open anything but the lake's files."""
     connection = attach(lake, read_only=True)
     guard.lock(connection, directories=[lake.data if is_url(lake.data) else Path(lake.data)])
     return connection

@@ -1,1 +1,1 @@
-"""SQL for readers: confined, in turns, answered in parts."""
+"""SQL for readers: sandboxed, fairly queued, answered in parts."""

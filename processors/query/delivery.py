@@ -1,8 +1,8 @@
-"""The way of an answer to its asker: parts that are computed wait here until they are taken.
+"""Delivery of answers: computed parts wait here until their reader takes them.
 
-`put` is called by the thread of the query, which goes on at once while there is room; `deliver` runs in the event loop
-and ends when the asker has all, or is given up. An asker with a window acknowledges each part; one without gets all at
-once, and therefore no more than a server holds for a slow reader.
+`put` is called by the thread of the query, which continues at once while there is room. `deliver` runs in the event
+loop, and ends when the reader has all parts, or is given up. A reader with a window acknowledges each part. One without
+gets all parts at once, so its answer is limited to `PLAIN_ANSWER_BYTES`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .guard.guard import QueryError
 from .spool import Spool, SpoolRoom
 
 PLAIN_ANSWER_BYTES: Final = 32 * 2**20
-"""Largest answer to an asker that acknowledges nothing: half of what a server holds for a slow reader."""
+"""Largest answer to a reader that acknowledges nothing: half of what a NATS server buffers for a slow consumer."""
 LEAST_BYTES_PER_SECOND: Final = 2**20
-"""Who reads slower than this may hold up their own query for `Limits.blocked_seconds` more, and no longer."""
+"""A reader slower than this may block its query for `Limits.blocked_seconds` more, and no longer."""
 _LOOK_SECONDS: Final = 0.05
 
 Publish = Callable[[bytes, int, QueryEnd | None], Awaitable[None]]
@@ -31,16 +31,17 @@ Publish = Callable[[bytes, int, QueryEnd | None], Awaitable[None]]
 
 
 class Answer:
-    """An answer from its first part to its last.
+    """The answer to one query, from its first part to its last.
 
     Args:
         execution: the query.
         subject: that acknowledgements come to.
         room: for parts that wait.
-        express: it is tried: nothing is sent before it is whole, so that it can be set back.
+        express: the query runs in an express slot: nothing is sent before the answer is complete, so that the query
+            can be requeued.
 
     Attributes:
-        computed: the query has ended, and with it its turn.
+        computed: true once the query has ended and freed its slot.
         parts: that were sent.
     """
 
@@ -63,7 +64,7 @@ class Answer:
     # In the thread of the query
 
     def put(self, part: bytes, end: QueryEnd | None, blocked_seconds: float) -> None:
-        """Take a part; waits for room, and where the asker does not make any, ends the query.
+        """Keep a part for delivery. It waits for room, and ends the query if the reader makes none in time.
 
         Raises:
             QueryError: it is stopped, too large, or read too slowly.
@@ -106,22 +107,22 @@ class Answer:
     # In the event loop
 
     def end(self, failure: QueryError | None = None) -> None:
-        """The query has ended: what is left is the asker's to take."""
+        """Mark the query as ended, with a failure if there was one. The remaining parts still wait for the reader."""
         self.computed = True
         self._failure = self._failure or failure
         self._moved.set()
 
     def acknowledge(self) -> None:
-        """The asker has taken a part."""
+        """Record that the reader has taken a part."""
         self._acknowledged += 1
         self._moved.set()
 
     def look(self) -> None:
-        """Have `deliver` see that the query was stopped."""
+        """Wake `deliver`, so that it sees that the query was stopped."""
         self._moved.set()
 
     def close(self) -> None:
-        """Drop what is left."""
+        """Drop the remaining parts."""
         self._spool.close()
 
     async def deliver(self, publish: Publish, acknowledge_seconds: float, reading_seconds: float) -> None:
@@ -129,11 +130,12 @@ class Answer:
 
         Args:
             publish: sends one.
-            acknowledge_seconds: an asker that takes no part for so long while the query runs is given up.
-            reading_seconds: likewise once its answer is computed, and it holds nothing but room.
+            acknowledge_seconds: time without an acknowledgement, while the query runs, after which the reader is given
+                up.
+            reading_seconds: the same once the answer is computed, and only takes up room.
 
         Raises:
-            QueryError: the query failed, or the asker takes no part.
+            QueryError: the query failed, or the reader takes no part.
         """
         while True:
             await self._until(self._ready)
@@ -154,7 +156,7 @@ class Answer:
     def _ready(self) -> bool:
         if self._failure is not None:
             return True
-        # A part may be the last only once its end is known: it is set behind the part.
+        # A part is known to be the last only once the end is set, which happens after it was kept.
         return bool(len(self._spool)) and (self.computed or (len(self._spool) > 1 and not self.express))
 
     async def _taken(self, acknowledge_seconds: float, reading_seconds: float) -> None:
@@ -184,11 +186,11 @@ class Answer:
         try:
             self.execution.check_stopped()
         except QueryError as error:
-            # One that has ended before it could be set back has its answer.
+            # A query that ended before it could be requeued keeps its answer.
             if error.code != SET_BACK:
                 raise
 
 
 def header(end: QueryEnd) -> str:
-    """A query's end as a header: one line of ASCII."""
+    """Encode a query's end as a header: one line of ASCII."""
     return json.dumps({name: value for name, value in msgspec.to_builtins(end).items() if name != "warnings" or value})

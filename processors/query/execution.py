@@ -1,7 +1,7 @@
-"""One query in a thread of its own: check, run, and hand out its parts.
+"""Execution of one query in a thread: check it, run it, and pass on the parts of its answer.
 
-Parts are put aside for their reader, and where there is no room the thread waits: what is held of a result is bounded
-(`spool.py`), however many rows there are.
+Parts are kept for their reader, and the thread waits if there is no room. So the memory and disk for a result are
+bounded (`spool.py`), however many rows there are.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from .guard.guard import Fence, QueryError, begin
 log = logging.getLogger("corral.query")
 
 SET_BACK: Final = "set_back"
-"""Code of what ends a query that was tried, and is to run later."""
+"""Error code of a query that is preempted in an express slot, and requeued."""
 BATCH_ROWS: Final = 2048
-"""One DuckDB vector: the least that can be fetched, so the least that is held where values are large."""
+"""One DuckDB vector: the smallest batch that can be fetched, and so the least memory if values are large."""
 
 Send = Callable[[bytes, QueryEnd | None], None]
 """Takes a part, and with the last one the end; returns once the next may follow."""
 
 
 class Execution:
-    """A query from its arrival to its end. `run` belongs to one thread, `stop` to any.
+    """A query from its arrival to its end. `run` is called by one thread, `stop` by any.
 
     Attributes:
-        request: what is asked.
-        asker: who asks, for the queue.
+        request: of the client.
+        asker: user or connection that the query counts for in the queue.
         reply: where the answer goes.
         arrived: when, on the monotonic clock.
         started: when it began to run; 0 while it waits.
-        resident_bytes: memory that the process held then.
-        express: it is being tried, and may be set back.
-        blocked_seconds: that its thread has waited for its reader.
+        resident_bytes: resident memory of the process at that time.
+        express: true while it runs in an express slot, and may be requeued.
+        blocked_seconds: time that its thread has waited for its reader.
         warnings: about the request.
         content_type: of the request, and so of an error.
-        format: of the rows: MessagePack where a question in MessagePack asks for no other than the default.
+        format: of the rows: MessagePack if a request in MessagePack leaves the default format.
     """
 
     def __init__(self, request: QueryRequest, asker: str, reply: str, content_type: str = codec.JSON) -> None:
@@ -68,32 +68,32 @@ class Execution:
         self._guard = threading.Lock()
 
     def again(self) -> Execution:
-        """The same query, to be run anew."""
+        """New execution of the same query, with its arrival time and warnings."""
         made = Execution(self.request, self.asker, self.reply, self.content_type)
         made.arrived, made.warnings = self.arrived, self.warnings
         return made
 
     @property
     def deadline(self) -> float:
-        """When it must have ended, on the monotonic clock; waiting in line counts."""
+        """Time by which it must have ended, on the monotonic clock; time in the queue counts."""
         return self.arrived + self.request.timeout_seconds
 
     @property
     def stopped(self) -> bool:
-        """Whether `stop` was called."""
+        """True if `stop` was called."""
         return self._stopped is not None
 
     def stop(self, code: str, message: str) -> None:
-        """End it with an error. The first one counts; but what was only to be set back may yet end for good."""
+        """Stop the query with an error. The first error counts, but any later one replaces `SET_BACK`."""
         with self._guard:
             if self._stopped is None or self._stopped.code == SET_BACK:
                 self._stopped = QueryError(code, message)
         self.interrupt()
 
     def interrupt(self) -> None:
-        """Have it see that it was stopped; again and again until it has ended.
+        """Interrupt DuckDB, so that the query notices that it was stopped. Repeat it until the query has ended.
 
-        An interrupt between two calls of DuckDB is forgotten by DuckDB, hence the repetition.
+        DuckDB drops an interrupt that comes between two calls, hence the repetition.
         """
         with self._guard:
             if self._cursor is not None:
@@ -105,7 +105,7 @@ class Execution:
             raise self._stopped
 
     def run(self, connect: Callable[[], DuckDBPyConnection], fence: Fence, send: Send, part_bytes: int) -> QueryEnd:
-        """Run it and hand out its answer.
+        """Run the query and pass on its answer.
 
         Args:
             connect: gives a new cursor.
@@ -168,14 +168,14 @@ class Execution:
 
 
 def timed_out(execution: Execution) -> QueryError:
-    """What the asker of a query is told that took too long."""
+    """Error for a query that took too long, while running or in the queue."""
     seconds = f"{execution.request.timeout_seconds:g} s"
     where = "running" if execution.started else "waiting in line"
     return QueryError("timeout", f"the query was still {where} after {seconds}: filter more, or allow more time")
 
 
 def as_query_error(error: Exception) -> QueryError:
-    """What the asker is told of a failure. Errors of files and of DuckDB itself go to the log: they name paths."""
+    """Convert a failure to the client's error. Errors of files and DuckDB itself are only logged: they name paths."""
     text = str(error)
     if isinstance(error, duckdb.OutOfMemoryException | MemoryError) or "Out of Memory" in text:
         return QueryError("too_large", "the query needs more memory than it may have: filter or aggregate more")

@@ -1,8 +1,8 @@
-"""Who runs next: askers take turns, and none may fill all slots.
+"""Fair queue of queries: askers take turns, and none may fill all slots.
 
-Pure state; `query.py` drives it. An asker with fifty queries in line waits behind another's first. Half of the slots
-are for askers who run nothing yet. Where these are full too there is an express slot: the first query of a newcomer is
-tried there, and set back into its line if it turns out to be long while others could be tried.
+Pure state; `service.py` drives it. An asker with fifty waiting queries comes after another asker's first. Half of the
+slots are for askers with no running query. If these are full, too, there is an express slot. The first query of a
+newcomer runs there, and is requeued if it turns out to be long while other newcomers wait.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Turn(NamedTuple, Generic[T]):
     """An entry that may run.
 
     Attributes:
-        asker: whose it is.
+        asker: that it belongs to.
         entry: as it was put in.
-        express: it is being tried, and may be set back.
+        express: true if it runs in an express slot, and may be requeued.
     """
 
     asker: str
@@ -34,13 +34,13 @@ class _Waiting(NamedTuple, Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Entries by asker, given out in turns.
+    """Queue of entries by asker, served round-robin.
 
     Args:
-        slots: entries that may run at the same time.
-        per_asker: of one asker; the second and later ones only while half of the slots are free.
-        waiting: entries that may wait, of all askers; half of it of one asker.
-        express: slots beside these for the first entry of an asker.
+        slots: number of entries that may run at the same time.
+        per_asker: the same for one asker; the second and later ones only run while half of the slots are free.
+        waiting: number of entries that may wait, of all askers; at most half of them of one asker.
+        express: number of additional slots for the first entry of an asker.
     """
 
     def __init__(self, slots: int, per_asker: int, waiting: int, express: int = 0) -> None:
@@ -57,20 +57,20 @@ class FairQueue(Generic[T]):
 
     @property
     def running(self) -> int:
-        """Entries that run."""
+        """Number of running entries."""
         return sum(self._running.values())
 
     @property
     def newcomers(self) -> bool:
-        """Whether somebody waits who could be tried in an express slot."""
+        """True if an asker waits whose next entry could run in an express slot."""
         return any(self._may_be_tried(asker, line) for asker, line in self._lines.items())
 
     def put(self, asker: str, entry: T) -> list[T] | None:
-        """Take an entry into line.
+        """Add an entry to the queue.
 
         Returns:
-            What had to leave for it: where the line is full, the last entry of the asker with the most makes room for
-            an asker who has fewer. None if there is no room for the entry itself.
+            Entries that were evicted for it: if the queue is full, the last entry of the asker with the most makes room
+            for an asker with fewer. None if there is no room for the entry itself.
         """
         own = len(self._lines.get(asker, ()))
         left: list[T] = []
@@ -85,11 +85,11 @@ class FairQueue(Generic[T]):
         return left
 
     def set_back(self, asker: str, entry: T) -> None:
-        """Put an entry that was tried, and is long, to the head of its line; there is always room for it."""
+        """Requeue a long entry from an express slot, at the head of its asker's line; there is always room for it."""
         self._lines.setdefault(asker, deque()).appendleft(_Waiting(entry, True))
 
     def take(self) -> Turn[T] | None:
-        """The next entry that may run, counted as running until `done`; None if there is none, or no slot."""
+        """Take the next entry that may run; it counts as running until `done`. None if there is none, or no slot."""
         regular = self.running - self._tried
         if regular < self._slots:
             for asker in self._lines:
@@ -117,7 +117,7 @@ class FairQueue(Generic[T]):
         return Turn(asker, entry, express)
 
     def done(self, asker: str, express: bool = False) -> None:
-        """An entry of the asker has ended, or is set back."""
+        """Free the slot of an entry that has ended, or is requeued."""
         self._tried -= express
         left = self._running[asker] - 1
         if left:
@@ -126,11 +126,11 @@ class FairQueue(Generic[T]):
             del self._running[asker]
 
     def remove(self, entry: T) -> bool:
-        """Take an entry out of line; False if it is in none."""
+        """Remove a waiting entry; False if it does not wait."""
         return bool(self.remove_if(lambda one: one is entry))
 
     def remove_if(self, wanted: Callable[[T], bool]) -> list[T]:
-        """Take out of line all entries that are wanted."""
+        """Remove the waiting entries that match, and return them."""
         found: list[T] = []
         for asker, line in list(self._lines.items()):
             gone = [one for one in line if wanted(one.entry)]

@@ -1,11 +1,11 @@
-"""Quack: DuckDB's own remote protocol as a door to the history, for any DuckDB client.
+"""Quack: DuckDB's remote protocol as an endpoint of the history, for any DuckDB client.
 
     ATTACH 'quack:history-host:9494' AS history (TOKEN '…');
     FROM history.fleet_by_hour;
 
-The door is DuckDB's extension; what it may do is ours. Every statement that a client sends comes to an authorisation
-callback first, which puts it through the same fence as the queries on the bus: reads of the history's tables and views,
-and nothing else. A token is required, at least as long as `TOKEN_CHARACTERS`.
+DuckDB's extension serves the protocol, and Corral authorizes each statement first: a callback puts it through the same
+fence as queries on the bus. So clients may only read the history's tables and views. A token of at least
+`TOKEN_CHARACTERS` characters is required.
 
 Bounds: DuckDB runs these queries in its own threads, so the bus's queue and time limits do not hold for them; memory
 does. Quack speaks HTTP without TLS: on anything but loopback, put a TLS proxy in front.
@@ -44,15 +44,15 @@ CATALOGUE_QUERIES: Final = frozenset(
         "SELECT schema_name, view_name, 'view' FROM duckdb_views()",
     )
 )
-"""What a client asks when it attaches, word for word: names and columns, and no text of a view, which names paths."""
+"""Queries that a client sends when it attaches, verbatim: names and columns, and no text of a view: it names paths."""
 
 
 class QuackError(RuntimeError):
-    """The door can't be opened; the message says why and what to do."""
+    """The endpoint can't be opened; the message says why and what to do."""
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT`, `HOST` or `:PORT` as host and port.
+    """Parse `HOST:PORT`, `HOST` or `:PORT` into host and port.
 
     Raises:
         QuackError: it is none of these.
@@ -66,7 +66,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def read_token(path: Path) -> str:
-    """The token from its file, which nobody but its owner may read.
+    """Read the token from its file, which only its owner may be able to read.
 
     Raises:
         QuackError: it is missing, too open or too short.
@@ -87,7 +87,7 @@ def read_token(path: Path) -> str:
 
 
 def load(connection: DuckDBPyConnection) -> None:
-    """Load the extensions into an instance, from their Python packages. To be done before `confine.lock`.
+    """Load the extensions into an instance, from their Python packages. Call it before `guard.lock`.
 
     Raises:
         QuackError: they are not installed, or are made for another version of DuckDB.
@@ -152,7 +152,7 @@ class QuackDoor:
         log.info("readers may ATTACH '%s'", self.uri)
 
     def _authorise(self, connection_id: str | None, sql: str | None) -> bool:
-        """DuckDB asks for each statement; anything but a clear yes is a no."""
+        """Authorize a statement; DuckDB calls it for each one. False if the check refuses the statement, or fails."""
         if sql is None:
             return False
         if " ".join(sql.split()) in CATALOGUE_QUERIES:
@@ -168,7 +168,7 @@ class QuackDoor:
         return True
 
     def close(self) -> None:
-        """Stop listening, and let go of the instance."""
+        """Stop listening, and close the cursor."""
         with contextlib.suppress(duckdb.Error):
             self._own.execute("CALL quack_stop(?)", [self.uri]).fetchall()
         self._own.close()
@@ -182,7 +182,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _is_free(host: str, port: int) -> bool:
-    """Whether one can listen there. Quack's server shares a port that is taken, and the first one gets all clients."""
+    """True if an address can be listened on. Quack would share a port in use, and the first server get all clients."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family) as probe:

@@ -1,10 +1,11 @@
-"""Rows of a query as JSON, CSV or Arrow IPC, in parts of bounded size.
+"""Rows of a query as JSON, CSV, Arrow IPC or MessagePack, in parts of bounded size.
 
-Arrow record batches come in, bytes go out; a result is never held as a whole. JSON keeps what JSON can say and writes
-the rest as text: NaN and the infinities as `"NaN"`, `"Infinity"`, `"-Infinity"` (as protobuf does), times in RFC 3339
-and UTC, intervals in ISO 8601, blobs in base64, a map with text keys as an object and any other as a list of pairs.
-Whole numbers and decimals keep all their digits. CSV is RFC 4180 with a header; lists and structs are JSON in their
-cell. MessagePack says what JSON says; a decimal that no number there can say is text.
+Arrow record batches come in, bytes go out; a result is never held as a whole, except in MessagePack. JSON keeps values
+that it has a type for, and writes others as text: NaN and infinities as `"NaN"`, `"Infinity"`, `"-Infinity"` (as
+protobuf does), times in RFC 3339 and UTC, intervals in ISO 8601, blobs in base64, a map with text keys as an object and
+any other as a list of pairs. Whole numbers and decimals keep all their digits. CSV is RFC 4180 with a header; lists and
+structs are JSON in their cell. MessagePack has the same values as JSON; a decimal that it has no equal number for is
+text.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import pyarrow.csv
 from ...schemas.query import ResultFormat
 from .guard.guard import QueryError
 
-# pyarrow has no types of its own; what crosses this module is typed by what it does.
+# pyarrow comes without type annotations: these names only document what a value is.
 Array = Any
 Batch = Any
 Schema = Any
@@ -37,7 +38,7 @@ JSON_TYPE: Final = "application/json"
 CSV_TYPE: Final = "text/csv"
 MSGPACK_TYPE: Final = "application/msgpack"
 MOST_PACKED_BYTES: Final = 32 * 2**20
-"""Rows in MessagePack that are held: as many as go to an asker that acknowledges nothing."""
+"""Limit on the rows held for MessagePack: that of an answer to a reader that acknowledges nothing."""
 ARROW_TYPE: Final = "application/vnd.apache.arrow.stream"
 CONTENT_TYPES: Final = {
     ResultFormat.JSON: JSON_TYPE,
@@ -48,20 +49,20 @@ CONTENT_TYPES: Final = {
 
 
 _NO_FORM: Final = ("BIGNUM", "TIME WITH TIME ZONE", "VARIANT")
-"""DuckDB gives their bytes alone, or nothing."""
+"""Types whose values DuckDB exports only as raw bytes, or not at all."""
 _NO_FORM_NESTED: Final = ("BIT", "UHUGEINT")
-"""Within a list or a struct nothing tells them from what they are stored as."""
+"""Types that can't be told from their storage type within a list or a struct."""
 _NO_FORM_ARROW: Final = ("UHUGEINT",)
-"""DuckDB gives a signed number of as many bits."""
+"""Types that DuckDB exports to Arrow as a signed number of the same width."""
 _QUOTED: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*\"""")
 _LARGEST: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-"""Ticks of a second, by unit."""
+"""Ticks per second, by unit."""
 _MOST_YEARS: Final = 32_000
 """Arrow writes years in 16 bits."""
 
 
 def check_types(types: Sequence[str], format: ResultFormat) -> None:
-    """Refuse what has no form in an answer, before any of it is sent.
+    """Refuse types that an answer can't represent, before any of it is sent.
 
     Raises:
         QueryError: with the type, and what to do.
@@ -80,7 +81,7 @@ class Writer(Protocol):
     """Turns batches into bytes."""
 
     def start(self, columns: list[str], types: list[str], schema: Schema) -> bytes:
-        """What comes before the first row."""
+        """Return the bytes before the first row."""
         ...
 
     def write(self, batch: Batch) -> bytes:
@@ -88,7 +89,7 @@ class Writer(Protocol):
         ...
 
     def end(self, truncated: bool, warnings: Sequence[str] = ()) -> bytes:
-        """What comes after the last row."""
+        """Return the bytes after the last row."""
         ...
 
 
@@ -104,7 +105,7 @@ def writer(format: ResultFormat) -> Writer:
 
 
 class ArrowWriter:
-    """An Arrow IPC stream; types are DuckDB's own as Arrow says them."""
+    """An Arrow IPC stream, with DuckDB's types as it exports them to Arrow."""
 
     def __init__(self) -> None:
         self._sink = io.BytesIO()
@@ -141,12 +142,12 @@ class JsonWriter:
         self._first = True
 
     def start(self, columns: list[str], types: list[str], schema: Schema) -> bytes:
-        """All up to the first row."""
+        """Everything before the first row."""
         self._types = types
         return b'{"type":"result","columns":%b,"types":%b,"rows":[' % (self._encode(columns), self._encode(types))
 
     def write(self, batch: Batch) -> bytes:
-        """The rows, with the comma before them where they need one."""
+        """The rows, preceded by a comma except for the first ones."""
         if not batch.num_rows:
             return b""
         columns = [_values(column, type) for column, type in zip(batch.columns, self._types, strict=True)]
@@ -155,14 +156,16 @@ class JsonWriter:
         return separator + rows
 
     def end(self, truncated: bool, warnings: Sequence[str] = ()) -> bytes:
-        """The rest, with `truncated`, and what was ignored in the question where there is any."""
+        """The rest, with `truncated`, and with warnings of ignored fields in the request, if there are any."""
         told = b',"warnings":' + self._encode(list(warnings)) if warnings else b""
         return b'],"truncated":%b%b}' % (b"true" if truncated else b"false", told)
 
 
 class MsgpackWriter:
-    """What `JsonWriter` writes, as one MessagePack document. An array there begins with its length, so that the rows
-    are held until all of them are known."""
+    """One MessagePack document with the content that `JsonWriter` writes.
+
+    An array in MessagePack begins with its length, so the rows are held until all of them are known.
+    """
 
     def __init__(self) -> None:
         self._encode = msgspec.msgpack.Encoder(decimal_format="string").encode
@@ -172,12 +175,12 @@ class MsgpackWriter:
         self._count = 0
 
     def start(self, columns: list[str], types: list[str], schema: Schema) -> bytes:
-        """Nothing yet."""
+        """Keep the columns and types for `end`; return nothing yet."""
         self._head, self._types = ["type", "result", "columns", columns, "types", types, "rows"], types
         return b""
 
     def write(self, batch: Batch) -> bytes:
-        """Nothing yet.
+        """Encode and hold the rows; return nothing yet.
 
         Raises:
             QueryError: the rows take more than is held.
@@ -205,7 +208,7 @@ class MsgpackWriter:
 
 
 def _exact(value: Any) -> Any:
-    """A decimal as the number that says the same; one that no number of MessagePack can say stays, as text."""
+    """Convert decimals to equal integers or floats. One without an equal in MessagePack stays, and becomes text."""
     match value:
         case decimal.Decimal():
             if value == value.to_integral_value():
@@ -237,14 +240,14 @@ class CsvWriter:
         if not batch.num_rows:
             return b""
         columns = [self._text(column, type) for column, type in zip(batch.columns, self._types, strict=True)]
-        # Names must differ for Arrow's writer; the header is ours.
+        # Arrow's writer needs distinct names; the header is written by `start`.
         table = pa.table(columns, names=[str(index) for index in range(len(columns))])
         sink = io.BytesIO()
         pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(include_header=False, eol="\r\n"))
         return sink.getvalue()
 
     def end(self, truncated: bool, warnings: Sequence[str] = ()) -> bytes:
-        """Nothing: whether rows are missing stands in `QueryEnd`."""
+        """Nothing: `QueryEnd` says if rows are missing."""
         return b""
 
     def _text(self, column: Array, type: str) -> Array:
@@ -267,7 +270,7 @@ def _quoted(name: str) -> str:
 
 
 def _fast_text(column: Array) -> Array | None:
-    """Dates and times as text without a Python loop; None for other types."""
+    """Format dates and times as text without a Python loop; None for other types."""
     kind = column.type
     if pa.types.is_timestamp(kind):
         # The zone is a label: the instant stays, and `UTC` is written as `Z`. A time without a zone is in UTC, too: so
@@ -283,12 +286,14 @@ def _fast_text(column: Array) -> Array | None:
 
 
 def _far_times(ticks: Array, text: Array, greatest: int, a_second: int) -> Array:
-    """Times whose text Arrow gets wrong: DuckDB's infinities are the ends of the integers, and years have 16 bits.
+    """Replace the text of times that Arrow gets wrong: infinities, and years beyond 16 bits.
+
+    DuckDB stores infinities as the ends of the integer range.
 
     Args:
         ticks: since 1970.
         text: of Arrow.
-        greatest: that stands for infinity.
+        greatest: tick that stands for infinity.
         a_second: ticks of a second; 0 for days.
     """
     ends = pc.min_max(ticks).as_py()
@@ -303,7 +308,7 @@ def _far_times(ticks: Array, text: Array, greatest: int, a_second: int) -> Array
 
 
 def _far(tick: int, a_second: int) -> str:
-    """A time of any year, as `_fast_text` writes those of the years that Arrow knows."""
+    """Format a time of any year, as `_fast_text` does for the years that Arrow supports."""
     days, rest = divmod(tick, 86_400 * a_second) if a_second else (tick, 0)
     # The calendar repeats every 400 years, of 146,097 days; 2000 began 10,957 days after 1970.
     cycles, day = divmod(days - 10_957, 146_097)
@@ -319,16 +324,16 @@ def _far(tick: int, a_second: int) -> str:
 
 
 def _values(column: Array, type: str = "") -> list[Any]:
-    """The values of a column, each as something that msgspec writes as we promise.
+    """Values of a column, converted so that msgspec writes them as this module documents.
 
     Args:
-        column: or what is within one.
-        type: DuckDB's name of it; empty within another.
+        column: a column, or the values nested in one.
+        type: DuckDB's name of its type; empty for nested values.
     """
     kind = column.type
     if pa.types.is_floating(kind):
         if pa.types.is_float32(kind):
-            # By way of text: the few digits that say the same float, not the many of its double.
+            # By way of text: the few digits that identify the float, not the many of its double.
             column = column.cast(pa.string()).cast(pa.float64())
         values = column.to_pylist()
         if not pc.all(pc.is_finite(column)).as_py() and column.null_count < len(column):
@@ -374,7 +379,7 @@ def _values(column: Array, type: str = "") -> list[Any]:
 
 
 def _structs(column: Array) -> list[Any]:
-    """Structs as objects; one without names, as `row(1, 2)` makes it, is a list."""
+    """Convert structs to objects; one without names, as `row(1, 2)` makes it, to a list."""
     names = [field.name for field in column.type]
     parts = [_values(column.field(at)) for at in range(len(names))]
     rows = zip(*parts, strict=True)
@@ -387,14 +392,14 @@ def _structs(column: Array) -> list[Any]:
 
 
 def _within(column: Array, part: Array) -> Array:
-    """What the lists or maps of a column hold, of all that they are a slice of."""
+    """Cut the nested values of lists or maps to those of a column, which may be a slice."""
     offsets = column.offsets
     first, last = (offsets[0].as_py(), offsets[len(offsets) - 1].as_py()) if len(offsets) else (0, 0)
     return part.slice(first, last - first)
 
 
 def _spans(column: Array) -> list[slice | None]:
-    """Where each list or map stands in what `_within` gives; None for a null."""
+    """Slice of each list or map within the values that `_within` returns; None for a null."""
     offsets: list[int] = column.offsets.to_pylist()
     valid: list[bool] = column.is_valid().to_pylist()
     first = offsets[0] if offsets else 0
@@ -405,7 +410,7 @@ def _spans(column: Array) -> list[slice | None]:
 
 
 def _plain(value: Any) -> Any:
-    """One odd value as JSON can say it."""
+    """Convert one value of any other type to a value that JSON can represent."""
     match value:
         case None | bool() | int() | str() | decimal.Decimal():
             return value
@@ -426,7 +431,7 @@ def _plain(value: Any) -> Any:
 
 
 def _interval(value: Any) -> str:
-    """ISO 8601, such as `P1M2DT3.5S`."""
+    """Format an interval in ISO 8601, such as `P1M2DT3.5S`."""
     months, days, nanoseconds = value.months, value.days, value.nanoseconds
     text = "P" + (f"{months}M" if months else "") + (f"{days}D" if days else "")
     if nanoseconds or text == "P":
@@ -436,12 +441,12 @@ def _interval(value: Any) -> str:
 
 
 def _bits(value: bytes) -> str:
-    """DuckDB's BIT: the first byte counts the padding in front."""
+    """Decode DuckDB's BIT to text: the first byte is the number of padding bits in front."""
     return "".join(f"{byte:08b}" for byte in value[1:])[value[0] :]
 
 
 def cut(batches: Iterable[Batch], limit: int) -> Iterator[tuple[Batch, bool]]:
-    """The batches up to a number of rows; the flag beside the last one says whether there were more."""
+    """Yield batches up to a number of rows. The flag with the last one is true if there were more rows."""
     left = limit
     for batch in batches:
         if batch.num_rows > left:

@@ -1,8 +1,8 @@
 """SQL over the bus: the micro service `corral-history`.
 
-A query waits its turn (`fairqueue.py`) and runs in a thread of low priority (`execution.py`) behind the fence
-(`guard.py`). Its answer goes out in parts (`delivery.py`), which wait for their reader without a turn (`spool.py`).
-Slots, memory and time are bounded, so that ingest, which shares process and database, goes on whatever analysts ask.
+A query waits in a queue (`fairqueue.py`) and runs in a thread of low priority (`execution.py`) behind the fence
+(`guard.py`). Its answer is sent in parts (`delivery.py`), which wait for their reader without a slot (`spool.py`).
+Slots, memory and time are bounded, so that no query can stop ingest, which shares the process and the database.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ log = logging.getLogger("corral.query")
 HEADER_ROOM_BYTES: Final = 8192
 TICK_SECONDS: Final = 0.05
 GROWN_BYTES: Final = 64 * 2**20
-"""A query during which the process has grown by less is not to blame for the memory that it holds."""
+"""A query during which the process has grown by less than this is not ended for the memory of the process."""
 NICENESS: Final = 10
 ACROSS: Final = "_R_"
-"""First token of the reply subjects that the server makes up for those who ask from another account."""
+"""First token of the reply subjects that the server generates for requests from another account."""
 STOP_SECONDS: Final = 2.0
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What all queries together may take.
+    """Limits of all queries together.
 
     Attributes:
         slots: queries that run at the same time.
-        per_asker: of one asker (`asker_of`); less than `slots`, so that nobody fills them all.
-        express: queries beside these, each the first of an asker who runs none.
-        express_seconds: one of these that takes longer is set back into its line, where another could be tried.
-        waiting: queries in line; more are answered `busy`, those of who has the most first.
-        resident_bytes: memory of the whole process above which the youngest query is ended that has added to it; None
-            for 90% of what the machine or its control group has (DuckDB's own limit is 80%).
-        acknowledge_seconds: an asker that takes no part for so long while its query runs is given up.
-        reading_seconds: likewise once the answer is computed.
-        blocked_seconds: a query whose answer has no room left is held up by its reader for no longer, beside a second
-            for each MiB that was taken.
+        per_asker: the same of one asker (`asker_of`); less than `slots`, so that one asker can't fill them all.
+        express: additional queries, each the first of an asker with none running.
+        express_seconds: a query in an express slot that takes longer is requeued if another one could run there.
+        waiting: queries in the queue; more are answered `busy`, those of the asker with the most first.
+        resident_bytes: memory of the whole process above which the youngest query that has added to it is ended; None
+            for 90% of the memory of the machine or its control group (DuckDB's own limit is 80%).
+        acknowledge_seconds: a reader that takes no part for this time while its query runs is given up.
+        reading_seconds: the same once the answer is computed.
+        blocked_seconds: a reader may block a query whose answer has no room left for this time, and a second more for
+            each MiB that was sent.
         room: for answers that wait for their readers.
     """
 
@@ -133,21 +133,21 @@ class QueryService:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Queries since the start, by how they ended."""
+        """Number of queries since the start, by outcome."""
         return self._counts
 
     @property
     def running(self) -> int:
-        """Queries that run."""
+        """Number of running queries."""
         return self._queue.running
 
     @property
     def waiting(self) -> int:
-        """Queries that wait for their turn."""
+        """Number of queries in the queue."""
         return len(self._queue)
 
     async def start(self) -> None:
-        """Listen."""
+        """Start the micro service and the watch over running queries."""
         service = await add_service(
             self._nc,
             ServiceConfig(
@@ -159,13 +159,13 @@ class QueryService:
             ),
         )
         self._service = service
-        # Any processor may answer a query; only the one that runs it can cancel it, so all hear of that.
+        # Any processor may answer a query; only the one that runs it can cancel it, so all receive cancellations.
         own = f"q-{self._instance}"
         for config in (
             EndpointConfig(name="query", subject=subjects.QUERY, handler=self._on_query),
             EndpointConfig(name="query-owned", subject=f"{subjects.QUERY}.*", handler=self._on_query),
             EndpointConfig(name="query-delegated", subject=f"{subjects.QUERY}.*.*", handler=self._on_query),
-            # A name behind these two is allowed, and changes nothing.
+            # A name at the end of these two is allowed, and changes nothing.
             EndpointConfig(name="cancel", subject=subjects.QUERY_CANCEL, handler=self._on_cancel, queue_group=own),
             EndpointConfig(
                 name="cancel-owned", subject=f"{subjects.QUERY_CANCEL}.>", handler=self._on_cancel, queue_group=own
@@ -186,7 +186,7 @@ class QueryService:
         """End all queries and stop listening."""
         self._stopping = True
         if self._service is not None:
-            # It asks the server for an answer per subject, which one that is gone leaves it to wait for.
+            # It waits for an answer of the server per subject, which never comes if the server is gone.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(STOP_SECONDS):
                     await self._service.stop()
@@ -239,7 +239,7 @@ class QueryService:
             self._running[execution] = asyncio.create_task(self._run(execution))
 
     async def _run(self, execution: Execution) -> None:
-        """One turn. It ends when the answer is computed; reading it is no part of it."""
+        """Run one query. Its slot is freed when the answer is computed, not when it is read."""
         loop = asyncio.get_running_loop()
         subject = f"{subjects.QUERY_ACK}.{self._instance}.{secrets.token_hex(8)}"
         answer = Answer(execution, subject, self._room, express=execution.express)
@@ -264,7 +264,7 @@ class QueryService:
             if failure is not None and failure.code == SET_BACK:
                 try:
                     execution.check_stopped()
-                except QueryError as error:  # of late it may have been cancelled
+                except QueryError as error:  # it may have been cancelled meanwhile
                     failure = error
             if failure is not None and failure.code == SET_BACK:
                 self._set_back(execution)
@@ -310,12 +310,12 @@ class QueryService:
         if answer is None:
             return
         if (message.headers or {}).get("Status") == "503":
-            # The server tells where nobody listens for a part.
+            # The server reports that there is no subscriber for a part.
             answer.execution.stop("cancelled", "the asker has gone")
         answer.acknowledge()
 
     async def _on_cancel(self, request: Request) -> None:
-        # In a task of its own: messages of a subscription come one by one.
+        # In a separate task, since messages of a subscription are handled one by one.
         task = asyncio.create_task(self._cancel(request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -351,7 +351,10 @@ class QueryService:
         await self._refuse(execution.reply, execution.content_type, error, parts)
 
     async def _refuse(self, reply: str, content: str, error: QueryError, parts: int = 0, field: str = "") -> None:
-        """Before the first part the payload is an `Error`, for askers that read no headers; later it is empty."""
+        """Send an error as the end of an answer.
+
+        Before the first part the payload is an `Error`, for clients that read no headers; later it is empty.
+        """
         text = str(error)[:4000]
         told = Error(code=error.code, message=text, field=field)
         headers = {
@@ -367,7 +370,7 @@ class QueryService:
             del self._by_id[execution.request.query_id]
 
     async def _watch_over(self) -> None:
-        """End what takes too long or too much."""
+        """End queries that take too much time or memory, and requeue long ones from express slots."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
             for execution in self._running:
@@ -382,7 +385,7 @@ class QueryService:
             for execution in self._queue.remove_if(lambda waiting: time.monotonic() > waiting.deadline):
                 await self._fail(execution, timed_out(execution))
             if self._running and (held := resident_bytes()) > self._resident_bytes:
-                # An allocator gives back late: who came when it was full already is not to blame.
+                # An allocator frees memory late: a query that began when memory was full already is not to blame.
                 grown = [execution for execution in self._running if held - execution.resident_bytes > GROWN_BYTES]
                 if grown:
                     youngest = max(grown, key=lambda execution: execution.started)
@@ -395,13 +398,14 @@ class QueryService:
 
 
 def asker_of(subject: str, reply: str) -> str:
-    """Who asks: the user that the subject names, where a server lets each publish under its own name alone.
+    """Asker of a query: the user in the subject, if the server lets each user publish under its name only.
 
-    On the subject without a name it is a connection, by its reply subject: `_INBOX.<nuid>…`, where the first 12
-    characters of a NATS unique id stay the same for one client. That is no proof of identity, and needs none on a bus
-    that asks for none. Who asks across accounts has another reply subject each time, and all of them are one asker.
+    On the subject without a name the asker is a connection, identified by its reply subject: `_INBOX.<nuid>…`, where
+    the first 12 characters of a NATS unique id stay the same for one client. That is no proof of identity; a bus
+    without authentication has none. Requests from another account have a different reply subject each time, so all of
+    them count as one asker.
     """
-    # A second token is somebody for whom a trusted service asks, as a dashboard does for who has logged in.
+    # A second token is a user that a trusted service asks for, such as a dashboard's logged-in user.
     user = subject[len(subjects.QUERY) + 1 :]
     if user:
         return f"user {user}"
@@ -421,14 +425,14 @@ async def _respond(request: Request, answer: Struct, warnings: Sequence[str] = (
 
 
 def _lower_priority() -> None:
-    """Queries yield the processor to ingest. On Linux a thread has a niceness of its own."""
+    """Lower the priority of a query thread, so that ingest comes first. Only on Linux, where niceness is per thread."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def memory_of_this_machine() -> int:
-    """Memory that this process may use: of its control group if it is bounded, else of the machine."""
+    """Memory that this process may use, in bytes: of its control group if that has a limit, else of the machine."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError), open(path) as file:

@@ -1,10 +1,10 @@
-"""A copy of the history over the bus: the processor writes it beside its database, and the asker reads it in pieces.
+"""Snapshots of the history over the bus: the processor writes a copy to its disk, and the client reads it in pieces.
 
     corral.v1.history.snapshot   ask for one: `SnapshotRequest`, answered with `Snapshot` once it is complete
     corral.v1.history.read       a piece of one: `SnapshotRead`, answered with its bytes, or with an `Error`
 
-Both also with the asker's name at the end, which alone a bus with authentication lets operators use. The asker names no
-path, so that nobody can make a processor write where it should not. A piece has the type `application/octet-stream`,
+Both subjects may end with the user's name. On a bus with authentication they must, and only operators may use them. The
+client names no path, so it can't make a processor write elsewhere. A piece has the type `application/octet-stream`,
 and an error the header `Nats-Service-Error-Code`.
 """
 
@@ -37,11 +37,11 @@ PIECE_BYTES: Final = 512 * 1024
 PIECE_TYPE: Final = "application/octet-stream"
 KEPT_SECONDS: Final = 3600.0
 KEPT: Final = 2
-"""Copies at most: for one more, that which was not read for the longest time goes."""
+"""Maximum number of copies: a further one evicts the least recently read."""
 
 
 _ELSEWHERE_SECONDS: Final = 0.3
-"""After which a copy that nobody has read from is nobody's."""
+"""Delay before `not_found` is answered: another processor that has the copy answers sooner."""
 
 
 class NoRoom(Exception):
@@ -49,14 +49,14 @@ class NoRoom(Exception):
 
 
 class SnapshotService:
-    """Answers requests for snapshots of one history, one at a time.
+    """Serves snapshots of one history; they are written one at a time.
 
     Args:
         nc: connection to the bus.
-        folder: where copies lie until they are fetched; nothing else does.
-        write: writes a copy to a path, with the archive or without, and says how many samples are in it.
-        size_bytes: of the database; a copy is not begun where less is free.
-        kept_seconds: a copy that nobody has fetched by then goes.
+        folder: for copies until they are fetched, and for nothing else: it is deleted at the start and at the end.
+        write: writes a copy to a path, with the archive or without, and returns the number of samples in it.
+        size_bytes: of the database; a copy is not begun if less is free on the disk.
+        kept_seconds: age at which a copy is deleted.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class SnapshotService:
         self._busy = asyncio.Lock()
         self._subscriptions: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        # Those that are kept, with the time when each was read last, and what will drop it.
+        # When each copy was last read, and the timer that will delete it.
         self._read_at: dict[str, float] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     async def start(self) -> None:
-        """Listen. What an earlier life has left is removed."""
+        """Start listening. Copies that an earlier process left are deleted."""
         shutil.rmtree(self._folder, ignore_errors=True)
         for subject in (subjects.SNAPSHOT, f"{subjects.SNAPSHOT}.*"):
             self._subscriptions.append(await self._nc.subscribe(subject, queue="snapshot", cb=self._on_request))
@@ -100,7 +100,7 @@ class SnapshotService:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _on_request(self, message: Msg) -> None:
-        # Beside the subscription's own task: it has to hear the reads meanwhile.
+        # In a separate task, so that the subscription goes on receiving messages.
         task = asyncio.create_task(self._answer(message))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -109,7 +109,7 @@ class SnapshotService:
         warnings: list[str] = []
         reply: Struct
         try:
-            # An empty message is refused, too: the server makes some of its own.
+            # An empty message is refused, too: the server sends some by itself.
             content = codec.content_type(message.headers)
             request, warnings = codec.decode_request(message.data, SnapshotRequest, content)
             async with self._busy:
@@ -140,7 +140,7 @@ class SnapshotService:
         return Snapshot(snapshot_id=name, bytes=path.stat().st_size, samples=rows)
 
     def _check_room(self) -> None:
-        """A full disk would stop ingest."""
+        """Raise `NoRoom` if less space is free than the database takes: a full disk would stop ingest."""
         self._folder.mkdir(parents=True, exist_ok=True)
         free, needed = shutil.disk_usage(self._folder).free, self._size_bytes()
         if free < needed:

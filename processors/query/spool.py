@@ -1,7 +1,7 @@
-"""Answers that wait for their readers: a little in memory, more in files without a name, all of it bounded.
+"""Spool of answers that wait for their readers: a little in memory, more in unnamed files, all of it bounded.
 
-A query's turn ends when its answer is computed, not when it is read: who reads slowly holds room here, no slot. Room
-is bounded for each asker. Where it is used up the query waits for its reader, within limits (`delivery.py`).
+A query's slot is freed when its answer is computed, not when it is read: a slow reader takes up room here, and no slot.
+Room is limited for each asker. If it is used up, the query waits for its reader, within limits (`delivery.py`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import IO, Final, NamedTuple
 from msgspec import Struct
 
 LEAST_FREE_DISK_BYTES: Final = 2 * 2**30
-"""Files leave so much of the disk to the database that may be on it."""
+"""Free disk space that files leave to the database, which may be on the same disk."""
 
 
 class Room(Struct, frozen=True, kw_only=True):
-    """What answers that wait may take.
+    """Limits of the answers that wait.
 
     Attributes:
-        bytes: of all.
-        asker_bytes: of one asker's.
-        memory_bytes: of all, in memory; the rest is in files.
+        bytes: of all answers.
+        asker_bytes: of the answers of one asker.
+        memory_bytes: of all answers, in memory; the rest is in files.
     """
 
     bytes: int = 2**30
@@ -34,7 +34,7 @@ class Room(Struct, frozen=True, kw_only=True):
 
 
 class SpoolRoom:
-    """What all spools hold. Called from any thread.
+    """Room that all spools take up. May be called from any thread.
 
     Args:
         room: see `Room`.
@@ -50,15 +50,16 @@ class SpoolRoom:
 
     @property
     def held_bytes(self) -> int:
-        """What is held for all askers."""
+        """Number of bytes held for all askers."""
         with self._guard:
             return sum(self._by_asker.values())
 
     def take(self, asker: str, size: int) -> bool | None:
-        """Take room for a part.
+        """Reserve room for a part.
 
         Returns:
-            Whether it may stay in memory; None if there is no room. A first part always has some.
+            True if it may stay in memory, False if it goes to a file; None if there is no room. There is always room
+            for a part of an asker that holds none.
         """
         with self._guard:
             own = self._by_asker.get(asker, 0)
@@ -71,7 +72,7 @@ class SpoolRoom:
             return in_memory
 
     def give(self, asker: str, size: int, in_memory: bool) -> None:
-        """Give the room of a part back."""
+        """Release the room of a part."""
         with self._guard:
             left = self._by_asker[asker] - size
             if left:
@@ -100,11 +101,11 @@ class _Part(NamedTuple):
 
 
 class Spool:
-    """The parts of one answer, first in, first out. `put` belongs to one thread, the rest to another.
+    """Parts of one answer, first in, first out. `put` is called by one thread, the rest by another.
 
     Args:
         room: shared with all others.
-        asker: whose room it takes.
+        asker: that its room counts for.
     """
 
     def __init__(self, room: SpoolRoom, asker: str) -> None:
@@ -121,7 +122,7 @@ class Spool:
         return len(self._parts)
 
     def put(self, body: bytes) -> bool:
-        """Keep a part; False if there is no room for it now.
+        """Keep a part; False if there is no room for it now. After `close` it is dropped.
 
         Raises:
             OSError: it can't be written.
@@ -158,7 +159,7 @@ class Spool:
         return _Part(len(body), None, slot)
 
     def take(self) -> bytes:
-        """The oldest part.
+        """Remove and return the oldest part.
 
         Raises:
             IndexError: there is none.
@@ -177,7 +178,7 @@ class Spool:
         return body
 
     def close(self) -> None:
-        """Drop all that is left, and what comes later."""
+        """Drop all remaining parts, and those that are put later."""
         with self._guard:
             self._closed = True
             left, self._parts = self._parts, deque()

@@ -1,4 +1,4 @@
-"""Where the history lies: tables, rollups, archive and snapshots. `Storage` says what ingest needs of it."""
+"""Storage of the history: tables, rollups, archive and snapshots. `Storage` is the protocol that ingest needs."""
 
 from .embedded.database import Database
 from .embedded.maintenance import Maintenance

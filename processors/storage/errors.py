@@ -1,11 +1,11 @@
-"""What can be wrong with a database, in words that say what to do."""
+"""Errors of the storage; their messages say what to do."""
 
 from __future__ import annotations
 
 from typing import Final
 
 NOT_A_VALUE: Final = (OverflowError, TypeError, ValueError)
-"""What Python and Arrow raise where a value fits no column: the batch's fault, and not the database's."""
+"""Errors of Python and Arrow for a value that fits no column: caused by the batch, not by the database."""
 
 
 class StorageError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Inventories and leases: the tables that hold the present state are changed, not only appended to."""
+"""Write inventories, hosts' clocks and leases: tables of the present state, whose rows are replaced."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .statements import put, registered
 log = logging.getLogger("corral.storage")
 
 _NAMELESS: Final = "-"
-"""In place of an agent without an id: an empty one says that the host has left."""
+"""Stored for an agent without an id, since an empty id means that the host has left."""
 
 _TIME: Final = pa.timestamp("us", "UTC")
 _HOSTS: Final = pa.schema(
@@ -125,7 +125,7 @@ _LEASE_DEVICES: Final = pa.schema(
 
 
 def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventory]) -> None:
-    """Bring hosts, devices and links up to date. Of several inventories of a host the one that was told last counts.
+    """Update hosts, devices and links. Of several inventories of a host the one that was stored last counts.
 
     Args:
         cursor: in a transaction.
@@ -148,7 +148,7 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
         del latest[name]
     found = sorted(latest.values(), key=_seen)
     others = _others(cursor, found)
-    # A device is on one host: a later inventory that may name it is of the one that it has moved to.
+    # A device belongs to one host: if a later inventory may list it, it has moved to that host.
     devices = {d.uuid: (_seen(i), d) for i in found for d in i.devices if d.uuid not in others.get(i.host.name, ())}
     _write_conflicts(cursor, found, others)
     with (
@@ -177,7 +177,7 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
 
 
 def _others(cursor: DuckDBPyConnection, found: Sequence[Inventory]) -> dict[str, dict[str, str]]:
-    """Devices that a host lists while they are another's, each with its owner; by the host that lists them."""
+    """Devices that a host lists although another host owns them, each with its owner; by the host that lists them."""
     owners = Owners()
     hosts = pa.table({"host": pa.array([i.host.name for i in found], pa.string())})
     devices = pa.table({"device": pa.array({d.uuid for i in found for d in i.devices}, pa.string())})
@@ -200,7 +200,7 @@ def _others(cursor: DuckDBPyConnection, found: Sequence[Inventory]) -> dict[str,
 
 
 def _write_conflicts(cursor: DuckDBPyConnection, found: Sequence[Inventory], others: dict[str, dict[str, str]]) -> None:
-    """Keep which devices two hosts list, since when, for as long as they do."""
+    """Update the devices that two hosts list, and since when; rows are deleted when only one lists them."""
     rows = [
         (i.host.name, device, owner, _seen(i)) for i in found for device, owner in others.get(i.host.name, {}).items()
     ]
@@ -276,13 +276,13 @@ def _table(shape: Any, rows: Sequence[tuple[Any, ...]]) -> ArrowTable:
 
 
 def read_clocks(cursor: DuckDBPyConnection) -> list[HostClock]:
-    """Hosts whose clock is off, or was."""
+    """Read the hosts whose clock is off, or was."""
     rows = cursor.execute("SELECT host, offset_seconds, epoch_ns(since), epoch_ns(until) FROM store.clocks").fetchall()
     return [HostClock(*row) for row in rows]
 
 
 def clocks_table(clocks: Sequence[HostClock]) -> ArrowTable:
-    """Rows of `store.clocks`, the last of each host."""
+    """Rows of `store.clocks`: the last state of each host."""
     last = {clock.host: clock for clock in clocks}.values()
     rows = [
         (clock.host, clock.offset_seconds, clock.since_ns // 1000, clock.until_ns and clock.until_ns // 1000)
@@ -292,16 +292,16 @@ def clocks_table(clocks: Sequence[HostClock]) -> ArrowTable:
 
 
 def write_clocks(cursor: DuckDBPyConnection, clocks: Sequence[HostClock]) -> None:
-    """Bring what is known of hosts' clocks up to date."""
+    """Update the state of hosts' clocks."""
     if clocks:
         with registered(cursor, "new_clocks", clocks_table(clocks)):
             put(cursor, "store.clocks", "FROM new_clocks", ["host"])
 
 
 def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> None:
-    """Append lease events that are not there yet, and bring leases up to date. An ended lease stays ended.
+    """Append lease events that are not stored yet, and update leases. An ended lease stays ended.
 
-    A statement a table for the whole batch: one for each event would look through all earlier events each time.
+    One statement per table handles the whole batch: one per event would scan all earlier events each time.
     """
     if not events:
         return
@@ -321,7 +321,7 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
     ):
         times = [event.time for event in events]
         cursor.execute(
-            # Only what was told in the same time can be the same: row groups of other times are not looked at.
+            # Only an event of the same time can be the same one: row groups of other times are skipped.
             "INSERT INTO lease_events SELECT * FROM new_events n WHERE NOT EXISTS (FROM lease_events e "
             "WHERE e.time >= ? AND e.time <= ? AND e.time = n.time AND e.lease_id = n.lease_id AND e.kind = n.kind)",
             [min(times), max(times)],
@@ -343,7 +343,7 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
 
 
 def _overrides(event: LeaseEvent, last: LeaseEvent) -> bool:
-    """Whether what an event says of its lease goes before what was known: the same rule as of the stored ones."""
+    """True if the lease's state in an event replaces that in an earlier one, by the same rule as for stored leases."""
     if last.lease.state is not LeaseState.ACTIVE:
         return False
     return event.lease.state is not LeaseState.ACTIVE or event.time >= last.time
@@ -361,7 +361,7 @@ def _lease_events(events: Sequence[LeaseEvent]) -> ArrowTable:
 
 
 def _leases(folded: Sequence[tuple[LeaseEvent, LeaseEvent]]) -> ArrowTable:
-    """What leases are, from the first event that names them, and how they stand, from the last."""
+    """Rows of leases: fixed fields from the first event that names the lease, changing ones from the last."""
     rows = [
         (
             was.lease_id, was.owner, was.name, now.lease.state.value, was.request_id, was.policy,

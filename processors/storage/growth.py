@@ -1,17 +1,17 @@
-"""How much a counter grew: one definition, in SQL, for every rollup (docs/counters.md says it in words).
+"""Growth of counters: one definition in SQL for every rollup (docs/counters.md describes it in words).
 
-A reading is a value that is not null, at its time. What a counter grew by is the sum of the steps between one reading
-and the next, however far apart, and a step belongs to the bucket of the later one:
+A reading is a value that is not null, at its time. The growth of a counter is the sum of the steps between one reading
+and the next, however far apart. A step belongs to the bucket of the later reading:
 
-1. A value that passes is no reading: one that stood between two others at most `PASSING_SECONDS` apart, of which the
-   later is not below the earlier, and that does not lie between these.
+1. A passing value is no reading: one between two others that are at most `PASSING_SECONDS` apart, of which the later
+   is not below the earlier, and that lies outside of the range of these two.
 2. A step up counts, unless the counter can't have grown as much in the time (`Unit.per_second`).
 3. A step down is a reset where the value is small: no more than the counter can have grown by since, and at most half
    of what it was, or 99% after a silence. It counts from 0. Any other step down is a wobble, and counts nothing.
 
-Times count in whole minutes of the clock, so that a rollup's rows, which know the minute of their last reading, are as
-good as the readings themselves. Where a bucket's readings only rise, its first and last say it all; wherever something
-else was read, the readings about it are gone through.
+Times count in whole minutes of the clock. So a rollup's rows, which keep the minute of their last reading, are as good
+as the readings themselves. If a bucket's readings only rise, its first and last are enough; otherwise the readings
+around it are processed one by one.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .rollup_columns import FELL, Level, bigint_or_null
 from .statements import put
 
 PASSING_SECONDS: Final = 120
-"""A value that is seen no longer than this is told from a reset by what comes after it. Metrics are read every 10 s at
-the slowest, and samples may be a minute apart."""
+"""A value that lasts no longer than this is judged by the value after it: it may be passing, and then is no reset.
+Metrics are read every 10 s at the slowest, and samples may be a minute apart."""
 SILENCE_MINUTES: Final = 2
-"""A step over more minutes is one after a silence: the driver may have been loaded anew meanwhile."""
+"""A step over more minutes than this is one after a gap: the driver may have been reloaded meanwhile."""
 _PASSING: Final = PASSING_SECONDS * 1_000_000
 _MINUTE: Final = 60_000_000
 _DAY: Final = 86_400_000_000
@@ -38,15 +38,15 @@ _HOUR: Final = 3_600_000_000
 
 
 class Tables(Struct, frozen=True):
-    """Where the rows of a level are.
+    """Tables with the rows of a level.
 
     Attributes:
         level: which.
         key: the columns that name a device.
         stored: the tables of its rows.
-        hours: the rows of the hours, which know what is long past, as a name or in brackets.
+        hours: the rows of the hours, which are kept the longest, as a table name or a subquery in brackets.
         readings: the SELECT of raw samples between two times in microseconds (with columns of the key and `time`).
-        stamp: what else to set in a stored row that changes, such as `batch = 7`; empty for nothing.
+        stamp: assignment for a stored row that changes, such as `batch = 7`; empty for none.
     """
 
     level: Level
@@ -58,31 +58,31 @@ class Tables(Struct, frozen=True):
 
     @property
     def width(self) -> int:
-        """Of a bucket, in microseconds."""
+        """Width of a bucket, in microseconds."""
         return self.level.seconds * 1_000_000
 
     @property
     def reach(self) -> int:
-        """How far about a changed bucket its neighbours are looked at, in microseconds."""
+        """Distance around a changed bucket in which its neighbors are read, in microseconds."""
         return 2 * (_PASSING + self.width)
 
     def keys(self, alias: str = "") -> str:
-        """The columns of the key, as a list."""
+        """Columns of the key, as an SQL list."""
         return ", ".join(f"{alias}.{column}" if alias else column for column in self.key)
 
     def same(self, one: str, other: str) -> str:
-        """The condition that two rows are of one device."""
+        """SQL condition that two rows are of one device."""
         return " AND ".join(f"{one}.{column} = {other}.{column}" for column in self.key)
 
 
 def most_in_a_minute(metric: Metric) -> int | None:
-    """The most that a counter can grow by in a minute; None where nothing limits it."""
+    """The most that a counter can grow by in a minute; None if nothing limits it."""
     found = metric.row.unit.per_second
     return None if found is None else int(found * 60)
 
 
 def step(metric: Metric, before: str, before_minute: str, value: str, minute: str) -> str:
-    """SQL of the growth between two readings, each with the minute that it was read in. Null before is none yet."""
+    """SQL of the growth between two readings, each with its minute. A null before means that there was none yet."""
     at_most = most_in_a_minute(metric)
     apart = f"({minute} - {before_minute})"
     up = f"{value}::HUGEINT - {before}"
@@ -98,7 +98,7 @@ def step(metric: Metric, before: str, before_minute: str, value: str, minute: st
 
 
 def _is_odd(metric: Metric) -> str:
-    """SQL of whether a bucket's readings, or the step to them, need looking at one by one."""
+    """SQL condition that a bucket's readings, or the step to them, must be processed one by one."""
     name, at_most = metric.name, most_in_a_minute(metric)
     odd = f"{name}_inner IS NULL OR {name}_inner = {FELL} OR {name}_first < {name}_before"
     if at_most is not None:
@@ -110,12 +110,12 @@ def _is_odd(metric: Metric) -> str:
 
 
 def join(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], first: int, last: int) -> None:
-    """Say what each staged bucket grew by, and say it anew of the stored ones that this changes.
+    """Compute the growth of each staged bucket, and recompute it for the stored buckets that this changes.
 
     Args:
         cursor: with the temporary table `staged`: time, the key, and of each counter first, last, inner and increase.
         tables: of the level.
-        counters: that have come.
+        counters: that have readings.
         first: the first of the buckets that are staged, by number.
         last: the last.
     """
@@ -152,9 +152,10 @@ def join(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric],
 
 
 def _mark_falls(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], start: int, end: int) -> None:
-    """Set `…_inner` to `FELL` where a counter fell between its first and its last reading of a bucket.
+    """Set `…_inner` to `FELL` if a counter fell between its first and its last reading of a bucket.
 
-    Most counters stand still, and the others of a bucket that has them in the wrong order are marked already.
+    Only counters with a positive `…_inner` are checked. Most stand still, and `from_raw` has already marked those whose
+    first or last reading is not their least or greatest.
     """
     moved = cursor.execute(
         "SELECT " + ", ".join(f"bool_or({m.name}_inner > 0)" for m in counters) + " FROM temp.main.staged"
@@ -182,7 +183,7 @@ def _mark_falls(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[M
 
 
 def _gather(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], start: int, end: int) -> None:
-    """The table `beside`: what is staged, and the stored rows of the same devices about it."""
+    """Create the table `beside`: the staged rows, and the stored rows of the same devices around them."""
     kept = "time, " + tables.keys() + ", "
     kept += ", ".join(f"{m.name}_first, {m.name}_last, {m.name}_inner, {m.name}_increase" for m in counters)
     reach = tables.reach
@@ -197,7 +198,7 @@ def _gather(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metri
         f"FROM ({stored}) o SEMI JOIN temp.main.staged s ON {tables.same('s', 'o')} "
         f"ANTI JOIN temp.main.touched t ON {tables.same('t', 'o')} AND t.time = o.time"
     )
-    # What comes next may lie far ahead: a sample that is late by an hour changes what its device grew by since.
+    # The next reading may be far ahead: a sample that is late by an hour changes its device's growth since then.
     late = f"""SELECT {tables.keys()} FROM temp.main.touched GROUP BY ALL HAVING NOT bool_or(open)"""
     if cursor.execute(f"SELECT 1 FROM ({late}) LIMIT 1").fetchone() is None:
         return
@@ -209,7 +210,7 @@ def _gather(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metri
         f"CREATE OR REPLACE TEMP TABLE ahead AS SELECT {tables.keys()}, {nexts} FROM ({ahead}) a "
         f"SEMI JOIN ({late}) l USING ({tables.keys()}) GROUP BY ALL"
     )
-    # In such a row only those counters count that are read there for the first time since.
+    # Of such a row only those counters count whose first reading since then it has.
     picked = ", ".join(
         f"CASE WHEN o.time = a.{m.name} THEN o.{m.name}_{part} END" + f" AS {m.name}_{part}"
         for m in counters
@@ -223,7 +224,7 @@ def _gather(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metri
 
 
 def _look_back(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], start: int) -> None:
-    """The table `linked`: `beside`, with the reading before each row and its minute, however long ago it was."""
+    """Create the table `linked`: `beside` with the reading before each row and its minute, however old."""
     before = ", ".join(
         f"last_value({m.name}_last IGNORE NULLS) OVER w AS {m.name}_before, "
         f"last_value(CASE WHEN {m.name}_last IS NOT NULL THEN minute END IGNORE NULLS) OVER w AS {m.name}_minute"
@@ -255,16 +256,17 @@ def _look_back(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Me
 
 
 def _lacks(metric: Metric) -> str:
-    """SQL of whether a row wants a reading before it that is not near."""
+    """SQL condition that a row needs the reading before it, and that none is among the rows nearby."""
     return f"((staged OR follows) AND {metric.name}_first IS NOT NULL AND {metric.name}_before IS NULL)"
 
 
 def _find_last(
     cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], before: int, gathered_from: int
 ) -> None:
-    """The table `found`: the last readings of each device in `sought` before a time, and the minute of each (`…_read`).
+    """Create the table `found`: the last readings of the devices in `sought` before a time.
 
-    Times are in microseconds. From `gathered_from` on the table `beside` knows better than what is stored.
+    The minute of each reading is in `…_read`. Times are in microseconds. From `gathered_from` on, the table `beside`
+    replaces the stored rows.
     """
     newest = ", ".join(
         f"arg_max({m.name}_last, time) FILTER ({m.name}_last IS NOT NULL) AS {m.name}, "
@@ -281,7 +283,7 @@ def _find_last(
     if tables.key == ("series",):  # a new device has a number above all that are stored
         row = cursor.execute("SELECT min(series), max(series) FROM temp.main.sought").fetchone() or (0, 0)
         among = f" AND series BETWEEN {row[0]} AND {row[1]}"
-    # Nearest first. Hours are there when the rows of shorter rollups are let go.
+    # Nearest first. Hours still exist when the rows of shorter rollups are deleted.
     for at, parts in enumerate(
         (
             [f"SELECT {names} FROM temp.main.beside WHERE {near}"],
@@ -320,7 +322,7 @@ def _find_last(
 
 
 def _tell_followers(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric]) -> None:
-    """Set the growth of stored rows behind staged ones, where it is another now."""
+    """Update the growth of stored rows after staged ones, if it has changed."""
     changed = " OR ".join(
         f"(n.{m.name}_first IS NOT NULL AND NOT g.{m.name}_odd "
         f"AND g.{m.name}_increase IS DISTINCT FROM n.{m.name}_increase)"
@@ -345,7 +347,7 @@ def _tell_followers(cursor: DuckDBPyConnection, tables: Tables, counters: Sequen
 def _set(
     cursor: DuckDBPyConnection, tables: Tables, table: str, values: Mapping[str, str], found: str, where: str = ""
 ) -> None:
-    """Set columns of the stored rows (`t`) that a table (`g`) has, by device and time."""
+    """Update columns of the stored rows (`t`) that match rows of a table (`g`) by device and time."""
     match = f"{tables.same('g', 't')} AND g.time = t.time{where and f' AND {where}'}"
     if tables.stamp:
         column, _, value = tables.stamp.partition(" = ")
@@ -358,14 +360,14 @@ def _set(
 
 
 def _go_through(cursor: DuckDBPyConnection, tables: Tables, metric: Metric, gathered_from: int) -> None:
-    """Add up the steps between readings, one by one, about the buckets where a counter did not only rise."""
+    """Add up the steps between single readings, around the buckets in which a counter did not only rise."""
     name, width, keys = metric.name, tables.width, tables.keys()
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE sought AS SELECT {keys}, min(epoch_us(time)) - {_PASSING} AS low, "
         f"max(epoch_us(time)) + {width + _PASSING} AS high FROM temp.main.grown WHERE {name}_odd GROUP BY ALL"
     )
     limits = cursor.execute("SELECT min(low), max(high) FROM temp.main.sought").fetchone() or (0, 0)
-    # Whether a value passes is known from those about it; what lies before them is known from the rollups.
+    # The values around it show if a value passes; the reading before these comes from the rollups.
     low, high = int(limits[0]) - 2 * _PASSING, int(limits[1]) + 2 * _PASSING
     low = low // width * width
     _find_last(cursor, tables, [metric], low, gathered_from)

@@ -1,4 +1,4 @@
-"""What ingest needs of a storage. `database.py` is the embedded one."""
+"""Protocol between ingest and a storage. `embedded/database.py` and `lake/lake.py` implement it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import Inventory
 
 ArrowTable: TypeAlias = Any
-"""A `pyarrow.Table`: pyarrow comes without types."""
+"""A `pyarrow.Table`: pyarrow comes without type annotations."""
 
 
 class Arrival(Struct, frozen=True):
-    """Which messages of an agent's run on a host one stream has brought so far.
+    """Messages of an agent's run on a host that one stream has delivered so far.
 
     Attributes:
         agent: host and id of the run, as `host/id`; the id alone where an older Corral stored it.
@@ -45,18 +45,18 @@ class HostClock(Struct, frozen=True):
 
 
 class Batch(Struct, frozen=True, kw_only=True):
-    """What is stored in one transaction, with the place in the stream that it ends on.
+    """Rows to store in one transaction, with the position in the stream that it ends on.
 
     Attributes:
         stream: that it comes from (with its partition, where there are several).
         sequence: of the last message in it, stored or refused.
-        stored_ns: when the bus stored that message, nanoseconds since the epoch; 0 where that is not known.
-        samples: columns of the table of samples but `batch`; None without samples. `series` counts from 0 in the
+        stored_ns: when the bus stored that message, nanoseconds since the epoch; 0 if that is not known.
+        samples: columns of the table of samples except `batch`; None without samples. `series` counts from 0 in the
             order of `Storage.series`.
         tables: rows to append to other tables, by name.
         inventories: in order.
         leases: in order.
-        arrivals: of every agent that has a message in it.
+        arrivals: new deduplication state of every agent that has a message in it.
         clocks: of hosts whose clock is found to be off, or right again.
         refused: messages that are not in it, by code.
         messages: in it.
@@ -87,7 +87,7 @@ class Series:
         self._numbers: dict[tuple[str, str], int] = {name: at for at, name in enumerate(self.names)}
 
     def number(self, host: str, device: str) -> int:
-        """The number of a device; a new one where it has none."""
+        """Number of a device; a new one if it has none."""
         key = (host, device)
         found = self._numbers.get(key)
         if found is None:
@@ -97,7 +97,7 @@ class Series:
 
 
 class Storage(Protocol):
-    """A place that keeps batches exactly once."""
+    """Storage that keeps each batch exactly once."""
 
     @property
     def processor(self) -> str:
@@ -106,24 +106,25 @@ class Storage(Protocol):
 
     @property
     def series(self) -> Series:
-        """The devices that it knows."""
+        """Numbers of the devices that it knows."""
         ...
 
     def resume(self, stream: str, created: str, last_sequence: int | None = None) -> int:
-        """Sequence of the last message of a stream that is stored; 0 before the first.
+        """Sequence of the last stored message of a stream; 0 if there is none.
 
         Args:
             stream: its name.
-            created: when it was made: one that was made anew counts from 1 again, and so does its watermark.
-            last_sequence: that it has by now: one that has lost what was stored already (the server was set back to a
-                copy, or lost power) gives the numbers out again, so that it is read from its start. None if not known.
+            created: when it was created: one that was created again counts from 1 again, and so does its watermark.
+            last_sequence: of the stream now. If it is below the watermark, the stream has lost messages that are stored
+                (the server was restored from a copy, or lost power) and assigns their sequences again. The stream is
+                then read from its start. None if it is not known.
         """
         ...
 
     def marked_ns(self, stream: str) -> int:
-        """When the bus stored the message that a stream's watermark stands on; 0 where that is not known.
+        """Time when the bus stored the message at a stream's watermark, nanoseconds since the epoch; 0 if not known.
 
-        A stream that was set back and has grown since has another message there.
+        A stream that was set back and has grown since has another message at that sequence.
         """
         ...
 
@@ -132,11 +133,11 @@ class Storage(Protocol):
         ...
 
     def arrivals(self, stream: str) -> list[Arrival]:
-        """What is stored of each agent's run."""
+        """Stored deduplication state of each agent's run."""
         ...
 
     def clocks(self) -> list[HostClock]:
-        """What is stored of hosts' clocks that are, or were, off."""
+        """Stored state of hosts' clocks that are, or were, off."""
         ...
 
     def commit(self, batch: Batch) -> None:
@@ -150,9 +151,9 @@ class Storage(Protocol):
         ...
 
     def cursor(self) -> Any:
-        """A new DuckDB connection on it, for readers."""
+        """New DuckDB cursor on it, for readers."""
         ...
 
     def close(self) -> None:
-        """Write what is left and let go of the file."""
+        """Write what is left, and release the database."""
         ...

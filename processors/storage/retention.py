@@ -1,10 +1,10 @@
-"""How long things are kept, and by which time: never by one clock alone.
+"""Retention: how long data is kept, and by which time. One clock alone never decides.
 
-A processor whose clock is ahead, if only once, must not take the whole history for old. What is let go of is older than
-its retention by the clock of this machine, by that of the bus's server, and by the newest sample. Of each table no more
-than its oldest day goes in one run, so that whoever sets all clocks wrong has time to see it; a processor that was off
-for a week catches up in as many runs. Of days that have gone before there may be more again, as from a host whose clock
-is far behind: that is let go of beside, and keeps no other day from its turn.
+A processor whose clock is ahead, if only once, must not delete the whole history. So data is deleted only if it is
+older than its retention by the clock of this machine, by that of the NATS server, and by the newest sample. One run
+deletes at most the oldest day of each table, so that an operator has time to notice if all clocks are wrong. A
+processor that was off for a week catches up in seven runs. Days that were deleted may get rows again, such as from a
+host whose clock is far behind. These rows are deleted in addition, and do not delay any other day.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from msgspec import Struct
 
 EVER: Final = datetime(1, 1, 1, tzinfo=UTC)
 APART: Final = timedelta(minutes=10)
-"""Clocks that differ by more are told."""
+"""A larger difference between the clocks is reported."""
 
 
 class Retention(Struct, frozen=True, kw_only=True):
-    """How long things are kept, in seconds; None for ever.
+    """Retention times in seconds; None keeps data for ever.
 
     Attributes:
         raw: samples in the database. Afterwards their day goes to the archive.
@@ -40,13 +40,13 @@ class Retention(Struct, frozen=True, kw_only=True):
 
 
 class Horizon(Struct, frozen=True):
-    """By which time a run lets go of what is old.
+    """Time by which a run deletes old data.
 
     Attributes:
-        now: no clock says that it is earlier, nor the newest sample.
-        clocks: the same without the samples: for files and snapshots, which are made without any, too.
-        all_at_once: what is old goes in this run; else of each table the oldest day.
-        gone: up to where runs have come by now, by table; each run takes it further.
+        now: the earliest of the clocks and the newest sample.
+        clocks: the earliest of the clocks: for files and snapshots, which are also made when no samples come.
+        all_at_once: true if the run deletes all that is old; else only the oldest day of each table.
+        gone: time up to which runs have deleted so far, by table; each run updates it.
     """
 
     now: datetime
@@ -55,30 +55,30 @@ class Horizon(Struct, frozen=True):
     gone: dict[str, datetime] = {}
 
     def before(self, seconds: float) -> datetime:
-        """What is older is beyond a retention."""
+        """Time before which data is past a retention of so many seconds."""
         try:
             return self.now - timedelta(seconds=seconds)
         except OverflowError:
             return EVER
 
     def since(self, table: str, limit: datetime) -> datetime:
-        """Up to where earlier runs have come, of what is older than a limit: what is before it has come since."""
+        """Time up to which earlier runs have deleted in a table, at most a limit. Rows before it have come since."""
         return min(self.gone.get(table, EVER), limit)
 
     def upto(self, limit: datetime, oldest: datetime) -> datetime:
-        """How far a run goes in a table, of what is older than a limit."""
+        """Time up to which a run deletes in a table: a limit, or the end of the oldest day if that is earlier."""
         return limit if self.all_at_once else min(limit, end_of_day(oldest))
 
 
 def forced(now: datetime) -> Horizon:
-    """All that is old by one clock, at once: somebody asks for it."""
+    """Horizon by one time alone, which deletes all that is old at once: for an explicit request."""
     return Horizon(now, now, all_at_once=True)
 
 
 def agreed(
     now: datetime, server: datetime | None, newest: datetime | None, gone: dict[str, datetime] | None = None
 ) -> Horizon | None:
-    """What this machine's clock, the server's and the newest sample agree on; None while one of them is not known."""
+    """Horizon by this machine's clock, the server's and the newest sample; None while one of them is not known."""
     if server is None or newest is None:
         return None
     clocks = min(now, server)
@@ -86,7 +86,7 @@ def agreed(
 
 
 def disagreement(now: datetime, server: datetime | None) -> str:
-    """What to say where this machine's clock and the server's differ; empty where they agree."""
+    """Message if this machine's clock and the server's differ by more than `APART`; empty otherwise."""
     if server is None or abs(now - server) <= APART:
         return ""
     apart, ahead = abs(now - server), now > server

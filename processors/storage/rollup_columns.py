@@ -1,4 +1,4 @@
-"""What a rollup keeps of each metric: its levels, tables, views, and the SQL of each aggregate."""
+"""Columns of rollups: levels, tables, views, and the SQL of each aggregate of a metric."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FELL: Final = -1
 
 
 class Level(Struct, frozen=True):
-    """A rollup.
+    """A level of rollups.
 
     Attributes:
         name: `10s`, `1m` or `1h`.
         seconds: width of a bucket.
-        bins: whether it keeps counts in bins.
+        bins: true if it keeps counts in bins.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Level(Struct, frozen=True):
 
     @property
     def table(self) -> str:
-        """Of the closed buckets."""
+        """Table of the closed buckets."""
         return f"store.rollup_{self.name}"
 
 
@@ -57,32 +57,32 @@ WEIGHTED_QUANTILE: Final = """weighted_quantile(values_and_counts, q) AS list_re
     {value: NULL::DOUBLE, n: (q * list_sum(list_transform(values_and_counts, lambda e: e.n)))::DECIMAL(38, 9)}
 ).value"""
 """The smallest value that at least q of all counts do not exceed: counts are taken off q of their sum, smallest value
-first. One pass: a subquery over the unnested list would carry the whole list beside each of its entries."""
+first. One pass: a subquery over the unnested list would carry the whole list along with each of its entries."""
 
 
 def binned(metrics: Iterable[Metric]) -> list[Metric]:
-    """Those whose values are kept as counts in bins."""
+    """Metrics whose values are kept as counts in bins."""
     return [metric for metric in metrics if "p95" in metric.row.rollup]
 
 
 def counters(metrics: Iterable[Metric]) -> list[Metric]:
-    """Those that grow."""
+    """Metrics that are counters."""
     return [metric for metric in metrics if "increase" in metric.row.rollup]
 
 
 def is_linear(metric: Metric) -> bool:
-    """Whether the bins of a metric are 1 wide; otherwise they span a ratio."""
+    """True if the bins of a metric are 1 wide; otherwise each spans a ratio of `BIN_RATIO`."""
     return metric.row.unit in (PERCENT, CELSIUS)
 
 
 def derived(metrics: Iterable[Metric], level: Level) -> list[Derived]:
-    """The columns of a level that no single metric has."""
+    """Columns of a level that belong to no single metric."""
     names = {metric.name for metric in metrics}
     return (known() if level.bins else []) + throttling(names) + (idleness(names) if level == HOUR else [])
 
 
 def columns(metrics: Sequence[Metric], level: Level) -> list[tuple[str, str]]:
-    """Name and type of each stored column beside time and series: what is shown, and what a merge needs."""
+    """Name and type of each stored column apart from the key: those that views show, and those that a merge needs."""
     found: list[tuple[str, str]] = [("samples", "UINTEGER")]
     for metric in metrics:
         name, sql = metric.name, metric.row.unit.sql
@@ -97,7 +97,7 @@ def columns(metrics: Sequence[Metric], level: Level) -> list[tuple[str, str]]:
 
 
 def shown(level: Level) -> list[str]:
-    """What the view of a level has beside time and device."""
+    """Columns of a level's view, apart from time and device."""
     found = ["samples"]
     for name, metric in METRICS.items():
         for aggregate in metric.row.rollup:
@@ -109,7 +109,7 @@ def shown(level: Level) -> list[str]:
 
 
 def create(cursor: DuckDBPyConnection) -> None:
-    """Make tables that are missing, add columns of metrics that are new, and make the views."""
+    """Create missing tables, add columns of new metrics, and create the views."""
     cursor.execute(
         "CREATE TABLE IF NOT EXISTS store.metrics (metric SMALLINT PRIMARY KEY, name VARCHAR, linear BOOLEAN)"
     )
@@ -121,7 +121,7 @@ def create(cursor: DuckDBPyConnection) -> None:
                 [metric.name, is_linear(metric)],
             )
     key = "time TIMESTAMPTZ NOT NULL, series INTEGER NOT NULL"
-    # All at once where it is new: a statement for each of its hundreds of columns takes a quarter of a second.
+    # A new table gets all columns at once: a statement for each of its hundreds of columns takes a quarter of a second.
     every = ", ".join(f'"{name}" {kind}' for name, kind in columns(list(METRICS.values()), HOUR))
     cursor.execute(f"CREATE TABLE IF NOT EXISTS {TEMPLATE} ({key}, batch BIGINT NOT NULL, {every})")
     add_columns(cursor, TEMPLATE, list(METRICS.values()), HOUR)
@@ -146,7 +146,7 @@ def add_columns(cursor: DuckDBPyConnection, table: str, metrics: Sequence[Metric
 
 
 def _views(level: Level) -> list[str]:
-    """The view that people ask, and the one that other views join: by the number of a device instead of its names."""
+    """Statements for the view that people query, and for the one that other views join, with a device's number."""
     both = f"(FROM {TEMPLATE} UNION ALL BY NAME FROM {level.table} UNION ALL BY NAME FROM {level.table}_open)"
     columns = ", ".join(shown(level))
     return [
@@ -170,7 +170,7 @@ def _bins_views(level: Level) -> list[str]:
 
 
 def bin_of(metric: Metric) -> str:
-    """The SQL of the bin that a metric's value falls into."""
+    """SQL of the bin that a metric's value falls into."""
     if is_linear(metric):
         return f"round({metric.name})::SMALLINT"
     scale = 1 / math.log(BIN_RATIO)
@@ -178,7 +178,10 @@ def bin_of(metric: Metric) -> str:
 
 
 def from_raw(metrics: Sequence[Metric], level: Level) -> str:
-    """The aggregates of a bucket over raw samples, in the order of `columns`, `increase` left at the inner growth."""
+    """SQL of the aggregates of a bucket over raw samples, in the order of `columns`.
+
+    The growth within the bucket is in `…_inner`; `…_increase` is null until `growth.join` computes it.
+    """
     parts = ["count(*)::UINTEGER AS samples"]
     for metric in metrics:
         name = metric.name
@@ -208,12 +211,12 @@ def from_raw(metrics: Sequence[Metric], level: Level) -> str:
 
 
 def bigint_or_null(expression: str) -> str:
-    """SQL of a sum that is stored: a counter that says nonsense must not stop the rollups of all others."""
+    """SQL of a stored sum, null if it overflows: absurd values of one counter must not stop all other rollups."""
     return f"TRY_CAST({expression} AS BIGINT)"
 
 
 def from_minutes(metrics: Sequence[Metric]) -> str:
-    """The aggregates of an hour over its minutes, in the order of `columns`; p95 comes from the bins."""
+    """SQL of the aggregates of an hour over its minutes, in the order of `columns`; p95 is computed from the bins."""
     parts = ["sum(samples)::UINTEGER AS samples"]
     for metric in metrics:
         name = metric.name

@@ -1,12 +1,11 @@
-"""What rollups keep beside the aggregates of single metrics: for how long a device was known, for how long it was held
-back, and when it was idle.
+"""Columns of rollups beyond the aggregates of single metrics: known time, throttling, and idle minutes of a device.
 
-A sample stands for the usual time between two of its bucket, so that a silence counts for nothing and a change of the
-interval changes nothing that was before.
+A sample stands for the median time between two samples of its bucket. So a gap counts for nothing, and a change of the
+interval does not affect what was before.
 
-Samples while a device was held back are counted at each level, by NVML's clock event reasons. Each hour keeps which of
-its minutes were idle and which were known, as bits: with these a lease that begins and ends anywhere is cut out of its
-hours exactly, and stretches are found across hours, without a look at the minutes.
+Samples of a throttled device are counted at each level, by NVML's clock event reasons. Each hour keeps bitmasks of its
+idle minutes and of its known minutes. With these a lease that begins and ends anywhere is cut out of its hours exactly,
+and idle stretches are found across hours, without reading the minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SLOWDOWN: Final = 0x08
 HELD_BACK: Final = HEAT | POWER | SLOWDOWN
 
 IDLE_PERCENT: Final = 5
-"""A minute is idle if the device's mean utilisation in it is below."""
+"""A minute is idle if the device's mean utilization in it is below this."""
 
 ALL_MINUTES: Final = 2**60 - 1
 """The bits of an hour's minutes; bit 0 is the first."""
@@ -37,7 +36,7 @@ _LOAD: Final = "gpu_utilization_percent"
 
 
 class Derived(Struct, frozen=True):
-    """A column of rollups.
+    """A column of rollups that belongs to no single metric.
 
     Attributes:
         name: of the column.
@@ -55,13 +54,13 @@ class Derived(Struct, frozen=True):
 
 
 def known() -> list[Derived]:
-    """The columns of minutes and hours that say for how long samples stand."""
+    """Columns of minutes and hours with the time that their samples stand for."""
     times = "list_sort(list(epoch_us(time)))"
-    # Zipped with itself from the second on. The last has no partner, which an aggregate passes over.
+    # Zipped with itself from the second on. The last has no partner; the aggregate ignores its null.
     steps = f"list_transform(list_zip({times}, {times}[2:]), lambda p: p[2] - p[1])"
     usual = f"list_aggregate({steps}, 'quantile_disc', 0.5)"
-    # Minutes with three samples tell by themselves, since a silence is between two at most. Others are as those of the
-    # hour, or as far apart as they are where there are no others.
+    # A minute with three samples has a usable median: a gap is only between two of them. In an hour, other minutes
+    # count with the mean time per sample of these; without any of these, with the median time between minutes.
     of_one = f"sum({KNOWN}) / sum(samples) FILTER ({KNOWN} IS NOT NULL)"
     return [
         Derived(
@@ -76,7 +75,7 @@ def known() -> list[Derived]:
 
 
 def throttling(names: Collection[str]) -> list[Derived]:
-    """The columns of every level, where these metrics have come."""
+    """Columns of every level for throttled samples, if these metrics are present."""
     if _MASK not in names:
         return []
     found = [
@@ -117,7 +116,7 @@ def throttling(names: Collection[str]) -> list[Derived]:
 
 
 def idleness(names: Collection[str]) -> list[Derived]:
-    """The columns of hours only, where these metrics have come."""
+    """Columns of hours for known and idle minutes, if these metrics are present."""
     if _LOAD not in names:
         return []
     bit = "(1::BIGINT << ((epoch_us(time) // 60000000) % 60)::INTEGER)"

@@ -1,8 +1,8 @@
-"""What is in the database: physical tables in the schema `store`, and in `main` the views that people ask.
+"""Schema of the database: internal tables in `store`, and in `main` the tables and views that people query.
 
-Samples lie in one table per UTC day (`store.samples_20261124`), so that giving a day to the archive is one `DROP TABLE`
-and never a long `DELETE`. They name their device by a small number, the series; the view `samples` puts host and uuid
-back, and spans the archive. Every column of a metric derives from the catalogue.
+Samples are in one table per UTC day (`store.samples_20261124`), so that archiving a day takes one `DROP TABLE` and
+never a long `DELETE`. They name their device by a small number, the series; the view `samples` replaces it by host and
+uuid, and includes the archive. Every column of a metric derives from the catalog of metrics.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from ...schemas.metrics import METRICS
 
 PROGRAM: Final = "corral"
 VERSION: Final = 4
-"""Of the tables; `migrations.py` brings older ones up to it. 2 counts samples held back in all rollups, and keeps which
-minutes of an hour were idle. 3 has `agents.samples` and `devices.mig_instance`. 4 has no keys in tables whose rows are
+"""Version of the tables; `migrations.py` upgrades older ones. 2 counts throttled samples in all rollups, and keeps the
+idle minutes of an hour. 3 has `agents.samples` and `devices.mig_instance`. 4 has no keys in tables whose rows are
 replaced."""
 
 MICROSECONDS_PER_DAY: Final = 86_400_000_000
 NO_SERIES: Final = "store.samples_none"
-"""An empty table with every metric: what a day or a file does not have is null by it."""
+"""An empty table with every metric: with it in a union, metrics that a day or a file lacks are null."""
 
-# Columns that a table gets later stand at its end, where ALTER TABLE adds them. What is replaced again and again has no
-# key: see `statements.put`.
+# Columns that a table gets later are at its end, where ALTER TABLE adds them. A table whose rows are replaced has no
+# primary key: see `statements.put`.
 TABLES: Final[dict[str, str]] = {
     "store.series": "series INTEGER PRIMARY KEY, host VARCHAR NOT NULL, device VARCHAR NOT NULL",
     "store.watermarks": (
         "stream VARCHAR NOT NULL, created VARCHAR NOT NULL, sequence UBIGINT NOT NULL, batch BIGINT NOT NULL"
     ),
-    # When the bus stored the message that a watermark stands on. A row holds for the watermark with its sequence alone:
-    # an older Corral writes none.
+    # When the bus stored the message at a watermark. A row is valid only for a watermark with the same sequence: an
+    # older Corral moves watermarks without it.
     "store.marks": "stream VARCHAR, sequence UBIGINT, stored_ns BIGINT",
     # The last 64 sequences of an agent's run that are stored: see `deduplication.py`. The newest row of a run counts.
     "store.arrivals": "stream VARCHAR, agent VARCHAR, high UBIGINT, seen UBIGINT, batch BIGINT",
@@ -70,7 +70,7 @@ TABLES: Final[dict[str, str]] = {
         "labels MAP(VARCHAR, VARCHAR), agent VARCHAR, source VARCHAR, interval_seconds DOUBLE, devices INTEGER, "
         "first_seen TIMESTAMPTZ, last_seen TIMESTAMPTZ"
     ),
-    # Devices that a host lists while they are another's.
+    # Devices that a host lists although another host owns them.
     "device_conflicts": ("host VARCHAR, device VARCHAR, owner VARCHAR, since TIMESTAMPTZ, last_seen TIMESTAMPTZ"),
     "links": "host VARCHAR, device VARCHAR, other VARCHAR, link VARCHAR, nvlinks INTEGER",
     "events": (
@@ -103,12 +103,12 @@ def day_of(time_us: int) -> str:
 
 
 def day_table(day: str) -> str:
-    """The table of a day."""
+    """Name of a day's table."""
     return f"store.samples_{day}"
 
 
 def create_day(table: str, metrics: Iterable[str] = ()) -> str:
-    """The statement that makes the table of a day: with the metrics that have come, since a column costs even empty."""
+    """Statement that creates the table of a day. It has only these metrics, since even an empty column has a cost."""
     columns = "".join(f", {name} {METRICS[name].row.unit.sql}" for name in metrics)
     return (
         f"CREATE TABLE IF NOT EXISTS {table} "
@@ -117,15 +117,15 @@ def create_day(table: str, metrics: Iterable[str] = ()) -> str:
 
 
 def all_days(days: Iterable[str], columns: str) -> str:
-    """A subquery over the tables of days, with every metric: null where a day does not have it."""
+    """Subquery over the tables of days, with every metric: null if a day does not have it."""
     tables = [NO_SERIES, *(day_table(day) for day in sorted(days))]
     return f"(SELECT {columns} FROM (" + " UNION ALL BY NAME ".join(f"FROM {table}" for table in tables) + "))"
 
 
 def samples_view(days: Iterable[str], files: Sequence[Path] = ()) -> str:
-    """The statement that makes the view `samples` over the tables of days and the files of the archive.
+    """Statement that creates the view `samples` over the tables of days and the files of the archive.
 
-    The files are named one by one: what a crash has left in the archive's folder is not in the history.
+    The files are named one by one: files that a crash left in the archive's folder are not part of the history.
     """
     raw = all_days(days, f"time, series, {METRIC_NAMES}")
     select = f"SELECT r.time, s.host, s.device, {METRIC_NAMES} FROM {raw} r JOIN store.series s USING (series)"
@@ -141,5 +141,5 @@ def samples_view(days: Iterable[str], files: Sequence[Path] = ()) -> str:
 
 
 def sql_text(text: str) -> str:
-    """A text as SQL writes it."""
+    """Quote a text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"

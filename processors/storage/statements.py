@@ -1,4 +1,4 @@
-"""What several statements share: a transaction, and Arrow tables that they can name."""
+"""Helpers for SQL statements: transactions, columns, upserts, and Arrow tables that statements can name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .protocol import ArrowTable
 
 @contextlib.contextmanager
 def transaction(cursor: DuckDBPyConnection) -> Generator[None]:
-    """All of the block's statements, or none."""
+    """Run the block in a transaction: all of its statements take effect, or none."""
     cursor.execute("BEGIN TRANSACTION")
     try:
         yield
@@ -25,12 +25,12 @@ def transaction(cursor: DuckDBPyConnection) -> Generator[None]:
 
 
 def column_names(cursor: DuckDBPyConnection, table: str) -> set[str]:
-    """The columns that a table has."""
+    """Names of a table's columns."""
     return {row[0] for row in cursor.execute(f"DESCRIBE {table}").fetchall()}
 
 
 def columns_of(cursor: DuckDBPyConnection, definition: str) -> list[tuple[str, str]]:
-    """Name and type of the columns that `CREATE TABLE` would make of a definition."""
+    """Name and type of the columns that `CREATE TABLE` would create from a definition."""
     cursor.execute(f"CREATE OR REPLACE TEMP TABLE wanted ({definition})")
     found = [(row[0], row[1]) for row in cursor.execute("DESCRIBE temp.main.wanted").fetchall()]
     cursor.execute("DROP TABLE temp.main.wanted")
@@ -46,16 +46,16 @@ def add_missing(cursor: DuckDBPyConnection, table: str, columns: Iterable[tuple[
 
 
 def put(cursor: DuckDBPyConnection, table: str, rows: str, keys: Sequence[str]) -> None:
-    """Put rows in the place of those that have their keys, or beside the others where none has. In a transaction.
+    """Replace the rows that have the keys of new rows, and insert the others. Call it in a transaction.
 
-    They are deleted and inserted: behind an `UPDATE`, and an upsert is one, DuckDB does not fold its log into the file
-    for as long as a reader is under way that began before it; so that readers that overlap would let it grow for ever.
+    Old rows are deleted and new ones inserted. After an `UPDATE` (and an upsert is one) DuckDB does not checkpoint its
+    log into the file while a reader is active that began earlier. Overlapping readers would let the log grow for ever.
 
     Args:
         cursor: in a transaction.
         table: without a primary key, since DuckDB never takes the deleted rows out of one that has a key.
         rows: the statement that selects them, by the names of the table's columns; it may read the table itself.
-        keys: columns that tell a row from others.
+        keys: columns that identify a row.
     """
     same = " AND ".join(f"{table}.{key} = p.{key}" for key in keys)
     cursor.execute(f"CREATE OR REPLACE TEMP TABLE placed AS {rows}")
@@ -64,14 +64,14 @@ def put(cursor: DuckDBPyConnection, table: str, rows: str, keys: Sequence[str]) 
 
 
 def put_meta(cursor: DuckDBPyConnection, key: str, value: str) -> None:
-    """Say a fact about the database in `corral_meta`. In a transaction."""
+    """Set a value in `corral_meta`. Call it in a transaction."""
     cursor.execute("DELETE FROM corral_meta WHERE key = ?", [key])
     cursor.execute("INSERT INTO corral_meta VALUES (?, ?)", [key, value])
 
 
 @contextlib.contextmanager
 def registered(cursor: DuckDBPyConnection, name: str, table: ArrowTable) -> Generator[None]:
-    """Let a statement see an Arrow table under a name."""
+    """Register an Arrow table under a name, for the statements of the block."""
     cursor.register(name, table)
     try:
         yield

@@ -1,7 +1,7 @@
-"""The analytics layer: views over the history, each the answer to one question that an operator asks.
+"""The analytics layer: views over the history, each of which answers one question of an operator.
 
-A view is one `.sql` file beside this: a SELECT, and above it in comments its question and what each column means. They
-read the rollups wherever these will do, so that a month is answered as fast as a day.
+A view is one `.sql` file in this folder: a SELECT, and above it comments with its question and the meaning of each
+column. Views read the rollups wherever these suffice, so that a month is answered as fast as a day.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ NAMES: Final = (
     "stranded_capacity",
     "lease_violations",
 )
-"""In the order that they build on each other."""
+"""Names of the views, in the order in which they build on each other."""
 
 
 class View(Struct, frozen=True):
-    """A view with its own documentation.
+    """A view with its documentation.
 
     Attributes:
         name: of the view.
@@ -53,7 +53,7 @@ class View(Struct, frozen=True):
 
 
 def read(name: str) -> View:
-    """A view from its file.
+    """Read a view from its file.
 
     Raises:
         ValueError: the file has no question.
@@ -83,7 +83,7 @@ VIEWS: Final = {name: read(name) for name in NAMES}
 
 
 def install(connection: DuckDBPyConnection) -> None:
-    """Make all views anew, in the schema `main`. The tables and rollups that they read must be there."""
+    """Recreate all views in the schema `main`. The tables and rollups that they read must exist."""
     connection.begin()
     try:
         for view in VIEWS.values():
@@ -100,11 +100,11 @@ def install(connection: DuckDBPyConnection) -> None:
 
 
 def bring_up(connection: DuckDBPyConnection, tables: str) -> None:
-    """As `install`, unless these views are there already: making them takes half a second.
+    """Call `install` unless these views exist already: creating them takes half a second.
 
     Args:
-        connection: whose tables and rollups are there.
-        tables: says all that they are; with others every view is made anew.
+        connection: to a database with the tables and rollups.
+        tables: description of these; if it has changed, every view is recreated.
     """
     made = hashlib.sha256(repr((list(VIEWS.values()), tables)).encode()).hexdigest()
     row = connection.execute(
@@ -112,12 +112,12 @@ def bring_up(connection: DuckDBPyConnection, tables: str) -> None:
     ).fetchone()
     if row is None or row[0] != made:
         install(connection)
-        # Any Corral that makes views makes this one anew as well, and takes the comment away with it.
+        # Any Corral that creates views recreates this one as well, and so removes the comment.
         connection.execute(f"COMMENT ON VIEW main.questions IS {_text(made)}")
 
 
 def document() -> str:
-    """`docs/views.md`: every view with its question and its columns."""
+    """Render `docs/views.md`: every view with its question and its columns."""
     lines = [
         "# Views",
         "",

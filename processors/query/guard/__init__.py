@@ -1,1 +1,1 @@
-"""What a reader's SQL may do: an allow-list, and bounds on what parsing and binding may grow to."""
+"""Restrictions on readers' SQL: an allow-list, and bounds on its growth during parsing and binding."""

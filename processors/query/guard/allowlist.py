@@ -1,7 +1,7 @@
 """The functions that a reader may call: reviewed one by one against DuckDB 1.5.5's `duckdb_functions()`.
 
-An allow list, since a deny list is only as good as its author's memory: a function that a later DuckDB or an extension
-adds is refused until somebody has read what it does. Left out are those that read the host, the catalogue or the
+An allow-list, since a deny-list may miss functions: one that a later DuckDB or an extension adds is refused until it
+has been reviewed. Left out are those that read the host, the catalog or the
 session (`current_setting`, `getvariable`, `pg_get_viewdef`), write (`nextval`, `setseed`, `write_log`), wait
 (`sleep_ms`), take or run SQL as text (`json_execute_serialized_sql`, `query`), and DuckDB's internals, which trust the
 bytes that they are given (`finalize`, `variant_normalize`, `arrow_scan`).
@@ -14,7 +14,7 @@ from typing import Final
 TABLE_FUNCTIONS: Final = frozenset(
     ("unnest", "generate_series", "range", "repeat", "repeat_row", "json_each", "json_tree", "histogram_values")
 )
-"""In FROM: those that make rows of their arguments alone."""
+"""Table functions for FROM: those that produce rows from their arguments alone."""
 
 _OPERATORS = "!__postfix !~~ !~~* % & && * ** + - -> ->> / // <-> << <=> <@ >> @ @> ^ ^@ | || ~ ~~ ~~* ~~~"
 OPERATORS: Final = frozenset(_OPERATORS.split())
@@ -81,12 +81,12 @@ FUNCTIONS: Final = frozenset(_FUNCTIONS.split())
 
 LENGTHS: Final = {"repeat": (1, 10_000), "lpad": (1, 10_000), "rpad": (1, 10_000), "list_resize": (1, 100_000),
                   "array_resize": (1, 100_000)}  # fmt: skip
-"""Functions that make much of little: which argument says how much, and its bound. DuckDB counts what sorts, groups and
-joins hold against its memory limit, but not the values of the 2,048 rows that it has in hand; so that argument has to
-be written out, and small."""
+"""Functions with large results from small arguments: the position of the argument that sets the size, and its bound.
+DuckDB counts what sorts, groups and joins hold against its memory limit, but not the values of the 2,048 rows that it
+processes. So that argument has to be a literal, and small."""
 
 LIST_ITEMS: Final = 1_000_000
-"""Bound for `range` and `generate_series` between numbers that are written out, as values."""
+"""Bound on the items of `range` and `generate_series` between literal numbers, as values."""
 
 FORMATS: Final = frozenset(("printf", "format"))
-"""Their format has to be written out, with no width of more than four digits."""
+"""Functions whose format has to be a literal, with no width of more than four digits."""

@@ -1,9 +1,9 @@
-"""How large a statement becomes while DuckDB binds it, computed from its tree before it does.
+"""Size of a statement after DuckDB has bound it, computed from its tree beforehand.
 
-DuckDB replaces names by what they stand for: a CTE, a view, an alias of the same SELECT, a macro's argument, `*`. Where
-each level of a short statement says the level below twice, it doubles with each; and while DuckDB expands it, neither a
-timeout nor a cancellation is heard. What is counted here are the nodes that come of it, rather too many than too few.
-What the parser itself copies before that is in `parse_growth.py`.
+DuckDB expands names: of a CTE, a view, an alias of the same SELECT, a macro's argument, `*`. If each level of a short
+statement mentions the level below twice, its size doubles with each level. While DuckDB expands it, timeouts and
+cancellations have no effect. The resulting nodes are counted here, as an upper estimate. What the parser copies before
+that is counted in `parse_growth.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .parse_growth import NODES, TooLarge
 from .tree import objects
 
 BETWEENS: Final = 3
-"""DuckDB goes over the value before a BETWEEN so many times."""
+"""Number of times that DuckDB expands the value before a BETWEEN."""
 
 _QUERIES: Final = ("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE")
 
 
 class _Scope:
-    """The names that an expression may say."""
+    """Names that an expression may mention, with the number of nodes that each stands for."""
 
     def __init__(self, outer: _Scope | None = None) -> None:
         self.outer = outer
@@ -32,7 +32,7 @@ class _Scope:
         self.width = 0
         self.row = 0
         self.nodes = 0
-        # What `*` passes on: of the own relations alone.
+        # Values that `*` passes on: only those of this scope's relations.
         self.own: dict[str, int] = {}
         self.own_other = 1
         self.largest = 1
@@ -66,15 +66,15 @@ class _Scope:
 
 
 def check_tree(tree: Mapping[str, Any], catalogue: Catalogue, written: int) -> None:
-    """Refuse a statement that becomes too large once all names in it stand for what they mean.
+    """Refuse a statement that becomes too large once all its names are expanded.
 
     Args:
-        tree: of one statement, as DuckDB serialises it.
+        tree: of one statement, as DuckDB serializes it.
         catalogue: of the database.
-        written: characters of the statement, which are no growth.
+        written: number of characters of the statement; they are no growth, so they are added to the bound.
 
     Raises:
-        TooLarge: it does.
+        TooLarge: it becomes too large.
     """
     expander = _Expander(catalogue, NODES + written)
     for statement in cast("list[dict[str, Any]]", tree["statements"]):
@@ -87,7 +87,7 @@ class _Expander:
         self._most = most
 
     def _check(self, nodes: int) -> int:
-        """Stop at once: counting on would take as long as what is counted."""
+        """Raise `TooLarge` as soon as the bound is exceeded: counting further would take as long as the expansion."""
         if nodes > self._most:
             raise TooLarge(
                 f"the SQL becomes more than {NODES:,} parts once its names are replaced by what they stand for: "
@@ -96,7 +96,7 @@ class _Expander:
         return nodes
 
     def query(self, node: dict[str, Any], ctes: Mapping[str, Relation], outer: _Scope | None) -> Relation:
-        """What a SELECT, or several that are united, come to."""
+        """Size of a query's result: of a SELECT, a set operation, or a query with CTEs."""
         ctes, nodes = self._ctes(node, ctes, outer)
         kind = node.get("type")
         if kind == "SELECT_NODE":
@@ -123,7 +123,7 @@ class _Expander:
             return ctes, 0
         known = dict(ctes)
         for entry in found:
-            # The tree does not say whether DuckDB is to keep the rows or to copy the statement: as if it copied.
+            # The tree does not say if DuckDB is to materialize the CTE or to copy it: assume that it copies.
             value = entry["value"]
             relation = self.query(value["query"]["node"], known, outer).renamed(value.get("aliases"))
             nodes = self._check(nodes + relation.nodes)
@@ -174,7 +174,7 @@ class _Expander:
                 other = max(other, scope.own_other)
             elif alias and columns == 1:
                 values[alias] = max(value, values.get(alias, 0))
-                # From here on the alias may be said.
+                # From here on the alias may be used.
                 scope.name(alias, value)
             else:
                 other = max(other, value)
@@ -186,7 +186,7 @@ class _Expander:
         return Relation(nodes + self._expression(rest, ctes, scope), max(width, 1), max(row, 1), values, other)
 
     def _item(self, item: dict[str, Any], ctes: Mapping[str, Relation], scope: _Scope) -> tuple[int, int]:
-        """How many columns an item makes, and the nodes of each."""
+        """Number of columns that an item of a SELECT list makes, and the nodes of each."""
         columns = 1
         if item.get("class") == "STAR" and not item.get("columns"):
             name = str(item.get("relation_name") or "").lower()
@@ -203,7 +203,7 @@ class _Expander:
         return columns, value
 
     def _from(self, source: dict[str, Any] | None, ctes: Mapping[str, Relation], scope: _Scope) -> None:
-        """Add what stands in FROM to a scope, from left to right."""
+        """Add the relations in FROM to a scope, from left to right."""
         stack: list[Any] = [source]
         joins: list[dict[str, Any]] = []
         while stack:
@@ -222,7 +222,7 @@ class _Expander:
             self._check(scope.nodes + relation.nodes)
             scope.add(relation, alias)
         for join in joins:
-            # Their conditions may say columns of both sides.
+            # Their conditions may use columns of both sides.
             parts = [value for key, value in join.items() if key not in ("left", "right")]
             scope.nodes += self._expression(parts, ctes, scope)
 
@@ -262,7 +262,7 @@ class _Expander:
         return Relation(nodes, width, inner.row + columns * each, {}, max(inner.largest, each))
 
     def _expression(self, expression: Any, ctes: Mapping[str, Relation], scope: _Scope) -> int:
-        """Nodes of an expression, or of all that are in a part of the tree."""
+        """Number of nodes of an expression, or of all expressions in a part of the tree."""
         nodes = 0
         stack: list[tuple[Any, int]] = [(expression, 1)]
         while stack:
@@ -291,32 +291,32 @@ class _Expander:
         return nodes
 
     def _children(self, node: dict[str, Any], times: int) -> Iterator[tuple[Any, int]]:
-        """What is below a node, and how often DuckDB goes over it."""
+        """Children of a node, each with the number of times that DuckDB expands it."""
         if node.get("class") == "BETWEEN":
             yield node["input"], times * BETWEENS
             yield from ((value, times) for key, value in node.items() if key != "input")
             return
         said = times * self._catalogue.macros.get(str(node.get("function_name", "")).lower(), 1)
         children = cast("list[dict[str, Any]]", node.get("children") or [])
-        # What a lambda makes of an element is as large as often as it says the element.
+        # A lambda's result grows with the number of times that it mentions the element.
         elements = max([1, *(_mentions(child) for child in children if child.get("class") == "LAMBDA")])
         yield from ((child, said if child.get("class") == "LAMBDA" else said * elements) for child in children)
         yield from ((value, times) for key, value in node.items() if key != "children")
 
 
 def _has_star(item: dict[str, Any]) -> bool:
-    """Whether an item stands for as many columns as there are."""
+    """True if an item is not a plain `*` but contains a star, so that it makes as many columns as there are."""
     plain = item.get("class") == "STAR" and not item.get("columns")
     return not plain and any(part.get("class") == "STAR" for part in objects(item, subqueries=False))
 
 
 def _changes(item: dict[str, Any]) -> bool:
-    """Whether a `*` gives columns other values or names."""
+    """True if a `*` replaces or renames columns."""
     return item.get("class") == "STAR" and any(item.get(key) for key in ("replace_list", "rename_list"))
 
 
 def _mentions(node: dict[str, Any]) -> int:
-    """How often a lambda says its parameters."""
+    """Number of times that a lambda mentions its parameters."""
     names = {str(part["column_names"][-1]).lower() for part in objects(node.get("lhs")) if part.get("column_names")}
     refs = (part["column_names"] for part in objects(node.get("expr")) if part.get("class") == "COLUMN_REF")
     return sum(str(ref[0]).lower() in names for ref in refs)

@@ -1,4 +1,4 @@
-"""What the names of a database stand for, as far as a statement grows by it: tables, views, macros."""
+"""Sizes of a database's tables, views and macros, to compute how a statement grows when its names are expanded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
 WORDS: Final = 4
-"""Of a view's text take DuckDB as long as a node."""
+"""This many words of a view's text take DuckDB as long as one node."""
 
 _WORD: Final = re.compile(r"\w+")
 _TEXT: Final = re.compile(r"'[^']*'")
@@ -18,14 +18,14 @@ _VIEW: Final = re.compile(r"(?is)^.*?\bAS\b")
 
 
 class Relation(Struct, frozen=True):
-    """What can stand in FROM.
+    """Size of a relation in FROM.
 
     Attributes:
-        nodes: that come with each mention of it.
-        width: columns.
+        nodes: number added by each mention of it.
+        width: number of columns.
         row: nodes of the values of all columns.
         values: nodes of the value of a column, by its name in lower case.
-        other: of the columns that are not in `values`, at most.
+        other: largest number of nodes of a column that is not in `values`.
     """
 
     nodes: int = 1
@@ -40,16 +40,16 @@ class Relation(Struct, frozen=True):
         return max(self.other, *self.values.values(), 1)
 
     def renamed(self, names: Any) -> Relation:
-        """The same where columns are given other names: which is which is not followed."""
+        """The relation with renamed columns. Renaming is not tracked, so each column counts as large as the largest."""
         return Relation(self.nodes, self.width, self.row, {}, self.largest) if names else self
 
 
 class Catalogue(Struct, frozen=True):
-    """What a database has, as far as it grows.
+    """Sizes of the relations and macros in a database.
 
     Attributes:
         relations: tables and views, by name in lower case.
-        macros: how often one says an argument, by its name in lower case.
+        macros: number of times that one mentions an argument at most, by its name in lower case.
     """
 
     relations: Mapping[str, Relation] = {}
@@ -80,16 +80,16 @@ def _words(text: str) -> list[str]:
 
 
 def _view_size(name: str, words: Mapping[str, list[str]], sizes: dict[str, int]) -> int:
-    """Words of a view's text, with those of the views that it mentions."""
+    """Size of a view in nodes, from the words of its text and the sizes of the views that it mentions."""
     if name not in sizes:
-        sizes[name] = 1  # a column may be called as a view
+        sizes[name] = 1  # a column may have the name of a view
         said = words.get(name, [])
         sizes[name] = 1 + len(said) // WORDS + sum(_view_size(word, words, sizes) for word in said if word in words)
     return sizes[name]
 
 
 def _macros(rows: Iterable[tuple[str, list[str] | None, str | None]]) -> dict[str, int]:
-    """A macro may have several forms: the largest counts."""
+    """Number of times that each macro mentions an argument at most. Of several forms of a macro the largest counts."""
     texts: dict[str, list[tuple[list[str], list[str]]]] = {}
     for name, parameters, definition in rows:
         texts.setdefault(name, []).append(([p.lower() for p in parameters or []], _words(definition or "")))
@@ -97,7 +97,7 @@ def _macros(rows: Iterable[tuple[str, list[str] | None, str | None]]) -> dict[st
 
     def times(name: str) -> int:
         if name not in found:
-            found[name] = 1  # a parameter may be called as a macro
+            found[name] = 1  # a parameter may have the name of a macro
             found[name] = max(_times(parameters, said) for parameters, said in texts[name])
         return found[name]
 

@@ -1,13 +1,13 @@
-"""What a reader may run: one SELECT over the history's own tables and views, with functions that only compute.
+"""Guard for readers' SQL: one SELECT over the history's tables and views, with functions that only compute.
 
-Four fences, each enough for most attempts by itself:
+Four barriers, each sufficient against most attempts:
 
-1. the statement is parsed by DuckDB's own parser into a tree, and each node of it must be of a known kind, each
-   function on the allow list (`allowlist.py`), each relation one of the history's (`check`);
-2. the instance has no external access but the archive's folder, loads no extension, and its settings are locked
+1. DuckDB's parser turns the statement into a tree; each node of it must be of a known kind, each function on the
+   allow-list (`allowlist.py`), each relation one of the history's (`Fence.check`);
+2. the instance has no access to files outside of the storage's folders, loads no extension, and its settings are locked
    (`lock`);
-3. the statement runs in a read-only transaction (`begin`), on a cursor of its own;
-4. time, rows, memory and spill are bounded (`query.py`, `lock`).
+3. the statement runs in a read-only transaction (`begin`), on a separate cursor;
+4. time, rows, memory and spill are bounded (`service.py`, `lock`).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from .parse_growth import TooLarge, check_text
 from .tree import objects
 
 CATALOGUE_VIEWS: Final = frozenset(("tables", "columns", "schemata"))
-"""Of `information_schema`: names and types only. All other catalogues show paths, settings or SQL."""
+"""Views of `information_schema` with names and types only. All other catalogs show paths, settings or SQL."""
 
 ARROWS: Final = 8
-"""`->` within each other, and lambdas within lambdas."""
+"""Largest nesting of `->` and of lambdas."""
 
 NAMES_SECONDS: Final = 1.0
-"""The list of tables and views is read again for a name that it does not have, but not more often than this."""
+"""The list of tables and views is read again after a refusal, but not more often than this."""
 
 SHOW_NAMES: Final = frozenset(("", "tables", "__show_tables_expanded"))
 """`DESCRIBE`, `SUMMARIZE`, `SHOW TABLES`, `SHOW ALL TABLES`."""
 
-# Kinds of nodes of DuckDB's serialised tree, by the key that they stand under. What is not named is refused.
+# Kinds of nodes of DuckDB's serialized tree, by the key that they stand under. What is not named is refused.
 _NODE_KINDS = """
 SELECT_NODE SET_OPERATION_NODE RECURSIVE_CTE_NODE CTE_NODE ORDER_MODIFIER LIMIT_MODIFIER
 LIMIT_PERCENT_MODIFIER DISTINCT_MODIFIER EMPTY EMPTY_FROM BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION
@@ -57,11 +57,12 @@ _NAME: Final = re.compile(r"\w+")
 
 
 class QueryError(Exception):
-    """A query that fails, with the code that its asker gets.
+    """Failure of a query, with the error code for its client.
 
     Attributes:
         code: `invalid` (the SQL is wrong), `refused` (the SQL is not for readers), `timeout`, `cancelled`,
-            `too_large` (memory, spill or answer), `busy` (the queue is full), `unavailable` (the processor stops).
+            `too_large` (memory, spill or answer), `busy` (the queue is full), `unavailable` (the processor stops, or
+            can't keep the answer), `internal` (the processor's log says why).
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -74,7 +75,7 @@ class Statement(Struct, frozen=True):
 
     Attributes:
         sql: its text, without what follows it.
-        limited: the same, with an upper bound on its rows in place, or `sql` where that could not be proven equal.
+        limited: the same with a limit on its rows, or `sql` if that could not be proven equal.
     """
 
     sql: str
@@ -82,14 +83,14 @@ class Statement(Struct, frozen=True):
 
 
 class Names(Struct, frozen=True):
-    """The names in a database that matter to the fence, in lower case.
+    """Names in a database that the fence needs, in lower case.
 
     Attributes:
         relations: tables and views of the history.
         hidden: all others, which a CTE must not shadow.
         macros: of the history.
         database: of the history.
-        catalogue: how large they are.
+        catalogue: sizes of relations and macros.
     """
 
     relations: frozenset[str]
@@ -100,7 +101,7 @@ class Names(Struct, frozen=True):
 
 
 def read_names(cursor: DuckDBPyConnection, private: Sequence[str] = ()) -> Names:
-    """Read the names from the catalogue; `private` names tables that readers should not see."""
+    """Read the names from the database's catalog; `private` lists tables that readers should not see."""
     rows = cursor.execute(
         "SELECT lower(name), own FROM ("
         " SELECT table_name AS name, database_name = current_database() AND schema_name = 'main' AS own"
@@ -153,7 +154,7 @@ class Fence:
             try:
                 self._check_tree(cursor, text, tree)
             except QueryError:
-                # A table may be newer than our list of names; but a flood of refusals shall not read it each time.
+                # A table may be newer than the list of names; but a flood of refusals must not read the list each time.
                 if time.monotonic() - self._read_at < NAMES_SECONDS:
                     raise
                 self._names = None
@@ -175,7 +176,7 @@ class Fence:
         for name in ctes:
             if name in names.hidden or not _NAME.fullmatch(name):
                 raise QueryError("refused", f"a CTE can't be called {name!r} here: choose another name")
-        # In FROM they make rows, a vector at a time.
+        # Table functions in FROM produce rows one vector at a time, so their size needs no check.
         in_from = {id(node["function"]) for node in nodes if node.get("type") == "TABLE_FUNCTION"}
         for node in nodes:
             _check_node(node, names, ctes)
@@ -185,7 +186,7 @@ class Fence:
 
 
 def _one_statement(cursor: DuckDBPyConnection, sql: str) -> tuple[str, str]:
-    """The text of the only statement, and the EXPLAIN in front of it, if any."""
+    """Text of the only statement, and the EXPLAIN in front of it, if any."""
     if "\0" in sql:
         raise QueryError("invalid", "the SQL contains a NUL character")
     try:
@@ -221,7 +222,7 @@ _FORMATS: Final = frozenset(("text", "json", "html", "graphviz", "yaml", "mermai
 
 
 def _strip_explain(text: str) -> tuple[str, str]:
-    """An EXPLAIN as the statement that it explains, which is what gets checked, and the EXPLAIN written anew."""
+    """Split an EXPLAIN into the statement that it explains, which is checked, and a rewritten EXPLAIN."""
     match = _EXPLAIN.match(text)
     options = [option.split() for option in match[2].lower().split(",")] if match and match[2] else []
     analyze = bool(match and match[1])
@@ -241,7 +242,7 @@ def _strip_explain(text: str) -> tuple[str, str]:
 
 
 def _parse(cursor: DuckDBPyConnection, sql: str) -> dict[str, Any]:
-    """DuckDB's own tree of a SELECT."""
+    """Parse a SELECT into DuckDB's tree."""
     ((text,),) = cursor.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
     try:
         tree = cast("dict[str, Any]", json.loads(text))
@@ -258,7 +259,7 @@ def _parse(cursor: DuckDBPyConnection, sql: str) -> dict[str, Any]:
 
 
 def _check_arrows(tree: Any) -> None:
-    """DuckDB binds a chain of `->` in a time that doubles with each, and can't be interrupted meanwhile."""
+    """Refuse long chains of `->`: each doubles the time that DuckDB takes to bind them, without interrupts."""
     stack: list[tuple[Any, int]] = [(tree, 0)]
     while stack:
         node, depth = stack.pop()
@@ -273,9 +274,9 @@ def _check_arrows(tree: Any) -> None:
 
 
 def _check_expansion(text: str, tree: dict[str, Any], names: Names) -> None:
-    """DuckDB replaces names by what they stand for, and hears no interrupt meanwhile."""
+    """Refuse a statement that grows too large when DuckDB expands its names, which can't be interrupted."""
     try:
-        # What is written out has its own bound: a message's size.
+        # The text itself is bounded by the size of a message.
         bind_growth.check_tree(tree, names.catalogue, len(text))
     except TooLarge as error:
         raise QueryError("refused", str(error)) from None
@@ -316,7 +317,7 @@ def _check_function(name: str, names: Names) -> None:
 
 
 def _check_size(name: str, arguments: list[Any]) -> None:
-    """Refuse calls whose one value could be larger than all that a query may hold (see `allowed.LENGTHS`)."""
+    """Refuse calls whose single value could be larger than all memory of a query (see `allowlist.LENGTHS`)."""
     if name in LENGTHS:
         place, most = LENGTHS[name]
         length = _constant(arguments[place]) if len(arguments) > place else None
@@ -335,7 +336,7 @@ def _check_size(name: str, arguments: list[Any]) -> None:
 
 
 def _constant(argument: Any) -> Any:
-    """The value of an argument that is written out; None of any other."""
+    """Value of a literal argument; None for any other."""
     if isinstance(argument, dict) and cast("dict[str, Any]", argument).get("class") == "CONSTANT":
         return cast("dict[str, Any]", argument)["value"].get("value")
     return None
@@ -359,10 +360,10 @@ def _check_table(node: dict[str, Any], names: Names, ctes: set[str]) -> None:
 
 
 def _limited(cursor: DuckDBPyConnection, sql: str, tree: dict[str, Any], limit: int) -> str:
-    """The statement with `LIMIT limit + 1` where it has none, so that DuckDB sorts no more than is asked for.
+    """Add `LIMIT limit + 1` to a statement without a limit, so that DuckDB sorts no more than is asked for.
 
-    The result is trusted only where its tree is the old one with that limit: text after a comment or an odd ending
-    would not be.
+    The result is used only if its tree is the original one with that limit, which it is not if, for example, the limit
+    ends up in a comment.
     """
     node = tree["statements"][0]["node"]
     plain = node["type"] in ("SELECT_NODE", "SET_OPERATION_NODE")
@@ -383,7 +384,7 @@ def _limited(cursor: DuckDBPyConnection, sql: str, tree: dict[str, Any], limit: 
 
 
 def begin(cursor: DuckDBPyConnection) -> None:
-    """Start the transaction that a reader's statement runs in: a write fails in it, whatever its form."""
+    """Start the read-only transaction that a reader's statement runs in: any write fails in it."""
     cursor.execute("BEGIN TRANSACTION READ ONLY")
 
 
@@ -394,10 +395,10 @@ def lock(
     memory_bytes: int | None = None,
     spill_bytes: int | None = None,
 ) -> None:
-    """Take away what neither readers nor the storage need, for the whole instance and for good.
+    """Restrict an instance for good: deny access that neither readers nor the storage need.
 
-    To be called once the storage has attached and loaded all that it needs: afterwards no file outside `directories`
-    can be opened, no extension loaded, and no setting changed, by anybody in this process.
+    Call it once the storage has attached and loaded all that it needs. Afterwards no code in this process can open a
+    file outside `directories` in the instance, load an extension, or change a setting.
 
     Args:
         connection: to the instance.

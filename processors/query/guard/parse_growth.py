@@ -1,4 +1,4 @@
-"""How large a statement becomes in DuckDB's parser, which copies two things, computed from its text."""
+"""Growth of a statement in DuckDB's parser, which copies CASE values and windows, computed from its text."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import duckdb
 from msgspec import Struct
 
 NODES: Final = 20_000
-"""That a statement may grow by: what is larger takes DuckDB seconds to bind, or all memory."""
+"""Nodes that a statement may grow by: a larger one takes DuckDB seconds to bind, or all memory."""
 
 _WORD: Final = re.compile(r"\w+")
 
 
 class TooLarge(Exception):
-    """A statement grows beyond all bounds; the message says how, and what to do."""
+    """A statement grows beyond its bound; the message says how, and what to do."""
 
 
 def check_text(sql: str) -> None:
-    """Refuse what would grow in the parser: the value of `CASE value WHEN … WHEN …` is copied for each WHEN, a window
-    of the WINDOW clause for each OVER. And what the tree does not show: a CTE that DuckDB must copy.
+    """Refuse a statement that would grow too much in the parser, or that has a CTE which DuckDB must copy.
+
+    The parser copies the value of `CASE value WHEN … WHEN …` for each WHEN, and a window of the WINDOW clause for each
+    OVER. The tree does not show if a CTE is NOT MATERIALIZED, and so copied.
 
     Raises:
-        TooLarge: it would grow too much.
+        TooLarge: it is refused.
     """
     lower = sql.lower()
     if not any(word in lower for word in ("case", "window", "materialized")):
@@ -46,7 +48,7 @@ def check_text(sql: str) -> None:
 
 
 def _tokens(sql: str) -> Iterator[str]:
-    """Keywords in lower case, anything else as nothing; a CASE, WHEN or END that is a label is nothing, too."""
+    """Yield keywords in lower case, and an empty string for other tokens and for a CASE, WHEN or END used as a name."""
     text = sql.encode(errors="replace")
     label = False
     for place, kind in duckdb.tokenize(sql):
@@ -65,7 +67,7 @@ class _Case(Struct):
 
 
 def _copies(tokens: Iterable[str]) -> int:
-    """Tokens that the parser adds."""
+    """Number of tokens that the parser adds."""
     cases: list[_Case] = []
     overs = window = copied = place = 0
     for place, token in enumerate(tokens, 1):

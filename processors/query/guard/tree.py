@@ -7,11 +7,11 @@ from typing import Any, cast
 
 
 def objects(tree: Any, *, subqueries: bool = True) -> Iterator[dict[str, Any]]:
-    """Every object of a tree. Constants are leaves: what they hold is data, never a node.
+    """Yield every object of a tree. Constants are leaves: what they hold is data, never a node.
 
     Args:
         tree: of a statement, or a part of it.
-        subqueries: whether to go into them.
+        subqueries: true to descend into them.
     """
     stack = [tree]
     while stack:

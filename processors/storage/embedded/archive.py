@@ -1,10 +1,10 @@
-"""Days of raw samples that are old go to Parquet: `archive/day=2026-11-24/part-….parquet`, by device and time.
+"""Archive of old days of raw samples in Parquet: `archive/day=2026-11-24/part-….parquet`, sorted by device and time.
 
-A day is copied while ingest goes on, since nothing but late samples is written to it any more. Then, in one
-transaction and with ingest held for a moment, the file is entered, the day's table dropped, and the view `samples`
-made to name the file in place of the table. The file is complete and on disk before that, under a name that nobody
-reads until then; so a crash at any point leaves each sample in the view once, and at most a file that the next start
-sweeps away. A sample that comes for an archived day makes a new table for the day, and later a further part.
+A day is copied while ingest goes on, since only late samples are still written to it. Then ingest is held for a moment,
+and one transaction registers the file, drops the day's table, and makes the view `samples` name the file in place of
+the table. The file is complete and on disk before that, and not read until then. So a crash at any point leaves each
+sample in the view once, and at most an orphaned file, which `sweep` deletes. A sample that comes for an archived day
+creates a new table for the day, and later a further part.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("corral.storage")
 
 
 def files_by_day(cursor: DuckDBPyConnection, folder: Path) -> dict[str, list[Path]]:
-    """The files of each archived day, as the database knows them."""
+    """Registered files of each archived day."""
     found: dict[str, list[Path]] = {}
     for day, path in cursor.execute(
         "SELECT strftime(day, '%Y%m%d'), path FROM store.archive_files ORDER BY path"
@@ -39,9 +39,9 @@ def files_by_day(cursor: DuckDBPyConnection, folder: Path) -> dict[str, list[Pat
 
 
 def sweep(database: Database) -> None:
-    """Remove files that the database does not know: a crash came before they were entered, or after they were let go.
+    """Delete files that are not registered: a crash came before they were, or after they had expired.
 
-    Only files that this history wrote are touched: others may share the folder, or have had it before.
+    Only files that this history wrote are deleted: others may share the folder, or have used it before.
     """
     cursor = database.cursor()
     known = {path for (path,) in cursor.execute("SELECT path FROM store.archive_files").fetchall()}
@@ -52,7 +52,7 @@ def sweep(database: Database) -> None:
 
 
 def archive_days(database: Database, horizon: Horizon, seconds: float) -> None:
-    """Archive days that have ended before a retention, the oldest first, as many as the run may."""
+    """Archive days that are past the retention of raw samples, the oldest first: as many as the horizon allows."""
     before = horizon.before(seconds)
     since = horizon.since("days", before)
     for day in sorted(database.days):
@@ -65,7 +65,7 @@ def archive_days(database: Database, horizon: Horizon, seconds: float) -> None:
 
 
 def archive_day(database: Database, day: str) -> bool:
-    """Move one day from its table to a Parquet file. False where it can't be done yet."""
+    """Move one day from its table to a Parquet file; False if it can't be done yet."""
     cursor = database.cursor()
     try:
         table = schema.day_table(day)
@@ -103,7 +103,7 @@ def archive_day(database: Database, day: str) -> bool:
 
 
 def drop_archived(database: Database, horizon: Horizon, seconds: float) -> None:
-    """Let go of archived days that ended before a retention, the oldest first, as many as the run may."""
+    """Delete archived days that are past their retention, the oldest first: as many as the horizon allows."""
     before = horizon.before(seconds)
     since = horizon.since("archive", before)
     cursor = database.cursor()
@@ -127,14 +127,14 @@ def drop_archived(database: Database, horizon: Horizon, seconds: float) -> None:
 
 
 def _rolled_up(cursor: DuckDBPyConnection, batch: Any) -> bool:
-    """Whether the rollups from raw samples have seen a batch."""
+    """True if the rollups from raw samples include a batch."""
     levels = ", ".join(f"'{level.name}'" for level in (rollups.TEN_SECONDS, rollups.MINUTE))
     row = cursor.execute(f"SELECT min(batch) FROM store.rolled WHERE level IN ({levels})").fetchone()
     return row is not None and int(row[0]) >= batch
 
 
 def _write(cursor: DuckDBPyConnection, day: str, final: Path) -> None:
-    """Write the file and make sure that it is on disk, under its name, before anybody relies on it."""
+    """Write a day's file, and sync it and its folder to disk before it is used."""
     final.parent.mkdir(parents=True, exist_ok=True)
     writing = final.with_name(final.name + ".tmp")
     names = ", ".join(METRICS)

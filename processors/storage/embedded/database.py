@@ -30,7 +30,7 @@ from . import migrations, recovery, rollups
 log = logging.getLogger("corral.storage")
 
 CHECKPOINT_BYTES: Final = 64 * 2**20
-"""Write-ahead log at which DuckDB folds it into the file: rarely enough to cost little, and under a second each."""
+"""Size of the write-ahead log at which DuckDB checkpoints it: seldom enough to be cheap, and in under a second."""
 
 CHUNK_ROWS: Final = 122_880
 """One DuckDB row group."""
@@ -44,12 +44,12 @@ class Database:
     """A history in one DuckDB file.
 
     Args:
-        path: of the file; made, with its folder, where it is missing.
-        archive: folder for the Parquet files; `archive` beside the file by default.
+        path: of the file; created, with its folder, if it is missing.
+        archive: folder for the Parquet files; `archive` next to the file by default.
         memory_bytes: that DuckDB may take; None leaves its own limit.
         threads: that DuckDB may use; None for every core.
         prepare: called with each instance that is opened, before its settings are locked. After a fatal error the file
-            is opened anew, and it is called again.
+            is reopened, and it is called again.
 
     Raises:
         StorageError: the file is another program's, another version's, in use, or not to be written.
@@ -59,7 +59,7 @@ class Database:
         archive: folder of the archive.
         snapshots: folder of copies that wait to be fetched.
         processor: id of this history.
-        series: the devices that it knows.
+        series: numbers of its devices.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Database:
         self._prepare = prepare
         self._release: Callable[[], None] | None = None
         self.writing = threading.RLock()
-        """Held through a write, and by maintenance for the short steps that no write may cross."""
+        """Held during a write, and by maintenance for short steps that must not overlap with a write."""
         self._root: DuckDBPyConnection | None = None
         self._writer: DuckDBPyConnection | None = None
         self._opened = False
         self.days: set[str] = set()
         self._new_days: set[str] = set()
-        """Whose table no other cursor sees until the transaction that makes it is through."""
+        """Days whose table other cursors do not see until the transaction that creates it is committed."""
         self._metrics: dict[str, set[str]] = {}
         self._watermarks: dict[str, tuple[str, int, int]] = {}
         self._marks: dict[str, tuple[int, int]] = {}
@@ -92,12 +92,12 @@ class Database:
         self._series_stored = 0
         self.processor = ""
         self.damaged = ""
-        """Found while it was open; nothing is stored any more then."""
+        """Damage found while the file was open; empty if none. Once it is set, nothing is stored any more."""
         self._recovered_through = 0
         self._start()
 
     def _start(self) -> None:
-        """Open the file; one that is damaged is put aside first, and another one made of what can be had."""
+        """Open the file. A damaged one is first moved aside, and replaced by one with all that can be recovered."""
         damage = recovery.examine(self.path, self._settings)
         if not damage:
             try:
@@ -136,7 +136,7 @@ class Database:
             views.bring_up(root, _tables())
             if self._prepare is not None:
                 self._release = self._prepare(root)
-            # From here on nobody in this process opens a file outside these folders or changes a setting.
+            # From here on no code in this process can open a file outside these folders or change a setting.
             guard.lock(root, directories=[self.archive, self.snapshots])
         except BaseException:
             self._abandon()
@@ -144,9 +144,9 @@ class Database:
         self._opened = True
 
     def _load(self, cursor: DuckDBPyConnection) -> None:
-        """Read what is kept in memory, and make the views anew: the folder may have been moved since."""
+        """Load the state that is kept in memory, and recreate the view `samples`, since the folder may have moved."""
         known = cursor.execute("SELECT host, device FROM store.series ORDER BY series").fetchall()
-        # After a failure the numbers that were given since are kept: batches under way have them.
+        # After a failure the numbers that were assigned since are kept: batches in progress use them.
         if not self._opened:
             self.series = Series(known)
         self._series_stored = len(known)
@@ -159,12 +159,12 @@ class Database:
         self.refresh_view(cursor, self.days)
 
     def refresh_view(self, cursor: DuckDBPyConnection, days: Iterable[str]) -> None:
-        """Make the view `samples` span these days, and the archive files that there are."""
+        """Recreate the view `samples` over these days and the registered files of the archive."""
         rows = cursor.execute("SELECT path FROM store.archive_files ORDER BY path").fetchall()
         cursor.execute(schema.samples_view(days, [self.archive / path for (path,) in rows]))
 
     def resume(self, stream: str, created: str, last_sequence: int | None = None) -> int:
-        """Sequence of the last message of a stream that is stored; 0 before the first, and where it was made anew."""
+        """Sequence of the last stored message of a stream; 0 if none is, or if it was created again or set back."""
         with self.writing:
             known, sequence, batch = self._watermarks.get(stream, (created, 0, 0))
             if known != created:
@@ -177,7 +177,7 @@ class Database:
             return sequence
 
     def marked_ns(self, stream: str) -> int:
-        """When the bus stored the message that a stream's watermark stands on; 0 where that is not known."""
+        """Time when the bus stored the message at a stream's watermark, nanoseconds since the epoch; 0 if not known."""
         with self.writing:
             sequence, stored_ns = self._marks.get(stream, (0, 0))
             return stored_ns if sequence == self._watermarks.get(stream, ("", 0, 0))[1] else 0
@@ -187,7 +187,7 @@ class Database:
         return {stream: sequence for stream, (_, sequence, _) in self._watermarks.items()}
 
     def arrivals(self, stream: str) -> list[Arrival]:
-        """What is stored of each agent's run."""
+        """Stored deduplication state of each agent's run."""
         rows = (
             self.cursor()
             .execute(
@@ -200,17 +200,17 @@ class Database:
         return [Arrival(agent, high, seen) for agent, high, seen in rows]
 
     def clocks(self) -> list[HostClock]:
-        """What is stored of hosts' clocks."""
+        """Stored state of hosts' clocks."""
         return facts.read_clocks(self.cursor())
 
     def cursor(self) -> DuckDBPyConnection:
-        """A new cursor on the database."""
+        """New cursor on the database."""
         if self._root is None:
             raise StoragePaused("the database is closed")
         return self._root.cursor()
 
     def commit(self, batch: Batch) -> None:
-        """Store a batch with its watermark, all of it or nothing. A batch that is stored already changes nothing."""
+        """Store a batch and its watermark in one transaction. A batch that is stored already changes nothing."""
         with self.writing:
             if self.damaged:
                 raise StorageDamaged(f"{self.path} is damaged: {self.damaged}")
@@ -219,11 +219,11 @@ class Database:
             created, sequence, _ = self._watermarks.get(batch.stream, ("", 0, 0))
             if batch.sequence <= sequence:
                 return
-            # Counted over all streams, so that rollups know by one number how far they are.
+            # Counted over all streams, so that a single number says how far a rollup is.
             number = 1 + max((number for _, _, number in self._watermarks.values()), default=0)
             metrics = dict(self._metrics)
             self._new_days = set()
-            # The next batch is decoded meanwhile, and may make more: those go with it.
+            # The next batch is decoded meanwhile, and may add more: those are stored with it.
             series = len(self.series.names)
             try:
                 cursor = self._cursor_for_writing()
@@ -331,7 +331,7 @@ class Database:
             cursor.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM incoming{unless}")
 
     def _may_be_there(self, rows: ArrowTable) -> bool:
-        """After a recovery the streams bring again what is there already: nothing of that is newer."""
+        """True if some of the rows may be stored already, since the streams are read again after a recovery."""
         if not self._recovered_through:
             return False
         first = pc.min(rows["time"].cast(pa.int64())).as_py()  # pyright: ignore[reportAttributeAccessIssue]
@@ -342,7 +342,7 @@ class Database:
         return f" ANTI JOIN {name} USING ({', '.join(keys)})" if keys else ""
 
     def settle_recovery(self) -> None:
-        """The streams were read again as far as they go: tell what could not be had back."""
+        """Report what could not be recovered, once the streams have been read again."""
         with self.writing:
             cursor = self.cursor()
             try:
@@ -351,7 +351,7 @@ class Database:
                 cursor.close()
 
     def size_bytes(self) -> int:
-        """Of the file and its write-ahead log."""
+        """Size of the file and its write-ahead log."""
         total = 0
         for path in (self.path, self.path.with_name(self.path.name + ".wal")):
             with contextlib.suppress(OSError):
@@ -359,7 +359,7 @@ class Database:
         return total
 
     def _abandon(self) -> None:
-        """After a fatal error DuckDB refuses everything until the last cursor is closed and the file opened anew."""
+        """Close all connections: after a fatal error DuckDB refuses everything until the file is reopened."""
         root, writer, release = self._root, self._writer, self._release
         self._root = self._writer = self._release = None
         if release is not None:
@@ -378,7 +378,7 @@ class Database:
             raise StoragePaused(str(error)) from error
 
     def close(self) -> None:
-        """Write what is left into the file and let go of it."""
+        """Checkpoint the write-ahead log, and close the file."""
         with self.writing:
             root = self._root
             if root is not None:
@@ -388,7 +388,7 @@ class Database:
 
 
 def identify(connection: DuckDBPyConnection, path: Path) -> None:
-    """See whose database this is, and mark a new one as ours.
+    """Check that a database is a history of Corral, and mark an empty one as such.
 
     Raises:
         StorageError: it holds another program's tables, or those of a newer Corral.
@@ -425,13 +425,13 @@ def identify(connection: DuckDBPyConnection, path: Path) -> None:
 
 
 def _tables() -> str:
-    """All that views may read."""
+    """Description of all tables and columns that views may read."""
     metrics = list(METRICS.values())
     return repr((schema.VERSION, schema.TABLES, [rollup_columns.columns(metrics, level) for level in rollups.LEVELS]))
 
 
 def _settings(memory_bytes: int | None, threads: int | None) -> recovery.Settings:
-    """What an instance is opened with: what is set later does not hold while it reads its log."""
+    """Settings to open an instance with: settings made later do not apply while it replays its log."""
     found: recovery.Settings = {"checkpoint_threshold": f"{CHECKPOINT_BYTES}B"}
     if memory_bytes is not None:
         found["memory_limit"] = f"{memory_bytes}B"
@@ -456,7 +456,7 @@ def _connect(path: Path, settings: recovery.Settings) -> DuckDBPyConnection:
 
 
 def _opening_error(error: duckdb.Error, path: Path) -> StorageError | StoragePaused:
-    """Of what goes wrong while a file is opened more is damage than later."""
+    """Convert an error of opening a file: more kinds of errors mean damage than later on."""
     found = as_storage_error(error, path)
     if type(found) is StorageError and recovery.UNREADABLE.search(str(error)):
         return StorageDamaged(f"{path} is damaged: {_first_line(str(error))}")
@@ -464,7 +464,7 @@ def _opening_error(error: duckdb.Error, path: Path) -> StorageError | StoragePau
 
 
 def as_storage_error(error: duckdb.Error, path: Path) -> StorageError | StoragePaused:
-    """DuckDB's error in words that say what to do."""
+    """Convert DuckDB's error to one whose message says what to do."""
     text = str(error)
     locked = _LOCKED.search(text)
     if locked or "Could not set lock" in text:

@@ -1,7 +1,7 @@
-"""What goes on beside ingest, in a thread and with a cursor of its own: rollups, archive, retention.
+"""Background maintenance in a thread, with separate cursors: rollups, archive, retention.
 
-Each job paces itself: it pauses for at least as long as it took, so that half of a core is the most it asks for, and a
-fleet that grows makes rollups later and never ingest.
+Each job pauses for at least as long as it took, so that it uses at most half of a core. As a fleet grows, rollups are
+delayed, and ingest is not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HOUSEKEEPING_SECONDS: Final = 60.0
 RECOVERY_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 86400.0
 MINUTES_FROM: Final = "minutes_from"
-"""In `corral_meta`: rollups of 1 min before it have been let go."""
+"""Key in `corral_meta`: rollups of 1 min before this time have been deleted."""
 
 
 class _Job(Struct):
@@ -49,11 +49,11 @@ class Maintenance:
         database: to look after.
         kept: see `Retention`.
         server_now: the time by the bus's clock; None while it is not known.
-        force: let go of all that is old by this machine's clock alone, once.
+        force: delete all that is old by this machine's clock alone, once.
 
     Attributes:
-        failing: what fails at the moment, by job.
-        held_back: why retention is held back, where something is wrong; empty otherwise.
+        failing: jobs that fail at the moment, each with the reason.
+        held_back: why retention is held back, if something is wrong; empty otherwise.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Maintenance:
             job.due = ended + max(job.seconds, ended - began)
 
     def roll_up(self, level: rollups.Level) -> int:
-        """Bring one rollup up to date."""
+        """Bring one rollup up to date; return the number of buckets written."""
         cursor = self._database.cursor()
         try:
             return rollups.refresh(
@@ -132,7 +132,7 @@ class Maintenance:
             cursor.close()
 
     def roll_up_archived(self) -> None:
-        """After a recovery: compute the rollups of one more archived day anew, the newest first."""
+        """After a recovery, recompute the rollups of one more archived day, the newest first."""
         cursor = self._database.cursor()
         try:
             found = cursor.execute("SELECT value FROM corral_meta WHERE key = ?", [recovery.TO_ROLL_UP]).fetchone()
@@ -150,18 +150,18 @@ class Maintenance:
             cursor.close()
 
     def _minutes_from(self, cursor: DuckDBPyConnection) -> datetime | None:
-        """Minutes before it have been let go; None where they are kept for ever."""
+        """Time before which rollups of 1 min are deleted; None if they are kept for ever, or without any samples."""
         if self._retention.minutes is None:
             return None
         row = cursor.execute("SELECT value FROM corral_meta WHERE key = ?", [MINUTES_FROM]).fetchone()
         if row is not None:
             return datetime.fromisoformat(row[0])
-        # An older Corral did not say how far it had come: about so far, by the time of the samples.
+        # An older Corral did not record how far it had deleted: estimate it from the newest sample.
         newest = self._newest(cursor)
         return None if newest is None else retention.forced(newest).before(self._retention.minutes)
 
     def _newest(self, cursor: DuckDBPyConnection) -> datetime | None:
-        """The time of the newest sample."""
+        """Time of the newest sample; None if there is none."""
         for day in sorted(self._database.days, reverse=True):
             row = cursor.execute(f"SELECT max(time) FROM {schema.day_table(day)}").fetchone()
             if row is not None and row[0] is not None:
@@ -185,10 +185,11 @@ class Maintenance:
             cursor.close()
 
     def keep_house(self, now: datetime | None = None) -> None:
-        """Give old days to the archive, and let go of what is older than its retention.
+        """Archive old days, and delete what is past its retention.
 
         Args:
-            now: that all clocks agree on, for all that is old by then; by default as `retention` says.
+            now: time to use instead of all clocks, by which all that is old goes at once; by default as `retention`
+                decides.
         """
         horizon = self._horizon() if now is None else retention.forced(now)
         if horizon is not None:
@@ -232,7 +233,7 @@ class Maintenance:
 def _delete(
     cursor: DuckDBPyConnection, tables: Sequence[str], horizon: Horizon, limit: datetime, told: str = ""
 ) -> None:
-    """Let go of the rows before a limit, of as much as the run may; say first in `corral_meta` how far that goes."""
+    """Delete rows before a limit, as many as the run may; first record in `corral_meta` how far that goes."""
     since = horizon.since(tables[0], limit)
     row = cursor.execute(f"SELECT min(time) FROM {tables[0]} WHERE time >= ? AND time < ?", [since, limit]).fetchone()
     upto = since if row is None or row[0] is None else horizon.upto(limit, row[0])

@@ -1,4 +1,4 @@
-"""From any earlier version of the tables to this one, in one transaction."""
+"""Migrate the tables from any earlier version to this one, in one transaction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from . import rollups
 
 
 def migrate(cursor: DuckDBPyConnection) -> None:
-    """Make what is missing, and add the columns of metrics that are new. The caller holds the transaction."""
+    """Create what is missing, and add the columns of new metrics. The caller holds the transaction."""
     cursor.execute("CREATE SCHEMA IF NOT EXISTS store")
     found = cursor.execute("SELECT schema_name || '.' || table_name FROM duckdb_tables()").fetchall()
     there = {str(name).removeprefix("main.") for (name,) in found}
@@ -60,7 +60,7 @@ def migrate(cursor: DuckDBPyConnection) -> None:
 
 
 def _drop_key(cursor: DuckDBPyConnection, table: str, columns: str) -> None:
-    """Up to version 3: DuckDB drops no key, so the table is made anew."""
+    """Recreate a table of version 3 or older without its primary key, since DuckDB can't drop one."""
     cursor.execute(f"CREATE OR REPLACE TEMP TABLE kept AS FROM {table}")
     cursor.execute(f"DROP TABLE {table}")
     cursor.execute(f"CREATE TABLE {table} ({columns})")
@@ -69,7 +69,7 @@ def _drop_key(cursor: DuckDBPyConnection, table: str, columns: str) -> None:
 
 
 def stored_days(cursor: DuckDBPyConnection) -> list[str]:
-    """The days that have a table."""
+    """Days that have a table."""
     rows = cursor.execute(
         "SELECT table_name[9:] FROM duckdb_tables() WHERE schema_name = 'store' "
         "AND regexp_full_match(table_name, 'samples_[0-9]{8}') ORDER BY 1"
@@ -85,13 +85,13 @@ def add_metrics(cursor: DuckDBPyConnection, table: str, metrics: Iterable[str]) 
 _HOURS: Final = (HOUR.table, f"{HOUR.table}_open")
 
 RECENT: Final = "3 days"
-"""Minutes of these are filled too: a late sample may have their hour computed anew."""
+"""Rollups of 1 min of this time are filled in, too: a late sample may cause their hour to be recomputed."""
 
 
 def _fill_derived(cursor: DuckDBPyConnection) -> None:
-    """From version 1: how long devices were held back, and which minutes were idle, as far as old rollups tell.
+    """From version 1: fill in throttled samples and idle minutes, as far as old rollups have them.
 
-    Ten seconds in which a reason was seen count whole, as the views had it then.
+    Ten seconds in which a throttle reason was seen count whole, as in the views of that version.
     """
     names = {name for name in METRICS if f"{name}_last" in column_names(cursor, HOUR.table)}
     metrics = [METRICS[name] for name in METRICS if name in names]
@@ -107,7 +107,7 @@ def _fill_derived(cursor: DuckDBPyConnection) -> None:
         hours = f"SELECT series, make_timestamptz(epoch_us(time) // 3600000000 * 3600000000) AS bucket, {values} FROM "
         hours += f"(FROM {MINUTE.table} UNION ALL BY NAME FROM {MINUTE.table}_open) GROUP BY ALL"
         _set(cursor, HOUR, found, hours, "")
-        # Where the minutes are not kept any more, hours that were all idle or all busy say so themselves.
+        # If the minutes are not kept any more, only hours that were all idle or all busy can be filled in.
         load = "gpu_utilization_percent"
         cursor.execute(
             f"UPDATE {HOUR.table} SET known_minutes_bitmask = {ALL_MINUTES}, idle_minutes_bitmask = "
@@ -117,13 +117,13 @@ def _fill_derived(cursor: DuckDBPyConnection) -> None:
 
 
 def _lacks_known(cursor: DuckDBPyConnection) -> bool:
-    """Whether there are hours of a time when rollups did not say how long their samples stand for."""
+    """True if there are hours from before rollups kept the time that their samples stand for."""
     rows = " UNION ALL ".join(f"(SELECT 1 FROM {table} LIMIT 1)" for table in _HOURS)
     return cursor.execute(rows).fetchone() is not None and KNOWN not in column_names(cursor, HOUR.table)
 
 
 def _fill_known(cursor: DuckDBPyConnection) -> None:
-    """Such hours are taken to be known for as long as there are minutes of them."""
+    """Fill in that time for such hours: 60 s for each of their minutes that has a rollup."""
     for table in _HOURS:
         add_missing(cursor, table, [(column.name, column.sql) for column in known()])
     minutes = (

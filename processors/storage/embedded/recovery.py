@@ -1,14 +1,15 @@
-"""A history whose file is damaged: found at the start, put aside, and rebuilt from what is left of it, from the
-archive, and from what the streams still hold.
+"""Recovery of a damaged database file: detect it at the start, move it aside, and rebuild it.
 
-DuckDB checks a block when it reads it, and so may find damage months later. Here every block is checked at the start:
-its first 8 bytes are the checksum of the rest (`Checksum` in DuckDB's `checksum.cpp`), at the speed of the disk. A bad
-block that no table uses any more is harmless, so that where one is found all tables are read by DuckDB before anything
-is called damaged.
+It is rebuilt from what is left of it, from the archive, and from what the streams still hold.
 
-What can still be read is copied, row group by row group. Where rows of a stream are missing the streams are read again
-from their start, and `Database` then stores only what is not there yet: a sample is known by its device and time. The
-damaged file is kept under another name, for people.
+DuckDB checks a block when it reads it, and so may find damage months later. Here every block is checked at the start,
+at the speed of the disk: its first 8 bytes are the checksum of the rest (`Checksum` in DuckDB's `checksum.cpp`). A bad
+block that no table uses any more is harmless. So if one is found, DuckDB reads all tables before the file is called
+damaged.
+
+What can still be read is copied, row group by row group. If rows of a stream are missing, the streams are read again
+from their start, and `Database` then stores only what is not there yet: a sample is identified by its device and time.
+The damaged file is kept under another name, for inspection.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from . import migrations
 log = logging.getLogger("corral.storage")
 
 DAMAGED: Final = re.compile(r"corrupt|checksum", re.I)
-"""What DuckDB says where it reads a block that is not what it wrote."""
+"""DuckDB's errors for a block that differs from what was written."""
 
 UNREADABLE: Final = re.compile(
     r"corrupt|checksum|Serialization Error|deserializ|INTERNAL Error|WAL file|read enough|out of range|beyond the end",
     re.I,
 )
-"""What it says of a file that it can't make sense of when it opens it."""
+"""DuckDB's errors for a file that it can't interpret when it opens it."""
 
 REPLAY_KEYS: Final = {
     "processes": ("time", "device", "pid"),
@@ -50,12 +51,12 @@ REPLAY_KEYS: Final = {
     "agents": ("time", "agent"),
     "events": ("time", "host", "agent", "sequence"),
 }
-"""By which a row that is replayed is known again, where the table is only appended to."""
+"""Columns that identify a replayed row, in tables that are only appended to."""
 
 TO_ROLL_UP: Final = "recovery_rollups"
-"""In `corral_meta`: archived days whose rollups are to be computed anew, by comma."""
+"""Key in `corral_meta`: archived days whose rollups are to be recomputed, by comma."""
 THROUGH: Final = "recovered_through"
-"""In `corral_meta`: microseconds since the epoch; what is older may be there already, and is looked for."""
+"""Key in `corral_meta`: microseconds since the epoch; older rows may be stored already, and are looked up."""
 
 _PRESENT: Final = ("hosts", "devices", "links", "lease_events", "leases", "lease_devices")
 """Tables that take a message again without harm."""
@@ -68,18 +69,18 @@ _ROW_GROUP: Final = 122_880
 
 
 Settings: TypeAlias = dict[str, str | bool | int | float | list[str]]
-"""Of a DuckDB instance, as `duckdb.connect` takes them."""
+"""Settings of a DuckDB instance, as `duckdb.connect` takes them."""
 
 
 class Recovery(Struct, kw_only=True):
-    """What was done, and what could not be had back; kept as JSON beside the database.
+    """Report of a recovery: what was done, and what was lost; kept as JSON next to the database.
 
     Attributes:
         damage: how it was found.
         aside: the damaged file.
         at: when, seconds since the epoch.
         copied: rows that could be read, by table.
-        unreadable: rows that could not, by table; -1 where nobody can say how many.
+        unreadable: rows that could not be read, by table; -1 if their number is not known.
         replay: the streams are read again from their start.
         archive_files: that hold samples of this history.
         lost: samples that were there and neither the archive nor the streams had, by day; None until it is known.
@@ -96,7 +97,7 @@ class Recovery(Struct, kw_only=True):
 
 
 class Identity(Struct, frozen=True):
-    """Beside the database: a file whose head is gone can't say whose it was.
+    """Identity of a history, in a file next to the database: one without its header can't tell what it was.
 
     Attributes:
         program: `corral`.
@@ -108,12 +109,12 @@ class Identity(Struct, frozen=True):
 
 
 def identity_file(path: Path) -> Path:
-    """Where it is said whose a database is."""
+    """Path of the file with the identity of a database."""
     return path.with_name(path.name + ".identity")
 
 
 def sign(path: Path, processor: str) -> None:
-    """Say beside a database whose it is."""
+    """Write the identity of a database next to it. Errors are ignored."""
     with contextlib.suppress(OSError):  # a disk that is full, say: it is written at the next start
         file = identity_file(path)
         text = msgspec.json.encode(Identity(schema.PROGRAM, processor))
@@ -122,7 +123,7 @@ def sign(path: Path, processor: str) -> None:
 
 
 def identity(path: Path) -> Identity | None:
-    """Whose a database is, by the file beside it."""
+    """Identity of a database from the file next to it; None if that is missing, unreadable, or another program's."""
     try:
         found = msgspec.json.decode(identity_file(path).read_bytes(), type=Identity)
     except (OSError, msgspec.MsgspecError):
@@ -131,11 +132,13 @@ def identity(path: Path) -> Identity | None:
 
 
 def examine(path: Path, settings: Settings | None = None) -> str:
-    """Why a database is damaged; empty where it is sound, is not there, or is not ours to judge.
+    """Reason why a database is damaged; empty if it is sound, is missing, or is not known to be Corral's.
+
+    First it finishes a recovery that a crash interrupted before its last step.
 
     Args:
         path: of the file.
-        settings: that DuckDB is given where it has to read it.
+        settings: for DuckDB, if it has to read the file.
     """
     rebuilt = _rebuilt(path)
     if not path.exists() and rebuilt.exists():
@@ -163,7 +166,7 @@ def examine(path: Path, settings: Settings | None = None) -> str:
 
 
 def bad_blocks(path: Path) -> list[int]:
-    """Blocks whose checksum is wrong. None are told of a file that is not laid out as is known here."""
+    """Numbers of the blocks with a wrong checksum; empty if all are wrong, since the file then has another layout."""
     size = path.stat().st_size - _HEADERS_BYTES
     if size < _BLOCK_BYTES:
         return []
@@ -180,13 +183,13 @@ def bad_blocks(path: Path) -> list[int]:
 
 
 def recover(path: Path, archive: Path, damage: str, settings: Settings | None = None) -> Recovery:
-    """Put a damaged database aside and another one, with all that can be had, in its place.
+    """Move a damaged database aside, and put one with all that can be recovered in its place.
 
     Args:
         path: of the file.
         archive: folder of its Parquet files.
-        damage: what was found.
-        settings: that DuckDB is given, such as what memory it may take.
+        damage: as `examine` describes it.
+        settings: for DuckDB, such as its memory limit.
 
     Raises:
         StorageError: it can't be told that the file is Corral's, or there is no room; nothing was touched.
@@ -234,7 +237,7 @@ def _tell(path: Path, found: Recovery) -> None:
 
 
 def report_file(path: Path) -> Path:
-    """Where the last recovery is told."""
+    """Path of the report of the last recovery."""
     return path.with_name(path.name + ".recovery.json")
 
 
@@ -289,7 +292,7 @@ def _rebuild(path: Path, target: Path, archive: Path, found: Recovery, settings:
 
 
 def _attach(new: DuckDBPyConnection, path: Path) -> str:
-    """The damaged database as another catalogue; empty where not even that can be read."""
+    """Attach the damaged database as another catalog, and return its name; empty if it can't be read at all."""
     try:
         new.execute(f"ATTACH {sql_text(str(path))} AS damaged (READ_ONLY)")
         _tables(new, "damaged")
@@ -314,13 +317,13 @@ def _copy_all(new: DuckDBPyConnection, old: str, found: Recovery) -> None:
             if not _copy(new, old, table, found, replace=True):
                 break
     if any(table in found.unreadable for table in rollups) or not rollups:
-        # Half a rollup is none: all of them are computed anew.
+        # An incomplete rollup is of no use: all of them are recomputed.
         for table in rollups:
             found.copied.pop(table, None)
             with contextlib.suppress(duckdb.Error):
                 new.execute(f"DELETE FROM {table}")
     else:
-        # Where it can't be read they are computed anew, from as early on as there are raw samples.
+        # If it can't be read, they are recomputed, from the earliest raw samples on.
         for level, batch in _rows(new, f"SELECT level, batch FROM {old}.store.rolled") or ():
             new.execute("UPDATE store.rolled SET batch = ? WHERE level = ?", [batch, level])
     for table in sorted(table for table in there if _is_day(table)):
@@ -337,7 +340,7 @@ def _copy_all(new: DuckDBPyConnection, old: str, found: Recovery) -> None:
 
 
 def _copy(new: DuckDBPyConnection, old: str, table: str, found: Recovery, replace: bool = False) -> bool:
-    """Copy what can be read of a table. Returns whether that is all."""
+    """Copy what can be read of a table; True if that is all of it."""
     name = f"{old}.{table}"
     try:
         if replace:
@@ -364,7 +367,7 @@ def _copy(new: DuckDBPyConnection, old: str, table: str, found: Recovery, replac
 
 
 def _archive(new: DuckDBPyConnection, archive: Path, processor: str, *, whole: bool) -> None:
-    """Enter the files of the archive: as the damaged database named them, else all that this history wrote."""
+    """Register the files of the archive: those in the damaged database, else all that this history wrote."""
     if whole:
         return
     new.execute("DELETE FROM store.archive_files")
@@ -397,7 +400,7 @@ def _archive(new: DuckDBPyConnection, archive: Path, processor: str, *, whole: b
 
 
 def archived_keys(cursor: DuckDBPyConnection, archive: Path, day: str) -> str:
-    """A subquery over the devices (by number) and times of an archived day (`2026-11-24`); empty where it is not."""
+    """Subquery over the devices (by number) and times of an archived day (`2026-11-24`); empty if it has no files."""
     rows = cursor.execute("SELECT path FROM store.archive_files WHERE day = ?::DATE ORDER BY path", [day]).fetchall()
     files = ", ".join(sql_text(str(archive / path)) for (path,) in rows)
     if not files:
@@ -409,7 +412,7 @@ def archived_keys(cursor: DuckDBPyConnection, archive: Path, day: str) -> str:
 
 
 def unless_there(cursor: DuckDBPyConnection, archive: Path, table: str) -> str:
-    """The end of a query over `incoming` samples that leaves out those that a day's table or archive has."""
+    """End of a query over `incoming` samples that leaves out those that a day's table or archive has."""
     day = table[-8:]
     archived = archived_keys(cursor, archive, f"{day[:4]}-{day[4:6]}-{day[6:]}")
     found = f" i ANTI JOIN {table} t ON {same_sample('t', 'i')}"
@@ -417,12 +420,12 @@ def unless_there(cursor: DuckDBPyConnection, archive: Path, table: str) -> str:
 
 
 def same_sample(one: str, other: str) -> str:
-    """The condition that two rows are the same sample."""
+    """SQL condition that two rows are the same sample."""
     return f"{one}.series = {other}.series AND {one}.time = {other}.time"
 
 
 def _where_to_read_on(new: DuckDBPyConnection, old: str, found: Recovery) -> None:
-    """Behind what is there; from the start of the streams where something of them is missing."""
+    """Set the watermarks: after what is stored, or to the start of the streams if any of their rows are missing."""
     marks = _rows(new, f"SELECT stream, created, sequence, batch FROM {old}.store.watermarks") if old else None
     fed = {"samples", "store.series", "store.archive_files", *_PRESENT, *REPLAY_KEYS}
     missing = [table for table in found.unreadable if table in fed or _is_day(table)]
@@ -443,7 +446,7 @@ def _where_to_read_on(new: DuckDBPyConnection, old: str, found: Recovery) -> Non
 
 
 def settle(cursor: DuckDBPyConnection, path: Path) -> None:
-    """Once the streams were read again: say what could not be had back, and forget what was expected."""
+    """Report what could not be recovered once the streams have been read again, and delete the expected counts."""
     expected = dict(_rows(cursor, "SELECT key, value FROM corral_meta WHERE key LIKE 'recover%'") or ())
     if "recovery_expected" not in expected:
         return
@@ -481,12 +484,12 @@ def _columns(connection: DuckDBPyConnection, table: str) -> set[str]:
 
 
 def _read(connection: DuckDBPyConnection, table: str) -> None:
-    """Every value of a table."""
+    """Read every value of a table."""
     connection.execute(f"SELECT count(*) FROM {table} t WHERE hash(t) = 0").fetchall()
 
 
 def _rows(connection: DuckDBPyConnection, sql: str) -> list[tuple[Any, ...]] | None:
-    """The rows of a query; None where it can't be answered."""
+    """Rows of a query; None if it fails."""
     try:
         return connection.execute(sql).fetchall()
     except duckdb.Error:

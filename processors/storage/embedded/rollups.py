@@ -1,9 +1,9 @@
 """Rollups of 10 s, 1 min and 1 h, kept equal to what a recomputation from raw samples would give.
 
-What has come since the last refresh is known by the batch numbers of the raw rows; each (device, bucket) among it is
-computed anew from all its raw samples, so a sample may be as late as its day's raw table is there, and a crash leaves
-nothing to mend. The newest bucket of each device lies in a small table of its own (`…_open`), since it is written
-again and again; an older one is written once, and again where a late sample touches it.
+Rows that have come since the last refresh are found by the batch numbers of the raw rows. Each (device, bucket) among
+them is recomputed from all its raw samples, those of archived days included. So samples may be late, and a crash leaves
+nothing to repair. The newest bucket of each device is in a small separate table (`…_open`), since it is written again
+and again; an older one is written once, and again if a late sample falls into it.
 
 Quantiles merge: for 1 min and 1 h the values of each gauge are kept as counts in bins (`…_bins`), and the p95 of an
 hour is that of its minutes' counts added up. The p95 of 10 s and of 1 min is exact (nearest rank, as `quantile_disc`).
@@ -59,8 +59,8 @@ __all__ = [
 
 _HOURS: Final = f"(FROM {TEMPLATE} UNION ALL BY NAME FROM {HOUR.table} UNION ALL BY NAME FROM {HOUR.table}_open)"
 ROWS_AT_ONCE: Final = 500_000
-"""Raw rows that one step of a refresh computes from, about: ingest waits for the commit of a step, and quantiles hold
-their values in memory. Smaller steps cost a tenth more CPU time where much is caught up on."""
+"""Approximate number of raw rows for one step of a refresh: ingest waits for the commit of a step, and quantiles hold
+their values in memory. Smaller steps cost a tenth more CPU time when there is much to catch up on."""
 
 
 def refresh(
@@ -73,14 +73,14 @@ def refresh(
     """Bring a rollup up to date with what has been committed. Each step is a transaction that may be repeated.
 
     Args:
-        cursor: that nobody else uses meanwhile.
-        level: which.
+        cursor: that is not used elsewhere meanwhile.
+        level: to refresh.
         days: that have a raw table.
-        archived: files of days that were given to the archive, which a late sample may still belong to.
-        minutes_from: minutes before it have been let go: what hours say of them stays as it is.
+        archived: files of archived days, which a late sample may still belong to.
+        minutes_from: rollups of 1 min before it are deleted, so stored hours before it are not recomputed.
 
     Returns:
-        How many buckets were written.
+        Number of buckets written.
     """
     through = _through(cursor, level)
     done = _done(cursor, level)
@@ -119,8 +119,11 @@ def refresh(
 
 
 def _leave_whole_hours(cursor: DuckDBPyConnection, minutes_from: datetime) -> None:
-    """Hours whose minutes were let go are not computed anew, since they would be of what is left: the last hour of a
-    device that comes back after months, or one that a sample comes for as late."""
+    """Exclude stored hours whose minutes were deleted from a refresh, since they would only cover what is left.
+
+    Such an hour is touched if a device returns after months, or if a sample is as late. It is moved to the table of
+    closed hours.
+    """
     width = HOUR.seconds * 1_000_000
     limit = -(-int(minutes_from.timestamp() * 1e6) // width)
     stored = " UNION ALL ".join(
@@ -148,10 +151,10 @@ def _leave_whole_hours(cursor: DuckDBPyConnection, minutes_from: datetime) -> No
 
 
 def refresh_archived(cursor: DuckDBPyConnection, day: str, files: Sequence[Path]) -> None:
-    """Compute all rollups of an archived day anew from its files: those that it had are gone.
+    """Recompute all rollups of an archived day from its files, after they were lost.
 
     Args:
-        cursor: that nobody else uses meanwhile.
+        cursor: that is not used elsewhere meanwhile.
         day: such as `20261124`.
         files: all of the day.
     """
@@ -177,7 +180,7 @@ def refresh_archived(cursor: DuckDBPyConnection, day: str, files: Sequence[Path]
 
 
 def runs(buckets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Cut buckets (each with its rows, ascending) into runs without wide gaps that are small enough for one step."""
+    """Cut buckets (each with its number of rows, ascending) into runs without wide gaps, small enough for one step."""
     found: list[tuple[int, int]] = []
     rows = 0
     for bucket, size in buckets:
@@ -204,7 +207,7 @@ def _done(cursor: DuckDBPyConnection, level: Level) -> int:
 
 
 def _metrics(cursor: DuckDBPyConnection, level: Level, days: Sequence[str]) -> list[Metric]:
-    """The metrics that have come: those of the tables that it reads, and those that it has had before."""
+    """Metrics with data: those in the tables that the level reads, and those that it has columns for."""
     had = column_names(cursor, level.table)
     if level is HOUR:
         had |= column_names(cursor, MINUTE.table)
@@ -214,7 +217,7 @@ def _metrics(cursor: DuckDBPyConnection, level: Level, days: Sequence[str]) -> l
 
 
 def _archived_within(archived: Mapping[str, Sequence[Path]], first: int, end: int) -> dict[str, Sequence[Path]]:
-    """The archived days that some of these seconds belong to."""
+    """Archived days that a range of seconds overlaps."""
     low, high = day_of(first * 1_000_000), day_of((end - 1) * 1_000_000)
     return {day: files for day, files in archived.items() if low <= day <= high}
 
@@ -243,11 +246,11 @@ def _step(
     last: int,
     through: int,
 ) -> int:
-    """Compute the touched buckets of a run anew and put them in the place of the old ones."""
+    """Recompute the touched buckets of a run and replace the old ones; return the number of buckets."""
     width = level.seconds * 1_000_000
 
     def samples(first: int, end: int) -> str:
-        """The rows between two times in microseconds, those of archived days among them."""
+        """Rows between two times in microseconds, those of archived days included."""
         source = _source(level, days, _archived_within(archived, first // 1_000_000, -(-end // 1_000_000)))
         return f"SELECT * FROM {source} WHERE time >= make_timestamptz({first}) AND time < make_timestamptz({end})"
 
@@ -306,7 +309,7 @@ def _stage_bins(cursor: DuckDBPyConnection, metrics: Sequence[Metric], rows: str
 
 
 def _stage_merged_bins(cursor: DuckDBPyConnection, metrics: Sequence[Metric], start: str, end: str) -> None:
-    """Add the minutes' counts up, and read the p95 of each hour off them."""
+    """Add up the minutes' counts in bins, and compute the p95 of each hour from them."""
     width = HOUR.seconds * 1_000_000
     both = f"(SELECT * FROM {MINUTE.table}_bins UNION ALL BY NAME SELECT * FROM {MINUTE.table}_open_bins)"
     cursor.execute(

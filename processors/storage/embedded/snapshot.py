@@ -1,4 +1,4 @@
-"""A consistent copy of the history in one DuckDB file of its own, while ingest goes on."""
+"""Consistent copy of the history in a separate DuckDB file, made while ingest goes on."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from . import migrations
 from .database import Database, identify
 
 _OURS = "store.archive_files", "store.watermarks", "store.marks", "store.arrivals"
-"""Of the history that is copied alone: a copy has no archive beside it, and stands nowhere in a stream."""
+"""Tables that are not copied: a copy has no archive next to it, and no position in a stream."""
 
 
 def write_snapshot(database: Database, target: Path, archive: bool = True) -> int:
-    """Write a copy: one moment of every table, samples of the archive included, so that it needs no other file.
+    """Write a copy of all tables at one moment, which needs no other file.
 
     Args:
         database: to copy.
-        target: file to write; must not be there.
-        archive: take the samples of archived days along.
+        target: file to write; it must not exist.
+        archive: include the samples of archived days.
 
     Returns:
-        Samples in it.
+        Number of samples in it.
 
     Raises:
         duckdb.Error: it could not be written; nothing is left of it then.
@@ -66,7 +66,7 @@ def _write(database: Database, path: Path, archive: bool) -> int:
             cursor.execute(f"DETACH {copy}")
     finally:
         cursor.close()
-    # The view over the days that are there now; a copy is a database of its own.
+    # The view over the days that are there now; a copy is a separate database.
     with duckdb.connect(str(path)) as filled:
         filled.execute("SET TimeZone = 'UTC'")
         filled.execute(schema.samples_view(migrations.stored_days(filled)))
@@ -101,7 +101,7 @@ def _copy(cursor: duckdb.DuckDBPyConnection, copy: str, archive: bool) -> int:
 
 
 def _copy_archive(cursor: duckdb.DuckDBPyConnection, copy: str) -> int:
-    """Archived days as tables again, read through the view, which knows where the files are."""
+    """Copy archived days as tables, read through the view `samples`; return the number of samples that this adds."""
     days = cursor.execute(
         "SELECT DISTINCT strftime(day, '%Y%m%d') AS day FROM store.archive_files ORDER BY day"
     ).fetchall()
@@ -111,7 +111,7 @@ def _copy_archive(cursor: duckdb.DuckDBPyConnection, copy: str) -> int:
     for (day,) in days:
         table = f"{copy}.{schema.day_table(day)}"
         if f"samples_{day}" in stored:
-            # Late samples have made the day's table anew: the view has both, so take all of the day from it.
+            # Late samples have recreated the day's table: the view has both, so all of the day is taken from it.
             row = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()
             copied -= int(row[0]) if row else 0
             cursor.execute(f"DROP TABLE {table}")

@@ -1,7 +1,7 @@
-"""Inventories and leases in a lake, by the statements of the embedded storage.
+"""Write inventories, hosts' clocks and leases to a lake, by the statements of the embedded storage.
 
-The rows in question are brought into temporary tables, the statements of `facts.py` change them there, and what is not
-as it was is replaced: all in the transaction of the batch, and most rows stay where they are.
+The affected rows are copied into temporary tables, the statements of `storage/facts.py` change them there, and only
+changed rows are replaced in the lake. All of it is part of the batch's transaction.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LEASE_TABLES: Final = ("leases", "lease_devices", "lease_events")
 
 
 def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventory]) -> None:
-    """Bring hosts, devices and links up to date."""
+    """Update hosts, devices and links."""
     if not inventories:
         return
     hosts = pa.table({"host": pa.array({i.host.name for i in inventories}, pa.string())})
@@ -40,7 +40,7 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
 
 
 def write_clocks(cursor: DuckDBPyConnection, clocks: Sequence[HostClock]) -> None:
-    """Bring what is known of hosts' clocks up to date."""
+    """Update the state of hosts' clocks."""
     if clocks:
         with registered(cursor, "new_clocks", facts.clocks_table(clocks)):
             cursor.execute("DELETE FROM store.clocks WHERE host IN (SELECT host FROM new_clocks)")
@@ -48,7 +48,7 @@ def write_clocks(cursor: DuckDBPyConnection, clocks: Sequence[HostClock]) -> Non
 
 
 def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> None:
-    """Append lease events that are not there yet, and bring leases up to date."""
+    """Append lease events that are not stored yet, and update leases."""
     if not events:
         return
     leases = pa.table({"lease_id": pa.array({event.lease.lease_id for event in events}, pa.string())})
@@ -61,7 +61,7 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
 
 
 def _bring(cursor: DuckDBPyConnection, tables: Sequence[str], which: Mapping[str, str]) -> None:
-    """Temporary tables come first where a statement names them without their database."""
+    """Copy rows into temporary tables, which take precedence over the lake's in statements without a database name."""
     for table in tables:
         cursor.execute(f"CREATE OR REPLACE TEMP TABLE {table} ({schema.TABLES[table]})")
         cursor.execute(f"INSERT INTO temp.main.{table} FROM lake.main.{table} WHERE {which[table]}")
@@ -69,7 +69,7 @@ def _bring(cursor: DuckDBPyConnection, tables: Sequence[str], which: Mapping[str
 
 def _replace(cursor: DuckDBPyConnection, tables: Sequence[str], which: Mapping[str, str]) -> None:
     for table in tables:
-        # Rows that are as they were stay where they are: of an inventory most are.
+        # Unchanged rows are not rewritten: in an inventory most rows are unchanged.
         cursor.execute(
             f"CREATE OR REPLACE TEMP TABLE before AS FROM lake.main.{table} WHERE {which[table]}; "
             f"CREATE OR REPLACE TEMP TABLE added AS (FROM temp.main.{table} EXCEPT FROM temp.main.before); "
@@ -94,4 +94,4 @@ _KEYS: Final = {
     "lease_devices": ("lease_id", "device"),
     "lease_events": ("lease_id", "kind", "time"),
 }
-"""What tells rows of a table apart."""
+"""Columns that identify a row, by table."""

@@ -1,10 +1,10 @@
-"""The shared storage: one DuckLake that many processors write, each its own parts of the streams.
+"""Shared storage: one DuckLake that many processors write to, each the parts of the streams that it owns.
 
-The tables lie as Parquet files in a folder that all can reach, and what belongs to them in a catalog in
-PostgreSQL, which makes a transaction over several tables atomic. A `LakePart` is the storage of one part of a stream:
-its watermark has a table of its own, beside the fence of its owner. Every batch rewrites that one row in the
-transaction of its rows, so of two processors that take themselves for the owner of a part one always fails: either it
-reads a fence that is not its own, or its transaction conflicts with the other's, is repeated, and then reads it.
+The tables are Parquet files in a folder or bucket that all can reach. A catalog in PostgreSQL lists the files, and
+makes a transaction over several tables atomic. A `LakePart` is the storage of one part of a stream. A separate table
+holds its watermark together with the fence of its owner. Every batch rewrites that one row in the transaction of its
+rows. So if two processors both act as the owner of a part, one of them always fails: either it reads the other's fence,
+or its transaction conflicts with the other's, is repeated, and then reads that fence.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from . import object_storage, rollups
 log = logging.getLogger("corral.lake")
 
 VERSION: Final = 3
-"""Of the tables: an older lake is brought up to it. 2 counts samples held back, and keeps the idle minutes of hours; 3
+"""Version of the tables: an older lake is upgraded. 2 counts throttled samples, and keeps the idle minutes of hours; 3
 has `agents.samples` and `devices.mig_instance`."""
 EXTENSIONS: Final = ("ducklake", "postgres_scanner")
 URL_EXTENSION: Final = "httpfs"
 INLINE_ROWS: Final = 256
-"""Smaller inserts go into the catalog rather than into a file of their own, until maintenance writes them out."""
+"""Smaller inserts go into the catalog instead of a separate file, until maintenance flushes them."""
 FEW_ROWS: Final = 1000
-"""Of a table that has a handful of rows, each changed again and again: they stay in the catalog whoever writes."""
+"""The same for a table with a handful of rows that change again and again: they always stay in the catalog."""
 RENEW_COMMITS: Final = 200
-"""After so many a part attaches the lake anew: DuckLake keeps what it has read of each snapshot for as long as it is
-attached, 30 to 200 KB a commit (of DuckDB 1.5.5)."""
+"""Number of commits after which a part attaches the lake again: DuckLake keeps what it has read of each snapshot for as
+long as it is attached, 30 to 200 KB a commit (of DuckDB 1.5.5)."""
 OPTIONS: Final = "1"
 """Version of what `_set_options` sets."""
 CONFLICT_TRIES: Final = 8
@@ -77,13 +77,13 @@ TABLES: Final[dict[str, str]] = {
 
 
 class Lake(Struct, frozen=True):
-    """Where a lake is.
+    """Location of a lake, and limits of the instances that use it.
 
     Attributes:
         catalog: of DuckLake, such as `postgres:dbname=corral host=db.example`.
         data: folder of the Parquet files, which all processors reach by this path, or `s3://bucket/prefix` (see
             `object_storage.py`); that of a lake never changes.
-        memory_bytes: that each part may take; None leaves DuckDB's own limit.
+        memory_bytes: that each part may use; None leaves DuckDB's own limit.
         threads: that each part may use.
     """
 
@@ -98,7 +98,7 @@ def load(connection: DuckDBPyConnection, data: str = "") -> None:
 
     Args:
         connection: to the instance.
-        data: where the files are: what they need to be reached comes too.
+        data: where the files are: for a URL the extension and the credentials to reach it are loaded, too.
 
     Raises:
         StorageError: they are not installed, or are made for another version of DuckDB.
@@ -119,12 +119,12 @@ def load(connection: DuckDBPyConnection, data: str = "") -> None:
 
 
 def attach(lake: Lake, *, read_only: bool = False, inline_rows: int = INLINE_ROWS) -> DuckDBPyConnection:
-    """A DuckDB instance of its own with the lake as its default database.
+    """Open a separate DuckDB instance with the lake as its default database.
 
     Args:
-        lake: which.
+        lake: to attach.
         read_only: refuse to write.
-        inline_rows: up to how many rows of an insert or a deletion go into the catalog.
+        inline_rows: number of rows up to which an insert or a deletion goes into the catalog.
 
     Raises:
         StorageError: the catalog is no lake's, or can't be used.
@@ -153,14 +153,14 @@ def attach(lake: Lake, *, read_only: bool = False, inline_rows: int = INLINE_ROW
 
 
 def prepare(lake: Lake, partitions: int) -> str:
-    """Make what is missing in a lake. Several processors may do so at once.
+    """Create what is missing in a lake, and upgrade an older one. Several processors may do so at once.
 
     Args:
-        lake: where.
-        partitions: of the samples. A lake is cut into as many as it was made with.
+        lake: to prepare.
+        partitions: number of partitions of the samples; it must be the one that the lake was created with.
 
     Returns:
-        The id of the history.
+        Id of the history.
 
     Raises:
         StorageError: it is another program's or another version's, or has another number of partitions.
@@ -200,7 +200,7 @@ def prepare(lake: Lake, partitions: int) -> str:
 
 
 def _look(connection: DuckDBPyConnection, data: str) -> None:
-    """See at the start whether the files can be reached, rather than with the first batch."""
+    """Check at the start that the files can be reached, rather than fail with the first batch."""
     try:
         connection.execute("SELECT count(*) FROM glob(?)", [data.rstrip("/") + "/none*"]).fetchall()
     except duckdb.Error as error:
@@ -209,7 +209,7 @@ def _look(connection: DuckDBPyConnection, data: str) -> None:
 
 
 def attach_when_made(lake: Lake) -> DuckDBPyConnection:
-    """As `attach`; where another processor makes the same lake at this moment, once that is done."""
+    """Call `attach`, and retry while another processor creates the same lake."""
     for left in range(CONFLICT_TRIES, -1, -1):
         try:
             return attach(lake)
@@ -253,7 +253,7 @@ def _make(connection: DuckDBPyConnection, partitions: int) -> dict[str, str]:
 
 
 def _set_options(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
-    """Set what DuckLake keeps of single tables: not in the transaction that makes them."""
+    """Set DuckLake's options of single tables, outside of the transaction that creates these."""
     connection.execute(
         f"CALL lake.set_option('data_inlining_row_limit', {FEW_ROWS}, schema => 'store', table_name => 'rolled')"
     )
@@ -262,12 +262,12 @@ def _set_options(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
 
 
 def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
-    """Bring the tables of an older lake up to this version, and its views to those of this Corral."""
+    """Upgrade the tables of an older lake to this version, and replace its views by those of this Corral."""
     if int(meta["lake_version"]) < 2:
         rollups.add_columns(connection)
     rolled = [rollups.shape(level) for level in LEVELS]
     shape = hashlib.sha256(repr((TABLES, rolled)).encode()).hexdigest()[:16]
-    if meta.get("tables") != shape:  # those of an older version, or of another catalogue of metrics
+    if meta.get("tables") != shape:  # those of an older version, or of another catalog of metrics
         for name, columns in TABLES.items():
             connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
             add_missing(connection, name, columns_of(connection, columns))
@@ -297,12 +297,12 @@ def _tell(connection: DuckDBPyConnection, meta: dict[str, str], key: str, value:
 
 
 class LakePart:
-    """The storage of one part of a stream: it belongs to one owner at a time, whose fence is the greatest.
+    """Storage of one part of a stream. The part has one owner at a time: the one with the greatest fence.
 
-    `resume` makes it the owner, with a fence one above the last.
+    `resume` makes this object the owner, with a fence one above the last.
 
     Args:
-        lake: where.
+        lake: that holds the part.
         processor: id of the history, as `prepare` gives it.
         part: such as `CORRAL_FACTS`, or `CORRAL_PARTITIONS/2` for one of several partitions.
 
@@ -323,7 +323,11 @@ class LakePart:
         self._connection: DuckDBPyConnection | None = attach_when_made(lake)
 
     def resume(self, stream: str, created: str, last_sequence: int | None = None) -> int:
-        """Take the part over, and say where it stands: whoever owned it before can't store anything from here on."""
+        """Take over the part: its previous owner can't store anything from here on.
+
+        Returns:
+            Sequence of its last stored message; 0 if none is, or if the stream was created again or set back.
+        """
         try:
             return _repeated(lambda: self._take_over(created, last_sequence))
         except duckdb.Error as error:
@@ -364,15 +368,15 @@ class LakePart:
         return sequence
 
     def marked_ns(self, stream: str) -> int:
-        """When the bus stored the message that the watermark stands on; 0 where that is not known."""
+        """Time when the bus stored the message at the watermark, nanoseconds since the epoch; 0 if it is not known."""
         return self._marked_ns
 
     def watermarks(self) -> dict[str, int]:
-        """The last stored sequence of this part."""
+        """Last stored sequence of this part."""
         return {self.part: self._sequence}
 
     def arrivals(self, stream: str) -> list[Arrival]:
-        """What is stored of each agent's run."""
+        """Stored deduplication state of each agent's run."""
         try:
             rows = (
                 self._open()
@@ -388,14 +392,14 @@ class LakePart:
         return [Arrival(agent, high, seen) for agent, high, seen in rows]
 
     def clocks(self) -> list[HostClock]:
-        """What is stored of hosts' clocks."""
+        """Stored state of hosts' clocks."""
         try:
             return facts.read_clocks(self._open())
         except duckdb.Error as error:
             raise as_storage_error(error) from error
 
     def commit(self, batch: Batch) -> None:
-        """Store a batch with its watermark, all of it or nothing. A batch that is stored already changes nothing.
+        """Store a batch and its watermark in one transaction. A batch that is stored already changes nothing.
 
         Raises:
             Deposed: the part has another owner now; nothing was stored.
@@ -450,14 +454,14 @@ class LakePart:
             lake_facts.write_clocks(cursor, batch.clocks)
             for code, messages in batch.refused.items():
                 cursor.execute("INSERT INTO store.refused VALUES (now(), ?, ?, ?)", [self.part, code, messages])
-            # What holds for another sequence than the watermark's was not written with it: an older Corral writes none.
+            # `marked` names the sequence that `marked_ns` is for: an older Corral moves the watermark without it.
             cursor.execute(
                 f"UPDATE {self._table} SET sequence = ?, marked = ?, marked_ns = ?",
                 [batch.sequence, batch.sequence, batch.stored_ns],
             )
 
     def _named(self, samples: ArrowTable) -> ArrowTable:
-        """Names in the place of numbers: the parts have no numbers in common, and Parquet stores a name once a page."""
+        """Replace numbers by host and device: parts do not share numbers, and Parquet stores a name once a page."""
         names = list(self.series.names)
         numbers = samples["series"].combine_chunks()
         columns: dict[str, Any] = {"time": samples["time"]}
@@ -469,7 +473,7 @@ class LakePart:
         return pa.table(columns)
 
     def cursor(self) -> DuckDBPyConnection:
-        """A new cursor on the lake."""
+        """New cursor on the lake."""
         cursor = self._open().cursor()
         cursor.execute("USE lake")
         return cursor
@@ -486,12 +490,12 @@ class LakePart:
                 connection.close()
 
     def close(self) -> None:
-        """Let go of the catalog."""
+        """Close the connection to the lake."""
         self._abandon()
 
 
 def _repeated(work: Callable[[], _T]) -> _T:
-    """Do a transaction, and again where another one came in between: what it read may not hold any more."""
+    """Run a transaction, and retry it with backoff if it conflicts with another one: what it read may be outdated."""
     for left in range(CONFLICT_TRIES, -1, -1):
         try:
             return work()
@@ -503,7 +507,7 @@ def _repeated(work: Callable[[], _T]) -> _T:
 
 
 def as_storage_error(error: duckdb.Error) -> StorageError | StoragePaused:
-    """DuckDB's error in words that say what to do."""
+    """Convert DuckDB's error to a storage error, without passwords."""
     text = without_password(str(error).strip())
     line = " ".join(text.split("\n")[:2])
     if CONFLICT.search(text):
@@ -518,5 +522,5 @@ def as_storage_error(error: duckdb.Error) -> StorageError | StoragePaused:
 
 
 def without_password(text: str) -> str:
-    """A message of the catalog as one may tell it."""
+    """Mask the passwords in a message of the catalog."""
     return re.sub(r"(password\s*=\s*)(\'[^\']*\'|\S+)", r"\1…", re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:…@", text))

@@ -1,10 +1,10 @@
-"""What one of a lake's processors does for all: rollups, small files into large ones, and what is old away.
+"""Maintenance of a lake by one of its processors: rollups, merging of small files, and retention.
 
-Each step is a transaction of DuckLake, or several that may be repeated: a crash leaves every row once, and at most
-files that nobody knows, which a later step finds. Writers come in between all the time, and DuckLake then refuses what
-both have touched. So each table is a transaction of its own, repeated at once, and one that does not get through stops
-none of the others. Files are merged in tiers, so that a byte is written again a few times and not every minute; those
-of which rows were deleted are written anew first, since DuckLake merges no others.
+Each step is a transaction of DuckLake, or several that may be repeated. A crash leaves every row once, and at most
+orphaned files, which a later step deletes. Writers commit in between all the time, and DuckLake then refuses a
+transaction that touches the same data. So each table has a separate transaction, which is retried at once, and one that
+fails does not stop the others. Files are merged in tiers, so that a byte is rewritten a few times and not every minute.
+Files with deleted rows are rewritten first, since DuckLake only merges files without.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WORTH: Final = {
     "ducklake_rewrite_data_files": "delete_file_count > 0",
     "ducklake_merge_adjacent_files": "file_count > 1",
 }
-"""Which tables a call has something to do for."""
+"""Condition for the tables that a call has something to do for."""
 _ENDS_INSTANCE: Final = (duckdb.InternalException, duckdb.FatalException)
 
 FLUSH: Final = "ducklake_flush_inlined_data"
@@ -49,34 +49,34 @@ SECONDS: Final = 60.0
 SNAPSHOTS_KEPT: Final = timedelta(hours=1)
 """How far back a reader may go by DuckLake's time travel; longer than any query runs."""
 ORPHANS_KEPT: Final = timedelta(days=1)
-"""A file that no transaction has entered yet may belong to one that goes on."""
+"""A file that is not committed yet may belong to a transaction in progress."""
 ROWS_AT_ONCE: Final = 5_000_000
-"""Deleted by one transaction, about: it holds 28 bytes of memory for each."""
+"""Approximate number of rows deleted by one transaction: it takes 28 bytes of memory for each."""
 TRIES: Final = 40
-"""Of a transaction that writers come in between; each takes some 50 ms."""
+"""Attempts of a transaction that conflicts with writers; each takes some 50 ms."""
 PIECE_TRIES: Final = 4
-"""Of a deletion, before it is cut into smaller ones: whatever is inserted meanwhile ends it."""
+"""Attempts of a deletion before it is split into smaller ones: any insert meanwhile makes it fail."""
 PIECE_AT_LEAST: Final = timedelta(seconds=1)
 INTERNAL_TRIES: Final = 3
 ROUNDS_TOLD: Final = 2
 PAUSE_SECONDS: Final = 0.05
 REASON_CHARACTERS: Final = 300
 TOLD: Final = 3
-"""Tables whose reasons are told."""
+"""Number of tables whose reasons are reported."""
 
 
 class Unfinished(Exception):
-    """Some tables did not get through; the message says which, and why."""
+    """Some tables failed; the message says which, and why."""
 
 
 class Attached:
-    """An instance with the lake. An internal error of DuckLake ends it: the next statement has a new one.
+    """DuckDB instance with the lake attached. It is replaced by `renew` after an internal error of DuckLake.
 
-    What it deletes from a file goes into a file at once: deletions that lie in the catalog need a flush that no writer
-    comes between (see `_repeated_whole`), and a large table has none.
+    Its deletions are written to files at once. Deletions in the catalog would need a flush without a conflicting writer
+    (see `_repeated_whole`), which a large table never gets.
 
     Args:
-        lake: which.
+        lake: to attach.
 
     Raises:
         StorageError, StoragePaused: see `attach`.
@@ -87,24 +87,24 @@ class Attached:
         self.connection = attach(lake, inline_rows=0)
 
     def renew(self) -> None:
-        """Attach anew."""
+        """Close the instance, and attach the lake to a new one."""
         self.close()
         self.connection = attach(self._lake, inline_rows=0)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the instance."""
         with contextlib.suppress(duckdb.Error):
             self.connection.close()
 
 
 class Step(Struct, frozen=True):
-    """A step of upkeep.
+    """A step of maintenance.
 
     Attributes:
         name: of it.
-        seconds: between two.
-        work: what is done.
-        by_time: by what is old: not while the clocks are not known.
+        seconds: interval between two runs.
+        work: to run.
+        by_time: true if it deletes by age; it is then skipped while the clocks are not known.
     """
 
     name: str
@@ -118,7 +118,7 @@ def _sql(text: str) -> Callable[[Attached, Retention, Horizon], object]:
 
 
 def _call(call: str, options: str = "") -> Callable[[Attached, Retention, Horizon], object]:
-    """One of DuckLake's calls on each table."""
+    """Work that runs one of DuckLake's calls on each table."""
 
     def work(at: Attached, _: Retention, __: Horizon) -> None:
         # Most tables have nothing to merge or to rewrite, and asking each takes its time.
@@ -126,7 +126,7 @@ def _call(call: str, options: str = "") -> Callable[[Attached, Retention, Horizo
             "SELECT schema_name, table_name FROM duckdb_tables() JOIN ducklake_table_info('lake') USING (table_name) "
             f"WHERE database_name = 'lake' AND {_WORTH.get(call, 'true')} ORDER BY ALL"
         ).fetchall()
-        # Merging and rewriting take the table by its place, flushing by its name.
+        # Merging and rewriting take the table as a positional argument, flushing as a named one.
         named = _NAMED if call == FLUSH else "{}, schema => {}"
 
         def one(schema: str, table: str) -> None:
@@ -138,7 +138,7 @@ def _call(call: str, options: str = "") -> Callable[[Attached, Retention, Horizo
                         repeated(lambda: at.connection.execute(statement).fetchall())
                         return
                     if call == REWRITE:
-                        # A rewriting does not count what a part has deleted since the last flush.
+                        # A rewrite ignores what a part has deleted since the last flush.
                         flush = _NAMED.format(sql_text(table), sql_text(schema))
                         _repeated_whole(at.connection, f"CALL {FLUSH}('lake', {flush})")
                     _repeated_whole(at.connection, statement)
@@ -162,15 +162,15 @@ def _call(call: str, options: str = "") -> Callable[[Attached, Retention, Horizo
 
 
 def _changed_by_parts(table: str) -> bool:
-    """Whether parts change rows of a table, and do not only append: few tables, and small ones."""
+    """True if parts change rows of a table, and do not only append. Such tables are few and small."""
     return table.startswith("watermark_") or table in _CHANGED
 
 
 def _repeated_whole(connection: DuckDBPyConnection, statement: str) -> None:
-    """Do a call on a table of which parts delete rows, and let a conflict come out, so that all of it is repeated.
+    """Run a call on a table in which parts delete rows. DuckLake's retries are off: a conflict repeats all of the call.
 
-    DuckLake otherwise commits again what it had prepared, and leaves those deletions in the catalog which are in a file
-    by then: they are counted twice from there on, and each rewriting of the table ends in an internal error (DuckLake
+    Otherwise DuckLake retries the commit of what it has prepared, and leaves deletions in the catalog that are in a
+    file by then. They are counted twice from then on, and each rewrite of the table ends in an internal error (DuckLake
     of DuckDB 1.5.5, `FlushInlinedFileDeletions`).
     """
     connection.execute("SET ducklake_max_retry_count = 0")
@@ -182,7 +182,7 @@ def _repeated_whole(connection: DuckDBPyConnection, statement: str) -> None:
 
 
 def _each(at: Attached, works: Mapping[str, Callable[[], object]]) -> None:
-    """Do all, whatever becomes of one.
+    """Run all works, even if some fail. After an error that ends the instance, it is renewed.
 
     Raises:
         Unfinished: some failed.
@@ -201,7 +201,7 @@ def _each(at: Attached, works: Mapping[str, Callable[[], object]]) -> None:
 
 
 def repeated(work: Callable[[], _T], tries: int = TRIES) -> _T:
-    """Do a transaction, and again at once where a writer came in between."""
+    """Run a transaction, and retry it at once if it conflicts with a writer."""
     for left in range(tries - 1, -1, -1):
         try:
             return work()
@@ -213,16 +213,16 @@ def repeated(work: Callable[[], _T], tries: int = TRIES) -> _T:
 
 
 def _reason(error: Exception) -> str:
-    """All of it in one line: the first of DuckLake's says what failed, and a later one why."""
+    """An error as one line, with passwords masked. DuckLake's first line says what failed, and a later one why."""
     text = " ".join(without_password(str(error)).split())
     if len(text) <= REASON_CHARACTERS:
         return text
-    # The statement that failed stands in the middle, and may be long.
+    # The failed statement is in the middle, and may be long.
     return f"{text[: REASON_CHARACTERS // 2]} … {text[-REASON_CHARACTERS // 2 :]}"
 
 
 def _older(call: str, kept: timedelta) -> Callable[[Attached, Retention, Horizon], object]:
-    """One of DuckLake's calls on what is older than a time."""
+    """Work that runs one of DuckLake's calls on what is older than a time."""
 
     def work(at: Attached, _: Retention, horizon: Horizon) -> None:
         before = [horizon.clocks - kept]
@@ -232,7 +232,7 @@ def _older(call: str, kept: timedelta) -> Callable[[Attached, Retention, Horizon
 
 
 def _expire(at: Attached, _: Retention, horizon: Horizon) -> None:
-    """Forget old snapshots, but none that a rollup has not seen: its feed is what came since."""
+    """Expire old snapshots, but none that a rollup has not processed: its feed is the changes since then."""
     kept = horizon.clocks - SNAPSHOTS_KEPT
     row = at.connection.execute(
         "SELECT min(snapshot_time) FROM lake.snapshots() "
@@ -245,7 +245,7 @@ def _expire(at: Attached, _: Retention, horizon: Horizon) -> None:
 
 
 def let_go(at: Attached, kept: Retention, horizon: Horizon) -> None:
-    """Delete what is older than its retention, by whole UTC days. Files without other rows go whole."""
+    """Delete what is past its retention, by whole UTC days. Files without other rows are dropped whole."""
     samples = None if kept.archive is None else max(kept.archive, kept.raw)
     works: dict[str, Callable[[], object]] = {}
     for seconds, tables in (
@@ -313,17 +313,17 @@ STEPS: Final = (
 
 
 class Upkeep:
-    """Looks after one lake. Each step may be repeated, and be done by two at once.
+    """Maintains one lake. Each step may be repeated, and may be run by two processors at once.
 
     Args:
-        lake: which.
-        kept: how long things are kept.
-        server_now: the time by the bus's clock; None while it is not known.
-        force: let go of all that is old by this machine's clock alone, once.
+        lake: to maintain.
+        kept: how long data is kept.
+        server_now: the time by the NATS server's clock; None while it is not known.
+        force: delete all that is old by this machine's clock alone, once.
 
     Attributes:
-        held_back: why retention is held back, where something is wrong; empty otherwise.
-        failing: what does not get through at the moment, and why, by step.
+        held_back: why retention is held back, if something is wrong; empty otherwise.
+        failing: steps that fail at the moment, each with the reason.
     """
 
     def __init__(
@@ -339,7 +339,7 @@ class Upkeep:
         self._rounds: dict[str, int] = {}
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run the steps that are due, every `SECONDS`, until cancelled."""
         every = {level.name: rollups.REFRESH_SECONDS[level.name] for level in LEVELS}
         every |= {step.name: step.seconds for step in STEPS}
         due = dict.fromkeys(every, 0.0)
@@ -359,13 +359,13 @@ class Upkeep:
                     due.update(dict.fromkeys(names, 0.0))
                     self._tell({"upkeep": str(error)}, ())
         finally:
-            # Another one looks after the lake from here on.
+            # Another processor maintains the lake from here on.
             self.held_back = ""
             self.failing.clear()
             self._rounds.clear()
 
     def _tell(self, failed: Mapping[str, str], done: Collection[str]) -> None:
-        """What failed in one round may have been a writer's turn; in two that follow each other it is told."""
+        """Report steps that failed in two rounds in a row: a single failure may just be a conflict with a writer."""
         for name in done:
             self.failing.pop(name, None)
         self._rounds = {
@@ -399,17 +399,17 @@ def once(
     *,
     agree: Callable[[datetime | None], Horizon | None] | None = None,
 ) -> dict[str, str]:
-    """Steps once; one that fails is logged and stops none of the others.
+    """Run steps once; one that fails is logged and does not stop the others.
 
     Args:
-        lake: which.
+        lake: to maintain.
         names: of rollups to bring up to date (`10s`, `1m`, `1h`), and of `STEPS`; all by default.
-        kept: how long things are kept.
-        now: by which all that is old goes at once; this machine's by default.
-        agree: in its place what clocks and the newest sample agree on.
+        kept: how long data is kept.
+        now: time by which all that is old goes at once; by this machine's clock by default.
+        agree: in its place, a function from the time of the newest sample to the horizon.
 
     Returns:
-        What failed, and why, by step.
+        Reason of each step that failed, by name.
     """
     failed: dict[str, str] = {}
     kept = kept or Retention()
@@ -421,7 +421,7 @@ def once(
         horizon = retention.forced(now or datetime.now(UTC)) if agree is None else agree(_newest(at.connection))
         for step in STEPS:
             if names is None or step.name in names:
-                # Nothing that goes by time is done while it is not known.
+                # Steps that delete by age are skipped while the time is not known.
                 given = horizon or (None if step.by_time else retention.forced(datetime.now(UTC)))
                 if given is not None:
                     _step(at, failed, step.name, lambda step=step, given=given: step.work(at, kept, given))
@@ -431,12 +431,12 @@ def once(
 
 
 def label(name: str) -> str:
-    """What a step or rollup is called where it is told."""
+    """Name of a step or rollup in logs and reports."""
     return f"rollup {name}" if name in rollups.REFRESH_SECONDS else name
 
 
 def _newest(connection: DuckDBPyConnection) -> datetime | None:
-    """The time of the newest sample, but for the last refresh of the rollup that says so: all samples are many."""
+    """Time of the newest sample as of the last refresh of the 10 s rollup: reading all samples would take long."""
     try:
         row = connection.execute(f"SELECT max(time) FROM {TEN_SECONDS.table}").fetchone()
     except duckdb.Error as error:

@@ -1,7 +1,7 @@
 """Files of a lake in object storage: `s3://bucket/prefix`, on AWS or on any server that speaks its protocol.
 
-Who may read and write there is told by the environment, by the names that every S3 client knows. DuckDB keeps it as a
-secret in memory that is used for the lake's own prefix only.
+Credentials come from the environment, by the names that every S3 client uses. DuckDB keeps them in memory as a secret
+that is used for the lake's prefix only.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ SECRET: Final = "corral_lake"
 
 
 def is_url(data: str) -> bool:
-    """Whether the files lie behind a URL, and not in a folder."""
+    """True if the files are behind a URL, and not in a folder."""
     return "://" in data
 
 
 def secret(data: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The statement that lets an instance reach the files.
+    """Statement that creates the secret with which an instance reaches the files.
 
     Args:
         data: URL of the files, `s3://bucket/prefix`.

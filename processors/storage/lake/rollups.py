@@ -1,8 +1,8 @@
 """Rollups in a lake: the same columns as the embedded storage's, equal to a recomputation from raw samples.
 
-What has come since the last refresh is DuckLake's own feed of changes between two snapshots. Each (device, bucket) in
-it is computed anew from all its raw samples, and its old row replaced, in a transaction that also rewrites the row of
-`store.rolled`: of two processors that do it at once one fails and changes nothing.
+Rows that have come since the last refresh are in DuckLake's change feed between two snapshots. Each (device, bucket) in
+it is recomputed from all its raw samples, and its old row replaced, in a transaction that also updates the row of
+`store.rolled`. So of two processors that do it at once, one fails and changes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..schema import sql_text
 from ..statements import add_missing, transaction
 
 REFRESH_SECONDS: Final = {"10s": 60.0, "1m": 60.0, "1h": 600.0}
-"""An hour is computed from raw samples, all that have come of it: seldom."""
+"""An hour is recomputed from all its raw samples, so it is refreshed seldom."""
 
 _METRICS: Final = list(METRICS.values())
 _BINNED: Final = shapes.binned(_METRICS)
@@ -32,11 +32,11 @@ _FEED: Final = "ducklake_table_insertions('lake', 'main', 'samples', {first}::BI
 
 
 _SERIES: Final = "concat(host, '/', device) AS series"
-"""What names a device in the views that other views join: a lake has no numbers for them."""
+"""Name of a device in the views that other views join: a lake has no numbers for devices."""
 
 
 def create(connection: DuckDBPyConnection) -> None:
-    """Make the tables of a new lake."""
+    """Create the tables of a new lake."""
     connection.execute("CREATE TABLE store.rolled (level VARCHAR, snapshot BIGINT, steps BIGINT)")
     key = "time TIMESTAMPTZ, host VARCHAR, device VARCHAR"
     for level in LEVELS:
@@ -48,19 +48,19 @@ def create(connection: DuckDBPyConnection) -> None:
 
 
 def shape(level: Level) -> list[tuple[str, str]]:
-    """Name and type of each column of a level beside its key."""
+    """Name and type of each column of a level apart from its key."""
     return shapes.columns(_METRICS, level)
 
 
 def add_columns(connection: DuckDBPyConnection) -> None:
-    """Add what the rollups of an older lake do not have, and have all of them computed anew from the raw samples."""
+    """Add the columns that the rollups of an older lake lack, and have all of them recomputed from the raw samples."""
     for level in LEVELS:
         add_missing(connection, level.table, shapes.columns(_METRICS, level))
     connection.execute("UPDATE store.rolled SET snapshot = 0")
 
 
 def view_statements() -> list[str]:
-    """What makes the views and macros of a lake, old ones replaced."""
+    """Statements that create or replace the views and macros of a lake."""
     found: list[str] = []
     linear = ", ".join(sql_text(metric.name) for metric in _BINNED if shapes.is_linear(metric))
     for level in LEVELS:
@@ -88,7 +88,7 @@ def view_statements() -> list[str]:
 
 
 def refresh(cursor: DuckDBPyConnection, level: Level) -> int:
-    """Bring a rollup up to date with the lake. Returns how many buckets were written."""
+    """Bring a rollup up to date with the lake, and return the number of buckets written."""
     # An hour reads its minutes too, and is never ahead of them.
     newest = "(SELECT id FROM lake.current_snapshot())"
     if level == shapes.HOUR:
@@ -125,8 +125,11 @@ def _time(bucket: int, width: int) -> str:
 
 
 def _add_neighbours(cursor: DuckDBPyConnection) -> None:
-    """Touch the hours whose minutes a late sample changes: that of the counters' next reading, and the one before
-    where a value at the turn of the hour tells what was read before it."""
+    """Also touch the hours whose minutes a late sample changes.
+
+    One is the hour of the counters' next reading. Another is the hour before, if the samples come so soon after its
+    end that they show if a value in it was passing (see `growth.py`).
+    """
     width = shapes.HOUR.seconds * 1_000_000
     cursor.execute(
         "INSERT INTO temp.main.touched_all SELECT n.host, n.device, n.bucket, n.rows, 0 FROM ("
@@ -140,10 +143,10 @@ def _add_neighbours(cursor: DuckDBPyConnection) -> None:
 
 
 def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> int:
-    """Compute the touched buckets of a run anew, and put them in the place of the old rows."""
+    """Recompute the touched buckets of a run and replace their old rows; return the number of buckets."""
     width = level.seconds * 1_000_000
     start, end = _time(first, width), _time(last + 1, width)
-    # Whether there is something newer is not known here: what comes next is looked for.
+    # It is not known here if there is a newer bucket, so the next reading is always looked up.
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE touched AS SELECT DISTINCT host, device, bucket, "
         f"make_timestamptz(bucket * {width}) AS time, false AS open FROM temp.main.touched_all "
@@ -151,7 +154,7 @@ def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> in
     )
 
     def samples(first: int, end: int) -> str:
-        """The rows between two times in microseconds."""
+        """Rows between two times in microseconds."""
         within = f"time >= make_timestamptz({first}) AND time < make_timestamptz({end})"
         return f"SELECT * FROM lake.main.samples WHERE {within}"
 
@@ -186,7 +189,10 @@ def _step(cursor: DuckDBPyConnection, level: Level, first: int, last: int) -> in
 
 
 def _add_from_minutes(cursor: DuckDBPyConnection, metrics: Sequence[Metric], start: str, end: str) -> None:
-    """What an hour has of its minutes' own rollup: which were idle, how long samples stand, how much counters grew."""
+    """Set the columns of an hour that come from the rollup of its minutes.
+
+    These are the idle minutes, the time that samples stand for, and the growth of counters.
+    """
     derived = [*known(), *idleness({metric.name for metric in metrics})]
     found = [(column.name, column.merged) for column in derived]
     for metric in shapes.counters(metrics):

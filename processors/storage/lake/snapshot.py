@@ -1,4 +1,4 @@
-"""A copy of a lake in one DuckDB file of its own: one snapshot of DuckLake, with the views, for any DuckDB to open."""
+"""Copy of a lake in a separate DuckDB file: one snapshot of DuckLake, with the views, for any DuckDB to open."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import rollups
 from .lake import Lake, attach
 
 PROGRAM: Final = "corral lake copy"
-"""In the copy's `corral_meta`: no processor takes it for a history of its own."""
+"""Program in the copy's `corral_meta`, so that no processor takes the copy for a history."""
 
 
 def write_snapshot(lake: Lake, target: Path, archive: bool, recent: timedelta) -> int:
@@ -22,12 +22,12 @@ def write_snapshot(lake: Lake, target: Path, archive: bool, recent: timedelta) -
 
     Args:
         lake: to copy.
-        target: file to write; must not be there.
-        archive: with all samples; otherwise those since `recent` before now.
-        recent: see there.
+        target: file to write; it must not exist.
+        archive: include all samples; otherwise only those that are not older than `recent`.
+        recent: see `archive`.
 
     Returns:
-        Samples in it.
+        Number of samples in it.
 
     Raises:
         duckdb.Error, StorageError, StoragePaused: it could not be written; nothing is left of it then.
