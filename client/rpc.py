@@ -121,7 +121,8 @@ class Calls:
         if isinstance(error, nats.errors.NoRespondersError):
             return no_service(subject)
         if isinstance(error, nats.errors.MaxPayloadError):
-            return InvalidRequest(f"the message is larger than the bus takes ({self.nc.max_payload} bytes)", "too_large")
+            text = f"the message is larger than the bus takes ({self.nc.max_payload} bytes)"
+            return InvalidRequest(text, "too_large")
         if not self.nc.is_connected:
             return Unavailable(f"the connection to the bus is lost ({type(error).__name__}); it is being retried")
         if isinstance(error, nats.errors.TimeoutError):
