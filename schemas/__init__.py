@@ -1,1 +1,1 @@
-"""The contract between the parts: messages, the metric catalogue, and the layout of the bus."""
+"""The contract between the parts: messages, the metric catalog, and the layout of the bus."""

@@ -1,4 +1,4 @@
-"""Which message goes where: the bus as a table, from which the AsyncAPI document and the message reference derive."""
+"""Table of the bus: each subject with its messages. The AsyncAPI document and the message reference derive from it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Message = type[Struct]
 
 
 class Channel(Struct, frozen=True, kw_only=True):
-    """A subject with what travels on it.
+    """A subject with the messages on it.
 
     Attributes:
-        name: of the channel in documents.
+        name: name of the channel in documents.
         subject: with `{parameters}` for tokens that vary.
         parameters: each with its meaning.
-        publisher: the part that publishes, or asks.
-        subscriber: the part that listens, or answers.
-        message: what is published or asked; None for an empty body.
-        replies: what may come back; empty for events.
+        publisher: the part that publishes the message or sends the request.
+        subscriber: the part that subscribes, or answers.
+        message: type of the event or request; None for an empty body.
+        replies: types that may come back; empty for events.
         content_types: the default first.
         summary: one sentence.
         stream: the stream that keeps it; empty for request/reply.
-        said_by_subject: field of the message that the subject says: the body may leave it out.
-        name_optional: a name may stand behind the subject, and changes nothing.
+        said_by_subject: message field whose value the subject carries, so that the body may leave it out.
+        name_optional: True if a client may append a name to the subject; it changes nothing.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Bytes to messages and back. Every refusal names the path of the field that is wrong."""
+"""Encode and decode messages. A validation error names the path of the field that is wrong."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 CONTENT_TYPE_HEADER: Final = "Content-Type"
 WARNINGS_HEADER: Final = "Corral-Warnings"
-"""Of an answer: a JSON list of what was ignored in the question."""
+"""Header of an answer: a JSON list of what was ignored in the request."""
 LINE_HEADER: Final = "Corral-Line"
-"""Of a request that waits: names the one who asks, so that it is known again when it asks again under its id."""
+"""Header of a request that waits: identifies the client, so that the planner recognizes it when it sends the same
+request id again."""
 
 _to_msgpack = msgspec.msgpack.Encoder(enc_hook=encodable)
 _to_json = msgspec.json.Encoder(enc_hook=encodable)
@@ -48,10 +49,10 @@ def encode(message: object, content_type: str = MSGPACK) -> bytes:
 
 
 def decode(payload: bytes, type: type[T], content_type: str = MSGPACK) -> T:
-    """Decode and check a message. A whole number may be written as 1.0, as JSON Schema has it, also in MessagePack.
+    """Decode and validate a message. A whole number may be written as 1.0, as in JSON Schema; also in MessagePack.
 
     Raises:
-        DecodeError: the bytes are not that type, with the path of the field.
+        DecodeError: the bytes are not that type; it has the path of the field.
     """
     if content_type == JSON:
         decoder = _json_decoders.get(type)
@@ -68,7 +69,7 @@ def decode(payload: bytes, type: type[T], content_type: str = MSGPACK) -> T:
             whole = _with_whole_numbers(payload, content_type)
             if whole is not None:
                 return decode(whole, type, content_type)
-        # Both forms have one word for nothing.
+        # JSON and MessagePack both call it null.
         text = str(error).replace("got `None`", "got `null`")
         raise DecodeError(text, "invalid", _path(text)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -79,12 +80,14 @@ def decode(payload: bytes, type: type[T], content_type: str = MSGPACK) -> T:
 
 _WHOLE_WANTED: Final = re.compile(r"Expected `int\b[^`]*`, got `float`")
 _LARGEST_WHOLE: Final = 2.0**63
-"""Beyond it no field goes, and few floats are exact."""
+"""No field holds a larger whole number, and few larger numbers are exact as floats."""
 
 
 def _with_whole_numbers(payload: bytes, content_type: str) -> bytes | None:
-    """A message with each float that is whole as an integer; None where there is none. A field that takes any number
-    takes both."""
+    """Encode a message again with each whole float as an integer; None if it has none or can't be decoded.
+
+    A field that takes any number accepts integers, too.
+    """
     found = 0
 
     def walk(node: Any) -> Any:
@@ -109,7 +112,7 @@ def _with_whole_numbers(payload: bytes, content_type: str) -> bytes | None:
 
 
 def refuse_empty(payload: bytes) -> None:
-    """Refuse a message without a body: it says nothing, and may be the server's own.
+    """Refuse a message without a body: it asks for nothing, and may come from the NATS server itself.
 
     Raises:
         DecodeError: it is empty.
@@ -119,16 +122,17 @@ def refuse_empty(payload: bytes) -> None:
 
 
 def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> tuple[T, list[str]]:
-    """Decode a request that may come from a newer client, or from someone who mistyped.
+    """Decode a request that may come from a newer client, or that may hold misspelt fields.
 
-    A field that this version does not know is ignored and named in a warning, unless it is all but a field that it
-    does know: a misspelt limit that was silently left out would grant what nobody asked for.
+    A field that this version does not know is ignored and named in a warning. If it looks like a known field it is
+    refused instead: to ignore a misspelt limit could grant more than was asked for.
 
     Returns:
         The request, and one warning for each field that was ignored.
 
     Raises:
-        DecodeError: as `decode`, or it is empty, or a field looks like a misspelt one.
+        DecodeError: as `decode`; or the message is empty, has a field that looks misspelt, has more than
+            `_MOST_UNKNOWN` unknown fields, or is an answer of the NATS server.
     """
     refuse_empty(payload)
     try:
@@ -137,10 +141,10 @@ def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> t
         if not str(error).startswith(_UNKNOWN_FIELD):
             raise
         unknown = error
-    # What stands in an unknown field was not looked at until now.
+    # The values of unknown fields have not been decoded until now.
     tree = decode(payload, cast("type[Any]", object), content_type)
     if isinstance(tree, dict) and str(cast("dict[str, Any]", tree).get("type", "")).startswith(_SERVERS_OWN):
-        raise unknown  # an answer of the server's that somebody has had sent here
+        raise unknown  # an answer of the NATS server, which a client has redirected to this subject
     found: dict[tuple[_Known, str], str] = {}
     known = _known(msgspec.inspect.type_info(type))
     if known is None or not _drop_unknown(tree, known, "$", found):
@@ -158,15 +162,15 @@ def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> t
 
 
 def warnings_header(warnings: list[str]) -> str:
-    """Warnings as the value of a header, which is one line of ASCII."""
+    """Encode warnings as the value of a header, which is one line of ASCII."""
     return json.dumps(warnings)
 
 
 def encode_again(tree: object, content_type: str) -> bytes:
-    """Encode what was decoded as it came.
+    """Encode a decoded message again, in its own content type.
 
     Raises:
-        DecodeError: it holds a whole number that goes into no field.
+        DecodeError: it holds a whole number that is too large for any field.
     """
     try:
         return encode(tree, content_type)
@@ -176,18 +180,18 @@ def encode_again(tree: object, content_type: str) -> bytes:
 
 _UNKNOWN_FIELD: Final = "Object contains unknown field "
 _SERVERS_OWN: Final = "io.nats."
-"""The types of what JetStream and services answer begin so."""
+"""Prefix of the `type` in answers of JetStream and of NATS services."""
 _MOST_UNKNOWN: Final = 16
-"""Names that one request may have beside those that are known: one that is made of nothing else is refused."""
+"""Unknown field names that one request may have; a request with more is refused."""
 
 
 class _Known:
-    """What is known of a type: the fields of a struct, or what the entries of a list or map are.
+    """Known fields of a type: those of a struct, or those of the entries of a list or map.
 
     Attributes:
-        fields: names of a struct that takes no others; None for one that takes any, and for what is no struct.
-        inner: fields with a struct somewhere in them.
-        each: of the entries.
+        fields: field names of a struct that forbids others; None for a struct that allows any, and for other types.
+        inner: fields with a struct somewhere in them, each with the known fields there.
+        each: the known fields of the entries of a list or map; None for a struct.
     """
 
     __slots__ = ("each", "fields", "inner")
@@ -202,7 +206,7 @@ _known_structs: Final[dict[type[Any], _Known]] = {}
 
 
 def _known(info: msgspec.inspect.Type) -> _Known | None:
-    """What is known of a type; None where there is no struct in it."""
+    """Find the known fields of a type; None where it holds no struct, or is a union of several."""
     if isinstance(info, msgspec.inspect.Metadata):
         return _known(info.type)
     if isinstance(info, msgspec.inspect.StructType):
@@ -233,16 +237,16 @@ def _known_struct(info: msgspec.inspect.StructType) -> _Known:
 
 
 def _drop_unknown(node: Any, known: _Known, path: str, found: dict[tuple[_Known, str], str]) -> bool:
-    """Take away what is not known, in one pass.
+    """Remove unknown fields, in one pass.
 
     Args:
-        node: changed in place.
-        known: of its type.
-        path: of the node.
-        found: each name that was taken away, with the path of the first struct that had it.
+        node: part of a decoded message; changed in place.
+        known: the known fields of its type.
+        path: path of the node.
+        found: each name that was removed, with the path of the first struct that had it.
 
     Returns:
-        Whether there are not too many.
+        False if there are more than `_MOST_UNKNOWN` unknown names.
     """
     if known.each is not None:
         if isinstance(node, dict):
@@ -269,7 +273,10 @@ def _drop_unknown(node: Any, known: _Known, path: str, found: dict[tuple[_Known,
 
 
 def _meant(name: str, here: _Known, whole: _Known) -> str:
-    """The field that somebody meant: one beside the unknown one, else one elsewhere in the message, with its path."""
+    """Find the field that was probably meant: in the same struct, else elsewhere in the message, with its path.
+
+    Empty if there is none.
+    """
     if near := meant(name, here.fields or ()):
         return near
     elsewhere = _fields_by_path(whole)
@@ -278,7 +285,7 @@ def _meant(name: str, here: _Known, whole: _Known) -> str:
 
 
 def _fields_by_path(known: _Known, path: str = "", inside: tuple[_Known, ...] = ()) -> list[str]:
-    """The fields of a struct and of the structs within it, such as `distribution.items`."""
+    """Paths of the fields of a struct and of the structs within it, such as `distribution.items`."""
     if known in inside:
         return []
     if known.each is not None:
@@ -290,10 +297,10 @@ def _fields_by_path(known: _Known, path: str = "", inside: tuple[_Known, ...] = 
 
 
 def content_type(headers: dict[str, str] | None) -> str:
-    """The content type that a message's headers name; JSON where they name none.
+    """Content type that a message's headers name; JSON where they name none.
 
     Raises:
-        DecodeError: a type that Corral does not speak.
+        DecodeError: a content type that Corral does not support.
     """
     given = headers or {}
     named = given.get(CONTENT_TYPE_HEADER)
@@ -312,7 +319,7 @@ _MISSING: Final = re.compile(r"Object missing required field `([^`]*)`(?: - at `
 
 
 def _path(message: str) -> str:
-    """What a refusal is about: msgspec ends it on «- at `$.path`», or «- at `key` in `$.path`»."""
+    """Path of the field in an error of msgspec that ends in «- at `$.path`» or «- at `key` in `$.path`»; else empty."""
     if missing := _MISSING.match(message):
         return f"{missing[2] or '$'}.{missing[1]}"
     _, _, rest = message.rpartition(" - at `")

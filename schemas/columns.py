@@ -1,7 +1,7 @@
-"""Sample batches from values and back, with the standard library alone.
+"""Pack and unpack sample batches, with the standard library alone.
 
 A collector packs what it read, the planner looks at the last tick, a client unpacks rows. A processor joins the raw
-columns of many batches instead (see `SampleBatch`) and comes here only for `check`.
+columns of many batches instead (see `SampleBatch`) and uses only `check` of this module.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ TIME_SIZE: Final = 8
 
 
 def pack(metric: Metric, values: Sequence[float | int | None]) -> tuple[bytes, bytes | None] | None:
-    """One column from values, ticks × devices.
+    """Pack values, ticks × devices, into one column.
 
     Returns:
-        The column and its nulls (None without any), or None where every value is null: leave the column out.
+        The column and its nulls (None if there are none); None where every value is null: leave the column out then.
     """
     nulls: bytes | None = None
     if None in values:
@@ -42,7 +42,7 @@ def pack(metric: Metric, values: Sequence[float | int | None]) -> tuple[bytes, b
 
 
 def pack_times(times_ns: Sequence[int]) -> bytes:
-    """The times of a batch, ticks × devices."""
+    """Pack the times of a batch, ticks × devices, nanoseconds since the epoch."""
     return _bytes(_array("q", times_ns))
 
 
@@ -78,8 +78,8 @@ def check(batch: SampleBatch) -> None:
     """Refuse a batch whose arrays do not fit its devices and times.
 
     Raises:
-        DecodeError: with the path of the field at fault. Columns of metrics that this version does not know are
-            let be: a newer collector may send them.
+        DecodeError: with the path of the field at fault. Columns of metrics that this version does not know are not
+            checked: a newer collector may send them.
     """
     count = len(batch.devices)
     if count == 0:
@@ -106,9 +106,9 @@ def check(batch: SampleBatch) -> None:
 
 
 def possible(batch: SampleBatch) -> SampleBatch:
-    """A batch that passed `check`, with nulls in place of the values that their metrics can't have.
+    """Replace values that their metrics can't have by nulls, in a batch that passed `check`.
 
-    Collectors leave these out; those of earlier versions, and of others, may not.
+    Collectors leave such values out; earlier versions and other publishers may not.
     """
     nulls: dict[str, bytes] = {}
     for name, raw in batch.columns.items():

@@ -1,8 +1,9 @@
-"""Counters as they are shown and used at once, before it is known what comes next.
+"""Live values of counters: filters out misread values before the next readings are known.
 
-Rollups tell a reset from a value that was wrong by what was read after it (docs/counters.md). Whoever needs a number
-now holds on to the one before: a value that a counter can't have is believed once it has stood for two minutes, or
-after a silence as long, and counts then what it counts there: from 0 after a reset, and nothing after any other step.
+Rollups tell a reset from a misread value by the readings that follow (docs/counters.md). A live value can't wait for
+them, so the last accepted value is shown meanwhile. A reading that can't follow it is accepted once it has lasted for
+two minutes, or if it comes after a gap that is longer. If it is a reset, the counter counts from 0 from then on. Any
+other step counts nothing by itself, and the counter goes on from there.
 """
 
 from __future__ import annotations
@@ -14,24 +15,23 @@ from msgspec import Struct
 from .metrics import Metric
 
 PASSING_SECONDS: Final = 120.0
-"""A value that is seen no longer than this may pass. Metrics are read every 10 s at the slowest, and samples may be a
-minute apart."""
+"""Time that a misread value may last. Metrics are read every 10 s at the slowest, and samples may be a minute apart."""
 
 
 MINUTE_SECONDS: Final = 60.0
-"""A counter may have grown by as much as in a minute at least, since readings come late and at once."""
+"""Shortest time by which growth is measured against a counter's limit: readings may come late, and several at once."""
 
 
 class Held(Struct, frozen=True):
-    """What is believed of a counter.
+    """Accepted value of a counter, and the readings that contradict it.
 
     Attributes:
-        value: what it counts, as it is to be shown: it falls where the counter was reset, and nowhere else.
-        read: when it was read last, in seconds.
-        doubtful: since when the readings are others, in seconds; None while they are not.
-        odd: the first of these.
-        ahead: by how much `value` is more than the reading: what a wobble took off that nobody has counted anew, less
-            what a counter had too much.
+        value: the count to show; it falls only where the counter was reset.
+        read: time of the last accepted reading, in seconds.
+        doubtful: since when readings contradict the value, in seconds; None while they do not.
+        odd: the first of these readings.
+        ahead: `value` minus the reading: what wobbles took off without a reset, less what jumps added that the
+            counter can't have counted.
     """
 
     value: float
@@ -42,12 +42,12 @@ class Held(Struct, frozen=True):
 
 
 def hold(before: Held | None, metric: Metric, reading: float, now: float) -> Held:
-    """What to believe of a counter after one more reading.
+    """Fold one more reading of a counter into its accepted value.
 
     Args:
-        before: what was believed; None before the first reading.
+        before: the state so far; None before the first reading.
         metric: the counter.
-        reading: as the driver says it.
+        reading: the value that the driver gives.
         now: when it was read, in seconds.
     """
     if before is None:
@@ -57,25 +57,29 @@ def hold(before: Held | None, metric: Metric, reading: float, now: float) -> Hel
         return Held(reading + before.ahead, now, ahead=before.ahead)
     first = before.doubtful is None
     since, odd = (now, reading) if first or before.doubtful is None else (before.doubtful, before.odd)
-    # After a silence the counter may have been set back meanwhile: a new process of the driver begins at 0.
+    # After a gap the counter may have been reset meanwhile: a new driver process begins at 0.
     silent = first and now - before.read > PASSING_SECONDS
     if not silent and now - since <= PASSING_SECONDS:
         return Held(before.value, before.read, since, odd, before.ahead)
     if _is_reset(metric, last, odd, since - before.read, silent=silent):
         return Held(reading, now)
-    # A wobble, or more than it can have counted: nothing was counted then, and it goes on from there.
+    # A wobble, or more than it can have counted: the step counts nothing, and the counter goes on from there.
     value = before.value + max(0, reading - odd)
     return Held(value, now, ahead=value - reading)
 
 
 def _is_reset(metric: Metric, before: float, reading: float, seconds: float, *, silent: bool) -> bool:
-    """Whether a reading that does not follow counts from 0 (docs/counters.md)."""
+    """True if a reading that does not follow counts from 0 (docs/counters.md).
+
+    It is then at most half of the value before, or 99 % of it after a gap, and no more than the counter can count in
+    the time.
+    """
     most = metric.row.unit.per_second
     small = reading * 100 <= before * (99 if silent else 50)
     return small and (most is None or reading <= most * max(seconds, MINUTE_SECONDS))
 
 
 def follows(metric: Metric, before: float, value: float, seconds: float) -> bool:
-    """Whether a counter can have grown from one reading to the next without a reset."""
+    """True if a counter can have grown from one reading to the next without a reset, within the limit of its unit."""
     most = metric.row.unit.per_second
     return value >= before and (most is None or value - before <= most * max(seconds, MINUTE_SECONDS))

@@ -1,7 +1,7 @@
-"""Patterns over names, as shells have them: `*`, `?`, `[abc]`, `[!a-z]`. Whoever writes them can't make it slow.
+"""Glob patterns over names, as in shells: `*`, `?`, `[abc]`, `[!a-z]`. No pattern can make matching slow.
 
-`fnmatch` of the standard library looks for the end of every `[` anew, so that a few thousand of them take it minutes,
-and keeps 32,768 compiled patterns for ever. Here a pattern of stars alone, as most are, is never compiled at all.
+`fnmatch` of the standard library searches for the end of every `[` anew, so that a few thousand of them take minutes,
+and it keeps 32,768 compiled patterns forever. Here a pattern with `*` alone, as most are, is never compiled.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Final
 from .codec import DecodeError
 
 MOST_COMPLEX: Final = 32
-"""Patterns with `?` or `[` that one question may have: each of them is compiled."""
+"""Patterns with `?` or `[` that one request may have: each of them is compiled."""
 MOST_CHARACTERS: Final = 256
-"""Of one pattern."""
+"""Characters that one pattern may have."""
 
 _STARS: Final = re.compile(r"\*+")
 
 
 def matches(text: str, glob: str) -> bool:
-    """Whether a pattern fits the whole of a text, upper and lower case apart."""
+    """True if a pattern matches the whole of a text; case-sensitive."""
     if "?" in glob or "[" in glob:
         return _compiled(glob)(text) is not None
     if "*" not in glob:
@@ -41,19 +41,19 @@ def matches(text: str, glob: str) -> bool:
 
 
 def matches_any(text: str, globs: Iterable[str]) -> bool:
-    """Whether one of some patterns fits."""
+    """True if at least one of the patterns matches the whole of a text; case-sensitive."""
     return any(matches(text, glob) for glob in globs)
 
 
 def check(globs: Sequence[str], path: str) -> None:
-    """Refuse patterns that would take too long.
+    """Refuse patterns that would take too long to match.
 
     Args:
-        globs: as somebody sent them.
-        path: of the field that they are in.
+        globs: patterns of a request.
+        path: path of the field that they are in.
 
     Raises:
-        DecodeError: too long, or too many that have to be compiled.
+        DecodeError: a pattern is too long, or too many have to be compiled.
     """
     if any(len(glob) > MOST_CHARACTERS for glob in globs):
         raise DecodeError(f"A pattern has more than {MOST_CHARACTERS} characters - at `{path}`", "invalid", path)
@@ -68,7 +68,7 @@ def _compiled(glob: str) -> Callable[[str], object]:
         # The first character of a set may be `]` itself.
         inside = at + 2 if glob.startswith("!", at + 1) else at + 1
         end = glob.find("]", inside + glob.startswith("]", inside))
-        if end < 0:  # it is never closed, and nothing behind it is: each stands for itself
+        if end < 0:  # this set is never closed, nor is any after it: each `[` stands for itself
             glob = glob[:at] + glob[at:].replace("[", "[[]")
             break
         at = glob.find("[", end + 1)

@@ -1,8 +1,8 @@
-"""How a service is: what it answers on `corral.v1.health`, and who answers for it.
+"""Health checks of services: their subjects, and the message that a service answers with.
 
 Each service listens on three subjects: `corral.v1.health` (all services answer), `corral.v1.health.<service>` (all
-instances of one) and `corral.v1.health.<service>.<instance>`. It is alive if it answers, and ready if it does what it
-is there for; the reasons say why not.
+instances of one) and `corral.v1.health.<service>.<instance>`. It is alive if it answers, and ready if it does its
+work; the reasons say why not.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ log = logging.getLogger("corral.health")
 
 
 Values = Mapping[str, "float | Histogram | Mapping[str, float] | Mapping[str, Histogram]"]
-"""By instrument; by the value of its label where it has one."""
+"""Values by the name of the instrument; within, by the value of its label where it has one."""
 
 
 class Measure(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The value of an instrument.
+    """Value of one instrument (gauge, counter or histogram) of a service.
 
     Attributes:
-        name: of the instrument; see `schemas/instruments.py`.
-        value: of a gauge or counter; for a histogram the sum of all values.
-        labels: such as the stream.
-        bounds: of a histogram, ascending.
-        counts: of a histogram: values up to each bound and above the one before it, and at last those beyond.
+        name: name of the instrument; see `schemas/instruments.py`.
+        value: value of a gauge or counter; for a histogram the sum of all observed values.
+        labels: label values by name, such as the stream.
+        bounds: bucket bounds of a histogram, ascending.
+        counts: buckets of a histogram, not cumulative: values up to each bound and above the one before it, and at last
+            those beyond all bounds.
     """
 
     name: str
@@ -42,18 +43,18 @@ class Measure(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ServiceHealth(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="health", tag_field="type"):
-    """A service on itself.
+    """Health of one service: readiness, role and the values of its instruments.
 
     Attributes:
-        service: which; see `ServiceKind`.
-        instance: names it among those of its kind.
+        service: kind of the service.
+        instance: id of the service among those of its kind.
         host: name of the machine that it runs on.
-        ready: it does what it is there for.
-        reasons: why not, in words; empty if it is ready.
-        role: such as `leader` or `standby`; empty if there is only one.
-        corral_version: of the package.
+        ready: true if the service does its work.
+        reasons: why it is not ready, in words; empty if it is.
+        role: such as `leader` or `standby`; empty for a service that has only one.
+        corral_version: version of the package.
         started_at: when it started.
-        measures: of itself.
+        measures: values of its instruments.
     """
 
     service: ServiceKind
@@ -68,11 +69,11 @@ class ServiceHealth(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
 
 
 class Judgement(Struct, frozen=True):
-    """What a service says of itself at one moment.
+    """Readiness, role and instruments of a service at one moment.
 
     Attributes:
         reasons: why it is not ready; empty if it is.
-        values: of its instruments, those of every service left out.
+        values: values of its instruments, without those that every service has.
         role: as in `ServiceHealth`.
     """
 
@@ -82,5 +83,5 @@ class Judgement(Struct, frozen=True):
 
 
 def health_subject(service: str | None = None, instance: str | None = None) -> str:
-    """Where to ask: all services, those of one kind, or one of them."""
+    """Subject of a health check: of all services, those of one kind, or one instance."""
     return ".".join(filter(None, (subjects.HEALTH, service, instance and subjects.host_token(instance))))

@@ -1,4 +1,4 @@
-"""What services measure of themselves: one row an instrument, from which answers, series and the document derive.
+"""Instruments with which services measure themselves. Health answers, series and the reference derive from one table.
 
 A service answers `corral.v1.health.…` with the values of its instruments (see `health.py`), and `corral export` shows
 them to Prometheus as `corral_<service>_<name>`.
@@ -25,7 +25,7 @@ class ServiceKind(StrEnum):
 
 
 class InstrumentKind(StrEnum):
-    """A gauge is a level now, a counter grows from the service's start, a histogram counts values by size."""
+    """Kind of an instrument: a current level, a count since the service's start, or a distribution of values."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
@@ -33,14 +33,14 @@ class InstrumentKind(StrEnum):
 
 
 class Instrument(Struct, frozen=True, kw_only=True):
-    """One row of the catalogue.
+    """One gauge, counter or histogram of a service.
 
     Attributes:
-        name: with its unit at the end.
+        name: name, with the unit at the end.
         kind: see `InstrumentKind`.
         help: one sentence.
-        labels: names of labels that its values have, in the order in which a service gives them.
-        bounds: of a histogram, ascending: a value counts where it is at most the bound.
+        labels: names of the labels of its values, in the order in which a service gives them.
+        bounds: bucket bounds of a histogram, ascending; a value at a bound counts below it.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Instrument(Struct, frozen=True, kw_only=True):
 
 
 class Histogram:
-    """Counts values by size.
+    """Counts observed values by size, in buckets.
 
     Args:
         bounds: ascending; a value counts at the first bound that it does not exceed, or beyond the last.
@@ -69,13 +69,13 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, value: float) -> None:
-        """Count one."""
+        """Count one value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
 
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Bounds for the time that somebody waits."""
+"""Bucket bounds for waiting times."""
 FAST_SECONDS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 SIZES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 ROWS: Final = (10.0, 100.0, 1e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6)
@@ -98,7 +98,7 @@ COMMON: Final = (
     _counter("cpu_seconds", "User and system time of the process."),
     _gauge("resident_bytes", "Resident memory of the process."),
 )
-"""Of every service."""
+"""Instruments that every service has."""
 
 _PLANNER: Final = (
     _gauge("leading", "1 while this planner leads."),

@@ -1,4 +1,4 @@
-"""What an inventory may say: numbers that a lease and a table can hold, matrices of the right size, an address."""
+"""Validation of inventories: numbers that a lease and a table can hold, matrices of the right size, an address."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ BOARD_SLICES: Final = 7
 (https://docs.nvidia.com/datacenter/tesla/mig-user-guide/). Smaller boards (A30, RTX PRO 6000) have `FEW_SLICES`."""
 FEW_SLICES: Final = 4
 _FEW_FROM: Final = 0.2
-"""A slice with at least such a part of the board's multiprocessors is one of four; one of seven has 0.12 to 0.14."""
+"""A slice with at least this share of the board's multiprocessors is one of four; one of seven has 0.12 to 0.14."""
 MOST_INTERVAL_SECONDS: Final = 30 * 86400.0
-"""Between samples: what views count by it are sums over all hosts."""
+"""Longest interval between samples that an inventory may give: views multiply by it, and add up over all hosts."""
 _NUMBERS: Final = {
     "sm_count": (31, 0),
     "sm_clock_max_megahertz": (31, 0),
@@ -25,15 +25,15 @@ _NUMBERS: Final = {
     "memory_bytes": (63, 0),
     "memory_bandwidth_bytes_per_second": (63, 0),
 }
-"""Of a device: how many bits each may have, and what stands where it is not known."""
+"""Numbers of a device: the bits that each may have, and the value that stands for unknown."""
 _PROFILE: Final = re.compile(r"([0-9]+)[cg]\.")
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,252}")
 
 
 def check(inventory: Inventory) -> None:
-    """Refuse an inventory that could not be kept.
+    """Refuse an inventory that could not be stored.
 
-    MessagePack has integers that are larger than a BIGINT, and nothing here but a NUMA node is ever negative.
+    MessagePack has integers that are larger than a BIGINT, and no number here but a NUMA node is ever negative.
 
     Raises:
         DecodeError: `out_of_range` for a number, `invalid` for a matrix, with the path of the field.
@@ -62,7 +62,7 @@ def check(inventory: Inventory) -> None:
 
 
 def possible(device: DeviceInfo) -> DeviceInfo:
-    """A device without numbers that none can have: drivers set all bits of what they don't know, or only the sign."""
+    """Replace the numbers that no device can have by unknown: drivers set all bits, or the sign, of what they lack."""
     changes: dict[str, Any] = {
         name: unknown
         for name, (bits, unknown) in _NUMBERS.items()
@@ -76,14 +76,14 @@ def possible(device: DeviceInfo) -> DeviceInfo:
 
 
 def board_part(info: DeviceInfo, board: DeviceInfo | None) -> float:
-    """The part of a whole board that a device is: 1, or the compute slices of a MIG instance over all of its board.
+    """Share of a whole board that a device is: 1, or the compute slices of a MIG instance over all of its board.
 
     `1g.10gb` of an H100 is 1/7, `3g.40gb` 3/7, the compute instance `1c.3g.40gb` 1/7. The views count the same
     (`lease_spans.sql`).
 
     Args:
-        info: of the device.
-        board: of which it is an instance, where that is known.
+        info: the device.
+        board: the board of which it is an instance, where that is known.
     """
     if not info.mig_parent:
         return 1.0
@@ -94,7 +94,7 @@ def board_part(info: DeviceInfo, board: DeviceInfo | None) -> float:
 
 
 def address(text: str) -> str:
-    """A host's address as a name or number that ssh and a shell take as such; empty for anything else."""
+    """A host's address if it is a name or number that is safe for ssh and a shell; empty for anything else."""
     return text if _ADDRESS.fullmatch(text) else ""
 
 

@@ -1,6 +1,6 @@
-"""The metric catalogue: one row a metric, and everything else derives from it.
+"""The metric catalog: one row per metric, and everything else derives from it.
 
-Each field of `DeviceSample` below its identity is one row of the catalogue. The row says what the
+Each field of `DeviceSample` below its identity is one row of the catalog. The row says what the
 metric is called, in which unit, how NVML gives it, how often to read it, when it is null, what a rollup keeps,
 and its dcgm-exporter name. The wire format, the readers' schedules, the DuckDB columns, the Prometheus
 exporter and `docs/metrics.md` are all generated from `METRICS`: adding a metric is adding one row.
@@ -1294,7 +1294,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Metric(Struct, frozen=True):
-    """A row of the catalogue with its name."""
+    """A row of the catalog with its name."""
 
     name: str
     integer: bool
@@ -1312,11 +1312,11 @@ class Metric(Struct, frozen=True):
 
     @property
     def limits_from(self) -> str:
-        """Where these limits come from, in words."""
+        """Source of `minimum` and `maximum`, in words."""
         return self.row.limit or self.row.unit.source
 
     def possible(self, value: float) -> bool:
-        """Whether the metric can have a value: within its limits, and a number."""
+        """True if the metric can have a value: a number (not NaN) within its limits."""
         least, most = self.minimum, self.maximum
         return (least is None or value >= least) and (most is None or value <= most) and value == value
 
@@ -1334,4 +1334,4 @@ def _catalogue() -> dict[str, Metric]:
 
 
 METRICS: Final[dict[str, Metric]] = _catalogue()
-"""The catalogue by metric name, in the order of `DeviceSample`."""
+"""The catalog by metric name, in the order of `DeviceSample`."""

@@ -1,4 +1,4 @@
-"""Names that are all but another's: which field somebody meant who wrote a field, an option or a variable wrong.
+"""Misspelt names of fields, options and variables: finds the known name that was probably meant.
 
 A name is compared in four ways, the surest first: without its case and separators (`timeToLive`), without its units and
 words of counting (`num_gpus`, `memory_gb`), by what other schedulers call the same thing (`vram`, `walltime`), and by
@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 LONGEST_NAME: Final = 64
-"""Longer ones are no slip of the pen, and comparing takes its time."""
+"""Longer names are not compared: they are no typing errors, and comparing takes time."""
 CLOSE: Final = 0.75
-"""Ratio of letters that two names share, as difflib counts it: from here on one is taken for the other."""
+"""Ratio of letters that two names share, by difflib, from which on one is taken for the other."""
 
 _WORD: Final = re.compile(r"[KMGT]i?B(?![A-Za-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _UNITS: Final = re.compile(
@@ -68,14 +68,14 @@ for _names, _fields in _SYNONYMS.items():
 
 
 def meant(name: str, known: Collection[str]) -> str:
-    """The known name that somebody meant.
+    """Find the known name that was probably meant.
 
     Args:
-        name: that is not known.
+        name: an unknown name.
         known: names to choose from.
 
     Returns:
-        One of them; empty where none is near.
+        One of them; empty where none is close.
     """
     if not 0 < len(name) <= LONGEST_NAME:
         return ""
@@ -91,7 +91,7 @@ def meant(name: str, known: Collection[str]) -> str:
 
 
 def same(name: str, known: Collection[str]) -> str:
-    """The known name that says the same: but for case and separators, or units and words of counting; empty if none."""
+    """Find the known name that differs only in case and separators, or in units and counting words; empty if none."""
     words = _words(name)
     plain = "".join(words)
     for one in known:
@@ -106,9 +106,9 @@ def same(name: str, known: Collection[str]) -> str:
 
 
 def slip(name: str, known: Iterable[str]) -> str:
-    """The known name from which one letter is missing, too many, wrong or in its neighbor's place; empty if none.
+    """Find the known name that differs by one letter missing, added or wrong, or by two swapped; empty if none.
 
-    Another digit is no slip: `PORT_4` follows `PORT_3`.
+    A different digit does not count: `PORT_4` follows `PORT_3`.
     """
     return next((one for one in sorted(known) if _is_slip(name, one)), "")
 
@@ -125,18 +125,18 @@ def _is_slip(name: str, known: str) -> bool:
 
 
 def closest(name: str, known: Iterable[str], ratio: float = CLOSE) -> str:
-    """The known name with the most letters in common; empty where none has enough."""
+    """Find the known name with the most letters in common; empty where none has enough."""
     found = difflib.get_close_matches(name, sorted(known), 1, ratio) if len(name) <= LONGEST_NAME else []
     return found[0] if found else ""
 
 
 def _words(name: str) -> list[str]:
-    """`gpuMemoryGB` as `gpu`, `memory`, `gb`."""
+    """Split a name into lower-case words: `gpuMemoryGB` into `gpu`, `memory`, `gb`."""
     return [word.lower() for word in _WORD.findall(name)]
 
 
 def _bare(words: list[str]) -> list[str]:
-    """What a name is about: without units and words of counting, in the singular."""
+    """Remove units and words of counting from a name's words, and make the rest singular."""
     kept = [re.sub(r"^n(?:um)?(?=[gc]pus?$)", "", word) for word in words]
     kept = [word for word in kept if not _UNITS.fullmatch(word) and not _COUNTING.fullmatch(word)]
     return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in kept]

@@ -1,4 +1,4 @@
-"""What one asks about the fleet and its leases, and what operators do; the encoding is as in `requests.py`."""
+"""Messages about the fleet and its leases, and actions of operators; the encoding is as in `requests.py`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .requests import Count, Grant, Identifier, Lease, LeaseState, Rejection, Sh
 
 
 class LeaseFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Which leases to list.
+    """Request for a list of leases. Each field narrows the list.
 
     Attributes:
-        owner: only of this owner.
-        states: only in these states; active ones by default.
-        lease_id: only this one.
-        hosts: only those with a grant on one of these hosts; none allows any.
-        offset: leave out so many of the oldest, to read a list in parts.
-        limit: list so many at most; None lists all, which is refused as `too_large` where it does not fit in a message.
+        owner: only leases of this owner.
+        states: only leases in these states; active ones by default.
+        lease_id: only the lease with this id.
+        hosts: only leases with a grant on one of these hosts; an empty list allows any.
+        offset: skip this many of the oldest, to read a list in parts.
+        limit: list at most this many; None lists all, which is refused as `too_large` if it does not fit in a message.
     """
 
     owner: str | None = None
@@ -33,8 +33,8 @@ class Leases(Struct, frozen=True, kw_only=True, tag="leases", tag_field="type"):
     """A list of leases, oldest first.
 
     Attributes:
-        leases: that the filter lets through.
-        warnings: fields of the question that this planner does not know and has ignored.
+        leases: leases that match the filter.
+        warnings: fields of the request that this planner does not know and has ignored.
     """
 
     leases: list[Lease]
@@ -42,12 +42,12 @@ class Leases(Struct, frozen=True, kw_only=True, tag="leases", tag_field="type"):
 
 
 class DeviceFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Which devices to list; each field is a list of globs, and an empty one allows any.
+    """Filter of a request about devices. Each field is a list of globs, and an empty list allows any.
 
     Attributes:
-        hosts: over host names.
-        models: over the device's name, upper and lower case alike.
-        devices: over uuids.
+        hosts: globs over host names.
+        models: globs over the device's name, case-insensitive.
+        devices: globs over uuids.
     """
 
     hosts: list[str] = []
@@ -59,29 +59,29 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
     """A device as the planner sees it now.
 
     Attributes:
-        uuid: of the device.
+        uuid: uuid of the device.
         host: the host's name.
-        index: on that host.
+        index: the driver's index on that host.
         model: the device's name.
-        usable: whether it may take work now.
-        why_not: the reasons if not: `stale`, `unhealthy`, `drained`, `mig_parent`, `host_lost`.
-        memory_total_bytes: in all.
-        memory_used_bytes: as measured.
-        memory_free_bytes: what a request could still get, leases and foreign processes taken off.
+        usable: true if it may take work now.
+        why_not: reasons if it is not usable: `stale`, `unhealthy`, `drained`, `mig_parent`, `host_lost`.
+        memory_total_bytes: device memory in all.
+        memory_used_bytes: device memory in use, as measured last; None if unknown.
+        memory_free_bytes: device memory that a request could still get, without that of leases and foreign processes.
         share_free: part of the device that is not leased, 0 to 1.
         utilization_percent: as measured last; None if unknown.
-        temperature_celsius: likewise.
-        power_watts: likewise.
-        throttled: the clocks are held back by heat or power.
-        sample_age_seconds: since the last sample; None before the first.
+        temperature_celsius: as measured last; None if unknown.
+        power_watts: as measured last; None if unknown.
+        throttled: true if heat or power limits hold the clocks back.
+        sample_age_seconds: age of the last sample; None before the first.
         leases: ids of the leases on it.
         drain_reason: why an operator drained it; empty if it is not drained.
-        health: the last severity that counts, in words; empty if well.
-        mig_parent: uuid of the parent of a MIG instance.
-        in_use: strangers compute or hold memory on it, or what an ended lease has left there: it is not granted as a
-            whole unless one asks with `allow_in_use`.
-        in_use_reason: by what, in words; empty if it is not.
-        mig_profile: of a MIG instance, such as `1g.10gb`; empty for a whole device.
+        health: the last severity that counts, in words; empty if the device is healthy.
+        mig_parent: uuid of the parent of a MIG instance; None for a whole device.
+        in_use: true if processes without a lease, or left by a lease that has ended, compute or hold memory on it. It
+            is then granted as a whole only to a request with `allow_in_use`.
+        in_use_reason: what uses it, in words; empty if it is not in use.
+        mig_profile: profile of a MIG instance, such as `1g.10gb`; empty for a whole device.
     """
 
     uuid: str
@@ -112,8 +112,8 @@ class Devices(Struct, frozen=True, kw_only=True, tag="devices", tag_field="type"
     """A list of devices, by host and index.
 
     Attributes:
-        devices: that the filter lets through.
-        warnings: fields of the question that this planner does not know and has ignored.
+        devices: devices that match the filter.
+        warnings: fields of the request that this planner does not know and has ignored.
     """
 
     devices: list[DeviceStatus]
@@ -124,23 +124,23 @@ class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="ty
     """Aggregates over the fleet, or over a part of it.
 
     Attributes:
-        hosts: how many.
-        devices: how many.
-        usable_devices: that may take work now.
-        leased_devices: that some lease holds, whole or in part.
-        active_leases: how many.
-        memory_total_bytes: over all devices.
-        memory_used_bytes: as measured.
-        memory_free_bytes: what requests could still get.
-        share_free: whole devices' worth that is not leased.
-        utilization_percent_mean: over devices with fresh samples; None without any.
-        temperature_celsius_mean: likewise.
-        power_watts_total: likewise.
-        models: devices by model.
-        waiting_requests: in the queue.
+        hosts: number of hosts.
+        devices: number of devices.
+        usable_devices: number of devices that may take work now.
+        leased_devices: number of devices that some lease holds, whole or in part.
+        active_leases: number of active leases.
+        memory_total_bytes: memory of all devices.
+        memory_used_bytes: device memory in use, as measured.
+        memory_free_bytes: device memory that requests could still get.
+        share_free: capacity that is not leased, as a number of whole devices.
+        utilization_percent_mean: mean over devices with fresh samples; None without any.
+        temperature_celsius_mean: mean over devices with fresh samples; None without any.
+        power_watts_total: sum over devices with fresh samples; None without any.
+        models: number of devices by model.
+        waiting_requests: number of requests in the queue.
         planner: id of the planner that answers.
-        warnings: fields of the question that this planner does not know and has ignored.
-        in_use_devices: that no lease holds and strangers use.
+        warnings: fields of the request that this planner does not know and has ignored.
+        in_use_devices: number of devices that no lease holds, but that processes without a lease use.
     """
 
     hosts: int = 0
@@ -163,12 +163,12 @@ class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="ty
 
 
 class Addition(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Devices that are not there, for a what-if.
+    """Hypothetical devices, for a what-if question.
 
     Attributes:
         model: name of a model that the fleet has; its capabilities are taken over.
-        devices: how many more.
-        per_host: on hosts of so many.
+        devices: number of devices to add.
+        per_host: number of devices on each host that is added.
     """
 
     model: str
@@ -177,11 +177,11 @@ class Addition(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unk
 
 
 class ExplainRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What would become of a request, without granting it.
+    """Ask whether a request would be granted, and why, without granting it.
 
     Attributes:
-        request: as it would be sent.
-        with_more: devices to add first (what-if).
+        request: the request as it would be sent.
+        with_more: devices to add to the fleet first (what-if).
     """
 
     request: WorkRequest
@@ -189,16 +189,16 @@ class ExplainRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """One device in an explanation.
+    """Verdict on one device in an explanation.
 
     Attributes:
         host: the host's name.
-        device: uuid.
-        feasible: whether it could be used.
-        reason: why not.
-        score: if it could.
-        score_parts: what the score is made of.
-        selected: whether it would be taken.
+        device: uuid of the device.
+        feasible: true if the request could use it.
+        reason: why it could not; empty if it could.
+        score: score of a feasible device; None for others.
+        score_parts: parts of the score, by name.
+        selected: true if the request would get it.
     """
 
     host: str
@@ -211,17 +211,17 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 
 class Explanation(Struct, frozen=True, kw_only=True, tag="explanation", tag_field="type"):
-    """What would become of a request, and why.
+    """Outcome that a request would have now, and the reasons.
 
     Attributes:
-        granted: whether it would be granted now.
-        message: in one sentence.
-        grants: what would be granted.
-        rejection: what would be answered if not.
-        verdicts: per device, the selected first, then by score; cut to 1,000.
+        granted: true if it would be granted now.
+        message: the outcome in one sentence.
+        grants: the devices that would be granted.
+        rejection: the answer if it would not be granted; None if it would.
+        verdicts: one per device, selected ones first, then by score; cut to 1,000.
         hosts: per host, why it could not hold the request; cut to 1,000.
-        policy: that ranked.
-        warnings: fields of the question that this planner does not know and has ignored.
+        policy: name of the policy that ranked the devices.
+        warnings: fields of the request that this planner does not know and has ignored.
     """
 
     granted: bool
@@ -235,15 +235,15 @@ class Explanation(Struct, frozen=True, kw_only=True, tag="explanation", tag_fiel
 
 
 class DrainAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Keep new work off devices, or let it on again. Leases that are there go on.
+    """Drain devices, so that they take no new work, or undrain them. Existing leases go on.
 
     Attributes:
         drain: True drains, False undrains.
-        devices: uuids.
-        hosts: names.
+        devices: uuids of devices.
+        hosts: names of hosts, with all their devices.
         host_labels: cordons every host with these labels, now and later.
         reason: why; required to drain.
-        operator: who.
+        operator: name of the operator.
     """
 
     drain: bool
@@ -255,11 +255,11 @@ class DrainAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
 
 class Drains(Struct, frozen=True, kw_only=True, tag="drains", tag_field="type"):
-    """All drains that hold, after the change.
+    """All drains in force after the change.
 
     Attributes:
         drains: what is drained (`host:NAME`, `device:UUID`, `label:K=V`) → reason.
-        warnings: fields of the question that this planner does not know and has ignored.
+        warnings: fields of the request that this planner does not know and has ignored.
     """
 
     drains: dict[str, str]
@@ -270,9 +270,9 @@ class EvictAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     """Take a lease back from its owner.
 
     Attributes:
-        lease_id: which.
-        reason: why; its holder is told.
-        operator: who.
+        lease_id: id of the lease.
+        reason: why; the holder is told.
+        operator: name of the operator.
     """
 
     lease_id: Identifier
@@ -281,13 +281,13 @@ class EvictAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
 
 class QueueFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Which requests that wait to list.
+    """Request for a list of the requests that wait in the queue. Each field narrows the list.
 
     Attributes:
-        owner: only of this owner.
-        request_id: only this one.
-        offset: leave out so many of the first, to read a list in parts.
-        limit: list so many at most; None lists as many as fit in a message.
+        owner: only requests of this owner.
+        request_id: only the request with this id.
+        offset: skip this many of the first, to read a list in parts.
+        limit: list at most this many; None lists as many as fit in a message.
     """
 
     owner: str | None = None
@@ -297,19 +297,20 @@ class QueueFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
 
 class QueueEntry(Struct, frozen=True, kw_only=True):
-    """A request that waits.
+    """A request that waits in the queue.
 
     Attributes:
-        request_id: of the request.
-        owner: who asks.
-        position: from 1, in the order of priority and arrival.
-        waiting_seconds: so far.
+        request_id: id of the request.
+        owner: owner who asks.
+        position: place in the queue, from 1, by priority and arrival.
+        waiting_seconds: time that it has waited so far.
         message: why it waits.
-        gpus: how many it asks for.
-        name: of the workload.
-        heard_seconds: since it was last heard; it is out of line after 30.
-        reserved_devices: how many are kept for it, since it has waited long enough: free ones, and such as will be.
-        reserved_hosts: on which hosts, the first ten by name; for a request without devices, whose cores or RAM are.
+        gpus: number of devices that it asks for.
+        name: name of the workload.
+        heard_seconds: time since its client was last heard; after 30 s it leaves the queue.
+        reserved_devices: number of devices, free now or soon, that are reserved for it since it has waited long enough.
+        reserved_hosts: hosts of these devices, the first ten by name; for a request without devices, hosts whose cores
+            or RAM are reserved.
     """
 
     request_id: str
@@ -325,12 +326,12 @@ class QueueEntry(Struct, frozen=True, kw_only=True):
 
 
 class Queue(Struct, frozen=True, kw_only=True, tag="queue", tag_field="type"):
-    """Requests that wait, first in line first.
+    """Requests that wait in the queue, in the order of their positions.
 
     Attributes:
-        entries: that the filter lets through, as many as fit in a message.
-        total: that the filter lets through; the rest is listed with an `offset`.
-        warnings: fields of the question that this planner does not know and has ignored.
+        entries: requests that match the filter, as many as fit in a message.
+        total: number of requests that match the filter; list the rest with an `offset`.
+        warnings: fields of the request that this planner does not know and has ignored.
     """
 
     entries: list[QueueEntry]

@@ -1,4 +1,4 @@
-"""Numbers of other libraries as Python's own: a loop over a table hands out NumPy's and pandas' scalars."""
+"""Convert numbers of other libraries to Python's: a loop over a table yields scalars of NumPy and pandas."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 
 
 def number(value: Any) -> Any:
-    """A scalar of NumPy or pandas, or an array without axes, as an `int`, `float` or `bool`; a duration as its seconds.
-    All else as it is.
+    """Convert a scalar of NumPy or pandas, or an array without axes, to `int`, `float` or `bool`.
 
-    None of these libraries is imported here.
+    A duration becomes its seconds. Anything else is returned as it is. None of these libraries is imported here.
     """
     if type(value) in (bool, int, float, str, bytes):
         return value
-    if isinstance(value, timedelta):  # pandas' own is one, too
+    if isinstance(value, timedelta):  # also pandas' Timedelta
         return value.total_seconds()
     kind = getattr(getattr(value, "dtype", None), "kind", "")
-    if kind == "m" and getattr(value, "shape", None) == ():  # counted in a unit of its own
+    if kind == "m" and getattr(value, "shape", None) == ():  # NumPy's timedelta64, whose unit varies
         return value.astype("timedelta64[us]").item().total_seconds()
     if kind in ("b", "i", "u", "f") and getattr(value, "shape", None) == ():
         return value.item()
@@ -31,10 +30,10 @@ def number(value: Any) -> Any:
 
 
 def encodable(value: Any) -> Any:
-    """What an encoder does not know, as something that it does.
+    """Convert a value that an encoder does not know to one that it does: a number, or an array to a list.
 
     Raises:
-        TypeError: there is no such thing.
+        TypeError: it can't be converted.
     """
     found = number(value)
     if found is value and hasattr(value, "tolist"):  # an array, or a column of a frame

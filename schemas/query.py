@@ -1,4 +1,4 @@
-"""SQL over the bus: what one asks of a processor and how the answer comes.
+"""SQL over the bus: queries to a processor, and the form of their answers.
 
 The answer to a query is one or more messages to the reply subject. Each has the header `Corral-Part` (from 0); the last
 has `Corral-End` with a `QueryEnd` as JSON. Parts joined in order are the result: one JSON or CSV document, or one Arrow
@@ -15,11 +15,11 @@ from msgspec import Meta, Struct
 PART_HEADER: Final = "Corral-Part"
 END_HEADER: Final = "Corral-End"
 MOST_ROWS: Final = 100_000_000
-"""Of one answer."""
+"""Rows that one answer may have."""
 
 
 class ResultFormat(StrEnum):
-    """How the rows come."""
+    """Format of the rows in an answer."""
 
     JSON = "json"
     """`{"type": "result", "columns": [...], "types": [...], "rows": [[...]], "truncated": false}`"""
@@ -27,7 +27,7 @@ class ResultFormat(StrEnum):
     ARROW = "arrow"
     """An Arrow IPC stream."""
     MSGPACK = "msgpack"
-    """As `json`, in MessagePack; what a question in MessagePack gets that names no format, or `json`."""
+    """As `json`, in MessagePack. A query sent in MessagePack gets it where it names no format, or `json`."""
 
 
 class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -35,13 +35,14 @@ class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
 
     Attributes:
         sql: a SELECT (or WITH, FROM, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN).
-        format: of the result.
-        limit: at most so many rows; a result cut there says so in `truncated`.
-        timeout_seconds: the statement is cancelled then.
-        query_id: names it for a cancellation; None if it can't be cancelled.
-        window: parts that may be under way at a time, for answers of any size: each part then has a reply subject, to
-            which the asker sends an empty message once it has taken the part. 0 for an asker that does not; its
-            answer is at most 32 MiB (`too_large` otherwise), since a server cuts off a reader that is too slow.
+        format: format of the result.
+        limit: at most this many rows; a result that is cut there has `truncated`.
+        timeout_seconds: time after which the statement is cancelled.
+        query_id: id by which it can be cancelled; None if it can't be.
+        window: number of parts that may be in flight at a time, for answers of any size. Each part then has a reply
+            subject, to which the client sends an empty message once it has taken the part. 0 for a client that does
+            not; its answer is at most 32 MiB (`too_large` otherwise), since a server cuts off a reader that is too
+            slow.
     """
 
     sql: Annotated[str, Meta(min_length=1, max_length=100_000)]
@@ -57,13 +58,13 @@ class QueryResult(Struct, frozen=True, kw_only=True, tag="result", tag_field="ty
 
     NaN and the infinities are text (`"NaN"`, `"Infinity"`, `"-Infinity"`), times RFC 3339 in UTC, intervals ISO 8601,
     blobs base64. In JSON whole numbers and decimals have all their digits, also beyond 2^53; in MessagePack a decimal
-    that no number can say is text.
+    that no number can represent is text.
 
     Attributes:
         columns: their names.
         types: their types, as DuckDB names them.
         rows: each a list with a value per column.
-        truncated: there were more rows than the limit.
+        truncated: true if there were more rows than the limit.
         warnings: fields of the request that this processor does not know and has ignored; left out if there are none.
     """
 
@@ -75,11 +76,11 @@ class QueryResult(Struct, frozen=True, kw_only=True, tag="result", tag_field="ty
 
 
 class QueryEnd(Struct, frozen=True, kw_only=True):
-    """How a query ended.
+    """Outcome of a query, in the header `Corral-End` of the last part of its answer.
 
     Attributes:
-        rows: rows returned.
-        truncated: there were more rows than the limit.
+        rows: number of rows returned.
+        truncated: true if there were more rows than the limit.
         seconds: time that it took in the database.
         error: why it failed; empty if it did not.
         code: as in `Error.code`; empty if it did not fail.
@@ -98,18 +99,18 @@ class CancelRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Cancel a query that runs or waits.
 
     Attributes:
-        query_id: as the query was given it.
+        query_id: id with which the query was sent.
     """
 
     query_id: str
 
 
 class Cancelled(Struct, frozen=True, kw_only=True, tag="cancelled", tag_field="type"):
-    """The query was running or waiting, and ends now; its own answer has the code `cancelled`.
+    """Confirmation of a cancellation. The query was running or waiting, and ends now with the code `cancelled`.
 
     Attributes:
-        query_id: of the query.
-        warnings: fields of the question that this processor does not know and has ignored.
+        query_id: id of the query.
+        warnings: fields of the request that this processor does not know and has ignored.
     """
 
     query_id: str
@@ -120,20 +121,20 @@ class SnapshotRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, for
     """Ask for a consistent copy of the history.
 
     Attributes:
-        archive: with the samples of archived days.
+        archive: true to include the samples of archived days.
     """
 
     archive: bool = True
 
 
 class Snapshot(Struct, frozen=True, kw_only=True, tag="snapshot", tag_field="type"):
-    """A copy that is ready to be read, for an hour.
+    """A copy of the history that can be read for an hour.
 
     Attributes:
-        snapshot_id: names it.
+        snapshot_id: id of the copy.
         bytes: size of the DuckDB file.
-        samples: device samples in it.
-        warnings: fields of the question that this processor does not know and has ignored.
+        samples: number of device samples in it.
+        warnings: fields of the request that this processor does not know and has ignored.
     """
 
     snapshot_id: str
@@ -143,12 +144,12 @@ class Snapshot(Struct, frozen=True, kw_only=True, tag="snapshot", tag_field="typ
 
 
 class SnapshotRead(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Ask for a piece of a copy; the answer is its bytes, empty behind the end.
+    """Ask for a piece of a copy of the history. The answer is the bytes of the piece, and empty past the end.
 
     Attributes:
-        snapshot_id: of `Snapshot`.
-        offset: of the first byte.
-        done: nothing more is wanted: the copy may go. There is no answer.
+        snapshot_id: as in `Snapshot`.
+        offset: offset of the first byte.
+        done: true if nothing more is wanted, so that the copy may be deleted. There is no answer then.
     """
 
     snapshot_id: str
@@ -157,18 +158,18 @@ class SnapshotRead(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
 
 
 class ProcessorStatus(Struct, frozen=True, kw_only=True, tag="processor", tag_field="type"):
-    """A processor on itself.
+    """State of a processor.
 
     Attributes:
-        processor: its id.
+        processor: id of the processor.
         database: path of its database.
-        watermarks: last stored sequence by stream.
-        lag_messages: messages in the streams that are not stored yet, by stream; of a lake, `CORRAL_TELEMETRY` counts
-            those that are not copied into its partitions yet.
+        watermarks: sequence of the last stored message, by stream.
+        lag_messages: number of messages that are not stored yet, by stream; for a lake, `CORRAL_TELEMETRY` counts those
+            that are not copied into its partitions yet.
         samples: device samples stored since its start.
         dead_letters: messages refused since its start.
-        duplicates: messages that came again and changed nothing, since its start.
-        paused: why it does not store at the moment; empty while it does.
+        duplicates: messages that were delivered again and changed nothing, since its start.
+        paused: why it stores nothing at the moment; empty while it stores.
         database_bytes: size of the database on disk.
     """
 

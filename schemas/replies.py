@@ -1,4 +1,4 @@
-"""How a service answers: in the type of the question, with a numeric status and a description where it is an error."""
+"""Headers of a service's answers: the content type of the request, and for errors a numeric status and description."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ STATUS: Final = {
     "unavailable": "503",
     "busy": "503",
 }
-"""The status of an error's code, after HTTP; 500 for any other."""
+"""HTTP status by the code of an error; 500 for any other code."""
 _MOST_DESCRIPTION: Final = 256
 
 
 def status(code: str) -> str:
-    """The numeric status of an error's code."""
+    """HTTP status of an error's code; 500 for an unknown one."""
     return STATUS.get(code, "500")
 
 
 def description(message: str) -> str:
-    """An error in the one line of ASCII that a header may be."""
+    """Format an error message for a header: one line of ASCII, cut to 256 characters."""
     line = " ".join(message.split())
     return line.encode("ascii", "replace").decode()[:_MOST_DESCRIPTION]
 
 
 def error_headers(code: str, message: str) -> dict[str, str]:
-    """What the headers of an error say, as the services of NATS have it."""
+    """Headers of an error, as NATS services give them."""
     return {ERROR_HEADER: description(message), ERROR_CODE_HEADER: status(code)}
 
 
@@ -52,9 +52,9 @@ def headers(reply: Struct | None, content_type: str, warnings: Sequence[str] = (
     """The headers of an answer.
 
     Args:
-        reply: what is answered; None for bytes that are no message.
-        content_type: of its bytes.
-        warnings: about the question.
+        reply: the answer; None for bytes that are no message.
+        content_type: content type of the answer.
+        warnings: warnings about the request.
     """
     found = {codec.CONTENT_TYPE_HEADER: content_type}
     if isinstance(reply, Error):
@@ -65,7 +65,7 @@ def headers(reply: Struct | None, content_type: str, warnings: Sequence[str] = (
 
 
 def asked_in(given: dict[str, str] | None) -> str:
-    """The type that an answer to a question with these headers has; JSON where they name one that nobody speaks."""
+    """Content type of the answer to a request with these headers; JSON where they name one that is not supported."""
     try:
         return codec.content_type(given)
     except codec.DecodeError:

@@ -1,8 +1,8 @@
-"""What one asks of the planner and what it answers. JSON by default; MessagePack by `Content-Type`.
+"""Requests to the planner and its answers. JSON by default; MessagePack by `Content-Type`.
 
 Times are RFC 3339 in UTC, durations seconds, memory bytes. Every reply has a `type`, so that a client in any language
-can tell an assignment from a rejection from an error by one field, and holds all its fields: what a request leaves out
-takes its default, but a reader finds everything where the reference says that it is.
+can tell assignments, rejections and errors apart by one field. A field that a request leaves out takes its default; a
+reply always holds all its fields.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ Identifier = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-
 Time = Annotated[datetime, Meta(tz=True)]
 """RFC 3339 in UTC."""
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-"""As far as every language has whole numbers."""
+"""A whole number that every language can hold exactly."""
 ShortText = Annotated[str, Meta(max_length=256)]
 Labels = Annotated[dict[ShortText, ShortText], Meta(max_length=64)]
 Bytes = Annotated[int, Meta(ge=0, le=2**60)]
-# What is divided by a share, weight or cost must stay a finite number: JSON has no other.
+# A number divided by a share, weight or cost must stay finite: JSON has no infinity.
 Share = Annotated[float, Meta(ge=1e-6, le=1)]
 Weight = Annotated[float, Meta(ge=1e-9, le=1e15)]
 
 
 class Placement(StrEnum):
-    """Where the devices of one request may lie."""
+    """Constraint on the hosts of a request's devices."""
 
     SAME_HOST = "same_host"
     """All on one host."""
@@ -40,20 +40,20 @@ class Placement(StrEnum):
 
 
 class Method(StrEnum):
-    """How work items are distributed over the granted devices."""
+    """Method of distributing work items over the granted devices."""
 
     UNIFORM = "uniform"
     """Counts that differ by one at most."""
     CAPACITY = "capacity"
     """Counts in proportion to the weights, by the largest-remainder rule."""
     BALANCED = "balanced"
-    """Independent items with a cost: the smallest time until the last device is done."""
+    """Independent items with a cost, so that the last device is done as early as possible."""
     PIPELINE = "pipeline"
-    """Contiguous runs of items over the devices in order: the fastest slowest stage."""
+    """Contiguous runs of items over the devices in order, so that the slowest stage is as fast as possible."""
 
 
 class WeightBy(StrEnum):
-    """What a device's capacity is measured by."""
+    """Measure of a device's capacity, for the distribution of work items."""
 
     COMPUTE = "compute"
     MEMORY = "memory"
@@ -62,11 +62,11 @@ class WeightBy(StrEnum):
 
 
 class WorkItem(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One thing to be done on one device.
+    """One item of work, for one device.
 
     Attributes:
-        id: names it within the request.
-        memory_bytes: device memory that it takes while it is there.
+        id: id of the item within the request.
+        memory_bytes: device memory that it takes.
         cost: relative time that it takes on a device of weight 1.
     """
 
@@ -79,12 +79,12 @@ class Distribution(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     """Work to distribute over the granted devices.
 
     Attributes:
-        items: how many, or their ids, or items with memory and cost.
-        method: see `Method`.
-        weight_by: for `capacity`, `balanced` and `pipeline`.
+        items: number of items, or their ids, or items with memory and cost.
+        method: method of the distribution.
+        weight_by: measure of a device's capacity, for `capacity`, `balanced` and `pipeline`.
         weights: one number per device, 1e-9 to 1e15, in the order of the assignment, for `weight_by: given`.
-        max_items_per_device: none by default.
-        memory_per_item_bytes: for items that do not give their own.
+        max_items_per_device: most items on one device; no limit by default.
+        memory_per_item_bytes: device memory of each item that does not give one.
     """
 
     items: Annotated[int, Meta(ge=0, le=10_000_000)] | list[str | WorkItem] = 0
@@ -99,33 +99,34 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     """A request for devices. All of it is granted, or nothing.
 
     Attributes:
-        owner: who asks; only the owner may renew or release.
-        gpus: how many devices. 0 asks for CPU and memory of a host alone.
+        owner: owner of the lease; only the owner may renew or release it.
+        gpus: number of devices. 0 asks for CPU and memory of a host alone.
         gpu_memory_bytes: memory that must be free on each device; it is granted to the lease.
         gpu_share: part of one device, 0.000001 to 1; None takes devices whole. Only with `gpus: 1`. Without
             `gpu_memory_bytes` the same part of the device's memory is granted.
         cpus: logical cores in all; on several hosts, in proportion to the devices there.
-        host_memory_bytes: RAM in all, split likewise.
-        models: globs over the device's name, upper and lower case alike, such as `*H100*`; empty allows any.
+        host_memory_bytes: host RAM in all; on several hosts, in proportion to the devices there.
+        models: globs over the device's name, case-insensitive, such as `*H100*`; empty allows any.
         vendors: such as `nvidia`; empty allows any.
         hosts: globs over host names; empty allows any.
         host_labels: labels that a host must have, each with this value.
-        min_compute_capability: such as `8.0`.
-        placement: see `Placement`.
-        ttl_seconds: the lease ends then unless it is renewed.
-        request_id: the same id with the same body gets the same answer. None is given one.
-        name: of the workload; right-sizing and history group by it.
+        min_compute_capability: lowest compute capability, such as `8.0`; None allows any.
+        placement: constraint on the hosts of the devices.
+        ttl_seconds: time to live: the lease ends then unless it is renewed.
+        request_id: idempotency key: the same id with the same body gets the same answer. None lets the planner give it
+            an id.
+        name: name of the workload; right-sizing and history group by it.
         labels: kept with the lease and its history; 16 KiB in all.
         policy: name of a ranking policy; None takes the planner's default.
-        wait_seconds: stay in the queue for so long where nothing fits now but could later; 0 answers at once.
-        priority: the greater first in the queue.
+        wait_seconds: longest time in the queue where nothing fits now but could later; 0 answers at once.
+        priority: priority in the queue; the greater goes first.
         distribution: work items to distribute over the devices.
-        holder: name of the process that will hold the lease (`bus/process_identity.py`): whoever descends from it is
-            counted as working under the lease, also where its environment can't be read.
-        allow_in_use: whole devices may have strangers on them, who compute or hold memory there; without it they are
-            idle. Grants of such devices say `in_use`.
+        holder: name of the process that will hold the lease (`bus/process_identity.py`). Its descendants count as
+            working under the lease, even where their environment can't be read.
+        allow_in_use: accept whole devices on which processes without a lease compute or hold memory; otherwise they
+            must be idle. Grants of such devices have `in_use`.
         mig: ask for a MIG instance: true for any, or a glob over profiles such as `1g.10gb` or `*g.20gb`. Without it,
-            and unless `models` names profiles, whole devices alone are granted. Only with `gpus: 1`, since a CUDA
+            and unless `models` names profiles, only whole devices are granted. Only with `gpus: 1`, since a CUDA
             program sees one instance.
     """
 
@@ -159,17 +160,17 @@ class Grant(Struct, frozen=True, kw_only=True):
 
     Attributes:
         host: the host's name.
-        device: uuid; empty for a grant of CPU and memory alone.
+        device: uuid of the device; empty for a grant of CPU and memory alone.
         index: the driver's index on that host.
         model: the device's name.
         memory_bytes: device memory granted.
-        share: of the device, in (0, 1].
+        share: share of the device, in (0, 1].
         cpus: logical cores granted with it.
-        host_memory_bytes: RAM granted with it.
-        score: the rank's score, greater is better.
-        score_parts: what it is made of, by name; they sum to `score`.
+        host_memory_bytes: host RAM granted with it.
+        score: score that the ranking policy gave it; greater is better.
+        score_parts: parts of the score, by name; they sum to `score`.
         items: ids or numbers (from 0) of the work items for this device.
-        in_use: strangers computed or held memory on the device when it was granted.
+        in_use: true if processes without a lease computed or held memory on the device when it was granted.
         mig_parent: uuid of the board that the device is an instance of; empty for a whole device.
     """
 
@@ -201,14 +202,14 @@ class UnassignedItem(Struct, frozen=True, kw_only=True):
 
 
 class Distributed(Struct, frozen=True, kw_only=True):
-    """How good a distribution of work items is.
+    """Quality of a distribution of work items over the granted devices.
 
     Attributes:
-        method: that distributed.
-        weights: what each device's capacity was taken for, in the order of the grants.
-        makespan: when the last device is done, in cost over weight; for `pipeline` the time of the slowest stage.
-        bound: no distribution of the items that are placed is done before it (for `pipeline`, none in their order).
-        optimal: none is better.
+        method: method that was used.
+        weights: capacity that each device was assumed to have, in the order of the grants.
+        makespan: time until the last device is done, in cost over weight; for `pipeline` the time of the slowest stage.
+        bound: lower bound on the makespan of the items that are placed (for `pipeline`, in their order).
+        optimal: true if no distribution is better.
     """
 
     method: Method
@@ -219,7 +220,7 @@ class Distributed(Struct, frozen=True, kw_only=True):
 
 
 class LeaseState(StrEnum):
-    """`active` holds devices; all others are final."""
+    """State of a lease. `active` holds devices; all others are final."""
 
     ACTIVE = "active"
     RELEASED = "released"
@@ -231,29 +232,29 @@ class LeaseState(StrEnum):
 
 
 class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
-    """The durable promise of devices to an owner until a time.
+    """Durable grant of devices to an owner until a time.
 
     Attributes:
-        lease_id: names it.
-        owner: who holds it.
-        state: see `LeaseState`.
+        lease_id: id of the lease.
+        owner: owner of the lease.
+        state: `active`, or how it ended.
         granted_at: when it was granted.
-        expires_at: it ends then unless it is renewed.
-        ttl_seconds: a renewal moves `expires_at` by so much.
+        expires_at: when it ends unless it is renewed.
+        ttl_seconds: time to live: a renewal sets `expires_at` this far ahead.
         grants: the devices.
-        request_id: of the request.
-        name: of the workload.
-        labels: of the request.
-        environment: to set for the work, by host: its devices as their runtime takes them (`CUDA_VISIBLE_DEVICES`;
-            `ROCR_VISIBLE_DEVICES` and `HIP_VISIBLE_DEVICES` on AMD), and `CORRAL_LEASE`.
+        request_id: id of the request.
+        name: name of the workload.
+        labels: labels of the request.
+        environment: variables to set for the work, by host: its devices in the form that their runtime takes
+            (`CUDA_VISIBLE_DEVICES`; `ROCR_VISIBLE_DEVICES` and `HIP_VISIBLE_DEVICES` on AMD), and `CORRAL_LEASE`.
         unassigned: work items that no device took.
         ended_at: when it ended; None while active.
-        reason: why it ended; by whom and what for where an operator took it.
-        policy: that ranked the devices.
-        distribution: how good the distribution of the work items is; None without items.
-        holder: of the request.
-        addresses: how the hosts of the grants are reached (by ssh, say), where that is known.
-        warnings: of an answer: fields of the question that this planner does not know and has ignored.
+        reason: why it ended; for an eviction also the operator.
+        policy: name of the policy that ranked the devices.
+        distribution: quality of the distribution of the work items; None without items.
+        holder: name of the process that holds the lease, from the request or a renewal.
+        addresses: addresses of the hosts of the grants (for ssh, say), where known.
+        warnings: in an answer: fields of the request that this planner does not know and has ignored.
     """
 
     lease_id: str
@@ -278,10 +279,10 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
 
 
 class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field="type"):
-    """The answer to a request that was granted.
+    """Answer to a request that was granted.
 
     Attributes:
-        lease: the promise, with its devices.
+        lease: the lease with its devices.
         warnings: fields of the request that this planner does not know and has ignored.
     """
 
@@ -290,7 +291,7 @@ class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field=
 
 
 class RejectionCode(StrEnum):
-    """Why a request was turned down."""
+    """Reason code of a rejected request."""
 
     NO_CAPACITY = "no_capacity"
     """It fits this fleet, but not now."""
@@ -299,19 +300,19 @@ class RejectionCode(StrEnum):
     NO_DEVICES = "no_devices"
     """The planner knows no device at all (yet)."""
     TIMED_OUT = "timed_out"
-    """It waited as long as it wanted to, and nothing came free."""
+    """It waited for its `wait_seconds`, and nothing became free."""
     WITHDRAWN = "withdrawn"
-    """Whoever asked wants it no more."""
+    """Its client withdrew it."""
 
 
 class Reason(Struct, frozen=True, kw_only=True):
-    """Why some devices could not be used.
+    """Reason why some devices could not be used, with their number.
 
     Attributes:
         code: `memory`, `share`, `model`, `stale`, `unhealthy`, `drained`, `leased`, `reserved`, `in_use`, `mig`,
             `cpus`, …
-        devices: how many.
-        detail: in words, with the nearest miss where there is one.
+        devices: number of devices.
+        detail: the reason in words, with the nearest miss where there is one.
     """
 
     code: str
@@ -320,15 +321,15 @@ class Reason(Struct, frozen=True, kw_only=True):
 
 
 class Rejection(Struct, frozen=True, kw_only=True, tag="rejection", tag_field="type"):
-    """The answer to a request that was not granted.
+    """Answer to a request that was not granted.
 
     Attributes:
-        code: see `RejectionCode`.
+        code: reason code.
         message: all reasons in one sentence.
-        reasons: counted.
-        could_ever_fit: whether the same fleet, idle and healthy, could hold it.
-        request_id: of the request.
-        nearest: what would have to change, in words; empty if unknown.
+        reasons: reasons, each with the number of devices that it excludes.
+        could_ever_fit: true if the same fleet, idle and healthy, could hold it.
+        request_id: id of the request.
+        nearest: what would have to change for it to fit, in words; empty if unknown.
         warnings: fields of the request that this planner does not know and has ignored.
     """
 
@@ -342,14 +343,14 @@ class Rejection(Struct, frozen=True, kw_only=True, tag="rejection", tag_field="t
 
 
 class Error(Struct, frozen=True, kw_only=True, tag="error", tag_field="type"):
-    """The answer to a message that asks for nothing that could be done.
+    """Answer to a message that could not be carried out.
 
     Attributes:
         code: `invalid`, `not_found`, `not_owner`, `conflict`, `too_large`, `too_many_requests`, `unavailable`,
             `refused`, `timeout`, …
         message: what is wrong and what to do.
         field: path of the field at fault, such as `$.gpus`; empty if none.
-        retry_after_seconds: of `too_many_requests`: ask again then; None if nobody knows.
+        retry_after_seconds: for `too_many_requests`, time after which to try again; None if unknown.
     """
 
     code: str
@@ -359,15 +360,15 @@ class Error(Struct, frozen=True, kw_only=True, tag="error", tag_field="type"):
 
 
 class WithdrawAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Take a request back that may still wait.
+    """Withdraw a request that may still wait in the queue.
 
-    The answer is the request's own: the rejection `withdrawn`; the assignment if it was granted just before, whose
-    lease is then to be released; or the rejection that it had before. Again it is answered alike, and a request that
-    comes under the id after its withdrawal is turned down.
+    The answer is that of the request: the rejection `withdrawn`; the assignment, if it was granted just before, whose
+    lease is then to be released; or the rejection that it had before. A repeated withdrawal gets the same answer. A
+    request that arrives under this id after its withdrawal is rejected.
 
     Attributes:
-        request_id: which.
-        owner: must be its owner.
+        request_id: id of the request.
+        owner: owner of the request.
     """
 
     request_id: Identifier
@@ -378,10 +379,10 @@ class LeaseAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     """Renew or release a lease.
 
     Attributes:
-        lease_id: which.
-        owner: must be its owner.
-        ttl_seconds: for a renewal; None keeps the lease's own.
-        holder: for a renewal; name of the process that holds the lease from now on, empty for the one before.
+        lease_id: id of the lease.
+        owner: owner of the lease.
+        ttl_seconds: for a renewal, the new time to live; None keeps that of the lease.
+        holder: for a renewal, name of the process that holds the lease from now on; empty keeps the one before.
     """
 
     lease_id: Identifier
@@ -391,7 +392,7 @@ class LeaseAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
 
 class LeaseEventKind(StrEnum):
-    """What happened to a lease."""
+    """Kind of a lease event."""
 
     GRANTED = "granted"
     RENEWED = "renewed"
@@ -404,16 +405,17 @@ class LeaseEventKind(StrEnum):
 
 
 class LeaseEvent(Struct, frozen=True, kw_only=True, tag="lease_event", tag_field="type"):
-    """Published on the leases subject, once for each change; JSON.
+    """A change of a lease, published once as JSON.
 
-    Renewals that follow each other within a second are told as one, the last; those of an owner who takes much of the
-    stream more seldom, and always before the end that was told last.
+    Of renewals that follow each other within a second only the last is published. For an owner whose events take much
+    of the stream, renewals are published less often, but always before the `expires_at` that was published last.
 
     Attributes:
-        kind: see `LeaseEventKind`.
-        time: when.
-        lease: as it is after the change, without work items; after its grant also without environment and addresses,
-            and where they are many without labels and, of a renewal, without grants. The planner tells all of it.
+        kind: kind of the change.
+        time: when it happened.
+        lease: the lease after the change, without work items. Only `granted` has environment, addresses, distribution
+            and score parts. Other events leave out labels where they are many, and `renewed` and `expiring` also grants
+            where they are many. The planner answers with the whole lease.
         planner: id of the planner.
     """
 

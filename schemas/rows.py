@@ -1,4 +1,4 @@
-"""What a row of the metric catalogue is made of: units, kinds, cadences, and how a vendor's library gives a value."""
+"""Parts of a row of the metric catalog: units, kinds, cadences, and the calls of a vendor's library that read it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from msgspec import Struct
 
 
 class Kind(StrEnum):
-    """A gauge is a level at an instant; a counter only grows, until a driver reload sets it back to 0."""
+    """Kind of a metric: a gauge is a level at an instant; a counter only grows, until a driver reload resets it."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
 
 
 class Cadence(StrEnum):
-    """How often a metric is read. Between two readings the last value is repeated in each sample."""
+    """Cadence at which a metric is read. Between two readings each sample repeats the last value."""
 
     TICK = "tick"
     """At each tick of the collector's interval."""
     SECOND = "second"
-    """At most once a second: the driver refreshes it no faster, or the call is dear."""
+    """At most once a second: the driver refreshes it no faster, or the call is expensive."""
     SLOW = "slow"
     """Every 10 s: values that move by the hour, such as ECC counts or power limits."""
     STATIC = "static"
@@ -41,11 +41,11 @@ class Call(Struct, frozen=True):
 
     Attributes:
         function: its name in the library's Python module.
-        attribute: the field of the returned struct, of a dict its key, of a tuple or list its index as text, or `len`
-            for how many it holds; several by dots; None takes the value itself.
-        args: further arguments; a text names a constant of that module (by dots in its enumerations).
-        scale: the raw value is multiplied by it to reach the metric's unit.
-        blocking: it takes tens of milliseconds: it is read in a thread aside, never in a tick.
+        attribute: path to the value in what it returns: the field of a struct, the key of a dict, the index in a tuple
+            or list, or `len` for its length; steps are joined by dots. None takes the returned value itself.
+        args: further arguments; a text names a constant of that module (with dots for its enumerations).
+        scale: factor from the raw value to the metric's unit.
+        blocking: True if it takes tens of milliseconds: it is made in a separate thread, never in a tick.
     """
 
     function: str
@@ -110,7 +110,7 @@ class Unit(Struct, frozen=True):
 
     Attributes:
         name: the unit in words.
-        suffix: what the name of each metric in this unit ends on.
+        suffix: ending of the name of each metric in this unit.
         dtype: the little-endian numpy type of its column on the wire (`<f4`, `<i4`, `<i8`).
         sql: its DuckDB type.
         minimum: values below are impossible.
@@ -231,21 +231,21 @@ BITMASK_ROLLUP: Final = ("last", "any")
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """What a row of the catalogue says of its metric, beside the name and the Python type of the field.
+    """A row of the catalog: all about a metric but its name and Python type, which the field of `DeviceSample` gives.
 
     Attributes:
         unit: unit, wire type, SQL type and limits.
-        help: one sentence: what the number means.
-        nvml: how NVML gives it, tried in order until one is supported; empty where it has none, or where the
+        help: one sentence: the meaning of the number.
+        nvml: ways to read it by NVML, tried in order until one is supported; empty where NVML has none, or where the
             collector computes it.
-        amd: how amdsmi gives it, likewise.
+        amd: ways to read it by amdsmi, likewise.
         kind: gauge or counter.
         cadence: how often it is read.
         null: when it is null, in words.
         rollup: the aggregates that a rollup keeps.
         dcgm: the field's name in dcgm-exporter, with the factor from our unit to theirs; None where it has none.
-        maximum: overrides the unit's.
-        limit: where that comes from, in words; empty where the unit's is meant.
+        maximum: maximum that overrides that of the unit.
+        limit: source of `maximum`, in words; empty where the unit's applies.
     """
 
     unit: Unit

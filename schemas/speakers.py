@@ -1,8 +1,8 @@
-"""Who may say what: a host speaks for itself and its own devices, on subjects that end on its name.
+"""Authorization of hosts: a host speaks only for itself and its own devices, on subjects that end in its name.
 
-A server that authenticates lets a host publish on those subjects alone, so the subject is what can be believed. Whoever
-reads what hosts say holds it against the subject, by the functions here. A device that two hosts list is the one's
-that listed it first, for as long as that one lists it and is heard, and has not said that it leaves.
+A server that authenticates lets a host publish on those subjects alone, so the subject can be trusted. Readers compare
+each message with its subject, by the functions here. A device that two hosts list belongs to the one that listed it
+first, for as long as that host lists it, is heard, and has not announced that it leaves.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from .codec import DecodeError
 from .telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, SampleBatch
 
 SILENT_SECONDS: Final = 180.0
-"""A host that was not heard for three inventories no longer keeps its devices from others."""
+"""A host that was not heard for this long, that is for three inventories, no longer keeps its devices from others."""
 
 _DAY_SECONDS: Final = 86400.0
 
 
 def check(message: SampleBatch | ProcessBatch | Inventory | DeviceEvent | AgentReport, subject: str) -> None:
-    """Refuse a message that names another host than its subject.
+    """Refuse a message that names a different host than its subject.
 
     Raises:
         DecodeError: `invalid`, with the path of the field.
@@ -35,7 +35,7 @@ def check(message: SampleBatch | ProcessBatch | Inventory | DeviceEvent | AgentR
 
 
 def check_host(host: str, subject: str, field: str = "$.host") -> None:
-    """Refuse a host's name that is not its subject's.
+    """Refuse a host name that differs from that of the subject.
 
     Raises:
         DecodeError: `invalid`, with the path of the field.
@@ -46,7 +46,7 @@ def check_host(host: str, subject: str, field: str = "$.host") -> None:
 
 
 class Owners:
-    """Which host each device belongs to, by what hosts list.
+    """Ownership of devices: assigns each device to one host, by the devices that hosts list.
 
     Args:
         silent_seconds: see `SILENT_SECONDS`.
@@ -59,26 +59,26 @@ class Owners:
         self._heard: dict[str, float] = {}
 
     def owner(self, device: str) -> str | None:
-        """The host that a device belongs to."""
+        """The host that a device belongs to; None if unknown."""
         return self._owner.get(device)
 
     def know(self, device: str, host: str, heard: float) -> None:
-        """Take over what was known before: a host has a device, and was heard last at a time."""
+        """Restore earlier knowledge: a host has a device, and was last heard at a time in seconds."""
         self._owner[device] = host
         self._devices.setdefault(host, set()).add(device)
         self.hear(host, heard)
 
     def hear(self, host: str, at: float) -> None:
-        """A host has said something, at a time in seconds by any one clock."""
+        """Record that a host was heard, at a time in seconds by any one clock."""
         known = self._heard.get(host, at)
-        # One that lies far ahead is of a clock that has been set back since.
+        # A known time far ahead comes from a clock that has been set back since.
         self._heard[host] = at if known > at + SILENT_SECONDS else max(at, known)
 
     def claim(self, host: str, devices: Iterable[str], at: float) -> dict[str, str]:
-        """A host lists its devices.
+        """Record the devices that a host lists now; others that it had are released.
 
         Returns:
-            Those that are another host's, with that host: the claim changes nothing about them.
+            Listed devices that belong to another host, with that host: the claim changes nothing about them.
         """
         self.hear(host, at)
         mine = self._devices.setdefault(host, set())
@@ -97,15 +97,18 @@ class Owners:
         return others
 
     def _is_heard(self, host: str, at: float) -> bool:
-        """A time that lies ahead by more than a day is of a clock that was wrong: nobody would ever be silent by it."""
+        """True if a host was heard within `silent_seconds`.
+
+        A time more than a day ahead comes from a wrong clock and does not count: by it a host would never be silent.
+        """
         return -_DAY_SECONDS <= at - self._heard.get(host, -math.inf) <= self._silent_seconds
 
     def leave(self, host: str) -> None:
-        """Nobody speaks for a host any more: its devices are the next one's that lists them."""
+        """Record that a host has left in order: its devices go to the next host that lists them."""
         self._heard[host] = -math.inf
 
     def forget(self, host: str) -> None:
-        """A host is gone, and so are its claims."""
+        """Forget a host that is gone, with its claims."""
         for device in list(self._devices.get(host, ())):
             self._drop(device)
         self._devices.pop(host, None)

@@ -18,7 +18,7 @@ PREFIX: Final = "corral.v1"
 SAMPLES: Final = f"{PREFIX}.samples"
 PROCESSES: Final = f"{PREFIX}.processes"
 AGENTS: Final = f"{PREFIX}.agents"
-# Facts: seldom and kept longer.
+# Facts: rare, and kept longer.
 INVENTORY: Final = f"{PREFIX}.inventory"
 EVENTS: Final = f"{PREFIX}.events"
 LEASE_EVENTS: Final = f"{PREFIX}.leases"
@@ -29,23 +29,26 @@ DEAD_LETTERS: Final = f"{PREFIX}.dead"
 # Services: request/reply. The planner is the micro service `corral-planner`, the processor `corral-history`.
 PLAN: Final = f"{PREFIX}.plan"
 QUERY: Final = f"{PREFIX}.query"
-"""Also `corral.v1.query.<user>`, which makes the asker certain where the server checks it; so with copies below."""
+"""Also `corral.v1.query.<user>`: a server that checks permissions vouches for the user then. So for snapshots below."""
 QUERY_CANCEL: Final = f"{PREFIX}.history.cancel"
 SNAPSHOT: Final = f"{PREFIX}.history.snapshot"
 SNAPSHOT_READ: Final = f"{PREFIX}.history.read"
 HISTORY_STATUS: Final = f"{PREFIX}.history.status"
 QUERY_ACK: Final = f"{PREFIX}.history.ack"
-"""`corral.v1.history.ack.<processor>.<query>`: parts of an answer are acknowledged here (`QueryRequest.window`)."""
+"""`corral.v1.history.ack.<processor>.<query>`: clients acknowledge parts of an answer here (`QueryRequest.window`)."""
 HEALTH: Final = f"{PREFIX}.health"
-"""Any service on itself: also `….<service>` and `….<service>.<instance>`; see `schemas/health.py`."""
+"""Health check of services: also `….<service>` and `….<service>.<instance>`; see `schemas/health.py`."""
 PLANNER_SERVICE: Final = "corral-planner"
 HISTORY_SERVICE: Final = "corral-history"
 
 
 class PlanSubject:
-    """Where the planner listens. `request`, `withdraw`, `renew` and `release` also listen on `<subject>.<owner>`: a
-    server that lets a client publish only under its own name makes the owner certain, and a body that names another is
-    refused. `explain` also listens on `<subject>.<user>`, and counts by that."""
+    """Subjects of the planner.
+
+    It answers `request`, `withdraw`, `renew` and `release` on `<subject>.<owner>`, too: a server that lets a client
+    publish only under its own name vouches for the owner then, and a body that names another is refused. It answers
+    `explain` on `<subject>.<user>`, too, and counts the requests of each user.
+    """
 
     REQUEST: Final = f"{PLAN}.request"
     EXPLAIN: Final = f"{PLAN}.explain"
@@ -61,10 +64,10 @@ class PlanSubject:
 
 
 def unnamed(subject: str) -> str:
-    """Where a question comes in that was asked from another account without a name at the end of its subject.
+    """Subject of a request that comes from another account, without the name that must end its subject.
 
-    The server renames it on its way: the service that gets it there does nothing but say which name is missing, and
-    one that does not know of this gets nothing.
+    The server maps the request to this subject. The service answers there only with the name that is missing; a
+    service of an earlier version does not listen there, and so gets no such request.
     """
     if subject.startswith(f"{PLAN}."):
         return f"{PLAN}.unnamed.{subject.removeprefix(PLAN + '.')}"
@@ -79,7 +82,7 @@ DEAD_STREAM: Final = "CORRAL_DEAD"
 PLANNER_BUCKET: Final = "corral_planner"
 """The planner's durable state: leader, leases, answers, drains. One bucket, so that one revision can fence them all."""
 HOSTS_BUCKET: Final = "corral_hosts"
-"""Which agent speaks for a host; an entry that its agent does not renew goes away."""
+"""The agent that speaks for each host; an entry expires unless its agent renews it."""
 
 _GIB: Final = 2**30
 _DAY: Final = 86400.0
@@ -90,13 +93,13 @@ class Stream(Struct, frozen=True, kw_only=True):
     """A stream with its limits: whichever is reached first drops the oldest messages.
 
     Attributes:
-        name: of the stream.
-        subjects: that it stores.
-        max_age_seconds: older messages go.
-        max_bytes: on disk, per replica.
+        name: name of the stream.
+        subjects: subjects that it stores.
+        max_age_seconds: older messages are dropped.
+        max_bytes: size on disk, per replica.
         duplicate_window_seconds: a message id that comes again within it is stored once.
-        max_message_bytes: larger messages are refused.
-        max_messages_per_subject: older messages of the same subject go; -1 keeps them.
+        max_message_bytes: larger messages are refused; -1 for no limit.
+        max_messages_per_subject: older messages of the same subject are dropped; -1 keeps them.
         description: for people.
     """
 
@@ -114,12 +117,12 @@ class Bucket(Struct, frozen=True, kw_only=True):
     """A key-value bucket with its limits.
 
     Attributes:
-        name: of the bucket.
-        max_bytes: on disk, per replica.
+        name: name of the bucket.
+        max_bytes: size on disk, per replica.
         description: for people.
-        ttl_seconds: entries that are not written again go away after it; 0 keeps them.
+        ttl_seconds: entries that are not written again expire after it; 0 keeps them.
         history: values kept per key.
-        rollup: a write may purge other entries with it, which the server does for any key of the bucket.
+        rollup: True if a write may purge other entries; the server allows that for any key of the bucket.
     """
 
     name: str
@@ -145,7 +148,7 @@ STREAMS: Final = (
         max_bytes=_GIB // 2,
         description="Device events and lease events",
     ),
-    # Each host says every minute what it has: of that, the last few are news to anyone.
+    # Each host publishes its inventory every minute: only the last few are of use.
     Stream(
         name=INVENTORY_STREAM,
         subjects=(f"{INVENTORY}.*",),
@@ -179,12 +182,12 @@ _HOST_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 def person_token(name: str) -> str:
-    """A person's name as one token of a subject; each name has another."""
+    """Encode a person's name as one token of a subject; different names give different tokens."""
     return re.sub(r"[^A-Za-z0-9_-]", lambda found: "".join(f"={byte:02x}" for byte in found[0].encode()), name) or "="
 
 
 def host_token(name: str) -> str:
-    """A host name as a subject token: dots, wildcards, spaces and the like become `-`.
+    """Convert a host name to a subject token: dots, wildcards, spaces and the like become `-`.
 
     Raises:
         ValueError: nothing is left of it.
@@ -196,30 +199,30 @@ def host_token(name: str) -> str:
 
 
 def samples_subject(host: str) -> str:
-    """Where a host's samples go."""
+    """Subject of a host's samples."""
     return f"{SAMPLES}.{host}"
 
 
 def processes_subject(host: str) -> str:
-    """Where a host's processes go."""
+    """Subject of a host's processes."""
     return f"{PROCESSES}.{host}"
 
 
 def agent_subject(host: str) -> str:
-    """Where a collector's reports on itself go."""
+    """Subject of a collector's reports on itself."""
     return f"{AGENTS}.{host}"
 
 
 def inventory_subject(host: str) -> str:
-    """Where a host's inventory goes."""
+    """Subject of a host's inventory."""
     return f"{INVENTORY}.{host}"
 
 
 def events_subject(host: str) -> str:
-    """Where a host's events go."""
+    """Subject of a host's events."""
     return f"{EVENTS}.{host}"
 
 
 def lease_subject(kind: str, lease_id: str) -> str:
-    """Where a lease event goes."""
+    """Subject of a lease event."""
     return f"{LEASE_EVENTS}.{kind}.{lease_id}"

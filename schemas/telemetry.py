@@ -1,7 +1,7 @@
-"""What collectors publish: samples as columns, inventory, processes, events, and reports on themselves.
+"""Messages of collectors: samples as columns, inventory, processes, events, and reports on themselves.
 
-All of it is MessagePack. A field that a reader does not know is ignored and one that is missing takes its default, so
-old and new agents live side by side; a change that breaks this rule raises `SCHEMA_VERSION` and the subject's version.
+All of them are MessagePack. A reader ignores fields that it does not know, and a missing field takes its default, so
+that old and new agents work together. A change that breaks this rule raises `SCHEMA_VERSION` and the subject's version.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ class SampleBatch(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="sa
     """The devices of one host over one or more ticks, as arrays.
 
     With T ticks and D devices each column holds T·D values, tick by tick (`value[tick * D + device]`), as raw
-    little-endian numbers of the type that the catalogue gives for the metric. A receiver joins the bytes of the same
-    column over many messages and has the array: no value is touched one by one.
+    little-endian numbers of the type that the catalog gives for the metric. A receiver joins the bytes of the same
+    column over many messages and has the array, without decoding values one by one.
 
     Attributes:
         host: the host's name, as in the subject.
         agent: id of one run of the collector; new at each start.
-        sequence: counts the messages of that run from 1.
+        sequence: number of the message within that run, from 1.
         source: `nvml`, `amdsmi`, `simulated` or `replay`.
         devices: the D device uuids.
         times_ns: T·D times of reading, `<i8`, nanoseconds since the epoch, UTC.
         columns: metric name → T·D values. A metric that no device supports is left out.
         nulls: metric name → T·D bytes, 1 where the value is null (its number is then meaningless, by custom 0).
             Left out for a metric without nulls.
-        version: of the schema.
+        version: version of the schema.
     """
 
     host: str
@@ -46,17 +46,17 @@ class SampleBatch(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="sa
 
 
 class HostInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a host has beside its devices.
+    """Facts about a host, other than its devices.
 
     Attributes:
-        name: as in subjects: letters, digits, `-` and `_`.
-        address: the name that the operating system gives, for people and ssh.
-        cpus: logical cores that work may use.
+        name: the host's name, as in subjects: letters, digits, `-` and `_`.
+        address: the host name that the operating system gives, for people and ssh.
+        cpus: number of logical cores that work may use.
         memory_bytes: host RAM.
         driver: version of the GPU driver.
         labels: set by the operator (`--label rack=r1`); requests may select by them.
-        machine_ids: what names the machine whatever the host is called, hashed: its installation's id and its boot's.
-            Two names of one machine have one in common. Empty if unknown, or where the host is not there.
+        machine_ids: hashed ids of the machine's installation and of its boot, whatever the host is called. Two host
+            names of one machine have one of them in common. Empty if unknown, or for a simulated or replayed host.
     """
 
     name: str
@@ -69,10 +69,11 @@ class HostInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Identity and capabilities of a device; nothing here moves while the device runs.
+    """Identity and capabilities of a device, which do not change while the device runs.
 
     Attributes:
-        uuid: as the driver gives it, where it is the device's own; names the device everywhere in Corral.
+        uuid: id of the device everywhere in Corral: the driver's uuid, or one made of host, PCI address and serial
+            where the driver's is missing or not unique.
         host: the host's name.
         index: the driver's index on that host.
         name: the product's name, such as `NVIDIA H100 80GB HBM3`.
@@ -81,20 +82,20 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
         compute_capability: such as `9.0`; empty if the vendor has no such thing.
         sm_count: streaming multiprocessors (compute units on AMD); 0 if unknown.
         memory_bytes: device memory in all.
-        memory_bandwidth_bytes_per_second: the peak, from bus width and memory clock; 0 if unknown.
+        memory_bandwidth_bytes_per_second: peak memory bandwidth, from bus width and memory clock; 0 if unknown.
         sm_clock_max_megahertz: highest clock; 0 if unknown.
         power_limit_max_watts: the highest limit that may be set; 0 if unknown.
         driver: version of its driver.
         pcie_address: such as `00000000:19:00.0`.
-        mig_enabled: the device is split into instances and takes no work of its own.
+        mig_enabled: true if the device is split into MIG instances and takes no work as a whole.
         mig_parent: uuid of the device that this MIG instance is part of; None for a whole device.
         mig_profile: such as `1g.10gb`; empty for a whole device.
         mig_instance: the driver's id of the GPU instance that this MIG instance is in; None for a whole device.
-        numa_node: None if unknown.
+        numa_node: NUMA node of the device; None if unknown.
         cpu_affinity: logical cores near the device; empty if unknown.
-        serial: of the board; empty if it has none.
-        visible_id: how the vendor's runtime takes it in its variable (`ROCR_VISIBLE_DEVICES`, `CUDA_VISIBLE_DEVICES`):
-            an id or a number; empty where that is the uuid.
+        serial: serial number of the board; empty if it has none.
+        visible_id: value that selects it in the variable of the vendor's runtime (`ROCR_VISIBLE_DEVICES`,
+            `CUDA_VISIBLE_DEVICES`): an id or a number; empty where that is the uuid.
     """
 
     uuid: str
@@ -122,7 +123,7 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Link(StrEnum):
-    """How two devices of a host reach each other, best first."""
+    """Kind of connection between two devices of a host, best first."""
 
     SAME = "same"
     NVLINK = "nvlink"
@@ -140,15 +141,15 @@ class Inventory(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="inve
     Attributes:
         host: the host.
         agent: id of the collector's run.
-        time_ns: when it was read.
+        time_ns: when it was read, nanoseconds since the epoch.
         devices: every device, MIG instances included, by index.
         links: D×D, `links[i][j]` between `devices[i]` and `devices[j]`; symmetric, `same` on the diagonal. Empty if
             unknown.
-        nvlink_counts: D×D, how many NVLinks join the two (0 without); empty if unknown.
+        nvlink_counts: D×D, number of NVLinks between the two (0 without); empty if unknown.
         source: as in `SampleBatch`.
-        interval_seconds: how often samples come.
-        leaving: the collector ends in order: the devices are the next host's that lists them.
-        version: of the schema.
+        interval_seconds: time between samples.
+        leaving: true if the collector stops in order: its devices then go to the next host that lists them.
+        version: version of the schema.
     """
 
     host: HostInfo
@@ -167,21 +168,22 @@ class ProcessSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A process that holds device memory.
 
     Attributes:
-        device: uuid.
-        pid: as the host sees it.
+        device: uuid of the device.
+        pid: process id, as the host sees it.
         kind: `compute`, `graphics` or `both`.
-        memory_used_bytes: None where the driver hides it (in containers, or under MIG).
+        memory_used_bytes: device memory that it holds; None where the driver hides it (in containers, or under MIG).
         sm_utilization_percent: its share of SM time; None before the driver has one.
         memory_utilization_percent: its share of memory time.
         encoder_utilization_percent: its share of the encoder.
         decoder_utilization_percent: its share of the decoder.
-        name: of the executable, without arguments.
+        name: name of the executable, without arguments.
         user: account name, or the numeric id where there is no name.
         container: id of the container or the cgroup path; empty if none.
-        lease: the lease that it works under: by `CORRAL_LEASE` in its environment or an ancestor's where that can be
-            read, by descent from the lease's holder, or by its container; empty if none is known. It may have ended.
-        started_ns: when it started.
-        command: with arguments; published only where the operator asked for it.
+        lease: id of the lease that it works under: by `CORRAL_LEASE` in its environment or an ancestor's where that can
+            be read, by descent from the lease's holder, or by its container; empty if none is known. The lease may have
+            ended.
+        started_ns: when it started, nanoseconds since the epoch; 0 if unknown.
+        command: command line with arguments; published only where the operator asked for it.
     """
 
     device: str
@@ -201,18 +203,19 @@ class ProcessSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ProcessBatch(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="process_batch", tag_field="type"):
-    """All processes on the devices of a host at one time. An empty list says that there are none.
+    """All processes on the devices of a host at one time. An empty list means that there are none.
 
     Attributes:
         host: the host's name.
         agent: id of the collector's run.
-        sequence: counts all of the run's messages, with samples.
-        time_ns: when they were read.
+        sequence: number of the message among all messages of the run.
+        time_ns: when they were read, nanoseconds since the epoch.
         processes: one entry per process and device.
-        identified: whose a process is can be told at all. Not in a container with process ids of its own: the driver
-            gives those of the host, and only memory and shares of time are known.
-        unreadable: devices whose processes can't be listed, or not all of them: nothing is said of those that are
-            missing.
+        identified: true if processes can be attributed to users and leases. False in a container with its own process
+            ids: the driver gives those of the host, so that only memory and shares of time are known.
+        version: version of the schema.
+        unreadable: uuids of devices whose processes can't be listed, or not all of them: one that is missing there may
+            still run.
     """
 
     host: str
@@ -226,13 +229,13 @@ class ProcessBatch(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="p
 
 
 class Severity(StrEnum):
-    """What an event means for the device that it names."""
+    """Consequence of an event for its device."""
 
     INFO = "info"
     WARNING = "warning"
     """Worth a look; the device goes on."""
     APPLICATION = "application"
-    """A fault of the program on it; the device itself is well."""
+    """A fault of the program on it; the device itself is healthy."""
     RESET = "reset"
     """The device takes no work until it is reset."""
     HARDWARE = "hardware"
@@ -247,16 +250,17 @@ class DeviceEvent(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="de
     Attributes:
         host: the host's name.
         agent: id of the collector's run.
-        sequence: counts all of the run's messages, with samples.
-        time_ns: when it happened.
+        sequence: number of the message among all messages of the run.
+        time_ns: when it happened, nanoseconds since the epoch.
         kind: `xid`, `ecc`, `clock`, `power`, `device_lost`, `device_returned`, `driver_lost`, `driver_returned`,
             `mig_changed`, `agent_started`, `agent_stopped`, `samples_dropped`, `processes_hidden`,
             `process_without_lease`, `lease_memory_exceeded` (see `AttributionKind`), …
-        severity: what it means for the device.
-        device: uuid; None for the whole host.
+        severity: consequence for the device.
+        device: uuid of the device; None for the whole host.
         code: the Xid for `xid`; 0 otherwise.
         message: one sentence for people.
-        data: more, by name.
+        data: further facts, by name.
+        version: version of the schema.
     """
 
     host: str
@@ -273,48 +277,49 @@ class DeviceEvent(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="de
 
 
 class AttributionKind(StrEnum):
-    """Kinds of events about who uses a device without a lease, or beyond it. They say nothing of the device's health.
+    """Kinds of events about use of a device without a lease, or beyond it. They say nothing about the device's health.
 
-    `data` of each: `violation` and `since_ns` (the same at its begin and its end), `until_ns` (when it was seen last),
-    `lease` and `owner` (of the lease, if there is one), `leased` (whether somebody holds the device) and
-    `memory_used_bytes` (the greatest so far; None where the driver hides it); of a process also `pid`, `name`, `user`
-    and `container`; of memory also `memory_granted_bytes` and `share`.
+    `data` of each: `violation` and `since_ns` (the same at its begin and its end), `until_ns` (when it was last seen),
+    `lease` and `owner` (of the lease, if there is one), `leased` (true if a lease holds the device) and
+    `memory_used_bytes` (the greatest so far; None where the driver hides it); for a process also `pid`, `name`, `user`
+    and `container`; for memory also `memory_granted_bytes` and `share`.
     """
 
     LEASE_MEMORY_EXCEEDED = "lease_memory_exceeded"
-    """The processes of a lease use more memory of a device that it shares than it was granted; `application`. A device
-    that a lease has to itself is its own as a whole."""
+    """The processes of a lease use more memory of a shared device than it was granted; `application`. A lease on a
+    whole device may use all of its memory."""
     LEASE_MEMORY_EXCEEDED_ENDED = "lease_memory_exceeded_ended"
     """They no longer do; `info`."""
     PROCESS_WITHOUT_LEASE = "process_without_lease"
-    """A process is on a device on which it holds no lease: `application` where somebody else holds one, else `info`."""
+    """A process is on a device on which it holds no lease: `application` where another lease holds it, else `info`."""
     PROCESS_WITHOUT_LEASE_ENDED = "process_without_lease_ended"
     """It no longer is; `info`."""
 
 
 class AgentReport(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="agent_report", tag_field="type"):
-    """A collector on itself, every 10 s. Counts are since its start; a duration is over the last 10 s.
+    """Report of a collector on itself, every 10 s. Counts are since its start; durations are over the last 10 s.
 
     Attributes:
         host: the host's name.
         agent: id of the run.
-        sequence: counts all of the run's messages, with samples.
-        time_ns: when it was written.
+        sequence: number of the message among all messages of the run.
+        time_ns: when it was written, nanoseconds since the epoch.
         source: as in `SampleBatch`.
         ticks: ticks read.
-        samples: device samples read in them: a device that is off the bus gives none.
+        samples: device samples read in them: a device that has fallen off the PCIe bus gives none.
         late_ticks: ticks skipped since an earlier one was still being read.
-        read_seconds_mean: time to read one tick.
-        read_seconds_max: the longest.
-        read_errors: NVML calls that failed with anything but "not supported".
+        read_seconds_mean: mean time to read one tick.
+        read_seconds_max: longest time to read one tick.
+        read_errors: readings that failed, and driver calls that failed with anything but "not supported".
         published_messages: messages that the bus has acknowledged.
-        buffered_bytes: waiting in memory or in the spill file.
-        dropped_messages: lost: the buffer was full, the disk spoilt them, or the bus takes none so large.
-        dropped_samples: device samples in them.
+        buffered_bytes: bytes that wait in memory or in the spill file.
+        dropped_messages: messages lost: the buffer was full, the disk spoilt them, or the bus takes none so large.
+        dropped_samples: device samples in dropped messages.
         cpu_seconds: user and system time of the process.
         resident_bytes: resident memory of the process.
-        corral_version: of the package.
+        corral_version: version of the package.
         processes_identified: as in `ProcessBatch`.
+        version: version of the schema.
     """
 
     host: str
@@ -343,13 +348,13 @@ class DeadLetter(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dea
     """A message that a processor could not store, with the reason.
 
     Attributes:
-        subject: where it was published.
-        stream: the stream that it came from.
-        stream_sequence: its place there.
-        reason: why, with the path of the field.
+        subject: subject on which the message was published.
+        stream: stream that it came from.
+        stream_sequence: sequence of the message in that stream.
+        reason: why it was refused, with the path of the field.
         code: `undecodable`, `invalid`, `out_of_range`, `unstorable`, …
         payload: the message as it came, cut to 256 KiB.
-        time_ns: when it was refused.
+        time_ns: when it was refused, nanoseconds since the epoch.
     """
 
     subject: str

@@ -1,4 +1,4 @@
-"""Text that people write for bytes and durations."""
+"""Parse and format amounts of bytes and durations, as people write them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)")
 
 
 LEAST_PLAIN_BYTES: Final = 2**20
-"""A text of a smaller number without a unit is no amount of memory: whoever writes 20 means GiB, not bytes."""
+"""Smallest text without a unit that counts as bytes: a smaller number, such as 20, is probably meant as GiB."""
 
 
 def parse_bytes(text: str | int) -> int:
-    """`20GiB`, `20g` or `1.5TB` to bytes; a letter alone means the binary unit. An `int` is bytes, and so is the text
-    of a plain number from 1 MiB on.
+    """Convert `20GiB`, `20g` or `1.5TB` to bytes; a letter alone means the binary unit.
+
+    An `int` is bytes, and so is the text of a plain number from 1 MiB on.
 
     Raises:
         ValueError: no number, an unknown unit, or a small number without one.
@@ -51,7 +52,7 @@ def parse_bytes(text: str | int) -> int:
 
 
 def parse_seconds(text: str | float) -> float:
-    """`250ms`, `10s`, `1h30m` or a plain number to seconds.
+    """Convert `250ms`, `10s`, `1h30m` or a plain number to seconds.
 
     Raises:
         ValueError: no number, or an unknown unit.
@@ -72,7 +73,7 @@ def parse_seconds(text: str | float) -> float:
 
 
 def format_bytes(amount: float) -> str:
-    """Bytes in the largest binary unit that keeps the number at 1 or more, such as `79.6 GiB`."""
+    """Format bytes in the largest binary unit that keeps the number at 1 or more, such as `79.6 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(amount) < 1024:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

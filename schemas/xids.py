@@ -1,4 +1,4 @@
-"""Xid codes as boards know them: the short texts that NVIDIA's catalogue and dcgm-exporter (`err_msg`) give them."""
+"""Short texts of Xid codes, as NVIDIA's catalog and dcgm-exporter (`err_msg`) give them and dashboards show them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UNKNOWN: Final = "Unknown Error"
 _PUSH_BUFFER: Final = "Invalid or corrupted push buffer stream"
 _VIDEO: Final = "Video processor exception"
 
-# docs.nvidia.com/deploy/xid-errors, in the spelling of dcgm-exporter 4.8: whoever matches on a text matches on it.
+# docs.nvidia.com/deploy/xid-errors, in the spelling of dcgm-exporter 4.8, so that rules which match a text still do.
 TEXTS: Final[dict[int, str]] = {
     0: NO_ERROR,
     **dict.fromkeys((1, 2, 3, 4, 6, 11, 32), _PUSH_BUFFER),
@@ -133,9 +133,9 @@ TEXTS: Final[dict[int, str]] = {
     171: "Uncorrectable DRAM Error",
     172: "Uncorrectable SRAM Error",
 }
-"""By code; what is not in it is `UNKNOWN`."""
+"""Texts by code; a code that is not here is `UNKNOWN`."""
 
 
 def text(code: int) -> str:
-    """What boards call a code."""
+    """Text of an Xid code; `UNKNOWN` for a code without one."""
     return TEXTS.get(code, UNKNOWN)
