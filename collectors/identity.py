@@ -1,7 +1,7 @@
-"""A name for each device that is its own: the driver's uuid where that is one, else made of where the device sits.
+"""Unique names of devices: the driver's uuid where it is unique, else a name made of the device's location.
 
-Virtual functions and partitions of a board have shared one uuid, and virtual machines have had one of zeros alone. Such
-a name says nothing. Host, PCI address and serial tell devices apart instead, and are the same after a reboot.
+Some virtual functions and partitions of a board share one uuid, and some virtual machines have one of zeros alone. Such
+a uuid identifies nothing. Host, PCI address and serial tell devices apart instead, and are the same after a reboot.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _AMD: Final = re.compile(
 
 
 class Seat(Struct, frozen=True, kw_only=True):
-    """What is known of a device before it has a name.
+    """Facts about a device that has no name yet.
 
     Attributes:
-        uuid: as the driver gives it; empty if it gives none.
-        address: on the PCI bus; empty if unknown.
-        serial: of the board; empty if it has none.
-        index: the driver's.
+        uuid: the driver's uuid; empty if it gives none.
+        address: address on the PCI bus; empty if unknown.
+        serial: serial number of the board; empty if it has none.
+        index: the driver's index.
     """
 
     uuid: str
@@ -38,10 +38,10 @@ class Seat(Struct, frozen=True, kw_only=True):
 
 
 class Identities:
-    """The names of a host's devices.
+    """Unique names of a host's devices.
 
     Args:
-        host: its name.
+        host: name of the host.
     """
 
     def __init__(self, host: str) -> None:
@@ -50,20 +50,20 @@ class Identities:
         self._read: dict[str, str] = {}
 
     def uuid_at(self, address: str, uuid: str | None) -> str | None:
-        """The driver's uuid of the device at an address, as it was read before where it can't be read now.
+        """The driver's uuid of the device at an address; the last known one where it can't be read now.
 
         Args:
-            address: on the PCI bus.
-            uuid: as read; None where the driver did not give it this time.
+            address: address on the PCI bus.
+            uuid: the uuid that was read; None where the driver did not give it this time.
         """
         if uuid is not None and address:
             self._read[address] = uuid
         return self._read.get(address) if uuid is None else uuid
 
     def names(self, seats: Sequence[Seat]) -> list[str]:
-        """A name for each device, no two alike; that of the driver where it is good for one.
+        """Give each device a unique name: the driver's uuid where that can be one.
 
-        A uuid that was once shared is never a name again while this runs, whichever of its devices are there.
+        A uuid that two devices once shared is not used as a name again in this run, even if only one of them is left.
         """
         counts = Counter(seat.uuid.lower() for seat in seats)
         self._shared |= {uuid for uuid, count in counts.items() if count > 1}
@@ -89,7 +89,7 @@ class Identities:
 
 
 def says_something(uuid: str) -> bool:
-    """Whether a uuid tells a device from another: not zeros or ones alone, and of AMD's form not a serial of zeros."""
+    """True if a uuid can tell devices apart: its digits are not all 0 or all f; in AMD's form, those of the serial."""
     lowered = uuid.lower()
     form = _AMD.fullmatch(lowered)
     digits = "".join(form.groups()) if form else re.sub(r"[^0-9a-f]", "", lowered)

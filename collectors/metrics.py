@@ -1,4 +1,4 @@
-"""What a collector measures of itself, and whether it is ready."""
+"""Health of a collector: the values of its instruments, and whether it is ready."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .agent.outbox import Outbox
 from .agent.publisher import Publisher
 
 LEAST_SECONDS: Final = 15.0
-"""For so long at least a collector may go without an acknowledgement: a server that restarts takes less."""
+"""Time that a collector may always go without an acknowledgement: a server that restarts takes less."""
 
 
 def judge(agent: Agent, publisher: Publisher, outbox: Outbox) -> Judgement:
-    """How a collector is now: well if what it read last has reached the bus.
+    """Judge a collector's health: it is ready if it can read its source, and the bus has acknowledged messages lately.
 
     Args:
-        agent: that reads.
-        publisher: that sends.
-        outbox: between them.
+        agent: the agent that reads.
+        publisher: the publisher that sends.
+        outbox: the queue between them.
     """
     settings = agent.settings
     most = max(LEAST_SECONDS, 3 * (settings.interval_seconds + settings.batch_seconds))

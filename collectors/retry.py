@@ -1,7 +1,7 @@
-"""When to ask again for what was refused: seldom, and ever more seldom, but never not at all.
+"""Retries of refused driver calls: less and less often, but never given up.
 
-A refusal is not always for good. Drivers say "not supported" or "no permission" during a reset, while a board is being
-split, or before a daemon has opened the device, and mean something else a minute later.
+A refusal is not always for good. Drivers return "not supported" or "no permission" during a reset, while a board is
+being split, or before a daemon has opened the device, and answer a minute later.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class Retry:
     """The time of the next try, with a pause that doubles from one refusal to the next.
 
     Args:
-        now: on the monotonic clock.
+        now: time on the monotonic clock.
         first_seconds: the first pause.
-        most_seconds: the longest.
+        most_seconds: the longest pause.
 
     Attributes:
-        due: on the monotonic clock.
+        due: time of the next try, on the monotonic clock.
     """
 
     __slots__ = ("_most", "_pause", "due")
@@ -33,11 +33,11 @@ class Retry:
         self.due = now + first_seconds
 
     def refused(self, now: float) -> None:
-        """It was tried again, and refused."""
+        """Double the pause after a try that was refused."""
         self._pause = min(self._pause * 2, self._most)
         self.due = now + self._pause
 
     def soon(self, now: float) -> None:
-        """Something that worked is refused: try again soon, whatever else has been refused for long."""
+        """Schedule a try soon, since a call that worked is refused, however long others have been refused."""
         self._pause = SOON_SECONDS
         self.due = min(self.due, now + SOON_SECONDS)

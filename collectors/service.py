@@ -1,4 +1,4 @@
-"""The collector's edge: a source, an agent, an outbox and the bus, wired together and taken apart in order."""
+"""The collector service: connects a source, an agent, an outbox and the bus, and shuts them down in order."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ MIN_INTERVAL_SECONDS: Final = 0.02
 BUFFER_BYTES: Final = 256 * 2**20
 DRAIN_SECONDS: Final = 5.0
 STALE_SECONDS: Final = 10.0
-"""A planner's default for telemetry that is too old."""
+"""Age at which a planner treats telemetry as too old, by default."""
 
 
 def check_settings(*, interval_seconds: float, batch_seconds: float, buffer_bytes: int) -> None:
-    """Refuse numbers that no agent can work with.
+    """Refuse settings that no agent can work with.
 
     Raises:
         ValueError: with what to write instead.
@@ -56,7 +56,7 @@ def check_settings(*, interval_seconds: float, batch_seconds: float, buffer_byte
 
 
 def state_folder(name: str, base: Path | None = None) -> Path:
-    """Where an agent keeps its spill file: `<base>/collector/<name>`.
+    """Folder of an agent's spill file: `<base>/collector/<name>`.
 
     The base is, in this order: the argument, `CORRAL_STATE_DIR`, systemd's `STATE_DIRECTORY`, `XDG_STATE_HOME/corral`,
     `~/.local/state/corral`.
@@ -91,25 +91,25 @@ async def collect(
     It does not need the bus at its start: until a server answers, messages wait in the buffer.
 
     Args:
-        source: what to read.
-        name: of the agent: the host's name, or the fleet's for a source of many hosts; one agent a name.
-        nats_url: servers, as in `schemas.bus.connect`.
-        interval_seconds: between ticks, 0.02 or more.
-        batch_seconds: ticks of so long share one message.
-        processes_seconds: between lists of processes; 0 publishes none.
-        report_seconds: between the agent's reports on itself.
+        source: the source to read.
+        name: name of the agent: the host's name, or the fleet's for a source of many hosts; one agent per name.
+        nats_url: URLs of the servers, as in `bus.connect`.
+        interval_seconds: time between ticks, 0.02 or more.
+        batch_seconds: ticks of this period share one message.
+        processes_seconds: time between lists of processes; 0 publishes none.
+        report_seconds: time between the agent's reports on itself.
         grace_seconds: as in `AgentSettings`.
-        buffer_bytes: of messages that wait for the bus; beyond it the oldest are dropped and counted.
-        state: folder for the spill file; see `state_folder`.
-        spill: keep what waits on disk while the bus is away, so that it outlives the agent.
-        drain_seconds: when it is stopped, wait so long for the bus to take what is left; the rest stays on disk. Where
-            the data has ended by itself, wait for as long as the bus takes it.
+        buffer_bytes: limit of the messages that wait for the bus; beyond it the oldest are dropped and counted.
+        state: base folder for the spill file; see `state_folder`.
+        spill: True to keep messages on disk while the bus is away, so that they outlive the agent.
+        drain_seconds: when it is stopped, wait this long for the bus to take what is left; the rest stays on disk.
+            Where the data has ended by itself, wait for as long as the bus takes messages.
 
     Raises:
-        ValueError: impossible settings, or a name with nothing in it.
-        HostTaken: another agent, alive, has the name.
+        ValueError: impossible settings, or a name without letters and digits.
+        HostTaken: another agent that is alive has the name.
         SpillBusy: another agent on this machine uses the state folder.
-        Exception: whatever ended the source.
+        Exception: the error that ended the source.
     """
     check_settings(interval_seconds=interval_seconds, batch_seconds=batch_seconds, buffer_bytes=buffer_bytes)
     if max(interval_seconds, batch_seconds) > STALE_SECONDS / 2:
@@ -171,21 +171,21 @@ async def collect(
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         publisher.wake()
-        # Where it is stopped without a bus there is nothing to wait for: what is left waits on disk.
+        # If it is stopped while the bus is away there is nothing to wait for: messages stay on disk.
         waits = drain_seconds > 0 and (ended or publisher.connected or not spill)
         told = False
         while waits and not publishing.done() and len(outbox):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(drain_seconds):
                     await publisher.drained(patient=ended or not spill)
-            # What the bus refuses for good, it may refuse after the last report: once, that is worth another one.
+            # The bus may refuse messages for good after the last report: report such drops once more.
             again = not told and agent.tell_drops()
             told = told or again
             waits = again or (ended and publisher.connected)
         publishing.cancel()
         await asyncio.gather(publishing, return_exceptions=True)
         left = len(outbox)
-        # What was read while another agent spoke for the host is not ours to tell.
+        # Readings made while another agent holds the claim on the host must not be published.
         refused = publishing.done() and not publishing.cancelled() and isinstance(publishing.exception(), HostTaken)
         keep = claim.held or not refused
         lost = outbox.close(keep=keep)
@@ -194,7 +194,7 @@ async def collect(
 
 
 def _lease_feed(source: Source, agent: Agent) -> list[Callable[[Client], Awaitable[None]]]:
-    """What keeps the agent up to date on leases while there is a bus; nothing for a replay of another time."""
+    """Tasks that keep the agent's leases up to date while it is connected; none for a replay."""
     if isinstance(source, LeaseAware):
 
         def changed(leases: list[Lease], complete: bool) -> None:

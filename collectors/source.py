@@ -1,4 +1,4 @@
-"""What a source of telemetry is to the agent: it reads, the agent paces, packs, buffers and publishes."""
+"""Protocols of telemetry sources: a source reads devices; the agent paces, packs, buffers and publishes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tick(Struct, frozen=True, kw_only=True):
 
 
 class SourceEvent(Struct, frozen=True, kw_only=True):
-    """Something a source noticed; the agent adds its id and sequence and publishes it at once (`DeviceEvent`)."""
+    """An event noticed by a source; the agent adds its id and sequence and publishes it at once (`DeviceEvent`)."""
 
     host: str
     time_ns: int
@@ -55,17 +55,19 @@ class Source(Protocol):
 
     All methods block and are called from one worker thread, never from the event loop.
 
-    A source may also have `read_errors`, how many driver calls have failed so far, `impossible`, how many values that
-    their metric can't have it was given, by metric, `identifies_processes`, whether it
-    can tell whose they are (`ProcessBatch.identified`), and `unreadable`, the uuids of the devices whose processes the
-    last `processes` could not list, or not all; and be a `LeaseAware`, a `HostSource` or a `PatientSource`.
+    A source may also be a `LeaseAware`, a `HostSource` or a `PatientSource`, and have these attributes:
+
+    - `read_errors`: number of driver calls that have failed so far.
+    - `impossible`: number of values from the driver that their metric can't have, by metric.
+    - `identifies_processes`: True if it can attribute processes (`ProcessBatch.identified`).
+    - `unreadable`: uuids of the devices whose processes the last `processes` could not list, or not all of them.
     """
 
     name: str
     """`nvml`, `amdsmi`, `simulated` or `replay`."""
 
     def open(self, emit: Emit) -> None:
-        """Get ready. Events go to `emit` from then on, from whichever thread notices them.
+        """Prepare to read. Events go to `emit` from then on, from the thread that notices them.
 
         Raises:
             SourceUnavailable: not now; the message says what is missing.
@@ -73,11 +75,11 @@ class Source(Protocol):
         ...
 
     def inventory(self) -> Sequence[Inventory]:
-        """The hosts with their devices as they are now; `agent` is left empty for the agent to fill in."""
+        """Read the hosts with their devices as they are now; `agent` is left empty for the agent to fill in."""
         ...
 
     def read(self) -> Sequence[Tick]:
-        """One tick, one entry a host. A device that fails is left out and an event says so.
+        """Read one tick, with one entry per host. A device that fails is left out, and an event reports it.
 
         Raises:
             SourceUnavailable: the driver is gone as a whole.
@@ -86,41 +88,41 @@ class Source(Protocol):
         ...
 
     def processes(self) -> dict[str, list[ProcessSample]]:
-        """The processes on the devices of each host; a host whose processes can't be seen is left out."""
+        """List the processes on the devices of each host; a host whose processes can't be seen is left out."""
         ...
 
     def close(self) -> None:
-        """Let go of the driver; after it `open` may be called again."""
+        """Release the driver; `open` may be called again afterwards."""
         ...
 
 
 @runtime_checkable
 class LeaseAware(Protocol):
-    """A source that wants to know which leases are active, as the simulated one does."""
+    """A source that needs the active leases, as the simulated one does."""
 
     def set_leases(self, leases: list[Lease]) -> None:
-        """All leases that are active now. Called from the event loop, while other methods may run."""
+        """Set all leases that are active now. Called from the event loop, while other methods may run."""
         ...
 
 
 @runtime_checkable
 class HostSource(Protocol):
-    """A source that reads the machine that it runs on, and so can look at the processes there."""
+    """A source that reads the machine that it runs on, and so can read the processes there."""
 
     host: str
     """The host's name as in subjects."""
 
     def ancestry(self, pids: Iterable[int]) -> dict[int, list[str]]:
-        """The names of processes and of their ancestors, nearest first (`bus/process_identity.py`), by process id."""
+        """Names of processes and of their ancestors, nearest first (`bus/process_identity.py`), by process id."""
         ...
 
 
 @runtime_checkable
 class PatientSource(Protocol):
-    """A source whose data does not run away, as a recording: it is not read while there is no room for it."""
+    """A source whose data can wait, such as a recording: it is not read while the outbox has no room."""
 
     def limit_read(self, max_bytes: int) -> None:
-        """From now on one reading holds so many bytes at most, or one sample."""
+        """Limit each reading from now on to so many bytes, or to one sample."""
         ...
 
 

@@ -1,7 +1,7 @@
 """Text from a driver or the operating system, made fit for a message.
 
 Neither promises UTF-8: drivers have given names of random bytes, and a file name or an account may be any bytes at all.
-A message takes no lone surrogate, and a table no NUL, so that one such name would hide a whole host.
+A message takes no lone surrogate, and a table no NUL, so that one such name would make a whole host's messages fail.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ MOST_CHARACTERS: Final = 256
 
 
 def clean(value: bytes | str, most: int = MOST_CHARACTERS) -> str:
-    """Text as UTF-8 can carry it: what can't be decoded is replaced, control characters are spaces.
+    """Clean a text for UTF-8: what can't be decoded is replaced, control characters become spaces.
+
+    It ends at the first NUL, and is cut and stripped.
 
     Args:
-        value: bytes as they came, or text that Python has decoded from some (with surrogate escapes).
-        most: characters to keep.
+        value: raw bytes, or text that Python has decoded from bytes (with surrogate escapes).
+        most: number of characters to keep.
     """
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else _SURROGATE.sub("\ufffd", value)
     text = text.partition("\0")[0]
@@ -31,7 +33,7 @@ def clean(value: bytes | str, most: int = MOST_CHARACTERS) -> str:
 
 
 def cleaned(message: object) -> object:
-    """A message with every text in it made fit, as the plain values that it is encoded from."""
+    """Clean every text in a message; returns the plain values that it is encoded from."""
     return _walk(msgspec.to_builtins(message, builtin_types=(bytes,)))
 
 

@@ -1,1 +1,1 @@
-"""The collector's loop: reads devices at their pace, packs, spills and publishes."""
+"""The collector's loop: reads devices at a fixed interval, packs samples, spills and publishes."""

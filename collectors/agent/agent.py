@@ -1,7 +1,8 @@
-"""The agent: takes what the reader brings, packs it into messages, and reports on itself.
+"""The agent: packs the readings of the reader into messages, and reports on itself.
 
-Every message carries the agent's id and the next number of one sequence, and waits in the outbox under the id
-`<nonce>.<agent>-<sequence>`: a stream knows a message by it, whoever has sent it, so nobody may guess the next one.
+Every message carries the agent's id and the next number of one sequence, and waits in the outbox under the message id
+`<nonce>.<agent>-<sequence>`. A stream deduplicates by that id alone, whoever publishes, so other publishers must not be
+able to guess the next one: hence the nonce.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ log = logging.getLogger("corral.collector")
 REPORT_SECONDS: Final = 10.0
 PROCESSES_SECONDS: Final = 10.0
 HANG_SECONDS: Final = 10.0
-"""A read that takes longer is told as an event."""
+"""A read that takes longer, and longer than three intervals, is reported as an event."""
 HIDDEN_PROCESSES: Final = (
     "whose the processes on the devices are can't be told: this collector has process ids of its own, and the driver "
     "gives the host's. Let it see the host's (hostPID: true on Kubernetes, --pid=host for a container)"
@@ -45,15 +46,15 @@ _INVENTORY_EVENTS: Final = frozenset({"mig_changed", "device_lost", "device_retu
 
 
 class AgentSettings(Struct, frozen=True, kw_only=True):
-    """How an agent works.
+    """Settings of an agent.
 
     Attributes:
-        name: of the agent: its host, or the fleet that it simulates or replays.
-        interval_seconds: between ticks.
-        batch_seconds: ticks of so long share one message.
-        processes_seconds: between lists of processes; 0 publishes none.
-        report_seconds: between reports on itself.
-        grace_seconds: what is used without a lease or beyond it is told as an event when it lasts for so long.
+        name: name of the agent: its host, or the fleet that it simulates or replays.
+        interval_seconds: time between ticks.
+        batch_seconds: ticks of this period share one message.
+        processes_seconds: time between lists of processes; 0 publishes none.
+        report_seconds: time between the agent's reports on itself.
+        grace_seconds: use of a device without a lease or beyond it is reported as an event once it lasts this long.
     """
 
     name: str
@@ -68,14 +69,14 @@ class Agent:
     """One run of a collector, between a source and an outbox.
 
     Args:
-        source: what to read.
-        outbox: where messages wait.
+        source: the source to read.
+        outbox: queue of messages for the bus.
         settings: see `AgentSettings`.
-        wake: called when the outbox has something new.
-        published: how many messages the bus has acknowledged.
+        wake: called when the outbox has new messages.
+        published: returns the number of messages that the bus has acknowledged.
 
     Attributes:
-        id: of this run.
+        id: id of this run.
         ended: done when the source has no more data, or with the error that ended it.
         identifies_processes: as in `ProcessBatch.identified`.
     """
@@ -125,27 +126,27 @@ class Agent:
 
     @property
     def ticks(self) -> int:
-        """Read since the start."""
+        """Ticks read since the start."""
         return self._reader.ticks
 
     @property
     def late_ticks(self) -> int:
-        """Left out, since an earlier one was still being read."""
+        """Ticks skipped since the start because an earlier one was still being read."""
         return self._reader.late_ticks
 
     @property
     def impossible(self) -> dict[str, int]:
-        """Values of the driver that their metric can't have, by metric."""
+        """Number of values of the driver that their metric can't have, by metric."""
         return dict(getattr(self._source, "impossible", {}))
 
     @property
     def read_errors(self) -> int:
-        """Calls of the driver that failed."""
+        """Readings and driver calls that failed, since the start."""
         return self._reader.read_errors
 
     @property
     def trouble(self) -> str:
-        """Why the source is not read just now, in words; empty if it is."""
+        """Reason why the source can't be read just now, in words; empty if it can."""
         busy = self._reader.busy_seconds
         if busy > max(HANG_SECONDS, 3 * self.settings.interval_seconds):
             return f"reading {self._source.name} hangs for {busy:.0f} s"
@@ -174,7 +175,7 @@ class Agent:
             reports.cancel()
             if not await asyncio.to_thread(self._reader.stop):
                 log.error("a call of %s hangs; leaving it behind", self._source.name)
-            # What was cut short in the middle has been read like all that waits behind it.
+            # Finish the item that was interrupted, then take all that wait behind it.
             for _ in taking:
                 await asyncio.sleep(0)
             while not self._readings.empty():
@@ -209,15 +210,15 @@ class Agent:
             log.debug("the reader ended after the loop")
 
     def set_leases(self, leases: list[Lease] | None) -> None:
-        """All leases that are active now, on this agent's hosts at least; None while they are not known."""
+        """Set all leases that are active now, on this agent's hosts at least; None while they are not known."""
         self._attribution.set_leases(leases)
 
     def limit_message_bytes(self, max_payload: int) -> None:
-        """The server takes no message above it: keep batches well below, whatever their head adds."""
+        """Keep batches well below the server's limit of a message, so that headers and names fit, too."""
         self._packer.max_bytes = min(MAX_MESSAGE_BYTES, max_payload * 3 // 4)
 
     def _take(self, item: list[Reading] | SourceEvent) -> Iterator[None]:
-        """Queue what the reader brings; yields wherever others should have their turn."""
+        """Queue an item of the reader as messages; yields where other tasks should run."""
         if isinstance(item, SourceEvent):
             self._forward(item)
             return
@@ -287,7 +288,7 @@ class Agent:
         beyond_limit: bool = False,
         **data: str | int | float,
     ) -> None:
-        """An event about the agent itself."""
+        """Queue an event about the agent itself."""
         self._forward(
             SourceEvent(
                 host=self.settings.name,
@@ -306,7 +307,7 @@ class Agent:
             self._report()
 
     def _watch(self) -> None:
-        """A driver call may hang for ever; the thread that is in it can't say so."""
+        """Report that a read hangs, or no longer does: the thread that makes the driver call can't."""
         busy = self._reader.busy_seconds
         hangs = busy > max(HANG_SECONDS, 3 * self.settings.interval_seconds)
         if hangs and not self._hangs:
@@ -318,7 +319,7 @@ class Agent:
         self._hangs = hangs
 
     def _report(self) -> None:
-        """Tell what was dropped, and how the agent is; from here to the end, nothing is dropped for what tells it."""
+        """Report dropped messages and the agent's state; nothing is dropped to make room for these messages."""
         self._watch()
         dropped = self._outbox.dropped_messages
         if dropped > self._reported_drops:
@@ -361,14 +362,14 @@ class Agent:
         self._wake()
 
     def tell_drops(self) -> bool:
-        """Report once more where something was dropped since the last report; whether it was."""
+        """Report once more if messages were dropped since the last report; True if so."""
         untold = self._outbox.dropped_messages > self._reported_drops
         if untold:
             self._report()
         return untold
 
     def _leave(self) -> None:
-        """Give the devices free for another host's name: a machine that was renamed goes on under the new one."""
+        """Release the devices for other host names: a machine that was renamed goes on under its new name."""
         if self._told is not None:
             left = replace(self._told, time_ns=time.time_ns(), leaving=True)
             self._put(subjects.inventory_subject(left.host.name), left, beyond_limit=True)
@@ -399,7 +400,7 @@ class Agent:
         number = self._next() if sequence is None else sequence
         try:
             payload = codec.encode(message)
-        except UnicodeEncodeError:  # a name that no source has cleaned must not end the host
+        except UnicodeEncodeError:  # a name that no source has cleaned must not stop the agent
             payload = codec.encode(cleaned(message))
         message_id = f"{secrets.token_hex(8)}.{self.id}-{number}"
         self._outbox.put(subject, message_id, payload, samples, beyond_limit=beyond_limit)

@@ -1,7 +1,7 @@
-"""Who speaks for a host: one agent, by an entry in the hosts bucket that it renews.
+"""Claim on a host: one agent speaks for a host, by an entry in the hosts bucket that it renews.
 
-An entry that is not renewed goes away by the bucket's time to live, so a host whose agent was killed is free again
-without anyone's help. An agent that is started anew on the same machine knows its dead predecessor and need not wait.
+An entry that is not renewed expires by the bucket's time to live, so that the host of a killed agent is free again by
+itself. An agent that restarts on the same machine recognizes that its predecessor is dead and need not wait.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         agent: id of the collector's run.
-        pid: of its process.
-        address: the name that its operating system gives.
+        pid: id of its process.
+        address: the host name that its operating system gives.
         started_at_ns: when it started, nanoseconds since the epoch.
         machine: the machine and its pid namespace, where both are known; empty otherwise.
         process_started: the kernel's start time of the process, in clock ticks since boot; 0 if unknown.
@@ -48,16 +48,16 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     process_started: int = 0
 
     def describe(self) -> str:
-        """For people."""
+        """Describe the holder for people."""
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.started_at_ns / 1e9))
         return f"agent {self.agent} (process {self.pid} on {self.address}, since {since})"
 
 
 class HostTaken(RuntimeError):
-    """Another agent, alive, speaks for the host; the message names it.
+    """Another agent that is alive speaks for the host; the message names it.
 
     Attributes:
-        holder: its claim.
+        holder: claim of that agent.
     """
 
     def __init__(self, name: str, holder: Claim) -> None:
@@ -71,11 +71,11 @@ class HostClaim:
     """This agent's claim on a name.
 
     Args:
-        name: the host's.
+        name: name of the host.
         agent: id of this run.
 
     Attributes:
-        held: whether this run has ever spoken for the name.
+        held: True if this run has ever held the claim.
     """
 
     def __init__(self, name: str, agent: str) -> None:
@@ -93,10 +93,10 @@ class HostClaim:
         self.held = False
 
     async def take(self, nc: Client) -> None:
-        """Claim the name, waiting for an entry that nobody renews to go away.
+        """Claim the name; waits for an entry that is not renewed to expire.
 
         Raises:
-            HostTaken: its agent is alive.
+            HostTaken: the agent that holds the name is alive.
             nats.errors.Error: the bus failed.
         """
         await self._take(nc)
@@ -118,7 +118,7 @@ class HostClaim:
                     self._revision = await bucket.update(self.name, self._value, last=entry.revision)
                     return
             except KeyWrongLastSequenceError:
-                continue  # someone else moved at the same time: look again
+                continue  # another agent wrote at the same time: read again
             if seen is not None and entry.revision != seen:
                 raise HostTaken(self.name, holder)
             if seen is None:
@@ -127,7 +127,7 @@ class HostClaim:
             await asyncio.sleep(0.5)
 
     async def renew(self, nc: Client) -> None:
-        """Keep the claim, until cancelled.
+        """Renew the claim until cancelled.
 
         Raises:
             HostTaken: another agent has taken it while this one could not renew.
@@ -145,7 +145,7 @@ class HostClaim:
                 log.debug("the claim on %s was not renewed: %s", self.name, error)
 
     async def release(self, nc: Client) -> None:
-        """Let another agent have the name at once."""
+        """Release the claim, so that another agent can have the name at once."""
         if self._revision is None:
             return
         try:
@@ -156,7 +156,7 @@ class HostClaim:
         self._revision = None
 
     def _is_dead(self, holder: Claim) -> bool:
-        """Whether the holder ran on this machine, where we can see that it is gone."""
+        """True if the holder ran on this machine and its process is gone; False where that can't be seen."""
         if not holder.machine or holder.machine != self._mine.machine or not holder.process_started:
             return False
         return _process_started(holder.pid) != holder.process_started
@@ -177,7 +177,7 @@ def _decode(entry: KeyValue.Entry) -> Claim | None:
 
 
 def _machine() -> str:
-    """Boot and pid namespace: within them a pid means the same to us as to the holder."""
+    """Boot id and pid namespace, within which a pid names the same process to all agents; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -186,7 +186,7 @@ def _machine() -> str:
 
 
 def _process_started(pid: int) -> int | None:
-    """Start time in clock ticks since boot, field 22 of /proc/PID/stat (proc(5)); None if there is no such process."""
+    """Start time of a process in clock ticks since boot, field 22 of /proc/PID/stat (proc(5)); None if it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(stat.rpartition(")")[2].split()[19])

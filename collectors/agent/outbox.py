@@ -1,4 +1,4 @@
-"""The outbox: what waits for the bus, bounded in bytes, oldest dropped first, in order.
+"""The outbox: an ordered queue of messages for the bus, bounded in bytes, which drops the oldest first.
 
 Messages wait in memory while the bus takes them. Once it does not (`spill`), they are written to the spill file too,
 so that they outlive the agent, and new ones go to the file alone. Where the disk takes no more, the newest wait in
@@ -22,20 +22,21 @@ log = logging.getLogger("corral.collector")
 
 READ_AHEAD_BYTES: Final = 2**20
 MEMORY_BYTES: Final = 8 * 2**20
-"""Of the bytes that wait, so many at most are kept in memory where there is a spill file."""
+"""Most payload bytes that wait in memory where there is a spill file."""
 
 
 class Entry:
-    """A message on its way.
+    """A message in the outbox.
 
     Attributes:
-        subject: where it goes.
-        message_id: the same each time it is sent.
-        payload: likewise.
-        samples: device samples in it.
-        doubtful: it may have reached the stream so long ago that the stream no longer knows its id.
+        subject: subject to publish it on.
+        message_id: message id, the same each time it is sent.
+        payload: body, the same each time it is sent.
+        samples: number of device samples in it.
+        doubtful: True if it may have reached the stream so long ago that deduplication no longer covers its id.
         sent_at: when it was first sent, by the loop's clock; None if it never was or the bus has refused it since.
-        passed: a later one was stored before it, so that the stream's last message says nothing of it.
+        passed: True if a later one was stored before it, so that the stream's last message does not tell whether this
+            one was stored.
     """
 
     __slots__ = ("doubtful", "message_id", "passed", "payload", "samples", "segment", "sent_at", "subject")
@@ -57,11 +58,12 @@ class Outbox:
     """A bounded queue of messages that may outlive the process.
 
     Args:
-        limit_bytes: of payloads, in memory and on disk together; beyond it the oldest that is not in flight is dropped.
-        folder: for the spill file; None keeps everything in memory.
+        limit_bytes: limit of payload bytes in memory and on disk; beyond it the oldest that is not in flight is
+            dropped.
+        folder: folder of the spill file; None keeps everything in memory.
 
     Attributes:
-        dropped_messages: since the start.
+        dropped_messages: messages dropped since the start.
         dropped_samples: device samples in them.
 
     Raises:
@@ -89,18 +91,18 @@ class Outbox:
 
     @property
     def bytes(self) -> int:
-        """Payload bytes that wait, wherever they are."""
+        """Payload bytes that wait, in memory, in flight and on disk."""
         disk = self._spill.unread_bytes if self._spill is not None else 0
         return self._unsent_bytes + self._in_flight_bytes + self._behind_bytes + disk
 
     @property
     def in_flight(self) -> int:
-        """Messages that were taken and are not done."""
+        """Number of messages in flight: taken and not done."""
         return len(self._in_flight)
 
     @property
     def in_flight_bytes(self) -> int:
-        """Their payloads."""
+        """Payload bytes of the messages in flight."""
         return self._in_flight_bytes
 
     def __len__(self) -> int:
@@ -110,15 +112,15 @@ class Outbox:
     def put(
         self, subject: str, message_id: str, payload: bytes, samples: int = 0, *, beyond_limit: bool = False
     ) -> None:
-        """Queue a message behind all others; the oldest are dropped where there is no room.
+        """Queue a message behind all others; drops the oldest where there is no room.
 
         Args:
-            subject: where it goes.
-            message_id: no other's.
-            payload: what is limited.
-            samples: device samples in it.
-            beyond_limit: nothing is dropped for it, but for the next one: a count of what was dropped is still true
-                when it is queued.
+            subject: subject to publish it on.
+            message_id: unique message id.
+            payload: body; its bytes count toward the limit.
+            samples: number of device samples in it.
+            beyond_limit: True to drop nothing for it, only for the next message: a count of drops in its body is then
+                still true once it is queued.
         """
         entry = Entry(subject, message_id, payload, samples)
         if self._spill is not None and self._goes_to_disk(self._spill):
@@ -129,7 +131,7 @@ class Outbox:
             self._shrink()
 
     def take(self) -> Entry | None:
-        """The next message to send; it is in flight from now on."""
+        """Take the next message to send, which is in flight from now on; None if none waits."""
         if not self._unsent:
             self._refill(READ_AHEAD_BYTES)
         if not self._unsent:
@@ -141,7 +143,7 @@ class Outbox:
         return entry
 
     def done(self, message_id: str) -> bool:
-        """The bus has it, or will never want it; False where it was not in flight."""
+        """Remove a message that the bus has stored or is never to get; False where it was not in flight."""
         entry = self._in_flight.pop(message_id, None)
         if entry is None:
             return False
@@ -151,26 +153,26 @@ class Outbox:
         return True
 
     def drop(self, message_id: str) -> None:
-        """Give up a message that is in flight: the bus refuses it for good."""
+        """Drop a message in flight that the bus refuses for good, and count it."""
         entry = self._in_flight.get(message_id)
         if entry is not None and self.done(message_id):
             self.dropped_messages += 1
             self.dropped_samples += entry.samples
 
     def refused(self, message_id: str) -> None:
-        """The bus has said that it did not store this message."""
+        """Record that the bus did not store a message in flight, so that it can't be a duplicate when sent again."""
         entry = self._in_flight.get(message_id)
         if entry is not None:
             entry.sent_at, entry.doubtful = None, False
 
     def passed(self, message_id: str) -> None:
-        """A later message was stored, and this one was lost on its way, or its acknowledgement was."""
+        """Record that a later message was stored, and that this one or its acknowledgement was lost."""
         entry = self._in_flight.get(message_id)
         if entry is not None:
             entry.passed = True
 
     def rewind(self) -> None:
-        """Whatever is in flight is to be sent again, first and in the same order."""
+        """Put the messages in flight back to the front, in the same order, to be sent again."""
         for entry in reversed(self._in_flight.values()):
             self._unsent.appendleft(entry)
             self._unsent_bytes += len(entry.payload)
@@ -178,7 +180,7 @@ class Outbox:
         self._in_flight_bytes = 0
 
     def spill(self) -> None:
-        """The bus is away: put on disk what is in memory, and what comes from now on."""
+        """Write to disk what is in memory, and new messages from now on: the bus is away."""
         self.rewind()
         self._spilling = True
         if self._spill is None:
@@ -190,17 +192,17 @@ class Outbox:
             self._disk_trouble(error)
 
     def unspill(self) -> None:
-        """The bus is back: what comes from now on may wait in memory."""
+        """Let new messages wait in memory again: the bus is back."""
         self._spilling = False
 
     def close(self, *, keep: bool = True) -> int:
-        """Put on disk what is left and let go of the file.
+        """Write to disk what is left, and close the spill file.
 
         Args:
-            keep: False forgets what this run has put in; what an earlier one has left stays on disk.
+            keep: False discards what this run has queued; messages of earlier runs stay on disk.
 
         Returns:
-            Messages that are on no disk, and lost.
+            Number of messages that are not on disk, and so lost.
         """
         if keep and len(self):
             self.spill()
@@ -211,11 +213,11 @@ class Outbox:
         return lost
 
     def _goes_to_disk(self, spill: Spill) -> bool:
-        # Once something is unread on disk, whatever comes later has to queue behind it there.
+        # While messages are unread on disk, new ones have to queue behind them there.
         return self._spilling or bool(spill.unread or self._behind) or self._unsent_bytes > self._memory_bytes
 
     def _write(self, spill: Spill, entry: Entry) -> None:
-        """Put a message at the end of the file; where the disk takes none, in memory behind it."""
+        """Append a message to the spill file; where the disk takes none, keep it in memory behind the file."""
         try:
             self._persist(spill)
             self._persist_behind(spill)
@@ -228,10 +230,10 @@ class Outbox:
                 self._push(entry)
 
     def _persist_behind(self, spill: Spill) -> None:
-        """Put at the end of the file what waits behind it, one by one: a disk that is full still costs little.
+        """Append to the file the messages that wait behind it, one by one: a try on a full disk then costs little.
 
         Raises:
-            OSError: the first of what is left was not written.
+            OSError: the first of the messages that are left was not written.
         """
         while self._behind:
             spill.append([_record(self._behind[0])])
@@ -242,10 +244,10 @@ class Outbox:
         self._behind_bytes += len(entry.payload)
 
     def _persist(self, spill: Spill) -> None:
-        """Write what is in memory alone: it stands in front of all that will be unread in the file.
+        """Write the messages that are only in memory; they precede all that will be unread in the file.
 
         Raises:
-            OSError: nothing of it was written.
+            OSError: none of them was written.
         """
         fresh = [entry for entry in (*self._in_flight.values(), *self._unsent) if not entry.segment]
         if not fresh:
@@ -260,7 +262,7 @@ class Outbox:
         self._unsent_bytes += len(entry.payload)
 
     def _refill(self, limit_bytes: int) -> None:
-        """Take into memory what is next: from the file, then what waits behind it."""
+        """Load the next messages into memory: from the file, then those that wait behind it."""
         found = self._read(self._spill, limit_bytes) if self._spill is not None and self._spill.unread else ()
         for entry in found:
             self._push(entry)
@@ -275,7 +277,7 @@ class Outbox:
         found = spill.read(limit_bytes)
         self.dropped_messages += spill.lost - lost
         self.dropped_samples += spill.lost_samples - lost_samples
-        # What an earlier run has written may have been sent by it.
+        # Messages that an earlier run has written may have been sent by it.
         return [
             Entry(
                 record.subject,

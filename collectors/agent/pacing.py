@@ -1,12 +1,12 @@
-"""When to read: a grid of times that never drifts, and what to do when one is missed."""
+"""Schedule of ticks: a grid of times that never drifts, where late ticks are skipped."""
 
 from __future__ import annotations
 
 
 class Pace:
-    """Tick k is due at `start + k * interval`, so that errors never add up.
+    """Schedule of ticks: tick k is due at `start + k * interval`, so that errors never add up.
 
-    A tick that is not begun by the time the next one is due is late: it is skipped and counted, never made up for.
+    A tick that has not begun when the next one is due is late: it is skipped and counted, never made up for.
 
     Args:
         start: when the first tick is due, by a monotonic clock, in seconds.
@@ -25,11 +25,11 @@ class Pace:
 
     @property
     def due(self) -> float:
-        """When the next tick is due."""
+        """Time at which the next tick is due."""
         return self._start + self._number * self._interval
 
     def next(self, now: float) -> float:
-        """A tick has ended; returns how long to wait for the next."""
+        """Advance to the next tick after one has ended; returns the seconds to wait for it."""
         self._number += 1
         # The grid point at or before now may still be begun; those before it can't.
         latest = int((now - self._start) / self._interval)
@@ -39,5 +39,5 @@ class Pace:
         return max(self.due - now, 0.0)
 
     def missed(self, now: float) -> int:
-        """Ticks that one which is still being read has cost so far."""
+        """Number of ticks that the one in progress has cost so far."""
         return max(int((now - self.due) / self._interval), 0)

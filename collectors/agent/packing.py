@@ -1,4 +1,4 @@
-"""Ticks to messages: one host's ticks are joined until they are old, many or large enough."""
+"""Packing of ticks into messages: a host's ticks share a batch until it holds enough readings or bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...schemas.telemetry import SampleBatch
 from ..source import Tick
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024
-"""A batch is closed before it grows beyond it; a server takes 1 MiB by default."""
+"""A batch is closed before it grows beyond this size; a NATS server takes 1 MiB by default."""
 
 _SIZES: Final = {name: int(metric.row.unit.dtype[-1]) for name, metric in METRICS.items()}
 
@@ -19,10 +19,10 @@ class Pack:
     """The open batch of one host.
 
     Attributes:
-        host: the host.
-        devices: of all its ticks.
-        ticks: in order.
-        bytes: of their columns.
+        host: name of the host.
+        devices: uuids, the same in all its ticks.
+        ticks: the ticks, in order.
+        bytes: size of their columns, nulls and times.
         reading: number of the reading that it began with.
     """
 
@@ -37,11 +37,11 @@ class Pack:
 
     @property
     def samples(self) -> int:
-        """Ticks times devices."""
+        """Number of samples: ticks times devices."""
         return len(self.ticks) * len(self.devices)
 
     def batch(self, agent: str, sequence: int, source: str) -> SampleBatch:
-        """The ticks as one message. A metric that only some ticks have is null in the others."""
+        """Join the ticks into one message. A metric that only some ticks have is null in the others."""
         ticks, count = self.ticks, len(self.devices)
         if len(ticks) == 1:
             tick = ticks[0]
@@ -70,11 +70,11 @@ class Pack:
 
 
 class Packer:
-    """Joins ticks of many hosts, each to its own batches.
+    """Packs the ticks of many hosts into batches, one open batch per host.
 
     Args:
-        readings_per_batch: a batch is closed after so many readings of the source.
-        max_bytes: or before its columns grow beyond it.
+        readings_per_batch: a batch is closed after this many readings of the source.
+        max_bytes: a batch is also closed before it grows beyond this size.
     """
 
     def __init__(self, readings_per_batch: int, max_bytes: int = MAX_MESSAGE_BYTES) -> None:
@@ -84,7 +84,7 @@ class Packer:
         self._reading = 0
 
     def add(self, ticks: Iterable[Tick]) -> Iterator[Pack]:
-        """Take the ticks of one reading, which may hold several of a host; yields the batches that they close."""
+        """Add the ticks of one reading, which may hold several of a host; yields the batches that they close."""
         self._reading += 1
         for tick in ticks:
             if not tick.devices:
@@ -105,7 +105,7 @@ class Packer:
             yield self._open.pop(host)
 
     def flush(self) -> list[Pack]:
-        """Close all batches."""
+        """Close all open batches, and return them."""
         packs = list(self._open.values())
         self._open.clear()
         return packs

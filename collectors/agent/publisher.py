@@ -1,15 +1,15 @@
-"""The publisher: takes from the outbox, sends with message ids, and keeps many messages in flight, in order.
+"""The publisher: sends the outbox to the bus in order, with message ids, and with many messages in flight.
 
-Each connection is used until it is lost and then thrown away with whatever it still had to send: a client that
-reconnects by itself would flush what it had buffered before what was lost, and so break the order. What was not
-acknowledged is sent again over the next connection, first, with the same ids; the stream stores an id once.
+Each connection is used until it is lost, and is then discarded with all that it still had to send: a client that
+reconnects by itself would flush what it had buffered before what was lost, and so break the order. Messages without an
+acknowledgement are sent again first over the next connection, with the same ids; the stream stores an id once.
 
-A stream with replicas loses what was on its way when its leader goes, and stores what comes after it over the same
-connection: a message that a later one has passed is sent again at once. Never are more numbers of a run in flight than
-the history looks back (`SPAN`), so that it knows the one from a duplicate.
+When the leader of a replicated stream fails, messages in flight are lost, but later ones over the same connection are
+stored. So a message that a later one has passed is sent again at once. The numbers in flight of a run never span more
+than the history's deduplication looks back (`SPAN`), so that it can tell such a message from a duplicate.
 
-A stream forgets an id after its duplicate window. What may have been sent before that is checked first: the stream's
-last message on the same subject says by its id how far it got.
+A stream forgets an id after its duplicate window. A message that may have been sent before that is looked up first: the
+id of the stream's last message on the same subject tells how far the run got.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ log = logging.getLogger("corral.collector")
 
 WINDOW_MESSAGES: Final = 512
 SPAN: Final = 64
-"""Numbers of one run that may be on their way together: as many as `processors/ingest/deduplication.py` looks back."""
+"""Span of one run's numbers that may be in flight: as many as `processors/ingest/deduplication.py` looks back."""
 WINDOW_BYTES: Final = 4 * 2**20
 ACK_WAIT_SECONDS: Final = 5.0
 DOUBT_SECONDS: Final = 60.0
-"""Half of the streams' duplicate window: what was sent longer ago is looked up before it is sent again."""
+"""Half of the streams' duplicate window: a message sent longer ago is looked up before it is sent again."""
 CLOSE_SECONDS: Final = 1.0
-"""At the end nobody waits longer for a server that may be gone or frozen."""
+"""Longest time to wait at the end for a server that may be gone or frozen."""
 BACKOFF_SECONDS: Final = 0.25
 BACKOFF_MAX_SECONDS: Final = 5.0
 
@@ -75,7 +75,7 @@ class _Ack(msgspec.Struct):
 
 
 class _Sent(NamedTuple):
-    """A message on its way: its id, the stream that stores it, and when it was sent."""
+    """A message in flight: its id, the stream that stores it, and when it was sent."""
 
     message_id: str
     stream: str
@@ -83,21 +83,21 @@ class _Sent(NamedTuple):
 
 
 class Publisher:
-    """Empties an outbox onto the bus for as long as it runs.
+    """Publishes the messages of an outbox for as long as it runs.
 
     Args:
-        outbox: what to send.
-        url: of the bus.
+        outbox: messages to send.
+        url: URL of the bus.
         name: shown in the server's connection list.
         on_connected: awaited with each new connection before anything is published over it; may raise to end `run`.
-        while_connected: each runs beside the publishing for as long as the connection lasts; may raise to end `run`.
-        before_close: awaited at the end, when `run` is cancelled while it is connected; not for long.
+        while_connected: each runs concurrently with the publishing while the connection lasts; may raise to end `run`.
+        before_close: awaited for `CLOSE_SECONDS` at most, when `run` is cancelled while it is connected.
 
     Attributes:
-        published_messages: acknowledged since the start.
-        acknowledged: when the last was.
-        connected: the bus takes messages now.
-        news: set when there is something to send, or to think about.
+        published_messages: messages acknowledged since the start.
+        acknowledged: time since the last acknowledgement.
+        connected: True while the bus takes messages.
+        news: set when there are messages to send, or a refusal to handle.
         idle: set when everything is acknowledged, or the connection is lost.
     """
 
@@ -126,7 +126,7 @@ class Publisher:
         self.decode_ack = msgspec.json.Decoder(_Ack).decode
 
     def wake(self) -> None:
-        """The outbox has something new."""
+        """Signal that the outbox has new messages."""
         self.idle.clear()
         self.news.set()
 
@@ -137,7 +137,7 @@ class Publisher:
             self.idle.clear()
 
     async def run(self) -> None:
-        """Connect, publish, and again, until cancelled."""
+        """Connect and publish, again after each loss of the connection, until cancelled."""
         failures = 0
         while True:
             heed_cancellation()
@@ -210,7 +210,7 @@ class Publisher:
 
 
 class _Session:
-    """One connection's worth of publishing."""
+    """Publishing over one connection."""
 
     def __init__(self, publisher: Publisher, nc: Client) -> None:
         self._publisher = publisher
@@ -223,7 +223,7 @@ class _Session:
         self._stored: dict[str, tuple[str, int]] = {}
         self._number = 0
         self._loop = asyncio.get_running_loop()
-        # What is in flight over this connection, oldest first, by the end of its reply subject.
+        # Messages in flight over this connection, oldest first, by the last token of their reply subject.
         self._sent: dict[str, _Sent] = {}
         self._last_ack = self._loop.time()
 
@@ -320,13 +320,13 @@ class _Session:
                 self._gone()
                 return
             self._refused = self._refused or error
-        # It is certain that this one is not stored, whatever came behind it.
+        # This one is certainly not stored, even if later ones are.
         self._outbox.refused(message_id)
         self._room.set()
         self._publisher.news.set()
 
     def _look_for_passed(self, stored: _Sent) -> None:
-        """A stream acknowledges in order: what was sent to it before is lost."""
+        """Mark as lost the messages that were sent before an acknowledged one: a stream acknowledges in order."""
         number = _number(stored.message_id)
         lost = [
             sent.message_id
@@ -341,7 +341,7 @@ class _Session:
             self._publisher.news.set()
 
     def _is_far_ahead(self, entry: Entry) -> bool:
-        """Whether the oldest message in flight is so far behind that it could not be told from a duplicate any more."""
+        """True if the oldest message in flight is so far behind that it could no longer be told from a duplicate."""
         oldest = next(iter(self._sent.values()), None)
         if oldest is None:
             return False
@@ -349,7 +349,10 @@ class _Session:
         return run == other and number - first >= SPAN
 
     async def _settle(self, failures: int) -> None:
-        """The bus has refused a message: pause, then send again from the first that is not acknowledged."""
+        """Pause after a refusal of the bus, then send again from the first message that is not acknowledged.
+
+        A stream that does not exist is created first, where permissions allow it.
+        """
         assert self._refused is not None
         level = logging.WARNING if failures == 1 else logging.DEBUG
         log.log(level, "the bus takes no messages now (%s); buffering", self._refused.description)
@@ -362,7 +365,7 @@ class _Session:
         self._refused = None
 
     async def _wait_for(self, event: asyncio.Event) -> None:
-        """Wait, but no longer than the bus may keep silent.
+        """Wait for an event, but no longer than the bus may stay silent.
 
         Raises:
             TimeoutError: messages are in flight and none was acknowledged for too long.
@@ -382,7 +385,7 @@ class _Session:
         return not entry.passed and (entry.doubtful or (sent is not None and self._loop.time() - sent > DOUBT_SECONDS))
 
     async def _is_stored(self, entry: Entry) -> bool:
-        """Whether the stream's last message on this subject is this one or a later one of the same run."""
+        """True if the stream's last message on this subject is this one or a later one of the same run."""
         run, number = _number(entry.message_id)
         stored = self._stored.get(entry.subject)
         if stored is None:
@@ -400,13 +403,13 @@ class _Session:
 
 
 def _number(message_id: str) -> tuple[str, int]:
-    """Run and number of a message, by `<nonce>.<run>-<number>`; an older collector's id has no nonce."""
+    """Parse run and number from a message id `<nonce>.<run>-<number>`; an older collector's id has no nonce."""
     run, _, number = message_id.rpartition("-")
     return run.rpartition(".")[2], int(number)
 
 
 def _is_before(one: tuple[str, int], other: tuple[str, int]) -> bool:
-    """Whether a message comes before another one of the same run."""
+    """True if a message comes before another one of the same run."""
     return one[0] == other[0] and one[1] < other[1]
 
 
@@ -415,7 +418,7 @@ async def _call(function: Callable[[Client], Awaitable[None]], nc: Client) -> No
 
 
 async def _discard(nc: Client) -> None:
-    """Close without flushing what is left: it will be sent anew over the next connection."""
+    """Close a connection without flushing what is left: it is sent again over the next one."""
     closing: Any = nc.close()
     try:
         async with asyncio.timeout(CLOSE_SECONDS):

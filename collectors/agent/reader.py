@@ -1,4 +1,4 @@
-"""The reader: one thread that owns a source and paces it, so that no driver call ever holds up the event loop.
+"""The reader: one thread that owns a source and paces it, so that no driver call ever blocks the event loop.
 
 A source that can't be read is closed and opened again, with backoff, for as long as the agent runs.
 """
@@ -24,19 +24,19 @@ INVENTORY_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 1.0
 RETRY_MAX_SECONDS: Final = 60.0
 MAX_WAITING: Final = 4
-"""Deliveries that the event loop has not taken yet; beyond it ticks are skipped as late."""
+"""Most deliveries that wait for the event loop; beyond it ticks are skipped as late."""
 
 
 class Reading(Struct, frozen=True, kw_only=True):
-    """What one turn of the reader brings.
+    """Result of one tick of the reader.
 
     Attributes:
-        ticks: one entry a host.
-        inventory: the hosts that are new or have changed, or all of them where they are due; None otherwise.
-        processes: of each host, with the time in nanoseconds; None where they are not due.
-        ancestry: of these processes, where the source can look (`HostSource`).
-        unreadable: devices whose processes can't be listed, or not all of them.
-        time_ns: when it was read.
+        ticks: one entry per host; several where a replay has several due.
+        inventory: inventories of hosts that are new or have changed, or of all hosts if they are due; None otherwise.
+        processes: processes of each host; None where they are not due.
+        ancestry: names of these processes and their ancestors, where the source can look (`HostSource`).
+        unreadable: uuids of devices whose processes can't be listed, or not all of them.
+        time_ns: when it was read, nanoseconds since the epoch.
     """
 
     ticks: Sequence[Tick] = ()
@@ -48,22 +48,22 @@ class Reading(Struct, frozen=True, kw_only=True):
 
 
 class Reader:
-    """Reads a source in a thread of its own until it is stopped or the data ends.
+    """Reads a source in a separate thread until it is stopped or the data ends.
 
     Args:
         source: used by this thread alone.
-        host: in whose name it reports that the source is gone or back.
-        interval_seconds: between ticks.
-        processes_seconds: between lists of processes; 0 never asks.
-        readings_per_delivery: the event loop is woken for so many at once.
+        host: name of the host or fleet in the events that the source is gone or back.
+        interval_seconds: time between ticks.
+        processes_seconds: time between lists of processes; 0 never lists them.
+        readings_per_delivery: number of readings that wake the event loop once.
         deliver: takes readings in order, in this thread.
         emit: takes each event, in any thread.
         finished: called once at the end, with the error if there was one.
-        full: whether there is no room for more; a patient source is not read meanwhile.
+        full: returns True if there is no room for more; a patient source is not read meanwhile.
 
     Attributes:
-        ticks: read since the start.
-        taken: readings that the taker is done with; it counts them.
+        ticks: ticks read since the start.
+        taken: readings that the consumer is done with; the consumer counts them.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Reader:
 
     @property
     def failing(self) -> bool:
-        """The source could not be read when it was last tried."""
+        """True if the source could not be read when it was last tried."""
         return self._failures_in_a_row > 0
 
     @property
@@ -119,19 +119,19 @@ class Reader:
 
     @property
     def late_ticks(self) -> int:
-        """Ticks skipped since the start, those included that a read in progress has cost so far."""
+        """Ticks skipped since the start, including those that a read in progress has cost so far."""
         pace, busy = self._pace, self._reading_since is not None
         late = self._late_before + self._late_for_loop + (pace.late if pace is not None else 0)
         return late + (pace.missed(time.monotonic()) if pace is not None and busy else 0)
 
     @property
     def busy_seconds(self) -> float:
-        """How long the read in progress has taken so far; 0 between reads."""
+        """Seconds that the read in progress has taken so far; 0 between reads."""
         since = self._reading_since
         return 0.0 if since is None else time.monotonic() - since
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         self._thread.start()
 
     def stop(self, timeout_seconds: float = 3.0) -> bool:
@@ -142,11 +142,11 @@ class Reader:
         return not self._thread.is_alive()
 
     def want_inventory(self) -> None:
-        """Something has changed on a device: read the inventory with the next tick."""
+        """Request that the inventory is read with the next tick: something has changed on a device."""
         self._inventory_wanted.set()
 
     def durations(self) -> tuple[float, float]:
-        """Mean and maximum of the reading times since the last call, in seconds; a read that hangs counts already."""
+        """Mean and maximum of the reading times since the last call, in seconds; a read that hangs is included."""
         with self._durations_lock:
             found, self._durations = self._durations, []
         busy = self.busy_seconds
@@ -166,7 +166,7 @@ class Reader:
                     raise
                 except SourceUnavailable as unavailable:
                     self._lost(str(unavailable))
-                except Exception as unexpected:  # one bad reading must not end a daemon; it is told and counted
+                except Exception as unexpected:  # one bad reading must not end a daemon; it is reported and counted
                     log.exception("reading %s failed", self.source.name)
                     self._lost(f"{type(unexpected).__name__}: {unexpected}")
                 self.source.close()
@@ -175,7 +175,7 @@ class Reader:
                 self._stop.wait(limit / 2 + random.uniform(0, limit / 2))
         except EndOfData:
             pass
-        except BaseException as failure:  # the event loop has to hear of it, whatever it is
+        except BaseException as failure:  # any error is passed to the event loop
             error = failure
         finally:
             self._hand_over()
@@ -261,7 +261,7 @@ class Reader:
         self._deliver(held)
 
     def _inventory(self, *, everything: bool) -> list[Inventory]:
-        """All hosts, or those that differ from what was published last."""
+        """Read the inventories: those of all hosts, or those that differ from what was published last."""
         found = self.source.inventory()
         changed = [
             inventory
@@ -276,7 +276,7 @@ class Reader:
 
 
 def _facts(inventory: Inventory | None) -> object:
-    """What makes an inventory another one: not when it was read."""
+    """Facts of an inventory whose change counts as a new inventory; the time of reading is not among them."""
     if inventory is None:
         return None
     return inventory.host, inventory.devices, inventory.links, inventory.nvlink_counts

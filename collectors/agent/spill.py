@@ -31,11 +31,11 @@ _MAX_RECORD_BYTES: Final = 64 * 2**20
 
 
 class SpillBusy(RuntimeError):
-    """Another agent on this machine uses the folder; the message names its process."""
+    """Another agent on this machine uses the spill folder; the message names its process."""
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True):
-    """A message as it waits on disk."""
+    """A message as it is stored on disk."""
 
     subject: str
     message_id: str
@@ -44,7 +44,7 @@ class Record(msgspec.Struct, array_like=True, frozen=True):
 
 
 class _Segment:
-    """One file, with how many of its records are not done yet."""
+    """One file, with counts of its records: all, done and unread."""
 
     def __init__(self, number: int, path: Path) -> None:
         self.number = number
@@ -62,15 +62,15 @@ class Spill:
     """Records on disk, first in, first out.
 
     Args:
-        folder: of this agent alone; made if it is missing.
+        folder: folder of this agent alone; created if it is missing.
 
     Attributes:
-        unread: records that were not read yet.
-        unread_bytes: their payloads.
-        damaged: records, at least, that a crash or the disk has spoilt.
-        lost: records that were kept and could not be read again.
+        unread: number of records that were not read yet.
+        unread_bytes: their payload bytes.
+        damaged: least number of records that a crash or the disk has damaged.
+        lost: records that were stored and could not be read again.
         lost_samples: device samples in them.
-        first_own: the first segment of this run; those before it are of earlier ones.
+        first_own: number of the first segment of this run; those before it are from earlier runs.
 
     Raises:
         SpillBusy: another agent holds the folder.
@@ -89,7 +89,7 @@ class Spill:
         self._segments: deque[_Segment] = deque()
         self._writer: BinaryIO | None = None
         self._reader: tuple[int, BinaryIO] | None = None
-        # Lists of processes wait in it: nobody else's business.
+        # It holds lists of processes, which other users must not read.
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(folder / "lock")
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
@@ -98,17 +98,17 @@ class Spill:
         self.first_own = self._next_number
 
     def append(self, records: Sequence[Record], *, read: bool = False) -> list[int]:
-        """Write records at the end.
+        """Append records.
 
         Args:
             records: in order.
-            read: they are in memory and not to be read again in this run; only where nothing is unread.
+            read: True if they are in memory and need not be read again in this run; only while nothing is unread.
 
         Returns:
-            The segment of each, for `done`.
+            The segment number of each, for `done`.
 
         Raises:
-            OSError: the disk is full or gone; nothing of these records is kept.
+            OSError: the disk is full or gone; none of these records is kept.
         """
         if not records:
             return []
@@ -136,7 +136,10 @@ class Spill:
         return [segment.number] * len(records)
 
     def read(self, limit_bytes: int) -> list[tuple[int, Record]]:
-        """The next records with their segments: at least one if any is unread, then until `limit_bytes`."""
+        """Read the next records, with their segment numbers, until their payloads reach `limit_bytes`.
+
+        At least one record is read if any is unread.
+        """
         found: list[tuple[int, Record]] = []
         taken = 0
         for segment in list(self._segments):
@@ -154,7 +157,7 @@ class Spill:
         return found
 
     def done(self, number: int) -> None:
-        """A record of this segment needs no keeping any more."""
+        """Mark one record of a segment as done: it need not be kept any more."""
         for segment in self._segments:
             if segment.number == number:
                 segment.done += 1
@@ -162,10 +165,10 @@ class Spill:
         self._sweep()
 
     def close(self, *, keep: bool = True) -> None:
-        """Close the files and let another agent have the folder; what is not done stays on disk.
+        """Close the files and unlock the folder; records that are not done stay on disk.
 
         Args:
-            keep: False deletes what this run has written; what was there before stays.
+            keep: False deletes what this run has written; segments of earlier runs stay.
         """
         if self._writer is not None:
             self._writer.close()
@@ -180,7 +183,7 @@ class Spill:
         os.close(self._lock)
 
     def _sweep(self) -> None:
-        """Delete the segments at the front that are done with."""
+        """Delete the segments at the front whose records are all read and done."""
         while self._segments:
             segment = self._segments[0]
             if segment.done < segment.records or segment.read_offset < segment.bytes:
@@ -208,12 +211,12 @@ class Spill:
         return segment
 
     def _undo(self, segment: _Segment) -> None:
-        """Cut off what a failed write left, so that later records can be read."""
+        """Truncate what a failed write left, so that later records can be read."""
         assert self._writer is not None
         try:
             self._writer.truncate(segment.bytes)
         except OSError:
-            # What comes next goes to a file of its own; reading ends at the damage here.
+            # Later records go to a new file; reading of this one ends at the damage.
             self._writer.close()
             self._writer = None
 
@@ -237,7 +240,7 @@ class Spill:
         return record
 
     def _count(self, segment: _Segment, record: Record, change: int) -> None:
-        """A record more, or one less, that is to be read."""
+        """Count a record as unread (`change` 1) or as read (`change` -1)."""
         size = change * len(record.payload)
         self.unread += change
         self.unread_bytes += size
@@ -246,7 +249,7 @@ class Spill:
         segment.unread_samples += change * record.samples
 
     def _give_up(self, segment: _Segment, why: str) -> None:
-        """Count as lost what is unread in a segment; what comes next goes to a file of its own."""
+        """Count the unread records of a segment as lost; later records go to a new file."""
         log.warning("%s %s at byte %d; %d messages are lost", segment.path, why, segment.read_offset, segment.unread)
         self.damaged += 1
         self.lost += segment.unread
@@ -276,7 +279,7 @@ class Spill:
             return None, 0
 
     def _load(self, path: Path) -> None:
-        """Count the records of an earlier run and cut off a damaged end."""
+        """Load a segment of an earlier run: counts its records up to a damaged one, which ends its reading."""
         try:
             number = int(path.stem)
         except ValueError:

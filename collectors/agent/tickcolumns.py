@@ -1,4 +1,4 @@
-"""The columns of a host's ticks, kept from tick to tick: only what was read anew is packed anew."""
+"""Columns of a host's ticks, kept from tick to tick: only metrics that were read since are packed again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TickColumns:
 
     Attributes:
         columns: metric name → packed values.
-        nulls: metric name → a byte each, 1 where null.
+        nulls: metric name → a byte per device, 1 where null.
     """
 
     def __init__(self) -> None:
@@ -33,17 +33,17 @@ class TickColumns:
         self._everything = True
 
     def relaid(self, devices: int) -> None:
-        """The devices have changed: every column is packed anew at the next update."""
+        """Start over with another set of devices: every column is packed anew at the next update."""
         self.columns = {}
         self.nulls = {}
         self._packers = [struct.Struct(f"<{devices}{_CODES[metric.row.unit.dtype]}") for metric in _METRICS]
         self._everything = True
 
     def update(self, rows: Sequence[Values], fresh: Iterable[int]) -> None:
-        """Pack what was read.
+        """Pack the values that were read.
 
         Args:
-            rows: the values of each device.
+            rows: the last values of each device.
             fresh: indices of the metrics that were read since the last update.
         """
         if self._everything:

@@ -1,4 +1,4 @@
-"""What the amdgpu driver reports by itself, in an own thread."""
+"""Events of the amdgpu driver, read in a separate thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ log = logging.getLogger("corral.collector.amd")
 
 WAIT_MILLISECONDS: Final = 200
 QUIET_SECONDS: Final = 60.0
-"""Faults and throttling of a device are published at once, but at most so often: a fault loop reports thousands."""
+"""Faults and throttling of a device are published at once, but once in this time at most: a fault loop reports
+thousands."""
 _PAUSE_SECONDS: Final = 0.05
 
 NOTICES: Final = {
@@ -27,11 +28,11 @@ NOTICES: Final = {
     "GPU_PRE_RESET": ("device_reset", Severity.RESET, "the device is being reset"),
     "GPU_POST_RESET": ("device_reset", Severity.CLEARED, "the device has been reset"),
 }
-"""By amdsmi's name: kind, severity, message."""
+"""Kind, severity and message of an event, by its name in amdsmi."""
 
 
 class AmdEventThread:
-    """Waits for events of these devices until it is closed."""
+    """A thread that waits for events of these devices until it is closed."""
 
     def __init__(self, library: AmdLibrary, host: str, devices: Sequence[Found], emit: Emit) -> None:
         self._library = library
@@ -55,7 +56,7 @@ class AmdEventThread:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop waiting, and tell the driver so."""
+        """Stop waiting, and unsubscribe from the driver's events."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(WAIT_MILLISECONDS / 1000 + 5.0)

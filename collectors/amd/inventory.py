@@ -1,4 +1,4 @@
-"""Which AMD devices there are, how they are joined, and the processes on them."""
+"""Inventory of AMD devices, the links between them, and the processes on them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .visible import nodes, place, visible_ids
 
 
 class Found(Struct, kw_only=True):
-    """A device that amdsmi shows: its handle and what is published of it."""
+    """A device that amdsmi shows: its handle and the facts that are published."""
 
     handle: Any
     info: DeviceInfo
 
 
 def discover(library: AmdLibrary, host: str, identities: Identities) -> list[Found]:
-    """Every device, in the driver's order.
+    """List every device that answers, in the driver's order.
 
     Args:
         library: amdsmi.
         host: the host's name.
-        identities: of its devices.
+        identities: names of its devices.
 
     Raises:
         AmdFailure: the driver is gone, or shows no devices at all.
@@ -79,7 +79,7 @@ def _device(library: AmdLibrary, handle: Any, index: int, host: str, identities:
 
 
 def _uuid(library: AmdLibrary, handle: Any, bus: str, identities: Identities) -> str:
-    """The driver's uuid; empty for a device that has none.
+    """The driver's uuid of a device; empty for one that has none.
 
     Raises:
         AmdFailure: it can't be read now, and is not known from before.
@@ -96,7 +96,9 @@ def _uuid(library: AmdLibrary, handle: Any, bus: str, identities: Identities) ->
 
 
 def _facts(library: AmdLibrary, handle: Any, name: str, structure: str) -> dict[str, Any]:
-    """What a call says; none where the device does not say it.
+    """Answer of a call, by field; empty where the device does not support it.
+
+    Where amdsmi can't decode the answer, its structure is read directly.
 
     Raises:
         AmdFailure: the driver is gone.
@@ -117,7 +119,7 @@ def _facts(library: AmdLibrary, handle: Any, name: str, structure: str) -> dict[
 
 
 def topology(library: AmdLibrary, devices: list[Found]) -> list[list[Link]]:
-    """The links between devices, as in `Inventory`. XGMI, AMD's direct link, counts as `nvlink`."""
+    """Links between devices, as in `Inventory`. XGMI, AMD's direct link, counts as `nvlink`."""
     kinds = [[Link.SAME if i == j else Link.UNKNOWN for j in range(len(devices))] for i in range(len(devices))]
     xgmi = library.constant("AmdSmiLinkType.AMDSMI_LINK_TYPE_XGMI")
     pcie = library.constant("AmdSmiLinkType.AMDSMI_LINK_TYPE_PCIE")
@@ -136,7 +138,7 @@ def topology(library: AmdLibrary, devices: list[Found]) -> list[list[Link]]:
 
 
 def processes(library: AmdLibrary, device: Found, table: proc.ProcessTable) -> list[ProcessSample] | None:
-    """The processes on a device; None where they can't be listed.
+    """List the processes on a device; None where they can't be listed.
 
     Raises:
         AmdFailure: the driver is gone.

@@ -1,4 +1,4 @@
-"""amdsmi as a library: loaded when it is needed, its errors by kind."""
+"""The amdsmi library: loads it when it is needed, and sorts its errors by kind."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from ..source import SourceUnavailable
 from ..text import clean
 
 UNSUPPORTED: Final = frozenset({1, 2, 3, 5, 10, 20, 31, 43, 45, 46, 51, 52, 55})
-"""Refused, mostly for good, and so asked again ever more seldom: invalid or not supported, not implemented, unknown to
-the library, no permission, no such file or data in this driver."""
+"""Status codes of refused calls, mostly refused for good and so retried less and less often: invalid or not supported,
+not implemented, unknown to the library, no permission, no such file or data in this driver."""
 NEVER: Final = frozenset({2, 3, 5})
-"""Of these, such as a device that is well gives for ever."""
+"""Those of them that a healthy device gives permanently."""
 LATER: Final = frozenset({8, 9, 11, 30, 40})
-"""No value now, and nothing is wrong: timeout, retry, interrupted, busy, no data."""
+"""Status codes for no value now, where nothing is wrong: timeout, retry, interrupted, busy, no data."""
 DRIVER_GONE: Final = frozenset({18, 32, 34})
-"""The driver as a whole is gone: not initialised or not loaded."""
+"""Status codes for a driver that is gone as a whole: not initialized or not loaded."""
 
 
 _MOST_PROCESSES: Final = 1024
-"""As amdsmi's own wrapper."""
+"""Most processes listed per device, as in amdsmi's own wrapper."""
 _UNKNOWN: Final = 2**32 - 1
 _TEXTS: Final = frozenset({"amdsmi_get_gpu_device_uuid"})
 """Functions whose answer is a text."""
 
 
 class AmdFailure(Exception):
-    """A call that failed.
+    """A call of amdsmi that failed.
 
     Attributes:
-        code: amdsmi's status; None for an answer that makes no sense.
-        function: that failed.
+        code: amdsmi's status; None for an answer that amdsmi's wrapper can't decode.
+        function: name of the function.
     """
 
     def __init__(self, code: int | None, function: str, text: str) -> None:
@@ -46,7 +46,7 @@ class AmdFailure(Exception):
 
 
 class AmdLibrary:
-    """amdsmi, initialised for GPUs.
+    """amdsmi, initialized for GPUs.
 
     Args:
         impossible: counts the values that their metric can't have, by metric.
@@ -66,12 +66,12 @@ class AmdLibrary:
             ) from error
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Shut amdsmi down."""
         with contextlib.suppress(self.amdsmi.AmdSmiException):
             self.amdsmi.amdsmi_shut_down()
 
     def constant(self, name: str) -> Any:
-        """A constant or member of an enumeration by its dotted name; None where this amdsmi has none of that name."""
+        """Look up a constant or a member of an enumeration by its dotted name; None where this amdsmi has none."""
         value: Any = self.amdsmi
         for part in name.split("."):
             value = getattr(value, part, None)
@@ -99,7 +99,7 @@ class AmdLibrary:
             raise AmdFailure(None, name, f"{type(error).__name__}: {error}") from error
 
     def fields(self, name: str, structure: str, handle: Any) -> dict[str, Any]:
-        """What a call writes into its structure, field by field: for where amdsmi can't read a text in it.
+        """Call the C function and return the fields of its structure, for answers with texts that amdsmi can't decode.
 
         Raises:
             AmdFailure: with amdsmi's status.
@@ -113,7 +113,7 @@ class AmdLibrary:
         return {key: clean(item) if isinstance(item, bytes) else item for key, item in found.items()}
 
     def processes(self, handle: Any) -> list[dict[str, Any]] | None:
-        """The processes on a device, for where amdsmi can't read the name of one; None where they can't be listed."""
+        """List the processes on a device by the C function, where amdsmi can't decode a name; None if they can't be."""
         wrapper = self.amdsmi.amdsmi_wrapper
         count = ctypes.c_uint32(_MOST_PROCESSES)
         entries = (wrapper.amdsmi_proc_info_t * _MOST_PROCESSES)()
@@ -131,7 +131,7 @@ class AmdLibrary:
         ]
 
     def ask(self, default: Any, name: str, *args: Any) -> Any:
-        """Call for a fact that may be missing: the default where this device has none.
+        """Call a function for a fact that may be missing; returns the default where this device has none.
 
         Raises:
             AmdFailure: the driver is gone.
@@ -146,7 +146,7 @@ class AmdLibrary:
 
 
 def _load() -> ModuleType:
-    # Without its C library amdsmi prints to standard output and then fails in whatever way.
+    # Without its C library amdsmi prints to standard output and then raises any kind of error.
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):

@@ -1,4 +1,4 @@
-"""The schedule of one AMD device, compiled from the catalogue as that of an NVIDIA device is."""
+"""Read schedule of one AMD device, compiled from the catalog as that of an NVIDIA device is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .library import DRIVER_GONE, LATER, UNSUPPORTED, AmdFailure, AmdLibrary
 log = logging.getLogger("corral.collector.amd")
 
 _PCIE_GENERATIONS: Final = {2500: 1, 5000: 2, 8000: 3, 16000: 4, 32000: 5, 64000: 6}
-"""By the speed of a lane in millions of transfers a second."""
+"""PCIe generation by the speed of a lane in millions of transfers a second."""
 _POWER_CAP: Final = 0x4
 _THERMAL: Final = 0x20
 _HARDWARE_THERMAL: Final = 0x40
@@ -29,7 +29,7 @@ _REASONS: Final = (
     ("active_hbm_thrm", _THERMAL),
     ("active_prochot_thrm", _HARDWARE_THERMAL),
 )
-"""amdsmi's violations as the bits that NVML has for the like."""
+"""amdsmi's violations, with the bits of the corresponding throttle reasons of NVML."""
 
 Take = Callable[[Any], float | int | None]
 
@@ -47,17 +47,16 @@ class Reading:
 
 
 class AmdPlan:
-    """The schedule of one device.
+    """Read schedule of one device.
 
     Args:
         library: amdsmi.
-        handle: of the device.
-        label: for messages.
+        handle: handle of the device.
+        label: name of the device in log messages.
 
     Attributes:
-        values: the last value of each metric, in the order of the catalogue; None where null.
+        values: the last value of each metric, in the order of the catalog; None where null.
         errors: calls that failed with anything but "not supported".
-        answered: calls that succeeded in the last reading, or that said that there is no value now.
     """
 
     def __init__(self, library: AmdLibrary, handle: Any, label: str) -> None:
@@ -73,7 +72,7 @@ class AmdPlan:
         self._retry = Retry(time.monotonic())
 
     def _compile(self) -> None:
-        """Find a way to read each metric that has none, and read it from now on."""
+        """Find a way to read each metric that has none yet, and schedule it."""
         tried: dict[str, Any] = {}
         for name, metric in METRICS.items():
             if name in self._missing and any(
@@ -88,7 +87,7 @@ class AmdPlan:
         return self._add_take(name, call, cadence, tried, _path(call))
 
     def _add_take(self, name: str, call: Call, cadence: Cadence, tried: dict[str, Any], take: Take) -> bool:
-        """Whether the device gives the metric in this way."""
+        """Schedule a metric by a call; False if the device does not give it that way."""
         key = "/".join([call.function, *map(str, call.args)])
         args = [self._library.constant(arg) if isinstance(arg, str) else arg for arg in call.args]
         if None in args:
@@ -116,11 +115,11 @@ class AmdPlan:
 
     @property
     def asks(self) -> bool:
-        """Whether it reads anything at each tick."""
+        """True if it makes calls at each tick."""
         return any(reading.seconds == 0 for reading in self._readings.values())
 
     def answers(self) -> bool:
-        """Whether any call that is made at each tick has an answer.
+        """Make the calls of each tick; True if any of them has an answer. Without such calls, all others are made.
 
         Raises:
             AmdFailure: the driver is gone.
@@ -136,17 +135,18 @@ class AmdPlan:
         """Read what is due.
 
         Args:
-            now: on the monotonic clock.
+            now: time on the monotonic clock.
 
         Returns:
-            How many calls answered, and the indices of the metrics that were read.
+            Number of calls that gave a value or said that there is none now, and the indices of the metrics that were
+            read.
 
         Raises:
             AmdFailure: the driver is gone.
         """
         answered = 0
         fresh: list[int] = []
-        if now >= self._retry.due:  # what was refused is asked again, ever more seldom
+        if now >= self._retry.due:  # refused calls are retried, less and less often
             self._compile()
             self._retry.refused(now)
         for reading in list(self._readings.values()):
@@ -218,7 +218,7 @@ def _bounded(name: str, take: Take, impossible: Counter[str]) -> Take:
 
 
 def _energy(answer: Any) -> float | None:
-    """The counter times its resolution in microjoules, in millijoules."""
+    """Energy in millijoules: the counter times its resolution in microjoules."""
     count, resolution = answer.get("energy_accumulator"), answer.get("counter_resolution")
     return count * resolution / 1000 if count and resolution else None
 
@@ -244,4 +244,4 @@ _DERIVED: Final[tuple[tuple[str, str, Take], ...]] = (
     ("pcie_generation", "amdsmi_get_pcie_info", _generation),
     ("throttle_reasons_bitmask", "amdsmi_get_violation_status", _throttle),
 )
-"""Metrics that need more than one number of an answer."""
+"""Metrics that are computed from an answer, instead of taken from one number in it."""

@@ -1,4 +1,4 @@
-"""The AMD source: one host's devices through amdsmi, by the same catalogue and protocol as NVML."""
+"""The AMD source: one host's devices through amdsmi, by the same catalog and protocol as NVML."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .library import AmdFailure, AmdLibrary
 from .plan import AmdPlan
 
 RETURN_SECONDS: Final = 5.0
-"""How often a lost device is looked for."""
+"""Time between searches for a lost device."""
 SILENT_TICKS: Final = 3
 SILENT_SECONDS: Final = 1.0
-"""A device of which no call succeeds for so many ticks and so long is lost."""
+"""A device is lost once no call to it succeeds for this time and for `SILENT_TICKS` ticks."""
 _USED: Final = INDEX["memory_used_bytes"]
 _TOTAL: Final = INDEX["memory_total_bytes"]
 _FREE: Final = INDEX["memory_free_bytes"]
@@ -38,7 +38,7 @@ class _Device:
         self.silent = 0
 
     def read(self, now: float) -> list[int] | None:
-        """The indices of the metrics that were read; None where the device is lost."""
+        """Read what is due; returns the indices of the metrics that were read, or None if the device is lost."""
         answered, fresh = self.plan.read(now)
         if answered or not self.plan.asks:
             self.silent, self.heard = 0, now
@@ -57,13 +57,13 @@ class AmdSource:
 
     Args:
         host: the host's name as in subjects.
-        labels: of the host, set by the operator.
+        labels: labels of the host, set by the operator.
         with_commands: publish the command lines of processes; they often hold secrets.
         with_events: wait for the driver's events in a thread.
 
     Attributes:
         identifies_processes: as in `ProcessBatch.identified`.
-        impossible: how many values that their metric can't have the driver gave, by metric.
+        impossible: number of values from the driver that their metric can't have, by metric.
     """
 
     name = "amdsmi"

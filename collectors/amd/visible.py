@@ -1,9 +1,9 @@
-"""How ROCm takes a device in `ROCR_VISIBLE_DEVICES`: `GPU-` and 16 hexadecimal digits, or its place among the nodes.
+"""Values of `ROCR_VISIBLE_DEVICES` that select a device: `GPU-` and 16 hexadecimal digits, or its rank among the nodes.
 
 From ROCR-Runtime, `core/runtime/amd_filter_device.cpp`: a token that begins with G is compared with the unique ids of
-the kernel's nodes, and must match one alone; any other must be a whole number, which counts the kernel's GPU nodes in
-their order. The first token that is neither ends the list. So amdsmi's uuid hides every device, and the id of a board
-whose partitions share it, or one of zero, does as well.
+the kernel's nodes, and must match exactly one; any other must be a whole number, which counts the kernel's GPU nodes in
+their order. The first token that is neither ends the list. So amdsmi's uuid hides every device, and so does the unique
+id of a board whose partitions share it, or an id of zero.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Node(Struct, frozen=True, kw_only=True):
     """A GPU among the kernel's compute nodes.
 
     Attributes:
-        number: of the node.
-        unique_id: of the device; 0 if it has none.
-        address: on the PCI bus, such as `0000:19:00`; empty if unknown.
-        partition: of the board.
+        number: number of the node.
+        unique_id: unique id of the device; 0 if it has none.
+        address: address on the PCI bus, such as `0000:19:00`; empty if unknown.
+        partition: number of the partition of its board.
     """
 
     number: int
@@ -40,14 +40,14 @@ class Node(Struct, frozen=True, kw_only=True):
 
 
 class Place(Struct, frozen=True, kw_only=True):
-    """What amdsmi says of where a device stands.
+    """Position of a device among the compute nodes, as amdsmi gives it.
 
     Attributes:
-        index: amdsmi's.
+        index: amdsmi's index of the device.
         node: number of its compute node; None if unknown.
-        rank: its place among all GPU nodes; None if unknown.
-        unique_id: 0 if unknown.
-        address: on the PCI bus, such as `0000:19:00.0`; empty if unknown.
+        rank: its rank among all GPU nodes; None if unknown.
+        unique_id: unique id of the device; 0 if unknown.
+        address: address on the PCI bus, such as `0000:19:00.0`; empty if unknown.
     """
 
     index: int
@@ -58,7 +58,7 @@ class Place(Struct, frozen=True, kw_only=True):
 
 
 def nodes(root: Path = NODES) -> list[Node]:
-    """The GPU nodes, in ROCm's order; empty where the kernel shows none."""
+    """List the GPU nodes, in ROCm's order; empty where the kernel shows none."""
     found: list[Node] = []
     try:
         numbers = sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdigit())
@@ -81,7 +81,7 @@ def nodes(root: Path = NODES) -> list[Node]:
 
 
 def place(library: AmdLibrary, handle: Any, index: int, address: str, serial: str) -> Place:
-    """Where a device stands, as far as amdsmi knows.
+    """Find the position of a device among the compute nodes, as far as amdsmi knows it.
 
     Raises:
         AmdFailure: the driver is gone.
@@ -103,11 +103,11 @@ def place(library: AmdLibrary, handle: Any, index: int, address: str, serial: st
 
 
 def visible_ids(places: Sequence[Place], known: Sequence[Node]) -> list[str]:
-    """What to write into `ROCR_VISIBLE_DEVICES` for each device of a host, in amdsmi's order.
+    """Values that select each device of a host in `ROCR_VISIBLE_DEVICES`, in amdsmi's order.
 
     Args:
-        places: of the devices.
-        known: the kernel's nodes; without them amdsmi says the order.
+        places: positions of the devices.
+        known: the kernel's nodes. Where they do not match the devices one to one, amdsmi's ranks and ids are used.
     """
     matched = [_node(one, known) for one in places]
     if known and None not in matched and len({node.number for node in matched if node is not None}) == len(places):
@@ -132,5 +132,5 @@ def _node(one: Place, known: Sequence[Node]) -> Node | None:
     at = [node for node in known if node.address == there]
     if len(at) == 1:
         return at[0]
-    # amdsmi counts the partitions of a board in the place of its functions.
+    # amdsmi gives the partition of a board as the function of its PCI address.
     return next((node for node in at if str(node.partition) == function), None)

@@ -1,1 +1,1 @@
-"""NVIDIA devices through NVML: the schedule compiled from the catalogue, inventory, processes, events, Xid codes."""
+"""NVIDIA devices through NVML: the schedule compiled from the catalog, inventory, processes, events, Xid codes."""

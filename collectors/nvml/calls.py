@@ -1,6 +1,6 @@
-"""How the functions of the catalogue look in C, so that a tick can call them without pynvml's wrappers.
+"""C signatures of the functions in the catalog, so that a tick can call them without pynvml's wrappers.
 
-A function that is not listed here works as well: it is read through pynvml's wrapper, a few microseconds slower.
+A function that is not listed here works as well: it is called through pynvml's wrapper, a few microseconds slower.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ SIGNATURES: Final[dict[str, Signature]] = {
 
 
 class Probe:
-    """One call on one device, ready to be made again and again.
+    """One call on one device, prepared so that it can be repeated.
 
     Attributes:
-        name: for messages and for sharing: calls of equal name and device are one.
-        function: takes `args` and returns NVML's code; the outputs are then in place.
-        args: prepared once.
+        name: name for log messages; calls of the same name on the same device are made once.
+        function: takes `args`, fills the outputs and returns NVML's code.
+        args: arguments, prepared once.
     """
 
     __slots__ = ("_keep", "_outputs", "args", "function", "name")
@@ -94,7 +94,7 @@ class Probe:
         self._keep = keep
 
     def output(self, attribute: str | None) -> tuple[Any, Callable[[Any], Any]]:
-        """An object and a getter that takes the value out of it after each call."""
+        """Find an output: an object, and a getter that takes the value out of it after each call."""
         if isinstance(self._outputs, _Generic):
             return self._outputs, path(attribute)
         first = self._outputs[0]
@@ -115,7 +115,7 @@ class _Generic:
 
 
 def path(attribute: str | None) -> Callable[[Any], Any]:
-    """A getter along an attribute path as in `Call.attribute`, from the `result` of what it is given."""
+    """Make a getter along an attribute path as in `Call.attribute`, which starts at the `result` of its argument."""
     steps = attribute.split(".") if attribute else []
 
     def take(holder: Any) -> Any:
@@ -133,7 +133,7 @@ def path(attribute: str | None) -> Callable[[Any], Any]:
 
 
 def probe(library: Library, handle: Any, call: Call) -> Probe | None:
-    """A call of the catalogue on a device; None where this library or pynvml does not know it."""
+    """Prepare a call of the catalog on a device; None where pynvml does not know a constant that it needs."""
     name = "/".join([call.function, *map(str, call.args)])
     signature = SIGNATURES.get(name) or SIGNATURES.get(call.function)
     inputs: list[int] = []

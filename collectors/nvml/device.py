@@ -1,4 +1,4 @@
-"""One device as the source reads it: its schedule, its links, its health."""
+"""One device as the source reads it: its schedule, its NVLinks and its health."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .links import SUMS, LinkDetails, LinkState, nvlinks, summary
 from .plan import DevicePlan
 
 CHECK_SECONDS: Final = 10.0
-"""How often links and health are looked at."""
+"""Time between checks of links and health."""
 LINKS_SECONDS: Final = 600.0
-"""How often the event `nvlink` tells of each link, where nothing happens."""
+"""Time between events `nvlink`, which describe each link, where nothing happens."""
 LINKS_MIN_SECONDS: Final = 60.0
-"""How often it does where errors go on."""
+"""Shortest time between them, where errors go on."""
 SILENT_TICKS: Final = 3
 SILENT_SECONDS: Final = 1.0
-"""A device of which no call succeeds for so many ticks and so long is lost, whatever the error."""
+"""A device is lost once no call to it succeeds for this time and for `SILENT_TICKS` ticks, whatever the error."""
 SILENCE: Final = "every call"
-"""Stands for the function that failed where a device is lost for its silence, and not by the driver's word."""
+"""Stands for the failed function where a device is lost because no call succeeds, not because the driver says so."""
 
 _NVLINK_METRICS: Final = frozenset(name for name in INDEX if name.startswith("nvlink_"))
 _ERRORS: Final = tuple(INDEX[name] for name in INDEX if name.startswith("nvlink_") and name.endswith("_errors_count"))
@@ -47,16 +47,16 @@ class Device:
     Args:
         library: NVML.
         host: the host's name.
-        found: what it is.
+        found: the device as it was discovered.
         links: its NVLinks.
         emit: takes its events.
-        before: the same device as it was read until now; its health goes on from there.
+        before: the same device as it was read until now; its health state is carried over.
 
     Attributes:
-        found: what it is.
-        plan: its schedule, with the last values.
-        links: its NVLinks as they are.
-        place: 0 to 1, its place among the others, for spreading slow readings.
+        found: the device as it was discovered.
+        plan: its read schedule, with the last values.
+        links: current state of its NVLinks.
+        place: its position among the host's devices, 0 to 1, by which slow readings are spread.
         faulted_at: when the driver last reported a fault, on the monotonic clock; None if it has not.
 
     Raises:
@@ -99,7 +99,7 @@ class Device:
         self._details = LinkDetails(library, found.handle, links) if links else None
 
     def read(self, now: float) -> Iterable[int]:
-        """Read what is due; the indices of the metrics that were read.
+        """Read what is due; returns the indices of the metrics that were read.
 
         Raises:
             NvmlFailure: it is lost, or the driver is gone.
@@ -119,17 +119,17 @@ class Device:
             fresh += self.plan.blocking_fresh
             self.plan.blocking_fresh = []
         if now >= self._check_due:
-            # The second look sets the devices apart, so that no tick carries all of them.
+            # From the second check on the devices are spread, so that no tick checks all of them.
             self._check_due = now + CHECK_SECONDS * (1 - self.place if first else 1)
             fresh += self._check(now)
         return fresh
 
     def read_blocking(self) -> None:
-        """Make the calls that take tens of milliseconds; from a thread aside."""
+        """Make the calls that take tens of milliseconds; runs in a separate thread."""
         self.plan.read_blocking()
 
     def _check(self, now: float) -> list[int]:
-        """Look at links and health; the indices of the metrics that this fills."""
+        """Check links and health; returns the indices of the metrics that this fills."""
         values = self.plan.values
         fresh = self._check_links(self._details, now) if self._details is not None else []
         health = Health(**{field: _whole(values[index]) for field, index in _HEALTH.items()})
@@ -143,11 +143,11 @@ class Device:
 
     @property
     def energy_millijoules(self) -> int | None:
-        """The energy counter as it was read last; None where the device has none."""
+        """The energy counter as last read, in millijoules; None where the device has none."""
         return _whole(self.plan.values[_ENERGY])
 
     def _marks(self) -> dict[str, str | int | float | bool | None]:
-        """What a later run compares: a boot with another id, or a counter that began anew, is a reset."""
+        """Facts for a later run to compare: another boot id, or an energy counter that began anew, means a reset."""
         info = self.found.info
         marks: dict[str, str | int | float | bool | None] = {}
         if info.mig_parent is None:

@@ -1,4 +1,4 @@
-"""What the driver reports by itself: Xid codes, ECC errors, changes of clocks, power and MIG, in an own thread."""
+"""Events of the NVIDIA driver, read in a separate thread: Xid codes, ECC errors, changes of clocks, power and MIG."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .xid import describe
 log = logging.getLogger("corral.collector.nvml")
 
 WAIT_MILLISECONDS: Final = 200
-"""How long the thread waits in the driver before it looks whether it is to stop."""
+"""Time that the thread waits in the driver before it checks whether to stop."""
 QUIET_SECONDS: Final = 60.0
-"""Clock and power changes of a device are published at once, but at most so often; those between are counted. Clocks
-change many times a second, and events are kept for a month."""
+"""Clock and power changes of a device are published at once, but once in this time at most; those between are counted.
+Clocks change many times a second, and events are kept for a month."""
 _BACKOFF_SECONDS: Final = 1.0
 _NO_INSTANCE: Final = 0xFFFFFFFF
 XID: Final = "nvmlEventTypeXidCriticalError"
 
 
 class Notice(Struct, frozen=True):
-    """How an event of NVML is published."""
+    """Form in which an event of NVML is published; noisy ones once in `QUIET_SECONDS` at most."""
 
     constant: str
     kind: str
@@ -60,7 +60,7 @@ NOTICES: Final = (
 
 
 class EventThread:
-    """Waits for events of these devices until it is closed.
+    """A thread that waits for events of these devices until it is closed.
 
     Args:
         library: NVML; it must outlive the thread.
@@ -68,7 +68,7 @@ class EventThread:
         devices: whole devices and MIG instances.
         emit: takes each event, in the thread.
         noticed: called after each event with the uuid of its whole device and the severity.
-        energy: the energy counter of a whole device as it was read last, mJ; None if it has none.
+        energy: returns the energy counter of a whole device as last read, mJ; None if it has none.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class EventThread:
         return registered
 
     def close(self) -> bool:
-        """Stop waiting and free the event set; False where the driver does not come back."""
+        """Stop waiting and free the event set; False where the driver call does not return."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(WAIT_MILLISECONDS / 1000 + 5.0)
@@ -148,7 +148,7 @@ class EventThread:
             if code == SUCCESS:
                 try:
                     self._publish(data)
-                except Exception:  # the thread outlives an event that it can't make sense of
+                except Exception:  # an event that can't be handled must not end the thread
                     log.exception("an event of the driver could not be published")
             elif code in DRIVER_GONE:
                 return
@@ -174,7 +174,7 @@ class EventThread:
             code = int(data.eventData)
             xid = describe(code)
             severity, message = xid.severity, f"Xid {code}: {xid.meaning}"
-            # A counter that is below this later says that the device was reset meanwhile.
+            # A counter that is lower later means that the device was reset meanwhile.
             if (energy := self._energy(parent)) is not None:
                 extra["energy_millijoules"] = energy
         elif data.eventData:

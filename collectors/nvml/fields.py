@@ -1,4 +1,4 @@
-"""Values that `nvmlDeviceGetFieldValues` gives: many numbers in one call, each with its own type and error code."""
+"""Field values of `nvmlDeviceGetFieldValues`: many numbers in one call, each with a type and an error code."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _TYPES: Final = (
     ctypes.c_int,
     ctypes.c_ushort,
 )
-"""By NVML's value type."""
+"""C types of values, by NVML's value type."""
 WIDE: Final = frozenset({2, 3, 4})
-"""The value types of 64 bits."""
+"""NVML's value types of 64 bits."""
 
 Key = tuple[int, int]
 """A field's id and its scope."""
 
 
 class FieldBatch:
-    """A batch on one device, ready to be read again and again.
+    """A batch of fields on one device, prepared so that it can be read repeatedly.
 
     Attributes:
-        keys: what it reads, in order.
-        entries: of each, its structure with `nvmlReturn` and `valueType` of the last reading, and a view of its value
-            in each type.
-        types: how many value types are known.
+        keys: the fields that it reads, in order.
+        entries: for each field, its structure with `nvmlReturn` and `valueType` of the last reading, and a view of its
+            value in each type.
+        types: number of known value types.
         function: takes `args` and returns NVML's code for the batch as a whole.
-        args: prepared once.
+        args: arguments, prepared once.
     """
 
     __slots__ = ("args", "entries", "function", "keys", "types")
@@ -57,7 +57,7 @@ class FieldBatch:
         self.args = (ctypes.c_void_p.from_param(address(handle)), ctypes.c_int(len(keys)), ctypes.byref(array))
 
     def read(self) -> int:
-        """Read the batch; NVML's code for the call as a whole."""
+        """Read the batch; returns NVML's code for the call as a whole."""
         return self.function(*self.args) if self.keys else SUCCESS
 
     def code(self, at: int) -> int:
@@ -65,12 +65,12 @@ class FieldBatch:
         return int(self.entries[at][0].nvmlReturn)
 
     def value(self, at: int) -> float | int | None:
-        """One field of the last reading; None in a type that is not known."""
+        """Value of one field in the last reading; None if its type is not known."""
         item, views = self.entries[at]
         return views[item.valueType].value if item.valueType < self.types else None
 
     def wide(self, at: int) -> bool:
-        """Whether a field came in 64 bits."""
+        """True if a field came in 64 bits in the last reading."""
         return self.entries[at][0].valueType in WIDE
 
 
@@ -79,7 +79,7 @@ def _missing(*_args: Any) -> int:
 
 
 def survey(library: Library, handle: Any, keys: Sequence[Key]) -> dict[Key, tuple[int, bool]]:
-    """Try fields once: each one's error code, and whether it comes in 64 bits."""
+    """Read fields once; returns the error code of each, and True if it comes in 64 bits."""
     batch = FieldBatch(library, handle, keys)
     code = batch.read()
     if code == SUCCESS:

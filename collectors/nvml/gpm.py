@@ -10,24 +10,24 @@ from typing import Any, Final
 from .library import NOT_SUPPORTED, SUCCESS, UNSUPPORTED, Library, NvmlFailure, address
 
 MIN_SECONDS: Final = 0.1
-"""Between two samples: closer ones cost more than they tell."""
+"""Shortest time between two samples: closer ones cost more than they tell."""
 _FIRST_SECONDS: Final = 0.02
 
 
 class GpmReader:
-    """The metrics of one device or MIG instance, by their ids.
+    """Reads the GPM metrics of one device or MIG instance, by their ids.
 
     Args:
         library: NVML.
-        handle: of the device; of the parent for a MIG instance.
-        instance: id of the GPU instance, None for a whole device.
+        handle: handle of the device; of the parent for a MIG instance.
+        instance: id of the GPU instance; None for a whole device.
         metrics: ids that are wanted.
-        surveyed: by kind of device, the ids that it gives: each kind is surveyed once, since that takes a pause.
-        kind: of this device.
+        surveyed: ids that each kind of device gives; each kind is surveyed once, since that takes a pause.
+        kind: kind of this device.
 
     Attributes:
         metrics: ids that the device gives, in the order of `values`.
-        values: of the last reading; None where there is none yet.
+        values: values of the last reading; None where there is none yet.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class GpmReader:
             self.close()
 
     def _begin(self) -> bool:
-        """Take the first sample, where the device can."""
+        """Take the first sample; False where the device can't."""
         library = self._library
         if not self._wanted or self._get is None or self._compute is None or not _supported(library, self._handle):
             return False
@@ -83,14 +83,14 @@ class GpmReader:
         return True
 
     def ask_again(self) -> None:
-        """Ask for everything that is wanted with the next reading; what is refused then is left out again."""
+        """Ask for all wanted metrics with the next reading; those that are refused then are left out again."""
         if len(self.metrics) == len(self._wanted) or (not self._samples and not self._begin()):
             return
         self._prepare(self._wanted)
         self._trying = True
 
     def _survey(self, metrics: Sequence[int]) -> list[int] | None:
-        """The metrics that this device knows: only two samples and a computation tell. None where that fails."""
+        """Find the metrics that this device gives, by two samples and a computation; None where that fails."""
         self._prepare(metrics)
         time.sleep(_FIRST_SECONDS)
         self._swap()
@@ -127,7 +127,7 @@ class GpmReader:
         return self._compute(self._asked_arg) if self._compute else NOT_SUPPORTED
 
     def read(self, now: float) -> int | None:
-        """Take a sample and compute since the last one, where it is time; None where it is not, else NVML's code."""
+        """Take a sample and compute the metrics since the last one; returns NVML's code, or None if none is due."""
         if not self.metrics or now < self._due:
             return None
         self._due = now + MIN_SECONDS * 0.9  # ticks jitter: a tick each 100 ms is to hit each time
@@ -150,7 +150,7 @@ class GpmReader:
         return SUCCESS
 
     def _settle(self) -> None:
-        """Keep of what was asked for again what the device gives."""
+        """Keep those metrics that the device gives, after `ask_again`."""
         self._trying = False
         codes = [code.value for code in self._codes]
         given = [

@@ -1,4 +1,4 @@
-"""What the slow numbers say of a device's health: pure functions from two readings to events."""
+"""Changes of a device's health, by its slow metrics: pure functions from two readings to events."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from msgspec import Struct
 from ...schemas.telemetry import Severity
 
 SETTLE_SECONDS: Final = 5.0
-"""So long after a fault the driver's recovery action is taken for its word on it."""
+"""Time after a fault at which the driver's recovery action counts as its judgment of the fault."""
 
 STARTED: Final = "device_started"
-"""Kind of the event that says that a device is watched from now on, and is well."""
+"""Kind of the event which reports that a device is watched from now on, and is healthy."""
 
 ACTIONS: Final = {
     1: (Severity.RESET, "the driver asks for a reset of the device"),
     2: (Severity.HARDWARE, "the driver asks for a reboot of the host"),
     3: (Severity.RESET, "the driver asks for an end of peer-to-peer traffic"),
     4: (Severity.RESET, "the driver asks for a drain and a reset of the device"),
-    # Some earlier headers mean the bus by it.
+    # In some earlier headers 5 is a reset of the device's bus.
     5: (Severity.RESET, "the driver asks for a recovery of the IMEX domain, or a reset of the device's bus"),
     6: (Severity.RESET, "the driver asks for a reset of the device's bus"),
     7: (Severity.HARDWARE, "the driver asks for a reboot of the system"),
 }
-"""By number, as nvml.h of CUDA 13 has them (`nvmlDeviceGpuRecoveryAction_t`)."""
+"""Recovery actions by number, as in nvml.h of CUDA 13 (`nvmlDeviceGpuRecoveryAction_t`)."""
 _OTHER: Final = (Severity.RESET, "the driver asks for a recovery that is not known here")
 
 
 class Health(Struct, frozen=True, kw_only=True):
-    """The readings that matter; None where the device does not give one.
+    """Readings that tell a device's health; None where the device does not give one.
 
     Attributes:
-        recovery_action: as in the catalogue.
-        remap_failure: a memory row could not be remapped.
-        remap_pending: rows wait for a reset.
-        retired_pending: pages wait for a reset.
-        uncorrected: ECC errors since the driver was loaded or the device reset.
+        recovery_action: as in the catalog.
+        remap_failure: 1 if a memory row could not be remapped.
+        remap_pending: not 0 if rows wait for a reset to be remapped.
+        retired_pending: not 0 if pages wait for a reset to be retired.
+        uncorrected: uncorrected ECC errors since the driver was loaded or the device reset.
     """
 
     recovery_action: int | None = None
@@ -48,7 +48,7 @@ class Health(Struct, frozen=True, kw_only=True):
 
 
 class Finding(Struct, frozen=True):
-    """An event to publish of a device."""
+    """An event to publish about a device."""
 
     kind: str
     severity: Severity
@@ -56,13 +56,13 @@ class Finding(Struct, frozen=True):
 
 
 def changes(before: Health | None, now: Health, *, faulted: bool = False) -> Sequence[Finding]:
-    """What has changed since the last reading.
+    """Compare two readings; returns the events to publish.
 
     Args:
-        before: the last reading; None at the start, where a device without trouble is said to be well: whatever an
-            earlier run has reported was put right, since a reset needs every client of the driver stopped.
+        before: the last reading; None at the start, where a device without trouble is reported as healthy. Whatever an
+            earlier run has reported was repaired then, since a reset needs every client of the driver stopped.
         now: this reading.
-        faulted: an event has reported a fault that the driver has had time to judge.
+        faulted: True if an event has reported a fault that the driver has had time to judge.
     """
     found: list[Finding] = []
     old = before or Health()

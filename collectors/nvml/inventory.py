@@ -1,4 +1,4 @@
-"""Which devices there are: identity, capabilities, MIG instances. Read at the start and every time anew."""
+"""Inventory of NVIDIA devices: identity, capabilities, MIG instances. It is read from the driver in full each time."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _NEWEST_CORES_PER_SM: Final = 128
 
 
 Split = tuple[bool, tuple[str, ...]]
-"""Whether MIG is on, and the uuids of the instances."""
+"""MIG layout of a device: True if MIG is on, and the uuids of the instances."""
 
 
 class Found(Struct, kw_only=True):
     """A device that NVML shows.
 
     Attributes:
-        handle: NVML's, good until the device or the driver goes.
-        info: what is published.
-        driver_uuid: what the driver calls it; empty where it has no name of its own.
+        handle: NVML's handle, valid until the device or the driver is gone.
+        info: the facts that are published.
+        driver_uuid: uuid by which the driver finds it; empty where the driver's uuid is not unique.
         parent: handle of the whole device for a MIG instance.
         gpu_instance: id of its GPU instance for a MIG instance.
         compute_instance: id of its compute instance for a MIG instance.
-        mig_capable: it can be split.
+        mig_capable: True if it can be split into MIG instances.
     """
 
     handle: Handle
@@ -57,19 +57,19 @@ class Found(Struct, kw_only=True):
 
 
 class Unreachable(Struct, frozen=True):
-    """A place where a device should be but does not answer."""
+    """An index at which the driver counts a device that does not answer."""
 
     index: int
     failure: NvmlFailure
 
 
 def discover(library: Library, host: str, identities: Identities) -> tuple[list[Found], list[Unreachable]]:
-    """Every device, whole ones followed by their MIG instances, by index.
+    """List every device, whole ones followed by their MIG instances, by index; and the indices that do not answer.
 
     Args:
         library: NVML.
         host: the host's name.
-        identities: of its devices.
+        identities: names of its devices.
 
     Raises:
         NvmlFailure: the driver is gone.
@@ -94,7 +94,7 @@ def discover(library: Library, host: str, identities: Identities) -> tuple[list[
 
 
 def _named(found: list[Found], identities: Identities) -> list[Found]:
-    """The devices under names of their own. One that shares the driver's is shown to programs by its number."""
+    """Give the devices unique names. Programs select one whose driver's uuid is not unique by its index."""
     infos = [device.info for device in found]
     names = identities.names(
         [
@@ -116,7 +116,7 @@ def _named(found: list[Found], identities: Identities) -> list[Found]:
 
 
 def layout(library: Library, devices: list[Found]) -> dict[str, Split]:
-    """How the whole devices among these are split now, by uuid. One that does not answer is left out.
+    """Current MIG layout of the whole devices among these, by uuid. A device that does not answer is left out.
 
     Raises:
         NvmlFailure: the driver is gone.
@@ -139,7 +139,7 @@ def layout(library: Library, devices: list[Found]) -> dict[str, Split]:
 
 
 def mig_handles(library: Library, handle: Handle, enabled: bool) -> list[Handle]:
-    """Handles of the MIG instances of a device."""
+    """Handles of the MIG instances of a device; empty where MIG is off."""
     if not enabled:
         return []
     count = int(library.ask(0, "nvmlDeviceGetMaxMigDeviceCount", handle))
@@ -148,7 +148,7 @@ def mig_handles(library: Library, handle: Handle, enabled: bool) -> list[Handle]
 
 
 def handle_of(library: Library, found: Found) -> Handle | None:
-    """A handle for a device that was there before; None where the driver finds it no more.
+    """Find the handle of a known device again; None where the driver no longer finds it.
 
     Raises:
         NvmlFailure: the device or the driver is gone.
@@ -160,7 +160,7 @@ def handle_of(library: Library, found: Found) -> Handle | None:
 
 
 def _uuid(library: Library, handle: Handle, bus: str, identities: Identities) -> str:
-    """The driver's uuid; empty for a device that has none.
+    """The driver's uuid of a device; empty for one that has none.
 
     Raises:
         NvmlFailure: it can't be read now, and is not known from before.
@@ -252,7 +252,7 @@ def _instances(library: Library, device: Found) -> list[Found]:
 
 
 def _profile(name: str, attributes: Any) -> str:
-    """The profile at the end of an instance's name, as in `NVIDIA A100-SXM4-40GB MIG 1g.5gb`."""
+    """MIG profile at the end of an instance's name, as in `NVIDIA A100-SXM4-40GB MIG 1g.5gb`; else from attributes."""
     _, found, profile = name.rpartition(" MIG ")
     if found:
         return profile

@@ -1,7 +1,7 @@
-"""The NVML library as pynvml loads it: its functions as plain pointers, its errors by kind.
+"""The NVML library, loaded by pynvml: its functions as C pointers, its errors by kind.
 
-pynvml finds and loads the library, and gives its constants and structures. What is called at each tick goes past its
-Python wrappers, straight to the C function with arguments prepared once: that is where the speed comes from.
+pynvml finds and loads the library, and gives its constants and structures. Calls at each tick bypass its Python
+wrappers for speed: they go straight to the C function, with arguments prepared once.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ RESET_REQUIRED: Final = 16
 VERSION_MISMATCH: Final = 18
 
 UNSUPPORTED: Final = frozenset({2, NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND, 22, 25, 26})
-"""Refused, mostly for good, and so asked again ever more seldom: not supported, no permission, unknown to this driver
-(by argument, function or structure version), off in a vGPU, deprecated."""
+"""Codes of refused calls, mostly refused for good and so retried less and less often: not supported, no permission,
+unknown to this driver (by argument, function or structure version), off in a vGPU, deprecated."""
 LATER: Final = frozenset({TIMEOUT, 19, 21, 27})
-"""No value now, and nothing is wrong: timeout, in use, no data, not ready."""
+"""Codes for no value now, where nothing is wrong: timeout, in use, no data, not ready."""
 LOST: Final = frozenset({GPU_IS_LOST, RESET_REQUIRED, 28})
-"""The device is gone: lost, reset required, not found."""
+"""Codes for a device that is gone: lost, reset required, not found."""
 DRIVER_GONE: Final = frozenset({UNINITIALIZED, DRIVER_NOT_LOADED, 12, VERSION_MISMATCH})
-"""The driver as a whole is gone: uninitialised, not loaded, library not found, library and driver differ."""
+"""Codes for a driver that is gone as a whole: uninitialized, not loaded, library not found, library and driver differ
+in version."""
 
 Handle: TypeAlias = Any
-"""What pynvml gives for a device: a ctypes pointer."""
+"""pynvml's handle of a device: a ctypes pointer."""
 Function: TypeAlias = Any
 """A C function of NVML without declared arguments; it returns the error code."""
 
@@ -60,11 +61,11 @@ _UNTYPED: Final = ctypes.CFUNCTYPE(ctypes.c_int)
 
 
 class NvmlFailure(Exception):
-    """A call that failed.
+    """A call of NVML that failed.
 
     Attributes:
         code: NVML's error code.
-        function: that failed.
+        function: name of the function.
     """
 
     def __init__(self, code: int, function: str, text: str) -> None:
@@ -74,13 +75,13 @@ class NvmlFailure(Exception):
 
 
 class Library:
-    """NVML, initialised.
+    """NVML, initialized.
 
     Args:
         impossible: counts the values that their metric can't have, by metric.
 
     Attributes:
-        gpm_surveyed: which GPM metrics each kind of device gives, as far as that is known.
+        gpm_surveyed: GPM metrics that each kind of device gives, as far as that is known.
         impossible: see above.
 
     Raises:
@@ -106,12 +107,12 @@ class Library:
         self._functions: dict[str, Function | None] = {}
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Shut NVML down."""
         with contextlib.suppress(self.pynvml.NVMLError):
             self.pynvml.nvmlShutdown()
 
     def _unload(self) -> None:
-        """Forget a library that a driver update has left behind, so that the next start loads the new one."""
+        """Unload a library that a driver update has replaced, so that the next start loads the new one."""
         with contextlib.suppress(Exception):
             handle = self.pynvml.nvmlLib._handle
             setattr(self.pynvml, "nvmlLib", None)  # noqa: B010
@@ -119,7 +120,7 @@ class Library:
             importlib.import_module("_ctypes").dlclose(handle)
 
     def function(self, symbol: str) -> Function | None:
-        """A C function by its name; None where this library has none of that name."""
+        """Look up a C function by its name; None where this library has none of that name."""
         if symbol not in self._functions:
             try:
                 pointer = self.pynvml._nvmlGetFunctionPointer(symbol)
@@ -129,19 +130,19 @@ class Library:
         return self._functions[symbol]
 
     def constant(self, name: str) -> int | None:
-        """A constant of pynvml; None where this pynvml has none of that name."""
+        """Look up a constant of pynvml; None where this pynvml has none of that name."""
         return cast("int | None", getattr(self.pynvml, name, None))
 
     def structure(self, name: str) -> type[ctypes.Structure]:
-        """A structure of pynvml without its costly attribute access: the same fields at the same places."""
+        """Make a plain copy of a pynvml structure, with the same layout but without its slow attribute access."""
         return _plain(getattr(self.pynvml, name))
 
     def text(self, code: int) -> str:
-        """An error code in words."""
+        """Error code in words."""
         return _words(self.pynvml.NVMLError(code))
 
     def call(self, name: str, *args: Any) -> Any:
-        """Call a function of pynvml. A text comes without what a message can't carry.
+        """Call a function of pynvml. Texts are cleaned of characters that a message can't carry.
 
         Raises:
             NvmlFailure: with NVML's code.
@@ -162,7 +163,7 @@ class Library:
         return clean(found) if name in _TEXTS and isinstance(found, str) else found
 
     def ask(self, default: Any, name: str, *args: Any) -> Any:
-        """Call a function of pynvml for a fact that may be missing: the default where this device has none.
+        """Call a function of pynvml for a fact that may be missing; returns the default where this device has none.
 
         Raises:
             NvmlFailure: the device or the driver is gone.
@@ -177,12 +178,12 @@ class Library:
 
 
 def address(handle: Handle) -> int:
-    """The address in a device handle: equal for equal devices."""
+    """Address in a device handle, which is equal for equal devices."""
     return ctypes.cast(handle, ctypes.c_void_p).value or 0
 
 
 def field_text(structure: Any, name: str) -> str:
-    """A text in a structure of pynvml, which takes it for UTF-8 when it is read."""
+    """Read a text in a structure of pynvml, cleaned; pynvml decodes it as UTF-8, which fails for other bytes."""
     try:
         found = getattr(structure, name)
     except UnicodeDecodeError as error:

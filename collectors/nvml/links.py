@@ -1,4 +1,4 @@
-"""How the devices of a host are joined, and how each NVLink does."""
+"""Topology of a host's devices, and state, traffic and errors of each NVLink."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ DETAILS: Final = {
     "crc_errors": (("NVLINK_ERROR_DL_CRC", 1),),
     "receive_errors": (("NVLINK_COUNT_RCV_ERRORS", 1),),
 }
-"""What the event `nvlink` says of each link: the fields that give it, each with the factor to our unit. The first that
-works is read; the second are those of Blackwell and later."""
+"""Fields for each number of a link in the event `nvlink`, each with the factor to our unit. The first that works is
+read; the second are those of Blackwell and later."""
 SUMS: Final = {
     "rx_bytes": "nvlink_rx_bytes",
     "tx_bytes": "nvlink_tx_bytes",
@@ -40,17 +40,17 @@ SUMS: Final = {
     "recovery_errors": "nvlink_recovery_errors_count",
     "crc_errors": "nvlink_crc_flit_errors_count",
 }
-"""Metrics that are the sum over the links where the driver gives no total."""
+"""Metrics that are summed over the links where the driver gives no total."""
 
 
 class LinkState(Struct, frozen=True, kw_only=True):
     """One NVLink of a device.
 
     Attributes:
-        number: the driver's.
-        active: whether it is up.
-        remote: PCI address of what is at its other end; empty if unknown.
-        switch: whether that is an NVSwitch.
+        number: the driver's number.
+        active: True if it is up.
+        remote: PCI address of the device at its other end; empty if unknown.
+        switch: True if that is an NVSwitch.
     """
 
     number: int
@@ -60,12 +60,12 @@ class LinkState(Struct, frozen=True, kw_only=True):
 
 
 def nvlinks(library: Library, handle: Handle, before: Sequence[LinkState] = ()) -> list[LinkState]:
-    """The NVLinks of a device; empty where it has none.
+    """List the NVLinks of a device; empty where it has none.
 
     Args:
         library: NVML.
-        handle: of the device.
-        before: as they were; what is at the other end of a link that stayed up is not asked again.
+        handle: handle of the device.
+        before: their last state; the other end of a link that stayed up is not queried again.
     """
     known = {link.number: link for link in before if link.active}
     found: list[LinkState] = []
@@ -89,9 +89,9 @@ def nvlinks(library: Library, handle: Handle, before: Sequence[LinkState] = ()) 
 def topology(
     library: Library, devices: list[Found], links: dict[str, list[LinkState]]
 ) -> tuple[list[list[Link]], list[list[int]]]:
-    """The links between devices and how many NVLinks join each two, D×D as in `Inventory`.
+    """Links between devices and the number of NVLinks between each two, D×D as in `Inventory`.
 
-    Two devices on one NVSwitch fabric are joined by as many links as the lesser of them has to it. MIG instances
+    Two devices on one NVSwitch fabric are joined by as many links as the one with fewer links has to it. MIG instances
     have no peer access: they are as near as their PCIe path.
     """
     count = len(devices)
@@ -120,7 +120,7 @@ def _joined(one: Found, other: Found, links: dict[str, list[LinkState]]) -> int:
 
 
 def _same(one: str, other: str) -> bool:
-    """NVML writes a PCI domain with four or with eight digits."""
+    """True if two PCI addresses are equal: NVML writes a domain with four or with eight digits."""
     return bool(one) and one.lower().lstrip("0") == other.lower().lstrip("0")
 
 
@@ -132,7 +132,7 @@ def _ancestor(library: Library, one: Found, other: Found) -> Link:
 
 
 class LinkDetails:
-    """What each NVLink of a device has carried and suffered."""
+    """Reads traffic, speed and errors of each NVLink of a device."""
 
     def __init__(self, library: Library, handle: Handle, links: list[LinkState]) -> None:
         wanted: list[tuple[int, str, list[tuple[Key, int]]]] = []
@@ -152,7 +152,7 @@ class LinkDetails:
         self._batch = FieldBatch(library, handle, keys)
 
     def read(self) -> dict[tuple[int, str], int]:
-        """The numbers by link and name; those that can't be read are left out."""
+        """Read the numbers, by link and name; those that can't be read are left out."""
         if self._batch.read() != SUCCESS:
             return {}
         found: dict[tuple[int, str], int] = {}
@@ -164,9 +164,10 @@ class LinkDetails:
 
 
 def summary(links: list[LinkState], details: dict[tuple[int, str], int]) -> dict[str, Any]:
-    """All links for an event, as lists by comma that are aligned with `link`: `state`, `remote` and those of `DETAILS`.
+    """Data of an event about all links: comma-separated lists in the order of `link`.
 
-    In SQL: `string_split(data->>'rx_bytes', ',')::BIGINT[]`. A number that a link does not give is empty.
+    The lists are `link`, `state`, `remote` and those of `DETAILS`. A number that a link does not give is empty. In SQL:
+    `string_split(data->>'rx_bytes', ',')::BIGINT[]`.
     """
     found: dict[str, Any] = {
         "link": ",".join(str(link.number) for link in links),

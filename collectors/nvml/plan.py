@@ -1,8 +1,8 @@
-"""The schedule of one device, compiled from the catalogue: which calls to make, how often, and where values go.
+"""Read schedule of one device, compiled from the catalog: which calls to make, how often, and where values go.
 
-At the start every way of reading that the catalogue names is tried once, in order, until one works. What the device
-refuses, then or later, is left out and asked again ever more seldom. Calls that several metrics share are made once;
-field values of one cadence are one batch.
+At the start the ways of reading a metric that the catalog names are tried once, in order, until one works. Calls that
+the device refuses, then or later, are left out and retried less and less often. Calls that several metrics share are
+made once; field values of one cadence are one batch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ log = logging.getLogger("corral.collector.nvml")
 _LARGEST: Final = {"<i4": 2**31 - 1, "<i8": 2**63 - 1, "<f4": 3.4e38}
 
 Target = tuple[int, float | None, bool, float, float]
-"""Where a value goes: index of the metric, scale, whether it is a whole number, least and greatest possible value."""
+"""Target of a value: index of the metric, scale, True for a whole number, least and greatest possible value."""
 
 
 def target(name: str, scale: float) -> Target:
-    """Where the values of a metric go."""
+    """Target of a metric's values, with its scale and limits."""
     metric: Metric = METRICS[name]
     largest = _LARGEST[metric.row.unit.dtype]
     low = -largest if metric.minimum is None else metric.minimum
@@ -39,11 +39,11 @@ def target(name: str, scale: float) -> Target:
 
 
 class Group:
-    """What is read at one cadence.
+    """Calls and fields that are read at one cadence.
 
     Attributes:
-        seconds: between two readings.
-        due: when it is next read, on the monotonic clock.
+        seconds: time between two readings.
+        due: time of the next reading, on the monotonic clock.
         metrics: indices of the metrics that it fills.
     """
 
@@ -60,22 +60,22 @@ class Group:
 
 
 class DevicePlan:
-    """The schedule of one device.
+    """Read schedule of one device.
 
     Args:
         library: NVML.
-        handle: of the device.
-        label: for messages.
+        handle: handle of the device.
+        label: name of the device in log messages.
         skip: metrics that are not to be tried.
         gpm_handle: the device whose GPM gives the metrics; the parent for a MIG instance.
         gpm_instance: id of the GPU instance for a MIG instance.
         kind: devices of one kind support the same GPM metrics.
 
     Attributes:
-        values: the last value of each metric, in the order of the catalogue; None where null.
+        values: the last value of each metric, in the order of the catalog; None where null.
         errors: calls that failed with anything but "not supported".
         supported: names of the metrics that the device gives.
-        blocking_fresh: indices of the metrics that the thread aside has read since they were last taken.
+        blocking_fresh: indices of the metrics that the separate thread has read since they were last taken.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class DevicePlan:
         self._retry = Retry(time.monotonic())
 
     def spread(self, share: float) -> None:
-        """Read the slow groups apart from those of other devices, so that no tick carries all of them.
+        """Shift the slow groups against those of other devices, so that no tick reads all of them.
 
         Args:
-            share: 0 to 1, this device's place among the others.
+            share: position of this device among the others, 0 to 1.
         """
         for group in self._order:
             if group.seconds > 1 and group.due > 0:
@@ -143,7 +143,7 @@ class DevicePlan:
     # -- compiling
 
     def _compile(self, wanted: dict[str, Any]) -> None:
-        """Find a way to read each of these metrics, and read them from now on."""
+        """Find a way to read each of these metrics, and schedule it."""
         fields = self._try_fields(wanted)
         probes: dict[str, tuple[Probe, int] | None] = {}
         chosen: list[tuple[str, Probe, Call]] = []
@@ -181,7 +181,7 @@ class DevicePlan:
         self._order = [group for group in self._groups.values() if group.probes or group.fields]
 
     def _aim_gpm(self) -> None:
-        """Find the places of the metrics in what GPM gives now."""
+        """Find the places of the metrics in GPM's values; those that it no longer gives are dropped."""
         known = self._gpm_known = self._gpm.metrics
         self._gpm_targets = []
         for name, reading in list(self._by_gpm.items()):
@@ -237,7 +237,7 @@ class DevicePlan:
         name = "/".join([call.function, *map(str, call.args)])
         if name not in probes:
             found = probe(self._library, self._handle, call)
-            # A blocking call is not worth its time here: it is tried where it is made.
+            # A blocking call would take too long here: it is tried when it is first made.
             code = SUCCESS if found is None or call.blocking else found.function(*found.args)
             self._check(code, name)
             probes[name] = None if found is None else (found, code)
@@ -253,7 +253,7 @@ class DevicePlan:
         return tried[0]
 
     def _ask_again(self, now: float) -> None:
-        """Try what was refused; what has an answer now is read from now on."""
+        """Retry what was refused; metrics that have an answer now are read from now on."""
         self._gpm.ask_again()
         missing = {name: row for name, row in self._wanted.items() if name not in self.supported}
         if missing:
@@ -266,10 +266,11 @@ class DevicePlan:
         """Read what is due.
 
         Args:
-            now: on the monotonic clock.
+            now: time on the monotonic clock.
 
         Returns:
-            How many calls gave a value or said that there is none now, and the indices of the metrics that were read.
+            Number of calls that gave a value or said that there is none now, and the indices of the metrics that were
+            read.
 
         Raises:
             NvmlFailure: the device is lost or the driver is gone.
@@ -327,7 +328,7 @@ class DevicePlan:
         return answered
 
     def _leave_out(self, group: Group, calls: list[str], now: float) -> None:
-        """Calls that worked are refused: they are tried again soon."""
+        """Remove calls that worked and are now refused; they are retried soon."""
         refused = {output[2] for entry in group.probes if entry[3].name in calls for output in entry[2]}
         group.probes = [entry for entry in group.probes if entry[3].name not in calls]
         group.metrics = [at for at in group.metrics if at not in refused]
@@ -374,7 +375,7 @@ class DevicePlan:
         return 1
 
     def _rate(self, group: Group, at: int, raw: float | None, now: float) -> float | None:
-        """The growth per second. One reading below the last is left out: the next one says whether it was a reset."""
+        """Growth per second. One reading below the last gives None: the next one tells whether it was a reset."""
         if raw is None:
             return None
         before, lower = group.rates.get(at), group.lower.pop(at, None)
@@ -389,7 +390,7 @@ class DevicePlan:
         return (raw - before[0]) / (now - before[1])
 
     def _fit(self, raw: float | None, to: Target) -> float | int | None:
-        """A raw value in the metric's unit; None where it is not possible, which is counted."""
+        """Convert a raw value to the metric's unit; None where it is not possible, which is counted."""
         if raw is None:
             return None
         index, scale, whole, low, high = to
@@ -407,18 +408,18 @@ class DevicePlan:
 
     @property
     def asks(self) -> bool:
-        """Whether it reads anything at each tick, so that silence means something."""
+        """True if it makes calls at each tick, so that their silence means something."""
         return bool(self._groups[Cadence.TICK].probes)
 
     def read_blocking(self) -> None:
-        """Make the calls that take tens of milliseconds, from a thread aside."""
+        """Make the calls that take tens of milliseconds; runs in a separate thread."""
         fresh: list[int] = []
         for entry in list(self._blocking):
             found, to = entry
             code = found.function(*found.args)
             if code in UNSUPPORTED:
                 self._blocking.remove(entry)
-                self.supported.discard(NAMES[to[0]])  # and so it is asked again with the others
+                self.supported.discard(NAMES[to[0]])  # so that it is retried with the others
             holder, take = found.output(None)
             self.values[to[0]] = self._fit(take(holder), to) if code == SUCCESS else None
             fresh.append(to[0])
@@ -426,11 +427,11 @@ class DevicePlan:
 
     @property
     def blocking(self) -> bool:
-        """Whether it has calls for `read_blocking`."""
+        """True if it has calls for `read_blocking`."""
         return bool(self._blocking)
 
     def _check(self, code: int, name: str) -> None:
-        """Sort an error: gone is raised, the unknown is counted, and told once."""
+        """Handle an error code: raise if device or driver is gone; count an unexpected error, and log it once."""
         if code == SUCCESS or code in LATER or code in UNSUPPORTED:
             return
         if code in LOST or code in DRIVER_GONE:
@@ -441,15 +442,15 @@ class DevicePlan:
             log.warning("%s: %s fails: %s (told once)", self._label, name, self._library.text(code))
 
     def close(self) -> None:
-        """Free what was allocated in the library."""
+        """Free what was allocated in NVML."""
         self._gpm.close()
 
 
 def answers(library: Library, handle: Any) -> bool:
-    """Whether a device gives any of the numbers that are read at each tick, whichever they are.
+    """True if a device answers any of the calls that are made at each tick.
 
-    No single one will do: a GB10 has no memory of its own to tell of, and that of a split board may be out of bounds.
-    A device that refuses all of them answers too.
+    No single call would do: a GB10 has no device memory to report, and that of a split board may be out of bounds. A
+    device that refuses all calls as not supported answers, too.
 
     Raises:
         NvmlFailure: the driver is gone.

@@ -1,4 +1,4 @@
-"""The processes on each device: memory and shares from NVML, the rest from the operating system."""
+"""Processes on each device: memory and shares of time from NVML, the rest from the operating system."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS: Final = (
     ("nvmlDeviceGetGraphicsRunningProcesses", "graphics"),
 )
 _FAILED: Final[list[Any]] = []
-"""In place of a list that could not be read, for now."""
+"""Stands for a list that could not be read this time."""
 _UTILIZATION: Final = ("nvmlDeviceGetProcessesUtilizationInfo", "nvmlDeviceGetProcessUtilization")
 
 
@@ -32,11 +32,13 @@ class _Use(Struct):
 
 
 class ProcessReader:
-    """Reads the processes of devices; remembers which calls each refuses, for a while, and what it has seen.
+    """Reads the processes of devices.
+
+    It remembers for a while which calls each device refuses, and the time of the last shares that it has read.
 
     Args:
         library: NVML.
-        with_commands: publish command lines.
+        with_commands: True to publish command lines.
     """
 
     def __init__(self, library: Library, *, with_commands: bool) -> None:
@@ -50,9 +52,9 @@ class ProcessReader:
         """Devices whose processes the last `read` could not list, or not all of them."""
 
     def read(self, devices: list[Found]) -> list[ProcessSample]:
-        """The processes on these devices. Those of a split device are those of its instances.
+        """List the processes on these devices. A split device is left out: its processes are those of its instances.
 
-        A device that is lost is passed over: the next tick tells.
+        A device that is lost is left out, too: the next tick reports it.
 
         Raises:
             NvmlFailure: the driver is gone.
@@ -111,7 +113,7 @@ class ProcessReader:
                 )
 
     def _ask(self, device: Found, function: str, ask: Callable[[str], Any]) -> Any:
-        """The answer of a function; None where the device refuses it, an empty one where there is none now."""
+        """Answer of a function; None where the device refuses it, `_FAILED` on errors, `()` where there is none now."""
         key = (device.info.uuid, function)
         refused = self._refused.get(key)
         now = monotonic()

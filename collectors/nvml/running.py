@@ -1,4 +1,4 @@
-"""The processes that run on a device, read in the form that the loaded driver writes.
+"""Processes that run on a device, read in the layout that the loaded driver writes.
 
 Drivers have written entries of 16 bytes (id and memory, the unversioned call), of 24 (with the MIG instance, `_v2` and
 `_v3`), and, R535 before 535.98, of 32 bytes under the name `_v3` (with protected memory). pynvml of today reads 24, and
@@ -19,7 +19,7 @@ _LONG_FROM: Final = (535, 43)
 _LONG_BEFORE: Final = (535, 98)
 _LONGEST: Final = 32
 _FORMS: Final = (("_v3", 24), ("_v2", 24), ("", 16))
-"""Names of the call, newest first, with the bytes of an entry."""
+"""Suffixes of the call, newest first, with the bytes of an entry."""
 _UNTOUCHED: Final = 0x5A
 _NOT_AVAILABLE: Final = 2**64 - 1
 _TRIES: Final = 3
@@ -33,13 +33,14 @@ class Running(Struct, frozen=True):
 
 
 def entry_bytes(driver: str, suffix: str, *, protected: bool, detailed: bool) -> int:
-    """How long an entry is.
+    """Length of an entry in bytes, by the driver's version.
 
     Args:
-        driver: its version, such as `535.54.03`.
-        suffix: of the call.
-        protected: the library can tell of protected memory (`nvmlDeviceGetConfComputeMemSizeInfo`).
-        detailed: it has the list of details (`nvmlDeviceGetRunningProcessDetailList`) that took the long entry's place.
+        driver: version of the driver, such as `535.54.03`.
+        suffix: suffix of the call.
+        protected: True if the library can report protected memory (`nvmlDeviceGetConfComputeMemSizeInfo`).
+        detailed: True if it has the list of details (`nvmlDeviceGetRunningProcessDetailList`) that replaced the long
+            entry.
     """
     usual = dict(_FORMS)[suffix]
     if suffix != "_v3":
@@ -51,12 +52,12 @@ def entry_bytes(driver: str, suffix: str, *, protected: bool, detailed: bool) ->
 
 
 def written_bytes(raw: bytes, count: int, expected: int) -> int:
-    """How long the entries are that were written over untouched bytes, as far as the bytes can tell.
+    """Length in bytes of the entries that the driver has written, as far as a prefilled buffer can tell.
 
     Args:
-        raw: room for more than `count` entries of the longest form.
-        count: of entries.
-        expected: what to believe where they can't.
+        raw: the buffer, with room for more than `count` entries of the longest form.
+        count: number of entries.
+        expected: length to assume where the bytes can't tell.
     """
     if expected < 24 or _touched(raw[count * _LONGEST :]):
         return expected  # the driver has written over all of it
@@ -70,7 +71,7 @@ def _touched(raw: bytes) -> bool:
 
 
 class RunningReader:
-    """Asks for the processes of devices.
+    """Lists the processes of devices.
 
     Args:
         library: NVML.
@@ -83,11 +84,11 @@ class RunningReader:
         self._detailed = library.function("nvmlDeviceGetRunningProcessDetailList") is not None
 
     def read(self, function: str, handle: Handle) -> list[Running]:
-        """The processes of one kind on a device.
+        """List the processes of one kind on a device.
 
         Args:
             function: such as `nvmlDeviceGetComputeRunningProcesses`.
-            handle: of the device.
+            handle: handle of the device.
 
         Raises:
             NvmlFailure: with NVML's code.
@@ -108,7 +109,7 @@ class RunningReader:
         for _ in range(_TRIES):
             if code != INSUFFICIENT_SIZE:
                 break
-            # More may start meanwhile; and room beyond them shows how long the entries are.
+            # More may start meanwhile; and spare room shows how long the entries are.
             room = count.value * 2 + 5
             buffer = (ctypes.c_ubyte * ((room + 1) * _LONGEST))(*[_UNTOUCHED] * ((room + 1) * _LONGEST))
             count.value = room

@@ -28,11 +28,11 @@ from .processes import ProcessReader
 log = logging.getLogger("corral.collector.nvml")
 
 RETURN_SECONDS: Final = 5.0
-"""How often a lost device is looked for."""
+"""Time between searches for a lost device."""
 LAYOUT_SECONDS: Final = 10.0
-"""How often the MIG layout is looked at, where no event has said that it changed."""
+"""Time between checks of the MIG layout, where no event has reported a change."""
 BLOCKING_SECONDS: Final = 10.0
-"""How often the calls that take tens of milliseconds are made."""
+"""Time between the calls that take tens of milliseconds."""
 
 
 class NvmlSource:
@@ -40,14 +40,14 @@ class NvmlSource:
 
     Args:
         host: the host's name as in subjects.
-        labels: of the host, set by the operator.
+        labels: labels of the host, set by the operator.
         with_commands: publish the command lines of processes; they often hold secrets.
         with_events: wait for the driver's events in a thread.
 
     Attributes:
         read_errors: NVML calls that failed with anything but "not supported", since the start.
         identifies_processes: as in `ProcessBatch.identified`.
-        impossible: how many values that their metric can't have the driver gave, by metric.
+        impossible: number of values from the driver that their metric can't have, by metric.
     """
 
     name = "nvml"
@@ -93,7 +93,7 @@ class NvmlSource:
 
     @property
     def unreadable(self) -> Sequence[str]:
-        """Devices whose processes can't be listed, or not all of them."""
+        """Uuids of the devices whose processes can't be listed, or not all of them."""
         return self._processes.unreadable if self._processes is not None else ()
 
     # -- the protocol
@@ -120,7 +120,7 @@ class NvmlSource:
             raise
 
     def inventory(self) -> Sequence[Inventory]:
-        """See `Source.inventory`. Lost devices stay in it: an event says what is wrong with them."""
+        """See `Source.inventory`. Lost devices stay in it: an event reports what is wrong with them."""
         library = self._opened()
         try:
             found = self._discover(library)
@@ -226,7 +226,7 @@ class NvmlSource:
         found, unreachable = discover(library, self.host, self._identities)
         there = {f.info.uuid for f in found}
         for place in unreachable:
-            # It may have gone since the last tick: nobody else would tell of it.
+            # It may have gone since the last tick, and nothing else would report it.
             for device in [d for d in self._devices if d.found.parent is None and d.found.info.index == place.index]:
                 if device.found.info.uuid not in there:
                     self._lose(library, device, place.failure)
@@ -242,7 +242,7 @@ class NvmlSource:
         return [f for f in found if f.info.uuid not in lost and f.info.mig_parent not in lost]
 
     def _take(self, found: list[Found]) -> None:
-        """Make these the devices that are read."""
+        """Replace the devices that are read by these."""
         library = self._opened()
         self._stop_threads()
         known = {device.found.info.uuid: device for device in self._devices}
@@ -276,7 +276,7 @@ class NvmlSource:
             self._aside.start()
 
     def _listen(self, library: Library) -> None:
-        """Wait for the events of the devices that are there now."""
+        """Wait for events of the devices that are read now."""
         if self._events is not None and not self._events.close():
             return
         found = [device.found for device in self._devices]
@@ -287,7 +287,7 @@ class NvmlSource:
         )
 
     def _stop_threads(self) -> bool:
-        """Whether both have ended."""
+        """Stop the threads of events and of slow calls; True if both have ended."""
         free = True
         self._aside_stop.set()
         if self._events is not None:
@@ -300,7 +300,7 @@ class NvmlSource:
         return free
 
     def _noticed(self, parent: str, kind: str, severity: Severity) -> None:
-        """The driver has reported something; called in the thread of events."""
+        """Take note of an event of the driver; called in the thread of events."""
         if kind == "mig_changed":
             self._layout_changed.set()
         for device in self._devices:
@@ -308,7 +308,7 @@ class NvmlSource:
                 device.faulted_at = monotonic()
 
     def _energy(self, whole: str) -> int | None:
-        """A device's energy counter as it was read last; called in the thread of events."""
+        """Energy counter of a device as last read, in millijoules; called in the thread of events."""
         return next((d.energy_millijoules for d in self._devices if d.found.info.uuid == whole), None)
 
     def _check_layout(self, library: Library, now: float) -> None:
@@ -326,7 +326,7 @@ class NvmlSource:
                 self._tell("mig_changed", Severity.INFO, "the MIG layout changed", device=uuid)
 
     def _lose(self, library: Library, device: Device, failure: NvmlFailure) -> None:
-        """Leave out a device that has gone, with its MIG instances; an instance alone where its device answers."""
+        """Remove a lost device with its MIG instances; of a lost instance only itself, if its device answers."""
         info = device.found.info
         gone = [device]
         parent = next((d.found for d in self._devices if d.found.info.uuid == info.mig_parent), None)
@@ -342,11 +342,11 @@ class NvmlSource:
             self._lost.append(lost.found)
             self._tell_lost(lost.found, failure)
         self._return_due = monotonic() + RETURN_SECONDS
-        # A set with a lost device in it reports the loss for ever, and nothing of the others.
+        # An event set with a lost device in it reports the loss forever, and no events of the others.
         self._listen(library)
 
     def _changed(self, library: Library) -> tuple[dict[str, Split], list[str]]:
-        """How the devices are split now, and those that are split otherwise than before."""
+        """Current MIG layout of the devices, and the uuids of those whose layout has changed."""
         current = layout(library, [device.found for device in self._devices])
         return current, [uuid for uuid, split in current.items() if split != self._layout.get(uuid)]
 
@@ -385,7 +385,7 @@ class NvmlSource:
         self._told_lost.add(found.info.uuid)
         if (
             failure.code in LOST and failure.function != SILENCE
-        ):  # what the driver calls lost is back after a reset alone
+        ):  # a device that the driver calls lost comes back only by a reset
             self._fallen.add(found.info.uuid)
         self._tell(
             "device_lost",

@@ -1,9 +1,9 @@
-"""The Xid codes of the NVIDIA driver: what each means, and what it means for the device.
+"""Xid codes of the NVIDIA driver: the meaning of each, and its severity for the device.
 
-After NVIDIA's Xid catalogue (docs.nvidia.com/deploy/xid-errors). Its immediate action gives the severity: restart of
+After NVIDIA's Xid catalog (docs.nvidia.com/deploy/xid-errors). Its immediate action gives the severity: restart of
 the application is `application`, reset of the GPU `reset`, reboot of the host or work on the board `hardware`, to
 ignore `warning` or `info`. Where it names a workflow, the severity is that of the step that restores service; the
-NVLink errors 144 to 150 may ask for nothing or for a reset, which drivers that have them tell as the recovery action.
+NVLink errors 144 to 150 may need nothing or a reset, which drivers that have them report as the recovery action.
 """
 
 from __future__ import annotations
@@ -192,9 +192,9 @@ _TABLE: Final[tuple[tuple[int, Severity, str], ...]] = (
 )
 
 XIDS: Final[dict[int, Xid]] = {code: Xid(code, meaning, severity) for code, severity, meaning in _TABLE}
-"""By code."""
+"""Xids by code."""
 
 
 def describe(code: int) -> Xid:
-    """What a code means; for one that NVIDIA has not documented a warning, since nobody knows better."""
+    """Meaning and severity of a code; one that NVIDIA does not document is a warning, since its severity is unknown."""
     return XIDS.get(code) or Xid(code, "not documented", Severity.WARNING)

@@ -1,6 +1,6 @@
-"""Whose work a process is: processes on devices joined to leases, and what is used without a lease or beyond it.
+"""Attribution of processes on devices to leases, and use of devices without a lease or beyond it.
 
-Pure: the agent brings what the source has seen and the leases that are active, and publishes what comes out.
+Pure functions: the agent passes in what the source has read and the active leases, and publishes the results.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from ...schemas.telemetry import AttributionKind, ProcessSample, Severity
 from ...schemas.units import format_bytes
 
 GRACE_SECONDS: Final = 30.0
-"""What is seen for less is not told: a job that starts, or one that still winds down after its release."""
+"""A violation that lasts for less is not reported: a job may be starting, or winding down after its release."""
 
 Ancestry = Mapping[int, Sequence[str]]
-"""The names of a process and its ancestors, nearest first (`bus/process_identity.py`), by its id."""
+"""Names of a process and its ancestors, nearest first (`bus/process_identity.py`), by process id."""
 
 
 class Violation(Struct, frozen=True, kw_only=True):
     """A use of a device that no lease covers.
 
     Attributes:
-        kind: which.
-        device: uuid.
-        lease: whose memory is exceeded, or the lease that the process says it has; empty if none.
-        owner: of that lease, where it is known.
-        memory_used_bytes: of the process, or of the lease's processes on the device; None where the driver hides it.
-        memory_granted_bytes: to the lease on the device; 0 for a process without a lease.
-        share: of the device that the lease holds; 0 for a process without a lease.
-        leased: somebody holds the device.
-        pid: of a process without a lease.
-        started_ns: when it started.
-        name: of its executable.
-        user: who runs it.
-        container: that it is in.
+        kind: kind of the violation.
+        device: uuid of the device.
+        lease: the lease whose memory is exceeded, or that the process claims to have; empty if none.
+        owner: owner of that lease, where it is known.
+        memory_used_bytes: memory of the process, or of the lease's processes on the device; None where the driver hides
+            it.
+        memory_granted_bytes: memory granted to the lease on the device; 0 for a process without a lease.
+        share: share of the device that the lease holds; 0 for a process without a lease.
+        leased: True if a lease holds the device.
+        pid: id of a process without a lease.
+        started_ns: when that process started.
+        name: name of its executable.
+        user: account that runs it.
+        container: container that it is in.
     """
 
     kind: AttributionKind
@@ -58,15 +59,15 @@ class Violation(Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """The same for the same violation, however long it lasts and however much is used."""
+        """Key of the violation, which stays the same however long it lasts and however much is used."""
         if self.kind is AttributionKind.LEASE_MEMORY_EXCEEDED:
             return f"memory/{self.device}/{self.lease}"
-        # On a device that somebody leases it is another matter than on a free one.
+        # Use of a leased device and use of a free one are different violations.
         return f"{'leased' if self.leased else 'free'}/{self.device}/{self.pid}/{self.started_ns}"
 
     @property
     def severity(self) -> Severity:
-        """Never one that says anything of the device's health."""
+        """Severity of the violation, never one that says anything about the device's health."""
         return Severity.APPLICATION if self.leased else Severity.INFO
 
     @property
@@ -92,17 +93,17 @@ def attribute(
 ) -> tuple[list[ProcessSample], list[Violation]]:
     """Join the processes of a host to its active leases.
 
-    A process belongs to the lease that its environment names, or to one whose holder it descends from, or to the one
-    under which all others in its container work; of several, to the first that holds the device.
+    A process belongs to the lease that its environment names, or to one whose holder it descends from, or to the only
+    lease of other processes in its container; of several, to the first that holds the device.
 
     Args:
-        processes: on the host's devices.
-        leases: active ones with devices on the host; others do no harm.
-        ancestry: of the processes, where it could be read.
-        shared: containers that say nothing, as the one that everything on this host is in.
+        processes: processes on the host's devices.
+        leases: active leases with devices on the host; others do no harm.
+        ancestry: ancestry of the processes, where it could be read.
+        shared: containers that identify no lease, such as the one that everything on this host is in.
 
     Returns:
-        The processes with their leases, in the same order, and what no lease covers.
+        The processes with their leases, in the same order, and the violations.
     """
     active = {lease.lease_id: lease for lease in leases}
     held: dict[tuple[str, str], Grant] = {}
@@ -159,7 +160,7 @@ def _beyond(
             leased=True,
         )
         for (lease, device), amount in used.items()
-        # Whoever has a device alone takes from nobody: what was granted then is what was free at that moment.
+        # A lease on a whole device takes from no other: it was granted what was free at that moment.
         if amount > held[lease, device].memory_bytes > 0 and held[lease, device].share < 1.0
     ]
 
@@ -190,18 +191,18 @@ def _without(
 
 
 def is_service(process: ProcessSample) -> bool:
-    """Whether a process serves whoever uses the device: a desktop, or a daemon of the driver."""
+    """True if a process serves all users of the device and needs no lease: a desktop, or a daemon of the driver."""
     return process_identity.is_service(process.name, process.kind)
 
 
 class Watched(Struct, frozen=True, kw_only=True):
-    """A violation that was seen.
+    """A violation with the times at which it was seen.
 
     Attributes:
-        violation: as it was seen last, with the greatest amount of memory so far.
-        since: when it was seen first.
-        until: when it was seen last.
-        told: its begin was told.
+        violation: the violation as last seen, with the greatest amount of memory so far.
+        since: when it was first seen, seconds since the epoch.
+        until: when it was last seen, seconds since the epoch.
+        told: True if its begin was reported.
     """
 
     violation: Violation
@@ -211,11 +212,11 @@ class Watched(Struct, frozen=True, kw_only=True):
 
 
 class Notice(Struct, frozen=True, kw_only=True):
-    """The begin or the end of a violation, to be told once.
+    """Begin or end of a violation, to be reported once.
 
     Attributes:
         watched: the violation.
-        ended: whether it is the end.
+        ended: True if it is the end.
     """
 
     watched: Watched
@@ -225,18 +226,19 @@ class Notice(Struct, frozen=True, kw_only=True):
 def follow(
     before: Mapping[str, Watched], violations: Iterable[Violation], now: float, grace_seconds: float = GRACE_SECONDS
 ) -> tuple[dict[str, Watched], list[Notice]]:
-    """Fold what was seen at a time into what is known.
+    """Fold the violations that are seen at a time into those that are known.
 
-    A begin is told once it was seen for the grace time without a break, an end once it was not seen for as long.
+    A begin is reported once the violation was seen for the grace time without a break, an end once it was not seen for
+    as long.
 
     Args:
-        before: what the last call returned; empty at the start.
-        violations: seen now.
+        before: the known violations that the last call returned; empty at the start.
+        violations: violations seen now.
         now: the time, seconds since the epoch.
-        grace_seconds: see above; 0 tells at once.
+        grace_seconds: the grace time; 0 reports at once.
 
     Returns:
-        What is known now, by `Violation.key`, and what to tell.
+        The violations known now, by `Violation.key`, and the begins and ends to report.
     """
     after: dict[str, Watched] = {}
     notices: list[Notice] = []

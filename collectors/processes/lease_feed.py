@@ -1,4 +1,4 @@
-"""The leases that are active now, followed on the bus: to join processes to them, and for a source that obeys them."""
+"""Active leases, followed on the bus: to attribute processes to them, and for a source that acts by them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ log = logging.getLogger("corral.collector")
 TELL_SECONDS: Final = 0.05
 EXPIRY_CHECK_SECONDS: Final = 2.0
 EXPIRY_GRACE_SECONDS: Final = 10.0
-"""A lease whose end was not announced so long after its time (the planner is down) counts as ended."""
+"""A lease counts as ended this long after its expiry, even if no end was announced (the planner is down)."""
 ASK_EVERY_SECONDS: Final = 600.0
-"""A host asks the planner for its leases so often, in case that it has missed an event."""
+"""Time between a host's requests for its leases, in case that it has missed an event."""
 ASK_AGAIN_SECONDS: Final = 1.0
-"""It asks no more often, whatever is announced; doubled, up to the next one, while nobody answers."""
+"""Shortest time between such requests, whatever is announced; doubled, up to `ASK_AGAIN_MOST_SECONDS`, while no planner
+answers."""
 ASK_AGAIN_MOST_SECONDS: Final = 30.0
 MOST_AT_ONCE: Final = 500
-"""Leases in one answer of the planner."""
+"""Leases in one answer of the planner; longer lists are read in parts."""
 
 _CHANGES: Final = (
     LeaseEventKind.GRANTED,
@@ -44,11 +45,11 @@ _CHANGES: Final = (
 
 
 class LeaseFeed:
-    """All leases of the fleet, as a fold of lease events: the newest of each lease decides.
+    """All leases of the fleet, folded from lease events: the newest event of each lease decides.
 
     Args:
-        changed: takes all active leases whenever they change, and whether that is all there are: what was granted
-            before the feed began may not be known.
+        changed: takes all active leases whenever they change, and True if the list is complete: leases granted before
+            the feed began may not be known.
     """
 
     def __init__(self, changed: Callable[[list[Lease], bool], None]) -> None:
@@ -87,7 +88,7 @@ class LeaseFeed:
                 self.apply(message.data, (message.headers or {}).get("Nats-Subject", ""), tell=False)
 
     def _tell_soon(self) -> None:
-        """A busy planner announces many at once: they are told together."""
+        """Pass changes on after a short delay: a busy planner announces many at once, which are passed on together."""
         if self._telling is None:
             self._telling = asyncio.get_running_loop().call_later(TELL_SECONDS, self._tell)
 
@@ -101,7 +102,7 @@ class LeaseFeed:
         self.apply(message.data, message.subject)
 
     def apply(self, payload: bytes, subject: str, *, tell: bool = True) -> None:
-        """Fold one event in; what is no lease event, or one of another subject, is left alone."""
+        """Fold one event in; ignores a message that is no lease event, or one that does not belong to its subject."""
         event = _event_of(payload, subject)
         if event is None:
             return
@@ -129,11 +130,11 @@ class LeaseFeed:
 
 
 class HostLeaseFeed:
-    """The leases on one host: asked of the planner, and again when it announces a change of one.
+    """Leases on one host: requested from the planner, and again whenever it announces a change of one.
 
-    What is announced is a hint alone: a host that was taken over can have what it has stored delivered as if it were
-    announced, but it can't answer for the planner. Renewals are not listened to: a fleet has hundreds a second, and
-    each host would get all of them.
+    An announcement is only a hint: a compromised host can have stored messages delivered as if they were announced, but
+    it can't answer for the planner. The feed does not subscribe to renewals: a fleet has hundreds a second, and each
+    host would get all of them.
 
     Args:
         host: the host's name.
@@ -175,7 +176,7 @@ class HostLeaseFeed:
                     await subscription.unsubscribe()
 
     async def _rest(self, seconds: float) -> None:
-        """Until the planner is to be asked again: at a hint, but not at once after the last time."""
+        """Wait until the planner is to be asked again: at a hint, but not at once after the last time."""
         await asyncio.sleep(ASK_AGAIN_SECONDS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds - ASK_AGAIN_SECONDS):
@@ -201,7 +202,7 @@ class HostLeaseFeed:
 
 
 def _event_of(payload: bytes, subject: str) -> LeaseEvent | None:
-    """The event, if it is of this subject: whoever may read what is stored says where it is delivered."""
+    """Decode a lease event; None if it does not belong to its subject, since readers of a stream choose the latter."""
     try:
         event = codec.decode(payload, LeaseEvent, codec.JSON)
     except codec.DecodeError as error:

@@ -1,4 +1,4 @@
-"""Command lines without what looks like a secret in them. What does not look like one is still told: publish few."""
+"""Masking of secrets in command lines. A secret that does not look like one stays: publish few command lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INSIDE: Final = re.compile(
     r"([^\s'\"&|;-][^\s'\"&|;]*)",
     re.IGNORECASE,
 )
-"""Within an argument that is a command itself, as of `sh -c`."""
+"""Secrets within an argument that is itself a command, as of `sh -c`."""
 _HEADER: Final = re.compile(r"((?:authorization|x-api-key|cookie)\s*:\s*).+", re.IGNORECASE)
 _KNOWN: Final = re.compile(
     r"\b(?:"
@@ -32,11 +32,11 @@ _KNOWN: Final = re.compile(
     r"S[UAO][A-Z2-7]{56}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|AIza[A-Za-z0-9_-]{30,}"
     r")"
 )
-"""Keys that can be told by their form: of model hubs, forges, clouds, NATS, and JSON web tokens."""
+"""Keys that can be recognized by their form: of model hubs, forges, clouds, NATS, and JSON web tokens."""
 
 
 def masked(arguments: Iterable[str]) -> list[str]:
-    """The arguments of a command, each secret that can be told by its name or form replaced by `***`."""
+    """Replace by `***` each secret in a command's arguments that can be recognized by its name or form."""
     found: list[str] = []
     hidden = False
     for argument in arguments:

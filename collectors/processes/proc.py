@@ -1,6 +1,6 @@
-"""What the operating system knows of a host and its processes, from `/proc` and `/sys`: no library, no privilege.
+"""Facts about a host and its processes, from `/proc` and `/sys`, without libraries or privileges.
 
-Whatever can't be read (another user's environment, a process that has ended) is left empty.
+Facts that can't be read (another user's environment, a process that has ended) are left empty.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class ProcessFacts(Struct, frozen=True, kw_only=True):
 
 
 def sees_host_processes(root: Path = Path("/proc")) -> bool:
-    """Whether process ids mean here what they mean to the driver, which gives them as the host sees them.
+    """True if process ids here are those of the host, which are the ones that the driver gives.
 
-    In a container with process ids of its own the same number is another process, or none.
+    In a container with its own process ids the same number is another process, or none.
     """
     try:
         return os.readlink(root / "self" / "ns" / "pid") == _HOST_PIDS
@@ -63,14 +63,14 @@ def sees_host_processes(root: Path = Path("/proc")) -> bool:
 
 
 class ProcessTable:
-    """Reads processes, each time anew: a launcher may set a lease and execute the program under the same id.
+    """Reads facts about processes, without a cache: a launcher may set a lease and execute the program under its id.
 
     Args:
-        with_commands: read arguments too. They often hold secrets, of which those that can be told are masked.
-        root: where the process file system is.
+        with_commands: True to read arguments, too. They often hold secrets; those that can be recognized are masked.
+        root: path of the process file system.
 
     Attributes:
-        identifies: it can tell whose a process is; not in a container that has process ids of its own.
+        identifies: True if it can attribute processes; False in a container that has its own process ids.
     """
 
     def __init__(self, *, with_commands: bool = False, root: Path = Path("/proc")) -> None:
@@ -79,7 +79,7 @@ class ProcessTable:
         self.identifies = sees_host_processes(root)
 
     def facts(self, pid: int) -> ProcessFacts:
-        """Of a process by its id; empty fields where it can't be seen."""
+        """Read the facts about a process by its id; fields are empty where it can't be seen."""
         started = self._stat(pid, 19) if self.identifies else None
         if started is None:
             return ProcessFacts()
@@ -114,7 +114,7 @@ class ProcessTable:
         return ""
 
     def _stat(self, pid: int, at: int) -> int | None:
-        """A number of `/proc/PID/stat` counted from the state, which follows the name in brackets."""
+        """Read a number of `/proc/PID/stat`, counted from the state, which follows the name in brackets."""
         fields = _text(self._root / str(pid) / "stat").rpartition(")")[2].split()
         return int(fields[at]) if len(fields) > at else None
 
@@ -128,9 +128,9 @@ def _boot_ns(root: Path) -> int:
 
 
 def container(cgroup: str) -> str:
-    """The container in a `/proc/PID/cgroup` file: its id where one is in the path, else the path itself.
+    """Find the container in a `/proc/PID/cgroup` file: its id where one is in the path, else the path itself.
 
-    A plain login session or system service is no container: empty.
+    Empty for a plain login session or system service, which is no container.
     """
     paths = [clean(line.split(":", 2)[2], _PATH_CHARACTERS) for line in cgroup.splitlines() if line.count(":") >= 2]
     for path in paths:
@@ -175,7 +175,7 @@ def _text(path: Path) -> str:
 
 
 def host_info(name: str, labels: dict[str, str], driver: str) -> HostInfo:
-    """This host: its logical cores that are online, and its memory."""
+    """Facts about this host: address, logical cores that are online, memory, labels and machine ids."""
     return HostInfo(
         name=name,
         address=clean(platform.node()),
@@ -188,23 +188,23 @@ def host_info(name: str, labels: dict[str, str], driver: str) -> HostInfo:
 
 
 def machine_ids(root: Path = Path("/")) -> list[str]:
-    """What names this machine, whatever its host is called: hashed, since the ids themselves are not for everybody.
+    """Ids of this machine's installation and boot, whatever its host is called; hashed, since they are confidential.
 
-    A container often has no machine-id(5), or its image's; the boot's id is the machine's in it too. Images that are to
-    get an id at their first start have the word `uninitialized` in its place.
+    A container often has no machine-id(5), or that of its image; its boot id is that of the machine. Images that are to
+    get an id at their first start have the word `uninitialized` in its place, which is left out.
     """
     texts = [_text(root / path).strip() for path in ("etc/machine-id", "proc/sys/kernel/random/boot_id")]
     return [hashlib.sha256(f"corral {text}".encode()).hexdigest()[:32] for text in texts if _ID.fullmatch(text)]
 
 
 def boot_id(root: Path = Path("/")) -> str:
-    """Names this machine's boot, hashed as in `machine_ids`; empty where it can't be read."""
+    """Id of this machine's boot, hashed as in `machine_ids`; empty where it can't be read."""
     text = _text(root / "proc/sys/kernel/random/boot_id").strip()
     return hashlib.sha256(f"corral {text}".encode()).hexdigest()[:32] if text else ""
 
 
 def _cpus() -> int:
-    # The agent itself is often confined to a core; what counts is what the host has for work.
+    # The agent itself is often confined to a core: count the cores that the host has for work.
     online = _text(Path("/sys/devices/system/cpu/online")).strip()
     return len(cpu_list(online)) or os.cpu_count() or 0
 
@@ -217,7 +217,7 @@ def _memory_bytes() -> int:
 
 
 def cpu_list(text: str) -> list[int]:
-    """Linux's `0-3,8` as numbers."""
+    """Parse a Linux list of cores such as `0-3,8`."""
     found: list[int] = []
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
@@ -227,17 +227,17 @@ def cpu_list(text: str) -> list[int]:
 
 
 def pci_numa_node(address: str) -> int | None:
-    """The NUMA node of a PCI device such as `00000000:19:00.0`; None if unknown."""
+    """NUMA node of a PCI device such as `00000000:19:00.0`; None if unknown."""
     text = _text(Path("/sys/bus/pci/devices") / sysfs_address(address) / "numa_node").strip()
     return int(text) if text.isdigit() else None
 
 
 def pci_cpus(address: str) -> list[int]:
-    """The logical cores near a PCI device; empty if unknown."""
+    """Logical cores near a PCI device; empty if unknown."""
     return cpu_list(_text(Path("/sys/bus/pci/devices") / sysfs_address(address) / "local_cpulist"))
 
 
 def sysfs_address(address: str) -> str:
-    """NVML's eight digits of a PCI domain as the four of Linux, in lower case."""
+    """Convert NVML's PCI address, with a domain of eight digits, to that of Linux: four digits, in lower case."""
     domain, _, rest = address.partition(":")
     return f"{int(domain, 16):04x}:{rest}".lower() if rest else address.lower()

@@ -1,4 +1,4 @@
-"""Attribution at work: each host's processes joined to its leases, and the begin and end of violations as events."""
+"""Attribution in an agent: joins each host's processes to its leases, and reports violations as events."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .attribution import ENDED, Ancestry, Notice, Watched, attribute, follow
 
 
 class Attribution:
-    """What an agent knows of the leases on its hosts and of who keeps to them.
+    """Attribution of processes to leases on an agent's hosts, with the violations that last.
 
-    Nothing of it outlives the agent: a new one looks for itself, and tells what lasts again.
+    This state does not outlive the agent: a new one starts without it, and reports violations that last again.
 
     Args:
         grace_seconds: see `attribution.follow`.
         emit: takes the events.
-        here: the processes are this machine's, so that the container that this process is in tells nobody apart.
+        here: True if the processes are this machine's: the container of this process then identifies no lease.
     """
 
     def __init__(self, grace_seconds: float, emit: Emit, *, here: bool) -> None:
@@ -34,25 +34,28 @@ class Attribution:
         self._watched: dict[str, dict[str, Watched]] = {}
 
     def set_leases(self, leases: list[Lease] | None) -> None:
-        """All active leases; None while they are not known, and then nothing is said of violations."""
+        """Set all active leases; None while they are not known: no violation is reported then."""
         if leases is None:
             self._leases = None
             return
         by_host: dict[str, list[Lease]] = {}
         for lease in leases:
-            # A machine is told the leases on its devices alone, and may have had another name when they began.
+            # A machine gets only the leases on its devices, and may have had another name when they began.
             for host in {"" if self._here else grant.host for grant in lease.grants}:
                 by_host.setdefault(host, []).append(lease)
         self._leases = by_host
 
     def take(self, host: str, processes: list[ProcessSample], ancestry: Ancestry, time_ns: int) -> list[ProcessSample]:
-        """The processes with their leases. What begins or ends with them is told.
+        """Attribute processes to leases, and report the violations that begin or end.
 
         Args:
             host: the host's name.
-            processes: all on its devices.
-            ancestry: of them.
-            time_ns: when they were seen.
+            processes: all processes on its devices.
+            ancestry: their ancestry.
+            time_ns: when they were seen, nanoseconds since the epoch.
+
+        Returns:
+            The processes with their leases.
         """
         if self._leases is None:
             return processes

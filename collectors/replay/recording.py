@@ -54,7 +54,7 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
 
 
 class Column(Struct, frozen=True):
-    """A metric's values, in its wire type, with a mark where one is missing."""
+    """A metric's values in its wire type, with a mask of missing ones."""
 
     values: npt.NDArray[Any]
     nulls: npt.NDArray[np.bool_]
@@ -64,17 +64,17 @@ class Recording(Struct, frozen=True, kw_only=True):
     """R samples of D devices, sorted by time.
 
     Attributes:
-        path: where it came from.
-        times_ns: R times.
-        device: R numbers into `devices`.
+        path: file that it was read from.
+        times_ns: R times, nanoseconds since the epoch.
+        device: R indices into `devices`.
         devices: D names, sorted.
         columns: metric name → R values.
-        hosts: of each device, where the file says so.
-        models: of each device, where the file says so.
-        memory_bytes: of each device; 0 where the file does not say.
-        peak_used_bytes: of each device.
-        left_out: rows without a time or a device.
-        unsorted: the file was not in the order of time.
+        hosts: host of each device; None where the file does not say.
+        models: model of each device; None where the file does not say.
+        memory_bytes: total memory of each device; 0 where the file does not say.
+        peak_used_bytes: greatest used memory of each device.
+        left_out: number of rows without a time or a device.
+        unsorted: True if the file was not in the order of time.
     """
 
     path: Path
@@ -91,7 +91,7 @@ class Recording(Struct, frozen=True, kw_only=True):
 
     @property
     def span_ns(self) -> int:
-        """Length of one round: from the first sample to the last, and one usual step more."""
+        """Length of one round in nanoseconds: from the first sample to the last, plus the median step."""
         moments = np.unique(self.times_ns)
         step = int(np.median(np.diff(moments))) if len(moments) > 1 else 1_000_000_000
         return int(moments[-1] - moments[0]) + step
@@ -175,7 +175,11 @@ def _table(path: Path) -> Table:
 
 
 def _match(path: Path, names: list[str], given: dict[str, str]) -> dict[str, str]:
-    """What each thing that we know is called in the file."""
+    """Map each metric, and `time`, `device`, `host` and `model`, to its column in the file.
+
+    Raises:
+        ValueError: a given name is unknown, or a column is missing.
+    """
     roles = {"time", "device", "host", "model", *METRICS}
     for key, column in given.items():
         if key not in roles:
@@ -234,7 +238,7 @@ def _times(path: Path, table: Table, name: str) -> tuple[npt.NDArray[np.int64], 
 
 
 def _unit_of(column: Any) -> int:
-    """Nanoseconds in the unit of a time of unknown name, by its size: the present is 1.8e9 s, 1.8e12 ms, …"""
+    """Nanoseconds in the unit of a time column of unknown name, by its size: the present is 1.8e9 s, 1.8e12 ms, …"""
     largest = float(pc.max(column).as_py() or 0)
     for limit, scale in ((1e11, 1_000_000_000), (1e14, 1_000_000), (1e17, 1_000)):
         if largest < limit:
@@ -259,7 +263,7 @@ def _column(path: Path, table: Table, name: str, column_name: str) -> Column:
         values = np.where(nulls, 0.0, values)
         if metric.integer:
             values = np.round(values)
-    # What can't be is a hole in the recording, not a sample.
+    # An impossible value is a gap in the recording, not a sample.
     if metric.minimum is not None:
         nulls |= values < metric.minimum
     if metric.maximum is not None:
@@ -268,7 +272,7 @@ def _column(path: Path, table: Table, name: str, column_name: str) -> Column:
 
 
 def _mask(column: Any) -> npt.NDArray[np.bool_]:
-    """True where a value is missing."""
+    """Mask that is True where a value is missing."""
     return np.asarray(pc.is_null(column)).astype(np.bool_)
 
 
@@ -280,7 +284,7 @@ def _per_device(
     count: int,
     clean: Any,
 ) -> list[str] | None:
-    """A text that belongs to each device: its first in the file."""
+    """Text of each device in a column: the first in order of time; None without the column."""
     if name is None:
         return None
     texts: list[str | None] = pc.cast(table[name].combine_chunks(), pa.string()).take(pa.array(rows)).to_pylist()

@@ -1,7 +1,7 @@
-"""The replay source: a recording of real samples, published anew at any speed.
+"""The replay source: a recording of real samples, published again at any speed.
 
-A recording is a Parquet or CSV file with one row a sample: a time, a device, and any of the catalogue's metrics. Each
-recorded device becomes a device of a replayed host, and each row is published once, at its own time.
+A recording is a Parquet or CSV file with one row per sample: a time, a device, and any of the catalog's metrics. Each
+recorded device becomes a device of a replayed host, and each row is published once per round, when it is due.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEMORY_SIZES_GIB: Final = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 141, 192, 288)
 
 
 def guess_memory_bytes(peak_used_bytes: int) -> int:
-    """Total memory of a device whose recording does not say: the smallest size sold that holds 1.02 times the peak.
+    """Guess the total memory of a device that is not recorded: the smallest size sold that holds 1.02 times the peak.
 
     The 2 % are what driver and firmware keep for themselves. Above the largest size, the peak rounded up to 16 GiB.
     """
@@ -39,18 +39,18 @@ def guess_memory_bytes(peak_used_bytes: int) -> int:
 
 
 class ReplaySource:
-    """A recording, as if it happened now.
+    """Replays a recording as if it happened now.
 
     Args:
-        path: Parquet or CSV.
-        speed: times faster than it was recorded.
-        loop: begin again at the end.
+        path: Parquet or CSV file.
+        speed: factor by which it is faster than recorded.
+        loop: True to begin again at the end.
         keep_time: publish the recorded times; by default the recording begins now, its spacing divided by the speed.
-        hosts: that the devices are spread over, in the order of their names.
-        prefix: of host names, where the recording has none of its own.
+        hosts: number of hosts that the devices are spread over, in the order of their names.
+        prefix: prefix of host names, where the recording has no hosts.
         columns: metric name, `time` or `device` → column of the file, where they do not match by name.
-        labels: of all hosts.
-        clock_ns: the time, nanoseconds since the epoch.
+        labels: labels of all hosts.
+        clock_ns: returns the time, nanoseconds since the epoch.
 
     Raises:
         ValueError: a file that is missing, unreadable or without what a recording needs, or an impossible speed.
@@ -88,16 +88,16 @@ class ReplaySource:
         self._max_rows = len(self._recording.times_ns)
 
     def open(self, emit: Emit) -> None:
-        """Begin now; after `close`, go on where it was."""
+        """Start the replay now; after `close`, go on with the rows that were not read yet."""
         if self._started_ns is None:
             self._started_ns = self._clock_ns()
 
     def inventory(self) -> Sequence[Inventory]:
-        """The replayed hosts."""
+        """Inventories of the replayed hosts."""
         return self._layout.inventories(self._clock_ns())
 
     def read(self) -> Sequence[Tick]:
-        """The samples that are due by now and were not read yet; several ticks a host where several are due.
+        """Read the samples that are due by now and were not read yet; several ticks per host where several are due.
 
         Raises:
             EndOfData: all were read, and it is not to begin again.
@@ -119,18 +119,18 @@ class ReplaySource:
         return self._layout.ticks(rows, self._published(recording.times_ns[rows]))
 
     def limit_read(self, max_bytes: int) -> None:
-        """What is due beyond so many bytes comes with the next reading."""
+        """Limit one reading to so many bytes, but at least one row; rows beyond it come with the next reading."""
         columns = self._recording.columns.values()
         row_bytes = 8 + sum(column.values.itemsize + 1 for column in columns)
         # Half for heads and names: where hosts are small, they outweigh the values.
         self._max_rows = max(max_bytes // (2 * row_bytes), 1)
 
     def processes(self) -> dict[str, list[ProcessSample]]:
-        """A recording has none."""
+        """Return no processes: a recording has none."""
         return {}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the source holds no resources."""
 
     def _tell(self) -> None:
         recording = self._recording
@@ -147,7 +147,7 @@ class ReplaySource:
             log.warning("%s: the times are not in order; they are sorted", recording.path)
 
     def _position(self, now_ns: int) -> int:
-        """The recorded time that is the present."""
+        """The recorded time that corresponds to the present, in nanoseconds."""
         assert self._started_ns is not None
         elapsed = (now_ns - self._started_ns) * self._speed - self._round * self._recording.span_ns
         return int(self._recording.times_ns[0]) + int(elapsed)
@@ -161,7 +161,7 @@ class ReplaySource:
 
 
 class _Layout:
-    """Which recorded device stands on which host, and how rows become ticks."""
+    """Assignment of recorded devices to hosts, and conversion of rows to ticks."""
 
     def __init__(self, recording: Recording, hosts: int, prefix: str, labels: dict[str, str]) -> None:
         self._recording = recording
@@ -174,7 +174,7 @@ class _Layout:
             self._host_of = np.array([names.index(host) for host in recording.hosts], dtype=np.int64)
         else:
             names = [f"{prefix}-{number:0{width}d}" for number in range(1, hosts + 1)]
-            # Neighbours stay together, and hosts differ by one device at most.
+            # Neighbors stay together, and hosts differ by one device at most.
             self._host_of = np.arange(count, dtype=np.int64) * hosts // count
         self._names = names
         self._uuids = [_uuid(device) for device in recording.devices]
@@ -212,7 +212,7 @@ class _Layout:
         return found
 
     def ticks(self, rows: slice, times_ns: npt.NDArray[np.int64]) -> list[Tick]:
-        """Rows, in order of time, as ticks: a host's rows up to the next one of a device that it has had already."""
+        """Convert rows, in order of time, to ticks: each tick of a host has at most one row per device."""
         recording = self._recording
         devices = recording.device[rows]
         hosts = self._host_of[devices]
@@ -250,7 +250,7 @@ class _Layout:
 
 
 def _rounds(devices: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """Positions in groups in which no device comes twice: its first, second, … row of this read."""
+    """Split positions into groups in which no device comes twice: the first, second, … row of each in this read."""
     order = np.argsort(devices, kind="stable")
     sorted_devices = devices[order]
     starts = np.flatnonzero(np.r_[True, sorted_devices[1:] != sorted_devices[:-1]])
@@ -263,7 +263,7 @@ def _rounds(devices: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
 
 
 def _uuid(device: str) -> str:
-    """A recorded device's uuid: its own where it is one, else one made of its name."""
+    """Uuid of a recorded device: its name where that is one, else one made of it."""
     if device.startswith(("GPU-", "MIG-")):
         return device
     try:

@@ -1,1 +1,1 @@
-"""A fleet that is not there: seeded, of any size, with numbers that obey physics loosely and leases exactly."""
+"""Simulated fleet: seeded, of any size, with numbers that follow physics loosely and leases exactly."""

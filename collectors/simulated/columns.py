@@ -1,4 +1,4 @@
-"""The numbers of a simulated fleet as the columns of its hosts' ticks."""
+"""Columns of the ticks of simulated hosts, from arrays over the whole fleet."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .physics import Physics
 Array = npt.NDArray[Any]
 
 _RESERVED: Final = 0.006
-"""Share of its memory that a driver keeps for itself."""
+"""Share of a device's memory that the driver reserves."""
 
 
 class Counters:
-    """What grows with events rather than with load, N values each."""
+    """Counters that grow with events rather than with load, one value per device each."""
 
     def __init__(self, size: int) -> None:
         self.ecc_corrected: npt.NDArray[np.int64] = np.zeros(size, dtype=np.int64)
@@ -41,8 +41,8 @@ class Counters:
 class Columns:
     """Cuts the fleet's arrays into ticks.
 
-    What never changes is packed once for each host; what does is computed and packed for the whole fleet at once, and
-    each host gets its bytes of it.
+    Columns that never change are packed once for each host. The others are computed and packed for the whole fleet at
+    once, and each host gets its part of the bytes.
     """
 
     def __init__(self, fleet: Fleet, physics: Physics) -> None:
@@ -59,13 +59,13 @@ class Columns:
         self._memory_bound: Floats = 0.35 + 0.5 * ((np.arange(size, dtype=np.float64) * 0.618034) % 1.0)
 
     def ticks(self, time_ns: int, used: Floats, counters: Counters, lost: npt.NDArray[np.bool_]) -> list[Tick]:
-        """One tick of every host.
+        """Make one tick of every host, except hosts whose devices are all lost.
 
         Args:
-            time_ns: of reading.
+            time_ns: time of reading.
             used: device memory in use, bytes.
-            counters: what events have counted.
-            lost: devices that can't be read.
+            counters: counters that events have increased.
+            lost: mask of devices that can't be read, which are left out.
         """
         count = self._fleet.per_host
         moving = {name: _pack(name, values) for name, values in self._moving(used, counters).items()}
@@ -164,7 +164,7 @@ def _fixed(model: Model, count: int) -> dict[str, bytes]:
 
 
 def _without(model: Model) -> frozenset[str]:
-    """The metrics that a product does not have."""
+    """Metrics that a product does not have."""
     supported: dict[str, Callable[[Model], bool]] = {
         "memory_temperature_celsius": lambda m: m.hbm,
         "nvlink_rx_bytes": lambda m: m.nvlinks > 0 and m.vendor == "nvidia",
@@ -202,7 +202,7 @@ def _pack(name: str, values: Array) -> bytes:
 
 
 def _only(host: str, devices: list[str], times: bytes, columns: dict[str, bytes], kept: npt.NDArray[np.int64]) -> Tick:
-    """The tick without the devices that can't be read."""
+    """Make a tick of the kept devices alone, without those that can't be read."""
 
     def take(raw: bytes, dtype: str) -> bytes:
         return np.frombuffer(raw, dtype=dtype)[kept].tobytes()

@@ -1,4 +1,4 @@
-"""Faults of a simulated fleet: Xid and ECC events, heat and loss by seed, what they do, and how a device comes back."""
+"""Faults of a simulated fleet, drawn by seed: Xid and ECC events, heat and lost devices, with effects and repair."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class _Fault(Struct, frozen=True):
 
 
 OBSTRUCTED: Final = 3.0
-"""How much worse a device is cooled while its air does not flow."""
-# Meanings as in NVIDIA's Xid catalogue; shares are a guess at a well-run fleet's.
+"""Factor on the thermal resistance of a device while its airflow is blocked."""
+# Meanings as in NVIDIA's Xid catalog; shares are a guess at a well-run fleet's.
 _FAULTS: Final = (
     _Fault(40, "ecc", 0, Severity.INFO, "corrected memory errors"),
     _Fault(20, "xid", 31, Severity.APPLICATION, "Xid 31: memory page fault of a program"),
@@ -49,13 +49,13 @@ _FAULTS: Final = (
 
 
 class Faults:
-    """Draws faults and keeps who is out of order.
+    """Draws faults, and tracks the devices that are out of order.
 
     Args:
-        fleet: whose devices fail.
-        seed: of the draws.
-        per_device_day: faults of a device in a day, on average.
-        counters: that ECC faults count up.
+        fleet: the fleet whose devices fail.
+        seed: seed of the draws.
+        per_device_day: faults of a device per day, on average.
+        counters: counters that faults increase.
     """
 
     def __init__(self, fleet: Fleet, seed: int, per_device_day: float, counters: Counters) -> None:
@@ -71,11 +71,11 @@ class Faults:
         self.air: npt.NDArray[np.float64] = np.ones(len(fleet.uuids))
         """Factor on the thermal resistance of each device."""
         self.gone: frozenset[int] = frozenset()
-        """Devices that their hosts do not list any more."""
+        """Indices of devices that their hosts no longer list."""
         self._lost: npt.NDArray[np.bool_] = np.zeros(len(fleet.uuids), dtype=np.bool_)
 
     def step(self, time: float, time_ns: int, emit: Emit) -> npt.NDArray[np.bool_]:
-        """Draw the faults up to a simulation time; returns which devices can't be read."""
+        """Draw the faults up to a simulation time; returns the mask of devices that can't be read."""
         slot = int(time / SLOT_SECONDS)
         for missed in range(max(self._slot, slot - 100) + 1, slot + 1):
             self._draw(missed, time, time_ns, emit)
@@ -94,7 +94,7 @@ class Faults:
         return self._lost
 
     def _renew(self, device: int) -> None:
-        """What a reset begins anew."""
+        """Set the counters of a device to 0 that a reset clears."""
         counters = self._counters
         for counts in (
             counters.ecc_corrected_volatile,

@@ -1,4 +1,4 @@
-"""Who is in a simulated fleet: hosts, devices and links, all from a seed."""
+"""Composition of a simulated fleet: hosts, devices and links, all from a seed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Fleet(Struct, frozen=True, kw_only=True):
     """The fixed part of a simulated fleet.
 
     Attributes:
-        hosts: names, in order.
-        models: of each host; all its devices are alike.
-        per_host: devices of each host.
-        uuids: of all devices, host by host.
+        hosts: host names, in order.
+        models: model of each host; all its devices are alike.
+        per_host: number of devices of each host.
+        uuids: uuids of all devices, host by host.
         cooling: factor on the thermal resistance of each device.
-        inventories: of each host.
+        inventories: inventory of each host.
     """
 
     hosts: list[str]
@@ -40,16 +40,16 @@ class Fleet(Struct, frozen=True, kw_only=True):
 
 
 def build(*, hosts: int, per_host: int, seed: int, mix: dict[str, float], prefix: str, labels: dict[str, str]) -> Fleet:
-    """Make a fleet; the same arguments make the same fleet, and a larger one begins like a smaller one.
+    """Make a fleet. The same arguments make the same fleet, and a larger fleet begins with the hosts of a smaller one.
 
     Raises:
-        ValueError: a size that is no fleet.
+        ValueError: an impossible number of hosts or of devices per host.
     """
     if not 1 <= hosts <= 100_000:
         raise ValueError(f"{hosts} hosts are no fleet: ask for 1 to 100000")
     if not 1 <= per_host <= 64:
         raise ValueError(f"{per_host} devices on a host are not possible: ask for 1 to 64")
-    # A stream of numbers for each purpose, so that the size of the fleet moves none of them.
+    # A random stream for each purpose, so that the size of the fleet shifts none of them.
     of_models, of_air, of_boards = (np.random.Generator(np.random.PCG64([seed % 2**64, n])) for n in range(3))
     keys = list(mix)
     weights = np.array([mix[key] for key in keys])
@@ -77,7 +77,7 @@ def build(*, hosts: int, per_host: int, seed: int, mix: dict[str, float], prefix
 
 
 def without(inventory: Inventory, gone: Collection[str]) -> Inventory:
-    """An inventory that lists some devices no more."""
+    """Remove devices that are gone from an inventory, with their links."""
     kept = [at for at, device in enumerate(inventory.devices) if device.uuid not in gone]
     if len(kept) == len(inventory.devices):
         return inventory
@@ -90,7 +90,7 @@ def without(inventory: Inventory, gone: Collection[str]) -> Inventory:
 
 
 def _choose(keys: list[str], shares: Floats, hosts: int, rng: np.random.Generator) -> list[str]:
-    """A model for each host. Small fleets show the mix too: each model has its due share of any long enough run."""
+    """Choose a model for each host so that small fleets show the mix, too: each model has its share of any long run."""
     due = np.zeros(len(keys))
     chosen: list[str] = []
     jitter = rng.random((hosts, len(keys))) * 0.3
@@ -153,7 +153,7 @@ def _inventory(name: str, model: Model, uuids: list[str], number: int, labels: d
 
 
 def _links(model: Model, count: int) -> int:
-    """NVLinks between two devices: through switches a device reaches each other one at its full width."""
+    """Number of NVLinks between two devices: through switches, each pair of devices has the full width."""
     return model.nvlinks if model.vendor == "nvidia" and count > 1 else 0
 
 

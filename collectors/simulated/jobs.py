@@ -1,4 +1,4 @@
-"""What runs on a simulated fleet: leased work, and processes that hold no lease, as arrays.
+"""Jobs on a simulated fleet: leased work, and processes that hold no lease, as arrays.
 
 A job's load is a function of its age and of a hash of its name, so that the same lease behaves the same in each run.
 """
@@ -26,14 +26,14 @@ class Job(Struct, frozen=True, kw_only=True):
     """A process on one device.
 
     Attributes:
-        device: its number in the fleet.
-        memory_bytes: that it will hold once loaded.
-        share: of the device's time at full load.
-        kind: how its load moves.
-        started: simulation time in seconds.
-        lease: id; empty for a process without a lease.
+        device: index of its device in the fleet.
+        memory_bytes: device memory that it holds once loaded.
+        share: share of the device's time at full load.
+        kind: pattern of its load: `TRAINING`, `SERVING` or `NOTEBOOK`.
+        started: when it started, in seconds of simulation time.
+        lease: id of its lease; empty for a process without a lease.
         owner: account that runs it.
-        name: of the executable.
+        name: name of the executable.
     """
 
     device: int
@@ -47,7 +47,7 @@ class Job(Struct, frozen=True, kw_only=True):
 
     @property
     def pid(self) -> int:
-        """The same for the same job, as a process keeps its pid."""
+        """Process id, always the same for the same job."""
         return 2_000 + digest(f"{self.lease}/{self.owner}/{self.device}/{self.started:.0f}") % 4_000_000
 
 
@@ -68,7 +68,7 @@ class Jobs:
         self._phase: Floats = np.array([digest(job.lease or str(job.pid)) % 997 / 997 for job in jobs])
 
     def load(self, time: float, devices: int) -> Floats:
-        """Demand for each device's time, 0 to 1."""
+        """Load of each device: demand for its time, 0 to 1."""
         age = np.maximum(time - self._started, 0.0)
         wave = np.sin(2 * np.pi * (age / 37.0 + self._phase)) * np.sin(2 * np.pi * age / 113.0)
         # Training runs flat out, with a pause for the checkpoint; serving follows its users; a notebook mostly waits.
@@ -82,22 +82,22 @@ class Jobs:
         return np.minimum(total, 1.0)
 
     def memory(self, time: float) -> Floats:
-        """What each job holds now, bytes."""
+        """Device memory that each job holds now, bytes."""
         loaded = np.clip((time - self._started) / _LOAD_SECONDS, 0.02, 1.0)
         return self._memory * loaded
 
     def memory_by_device(self, time: float, devices: int) -> Floats:
-        """What all jobs hold on each device now, bytes."""
+        """Memory that all jobs together hold on each device now, bytes."""
         held: Floats = np.bincount(self._device, weights=self.memory(time), minlength=devices).astype(np.float64)
         return held
 
 
 def digest(text: str) -> int:
-    """A number that is the same in each run and on each machine."""
+    """Hash a text to a number that is the same in each run and on each machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def uniform(seed: int, slot: int, size: int) -> Floats:
-    """Numbers in [0, 1) that depend on the seed and the slot alone, one for each device."""
+    """Random numbers in [0, 1) that depend on the seed and the slot alone, one for each device."""
     key = np.array([seed % 2**64, slot % 2**64], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(size)

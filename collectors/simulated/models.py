@@ -1,4 +1,4 @@
-"""The products that a simulated fleet is made of, with the numbers of their public data sheets."""
+"""Products that a simulated fleet is made of, with the numbers of their public data sheets."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from msgspec import Struct
 
 
 class Model(Struct, frozen=True, kw_only=True):
-    """A product.
+    """A GPU product.
 
     Attributes:
-        key: how `--models` names it.
-        name: as the driver gives it.
+        key: its name in `--models`.
+        name: product name that the driver gives.
         vendor: `nvidia` or `amd`.
         architecture: such as `Hopper`.
         compute_capability: empty on AMD.
         sm_count: streaming multiprocessors, or compute units.
-        memory_bytes: as the driver gives it.
-        bandwidth: peak of the memory, bytes/s.
-        sm_clock: highest, MHz.
-        memory_clock: MHz.
-        power_limit: W.
-        idle_power: W.
+        memory_bytes: device memory that the driver gives.
+        bandwidth: peak memory bandwidth, bytes/s.
+        sm_clock: highest SM clock, MHz.
+        memory_clock: memory clock, MHz.
+        power_limit: power limit, W.
+        idle_power: power when idle, W.
         hot: temperature of the core at full power in a good case, °C.
-        slowdown: where the clocks are held back, °C.
-        time_constant: of the cooler, s.
-        hbm: the memory has a temperature sensor.
-        ecc: the memory has ECC.
-        remaps: rows are remapped (Ampere and later); where not, pages are retired.
-        fan: the board has one.
-        nvlinks: per device; 0 without.
-        pcie_generation: of the link.
-        weight: share in the default mix.
+        slowdown: temperature at which the clocks are held back, °C.
+        time_constant: time constant of the cooler, s.
+        hbm: True if the memory has a temperature sensor.
+        ecc: True if the memory has ECC.
+        remaps: True if memory rows are remapped (Ampere and later); if not, pages are retired.
+        fan: True if the board has a fan.
+        nvlinks: number of links per device; 0 without.
+        pcie_generation: generation of the PCIe link.
+        weight: weight in the default mix.
     """
 
     key: str
@@ -173,7 +173,7 @@ MODELS: Final[dict[str, Model]] = {
 
 
 def parse_mix(text: str) -> dict[str, float]:
-    """`H100:3,T4` to weights by model; empty gives the default mix.
+    """Parse a mix such as `H100:3,T4` into weights by model; empty gives the default mix.
 
     Raises:
         ValueError: an unknown model or an impossible weight; the message lists the models.

@@ -1,4 +1,4 @@
-"""The physics of a simulated fleet, loosely: load → clocks and power → temperature, with all devices in one array.
+"""Approximate physics of a simulated fleet: load → clocks and power → temperature, with all devices in one array.
 
 - Power rises from idle with the load and the square of the clock (`P ≈ f · V²`, with the voltage nearly flat in the
   upper range), and is capped at the board's limit by lower clocks.
@@ -31,22 +31,22 @@ class Physics:
     """The state of N devices.
 
     Args:
-        models: of each device.
+        models: model of each device.
         cooling: factor on each device's thermal resistance; 1 is a good case, more is hotter.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Attributes:
-        utilization: 0 to 1.
+        utilization: load of each device, 0 to 1.
         clock: share of the highest clock.
-        power: W.
-        temperature: °C.
-        energy: mJ.
-        throttle: clock event reasons.
+        power: power, W.
+        temperature: temperature, °C.
+        energy: energy counter, mJ.
+        throttle: clock event reasons, as NVML's bits.
         traffic: bytes that have crossed each device's links.
-        traffic_rate: bytes a second that cross them now.
-        obstructed: factor on each device's thermal resistance for now; more than 1 where the air does not flow.
-        power_capped: seconds that each device's clocks were held back for power.
-        heat_held: likewise for heat.
+        traffic_rate: bytes per second that cross them now.
+        obstructed: temporary factor on each device's thermal resistance; more than 1 where the airflow is blocked.
+        power_capped: seconds for which the power limit has held each device's clocks back.
+        heat_held: seconds for which heat has held them back.
     """
 
     def __init__(self, models: Sequence[Model], cooling: Floats, seed: int) -> None:
@@ -66,7 +66,7 @@ class Physics:
         self.clock: Floats = self._idle_clock.copy()
         self.power: Floats = self.idle_power.copy()
         self.temperature: Floats = AMBIENT_CELSIUS + self._resistance * self.power
-        # Each board has lived a while: a counter that starts at 0 would be a give-away.
+        # Boards are not new: their counters do not start at 0.
         self.energy: Floats = uniform(seed, -1, self.size) * self.power_limit * 1e3 * 86400 * 20
         self.throttle: Ints = np.full(self.size, GPU_IDLE, dtype=np.int64)
         self.traffic: Floats = uniform(seed, -2, self.size) * self._link_rate * 3600
@@ -77,12 +77,12 @@ class Physics:
         self._hold: Floats = np.ones(self.size)
 
     def step(self, load: Floats, time: float, seconds: float) -> None:
-        """Move on.
+        """Advance the simulation by one step.
 
         Args:
             load: demand for each device's time, 0 to 1.
             time: simulation time at the end of the step, s.
-            seconds: length of the step; long ones are taken in parts of 5 s at most.
+            seconds: length of the step; long ones are taken in parts of 5 s at most, but in no more than 200 parts.
         """
         parts = max(1, min(int(np.ceil(seconds / 5.0)), 200))
         for _ in range(parts):

@@ -1,4 +1,4 @@
-"""The simulated source: a fleet that moves with time and with the leases that the planner has granted."""
+"""The simulated source: a fleet that changes with time and with the leases that the planner has granted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .models import parse_mix
 from .physics import Physics
 
 _BACKGROUND_SECONDS: Final = 900.0
-"""How long a process without a lease stays."""
+"""Time that a process without a lease stays."""
 _FOREIGN: Final = (("jupyter-lab", NOTEBOOK), ("python3", SERVING), ("ollama", SERVING), ("blender", TRAINING))
 _ACCOUNTS: Final = ("ada", "grace", "linus", "barbara", "edsger")
 
@@ -38,18 +38,19 @@ class SimulatedSource:
     """A seeded fleet of any size.
 
     Args:
-        hosts: how many.
-        devices_per_host: on each.
-        seed: of everything.
-        models: the mix, such as `H100:3,T4`; empty for the default one.
+        hosts: number of hosts.
+        devices_per_host: number of devices on each host.
+        seed: seed of all random choices.
+        models: mix of models, such as `H100:3,T4`; empty for the default one.
         background: share of devices, 0 to 1, on which some process without a lease runs at any time.
         misbehaving: share of leased devices, 0 to 1, on which the lease's work takes more memory than it was granted,
-            or a stranger works beside it. A lease asks for either by its label `simulate` (`MISDEEDS`).
-        faults_per_device_day: Xid and ECC events, on average.
+            or a process without a lease runs concurrently. A lease asks for either by its label `simulate`
+            (`MISDEEDS`).
+        faults_per_device_day: faults of a device per day, on average, such as Xid and ECC events.
         time_scale: seconds of simulation in a second; times that are published stay real.
-        prefix: of host names.
-        labels: of all hosts.
-        clock_ns: the time, nanoseconds since the epoch.
+        prefix: prefix of host names.
+        labels: labels of all hosts.
+        clock_ns: returns the time, nanoseconds since the epoch.
 
     Raises:
         ValueError: a size, share, scale or mix that is not possible.
@@ -110,22 +111,22 @@ class SimulatedSource:
         self._emit: Emit = lambda event: None
 
     def open(self, emit: Emit) -> None:
-        """Begin at the present."""
+        """Start at the present."""
         self._emit = emit
         self._last_ns = None
 
     def set_leases(self, leases: list[Lease]) -> None:
-        """All active leases; the next tick shows them. From any thread."""
+        """Set all active leases; the next tick shows them. May be called from any thread."""
         self._leases = tuple(leases)
 
     def inventory(self) -> Sequence[Inventory]:
-        """The fleet, which never changes but for boards that are gone until someone has put them back."""
+        """Inventories of the fleet, which change only by boards that are gone until they are repaired."""
         now = self._clock_ns()
         gone = {self._fleet.uuids[at] for at in self._faults.gone}
         return [replace(without(inventory, gone), time_ns=now) for inventory in self._fleet.inventories]
 
     def read(self) -> Sequence[Tick]:
-        """Move the fleet to the present and read it."""
+        """Advance the fleet to the present and read it."""
         now = self._clock_ns()
         seconds = 0.0 if self._last_ns is None else max(now - self._last_ns, 0) / 1e9 * self._time_scale
         self._last_ns = now
@@ -141,9 +142,9 @@ class SimulatedSource:
         return self._columns.ticks(now, self._used(), self._counters, lost)
 
     def processes(self) -> dict[str, list[ProcessSample]]:
-        """The processes of all jobs."""
+        """List the processes of all jobs, by host."""
         found: dict[str, list[ProcessSample]] = {host: [] for host in self._fleet.hosts}
-        # A process keeps the start that it was seen with: worked out anew it would be another nanosecond each time.
+        # A process keeps the start that it was first seen with: computed anew it would differ by nanoseconds each time.
         before, self._started_ns = self._started_ns, {}
         per_host = self._fleet.per_host
         memory = self._jobs.memory(self._time)
@@ -166,7 +167,7 @@ class SimulatedSource:
         return found
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the source holds no resources."""
 
     def _used(self) -> npt.NDArray[np.float64]:
         used = self._jobs.memory_by_device(self._time, self._physics.size)
@@ -218,7 +219,7 @@ class SimulatedSource:
         return jobs
 
     def _misdeed(self, lease: Lease, grant: Grant) -> str:
-        """What goes wrong under a lease on a device; empty for most."""
+        """Choose the violation to simulate under a lease on a device; empty for most."""
         wanted = lease.labels.get(MISDEED_LABEL, "")
         if wanted:
             return wanted
