@@ -1,7 +1,7 @@
-"""The fleet for Prometheus: one `/metrics` for every device, under the names and labels that dcgm-exporter gives them.
+"""Prometheus exporter of the fleet: one `/metrics` for all devices, with dcgm-exporter's names and labels.
 
-`families` says which series there are, `live` keeps the newest of each host, `page` writes the devices' series,
-`pipeline` those about leases, queue and Corral itself, `service` answers HTTP.
+`families` defines the series, `live` keeps the last state of each host, `page` writes the devices' series, `pipeline`
+those about leases, queue and Corral itself, `service` answers HTTP.
 """
 
 from __future__ import annotations

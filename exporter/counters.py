@@ -1,7 +1,7 @@
-"""Counters as Prometheus is to see them: it takes each fall for a reset, and adds what was counted since.
+"""Counters for Prometheus, which takes each decrease for a reset and adds what was counted since.
 
-Readings of a counter that can't follow the last are not shown until they have stood (`schemas/counters.py`): the last
-good one stays in their place, and from there it goes on where the counter was not reset.
+Readings of a counter that can't follow the last one are not shown until they have lasted (`schemas/counters.py`). The
+last accepted value is shown meanwhile, and the counter goes on from there if it was not reset.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _COUNTERS: Final = {name: metric for name, metric in METRICS.items() if metric.r
 
 
 class Believed(Struct):
-    """What is believed of one counter of a host.
+    """Accepted values of one counter of a host.
 
     Attributes:
-        held: by device; of those in `values` as it was before these.
-        devices: that `values` are of.
-        values: the readings of the last batch, if all were good; empty otherwise.
-        read: when these came, in seconds.
+        held: accepted value by device; `values` are newer.
+        devices: the devices of `values`.
+        values: readings of the last batch, if all were accepted; empty otherwise.
+        read: when these arrived, in seconds.
     """
 
     held: dict[str, Held] = {}
@@ -38,12 +38,12 @@ class Believed(Struct):
 
 
 def steady(batch: SampleBatch, counters: dict[str, Believed], now: float) -> SampleBatch:
-    """A batch whose last tick has only readings that are believed.
+    """Replace the counters in the last tick of a batch by their accepted values.
 
     Args:
-        batch: as it came.
-        counters: what is believed so far, by metric; brought up to date.
-        now: when the batch came, in seconds.
+        batch: the batch as it arrived.
+        counters: accepted values so far, by metric; updated in place.
+        now: when the batch arrived, in seconds.
     """
     count = len(batch.devices)
     changed: dict[str, bytes] = {}
@@ -66,7 +66,7 @@ def steady(batch: SampleBatch, counters: dict[str, Believed], now: float) -> Sam
 def _all_follow(
     metric: Metric, believed: Believed, devices: Sequence[str], last: Sequence[float | None], now: float
 ) -> bool:
-    """Take readings that all follow the last ones, as nearly all do, without a look at each."""
+    """Accept readings in bulk if all follow the last ones, as nearly all do; False if each must be checked."""
     if not believed.values or believed.devices != devices or None in last:
         return False
     values: Sequence[float] = [value for value in last if value is not None]

@@ -1,7 +1,7 @@
-"""Which hosts and devices a fleet is expected to have: what was there lately, and did not leave in order.
+"""Hosts and devices that a fleet is expected to have: those seen lately that did not leave in order.
 
-A series that ends says nothing: the exporter may have ended with it. So the exporter itself says who is silent and what
-is missing, from inventories and events that outlive it.
+A series that ends says nothing: the exporter may have ended with it. So the exporter itself reports silent hosts and
+missing devices, from inventories and events that outlive it.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from msgspec import Struct
 from ..schemas.telemetry import DeviceEvent, DeviceInfo, Inventory
 
 EXPECTED_SECONDS: Final = 7 * 86_400.0
-"""What was last seen longer ago is expected no more."""
+"""A host or board that was last seen longer ago is no longer expected."""
 
 
 class Seen(Struct, frozen=True):
-    """A board as it was seen last, and when (seconds since the epoch)."""
+    """A board as it was last seen, and the time (seconds since the epoch)."""
 
     device: DeviceInfo
     at: float
 
 
 class Boards:
-    """The whole devices that each host has had, by slot: another board in the same slot takes the place of the last."""
+    """Whole devices that each host has had, by slot: a new board in a slot replaces the last one there."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Seen] = {}
 
     def take(self, host: str, devices: Iterable[DeviceInfo], at: float) -> None:
-        """What a host has now."""
+        """Record the devices that a host has now; MIG instances are left out."""
         for device in devices:
             if device.mig_parent is None:
                 self._seen[host, _slot(device)] = Seen(device, at)
 
     def take_event(self, event: DeviceEvent, at: float) -> None:
-        """That a device was watched, by a collector that no inventory is kept of any more."""
+        """Record a device by the event that it was watched, for hosts whose inventory is no longer kept."""
         address, index, name = (event.data.get(key) for key in ("pcie_address", "index", "name"))
         if event.kind != "device_started" or event.device is None or not isinstance(address, str):
             return
@@ -58,14 +58,14 @@ class Boards:
             )
 
     def forget(self, host: str) -> None:
-        """A host is gone, and what it had with it."""
+        """Forget a host that is gone, with its boards."""
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] != host}
 
     def missing(self, inventories: Mapping[str, Inventory], now: float) -> list[DeviceInfo]:
-        """Those that are not where they were, nor anywhere else, by host and index.
+        """List the boards that are neither where they were nor anywhere else, by host and index.
 
         Args:
-            inventories: the last one of each host.
+            inventories: the last inventory of each host.
             now: seconds since the epoch.
         """
         there = {device.uuid for inventory in inventories.values() for device in inventory.devices}
@@ -87,12 +87,12 @@ def _slot(device: DeviceInfo) -> str:
 
 
 def expected(inventory: Inventory, silent_seconds: float, elsewhere: set[str]) -> bool:
-    """Whether a host is to be heard.
+    """True if a host is expected to be heard: it has not left in order, and was heard in the last week.
 
     Args:
-        inventory: its last one.
-        silent_seconds: since it was heard.
-        elsewhere: devices that hosts which are heard list: one that has another name now is not missed under the old.
+        inventory: its last inventory.
+        silent_seconds: time since it was heard.
+        elsewhere: uuids of devices that heard hosts list: a host that has a new name is not expected under the old one.
     """
     uuids = {device.uuid for device in inventory.devices}
     renamed = bool(uuids) and uuids <= elsewhere

@@ -1,8 +1,7 @@
-"""Which series a device has: each metric of the catalogue under dcgm-exporter's name, type and unit, or as `corral_…`.
+"""Series of a device: each metric of the catalog under dcgm-exporter's name, type and unit, or as `corral_…`.
 
-Names, types and defaults are those of dcgm-exporter's `etc/default-counters.csv`, so that boards and alerts that were
-made for it find what they ask for. Metrics that it does not have follow Prometheus' own rules of naming: base units,
-`_total` behind counters.
+Names, types and defaults are those of dcgm-exporter's `etc/default-counters.csv`, so that dashboards and alerts made
+for it work. Metrics that it does not have follow Prometheus' rules of naming: base units, `_total` after counters.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from ..schemas.metrics import COUNT, METRICS, NANOSECONDS, Kind, Metric
 Text = Callable[[float], str]
 
 XID: Final = "xid"
-"""Stands for a column that no batch has: the code of the last Xid of each device."""
+"""Stands for a column that no batch has: code of the last Xid of each device."""
 XID_RECENT: Final = "xid_recent"
-"""Likewise: how often each device has had each Xid in the last five minutes."""
+"""Likewise: number of each device's Xids in the last five minutes, by code."""
 XID_TOTAL: Final = "xid_total"
-"""Likewise: how often each device has had each Xid."""
+"""Likewise: number of each device's Xids, by code."""
 MEMORY_SHARE: Final = "memory_share"
-"""Likewise: used memory over what the driver has not reserved."""
+"""Likewise: used memory as a share of the memory that the driver has not reserved."""
 NVLINK: Final = "nvlink"
 """Stands for the sum of both directions of NVLink, in bytes."""
 
@@ -55,7 +54,7 @@ DEFAULTS: Final = (
     "DCGM_FI_PROF_PCIE_TX_BYTES",
     "DCGM_FI_PROF_PCIE_RX_BYTES",
 )
-"""What dcgm-exporter serves where nobody has chosen."""
+"""Series that dcgm-exporter serves by default."""
 
 _TYPES: Final = {
     # Rates and a level, but dcgm-exporter calls them counters.
@@ -68,14 +67,14 @@ _UNITS: Final = {_MIB: "MiB", 0.01: "a ratio from 0 to 1", 0.001: "KB/s"}
 
 
 class Family(Struct, frozen=True):
-    """A name with its type and help, and how its values come about.
+    """A metric family of Prometheus: name, type, help, and the source of its values.
 
     Attributes:
-        name: of the series.
+        name: name of the series.
         kind: `gauge` or `counter`.
         help: one sentence.
-        metric: of the catalogue, or what stands for a column that no batch has.
-        text: a value of the metric as Prometheus reads it.
+        metric: metric of the catalog, or the name that stands for a column that no batch has.
+        text: formats a value of the metric for Prometheus.
     """
 
     name: str
@@ -110,7 +109,7 @@ def _plain(metric: Metric) -> Text:
 
 
 def corral_name(metric: Metric) -> str:
-    """The name of a metric that dcgm-exporter does not have, as Prometheus names things."""
+    """Name of the series of a metric that dcgm-exporter does not have, by Prometheus' rules of naming."""
     name = metric.name
     if metric.row.unit is NANOSECONDS:
         name = f"{name.removesuffix(NANOSECONDS.suffix)}_seconds"
@@ -198,7 +197,7 @@ FAMILIES: Final[dict[str, Family]] = _families()
 
 
 def choose(wanted: Sequence[str]) -> list[Family]:
-    """The families that some words name: `all`, `default` (dcgm-exporter's), names, or globs over them.
+    """Select families by words: `all`, `default` (dcgm-exporter's), names, or globs over them.
 
     Raises:
         ValueError: a word names none; the message says which.

@@ -1,7 +1,7 @@
-"""The newest of each host, as it comes from the bus. The devices of a host that falls silent are shown no more.
+"""Last state of each host, as it arrives from the bus. The devices of a host that falls silent are no longer shown.
 
-What arrives is kept as bytes and decoded when somebody looks: a fleet sends far more samples than Prometheus scrapes.
-What a host says counts in the order in which it comes, whatever the host's clock says, and for its own devices alone.
+Samples are kept as bytes and decoded at a scrape: a fleet sends far more samples than Prometheus scrapes. A host's
+messages count in the order of arrival, whatever its clock says, and for its own devices alone.
 """
 
 from __future__ import annotations
@@ -33,41 +33,42 @@ T = TypeVar("T", SampleBatch, Inventory, DeviceEvent, AgentReport)
 
 FORGET_SECONDS: Final = 60.0
 GONE_SECONDS: Final = EXPECTED_SECONDS
-"""Of a host that has said nothing for so long nothing is kept: names come and go, as those of a cloud's machines."""
+"""Time without a message after which a host is forgotten: names come and go, as those of a cloud's machines."""
 _LOOK_SECONDS: Final = 3600.0
-"""How often such hosts are looked for."""
+"""Time between searches for such hosts."""
 _PENDING: Final = 65536
 _READING_SECONDS: Final = 10.0
-"""How long a start waits for the events of a month; a long stream is read on beside the scrapes."""
+"""Time that a start waits for the events of a month; the rest of a long stream is read concurrently with scrapes."""
 _ENERGY: Final = "energy_millijoules"
 
 Block = tuple[bytes, bytes, bytes]
-"""Values and nulls of one metric, and the lines that were written of them."""
+"""Values and nulls of one metric, and the lines that were written from them."""
 
 
 class Host:
-    """What is known of one host.
+    """State of one host.
 
     Attributes:
-        name: of the host.
-        inventory: the last one; None before the first.
+        name: name of the host.
+        inventory: the last inventory; None before the first.
         batch: the last good samples; None before the first.
+        payload: samples message that is not decoded yet; None without one.
         report: the agent's last report on itself; None before the first.
-        heard: when samples came last, on the monotonic clock.
+        heard: when samples last arrived, on the monotonic clock.
         heard_ns: the same by this machine's clock, in nanoseconds since the epoch.
-        clock_offset_seconds: by how much the host's clock is ahead of this machine's; None before the first samples.
-        listed: when its inventory came, on the monotonic clock.
-        told: number of the reading of the streams since which the host has said itself what it has.
-        seen: when samples or a stored inventory came last, in seconds that the bus was there.
-        xids: of each device that has had some.
+        clock_offset_seconds: seconds that the host's clock is ahead of this machine's; None before the first samples.
+        listed: when its last inventory arrived, on the monotonic clock.
+        told: number of the reading of the streams at which the host last published an inventory live.
+        seen: when samples or a stored inventory last arrived, on a clock that stops while the bus is away.
+        xids: Xids of each device that has had some.
         xids_known: False while a device that is not in `xids` may have had some.
-        expected: it was there lately, and has not left in order.
-        reported: when the report came.
-        labels: by device, as they stand behind a name.
-        static: lines that only the inventory decides, by name of the family.
-        blocks: lines of metrics, good as long as the values stay.
-        counters: what is believed of each counter of each device.
-        order: the devices that the lines stand for.
+        expected: True if it was heard lately, and has not left in order.
+        reported: when the report arrived, on the monotonic clock.
+        labels: labels by device, as text behind a series name.
+        static: lines that depend only on the inventory, by name of the family.
+        blocks: lines of metrics, valid as long as the values stay the same.
+        counters: accepted values of each counter of each device.
+        order: the devices of the lines.
     """
 
     __slots__ = (
@@ -117,17 +118,17 @@ class Host:
 
     @property
     def devices(self) -> list[DeviceInfo]:
-        """What the inventory lists."""
+        """Devices that the last inventory lists; empty before the first."""
         return self.inventory.devices if self.inventory else []
 
 
 class Live:
-    """Every host that is heard of.
+    """State of all hosts that publish on the bus.
 
     Args:
         nc: a connected client of the bus.
-        forget_seconds: a host that sends no samples for so long is no longer shown.
-        clock: seconds, monotonic.
+        forget_seconds: a host that sends no samples for this long is no longer shown.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Live:
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
-        """Listen, then read what each host said last of its devices, and all events that are kept."""
+        """Subscribe, then read the last inventories of each host and all events that the streams keep."""
         self._readings += 1
         for prefix, take in (
             (subjects.SAMPLES, self.take_samples),
@@ -176,7 +177,7 @@ class Live:
     async def catch_up(self) -> None:
         """Read what the streams still have, after the bus was away.
 
-        Where they can't be read (no stream yet, no permission), what comes next says the same within a minute.
+        Where they can't be read (no stream yet, no permission), live messages bring the same within a minute.
         """
         if self._away_since is not None:
             self._away_seconds += self.clock() - self._away_since
@@ -185,13 +186,13 @@ class Live:
         await self._read_streams()
 
     def away(self) -> None:
-        """The bus has gone: nobody is silent for that."""
+        """Record that the bus is away: no host counts as silent meanwhile."""
         if self._away_since is None:
             self._away_since = self.clock()
 
     @property
     def reads(self) -> bool:
-        """Whether the streams are being read, for the first time or after an outage."""
+        """True if the streams are being read, for the first time or after an outage."""
         return self._reading is not None and not self._reading.done()
 
     async def _read_streams(self) -> None:
@@ -211,7 +212,7 @@ class Live:
                 self._xids.end(complete=complete)
 
     async def stop(self) -> None:
-        """Unsubscribe."""
+        """Stop reading, and unsubscribe."""
         if self._reading is not None:
             self._reading.cancel()
         for subscription in self._subscriptions:
@@ -219,7 +220,7 @@ class Live:
                 await subscription.unsubscribe()
 
     async def _read(self, stream: str, subject: str, take: Callable[[str, bytes, float], None]) -> bool:
-        """Whether it was read to its end."""
+        """Read the stored messages of a subject; True if they were read to the end."""
         try:
             async with contextlib.aclosing(stream_messages.read(self.nc, stream, subject)) as messages:
                 async for message in messages:
@@ -230,7 +231,7 @@ class Live:
         return True
 
     def take_samples(self, subject: str, data: bytes) -> None:
-        """Keep a message until somebody looks, or a newer one comes."""
+        """Keep a samples message until the next scrape, or until a newer one arrives."""
         host = self._host(subject)
         host.payload = data
         host.heard = self.clock()
@@ -240,7 +241,7 @@ class Live:
         self.messages += 1
 
     def take_inventory(self, subject: str, data: bytes) -> None:
-        """What the host has."""
+        """Take an inventory that a host publishes now."""
         self._forget_gone()
         host = self._host(subject)
         host.told = self._readings
@@ -249,7 +250,7 @@ class Live:
         self._take_inventory(subject, data, time.time())
 
     def _take_stored_inventory(self, subject: str, data: bytes, stored_at: float) -> None:
-        """What the host had, unless it has said so itself since the stream is read."""
+        """Take an inventory of the stream, unless the host has published one live since the reading began."""
         host = self._host(subject)
         if host.told < self._readings:
             if host.heard == 0.0:  # not heard since this exporter's start: silent since then at the least
@@ -281,7 +282,7 @@ class Live:
             host.labels, host.static, host.blocks = {}, {}, {}
 
     def _forget_gone(self) -> None:
-        """In the thread of what comes, since pages are written in others."""
+        """Forget hosts that are gone. It runs in the thread that takes messages, since other threads write pages."""
         now = self.clock()
         if now < self._look_again:
             return
@@ -295,7 +296,7 @@ class Live:
                 self._boards.forget(name)
 
     def take_event(self, subject: str, data: bytes) -> None:
-        """An Xid of a device, or that it was reset."""
+        """Take an event about an Xid of a device, its reset, or its start."""
         if not concerns(data):
             return
         event = self._decoded(subject, data, DeviceEvent)
@@ -307,7 +308,7 @@ class Live:
             self._parts_were_reset(event.host, event.device)
 
     def _take_stored_event(self, subject: str, data: bytes, stored_at: float) -> None:
-        """One of those that came before."""
+        """Take an event of the stream."""
         if not concerns(data):
             return
         event = self._decoded(subject, data, DeviceEvent)
@@ -316,7 +317,7 @@ class Live:
             self._xids.take_stored(event, stored_at, self._parts(event.host, event.device or ""))
 
     def _parts(self, host: str, whole: str) -> list[str]:
-        """The MIG instances of a device, which are reset with it."""
+        """MIG instances of a device, which are reset with it."""
         found = self._hosts.get(host)
         return [device.uuid for device in found.devices if device.mig_parent == whole] if found is not None else []
 
@@ -326,7 +327,7 @@ class Live:
                 xids.reset()
 
     def take_report(self, subject: str, data: bytes) -> None:
-        """An agent on itself."""
+        """Take an agent's report on itself."""
         report = self._decoded(subject, data, AgentReport)
         if report is None:
             return
@@ -334,7 +335,7 @@ class Live:
         host.report, host.reported = report, self.clock()
 
     def hosts(self) -> list[Host]:
-        """Those that were heard lately, by name, with their samples decoded."""
+        """Hosts that were heard lately, by name, with their samples decoded."""
         now = self.clock()
         shown: list[Host] = []
         for name, host in sorted(self._hosts.copy().items()):
@@ -355,7 +356,7 @@ class Live:
         return shown
 
     def known(self) -> list[Host]:
-        """Every host that has said what it has, by name, whether it is heard or not."""
+        """Every host that has published an inventory, by name, whether it was heard lately or not."""
         now = self.clock()
         hosts = [host for _, host in sorted(self._hosts.copy().items()) if host.inventory is not None]
         heard = {host.name: host for host in hosts if now - host.heard <= self.forget_seconds}
@@ -374,16 +375,16 @@ class Live:
         return {uuid: xids for uuid in uuids if (xids := self._xids.of(host.name, uuid)) is not None}
 
     def missing(self) -> list[DeviceInfo]:
-        """Boards that their hosts had lately and have no more."""
+        """Boards that their hosts had lately and no longer have."""
         inventories = {name: host.inventory for name, host in self._hosts.copy().items() if host.inventory is not None}
         return self._boards.missing(inventories, time.time())
 
     def age_seconds(self, host: Host) -> float:
-        """Since samples came last, as far as the bus was there to bring them."""
+        """Seconds since samples last arrived, without the time in which the bus was away; infinite before the first."""
         return math.inf if host.seen is None else max(0.0, self._awake() - host.seen)
 
     def _awake(self) -> float:
-        """Seconds that the bus was there."""
+        """Monotonic seconds on a clock that stops while the bus is away."""
         now = self.clock() if self._away_since is None else self._away_since
         return now - self._away_seconds
 
@@ -402,7 +403,7 @@ class Live:
         host.clock_offset_seconds = clocks.offset_seconds(batch.times_ns, host.heard_ns)
 
     def _look_at_energy(self, host: str, batch: SampleBatch) -> None:
-        """An energy counter that begins anew is a reset that nobody has told of."""
+        """Treat an energy counter that begins anew as a reset of its device, which no event has reported."""
         marked = [
             (at, xids) for at, uuid in enumerate(batch.devices) if (xids := self._xids.of(host, uuid)) is not None
         ]

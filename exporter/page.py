@@ -1,7 +1,7 @@
-"""The devices' series as text, format 0.0.4.
+"""Devices' series in Prometheus' text format 0.0.4.
 
-Lines are written a host and metric at a time, and kept for as long as the values stay the same: most metrics of an idle
-device, and the slow ones of a busy one, are written once and copied from then on.
+Lines are written per host and metric, and kept for as long as the values stay the same: most metrics of an idle device,
+and the slow ones of a busy one, are written once and copied from then on.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 def write(
     hosts: Iterable[Host], families: Sequence[Family], *, info: bool = True, silent: Iterable[Host] = ()
 ) -> list[bytes]:
-    """All series of all devices, family by family.
+    """Write all series of all devices, family by family.
 
     Args:
-        hosts: as `Live.hosts` gives them.
-        families: which, in this order.
-        info: with `corral_device_info`.
-        silent: hosts that are expected and not heard: of them, fatal Xids alone are shown, which silence mends not.
+        hosts: hosts that were heard lately, as of `Live.hosts`.
+        families: families to write, in this order.
+        info: True to write `corral_device_info`, too.
+        silent: hosts that are expected and not heard: only their fatal Xids are shown, which silence does not clear.
     """
     shown = [host for host in hosts if host.batch is not None and host.inventory is not None]
     away = [host for host in silent if host.batch is None and host.inventory is not None and host.xids]
@@ -57,13 +57,13 @@ def write(
 
 
 def labels_of(device: DeviceInfo, host: str, whole: DeviceInfo, instance: str) -> dict[str, str]:
-    """The labels that dcgm-exporter gives a device's series.
+    """Labels that dcgm-exporter gives a device's series.
 
     Args:
-        device: a whole one or a MIG instance.
+        device: a whole device or a MIG instance.
         host: the host's name.
-        whole: the device that a MIG instance is part of; the device itself else.
-        instance: what tells it from the device's other instances.
+        whole: the device that a MIG instance is part of; otherwise the device itself.
+        instance: id of the MIG instance among those of its device; empty for a whole device.
     """
     found = {
         "gpu": str(whole.index),
@@ -74,19 +74,19 @@ def labels_of(device: DeviceInfo, host: str, whole: DeviceInfo, instance: str) -
     }
     if device.mig_parent is not None:
         found |= {"GPU_I_PROFILE": device.mig_profile, "GPU_I_ID": instance}
-    # dcgm-exporter wrote it large until May 2026: boards ask for either.
+    # dcgm-exporter capitalized it until May 2026: dashboards use either.
     found["Hostname"] = found["hostname"] = host
     found["DCGM_FI_DRIVER_VERSION"] = device.driver
     return found
 
 
 def label_text(labels: dict[str, str]) -> str:
-    """Labels as they stand behind a name."""
+    """Format labels as text behind a series name."""
     return "{" + ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in labels.items()) + "}"
 
 
 def device_labels(inventory: Inventory) -> dict[str, dict[str, str]]:
-    """The labels of every device of a host, by uuid."""
+    """Labels of every device of a host, by uuid."""
     host = inventory.host.name
     by_uuid = {device.uuid: device for device in inventory.devices}
     numbers: dict[str, int] = {}
@@ -99,7 +99,7 @@ def device_labels(inventory: Inventory) -> dict[str, dict[str, str]]:
             number = numbers[parent] = numbers.get(parent, -1) + 1
             # Older collectors do not say which instance it is.
             instance = str(number if device.mig_instance is None else device.mig_instance)
-            if (parent, instance) in taken:  # one instance, split once more for compute: no series may be there twice
+            if (parent, instance) in taken:  # one instance, split once more for compute: no series may appear twice
                 instance = f"{instance}.{number}"
             taken.add((parent, instance))
         found[device.uuid] = labels_of(device, host, whole, instance)
@@ -152,7 +152,7 @@ def _block(host: Host, family: Family) -> bytes:
 
 
 def _xid_block(host: Host, family: Family) -> bytes:
-    """Lines with labels that other series do not have; also of devices that can't be read any more."""
+    """Lines of an Xid family, which has labels of its own; also of devices that can't be read any more."""
     now = time.time()
     lines: list[str] = []
     read = host.batch.devices if host.batch is not None else []
@@ -182,7 +182,7 @@ def _line(family: Family, labels: str, value: int, **more: str) -> str:
 
 
 def _column(batch: SampleBatch, metric: str) -> tuple[bytes, bytes, Any] | None:
-    """The values of the last tick, their nulls, and the format of one; None where there are none."""
+    """Values of the last tick as bytes, their nulls, and the format code of a value; None where there are none."""
     count = len(batch.devices)
     if metric == MEMORY_SHARE:
         used, total, reserved = (

@@ -1,7 +1,7 @@
-"""Series about leases, the queue and Corral itself, by the official client library.
+"""Series about leases, the queue and Corral itself, written by Prometheus' client library.
 
-The planner and the processor are asked at each scrape. One that does not answer is `corral_planner_up 0` or
-`corral_history_up 0`, and its other series are left out: numbers that nobody vouches for are none.
+The planner and the processor are queried at each scrape. Where one does not answer, `corral_planner_up` or
+`corral_history_up` is 0 and its other series are left out, since no service confirms their values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SERVICE_SECONDS: Final = 3.0
 
 
 class Answers(Struct, kw_only=True):
-    """What the services said; None where nobody did."""
+    """Answers of the services; None where none answered."""
 
     fleet: FleetSummary | None = None
     leases: list[Lease] | None = None
@@ -44,15 +44,16 @@ class Answers(Struct, kw_only=True):
 
 
 _ASKED: Final = (ServiceKind.PLANNER, ServiceKind.PROCESSOR, ServiceKind.DASHBOARD)
-"""Collectors report by themselves, and there may be thousands; an exporter knows how it is."""
+"""Services whose health is queried. Collectors publish reports, and there may be thousands; the exporter knows its own
+health."""
 
 
 async def ask(client: Client, known: Sequence[tuple[str, str]] = ()) -> Answers:
-    """Ask planner and processor, and all services how they are, all at once, for `SERVICE_SECONDS` at most.
+    """Query planner and processor, and the health of services, concurrently and for `SERVICE_SECONDS` at most.
 
     Args:
-        client: of the bus.
-        known: services that answered last time: where all of them have, nobody else is waited for.
+        client: client of the bus.
+        known: kind and instance of the services that answered last time: once all of them have, no other is waited for.
     """
 
     async def or_none(work: object) -> object:
@@ -84,15 +85,15 @@ async def ask(client: Client, known: Sequence[tuple[str, str]] = ()) -> Answers:
 
 
 class Collected:
-    """One scrape's series, as prometheus-client wants them.
+    """Series of one scrape, in the form that prometheus-client takes.
 
     Args:
-        answers: of the services.
-        hosts: that are heard.
-        known: every host that has said what it has, heard or not.
-        live: for counts of what arrived.
+        answers: answers of the services.
+        hosts: hosts that were heard lately.
+        known: every host that has published an inventory, heard or not.
+        live: state of the hosts, for counts of messages and for missing boards.
         names: globs over the names that are wanted; empty for all.
-        scrape_seconds: that the devices' series took to write.
+        scrape_seconds: time that it took to write the devices' series.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Collected:
         self.scrape_seconds = scrape_seconds
 
     def collect(self) -> Iterator[Metric]:
-        """The families that are wanted and not empty."""
+        """Yield the families that are wanted and not empty."""
         for family in self._all():
             name = f"{family.name}_total" if family.type == "counter" else family.name
             if family.samples and (not self.names or matches_any(name, self.names)):
@@ -205,7 +206,7 @@ def _hosts(hosts: Sequence[Host], live: Live) -> Iterator[Metric]:
 def _expected(
     hosts: Sequence[Host], known: Sequence[Host], live: Live, missing: Sequence[DeviceInfo]
 ) -> Iterator[Metric]:
-    """What is not there and should be: said by the exporter, since a series that ends may have ended with it."""
+    """Series about expected hosts and missing boards: a series that ends may just have ended with the exporter."""
     names = {host.name for host in known}
     heard = [host for host in hosts if host.batch is not None and host.name not in names]
     listed = [*(host for host in known if host.expected), *heard]
@@ -356,12 +357,12 @@ _IDENTITY: Final = ("service", "id", "host")
 
 
 def series_name(kind: ServiceKind, name: str) -> str:
-    """Of an instrument, as Prometheus shows it; `_total` comes behind counters."""
+    """Name of an instrument's series in Prometheus, without the `_total` that counters get."""
     return f"corral_{kind.value}_{name}" if name not in INSTRUMENTS[ServiceKind.DASHBOARD] else f"corral_service_{name}"
 
 
 def _services(services: Sequence[ServiceHealth]) -> Iterator[Metric]:
-    """What services say of themselves."""
+    """Series of the services' health: readiness, versions and instruments."""
     identities = [[each.service.value, each.instance, each.host] for each in services]
     yield _gauges(
         "corral_service_ready",

@@ -1,4 +1,4 @@
-"""`/metrics` over HTTP. The bus is on one event loop; a scrape is a thread of the server, and one writes at a time."""
+"""HTTP server of `/metrics`. The bus is on one event loop; each scrape has a thread, and one writes at a time."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Exporter:
     """Serves the fleet's metrics.
 
     Args:
-        client: of the bus.
-        families: of the devices' series; see `families.choose`.
+        client: client of the bus.
+        families: families of the devices' series; see `families.choose`.
         forget_seconds: see `Live`.
     """
 
@@ -63,13 +63,13 @@ class Exporter:
         self._thread: threading.Thread | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 9400) -> int:
-        """Read what there is, and serve it.
+        """Read the state of the fleet, and start to serve it.
 
         Returns:
             The port, chosen by the system for port 0.
 
         Raises:
-            OSError: the address can't be had.
+            OSError: the address can't be bound.
         """
         self._loop = asyncio.get_running_loop()
         server = make_server(host, port, self.answer, _Server6 if ":" in host else _Server, handler_class=_Quiet)
@@ -85,7 +85,7 @@ class Exporter:
         return int(server.server_port)
 
     async def stop(self) -> None:
-        """Serve no more; a page that is being written is finished."""
+        """Stop serving; a page that is being written is finished."""
         self._door.stopping = True
         if self._server is not None:
             await asyncio.to_thread(self._server.shutdown)
@@ -94,11 +94,11 @@ class Exporter:
 
     @property
     def instance(self) -> str:
-        """Names it among exporters."""
+        """Id of this exporter among exporters."""
         return self._door.instance
 
     def unready(self) -> list[str]:
-        """Why what it serves is not all there is; empty if it is."""
+        """Reasons why it does not serve the whole state yet; empty if it does."""
         reasons: list[str] = []
         if not self.client.nc.is_connected:
             reasons.append("the bus is away")
@@ -112,11 +112,11 @@ class Exporter:
         return Judgement([] if serves else ["it serves no page"], {"scrapes": scrapes, "scrape_seconds": self._scrapes})
 
     def metrics(self, *, names: Sequence[str] = (), hosts: Sequence[str] = ()) -> bytes:
-        """The page; from any thread but the loop's.
+        """Write the page; may be called from any thread but the event loop's.
 
         Args:
-            names: globs over the names of series; all where none is given.
-            hosts: likewise over hosts.
+            names: globs over the names of series; empty for all.
+            hosts: globs over host names; empty for all.
         """
         answers = self._ask(names)
         with self._one_at_a_time:
@@ -136,7 +136,7 @@ class Exporter:
         return b"".join(parts)
 
     def _ask(self, names: Sequence[str]) -> Answers:
-        """The services are asked unless only the devices' own series are wanted."""
+        """Query the services, unless only DCGM series are wanted."""
         assert self._loop is not None
         if names and all(name.startswith("DCGM_") for name in names):
             return Answers()
@@ -153,7 +153,7 @@ class Exporter:
         return answers
 
     def answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        """The WSGI application."""
+        """WSGI application: serves `/metrics`, `/-/healthy`, `/-/ready` and an index page."""
         path, method = environ.get("PATH_INFO", "/"), environ.get("REQUEST_METHOD", "GET")
         status, body, kind = "200 OK", b"", CONTENT_TYPE
         if method not in ("GET", "HEAD"):
@@ -191,22 +191,22 @@ class Exporter:
 
 
 class _Server(ThreadingWSGIServer):
-    """Threads end with the process."""
+    """HTTP server whose threads end with the process."""
 
     daemon_threads = True
 
 
 class _Server6(_Server):
-    """On an IPv6 address."""
+    """HTTP server on an IPv6 address."""
 
     address_family = socket.AF_INET6
 
 
 class _Quiet(WSGIRequestHandler):
-    """A scrape every few seconds is no news."""
+    """Request handler that logs requests only at debug level: a scrape every few seconds is no news."""
 
     timeout = 60
 
     def log_message(self, format: str, *args: Any) -> None:
-        """To the log, where somebody asked for more."""
+        """Log a request at debug level."""
         log.debug(format, *args)

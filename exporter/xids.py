@@ -1,9 +1,9 @@
-"""What Xids each device has had: a fatal one stays until the device was reset, whoever starts anew meanwhile.
+"""Xids of each device: a fatal one stays until the device is reset, even if collector or exporter restart meanwhile.
 
-A pure fold of events. That the driver asks for no recovery, or that a collector has started, is no reset: what says so
-is an event that names one, a recovery that the driver has asked for and no longer does, another boot of the host, or an
-energy counter that began anew. That counter is believed as any other is (`schemas/counters.py`): one that falls by a
-hair, or was misread for a moment, ends nothing.
+A pure fold of events. It is no reset that the driver asks for no recovery, or that a collector has started. These are
+resets: an event that names one, a recovery that the driver has asked for and no longer does, another boot of the host,
+or an energy counter that began anew. That counter is filtered like any other (`schemas/counters.py`): a tiny decrease
+or a momentary misreading is no reset.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from ..schemas.metrics import METRICS
 from ..schemas.telemetry import DeviceEvent, Severity
 
 WINDOW_SECONDS: Final = 300
-"""What `DCGM_EXP_XID_ERRORS_COUNT` looks back, as in dcgm-exporter."""
+"""Window of `DCGM_EXP_XID_ERRORS_COUNT`, as in dcgm-exporter."""
 HARMLESS_SECONDS: Final = 86_400.0
-"""How long the last Xid is shown where it left the device well."""
+"""Time for which the last Xid is shown if it left the device healthy."""
 _FATAL: Final = frozenset({Severity.RESET, Severity.HARDWARE})
 _ENERGY: Final = METRICS["energy_millijoules"]
 _WORDS: Final = (b"xid", b"cleared", b"recovery_action", b"device_lost")
 
 Key = tuple[str, str]
-"""A host and a device of it."""
+"""A host, and the uuid of a device of it."""
 _Told = tuple[str, str, int, int, str, int]
 
 
 def concerns(data: bytes) -> bool:
-    """Whether an encoded event may say anything of Xids: most are changes of clocks, and need no decoding."""
+    """True if an encoded event may concern Xids or resets: most events are clock changes, and need no decoding."""
     return any(word in data for word in _WORDS)
 
 
 class Xids(Struct):
-    """Of one device.
+    """Xids of one device.
 
     Attributes:
         code: the last Xid, or the last fatal one since the device was reset; 0 without any.
-        fatal: the device wants a reset or a look at the hardware.
-        at: when that was told, seconds since the epoch.
-        counts: how often each code was told.
-        recent: when and which, in the last `WINDOW_SECONDS` and some before.
-        asked: the driver has asked for a recovery, and not yet taken it back.
-        energy: the device's energy counter as an event told it last, mJ; None if none has.
-        held: what is believed of that counter by samples; None before the first.
-        boot: of the host, when the device was last said to be watched; empty if unknown.
+        fatal: True if the device needs a reset or a look at the hardware.
+        at: when that Xid was reported, seconds since the epoch.
+        counts: number of reported Xids, by code.
+        recent: time and code of the Xids in the last `WINDOW_SECONDS`, and of some before.
+        asked: True if the driver has asked for a recovery and still does.
+        energy: the device's energy counter in the last event that has it, mJ; None if none has.
+        held: accepted value of that counter in samples; None before the first.
+        boot: boot id of the host when the device was last reported as watched; empty if unknown.
     """
 
     code: int = 0
@@ -61,11 +61,11 @@ class Xids(Struct):
     boot: str = ""
 
     def shown(self, now: float) -> int:
-        """The code to show; 0 for one that left the device well and is old."""
+        """Code to show; 0 for an old one that left the device healthy."""
         return self.code if self.fatal or now - self.at < HARMLESS_SECONDS else 0
 
     def within(self, now: float) -> dict[int, int]:
-        """How often each code was told in the last `WINDOW_SECONDS`."""
+        """Number of Xids in the last `WINDOW_SECONDS`, by code."""
         found: dict[int, int] = {}
         for at, code in self.recent:
             if now - at < WINDOW_SECONDS:
@@ -73,7 +73,7 @@ class Xids(Struct):
         return found
 
     def take(self, event: DeviceEvent, at: float) -> bool:
-        """Fold an event in; whether it said that the device was reset."""
+        """Fold an event in; True if it means that the device was reset."""
         energy, boot = event.data.get("energy_millijoules"), event.data.get("boot")
         energy = float(energy) if isinstance(energy, int | float) else None
         boot = boot if isinstance(boot, str) else ""
@@ -95,15 +95,15 @@ class Xids(Struct):
         return reset
 
     def reset(self) -> None:
-        """The device is as new; what was counted was counted."""
+        """Clear the state of the device after a reset; its counts stay."""
         self.code, self.fatal, self.at, self.asked, self.energy, self.held = 0, False, 0.0, False, None, None
 
     def look(self, energy: float, now: float) -> bool:
-        """Take the energy counter of a sample; whether it says that the device was reset.
+        """Take the energy counter of a sample; True if it means that the device was reset.
 
         Args:
-            energy: in mJ.
-            now: seconds, monotonic.
+            energy: the counter, in mJ.
+            now: monotonic seconds.
         """
         before = self.held
         if before is None and self.energy is not None:
@@ -116,7 +116,7 @@ class Xids(Struct):
         return began_anew
 
     def _count(self, code: int, at: float) -> None:
-        # Made anew each time: a scrape reads them in a thread of its own.
+        # Replaced, never changed in place: a scrape reads them in another thread.
         self.counts = self.counts | {code: self.counts.get(code, 0) + 1}
         self.recent = [*(told for told in self.recent if told[0] > at - WINDOW_SECONDS), (at, code)]
 
@@ -134,16 +134,16 @@ class Xids(Struct):
 
 
 def _began_anew(before: float, energy: float) -> bool:
-    """Whether a counter that reads lower counts from 0: after a silence one that lacks 1% does (docs/counters.md)."""
+    """True if a counter that reads lower counts from 0: after a gap one that lacks 1% does (docs/counters.md)."""
     return energy * 100 <= before * 99
 
 
 class History:
-    """The Xids of a fleet, from a stream that is read and from what is told meanwhile: each event counts once."""
+    """Xids of a fleet, from a stream that is read and from live events meanwhile: each event counts once."""
 
     def __init__(self) -> None:
         self.settled = True
-        """False during the first reading: a device of which nothing is known may have had an Xid."""
+        """False during the first reading of the stream: a device without known events may have had an Xid."""
         self._read_once = False
         self._of: dict[Key, Xids] = {}
         self._told: set[_Told] = set()
@@ -151,34 +151,34 @@ class History:
         self._since: list[tuple[DeviceEvent, float]] = []
 
     def of(self, host: str, device: str) -> Xids | None:
-        """Of one device; None if nothing was ever told of it."""
+        """Xids of one device; None if no Xid or start of it was reported."""
         return self._of.get((host, device))
 
     def forget(self, host: str) -> None:
-        """A host is gone, and what its devices have had with it."""
+        """Forget a host that is gone, with the Xids of its devices."""
         self._of = {key: found for key, found in self._of.items() if key[0] != host}
         self._told = {mark for mark in self._told if mark[0] != host}
 
     def take(self, event: DeviceEvent, at: float) -> bool:
-        """An event as it is told; whether it said that its device was reset."""
+        """Take a live event; True if it means that its device was reset."""
         if self._stored is not None:
             self._since.append((event, at))
         return _take(self._of, self._told, event, at)
 
     def begin(self) -> None:
-        """From now on `take_stored` is given what the stream holds, oldest first."""
+        """Start reading the stream: `take_stored` then gets its events, oldest first."""
         self.settled = self._read_once
         self._stored, self._since = ({}, set()), []
 
     def take_stored(self, event: DeviceEvent, at: float, parts: Sequence[str] = ()) -> None:
-        """An event of the stream; with a device its `parts` are reset."""
+        """Take an event of the stream; a reset of its device resets the `parts`, too."""
         if self._stored is not None and _take(*self._stored, event, at):
             for part in parts:
                 if (found := self._stored[0].get((event.host, part))) is not None:
                     found.reset()
 
     def end(self, *, complete: bool = True) -> None:
-        """The stream was read, or could not be: then what was known stays."""
+        """End reading the stream; if it could not be read to the end, the earlier state stays."""
         stored, self._stored = self._stored, None
         since, self._since = self._since, []
         self.settled = self._read_once = True
@@ -193,7 +193,7 @@ class History:
             fresh.counts = {code: max(fresh.counts.get(code, 0), found.counts.get(code, 0)) for code in codes}
             if found.held is not None and fresh is not found:
                 if fresh.energy is not None and _began_anew(fresh.energy, found.held.value):
-                    fresh.reset()  # samples have said so, and the stream has no word of it
+                    fresh.reset()  # samples show a reset that no event of the stream reports
                 fresh.held = found.held
             if fresh.energy is None:
                 fresh.energy = found.energy
