@@ -18,7 +18,7 @@ class LeaseFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         lease_id: only the lease with this id.
         hosts: only leases with a grant on one of these hosts; an empty list allows any.
         offset: skip this many of the oldest, to read a list in parts.
-        limit: list at most this many; None lists all, which is refused as `too_large` if it does not fit in a message.
+        limit: list at most this many; null lists all, which is refused as `too_large` if it does not fit in a message.
     """
 
     owner: str | None = None
@@ -66,18 +66,18 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
         usable: true if it may take work now.
         why_not: reasons if it is not usable: `stale`, `unhealthy`, `drained`, `mig_parent`, `host_lost`.
         memory_total_bytes: device memory in all.
-        memory_used_bytes: device memory in use, as measured last; None if unknown.
+        memory_used_bytes: device memory in use, as measured last; null if unknown.
         memory_free_bytes: device memory that a request could still get, without that of leases and foreign processes.
         share_free: part of the device that is not leased, 0 to 1.
-        utilization_percent: as measured last; None if unknown.
-        temperature_celsius: as measured last; None if unknown.
-        power_watts: as measured last; None if unknown.
+        utilization_percent: as measured last; null if unknown.
+        temperature_celsius: as measured last; null if unknown.
+        power_watts: as measured last; null if unknown.
         throttled: true if heat or power limits hold the clocks back.
-        sample_age_seconds: age of the last sample; None before the first.
+        sample_age_seconds: age of the last sample; null before the first.
         leases: ids of the leases on it.
         drain_reason: why an operator drained it; empty if it is not drained.
         health: the last severity that counts, in words; empty if the device is healthy.
-        mig_parent: uuid of the parent of a MIG instance; None for a whole device.
+        mig_parent: uuid of the parent of a MIG instance; null for a whole device.
         in_use: true if processes without a lease, or left by a lease that has ended, compute or hold memory on it. It
             is then granted as a whole only to a request with `allow_in_use`.
         in_use_reason: what uses it, in words; empty if it is not in use.
@@ -133,9 +133,9 @@ class FleetSummary(Struct, frozen=True, kw_only=True, tag="fleet", tag_field="ty
         memory_used_bytes: device memory in use, as measured.
         memory_free_bytes: device memory that requests could still get.
         share_free: capacity that is not leased, as a number of whole devices.
-        utilization_percent_mean: mean over devices with fresh samples; None without any.
-        temperature_celsius_mean: mean over devices with fresh samples; None without any.
-        power_watts_total: sum over devices with fresh samples; None without any.
+        utilization_percent_mean: mean over devices with fresh samples; null without any.
+        temperature_celsius_mean: mean over devices with fresh samples; null without any.
+        power_watts_total: sum over devices with fresh samples; null without any.
         models: number of devices by model.
         waiting_requests: number of requests in the queue.
         planner: id of the planner that answers.
@@ -196,7 +196,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
         device: uuid of the device.
         feasible: true if the request could use it.
         reason: why it could not; empty if it could.
-        score: score of a feasible device; None for others.
+        score: score of a feasible device; null for others.
         score_parts: parts of the score, by name.
         selected: true if the request would get it.
     """
@@ -217,7 +217,7 @@ class Explanation(Struct, frozen=True, kw_only=True, tag="explanation", tag_fiel
         granted: true if it would be granted now.
         message: the outcome in one sentence.
         grants: the devices that would be granted.
-        rejection: the answer if it would not be granted; None if it would.
+        rejection: the answer if it would not be granted; null if it would.
         verdicts: one per device, selected ones first, then by score; cut to 1,000.
         hosts: per host, why it could not hold the request; cut to 1,000.
         policy: name of the policy that ranked the devices.
@@ -238,7 +238,7 @@ class DrainAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     """Drain devices, so that they take no new work, or undrain them. Existing leases go on.
 
     Attributes:
-        drain: True drains, False undrains.
+        drain: true drains, false undrains.
         devices: uuids of devices.
         hosts: names of hosts, with all their devices.
         host_labels: cordons every host with these labels, now and later.
@@ -271,7 +271,7 @@ class EvictAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
     Attributes:
         lease_id: id of the lease.
-        reason: why; the holder is told.
+        reason: why; it stands in the lease that its holder sees.
         operator: name of the operator.
     """
 
@@ -287,7 +287,7 @@ class QueueFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         owner: only requests of this owner.
         request_id: only the request with this id.
         offset: skip this many of the first, to read a list in parts.
-        limit: list at most this many; None lists as many as fit in a message.
+        limit: list at most this many; null lists as many as fit in a message.
     """
 
     owner: str | None = None

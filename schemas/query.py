@@ -38,7 +38,7 @@ class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         format: format of the result.
         limit: at most this many rows; a result that is cut there has `truncated`.
         timeout_seconds: time after which the statement is cancelled.
-        query_id: id by which it can be cancelled; None if it can't be.
+        query_id: id by which it can be cancelled; null if it can't be.
         window: number of parts that may be in flight at a time, for answers of any size. Each part then has a reply
             subject, to which the client sends an empty message once it has taken the part. 0 for a client that does
             not; its answer is at most 32 MiB (`too_large` otherwise), since a server cuts off a reader that is too

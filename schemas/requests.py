@@ -102,7 +102,7 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         owner: owner of the lease; only the owner may renew or release it.
         gpus: number of devices. 0 asks for CPU and memory of a host alone.
         gpu_memory_bytes: memory that must be free on each device; it is granted to the lease.
-        gpu_share: part of one device, 0.000001 to 1; None takes devices whole. Only with `gpus: 1`. Without
+        gpu_share: part of one device, 0.000001 to 1; null takes devices whole. Only with `gpus: 1`. Without
             `gpu_memory_bytes` the same part of the device's memory is granted.
         cpus: logical cores in all; on several hosts, in proportion to the devices there.
         host_memory_bytes: host RAM in all; on several hosts, in proportion to the devices there.
@@ -110,14 +110,14 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         vendors: such as `nvidia`; empty allows any.
         hosts: globs over host names; empty allows any.
         host_labels: labels that a host must have, each with this value.
-        min_compute_capability: lowest compute capability, such as `8.0`; None allows any.
+        min_compute_capability: lowest compute capability, such as `8.0`; null allows any.
         placement: constraint on the hosts of the devices.
         ttl_seconds: time to live: the lease ends then unless it is renewed.
-        request_id: idempotency key: the same id with the same body gets the same answer. None lets the planner give it
+        request_id: idempotency key: the same id with the same body gets the same answer. With null the planner chooses
             an id.
         name: name of the workload; right-sizing and history group by it.
         labels: kept with the lease and its history; 16 KiB in all.
-        policy: name of a ranking policy; None takes the planner's default.
+        policy: name of a ranking policy; null takes the planner's default.
         wait_seconds: longest time in the queue where nothing fits now but could later; 0 answers at once.
         priority: priority in the queue; the greater goes first.
         distribution: work items to distribute over the devices.
@@ -248,10 +248,10 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         environment: variables to set for the work, by host: its devices in the form that their runtime takes
             (`CUDA_VISIBLE_DEVICES`; `ROCR_VISIBLE_DEVICES` and `HIP_VISIBLE_DEVICES` on AMD), and `CORRAL_LEASE`.
         unassigned: work items that no device took.
-        ended_at: when it ended; None while active.
+        ended_at: when it ended; null while active.
         reason: why it ended; for an eviction also the operator.
         policy: name of the policy that ranked the devices.
-        distribution: quality of the distribution of the work items; None without items.
+        distribution: quality of the distribution of the work items; null without items.
         holder: name of the process that holds the lease, from the request or a renewal.
         addresses: addresses of the hosts of the grants (for ssh, say), where known.
         warnings: in an answer: fields of the request that this planner does not know and has ignored.
@@ -350,7 +350,7 @@ class Error(Struct, frozen=True, kw_only=True, tag="error", tag_field="type"):
             `refused`, `timeout`, …
         message: what is wrong and what to do.
         field: path of the field at fault, such as `$.gpus`; empty if none.
-        retry_after_seconds: for `too_many_requests`, time after which to try again; None if unknown.
+        retry_after_seconds: for `too_many_requests`, time after which to try again; null if unknown.
     """
 
     code: str
@@ -381,7 +381,7 @@ class LeaseAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     Attributes:
         lease_id: id of the lease.
         owner: owner of the lease.
-        ttl_seconds: for a renewal, the new time to live; None keeps that of the lease.
+        ttl_seconds: for a renewal, the new time to live; null keeps that of the lease.
         holder: for a renewal, name of the process that holds the lease from now on; empty keeps the one before.
     """
 

@@ -88,10 +88,10 @@ class DeviceInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
         driver: version of its driver.
         pcie_address: such as `00000000:19:00.0`.
         mig_enabled: true if the device is split into MIG instances and takes no work as a whole.
-        mig_parent: uuid of the device that this MIG instance is part of; None for a whole device.
+        mig_parent: uuid of the device that this MIG instance is part of; null for a whole device.
         mig_profile: such as `1g.10gb`; empty for a whole device.
-        mig_instance: the driver's id of the GPU instance that this MIG instance is in; None for a whole device.
-        numa_node: NUMA node of the device; None if unknown.
+        mig_instance: the driver's id of the GPU instance that this MIG instance is in; null for a whole device.
+        numa_node: NUMA node of the device; null if unknown.
         cpu_affinity: logical cores near the device; empty if unknown.
         serial: serial number of the board; empty if it has none.
         visible_id: value that selects it in the variable of the vendor's runtime (`ROCR_VISIBLE_DEVICES`,
@@ -171,8 +171,8 @@ class ProcessSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
         device: uuid of the device.
         pid: process id, as the host sees it.
         kind: `compute`, `graphics` or `both`.
-        memory_used_bytes: device memory that it holds; None where the driver hides it (in containers, or under MIG).
-        sm_utilization_percent: its share of SM time; None before the driver has one.
+        memory_used_bytes: device memory that it holds; null where the driver hides it (in containers, or under MIG).
+        sm_utilization_percent: its share of SM time; null before the driver has one.
         memory_utilization_percent: its share of memory time.
         encoder_utilization_percent: its share of the encoder.
         decoder_utilization_percent: its share of the decoder.
@@ -211,8 +211,8 @@ class ProcessBatch(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="p
         sequence: number of the message among all messages of the run.
         time_ns: when they were read, nanoseconds since the epoch.
         processes: one entry per process and device.
-        identified: true if processes can be attributed to users and leases. False in a container with its own process
-            ids: the driver gives those of the host, so that only memory and shares of time are known.
+        identified: true if processes can be attributed to users and leases, and false in a container with its own
+            process ids: the driver gives those of the host, so that only memory and shares of time are known.
         version: version of the schema.
         unreadable: uuids of devices whose processes can't be listed, or not all of them: one that is missing there may
             still run.
@@ -256,7 +256,7 @@ class DeviceEvent(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="de
             `mig_changed`, `agent_started`, `agent_stopped`, `samples_dropped`, `processes_hidden`,
             `process_without_lease`, `lease_memory_exceeded` (see `AttributionKind`), …
         severity: consequence for the device.
-        device: uuid of the device; None for the whole host.
+        device: uuid of the device; null for the whole host.
         code: the Xid for `xid`; 0 otherwise.
         message: one sentence for people.
         data: further facts, by name.
@@ -281,7 +281,7 @@ class AttributionKind(StrEnum):
 
     `data` of each: `violation` and `since_ns` (the same at its begin and its end), `until_ns` (when it was last seen),
     `lease` and `owner` (of the lease, if there is one), `leased` (true if a lease holds the device) and
-    `memory_used_bytes` (the greatest so far; None where the driver hides it); for a process also `pid`, `name`, `user`
+    `memory_used_bytes` (the greatest so far; null where the driver hides it); for a process also `pid`, `name`, `user`
     and `container`; for memory also `memory_granted_bytes` and `share`.
     """
 

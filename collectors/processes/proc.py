@@ -35,12 +35,12 @@ class ProcessFacts(Struct, frozen=True, kw_only=True):
     """A process as the operating system sees it.
 
     Attributes:
-        name: of the executable, without arguments.
+        name: name of the executable, without arguments.
         user: account name, or the numeric id where there is no name.
         container: id of the container, else the cgroup path where it says more than the session.
         lease: `CORRAL_LEASE` of its environment or of the nearest ancestor that has one.
         started_ns: when it started, nanoseconds since the epoch; 0 if unknown.
-        command: with arguments; empty unless asked for.
+        command: command line with arguments; empty unless requested.
     """
 
     name: str = ""
