@@ -16,7 +16,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from ..schemas import codec, replies, subjects
-from ..schemas.health import Judgement, Measure, ServiceHealth, Values, health_subject, log
+from ..schemas.health import HealthStatus, Measure, ServiceHealth, Values, health_subject, log
 from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
 from .permissions import identity_of
 from .process import corral_version, peak_resident_bytes, resident_bytes
@@ -25,7 +25,7 @@ _ANSWERING: Final = ("", "planner", "processor", "collector", "admin")
 """Roles that may answer health checks; without a role nothing is restricted. A user with `serves` may, too."""
 
 
-class HealthDoor:
+class HealthEndpoint:
     """Health endpoint of a service: answers health checks on the bus.
 
     Args:
@@ -37,7 +37,7 @@ class HealthDoor:
         stopping: set once the service has begun to end.
     """
 
-    def __init__(self, service: ServiceKind, instance: str, judge: Callable[[], Judgement]) -> None:
+    def __init__(self, service: ServiceKind, instance: str, judge: Callable[[], HealthStatus]) -> None:
         self.service = service
         self.instance = subjects.host_token(instance)
         self.stopping = False
@@ -77,7 +77,7 @@ class HealthDoor:
             measures = measured(self.service, {**_common(self._started_at), **judgement.values})
         except Exception as error:  # a health check that fails means not ready
             log.exception("the %s can't tell how it is", self.service)
-            judgement, measures = Judgement([f"it can't tell how it is: {error}"]), []
+            judgement, measures = HealthStatus([f"it can't tell how it is: {error}"]), []
         reasons = ["it is stopping"] if self.stopping else judgement.reasons
         return ServiceHealth(
             service=self.service,
@@ -124,7 +124,7 @@ def _common(started_at: datetime) -> dict[str, float]:
     }
 
 
-class Since:
+class LastSeen:
     """Time since something last happened, for readiness checks.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..schemas.health import Judgement
+from ..schemas.health import HealthStatus
 from .agent.agent import Agent
 from .agent.outbox import Outbox
 from .agent.publisher import Publisher
@@ -13,7 +13,7 @@ LEAST_SECONDS: Final = 15.0
 """Time that a collector may always go without an acknowledgement: a server that restarts takes less."""
 
 
-def judge(agent: Agent, publisher: Publisher, outbox: Outbox) -> Judgement:
+def judge(agent: Agent, publisher: Publisher, outbox: Outbox) -> HealthStatus:
     """Judge a collector's health: it is ready if it can read its source, and the bus has acknowledged messages lately.
 
     Args:
@@ -31,7 +31,7 @@ def judge(agent: Agent, publisher: Publisher, outbox: Outbox) -> Judgement:
         reasons.append("the bus has acknowledged nothing yet")
     elif silent > most:
         reasons.append(f"the bus has acknowledged nothing for {silent:.0f} s")
-    return Judgement(
+    return HealthStatus(
         reasons,
         {
             "ticks": float(agent.ticks),

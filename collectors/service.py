@@ -14,7 +14,7 @@ from typing import Final
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from ..bus.health import HealthDoor
+from ..bus.health import HealthEndpoint
 from ..bus.layout import ensure_layout
 from ..bus.permissions import may_make_streams
 from ..schemas import subjects
@@ -156,7 +156,7 @@ async def collect(
         while_connected=[claim.renew, *follow],
         before_close=claim.release,
     )
-    door = HealthDoor(ServiceKind.COLLECTOR, token, lambda: judge(agent, publisher, outbox))
+    door = HealthEndpoint(ServiceKind.COLLECTOR, token, lambda: judge(agent, publisher, outbox))
     reading = asyncio.create_task(agent.run(), name="agent")
     publishing = asyncio.create_task(publisher.run(), name="publisher")
     ended = False

@@ -16,10 +16,10 @@ import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
 
-from ..bus.health import HealthDoor
+from ..bus.health import HealthEndpoint
 from ..client import Client, CorralError, NoService, Unavailable, connect
 from ..schemas import codec, operations, requests, subjects
-from ..schemas.health import Judgement
+from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
 from ..schemas.telemetry import ProcessBatch, ProcessSample
 from . import cells
@@ -86,7 +86,9 @@ class Fleet:
         self._next = 0
         self._wake = asyncio.Event()
         self._processes: dict[str, bytes] = {}
-        self._door = HealthDoor(ServiceKind.DASHBOARD, f"{socket.gethostname()}-{os.getpid()}", lambda: Judgement([]))
+        self._door = HealthEndpoint(
+            ServiceKind.DASHBOARD, f"{socket.gethostname()}-{os.getpid()}", lambda: HealthStatus([])
+        )
 
     # Connecting
 

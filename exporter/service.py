@@ -17,10 +17,10 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from ..bus.health import HealthDoor
+from ..bus.health import HealthEndpoint
 from ..client.client import Client
 from ..schemas.globs import matches_any
-from ..schemas.health import Judgement
+from ..schemas.health import HealthStatus
 from ..schemas.instruments import SECONDS, Histogram, ServiceKind
 from .families import Family
 from .live import FORGET_SECONDS, Live
@@ -52,7 +52,7 @@ class Exporter:
         self.client = client
         self.families = families
         self.live = Live(client.nc, forget_seconds=forget_seconds)
-        self._door = HealthDoor(ServiceKind.EXPORTER, f"{socket.gethostname()}-{os.getpid()}", self._judge)
+        self._door = HealthEndpoint(ServiceKind.EXPORTER, f"{socket.gethostname()}-{os.getpid()}", self._judge)
         self._known: list[tuple[str, str]] = []
         self._scrapes = Histogram(SECONDS)
         self._process = CollectorRegistry()
@@ -106,10 +106,12 @@ class Exporter:
             reasons.append("it still reads what the bus has kept of inventories and events")
         return reasons
 
-    def _judge(self) -> Judgement:
+    def _judge(self) -> HealthStatus:
         serves = self._thread is not None and self._thread.is_alive()
         scrapes = float(sum(self._scrapes.counts))
-        return Judgement([] if serves else ["it serves no page"], {"scrapes": scrapes, "scrape_seconds": self._scrapes})
+        return HealthStatus(
+            [] if serves else ["it serves no page"], {"scrapes": scrapes, "scrape_seconds": self._scrapes}
+        )
 
     def metrics(self, *, names: Sequence[str] = (), hosts: Sequence[str] = ()) -> bytes:
         """Write the page; may be called from any thread but the event loop's.

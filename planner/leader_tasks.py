@@ -19,11 +19,11 @@ from nats.errors import Error as NatsError
 from ..bus.elapsed import elapsed_seconds
 from ..bus.tasks import heed_cancellation
 from ..schemas import codec
-from .broker.broker import Desk
+from .broker.broker import RequestBroker
 from .durable.store import HEALTH, SERVICE_TIME, Deposed, Store, WriteFailed
 from .fleet.events import HostLost, HostSeen
 from .fleet.fleet import apply
-from .leases.events import Announcer
+from .leases.events import LeaseEventPublisher
 from .leases.ledger import clock
 from .leases.service_time import Service
 from .telemetry import Health, Telemetry
@@ -42,7 +42,7 @@ _WAITING_SECONDS: Final = 1.0
 _AFTER_FAILURE_SECONDS: Final = 1.0
 
 
-class Chores:
+class LeaderTasks:
     """Periodic tasks of one term.
 
     Args:
@@ -59,8 +59,8 @@ class Chores:
 
     def __init__(
         self,
-        desk: Desk,
-        announcer: Announcer,
+        desk: RequestBroker,
+        announcer: LeaseEventPublisher,
         telemetry: Telemetry,
         store: Store,
         *,
@@ -84,14 +84,14 @@ class Chores:
     def start(self) -> list[asyncio.Task[None]]:
         """Start one task for each; the caller cancels them at the end of the term."""
         return [
-            asyncio.create_task(forever("telling events", self._announcer.tend)),
-            asyncio.create_task(forever("ending leases", self._end_leases)),
-            asyncio.create_task(forever("keeping service time", self._keep_service_time)),
-            asyncio.create_task(forever("looking for lost hosts", self._look_for_lost_hosts)),
-            asyncio.create_task(forever("serving the queue", self._serve_queue)),
-            asyncio.create_task(forever("looking who waits", self._look_who_waits)),
-            asyncio.create_task(forever("keeping health", self._keep_health)),
-            asyncio.create_task(forever("measuring the bucket", self._measure)),
+            asyncio.create_task(run_periodically("telling events", self._announcer.tend)),
+            asyncio.create_task(run_periodically("ending leases", self._end_leases)),
+            asyncio.create_task(run_periodically("keeping service time", self._keep_service_time)),
+            asyncio.create_task(run_periodically("looking for lost hosts", self._look_for_lost_hosts)),
+            asyncio.create_task(run_periodically("serving the queue", self._serve_queue)),
+            asyncio.create_task(run_periodically("looking who waits", self._look_who_waits)),
+            asyncio.create_task(run_periodically("keeping health", self._keep_health)),
+            asyncio.create_task(run_periodically("measuring the bucket", self._measure)),
         ]
 
     async def _end_leases(self) -> float:
@@ -167,7 +167,7 @@ class Chores:
         return _HEALTH_SECONDS
 
 
-async def forever(what: str, step: Callable[[], Awaitable[float]]) -> None:
+async def run_periodically(what: str, step: Callable[[], Awaitable[float]]) -> None:
     """Run a step again and again, until cancelled. A step that fails is logged and tried again after a second.
 
     Args:
@@ -189,7 +189,7 @@ def _is_usual(error: Exception) -> bool:
     return isinstance(error, OSError | TimeoutError | NatsError | Deposed | WriteFailed)
 
 
-async def tidy() -> None:
+async def tune_gc() -> None:
     """Keep full garbage collections, which visit every lease, from delaying requests. Runs until cancelled.
 
     Leases live long and have no reference cycles, so reference counts free them. Each second all objects are frozen,

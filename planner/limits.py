@@ -14,7 +14,7 @@ from ..schemas import units
 from ..schemas.operations import ExplainRequest
 from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from .durable.bucket import FULL_PART, RECORD_PART
-from .fleet.lru import Kept
+from .fleet.lru import LRUCache
 from .leases.telling import EventBudget
 from .leases.usage import Owners
 
@@ -76,7 +76,7 @@ class TokenBuckets:
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = max(1.0, burst)
-        self._buckets: Kept[object, tuple[float, float]] = Kept(_MOST_OWNERS)
+        self._buckets: LRUCache[object, tuple[float, float]] = LRUCache(_MOST_OWNERS)
 
     def __len__(self) -> int:
         return len(self._buckets)

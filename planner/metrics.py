@@ -10,12 +10,12 @@ from typing import Final
 
 from ..bus.elapsed import steady_time
 from ..bus.tasks import heed_cancellation
-from ..schemas.health import Judgement
+from ..schemas.health import HealthStatus
 from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
 from ..schemas.requests import Assignment, Error, Rejection
 from .broker.beside import Beside
-from .broker.broker import Desk
-from .durable.election import Candidate
+from .broker.broker import RequestBroker
+from .durable.election import LeaderElection
 from .durable.store import Store
 from .fleet.fleet import Fleet
 from .leases.telling import Telling
@@ -29,7 +29,7 @@ FOLD_SECONDS: Final = 5.0
 """The planner is not ready if telemetry has been waiting to be folded in for longer."""
 
 
-class Vitals:
+class PlannerMetrics:
     """Metrics of one planner, over all of its terms.
 
     Attributes:
@@ -88,15 +88,15 @@ class Vitals:
 
     def judge(
         self,
-        candidate: Candidate,
+        candidate: LeaderElection,
         store: Store,
         telemetry: Telemetry,
         fleet: Fleet,
-        desk: Desk | None,
+        desk: RequestBroker | None,
         *,
         hears: bool,
         dead: Iterable[str] = (),
-    ) -> Judgement:
+    ) -> HealthStatus:
         """Health check: the reasons why the planner is not ready, its metrics and its role.
 
         Args:
@@ -125,7 +125,7 @@ class Vitals:
             reasons.append("its bucket is nearly full: nothing is granted until leases end")
         now = steady_time()
         queue = None if desk is None else desk.queue
-        return Judgement(
+        return HealthStatus(
             reasons,
             {
                 "leading": float(desk is not None),

@@ -22,24 +22,24 @@ from nats.errors import Error as NatsError
 
 from ..bus.connect import BusUnavailable, connect, until_closed
 from ..bus.elapsed import elapsed_seconds
-from ..bus.health import HealthDoor
+from ..bus.health import HealthEndpoint
 from ..bus.layout import until_laid_out
 from ..bus.tasks import heed_cancellation
 from ..schemas import codec, subjects
-from ..schemas.health import Judgement
+from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
 from ..schemas.operations import Drains
 from ..schemas.requests import Error, LeaseState
 from .api.endpoints import Endpoints
 from .api.request_context import HEADROOM_BYTES
 from .broker.beside import Beside, Bounds
-from .broker.broker import Desk
+from .broker.broker import RequestBroker
 from .broker.idempotency import Answer
 from .broker.presence import SILENCE_SECONDS
 from .broker.probe import Probe
 from .broker.queue import PATIENCE_SECONDS
 from .durable.bucket import mend_streams
-from .durable.election import Candidate
+from .durable.election import LeaderElection
 from .durable.store import (
     ANSWER_PREFIX,
     DRAINS,
@@ -56,15 +56,15 @@ from .durable.store import (
 )
 from .fleet.fleet import Fleet, apply
 from .fleet.holdings import forget, hold
-from .leader_tasks import LOST_AFTER_SECONDS, Chores, forever, tidy
-from .leases.events import EVENT_KEY_BYTES, Announcer
+from .leader_tasks import LOST_AFTER_SECONDS, LeaderTasks, run_periodically, tune_gc
+from .leases.events import EVENT_KEY_BYTES, LeaseEventPublisher
 from .leases.ledger import Ledger
 from .leases.lifecycle import LeaseRecord, LeaseTable
 from .leases.records import lease_record
 from .leases.resumed import outage_seconds, resumed
 from .leases.service_time import Service, ServiceTime
 from .limits import Limiter, Limits
-from .metrics import Vitals
+from .metrics import PlannerMetrics
 from .placement.decide import Policies
 from .placement.policies import POLICIES
 from .telemetry import Health, Telemetry
@@ -122,17 +122,17 @@ class Planner:
         self._telemetry_nc = telemetry_nc
         self._beside = Beside(settings.questions)
         self._working = Beside(structs.replace(settings.questions, waiting_of_one=_WORK_OF_ONE))
-        self._vitals = Vitals(self._beside, self._working)
-        self._door = HealthDoor(ServiceKind.PLANNER, self.id, self._judge)
+        self._vitals = PlannerMetrics(self._beside, self._working)
+        self._door = HealthEndpoint(ServiceKind.PLANNER, self.id, self._judge)
         self._settings = settings
         self._limiter = Limiter(settings.limits)
         self._policies = Policies() if settings.policy is None else Policies(settings.policy)
         self._store = Store(nc)
         self._probe = Probe(nc)
         self._telemetry = Telemetry(telemetry_nc, self.fleet)
-        self._candidate = Candidate(self._store, self.id, self._elected, self._deposed)
-        self._desk: Desk | None = None
-        self._announcer: Announcer | None = None
+        self._candidate = LeaderElection(self._store, self.id, self._elected, self._deposed)
+        self._desk: RequestBroker | None = None
+        self._announcer: LeaseEventPublisher | None = None
         self._endpoints = Endpoints(
             nc,
             self.id,
@@ -176,9 +176,9 @@ class Planner:
                     await self._store.close()
                 await asyncio.sleep(_START_AGAIN_SECONDS)
         self._tasks = [
-            asyncio.create_task(tidy(), name="garbage collection"),
+            asyncio.create_task(tune_gc(), name="garbage collection"),
             asyncio.create_task(self._telemetry.run(), name="folding telemetry in"),
-            asyncio.create_task(forever("resending", self._store.tend), name="resending"),
+            asyncio.create_task(run_periodically("resending", self._store.tend), name="resending"),
             asyncio.create_task(self._candidate.run(), name="the election"),
             asyncio.create_task(self._vitals.watch_loop(), name="watching the loop"),
         ]
@@ -252,7 +252,7 @@ class Planner:
                 log.debug("telemetry can't be caught up with yet: %r", error)
                 await asyncio.sleep(1.0)
 
-    def _judge(self) -> Judgement:
+    def _judge(self) -> HealthStatus:
         return self._vitals.judge(
             self._candidate,
             self._store,
@@ -301,7 +301,7 @@ class Planner:
         await self._keep_service_time(kept, term)
         table = await self._take_in(records)
         apply(self.fleet, Drains(drains=drains))
-        announcer = self._announcer = Announcer(
+        announcer = self._announcer = LeaseEventPublisher(
             self._nc,
             self._store,
             term,
@@ -325,7 +325,7 @@ class Planner:
             deposed=self._candidate.deposed,
             most_bytes=self.most_bytes,
         )
-        desk = Desk(
+        desk = RequestBroker(
             self.fleet,
             ledger,
             self._store,
@@ -343,7 +343,7 @@ class Planner:
         )
         desk.decided = self._vitals.decision_seconds.observe
         self._desk = desk
-        chores = Chores(
+        chores = LeaderTasks(
             desk,
             announcer,
             self._telemetry,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ..schemas import subjects
-from ..schemas.health import Judgement
+from ..schemas.health import HealthStatus
 from ..schemas.instruments import ROWS, Histogram
 from .ingest.deadletters import DeadLetters
 from .ingest.ingest import Counts, Ingest
@@ -17,7 +17,7 @@ LAG_SECONDS: Final = 30.0
 """With more lag than this a processor is not ready: its history does not show the present state."""
 
 
-class Vitals:
+class ProcessorMetrics:
     """Metrics and health check of one processor.
 
     Args:
@@ -58,7 +58,7 @@ class Vitals:
         """Remove a part that was released; its counts stay."""
         self.ingests.pop(ingest.part, None)
 
-    def judge(self) -> Judgement:
+    def judge(self) -> HealthStatus:
         """Judge the processor's health: the reasons why it is not ready, and its metrics."""
         reasons: list[str] = []
         for part, ingest in self.ingests.items():
@@ -101,7 +101,7 @@ class Vitals:
             values["queries"] = {outcome: float(count) for outcome, count in queries.counts.items()}
             values["queries_running"] = float(queries.running)
             values["queries_waiting"] = float(queries.waiting)
-        return Judgement(reasons, values)
+        return HealthStatus(reasons, values)
 
     def _sums(self, field: str) -> dict[str, float]:
         return {part: float(sum(getattr(each, field) for each in found)) for part, found in self._counts.items()}

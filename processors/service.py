@@ -15,13 +15,13 @@ from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
 from ..bus.connect import BusUnavailable, connect, first_of, until_closed
-from ..bus.health import HealthDoor
+from ..bus.health import HealthEndpoint
 from ..bus.layout import until_laid_out
 from ..schemas.instruments import ServiceKind
 from ..schemas.query import ProcessorStatus
 from .ingest.deadletters import DeadLetters
 from .ingest.ingest import CONSUMERS, Ingest
-from .metrics import Vitals
+from .metrics import ProcessorMetrics
 from .query import quack, snapshots
 from .query.service import QueryService
 from .serverclock import ServerClock
@@ -117,10 +117,10 @@ async def process(
             await until_laid_out(js)
             letters = DeadLetters(js)
             ingests = [Ingest(nc, storage, consumer, letters) for consumer in CONSUMERS]
-            vitals = Vitals(letters, storage.size_bytes, maintenance.failing, lambda: maintenance.held_back)
+            vitals = ProcessorMetrics(letters, storage.size_bytes, maintenance.failing, lambda: maintenance.held_back)
             for ingest in ingests:
                 vitals.add(ingest)
-            health = HealthDoor(ServiceKind.PROCESSOR, storage.processor, vitals.judge)
+            health = HealthEndpoint(ServiceKind.PROCESSOR, storage.processor, vitals.judge)
             await health.open(nc)
 
             def status() -> ProcessorStatus:

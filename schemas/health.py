@@ -68,7 +68,7 @@ class ServiceHealth(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     measures: list[Measure] = []
 
 
-class Judgement(Struct, frozen=True):
+class HealthStatus(Struct, frozen=True):
     """Readiness, role and instruments of a service at one moment.
 
     Attributes:

@@ -32,7 +32,7 @@ _ROLES: Final[dict[str, Role]] = {
 """Role of each part of a cluster."""
 
 
-class Local(Struct, frozen=True, kw_only=True):
+class LocalAccess(Struct, frozen=True, kw_only=True):
     """The authority of a local cluster.
 
     Attributes:
@@ -65,7 +65,7 @@ class Local(Struct, frozen=True, kw_only=True):
         return replace(part, environment={CREDENTIALS_VARIABLE: path} | part.environment)
 
 
-def settle(data: Path, pid_file: Path, listen: str = "127.0.0.1") -> Local:
+def settle(data: Path, pid_file: Path, listen: str = "127.0.0.1") -> LocalAccess:
     """Open the authority of a cluster, and create it if it is missing.
 
     Args:
@@ -84,7 +84,7 @@ def settle(data: Path, pid_file: Path, listen: str = "127.0.0.1") -> Local:
     user = account()
     if user not in authority.registry.users:
         authority.add(Role.OPERATOR, user, owner=ANY_OWNER)
-    return Local(authority=authority, user=user)
+    return LocalAccess(authority=authority, user=user)
 
 
 def take_over(store: Path, secured: bool) -> None:

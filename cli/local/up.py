@@ -20,7 +20,7 @@ from ...client import Client, CorralError
 from ...schemas import operations
 from ..exits import USAGE, CommandError
 from ..options import console
-from .access import Local, context_name, forget, introduce, server_names, settle, take_over
+from .access import LocalAccess, context_name, forget, introduce, server_names, settle, take_over
 from .folders import dashboard_state, default_data
 from .server import EmbeddedServer, server_binary
 from .supervisor import DataFolder, Happening, Part, Supervisor
@@ -130,7 +130,7 @@ def collector_part(
 
 
 async def _up(
-    folder: DataFolder, server: EmbeddedServer, parts: Sequence[Part], collector: Part | None, local: Local | None
+    folder: DataFolder, server: EmbeddedServer, parts: Sequence[Part], collector: Part | None, local: LocalAccess | None
 ) -> None:
     out = console()
     credentials = local and local.credentials

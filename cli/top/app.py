@@ -21,7 +21,7 @@ from ...schemas import operations, requests
 from ...schemas.units import format_bytes
 from .. import render
 from .tables import Rows, device_columns, host_columns, lease_columns, process_columns, queue_columns
-from .view import HISTORY, SORTS, Board, ProcessRow, by_host, picked, sparkline, summary_line
+from .view import HISTORY, SORTS, FleetView, ProcessRow, by_host, picked, sparkline, summary_line
 
 VIEWS = ("devices", "hosts", "leases", "queue", "processes")
 
@@ -86,7 +86,7 @@ class DevicePage(ModalScreen[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q", "dismiss(None)", "Back")]
 
-    def __init__(self, board: Board, uuid: str) -> None:
+    def __init__(self, board: FleetView, uuid: str) -> None:
         super().__init__()
         self._board = board
         self._uuid = uuid
@@ -105,7 +105,7 @@ class DevicePage(ModalScreen[None]):
         self.query_one("#device", Static).update(device_page(self._board, self._uuid, max(20, self.size.width - 30)))
 
 
-def device_page(board: Board, uuid: str, width: int) -> RenderableType:
+def device_page(board: FleetView, uuid: str, width: int) -> RenderableType:
     """Details of a device for a given width: metrics, state, leases and processes."""
     seen = board.last
     device = next((one for one in seen.devices if one.uuid == uuid), None) if seen else None
@@ -187,7 +187,7 @@ class TopApp(App[None]):
         Binding("x", "end", "End lease"),
     ]
 
-    def __init__(self, board: Board, *, sort: str = "host", words: str = "", interval: float = 1.0) -> None:
+    def __init__(self, board: FleetView, *, sort: str = "host", words: str = "", interval: float = 1.0) -> None:
         super().__init__()
         self._board = board
         self._sort = sort

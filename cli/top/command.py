@@ -15,7 +15,7 @@ from rich.text import Text
 from .. import render
 from ..exits import USAGE, CommandError
 from ..options import Hosts, Models, NatsUrl, connected, console, print_json, run
-from .view import SORTS, Board, Look, look, picked, summary_line
+from .view import SORTS, FleetSnapshot, FleetView, look, picked, summary_line
 
 
 def top(
@@ -58,7 +58,7 @@ def top(
                 else:
                     console().print(page(seen))
                 return
-            board = Board(client, host or (), model or ())
+            board = FleetView(client, host or (), model or ())
             await board.refresh()
             if plain or not find_spec("textual"):
                 await _live(board, sort, filter, interval)
@@ -70,7 +70,7 @@ def top(
     run(work())
 
 
-def page(seen: Look, most: int | None = None) -> Group:
+def page(seen: FleetSnapshot, most: int | None = None) -> Group:
     """Tables of one snapshot of the fleet, with at most `most` devices."""
     devices = seen.devices if most is None else seen.devices[:most]
     parts: list[Any] = [summary_line(seen), Text(), render.devices_table(devices)]
@@ -88,7 +88,7 @@ def page(seen: Look, most: int | None = None) -> Group:
     return Group(*parts)
 
 
-async def _live(board: Board, sort: str, words: str, interval: float) -> None:
+async def _live(board: FleetView, sort: str, words: str, interval: float) -> None:
     from rich.live import Live
 
     out = console()

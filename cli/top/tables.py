@@ -18,7 +18,7 @@ from textual.strip import Strip
 from ...client.notebook import short_model
 from ...schemas import operations, requests
 from .. import render
-from .view import HISTORY, Board, HostRow, ProcessRow, sparkline
+from .view import HISTORY, FleetView, HostRow, ProcessRow, sparkline
 
 _HEAD: Final = Style(bold=True, dim=True)
 _CURSOR: Final = Style(bgcolor="#1f4f3f")
@@ -169,7 +169,7 @@ def _strip(cells: Sequence[tuple[Column, int, Text]], width: int, style: Style, 
     return Strip(segments).adjust_cell_length(width).apply_style(style)
 
 
-def device_columns(board: Board) -> list[Column]:
+def device_columns(board: FleetView) -> list[Column]:
     """Columns of the device table; it is meant for 80 characters or more."""
 
     def memory(device: operations.DeviceStatus) -> str:

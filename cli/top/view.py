@@ -30,7 +30,7 @@ ROWS_SECONDS: Final = 2.0
 SPARKS: Final = "▁▂▃▄▅▆▇█"
 
 
-class Look(Struct, kw_only=True):
+class FleetSnapshot(Struct, kw_only=True):
     """Snapshot of the fleet, as the planner sees it."""
 
     time: datetime
@@ -78,7 +78,7 @@ _RECALLED: Final = {
 """Columns of the view `processes_now`, with the corresponding fields of a `ProcessSample`."""
 
 
-async def look(client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> Look:
+async def look(client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> FleetSnapshot:
     """Take a snapshot: ask the planner for fleet, devices, leases and queue concurrently."""
     fleet, devices, leases, queue = await asyncio.gather(
         client.fleet(hosts=hosts, models=models),
@@ -86,10 +86,10 @@ async def look(client: Client, hosts: Sequence[str] = (), models: Sequence[str] 
         client.leases(),
         client.queue(),
     )
-    return Look(time=datetime.now(UTC), fleet=fleet, devices=devices, leases=leases, queue=queue)
+    return FleetSnapshot(time=datetime.now(UTC), fleet=fleet, devices=devices, leases=leases, queue=queue)
 
 
-class Board:
+class FleetView:
     """The last snapshot, and the history of each device.
 
     Attributes:
@@ -105,7 +105,7 @@ class Board:
         self.client = client
         self._hosts = hosts
         self._models = models
-        self.last: Look | None = None
+        self.last: FleetSnapshot | None = None
         self.error = ""
         self.past: dict[str, deque[float | None]] = {}
         self.mean_past: deque[float | None] = deque(maxlen=HISTORY)
@@ -318,7 +318,7 @@ def by_host(devices: Sequence[operations.DeviceStatus]) -> list[HostRow]:
     return rows
 
 
-def summary_line(seen: Look, past: Any = ()) -> Text:
+def summary_line(seen: FleetSnapshot, past: Any = ()) -> Text:
     """Summary of the fleet in one line."""
     fleet = seen.fleet
     line = Text()

@@ -30,7 +30,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
 from ...bus.connect import connect
-from ...bus.health import Since
+from ...bus.health import LastSeen
 from ...bus.layout import ensure_layout
 from ...bus.permissions import may_make_streams
 from ...bus.tasks import heed_cancellation
@@ -113,7 +113,7 @@ class Publisher:
     ) -> None:
         self.outbox = outbox
         self.published_messages = 0
-        self.acknowledged = Since()
+        self.acknowledged = LastSeen()
         self.connected = False
         self._url = url
         self._name = name

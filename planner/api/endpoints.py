@@ -37,15 +37,15 @@ from ...schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from ...schemas.subjects import PlanSubject
 from ..broker import costs
 from ..broker.beside import Beside, GivenUp, TooMany, too_many
-from ..broker.broker import Desk
+from ..broker.broker import RequestBroker
 from ..broker.heavy import HEAVY_BYTES
-from ..durable.election import Candidate
+from ..durable.election import LeaderElection
 from ..fleet import summary
 from ..fleet.fleet import Fleet
 from ..limits import Kind, Limiter, asks
-from ..metrics import Vitals
+from ..metrics import PlannerMetrics
 from ..placement.decide import InvalidRequest, Policies, explain
-from .request_context import Asked
+from .request_context import RequestContext
 
 log = logging.getLogger("corral.planner")
 
@@ -79,9 +79,9 @@ class Endpoints:
         planner: str,
         fleet: Fleet,
         policies: Policies,
-        candidate: Candidate,
+        candidate: LeaderElection,
         limiter: Limiter,
-        vitals: Vitals,
+        vitals: PlannerMetrics,
         beside: Beside,
         reading: Beside,
         *,
@@ -109,7 +109,7 @@ class Endpoints:
         """Register as a standby, which answers `$SRV.PING/INFO/STATS` alone."""
         await self._register(None)
 
-    async def open(self, desk: Desk) -> None:
+    async def open(self, desk: RequestBroker) -> None:
         """Register as the leader, with endpoints that this broker answers."""
         await self._register(desk)
 
@@ -129,7 +129,7 @@ class Endpoints:
         """Metrics of the planner for the statistics of the endpoint `request`; None for the other endpoints."""
         return msgspec.to_builtins(self._health().measures) if endpoint.name == "request" else None
 
-    async def _register(self, desk: Desk | None) -> None:
+    async def _register(self, desk: RequestBroker | None) -> None:
         before = self._service
         service = self._service = await micro.add_service(
             self._nc,
@@ -148,43 +148,43 @@ class Endpoints:
         if before is not None:
             await before.stop()
 
-    def _table(self, desk: Desk) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
-        async def request(asked: Asked, body: WorkRequest) -> None:
+    def _table(self, desk: RequestBroker) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
+        async def request(asked: RequestContext, body: WorkRequest) -> None:
             await desk.request(body, asked)
 
-        async def large_request(asked: Asked) -> None:
+        async def large_request(asked: RequestContext) -> None:
             found = asked.take(await self._reading.ask(asked.asker, asked.read))
             if isinstance(found, Error):
                 await asked.answer(found)
             else:
                 await desk.request(found[0], asked, found[1])
 
-        async def withdraw(asked: Asked, body: WithdrawAction) -> None:
+        async def withdraw(asked: RequestContext, body: WithdrawAction) -> None:
             await desk.withdraw(body, asked)
 
-        async def renew(asked: Asked, body: LeaseAction) -> None:
+        async def renew(asked: RequestContext, body: LeaseAction) -> None:
             await desk.holding.renew(body, asked)
 
-        async def release(asked: Asked, body: LeaseAction) -> None:
+        async def release(asked: RequestContext, body: LeaseAction) -> None:
             await desk.holding.release(body, asked)
 
-        async def evict(asked: Asked, body: EvictAction) -> None:
+        async def evict(asked: RequestContext, body: EvictAction) -> None:
             await desk.holding.evict(body, asked)
 
-        async def drain(asked: Asked, body: DrainAction) -> None:
+        async def drain(asked: RequestContext, body: DrainAction) -> None:
             self._spawn(desk.drainer.drain(body, asked))
 
         def explained(body: ExplainRequest) -> Struct:
             desk.show_kept_from(body.request)
             return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
 
-        async def explanation(asked: Asked, body: ExplainRequest) -> None:
+        async def explanation(asked: RequestContext, body: ExplainRequest) -> None:
             await self._answer(asked, costs.explaining(self._fleet, body), lambda: explained(body))
 
-        async def large_explanation(asked: Asked) -> None:
+        async def large_explanation(asked: RequestContext) -> None:
             await self._answer_beside(asked, lambda: explained(asked.decode(ExplainRequest)))
 
-        async def too_large(asked: Asked) -> None:
+        async def too_large(asked: RequestContext) -> None:
             await asked.answer(Error(code="too_large", message=f"More than {HEAVY_BYTES} bytes say nothing here"))
 
         def devices(body: DeviceFilter) -> Struct:
@@ -225,14 +225,14 @@ class Endpoints:
             ),
         ]
 
-    async def _answer(self, asked: Asked, seconds: float, work: Callable[[], Struct]) -> None:
+    async def _answer(self, asked: RequestContext, seconds: float, work: Callable[[], Struct]) -> None:
         """Answer a read-only query: at once if it is cheap, in a copy of the process if it is expensive."""
         if seconds <= costs.CHEAP_SECONDS:
             await asked.answer(work())
         else:
             self._spawn(self._answer_beside(asked, work))
 
-    async def _answer_beside(self, asked: Asked, work: Callable[[], Struct]) -> None:
+    async def _answer_beside(self, asked: RequestContext, work: Callable[[], Struct]) -> None:
         async def answer() -> None:
             await asked.answer_packed(await self._beside.ask(asked.asker, lambda: asked.pack(work)))
 
@@ -243,10 +243,10 @@ class Endpoints:
         name: str,
         subject: str,
         type: type[Any],
-        work: Callable[[Asked, Any], Awaitable[None]],
+        work: Callable[[RequestContext, Any], Awaitable[None]],
         field: str = "owner",
         kind: Kind | None = None,
-        large: Callable[[Asked], Awaitable[None]] | None = None,
+        large: Callable[[RequestContext], Awaitable[None]] | None = None,
     ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
         async def turn_away(request: Request) -> None:
             await self._asked(request, None).turn_away(subject, field or "user")
@@ -260,11 +260,11 @@ class Endpoints:
     def _handler(
         self,
         type: type[Any],
-        work: Callable[[Asked, Any], Awaitable[None]],
+        work: Callable[[RequestContext, Any], Awaitable[None]],
         owner_from: int = 0,
         field: str = "owner",
         kind: Kind | None = None,
-        large: Callable[[Asked], Awaitable[None]] | None = None,
+        large: Callable[[RequestContext], Awaitable[None]] | None = None,
     ) -> Callable[[Request], Awaitable[None]]:
         """Handler of an endpoint: checks quotas, decodes the message, and answers it.
 
@@ -287,7 +287,7 @@ class Endpoints:
                 return
             await self._guarded(asked, look(asked, request, owner))
 
-        async def look(asked: Asked, request: Request, owner: str | None) -> None:
+        async def look(asked: RequestContext, request: Request, owner: str | None) -> None:
             asked.content_type = codec.content_type(request.headers)  # also of a refusal
             refused = self._limiter.size(request.data)
             if refused is None and large is not None and len(request.data) > HEAVY_BYTES:
@@ -339,16 +339,16 @@ class Endpoints:
     ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
         """Endpoints of a read-only query, whose answer does not depend on the name that may end the subject."""
 
-        async def read(asked: Asked, body: Any) -> None:
+        async def read(asked: RequestContext, body: Any) -> None:
             await self._answer(asked, cost(body), lambda: work(body))
 
-        async def large(asked: Asked) -> None:
+        async def large(asked: RequestContext) -> None:
             await self._answer_beside(asked, lambda: work(asked.decode(type)))
 
         handler = self._handler(type, read, large=large)
         return [(name, subject, handler), (f"{name}-owned", f"{subject}.>", handler)]
 
-    def _unanswerable(self, asked: Asked) -> None:
+    def _unanswerable(self, asked: RequestContext) -> None:
         """Count and log a message without a reply subject, and do nothing: no client would learn of a grant."""
         self._vitals.without_reply()
         now = time.monotonic()
@@ -359,7 +359,7 @@ class Endpoints:
                 asked.subject,
             )
 
-    async def _guarded(self, asked: Asked, work: Awaitable[None]) -> None:
+    async def _guarded(self, asked: RequestContext, work: Awaitable[None]) -> None:
         """Answer a message; if that fails, answer with the error."""
         try:
             await work
@@ -390,9 +390,11 @@ class Endpoints:
             error = Error(code="unavailable", message="This planner does not know whether it still leads: ask again")
             await self._asked(request, None).answer(error)
 
-    def _asked(self, request: Request, owner: str | None) -> Asked:
+    def _asked(self, request: Request, owner: str | None) -> RequestContext:
         counts = request.subject.startswith(PlanSubject.REQUEST)
-        return Asked(request, owner, self._most_bytes, self._forward_soon, self._vitals.answered if counts else None)
+        return RequestContext(
+            request, owner, self._most_bytes, self._forward_soon, self._vitals.answered if counts else None
+        )
 
     # Forwarding
 

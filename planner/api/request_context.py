@@ -41,7 +41,7 @@ Answered = Callable[[Struct, float, bool], None]
 """Called with the answer, the seconds since the request came, and true if the request allowed queueing."""
 
 
-class Asked:
+class RequestContext:
     """One message, with what is needed to decode and to answer it.
 
     Args:

@@ -31,9 +31,9 @@ from . import costs
 from .beside import Beside, GivenUp, TooMany, too_many
 from .drains import Drainer
 from .heavy import Heavy, distributed, filled
-from .idempotency import Answer, Answers, conflict, digest_of
+from .idempotency import Answer, RejectionCache, conflict, digest_of
 from .lease_commands import HoldingDesk
-from .pending import Caller, Onlooker, Opened
+from .pending import Onlooker, Opened, Responder
 from .presence import ASK_AGAIN, SILENCE_SECONDS, Presence
 from .queue import MOST_WAITING, PATIENCE_SECONDS, Waiting, WaitingQueue
 from .reserving import Reservations, newcomer
@@ -50,7 +50,7 @@ async def nobody_heard(_: Sequence[str]) -> set[str]:
     return set()
 
 
-class Desk:
+class RequestBroker:
     """Decides and answers requests, in one term.
 
     Args:
@@ -112,7 +112,7 @@ class Desk:
         self._errands: set[asyncio.Task[None]] = set()
         self.drainer = Drainer(fleet, store, term, drains, self.wake.set, deposed)
         self.holding = HoldingDesk(fleet, ledger, planner)
-        self._answers = Answers(store, term, answers, deposed)
+        self._answers = RejectionCache(store, term, answers, deposed)
         self._open: dict[tuple[str, str], Opened] = {}
         self._made = 0
         self._closed = False
@@ -120,7 +120,7 @@ class Desk:
 
     # Requests
 
-    async def request(self, request: WorkRequest, caller: Caller, heavy: Heavy | None = None) -> None:
+    async def request(self, request: WorkRequest, caller: Responder, heavy: Heavy | None = None) -> None:
         """Grant, queue or reject a request.
 
         Args:
@@ -149,7 +149,7 @@ class Desk:
         self._open[opened.key] = opened
         await self._settle(opened, decision)
 
-    async def _asked_before(self, request: WorkRequest, request_id: str, digest: str, caller: Caller) -> bool:
+    async def _asked_before(self, request: WorkRequest, request_id: str, digest: str, caller: Responder) -> bool:
         opened = self._open.get((request.owner, request_id))
         if opened is not None:
             if opened.unseen:
@@ -170,7 +170,7 @@ class Desk:
             return True
         return False
 
-    async def _join(self, opened: Opened, caller: Caller) -> None:
+    async def _join(self, opened: Opened, caller: Responder) -> None:
         """Add a retry to a pending request; if that is queued, its client counts as heard."""
         before = opened.join(caller)
         entry = opened.entry
@@ -301,7 +301,7 @@ class Desk:
             deposed=lambda: self._forward(opened),
         )
 
-    async def withdraw(self, action: WithdrawAction, caller: Caller) -> None:
+    async def withdraw(self, action: WithdrawAction, caller: Responder) -> None:
         """Withdraw a request from the queue. One that was granted or rejected already stays so, and gets that answer.
 
         An unknown request may still be on its way (forwarded by an earlier leader, say): it is rejected when it

@@ -11,7 +11,7 @@ from ...schemas.requests import Error
 from ..durable.store import DRAINS, Deposed, Store, WriteFailed
 from ..fleet.fleet import Fleet, apply
 from ..leases.lifecycle import Refused
-from .pending import Caller
+from .pending import Responder
 
 
 class Drainer:
@@ -43,7 +43,7 @@ class Drainer:
         self._deposed = deposed
         self._lock = asyncio.Lock()
 
-    async def drain(self, action: DrainAction, caller: Caller) -> None:
+    async def drain(self, action: DrainAction, caller: Responder) -> None:
         """Drain or undrain, store that, and answer with all drains."""
         try:
             async with self._lock:

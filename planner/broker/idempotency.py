@@ -54,7 +54,7 @@ class Answer(Struct, frozen=True, kw_only=True):
         return self.digest == digest if self.digest else self.owner == request.owner
 
 
-class Answers:
+class RejectionCache:
     """Cache of a term's rejections, in memory and in the bucket.
 
     Args:

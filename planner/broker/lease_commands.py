@@ -11,7 +11,7 @@ from ..fleet.fleet import Fleet
 from ..leases import lifecycle as leases
 from ..leases.ledger import Ledger, clock
 from ..leases.lifecycle import LeaseRecord
-from .pending import Caller
+from .pending import Responder
 
 
 class HoldingDesk:
@@ -28,7 +28,7 @@ class HoldingDesk:
         self._ledger = ledger
         self._planner = planner
 
-    async def renew(self, action: LeaseAction, caller: Caller) -> None:
+    async def renew(self, action: LeaseAction, caller: Responder) -> None:
         """Renew a lease: its end moves to now plus its time to live, or the one that the action gives."""
 
         def step(record: LeaseRecord | None) -> LeaseRecord:
@@ -38,7 +38,7 @@ class HoldingDesk:
 
         await self._change(action, step, caller)
 
-    async def release(self, action: LeaseAction, caller: Caller) -> None:
+    async def release(self, action: LeaseAction, caller: Responder) -> None:
         """Release a lease. Idempotent: releasing it again gives the same answer."""
 
         def step(record: LeaseRecord | None) -> LeaseRecord:
@@ -49,7 +49,7 @@ class HoldingDesk:
 
         await self._change(action, step, caller)
 
-    async def evict(self, action: EvictAction, caller: Caller) -> None:
+    async def evict(self, action: EvictAction, caller: Responder) -> None:
         """Evict: end a lease on behalf of an operator."""
         by = f" (by {action.operator})" if action.operator else ""
 
@@ -60,7 +60,7 @@ class HoldingDesk:
         await self._change(action, step, caller)
 
     async def _change(
-        self, action: LeaseAction | EvictAction, step: Callable[[LeaseRecord | None], LeaseRecord], caller: Caller
+        self, action: LeaseAction | EvictAction, step: Callable[[LeaseRecord | None], LeaseRecord], caller: Responder
     ) -> None:
         async def settled(outcome: Lease | Error | Deposed | None) -> None:
             if isinstance(outcome, Deposed):

@@ -17,7 +17,7 @@ _MOST_ACROSS: Final = 4
 """The same for callers from other accounts, whose reply subject is another one at each retry."""
 
 
-class Caller(Protocol):
+class Responder(Protocol):
     """Sender of a message, which waits for one answer."""
 
     @property
@@ -58,7 +58,7 @@ class Opened:
     __slots__ = ("callers", "digest", "entry", "heavy", "named", "request", "unseen")
 
     def __init__(
-        self, digest: str, request: WorkRequest, caller: Caller, named: bool, heavy: Heavy | None = None
+        self, digest: str, request: WorkRequest, caller: Responder, named: bool, heavy: Heavy | None = None
     ) -> None:
         self.digest = digest
         self.request = request
@@ -73,7 +73,7 @@ class Opened:
         """Owner and request id: ids are unique for one owner."""
         return self.request.owner, self.request.request_id or ""
 
-    def join(self, caller: Caller) -> list[Caller]:
+    def join(self, caller: Responder) -> list[Responder]:
         """Add a caller. Each reply subject gets the answer once; of too many callers the oldest are dropped.
 
         Returns:
@@ -87,7 +87,7 @@ class Opened:
         self.callers.append(caller)
         return before
 
-    def told(self) -> list[Caller]:
+    def told(self) -> list[Responder]:
         """Remove and return the callers that sent the request, for an interim answer; onlookers stay."""
         waiting = [caller for caller in self.callers if not isinstance(caller, Onlooker)]
         self.callers = [caller for caller in self.callers if isinstance(caller, Onlooker)]
@@ -97,7 +97,7 @@ class Opened:
 class Onlooker:
     """A caller that waits for the answer to a request with another body, which is what `forward` sends."""
 
-    def __init__(self, body: Struct, caller: Caller) -> None:
+    def __init__(self, body: Struct, caller: Responder) -> None:
         self._body = body
         self._caller = caller
 

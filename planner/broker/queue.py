@@ -16,7 +16,7 @@ from msgspec import json
 
 from ...schemas.operations import Queue, QueueEntry, QueueFilter
 from ...schemas.requests import Rejection, WorkRequest
-from ..fleet.lru import Kept
+from ..fleet.lru import LRUCache
 from ..fleet.reservation import Reservation
 
 PATIENCE_SECONDS: Final = 30.0
@@ -93,7 +93,7 @@ class WaitingQueue:
         self._named: dict[str, list[Waiting]] = {}
         self._of = Counter[str]()
         self._count = 0
-        self._left: Kept[tuple[str, str], Place] = Kept(MOST_WAITING)
+        self._left: LRUCache[tuple[str, str], Place] = LRUCache(MOST_WAITING)
         """Places of requests that left, by owner and request id."""
 
     def __len__(self) -> int:

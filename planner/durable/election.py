@@ -55,7 +55,7 @@ class Leader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     since: float = 0.0
 
 
-class Candidate:
+class LeaderElection:
     """Takes part in leader election, and reports the begin and end of each term.
 
     Args:

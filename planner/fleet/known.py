@@ -12,7 +12,7 @@ from ...schemas.telemetry import DeviceInfo, Inventory
 from .device import Device, Fault
 from .host import Host
 from .index import Index
-from .lru import Kept
+from .lru import LRUCache
 from .reservation import Reserved
 from .state import Ask, AskKey, DeviceState, HostState, Model, StateKey, model_key
 from .topology import Levels, Topology
@@ -100,16 +100,16 @@ class Fleet:
         """The same; None if not known, in which case the event's own time counts."""
         self.stale_after = stale_after
         self.shape_version = 0
-        self.cache: Kept[object, Any] = Kept(CACHE_MOST)
+        self.cache: LRUCache[object, Any] = LRUCache(CACHE_MOST)
         """Cache of decisions: rankings, rooms, filters. It may be emptied at any time."""
         self._timers: list[tuple[float, str]] = []
         # A host may report other hardware each minute: old entries are evicted.
-        self._models: Kept[object, Model] = Kept(MODELS_MOST)
-        self._topologies: Kept[Levels, Topology] = Kept(TOPOLOGIES_MOST)
+        self._models: LRUCache[object, Model] = LRUCache(MODELS_MOST)
+        self._topologies: LRUCache[Levels, Topology] = LRUCache(TOPOLOGIES_MOST)
         self._device_states: dict[object, DeviceState] = {}
         self._host_states: dict[object, HostState] = {}
         self._host_states_most = self._device_states_most = STATES_SPARE
-        self._asks: Kept[AskKey, Ask] = Kept(ASKS_MOST)
+        self._asks: LRUCache[AskKey, Ask] = LRUCache(ASKS_MOST)
 
     @property
     def largest_host(self) -> int:

@@ -8,7 +8,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Kept(Generic[K, V]):
+class LRUCache(Generic[K, V]):
     """A mapping that evicts the least recently used entry.
 
     Args:

@@ -70,7 +70,7 @@ class _Sent:
         self.first_at = self.sent_at = now
 
 
-class Announcer:
+class LeaseEventPublisher:
     """Publishes the events of one term.
 
     Args:

@@ -23,7 +23,7 @@ from ..durable.store import Deposed, Outcome, Store, WriteFailed, lease_key
 from ..fleet.fleet import Fleet
 from ..fleet.holdings import free
 from . import lifecycle
-from .events import Announcer
+from .events import LeaseEventPublisher
 from .lifecycle import LeaseRecord, LeaseTable, Refused
 from .service_time import ServiceTime
 from .usage import size_of
@@ -69,7 +69,7 @@ class Ledger:
     def __init__(
         self,
         store: Store,
-        announcer: Announcer,
+        announcer: LeaseEventPublisher,
         fleet: Fleet,
         table: LeaseTable,
         service: ServiceTime,

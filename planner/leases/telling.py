@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ...schemas.requests import Grant, Lease, LeaseEventKind
-from ..fleet.lru import Kept
+from ..fleet.lru import LRUCache
 
 SHORTEST_SECONDS: Final = 1.0
 """Interval between two published renewals of a lease."""
@@ -84,7 +84,7 @@ class EventBudget:
 
     def __init__(self, most_bytes: int = 0) -> None:
         self.most_bytes = most_bytes
-        self._taken: Kept[str, tuple[float, float]] = Kept(_MOST_OWNERS)
+        self._taken: LRUCache[str, tuple[float, float]] = LRUCache(_MOST_OWNERS)
 
     def spend(self, owner: str, size: int, now: float) -> None:
         """Count a published event.

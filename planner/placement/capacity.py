@@ -1,7 +1,7 @@
 """Capacity of the fleet for a request, cached from one decision to the next.
 
-A `Room` belongs to one ask. It counts each device under the reason why it can't be used, and each host by how many of
-the request's devices it could hold. It is updated by the hosts that have changed state since its last use.
+A `CapacityTally` belongs to one ask. It counts each device under the reason why it can't be used, and each host by how
+many of the request's devices it could hold. It is updated by the hosts that have changed state since its last use.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Part(NamedTuple):
     reasons: tuple[tuple[str, int, int], ...]
 
 
-class Room:
+class CapacityTally:
     """Devices by reason, and hosts by room, for one ask.
 
     Attributes:
@@ -73,7 +73,7 @@ class Room:
         """The nearest miss under a reason; 0 if there is none."""
         return max(self.nearest.get(reason, ()), default=0)
 
-    def follow(self, fleet: Fleet) -> Room:
+    def follow(self, fleet: Fleet) -> CapacityTally:
         """Update by the hosts that have changed state."""
         index = fleet.index
         if len(self._parts) > 2 * len(index.classes) + PARTS_SPARE:
@@ -206,10 +206,10 @@ def _near_host(reason: str, state: HostState, usable: int) -> int:
     return usable if reason in ("host_devices", "devices") else -1
 
 
-def room_for(fleet: Fleet, ask: Ask) -> Room:
+def room_for(fleet: Fleet, ask: Ask) -> CapacityTally:
     """Room of an ask, up to date; cached unless the ask names hosts or labels."""
     if ask.filtered:
-        found = Room(ask)
+        found = CapacityTally(ask)
         inside = {host.name for host in allowed(fleet, ask)}
         for host in fleet.hosts.values():
             if host.name in inside:
@@ -220,7 +220,7 @@ def room_for(fleet: Fleet, ask: Ask) -> Room:
     key = ("room", ask)
     kept = fleet.cache.get(key)
     if kept is None:
-        kept = fleet.cache.put(key, Room(ask))
+        kept = fleet.cache.put(key, CapacityTally(ask))
     return kept.follow(fleet)
 
 

@@ -13,7 +13,7 @@ from ..fleet.device import Device
 from ..fleet.fleet import Fleet
 from ..fleet.reservation import Reserved, owners_of
 from ..fleet.state import Ask, DeviceState, HostState
-from .capacity import Room, allowed, near_device
+from .capacity import CapacityTally, allowed, near_device
 from .feasible import NEAR_MEMORY, candidates, host_verdict, verdict_of
 from .policies import Policy
 from .rank import Ranking, ranking
@@ -108,7 +108,7 @@ def _kept(kept: Reserved) -> str:
 def _why_device(verdict: str, device: DeviceState, ask: Ask) -> str:
     if not verdict:
         return ""
-    single = Room(ask)
+    single = CapacityTally(ask)
     single.devices[verdict] = 1
     single.nearest[verdict] = {near_device(verdict, device): 1}
     return words(verdict, single, ask)

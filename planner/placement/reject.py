@@ -9,7 +9,7 @@ from ...schemas.units import format_bytes
 from ..fleet.fleet import Fleet
 from ..fleet.reservation import owners_of
 from ..fleet.state import WHOLE_SHARE, Ask, HostState
-from .capacity import Room, allowed, room_for
+from .capacity import CapacityTally, allowed, room_for
 from .feasible import NEAR_MEMORY, candidates, capacity
 
 
@@ -53,7 +53,7 @@ def kept(fleet: Fleet) -> str:
     return f"reserved for requests that have waited longer, of {', '.join(owners[:_OWNERS_NAMED])}{more}"
 
 
-def words(code: str, tally: Room, ask: Ask) -> str:
+def words(code: str, tally: CapacityTally, ask: Ask) -> str:
     """Text of a reason, with the nearest miss if there is one."""
     near = max(tally.most(code), tally.most(NEAR_MEMORY)) if code == "memory" else tally.most(code)
     if code == "memory":
@@ -109,7 +109,7 @@ def _part_ram(ask: Ask) -> int:
     return (ask if ask.placement is Placement.SAME_HOST else ask.part(1)).host_memory_bytes
 
 
-def _nearest(tally: Room, ask: Ask, fits: bool) -> str:
+def _nearest(tally: CapacityTally, ask: Ask, fits: bool) -> str:
     """Suggest the one change that would bring the request closest; empty if there is none."""
     most = tally.most("host_devices")
     if most:

@@ -15,12 +15,12 @@ from pathlib import Path
 from duckdb import DuckDBPyConnection
 
 from ...bus.connect import BusUnavailable, connect, first_of, until_closed
-from ...bus.health import HealthDoor
+from ...bus.health import HealthEndpoint
 from ...bus.layout import ensure_layout, until_laid_out
 from ...schemas import subjects
 from ...schemas.instruments import ServiceKind
 from ...schemas.query import ProcessorStatus
-from ..metrics import Vitals
+from ..metrics import ProcessorMetrics
 from ..query.guard import guard
 from ..query.service import QueryService
 from ..query.snapshots import SnapshotService
@@ -88,8 +88,8 @@ async def share(
             await partitions.ensure_stream(js, count)
 
         origin = Origin(nc, owner, count, make_streams)
-        vitals = Vitals(letters, failing=care.failing, held_back=lambda: care.held_back, origin=origin)
-        health = HealthDoor(ServiceKind.PROCESSOR, owner, vitals.judge)
+        vitals = ProcessorMetrics(letters, failing=care.failing, held_back=lambda: care.held_back, origin=origin)
+        health = HealthEndpoint(ServiceKind.PROCESSOR, owner, vitals.judge)
         await health.open(nc)
         consumers = partitions.consumers(count)
         working: dict[str, Ingest] = {}

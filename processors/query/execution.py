@@ -20,7 +20,7 @@ from duckdb import DuckDBPyConnection
 from ...schemas import codec
 from ...schemas.query import QueryEnd, QueryRequest, ResultFormat
 from . import results
-from .guard.guard import Fence, QueryError, begin
+from .guard.guard import QueryError, SqlGuard, begin
 
 log = logging.getLogger("corral.query")
 
@@ -104,7 +104,7 @@ class Execution:
         if self._stopped is not None:
             raise self._stopped
 
-    def run(self, connect: Callable[[], DuckDBPyConnection], fence: Fence, send: Send, part_bytes: int) -> QueryEnd:
+    def run(self, connect: Callable[[], DuckDBPyConnection], fence: SqlGuard, send: Send, part_bytes: int) -> QueryEnd:
         """Run the query and pass on its answer.
 
         Args:

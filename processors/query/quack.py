@@ -27,7 +27,7 @@ from typing import Any, Final
 import duckdb
 from duckdb import DuckDBPyConnection
 
-from .guard.guard import Fence, QueryError
+from .guard.guard import QueryError, SqlGuard
 
 log = logging.getLogger("corral.quack")
 
@@ -130,7 +130,7 @@ class QuackDoor:
         private: Sequence[str] = (),
     ) -> None:
         self._own = connect()
-        self._fence = Fence(connect, private)
+        self._fence = SqlGuard(connect, private)
         self.host, self.port = parse_address(address)
         if not _is_free(self.host, self.port):
             raise QuackError(f"{self.host}:{self.port} can't be listened on for Quack: another program does, perhaps")

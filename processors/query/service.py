@@ -37,7 +37,7 @@ from ...schemas.requests import Error
 from .delivery import Answer, header
 from .execution import SET_BACK, Execution, timed_out
 from .fairqueue import FairQueue
-from .guard.guard import Fence, QueryError
+from .guard.guard import QueryError, SqlGuard
 from .results import CONTENT_TYPES
 from .spool import Room, SpoolRoom
 
@@ -114,7 +114,7 @@ class QueryService:
         self._status = status or (lambda: ProcessorStatus(processor=self._processor))
         self._limits = limits or Limits()
         self._resident_bytes = self._limits.resident_bytes or memory_of_this_machine() * 9 // 10
-        self._fence = Fence(connect, private)
+        self._fence = SqlGuard(connect, private)
         self._queue: FairQueue[Execution] = FairQueue(
             self._limits.slots, self._limits.per_asker, self._limits.waiting, self._limits.express
         )

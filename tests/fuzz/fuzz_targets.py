@@ -32,7 +32,7 @@ from corral.collectors.source import EndOfData
 from corral.exporter.families import FAMILIES
 from corral.exporter.live import Live
 from corral.exporter.page import write
-from corral.planner.api.request_context import Asked
+from corral.planner.api.request_context import RequestContext
 from corral.planner.fleet import summary
 from corral.planner.fleet.fleet import Fleet, apply
 from corral.planner.placement.decide import InvalidRequest, Policies, decide, explain
@@ -40,7 +40,7 @@ from corral.planner.simulation.trace import TraceError, read_arrivals, read_node
 from corral.processors.ingest import facts
 from corral.processors.ingest.columnar import SCHEMA, Decoder, Incoming
 from corral.processors.ingest.deduplication import Arrivals
-from corral.processors.query.guard.guard import Fence, QueryError
+from corral.processors.query.guard.guard import QueryError, SqlGuard
 from corral.processors.storage import Database
 from corral.processors.storage.protocol import Series
 from corral.schemas import codec, columns, globs, operations, requests, subjects, telemetry
@@ -131,7 +131,7 @@ def questions(data: bytes) -> None:
     form = _FORMS[data[0] % 2]
     request: Any = SimpleNamespace(headers={codec.CONTENT_TYPE_HEADER: form}, data=data[1:])
     owner = _OWNERS[data[0] // 64 % 3] if type in (requests.WorkRequest, requests.LeaseAction) else None
-    asked = Asked(request, owner, 2**20, lambda *_: None)
+    asked = RequestContext(request, owner, 2**20, lambda *_: None)
     try:
         body = asked.decode(type)
     except codec.DecodeError as error:
@@ -306,10 +306,10 @@ _INVENTORY = codec.encode(seeds.inventory())
 
 
 @functools.cache
-def _fence() -> Fence:
+def _fence() -> SqlGuard:
     folder = Path(tempfile.mkdtemp(prefix="corral-fuzz-"))
     storage = Database(folder / "history.duckdb", memory_bytes=256 * 2**20)
-    return Fence(storage.cursor)
+    return SqlGuard(storage.cursor)
 
 
 @target([sql.encode() for sql in seeds.SQL])

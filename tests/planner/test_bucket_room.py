@@ -10,7 +10,7 @@ import pytest
 from corral.bus.connect import BusUnavailable
 from corral.bus.layout import bucket_config, ensure_layout, stream_config
 from corral.cli.local.server import EmbeddedServer
-from corral.planner.broker.idempotency import Answer, Answers
+from corral.planner.broker.idempotency import Answer, RejectionCache
 from corral.planner.broker.refusals import OWNER_PART, Written
 from corral.planner.durable.bucket import BUCKET, FACTS, READ, RECORD_PART, mend
 from corral.planner.durable.election import heartbeat
@@ -66,7 +66,7 @@ def test_refusals_of_two_owners_under_one_id_are_both_let_go() -> None:
         "x": Answer(digest="1", rejection=refusal, until=10.0, owner="a", request_id="x"),
         "x.0123": Answer(digest="2", rejection=refusal, until=20.0, owner="b", request_id="x"),
     }
-    answers = Answers(store, 1, known, lambda: None)
+    answers = RejectionCache(store, 1, known, lambda: None)
     written = answers._written  # pyright: ignore[reportPrivateUsage]
     assert written.bytes
     answers.forget(15.0)

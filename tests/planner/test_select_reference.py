@@ -9,7 +9,7 @@ import corral.planner.fleet.fleet as fold
 import corral.planner.fleet.summary as view
 import pytest
 from corral.planner.fleet.state import ROUNDED_OFF_BYTES, UNLIMITED, WHOLE_SHARE, ask_key, share_of
-from corral.planner.placement.capacity import Room, room_for
+from corral.planner.placement.capacity import CapacityTally, room_for
 from corral.planner.placement.decide import Placed, Policies, decide, explain
 from corral.planner.placement.exact import exact_state
 from corral.planner.placement.feasible import candidates, capacity, excluded, has_part
@@ -220,11 +220,11 @@ def check_shares(fleet: fold.Fleet) -> None:
         assert host.memory_held <= host.memory_total
 
 
-def check_room(fleet: fold.Fleet, kept: Room) -> None:
+def check_room(fleet: fold.Fleet, kept: CapacityTally) -> None:
     """What was followed move by move is what counting anew gives."""
     if kept.ask.filtered:
         return
-    fresh = Room(kept.ask).follow(fleet)
+    fresh = CapacityTally(kept.ask).follow(fleet)
     assert (kept.total, kept.devices, kept.nearest, kept.rooms) == (
         fresh.total,
         fresh.devices,

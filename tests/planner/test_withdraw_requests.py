@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.client import Client, Rejected, connect
-from corral.planner.api.request_context import Asked
+from corral.planner.api.request_context import RequestContext
 from corral.planner.durable.store import answer_key
 from corral.schemas import subjects
 from corral.schemas.operations import QueueEntry
@@ -166,7 +166,7 @@ async def test_a_request_that_is_sent_again_and_again_is_answered_once_a_place(s
 
 def test_the_bytes_of_a_question_are_let_go() -> None:
     message = Msg(Bus(), "corral.v1.plan.request", "inbox", b'{"owner": "ann"}', {"X": "y" * 1000})
-    asked = Asked(Request(message), None, 2**20, lambda *_: None)
+    asked = RequestContext(Request(message), None, 2**20, lambda *_: None)
     assert asked.decode(WorkRequest) == WorkRequest(owner="ann")
     asked.let_go()
     assert (message.data, message.headers) == (b"", {"Content-Type": "application/json"})

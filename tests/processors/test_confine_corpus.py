@@ -15,7 +15,7 @@ import duckdb
 import pytest
 from corral.processors.query.guard import guard
 from corral.processors.query.guard.allowlist import FUNCTIONS, OPERATORS, TABLE_FUNCTIONS
-from corral.processors.query.guard.guard import Fence, QueryError
+from corral.processors.query.guard.guard import QueryError, SqlGuard
 
 SECRET = "the-secret-of-the-host"
 
@@ -48,8 +48,8 @@ def database(place: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 @pytest.fixture(scope="module")
-def fence(database: duckdb.DuckDBPyConnection) -> Fence:
-    return Fence(database.cursor)
+def fence(database: duckdb.DuckDBPyConnection) -> SqlGuard:
+    return SqlGuard(database.cursor)
 
 
 def statements(place: Path) -> list[str]:
@@ -327,7 +327,7 @@ def statements(place: Path) -> list[str]:
     return [line.strip().replace("{p}", str(place)) for line in text.splitlines() if line.strip()]
 
 
-def test_every_attempt_by_hand_is_refused(fence: Fence, place: Path) -> None:
+def test_every_attempt_by_hand_is_refused(fence: SqlGuard, place: Path) -> None:
     attempts = statements(place)
     assert len(attempts) >= 200
     passed = []
@@ -338,7 +338,7 @@ def test_every_attempt_by_hand_is_refused(fence: Fence, place: Path) -> None:
     assert not passed
 
 
-def test_every_function_that_is_not_allowed_is_refused(fence: Fence, database: duckdb.DuckDBPyConnection) -> None:
+def test_every_function_that_is_not_allowed_is_refused(fence: SqlGuard, database: duckdb.DuckDBPyConnection) -> None:
     rows = duckdb.connect().execute(
         "SELECT DISTINCT lower(function_name), function_type IN ('table', 'table_macro', 'pragma') "
         "FROM duckdb_functions()"
@@ -373,7 +373,7 @@ def test_every_function_that_is_not_allowed_is_refused(fence: Fence, database: d
         "FROM range(10), (SELECT repeat('x', 1000000))",
     ],
 )
-def test_values_that_memory_limits_do_not_see_are_refused(fence: Fence, sql: str) -> None:
+def test_values_that_memory_limits_do_not_see_are_refused(fence: SqlGuard, sql: str) -> None:
     with pytest.raises(QueryError, match=r"written out|as one value"):
         fence.check(sql, 10)
 
@@ -393,7 +393,7 @@ def test_values_that_memory_limits_do_not_see_are_refused(fence: Fence, sql: str
     ],
     ids=range(9),
 )
-def test_what_is_nested_too_deep_is_told_at_once(fence: Fence, sql: str) -> None:
+def test_what_is_nested_too_deep_is_told_at_once(fence: SqlGuard, sql: str) -> None:
     with pytest.raises(QueryError, match=r"nested too deep|depth|memory exhausted|in a row"):
         fence.check(sql, 10)
 
@@ -444,7 +444,7 @@ DOUBLING = {
 
 
 @pytest.mark.parametrize("kind", DOUBLING)
-def test_a_short_statement_that_grows_without_bounds_is_refused_at_once(fence: Fence, kind: str) -> None:
+def test_a_short_statement_that_grows_without_bounds_is_refused_at_once(fence: SqlGuard, kind: str) -> None:
     for levels in (17, 30) if kind not in ("windows", "views") else (8 if kind == "views" else 12,):
         started = time.thread_time()
         with pytest.raises(QueryError, match=r"becomes|again and again"):
@@ -462,7 +462,7 @@ def test_a_short_statement_that_grows_without_bounds_is_refused_at_once(fence: F
     ],
     ids=["ctes", "places", "subqueries", "values"],
 )
-def test_measuring_takes_no_longer_than_what_is_written(fence: Fence, sql: str) -> None:
+def test_measuring_takes_no_longer_than_what_is_written(fence: SqlGuard, sql: str) -> None:
     started = time.thread_time()
     with contextlib.suppress(QueryError):
         fence.check(sql, 10)
@@ -471,7 +471,7 @@ def test_measuring_takes_no_longer_than_what_is_written(fence: Fence, sql: str) 
 
 @pytest.mark.parametrize("kind", DOUBLING)
 def test_the_largest_statement_that_is_allowed_binds_soon(
-    fence: Fence, database: duckdb.DuckDBPyConnection, kind: str
+    fence: SqlGuard, database: duckdb.DuckDBPyConnection, kind: str
 ) -> None:
     allowed = ""
     for levels in range(1, 17):
@@ -495,13 +495,13 @@ def test_the_largest_statement_that_is_allowed_binds_soon(
         "SELECT (WITH a AS not -- so\n materialized (FROM samples) SELECT n FROM a)",
     ],
 )
-def test_a_cte_that_is_copied_on_request_is_refused(fence: Fence, sql: str) -> None:
+def test_a_cte_that_is_copied_on_request_is_refused(fence: SqlGuard, sql: str) -> None:
     with pytest.raises(QueryError, match="NOT MATERIALIZED") as refusal:
         fence.check(sql, 10)
     assert refusal.value.code == "refused"
 
 
-def test_keywords_that_the_tokenizer_does_not_see_are_refused(fence: Fence) -> None:
+def test_keywords_that_the_tokenizer_does_not_see_are_refused(fence: SqlGuard) -> None:
     for sql in ("SELECT CASE\u00a0n WHEN 1 THEN 2 WHEN 2 THEN 3 END FROM samples",
                 "WITH a AS NOT\u2003MATERIALIZED (FROM samples) FROM a"):  # fmt: skip
         with pytest.raises(QueryError, match="plain spaces"):
@@ -565,7 +565,7 @@ def test_behind_the_parser_the_settings_still_hold(database: duckdb.DuckDBPyConn
     ],
 )  # fmt: skip
 def test_what_analysts_need_is_allowed_and_the_limit_changes_no_answer(
-    fence: Fence, database: duckdb.DuckDBPyConnection, sql: str
+    fence: SqlGuard, database: duckdb.DuckDBPyConnection, sql: str
 ) -> None:
     statement = fence.check(f"{sql} ;  -- the end", 1000)
     cursor = database.cursor()
@@ -576,7 +576,7 @@ def test_what_analysts_need_is_allowed_and_the_limit_changes_no_answer(
     cursor.close()
 
 
-def test_answers_name_no_path_of_the_host(fence: Fence, database: duckdb.DuckDBPyConnection, place: Path) -> None:
+def test_answers_name_no_path_of_the_host(fence: SqlGuard, database: duckdb.DuckDBPyConnection, place: Path) -> None:
     for sql in (
         "FROM information_schema.tables", "FROM information_schema.columns", "SHOW ALL TABLES", "DESCRIBE archived",
         "SUMMARIZE archived", "SELECT current_database()", "EXPLAIN FROM archived",

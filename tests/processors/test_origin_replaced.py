@@ -27,7 +27,7 @@ from corral.processors.ingest import partitions
 from corral.processors.ingest.deadletters import DeadLetters
 from corral.processors.ingest.ingest import Ingest
 from corral.processors.ingest.origin import Origin, Sourcing
-from corral.processors.metrics import Vitals
+from corral.processors.metrics import ProcessorMetrics
 from corral.processors.storage import Database
 from corral.schemas import codec, subjects
 from history import sample_batch
@@ -112,7 +112,7 @@ class Processor:
             )
             for number in numbers
         ]
-        self.vitals = Vitals(letters, origin=self.origin)
+        self.vitals = ProcessorMetrics(letters, origin=self.origin)
         for ingest in self.ingests:
             self.vitals.add(ingest)
         self._tasks: list[asyncio.Task[None]] = []

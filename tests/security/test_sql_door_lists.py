@@ -14,7 +14,7 @@ import duckdb
 import pytest
 from corral.processors.query.guard import guard
 from corral.processors.query.guard.allowlist import FUNCTIONS, TABLE_FUNCTIONS
-from corral.processors.query.guard.guard import Fence, QueryError
+from corral.processors.query.guard.guard import QueryError, SqlGuard
 
 SECRET = "the-secret-of-the-host"
 
@@ -52,7 +52,7 @@ def around(locked: duckdb.DuckDBPyConnection, sql: str) -> str:
     return shown
 
 
-def refused(fence: Fence, sql: str) -> bool:
+def refused(fence: SqlGuard, sql: str) -> bool:
     try:
         fence.check(sql, 10)
     except QueryError:
@@ -61,7 +61,7 @@ def refused(fence: Fence, sql: str) -> bool:
 
 
 def test_no_setting_can_be_changed(locked: duckdb.DuckDBPyConnection) -> None:
-    fence = Fence(locked.cursor)
+    fence = SqlGuard(locked.cursor)
     state = "SELECT name, value FROM duckdb_settings() WHERE name NOT IN ('schema', 'search_path') ORDER BY ALL"
     before = locked.execute(state).fetchall()
     attempts = [
@@ -79,7 +79,7 @@ def test_no_setting_can_be_changed(locked: duckdb.DuckDBPyConnection) -> None:
 
 
 def test_no_extension_can_be_brought_in(locked: duckdb.DuckDBPyConnection, place: Path) -> None:
-    fence = Fence(locked.cursor)
+    fence = SqlGuard(locked.cursor)
     # An extension is known by its functions: to list extensions, one would have to look at files.
     loaded = "SELECT count(*) FROM duckdb_functions()"
     before = locked.execute(loaded).fetchall()
@@ -97,7 +97,7 @@ def test_no_extension_can_be_brought_in(locked: duckdb.DuckDBPyConnection, place
 
 def test_no_function_shows_a_file(locked: duckdb.DuckDBPyConnection, place: Path) -> None:
     """Every function that takes a text and is not allowed to readers, called with a file of the host."""
-    fence = Fence(locked.cursor)
+    fence = SqlGuard(locked.cursor)
     names = listed(
         "SELECT DISTINCT function_name FROM duckdb_functions() WHERE list_contains(parameter_types, 'VARCHAR') "
         "OR list_contains(parameter_types, 'ANY') OR function_type IN ('table', 'pragma')"

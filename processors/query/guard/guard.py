@@ -3,7 +3,7 @@
 Four barriers, each sufficient against most attempts:
 
 1. DuckDB's parser turns the statement into a tree; each node of it must be of a known kind, each function on the
-   allow-list (`allowlist.py`), each relation one of the history's (`Fence.check`);
+   allow-list (`allowlist.py`), each relation one of the history's (`SqlGuard.check`);
 2. the instance has no access to files outside of the storage's folders, loads no extension, and its settings are locked
    (`lock`);
 3. the statement runs in a read-only transaction (`begin`), on a separate cursor;
@@ -123,7 +123,7 @@ def read_names(cursor: DuckDBPyConnection, private: Sequence[str] = ()) -> Names
     )
 
 
-class Fence:
+class SqlGuard:
     """Checks statements against one database.
 
     Args:

@@ -69,7 +69,7 @@ Rows = tuple[list[tuple[float, ...]], list[tuple[float, ...]]]
 """Rows of one state: of its devices, and of the host."""
 
 
-class Offers:
+class HostTable:
     """Tables that follow a fleet's classes. Some rows may be of classes that have no hosts any more.
 
     Args:

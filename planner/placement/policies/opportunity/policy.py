@@ -24,8 +24,8 @@ from ..demand import Demand
 from ..policy import Choice, Search, pick
 from ..strain import strain, strain_parts
 from .prices import Prices
-from .search import Cheapest, left
-from .valuation import STRAIN_MILLI, Worths
+from .search import ArraySearch, left
+from .valuation import STRAIN_MILLI, Valuation
 
 if TYPE_CHECKING:
     from ....fleet.fleet import Fleet
@@ -48,8 +48,8 @@ class Opportunity:
         self._reprice(Prices(self._demand.mix))
 
     def _reprice(self, prices: Prices) -> None:
-        self._worths = Worths(prices, self._models)
-        self._cheapest: Cheapest | None = None
+        self._worths = Valuation(prices, self._models)
+        self._cheapest: ArraySearch | None = None
         self._told: tuple[HostState, Ask, tuple[int, ...], tuple[float, float, float]] | None = None
 
     @property
@@ -131,8 +131,8 @@ class Opportunity:
         """Upper bound on the whole devices for the ask that one host can hold, by its totals; at most `most`."""
         return self._all(fleet).may_hold(fleet, ask, most, without)
 
-    def _all(self, fleet: Fleet) -> Cheapest:
+    def _all(self, fleet: Fleet) -> ArraySearch:
         found = self._cheapest
         if found is None or found.index is not fleet.index:
-            found = self._cheapest = Cheapest(fleet, self._worths, self.choose)
+            found = self._cheapest = ArraySearch(fleet, self._worths, self.choose)
         return found

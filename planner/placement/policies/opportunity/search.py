@@ -12,9 +12,9 @@ from ....fleet.state import UNLIMITED, WHOLE_MILLI, Ask, HostState, Model
 from ...feasible import candidates, excluded, model_allowed
 from ..policy import Choice
 from ..simple import CORES_SCALE, SHARE_SCALE
-from .host_arrays import Floats, Integers, Offers, Rows, Table
+from .host_arrays import Floats, HostTable, Integers, Rows, Table
 from .prices import CORES_STEP_MILLI, CORES_STEPS, DEVICES_MOST
-from .valuation import Worths
+from .valuation import Valuation
 
 if TYPE_CHECKING:
     from ....fleet.fleet import Fleet
@@ -43,7 +43,7 @@ _ROW: Final = CORES_STEPS
 _BLOCK: Final = (DEVICES_MOST + 1) * _ROW
 
 
-class Cheapest:
+class ArraySearch:
     """Search over the classes of one fleet, at fixed prices.
 
     Args:
@@ -52,11 +52,13 @@ class Cheapest:
         choose: scores a host and picks devices on it.
     """
 
-    def __init__(self, fleet: Fleet, worths: Worths, choose: Callable[[HostState, Ask, Sequence[int]], Choice]) -> None:
+    def __init__(
+        self, fleet: Fleet, worths: Valuation, choose: Callable[[HostState, Ask, Sequence[int]], Choice]
+    ) -> None:
         self.index = fleet.index
         self._worths = worths
         self._choose = choose
-        self._offers = Offers(_WIDTHS)
+        self._offers = HostTable(_WIDTHS)
         self._models: list[Model] = []
         self._gaps: Floats = np.zeros(0)
         self._groups: Floats = np.zeros(_ROW)
@@ -158,7 +160,7 @@ class Cheapest:
             if len(usable) >= ask.gpus and not excluded(state, ask):
                 yield least, group, usable
 
-    def _followed(self, fleet: Fleet) -> Offers:
+    def _followed(self, fleet: Fleet) -> HostTable:
         self._offers.follow(fleet, self._rows)
         return self._offers
 

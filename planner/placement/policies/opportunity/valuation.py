@@ -49,7 +49,7 @@ class Traits(NamedTuple):
     prices: Worth
 
 
-class Worths:
+class Valuation:
     """Valuations of states at fixed prices, cached.
 
     Args:
