@@ -72,3 +72,9 @@ def test_no_files_and_no_folders_import_in_a_circle() -> None:
             list(TopologicalSorter(graph).static_order())
         except CycleError as error:
             raise AssertionError(" → ".join(map(str, error.args[1]))) from None
+
+
+def test_programs_find_the_subjects_under_their_former_name() -> None:
+    from corral.schemas import bus, subjects
+
+    assert bus is subjects
