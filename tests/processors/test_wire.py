@@ -117,7 +117,8 @@ async def test_another_version_of_nats_py_receives_by_itself(
     for _ in range(2):
         assert not install_chunked_parser(nc)
     assert type(inner._transport) is TcpTransport
-    assert len(told) == 1 and "another than the chunked transport was tested with (1.0.0)" in told[0]
+    assert len(told) == 1
+    assert "another than the chunked transport was tested with (1.0.0)" in told[0]
     monkeypatch.undo()
     monkeypatch.setenv(chunked_transport.VARIABLE, "off")
     assert not install_chunked_parser(nc)
