@@ -8,7 +8,7 @@ seeds stand the published figures (means over ten) and what no policy could exce
     python bench/placement.py [--seeds 42-51] [--traces default gpuspec33] [--policies fragmentation opportunity ...]
                               [--pods other-trace.csv ...] [--json results.jsonl]
 
-The traces are looked for in $CORRAL_DATA, then in ../shared/data (folder `openb`, with `deduplication.py`).
+The traces are looked for in $CORRAL_DATA, then in ../shared/data (folder `openb`, with `arrivals.py`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> None:
             requests, placements = Path(folder, "requests.csv"), Path(folder, "placements.csv")
             for seed in options.seeds:
                 subprocess.run(
-                    [sys.executable, data / "deduplication.py", pods, nodes_file, str(seed), requests],
+                    [sys.executable, data / "arrivals.py", pods, nodes_file, str(seed), requests],
                     check=True,
                     stdout=subprocess.DEVNULL,
                 )

@@ -258,7 +258,7 @@ def test_a_production_trace_is_placed_as_well_as_published(
 ) -> None:
     folder = shared_data / "openb"
     n, pods, out = folder / "openb_node_list_gpu_node.csv", folder / f"openb_pod_list_{name}.csv", tmp_path / "r.csv"
-    subprocess.run([sys.executable, folder / "deduplication.py", pods, n, "42", out], check=True, capture_output=True)
+    subprocess.run([sys.executable, folder / "arrivals.py", pods, n, "42", out], check=True, capture_output=True)
     result = simulate(read_nodes(n), read_arrivals(out), make(policy, profile=profile_of(read_arrivals(pods))))
     placements = tmp_path / "p.csv"
     write_placements(placements, result.placements)
