@@ -27,7 +27,7 @@ model-check: $(READY)
 chaos: $(READY)
 	rm -rf build/chaos
 	CORRAL_CHAOS_OUT=build/chaos $(BIN)/python -m pytest -m slow tests/chaos --durations=0; \
-		$(BIN)/python tests/chaos/chaos_table.py build/chaos docs/reliability.md
+		PYTHONPATH=tests $(BIN)/python -P -m support.chaos.table build/chaos docs/reliability.md
 
 # 2,000 hosts and 50 requests a second on real services; the length is CORRAL_SOAK_SECONDS.
 CORRAL_SOAK_SECONDS ?= 3600
@@ -38,7 +38,7 @@ soak: $(READY)
 # What is found is kept in .fuzz, an input that breaks something in .fuzz/crashes.
 CORRAL_FUZZ_SECONDS ?= 60
 fuzz: $(READY)
-	$(BIN)/python tests/fuzz/fuzz_run.py all --seconds $(CORRAL_FUZZ_SECONDS)
+	PYTHONPATH=tests $(BIN)/python -P -m support.fuzz.run all --seconds $(CORRAL_FUZZ_SECONDS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ from corral.processors.storage.rollup_columns import LEVELS
 from servers import cpu_seconds
 
 if TYPE_CHECKING:
-    from postgres import Postgres
+    from support.postgres import Postgres
 
 PARTITIONS = 4
 SECONDS = 150
@@ -166,8 +166,8 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}")
     data = ingest.values(given.devices, given.ticks)
     samples = given.devices * given.ticks
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "processors"))
-    from postgres import Postgres
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from support.postgres import Postgres
 
     postgres = Postgres()
     postgres.start()

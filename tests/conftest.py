@@ -14,8 +14,8 @@ from corral.cli.local.server import EmbeddedServer
 from corral.client import SyncClient
 from corral.processors.storage import Database
 from hypothesis import HealthCheck, settings
-from local_cluster import LocalCluster, wait_for
 from nats.aio.client import Client
+from support.local_cluster import LocalCluster, wait_for
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

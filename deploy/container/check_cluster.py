@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "chaos"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from chaos_load import Load, limit_cores
-from model_planner import overcommitted
+from support.chaos.load import Load, limit_cores
+from support.planner_model import overcommitted
 
 VICTIMS = ("nats", "nats-2", "nats-3", "planner", "planner-2", "processor", "processor-2", "collector")
 GONE_SECONDS = 6.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from chaos_faults import FAULTS, NEEDS_NAMESPACES
-from chaos_parts import faketime
-from chaos_run import account_of
+from support.chaos.faults import FAULTS, NEEDS_NAMESPACES
+from support.chaos.parts import faketime
+from support.chaos.run import account_of
 
 SECONDS = 8.0
 

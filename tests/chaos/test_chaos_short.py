@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from chaos_run import account_of
+from support.chaos.run import account_of
 
 
 @pytest.mark.timeout(300)  # the wait for each recovery has an end of its own

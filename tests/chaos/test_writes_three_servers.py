@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from chaos_load import connect
-from chaos_parts import Bus, Place
 from corral.bus.layout import ensure_layout, until_laid_out
 from corral.planner.durable.bucket import LEAST_BYTES
 from corral.planner.durable.store import HEARTBEAT, Deposed, Entry, Outcome, Store, WriteFailed
@@ -17,6 +15,8 @@ from corral.schemas import subjects
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import APIError, ServiceUnavailableError
+from support.chaos.load import connect
+from support.chaos.parts import Bus, Place
 
 KV = f"KV_{subjects.PLANNER_BUCKET}"
 

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from local_cluster import CORRAL, LocalCluster, environment, invoke
+from support.local_cluster import CORRAL, LocalCluster, environment, invoke
 
 SCRIPT = """
 eval "$(_CORRAL_COMPLETE=source_bash corral)"

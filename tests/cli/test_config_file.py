@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from corral.cli import config as files
-from local_cluster import LocalCluster, invoke
+from support.local_cluster import LocalCluster, invoke
 
 NOWHERE = "nats://127.0.0.1:9"
 

@@ -9,7 +9,7 @@ import pytest
 from corral.cli.config import apply
 from corral.cli.local.server import EmbeddedServer
 from corral.client.request import OWNER_VARIABLE
-from local_cluster import LocalCluster, invoke
+from support.local_cluster import LocalCluster, invoke
 
 NOWHERE = "nats://127.0.0.1:9"
 

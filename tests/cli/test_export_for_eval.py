@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from corral.client.environment import NONE_VISIBLE
-from local_cluster import CORRAL, LocalCluster, environment, invoke, wait_for
+from support.local_cluster import CORRAL, LocalCluster, environment, invoke, wait_for
 
 NOWHERE = "nats://127.0.0.1:1"
 SHOW = 'echo "$?|$CUDA_VISIBLE_DEVICES|$ROCR_VISIBLE_DEVICES|$HIP_VISIBLE_DEVICES|${CORRAL_LEASE-none}"'

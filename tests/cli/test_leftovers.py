@@ -18,7 +18,7 @@ import pytest
 from corral.cli.work.children import Child, NotStarted, TooLate
 from corral.cli.work.remote import Remote
 from corral.client import processes
-from local_cluster import alive, wait_for
+from support.local_cluster import alive, wait_for
 
 # In $1 each writes its process id under its name. All but the last ignore what ends others politely.
 LEAVING = """

@@ -14,7 +14,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.cli.local.up import work_hints
 from corral.cli.registry import COMMANDS
 from corral.schemas.operations import DeviceStatus
-from local_cluster import LocalCluster, corral, environment, invoke
+from support.local_cluster import LocalCluster, corral, environment, invoke
 
 GIB = 2**30
 NOWHERE = "nats://127.0.0.1:9"  # the discard port: nobody listens

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from local_cluster import CORRAL, LocalCluster, alive, environment, wait_for
+from support.local_cluster import CORRAL, LocalCluster, alive, environment, wait_for
 
 
 def start(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_cluster import CORRAL, LocalCluster, alive, environment, wait_for
+from support.local_cluster import CORRAL, LocalCluster, alive, environment, wait_for
 
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from corral.client import connect
-from local_cluster import CORRAL, LocalCluster, environment
+from support.local_cluster import CORRAL, LocalCluster, environment
 
 AROUND_THE_GRANT = {
     "grant-0": (signal.SIGTERM, 0.0),

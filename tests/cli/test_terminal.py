@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from local_cluster import CORRAL, LocalCluster, environment
+from support.local_cluster import CORRAL, LocalCluster, environment
 
 ESCAPE = "\x1b["
 

@@ -17,7 +17,7 @@ from corral.client import Client, connect
 from corral.schemas.operations import DeviceStatus, FleetSummary
 from corral.schemas.requests import LeaseState
 from corral.schemas.telemetry import ProcessSample
-from local_cluster import CORRAL, LocalCluster, environment, wait_for
+from support.local_cluster import CORRAL, LocalCluster, environment, wait_for
 
 pytest.importorskip("textual", reason="corral[top] is not installed")
 

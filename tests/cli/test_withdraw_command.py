@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from corral.client import Rejected, SyncClient
 from corral.schemas.requests import RejectionCode
-from local_cluster import CORRAL, LocalCluster, environment, wait_for
+from support.local_cluster import CORRAL, LocalCluster, environment, wait_for
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from corral.client import SyncClient, connect
 from corral.client.leftovers import children_under, ticks_now
-from local_cluster import LocalCluster, wait_for
+from support.local_cluster import LocalCluster, wait_for
 
 
 def block(cluster: LocalCluster, kind: str, grace: float, inside: Callable[[str], object]) -> None:

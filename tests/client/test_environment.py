@@ -10,7 +10,7 @@ import pytest
 from corral.client import SyncClient
 from corral.client.environment import NONE_VISIBLE, elsewhere, environment_for, environment_set
 from corral.schemas.requests import Grant, Lease, LeaseState
-from local_cluster import LocalCluster
+from support.local_cluster import LocalCluster
 
 
 def lease(**hosts: dict[str, str]) -> Lease:

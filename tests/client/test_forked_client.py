@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from local_cluster import LocalCluster, environment
+from support.local_cluster import LocalCluster, environment
 
 SCRIPT = """
 import asyncio, multiprocessing, os, sys

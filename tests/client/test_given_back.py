@@ -14,7 +14,7 @@ from corral.client.confirmed import confirmed, given_back_on_failure
 from corral.client.holder import held_by_this_process
 from corral.client.lease_calls import LeaseCalls
 from corral.schemas.requests import Assignment, Lease, LeaseState, WorkRequest
-from local_cluster import LocalCluster
+from support.local_cluster import LocalCluster
 
 OWN = own_name()
 ELSEWHERE = "11111111-2222-3333-4444-555555555555/7/8"

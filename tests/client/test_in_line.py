@@ -15,10 +15,10 @@ from corral.planner.limits import Limits
 from corral.schemas import codec
 from corral.schemas.requests import Error, Rejection, RejectionCode
 from corral.schemas.subjects import PlanSubject
-from fleet_rig import devices, planner, until_ready
-from local_cluster import CORRAL, environment
 from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
+from support.local_cluster import CORRAL, environment
+from support.published_fleet import devices, planner, until_ready
 
 
 async def until_in_line(client: Client, owner: str) -> None:

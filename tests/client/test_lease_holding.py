@@ -12,11 +12,11 @@ from corral.client import HeldLease, LeaseLost, connect
 from corral.planner.limits import Limits
 from corral.schemas import codec, subjects
 from corral.schemas.requests import Error, Lease, LeaseEvent, LeaseEventKind, LeaseState
-from fleet_rig import devices, planner, until_ready
-from local_cluster import LocalCluster
 from msgspec.structs import replace
 from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
+from support.local_cluster import LocalCluster
+from support.published_fleet import devices, planner, until_ready
 
 FACTS = f"$JS.API.DIRECT.GET.{subjects.FACTS_STREAM}"
 

@@ -25,7 +25,7 @@ from corral.client import (
     lease,
 )
 from corral.schemas.requests import LeaseState, RejectionCode, WorkItem
-from local_cluster import LocalCluster
+from support.local_cluster import LocalCluster
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from corral.collectors.agent.outbox import Outbox
 from corral.collectors.replay.source import ReplaySource
 from corral.collectors.service import collect, state_folder
 from corral.schemas import subjects
-from secured_bus import SecuredBus
+from support.secured_bus import SecuredBus
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "corral-collector.service"

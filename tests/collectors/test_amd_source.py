@@ -14,7 +14,7 @@ from corral.collectors.source import SourceEvent, SourceUnavailable, Tick
 from corral.schemas import columns
 from corral.schemas.metrics import DeviceSample
 from corral.schemas.telemetry import Link, SampleBatch, Severity
-from fake_amdsmi import IO, NOT_INIT, NOT_LOADED, OK, FakeAmd, FakeAmdDevice, available, install
+from support.fake_amdsmi import IO, NOT_INIT, NOT_LOADED, OK, FakeAmd, FakeAmdDevice, available, install
 
 pytestmark = pytest.mark.skipif(not available(), reason="the package amdsmi is not installed (corral[amd])")
 

@@ -20,10 +20,10 @@ from corral.planner.service import Settings, plan
 from corral.schemas import codec, subjects
 from corral.schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import AttributionKind, DeviceEvent, ProcessBatch, ProcessSample, Severity
-from fake_nvml import FakeNvml
-from local_cluster import CORRAL, environment
 from msgspec.structs import replace
 from nats.aio.client import Client as Bus
+from support.fake_nvml import FakeNvml
+from support.local_cluster import CORRAL, environment
 
 HOST = "gpu-7"
 GIB = 2**30

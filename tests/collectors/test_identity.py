@@ -11,10 +11,10 @@ from corral.collectors.amd.visible import Node, Place, nodes, visible_ids
 from corral.collectors.identity import Identities, Seat, says_something
 from corral.collectors.nvml.source import NvmlSource
 from corral.schemas.telemetry import DeviceInfo
-from fake_amdsmi import FakeAmd, FakeAmdDevice, available, install
-from fake_nvml import NOT_SUPPORTED, UNKNOWN, FakeDevice, FakeNvml
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fake_amdsmi import FakeAmd, FakeAmdDevice, available, install
+from support.fake_nvml import NOT_SUPPORTED, UNKNOWN, FakeDevice, FakeNvml
 
 ZEROS = "00000000-0000-0000-0000-000000000000"
 needs_amd = pytest.mark.skipif(not available(), reason="the package amdsmi is not installed (corral[amd])")

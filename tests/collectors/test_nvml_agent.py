@@ -15,8 +15,8 @@ from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.service import collect
 from corral.schemas import codec, columns, subjects
 from corral.schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
-from fake_nvml import FakeNvml
 from nats.aio.client import Client
+from support.fake_nvml import FakeNvml
 
 
 async def test_samples_events_processes_and_inventory_arrive(

@@ -15,7 +15,7 @@ from corral.collectors.nvml.xid import XIDS, describe
 from corral.collectors.processes.proc import machine_ids
 from corral.collectors.source import SourceEvent
 from corral.schemas.telemetry import Severity
-from fake_nvml import LOST, NOT_SUPPORTED, OK, UNINITIALIZED, UNKNOWN, FakeInstance, FakeNvml
+from support.fake_nvml import LOST, NOT_SUPPORTED, OK, UNINITIALIZED, UNKNOWN, FakeInstance, FakeNvml
 
 RECOVERY = (230, 0)
 

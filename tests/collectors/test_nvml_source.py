@@ -16,7 +16,7 @@ from corral.schemas import columns
 from corral.schemas.metrics import METRICS, DeviceSample
 from corral.schemas.rows import Call, FieldValue
 from corral.schemas.telemetry import Link, SampleBatch, Severity
-from fake_nvml import (
+from support.fake_nvml import (
     LOST,
     NO_DATA,
     NO_PERMISSION,

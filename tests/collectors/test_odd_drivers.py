@@ -25,12 +25,12 @@ from corral.schemas import codec, columns
 from corral.schemas.inventory import check, possible
 from corral.schemas.metrics import DeviceSample
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, ProcessBatch, ProcessSample, SampleBatch
-from fake_amdsmi import FakeAmd
-from fake_amdsmi import available as amd_available
-from fake_amdsmi import install as install_amd
-from fake_nvml import INVALID, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, FakeDevice, FakeInstance, FakeNvml
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fake_amdsmi import FakeAmd
+from support.fake_amdsmi import available as amd_available
+from support.fake_amdsmi import install as install_amd
+from support.fake_nvml import INVALID, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, FakeDevice, FakeInstance, FakeNvml
 
 ODD = b"\xf8\x95\xa0\x81 A100\n"
 needs_amd = pytest.mark.skipif(not amd_available(), reason="the package amdsmi is not installed (corral[amd])")

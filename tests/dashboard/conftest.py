@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from dashboard_browser import DashboardProcess, chromium
-from local_cluster import LocalCluster
+from support.browser import DashboardProcess, chromium
+from support.local_cluster import LocalCluster
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,10 @@ import websockets
 from corral.dashboard.security.accounts import Accounts, AccountsError, Role
 from corral.dashboard.security.guard import safe_target
 from corral.dashboard.security.sessions import Sessions
-from dashboard_browser import PASSWORD, DashboardProcess
 from hypothesis import given
 from hypothesis import strategies as st
-from local_cluster import LocalCluster, corral
+from support.browser import PASSWORD, DashboardProcess
+from support.local_cluster import LocalCluster, corral
 
 PAGES = ("/", "/leases", "/analytics", "/request", "/device/GPU-1", "/export/x/csv", "/_nicegui/x", "/nothing")
 

@@ -12,8 +12,8 @@ import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.client import SyncClient
 from corral.schemas.requests import LeaseState
-from dashboard_browser import DashboardProcess, Tab, open_tab, settled
-from local_cluster import CORRAL, LocalCluster, environment, wait_for
+from support.browser import DashboardProcess, Tab, open_tab, settled
+from support.local_cluster import CORRAL, LocalCluster, environment, wait_for
 
 pytestmark = pytest.mark.long
 

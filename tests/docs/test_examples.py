@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from corral.schemas.metrics import METRICS
-from local_cluster import LocalCluster, environment, wait_for
+from support.local_cluster import LocalCluster, environment, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import docs_pages as pages
 import pytest
 from corral.cli import config
 from corral.cli.loading import load
 from corral.cli.registry import COMMANDS
-from local_cluster import LocalCluster, environment
+from support import docs_pages as pages
+from support.local_cluster import LocalCluster, environment
 
 ROOT = pages.ROOT
 PAGES = sorted(
@@ -35,7 +35,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     # Paths of sockets are short.
     path = str(Path("/tmp") / f"corral-docs-{os.getpid()}.sock")
     server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("docs_programs.py")), path, str(folder)],
+        [sys.executable, str(ROOT / "tests" / "support" / "docs_programs.py"), path, str(folder)],
         stdout=subprocess.PIPE,
         env=environment(OPENBLAS_NUM_THREADS="1"),
     )

@@ -12,7 +12,7 @@ def test_every_promise_names_a_test_that_exists() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text()
     promises = [line for line in page.partition("## What breaks")[0].splitlines() if line.startswith("| ")][2:]
     assert len(promises) > 8
-    faults = (ROOT / "tests" / "chaos" / "chaos_faults.py").read_text()
+    faults = (ROOT / "tests" / "support" / "chaos" / "faults.py").read_text()
     for promise in promises:
         named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)(?:\[(\w+)\])?`", promise)
         assert named, f"no test proves: {promise}"

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from exporter_process import known
+from support.exporter_process import known
 
 PROMETHEUS = Path(__file__).parents[2] / "deploy" / "prometheus"
 

@@ -9,9 +9,9 @@ from typing import Any
 from corral.exporter.expected import EXPECTED_SECONDS
 from corral.schemas import codec, subjects
 from corral.schemas.telemetry import DeviceEvent, HostInfo, Inventory, Severity
-from exporter_process import exporting, get, parse, running
-from local_cluster import CORRAL, wait_for
-from test_exporter_page import Bus, device
+from support.exporter_bus import Bus, device
+from support.exporter_process import exporting, get, parse, running
+from support.local_cluster import CORRAL, wait_for
 
 
 def silent(fleet: Bus) -> dict[str, float]:

@@ -16,8 +16,8 @@ from urllib.parse import quote
 import pytest
 from corral.cli.loading import load
 from corral.exporter.families import FAMILIES
-from exporter_process import exporting, free_port, get, known, parse, running, types
-from local_cluster import CORRAL, LocalCluster, corral, wait_for
+from support.exporter_process import exporting, free_port, get, known, parse, running, types
+from support.local_cluster import CORRAL, LocalCluster, corral, wait_for
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

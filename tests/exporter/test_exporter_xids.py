@@ -13,11 +13,11 @@ from corral.exporter.xids import WINDOW_SECONDS, History, Xids
 from corral.schemas import codec, columns, subjects, xids
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceEvent, DeviceInfo, HostInfo, Inventory, SampleBatch, Severity
-from exporter_process import exporting, get, parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_cluster import wait_for
-from test_exporter_page import Bus, device
+from support.exporter_bus import Bus, device
+from support.exporter_process import exporting, get, parse
+from support.local_cluster import wait_for
 
 SEQUENCE = count(1)
 FATAL, FOR_PROGRAMS = {48, 79, 95, 119}, {13, 31, 43, 45, 94}

@@ -14,9 +14,9 @@ from corral.planner.placement.decide import Placed, Policies, decide
 from corral.schemas import codec
 from corral.schemas.requests import WorkRequest
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, Link
-from fuzz_targets import TARGETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.fuzz.targets import TARGETS
 
 MEMORY_BYTES = 4 * 2**30
 """Beyond what the process has mapped already."""

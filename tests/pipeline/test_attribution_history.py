@@ -13,8 +13,8 @@ from corral.collectors.service import collect
 from corral.collectors.simulated.source import MISDEED_LABEL, SimulatedSource
 from corral.planner.service import Settings, plan
 from corral.processors.service import process
-from local_cluster import invoke
 from nats.aio.client import Client as Bus
+from support.local_cluster import invoke
 
 GIB = 2**30
 

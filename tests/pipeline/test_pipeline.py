@@ -10,7 +10,7 @@ from pathlib import Path
 import nats
 import pytest
 from corral.client import SyncClient
-from local_cluster import LocalCluster, alive, corral, wait_for
+from support.local_cluster import LocalCluster, alive, corral, wait_for
 
 
 def test_telemetry_becomes_history(cluster: LocalCluster) -> None:

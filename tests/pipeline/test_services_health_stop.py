@@ -21,9 +21,9 @@ from corral.schemas import codec, subjects
 from corral.schemas.health import ServiceHealth
 from corral.schemas.instruments import INSTRUMENTS
 from corral.schemas.telemetry import SampleBatch
-from local_cluster import CORRAL, environment, invoke, wait_for
 from nats.aio.client import Client
 from nats.js import api
+from support.local_cluster import CORRAL, environment, invoke, wait_for
 
 COLLECT = ("collect", "--source", "simulated", "--hosts", "4", "--devices", "4", "--interval", "100ms", "--batch", "0")
 STOP_SECONDS = 10.0

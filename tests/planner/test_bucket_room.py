@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.js import api
 from nats.js.errors import APIError
-from rig_planner import FakeHosts, ask, running, until_ready
+from support.planner_rig import FakeHosts, ask, running, until_ready
 
 KV = f"KV_{subjects.PLANNER_BUCKET}"
 KEYS = f"$KV.{subjects.PLANNER_BUCKET}."

@@ -16,7 +16,7 @@ from corral.planner.broker import costs
 from corral.planner.broker.beside import Beside, Bounds, GivenUp, TooMany
 from corral.schemas import codec
 from nats.aio.client import Client as Nats
-from rig_planner import FakeHosts, ask, running, until_ready
+from support.planner_rig import FakeHosts, ask, running, until_ready
 
 WHAT_IF = {"request": {"owner": "viewer", "gpus": 4}, "with_more": [{"model": "NVIDIA H100", "devices": 8_000}]}
 

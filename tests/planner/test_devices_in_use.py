@@ -14,7 +14,7 @@ from corral.schemas.requests import Lease, LeaseState, Rejection, RejectionCode,
 from corral.schemas.telemetry import ProcessBatch
 from hypothesis import given
 from hypothesis import strategies as st
-from planner_world import GIB, MIB, NOW, ask, fleet_of, inventory, placed, processes, samples
+from support.planner_world import GIB, MIB, NOW, ask, fleet_of, inventory, placed, processes, samples
 
 H100 = "NVIDIA H100 80GB HBM3"
 GPU = "GPU-h0-0"

@@ -16,7 +16,7 @@ from corral.schemas.requests import Distribution, Grant, Method, WeightBy, WorkI
 from corral.schemas.telemetry import DeviceInfo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner_world import GIB, NOW, fleet_of, inventory
+from support.planner_world import GIB, NOW, fleet_of, inventory
 
 costs_of = st.sampled_from([0.0, 1.0, 1.0, 2.0, 3.5, 7.0, 10.0])
 sizes_of = st.sampled_from([0, 1, 2, 3, 5, 8])

@@ -14,7 +14,7 @@ from corral.schemas.requests import Error, Placement, WorkRequest
 from msgspec import Struct
 from msgspec.structs import replace
 from nats.aio.client import Client as Nats
-from rig_planner import FakeHosts, ask, running, until_ready
+from support.planner_rig import FakeHosts, ask, running, until_ready
 
 
 class Asker:

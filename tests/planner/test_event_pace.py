@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from nats.aio.client import Client
-from rig_planner import FakeHosts, ask, lease_events, running, until_ready
+from support.planner_rig import FakeHosts, ask, lease_events, running, until_ready
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LOOK_SECONDS = 0.5

@@ -18,7 +18,7 @@ from corral.schemas.requests import Grant, Rejection, WorkRequest
 from corral.schemas.telemetry import DeviceEvent, Inventory, Link, Severity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner_world import GIB, MIB, NOW, ask, fleet_of, inventories, inventory, placed, processes, samples
+from support.planner_world import GIB, MIB, NOW, ask, fleet_of, inventories, inventory, placed, processes, samples
 
 H100 = "NVIDIA H100 80GB HBM3"
 

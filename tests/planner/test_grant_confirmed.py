@@ -17,7 +17,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.client import Conflict, Ended, LeaseLost, SyncClient, connect
 from corral.schemas.requests import LeaseState
 from nats.aio.client import Client as Bus
-from rig_planner import FakeHosts, PlannerProcess, until_ready
+from support.planner_rig import FakeHosts, PlannerProcess, until_ready
 
 HOLD = """
 import sys, time

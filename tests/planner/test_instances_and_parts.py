@@ -16,7 +16,7 @@ from corral.schemas.requests import Rejection, WorkRequest
 from corral.schemas.telemetry import DeviceInfo, Inventory
 from hypothesis import given
 from hypothesis import strategies as st
-from planner_world import GIB, NOW, ask, fleet_of, inventory, placed, samples
+from support.planner_world import GIB, NOW, ask, fleet_of, inventory, placed, samples
 
 H100 = "NVIDIA H100 80GB HBM3"
 BOARD = "GPU-h0-0"

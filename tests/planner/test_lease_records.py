@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.js import api
-from rig_planner import FakeHosts, ask, running, until_ready
-from test_leases_pure import START, granted
+from support.lease_examples import START, granted
+from support.planner_rig import FakeHosts, ask, running, until_ready
 
 
 def size_of(value: object) -> int:

@@ -9,7 +9,7 @@ import time
 import pytest
 from corral.cli.local.server import EmbeddedServer
 from nats.aio.client import Client
-from rig_planner import FakeHosts, ask, running, until_ready
+from support.planner_rig import FakeHosts, ask, running, until_ready
 
 LOST_AFTER = 4.0
 

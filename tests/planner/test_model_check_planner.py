@@ -16,7 +16,7 @@ import pytest
 from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.schemas import subjects
-from model_planner import (
+from support.planner_model import (
     ABSENT_SECONDS,
     HEARD_SECONDS,
     TRIES_MOST,
@@ -27,7 +27,7 @@ from model_planner import (
     close,
     connect_clients,
 )
-from rig_planner import FakeHosts, PlannerProcess, lease_events, persist, stream, until_ready
+from support.planner_rig import FakeHosts, PlannerProcess, lease_events, persist, stream, until_ready
 
 ROUNDS_MOST = 6
 

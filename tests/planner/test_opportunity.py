@@ -12,7 +12,7 @@ from corral.planner.placement.policies.opportunity.prices import STEPS, Prices, 
 from corral.schemas.requests import WorkRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner_world import GIB, NOW, fleet_of, inventory, placed
+from support.planner_world import GIB, NOW, fleet_of, inventory, placed
 
 demands = st.dictionaries(st.integers(5, STEPS - 1), st.floats(0.01, 100), min_size=1, max_size=12)
 

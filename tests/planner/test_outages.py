@@ -14,7 +14,7 @@ import pytest
 from corral.bus.tasks import heed_cancellation
 from corral.cli.local.server import EmbeddedServer
 from nats.aio.client import Client
-from rig_planner import FakeHosts, PlannerProcess, ask, persist, running, until_ready
+from support.planner_rig import FakeHosts, PlannerProcess, ask, persist, running, until_ready
 
 TTL = 2.0
 AWAY = 3.0

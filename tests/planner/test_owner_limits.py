@@ -18,7 +18,7 @@ from corral.planner.service import Settings, plan
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client as Nats
-from rig_planner import FakeHosts, ask, running, until_ready
+from support.planner_rig import FakeHosts, ask, running, until_ready
 
 RATE, BURST = 5.0, 10.0
 STEPS = st.lists(st.tuples(st.floats(0, 3), st.sampled_from("abc")), max_size=200)

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
-from rig_planner import FakeHosts, ask, running, until_ready
+from support.planner_rig import FakeHosts, ask, running, until_ready
 
 WHY = Rejection(code=RejectionCode.NO_CAPACITY, message="full")
 SILENCE = 1.5

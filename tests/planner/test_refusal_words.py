@@ -8,7 +8,7 @@ import pytest
 from corral.planner.placement.decide import InvalidRequest, Placed, Policies, decide, environment, explain
 from corral.schemas.operations import Addition, Drains
 from corral.schemas.requests import Placement, Rejection, RejectionCode, WorkRequest
-from planner_world import GIB, NOW, ask, fleet_of, inventory, placed, samples
+from support.planner_world import GIB, NOW, ask, fleet_of, inventory, placed, samples
 
 H100 = "NVIDIA H100 80GB HBM3"
 A100 = "NVIDIA A100-SXM4-40GB"

@@ -6,7 +6,7 @@ import pytest
 from corral.planner.fleet import fleet as fold
 from corral.schemas.telemetry import Inventory
 from msgspec.structs import replace
-from planner_world import NOW, ask, fleet_of, inventory, placed, samples
+from support.planner_world import NOW, ask, fleet_of, inventory, placed, samples
 
 H100 = "NVIDIA H100 80GB HBM3"
 MACHINE = ["installation", "boot"]

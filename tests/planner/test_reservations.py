@@ -20,7 +20,7 @@ from corral.schemas.requests import Grant, Placement, Rejection, RejectionCode, 
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from planner_world import GIB, NOW, fleet_of, inventories, inventory
+from support.planner_world import GIB, NOW, fleet_of, inventories, inventory
 
 WHY = Rejection(code=RejectionCode.NO_CAPACITY, message="full")
 H100, A100, T4 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "Tesla T4"

@@ -20,7 +20,7 @@ from corral.schemas.requests import Placement, Rejection, WorkRequest
 from corral.schemas.telemetry import DeviceEvent, Inventory, Severity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner_world import GIB, MIB, NOW, inventories, inventory, processes, requests, samples
+from support.planner_world import GIB, MIB, NOW, inventories, inventory, processes, requests, samples
 
 POLICIES = ("opportunity", "best-fit", "pack", "spread", "score", "random")
 

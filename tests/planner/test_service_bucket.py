@@ -18,7 +18,7 @@ from corral.planner.service import Planner, Settings
 from corral.schemas import codec, subjects
 from corral.schemas.requests import Distributed, Grant, Method, WorkRequest
 from nats.aio.client import Client
-from rig_planner import FakeHosts, PlannerProcess, ask, lease_events, persist, stream, until_ready
+from support.planner_rig import FakeHosts, PlannerProcess, ask, lease_events, persist, stream, until_ready
 
 KEYS = "$KV.corral_planner."
 

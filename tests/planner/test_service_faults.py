@@ -22,7 +22,7 @@ from corral.schemas import codec, subjects
 from corral.schemas.requests import Grant, WorkRequest
 from corral.schemas.telemetry import DeviceEvent, Severity
 from nats.aio.client import Client
-from rig_planner import FakeHosts, PlannerProcess, ask, lease_events, persist, until_ready
+from support.planner_rig import FakeHosts, PlannerProcess, ask, lease_events, persist, until_ready
 
 
 @pytest.fixture

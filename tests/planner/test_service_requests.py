@@ -16,7 +16,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.client import connect
 from corral.schemas import codec, subjects
 from nats.aio.client import Client
-from rig_planner import GIB, FakeHosts, ask, lease_events, running, until_ready
+from support.planner_rig import GIB, FakeHosts, ask, lease_events, running, until_ready
 
 
 @pytest.fixture

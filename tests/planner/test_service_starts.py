@@ -16,7 +16,7 @@ from corral.bus.connect import URL_VARIABLE, connect
 from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer, server_binary
 from nats.aio.client import Client
-from rig_planner import FakeHosts, PlannerProcess, persist, until_ready
+from support.planner_rig import FakeHosts, PlannerProcess, persist, until_ready
 
 
 async def test_a_server_that_dies_while_a_planner_starts_is_waited_for(server: EmbeddedServer, tmp_path: Path) -> None:

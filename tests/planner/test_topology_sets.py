@@ -10,7 +10,7 @@ from corral.planner.fleet.topology import Topology, best_exact, best_greedy, con
 from corral.schemas.telemetry import Link
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner_world import ask, fleet_of, inventory, placed
+from support.planner_world import ask, fleet_of, inventory, placed
 
 A100 = "NVIDIA A100-SXM4-40GB"
 

@@ -8,7 +8,7 @@ from typing import Any
 from corral.cli.local.server import EmbeddedServer
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory
 from nats.aio.client import Client as Bus
-from rig_planner import GIB, FakeHosts, ask, running, until_ready
+from support.planner_rig import GIB, FakeHosts, ask, running, until_ready
 
 
 class MixedHosts(FakeHosts):

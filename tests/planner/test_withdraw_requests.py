@@ -17,7 +17,7 @@ from corral.schemas.requests import Assignment, Rejection, RejectionCode, WorkRe
 from nats.aio.client import Client as Bus
 from nats.aio.msg import Msg
 from nats.micro.request import Request
-from rig_planner import FakeHosts, PlannerProcess, ask, persist, running, until_ready
+from support.planner_rig import FakeHosts, PlannerProcess, ask, persist, running, until_ready
 
 
 async def waiting(client: Client, request_id: str, **fields: Any) -> asyncio.Task[Assignment]:

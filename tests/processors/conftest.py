@@ -12,9 +12,9 @@ import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.processors.service import process
 from corral.processors.storage.lake import lake as lakes
-from history import Asking
 from nats.aio.client import Client
-from postgres import Postgres
+from support.history import Asking
+from support.postgres import Postgres
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ from corral.schemas.telemetry import (
     ProcessSample,
     Severity,
 )
-from history import History, inventory
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from support.history import History, inventory
 
 S = 10**9
 HOSTS = ("a", "b", "c")

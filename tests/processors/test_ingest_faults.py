@@ -19,8 +19,8 @@ from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.schemas import codec, subjects
-from history import Asking, sample_batch
 from nats.aio.client import Client
+from support.history import Asking, sample_batch
 
 
 class Processor:

@@ -28,9 +28,9 @@ from corral.schemas.telemetry import (
     SampleBatch,
     Severity,
 )
-from history import Asking, sample_batch
 from msgspec.structs import replace
 from nats.aio.client import Client
+from support.history import Asking, sample_batch
 
 
 def floats(*values: float) -> bytes:

@@ -17,10 +17,10 @@ from corral.cli.local.server import EmbeddedServer
 from corral.processors.ingest import partitions
 from corral.processors.storage.lake import lake as lakes
 from corral.schemas import codec, subjects
-from history import Asking, sample_batch
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import api
+from support.history import Asking, sample_batch
 
 PARTITIONS = 4
 

@@ -33,12 +33,12 @@ from corral.schemas.telemetry import (
     ProcessSample,
     Severity,
 )
-from history import known_since_version_3, sample_batch
 from msgspec.structs import replace
-from postgres import Postgres
-from test_rollup_properties import tell_stories
-from test_views_answers import BASE, GIB, HOUR
-from test_views_answers import samples as known_samples
+from support.counter_stories import tell_stories
+from support.history import known_since_version_3, sample_batch
+from support.known_samples import BASE, GIB, HOUR
+from support.known_samples import samples as known_samples
+from support.postgres import Postgres
 
 PART = "CORRAL_PARTITIONS/1"
 

@@ -21,8 +21,8 @@ from corral.processors.storage.lake import maintenance
 from corral.processors.storage.protocol import Arrival, Batch
 from corral.processors.storage.retention import Retention
 from corral.schemas import codec, subjects
-from history import sample_batch
-from postgres import Postgres
+from support.history import sample_batch
+from support.postgres import Postgres
 
 PART = "CORRAL_PARTITIONS/0"
 DAYS = 3

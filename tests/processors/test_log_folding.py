@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from corral.processors.ingest import facts
-from corral.processors.ingest.columnar import Decoder, Incoming
+from corral.processors.ingest.columnar import Incoming
 from corral.processors.storage import Batch, Database, Maintenance, Retention
 from corral.processors.storage.embedded import database
 from corral.processors.storage.embedded.rollups import LEVELS
@@ -20,18 +19,7 @@ from corral.processors.storage.protocol import HostClock
 from corral.schemas import codec, subjects
 from corral.schemas.requests import Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory
-from history import sample_batch
-
-MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-START_NS = int((MIDNIGHT - timedelta(days=3)).timestamp()) * 10**9
-
-
-def samples(history: Database, sequence: int, start_ns: int, devices: int = 4, ticks: int = 20) -> Batch:
-    message = sample_batch("h1", sequence, devices=devices, ticks=ticks, start_ns=start_ns, noisy=True)
-    incoming = Incoming(subjects.samples_subject("h1"), codec.encode(message), sequence)
-    table, _, refused = Decoder(history.series).decode([incoming], lambda *_: True, time.time_ns())
-    assert not refused
-    return Batch(stream="S", sequence=sequence, samples=table, messages=1)
+from support.log_batches import MIDNIGHT, START_NS, samples
 
 
 def listed(devices: list[tuple[str, str]], at: int) -> Batch:
@@ -184,7 +172,7 @@ sys.path.insert(0, sys.argv[2])
 from corral.processors.storage import Database
 from corral.processors.storage.embedded import database
 from msgspec.structs import replace
-from test_log_folding import START_NS, samples
+from support.log_batches import START_NS, samples
 database.CHECKPOINT_BYTES = 2**34
 history = Database(Path(sys.argv[1]), threads=1)
 batch = samples(history, 1, START_NS, devices=100, ticks=1000)
@@ -197,7 +185,7 @@ os._exit(0)
 @pytest.mark.long
 def test_a_start_keeps_its_memory_limit_while_it_reads_the_log(tmp_path: Path) -> None:
     file = tmp_path / "history.duckdb"
-    subprocess.run([sys.executable, "-c", WRITING_ALL, str(file), str(Path(__file__).parent)], check=True)
+    subprocess.run([sys.executable, "-c", WRITING_ALL, str(file), str(Path(__file__).parents[1])], check=True)
     log = file.with_name(file.name + ".wal").stat().st_size
     assert log > 100 * 2**20
     command = [sys.executable, "-c", OPENING, str(file), str(32 * 2**20)]

@@ -30,11 +30,11 @@ from corral.processors.ingest.origin import Origin, Sourcing
 from corral.processors.metrics import ProcessorMetrics
 from corral.processors.storage import Database
 from corral.schemas import codec, subjects
-from history import sample_batch
 from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from secured_bus import SecuredBus
+from support.history import sample_batch
+from support.secured_bus import SecuredBus
 
 PARTITIONS = 2
 BEGAN_NS = time.time_ns() - 3600 * 10**9

@@ -14,8 +14,8 @@ from corral.cli.local.server import EmbeddedServer
 from corral.processors.service import process
 from corral.schemas import codec, subjects
 from corral.schemas.query import END_HEADER
-from history import Asking, sample_batch
 from nats.aio.client import Client
+from support.history import Asking, sample_batch
 
 HEAVY = (
     "SELECT count(*) FROM range(3000000) a, range(3000000) b WHERE hash(a.range, b.range) % 7 = 0",

@@ -18,7 +18,7 @@ from corral.schemas import codec, subjects
 from corral.schemas.telemetry import AgentReport, ProcessBatch, ProcessSample
 from hypothesis import given
 from hypothesis import strategies as st
-from test_storage_archive import DAY_US, FIRST_US, samples
+from support.archive_days import DAY_US, FIRST_US, samples
 
 DAYS = 5
 FIRST = datetime.fromtimestamp(FIRST_US / 1e6, UTC)

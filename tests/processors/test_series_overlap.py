@@ -10,7 +10,7 @@ from corral.processors.storage import Database
 from corral.processors.storage.protocol import Batch
 from corral.schemas import codec, subjects
 from duckdb import DuckDBPyConnection
-from history import sample_batch
+from support.history import sample_batch
 
 
 class Overlapped(Database):

@@ -7,18 +7,17 @@ import pickle
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
-from corral.processors.ingest.columnar import Decoder, Incoming
-from corral.processors.storage import Batch, Database, Maintenance, StorageError
+from corral.processors.ingest.columnar import Incoming
+from corral.processors.storage import Database, Maintenance, StorageError
 from corral.processors.storage.embedded import recovery
 from corral.processors.storage.embedded.rollups import LEVELS
-from corral.schemas import codec, subjects
-from history import sample_batch
+from support.feed import Feed
 
 HEADERS, BLOCK = 3 * 4096, 262_144
 DAY_NS = 86_400 * 10**9
@@ -32,31 +31,6 @@ def spoil(path: Path, block: int) -> None:
         found = file.read(64)
         file.seek(at)
         file.write(bytes((byte + 37 * number + 11) % 256 for number, byte in enumerate(found)))
-
-
-class Feed:
-    """A stream of samples: stored by sequence, and asked for again after a recovery."""
-
-    def __init__(self) -> None:
-        self.messages: list[Incoming] = []
-
-    def publish(self, count: int, *, ago_days: float = 0.0, ticks: int = 200, devices: int = 16) -> None:
-        start = datetime.now(UTC) - timedelta(days=ago_days)
-        base = int(start.timestamp()) * 10**9 - count * ticks * 10**8
-        for _ in range(count):
-            sequence = len(self.messages) + 1
-            batch = sample_batch("h1", sequence, devices=devices, ticks=ticks, start_ns=base, step_ns=10**8, noisy=True)
-            base += ticks * 10**8
-            self.messages.append(Incoming(subjects.samples_subject("h1"), codec.encode(batch), sequence, None))
-
-    def store(self, database: Database) -> None:
-        """As ingest does: behind what is stored, from the start where nothing is said to be."""
-        after = database.resume("T", "once")
-        decoder = Decoder(database.series)
-        for message in self.messages[after:]:
-            table, _, refused = decoder.decode([message], lambda *_: True, 2**62)
-            assert not refused
-            database.commit(Batch(stream="T", sequence=message.sequence, samples=table))
 
 
 def numbers(database: Database) -> dict[str, Any]:
@@ -202,14 +176,14 @@ def test_a_damaged_log_is_put_aside_and_its_batches_are_read_again(tmp_path: Pat
     # As kill -9 leaves it: what came since is in the log alone.
     child = (
         "import os, sys, pickle\nfrom pathlib import Path\nfrom corral.processors.storage import Database\n"
-        "sys.path.insert(0, sys.argv[3])\nfrom test_storage_recovery import Feed\n"
+        "sys.path.insert(0, sys.argv[3])\nfrom support.feed import Feed\n"
         "feed = Feed()\nfeed.messages = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
         "database = Database(Path(sys.argv[1]))\nfeed.store(database)\nos._exit(9)\n"
     )
     feed.publish(2)
     (tmp_path / "feed").write_bytes(pickle.dumps(feed.messages))
     subprocess.run(
-        [sys.executable, "-c", child, str(path), str(tmp_path / "feed"), str(Path(__file__).parent)], timeout=60
+        [sys.executable, "-c", child, str(path), str(tmp_path / "feed"), str(Path(__file__).parents[1])], timeout=60
     )
     log = path.with_name(path.name + ".wal")
     size = log.stat().st_size

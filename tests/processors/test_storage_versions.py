@@ -8,7 +8,7 @@ import duckdb
 import pytest
 from corral.processors import views
 from corral.processors.storage import Batch, Database
-from history import known_since_version_3
+from support.history import known_since_version_3
 
 NEW = {"agents": "samples", "devices": "mig_instance"}
 

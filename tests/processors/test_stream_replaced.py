@@ -18,9 +18,9 @@ from corral.processors.ingest.ingest import CONSUMERS, Ingest
 from corral.processors.storage import Database
 from corral.processors.storage.protocol import Batch
 from corral.schemas import codec, subjects
-from history import Asking, sample_batch
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from support.history import Asking, sample_batch
 
 BEGAN_NS = time.time_ns() - 3600 * 10**9
 

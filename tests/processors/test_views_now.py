@@ -11,8 +11,8 @@ import pytest
 from corral.schemas import subjects
 from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
 from corral.schemas.telemetry import AgentReport, DeviceEvent, ProcessBatch, ProcessSample, Severity
-from history import History, inventory
 from msgspec.structs import replace
+from support.history import History, inventory
 
 S = 10**9
 GIB = 2**30

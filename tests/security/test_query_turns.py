@@ -18,7 +18,7 @@ from corral.processors.query.service import Limits, QueryService
 from corral.schemas import subjects
 from corral.schemas.query import QueryRequest
 from nats.aio.client import Client
-from secured_bus import SecuredBus
+from support.secured_bus import SecuredBus
 
 FOREVER = "SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b"
 

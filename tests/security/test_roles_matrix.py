@@ -17,7 +17,7 @@ from corral.bus.connect import BusUnavailable, connect
 from corral.bus.layout import ensure_layout
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from secured_bus import SecuredBus
+from support.secured_bus import SecuredBus
 
 V = "corral.v1"
 HOSTS = ("node-7", "node-8")

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from corral.bus.access.roles import Role
 from corral.client import Client, NotOwner, Refused, Unavailable, connect
-from local_cluster import invoke
-from secured_bus import SecuredBus
+from support.local_cluster import invoke
+from support.secured_bus import SecuredBus
 
 SECONDS = 40.0
 Person = Callable[[str], Awaitable[Client]]

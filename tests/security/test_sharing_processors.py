@@ -9,7 +9,7 @@ from corral.bus.access.roles import Role
 from corral.bus.layout import ensure_layout
 from corral.processors.ingest import partitions
 from corral.processors.ingest.reader import Reader
-from secured_bus import SecuredBus
+from support.secured_bus import SecuredBus
 
 
 async def test_the_parts_of_a_history_are_shared_with_a_processors_credentials(tmp_path: Path) -> None:

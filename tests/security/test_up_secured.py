@@ -20,7 +20,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.cli.local.supervisor import Part
 from corral.client import Refused, SyncClient, Unavailable
 from corral.schemas import subjects
-from local_cluster import CORRAL, SIMULATED, invoke, wait_for
+from support.local_cluster import CORRAL, SIMULATED, invoke, wait_for
 
 NOBODY = {"CORRAL_OWNER": "", "CORRAL_NATS_URL": ""}
 

@@ -1,6 +1,8 @@
 """The long form: a target with atheris, guided by coverage. `make fuzz` runs all of them, one after the other.
 
-    python tests/fuzz/fuzz_run.py TARGET [--seconds 60] [--corpus FOLDER]     TARGET may be `all`; none lists them
+    PYTHONPATH=tests python -P -m support.fuzz.run TARGET [--seconds 60] [--corpus FOLDER]
+
+`all` runs every target; without one they are listed.
 
 What breaks a target ends it with another exit code than 0, and its input is in a file: an exception that is no
 documented refusal, 10 s for one input, more memory than `MEMORY_BYTES`.
@@ -16,11 +18,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent)]
-
 MEMORY_BYTES = 4 * 2**30
 INPUT_BYTES = 64 * 1024
 INPUT_SECONDS = 10
+THIS = (sys.executable, "-P", "-m", "support.fuzz.run")
 _EXECUTED = re.compile(r"number_of_executed_units: (\d+)")
 
 
@@ -40,12 +41,12 @@ def main() -> None:
     if arguments.target == "all":
         sys.exit(_all(arguments.seconds, arguments.corpus))
     with atheris.instrument_imports(include=["corral"], enable_loader_override=False):
-        import fuzz_targets
+        from support.fuzz import targets
     if arguments.target is None:
-        print("\n".join(fuzz_targets.TARGETS))
+        print("\n".join(targets.TARGETS))
         return
     logging.disable(logging.CRITICAL)
-    target = fuzz_targets.TARGETS[arguments.target]
+    target = targets.TARGETS[arguments.target]
     corpus = arguments.corpus / arguments.target
     crashes = arguments.corpus / "crashes" / arguments.target
     for folder in (corpus, crashes):
@@ -63,14 +64,14 @@ def main() -> None:
 
 def _all(seconds: int, corpus: Path) -> int:
     """Each target in a process of its own, and a line for each."""
-    listed = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run([*THIS], capture_output=True, text=True, check=True).stdout.split()
     broken = total = 0
     for name in listed:
         log = corpus / f"{name}.log"
         corpus.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as out:
             code = subprocess.run(
-                [sys.executable, __file__, name, f"--seconds={seconds}", f"--corpus={corpus}"],
+                [*THIS, name, f"--seconds={seconds}", f"--corpus={corpus}"],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 check=False,

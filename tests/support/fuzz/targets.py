@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import fuzz_seeds as seeds
 import msgspec
 import pyarrow as pa
 from corral.cli import config
@@ -48,6 +47,7 @@ from corral.schemas.health import ServiceHealth
 from corral.schemas.instruments import ServiceKind
 from corral.schemas.query import QueryEnd, ResultFormat
 from corral.schemas.units import parse_bytes, parse_seconds
+from support.fuzz import seeds
 
 
 class Target(NamedTuple):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from chaos_load import Account
+from support.chaos.load import Account
 
-MAIN = Path(__file__).parent / "chaos_main.py"
+TESTS = Path(__file__).parents[2]
 APART = ("unshare", "--net", "--mount")
 
 
@@ -33,10 +33,10 @@ def account_of(name: str, folder: Path, seconds: float, *, apart: bool) -> Accou
     """
     if apart and not may_be_apart():
         pytest.skip("this user may not make network and mount namespaces (unshare --net --mount)")
-    command = [sys.executable, str(MAIN), name, str(folder), f"{seconds:g}"]
+    command = [sys.executable, "-P", "-m", "support.chaos.main", name, str(folder), f"{seconds:g}"]
     done = subprocess.run(
         [*APART, *command] if apart else command,
-        env={**os.environ, **({"CORRAL_CHAOS_APART": "1"} if apart else {})},
+        env={**os.environ, "PYTHONPATH": str(TESTS), **({"CORRAL_CHAOS_APART": "1"} if apart else {})},
         capture_output=True,
         text=True,
         timeout=600,

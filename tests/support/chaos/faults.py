@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import nats
-from chaos_load import Account
-from chaos_messages import FROZEN, another_version, batch, inventory, poison, requests
-from chaos_parts import faketime, partition
-from chaos_world import HOSTS, World, world
 from corral.schemas import codec, subjects
+from support.chaos.load import Account
+from support.chaos.messages import FROZEN, another_version, batch, inventory, poison, requests
+from support.chaos.parts import faketime, partition
+from support.chaos.world import HOSTS, World, world
 
 Fault = Callable[[Path, Account, float], Awaitable[None]]
 

@@ -1,4 +1,4 @@
-"""The accounts of `make chaos` as a table: `chaos_table.py FOLDER [PAGE]` prints it, and puts it into a page."""
+"""The accounts of `make chaos` as a table: `python -m support.chaos.table FOLDER [PAGE]` prints it, or in a page."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import msgspec
-from chaos_faults import FAULTS
-from chaos_load import Account
+from support.chaos.faults import FAULTS
+from support.chaos.load import Account
 
 HEAD = (
     "| fault | samples expected | found | twice | leases answered | on record | promised twice | placement back, s "

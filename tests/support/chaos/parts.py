@@ -37,7 +37,7 @@ class Place:
 
 
 class Network:
-    """A switch with hosts on it, inside the network namespace of this process (which `chaos_main` made for it)."""
+    """A switch with hosts on it, inside the network namespace of this process (which `main` made for it)."""
 
     def __init__(self) -> None:
         self._places: list[Host] = []

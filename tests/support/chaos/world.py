@@ -11,11 +11,19 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from chaos_load import Account, Load, account_for_leases, account_for_telemetry, connect, limit_cores, read_stream
-from chaos_parts import CORRAL, Bus, Host, Network, Part, Place
 from corral.bus.connect import URL_VARIABLE
 from corral.schemas import codec, subjects
 from corral.schemas.telemetry import Inventory
+from support.chaos.load import (
+    Account,
+    Load,
+    account_for_leases,
+    account_for_telemetry,
+    connect,
+    limit_cores,
+    read_stream,
+)
+from support.chaos.parts import CORRAL, Bus, Host, Network, Part, Place
 
 HOSTS, DEVICES = 2, 4
 COLLECTORS = 2

@@ -1,4 +1,4 @@
-"""Break a cluster in one way and print the account: `python chaos_main.py FAULT FOLDER [SECONDS]`."""
+"""Break a cluster in one way and print the account: `python -m support.chaos.main FAULT FOLDER [SECONDS]`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 import uvloop
-from chaos_faults import FAULTS
-from chaos_load import Account
+from support.chaos.faults import FAULTS
+from support.chaos.load import Account
 
 
 async def run(name: str, folder: Path, seconds: float) -> Account:

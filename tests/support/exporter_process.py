@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from local_cluster import CORRAL, environment, wait_for
 from prometheus_client.parser import text_string_to_metric_families
+from support.local_cluster import CORRAL, environment, wait_for
 
 Series = dict[str, dict[frozenset[tuple[str, str]], float]]
 

@@ -8,26 +8,21 @@ import itertools
 import json
 import os
 import random
-import sys
 import time
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import nats
-from nats.aio.client import Client
-from nats.js import api
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "planner"))
-
-import model_planner
 from corral.bus.connect import connect as bus_connect
 from corral.client.query import in_own_name
 from corral.schemas import codec, subjects
 from corral.schemas.query import ProcessorStatus
 from corral.schemas.telemetry import AgentReport, DeadLetter, DeviceEvent, SampleBatch
-from model_planner import History, RandomClient, check
+from nats.aio.client import Client
+from nats.js import api
+from support import planner_model
+from support.planner_model import History, RandomClient, check
 
 FRESH_SECONDS = float(os.environ.get("CORRAL_CHAOS_FRESH_SECONDS", "3"))
 """History serves while the newest sample of each host is younger; a machine that others use needs more."""
@@ -374,4 +369,4 @@ async def account_for_leases(load: Load, account: Account, *, lost_hosts: frozen
 
 def limit_cores(cores: float) -> None:
     """What the checker takes a host's cores for."""
-    model_planner.CPUS = cores
+    planner_model.CPUS = cores

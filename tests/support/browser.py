@@ -17,7 +17,7 @@ import pytest
 from corral.dashboard.security.accounts import Accounts, Role
 from corral.dashboard.security.links import login_link
 from corral.dashboard.security.sessions import Sessions
-from local_cluster import CORRAL, environment, wait_for
+from support.local_cluster import CORRAL, environment, wait_for
 
 PASSWORD = "a long password"
 CHROMIUM = next(

@@ -11,7 +11,7 @@ from corral.schemas import codec, columns, subjects
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
 
-FROZEN = Path(__file__).parent / "frozen"
+FROZEN = Path(__file__).parents[2] / "wire_compat"
 """What the encoders of earlier versions wrote, byte by byte: never written again."""
 
 
