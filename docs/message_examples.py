@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from corral.schemas import health, instruments, operations, query, requests, telemetry
+from corral.schemas import durations, health, instruments, operations, query, request_events, requests, telemetry
 from msgspec import Struct
 
 _AT = datetime(2026, 1, 1, 12, 0, 0, 123456, UTC)
@@ -67,6 +67,7 @@ REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("As Arrow, in parts", {"sql": "FROM samples", "format": "arrow", "limit": 1000000, "window": 8}),
     ],
     "CancelRequest": [("By the id that it was given", {"query_id": "q-1"})],
+    "DurationsRequest": [("All groups", {}), ("The hundred with the most weight", {"max_groups": 100})],
     "SnapshotRequest": [("All", {}), ("Without archived days", {"archive": False})],
     "SnapshotRead": [("The first piece", {"snapshot_id": "18865c2f0d5a9d15", "offset": 0})],
 }
@@ -125,6 +126,37 @@ _REPLIES: tuple[tuple[str, Struct], ...] = (
     (
         "Granted",
         requests.LeaseEvent(kind=requests.LeaseEventKind.GRANTED, time=_AT, lease=_LEASE, planner="51d4ec4d9b"),
+    ),
+    (
+        "Granted after a wait",
+        request_events.RequestEvents(
+            planner="51d4ec4d9b",
+            events=[
+                request_events.RequestEvent(
+                    uid="51d4ec4d9b-1-7",
+                    request=requests.WorkRequest(owner="ann", gpus=1, request_id="train-7", wait_seconds=3600.0),
+                    asked_at=_AT,
+                    ended_at=_AT + timedelta(minutes=3),
+                    outcome=request_events.RequestOutcome.GRANTED,
+                    queued=True,
+                    position=2,
+                    lease_id="51d4ec4d9b-1-7",
+                    forecast=request_events.Forecast(
+                        expected_start=_AT + timedelta(minutes=4),
+                        earliest_start=_AT + timedelta(minutes=1),
+                        latest_start=_AT + timedelta(minutes=9),
+                        made_at=_AT,
+                    ),
+                )
+            ],
+        ),
+    ),
+    (
+        "One workload",
+        durations.DurationDigest(
+            time=_AT,
+            groups=[durations.DurationGroup(owner="ann", name="train", shape="1", ended=[(50, 3.0), (51, 1.0)])],
+        ),
     ),
     (
         "A process",

@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from . import codec, health, operations, query, requests, subjects, telemetry
+from . import codec, durations, health, operations, query, request_events, requests, subjects, telemetry
 
 Message = type[Struct]
 
@@ -148,6 +148,17 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         stream=subjects.FACTS_STREAM,
     ),
     Channel(
+        name="request_events",
+        subject=f"{subjects.REQUEST_EVENTS}.{{planner}}",
+        parameters={"planner": "id of the planner"},
+        publisher="planner",
+        subscriber="processor",
+        message=request_events.RequestEvents,
+        summary="Work requests were answered finally.",
+        content_types=(codec.JSON,),
+        stream=subjects.REQUESTS_STREAM,
+    ),
+    Channel(
         name="dead_letters",
         subject=f"{subjects.DEAD_LETTERS}.{{code}}",
         parameters={"code": "why: undecodable, invalid, out_of_range, future, …"},
@@ -272,6 +283,16 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         replies=(query.ProcessorStatus,),
         content_types=_JSON_FIRST,
         summary="How far the history is.",
+    ),
+    Channel(
+        name="durations",
+        subject=subjects.DURATIONS,
+        publisher="planner",
+        subscriber="processor",
+        message=durations.DurationsRequest,
+        replies=(durations.DurationDigest, requests.Error),
+        content_types=_JSON_FIRST,
+        summary="Digest of how long past leases lasted, by owner, workload and shape.",
     ),
     _health("health", "How services are: each answers."),
     _health("health_of_kind", "How the services of a kind are: each answers.", "service"),

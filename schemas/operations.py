@@ -6,6 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from .durations import DurationEstimate
+from .request_events import Forecast
 from .requests import Count, Grant, Identifier, Lease, LeaseState, Rejection, ShortText, WorkRequest
 
 
@@ -311,6 +313,9 @@ class QueueEntry(Struct, frozen=True, kw_only=True):
         reserved_devices: number of devices, free now or soon, that are reserved for it since it has waited long enough.
         reserved_hosts: hosts of these devices, the first ten by name; for a request without devices, hosts whose cores
             or RAM are reserved.
+        priority: priority of the request.
+        estimate: estimate of how long its work takes; null in answers of earlier versions.
+        forecast: expected start; null until it is computed.
     """
 
     request_id: str
@@ -323,6 +328,9 @@ class QueueEntry(Struct, frozen=True, kw_only=True):
     heard_seconds: float = 0.0
     reserved_devices: int = 0
     reserved_hosts: list[str] = []
+    priority: int = 0
+    estimate: DurationEstimate | None = None
+    forecast: Forecast | None = None
 
 
 class Queue(Struct, frozen=True, kw_only=True, tag="queue", tag_field="type"):

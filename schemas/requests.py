@@ -26,6 +26,7 @@ Bytes = Annotated[int, Meta(ge=0, le=2**60)]
 # A number divided by a share, weight or cost must stay finite: JSON has no infinity.
 Share = Annotated[float, Meta(ge=1e-6, le=1)]
 Weight = Annotated[float, Meta(ge=1e-9, le=1e15)]
+WorkSeconds = Annotated[float, Meta(ge=1, le=366 * 86400)]
 
 
 class Placement(StrEnum):
@@ -128,6 +129,9 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         mig: ask for a MIG instance: true for any, or a glob over profiles such as `1g.10gb` or `*g.20gb`. Without it,
             and unless `models` names profiles, only whole devices are granted. Only with `gpus: 1`, since a CUDA
             program sees one instance.
+        expected_seconds: estimate of how long the work takes. The queue orders and forecasts by it; nothing ends
+            because of it. With null the planner estimates from past leases.
+        max_seconds: longest duration of the lease: it ends then, however often it is renewed. Null for no limit.
     """
 
     owner: OwnerName
@@ -153,6 +157,8 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     holder: ShortText = ""
     allow_in_use: bool = False
     mig: bool | Annotated[str, Meta(min_length=1, max_length=64)] = False
+    expected_seconds: WorkSeconds | None = None
+    max_seconds: WorkSeconds | None = None
 
 
 class Grant(Struct, frozen=True, kw_only=True):
@@ -255,6 +261,9 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         holder: name of the process that holds the lease, from the request or a renewal.
         addresses: addresses of the hosts of the grants (for ssh, say), where known.
         warnings: in an answer: fields of the request that this planner does not know and has ignored.
+        asked_at: when the planner received the request; null in leases of earlier versions.
+        expected_seconds: estimate of how long the work takes, as requested or by the planner; null if unknown.
+        ends_at: time at which the lease ends however often it is renewed, by `max_seconds`; null for no limit.
     """
 
     lease_id: str
@@ -276,6 +285,9 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
     holder: str = ""
     addresses: dict[str, str] = {}
     warnings: list[str] = []
+    asked_at: Time | None = None
+    expected_seconds: float | None = None
+    ends_at: Time | None = None
 
 
 class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field="type"):

@@ -23,6 +23,8 @@ INVENTORY: Final = f"{PREFIX}.inventory"
 EVENTS: Final = f"{PREFIX}.events"
 LEASE_EVENTS: Final = f"{PREFIX}.leases"
 """`corral.v1.leases.<kind>.<lease id>`, published by the planner."""
+REQUEST_EVENTS: Final = f"{PREFIX}.requests"
+"""`corral.v1.requests.<planner>`, published by the planner."""
 DEAD_LETTERS: Final = f"{PREFIX}.dead"
 """`corral.v1.dead.<code>`, published by processors."""
 
@@ -34,6 +36,8 @@ QUERY_CANCEL: Final = f"{PREFIX}.history.cancel"
 SNAPSHOT: Final = f"{PREFIX}.history.snapshot"
 SNAPSHOT_READ: Final = f"{PREFIX}.history.read"
 HISTORY_STATUS: Final = f"{PREFIX}.history.status"
+DURATIONS: Final = f"{PREFIX}.history.durations"
+"""Digest of the durations of past leases, for the planner; see `schemas/durations.py`."""
 QUERY_ACK: Final = f"{PREFIX}.history.ack"
 """`corral.v1.history.ack.<processor>.<query>`: clients acknowledge parts of an answer here (`QueryRequest.window`)."""
 HEALTH: Final = f"{PREFIX}.health"
@@ -77,6 +81,7 @@ def unnamed(subject: str) -> str:
 TELEMETRY_STREAM: Final = "CORRAL_TELEMETRY"
 INVENTORY_STREAM: Final = "CORRAL_INVENTORY"
 FACTS_STREAM: Final = "CORRAL_FACTS"
+REQUESTS_STREAM: Final = "CORRAL_REQUESTS"
 DEAD_STREAM: Final = "CORRAL_DEAD"
 
 PLANNER_BUCKET: Final = "corral_planner"
@@ -147,6 +152,13 @@ STREAMS: Final = (
         max_age_seconds=30 * _DAY,
         max_bytes=_GIB // 2,
         description="Device events and lease events",
+    ),
+    Stream(
+        name=REQUESTS_STREAM,
+        subjects=(f"{REQUEST_EVENTS}.*",),
+        max_age_seconds=30 * _DAY,
+        max_bytes=_GIB // 4,
+        description="Work requests with their outcomes",
     ),
     # Each host publishes its inventory every minute: only the last few are of use.
     Stream(
@@ -221,6 +233,11 @@ def inventory_subject(host: str) -> str:
 def events_subject(host: str) -> str:
     """Subject of a host's events."""
     return f"{EVENTS}.{host}"
+
+
+def request_events_subject(planner: str) -> str:
+    """Subject of the events of work requests."""
+    return f"{REQUEST_EVENTS}.{planner}"
 
 
 def lease_subject(kind: str, lease_id: str) -> str:

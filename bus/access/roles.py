@@ -120,7 +120,13 @@ _STREAM_OF: Final = {
 }
 _PARTITIONS: Final = "CORRAL_PARTITIONS"
 _OWNERS: Final = "corral_processors"
-_READ_BY_PROCESSORS: Final = (bus.TELEMETRY_STREAM, bus.INVENTORY_STREAM, bus.FACTS_STREAM, _PARTITIONS)
+_READ_BY_PROCESSORS: Final = (
+    bus.TELEMETRY_STREAM,
+    bus.INVENTORY_STREAM,
+    bus.FACTS_STREAM,
+    bus.REQUESTS_STREAM,
+    _PARTITIONS,
+)
 _READ_BY_PLANNERS: Final = (
     bus.TELEMETRY_STREAM,
     bus.INVENTORY_STREAM,
@@ -228,6 +234,9 @@ MATRIX: Final[tuple[Access, ...]] = (
     ),
     _may(_SUB, "changes of leases, live", PEOPLE, f"{bus.LEASE_EVENTS}.>"),
     _may(_PUB, "changes of leases", [Role.PLANNER], f"{bus.LEASE_EVENTS}.*.*"),
+    _may(_PUB, "work requests with their outcomes", [Role.PLANNER], f"{bus.REQUEST_EVENTS}.*"),
+    _may(_SUB, "work requests with their outcomes, live", [Role.OPERATOR], f"{bus.REQUEST_EVENTS}.*"),
+    _may(_PUB, "durations of past leases", [Role.PLANNER], bus.DURATIONS),
     _may(_PUB, "messages that could not be stored", [Role.PROCESSOR], f"{bus.DEAD_LETTERS}.*"),
     _may(_SUB, "messages that could not be stored, live", [Role.OPERATOR], f"{bus.DEAD_LETTERS}.*"),
     # Asking the planner

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.schemas import codec, operations, query, requests
+from corral.schemas import codec, durations, operations, query, requests
 from corral.schemas.channels import CHANNELS
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch
@@ -32,6 +32,7 @@ BASE: dict[type[Any], dict[str, Any]] = {
     query.CancelRequest: {"query_id": "q"},
     query.SnapshotRequest: {},
     query.SnapshotRead: {"snapshot_id": "s"},
+    durations.DurationsRequest: {},
 }
 """The least that each request says."""
 

@@ -30,6 +30,7 @@ def test_every_variable_that_the_code_reads_is_documented() -> None:
         "CORRAL_REQUEST_EXPORT",
         "CORRAL_TELEMETRY",
         "CORRAL_FACTS",
+        "CORRAL_REQUESTS",
         "CORRAL_INVENTORY",
         "CORRAL_DEAD",
         "CORRAL_HOSTS",

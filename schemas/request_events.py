@@ -1,0 +1,95 @@
+"""History of work requests: what was asked, how long it waited, and what became of it.
+
+The planner publishes an event for each request that it has answered finally, in batches, as JSON.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+
+from .durations import DurationEstimate
+from .requests import Time, WorkRequest
+
+MAX_EVENTS: Final = 256
+"""Limit on the events of one message."""
+
+
+class Forecast(Struct, frozen=True, kw_only=True):
+    """Expected start of a request that waits in the queue, with an interval that holds 80 % of such starts.
+
+    Attributes:
+        expected_start: median; null if nothing can be said, such as with no device that could ever take it.
+        earliest_start: 10 % quantile.
+        latest_start: 90 % quantile; null if it can't be bounded.
+        made_at: time of the forecast.
+    """
+
+    expected_start: Time | None = None
+    earliest_start: Time | None = None
+    latest_start: Time | None = None
+    made_at: Time | None = None
+
+
+class RequestOutcome(StrEnum):
+    """Outcome of a work request."""
+
+    GRANTED = "granted"
+    REJECTED = "rejected"
+    """It could not be granted, and did not wait."""
+    TIMED_OUT = "timed_out"
+    """It waited for its `wait_seconds`."""
+    WITHDRAWN = "withdrawn"
+    """Its client withdrew it."""
+    GONE = "gone"
+    """It left the queue, since its client was not heard."""
+    REFUSED = "refused"
+    """It was invalid, above a limit of its owner, or could not be carried out."""
+
+
+class RequestEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A work request with its outcome.
+
+    Attributes:
+        uid: id of this event; one that comes again is the same event.
+        request: as asked, with its id. Work items are given by their number, labels are left out where they are many.
+        asked_at: when the planner received it.
+        ended_at: when it was answered finally, or left the queue.
+        outcome: what became of it.
+        code: code of the rejection or the error.
+        message: reasons of the rejection or the error, in one sentence.
+        queued: true if it waited in the queue.
+        position: position in the queue at its arrival, from 1; 0 if it did not wait.
+        lease_id: the lease, if it was granted.
+        estimate: estimate of its duration when it was decided.
+        forecast: forecast of its start that was made first.
+        last_forecast: forecast of its start that was made last, where that is another.
+    """
+
+    uid: str
+    request: WorkRequest
+    asked_at: Time
+    ended_at: Time
+    outcome: RequestOutcome
+    code: str = ""
+    message: str = ""
+    queued: bool = False
+    position: int = 0
+    lease_id: str = ""
+    estimate: DurationEstimate | None = None
+    forecast: Forecast | None = None
+    last_forecast: Forecast | None = None
+
+
+class RequestEvents(Struct, frozen=True, kw_only=True, tag="request_events", tag_field="type"):
+    """Events of work requests that one planner has answered, in the order of their ends.
+
+    Attributes:
+        planner: id of the planner.
+        events: the events.
+    """
+
+    planner: str
+    events: Annotated[list[RequestEvent], Meta(max_length=MAX_EVENTS)]
