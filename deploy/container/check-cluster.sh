@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Starts compose.yaml's cluster (three servers, two planners, two histories), kills each part of it under load, and
-# makes the account of rows and leases; then takes all down again.
+# Starts compose.yaml's cluster (three servers, two planners, two histories), kills each part of it under load, checks
+# rows and leases, and removes the cluster.
 #
 #   deploy/container/check-cluster.sh
 #
-# What can be set is in common.sh.
+# The variables are documented in common.sh.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export CORRAL_PORT_2=${CORRAL_PORT_2:-24223} CORRAL_PORT_3=${CORRAL_PORT_3:-24224}
@@ -18,6 +18,6 @@ start
 export CORRAL_NATS_CREDS=$creds CORRAL_NATS_URL=$urls
 for part in bus planner processor collector; do
     within 90 "$CORRAL" health "$part"
-    echo "check: $part is well"
+    echo "check: $part is ready"
 done
 "$(dirname "$CORRAL")/python" deploy/container/check_cluster.py "$ENGINE"

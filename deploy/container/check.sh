@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds the image, starts compose.yaml with it, asks for GPUs and for history, kills a part, and takes all down again.
+# Builds the image, starts compose.yaml, requests GPUs, queries the history, kills parts, and removes everything.
 #
 #   deploy/container/check.sh
 #
-# What can be set is in common.sh.
+# The variables are documented in common.sh.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -12,21 +12,21 @@ source deploy/container/common.sh
 
 start
 
-# counts N: more than N samples are stored, and none twice.
+# counts N: succeeds if more than N samples are stored, none of them twice.
 counts() {
     "$CORRAL" query --json "SELECT count(*) - count(DISTINCT (device, time)), count(*) > $1 FROM samples" |
         grep -q '"rows":\[\[0,true\]\]'
 }
 
 if "$CORRAL" fleet >/dev/null 2>&1; then
-    echo "check: the bus takes somebody without credentials" >&2
+    echo "check: the bus accepts a client without credentials" >&2
     exit 1
 fi
-echo "check: nobody gets in without credentials"
+echo "check: the bus refuses a client without credentials"
 export CORRAL_NATS_CREDS=$creds
 for part in bus planner processor collector; do
     within 60 "$CORRAL" health "$part"
-    echo "check: $part is well"
+    echo "check: $part is ready"
 done
 for part in planner processor collector; do
     name=$(container "$part")
@@ -39,7 +39,7 @@ for part in nats processor planner collector; do
     [ "$($ENGINE exec "$name" id -u)" != 0 ]
     ! $ENGINE exec "$name" touch /written 2>/dev/null
 done
-echo "check: no part is root, or can write to its image"
+echo "check: no part runs as root or can write to its image"
 
 within 30 counts 100
 lease=$("$CORRAL" request --gpus 2 --memory 8GiB --json | sed 's/.*"lease_id":"\([^"]*\)".*/\1/')
@@ -56,4 +56,4 @@ done
 "$CORRAL" leases --json | grep -q "$lease"
 within 30 counts 300
 "$CORRAL" release "$lease"
-echo "check: the lease and every sample have outlived parts that were killed"
+echo "check: the lease and every sample survived killed parts"

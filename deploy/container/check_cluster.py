@@ -1,4 +1,4 @@
-"""Kills each part of compose.yaml's cluster under load, and holds what was promised against what is there.
+"""Kill each part of compose.yaml's cluster under load, and check the promised leases and samples.
 
 check_cluster.py podman|docker        with CORRAL_NATS_URL and CORRAL_NATS_CREDS of an operator
 """
@@ -23,7 +23,7 @@ GONE_SECONDS = 6.0
 
 
 def container(engine: str, part: str) -> str:
-    """The name of a service's container."""
+    """Name of a service's container."""
     names = subprocess.run([engine, "ps", "-a", "--format", "{{.Names}}"], capture_output=True, text=True, check=True)
     return next(name for name in names.stdout.split() if name.endswith((f"_{part}_1", f"-{part}-1")))
 
@@ -35,7 +35,7 @@ async def engine(*words: str) -> None:
 
 
 async def agree(load: Load, tool: str, expected: int) -> list[str]:
-    """Each history by itself: the other one is stopped meanwhile."""
+    """Check each history by itself, with the other one stopped; returns the errors."""
     wrong: list[str] = []
     for stopped in ("processor-2", "processor"):
         await engine(tool, "stop", container(tool, stopped))
@@ -56,7 +56,7 @@ async def agree(load: Load, tool: str, expected: int) -> list[str]:
 
 
 async def main(tool: str) -> int:
-    """Kill, wait, account; 0 where nothing is wrong."""
+    """Kill, wait, check; returns 0 if there are no errors."""
     limit_cores(1e9)
     load = Load(os.environ["CORRAL_NATS_URL"].split(","))
     load.hosts = 4
@@ -83,10 +83,10 @@ async def main(tool: str) -> int:
         memory = dict(await load.rows("SELECT device, memory_bytes FROM devices", 10))
         wrong += overcommitted([(held.lease["grants"], held.since, held.until) for held in load.history.held], memory)
         told = {row[0] for row in await load.rows("SELECT lease_id FROM lease_events WHERE kind = 'granted'", 10)}
-        wrong += [f"lease {lease} was answered and is on no record" for lease in answered - told]
+        wrong += [f"lease {lease} was answered and is not on record" for lease in answered - told]
         await engine(tool, "stop", "--time", "20", container(tool, "collector"))
         await asyncio.sleep(3)
-        # One run was killed: what it read but had not sent is not known to anyone.
+        # One run of the collector was killed: the number of ticks that it read but had not sent is unknown.
         [[ticks]] = await load.rows(
             "SELECT sum(ticks) FROM (SELECT agent, max(ticks) AS ticks FROM agents GROUP BY agent)", 10
         )
@@ -95,7 +95,7 @@ async def main(tool: str) -> int:
             f"{len(answered)} leases answered, {len(answered & told)} on record; {ticks} ticks reported, {stored} rows"
         )
         wrong += await agree(load, tool, int(stored))
-        print("\n".join(wrong) or "check: nothing was lost, nothing is there twice, nothing was promised twice")
+        print("\n".join(wrong) or "check: nothing was lost, nothing is stored twice, nothing was granted twice")
         return bool(wrong)
     finally:
         await load.close()

@@ -1,9 +1,9 @@
-# What the checks of compose.yaml share: the compose command, the image, and waiting. Sourced, not run.
+# Shared by the checks of compose.yaml: the compose command, the image, and waiting. Sourced, not run.
 #
 # COMPOSE        the compose command (default: `docker compose`, else `podman-compose`)
-# PYTHON_IMAGE   base image; without it, and where debootstrap is, one is made of Debian's packages
-# BUILD_OPTIONS  more for the build, such as volumes with a registry's certificates
-# NO_BUILD       take the image that is there
+# PYTHON_IMAGE   base image; without it, debootstrap, if installed, builds one of Debian's packages
+# BUILD_OPTIONS  additional options for the build, such as volumes with a registry's certificates
+# NO_BUILD       use the existing image
 
 CORRAL=${CORRAL:-.venv/bin/corral}
 export CORRAL_PORT=${CORRAL_PORT:-24222}
@@ -15,8 +15,8 @@ if [ -z "${COMPOSE:-}" ]; then
     elif podman-compose --version 2>/dev/null | grep -Eq 'podman-compose version (1\.[1-9]|[2-9])'; then
         COMPOSE=podman-compose
     else
-        # Older ones know no profiles and no health checks as lists.
-        echo "check: neither docker compose is here nor podman-compose 1.1 or newer (pip install podman-compose)" >&2
+        # Older versions support neither profiles nor health checks as lists.
+        echo "check: needs docker compose, or podman-compose 1.1 or newer (pip install podman-compose)" >&2
         exit 1
     fi
 fi
@@ -38,13 +38,13 @@ if [ -z "${NO_BUILD:-}" ]; then
         -f deploy/container/Dockerfile -t corral:local .
 fi
 
-# within SECONDS COMMAND…: repeats a command until it ends well.
+# within SECONDS COMMAND…: repeats a command until it succeeds.
 within() {
     local end=$((SECONDS + $1))
     shift
     until "$@" >/dev/null 2>&1; do
         if ((SECONDS > end)); then
-            echo "check: not within its time: $*" >&2
+            echo "check: timed out: $*" >&2
             "$@"
             return 1
         fi
@@ -55,12 +55,12 @@ container() { $ENGINE ps -a --format '{{.Names}}' | grep -E "corral[-_]$1[-_]1";
 
 down() { $COMPOSE down -v >/dev/null 2>&1 || true; }
 
-# start: starts everything anew and goes to the bus as an operator; at the end of the script all is taken down again.
+# start: starts a new cluster and gets an operator's credentials; everything is removed at the end of the script.
 start() {
     creds=$(mktemp)
     trap 'down; rm -rf "${root:-}" "$creds"' EXIT
     down
     $COMPOSE up -d
-    # A service that has ended hands out nothing: this one runs anew, beside it.
+    # The service `auth` has ended, so a new container of it prints the credentials.
     $COMPOSE run --rm -T auth print operator >"$creds"
 }

@@ -1,4 +1,7 @@
-"""Makes the secret by which the servers of a cluster know each other, where it is missing: `routes.py FILE SERVER…`."""
+"""Create the secret with which the servers of a cluster authenticate each other, if it is missing.
+
+routes.py FILE SERVER…
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Known vulnerabilities in what the lock installs, by pip-audit.
+"""Check the packages of a lock for known vulnerabilities, with pip-audit.
 
     python deploy/release/audit.py [LOCK …]
 
-Exit codes: 0 none is known, 1 some are (they are printed), 3 no advisory database could be reached: nothing is known.
+Exit codes: 0 none is known; 1 some are, and are printed; 3 no advisory database could be reached, nothing was checked.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ UNREACHED = (
 
 
 def audit(lock: Path) -> int:
-    """The exit code for one lock."""
+    """Audit one lock; returns its exit code."""
     for service in SERVICES:
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "pip_audit", "--progress-spinner=off", "--disable-pip", "--require-hashes"),
-                # A package that the database does not know is not a package without faults.
+                # A package that is not in the database may have vulnerabilities.
                 "--strict",
                 *("--vulnerability-service", service, "--timeout", "20", "-r", str(lock)),
             ],

@@ -1,4 +1,4 @@
-"""The bill of materials of a release: every package that the container's lock installs, with its hashes, as CycloneDX.
+"""Write the bill of materials of a release: every package of the container's lock, with its hashes, as CycloneDX.
 
     python deploy/release/sbom.py [FILE]
 
@@ -18,7 +18,7 @@ LOCK = ROOT / "deploy" / "container" / "requirements.lock"
 
 
 def main() -> None:
-    """Write it to the file that is named, or to dist/."""
+    """Write it to the given file, or to dist/."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "dist" / f"corral-{project['version']}.cdx.json"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 set -eu
 : "${CORRAL_NATS_URL:=nats://127.0.0.1:4222}"
 
-# The file says for whom it is, and the subjects that only its holder may listen to for answers.
+# The file also contains the owner, the user, and the inbox prefix that only this user may subscribe to.
 fact() { sed -n "s/^# $1: //p" "${CORRAL_NATS_CREDS:-/dev/null}"; }
 owner=$(fact owner | tr -d '*')
 owner=${owner:-${CORRAL_OWNER:-$(id -un)}}

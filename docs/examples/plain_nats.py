@@ -1,4 +1,4 @@
-"""Corral without Corral: everything that a client does is NATS and JSON.
+"""A client without Corral's library: the whole API is NATS and JSON.
 
 pip install 'nats-py[nkeys]'; python plain_nats.py
 """
@@ -16,14 +16,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 CREDENTIALS = Path(os.environ["CORRAL_NATS_CREDS"]).read_text() if os.environ.get("CORRAL_NATS_CREDS") else ""
-# The file says for whom it is, and the subjects that only its holder may listen to for answers.
+# The file also contains the owner, the user, and the inbox prefix that only this user may subscribe to.
 FACTS = dict(re.findall(r"# (\w+): (\S+)", CREDENTIALS))
 OWNER = FACTS.get("owner", "*").replace("*", "") or os.environ.get("CORRAL_OWNER") or getpass.getuser()
 USER = FACTS.get("user", OWNER)
 
 
 async def ask(nc: Client, subject: str, body: dict[str, Any]) -> dict[str, Any]:
-    """One question, one answer; an answer of the type `error` says what is wrong and what to do."""
+    """Send a request and return its answer; an answer of type `error` has a message that says what to do."""
     reply = json.loads((await nc.request(subject, json.dumps(body).encode(), timeout=10)).data)
     if reply["type"] == "error":
         raise SystemExit(f"{reply['code']}: {reply['message']}")
@@ -38,13 +38,13 @@ async def main() -> None:
     nc = await nats.connect(url, **known)
 
     async def event(message: Msg) -> None:
-        told = json.loads(message.data)
-        print(f"  heard: {told['kind']} {told['lease']['lease_id']}")
+        change = json.loads(message.data)
+        print(f"  event: {change['kind']} {change['lease']['lease_id']}")
 
     await nc.subscribe("corral.v1.leases.>", cb=event)
     await nc.flush()
 
-    # The owner as the last token of the subject lets a server check who asks.
+    # The server checks the owner, which is the last token of the subject.
     work = {"owner": OWNER, "gpus": 2, "gpu_memory_bytes": 20 * 2**30, "ttl_seconds": 60, "name": "plain-nats"}
     reply = await ask(nc, f"corral.v1.plan.request.{OWNER}", work)
     if reply["type"] == "rejection":
@@ -56,7 +56,7 @@ async def main() -> None:
         # CUDA_VISIBLE_DEVICES, or ROCR_VISIBLE_DEVICES on AMD.
         print(f"on {host}: {' '.join(f'{name}={value}' for name, value in environment.items())}")
 
-    # A lease ends by itself unless it is renewed, so that a client that dies holds nothing.
+    # A lease expires unless it is renewed, so that a client that dies holds nothing.
     mine = {"owner": OWNER, "lease_id": lease["lease_id"]}
     renewed = await ask(nc, f"corral.v1.plan.renew.{OWNER}", mine)
     print(f"renewed until {renewed['expires_at']}")

@@ -1,8 +1,8 @@
-"""An assignment over several hosts becomes one `torchrun` on each of them, all joined at the first.
+"""Start one `torchrun` on each host of an assignment; the first host is the rendezvous.
 
 python torchrun.py --gpus 16 --memory 40GiB -- train_ddp.py            # by ssh
 python torchrun.py --gpus 8 --start local -- train_ddp.py              # all on this machine, to try it
-python torchrun.py --gpus 16 --start print -- train_ddp.py             # only show what would be started
+python torchrun.py --gpus 16 --start print -- train_ddp.py             # only print the commands
 """
 
 import argparse
@@ -16,7 +16,7 @@ from corral.client import HeldLease, LeaseLost, Rejected, lease
 
 
 def commands(held: HeldLease, script: list[str], *, address: str, port: int) -> dict[str, list[str]]:
-    """What to start on each host; the node of rank 0 is the first of the assignment."""
+    """Command to start on each host; the first host of the assignment has rank 0."""
     gpus = Counter(grant.host for grant in held.grants)
     started: dict[str, list[str]] = {}
     for rank, host in enumerate(held.hosts):
@@ -36,7 +36,7 @@ def main() -> None:
     arguments.add_argument("--memory", default="8GiB", help="free memory on each GPU")
     arguments.add_argument("--placement", default="fewest_hosts", choices=["same_host", "fewest_hosts", "spread"])
     arguments.add_argument("--wait", default="10m")
-    arguments.add_argument("--port", type=int, default=29500, help="where the processes meet on the first host")
+    arguments.add_argument("--port", type=int, default=29500, help="rendezvous port on the first host")
     arguments.add_argument("--start", default="ssh", choices=["ssh", "local", "print"])
     arguments.add_argument("script", nargs="+", help="-- SCRIPT [ARGUMENT]...")
     wanted = arguments.parse_args()
@@ -59,7 +59,7 @@ def main() -> None:
                 while any(process.poll() is None for process in running):
                     held.check()
                     if any(process.poll() for process in running):
-                        break  # one node failed: the others would wait for it for ever
+                        break  # one node failed: the others would wait for it forever
                     time.sleep(0.2)
             finally:
                 for process in running:
@@ -70,7 +70,7 @@ def main() -> None:
     except Rejected as rejected:
         raise SystemExit(f"no GPUs: {rejected}") from None
     except LeaseLost as lost:
-        raise SystemExit(f"the GPUs went to somebody else: {lost}") from None
+        raise SystemExit(f"the lease was lost: {lost}") from None
 
 
 if __name__ == "__main__":

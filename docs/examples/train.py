@@ -1,4 +1,4 @@
-"""PyTorch on a lease: GPUs are requested, held and renewed for the length of a block, and released at its end.
+"""PyTorch on a lease: GPUs are requested, the lease is renewed while the block runs and released at its end.
 
 python train.py --gpus 1 --memory 8GiB --steps 200
 """
@@ -12,8 +12,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--gpus", type=int, default=1)
     arguments.add_argument("--memory", default="8GiB", help="free memory on each GPU")
-    arguments.add_argument("--wait", default="10m", help="in line for so long")
-    arguments.add_argument("--host", help="this machine's name in the fleet if it has another; 'any' for all")
+    arguments.add_argument("--wait", default="10m", help="how long to wait in the queue")
+    arguments.add_argument("--host", help="this machine's name in the fleet, if it differs; 'any' for all hosts")
     arguments.add_argument("--steps", type=int, default=200)
     wanted = arguments.parse_args()
 
@@ -25,11 +25,11 @@ def main() -> None:
             wait=wanted.wait,
             name="example-train",
             set_environment=True,
-            on_wait=lambda entry: print(f"in line at {entry.position}: {entry.message}"),
+            on_wait=lambda entry: print(f"position {entry.position} in the queue: {entry.message}"),
             **where,
         ) as held:
             print(f"lease {held.lease_id} on", ", ".join(f"{grant.host}:{grant.index}" for grant in held.grants))
-            # CUDA reads CUDA_VISIBLE_DEVICES when torch first touches a GPU, so torch comes in here.
+            # CUDA reads CUDA_VISIBLE_DEVICES when torch first uses a GPU, so torch is imported here.
             import torch
 
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,7 +49,7 @@ def main() -> None:
     except Rejected as rejected:
         raise SystemExit(f"no GPUs: {rejected}") from None
     except LeaseLost as lost:
-        raise SystemExit(f"the GPUs went to somebody else: {lost}") from None
+        raise SystemExit(f"the lease was lost: {lost}") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data-parallel training as `torchrun` starts it: one process a GPU, or a CPU where CUDA is not to be had.
+"""Data-parallel training, started by `torchrun`: one process per GPU, or on the CPU if CUDA is not available.
 
 torchrun --nproc-per-node 2 train_ddp.py
 """
@@ -22,7 +22,7 @@ def main() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    # Gradients were shared, so each process holds the same weights though each saw other data.
+    # Gradients were averaged, so all processes have the same weights, though each had different data.
     weights = model.module.weight.detach().clone()
     dist.broadcast(weights, src=0)
     same = torch.equal(weights, model.module.weight)

@@ -57,7 +57,7 @@ def told(printed: str) -> None:
 def test_plain_nats(cluster: LocalCluster) -> None:
     printed = run(cluster, sys.executable, "plain_nats.py")
     told(printed)
-    assert re.findall(r"heard: (\w+)", printed) == ["granted", "renewed", "released"]
+    assert re.findall(r"event: (\w+)", printed) == ["granted", "renewed", "released"]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
-// Samples as they come, a line of JSON each, decoded by what is published of them: docs/reference/telemetry.md and the
-// JSON Schema of a batch, which has the type of each column.
+// Prints samples as they come, one line of JSON each, decoded using docs/reference/telemetry.md and the JSON Schema of a
+// batch, which has the type of each column.
 //
 // npm ci && node telemetry.mjs [batches]
 import { readFileSync } from "node:fs";
@@ -14,7 +14,7 @@ const facts = Object.fromEntries([...file.matchAll(/^# (\w+): (\S+)/gm)].map(([,
 const seed = file.match(/^SU[A-Z2-7]{56}$/m)?.[0];
 const known = seed && { authenticator: nkeyAuthenticator(new TextEncoder().encode(seed)), inboxPrefix: facts.inbox };
 const servers = CORRAL_NATS_URL || "nats://127.0.0.1:4222";
-// Patience for a machine that is busy: where nobody listens it fails at once.
+// A long timeout for a busy machine. If no server listens it fails at once.
 const nc = await connect({ servers, timeout: 60_000, ...known });
 
 const read = {
@@ -23,14 +23,14 @@ const read = {
   int64: [8, (view, at) => view.getBigInt64(at, true)],
 };
 
-// The bytes begin anywhere in the message, which a DataView does not mind.
+// The bytes may begin at any offset in the message; a DataView needs no alignment.
 function numbers(bytes, type) {
   const [size, get] = read[type];
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   return Array.from({ length: bytes.byteLength / size }, (_, number) => get(view, number * size));
 }
 
-// A value that its metric can't have is null in the history, too.
+// A value that is impossible for its metric is null in the history, too.
 function possible(value, part) {
   const finite = typeof value === "bigint" || Number.isFinite(value);
   return finite && !(value < part["x-minimum"]) && !(value > part["x-maximum"]);
@@ -40,7 +40,7 @@ function* rows(batch) {
   const times = numbers(batch.times_ns, "int64");
   const types = Object.entries(schema.properties.columns.properties).filter(([name]) => name in batch.columns);
   const columns = types.map(([name, part]) => [name, numbers(batch.columns[name], part["x-element-type"]), part]);
-  const nulls = batch.nulls ?? {}; // left out where there are none
+  const nulls = batch.nulls ?? {}; // absent if there are none
   for (const [number, time_ns] of times.entries()) {
     const row = { host: batch.host, device: batch.devices[number % batch.devices.length], time_ns };
     for (const [name, values, part] of columns) {
@@ -53,7 +53,7 @@ function* rows(batch) {
 const subscription = nc.subscribe("corral.v1.samples.*", { max: Number(process.argv[2] ?? 1) });
 for await (const message of subscription) {
   for (const row of rows(decode(message.data, { useBigInt64: true }))) {
-    // Whole numbers of 64 bits as text: JSON in JavaScript would round them.
+    // 64-bit integers as text: JavaScript's JSON would round them.
     console.log(JSON.stringify(row, (_, value) => (typeof value === "bigint" ? String(value) : value)));
   }
 }

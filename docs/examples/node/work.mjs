@@ -8,17 +8,17 @@ import { connect, JSONCodec, nkeyAuthenticator } from "nats";
 const json = JSONCodec();
 const { CORRAL_NATS_URL, CORRAL_NATS_CREDS, CORRAL_OWNER } = process.env;
 
-// The file says for whom it is, and the subjects that only its holder may listen to for answers.
+// The file also contains the owner, the user, and the inbox prefix that only this user may subscribe to.
 const file = CORRAL_NATS_CREDS ? readFileSync(CORRAL_NATS_CREDS, "utf8") : "";
 const facts = Object.fromEntries([...file.matchAll(/^# (\w+): (\S+)/gm)].map(([, name, value]) => [name, value]));
 const seed = file.match(/^SU[A-Z2-7]{56}$/m)?.[0];
 const known = seed && { authenticator: nkeyAuthenticator(new TextEncoder().encode(seed)), inboxPrefix: facts.inbox };
 const owner = (facts.owner !== "*" && facts.owner) || CORRAL_OWNER || userInfo().username;
 const servers = CORRAL_NATS_URL || "nats://127.0.0.1:4222";
-// Patience for a machine that is busy: where nobody listens it fails at once.
+// A long timeout for a busy machine. If no server listens it fails at once.
 const nc = await connect({ servers, timeout: 60_000, ...known });
 
-// One question, one answer; an answer of the type `error` says what is wrong and what to do.
+// Send a request and return its answer; an answer of type `error` has a message that says what to do.
 async function ask(subject, body) {
   const reply = json.decode((await nc.request(subject, json.encode(body), { timeout: 10_000 })).data);
   if (reply.type === "error") throw new Error(`${reply.code}: ${reply.message}`);
@@ -28,7 +28,7 @@ async function ask(subject, body) {
 const events = nc.subscribe("corral.v1.leases.>", {
   callback: (_, message) => {
     const { kind, lease } = json.decode(message.data);
-    console.log(`  heard: ${kind} ${lease.lease_id}`);
+    console.log(`  event: ${kind} ${lease.lease_id}`);
   },
 });
 await nc.flush();
