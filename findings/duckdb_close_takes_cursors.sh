@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# DuckDB 1.5.5 in Python: closing a connection closes the cursors made from it; letting go of it does not.
+# DuckDB 1.5.5 in Python: closing a connection closes the cursors made from it; dropping the last reference does not.
 #
-# Guess: a cursor is a connection of its own to the same instance, as the documentation has it ("duplicate the current
-# connection"). So closing its parent leaves it alone, like any other connection, and the instance lives until the last
-# is closed.
-# Seen: after close() of the parent a cursor raises ConnectionException. Where the last reference to the parent is
-# dropped instead, its cursors go on and see the same data; so does a cursor that was made from a cursor.
-# For Corral: readers' cursors would have failed in the middle of an answer when their instance was replaced. The old
-# one is let go of, not closed (`Readers` in processors/ingest/sharing.py, tests/processors/test_lake_storage.py).
+# Expected: a cursor is a connection of its own to the same instance, as documented ("duplicate the current
+# connection"). So closing its parent does not affect it, as with any other connection, and the instance exists until
+# the last connection is closed.
+# Observed: after close() of the parent a cursor raises ConnectionException. If the last reference to the parent is
+# dropped instead, its cursors continue and see the same data; so does a cursor that was made from a cursor.
+# For Corral: when the readers' instance was replaced, their cursors would have failed in the middle of a result. The
+# old instance is dropped, not closed (`Readers` in processors/ingest/sharing.py,
+# tests/processors/test_lake_storage.py).
 #
-# Exits 0 while DuckDB behaves so.
+# Exits 0 while DuckDB behaves like this.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# DuckDB 1.5.5 takes as JSON what is none: NaN, Infinity, a comma before the bracket.
+# DuckDB 1.5.5 accepts invalid JSON: NaN, Infinity, a comma before the closing brace.
 #
-# Guess: `json_valid` is false, and a cast to JSON fails, for {"a": NaN} and {"a": 1,}: RFC 8259 knows neither.
-# Seen: both are valid, are stored as they came, and `->>` gives the text NaN, which a cast to BIGINT then fails on, for
-# every row of the query. Whoever reads the stored text with a strict parser is refused.
-# For Corral: an event whose data had a NaN broke a view for everybody. Data is now cleaned before it is stored, and
+# Expected: `json_valid` is false, and a cast to JSON fails, for {"a": NaN} and {"a": 1,}: RFC 8259 allows neither.
+# Observed: both are valid and stored unchanged, and `->>` returns the text NaN. A cast of that to BIGINT then fails,
+# for every row of the query. A strict parser refuses the stored text.
+# For Corral: an event whose data had a NaN broke a view for all users. Data is now cleaned before it is stored, and
 # views cast with `try_cast` (tests/processors/test_host_ownership.py).
 #
-# Exits 0 while DuckDB behaves so.
+# Exits 0 while DuckDB behaves like this.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

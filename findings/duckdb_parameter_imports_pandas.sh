@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# DuckDB 1.5.5 imports pandas 3.1.1, where it is installed, at the first statement that has a parameter.
+# DuckDB 1.5.5 imports pandas 3.1.1, if it is installed, at the first statement with a parameter.
 #
-# Guess: a program that never makes a frame never pays for pandas; binding the number 1 needs no other library.
-# Seen: `execute("SELECT ?", [1])` imports pandas as a whole; `execute("SELECT 1")` does not. 48 MiB and 0.3 s of CPU here.
-# For Corral: every processor paid that where a notebook's libraries stood beside it. It hides pandas from itself now
+# Expected: a program that never makes a data frame never imports pandas; binding the number 1 needs no other library.
+# Observed: `execute("SELECT ?", [1])` imports all of pandas; `execute("SELECT 1")` does not. 48 MiB and 0.3 s of CPU
+# here.
+# For Corral: every processor paid that cost if pandas was installed for notebooks. It now hides pandas from itself
 # (`cli/services/process.py`).
 #
-# Exits 0 while DuckDB behaves so.
+# Exits 0 while DuckDB behaves like this.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# DuckDB 1.5.5 refuses a checkpoint beside an older reader behind an UPDATE, and not behind a DELETE and an INSERT.
+# DuckDB 1.5.5 refuses a checkpoint after an UPDATE while an older reader is active, but not after DELETE and INSERT.
 #
-# Guess: both are the same to a checkpoint, as to everybody else: old rows for the reader, new ones for the rest. So both
-# pass, or neither.
-# Seen: with a reader under way that began before, CHECKPOINT fails after an UPDATE (an upsert is one) and works after the
-# same change made of DELETE and INSERT. Where readers overlap, the log of a table that is updated is never folded.
-# For Corral: one upserted watermark in each commit let the log grow for as long as people asked. What is replaced again
-# and again is deleted and inserted now (`statements.put`, tests/processors/test_log_folding.py).
+# Expected: both are the same to a checkpoint, as to other transactions: old rows for the reader, new ones for the rest.
+# So both succeed, or neither.
+# Observed: while a reader is active that began earlier, CHECKPOINT fails after an UPDATE (an upsert is one) and
+# succeeds after the same change made with DELETE and INSERT. If readers overlap, the log of an updated table is never
+# checkpointed.
+# For Corral: one upserted watermark in each commit let the log grow for as long as there were readers. Rows that are
+# replaced repeatedly are now deleted and inserted (`statements.put`, tests/processors/test_log_folding.py).
 #
-# Exits 0 while DuckDB behaves so.
+# Exits 0 while DuckDB behaves like this.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

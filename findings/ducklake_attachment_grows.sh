@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# DuckLake of DuckDB 1.5.5 keeps what it has read of every snapshot for as long as a lake is attached.
+# DuckLake of DuckDB 1.5.5 keeps what it has read of every snapshot in memory for as long as a lake is attached.
 #
-# Guess: an attachment holds the newest snapshot's schema and statistics; memory is flat however many commits go
-# through it, and all the more under a memory_limit.
-# Seen: 1,500 commits of one row through one attachment leave 58 MB cached, and 4 MB through attachments that are made
-# anew every 100. duckdb_memory() has it as OBJECT_CACHE, and it ends with the attachment.
-# For Corral: a processor of a lake commits every two seconds, and grew by 30 to 200 KB with each. Its parts and readers
-# attach anew every 200 commits (`RENEW_COMMITS` in processors/storage/lake/lake.py, tests/processors/test_lake_storage.py).
+# Expected: an attachment holds the newest snapshot's schema and statistics. Memory stays constant however many commits
+# go through it, especially with a memory_limit.
+# Observed: 1,500 commits of one row through one attachment leave 58 MB cached, and 4 MB through attachments that are
+# renewed every 100. duckdb_memory() reports it as OBJECT_CACHE, and it is freed with the attachment.
+# For Corral: a processor of a lake commits every two seconds, and grew by 30 to 200 KB with each commit. Its parts and
+# readers attach again every 200 commits (`RENEW_COMMITS` in processors/storage/lake/lake.py,
+# tests/processors/test_lake_storage.py).
 #
-# Exits 0 while DuckLake behaves so.
+# Exits 0 while DuckLake behaves like this.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

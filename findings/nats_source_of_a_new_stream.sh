@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# nats-server 2.14.6 and 2.15.1: what a stream that is sourced from another copies once that is made anew, or set back.
+# nats-server 2.14.6 and 2.15.1: what a sourced stream copies after its source was recreated or restored from a backup.
 #
-# Guess: 2.14.6 goes on by number, and so begins behind the old number once the new stream is longer; 2.15.1, which may
-# know one stream from another, begins anew. Where the source is replaced in place, what comes again within two minutes is
-# taken for a duplicate by its message id, so that the copy has to be deleted and made anew.
-# Seen: the number that was copied last is all that counts. Deleted and made anew, neither version copies anything within
-# 8 s, though the new stream is longer than the old one was. Lost with the disk, 2.14.6 begins behind that number once
-# there is one, so that the first 20 of 30 messages are never copied; 2.15.1 copies nothing at all. Set back from 20 to
-# 10, both leave out the next ten. `lag` of the source is 0 all the while. What helps, on both and at once: another source
-# to the server, by a second subject transform that no message matches. It is copied from its start, or from
-# `opt_start_seq`, into the same stream, behind what is there; message ids that come again are no duplicates to it.
-# For Corral: a lake missed telemetry, and said that it was 0 behind. Its processors compare the two streams now, and have
-# the source replaced (`processors/ingest/origin.py`).
+# Expected: 2.14.6 continues by sequence number, and so starts after the old number once the new stream is longer;
+# 2.15.1, which may distinguish two streams, starts again. If the source is replaced in place, messages that come again
+# within two minutes are treated as duplicates by their message id, so that the copy has to be deleted and recreated.
+# Observed: only the last copied sequence number matters. After the source was deleted and recreated, neither version
+# copies anything within 8 s, though the new stream is longer than the old one was. After it was lost with the disk,
+# 2.14.6 starts after that number once it exists, so that the first 20 of 30 messages are never copied; 2.15.1 copies
+# nothing at all. After it was restored from 20 messages to 10, both leave out the next ten. `lag` of the source is 0
+# all the while. A remedy that works on both, and at once: make it another source to the server, by a second subject
+# transform that no message matches. It is copied from its start, or from `opt_start_seq`, into the same stream, after
+# the existing messages; repeated message ids are no duplicates there.
+# For Corral: a lake missed telemetry, and reported a lag of 0. Its processors now compare the two streams, and have the
+# source replaced (`processors/ingest/origin.py`).
 #
-# Exits 0 while both servers behave so.
+# Exits 0 while both servers behave like this.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
