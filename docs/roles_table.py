@@ -39,7 +39,7 @@ def table() -> str:
         "| --- |" + " :-: |" * len(_SHOWN),
         "| account | " + " | ".join(f"`{ACCOUNTS[role]}`" for role in _SHOWN) + " |",
     ]
-    for verb, words in ((Verb.PUBLISH, "**May publish (ask on)**"), (Verb.SUBSCRIBE, "**May listen to**")):
+    for verb, words in ((Verb.PUBLISH, "**May publish to**"), (Verb.SUBSCRIBE, "**May subscribe to**")):
         lines.append(f"| {words} |" + " |" * len(_SHOWN))
         lines += [_row(access) for access in MATRIX if access.verb is verb]
     return "\n".join(lines) + "\n"
