@@ -124,7 +124,7 @@ def corral(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """A GPU fleet that senses, remembers and places, on one message bus.
+    """GPU fleet telemetry, history and placement on one message bus.
 
     Start with:
       corral up                                        a cluster on this machine

@@ -260,7 +260,7 @@ def asyncapi(version: str) -> str:
         "info": {
             "title": "Corral",
             "version": version,
-            "description": "A GPU fleet that senses, remembers and places, on one message bus.",
+            "description": "GPU fleet telemetry, history and placement on one message bus.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",

@@ -274,7 +274,7 @@ class Show:
         )
         self.out.print(
             Panel(
-                Group(Text("A GPU fleet that senses, remembers and places, on one message bus."), Text(source, "dim")),
+                Group(Text("GPU fleet telemetry, history and placement on one message bus."), Text(source, "dim")),
                 title="[bold]Corral[/]",
                 title_align="left",
                 border_style="green",
