@@ -127,7 +127,7 @@ async def host_vanishes(folder: Path, account: Account, seconds: float) -> None:
         await asyncio.sleep(max(seconds, 8))
         made.host(made.collectors[0]).vanish(False)
         await asyncio.sleep(5)
-        account.what = "a host of GPUs is unplugged for 8 s, twice as long as the planner waits for it"
+        account.what = "a host of GPUs is unplugged for 8 s, twice as long as the planner waits until it is lost"
 
 
 @contextlib.contextmanager
@@ -188,14 +188,14 @@ async def bus_disk_full(folder: Path, account: Account, seconds: float) -> None:
 async def clock_behind(folder: Path, account: Account, seconds: float) -> None:
     """The clock of one host is set back by an hour while it runs, and later put right: its samples are late."""
     await set_clock(folder, account, seconds, hours=-1)
-    account.what = f"the clock of one host an hour behind for {seconds:g} s, and put right again"
+    account.what = f"the clock of one host an hour behind for {seconds:g} s, then corrected"
 
 
 @fault()
 async def clock_ahead(folder: Path, account: Account, seconds: float) -> None:
     """The other way: what it sends meanwhile is set right."""
     await set_clock(folder, account, seconds, hours=1)
-    account.what = f"the clock of one host an hour ahead for {seconds:g} s, and put right again"
+    account.what = f"the clock of one host an hour ahead for {seconds:g} s, then corrected"
 
 
 async def set_clock(folder: Path, account: Account, seconds: float, *, hours: int) -> None:
@@ -280,7 +280,7 @@ async def poison_messages(folder: Path, account: Account, seconds: float) -> Non
         if not status.dead_letters:
             account.wrong.append("nothing became a dead letter")
         await nc.close()
-        account.what = f"{sent} messages that nobody can read, on every subject"
+        account.what = f"{sent} malformed messages, on every subject"
 
 
 @fault()
@@ -328,7 +328,7 @@ async def versions_side_by_side(folder: Path, account: Account, seconds: float) 
         usable = json.loads((await made.load.nc.request("corral.v1.plan.devices", b'{"hosts": ["old", "new"]}')).data)
         if sum(not device.get("why_not") for device in usable["devices"]) != 8:
             account.wrong.append("devices of the other versions take no work")
-        account.what = "messages as the first version wrote them, with fields more and fewer, beside this one's"
+        account.what = "messages of the first version, with more and fewer fields, together with this version's"
 
 
 @fault()
@@ -363,4 +363,4 @@ async def history_file_spoilt(folder: Path, account: Account, seconds: float) ->
         await made.load.until_served()
         if not list(made.db.parent.glob("*.damaged-*")):
             account.wrong.append("the damage was not found")
-        account.what = "every block of the history's file is spoilt: put aside, and rebuilt from the streams"
+        account.what = "every block of the history's file is corrupted: it is set aside, and rebuilt from the streams"

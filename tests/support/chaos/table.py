@@ -11,8 +11,8 @@ from support.chaos.faults import FAULTS
 from support.chaos.load import Account
 
 HEAD = (
-    "| fault | samples expected | found | twice | leases answered | on record | promised twice | placement back, s "
-    "| history back, s |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| fault | samples expected | found | stored twice | leases answered | on record | granted twice "
+    "| placement back, s | history back, s |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
