@@ -31,7 +31,7 @@ OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     "CORRAL_REPLICAS": ("3 on a cluster of servers, else 1", "Copies of streams and buckets that a part makes."),
     "CORRAL_STREAMS_SCALE": (
         "`1`",
-        "Factor on what new streams and buckets may take of the bus's disk: 3.4 GiB in all at 1.",
+        "Factor on what new streams and buckets may take of the bus's disk: 3.6 GiB in all at 1.",
     ),
     "CORRAL_CHUNKED_TRANSPORT": (
         "on for versions of nats-py that were tested",
