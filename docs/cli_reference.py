@@ -19,33 +19,36 @@ from corral.cli.registry import COMMANDS
 from corral.cli.work import request_options
 
 OTHER_VARIABLES: dict[str, tuple[str, str]] = {
-    "CORRAL_CONFIG": ("two files, see [above](#the-file)", "The configuration file; no other is read then."),
-    "CORRAL_CONTEXT": ("the one in use", "Name of the context to use."),
-    "CORRAL_LEASE": ("–", "Set by Corral for work that runs on a lease: its id. Collectors read it of processes."),
-    "CORRAL_INBOX_PREFIX": ("that of the credentials, else `_INBOX`", "Subjects of the answers to one's requests."),
+    "CORRAL_CONFIG": ("two files, see [above](#the-file)", "The only configuration file to read."),
+    "CORRAL_CONTEXT": ("the current one", "Name of the context to use."),
+    "CORRAL_LEASE": (
+        "–",
+        "Id of the lease. Set by Corral for work under a lease; collectors read it from the environment of processes.",
+    ),
+    "CORRAL_INBOX_PREFIX": ("that of the credentials, else `_INBOX`", "Prefix of reply subjects."),
     "CORRAL_PORT": ("`4222`", "`compose.yaml`: the port of the bus on this machine."),
-    "CORRAL_PORT_2": ("`4223`", "`compose.yaml`: of the second server of a cluster."),
-    "CORRAL_PORT_3": ("`4224`", "`compose.yaml`: of the third."),
-    "CORRAL_BUS_URLS": ("`nats://nats:4222`", "`compose.yaml`: the servers of the bus, by comma."),
+    "CORRAL_PORT_2": ("`4223`", "`compose.yaml`: the port of the second server of a cluster."),
+    "CORRAL_PORT_3": ("`4224`", "`compose.yaml`: the port of the third server."),
+    "CORRAL_BUS_URLS": ("`nats://nats:4222`", "`compose.yaml`: the servers of the bus, separated by commas."),
     "CORRAL_BUS_CONFIG": ("`nats.conf`", "`compose.yaml`: the servers' configuration, in `/etc/corral`."),
-    "CORRAL_REPLICAS": ("3 on a cluster of servers, else 1", "Copies of streams and buckets that a part makes."),
+    "CORRAL_REPLICAS": ("3 on a cluster of servers, else 1", "Replicas of new streams and buckets."),
     "CORRAL_STREAMS_SCALE": (
         "`1`",
-        "Factor on what new streams and buckets may take of the bus's disk: 3.6 GiB in all at 1.",
+        "Factor on the disk space of new streams and buckets: 3.6 GiB in all at 1.",
     ),
     "CORRAL_CHUNKED_TRANSPORT": (
-        "on for versions of nats-py that were tested",
-        "`off`: processors receive as nats-py does by itself, at about twice the CPU time.",
+        "on for tested versions of nats-py",
+        "`off`: processors use nats-py's own transport, at about twice the CPU time.",
     ),
     "CORRAL_DATA": ("–", "Folder or file of a recording; `corral demo` then replays it."),
-    "CORRAL_DEBUG": ("–", "With any value, an error that ends a command shows where it came from."),
-    "NO_COLOR": ("–", "With any value, no colors on a terminal. In a pipe there are none anyway."),
-    "XDG_CONFIG_HOME": ("`~/.config`", "Where `corral/corral.toml` is looked for."),
-    "XDG_DATA_HOME": ("`~/.local/share`", "Where `corral up` keeps its folder `corral`."),
-    "XDG_STATE_HOME": ("`~/.local/state`", "Where a collector keeps its folder `corral`, without `--state`."),
-    "STATE_DIRECTORY": ("–", "Set by systemd: where a collector keeps its state, without `--state`."),
+    "CORRAL_DEBUG": ("–", "With any value, an error that ends a command shows a traceback."),
+    "NO_COLOR": ("–", "With any value, no colors on a terminal. In a pipe there are never any."),
+    "XDG_CONFIG_HOME": ("`~/.config`", "Folder of `corral/corral.toml`."),
+    "XDG_DATA_HOME": ("`~/.local/share`", "Where `corral up` creates its folder `corral`."),
+    "XDG_STATE_HOME": ("`~/.local/state`", "Where a collector creates its folder `corral`, without `--state`."),
+    "STATE_DIRECTORY": ("–", "Set by systemd: folder of a collector's state, without `--state`."),
 }
-"""Variables that are no option of a command: their default and meaning."""
+"""Variables that are not options of a command: default and meaning."""
 
 
 class Help(NamedTuple):
@@ -182,8 +185,8 @@ def commands() -> str:
         "Generated from the command line itself by `make docs`.",
         "",
         *prose(
-            "Every option may also be given by a variable or in a file: [Configuration](configuration.md).",
-            "`--json` prints one document with every field; results go to stdout, all else to stderr.",
+            "Every option may also be set by a variable or in a file: [Configuration](configuration.md).",
+            "`--json` prints one document with every field; results go to stdout, everything else to stderr.",
             "Times are written like `250ms`, `10s` or `1h30m`, sizes like `20GiB` or `512MiB`.",
         ),
     ]
@@ -199,8 +202,8 @@ def commands() -> str:
         "## Options before the command",
         "",
         *prose(
-            "They may also stand behind the command's name. Commands that no bus is for (`up`, `demo`, `simulate`)",
-            "refuse those that would lead to one.",
+            "They may also follow the command's name. Commands that use no bus (`up`, `demo`, `simulate`) refuse those",
+            "that select one.",
         ),
         *options_table(root.params),
         "## Exit codes",
@@ -210,17 +213,17 @@ def commands() -> str:
         *(f"| {code} | {cell(meaning)} |" for code, meaning in exits.MEANINGS.items()),
         "",
         *prose(
-            "What goes wrong is one line on stderr. `corral run` and `corral shell` end with the code of the command",
-            "that they ran, or 128 + N where signal N killed it.",
+            "An error is one line on stderr. `corral run` and `corral shell` end with the exit code of the command",
+            "that they ran, or 128 + N if signal N killed it.",
         ),
         "## Completion",
         "",
         "`corral --install-completion` completes commands, options and their values in bash, zsh, fish and PowerShell;",
-        "`corral --show-completion` prints what it would install.",
+        "`corral --show-completion` prints the script that it would install.",
         "",
         "## What a request may ask for",
         "",
-        "Options that `request`, `explain`, `run` and `shell` share.",
+        "Options of `request`, `explain`, `run` and `shell`.",
         "",
         *options_table(shared),
     ]
@@ -250,7 +253,7 @@ def command_section(name: str, asked: set[str]) -> list[str]:
         lines += arguments_list(command)
         requesting = name in ("request", "explain", "run", "shell")
         if requesting:
-            lines += ["Beside [what a request may ask for](#what-a-request-may-ask-for):", ""]
+            lines += ["In addition to the [options of requests](#what-a-request-may-ask-for):", ""]
         lines += options_table(one for one in command.params if not (requesting and one.name in asked))
     return lines
 
@@ -272,15 +275,15 @@ def configuration() -> str:
         "",
         "Generated from the code by `make docs`.",
         "",
-        "A setting is taken from the flag, else from the environment, else from the file, else from Corral itself.",
-        "`corral config show` prints every setting with its value and where that is from.",
+        "A flag overrides the environment, which overrides the file, which overrides the default.",
+        "`corral config show` prints every setting with its value and its source.",
         "",
         "## The file",
         "",
         *prose(
-            "`corral.toml` is the one that `--config` names, else the one that `CORRAL_CONFIG` names. Without either",
-            "there are two: `/etc/corral/corral.toml` for the machine, and `corral/corral.toml` in `$XDG_CONFIG_HOME`",
-            "or `~/.config` for the account, which goes before it key by key.",
+            "`--config` selects the file `corral.toml`, else `CORRAL_CONFIG` does. Without either there are two:",
+            "`/etc/corral/corral.toml` for the machine, and `corral/corral.toml` in `$XDG_CONFIG_HOME` or `~/.config`",
+            "for the account, whose keys override those of the machine.",
         ),
         "```toml",
         'nats = "nats://gpu-bus:4222"',
@@ -300,13 +303,13 @@ def configuration() -> str:
         "",
         *prose(
             "A table is a command, and its keys are the command's options without the dashes (`keep-raw` or",
-            "`keep_raw`). Flags take `true` and `false`; an option that may be repeated takes a list, or a table for",
-            "`KEY=VALUE`. A key that means nothing is refused with the nearest that does.",
-            "`corral config set collect.interval 100ms` writes the file, `corral config check` checks all of it.",
+            "`keep_raw`). Flags take `true` and `false`; a repeatable option takes a list, or a table for `KEY=VALUE`.",
+            "An unknown key is an error that names the nearest known one. `corral config set collect.interval 100ms`",
+            "writes the file, `corral config check` checks it.",
         ),
         "## The bus, and contexts",
         "",
-        "At the top of the file, or by name under `[contexts.NAME]` with `current` for the one in use, as",
+        "At the top of the file, or under `[contexts.NAME]`, with `current` as the name of the current one.",
         "`corral context add`, `use` and `remove` write them:",
         "",
         "| key | variable | default | |",
@@ -317,18 +320,18 @@ def configuration() -> str:
         default = f"`{DEFAULT_URL}`" if key == "nats" else "–"
         lines.append(f"| `{key}` | `{variable}` | {default} | {cell(described.get(key))} |")
     lines += [
-        "| `current` | `CORRAL_CONTEXT` | – | Name of the context in use; top of the file only. |",
+        "| `current` | `CORRAL_CONTEXT` | – | Name of the current context; only at the top of the file. |",
         "",
         *prose(
-            "A context that `--context` names goes before the environment; the one in use only fills in what the",
-            "environment does not say. Where a flag or the environment names another bus, the context's credentials",
-            "are not shown to it.",
+            "A context selected by `--context` overrides the environment; the current one only supplies values that",
+            "the environment does not set. If a flag or the environment selects another bus, the context's credentials",
+            "are not sent to it.",
         ),
         "## Settings of the services",
         "",
         *prose(
-            "Every option of every other command has a variable, `CORRAL_<COMMAND>_<OPTION>`, and a key in the",
-            "command's table, too: `CORRAL_RUN_WAIT`, `[run] wait`. They are options of [the command line](cli.md).",
+            "Every option of every other command also has a variable, `CORRAL_<COMMAND>_<OPTION>`, and a key in the",
+            "command's table: `CORRAL_RUN_WAIT`, `[run] wait`. [The command line](cli.md) lists these options.",
         ),
     ]
     for name in SERVICES:
@@ -340,7 +343,7 @@ def configuration() -> str:
             shown = f"`{variables(name, one)[0]}`"
             lines.append(f"| `{key}` | {shown} | {default_words(one)} | {cell(one.help)} |")
         lines.append("")
-    lines += ["Beside these, every `corral auth` command takes its `--dir` from `CORRAL_AUTH_DIR`.", ""]
+    lines += ["In addition, every `corral auth` command takes its `--dir` from `CORRAL_AUTH_DIR`.", ""]
     lines += ["## Other variables", "", "| variable | default | |", "| --- | --- | --- |"]
     lines += [f"| `{name}` | {default} | {meaning} |" for name, (default, meaning) in OTHER_VARIABLES.items()]
     return "\n".join(lines).rstrip() + "\n"

@@ -1,9 +1,9 @@
-"""Write what `docs/` derives from the code: messages and their schemas, metrics, views, what services measure,
-the command line, settings.
+"""Generate the pages in `docs/` that derive from the code: messages and their schemas, metrics, views, measurements of
+services, the command line, settings.
 
 usage: python docs/generate.py [--check]
 
-With --check nothing is written; the exit code is 1 where a file on disk differs from what the code says.
+With --check nothing is written; the exit code is 1 if a file on disk is stale.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def asyncapi(version: str) -> str:
             "local": {
                 "host": "127.0.0.1:4222",
                 "protocol": "nats",
-                "description": "What `corral context export` prints for the bus in use; TLS where it names a CA.",
+                "description": "The URL that `corral context export` prints; with TLS if it also prints a CA.",
                 "security": [{"$ref": "#/components/securitySchemes/nkey"}],
             }
         },
@@ -280,10 +280,13 @@ def asyncapi(version: str) -> str:
             "securitySchemes": {
                 "nkey": {
                     "type": "asymmetricEncryption",
-                    "description": "An NKey (Ed25519): the client signs the server's nonce with the seed in the file "
-                    "of its credentials (`CORRAL_NATS_CREDS`). Answers come to `_INBOX.{user}.>` alone.",
+                    "description": "An NKey (Ed25519): the client signs the server's nonce with the seed in its "
+                    "credentials file (`CORRAL_NATS_CREDS`). Answers are only delivered to `_INBOX.{user}.>`.",
                 },
-                "certificate": {"type": "X509", "description": "Besides, where the bus wants to see certificates."},
+                "certificate": {
+                    "type": "X509",
+                    "description": "Additionally, if the bus requires client certificates.",
+                },
             },
         },
     }
@@ -294,24 +297,25 @@ _PROSE = """\
 # Messages
 
 Generated from `schemas/` by `make docs`. Telemetry is MessagePack ([how to decode it](telemetry.md)). Requests are
-JSON, or MessagePack with the header `Content-Type: application/msgpack`; a reply comes in the type of its request,
-which its own `Content-Type` names. Every event and reply names itself in `type`; events of earlier versions have none.
+JSON, or MessagePack with the header `Content-Type: application/msgpack`. A reply has the content type of its request,
+and a `Content-Type` header. Every event and reply has its name in the field `type`; events of earlier versions have
+none.
 
-In MessagePack a message has the same fields. A time is the timestamp extension (type -1) in place of RFC 3339 text,
-both to the microsecond, and bytes are `bin`; the schemas say so in `x-msgpack-type`.
+In MessagePack a message has the same fields. A time is the timestamp extension (type -1) instead of RFC 3339 text, both
+to the microsecond, and bytes are `bin`; the schemas have this in `x-msgpack-type`.
 
-What a request or an event leaves out has the default of the table below. A reply holds all its fields. A field that is
-not known is ignored, and named in `warnings` and in the header `Corral-Warnings`; one that is all but another's name is
-an error, as is a message that is empty where something must be asked for.
+A field that a request or an event leaves out has the default in the tables below. A reply has all its fields. An
+unknown field is ignored, and listed in `warnings` and in the header `Corral-Warnings`. A field whose name is almost
+that of a known one is an error, and so is an empty message where a request needs content.
 
 """
 
 _NAMES = """\
-The server of `corral auth`, `corral up` and `compose.yaml` lets each name itself alone, so that it is certain who asks.
-Without `{owner}`, `{user}` or `{operator}` at the end the same subjects are answered there with the error `refused`,
-which names the right one; on a bus without authentication they are answered as the others, by what the body says.
-Where the table has no name at the end of what one asks the planner, or of `corral.v1.history.cancel` and
-`corral.v1.history.status`, any may stand there, and changes nothing."""
+The servers of `corral auth`, `corral up` and `compose.yaml` allow each client only its own name in a subject, so the
+name is reliable. Without `{owner}`, `{user}` or `{operator}` at the end, the same subjects are answered there with the
+error `refused`, which names the right subject; on a bus without authentication they are answered by the owner in the
+body. Subjects of the planner for which the table has no name at the end, `corral.v1.history.cancel` and
+`corral.v1.history.status` accept any name there, which has no effect."""
 
 
 def message_reference() -> str:
@@ -331,7 +335,7 @@ def message_reference() -> str:
     lines += [_channel_row(channel) for channel in CHANNELS]
     lines += [
         "",
-        "| in a subject | is |",
+        "| in a subject | meaning |",
         "| --- | --- |",
         *(f"| `{{{name}}}` | {text} |" for name, text in _parameters().items()),
         "",
@@ -342,7 +346,7 @@ def message_reference() -> str:
         *_header_table(),
         "## JSON Schemas",
         "",
-        "One file a message, whole in itself. [AsyncAPI](asyncapi.json) has them all.",
+        "One self-contained file per message. [AsyncAPI](asyncapi.json) has them all.",
         "",
     ]
     lines += [

@@ -1,15 +1,15 @@
-"""`docs/reference/services.md`: what services measure of themselves, from `schemas/instruments.py`."""
+"""Page `docs/reference/services.md`: measurements of services, from `schemas/instruments.py`."""
 
 from __future__ import annotations
 
 from corral.exporter.pipeline import series_name
 from corral.schemas.instruments import COMMON, INSTRUMENTS, Instrument, InstrumentKind, ServiceKind
 
-_HEAD = """# What services measure of themselves
+_HEAD = """# Measurements of services
 
 Generated from `schemas/instruments.py`. Each service answers on `corral.v1.health` with these values as JSON
-([how to ask](../how-to/services.md)), and `corral export` shows those of planners, processors, dashboards and of itself
-to Prometheus; what collectors measure comes with their reports, as `corral_agent_…` by host. Counters start at 0 with
+([health checks](../how-to/services.md)). `corral export` serves those of planners, processors, dashboards and its own
+to Prometheus. Measurements of collectors come with their reports, as `corral_agent_…` by host. Counters start at 0 with
 the service. All series have the label `id`, the instance.
 """
 

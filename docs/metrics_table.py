@@ -1,4 +1,4 @@
-"""The metrics document from the catalogue: every metric, its way to NVML and amdsmi, and how dcgm-exporter compares."""
+"""Page of metrics, from the catalog: each metric, its NVML and amdsmi calls, and a comparison with dcgm-exporter."""
 
 from __future__ import annotations
 
@@ -163,11 +163,11 @@ def render() -> str:
     lines = [
         "# Metrics",
         "",
-        "Generated from the catalogue in `schemas/metrics.py` by `make docs`. One row there is a metric: its column on",
-        "the wire and in DuckDB, its place in the readers' schedule, its line in the exporter and here.",
+        "Generated from the catalog in `schemas/metrics.py` by `make docs`. One row there defines a metric: its column",
+        "on the wire and in DuckDB, how often it is read, its line in the exporter and here.",
         "",
-        "A metric that a device does not support is null, never 0. So is a value that [can't be](#possible-values)",
-        "(4 MW, NVML's “not available”), and one whose reading failed in that tick.",
+        "A metric that a device does not support is null, never 0. So is an [impossible value](#possible-values) (4",
+        "MW, NVML's “not available”), and one whose reading failed in that tick.",
         "",
         "- [How often](#how-often)",
         "- [All metrics](#all-metrics)",
@@ -200,7 +200,7 @@ def _cadences() -> list[str]:
     lines = [
         "## How often",
         "",
-        "Calls that several metrics share are made once; field values of one cadence are one batch; between two",
+        "A call that several metrics share is made once; field values of one cadence are one batch. Between two",
         "readings the last value is repeated in each sample. Slow readings of several devices are spread in time.",
         "",
         "| cadence | read | metrics |",
@@ -213,8 +213,8 @@ def _cadences() -> list[str]:
     return [
         *lines,
         "",
-        "GPM metrics are read at each tick, but at most every 100 ms. `nvmlDeviceGetPcieThroughput` blocks for 20 ms a",
-        "direction: it is asked only where GPM and 64 bit counters are missing, every 10 s, in a thread aside.",
+        "GPM metrics are read at each tick, but at most every 100 ms. `nvmlDeviceGetPcieThroughput` blocks for 20 ms",
+        "per direction. It is called only if GPM and 64-bit counters are missing, every 10 s, in a separate thread.",
         "",
     ]
 
@@ -244,13 +244,13 @@ def _possible() -> list[str]:
     lines = [
         "## Possible values",
         "",
-        "A value outside is null and counted by metric (`impossible_values` of collectors and processors, see",
-        "[what services measure](reference/services.md)); all else in its sample stays. Collectors see to it first.",
-        "Processors, the planner, the exporter and the client do so with what collectors of earlier versions send. The",
-        "limits are wide on purpose: what a board may draw one day is no error, four megawatts are. How fast a counter",
-        "can grow is [another matter](counters.md).",
+        "A value outside these limits is null and counted by metric (`impossible_values` of collectors and processors,",
+        "see [measurements of services](reference/services.md)); the other values of its sample stay. Collectors apply",
+        "the limits first. Processors, the planner, the exporter and the client apply them to samples of earlier",
+        "versions. The limits are wide on purpose: future boards may draw more power, but not four megawatts. The",
+        "limits on the growth of counters are on [a page of their own](counters.md).",
         "",
-        "| from | to | unit | since | metrics |",
+        "| from | to | unit | reason | metrics |",
         "| ---: | ---: | --- | --- | --- |",
     ]
     for (unit, least, most, why), names in shared.items():
@@ -270,16 +270,16 @@ def _coverage() -> list[str]:
     lines = [
         "## dcgm-exporter's default counters",
         "",
-        "Every counter of its `default-counters.csv`; those that it ships commented out are marked with *. The factor",
-        "leads from our unit to theirs.",
+        "Every counter of its `default-counters.csv`; those commented out there are marked with *. The factor converts",
+        "Corral's unit to dcgm-exporter's.",
         "",
         *_COVERAGE_HEAD,
     ]
     lines += [_covered(name, on, by_dcgm) for name, on in DCGM_DEFAULTS]
     lines += [
         "",
-        "What `dcp-metrics-included.csv` has beside them. There the profiling metrics come from DCGM's own module;",
-        "here from NVML's performance monitor (GPM), so they are null before Hopper.",
+        "The additional counters of `dcp-metrics-included.csv`. There the profiling metrics come from DCGM's own",
+        "module; here from NVML's performance monitor (GPM), so they are null before Hopper.",
         "",
         *_COVERAGE_HEAD,
     ]
@@ -312,7 +312,7 @@ def _beyond() -> list[str]:
     lines = [
         "## Beyond them",
         "",
-        "Metrics that both of its files lack; where DCGM has a field for it, an exporter can be told to add it.",
+        "Metrics that are in neither file. If DCGM has a field for one, dcgm-exporter can be configured to add it.",
         "",
         "| metric | DCGM field | meaning |",
         "| --- | --- | --- |",
@@ -321,7 +321,7 @@ def _beyond() -> list[str]:
     return [
         *lines,
         "",
-        "And what is no metric: processes with user, container and lease; links between devices; events as they",
+        "In addition to metrics: processes with user, container and lease; links between devices; events as they",
         "happen; MIG instances as devices of their own.",
         "",
     ]
@@ -337,8 +337,8 @@ def _events() -> list[str]:
         "## Events",
         "",
         "Published at once on `corral.v1.events.<host>`. The severities `reset` and `hardware` take the device out of",
-        "placement until `cleared`. Where the driver tells its recovery action (R570 and later) that is the last word:",
-        "a fault after which it asks for nothing is cleared at the next look, within 15 s.",
+        "placement until `cleared`. If the driver reports a recovery action (R570 and later), that decides: a fault",
+        "after which it requests no action is cleared at the next check, within 15 s.",
         "",
         "| kind | severity | what happened |",
         "| --- | --- | --- |",
@@ -354,7 +354,7 @@ def _xids() -> list[str]:
     lines = [
         "## Xid codes",
         "",
-        "After NVIDIA's Xid catalogue. `application`: the program is at fault, the device goes on.",
+        "According to NVIDIA's Xid catalog. `application`: an error of the program; the device continues to work.",
         "",
         "| Xid | severity | meaning |",
         "| ---: | --- | --- |",

@@ -1,4 +1,4 @@
-"""How telemetry is decoded, from the catalogue: the page, and what the schema of a batch says of each column."""
+"""Decoding of telemetry, from the catalog: the page, and the properties of each column in the schema of a batch."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ _JAVASCRIPT = {"float32": "getFloat32", "int32": "getInt32", "int64": "getBigInt
 _PROSE = """\
 # Decode telemetry
 
-Generated from the catalogue in `schemas/metrics.py` by `make docs`. A message on `corral.v1.samples.{host}` is one
-MessagePack map, a [SampleBatch](messages.md#samplebatch). What follows is all that one needs to read it; a program in
-Node that knows no more is [telemetry.mjs](../examples/node/telemetry.mjs).
+Generated from the catalog in `schemas/metrics.py` by `make docs`. A message on `corral.v1.samples.{host}` is one
+MessagePack map, a [SampleBatch](messages.md#samplebatch). This page is sufficient to decode it;
+[telemetry.mjs](../examples/node/telemetry.mjs) is a Node program that uses only this.
 
 ## Arrays
 
 - `devices` has D uuids. `times_ns`, each of `columns` and each of `nulls` are MessagePack `bin`: raw numbers one after
   the other, **little-endian**, without padding.
-- `times_ns` are int64, so that its bytes divided by 8·D are the number of ticks, T. Every array has T·D values
-  **tick by tick**: the value of device `d` at tick `t` is number `t * D + d`, read at `times_ns` of the same number.
-- A column's numbers have the type of the table below, and nothing else says it: float32 and int32 are both 4 bytes
-  wide. A reader leaves out a column that it does not know.
-- **Null**: a value is null where the byte of the same number in `nulls[name]` is 1; what stands in the column is then
-  no value. A column that is not in `nulls` has no null. A metric that is not in `columns` is null for all devices and
-  ticks. A float that is not finite is null, too, and so is what the metric can't be, below *from* or above *to* in the
+- `times_ns` are int64, so the number of ticks, T, is the number of its bytes divided by 8·D. Every array has T·D values
+  **tick by tick**: the value of device `d` at tick `t` has index `t * D + d`, and was read at `times_ns` of that index.
+- The type of a column's values is only in the table below, not in the message: float32 and int32 are both 4 bytes wide.
+  A reader ignores a column that it does not know.
+- **Null**: a value is null if the byte with its index in `nulls[name]` is 1; the number in the column then has no
+  meaning. A column that is not in `nulls` has no nulls. A metric that is not in `columns` is null for all devices and
+  ticks. A float that is not finite is null, too, and so is an impossible value, below *from* or above *to* in the
   table: the history has null there.
-- **Defaults are left out**: `nulls` is missing where nothing is null, `version` while it is 1. So it is with every
+- **Defaults are left out**: `nulls` is absent if nothing is null, `version` if it is 1. The same holds for every
   message that collectors publish; [the tables](messages.md#fields) have the defaults.
-- The header `Content-Type` says that it is MessagePack, where an earlier collector has not left it out. The first byte
-  says so, too: JSON begins with `{`, and MessagePack never does here.
+- The header `Content-Type` says that the message is MessagePack; earlier collectors left it out. The first byte shows
+  it, too: JSON begins with `{`, and MessagePack never does here.
 
 ## 64 bits and alignment
 
-Times are nanoseconds since 1970 in UTC and beyond 2^53, as are `time_ns` and `started_ns` of the other messages: a
-reader whose numbers are floats (JavaScript) takes them as big integers, or is wrong by up to 128 ns. int64 columns are
-to be read likewise: counters of bytes and nanoseconds may pass it.
+Times are nanoseconds since 1970 in UTC and greater than 2^53, as are `time_ns` and `started_ns` of the other messages.
+A reader whose numbers are floats (JavaScript) needs big integers, or is wrong by up to 128 ns. The same holds for int64
+columns: counters of bytes and nanoseconds may exceed 2^53.
 
-The bytes of an array begin anywhere in the message, at no multiple of 8: in JavaScript
-`new BigInt64Array(bytes.buffer, bytes.byteOffset, …)` throws, and so do casts elsewhere that want alignment. Copy the
-bytes first (`bytes.slice()`), or read by `DataView` with `true` for little-endian.
+The bytes of an array may begin at any offset in the message, not only at multiples of 8. In JavaScript
+`new BigInt64Array(bytes.buffer, bytes.byteOffset, …)` throws then, as do casts in other languages that require
+alignment. Copy the bytes first (`bytes.slice()`), or read with `DataView` and `true` for little-endian.
 
 """
 
 
 def _limits(metric: Metric) -> dict[str, Any]:
-    """What a reader is to hold values to, where the type does not."""
+    """Limits that a reader must apply to values, in addition to the type."""
     found = {"x-minimum": metric.minimum, "x-maximum": metric.maximum}
     return {name: limit for name, limit in found.items() if limit is not None and abs(limit) < 2**63 - 1}
 
@@ -119,7 +119,7 @@ def render() -> str:
         "",
         "## Columns",
         "",
-        "| column | type | bytes | `DataView` | unit | from | to | null where |",
+        "| column | type | bytes | `DataView` | unit | from | to | null if |",
         "| --- | --- | ---: | --- | --- | ---: | ---: | --- |",
         "| `times_ns` | int64 | 8 | `getBigInt64` | nanoseconds since 1970 | – | – | never |",
     ]
@@ -132,7 +132,7 @@ def render() -> str:
     lines += [
         "| each of `nulls` | uint8 | 1 | `getUint8` | 1 for null, else 0 | 0 | 1 | never |",
         "",
-        "What each means is on [the page of metrics](../metrics.md), and [where its limits come",
-        "from](../metrics.md#possible-values).",
+        "[Metrics](../metrics.md) explains each metric, and [possible values](../metrics.md#possible-values) the",
+        "limits.",
     ]
     return "\n".join(lines) + "\n"
