@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
     assert "--require-hashes" in text
     assert not re.search(r"^ADD ", text, re.M)
     assert "pip uninstall" in text
+
+
+def test_the_image_is_built_of_every_package_and_nothing_else() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {name.split(".")[1] for name in setuptools["packages"]}
+    first, *rest = (ROOT / ".dockerignore").read_text().splitlines()
+    admitted = {line[1:] for line in rest if line.startswith("!")}
+    assert first == "**"
+    assert admitted == packages | {"pyproject.toml", "README.md", "LICENSE", "deploy/container"}
 
 
 @pytest.mark.parametrize("name", list(COMPOSE["services"]))
