@@ -1,25 +1,24 @@
 -- question: Which devices are failing, or about to?
--- detail: What was counted on an earlier host of a board counts, too. Growth while nobody read a counter is that of the
---   first sample after it, on the same host; what grew while a board moved is not known.
--- host: of the device.
--- device: uuid.
--- model: the product's name.
--- concern: what to worry about, in words, worst first; empty if nothing, or where another board is in
---   its place.
--- unhealthy: the severity of an event (`reset`, `hardware`) that no later one has cleared; null if there is none.
--- xid_events: Xid errors that the history knows.
+-- detail: Counts from an earlier host of a board are included. Growth while no collector read a counter is that of the
+--   first sample after it, on the same host. Growth while a board moved is not known.
+-- host: host of the device.
+-- device: uuid of the device.
+-- model: product name of the device.
+-- concern: reasons for concern, worst first; empty if there are none, or if another board is in its place.
+-- unhealthy: severity of an event (`reset`, `hardware`) that no later one has cleared; null if there is none.
+-- xid_events: number of Xid errors in the history.
 -- last_xid: code of the newest.
--- last_xid_at: when.
--- ecc_uncorrected_7d: uncorrectable memory errors, last 7 days.
--- ecc_corrected_7d: corrected ones.
--- remapped_rows: in all, as counted last.
--- remapped_rows_7d: new ones, last 7 days.
--- remapped_rows_per_week: the trend, as the slope over the last 90 days.
--- remap_failed: a row could not be remapped: the board's spare rows are used up.
--- reset_pending: a remapping or a retirement waits for a reset.
--- retired_pages: in all, as counted last.
--- pcie_replays_7d: PCIe packets sent again, last 7 days.
--- last_seen: the newest hour with samples.
+-- last_xid_at: time of the newest.
+-- ecc_uncorrected_7d: uncorrectable memory errors in the last 7 days.
+-- ecc_corrected_7d: corrected memory errors in the last 7 days.
+-- remapped_rows: total, by the last reading.
+-- remapped_rows_7d: newly remapped rows in the last 7 days.
+-- remapped_rows_per_week: trend, as the slope over the last 90 days.
+-- remap_failed: true if a row could not be remapped: the board has no spare rows left.
+-- reset_pending: true if a remapping or a retirement waits for a reset.
+-- retired_pages: total, by the last reading.
+-- pcie_replays_7d: retransmitted PCIe packets in the last 7 days.
+-- last_seen: newest hour with samples.
 WITH mine AS (
     SELECT r.*, d.host AS host_now FROM rollup_1h r JOIN devices d USING (device)
     WHERE r.time >= now() - INTERVAL 90 DAYS

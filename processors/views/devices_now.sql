@@ -1,19 +1,20 @@
--- question: What does each device do right now?
--- detail: The newest 10 s of each device, if it is of the last 15 minutes by its host's clock.
--- host: of the device.
+-- question: What is each device doing right now?
+-- detail: The newest 10 s of each device, if they are within the last 15 minutes by its host's clock.
+-- host: host of the device.
 -- index: the driver's index on the host.
--- device: uuid.
--- model: the product's name.
+-- device: uuid of the device.
+-- model: product name of the device.
 -- time: start of the newest 10 s.
 -- gpu_utilization_percent: mean.
--- memory_used_bytes: last.
--- memory_total_bytes: in all.
--- temperature_celsius: last.
+-- memory_used_bytes: last value.
+-- memory_total_bytes: total memory.
+-- temperature_celsius: last value.
 -- power_watts: mean.
--- owner: of the active lease; several by comma.
--- lease_id: likewise.
--- in_use: somebody without a lease uses it: a process without one, or, where nobody holds it, load, or more memory than
---   drivers take (512 MiB, a sixteenth of a small device); of a board that is split, its MIG instances tell.
+-- owner: owners of active leases, separated by commas.
+-- lease_id: active leases, separated by commas.
+-- in_use: true if it is used without a lease: by a process without one, or, if no lease holds it, by load or by more
+--   memory than drivers take (512 MiB, a sixteenth of a small device). For a board that is split, its MIG instances
+--   decide.
 WITH behind AS (
     SELECT host, to_seconds(offset_seconds) AS clock FROM host_clocks WHERE until IS NULL AND offset_seconds < 0
 ), newest AS (

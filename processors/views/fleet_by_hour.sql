@@ -1,14 +1,14 @@
 -- question: How busy was the fleet, hour by hour?
--- hour: its start, UTC.
--- devices: boards with samples in it; one that is split counts once, its MIG instances do not.
+-- hour: start of the hour, UTC.
+-- devices: boards with samples in the hour; a board that is split counts once, and its MIG instances are not counted.
 -- gpu_utilization_percent: mean over all samples.
--- busy_devices: boards whose mean was 5% or more, or that of one of their instances.
--- leased_devices: whole boards' worth of leases, as a mean over the hour, or as much of it as has passed.
--- memory_used_percent: mean used of the memory there is; a board that is split counts once, its MIG instances do not.
--- power_watts: of all devices together, mean.
--- energy_kwh: of all devices; from the energy counters, or from power over the time with
---   samples where there are none.
--- temperature_celsius_max: the hottest sample.
+-- busy_devices: boards whose mean, or that of one of their instances, was 5% or more.
+-- leased_devices: leases in whole boards, as a mean over the hour, or over the part of it that has passed.
+-- memory_used_percent: mean memory used as a percentage of the total; a board that is split counts once, and its MIG
+--   instances are not counted.
+-- power_watts: mean power of all devices together.
+-- energy_kwh: energy of all devices; from the energy counters, or without them from power over the time with samples.
+-- temperature_celsius_max: maximum of all samples.
 WITH leased AS (
     -- Minutes of a lease that begins or ends within the hour count for what they are; whole hours for one.
     SELECT epoch_us(b.time) // 3600000000 AS hour, 

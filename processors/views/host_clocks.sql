@@ -1,8 +1,9 @@
--- question: Which hosts have a wrong clock, or had one, and since when?
--- detail: By the bus's clock, as messages were stored: ahead by more than 10 s at once, behind once all messages of the
---   host are late by the same. Times that lie ahead are set right as they are stored; times behind stay as they are.
--- host: the host.
--- offset_seconds: by how much its clock is ahead; negative where it is behind.
--- since: when that was seen first.
--- until: when the clock was right again; null while it is off.
+-- question: Which hosts have or had a wrong clock, and since when?
+-- detail: Compared with the bus's clock when messages were stored. A clock that is more than 10 s ahead is detected at
+--   once, one that is behind once all messages of the host are late by the same amount. Times that are ahead are
+--   corrected when they are stored; times that are behind are kept.
+-- host: name of the host.
+-- offset_seconds: by how much its clock is ahead; negative if it is behind.
+-- since: when this was first detected.
+-- until: when the clock was correct again; null while it is off.
 SELECT host, offset_seconds, since, until FROM store.clocks

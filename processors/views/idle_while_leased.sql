@@ -1,15 +1,16 @@
--- question: Who held GPUs idle, for how long, and what did it cost?
--- detail: A minute is idle if the device's mean utilisation in it is below 5%. Minutes without samples count neither way.
--- owner: who held it.
--- name: of the workload.
--- lease_id: the lease.
--- host: of the device.
--- device: uuid.
--- idle_hours: in all.
--- idle_gpu_hours: in all, times the share, in whole boards.
--- idle_percent: of the time held with samples.
--- longest_idle_hours: the longest stretch without a break.
--- idle_since: start of the stretch that lasts until the last minute known; null if it does not.
+-- question: Who held GPUs idle, for how long, and at what cost?
+-- detail: A minute is idle if the device's mean utilization in it is below 5%. Minutes without samples count neither
+--   way.
+-- owner: owner of the lease.
+-- name: name of the workload.
+-- lease_id: id of the lease.
+-- host: host of the device.
+-- device: uuid of the device.
+-- idle_hours: hours in idle minutes.
+-- idle_gpu_hours: idle hours, times the share, in whole boards.
+-- idle_percent: percentage of the time held with samples.
+-- longest_idle_hours: longest uninterrupted idle period.
+-- idle_since: start of the idle period that lasts until the last known minute; null if there is none.
 -- idle_kwh: energy of the idle minutes, times the share.
 WITH spans AS MATERIALIZED (
     SELECT row_number() OVER () AS number, l.*, s.series, epoch_us(l.started) AS first, epoch_us(l.ended) AS last

@@ -1,11 +1,12 @@
 -- question: Which hours lie wholly within a lease, and which minutes around them?
--- detail: A lease in as few pieces as the rollups allow, so that a long one is as cheap to add up as a short one.
--- lease_id: the lease.
--- host: of the device.
--- device: uuid.
--- width: `hour` or `minute`: the rollup that the piece is in.
--- time: start of the piece.
--- seconds: of it that lie within the lease.
+-- detail: Splits a lease into as few buckets as the rollups allow, so that a long lease is as cheap to sum as a short
+--   one.
+-- lease_id: id of the lease.
+-- host: host of the device.
+-- device: uuid of the device.
+-- width: `hour` or `minute`: the rollup of the bucket.
+-- time: start of the bucket.
+-- seconds: seconds of the bucket that are within the lease.
 WITH spans AS (
     SELECT *, epoch_us(started) AS first, epoch_us(ended) AS last FROM lease_spans WHERE ended > started
 ), whole AS (

@@ -1,23 +1,26 @@
 -- question: What did a lease use of each of its devices?
--- detail: A lease is cut into whole hours, whole minutes and, in the minutes in which it begins and ends, tens of seconds
---   as long as these are kept, so that what was before it and after it counts for nothing.
--- lease_id: the lease.
--- owner: who held it.
--- name: of the workload.
--- state: of the lease.
--- host: of the device.
--- device: uuid.
--- share: of the device.
--- started: when it was granted.
--- ended: when it ended; now for an active one.
--- hours: held.
--- gpu_hours: held, times the share, in whole boards: an hour of a MIG instance of one slice of seven is a seventh.
--- energy_kwh: used meanwhile, times the share; by the energy counter, or by power over the time with samples.
--- gpu_utilization_percent_mean: over the samples of the time held; null without any.
--- memory_used_bytes_peak: of the lease's own processes where they are known by lease, else of the whole device in the
---   tens of seconds that are the lease's whole; null where there are none.
--- memory_granted_bytes: on the device; 0 where none was asked for.
--- memory_shared: whether the peak may be others', too: it is of the whole device, which others held meanwhile.
+-- detail: A lease is split into whole hours, whole minutes and, in the minutes in which it begins and ends, ten-second
+--   buckets as long as these are kept. So use before and after the lease is not counted.
+-- lease_id: id of the lease.
+-- owner: owner of the lease.
+-- name: name of the workload.
+-- state: state of the lease.
+-- host: host of the device.
+-- device: uuid of the device.
+-- share: granted share of the device.
+-- started: time of the grant.
+-- ended: end of the lease; now for an active one.
+-- hours: hours held.
+-- gpu_hours: hours held, times the share, in whole boards: an hour of a MIG instance with one slice of seven is a
+--   seventh.
+-- energy_kwh: energy used during the lease, times the share; from the energy counter, or from power over the time with
+--   samples.
+-- gpu_utilization_percent_mean: mean over the samples during the lease; null without any.
+-- memory_used_bytes_peak: peak of the lease's own processes if they are known by lease, else of the whole device in the
+--   ten-second buckets that lie wholly within the lease; null if there are none.
+-- memory_granted_bytes: memory granted on the device; 0 if none was requested.
+-- memory_shared: true if the peak may include other leases: it is that of the whole device, and others held a part of
+--   it at the time.
 WITH own AS (
     SELECT lease, host, device, max(used) AS peak FROM (
         SELECT lease, host, device, time, sum(memory_used_bytes) AS used FROM processes WHERE lease <> '' GROUP BY ALL

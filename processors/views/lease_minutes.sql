@@ -1,18 +1,19 @@
 -- question: What did the devices of a lease do, minute by minute?
--- detail: One row for each lease, device and minute. Minutes without samples are there, with nulls: nobody knows.
--- lease_id: the lease.
--- owner: who held it.
--- name: of the workload.
--- host: of the device.
--- device: uuid.
--- share: of the device.
--- memory_granted_bytes: on the device.
+-- detail: One row for each lease, device and minute. Minutes without samples have nulls, since nothing is known about
+--   them.
+-- lease_id: id of the lease.
+-- owner: owner of the lease.
+-- name: name of the workload.
+-- host: host of the device.
+-- device: uuid of the device.
+-- share: granted share of the device.
+-- memory_granted_bytes: memory granted on the device.
 -- time: start of the minute.
--- seconds: of the minute that lie within the lease.
--- gpu_utilization_percent: mean over the minute; of the whole device, whoever shares it.
--- memory_used_bytes_max: greatest in the minute; of the whole device.
--- energy_joules: of the seconds within the lease, times the share; from the energy counter, or from power over the
---   time with samples without one.
+-- seconds: seconds of the minute that are within the lease.
+-- gpu_utilization_percent: mean over the minute, of the whole device, including other leases on it.
+-- memory_used_bytes_max: maximum in the minute, of the whole device.
+-- energy_joules: energy of the seconds within the lease, times the share; from the energy counter, or without one from
+--   power over the time with samples.
 WITH spans AS (
     -- In whole microseconds: arithmetic on timestamps with time zones costs a calendar each time.
     SELECT *, epoch_us(started) AS first, epoch_us(ended) AS last FROM lease_spans WHERE ended > started

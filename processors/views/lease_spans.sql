@@ -1,17 +1,17 @@
 -- question: Which lease held which device, and from when to when?
--- detail: The base of the other lease views. A lease that is active ends now, and no later than it expires.
--- lease_id: the lease.
--- owner: who held it.
--- name: of the workload.
+-- detail: The basis of the other lease views. An active lease ends now, and no later than it expires.
+-- lease_id: id of the lease.
+-- owner: owner of the lease.
+-- name: name of the workload.
 -- state: `active`, `released`, `expired`, `lost` or `evicted`.
--- host: of the device.
--- device: uuid.
--- share: of the device, in (0, 1].
--- memory_granted_bytes: on the device; 0 where none was asked for.
--- started: when it was granted.
--- ended: when it ended.
--- gpus: the share in whole boards: of a MIG instance times its compute slices over those of its board, so that 1g.10gb
---   of an H100 is 1/7.
+-- host: host of the device.
+-- device: uuid of the device.
+-- share: granted share of the device, in (0, 1].
+-- memory_granted_bytes: memory granted on the device; 0 if none was requested.
+-- started: time of the grant.
+-- ended: end of the lease.
+-- gpus: share in whole boards. For a MIG instance it is multiplied by its compute slices over those of its board, so
+--   1g.10gb of an H100 is 1/7.
 SELECT l.lease_id, l.owner, l.name, l.state, d.host, d.device, coalesce(d.share, 1) AS share,
     d.memory_bytes AS memory_granted_bytes, l.granted_at AS started,
     coalesce(l.ended_at, least(l.expires_at, now())) AS ended,

@@ -1,18 +1,18 @@
--- question: What did each lease use of what it was given?
--- lease_id: the lease.
--- owner: who held it.
--- name: of the workload.
--- state: of the lease.
--- started: when it was granted.
--- ended: when it ended; now for an active one.
--- devices: how many.
--- gpu_hours: held, times the share of each device, in whole boards.
--- energy_kwh: used meanwhile.
--- gpu_utilization_percent_mean: over all its devices and the time held.
--- gpu_utilization_percent_p95: over all samples of its devices, within 0.5 (from the histograms of the rollups).
--- memory_used_bytes_peak: on the device where it was greatest.
--- memory_granted_bytes: on the device that was granted most.
--- memory_used_percent: the greatest peak of a device as a share of what was granted there; null where none was.
+-- question: How much of its grant did each lease use?
+-- lease_id: id of the lease.
+-- owner: owner of the lease.
+-- name: name of the workload.
+-- state: state of the lease.
+-- started: time of the grant.
+-- ended: end of the lease; now for an active one.
+-- devices: number of devices.
+-- gpu_hours: hours held, times the share of each device, in whole boards.
+-- energy_kwh: energy used during the lease.
+-- gpu_utilization_percent_mean: mean over all its devices and the time held.
+-- gpu_utilization_percent_p95: p95 over all samples of its devices, within 0.5 (from the histograms of the rollups).
+-- memory_used_bytes_peak: peak on the device with the largest.
+-- memory_granted_bytes: memory granted on the device with the most.
+-- memory_used_percent: largest peak of a device as a percentage of the memory granted there; null if none was.
 WITH numbered AS MATERIALIZED (
     SELECT row_number() OVER () AS number, lease_id FROM leases
 ), buckets AS MATERIALIZED (

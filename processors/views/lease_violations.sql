@@ -1,23 +1,22 @@
 -- question: Who used GPUs without a lease, or beyond it, when and how much?
--- detail: One row for each time that it lasted for longer than a collector's grace time (30 s).
+-- detail: One row for each violation that lasted longer than a collector's grace time (30 s).
 -- kind: `process_without_lease` or `lease_memory_exceeded`.
--- severity: `application` where it takes from somebody else, `info` where it does not: a process on a device that nobody
---   holds.
--- host: of the device.
--- device: uuid.
--- lease_id: whose memory was exceeded, or the lease that the process names; empty if none.
--- owner: of that lease; empty if it is not known, or has nothing on the host.
--- name: of the lease's workload; null without a lease.
--- pid: of a process without a lease; null otherwise.
--- user: who runs it.
--- process: name of its executable.
--- container: that it is in.
--- since: when it was seen first.
--- until: when it was seen last, or its collector was; null while it lasts.
--- hours: so far.
--- memory_used_bytes_peak: the greatest; null where the driver hides it.
--- memory_granted_bytes: to the lease on the device; null for a process without a lease.
--- message: in one sentence.
+-- severity: `application` if it affects another user, `info` if not: a process on a device that no lease holds.
+-- host: host of the device.
+-- device: uuid of the device.
+-- lease_id: lease whose memory was exceeded, or that the process names; empty if none.
+-- owner: owner of that lease; empty if it is not known, or has nothing on the host.
+-- name: name of the lease's workload; null without a lease.
+-- pid: process id of a process without a lease; null otherwise.
+-- user: account that runs the process.
+-- process: name of the executable.
+-- container: container of the process.
+-- since: when it was first seen.
+-- until: when it, or its collector, was last seen; null while it lasts.
+-- hours: duration so far.
+-- memory_used_bytes_peak: maximum; null if the driver hides it.
+-- memory_granted_bytes: memory granted to the lease on the device; null for a process without a lease.
+-- message: description in one sentence.
 WITH behind AS (
     SELECT host, to_seconds(offset_seconds) AS clock FROM host_clocks WHERE until IS NULL AND offset_seconds < 0
 ), held AS (

@@ -1,14 +1,14 @@
--- question: How much memory does each workload need, against what it asks for?
--- detail: By the name of the workload, over devices that were granted memory. Leases under a minute count for nothing, and
---   neither does the memory of a whole device that others held meanwhile.
--- name: of the workload.
--- leases: that the numbers come from.
--- memory_granted_bytes: the median granted on a device.
--- memory_used_bytes_p50: the median of the peaks.
--- memory_used_bytes_p99: 99% of the peaks are no greater.
--- memory_used_bytes_max: the greatest peak.
--- suggested_bytes: the p99 and a tenth, in whole GiB.
--- over_asked_bytes: granted beyond the suggestion; negative where too little was asked for.
+-- question: How much memory does each workload need, compared with its requests?
+-- detail: By the name of the workload, over devices that were granted memory. Leases under a minute are left out, and
+--   so is the memory of a whole device that other leases held a part of.
+-- name: name of the workload.
+-- leases: number of leases behind the numbers.
+-- memory_granted_bytes: median of the memory granted on a device.
+-- memory_used_bytes_p50: median of the peaks.
+-- memory_used_bytes_p99: 99% of the peaks are no larger.
+-- memory_used_bytes_max: largest peak.
+-- suggested_bytes: the p99 plus a tenth, rounded up to whole GiB.
+-- over_asked_bytes: granted memory minus the suggestion; negative if too little was requested.
 SELECT name, count(DISTINCT lease_id) AS leases,
     quantile_disc(memory_granted_bytes, 0.5) AS memory_granted_bytes,
     quantile_disc(memory_used_bytes_peak, 0.5) AS memory_used_bytes_p50,

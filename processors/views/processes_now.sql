@@ -1,24 +1,24 @@
 -- question: Which processes are on GPUs now, under which lease, and which of them should not be there?
 -- detail: The last list of each host, if it is less than a minute old by the host's clock.
--- time: when the list was made.
--- host: of the device.
+-- time: time of the list.
+-- host: host of the device.
 -- gpu: the driver's index of the device.
--- device: uuid.
--- model: the product's name.
--- pid: of the process.
--- user: who runs it.
--- process: name of its executable.
+-- device: uuid of the device.
+-- model: product name of the device.
+-- pid: process id.
+-- user: account that runs the process.
+-- process: name of the executable.
 -- kind: `compute`, `graphics` or `both`.
--- container: that it is in; empty if none.
--- memory_used_bytes: on the device; null where the driver hides it.
--- sm_utilization_percent: its share of the device's time; null where the driver has none.
--- lease_id: that it works under; empty if none is known.
--- owner: of the lease, while that is active.
--- name: of the lease's workload.
--- memory_granted_bytes: to the lease on the device; 0 where none was asked for.
+-- container: container of the process; empty if none.
+-- memory_used_bytes: memory used on the device; null if the driver hides it.
+-- sm_utilization_percent: the process's share of the device's time; null if the driver does not report it.
+-- lease_id: lease under which it runs; empty if none is known.
+-- owner: owner of the lease, while it is active.
+-- name: name of the lease's workload.
+-- memory_granted_bytes: memory granted to the lease on the device; 0 if none was requested.
 -- concern: `no lease`, `lease has ended`, `not a device of its lease` or `beyond its lease` (all of the lease's
---   processes together, on a device that it shares); empty for one that is as it should be, for a desktop, and for one
---   of which nothing but its id is known.
+--   processes together, on a device that it shares). Empty if there is none, for a desktop, and for a process of which
+--   only the id is known.
 WITH behind AS (
     SELECT host, to_seconds(offset_seconds) AS clock FROM host_clocks WHERE until IS NULL AND offset_seconds < 0
 ), latest AS (

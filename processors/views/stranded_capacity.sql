@@ -1,15 +1,15 @@
--- question: Which capacity is free but can't be had, and why?
--- detail: As of the newest 10 s. A device may stand here for several reasons.
--- host: of the device.
--- device: uuid.
--- model: the product's name.
--- reason: `unhealthy`, `silent` (no sample for a minute), `memory_full` (share is free, under a tenth of the memory is),
---   `share_full` (memory is free, the share is all leased), `foreign` (memory held without a lease) or `no_cores` (all
---   cores of the host are leased).
--- stranded_share: of the device.
--- stranded_memory_bytes: on the device.
--- leased_share: of the device.
--- leased_memory_bytes: on the device.
+-- question: Which capacity is free but not usable, and why?
+-- detail: As of the newest 10 s. A device may be listed for several reasons.
+-- host: host of the device.
+-- device: uuid of the device.
+-- model: product name of the device.
+-- reason: `unhealthy`, `silent` (no sample for a minute), `memory_full` (share is free, but under a tenth of the
+--   memory), `share_full` (memory is free, but all of the share is leased), `foreign` (memory held without a lease) or
+--   `no_cores` (all cores of the host are leased).
+-- stranded_share: unusable share of the device.
+-- stranded_memory_bytes: unusable memory on the device.
+-- leased_share: leased share of the device.
+-- leased_memory_bytes: leased memory on the device.
 WITH behind AS (
     SELECT host, to_seconds(offset_seconds) AS clock FROM host_clocks WHERE until IS NULL AND offset_seconds < 0
 ), held AS (

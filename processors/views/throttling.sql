@@ -1,18 +1,18 @@
--- question: Where and when were GPUs held back by heat or power?
--- detail: From counts of samples that the hours keep, exact to the sample. Reasons are NVML's clock event reasons:
---   heat 0x20 and 0x40, power 0x04 and 0x80, hardware slowdown 0x08 (heat or power, as the board says). A sample stands
---   for the usual time between two of the hour.
--- hour: its start, UTC.
--- host: of the device.
--- device: uuid.
--- thermal_seconds: held back by heat.
--- power_seconds: held back by the power limit or the power brake.
--- slowdown_seconds: hardware slowdown.
--- throttled_percent: of the samples, for any of the reasons.
--- sm_clock_percent: mean clock of the samples held back, of the highest clock.
--- temperature_celsius_max: the hottest sample of the hour.
--- power_watts_max: the greatest of the hour.
--- power_limit_watts: the last of the hour.
+-- question: Where and when were GPUs throttled by heat or power?
+-- detail: From counts of samples in the rollups of hours, exact to the sample. Reasons are NVML's clock event reasons:
+--   heat 0x20 and 0x40, power 0x04 and 0x80, hardware slowdown 0x08 (heat or power, depending on the board). A sample
+--   counts for the usual time between two samples of the hour.
+-- hour: start of the hour, UTC.
+-- host: host of the device.
+-- device: uuid of the device.
+-- thermal_seconds: time throttled by heat.
+-- power_seconds: time throttled by the power limit or the power brake.
+-- slowdown_seconds: time in hardware slowdown.
+-- throttled_percent: percentage of the samples throttled for any of the reasons.
+-- sm_clock_percent: mean clock of the throttled samples, as a percentage of the highest clock.
+-- temperature_celsius_max: maximum of the hour.
+-- power_watts_max: maximum of the hour.
+-- power_limit_watts: last value of the hour.
 SELECT u.time AS hour, u.host, u.device,
     try_cast(round(u.throttled_thermal_samples * u.step) AS BIGINT) AS thermal_seconds,
     try_cast(round(u.throttled_power_samples * u.step) AS BIGINT) AS power_seconds,

@@ -1,11 +1,11 @@
--- question: Who used how much, and how much of it idle?
--- owner: who.
--- leases: how many.
--- gpu_hours: held, in whole boards.
--- idle_gpu_hours: of them, with the device below 5%.
--- idle_percent: of the GPU-hours.
--- energy_kwh: used.
--- gpu_utilization_percent_mean: over the time held.
+-- question: How much did each owner use, and how much of it was idle?
+-- owner: name of the owner.
+-- leases: number of leases.
+-- gpu_hours: GPU-hours held, in whole boards.
+-- idle_gpu_hours: GPU-hours with the device below 5%.
+-- idle_percent: percentage of the GPU-hours.
+-- energy_kwh: energy used.
+-- gpu_utilization_percent_mean: mean over the time held.
 WITH held AS (
     SELECT owner, count(DISTINCT lease_id) AS leases, sum(gpu_hours) AS gpu_hours, sum(energy_kwh) AS energy_kwh,
         sum(gpu_utilization_percent_mean * hours) / sum(hours) FILTER (gpu_utilization_percent_mean IS NOT NULL) AS mean

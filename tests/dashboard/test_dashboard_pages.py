@@ -171,7 +171,7 @@ def test_questions_are_answered_drawn_and_taken_away(dashboard: DashboardProcess
         tab = open_tab(browser, dashboard, client)
         page = tab.go("/analytics?view=devices_now")
         tab.until("document.querySelector('[data-rows]')?.dataset.rows === '8'")
-        page.wait_for_selector("text=What does each device do right now?")
+        page.wait_for_selector("text=What is each device doing right now?")
         page = tab.go("/analytics?sql=SELECT host, count(*) AS n FROM devices GROUP BY host ORDER BY host")
         tab.until("document.querySelector('[data-rows]')?.dataset.rows === '2'")
         tab.until("document.querySelector('.chart')?.dataset.points === '2'")
