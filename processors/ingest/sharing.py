@@ -21,10 +21,10 @@ from ...schemas import subjects
 from ...schemas.instruments import ServiceKind
 from ...schemas.query import ProcessorStatus
 from ..metrics import ProcessorMetrics
-from ..query.guard import guard
 from ..query.service import QueryService
 from ..query.snapshots import SnapshotService
 from ..serverclock import ServerClock
+from ..storage import hardening
 from ..storage.errors import Deposed, StorageError, StoragePaused
 from ..storage.lake import maintenance
 from ..storage.lake.lake import RENEW_COMMITS, Lake, LakePart, attach, prepare
@@ -204,5 +204,5 @@ class Readers:
 def for_readers(lake: Lake) -> DuckDBPyConnection:
     """Separate DuckDB instance that can't write to the lake, nor open anything but the lake's files."""
     connection = attach(lake, read_only=True)
-    guard.lock(connection, directories=[lake.data if is_url(lake.data) else Path(lake.data)])
+    hardening.lock(connection, directories=[lake.data if is_url(lake.data) else Path(lake.data)])
     return connection

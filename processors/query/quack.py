@@ -87,7 +87,7 @@ def read_token(path: Path) -> str:
 
 
 def load(connection: DuckDBPyConnection) -> None:
-    """Load the extensions into an instance, from their Python packages. Call it before `guard.lock`.
+    """Load the extensions into an instance, from their Python packages. Call it before `hardening.lock`.
 
     Raises:
         QuackError: they are not installed, or are made for another version of DuckDB.

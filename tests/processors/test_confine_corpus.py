@@ -16,6 +16,7 @@ import pytest
 from corral.processors.query.guard import guard
 from corral.processors.query.guard.allowlist import FUNCTIONS, OPERATORS, TABLE_FUNCTIONS
 from corral.processors.query.guard.guard import QueryError, SqlGuard
+from corral.processors.storage import hardening
 
 SECRET = "the-secret-of-the-host"
 
@@ -42,7 +43,7 @@ def database(place: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     connection.execute(f"CREATE VIEW archived AS SELECT * FROM read_parquet(['{archive}/day.parquet'])")
     connection.execute("CREATE MACRO twice(x) AS 2 * x; CREATE MACRO thrice(x) AS x + x + x")
     connection.execute(f"CREATE VIEW wide AS SELECT {', '.join(f'n + {i} AS n{i}' for i in range(300))} FROM samples")
-    guard.lock(connection, directories=[archive], memory_bytes=256 * 2**20, spill_bytes=2**20)
+    hardening.lock(connection, directories=[archive], memory_bytes=256 * 2**20, spill_bytes=2**20)
     yield connection
     connection.close()
 

@@ -15,8 +15,7 @@ from typing import Any
 import duckdb
 import pytest
 from corral.processors.query import quack
-from corral.processors.query.guard import guard
-from corral.processors.storage import Database
+from corral.processors.storage import Database, hardening
 
 pytest.importorskip("duckdb_extension_quack", reason="pip install 'corral[quack]'")
 TOKEN = "a-token-of-enough-letters"
@@ -49,7 +48,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[quack.QuackDoor]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     door = quack.QuackDoor(connection, connection.cursor, f"127.0.0.1:{port}", TOKEN)
-    guard.lock(connection, memory_bytes=512 * 2**20)
+    hardening.lock(connection, memory_bytes=512 * 2**20)
     yield door
     door.close()
     connection.close()

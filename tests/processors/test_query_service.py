@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 from corral.bus.connect import connect
 from corral.bus.process import resident_bytes
-from corral.processors.query.guard import guard
 from corral.processors.query.service import Limits, QueryService
+from corral.processors.storage import hardening
 from corral.schemas import subjects
 from corral.schemas.query import END_HEADER, PART_HEADER, ProcessorStatus
 from nats.aio.client import Client
@@ -29,7 +29,7 @@ FOREVER = "SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000)
 async def database() -> AsyncIterator[duckdb.DuckDBPyConnection]:
     connection = duckdb.connect()
     connection.execute("CREATE TABLE samples AS SELECT range AS n, 'gpu' || range % 8 AS device FROM range(50000)")
-    guard.lock(connection, memory_bytes=512 * 2**20, spill_bytes=64 * 2**20)
+    hardening.lock(connection, memory_bytes=512 * 2**20, spill_bytes=64 * 2**20)
     yield connection
     connection.close()
 

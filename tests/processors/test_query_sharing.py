@@ -16,10 +16,10 @@ import pytest
 from corral.client import client as aio
 from corral.processors.query.execution import SET_BACK, Execution
 from corral.processors.query.fairqueue import FairQueue
-from corral.processors.query.guard import guard
 from corral.processors.query.guard.guard import QueryError
 from corral.processors.query.service import Limits, QueryService, asker_of
 from corral.processors.query.spool import Room, Spool, SpoolRoom
+from corral.processors.storage import hardening
 from corral.schemas import subjects
 from corral.schemas.query import END_HEADER
 from hypothesis import given
@@ -114,7 +114,7 @@ def test_a_spool_gives_back_what_it_was_given_in_bounded_memory(steps: list[int 
 @pytest.fixture
 async def database() -> AsyncIterator[duckdb.DuckDBPyConnection]:
     connection = duckdb.connect()
-    guard.lock(connection, memory_bytes=512 * 2**20, spill_bytes=64 * 2**20)
+    hardening.lock(connection, memory_bytes=512 * 2**20, spill_bytes=64 * 2**20)
     yield connection
     connection.close()
 

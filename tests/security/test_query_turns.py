@@ -13,8 +13,8 @@ import pytest
 from corral.bus.access.roles import Role
 from corral.client import client
 from corral.client.query import collect
-from corral.processors.query.guard import guard
 from corral.processors.query.service import Limits, QueryService
+from corral.processors.storage import hardening
 from corral.schemas import subjects
 from corral.schemas.query import QueryRequest
 from nats.aio.client import Client
@@ -37,7 +37,7 @@ async def secured(tmp_path: Path) -> AsyncIterator[SecuredBus]:
 async def service(secured: SecuredBus) -> AsyncIterator[QueryService]:
     nc = await secured.connect("processor")
     connection = duckdb.connect()
-    guard.lock(connection, memory_bytes=256 * 2**20, spill_bytes=2**20)
+    hardening.lock(connection, memory_bytes=256 * 2**20, spill_bytes=2**20)
     service = QueryService(nc, connection.cursor, limits=Limits(slots=3, per_asker=1, waiting=8))
     await service.start()
     yield service

@@ -15,6 +15,7 @@ import pytest
 from corral.processors.query.guard import guard
 from corral.processors.query.guard.allowlist import FUNCTIONS, TABLE_FUNCTIONS
 from corral.processors.query.guard.guard import QueryError, SqlGuard
+from corral.processors.storage import hardening
 
 SECRET = "the-secret-of-the-host"
 
@@ -30,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def locked(place: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     connection = duckdb.connect(str(place / "history.duckdb"))
     connection.execute("CREATE TABLE samples AS SELECT 1 AS n")
-    guard.lock(connection, directories=[], memory_bytes=256 * 2**20, spill_bytes=2**20)
+    hardening.lock(connection, directories=[], memory_bytes=256 * 2**20, spill_bytes=2**20)
     yield connection
     connection.close()
 

@@ -20,8 +20,7 @@ from duckdb import DuckDBPyConnection
 
 from ....schemas.metrics import METRICS
 from ... import views
-from ...query.guard import guard
-from .. import facts, rollup_columns, schema
+from .. import facts, hardening, rollup_columns, schema
 from ..errors import NOT_A_VALUE, StorageDamaged, StorageError, StoragePaused, Unstorable
 from ..protocol import Arrival, ArrowTable, Batch, HostClock, Series
 from ..statements import registered, transaction
@@ -137,7 +136,7 @@ class Database:
             if self._prepare is not None:
                 self._release = self._prepare(root)
             # From here on no code in this process can open a file outside these folders or change a setting.
-            guard.lock(root, directories=[self.archive, self.snapshots])
+            hardening.lock(root, directories=[self.archive, self.snapshots])
         except BaseException:
             self._abandon()
             raise
