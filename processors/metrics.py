@@ -8,6 +8,7 @@ from typing import Any, Final
 from ..schemas import subjects
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import ROWS, Histogram
+from ..schemas.query import ProcessorStatus
 from .ingest.deadletters import DeadLetters
 from .ingest.ingest import Counts, Ingest
 from .ingest.origin import Origin
@@ -22,31 +23,30 @@ class ProcessorMetrics:
 
     Args:
         letters: its dead letters.
-        database_bytes: size of the database on disk; None if it is not known.
+        database_bytes: size of the database on this disk; None if it is elsewhere.
         failing: maintenance jobs that fail at the moment, each with the reason.
         held_back: why retention is held back; empty if nothing is wrong.
-        origin: for a lake: the check that partitions mirror the stream of telemetry.
 
     Attributes:
         queries: the query service; None before it is started.
+        origin: for a lake: the check that partitions mirror the stream of telemetry.
         ingests: of the parts that it reads, by part.
     """
 
     def __init__(
         self,
         letters: DeadLetters,
-        database_bytes: Callable[[], int] | None = None,
-        failing: Mapping[str, str] | None = None,
+        database_bytes: Callable[[], int | None] = lambda: None,
+        failing: Callable[[], Mapping[str, str]] = dict,
         held_back: Callable[[], str] = str,
-        origin: Origin | None = None,
     ) -> None:
         self.queries: QueryService | None = None
+        self.origin: Origin | None = None
         self.ingests: dict[str, Ingest] = {}
         self._letters = letters
         self._database_bytes = database_bytes
-        self._failing: Mapping[str, str] = {} if failing is None else failing
+        self._failing = failing
         self._held_back = held_back
-        self._origin = origin
         self._counts: dict[str, list[Counts]] = {}
 
     def add(self, ingest: Ingest) -> None:
@@ -58,8 +58,28 @@ class ProcessorMetrics:
         """Remove a part that was released; its counts stay."""
         self.ingests.pop(ingest.part, None)
 
-    def judge(self) -> HealthStatus:
-        """Judge the processor's health: the reasons why it is not ready, and its metrics."""
+    def status(self, processor: str, database: str) -> ProcessorStatus:
+        """State of ingest, as the endpoint `history.status` answers it.
+
+        Args:
+            processor: id of the history.
+            database: path or URL of its data.
+        """
+        ingests = self.ingests.values()
+        return ProcessorStatus(
+            processor=processor,
+            database=database,
+            watermarks={part: number for ingest in ingests for part, number in ingest.watermarks().items()},
+            lag_messages=self._lag_messages(),
+            samples=sum(self._sums("samples").values()),
+            dead_letters=self._letters.total,
+            duplicates=sum(self._sums("duplicates").values()),
+            paused=next((ingest.paused for ingest in ingests if ingest.paused), ""),
+            database_bytes=self._database_bytes() or 0,
+        )
+
+    def health_status(self) -> HealthStatus:
+        """The reasons why the processor is not ready, and its metrics."""
         reasons: list[str] = []
         for part, ingest in self.ingests.items():
             if not ingest.begun:
@@ -71,40 +91,45 @@ class ProcessorMetrics:
         queries = self.queries
         if queries is None:
             reasons.append("it does not answer queries yet")
-        reasons += [f"{job} fails: {why}" for job, why in dict(self._failing).items()]
-        reasons += [text for text in (self._held_back(), self._origin.problem if self._origin else "") if text]
-        lag = {part: float(ingest.lag_messages) for part, ingest in self.ingests.items()}
-        if self._origin is not None:
-            lag[subjects.TELEMETRY_STREAM] = float(self._origin.behind)
+        reasons += [f"{job} fails: {why}" for job, why in dict(self._failing()).items()]
+        reasons += [text for text in (self._held_back(), self.origin.problem if self.origin else "") if text]
         samples = Histogram(ROWS)
         for each in (counts for found in self._counts.values() for counts in found):
             _add(samples, each.batch_samples)
         values: dict[str, float | Histogram | Mapping[str, Any]] = {
-            "lag_messages": lag,
+            "lag_messages": {part: float(lag) for part, lag in self._lag_messages().items()},
             "lag_seconds": {part: ingest.lag_seconds for part, ingest in self.ingests.items()},
-            "messages": self._sums("messages"),
-            "samples": sum(self._sums("samples").values()),
-            "duplicates": self._sums("duplicates"),
+            "messages": self._floats("messages"),
+            "samples": float(sum(self._sums("samples").values())),
+            "duplicates": self._floats("duplicates"),
             "impossible_values": self._impossible(),
             "dead_letters": float(self._letters.total),
             "dead_letters_unpublished": float(self._letters.unpublished),
             "batch_messages": self._histograms("batch_messages"),
             "batch_samples": samples,
             "commit_seconds": self._histograms("commit_seconds"),
-            "decode_cpu_seconds": self._sums("decode_seconds"),
-            "write_cpu_seconds": self._sums("write_seconds"),
+            "decode_cpu_seconds": self._floats("decode_seconds"),
+            "write_cpu_seconds": self._floats("write_seconds"),
             "paused": float(any(ingest.paused for ingest in self.ingests.values())),
         }
-        if self._database_bytes is not None:
-            values["database_bytes"] = float(self._database_bytes())
+        if (size := self._database_bytes()) is not None:
+            values["database_bytes"] = float(size)
         if queries is not None:
             values["queries"] = {outcome: float(count) for outcome, count in queries.counts.items()}
             values["queries_running"] = float(queries.running)
             values["queries_waiting"] = float(queries.waiting)
         return HealthStatus(reasons, values)
 
-    def _sums(self, field: str) -> dict[str, float]:
-        return {part: float(sum(getattr(each, field) for each in found)) for part, found in self._counts.items()}
+    def _lag_messages(self) -> dict[str, int]:
+        found = {part: ingest.lag_messages for part, ingest in self.ingests.items()}
+        return found if self.origin is None else {subjects.TELEMETRY_STREAM: self.origin.behind} | found
+
+    def _sums(self, field: str) -> dict[str, Any]:
+        """Sums of a counter over all that has read a part, by part."""
+        return {part: sum(getattr(each, field) for each in found) for part, found in self._counts.items()}
+
+    def _floats(self, field: str) -> dict[str, float]:
+        return {part: float(number) for part, number in self._sums(field).items()}
 
     def _impossible(self) -> dict[str, float]:
         sums: dict[str, float] = {}

@@ -1,164 +1,153 @@
-"""The processor: ingest, maintenance and the endpoints for readers over one database, until it is cancelled."""
+"""The processor: ingest, maintenance and the endpoints for readers over one history, until it is cancelled."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-import duckdb
 from duckdb import DuckDBPyConnection
-from msgspec import Struct
+from nats.aio.client import Client
 
 from ..bus.connect import BusUnavailable, connect, first_of, until_closed
 from ..bus.health import HealthEndpoint
 from ..bus.layout import until_laid_out
 from ..schemas.instruments import ServiceKind
-from ..schemas.query import ProcessorStatus
 from .ingest.deadletters import DeadLetters
-from .ingest.ingest import CONSUMERS, Ingest
 from .metrics import ProcessorMetrics
-from .query import quack, snapshots
 from .query.service import QueryService
+from .query.snapshots import SnapshotService
 from .serverclock import ServerClock
-from .storage import Database, Maintenance, Retention, StoragePaused
-from .storage.embedded.snapshot import write_snapshot
 from .storage.errors import StorageDamaged
 
 log = logging.getLogger("corral.processor")
 
-SETTLED_SECONDS: Final = 3.0
 CLOSE_SECONDS: Final = 2.0
 """Time limit for closing the connection, since its server may be gone or frozen."""
 
 
-class Quack(Struct, frozen=True):
-    """Settings of the endpoint for DuckDB clients.
+class History(Protocol):
+    """A history that a processor writes and serves: `EmbeddedHistory` or `LakeHistory`."""
 
-    Attributes:
-        address: as `quack.parse_address` takes it.
-        token: that clients must give.
-    """
+    @property
+    def processor(self) -> str:
+        """Id of the history: part of the names of its durable consumers."""
+        ...
 
-    address: str
-    token: str
+    @property
+    def owner(self) -> str:
+        """Id of this process among those that write the history; the history's own id where there is only one."""
+        ...
+
+    @property
+    def location(self) -> str:
+        """Path or URL of the data."""
+        ...
+
+    @property
+    def spool(self) -> Path | None:
+        """Folder for answers that wait for their readers; None for the system's."""
+        ...
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder for copies that wait to be fetched."""
+        ...
+
+    @property
+    def failing(self) -> Mapping[str, str]:
+        """Maintenance jobs that fail at the moment, each with the reason."""
+        ...
+
+    @property
+    def held_back(self) -> str:
+        """Reason why retention is held back; empty if nothing is wrong."""
+        ...
+
+    async def open(self, server_now: Callable[[], datetime | None]) -> None:
+        """Open the storage.
+
+        Args:
+            server_now: the time by the bus's clock; None while it is not known.
+
+        Raises:
+            StorageError: it can't be used; the message says why and what to do.
+            StoragePaused: the catalog of a lake does not answer.
+            QuackError: the endpoint for DuckDB clients can't be opened.
+        """
+        ...
+
+    async def join(self, nc: Client, letters: DeadLetters, metrics: ProcessorMetrics) -> None:
+        """Prepare ingest from a bus whose streams exist.
+
+        Args:
+            nc: connection to the bus.
+            letters: where refused messages go.
+            metrics: learn which parts of the streams are read.
+        """
+        ...
+
+    async def run(self) -> None:
+        """Ingest the streams and maintain the storage until cancelled.
+
+        Raises:
+            StorageDamaged: the file was found to be damaged meanwhile; the next start rebuilds it.
+        """
+        ...
+
+    def cursor(self) -> DuckDBPyConnection:
+        """New cursor for readers. May be called from any thread."""
+        ...
+
+    def write_snapshot(self, target: Path, archive: bool) -> int:
+        """Write a copy to a file, with the archive or without; return the number of samples in it."""
+        ...
+
+    def size_bytes(self) -> int | None:
+        """Size of the database on this disk; None if it is elsewhere."""
+        ...
+
+    async def close(self) -> None:
+        """Stop maintenance, write what is left, and release the storage."""
+        ...
 
 
 async def process(
-    db: Path,
+    history: History,
     *,
     nats_url: str | None = None,
-    archive: Path | None = None,
-    memory_bytes: int | None = None,
-    threads: int | None = None,
     wait_seconds: float | None = None,
-    retention: Retention | None = None,
-    force_retention: bool = False,
-    remote: Quack | None = None,
     ready: asyncio.Event | None = None,
     named: Callable[[str], None] | None = None,
 ) -> None:
-    """Ingest the streams into a database and answer queries, until cancelled.
+    """Ingest the streams into a history and answer queries, until cancelled.
 
     Args:
-        db: path of the DuckDB file; created if it is missing.
+        history: to write and serve; it is opened here, and closed at the end.
         nats_url: see `bus.connect`.
-        archive: folder of the Parquet files; `archive` next to the file by default.
-        memory_bytes: that DuckDB may take.
-        threads: that DuckDB may use; None for every core.
         wait_seconds: give up after this time if no server answers at the start; None tries for ever.
-        retention: how long data is kept.
-        force_retention: delete all that is old by this machine's clock alone, once.
-        remote: serve DuckDB's remote protocol, too.
         ready: set once it reads and answers.
         named: called with the processor's id once it has one.
 
     Raises:
-        StorageError: the database can't be used; the message says why and what to do.
-        QuackError: the endpoint for DuckDB clients can't be opened; likewise.
-        StorageDamaged: its file was found to be damaged meanwhile; the next start rebuilds it.
+        StorageError, StoragePaused, QuackError, StorageDamaged: see `History`.
         BusUnavailable: no server answered, or it has closed the connection for good.
     """
-    loop = asyncio.get_running_loop()
-    opened = False
-    closed = asyncio.Event()
-
-    def prepare(connection: DuckDBPyConnection) -> Callable[[], None] | None:
-        nonlocal opened
-        if remote is None:
-            return None
-        try:
-            quack.load(connection)
-            door = quack.QuackDoor(connection, connection.cursor, remote.address, remote.token)
-        except quack.QuackError:
-            if not opened:
-                raise
-            # When a database is reopened after a failure, ingest goes on without the endpoint.
-            log.exception("the remote door stays shut")
-            return None
-        opened = True
-        return door.close
-
-    storage = await loop.run_in_executor(
-        None, lambda: Database(db, archive=archive, memory_bytes=memory_bytes, threads=threads, prepare=prepare)
-    )
-    if named is not None:
-        named(storage.processor)
     server = ServerClock()
-    maintenance = Maintenance(storage, retention, server_now=server.now, force=force_retention)
+    await history.open(server.now)
     try:
-        nc = await connect(nats_url, name=f"processor-{storage.processor}", wait_seconds=wait_seconds, closed=closed)
+        if named is not None:
+            named(history.owner)
+        closed = asyncio.Event()
+        # One of several writers has a name of its own on the bus.
+        name = "-".join(dict.fromkeys(("processor", history.processor, history.owner)))
+        nc = await connect(nats_url, name=name, wait_seconds=wait_seconds, closed=closed)
         try:
-            js = nc.jetstream()
-            await until_laid_out(js)
-            letters = DeadLetters(js)
-            ingests = [Ingest(nc, storage, consumer, letters) for consumer in CONSUMERS]
-            vitals = ProcessorMetrics(letters, storage.size_bytes, maintenance.failing, lambda: maintenance.held_back)
-            for ingest in ingests:
-                vitals.add(ingest)
-            health = HealthEndpoint(ServiceKind.PROCESSOR, storage.processor, vitals.judge)
-            await health.open(nc)
-
-            def status() -> ProcessorStatus:
-                return ProcessorStatus(
-                    processor=storage.processor,
-                    database=str(storage.path),
-                    watermarks=storage.watermarks(),
-                    lag_messages={ingest.consumer.stream: ingest.lag_messages for ingest in ingests},
-                    samples=sum(ingest.counts.samples for ingest in ingests),
-                    dead_letters=letters.total,
-                    duplicates=sum(ingest.counts.duplicates for ingest in ingests),
-                    paused=next((ingest.paused for ingest in ingests if ingest.paused), ""),
-                    database_bytes=storage.size_bytes(),
-                )
-
-            service = QueryService(
-                nc, storage.cursor, processor=storage.processor, status=status, spool=storage.path.parent
-            )
-            write = partial(write_snapshot, storage)
-            copies = snapshots.SnapshotService(nc, storage.snapshots, write, storage.size_bytes)
-            maintenance.start()
-            async with asyncio.TaskGroup() as tasks:
-                for ingest in ingests:
-                    tasks.create_task(ingest.run())
-                tasks.create_task(_settle_recovery(storage, ingests))
-                tasks.create_task(server.run(nc))
-                await service.start()
-                await copies.start()
-                vitals.queries = service
-                log.info("processor %s writes %s", storage.processor, storage.path)
-                if ready is not None:
-                    ready.set()
-                try:
-                    await until_closed(nc, closed)
-                finally:
-                    health.stopping = True
-                    await service.stop()
-                    await copies.stop()
+            await _serve(history, nc, server, closed, ready)
         except* (BusUnavailable, StorageDamaged) as gone:
             raise first_of(gone) from None
         finally:
@@ -166,15 +155,42 @@ async def process(
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await nc.close()
     finally:
-        await asyncio.shield(loop.run_in_executor(None, maintenance.stop))
-        await loop.run_in_executor(None, storage.close)
+        await history.close()
 
 
-async def _settle_recovery(storage: Database, ingests: Sequence[Ingest]) -> None:
-    """After a recovery, wait until all that the streams still have is stored, and report what is lost."""
-    while True:
-        await asyncio.sleep(SETTLED_SECONDS)
-        if all(ingest.begun and not ingest.lag_messages and not ingest.paused for ingest in ingests):
-            await asyncio.sleep(SETTLED_SECONDS)
-            with contextlib.suppress(StoragePaused, duckdb.Error):
-                return await asyncio.to_thread(storage.settle_recovery)
+async def _serve(
+    history: History, nc: Client, server: ServerClock, closed: asyncio.Event, ready: asyncio.Event | None
+) -> None:
+    js = nc.jetstream()
+    await until_laid_out(js)
+    letters = DeadLetters(js)
+    metrics = ProcessorMetrics(letters, history.size_bytes, lambda: history.failing, lambda: history.held_back)
+    await history.join(nc, letters, metrics)
+    health = HealthEndpoint(ServiceKind.PROCESSOR, history.owner, metrics.health_status)
+    await health.open(nc)
+    queries = QueryService(
+        nc,
+        history.cursor,
+        processor=history.processor,
+        status=lambda: metrics.status(history.processor, history.location),
+        spool=history.spool,
+    )
+    copies = SnapshotService(nc, history.snapshots, history.write_snapshot, lambda: history.size_bytes() or 0)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(history.run())
+            tasks.create_task(server.run(nc))
+            await queries.start()
+            await copies.start()
+            metrics.queries = queries
+            log.info("processor %s writes %s", history.owner, history.location)
+            if ready is not None:
+                ready.set()
+            try:
+                await until_closed(nc, closed)
+            finally:
+                health.stopping = True
+    finally:
+        # Last, so that other processors get the parts of this one at once.
+        await queries.stop()
+        await copies.stop()

@@ -17,28 +17,31 @@ from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose,
 from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 if TYPE_CHECKING:
-    from ...processors.service import Quack
+    from ...processors.query.quack import Settings as RemoteSettings
+    from ...processors.service import History
     from ...processors.storage import Retention
 
-_KEEP: Final = "How long things are kept (0: for ever)"
-_REMOTE: Final = "Remote door for DuckDB clients"
-_SHARED: Final = "A history that several processors share"
+_KEEP: Final = "Retention (0: forever)"
+_REMOTE: Final = "Endpoint for DuckDB clients"
+_SHARED: Final = "History shared by several processors"
 
 
 def process(
     db: Annotated[
-        Path, typer.Option("--db", envvar="CORRAL_DB", metavar="FILE", help="The history; made where it is missing.")
+        Path, typer.Option("--db", envvar="CORRAL_DB", metavar="FILE", help="Database file; created if it is missing.")
     ] = Path("corral.duckdb"),
     archive: Annotated[
         Path | None,
-        typer.Option(envvar="CORRAL_ARCHIVE", metavar="FOLDER", help="For Parquet files; `archive` beside the file."),
+        typer.Option(
+            envvar="CORRAL_ARCHIVE", metavar="FOLDER", help="For Parquet files; `archive` next to the file."
+        ),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(envvar="CORRAL_MEMORY", metavar="SIZE", help="That the database may take.")
+        str | None, typer.Option(envvar="CORRAL_MEMORY", metavar="SIZE", help="Memory limit of the database.")
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(envvar="CORRAL_THREADS", metavar="N", min=1, help="Cores that the database may use; all of them."),
+        typer.Option(envvar="CORRAL_THREADS", metavar="N", min=1, help="Threads of the database; one per core."),
     ] = None,
     nats: NatsUrl = None,
     keep_raw: Annotated[
@@ -46,7 +49,7 @@ def process(
         typer.Option(
             envvar="CORRAL_KEEP_RAW",
             metavar="TIME",
-            help="Samples in the database; then their day goes to the archive.",
+            help="Raw samples in the database; then their day is archived.",
             rich_help_panel=_KEEP,
         ),
     ] = "2d",
@@ -66,20 +69,20 @@ def process(
         bool,
         typer.Option(
             "--force-retention",
-            help="Once, let go of all that is old by this machine's clock alone.",
+            help="Once, delete all expired data by this machine's clock alone.",
             rich_help_panel=_KEEP,
         ),
     ] = False,
     quack: Annotated[
         str | None,
-        typer.Option(envvar="CORRAL_QUACK", metavar="HOST:PORT", help="Listen there.", rich_help_panel=_REMOTE),
+        typer.Option(envvar="CORRAL_QUACK", metavar="HOST:PORT", help="Address to listen on.", rich_help_panel=_REMOTE),
     ] = None,
     quack_token_file: Annotated[
         Path | None,
         typer.Option(
             envvar="CORRAL_QUACK_TOKEN_FILE",
             metavar="FILE",
-            help="The token that clients must give; readable by you alone.",
+            help="Token that clients must give; only you may be able to read the file.",
             rich_help_panel=_REMOTE,
         ),
     ] = None,
@@ -88,7 +91,7 @@ def process(
         typer.Option(
             envvar="CORRAL_LAKE",
             metavar="CATALOG",
-            help="A DuckLake in the place of --db: its catalog in PostgreSQL.",
+            help="DuckLake instead of --db: its catalog in PostgreSQL.",
             rich_help_panel=_SHARED,
         ),
     ] = None,
@@ -97,7 +100,7 @@ def process(
         typer.Option(
             envvar="CORRAL_LAKE_DATA",
             metavar="FOLDER",
-            help="Of its Parquet files, the same for all processors: a path, or s3://bucket/prefix.",
+            help="Where its Parquet files are, the same for all processors: a path, or s3://bucket/prefix.",
             rich_help_panel=_SHARED,
         ),
     ] = None,
@@ -108,7 +111,7 @@ def process(
             metavar="N",
             min=1,
             max=1024,
-            help="That the samples are cut into; as many processors can share them.",
+            help="Partitions of the samples: at most as many processors share them.",
             rich_help_panel=_SHARED,
         ),
     ] = 8,
@@ -152,15 +155,14 @@ def process(
         memory_bytes = parse_bytes(memory) if memory else None
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
-    if lake is not None:
-        if lake_data is None:
-            raise CommandError("--lake needs --lake-data: the folder of its files, or s3://bucket/prefix", USAGE)
-        _share(
-            lake, lake_data, partitions, nats, memory_bytes, threads, retention, force_retention, within, identity.named
-        )
-        return
-    remote = _remote(quack, quack_token_file)
-    _run(db, nats, archive, memory_bytes, threads, retention, force_retention, remote, within, identity.named)
+    if lake is None:
+        remote = _remote(quack, quack_token_file)
+        history = _embedded(db, archive, memory_bytes, threads, retention, force_retention, remote)
+    elif lake_data is None:
+        raise CommandError("--lake needs --lake-data: the folder of its files, or s3://bucket/prefix", USAGE)
+    else:
+        history = _lake(lake, lake_data, partitions, memory_bytes, threads, retention, force_retention)
+    _run(history, nats, identity.named, within)
 
 
 class _NoPandas(MetaPathFinder):
@@ -173,76 +175,65 @@ class _NoPandas(MetaPathFinder):
         return None
 
 
-def _remote(address: str | None, token_file: Path | None) -> Quack | None:
+def _remote(address: str | None, token_file: Path | None) -> RemoteSettings | None:
     if address is None:
         return None
     from ...processors.query import quack
-    from ...processors.service import Quack
 
     if token_file is None:
         raise CommandError("--quack needs --quack-token-file: whoever has the token reads the whole history", USAGE)
     try:
         quack.parse_address(address)
-        return Quack(address, quack.read_token(token_file))
+        return quack.Settings(address, quack.read_token(token_file))
     except quack.QuackError as error:
         raise CommandError(str(error), USAGE) from error
 
 
-def _run(
+def _embedded(
     db: Path,
-    nats: str | None,
     archive: Path | None,
     memory_bytes: int | None,
     threads: int | None,
     retention: Retention,
     force_retention: bool,
-    remote: Quack | None,
-    within_seconds: float,
-    named: Callable[[str], None],
-) -> None:
-    from ...processors.query.quack import QuackError
-    from ...processors.service import process as work
-    from ...processors.storage import StorageError
+    remote: RemoteSettings | None,
+) -> History:
+    from ...processors.embedded import EmbeddedHistory
 
-    try:
-        serve(
-            work(
-                db,
-                nats_url=nats,
-                archive=archive,
-                memory_bytes=memory_bytes,
-                threads=threads,
-                retention=retention,
-                force_retention=force_retention,
-                remote=remote,
-                named=named,
-            ),
-            within_seconds,
-        )
-    except (StorageError, QuackError) as error:
-        raise CommandError(str(error), FAILED) from error
+    return EmbeddedHistory(
+        db,
+        archive=archive,
+        memory_bytes=memory_bytes,
+        threads=threads,
+        retention=retention,
+        force_retention=force_retention,
+        remote=remote,
+    )
 
 
-def _share(
+def _lake(
     catalog: str,
     data: str,
     partitions: int,
-    nats: str | None,
     memory_bytes: int | None,
     threads: int | None,
     retention: Retention,
     force_retention: bool,
-    within_seconds: float,
-    named: Callable[[str], None],
-) -> None:
-    from ...processors.ingest.sharing import share
-    from ...processors.storage.errors import StorageError, StoragePaused
+) -> History:
+    from ...processors.shared import LakeHistory
     from ...processors.storage.lake.lake import Lake
 
     folder = data if "://" in data else str(Path(data).absolute())
+    lake = Lake(catalog, folder, memory_bytes=memory_bytes, threads=threads)
+    return LakeHistory(lake, partitions, retention=retention, force_retention=force_retention)
+
+
+def _run(history: History, nats: str | None, named: Callable[[str], None], within_seconds: float) -> None:
+    from ...processors.query.quack import QuackError
+    from ...processors.service import process as work
+    from ...processors.storage import StorageError, StoragePaused
+
     try:
-        lake = Lake(catalog, folder, memory_bytes=memory_bytes, threads=threads)
-        work = share(lake, partitions, nats_url=nats, retention=retention, force_retention=force_retention, named=named)
-        serve(work, within_seconds)
-    except (StorageError, StoragePaused) as error:
+        serve(work(history, nats_url=nats, named=named), within_seconds)
+    except (StorageError, StoragePaused, QuackError) as error:
         raise CommandError(str(error), FAILED) from error

@@ -190,6 +190,10 @@ class Ingest:
         """Number of messages in the stream that have not been fetched yet."""
         return self._reader.pending
 
+    def watermarks(self) -> dict[str, int]:
+        """Last stored sequence of each stream in the storage."""
+        return self._storage.watermarks()
+
     async def run(self) -> None:
         """Read, decode and write until cancelled."""
         try:

@@ -44,8 +44,8 @@ log = logging.getLogger("corral.partitions")
 
 TTL_SECONDS: Final = 5.0
 """Time to live of keys in a new bucket. A bucket that an operator created keeps the one that it has."""
-UPKEEP: Final = "upkeep"
-"""A part without a stream: its owner runs the lake's maintenance of files and rollups."""
+MAINTENANCE: Final = "upkeep"
+"""A part without a stream: its owner runs the lake's maintenance of files and rollups. Its name is in bucket keys."""
 LINGER_SECONDS: Final = 2.0
 """Each transaction makes a file: fewer, larger ones than in the embedded storage."""
 

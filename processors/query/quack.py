@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import duckdb
 from duckdb import DuckDBPyConnection
+from msgspec import Struct
 
 from .guard.guard import QueryError, SqlGuard
 
@@ -45,6 +46,18 @@ CATALOGUE_QUERIES: Final = frozenset(
     )
 )
 """Queries that a client sends when it attaches, verbatim: names and columns, and no text of a view: it names paths."""
+
+
+class Settings(Struct, frozen=True):
+    """Settings of the endpoint.
+
+    Attributes:
+        address: as `parse_address` takes it.
+        token: that clients must give.
+    """
+
+    address: str
+    token: str
 
 
 class QuackError(RuntimeError):
@@ -107,7 +120,7 @@ def load(connection: DuckDBPyConnection) -> None:
         connection.execute("LOAD '" + str(file).replace("'", "''") + "'")
 
 
-class QuackDoor:
+class QuackEndpoint:
     """A Quack server on one instance.
 
     Args:

@@ -12,6 +12,7 @@ from corral.client import Client, CorralError, connect
 from corral.collectors.service import collect
 from corral.collectors.simulated.source import MISDEED_LABEL, SimulatedSource
 from corral.planner.service import Settings, plan
+from corral.processors.embedded import EmbeddedHistory
 from corral.processors.service import process
 from nats.aio.client import Client as Bus
 from support.local_cluster import invoke
@@ -38,7 +39,7 @@ async def test_who_uses_gpus_without_a_lease_or_beyond_it(server: EmbeddedServer
     stop = asyncio.Event()
     parts = [
         asyncio.create_task(plan(server.url, Settings(), stop=stop)),
-        asyncio.create_task(process(tmp_path / "history.duckdb", nats_url=server.url)),
+        asyncio.create_task(process(EmbeddedHistory(tmp_path / "history.duckdb"), nats_url=server.url)),
     ]
 
     def start(source: SimulatedSource) -> asyncio.Task[None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
+from corral.processors.embedded import EmbeddedHistory
 from corral.processors.service import process
 from corral.processors.storage.lake import lake as lakes
 from nats.aio.client import Client
@@ -36,7 +37,7 @@ def lake(postgres: Postgres, tmp_path: Path) -> lakes.Lake:
 async def processor(server: EmbeddedServer, nc: Client, tmp_path: Path) -> AsyncIterator[Asking]:
     """One in this process; what asks it."""
     ready = asyncio.Event()
-    task = asyncio.create_task(process(tmp_path / "history.duckdb", nats_url=server.url, ready=ready))
+    task = asyncio.create_task(process(EmbeddedHistory(tmp_path / "history.duckdb"), nats_url=server.url, ready=ready))
     await asyncio.wait([task, asyncio.create_task(ready.wait())], return_when=asyncio.FIRST_COMPLETED)
     yield Asking(nc)
     task.cancel()

@@ -9,13 +9,14 @@ from typing import Any
 
 import duckdb
 import pytest
-from corral.processors.ingest import facts, sharing
+from corral.processors.ingest import facts
 from corral.processors.ingest.columnar import Decoder, Incoming
 from corral.processors.storage.embedded import rollups
 from corral.processors.storage.embedded.database import Database
 from corral.processors.storage.errors import Deposed, StorageError, StoragePaused
 from corral.processors.storage.lake import lake as lakes
 from corral.processors.storage.lake import maintenance
+from corral.processors.storage.lake import readers as lake_readers
 from corral.processors.storage.lake import rollups as lake_rollups
 from corral.processors.storage.lake.snapshot import write_snapshot
 from corral.processors.storage.protocol import Arrival, Batch
@@ -97,7 +98,7 @@ def test_of_two_owners_at_the_same_moment_one_stores(lake: lakes.Lake) -> None:
 def test_a_lake_is_attached_anew_now_and_then(lake: lakes.Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """What DuckLake remembers of each snapshot would grow for as long as a processor runs."""
     monkeypatch.setattr(lakes, "RENEW_COMMITS", 2)
-    monkeypatch.setattr(sharing, "RENEW_COMMITS", 2)
+    monkeypatch.setattr(lake_readers, "RENEW_COMMITS", 2)
     attached: list[lakes.Lake] = []
     attach = lakes.attach
     monkeypatch.setattr(lakes, "attach", lambda *args, **how: (attached.append(lake), attach(*args, **how))[1])
@@ -108,11 +109,11 @@ def test_a_lake_is_attached_anew_now_and_then(lake: lakes.Lake, monkeypatch: pyt
         part.commit(batch(part, sequence))
     assert len(attached) == before + 2
     part.close()
-    readers = sharing.Readers(lake)
-    cursors = [readers.cursor() for _ in range(5)]
+    asking = lake_readers.Readers(lake)
+    cursors = [asking.cursor() for _ in range(5)]
     # Those of an instance that was replaced go on.
     assert [cursor.execute("SELECT count(*) FROM samples").fetchone() for cursor in cursors] == [(30,)] * 5
-    readers.close()
+    asking.close()
 
 
 def test_a_watermark_of_an_older_lake_has_no_mark_until_its_next_batch(lake: lakes.Lake) -> None:

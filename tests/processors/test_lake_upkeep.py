@@ -143,7 +143,7 @@ def test_a_lake_in_object_storage(postgres: Postgres, monkeypatch: pytest.Monkey
     """A real S3 server: ingest, upkeep, retention, and a confined reader."""
     server = pytest.importorskip("moto.server")
     boto3 = pytest.importorskip("boto3")
-    from corral.processors.ingest.sharing import for_readers
+    from corral.processors.storage.lake.readers import for_readers
 
     door = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     door.start()
@@ -225,7 +225,7 @@ def test_upkeep_gets_through_beside_eight_partitions_that_write(lake: lakes.Lake
                 time.sleep(min(30.0, SECONDS / 50))
                 if min(sent) >= 5:
                     before, failed = failed, maintenance.once(lake, None, retention(KEPT))
-                    # What a writer came between in one round gets through in the next, as `Upkeep` tells it.
+                    # What a writer came between in one round gets through in the next, as `LakeMaintenance` tells it.
                     assert {name: why for name, why in failed.items() if name in before} == {}
             if failed:
                 assert maintenance.once(lake, None, retention(KEPT)) == {}
@@ -285,7 +285,7 @@ def test_a_table_that_fails_stops_none_behind_it_and_is_told(lake: lakes.Lake) -
     assert name is not None
     watermarks = files("watermark_corral_partitions_0")
     Path(name[0]).unlink()
-    care = maintenance.Upkeep(lake, Retention(), server_now=lambda: datetime.now(UTC))
+    care = maintenance.LakeMaintenance(lake, Retention(), server_now=lambda: datetime.now(UTC))
     failed = maintenance.once(lake, ["files with deleted rows", "large files"])
     assert set(failed) == {"large files"}
     assert failed["large files"].startswith("samples: ")

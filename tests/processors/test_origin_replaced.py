@@ -112,9 +112,10 @@ class Processor:
             )
             for number in numbers
         ]
-        self.vitals = ProcessorMetrics(letters, origin=self.origin)
+        self.metrics = ProcessorMetrics(letters)
+        self.metrics.origin = self.origin
         for ingest in self.ingests:
-            self.vitals.add(ingest)
+            self.metrics.add(ingest)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -368,7 +369,7 @@ async def test_rights_of_an_older_configuration_are_told(tmp_path: Path, monkeyp
         await publish(admin, range(10))
         await wait_for(lambda: rows_there() == (10,))
         await wait_for(lambda: bool(processor.origin.problem))
-        told = "; ".join(processor.vitals.judge().reasons)
+        told = "; ".join(processor.metrics.health_status().reasons)
         assert "nobody can tell whether CORRAL_PARTITIONS still repeats CORRAL_TELEMETRY" in told
         assert "STREAM.MSG.GET.CORRAL_PARTITIONS" in told
         assert "`corral auth add`" in told
@@ -377,7 +378,7 @@ async def test_rights_of_an_older_configuration_are_told(tmp_path: Path, monkeyp
         await wait_for(lambda: "was made anew" in processor.origin.problem)
         # The stream that was sourced is gone, and the server says that it lags by nothing.
         await wait_for(lambda: processor.origin.behind == 5)
-        lag = processor.vitals.judge().values["lag_messages"]
+        lag = processor.metrics.health_status().values["lag_messages"]
         assert isinstance(lag, dict)
         assert lag[subjects.TELEMETRY_STREAM] == 5
         monkeypatch.setattr(roles, "MATRIX", rows)

@@ -37,7 +37,7 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[quack.QuackDoor]:
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[quack.QuackEndpoint]:
     folder = tmp_path_factory.mktemp("quack")
     connection = duckdb.connect(str(folder / "history.duckdb"))
     connection.execute("CREATE TABLE samples AS SELECT range AS n, 'gpu' || range % 4 AS device FROM range(50000)")
@@ -47,7 +47,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[quack.QuackDoor]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    door = quack.QuackDoor(connection, connection.cursor, f"127.0.0.1:{port}", TOKEN)
+    door = quack.QuackEndpoint(connection, connection.cursor, f"127.0.0.1:{port}", TOKEN)
     hardening.lock(connection, memory_bytes=512 * 2**20)
     yield door
     door.close()
@@ -64,7 +64,7 @@ def client(*statements: str) -> list[Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_client_reads_tables_and_views_and_writes_nothing(door: quack.QuackDoor) -> None:
+def test_a_client_reads_tables_and_views_and_writes_nothing(door: quack.QuackEndpoint) -> None:
     attach = f"ATTACH '{door.uri}' AS history (TOKEN '{TOKEN}')"
     answers = client(
         attach,
@@ -92,7 +92,7 @@ def test_a_client_reads_tables_and_views_and_writes_nothing(door: quack.QuackDoo
     assert answers[-1] == ["50000"]
 
 
-def test_without_the_token_nothing_is_answered(door: quack.QuackDoor) -> None:
+def test_without_the_token_nothing_is_answered(door: quack.QuackEndpoint) -> None:
     for answer in client(
         f"ATTACH '{door.uri}' AS history (TOKEN 'a-token-of-other-letters')",
         f"FROM quack_query('{door.uri}', 'SELECT 1', token = 'a-token-of-other-letters')",
@@ -101,7 +101,7 @@ def test_without_the_token_nothing_is_answered(door: quack.QuackDoor) -> None:
         assert "Authentication failed" in answer or "token" in answer
 
 
-def test_a_large_result_comes_whole(door: quack.QuackDoor) -> None:
+def test_a_large_result_comes_whole(door: quack.QuackEndpoint) -> None:
     attach = f"ATTACH '{door.uri}' AS history (TOKEN '{TOKEN}')"
     copy = "CREATE TABLE mine AS FROM history.query('SELECT n, repeat(device, 20) AS text FROM samples, range(10)')"
     assert client(attach, copy, "SELECT count(*), count(DISTINCT n) FROM mine")[-1] == ["500000", "50000"]
@@ -129,7 +129,7 @@ def test_the_door_opens_again_with_a_database_that_was_opened_anew(tmp_path: Pat
 
     def prepare(connection: duckdb.DuckDBPyConnection) -> Any:
         quack.load(connection)
-        return quack.QuackDoor(connection, connection.cursor, address, TOKEN).close
+        return quack.QuackEndpoint(connection, connection.cursor, address, TOKEN).close
 
     asked = (f"ATTACH 'quack:{address}' AS history (TOKEN '{TOKEN}')", "SELECT count(*) FROM history.fleet_by_hour")
     for _ in range(2):
@@ -145,7 +145,7 @@ async def test_an_address_that_is_taken_or_wrong_is_told() -> None:
     connection = duckdb.connect()
     quack.load(connection)
     with pytest.raises(quack.QuackError, match="can't be listened on"):
-        quack.QuackDoor(connection, connection.cursor, f"127.0.0.1:{port}", TOKEN)
+        quack.QuackEndpoint(connection, connection.cursor, f"127.0.0.1:{port}", TOKEN)
     for address in ("host:port", "x:0", "a'b:1"):
         with pytest.raises(quack.QuackError, match="no address"):
             quack.parse_address(address)

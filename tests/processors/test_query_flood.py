@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from corral.bus.connect import connect
 from corral.cli.local.server import EmbeddedServer
+from corral.processors.embedded import EmbeddedHistory
 from corral.processors.service import process
 from corral.schemas import codec, subjects
 from corral.schemas.query import END_HEADER
@@ -28,7 +29,9 @@ HEAVY = (
 async def processor(nc: Client, server: EmbeddedServer, tmp_path: Path) -> AsyncIterator[asyncio.Task[None]]:
     ready = asyncio.Event()
     task = asyncio.create_task(
-        process(tmp_path / "history.duckdb", nats_url=server.url, memory_bytes=512 * 2**20, ready=ready)
+        process(
+            EmbeddedHistory(tmp_path / "history.duckdb", memory_bytes=512 * 2**20), nats_url=server.url, ready=ready
+        )
     )
     await asyncio.wait_for(ready.wait(), 30)
     yield task

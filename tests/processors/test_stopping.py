@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
+from corral.processors.embedded import EmbeddedHistory
 from corral.processors.ingest.reader import Reader
 from corral.processors.service import process
 from corral.schemas import subjects
@@ -48,7 +49,7 @@ async def test_a_processor_stops_though_its_server_dies_then(
     server: EmbeddedServer, tmp_path: Path, first: str
 ) -> None:
     ready = asyncio.Event()
-    task = asyncio.create_task(process(tmp_path / "history.duckdb", nats_url=server.url, ready=ready))
+    task = asyncio.create_task(process(EmbeddedHistory(tmp_path / "history.duckdb"), nats_url=server.url, ready=ready))
     await asyncio.wait_for(ready.wait(), 20)
     if first == "bus":
         server.kill()

@@ -312,7 +312,7 @@ STEPS: Final = (
 )
 
 
-class Upkeep:
+class LakeMaintenance:
     """Maintains one lake. Each step may be repeated, and may be run by two processors at once.
 
     Args:

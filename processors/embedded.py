@@ -1,0 +1,169 @@
+"""A history in one DuckDB file, for `service.process`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import duckdb
+from duckdb import DuckDBPyConnection
+from nats.aio.client import Client
+
+from .ingest.deadletters import DeadLetters
+from .ingest.ingest import CONSUMERS, Ingest
+from .metrics import ProcessorMetrics
+from .query import quack
+from .storage import Database, Maintenance, Retention, StoragePaused
+from .storage.embedded.snapshot import write_snapshot
+
+log = logging.getLogger("corral.processor")
+
+SETTLED_SECONDS: Final = 3.0
+
+
+class EmbeddedHistory:
+    """A history in one DuckDB file, which one processor writes.
+
+    Args:
+        path: of the file; created if it is missing.
+        archive: folder of the Parquet files; `archive` next to the file by default.
+        memory_bytes: that DuckDB may take.
+        threads: that DuckDB may use; None for every core.
+        retention: how long data is kept.
+        force_retention: delete all that is old by this machine's clock alone, once.
+        remote: serve DuckDB's remote protocol, too.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        archive: Path | None = None,
+        memory_bytes: int | None = None,
+        threads: int | None = None,
+        retention: Retention | None = None,
+        force_retention: bool = False,
+        remote: quack.Settings | None = None,
+    ) -> None:
+        self._path = path
+        self._archive = archive
+        self._memory_bytes = memory_bytes
+        self._threads = threads
+        self._retention = retention
+        self._force_retention = force_retention
+        self._remote = remote
+        self._remote_opened = False
+        self._ingests: list[Ingest] = []
+        self._database: Database
+        self._maintenance: Maintenance
+
+    @property
+    def processor(self) -> str:
+        """Id of the history."""
+        return self._database.processor
+
+    @property
+    def owner(self) -> str:
+        """The same."""
+        return self._database.processor
+
+    @property
+    def location(self) -> str:
+        """Path of the file."""
+        return str(self._database.path)
+
+    @property
+    def spool(self) -> Path | None:
+        """Folder of the file."""
+        return self._database.path.parent
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder next to the file."""
+        return self._database.snapshots
+
+    @property
+    def failing(self) -> Mapping[str, str]:
+        """Maintenance jobs that fail at the moment."""
+        return self._maintenance.failing
+
+    @property
+    def held_back(self) -> str:
+        """Reason why retention is held back."""
+        return self._maintenance.held_back
+
+    async def open(self, server_now: Callable[[], datetime | None]) -> None:
+        """Open the file; a damaged one is rebuilt."""
+        self._database = await asyncio.to_thread(
+            Database,
+            self._path,
+            archive=self._archive,
+            memory_bytes=self._memory_bytes,
+            threads=self._threads,
+            prepare=self._open_remote,
+        )
+        self._maintenance = Maintenance(
+            self._database, self._retention, server_now=server_now, force=self._force_retention
+        )
+
+    def _open_remote(self, connection: DuckDBPyConnection) -> Callable[[], None] | None:
+        """Open the endpoint for DuckDB clients on a new instance; return what closes it."""
+        if self._remote is None:
+            return None
+        try:
+            quack.load(connection)
+            endpoint = quack.QuackEndpoint(connection, connection.cursor, self._remote.address, self._remote.token)
+        except quack.QuackError:
+            if not self._remote_opened:
+                raise
+            # When a database is reopened after a failure, ingest goes on without the endpoint.
+            log.exception("the endpoint for DuckDB clients stays closed")
+            return None
+        self._remote_opened = True
+        return endpoint.close
+
+    async def join(self, nc: Client, letters: DeadLetters, metrics: ProcessorMetrics) -> None:
+        """Prepare ingest of each stream."""
+        self._ingests = [Ingest(nc, self._database, consumer, letters) for consumer in CONSUMERS]
+        for ingest in self._ingests:
+            metrics.add(ingest)
+
+    async def run(self) -> None:
+        """Ingest all streams; maintenance runs in its own thread."""
+        self._maintenance.start()
+        async with asyncio.TaskGroup() as tasks:
+            for ingest in self._ingests:
+                tasks.create_task(ingest.run())
+            tasks.create_task(_settle_recovery(self._database, self._ingests))
+
+    def cursor(self) -> DuckDBPyConnection:
+        """New cursor for readers."""
+        return self._database.cursor()
+
+    def write_snapshot(self, target: Path, archive: bool) -> int:
+        """Write a copy of the file."""
+        return write_snapshot(self._database, target, archive)
+
+    def size_bytes(self) -> int | None:
+        """Size of the file and its write-ahead log."""
+        return self._database.size_bytes()
+
+    async def close(self) -> None:
+        """Stop maintenance, and close the file."""
+        await asyncio.shield(asyncio.to_thread(self._maintenance.stop))
+        await asyncio.to_thread(self._database.close)
+
+
+async def _settle_recovery(database: Database, ingests: Sequence[Ingest]) -> None:
+    """After a recovery, wait until all that the streams still have is stored, and report what is lost."""
+    while True:
+        await asyncio.sleep(SETTLED_SECONDS)
+        if all(ingest.begun and not ingest.lag_messages and not ingest.paused for ingest in ingests):
+            await asyncio.sleep(SETTLED_SECONDS)
+            with contextlib.suppress(StoragePaused, duckdb.Error):
+                return await asyncio.to_thread(database.settle_recovery)
