@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ..bus import stream_messages
+from ..bus import stream_reader
 from ..schemas import clocks, codec, columns, speakers, subjects
 from ..schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch
 from .counters import Believed, steady
@@ -222,9 +222,9 @@ class Live:
     async def _read(self, stream: str, subject: str, take: Callable[[str, bytes, float], None]) -> bool:
         """Read the stored messages of a subject; True if they were read to the end."""
         try:
-            async with contextlib.aclosing(stream_messages.read(self.nc, stream, subject)) as messages:
+            async with contextlib.aclosing(stream_reader.read_direct(self.nc, stream, subject)) as messages:
                 async for message in messages:
-                    take((message.headers or {})["Nats-Subject"], message.data, stream_messages.stored_at(message))
+                    take(message.subject, message.data, message.stored_at)
         except (nats.errors.Error, TimeoutError) as error:
             log.warning("%s can't be read from a stream (%s): waiting for what comes", subject, type(error).__name__)
             return False

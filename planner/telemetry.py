@@ -25,9 +25,8 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.js import api
 
-from ..bus import stream_messages
 from ..bus.elapsed import elapsed_seconds
-from ..bus.stream_reader import read
+from ..bus.stream_reader import read, server_time
 from ..schemas import codec, inventory, speakers, subjects
 from ..schemas.clocks import AHEAD_SECONDS
 from ..schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
@@ -227,7 +226,7 @@ class Telemetry:
         """
         before = time.time()
         with contextlib.suppress(NatsError, TimeoutError):
-            server = await stream_messages.clock(self._nc, subjects.INVENTORY_STREAM)
+            server = await server_time(self._nc, subjects.INVENTORY_STREAM)
             if server is not None:
                 self._ahead_seconds = (before + time.time()) / 2 - server
                 if abs(self._ahead_seconds) > AHEAD_SECONDS:

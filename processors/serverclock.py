@@ -11,7 +11,7 @@ from typing import Final
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from ..bus import stream_messages
+from ..bus.stream_reader import server_time
 from ..bus.tasks import heed_cancellation
 from ..schemas import subjects
 
@@ -39,7 +39,7 @@ class ServerClock:
         while True:
             heed_cancellation()
             with contextlib.suppress(NatsError, TimeoutError, OSError):
-                server = await stream_messages.clock(nc, subjects.TELEMETRY_STREAM)
+                server = await server_time(nc, subjects.TELEMETRY_STREAM)
                 if server is not None:
                     self._server, self._asked = server, time.monotonic()
             await asyncio.sleep(ASK_SECONDS)

@@ -19,7 +19,7 @@ from msgspec import Struct
 from nats.errors import Error as NatsError
 from rich.markup import escape
 
-from ...bus import stream_messages
+from ...bus import stream_reader
 from ...client import Client, CorralError
 from ...client.environment import local_host
 from ...client.health import ask_health
@@ -285,7 +285,7 @@ def _clock(text: str) -> Finding:
 async def _collector(client: Client) -> Finding:
     host = local_host()
     try:
-        message = await stream_messages.last(client.nc, subjects.TELEMETRY_STREAM, subjects.agent_subject(host))
+        message = await stream_reader.last(client.nc, subjects.TELEMETRY_STREAM, subjects.agent_subject(host))
     except (NatsError, TimeoutError) as error:
         return problem("collector", f"its reports can't be read: {error}", _FIXES[_collector.__name__])
     if message is None:
@@ -297,7 +297,7 @@ async def _collector(client: Client) -> Finding:
         )
     report = codec.decode(message.data, AgentReport)
     # By the later of its clock and the bus's, since one of them may be wrong.
-    age = time.time() - max(report.time_ns / 1e9, stream_messages.stored_at(message))
+    age = time.time() - max(report.time_ns / 1e9, message.stored_at)
     if age > 35:
         return problem("collector", f"of {host} has not reported for {age:.0f} s", "start it again: corral collect")
     if report.dropped_samples:

@@ -127,21 +127,21 @@ async def _reported(client: Client, host: str | None) -> ServiceHealth:
     """Health of a collector that doesn't answer (an older version, for example), by the age of its last report."""
     from nats.js.errors import NotFoundError
 
-    from ...bus import stream_messages
+    from ...bus import stream_reader
     from ...schemas import codec
     from ...schemas.instruments import ServiceKind
     from ...schemas.telemetry import AgentReport
 
     subject = subjects.agent_subject(subjects.host_token(host) if host else "*")
     try:
-        message = await stream_messages.last(client.nc, subjects.TELEMETRY_STREAM, subject)
+        message = await stream_reader.last(client.nc, subjects.TELEMETRY_STREAM, subject)
     except (NotFoundError, TimeoutError) as error:
         raise Unavailable("the bus keeps no streams: is JetStream on?") from error
     if message is None:
         raise NoService(f"no collector{f' of {host}' if host else ''} has reported yet")
     report = codec.decode(message.data, AgentReport)
     # The later of the collector's time and the bus's time, since one of the clocks may be wrong.
-    age = time.time() - max(report.time_ns / 1e9, stream_messages.stored_at(message))
+    age = time.time() - max(report.time_ns / 1e9, message.stored_at)
     reasons = [f"it has not reported for {age:.0f} s"] if age > AGENT_SECONDS else []
     return ServiceHealth(
         service=ServiceKind.COLLECTOR,

@@ -32,9 +32,7 @@ def process(
     ] = Path("corral.duckdb"),
     archive: Annotated[
         Path | None,
-        typer.Option(
-            envvar="CORRAL_ARCHIVE", metavar="FOLDER", help="For Parquet files; `archive` next to the file."
-        ),
+        typer.Option(envvar="CORRAL_ARCHIVE", metavar="FOLDER", help="For Parquet files; `archive` next to the file."),
     ] = None,
     memory: Annotated[
         str | None, typer.Option(envvar="CORRAL_MEMORY", metavar="SIZE", help="Memory limit of the database.")

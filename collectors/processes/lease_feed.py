@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from ...bus import stream_messages
+from ...bus import stream_reader
 from ...bus.tasks import heed_cancellation
 from ...schemas import codec, subjects
 from ...schemas.operations import LeaseFilter, Leases
@@ -82,10 +82,10 @@ class LeaseFeed:
                 await subscription.unsubscribe()
 
     async def _catch_up(self, nc: Client, subject: str) -> None:
-        async with contextlib.aclosing(stream_messages.read(nc, subjects.FACTS_STREAM, subject)) as messages:
+        async with contextlib.aclosing(stream_reader.read_direct(nc, subjects.FACTS_STREAM, subject)) as messages:
             async for message in messages:
                 heed_cancellation()
-                self.apply(message.data, (message.headers or {}).get("Nats-Subject", ""), tell=False)
+                self.apply(message.data, message.subject, tell=False)
 
     def _tell_soon(self) -> None:
         """Pass changes on after a short delay: a busy planner announces many at once, which are passed on together."""

@@ -35,10 +35,10 @@ from nats.js import api
 from nats.js.errors import APIError, BucketNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
 from ...bus import permissions
+from ...bus.stream_reader import created
 from ...bus.tasks import heed_cancellation
 from ...schemas import subjects
 from .columnar import Incoming
-from .reader import made
 
 log = logging.getLogger("corral.partitions")
 
@@ -300,7 +300,7 @@ class Origin:
         origin = _info(await self._ask(f"STREAM.INFO.{subjects.TELEMETRY_STREAM}"))
         sourcing = Sourcing.of(parts.config.metadata)
         last = parts.state.last_seq
-        self._follow(made(parts), last)
+        self._follow(created(parts), last)
         self._sourcing = sourcing
         why = _made_anew(parts, sourcing, origin)
         told = f"{subjects.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
@@ -396,7 +396,7 @@ class Origin:
         if time.monotonic() - self._refused_at < REFUSED_SECONDS or not await self._alone(sourcing.generation + 1):
             return False
         begins = 1 + await self._last_matched(parts, sourcing, origin, kept)
-        after = sourcing.next(made(origin), kept)
+        after = sourcing.next(created(origin), kept)
         config: dict[str, Any] = raw["config"]
         source: dict[str, Any] = {"name": subjects.TELEMETRY_STREAM}
         if begins > 1:
@@ -407,7 +407,7 @@ class Origin:
         config["sources"] = [source]
         config["metadata"] = {**(config.get("metadata") or {}), **after.metadata()}
         again = _info(await self._ask(f"STREAM.INFO.{STREAM}"))
-        if made(again) != made(parts) or Sourcing.of(again.config.metadata) != sourcing:
+        if created(again) != created(parts) or Sourcing.of(again.config.metadata) != sourcing:
             return False
         try:
             await self._ask(f"STREAM.UPDATE.{STREAM}", config)
@@ -534,8 +534,8 @@ def _info(raw: dict[str, Any]) -> api.StreamInfo:
 def _made_anew(parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo) -> str:
     """Message if the origin was created again after what was copied; empty otherwise."""
     # An older Corral recorded no time, but created the stream of partitions after the origin.
-    another = sourcing.created != made(origin) if sourcing.created else made(origin) > made(parts)
-    return f"was made anew at {made(origin)}" if another else ""
+    another = sourcing.created != created(origin) if sourcing.created else created(origin) > created(parts)
+    return f"was made anew at {created(origin)}" if another else ""
 
 
 def _said_to_lag(parts: api.StreamInfo) -> int:

@@ -33,12 +33,12 @@ from nats.js.errors import (
 )
 from nats.js.kv import KeyValue
 
+from ...bus.stream_reader import created
 from ...bus.tasks import heed_cancellation
 from ...schemas import subjects
 from ..storage.errors import StorageError
 from .ingest import CONSUMERS, Consumer
 from .origin import BUCKET, STREAM, Sourcing, transforms
-from .reader import made
 
 log = logging.getLogger("corral.partitions")
 
@@ -92,7 +92,7 @@ async def ensure_stream(js: JetStreamContext, partitions: int) -> None:
             max_bytes=telemetry.max_bytes,
             num_replicas=telemetry.num_replicas,
             allow_direct=True,
-            metadata=Sourcing(made(origin)).metadata(),
+            metadata=Sourcing(created(origin)).metadata(),
         )
         try:
             found = (await js.add_stream(config)).config

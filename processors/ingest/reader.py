@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections import deque
-from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -26,6 +24,7 @@ from nats.js.errors import NotFoundError
 
 from ...bus.chunked_transport import install_chunked_parser
 from ...bus.connection import Connection
+from ...bus.stream_reader import created, delivery, pull
 from ...bus.tasks import heed_cancellation
 from .columnar import Incoming
 
@@ -124,7 +123,7 @@ class Reader:
         If the stream was found to be set back, it is at most the last sequence of that moment, since the stream grows.
         """
         info = await self._js.stream_info(self.stream)
-        self.created = made(info)
+        self.created = created(info)
         last = min(self._last_sequence, info.state.last_seq) if self._replaced else info.state.last_seq
         return self.created, last
 
@@ -257,7 +256,7 @@ class Reader:
                 info = await self._js.stream_info(self.stream)
             except NotFoundError:
                 return "the stream is gone"
-            if made(info) != self.created:
+            if created(info) != self.created:
                 return "the stream was made anew"
             self._last_sequence = info.state.last_seq
             if self._overtaken:
@@ -276,17 +275,19 @@ class Reader:
             return
         if self._broken or self._replaced:
             return
-        body = {
-            "batch": PULL_MESSAGES,
-            "expires": int(PULL_SECONDS * 1e9),
-            "idle_heartbeat": int(HEARTBEAT_SECONDS * 1e9),
-            "max_bytes": max(self._buffer_bytes // 4, 2 * self._nc.max_payload),
-        }
         self._outstanding += PULL_MESSAGES
         self._heard_at = time.monotonic()
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.durable}"
         try:
-            await self._nc.publish(subject, json.dumps(body).encode(), reply=self._inbox)
+            await pull(
+                self._nc,
+                self.stream,
+                self.durable,
+                self._inbox,
+                PULL_MESSAGES,
+                PULL_SECONDS,
+                idle_heartbeat=int(HEARTBEAT_SECONDS * 1e9),
+                max_bytes=max(self._buffer_bytes // 4, 2 * self._nc.max_payload),
+            )
         except Exception as error:
             self._broken = f"{type(error).__name__}: {error}"
 
@@ -297,12 +298,7 @@ class Reader:
             self._on_status(message)
             return
         self._heard_at = time.monotonic()
-        parts = message.reply.split(".")
-        # $JS.ACK.[domain.account.]stream.consumer.delivered.stream sequence.consumer sequence.time.pending[.random]
-        at = 5 if len(parts) == 9 else 7
-        sequence, delivered = int(parts[at]), int(parts[at + 1])
-        self.stored_ns = int(parts[at + 2])
-        self.pending = int(parts[at + 3])
+        sequence, delivered, self.stored_ns, self.pending = delivery(message.reply)
         self._idle = False
         if self._broken:
             return
@@ -350,9 +346,3 @@ class Reader:
             return
         self._broken = f"{status} {description}".strip() or "the server ended the pull"
         self._arrived.set()
-
-
-def made(info: api.StreamInfo) -> str:
-    """Creation time of a stream, as text: a stream that is created again has another one."""
-    created: datetime | None = info.created
-    return created.isoformat() if created else ""

@@ -1,0 +1,34 @@
+"""Reading a stream with a consumer and by direct requests."""
+
+from __future__ import annotations
+
+import pytest
+from corral.bus.stream_reader import Delivery, delivery, last, read, read_direct
+from corral.schemas import subjects
+from nats.aio.client import Client
+from nats.js import api
+
+
+@pytest.mark.parametrize("prefix", ["$JS.ACK", "$JS.ACK.domain.account"])
+def test_the_place_of_a_delivered_message_with_and_without_a_domain(prefix: str) -> None:
+    rest = ".random" if "domain" in prefix else ""
+    reply = f"{prefix}.CORRAL_FACTS.reader.2.17.5.1764464400123456789.3{rest}"
+    assert delivery(reply) == Delivery(sequence=17, number=5, stored_ns=1764464400123456789, pending=3)
+
+
+async def test_both_ways_of_reading_find_the_same_messages(nc: Client) -> None:
+    js = nc.jetstream()
+    subject = f"{subjects.EVENTS}.*"
+    for number in range(1200):  # more than two requests
+        await nc.publish(f"{subjects.EVENTS}.h{number % 3}", str(number).encode())
+    await js.publish(f"{subjects.LEASE_EVENTS}.granted.l1", b"other")
+    by_consumer = [
+        message async for message in read(nc, subjects.FACTS_STREAM, subject, api.ConsumerConfig(), until=1200)
+    ]
+    direct = [message async for message in read_direct(nc, subjects.FACTS_STREAM, subject)]
+    assert [message.data for message in direct] == [str(number).encode() for number in range(1200)]
+    assert [message[:3] for message in by_consumer] == [message[:3] for message in direct]
+    times = [message.stored_at for message in direct]
+    assert [message.stored_at for message in by_consumer] == pytest.approx(times, abs=1e-5, rel=0)
+    newest = await last(nc, subjects.FACTS_STREAM, f"{subjects.EVENTS}.h2")
+    assert newest == direct[-1]
