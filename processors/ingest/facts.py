@@ -1,10 +1,13 @@
-"""Decode the less frequent messages row by row: processes, agents' reports, inventories, events, leases."""
+"""Decode the less frequent messages row by row: processes, agents' reports, inventories, events, leases.
+
+Each kind of message has a decoder in `_DECODERS`. Rows have the columns of the tables that they are appended to.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -14,87 +17,59 @@ from msgspec.structs import replace
 from ...schemas import clocks, codec, speakers, subjects
 from ...schemas.inventory import check as check_inventory
 from ...schemas.requests import LeaseEvent
-from ...schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch
+from ...schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, ProcessSample
 from ..storage.protocol import ArrowTable
-from .columnar import EARLIEST_NS, TIME_TYPE, Incoming, Refusal
+from ..storage.rows import Columns, arrow_schema
+from .columnar import EARLIEST_NS, Incoming, Refusal
 from .hostclocks import HostClocks
 
-_INT: Final = pa.int64()
-_FLOAT: Final = pa.float32()
-_TEXT: Final = pa.string()
+_LIMITS: Final = {pa.int64(): (0, 2**63), pa.int32(): (-(2**31), 2**31)}
+"""Range of the integers in a column, by its type."""
 
-TABLES: Final[dict[str, pa.Schema]] = {
-    "processes": pa.schema(
-        [
-            ("time", TIME_TYPE),
-            ("host", _TEXT),
-            ("device", _TEXT),
-            ("pid", _INT),
-            ("kind", _TEXT),
-            ("memory_used_bytes", _INT),
-            ("sm_utilization_percent", _FLOAT),
-            ("memory_utilization_percent", _FLOAT),
-            ("encoder_utilization_percent", _FLOAT),
-            ("decoder_utilization_percent", _FLOAT),
-            ("name", _TEXT),
-            ("user", _TEXT),
-            ("container", _TEXT),
-            ("lease", _TEXT),
-            ("started", TIME_TYPE),
-            ("command", _TEXT),
+
+class _CheckedColumns(Columns):
+    """Columns of a table; numbers that do not fit are refused, since MessagePack has integers larger than a BIGINT.
+
+    Args:
+        table: name in `schema.TABLES`.
+        source: type of the structs.
+        given: names of the columns that are given.
+        path: of the struct in its message.
+    """
+
+    def __init__(self, table: str, source: type[Struct], given: Sequence[str], path: str = "$") -> None:
+        super().__init__(arrow_schema(table), source, given)
+        types = {name: self.schema.field(name).type for name in self.read}
+        self._checked = [
+            (at, *_LIMITS[types[name]], f"{path}.{name}")
+            for at, name in enumerate(self.read, len(given))
+            if types[name] in _LIMITS
         ]
-    ),
-    "store.without_processes": pa.schema([("time", TIME_TYPE), ("host", _TEXT)]),
-    "agents": pa.schema(
-        [
-            ("time", TIME_TYPE),
-            ("host", _TEXT),
-            ("agent", _TEXT),
-            ("source", _TEXT),
-            ("ticks", _INT),
-            ("late_ticks", _INT),
-            ("read_seconds_mean", pa.float64()),
-            ("read_seconds_max", pa.float64()),
-            ("read_errors", _INT),
-            ("published_messages", _INT),
-            ("buffered_bytes", _INT),
-            ("dropped_messages", _INT),
-            ("dropped_samples", _INT),
-            ("cpu_seconds", pa.float64()),
-            ("resident_bytes", _INT),
-            ("corral_version", _TEXT),
-            ("samples", _INT),
-        ]
-    ),
-    "events": pa.schema(
-        [
-            ("time", TIME_TYPE),
-            ("host", _TEXT),
-            ("agent", _TEXT),
-            ("sequence", _INT),
-            ("kind", _TEXT),
-            ("severity", _TEXT),
-            ("device", _TEXT),
-            ("code", pa.int32()),
-            ("message", _TEXT),
-            ("data", _TEXT),
-            ("stored", TIME_TYPE),
-        ]
-    ),
-    "lease_events": pa.schema(
-        [
-            ("time", TIME_TYPE),
-            ("kind", _TEXT),
-            ("lease_id", _TEXT),
-            ("owner", _TEXT),
-            ("name", _TEXT),
-            ("state", _TEXT),
-            ("planner", _TEXT),
-            ("reason", _TEXT),
-            ("expires_at", TIME_TYPE),
-            ("devices", pa.list_(_TEXT)),
-        ]
-    ),
+
+    def row(self, source: Struct, /, **given: Any) -> tuple[Any, ...]:
+        """Values of one row.
+
+        Raises:
+            DecodeError: a number does not fit its column.
+        """
+        found = super().row(source, **given)
+        for at, low, high, path in self._checked:
+            number = found[at]
+            if number is not None and not low <= number < high:
+                raise _out_of_range(number, path)
+        return found
+
+
+_PROCESSES: Final = _CheckedColumns("processes", ProcessSample, ("time", "host", "started"), "$.processes[...]")
+_WITHOUT_PROCESSES: Final = _CheckedColumns("store.without_processes", ProcessBatch, ("time",))
+_AGENTS: Final = _CheckedColumns("agents", AgentReport, ("time",))
+_EVENTS: Final = _CheckedColumns("events", DeviceEvent, ("time", "severity", "data", "stored"))
+
+TABLES: Final[Mapping[str, Columns]] = {
+    "processes": _PROCESSES,
+    "store.without_processes": _WITHOUT_PROCESSES,
+    "agents": _AGENTS,
+    "events": _EVENTS,
 }
 """Columns of the tables that these messages are appended to."""
 
@@ -104,7 +79,7 @@ class Facts(Struct):
 
     Attributes:
         accepted: messages that were decoded.
-        rows: by table, in the order of its columns.
+        rows: by table.
         inventories: in order.
         leases: in order.
         refused: messages that were not decoded.
@@ -120,7 +95,34 @@ class Facts(Struct):
 
     def tables(self) -> dict[str, ArrowTable]:
         """The rows as Arrow tables."""
-        return {name: _arrow(TABLES[name], rows) for name, rows in self.rows.items() if rows}
+        return {name: TABLES[name].table(rows) for name, rows in self.rows.items() if rows}
+
+
+class _State(Struct):
+    """Where decoders add what they find.
+
+    Attributes:
+        facts: of all messages.
+        is_new, host_clocks, without_processes: see `decode`.
+    """
+
+    facts: Facts
+    is_new: Callable[[str, str, int], bool]
+    host_clocks: HostClocks | None
+    without_processes: set[str] | None
+
+    def append(self, table: str, *rows: tuple[Any, ...]) -> None:
+        self.facts.rows.setdefault(table, []).extend(rows)
+
+    def accept(self, host: str, message: ProcessBatch | AgentReport | DeviceEvent) -> bool:
+        """Record a message of an agent's run; False if it is a duplicate."""
+        return self.is_new(host, message.agent, message.sequence)
+
+    def observe_clock(self, host: str, time_ns: int, stored_ns: int) -> None:
+        """Observe the clock of a host whose times are off, or that is watched."""
+        off = abs(stored_ns - time_ns) > clocks.AHEAD_SECONDS * 1e9
+        if self.host_clocks is not None and (off or self.host_clocks.watches(host)):
+            self.host_clocks.observe(host, time_ns, stored_ns)
 
 
 def decode(
@@ -141,9 +143,10 @@ def decode(
             only the first becomes a row. Without the set each does.
     """
     facts = Facts()
+    state = _State(facts, is_new, host_clocks, without_processes)
     for message in messages:
         try:
-            if _one(message, facts, is_new, message.stored_ns or now_ns, host_clocks, without_processes):
+            if _decoder(message.subject)(state, message, message.stored_ns or now_ns):
                 facts.accepted.append(message)
             else:
                 facts.duplicates += 1
@@ -152,119 +155,103 @@ def decode(
     return facts
 
 
-def _one(
-    message: Incoming,
-    facts: Facts,
-    is_new: Callable[[str, str, int], bool],
-    stored_ns: int,
-    host_clocks: HostClocks | None,
-    without_processes: set[str] | None,
-) -> bool:
-    subject = message.subject
-    kind = subject[len(subjects.PREFIX) + 1 :].partition(".")[0]
-    # The host is the last token, behind the partition where there are several.
-    token = subject.rpartition(".")[2]
-    if kind == "leases":
-        named = codec.JSON if message.payload[:1] == b"{" else codec.MSGPACK
-        event = codec.decode(message.payload, LeaseEvent, named)
-        _check_lease(event)
-        facts.leases.append(event)
-        return True
-    if kind == "inventory":
-        inventory = codec.decode(message.payload, Inventory)
-        _check(inventory, inventory.time_ns, subject)
-        check_inventory(inventory)
-        # An inventory is dated by when it was stored: the latest counts, even if the host's clock was set meanwhile.
-        facts.inventories.append(replace(inventory, time_ns=stored_ns))
-        return True
-    if kind == "processes":
-        batch = codec.decode(message.payload, ProcessBatch)
-        _check(batch, batch.time_ns, subject)
-        time_us = clocks.set_right(batch.time_ns, stored_ns) // 1000
-        rows = [
-            (
-                time_us,
-                batch.host,
-                p.device,
-                _fits(p.pid, "$.processes[...].pid"),
-                p.kind,
-                _maybe(p.memory_used_bytes, "$.processes[...].memory_used_bytes"),
-                p.sm_utilization_percent,
-                p.memory_utilization_percent,
-                p.encoder_utilization_percent,
-                p.decoder_utilization_percent,
-                p.name,
-                p.user,
-                p.container,
-                p.lease,
-                _fits(p.started_ns, "$.processes[...].started_ns") // 1000 or None,
-                p.command,
-            )
-            for p in batch.processes
-        ]
-        if not is_new(token, batch.agent, batch.sequence):
-            return False
-        _look_at_clock(host_clocks, token, batch.time_ns, stored_ns)
-        facts.rows.setdefault("processes", []).extend(rows)
-        if not rows and token not in (without_processes or ()):
-            facts.rows.setdefault("store.without_processes", []).append((time_us, batch.host))
-        if without_processes is not None:
-            (without_processes.discard if rows else without_processes.add)(token)
-        return True
-    if kind == "agents":
-        report = codec.decode(message.payload, AgentReport)
-        _check(report, report.time_ns, subject)
-        counts = (
-            report.ticks, report.late_ticks, report.read_seconds_mean, report.read_seconds_max, report.read_errors,
-            report.published_messages, report.buffered_bytes, report.dropped_messages, report.dropped_samples,
-            report.cpu_seconds, report.resident_bytes,
-        )  # fmt: skip
-        for number in counts:
-            if isinstance(number, int):
-                _fits(number, "$")
-        first = (clocks.set_right(report.time_ns, stored_ns) // 1000, report.host, report.agent, report.source)
-        last = (report.corral_version, _fits(report.samples, "$.samples"))
-        if not is_new(token, report.agent, report.sequence):
-            return False
-        _look_at_clock(host_clocks, token, report.time_ns, stored_ns)
-        facts.rows.setdefault("agents", []).append((*first, *counts, *last))
-        return True
-    if kind == "events":
-        event = codec.decode(message.payload, DeviceEvent)
-        _check(event, event.time_ns, subject)
-        _fits(event.sequence, "$.sequence")
-        if not -(2**31) <= event.code < 2**31:
-            raise codec.DecodeError(f"{event.code} is too large - at `$.code`", "out_of_range", "$.code")
-        if not is_new(token, event.agent, event.sequence):
-            return False
-        facts.rows.setdefault("events", []).append(
-            (
-                clocks.set_right(event.time_ns, stored_ns) // 1000,
-                event.host,
-                event.agent,
-                event.sequence,
-                event.kind,
-                event.severity.value,
-                event.device,
-                event.code,
-                event.message,
-                json.dumps(_storable(event.data)) if event.data else None,
-                stored_ns // 1000,
-            )
+def _processes(state: _State, message: Incoming, stored_ns: int) -> bool:
+    batch = codec.decode(message.payload, ProcessBatch)
+    _check(batch, batch.time_ns, message.subject)
+    host = _host(message.subject)
+    time_us = clocks.set_right(batch.time_ns, stored_ns) // 1000
+    rows = [
+        _PROCESSES.row(
+            process,
+            time=time_us,
+            host=batch.host,
+            started=_fits(process.started_ns, "$.processes[...].started_ns") // 1000 or None,
         )
-        return True
-    raise codec.DecodeError(f"Nothing is known of the subject {subject}", "invalid")
+        for process in batch.processes
+    ]
+    if not state.accept(host, batch):
+        return False
+    state.observe_clock(host, batch.time_ns, stored_ns)
+    state.append("processes", *rows)
+    known = state.without_processes
+    if not rows and host not in (known or ()):
+        state.append("store.without_processes", _WITHOUT_PROCESSES.row(batch, time=time_us))
+    if known is not None:
+        (known.discard if rows else known.add)(host)
+    return True
+
+
+def _agents(state: _State, message: Incoming, stored_ns: int) -> bool:
+    report = codec.decode(message.payload, AgentReport)
+    _check(report, report.time_ns, message.subject)
+    host = _host(message.subject)
+    row = _AGENTS.row(report, time=clocks.set_right(report.time_ns, stored_ns) // 1000)
+    if not state.accept(host, report):
+        return False
+    state.observe_clock(host, report.time_ns, stored_ns)
+    state.append("agents", row)
+    return True
+
+
+def _events(state: _State, message: Incoming, stored_ns: int) -> bool:
+    event = codec.decode(message.payload, DeviceEvent)
+    _check(event, event.time_ns, message.subject)
+    row = _EVENTS.row(
+        event,
+        time=clocks.set_right(event.time_ns, stored_ns) // 1000,
+        severity=event.severity.value,
+        data=json.dumps(_storable(event.data)) if event.data else None,
+        stored=stored_ns // 1000,
+    )
+    if not state.accept(_host(message.subject), event):
+        return False
+    state.append("events", row)
+    return True
+
+
+def _inventory(state: _State, message: Incoming, stored_ns: int) -> bool:
+    inventory = codec.decode(message.payload, Inventory)
+    _check(inventory, inventory.time_ns, message.subject)
+    check_inventory(inventory)
+    # An inventory is dated by when it was stored: the latest counts, even if the host's clock was set meanwhile.
+    state.facts.inventories.append(replace(inventory, time_ns=stored_ns))
+    return True
+
+
+def _leases(state: _State, message: Incoming, stored_ns: int) -> bool:
+    kind = codec.JSON if message.payload[:1] == b"{" else codec.MSGPACK
+    event = codec.decode(message.payload, LeaseEvent, kind)
+    _check_lease(event)
+    state.facts.leases.append(event)
+    return True
+
+
+_DECODERS: Final[Mapping[str, Callable[[_State, Incoming, int], bool]]] = {
+    "processes": _processes,
+    "agents": _agents,
+    "events": _events,
+    "inventory": _inventory,
+    "leases": _leases,
+}
+"""Decoders by the token of the subject after its prefix: of a message and its time in the stream; False if it is a
+duplicate."""
+
+
+def _decoder(subject: str) -> Callable[[_State, Incoming, int], bool]:
+    found = _DECODERS.get(subject[len(subjects.PREFIX) + 1 :].partition(".")[0])
+    if found is None:
+        raise codec.DecodeError(f"Nothing is known of the subject {subject}", "invalid")
+    return found
+
+
+def _host(subject: str) -> str:
+    """Host in a subject: the last token, behind the partition where there are several."""
+    return subject.rpartition(".")[2]
 
 
 def _storable(data: dict[str, Any]) -> dict[str, Any]:
     """Replace NaN and infinities in an event's data with null, since JSON has neither."""
     return {name: None if isinstance(at, float) and not math.isfinite(at) else at for name, at in data.items()}
-
-
-def _look_at_clock(host_clocks: HostClocks | None, host: str, time_ns: int, stored_ns: int) -> None:
-    off = abs(stored_ns - time_ns) > clocks.AHEAD_SECONDS * 1e9
-    if host_clocks is not None and (off or host_clocks.watches(host)):
-        host_clocks.observe(host, time_ns, stored_ns)
 
 
 def _check(message: Inventory | ProcessBatch | AgentReport | DeviceEvent, time_ns: int, subject: str) -> None:
@@ -289,23 +276,11 @@ def _check_lease(event: LeaseEvent) -> None:
 
 
 def _fits(number: int, path: str, bits: int = 63) -> int:
-    """Check that a number is not negative and fits its column: MessagePack has integers larger than a BIGINT."""
+    """Check that a number is not negative and has at most so many bits."""
     if not 0 <= number < 2**bits:
-        raise codec.DecodeError(f"{number} is no possible value - at `{path}`", "out_of_range", path)
+        raise _out_of_range(number, path)
     return number
 
 
-def _maybe(number: int | None, path: str) -> int | None:
-    return None if number is None else _fits(number, path)
-
-
-def _arrow(schema: Any, rows: Sequence[tuple[Any, ...]]) -> ArrowTable:
-    columns = zip(*rows, strict=True)
-    return pa.Table.from_arrays(
-        [
-            # Times are counted in microseconds already, but those of leases are datetimes.
-            pa.array(column, type=field.type)
-            for field, column in zip(schema, columns, strict=True)
-        ],
-        schema=schema,
-    )
+def _out_of_range(number: int, path: str) -> codec.DecodeError:
+    return codec.DecodeError(f"{number} is out of range - at `{path}`", "out_of_range", path)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 from ...schemas.clocks import REREAD_SECONDS
-from ...schemas.requests import Lease, LeaseEvent, LeaseState
+from ...schemas.requests import Grant, Lease, LeaseEvent, LeaseState
 from ...schemas.speakers import Owners
-from ...schemas.telemetry import DeviceInfo, Inventory
+from ...schemas.telemetry import DeviceInfo, HostInfo, Inventory
 from .protocol import ArrowTable, HostClock
+from .rows import TIME, Columns, arrow_schema, table_of
 from .statements import put, registered
 
 log = logging.getLogger("corral.storage")
@@ -21,107 +22,25 @@ log = logging.getLogger("corral.storage")
 _NAMELESS: Final = "-"
 """Stored for an agent without an id, since an empty id means that the host has left."""
 
-_TIME: Final = pa.timestamp("us", "UTC")
-_HOSTS: Final = pa.schema(
-    [
-        ("host", pa.string()),
-        ("address", pa.string()),
-        ("cpus", pa.int32()),
-        ("memory_bytes", pa.int64()),
-        ("driver", pa.string()),
-        ("labels", pa.map_(pa.string(), pa.string())),
-        ("agent", pa.string()),
-        ("source", pa.string()),
-        ("interval_seconds", pa.float64()),
-        ("devices", pa.int32()),
-        ("seen", _TIME),
-    ]
+_COMPUTED: Final = ("first_seen", "last_seen", "present")
+"""Columns that statements compute from the time `seen`."""
+
+_HOSTS: Final = Columns(
+    arrow_schema("hosts", without=_COMPUTED, seen=True),
+    HostInfo,
+    ("host", "labels", "agent", "source", "interval_seconds", "devices", "seen"),
 )
-_DEVICES: Final = pa.schema(
-    [
-        ("device", pa.string()),
-        ("host", pa.string()),
-        ("index", pa.int32()),
-        ("name", pa.string()),
-        ("vendor", pa.string()),
-        ("architecture", pa.string()),
-        ("compute_capability", pa.string()),
-        ("sm_count", pa.int32()),
-        ("memory_bytes", pa.int64()),
-        ("memory_bandwidth_bytes_per_second", pa.int64()),
-        ("sm_clock_max_megahertz", pa.int32()),
-        ("power_limit_max_watts", pa.float32()),
-        ("driver", pa.string()),
-        ("pcie_address", pa.string()),
-        ("mig_enabled", pa.bool_()),
-        ("mig_parent", pa.string()),
-        ("mig_profile", pa.string()),
-        ("numa_node", pa.int32()),
-        ("cpu_affinity", pa.list_(pa.int32())),
-        ("serial", pa.string()),
-        ("mig_instance", pa.int32()),
-        ("seen", _TIME),
-    ]
+_DEVICES: Final = Columns(arrow_schema("devices", without=_COMPUTED, seen=True), DeviceInfo, ("device", "seen"))
+_LEASE_EVENTS: Final = Columns(arrow_schema("lease_events"), Lease, ("time", "kind", "state", "planner", "devices"))
+_LEASES: Final = Columns(
+    arrow_schema("leases"),
+    Lease,
+    ("state", "labels", "ttl_seconds", "expires_at", "ended_at", "reason", "devices", "changed"),
 )
-_CLOCKS: Final = pa.schema(
-    [("host", pa.string()), ("offset_seconds", pa.float64()), ("since", _TIME), ("until", _TIME)]
-)
-_CONFLICTS: Final = pa.schema([("host", pa.string()), ("device", pa.string()), ("owner", pa.string()), ("seen", _TIME)])
-_LINKS: Final = pa.schema(
-    [
-        ("host", pa.string()),
-        ("device", pa.string()),
-        ("other", pa.string()),
-        ("link", pa.string()),
-        ("nvlinks", pa.int32()),
-    ]
-)
-_LEASE_EVENTS: Final = pa.schema(
-    [
-        ("time", _TIME),
-        ("kind", pa.string()),
-        ("lease_id", pa.string()),
-        ("owner", pa.string()),
-        ("name", pa.string()),
-        ("state", pa.string()),
-        ("planner", pa.string()),
-        ("reason", pa.string()),
-        ("expires_at", _TIME),
-        ("devices", pa.list_(pa.string())),
-    ]
-)
-_LEASES: Final = pa.schema(
-    [
-        ("lease_id", pa.string()),
-        ("owner", pa.string()),
-        ("name", pa.string()),
-        ("state", pa.string()),
-        ("request_id", pa.string()),
-        ("policy", pa.string()),
-        ("labels", pa.map_(pa.string(), pa.string())),
-        ("ttl_seconds", pa.float64()),
-        ("granted_at", _TIME),
-        ("expires_at", _TIME),
-        ("ended_at", _TIME),
-        ("reason", pa.string()),
-        ("devices", pa.list_(pa.string())),
-        ("changed", _TIME),
-    ]
-)
-_LEASE_DEVICES: Final = pa.schema(
-    [
-        ("lease_id", pa.string()),
-        ("host", pa.string()),
-        ("device", pa.string()),
-        ("index", pa.int32()),
-        ("model", pa.string()),
-        ("memory_bytes", pa.int64()),
-        ("share", pa.float64()),
-        ("cpus", pa.float64()),
-        ("host_memory_bytes", pa.int64()),
-        ("score", pa.float64()),
-    ]
-)
+_LEASE_DEVICES: Final = Columns(arrow_schema("lease_devices"), Grant, ("lease_id", "device"))
+_LINKS: Final = arrow_schema("links")
+_CLOCKS: Final = arrow_schema("store.clocks")
+_CONFLICTS: Final = pa.schema([("host", pa.string()), ("device", pa.string()), ("owner", pa.string()), ("seen", TIME)])
 
 
 def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventory]) -> None:
@@ -138,7 +57,7 @@ def write_inventories(cursor: DuckDBPyConnection, inventories: Sequence[Inventor
             latest[inventory.host.name] = inventory
     if not latest:
         return
-    times = pa.array([_seen(inventory) for inventory in latest.values()], type=_TIME)
+    times = pa.array([_seen(inventory) for inventory in latest.values()], type=TIME)
     with registered(cursor, "seen", pa.table({"host": list(latest), "seen": times})):
         older = cursor.execute(
             "SELECT host FROM hosts JOIN seen USING (host) WHERE seen < last_seen "
@@ -205,7 +124,7 @@ def _write_conflicts(cursor: DuckDBPyConnection, found: Sequence[Inventory], oth
         (i.host.name, device, owner, _seen(i)) for i in found for device, owner in others.get(i.host.name, {}).items()
     ]
     hosts = pa.table({"host": pa.array([i.host.name for i in found], pa.string())})
-    with registered(cursor, "telling", hosts), registered(cursor, "told", _table(_CONFLICTS, rows)):
+    with registered(cursor, "telling", hosts), registered(cursor, "told", table_of(_CONFLICTS, rows)):
         cursor.execute(
             "DELETE FROM device_conflicts c WHERE host IN (SELECT host FROM telling) AND NOT EXISTS (FROM told t "
             "WHERE t.host = c.host AND t.device = c.device AND t.owner = c.owner)"
@@ -229,27 +148,25 @@ def _seen(inventory: Inventory) -> int:
 
 
 def _hosts(inventories: Sequence[Inventory]) -> ArrowTable:
-    rows = [
-        (
-            i.host.name, i.host.address, i.host.cpus, i.host.memory_bytes, i.host.driver, list(i.host.labels.items()),
-            "" if i.leaving else i.agent or _NAMELESS, i.source, i.interval_seconds, len(i.devices), _seen(i),
-        )
-        for i in inventories
-    ]  # fmt: skip
-    return _table(_HOSTS, rows)
+    return _HOSTS.table(
+        [
+            _HOSTS.row(
+                inventory.host,
+                host=inventory.host.name,
+                labels=list(inventory.host.labels.items()),
+                agent="" if inventory.leaving else inventory.agent or _NAMELESS,
+                source=inventory.source,
+                interval_seconds=inventory.interval_seconds,
+                devices=len(inventory.devices),
+                seen=_seen(inventory),
+            )
+            for inventory in inventories
+        ]
+    )
 
 
 def _devices(devices: Sequence[tuple[int, DeviceInfo]]) -> ArrowTable:
-    rows = [
-        (
-            d.uuid, d.host, d.index, d.name, d.vendor, d.architecture, d.compute_capability, d.sm_count, d.memory_bytes,
-            d.memory_bandwidth_bytes_per_second, d.sm_clock_max_megahertz, d.power_limit_max_watts, d.driver,
-            d.pcie_address, d.mig_enabled, d.mig_parent, d.mig_profile, d.numa_node, d.cpu_affinity, d.serial,
-            d.mig_instance, seen,
-        )
-        for seen, d in devices
-    ]  # fmt: skip
-    return _table(_DEVICES, rows)
+    return _DEVICES.table([_DEVICES.row(device, device=device.uuid, seen=seen) for seen, device in devices])
 
 
 def _links(inventories: Sequence[Inventory]) -> ArrowTable:
@@ -266,13 +183,7 @@ def _links(inventories: Sequence[Inventory]) -> ArrowTable:
         for j, link in enumerate(row)
         if i != j
     ]
-    return _table(_LINKS, rows)
-
-
-def _table(shape: Any, rows: Sequence[tuple[Any, ...]]) -> ArrowTable:
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(shape)
-    arrays = [pa.array(column, type=field.type) for field, column in zip(shape, columns, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=shape)
+    return table_of(_LINKS, rows)
 
 
 def read_clocks(cursor: DuckDBPyConnection) -> list[HostClock]:
@@ -288,7 +199,7 @@ def clocks_table(clocks: Sequence[HostClock]) -> ArrowTable:
         (clock.host, clock.offset_seconds, clock.since_ns // 1000, clock.until_ns and clock.until_ns // 1000)
         for clock in last
     ]
-    return _table(_CLOCKS, rows)
+    return table_of(_CLOCKS, rows)
 
 
 def write_clocks(cursor: DuckDBPyConnection, clocks: Sequence[HostClock]) -> None:
@@ -350,39 +261,49 @@ def _overrides(event: LeaseEvent, last: LeaseEvent) -> bool:
 
 
 def _lease_events(events: Sequence[LeaseEvent]) -> ArrowTable:
-    rows = [
-        (
-            event.time, event.kind.value, event.lease.lease_id, event.lease.owner, event.lease.name,
-            event.lease.state.value, event.planner, event.lease.reason, event.lease.expires_at, _uuids(event.lease),
-        )
-        for event in events
-    ]  # fmt: skip
-    return _table(_LEASE_EVENTS, rows)
+    return _LEASE_EVENTS.table(
+        [
+            _LEASE_EVENTS.row(
+                event.lease,
+                time=event.time,
+                kind=event.kind.value,
+                state=event.lease.state.value,
+                planner=event.planner,
+                devices=_uuids(event.lease),
+            )
+            for event in events
+        ]
+    )
 
 
 def _leases(folded: Sequence[tuple[LeaseEvent, LeaseEvent]]) -> ArrowTable:
     """Rows of leases: fixed fields from the first event that names the lease, changing ones from the last."""
-    rows = [
-        (
-            was.lease_id, was.owner, was.name, now.lease.state.value, was.request_id, was.policy,
-            list(was.labels.items()), now.lease.ttl_seconds, was.granted_at, now.lease.expires_at, now.lease.ended_at,
-            now.lease.reason, _uuids(was), now.time,
-        )
-        for was, now in ((first.lease, last) for first, last in folded)
-    ]  # fmt: skip
-    return _table(_LEASES, rows)
+    return _LEASES.table(
+        [
+            _LEASES.row(
+                first.lease,
+                state=last.lease.state.value,
+                labels=list(first.lease.labels.items()),
+                ttl_seconds=last.lease.ttl_seconds,
+                expires_at=last.lease.expires_at,
+                ended_at=last.lease.ended_at,
+                reason=last.lease.reason,
+                devices=_uuids(first.lease),
+                changed=last.time,
+            )
+            for first, last in folded
+        ]
+    )
 
 
 def _lease_devices(leases: Sequence[Lease]) -> ArrowTable:
-    rows = [
-        (
-            lease.lease_id, grant.host, grant.device or None, grant.index, grant.model, grant.memory_bytes,
-            grant.share, grant.cpus, grant.host_memory_bytes, grant.score,
-        )
-        for lease in leases
-        for grant in lease.grants
-    ]  # fmt: skip
-    return _table(_LEASE_DEVICES, rows)
+    return _LEASE_DEVICES.table(
+        [
+            _LEASE_DEVICES.row(grant, lease_id=lease.lease_id, device=grant.device or None)
+            for lease in leases
+            for grant in lease.grants
+        ]
+    )
 
 
 def _uuids(lease: Lease) -> list[str]:

@@ -204,7 +204,7 @@ def ingest(data: bytes) -> None:
         found = facts.decode([message], arrivals.is_new, now_ns)
         assert len(found.accepted) + len(found.refused) + found.duplicates == 1
         for name, table in found.tables().items():
-            assert table.schema == facts.TABLES[name]
+            assert table.schema == facts.TABLES[name].schema
             table.validate(full=True)
     for run in arrivals.take_changed():
         assert 0 <= run.high < 2**64
