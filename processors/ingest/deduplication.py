@@ -2,8 +2,8 @@
 
 A stream stores a message id once within two minutes. Here duplicates are found of a collector that returns later and
 sends again what was not acknowledged. An agent numbers its messages from 1 and sends them in order. So a number less
-than `WINDOW` behind the greatest is looked up in a bitmap, and one further behind counts as a duplicate. The state is
-stored with the rows of each batch.
+than `SPAN_MESSAGES` behind the greatest is looked up in a bitmap, and one further behind counts as a duplicate. The
+state is stored with the rows of each batch.
 
 Runs are tracked for each host separately: agents that share an id, whether copied with a machine's image or taken over
 on purpose, do not affect each other. An older Corral stored runs by agent alone; each host's run starts from that.
@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from ...schemas.limits import SPAN_MESSAGES
 from ..storage.protocol import Arrival
 
-WINDOW: Final = 64
-"""Messages of one run may be out of order in a stream by less than this."""
-
-_MASK: Final = (1 << WINDOW) - 1
+_MASK: Final = (1 << SPAN_MESSAGES) - 1
 
 
 class Arrivals:
@@ -45,9 +43,9 @@ class Arrivals:
             high, seen = found
             ahead = sequence - high
             if ahead > 0:
-                self._runs[key] = (sequence, ((seen << ahead) & _MASK if ahead < WINDOW else 0) | 1)
+                self._runs[key] = (sequence, ((seen << ahead) & _MASK if ahead < SPAN_MESSAGES else 0) | 1)
             else:
-                bit = 1 << -ahead if ahead > -WINDOW else 0
+                bit = 1 << -ahead if ahead > -SPAN_MESSAGES else 0
                 if not bit or seen & bit:
                     return False
                 self._runs[key] = (high, seen | bit)
