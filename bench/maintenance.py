@@ -105,7 +105,7 @@ def main() -> None:
         beside(ingest, "alone", lambda: None, 3.0)
         for level in LEVELS:
             beside(ingest, f"rollup {level.name}", lambda level=level: care.roll_up(level))
-        beside(ingest, f"archive of {given.rows:,} samples", care.keep_house)
+        beside(ingest, f"archive of {given.rows:,} samples", care.housekeeping)
         size = sum(file.stat().st_size for file in history.archive.rglob("*.parquet"))
         print(f"{size / given.rows:.1f} bytes a sample in the archive")
         beside(ingest, "snapshot", lambda: write_snapshot(history, history.snapshots / "copy.duckdb"))

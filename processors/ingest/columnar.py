@@ -36,7 +36,7 @@ SCHEMA: Final = pa.schema(
 )
 """Schema of `Batch.samples`."""
 
-_LARGEST_CACHE: Final = 200_000
+_MAX_CACHED: Final = 200_000
 
 
 class Incoming(NamedTuple):
@@ -164,7 +164,7 @@ class Decoder:
                     tables.append(table)
                     for name, number in impossible.items():
                         self.impossible[name] = self.impossible.get(name, 0) + number
-                    self._look_at_clocks(group, newest, stored)
+                    self._observe_clocks(group, newest, stored)
                     accepted += [item.message for item in group]
                     break
                 except _BadMessagesError as bad:
@@ -173,7 +173,7 @@ class Decoder:
                     group = [item for at, item in enumerate(group) if at not in positions]
         return (pa.concat_tables(tables) if tables else None), accepted, refused
 
-    def _look_at_clocks(self, group: Sequence[_Item], newest: NDArray[np.int64], stored: NDArray[np.int64]) -> None:
+    def _observe_clocks(self, group: Sequence[_Item], newest: NDArray[np.int64], stored: NDArray[np.int64]) -> None:
         """Report messages whose times are off, and those of watched hosts, to `HostClocks`; none of a replay."""
         off = np.abs(stored - newest) > _OFF_NS
         watched = self._clocks.watched
@@ -194,7 +194,7 @@ class Decoder:
         found = self._devices.get(key)
         if found is None:
             found = self._numbers(message, samples)
-            if len(self._devices) >= _LARGEST_CACHE:
+            if len(self._devices) >= _MAX_CACHED:
                 self._devices.clear()
             self._devices[key] = found
         numbers, devices = found

@@ -15,7 +15,7 @@ from ..storage.protocol import HostClock
 
 WINDOW_SECONDS: Final = 10.0
 """A host is judged by messages that span at least this time."""
-LEAST_MESSAGES: Final = 3
+MIN_MESSAGES: Final = 3
 STEADY_SECONDS: Final = 3.0
 """Largest spread of delays that counts as a clock that is behind. Messages that waited are late by less and less."""
 CHANGE_SECONDS: Final = 1.0
@@ -70,7 +70,7 @@ class HostClocks:
             self._windows[host] = _Window(stored_ns, late)
             return
         window.add(late)
-        if stored_ns - window.since_ns < WINDOW_SECONDS * 1e9 or window.messages < LEAST_MESSAGES:
+        if stored_ns - window.since_ns < WINDOW_SECONDS * 1e9 or window.messages < MIN_MESSAGES:
             return
         del self._windows[host]
         if abs(window.least) <= AHEAD_SECONDS:

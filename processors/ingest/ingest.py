@@ -29,7 +29,7 @@ from ...schemas import subjects
 from ...schemas.instruments import ROWS, SECONDS, SIZES, Histogram
 from ...schemas.metrics import METRICS
 from ..storage.errors import StorageDamaged, StorageError, StoragePaused, Unstorable
-from ..storage.protocol import Batch, HostClock, Storage
+from ..storage.protocol import ROW_GROUP_ROWS, Batch, HostClock, Storage
 from . import facts
 from .columnar import Decoder, Incoming, Refusal
 from .deadletters import DeadLetters
@@ -67,9 +67,6 @@ CONSUMERS: Final = (
     Consumer(subjects.FACTS_STREAM, "facts", 4 * 2**20, 0.2),
 )
 """One for each stream; there are no others."""
-
-ROW_GROUP_ROWS: Final = 122_880
-"""Rows in a row group of DuckDB."""
 
 RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0)
 
@@ -111,13 +108,13 @@ class _Decoded(NamedTuple):
     reply: str
 
 
-def _told(changed: Sequence[HostClock]) -> Sequence[HostClock]:
+def _logged(changed: Sequence[HostClock]) -> Sequence[HostClock]:
     """Log whose clock is off, or right again, and return the clocks."""
     for clock in changed:
         if clock.until_ns is not None:
-            log.info("the clock of %s is right again", clock.host)
+            log.info("the clock of %s is correct again", clock.host)
         elif clock.offset_seconds > 0:
-            log.warning("the clock of %s is %.0f s ahead: its times are set right", clock.host, clock.offset_seconds)
+            log.warning("the clock of %s is %.0f s ahead: its times are corrected", clock.host, clock.offset_seconds)
         else:
             log.warning("the clock of %s is %.0f s behind, and so are its times", clock.host, -clock.offset_seconds)
     return changed
@@ -229,8 +226,8 @@ class Ingest:
                 self._origin.begin(stream, after)
         except NotFoundError:
             self.begun = False
-            log.warning("%s is gone: it is made anew", stream)
-            await self._lay_out()
+            log.warning("%s is gone: creating it again", stream)
+            await self._create_streams()
             return False
         except (NatsError, TimeoutError) as error:
             log.warning("%s can't be read yet: %r", stream, error)
@@ -239,7 +236,7 @@ class Ingest:
         self.begun = True
         return True
 
-    async def _lay_out(self) -> None:
+    async def _create_streams(self) -> None:
         """Create missing streams: a server that lost its disk has none, and collectors may not create any."""
         with contextlib.suppress(NatsError, TimeoutError, OSError):
             await self._make_streams()
@@ -250,7 +247,7 @@ class Ingest:
         while True:
             heed_cancellation()
             try:
-                taken = await self._reader.take(self._most_bytes(), self.consumer.linger_seconds)
+                taken = await self._reader.take(self._batch_bytes(), self.consumer.linger_seconds)
             except StreamReplaced as replaced:
                 log.warning("%s: %s", self.consumer.stream, replaced)
                 return await decoded.put(None)
@@ -261,7 +258,7 @@ class Ingest:
             batch, accepted, refused = await loop.run_in_executor(self._threads, self._decode, messages, None, newest)
             await decoded.put(_Decoded(batch, accepted, refused, taken[-1][1]))
 
-    def _most_bytes(self) -> int:
+    def _batch_bytes(self) -> int:
         """Payload of the next batch, in bytes: whole row groups of samples, estimated from the last batch.
 
         DuckDB writes each large transaction as separate row groups, and a checkpoint then rewrites those that are
@@ -282,7 +279,7 @@ class Ingest:
             try:
                 await self._commit(item.batch)
             except Unstorable as error:
-                log.warning("%s: looking for the message at fault: %s", self.consumer.stream, error)
+                log.warning("%s: searching for the bad message: %s", self.consumer.stream, error)
                 await self._commit_parts(item.batch, item.accepted)
                 await self._commit(replace(item.batch, samples=None, tables={}, inventories=(), leases=(), messages=0))
             await self._reader.acknowledge(item.reply)
@@ -299,12 +296,12 @@ class Ingest:
                 raise
             except (StoragePaused, StorageError) as error:
                 if str(error) != self.paused:
-                    log.error("%s: paused, and tried again until it works: %s", self.consumer.stream, error)
+                    log.error("%s: paused, retrying: %s", self.consumer.stream, error)
                 self.paused = str(error)
             await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
             tries += 1
         if self.paused:
-            log.info("%s: goes on", self.consumer.stream)
+            log.info("%s: resumed", self.consumer.stream)
             self.paused = ""
 
     async def _commit_parts(self, batch: Batch, messages: list[Incoming]) -> None:
@@ -381,7 +378,7 @@ class Ingest:
             inventories=found.inventories,
             leases=found.leases,
             arrivals=self._arrivals.take_changed() if whole is None else whole.arrivals,
-            clocks=_told(self._clocks.take_changed()) if whole is None else whole.clocks,
+            clocks=_logged(self._clocks.take_changed()) if whole is None else whole.clocks,
             refused=codes,
             messages=len(messages) - len(refused),
         )
@@ -393,7 +390,7 @@ class Ingest:
             if name not in self.counts.impossible:
                 metric = METRICS[name]
                 log.warning(
-                    "%s: a value that it can't have (outside of %s to %s) is null from here on (told once)",
+                    "%s: impossible values (outside of %s to %s) are stored as null (logged once)",
                     name, metric.minimum, metric.maximum,
                 )  # fmt: skip
             self.counts.impossible[name] = self.counts.impossible.get(name, 0) + number

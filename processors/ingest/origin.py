@@ -49,7 +49,7 @@ CHECK_SECONDS: Final = 1.0
 API_SECONDS: Final = 3.0
 REFUSED_SECONDS: Final = 30.0
 """A request that the server does not allow is repeated after this time."""
-TELL_SECONDS: Final = 10.0
+REPORT_SECONDS: Final = 10.0
 """Time after which it is reported that the streams can't be compared, or that copying stands still."""
 COALESCE_SECONDS: Final = 0.05
 AT_ONCE: Final = 128
@@ -158,7 +158,7 @@ class Origin:
         self._owner = owner.encode()
         self._partitions = partitions
         self._make_streams = make_streams
-        self._made = ""
+        self._created = ""
         self._sourcing = Sourcing()
         self._proven = 0
         self._disturbed = True
@@ -182,7 +182,7 @@ class Origin:
         if self._problem or self._refused:
             return self._problem or self._refused
         seconds = time.monotonic() - self._stands_since
-        if self.behind and seconds > TELL_SECONDS:
+        if self.behind and seconds > REPORT_SECONDS:
             return (
                 f"{STREAM} is {self.behind} messages behind {subjects.TELEMETRY_STREAM}: none came for {seconds:.0f} s"
             )
@@ -191,7 +191,7 @@ class Origin:
     def begin(self, part: str, after: int) -> None:
         """Register a part that is read from after a sequence on. What was copied since then is compared again."""
         self._started[part] = after
-        if self._made and after < self._proven:
+        if self._created and after < self._proven:
             self._proven = after
             self._disturb()
 
@@ -214,10 +214,10 @@ class Origin:
         """
         seen = self.checks
         while True:
-            if self._refused or (created != self._made and self.checks > seen + 1):
+            if self._refused or (created != self._created and self.checks > seen + 1):
                 # They can't be checked, or come from a stream that is gone, and can't be read again.
                 return list(messages)
-            if created == self._made:
+            if created == self._created:
                 verdicts = [
                     self._sourcing.stores(
                         generation_of((message.headers or {}).get(SOURCE_HEADER, "")), message.sequence, self._proven
@@ -253,7 +253,7 @@ class Origin:
             done = await self._check()
         except NotFoundError as error:
             self._disturb()
-            await self._make_what_is_gone(error)
+            await self._create_missing(error)
             return False
         except (NatsError, APIError, TimeoutError, OSError) as error:
             # Changes while a server was away went unnoticed.
@@ -266,21 +266,23 @@ class Origin:
         self.checks += 1
         return done
 
-    async def _make_what_is_gone(self, error: NotFoundError) -> None:
+    async def _create_missing(self, error: NotFoundError) -> None:
         try:
             await self._make_streams()
         except (NatsError, APIError, TimeoutError, OSError) as failed:
             why = str(failed) or type(failed).__name__
-            self._fail(f"a stream of telemetry is gone, and can't be made: {why} (make it with `corral plan`)")
+            self._fail(
+                f"a stream of telemetry is gone, and can't be created: {why} (start `corral plan`, which creates it)"
+            )
         else:
-            log.warning("a stream of telemetry was gone, and is made anew (%s)", error.description or error)
+            log.warning("a stream of telemetry was gone, and was created again (%s)", error.description or error)
 
     def _fail(self, text: str) -> None:
-        """Report a failure as the problem once failures have gone on for `TELL_SECONDS`."""
+        """Report a failure as the problem once failures have gone on for `REPORT_SECONDS`."""
         now = time.monotonic()
         self._failing_since = self._failing_since or now
-        if now - self._failing_since > TELL_SECONDS:
-            self._tell(text)
+        if now - self._failing_since > REPORT_SECONDS:
+            self._report(text)
 
     def _refuse(self, text: str) -> None:
         self._refused_at = time.monotonic()
@@ -288,7 +290,7 @@ class Origin:
             log.error("%s", text)
         self._refused = text
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         if text and text != self._problem:
             log.error("%s", text)
         self._problem = text
@@ -302,31 +304,31 @@ class Origin:
         last = parts.state.last_seq
         self._follow(created(parts), last)
         self._sourcing = sourcing
-        why = _made_anew(parts, sourcing, origin)
-        told = f"{subjects.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
+        why = _created_again(parts, sourcing, origin)
+        replaced = f"{subjects.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
         # An estimate, without a look at its messages.
-        stands = 0 if why else origin.state.last_seq - _said_to_lag(parts)
+        stands = 0 if why else origin.state.last_seq - _reported_lag(parts)
         try:
             if why:
                 self._count(origin, stands, last)
             else:
                 why, upto = await self._compare(parts, sourcing, origin)
-                told = f"{subjects.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
+                replaced = f"{subjects.TELEMETRY_STREAM} {why}, and {STREAM} has copied another one"
                 if not why:
                     self._proven = upto
                     if upto >= self._scanned_to:
                         # What was copied meanwhile need not be compared one by one.
                         self._disturbed, self._scanned_to = False, 0
-                    self._tell("")
+                    self._report("")
                     self._refused = ""
                     return True
-            return await self._source_anew(raw, parts, sourcing, origin, told)
+            return await self._source_anew(raw, parts, sourcing, origin, replaced)
         except permissions.NotAllowed as error:
             self._count(origin, stands, last)
             what = (
-                f"{told}: telemetry is missing from here on"
+                f"{replaced}: telemetry is missing from here on"
                 if why
-                else f"nobody can tell whether {STREAM} still repeats {subjects.TELEMETRY_STREAM}"
+                else f"it is not known if {STREAM} still mirrors {subjects.TELEMETRY_STREAM}"
             )
             self._refuse(f"{what}. {error}. {_RENEW}")
             return False
@@ -334,16 +336,16 @@ class Origin:
     def _follow(self, stream: str, last: int) -> None:
         """Detect a replaced stream of partitions, or a reconnection, since the last comparison."""
         reconnects = self._nc.stats["reconnects"]
-        if not self._made:
+        if not self._created:
             self._proven = min(self._started.values(), default=last)
-        elif stream != self._made or last < self._proven:
+        elif stream != self._created or last < self._proven:
             # Its readers notice that, too, and start again.
             self._started.clear()
             self._proven = 0
             self._disturb()
         elif reconnects != self._reconnects:
             self._disturb()
-        self._made, self._reconnects = stream, reconnects
+        self._created, self._reconnects = stream, reconnects
         if self._disturbed and not self._scanned_to:
             self._scanned_to = last
 
@@ -366,7 +368,7 @@ class Origin:
         if newest is not None and newest.generation == sourcing.generation:
             stands = newest.source
         elif newest is None and last:
-            stands = origin.state.last_seq - _said_to_lag(parts)
+            stands = origin.state.last_seq - _reported_lag(parts)
         else:
             stands = max(0, _starts_at(parts) - 1)
         self._count(origin, stands, last)
@@ -387,7 +389,7 @@ class Origin:
         self._copied = (stands, last)
 
     async def _source_anew(
-        self, raw: dict[str, Any], parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo, told: str
+        self, raw: dict[str, Any], parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo, replaced: str
     ) -> bool:
         """Replace the source, so that the present origin is copied. Only one processor does; True if this one did."""
         kept = await self._last_unmatched(parts, sourcing, origin)
@@ -413,10 +415,10 @@ class Origin:
             await self._ask(f"STREAM.UPDATE.{STREAM}", config)
         except permissions.NotAllowed as error:
             self._refused_at = time.monotonic()
-            self._tell(f"{told}. What is new is not stored until it is copied again: {error}. {_RENEW}")
+            self._report(f"{replaced}. New telemetry is not stored until it is copied again: {error}. {_RENEW}")
             return False
-        log.warning("%s: it is copied again from message %d on", told, begins)
-        self._tell("")
+        log.warning("%s: copying it again from message %d", replaced, begins)
+        self._report("")
         return True
 
     async def _alone(self, generation: int) -> bool:
@@ -522,8 +524,8 @@ class Origin:
 
 _NO_MESSAGE: Final = 10037
 _RENEW: Final = (
-    "The server's configuration was written by an older Corral: any `corral auth add`, `rotate` or `apply` of this one "
-    "writes it anew, and the server has to be told to read it"
+    "The server's configuration was written by an older Corral: `corral auth add`, `rotate` or `apply` of this one "
+    "writes a new one, which the server then has to reload"
 )
 
 
@@ -531,14 +533,14 @@ def _info(raw: dict[str, Any]) -> api.StreamInfo:
     return api.StreamInfo.from_response(json.loads(json.dumps(raw)))
 
 
-def _made_anew(parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo) -> str:
+def _created_again(parts: api.StreamInfo, sourcing: Sourcing, origin: api.StreamInfo) -> str:
     """Message if the origin was created again after what was copied; empty otherwise."""
     # An older Corral recorded no time, but created the stream of partitions after the origin.
     another = sourcing.created != created(origin) if sourcing.created else created(origin) > created(parts)
-    return f"was made anew at {created(origin)}" if another else ""
+    return f"was created again at {created(origin)}" if another else ""
 
 
-def _said_to_lag(parts: api.StreamInfo) -> int:
+def _reported_lag(parts: api.StreamInfo) -> int:
     """Number of messages that the server reports as not copied yet: 0 if it does not copy at all."""
     return sum(source.lag or 0 for source in parts.sources or [])
 

@@ -169,8 +169,8 @@ class Claims:
                 try:
                     await self._round()
                 except (NatsError, APIError, TimeoutError, OSError) as error:
-                    log.warning("the owners of the parts are not known at the moment: %s", error or type(error))
-                await self._let_go_of_stale()
+                    log.warning("the owners of the parts can't be read: %s", error or type(error))
+                await self._stop_stale()
                 await asyncio.sleep(max(0.1, self._ttl / 5 - (time.monotonic() - began)))
         finally:
             await self._leave()
@@ -218,13 +218,13 @@ class Claims:
             raise
         except Exception:
             # The next round releases it, so that another processor can take it.
-            log.exception("%s is given up", part)
+            log.exception("%s failed, and is released", part)
 
-    async def _let_go_of_stale(self) -> None:
+    async def _stop_stale(self) -> None:
         """Stop work on parts that could not be renewed in time: another processor may own them by now."""
         for part, owned in list(self._owned.items()):
             if time.monotonic() - owned.renewed > self._ttl:
-                log.warning("%s could not be renewed and is given up", part)
+                log.warning("%s could not be renewed, and is released", part)
                 await self._stop(part)
 
     async def _stop(self, part: str) -> _Owned | None:
@@ -237,11 +237,11 @@ class Claims:
     async def _release(self, part: str) -> None:
         owned = await self._stop(part)
         if owned is not None and self._bucket is not None:
-            log.info("gives %s back", part)
+            log.info("releases %s", part)
             try:
                 await self._bucket.delete(self._keys[part], last=owned.revision)
             except (NatsError, APIError, TimeoutError) as error:
-                log.debug("%s goes free when its entry ends: %s", part, error)
+                log.debug("%s is released when its key expires: %s", part, error)
 
     async def _leave(self) -> None:
         for part in self.owned:
@@ -250,4 +250,4 @@ class Claims:
             try:
                 await self._bucket.delete(self._members + self._owner)
             except (NatsError, APIError, TimeoutError, OSError) as error:
-                log.debug("this processor is forgotten when its entry ends: %s", error)
+                log.debug("this processor's key expires by itself: %s", error)

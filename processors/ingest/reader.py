@@ -232,7 +232,7 @@ class Reader:
     async def _recover(self) -> None:
         """Create the consumer again after the last message received. Messages in the buffer are kept, in order."""
         waiting, size = list(self._buffer), self._waiting_bytes
-        log.info("%s: reading anew from %d: %s", self.stream, self._received + 1, self._broken)
+        log.info("%s: reading again from %d: %s", self.stream, self._received + 1, self._broken)
         try:
             self._replaced = await self._is_another()
             if self._replaced:
@@ -257,18 +257,18 @@ class Reader:
             except NotFoundError:
                 return "the stream is gone"
             if created(info) != self.created:
-                return "the stream was made anew"
+                return "the stream was created again"
             self._last_sequence = info.state.last_seq
             if self._overtaken:
                 self._last_sequence = self._received - 1
-                return f"the stream was set back, and has grown since: its message {self._received} is another one"
+                return f"the stream was rolled back, and has grown since: its message {self._received} is another one"
             if self._last_sequence >= self._received:
                 return ""
             # A leader that was just elected may not have read its log to the end.
             if (info.config.num_replicas or 1) == 1 or tries == CATCH_UP_TRIES - 1:
                 break
             await asyncio.sleep(CATCH_UP_SECONDS)
-        return f"the stream was set back from {self._received} to {self._last_sequence}"
+        return f"the stream was rolled back from {self._received} to {self._last_sequence}"
 
     async def _pull(self) -> None:
         if self._waiting_bytes >= self._buffer_bytes or self._outstanding > PULL_MESSAGES // 2:
@@ -313,7 +313,7 @@ class Reader:
                 self.repeated += 1
             elif sequence == self._received and self.stored_ns != self._mark_ns:
                 self._overtaken = True
-                self._broken = "another message stands where it was read last"
+                self._broken = "the message read last is another one now"
                 self._arrived.set()
             self._mark_ns = 0
             await self.acknowledge(message.reply)

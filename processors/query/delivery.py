@@ -22,9 +22,9 @@ from .spool import Spool, SpoolRoom
 
 PLAIN_ANSWER_BYTES: Final = 32 * 2**20
 """Largest answer to a reader that acknowledges nothing: half of what a NATS server buffers for a slow consumer."""
-LEAST_BYTES_PER_SECOND: Final = 2**20
+MIN_BYTES_PER_SECOND: Final = 2**20
 """A reader slower than this may block its query for `Limits.blocked_seconds` more, and no longer."""
-_LOOK_SECONDS: Final = 0.05
+_POLL_SECONDS: Final = 0.05
 
 Publish = Callable[[bytes, int, QueryEnd | None], Awaitable[None]]
 """Sends a part under its number; the last one with its end."""
@@ -96,13 +96,13 @@ class Answer:
             self.execution.check_stopped()
             self.execution.blocked_seconds += time.monotonic() - began
             began = time.monotonic()
-            if self.execution.blocked_seconds > blocked_seconds + self._sent_bytes / LEAST_BYTES_PER_SECOND:
+            if self.execution.blocked_seconds > blocked_seconds + self._sent_bytes / MIN_BYTES_PER_SECOND:
                 raise QueryError(
                     "cancelled",
                     "the answer is read more slowly than it may hold up others: ask for less with `limit`, or read "
                     "the parts as they come",
                 )
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     # In the event loop
 

@@ -4,7 +4,7 @@
     FROM history.fleet_by_hour;
 
 DuckDB's extension serves the protocol, and Corral authorizes each statement first: a callback puts it through the same
-fence as queries on the bus. So clients may only read the history's tables and views. A token of at least
+guard as queries on the bus. So clients may only read the history's tables and views. A token of at least
 `TOKEN_CHARACTERS` characters is required.
 
 Bounds: DuckDB runs these queries in its own threads, so the bus's queue and time limits do not hold for them; memory
@@ -143,14 +143,14 @@ class QuackEndpoint:
         private: Sequence[str] = (),
     ) -> None:
         self._own = connect()
-        self._fence = SqlGuard(connect, private)
+        self._guard = SqlGuard(connect, private)
         self.host, self.port = parse_address(address)
         if not _is_free(self.host, self.port):
-            raise QuackError(f"{self.host}:{self.port} can't be listened on for Quack: another program does, perhaps")
+            raise QuackError(f"{self.host}:{self.port} can't be listened on for Quack: the port may be in use")
         self.uri = f"quack:{self.host}:{self.port}"
         untyped: Any = connection  # DuckDB's stubs want its own types where it takes their names
         untyped.create_function(
-            CALLBACK, self._authorise, ["VARCHAR", "VARCHAR"], "BOOLEAN", side_effects=True, null_handling="special"
+            CALLBACK, self._authorize, ["VARCHAR", "VARCHAR"], "BOOLEAN", side_effects=True, null_handling="special"
         )
         connection.execute(f"SET GLOBAL quack_authorization_function = '{CALLBACK}'")
         loopback = _is_loopback(self.host)
@@ -162,21 +162,21 @@ class QuackEndpoint:
             raise QuackError(f"{self.uri} can't be opened: {error}") from None
         if not loopback:
             log.warning("%s speaks HTTP without TLS: put a TLS proxy in front of it", self.uri)
-        log.info("readers may ATTACH '%s'", self.uri)
+        log.info("DuckDB clients may ATTACH '%s'", self.uri)
 
-    def _authorise(self, connection_id: str | None, sql: str | None) -> bool:
+    def _authorize(self, connection_id: str | None, sql: str | None) -> bool:
         """Authorize a statement; DuckDB calls it for each one. False if the check refuses the statement, or fails."""
         if sql is None:
             return False
         if " ".join(sql.split()) in CATALOGUE_QUERIES:
             return True
         try:
-            self._fence.check(sql, 1)
+            self._guard.check(sql, 1)
         except QueryError as error:
             log.info("Quack: refused (%s): %s", error, sql[:200])
             return False
         except Exception:
-            log.exception("Quack: refused, for the check failed: %s", sql[:200])
+            log.exception("Quack: refused, since the check failed: %s", sql[:200])
             return False
         return True
 

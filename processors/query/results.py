@@ -37,7 +37,7 @@ pc: Final[Any] = pyarrow.compute
 JSON_TYPE: Final = "application/json"
 CSV_TYPE: Final = "text/csv"
 MSGPACK_TYPE: Final = "application/msgpack"
-MOST_PACKED_BYTES: Final = 32 * 2**20
+MAX_PACKED_BYTES: Final = 32 * 2**20
 """Limit on the rows held for MessagePack: that of an answer to a reader that acknowledges nothing."""
 ARROW_TYPE: Final = "application/vnd.apache.arrow.stream"
 CONTENT_TYPES: Final = {
@@ -57,7 +57,7 @@ _NO_FORM_ARROW: Final = ("UHUGEINT",)
 _QUOTED: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*\"""")
 _LARGEST: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Ticks per second, by unit."""
-_MOST_YEARS: Final = 32_000
+_MAX_YEARS: Final = 32_000
 """Arrow writes years in 16 bits."""
 
 
@@ -74,7 +74,7 @@ def check_types(types: Sequence[str], format: ResultFormat) -> None:
         for name in refused:
             if re.search(rf"\b{name}(?=[\[\],)]|$)", bare):
                 where = f"{name} within {type}" if nested else f"type {name}"
-                raise QueryError("invalid", f"a column of {where} has no form here: cast it to VARCHAR")
+                raise QueryError("invalid", f"a column of {where} can't be represented: cast it to VARCHAR")
 
 
 class Writer(Protocol):
@@ -157,8 +157,8 @@ class JsonWriter:
 
     def end(self, truncated: bool, warnings: Sequence[str] = ()) -> bytes:
         """The rest, with `truncated`, and with warnings of ignored fields in the request, if there are any."""
-        told = b',"warnings":' + self._encode(list(warnings)) if warnings else b""
-        return b'],"truncated":%b%b}' % (b"true" if truncated else b"false", told)
+        more = b',"warnings":' + self._encode(list(warnings)) if warnings else b""
+        return b'],"truncated":%b%b}' % (b"true" if truncated else b"false", more)
 
 
 class MsgpackWriter:
@@ -190,10 +190,10 @@ class MsgpackWriter:
             for row in zip(*columns, strict=True):
                 self._rows += self._encode([_exact(value) for value in row])
             self._count += batch.num_rows
-        if len(self._rows) > MOST_PACKED_BYTES:
+        if len(self._rows) > MAX_PACKED_BYTES:
             raise QueryError(
                 "too_large",
-                f"the answer is larger than {MOST_PACKED_BYTES >> 20} MiB, which in MessagePack must be held as a "
+                f"the answer is larger than {MAX_PACKED_BYTES >> 20} MiB, which in MessagePack must be held as a "
                 "whole: lower `limit`, or ask with the format csv or arrow, or in JSON",
             )
         return b""
@@ -297,7 +297,7 @@ def _far_times(ticks: Array, text: Array, greatest: int, a_second: int) -> Array
         a_second: ticks of a second; 0 for days.
     """
     ends = pc.min_max(ticks).as_py()
-    limit = _MOST_YEARS * 365 * (86_400 * a_second if a_second else 1)
+    limit = _MAX_YEARS * 365 * (86_400 * a_second if a_second else 1)
     if ends["max"] is None or max(ends["max"], -ends["min"]) < limit:
         return text
     found = text.to_pylist()
@@ -427,7 +427,9 @@ def _plain(value: Any) -> Any:
         case uuid.UUID():
             return str(value)
         case _:
-            raise QueryError("invalid", f"a value of type {type(value).__name__} has no form here: cast it to VARCHAR")
+            raise QueryError(
+                "invalid", f"a value of type {type(value).__name__} can't be represented: cast it to VARCHAR"
+            )
 
 
 def _interval(value: Any) -> str:

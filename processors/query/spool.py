@@ -15,7 +15,7 @@ from typing import IO, Final, NamedTuple
 
 from msgspec import Struct
 
-LEAST_FREE_DISK_BYTES: Final = 2 * 2**30
+MIN_FREE_DISK_BYTES: Final = 2 * 2**30
 """Free disk space that files leave to the database, which may be on the same disk."""
 
 
@@ -44,14 +44,14 @@ class SpoolRoom:
     def __init__(self, room: Room, folder: Path | None = None) -> None:
         self.folder = folder
         self._room = room
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
         self._by_asker: dict[str, int] = {}
         self._memory = 0
 
     @property
     def held_bytes(self) -> int:
         """Number of bytes held for all askers."""
-        with self._guard:
+        with self._lock:
             return sum(self._by_asker.values())
 
     def take(self, asker: str, size: int) -> bool | None:
@@ -61,7 +61,7 @@ class SpoolRoom:
             True if it may stay in memory, False if it goes to a file; None if there is no room. There is always room
             for a part of an asker that holds none.
         """
-        with self._guard:
+        with self._lock:
             own = self._by_asker.get(asker, 0)
             full = own + size > self._room.asker_bytes or sum(self._by_asker.values()) + size > self._room.bytes
             in_memory = self._memory + size <= self._room.memory_bytes
@@ -73,7 +73,7 @@ class SpoolRoom:
 
     def give(self, asker: str, size: int, in_memory: bool) -> None:
         """Release the room of a part."""
-        with self._guard:
+        with self._lock:
             left = self._by_asker[asker] - size
             if left:
                 self._by_asker[asker] = left
@@ -86,7 +86,7 @@ class SpoolRoom:
             found = os.statvfs(self.folder or tempfile.gettempdir())
         except OSError:
             return False
-        return found.f_bavail * found.f_frsize > LEAST_FREE_DISK_BYTES
+        return found.f_bavail * found.f_frsize > MIN_FREE_DISK_BYTES
 
 
 class _Slot(NamedTuple):
@@ -112,7 +112,7 @@ class Spool:
         self._room = room
         self._asker = asker
         self._parts: deque[_Part] = deque()
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
         self._file: IO[bytes] | None = None
         self._free: list[_Slot] = []
         self._end = 0
@@ -130,7 +130,7 @@ class Spool:
         in_memory = self._room.take(self._asker, len(body))
         if in_memory is None:
             return False
-        with self._guard:
+        with self._lock:
             try:
                 if not self._closed:
                     self._parts.append(self._kept(body, in_memory))
@@ -164,7 +164,7 @@ class Spool:
         Raises:
             IndexError: there is none.
         """
-        with self._guard:
+        with self._lock:
             part = self._parts.popleft()
             if part.slot is None:
                 assert part.body is not None
@@ -179,7 +179,7 @@ class Spool:
 
     def close(self) -> None:
         """Drop all remaining parts, and those that are put later."""
-        with self._guard:
+        with self._lock:
             self._closed = True
             left, self._parts = self._parts, deque()
             if self._file is not None:

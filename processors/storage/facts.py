@@ -100,12 +100,12 @@ def _others(cursor: DuckDBPyConnection, found: Sequence[Inventory]) -> dict[str,
     owners = Owners()
     hosts = pa.table({"host": pa.array([i.host.name for i in found], pa.string())})
     devices = pa.table({"device": pa.array({d.uuid for i in found for d in i.devices}, pa.string())})
-    with registered(cursor, "telling", hosts), registered(cursor, "told", devices):
+    with registered(cursor, "listing_hosts", hosts), registered(cursor, "listed", devices):
         rows = cursor.execute(
             "SELECT d.device, d.host, CASE WHEN h.agent = '' THEN '-inf'::DOUBLE "
             "ELSE epoch(coalesce(h.last_seen, d.last_seen)) END FROM devices d LEFT JOIN hosts h "
-            "USING (host) WHERE d.present AND (d.host IN (SELECT host FROM telling) "
-            "OR d.device IN (SELECT device FROM told))"
+            "USING (host) WHERE d.present AND (d.host IN (SELECT host FROM listing_hosts) "
+            "OR d.device IN (SELECT device FROM listed))"
         ).fetchall()
     for device, host, heard in rows:
         owners.know(device, host, heard)
@@ -124,21 +124,21 @@ def _write_conflicts(cursor: DuckDBPyConnection, found: Sequence[Inventory], oth
         (i.host.name, device, owner, _seen(i)) for i in found for device, owner in others.get(i.host.name, {}).items()
     ]
     hosts = pa.table({"host": pa.array([i.host.name for i in found], pa.string())})
-    with registered(cursor, "telling", hosts), registered(cursor, "told", table_of(_CONFLICTS, rows)):
+    with registered(cursor, "listing_hosts", hosts), registered(cursor, "listed", table_of(_CONFLICTS, rows)):
         cursor.execute(
-            "DELETE FROM device_conflicts c WHERE host IN (SELECT host FROM telling) AND NOT EXISTS (FROM told t "
-            "WHERE t.host = c.host AND t.device = c.device AND t.owner = c.owner)"
+            "DELETE FROM device_conflicts c WHERE host IN (SELECT host FROM listing_hosts) "
+            "AND NOT EXISTS (FROM listed t WHERE t.host = c.host AND t.device = c.device AND t.owner = c.owner)"
         )
         if not rows:
             return
-        new = cursor.execute("SELECT host, device, owner FROM told ANTI JOIN device_conflicts USING (host, device)")
+        new = cursor.execute("SELECT host, device, owner FROM listed ANTI JOIN device_conflicts USING (host, device)")
         for host, device, owner in new.fetchall():
             log.warning("%s lists %s, which is a device of %s: it stays that one's", host, device, owner)
         put(
             cursor,
             "device_conflicts",
             "SELECT t.host, t.device, t.owner, coalesce(c.since, t.seen) AS since, t.seen AS last_seen "
-            "FROM told t LEFT JOIN device_conflicts c USING (host, device)",
+            "FROM listed t LEFT JOIN device_conflicts c USING (host, device)",
             ["host", "device"],
         )
 
@@ -216,7 +216,7 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
     """
     if not events:
         return
-    told = {(event.lease.lease_id, event.kind, event.time): event for event in reversed(events)}
+    unique = {(event.lease.lease_id, event.kind, event.time): event for event in reversed(events)}
     folded: dict[str, tuple[LeaseEvent, LeaseEvent]] = {}
     grants: dict[str, Lease] = {}
     for event in events:
@@ -226,7 +226,7 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
         if lease.grants:
             grants.setdefault(lease.lease_id, lease)
     with (
-        registered(cursor, "new_events", _lease_events(list(reversed(told.values())))),
+        registered(cursor, "new_events", _lease_events(list(reversed(unique.values())))),
         registered(cursor, "new_leases", _leases(list(folded.values()))),
         registered(cursor, "new_grants", _lease_devices(list(grants.values()))),
     ):

@@ -75,7 +75,7 @@ class Tables(Struct, frozen=True):
         return " AND ".join(f"{one}.{column} = {other}.{column}" for column in self.key)
 
 
-def most_in_a_minute(metric: Metric) -> int | None:
+def max_per_minute(metric: Metric) -> int | None:
     """The most that a counter can grow by in a minute; None if nothing limits it."""
     found = metric.row.unit.per_second
     return None if found is None else int(found * 60)
@@ -83,7 +83,7 @@ def most_in_a_minute(metric: Metric) -> int | None:
 
 def step(metric: Metric, before: str, before_minute: str, value: str, minute: str) -> str:
     """SQL of the growth between two readings, each with its minute. A null before means that there was none yet."""
-    at_most = most_in_a_minute(metric)
+    at_most = max_per_minute(metric)
     apart = f"({minute} - {before_minute})"
     up = f"{value}::HUGEINT - {before}"
     small = f"{value}::HUGEINT * 100 <= {before}::HUGEINT * CASE WHEN {apart} > {SILENCE_MINUTES} THEN 99 ELSE 50 END"
@@ -99,7 +99,7 @@ def step(metric: Metric, before: str, before_minute: str, value: str, minute: st
 
 def _is_odd(metric: Metric) -> str:
     """SQL condition that a bucket's readings, or the step to them, must be processed one by one."""
-    name, at_most = metric.name, most_in_a_minute(metric)
+    name, at_most = metric.name, max_per_minute(metric)
     odd = f"{name}_inner IS NULL OR {name}_inner = {FELL} OR {name}_first < {name}_before"
     if at_most is not None:
         odd += (
@@ -124,7 +124,7 @@ def join(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric],
     start, end = first * tables.width, (last + 1) * tables.width
     _mark_falls(cursor, tables, counters, start, end)
     _gather(cursor, tables, counters, start, end)
-    _look_back(cursor, tables, counters, start)
+    _link_earlier(cursor, tables, counters, start)
     growth = ", ".join(
         bigint_or_null(
             f"CASE WHEN {m.name}_inner <> {FELL} THEN {m.name}_inner::HUGEINT + "
@@ -142,7 +142,7 @@ def join(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric],
         f"UPDATE temp.main.staged SET {sets} FROM temp.main.grown g WHERE g.staged "
         f"AND {tables.same('g', 'staged')} AND g.time = staged.time"
     )
-    _tell_followers(cursor, tables, counters)
+    _update_followers(cursor, tables, counters)
     odd = cursor.execute(
         "SELECT " + ", ".join(f"bool_or({m.name}_odd)" for m in counters) + " FROM temp.main.grown"
     ).fetchone()
@@ -183,7 +183,7 @@ def _mark_falls(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[M
 
 
 def _gather(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], start: int, end: int) -> None:
-    """Create the table `beside`: the staged rows, and the stored rows of the same devices around them."""
+    """Create the table `nearby`: the staged rows, and the stored rows of the same devices around them."""
     kept = "time, " + tables.keys() + ", "
     kept += ", ".join(f"{m.name}_first, {m.name}_last, {m.name}_inner, {m.name}_increase" for m in counters)
     reach = tables.reach
@@ -193,7 +193,7 @@ def _gather(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metri
         for table in tables.stored
     )
     cursor.execute(
-        f"CREATE OR REPLACE TEMP TABLE beside AS SELECT {kept}, true AS staged, false AS far FROM temp.main.staged "
+        f"CREATE OR REPLACE TEMP TABLE nearby AS SELECT {kept}, true AS staged, false AS far FROM temp.main.staged "
         f"UNION ALL SELECT {', '.join(f'o.{column.strip()}' for column in kept.split(','))}, false, false "
         f"FROM ({stored}) o SEMI JOIN temp.main.staged s ON {tables.same('s', 'o')} "
         f"ANTI JOIN temp.main.touched t ON {tables.same('t', 'o')} AND t.time = o.time"
@@ -217,14 +217,14 @@ def _gather(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metri
         for part in ("first", "last", "inner", "increase")
     )
     cursor.execute(
-        f"INSERT INTO temp.main.beside SELECT o.time, {tables.keys('o')}, {picked}, false, true "
+        f"INSERT INTO temp.main.nearby SELECT o.time, {tables.keys('o')}, {picked}, false, true "
         f"FROM ({ahead}) o JOIN temp.main.ahead a ON {tables.same('a', 'o')} "
         f"WHERE o.time IN ({', '.join(f'a.{m.name}' for m in counters)})"
     )
 
 
-def _look_back(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], start: int) -> None:
-    """Create the table `linked`: `beside` with the reading before each row and its minute, however old."""
+def _link_earlier(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric], start: int) -> None:
+    """Create the table `linked`: `nearby` with the reading before each row and its minute, however old."""
     before = ", ".join(
         f"last_value({m.name}_last IGNORE NULLS) OVER w AS {m.name}_before, "
         f"last_value(CASE WHEN {m.name}_last IS NOT NULL THEN minute END IGNORE NULLS) OVER w AS {m.name}_minute"
@@ -233,7 +233,7 @@ def _look_back(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Me
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE linked AS SELECT *, coalesce(bool_or(staged) OVER w, false) AS follows, "
         f"{before} "
-        f"FROM (SELECT *, epoch_us(time) // {_MINUTE} AS minute FROM temp.main.beside) "
+        f"FROM (SELECT *, epoch_us(time) // {_MINUTE} AS minute FROM temp.main.nearby) "
         f"WINDOW w AS (PARTITION BY {tables.keys()} ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
     )
     lacking = cursor.execute(
@@ -265,7 +265,7 @@ def _find_last(
 ) -> None:
     """Create the table `found`: the last readings of the devices in `sought` before a time.
 
-    The minute of each reading is in `…_read`. Times are in microseconds. From `gathered_from` on, the table `beside`
+    The minute of each reading is in `…_read`. Times are in microseconds. From `gathered_from` on, the table `nearby`
     replaces the stored rows.
     """
     newest = ", ".join(
@@ -286,7 +286,7 @@ def _find_last(
     # Nearest first. Hours still exist when the rows of shorter rollups are deleted.
     for at, parts in enumerate(
         (
-            [f"SELECT {names} FROM temp.main.beside WHERE {near}"],
+            [f"SELECT {names} FROM temp.main.nearby WHERE {near}"],
             [f"SELECT {names} FROM {table} WHERE {hour}{among}" for table in tables.stored],
             [f"SELECT {names} FROM {table} WHERE {day}{among}" for table in tables.stored],
             [f"SELECT {names} FROM {table} WHERE {long_ago}{among}" for table in tables.stored],
@@ -321,7 +321,7 @@ def _find_last(
         )
 
 
-def _tell_followers(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric]) -> None:
+def _update_followers(cursor: DuckDBPyConnection, tables: Tables, counters: Sequence[Metric]) -> None:
     """Update the growth of stored rows after staged ones, if it has changed."""
     changed = " OR ".join(
         f"(n.{m.name}_first IS NOT NULL AND NOT g.{m.name}_odd "
@@ -329,11 +329,11 @@ def _tell_followers(cursor: DuckDBPyConnection, tables: Tables, counters: Sequen
         for m in counters
     )
     cursor.execute(
-        f"CREATE OR REPLACE TEMP TABLE retold AS SELECT g.*, {', '.join(f'n.{m.name}_first' for m in counters)} "
-        f"FROM temp.main.grown g JOIN temp.main.beside n ON {tables.same('n', 'g')} AND n.time = g.time "
+        f"CREATE OR REPLACE TEMP TABLE changed_rows AS SELECT g.*, {', '.join(f'n.{m.name}_first' for m in counters)} "
+        f"FROM temp.main.grown g JOIN temp.main.nearby n ON {tables.same('n', 'g')} AND n.time = g.time "
         f"WHERE g.follows AND NOT g.staged AND ({changed})"
     )
-    if cursor.execute("SELECT 1 FROM temp.main.retold LIMIT 1").fetchone() is None:
+    if cursor.execute("SELECT 1 FROM temp.main.changed_rows LIMIT 1").fetchone() is None:
         return
     values = {
         f"{m.name}_increase": f"CASE WHEN g.{m.name}_first IS NOT NULL AND NOT g.{m.name}_odd "
@@ -341,7 +341,7 @@ def _tell_followers(cursor: DuckDBPyConnection, tables: Tables, counters: Sequen
         for m in counters
     }
     for table in tables.stored:
-        _set(cursor, tables, table, values, "temp.main.retold")
+        _set(cursor, tables, table, values, "temp.main.changed_rows")
 
 
 def _set(
@@ -351,8 +351,8 @@ def _set(
     match = f"{tables.same('g', 't')} AND g.time = t.time{where and f' AND {where}'}"
     if tables.stamp:
         column, _, value = tables.stamp.partition(" = ")
-        told = ", ".join(f"{value} AS {name}" for name, value in {**values, column: value}.items())
-        rows = f"SELECT t.* REPLACE ({told}) FROM {table} t JOIN {found} g ON {match}"
+        assigned = ", ".join(f"{value} AS {name}" for name, value in {**values, column: value}.items())
+        rows = f"SELECT t.* REPLACE ({assigned}) FROM {table} t JOIN {found} g ON {match}"
         put(cursor, table, rows, [*tables.key, "time"])
         return
     sets = ", ".join(f"{name} = {value}" for name, value in values.items())

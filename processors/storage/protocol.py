@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from msgspec import Struct
 
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import Inventory
+
+ROW_GROUP_ROWS: Final = 122_880
+"""Rows in a row group of DuckDB."""
 
 ArrowTable: TypeAlias = Any
 """A `pyarrow.Table`: pyarrow comes without type annotations."""

@@ -46,13 +46,13 @@ class Horizon(Struct, frozen=True):
         now: the earliest of the clocks and the newest sample.
         clocks: the earliest of the clocks: for files and snapshots, which are also made when no samples come.
         all_at_once: true if the run deletes all that is old; else only the oldest day of each table.
-        gone: time up to which runs have deleted so far, by table; each run updates it.
+        deleted_until: time up to which runs have deleted so far, by table; each run updates it.
     """
 
     now: datetime
     clocks: datetime
     all_at_once: bool = False
-    gone: dict[str, datetime] = {}
+    deleted_until: dict[str, datetime] = {}
 
     def before(self, seconds: float) -> datetime:
         """Time before which data is past a retention of so many seconds."""
@@ -63,7 +63,7 @@ class Horizon(Struct, frozen=True):
 
     def since(self, table: str, limit: datetime) -> datetime:
         """Time up to which earlier runs have deleted in a table, at most a limit. Rows before it have come since."""
-        return min(self.gone.get(table, EVER), limit)
+        return min(self.deleted_until.get(table, EVER), limit)
 
     def upto(self, limit: datetime, oldest: datetime) -> datetime:
         """Time up to which a run deletes in a table: a limit, or the end of the oldest day if that is earlier."""
@@ -76,13 +76,13 @@ def forced(now: datetime) -> Horizon:
 
 
 def agreed(
-    now: datetime, server: datetime | None, newest: datetime | None, gone: dict[str, datetime] | None = None
+    now: datetime, server: datetime | None, newest: datetime | None, deleted_until: dict[str, datetime] | None = None
 ) -> Horizon | None:
     """Horizon by this machine's clock, the server's and the newest sample; None while one of them is not known."""
     if server is None or newest is None:
         return None
     clocks = min(now, server)
-    return Horizon(min(clocks, newest), clocks, gone={} if gone is None else gone)
+    return Horizon(min(clocks, newest), clocks, deleted_until={} if deleted_until is None else deleted_until)
 
 
 def disagreement(now: datetime, server: datetime | None) -> str:

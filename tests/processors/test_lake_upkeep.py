@@ -54,13 +54,13 @@ pytestmark = pytest.mark.long
 
 CRASHING = """
 import sys
-from corral.processors.storage.lake import lake, maintenance as upkeep
+from corral.processors.storage.lake import lake, maintenance
 from corral.processors.storage.retention import Retention
 where = lake.Lake(sys.argv[1], sys.argv[2], threads=1)
 kept = Retention(raw=3600.0, archive=float(sys.argv[3]), ten_seconds=float(sys.argv[3]), minutes=None)
 print("ready", flush=True)
 while True:
-    upkeep.once(where, None, kept)
+    maintenance.once(where, None, kept)
     print("once", flush=True)
 """
 
@@ -266,7 +266,7 @@ def inlined(lake: lakes.Lake, postgres: Postgres) -> int:
     return found
 
 
-def test_a_table_that_fails_stops_none_behind_it_and_is_told(lake: lakes.Lake) -> None:
+def test_a_table_that_fails_stops_none_behind_it_and_is_reported(lake: lakes.Lake) -> None:
     fill(lake, days=1, times=2)
     assert maintenance.once(lake, ["10s", "1m", "inlined rows"]) == {}
     fill(lake, days=1, times=2)
@@ -292,10 +292,10 @@ def test_a_table_that_fails_stops_none_behind_it_and_is_told(lake: lakes.Lake) -
     assert Path(name[0]).name in failed["large files"]
     assert files("samples") == before
     assert watermarks == 1 or files("watermark_corral_partitions_0") < watermarks
-    care._tell(failed, ["large files"])  # pyright: ignore[reportPrivateUsage]
+    care._report(failed, ["large files"])  # pyright: ignore[reportPrivateUsage]
     assert care.failing == {}
-    care._tell(failed, ["large files"])  # pyright: ignore[reportPrivateUsage]
+    care._report(failed, ["large files"])  # pyright: ignore[reportPrivateUsage]
     assert care.failing == failed
-    care._tell({}, ["large files"])  # pyright: ignore[reportPrivateUsage]
+    care._report({}, ["large files"])  # pyright: ignore[reportPrivateUsage]
     assert care.failing == {}
     reader.close()

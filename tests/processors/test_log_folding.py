@@ -95,7 +95,7 @@ WRITING: dict[str, Callable[[Database], object]] = {
     "a clock that is right again": lambda history: history.commit(
         Batch(stream="I", sequence=12, clocks=[HostClock("h1", 100.0, START_NS, START_NS + 10**9)])
     ),
-    "retention": lambda history: house(history).keep_house(datetime.now(UTC)),
+    "retention": lambda history: house(history).housekeeping(datetime.now(UTC)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Nothing is let go of by one clock alone, and of no table more than a day in a run."""
+"""Nothing is deleted by one clock alone, and of no table more than a day in a run."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_processor_whose_clock_is_far_ahead_takes_nothing_for_old(
     kept = Retention(raw=DAYS * 86400.0, archive=DAYS * 86400.0, minutes=DAYS * 86400.0, processes=DAYS * 86400.0)
     care = Maintenance(made, kept, server_now=server_now)
     for _ in range(3):
-        care.keep_house()
+        care.housekeeping()
     assert days_of(made) == before
     assert bool(care.held_back) == (server_now() is not None)
     if care.held_back:
@@ -116,7 +116,7 @@ def test_a_day_of_each_table_goes_in_a_run_until_all_that_is_old_is_gone(made: D
     care = Maintenance(made, KEPT, server_now=lambda: datetime.now(UTC))
     seen = [days_of(made)]
     for _ in range(DAYS + 2):
-        care.keep_house()
+        care.housekeeping()
         seen.append(days_of(made))
         for table in TABLES:
             gone = seen[-2][table] - seen[-1][table]
@@ -140,7 +140,7 @@ def test_a_host_whose_clock_is_years_behind_keeps_no_day_from_its_turn(made: Dat
         made.commit(Batch(stream="S", sequence=100 + run, samples=samples(made, -1000, 8), tables=found.tables()))
         for level in LEVELS:
             care.roll_up(level)
-        care.keep_house()
+        care.housekeeping()
     kept = {table: {day for day in days if day >= 0} for table, days in days_of(made).items()}
     assert all(kept[table] <= {DAYS - 2, DAYS - 1} for table in TABLES if table != "samples"), kept
     assert kept["samples"] == {2, 3, 4}
@@ -149,13 +149,13 @@ def test_a_host_whose_clock_is_years_behind_keeps_no_day_from_its_turn(made: Dat
 
 def test_who_forces_it_goes_by_one_clock_once(made: Database) -> None:
     care = Maintenance(made, KEPT, force=True)
-    care.keep_house()
+    care.housekeeping()
     found = days_of(made)
     assert not found["processes"] | found["agents"]
     # The archive has days that were made just now: they are old by the time of their samples.
     assert not made.days
     made.commit(Batch(stream="S", sequence=99, samples=samples(made, 0, 8)))
-    care.keep_house()
+    care.housekeeping()
     assert len(made.days) == 1
     with pytest.raises(duckdb.Error):
         made.cursor().execute("FROM store.nothing")

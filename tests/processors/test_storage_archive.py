@@ -47,12 +47,12 @@ from corral.processors.storage import Database, Maintenance, Retention
 from corral.processors.storage.embedded import archive
 from corral.processors.storage.rollup_columns import LEVELS
 history = Database(Path(sys.argv[1]))
-archive.sweep(history)
+archive.delete_orphaned_files(history)
 care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
 print("ready", flush=True)
 for level in LEVELS:
     care.roll_up(level)
-care.keep_house(datetime(2026, 7, 1, tzinfo=UTC))
+care.housekeeping(datetime(2026, 7, 1, tzinfo=UTC))
 print("done", flush=True)
 """
 
@@ -95,11 +95,11 @@ def test_late_samples_reach_days_that_are_archived(tmp_path: Path) -> None:
     care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
     fill(history)
     now = datetime(2026, 7, 1, tzinfo=UTC)
-    care.keep_house(now)
+    care.housekeeping(now)
     assert len(history.days) == DAYS, "what is not rolled up yet is not archived"
     for level in LEVELS:
         care.roll_up(level)
-    care.keep_house(now)
+    care.housekeeping(now)
     assert history.days == set()
 
     def minute() -> tuple[Any, ...] | None:
@@ -123,7 +123,7 @@ def test_late_samples_reach_days_that_are_archived(tmp_path: Path) -> None:
     for level in LEVELS:
         care.roll_up(level)
     assert minute() == (before[0] + 1, before[1], 9999.0)
-    care.keep_house(now)
+    care.housekeeping(now)
     assert history.days == set()
     assert totals(history) == (EXPECTED[0] + 1, EXPECTED[1] + 9999, EXPECTED[2] + 1)
     # The archive is plain Parquet that anybody reads, by day.
@@ -133,7 +133,7 @@ def test_late_samples_reach_days_that_are_archived(tmp_path: Path) -> None:
         EXPECTED[0] + 1,
     )
     # After their retention archived days go, and their files with them.
-    Maintenance(history, Retention(archive=86400.0, ten_seconds=None, minutes=None)).keep_house(now)
+    Maintenance(history, Retention(archive=86400.0, ten_seconds=None, minutes=None)).housekeeping(now)
     assert totals(history)[0] == 0
     assert not list(history.archive.glob("*/*.parquet"))
     history.close()
@@ -146,7 +146,7 @@ def test_a_snapshot_is_one_moment_and_needs_no_other_file(tmp_path: Path, with_a
     care = Maintenance(history, Retention(archive=None, ten_seconds=None, minutes=None))
     for level in LEVELS:
         care.roll_up(level)
-    care.keep_house(datetime(2026, 7, 1, tzinfo=UTC))
+    care.housekeeping(datetime(2026, 7, 1, tzinfo=UTC))
     history.commit(Batch(stream="S", sequence=10, samples=samples(history, 0, 8)))  # late: day 0 is both
     history.commit(Batch(stream="S", sequence=11, samples=samples(history, 9, 80)))
     target = history.snapshots / "copy.duckdb"

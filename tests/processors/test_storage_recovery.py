@@ -66,7 +66,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Incomin
     feed.publish(20, ticks=450)
     feed.store(database)
     maintenance = rolled_up(database)
-    maintenance.keep_house(datetime.now(UTC))
+    maintenance.housekeeping(datetime.now(UTC))
     assert database.cursor().execute("SELECT count(*) FROM store.archive_files").fetchone() != (0,)
     (folder / "before.json").write_text(json.dumps(numbers(database)))
     database.close()

@@ -3,8 +3,8 @@
 A day is copied while ingest goes on, since only late samples are still written to it. Then ingest is held for a moment,
 and one transaction registers the file, drops the day's table, and makes the view `samples` name the file in place of
 the table. The file is complete and on disk before that, and not read until then. So a crash at any point leaves each
-sample in the view once, and at most an orphaned file, which `sweep` deletes. A sample that comes for an archived day
-creates a new table for the day, and later a further part.
+sample in the view once, and at most an orphaned file, which `delete_orphaned_files` deletes. A sample that comes for an
+archived day creates a new table for the day, and later a further part.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from duckdb import DuckDBPyConnection
 
 from ....schemas.metrics import METRICS
 from .. import schema
+from ..protocol import ROW_GROUP_ROWS
 from ..retention import Horizon, end_of_day
 from ..statements import transaction
 from . import rollups
@@ -38,7 +39,7 @@ def files_by_day(cursor: DuckDBPyConnection, folder: Path) -> dict[str, list[Pat
     return found
 
 
-def sweep(database: Database) -> None:
+def delete_orphaned_files(database: Database) -> None:
     """Delete files that are not registered: a crash came before they were, or after they had expired.
 
     Only files that this history wrote are deleted: others may share the folder, or have used it before.
@@ -47,7 +48,7 @@ def sweep(database: Database) -> None:
     known = {path for (path,) in cursor.execute("SELECT path FROM store.archive_files").fetchall()}
     for file in database.archive.glob(f"day=*/part-{database.processor}-*.parquet*"):
         if str(file.relative_to(database.archive)) not in known:
-            log.info("removing %s, which a crash has left", file)
+            log.info("deleting the orphaned file %s", file)
             file.unlink(missing_ok=True)
 
 
@@ -59,7 +60,7 @@ def archive_days(database: Database, horizon: Horizon, seconds: float) -> None:
         ended = end_of_day(datetime.strptime(day, "%Y%m%d").replace(tzinfo=UTC))
         if ended > before or not archive_day(database, day) or ended <= since:
             continue
-        horizon.gone["days"] = ended
+        horizon.deleted_until["days"] = ended
         if not horizon.all_at_once:
             return
 
@@ -119,7 +120,7 @@ def drop_archived(database: Database, horizon: Horizon, seconds: float) -> None:
             ).fetchall()
             if rows:
                 database.refresh_view(cursor, database.days)
-        horizon.gone["archive"] = upto
+        horizon.deleted_until["archive"] = upto
         for (path,) in rows:
             (database.archive / path).unlink(missing_ok=True)
     finally:
@@ -142,7 +143,7 @@ def _write(cursor: DuckDBPyConnection, day: str, final: Path) -> None:
     cursor.execute(
         f"COPY (SELECT time, s.host, s.device, {names} FROM {source} r JOIN store.series s USING (series) "
         f"ORDER BY s.host, s.device, time) TO {schema.sql_text(str(writing))} "
-        "(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)"
+        f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
     )
     for path in (writing, final.parent):
         descriptor = os.open(path, os.O_RDONLY)

@@ -22,7 +22,7 @@ from ....schemas.metrics import METRICS
 from ... import views
 from .. import facts, hardening, rollup_columns, schema
 from ..errors import NOT_A_VALUE, StorageDamaged, StorageError, StoragePaused, Unstorable
-from ..protocol import Arrival, ArrowTable, Batch, HostClock, Series
+from ..protocol import ROW_GROUP_ROWS, Arrival, ArrowTable, Batch, HostClock, Series
 from ..statements import registered, transaction
 from . import migrations, recovery, rollups
 
@@ -30,9 +30,6 @@ log = logging.getLogger("corral.storage")
 
 CHECKPOINT_BYTES: Final = 64 * 2**20
 """Size of the write-ahead log at which DuckDB checkpoints it: seldom enough to be cheap, and in under a second."""
-
-CHUNK_ROWS: Final = 122_880
-"""One DuckDB row group."""
 
 _FULL: Final = re.compile(r"No space left|disk quota|File too large|Could not write|Cannot write|fsync failed", re.I)
 _INVALIDATED: Final = re.compile(r"database has been invalidated|FATAL Error", re.I)
@@ -167,10 +164,12 @@ class Database:
         with self.writing:
             known, sequence, batch = self._watermarks.get(stream, (created, 0, 0))
             if known != created:
-                log.warning("%s was made anew at %s: reading it from its start", stream, created)
+                log.warning("%s was created again at %s: reading it from its start", stream, created)
                 sequence = 0
             elif last_sequence is not None and sequence > last_sequence:
-                log.warning("%s was set back from %d to %d: reading it from its start", stream, sequence, last_sequence)
+                log.warning(
+                    "%s was rolled back from %d to %d: reading it from its start", stream, sequence, last_sequence
+                )
                 sequence = 0
             self._watermarks[stream] = (created, sequence, batch)
             return sequence
@@ -323,7 +322,7 @@ class Database:
         values = ", ".join(("time", "series", f"{number}::BIGINT", *metrics))
         # A reader, not a table: DuckDB would split a table over its threads, which then wait for each other. One
         # thread takes half the CPU time, and leaves the other cores to decoding and to queries.
-        with registered(cursor, "incoming", samples.to_reader(max_chunksize=CHUNK_ROWS)):
+        with registered(cursor, "incoming", samples.to_reader(max_chunksize=ROW_GROUP_ROWS)):
             unless = ""
             if self._may_be_there(samples):
                 unless = recovery.unless_there(cursor, self.archive, table)
@@ -401,7 +400,7 @@ def identify(connection: DuckDBPyConnection, path: Path) -> None:
         if names:
             shown = ", ".join(sorted(names)[:3])
             raise StorageError(
-                f"{path} is not a history of Corral: it holds {shown}. Nothing in it was touched; name another file."
+                f"{path} is not a history of Corral: it holds {shown}. Nothing in it was changed; name another file."
             )
         with transaction(connection):
             connection.execute(schema.META_TABLE)
@@ -414,12 +413,12 @@ def identify(connection: DuckDBPyConnection, path: Path) -> None:
         return
     meta: dict[str, str] = dict(connection.execute("SELECT key, value FROM corral_meta").fetchall())
     if meta.get("program") != schema.PROGRAM:
-        raise StorageError(f"{path} says that it belongs to {meta.get('program')!r}. Nothing was touched.")
+        raise StorageError(f"{path} belongs to {meta.get('program')!r}. Nothing was changed.")
     version = int(meta.get("version", "0"))
     if version > schema.VERSION:
         raise StorageError(
             f"{path} was written by a newer Corral (its tables have version {version}, this one knows "
-            f"{schema.VERSION}). Upgrade Corral, or name another file. Nothing was touched."
+            f"{schema.VERSION}). Upgrade Corral, or name another file. Nothing was changed."
         )
 
 
@@ -470,7 +469,7 @@ def as_storage_error(error: duckdb.Error, path: Path) -> StorageError | StorageP
         who = locked[1] if locked else "another process"
         return StorageError(f"{path} is in use by {who}: a history has one processor. Stop that one, or name another.")
     if "not a valid DuckDB database file" in text:
-        return StorageError(f"{path} is not a DuckDB database. Nothing in it was touched; name another file.")
+        return StorageError(f"{path} is not a DuckDB database. Nothing in it was changed; name another file.")
     if "database file with version number" in text:
         return StorageError(f"{path} was written by another version of DuckDB: {text}")
     if "Permission denied" in text or "Read-only file system" in text:

@@ -68,7 +68,7 @@ class Maintenance:
         self._retention = kept or Retention()
         self._server_now = server_now
         self._force = force
-        self._gone: dict[str, datetime] = {}
+        self._deleted_until: dict[str, datetime] = {}
         self.held_back = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -92,8 +92,8 @@ class Maintenance:
                 for level in rollups.LEVELS
             ),
             _Job("rollups of a lost database", self.roll_up_archived, RECOVERY_SECONDS),
-            _Job("housekeeping", self.keep_house, HOUSEKEEPING_SECONDS),
-            _Job("files of nobody", lambda: archive.sweep(self._database), SWEEP_SECONDS),
+            _Job("housekeeping", self.housekeeping, HOUSEKEEPING_SECONDS),
+            _Job("orphaned files", lambda: archive.delete_orphaned_files(self._database), SWEEP_SECONDS),
         ]
         while not self._stop.is_set():
             job = min(jobs, key=lambda job: job.due)
@@ -108,11 +108,11 @@ class Maintenance:
                 if recovery.DAMAGED.search(text):
                     self._database.damaged = text
                 if self.failing.get(job.name) != text:
-                    log.error("%s failed, and is tried again: %s", job.name, text)
+                    log.error("%s failed, and is retried: %s", job.name, text)
                 self.failing[job.name] = text
             except Exception:
                 # One job that fails must not end the others.
-                log.exception("%s failed, and is tried again", job.name)
+                log.exception("%s failed, and is retried", job.name)
                 self.failing[job.name] = "the log says why"
             ended = time.monotonic()
             job.due = ended + max(job.seconds, ended - began)
@@ -143,7 +143,7 @@ class Maintenance:
             files = archive.files_by_day(cursor, self._database.archive).get(day)
             if files:
                 rollups.refresh_archived(cursor, day, files)
-                log.info("the rollups of %s were computed anew", day)
+                log.info("recomputed the rollups of %s", day)
             with transaction(cursor):
                 put_meta(cursor, recovery.TO_ROLL_UP, ",".join(days))
         finally:
@@ -180,11 +180,11 @@ class Maintenance:
         self.held_back = apart
         cursor = self._database.cursor()
         try:
-            return retention.agreed(now, server, self._newest(cursor), self._gone)
+            return retention.agreed(now, server, self._newest(cursor), self._deleted_until)
         finally:
             cursor.close()
 
-    def keep_house(self, now: datetime | None = None) -> None:
+    def housekeeping(self, now: datetime | None = None) -> None:
         """Archive old days, and delete what is past its retention.
 
         Args:
@@ -193,9 +193,11 @@ class Maintenance:
         """
         horizon = self._horizon() if now is None else retention.forced(now)
         if horizon is not None:
-            self._let_go(horizon)
+            self._apply_retention(horizon)
             if now is None and self._force:
-                log.warning("all that was old by this machine's clock was let go of: retention is as ever from here on")
+                log.warning(
+                    "deleted all expired data by this machine's clock alone; from now on all clocks decide again"
+                )
                 self._force = False
         cursor = self._database.cursor()
         try:
@@ -207,7 +209,7 @@ class Maintenance:
         finally:
             cursor.close()
 
-    def _let_go(self, horizon: Horizon) -> None:
+    def _apply_retention(self, horizon: Horizon) -> None:
         kept = self._retention
         archive.archive_days(self._database, horizon, kept.raw)
         if kept.archive is not None:
@@ -221,8 +223,8 @@ class Maintenance:
             ):
                 if seconds is not None:
                     tables = (level.table, f"{level.table}_bins") if level.bins else (level.table,)
-                    told = MINUTES_FROM if level is rollups.MINUTE else ""
-                    _delete(cursor, tables, horizon, horizon.before(seconds), told)
+                    record_key = MINUTES_FROM if level is rollups.MINUTE else ""
+                    _delete(cursor, tables, horizon, horizon.before(seconds), record_key)
             if kept.processes is not None:
                 for table in ("processes", "store.without_processes", "agents"):
                     _delete(cursor, (table,), horizon, horizon.before(kept.processes))
@@ -231,7 +233,7 @@ class Maintenance:
 
 
 def _delete(
-    cursor: DuckDBPyConnection, tables: Sequence[str], horizon: Horizon, limit: datetime, told: str = ""
+    cursor: DuckDBPyConnection, tables: Sequence[str], horizon: Horizon, limit: datetime, record_key: str = ""
 ) -> None:
     """Delete rows before a limit, as many as the run may; first record in `corral_meta` how far that goes."""
     since = horizon.since(tables[0], limit)
@@ -239,12 +241,12 @@ def _delete(
     upto = since if row is None or row[0] is None else horizon.upto(limit, row[0])
     if upto == retention.EVER:
         return
-    if told:
+    if record_key:
         until = upto.astimezone(UTC).isoformat(timespec="microseconds")
-        known = cursor.execute("SELECT value FROM corral_meta WHERE key = ?", [told]).fetchone()
+        known = cursor.execute("SELECT value FROM corral_meta WHERE key = ?", [record_key]).fetchone()
         if known is None or known[0] < until:
             with transaction(cursor):
-                put_meta(cursor, told, until)
+                put_meta(cursor, record_key, until)
     for table in tables:
         cursor.execute(f"DELETE FROM {table} WHERE time < ?", [upto])
-    horizon.gone[tables[0]] = upto
+    horizon.deleted_until[tables[0]] = upto

@@ -30,6 +30,7 @@ from msgspec import Struct
 from ....schemas.metrics import METRICS
 from .. import schema
 from ..errors import StorageError
+from ..protocol import ROW_GROUP_ROWS
 from ..rollup_columns import LEVELS
 from ..schema import sql_text
 from . import migrations
@@ -65,7 +66,6 @@ _MAGIC: Final = b"DUCK"
 _BLOCK_BYTES: Final = 262_144
 _MULTIPLIER: Final = np.uint64(0xBF58476D1CE4E5B9)
 _SEED: Final = np.uint64(5381)
-_ROW_GROUP: Final = 122_880
 
 
 Settings: TypeAlias = dict[str, str | bool | int | float | list[str]]
@@ -192,7 +192,7 @@ def recover(path: Path, archive: Path, damage: str, settings: Settings | None = 
         settings: for DuckDB, such as its memory limit.
 
     Raises:
-        StorageError: it can't be told that the file is Corral's, or there is no room; nothing was touched.
+        StorageError: the file may not be Corral's, or there is no room; nothing was changed.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     log.error("%s is damaged: %s", path, damage)
@@ -203,8 +203,8 @@ def recover(path: Path, archive: Path, damage: str, settings: Settings | None = 
         # What was committed since the last checkpoint was only in the log; the watermarks in the file say so.
         wal.rename(aside.with_name(aside.name + ".wal"))
         found.aside = str(aside) + ".wal"
-        log.warning("%s was put aside: what it held is read again from the streams", wal)
-        _tell(path, found)
+        log.warning("%s was moved aside: its contents are read again from the streams", wal)
+        _write_report(path, found)
         return found
     building = path.with_name(path.name + ".rebuilding")
     for left in (building, building.with_name(building.name + ".wal"), _rebuilt(path)):
@@ -219,11 +219,11 @@ def recover(path: Path, archive: Path, damage: str, settings: Settings | None = 
         wal.rename(aside.with_name(aside.name + ".wal"))
     path.rename(aside)
     _rebuilt(path).rename(path)
-    _tell(path, found)
+    _write_report(path, found)
     return found
 
 
-def _tell(path: Path, found: Recovery) -> None:
+def _write_report(path: Path, found: Recovery) -> None:
     report_file(path).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
     log.warning(
         "%s was rebuilt: %d rows copied, unreadable: %s; %d files of the archive; the damaged file is %s%s",
@@ -272,8 +272,8 @@ def _rebuild(path: Path, target: Path, archive: Path, found: Recovery, settings:
         named = dict(meta or ())
         if named.get("program", known.program if known else "") != schema.PROGRAM:
             raise StorageError(
-                f"{path} is damaged ({found.damage}), and it can't be told that it is a history of Corral. Nothing in "
-                "it was touched; move it away, or name another file."
+                f"{path} is damaged ({found.damage}), and may not be a history of Corral. Nothing in "
+                "it was changed; move it away, or name another file."
             )
         processor = named.get("processor") or (known.processor if known else "")
         new.execute("INSERT INTO corral_meta VALUES ('processor', ?)", [processor])
@@ -297,7 +297,7 @@ def _attach(new: DuckDBPyConnection, path: Path) -> str:
         new.execute(f"ATTACH {sql_text(str(path))} AS damaged (READ_ONLY)")
         _tables(new, "damaged")
     except duckdb.Error as error:
-        log.warning("nothing of it can be read: %s", str(error).strip().partition("\n")[0])
+        log.warning("nothing in it can be read: %s", str(error).strip().partition("\n")[0])
         return ""
     return "damaged"
 
@@ -357,9 +357,9 @@ def _copy(new: DuckDBPyConnection, old: str, table: str, found: Recovery, replac
         found.unreadable[table] = -1
         return False
     rows, last = int(counted[0][0]), int(counted[0][1] or 0)
-    for first in range(0, last + 1, _ROW_GROUP):
+    for first in range(0, last + 1, ROW_GROUP_ROWS):
         with contextlib.suppress(duckdb.Error):
-            within = f"rowid >= {first} AND rowid < {first + _ROW_GROUP}"
+            within = f"rowid >= {first} AND rowid < {first + ROW_GROUP_ROWS}"
             new.execute(f"INSERT INTO {table} BY NAME SELECT * FROM {name} WHERE {within}")
     found.copied[table] = _count(new, table)
     found.unreadable[table] = rows - found.copied[table]

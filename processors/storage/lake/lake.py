@@ -171,26 +171,26 @@ def prepare(lake: Lake, partitions: int) -> str:
             Path(lake.data).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{lake.data} can't be made: {error.strerror}") from error
-    connection = attach_when_made(lake)
+    connection = attach_retrying(lake)
     try:
         if object_storage.is_url(lake.data):
-            _look(connection, lake.data)
+            _check_reachable(connection, lake.data)
 
         def make() -> dict[str, str]:
             with transaction(connection):
-                return _make(connection, partitions)
+                return _create_or_upgrade(connection, partitions)
 
-        meta = _repeated(make)
+        meta = _with_retries(make)
         if meta.get("options") != OPTIONS:
-            _repeated(lambda: _set_options(connection, meta))
+            _with_retries(lambda: _set_options(connection, meta))
     except duckdb.Error as error:
         raise as_storage_error(error) from error
     finally:
         connection.close()
     if meta.get("program") != schema.PROGRAM:
-        raise StorageError(f"the lake belongs to {meta.get('program')!r}. Nothing was touched; name another catalog.")
+        raise StorageError(f"the lake belongs to {meta.get('program')!r}. Nothing was changed; name another catalog.")
     if int(meta["lake_version"]) > VERSION:
-        raise StorageError("the lake was written by a newer Corral: upgrade this one. Nothing was touched.")
+        raise StorageError("the lake was written by a newer Corral: upgrade this one. Nothing was changed.")
     if int(meta["partitions"]) != partitions:
         raise StorageError(
             f"the lake has {meta['partitions']} partitions of the samples, not {partitions}: a host's messages have "
@@ -199,7 +199,7 @@ def prepare(lake: Lake, partitions: int) -> str:
     return meta["processor"]
 
 
-def _look(connection: DuckDBPyConnection, data: str) -> None:
+def _check_reachable(connection: DuckDBPyConnection, data: str) -> None:
     """Check at the start that the files can be reached, rather than fail with the first batch."""
     try:
         connection.execute("SELECT count(*) FROM glob(?)", [data.rstrip("/") + "/none*"]).fetchall()
@@ -208,7 +208,7 @@ def _look(connection: DuckDBPyConnection, data: str) -> None:
         raise StorageError(f"{data} can't be read: {line}. Is the bucket there, and may these keys list it?") from error
 
 
-def attach_when_made(lake: Lake) -> DuckDBPyConnection:
+def attach_retrying(lake: Lake) -> DuckDBPyConnection:
     """Call `attach`, and retry while another processor creates the same lake."""
     for left in range(CONFLICT_TRIES, -1, -1):
         try:
@@ -221,7 +221,7 @@ def attach_when_made(lake: Lake) -> DuckDBPyConnection:
     raise AssertionError
 
 
-def _make(connection: DuckDBPyConnection, partitions: int) -> dict[str, str]:
+def _create_or_upgrade(connection: DuckDBPyConnection, partitions: int) -> dict[str, str]:
     found = connection.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'lake'").fetchall()
     names = {name for (name,) in found}
     if "corral_meta" in names:
@@ -258,7 +258,7 @@ def _set_options(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
         f"CALL lake.set_option('data_inlining_row_limit', {FEW_ROWS}, schema => 'store', table_name => 'rolled')"
     )
     with transaction(connection):
-        _tell(connection, meta, "options", OPTIONS)
+        _put_meta(connection, meta, "options", OPTIONS)
 
 
 def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
@@ -273,10 +273,10 @@ def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
             add_missing(connection, name, columns_of(connection, columns))
         for level, columns in zip(LEVELS, rolled, strict=True):
             add_missing(connection, level.table, columns)
-        _tell(connection, meta, "tables", shape)
+        _put_meta(connection, meta, "tables", shape)
         meta.pop("views", None)  # a view remembers which columns it saw
     if meta["lake_version"] != str(VERSION):
-        _tell(connection, meta, "lake_version", str(VERSION))
+        _put_meta(connection, meta, "lake_version", str(VERSION))
     statements = [
         "CREATE OR REPLACE VIEW dead_letters AS SELECT stream, code, sum(messages)::BIGINT AS messages, "
         "min(time) AS first_time, max(time) AS last_time FROM store.refused GROUP BY stream, code",
@@ -287,10 +287,10 @@ def _upgrade(connection: DuckDBPyConnection, meta: dict[str, str]) -> None:
         return
     for statement in statements:
         connection.execute(statement)
-    _tell(connection, meta, "views", digest)
+    _put_meta(connection, meta, "views", digest)
 
 
-def _tell(connection: DuckDBPyConnection, meta: dict[str, str], key: str, value: str) -> None:
+def _put_meta(connection: DuckDBPyConnection, meta: dict[str, str], key: str, value: str) -> None:
     connection.execute("DELETE FROM corral_meta WHERE key = ?", [key])
     connection.execute("INSERT INTO corral_meta VALUES (?, ?)", [key, value])
     meta[key] = value
@@ -320,7 +320,7 @@ class LakePart:
         self._sequence = 0
         self._commits = 0
         self._marked_ns = 0
-        self._connection: DuckDBPyConnection | None = attach_when_made(lake)
+        self._connection: DuckDBPyConnection | None = attach_retrying(lake)
 
     def resume(self, stream: str, created: str, last_sequence: int | None = None) -> int:
         """Take over the part: its previous owner can't store anything from here on.
@@ -329,7 +329,7 @@ class LakePart:
             Sequence of its last stored message; 0 if none is, or if the stream was created again or set back.
         """
         try:
-            return _repeated(lambda: self._take_over(created, last_sequence))
+            return _with_retries(lambda: self._take_over(created, last_sequence))
         except duckdb.Error as error:
             raise as_storage_error(error) from error
 
@@ -353,11 +353,14 @@ class LakePart:
             else:
                 known, sequence, fence, marked_ns = row[0], int(row[1]), int(row[2]) + 1, int(row[3] or 0)
                 if known != created:
-                    log.warning("%s was made anew at %s: reading it from its start", self.part, created)
+                    log.warning("%s was created again at %s: reading it from its start", self.part, created)
                     sequence = 0
                 elif last_sequence is not None and sequence > last_sequence:
                     log.warning(
-                        "%s was set back from %d to %d: reading it from its start", self.part, sequence, last_sequence
+                        "%s was rolled back from %d to %d: reading it from its start",
+                        self.part,
+                        sequence,
+                        last_sequence,
                     )
                     sequence = 0
                 cursor.execute(
@@ -406,11 +409,11 @@ class LakePart:
             StoragePaused, Unstorable, StorageError: see `Storage.commit`.
         """
         try:
-            _repeated(lambda: self._commit(batch))
+            _with_retries(lambda: self._commit(batch))
         except duckdb.Error as error:
             raised = as_storage_error(error)
             if not isinstance(raised, Unstorable):
-                # A connection to the catalog that broke is not mended by itself.
+                # A connection to the catalog that broke does not recover by itself.
                 self._abandon()
             raise raised from error
         except NOT_A_VALUE as error:
@@ -426,7 +429,7 @@ class LakePart:
         with transaction(cursor):
             row = cursor.execute(f"SELECT sequence, fence FROM {self._table}").fetchone()
             if row is None:
-                raise StorageError(f"{self._table} is empty: something else than Corral has written to the lake")
+                raise StorageError(f"{self._table} is empty: another program has written to the lake")
             if row[1] != self.fence:
                 raise Deposed(f"{self.part} has another owner (its fence is {row[1]}, this processor's {self.fence})")
             if batch.sequence <= row[0]:
@@ -494,7 +497,7 @@ class LakePart:
         self._abandon()
 
 
-def _repeated(work: Callable[[], _T]) -> _T:
+def _with_retries(work: Callable[[], _T]) -> _T:
     """Run a transaction, and retry it with backoff if it conflicts with another one: what it read may be outdated."""
     for left in range(CONFLICT_TRIES, -1, -1):
         try:
@@ -511,7 +514,7 @@ def as_storage_error(error: duckdb.Error) -> StorageError | StoragePaused:
     text = without_password(str(error).strip())
     line = " ".join(text.split("\n")[:2])
     if CONFLICT.search(text):
-        return StoragePaused(f"the lake: others kept coming in between: {line}")
+        return StoragePaused(f"the lake: too many conflicts with other writers: {line}")
     if "DATA_PATH parameter" in text:
         return StorageError(f"the lake keeps its files in another place: {line}")
     if isinstance(error, duckdb.DataError | duckdb.IntegrityError) and "commit" not in text:

@@ -33,7 +33,7 @@ from .lake import CONFLICT, STATE, Lake, attach, without_password
 log = logging.getLogger("corral.lake")
 
 _T = TypeVar("_T")
-_WORTH: Final = {
+_NEEDED: Final = {
     "ducklake_rewrite_data_files": "delete_file_count > 0",
     "ducklake_merge_adjacent_files": "file_count > 1",
 }
@@ -56,12 +56,12 @@ TRIES: Final = 40
 """Attempts of a transaction that conflicts with writers; each takes some 50 ms."""
 PIECE_TRIES: Final = 4
 """Attempts of a deletion before it is split into smaller ones: any insert meanwhile makes it fail."""
-PIECE_AT_LEAST: Final = timedelta(seconds=1)
+MIN_PIECE: Final = timedelta(seconds=1)
 INTERNAL_TRIES: Final = 3
-ROUNDS_TOLD: Final = 2
+REPORTED_AFTER_ROUNDS: Final = 2
 PAUSE_SECONDS: Final = 0.05
 REASON_CHARACTERS: Final = 300
-TOLD: Final = 3
+MAX_REPORTED: Final = 3
 """Number of tables whose reasons are reported."""
 
 
@@ -124,7 +124,7 @@ def _call(call: str, options: str = "") -> Callable[[Attached, Retention, Horizo
         # Most tables have nothing to merge or to rewrite, and asking each takes its time.
         tables = at.connection.execute(
             "SELECT schema_name, table_name FROM duckdb_tables() JOIN ducklake_table_info('lake') USING (table_name) "
-            f"WHERE database_name = 'lake' AND {_WORTH.get(call, 'true')} ORDER BY ALL"
+            f"WHERE database_name = 'lake' AND {_NEEDED.get(call, 'true')} ORDER BY ALL"
         ).fetchall()
         # Merging and rewriting take the table as a positional argument, flushing as a named one.
         named = _NAMED if call == FLUSH else "{}, schema => {}"
@@ -196,8 +196,8 @@ def _each(at: Attached, works: Mapping[str, Callable[[], object]]) -> None:
             if isinstance(error, _ENDS_INSTANCE):
                 at.renew()
     if failed:
-        more = f"; and {len(failed) - TOLD} more" if len(failed) > TOLD else ""
-        raise Unfinished("; ".join(failed[:TOLD]) + more)
+        more = f"; and {len(failed) - MAX_REPORTED} more" if len(failed) > MAX_REPORTED else ""
+        raise Unfinished("; ".join(failed[:MAX_REPORTED]) + more)
 
 
 def repeated(work: Callable[[], _T], tries: int = TRIES) -> _T:
@@ -244,7 +244,7 @@ def _expire(at: Attached, _: Retention, horizon: Horizon) -> None:
     repeated(lambda: at.connection.execute(call, [kept]).fetchall())
 
 
-def let_go(at: Attached, kept: Retention, horizon: Horizon) -> None:
+def apply_retention(at: Attached, kept: Retention, horizon: Horizon) -> None:
     """Delete what is past its retention, by whole UTC days. Files without other rows are dropped whole."""
     samples = None if kept.archive is None else max(kept.archive, kept.raw)
     works: dict[str, Callable[[], object]] = {}
@@ -282,13 +282,13 @@ def _delete(connection: DuckDBPyConnection, table: str, limit: datetime, horizon
             repeated(lambda upto=upto: connection.execute(f"DELETE FROM {table} WHERE time < ?", [upto]), PIECE_TRIES)
         except duckdb.Error as error:
             # A smaller piece takes less time, in which less is inserted.
-            if piece <= PIECE_AT_LEAST or not CONFLICT.search(str(error)):
+            if piece <= MIN_PIECE or not CONFLICT.search(str(error)):
                 raise
             piece /= 2
         else:
             first = upto
-    horizon.gone[table] = before
-    log.info("let go of %d rows of %s from before %s", rows, table, before)
+    horizon.deleted_until[table] = before
+    log.info("retention: deleted %d rows of %s from before %s", rows, table, before)
 
 
 STEPS: Final = (
@@ -300,7 +300,7 @@ STEPS: Final = (
             "GROUP BY ALL) n WHERE a.stream = n.stream AND a.agent = n.agent AND a.batch < n.newest"
         ),
     ),
-    Step("retention", 300.0, let_go, by_time=True),
+    Step("retention", 300.0, apply_retention, by_time=True),
     Step("inlined rows", 120.0, _call(FLUSH)),
     Step("files with deleted rows", 600.0, _call(REWRITE, ", delete_threshold => 0.05")),
     Step("small files", 60.0, _call("ducklake_merge_adjacent_files", f", max_file_size => {4 * 2**20}")),
@@ -308,7 +308,7 @@ STEPS: Final = (
     Step("large files", 43200.0, _call("ducklake_merge_adjacent_files")),
     Step("old snapshots", 600.0, _expire, by_time=True),
     Step("old files", 600.0, _older("ducklake_cleanup_old_files", SNAPSHOTS_KEPT), by_time=True),
-    Step("files of nobody", 86400.0, _older("ducklake_delete_orphaned_files", ORPHANS_KEPT), by_time=True),
+    Step("orphaned files", 86400.0, _older("ducklake_delete_orphaned_files", ORPHANS_KEPT), by_time=True),
 )
 
 
@@ -333,7 +333,7 @@ class LakeMaintenance:
         self._kept = kept
         self._server_now = server_now
         self._force = force
-        self._gone: dict[str, datetime] = {}
+        self._deleted_until: dict[str, datetime] = {}
         self.held_back = ""
         self.failing: dict[str, str] = {}
         self._rounds: dict[str, int] = {}
@@ -353,18 +353,18 @@ class LakeMaintenance:
                     failed = await asyncio.to_thread(self._once, names)
                     # What fails is tried again with the next round, not when it would be due.
                     due.update(dict.fromkeys((name for name in names if label(name) in failed), 0.0))
-                    self._tell(failed, ("upkeep", *map(label, names)))
+                    self._report(failed, ("maintenance", *map(label, names)))
                 except (StorageError, StoragePaused) as error:
-                    log.error("upkeep: tried again in %g s: %s", SECONDS, error)
+                    log.error("maintenance: retried in %g s: %s", SECONDS, error)
                     due.update(dict.fromkeys(names, 0.0))
-                    self._tell({"upkeep": str(error)}, ())
+                    self._report({"maintenance": str(error)}, ())
         finally:
             # Another processor maintains the lake from here on.
             self.held_back = ""
             self.failing.clear()
             self._rounds.clear()
 
-    def _tell(self, failed: Mapping[str, str], done: Collection[str]) -> None:
+    def _report(self, failed: Mapping[str, str], done: Collection[str]) -> None:
         """Report steps that failed in two rounds in a row: a single failure may just be a conflict with a writer."""
         for name in done:
             self.failing.pop(name, None)
@@ -373,7 +373,7 @@ class LakeMaintenance:
             for name, rounds in {**dict.fromkeys(failed, 0), **self._rounds}.items()
             if name in failed or name not in done
         }
-        self.failing.update({name: why for name, why in failed.items() if self._rounds[name] >= ROUNDS_TOLD})
+        self.failing.update({name: why for name, why in failed.items() if self._rounds[name] >= REPORTED_AFTER_ROUNDS})
 
     def _once(self, names: Collection[str]) -> dict[str, str]:
         now = datetime.now(UTC)
@@ -387,7 +387,10 @@ class LakeMaintenance:
             log.warning("%s", apart)
         self.held_back = apart
         return once(
-            self._lake, names, self._kept, agree=lambda newest: retention.agreed(now, server, newest, self._gone)
+            self._lake,
+            names,
+            self._kept,
+            agree=lambda newest: retention.agreed(now, server, newest, self._deleted_until),
         )
 
 
@@ -440,7 +443,7 @@ def _newest(connection: DuckDBPyConnection) -> datetime | None:
     try:
         row = connection.execute(f"SELECT max(time) FROM {TEN_SECONDS.table}").fetchone()
     except duckdb.Error as error:
-        log.warning("upkeep: the newest sample: %s", str(error).strip().partition("\n")[0])
+        log.warning("maintenance: the newest sample: %s", str(error).strip().partition("\n")[0])
         return None
     return row[0] if row else None
 
@@ -449,9 +452,9 @@ def _step(at: Attached, failed: dict[str, str], name: str, work: Callable[[], ob
     began = time.monotonic()
     try:
         work()
-        log.debug("upkeep: %s in %.1f s", name, time.monotonic() - began)
+        log.debug("maintenance: %s in %.1f s", name, time.monotonic() - began)
     except (duckdb.Error, Unfinished) as error:
         failed[name] = str(error) if isinstance(error, Unfinished) else _reason(error)
         if isinstance(error, _ENDS_INSTANCE):
             at.renew()
-        log.warning("upkeep: %s did not get through in %.1f s: %s", name, time.monotonic() - began, failed[name])
+        log.warning("maintenance: %s failed after %.1f s: %s", name, time.monotonic() - began, failed[name])
