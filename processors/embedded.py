@@ -33,7 +33,7 @@ class EmbeddedHistory:
         path: of the file; created if it is missing.
         archive: folder of the Parquet files; `archive` next to the file by default.
         memory_bytes: that DuckDB may take.
-        threads: that DuckDB may use; None for every core.
+        threads: that DuckDB may use; None for one per core.
         retention: how long data is kept.
         force_retention: delete all that is old by this machine's clock alone, once.
         remote: serve DuckDB's remote protocol, too.
@@ -69,7 +69,7 @@ class EmbeddedHistory:
 
     @property
     def owner(self) -> str:
-        """The same."""
+        """Id of the history: a file has one writer."""
         return self._database.processor
 
     @property

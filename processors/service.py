@@ -129,7 +129,7 @@ async def process(
     Args:
         history: to write and serve; it is opened here, and closed at the end.
         nats_url: see `bus.connect`.
-        wait_seconds: give up after this time if no server answers at the start; None tries for ever.
+        wait_seconds: give up after this time if no server answers at the start; None retries forever.
         ready: set once it reads and answers.
         named: called with the processor's id once it has one.
 

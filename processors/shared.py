@@ -133,7 +133,7 @@ class LakeHistory:
         return write_snapshot(self._lake, target, archive, timedelta(seconds=self._retention.raw))
 
     def size_bytes(self) -> int | None:
-        """None: the files are elsewhere."""
+        """Not known here: the files are elsewhere."""
         return None
 
     async def close(self) -> None:

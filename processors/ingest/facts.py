@@ -52,7 +52,7 @@ class _CheckedColumns(Columns):
         Raises:
             DecodeError: a number does not fit its column.
         """
-        found = super().row(source, **given)
+        found = (*self._given(given), *self._read(source))
         for at, low, high, path in self._checked:
             number = found[at]
             if number is not None and not low <= number < high:
@@ -99,7 +99,7 @@ class Facts(Struct):
 
 
 class _State(Struct):
-    """Where decoders add what they find.
+    """State that decoders read and extend.
 
     Attributes:
         facts: of all messages.

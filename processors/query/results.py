@@ -142,7 +142,7 @@ class JsonWriter:
         self._first = True
 
     def start(self, columns: list[str], types: list[str], schema: Schema) -> bytes:
-        """Everything before the first row."""
+        """Bytes before the first row: columns and types."""
         self._types = types
         return b'{"type":"result","columns":%b,"types":%b,"rows":[' % (self._encode(columns), self._encode(types))
 

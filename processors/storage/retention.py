@@ -20,7 +20,7 @@ APART: Final = timedelta(minutes=10)
 
 
 class Retention(Struct, frozen=True, kw_only=True):
-    """Retention times in seconds; None keeps data for ever.
+    """Retention times in seconds; None keeps data forever.
 
     Attributes:
         raw: samples in the database. Afterwards their day goes to the archive.
@@ -93,8 +93,8 @@ def disagreement(now: datetime, server: datetime | None) -> str:
     days, seconds = divmod(int(apart.total_seconds()), 86400)
     text = f"{days} days" if days else f"{seconds // 60} minutes"
     return (
-        f"the clock of this machine is {text} {'ahead of' if ahead else 'behind'} that of the bus: what is old is let "
-        "go of by the earlier one; set it right (chrony, systemd-timesyncd), or use --force-retention"
+        f"the clock of this machine is {text} {'ahead of' if ahead else 'behind'} that of the bus: data is deleted "
+        "by the earlier one; set it right (chrony, systemd-timesyncd), or use --force-retention"
     )
 
 

@@ -132,14 +132,14 @@ def idleness(names: Collection[str]) -> list[Derived]:
             "BIGINT",
             "",
             f"bit_or({bit}) FILTER ({_LOAD}_count > 0)",
-            "bit m: the utilisation in minute m of the hour is known",
+            "bit m: the utilization in minute m of the hour is known",
         ),
         Derived(
             "idle_minutes_bitmask",
             "BIGINT",
             "",
             f"bit_or({bit}) FILTER ({idle})",
-            f"bit m: the mean utilisation in minute m of the hour was below {IDLE_PERCENT}%",
+            f"bit m: the mean utilization in minute m of the hour was below {IDLE_PERCENT}%",
         ),
         Derived("idle_joules", "DOUBLE", "", energy, "energy of the idle minutes"),
     ]

@@ -49,7 +49,7 @@ def put(cursor: DuckDBPyConnection, table: str, rows: str, keys: Sequence[str]) 
     """Replace the rows that have the keys of new rows, and insert the others. Call it in a transaction.
 
     Old rows are deleted and new ones inserted. After an `UPDATE` (and an upsert is one) DuckDB does not checkpoint its
-    log into the file while a reader is active that began earlier. Overlapping readers would let the log grow for ever.
+    log into the file while a reader is active that began earlier. Overlapping readers would let the log grow forever.
 
     Args:
         cursor: in a transaction.

@@ -43,7 +43,7 @@ class Database:
         path: of the file; created, with its folder, if it is missing.
         archive: folder for the Parquet files; `archive` next to the file by default.
         memory_bytes: that DuckDB may take; None leaves its own limit.
-        threads: that DuckDB may use; None for every core.
+        threads: that DuckDB may use; None for one per core.
         prepare: called with each instance that is opened, before its settings are locked. After a fatal error the file
             is reopened, and it is called again.
 

@@ -150,7 +150,7 @@ class Maintenance:
             cursor.close()
 
     def _minutes_from(self, cursor: DuckDBPyConnection) -> datetime | None:
-        """Time before which rollups of 1 min are deleted; None if they are kept for ever, or without any samples."""
+        """Time before which rollups of 1 min are deleted; None if they are kept forever, or without any samples."""
         if self._retention.minutes is None:
             return None
         row = cursor.execute("SELECT value FROM corral_meta WHERE key = ?", [MINUTES_FROM]).fetchone()

@@ -105,7 +105,7 @@ def refresh(cursor: DuckDBPyConnection, level: Level) -> int:
         f"count(*) AS rows, min(epoch_us(time)) % {width} AS since FROM {source} GROUP BY ALL"
     )
     if level == shapes.HOUR:
-        _add_neighbours(cursor)
+        _add_neighbors(cursor)
     found = cursor.execute(
         "SELECT bucket, sum(rows) FROM temp.main.touched_all GROUP BY bucket ORDER BY bucket"
     ).fetchall()
@@ -124,7 +124,7 @@ def _time(bucket: int, width: int) -> str:
     return f"make_timestamptz({bucket * width})"
 
 
-def _add_neighbours(cursor: DuckDBPyConnection) -> None:
+def _add_neighbors(cursor: DuckDBPyConnection) -> None:
     """Also touch the hours whose minutes a late sample changes.
 
     One is the hour of the counters' next reading. Another is the hour before, if the samples come so soon after its
