@@ -65,7 +65,7 @@ while True:
 """
 
 
-def test_killed_at_any_point_upkeep_loses_nothing_and_lets_go_of_what_is_old(lake: lakes.Lake) -> None:
+def test_killed_at_any_point_maintenance_loses_nothing_and_deletes_what_is_expired(lake: lakes.Lake) -> None:
     fill(lake, times=2)
     dice = random.Random(7)
     for kept in (DAYS, KEPT, KEPT):
@@ -140,7 +140,7 @@ def test_a_feed_that_no_rollup_has_read_is_kept(lake: lakes.Lake, monkeypatch: p
 
 
 def test_a_lake_in_object_storage(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real S3 server: ingest, upkeep, retention, and a confined reader."""
+    """A real S3 server: ingest, maintenance, retention, and a confined reader."""
     server = pytest.importorskip("moto.server")
     boto3 = pytest.importorskip("boto3")
     from corral.processors.storage.lake.readers import for_readers
@@ -192,7 +192,7 @@ SECONDS = float(os.environ.get("CORRAL_LAKE_SECONDS", "5"))
 
 
 @pytest.mark.timeout(SECONDS + 600)
-def test_upkeep_gets_through_beside_eight_partitions_that_write(lake: lakes.Lake, postgres: Postgres) -> None:
+def test_maintenance_succeeds_while_eight_partitions_write(lake: lakes.Lake, postgres: Postgres) -> None:
     processor = lakes.prepare(lake, WRITERS)
     stop = threading.Event()
     sent = [0] * WRITERS

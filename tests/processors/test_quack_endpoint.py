@@ -1,4 +1,4 @@
-"""The Quack door, with a real second DuckDB process as its client."""
+"""The Quack endpoint, with a real second DuckDB process as its client."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[quack.QuackEndpoint]:
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[quack.QuackEndpoint]:
     folder = tmp_path_factory.mktemp("quack")
     connection = duckdb.connect(str(folder / "history.duckdb"))
     connection.execute("CREATE TABLE samples AS SELECT range AS n, 'gpu' || range % 4 AS device FROM range(50000)")
@@ -47,10 +47,10 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[quack.QuackEndpoi
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    door = quack.QuackEndpoint(connection, connection.cursor, f"127.0.0.1:{port}", TOKEN)
+    endpoint = quack.QuackEndpoint(connection, connection.cursor, f"127.0.0.1:{port}", TOKEN)
     hardening.lock(connection, memory_bytes=512 * 2**20)
-    yield door
-    door.close()
+    yield endpoint
+    endpoint.close()
     connection.close()
 
 
@@ -64,8 +64,8 @@ def client(*statements: str) -> list[Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_client_reads_tables_and_views_and_writes_nothing(door: quack.QuackEndpoint) -> None:
-    attach = f"ATTACH '{door.uri}' AS history (TOKEN '{TOKEN}')"
+def test_a_client_reads_tables_and_views_and_writes_nothing(endpoint: quack.QuackEndpoint) -> None:
+    attach = f"ATTACH '{endpoint.uri}' AS history (TOKEN '{TOKEN}')"
     answers = client(
         attach,
         "SELECT count(*), sum(n) FROM history.samples WHERE n >= 10",
@@ -92,17 +92,17 @@ def test_a_client_reads_tables_and_views_and_writes_nothing(door: quack.QuackEnd
     assert answers[-1] == ["50000"]
 
 
-def test_without_the_token_nothing_is_answered(door: quack.QuackEndpoint) -> None:
+def test_without_the_token_nothing_is_answered(endpoint: quack.QuackEndpoint) -> None:
     for answer in client(
-        f"ATTACH '{door.uri}' AS history (TOKEN 'a-token-of-other-letters')",
-        f"FROM quack_query('{door.uri}', 'SELECT 1', token = 'a-token-of-other-letters')",
-        f"FROM quack_query('{door.uri}', 'SELECT 1')",
+        f"ATTACH '{endpoint.uri}' AS history (TOKEN 'a-token-of-other-letters')",
+        f"FROM quack_query('{endpoint.uri}', 'SELECT 1', token = 'a-token-of-other-letters')",
+        f"FROM quack_query('{endpoint.uri}', 'SELECT 1')",
     ):
         assert "Authentication failed" in answer or "token" in answer
 
 
-def test_a_large_result_comes_whole(door: quack.QuackEndpoint) -> None:
-    attach = f"ATTACH '{door.uri}' AS history (TOKEN '{TOKEN}')"
+def test_a_large_result_comes_whole(endpoint: quack.QuackEndpoint) -> None:
+    attach = f"ATTACH '{endpoint.uri}' AS history (TOKEN '{TOKEN}')"
     copy = "CREATE TABLE mine AS FROM history.query('SELECT n, repeat(device, 20) AS text FROM samples, range(10)')"
     assert client(attach, copy, "SELECT count(*), count(DISTINCT n) FROM mine")[-1] == ["500000", "50000"]
 
@@ -122,7 +122,7 @@ def test_the_token_comes_from_a_file_that_others_can_not_read(tmp_path: Path) ->
         quack.read_token(file)
 
 
-def test_the_door_opens_again_with_a_database_that_was_opened_anew(tmp_path: Path) -> None:
+def test_the_endpoint_opens_again_with_a_database_that_was_reopened(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -139,7 +139,7 @@ def test_the_door_opens_again_with_a_database_that_was_opened_anew(tmp_path: Pat
     assert "Could not connect" in client(asked[0])[0]
 
 
-async def test_an_address_that_is_taken_or_wrong_is_told() -> None:
+async def test_an_address_that_is_taken_or_wrong_is_reported() -> None:
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     connection = duckdb.connect()
