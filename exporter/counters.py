@@ -15,7 +15,8 @@ from msgspec.structs import replace
 
 from ..schemas import columns
 from ..schemas.counters import MINUTE_SECONDS, Held, hold
-from ..schemas.metrics import METRICS, Kind, Metric
+from ..schemas.metrics import METRICS, Metric
+from ..schemas.rows import Kind
 from ..schemas.telemetry import SampleBatch
 
 _COUNTERS: Final = {name: metric for name, metric in METRICS.items() if metric.row.kind is Kind.COUNTER}

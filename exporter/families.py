@@ -12,7 +12,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..schemas.metrics import COUNT, METRICS, NANOSECONDS, Kind, Metric
+from ..schemas.metrics import METRICS, Metric
+from ..schemas.rows import COUNT, NANOSECONDS, Kind
 
 Text = Callable[[float], str]
 

@@ -214,20 +214,12 @@ COUNT: Final = Unit(
 BITMASK: Final = Unit("bitmask", "_bitmask", "<i8", "BIGINT", None, source="any bit may be set")
 LEVEL: Final = Unit("level", "", "<i4", "INTEGER", 0, 255, source="no level of nvml.h has as many")
 
-GPM_LIMIT: Final = (
-    "nvml.h says 100; a MIG instance, an eighth of its board at least, has shown more (NVIDIA/DCGM issue 152)"
-)
-LINK_BYTES_LIMIT: Final = "what 64 bits hold; nvml.h counts KiB"
-COUNT_32_MAXIMUM: Final = 2**32 - 2
-COUNT_32_LIMIT: Final = "unsigned int in nvml.h, and all bits set are no count (NVML_VALUE_NOT_AVAILABLE)"
-FLAG_LIMIT: Final = "yes or no: 1 or 0 in nvml.h"
-
-
 GAUGE_ROLLUP: Final = ("min", "mean", "max", "p95", "last")
 LEVEL_ROLLUP: Final = ("min", "max", "last")
 COUNTER_ROLLUP: Final = ("last", "increase")
 LAST_ROLLUP: Final = ("last",)
 BITMASK_ROLLUP: Final = ("last", "any")
+UNSUPPORTED: Final = "the device does not support it"
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -254,7 +246,7 @@ class Row(Struct, frozen=True, kw_only=True):
     amd: tuple[Call, ...] = ()
     kind: Kind = Kind.GAUGE
     cadence: Cadence = Cadence.TICK
-    null: str = "the device does not support it"
+    null: str = UNSUPPORTED
     rollup: tuple[str, ...] = GAUGE_ROLLUP
     dcgm: tuple[str, float] | None = None
     maximum: float | None = None

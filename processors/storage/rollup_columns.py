@@ -9,7 +9,8 @@ from typing import Final
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
-from ...schemas.metrics import CELSIUS, METRICS, PERCENT, Metric
+from ...schemas.metrics import METRICS, Metric
+from ...schemas.rows import CELSIUS, PERCENT
 from .rollup_derived import Derived, idleness, known, throttling
 from .statements import add_missing
 
