@@ -1,8 +1,51 @@
-"""Cancellation of tasks."""
+"""Background tasks, and their cancellation."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+log = logging.getLogger("corral.bus")
+
+
+class BackgroundTasks:
+    """Tasks that run while their owner goes on.
+
+    The event loop itself keeps only weak references to tasks, so that one that nobody keeps may vanish halfway
+    (`asyncio.create_task`). An error that ends a task is logged.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        """Number of tasks that have not ended."""
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, Any], *, name: str | None = None) -> None:
+        """Run a coroutine as a task of the running event loop.
+
+        Args:
+            work: to run.
+            name: of the task, for log lines.
+        """
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the task %s failed", task.get_name(), exc_info=error)
+
+    async def cancel(self) -> None:
+        """Cancel all tasks, and wait until they have ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def heed_cancellation() -> None:

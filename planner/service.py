@@ -24,7 +24,7 @@ from ..bus.connect import BusUnavailable, connect, until_closed
 from ..bus.elapsed import elapsed_seconds
 from ..bus.health import HealthEndpoint
 from ..bus.layout import until_laid_out
-from ..bus.tasks import heed_cancellation
+from ..bus.tasks import BackgroundTasks, heed_cancellation
 from ..schemas import codec, subjects
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
@@ -148,7 +148,7 @@ class Planner:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._term_tasks: list[asyncio.Task[None]] = []
-        self._errands: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
 
     async def start(self) -> None:
         """Read the fleet's state, register the service and take part in leader election.
@@ -227,6 +227,7 @@ class Planner:
         await self._beside.close()
         await self._working.close()
         await self._endpoints.abandon()
+        await self._background.cancel()
         await self._probe.close()
         await self._telemetry.stop()
         await self._store.close()
@@ -239,9 +240,7 @@ class Planner:
     async def telemetry_reconnected(self) -> None:
         """After a reconnection of the telemetry connection: catch up, and count the silence of hosts from now on."""
         self._telemetry.hearing_since = time.time()
-        task = asyncio.create_task(self._catch_up())
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        self._background.start(self._catch_up(), name="catching up with telemetry")
 
     async def _catch_up(self) -> None:
         while True:

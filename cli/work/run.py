@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from ...bus.tasks import BackgroundTasks
 from ...client import OnOutage, Rejected
 from ...client.environment import environment_for, placed_here
 from ...client.lease import HeldLease
@@ -197,7 +198,7 @@ class _Running:
         self._child = child
         self._held = held
         self._remote = remote
-        self._errands: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
 
     async def until_the_end(self, lost: asyncio.Event, grace: float) -> int | None:
         """Wait until the command and all its descendants have ended; end them if the lease is lost.
@@ -225,9 +226,7 @@ class _Running:
             return None if stopped or (code < 0 and self._held.lost is not None) else code
         finally:
             losing.cancel()
-            for errand in self._errands:
-                errand.cancel()
-            await asyncio.gather(losing, *self._errands, return_exceptions=True)
+            await asyncio.gather(losing, self._background.cancel(), return_exceptions=True)
 
     def signal(self, number: int) -> None:
         """Forward a signal to the command; after its end, send SIGKILL to its remaining descendants instead."""
@@ -237,9 +236,7 @@ class _Running:
         elif self._remote is None:
             self._child.signal(number)
         elif number not in HARMLESS:
-            errand = asyncio.ensure_future(self._tell(self._remote, signal.Signals(number)))
-            self._errands.add(errand)
-            errand.add_done_callback(self._errands.discard)
+            self._background.start(self._tell(self._remote, signal.Signals(number)))
 
     async def _end(self, ended: asyncio.Future[int], grace: float) -> None:
         if self._remote is None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +22,7 @@ from nats.micro.request import Request
 from nats.micro.service import EndpointStats, Service
 
 from ...bus.permissions import ACROSS
+from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, subjects
 from ...schemas.health import ServiceHealth
 from ...schemas.operations import (
@@ -100,7 +101,7 @@ class Endpoints:
         self._most_bytes = most_bytes
         self._health = health
         self._service: Service | None = None
-        self._errands: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
         self._turn_began: float | None = None
         """Time of the first message in this iteration of the event loop, by `perf_counter`; None before one comes."""
         self._unanswerable_at = -_SAY_AGAIN_SECONDS
@@ -120,10 +121,7 @@ class Endpoints:
 
     async def abandon(self) -> None:
         """Cancel all running work. Its clients ask again, and the next leader answers."""
-        errands = list(self._errands)
-        for task in errands:
-            task.cancel()
-        await asyncio.gather(*errands, return_exceptions=True)
+        await self._background.cancel()
 
     def _stats(self, endpoint: EndpointStats) -> Any:
         """Metrics of the planner for the statistics of the endpoint `request`; None for the other endpoints."""
@@ -172,7 +170,7 @@ class Endpoints:
             await desk.holding.evict(body, asked)
 
         async def drain(asked: RequestContext, body: DrainAction) -> None:
-            self._spawn(desk.drainer.drain(body, asked))
+            self._background.start(desk.drainer.drain(body, asked))
 
         def explained(body: ExplainRequest) -> Struct:
             desk.show_kept_from(body.request)
@@ -230,7 +228,7 @@ class Endpoints:
         if seconds <= costs.CHEAP_SECONDS:
             await asked.answer(work())
         else:
-            self._spawn(self._answer_beside(asked, work))
+            self._background.start(self._answer_beside(asked, work))
 
     async def _answer_beside(self, asked: RequestContext, work: Callable[[], Struct]) -> None:
         async def answer() -> None:
@@ -294,7 +292,7 @@ class Endpoints:
                 asked.keep()
                 refused = None if kind is None else self._limiter.rate(owner or asked.asker, kind, time.monotonic())
                 if refused is None:
-                    self._spawn(self._guarded(asked, large(asked)))
+                    self._background.start(self._guarded(asked, large(asked)))
                     return
             elif refused is None and owner is not None and kind is not None:
                 refused = self._limiter.rate(owner, kind, time.monotonic())
@@ -316,7 +314,7 @@ class Endpoints:
             if self._candidate.certain:
                 await act(request)
             else:
-                self._spawn(self._when_certain(request, act))
+                self._background.start(self._when_certain(request, act))
             # A subscription takes its next message without yielding to the event loop: let other tasks run.
             if self._turn_is_long():
                 await asyncio.sleep(0)
@@ -404,7 +402,7 @@ class Endpoints:
         The leader may have received it already, since each planner has its own queue group: only messages that may be
         handled twice are forwarded.
         """
-        self._spawn(self._forward(request, body))
+        self._background.start(self._forward(request, body))
 
     async def _forward(self, request: Request, body: bytes) -> None:
         reply = request._msg.reply  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
@@ -425,8 +423,3 @@ class Endpoints:
                 request.subject, body, timeout=_LONGEST_WAIT_SECONDS, headers=request.headers
             )
             await self._nc.publish(reply, answer.data, headers=answer.headers)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)

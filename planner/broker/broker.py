@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ...bus.elapsed import steady_time
+from ...bus.tasks import BackgroundTasks
 from ...schemas.operations import Queue, QueueFilter
 from ...schemas.requests import Assignment, Error, Lease, Rejection, RejectionCode, WithdrawAction, WorkRequest
 from ..durable.store import Deposed, Store
@@ -109,7 +110,7 @@ class RequestBroker:
         self._deposed = deposed
         self._limiter = limiter
         self._beside = beside
-        self._errands: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
         self.drainer = Drainer(fleet, store, term, drains, self.wake.set, deposed)
         self.holding = HoldingDesk(fleet, ledger, planner)
         self._answers = RejectionCache(store, term, answers, deposed)
@@ -215,9 +216,7 @@ class RequestBroker:
         if opened.heavy is None:
             await self._promise(opened, placed, lease_id)
         else:  # its devices stay held meanwhile
-            task = asyncio.create_task(self._distribute(opened, opened.heavy, placed, lease_id))
-            self._errands.add(task)
-            task.add_done_callback(self._errands.discard)
+            self._background.start(self._distribute(opened, opened.heavy, placed, lease_id), name="distributing work")
 
     async def _distribute(self, opened: Opened, heavy: Heavy, placed: Placed, lease_id: str) -> None:
         """Distribute work items over the held devices, in a copy of the process, then make the lease."""

@@ -26,7 +26,7 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -42,6 +42,7 @@ from nats.js.errors import APIError, NotFoundError
 from ...bus.connect import BusUnavailable
 from ...bus.connection import Connection
 from ...bus.stream_reader import read
+from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, subjects
 from ...schemas.instruments import SECONDS, SIZES, Histogram
 from .bucket import BUCKET, FULL_PART, RECORD_PART, mend
@@ -198,7 +199,7 @@ class Store:
         self._group: list[int] = []
         self._batches = 0
         self._again: asyncio.TimerHandle | None = None
-        self._errands: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
         self.write_seconds = Histogram(SECONDS)
         self.write_group = Histogram(SIZES)
         self.write_failures = 0
@@ -437,7 +438,7 @@ class Store:
             write.resolved = True
             log.error("write %s can't be sent: %s", write.subject, why)
             # The caller learns the outcome after it has continued, as with an acknowledgement.
-            self._spawn(self._resolve(number, write, WriteFailed(why)))
+            self._background.start(self._resolve(number, write, WriteFailed(why)))
 
     async def _resolve(self, number: int, write: _Write, outcome: Outcome) -> None:
         if self._group == [number]:
@@ -566,12 +567,7 @@ class Store:
 
     def _send_again(self) -> None:
         self._again = None
-        self._spawn(self.resend())
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        self._background.start(self.resend())
 
 
 def _outcome(message: Msg, write: _Write) -> Outcome | None:

@@ -31,6 +31,7 @@ from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceCo
 
 from ...bus.permissions import with_name
 from ...bus.process import resident_bytes
+from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, replies, subjects
 from ...schemas.query import END_HEADER, PART_HEADER, Cancelled, CancelRequest, ProcessorStatus, QueryEnd, QueryRequest
 from ...schemas.requests import Error
@@ -127,7 +128,7 @@ class QueryService:
         self._deliveries: set[asyncio.Task[None]] = set()
         self._service: Service | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
         self._counts = {"answered": 0, "failed": 0, "busy": 0}
         self._stopping = False
 
@@ -316,9 +317,7 @@ class QueryService:
 
     async def _on_cancel(self, request: Request) -> None:
         # In a separate task, since messages of a subscription are handled one by one.
-        task = asyncio.create_task(self._cancel(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.start(self._cancel(request))
 
     async def _cancel(self, request: Request) -> None:
         message = _message(request)

@@ -26,6 +26,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, replies, subjects, units
 from ...schemas.query import Snapshot, SnapshotRead, SnapshotRequest
 from ...schemas.requests import Error
@@ -75,7 +76,7 @@ class SnapshotService:
         self._kept_seconds = kept_seconds
         self._busy = asyncio.Lock()
         self._subscriptions: list[Subscription] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
         # When each copy was last read, and the timer that will delete it.
         self._read_at: dict[str, float] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -93,17 +94,14 @@ class SnapshotService:
         for subscription in self._subscriptions:
             with contextlib.suppress(Exception):
                 await subscription.unsubscribe()
-        for task in self._tasks:
-            task.cancel()
+        await self._background.cancel()
         for timer in self._timers.values():
             timer.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _on_request(self, message: Msg) -> None:
         # In a separate task, so that the subscription goes on receiving messages.
-        task = asyncio.create_task(self._answer(message))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.start(self._answer(message))
 
     async def _answer(self, message: Msg) -> None:
         warnings: list[str] = []
@@ -164,9 +162,7 @@ class SnapshotService:
             return
         if request.snapshot_id not in self._read_at:
             # Another processor may have it, and answers at once.
-            task = asyncio.create_task(self._not_found(message, request.snapshot_id))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._background.start(self._not_found(message, request.snapshot_id))
             return
         if request.done:
             self._drop(request.snapshot_id)

@@ -1,0 +1,57 @@
+"""Background tasks are kept until they end, their errors are logged, and cancellation waits for them."""
+
+import asyncio
+import gc
+import logging
+
+import pytest
+from corral.bus.tasks import BackgroundTasks
+
+
+async def test_a_task_that_nobody_else_keeps_runs_to_its_end() -> None:
+    tasks, done = BackgroundTasks(), asyncio.Event()
+
+    async def work() -> None:
+        # Only the event loop's weak set and this future refer to the task.
+        await asyncio.sleep(0.01)
+        done.set()
+
+    tasks.start(work())
+    gc.collect()
+    await done.wait()
+    await asyncio.sleep(0)
+    assert len(tasks) == 0
+
+
+async def test_the_error_of_a_task_is_logged_with_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    tasks = BackgroundTasks()
+
+    async def work() -> None:
+        raise ValueError("no such stream")
+
+    caplog.set_level(logging.ERROR, "corral.bus")
+    tasks.start(work(), name="catching up")
+    while len(tasks):
+        await asyncio.sleep(0)
+    (record,) = caplog.records
+    assert record.getMessage() == "the task catching up failed"
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "no such stream"
+
+
+async def test_cancellation_waits_until_every_task_has_cleaned_up() -> None:
+    tasks, cleaned = BackgroundTasks(), list[int]()
+
+    async def work(number: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(number)
+
+    for number in range(3):
+        tasks.start(work(number))
+    await asyncio.sleep(0)
+    await tasks.cancel()
+    assert sorted(cleaned) == [0, 1, 2]
+    assert len(tasks) == 0
