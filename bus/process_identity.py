@@ -1,8 +1,10 @@
-"""Process names that are the same inside and outside of a container, to find out whose child a process is.
+"""Identity of processes, the same inside and outside of a container, from `/proc` (proc(5)).
 
-A name is `<boot id>/<pid>/<start>`: the boot of the machine, the process id as the process itself sees it (in a
-container another than the host's), and its start in clock ticks since the boot, so that a reused process id gives
-another name. Any user may read all of it (proc(5)), whereas only its owner may read a process's environment.
+The name of a process is `<boot id>/<pid>/<start>`: the boot of the machine, the process id as the process itself sees
+it (in a container another than the host's), and its start in clock ticks since the boot, so that a reused process id
+gives another name. Any user may read all of it, whereas only its owner may read a process's environment.
+
+The start is in ticks because psutil gives it as a time of day, which moves with the clock.
 """
 
 from __future__ import annotations
@@ -11,41 +13,82 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
-
-SERVICES: Final = frozenset(
-    {
-        "nvidia-cuda-mps-server",
-        "nvidia-cuda-mps-control",
-        "nvidia-persistenced",
-        "nv-hostengine",
-        "dcgm-exporter",
-        "Xorg",
-        "Xwayland",
-        "gnome-shell",
-        "gnome-remote-desktop-daemon",
-        "kwin_wayland",
-    }
-)
-"""Programs that serve a device's users and hold no lease: the driver's daemons, and desktops."""
+from typing import Final, NamedTuple
 
 PROC: Final = Path("/proc")
 MAX_ANCESTORS: Final = 64
+_INITIAL_NAMESPACE: Final = "pid:[4026531836]"
+"""The pid namespace of the host itself: the kernel gives it this number (`PROC_PID_INIT_INO` in linux/proc_ns.h)."""
 
 
-def is_service(name: str, kind: str) -> bool:
-    """True if a process serves all users of the device: a desktop, or a daemon of the driver.
+class ProcessStat(NamedTuple):
+    """State of a process, from `/proc/PID/stat`.
+
+    Attributes:
+        state: letter of its state, such as `R` or `Z`.
+        parent: process id of its parent.
+        started_ticks: start in clock ticks since the boot.
+    """
+
+    state: str
+    parent: int
+    started_ticks: int
+
+    @property
+    def ended(self) -> bool:
+        """True if it has ended and only remains to be reaped by its parent."""
+        return self.state in ("Z", "X")
+
+
+def process_stat(pid: int, root: Path = PROC) -> ProcessStat | None:
+    """State of a process; None if there is none with this id.
 
     Args:
-        name: of its executable.
-        kind: as in `ProcessSample`.
+        pid: as this process sees it.
+        root: path of the process file system.
     """
-    return kind == "graphics" or name in SERVICES
+    try:
+        # The name in brackets may hold anything, so fields are counted behind it: state, parent, …, start.
+        fields = (root / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return ProcessStat(fields[0], int(fields[1]), int(fields[19]))
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+@functools.cache
+def boot_id(root: Path = PROC) -> str:
+    """Id of this boot of the machine; empty if it can't be read."""
+    try:
+        return (root / "sys/kernel/random/boot_id").read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def pid_namespace(root: Path = PROC) -> str:
+    """Pid namespace of this process, within which a process id names one process; empty if it can't be read."""
+    try:
+        return os.readlink(root / "self/ns/pid")
+    except OSError:
+        return ""
+
+
+def sees_host_processes(root: Path = PROC) -> bool:
+    """True if process ids here are those of the host, which are the ones that a GPU driver gives.
+
+    In a container with its own process ids the same number is another process, or none. A kernel without namespaces
+    has one for all.
+    """
+    return pid_namespace(root) in ("", _INITIAL_NAMESPACE)
 
 
 def own_name() -> str:
     """Name of this process; empty if there is no `/proc`."""
-    return next(lineage(os.getpid()), "")
+    return process_name(os.getpid())
+
+
+def process_name(pid: int, root: Path = PROC) -> str:
+    """Name of a process; empty if it has ended, or if there is no `/proc`."""
+    return next(lineage(pid, root), "")
 
 
 def lineage(pid: int, root: Path = PROC) -> Iterator[str]:
@@ -53,34 +96,28 @@ def lineage(pid: int, root: Path = PROC) -> Iterator[str]:
 
     Args:
         pid: as this process sees it.
-        root: where the process file system is.
+        root: path of the process file system.
     """
-    boot = _boot(root)
+    boot = boot_id(root)
     if not boot:
         return
     for _ in range(MAX_ANCESTORS):
-        try:
-            # The name in brackets may hold anything, so fields are counted behind it: state, parent, …, start.
-            fields = (root / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-            yield f"{boot}/{_own_pid(pid, root)}/{fields[19]}"
-            pid = int(fields[1])
-        except (OSError, IndexError, ValueError):  # it has ended meanwhile
+        stat, inside = process_stat(pid, root), _pid_inside(pid, root)
+        if stat is None or not inside:  # it has ended meanwhile
             return
+        yield f"{boot}/{inside}/{stat.started_ticks}"
+        pid = stat.parent
         if pid <= 1:
             return
 
 
-def _own_pid(pid: int, root: Path) -> str:
-    """Process id within the process's namespace."""
-    for line in (root / str(pid) / "status").read_text("utf-8", "replace").splitlines():
+def _pid_inside(pid: int, root: Path) -> str:
+    """Process id within the process's own namespace; empty if it has ended."""
+    try:
+        status = (root / str(pid) / "status").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    for line in status.splitlines():
         if line.startswith("NSpid:"):
             return line.split()[-1]
     return str(pid)
-
-
-@functools.cache
-def _boot(root: Path) -> str:
-    try:
-        return (root / "sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

@@ -8,17 +8,14 @@ is looked up in `/proc`. A process on another machine or in another container is
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Final
 
 from ..bus.elapsed import elapsed_seconds
-from ..bus.process_identity import PROC, lineage, own_name
+from ..bus.process_identity import PROC, own_name, process_name, process_stat, sees_host_processes
 from ..schemas import requests
 from .errors import Conflict, Ended
 from .lease_calls import LeaseCalls
 
-_INITIAL_NAMESPACE: Final = "pid:[4026531836]"
-"""The initial PID namespace: a process in it sees all processes of the machine (`PROC_PID_INIT_INO` of Linux)."""
 _LOOK_SECONDS: Final = 0.5
 _RENEWAL_FRACTION: Final = 0.42
 """Part of the time to live within which a holder must have renewed: a third, with a margin for the renewal itself."""
@@ -74,16 +71,14 @@ def is_there(holder: str) -> bool | None:
     if not own or holder.split("/")[0] != own.split("/")[0] or holder.count("/") != 2:
         return None
     pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
-    if any(next(lineage(pid), "") == holder and not _is_zombie(pid) for pid in pids):
+    if any(process_name(pid) == holder and _is_running(pid) for pid in pids):
         return True
-    return False if os.readlink(PROC / "self/ns/pid") == _INITIAL_NAMESPACE else None
+    return False if sees_host_processes() else None
 
 
-def _is_zombie(pid: int) -> bool:
-    try:
-        return (PROC / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] in ("Z", "X")
-    except (OSError, IndexError):
-        return True
+def _is_running(pid: int) -> bool:
+    stat = process_stat(pid)
+    return stat is not None and not stat.ended
 
 
 async def _is_renewed(client: LeaseCalls, lease: requests.Lease) -> bool:

@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import time
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -20,6 +19,7 @@ from nats.errors import Error as NatsError
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
+from ...bus.process_identity import boot_id, pid_namespace, process_stat
 from ...bus.tasks import heed_cancellation
 from ...schemas import subjects
 
@@ -178,17 +178,11 @@ def _decode(entry: KeyValue.Entry) -> Claim | None:
 
 def _machine() -> str:
     """Boot id and pid namespace, within which a pid names the same process to all agents; empty if unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
+    boot, namespace = boot_id(), pid_namespace()
+    return f"{boot}/{namespace}" if boot and namespace else ""
 
 
 def _process_started(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot, field 22 of /proc/PID/stat (proc(5)); None if it has ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return int(stat.rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
+    """Start time of a process in clock ticks since boot; None if it has ended, also where it waits to be reaped."""
+    stat = process_stat(pid)
+    return None if stat is None or stat.ended else stat.started_ticks

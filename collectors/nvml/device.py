@@ -8,7 +8,7 @@ from typing import Final
 
 from ...schemas.telemetry import Severity
 from ..agent.tickcolumns import INDEX
-from ..processes.proc import boot_id
+from ..processes.proc import hashed_boot_id
 from ..source import Emit, SourceEvent
 from .health import SETTLE_SECONDS, STARTED, Finding, Health, changes
 from .inventory import Found
@@ -152,7 +152,7 @@ class Device:
         marks: dict[str, str | int | float | bool | None] = {}
         if info.mig_parent is None:
             marks |= {"pcie_address": info.pcie_address, "index": info.index, "name": info.name}
-        if boot := boot_id():
+        if boot := hashed_boot_id():
             marks["boot"] = boot
         if (energy := self.energy_millijoules) is not None:
             marks["energy_millijoules"] = energy

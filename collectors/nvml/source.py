@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, Final
 
-from ...bus.process_identity import lineage
+from ...bus import process_identity
 from ...schemas import columns
 from ...schemas.telemetry import Inventory, ProcessSample, Severity
 from ..agent.tickcolumns import TickColumns
@@ -62,7 +62,7 @@ class NvmlSource:
     ) -> None:
         self.host = host
         self.labels = labels or {}
-        self.identifies_processes = proc.sees_host_processes()
+        self.identifies_processes = process_identity.sees_host_processes()
         self._with_commands = with_commands
         self._with_events = with_events
         self._errors_before = 0
@@ -200,7 +200,7 @@ class NvmlSource:
 
     def ancestry(self, pids: Iterable[int]) -> dict[int, list[str]]:
         """See `HostSource.ancestry`."""
-        return {pid: list(lineage(pid)) for pid in pids} if self.identifies_processes else {}
+        return {pid: list(process_identity.lineage(pid)) for pid in pids} if self.identifies_processes else {}
 
     def close(self) -> None:
         """See `Source.close`."""

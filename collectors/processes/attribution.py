@@ -11,8 +11,8 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ...bus import process_identity
 from ...schemas.requests import Grant, Lease
+from ...schemas.system_processes import is_system_process
 from ...schemas.telemetry import AttributionKind, ProcessSample, Severity
 from ...schemas.units import format_bytes
 
@@ -186,13 +186,8 @@ def _without(
             container=process.container,
         )
         for process in processes
-        if (process.lease, process.device) not in held and not is_service(process)
+        if (process.lease, process.device) not in held and not is_system_process(process.name, process.kind)
     ]
-
-
-def is_service(process: ProcessSample) -> bool:
-    """True if a process serves all users of the device and needs no lease: a desktop, or a daemon of the driver."""
-    return process_identity.is_service(process.name, process.kind)
 
 
 class Watched(Struct, frozen=True, kw_only=True):

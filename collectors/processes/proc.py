@@ -16,19 +16,18 @@ from typing import Final
 
 from msgspec import Struct
 
+from ...bus import process_identity
+from ...bus.process_identity import MAX_ANCESTORS, process_stat
 from ...schemas.telemetry import HostInfo
 from ..text import clean
 from .masking import masked
 
 LEASE_VARIABLE: Final = "CORRAL_LEASE"
-MAX_ANCESTORS: Final = 32
 _CONTAINER: Final = re.compile(r"([0-9a-f]{64}|[0-9a-f]{32}-[0-9]{10})")
 _ID: Final = re.compile(r"(?=.*[1-9a-f])[0-9a-f-]{32,36}")
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PATH_CHARACTERS: Final = 1024
 _COMMAND_CHARACTERS: Final = 16 * 1024
-_HOST_PIDS: Final = "pid:[4026531836]"
-"""The pid namespace of the host itself: the kernel gives it this number (`PROC_PID_INIT_INO` in linux/proc_ns.h)."""
 
 
 class ProcessFacts(Struct, frozen=True, kw_only=True):
@@ -51,17 +50,6 @@ class ProcessFacts(Struct, frozen=True, kw_only=True):
     command: str = ""
 
 
-def sees_host_processes(root: Path = Path("/proc")) -> bool:
-    """True if process ids here are those of the host, which are the ones that the driver gives.
-
-    In a container with its own process ids the same number is another process, or none.
-    """
-    try:
-        return os.readlink(root / "self" / "ns" / "pid") == _HOST_PIDS
-    except OSError:  # a kernel without namespaces has one for all
-        return True
-
-
 class ProcessTable:
     """Reads facts about processes, without a cache: a launcher may set a lease and execute the program under its id.
 
@@ -76,12 +64,12 @@ class ProcessTable:
     def __init__(self, *, with_commands: bool = False, root: Path = Path("/proc")) -> None:
         self._with_commands = with_commands
         self._root = root
-        self.identifies = sees_host_processes(root)
+        self.identifies = process_identity.sees_host_processes(root)
 
     def facts(self, pid: int) -> ProcessFacts:
         """Read the facts about a process by its id; fields are empty where it can't be seen."""
-        started = self._stat(pid, 19) if self.identifies else None
-        if started is None:
+        stat = process_stat(pid, self._root) if self.identifies else None
+        if stat is None:
             return ProcessFacts()
         folder = self._root / str(pid)
         return ProcessFacts(
@@ -89,7 +77,7 @@ class ProcessTable:
             user=_user(folder),
             container=container(_text(folder / "cgroup")),
             lease=self._lease(pid),
-            started_ns=_boot_ns(self._root) + started * (10**9 // _CLOCK_TICKS),
+            started_ns=_boot_ns(self._root) + stat.started_ticks * (10**9 // _CLOCK_TICKS),
             command=self._command(folder) if self._with_commands else "",
         )
 
@@ -107,16 +95,11 @@ class ProcessTable:
             found = _variable(_bytes(self._root / str(pid) / "environ"), LEASE_VARIABLE)
             if found:
                 return found
-            parent = self._stat(pid, 1)
-            if parent is None or parent <= 1:
+            stat = process_stat(pid, self._root)
+            if stat is None or stat.parent <= 1:
                 return ""
-            pid = parent
+            pid = stat.parent
         return ""
-
-    def _stat(self, pid: int, at: int) -> int | None:
-        """Read a number of `/proc/PID/stat`, counted from the state, which follows the name in brackets."""
-        fields = _text(self._root / str(pid) / "stat").rpartition(")")[2].split()
-        return int(fields[at]) if len(fields) > at else None
 
 
 @functools.cache
@@ -193,14 +176,18 @@ def machine_ids(root: Path = Path("/")) -> list[str]:
     A container often has no machine-id(5), or that of its image; its boot id is that of the machine. Images that are to
     get an id at their first start have the word `uninitialized` in its place, which is left out.
     """
-    texts = [_text(root / path).strip() for path in ("etc/machine-id", "proc/sys/kernel/random/boot_id")]
-    return [hashlib.sha256(f"corral {text}".encode()).hexdigest()[:32] for text in texts if _ID.fullmatch(text)]
+    texts = [_text(root / "etc/machine-id").strip(), process_identity.boot_id(root / "proc")]
+    return [_hashed(text) for text in texts if _ID.fullmatch(text)]
 
 
-def boot_id(root: Path = Path("/")) -> str:
+def hashed_boot_id() -> str:
     """Id of this machine's boot, hashed as in `machine_ids`; empty where it can't be read."""
-    text = _text(root / "proc/sys/kernel/random/boot_id").strip()
-    return hashlib.sha256(f"corral {text}".encode()).hexdigest()[:32] if text else ""
+    boot = process_identity.boot_id()
+    return _hashed(boot) if boot else ""
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(f"corral {text}".encode()).hexdigest()[:32]
 
 
 def _cpus() -> int:

@@ -19,7 +19,6 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
@@ -27,6 +26,7 @@ from msgspec import Struct
 from nats.errors import Error as NatsError
 
 from ...bus.elapsed import elapsed_seconds
+from ...bus.process_identity import boot_id, pid_namespace, process_stat
 from ...bus.tasks import heed_cancellation
 from .store import HEARTBEAT, LEADER, Deposed, Entry, Store, WriteFailed, readable
 
@@ -230,14 +230,9 @@ def _own_process() -> str:
 
 
 def _process_name(pid: int) -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
-        # After the executable's name in parentheses; the start time is field 22 of proc(5)'s stat.
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-    return f"{boot} {namespace} {pid} {started}"
+    """Identity of a process in this process's pid namespace; empty if it has ended, or off Linux."""
+    boot, namespace, stat = boot_id(), pid_namespace(), process_stat(pid)
+    return f"{boot} {namespace} {pid} {stat.started_ticks}" if boot and namespace and stat else ""
 
 
 def _is_gone(process: str) -> bool:
@@ -246,11 +241,5 @@ def _is_gone(process: str) -> bool:
     parts = process.split()
     if not own or len(parts) != 4 or parts[:2] != own.split()[:2] or not parts[2].isdecimal():
         return False
-    return _process_name(int(parts[2])) != process or _is_zombie(int(parts[2]))
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
-    except (OSError, IndexError):
-        return True
+    stat = process_stat(int(parts[2]))
+    return stat is None or stat.ended or _process_name(int(parts[2])) != process

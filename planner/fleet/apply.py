@@ -8,10 +8,10 @@ from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from ...bus.process_identity import is_service
 from ...schemas.inventory import address
 from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent, LeaseState
+from ...schemas.system_processes import is_system_process
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch, Severity
 from .blocking import block, count_idle, refresh, uncount_idle
 from .device import Device, Fault, last_tick
@@ -233,7 +233,7 @@ def _processes(fleet: Fleet, event: ProcessBatch) -> None:
     host.processes_at = host.heard_at = fleet.now
     by_device: dict[str, list[Listed]] = {}
     for process in event.processes:
-        service = is_service(process.name, process.kind)
+        service = is_system_process(process.name, process.kind)
         # If processes can't be identified, memory of a lease's work must not count as foreign.
         lease, memory = (process.lease, process.memory_used_bytes) if event.identified else (UNIDENTIFIED, None)
         by_device.setdefault(process.device, []).append(Listed(lease, memory, service))

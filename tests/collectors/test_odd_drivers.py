@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pynvml
 import pytest
+from corral.bus import process_identity
 from corral.collectors.amd import source as amd_source
 from corral.collectors.amd.library import AmdFailure, AmdLibrary
 from corral.collectors.amd.source import AmdSource
@@ -452,12 +453,12 @@ def test_process_ids_of_another_namespace_name_nobody(
     (tmp_path / "self/ns").mkdir(parents=True)
     link = tmp_path / "self/ns/pid"
     link.symlink_to("pid:[4026531836]")
-    assert proc.sees_host_processes(tmp_path)
+    assert process_identity.sees_host_processes(tmp_path)
     link.unlink()
-    assert proc.sees_host_processes(tmp_path)
+    assert process_identity.sees_host_processes(tmp_path)
     link.symlink_to("pid:[4026532178]")
-    assert not proc.sees_host_processes(tmp_path)
-    monkeypatch.setattr(proc, "sees_host_processes", lambda _root=None: False)
+    assert not process_identity.sees_host_processes(tmp_path)
+    monkeypatch.setattr(process_identity, "sees_host_processes", lambda _root=None: False)
     nvml.devices = [FakeDevice(0, compute=[(os.getpid(), 7)])]
     source = NvmlSource("node-1", with_events=False)
     opened(source)
