@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 from importlib import metadata
@@ -30,3 +31,9 @@ def corral_version() -> str:
         return metadata.version("corral")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def service_version() -> str:
+    """Version of a NATS micro service, which must be a semantic one: that of the package, or 0.0.0 if it is none."""
+    version = corral_version()
+    return version if re.fullmatch(r"\d+\.\d+\.\d+", version) else "0.0.0"

@@ -16,9 +16,9 @@ from collections.abc import Generator
 from typing import Final
 
 from ..schemas import requests, subjects
+from ..schemas.limits import LEASE_VARIABLE
 from .request import RequestFields
 
-LEASE_VARIABLE: Final = "CORRAL_LEASE"
 NONE_VISIBLE: Final[dict[str, str]] = {
     "CUDA_VISIBLE_DEVICES": "",
     "ROCR_VISIBLE_DEVICES": "",

@@ -19,6 +19,7 @@ from ..bus.layout import ensure_layout
 from ..bus.permissions import may_make_streams
 from ..schemas import subjects
 from ..schemas.instruments import ServiceKind
+from ..schemas.limits import STALE_AFTER_SECONDS
 from ..schemas.requests import Lease
 from .agent.agent import Agent, AgentSettings
 from .agent.claim import HostClaim, HostTaken
@@ -34,8 +35,6 @@ log = logging.getLogger("corral.collector")
 MIN_INTERVAL_SECONDS: Final = 0.02
 BUFFER_BYTES: Final = 256 * 2**20
 DRAIN_SECONDS: Final = 5.0
-STALE_SECONDS: Final = 10.0
-"""Age at which a planner treats telemetry as too old, by default."""
 
 
 def check_settings(*, interval_seconds: float, batch_seconds: float, buffer_bytes: int) -> None:
@@ -112,8 +111,10 @@ async def collect(
         Exception: the error that ended the source.
     """
     check_settings(interval_seconds=interval_seconds, batch_seconds=batch_seconds, buffer_bytes=buffer_bytes)
-    if max(interval_seconds, batch_seconds) > STALE_SECONDS / 2:
-        log.warning("planners take a device as lost after %.0f s without a sample: report more often", STALE_SECONDS)
+    if max(interval_seconds, batch_seconds) > STALE_AFTER_SECONDS / 2:
+        log.warning(
+            "a planner gives a device no work after %.0f s without a sample: report more often", STALE_AFTER_SECONDS
+        )
     token = subjects.host_token(name)
     if token != name:
         log.warning("the name %r goes into subjects as %r", name, token)

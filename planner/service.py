@@ -28,6 +28,7 @@ from ..bus.tasks import BackgroundTasks, heed_cancellation
 from ..schemas import codec, subjects
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
+from ..schemas.limits import STALE_AFTER_SECONDS
 from ..schemas.operations import Drains
 from ..schemas.requests import Error, LeaseState
 from .api.endpoints import Endpoints
@@ -91,7 +92,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """
 
     policy: str | None = None
-    stale_after_seconds: float = 10.0
+    stale_after_seconds: float = STALE_AFTER_SECONDS
     lost_after_seconds: float = LOST_AFTER_SECONDS
     limits: Limits = Limits()
     questions: Bounds = Bounds()

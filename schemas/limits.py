@@ -1,9 +1,22 @@
-"""Limits that both sides of the bus have to agree on."""
+"""Numbers and names that several parts must agree on."""
 
 from __future__ import annotations
 
 from typing import Final
 
-SPAN_MESSAGES: Final = 64
-"""Messages of one agent's run may be out of order in a stream by less than this: a collector never has numbers further
-apart in flight, and the history's deduplication looks back as far."""
+STALE_AFTER_SECONDS: Final = 10.0
+"""Age of its newest sample at which a device takes no work, unless the planner is set otherwise."""
+
+MAX_WAIT_SECONDS: Final = 86_400
+"""Maximum time that a work request may wait in the queue."""
+
+MAX_TTL_SECONDS: Final = 30 * 86_400
+"""Maximum time to live of a lease, from one renewal to the next."""
+
+MAX_OUT_OF_ORDER: Final = 64
+"""Span of one agent's message numbers that may be on their way at once, so that a stream may hold them out of order.
+
+Deduplication looks back as far: within it a message that comes late differs from a duplicate."""
+
+LEASE_VARIABLE: Final = "CORRAL_LEASE"
+"""Environment variable with the id of the lease that a process works under."""

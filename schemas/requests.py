@@ -13,6 +13,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from .limits import MAX_TTL_SECONDS, MAX_WAIT_SECONDS
+
 # To Python `$` alone is also the place before a last line feed; JSON Schema has no `\Z`.
 OwnerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_@-][A-Za-z0-9_@.:/+-]*$(?!\n)")]
 Identifier = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$(?!\n)")]
@@ -146,12 +148,12 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     host_labels: Labels = {}
     min_compute_capability: Annotated[str, Meta(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3})?$(?!\n)")] | None = None
     placement: Placement = Placement.SAME_HOST
-    ttl_seconds: Annotated[float, Meta(ge=1, le=30 * 86400)] = 300.0
+    ttl_seconds: Annotated[float, Meta(ge=1, le=MAX_TTL_SECONDS)] = 300.0
     request_id: Identifier | None = None
     name: ShortText = ""
     labels: Labels = {}
     policy: ShortText | None = None
-    wait_seconds: Annotated[float, Meta(ge=0, le=86400)] = 0.0
+    wait_seconds: Annotated[float, Meta(ge=0, le=MAX_WAIT_SECONDS)] = 0.0
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
     distribution: Distribution | None = None
     holder: ShortText = ""
@@ -399,7 +401,7 @@ class LeaseAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
     lease_id: Identifier
     owner: OwnerName
-    ttl_seconds: Annotated[float, Meta(ge=1, le=30 * 86400)] | None = None
+    ttl_seconds: Annotated[float, Meta(ge=1, le=MAX_TTL_SECONDS)] | None = None
     holder: ShortText = ""
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ...schemas.limits import STALE_AFTER_SECONDS
 from ...schemas.units import parse_bytes, parse_seconds
 from ..options import NatsUrl
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
@@ -29,7 +30,7 @@ def plan(
             metavar="TIME",
             help="A device without a sample for so long takes no work.",
         ),
-    ] = "10s",
+    ] = f"{STALE_AFTER_SECONDS:g}s",
     lost_after: Annotated[
         str,
         typer.Option(

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import typer
 
-from ...client.environment import LEASE_VARIABLE, NONE_VISIBLE, environment_for
+from ...client.environment import NONE_VISIBLE, environment_for
+from ...schemas.limits import LEASE_VARIABLE
 from ...schemas.requests import Lease
 from .. import exits
 from ..variables import PREFIX

@@ -18,6 +18,7 @@ from ...client.environment import environment_for, placed_here
 from ...client.lease import HeldLease
 from ...client.request import RequestFields
 from ...schemas import units
+from ...schemas.limits import LEASE_VARIABLE
 from .. import exits, render
 from ..here import explain_host, say_elsewhere
 from ..options import NatsUrl, connected, console, say
@@ -280,7 +281,7 @@ async def _child(
         say_elsewhere(held.lease)
     else:
         # The process of the connection isn't under the lease: it must survive signals to the lease's processes.
-        environment = {name: value for name, value in os.environ.items() if name != "CORRAL_LEASE"}
+        environment = {name: value for name, value in os.environ.items() if name != LEASE_VARIABLE}
         words = remote.start(command, environment_for(held.lease, remote.host), held.lease_id, grace)
     child = Child(say=lambda text: say(f"corral: {text}"), stopped=terminal.stop_with)
     signals.check()

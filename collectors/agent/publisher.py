@@ -6,7 +6,7 @@ acknowledgement are sent again first over the next connection, with the same ids
 
 When the leader of a replicated stream fails, messages in flight are lost, but later ones over the same connection are
 stored. So a message that a later one has passed is sent again at once. The numbers in flight of a run never span more
-than the history's deduplication looks back (`SPAN_MESSAGES`), so that it can tell such a message from a duplicate.
+than the history's deduplication looks back (`MAX_OUT_OF_ORDER`), so that it can tell such a message from a duplicate.
 
 A stream forgets an id after its duplicate window. A message that may have been sent before that is looked up first: the
 id of the stream's last message on the same subject tells how far the run got.
@@ -35,7 +35,7 @@ from ...bus.layout import ensure_layout
 from ...bus.permissions import may_make_streams
 from ...bus.tasks import heed_cancellation
 from ...schemas import codec, subjects
-from ...schemas.limits import SPAN_MESSAGES
+from ...schemas.limits import MAX_OUT_OF_ORDER
 from .outbox import Entry, Outbox
 
 log = logging.getLogger("corral.collector")
@@ -345,7 +345,7 @@ class _Session:
         if oldest is None:
             return False
         (run, number), (other, first) = _number(entry.message_id), _number(oldest.message_id)
-        return run == other and number - first >= SPAN_MESSAGES
+        return run == other and number - first >= MAX_OUT_OF_ORDER
 
     async def _settle(self, failures: int) -> None:
         """Pause after a refusal of the bus, then send again from the first message that is not acknowledged.

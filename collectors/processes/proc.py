@@ -18,11 +18,11 @@ from msgspec import Struct
 
 from ...bus import process_identity
 from ...bus.process_identity import MAX_ANCESTORS, process_stat
+from ...schemas.limits import LEASE_VARIABLE
 from ...schemas.telemetry import HostInfo
 from ..text import clean
 from .masking import masked
 
-LEASE_VARIABLE: Final = "CORRAL_LEASE"
 _CONTAINER: Final = re.compile(r"([0-9a-f]{64}|[0-9a-f]{32}-[0-9]{10})")
 _ID: Final = re.compile(r"(?=.*[1-9a-f])[0-9a-f-]{32,36}")
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")

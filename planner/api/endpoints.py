@@ -22,9 +22,11 @@ from nats.micro.request import Request
 from nats.micro.service import EndpointStats, Service
 
 from ...bus.permissions import ACROSS
+from ...bus.process import service_version
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, subjects
 from ...schemas.health import ServiceHealth
+from ...schemas.limits import MAX_WAIT_SECONDS
 from ...schemas.operations import (
     DeviceFilter,
     Devices,
@@ -50,11 +52,11 @@ from .request_context import RequestContext
 
 log = logging.getLogger("corral.planner")
 
-_VERSION: Final = "0.1.0"
 _ACTS: Final = (WithdrawAction, LeaseAction, EvictAction, DrainAction)
 """Messages that take effect also without a reply subject."""
 _SAY_AGAIN_SECONDS: Final = 10.0
-_LONGEST_WAIT_SECONDS: Final = 86400.0 + 60.0
+_FORWARD_SECONDS: Final = MAX_WAIT_SECONDS + 60.0
+"""Timeout for the answer of another planner: a request may wait in its queue."""
 
 
 class Endpoints:
@@ -132,7 +134,7 @@ class Endpoints:
         service = self._service = await micro.add_service(
             self._nc,
             name=subjects.PLANNER_SERVICE,
-            version=_VERSION,
+            version=service_version(),
             description="Answers work requests with devices, from live telemetry and durable leases",
             metadata={"planner": self._planner, "role": "standby" if desk is None else "leader"},
             # A queue group for each planner: in a shared one, a leader that hangs would go on taking messages.
@@ -419,7 +421,5 @@ class Endpoints:
             return
         # A client in another account must be answered by this planner: the server lets no other use its reply subject.
         with contextlib.suppress(NatsError, TimeoutError):
-            answer = await self._nc.request(
-                request.subject, body, timeout=_LONGEST_WAIT_SECONDS, headers=request.headers
-            )
+            answer = await self._nc.request(request.subject, body, timeout=_FORWARD_SECONDS, headers=request.headers)
             await self._nc.publish(reply, answer.data, headers=answer.headers)

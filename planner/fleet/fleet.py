@@ -18,10 +18,9 @@ from .blocking import drain_reason, look, refresh, renew, why_blocked
 from .events import ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
 from .holdings import free, hold
 from .host import Host
-from .known import STALE_AFTER_SECONDS, Fleet, Held
+from .known import Fleet, Held
 
 __all__ = [
-    "STALE_AFTER_SECONDS",
     "ClockSet",
     "Event",
     "Fleet",

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from ...schemas.limits import STALE_AFTER_SECONDS
 from ...schemas.telemetry import DeviceInfo, Inventory
 from .device import Device, Fault
 from .host import Host
@@ -17,7 +18,6 @@ from .reservation import Reserved
 from .state import Ask, AskKey, DeviceState, HostState, Model, StateKey, model_key
 from .topology import Levels, Topology
 
-STALE_AFTER_SECONDS: Final = 10.0
 ASKS_MOST: Final = 1024
 MODELS_MOST: Final = 65_536
 TOPOLOGIES_MOST: Final = 8192

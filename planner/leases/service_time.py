@@ -16,13 +16,14 @@ from typing import Final
 
 from msgspec import Struct
 
+from ...schemas.limits import MAX_TTL_SECONDS
+
 LONG_FRACTION: Final = 0.1
 LONG_SECONDS: Final = 10.0
 """An outage of `LONG_FRACTION` of a lease's time to live, or of `LONG_SECONDS`, gives it a whole one: a holder's
 retries are no further apart (`client/lease.py`)."""
 UNKNOWN_SECONDS: Final = 365 * 86400.0
 """Length of an outage that may have been of any length."""
-_LONGEST_LIFE_SECONDS: Final = 30 * 86400.0
 _PAUSE_SECONDS: Final = 1.0
 """If two ticks are further apart, this process was suspended, or its event loop was blocked."""
 _JUMP_SECONDS: Final = 1.0
@@ -89,7 +90,7 @@ def with_outage(outages: Sequence[Outage], outage: Outage) -> list[Outage]:
 
 def _longest(outage: Outage) -> float:
     """Longest time to live in seconds of leases that an outage extends."""
-    return outage.seconds / LONG_FRACTION if outage.seconds < LONG_SECONDS else _LONGEST_LIFE_SECONDS
+    return outage.seconds / LONG_FRACTION if outage.seconds < LONG_SECONDS else MAX_TTL_SECONDS
 
 
 class ServiceTime:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ...schemas.limits import LEASE_VARIABLE
 from ...schemas.operations import Addition, Explanation
 from ...schemas.requests import (
     Distributed,
@@ -265,7 +266,7 @@ def environment(fleet: Fleet, grants: Sequence[Grant], lease_id: str) -> dict[st
         host = fleet.hosts.get(name)
         around = {device.info.vendor for device in host.devices} if host is not None else set[str]()
         held = [(uuid, fleet.devices[uuid].info if uuid in fleet.devices else None) for uuid in uuids]
-        found[name] = {"CORRAL_LEASE": lease_id} | visible(held, around)
+        found[name] = {LEASE_VARIABLE: lease_id} | visible(held, around)
     return found
 
 

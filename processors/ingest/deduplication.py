@@ -2,7 +2,7 @@
 
 A stream stores a message id once within two minutes. Here duplicates are found of a collector that returns later and
 sends again what was not acknowledged. An agent numbers its messages from 1 and sends them in order. So a number less
-than `SPAN_MESSAGES` behind the greatest is looked up in a bitmap, and one further behind counts as a duplicate. The
+than `MAX_OUT_OF_ORDER` behind the greatest is looked up in a bitmap, and one further behind counts as a duplicate. The
 state is stored with the rows of each batch.
 
 Runs are tracked for each host separately: agents that share an id, whether copied with a machine's image or taken over
@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from ...schemas.limits import SPAN_MESSAGES
+from ...schemas.limits import MAX_OUT_OF_ORDER
 from ..storage.protocol import Arrival
 
-_MASK: Final = (1 << SPAN_MESSAGES) - 1
+_MASK: Final = (1 << MAX_OUT_OF_ORDER) - 1
 
 
 class Arrivals:
@@ -43,9 +43,9 @@ class Arrivals:
             high, seen = found
             ahead = sequence - high
             if ahead > 0:
-                self._runs[key] = (sequence, ((seen << ahead) & _MASK if ahead < SPAN_MESSAGES else 0) | 1)
+                self._runs[key] = (sequence, ((seen << ahead) & _MASK if ahead < MAX_OUT_OF_ORDER else 0) | 1)
             else:
-                bit = 1 << -ahead if ahead > -SPAN_MESSAGES else 0
+                bit = 1 << -ahead if ahead > -MAX_OUT_OF_ORDER else 0
                 if not bit or seen & bit:
                     return False
                 self._runs[key] = (high, seen | bit)

@@ -30,7 +30,7 @@ from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, EndpointStats, Service, ServiceConfig
 
 from ...bus.permissions import with_name
-from ...bus.process import resident_bytes
+from ...bus.process import resident_bytes, service_version
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, replies, subjects
 from ...schemas.query import END_HEADER, PART_HEADER, Cancelled, CancelRequest, ProcessorStatus, QueryEnd, QueryRequest
@@ -153,7 +153,7 @@ class QueryService:
             self._nc,
             ServiceConfig(
                 name=subjects.HISTORY_SERVICE,
-                version="1.0.0",
+                version=service_version(),
                 description="SQL over the fleet's history",
                 metadata={"processor": self._processor},
                 stats_handler=self._stats,

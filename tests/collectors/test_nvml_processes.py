@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from corral.bus.process_identity import lineage, own_name
 from corral.collectors.nvml.source import NvmlSource
-from corral.collectors.processes.proc import LEASE_VARIABLE, ProcessTable, container, cpu_list, sysfs_address
+from corral.collectors.processes.proc import ProcessTable, container, cpu_list, sysfs_address
+from corral.schemas.limits import LEASE_VARIABLE
 from support.fake_nvml import FakeInstance, FakeNvml
 
 NOT_AVAILABLE = 2**64 - 1
