@@ -9,7 +9,7 @@ from typing import Any, Final
 from .device import Device
 from .host import Host
 from .known import Fleet
-from .state import BLOCKS, DRAINED, HOST_LOST, MIG_PARENT, STALE, UNHEALTHY, UNLIMITED, WHOLE_SHARE
+from .state import BLOCKS, DRAINED, HOST_LOST, MIG_PARENT, STALE, UNHEALTHY, UNLIMITED, WHOLE_SHARE, StateKey
 
 HOST_WITHOUT_DEVICES_STALE_SECONDS: Final = 180.0
 """Staleness limit of a host without devices, which sends inventories alone: three of them missed."""
@@ -144,16 +144,16 @@ def why_blocked(mask: int) -> list[str]:
     return [name for bit, name in BLOCKS.items() if mask & bit]
 
 
+def _idle(device: Device) -> StateKey:
+    if device.parent:
+        return StateKey(device.model, blocked=MIG_PARENT)
+    most = device.memory_most
+    return StateKey(device.model, share=WHOLE_SHARE, memory_free=most, memory_most=most)
+
+
 def count_idle(fleet: Fleet, host: Host) -> None:
     """Count in `Fleet.idle` the state that a host would have without leases, foreign processes, faults and drains."""
-    states = [
-        fleet.device_state(
-            (d.model, WHOLE_SHARE, d.memory_most, 0, False, 0, 0, False, False, False, False, d.memory_most)
-        )
-        if not d.parent
-        else fleet.device_state((d.model, 0, 0, MIG_PARENT, False, 0, 0, False, False, False, False, 0))
-        for d in host.devices
-    ]
+    states = [fleet.device_state(_idle(device)) for device in host.devices]
     if host.topology is None:
         states.sort(key=lambda state: state.order)
     idle = fleet.host_state(host.topology, host.cpus_total, host.memory_total, 0, tuple(states))

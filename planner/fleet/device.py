@@ -1,7 +1,7 @@
 """Live state of a device: its capabilities, the leases on it, and its samples.
 
-A sample is compared with the bounds of the device's present step, and changes the device's state only if it leaves them
-by a quarter of a step (hysteresis). So samples at 1 Hz cost little, and a value at a bound does not flap.
+A sample changes the device's state only if a value leaves its present step (`Steps`), so that samples at 1 Hz cost
+little.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from struct import Struct as Layout
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ...schemas.metrics import METRICS
 from ...schemas.telemetry import DeviceEvent, DeviceInfo, SampleBatch, Severity
@@ -81,42 +82,70 @@ class Fault(Struct, frozen=True):
             at = event.time_ns * 1e-9
             if self.warned_at - REREAD_NS * 1e-9 <= at <= self.warned_at:
                 return self
-            return Fault(self.severity, self.message, self.time_ns, at, text)
+            return replace(self, warned_at=at, warning=text)
         if is_past(event.time_ns, self.time_ns):
             return self
         if event.severity is Severity.CLEARED:
-            return Fault(None, "", event.time_ns, self.warned_at, self.warning)
+            return replace(self, severity=None, message="", time_ns=event.time_ns)
         rank = _FATAL.get(event.severity, 0)
         if self.severity is not None and rank < _FATAL[self.severity]:
             return self
-        return Fault(event.severity, text, event.time_ns, self.warned_at, self.warning)
+        return replace(self, severity=event.severity, message=text, time_ns=event.time_ns)
 
 
-class Tick:
-    """The last tick of a batch: one value per device in each column; None for a column that the batch lacks."""
+class Tick(Struct):
+    """The last tick of a batch: one possible value per device in each column; None for a column that the batch lacks.
 
-    __slots__ = ("nulls", "power", "reserved", "temperature", "throttle", "times_ns", "total", "used", "utilization")
+    Attributes:
+        times_ns: times of the readings, by the host's clock.
+        used: memory in use.
+        reserved: memory of the driver.
+        total: memory in all.
+        utilization: in percent.
+        temperature: in degrees Celsius.
+        power: in watts.
+        throttle: reasons for low clocks, as bits.
+    """
 
-    def __init__(self, times_ns: tuple[int, ...]) -> None:
-        self.times_ns = times_ns
-        self.nulls: dict[str, bytes] = {}
-        self.used: tuple[int | None, ...] | None = None
-        self.reserved: tuple[int | None, ...] | None = None
-        self.total: tuple[int | None, ...] | None = None
-        self.utilization: tuple[float | None, ...] | None = None
-        self.temperature: tuple[float | None, ...] | None = None
-        self.power: tuple[float | None, ...] | None = None
-        self.throttle: tuple[int | None, ...] | None = None
+    times_ns: tuple[int, ...]
+    used: tuple[int | None, ...] | None = None
+    reserved: tuple[int | None, ...] | None = None
+    total: tuple[int | None, ...] | None = None
+    utilization: tuple[float | None, ...] | None = None
+    temperature: tuple[float | None, ...] | None = None
+    power: tuple[float | None, ...] | None = None
+    throttle: tuple[int | None, ...] | None = None
 
 
-_COLUMNS: Final = (
-    ("memory_used_bytes", "used", "q", 8),
-    ("memory_reserved_bytes", "reserved", "q", 8),
-    ("memory_total_bytes", "total", "q", 8),
-    ("gpu_utilization_percent", "utilization", "f", 4),
-    ("temperature_celsius", "temperature", "f", 4),
-    ("power_watts", "power", "f", 4),
-    ("throttle_reasons_bitmask", "throttle", "q", 8),
+class _Column(NamedTuple):
+    """A column of a batch that the fleet's state takes in, with the limits of its metric."""
+
+    name: str
+    attribute: str
+    format: str
+    width: int
+    least: float
+    most: float
+
+
+def _column(name: str, attribute: str) -> _Column:
+    metric = METRICS[name]
+    least = -math.inf if metric.minimum is None else metric.minimum
+    most = math.inf if metric.maximum is None else metric.maximum
+    return _Column(name, attribute, *(("q", 8) if metric.integer else ("f", 4)), least, most)
+
+
+_COLUMNS: Final = tuple(
+    _column(name, attribute)
+    for name, attribute in (
+        ("memory_used_bytes", "used"),
+        ("memory_reserved_bytes", "reserved"),
+        ("memory_total_bytes", "total"),
+        ("gpu_utilization_percent", "utilization"),
+        ("temperature_celsius", "temperature"),
+        ("power_watts", "power"),
+        ("throttle_reasons_bitmask", "throttle"),
+    )
 )
 _layouts: dict[tuple[int, str], Layout] = {}
 
@@ -138,15 +167,14 @@ def last_tick(batch: SampleBatch) -> Tick | None:
     skip = (ticks - 1) * count
     tick = Tick(_layout(count, "q").unpack_from(batch.times_ns, skip * 8))
     columns, nulls = batch.columns, batch.nulls
-    for name, attribute, format, width in _COLUMNS:
+    for name, attribute, format, width, least, most in _COLUMNS:
         raw = columns.get(name)
         if raw is None or len(raw) != ticks * count * width:
             continue
         values: tuple[Any, ...] = _layout(count, format).unpack_from(raw, skip * width)
-        metric = METRICS[name]
-        least, most = metric.minimum, metric.maximum
-        if least is not None and most is not None and not (least <= min(values) and max(values) <= most):
-            values = tuple(value if metric.possible(value) else None for value in values)
+        # NaN is in no order, so that `min` and `max` may miss it, but it makes the sum NaN.
+        if not (least <= min(values) and max(values) <= most and (total := sum(values)) == total):
+            values = tuple(value if METRICS[name].possible(value) else None for value in values)
         missing = nulls.get(name)
         if missing is not None and len(missing) == ticks * count:
             values = tuple(None if null else value for value, null in zip(values, missing[skip:], strict=True))
@@ -154,14 +182,43 @@ def last_tick(batch: SampleBatch) -> Tick | None:
     return tick
 
 
+class Steps:
+    """A live value as a whole number of steps, from 0 to a limit.
+
+    A new value is compared with the bounds of the present step first, and takes another step only a quarter of one
+    beyond them (hysteresis), so that a value at a bound does not flap.
+
+    Args:
+        base: lower bound of step 0.
+        step: width of a step.
+        limit: the greatest step; it has no upper bound, as step 0 has no lower one.
+
+    Attributes:
+        level: the present step.
+        low: the least value that stays in it.
+        high: values from here on leave it.
+    """
+
+    __slots__ = ("_base", "_limit", "_step", "high", "level", "low")
+
+    def __init__(self, base: float, step: float, limit: int) -> None:
+        self._base, self._step, self._limit = base, step, limit
+        self._enter(0)
+
+    def move(self, value: float) -> None:
+        """Take the step of a value."""
+        self._enter(max(0, min(math.floor((value - self._base) / self._step), self._limit)))
+
+    def _enter(self, level: int) -> None:
+        self.level = level
+        self.low = -math.inf if level == 0 else self._base + self._step * (level - _EDGE)
+        self.high = math.inf if level == self._limit else self._base + self._step * (level + 1 + _EDGE)
+
+
 class Device:
     """Live state of a device."""
 
     __slots__ = (
-        "_heat_high",
-        "_heat_low",
-        "_load_high",
-        "_load_low",
         "_overhead_high",
         "_overhead_low",
         "blocked",
@@ -228,12 +285,8 @@ class Device:
         """Reason why it is in use, other than by its leases; empty if it is not."""
         self.overhead = 0
         """Reserved and foreign memory, rounded up so that the rest is a multiple of the grain."""
-        self.heat = 0
-        self.load = 0
-        self._heat_low = -math.inf
-        self._heat_high = HEAT_BASE_CELSIUS + _EDGE * HEAT_STEP_CELSIUS
-        self._load_low = -math.inf
-        self._load_high = LOAD_STEP_PERCENT * (1 + _EDGE)
+        self.heat = Steps(HEAT_BASE_CELSIUS - HEAT_STEP_CELSIUS, HEAT_STEP_CELSIUS, HEAT_LEVELS)
+        self.load = Steps(0.0, LOAD_STEP_PERCENT, LOAD_LEVELS)
         self._overhead_low = 0
         self._overhead_high = 0
 
@@ -332,60 +385,77 @@ class Device:
         time_ns = tick.times_ns[at]
         if time_ns == self.time_ns:
             return False, False
-        seconds = max(0.0, (time_ns - self.time_ns) * 1e-9)
-        first = self.time_ns < 0
+        # The first sample counts in full.
+        elapsed_seconds = math.inf if self.time_ns < 0 else max(0.0, (time_ns - self.time_ns) * 1e-9)
         self.time_ns = time_ns
         seen = time_ns * 1e-9 + lag
         self.seen_at = seen if seen < now else now
-        dirty = sized = False
-        if tick.total is not None:
+        sized = self._sample_size(tick, at)
+        dirty = self._sample_load(tick, at, elapsed_seconds)
+        dirty = self._sample_use(tick, at, known, sized) or dirty
+        dirty = self._sample_heat(tick, at) or dirty
+        if tick.throttle is not None:
+            reasons = tick.throttle[at]
+            throttled = reasons is not None and reasons & THROTTLE_BITS != 0
+            if throttled is not self.throttled:
+                self.throttled, dirty = throttled, True
+        if tick.power is not None:
+            self.power = tick.power[at]
+        return dirty, sized
+
+    def _sample_size(self, tick: Tick, at: int) -> bool:
+        """Take in the size of the memory and of the driver's part of it; returns true if it has changed."""
+        sized = False
+        if tick.total is not None and not self.info.memory_bytes:
             total = tick.total[at]
-            if total and not self.info.memory_bytes and total != self.memory_total:
+            if total and total != self.memory_total:
                 self.memory_total, sized = total, True
                 self._resize()
         if tick.reserved is not None:
             reserved = tick.reserved[at] or 0
             if reserved != self.reserved:
                 self.reserved, sized = reserved, True
+        return sized
+
+    def _sample_load(self, tick: Tick, at: int, elapsed_seconds: float) -> bool:
+        """Take in the utilization, and average it; returns true if the load has another step."""
+        if tick.utilization is None:
+            return False
+        self.utilization = value = tick.utilization[at]
+        if value is None:
+            return False
+        weight = 1.0 if elapsed_seconds == math.inf else elapsed_seconds / (elapsed_seconds + LOAD_SECONDS)
+        self.load_percent = load = self.load_percent + (value - self.load_percent) * weight
+        steps = self.load
+        if steps.low <= load < steps.high:
+            return False
+        steps.move(load)
+        return True
+
+    def _sample_use(self, tick: Tick, at: int, known: bool, sized: bool) -> bool:
+        """Take in the memory in use, and who uses it; returns true if the device's state changes."""
+        used = utilization = None
         if tick.used is not None:
-            self.memory_used = tick.used[at]
-        value = None
+            self.memory_used = used = tick.used[at]
         if tick.utilization is not None:
-            value = tick.utilization[at]
-            # Comparisons with NaN are false, so it is left out here.
-            self.utilization = value = value if value is not None and 0 <= value <= 100 else None
-            if value is not None:
-                weight = 1.0 if first else seconds / (seconds + LOAD_SECONDS)
-                self.load_percent = load = self.load_percent + (value - self.load_percent) * weight
-                if not self._load_low <= load < self._load_high:
-                    self.load = level = min(int(load / LOAD_STEP_PERCENT), LOAD_LEVELS)
-                    self._load_low, self._load_high = _bounds(level, 0.0, LOAD_STEP_PERCENT, LOAD_LEVELS)
-                    dirty = True
-        used = self.memory_used if tick.used is not None else None
-        if self.occupancy.sample(used, value, self.seen_at, known):
-            dirty = self._round() or dirty
-            dirty = self.judge() or dirty
-        elif sized:
+            utilization = self.utilization
+        if self.occupancy.sample(used, utilization, self.seen_at, known):
+            rounded = self._round()
+            return self.judge() or rounded
+        if sized:
             self._round()
-        if tick.temperature is not None:
-            value = tick.temperature[at]
-            self.temperature = value = value if value is not None and -100 <= value <= 300 else None
-            if value is not None and not self._heat_low <= value < self._heat_high:
-                steps = math.floor((value - HEAT_BASE_CELSIUS) / HEAT_STEP_CELSIUS) + 1
-                self.heat = level = max(0, min(steps, HEAT_LEVELS))
-                self._heat_low, self._heat_high = _bounds(
-                    level, HEAT_BASE_CELSIUS - HEAT_STEP_CELSIUS, HEAT_STEP_CELSIUS, HEAT_LEVELS
-                )
-                dirty = True
-        if tick.power is not None:
-            value = tick.power[at]
-            self.power = value if value is not None and value >= 0 else None
-        if tick.throttle is not None:
-            reasons = tick.throttle[at]
-            throttled = reasons is not None and reasons & THROTTLE_BITS != 0
-            if throttled is not self.throttled:
-                self.throttled, dirty = throttled, True
-        return dirty, sized
+        return False
+
+    def _sample_heat(self, tick: Tick, at: int) -> bool:
+        """Take in the temperature; returns true if it has another step."""
+        if tick.temperature is None:
+            return False
+        self.temperature = value = tick.temperature[at]
+        steps = self.heat
+        if value is None or steps.low <= value < steps.high:
+            return False
+        steps.move(value)
+        return True
 
     def processes(self, found: Iterable[Listed], read_at: float, readable: bool) -> bool:
         """Take in a list of processes, as `Occupancy.processes`; returns true if the device's state changes."""
@@ -421,11 +491,11 @@ class Device:
         """
         share = self.share_left
         if self.blocked:
-            key = (self.model, 0, 0, self.blocked, False, 0, 0, False, False, False, False, 0)
+            key = StateKey(self.model, blocked=self.blocked)
         elif not share:
-            key = (self.model, 0, 0, 0, True, 0, 0, False, False, False, False, 0)
+            key = StateKey(self.model, leased=True)
         elif kept is not None and kept.amount >= share:
-            key = (self.model, 0, 0, RESERVED, False, 0, 0, False, False, False, False, 0)
+            key = StateKey(self.model, blocked=RESERVED)
         else:
             free = max(0, self.memory_total - self.overhead - self.granted)
             if kept is not None:
@@ -433,19 +503,18 @@ class Device:
             most = self.memory_total
             if self.reserved:
                 most = self.memory_most // MEMORY_GRAIN_BYTES * MEMORY_GRAIN_BYTES
-            key = (
-                self.model,
-                share,
-                free,
-                0,
-                bool(self.holders),
-                self.heat,
-                self.load,
-                self.throttled,
-                self.warned,
-                self.overhead > 0,
-                self.in_use != "",
-                most,
+            key = StateKey(
+                model=self.model,
+                share=share,
+                memory_free=free,
+                leased=bool(self.holders),
+                heat=self.heat.level,
+                load=self.load.level,
+                throttled=self.throttled,
+                warned=self.warned,
+                rounded=self.overhead > 0,
+                in_use=self.in_use != "",
+                memory_most=most,
             )
         self.state = state = intern(key)
         return state
@@ -455,12 +524,13 @@ class Device:
         share, free = WHOLE_SHARE, max(0, self.memory_most - self.foreign)
         if kept is not None:
             share, free = max(0, share - kept.amount), max(0, free - kept.memory)
-        most, in_use = self.memory_most, self.in_use != ""
-        return DeviceState((self.model, share, free, self.blocked, False, 0, 0, False, False, False, in_use, most))
-
-
-def _bounds(level: int, base: float, step: float, levels: int) -> tuple[float, float]:
-    """Bounds that a value must leave to change its level: its step, and a quarter more at both ends."""
-    low = -math.inf if level == 0 else base + step * (level - _EDGE)
-    high = math.inf if level == levels else base + step * (level + 1 + _EDGE)
-    return low, high
+        return DeviceState(
+            StateKey(
+                model=self.model,
+                share=share,
+                memory_free=free,
+                blocked=self.blocked,
+                in_use=self.in_use != "",
+                memory_most=self.memory_most,
+            )
+        )

@@ -157,13 +157,8 @@ class Fleet:
         """Intern a `DeviceState`: the one object of this fleet for a key."""
         found = self._device_states.get(key)
         if found is None:
-            model, share, memory, blocked, leased, heat, load, throttled, warned, rounded, in_use, most = key
-            core = None
-            if heat or load or throttled or warned:
-                core = self.device_state(
-                    (model, share, memory, blocked, leased, 0, 0, False, False, rounded, in_use, most)
-                )
-            found = self._device_states[key] = DeviceState(key, core)
+            core = key.core
+            found = self._device_states[key] = DeviceState(key, None if core == key else self.device_state(core))
         return found
 
     def host_state(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ...schemas.requests import Placement, WorkRequest
 from ...schemas.telemetry import DeviceInfo
@@ -69,7 +69,16 @@ class InvalidRequest(ValueError):
         self.field = field
 
 
-ModelKey = tuple[str, str, tuple[int, int], int, int, int, str]
+class ModelKey(NamedTuple):
+    """Identity of a `Model`, which has these attributes too."""
+
+    name: str
+    vendor: str
+    compute_capability: tuple[int, int]
+    memory_bytes: int
+    compute: int
+    bandwidth: int
+    mig_profile: str
 
 
 class Model:
@@ -89,26 +98,43 @@ class Model:
     __slots__ = ("bandwidth", "compute", "compute_capability", "memory_bytes", "mig_profile", "name", "order", "vendor")
 
     def __init__(self, key: ModelKey) -> None:
-        (
-            self.name,
-            self.vendor,
-            self.compute_capability,
-            self.memory_bytes,
-            self.compute,
-            self.bandwidth,
-            self.mig_profile,
-        ) = key
+        self.name = key.name
+        self.vendor = key.vendor
+        self.compute_capability = key.compute_capability
+        self.memory_bytes = key.memory_bytes
+        self.compute = key.compute
+        self.bandwidth = key.bandwidth
+        self.mig_profile = key.mig_profile
         self.order = key
 
 
-StateKey = tuple[Model, int, int, int, bool, int, int, bool, bool, bool, bool, int]
-"""The first twelve attributes of a `DeviceState`."""
+class StateKey(NamedTuple):
+    """Identity of a `DeviceState`, which has these attributes too."""
+
+    model: Model
+    share: int = 0
+    memory_free: int = 0
+    blocked: int = 0
+    leased: bool = False
+    heat: int = 0
+    load: int = 0
+    throttled: bool = False
+    warned: bool = False
+    rounded: bool = False
+    in_use: bool = False
+    memory_most: int = 0
+
+    @property
+    def core(self) -> StateKey:
+        """The same without heat, load, throttling and warnings, which have no effect on feasibility."""
+        return self._replace(heat=0, load=0, throttled=False, warned=False)
 
 
 class DeviceState:
     """State of a device, as decisions see it. Equal states are one object.
 
     Attributes:
+        key: its identity.
         model: see `Model`.
         share: billionths that no lease holds; 0 if it is blocked.
         memory_free: bytes that a request could get, at least; the device may have up to a grain more (`rounded`).
@@ -136,6 +162,7 @@ class DeviceState:
         "heat",
         "idle",
         "in_use",
+        "key",
         "leased",
         "load",
         "memory_free",
@@ -153,20 +180,19 @@ class DeviceState:
     )
 
     def __init__(self, key: StateKey, core: DeviceState | None = None) -> None:
-        (
-            self.model,
-            self.share,
-            self.memory_free,
-            self.blocked,
-            self.leased,
-            self.heat,
-            self.load,
-            self.throttled,
-            self.warned,
-            self.rounded,
-            self.in_use,
-            self.memory_most,
-        ) = key
+        self.key = key
+        self.model = key.model
+        self.share = key.share
+        self.memory_free = key.memory_free
+        self.blocked = key.blocked
+        self.leased = key.leased
+        self.heat = key.heat
+        self.load = key.load
+        self.throttled = key.throttled
+        self.warned = key.warned
+        self.rounded = key.rounded
+        self.in_use = key.in_use
+        self.memory_most = key.memory_most
         self.whole = self.share == WHOLE_SHARE and not self.leased
         self.open_share = 0 if self.model.mig_profile else self.share
         self.idle = self.whole and not self.in_use and not self.model.mig_profile
@@ -255,6 +281,25 @@ class HostState:
         return self if self._core is None else self._core
 
 
+class AskKey(NamedTuple):
+    """Identity of an `Ask`, which has these attributes too."""
+
+    gpus: int
+    whole: bool
+    share: int
+    gpu_memory_bytes: int
+    cpus_milli: int
+    host_memory_bytes: int
+    models: tuple[str, ...]
+    vendors: tuple[str, ...]
+    min_compute_capability: tuple[int, int]
+    hosts: tuple[str, ...]
+    host_labels: tuple[tuple[str, str], ...]
+    placement: Placement
+    mig: tuple[str, ...]
+    allow_in_use: bool
+
+
 class Ask:
     """A request in whole numbers. Equal requests are one `Ask`, whichever owner sends them.
 
@@ -308,22 +353,20 @@ class Ask:
 
     def __init__(self, key: AskKey) -> None:
         self.key = key
-        (
-            self.gpus,
-            self.whole,
-            self.share,
-            self.gpu_memory_bytes,
-            self.cpus_milli,
-            self.host_memory_bytes,
-            self.models,
-            self.vendors,
-            self.min_compute_capability,
-            self.hosts,
-            self.host_labels,
-            self.placement,
-            self.mig,
-            self.allow_in_use,
-        ) = key
+        self.gpus = key.gpus
+        self.whole = key.whole
+        self.share = key.share
+        self.gpu_memory_bytes = key.gpu_memory_bytes
+        self.cpus_milli = key.cpus_milli
+        self.host_memory_bytes = key.host_memory_bytes
+        self.models = key.models
+        self.vendors = key.vendors
+        self.min_compute_capability = key.min_compute_capability
+        self.hosts = key.hosts
+        self.host_labels = key.host_labels
+        self.placement = key.placement
+        self.mig = key.mig
+        self.allow_in_use = key.allow_in_use
         self.share_milli = milli_of(self.share)
         self.mig_models = tuple(glob for glob in self.models if names_instances(glob))
         self.plain = not (self.mig or self.mig_models or self.allow_in_use)
@@ -342,45 +385,16 @@ class Ask:
         found = self.parts.get(gpus)
         if found is None:
             total = max(self.gpus, 1)
-            found = self.parts[gpus] = Ask(
-                (
-                    gpus,
-                    self.whole,
-                    self.share,
-                    self.gpu_memory_bytes,
-                    -(-self.cpus_milli * gpus // total),
-                    -(-self.host_memory_bytes * gpus // total),
-                    self.models,
-                    self.vendors,
-                    self.min_compute_capability,
-                    self.hosts,
-                    self.host_labels,
-                    Placement.SAME_HOST,
-                    self.mig,
-                    self.allow_in_use,
-                )
+            part = self.key._replace(
+                gpus=gpus,
+                cpus_milli=-(-self.cpus_milli * gpus // total),
+                host_memory_bytes=-(-self.host_memory_bytes * gpus // total),
+                placement=Placement.SAME_HOST,
             )
+            found = self.parts[gpus] = Ask(part)
             found.verdicts = self.verdicts
             found.allowed = self.allowed
         return found
-
-
-AskKey = tuple[
-    int,
-    bool,
-    int,
-    int,
-    int,
-    int,
-    tuple[str, ...],
-    tuple[str, ...],
-    tuple[int, int],
-    tuple[str, ...],
-    tuple[tuple[str, str], ...],
-    Placement,
-    tuple[str, ...],
-    bool,
-]
 
 
 def milli(amount: float) -> int:
@@ -416,14 +430,14 @@ def version_pair(text: str) -> tuple[int, int]:
 
 def model_key(info: DeviceInfo) -> ModelKey:
     """Key of a device's model: devices with equal keys are of the same model."""
-    return (
-        info.name,
-        info.vendor,
-        version_pair(info.compute_capability),
-        info.memory_bytes,
-        info.sm_count * info.sm_clock_max_megahertz,
-        info.memory_bandwidth_bytes_per_second,
-        (info.mig_profile or "mig") if info.mig_parent else "",
+    return ModelKey(
+        name=info.name,
+        vendor=info.vendor,
+        compute_capability=version_pair(info.compute_capability),
+        memory_bytes=info.memory_bytes,
+        compute=info.sm_count * info.sm_clock_max_megahertz,
+        bandwidth=info.memory_bandwidth_bytes_per_second,
+        mig_profile=(info.mig_profile or "mig") if info.mig_parent else "",
     )
 
 
@@ -444,21 +458,23 @@ def ask_key(request: WorkRequest) -> AskKey:
         if request.gpu_memory_bytes:
             raise InvalidRequest("gpus is 0, so there is no device for gpu_memory_bytes", "$.gpu_memory_bytes")
     mig = _profiles(request)
-    return (
-        request.gpus,
-        request.gpu_share is None,
-        WHOLE_SHARE if request.gpu_share is None else share_of(request.gpu_share),
-        request.gpu_memory_bytes,
-        milli(request.cpus),
-        request.host_memory_bytes,
-        tuple(sorted({glob.lower() for glob in request.models})) if request.models else (),
-        tuple(sorted({vendor.lower() for vendor in request.vendors})) if request.vendors else (),
-        version_pair(request.min_compute_capability) if request.min_compute_capability else (0, 0),
-        tuple(sorted({glob.lower() for glob in request.hosts})) if request.hosts else (),
-        tuple(sorted(request.host_labels.items())) if request.host_labels else (),
-        Placement(request.placement) if request.gpus > 1 else Placement.SAME_HOST,
-        mig,
-        request.allow_in_use and request.gpu_share is None and request.gpus > 0,
+    return AskKey(
+        gpus=request.gpus,
+        whole=request.gpu_share is None,
+        share=WHOLE_SHARE if request.gpu_share is None else share_of(request.gpu_share),
+        gpu_memory_bytes=request.gpu_memory_bytes,
+        cpus_milli=milli(request.cpus),
+        host_memory_bytes=request.host_memory_bytes,
+        models=tuple(sorted({glob.lower() for glob in request.models})) if request.models else (),
+        vendors=tuple(sorted({vendor.lower() for vendor in request.vendors})) if request.vendors else (),
+        min_compute_capability=version_pair(request.min_compute_capability)
+        if request.min_compute_capability
+        else (0, 0),
+        hosts=tuple(sorted({glob.lower() for glob in request.hosts})) if request.hosts else (),
+        host_labels=tuple(sorted(request.host_labels.items())) if request.host_labels else (),
+        placement=Placement(request.placement) if request.gpus > 1 else Placement.SAME_HOST,
+        mig=mig,
+        allow_in_use=request.allow_in_use and request.gpu_share is None and request.gpus > 0,
     )
 
 

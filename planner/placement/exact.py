@@ -127,24 +127,7 @@ def _memory_free(fleet: Fleet, device: Device) -> int:
 
 def _with_memory(state: HostState, memory: Sequence[int]) -> HostState:
     devices = [
-        DeviceState(
-            (
-                seen.model,
-                seen.share,
-                amount,
-                seen.blocked,
-                seen.leased,
-                seen.heat,
-                seen.load,
-                seen.throttled,
-                seen.warned,
-                False,
-                seen.in_use,
-                seen.memory_most,
-            ),
-        )
-        if seen.rounded
-        else seen
+        DeviceState(seen.key._replace(memory_free=amount, rounded=False)) if seen.rounded else seen
         for seen, amount in zip(state.devices, memory, strict=True)
     ]
     return HostState(state.topology, state.cpus_free, state.memory_free, state.blocked, tuple(devices))
