@@ -94,59 +94,111 @@ async def connect(
     }
     if closed is not None:
         settings["closed_cb"] = functools.partial(_set, closed)
-    report = settings["error_cb"]
-    loop = asyncio.get_running_loop()
-    deadline = None if wait_seconds is None else loop.time() + wait_seconds
-    last: list[Exception] = []
-    connected = False
-    client = Client()
+    return await _Connecting(servers, identity, settings, wait_seconds, closed).run()
 
-    refused: list[float] = []
 
-    async def remember(error: Exception) -> None:
-        last[:] = [error]
-        if connected and closed is not None and _refusal(error, identity):
-            # Keys may be rotating right now, so a single refusal does not count.
-            refused[:] = [at for at in refused if loop.time() - at < 2 * REFUSED_SECONDS] + [loop.time()]
-            if refused[-1] - refused[0] > REFUSED_SECONDS:
-                closed.set()
-        permissions.refused(client, error)
-        await report(error)
-        if not connected:
+class _Connecting:
+    """Attempts to connect, one after the other, and the errors of the connection that they lead to.
+
+    Args:
+        servers: URLs.
+        identity: of the client.
+        settings: arguments of nats-py's `connect`; every error is passed on to their `error_cb`.
+        wait_seconds: give up after this time; None never does.
+        closed: set once the server has refused the client for good.
+    """
+
+    def __init__(
+        self,
+        servers: list[str],
+        identity: who.Identity,
+        settings: dict[str, Any],
+        wait_seconds: float | None,
+        closed: asyncio.Event | None,
+    ) -> None:
+        self._servers = servers
+        self._identity = identity
+        self._report = settings["error_cb"]
+        self._settings: dict[str, Any] = {**settings, "error_cb": self._on_error}
+        self._now = asyncio.get_running_loop().time
+        self._deadline = None if wait_seconds is None else self._now() + wait_seconds
+        self._closed = closed
+        self._client = Client()
+        self._connected = False
+        self._last_error: Exception | None = None
+        self._refused_at: list[float] = []
+
+    async def run(self) -> Client:
+        """Connect.
+
+        Raises:
+            BusUnavailable: no server answered in time, or it refuses the credentials.
+        """
+        pause = 0.1
+        while True:
+            try:
+                return await self._attempt()
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # nats-py raises many kinds, and some as bare OSError
+                failure = self._failure(self._last_error or error, pause)
+                if failure is not None:
+                    raise failure from error
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
+
+    async def _attempt(self) -> Client:
+        # nats-py retries the first connection for ever, too, hence the deadline; one attempt is never cut short.
+        timeout = self._settings["connect_timeout"]
+        end = None if self._deadline is None else max(self._deadline, self._now() + timeout)
+        async with asyncio.timeout_at(end):
+            client = self._client = who.TlsClient() if self._identity.ca else Connection()
+            permissions.admit(client, self._identity)
+            await client.connect(self._servers, **self._settings)
+        self._connected = True
+        try:
             heed_cancellation()
-        if not connected and deadline is not None and (_refusal(error, identity) or loop.time() >= deadline):
+        except asyncio.CancelledError:
+            await client.close()
+            raise
+        return client
+
+    def _failure(self, error: Exception, pause_seconds: float) -> BusUnavailable | None:
+        """Reason to give up after an error; None if another attempt is to follow."""
+        if self._deadline is None:
+            return None
+        servers = ", ".join(self._servers)
+        if refusal := _refusal(error, self._identity):
+            return BusUnavailable(f"the NATS server at {servers} {refusal}")
+        if self._now() + pause_seconds <= self._deadline:
+            return None
+        return BusUnavailable(
+            f"no NATS server answers at {servers} ({type(error).__name__}: {error}). "
+            f"Start one with `corral up`, or name yours with --nats or {URL_VARIABLE}."
+        )
+
+    async def _on_error(self, error: Exception) -> None:
+        """Take note of an error of the connection. Raising one ends the attempt to connect, which nats-py repeats."""
+        self._last_error = error
+        if self._connected:
+            self._count_refusal(error)
+        permissions.refused(self._client, error)
+        await self._report(error)
+        if self._connected:
+            return
+        heed_cancellation()
+        over = self._deadline is not None and self._now() >= self._deadline
+        if over or (self._deadline is not None and _refusal(error, self._identity)):
             raise error
 
-    settings["error_cb"] = remember
-    pause = 0.1
-    while True:
-        try:
-            # nats-py retries the first connection for ever, too, hence the deadline; one attempt is never cut short.
-            attempt = None if deadline is None else max(deadline, loop.time() + settings["connect_timeout"])
-            async with asyncio.timeout_at(attempt):
-                client = who.TlsClient() if identity.ca else Connection()
-                permissions.admit(client, identity)
-                await client.connect(servers, **settings)
-            connected = True
-            try:
-                heed_cancellation()
-            except asyncio.CancelledError:
-                await client.close()
-                raise
-            return client
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # nats-py raises many kinds, and some as bare OSError
-            why = last[-1] if last else error
-            if deadline is not None and (refusal := _refusal(why, identity)):
-                raise BusUnavailable(f"the NATS server at {', '.join(servers)} {refusal}") from error
-            if deadline is not None and loop.time() + pause > deadline:
-                raise BusUnavailable(
-                    f"no NATS server answers at {', '.join(servers)} ({type(why).__name__}: {why}). "
-                    f"Start one with `corral up`, or name yours with --nats or {URL_VARIABLE}."
-                ) from error
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, 2.0)
+    def _count_refusal(self, error: Exception) -> None:
+        """Set `closed` once the server refuses a client for long: keys may be rotating, so that one does not count."""
+        if self._closed is None or not _refusal(error, self._identity):
+            return
+        now = self._now()
+        self._refused_at = [at for at in self._refused_at if now - at < 2 * REFUSED_SECONDS] + [now]
+        if now - self._refused_at[0] > REFUSED_SECONDS:
+            self._closed.set()
 
 
 REFUSED_SECONDS: Final = 3.0
@@ -169,7 +221,7 @@ async def until_closed(nc: Client, closed: asyncio.Event) -> None:
     """
     await closed.wait()
     why = f" ({nc.last_error})" if nc.last_error else ""
-    raise BusClosed(f"the NATS server has closed the connection for good{why}: it ends here, to be started anew")
+    raise BusClosed(f"the NATS server has closed the connection for good{why}: this process ends, to be restarted")
 
 
 async def _set(event: asyncio.Event) -> None:
