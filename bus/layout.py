@@ -72,12 +72,15 @@ def default_replicas(js: JetStreamContext) -> int:
     """Number of replicas of a new stream: `CORRAL_REPLICAS`; without it 3 if the server is in a cluster, else 1.
 
     Raises:
-        WrongSetting: `CORRAL_REPLICAS` is no number from 1 to 5.
+        WrongSetting: `CORRAL_REPLICAS` is not 1, 3 or 5. The server takes 2 and 4, too, but a stream needs a majority
+            of its replicas, so that the second or fourth adds another server whose loss counts, and no safety.
     """
     given = os.environ.get(REPLICAS_VARIABLE, "").strip()
     if given:
-        if given not in {"1", "2", "3", "4", "5"}:
-            raise WrongSetting(f"{REPLICAS_VARIABLE}={given!r} is not possible: write 1, 3 or 5")
+        if given not in {"1", "3", "5"}:
+            raise WrongSetting(
+                f"{REPLICAS_VARIABLE}={given!r} is not possible: write 1, 3 or 5, since streams need a majority"
+            )
         return int(given)
     server: dict[str, Any] = js._nc._server_info  # pyright: ignore[reportPrivateUsage]  # there is no other way to it
     return CLUSTER_REPLICAS if server.get("cluster") else 1

@@ -16,7 +16,7 @@ BOARD_SLICES: Final = 7
 FEW_SLICES: Final = 4
 _FEW_FROM: Final = 0.2
 """A slice with at least this share of the board's multiprocessors is one of four; one of seven has 0.12 to 0.14."""
-MOST_INTERVAL_SECONDS: Final = 30 * 86400.0
+MAX_INTERVAL_SECONDS: Final = 30 * 86400.0
 """Longest interval between samples that an inventory may give: views multiply by it, and add up over all hosts."""
 _NUMBERS: Final = {
     "sm_count": (31, 0),
@@ -41,7 +41,7 @@ def check(inventory: Inventory) -> None:
     count = len(inventory.devices)
     _fits(inventory.host.cpus, "$.host.cpus", 31)
     _fits(inventory.host.memory_bytes, "$.host.memory_bytes")
-    if not 0 <= inventory.interval_seconds <= MOST_INTERVAL_SECONDS:  # nor is NaN
+    if not 0 <= inventory.interval_seconds <= MAX_INTERVAL_SECONDS:  # nor is NaN
         text = f"{inventory.interval_seconds} s is no time between samples - at `$.interval_seconds`"
         raise DecodeError(text, "out_of_range", "$.interval_seconds")
     for device in inventory.devices:
@@ -52,7 +52,8 @@ def check(inventory: Inventory) -> None:
         for core in device.cpu_affinity:
             _fits(core, "$.devices[...].cpu_affinity[...]", 31)
         if not _is_node(device.numa_node):
-            raise DecodeError(f"{device.numa_node} is no NUMA node - at `$.devices[...].numa_node`", "out_of_range")
+            path = "$.devices[...].numa_node"
+            raise DecodeError(f"{device.numa_node} is no NUMA node - at `{path}`", "out_of_range", path)
     for name, matrix in (("links", inventory.links), ("nvlink_counts", inventory.nvlink_counts)):
         if matrix and (len(matrix) != count or any(len(row) != count for row in matrix)):
             raise DecodeError(f"Expected {count} rows of {count} - at `$.{name}`", "invalid", f"$.{name}")

@@ -293,6 +293,7 @@ class DevicePlan:
                 if self._gpm.metrics is not self._gpm_known:
                     self._aim_gpm()
                 self._put_gpm(code)
+                answered += code == SUCCESS
         return answered, fresh
 
     def _read_group(self, group: Group, now: float) -> int:
@@ -408,8 +409,9 @@ class DevicePlan:
 
     @property
     def asks(self) -> bool:
-        """True if it makes calls at each tick, so that their silence means something."""
-        return bool(self._groups[Cadence.TICK].probes)
+        """True if it reads by calls or fields at each tick, so that their silence means something."""
+        group = self._groups[Cadence.TICK]
+        return bool(group.probes) or group.fields is not None
 
     def read_blocking(self) -> None:
         """Make the calls that take tens of milliseconds; runs in a separate thread."""

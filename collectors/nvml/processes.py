@@ -75,16 +75,19 @@ class ProcessReader:
 
     def _uses(self, device: Found) -> dict[int, _Use]:
         uses: dict[int, _Use] = {}
+        complete = True
         for function, kind in _KINDS:
             running = self._ask(device, function, lambda name: self._running.read(name, device.handle))
             if (running is None and kind == "compute" and "MPS" not in function) or running is _FAILED:
-                self.unreadable.append(device.info.uuid)
+                complete = False
             for process in running or ():
                 use = uses.setdefault(process.pid, _Use(kind))
                 if use.kind != kind:
                     use.kind = "both"
                 if process.memory_bytes is not None and process.memory_bytes < 2**63:
                     use.memory = max(use.memory or 0, process.memory_bytes)
+        if not complete:
+            self.unreadable.append(device.info.uuid)
         if uses and device.parent is None:
             self._add_shares(device, uses)
         return uses

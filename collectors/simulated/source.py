@@ -200,14 +200,13 @@ class SimulatedSource:
                 room = float(self._columns.total[device] - self._columns.reserved[device])
                 granted = float(grant.memory_bytes) or room * grant.share
                 misdeed = self._misdeed(lease, grant)
-                if misdeed == EXCEED_MEMORY:
-                    appetite = _GREED
-                elif misdeed == STRANGER:
+                used = granted * (_GREED if misdeed == EXCEED_MEMORY else appetite)
+                if misdeed == STRANGER:
                     jobs.append(self._stranger(device, start, room))
                 jobs.append(
                     Job(
                         device=device,
-                        memory_bytes=int(min(granted * appetite, room)),
+                        memory_bytes=int(min(used, room)),
                         share=grant.share,
                         kind=kind,
                         started=start,

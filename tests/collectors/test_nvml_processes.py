@@ -15,7 +15,7 @@ from corral.bus.process_identity import lineage, own_name
 from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.processes.proc import ProcessTable, container, cpu_list, sysfs_address
 from corral.schemas.limits import LEASE_VARIABLE
-from support.fake_nvml import FakeInstance, FakeNvml
+from support.fake_nvml import UNKNOWN, FakeInstance, FakeNvml
 
 NOT_AVAILABLE = 2**64 - 1
 
@@ -182,3 +182,14 @@ def test_a_name_of_a_process_is_the_same_from_inside_of_its_namespace() -> None:
     assert next(lineage(int(inside))) == name
     assert len(list(lineage(int(inside)))) > 2
     process.communicate("\n", timeout=20)
+
+
+def test_a_device_is_unreadable_once_whatever_calls_fail(nvml: FakeNvml) -> None:
+    for function in ("ComputeRunningProcesses", "GraphicsRunningProcesses"):
+        for version in ("", "_v2", "_v3"):
+            nvml.errors[f"nvmlDeviceGet{function}{version}"] = UNKNOWN
+    source = NvmlSource("h")
+    source.open(lambda _event: None)
+    source.processes()
+    assert list(source.unreadable) == [device.uuid for device in nvml.devices]
+    source.close()

@@ -332,6 +332,24 @@ def test_a_device_whose_every_call_fails_is_lost(
     assert events[-1].kind == "device_lost"
 
 
+def test_a_device_that_gives_fields_alone_is_lost_when_they_fail(
+    nvml: FakeNvml, source: NvmlSource, events: list[SourceEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral.collectors.nvml.device.SILENT_SECONDS", 0.0)
+    power = METRICS["power_instant_watts"].row.nvml[0]
+    assert isinstance(power, FieldValue)
+    device = nvml.devices[1]
+    device.utilization = device.energy = device.throttle = None
+    device.numbers, device.clocks = {}, {}
+    nvml.errors["nvmlDeviceGetMemoryInfo"] = nvml.errors["nvmlDeviceGetMemoryInfo_v2"] = NOT_SUPPORTED
+    device.fields = {(getattr(pynvml, power.field), 0): (1, 300_000)}
+    source.open(events.append)
+    assert read(source)[1].power_instant_watts == 300
+    device.dead = UNKNOWN
+    assert [len(read(source)) for _ in range(3)] == [2, 2, 1]
+    assert events[-1].kind == "device_lost"
+
+
 @pytest.mark.parametrize("code", [UNINITIALIZED, NOT_LOADED])
 def test_driver_gone_is_unavailable_and_open_starts_again(
     nvml: FakeNvml, source: NvmlSource, events: list[SourceEvent], code: int

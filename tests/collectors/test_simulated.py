@@ -384,3 +384,22 @@ def test_faults_show_whatever_the_shipped_alerts_look_for() -> None:
     assert {event.severity for event in events if event.kind == "xid"} >= {Severity.RESET, Severity.HARDWARE}
     # A reset begins the counters since the driver's start anew, those of the board's life go on.
     assert any(one.ecc_uncorrected_count and not one.ecc_uncorrected_volatile_count for one in samples)
+
+
+def test_the_memory_of_one_grant_does_not_depend_on_a_violation_under_another() -> None:
+    def used(misbehaving: float) -> list[int]:
+        clock = Clock()
+        source = SimulatedSource(1, 8, background=0, faults_per_device_day=0, misbehaving=misbehaving, clock_ns=clock)
+        source.open(lambda event: None)
+        devices = [device.uuid for device in source.inventory()[0].devices]
+        one = lease(devices[0], 4 * GIB)
+        source.set_leases([replace(one, grants=[replace(one.grants[0], device=uuid, share=0.5) for uuid in devices])])
+        played(source, clock, 60)
+        return [process.memory_used_bytes or 0 for process in source.processes()["sim-0001"] if process.lease]
+
+    well, badly = used(0.0), used(1.0)
+    exceeded = [amount > 4 * GIB for amount in badly]
+    assert exceeded.index(False, exceeded.index(True)) > 0, "one that behaves comes after one that does not"
+    assert [amount for amount, beyond in zip(badly, exceeded, strict=True) if not beyond] == [
+        amount for amount, beyond in zip(well, exceeded, strict=True) if not beyond
+    ]

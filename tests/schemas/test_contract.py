@@ -5,15 +5,17 @@ from typing import Any
 import msgspec
 import pytest
 from corral.bus.connect import WrongSetting, connect
-from corral.bus.layout import SCALE_VARIABLE, default_scale, ensure_layout
+from corral.bus.layout import REPLICAS_VARIABLE, SCALE_VARIABLE, default_replicas, default_scale, ensure_layout
 from corral.cli.local.server import EmbeddedServer
 from corral.schemas import codec, columns, subjects, units
+from corral.schemas.inventory import check
 from corral.schemas.metrics import METRICS, DeviceSample
 from corral.schemas.operations import ExplainRequest
 from corral.schemas.requests import WorkRequest
-from corral.schemas.telemetry import SampleBatch
+from corral.schemas.telemetry import DeviceInfo, HostInfo, Inventory, SampleBatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nats.aio.client import Client
 
 
 def test_every_metric_carries_its_unit_in_its_name_and_its_type() -> None:
@@ -204,3 +206,19 @@ async def test_streams_are_as_large_as_the_setting_says(
         monkeypatch.setenv(SCALE_VARIABLE, wrong)
         with pytest.raises(WrongSetting, match="factor from"):
             default_scale()
+
+
+def test_an_impossible_numa_node_is_refused_with_its_field() -> None:
+    device = DeviceInfo(uuid="GPU-1", host="h", index=0, numa_node=2**31)
+    with pytest.raises(codec.DecodeError, match="no NUMA node") as refused:
+        check(Inventory(host=HostInfo(name="h"), agent="a", time_ns=1, devices=[device]))
+    assert (refused.value.code, refused.value.field) == ("out_of_range", "$.devices[...].numa_node")
+
+
+@pytest.mark.parametrize("replicas", ["2", "4", "0", "6", "three"])
+async def test_replicas_without_a_majority_of_their_own_are_refused(
+    nc: Client, monkeypatch: pytest.MonkeyPatch, replicas: str
+) -> None:
+    monkeypatch.setenv(REPLICAS_VARIABLE, replicas)
+    with pytest.raises(WrongSetting, match="write 1, 3 or 5"):
+        default_replicas(nc.jetstream())
