@@ -238,7 +238,7 @@ def _refusal(error: Exception, identity: who.Identity) -> str:
         )
     if isinstance(error, ssl.SSLError):
         return (
-            f"and this client do not trust each other ({error.reason or error}): keep ca.crt beside the credentials, "
+            f"and this client do not trust each other ({error.reason or error}): keep ca.crt next to the credentials, "
             f"or name the CA's certificate in {who.CA_VARIABLE}"
         )
     return ""

@@ -15,7 +15,7 @@ RENEW_SECONDS: Final = 5.0
 
 
 class Connection(Client):
-    """NATS client that can be told to reconnect, and whose read loop survives a flush that was given up.
+    """NATS client that reconnects on demand, and whose read loop survives a flush that was given up.
 
     In nats-py the late answer to such a flush ends the read loop. The connection then receives nothing more until its
     pings are found to be unanswered.
@@ -32,7 +32,7 @@ class Connection(Client):
         now = asyncio.get_running_loop().time()
         if now - self._renewed_at > RENEW_SECONDS and self.is_connected:
             self._renewed_at = now
-            log.warning("nothing is answered over this connection: making a new one")
+            log.warning("no reply over this connection: reconnecting")
             await self.force_reconnect()
 
     async def _process_pong(self) -> None:

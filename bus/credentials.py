@@ -183,7 +183,7 @@ def _trust(identity: Identity) -> ssl.SSLContext:
         files = ", ".join(path for path in (identity.ca, identity.certificate, identity.key) if path)
         why = error.strerror if isinstance(error, FileNotFoundError) else str(error)
         raise CredentialsError(
-            f"a certificate of the bus can't be used ({files}): {why}. Keep ca.crt beside the credentials file, or "
+            f"a certificate of the bus can't be used ({files}): {why}. Keep ca.crt next to the credentials file, or "
             f"name it in {CA_VARIABLE}"
         ) from None
     return context

@@ -76,8 +76,8 @@ class HealthEndpoint:
             judgement = self._judge()
             measures = measured(self.service, {**_common(self._started_at), **judgement.values})
         except Exception as error:  # a health check that fails means not ready
-            log.exception("the %s can't tell how it is", self.service)
-            judgement, measures = HealthStatus([f"it can't tell how it is: {error}"]), []
+            log.exception("the health check of the %s failed", self.service)
+            judgement, measures = HealthStatus([f"its health check failed: {error}"]), []
         reasons = ["it is stopping"] if self.stopping else judgement.reasons
         return ServiceHealth(
             service=self.service,

@@ -137,7 +137,7 @@ async def until_laid_out(js: JetStreamContext) -> None:
 
     It waits for a server that is starting or failing, and for a cluster that is not complete yet.
     """
-    told = ""
+    logged = ""
     while True:
         heed_cancellation()
         try:
@@ -147,11 +147,11 @@ async def until_laid_out(js: JetStreamContext) -> None:
             if isinstance(error, APIError) and error.err_code in _TOO_FEW_SERVERS:
                 why = (
                     f"the cluster has too few servers for {default_replicas(js)} copies "
-                    f"(set {REPLICAS_VARIABLE}=1 where it is not to have more)"
+                    f"(set {REPLICAS_VARIABLE}=1 for one copy)"
                 )
-            if why != told:
-                log.warning("the streams can't be made yet, and are tried again: %s", why)
-                told = why
+            if why != logged:
+                log.warning("streams can't be created yet, retrying: %s", why)
+                logged = why
             await asyncio.sleep(0.5)
         else:
             return
@@ -168,4 +168,4 @@ async def _create(creation: Any, name: str) -> None:
     except BadRequestError as error:
         if error.err_code != 10058:  # stream name already in use
             raise
-        log.debug("%s was created by another part meanwhile", name)
+        log.debug("%s was created by another service meanwhile", name)

@@ -21,7 +21,7 @@ from ..bus.connect import connect as bus_connect
 from ..bus.credentials import ANY_OWNER
 from ..schemas import codec, operations, requests, subjects
 from ..schemas.metrics import DeviceSample
-from ..schemas.query import MOST_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
+from ..schemas.query import MAX_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from ..schemas.subjects import PlanSubject
 from . import subscriptions
 from .contexts import way
@@ -241,7 +241,7 @@ class Client(RequestCalls):
         request = QueryRequest(
             sql=sql,
             format=ResultFormat(format),
-            limit=MOST_ROWS if limit is None else limit,
+            limit=MAX_ROWS if limit is None else limit,
             timeout_seconds=timeout,
             query_id=query_id or uuid.uuid4().hex,
             window=8,
@@ -251,7 +251,7 @@ class Client(RequestCalls):
                 result = await collect(self.nc, request, margin_seconds=self.timeout, person=self._person)
                 if result.truncated and limit is None:
                     raise QueryFailed(
-                        f"there are more than {MOST_ROWS:,} rows, which are the most of one answer: ask for a part of "
+                        f"there are more than {MAX_ROWS:,} rows, which are the most of one answer: ask for a part of "
                         "them, or say with `limit` that the first ones are enough",
                         "too_large",
                     )

@@ -154,7 +154,7 @@ def _check_names(given: dict[str, Any]) -> None:
 def _amount(name: str, value: str | int) -> int:
     """Amount of memory in bytes. An `int` is a number of bytes; one that is implausibly small is refused."""
     amount = units.parse_bytes(value)
-    if isinstance(value, int) and 0 < value < units.LEAST_PLAIN_BYTES:
+    if isinstance(value, int) and 0 < value < units.MIN_PLAIN_BYTES:
         raise ValueError(f"{name}={value} would be {value} bytes: say {name}='{value}GiB', or give the bytes")
     return amount
 

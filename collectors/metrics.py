@@ -9,12 +9,12 @@ from .agent.agent import Agent
 from .agent.outbox import Outbox
 from .agent.publisher import Publisher
 
-LEAST_SECONDS: Final = 15.0
+MIN_SILENCE_SECONDS: Final = 15.0
 """Time that a collector may always go without an acknowledgement: a server that restarts takes less."""
 
 
-def judge(agent: Agent, publisher: Publisher, outbox: Outbox) -> HealthStatus:
-    """Judge a collector's health: it is ready if it can read its source, and the bus has acknowledged messages lately.
+def health_status(agent: Agent, publisher: Publisher, outbox: Outbox) -> HealthStatus:
+    """Health of a collector: it is ready if it can read its source, and the bus has acknowledged messages lately.
 
     Args:
         agent: the agent that reads.
@@ -22,7 +22,7 @@ def judge(agent: Agent, publisher: Publisher, outbox: Outbox) -> HealthStatus:
         outbox: the queue between them.
     """
     settings = agent.settings
-    most = max(LEAST_SECONDS, 3 * (settings.interval_seconds + settings.batch_seconds))
+    most = max(MIN_SILENCE_SECONDS, 3 * (settings.interval_seconds + settings.batch_seconds))
     silent = publisher.acknowledged.seconds
     reasons: list[str] = []
     if agent.trouble:

@@ -10,7 +10,7 @@ from typing import Final
 
 FIRST_SECONDS: Final = 10.0
 SOON_SECONDS: Final = 2.0
-MOST_SECONDS: Final = 640.0
+MAX_SECONDS: Final = 640.0
 
 
 class Retry:
@@ -27,7 +27,7 @@ class Retry:
 
     __slots__ = ("_most", "_pause", "due")
 
-    def __init__(self, now: float, first_seconds: float = FIRST_SECONDS, most_seconds: float = MOST_SECONDS) -> None:
+    def __init__(self, now: float, first_seconds: float = FIRST_SECONDS, most_seconds: float = MAX_SECONDS) -> None:
         self._pause = first_seconds
         self._most = most_seconds
         self.due = now + first_seconds

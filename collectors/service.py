@@ -25,7 +25,7 @@ from .agent.agent import Agent, AgentSettings
 from .agent.claim import HostClaim, HostTaken
 from .agent.outbox import Outbox
 from .agent.publisher import Publisher
-from .metrics import judge
+from .metrics import health_status
 from .processes.attribution import GRACE_SECONDS
 from .processes.lease_feed import HostLeaseFeed, LeaseFeed
 from .source import HostSource, LeaseAware, Source
@@ -144,7 +144,7 @@ async def collect(
                 log.debug("could not check the streams: %s", error)
         agent.limit_message_bytes(nc.max_payload)
         await claim.take(nc)
-        await door.open(nc)
+        await health.open(nc)
         log.info(
             "publishing %s as agent %s on %s", token, agent.id, nc.connected_url.netloc if nc.connected_url else ""
         )
@@ -157,7 +157,7 @@ async def collect(
         while_connected=[claim.renew, *follow],
         before_close=claim.release,
     )
-    door = HealthEndpoint(ServiceKind.COLLECTOR, token, lambda: judge(agent, publisher, outbox))
+    health = HealthEndpoint(ServiceKind.COLLECTOR, token, lambda: health_status(agent, publisher, outbox))
     reading = asyncio.create_task(agent.run(), name="agent")
     publishing = asyncio.create_task(publisher.run(), name="publisher")
     ended = False
@@ -168,20 +168,20 @@ async def collect(
         reading.result()
         ended = True
     finally:
-        door.stopping = True
+        health.stopping = True
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         publisher.wake()
         # If it is stopped while the bus is away there is nothing to wait for: messages stay on disk.
         waits = drain_seconds > 0 and (ended or publisher.connected or not spill)
-        told = False
+        reported = False
         while waits and not publishing.done() and len(outbox):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(drain_seconds):
                     await publisher.drained(patient=ended or not spill)
             # The bus may refuse messages for good after the last report: report such drops once more.
-            again = not told and agent.tell_drops()
-            told = told or again
+            again = not reported and agent.report_drops()
+            reported = reported or again
             waits = again or (ended and publisher.connected)
         publishing.cancel()
         await asyncio.gather(publishing, return_exceptions=True)

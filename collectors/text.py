@@ -12,11 +12,11 @@ from typing import Any, Final, cast
 import msgspec
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-MOST_CHARACTERS: Final = 256
+MAX_CHARACTERS: Final = 256
 """Longer text is cut: NVML's longest string has 96 bytes, a path in `/proc` up to 4,096."""
 
 
-def clean(value: bytes | str, most: int = MOST_CHARACTERS) -> str:
+def clean(value: bytes | str, most: int = MAX_CHARACTERS) -> str:
     """Clean a text for UTF-8: what can't be decoded is replaced, control characters become spaces.
 
     It ends at the first NUL, and is cut and stripped.

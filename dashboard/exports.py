@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from ..client import CorralError, QueryFailed, TimedOut
 from ..client.query import parts
-from ..schemas.query import MOST_ROWS, QueryEnd, QueryRequest, ResultFormat
+from ..schemas.query import MAX_ROWS, QueryEnd, QueryRequest, ResultFormat
 from .fleet import Fleet
 from .parquet import as_parquet
 from .security.guard import session_of
@@ -107,7 +107,7 @@ class Exports:
         asked = QueryRequest(
             sql=sql,
             format=format,
-            limit=MOST_ROWS,
+            limit=MAX_ROWS,
             timeout_seconds=_SECONDS,
             query_id=uuid.uuid4().hex,
             window=8,
@@ -119,7 +119,7 @@ class Exports:
             async with aclosing(parts(nc, asked, margin_seconds=_MARGIN_SECONDS, person=person)) as pieces:
                 async for piece, end in pieces:
                     if end is not None and end.truncated:
-                        raise QueryFailed(f"there are more than {MOST_ROWS:,} rows: export a part of them", "too_large")
+                        raise QueryFailed(f"there are more than {MAX_ROWS:,} rows: export a part of them", "too_large")
                     yield piece
         finally:
             self._running[person] -= 1

@@ -61,9 +61,9 @@ def _telemetry(name: str, prefix: str, message: Message, stream: str, summary: s
 
 
 _NAMES: Final = {
-    "owner": "the owner of one's credentials (`CORRAL_OWNER`), in whose name one asks; dots in it are dots here",
-    "user": "the user whose credentials they are, as in the inbox (`CORRAL_INBOX_PREFIX` without `_INBOX.`)",
-    "operator": "the user whose credentials they are, who signs with it",
+    "owner": "owner of the request, as in the credentials (`CORRAL_OWNER`); it may contain dots",
+    "user": "user of the credentials, as in the inbox (`CORRAL_INBOX_PREFIX` without `_INBOX.`)",
+    "operator": "user of the credentials, recorded as the operator who gave the command",
 }
 
 
@@ -92,7 +92,7 @@ def _plan(
 
 _HEALTH: Final = {
     "service": "`planner`, `processor`, `collector`, `exporter` or `dashboard`",
-    "instance": "its id, as it says",
+    "instance": "id of the instance, as its health reply gives it",
 }
 
 
@@ -116,34 +116,38 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         subjects.SAMPLES,
         telemetry.SampleBatch,
         subjects.TELEMETRY_STREAM,
-        "A host's devices over one or more ticks.",
+        "Samples of a host's devices over one or more ticks.",
     ),
     _telemetry(
         "processes",
         subjects.PROCESSES,
         telemetry.ProcessBatch,
         subjects.TELEMETRY_STREAM,
-        "The processes on a host's devices.",
+        "Processes on a host's devices.",
     ),
-    _telemetry("agents", subjects.AGENTS, telemetry.AgentReport, subjects.TELEMETRY_STREAM, "A collector on itself."),
+    _telemetry("agents", subjects.AGENTS, telemetry.AgentReport, subjects.TELEMETRY_STREAM, "Report on a collector."),
     _telemetry(
         "inventory",
         subjects.INVENTORY,
         telemetry.Inventory,
         subjects.INVENTORY_STREAM,
-        "A host, its devices, their links.",
+        "Inventory of a host: its devices and their links.",
     ),
     _telemetry(
-        "events", subjects.EVENTS, telemetry.DeviceEvent, subjects.FACTS_STREAM, "Something happened on a host."
+        "events",
+        subjects.EVENTS,
+        telemetry.DeviceEvent,
+        subjects.FACTS_STREAM,
+        "Event on a host, such as an Xid.",
     ),
     Channel(
         name="lease_events",
         subject=f"{subjects.LEASE_EVENTS}.{{kind}}.{{lease}}",
-        parameters={"kind": "what happened: granted, renewed, expiring, …", "lease": "id of the lease"},
+        parameters={"kind": "kind of the event: granted, renewed, expiring, …", "lease": "id of the lease"},
         publisher="planner",
         subscriber="processor, collector, client",
         message=requests.LeaseEvent,
-        summary="A lease changed.",
+        summary="Change of a lease.",
         content_types=(codec.JSON,),
         stream=subjects.FACTS_STREAM,
     ),
@@ -154,18 +158,18 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         publisher="planner",
         subscriber="processor",
         message=request_events.RequestEvents,
-        summary="Work requests were answered finally.",
+        summary="Final answers to work requests.",
         content_types=(codec.JSON,),
         stream=subjects.REQUESTS_STREAM,
     ),
     Channel(
         name="dead_letters",
         subject=f"{subjects.DEAD_LETTERS}.{{code}}",
-        parameters={"code": "why: undecodable, invalid, out_of_range, future, …"},
+        parameters={"code": "reason: undecodable, invalid, out_of_range, future, …"},
         publisher="processor",
         subscriber="operator",
         message=telemetry.DeadLetter,
-        summary="A message that could not be stored.",
+        summary="Message that could not be stored.",
         stream=subjects.DEAD_STREAM,
     ),
     _plan(
@@ -173,7 +177,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         subjects.PlanSubject.REQUEST,
         requests.WorkRequest,
         (requests.Assignment, requests.Rejection),
-        "Ask for devices.",
+        "Request devices.",
         "owner",
     ),
     _plan(
@@ -181,7 +185,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         subjects.PlanSubject.EXPLAIN,
         operations.ExplainRequest,
         (operations.Explanation,),
-        "What would become of a request, without granting it.",
+        "Explain the decision on a request, without granting it.",
         "user",
     ),
     _plan(
@@ -189,7 +193,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         subjects.PlanSubject.WITHDRAW,
         requests.WithdrawAction,
         (requests.Rejection, requests.Assignment),
-        "Take a request back that waits.",
+        "Withdraw a queued request.",
         "owner",
     ),
     _plan(
@@ -197,7 +201,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         subjects.PlanSubject.RENEW,
         requests.LeaseAction,
         (requests.Lease,),
-        "Keep a lease.",
+        "Renew a lease.",
         "owner",
     ),
     _plan(
@@ -205,7 +209,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         subjects.PlanSubject.RELEASE,
         requests.LeaseAction,
         (requests.Lease,),
-        "Give a lease back.",
+        "Release a lease.",
         "owner",
     ),
     _plan("leases", subjects.PlanSubject.LEASES, operations.LeaseFilter, (operations.Leases,), "List leases."),
@@ -215,20 +219,18 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         subjects.PlanSubject.FLEET,
         operations.DeviceFilter,
         (operations.FleetSummary,),
-        "Aggregates of the fleet.",
+        "Totals over the fleet.",
     ),
-    _plan("queue", subjects.PlanSubject.QUEUE, operations.QueueFilter, (operations.Queue,), "Who waits."),
+    _plan("queue", subjects.PlanSubject.QUEUE, operations.QueueFilter, (operations.Queue,), "List queued requests."),
     _plan(
         "drain",
         subjects.PlanSubject.DRAIN,
         operations.DrainAction,
         (operations.Drains,),
-        "Keep new work off devices.",
+        "Drain devices: they take no new work.",
         "operator",
     ),
-    _plan(
-        "evict", subjects.PlanSubject.EVICT, operations.EvictAction, (requests.Lease,), "Take a lease back.", "operator"
-    ),
+    _plan("evict", subjects.PlanSubject.EVICT, operations.EvictAction, (requests.Lease,), "Evict a lease.", "operator"),
     Channel(
         name="query",
         subject=f"{subjects.QUERY}.{{user}}",
@@ -238,7 +240,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         message=query.QueryRequest,
         replies=(query.QueryResult, requests.Error),
         content_types=_JSON_FIRST,
-        summary="SQL over the history; rows that do not fit in a message come in parts.",
+        summary="Query the history in SQL; a result that does not fit in one message comes in parts.",
     ),
     Channel(
         name="query_cancel",
@@ -260,7 +262,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         message=query.SnapshotRequest,
         replies=(query.Snapshot, requests.Error),
         content_types=_JSON_FIRST,
-        summary="Make a consistent copy of the history, to be read in pieces.",
+        summary="Make a consistent snapshot of the history, to be read in pieces.",
     ),
     Channel(
         name="snapshot_read",
@@ -271,7 +273,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         message=query.SnapshotRead,
         replies=(requests.Error,),
         content_types=_JSON_FIRST,
-        summary="Read a piece of a copy; the answer is its bytes (`application/octet-stream`), or an error.",
+        summary="Read a piece of a snapshot; the reply is its bytes (`application/octet-stream`), or an error.",
     ),
     Channel(
         name="history_status",
@@ -282,7 +284,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         message=None,
         replies=(query.ProcessorStatus,),
         content_types=_JSON_FIRST,
-        summary="How far the history is.",
+        summary="State of the history: how recent it is, and how much it holds.",
     ),
     Channel(
         name="durations",
@@ -292,9 +294,9 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         message=durations.DurationsRequest,
         replies=(durations.DurationDigest, requests.Error),
         content_types=_JSON_FIRST,
-        summary="Digest of how long past leases lasted, by owner, workload and shape.",
+        summary="Durations of past leases, by owner, workload and shape.",
     ),
-    _health("health", "How services are: each answers."),
-    _health("health_of_kind", "How the services of a kind are: each answers.", "service"),
-    _health("health_of_one", "How a service is.", "service", "instance"),
+    _health("health", "Health of all services; each replies."),
+    _health("health_of_kind", "Health of the services of a kind; each replies.", "service"),
+    _health("health_of_one", "Health of one service.", "service", "instance"),
 )

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 import msgspec.inspect
 
-from .misspelt import LONGEST_NAME, meant
+from .misspelt import MAX_NAME, meant
 from .plain import encodable
 
 T = TypeVar("T")
@@ -155,8 +155,7 @@ def decode_request(payload: bytes, type: type[T], content_type: str = JSON) -> t
             where = f"{path}.{name}"
             raise DecodeError(f"There is no field `{name}`: did you mean `{close}`? - at `{where}`", "invalid", where)
     warnings = [
-        f"{path}.{name[:LONGEST_NAME]} is not known to this version and was ignored"
-        for (_, name), path in found.items()
+        f"{path}.{name[:MAX_NAME]} is not known to this version and was ignored" for (_, name), path in found.items()
     ]
     return decode(encode_again(tree, content_type), type, content_type), warnings
 

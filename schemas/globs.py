@@ -14,9 +14,9 @@ from typing import Final
 
 from .codec import DecodeError
 
-MOST_COMPLEX: Final = 32
+MAX_COMPLEX: Final = 32
 """Patterns with `?` or `[` that one request may have: each of them is compiled."""
-MOST_CHARACTERS: Final = 256
+MAX_CHARACTERS: Final = 256
 """Characters that one pattern may have."""
 
 _STARS: Final = re.compile(r"\*+")
@@ -55,10 +55,10 @@ def check(globs: Sequence[str], path: str) -> None:
     Raises:
         DecodeError: a pattern is too long, or too many have to be compiled.
     """
-    if any(len(glob) > MOST_CHARACTERS for glob in globs):
-        raise DecodeError(f"A pattern has more than {MOST_CHARACTERS} characters - at `{path}`", "invalid", path)
-    if sum("?" in glob or "[" in glob for glob in globs) > MOST_COMPLEX:
-        raise DecodeError(f"More than {MOST_COMPLEX} patterns have ? or [ in them - at `{path}`", "invalid", path)
+    if any(len(glob) > MAX_CHARACTERS for glob in globs):
+        raise DecodeError(f"A pattern has more than {MAX_CHARACTERS} characters - at `{path}`", "invalid", path)
+    if sum("?" in glob or "[" in glob for glob in globs) > MAX_COMPLEX:
+        raise DecodeError(f"More than {MAX_COMPLEX} patterns have ? or [ in them - at `{path}`", "invalid", path)
 
 
 @lru_cache(1024)

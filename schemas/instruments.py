@@ -1,4 +1,4 @@
-"""Instruments with which services measure themselves. Health answers, series and the reference derive from one table.
+"""Metrics that services report about themselves. Health replies, series and the reference derive from one table.
 
 A service answers `corral.v1.health.…` with the values of its instruments (see `health.py`), and `corral export` shows
 them to Prometheus as `corral_<service>_<name>`.
@@ -94,7 +94,7 @@ def _histogram(name: str, help: str, bounds: tuple[float, ...], *labels: str) ->
 
 
 COMMON: Final = (
-    _gauge("start_timestamp_seconds", "When the service started, seconds since the epoch."),
+    _gauge("start_timestamp_seconds", "Start of the service, seconds since the epoch."),
     _counter("cpu_seconds", "User and system time of the process."),
     _gauge("resident_bytes", "Resident memory of the process."),
 )
@@ -102,79 +102,91 @@ COMMON: Final = (
 
 _PLANNER: Final = (
     _gauge("leading", "1 while this planner leads."),
-    _gauge("term", "The term in which it leads, a revision that only grows; 0 while it stands by."),
-    _counter("requests", "Work requests by what became of them at first.", "outcome"),
-    _histogram("grant_seconds", "From the arrival of a request to its durable assignment, waiting left out.", SECONDS),
+    _gauge("term", "Current term of leadership, a revision that only grows; 0 while this planner is a standby."),
+    _counter("requests", "Work requests by their first outcome.", "outcome"),
+    _histogram(
+        "grant_seconds",
+        "Time from a request's arrival to its durable assignment, without queueing.",
+        SECONDS,
+    ),
     _histogram("decision_seconds", "Time to decide on one request.", FAST_SECONDS),
-    _histogram("loop_lag_seconds", "How late the planner's loop comes to what is due.", SECONDS),
-    _counter("dear_questions", "Questions that a copy of the planner answered, by outcome.", "outcome"),
-    _gauge("dear_questions_running", "Of these, such that are being worked on."),
-    _gauge("dear_questions_waiting", "Of these, such that wait for their turn."),
-    _counter("large_requests", "Copies that read a large request or distributed its work, by outcome.", "outcome"),
-    _histogram("fork_seconds", "For how long the loop stands still to make such a copy.", FAST_SECONDS),
-    _gauge("queue_length", "Requests that wait."),
-    _gauge("queue_longest_wait_seconds", "How long the one that waits longest has waited."),
-    _gauge("active_leases", "Leases that hold something."),
-    _counter("lease_changes", "Changes of leases that are durable.", "kind"),
+    _histogram("loop_lag_seconds", "Delay of timers on the planner's event loop.", SECONDS),
+    _counter("dear_questions", "Expensive requests answered by a copy of the process, by outcome.", "outcome"),
+    _gauge("dear_questions_running", "Expensive requests being computed."),
+    _gauge("dear_questions_waiting", "Expensive requests waiting for a copy."),
+    _counter(
+        "large_requests",
+        "Large requests read or distributed by a copy of the process, by outcome.",
+        "outcome",
+    ),
+    _histogram("fork_seconds", "Time for which the event loop is blocked while the process is copied.", FAST_SECONDS),
+    _gauge("queue_length", "Queued requests."),
+    _gauge("queue_longest_wait_seconds", "Time that the oldest queued request has waited."),
+    _gauge("active_leases", "Active leases."),
+    _counter("lease_changes", "Durable changes of leases.", "kind"),
     _counter("event_bytes", "Bytes of lease events that were published."),
-    _counter("renewals_merged", "Renewals that were not told, since a later one was."),
-    _histogram("write_seconds", "From sending a write to the bucket to its acknowledgement.", SECONDS),
-    _histogram("write_group", "Writes on their way when one more is sent: what one sync of the disk serves.", SIZES),
-    _gauge("writes_in_flight", "Writes whose fate is not known yet."),
+    _counter("renewals_merged", "Renewal events left out because a later one was published."),
+    _histogram("write_seconds", "Time from sending a write to the bucket to its acknowledgment.", SECONDS),
+    _histogram("write_group", "Writes in flight when one more is sent; one sync of the disk serves them all.", SIZES),
+    _gauge("writes_in_flight", "Writes not acknowledged yet."),
     _counter("write_failures", "Writes that the bucket refused."),
-    _gauge("bucket_bytes", "What the planner's bucket holds, as the leader measured last."),
-    _gauge("bucket_max_bytes", "What it takes; 0 where it has no limit. Nothing new is granted beyond 85 % of it."),
-    _gauge("hosts", "Hosts that it knows."),
-    _gauge("devices", "Devices that it knows."),
-    _counter("telemetry_ignored", "Messages that could not be decoded or folded in."),
-    _gauge("telemetry_waiting", "Messages that are not folded in yet; of samples only a host's newest counts."),
-    _gauge("telemetry_age_seconds", "Since the last message of any host was folded in."),
+    _gauge("bucket_bytes", "Size of the planner's bucket, as the leader last measured it."),
+    _gauge(
+        "bucket_max_bytes",
+        "Limit of that size; 0 for none. Beyond 85 % of it nothing new is granted.",
+    ),
+    _gauge("hosts", "Known hosts."),
+    _gauge("devices", "Known devices."),
+    _counter("telemetry_ignored", "Telemetry messages that could not be decoded or applied."),
+    _gauge("telemetry_waiting", "Telemetry messages not applied yet; of samples only a host's newest counts."),
+    _gauge("telemetry_age_seconds", "Time since the last telemetry message of any host was applied."),
 )
 
 _PROCESSOR: Final = (
     _gauge(
         "lag_messages",
-        "Messages in the stream that have not come yet; of a lake's origin: are not copied yet.",
+        "Messages of the stream not received yet; for a lake's origin: not copied yet.",
         "stream",
     ),
-    _gauge("lag_seconds", "How old what is stored is by the server's clock, while more waits.", "stream"),
+    _gauge("lag_seconds", "Age of the newest stored message by the server's clock, while more are waiting.", "stream"),
     _counter("messages", "Messages stored.", "stream"),
     _counter("samples", "Device samples stored."),
-    _counter("duplicates", "Messages that came again and changed nothing.", "stream"),
-    _counter("impossible_values", "Values that their metric can't have: stored as null.", "metric"),
+    _counter("duplicates", "Messages delivered again, which changed nothing.", "stream"),
+    _counter("impossible_values", "Values out of the range of their metric, stored as null.", "metric"),
     _counter("dead_letters", "Messages refused."),
-    _counter("dead_letters_unpublished", "Of these, such that the bus did not take either."),
+    _counter("dead_letters_unpublished", "Refused messages that could not be published as dead letters either."),
     _histogram("batch_messages", "Messages in one transaction.", SIZES, "stream"),
-    _histogram("batch_samples", "Device samples in one transaction that has any.", ROWS),
+    _histogram("batch_samples", "Device samples in one transaction, where it has any.", ROWS),
     _histogram("commit_seconds", "Time of one transaction.", SECONDS, "stream"),
     _counter("decode_cpu_seconds", "CPU time spent decoding.", "stream"),
-    _counter("write_cpu_seconds", "CPU time spent in transactions, the database's own threads left out.", "stream"),
+    _counter("write_cpu_seconds", "CPU time spent in transactions, without the database's own threads.", "stream"),
     _gauge("paused", "1 while nothing can be stored."),
     _gauge("database_bytes", "Size of the database on disk."),
-    _counter("queries", "Queries by how they ended.", "outcome"),
-    _gauge("queries_running", "Queries that run."),
-    _gauge("queries_waiting", "Queries that wait for their turn."),
+    _counter("queries", "Finished queries by outcome.", "outcome"),
+    _gauge("queries_running", "Running queries."),
+    _gauge("queries_waiting", "Queued queries."),
 )
 
 _COLLECTOR: Final = (
     _counter("ticks", "Ticks read."),
-    _counter("late_ticks", "Ticks left out, since an earlier one was still being read."),
-    _counter("read_errors", "Calls of the driver that failed."),
-    _counter("impossible_values", "Values of the driver that their metric can't have: published as null.", "metric"),
-    _counter("published_messages", "Messages that the bus has acknowledged."),
-    _gauge("acknowledged_seconds", "Since the bus last acknowledged a message."),
+    _counter("late_ticks", "Ticks skipped because an earlier one was still being read."),
+    _counter("read_errors", "Failed calls of the driver."),
+    _counter("impossible_values", "Values out of the range of their metric, published as null.", "metric"),
+    _counter("published_messages", "Messages acknowledged by the bus."),
+    _gauge("acknowledged_seconds", "Time since the bus last acknowledged a message."),
     _gauge("buffered_messages", "Messages waiting for the bus, in memory and on disk."),
-    _gauge("buffered_bytes", "Bytes of these."),
+    _gauge("buffered_bytes", "Bytes of buffered messages."),
     _counter(
-        "dropped_messages", "Messages lost: the buffer was full, the disk spoilt them, or the bus takes none so large."
+        "dropped_messages",
+        "Messages lost: full buffer, damage on disk, or too large for the bus.",
     ),
     _counter("dropped_samples", "Device samples in lost messages."),
-    _gauge("processes_identified", "0 where it can't tell whose the processes on the devices are."),
+    _gauge("processes_identified", "0 if the collector can't attribute processes to leases."),
 )
 
 _EXPORTER: Final = (
-    _counter("scrapes", "Pages that were written."),
-    _histogram("scrape_seconds", "Time to write a page, waiting for the services left out.", SECONDS),
+    _counter("scrapes", "Pages written."),
+    _histogram("scrape_seconds", "Time to write a page, without waiting for services.", SECONDS),
 )
 
 INSTRUMENTS: Final[dict[ServiceKind, dict[str, Instrument]]] = {

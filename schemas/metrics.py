@@ -564,7 +564,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pcie_correctable_errors_count: Annotated[
         int | None,
         pcie_errors(
-            "PCIe errors that the link mended.",
+            "PCIe errors that the link corrected.",
             "NVML_FI_DEV_PCIE_COUNT_CORRECTABLE_ERRORS",
             "DCGM_FI_DEV_PCIE_COUNT_CORRECTABLE_ERRORS",
         ),
@@ -660,7 +660,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ecc_corrected_count: Annotated[
         int | None,
         ecc_errors(
-            "Memory errors that ECC mended, over the life of the board.",
+            "Memory errors that ECC corrected, over the life of the board.",
             "CORRECTED",
             "AGGREGATE",
             dcgm="DCGM_FI_DEV_ECC_SBE_AGG_TOTAL",
@@ -669,7 +669,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ecc_uncorrected_count: Annotated[
         int | None,
         ecc_errors(
-            "Memory errors that ECC could not mend, over the life of the board.",
+            "Memory errors that ECC could not correct, over the life of the board.",
             "UNCORRECTED",
             "AGGREGATE",
             dcgm="DCGM_FI_DEV_ECC_DBE_AGG_TOTAL",
@@ -678,7 +678,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ecc_corrected_volatile_count: Annotated[
         int | None,
         ecc_errors(
-            "Memory errors that ECC mended since the driver was loaded.",
+            "Memory errors that ECC corrected since the driver was loaded.",
             "CORRECTED",
             "VOLATILE",
             dcgm="DCGM_FI_DEV_ECC_SBE_VOL_TOTAL",
@@ -688,7 +688,7 @@ class DeviceSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ecc_uncorrected_volatile_count: Annotated[
         int | None,
         ecc_errors(
-            "Memory errors that ECC could not mend since the driver was loaded.",
+            "Memory errors that ECC could not correct since the driver was loaded.",
             "UNCORRECTED",
             "VOLATILE",
             dcgm="DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",
@@ -845,7 +845,7 @@ class Metric(Struct, frozen=True):
         return (least is None or value >= least) and (most is None or value <= most) and value == value
 
 
-def _catalogue() -> dict[str, Metric]:
+def _catalog() -> dict[str, Metric]:
     found: dict[str, Metric] = {}
     for name, hint in get_type_hints(DeviceSample, include_extras=True).items():
         if get_origin(hint) is not Annotated:
@@ -857,5 +857,5 @@ def _catalogue() -> dict[str, Metric]:
     return found
 
 
-METRICS: Final[dict[str, Metric]] = _catalogue()
+METRICS: Final[dict[str, Metric]] = _catalog()
 """The catalog by metric name, in the order of `DeviceSample`."""

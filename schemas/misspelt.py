@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Final
 
-LONGEST_NAME: Final = 64
+MAX_NAME: Final = 64
 """Longer names are not compared: they are no typing errors, and comparing takes time."""
 CLOSE: Final = 0.75
 """Ratio of letters that two names share, by difflib, from which on one is taken for the other."""
@@ -77,7 +77,7 @@ def meant(name: str, known: Collection[str]) -> str:
     Returns:
         One of them; empty where none is close.
     """
-    if not 0 < len(name) <= LONGEST_NAME:
+    if not 0 < len(name) <= MAX_NAME:
         return ""
     if found := same(name, known):
         return found
@@ -126,7 +126,7 @@ def _is_slip(name: str, known: str) -> bool:
 
 def closest(name: str, known: Iterable[str], ratio: float = CLOSE) -> str:
     """Find the known name with the most letters in common; empty where none has enough."""
-    found = difflib.get_close_matches(name, sorted(known), 1, ratio) if len(name) <= LONGEST_NAME else []
+    found = difflib.get_close_matches(name, sorted(known), 1, ratio) if len(name) <= MAX_NAME else []
     return found[0] if found else ""
 
 

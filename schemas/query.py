@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 PART_HEADER: Final = "Corral-Part"
 END_HEADER: Final = "Corral-End"
-MOST_ROWS: Final = 100_000_000
+MAX_ROWS: Final = 100_000_000
 """Rows that one answer may have."""
 
 
@@ -47,7 +47,7 @@ class QueryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
 
     sql: Annotated[str, Meta(min_length=1, max_length=100_000)]
     format: ResultFormat = ResultFormat.JSON
-    limit: Annotated[int, Meta(ge=1, le=MOST_ROWS)] = 10_000
+    limit: Annotated[int, Meta(ge=1, le=MAX_ROWS)] = 10_000
     timeout_seconds: Annotated[float, Meta(gt=0, le=600)] = 30.0
     query_id: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_-]+$(?!\n)")] | None = None
     window: Annotated[int, Meta(ge=0, le=64)] = 0

@@ -60,7 +60,7 @@ def utilization(help: str, attribute: str, dcgm: str, amd: Call) -> Row:
 
 
 def engine(help: str, function: str, *, dcgm: str | None = None, amd: tuple[Call, ...] = ()) -> Row:
-    """Utilization of an engine beside the multiprocessors, such as the video encoder."""
+    """Utilization of an engine other than the multiprocessors, such as the video encoder."""
     return Row(
         unit=PERCENT,
         help=help,

@@ -26,7 +26,7 @@ _SECOND_UNITS: Final = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0, "m
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)")
 
 
-LEAST_PLAIN_BYTES: Final = 2**20
+MIN_PLAIN_BYTES: Final = 2**20
 """Smallest text without a unit that counts as bytes: a smaller number, such as 20, is probably meant as GiB."""
 
 
@@ -46,7 +46,7 @@ def parse_bytes(text: str | int) -> int:
     amount = float(match[1]) * _BYTE_UNITS[match[2].lower()]
     if not math.isfinite(amount):
         raise ValueError(f"{text[:40]!r}… is more memory than there is")
-    if not match[2] and 0 < amount < LEAST_PLAIN_BYTES:
+    if not match[2] and 0 < amount < MIN_PLAIN_BYTES:
         raise ValueError(f"{text!r} would be bytes: say {match[1]}GiB or {match[1]}GB, or {match[1]}B if you mean it")
     return round(amount)
 

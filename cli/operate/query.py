@@ -13,7 +13,7 @@ from typing import Annotated, Any, BinaryIO, Final
 import msgspec
 import typer
 
-from ...schemas.query import MOST_ROWS, QueryEnd, QueryRequest, ResultFormat
+from ...schemas.query import MAX_ROWS, QueryEnd, QueryRequest, ResultFormat
 from ...schemas.units import parse_seconds
 from ..exits import FAILED, QUERY_FAILED, TIMED_OUT, USAGE, CommandError
 from ..options import AsJson, NatsUrl, connected, console, run, say
@@ -36,7 +36,7 @@ def query(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", "-n", min=1, max=MOST_ROWS, help="Rows at most. Default: 1,000 in a table, else all."),
+        typer.Option("--limit", "-n", min=1, max=MAX_ROWS, help="Rows at most. Default: 1,000 in a table, else all."),
     ] = None,
     timeout: Annotated[
         str, typer.Option("--timeout", metavar="TIME", help="Stop the query after it: 30s, 5m.")
@@ -66,7 +66,7 @@ def query(
     request = QueryRequest(
         sql=read_sql(sql, file),
         format=format,
-        limit=limit or (1_000 if table else MOST_ROWS),
+        limit=limit or (1_000 if table else MAX_ROWS),
         timeout_seconds=seconds,
         query_id=uuid.uuid4().hex,
         window=8,
@@ -137,7 +137,7 @@ async def _copy(nats: str | None, request: QueryRequest, path: Path | None, *, w
                     output.write(piece)
                     end = last or end
         if whole and end.truncated:
-            text = f"there are more than {MOST_ROWS:,} rows: ask for a part of them, or say --limit"
+            text = f"there are more than {MAX_ROWS:,} rows: ask for a part of them, or say --limit"
             raise CommandError(text, QUERY_FAILED)
         if request.format is ResultFormat.JSON:
             output.write(b"\n")

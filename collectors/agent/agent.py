@@ -38,7 +38,7 @@ PROCESSES_SECONDS: Final = 10.0
 HANG_SECONDS: Final = 10.0
 """A read that takes longer, and longer than three intervals, is reported as an event."""
 HIDDEN_PROCESSES: Final = (
-    "whose the processes on the devices are can't be told: this collector has process ids of its own, and the driver "
+    "processes can't be attributed to leases: this collector has its own pid namespace, and the driver "
     "gives the host's. Let it see the host's (hostPID: true on Kubernetes, --pid=host for a container)"
 )
 _YIELD_EVERY: Final = 64
@@ -110,7 +110,7 @@ class Agent:
         self._reported_drops = 0
         self._attribution = Attribution(settings.grace_seconds, self._forward, here=isinstance(source, HostSource))
         self._hangs = False
-        self._told: Inventory | None = None
+        self._published_inventory: Inventory | None = None
         self.identifies_processes = bool(getattr(source, "identifies_processes", True))
         self._reader = Reader(
             source,
@@ -238,7 +238,7 @@ class Agent:
             )
             self._put(subjects.inventory_subject(inventory.host.name), told)
             if isinstance(self._source, HostSource):
-                self._told = told
+                self._published_inventory = told
         for count, pack in enumerate(self._packer.add(reading.ticks), start=1):
             self._put_pack(pack)
             if count % _YIELD_EVERY == 0:
@@ -361,7 +361,7 @@ class Agent:
         self._put(subjects.agent_subject(self.settings.name), report, sequence=report.sequence, beyond_limit=True)
         self._wake()
 
-    def tell_drops(self) -> bool:
+    def report_drops(self) -> bool:
         """Report once more if messages were dropped since the last report; True if so."""
         untold = self._outbox.dropped_messages > self._reported_drops
         if untold:
@@ -370,8 +370,8 @@ class Agent:
 
     def _leave(self) -> None:
         """Release the devices for other host names: a machine that was renamed goes on under its new name."""
-        if self._told is not None:
-            left = replace(self._told, time_ns=time.time_ns(), leaving=True)
+        if self._published_inventory is not None:
+            left = replace(self._published_inventory, time_ns=time.time_ns(), leaving=True)
             self._put(subjects.inventory_subject(left.host.name), left, beyond_limit=True)
 
     def _next(self) -> int:

@@ -119,7 +119,7 @@ class Publisher:
         self._on_connected = on_connected
         self._while_connected = while_connected
         self._before_close = before_close
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self.news = asyncio.Event()
         self.idle = asyncio.Event()
         self.decode_ack = msgspec.json.Decoder(_Ack).decode
@@ -173,8 +173,8 @@ class Publisher:
             lost.set()
 
         async def tell(error: Exception) -> None:
-            if not isinstance(error, OSError) and str(error) not in self._told:
-                self._told.add(str(error))
+            if not isinstance(error, OSError) and str(error) not in self._logged:
+                self._logged.add(str(error))
                 log.warning("bus: %s: %s", type(error).__name__, error)
 
         return await connect(

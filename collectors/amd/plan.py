@@ -65,7 +65,7 @@ class AmdPlan:
         self._library = library
         self._handle = handle
         self._label = label
-        self._told: set[tuple[str, int | None]] = set()
+        self._logged: set[tuple[str, int | None]] = set()
         self._readings: dict[str, Reading] = {}
         self._missing: set[str] = set(METRICS)
         self._compile()
@@ -175,9 +175,9 @@ class AmdPlan:
             reading.due += 10.0
             return
         self.errors += 1
-        if (reading.name, failure.code) not in self._told:
-            self._told.add((reading.name, failure.code))
-            log.warning("%s: %s (told once)", self._label, failure)
+        if (reading.name, failure.code) not in self._logged:
+            self._logged.add((reading.name, failure.code))
+            log.warning("%s: %s (logged once)", self._label, failure)
 
 
 def _path(call: Call) -> Take:

@@ -83,7 +83,7 @@ class Device:
         self._heard = time.monotonic()
         self._check_due = 0.0
         self._links_due = 0.0
-        self._links_told = -LINKS_MIN_SECONDS
+        self._links_published = -LINKS_MIN_SECONDS
         self._link_errors = 0
         self._health: Health | None = before._health if before is not None else None
         skip = _NVLINK_METRICS if not links else frozenset[str]()
@@ -170,7 +170,7 @@ class Device:
                 self._links_due = now
         self.links = links
         errors = sum(int(self.plan.values[index] or 0) for index in _ERRORS)
-        if errors > self._link_errors and now >= self._links_told + LINKS_MIN_SECONDS:
+        if errors > self._link_errors and now >= self._links_published + LINKS_MIN_SECONDS:
             self._links_due = now
         fresh = [_ACTIVE]
         sums = {name: metric for name, metric in SUMS.items() if metric not in self.plan.supported}
@@ -184,7 +184,7 @@ class Device:
                 fresh.append(INDEX[metric])
         if now >= self._links_due:
             self._links_due = now + LINKS_SECONDS
-            self._links_told = now
+            self._links_published = now
             self._link_errors = errors
             active = sum(link.active for link in links)
             self._tell(

@@ -42,9 +42,9 @@ class Notice(Struct, frozen=True):
 
 NOTICES: Final = (
     Notice(XID, "xid", Severity.WARNING, ""),
-    Notice("nvmlEventTypeSingleBitEccError", "ecc", Severity.WARNING, "ECC mended a memory error"),
+    Notice("nvmlEventTypeSingleBitEccError", "ecc", Severity.WARNING, "ECC corrected a memory error"),
     # The Xid that comes with it says whether the device goes on.
-    Notice("nvmlEventTypeDoubleBitEccError", "ecc", Severity.WARNING, "ECC could not mend a memory error"),
+    Notice("nvmlEventTypeDoubleBitEccError", "ecc", Severity.WARNING, "ECC could not correct a memory error"),
     Notice("nvmlEventTypeSingleBitEccErrorStorm", "ecc", Severity.WARNING, "ECC mends many memory errors"),
     Notice("nvmlEventTypeDramRetirementEvent", "memory_retired", Severity.WARNING, "faulty memory is being retired"),
     Notice("nvmlEventTypeDramRetirementFailure", "memory_retired", Severity.RESET, "faulty memory was not retired"),
@@ -142,7 +142,7 @@ class EventThread:
             return
         data: Any = self._library.structure("c_nvmlEventData_t")()
         where = ctypes.byref(data)
-        told = False
+        logged = False
         while not self._stop.is_set():
             code = wait(self._set, where, ctypes.c_uint(WAIT_MILLISECONDS))
             if code == SUCCESS:
@@ -153,9 +153,9 @@ class EventThread:
             elif code in DRIVER_GONE:
                 return
             elif code != TIMEOUT:
-                if not told:
-                    told = True
-                    log.warning("waiting for events fails: %s (told once)", self._library.text(code))
+                if not logged:
+                    logged = True
+                    log.warning("waiting for events fails: %s (logged once)", self._library.text(code))
                 self._stop.wait(_BACKOFF_SECONDS)
 
     def _publish(self, data: Any) -> None:

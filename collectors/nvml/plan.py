@@ -97,7 +97,7 @@ class DevicePlan:
         self._library = library
         self._handle = handle
         self._label = label
-        self._told: set[tuple[str, int]] = set()
+        self._logged: set[tuple[str, int]] = set()
         self._blocking: list[tuple[Probe, Target]] = []
         self._groups = {cadence: Group(CADENCE_SECONDS[cadence]) for cadence in Cadence}
         wanted = {name: metric.row for name, metric in METRICS.items() if metric.row.nvml and name not in skip}
@@ -439,9 +439,9 @@ class DevicePlan:
         if code in LOST or code in DRIVER_GONE:
             raise NvmlFailure(code, name, self._library.text(code))
         self.errors += 1
-        if (name, code) not in self._told:
-            self._told.add((name, code))
-            log.warning("%s: %s fails: %s (told once)", self._label, name, self._library.text(code))
+        if (name, code) not in self._logged:
+            self._logged.add((name, code))
+            log.warning("%s: %s fails: %s (logged once)", self._label, name, self._library.text(code))
 
     def close(self) -> None:
         """Free what was allocated in NVML."""

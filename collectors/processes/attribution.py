@@ -197,13 +197,13 @@ class Watched(Struct, frozen=True, kw_only=True):
         violation: the violation as last seen, with the greatest amount of memory so far.
         since: when it was first seen, seconds since the epoch.
         until: when it was last seen, seconds since the epoch.
-        told: True if its begin was reported.
+        reported: True if its begin was reported.
     """
 
     violation: Violation
     since: float
     until: float
-    told: bool = False
+    reported: bool = False
 
 
 class Notice(Struct, frozen=True, kw_only=True):
@@ -246,13 +246,13 @@ def follow(
                 default=None,
             )
             worst = replace(violation, memory_used_bytes=most)
-            watched = Watched(violation=worst, since=known.since, until=now, told=known.told)
-        if not watched.told and now - watched.since >= grace_seconds:
-            watched = replace(watched, told=True)
+            watched = Watched(violation=worst, since=known.since, until=now, reported=known.reported)
+        if not watched.reported and now - watched.since >= grace_seconds:
+            watched = replace(watched, reported=True)
             notices.append(Notice(watched=watched))
         after[violation.key] = watched
     for key, known in before.items():
-        if key in after or not known.told:
+        if key in after or not known.reported:
             continue
         if now - known.until >= grace_seconds:
             notices.append(Notice(watched=known, ended=True))

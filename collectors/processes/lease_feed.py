@@ -32,7 +32,7 @@ ASK_AGAIN_SECONDS: Final = 1.0
 """Shortest time between such requests, whatever is announced; doubled, up to `ASK_AGAIN_MOST_SECONDS`, while no planner
 answers."""
 ASK_AGAIN_MOST_SECONDS: Final = 30.0
-MOST_AT_ONCE: Final = 500
+MAX_AT_ONCE: Final = 500
 """Leases in one answer of the planner; longer lists are read in parts."""
 
 _CHANGES: Final = (
@@ -146,7 +146,7 @@ class HostLeaseFeed:
         self._needle = f'"{host}"'.encode()
         self._changed = changed
         self._hinted = asyncio.Event()
-        self._told = False
+        self._logged = False
 
     async def follow(self, nc: Client) -> None:
         """Ask, then listen, until cancelled."""
@@ -164,9 +164,9 @@ class HostLeaseFeed:
                     pause = ASK_AGAIN_SECONDS
                     await self._rest(ASK_EVERY_SECONDS * random.uniform(0.75, 1.25))
                 except (NatsError, TimeoutError, codec.DecodeError) as error:
-                    if not self._told and pause > 4 * ASK_AGAIN_SECONDS:
-                        self._told = True
-                        log.warning("no planner tells which leases are on this host (%r): it is asked again", error)
+                    if not self._logged and pause > 4 * ASK_AGAIN_SECONDS:
+                        self._logged = True
+                        log.warning("no planner answers which leases are on this host (%r), retrying", error)
                     await self._rest(pause)
                     pause = min(pause * 2, ASK_AGAIN_MOST_SECONDS)
         finally:
@@ -185,12 +185,12 @@ class HostLeaseFeed:
     async def _ask(self, nc: Client) -> list[Lease]:
         found: dict[str, Lease] = {}
         while True:
-            wanted = LeaseFilter(hosts=[self._host], offset=len(found), limit=MOST_AT_ONCE)
+            wanted = LeaseFilter(hosts=[self._host], offset=len(found), limit=MAX_AT_ONCE)
             reply = await nc.request(subjects.PlanSubject.LEASES, codec.encode(wanted, codec.JSON), timeout=5.0)
             # An error is no `Leases` and so can't be decoded.
             leases = codec.decode(reply.data, Leases, codec.JSON).leases
             found.update((lease.lease_id, lease) for lease in leases)
-            if len(leases) < MOST_AT_ONCE:
+            if len(leases) < MAX_AT_ONCE:
                 return list(found.values())
 
     async def _on_message(self, message: Msg) -> None:

@@ -39,15 +39,15 @@ def _inventory(fleet: Fleet, event: Inventory) -> None:
     name = event.host.name
     host = fleet.hosts.get(name)
     shape = None if host is None else _shape(host)
-    told = told_ns(fleet.stored_at, event.time_ns)
+    stored_ns = told_ns(fleet.stored_at, event.time_ns)
     if host is None:
         host = fleet.hosts[name] = Host(name)
-    elif is_past(told, host.inventory_ns):
+    elif is_past(stored_ns, host.inventory_ns):
         return
     if event.agent != host.agent:
         host.agent, host.lag = event.agent, math.inf
         host.processes_ns = -1
-    host.inventory_ns = told
+    host.inventory_ns = stored_ns
     host.heard_at = max(host.heard_at, fleet.now)
     host.address = address(event.host.address)
     host.labels = dict(event.host.labels)
@@ -226,10 +226,10 @@ def _samples(fleet: Fleet, event: SampleBatch) -> None:
 
 def _processes(fleet: Fleet, event: ProcessBatch) -> None:
     host = fleet.hosts.get(event.host)
-    told = told_ns(fleet.stored_at, event.time_ns)
-    if host is None or is_past(told, host.processes_ns):
+    stored_ns = told_ns(fleet.stored_at, event.time_ns)
+    if host is None or is_past(stored_ns, host.processes_ns):
         return
-    host.processes_ns = told
+    host.processes_ns = stored_ns
     host.processes_at = host.heard_at = fleet.now
     by_device: dict[str, list[Listed]] = {}
     for process in event.processes:

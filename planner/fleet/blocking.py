@@ -17,7 +17,7 @@ WARNING_SECONDS: Final = 3600.0
 """Time for which a health warning affects the ranking."""
 
 
-def look(fleet: Fleet, host: Host) -> None:
+def recheck(fleet: Fleet, host: Host) -> None:
     """Check a host when its timer is due: usually all its devices are fresh, and only the timer moves."""
     host.timer = math.inf
     again = min((device.seen_at for device in host.devices), default=-math.inf) + fleet.stale_after
@@ -29,7 +29,7 @@ def look(fleet: Fleet, host: Host) -> None:
     refresh(fleet, host)
 
 
-def renew(fleet: Fleet, name: str) -> None:
+def reblock(fleet: Fleet, name: str) -> None:
     """Update a host now."""
     host = fleet.hosts[name]
     block(fleet, host)

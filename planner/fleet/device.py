@@ -23,10 +23,10 @@ from .state import (
     HEAT_BASE_CELSIUS,
     HEAT_LEVELS,
     HEAT_STEP_CELSIUS,
-    LEAST_SHARE,
     LOAD_LEVELS,
     LOAD_STEP_PERCENT,
     MEMORY_GRAIN_BYTES,
+    MIN_SHARE,
     RESERVED,
     SHARE_PER_MILLI,
     WHOLE_SHARE,
@@ -43,7 +43,7 @@ LOAD_SECONDS: Final = 60.0
 _EDGE: Final = 0.25
 _FATAL: Final = {Severity.RESET: 1, Severity.HARDWARE: 2}
 
-_TEXT_MOST: Final = 256
+_MAX_TEXT: Final = 256
 """Characters of an event's message that are kept with the fault."""
 
 Amounts = dict[str, tuple[int, int]]
@@ -77,7 +77,7 @@ class Fault(Struct, frozen=True):
         Args:
             event: with the time when NATS stored it.
         """
-        text = (event.message or event.kind)[:_TEXT_MOST]
+        text = (event.message or event.kind)[:_MAX_TEXT]
         if event.severity is Severity.WARNING:
             at = event.time_ns * 1e-9
             if self.warned_at - REREAD_NS * 1e-9 <= at <= self.warned_at:
@@ -314,7 +314,7 @@ class Device:
     def share_left(self) -> int:
         """Billionths that no lease holds; a remainder of rounding counts as 0."""
         left = WHOLE_SHARE - self.shares
-        return left if left >= LEAST_SHARE else 0
+        return left if left >= MIN_SHARE else 0
 
     @property
     def share_free(self) -> float:
@@ -347,13 +347,13 @@ class Device:
         """
         self.occupancy.hold(self._cover(holders, beside), since)
         self._round()
-        self.judge()
+        self.update_in_use()
 
     def end(self, lease: str, holders: Amounts, beside: dict[str, int] | None, at: float, doubt: str) -> None:
         """Note the end of a lease on it; see `Occupancy.end`."""
         self.occupancy.end(lease, self._cover(holders, beside), at, doubt)
         self._round()
-        self.judge()
+        self.update_in_use()
 
     def _cover(self, holders: Amounts, beside: dict[str, int] | None) -> dict[str, int]:
         self.holders = holders
@@ -363,7 +363,7 @@ class Device:
             covering[lease] = covering.get(lease, 0) + memory
         return covering
 
-    def judge(self) -> bool:
+    def update_in_use(self) -> bool:
         """Update `in_use`; returns true if it became in use, or stopped being so."""
         before = self.in_use
         self.in_use = self.occupancy.why_in_use(self.memory_total)
@@ -441,7 +441,7 @@ class Device:
             utilization = self.utilization
         if self.occupancy.sample(used, utilization, self.seen_at, known):
             rounded = self._round()
-            return self.judge() or rounded
+            return self.update_in_use() or rounded
         if sized:
             self._round()
         return False
@@ -461,7 +461,7 @@ class Device:
         """Take in a list of processes, as `Occupancy.processes`; returns true if the device's state changes."""
         self.occupancy.processes(found, read_at, readable)
         rounded = self._round()
-        return self.judge() or rounded
+        return self.update_in_use() or rounded
 
     def _resize(self) -> None:
         self._overhead_low = self._overhead_high = -1

@@ -10,7 +10,7 @@ from .known import Fleet
 
 K = TypeVar("K")
 
-UNPLACED_MOST: Final = 4096
+MAX_UNPLACED: Final = 4096
 """Number of faults that are kept of devices which no host has (yet, or any more); the oldest are evicted."""
 _FAULT_BYTES: Final = 100
 """Bytes of an encoded fault without its texts and its key."""
@@ -19,7 +19,7 @@ _FAULT_BYTES: Final = 100
 def remember(faults: dict[K, Fault], key: K, fault: Fault) -> None:
     """Add a fault of a device that no host has; the oldest is evicted if there are too many."""
     faults.pop(key, None)
-    if len(faults) >= UNPLACED_MOST:
+    if len(faults) >= MAX_UNPLACED:
         del faults[next(iter(faults))]
     faults[key] = fault
 

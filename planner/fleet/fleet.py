@@ -14,7 +14,7 @@ from ...schemas.operations import Drains
 from ...schemas.requests import Lease, LeaseEvent
 from ...schemas.telemetry import DeviceEvent, Inventory, ProcessBatch, SampleBatch
 from .apply import FOLDS, claim_again
-from .blocking import drain_reason, look, refresh, renew, why_blocked
+from .blocking import drain_reason, reblock, recheck, refresh, why_blocked
 from .events import ClockSet, HostForgotten, HostLost, HostSeen, LeaseEnded
 from .holdings import free, hold
 from .host import Host
@@ -35,8 +35,8 @@ __all__ = [
     "drain_reason",
     "free",
     "hold",
+    "reblock",
     "refresh",
-    "renew",
     "why_blocked",
 ]
 
@@ -88,7 +88,7 @@ def advance(fleet: Fleet, now: float) -> Fleet:
     while name is not None:
         host = fleet.hosts.get(name)
         if host is not None and host.timer <= fleet.now:
-            look(fleet, host)
+            recheck(fleet, host)
         if fleet.claims and name in fleet.claims:
             claim_again(fleet, name)
         name = fleet.due(fleet.now)

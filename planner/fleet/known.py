@@ -18,10 +18,10 @@ from .reservation import Reserved
 from .state import Ask, AskKey, DeviceState, HostState, Model, StateKey, model_key
 from .topology import Levels, Topology
 
-ASKS_MOST: Final = 1024
-MODELS_MOST: Final = 65_536
-TOPOLOGIES_MOST: Final = 8192
-CACHE_MOST: Final = 768
+MAX_ASKS: Final = 1024
+MAX_MODELS: Final = 65_536
+MAX_TOPOLOGIES: Final = 8192
+MAX_CACHED: Final = 768
 """Limit on cached rankings and rooms, which take up to a few hundred bytes for each class of hosts."""
 STATES_SPARE: Final = 4096
 """Unused states are evicted once there are more states than twice those in use plus this number."""
@@ -100,16 +100,16 @@ class Fleet:
         """The same; None if not known, in which case the event's own time counts."""
         self.stale_after = stale_after
         self.shape_version = 0
-        self.cache: LRUCache[object, Any] = LRUCache(CACHE_MOST)
+        self.cache: LRUCache[object, Any] = LRUCache(MAX_CACHED)
         """Cache of decisions: rankings, rooms, filters. It may be emptied at any time."""
         self._timers: list[tuple[float, str]] = []
         # A host may report other hardware each minute: old entries are evicted.
-        self._models: LRUCache[object, Model] = LRUCache(MODELS_MOST)
-        self._topologies: LRUCache[Levels, Topology] = LRUCache(TOPOLOGIES_MOST)
+        self._models: LRUCache[object, Model] = LRUCache(MAX_MODELS)
+        self._topologies: LRUCache[Levels, Topology] = LRUCache(MAX_TOPOLOGIES)
         self._device_states: dict[object, DeviceState] = {}
         self._host_states: dict[object, HostState] = {}
         self._host_states_most = self._device_states_most = STATES_SPARE
-        self._asks: LRUCache[AskKey, Ask] = LRUCache(ASKS_MOST)
+        self._asks: LRUCache[AskKey, Ask] = LRUCache(MAX_ASKS)
 
     @property
     def largest_host(self) -> int:

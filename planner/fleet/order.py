@@ -20,6 +20,6 @@ def told_ns(stored_at: float | None, time_ns: int) -> int:
     return time_ns if stored_at is None else int(stored_at * 1e9)
 
 
-def is_past(told: int, known: int) -> bool:
-    """True if a message of time `told` is a repetition: a little older than the last, `known`; both in nanoseconds."""
-    return known - REREAD_NS <= told < known
+def is_past(time_ns: int, known: int) -> bool:
+    """True if a message of this time is a repetition: a little older than the last, `known`; both in nanoseconds."""
+    return known - REREAD_NS <= time_ns < known

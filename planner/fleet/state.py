@@ -24,7 +24,7 @@ WHOLE_MILLI: Final = 1000
 WHOLE_SHARE: Final = 10**9
 """A whole device's share, as it is granted. Rounded down to so fine a unit, n parts of 1/n fit n times for every n."""
 SHARE_PER_MILLI: Final = WHOLE_SHARE // WHOLE_MILLI
-LEAST_SHARE: Final = WHOLE_SHARE // 10**6
+MIN_SHARE: Final = WHOLE_SHARE // 10**6
 """The smallest share that can be requested; less than that is a remainder of rounding."""
 _HALF_SHARE: Final = 5e-7
 """Tolerance: a float counts as a whole number of units if its last bits alone differ; less than 1 - 1/n for all n."""

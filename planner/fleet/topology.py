@@ -61,7 +61,7 @@ class Topology:
         return connectivity(self.levels, devices)
 
 
-LINKED_MOST: Final = 64
+MAX_LINKED: Final = 64
 """Limit on the devices of a host whose links are compared: eight boards and seven instances on each. With more, a
 search takes seconds."""
 
@@ -70,7 +70,7 @@ def levels_of(inventory: Inventory) -> Levels | None:
     """Bandwidth of each pair in GB/s; None if all pairs are equal, nothing is known of them, or there are too many."""
     count = len(inventory.devices)
     if (
-        not 3 <= count <= LINKED_MOST
+        not 3 <= count <= MAX_LINKED
         or len(inventory.links) != count
         or any(len(row) != count for row in inventory.links)
     ):

@@ -27,7 +27,7 @@ from ...schemas.requests import (
 )
 from ...schemas.telemetry import DeviceInfo, HostInfo, Inventory
 from ..fleet.device import Device
-from ..fleet.fleet import Fleet, HostForgotten, advance, apply, renew
+from ..fleet.fleet import Fleet, HostForgotten, advance, apply, reblock
 from ..fleet.state import UNLIMITED, Ask, DeviceState, InvalidRequest, ask_key
 from ..work.distribute import distribute
 from .explain import verdicts
@@ -251,7 +251,7 @@ def _add(fleet: Fleet, name: str, like: DeviceInfo, count: int, cpus: int, memor
     apply(fleet, Inventory(host=host, agent="what-if", time_ns=0, devices=infos))
     for info in infos:
         fleet.devices[info.uuid].seen_at = fleet.now
-    renew(fleet, name)
+    reblock(fleet, name)
 
 
 def environment(fleet: Fleet, grants: Sequence[Grant], lease_id: str) -> dict[str, dict[str, str]]:

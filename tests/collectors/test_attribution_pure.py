@@ -172,7 +172,7 @@ def test_each_begin_and_each_end_is_told_once_and_only_after_the_grace_time(
                 open_.add(key)
                 assert past[-1][1]
                 assert length >= grace
-        assert open_ == {key for key, watched in known.items() if watched.told}
+        assert open_ == {key for key, watched in known.items() if watched.reported}
     # Nothing is owed: whoever is there for the grace time is told of, whoever is gone for it is not kept.
     for pid, past in seen.items():
         broken = max((at for at, there in past if there != past[-1][1]), default=0) if past else 0

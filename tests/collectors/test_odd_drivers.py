@@ -19,9 +19,9 @@ from corral.collectors.nvml import source as nvml_source
 from corral.collectors.nvml.running import entry_bytes, written_bytes
 from corral.collectors.nvml.source import NvmlSource
 from corral.collectors.processes import proc
-from corral.collectors.retry import FIRST_SECONDS, MOST_SECONDS, SOON_SECONDS, Retry
+from corral.collectors.retry import FIRST_SECONDS, MAX_SECONDS, SOON_SECONDS, Retry
 from corral.collectors.source import SourceEvent, Tick
-from corral.collectors.text import MOST_CHARACTERS, clean, cleaned
+from corral.collectors.text import MAX_CHARACTERS, clean, cleaned
 from corral.schemas import codec, columns
 from corral.schemas.inventory import check, possible
 from corral.schemas.metrics import DeviceSample
@@ -98,7 +98,7 @@ def opened(source: NvmlSource | AmdSource) -> list[SourceEvent]:
 @given(st.one_of(st.binary(), st.text(st.characters(codec=None)), st.text().map(os.fsencode).map(os.fsdecode)))
 def test_any_text_becomes_one_that_a_message_and_a_table_take(value: bytes | str) -> None:
     text = clean(value)
-    assert len(text) <= MOST_CHARACTERS
+    assert len(text) <= MAX_CHARACTERS
     assert "\0" not in text
     assert codec.decode(codec.encode(text), str) == text
     assert clean(text) == text
@@ -129,7 +129,7 @@ def test_odd_texts_of_nvml_leave_the_device_and_its_host(nvml: FakeNvml) -> None
     assert first.name.endswith("A100")
     assert first.serial == "\ufffd" * 20
     assert (second.uuid, third.uuid) == (nvml.devices[1].uuid, nvml.devices[2].uuid)
-    assert len(second.name) <= MOST_CHARACTERS
+    assert len(second.name) <= MAX_CHARACTERS
     assert inventory.host.driver == "5\ufffd5.1"
     assert inventory.host.labels == {"row": "a\ufffd"}
 
@@ -226,8 +226,8 @@ def test_a_refusal_is_tried_again_ever_more_seldom_but_for_ever() -> None:
         retry.refused(now)
         pauses.append(retry.due - now)
     assert pauses[:3] == [2 * FIRST_SECONDS, 4 * FIRST_SECONDS, 8 * FIRST_SECONDS]
-    assert pauses[-3:] == [MOST_SECONDS] * 3
-    now = retry.due - MOST_SECONDS + 1
+    assert pauses[-3:] == [MAX_SECONDS] * 3
+    now = retry.due - MAX_SECONDS + 1
     retry.soon(now)
     assert retry.due == now + SOON_SECONDS
 

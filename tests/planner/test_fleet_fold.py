@@ -141,7 +141,7 @@ def test_what_is_kept_is_what_would_be_worked_out_anew(data: st.DataObject, foun
             assert (state.blocked != 0) == (not view.status(fleet, host, device, now).usable)
             if not state.blocked and state.share_free:
                 assert state.memory_free <= device.memory_free < state.memory_free + ROUNDED_OFF_BYTES
-        fold.renew(fleet, name)
+        fold.reblock(fleet, name)
     assert picture(fleet) == kept
 
 

@@ -329,7 +329,7 @@ def test_what_is_kept_follows_the_fleet_and_the_line_and_nothing_is_left(steps: 
     assert not fleet.reserved_hosts
     states = {name: host.state for name, host in fleet.hosts.items()}
     for name in fleet.hosts:
-        fold.renew(fleet, name)
+        fold.reblock(fleet, name)
     assert {name: host.state for name, host in fleet.hosts.items()} == states
 
 

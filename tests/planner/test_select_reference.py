@@ -440,8 +440,8 @@ def test_what_is_forgotten_is_worked_out_again_alike(
     kept = run()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("corral.planner.fleet.known.STATES_SPARE", -100)
-        patch.setattr("corral.planner.fleet.known.CACHE_MOST", 3)
-        patch.setattr("corral.planner.fleet.known.ASKS_MOST", 2)
+        patch.setattr("corral.planner.fleet.known.MAX_CACHED", 3)
+        patch.setattr("corral.planner.fleet.known.MAX_ASKS", 2)
         patch.setattr("corral.planner.placement.rank.CHOICES_SPARE", -100)
         patch.setattr("corral.planner.placement.capacity.PARTS_SPARE", -100)
         patch.setattr("corral.planner.fleet.index.LOG_SPARE", -100)
