@@ -1,4 +1,4 @@
-"""What is written about settings holds: unit and manifest name only what `corral collect` takes."""
+"""Unit and manifest name only settings that `corral collect` takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "corral-collector.service"
 MANIFEST = ROOT / "deploy" / "kubernetes" / "collector-daemonset.yaml"
 OUTSIDE = {"CORRAL_NATS_URL", "CORRAL_NATS_CREDS", "CORRAL_LEASE"}
-"""Of the bus, and of the processes that are looked at."""
+"""Settings of the bus, and of the processes that are watched."""
 
 
 def options() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What an agent loses it tells, to the last message: what is missing is what it has counted."""
+"""An agent reports all that it loses: the messages that are missing are those that it has counted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def full(*_: object, **__: object) -> list[int]:
 
 
 def missing(entries: Sequence[Entry]) -> int:
-    """How many of the sequences up to the last are not there."""
+    """Number of sequences up to the last that are missing."""
     numbers = [_number(entry.message_id)[1] for entry in entries]
     assert numbers == sorted(set(numbers))
     return numbers[-1] - len(numbers)
@@ -95,7 +95,7 @@ async def test_a_reading_that_is_cut_short_by_the_end_is_taken_to_its_end() -> N
     task: asyncio.Task[None] | None = None
 
     def end() -> None:
-        """Where others have their turn, between the hosts of one reading."""
+        """Yield to other tasks, between the hosts of one reading."""
         if task is not None and agent.ticks and not task.cancelling():
             task.cancel()
 

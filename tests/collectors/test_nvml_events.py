@@ -1,4 +1,4 @@
-"""What the driver reports by itself, and what the slow numbers say of a device's health."""
+"""Events of the driver, and the health of a device by its slowly changing numbers."""
 
 from __future__ import annotations
 

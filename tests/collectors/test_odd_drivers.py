@@ -1,4 +1,4 @@
-"""What a driver or a system may say that is not as its manual has it: one odd answer must not cost a host."""
+"""Answers of drivers and systems that their manuals do not allow: one of them must not cost a host."""
 
 from __future__ import annotations
 

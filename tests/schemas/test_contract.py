@@ -1,4 +1,4 @@
-"""The contract: the catalogue is consistent, batches survive the wire, refusals name the field."""
+"""The contract: the catalog is consistent, batches survive the wire, refusals name the field."""
 
 from typing import Any
 

@@ -17,7 +17,7 @@ ABOVE = {
     **dict.fromkeys(("exporter", "dashboard"), CONTRACT | {"client"}),
     "cli": CONTRACT | {"collectors", "processors", "planner", "client", "exporter", "dashboard"},
 }
-"""What each part may import beside itself."""
+"""Parts that each part may import, apart from itself."""
 FILES = {file.relative_to(ROOT): file for part in ABOVE for file in (ROOT / part).rglob("*.py")}
 
 

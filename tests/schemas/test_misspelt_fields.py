@@ -1,4 +1,4 @@
-"""Who writes a field wrong is told which one they meant; whole numbers may be written as 1.0."""
+"""A misspelt field is refused with the name that was meant; whole numbers may be written as 1.0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who asks the history is known across accounts: one user takes neither all slots nor all places in line."""
+"""Users of the history are known across accounts: one takes neither all slots nor the whole queue."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ async def layout(secured: SecuredBus) -> SecuredBus:
 
 
 class Watched:
-    """What the server refuses a connection."""
+    """Operations that the server refuses to a connection."""
 
     def __init__(self) -> None:
         self.refused: set[str] = set()

@@ -50,7 +50,7 @@ def secured(tmp_path: Path) -> Iterator[SecuredBus]:
 
 
 async def until(look: Callable[[], Awaitable[Any]]) -> Any:
-    """What is found at last; errors on the way are of a cluster that starts."""
+    """Last result; earlier errors come from a cluster that is still starting."""
     end = time.monotonic() + SECONDS
     while True:
         with contextlib.suppress(Exception):
@@ -108,7 +108,7 @@ async def test_a_server_without_tls_is_not_spoken_to(tmp_path: Path) -> None:
 
 
 async def without_a_name_one_is_told_where_to_ask(person: Person) -> None:
-    """Who asks on another account's behalf or none is never certain; the answer says which subject makes it so."""
+    """The asker of an unnamed subject is unknown across accounts; the reply names the subject to use."""
     olga = await person("olga")
     asked = {
         **dict.fromkeys(("request", "renew", "release", "withdraw"), "owner"),

@@ -41,7 +41,7 @@ def listed(sql: str) -> list[str]:
 
 
 def around(locked: duckdb.DuckDBPyConnection, sql: str) -> str:
-    """What a statement shows that got past the parser."""
+    """Result of a statement that got past the parser."""
     cursor = locked.cursor()
     shown = ""
     with contextlib.suppress(duckdb.Error, RuntimeError, TypeError, ValueError):
