@@ -16,9 +16,6 @@ ROW_GROUP_ROWS: Final = 122_880
 ArrowTable: TypeAlias = Any
 """A `pyarrow.Table`: pyarrow comes without type annotations."""
 
-ROW_GROUP_ROWS: Final = 122_880
-"""Rows in a row group of DuckDB."""
-
 
 class Arrival(Struct, frozen=True):
     """Messages of an agent's run on a host that one stream has delivered so far.
