@@ -15,7 +15,7 @@ from ..schemas.operations import ExplainRequest
 from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from .durable.bucket import FULL_PART, RECORD_PART
 from .fleet.lru import LRUCache
-from .leases.telling import EventBudget
+from .leases.event_rate import EventBudget
 from .leases.usage import Owners
 
 _MOST_OWNERS: Final = 10_000

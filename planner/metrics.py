@@ -13,12 +13,12 @@ from ..bus.tasks import heed_cancellation
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
 from ..schemas.requests import Assignment, Error, Rejection
-from .broker.beside import Beside
 from .broker.broker import RequestBroker
+from .broker.fork_pool import Beside
 from .durable.election import LeaderElection
 from .durable.store import Store
 from .fleet.fleet import Fleet
-from .leases.telling import Telling
+from .leases.event_rate import Telling
 from .telemetry import Telemetry
 
 _BOUNDS: Final = {name: instrument.bounds for name, instrument in INSTRUMENTS[ServiceKind.PLANNER].items()}

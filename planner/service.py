@@ -33,8 +33,8 @@ from ..schemas.operations import Drains
 from ..schemas.requests import Error, LeaseState
 from .api.endpoints import Endpoints
 from .api.request_context import HEADROOM_BYTES
-from .broker.beside import Beside, Bounds
 from .broker.broker import RequestBroker
+from .broker.fork_pool import Beside, Bounds
 from .broker.idempotency import Answer
 from .broker.presence import SILENCE_SECONDS
 from .broker.probe import Probe
@@ -62,7 +62,7 @@ from .leases.events import EVENT_KEY_BYTES, LeaseEventPublisher
 from .leases.ledger import Ledger
 from .leases.lifecycle import LeaseRecord, LeaseTable
 from .leases.records import lease_record
-from .leases.resumed import outage_seconds, resumed
+from .leases.recovery import outage_seconds, resumed
 from .leases.service_time import Service, ServiceTime
 from .limits import Limiter, Limits
 from .metrics import PlannerMetrics

@@ -38,10 +38,10 @@ from ...schemas.operations import (
 )
 from ...schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from ...schemas.subjects import PlanSubject
-from ..broker import costs
-from ..broker.beside import Beside, GivenUp, TooMany, too_many
+from ..broker import query_costs
 from ..broker.broker import RequestBroker
-from ..broker.heavy import HEAVY_BYTES
+from ..broker.fork_pool import Beside, GivenUp, TooMany, too_many
+from ..broker.large_requests import HEAVY_BYTES
 from ..durable.election import LeaderElection
 from ..fleet import summary
 from ..fleet.fleet import Fleet
@@ -179,7 +179,7 @@ class Endpoints:
             return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
 
         async def explanation(asked: RequestContext, body: ExplainRequest) -> None:
-            await self._answer(asked, costs.explaining(self._fleet, body), lambda: explained(body))
+            await self._answer(asked, query_costs.explaining(self._fleet, body), lambda: explained(body))
 
         async def large_explanation(asked: RequestContext) -> None:
             await self._answer_beside(asked, lambda: explained(asked.decode(ExplainRequest)))
@@ -210,24 +210,26 @@ class Endpoints:
                 own.LEASES,
                 LeaseFilter,
                 desk.holding.leases,
-                lambda body: costs.leases(desk.ledger.table, body),
+                lambda body: query_costs.leases(desk.ledger.table, body),
             ),
             *self._listing(
-                "devices", own.DEVICES, DeviceFilter, devices, lambda body: costs.listing(self._fleet, body)
+                "devices", own.DEVICES, DeviceFilter, devices, lambda body: query_costs.listing(self._fleet, body)
             ),
-            *self._listing("fleet", own.FLEET, DeviceFilter, fleet, lambda body: costs.summing(self._fleet, body)),
+            *self._listing(
+                "fleet", own.FLEET, DeviceFilter, fleet, lambda body: query_costs.summing(self._fleet, body)
+            ),
             *self._listing(
                 "queue",
                 own.QUEUE,
                 QueueFilter,
                 lambda body: desk.waiting(body, self._most_bytes),
-                lambda body: costs.waiting(len(desk.queue), body),
+                lambda body: query_costs.waiting(len(desk.queue), body),
             ),
         ]
 
     async def _answer(self, asked: RequestContext, seconds: float, work: Callable[[], Struct]) -> None:
         """Answer a read-only query: at once if it is cheap, in a copy of the process if it is expensive."""
-        if seconds <= costs.CHEAP_SECONDS:
+        if seconds <= query_costs.CHEAP_SECONDS:
             await asked.answer(work())
         else:
             self._background.start(self._answer_beside(asked, work))
@@ -327,7 +329,7 @@ class Endpoints:
         self._turn_began = None
 
     def _turn_is_long(self) -> bool:
-        return self._turn_began is not None and time.perf_counter() - self._turn_began > costs.TURN_SECONDS
+        return self._turn_began is not None and time.perf_counter() - self._turn_began > query_costs.TURN_SECONDS
 
     def _listing(
         self,

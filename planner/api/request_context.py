@@ -18,8 +18,8 @@ from ...schemas import codec, globs, replies
 from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
 from ...schemas.requests import Distribution, Error, WorkRequest
 from ...schemas.subjects import PlanSubject
-from ..broker.heavy import Heavy, Read, whole, without_items
 from ..broker.idempotency import digest_of
+from ..broker.large_requests import Heavy, Read, whole, without_items
 from ..fleet.state import InvalidRequest
 from ..limits import MOST_LABELS_BYTES
 

@@ -28,16 +28,16 @@ from ..leases.ledger import Ledger, clock
 from ..leases.usage import size_of
 from ..limits import Limiter
 from ..placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, ask_of, decide, environment
-from . import costs
-from .beside import Beside, GivenUp, TooMany, too_many
+from . import query_costs
 from .drains import Drainer
-from .heavy import Heavy, distributed, filled
+from .fork_pool import Beside, GivenUp, TooMany, too_many
 from .idempotency import Answer, RejectionCache, conflict, digest_of
+from .large_requests import Heavy, distributed, filled
 from .lease_commands import HoldingDesk
 from .pending import Onlooker, Opened, Responder
 from .presence import ASK_AGAIN, SILENCE_SECONDS, Presence
 from .queue import MOST_WAITING, PATIENCE_SECONDS, Waiting, WaitingQueue
-from .reserving import Reservations, newcomer
+from .reservations import Reservations, newcomer
 
 log = logging.getLogger("corral.planner.broker.broker")
 
@@ -139,7 +139,11 @@ class RequestBroker:
         if named and await self._asked_before(request, request_id, digest, caller):
             return
         work = request.distribution
-        if heavy is None and work is not None and costs.distributing(work, request.gpus) > costs.CHEAP_SECONDS:
+        if (
+            heavy is None
+            and work is not None
+            and query_costs.distributing(work, request.gpus) > query_costs.CHEAP_SECONDS
+        ):
             heavy = Heavy(digest, lambda: work)
         opened = Opened(digest, request, caller, named, heavy)
         try:

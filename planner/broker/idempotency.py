@@ -17,7 +17,7 @@ from msgspec import Struct
 from ...schemas import codec
 from ...schemas.requests import Error, Rejection, WorkRequest
 from ..durable.store import Deposed, Outcome, Store, WriteFailed, answer_key
-from .refusals import Written
+from .stored_rejections import Written
 
 REJECTION_SECONDS: Final = 120.0
 """Retention of a rejection, if the client gave the request an id."""

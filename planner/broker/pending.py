@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ...bus.permissions import ACROSS
 from ...schemas.requests import WorkRequest
-from .heavy import Heavy
+from .large_requests import Heavy
 from .queue import Waiting
 
 _MOST_CALLERS: Final = 64

@@ -27,8 +27,8 @@ from nats.js.errors import NotFoundError
 from ...schemas import codec, subjects
 from ...schemas.requests import LeaseEvent, LeaseEventKind
 from ..durable.store import TOLD, Deposed, Store, WriteFailed
+from .event_rate import EventBudget, Pace, Telling
 from .lifecycle import Announcement, LeaseRecord, change_id
-from .telling import EventBudget, Pace, Telling
 
 log = logging.getLogger("corral.planner.announce")
 

@@ -35,8 +35,8 @@ from ...schemas.requests import (
     UnassignedItem,
     WorkRequest,
 )
+from .event_rate import slim
 from .service_time import Outage, ends_at
-from .telling import slim
 from .usage import Owners, size_of
 
 WARN_FRACTION: Final = 0.2

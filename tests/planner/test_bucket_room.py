@@ -11,7 +11,7 @@ from corral.bus.connect import BusUnavailable
 from corral.bus.layout import bucket_config, ensure_layout, stream_config
 from corral.cli.local.server import EmbeddedServer
 from corral.planner.broker.idempotency import Answer, RejectionCache
-from corral.planner.broker.refusals import OWNER_PART, Written
+from corral.planner.broker.stored_rejections import OWNER_PART, Written
 from corral.planner.durable.bucket import BUCKET, FACTS, READ, RECORD_PART, mend
 from corral.planner.durable.election import heartbeat
 from corral.planner.service import Settings, plan

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.planner.broker import costs
-from corral.planner.broker.beside import Beside, Bounds, GivenUp, TooMany
+from corral.planner.broker import query_costs
+from corral.planner.broker.fork_pool import Beside, Bounds, GivenUp, TooMany
 from corral.schemas import codec
 from nats.aio.client import Client as Nats
 from support.planner_rig import FakeHosts, ask, running, until_ready
@@ -146,7 +146,7 @@ async def test_renewals_and_grants_pass_dear_questions(server: EmbeddedServer, n
 async def test_answers_beside_the_loop_are_those_of_the_loop(
     server: EmbeddedServer, nc: Nats, monkeypatch: pytest.MonkeyPatch, cheap_seconds: float
 ) -> None:
-    monkeypatch.setattr(costs, "CHEAP_SECONDS", cheap_seconds)
+    monkeypatch.setattr(query_costs, "CHEAP_SECONDS", cheap_seconds)
     async with running(server.url):
         hosts = FakeHosts(nc)
         await hosts.start()

@@ -10,7 +10,7 @@ from typing import Any
 
 from corral.cli.local.server import EmbeddedServer
 from corral.planner.leases import lifecycle
-from corral.planner.leases.telling import SHORTEST_SECONDS, EventBudget, Pace, slim
+from corral.planner.leases.event_rate import SHORTEST_SECONDS, EventBudget, Pace, slim
 from corral.schemas import codec
 from corral.schemas.requests import Grant, Lease, LeaseEventKind, LeaseState, UnassignedItem, WorkRequest
 from hypothesis import given, settings

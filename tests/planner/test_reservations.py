@@ -8,7 +8,7 @@ from random import Random
 
 import corral.planner.fleet.fleet as fold
 from corral.planner.broker.queue import Waiting, WaitingQueue
-from corral.planner.broker.reserving import Reservations, newcomer
+from corral.planner.broker.reservations import Reservations, newcomer
 from corral.planner.fleet.events import HostForgotten, HostLost, HostSeen
 from corral.planner.fleet.reservation import Reservation
 from corral.planner.fleet.reserved import reserve, unreserve

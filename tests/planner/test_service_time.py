@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from corral.planner.durable.store import Entry
 from corral.planner.leases import lifecycle
 from corral.planner.leases.lifecycle import LeaseRecord, LeaseTable
-from corral.planner.leases.resumed import outage_seconds, resumed
+from corral.planner.leases.recovery import outage_seconds, resumed
 from corral.planner.leases.service_time import (
     UNKNOWN_SECONDS,
     Outage,

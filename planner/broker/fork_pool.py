@@ -29,7 +29,7 @@ from msgspec import Struct
 from ...schemas.instruments import FAST_SECONDS, Histogram
 from ...schemas.requests import Error
 
-log = logging.getLogger("corral.planner.broker.beside")
+log = logging.getLogger("corral.planner.broker.fork_pool")
 
 QUESTION_SECONDS: Final = 20.0
 """Time limit of a query."""
