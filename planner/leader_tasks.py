@@ -37,7 +37,7 @@ _HOSTS_SECONDS: Final = 1.0
 _HEALTH_SECONDS: Final = 60.0
 _MEASURE_SECONDS: Final = 1.0
 _SERVICE_SECONDS: Final = 5.0
-_WORTH_TELLING_SECONDS: Final = 3.0
+_LOGGED_OUTAGE_SECONDS: Final = 3.0
 _WAITING_SECONDS: Final = 1.0
 _AFTER_FAILURE_SECONDS: Final = 1.0
 
@@ -46,8 +46,8 @@ class LeaderTasks:
     """Periodic tasks of one term.
 
     Args:
-        desk: broker of the term.
-        announcer: of the term.
+        broker: broker of the term.
+        publisher: of the term.
         telemetry: knows since when silence of a host counts.
         store: the bucket.
         term: revision of the leader's key.
@@ -59,8 +59,8 @@ class LeaderTasks:
 
     def __init__(
         self,
-        desk: RequestBroker,
-        announcer: LeaseEventPublisher,
+        broker: RequestBroker,
+        publisher: LeaseEventPublisher,
         telemetry: Telemetry,
         store: Store,
         *,
@@ -69,8 +69,8 @@ class LeaderTasks:
         lost_after_seconds: float,
         connection: Callable[[], int | None],
     ) -> None:
-        self._desk = desk
-        self._announcer = announcer
+        self._broker = broker
+        self._publisher = publisher
         self._telemetry = telemetry
         self._store = store
         self._term = term
@@ -84,25 +84,25 @@ class LeaderTasks:
     def start(self) -> list[asyncio.Task[None]]:
         """Start one task for each; the caller cancels them at the end of the term."""
         return [
-            asyncio.create_task(run_periodically("telling events", self._announcer.tend)),
+            asyncio.create_task(run_periodically("telling events", self._publisher.maintain)),
             asyncio.create_task(run_periodically("ending leases", self._end_leases)),
             asyncio.create_task(run_periodically("keeping service time", self._keep_service_time)),
-            asyncio.create_task(run_periodically("looking for lost hosts", self._look_for_lost_hosts)),
+            asyncio.create_task(run_periodically("looking for lost hosts", self._detect_lost_hosts)),
             asyncio.create_task(run_periodically("serving the queue", self._serve_queue)),
-            asyncio.create_task(run_periodically("looking who waits", self._look_who_waits)),
+            asyncio.create_task(run_periodically("looking who waits", self._probe_clients)),
             asyncio.create_task(run_periodically("keeping health", self._keep_health)),
             asyncio.create_task(run_periodically("measuring the bucket", self._measure)),
         ]
 
     async def _end_leases(self) -> float:
-        ledger = self._desk.ledger
+        ledger = self._broker.ledger
         outage = ledger.service.tick(elapsed_seconds(), time.time(), self._serves())
         if outage is not None:
             self._outage_over.set()
-            if outage.seconds > _WORTH_TELLING_SECONDS:
+            if outage.seconds > _LOGGED_OUTAGE_SECONDS:
                 log.warning("holders could not renew for %.1f s: leases are given that time", outage.seconds)
         if self._serves():
-            await self._desk.tick(clock())
+            await self._broker.tick(clock())
         due = ledger.table.next_due()
         return _TICK_SECONDS if due is None else max(0.005, min(_TICK_SECONDS, due - ledger.service_seconds()))
 
@@ -115,14 +115,14 @@ class LeaderTasks:
             async with asyncio.timeout(_SERVICE_SECONDS):
                 await self._outage_over.wait()
         self._outage_over.clear()
-        kept = self._desk.ledger.service.kept
-        if self._serves() and self._desk.ledger.table.active and kept != self._service_kept:
+        kept = self._broker.ledger.service.kept
+        if self._serves() and self._broker.ledger.table.active and kept != self._service_kept:
             await self._store.put(SERVICE_TIME, codec.encode(kept, codec.JSON), self._term)
             self._service_kept = kept
         return 0.0
 
-    async def _look_for_lost_hosts(self) -> float:
-        fleet, ledger, now = self._desk.fleet, self._desk.ledger, time.time()
+    async def _detect_lost_hosts(self) -> float:
+        fleet, ledger, now = self._broker.fleet, self._broker.ledger, time.time()
         if not self._telemetry.hears(now):  # no host counts as silent while none can be heard
             return _HOSTS_SECONDS
         for name in {*fleet.hosts, *ledger.table.hosts}:
@@ -132,36 +132,36 @@ class LeaderTasks:
                 if host is not None and not host.lost:
                     log.warning("host %s is lost: silent for %.0f s", name, silent)
                     apply(fleet, HostLost(name))
-                await ledger.lose(name, silent, self._lost_after, clock())
+                await ledger.end_lost(name, silent, self._lost_after, clock())
             elif host is not None and host.lost:
                 log.info("host %s is back", name)
                 apply(fleet, HostSeen(name))
             if silent > self._lost_after / 2:
-                await ledger.ask_to_renew(name, self._lost_after / 2, clock())
+                await ledger.warn_unrenewed(name, self._lost_after / 2, clock())
         return _HOSTS_SECONDS
 
     async def _serve_queue(self) -> float:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TICK_SECONDS):
-                await self._desk.wake.wait()
-        self._desk.wake.clear()
-        if len(self._desk.queue):
-            await self._desk.serve_queue()
+                await self._broker.wake.wait()
+        self._broker.wake.clear()
+        if len(self._broker.queue):
+            await self._broker.serve_queue()
         return 0.0
 
     async def _measure(self) -> float:
-        await self._desk.measure()
+        await self._broker.measure()
         return _MEASURE_SECONDS
 
-    async def _look_who_waits(self) -> float:
-        await self._desk.look_who_is_there(time.monotonic(), self._connection())
-        return min(_WAITING_SECONDS, self._desk.presence.silence_seconds / 20)
+    async def _probe_clients(self) -> float:
+        await self._broker.probe_clients(time.monotonic(), self._connection())
+        return min(_WAITING_SECONDS, self._broker.presence.silence_seconds / 20)
 
     async def _keep_health(self) -> float:
         health = await self._telemetry.health()
         if self._kept is None or health.sequence != self._kept.sequence:
             value = codec.encode(health)
-            if self._store.roomy and len(value) <= self._store.most_record_bytes:
+            if self._store.has_room and len(value) <= self._store.max_record_bytes:
                 await self._store.put(HEALTH, value, self._term)
                 self._kept = health
         return _HEALTH_SECONDS

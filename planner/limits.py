@@ -16,11 +16,11 @@ from ..schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from .durable.bucket import FULL_PART, RECORD_PART
 from .fleet.lru import LRUCache
 from .leases.event_rate import EventBudget
-from .leases.usage import Owners
+from .leases.usage import UsageByOwner
 
-_MOST_OWNERS: Final = 10_000
+_MAX_OWNERS: Final = 10_000
 """Number of token buckets that are kept. A new one replaces the least recently used."""
-MOST_LABELS_BYTES: Final = 16 * 1024
+MAX_LABELS_BYTES: Final = 16 * 1024
 """Limit on the labels of one request, names and values together."""
 
 
@@ -33,7 +33,7 @@ class Kind(StrEnum):
     """Renewals, releases and withdrawals."""
 
 
-def asks(body: object) -> tuple[str, Kind] | None:
+def rate_limited_owner(body: object) -> tuple[str, Kind] | None:
     """Owner that a message names and the kind that it counts as; None for a message without a rate limit."""
     if isinstance(body, WorkRequest):
         return body.owner, Kind.REQUESTS
@@ -76,7 +76,7 @@ class TokenBuckets:
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = max(1.0, burst)
-        self._buckets: LRUCache[object, tuple[float, float]] = LRUCache(_MOST_OWNERS)
+        self._buckets: LRUCache[object, tuple[float, float]] = LRUCache(_MAX_OWNERS)
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -147,7 +147,7 @@ class Limiter:
             retry_after_seconds=after,
         )
 
-    def telling(self, owner: str, now: float) -> Error | None:
+    def event_quota(self, owner: str, now: float) -> Error | None:
         """Error for an owner whose lease events take too much of the event stream; None if a lease may be granted.
 
         The stream drops its oldest events once it is full, so these would push out those of other owners. A rate limit
@@ -169,26 +169,28 @@ class Limiter:
             retry_after_seconds=after,
         )
 
-    def waiting(self, owner: str, there: int) -> Error | None:
-        """Error for an owner with too many queued requests (`there`); None if one more may be queued."""
-        if there < self.limits.waiting:
+    def queue_quota(self, owner: str, queued: int) -> Error | None:
+        """Error for an owner with too many queued requests (`queued`); None if one more may be queued."""
+        if queued < self.limits.waiting:
             return None
         return Error(
             code="too_many_requests",
             message=(
-                f"{owner!r} has {there} requests in line, {self.limits.waiting} are the most: withdraw some, or wait "
+                f"{owner!r} has {queued} requests in line, {self.limits.waiting} are the most: withdraw some, or wait "
                 "until some are granted"
             ),
         )
 
-    def one_more(self, owner: str, owners: Owners, size: int, most_bytes: int, used_bytes: int = 0) -> Error | None:
+    def lease_quota(
+        self, owner: str, owners: UsageByOwner, size: int, max_bytes: int, used_bytes: int = 0
+    ) -> Error | None:
         """Error for one more lease; None if it may be granted. Renewals and releases are not checked.
 
         Args:
             owner: requester of the lease.
             owners: usage of all owners.
             size: bytes of the new lease.
-            most_bytes: capacity of the bucket; 0 or less for no limit.
+            max_bytes: capacity of the bucket; 0 or less for no limit.
             used_bytes: size of the bucket, as measured last.
         """
         owned, limits = owners.of(owner), self.limits
@@ -206,17 +208,17 @@ class Limiter:
                     "items as a count; those that ended count for up to an hour"
                 ),
             )
-        if 0 < most_bytes * RECORD_PART < size:
-            most = units.format_bytes(int(most_bytes * RECORD_PART))
+        if 0 < max_bytes * RECORD_PART < size:
+            most = units.format_bytes(int(max_bytes * RECORD_PART))
             return Error(
                 code="too_large",
                 message=(
                     f"The lease would take {units.format_bytes(size)}, {most} are the most in a bucket of "
-                    f"{units.format_bytes(most_bytes)}: give fewer work items, or give them as a count"
+                    f"{units.format_bytes(max_bytes)}: give fewer work items, or give them as a count"
                 ),
                 field="$.distribution",
             )
-        if 0 < most_bytes * FULL_PART < max(owners.bytes, used_bytes) + size:
+        if 0 < max_bytes * FULL_PART < max(owners.bytes, used_bytes) + size:
             return Error(
                 code="unavailable",
                 message=(

@@ -14,11 +14,11 @@ from ..schemas.health import HealthStatus
 from ..schemas.instruments import INSTRUMENTS, Histogram, ServiceKind
 from ..schemas.requests import Assignment, Error, Rejection
 from .broker.broker import RequestBroker
-from .broker.fork_pool import Beside
+from .broker.fork_pool import ForkPool
 from .durable.election import LeaderElection
 from .durable.store import Store
 from .fleet.fleet import Fleet
-from .leases.event_rate import Telling
+from .leases.event_rate import EventCounts
 from .telemetry import Telemetry
 
 _BOUNDS: Final = {name: instrument.bounds for name, instrument in INSTRUMENTS[ServiceKind.PLANNER].items()}
@@ -35,22 +35,22 @@ class PlannerMetrics:
     Attributes:
         requests: number by outcome.
         lease_changes: number by kind of event.
-        telling: counts of published lease events.
+        event_counts: counts of published lease events.
         grant_seconds: see the catalogue (`schemas.instruments`).
         decision_seconds: likewise.
         loop_lag_seconds: likewise.
 
     Args:
-        beside: answers expensive queries.
-        working: reads large requests, and distributes their work items.
+        query_pool: answers expensive queries.
+        request_pool: reads large requests, and distributes their work items.
     """
 
-    def __init__(self, beside: Beside, working: Beside) -> None:
-        self._beside = beside
-        self._working = working
+    def __init__(self, query_pool: ForkPool, request_pool: ForkPool) -> None:
+        self._query_pool = query_pool
+        self._request_pool = request_pool
         # A fork of either stops the event loop: both are measured as one.
-        working.fork_seconds = beside.fork_seconds
-        self.telling = Telling()
+        request_pool.fork_seconds = query_pool.fork_seconds
+        self.event_counts = EventCounts()
         self.requests: Counter[str] = Counter()
         self.lease_changes: Counter[str] = Counter()
         self.grant_seconds = Histogram(_BOUNDS["grant_seconds"])
@@ -65,7 +65,7 @@ class PlannerMetrics:
             await asyncio.sleep(_WATCH_SECONDS)
             self.loop_lag_seconds.observe(max(0.0, time.perf_counter() - began - _WATCH_SECONDS))
 
-    def answered(self, reply: object, seconds: float, waited: bool) -> None:
+    def count_answer(self, reply: object, seconds: float, waited: bool) -> None:
         """Count the answer to a work request.
 
         Args:
@@ -86,13 +86,13 @@ class PlannerMetrics:
         """Count a message without a reply subject that needs one."""
         self.requests["without_reply"] += 1
 
-    def judge(
+    def health_status(
         self,
-        candidate: LeaderElection,
+        election: LeaderElection,
         store: Store,
         telemetry: Telemetry,
         fleet: Fleet,
-        desk: RequestBroker | None,
+        broker: RequestBroker | None,
         *,
         hears: bool,
         dead: Iterable[str] = (),
@@ -100,18 +100,18 @@ class PlannerMetrics:
         """Health check: the reasons why the planner is not ready, its metrics and its role.
 
         Args:
-            candidate: of the leader election.
+            election: of the leader election.
             store: the bucket.
             telemetry: ingestion of telemetry.
             fleet: live state.
-            desk: the broker of the term; None before it is open, and for a standby.
+            broker: the broker of the term; None before it is open, and for a standby.
             hears: true if the connection for telemetry is up.
             dead: names of tasks that have ended and should run.
         """
         reasons = [f"{name} has ended" for name in dead]
-        if candidate.term and desk is None:
+        if election.term and broker is None:
             reasons.append("it is taking over")
-        elif candidate.term and not candidate.certain:
+        elif election.term and not election.holds_leadership:
             reasons.append("its heartbeat is not acknowledged: it does not know whether it still leads")
         if not hears:
             reasons.append("the connection for telemetry is lost")
@@ -121,35 +121,35 @@ class PlannerMetrics:
             reasons.append(f"telemetry waits for {behind:.0f} s to be taken in")
         if (unanswered := store.unanswered_seconds) > WRITE_SECONDS:
             reasons.append(f"the bucket has not answered a write for {unanswered:.0f} s")
-        if desk is not None and not store.roomy:
+        if broker is not None and not store.has_room:
             reasons.append("its bucket is nearly full: nothing is granted until leases end")
         now = steady_time()
-        queue = None if desk is None else desk.queue
+        queue = None if broker is None else broker.queue
         return HealthStatus(
             reasons,
             {
-                "leading": float(desk is not None),
-                "term": float(candidate.term),
+                "leading": float(broker is not None),
+                "term": float(election.term),
                 "requests": self.requests,
                 "grant_seconds": self.grant_seconds,
                 "decision_seconds": self.decision_seconds,
                 "loop_lag_seconds": self.loop_lag_seconds,
-                "dear_questions": self._beside.outcomes,
-                "dear_questions_running": float(self._beside.running),
-                "dear_questions_waiting": float(self._beside.waiting),
-                "large_requests": self._working.outcomes,
-                "fork_seconds": self._beside.fork_seconds,
+                "dear_questions": self._query_pool.outcomes,
+                "dear_questions_running": float(self._query_pool.running),
+                "dear_questions_waiting": float(self._query_pool.waiting),
+                "large_requests": self._request_pool.outcomes,
+                "fork_seconds": self._query_pool.fork_seconds,
                 "queue_length": float(len(queue) if queue is not None else 0),
                 "queue_longest_wait_seconds": max((now - entry.arrived_at for entry in queue or ()), default=0.0),
-                "active_leases": float(desk.ledger.table.active if desk is not None else 0),
+                "active_leases": float(broker.ledger.table.active if broker is not None else 0),
                 "lease_changes": self.lease_changes,
-                "event_bytes": float(self.telling.sent_bytes),
-                "renewals_merged": float(self.telling.merged),
+                "event_bytes": float(self.event_counts.sent_bytes),
+                "renewals_merged": float(self.event_counts.merged),
                 "write_seconds": store.write_seconds,
                 "write_group": store.write_group,
                 "writes_in_flight": float(store.in_flight),
                 "bucket_bytes": float(store.used_bytes),
-                "bucket_max_bytes": float(max(0, store.most_bytes)),
+                "bucket_max_bytes": float(max(0, store.max_bytes)),
                 "write_failures": float(store.write_failures),
                 "hosts": float(len(fleet.hosts)),
                 "devices": float(len(fleet.devices)),
@@ -157,5 +157,5 @@ class PlannerMetrics:
                 "telemetry_waiting": float(telemetry.waiting),
                 "telemetry_age_seconds": telemetry.age_seconds,
             },
-            "leader" if desk is not None else "standby",
+            "leader" if broker is not None else "standby",
         )

@@ -34,12 +34,12 @@ from ..schemas.requests import Error, LeaseState
 from .api.endpoints import Endpoints
 from .api.request_context import HEADROOM_BYTES
 from .broker.broker import RequestBroker
-from .broker.fork_pool import Beside, Bounds
-from .broker.idempotency import Answer
+from .broker.fork_pool import ForkLimits, ForkPool
+from .broker.idempotency import CachedRejection
 from .broker.presence import SILENCE_SECONDS
 from .broker.probe import Probe
 from .broker.queue import PATIENCE_SECONDS
-from .durable.bucket import mend_streams
+from .durable.bucket import correct_streams
 from .durable.election import LeaderElection
 from .durable.store import (
     ANSWER_PREFIX,
@@ -49,11 +49,11 @@ from .durable.store import (
     LEADER,
     LEASE_PREFIX,
     SERVICE_TIME,
-    TOLD,
+    WATERMARK,
     Deposed,
     Store,
     WriteFailed,
-    readable,
+    decode_or_none,
 )
 from .fleet.fleet import Fleet, apply
 from .fleet.holdings import forget, hold
@@ -61,8 +61,8 @@ from .leader_tasks import LOST_AFTER_SECONDS, LeaderTasks, run_periodically, tun
 from .leases.events import EVENT_KEY_BYTES, LeaseEventPublisher
 from .leases.ledger import Ledger
 from .leases.lifecycle import LeaseRecord, LeaseTable
-from .leases.records import lease_record
-from .leases.recovery import outage_seconds, resumed
+from .leases.records import decode_record
+from .leases.recovery import outage_seconds, recover_service_time
 from .leases.service_time import Service, ServiceTime
 from .limits import Limiter, Limits
 from .metrics import PlannerMetrics
@@ -73,7 +73,7 @@ from .telemetry import Health, Telemetry
 log = logging.getLogger("corral.planner")
 
 _START_AGAIN_SECONDS: Final = 0.5
-_LOOK_SECONDS: Final = 2.0
+_CHECK_SECONDS: Final = 2.0
 _WORK_OF_ONE: Final = 64
 """Queue limit per owner for large requests: higher than that for queries, since each request is sent once."""
 
@@ -86,7 +86,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         stale_after_seconds: a device without a sample for so long gets no work.
         lost_after_seconds: a host that is silent for so long is lost, and its leases end unless their holders renew.
         limits: quotas of one owner.
-        questions: limits on expensive queries.
+        query_limits: limits on expensive queries.
         patience_seconds: devices are reserved for a request that has been queued for so long.
         silence_seconds: a queued request whose client is not heard for so long leaves the queue.
     """
@@ -95,7 +95,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     stale_after_seconds: float = STALE_AFTER_SECONDS
     lost_after_seconds: float = LOST_AFTER_SECONDS
     limits: Limits = Limits()
-    questions: Bounds = Bounds()
+    query_limits: ForkLimits = ForkLimits()
     patience_seconds: float = PATIENCE_SECONDS
     silence_seconds: float = SILENCE_SECONDS
 
@@ -111,41 +111,41 @@ class Planner:
     Attributes:
         id: of this run.
         fleet: live state.
-        most_bytes: size limit of a lease's record.
+        max_bytes: size limit of a lease's record.
     """
 
     def __init__(self, nc: Client, telemetry_nc: Client, settings: Settings) -> None:
         self.id = secrets.token_hex(5)
         self.fleet = Fleet(settings.stale_after_seconds)
-        self.most_bytes = nc.max_payload - HEADROOM_BYTES
+        self.max_bytes = nc.max_payload - HEADROOM_BYTES
         self.leading = asyncio.Event()
         self._nc = nc
         self._telemetry_nc = telemetry_nc
-        self._beside = Beside(settings.questions)
-        self._working = Beside(structs.replace(settings.questions, waiting_of_one=_WORK_OF_ONE))
-        self._vitals = PlannerMetrics(self._beside, self._working)
-        self._door = HealthEndpoint(ServiceKind.PLANNER, self.id, self._judge)
+        self._query_pool = ForkPool(settings.query_limits)
+        self._request_pool = ForkPool(structs.replace(settings.query_limits, waiting_of_one=_WORK_OF_ONE))
+        self._metrics = PlannerMetrics(self._query_pool, self._request_pool)
+        self._health_endpoint = HealthEndpoint(ServiceKind.PLANNER, self.id, self._health_status)
         self._settings = settings
         self._limiter = Limiter(settings.limits)
         self._policies = Policies() if settings.policy is None else Policies(settings.policy)
         self._store = Store(nc)
         self._probe = Probe(nc)
         self._telemetry = Telemetry(telemetry_nc, self.fleet)
-        self._candidate = LeaderElection(self._store, self.id, self._elected, self._deposed)
-        self._desk: RequestBroker | None = None
-        self._announcer: LeaseEventPublisher | None = None
+        self._election = LeaderElection(self._store, self.id, self._elected, self._deposed)
+        self._broker: RequestBroker | None = None
+        self._publisher: LeaseEventPublisher | None = None
         self._endpoints = Endpoints(
             nc,
             self.id,
             self.fleet,
             self._policies,
-            self._candidate,
+            self._election,
             self._limiter,
-            self._vitals,
-            self._beside,
-            self._working,
-            most_bytes=self.most_bytes,
-            health=self._door.health,
+            self._metrics,
+            self._query_pool,
+            self._request_pool,
+            max_bytes=self.max_bytes,
+            health=self._health_endpoint.health,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._term_tasks: list[asyncio.Task[None]] = []
@@ -163,7 +163,7 @@ class Planner:
             heed_cancellation()
             try:
                 await self._store.open()
-                self._limiter.events.most_bytes = await mend_streams(self._nc.jetstream())
+                self._limiter.events.max_bytes = await correct_streams(self._nc.jetstream())
                 health = await self._store.get(HEALTH)
                 await self._telemetry.start(_health(health.value) if health else None)
                 await self._endpoints.standby()
@@ -179,11 +179,11 @@ class Planner:
         self._tasks = [
             asyncio.create_task(tune_gc(), name="garbage collection"),
             asyncio.create_task(self._telemetry.run(), name="folding telemetry in"),
-            asyncio.create_task(run_periodically("resending", self._store.tend), name="resending"),
-            asyncio.create_task(self._candidate.run(), name="the election"),
-            asyncio.create_task(self._vitals.watch_loop(), name="watching the loop"),
+            asyncio.create_task(run_periodically("resending", self._store.maintain), name="resending"),
+            asyncio.create_task(self._election.run(), name="the election"),
+            asyncio.create_task(self._metrics.watch_loop(), name="watching the loop"),
         ]
-        await self._door.open(self._nc)
+        await self._health_endpoint.open(self._nc)
 
     async def until_bucket_lost(self) -> None:
         """Wait until the bucket is gone or was made anew, as when the server has lost its disk, and all leases with it.
@@ -195,9 +195,9 @@ class Planner:
         misses = 0
         while misses < 2:
             heed_cancellation()
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
             try:
-                misses = 0 if await self._store.is_there() else misses + 1
+                misses = 0 if await self._store.exists() else misses + 1
             except (NatsError, OSError, TimeoutError) as error:
                 log.debug("the bucket can't be looked at: %r", error)
         raise BusUnavailable(
@@ -207,26 +207,26 @@ class Planner:
 
     async def stop(self) -> None:
         """Shut down: dismiss queued requests, finish and answer writes, and resign, so that a standby takes over."""
-        self._door.stopping = True
-        term = self._candidate.term
-        if self._desk is not None:
-            farewell = Error(code="unavailable", message="This planner is stopping: ask again")
-            await self._desk.close(farewell)
+        self._health_endpoint.stopping = True
+        term = self._election.term
+        if self._broker is not None:
+            shutdown_error = Error(code="unavailable", message="This planner is stopping: ask again")
+            await self._broker.close(shutdown_error)
         with contextlib.suppress(NatsError, TimeoutError):  # the bus may be away
             async with asyncio.timeout(2.0):
                 await self._endpoints.close()
                 await self._store.settled()
-                if self._announcer is not None:
-                    await self._announcer.settle()
-                    await self._announcer.mark()
-        self._candidate.leaving = True
+                if self._publisher is not None:
+                    await self._publisher.flush()
+                    await self._publisher.save_watermark()
+        self._election.leaving = True
         for task in [*self._tasks, *self._term_tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._term_tasks, return_exceptions=True)
         if term:
-            await self._candidate.resign(term)
-        await self._beside.close()
-        await self._working.close()
+            await self._election.resign(term)
+        await self._query_pool.close()
+        await self._request_pool.close()
         await self._endpoints.abandon()
         await self._background.cancel()
         await self._probe.close()
@@ -235,7 +235,7 @@ class Planner:
 
     async def reconnected(self) -> None:
         """After a reconnection: check who leads, and send unacknowledged writes again, which may be lost."""
-        self._candidate.deposed()
+        self._election.deposed()
         await self._store.resend()
 
     async def telemetry_reconnected(self) -> None:
@@ -252,13 +252,13 @@ class Planner:
                 log.debug("telemetry can't be caught up with yet: %r", error)
                 await asyncio.sleep(1.0)
 
-    def _judge(self) -> HealthStatus:
-        return self._vitals.judge(
-            self._candidate,
+    def _health_status(self) -> HealthStatus:
+        return self._metrics.health_status(
+            self._election,
             self._store,
             self._telemetry,
             self.fleet,
-            self._desk if self.leading.is_set() else None,
+            self._broker if self.leading.is_set() else None,
             hears=self._telemetry_nc.is_connected,
             dead=[task.get_name() for task in [*self._tasks, *self._term_tasks] if task.done()],
         )
@@ -270,62 +270,62 @@ class Planner:
         claimed, claimed_at = elapsed_seconds(), 0.0
         kept: Service | None = None
         records: list[tuple[LeaseRecord, int]] = []
-        answers: dict[str, Answer] = {}
+        answers: dict[str, CachedRejection] = {}
         drains: dict[str, str] = {}
         told, event_key = 0, b""
         async for entry in self._store.read_all(term):
             if entry.key.startswith(LEASE_PREFIX):
-                record = lease_record(entry.key[len(LEASE_PREFIX) :], entry.value)
+                record = decode_record(entry.key[len(LEASE_PREFIX) :], entry.value)
                 if record is not None:
                     records.append((record, entry.revision))
             elif entry.key.startswith(ANSWER_PREFIX):
-                answer = readable(entry.key, entry.value, Answer)
+                answer = decode_or_none(entry.key, entry.value, CachedRejection)
                 if answer is not None:
                     answers[entry.key[len(ANSWER_PREFIX) :]] = answer
             elif entry.key == DRAINS:
-                drains = readable(entry.key, entry.value, dict[str, str]) or {}
+                drains = decode_or_none(entry.key, entry.value, dict[str, str]) or {}
             elif entry.key == LEADER:
                 claimed_at = entry.stored_at
             elif entry.key == SERVICE_TIME:
-                kept = readable(entry.key, entry.value, Service)
-            elif entry.key == TOLD:
-                told = readable(entry.key, entry.value, int) or 0
+                kept = decode_or_none(entry.key, entry.value, Service)
+            elif entry.key == WATERMARK:
+                told = decode_or_none(entry.key, entry.value, int) or 0
             elif entry.key == EVENT_KEY:
                 event_key = entry.value
         event_key = await self._event_key(event_key, term)
-        before = self._candidate.before
-        heartbeat_at = (readable(before.key, before.value, float) or 0.0) if before is not None else 0.0
-        outage = outage_seconds(before, claimed_at, self._candidate.silent_seconds, elapsed_seconds() - claimed)
-        kept, stamped = resumed(kept, [record for record, _ in records], heartbeat_at, outage)
+        before = self._election.before
+        heartbeat_at = (decode_or_none(before.key, before.value, float) or 0.0) if before is not None else 0.0
+        outage = outage_seconds(before, claimed_at, self._election.silent_seconds, elapsed_seconds() - claimed)
+        kept, stamped = recover_service_time(kept, [record for record, _ in records], heartbeat_at, outage)
         records = [(record, revision) for record, (_, revision) in zip(stamped, records, strict=True)]
         await self._keep_service_time(kept, term)
         table = await self._take_in(records)
         apply(self.fleet, Drains(drains=drains))
-        announcer = self._announcer = LeaseEventPublisher(
+        publisher = self._publisher = LeaseEventPublisher(
             self._nc,
             self._store,
             term,
             event_key,
-            table.tell,
-            self._vitals.lease_changes,
+            table.note_published,
+            self._metrics.lease_changes,
             self._limiter.events,
-            self._vitals.telling,
+            self._metrics.event_counts,
         )
-        await announcer.start()
-        healed = await announcer.heal(records, told)
+        await publisher.start()
+        healed = await publisher.republish_missing(records, told)
         ledger = Ledger(
             self._store,
-            announcer,
+            publisher,
             self.fleet,
             table,
             ServiceTime(kept.seconds, kept.outages, elapsed=elapsed_seconds(), wall=time.time()),
             term=term,
             planner=self.id,
             freed=self._freed,
-            deposed=self._candidate.deposed,
-            most_bytes=self.most_bytes,
+            deposed=self._election.deposed,
+            max_bytes=self.max_bytes,
         )
-        desk = RequestBroker(
+        broker = RequestBroker(
             self.fleet,
             ledger,
             self._store,
@@ -334,27 +334,27 @@ class Planner:
             policies=self._policies,
             drains=drains,
             answers=answers,
-            deposed=self._candidate.deposed,
+            deposed=self._election.deposed,
             limiter=self._limiter,
-            beside=self._working,
+            request_pool=self._request_pool,
             patience_seconds=self._settings.patience_seconds,
             silence_seconds=self._settings.silence_seconds,
-            heard=self._probe.present,
+            probe=self._probe.present,
         )
-        desk.decided = self._vitals.decision_seconds.observe
-        self._desk = desk
-        chores = LeaderTasks(
-            desk,
-            announcer,
+        broker.on_decision = self._metrics.decision_seconds.observe
+        self._broker = broker
+        leader_tasks = LeaderTasks(
+            broker,
+            publisher,
             self._telemetry,
             self._store,
             term=term,
-            serves=lambda: self._candidate.certain and self._nc.is_connected,
+            serves=lambda: self._election.holds_leadership and self._nc.is_connected,
             lost_after_seconds=self._settings.lost_after_seconds,
             connection=lambda: self._nc.stats["reconnects"] if self._nc.is_connected else None,
         )
-        self._term_tasks = chores.start()
-        await self._endpoints.open(desk)
+        self._term_tasks = leader_tasks.start()
+        await self._endpoints.open(broker)
         self.leading.set()
         log.info(
             "planner %s is ready after %.0f ms: %d hosts, %d devices, %d active leases, %d events healed",
@@ -390,20 +390,20 @@ class Planner:
     async def _deposed(self) -> None:
         """End the term: stop its tasks and stand by. Open requests are forwarded to the next leader."""
         self.leading.clear()
-        desk, self._desk = self._desk, None
-        announcer, self._announcer = self._announcer, None
+        broker, self._broker = self._broker, None
+        publisher, self._publisher = self._publisher, None
         for task in self._term_tasks:
             task.cancel()
         await asyncio.gather(*self._term_tasks, return_exceptions=True)
         self._term_tasks = []
-        if not self._candidate.leaving:
+        if not self._election.leaving:
             await self._endpoints.standby()
         for done in self._store.abandon():
             await done(Deposed("another planner leads"))
-        if announcer is not None:
-            await announcer.stop()
-        if desk is not None:
-            await desk.close(None)
+        if publisher is not None:
+            await publisher.stop()
+        if broker is not None:
+            await broker.close(None)
 
     async def _take_in(self, records: list[tuple[LeaseRecord, int]]) -> LeaseTable:
         """Replace the leases in the fleet by those of the bucket. The heartbeat goes on meanwhile."""
@@ -420,8 +420,8 @@ class Planner:
         return table
 
     def _freed(self) -> None:
-        if self._desk is not None:
-            self._desk.wake.set()
+        if self._broker is not None:
+            self._broker.wake.set()
 
 
 def _health(value: bytes) -> Health | None:

@@ -40,12 +40,12 @@ from ...schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
 from ...schemas.subjects import PlanSubject
 from ..broker import query_costs
 from ..broker.broker import RequestBroker
-from ..broker.fork_pool import Beside, GivenUp, TooMany, too_many
-from ..broker.large_requests import HEAVY_BYTES
+from ..broker.fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
+from ..broker.large_requests import LARGE_BYTES
 from ..durable.election import LeaderElection
 from ..fleet import summary
 from ..fleet.fleet import Fleet
-from ..limits import Kind, Limiter, asks
+from ..limits import Kind, Limiter, rate_limited_owner
 from ..metrics import PlannerMetrics
 from ..placement.decide import InvalidRequest, Policies, explain
 from .request_context import RequestContext
@@ -54,9 +54,8 @@ log = logging.getLogger("corral.planner")
 
 _ACTS: Final = (WithdrawAction, LeaseAction, EvictAction, DrainAction)
 """Messages that take effect also without a reply subject."""
-_SAY_AGAIN_SECONDS: Final = 10.0
-_FORWARD_SECONDS: Final = MAX_WAIT_SECONDS + 60.0
-"""Timeout for the answer of another planner: a request may wait in its queue."""
+_LOG_AGAIN_SECONDS: Final = 10.0
+_LONGEST_WAIT_SECONDS: Final = 86400.0 + 60.0
 
 
 class Endpoints:
@@ -67,12 +66,12 @@ class Endpoints:
         planner: id of this planner.
         fleet: live state.
         policies: of this planner.
-        candidate: knows if this planner leads.
+        election: knows if this planner leads.
         limiter: quotas of owners.
-        vitals: counts answers.
-        beside: answers expensive queries.
-        reading: reads large requests.
-        most_bytes: size limit of an answer.
+        metrics: counts answers.
+        query_pool: answers expensive queries.
+        request_pool: reads large requests.
+        max_bytes: size limit of an answer.
         health: returns the health of the planner.
     """
 
@@ -82,39 +81,39 @@ class Endpoints:
         planner: str,
         fleet: Fleet,
         policies: Policies,
-        candidate: LeaderElection,
+        election: LeaderElection,
         limiter: Limiter,
-        vitals: PlannerMetrics,
-        beside: Beside,
-        reading: Beside,
+        metrics: PlannerMetrics,
+        query_pool: ForkPool,
+        request_pool: ForkPool,
         *,
-        most_bytes: int,
+        max_bytes: int,
         health: Callable[[], ServiceHealth],
     ) -> None:
         self._nc = nc
         self._planner = planner
         self._fleet = fleet
         self._policies = policies
-        self._candidate = candidate
+        self._election = election
         self._limiter = limiter
-        self._vitals = vitals
-        self._beside = beside
-        self._reading = reading
-        self._most_bytes = most_bytes
+        self._metrics = metrics
+        self._query_pool = query_pool
+        self._request_pool = request_pool
+        self._max_bytes = max_bytes
         self._health = health
         self._service: Service | None = None
         self._background = BackgroundTasks()
         self._turn_began: float | None = None
         """Time of the first message in this iteration of the event loop, by `perf_counter`; None before one comes."""
-        self._unanswerable_at = -_SAY_AGAIN_SECONDS
+        self._unanswerable_logged_at = -_LOG_AGAIN_SECONDS
 
     async def standby(self) -> None:
         """Register as a standby, which answers `$SRV.PING/INFO/STATS` alone."""
         await self._register(None)
 
-    async def open(self, desk: RequestBroker) -> None:
+    async def open(self, broker: RequestBroker) -> None:
         """Register as the leader, with endpoints that this broker answers."""
-        await self._register(desk)
+        await self._register(broker)
 
     async def close(self) -> None:
         """Deregister the service."""
@@ -129,63 +128,63 @@ class Endpoints:
         """Metrics of the planner for the statistics of the endpoint `request`; None for the other endpoints."""
         return msgspec.to_builtins(self._health().measures) if endpoint.name == "request" else None
 
-    async def _register(self, desk: RequestBroker | None) -> None:
+    async def _register(self, broker: RequestBroker | None) -> None:
         before = self._service
         service = self._service = await micro.add_service(
             self._nc,
             name=subjects.PLANNER_SERVICE,
             version=service_version(),
             description="Answers work requests with devices, from live telemetry and durable leases",
-            metadata={"planner": self._planner, "role": "standby" if desk is None else "leader"},
+            metadata={"planner": self._planner, "role": "standby" if broker is None else "leader"},
             # A queue group for each planner: in a shared one, a leader that hangs would go on taking messages.
             queue_group=self._planner,
             stats_handler=self._stats,
         )
-        if desk is not None:
-            for name, subject, handler in self._table(desk):
+        if broker is not None:
+            for name, subject, handler in self._table(broker):
                 await service.add_endpoint(name=name, subject=subject, handler=handler)
             await self._nc.flush()
         if before is not None:
             await before.stop()
 
-    def _table(self, desk: RequestBroker) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
-        async def request(asked: RequestContext, body: WorkRequest) -> None:
-            await desk.request(body, asked)
+    def _table(self, broker: RequestBroker) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
+        async def request(context: RequestContext, body: WorkRequest) -> None:
+            await broker.request(body, context)
 
-        async def large_request(asked: RequestContext) -> None:
-            found = asked.take(await self._reading.ask(asked.asker, asked.read))
+        async def large_request(context: RequestContext) -> None:
+            found = context.unpack_request(await self._request_pool.run(context.client, context.pack_request))
             if isinstance(found, Error):
-                await asked.answer(found)
+                await context.answer(found)
             else:
-                await desk.request(found[0], asked, found[1])
+                await broker.request(found[0], context, found[1])
 
-        async def withdraw(asked: RequestContext, body: WithdrawAction) -> None:
-            await desk.withdraw(body, asked)
+        async def withdraw(context: RequestContext, body: WithdrawAction) -> None:
+            await broker.withdraw(body, context)
 
-        async def renew(asked: RequestContext, body: LeaseAction) -> None:
-            await desk.holding.renew(body, asked)
+        async def renew(context: RequestContext, body: LeaseAction) -> None:
+            await broker.lease_commands.renew(body, context)
 
-        async def release(asked: RequestContext, body: LeaseAction) -> None:
-            await desk.holding.release(body, asked)
+        async def release(context: RequestContext, body: LeaseAction) -> None:
+            await broker.lease_commands.release(body, context)
 
-        async def evict(asked: RequestContext, body: EvictAction) -> None:
-            await desk.holding.evict(body, asked)
+        async def evict(context: RequestContext, body: EvictAction) -> None:
+            await broker.lease_commands.evict(body, context)
 
-        async def drain(asked: RequestContext, body: DrainAction) -> None:
-            self._background.start(desk.drainer.drain(body, asked))
+        async def drain(context: RequestContext, body: DrainAction) -> None:
+            self._spawn(broker.drainer.drain(body, context))
 
         def explained(body: ExplainRequest) -> Struct:
-            desk.show_kept_from(body.request)
+            broker.apply_reservations_ahead_of(body.request)
             return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
 
-        async def explanation(asked: RequestContext, body: ExplainRequest) -> None:
-            await self._answer(asked, query_costs.explaining(self._fleet, body), lambda: explained(body))
+        async def explanation(context: RequestContext, body: ExplainRequest) -> None:
+            await self._answer(context, query_costs.explaining(self._fleet, body), lambda: explained(body))
 
-        async def large_explanation(asked: RequestContext) -> None:
-            await self._answer_beside(asked, lambda: explained(asked.decode(ExplainRequest)))
+        async def large_explanation(context: RequestContext) -> None:
+            await self._answer_beside(context, lambda: explained(context.decode(ExplainRequest)))
 
-        async def too_large(asked: RequestContext) -> None:
-            await asked.answer(Error(code="too_large", message=f"More than {HEAVY_BYTES} bytes say nothing here"))
+        async def too_large(context: RequestContext) -> None:
+            await context.answer(Error(code="too_large", message=f"More than {LARGE_BYTES} bytes say nothing here"))
 
         def devices(body: DeviceFilter) -> Struct:
             return Devices(devices=summary.devices(self._fleet, time.time(), body))
@@ -193,7 +192,7 @@ class Endpoints:
         def fleet(body: DeviceFilter) -> Struct:
             only = body if body.hosts or body.models or body.devices else None
             found = summary.summary(self._fleet, time.time(), only)
-            return msgspec.structs.replace(found, planner=self._planner, waiting_requests=len(desk.queue))
+            return msgspec.structs.replace(found, planner=self._planner, waiting_requests=len(broker.queue))
 
         own = PlanSubject
         return [
@@ -209,8 +208,8 @@ class Endpoints:
                 "leases",
                 own.LEASES,
                 LeaseFilter,
-                desk.holding.leases,
-                lambda body: query_costs.leases(desk.ledger.table, body),
+                broker.lease_commands.leases,
+                lambda body: query_costs.leases(broker.ledger.table, body),
             ),
             *self._listing(
                 "devices", own.DEVICES, DeviceFilter, devices, lambda body: query_costs.listing(self._fleet, body)
@@ -222,23 +221,23 @@ class Endpoints:
                 "queue",
                 own.QUEUE,
                 QueueFilter,
-                lambda body: desk.waiting(body, self._most_bytes),
-                lambda body: query_costs.waiting(len(desk.queue), body),
+                lambda body: broker.list_queue(body, self._max_bytes),
+                lambda body: query_costs.waiting(len(broker.queue), body),
             ),
         ]
 
-    async def _answer(self, asked: RequestContext, seconds: float, work: Callable[[], Struct]) -> None:
+    async def _answer(self, context: RequestContext, seconds: float, work: Callable[[], Struct]) -> None:
         """Answer a read-only query: at once if it is cheap, in a copy of the process if it is expensive."""
         if seconds <= query_costs.CHEAP_SECONDS:
-            await asked.answer(work())
+            await context.answer(work())
         else:
-            self._background.start(self._answer_beside(asked, work))
+            self._spawn(self._answer_beside(context, work))
 
-    async def _answer_beside(self, asked: RequestContext, work: Callable[[], Struct]) -> None:
+    async def _answer_beside(self, context: RequestContext, work: Callable[[], Struct]) -> None:
         async def answer() -> None:
-            await asked.answer_packed(await self._beside.ask(asked.asker, lambda: asked.pack(work)))
+            await context.answer_packed(await self._query_pool.run(context.client, lambda: context.pack(work)))
 
-        await self._guarded(asked, answer())
+        await self._guarded(context, answer())
 
     def _owned(
         self,
@@ -250,13 +249,13 @@ class Endpoints:
         kind: Kind | None = None,
         large: Callable[[RequestContext], Awaitable[None]] | None = None,
     ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
-        async def turn_away(request: Request) -> None:
-            await self._asked(request, None).turn_away(subject, field or "user")
+        async def refuse_unnamed(request: Request) -> None:
+            await self._context(request, None).refuse_unnamed(subject, field or "user")
 
         return [
             (name, subject, self._handler(type, work, kind=kind, large=large)),
             (f"{name}-owned", f"{subject}.>", self._handler(type, work, len(subject) + 1, field, kind, large)),
-            (f"{name}-unnamed", subjects.unnamed(subject), turn_away),
+            (f"{name}-unnamed", subjects.unnamed(subject), refuse_unnamed),
         ]
 
     def _handler(
@@ -281,44 +280,44 @@ class Endpoints:
 
         async def act(request: Request) -> None:
             owner = request.subject[owner_from:] if owner_from else None
-            asked = self._asked(request, owner if field else None)
-            asked.owner_field = field
-            asked.user = owner or ""
-            if not asked.reply_to and type not in _ACTS:
-                self._unanswerable(asked)
+            context = self._context(request, owner if field else None)
+            context.owner_field = field
+            context.user = owner or ""
+            if not context.reply_to and type not in _ACTS:
+                self._count_unanswerable(context)
                 return
-            await self._guarded(asked, look(asked, request, owner))
+            await self._guarded(context, look(context, request, owner))
 
-        async def look(asked: RequestContext, request: Request, owner: str | None) -> None:
-            asked.content_type = codec.content_type(request.headers)  # also of a refusal
+        async def look(context: RequestContext, request: Request, owner: str | None) -> None:
+            context.content_type = codec.content_type(request.headers)  # also of a refusal
             refused = self._limiter.size(request.data)
-            if refused is None and large is not None and len(request.data) > HEAVY_BYTES:
-                asked.keep()
-                refused = None if kind is None else self._limiter.rate(owner or asked.asker, kind, time.monotonic())
+            if refused is None and large is not None and len(request.data) > LARGE_BYTES:
+                context.keep_body()
+                refused = None if kind is None else self._limiter.rate(owner or context.client, kind, time.monotonic())
                 if refused is None:
-                    self._background.start(self._guarded(asked, large(asked)))
+                    self._spawn(self._guarded(context, large(context)))
                     return
             elif refused is None and owner is not None and kind is not None:
                 refused = self._limiter.rate(owner, kind, time.monotonic())
             if refused is None:
-                body = asked.decode(type)
-                asked.let_go()
-                by_body = asks(body) if owner is None else None
+                body = context.decode(type)
+                context.drop_body()
+                by_body = rate_limited_owner(body) if owner is None else None
                 if by_body is not None:
                     refused = self._limiter.rate(*by_body, time.monotonic())
                 if refused is None:
-                    await work(asked, body)
+                    await work(context, body)
                     return
-            await asked.answer(refused)
+            await context.answer(refused)
 
         async def handle(request: Request) -> None:
             if self._turn_began is None:
                 self._turn_began = time.perf_counter()
                 asyncio.get_running_loop().call_soon(self._end_turn)
-            if self._candidate.certain:
+            if self._election.holds_leadership:
                 await act(request)
             else:
-                self._background.start(self._when_certain(request, act))
+                self._spawn(self._once_confirmed(request, act))
             # A subscription takes its next message without yielding to the event loop: let other tasks run.
             if self._turn_is_long():
                 await asyncio.sleep(0)
@@ -341,61 +340,61 @@ class Endpoints:
     ) -> list[tuple[str, str, Callable[[Request], Awaitable[None]]]]:
         """Endpoints of a read-only query, whose answer does not depend on the name that may end the subject."""
 
-        async def read(asked: RequestContext, body: Any) -> None:
-            await self._answer(asked, cost(body), lambda: work(body))
+        async def read(context: RequestContext, body: Any) -> None:
+            await self._answer(context, cost(body), lambda: work(body))
 
-        async def large(asked: RequestContext) -> None:
-            await self._answer_beside(asked, lambda: work(asked.decode(type)))
+        async def large(context: RequestContext) -> None:
+            await self._answer_beside(context, lambda: work(context.decode(type)))
 
         handler = self._handler(type, read, large=large)
         return [(name, subject, handler), (f"{name}-owned", f"{subject}.>", handler)]
 
-    def _unanswerable(self, asked: RequestContext) -> None:
+    def _count_unanswerable(self, context: RequestContext) -> None:
         """Count and log a message without a reply subject, and do nothing: no client would learn of a grant."""
-        self._vitals.without_reply()
+        self._metrics.without_reply()
         now = time.monotonic()
-        if now - self._unanswerable_at > _SAY_AGAIN_SECONDS:
-            self._unanswerable_at = now
+        if now - self._unanswerable_logged_at > _LOG_AGAIN_SECONDS:
+            self._unanswerable_logged_at = now
             log.warning(
                 "a message on %s has no reply subject, and is left undone: ask with a request, not with a publish",
-                asked.subject,
+                context.subject,
             )
 
-    async def _guarded(self, asked: RequestContext, work: Awaitable[None]) -> None:
+    async def _guarded(self, context: RequestContext, work: Awaitable[None]) -> None:
         """Answer a message; if that fails, answer with the error."""
         try:
             await work
         except codec.DecodeError as error:
-            await asked.answer(Error(code=error.code, message=str(error), field=error.field))
+            await context.answer(Error(code=error.code, message=str(error), field=error.field))
         except InvalidRequest as error:
-            await asked.answer(Error(code="invalid", message=str(error), field=error.field))
-        except TooMany:
-            await asked.answer(too_many(asked.asker))
-        except GivenUp as error:
-            await asked.answer(Error(code="too_large", message=f"The planner gave up on it, {error}: ask for less"))
+            await context.answer(Error(code="invalid", message=str(error), field=error.field))
+        except QueueFull:
+            await context.answer(queue_full(context.client))
+        except QueryFailed as error:
+            await context.answer(Error(code="too_large", message=f"The planner gave up on it, {error}: ask for less"))
         except NatsError:
             raise
         except Exception as error:
-            log.exception("a request on %s failed", asked.subject, extra={"subject": asked.subject})
-            await asked.answer(Error(code="internal", message=f"The planner failed: {error}"))
+            log.exception("a request on %s failed", context.subject, extra={"subject": context.subject})
+            await context.answer(Error(code="internal", message=f"The planner failed: {error}"))
 
-    async def _when_certain(self, request: Request, act: Callable[[Request], Awaitable[None]]) -> None:
+    async def _once_confirmed(self, request: Request, act: Callable[[Request], Awaitable[None]]) -> None:
         """Act on a message once it is confirmed that this planner leads; else forward it, or answer with an error.
 
         The state in memory is right only while it leads: another leader may have granted leases that it lacks.
         """
-        if await self._candidate.confirm():
+        if await self._election.confirm():
             await act(request)
-        elif not self._candidate.term:
-            self._asked(request, None).hand_over()
+        elif not self._election.term:
+            self._context(request, None).forward_message()
         else:
             error = Error(code="unavailable", message="This planner does not know whether it still leads: ask again")
-            await self._asked(request, None).answer(error)
+            await self._context(request, None).answer(error)
 
-    def _asked(self, request: Request, owner: str | None) -> RequestContext:
+    def _context(self, request: Request, owner: str | None) -> RequestContext:
         counts = request.subject.startswith(PlanSubject.REQUEST)
         return RequestContext(
-            request, owner, self._most_bytes, self._forward_soon, self._vitals.answered if counts else None
+            request, owner, self._max_bytes, self._forward_soon, self._metrics.count_answer if counts else None
         )
 
     # Forwarding

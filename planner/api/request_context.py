@@ -19,17 +19,17 @@ from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, Que
 from ...schemas.requests import Distribution, Error, WorkRequest
 from ...schemas.subjects import PlanSubject
 from ..broker.idempotency import digest_of
-from ..broker.large_requests import Heavy, Read, whole, without_items
+from ..broker.large_requests import DecodedRequest, EncodedItems, decode_items, without_items
 from ..fleet.state import InvalidRequest
-from ..limits import MOST_LABELS_BYTES
+from ..limits import MAX_LABELS_BYTES
 
 log = logging.getLogger("corral.planner")
 
-MOST_ASKED_BYTES: Final = 2**20
+MAX_REQUEST_BYTES: Final = 2**20
 """Larger messages are refused, even if the NATS server lets them through."""
-MOST_ADDED_DEVICES: Final = 100_000
+MAX_ADDED_DEVICES: Final = 100_000
 """Devices that one what-if query may add."""
-_MOST_LINE: Final = 128
+_MAX_CLIENT_NAME: Final = 128
 """Length at which the header that names a queued client is cut, in characters."""
 HEADROOM_BYTES: Final = 16 * 1024
 """Room that is left in a message for all but the lease that it carries."""
@@ -37,7 +37,7 @@ _FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter)
 """Types for which an empty message means `{}`, no filter. For other types it is an error."""
 
 Forward = Callable[[Request, bytes], None]
-Answered = Callable[[Struct, float, bool], None]
+OnAnswer = Callable[[Struct, float, bool], None]
 """Called with the answer, the seconds since the request came, and true if the request allowed queueing."""
 
 
@@ -47,7 +47,7 @@ class RequestContext:
     Args:
         request: as it came.
         owner: that the subject names; None if it names none.
-        most_bytes: size limit of a record; an answer may be a little larger.
+        max_bytes: size limit of a record; an answer may be a little larger.
         forward: sends the message, with a body, to the leader.
         answered: called with the answer.
 
@@ -60,13 +60,13 @@ class RequestContext:
 
     __slots__ = (
         "_answered",
-        "_came_at",
+        "_body",
+        "_client_name",
         "_forward",
-        "_kept",
-        "_line",
-        "_most_bytes",
+        "_max_bytes",
+        "_may_queue",
+        "_received_at",
         "_request",
-        "_waits",
         "content_type",
         "owner",
         "owner_field",
@@ -78,23 +78,23 @@ class RequestContext:
         self,
         request: Request,
         owner: str | None,
-        most_bytes: int,
+        max_bytes: int,
         forward: Forward,
-        answered: Answered | None = None,
+        answered: OnAnswer | None = None,
     ) -> None:
         self._answered = answered
-        self._came_at = time.perf_counter()
-        self._waits = False
+        self._received_at = time.perf_counter()
+        self._may_queue = False
         self._request = request
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._forward = forward
-        self._kept = b""
+        self._body = b""
         self.owner = owner
         self.owner_field = "owner"
         self.user = ""
         self.content_type = codec.JSON
         self.warnings: list[str] = []
-        self._line: str = ((request.headers or {}).get(codec.LINE_HEADER) or "")[:_MOST_LINE]
+        self._client_name: str = ((request.headers or {}).get(codec.LINE_HEADER) or "")[:_MAX_CLIENT_NAME]
 
     def decode(self, type: type[Any]) -> Any:
         """Decode and check the body. The owner in the subject fills the body's field, and must equal it if that is set.
@@ -107,11 +107,11 @@ class RequestContext:
         """
         request = self._request
         self.content_type = codec.content_type(request.headers)
-        data = self._kept or request.data
+        data = self._body or request.data
         if not data and type in _FILTERS:
             data = codec.encode({}, self.content_type)
-        if len(data) > MOST_ASKED_BYTES:
-            message = f"The message has {len(data)} bytes, {MOST_ASKED_BYTES} are the most: give items as a count"
+        if len(data) > MAX_REQUEST_BYTES:
+            message = f"The message has {len(data)} bytes, {MAX_REQUEST_BYTES} are the most: give items as a count"
             raise codec.DecodeError(message, "too_large")
         if self.owner is None and not self.user:
             message, self.warnings = codec.decode_request(data, type, self.content_type)
@@ -135,7 +135,7 @@ class RequestContext:
             )
         return self._checked(message)
 
-    async def turn_away(self, subject: str, name: str) -> None:
+    async def refuse_unnamed(self, subject: str, name: str) -> None:
         """Refuse a message whose subject lacks a name (`owner`, `user` or `operator`), and say which subject to use."""
         self.content_type = replies.asked_in(self._request.headers)
         await self.answer(Error(code="refused", message=with_name(subject, name)))
@@ -151,47 +151,49 @@ class RequestContext:
         return self._request.subject
 
     @property
-    def asker(self) -> str:
+    def client(self) -> str:
         """Client for fair queueing: the owner or user that the subject names, else the inbox of the reply subject."""
         return self.owner or self.user or self.reply_to.rpartition(".")[0]
 
     @property
-    def line(self) -> str:
+    def client_name(self) -> str:
         """Name of a client that asks again while it is queued, from a header; empty if it gives none."""
-        return self._line
+        return self._client_name
 
-    def let_go(self) -> None:
+    def drop_body(self) -> None:
         """Drop the body from memory: it may be large, and the request may be queued for a day."""
         message = self._request._msg  # pyright: ignore[reportPrivateUsage]
         message.data = b""
         message.headers = {codec.CONTENT_TYPE_HEADER: self.content_type}
 
-    def keep(self) -> None:
+    def keep_body(self) -> None:
         """Keep the undecoded body apart, for a copy of this process or another planner to decode."""
-        self._kept = self._request.data
-        self.let_go()
+        self._body = self._request.data
+        self.drop_body()
 
-    def read(self) -> bytes:
-        """Decode a work request in a copy of this process, and pack the result for `take`."""
+    def pack_request(self) -> bytes:
+        """Decode a work request in a copy of this process, and pack the result for `unpack_request`."""
 
         def work() -> Struct:
             request: WorkRequest = self.decode(WorkRequest)
-            return Read(without_items(request), digest_of(request) if request.request_id else "", self.warnings)
+            return DecodedRequest(
+                without_items(request), digest_of(request) if request.request_id else "", self.warnings
+            )
 
-        found = answer_to(work)
+        found = compute(work)
         return msgspec.msgpack.encode((found, None) if isinstance(found, Error) else (None, found))
 
-    def take(self, packed: bytes) -> tuple[WorkRequest, Heavy] | Error:
-        """Unpack the result of `read`: the request without its items and access to them, or the error."""
+    def unpack_request(self, packed: bytes) -> tuple[WorkRequest, EncodedItems] | Error:
+        """Unpack the result of `pack_request`: the request without its items and access to them, or the error."""
         error, found = _taken(packed)
         if found is None:
             return error or Error(code="internal", message="The planner failed to read the request")
         self.warnings = found.warnings
-        self._waits = found.request.wait_seconds > 0
-        return found.request, Heavy(found.digest, self._distribution)
+        self._may_queue = found.request.wait_seconds > 0
+        return found.request, EncodedItems(found.digest, self._distribution)
 
     def _distribution(self) -> Distribution:
-        again = self._kept
+        again = self._body
         tree = codec.decode(again, _Distributing, self.content_type)
         return tree.distribution
 
@@ -202,12 +204,12 @@ class RequestContext:
             DecodeError: patterns, labels, items or added devices are more than one message may have.
         """
         if isinstance(message, WorkRequest):
-            self._waits = message.wait_seconds > 0
+            self._may_queue = message.wait_seconds > 0
             self._check_work(message, "$")
         elif isinstance(message, ExplainRequest):
             self._check_work(message.request, "$.request")
-            if sum(more.devices for more in message.with_more) > MOST_ADDED_DEVICES:
-                text = f"More than {MOST_ADDED_DEVICES} devices to add - at `$.with_more`"
+            if sum(more.devices for more in message.with_more) > MAX_ADDED_DEVICES:
+                text = f"More than {MAX_ADDED_DEVICES} devices to add - at `$.with_more`"
                 raise codec.DecodeError(text, "too_large", "$.with_more")
         elif isinstance(message, DeviceFilter):
             for name in ("hosts", "models", "devices"):
@@ -218,28 +220,28 @@ class RequestContext:
         globs.check(request.models, f"{path}.models")
         globs.check(request.hosts, f"{path}.hosts")
         size = sum(len(key.encode()) + len(value.encode()) for key, value in request.labels.items())
-        if size > MOST_LABELS_BYTES:
-            text = f"The labels have {size} bytes, {MOST_LABELS_BYTES} are the most - at `{path}.labels`"
+        if size > MAX_LABELS_BYTES:
+            text = f"The labels have {size} bytes, {MAX_LABELS_BYTES} are the most - at `{path}.labels`"
             raise codec.DecodeError(text, "too_large", f"{path}.labels")
         work = request.distribution
         # Each item's number is in the answer, with a comma.
-        if work is not None and isinstance(work.items, int) and _numbers_bytes(work.items) > self._most_bytes:
-            text = f"{work.items} items do not fit in an answer of {self._most_bytes} bytes: give fewer, larger ones"
+        if work is not None and isinstance(work.items, int) and _numbers_bytes(work.items) > self._max_bytes:
+            text = f"{work.items} items do not fit in an answer of {self._max_bytes} bytes: give fewer, larger ones"
             raise codec.DecodeError(f"{text} - at `{path}.distribution.items`", "too_large", f"{path}.distribution")
 
     async def answer(self, reply: Struct) -> None:
         """Answer in the format of the question."""
         if self._answered is not None:
-            self._answered(reply, time.perf_counter() - self._came_at, self._waits)
-        reply, data = self.written(reply)
+            self._answered(reply, time.perf_counter() - self._received_at, self._may_queue)
+        reply, data = self.encode_answer(reply)
         await self._send(data, reply if isinstance(reply, Error) else None)
 
-    def written(self, reply: Struct) -> tuple[Struct, bytes]:
+    def encode_answer(self, reply: Struct) -> tuple[Struct, bytes]:
         """Encode an answer, or the error that it is too large in its place; returns the answer and its bytes."""
         if self.warnings and "warnings" in reply.__struct_fields__:
             reply = msgspec.structs.replace(reply, warnings=self.warnings)
-        data = codec.encode(reply if self.content_type == codec.JSON else whole(reply), self.content_type)
-        if len(data) > self._most_bytes + HEADROOM_BYTES // 2:
+        data = codec.encode(reply if self.content_type == codec.JSON else decode_items(reply), self.content_type)
+        if len(data) > self._max_bytes + HEADROOM_BYTES // 2:
             message = f"The answer takes {len(data)} bytes, more than a message may: ask for less, with a filter"
             reply = Error(code="too_large", message=message)
             data = codec.encode(reply, self.content_type)
@@ -247,7 +249,7 @@ class RequestContext:
 
     def pack(self, work: Callable[[], Struct]) -> bytes:
         """Compute an answer in a copy of this process, which has no connection, and pack it for `answer_packed`."""
-        reply, data = self.written(answer_to(work))
+        reply, data = self.encode_answer(compute(work))
         error = reply if isinstance(reply, Error) else None
         return msgspec.msgpack.encode((error, data))
 
@@ -265,9 +267,9 @@ class RequestContext:
 
     def forward(self, body: Struct) -> None:
         """Forward the message to the leader: its kept bytes, or else a body."""
-        self._forward(self._request, self._kept or codec.encode(body, self.content_type))
+        self._forward(self._request, self._body or codec.encode(body, self.content_type))
 
-    def hand_over(self) -> None:
+    def forward_message(self) -> None:
         """Forward the message as it came to the leader. A work request without a request id is dropped instead.
 
         It has no protection against being granted twice, while all other messages may be handled twice.
@@ -292,11 +294,11 @@ def _numbers_bytes(count: int) -> int:
     return size
 
 
-_taken: Final = msgspec.msgpack.Decoder(tuple[Error | None, Read | None]).decode
+_taken: Final = msgspec.msgpack.Decoder(tuple[Error | None, DecodedRequest | None]).decode
 _unpack: Final = msgspec.msgpack.Decoder(tuple[Error | None, bytes]).decode
 
 
-def answer_to(work: Callable[[], Struct]) -> Struct:
+def compute(work: Callable[[], Struct]) -> Struct:
     """Compute an answer; a request that can't be decoded or is invalid gives the error as the answer."""
     try:
         return work()

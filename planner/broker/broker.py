@@ -30,23 +30,23 @@ from ..limits import Limiter
 from ..placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, ask_of, decide, environment
 from . import query_costs
 from .drains import Drainer
-from .fork_pool import Beside, GivenUp, TooMany, too_many
-from .idempotency import Answer, RejectionCache, conflict, digest_of
-from .large_requests import Heavy, distributed, filled
-from .lease_commands import HoldingDesk
-from .pending import Onlooker, Opened, Responder
+from .fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
+from .idempotency import CachedRejection, RejectionCache, conflict, digest_of
+from .large_requests import EncodedItems, distribute_packed, with_distribution
+from .lease_commands import LeaseCommands
+from .pending import PendingRequest, RelayResponder, Responder
 from .presence import ASK_AGAIN, SILENCE_SECONDS, Presence
-from .queue import MOST_WAITING, PATIENCE_SECONDS, Waiting, WaitingQueue
+from .queue import MAX_WAITING, PATIENCE_SECONDS, QueuedRequest, WaitingQueue
 from .reservations import Reservations, newcomer
 
 log = logging.getLogger("corral.planner.broker.broker")
 
 
-Heard = Callable[[Sequence[str]], Awaitable[set[str]]]
+ProbeClients = Callable[[Sequence[str]], Awaitable[set[str]]]
 """Returns those of some reply subjects whose clients are certainly connected."""
 
 
-async def nobody_heard(_: Sequence[str]) -> set[str]:
+async def probe_none(_: Sequence[str]) -> set[str]:
     """Default without a probe: clients are heard only when they ask again."""
     return set()
 
@@ -65,15 +65,15 @@ class RequestBroker:
         answers: as read from the bucket, by their keys.
         deposed: called when a write was refused since another planner leads.
         limiter: quotas of owners.
-        beside: distributes work items if that is expensive.
+        request_pool: distributes work items if that is expensive.
         patience_seconds: devices are reserved for a request that has been queued for so long.
         silence_seconds: a queued request whose client is not heard for so long leaves the queue.
-        heard: probes queued clients.
+        probe: probes queued clients.
 
     Attributes:
         wake: set when the queue should be served.
-        decided: called with the duration of each decision, in seconds.
-        holding: handles operations on leases.
+        on_decision: called with the duration of each decision, in seconds.
+        lease_commands: handles operations on leases.
         drainer: handles drains.
     """
 
@@ -87,47 +87,47 @@ class RequestBroker:
         planner: str,
         policies: Policies,
         drains: dict[str, str],
-        answers: dict[str, Answer],
+        answers: dict[str, CachedRejection],
         deposed: Callable[[], None],
         limiter: Limiter,
-        beside: Beside,
+        request_pool: ForkPool,
         patience_seconds: float = PATIENCE_SECONDS,
         silence_seconds: float = SILENCE_SECONDS,
-        heard: Heard = nobody_heard,
+        probe: ProbeClients = probe_none,
     ) -> None:
         self.ledger = ledger
         self.fleet = fleet
         self.wake = asyncio.Event()
-        self.decided: Callable[[float], None] = lambda _: None
+        self.on_decision: Callable[[float], None] = lambda _: None
         self.queue = WaitingQueue()
         self.reservations = Reservations(fleet, ledger.table.ends, patience_seconds)
         self.presence = Presence(silence_seconds)
-        self._heard = heard
+        self._probe = probe
         self._store = store
         self._term = term
         self._planner = planner
         self._policies = policies
         self._deposed = deposed
         self._limiter = limiter
-        self._beside = beside
-        self._background = BackgroundTasks()
+        self._request_pool = request_pool
+        self._errands: set[asyncio.Task[None]] = set()
         self.drainer = Drainer(fleet, store, term, drains, self.wake.set, deposed)
-        self.holding = HoldingDesk(fleet, ledger, planner)
-        self._answers = RejectionCache(store, term, answers, deposed)
-        self._open: dict[tuple[str, str], Opened] = {}
+        self.lease_commands = LeaseCommands(fleet, ledger, planner)
+        self._rejections = RejectionCache(store, term, answers, deposed)
+        self._pending: dict[tuple[str, str], PendingRequest] = {}
         self._made = 0
         self._closed = False
-        self._farewell: Error | None = None
+        self._shutdown_error: Error | None = None
 
     # Requests
 
-    async def request(self, request: WorkRequest, caller: Responder, heavy: Heavy | None = None) -> None:
+    async def request(self, request: WorkRequest, caller: Responder, encoded_items: EncodedItems | None = None) -> None:
         """Grant, queue or reject a request.
 
         Args:
             request: the request.
             caller: that sent it.
-            heavy: access to its work items, if it was decoded in a copy of the process.
+            encoded_items: access to its work items, if it was decoded in a copy of the process.
         """
         request_id = request.request_id
         named = request_id is not None
@@ -135,121 +135,129 @@ class RequestBroker:
             request_id = self._new_id()
             request = replace(request, request_id=request_id)
         # No client can retry under an id that it learns from the answer.
-        digest = "" if not named else heavy.digest if heavy is not None else digest_of(request)
-        if named and await self._asked_before(request, request_id, digest, caller):
+        digest = "" if not named else encoded_items.digest if encoded_items is not None else digest_of(request)
+        if named and await self._answer_known(request, request_id, digest, caller):
             return
         work = request.distribution
         if (
-            heavy is None
+            encoded_items is None
             and work is not None
             and query_costs.distributing(work, request.gpus) > query_costs.CHEAP_SECONDS
         ):
-            heavy = Heavy(digest, lambda: work)
-        opened = Opened(digest, request, caller, named, heavy)
+            encoded_items = EncodedItems(digest, lambda: work)
+        pending = PendingRequest(digest, request, caller, named, encoded_items)
         try:
-            decision = self._decide(request, heavy=heavy is not None)
+            decision = self._decide(request, encoded_items=encoded_items is not None)
         except InvalidRequest as error:
             await caller.answer(Error(code="invalid", message=str(error), field=error.field))
             return
-        self._open[opened.key] = opened
-        await self._settle(opened, decision)
+        self._pending[pending.key] = pending
+        await self._settle(pending, decision)
 
-    async def _asked_before(self, request: WorkRequest, request_id: str, digest: str, caller: Responder) -> bool:
-        opened = self._open.get((request.owner, request_id))
-        if opened is not None:
-            if opened.unseen:
-                opened.join(Onlooker(request, caller))
-            elif opened.digest == digest:
-                await self._join(opened, caller)
+    async def _answer_known(self, request: WorkRequest, request_id: str, digest: str, caller: Responder) -> bool:
+        pending = self._pending.get((request.owner, request_id))
+        if pending is not None:
+            if pending.withdrawn_early:
+                pending.join(RelayResponder(request, caller))
+            elif pending.digest == digest:
+                await self._join(pending, caller)
             else:
                 await caller.answer(conflict(request_id))
             return True
         record = self.ledger.table.of_request(request.owner, request_id)
         if record is not None:
             same = record.digest == digest
-            await caller.answer(lifecycle.answer_again(record) if same else conflict(request_id))
+            await caller.answer(lifecycle.repeat_answer(record) if same else conflict(request_id))
             return True
-        answer = self._answers.get(request.owner, request_id, digest)
+        answer = self._rejections.get(request.owner, request_id, digest)
         if answer is not None:
-            await caller.answer(answer.rejection if answer.answers(request, digest) else conflict(request_id))
+            await caller.answer(answer.rejection if answer.matches(request, digest) else conflict(request_id))
             return True
         return False
 
-    async def _join(self, opened: Opened, caller: Responder) -> None:
+    async def _join(self, pending: PendingRequest, caller: Responder) -> None:
         """Add a retry to a pending request; if that is queued, its client counts as heard."""
-        before = opened.join(caller)
-        entry = opened.entry
+        before = pending.join(caller)
+        entry = pending.entry
         if entry is None or entry not in self.queue:
             return
-        if entry.told:
+        if entry.asked_to_retry:
             self.wake.set()  # it may have been its turn
-        self.presence.heard(entry)
+        self.presence.note_heard(entry)
         for other in before:
-            await other.answer(self.queue.told(entry, steady_time()))
+            await other.answer(self.queue.entry_listing(entry, steady_time()))
 
-    def _decide(self, request: WorkRequest, entry: Waiting | None = None, *, heavy: bool = False) -> Decision:
+    def _decide(
+        self, request: WorkRequest, entry: QueuedRequest | None = None, *, encoded_items: bool = False
+    ) -> Decision:
         now = time.time()
         self.reservations.show(newcomer(request.priority) if entry is None else entry.order)
         # A policy learns from each request once, however often it is tried from the queue.
         began = time.perf_counter()
-        decision = decide(self.fleet, request, now, self._policies, learn=entry is None, distributing=not heavy)
-        self.decided(time.perf_counter() - began)
+        decision = decide(self.fleet, request, now, self._policies, learn=entry is None, distributing=not encoded_items)
+        self.on_decision(time.perf_counter() - began)
         return decision
 
-    async def _settle(self, opened: Opened, decision: Decision) -> None:
+    async def _settle(self, pending: PendingRequest, decision: Decision) -> None:
         """Act on a decision: grant, queue or reject."""
-        request = opened.request
+        request = pending.request
         if isinstance(decision, Placed):
-            await self._grant(opened, decision)
+            await self._grant(pending, decision)
         elif request.wait_seconds and decision.code is not RejectionCode.IMPOSSIBLE:
             if self._closed:  # it was being decoded when the term ended: this queue is served no more
-                await self._dismiss(opened)
-            elif len(self.queue) >= MOST_WAITING:
-                await self._turn_down(opened, decision)
-            elif refused := self._limiter.waiting(request.owner, self.queue.count_of(request.owner)):
-                await self._close(opened, refused)
+                await self._dismiss(pending)
+            elif len(self.queue) >= MAX_WAITING:
+                await self._reject(pending, decision)
+            elif refused := self._limiter.queue_quota(request.owner, self.queue.count_of(request.owner)):
+                await self._close(pending, refused)
             else:
-                entry = opened.entry = self.queue.add(request, steady_time(), decision, opened, opened.digest)
-                self.presence.heard(entry)
+                entry = pending.entry = self.queue.add(request, steady_time(), decision, pending, pending.digest)
+                self.presence.note_heard(entry)
         else:
-            await self._turn_down(opened, decision)
+            await self._reject(pending, decision)
 
-    async def _grant(self, opened: Opened, placed: Placed) -> None:
+    async def _grant(self, pending: PendingRequest, placed: Placed) -> None:
         lease_id = self._new_id()
         hold(self.fleet, lease_id, placed.grants)
-        if opened.heavy is None:
-            await self._promise(opened, placed, lease_id)
+        if pending.encoded_items is None:
+            await self._promise(pending, placed, lease_id)
         else:  # its devices stay held meanwhile
-            self._background.start(self._distribute(opened, opened.heavy, placed, lease_id), name="distributing work")
+            task = asyncio.create_task(self._distribute(pending, pending.encoded_items, placed, lease_id))
+            self._errands.add(task)
+            task.add_done_callback(self._errands.discard)
 
-    async def _distribute(self, opened: Opened, heavy: Heavy, placed: Placed, lease_id: str) -> None:
+    async def _distribute(
+        self, pending: PendingRequest, encoded_items: EncodedItems, placed: Placed, lease_id: str
+    ) -> None:
         """Distribute work items over the held devices, in a copy of the process, then make the lease."""
         promised = False
         refused = Error(code="unavailable", message="This planner is stopping: ask again")
         try:
-            packed = await self._beside.ask(opened.request.owner, lambda: distributed(placed, heavy.distribution()))
+            packed = await self._request_pool.run(
+                pending.request.owner, lambda: distribute_packed(placed, encoded_items.distribution())
+            )
             if not self._closed:
                 promised = True
-                await self._promise(opened, filled(placed, packed), lease_id)
+                await self._promise(pending, with_distribution(placed, packed), lease_id)
                 return
-        except TooMany:
-            refused = too_many(opened.request.owner)
-        except GivenUp as error:
+        except QueueFull:
+            refused = queue_full(pending.request.owner)
+        except QueryFailed as error:
             message = f"The work items were not distributed, {error}: give fewer, or take a simpler method"
             refused = Error(code="too_large", message=message, field="$.distribution")
         except Exception as error:
-            log.exception("work items of request %s could not be distributed", opened.request.request_id)
+            log.exception("work items of request %s could not be distributed", pending.request.request_id)
             refused = Error(code="internal", message=f"The planner failed: {error}")
         finally:
             if not promised:
                 free(self.fleet, lease_id)
-        if self._open.get(opened.key) is opened:  # else another planner was asked
-            await self._close(opened, refused)
+        if self._pending.get(pending.key) is pending:  # else another planner was asked
+            await self._close(pending, refused)
         self.wake.set()
 
-    async def _promise(self, opened: Opened, placed: Placed, lease_id: str) -> None:
+    async def _promise(self, pending: PendingRequest, placed: Placed, lease_id: str) -> None:
         """Make a durable lease of devices that are held, and answer; they are freed if that fails."""
-        request = opened.request
+        request = pending.request
         owners = self.ledger.table.owners
         try:
             record = lifecycle.grant(
@@ -257,7 +265,7 @@ class RequestBroker:
                 placed.grants,
                 lease_id=lease_id,
                 now=clock(),
-                digest=opened.digest,
+                digest=pending.digest,
                 planner=self._planner,
                 environment=environment(self.fleet, placed.grants, lease_id),
                 addresses=addresses(self.fleet, placed.grants),
@@ -270,38 +278,38 @@ class RequestBroker:
         except Exception as error:  # else the devices would be held for ever
             log.exception("request %s could not be granted", request.request_id)
             free(self.fleet, lease_id)
-            await self._close(opened, Error(code="internal", message=f"The planner failed: {error}"))
+            await self._close(pending, Error(code="internal", message=f"The planner failed: {error}"))
             return
-        if refused := self._limiter.telling(request.owner, time.monotonic()) or self._limiter.one_more(
-            request.owner, owners, size, self._store.most_bytes, self._store.used_bytes
+        if refused := self._limiter.event_quota(request.owner, time.monotonic()) or self._limiter.lease_quota(
+            request.owner, owners, size, self._store.max_bytes, self._store.used_bytes
         ):
             free(self.fleet, lease_id)
-            await self._close(opened, refused)
+            await self._close(pending, refused)
             return
         owners.add(request.owner, 1, size)  # counted while it is on its way; after that the table does
 
         async def settled(outcome: Lease | Error | Deposed | None) -> None:
             owners.add(request.owner, -1, -size)
             if isinstance(outcome, Lease):
-                await self._close(opened, Assignment(lease=outcome))
+                await self._close(pending, Assignment(lease=outcome))
             elif isinstance(outcome, Error):
-                await self._close(opened, outcome)
+                await self._close(pending, outcome)
             else:
-                self._forward(opened)
+                self._forward(pending)
 
         await self.ledger.grant(record, settled)
 
-    async def _turn_down(self, opened: Opened, rejection: Rejection) -> None:
-        if not opened.named:  # no client can retry it
-            await self._close(opened, rejection)
+    async def _reject(self, pending: PendingRequest, rejection: Rejection) -> None:
+        if not pending.has_client_id:  # no client can retry it
+            await self._close(pending, rejection)
             return
-        await self._answers.keep(
-            opened.request.request_id or "",
+        await self._rejections.add(
+            pending.request.request_id or "",
             rejection,
-            digest=opened.digest,
-            owner=opened.request.owner,
-            then=lambda: self._close(opened, rejection),
-            deposed=lambda: self._forward(opened),
+            digest=pending.digest,
+            owner=pending.request.owner,
+            then=lambda: self._close(pending, rejection),
+            deposed=lambda: self._forward(pending),
         )
 
     async def withdraw(self, action: WithdrawAction, caller: Responder) -> None:
@@ -311,43 +319,43 @@ class RequestBroker:
         arrives, so that no devices are granted that no client waits for.
         """
         request_id = action.request_id
-        opened = self._open.get((action.owner, request_id))
-        if opened is not None:
-            opened.join(Onlooker(action, caller))
-            if opened.entry is not None and opened.entry in self.queue:
-                self._leave(opened.entry)
-                await self._turn_down(opened, _withdrawn(action, opened.request))
+        pending = self._pending.get((action.owner, request_id))
+        if pending is not None:
+            pending.join(RelayResponder(action, caller))
+            if pending.entry is not None and pending.entry in self.queue:
+                self._dequeue(pending.entry)
+                await self._reject(pending, _withdrawn(action, pending.request))
                 self.wake.set()  # those behind it may have waited for it
             return
         record = self.ledger.table.of_request(action.owner, request_id)
         if record is not None:
             await caller.answer(Assignment(lease=record.lease))
             return
-        known = self._answers.get(action.owner, request_id)
+        known = self._rejections.get(action.owner, request_id)
         if known is not None:
             await caller.answer(known.rejection)
             return
         nobody = WorkRequest(owner=action.owner, request_id=request_id)
-        unseen = Opened("", nobody, Onlooker(action, caller), named=True)
-        unseen.unseen = True
-        self._open[unseen.key] = unseen
-        await self._turn_down(unseen, _withdrawn(action))
+        withdrawn_early = PendingRequest("", nobody, RelayResponder(action, caller), has_client_id=True)
+        withdrawn_early.withdrawn_early = True
+        self._pending[withdrawn_early.key] = withdrawn_early
+        await self._reject(withdrawn_early, _withdrawn(action))
 
-    async def _close(self, opened: Opened, reply: Struct) -> None:
-        self._open.pop(opened.key, None)
-        for caller in opened.callers:
+    async def _close(self, pending: PendingRequest, reply: Struct) -> None:
+        self._pending.pop(pending.key, None)
+        for caller in pending.callers:
             await caller.answer(reply)
 
-    def _forward(self, opened: Opened) -> None:
-        self._open.pop(opened.key, None)
-        for caller in opened.callers:
+    def _forward(self, pending: PendingRequest) -> None:
+        self._pending.pop(pending.key, None)
+        for caller in pending.callers:
             # The leader may have a request without an id already, and would grant it twice.
-            if opened.named or isinstance(caller, Onlooker):
-                caller.forward(opened.request)
+            if pending.has_client_id or isinstance(caller, RelayResponder):
+                caller.forward(pending.request)
 
     # The queue
 
-    def _leave(self, entry: Waiting) -> None:
+    def _dequeue(self, entry: QueuedRequest) -> None:
         self.queue.remove(entry)
         self.reservations.drop(entry)
 
@@ -359,10 +367,10 @@ class RequestBroker:
         now = steady_time()  # setting the clock must not expire requests
         over = self.queue.expired(now)
         for entry in over:
-            self._leave(entry)
+            self._dequeue(entry)
         for entry in over:
             waited = now - entry.arrived_at
-            await self._turn_down(
+            await self._reject(
                 entry.payload,
                 replace(
                     entry.rejection,
@@ -377,14 +385,14 @@ class RequestBroker:
                 await asyncio.sleep(0)  # requests come in between
             if self._closed or entry not in self.queue:
                 continue
-            fresh = self.presence.fresh(entry)
+            fresh = self.presence.is_fresh(entry)
             try:
                 # A request that is refused is refused further back in the queue, too: the fleet only fills up.
                 ask = ask_of(self.fleet, entry.request)
                 key = (ask, entry.request.policy)
                 decision = refused.get(key)
                 if decision is None:
-                    decision = self._decide(entry.request, entry, heavy=entry.payload.heavy is not None)
+                    decision = self._decide(entry.request, entry, encoded_items=entry.payload.encoded_items is not None)
                 if not isinstance(decision, Placed):
                     refused[key] = decision
                     entry.rejection = replace(decision, request_id=entry.request.request_id or "")
@@ -394,16 +402,16 @@ class RequestBroker:
                     self.reservations.keep(entry, ask)
             except Exception as error:  # requests behind it must not wait for ever
                 log.exception("request %s could not be decided", entry.request.request_id)
-                self._leave(entry)
+                self._dequeue(entry)
                 await self._close(entry.payload, Error(code="internal", message=f"The planner failed: {error}"))
                 continue
             if isinstance(decision, Placed) and fresh:
-                self._leave(entry)
+                self._dequeue(entry)
                 await self._grant(entry.payload, decision)
             elif isinstance(decision, Placed):
-                await self._tell(entry)
+                await self._ask_to_retry(entry)
 
-    async def look_who_is_there(self, now: float, connection: int | None) -> None:
+    async def probe_clients(self, now: float, connection: int | None) -> None:
         """Probe silent clients of queued requests: remove those that are gone, and tell others to ask again.
 
         Args:
@@ -412,33 +420,33 @@ class RequestBroker:
         """
         presence = self.presence
         presence.tick(now, connection)
-        quiet = [entry for entry in self.queue if presence.quiet(entry)]
+        quiet = [entry for entry in self.queue if presence.needs_probe(entry)]
         if not quiet:
             return
-        there = await self._heard([caller.reply_to for entry in quiet for caller in entry.payload.callers])
+        there = await self._probe([caller.reply_to for entry in quiet for caller in entry.payload.callers])
         for entry in quiet:
-            opened: Opened = entry.payload
+            pending: PendingRequest = entry.payload
             if self._closed or entry not in self.queue:
                 continue
-            if any(caller.reply_to in there for caller in opened.callers):
-                presence.heard(entry)
-            elif presence.gone(entry):
-                self.queue.leave(entry, steady_time(), opened.digest)
+            if any(caller.reply_to in there for caller in pending.callers):
+                presence.note_heard(entry)
+            elif presence.timed_out(entry):
+                self.queue.remove_silent(entry, steady_time(), pending.digest)
                 self.reservations.drop(entry)
                 log.info("request %s of %s is out of line: silent", entry.request.request_id, entry.request.owner)
-                await self._close(opened, self._unheard(entry))
+                await self._close(pending, self._silence_error(entry))
                 self.wake.set()
-            elif presence.due(entry) and not entry.told:
-                await self._tell(entry)
+            elif presence.needs_notice(entry) and not entry.asked_to_retry:
+                await self._ask_to_retry(entry)
 
-    async def _tell(self, entry: Waiting) -> None:
+    async def _ask_to_retry(self, entry: QueuedRequest) -> None:
         """Tell a silent client to ask again, upon which its request keeps its place."""
-        entry.told = True
-        told = self._unheard(entry)
-        for caller in entry.payload.told():
+        entry.asked_to_retry = True
+        told = self._silence_error(entry)
+        for caller in entry.payload.take_senders():
             await caller.answer(told)
 
-    def _unheard(self, entry: Waiting) -> Error:
+    def _silence_error(self, entry: QueuedRequest) -> Error:
         seconds = self.presence.silence_seconds
         return Error(
             code="unavailable",
@@ -449,7 +457,7 @@ class RequestBroker:
             ),
         )
 
-    def show_kept_from(self, request: WorkRequest) -> None:
+    def apply_reservations_ahead_of(self, request: WorkRequest) -> None:
         """Apply to the fleet the reservations that a query about a request must respect: those ahead of it.
 
         If the request is queued, by owner and id, those ahead of its place in the queue.
@@ -458,17 +466,17 @@ class RequestBroker:
         entry = next((entry for entry in named if entry.request.owner == request.owner), None)
         self.reservations.show(newcomer(request.priority) if entry is None else entry.order)
 
-    def waiting(self, only: QueueFilter, most_bytes: int) -> Queue:
+    def list_queue(self, only: QueueFilter, max_bytes: int) -> Queue:
         """List the queue, cut at the size of a message."""
-        return self.queue.listing(steady_time(), only, self.presence.silence, most_bytes)
+        return self.queue.listing(steady_time(), only, self.presence.silence, max_bytes)
 
     # The bucket
 
     async def measure(self) -> None:
         """Measure the size of the bucket, and delete cached rejections if it is too full for new leases."""
         await self._store.measure()
-        if not self._store.roomy and await self._store.purge_answers():
-            self._answers.purged()
+        if not self._store.has_room and await self._store.purge_answers():
+            self._rejections.note_purged()
 
     # Time
 
@@ -476,31 +484,32 @@ class RequestBroker:
         """End leases that are due, and evict leases and rejections whose retention is over."""
         stamp = now.timestamp()
         await self.ledger.expire(now)
-        self.ledger.forget(stamp)
-        self._answers.forget(stamp)
+        self.ledger.evict_ended(stamp)
+        self._rejections.evict_expired(stamp)
 
-    async def close(self, farewell: Error | None) -> None:
+    async def close(self, shutdown_error: Error | None) -> None:
         """Stop serving the queue.
 
         Args:
-            farewell: answer to queued requests. Other pending requests get none here: their writes may still succeed,
-                and are the answer then. None, at the end of the term, forwards all pending requests to the leader.
+            shutdown_error: answer to queued requests. Other pending requests get none here: their writes may still
+                succeed, and are the answer then. None, at the end of the term, forwards all pending requests to the
+                leader.
         """
-        self._closed, self._farewell = True, farewell
-        for opened in list(self._open.values()):
-            in_line = opened.entry is not None and opened.entry in self.queue
-            if opened.entry is not None and in_line:
-                self._leave(opened.entry)
-            if farewell is None or in_line:
-                await self._dismiss(opened)
+        self._closed, self._shutdown_error = True, shutdown_error
+        for pending in list(self._pending.values()):
+            in_line = pending.entry is not None and pending.entry in self.queue
+            if pending.entry is not None and in_line:
+                self._dequeue(pending.entry)
+            if shutdown_error is None or in_line:
+                await self._dismiss(pending)
         self.reservations.clear()
 
-    async def _dismiss(self, opened: Opened) -> None:
+    async def _dismiss(self, pending: PendingRequest) -> None:
         """Dismiss a pending request: answer it with the farewell, or forward it if there is none."""
-        if self._farewell is None:
-            self._forward(opened)
+        if self._shutdown_error is None:
+            self._forward(pending)
         else:
-            await self._close(opened, self._farewell)
+            await self._close(pending, self._shutdown_error)
 
     def _new_id(self) -> str:
         """New id for a lease or request, short enough to type; unique, since each run of a planner has another id."""

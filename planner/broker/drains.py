@@ -50,7 +50,7 @@ class Drainer:
                 changed = drained(self._drains, action, self._fleet)
                 if changed != self._drains:
                     written = codec.encode(changed, codec.JSON)
-                    if len(written) > self._store.most_record_bytes and len(changed) > len(self._drains):
+                    if len(written) > self._store.max_record_bytes and len(changed) > len(self._drains):
                         raise WriteFailed(f"{len(changed)} drains take {len(written)} bytes: drain hosts, or labels")
                     await self._store.put(DRAINS, written, self._term)
                     self._drains = changed

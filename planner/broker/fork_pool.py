@@ -47,24 +47,24 @@ _DONE: Final = b"\0"
 """First byte of a result; anything else is the reason why there is none."""
 
 
-class TooMany(Exception):
+class QueueFull(Exception):
     """Too many queries of a client, or of all clients, are queued."""
 
 
-def too_many(asker: str) -> Error:
+def queue_full(client: str) -> Error:
     """Error for a client that has too many queries queued, with a time to retry after."""
     return Error(
         code="too_many_requests",
-        message=f"{asker!r} has too much in line that takes long to work out: ask one after the other",
+        message=f"{client!r} has too much in line that takes long to work out: ask one after the other",
         retry_after_seconds=1.0,
     )
 
 
-class GivenUp(Exception):
+class QueryFailed(Exception):
     """A query has no answer; the message says why."""
 
 
-class Bounds(Struct, frozen=True, kw_only=True):
+class ForkLimits(Struct, frozen=True, kw_only=True):
     """Limits on expensive queries.
 
     Attributes:
@@ -82,31 +82,31 @@ class Bounds(Struct, frozen=True, kw_only=True):
     memory_bytes: int = _MEMORY_BYTES
 
 
-class _Question:
-    __slots__ = ("answer", "asker", "work")
+class _Query:
+    __slots__ = ("answer", "client", "work")
 
-    def __init__(self, asker: str, work: Callable[[], bytes], answer: asyncio.Future[bytes]) -> None:
-        self.asker = asker
+    def __init__(self, client: str, work: Callable[[], bytes], answer: asyncio.Future[bytes]) -> None:
+        self.client = client
         self.work = work
         self.answer = answer
 
 
-class Beside:
+class ForkPool:
     """Runs expensive queries in forked copies of this process.
 
     Args:
-        bounds: see `Bounds`.
+        bounds: see `ForkLimits`.
 
     Attributes:
         outcomes: number of queries by outcome: `answered`, `refused`, `timed_out`, `failed`.
         fork_seconds: durations of forks, for which the event loop is blocked.
     """
 
-    def __init__(self, bounds: Bounds | None = None) -> None:
+    def __init__(self, bounds: ForkLimits | None = None) -> None:
         self.outcomes: Counter[str] = Counter()
         self.fork_seconds = Histogram(FAST_SECONDS)
-        self._bounds = bounds or Bounds()
-        self._waiting: dict[str, deque[_Question]] = {}
+        self._bounds = bounds or ForkLimits()
+        self._waiting: dict[str, deque[_Query]] = {}
         self._count = 0
         self._running: dict[str, asyncio.Task[None]] = {}
         self._fork_at = 0.0
@@ -122,35 +122,35 @@ class Beside:
         """Number of queued queries."""
         return self._count
 
-    async def ask(self, asker: str, work: Callable[[], bytes]) -> bytes:
+    async def run(self, client: str, work: Callable[[], bytes]) -> bytes:
         """Run a function in a copy of this process, and return its result.
 
         Args:
-            asker: client, for fair queueing.
+            client: client, for fair queueing.
             work: the function; it must not wait for anything. Only its result comes back.
 
         Raises:
-            TooMany: the queue is full for this client.
-            GivenUp: it took too long or too much memory, it failed, or no copy could be made.
+            QueueFull: the queue is full for this client.
+            QueryFailed: it took too long or too much memory, it failed, or no copy could be made.
         """
-        mine = self._waiting.get(asker)
-        there = len(mine) if mine else 0
-        newcomer = not there and asker not in self._running
-        if there >= self._bounds.waiting_of_one or (self._count >= self._bounds.waiting * (1 + newcomer)):
+        mine = self._waiting.get(client)
+        output = len(mine) if mine else 0
+        newcomer = not output and client not in self._running
+        if output >= self._bounds.waiting_of_one or (self._count >= self._bounds.waiting * (1 + newcomer)):
             self.outcomes["refused"] += 1
-            raise TooMany
-        question = _Question(asker, work, asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(asker, deque()).append(question)
+            raise QueueFull
+        query = _Query(client, work, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(client, deque()).append(query)
         self._count += 1
         self._start()
-        return await question.answer
+        return await query.answer
 
     async def close(self) -> None:
         """End all copies, and cancel the queued queries."""
         tasks = list(self._running.values())
         for waiting in self._waiting.values():
-            for question in waiting:
-                question.answer.cancel()
+            for query in waiting:
+                query.answer.cancel()
         self._waiting.clear()
         self._count = 0
         for task in tasks:
@@ -160,32 +160,32 @@ class Beside:
     def _start(self) -> None:
         """Start queued queries up to the limit on copies: one for each client at a time, round-robin."""
         while len(self._running) < self._bounds.running:
-            asker = next((asker for asker in self._waiting if asker not in self._running), None)
-            if asker is None:
+            client = next((client for client in self._waiting if client not in self._running), None)
+            if client is None:
                 return
-            mine = self._waiting.pop(asker)
-            question = mine.popleft()
+            mine = self._waiting.pop(client)
+            query = mine.popleft()
             self._count -= 1
             if mine:  # at the end of the round
-                self._waiting[asker] = mine
-            self._running[asker] = asyncio.create_task(self._run(question))
+                self._waiting[client] = mine
+            self._running[client] = asyncio.create_task(self._run(query))
 
-    async def _run(self, question: _Question) -> None:
+    async def _run(self, query: _Query) -> None:
         try:
-            data = await self._copy(question.work)
+            data = await self._copy(query.work)
         except asyncio.CancelledError:
-            question.answer.cancel()
+            query.answer.cancel()
             raise
         except Exception as error:
             self.outcomes["timed_out" if isinstance(error, TimeoutError) else "failed"] += 1
-            if not question.answer.done():
-                question.answer.set_exception(_given_up(error, self._bounds.seconds))
+            if not query.answer.done():
+                query.answer.set_exception(_query_failed(error, self._bounds.seconds))
         else:
             self.outcomes["answered"] += 1
-            if not question.answer.done():
-                question.answer.set_result(data)
+            if not query.answer.done():
+                query.answer.set_result(data)
         finally:
-            del self._running[question.asker]
+            del self._running[query.client]
             self._start()
 
     async def _copy(self, work: Callable[[], bytes]) -> bytes:
@@ -206,22 +206,22 @@ class Beside:
                 os.kill(pid, signal.SIGKILL)
             await asyncio.shield(_reap(pid))
         if data[:1] != _DONE:
-            raise GivenUp(data.decode(errors="replace") or "its copy of the planner was ended")
+            raise QueryFailed(data.decode(errors="replace") or "its copy of the planner was ended")
         return data[1:]
 
 
-def _given_up(error: Exception, seconds: float) -> GivenUp:
-    if isinstance(error, GivenUp):
+def _query_failed(error: Exception, seconds: float) -> QueryFailed:
+    if isinstance(error, QueryFailed):
         return error
     if isinstance(error, TimeoutError):
-        return GivenUp(f"it took longer than {seconds:g} s")
+        return QueryFailed(f"it took longer than {seconds:g} s")
     log.warning("no copy could be made for a question: %r", error)
-    return GivenUp(f"the system makes no copy of the planner: {error}")
+    return QueryFailed(f"the system makes no copy of the planner: {error}")
 
 
-def _fork(work: Callable[[], bytes], bounds: Bounds) -> tuple[int, int]:
+def _fork(work: Callable[[], bytes], bounds: ForkLimits) -> tuple[int, int]:
     """Fork a copy that runs a function; returns its process id and the file descriptor to read its output from."""
-    end, there = os.pipe()
+    end, output = os.pipe()
     os.set_blocking(end, False)
     # A signal that comes before the copy has reset the handlers would be handled as if sent to the planner.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -231,17 +231,17 @@ def _fork(work: Callable[[], bytes], bounds: Bounds) -> tuple[int, int]:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if not pid:
-            _work(work, there, bounds)
+            _run_copy(work, output, bounds)
     except OSError:
         os.close(end)
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.close(there)
+        os.close(output)
     return pid, end
 
 
-def _work(work: Callable[[], bytes], there: int, bounds: Bounds) -> None:
+def _run_copy(work: Callable[[], bytes], output: int, bounds: ForkLimits) -> None:
     """Run a function in the copy, write its result or error to the pipe, and exit. Never returns."""
     try:
         gc.disable()
@@ -250,7 +250,7 @@ def _work(work: Callable[[], bytes], there: int, bounds: Bounds) -> None:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         # The connection to NATS and all other descriptors are for the planner alone.
-        _close_all_but(there)
+        _close_all_but(output)
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
         _limit(bounds)
@@ -262,12 +262,12 @@ def _work(work: Callable[[], bytes], there: int, bounds: Bounds) -> None:
             data = repr(error).encode()[:1024]
         left = memoryview(data)
         while left:
-            left = left[os.write(there, left) :]
+            left = left[os.write(output, left) :]
     finally:
         os._exit(0)
 
 
-def _close_all_but(there: int) -> None:
+def _close_all_but(output: int) -> None:
     """Close all open file descriptors but one and the standard streams.
 
     Those are listed rather than all possible numbers tried, of which a container may allow a billion.
@@ -275,16 +275,16 @@ def _close_all_but(there: int) -> None:
     try:
         numbers = [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:
-        os.closerange(3, there)
-        os.closerange(there + 1, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(3, output)
+        os.closerange(output + 1, os.sysconf("SC_OPEN_MAX"))
         return
     for number in numbers:
-        if number > 2 and number != there:
+        if number > 2 and number != output:
             with contextlib.suppress(OSError):  # that of the folder itself
                 os.close(number)
 
 
-def _limit(bounds: Bounds) -> None:
+def _limit(bounds: ForkLimits) -> None:
     """Set resource limits: they end a copy that takes too much, or runs on after its planner is gone."""
     with contextlib.suppress(OSError, ValueError):
         seconds = int(bounds.seconds) + 2

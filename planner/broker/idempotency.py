@@ -17,21 +17,21 @@ from msgspec import Struct
 from ...schemas import codec
 from ...schemas.requests import Error, Rejection, WorkRequest
 from ..durable.store import Deposed, Outcome, Store, WriteFailed, answer_key
-from .stored_rejections import Written
+from .stored_rejections import StoredRejections
 
 REJECTION_SECONDS: Final = 120.0
 """Retention of a rejection, if the client gave the request an id."""
 
-_MOST_KEPT: Final = 20_000
+_MAX_STORED: Final = 20_000
 """Limit on the rejections in the bucket, where the oldest go sooner if they take too many bytes (see `refusals`).
 More are kept in memory alone."""
 _GONE_SECONDS: Final = 1.0
-_MOST: Final = 100_000
+_MAX_CACHED: Final = 100_000
 
 _encode_canonical: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class CachedRejection(Struct, frozen=True, kw_only=True):
     """A cached rejection, as the bucket holds it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     owner: str = ""
     request_id: str = ""
 
-    def answers(self, request: WorkRequest, digest: str) -> bool:
+    def matches(self, request: WorkRequest, digest: str) -> bool:
         """True if it answers this request, by digest; by owner if the request was withdrawn before it arrived."""
         return self.digest == digest if self.digest else self.owner == request.owner
 
@@ -64,13 +64,13 @@ class RejectionCache:
         deposed: called when a write was refused since another planner leads.
     """
 
-    def __init__(self, store: Store, term: int, known: dict[str, Answer], deposed: Callable[[], None]) -> None:
+    def __init__(self, store: Store, term: int, known: dict[str, CachedRejection], deposed: Callable[[], None]) -> None:
         self._store = store
         self._term = term
         self._known = {(answer.owner, answer.request_id or key): answer for key, answer in known.items()}
         self._deposed = deposed
-        self._forgetting = deque(sorted((answer.until, key) for key, answer in self._known.items()))
-        self._written = Written(store.most_bytes)
+        self._expiring = deque(sorted((answer.until, key) for key, answer in self._known.items()))
+        self._written = StoredRejections(store.max_bytes)
         for key, answer in known.items():
             self._written.add(key, answer.owner, _size_of(answer.rejection))
         self._keys = {(answer.owner, answer.request_id or key): key for key, answer in known.items()}
@@ -78,7 +78,7 @@ class RejectionCache:
         self._plain = {key: answer.owner for key, answer in known.items() if answer.request_id in ("", key)}
         """Owner by key, for keys that are a request id alone, which earlier versions can read."""
 
-    def get(self, owner: str, request_id: str, digest: str = "") -> Answer | None:
+    def get(self, owner: str, request_id: str, digest: str = "") -> CachedRejection | None:
         """Cached rejection by owner and request id; None if there is none (any more).
 
         Args:
@@ -100,7 +100,7 @@ class RejectionCache:
             return request_id
         return f"{request_id}.{hashlib.blake2b(owner.encode(), digest_size=8).hexdigest()}"
 
-    async def keep(
+    async def add(
         self,
         request_id: str,
         rejection: Rejection,
@@ -121,15 +121,15 @@ class RejectionCache:
             deposed: called instead if another planner leads.
         """
         until = time.time() + REJECTION_SECONDS
-        answer = Answer(digest=digest, rejection=rejection, until=until, owner=owner, request_id=request_id)
+        answer = CachedRejection(digest=digest, rejection=rejection, until=until, owner=owner, request_id=request_id)
 
         async def remember() -> None:
             self._known[owner, request_id] = answer
-            self._forgetting.append((answer.until, (owner, request_id)))
-            self.forget(time.time())
+            self._expiring.append((answer.until, (owner, request_id)))
+            self.evict_expired(time.time())
             await then()
 
-        if len(self._known) >= _MOST_KEPT or not self._store.roomy:
+        if len(self._known) >= _MAX_STORED or not self._store.has_room:
             await remember()
             return
 
@@ -147,17 +147,17 @@ class RejectionCache:
         self._keys[owner, request_id] = key
         value = codec.encode(answer, codec.JSON)
         for oldest in self._written.add(key, owner, len(value)):
-            await self._store.write(answer_key(oldest), b"", self._term, _nothing, ttl_seconds=_GONE_SECONDS)
+            await self._store.write(answer_key(oldest), b"", self._term, _ignore_outcome, ttl_seconds=_GONE_SECONDS)
         await self._store.write(answer_key(key), value, self._term, landed, ttl_seconds=REJECTION_SECONDS)
 
-    def purged(self) -> None:
+    def note_purged(self) -> None:
         """Note that all rejections were deleted from the bucket."""
         self._written.clear()
 
-    def forget(self, now: float) -> None:
+    def evict_expired(self, now: float) -> None:
         """Evict entries whose retention is over, and the oldest of too many."""
-        while self._forgetting and (self._forgetting[0][0] <= now or len(self._known) > _MOST):
-            until, key = self._forgetting.popleft()
+        while self._expiring and (self._expiring[0][0] <= now or len(self._known) > _MAX_CACHED):
+            until, key = self._expiring.popleft()
             answer = self._known.get(key)
             if answer is not None and answer.until <= until:
                 del self._known[key]
@@ -184,7 +184,7 @@ def _size_of(rejection: Rejection) -> int:
     return 400 + len(rejection.message) + sum(60 + len(reason.detail) for reason in rejection.reasons)
 
 
-async def _nothing(_: Outcome) -> None:
+async def _ignore_outcome(_: Outcome) -> None:
     """Ignore the outcome of deleting an entry, which expires anyway."""
 
 

@@ -18,11 +18,11 @@ from ...schemas.requests import Assignment, Distributed, Distribution, Lease, Un
 from ..placement.decide import Placed, check_work
 from ..work.distribute import distribute
 
-HEAVY_BYTES: Final = 48 * 1024
+LARGE_BYTES: Final = 48 * 1024
 """A larger message is decoded in a copy of the process: 1 MiB of JSON takes 50 ms."""
 
 
-class Heavy(Struct, frozen=True):
+class EncodedItems(Struct, frozen=True):
     """Work items that this process does not decode.
 
     Attributes:
@@ -34,7 +34,7 @@ class Heavy(Struct, frozen=True):
     distribution: Callable[[], Distribution]
 
 
-class Read(Struct, frozen=True):
+class DecodedRequest(Struct, frozen=True):
     """A request that was decoded and checked in a copy of the process.
 
     Attributes:
@@ -61,33 +61,33 @@ def without_items(request: WorkRequest) -> WorkRequest:
     return replace(request, distribution=replace(work, items=0))
 
 
-def distributed(placed: Placed, work: Distribution) -> bytes:
-    """Distribute work items over the devices of a placement, in a copy of this process, and pack them for `filled`."""
+def distribute_packed(placed: Placed, work: Distribution) -> bytes:
+    """Distribute work items over the devices of a placement, in a forked copy; packed for `with_distribution`."""
     outcome = distribute(work, placed.grants, placed.devices)
     items = [codec.encode(grant.items, codec.JSON) for grant in outcome.grants]
     unassigned = codec.encode(outcome.unassigned, codec.JSON) if outcome.unassigned else b""
     return msgspec.msgpack.encode((items, unassigned, outcome.report))
 
 
-def filled(placed: Placed, packed: bytes) -> Placed:
-    """Put the result of `distributed` into a placement; its items stay encoded."""
+def with_distribution(placed: Placed, packed: bytes) -> Placed:
+    """Put the result of `distribute_packed` into a placement; its items stay encoded."""
     items, unassigned, report = _unpack(packed)
     grants = [replace(grant, items=_raw(held)) for grant, held in zip(placed.grants, items, strict=True)]
     return replace(placed, grants=grants, unassigned=_raw(unassigned) if unassigned else [], distribution=report)
 
 
-def whole(reply: Struct) -> Struct:
+def decode_items(reply: Struct) -> Struct:
     """Decode the encoded items of an answer, for clients that do not use JSON."""
     if isinstance(reply, Assignment):
-        return replace(reply, lease=_whole(reply.lease))
+        return replace(reply, lease=_decode_items_of(reply.lease))
     if isinstance(reply, Lease):
-        return _whole(reply)
+        return _decode_items_of(reply)
     if isinstance(reply, Leases):
-        return replace(reply, leases=[_whole(lease) for lease in reply.leases])
+        return replace(reply, leases=[_decode_items_of(lease) for lease in reply.leases])
     return reply
 
 
-def _whole(lease: Lease) -> Lease:
+def _decode_items_of(lease: Lease) -> Lease:
     if not any(isinstance(cast("object", grant.items), msgspec.Raw) for grant in lease.grants):
         return lease
     grants = [replace(grant, items=_items(grant.items)) for grant in lease.grants]

@@ -14,7 +14,7 @@ from ..leases.lifecycle import LeaseRecord
 from .pending import Responder
 
 
-class HoldingDesk:
+class LeaseCommands:
     """Changes leases and lists them.
 
     Args:
@@ -87,7 +87,7 @@ class HoldingDesk:
             records = [record for record in records if any(part.host in hosts for part in record.lease.grants)]
         now = clock()
         found = [
-            self._ledger.as_it_is(record, now)
+            self._ledger.with_actual_end(record, now)
             for record in records
             if record.lease.state in states and (only.owner is None or record.lease.owner == only.owner)
         ]

@@ -8,12 +8,12 @@ from msgspec import Struct
 
 from ...bus.permissions import ACROSS
 from ...schemas.requests import WorkRequest
-from .large_requests import Heavy
-from .queue import Waiting
+from .large_requests import EncodedItems
+from .queue import QueuedRequest
 
-_MOST_CALLERS: Final = 64
+_MAX_CALLERS: Final = 64
 """Limit on the callers of a request: one that retries has usually given up on its earlier attempt."""
-_MOST_ACROSS: Final = 4
+_MAX_CALLERS_ACROSS: Final = 4
 """The same for callers from other accounts, whose reply subject is another one at each retry."""
 
 
@@ -26,7 +26,7 @@ class Responder(Protocol):
         ...
 
     @property
-    def line(self) -> str:
+    def client_name(self) -> str:
         """Name of a client that asks again under a request id while it is queued; empty if it gives none."""
         ...
 
@@ -39,34 +39,39 @@ class Responder(Protocol):
         ...
 
 
-class Opened:
+class PendingRequest:
     """A pending request with its callers.
 
     Args:
         digest: of its body.
         request: with its id.
         caller: the first to send it.
-        named: true if the caller gave the id, and may retry under it.
-        heavy: access to its work items, if they are expensive to distribute.
+        has_client_id: true if the caller gave the id, and may retry under it.
+        encoded_items: access to its work items, if they are expensive to distribute.
 
     Attributes:
         callers: those that wait for the answer.
         entry: its entry in the queue; None if it was never queued.
-        unseen: true if it is being withdrawn before it has arrived: then `request` has its owner and id alone.
+        withdrawn_early: true if it is being withdrawn before it has arrived: then `request` has its owner and id alone.
     """
 
-    __slots__ = ("callers", "digest", "entry", "heavy", "named", "request", "unseen")
+    __slots__ = ("callers", "digest", "encoded_items", "entry", "has_client_id", "request", "withdrawn_early")
 
     def __init__(
-        self, digest: str, request: WorkRequest, caller: Responder, named: bool, heavy: Heavy | None = None
+        self,
+        digest: str,
+        request: WorkRequest,
+        caller: Responder,
+        has_client_id: bool,
+        encoded_items: EncodedItems | None = None,
     ) -> None:
         self.digest = digest
         self.request = request
         self.callers = [caller]
-        self.named = named
-        self.heavy = heavy
-        self.entry: Waiting | None = None
-        self.unseen = False
+        self.has_client_id = has_client_id
+        self.encoded_items = encoded_items
+        self.entry: QueuedRequest | None = None
+        self.withdrawn_early = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -81,20 +86,20 @@ class Opened:
             accounts each attempt has another reply subject, which the server keeps until it is answered.
         """
         others = [other for other in self.callers if other.reply_to != caller.reply_to]
-        before = [other for other in others if caller.line and other.line == caller.line]
-        most = _MOST_ACROSS if caller.reply_to.startswith(ACROSS) else _MOST_CALLERS
+        before = [other for other in others if caller.client_name and other.client_name == caller.client_name]
+        most = _MAX_CALLERS_ACROSS if caller.reply_to.startswith(ACROSS) else _MAX_CALLERS
         self.callers = [other for other in others if other not in before][1 - most :]
         self.callers.append(caller)
         return before
 
-    def told(self) -> list[Responder]:
+    def take_senders(self) -> list[Responder]:
         """Remove and return the callers that sent the request, for an interim answer; onlookers stay."""
-        waiting = [caller for caller in self.callers if not isinstance(caller, Onlooker)]
-        self.callers = [caller for caller in self.callers if isinstance(caller, Onlooker)]
+        waiting = [caller for caller in self.callers if not isinstance(caller, RelayResponder)]
+        self.callers = [caller for caller in self.callers if isinstance(caller, RelayResponder)]
         return waiting
 
 
-class Onlooker:
+class RelayResponder:
     """A caller that waits for the answer to a request with another body, which is what `forward` sends."""
 
     def __init__(self, body: Struct, caller: Responder) -> None:
@@ -107,7 +112,7 @@ class Onlooker:
         return self._caller.reply_to
 
     @property
-    def line(self) -> str:
+    def client_name(self) -> str:
         """Empty: an onlooker is not a queued client."""
         return ""
 

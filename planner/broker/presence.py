@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .queue import Waiting
+from .queue import QueuedRequest
 
 SILENCE_SECONDS: Final = 30.0
 """Timeout after which a queued client that is not heard leaves the queue."""
@@ -56,27 +56,27 @@ class Presence:
             self._since = self._clock
         self._connection = connection
 
-    def heard(self, entry: Waiting) -> None:
+    def note_heard(self, entry: QueuedRequest) -> None:
         """Note that a queued client was heard."""
         entry.heard_at = self._clock
-        entry.told = False
+        entry.asked_to_retry = False
 
-    def silence(self, entry: Waiting) -> float:
+    def silence(self, entry: QueuedRequest) -> float:
         """Seconds for which a client was not heard, though it could have been."""
         return self._clock - max(entry.heard_at, self._since)
 
-    def quiet(self, entry: Waiting) -> bool:
+    def needs_probe(self, entry: QueuedRequest) -> bool:
         """True if a client should be probed."""
         return self.silence(entry) >= self.silence_seconds * ASK_AGAIN
 
-    def fresh(self, entry: Waiting) -> bool:
+    def is_fresh(self, entry: QueuedRequest) -> bool:
         """True if a client was heard recently enough to be granted devices."""
         return self.silence(entry) <= self.silence_seconds * FRESH
 
-    def due(self, entry: Waiting) -> bool:
+    def needs_notice(self, entry: QueuedRequest) -> bool:
         """True if a client should be told to ask again."""
         return self.silence(entry) >= self.silence_seconds * NOTICE
 
-    def gone(self, entry: Waiting) -> bool:
+    def timed_out(self, entry: QueuedRequest) -> bool:
         """True if a client has been silent for the timeout, and must leave the queue."""
         return self.silence(entry) >= self.silence_seconds

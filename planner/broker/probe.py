@@ -31,7 +31,7 @@ _ANSWER_SECONDS: Final = 1.0
 _AT_ONCE: Final = 500
 
 
-def probed(reply_to: str) -> str | None:
+def probe_subject(reply_to: str) -> str | None:
     """Subject that probes the client of a reply subject; None for an inbox that can't be probed."""
     inbox, _, token = reply_to.rpartition(".")
     if reply_to.startswith(ACROSS) or "." not in inbox or not token:
@@ -58,7 +58,7 @@ class Probe:
     async def present(self, replies: Sequence[str]) -> set[str]:
         """Reply subjects, of those given, whose clients are certainly connected."""
         found: set[str] = set()
-        asked = [(reply, subject) for reply in dict.fromkeys(replies) if (subject := probed(reply)) is not None]
+        asked = [(reply, subject) for reply in dict.fromkeys(replies) if (subject := probe_subject(reply)) is not None]
         async with self._asking:
             for at in range(0, len(asked), _AT_ONCE):
                 present = await self._present(asked[at : at + _AT_ONCE])
@@ -95,9 +95,9 @@ class Probe:
     async def _listen(self) -> None:
         if self._subscription is None:
             self._inbox = self._nc.new_inbox()
-            self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._heard)
+            self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_answer)
 
-    async def _heard(self, message: Msg) -> None:
+    async def _on_answer(self, message: Msg) -> None:
         if (message.headers or {}).get("Status") != "503":
             return
         asked, _, token = message.subject.rpartition(".")[2].partition("-")

@@ -20,7 +20,7 @@ from ..fleet.lru import LRUCache
 from ..fleet.reservation import Reservation
 
 PATIENCE_SECONDS: Final = 30.0
-MOST_WAITING: Final = 10_000
+MAX_WAITING: Final = 10_000
 EVERYBODY: Final = QueueFilter()
 _HOSTS_LISTED: Final = 10
 _PLACE_SECONDS: Final = 600.0
@@ -30,7 +30,7 @@ Order = tuple[int, float]
 """Negative priority, and number of arrival: the smaller is ahead."""
 
 
-class Waiting:
+class QueuedRequest:
     """A request in the queue.
 
     Attributes:
@@ -41,22 +41,22 @@ class Waiting:
         payload: opaque data of the caller, to answer it.
         order: its place.
         reservation: devices that are reserved for it; None if none are.
-        looked_at: number of the last turn in which a reservation was sought for it.
+        chosen_turn: number of the last turn in which a reservation was sought for it.
         heard_at: when its client was last heard, by the clock of `Presence`.
-        told: true if its client was told to ask again since.
+        asked_to_retry: true if its client was told to ask again since.
     """
 
     __slots__ = (
         "arrived_at",
+        "asked_to_retry",
+        "chosen_turn",
         "deadline",
         "heard_at",
-        "looked_at",
         "order",
         "payload",
         "rejection",
         "request",
         "reservation",
-        "told",
     )
 
     def __init__(
@@ -69,9 +69,9 @@ class Waiting:
         self.payload = payload
         self.order: Order = (-request.priority, number)
         self.reservation: Reservation | None = None
-        self.looked_at = -1
+        self.chosen_turn = -1
         self.heard_at = 0.0
-        self.told = False
+        self.asked_to_retry = False
 
 
 class Place(NamedTuple):
@@ -88,24 +88,26 @@ class WaitingQueue:
     """The queued requests, first in line first."""
 
     def __init__(self) -> None:
-        self._entries: list[Waiting] = []
-        self._members: set[Waiting] = set()
-        self._named: dict[str, list[Waiting]] = {}
+        self._entries: list[QueuedRequest] = []
+        self._members: set[QueuedRequest] = set()
+        self._named: dict[str, list[QueuedRequest]] = {}
         self._of = Counter[str]()
         self._count = 0
-        self._left: LRUCache[tuple[str, str], Place] = LRUCache(MOST_WAITING)
+        self._left: LRUCache[tuple[str, str], Place] = LRUCache(MAX_WAITING)
         """Places of requests that left, by owner and request id."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[QueuedRequest]:
         return iter(self._entries)
 
-    def __contains__(self, entry: Waiting) -> bool:
+    def __contains__(self, entry: QueuedRequest) -> bool:
         return entry in self._members
 
-    def add(self, request: WorkRequest, now: float, rejection: Rejection, payload: Any, digest: str = "") -> Waiting:
+    def add(
+        self, request: WorkRequest, now: float, rejection: Rejection, payload: Any, digest: str = ""
+    ) -> QueuedRequest:
         """Enqueue a request.
 
         If its digest equals that of a request which left the queue recently because its client was silent, it gets that
@@ -114,16 +116,16 @@ class WaitingQueue:
         self._count += 1
         before = self._left.get((request.owner, request.request_id or "")) if digest else None
         if before is None or before.digest != digest or not now < min(before.left_at + _PLACE_SECONDS, before.deadline):
-            entry = Waiting(request, now, rejection, payload, self._count)
+            entry = QueuedRequest(request, now, rejection, payload, self._count)
         else:
-            entry = Waiting(request, before.arrived_at, rejection, payload, before.number)
+            entry = QueuedRequest(request, before.arrived_at, rejection, payload, before.number)
         insort(self._entries, entry, key=lambda waiting: waiting.order)
         self._members.add(entry)
         self._named.setdefault(request.request_id or "", []).append(entry)
         self._of[request.owner] += 1
         return entry
 
-    def remove(self, entry: Waiting) -> None:
+    def remove(self, entry: QueuedRequest) -> None:
         """Remove an entry."""
         del self._entries[self.position(entry) - 1]
         self._members.discard(entry)
@@ -139,26 +141,26 @@ class WaitingQueue:
         """Number of queued requests of an owner."""
         return self._of[owner]
 
-    def named(self, request_id: str) -> list[Waiting]:
+    def named(self, request_id: str) -> list[QueuedRequest]:
         """Entries with a request id, of any owner."""
         return self._named.get(request_id, [])
 
-    def position(self, entry: Waiting) -> int:
+    def position(self, entry: QueuedRequest) -> int:
         """Position of an entry in the queue, from 1."""
         return bisect_left(self._entries, entry.order, key=lambda waiting: waiting.order) + 1
 
-    def told(self, entry: Waiting, now: float) -> Queue:
+    def entry_listing(self, entry: QueuedRequest, now: float) -> Queue:
         """Listing of one entry alone, with its position."""
         return Queue(entries=[_listed(entry, self.position(entry), now, 0.0)], total=1)
 
-    def leave(self, entry: Waiting, now: float, digest: str) -> None:
+    def remove_silent(self, entry: QueuedRequest, now: float, digest: str) -> None:
         """Remove an entry whose client is silent. The place is kept if it has a digest, that is, a request id."""
         self.remove(entry)
         if digest:
             place = Place(digest, entry.arrived_at, entry.order[1], now, entry.deadline)
             self._left.put((entry.request.owner, entry.request.request_id or ""), place)
 
-    def expired(self, now: float) -> list[Waiting]:
+    def expired(self, now: float) -> list[QueuedRequest]:
         """Entries past their deadline."""
         return [entry for entry in self._entries if entry.deadline <= now]
 
@@ -166,8 +168,8 @@ class WaitingQueue:
         self,
         now: float,
         only: QueueFilter = EVERYBODY,
-        silence: Callable[[Waiting], float] | None = None,
-        most_bytes: int = 0,
+        silence: Callable[[QueuedRequest], float] | None = None,
+        max_bytes: int = 0,
     ) -> Queue:
         """List entries with position, time in the queue, and the reason why they wait.
 
@@ -175,7 +177,7 @@ class WaitingQueue:
             now: seconds, by the clock of `arrived_at`.
             only: filter and page.
             silence: returns the seconds since an entry's client was heard.
-            most_bytes: size of all entries as JSON, at which the list is cut; at least one is listed. 0 for no limit.
+            max_bytes: size of all entries as JSON, at which the list is cut; at least one is listed. 0 for no limit.
         """
         listed: list[QueueEntry] = []
         found = size = 0
@@ -191,14 +193,14 @@ class WaitingQueue:
             if full or found <= only.offset or (only.limit is not None and len(listed) >= only.limit):
                 continue
             one = _listed(entry, position, now, 0.0 if silence is None else silence(entry))
-            size += len(json.encode(one)) + 1 if most_bytes else 0
-            full = size > most_bytes > 0 and bool(listed)
+            size += len(json.encode(one)) + 1 if max_bytes else 0
+            full = size > max_bytes > 0 and bool(listed)
             if not full:
                 listed.append(one)
         return Queue(entries=listed, total=found)
 
 
-def _listed(entry: Waiting, position: int, now: float, silence: float) -> QueueEntry:
+def _listed(entry: QueuedRequest, position: int, now: float, silence: float) -> QueueEntry:
     request, kept = entry.request, entry.reservation
     return QueueEntry(
         request_id=request.request_id or "",

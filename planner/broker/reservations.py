@@ -21,14 +21,14 @@ from ..fleet.fleet import Fleet
 from ..fleet.reserved import reserve, unreserve
 from ..fleet.state import Ask
 from ..placement.reservations import Ends, choose, holds
-from .queue import PATIENCE_SECONDS, Order, Waiting
+from .queue import PATIENCE_SECONDS, Order, QueuedRequest
 
-MOST_RESERVATIONS: Final = 128
+MAX_RESERVATIONS: Final = 128
 """Limit on reservations: all are taken off and put on where requests of two priorities alternate, which takes 3 ms.
 A request behind so many others with a reservation gets none until one of them is served."""
 _CLASSES_A_TURN: Final = 2048
 """Host classes that are searched for new choices each time that the queue is served."""
-_MOST_A_TURN: Final = 32
+_MAX_CHOICES_A_TURN: Final = 32
 _CHECK_TURNS: Final = 4
 """Turns between checks of a choice whose turn has not come: what it reserves of a lost host is no loss to others."""
 
@@ -51,12 +51,12 @@ class Reservations:
         self._fleet = fleet
         self._ends = ends
         self._patience = patience_seconds
-        self._entries: list[Waiting] = []
+        self._entries: list[QueuedRequest] = []
         """Entries with a reservation, in the queue's order."""
         self._shown = 0
         """Number of them, from the first, that are applied to the fleet."""
         self._turn = 0
-        self._due: frozenset[Waiting] = frozenset()
+        self._due: frozenset[QueuedRequest] = frozenset()
         self._choices_left = 0
         self._hopeless: set[Ask] = set()
 
@@ -74,35 +74,35 @@ class Reservations:
             shown += 1
         self._shown = shown
 
-    def begin(self, queue: Iterable[Waiting], now: float) -> None:
+    def begin(self, queue: Iterable[QueuedRequest], now: float) -> None:
         """Begin a turn: select the entries that may get a new choice in it, those first that had one longest ago."""
         self._turn += 1
         self._hopeless.clear()
         waited = [entry for entry in queue if now - entry.arrived_at >= self._patience]
-        self._choices_left = max(1, min(_MOST_A_TURN, _CLASSES_A_TURN // (len(self._fleet.index.classes) + 1)))
+        self._choices_left = max(1, min(_MAX_CHOICES_A_TURN, _CLASSES_A_TURN // (len(self._fleet.index.classes) + 1)))
         most = 8 * self._choices_left
         if len(waited) > most:
-            waited = nsmallest(most, waited, key=lambda entry: entry.looked_at)
+            waited = nsmallest(most, waited, key=lambda entry: entry.chosen_turn)
         self._due = frozenset(waited)
 
-    def renew(self, entry: Waiting, ask: Ask) -> None:
+    def renew(self, entry: QueuedRequest, ask: Ask) -> None:
         """Choose anew for an entry that can't be granted now, if its turn has come; else check it now and then."""
         if entry in self._due and (self._choices_left or ask in self._hopeless):
             self.show(entry.order)
-            entry.looked_at = self._turn
+            entry.chosen_turn = self._turn
             self._choose(entry, ask)
         elif entry.reservation is not None and not self._turn % _CHECK_TURNS:
             self.show(entry.order)
             if not holds(self._fleet, ask, entry.reservation):
                 self.drop(entry)
 
-    def keep(self, entry: Waiting, ask: Ask) -> None:
+    def keep(self, entry: QueuedRequest, ask: Ask) -> None:
         """Choose for an entry that could be granted now, and is not yet."""
         self.show(entry.order)
         self._choose(entry, ask)
 
-    def _choose(self, entry: Waiting, ask: Ask) -> None:
-        full = len(self._entries) >= MOST_RESERVATIONS
+    def _choose(self, entry: QueuedRequest, ask: Ask) -> None:
+        full = len(self._entries) >= MAX_RESERVATIONS
         if entry.reservation is None and full and self._entries[-1].order < entry.order:
             return
         found = None
@@ -121,7 +121,7 @@ class Reservations:
             entry.reservation = found
             insort(self._entries, entry, key=lambda other: other.order)
 
-    def drop(self, entry: Waiting) -> None:
+    def drop(self, entry: QueuedRequest) -> None:
         """Drop the reservation of an entry, if any: it has left the queue, or can't be served."""
         if entry.reservation is None:
             return
@@ -137,10 +137,10 @@ class Reservations:
         while self._entries:
             self.drop(self._entries[-1])
 
-    def _reserve(self, entry: Waiting) -> None:
+    def _reserve(self, entry: QueuedRequest) -> None:
         assert entry.reservation is not None
         reserve(self._fleet, entry.reservation)
 
-    def _unreserve(self, entry: Waiting) -> None:
+    def _unreserve(self, entry: QueuedRequest) -> None:
         assert entry.reservation is not None
         unreserve(self._fleet, entry.reservation)

@@ -15,19 +15,19 @@ _ENTRY_BYTES: Final = 200
 """Overhead of an entry: subject, headers and what the server adds."""
 
 
-class Written:
+class StoredRejections:
     """Sizes of the rejections that are in the bucket, in order of age.
 
     Args:
-        most_bytes: capacity of the bucket; 0 or less for no limit.
+        max_bytes: capacity of the bucket; 0 or less for no limit.
 
     Attributes:
-        most_bytes: that rejections may take.
+        max_bytes: that rejections may take.
         bytes: that they take, approximately.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = int(most_bytes * PART) if most_bytes > 0 else _UNLIMITED_BYTES
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = int(max_bytes * PART) if max_bytes > 0 else _UNLIMITED_BYTES
         self.bytes = 0
         self._of = Counter[str]()
         self._entries: dict[str, tuple[str, int, int]] = {}
@@ -55,9 +55,9 @@ class Written:
         self._of[owner] += size
         self.bytes += size
         gone: list[str] = []
-        while self._of[owner] > self.most_bytes * OWNER_PART and len(self._oldest_of[owner]) > 1:
+        while self._of[owner] > self.max_bytes * OWNER_PART and len(self._oldest_of[owner]) > 1:
             self._evict(self._oldest_of[owner], gone)
-        while self.bytes > self.most_bytes and len(self._entries) > 1:
+        while self.bytes > self.max_bytes and len(self._entries) > 1:
             self._evict(self._oldest, gone)
         if len(self._oldest) > 2 * len(self._entries) + 64:
             self._compact()

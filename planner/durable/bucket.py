@@ -19,7 +19,7 @@ from ...schemas import subjects, units
 
 log = logging.getLogger("corral.planner.bucket")
 
-LEAST_BYTES: Final = 4 * 2**20
+MIN_BYTES: Final = 4 * 2**20
 """Minimum size of the bucket: a smaller one has no room for a lease with many work items beside the fixed entries."""
 RECORD_PART: Final = 1 / 16
 """Part of the bucket that one record may take. A server with replicas needs room for a record twice over, to write it
@@ -81,7 +81,7 @@ BUCKET: Final = (
     Rule("max_msgs", _none, -1, "more leases than that are not possible"),
     Rule("max_msgs_per_subject", _is(1), 1, "earlier values of each record fill it"),
     _ANY_SIZE,
-    Rule("max_bytes", _at_least(LEAST_BYTES), None, ""),
+    Rule("max_bytes", _at_least(MIN_BYTES), None, ""),
 )
 """Rules for the planner's bucket."""
 FACTS: Final = (
@@ -98,7 +98,7 @@ READ: Final = (_LIMITS,)
 """Rules for a stream that the planner reads at its start."""
 
 
-def mend(config: api.StreamConfig, rules: tuple[Rule, ...]) -> list[str]:
+def correct_settings(config: api.StreamConfig, rules: tuple[Rule, ...]) -> list[str]:
     """Correct the settings of a stream that can be changed.
 
     Args:
@@ -119,8 +119,8 @@ def mend(config: api.StreamConfig, rules: tuple[Rule, ...]) -> list[str]:
         said = f"{config.name} was made with {rule.field}={getattr(value, 'value', value)}"
         if rule.field == "max_bytes":
             raise BusUnavailable(
-                f"{said}, too little for leases: give it {units.format_bytes(LEAST_BYTES)} at least, "
-                f"with `nats stream edit {config.name} --max-bytes={LEAST_BYTES}`"
+                f"{said}, too little for leases: give it {units.format_bytes(MIN_BYTES)} at least, "
+                f"with `nats stream edit {config.name} --max-bytes={MIN_BYTES}`"
             )
         if rule.value is None:
             raise BusUnavailable(
@@ -132,7 +132,7 @@ def mend(config: api.StreamConfig, rules: tuple[Rule, ...]) -> list[str]:
     return changed
 
 
-async def mend_streams(js: JetStreamContext) -> int:
+async def correct_streams(js: JetStreamContext) -> int:
     """Correct the settings of the streams that the planner publishes to and reads.
 
     Returns:
@@ -141,16 +141,16 @@ async def mend_streams(js: JetStreamContext) -> int:
     Raises:
         bus.BusUnavailable: one has a wrong setting that can't be changed.
     """
-    most_bytes = 0
+    max_bytes = 0
     for name, rules in (
         (subjects.FACTS_STREAM, FACTS),
         (subjects.INVENTORY_STREAM, READ),
         (subjects.TELEMETRY_STREAM, READ),
     ):
         config = (await js.stream_info(name)).config
-        changed = mend(config, rules)
+        changed = correct_settings(config, rules)
         if name == subjects.FACTS_STREAM:
-            most_bytes = config.max_bytes or 0
+            max_bytes = config.max_bytes or 0
         if not changed:
             continue
         try:
@@ -159,4 +159,4 @@ async def mend_streams(js: JetStreamContext) -> int:
             log.error("%s, which failed (%r): set it by hand", "; ".join(changed), error)
         else:
             log.warning("%s", "; ".join(changed))
-    return most_bytes
+    return max_bytes

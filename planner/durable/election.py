@@ -28,7 +28,7 @@ from nats.errors import Error as NatsError
 from ...bus.elapsed import elapsed_seconds
 from ...bus.process_identity import boot_id, pid_namespace, process_stat
 from ...bus.tasks import heed_cancellation
-from .store import HEARTBEAT, LEADER, Deposed, Entry, Store, WriteFailed, readable
+from .store import HEARTBEAT, LEADER, Deposed, Entry, Store, WriteFailed, decode_or_none
 
 log = logging.getLogger("corral.planner.leader")
 
@@ -92,7 +92,7 @@ class LeaderElection:
         self.leaving = False
 
     @property
-    def certain(self) -> bool:
+    def holds_leadership(self) -> bool:
         """True if this planner certainly leads now: its last acknowledged heartbeat is recent enough."""
         return bool(self.term) and elapsed_seconds() - self._confirmed_at < LEASE_SECONDS
 
@@ -107,7 +107,7 @@ class LeaderElection:
                 await self._confirmed.wait()
         except TimeoutError:
             return False
-        return self.certain
+        return self.holds_leadership
 
     def deposed(self) -> None:
         """After a refused write: send a heartbeat at once, to check if another planner leads."""
@@ -198,7 +198,7 @@ class LeaderElection:
                     continue
                 self._confirmed_at = sent_at
                 self._confirmed.set()
-                if not self.certain:
+                if not self.holds_leadership:
                     continue
                 try:
                     async with asyncio.timeout(HEARTBEAT_SECONDS):
@@ -221,7 +221,7 @@ def heartbeat(now: float) -> bytes:
 
 def _read(entry: Entry | None, type: type[T]) -> T | None:
     """Value of an entry; None if there is no entry, or it was deleted or can't be decoded."""
-    return None if entry is None else readable(entry.key, entry.value, type)
+    return None if entry is None else decode_or_none(entry.key, entry.value, type)
 
 
 def _own_process() -> str:

@@ -45,7 +45,7 @@ from ...bus.stream_reader import read
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, subjects
 from ...schemas.instruments import SECONDS, SIZES, Histogram
-from .bucket import BUCKET, FULL_PART, RECORD_PART, mend
+from .bucket import BUCKET, FULL_PART, RECORD_PART, correct_settings
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ log = logging.getLogger("corral.planner.store")
 
 LEADER: Final = "leader"
 HEARTBEAT: Final = "heartbeat"
-TOLD: Final = "told"
+WATERMARK: Final = "told"
 """Watermark: the revision up to which the events of all changes are on the facts stream."""
 DRAINS: Final = "drains"
 HEALTH: Final = "health"
@@ -76,7 +76,7 @@ _FULL: Final = 10077
 _UNDECIDED_SECONDS: Final = 0.002
 _DUPLICATE_IN_BATCH: Final = 10201
 """Error code: at least one write of a batch is stored already."""
-_GROUP_MOST: Final = 250
+_MAX_GROUP: Final = 250
 """Limit on the writes of a batch: a server takes 1,000, but acknowledges none before the last is stored."""
 _GROUP_BYTES: Final = 4 * 2**20
 _SUBJECT: Final = re.compile(r"[^\s.*>\x00-\x1f\x7f]+(\.[^\s.*>\x00-\x1f\x7f]+)*")
@@ -130,38 +130,49 @@ Outcome = int | Deposed | WriteFailed
 Done = Callable[[Outcome], Awaitable[None]]
 
 
-def unsendable(subject: str, value: bytes, headers: Mapping[str, str], most_bytes: int) -> str:
+def unsendable(subject: str, value: bytes, headers: Mapping[str, str], max_bytes: int) -> str:
     """Reason why no server would ever take a message; empty if one would.
 
     Args:
         subject: of the message.
         value: body of the message.
         headers: of the message; a server counts them with the body, and closes the connection if that is too much.
-        most_bytes: `max_payload` of the server.
+        max_bytes: `max_payload` of the server.
     """
     if _SUBJECT.fullmatch(subject) is None:
         return f"{subject!r} is no name for an entry"
     # As on the wire: a first line, `name: value` a line, an empty line.
     lines = sum(len(name.encode()) + len(text.encode()) + 4 for name, text in headers.items())
     size = len(value) + len("NATS/1.0\r\n\r\n") + lines
-    if size > most_bytes:
-        return f"it takes {size} bytes, and the server lets {most_bytes} through (max_payload)"
+    if size > max_bytes:
+        return f"it takes {size} bytes, and the server lets {max_bytes} through (max_payload)"
     return ""
 
 
 class _Write:
-    __slots__ = ("alone", "asked_at", "done", "floor", "headers", "resolved", "sent_at", "subject", "times", "value")
+    __slots__ = (
+        "alone",
+        "done",
+        "headers",
+        "known_revision",
+        "requested_at",
+        "resolved",
+        "sent_at",
+        "subject",
+        "times",
+        "value",
+    )
 
-    def __init__(self, subject: str, value: bytes, headers: dict[str, str], done: Done, floor: int) -> None:
+    def __init__(self, subject: str, value: bytes, headers: dict[str, str], done: Done, known_revision: int) -> None:
         self.subject = subject
         self.value = value
         self.headers = headers
         self.done = done
-        self.floor = floor
+        self.known_revision = known_revision
         self.resolved = False
         self.alone = False
         self.sent_at = 0.0
-        self.asked_at = 0.0
+        self.requested_at = 0.0
         self.times = 0
 
 
@@ -175,7 +186,7 @@ class Store:
         write_seconds: time from asking for a write to its outcome.
         write_group: number of writes in flight when one is asked for, itself included.
         write_failures: number of writes that were refused.
-        most_bytes: capacity of the bucket; 0 or less for no limit.
+        max_bytes: capacity of the bucket; 0 or less for no limit.
         used_bytes: size of the bucket, as measured last.
     """
 
@@ -192,29 +203,29 @@ class Store:
         self._loop = asyncio.get_running_loop()
         self._settled = asyncio.Event()
         self._settled.set()
-        self._made: Any = None
+        self._created_at: Any = None
         self._replicated = False
-        self._group_most = 1
+        self._max_group = 1
         self._waiting: deque[int] = deque()
         self._group: list[int] = []
         self._batches = 0
-        self._again: asyncio.TimerHandle | None = None
-        self._background = BackgroundTasks()
+        self._resend_timer: asyncio.TimerHandle | None = None
+        self._errands: set[asyncio.Task[None]] = set()
         self.write_seconds = Histogram(SECONDS)
         self.write_group = Histogram(SIZES)
         self.write_failures = 0
-        self.most_bytes = 0
+        self.max_bytes = 0
         self.used_bytes = 0
 
     @property
-    def roomy(self) -> bool:
+    def has_room(self) -> bool:
         """True if there is room for new entries, beside what is left free to change existing ones."""
-        return self.most_bytes <= 0 or self.used_bytes < self.most_bytes * FULL_PART
+        return self.max_bytes <= 0 or self.used_bytes < self.max_bytes * FULL_PART
 
     @property
-    def most_record_bytes(self) -> int:
+    def max_record_bytes(self) -> int:
         """Size limit of a record in bytes, so that it can be written anew; `max_payload` of the server is another."""
-        return 2**30 if self.most_bytes <= 0 else int(self.most_bytes * RECORD_PART)
+        return 2**30 if self.max_bytes <= 0 else int(self.max_bytes * RECORD_PART)
 
     async def measure(self) -> None:
         """Measure the size of the bucket."""
@@ -237,7 +248,7 @@ class Store:
     def unanswered_seconds(self) -> float:
         """Seconds for which the oldest write has waited for its acknowledgement; 0 without any."""
         oldest = next((write for write in self._pending.values() if not write.resolved), None)
-        return 0.0 if oldest is None else self._loop.time() - oldest.asked_at
+        return 0.0 if oldest is None else self._loop.time() - oldest.requested_at
 
     @property
     def in_flight(self) -> int:
@@ -245,10 +256,10 @@ class Store:
         return len(self._pending)
 
     @property
-    def floor(self) -> int:
+    def known_revision(self) -> int:
         """A revision up to which the outcome of every write of this planner is known and has been handled."""
         for write in self._pending.values():
-            return write.floor
+            return write.known_revision
         return self._newest
 
     async def open(self) -> None:
@@ -258,9 +269,9 @@ class Store:
             bus.BusUnavailable: the server is too old for that, or a setting is wrong and can't be changed.
         """
         info = await self._js.stream_info(_STREAM)
-        self._made, config = info.created, info.config
+        self._created_at, config = info.created, info.config
         self._replicated = (config.num_replicas or 1) > 1
-        changed = mend(config, BUCKET)
+        changed = correct_settings(config, BUCKET)
         if (
             changed
             or not config.allow_msg_ttl
@@ -279,14 +290,14 @@ class Store:
             for sentence in changed:
                 log.warning("%s", sentence)
         self.used_bytes = info.state.bytes
-        self._group_most = _GROUP_MOST if config.allow_atomic else 1
-        self.most_bytes = config.max_bytes or 0
+        self._max_group = _MAX_GROUP if config.allow_atomic else 1
+        self.max_bytes = config.max_bytes or 0
         self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_ack)
 
-    async def is_there(self) -> bool:
+    async def exists(self) -> bool:
         """Check that the bucket is the one that was opened; False if it is gone, or was made anew."""
         try:
-            return (await self._js.stream_info(_STREAM)).created == self._made
+            return (await self._js.stream_info(_STREAM)).created == self._created_at
         except NotFoundError:
             return False
 
@@ -326,7 +337,7 @@ class Store:
         number = self._count
         write = self._pending[number] = _Write(f"{_KEYS}{key}", value, headers, done, self._newest)
         self._settled.clear()
-        write.asked_at = self._loop.time()
+        write.requested_at = self._loop.time()
         self.write_group.observe(len(self._pending))
         if not self._replicated:
             await self._send(number, write)
@@ -406,7 +417,7 @@ class Store:
             if write is not None and write.sent_at <= before and not write.resolved:
                 await self._send(number, write)
 
-    async def tend(self) -> float:
+    async def maintain(self) -> float:
         """Resend overdue writes, and renew a connection that seems dead; returns the seconds until the next time."""
         if self._pending and self._nc.is_connected:
             if self._loop.time() - self._heard_at > _SILENT_SECONDS and isinstance(self._nc, Connection):
@@ -443,7 +454,7 @@ class Store:
     async def _resolve(self, number: int, write: _Write, outcome: Outcome) -> None:
         if self._group == [number]:
             await self._next_group()
-        await self._tell(number, write, outcome)
+        await self._complete(number, write, outcome)
 
     async def _publish(self, write: _Write, reply: str, headers: dict[str, str]) -> str:
         """Publish a write; returns the reason if it can never be sent, and an empty text if it is or will be sent."""
@@ -456,7 +467,7 @@ class Store:
             await self._nc.publish(write.subject, write.value, reply=reply, headers=headers)
         except (BadSubjectError, BadHeaderError, MaxPayloadError) as error:
             return repr(error)
-        except NatsError as error:  # the buffer is full while the server is away: `tend` sends it again
+        except NatsError as error:  # the buffer is full while the server is away: `maintain` sends it again
             log.debug("write %s waits: %s", write.subject, error)
         return ""
 
@@ -464,7 +475,7 @@ class Store:
         """Send the next group: as many of the waiting writes as may go together."""
         size = 0
         self._group = []
-        while self._waiting and len(self._group) < self._group_most:
+        while self._waiting and len(self._group) < self._max_group:
             write = self._pending[self._waiting[0]]
             size += len(write.value)
             if self._group and (write.alone or size > _GROUP_BYTES):
@@ -493,10 +504,10 @@ class Store:
                 headers["Nats-Batch-Commit"] = "1"
             if await self._publish(write, f"{self._inbox}.-{number}" if last else "", headers):
                 # The batch is never committed, so none of it is stored: each write is sent alone, with its own outcome.
-                await self._take_apart(self._group, writes[:place])
+                await self._split_group(self._group, writes[:place])
                 return
 
-    async def _take_apart(self, numbers: list[int], tried: list[_Write]) -> None:
+    async def _split_group(self, numbers: list[int], tried: list[_Write]) -> None:
         """Split a group: send each write alone. The attempt of the `tried` has stored none, and does not count."""
         for write in tried:
             write.times -= 1
@@ -517,7 +528,7 @@ class Store:
         outcome = _outcome(message, write)
         if outcome is None:
             write.sent_at = 0.0  # no other acknowledgement will come: resend
-            self._soon(message)
+            self._resend_soon(message)
             return
         write.resolved = True
         await self._resolve(number, write, outcome)
@@ -532,11 +543,11 @@ class Store:
         if ack is None or (ack.error is not None and ack.error.err_code == _UNDECIDED):
             for write in writes:
                 write.sent_at = 0.0
-            self._soon(message)
+            self._resend_soon(message)
             return
         if ack.error is not None and ack.error.err_code != _WRONG_SEQUENCE:
             new = ack.error.err_code != _DUPLICATE_IN_BATCH
-            await self._take_apart(numbers, [write for write in writes if new and write.times == 1])
+            await self._split_group(numbers, [write for write in writes if new and write.times == 1])
             return
         for write in writes:
             write.resolved = True
@@ -544,10 +555,10 @@ class Store:
         first = ack.seq - len(numbers) + 1
         for place, (number, write) in enumerate(zip(numbers, writes, strict=True)):
             outcome = first + place if ack.error is None else Deposed(ack.error.description)
-            await self._tell(number, write, outcome)
+            await self._complete(number, write, outcome)
 
-    async def _tell(self, number: int, write: _Write, outcome: Outcome) -> None:
-        self.write_seconds.observe(self._loop.time() - write.asked_at)
+    async def _complete(self, number: int, write: _Write, outcome: Outcome) -> None:
+        self.write_seconds.observe(self._loop.time() - write.requested_at)
         self.write_failures += isinstance(outcome, WriteFailed)
         if isinstance(outcome, int) and outcome > self._newest:
             self._newest = outcome
@@ -560,14 +571,19 @@ class Store:
             if not self._pending:
                 self._settled.set()
 
-    def _soon(self, message: Msg) -> None:
+    def _resend_soon(self, message: Msg) -> None:
         """Schedule a resend of writes that the server turned away undecided."""
-        if self._replicated and message.data and self._again is None:
-            self._again = self._loop.call_later(_UNDECIDED_SECONDS, self._send_again)
+        if self._replicated and message.data and self._resend_timer is None:
+            self._resend_timer = self._loop.call_later(_UNDECIDED_SECONDS, self._send_again)
 
     def _send_again(self) -> None:
-        self._again = None
-        self._background.start(self.resend())
+        self._resend_timer = None
+        self._spawn(self.resend())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
 
 def _outcome(message: Msg, write: _Write) -> Outcome | None:
@@ -604,7 +620,7 @@ def lease_key(lease_id: str) -> str:
     return f"{LEASE_PREFIX}{lease_id}"
 
 
-def readable(key: str, value: bytes, type: type[T]) -> T | None:
+def decode_or_none(key: str, value: bytes, type: type[T]) -> T | None:
     """Decode an entry's value; None if it is empty (deleted), or, with an error in the log, if it can't be decoded."""
     if not value:
         return None

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ...schemas.requests import Grant, Lease, LeaseEventKind
 from ..fleet.lru import LRUCache
 
-SHORTEST_SECONDS: Final = 1.0
+MIN_INTERVAL_SECONDS: Final = 1.0
 """Interval between two published renewals of a lease."""
 _UNLIMITED_BYTES: Final = 2**30
 """Assumed size of a stream without a limit."""
@@ -26,7 +26,7 @@ _GRANTS_PART: Final = 1 / 4
 """Part of the stream: an owner that takes more gets no more leases."""
 _PART_SECONDS: Final = 86_400.0
 """An owner's usage decays at the rate of `_GRANTS_PART` of the stream in this time."""
-_MOST_OWNERS: Final = 10_000
+_MAX_OWNERS: Final = 10_000
 _LABELS_BYTES: Final = 1024
 _GRANTS: Final = 16
 _WEIGHTS: Final = 64
@@ -63,7 +63,7 @@ def _slim(grant: Grant, granted: bool) -> Grant:
     return grant if granted and not grant.items else replace(grant, items=[], score_parts={})
 
 
-class Telling(Struct):
+class EventCounts(Struct):
     """Counts of lease events over all terms of a planner.
 
     Attributes:
@@ -79,12 +79,12 @@ class EventBudget:
     """Recent usage of the event stream by owner.
 
     Args:
-        most_bytes: size limit of the stream; 0 or less for none.
+        max_bytes: size limit of the stream; 0 or less for none.
     """
 
-    def __init__(self, most_bytes: int = 0) -> None:
-        self.most_bytes = most_bytes
-        self._taken: LRUCache[str, tuple[float, float]] = LRUCache(_MOST_OWNERS)
+    def __init__(self, max_bytes: int = 0) -> None:
+        self.max_bytes = max_bytes
+        self._taken: LRUCache[str, tuple[float, float]] = LRUCache(_MAX_OWNERS)
 
     def spend(self, owner: str, size: int, now: float) -> None:
         """Count a published event.
@@ -96,7 +96,7 @@ class EventBudget:
         """
         self._taken.put(owner, (self._left(owner, now) + size, now))
 
-    def lavish(self, owner: str, now: float) -> bool:
+    def over_share(self, owner: str, now: float) -> bool:
         """True if an owner takes so much that its renewals are published only when they must be."""
         return self._left(owner, now) > self._most * _RENEWALS_PART
 
@@ -107,7 +107,7 @@ class EventBudget:
 
     @property
     def _most(self) -> int:
-        return self.most_bytes if self.most_bytes > 0 else _UNLIMITED_BYTES
+        return self.max_bytes if self.max_bytes > 0 else _UNLIMITED_BYTES
 
     @property
     def _rate(self) -> float:
@@ -118,13 +118,13 @@ class EventBudget:
         return max(0.0, taken - max(0.0, now - at) * self._rate)
 
 
-class _Told(Struct):
+class _Published(Struct):
     at: float
     changed_at: datetime
     expires_at: datetime
 
     @property
-    def must_at(self) -> datetime:
+    def due_at(self) -> datetime:
         """Latest time for the next event: before the published end of the lease, by a fifth of the time to it.
 
         By at least 0.7 s, or 0.7 of the time if that is less than a second.
@@ -137,9 +137,9 @@ class Pace:
     """Times when renewals of each lease were published, to decide when the next one must be."""
 
     def __init__(self) -> None:
-        self._told: dict[str, _Told] = {}
+        self._published: dict[str, _Published] = {}
 
-    def told(self, lease: Lease, kind: LeaseEventKind, changed_at: datetime, now: float) -> None:
+    def note_published(self, lease: Lease, kind: LeaseEventKind, changed_at: datetime, now: float) -> None:
         """Note a published event.
 
         Args:
@@ -149,21 +149,21 @@ class Pace:
             now: seconds, by a monotonic clock.
         """
         if kind not in (LeaseEventKind.GRANTED, LeaseEventKind.RENEWED, LeaseEventKind.EXPIRING):
-            self._told.pop(lease.lease_id, None)
+            self._published.pop(lease.lease_id, None)
             return
-        at = now if kind is not LeaseEventKind.GRANTED else now - SHORTEST_SECONDS
-        self._told[lease.lease_id] = _Told(at, changed_at, lease.expires_at)
+        at = now if kind is not LeaseEventKind.GRANTED else now - MIN_INTERVAL_SECONDS
+        self._published[lease.lease_id] = _Published(at, changed_at, lease.expires_at)
 
-    def may_wait(self, lease_id: str, lavish: bool, clock: datetime, now: float) -> bool:
+    def may_withhold(self, lease_id: str, over_share: bool, clock: datetime, now: float) -> bool:
         """True if the event of a renewal may be withheld for now.
 
         Args:
             lease_id: of the lease.
-            lavish: true if its owner takes much of the stream.
+            over_share: true if its owner takes much of the stream.
             clock: the wall-clock time.
             now: seconds, by a monotonic clock.
         """
-        told = self._told.get(lease_id)
-        if told is None or clock >= told.must_at:
+        note_published = self._published.get(lease_id)
+        if note_published is None or clock >= note_published.due_at:
             return False
-        return lavish or now - told.at < SHORTEST_SECONDS
+        return over_share or now - note_published.at < MIN_INTERVAL_SECONDS

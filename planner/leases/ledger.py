@@ -55,7 +55,7 @@ class Ledger:
 
     Args:
         store: the bucket.
-        announcer: of the term.
+        publisher: of the term.
         fleet: in which leases hold devices.
         table: as read at the start of the term.
         service: service time, by which leases end.
@@ -63,13 +63,13 @@ class Ledger:
         planner: id of this planner.
         freed: called when devices have come free.
         deposed: called when a write was refused since another planner leads.
-        most_bytes: size limit of a record, which must fit in a message.
+        max_bytes: size limit of a record, which must fit in a message.
     """
 
     def __init__(
         self,
         store: Store,
-        announcer: LeaseEventPublisher,
+        publisher: LeaseEventPublisher,
         fleet: Fleet,
         table: LeaseTable,
         service: ServiceTime,
@@ -78,18 +78,18 @@ class Ledger:
         planner: str,
         freed: Callable[[], None],
         deposed: Callable[[], None],
-        most_bytes: int,
+        max_bytes: int,
     ) -> None:
         self.table = table
         self.service = service
         self._store = store
-        self._announcer = announcer
+        self._publisher = publisher
         self._fleet = fleet
         self._term = term
         self._planner = planner
         self._freed = freed
         self._deposed = deposed
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._busy: dict[str, deque[tuple[Step, Settled]]] = {}
         self._end_rate = 0.0
         self._end_rate_at = time.monotonic()
@@ -107,7 +107,7 @@ class Ledger:
         """Service time now, rounded as in records."""
         return round(self.service.now(elapsed_seconds()), 3)
 
-    def as_it_is(self, record: LeaseRecord, now: datetime) -> Lease:
+    def with_actual_end(self, record: LeaseRecord, now: datetime) -> Lease:
         """Lease of a record, with a corrected end if necessary.
 
         An end in the past or too far off can't be right: an outage extended the lease, or the clock was set. It is then
@@ -124,12 +124,12 @@ class Ledger:
         """Make a new lease durable; its devices are held already, and are freed if that fails."""
         lease_id = record.lease.lease_id
         value = codec.encode(record, codec.JSON)
-        if len(value) > self._most_bytes:
+        if len(value) > self._max_bytes:
             free(self._fleet, lease_id)
             await settled(
                 Error(
                     code="too_large",
-                    message=f"The assignment would take {len(value)} bytes, {self._most_bytes} fit in a message: "
+                    message=f"The assignment would take {len(value)} bytes, {self._max_bytes} fit in a message: "
                     "give fewer work items, or give them as a count",
                     field="$.distribution",
                 )
@@ -139,7 +139,7 @@ class Ledger:
         # lease has at most two legitimate nulls: its end, and the distribution if there is none.
         if record.lease.distribution is not None or value.count(b"null") > 2:
             try:
-                codec.decode(codec.encode(lifecycle.numbers(record), codec.JSON), LeaseRecord, codec.JSON)
+                codec.decode(codec.encode(lifecycle.without_items(record), codec.JSON), LeaseRecord, codec.JSON)
             except codec.DecodeError as error:
                 free(self._fleet, lease_id)
                 log.error("lease %s could not be read again, and is not granted: %s", lease_id, error)
@@ -151,7 +151,7 @@ class Ledger:
             if isinstance(outcome, int):
                 self.table.put(record)
                 await settled(record.lease)
-                await self._announcer.announce(record, outcome)
+                await self._publisher.publish(record, outcome)
                 return
             free(self._fleet, lease_id)
             await settled(self._failure(outcome))
@@ -187,15 +187,15 @@ class Ledger:
                     return lifecycle.warn(current, now, self._planner)
                 early = current.lease.expires_at - now
                 if timedelta() < early < _ROUNDED_OFF:  # service time is kept in milliseconds, published times are not
-                    self.table.again(current, served + early.total_seconds())
+                    self.table.reschedule(current, served + early.total_seconds())
                     return current
                 ended_at = _ended_at(current.lease.expires_at, now)
                 reason = f"not renewed within {current.life_seconds:g} s"
                 return lifecycle.end(current, LeaseState.EXPIRED, reason, now, self._planner, ended_at)
 
-            await self.change(record.lease.lease_id, step, _nobody)
+            await self.change(record.lease.lease_id, step, _ignore_outcome)
 
-    async def lose(self, host: str, silent_seconds: float, lost_after_seconds: float, now: datetime) -> None:
+    async def end_lost(self, host: str, silent_seconds: float, lost_after_seconds: float, now: datetime) -> None:
         """End the leases on a lost host, except those that are renewed: their work is running."""
         for record in self.table.on_host(host):
 
@@ -208,9 +208,9 @@ class Ledger:
                 reason = f"host {host} has been silent for {silent_seconds:.0f} s, and it was not renewed meanwhile"
                 return lifecycle.end(current, LeaseState.LOST, reason, now, self._planner)
 
-            await self.change(record.lease.lease_id, step, _nobody)
+            await self.change(record.lease.lease_id, step, _ignore_outcome)
 
-    async def ask_to_renew(self, host: str, after_seconds: float, now: datetime) -> None:
+    async def warn_unrenewed(self, host: str, after_seconds: float, now: datetime) -> None:
         """Publish `expiring` events for the leases on a silent host that have not been renewed for a while.
 
         Holders renew when they receive it, which shows also for leases with a long time to live that they are there.
@@ -223,15 +223,15 @@ class Ledger:
                 late = self._unrenewed_seconds(current) > after_seconds
                 return lifecycle.warn(current, now, self._planner) if late else current
 
-            await self.change(record.lease.lease_id, step, _nobody)
+            await self.change(record.lease.lease_id, step, _ignore_outcome)
 
     def _unrenewed_seconds(self, record: LeaseRecord) -> float:
         return self.service_seconds() - (record.extended_service_seconds or 0.0)
 
-    def forget(self, now: float) -> None:
+    def evict_ended(self, now: float) -> None:
         """Forget leases whose retention is over."""
         while self._ended and self._ended[0][0] <= now:
-            self.table.forget(heappop(self._ended)[1])
+            self.table.remove(heappop(self._ended)[1])
 
     async def _next(self, lease_id: str) -> None:
         waiting = self._busy[lease_id]
@@ -259,7 +259,7 @@ class Ledger:
         ends = record.lease.state is not LeaseState.ACTIVE
         ttl = self._retention(size_of(record.lease)) if ends else 0.0
         value = codec.encode(record, codec.JSON)
-        most = self._most_bytes if self._store.roomy else 0
+        most = self._max_bytes if self._store.has_room else 0
         if len(value) > most and record.earlier:
             # The lease without them did fit when it was granted: renewals and its end must always be possible.
             known = len(record.earlier)
@@ -284,13 +284,13 @@ class Ledger:
                 heappush(self._ended, (time.time() + ttl, lease_id))
                 self._freed()
             await settled(record.lease)
-            await self._announcer.announce(record, revision)
+            await self._publisher.publish(record, revision)
 
         async def failed(outcome: Deposed | WriteFailed) -> None:
             before = self.table.get(lease_id)
             if isinstance(outcome, WriteFailed) and before is not None and before.lease.state is LeaseState.ACTIVE:
                 log.warning("lease %s stays as it was: %s", lease_id, outcome)
-                self.table.again(before, self.service_seconds() + _RETRY_SECONDS)
+                self.table.reschedule(before, self.service_seconds() + _RETRY_SECONDS)
             await settled(self._failure(outcome))
 
         await self._store.write(
@@ -319,8 +319,8 @@ class Ledger:
         # Exponentially weighted bytes per second.
         self._end_rate = self._end_rate * max(0.0, 1.0 - gap / _RATE_SECONDS) + size / _RATE_SECONDS
         most = _RETAIN_BYTES
-        if self._store.most_bytes > 0:
-            most = min(most, self._store.most_bytes * _RETAIN_PART)
+        if self._store.max_bytes > 0:
+            most = min(most, self._store.max_bytes * _RETAIN_PART)
         return min(RETAIN_SECONDS, max(_RETAIN_AT_LEAST_SECONDS, most / self._end_rate))
 
 
@@ -333,7 +333,7 @@ def _json_bytes(value: object) -> int:
     return len(codec.encode(value, codec.JSON))
 
 
-async def _nobody(_: object) -> None:
+async def _ignore_outcome(_: object) -> None:
     """Ignore the outcome of a change that no client asked for."""
 
 

@@ -37,7 +37,7 @@ from ...schemas.requests import (
 )
 from .event_rate import slim
 from .service_time import Outage, ends_at
-from .usage import Owners, size_of
+from .usage import UsageByOwner, size_of
 
 WARN_FRACTION: Final = 0.2
 """An `expiring` event is published when this part of a lease's time to live is left."""
@@ -139,7 +139,7 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return replace(self, told=told, earlier=[before for before in waiting if before.version < self.version])
 
 
-def numbers(record: LeaseRecord) -> LeaseRecord:
+def without_items(record: LeaseRecord) -> LeaseRecord:
     """Drop a record's work items, to check that it can be decoded: they have no numbers that JSON lacks."""
     lease = record.lease
     if lease.distribution is None:
@@ -199,7 +199,7 @@ def grant(
     )
 
 
-def answer_again(record: LeaseRecord) -> Assignment | Error:
+def repeat_answer(record: LeaseRecord) -> Assignment | Error:
     """Answer to a retry of a granted request: the grant that it got, as long as its lease is active.
 
     After that it is an error: its devices may belong to another lease, so the answer must not look like a grant.
@@ -321,15 +321,15 @@ def outlives_silence(record: LeaseRecord, unrenewed_seconds: float, lost_after_s
     return unrenewed_seconds <= max(allowed, lost_after_seconds)
 
 
-def fitting(record: LeaseRecord, most_bytes: int, size_of: Callable[[object], int]) -> LeaseRecord:
+def fitting(record: LeaseRecord, max_bytes: int, size_of: Callable[[object], int]) -> LeaseRecord:
     """Drop the oldest earlier events of a record that is too large to be written, as many as necessary.
 
     Args:
         record: to write.
-        most_bytes: size limit. The record is still larger if it would be without any earlier events.
+        max_bytes: size limit. The record is still larger if it would be without any earlier events.
         size_of: returns the encoded bytes of a value.
     """
-    left = most_bytes - size_of(replace(record, earlier=[])) - len(',"earlier":[]')
+    left = max_bytes - size_of(replace(record, earlier=[])) - len(',"earlier":[]')
     kept: list[Announcement] = []
     for announcement in reversed(record.earlier):
         left -= size_of(announcement) + len(",")
@@ -375,10 +375,10 @@ class LeaseTable:
         self._by_request: dict[tuple[str, str], str] = {}
         self._by_host: dict[str, dict[str, None]] = {}
         self._due: list[tuple[float, str, int]] = []
-        self._heard: dict[str, set[int]] = {}
+        self._published_ahead: dict[str, set[int]] = {}
         """Versions after `told` whose events are on the stream, of leases with an earlier event that may not be."""
         self.active = 0
-        self.owners = Owners()
+        self.owners = UsageByOwner()
         for record in records:
             self.put(record)
 
@@ -422,9 +422,9 @@ class LeaseTable:
         was_active = before is not None and before.lease.state is LeaseState.ACTIVE
         is_active = lease.state is LeaseState.ACTIVE
         self._records[lease.lease_id] = record
-        if before is not None and (record.told < before.told or lease.lease_id in self._heard):
+        if before is not None and (record.told < before.told or lease.lease_id in self._published_ahead):
             # Events were acknowledged while the write was in flight.
-            self._hear(replace(record, told=max(record.told, before.told)))
+            self._apply_published(replace(record, told=max(record.told, before.told)))
         self.owners.add(lease.owner, is_active - was_active, 0 if before is not None else size_of(lease))
         if before is None and lease.request_id:
             self._by_request[lease.owner, lease.request_id] = lease.lease_id
@@ -445,23 +445,23 @@ class LeaseTable:
                     if not held:
                         del self._by_host[part.host]
 
-    def tell(self, lease_id: str, version: int) -> None:
+    def note_published(self, lease_id: str, version: int) -> None:
         """Note that the event of a lease's change is on the facts stream, in order or not."""
         record = self._records.get(lease_id)
         if record is not None and version > record.told:
-            self._heard.setdefault(lease_id, set()).add(version)
-            self._hear(record)
+            self._published_ahead.setdefault(lease_id, set()).add(version)
+            self._apply_published(record)
 
-    def _hear(self, record: LeaseRecord) -> None:
+    def _apply_published(self, record: LeaseRecord) -> None:
         lease_id = record.lease.lease_id
-        heard = self._heard.pop(lease_id, set())
+        heard = self._published_ahead.pop(lease_id, set())
         record = self._records[lease_id] = record.without(heard)
         if out_of_turn := {version for version in heard if version > record.told}:
-            self._heard[lease_id] = out_of_turn
+            self._published_ahead[lease_id] = out_of_turn
 
-    def forget(self, lease_id: str) -> None:
+    def remove(self, lease_id: str) -> None:
         """Remove an ended record."""
-        self._heard.pop(lease_id, None)
+        self._published_ahead.pop(lease_id, None)
         record = self._records.pop(lease_id, None)
         if record is not None:
             self.owners.add(record.lease.owner, 0, -size_of(record.lease))
@@ -470,7 +470,7 @@ class LeaseTable:
                 del self._by_request[request]
 
     def due(self, now: float, outages: Sequence[Outage] = ()) -> list[LeaseRecord]:
-        """Active leases whose warning or end is due. Each is returned once, until it is changed or `again` is called.
+        """Active leases whose warning or end is due. Each is returned once, until it is changed or rescheduled.
 
         Args:
             now: service time.
@@ -493,7 +493,7 @@ class LeaseTable:
         """Service time when a change is due next; None if none is. It may be early, never late."""
         return self._due[0][0] if self._due else None
 
-    def again(self, record: LeaseRecord, at: float) -> None:
+    def reschedule(self, record: LeaseRecord, at: float) -> None:
         """Make a record due again at a service time, since its change could not be made yet."""
         heappush(self._due, (at, record.lease.lease_id, record.version))
 

@@ -11,7 +11,7 @@ from .lifecycle import LeaseRecord
 log = logging.getLogger("corral.planner.recorded")
 
 
-def lease_record(lease_id: str, value: bytes) -> LeaseRecord | None:
+def decode_record(lease_id: str, value: bytes) -> LeaseRecord | None:
     """Decode a lease's record, if need be without its optional parts.
 
     None if it is empty, or, with an error in the log, if it can't be decoded even so.

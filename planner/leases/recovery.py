@@ -31,7 +31,7 @@ def outage_seconds(before: Entry | None, claimed_at: float, silent_seconds: floa
     return min(max(claimed_at - before.stored_at, silent_seconds) + since_seconds, UNKNOWN_SECONDS)
 
 
-def resumed(
+def recover_service_time(
     kept: Service | None, records: Sequence[LeaseRecord], heartbeat_at: float, outage: float
 ) -> tuple[Service, list[LeaseRecord]]:
     """Service time and records to continue with in a new term.

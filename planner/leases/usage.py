@@ -15,7 +15,7 @@ _ITEM_BYTES: Final = 8
 """Bytes of a number with its comma, or of the quotes and the comma of an id."""
 
 
-class Owned(Struct):
+class OwnerUsage(Struct):
     """Usage of one owner.
 
     Attributes:
@@ -27,7 +27,7 @@ class Owned(Struct):
     bytes: int = 0
 
 
-class Owners:
+class UsageByOwner:
     """Usage by owner.
 
     Attributes:
@@ -35,12 +35,12 @@ class Owners:
     """
 
     def __init__(self) -> None:
-        self._owned: dict[str, Owned] = {}
+        self._owned: dict[str, OwnerUsage] = {}
         self.bytes = 0
 
-    def of(self, owner: str) -> Owned:
+    def of(self, owner: str) -> OwnerUsage:
         """Usage of an owner; zeros if it has no leases."""
-        return self._owned.get(owner) or Owned()
+        return self._owned.get(owner) or OwnerUsage()
 
     def add(self, owner: str, leases: int, size: int) -> None:
         """Add to the usage of an owner, or subtract from it by negative numbers.
@@ -50,7 +50,7 @@ class Owners:
             leases: number of active leases.
             size: bytes of records.
         """
-        owned = self._owned.setdefault(owner, Owned())
+        owned = self._owned.setdefault(owner, OwnerUsage())
         owned.leases += leases
         owned.bytes += size
         self.bytes += size

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from corral.bus.layout import ensure_layout, until_laid_out
-from corral.planner.durable.bucket import LEAST_BYTES
+from corral.planner.durable.bucket import MIN_BYTES
 from corral.planner.durable.store import HEARTBEAT, Deposed, Entry, Outcome, Store, WriteFailed
 from corral.schemas import subjects
 from nats.aio.client import Client
@@ -125,7 +125,7 @@ async def test_what_waits_goes_together_and_a_deposed_leader_lands_nothing(nc: C
 
 async def test_a_batch_that_does_not_fit_is_taken_apart(nc: Client) -> None:
     config = (await nc.jetstream().stream_info(KV)).config
-    config.max_bytes = LEAST_BYTES
+    config.max_bytes = MIN_BYTES
     await nc.jetstream().update_stream(config)
     store = await opened(nc)
     writes = Writes(store, await lead(store))
@@ -184,8 +184,8 @@ async def test_a_full_bucket_is_led_from(nc: Client) -> None:
     store = await opened(nc)
     with pytest.raises(WriteFailed):
         await store.put(HEARTBEAT, b"1", term)
-    assert not store.roomy
+    assert not store.has_room
     term = await lead(store, term)
     await store.put(HEARTBEAT, b"1", term)
     await store.measure()
-    assert store.roomy
+    assert store.has_room

@@ -10,9 +10,9 @@ import pytest
 from corral.bus.connect import BusUnavailable
 from corral.bus.layout import bucket_config, ensure_layout, stream_config
 from corral.cli.local.server import EmbeddedServer
-from corral.planner.broker.idempotency import Answer, RejectionCache
-from corral.planner.broker.stored_rejections import OWNER_PART, Written
-from corral.planner.durable.bucket import BUCKET, FACTS, READ, RECORD_PART, mend
+from corral.planner.broker.idempotency import CachedRejection, RejectionCache
+from corral.planner.broker.stored_rejections import OWNER_PART, StoredRejections
+from corral.planner.durable.bucket import BUCKET, FACTS, READ, RECORD_PART, correct_settings
 from corral.planner.durable.election import heartbeat
 from corral.planner.service import Settings, plan
 from corral.schemas import subjects
@@ -35,7 +35,7 @@ KEYS = f"$KV.{subjects.PLANNER_BUCKET}."
     )
 )
 def test_refusals_take_a_bounded_part_and_the_oldest_go_first(steps: list[tuple[int, str, int, str]]) -> None:
-    written, there = Written(400_000), dict[str, tuple[str, int]]()
+    written, there = StoredRejections(400_000), dict[str, tuple[str, int]]()
     for number, owner, size, step in steps:
         key = f"{owner}{number}"
         if step == "d":
@@ -60,17 +60,17 @@ def test_refusals_take_a_bounded_part_and_the_oldest_go_first(steps: list[tuple[
 
 
 def test_refusals_of_two_owners_under_one_id_are_both_let_go() -> None:
-    store: Any = SimpleNamespace(most_bytes=0)
+    store: Any = SimpleNamespace(max_bytes=0)
     refusal = Rejection(code=RejectionCode.NO_CAPACITY, message="")
     known = {
-        "x": Answer(digest="1", rejection=refusal, until=10.0, owner="a", request_id="x"),
-        "x.0123": Answer(digest="2", rejection=refusal, until=20.0, owner="b", request_id="x"),
+        "x": CachedRejection(digest="1", rejection=refusal, until=10.0, owner="a", request_id="x"),
+        "x.0123": CachedRejection(digest="2", rejection=refusal, until=20.0, owner="b", request_id="x"),
     }
     answers = RejectionCache(store, 1, known, lambda: None)
     written = answers._written  # pyright: ignore[reportPrivateUsage]
     assert written.bytes
-    answers.forget(15.0)
-    answers.forget(25.0)
+    answers.evict_expired(15.0)
+    answers.evict_expired(25.0)
     assert written.bytes == 0
 
 
@@ -90,20 +90,20 @@ def test_refusals_of_two_owners_under_one_id_are_both_let_go() -> None:
 )
 def test_a_setting_by_which_leases_are_forgotten_is_mended_or_refused(field: str, value: Any, after: Any) -> None:
     config = bucket_config(subjects.BUCKETS[0])
-    assert mend(config, BUCKET) == []
+    assert correct_settings(config, BUCKET) == []
     setattr(config, field, value)
     if after is None:
         with pytest.raises(BusUnavailable, match=f"{KV} was made with {field}="):
-            mend(config, BUCKET)
+            correct_settings(config, BUCKET)
     else:
-        assert [field in sentence for sentence in mend(config, BUCKET)] == [True]
+        assert [field in sentence for sentence in correct_settings(config, BUCKET)] == [True]
         assert getattr(config, field) == after
-        assert mend(config, BUCKET) == []
+        assert correct_settings(config, BUCKET) == []
 
 
 def test_streams_as_corral_makes_them_need_no_mending() -> None:
     for stream in subjects.STREAMS:
-        assert mend(stream_config(stream), FACTS if stream.name == subjects.FACTS_STREAM else READ) == []
+        assert correct_settings(stream_config(stream), FACTS if stream.name == subjects.FACTS_STREAM else READ) == []
 
 
 async def test_a_bucket_that_was_made_with_an_age_forgets_no_lease(server: EmbeddedServer, nc: Client) -> None:

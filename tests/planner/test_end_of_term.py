@@ -47,16 +47,16 @@ async def test_who_is_read_while_the_term_ends_does_not_wait_in_a_line_that_nobo
         hosts = FakeHosts(nc)
         await hosts.start()
         await until_ready(nc, 8)
-        desk: Any = planner._desk
+        broker: Any = planner._broker
         assert (await ask(nc, "request", {"owner": "bob", "gpus": 4}))["type"] == "assignment"
         late = WorkRequest(owner="ann", gpus=8, wait_seconds=600, request_id="late", placement=Placement.FEWEST_HOSTS)
         unnamed = replace(late, request_id=None)
-        farewell = Error(code="unavailable", message="This planner is stopping: ask again")
-        for last, waits in ((farewell, unnamed), (None, late)):
-            await desk.close(last)
+        shutdown_error = Error(code="unavailable", message="This planner is stopping: ask again")
+        for last, waits in ((shutdown_error, unnamed), (None, late)):
+            await broker.close(last)
             asker = Asker()
-            await desk.request(waits, asker)
-            assert not len(desk.queue)
+            await broker.request(waits, asker)
+            assert not len(broker.queue)
             assert asker.told == ([] if last is None else [last])
             assert asker.passed_on == ([late] if last is None else [])
         # Whatever was passed on to nobody is let go of with the planner.

@@ -10,7 +10,7 @@ from typing import Any
 
 from corral.cli.local.server import EmbeddedServer
 from corral.planner.leases import lifecycle
-from corral.planner.leases.event_rate import SHORTEST_SECONDS, EventBudget, Pace, slim
+from corral.planner.leases.event_rate import MIN_INTERVAL_SECONDS, EventBudget, Pace, slim
 from corral.schemas import codec
 from corral.schemas.requests import Grant, Lease, LeaseEventKind, LeaseState, UnassignedItem, WorkRequest
 from hypothesis import given, settings
@@ -70,18 +70,18 @@ def test_an_event_says_who_holds_what_and_is_small(items: int, grants: int, labe
     st.booleans(),
 )
 def test_no_lease_is_past_the_end_that_was_told_while_it_is_renewed(
-    ttl: float, pauses: list[float], pace: float, lavish: bool
+    ttl: float, pauses: list[float], pace: float, over_share: bool
 ) -> None:
     """By a model of the announcer: it tells a renewal, or looks at it again twice a second."""
     clock, held = Pace(), lease(ttl)
     now, looked, told = 0.0, 0.0, held
-    clock.told(held, LeaseEventKind.GRANTED, START, now)
+    clock.note_published(held, LeaseEventKind.GRANTED, START, now)
     withheld: Lease | None = None
     count = renewals = 0
 
     def tell(renewed: Lease, at: datetime) -> None:
         nonlocal told, count, withheld
-        clock.told(renewed, LeaseEventKind.RENEWED, at, now)
+        clock.note_published(renewed, LeaseEventKind.RENEWED, at, now)
         told, withheld, count = renewed, None, count + 1
 
     for pause in pauses:
@@ -89,18 +89,18 @@ def test_no_lease_is_past_the_end_that_was_told_while_it_is_renewed(
         while looked + LOOK_SECONDS < until:
             now = looked = looked + LOOK_SECONDS
             at = START + timedelta(seconds=now)
-            if withheld is not None and not clock.may_wait("l", lavish, at, now):
+            if withheld is not None and not clock.may_withhold("l", over_share, at, now):
                 tell(withheld, at)
             assert told.expires_at >= min(at, held.expires_at)
         now = until
         at = START + timedelta(seconds=now)
         held = replace(held, expires_at=at + timedelta(seconds=ttl))
         renewals += 1
-        if clock.may_wait("l", lavish, at, now):
+        if clock.may_withhold("l", over_share, at, now):
             withheld = held
         else:
             tell(held, at)
-    shortest = min(SHORTEST_SECONDS, 0.29 * ttl) if not lavish else 0.29 * min(ttl, 1.0)
+    shortest = min(MIN_INTERVAL_SECONDS, 0.29 * ttl) if not over_share else 0.29 * min(ttl, 1.0)
     assert count <= min(renewals, now / shortest + 2)
 
 
@@ -121,7 +121,7 @@ def test_an_owner_who_takes_a_quarter_of_the_stream_waits_and_others_do_not(
             after = budget.wait_seconds(name, now)
             assert (after > 0) == (left > 250_000 + 1e-3) or abs(left - 250_000) < 1
             assert budget.wait_seconds(name, now + after + 1.0) == 0
-            assert budget.lavish(name, now) == (left > 31_250) or abs(left - 31_250) < 1
+            assert budget.over_share(name, now) == (left > 31_250) or abs(left - 31_250) < 1
         assert budget.wait_seconds("c", now) == 0
 
 

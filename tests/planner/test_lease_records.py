@@ -67,26 +67,26 @@ def test_events_acknowledged_in_any_order_are_not_carried_on(steps: list[str], r
             flying = None
         elif step == "tell" and untold:
             version = untold.pop(random.randrange(len(untold)))
-            table.tell("l1", version)
+            table.note_published("l1", version)
         record = table.get("l1")
         assert record is not None
         carried = [announcement.version for announcement in record.earlier]
         assert carried == [version for version in sorted(untold) if version < record.version]
         assert record.told == (min(untold) - 1 if untold else record.version)
-    table.forget("l1")
+    table.remove("l1")
 
 
 @given(st.integers(0, 12), st.integers(0, 8000))
-def test_the_newest_events_that_fit_stay_in_a_record(changes: int, most_bytes: int) -> None:
+def test_the_newest_events_that_fit_stay_in_a_record(changes: int, max_bytes: int) -> None:
     record = granted()
     for number in range(changes):
         record = lifecycle.renew(record, None, START + timedelta(seconds=number), "p" * (number + 1))
-    fit = lifecycle.fitting(record, most_bytes, size_of)
+    fit = lifecycle.fitting(record, max_bytes, size_of)
     kept = len(fit.earlier)
     assert fit.earlier == record.earlier[len(record.earlier) - kept :]
-    assert not kept or size_of(fit) <= most_bytes
+    assert not kept or size_of(fit) <= max_bytes
     if kept < len(record.earlier):
-        assert size_of(replace(record, earlier=record.earlier[-kept - 1 :])) > most_bytes - 20
+        assert size_of(replace(record, earlier=record.earlier[-kept - 1 :])) > max_bytes - 20
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -98,7 +98,7 @@ async def test_a_write_that_no_server_takes_fails_and_the_others_go_on(nc: Clien
         config = (await js.stream_info("KV_corral_planner")).config
         config.allow_atomic = True
         await js.update_stream(config)
-        store._replicated, store._group_most = True, 250  # pyright: ignore[reportPrivateUsage]
+        store._replicated, store._max_group = True, 250  # pyright: ignore[reportPrivateUsage]
     term = await store.claim(b'{"planner":"a"}', 0)
     assert term is not None
     outcomes: dict[str, Outcome] = {}

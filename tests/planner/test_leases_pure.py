@@ -43,7 +43,7 @@ def test_no_event_is_lost_and_none_is_told_twice(steps: list[tuple[str, float]])
             version = (told[-1] if told else 0) + 1
             if version <= record.version:
                 told.append(version)
-                table.tell("l1", version)
+                table.note_published("l1", version)
             continue
         if name == "store":  # a planner starts anew from what the bucket holds
             table = LeaseTable([codec.decode(codec.encode(record, codec.JSON), LeaseRecord, codec.JSON)])
@@ -66,9 +66,9 @@ def test_no_event_is_lost_and_none_is_told_twice(steps: list[tuple[str, float]])
         assert carried == whole[len(told) :]
     record = table.get("l1")
     assert record is not None
-    again = lifecycle.answer_again(record)
+    again = lifecycle.repeat_answer(record)
     if record.lease.state is LeaseState.ACTIVE:
-        assert again == lifecycle.answer_again(granted())
+        assert again == lifecycle.repeat_answer(granted())
     else:
         assert isinstance(again, Error)
         assert again.code == "ended"

@@ -97,7 +97,10 @@ async def outage(kind: str, server: EmbeddedServer, planner: PlannerProcess) -> 
 
 @pytest.mark.parametrize(
     "kinds",
-    [["both paused", "bus killed"], pytest.param(["planner killed twice", "both killed"], marks=pytest.mark.long)],
+    [
+        ["both paused", "bus killed"],
+        pytest.param(["planner killed twice", "both killed"], marks=pytest.mark.long),
+    ],
 )
 async def test_an_outage_ends_no_lease_that_is_renewed_and_every_other_after_a_whole_life(
     server: EmbeddedServer, nc: Client, tmp_path: Path, kinds: list[str]

@@ -12,7 +12,7 @@ import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.client import Client, TooManyRequests
 from corral.client.errors import CorralError, InvalidRequest
-from corral.planner.leases.usage import Owned, Owners
+from corral.planner.leases.usage import OwnerUsage, UsageByOwner
 from corral.planner.limits import Limiter, Limits, TokenBuckets
 from corral.planner.service import Settings, plan
 from hypothesis import given
@@ -219,17 +219,17 @@ async def test_the_bucket_is_no_owners_alone(server: EmbeddedServer, nc: Nats) -
 
 
 def test_a_bucket_that_is_nearly_full_takes_no_new_leases() -> None:
-    owners = Owners()
+    owners = UsageByOwner()
     limiter = Limiter(Limits())
     for number in range(70):
-        assert limiter.one_more(f"o{number}", owners, 1000, 100_000) is None
+        assert limiter.lease_quota(f"o{number}", owners, 1000, 100_000) is None
         owners.add(f"o{number}", 1, 1000)
     owners.add("o70", 1, 14_500)
-    refused = limiter.one_more("o71", owners, 1000, 100_000)
+    refused = limiter.lease_quota("o71", owners, 1000, 100_000)
     assert refused is not None
     assert refused.code == "unavailable"
-    assert limiter.one_more("o71", owners, 1000, 0) is None
+    assert limiter.lease_quota("o71", owners, 1000, 0) is None
     for number in range(70):
         owners.add(f"o{number}", -1, -1000)
     assert owners.bytes == 14_500
-    assert owners.of("o1") == Owned()
+    assert owners.of("o1") == OwnerUsage()

@@ -12,7 +12,7 @@ import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.client import connect, waiting
 from corral.planner.broker.presence import Presence
-from corral.planner.broker.probe import Probe, probed
+from corral.planner.broker.probe import Probe, probe_subject
 from corral.planner.broker.queue import WaitingQueue
 from corral.schemas.operations import QueueFilter
 from corral.schemas.requests import Rejection, RejectionCode, WorkRequest
@@ -58,7 +58,7 @@ def test_only_time_in_which_somebody_could_be_heard_is_silence(steps: list[tuple
     """A pause counts as a moment; an outage and what was before it do not count at all."""
     presence, [entry] = Presence(30.0), queue_of("a")
     presence.tick(0.0, 0)
-    presence.heard(entry)
+    presence.note_heard(entry)
     now = expected = 0.0
     connection = 0
     for seconds, how in steps:
@@ -70,10 +70,10 @@ def test_only_time_in_which_somebody_could_be_heard_is_silence(steps: list[tuple
             connection += 1
             presence.tick(now, connection)
         assert presence.silence(entry) == pytest.approx(expected)
-        assert presence.gone(entry) == (expected >= 30.0)
-    presence.heard(entry)
+        assert presence.timed_out(entry) == (expected >= 30.0)
+    presence.note_heard(entry)
     assert presence.silence(entry) == 0
-    assert presence.fresh(entry)
+    assert presence.is_fresh(entry)
 
 
 def test_a_place_is_given_back_for_a_while_and_to_its_owner_alone() -> None:
@@ -102,7 +102,7 @@ def test_a_long_line_is_listed_in_parts_and_narrowed() -> None:
     whole = queue.listing(1.0).entries
     found, parts = [], 0
     while len(found) < 50:
-        part = queue.listing(1.0, QueueFilter(offset=len(found)), most_bytes=3000)
+        part = queue.listing(1.0, QueueFilter(offset=len(found)), max_bytes=3000)
         assert part.total == 50
         found += part.entries
         parts += 1
@@ -134,7 +134,7 @@ async def test_the_server_tells_who_is_connected(server: EmbeddedServer, nc: Bus
     exact = nc.new_inbox()
     await nc.subscribe(exact)
     assert await probe.present([exact, "_R_.abc.def"]) == set()
-    assert [probed("_INBOX.ann"), probed("_R_.a.b")] == [None, None]
+    assert [probe_subject("_INBOX.ann"), probe_subject("_R_.a.b")] == [None, None]
     listener = await nats.connect(server.url)
     await listener.subscribe(">")  # one who hears all: nothing is known of anybody
     await listener.flush()

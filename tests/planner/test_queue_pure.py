@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.planner.broker.queue import Waiting, WaitingQueue
+from corral.planner.broker.queue import QueuedRequest, WaitingQueue
 from corral.schemas.requests import Rejection, RejectionCode, WorkRequest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +25,7 @@ def test_priority_comes_first_and_then_arrival(arrivals: list[tuple[int, float]]
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=30))
 def test_an_owners_requests_are_counted_as_they_come_and_go(steps: list[tuple[str, bool]]) -> None:
     queue = WaitingQueue()
-    there: list[Waiting] = []
+    there: list[QueuedRequest] = []
     for number, (owner, comes) in enumerate(steps):
         if comes or not there:
             there.append(queue.add(WorkRequest(owner=owner, request_id=f"r{number}", wait_seconds=9), 0.0, WHY, None))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from random import Random
 
 import corral.planner.fleet.fleet as fold
-from corral.planner.broker.queue import Waiting, WaitingQueue
+from corral.planner.broker.queue import QueuedRequest, WaitingQueue
 from corral.planner.broker.reservations import Reservations, newcomer
 from corral.planner.fleet.events import HostForgotten, HostLost, HostSeen
 from corral.planner.fleet.reservation import Reservation
@@ -161,7 +161,7 @@ def grants_of(fleet: fold.Fleet, kept: Reservation) -> list[Grant]:
     return found
 
 
-def waiting(queue: WaitingQueue, owner: str, **fields: object) -> Waiting:
+def waiting(queue: WaitingQueue, owner: str, **fields: object) -> QueuedRequest:
     request = WorkRequest(owner=owner, wait_seconds=1000, request_id=owner, **fields)  # pyright: ignore[reportArgumentType]
     return queue.add(request, NOW, WHY, None)
 

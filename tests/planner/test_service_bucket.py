@@ -104,9 +104,9 @@ async def test_whoever_is_told_that_nothing_was_done_holds_nothing(server: Embed
         pass
     few = {"owner": "ann", "gpus": 0, "cpus": 0.001}
     asked = [asyncio.create_task(ask(nc, "request", {**few, "request_id": f"r{number}"})) for number in range(200)]
-    desk = planner._desk  # pyright: ignore[reportPrivateUsage]
-    assert desk is not None
-    while len(desk._open) < 2:  # noqa: ASYNC110  # pyright: ignore[reportPrivateUsage]
+    broker = planner._broker  # pyright: ignore[reportPrivateUsage]
+    assert broker is not None
+    while len(broker._pending) < 2:  # noqa: ASYNC110  # pyright: ignore[reportPrivateUsage]
         await asyncio.sleep(0)
     await planner.stop()
     assert (await waiting)["code"] == "unavailable"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.planner.durable.store import TOLD, Deposed, Outcome, Store, lease_key
+from corral.planner.durable.store import WATERMARK, Deposed, Outcome, Store, lease_key
 from corral.planner.fleet.device import Fault
 from corral.planner.leases import lifecycle
 from corral.planner.telemetry import Health
@@ -183,7 +183,7 @@ async def test_an_event_that_a_crash_swallowed_is_told_once(
         else:
             record = lifecycle.renew(record, None, now + timedelta(seconds=1), "gone")
         await store.put(lease_key(name), codec.encode(record, codec.JSON), term)
-    await store.put(TOLD, b"0", term)
+    await store.put(WATERMARK, b"0", term)
     await store.close()
     planner = planners[0]
     for _ in range(2):

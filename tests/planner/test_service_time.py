@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from corral.planner.durable.store import Entry
 from corral.planner.leases import lifecycle
 from corral.planner.leases.lifecycle import LeaseRecord, LeaseTable
-from corral.planner.leases.recovery import outage_seconds, resumed
+from corral.planner.leases.recovery import outage_seconds, recover_service_time
 from corral.planner.leases.service_time import (
     UNKNOWN_SECONDS,
     Outage,
@@ -79,7 +79,7 @@ class World:
         else:  # some seconds of service time may not have been written down
             kept = self.time.kept
             kept = replace(kept, seconds=max([0.0, kept.seconds - 5.0, *(one.at for one in kept.outages)]))
-            service, _ = resumed(kept, [], 0.0, seconds)
+            service, _ = recover_service_time(kept, [], 0.0, seconds)
             self.__init__(service)
 
 
@@ -149,24 +149,24 @@ def test_a_takeover_compares_no_clocks_of_planners() -> None:
 
 def test_repeated_takeovers_give_a_whole_life_each_and_remember_those_before() -> None:
     held = record(60.0, 100.0)
-    service, [held] = resumed(Service(seconds=155.0), [held], 0.0, 75.0)
+    service, [held] = recover_service_time(Service(seconds=155.0), [held], 0.0, 75.0)
     assert held.ends_at(service.outages) == 155.0 + 60.0
     # The next one is killed soon after, and the third takes over at once.
-    service, [held] = resumed(replace(service, seconds=163.0), [held], 0.0, 0.5)
+    service, [held] = recover_service_time(replace(service, seconds=163.0), [held], 0.0, 0.5)
     assert held.ends_at(service.outages) == 155.0 + 60.0
     # What was not written down is no more than what records say.
-    service, _ = resumed(None, [held, record(60.0, 170.0)], 0.0, 1.0)
+    service, _ = recover_service_time(None, [held, record(60.0, 170.0)], 0.0, 1.0)
     assert service.seconds == 170.0
 
 
 def test_records_of_an_earlier_version_keep_what_they_had_left() -> None:
     old = record(60.0, None)
     began = START.timestamp()
-    service, [now] = resumed(None, [old], began + 20.0, 1.0)
+    service, [now] = recover_service_time(None, [old], began + 20.0, 1.0)
     assert now.ends_at(service.outages) - service.seconds == 40.0
     # A clock that was set, a heartbeat that can't be read, a time without any planner: a whole life.
     for heartbeat_at, outage in ((began - 3600.0, 1.0), (0.0, 1.0), (began + 20.0, 30.0)):
-        service, [now] = resumed(None, [old], heartbeat_at, outage)
+        service, [now] = recover_service_time(None, [old], heartbeat_at, outage)
         assert now.ends_at(service.outages) - service.seconds == 60.0
 
 

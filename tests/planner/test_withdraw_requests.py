@@ -168,5 +168,5 @@ def test_the_bytes_of_a_question_are_let_go() -> None:
     message = Msg(Bus(), "corral.v1.plan.request", "inbox", b'{"owner": "ann"}', {"X": "y" * 1000})
     asked = RequestContext(Request(message), None, 2**20, lambda *_: None)
     assert asked.decode(WorkRequest) == WorkRequest(owner="ann")
-    asked.let_go()
+    asked.drop_body()
     assert (message.data, message.headers) == (b"", {"Content-Type": "application/json"})

@@ -1,4 +1,4 @@
-"""Dear questions are answered beside the planner's loop: no renewal waits for them, and no asker takes all turns."""
+"""Expensive queries are answered in forked copies: no renewal waits for them, and no client takes all turns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.planner.broker import query_costs
-from corral.planner.broker.fork_pool import Beside, Bounds, GivenUp, TooMany
+from corral.planner.broker.fork_pool import ForkLimits, ForkPool, QueryFailed, QueueFull
 from corral.schemas import codec
 from nats.aio.client import Client as Nats
 from support.planner_rig import FakeHosts, ask, running, until_ready
@@ -33,19 +33,19 @@ def once_there(path: Path, answer: bytes) -> Callable[[], bytes]:
 
 
 async def test_a_copy_answers_from_the_state_of_its_moment_and_changes_nothing() -> None:
-    beside, state = Beside(), {"known": b"before"}
+    pool, state = ForkPool(), {"known": b"before"}
 
     def work() -> bytes:
         seen, state["known"] = state["known"], b"changed in the copy"
         return seen
 
-    assert await beside.ask("ann", work) == b"before"
+    assert await pool.run("ann", work) == b"before"
     assert state == {"known": b"before"}
     state["known"] = b"after"
-    assert await beside.ask("ann", work) == b"after"
+    assert await pool.run("ann", work) == b"after"
     large = bytes(3 * 2**20)
-    assert await beside.ask("ann", lambda: large) == large
-    assert beside.outcomes == {"answered": 3}
+    assert await pool.run("ann", lambda: large) == large
+    assert pool.outcomes == {"answered": 3}
 
 
 async def test_a_copy_closes_what_is_open_and_not_all_that_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +57,8 @@ async def test_a_copy_closes_what_is_open_and_not_all_that_may_be(monkeypatch: p
     monkeypatch.setattr(os, "closerange", all_numbers)
     opened = os.open(os.devnull, os.O_RDONLY)
     try:
-        beside = Beside(Bounds(seconds=30))
-        left = await beside.ask("ann", lambda: " ".join(os.listdir("/proc/self/fd")).encode())
+        pool = ForkPool(ForkLimits(seconds=30))
+        left = await pool.run("ann", lambda: " ".join(os.listdir("/proc/self/fd")).encode())
     finally:
         os.close(opened)
     # Its pipe, and the folder that is read.
@@ -66,30 +66,30 @@ async def test_a_copy_closes_what_is_open_and_not_all_that_may_be(monkeypatch: p
 
 
 async def test_no_asker_takes_the_turns_of_others(tmp_path: Path) -> None:
-    beside = Beside(Bounds(running=2, waiting_of_one=3, waiting=5))
+    pool = ForkPool(ForkLimits(running=2, waiting_of_one=3, waiting=5))
     go = tmp_path / "go"
-    greedy = [asyncio.create_task(beside.ask("greedy", once_there(go, b"late"))) for _ in range(4)]
+    greedy = [asyncio.create_task(pool.run("greedy", once_there(go, b"late"))) for _ in range(4)]
     await asyncio.sleep(0)
-    with pytest.raises(TooMany):
-        await beside.ask("greedy", bytes)
+    with pytest.raises(QueueFull):
+        await pool.run("greedy", bytes)
     # Whoever comes later has the other place at once, again and again.
     for name in ("ann", "bob", "ann"):
-        assert await beside.ask(name, lambda: b"soon") == b"soon"
+        assert await pool.run(name, lambda: b"soon") == b"soon"
     assert not any(task.done() for task in greedy)
     # Many askers that take all of the line keep out those who are in it already, and no newcomer.
-    crowd = [asyncio.create_task(beside.ask(f"c{number}", once_there(go, b"late"))) for number in range(4)]
+    crowd = [asyncio.create_task(pool.run(f"c{number}", once_there(go, b"late"))) for number in range(4)]
     await asyncio.sleep(0)
-    with pytest.raises(TooMany):
-        await beside.ask("c3", bytes)
-    newcomer = asyncio.create_task(beside.ask("dan", lambda: b"too"))
+    with pytest.raises(QueueFull):
+        await pool.run("c3", bytes)
+    newcomer = asyncio.create_task(pool.run("dan", lambda: b"too"))
     go.touch()
     assert await asyncio.gather(*greedy, *crowd, newcomer) == [b"late"] * 8 + [b"too"]
-    assert (beside.running, beside.waiting) == (0, 0)
+    assert (pool.running, pool.waiting) == (0, 0)
 
 
 async def test_a_question_without_end_is_given_up(tmp_path: Path) -> None:
     """Too long, too much memory, an end by a signal: each is told, and no process is left."""
-    beside = Beside(Bounds(seconds=0.2, memory_bytes=64 * 2**20))
+    pool = ForkPool(ForkLimits(seconds=0.2, memory_bytes=64 * 2**20))
     pids = tmp_path / "pids"
 
     def noted(work: Callable[[], bytes]) -> Callable[[], bytes]:
@@ -100,19 +100,19 @@ async def test_a_question_without_end_is_given_up(tmp_path: Path) -> None:
 
         return noting
 
-    with pytest.raises(GivenUp, match="took longer than"):
-        await beside.ask("ann", noted(once_there(tmp_path / "never", b"")))
-    patient = Beside(Bounds(memory_bytes=64 * 2**20))
-    with pytest.raises(GivenUp, match="memory"):
-        await patient.ask("ann", noted(lambda: bytes(2**30)))
-    with pytest.raises(GivenUp, match="ended"):
-        await patient.ask("ann", noted(lambda: str(os.kill(os.getpid(), 9)).encode()))
-    with pytest.raises(GivenUp, match="ZeroDivisionError"):
-        await patient.ask("ann", noted(lambda: bytes(1 // 0)))
+    with pytest.raises(QueryFailed, match="took longer than"):
+        await pool.run("ann", noted(once_there(tmp_path / "never", b"")))
+    patient = ForkPool(ForkLimits(memory_bytes=64 * 2**20))
+    with pytest.raises(QueryFailed, match="memory"):
+        await patient.run("ann", noted(lambda: bytes(2**30)))
+    with pytest.raises(QueryFailed, match="ended"):
+        await patient.run("ann", noted(lambda: str(os.kill(os.getpid(), 9)).encode()))
+    with pytest.raises(QueryFailed, match="ZeroDivisionError"):
+        await patient.run("ann", noted(lambda: bytes(1 // 0)))
     for pid in map(int, pids.read_text().split()):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    assert await patient.ask("ann", lambda: b"well") == b"well"
+    assert await patient.run("ann", lambda: b"well") == b"well"
 
 
 async def test_renewals_and_grants_pass_dear_questions(server: EmbeddedServer, nc: Nats) -> None:
@@ -132,7 +132,7 @@ async def test_renewals_and_grants_pass_dear_questions(server: EmbeddedServer, n
         early = [task.result() for task in viewers if task.done()]
         assert early
         assert {(answer["type"], answer.get("code")) for answer in early} == {("error", "too_many_requests")}
-        # The modest one has its turn beside the greedy one, and the answer is the planner's own.
+        # The modest one has its turn while the greedy one waits, and the answer is the planner's own.
         answer = await viewers[-1]
         assert answer["granted"]
         assert len(answer["verdicts"]) == 1000
@@ -222,7 +222,7 @@ async def test_much_work_is_read_and_distributed_beside_the_loop(server: Embedde
 async def test_devices_are_kept_while_work_is_distributed_and_freed_where_that_fails(
     server: EmbeddedServer, nc: Nats
 ) -> None:
-    async with running(server.url, questions=Bounds(seconds=0.001)):
+    async with running(server.url, query_limits=ForkLimits(seconds=0.001)):
         hosts = FakeHosts(nc)
         await hosts.start()
         await until_ready(nc, 8)
