@@ -301,7 +301,9 @@ def content_type(headers: dict[str, str] | None) -> str:
     Raises:
         DecodeError: a content type that Corral does not support.
     """
-    given = headers or {}
+    if not headers:
+        return JSON
+    given = headers
     named = given.get(CONTENT_TYPE_HEADER)
     if named is None:
         # As in HTTP, `content-type` is the same.
