@@ -102,7 +102,7 @@ class LeaderTasks:
             if outage.seconds > _LOGGED_OUTAGE_SECONDS:
                 log.warning("holders could not renew for %.1f s: leases are given that time", outage.seconds)
         if self._serves():
-            await self._broker.tick(clock())
+            self._broker.tick(clock())
         due = ledger.table.next_due()
         return _TICK_SECONDS if due is None else max(0.005, min(_TICK_SECONDS, due - ledger.service_seconds()))
 
@@ -132,12 +132,12 @@ class LeaderTasks:
                 if host is not None and not host.lost:
                     log.warning("host %s is lost: silent for %.0f s", name, silent)
                     apply(fleet, HostLost(name))
-                await ledger.end_lost(name, silent, self._lost_after, clock())
+                ledger.end_lost(name, silent, self._lost_after, clock())
             elif host is not None and host.lost:
                 log.info("host %s is back", name)
                 apply(fleet, HostSeen(name))
             if silent > self._lost_after / 2:
-                await ledger.warn_unrenewed(name, self._lost_after / 2, clock())
+                ledger.warn_unrenewed(name, self._lost_after / 2, clock())
         return _HOSTS_SECONDS
 
     async def _serve_queue(self) -> float:

@@ -13,7 +13,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Final
 
 from msgspec import Struct, structs
@@ -50,7 +50,6 @@ from .durable.store import (
     LEASE_PREFIX,
     SERVICE_TIME,
     WATERMARK,
-    Deposed,
     Store,
     WriteFailed,
     decode_or_none,
@@ -100,6 +99,28 @@ class Settings(Struct, frozen=True, kw_only=True):
     silence_seconds: float = SILENCE_SECONDS
 
 
+class Bucket(Struct):
+    """Entries of the bucket at the begin of a term.
+
+    Attributes:
+        records: leases, each with its revision.
+        rejections: cached rejections, by the part of their keys after the prefix.
+        drains: drains by target.
+        service: service time; None if there is none.
+        watermark: revision up to which no event is missing on the stream.
+        event_key: key that makes the message ids of events; empty if there is none.
+        claimed_at: begin of the term, by the server's clock.
+    """
+
+    records: list[tuple[LeaseRecord, int]] = []
+    rejections: dict[str, CachedRejection] = {}
+    drains: dict[str, str] = {}
+    service: Service | None = None
+    watermark: int = 0
+    event_key: bytes = b""
+    claimed_at: float = 0.0
+
+
 class Planner:
     """A planner process, as a standby or as the leader.
 
@@ -131,7 +152,7 @@ class Planner:
         self._store = Store(nc)
         self._probe = Probe(nc)
         self._telemetry = Telemetry(telemetry_nc, self.fleet)
-        self._election = LeaderElection(self._store, self.id, self._elected, self._deposed)
+        self._election = LeaderElection(self._store, self.id, self._leadership)
         self._broker: RequestBroker | None = None
         self._publisher: LeaseEventPublisher | None = None
         self._endpoints = Endpoints(
@@ -149,7 +170,8 @@ class Planner:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._term_tasks: list[asyncio.Task[None]] = []
-        self._background = BackgroundTasks()
+        self._catching_up = BackgroundTasks()
+        self._stopping = False
 
     async def start(self) -> None:
         """Read the fleet's state, register the service and take part in leader election.
@@ -215,16 +237,16 @@ class Planner:
         with contextlib.suppress(NatsError, TimeoutError):  # the bus may be away
             async with asyncio.timeout(2.0):
                 await self._endpoints.close()
+                await asyncio.sleep(0)  # the tasks of the last messages begin
                 await self._store.settled()
                 if self._publisher is not None:
                     await self._publisher.flush()
                     await self._publisher.save_watermark()
-        self._election.leaving = True
-        for task in [*self._tasks, *self._term_tasks]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._term_tasks, return_exceptions=True)
+        self._stopping = True
+        await _cancel(self._tasks)  # the election, and so the term, among them
         if term:
             await self._election.resign(term)
+        await self._catching_up.cancel()
         await self._query_pool.close()
         await self._request_pool.close()
         await self._endpoints.abandon()
@@ -241,7 +263,7 @@ class Planner:
     async def telemetry_reconnected(self) -> None:
         """After a reconnection of the telemetry connection: catch up, and count the silence of hosts from now on."""
         self._telemetry.hearing_since = time.time()
-        self._background.start(self._catch_up(), name="catching up with telemetry")
+        self._catching_up.start(self._catch_up())
 
     async def _catch_up(self) -> None:
         while True:
@@ -265,43 +287,75 @@ class Planner:
 
     # Terms
 
-    async def _elected(self, term: int) -> None:
-        started = time.monotonic()
-        claimed, claimed_at = elapsed_seconds(), 0.0
-        kept: Service | None = None
-        records: list[tuple[LeaseRecord, int]] = []
-        answers: dict[str, CachedRejection] = {}
-        drains: dict[str, str] = {}
-        told, event_key = 0, b""
+    @contextlib.asynccontextmanager
+    async def _leadership(self, term: int) -> AsyncGenerator[None]:
+        """One term as the leader: read the bucket and serve; at the end, forward pending requests and stand by."""
+        started = elapsed_seconds()
+        async with contextlib.AsyncExitStack() as ending:
+            ending.callback(self._store.abandon)
+            found = await self._read_bucket(term)
+            service, records = await self._resume(found, term, started)
+            table = await self._replace_leases(records)
+            apply(self.fleet, Drains(drains=found.drains))
+            publisher = self._publisher_of(term, await self._event_key(found.event_key, term), table)
+            await publisher.start()
+            ending.push_async_callback(publisher.stop)
+            missing = await publisher.republish_missing(records, found.watermark)
+            broker = self._broker_of(term, publisher, table, service, found)
+            self._broker, self._publisher = broker, publisher
+            ending.push_async_callback(self._end_term, broker)
+            self._term_tasks = self._leader_tasks(term, broker, publisher).start()
+            ending.push_async_callback(self._stop_term_tasks)
+            await self._endpoints.open(broker)
+            self.leading.set()
+            log.info(
+                "planner %s is ready after %.0f ms: %d hosts, %d devices, %d active leases, %d events republished",
+                self.id,
+                (elapsed_seconds() - started) * 1000,
+                len(self.fleet.hosts),
+                len(self.fleet.devices),
+                table.active,
+                missing,
+            )
+            yield
+
+    async def _read_bucket(self, term: int) -> Bucket:
+        """Read all entries of the bucket, up to the begin of the term."""
+        found = Bucket()
         async for entry in self._store.read_all(term):
             if entry.key.startswith(LEASE_PREFIX):
                 record = decode_record(entry.key[len(LEASE_PREFIX) :], entry.value)
                 if record is not None:
-                    records.append((record, entry.revision))
+                    found.records.append((record, entry.revision))
             elif entry.key.startswith(ANSWER_PREFIX):
                 answer = decode_or_none(entry.key, entry.value, CachedRejection)
                 if answer is not None:
-                    answers[entry.key[len(ANSWER_PREFIX) :]] = answer
+                    found.rejections[entry.key[len(ANSWER_PREFIX) :]] = answer
             elif entry.key == DRAINS:
-                drains = decode_or_none(entry.key, entry.value, dict[str, str]) or {}
+                found.drains = decode_or_none(entry.key, entry.value, dict[str, str]) or {}
             elif entry.key == LEADER:
-                claimed_at = entry.stored_at
+                found.claimed_at = entry.stored_at
             elif entry.key == SERVICE_TIME:
-                kept = decode_or_none(entry.key, entry.value, Service)
+                found.service = decode_or_none(entry.key, entry.value, Service)
             elif entry.key == WATERMARK:
-                told = decode_or_none(entry.key, entry.value, int) or 0
+                found.watermark = decode_or_none(entry.key, entry.value, int) or 0
             elif entry.key == EVENT_KEY:
-                event_key = entry.value
-        event_key = await self._event_key(event_key, term)
+                found.event_key = entry.value
+        return found
+
+    async def _resume(self, found: Bucket, term: int, started: float) -> tuple[Service, list[tuple[LeaseRecord, int]]]:
+        """Service time and records to go on with; service time is stored before leases end by it."""
         before = self._election.before
         heartbeat_at = (decode_or_none(before.key, before.value, float) or 0.0) if before is not None else 0.0
-        outage = outage_seconds(before, claimed_at, self._election.silent_seconds, elapsed_seconds() - claimed)
-        kept, stamped = recover_service_time(kept, [record for record, _ in records], heartbeat_at, outage)
-        records = [(record, revision) for record, (_, revision) in zip(stamped, records, strict=True)]
-        await self._keep_service_time(kept, term)
-        table = await self._take_in(records)
-        apply(self.fleet, Drains(drains=drains))
-        publisher = self._publisher = LeaseEventPublisher(
+        since = elapsed_seconds() - started
+        outage = outage_seconds(before, found.claimed_at, self._election.silent_seconds, since)
+        records = [record for record, _ in found.records]
+        service, stamped = recover_service_time(found.service, records, heartbeat_at, outage)
+        await self._keep_service_time(service, term)
+        return service, [(record, revision) for record, (_, revision) in zip(stamped, found.records, strict=True)]
+
+    def _publisher_of(self, term: int, event_key: bytes, table: LeaseTable) -> LeaseEventPublisher:
+        return LeaseEventPublisher(
             self._nc,
             self._store,
             term,
@@ -311,14 +365,16 @@ class Planner:
             self._limiter.events,
             self._metrics.event_counts,
         )
-        await publisher.start()
-        healed = await publisher.republish_missing(records, told)
+
+    def _broker_of(
+        self, term: int, publisher: LeaseEventPublisher, table: LeaseTable, service: Service, found: Bucket
+    ) -> RequestBroker:
         ledger = Ledger(
             self._store,
             publisher,
             self.fleet,
             table,
-            ServiceTime(kept.seconds, kept.outages, elapsed=elapsed_seconds(), wall=time.time()),
+            ServiceTime(service.seconds, service.outages, elapsed=elapsed_seconds(), wall=time.time()),
             term=term,
             planner=self.id,
             freed=self._freed,
@@ -332,8 +388,8 @@ class Planner:
             term=term,
             planner=self.id,
             policies=self._policies,
-            drains=drains,
-            answers=answers,
+            drains=found.drains,
+            answers=found.rejections,
             deposed=self._election.deposed,
             limiter=self._limiter,
             request_pool=self._request_pool,
@@ -342,8 +398,10 @@ class Planner:
             probe=self._probe.present,
         )
         broker.on_decision = self._metrics.decision_seconds.observe
-        self._broker = broker
-        leader_tasks = LeaderTasks(
+        return broker
+
+    def _leader_tasks(self, term: int, broker: RequestBroker, publisher: LeaseEventPublisher) -> LeaderTasks:
+        return LeaderTasks(
             broker,
             publisher,
             self._telemetry,
@@ -353,18 +411,23 @@ class Planner:
             lost_after_seconds=self._settings.lost_after_seconds,
             connection=lambda: self._nc.stats["reconnects"] if self._nc.is_connected else None,
         )
-        self._term_tasks = leader_tasks.start()
-        await self._endpoints.open(broker)
-        self.leading.set()
-        log.info(
-            "planner %s is ready after %.0f ms: %d hosts, %d devices, %d active leases, %d events healed",
-            self.id,
-            (time.monotonic() - started) * 1000,
-            len(self.fleet.hosts),
-            len(self.fleet.devices),
-            table.active,
-            healed,
-        )
+
+    async def _stop_term_tasks(self) -> None:
+        self.leading.clear()
+        self._broker = self._publisher = None
+        await _cancel(self._term_tasks)
+        self._term_tasks = []
+
+    async def _end_term(self, broker: RequestBroker) -> None:
+        """Stand by, and end what is in flight: nothing of this term may change the fleet during the next."""
+        self._broker = self._publisher = None
+        try:
+            if not self._stopping:
+                await self._endpoints.standby()
+        finally:
+            self._store.abandon()
+            await broker.close(None)
+            await broker.end()
 
     async def _keep_service_time(self, service: Service, term: int) -> None:
         """Store service time before leases end by it, so that the next leader knows of the outage, too."""
@@ -387,25 +450,7 @@ class Planner:
             log.warning("the key of events is not kept, and holds for this term alone: %s", error)
         return made
 
-    async def _deposed(self) -> None:
-        """End the term: stop its tasks and stand by. Open requests are forwarded to the next leader."""
-        self.leading.clear()
-        broker, self._broker = self._broker, None
-        publisher, self._publisher = self._publisher, None
-        for task in self._term_tasks:
-            task.cancel()
-        await asyncio.gather(*self._term_tasks, return_exceptions=True)
-        self._term_tasks = []
-        if not self._election.leaving:
-            await self._endpoints.standby()
-        for done in self._store.abandon():
-            await done(Deposed("another planner leads"))
-        if publisher is not None:
-            await publisher.stop()
-        if broker is not None:
-            await broker.close(None)
-
-    async def _take_in(self, records: list[tuple[LeaseRecord, int]]) -> LeaseTable:
+    async def _replace_leases(self, records: list[tuple[LeaseRecord, int]]) -> LeaseTable:
         """Replace the leases in the fleet by those of the bucket. The heartbeat goes on meanwhile."""
         table = LeaseTable()
         for lease_id in list(self.fleet.leases):
@@ -422,6 +467,13 @@ class Planner:
     def _freed(self) -> None:
         if self._broker is not None:
             self._broker.wake.set()
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _health(value: bytes) -> Health | None:

@@ -22,7 +22,6 @@ from nats.micro.request import Request
 from nats.micro.service import EndpointStats, Service
 
 from ...bus.permissions import ACROSS
-from ...bus.process import service_version
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, subjects
 from ...schemas.health import ServiceHealth
@@ -102,7 +101,7 @@ class Endpoints:
         self._max_bytes = max_bytes
         self._health = health
         self._service: Service | None = None
-        self._background = BackgroundTasks()
+        self._tasks = BackgroundTasks()
         self._turn_began: float | None = None
         """Time of the first message in this iteration of the event loop, by `perf_counter`; None before one comes."""
         self._unanswerable_logged_at = -_LOG_AGAIN_SECONDS
@@ -122,7 +121,7 @@ class Endpoints:
 
     async def abandon(self) -> None:
         """Cancel all running work. Its clients ask again, and the next leader answers."""
-        await self._background.cancel()
+        await self._tasks.cancel()
 
     def _stats(self, endpoint: EndpointStats) -> Any:
         """Metrics of the planner for the statistics of the endpoint `request`; None for the other endpoints."""
@@ -171,7 +170,7 @@ class Endpoints:
             await broker.lease_commands.evict(body, context)
 
         async def drain(context: RequestContext, body: DrainAction) -> None:
-            self._spawn(broker.drainer.drain(body, context))
+            await broker.drainer.drain(body, context)
 
         def explained(body: ExplainRequest) -> Struct:
             broker.apply_reservations_ahead_of(body.request)
@@ -181,7 +180,7 @@ class Endpoints:
             await self._answer(context, query_costs.explaining(self._fleet, body), lambda: explained(body))
 
         async def large_explanation(context: RequestContext) -> None:
-            await self._answer_beside(context, lambda: explained(context.decode(ExplainRequest)))
+            await self._answer_forked(context, lambda: explained(context.decode(ExplainRequest)))
 
         async def too_large(context: RequestContext) -> None:
             await context.answer(Error(code="too_large", message=f"More than {LARGE_BYTES} bytes say nothing here"))
@@ -231,13 +230,10 @@ class Endpoints:
         if seconds <= query_costs.CHEAP_SECONDS:
             await context.answer(work())
         else:
-            self._spawn(self._answer_beside(context, work))
+            await self._answer_forked(context, work)
 
-    async def _answer_beside(self, context: RequestContext, work: Callable[[], Struct]) -> None:
-        async def answer() -> None:
-            await context.answer_packed(await self._query_pool.run(context.client, lambda: context.pack(work)))
-
-        await self._guarded(context, answer())
+    async def _answer_forked(self, context: RequestContext, work: Callable[[], Struct]) -> None:
+        await context.answer_packed(await self._query_pool.run(context.client, lambda: context.pack(work)))
 
     def _owned(
         self,
@@ -278,7 +274,14 @@ class Endpoints:
             large: answers a message that is too large to be decoded here; None decodes it whatever its size.
         """
 
-        async def act(request: Request) -> None:
+        async def handle(request: Request) -> None:
+            # A task for each message: the subscription goes on to its next one.
+            self._tasks.start(serve(request))
+
+        async def serve(request: Request) -> None:
+            if not self._election.holds_leadership and not await self._confirmed(request):
+                return
+            await self._next_turn()
             owner = request.subject[owner_from:] if owner_from else None
             context = self._context(request, owner if field else None)
             context.owner_field = field
@@ -286,49 +289,40 @@ class Endpoints:
             if not context.reply_to and type not in _ACTS:
                 self._count_unanswerable(context)
                 return
-            await self._guarded(context, look(context, request, owner))
-
-        async def look(context: RequestContext, request: Request, owner: str | None) -> None:
-            context.content_type = codec.content_type(request.headers)  # also of a refusal
-            refused = self._limiter.size(request.data)
-            if refused is None and large is not None and len(request.data) > LARGE_BYTES:
-                context.keep_body()
-                refused = None if kind is None else self._limiter.rate(owner or context.client, kind, time.monotonic())
-                if refused is None:
-                    self._spawn(self._guarded(context, large(context)))
+            try:
+                context.content_type = codec.content_type(request.headers)  # also of a refusal
+                is_large = large is not None and len(request.data) > LARGE_BYTES
+                refused = self._limiter.size(request.data)
+                if refused is None and kind is not None and (owner is not None or is_large):
+                    refused = self._limiter.rate(owner or context.client, kind, time.monotonic())
+                if refused is None and is_large and large is not None:
+                    context.keep_body()
+                    await large(context)
                     return
-            elif refused is None and owner is not None and kind is not None:
-                refused = self._limiter.rate(owner, kind, time.monotonic())
-            if refused is None:
-                body = context.decode(type)
-                context.drop_body()
-                by_body = rate_limited_owner(body) if owner is None else None
-                if by_body is not None:
-                    refused = self._limiter.rate(*by_body, time.monotonic())
                 if refused is None:
-                    await work(context, body)
-                    return
-            await context.answer(refused)
-
-        async def handle(request: Request) -> None:
-            if self._turn_began is None:
-                self._turn_began = time.perf_counter()
-                asyncio.get_running_loop().call_soon(self._end_turn)
-            if self._election.holds_leadership:
-                await act(request)
-            else:
-                self._spawn(self._once_confirmed(request, act))
-            # A subscription takes its next message without yielding to the event loop: let other tasks run.
-            if self._turn_is_long():
-                await asyncio.sleep(0)
+                    body = context.decode(type)
+                    context.drop_body()
+                    by_body = rate_limited_owner(body) if owner is None else None
+                    refused = None if by_body is None else self._limiter.rate(*by_body, time.monotonic())
+                    if refused is None:
+                        await work(context, body)
+                        return
+                await context.answer(refused)
+            except Exception as error:
+                await context.answer(_error_of(error, context))
 
         return handle
 
+    async def _next_turn(self) -> None:
+        """Let other tasks run, if messages have been handled for long in this iteration of the event loop."""
+        if self._turn_began is None:
+            self._turn_began = time.perf_counter()
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        elif time.perf_counter() - self._turn_began > query_costs.TURN_SECONDS:
+            await asyncio.sleep(0)
+
     def _end_turn(self) -> None:
         self._turn_began = None
-
-    def _turn_is_long(self) -> bool:
-        return self._turn_began is not None and time.perf_counter() - self._turn_began > query_costs.TURN_SECONDS
 
     def _listing(
         self,
@@ -344,7 +338,7 @@ class Endpoints:
             await self._answer(context, cost(body), lambda: work(body))
 
         async def large(context: RequestContext) -> None:
-            await self._answer_beside(context, lambda: work(context.decode(type)))
+            await self._answer_forked(context, lambda: work(context.decode(type)))
 
         handler = self._handler(type, read, large=large)
         return [(name, subject, handler), (f"{name}-owned", f"{subject}.>", handler)]
@@ -360,36 +354,19 @@ class Endpoints:
                 context.subject,
             )
 
-    async def _guarded(self, context: RequestContext, work: Awaitable[None]) -> None:
-        """Answer a message; if that fails, answer with the error."""
-        try:
-            await work
-        except codec.DecodeError as error:
-            await context.answer(Error(code=error.code, message=str(error), field=error.field))
-        except InvalidRequest as error:
-            await context.answer(Error(code="invalid", message=str(error), field=error.field))
-        except QueueFull:
-            await context.answer(queue_full(context.client))
-        except QueryFailed as error:
-            await context.answer(Error(code="too_large", message=f"The planner gave up on it, {error}: ask for less"))
-        except NatsError:
-            raise
-        except Exception as error:
-            log.exception("a request on %s failed", context.subject, extra={"subject": context.subject})
-            await context.answer(Error(code="internal", message=f"The planner failed: {error}"))
-
-    async def _once_confirmed(self, request: Request, act: Callable[[Request], Awaitable[None]]) -> None:
-        """Act on a message once it is confirmed that this planner leads; else forward it, or answer with an error.
+    async def _confirmed(self, request: Request) -> bool:
+        """Confirm that this planner leads. If it does not, the message is forwarded, or answered with an error.
 
         The state in memory is right only while it leads: another leader may have granted leases that it lacks.
         """
         if await self._election.confirm():
-            await act(request)
-        elif not self._election.term:
+            return True
+        if not self._election.term:
             self._context(request, None).forward_message()
         else:
             error = Error(code="unavailable", message="This planner does not know whether it still leads: ask again")
             await self._context(request, None).answer(error)
+        return False
 
     def _context(self, request: Request, owner: str | None) -> RequestContext:
         counts = request.subject.startswith(PlanSubject.REQUEST)
@@ -405,7 +382,7 @@ class Endpoints:
         The leader may have received it already, since each planner has its own queue group: only messages that may be
         handled twice are forwarded.
         """
-        self._background.start(self._forward(request, body))
+        self._tasks.start(self._forward(request, body))
 
     async def _forward(self, request: Request, body: bytes) -> None:
         reply = request._msg.reply  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
@@ -424,3 +401,17 @@ class Endpoints:
         with contextlib.suppress(NatsError, TimeoutError):
             answer = await self._nc.request(request.subject, body, timeout=_FORWARD_SECONDS, headers=request.headers)
             await self._nc.publish(reply, answer.data, headers=answer.headers)
+
+
+def _error_of(error: Exception, context: RequestContext) -> Error:
+    """Answer to a message that could not be handled."""
+    if isinstance(error, codec.DecodeError):
+        return Error(code=error.code, message=str(error), field=error.field)
+    if isinstance(error, InvalidRequest):
+        return Error(code="invalid", message=str(error), field=error.field)
+    if isinstance(error, QueueFull):
+        return queue_full(context.client)
+    if isinstance(error, QueryFailed):
+        return Error(code="too_large", message=f"The planner gave up on it, {error}: ask for less")
+    log.error("a request on %s failed", context.subject, exc_info=error, extra={"subject": context.subject})
+    return Error(code="internal", message=f"The planner failed: {error}")

@@ -20,14 +20,15 @@ from ...bus.elapsed import steady_time
 from ...bus.tasks import BackgroundTasks
 from ...schemas.operations import Queue, QueueFilter
 from ...schemas.requests import Assignment, Error, Lease, Rejection, RejectionCode, WithdrawAction, WorkRequest
-from ..durable.store import Deposed, Store
+from ..durable.store import Deposed, Store, WriteFailed
 from ..fleet.fleet import Fleet
-from ..fleet.holdings import free, hold
 from ..leases import lifecycle
-from ..leases.ledger import Ledger, clock
+from ..leases.grant_reservations import GrantReservation, GrantReservations
+from ..leases.ledger import Ledger, clock, write_refused
+from ..leases.lifecycle import LeaseRecord, Refused
 from ..leases.usage import size_of
 from ..limits import Limiter
-from ..placement.decide import Decision, InvalidRequest, Placed, Policies, addresses, ask_of, decide, environment
+from ..placement.decide import Decision, Placed, Policies, addresses, ask_of, decide, environment
 from . import query_costs
 from .drains import Drainer
 from .fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
@@ -110,7 +111,8 @@ class RequestBroker:
         self._deposed = deposed
         self._limiter = limiter
         self._request_pool = request_pool
-        self._errands: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
+        self._grants = GrantReservations(fleet, ledger.table.owners)
         self.drainer = Drainer(fleet, store, term, drains, self.wake.set, deposed)
         self.lease_commands = LeaseCommands(fleet, ledger, planner)
         self._rejections = RejectionCache(store, term, answers, deposed)
@@ -146,13 +148,14 @@ class RequestBroker:
         ):
             encoded_items = EncodedItems(digest, lambda: work)
         pending = PendingRequest(digest, request, caller, named, encoded_items)
-        try:
-            decision = self._decide(request, encoded_items=encoded_items is not None)
-        except InvalidRequest as error:
-            await caller.answer(Error(code="invalid", message=str(error), field=error.field))
-            return
+        decision = self._decide(pending)
         self._pending[pending.key] = pending
-        await self._settle(pending, decision)
+        if isinstance(decision, Placed):
+            await self._grant(pending, decision, self._reserve(decision))
+        elif request.wait_seconds and decision.code is not RejectionCode.IMPOSSIBLE:
+            await self._enqueue(pending, decision)
+        else:
+            await self._reject(pending, decision)
 
     async def _answer_known(self, request: WorkRequest, request_id: str, digest: str, caller: Responder) -> bool:
         pending = self._pending.get((request.owner, request_id))
@@ -187,130 +190,157 @@ class RequestBroker:
         for other in before:
             await other.answer(self.queue.entry_listing(entry, steady_time()))
 
-    def _decide(
-        self, request: WorkRequest, entry: QueuedRequest | None = None, *, encoded_items: bool = False
-    ) -> Decision:
+    def _decide(self, pending: PendingRequest) -> Decision:
+        request, entry = pending.request, pending.entry
         now = time.time()
         self.reservations.show(newcomer(request.priority) if entry is None else entry.order)
-        # A policy learns from each request once, however often it is tried from the queue.
         began = time.perf_counter()
-        decision = decide(self.fleet, request, now, self._policies, learn=entry is None, distributing=not encoded_items)
+        # A policy learns from each request once, however often it is tried from the queue.
+        distributing = pending.encoded_items is None
+        decision = decide(self.fleet, request, now, self._policies, learn=entry is None, distributing=distributing)
         self.on_decision(time.perf_counter() - began)
         return decision
 
-    async def _settle(self, pending: PendingRequest, decision: Decision) -> None:
-        """Act on a decision: grant, queue or reject."""
-        request = pending.request
-        if isinstance(decision, Placed):
-            await self._grant(pending, decision)
-        elif request.wait_seconds and decision.code is not RejectionCode.IMPOSSIBLE:
-            if self._closed:  # it was being decoded when the term ended: this queue is served no more
-                await self._dismiss(pending)
-            elif len(self.queue) >= MAX_WAITING:
-                await self._reject(pending, decision)
-            elif refused := self._limiter.queue_quota(request.owner, self.queue.count_of(request.owner)):
-                await self._close(pending, refused)
-            else:
-                entry = pending.entry = self.queue.add(request, steady_time(), decision, pending, pending.digest)
-                self.presence.note_heard(entry)
+    async def _enqueue(self, pending: PendingRequest, rejection: Rejection) -> None:
+        """Queue a request that can't be granted now, or answer why it can't be queued."""
+        owner = pending.request.owner
+        if self._closed:  # it was being decoded when the term ended: this queue is served no more
+            await self._dismiss(pending)
+        elif len(self.queue) >= MAX_WAITING:
+            await self._reject(pending, rejection)
+        elif refused := self._limiter.queue_quota(owner, self.queue.count_of(owner)):
+            await self._answer(pending, refused)
         else:
-            await self._reject(pending, decision)
+            entry = self.queue.add(pending.request, steady_time(), rejection, pending, pending.digest)
+            pending.entry = entry
+            self.presence.note_heard(entry)
 
-    async def _grant(self, pending: PendingRequest, placed: Placed) -> None:
-        lease_id = self._new_id()
-        hold(self.fleet, lease_id, placed.grants)
-        if pending.encoded_items is None:
-            await self._promise(pending, placed, lease_id)
-        else:  # its devices stay held meanwhile
-            task = asyncio.create_task(self._distribute(pending, pending.encoded_items, placed, lease_id))
-            self._errands.add(task)
-            task.add_done_callback(self._errands.discard)
+    # Grants
 
-    async def _distribute(
-        self, pending: PendingRequest, encoded_items: EncodedItems, placed: Placed, lease_id: str
-    ) -> None:
-        """Distribute work items over the held devices, in a copy of the process, then make the lease."""
-        promised = False
-        refused = Error(code="unavailable", message="This planner is stopping: ask again")
+    def _reserve(self, placed: Placed) -> GrantReservation:
+        """Hold the devices of a decision: to be called before the next decision."""
+        return self._grants.take(self._new_id(), placed.grants)
+
+    async def _grant(self, pending: PendingRequest, placed: Placed, reservation: GrantReservation) -> None:
+        """Make a durable lease of reserved devices, answer, and publish its event."""
         try:
-            packed = await self._request_pool.run(
-                pending.request.owner, lambda: distribute_packed(placed, encoded_items.distribution())
-            )
-            if not self._closed:
-                promised = True
-                await self._promise(pending, with_distribution(placed, packed), lease_id)
+            with reservation:
+                if pending.encoded_items is not None:
+                    placed = await self._distribute(pending.request, pending.encoded_items, placed)
+                record = self._record(pending, placed, reservation.lease_id)
+                self._charge(reservation, record.lease)
+                async with self.ledger.write_new(record) as revision:
+                    reservation.commit()
+                    self.ledger.table.put(record)
+                    try:
+                        await self._answer(pending, Assignment(lease=record.lease))
+                    finally:
+                        await self.ledger.publisher.publish(record, revision)
                 return
+        except Deposed:
+            self._deposed()
+            self._forward(pending)
+            return
+        except Refused as refused:
+            reply = refused.error
+        except WriteFailed as error:
+            reply = write_refused(error)
+        except asyncio.CancelledError:
+            self._resolve(pending)  # a retry is decided anew, or gets the lease
+            raise
+        except Exception as error:
+            log.exception("request %s failed while it was granted", pending.request.request_id)
+            reply = Error(code="internal", message=f"The planner failed: {error}")
+        self.wake.set()  # its devices are free again
+        await self._answer(pending, reply)
+
+    async def _distribute(self, request: WorkRequest, encoded_items: EncodedItems, placed: Placed) -> Placed:
+        """Distribute work items over reserved devices, in a forked copy of the process.
+
+        Raises:
+            Refused: it took too long or too much memory, the owner has too many such requests, or the term has ended.
+        """
+
+        def distribute() -> bytes:
+            return distribute_packed(placed, encoded_items.distribution())
+
+        try:
+            packed = await self._request_pool.run(request.owner, distribute)
         except QueueFull:
-            refused = queue_full(pending.request.owner)
+            raise Refused.by(queue_full(request.owner)) from None
         except QueryFailed as error:
             message = f"The work items were not distributed, {error}: give fewer, or take a simpler method"
-            refused = Error(code="too_large", message=message, field="$.distribution")
-        except Exception as error:
-            log.exception("work items of request %s could not be distributed", pending.request.request_id)
-            refused = Error(code="internal", message=f"The planner failed: {error}")
-        finally:
-            if not promised:
-                free(self.fleet, lease_id)
-        if self._pending.get(pending.key) is pending:  # else another planner was asked
-            await self._close(pending, refused)
-        self.wake.set()
+            raise Refused("too_large", message, "$.distribution") from error
+        if self._closed:
+            raise Refused("unavailable", "This planner is stopping: ask again")
+        return with_distribution(placed, packed)
 
-    async def _promise(self, pending: PendingRequest, placed: Placed, lease_id: str) -> None:
-        """Make a durable lease of devices that are held, and answer; they are freed if that fails."""
-        request = pending.request
-        owners = self.ledger.table.owners
-        try:
-            record = lifecycle.grant(
-                request,
-                placed.grants,
-                lease_id=lease_id,
-                now=clock(),
-                digest=pending.digest,
-                planner=self._planner,
-                environment=environment(self.fleet, placed.grants, lease_id),
-                addresses=addresses(self.fleet, placed.grants),
-                unassigned=placed.unassigned,
-                policy=placed.policy,
-                distribution=placed.distribution,
-                service_seconds=self.ledger.service_seconds(),
-            )
-            size = size_of(record.lease)
-        except Exception as error:  # else the devices would be held for ever
-            log.exception("request %s could not be granted", request.request_id)
-            free(self.fleet, lease_id)
-            await self._close(pending, Error(code="internal", message=f"The planner failed: {error}"))
-            return
-        if refused := self._limiter.event_quota(request.owner, time.monotonic()) or self._limiter.lease_quota(
-            request.owner, owners, size, self._store.max_bytes, self._store.used_bytes
-        ):
-            free(self.fleet, lease_id)
-            await self._close(pending, refused)
-            return
-        owners.add(request.owner, 1, size)  # counted while it is on its way; after that the table does
+    def _record(self, pending: PendingRequest, placed: Placed, lease_id: str) -> LeaseRecord:
+        return lifecycle.grant(
+            pending.request,
+            placed.grants,
+            lease_id=lease_id,
+            now=clock(),
+            digest=pending.digest,
+            planner=self._planner,
+            environment=environment(self.fleet, placed.grants, lease_id),
+            addresses=addresses(self.fleet, placed.grants),
+            unassigned=placed.unassigned,
+            policy=placed.policy,
+            distribution=placed.distribution,
+            service_seconds=self.ledger.service_seconds(),
+        )
 
-        async def settled(outcome: Lease | Error | Deposed | None) -> None:
-            owners.add(request.owner, -1, -size)
-            if isinstance(outcome, Lease):
-                await self._close(pending, Assignment(lease=outcome))
-            elif isinstance(outcome, Error):
-                await self._close(pending, outcome)
-            else:
-                self._forward(pending)
+    def _charge(self, reservation: GrantReservation, lease: Lease) -> None:
+        """Count a new lease against the quotas of its owner.
 
-        await self.ledger.grant(record, settled)
+        Raises:
+            Refused: the owner has too many leases, or they take too much of the bucket or of the event stream.
+        """
+        owner, size = lease.owner, size_of(lease)
+        refused = self._limiter.event_quota(owner, time.monotonic()) or self._limiter.lease_quota(
+            owner, self.ledger.table.owners, size, self._store.max_bytes, self._store.used_bytes
+        )
+        if refused is not None:
+            raise Refused.by(refused)
+        reservation.charge(owner, size)
+
+    # Answers
 
     async def _reject(self, pending: PendingRequest, rejection: Rejection) -> None:
-        if not pending.has_client_id:  # no client can retry it
-            await self._close(pending, rejection)
+        """Answer a rejection, which is cached if a client can retry the request."""
+        if pending.has_client_id:
+            request = pending.request
+            try:
+                await self._rejections.add(
+                    request.request_id or "", rejection, digest=pending.digest, owner=request.owner
+                )
+            except Deposed:
+                self._forward(pending)
+                return
+        await self._answer(pending, rejection)
+
+    async def _answer(self, pending: PendingRequest, reply: Struct) -> None:
+        """Answer all callers of a pending request; nothing if that was done, or it was forwarded."""
+        if self._resolve(pending):
+            for caller in pending.callers:
+                await caller.answer(reply)
+
+    def _forward(self, pending: PendingRequest) -> None:
+        """Forward a pending request to the leader; nothing if that was done, or it was answered."""
+        if not self._resolve(pending):
             return
-        await self._rejections.add(
-            pending.request.request_id or "",
-            rejection,
-            digest=pending.digest,
-            owner=pending.request.owner,
-            then=lambda: self._close(pending, rejection),
-            deposed=lambda: self._forward(pending),
-        )
+        for caller in pending.callers:
+            # The leader may have a request without an id already, and would grant it twice.
+            if pending.has_client_id or isinstance(caller, RelayResponder):
+                caller.forward(pending.request)
+
+    def _resolve(self, pending: PendingRequest) -> bool:
+        """End a pending request; false if it had ended before."""
+        if self._pending.get(pending.key) is not pending:
+            return False
+        del self._pending[pending.key]
+        return True
 
     async def withdraw(self, action: WithdrawAction, caller: Responder) -> None:
         """Withdraw a request from the queue. One that was granted or rejected already stays so, and gets that answer.
@@ -324,8 +354,8 @@ class RequestBroker:
             pending.join(RelayResponder(action, caller))
             if pending.entry is not None and pending.entry in self.queue:
                 self._dequeue(pending.entry)
-                await self._reject(pending, _withdrawn(action, pending.request))
                 self.wake.set()  # those behind it may have waited for it
+                await self._reject(pending, _withdrawn(action, pending.request))
             return
         record = self.ledger.table.of_request(action.owner, request_id)
         if record is not None:
@@ -340,18 +370,6 @@ class RequestBroker:
         withdrawn_early.withdrawn_early = True
         self._pending[withdrawn_early.key] = withdrawn_early
         await self._reject(withdrawn_early, _withdrawn(action))
-
-    async def _close(self, pending: PendingRequest, reply: Struct) -> None:
-        self._pending.pop(pending.key, None)
-        for caller in pending.callers:
-            await caller.answer(reply)
-
-    def _forward(self, pending: PendingRequest) -> None:
-        self._pending.pop(pending.key, None)
-        for caller in pending.callers:
-            # The leader may have a request without an id already, and would grant it twice.
-            if pending.has_client_id or isinstance(caller, RelayResponder):
-                caller.forward(pending.request)
 
     # The queue
 
@@ -369,15 +387,9 @@ class RequestBroker:
         for entry in over:
             self._dequeue(entry)
         for entry in over:
-            waited = now - entry.arrived_at
-            await self._reject(
-                entry.payload,
-                replace(
-                    entry.rejection,
-                    code=RejectionCode.TIMED_OUT,
-                    message=f"nothing came free within {waited:.1f} s: {entry.rejection.message}",
-                ),
-            )
+            message = f"nothing came free within {now - entry.arrived_at:.1f} s: {entry.rejection.message}"
+            rejection = replace(entry.rejection, code=RejectionCode.TIMED_OUT, message=message)
+            self._tasks.start(self._reject(entry.payload, rejection))
         refused: dict[object, Rejection] = {}
         self.reservations.begin(self.queue, now)
         for turn, entry in enumerate(list(self.queue)):
@@ -392,7 +404,7 @@ class RequestBroker:
                 key = (ask, entry.request.policy)
                 decision = refused.get(key)
                 if decision is None:
-                    decision = self._decide(entry.request, entry, encoded_items=entry.payload.encoded_items is not None)
+                    decision = self._decide(entry.payload)
                 if not isinstance(decision, Placed):
                     refused[key] = decision
                     entry.rejection = replace(decision, request_id=entry.request.request_id or "")
@@ -403,11 +415,11 @@ class RequestBroker:
             except Exception as error:  # requests behind it must not wait for ever
                 log.exception("request %s could not be decided", entry.request.request_id)
                 self._dequeue(entry)
-                await self._close(entry.payload, Error(code="internal", message=f"The planner failed: {error}"))
+                await self._answer(entry.payload, Error(code="internal", message=f"The planner failed: {error}"))
                 continue
             if isinstance(decision, Placed) and fresh:
                 self._dequeue(entry)
-                await self._grant(entry.payload, decision)
+                self._tasks.start(self._grant(entry.payload, decision, self._reserve(decision)))
             elif isinstance(decision, Placed):
                 await self._ask_to_retry(entry)
 
@@ -434,7 +446,7 @@ class RequestBroker:
                 self.queue.remove_silent(entry, steady_time(), pending.digest)
                 self.reservations.drop(entry)
                 log.info("request %s of %s is out of line: silent", entry.request.request_id, entry.request.owner)
-                await self._close(pending, self._silence_error(entry))
+                await self._answer(pending, self._silence_error(entry))
                 self.wake.set()
             elif presence.needs_notice(entry) and not entry.asked_to_retry:
                 await self._ask_to_retry(entry)
@@ -480,10 +492,10 @@ class RequestBroker:
 
     # Time
 
-    async def tick(self, now: datetime) -> None:
+    def tick(self, now: datetime) -> None:
         """End leases that are due, and evict leases and rejections whose retention is over."""
         stamp = now.timestamp()
-        await self.ledger.expire(now)
+        self.ledger.expire(now)
         self.ledger.evict_ended(stamp)
         self._rejections.evict_expired(stamp)
 
@@ -504,12 +516,19 @@ class RequestBroker:
                 await self._dismiss(pending)
         self.reservations.clear()
 
+    async def end(self) -> None:
+        """End what is in flight: grants, changes of leases, and rejections. Call it once their writes are abandoned."""
+        await self._tasks.cancel()
+        await self.ledger.close()
+        await self._rejections.close()
+        self._grants.roll_back()
+
     async def _dismiss(self, pending: PendingRequest) -> None:
         """Dismiss a pending request: answer it with the farewell, or forward it if there is none."""
         if self._shutdown_error is None:
             self._forward(pending)
         else:
-            await self._close(pending, self._shutdown_error)
+            await self._answer(pending, self._shutdown_error)
 
     def _new_id(self) -> str:
         """New id for a lease or request, short enough to type; unique, since each run of a planner has another id."""

@@ -5,18 +5,20 @@ Granted requests need no cache: their leases hold the answer.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
+from ...bus.tasks import BackgroundTasks
 from ...schemas import codec
 from ...schemas.requests import Error, Rejection, WorkRequest
-from ..durable.store import Deposed, Outcome, Store, WriteFailed, answer_key
+from ..durable.store import Deposed, Store, WriteFailed, answer_key
 from .stored_rejections import StoredRejections
 
 REJECTION_SECONDS: Final = 120.0
@@ -69,6 +71,7 @@ class RejectionCache:
         self._term = term
         self._known = {(answer.owner, answer.request_id or key): answer for key, answer in known.items()}
         self._deposed = deposed
+        self._tasks = BackgroundTasks()
         self._expiring = deque(sorted((answer.until, key) for key, answer in self._known.items()))
         self._written = StoredRejections(store.max_bytes)
         for key, answer in known.items():
@@ -100,55 +103,47 @@ class RejectionCache:
             return request_id
         return f"{request_id}.{hashlib.blake2b(owner.encode(), digest_size=8).hexdigest()}"
 
-    async def add(
-        self,
-        request_id: str,
-        rejection: Rejection,
-        *,
-        digest: str = "",
-        owner: str = "",
-        then: Callable[[], Awaitable[None]],
-        deposed: Callable[[], None],
-    ) -> None:
-        """Cache a rejection, then continue.
+    async def add(self, request_id: str, rejection: Rejection, *, digest: str = "", owner: str = "") -> None:
+        """Cache a rejection, in the bucket, too, if that has room.
 
         Args:
             request_id: of the request.
             rejection: its answer.
             digest: of its body, if known.
             owner: of the request, who sent or withdrew it.
-            then: called once it is cached.
-            deposed: called instead if another planner leads.
+
+        Raises:
+            Deposed: another planner leads.
         """
         until = time.time() + REJECTION_SECONDS
         answer = CachedRejection(digest=digest, rejection=rejection, until=until, owner=owner, request_id=request_id)
+        if len(self._known) < _MAX_STORED and self._store.has_room:
+            await self._write(owner, request_id, answer)
+        self._known[owner, request_id] = answer
+        self._expiring.append((answer.until, (owner, request_id)))
+        self.evict_expired(time.time())
 
-        async def remember() -> None:
-            self._known[owner, request_id] = answer
-            self._expiring.append((answer.until, (owner, request_id)))
-            self.evict_expired(time.time())
-            await then()
-
-        if len(self._known) >= _MAX_STORED or not self._store.has_room:
-            await remember()
-            return
-
-        async def landed(outcome: Outcome) -> None:
-            if isinstance(outcome, Deposed):
-                self._deposed()
-                deposed()
-                return
-            if isinstance(outcome, WriteFailed):
-                self._written.drop(key)
-            # A rejection promises nothing, so that it is answered even where the bucket is full.
-            await remember()
-
+    async def _write(self, owner: str, request_id: str, answer: CachedRejection) -> None:
         key = self._keys.get((owner, request_id)) or self._key(owner, request_id)
         self._keys[owner, request_id] = key
         value = codec.encode(answer, codec.JSON)
         for oldest in self._written.add(key, owner, len(value)):
-            await self._store.write(answer_key(oldest), b"", self._term, _ignore_outcome, ttl_seconds=_GONE_SECONDS)
-        await self._store.write(answer_key(key), value, self._term, landed, ttl_seconds=REJECTION_SECONDS)
+            self._tasks.start(self._delete(oldest))
+        try:
+            await self._store.put(answer_key(key), value, self._term, ttl_seconds=REJECTION_SECONDS)
+        except Deposed:
+            self._deposed()
+            raise
+        except WriteFailed:  # it promises nothing, so that it is the answer even where the bucket is full
+            self._written.drop(key)
+
+    async def _delete(self, key: str) -> None:
+        with contextlib.suppress(Deposed, WriteFailed):  # it expires anyway
+            await self._store.put(answer_key(key), b"", self._term, ttl_seconds=_GONE_SECONDS)
+
+    async def close(self) -> None:
+        """End the deletions that are in flight. Call it once the store has abandoned their writes."""
+        await self._tasks.cancel()
 
     def note_purged(self) -> None:
         """Note that all rejections were deleted from the bucket."""
@@ -182,10 +177,6 @@ def digest_of(request: WorkRequest) -> str:
 def _size_of(rejection: Rejection) -> int:
     """Approximate bytes of a rejection in the bucket."""
     return 400 + len(rejection.message) + sum(60 + len(reason.detail) for reason in rejection.reasons)
-
-
-async def _ignore_outcome(_: Outcome) -> None:
-    """Ignore the outcome of deleting an entry, which expires anyway."""
 
 
 def conflict(request_id: str) -> Error:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...schemas.operations import EvictAction, LeaseFilter, Leases
-from ...schemas.requests import Error, Lease, LeaseAction, LeaseState
-from ..durable.store import Deposed
+from ...schemas.requests import LeaseAction, LeaseState
+from ..durable.store import Deposed, WriteFailed
 from ..fleet.fleet import Fleet
 from ..leases import lifecycle as leases
-from ..leases.ledger import Ledger, clock
+from ..leases.ledger import Ledger, clock, write_refused
 from ..leases.lifecycle import LeaseRecord
 from .pending import Responder
 
@@ -62,13 +62,17 @@ class LeaseCommands:
     async def _change(
         self, action: LeaseAction | EvictAction, step: Callable[[LeaseRecord | None], LeaseRecord], caller: Responder
     ) -> None:
-        async def settled(outcome: Lease | Error | Deposed | None) -> None:
-            if isinstance(outcome, Deposed):
-                caller.forward(action)
-            elif outcome is not None:
-                await caller.answer(outcome)
-
-        await self._ledger.change(action.lease_id, step, settled)
+        try:
+            reply = await self._ledger.change(action.lease_id, step)
+        except leases.Refused as refused:
+            reply = refused.error
+        except WriteFailed as error:
+            reply = write_refused(error)
+        except Deposed:
+            caller.forward(action)
+            return
+        if reply is not None:
+            await caller.answer(reply)
 
     def leases(self, only: LeaseFilter) -> Leases:
         """Leases that match a filter, oldest first, by page."""

@@ -18,7 +18,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
@@ -61,35 +63,31 @@ class LeaderElection:
     Args:
         store: the bucket.
         planner: id of this planner.
-        on_elected: awaited with the term when this planner becomes the leader; the heartbeat goes on meanwhile.
-        on_deposed: awaited when the term has ended.
+        leadership: makes the context of a term, which is entered when this planner becomes the leader, and left when
+            the term has ended. The heartbeat goes on while it is entered.
 
     Attributes:
         term: revision of the leader's key while this planner leads; 0 otherwise.
         before: last heartbeat of the leader before this one, whose value is the time by that planner's clock; None if
             there was none.
         silent_seconds: time for which this planner had seen no newer heartbeat when it claimed the term.
-        leaving: set while this planner shuts down, so that the end of the term does not make it a standby.
     """
 
     def __init__(
         self,
         store: Store,
         planner: str,
-        on_elected: Callable[[int], Awaitable[None]],
-        on_deposed: Callable[[], Awaitable[None]],
+        leadership: Callable[[int], AbstractAsyncContextManager[None]],
     ) -> None:
         self._store = store
         self._planner = planner
-        self._on_elected = on_elected
-        self._on_deposed = on_deposed
+        self._leadership = leadership
         self._confirmed_at = 0.0
         self._confirmed = asyncio.Event()
         self._beat_now = asyncio.Event()
         self.term = 0
         self.before: Entry | None = None
         self.silent_seconds = 0.0
-        self.leaving = False
 
     @property
     def holds_leadership(self) -> bool:
@@ -181,12 +179,12 @@ class LeaderElection:
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _lead(self, term: int) -> None:
-        elected = asyncio.ensure_future(self._on_elected(term))
+        serving = asyncio.ensure_future(self._serve(term))
         try:
             while True:
                 heed_cancellation()
-                if elected.done():
-                    elected.result()
+                if serving.done():
+                    serving.result()
                 self._beat_now.clear()
                 sent_at = elapsed_seconds()
                 try:
@@ -209,9 +207,15 @@ class LeaderElection:
             log.warning("planner %s was deposed", self._planner)
         finally:
             self.term = 0
-            elected.cancel()
-            await asyncio.gather(elected, return_exceptions=True)
-            await asyncio.shield(asyncio.ensure_future(self._on_deposed()))
+            if not serving.cancelling():
+                serving.cancel()
+            await asyncio.wait({serving})
+            if not serving.cancelled() and (error := serving.exception()) is not None:
+                log.error("term %d ended with an error", term, exc_info=error)
+
+    async def _serve(self, term: int) -> None:
+        async with self._leadership(term):
+            await asyncio.Event().wait()
 
 
 def heartbeat(now: float) -> bytes:

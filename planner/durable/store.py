@@ -26,7 +26,7 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -66,6 +66,7 @@ ANSWER_PREFIX: Final = "answer."
 
 _STREAM: Final = f"KV_{subjects.PLANNER_BUCKET}"
 _KEYS: Final = f"$KV.{subjects.PLANNER_BUCKET}."
+_LEADER_SUBJECT: Final = f"{_KEYS}{LEADER}"
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 _WRONG_SEQUENCE: Final = 10071
@@ -127,7 +128,6 @@ _decode_ack: Final = msgspec.json.Decoder(_Ack).decode
 
 Outcome = int | Deposed | WriteFailed
 """Outcome of a write: its revision, or the error."""
-Done = Callable[[Outcome], Awaitable[None]]
 
 
 def unsendable(subject: str, value: bytes, headers: Mapping[str, str], max_bytes: int) -> str:
@@ -141,6 +141,10 @@ def unsendable(subject: str, value: bytes, headers: Mapping[str, str], max_bytes
     """
     if _SUBJECT.fullmatch(subject) is None:
         return f"{subject!r} is no name for an entry"
+    # Most messages are far from the limit: 4 bytes a character are the most.
+    characters = sum(map(len, headers)) + sum(map(len, headers.values()))
+    if len(value) + 4 * (characters + len(headers) + 3) <= max_bytes:
+        return ""
     # As on the wire: a first line, `name: value` a line, an empty line.
     lines = sum(len(name.encode()) + len(text.encode()) + 4 for name, text in headers.items())
     size = len(value) + len("NATS/1.0\r\n\r\n") + lines
@@ -149,12 +153,29 @@ def unsendable(subject: str, value: bytes, headers: Mapping[str, str], max_bytes
     return ""
 
 
-class _Write:
+class Write:
+    """A write of an entry. `async with` sends it, waits for its outcome, and gives the revision to the block.
+
+    It is in flight until the block ends: what must follow a write, such as the event of a lease, belongs in the block,
+    and `Store.known_revision` stays before it until then. A write that was sent takes effect, whatever happens to the
+    task meanwhile: so a cancellation, or another error that interrupts it, is raised after the block.
+
+    Raises:
+        Deposed: another planner leads; the block is not entered.
+        WriteFailed: the bucket refused it; the block is not entered.
+    """
+
     __slots__ = (
+        "_interrupted",
+        "_store",
+        "_waiter",
         "alone",
-        "done",
+        "first",
+        "followed",
         "headers",
         "known_revision",
+        "number",
+        "outcome",
         "requested_at",
         "resolved",
         "sent_at",
@@ -163,17 +184,60 @@ class _Write:
         "value",
     )
 
-    def __init__(self, subject: str, value: bytes, headers: dict[str, str], done: Done, known_revision: int) -> None:
+    def __init__(self, store: Store, subject: str, value: bytes, headers: dict[str, str], first: bool) -> None:
         self.subject = subject
         self.value = value
         self.headers = headers
-        self.done = done
-        self.known_revision = known_revision
+        self.first = first
+        self.followed = True
+        self.number = 0
+        self.known_revision = 0
+        self.outcome: Outcome | None = None
         self.resolved = False
         self.alone = False
-        self.sent_at = 0.0
         self.requested_at = 0.0
+        self.sent_at = 0.0
         self.times = 0
+        self._store = store
+        self._waiter: asyncio.Future[None] | None = None
+        self._interrupted: BaseException | None = None
+
+    async def __aenter__(self) -> int:
+        send = self._store.start(self)
+        while self.outcome is None:
+            try:
+                await (self.wait() if self.number else send)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                if not self.number:  # it was not sent
+                    raise
+                self._interrupted = error
+        if isinstance(self.outcome, int):
+            return self.outcome
+        self._store.finish(self)
+        raise self._interrupted or self.outcome
+
+    async def __aexit__(self, *_: object) -> None:
+        self._store.finish(self)
+        if self._interrupted is not None:
+            raise self._interrupted
+
+    async def wait(self) -> Outcome:
+        """Wait for the outcome."""
+        if self.outcome is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        assert self.outcome is not None
+        return self.outcome
+
+    def complete(self, outcome: Outcome) -> None:
+        """Set the outcome, and wake the task that waits for it."""
+        self.outcome = outcome
+        if not self.followed:
+            self._store.finish(self)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Store:
@@ -195,7 +259,7 @@ class Store:
         self._js = nc.jetstream()
         self._inbox = nc.new_inbox()
         self._cut = len(self._inbox) + 1
-        self._pending: dict[int, _Write] = {}
+        self._pending: dict[int, Write] = {}
         self._count = 0
         self._newest = 0
         self._heard_at = 0.0
@@ -210,7 +274,7 @@ class Store:
         self._group: list[int] = []
         self._batches = 0
         self._resend_timer: asyncio.TimerHandle | None = None
-        self._errands: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
         self.write_seconds = Histogram(SECONDS)
         self.write_group = Histogram(SIZES)
         self.write_failures = 0
@@ -306,69 +370,64 @@ class Store:
         if self._subscription is not None and not self._nc.is_closed:
             await self._subscription.unsubscribe()
 
-    async def write(
-        self,
-        key: str,
-        value: bytes,
-        term: int,
-        done: Done,
-        *,
-        message_id: str = "",
-        ttl_seconds: float = 0.0,
-    ) -> None:
-        """Start a write; `done` is awaited once with its outcome.
+    def write(self, key: str, value: bytes, term: int, *, message_id: str = "", ttl_seconds: float = 0.0) -> Write:
+        """A write of an entry, to be sent by `async with`.
 
         Args:
             key: of the entry.
             value: new value.
             term: revision of the leader's key; if that has another one, the outcome is `Deposed`.
-            done: called with the outcome: the revision, `Deposed` or `WriteFailed`.
             message_id: for deduplication by the server.
             ttl_seconds: time to live of the entry; 0 keeps it.
         """
-        headers = {_EXPECTED: str(term), _EXPECTED_SUBJECT: f"{_KEYS}{LEADER}"}
+        headers = {_EXPECTED: str(term), _EXPECTED_SUBJECT: _LEADER_SUBJECT}
         if message_id:
             headers["Nats-Msg-Id"] = message_id
         if ttl_seconds:
             headers["Nats-TTL"] = f"{max(1, round(ttl_seconds))}s"
-        if not self._pending:
-            self._heard_at = self._loop.time()
-        self._count += 1
-        number = self._count
-        write = self._pending[number] = _Write(f"{_KEYS}{key}", value, headers, done, self._newest)
-        self._settled.clear()
-        write.requested_at = self._loop.time()
-        self.write_group.observe(len(self._pending))
-        if not self._replicated:
-            await self._send(number, write)
-            return
-        write.alone = bool(unsendable(write.subject, value, headers, self._nc.max_payload))
         # The heartbeat goes first: a leader must not become uncertain because it has much to write.
-        self._waiting.insert(0 if key == HEARTBEAT else len(self._waiting), number)
-        if not self._group:
-            await self._next_group()
+        return Write(self, f"{_KEYS}{key}", value, headers, first=key == HEARTBEAT)
 
-    async def put(self, key: str, value: bytes, term: int, *, message_id: str = "") -> int:
-        """Write and wait for the outcome.
-
-        Returns:
-            The revision.
+    async def put(self, key: str, value: bytes, term: int, *, message_id: str = "", ttl_seconds: float = 0.0) -> int:
+        """Write an entry of which nothing follows, and return its revision. The arguments are those of `write`.
 
         Raises:
             Deposed: another planner leads.
             WriteFailed: the bucket refused it.
         """
-        outcome: asyncio.Future[Outcome] = self._loop.create_future()
+        write = self.write(key, value, term, message_id=message_id, ttl_seconds=ttl_seconds)
+        write.followed = False  # also if this is cancelled: it then goes on without a task
+        await self.start(write)
+        outcome = await write.wait()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-        async def done(result: Outcome) -> None:
-            if not outcome.done():
-                outcome.set_result(result)
+    async def start(self, write: Write) -> None:
+        """Send a write, or queue it behind the group that is in flight."""
+        now = self._loop.time()
+        if not self._pending:
+            self._heard_at = now
+        self._count += 1
+        number = write.number = self._count
+        write.known_revision = self._newest
+        write.requested_at = now
+        self._pending[number] = write
+        self._settled.clear()
+        self.write_group.observe(len(self._pending))
+        if not self._replicated:
+            await self._send(number, write)
+            return
+        write.alone = bool(unsendable(write.subject, write.value, write.headers, self._nc.max_payload))
+        self._waiting.insert(0 if write.first else len(self._waiting), number)
+        if not self._group:
+            await self._next_group()
 
-        await self.write(key, value, term, done, message_id=message_id)
-        result = await outcome
-        if isinstance(result, Exception):
-            raise result
-        return result
+    def finish(self, write: Write) -> None:
+        """End a write, once all that follows from its outcome is done."""
+        self._pending.pop(write.number, None)
+        if not self._pending:
+            self._settled.set()
 
     async def claim(self, value: bytes, revision: int) -> int | None:
         """Write the leader's key, if it still has the revision that was seen (0: none).
@@ -426,37 +485,34 @@ class Store:
             await self.resend(_RESEND_SECONDS)
         return _RESEND_SECONDS / 4
 
-    def abandon(self) -> list[Done]:
-        """Give up on the unacknowledged writes, since another planner leads.
-
-        Returns:
-            Their `done` callbacks, which have not been called.
-        """
+    def abandon(self) -> None:
+        """Give up on the unacknowledged writes, since another planner leads: their outcome is `Deposed`."""
         writes = [write for write in self._pending.values() if not write.resolved]
         self._pending.clear()
         self._waiting.clear()
         self._group.clear()
         self._settled.set()
-        return [write.done for write in writes]
+        for write in writes:
+            write.resolved = True
+            write.complete(Deposed("another planner leads"))
 
     async def settled(self) -> None:
         """Wait until no write is in flight."""
         await self._settled.wait()
 
-    async def _send(self, number: int, write: _Write) -> None:
+    async def _send(self, number: int, write: Write) -> None:
         why = await self._publish(write, f"{self._inbox}.{number}", write.headers)
         if why and write.times == 1:  # an earlier attempt may have been stored
             write.resolved = True
             log.error("write %s can't be sent: %s", write.subject, why)
-            # The caller learns the outcome after it has continued, as with an acknowledgement.
-            self._background.start(self._resolve(number, write, WriteFailed(why)))
+            await self._resolve(number, write, WriteFailed(why))
 
-    async def _resolve(self, number: int, write: _Write, outcome: Outcome) -> None:
+    async def _resolve(self, number: int, write: Write, outcome: Outcome) -> None:
         if self._group == [number]:
             await self._next_group()
-        await self._complete(number, write, outcome)
+        self._complete(write, outcome)
 
-    async def _publish(self, write: _Write, reply: str, headers: dict[str, str]) -> str:
+    async def _publish(self, write: Write, reply: str, headers: dict[str, str]) -> str:
         """Publish a write; returns the reason if it can never be sent, and an empty text if it is or will be sent."""
         write.times += 1
         write.sent_at = self._loop.time()
@@ -467,8 +523,8 @@ class Store:
             await self._nc.publish(write.subject, write.value, reply=reply, headers=headers)
         except (BadSubjectError, BadHeaderError, MaxPayloadError) as error:
             return repr(error)
-        except NatsError as error:  # the buffer is full while the server is away: `maintain` sends it again
-            log.debug("write %s waits: %s", write.subject, error)
+        except Exception as error:  # the buffer is full while the server is away, say: `maintain` sends it again
+            log.debug("write %s waits: %r", write.subject, error)
         return ""
 
     async def _next_group(self) -> None:
@@ -507,7 +563,7 @@ class Store:
                 await self._split_group(self._group, writes[:place])
                 return
 
-    async def _split_group(self, numbers: list[int], tried: list[_Write]) -> None:
+    async def _split_group(self, numbers: list[int], tried: list[Write]) -> None:
         """Split a group: send each write alone. The attempt of the `tried` has stored none, and does not count."""
         for write in tried:
             write.times -= 1
@@ -553,23 +609,15 @@ class Store:
             write.resolved = True
         await self._next_group()
         first = ack.seq - len(numbers) + 1
-        for place, (number, write) in enumerate(zip(numbers, writes, strict=True)):
-            outcome = first + place if ack.error is None else Deposed(ack.error.description)
-            await self._complete(number, write, outcome)
+        for place, write in enumerate(writes):
+            self._complete(write, first + place if ack.error is None else Deposed(ack.error.description))
 
-    async def _complete(self, number: int, write: _Write, outcome: Outcome) -> None:
+    def _complete(self, write: Write, outcome: Outcome) -> None:
         self.write_seconds.observe(self._loop.time() - write.requested_at)
         self.write_failures += isinstance(outcome, WriteFailed)
         if isinstance(outcome, int) and outcome > self._newest:
             self._newest = outcome
-        try:
-            await write.done(outcome)
-        except Exception:  # the others of its group must still get their outcome
-            log.exception("what follows the write of %s failed", write.subject)
-        finally:
-            self._pending.pop(number, None)
-            if not self._pending:
-                self._settled.set()
+        write.complete(outcome)
 
     def _resend_soon(self, message: Msg) -> None:
         """Schedule a resend of writes that the server turned away undecided."""
@@ -578,15 +626,10 @@ class Store:
 
     def _send_again(self) -> None:
         self._resend_timer = None
-        self._spawn(self.resend())
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        self._tasks.start(self.resend())
 
 
-def _outcome(message: Msg, write: _Write) -> Outcome | None:
+def _outcome(message: Msg, write: Write) -> Outcome | None:
     """Outcome of a write by an acknowledgement; None if it is still open."""
     data = message.data
     if not data:  # no responders: the stream is not there just now

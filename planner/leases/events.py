@@ -21,7 +21,6 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
 from ...schemas import codec, subjects
@@ -258,8 +257,8 @@ class LeaseEventPublisher:
                     codec.CONTENT_TYPE_HEADER: codec.JSON,
                 },
             )
-        except NatsError as error:  # the buffer is full while the server is away: `maintain` sends it again
-            log.debug("event of %s waits: %s", sent.lease_id, error)
+        except Exception as error:  # the buffer is full while the server is away, say: `maintain` sends it again
+            log.debug("event of %s waits: %r", sent.lease_id, error)
 
     async def _on_ack(self, message: Msg) -> None:
         if not message.data or b'"error"' in message.data:

@@ -1,25 +1,28 @@
 """Durable changes of leases, in one term: write, then apply, then publish the event.
 
-A lease has one change in flight at a time; others are queued behind it. Devices are held from the decision on a grant,
-and freed only when the end of a lease is durable. So a device can't be granted twice, in whatever order writes succeed.
+A lease has a lock, so that one change of it is in flight at a time. Devices are held from the decision on a grant
+(see `grant_reservations`), and freed only when the end of a lease is durable. So a device can't be granted twice, in
+whatever order writes succeed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from heapq import heapify, heappop, heappush
 from typing import Final
+from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
 from ...bus.elapsed import elapsed_seconds
+from ...bus.tasks import BackgroundTasks
 from ...schemas import codec
 from ...schemas.requests import Error, Lease, LeaseState
-from ..durable.store import Deposed, Outcome, Store, WriteFailed, lease_key
+from ..durable.store import Deposed, Store, Write, WriteFailed, lease_key
 from ..fleet.fleet import Fleet
 from ..fleet.holdings import free
 from . import lifecycle
@@ -46,8 +49,6 @@ _ROUNDED_OFF: Final = timedelta(milliseconds=100)
 
 Step = Callable[[LeaseRecord | None], LeaseRecord | None]
 """Maps the present record to the next one; the same record, or None, changes nothing."""
-Settled = Callable[[Lease | Error | Deposed | None], Awaitable[None]]
-"""Called with the lease as it is now, the error, `Deposed` if another planner must be asked, or None for no lease."""
 
 
 class Ledger:
@@ -83,14 +84,15 @@ class Ledger:
         self.table = table
         self.service = service
         self._store = store
-        self._publisher = publisher
+        self.publisher = publisher
         self._fleet = fleet
         self._term = term
         self._planner = planner
         self._freed = freed
         self._deposed = deposed
         self._max_bytes = max_bytes
-        self._busy: dict[str, deque[tuple[Step, Settled]]] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks = BackgroundTasks()
         self._end_rate = 0.0
         self._end_rate_at = time.monotonic()
         now = time.time()
@@ -120,56 +122,68 @@ class Ledger:
         left = record.ends_at(self.service.outages) - self.service_seconds()
         return replace(lease, expires_at=now + timedelta(seconds=max(0.0, left)))
 
-    async def grant(self, record: LeaseRecord, settled: Settled) -> None:
-        """Make a new lease durable; its devices are held already, and are freed if that fails."""
+    def write_new(self, record: LeaseRecord) -> Write:
+        """The write of a new lease, whose block must put it into the table and publish its event.
+
+        Raises:
+            Refused: the lease is too large, or has numbers that JSON lacks.
+        """
         lease_id = record.lease.lease_id
         value = codec.encode(record, codec.JSON)
         if len(value) > self._max_bytes:
-            free(self._fleet, lease_id)
-            await settled(
-                Error(
-                    code="too_large",
-                    message=f"The assignment would take {len(value)} bytes, {self._max_bytes} fit in a message: "
-                    "give fewer work items, or give them as a count",
-                    field="$.distribution",
-                )
+            raise Refused(
+                "too_large",
+                f"The assignment would take {len(value)} bytes, {self._max_bytes} fit in a message: "
+                "give fewer work items, or give them as a count",
+                "$.distribution",
             )
-            return
         # A number that JSON can't represent is encoded as null, and no planner could decode the record again. A new
         # lease has at most two legitimate nulls: its end, and the distribution if there is none.
         if record.lease.distribution is not None or value.count(b"null") > 2:
             try:
                 codec.decode(codec.encode(lifecycle.without_items(record), codec.JSON), LeaseRecord, codec.JSON)
             except codec.DecodeError as error:
-                free(self._fleet, lease_id)
-                log.error("lease %s could not be read again, and is not granted: %s", lease_id, error)
-                text = f"The assignment could not be written down: {error}; give other weights, or another distribution"
-                await settled(Error(code="internal", message=text, field="$.distribution"))
-                return
-
-        async def landed(outcome: Outcome) -> None:
-            if isinstance(outcome, int):
-                self.table.put(record)
-                await settled(record.lease)
-                await self._publisher.publish(record, outcome)
-                return
-            free(self._fleet, lease_id)
-            await settled(self._failure(outcome))
-
-        await self._store.write(
-            lease_key(lease_id), value, self._term, landed, message_id=lifecycle.change_id(lease_id, record.version)
+                log.error("lease %s could not be decoded again, and is not granted: %s", lease_id, error)
+                text = f"The assignment could not be encoded: {error}; give other weights, or another distribution"
+                raise Refused("internal", text, "$.distribution") from error
+        return self._store.write(
+            lease_key(lease_id), value, self._term, message_id=lifecycle.change_id(lease_id, record.version)
         )
 
-    async def change(self, lease_id: str, step: Step, settled: Settled) -> None:
-        """Apply a step to a lease, after the changes of it that are in flight or queued."""
-        waiting = self._busy.get(lease_id)
-        if waiting is not None:
-            waiting.append((step, settled))
-            return
-        self._busy[lease_id] = deque([(step, settled)])
-        await self._next(lease_id)
+    async def change(self, lease_id: str, step: Step) -> Lease | None:
+        """Apply a step to a lease, after the changes of it that are in flight.
 
-    async def expire(self, now: datetime) -> None:
+        Returns:
+            The lease as it is then; None if the step returned None.
+
+        Raises:
+            Refused: by the step.
+            Deposed: another planner leads.
+            WriteFailed: the bucket refused the change, and the lease stays as it was.
+        """
+        lock = self._locks.setdefault(lease_id, asyncio.Lock())
+        async with lock:
+            before = self.table.get(lease_id)
+            after = step(before)
+            if after is None or after is before:
+                return None if after is None else after.lease
+            return await self._write(before, after)
+
+    def start_change(self, lease_id: str, step: Step) -> None:
+        """Apply a step to a lease concurrently, for no client."""
+        self._tasks.start(self._change_for_none(lease_id, step))
+
+    async def _change_for_none(self, lease_id: str, step: Step) -> None:
+        try:
+            await self.change(lease_id, step)
+        except (Refused, Deposed, WriteFailed) as error:
+            log.debug("lease %s was not changed: %r", lease_id, error)
+
+    async def close(self) -> None:
+        """End the changes that are in flight. Call it once the store has abandoned their writes."""
+        await self._tasks.cancel()
+
+    def expire(self, now: datetime) -> None:
         """Publish warnings for, and end, the leases that are due in service time.
 
         Args:
@@ -193,9 +207,9 @@ class Ledger:
                 reason = f"not renewed within {current.life_seconds:g} s"
                 return lifecycle.end(current, LeaseState.EXPIRED, reason, now, self._planner, ended_at)
 
-            await self.change(record.lease.lease_id, step, _ignore_outcome)
+            self.start_change(record.lease.lease_id, step)
 
-    async def end_lost(self, host: str, silent_seconds: float, lost_after_seconds: float, now: datetime) -> None:
+    def end_lost(self, host: str, silent_seconds: float, lost_after_seconds: float, now: datetime) -> None:
         """End the leases on a lost host, except those that are renewed: their work is running."""
         for record in self.table.on_host(host):
 
@@ -208,9 +222,9 @@ class Ledger:
                 reason = f"host {host} has been silent for {silent_seconds:.0f} s, and it was not renewed meanwhile"
                 return lifecycle.end(current, LeaseState.LOST, reason, now, self._planner)
 
-            await self.change(record.lease.lease_id, step, _ignore_outcome)
+            self.start_change(record.lease.lease_id, step)
 
-    async def warn_unrenewed(self, host: str, after_seconds: float, now: datetime) -> None:
+    def warn_unrenewed(self, host: str, after_seconds: float, now: datetime) -> None:
         """Publish `expiring` events for the leases on a silent host that have not been renewed for a while.
 
         Holders renew when they receive it, which shows also for leases with a long time to live that they are there.
@@ -223,7 +237,7 @@ class Ledger:
                 late = self._unrenewed_seconds(current) > after_seconds
                 return lifecycle.warn(current, now, self._planner) if late else current
 
-            await self.change(record.lease.lease_id, step, _ignore_outcome)
+            self.start_change(record.lease.lease_id, step)
 
     def _unrenewed_seconds(self, record: LeaseRecord) -> float:
         return self.service_seconds() - (record.extended_service_seconds or 0.0)
@@ -233,83 +247,45 @@ class Ledger:
         while self._ended and self._ended[0][0] <= now:
             self.table.remove(heappop(self._ended)[1])
 
-    async def _next(self, lease_id: str) -> None:
-        waiting = self._busy[lease_id]
-        while waiting:
-            step, settled = waiting.popleft()
-            before = self.table.get(lease_id)
-            try:
-                after = step(before)
-            except Refused as refused:
-                await settled(refused.error)
-                continue
-            except Exception as error:  # the lease stays as it is, and queued changes must not wait for ever
-                log.exception("a change of lease %s failed", lease_id)
-                await settled(Error(code="internal", message=f"The planner failed: {error}"))
-                continue
-            if after is None or after is before:
-                await settled(None if after is None else after.lease)
-                continue
-            await self._write(after, settled)
-            return
-        del self._busy[lease_id]
-
-    async def _write(self, record: LeaseRecord, settled: Settled) -> None:
+    async def _write(self, before: LeaseRecord | None, record: LeaseRecord) -> Lease:
         lease_id = record.lease.lease_id
         ends = record.lease.state is not LeaseState.ACTIVE
         ttl = self._retention(size_of(record.lease)) if ends else 0.0
-        value = codec.encode(record, codec.JSON)
-        most = self._max_bytes if self._store.has_room else 0
-        if len(value) > most and record.earlier:
-            # The lease without them did fit when it was granted: renewals and its end must always be possible.
-            known = len(record.earlier)
-            record = lifecycle.fitting(record, most, _json_bytes)
-            value = codec.encode(record, codec.JSON)
-            log.warning("lease %s: %d events that wait are kept in memory alone", lease_id, known - len(record.earlier))
-
-        async def landed(outcome: Outcome) -> None:
-            try:
-                if isinstance(outcome, int):
-                    await took_effect(outcome)
-                else:
-                    await failed(outcome)
-            finally:
-                await self._next(lease_id)
-
-        async def took_effect(revision: int) -> None:
-            self.table.put(record)
-            if ends:
-                # Samples from before the release was requested are of the time when it was held.
-                free(self._fleet, lease_id, record.lease.state, record.changed_at.timestamp())
-                heappush(self._ended, (time.time() + ttl, lease_id))
-                self._freed()
-            await settled(record.lease)
-            await self._publisher.publish(record, revision)
-
-        async def failed(outcome: Deposed | WriteFailed) -> None:
-            before = self.table.get(lease_id)
-            if isinstance(outcome, WriteFailed) and before is not None and before.lease.state is LeaseState.ACTIVE:
-                log.warning("lease %s stays as it was: %s", lease_id, outcome)
-                self.table.reschedule(before, self.service_seconds() + _RETRY_SECONDS)
-            await settled(self._failure(outcome))
-
-        await self._store.write(
-            lease_key(lease_id),
-            value,
-            self._term,
-            landed,
-            message_id=lifecycle.change_id(lease_id, record.version),
-            ttl_seconds=ttl,
-        )
-
-    def _failure(self, outcome: Deposed | WriteFailed) -> Error | Deposed:
-        if isinstance(outcome, Deposed):
+        record, value = self._encode(record)
+        change_id = lifecycle.change_id(lease_id, record.version)
+        write = self._store.write(lease_key(lease_id), value, self._term, message_id=change_id, ttl_seconds=ttl)
+        try:
+            async with write as revision:
+                self.table.put(record)
+                if ends:
+                    # Samples from before the release was requested are of the time when it was held.
+                    free(self._fleet, lease_id, record.lease.state, record.changed_at.timestamp())
+                    heappush(self._ended, (time.time() + ttl, lease_id))
+                    self._freed()
+                await self.publisher.publish(record, revision)
+        except Deposed:
             self._deposed()
-            return outcome
-        return Error(
-            code="unavailable",
-            message=f"The planner's bucket does not take writes ({outcome}): nothing was changed, try again later",
-        )
+            raise
+        except WriteFailed as error:
+            if before is not None and before.lease.state is LeaseState.ACTIVE:
+                log.warning("lease %s stays as it was: %s", lease_id, error)
+                self.table.reschedule(before, self.service_seconds() + _RETRY_SECONDS)
+            raise
+        return record.lease
+
+    def _encode(self, record: LeaseRecord) -> tuple[LeaseRecord, bytes]:
+        """Encode a changed record, if need be without the oldest of its events that the stream may lack.
+
+        The lease without them did fit when it was granted: renewals and its end must always be possible.
+        """
+        value = codec.encode(record, codec.JSON)
+        max_bytes = self._max_bytes if self._store.has_room else 0
+        if len(value) <= max_bytes or not record.earlier:
+            return record, value
+        fitting = lifecycle.fitting(record, max_bytes, _json_bytes)
+        dropped = len(record.earlier) - len(fitting.earlier)
+        log.warning("lease %s: %d unacknowledged events are kept in memory alone", record.lease.lease_id, dropped)
+        return fitting, codec.encode(fitting, codec.JSON)
 
     def _retention(self, size: int) -> float:
         """Retention in seconds of a lease of so many bytes that ends now: less if very many end."""
@@ -333,8 +309,12 @@ def _json_bytes(value: object) -> int:
     return len(codec.encode(value, codec.JSON))
 
 
-async def _ignore_outcome(_: object) -> None:
-    """Ignore the outcome of a change that no client asked for."""
+def write_refused(error: WriteFailed) -> Error:
+    """Answer to a message whose change the bucket did not take."""
+    return Error(
+        code="unavailable",
+        message=f"The planner's bucket does not take writes ({error}): nothing was changed, try again later",
+    )
 
 
 def clock() -> datetime:

@@ -60,6 +60,13 @@ class Refused(Exception):
         super().__init__(message)
         self.error = Error(code=code, message=message, field=field)
 
+    @classmethod
+    def by(cls, error: Error) -> Refused:
+        """With an answer that is there already."""
+        refused = cls(error.code, error.message, error.field)
+        refused.error = error
+        return refused
+
 
 class Announcement(Struct, frozen=True, kw_only=True):
     """An event that may not be on the facts stream yet.

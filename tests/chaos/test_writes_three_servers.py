@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from corral.bus.layout import ensure_layout, until_laid_out
 from corral.planner.durable.bucket import MIN_BYTES
-from corral.planner.durable.store import HEARTBEAT, Deposed, Entry, Outcome, Store, WriteFailed
+from corral.planner.durable.store import HEARTBEAT, Deposed, Entry, Store, WriteFailed
 from corral.schemas import subjects
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -56,22 +56,23 @@ class Writes:
 
     def __init__(self, store: Store, term: int) -> None:
         self.store, self.term = store, term
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, int | BaseException] = {}
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def send(self, *keys: str, size: int = 200) -> None:
-        for key in keys:
+        async def write(key: str) -> None:
+            put = self.store.put(f"lease.{key}", key.encode() * size, self.term, message_id=key)
+            [self.outcomes[key]] = await asyncio.gather(put, return_exceptions=True)
 
-            async def done(outcome: Outcome, key: str = key) -> None:
-                assert key not in self.outcomes
-                self.outcomes[key] = outcome
-
-            await self.store.write(f"lease.{key}", key.encode() * size, self.term, done, message_id=key)
+        self._tasks += [asyncio.create_task(write(key)) for key in keys]
+        await asyncio.sleep(0)  # all of them begin
 
     async def settled(self, seconds: float = 30.0) -> None:
         async with asyncio.timeout(seconds):
             while self.store.in_flight:
-                await self.store.tend()
+                await self.store.maintain()
                 await asyncio.sleep(0.05)
+            await asyncio.gather(*self._tasks)
 
     async def _stored(self, key: str) -> Entry | None:
         """What the bucket holds; servers of which one has died may be without a leader for a moment."""
@@ -165,7 +166,7 @@ async def tend(store: Store) -> None:
     """As the service does it."""
     while True:
         with contextlib.suppress(Exception):
-            await asyncio.sleep(await store.tend())
+            await asyncio.sleep(await store.maintain())
 
 
 async def test_a_full_bucket_is_led_from(nc: Client) -> None:

@@ -60,11 +60,11 @@ async def test_who_is_read_while_the_term_ends_does_not_wait_in_a_line_that_nobo
             assert asker.told == ([] if last is None else [last])
             assert asker.passed_on == ([late] if last is None else [])
         # Whatever was passed on to nobody is let go of with the planner.
-        planner._endpoints._background.start(asyncio.sleep(3600))
+        planner._endpoints._tasks.start(asyncio.sleep(3600))
         await hosts.stop()
     finally:
         await planner.stop()
-        assert not planner._endpoints._background
+        assert not len(planner._endpoints._tasks)
         for connection in connections:
             await connection.close()
 

@@ -84,10 +84,10 @@ def test_a_place_is_given_back_for_a_while_and_to_its_owner_alone() -> None:
         request = WorkRequest(owner=owner, request_id="of-a", wait_seconds=100)
         entry = queue.add(request, now, WHY, None, digest)
         place = queue.position(entry)
-        queue.leave(entry, now, digest) if place == 1 else queue.remove(entry)
+        queue.remove_silent(entry, now, digest) if place == 1 else queue.remove(entry)
         return place
 
-    queue.leave(first, 10.0, "a")
+    queue.remove_silent(first, 10.0, "a")
     assert [back("a", "a", 20.0), back("x", "a", 20.0), back("a", "other body", 20.0), back("a", "a", 99.0)] == [
         1,
         2,

@@ -32,6 +32,6 @@ def test_an_owners_requests_are_counted_as_they_come_and_go(steps: list[tuple[st
         elif number % 2:
             queue.remove(there.pop(0))
         else:
-            queue.leave(there.pop(), 1.0, "digest")
+            queue.remove_silent(there.pop(), 1.0, "digest")
         for name in "abc":
             assert queue.count_of(name) == sum(entry.request.owner == name for entry in there)

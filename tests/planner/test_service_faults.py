@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.planner.durable.store import WATERMARK, Deposed, Outcome, Store, lease_key
+from corral.planner.durable.store import WATERMARK, Deposed, Store, lease_key
 from corral.planner.fleet.device import Fault
 from corral.planner.leases import lifecycle
 from corral.planner.telemetry import Health
@@ -202,20 +202,17 @@ async def test_writes_of_an_old_term_never_land(nc: Client) -> None:
     await store.open()
     term = await store.claim(b'{"planner":"a"}', 0)
     assert term is not None
-    outcomes: list[Outcome] = []
-
-    async def done(outcome: Outcome) -> None:
-        outcomes.append(outcome)
-
+    writes: list[asyncio.Task[int]] = []
     taken: asyncio.Task[int | None] | None = None
     for number in range(4000):
-        await store.write(lease_key(str(number)), b"x" * 500, term, done, message_id=f"{number}.1")
+        write = store.put(lease_key(str(number)), b"x" * 500, term, message_id=f"{number}.1")
+        writes.append(asyncio.create_task(write))
         if number == 2000:
             await asyncio.sleep(0)
             taken = asyncio.create_task(store.claim(b'{"planner":"b"}', term))
         if number % 50 == 0:
             await asyncio.sleep(0)
-    await asyncio.wait_for(store.settled(), 10)
+    outcomes = await asyncio.wait_for(asyncio.gather(*writes, return_exceptions=True), 10)
     assert taken is not None
     after = await taken
     assert after is not None
