@@ -13,8 +13,8 @@ log = logging.getLogger("corral.bus")
 class BackgroundTasks:
     """Tasks that run while their owner goes on.
 
-    The event loop itself keeps only weak references to tasks, so that one that nobody keeps may vanish halfway
-    (`asyncio.create_task`). An error that ends a task is logged.
+    The event loop itself keeps only weak references to tasks, so that a task without another reference may disappear
+    before its end (`asyncio.create_task`). An error that ends a task is logged.
     """
 
     def __init__(self) -> None:

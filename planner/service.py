@@ -250,7 +250,6 @@ class Planner:
         await self._query_pool.close()
         await self._request_pool.close()
         await self._endpoints.abandon()
-        await self._background.cancel()
         await self._probe.close()
         await self._telemetry.stop()
         await self._store.close()

@@ -22,6 +22,7 @@ from nats.micro.request import Request
 from nats.micro.service import EndpointStats, Service
 
 from ...bus.permissions import ACROSS
+from ...bus.process import service_version
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, subjects
 from ...schemas.health import ServiceHealth
@@ -54,7 +55,8 @@ log = logging.getLogger("corral.planner")
 _ACTS: Final = (WithdrawAction, LeaseAction, EvictAction, DrainAction)
 """Messages that take effect also without a reply subject."""
 _LOG_AGAIN_SECONDS: Final = 10.0
-_LONGEST_WAIT_SECONDS: Final = 86400.0 + 60.0
+_FORWARD_SECONDS: Final = MAX_WAIT_SECONDS + 60.0
+"""Timeout for the answer of another planner: a request may wait in its queue."""
 
 
 class Endpoints:

@@ -20,7 +20,6 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
