@@ -29,7 +29,7 @@ from typing import Any
 
 from corral.cli.local.server import EmbeddedServer
 from corral.client import CorralError, connect
-from corral.dashboard.security.links import login_link
+from corral.dashboard.security.login_links import login_link
 from playwright.async_api import Page, async_playwright
 from servers import cpu_seconds
 

@@ -16,7 +16,7 @@ def load(name: str) -> Any:
     from ..bus import websockets
 
     websockets.leave_out()
-    from .everywhere import attach as attach_everywhere
+    from .global_options import attach as attach_global_options
 
     entry = COMMANDS[name]
     module, attribute = entry.place.split(":")
@@ -28,7 +28,7 @@ def load(name: str) -> Any:
         found = app
     command = typer.main.get_command(found)
     command.name = name
-    attach_everywhere(name, command)
+    attach_global_options(name, command)
     # Every option has a variable, CORRAL_<COMMAND>_<OPTION>; the help shows only variables that are set explicitly.
     command.context_settings["auto_envvar_prefix"] = f"CORRAL_{name}"
     inner: dict[str, Any] = getattr(command, "commands", None) or {}

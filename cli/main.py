@@ -35,7 +35,7 @@ class LazyCommands(typer.core.TyperGroup):
             return _stub(cmd_name, entry)
         command = load(cmd_name)
         if "_CORRAL_COMPLETE" in os.environ:
-            from .complete import attach
+            from .completion import attach
 
             attach(cmd_name, command)
         return command
@@ -84,7 +84,7 @@ app = typer.Typer(
 
 
 def _contexts(incomplete: str) -> list[str]:
-    from .complete import contexts
+    from .completion import contexts
 
     return [name for name in contexts(typer.Context(typer.main.get_command(app))) if name.startswith(incomplete)]
 
@@ -132,11 +132,11 @@ def corral(
       corral query "FROM samples LIMIT 5"              ask the history
     """
     from ..bus.connect import URL_VARIABLE
-    from .everywhere import GIVEN, take, use_credentials
+    from .global_options import GIVEN, take, use_credentials
 
     GIVEN.clear()
     if ctx.invoked_subcommand and any(name.startswith("CORRAL_") for name in os.environ):
-        from .variables import check
+        from .environment_check import check
 
         check(ctx.invoked_subcommand)
     take(ctx.invoked_subcommand or "", nats=nats, creds=creds, context=context, config=config)
@@ -146,7 +146,7 @@ def corral(
         # Parts that a command starts read the same file.
         os.environ["CORRAL_CONFIG"] = os.path.abspath(config)
     if context or os.environ.get("CORRAL_CONTEXT") or _config_may_be_there():
-        from .file_defaults import configure
+        from .config_defaults import configure
 
         configure(ctx, context, load, must_be_there=config is not None)
     if nats:
@@ -169,11 +169,11 @@ def main(arguments: list[str] | None = None) -> None:
         _main(arguments)
     except SystemExit as end:
         if isinstance(end.code, int) and end.code:
-            from .work import exports
+            from .work import shell_exports
 
-            if exports.wanted(arguments):
+            if shell_exports.wanted(arguments):
                 # A script evaluates this output, and must not continue as if it had a lease.
-                typer.echo(exports.failed(end.code), nl=False)
+                typer.echo(shell_exports.failed(end.code), nl=False)
         raise
 
 
@@ -199,7 +199,7 @@ def _main(arguments: list[str] | None) -> None:
         from .exits import code_and_message
 
         code, message = code_and_message(error)
-        from .file_defaults import blame
+        from .config_defaults import blame
 
         print(f"corral: {message}{blame(message)}", file=sys.stderr)
         sys.exit(code)

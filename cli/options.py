@@ -17,7 +17,7 @@ import typer
 from ..bus.connect import URL_VARIABLE
 from ..bus.credentials import CREDENTIALS_VARIABLE
 from ..client import Client
-from .everywhere import another_bus
+from .global_options import another_bus
 
 if TYPE_CHECKING:
     from rich.console import Console

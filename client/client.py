@@ -24,11 +24,11 @@ from ..schemas.metrics import DeviceSample
 from ..schemas.query import MAX_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from ..schemas.subjects import PlanSubject
 from . import subscriptions
-from .contexts import way
+from .child_processes import CHILDREN_GRACE_SECONDS
+from .config import way
 from .environment import placed_here
 from .errors import InvalidRequest, NoService, QueryFailed, Refused, Unavailable
 from .lease import LeaseContext, Lost, OnOutage
-from .leftovers import CHILDREN_GRACE_SECONDS
 from .notebook import DeviceList
 from .paging import all_devices
 from .query import collect, in_own_name

@@ -16,11 +16,11 @@ from msgspec.structs import replace
 from ..bus.elapsed import elapsed_seconds
 from ..bus.process_identity import own_name
 from ..schemas import codec, requests
-from .confirmed import given_back_on_failure, renewed
+from .child_processes import CHILDREN_GRACE_SECONDS, ticks_now, wait_for_children
 from .environment import environment_for, environment_set
 from .errors import CorralError, Forked, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
+from .grant_confirmation import given_back_on_failure, renewed
 from .holder import check_no_other_holds, held_by_this_process
-from .leftovers import CHILDREN_GRACE_SECONDS, ticks_now, wait_for_children
 from .notebook import lease_html
 from .request_calls import RequestCalls
 from .rpc import Waiting

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from ..schemas import codec, operations, requests
 from ..schemas.subjects import PlanSubject
-from .confirmed import Granted, confirmed
 from .errors import CorralError, NoService, Rejected, TimedOut, TooManyRequests, Unavailable
+from .grant_confirmation import Granted, confirmed
 from .holder import may_be_anothers
 from .lease_calls import LeaseCalls
 from .request import RequestFields, work_request

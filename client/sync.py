@@ -15,11 +15,11 @@ from typing import Any, Final, Self, TypeVar, Unpack
 from ..schemas import operations, requests
 from ..schemas.metrics import DeviceSample
 from ..schemas.query import ProcessorStatus, ResultFormat
+from .child_processes import CHILDREN_GRACE_SECONDS
 from .client import Client, connect
 from .environment import environment_set, placed_here
 from .errors import Forked, LeaseLost
 from .lease import HeldLease, Lost, OnOutage, hold
-from .leftovers import CHILDREN_GRACE_SECONDS
 from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult

@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from ..client.request import default_owner
-from .exports import Exports
+from .downloads import Exports
 from .fleet import Fleet
 from .security.accounts import Accounts, write_secret
 from .security.guard import Guard
@@ -32,7 +32,7 @@ from .security.sessions import Session, Sessions
 from .settings import DEFAULT_PORT, Settings, is_loopback
 
 if TYPE_CHECKING:
-    from .frame import Frame
+    from .page_frame import Frame
 
 log = logging.getLogger("corral.dashboard")
 
@@ -109,7 +109,7 @@ class Dashboard:
         from nicegui import app as inner
         from nicegui import core, ui
 
-        from .frame import SESSION_OF_PAGE
+        from .page_frame import SESSION_OF_PAGE
 
         def owns(page: str, session: Session) -> bool:
             opened = Page.instances.get(page)
@@ -169,17 +169,17 @@ class Dashboard:
         return behind(GZipMiddleware(guard, minimum_size=1024, compresslevel=5), self.settings.trusted_proxies)
 
     def _pages(self, exports: Exports) -> None:
-        from .pages import analytics, device, fleet, leases, missing, request
+        from .pages import analytics, device, fleet, leases, not_found, request
 
         def frame(request: Request, title: str) -> Frame:
-            from .frame import Frame
+            from .page_frame import Frame
 
             return Frame(self.fleet, self.sessions, request, title)
 
         for page in (fleet, device, leases, request):
             page.register(frame)
         analytics.register(frame, exports)
-        missing.register(frame)  # registered last, because it matches all other URLs
+        not_found.register(frame)  # registered last, because it matches all other URLs
 
 
 async def _icon(_: Request) -> Response:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from corral.cli.local.supervisor import Part, Supervisor
 from corral.client import Client, Rejected, connect
-from corral.dashboard.security.links import login_link
+from corral.dashboard.security.login_links import login_link
 
 SIMULATED = ("--source", "simulated", "--hosts", "24", "--devices", "8", "--interval", "1s", "--processes", "2s")
 LIVELY = ("--time-scale", "30", "--background", "0.25", "--seed", "7")

@@ -297,7 +297,7 @@ def _print_dashboard(state: Path, data: Path) -> None:
 
     The token isn't printed elsewhere, since a log would keep it where others can read it.
     """
-    from ...dashboard.security.links import login_link
+    from ...dashboard.security.login_links import login_link
 
     out = console()
     try:

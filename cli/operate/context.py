@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from ..config import VARIABLES, Config, Context, path, read, unknown_context, write
-from ..everywhere import GIVEN
 from ..exits import NOT_YOURS, USAGE, CommandError
+from ..global_options import GIVEN
 
 
 def own() -> Config:

@@ -15,7 +15,7 @@ from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl
 from ..options_struct import takes
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
-from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
+from .run_service import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 if TYPE_CHECKING:
     from ...collectors.source import Source

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...dashboard.security.links import login_link
+from ...dashboard.security.login_links import login_link
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, console, say
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
-from .serving import STOP_WITHIN, StopWithin, stop_seconds
-from .serving import serve as run_service
+from .run_service import STOP_WITHIN, StopWithin, stop_seconds
+from .run_service import serve as run_service
 
 if TYPE_CHECKING:
     from ...dashboard.security.accounts import Role

@@ -13,7 +13,7 @@ from ...schemas.units import parse_seconds
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, say
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
-from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
+from .run_service import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 if TYPE_CHECKING:
     from ...exporter import Exporter, Family

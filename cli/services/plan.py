@@ -11,7 +11,7 @@ from ...schemas.limits import STALE_AFTER_SECONDS
 from ...schemas.units import parse_bytes, parse_seconds
 from ..options import NatsUrl
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
-from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
+from .run_service import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 _LIMITS = "What one owner may ask"
 

@@ -14,7 +14,7 @@ import typer
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
-from .serving import STOP_WITHIN, StopWithin, serve, stop_seconds
+from .run_service import STOP_WITHIN, StopWithin, serve, stop_seconds
 
 if TYPE_CHECKING:
     from ...processors.query.quack import Settings as RemoteSettings

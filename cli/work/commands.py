@@ -13,12 +13,12 @@ from ...client import Client, Ended, InvalidRequest, Rejected, errors
 from ...client.environment import placed_here
 from ...client.request import RequestFields
 from ...schemas import operations, requests, units
-from .. import everywhere, exits, render
-from ..here import explain_host, say_elsewhere
+from .. import exits, global_options, render
 from ..options import AsJson, NatsUrl, Owner, Timeout, connected, console, print_json, run, say
-from .exports import chosen, exported
+from .host_messages import explain_host, say_elsewhere
 from .job_control import Interrupted, Signals
 from .request_options import asking
+from .shell_exports import chosen, exported
 from .wait_display import waiting_line
 
 
@@ -116,7 +116,7 @@ def print_assignment(lease: requests.Lease, owner: str | None = None) -> None:
             f"[dim]{escape(host)}: {escape(' '.join(f'{k}={shlex.quote(v)}' for k, v in environment.items()))}[/]"
         )
     rest = lease.lease_id + (f" --owner {shlex.quote(owner)}" if owner else "")
-    here = everywhere.way()
+    here = global_options.way()
     out.print(
         f"[dim]renew: {escape(f'corral{here} renew {rest}')} · give back: {escape(f'corral{here} release {rest}')}[/]"
     )

@@ -20,11 +20,11 @@ from ...client.request import RequestFields
 from ...schemas import units
 from ...schemas.limits import LEASE_VARIABLE
 from .. import exits, render
-from ..here import explain_host, say_elsewhere
 from ..options import NatsUrl, connected, console, say
 from .children import Child, NotStarted
-from .held import start_in_time, telling_outages
+from .host_messages import explain_host, say_elsewhere
 from .job_control import HARMLESS, Interrupted, Signals, Terminal
+from .lease_safety import start_in_time, telling_outages
 from .remote import Remote
 from .request_options import asking
 from .wait_display import waiting_line

@@ -9,13 +9,13 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ...client import Client, CorralError, QueryFailed, QueryResult
-from .. import questions
+from .. import view_queries
 from ..components.results import Chart, Grid
-from ..exports import Exports
+from ..downloads import Exports
 from ..fleet import Trouble, trouble_of
-from ..frame import Frame, Notice
 from ..html import button, remember, tag, url
-from ..questions import SHOWN, Column
+from ..page_frame import Frame, Notice
+from ..view_queries import SHOWN, Column
 
 _SECONDS = 60.0
 _EXAMPLE = """-- Any read-only question: SHOW TABLES, DESCRIBE samples, FROM questions …
@@ -43,7 +43,7 @@ async def _views(client: Client) -> list[_View]:
     for name, question, column, meaning in (await client.query(_VIEWS, limit=5000)).rows:
         view = found.setdefault(name, _View(name, question, {}))
         view.columns[column] = meaning or ""
-    return [found[name] for name in questions.ordered(list(found))]
+    return [found[name] for name in view_queries.ordered(list(found))]
 
 
 def register(frame: Callable[[Request, str], Frame], exports: Exports) -> None:
@@ -104,14 +104,14 @@ class AnalyticsPage:
         with tag("section", "panel"):
             with tag("div", "panel-head"):
                 tag("h2", text="What the columns mean")
-                tag("a", "note link", "Change it in SQL", href=url("/analytics", sql=questions.sql(view.name)))
+                tag("a", "note link", "Change it in SQL", href=url("/analytics", sql=view_queries.sql(view.name)))
             with tag("div", "facts"):
                 for name, meaning in view.columns.items():
                     with tag("div"):
                         tag("div", "fact-name mono", name)
                         tag("div", "fact-value", meaning)
-        known = questions.KNOWN.get(view.name)
-        ui.timer(0, lambda: self._ask(questions.sql(view.name), known.drawing if known else None), once=True)
+        known = view_queries.KNOWN.get(view.name)
+        ui.timer(0, lambda: self._ask(view_queries.sql(view.name), known.drawing if known else None), once=True)
 
     def _console(self, sql: str) -> None:
         with tag("section", "panel"):
@@ -152,7 +152,7 @@ class AnalyticsPage:
         remember("/analytics", sql=sql)
         await self._ask(sql, None)
 
-    async def _ask(self, sql: str, drawing: questions.Drawing | None) -> None:
+    async def _ask(self, sql: str, drawing: view_queries.Drawing | None) -> None:
         self._asked += 1
         asked = self._asked
         self._note.set_text("Asking…")
@@ -180,13 +180,13 @@ class AnalyticsPage:
             self._failure.set_text(text)
             self._failure.set_visibility(True)
 
-    def _show(self, sql: str, result: QueryResult, drawing: questions.Drawing | None) -> None:
+    def _show(self, sql: str, result: QueryResult, drawing: view_queries.Drawing | None) -> None:
         self._sql = sql
         rows = result.rows
         columns = [
             Column(
                 name=name,
-                numeric=questions.numeric([row[at] for row in rows[:200]]),
+                numeric=view_queries.numeric([row[at] for row in rows[:200]]),
                 help=self._meanings.get(name, ""),
             )
             for at, name in enumerate(result.columns)
@@ -195,8 +195,10 @@ class AnalyticsPage:
         self._note.set_text(f"{result.seconds * 1000:,.0f} ms")
         self._count.set_text(f"{len(rows):,} row{'' if len(rows) == 1 else 's'}{more}")
         self._export_bar.set_visibility(True)
-        self._grid.fill([to_builtins(column) for column in columns], [[questions.cell(v) for v in row] for row in rows])
-        drawn = questions.draw(result.columns, rows, drawing)
+        self._grid.fill(
+            [to_builtins(column) for column in columns], [[view_queries.cell(v) for v in row] for row in rows]
+        )
+        drawn = view_queries.draw(result.columns, rows, drawing)
         self._chart.set_visibility(drawn is not None)
         if drawn is not None:
             self._chart.show(drawn.kind, drawn.labels, drawn.series, drawn.unit)

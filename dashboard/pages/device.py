@@ -20,9 +20,9 @@ from .. import cells, history
 from ..cells import State
 from ..components.timeline import Timeline
 from ..fleet import Trouble, trouble_of
-from ..frame import Frame, Notice
 from ..history import RANGES, Window
 from ..html import Segments, button, remember, table, tag
+from ..page_frame import Frame, Notice
 from ..security.accounts import Role
 from .fleet import number
 

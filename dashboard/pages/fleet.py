@@ -18,8 +18,8 @@ from .. import cells
 from ..cells import GroupBy, Metric, State
 from ..components.heatmap import HeatMap
 from ..fleet import NO_DEVICES, Fleet
-from ..frame import Frame, Notice
 from ..html import Segments, remember, search, table, tag, url
+from ..page_frame import Frame, Notice
 
 _METRICS = (("utilization", "Utilisation"), ("memory", "Memory"), ("temperature", "Temperature"), ("health", "Health"))
 _GROUPS = (("host", "Host"), ("model", "Model"), ("owner", "Owner"))

@@ -17,9 +17,9 @@ from ...schemas.requests import Lease
 from .. import cells, history
 from ..components.results import Lanes
 from ..fleet import trouble_of
-from ..frame import Frame, Notice
 from ..history import RANGES, Window
 from ..html import Segments, button, remember, search, table, tag, url
+from ..page_frame import Frame, Notice
 from ..security.accounts import Role
 
 _SHOWN = 100

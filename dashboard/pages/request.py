@@ -18,8 +18,8 @@ from ...schemas.operations import Explanation, QueueEntry
 from ...schemas.requests import Assignment, Grant, Lease, Placement, Rejection
 from ...schemas.units import format_bytes
 from ..fleet import trouble_of
-from ..frame import Frame, NotAllowed, Notice
 from ..html import button, on_choice, on_typing, remember, table, tag
+from ..page_frame import Frame, NotAllowed, Notice
 from ..security.accounts import Role
 
 _TEXTS: Final = ("memory", "host_memory", "min_compute_capability", "ttl", "wait", "name", "policy")

@@ -16,8 +16,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from .accounts import Account, Accounts
-from .attempts import Attempts
 from .guard import cookie, safe_target
+from .login_attempts import Attempts
 from .proxies import HEADERS
 from .sessions import BROWSER_COOKIE, COOKIE, Session, Sessions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from corral.cli import variables
+from corral.cli import environment_check
 from corral.cli.exits import CommandError
 
 
@@ -28,7 +28,7 @@ def test_a_near_miss_is_refused_with_the_one_that_was_meant(
 ) -> None:
     monkeypatch.setenv(name, "2")
     with pytest.raises(CommandError, match=f"{name} is set.*did you mean {found}?"):
-        variables.check(command)
+        environment_check.check(command)
 
 
 OWN = (
@@ -44,7 +44,7 @@ def test_what_is_somebody_else_s_is_left_alone(monkeypatch: pytest.MonkeyPatch) 
     for name in (*names, "CORRAL_NATS_SERVICE_HOST", "CORRAL_BIN", "CORRAL_ROOT", *OWN):
         monkeypatch.setenv(name, "2")
     for command in ("request", "run", "devices", "process", "collect", "plan", "dashboard", "up", "auth", "nothing"):
-        variables.check(command)
+        environment_check.check(command)
 
 
 def test_every_variable_of_the_documentation_is_known() -> None:
@@ -54,6 +54,6 @@ def test_every_variable_of_the_documentation_is_known() -> None:
     from corral.cli.loading import load
     from corral.cli.registry import COMMANDS
 
-    known = set(variables.OTHERS).union(*(variables.known(load(name)) for name in COMMANDS))
+    known = set(environment_check.OTHERS).union(*(environment_check.known(load(name)) for name in COMMANDS))
     assert {"CORRAL_NATS_URL", "CORRAL_DB"} <= named
     assert named - known == set()

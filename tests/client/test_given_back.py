@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from corral.bus.process_identity import own_name
 from corral.client import SyncClient, TimedOut, connect
-from corral.client.confirmed import confirmed, given_back_on_failure
+from corral.client.grant_confirmation import confirmed, given_back_on_failure
 from corral.client.holder import held_by_this_process
 from corral.client.lease_calls import LeaseCalls
 from corral.schemas.requests import Assignment, Lease, LeaseState, WorkRequest

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 from corral.dashboard.security.accounts import Accounts, Role
-from corral.dashboard.security.attempts import FREE, FREE_OF_PLACE, MOST_SECONDS, Attempts
 from corral.dashboard.security.login import Doorman
+from corral.dashboard.security.login_attempts import FREE, FREE_OF_PLACE, MOST_SECONDS, Attempts
 from corral.dashboard.security.proxies import behind, network
 from corral.dashboard.security.sessions import BROWSER_COOKIE, Sessions
 from hypothesis import given, settings

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from corral.dashboard import cells
 from corral.dashboard.cells import GroupBy, Metric, State
 from corral.dashboard.history import Window, source
-from corral.dashboard.questions import cell, draw, guess
+from corral.dashboard.view_queries import cell, draw, guess
 from corral.schemas.operations import DeviceStatus
 from corral.schemas.requests import Grant, Lease, LeaseState
 from hypothesis import given, settings

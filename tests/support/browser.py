@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from corral.dashboard.security.accounts import Accounts, Role
-from corral.dashboard.security.links import login_link
+from corral.dashboard.security.login_links import login_link
 from corral.dashboard.security.sessions import Sessions
 from support.local_cluster import CORRAL, environment, wait_for
 

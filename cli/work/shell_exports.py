@@ -13,7 +13,7 @@ from ...client.environment import NONE_VISIBLE, environment_for
 from ...schemas.limits import LEASE_VARIABLE
 from ...schemas.requests import Lease
 from .. import exits
-from ..variables import PREFIX
+from ..environment_check import PREFIX
 
 _VARIABLE = f"{PREFIX}REQUEST_EXPORT"
 """Environment variable of the option `--export`."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..client import Client
-from ..client.environment import elsewhere, local_host
-from ..client.request import RequestFields
-from ..schemas.requests import Lease
-from .options import say
+from ...client import Client
+from ...client.environment import elsewhere, local_host
+from ...client.request import RequestFields
+from ...schemas.requests import Lease
+from ..options import say
 
 
 async def explain_host(client: Client, fields: RequestFields) -> None:

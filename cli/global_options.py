@@ -65,7 +65,7 @@ def attach(name: str, command: Any) -> None:
 def _options(name: str, of_group: bool) -> list[Any]:
     def config(ctx: typer.Context, value: str | None) -> None:
         if value:
-            from .file_defaults import defaults_of
+            from .config_defaults import defaults_of
 
             take(name, config=value)
             os.environ["CORRAL_CONFIG"] = os.path.abspath(value)

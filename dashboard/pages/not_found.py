@@ -8,8 +8,8 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ..fleet import Trouble
-from ..frame import Frame
 from ..html import empty, tag
+from ..page_frame import Frame
 
 
 def register(frame: Callable[[Request, str], Frame]) -> None:
