@@ -168,11 +168,11 @@ async def measure(url: str, link: str, options: argparse.Namespace, pid: int) ->
             print(f"{name:24} {p50:8.1f} ms p50, {p95:.1f} ms p95, {max(found):.1f} ms worst")
         await first.close()
         for count in (1, options.browsers):
-            await steady(context, base, ready, count, pid, options.seconds)
+            await filter_counters(context, base, ready, count, pid, options.seconds)
         await browser.close()
 
 
-async def steady(context: Any, base: str, ready: str, count: int, pid: int, seconds: float) -> None:
+async def filter_counters(context: Any, base: str, ready: str, count: int, pid: int, seconds: float) -> None:
     received: list[int] = []
     pages: list[Page] = []
 

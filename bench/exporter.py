@@ -24,7 +24,7 @@ from typing import Any
 
 from corral.collectors.agent.packing import Packer
 from corral.collectors.simulated.source import SimulatedSource
-from corral.exporter import Live, choose, write
+from corral.exporter import LiveFleet, choose, write
 from corral.exporter.page import device_labels
 from corral.schemas import codec, subjects
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -49,7 +49,7 @@ def main() -> None:
     source = SimulatedSource(hosts, PER_HOST, models="H100", background=1.0, clock_ns=lambda: now[0])
     source.open(lambda event: None)
     inventories = source.inventory()
-    live = Live(None)  # type: ignore[arg-type]  # it is fed below, as its subscriptions would
+    live = LiveFleet(None)  # type: ignore[arg-type]  # it is fed below, as its subscriptions would
     for inventory in inventories:
         live.take_inventory(subjects.inventory_subject(inventory.host.name), codec.encode(inventory))
     packer = Packer(1)

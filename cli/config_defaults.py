@@ -11,7 +11,7 @@ from . import config as files
 from .config import apply
 from .exits import USAGE, CommandError
 
-_MENDING: Final = ("config", "context")
+_REPAIRING: Final = ("config", "context")
 
 
 def configure(
@@ -29,7 +29,7 @@ def configure(
         CommandError: a file is invalid or missing, or there is no such context.
     """
     name = ctx.invoked_subcommand or ""
-    mending = name in _MENDING
+    mending = name in _REPAIRING
     if must_be_there and not mending and not files.path().exists():
         raise CommandError(f"there is no configuration file {files.path()}", USAGE)
     try:
@@ -48,7 +48,7 @@ def configure(
 def defaults_of(name: str, command: Any) -> dict[str, Any]:
     """Apply the context in use, and return the defaults that the configuration files hold for a command's options."""
     found = files.read()
-    apply(None, found, lenient=name in _MENDING)
+    apply(None, found, lenient=name in _REPAIRING)
     if name in found.tables:
         USED.update({f"{name}.{key}": value for key, value in found.tables[name].items()})
         ORIGINS.update(found.origins)
@@ -60,7 +60,7 @@ USED: Final[dict[str, Any]] = {}
 ORIGINS: Final[dict[str, Any]] = {}
 
 
-def blame(message: str) -> str:
+def setting_source(message: str) -> str:
     """Setting and file, in parentheses, that hold a value that an error message quotes; empty if no file does."""
     found = [key for key, value in USED.items() if isinstance(value, str) and value and value in message]
     return f" ({found[0]} in {ORIGINS[found[0]]})" if found else ""

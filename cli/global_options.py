@@ -15,7 +15,7 @@ from ..bus.connect import URL_VARIABLE
 from .exits import USAGE, CommandError
 
 _BUS: Final = frozenset({"nats", "creds", "context"})
-MEANINGLESS: Final = {
+REFUSED_OPTIONS: Final = {
     "up": ("starts a bus of its own", _BUS),
     "demo": ("starts a bus of its own", _BUS),
     "simulate": ("asks no bus", _BUS),
@@ -26,7 +26,7 @@ GIVEN: Final[dict[str, str]] = {}
 """Global options that the command line contains, such as `context`, with their values."""
 
 
-def take(name: str, **given: str | None) -> None:
+def record_options(name: str, **given: str | None) -> None:
     """Record global options in `GIVEN`.
 
     Raises:
@@ -34,13 +34,13 @@ def take(name: str, **given: str | None) -> None:
     """
     for option, value in given.items():
         if value:
-            why, refused = MEANINGLESS.get(name, ("", frozenset[str]()))
+            why, refused = REFUSED_OPTIONS.get(name, ("", frozenset[str]()))
             if option in refused:
                 raise CommandError(f"--{option} means nothing to `corral {name}`: it {why}", USAGE)
             GIVEN[option] = value
 
 
-def way() -> str:
+def connection_flags() -> str:
     """Global options, as text for a command line, that make another command use the same bus."""
     words = (f" --{option} {GIVEN[option]}" for option in ("config", "context", "nats", "creds") if option in GIVEN)
     return "".join(words)
@@ -67,7 +67,7 @@ def _options(name: str, of_group: bool) -> list[Any]:
         if value:
             from .config_defaults import defaults_of
 
-            take(name, config=value)
+            record_options(name, config=value)
             os.environ["CORRAL_CONFIG"] = os.path.abspath(value)
             ctx.default_map = (None if of_group else defaults_of(name, ctx.command)) or ctx.default_map
 
@@ -75,19 +75,19 @@ def _options(name: str, of_group: bool) -> list[Any]:
         if value:
             from .config import apply
 
-            take(name, context=value)
+            record_options(name, context=value)
             apply(value)
             if path := GIVEN.get("creds"):
                 use_credentials(path)
 
     def nats(value: str | None) -> None:
         if value:
-            take(name, nats=value)
-            os.environ[URL_VARIABLE] = another_bus(value) or value
+            record_options(name, nats=value)
+            os.environ[URL_VARIABLE] = use_url(value) or value
 
     def creds(value: str | None) -> None:
         if value:
-            take(name, creds=value)
+            record_options(name, creds=value)
             use_credentials(value)
 
     made = typer.Typer(add_completion=False)
@@ -107,7 +107,7 @@ def _options(name: str, of_group: bool) -> list[Any]:
     return found
 
 
-def another_bus(url: str | None) -> str | None:
+def use_url(url: str | None) -> str | None:
     """Record the URL of a `--nats` flag, and unset a context's credentials if it names another bus. Returns the URL."""
     if url:
         GIVEN["nats"] = url

@@ -60,7 +60,7 @@ def _stub(name: str, entry: Entry) -> Any:
     return typer.core.TyperCommand(name, help=entry.summary, rich_help_panel=entry.panel)
 
 
-def spelled_out(arguments: list[str]) -> list[str]:
+def expand_optional_values(arguments: list[str]) -> list[str]:
     """Replace `--mig` without a value by `--mig=any`, since Typer has no options with an optional value.
 
     Arguments after `--` belong to a command of the user's and are kept. Without `--`, all arguments are kept if a
@@ -132,14 +132,14 @@ def corral(
       corral query "FROM samples LIMIT 5"              ask the history
     """
     from ..bus.connect import URL_VARIABLE
-    from .global_options import GIVEN, take, use_credentials
+    from .global_options import GIVEN, record_options, use_credentials
 
     GIVEN.clear()
     if ctx.invoked_subcommand and any(name.startswith("CORRAL_") for name in os.environ):
         from .environment_check import check
 
         check(ctx.invoked_subcommand)
-    take(ctx.invoked_subcommand or "", nats=nats, creds=creds, context=context, config=config)
+    record_options(ctx.invoked_subcommand or "", nats=nats, creds=creds, context=context, config=config)
     if nats:
         os.environ[URL_VARIABLE] = nats
     if config:
@@ -184,7 +184,9 @@ def _main(arguments: list[str] | None) -> None:
             del os.environ[name]
     try:
         ended = typer.main.get_command(app).main(
-            spelled_out(sys.argv[1:] if arguments is None else arguments), prog_name="corral", standalone_mode=False
+            expand_optional_values(sys.argv[1:] if arguments is None else arguments),
+            prog_name="corral",
+            standalone_mode=False,
         )
     except KeyboardInterrupt:
         sys.exit(130)
@@ -199,9 +201,9 @@ def _main(arguments: list[str] | None) -> None:
         from .exits import code_and_message
 
         code, message = code_and_message(error)
-        from .config_defaults import blame
+        from .config_defaults import setting_source
 
-        print(f"corral: {message}{blame(message)}", file=sys.stderr)
+        print(f"corral: {message}{setting_source(message)}", file=sys.stderr)
         sys.exit(code)
     sys.exit(ended if isinstance(ended, int) else 0)
 

@@ -17,7 +17,7 @@ import typer
 from ..bus.connect import URL_VARIABLE
 from ..bus.credentials import CREDENTIALS_VARIABLE
 from ..client import Client
-from .global_options import another_bus
+from .global_options import use_url
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,9 +29,7 @@ T = TypeVar("T")
 
 NatsUrl = Annotated[
     str | None,
-    typer.Option(
-        "--nats", metavar="URL", help="The bus. Default: $CORRAL_NATS_URL, then localhost.", callback=another_bus
-    ),
+    typer.Option("--nats", metavar="URL", help="The bus. Default: $CORRAL_NATS_URL, then localhost.", callback=use_url),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Owner = Annotated[
@@ -105,11 +103,11 @@ CANCEL_AGAIN_SECONDS: Final = 8.0
 """Interval of repeated cancellations: longer than an orderly shutdown takes, shorter than a supervisor's timeout."""
 
 
-def cancel_surely(task: asyncio.Task[Any]) -> None:
+def cancel_until_done(task: asyncio.Task[Any]) -> None:
     """Cancel a task repeatedly until it ends, since an await that fails at the same moment may swallow the first."""
     if not task.done():
         task.cancel()
-        task.get_loop().call_later(CANCEL_AGAIN_SECONDS, cancel_surely, task)
+        task.get_loop().call_later(CANCEL_AGAIN_SECONDS, cancel_until_done, task)
 
 
 Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOB", help="Only on such hosts. Repeatable.")]

@@ -14,9 +14,9 @@ from . import processes
 from .holder import held_by_this_process
 
 CHILDREN_GRACE_SECONDS: Final = 10.0
-_LOOK_SECONDS: Final = 0.1
+_POLL_SECONDS: Final = 0.1
 _SHOWN: Final = 3
-_OF_PYTHON: Final = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+_MULTIPROCESSING_HELPERS: Final = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 """Helper processes of Python's `multiprocessing` that live until the program ends and do no work on devices."""
 _log: Final = logging.getLogger("corral.client")
 
@@ -41,11 +41,13 @@ def children_under(lease_id: str, since_ticks: int) -> list[processes.Process]:
         since_ticks: time of the grant, in clock ticks since boot.
     """
     own = os.getpid()
-    tops = [found.pid for found in processes.naming(lease_id, since_ticks=since_ticks) if found.pid != own]
+    tops = [
+        found.pid for found in processes.processes_with_lease(lease_id, since_ticks=since_ticks) if found.pid != own
+    ]
     if held_by_this_process <= {lease_id}:
         tops.append(own)
-    found = processes.working(lease_id, tops, spared={own})
-    return [one for one in found if one.started_ticks >= since_ticks and not _of_python(one.pid)]
+    found = processes.processes_under(lease_id, tops, spared={own})
+    return [one for one in found if one.started_ticks >= since_ticks and not _is_multiprocessing_helper(one.pid)]
 
 
 async def wait_for_children(lease_id: str, since_ticks: int, holds: Callable[[], bool], seconds: float) -> None:
@@ -72,15 +74,15 @@ async def wait_for_children(lease_id: str, since_ticks: int, holds: Callable[[],
         if not told:
             told = True
             _log.warning("lease %s is held up to %g s for %s", lease_id, seconds, _some(left))
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-def _of_python(pid: int) -> bool:
+def _is_multiprocessing_helper(pid: int) -> bool:
     try:
         words = (processes.PROC / str(pid) / "cmdline").read_bytes()
     except OSError:
         return False
-    return any(name in words for name in _OF_PYTHON)
+    return any(name in words for name in _MULTIPROCESSING_HELPERS)
 
 
 def _some(left: list[processes.Process]) -> str:

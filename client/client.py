@@ -25,13 +25,13 @@ from ..schemas.query import MAX_ROWS, CancelRequest, ProcessorStatus, QueryReque
 from ..schemas.subjects import PlanSubject
 from . import subscriptions
 from .child_processes import CHILDREN_GRACE_SECONDS
-from .config import way
-from .environment import placed_here
+from .config import resolve_connection
+from .environment import restricted_to_host
 from .errors import InvalidRequest, NoService, QueryFailed, Refused, Unavailable
 from .lease import LeaseContext, Lost, OnOutage
 from .notebook import DeviceList
 from .paging import all_devices
-from .query import collect, in_own_name
+from .query import collect, user_subject
 from .request import OWNER_VARIABLE, RequestFields, work_request
 from .request_calls import RequestCalls
 from .result import QueryResult
@@ -103,7 +103,7 @@ class Client(RequestCalls):
         """
         return LeaseContext(
             self,
-            work_request(self.owner, placed_here(fields) if set_environment else fields),
+            work_request(self.owner, restricted_to_host(fields) if set_environment else fields),
             on_lost=on_lost,
             on_wait=on_wait,
             set_environment=set_environment,
@@ -128,9 +128,9 @@ class Client(RequestCalls):
         if self._person:
             # A server that was set up by an earlier version refuses subjects that name a person behind a service.
             with contextlib.suppress(Refused):
-                subject = in_own_name(self.nc, PlanSubject.EXPLAIN, self._person)
+                subject = user_subject(self.nc, PlanSubject.EXPLAIN, self._person)
                 return await self._plan(subject, body, operations.Explanation)
-        subject = in_own_name(self.nc, PlanSubject.EXPLAIN) if self.owned_subjects else PlanSubject.EXPLAIN
+        subject = user_subject(self.nc, PlanSubject.EXPLAIN) if self.owned_subjects else PlanSubject.EXPLAIN
         return await self._plan(subject, body, operations.Explanation)
 
     # The fleet
@@ -357,7 +357,7 @@ def connect(
     """
 
     async def start() -> Client:
-        settings, named = way(url, credentials, context)
+        settings, named = resolve_connection(url, credentials, context)
         try:
             everything: dict[str, Any] = {**settings, **options}
             nc = await bus_connect(name=name, wait_seconds=wait, **everything)

@@ -18,7 +18,7 @@ _OPTIONS: Final = {"nats": "url", "creds": "credentials", "ca": "ca", "cert": "c
 """Options of `bus.connect` by their names in the configuration file."""
 
 
-def way(url: str | None, credentials: str | None, context: str | None) -> tuple[dict[str, str], str]:
+def resolve_connection(url: str | None, credentials: str | None, context: str | None) -> tuple[dict[str, str], str]:
     """Options for `bus.connect`, and the context's owner (empty if it names none).
 
     A named context takes precedence over the environment. Without a name, the context in use applies if no URL is

@@ -45,7 +45,7 @@ def environment_for(lease: requests.Lease, host: str | None = None) -> dict[str,
     return values
 
 
-def elsewhere(lease: requests.Lease, host: str | None = None) -> str:
+def devices_elsewhere(lease: requests.Lease, host: str | None = None) -> str:
     """Message that all devices of a lease are on other hosts; empty if some are on `host` (this host by default)."""
     here = host or local_host()
     hosts = list(dict.fromkeys(grant.host for grant in lease.grants if grant.device))
@@ -60,7 +60,7 @@ def local_host() -> str:
     return subjects.host_token(os.environ.get("CORRAL_HOST") or socket.gethostname())
 
 
-def placed_here(fields: RequestFields) -> RequestFields:
+def restricted_to_host(fields: RequestFields) -> RequestFields:
     """The fields of a request whose lease sets an environment here: restricted to this host, unless they name hosts."""
     return fields if fields.get("hosts") else {**fields, "hosts": [local_host()]}
 
@@ -71,7 +71,7 @@ def environment_set(lease: requests.Lease) -> Generator[None]:
 
     If all of its devices are on other hosts, no GPU is visible, and a `RuntimeWarning` is issued.
     """
-    if message := elsewhere(lease):
+    if message := devices_elsewhere(lease):
         warnings.warn(message, RuntimeWarning, stacklevel=4)
     values = environment_for(lease)
     before = {name: os.environ.get(name) for name in values}

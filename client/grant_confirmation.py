@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from ..bus.elapsed import elapsed_seconds
 from ..schemas import requests
 from .errors import CorralError, Ended, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
-from .holder import may_be_anothers
+from .holder import may_have_other_holder
 from .lease_calls import LeaseCalls
 
 T = TypeVar("T")
@@ -28,8 +28,8 @@ FRESH_SECONDS: Final = 1.0
 _OVER: Final = ("ended", "not_found", "not_owner")
 """Error codes by which the planner says that the lease is lost to its holder; any other refusal is temporary."""
 _RETRY_SECONDS: Final = 0.5
-_GIVE_BACK_SECONDS: Final = 3.0
-_MOST_TRIES: Final = 5
+_RELEASE_SECONDS: Final = 3.0
+_MAX_TRIES: Final = 5
 
 
 class Granted(NamedTuple):
@@ -64,7 +64,7 @@ async def confirmed(
     """
     named, began = request.request_id is not None, elapsed_seconds()
     wait = request.wait_seconds
-    for last in [False] * (_MOST_TRIES - 1) + [True]:
+    for last in [False] * (_MAX_TRIES - 1) + [True]:
         asked_at = elapsed_seconds()
         try:
             assignment = await ask(request)
@@ -81,7 +81,7 @@ async def confirmed(
             # A request that is sent again under its id must not extend the lease: a fresh answer is only looked up.
             confirm = _active if fresh else renewed
             asking = _patiently(client, lease, confirm, patience)
-            at, now = await given_back_on_failure(client, lease, request.holder, asking)
+            at, now = await release_on_failure(client, lease, request.holder, asking)
             return Granted(replace(assignment, lease=now), at)
         except LeaseLost as lost:
             if named:
@@ -160,7 +160,7 @@ async def renewed(client: LeaseCalls, lease: requests.Lease, holder: str = "") -
     return after
 
 
-async def given_back_on_failure(client: LeaseCalls, lease: requests.Lease, own: str, work: Awaitable[T]) -> T:
+async def release_on_failure(client: LeaseCalls, lease: requests.Lease, own: str, work: Awaitable[T]) -> T:
     """Await work on a lease, and release the lease if the work fails or is cancelled.
 
     Args:
@@ -177,9 +177,9 @@ async def given_back_on_failure(client: LeaseCalls, lease: requests.Lease, own: 
     except LeaseLost:
         raise
     except BaseException:
-        if may_be_anothers(lease, own):
+        if may_have_other_holder(lease, own):
             raise
         with contextlib.suppress(CorralError, TimeoutError):
-            async with asyncio.timeout(_GIVE_BACK_SECONDS):
+            async with asyncio.timeout(_RELEASE_SECONDS):
                 await client.release(lease.lease_id, owner=lease.owner)
         raise

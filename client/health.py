@@ -17,9 +17,9 @@ FIRST_SECONDS: Final = 2.0
 """Default time to wait for the first answer, in seconds."""
 QUIET_SECONDS: Final = 0.25
 """Time to wait for another answer after each one, in seconds."""
-MOST_SECONDS: Final = 3.0
+MAX_SECONDS: Final = 3.0
 """Limit on the total waiting time beyond the wait for the first answer, in seconds."""
-_MOST: Final = 100_000
+_MAX_ANSWERS: Final = 100_000
 
 
 async def ask_health(
@@ -46,7 +46,7 @@ async def ask_health(
     came = asyncio.Event()
 
     async def take(message: Msg) -> None:
-        if (message.headers or {}).get("Status") != "503" and len(found) < _MOST:
+        if (message.headers or {}).get("Status") != "503" and len(found) < _MAX_ANSWERS:
             with contextlib.suppress(codec.DecodeError):  # from a newer version, or from another program
                 health = codec.decode(message.data, ServiceHealth, codec.JSON)
                 found[health.service.value, health.instance] = health
@@ -61,7 +61,7 @@ async def ask_health(
         await nc.publish(health_subject(service, instance), b"", reply=inbox)
         seconds = first_seconds
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(first_seconds + MOST_SECONDS):
+            async with asyncio.timeout(first_seconds + MAX_SECONDS):
                 while not (wanted and wanted <= found.keys()):
                     came.clear()
                     async with asyncio.timeout(seconds):

@@ -16,7 +16,7 @@ from ..schemas import requests
 from .errors import Conflict, Ended
 from .lease_calls import LeaseCalls
 
-_LOOK_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.5
 _RENEWAL_FRACTION: Final = 0.42
 """Part of the time to live within which a holder must have renewed: a third, with a margin for the renewal itself."""
 _SLACK_SECONDS: Final = 1.0
@@ -41,14 +41,14 @@ async def check_no_other_holds(client: LeaseCalls, lease: requests.Lease, own: s
         raise _conflict(lease, "this very process")
     if not lease.holder or lease.holder == own:
         return
-    there = is_there(lease.holder)
+    there = is_running(lease.holder)
     if there:
         raise _conflict(lease, f"process {lease.holder.split('/')[1]} of this machine")
     if there is None and await _is_renewed(client, lease):
         raise _conflict(lease, "another process, which renews it")
 
 
-def may_be_anothers(lease: requests.Lease, own: str) -> bool:
+def may_have_other_holder(lease: requests.Lease, own: str) -> bool:
     """True if another holder may have a lease, so that the process that requested it again must not release it.
 
     True as well if another part of this process holds it, or if it can't be determined that the holder has ended.
@@ -59,10 +59,10 @@ def may_be_anothers(lease: requests.Lease, own: str) -> bool:
     """
     if lease.lease_id in held_by_this_process:
         return True
-    return lease.holder not in ("", own) and is_there(lease.holder) is not False
+    return lease.holder not in ("", own) and is_running(lease.holder) is not False
 
 
-def is_there(holder: str) -> bool | None:
+def is_running(holder: str) -> bool | None:
     """True if the process that a holder's name denotes is running; None if that can't be determined from here.
 
     It can't be determined if the process is on another machine, or may be outside this process's PID namespace.
@@ -84,7 +84,7 @@ def _is_running(pid: int) -> bool:
 async def _is_renewed(client: LeaseCalls, lease: requests.Lease) -> bool:
     until = elapsed_seconds() + lease.ttl_seconds * _RENEWAL_FRACTION + _SLACK_SECONDS
     while elapsed_seconds() < until:
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
         found = await client.leases(lease_id=lease.lease_id)
         if not found:
             raise Ended(f"lease {lease.lease_id} has ended: ask under another request id", "ended")

@@ -19,7 +19,7 @@ from ..schemas import codec, requests
 from .child_processes import CHILDREN_GRACE_SECONDS, ticks_now, wait_for_children
 from .environment import environment_for, environment_set
 from .errors import CorralError, Forked, LeaseLost, ServiceError, TimedOut, TooManyRequests, Unavailable
-from .grant_confirmation import given_back_on_failure, renewed
+from .grant_confirmation import release_on_failure, renewed
 from .holder import check_no_other_holds, held_by_this_process
 from .notebook import lease_html
 from .request_calls import RequestCalls
@@ -34,7 +34,7 @@ _ENDS: Final = (
     requests.LeaseEventKind.EVICTED,
     requests.LeaseEventKind.RELEASED,
 )
-_LOOK_EVERY_SECONDS: Final = 1.0
+_CHECK_EVERY_SECONDS: Final = 1.0
 """Minimum time between checks that lease events trigger: events may be forged, so a flood of them must cost little."""
 _SHORTEST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 10.0
@@ -84,8 +84,8 @@ class HeldLease:
         self._confirmed_at = elapsed_seconds() if confirmed_at is None else confirmed_at
         self._released = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._end_told = asyncio.Event()
-        self._look_at = 0.0
+        self._end_reported = asyncio.Event()
+        self._next_check_at = 0.0
 
     @property
     def lease_id(self) -> str:
@@ -258,19 +258,19 @@ class HeldLease:
             until = min(until, elapsed_seconds() + max(_SHORTEST_PAUSE_SECONDS, left))
         connection = self.client.nc.stats["reconnects"]
         while (left := until - (now := elapsed_seconds())) > 0:
-            if self._end_told.is_set() and now >= self._look_at:
-                self._end_told.clear()
-                self._look_at = now + _LOOK_EVERY_SECONDS
+            if self._end_reported.is_set() and now >= self._next_check_at:
+                self._end_reported.clear()
+                self._next_check_at = now + _CHECK_EVERY_SECONDS
                 return
             if self.client.nc.stats["reconnects"] != connection:
                 return
             nap = min(left, _NAP_SECONDS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(nap):
-                    if self._end_told.is_set():
-                        await asyncio.sleep(self._look_at - now)
+                    if self._end_reported.is_set():
+                        await asyncio.sleep(self._next_check_at - now)
                     else:
-                        await self._end_told.wait()
+                        await self._end_reported.wait()
 
     async def _listen(self) -> None:
         """Listen for events that report the end of the lease, so that an eviction is noticed before the next renewal.
@@ -281,7 +281,7 @@ class HeldLease:
         with contextlib.suppress(Unavailable, Forked):
             async for event in self.client.lease_events(lease_id=self.lease_id):
                 if event.kind in _ENDS or event.kind is requests.LeaseEventKind.EXPIRING:
-                    self._end_told.set()
+                    self._end_reported.set()
 
 
 class LeaseContext:
@@ -386,12 +386,12 @@ async def hold(
         Conflict: the caller gave a request id, and another process holds its lease.
         CorralError: as in `Client.submit`.
     """
-    named, request = request.request_id is not None, held_here(request)
+    named, request = request.request_id is not None, with_own_holder(request)
     granted = await client.granted(request, on_wait=on_wait)
     held = HeldLease(client, granted.assignment.lease, on_lost, on_outage, granted.confirmed_at)
     if named:  # it may be a lease that was granted earlier and is about to expire
         await check_no_other_holds(client, held.lease, request.holder)
-        await given_back_on_failure(client, held.lease, request.holder, held.take_over(request.holder))
+        await release_on_failure(client, held.lease, request.holder, held.take_over(request.holder))
     return held
 
 
@@ -401,7 +401,7 @@ def _again_in(refusal: ServiceError, ttl_seconds: float) -> float:
     return ttl_seconds / 10 if told is None else told
 
 
-def held_here(request: requests.WorkRequest) -> requests.WorkRequest:
+def with_own_holder(request: requests.WorkRequest) -> requests.WorkRequest:
     """The request, with this process as the holder unless it names one.
 
     The process and its children then count as work under the lease. `CORRAL_LEASE` alone wouldn't show that, because a

@@ -14,10 +14,10 @@ from .errors import InvalidRequest
 
 Ask = Callable[[DeviceFilter], Awaitable[Devices]]
 
-_LAST: Final = (*"0123456789", "[!0-9]")
+_LAST_CHARACTERS: Final = (*"0123456789", "[!0-9]")
 """Disjoint classes of the last character of a host name."""
-_DEEPEST: Final = 6
-_LEASES_AT_ONCE: Final = 500
+_MAX_DEPTH: Final = 6
+_LEASES_PER_PAGE: Final = 500
 
 
 async def all_leases(ask: Callable[[LeaseFilter], Awaitable[Leases]], wanted: LeaseFilter) -> list[Lease]:
@@ -30,9 +30,9 @@ async def all_leases(ask: Callable[[LeaseFilter], Awaitable[Leases]], wanted: Le
     found: dict[str, Lease] = {}
     offset = 0
     while True:
-        part = (await ask(replace(wanted, offset=offset, limit=_LEASES_AT_ONCE))).leases
+        part = (await ask(replace(wanted, offset=offset, limit=_LEASES_PER_PAGE))).leases
         found.update((lease.lease_id, lease) for lease in part)
-        if len(part) < _LEASES_AT_ONCE:
+        if len(part) < _LEASES_PER_PAGE:
             return list(found.values())
         offset += len(part)
 
@@ -48,21 +48,21 @@ async def all_devices(ask: Ask, wanted: DeviceFilter) -> list[DeviceStatus]:
     except InvalidRequest as error:
         if error.code != "too_large":
             raise
-    found = await _part(ask, wanted, "", 0)
+    found = await _devices_by_suffix(ask, wanted, "", 0)
     return sorted(found, key=lambda device: (device.host, device.index))
 
 
-async def _part(ask: Ask, wanted: DeviceFilter, end: str, depth: int) -> list[DeviceStatus]:
+async def _devices_by_suffix(ask: Ask, wanted: DeviceFilter, end: str, depth: int) -> list[DeviceStatus]:
     found: list[DeviceStatus] = []
     # A name that is equal to `end` has no character before it, so it is asked for separately.
-    globs = [*(f"*{last}{end}" for last in _LAST), *([end] if end else [])]
-    for last, glob in zip((*_LAST, ""), globs, strict=False):
+    globs = [*(f"*{last}{end}" for last in _LAST_CHARACTERS), *([end] if end else [])]
+    for last, glob in zip((*_LAST_CHARACTERS, ""), globs, strict=False):
         try:
             devices = (await ask(DeviceFilter(hosts=[glob], models=wanted.models, devices=wanted.devices))).devices
         except InvalidRequest as error:
-            if error.code != "too_large" or not last or depth >= _DEEPEST:
+            if error.code != "too_large" or not last or depth >= _MAX_DEPTH:
                 raise
-            found += await _part(ask, wanted, last + end, depth + 1)
+            found += await _devices_by_suffix(ask, wanted, last + end, depth + 1)
             continue
         found += [device for device in devices if _matches(device.host, wanted.hosts)]
     return found

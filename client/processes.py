@@ -106,7 +106,9 @@ def user_of(pid: int, root: Path = PROC) -> str:
         return str(number)
 
 
-def working(lease_id: str, tops: Collection[int], *, spared: Collection[int] = (), root: Path = PROC) -> list[Process]:
+def processes_under(
+    lease_id: str, tops: Collection[int], *, spared: Collection[int] = (), root: Path = PROC
+) -> list[Process]:
     """Processes that work under a lease: the given ones and their descendants that have not ended.
 
     Processes under another lease are left out together with their descendants, and so is a `corral run` that holds
@@ -128,7 +130,7 @@ def working(lease_id: str, tops: Collection[int], *, spared: Collection[int] = (
     while open_ends:
         pid = open_ends.pop()
         below = children.get(pid, ())
-        if pid in seen or (lease_id and pid not in spared and _another(pid, below, lease_id, root)):
+        if pid in seen or (lease_id and pid not in spared and _under_other_lease(pid, below, lease_id, root)):
             continue
         seen.add(pid)
         open_ends += below
@@ -137,7 +139,7 @@ def working(lease_id: str, tops: Collection[int], *, spared: Collection[int] = (
     return ours
 
 
-def naming(lease_id: str, *, since_ticks: int = 0, root: Path = PROC) -> list[Process]:
+def processes_with_lease(lease_id: str, *, since_ticks: int = 0, root: Path = PROC) -> list[Process]:
     """Processes whose environment names a lease, whatever their parent; those that can't be read are left out.
 
     Args:
@@ -149,14 +151,14 @@ def naming(lease_id: str, *, since_ticks: int = 0, root: Path = PROC) -> list[Pr
     return [found for found in new if lease_of(found.pid, root) == lease_id]
 
 
-def _another(pid: int, children: Collection[int], lease_id: str, root: Path) -> bool:
+def _under_other_lease(pid: int, children: Collection[int], lease_id: str, root: Path) -> bool:
     """True if a process works under another lease, or is the `corral run` that holds another lease."""
     if lease_of(pid, root) not in ("", lease_id):
         return True
     return any(reaper_of(child, root) not in ("", lease_id) for child in children)
 
 
-def same(found: Process) -> bool:
+def still_runs(found: Process) -> bool:
     """True if a process still runs, and its id hasn't been reused."""
     now = process(found.pid)
     return now is not None and now.started_ticks == found.started_ticks and not now.ended

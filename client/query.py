@@ -22,7 +22,7 @@ SERVICE: Final = "dashboard"
 """Service name in subjects that name a person, on a bus without authentication."""
 
 
-def in_own_name(nc: nats.aio.client.Client, subject: str, person: str = "") -> str:
+def user_subject(nc: nats.aio.client.Client, subject: str, person: str = "") -> str:
     """Append the name of the credentials' user to a subject, as a bus with authentication requires.
 
     Args:
@@ -82,18 +82,20 @@ async def parts(
         if person:
             # A server or processor of an earlier version has no subjects that name a person behind a service.
             with contextlib.suppress(Refused):
-                first = await _first(nc, in_own_name(nc, subjects.QUERY, person), request, subscription, inbox, seconds)
-        if first is None or _nobody(first):
-            first = await _first(nc, in_own_name(nc, subjects.QUERY), request, subscription, inbox, seconds)
+                first = await _first_part(
+                    nc, user_subject(nc, subjects.QUERY, person), request, subscription, inbox, seconds
+                )
+        if first is None or _no_responders(first):
+            first = await _first_part(nc, user_subject(nc, subjects.QUERY), request, subscription, inbox, seconds)
         count = 0
         while True:
             try:
                 message = first or await subscription.next_msg(timeout=seconds)
             except nats.errors.TimeoutError:
-                raise _late(request) from None
+                raise _timed_out(request) from None
             first = None
             headers = message.headers or {}
-            if _nobody(message):
+            if _no_responders(message):
                 done = True
                 raise NoService(
                     "the bus is there, but no processor answers: "
@@ -123,7 +125,7 @@ async def parts(
             await subscription.unsubscribe()
 
 
-async def _first(
+async def _first_part(
     nc: nats.aio.client.Client, subject: str, request: QueryRequest, answers: Subscription, inbox: str, seconds: float
 ) -> Msg:
     """Send the query, and wait for the first part of its answer.
@@ -143,17 +145,17 @@ async def _first(
                 raise Refused(str(NotAllowed(subject, identity_of(nc))), "refused")
             return await coming
         except nats.errors.TimeoutError:
-            raise _late(request) from None
+            raise _timed_out(request) from None
         finally:
             coming.cancel()
 
 
-def _nobody(message: Msg) -> bool:
+def _no_responders(message: Msg) -> bool:
     """True if the message is the server's "no responders" status (503)."""
     return (message.headers or {}).get("Status") == "503" and not message.data
 
 
-def _late(request: QueryRequest) -> TimedOut:
+def _timed_out(request: QueryRequest) -> TimedOut:
     return TimedOut(f"the query did not end within {request.timeout_seconds:g} s: narrow it, or raise the timeout")
 
 

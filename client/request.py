@@ -138,7 +138,7 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
             distribution["items"] = list(distribution["items"])
         body["distribution"] = distribution
     body.update(given)
-    return checked(body)
+    return validated(body)
 
 
 def _check_names(given: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ def _amount(name: str, value: str | int) -> int:
     return amount
 
 
-def checked(body: WorkRequest | dict[str, Any]) -> WorkRequest:
+def validated(body: WorkRequest | dict[str, Any]) -> WorkRequest:
     """Validate a request by decoding it as the planner would, so that errors are reported before it is sent.
 
     Raises:

@@ -16,15 +16,15 @@ from ..schemas import codec, operations, requests
 from ..schemas.subjects import PlanSubject
 from .errors import CorralError, NoService, Rejected, TimedOut, TooManyRequests, Unavailable
 from .grant_confirmation import Granted, confirmed
-from .holder import may_be_anothers
+from .holder import may_have_other_holder
 from .lease_calls import LeaseCalls
 from .request import RequestFields, work_request
 from .rpc import Waiting
-from .waiting import Line
+from .waiting import QueuedRequest
 
 _Answer: Any = requests.Assignment | requests.Rejection
 
-_TAKE_BACK_SECONDS: Final = 3.0
+_WITHDRAW_SECONDS: Final = 3.0
 """Maximum time for withdrawing a request after a cancellation; a lease that remains expires anyway."""
 
 
@@ -57,7 +57,7 @@ class RequestCalls(LeaseCalls):
             return
         # While the server is unreachable, nats-py raises several kinds of error; the connection is closed anyway.
         with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
-            await self._soon_taken_back(*self._asked.values())
+            await self._withdraw_in_time(*self._asked.values())
             await self.nc.close()
 
     async def request(self, *, on_wait: Waiting | None = None, **fields: Unpack[RequestFields]) -> requests.Assignment:
@@ -108,13 +108,13 @@ class RequestCalls(LeaseCalls):
         try:
             reply = await self._answer_to(subject, request, on_wait)
         except asyncio.CancelledError:
-            await self._soon_taken_back(request)
+            await self._withdraw_in_time(request)
             raise
         except (CorralError, codec.DecodeError) as error:
             if isinstance(error, CorralError):
                 error.request_id = request_id
             if _may_be_granted(error, request) and (request.wait_seconds > 0 or not named):
-                await self._soon_taken_back(request)
+                await self._withdraw_in_time(request)
             raise
         finally:
             self._asked.pop((request.owner, request_id), None)
@@ -142,7 +142,7 @@ class RequestCalls(LeaseCalls):
         if request.wait_seconds <= 0:
             return await self._plan(subject, request, _Answer)
         own = operations.QueueFilter(owner=request.owner, request_id=request.request_id)
-        line = Line(
+        line = QueuedRequest(
             self.nc,
             subject,
             request,
@@ -156,19 +156,21 @@ class RequestCalls(LeaseCalls):
         except nats.errors.Error as error:
             raise self._bus_error(error, subject) from error
 
-    async def _soon_taken_back(self, *asked: requests.WorkRequest) -> None:
+    async def _withdraw_in_time(self, *asked: requests.WorkRequest) -> None:
         """Withdraw requests, for at most 3 s; errors are ignored."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TAKE_BACK_SECONDS):
-                await asyncio.gather(*(self._take_back(request) for request in asked), return_exceptions=True)
+            async with asyncio.timeout(_WITHDRAW_SECONDS):
+                await asyncio.gather(
+                    *(self._withdraw_and_release(request) for request in asked), return_exceptions=True
+                )
 
-    async def _take_back(self, request: requests.WorkRequest) -> None:
+    async def _withdraw_and_release(self, request: requests.WorkRequest) -> None:
         assert request.request_id is not None
         answer = await self.withdraw(request.request_id, owner=request.owner)
         if not isinstance(answer, requests.Assignment) or answer.lease.state is not requests.LeaseState.ACTIVE:
             return
         # If the request id was used before, another process may be working under this lease.
-        if not may_be_anothers(answer.lease, request.holder):
+        if not may_have_other_holder(answer.lease, request.holder):
             await self.release(answer.lease.lease_id, owner=request.owner)
 
 

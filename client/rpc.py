@@ -22,7 +22,7 @@ Waiting = Callable[[operations.QueueEntry], None]
 """Callback that gets the queue entry of a waiting request every few seconds."""
 
 RETRY_SECONDS: Final = 0.1
-_LOOK_SECONDS: Final = 0.25
+_POLL_SECONDS: Final = 0.25
 """Interval in which a pending call checks whether the client has reconnected."""
 
 
@@ -109,7 +109,7 @@ class Calls:
             asking = asyncio.ensure_future(ask(self.nc, subject, payload, timeout=left, headers=headers))
             try:
                 while not asking.done() and self.nc.stats["reconnects"] == connection:
-                    await asyncio.wait({asking}, timeout=_LOOK_SECONDS)
+                    await asyncio.wait({asking}, timeout=_POLL_SECONDS)
                 if asking.done():
                     return asking.result()
             finally:

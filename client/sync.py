@@ -17,7 +17,7 @@ from ..schemas.metrics import DeviceSample
 from ..schemas.query import ProcessorStatus, ResultFormat
 from .child_processes import CHILDREN_GRACE_SECONDS
 from .client import Client, connect
-from .environment import environment_set, placed_here
+from .environment import environment_set, restricted_to_host
 from .errors import Forked, LeaseLost
 from .lease import HeldLease, Lost, OnOutage, hold
 from .notebook import DeviceList
@@ -166,13 +166,13 @@ class SyncClient:
 
     def request(self, *, on_wait: Waiting | None = None, **fields: Unpack[RequestFields]) -> requests.Assignment:
         """See `Client.request`."""
-        return self._loop.run(self._client.request(on_wait=on_wait, **fields), undo=self._given_back)
+        return self._loop.run(self._client.request(on_wait=on_wait, **fields), undo=self._release_granted)
 
     def submit(self, request: requests.WorkRequest, *, on_wait: Waiting | None = None) -> requests.Assignment:
         """See `Client.submit`."""
-        return self._loop.run(self._client.submit(request, on_wait=on_wait), undo=self._given_back)
+        return self._loop.run(self._client.submit(request, on_wait=on_wait), undo=self._release_granted)
 
-    async def _given_back(self, assignment: requests.Assignment) -> None:
+    async def _release_granted(self, assignment: requests.Assignment) -> None:
         await self._client.release(assignment.lease.lease_id, owner=assignment.lease.owner)
 
     def withdraw(self, request_id: str, *, owner: str | None = None) -> requests.Rejection | requests.Assignment:
@@ -202,7 +202,7 @@ class SyncClient:
             children_grace: as in `Client.lease`.
             fields: as in `request`.
         """
-        request = work_request(self._client.owner, placed_here(fields) if set_environment else fields)
+        request = work_request(self._client.owner, restricted_to_host(fields) if set_environment else fields)
         return SyncLeaseContext(
             lambda: (self, False),
             lambda _: request,
@@ -477,7 +477,7 @@ def lease(
     """
     return SyncLeaseContext(
         lambda: (SyncClient(url), True),
-        lambda client: work_request(client.owner, placed_here(fields) if set_environment else fields),
+        lambda client: work_request(client.owner, restricted_to_host(fields) if set_environment else fields),
         on_lost,
         on_wait,
         set_environment,

@@ -19,7 +19,7 @@ from ..schemas import codec, operations, requests, subjects
 from .errors import CorralError, NoService, ServiceError, TimedOut, TooManyRequests, error_of
 from .rpc import RETRY_SECONDS, Waiting, no_service, raise_error
 
-FIRST_LOOK_SECONDS: Final = 1.0
+FIRST_CHECK_SECONDS: Final = 1.0
 _LEADER_SECONDS: Final = 5.0
 """Interval of checks for a new leader: only the leading planner keeps the queue, and it is lost with its term."""
 _PING_SECONDS: Final = 0.5
@@ -27,10 +27,10 @@ _QUEUE_SECONDS: Final = 10.0
 """Interval of reading the queue without `on_wait`; with `on_wait` it is read every second while it is short."""
 _SECONDS_AN_ENTRY: Final = 0.06
 """Minimum interval per request in the queue, so that a long queue costs the bus no more than a short one."""
-_QUEUE_MOST_SECONDS: Final = 60.0
+_QUEUE_MAX_SECONDS: Final = 60.0
 _QUEUE_REFUSED_SECONDS: Final = 300.0
 """Interval if the planner refuses to list the queue (because it doesn't fit in a message, for example)."""
-ASK_AGAIN_SECONDS: Final = 10.0
+RESEND_SECONDS: Final = 10.0
 """Interval in which a waiting request is sent again: the planner drops requests that it hasn't seen for 30 s."""
 _LARGE_BYTES: Final = 48 * 1024
 """Requests above this size are sent again half as often, since the planner takes long to decode them. The planner asks
@@ -49,7 +49,7 @@ class _Ping(Struct, frozen=True):
 _Reply = requests.Assignment | requests.Rejection | requests.Error | operations.Queue
 
 
-class Line:
+class QueuedRequest:
     """One request that waits in the queue.
 
     Args:
@@ -81,15 +81,15 @@ class Line:
         self._queue = queue
         self._answer_seconds = request.wait_seconds + timeout
         self._give_up = math.inf
-        self._patience = max(patience, FIRST_LOOK_SECONDS)
+        self._patience = max(patience, FIRST_CHECK_SECONDS)
         self._on_wait = on_wait
         self._payload = codec.encode(request, codec.JSON)
         self._inbox = nc.new_inbox()
         self._loop = asyncio.get_running_loop()
-        self._again_seconds = ASK_AGAIN_SECONDS * (1 if len(self._payload) <= _LARGE_BYTES else 2)
-        self._again_due = self._loop.time() + self._again_seconds * random.uniform(0.8, 1.2)
+        self._resend_seconds = RESEND_SECONDS * (1 if len(self._payload) <= _LARGE_BYTES else 2)
+        self._resend_due = self._loop.time() + self._resend_seconds * random.uniform(0.8, 1.2)
         self._leader: str | None = None
-        self._leader_due = self._queue_due = self._loop.time() + FIRST_LOOK_SECONDS
+        self._leader_due = self._queue_due = self._loop.time() + FIRST_CHECK_SECONDS
         self._reconnects = nc.stats["reconnects"]
         self._unseen = 0
         self._absent_since = self._absent_at = -math.inf
@@ -106,11 +106,11 @@ class Line:
         give_up = self._give_up = self._loop.time() + self._answer_seconds
         answers = await self._nc.subscribe(self._inbox)
         try:
-            await self._ask()
+            await self._send()
             while (now := self._loop.time()) < give_up:
-                reply = await _next(answers, min(self._leader_due, self._queue_due, self._again_due, give_up) - now)
+                reply = await _next(answers, min(self._leader_due, self._queue_due, self._resend_due, give_up) - now)
                 if reply is None:
-                    await self._look()
+                    await self._run_due_checks()
                 elif (answer := await self._read(reply)) is not None:
                     return answer
         finally:
@@ -118,8 +118,8 @@ class Line:
                 await answers.unsubscribe()
         raise TimedOut(f"no answer on {self._subject} within {self._answer_seconds:g} s")
 
-    async def _ask(self) -> None:
-        self._again_due = self._loop.time() + self._again_seconds * random.uniform(0.8, 1.2)
+    async def _send(self) -> None:
+        self._resend_due = self._loop.time() + self._resend_seconds * random.uniform(0.8, 1.2)
         headers = {codec.CONTENT_TYPE_HEADER: codec.JSON, codec.LINE_HEADER: self._inbox}
         await self._nc.publish(self._subject, self._payload, reply=self._inbox, headers=headers)
 
@@ -136,13 +136,13 @@ class Line:
             self._absent_at = now
             if now - self._absent_since > self._patience:
                 raise
-            await self._ask_after(RETRY_SECONDS)
+            await self._send_after(RETRY_SECONDS)
             return None
         except TooManyRequests as refused:  # a retry is fine as long as it is within the request's wait
             after = refused.retry_after_seconds
             if after is None or self._loop.time() + after > self._give_up:
                 raise
-            await self._ask_after(after)
+            await self._send_after(after)
             return None
         answer = codec.decode(reply.data, _Reply, codec.JSON)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
         if isinstance(answer, operations.Queue):  # closes an earlier send that a later one has replaced
@@ -151,30 +151,30 @@ class Line:
             raise error_of(answer)
         return answer  # pyright: ignore[reportReturnType]
 
-    async def _ask_after(self, seconds: float) -> None:
+    async def _send_after(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        await self._ask()
+        await self._send()
 
-    async def _look(self) -> None:
+    async def _run_due_checks(self) -> None:
         """Run the checks that are due: send the request again, check the leader, read the queue."""
         now = self._loop.time()
-        if now >= self._again_due:
-            await self._ask()
+        if now >= self._resend_due:
+            await self._send()
         if now >= self._leader_due:
             self._leader_due = now + _LEADER_SECONDS * random.uniform(0.8, 1.2)
-            await self._look_who_leads()
+            await self._check_leader()
         if now >= self._queue_due:
-            self._queue_due = self._loop.time() + await self._look_at_the_queue()
+            self._queue_due = self._loop.time() + await self._check_queue()
 
-    async def _look_who_leads(self) -> None:
-        leader = await self._who_leads()
+    async def _check_leader(self) -> None:
+        leader = await self._leader_id()
         reconnects = self._nc.stats["reconnects"]
         # After a reconnection an answer may be lost, and after a change of leader the queue.
         if reconnects != self._reconnects or (leader and self._leader and leader != self._leader):
-            await self._ask()
+            await self._send()
         self._reconnects, self._leader = reconnects, leader or self._leader
 
-    async def _who_leads(self) -> str | None:
+    async def _leader_id(self) -> str | None:
         """Id of the leading planner's term; None if no planner reports that it leads."""
         inbox = self._nc.new_inbox()
         answers = await self._nc.subscribe(inbox)
@@ -191,7 +191,7 @@ class Line:
             with contextlib.suppress(nats.errors.Error):
                 await answers.unsubscribe()
 
-    async def _look_at_the_queue(self) -> float:
+    async def _check_queue(self) -> float:
         """Read the queue and report the request's place in it; send the request again if it isn't in the queue.
 
         Returns:
@@ -200,25 +200,25 @@ class Line:
         try:
             queue = await self._queue()
         except ServiceError:
-            await self._ask()  # it is unknown whether the request is in the queue; after this it is
+            await self._send()  # it is unknown whether the request is in the queue; after this it is
             return _QUEUE_REFUSED_SECONDS
         except (CorralError, codec.DecodeError):  # the planner may be restarting: send again once it answers
             self._unseen = 1
-            return FIRST_LOOK_SECONDS
+            return FIRST_CHECK_SECONDS
         own = self._request.owner, self._request.request_id
         entry = next((e for e in queue.entries if (e.owner, e.request_id) == own), None)
         if entry is None:
             self._unseen += 1
             if self._unseen > 1:  # the first time, the answer may still be in transit
                 self._unseen = 0
-                await self._ask()
-            return FIRST_LOOK_SECONDS
+                await self._send()
+            return FIRST_CHECK_SECONDS
         self._unseen = 0
         if self._on_wait is not None:
             self._on_wait(entry)
-        shortest = FIRST_LOOK_SECONDS if self._on_wait is not None else _QUEUE_SECONDS
+        shortest = FIRST_CHECK_SECONDS if self._on_wait is not None else _QUEUE_SECONDS
         behind = max(len(queue.entries), entry.position)  # a planner of an earlier version lists all
-        return max(shortest, min(_SECONDS_AN_ENTRY * behind, _QUEUE_MOST_SECONDS))
+        return max(shortest, min(_SECONDS_AN_ENTRY * behind, _QUEUE_MAX_SECONDS))
 
 
 async def _next(answers: Subscription, seconds: float) -> Msg | None:

@@ -183,20 +183,20 @@ def groups(devices: Sequence[DeviceStatus], leases: Sequence[Lease], by: GroupBy
         devices: all devices.
         leases: active leases, which give the owners.
         by: property to group by.
-        words: filter words, separated by spaces, as in `says`.
+        words: filter words, separated by spaces, as in `matches`.
     """
     owners = {lease.lease_id: lease.owner for lease in leases}
     found: dict[str, list[int]] = {}
     wanted = words.lower().split()
     for number, device in enumerate(devices):
-        if wanted and not says(device, wanted, owners):
+        if wanted and not matches(device, wanted, owners):
             continue
         found.setdefault(_label(device, by, owners), []).append(number)
 
     # Groups of owners and models by size, and devices without a lease last; groups of hosts by name.
     def order(label: str) -> tuple[bool, int, list[tuple[int, str]]]:
         most = 0 if by is GroupBy.HOST else -len(found[label])
-        return by is GroupBy.OWNER and label == _NOBODY, most, natural(label)
+        return by is GroupBy.OWNER and label == _NOT_LEASED, most, natural(label)
 
     return [
         Group(label=label, note=_note([devices[number] for number in found[label]], by), devices=found[label])
@@ -204,7 +204,7 @@ def groups(devices: Sequence[DeviceStatus], leases: Sequence[Lease], by: GroupBy
     ]
 
 
-_NOBODY: Final = "not leased"
+_NOT_LEASED: Final = "not leased"
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -217,7 +217,7 @@ def _label(device: DeviceStatus, by: GroupBy, owners: Mapping[str, str]) -> str:
         return device.host
     if by is GroupBy.MODEL:
         return device.model or "unknown model"
-    return " + ".join(sorted({owners.get(lease, "?") for lease in device.leases})) or _NOBODY
+    return " + ".join(sorted({owners.get(lease, "?") for lease in device.leases})) or _NOT_LEASED
 
 
 def _note(devices: Sequence[DeviceStatus], by: GroupBy) -> str:
@@ -227,7 +227,7 @@ def _note(devices: Sequence[DeviceStatus], by: GroupBy) -> str:
     return f"{len(devices)} on {hosts} host{'s' if hosts > 1 else ''}"
 
 
-def says(device: DeviceStatus, words: Sequence[str], owners: Mapping[str, str]) -> bool:
+def matches(device: DeviceStatus, words: Sequence[str], owners: Mapping[str, str]) -> bool:
     """True if each word (in lower case) occurs in a device's host, model, UUID, lease, owner or state.
 
     A word with `*` or `?` is a glob over each of them.

@@ -33,7 +33,7 @@ SLOWER: Final = 5.0
 STALE_SECONDS: Final = 10.0
 
 
-class Trouble(Struct, frozen=True, kw_only=True):
+class Problem(Struct, frozen=True, kw_only=True):
     """Reason why there is nothing to show, and what to do about it.
 
     Attributes:
@@ -78,9 +78,9 @@ class Fleet:
         self.queue: list[operations.QueueEntry] = []
         self.version = 0
         self.shape = 0
-        self.looked_at = 0.0
+        self.refreshed_at = 0.0
         self._levels: dict[cells.Metric, bytes] = {}
-        self._trouble: Trouble | None = None
+        self._problem: Problem | None = None
         self._interval = interval_seconds
         self._watching: dict[int, Callable[[], None]] = {}
         self._next = 0
@@ -113,7 +113,7 @@ class Fleet:
 
     async def _connect(self) -> None:
         async def on_change() -> None:
-            self.look_soon()
+            self.refresh_soon()
 
         client = await connect(
             self.url,
@@ -127,7 +127,7 @@ class Fleet:
         await client.nc.subscribe(subjects.processes_subject("*"), cb=self._on_processes, pending_msgs_limit=4096)
         await self._door.open(client.nc)
         self.client = client
-        self.look_soon()
+        self.refresh_soon()
 
     async def _on_processes(self, message: Msg) -> None:
         self._processes[message.subject.rpartition(".")[2]] = message.data
@@ -152,26 +152,28 @@ class Fleet:
         return self.client is not None and self.client.nc.is_connected
 
     @property
-    def trouble(self) -> Trouble | None:
+    def problem(self) -> Problem | None:
         """Reason why the state isn't current; None if it is."""
         if not self.connected:
             return no_bus(self.url)
-        return self._trouble
+        return self._problem
 
     @property
     def fresh(self) -> bool:
         """True if the last refresh is less than 10 s old, or less than three intervals if these are longer."""
-        return self.summary is not None and time.monotonic() - self.looked_at < max(STALE_SECONDS, 3 * self._interval)
+        return self.summary is not None and time.monotonic() - self.refreshed_at < max(
+            STALE_SECONDS, 3 * self._interval
+        )
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call `changed` after every refresh, and refresh now. Returns a function that ends the subscription."""
         self._next += 1
         number = self._next
         self._watching[number] = changed
-        self.look_soon()
+        self.refresh_soon()
         return lambda: self._watching.pop(number, None) and None
 
-    def look_soon(self) -> None:
+    def refresh_soon(self) -> None:
         """Refresh now, rather than after the interval, because something was changed."""
         self._wake.set()
 
@@ -209,7 +211,7 @@ class Fleet:
                 raise
             except Exception:
                 log.exception("a look at the fleet failed")
-                self._trouble = Trouble(kind="error", title="The fleet can't be shown", detail="The log says why.")
+                self._problem = Problem(kind="error", title="The fleet can't be shown", detail="The log says why.")
             self.version += 1
             for changed in list(self._watching.values()):
                 try:
@@ -233,12 +235,12 @@ class Fleet:
                 client.fleet(), client.devices(), client.leases(), client.queue()
             )
         except CorralError as error:
-            self._trouble = trouble_of(error, self.url)
+            self._problem = problem_of(error, self.url)
             return
         except (nats.errors.Error, OSError) as error:
-            self._trouble = Trouble(kind="error", title="The bus failed", detail=f"{type(error).__name__}: {error}")
+            self._problem = Problem(kind="error", title="The bus failed", detail=f"{type(error).__name__}: {error}")
             return
-        self._trouble = None
+        self._problem = None
         if [(one.uuid, one.host, one.index) for one in devices] != [
             (one.uuid, one.host, one.index) for one in self.devices
         ]:
@@ -246,7 +248,7 @@ class Fleet:
         self.summary, self.devices, self.leases, self.queue = summary, list(devices), leases, queue
         self.states = [cells.state(device) for device in self.devices]
         self._levels.clear()
-        self.looked_at = time.monotonic()
+        self.refreshed_at = time.monotonic()
 
     def connection(self) -> nats.aio.client.Client:
         """The shared connection to the bus.
@@ -274,10 +276,10 @@ class Fleet:
         return await question(self.client.speaking_for(person))
 
 
-def no_bus(url: str | None) -> Trouble:
+def no_bus(url: str | None) -> Problem:
     """Trouble that no NATS server answers at a URL."""
     where = url or "the default address"
-    return Trouble(
+    return Problem(
         kind="bus",
         title="No bus",
         detail=f"No NATS server answers at {where}. This page comes back by itself once one does.",
@@ -285,17 +287,17 @@ def no_bus(url: str | None) -> Trouble:
     )
 
 
-def trouble_of(error: CorralError, url: str | None) -> Trouble:
+def problem_of(error: CorralError, url: str | None) -> Problem:
     """Convert an error to the message that a page shows."""
     if isinstance(error, NoService):
         if "processor" in str(error):
-            return Trouble(
+            return Problem(
                 kind="history",
                 title="No history",
                 detail="The bus is there, but no processor answers. What happens waits on the bus, for a day.",
                 commands=("corral process --db history.duckdb", "corral up"),
             )
-        return Trouble(
+        return Problem(
             kind="planner",
             title="No planner",
             detail="The bus is there, but no planner answers. Leases that were granted hold on without one.",
@@ -303,10 +305,10 @@ def trouble_of(error: CorralError, url: str | None) -> Trouble:
         )
     if isinstance(error, Unavailable):
         return no_bus(url)
-    return Trouble(kind="error", title="That did not work", detail=str(error))
+    return Problem(kind="error", title="That did not work", detail=str(error))
 
 
-NO_DEVICES: Final = Trouble(
+NO_DEVICES: Final = Problem(
     kind="devices",
     title="No devices yet",
     detail="The planner answers, but no collector has told it of a GPU. Start one on each GPU host; to try it without "

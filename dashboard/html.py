@@ -11,7 +11,7 @@ from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 from nicegui.events import GenericEventArguments
 
-from .fleet import Trouble
+from .fleet import Problem
 
 
 def tag(name: str, /, classes: str = "", text: str | None = None, **attributes: Any) -> Any:
@@ -125,16 +125,16 @@ def table(
     return wrap
 
 
-def empty(trouble: Trouble, slim: bool = False) -> None:
+def empty(problem: Problem, slim: bool = False) -> None:
     """Show a trouble as an empty state: the reason why there is nothing to show, and what to do."""
     icons = {"bus": "cable", "planner": "hub", "history": "history", "devices": "memory"}
     with tag("div", "empty slim" if slim else "empty", role="status"):
-        ui.icon(icons.get(trouble.kind, "inbox"))
-        tag("h2", text=trouble.title)
-        if trouble.detail:
-            tag("p", text=trouble.detail)
-        if trouble.commands:
-            tag("pre", text="\n".join(trouble.commands))
+        ui.icon(icons.get(problem.kind, "inbox"))
+        tag("h2", text=problem.title)
+        if problem.detail:
+            tag("p", text=problem.detail)
+        if problem.commands:
+            tag("pre", text="\n".join(problem.commands))
 
 
 def url(path: str, **query: Any) -> str:

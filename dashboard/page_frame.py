@@ -13,7 +13,7 @@ from nicegui.element import Element
 from starlette.requests import Request
 
 from ..client import Client, CorralError
-from .fleet import Fleet, Trouble
+from .fleet import Fleet, Problem
 from .html import button, empty, on_typing, tag
 from .security.accounts import Role
 from .security.guard import session_of
@@ -130,7 +130,7 @@ class Frame:
 
     # Following the fleet
 
-    def on_look(self, update: Callable[[], None]) -> None:
+    def on_refresh(self, update: Callable[[], None]) -> None:
         """Call `update`, which updates a part of the page, after every refresh of the fleet's state."""
         self._updates.append(update)
 
@@ -153,16 +153,16 @@ class Frame:
         self._show_pulse()
 
     def _show_pulse(self) -> None:
-        trouble = self.fleet.trouble
-        if trouble is None:
+        problem = self.fleet.problem
+        if problem is None:
             summary = self.fleet.summary
             words = f"{summary.devices:,} devices, live" if summary else "Looking…"
         else:
-            words = trouble.title
+            words = problem.title
         for pulse in self._pulses:
             if pulse.text != words:
                 pulse.set_text(words)
-                pulse.classes(remove="gone", add="" if trouble is None else "gone")
+                pulse.classes(remove="gone", add="" if problem is None else "gone")
 
     # Actions
 
@@ -177,7 +177,7 @@ class Frame:
             ui.notify(str(error), type="negative", multi_line=True)
             return False
         ui.notify(done, type="positive")
-        self.fleet.look_soon()
+        self.fleet.refresh_soon()
         return True
 
     def confirm(
@@ -215,26 +215,26 @@ class Notice:
 
     def __init__(self) -> None:
         self._place: Element = tag("div")
-        self._told: Trouble | None = None
+        self._told: Problem | None = None
         self._place.set_visibility(False)
 
-    def tell(self, trouble: Trouble | None, whole: bool = False) -> None:
+    def tell(self, problem: Problem | None, whole: bool = False) -> None:
         """Show a trouble, or hide the notice if it is None; `whole` shows a full panel instead of a banner."""
-        if trouble == self._told:
+        if problem == self._told:
             return
-        self._told = trouble
+        self._told = problem
         self._place.clear()
-        self._place.set_visibility(trouble is not None)
-        if trouble is None:
+        self._place.set_visibility(problem is not None)
+        if problem is None:
             return
         with self._place:
             if whole:
                 with tag("div", "panel"):
-                    empty(trouble)
+                    empty(problem)
                 return
             with tag("div", "banner", role="status"):
                 ui.icon("warning_amber")
-                tag("b", text=trouble.title)
-                tag("span", text=trouble.detail)
-                for command in trouble.commands[:1]:
+                tag("b", text=problem.title)
+                tag("span", text=problem.detail)
+                for command in problem.commands[:1]:
                     tag("code", text=command)

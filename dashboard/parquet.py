@@ -24,14 +24,14 @@ GROUP_BYTES: Final = 32 * 2**20
 """Size of the Arrow data in one row group of the file."""
 _PIECES: Final = 4
 """Maximum number of pieces that wait in each queue, before and after the thread."""
-_LOOK_SECONDS: Final = 0.2
+_POLL_SECONDS: Final = 0.2
 
 
 class _Gone(Exception):
     """The other side of a queue has left, so the file is no longer needed."""
 
 
-class _Line:
+class _BoundedQueue:
     """Bounded queue of pieces between the event loop and a thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -95,7 +95,7 @@ class _Line:
     def _wait(self) -> None:
         if self.gone:
             raise _Gone
-        self._changed.wait(_LOOK_SECONDS)
+        self._changed.wait(_POLL_SECONDS)
 
     def _wake(self) -> None:
         if not self._loop.is_closed():
@@ -105,7 +105,7 @@ class _Line:
 class _Source(io.RawIOBase):
     """File object from which pyarrow reads the stream."""
 
-    def __init__(self, line: _Line) -> None:
+    def __init__(self, line: _BoundedQueue) -> None:
         self._line = line
         self._rest = memoryview(b"")
 
@@ -124,7 +124,7 @@ class _Source(io.RawIOBase):
 class _Sink(io.RawIOBase):
     """File object to which pyarrow writes the file."""
 
-    def __init__(self, line: _Line) -> None:
+    def __init__(self, line: _BoundedQueue) -> None:
         self._line = line
 
     def writable(self) -> bool:
@@ -142,7 +142,7 @@ async def as_parquet(arrow: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
         CorralError: the file can't be written. Errors of the Arrow stream are raised unchanged.
     """
     loop = asyncio.get_running_loop()
-    incoming, outgoing = _Line(loop), _Line(loop)
+    incoming, outgoing = _BoundedQueue(loop), _BoundedQueue(loop)
     failure: list[Exception] = []
 
     def convert() -> None:

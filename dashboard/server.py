@@ -26,8 +26,8 @@ from .downloads import Exports
 from .fleet import Fleet
 from .security.accounts import Accounts, write_secret
 from .security.guard import Guard
-from .security.login import Doorman
-from .security.proxies import behind
+from .security.login import LoginPages
+from .security.proxies import with_proxy_headers
 from .security.sessions import Session, Sessions
 from .settings import DEFAULT_PORT, Settings, is_loopback
 
@@ -121,7 +121,7 @@ class Dashboard:
                 if page.storage.get(SESSION_OF_PAGE) == session.id:
                     page.open("/login")
 
-        doorman = Doorman(
+        doorman = LoginPages(
             self.accounts,
             self.sessions,
             seconds=self.settings.session_seconds,
@@ -166,7 +166,9 @@ class Dashboard:
             secure=self.settings.secure,
             owns=owns,
         )
-        return behind(GZipMiddleware(guard, minimum_size=1024, compresslevel=5), self.settings.trusted_proxies)
+        return with_proxy_headers(
+            GZipMiddleware(guard, minimum_size=1024, compresslevel=5), self.settings.trusted_proxies
+        )
 
     def _pages(self, exports: Exports) -> None:
         from .pages import analytics, device, fleet, leases, not_found, request

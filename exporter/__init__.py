@@ -7,8 +7,8 @@ those about leases, queue and Corral itself, `service` answers HTTP.
 from __future__ import annotations
 
 from .families import FAMILIES, Family, choose
-from .live import Live
+from .live import LiveFleet
 from .page import write
 from .service import Exporter
 
-__all__ = ["FAMILIES", "Exporter", "Family", "Live", "choose", "write"]
+__all__ = ["FAMILIES", "Exporter", "Family", "LiveFleet", "choose", "write"]

@@ -22,7 +22,7 @@ from ..schemas.telemetry import SampleBatch
 _COUNTERS: Final = {name: metric for name, metric in METRICS.items() if metric.row.kind is Kind.COUNTER}
 
 
-class Believed(Struct):
+class CounterState(Struct):
     """Accepted values of one counter of a host.
 
     Attributes:
@@ -38,7 +38,7 @@ class Believed(Struct):
     read: float = 0.0
 
 
-def steady(batch: SampleBatch, counters: dict[str, Believed], now: float) -> SampleBatch:
+def filter_counters(batch: SampleBatch, counters: dict[str, CounterState], now: float) -> SampleBatch:
     """Replace the counters in the last tick of a batch by their accepted values.
 
     Args:
@@ -53,10 +53,10 @@ def steady(batch: SampleBatch, counters: dict[str, Believed], now: float) -> Sam
         if metric is None:
             continue
         last = list((columns.column(batch, name) or ())[-count:])
-        believed = counters.setdefault(name, Believed())
-        if _all_follow(metric, believed, batch.devices, last, now):
+        state = counters.setdefault(name, CounterState())
+        if _all_follow(metric, state, batch.devices, last, now):
             continue
-        shown = _one_by_one(metric, believed, batch.devices, last, now)
+        shown = _one_by_one(metric, state, batch.devices, last, now)
         if shown != last:
             packed = columns.pack(metric, [0 if value is None else value for value in shown])
             tail = packed[0] if packed is not None else b""
@@ -65,28 +65,28 @@ def steady(batch: SampleBatch, counters: dict[str, Believed], now: float) -> Sam
 
 
 def _all_follow(
-    metric: Metric, believed: Believed, devices: Sequence[str], last: Sequence[float | None], now: float
+    metric: Metric, state: CounterState, devices: Sequence[str], last: Sequence[float | None], now: float
 ) -> bool:
     """Accept readings in bulk if all follow the last ones, as nearly all do; False if each must be checked."""
-    if not believed.values or believed.devices != devices or None in last:
+    if not state.values or state.devices != devices or None in last:
         return False
     values: Sequence[float] = [value for value in last if value is not None]
     most = metric.row.unit.per_second
-    if not all(map(operator.ge, values, believed.values)):
+    if not all(map(operator.ge, values, state.values)):
         return False
     if most is not None:
-        grown = max(map(operator.sub, values, believed.values))
-        if grown > most * max(now - believed.read, MINUTE_SECONDS):
+        grown = max(map(operator.sub, values, state.values))
+        if grown > most * max(now - state.read, MINUTE_SECONDS):
             return False
-    believed.values, believed.read = values, now
+    state.values, state.read = values, now
     return True
 
 
 def _one_by_one(
-    metric: Metric, believed: Believed, devices: Sequence[str], last: Sequence[float | None], now: float
+    metric: Metric, state: CounterState, devices: Sequence[str], last: Sequence[float | None], now: float
 ) -> list[float | None]:
-    held = believed.held | {
-        device: Held(value, believed.read) for device, value in zip(believed.devices, believed.values, strict=False)
+    held = state.held | {
+        device: Held(value, state.read) for device, value in zip(state.devices, state.values, strict=False)
     }
     for device, value in zip(devices, last, strict=True):
         if value is not None:
@@ -95,6 +95,6 @@ def _one_by_one(
     good = None not in shown and all(
         held[device] == Held(value or 0, now) for device, value in zip(devices, last, strict=True)
     )
-    believed.held, believed.devices = held, list(devices)
-    believed.values, believed.read = ([value for value in shown if value is not None] if good else ()), now
+    state.held, state.devices = held, list(devices)
+    state.values, state.read = ([value for value in shown if value is not None] if good else ()), now
     return shown

@@ -17,24 +17,24 @@ EXPECTED_SECONDS: Final = 7 * 86_400.0
 """A host or board that was last seen longer ago is no longer expected."""
 
 
-class Seen(Struct, frozen=True):
+class LastSeenDevice(Struct, frozen=True):
     """A board as it was last seen, and the time (seconds since the epoch)."""
 
     device: DeviceInfo
     at: float
 
 
-class Boards:
+class ExpectedDevices:
     """Whole devices that each host has had, by slot: a new board in a slot replaces the last one there."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], Seen] = {}
+        self._seen: dict[tuple[str, str], LastSeenDevice] = {}
 
     def take(self, host: str, devices: Iterable[DeviceInfo], at: float) -> None:
         """Record the devices that a host has now; MIG instances are left out."""
         for device in devices:
             if device.mig_parent is None:
-                self._seen[host, _slot(device)] = Seen(device, at)
+                self._seen[host, _slot(device)] = LastSeenDevice(device, at)
 
     def take_event(self, event: DeviceEvent, at: float) -> None:
         """Record a device by the event that it was watched, for hosts whose inventory is no longer kept."""

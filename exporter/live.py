@@ -23,8 +23,8 @@ from nats.aio.subscription import Subscription
 from ..bus import stream_reader
 from ..schemas import clocks, codec, columns, speakers, subjects
 from ..schemas.telemetry import AgentReport, DeviceEvent, DeviceInfo, Inventory, SampleBatch
-from .counters import Believed, steady
-from .expected import EXPECTED_SECONDS, Boards, expected
+from .counters import CounterState, filter_counters
+from .expected import EXPECTED_SECONDS, ExpectedDevices, expected
 from .xids import History, Xids, concerns
 
 log = logging.getLogger("corral.exporter")
@@ -113,7 +113,7 @@ class Host:
         self.labels: dict[str, str] = {}
         self.static: dict[str, bytes] = {}
         self.blocks: dict[str, Block] = {}
-        self.counters: dict[str, Believed] = {}
+        self.counters: dict[str, CounterState] = {}
         self.order: list[str] = []
 
     @property
@@ -122,7 +122,7 @@ class Host:
         return self.inventory.devices if self.inventory else []
 
 
-class Live:
+class LiveFleet:
     """State of all hosts that publish on the bus.
 
     Args:
@@ -150,7 +150,7 @@ class Live:
         self._away_since: float | None = None
         self._away_seconds = 0.0
         self._xids = History()
-        self._boards = Boards()
+        self._boards = ExpectedDevices()
         self._reading: asyncio.Task[None] | None = None
         self._hosts: dict[str, Host] = {}
         self._subscriptions: list[Subscription] = []
@@ -398,11 +398,11 @@ class Live:
             self._refuse(host.name, error)
             return
         batch = columns.possible(batch)
-        self._look_at_energy(host.name, batch)
-        host.batch = steady(batch, host.counters, self.clock())
+        self._check_energy(host.name, batch)
+        host.batch = filter_counters(batch, host.counters, self.clock())
         host.clock_offset_seconds = clocks.offset_seconds(batch.times_ns, host.heard_ns)
 
-    def _look_at_energy(self, host: str, batch: SampleBatch) -> None:
+    def _check_energy(self, host: str, batch: SampleBatch) -> None:
         """Treat an energy counter that begins anew as a reset of its device, which no event has reported."""
         marked = [
             (at, xids) for at, uuid in enumerate(batch.devices) if (xids := self._xids.of(host, uuid)) is not None

@@ -34,7 +34,7 @@ def write(
     """Write all series of all devices, family by family.
 
     Args:
-        hosts: hosts that were heard lately, as of `Live.hosts`.
+        hosts: hosts that were heard lately, as of `LiveFleet.hosts`.
         families: families to write, in this order.
         info: True to write `corral_device_info`, too.
         silent: hosts that are expected and not heard: only their fatal Xids are shown, which silence does not clear.

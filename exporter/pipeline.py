@@ -27,13 +27,13 @@ from ..schemas.operations import FleetSummary, QueueEntry
 from ..schemas.query import ProcessorStatus
 from ..schemas.requests import Lease
 from ..schemas.telemetry import AgentReport, DeviceInfo
-from .live import Host, Live
+from .live import Host, LiveFleet
 from .page import device_labels
 
 SERVICE_SECONDS: Final = 3.0
 
 
-class Answers(Struct, kw_only=True):
+class ServiceAnswers(Struct, kw_only=True):
     """Answers of the services; None where none answered."""
 
     fleet: FleetSummary | None = None
@@ -48,7 +48,7 @@ _ASKED: Final = (ServiceKind.PLANNER, ServiceKind.PROCESSOR, ServiceKind.DASHBOA
 health."""
 
 
-async def ask(client: Client, known: Sequence[tuple[str, str]] = ()) -> Answers:
+async def ask(client: Client, known: Sequence[tuple[str, str]] = ()) -> ServiceAnswers:
     """Query planner and processor, and the health of services, concurrently and for `SERVICE_SECONDS` at most.
 
     Args:
@@ -75,7 +75,7 @@ async def ask(client: Client, known: Sequence[tuple[str, str]] = ()) -> Answers:
         or_none(client.history()),
         *(or_none(healths(kind)) for kind in _ASKED),
     )
-    return Answers(
+    return ServiceAnswers(
         fleet=fleet,  # pyright: ignore[reportArgumentType]
         leases=leases,  # pyright: ignore[reportArgumentType]
         queue=queue,  # pyright: ignore[reportArgumentType]
@@ -84,7 +84,7 @@ async def ask(client: Client, known: Sequence[tuple[str, str]] = ()) -> Answers:
     )
 
 
-class Collected:
+class ServiceSeries:
     """Series of one scrape, in the form that prometheus-client takes.
 
     Args:
@@ -98,10 +98,10 @@ class Collected:
 
     def __init__(
         self,
-        answers: Answers,
+        answers: ServiceAnswers,
         hosts: Sequence[Host],
         known: Sequence[Host],
-        live: Live,
+        live: LiveFleet,
         *,
         names: Sequence[str] = (),
         scrape_seconds: float = 0.0,
@@ -167,7 +167,7 @@ def _counters(name: str, help: str, labels: Sequence[str], values: Iterable[tupl
     return family
 
 
-def _exporter(hosts: Sequence[Host], live: Live, scrape_seconds: float) -> Iterator[Metric]:
+def _exporter(hosts: Sequence[Host], live: LiveFleet, scrape_seconds: float) -> Iterator[Metric]:
     built = [corral_version(), platform.python_version()]
     yield _gauges(
         "corral_exporter_build_info", "The exporter's versions; its value is 1.", ["version", "python"], [(built, 1)]
@@ -186,7 +186,7 @@ def _exporter(hosts: Sequence[Host], live: Live, scrape_seconds: float) -> Itera
     yield _gauge("corral_exporter_write_seconds", "Time to write the devices' series, this time.", scrape_seconds)
 
 
-def _hosts(hosts: Sequence[Host], live: Live) -> Iterator[Metric]:
+def _hosts(hosts: Sequence[Host], live: LiveFleet) -> Iterator[Metric]:
     shown = [host for host in hosts if host.batch is not None]
     now = time.time()
     yield _gauges(
@@ -204,7 +204,7 @@ def _hosts(hosts: Sequence[Host], live: Live) -> Iterator[Metric]:
 
 
 def _expected(
-    hosts: Sequence[Host], known: Sequence[Host], live: Live, missing: Sequence[DeviceInfo]
+    hosts: Sequence[Host], known: Sequence[Host], live: LiveFleet, missing: Sequence[DeviceInfo]
 ) -> Iterator[Metric]:
     """Series about expected hosts and missing boards: a series that ends may just have ended with the exporter."""
     names = {host.name for host in known}

@@ -23,9 +23,9 @@ from ..schemas.globs import matches_any
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import SECONDS, Histogram, ServiceKind
 from .families import Family
-from .live import FORGET_SECONDS, Live
+from .live import FORGET_SECONDS, LiveFleet
 from .page import DEVICE_INFO, write
-from .pipeline import SERVICE_SECONDS, Answers, Collected, ask
+from .pipeline import SERVICE_SECONDS, ServiceAnswers, ServiceSeries, ask
 
 log = logging.getLogger("corral.exporter")
 
@@ -45,13 +45,13 @@ class Exporter:
     Args:
         client: client of the bus.
         families: families of the devices' series; see `families.choose`.
-        forget_seconds: see `Live`.
+        forget_seconds: see `LiveFleet`.
     """
 
     def __init__(self, client: Client, families: Sequence[Family], *, forget_seconds: float = FORGET_SECONDS) -> None:
         self.client = client
         self.families = families
-        self.live = Live(client.nc, forget_seconds=forget_seconds)
+        self.live = LiveFleet(client.nc, forget_seconds=forget_seconds)
         self._door = HealthEndpoint(ServiceKind.EXPORTER, f"{socket.gethostname()}-{os.getpid()}", self._judge)
         self._known: list[tuple[str, str]] = []
         self._scrapes = Histogram(SECONDS)
@@ -130,25 +130,25 @@ class Exporter:
             parts = write(shown, families, info=info, silent=known)
             took = time.perf_counter() - started
             registry = CollectorRegistry()
-            registry.register(Collected(answers, shown, known, self.live, names=names, scrape_seconds=took))  # pyright: ignore[reportArgumentType]
+            registry.register(ServiceSeries(answers, shown, known, self.live, names=names, scrape_seconds=took))  # pyright: ignore[reportArgumentType]
             parts.append(generate_latest(registry))
             self._scrapes.observe(time.perf_counter() - started)
         if not names:
             parts.append(generate_latest(self._process))
         return b"".join(parts)
 
-    def _ask(self, names: Sequence[str]) -> Answers:
+    def _ask(self, names: Sequence[str]) -> ServiceAnswers:
         """Query the services, unless only DCGM series are wanted."""
         assert self._loop is not None
         if names and all(name.startswith("DCGM_") for name in names):
-            return Answers()
+            return ServiceAnswers()
         try:
             return asyncio.run_coroutine_threadsafe(self._ask_all(), self._loop).result(SERVICE_SECONDS + 1)
         except (TimeoutError, OSError) as error:
             log.warning("the services could not be asked: %s", error)
-            return Answers()
+            return ServiceAnswers()
 
-    async def _ask_all(self) -> Answers:
+    async def _ask_all(self) -> ServiceAnswers:
         answers = await ask(self.client, self._known)
         self._known = [(each.service.value, each.instance) for each in answers.services]
         answers.services.append(self._door.health())

@@ -65,7 +65,7 @@ class LocalAccess(Struct, frozen=True, kw_only=True):
         return replace(part, environment={CREDENTIALS_VARIABLE: path} | part.environment)
 
 
-def settle(data: Path, pid_file: Path, listen: str = "127.0.0.1") -> LocalAccess:
+def ensure_access(data: Path, pid_file: Path, listen: str = "127.0.0.1") -> LocalAccess:
     """Open the authority of a cluster, and create it if it is missing.
 
     Args:
@@ -81,13 +81,13 @@ def settle(data: Path, pid_file: Path, listen: str = "127.0.0.1") -> LocalAccess
             authority.secure(hosts)
     else:
         authority = Authority.create(folder, hosts=hosts, pid_file=str(pid_file))
-    user = account()
+    user = account_name()
     if user not in authority.registry.users:
         authority.add(Role.OPERATOR, user, owner=ANY_OWNER)
     return LocalAccess(authority=authority, user=user)
 
 
-def take_over(store: Path, secured: bool) -> None:
+def move_streams(store: Path, secured: bool) -> None:
     """Move the streams of a server between its folders for a bus with accounts and one without.
 
     JetStream keeps the streams of each account in a separate folder, so a server wouldn't find those that were written
@@ -105,7 +105,7 @@ def take_over(store: Path, secured: bool) -> None:
         left.rename(wanted)
 
 
-def account() -> str:
+def account_name() -> str:
     """Name of the user account that runs this process, as a user name of the bus."""
     try:
         name = getpass.getuser()
@@ -150,7 +150,7 @@ def url_of(data: Path) -> str:
         return ""
 
 
-def introduce(name: str, url: str, credentials: Path) -> bool:
+def add_context(name: str, url: str, credentials: Path) -> bool:
     """Write a context for a cluster, and make it the context in use if there is none.
 
     Returns:
@@ -167,7 +167,7 @@ def introduce(name: str, url: str, credentials: Path) -> bool:
     return own.current == name
 
 
-def forget(names: Sequence[str], url: str) -> None:
+def remove_contexts(names: Sequence[str], url: str) -> None:
     """Remove contexts of a cluster that no longer exists.
 
     Args:

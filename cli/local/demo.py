@@ -27,7 +27,7 @@ from .. import render
 from ..exits import USAGE, CommandError
 from ..options import console
 from .server import EmbeddedServer
-from .supervisor import DataFolder, Happening, Part, Supervisor
+from .supervisor import DataFolder, Part, Supervisor, SupervisorEvent
 from .up import cluster_parts, wait_until_ready
 
 DATA_VARIABLE: Final = "CORRAL_DATA"
@@ -35,7 +35,7 @@ RECORDING: Final = Path("gentd26", "gpu_samples.parquet")
 SPEED: Final = 1200
 """Replay speed: a minute of the recording, the time between its samples, takes a twentieth of a second."""
 FIRST_SAMPLES: Final = 2_000
-LEAST_SAMPLES: Final = 12_000
+MIN_SAMPLES: Final = 12_000
 """Minimum number of samples in the history before it is queried."""
 PATIENCE_SECONDS: Final = 20.0
 
@@ -124,11 +124,11 @@ async def _demo(folder: Path, recording: Path | None) -> None:
         loop.add_signal_handler(number, task.cancel)
     began = time.monotonic()
     show = Show(console())
-    troubles: list[Happening] = []
+    troubles: list[SupervisorEvent] = []
 
-    def tell(happening: Happening) -> None:
-        if happening.kind == "died":
-            troubles.append(happening)
+    def tell(event: SupervisorEvent) -> None:
+        if event.kind == "died":
+            troubles.append(event)
 
     parts = cluster_parts(folder, _collector(folder, recording))
     supervisor = Supervisor(EmbeddedServer(folder / "nats"), parts, folder / "logs", tell)
@@ -199,7 +199,7 @@ async def _scenes(client: Client, show: Show) -> None:
     await _ask(client, show, owner="dave", gpus=64, memory="70GiB")
 
     with show.busy("Work goes on, and the history takes it all in…"):
-        await _until(lambda: _recorded(client, LEAST_SAMPLES, 0))
+        await _until(lambda: _recorded(client, MIN_SAMPLES, 0))
     show.scene("alice keeps hers, bob gives his back", "corral renew … && corral release …")
     if held is not None:
         renewed = await client.renew(held.lease_id, owner="alice")
@@ -210,7 +210,7 @@ async def _scenes(client: Client, show: Show) -> None:
     show.out.print(render.leases_table(await client.leases()))
 
     granted = [lease for lease in (held, shared, worked) if lease is not None]
-    await _until(lambda: _recorded(client, LEAST_SAMPLES, len(granted), ended=int(shared is not None)))
+    await _until(lambda: _recorded(client, MIN_SAMPLES, len(granted), ended=int(shared is not None)))
     for question in QUESTIONS:
         show.scene(question.words, None)
         show.answer(question.sql.strip(), await client.query(question.sql))

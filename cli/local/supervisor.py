@@ -23,7 +23,7 @@ from ..exits import CommandError
 from .server import EmbeddedServer, die_with_parent
 
 BACKOFF_FIRST_SECONDS: Final = 0.2
-BACKOFF_MOST_SECONDS: Final = 15.0
+BACKOFF_MAX_SECONDS: Final = 15.0
 STEADY_SECONDS: Final = 10.0
 """Uptime after which a part counts as healthy, so that the backoff of its next restart begins anew."""
 STOP_SECONDS: Final = 12.0
@@ -50,7 +50,7 @@ class Part(Struct, frozen=True, kw_only=True):
     ends: bool = False
 
 
-class Happening(Struct, frozen=True, kw_only=True):
+class SupervisorEvent(Struct, frozen=True, kw_only=True):
     """An event in the life of a part.
 
     Attributes:
@@ -123,7 +123,7 @@ class Supervisor:
         server: EmbeddedServer,
         parts: Sequence[Part],
         logs: Path,
-        tell: Callable[[Happening], None],
+        tell: Callable[[SupervisorEvent], None],
         credentials: Path | None = None,
     ) -> None:
         self.server = server
@@ -190,11 +190,13 @@ class Supervisor:
             process.terminate()
         try:
             await asyncio.wait_for(process.wait(), STOP_SECONDS)
-            self._tell(Happening(part=part.name, kind="stopped"))
+            self._tell(SupervisorEvent(part=part.name, kind="stopped"))
         except TimeoutError:
             process.kill()
             await process.wait()
-            self._tell(Happening(part=part.name, kind="killed", detail=f"it did not stop within {STOP_SECONDS:.0f} s"))
+            self._tell(
+                SupervisorEvent(part=part.name, kind="killed", detail=f"it did not stop within {STOP_SECONDS:.0f} s")
+            )
 
     async def _keep(self, part: Part) -> None:
         pause = BACKOFF_FIRST_SECONDS
@@ -203,17 +205,17 @@ class Supervisor:
             log = self._logs / f"{part.name}.log"
             process, written = await self._spawn(part, log)
             self._processes[part.name] = process
-            self._tell(Happening(part=part.name, kind="started", pid=process.pid))
+            self._tell(SupervisorEvent(part=part.name, kind="started", pid=process.pid))
             code = await process.wait()
             if part.ends and code == 0:
-                self._tell(Happening(part=part.name, kind="ended"))
+                self._tell(SupervisorEvent(part=part.name, kind="ended"))
                 return
             if time.monotonic() - began > STEADY_SECONDS:
                 pause = BACKOFF_FIRST_SECONDS
             detail = f"{ending(code)}; starting it again in {pause:.1f} s. Its log: {log}\n{last_lines(log, written)}"
-            self._tell(Happening(part=part.name, kind="died", detail=detail))
+            self._tell(SupervisorEvent(part=part.name, kind="died", detail=detail))
             await asyncio.sleep(pause)
-            pause = min(pause * 2, BACKOFF_MOST_SECONDS)
+            pause = min(pause * 2, BACKOFF_MAX_SECONDS)
 
     async def _spawn(self, part: Part, log: Path) -> tuple[asyncio.subprocess.Process, int]:
         with opened(log) as out:
@@ -244,14 +246,16 @@ class Supervisor:
                 continue
             if time.monotonic() - began > STEADY_SECONDS:
                 pause = BACKOFF_FIRST_SECONDS
-            self._tell(Happening(part="nats", kind="died", detail=f"{ending(process.returncode)}; starting it again"))
+            self._tell(
+                SupervisorEvent(part="nats", kind="died", detail=f"{ending(process.returncode)}; starting it again")
+            )
             await asyncio.sleep(pause)
-            pause = min(pause * 2, BACKOFF_MOST_SECONDS)
+            pause = min(pause * 2, BACKOFF_MAX_SECONDS)
             began = time.monotonic()
             with contextlib.suppress(Exception):  # whatever the error, the start is retried
                 self.server.start()
                 assert self.server.process is not None
-                self._tell(Happening(part="nats", kind="started", pid=self.server.process.pid))
+                self._tell(SupervisorEvent(part="nats", kind="started", pid=self.server.process.pid))
 
 
 def ending(code: int) -> str:

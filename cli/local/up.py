@@ -20,10 +20,10 @@ from ...client import Client, CorralError
 from ...schemas import operations
 from ..exits import USAGE, CommandError
 from ..options import console
-from .access import LocalAccess, context_name, forget, introduce, server_names, settle, take_over
+from .access import LocalAccess, add_context, context_name, ensure_access, move_streams, remove_contexts, server_names
 from .folders import dashboard_state, default_data
 from .server import EmbeddedServer, server_binary
-from .supervisor import DataFolder, Happening, Part, Supervisor
+from .supervisor import DataFolder, Part, Supervisor, SupervisorEvent
 
 READY_SECONDS = 60.0
 
@@ -86,8 +86,8 @@ def up(
         if not no_dashboard and find_spec("nicegui") is not None:
             parts.append(dashboard_part(folder.path))
         server = EmbeddedServer(folder.path / "nats", port, listen)
-        local = None if no_auth else settle(folder.path, server.pid_file, listen)
-        take_over(server.data, local is not None)
+        local = None if no_auth else ensure_access(folder.path, server.pid_file, listen)
+        move_streams(server.data, local is not None)
         if local is not None:
             parts = [local.part(part) for part in parts]
             server.include = local.authority.config
@@ -140,13 +140,13 @@ async def _up(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stopping.set)
 
-    def tell(happening: Happening) -> None:
-        if happening.kind in ("died", "killed"):
-            out.print(f"[red]✗[/] {happening.part}: {escape(happening.detail.rstrip())}")
-        elif happening.kind == "started" and ready:
-            out.print(f"[green]✓[/] {happening.part} is back (process {happening.pid})")
-        elif happening.kind == "stopped":
-            out.print(f"[dim]✓ {happening.part} has stopped[/]")
+    def tell(event: SupervisorEvent) -> None:
+        if event.kind in ("died", "killed"):
+            out.print(f"[red]✗[/] {event.part}: {escape(event.detail.rstrip())}")
+        elif event.kind == "started" and ready:
+            out.print(f"[green]✓[/] {event.part} is back (process {event.pid})")
+        elif event.kind == "stopped":
+            out.print(f"[dim]✓ {event.part} has stopped[/]")
 
     ready = False
     supervisor = Supervisor(server, parts, folder.path / "logs", tell, local and local.authority.credentials("planner"))
@@ -164,11 +164,11 @@ async def _up(
             stopped.cancel()
             missing, summary = await waiting
             if credentials is None:
-                way = "" if server.url == DEFAULT_URL else f" --nats {server.url}"
+                connection_flags = "" if server.url == DEFAULT_URL else f" --nats {server.url}"
             else:
-                way = "" if introduce(name, server.url, credentials) else f" --context {name}"
+                connection_flags = "" if add_context(name, server.url, credentials) else f" --context {name}"
             devices = await _devices(server.url, credentials)
-            _print_ready(server.url, folder.path, collector, missing, summary, way, devices)
+            _print_ready(server.url, folder.path, collector, missing, summary, connection_flags, devices)
             ready = True
             await stopping.wait()
         else:
@@ -177,7 +177,7 @@ async def _up(
     finally:
         await supervisor.stop()
         if credentials is not None and folder.path != default_data():
-            forget([name], server.url)
+            remove_contexts([name], server.url)
 
 
 async def wait_until_ready(
@@ -245,7 +245,7 @@ def _print_ready(
     collector: Part | None,
     missing: Sequence[str],
     summary: operations.FleetSummary | None,
-    way: str,
+    connection_flags: str,
     devices: Sequence[operations.DeviceStatus],
 ) -> None:
     out = console()
@@ -259,9 +259,9 @@ def _print_ready(
     out.print(f"[bold green]Corral is up[/] at [bold]{url}[/], data in {escape(str(data))}")
     # The option stands right after `corral`, so that it applies to whichever command follows.
     rows = [
-        (f"corral{way} top", "watch the fleet"),
-        *((f"corral{way} {command}", meaning) for command, meaning in work_hints(devices, simulated)),
-        (f'corral{way} query "FROM samples LIMIT 5"', "ask the history"),
+        (f"corral{connection_flags} top", "watch the fleet"),
+        *((f"corral{connection_flags} {command}", meaning) for command, meaning in work_hints(devices, simulated)),
+        (f'corral{connection_flags} query "FROM samples LIMIT 5"', "ask the history"),
     ]
     width = max(len(command) for command, _ in rows)
     for command, meaning in rows:

@@ -36,7 +36,7 @@ LAG_MESSAGES: Final = 1000
 _SHOWN: Final = 5
 FULL: Final = 0.9
 BUCKET_FULL: Final = 0.8
-TELLING: Final = 0.02
+MIN_FULL_SHARE: Final = 0.02
 """Minimum fill of a stream, as part of its size limit, for an estimate of its rate."""
 FREE_BYTES: Final = 2 * 2**30
 
@@ -235,7 +235,7 @@ async def _bus(client: Client) -> AsyncIterator[Finding]:
 def _days_held(info: dict[str, Any]) -> float:
     """Retention of a stream in days at its current rate of bytes; infinite if unlimited, or with too little data."""
     state, most = info["state"], info["config"]["max_bytes"]
-    if most <= 0 or state["bytes"] < TELLING * most or "ts" not in info:
+    if most <= 0 or state["bytes"] < MIN_FULL_SHARE * most or "ts" not in info:
         return math.inf
     seconds = (_time(info["ts"]) - _time(state["first_ts"])).total_seconds()
     return most / state["bytes"] * max(seconds, 1.0) / 86400
@@ -364,11 +364,11 @@ async def _history(client: Client) -> Finding:
 
 
 # Only hosts that were seen recently, relative to the newest: nothing can be fixed on hosts that were removed.
-_THERE: Final = "last_seen > (SELECT max(last_seen) FROM hosts) - INTERVAL 10 MINUTES"
+_REPORTING: Final = "last_seen > (SELECT max(last_seen) FROM hosts) - INTERVAL 10 MINUTES"
 WRONG_CLOCKS: Final = (
-    f"SELECT host, offset_seconds FROM host_clocks JOIN hosts USING (host) WHERE until IS NULL AND {_THERE}"
+    f"SELECT host, offset_seconds FROM host_clocks JOIN hosts USING (host) WHERE until IS NULL AND {_REPORTING}"
 )
-LISTED_TWICE: Final = f"SELECT device, owner, host FROM device_conflicts WHERE {_THERE}"
+LISTED_TWICE: Final = f"SELECT device, owner, host FROM device_conflicts WHERE {_REPORTING}"
 
 
 async def _hosts(client: Client) -> Finding:

@@ -76,7 +76,7 @@ async def _fetch(
     from nats.errors import NoRespondersError
     from nats.errors import TimeoutError as NatsTimeoutError
 
-    from ...client.query import in_own_name
+    from ...client.query import user_subject
     from ...schemas.query import Snapshot, SnapshotRead, SnapshotRequest
     from ...schemas.replies import ERROR_CODE_HEADER
     from ...schemas.requests import Error
@@ -86,7 +86,7 @@ async def _fetch(
     try:
         try:
             body = codec.encode(SnapshotRequest(archive=archive), codec.JSON)
-            reply = await nc.request(in_own_name(nc, subjects.SNAPSHOT), body, timeout=seconds)
+            reply = await nc.request(user_subject(nc, subjects.SNAPSHOT), body, timeout=seconds)
         except NoRespondersError:
             raise CommandError("no processor answers: start one with `corral process`", NO_SERVICE) from None
         except NatsTimeoutError:
@@ -97,7 +97,7 @@ async def _fetch(
 
         async def piece(offset: int) -> bytes:
             read = codec.encode(SnapshotRead(snapshot_id=made.snapshot_id, offset=offset), codec.JSON)
-            answer = await nc.request(in_own_name(nc, subjects.SNAPSHOT_READ), read, timeout=30)
+            answer = await nc.request(user_subject(nc, subjects.SNAPSHOT_READ), read, timeout=30)
             if ERROR_CODE_HEADER in (answer.headers or {}):
                 raise CommandError(codec.decode(answer.data, Error, codec.JSON).message, FAILED)
             return answer.data
@@ -115,7 +115,7 @@ async def _fetch(
                 raise CommandError(f"only {file.tell():,} of {made.bytes:,} bytes came: try again", FAILED)
         part.replace(out)
         done = SnapshotRead(snapshot_id=made.snapshot_id, done=True)
-        await nc.publish(in_own_name(nc, subjects.SNAPSHOT_READ), codec.encode(done, codec.JSON))
+        await nc.publish(user_subject(nc, subjects.SNAPSHOT_READ), codec.encode(done, codec.JSON))
         return {"bytes": made.bytes, "samples": made.samples}
     finally:
         part.unlink(missing_ok=True)

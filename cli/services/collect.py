@@ -15,7 +15,7 @@ from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl
 from ..options_struct import takes
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
-from .run_service import STOP_WITHIN, StopWithin, serve, stop_seconds
+from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
 if TYPE_CHECKING:
     from ...collectors.source import Source
@@ -249,7 +249,7 @@ def _run(name: str, source: Source, settings: dict[str, Any], options: CollectOp
         **settings,
     )
     try:
-        serve(serving, within_seconds)
+        run_service(serving, within_seconds)
     except (HostTaken, SpillBusy) as error:
         raise CommandError(str(error), FAILED) from error
 

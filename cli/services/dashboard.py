@@ -16,8 +16,7 @@ from ...dashboard.security.login_links import login_link
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, console, say
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
-from .run_service import STOP_WITHIN, StopWithin, stop_seconds
-from .run_service import serve as run_service
+from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
 if TYPE_CHECKING:
     from ...dashboard.security.accounts import Role

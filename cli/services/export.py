@@ -13,7 +13,7 @@ from ...schemas.units import parse_seconds
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl, say
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
-from .run_service import STOP_WITHIN, StopWithin, serve, stop_seconds
+from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
 if TYPE_CHECKING:
     from ...exporter import Exporter, Family
@@ -69,7 +69,7 @@ def export(
         raise CommandError("--forget wants a time above 0, such as 60s", USAGE)
     stop = asyncio.Event()
     work = _serve(nats, host.strip("[]") or "0.0.0.0", int(port), families, seconds, stop, identity.named)
-    serve(work, within, stop)
+    run_service(work, within, stop)
 
 
 async def _serve(

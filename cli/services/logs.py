@@ -56,9 +56,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="As --log-level d
 BURST: Final = 20
 """Maximum number of records of one kind within `WINDOW_SECONDS`; further ones are only counted."""
 WINDOW_SECONDS: Final = 60.0
-MOST_CHARACTERS: Final = 4096
+MAX_CHARACTERS: Final = 4096
 """Maximum length of a value in a record, since it may contain data from untrusted messages."""
-_MOST_KINDS: Final = 1024
+_MAX_KINDS: Final = 1024
 _FIRST: Final = ("timestamp", "level", "event", "logger", "service", "instance", "host")
 _PLAIN: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -91,7 +91,7 @@ class RepeatLimit(logging.Filter):
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = [now, 0]
-            if len(self._kinds) > _MOST_KINDS:
+            if len(self._kinds) > _MAX_KINDS:
                 self._report(*self._kinds.popitem(last=False))
         kind[1] += 1
         return kind[1] <= self._burst
@@ -223,8 +223,8 @@ def _extras(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]
 
 def _cut(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
     for name, value in event.items():
-        if isinstance(value, str) and len(value) > MOST_CHARACTERS:
-            event[name] = f"{value[:MOST_CHARACTERS]}… ({len(value)} characters)"
+        if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+            event[name] = f"{value[:MAX_CHARACTERS]}… ({len(value)} characters)"
     return event
 
 

@@ -11,7 +11,7 @@ from ...schemas.limits import STALE_AFTER_SECONDS
 from ...schemas.units import parse_bytes, parse_seconds
 from ..options import NatsUrl
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
-from .run_service import STOP_WITHIN, StopWithin, serve, stop_seconds
+from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
 _LIMITS = "What one owner may ask"
 
@@ -113,4 +113,4 @@ def plan(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     stop = asyncio.Event()
-    serve(work(nats, settings, stop=stop, named=identity.named), within, stop)
+    run_service(work(nats, settings, stop=stop, named=identity.named), within, stop)

@@ -14,7 +14,7 @@ import typer
 from ..exits import FAILED, USAGE, CommandError
 from ..options import NatsUrl
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
-from .run_service import STOP_WITHIN, StopWithin, serve, stop_seconds
+from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
 if TYPE_CHECKING:
     from ...processors.query.quack import Settings as RemoteSettings
@@ -232,6 +232,6 @@ def _run(history: History, nats: str | None, named: Callable[[str], None], withi
     from ...processors.storage import StorageError, StoragePaused
 
     try:
-        serve(work(history, nats_url=nats, named=named), within_seconds)
+        run_service(work(history, nats_url=nats, named=named), within_seconds)
     except (StorageError, StoragePaused, QuackError) as error:
         raise CommandError(str(error), FAILED) from error

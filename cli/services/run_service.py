@@ -16,7 +16,7 @@ import typer
 
 from ...schemas.units import parse_seconds
 from ..exits import FAILED, USAGE, CommandError
-from ..options import cancel_surely
+from ..options import cancel_until_done
 from .logs import PANEL
 
 log = logging.getLogger("corral.service")
@@ -49,7 +49,7 @@ def stop_seconds(text: str) -> float:
     return seconds
 
 
-def serve(work: Coroutine[Any, Any, None], within_seconds: float, stop: asyncio.Event | None = None) -> None:
+def run_service(work: Coroutine[Any, Any, None], within_seconds: float, stop: asyncio.Event | None = None) -> None:
     """Run a service until it ends, or until SIGINT or SIGTERM.
 
     The first signal starts an orderly shutdown, with exit code 0. If it takes longer than `within_seconds`, the process
@@ -86,7 +86,7 @@ async def _until_stopped(work: Coroutine[Any, Any, None], within_seconds: float,
         timer.daemon = True
         timer.start()
         if stop is None:
-            cancel_surely(task)
+            cancel_until_done(task)
         else:
             stop.set()
 

@@ -21,18 +21,18 @@ from ...schemas import operations, requests
 from ...schemas.units import format_bytes
 from .. import render
 from .tables import Rows, device_columns, host_columns, lease_columns, process_columns, queue_columns
-from .view import HISTORY, SORTS, FleetView, ProcessRow, by_host, picked, sparkline, summary_line
+from .view import HISTORY, SORTS, FleetView, ProcessRow, by_host, filter_and_sort, sparkline, summary_line
 
 VIEWS = ("devices", "hosts", "leases", "queue", "processes")
 
 
-class Sure(ModalScreen[bool]):
+class ConfirmDialog(ModalScreen[bool]):
     """Confirmation dialog: Enter or y confirms, Escape, n or q cancels."""
 
     DEFAULT_CSS = """
-    Sure { align: center middle; }
-    Sure > Vertical { width: 70; max-width: 95%; height: auto; padding: 1 2; }
-    Sure > Vertical { background: $panel; border: round $warning; }
+    ConfirmDialog { align: center middle; }
+    ConfirmDialog > Vertical { width: 70; max-width: 95%; height: auto; padding: 1 2; }
+    ConfirmDialog > Vertical { background: $panel; border: round $warning; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,y", "dismiss(True)", "Yes"),
@@ -50,14 +50,14 @@ class Sure(ModalScreen[bool]):
             yield Static(Text("Enter does it, Escape does not", "dim"))
 
 
-class Reason(ModalScreen[str | None]):
+class ReasonDialog(ModalScreen[str | None]):
     """Dialog that asks for a reason, which also confirms the action: Enter confirms, Escape cancels."""
 
     DEFAULT_CSS = """
-    Reason { align: center middle; }
-    Reason > Vertical { width: 70; max-width: 95%; height: auto; padding: 1 2; }
-    Reason > Vertical { background: $panel; border: round $warning; }
-    Reason Input { margin-top: 1; }
+    ReasonDialog { align: center middle; }
+    ReasonDialog > Vertical { width: 70; max-width: 95%; height: auto; padding: 1 2; }
+    ReasonDialog > Vertical { background: $panel; border: round $warning; }
+    ReasonDialog Input { margin-top: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "No")]
 
@@ -86,9 +86,9 @@ class DevicePage(ModalScreen[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q", "dismiss(None)", "Back")]
 
-    def __init__(self, board: FleetView, uuid: str) -> None:
+    def __init__(self, view: FleetView, uuid: str) -> None:
         super().__init__()
-        self._board = board
+        self._fleet = view
         self._uuid = uuid
 
     def compose(self) -> ComposeResult:
@@ -102,16 +102,16 @@ class DevicePage(ModalScreen[None]):
         self._write()
 
     def _write(self) -> None:
-        self.query_one("#device", Static).update(device_page(self._board, self._uuid, max(20, self.size.width - 30)))
+        self.query_one("#device", Static).update(device_page(self._fleet, self._uuid, max(20, self.size.width - 30)))
 
 
-def device_page(board: FleetView, uuid: str, width: int) -> RenderableType:
+def device_page(view: FleetView, uuid: str, width: int) -> RenderableType:
     """Details of a device for a given width: metrics, state, leases and processes."""
-    seen = board.last
+    seen = view.last
     device = next((one for one in seen.devices if one.uuid == uuid), None) if seen else None
     if device is None or seen is None:
         return Text(f"{uuid} is not in the fleet any more", "red")
-    past = board.past.get(uuid, ())
+    past = view.past.get(uuid, ())
     throttled = " (throttled)" if device.throttled else ""
     used = device.memory_used_bytes
     facts = render.table("", "")
@@ -133,7 +133,7 @@ def device_page(board: FleetView, uuid: str, width: int) -> RenderableType:
     parts: list[RenderableType] = [facts, Text()]
     held = [lease for lease in seen.leases if lease.lease_id in device.leases]
     parts += [render.leases_table(held) if held else Text("no lease on it", "dim"), Text()]
-    processes = board.processes_on(device)
+    processes = view.processes_on(device)
     if processes:
         made = render.table("PID", "USER", "NAME", "MEMORY", "SM", "LEASE", "CONCERN", right=("PID", "MEMORY", "SM"))
         for row in processes:
@@ -187,16 +187,16 @@ class TopApp(App[None]):
         Binding("x", "end", "End lease"),
     ]
 
-    def __init__(self, board: FleetView, *, sort: str = "host", words: str = "", interval: float = 1.0) -> None:
+    def __init__(self, view: FleetView, *, sort: str = "host", words: str = "", interval: float = 1.0) -> None:
         super().__init__()
-        self._board = board
+        self._fleet = view
         self._sort = sort
         self._words = words
         self._interval = interval
         self._reversed = False
         self._paused = False
         self._tables: dict[str, Rows] = {
-            "devices": Rows(device_columns(board), lambda device: device.uuid, id="devices-rows"),
+            "devices": Rows(device_columns(view), lambda device: device.uuid, id="devices-rows"),
             "hosts": Rows(host_columns(), lambda row: row.host, id="hosts-rows"),
             "leases": Rows(lease_columns(), lambda lease: lease.lease_id, id="leases-rows"),
             "queue": Rows(queue_columns(), lambda entry: entry.request_id, id="queue-rows"),
@@ -216,29 +216,29 @@ class TopApp(App[None]):
 
     def on_mount(self) -> None:
         """Start the refreshes and the subscription to processes."""
-        self.run_worker(self._look_on(), name="look")
-        self.run_worker(self._board.follow_processes(), name="processes")
+        self.run_worker(self._refresh_forever(), name="look")
+        self.run_worker(self._fleet.follow_processes(), name="processes")
         self._write()
         self._tables["devices"].focus()
 
-    async def _look_on(self) -> None:
+    async def _refresh_forever(self) -> None:
         while True:
-            await asyncio.sleep(self._board.pause(self._interval))
+            await asyncio.sleep(self._fleet.pause(self._interval))
             if not self._paused:
-                await self._board.refresh()
+                await self._fleet.refresh()
                 self._write()
 
     def _write(self) -> None:
-        seen = self._board.last
+        seen = self._fleet.last
         notice = Text()
         if seen is not None:
-            self.query_one("#summary", Static).update(summary_line(seen, self._board.mean_past))
-            devices = picked(seen.devices, self._sort, self._reversed, self._words)
+            self.query_one("#summary", Static).update(summary_line(seen, self._fleet.mean_past))
+            devices = filter_and_sort(seen.devices, self._sort, self._reversed, self._words)
             self._tables["devices"].show(devices)
             self._tables["hosts"].show(by_host(devices))
             self._tables["leases"].show(seen.leases)
             self._tables["queue"].show(seen.queue)
-            processes = self._board.process_rows()
+            processes = self._fleet.process_rows()
             self._tables["processes"].show(processes)
             notice.append(f"by {self._sort}{' ↑' if self._reversed else ''}")
             if self._words:
@@ -249,8 +249,8 @@ class TopApp(App[None]):
                 notice.append(f" · {stray} processes without a lease or beyond it (5)", "yellow")
         if self._paused:
             notice.append(" · paused", "yellow")
-        if self._board.error:
-            notice = Text(self._board.error, "red")
+        if self._fleet.error:
+            notice = Text(self._fleet.error, "red")
         self.query_one("#notice", Static).update(notice)
 
     @property
@@ -313,7 +313,7 @@ class TopApp(App[None]):
         row = event.row
         if isinstance(row, operations.DeviceStatus | ProcessRow):
             uuid = row.uuid if isinstance(row, operations.DeviceStatus) else row.process.device
-            self.push_screen(DevicePage(self._board, uuid))
+            self.push_screen(DevicePage(self._fleet, uuid))
         elif not isinstance(row, operations.QueueEntry):
             self.query_one("#filter", Input).value = row.lease_id if isinstance(row, requests.Lease) else row.host
             self.action_view("devices")
@@ -327,7 +327,7 @@ class TopApp(App[None]):
             if row.drain_reason:
                 self._ask(
                     f"Let work on {name} again? It is drained: {row.drain_reason}",
-                    lambda: self._board.client.undrain(**what),
+                    lambda: self._fleet.client.undrain(**what),
                     f"{name} takes work again",
                 )
                 return
@@ -339,14 +339,14 @@ class TopApp(App[None]):
 
         def drain(reason: str | None) -> None:
             if reason is not None:
-                self.run_worker(self._act(self._board.client.drain(reason=reason, **what), f"{name} is drained"))
+                self.run_worker(self._act(self._fleet.client.drain(reason=reason, **what), f"{name} is drained"))
 
-        self.push_screen(Reason(f"Keep new work off {name}? Leases that are there go on."), drain)
+        self.push_screen(ReasonDialog(f"Keep new work off {name}? Leases that are there go on."), drain)
 
     def action_end(self) -> None:
         """End the selected lease or request, after confirmation: withdraw or release the user's, evict another's."""
         row = self._tables[self._view].current
-        client = self._board.client
+        client = self._fleet.client
         if isinstance(row, operations.QueueEntry):
             if row.owner != client.owner:
                 self.notify(f"Only {row.owner} may withdraw this request", severity="warning")
@@ -368,7 +368,7 @@ class TopApp(App[None]):
         if not lease_id:
             self.notify("There is no lease under the cursor", severity="warning")
             return
-        leases = self._board.last.leases if self._board.last is not None else []
+        leases = self._fleet.last.leases if self._fleet.last is not None else []
         if any(lease.lease_id == lease_id and lease.owner == client.owner for lease in leases):
             self._ask(
                 f"Release your lease {lease_id}? Its work is told to stop.",
@@ -379,9 +379,9 @@ class TopApp(App[None]):
 
         def evict(reason: str | None) -> None:
             if reason is not None:
-                self.run_worker(self._act(self._board.client.evict(lease_id, reason=reason), f"{lease_id} is evicted"))
+                self.run_worker(self._act(self._fleet.client.evict(lease_id, reason=reason), f"{lease_id} is evicted"))
 
-        self.push_screen(Reason(f"Take lease {lease_id} back? Its work is told to stop."), evict)
+        self.push_screen(ReasonDialog(f"Take lease {lease_id} back? Its work is told to stop."), evict)
 
     def _ask(self, question: str, doing: Callable[[], Awaitable[Any]], done: str) -> None:
         """Ask for confirmation, and carry out an action if it is given."""
@@ -390,7 +390,7 @@ class TopApp(App[None]):
             if yes:
                 self.run_worker(self._act(doing(), done))
 
-        self.push_screen(Sure(question), answered)
+        self.push_screen(ConfirmDialog(question), answered)
 
     async def _act(self, doing: Any, done: str) -> None:
         try:
@@ -399,5 +399,5 @@ class TopApp(App[None]):
             self.notify(str(error), severity="error")
         else:
             self.notify(done)
-            await self._board.refresh()
+            await self._fleet.refresh()
             self._write()

@@ -15,7 +15,7 @@ from rich.text import Text
 from .. import render
 from ..exits import USAGE, CommandError
 from ..options import Hosts, Models, NatsUrl, connected, console, print_json, run
-from .view import SORTS, FleetSnapshot, FleetView, look, picked, summary_line
+from .view import SORTS, FleetSnapshot, FleetView, filter_and_sort, summary_line, take_snapshot
 
 
 def top(
@@ -50,22 +50,22 @@ def top(
     async def work() -> None:
         async with connected(nats) as client:
             if json or once or not sys.stdout.isatty():
-                seen = await look(client, host or (), model or ())
-                seen.devices = picked(seen.devices, sort, False, filter)
+                seen = await take_snapshot(client, host or (), model or ())
+                seen.devices = filter_and_sort(seen.devices, sort, False, filter)
                 if json:
                     print_json({"time": seen.time, "fleet": seen.fleet, "devices": seen.devices,
                                 "leases": seen.leases, "queue": seen.queue})  # fmt: skip
                 else:
                     console().print(page(seen))
                 return
-            board = FleetView(client, host or (), model or ())
-            await board.refresh()
+            view = FleetView(client, host or (), model or ())
+            await view.refresh()
             if plain or not find_spec("textual"):
-                await _live(board, sort, filter, interval)
+                await _live(view, sort, filter, interval)
             else:
                 from .app import TopApp
 
-                await TopApp(board, sort=sort, words=filter, interval=interval).run_async()
+                await TopApp(view, sort=sort, words=filter, interval=interval).run_async()
 
     run(work())
 
@@ -88,15 +88,15 @@ def page(seen: FleetSnapshot, most: int | None = None) -> Group:
     return Group(*parts)
 
 
-async def _live(board: FleetView, sort: str, words: str, interval: float) -> None:
+async def _live(view: FleetView, sort: str, words: str, interval: float) -> None:
     from rich.live import Live
 
     out = console()
     with Live(console=out, screen=True, auto_refresh=False) as live:
         while True:
-            await board.refresh()
-            if board.last is not None:
-                board.last.devices = picked(board.last.devices, sort, False, words)
-                shown = page(board.last, most=max(5, out.height - 18))
-                live.update(Group(Text(board.error, "red"), shown) if board.error else shown, refresh=True)
-            await asyncio.sleep(board.pause(interval))
+            await view.refresh()
+            if view.last is not None:
+                view.last.devices = filter_and_sort(view.last.devices, sort, False, words)
+                shown = page(view.last, most=max(5, out.height - 18))
+                live.update(Group(Text(view.error, "red"), shown) if view.error else shown, refresh=True)
+            await asyncio.sleep(view.pause(interval))

@@ -169,7 +169,7 @@ def _strip(cells: Sequence[tuple[Column, int, Text]], width: int, style: Style, 
     return Strip(segments).adjust_cell_length(width).apply_style(style)
 
 
-def device_columns(board: FleetView) -> list[Column]:
+def device_columns(view: FleetView) -> list[Column]:
     """Columns of the device table; it is meant for 80 characters or more."""
 
     def memory(device: operations.DeviceStatus) -> str:
@@ -186,7 +186,7 @@ def device_columns(board: FleetView) -> list[Column]:
         return Text(render.number(value, "%"), style)
 
     def past(device: operations.DeviceStatus) -> Text:
-        return Text(sparkline(board.past.get(device.uuid, ()), HISTORY), "green")
+        return Text(sparkline(view.past.get(device.uuid, ()), HISTORY), "green")
 
     def temperature(device: operations.DeviceStatus) -> Text:
         value = device.temperature_celsius

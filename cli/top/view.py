@@ -78,7 +78,7 @@ _RECALLED: Final = {
 """Columns of the view `processes_now`, with the corresponding fields of a `ProcessSample`."""
 
 
-async def look(client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> FleetSnapshot:
+async def take_snapshot(client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> FleetSnapshot:
     """Take a snapshot: ask the planner for fleet, devices, leases and queue concurrently."""
     fleet, devices, leases, queue = await asyncio.gather(
         client.fleet(hosts=hosts, models=models),
@@ -118,7 +118,7 @@ class FleetView:
         """Take a new snapshot. If that fails, keep the last one and set `error`."""
         started = time.monotonic()
         try:
-            seen = await look(self.client, self._hosts, self._models)
+            seen = await take_snapshot(self.client, self._hosts, self._models)
         except CorralError as error:
             self.error = str(error)
             return
@@ -247,7 +247,7 @@ SORTS: Final[dict[str, tuple[Key, bool]]] = {
 """Sort keys for devices, and whether the greatest comes first."""
 
 
-def picked(
+def filter_and_sort(
     devices: Sequence[operations.DeviceStatus], sort: str, reverse: bool, text: str
 ) -> list[operations.DeviceStatus]:
     """Filter and sort devices. Devices with equal keys are sorted by host and index.
@@ -261,13 +261,13 @@ def picked(
     """
     key, greatest_first = SORTS[sort]
     words = text.lower().split()
-    found = [device for device in devices if all(_says(device, word) for word in words)]
+    found = [device for device in devices if all(_matches(device, word) for word in words)]
     found.sort(key=SORTS["host"][0])
     found.sort(key=key, reverse=greatest_first != reverse)
     return found
 
 
-def _says(device: operations.DeviceStatus, word: str) -> bool:
+def _matches(device: operations.DeviceStatus, word: str) -> bool:
     texts = [device.host, device.model, device.uuid, *device.leases, *device.why_not]
     texts.append("leased" if device.leases else "free" if device.usable else "unusable")
     lowered = [text.lower() for text in texts]

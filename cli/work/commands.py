@@ -10,19 +10,19 @@ import typer
 from rich.markup import escape
 
 from ...client import Client, Ended, InvalidRequest, Rejected, errors
-from ...client.environment import placed_here
+from ...client.environment import restricted_to_host
 from ...client.request import RequestFields
 from ...schemas import operations, requests, units
 from .. import exits, global_options, render
 from ..options import AsJson, NatsUrl, Owner, Timeout, connected, console, print_json, run, say
-from .host_messages import explain_host, say_elsewhere
+from .host_messages import explain_missing_host, print_device_hosts
 from .job_control import Interrupted, Signals
-from .request_options import asking
+from .request_options import with_request_options
 from .shell_exports import chosen, exported
-from .wait_display import waiting_line
+from .wait_display import wait_display
 
 
-@asking
+@with_request_options
 def request(
     context: typer.Context,
     fields: RequestFields,
@@ -48,14 +48,14 @@ def request(
     """
 
     export, json = chosen(context, export=export, json=json)
-    asked = placed_here(fields) if export else fields
+    asked = restricted_to_host(fields) if export else fields
 
     async def ask(client: Client) -> requests.Assignment:
-        with waiting_line() as on_wait:
+        with wait_display() as on_wait:
             try:
                 return await client.request(on_wait=on_wait, **asked)
             except Rejected:
-                await explain_host(client, asked)
+                await explain_missing_host(client, asked)
                 raise
 
     async def work() -> requests.Assignment:
@@ -93,7 +93,7 @@ def request(
     if json:
         print_json(assignment)
     elif export:
-        say_elsewhere(assignment.lease)
+        print_device_hosts(assignment.lease)
         typer.echo(exported(assignment.lease), nl=False)
     else:
         print_assignment(assignment.lease, fields.get("owner"))
@@ -116,13 +116,13 @@ def print_assignment(lease: requests.Lease, owner: str | None = None) -> None:
             f"[dim]{escape(host)}: {escape(' '.join(f'{k}={shlex.quote(v)}' for k, v in environment.items()))}[/]"
         )
     rest = lease.lease_id + (f" --owner {shlex.quote(owner)}" if owner else "")
-    here = global_options.way()
+    here = global_options.connection_flags()
     out.print(
         f"[dim]renew: {escape(f'corral{here} renew {rest}')} · give back: {escape(f'corral{here} release {rest}')}[/]"
     )
 
 
-@asking
+@with_request_options
 def explain(
     fields: RequestFields,
     more: Annotated[

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from ...client import processes
-from ..options import cancel_surely
+from ..options import cancel_until_done
 
 T = TypeVar("T")
 
@@ -148,7 +148,7 @@ class Signals:
     def _interrupt(self, task: asyncio.Task[Any], number: int) -> None:
         # Only the first signal cancels the task: another one would interrupt the withdrawal of the request.
         if not any(known not in HARMLESS for known in self._pending):
-            cancel_surely(task)
+            cancel_until_done(task)
         self._pending.append(number)
 
 

@@ -13,7 +13,7 @@ from ..options import say
 from .children import NotStarted, TooLate
 
 _TRIES: Final = 10
-_LOOK_SECONDS: Final = 1.0
+_POLL_SECONDS: Final = 1.0
 
 
 async def start_in_time(held: HeldLease, start: Callable[[float], Awaitable[None]]) -> None:
@@ -40,7 +40,7 @@ async def start_in_time(held: HeldLease, start: Callable[[float], Awaitable[None
 
 
 @contextlib.contextmanager
-def telling_outages(held: HeldLease, quiet: bool) -> Generator[None]:
+def reporting_outages(held: HeldLease, quiet: bool) -> Generator[None]:
     """For the length of a block, print a message when the lease isn't renewed in time, and when it is renewed again."""
     telling = asyncio.ensure_future(_tell(held, quiet))
     try:
@@ -52,7 +52,7 @@ def telling_outages(held: HeldLease, quiet: bool) -> Generator[None]:
 async def _tell(held: HeldLease, quiet: bool) -> None:
     told = False
     while held.lost is None:
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
         if held.overdue and not told:
             say(
                 f"corral: the lease could not be renewed for {held.unconfirmed_seconds:.0f} s, bus or planner can't be "

@@ -230,9 +230,9 @@ class Reaper:
         """Processes that now work under the lease. Environments are read only once a second, since they may be many."""
         if self._lease_id and now >= self._search_at:
             self._search_at = now + LOOK_SECONDS
-            self._named = processes.naming(self._lease_id, since_ticks=self._since)
-        tops = [self._top, *(one.pid for one in self._named if processes.same(one))]
-        found = processes.working(self._lease_id, tops, spared={os.getpid(), self._owner or 0, self._top})
+            self._named = processes.processes_with_lease(self._lease_id, since_ticks=self._since)
+        tops = [self._top, *(one.pid for one in self._named if processes.still_runs(one))]
+        found = processes.processes_under(self._lease_id, tops, spared={os.getpid(), self._owner or 0, self._top})
         if self._command and all(one.pid != self._command for one in found):
             # The command itself holds another lease (a `corral run`, for example), or this system has no `/proc`.
             found.append(processes.process(self._command) or processes.Process(self._command, 0, 0, "", "command"))

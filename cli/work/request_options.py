@@ -131,7 +131,7 @@ _PARAMETERS = [
 _LISTS = {"model": "models", "vendor": "vendors", "host": "hosts"}
 
 
-def asking(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a command with the options of a request; it is called with them as `fields`, a `RequestFields`."""
     own = get_type_hints(function, include_extras=True)
     parameters = [

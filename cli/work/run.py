@@ -14,7 +14,7 @@ import typer
 
 from ...bus.tasks import BackgroundTasks
 from ...client import OnOutage, Rejected
-from ...client.environment import environment_for, placed_here
+from ...client.environment import environment_for, restricted_to_host
 from ...client.lease import HeldLease
 from ...client.request import RequestFields
 from ...schemas import units
@@ -22,12 +22,12 @@ from ...schemas.limits import LEASE_VARIABLE
 from .. import exits, render
 from ..options import NatsUrl, connected, console, say
 from .children import Child, NotStarted
-from .host_messages import explain_host, say_elsewhere
+from .host_messages import explain_missing_host, print_device_hosts
 from .job_control import HARMLESS, Interrupted, Signals, Terminal
-from .lease_safety import start_in_time, telling_outages
+from .lease_safety import reporting_outages, start_in_time
 from .remote import Remote
-from .request_options import asking
-from .wait_display import waiting_line
+from .request_options import with_request_options
+from .wait_display import wait_display
 
 DEFAULT_TTL = "60s"
 """Time to live of the lease, which is renewed in the background: its GPUs stay leased this long after a crash."""
@@ -62,7 +62,7 @@ WhereCutOff = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what goes wrong.")]
 
 
-@asking
+@with_request_options
 def run(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND [ARG]...", help="What to run.")],
     fields: RequestFields,
@@ -88,7 +88,7 @@ def run(
     raise typer.Exit(_hold(command, fields, grace, via, quiet, on_outage, nats))
 
 
-@asking
+@with_request_options
 def shell(
     fields: RequestFields,
     grace: Grace = "10s",
@@ -119,7 +119,7 @@ def _hold(
         seconds = units.parse_seconds(grace)
     except ValueError as error:
         raise exits.CommandError(str(error), exits.USAGE) from None
-    fields = placed_here(fields)
+    fields = restricted_to_host(fields)
     fields.setdefault("ttl", DEFAULT_TTL)
     fields.setdefault("name", os.path.basename(command[0]) if command else "shell")
     return asyncio.run(_held(command, fields, seconds, via, quiet, on_outage, nats))
@@ -145,7 +145,7 @@ async def _held(
                 if not quiet:
                     where = ", ".join(f"{grant.host}:{grant.index} {grant.model}" for grant in held.grants)
                     say(f"corral: lease {held.lease_id} on {where}")
-                with telling_outages(held, quiet):
+                with reporting_outages(held, quiet):
                     code = await _child(command, held, via, lost, grace, signals, terminal)
         except Interrupted as interrupted:
             return interrupted.code
@@ -165,7 +165,7 @@ async def _granted(
 ) -> HeldLease | None:
     """Request a lease that is released when the stack is closed; print a rejection, and return None then."""
     client = await stack.enter_async_context(connected(nats, owner=fields.get("owner")))
-    with waiting_line(quiet) as on_wait:
+    with wait_display(quiet) as on_wait:
         try:
             # No grace time for children: the reaper has already waited for the processes that the command has left.
             context = client.lease(
@@ -173,7 +173,7 @@ async def _granted(
             )
             return await stack.enter_async_context(context)
         except Rejected as rejected:
-            await explain_host(client, fields)
+            await explain_missing_host(client, fields)
             for line in render.rejection_lines(rejected.rejection):
                 console(stderr=True).print(line)
             return None
@@ -278,7 +278,7 @@ async def _child(
     remote = None if via is None else _remote(held, via)
     words, environment = list(command), os.environ | held.environment
     if remote is None:
-        say_elsewhere(held.lease)
+        print_device_hosts(held.lease)
     else:
         # The process of the connection isn't under the lease: it must survive signals to the lease's processes.
         environment = {name: value for name, value in os.environ.items() if name != LEASE_VARIABLE}

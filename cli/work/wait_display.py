@@ -12,7 +12,7 @@ from ..render import duration
 
 
 @contextlib.contextmanager
-def waiting_line(quiet: bool = False) -> Generator[Any]:
+def wait_display(quiet: bool = False) -> Generator[Any]:
     """Yield an `on_wait` callback that shows the place in the queue; None if `quiet`.
 
     On a terminal it updates a live line; otherwise it prints a line each time that something changes.

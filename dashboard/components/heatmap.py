@@ -37,11 +37,11 @@ class HeatMap(Element, component="heatmap.js", esm=LIBRARY):
         self.on("peek", lambda event: _number(event, on_peek), throttle=0.06, leading_events=True)
         self.on("open", lambda event: _number(event, on_open))
 
-    def colour_by(self, metric: Metric) -> None:
+    def color_by(self, metric: Metric) -> None:
         """Set the metric of the colors; its levels are to be sent with the layout."""
         self._props["metric"] = str(metric)
 
-    def lay_out(self, layout: Layout, levels: str, health: str) -> None:
+    def set_layout(self, layout: Layout, levels: str, health: str) -> None:
         """Send a new layout, after a change of devices, groups or metric; levels and health are base64, a byte each."""
         self.run_method("setLayout", to_builtins(layout), levels, health)
 

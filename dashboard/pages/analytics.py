@@ -12,7 +12,7 @@ from ...client import Client, CorralError, QueryFailed, QueryResult
 from .. import view_queries
 from ..components.results import Chart, Grid
 from ..downloads import Exports
-from ..fleet import Trouble, trouble_of
+from ..fleet import Problem, problem_of
 from ..html import button, remember, tag, url
 from ..page_frame import Frame, Notice
 from ..view_queries import SHOWN, Column
@@ -53,17 +53,17 @@ def register(frame: Callable[[Request, str], Frame], exports: Exports) -> None:
     async def page(request: Request, view: str = "", sql: str = "") -> None:
         around = frame(request, "Analytics")
         views: list[_View] = []
-        trouble: Trouble | None = None
+        problem: Problem | None = None
         try:
             views = await around.ask(_views)
         except CorralError as error:
-            trouble = trouble_of(error, around.fleet.url)
+            problem = problem_of(error, around.fleet.url)
         with around.show("/analytics"):
             with tag("div", "head"), tag("div"):
                 tag("h1", text="Analytics")
                 tag("div", "sub", "What the history answers, read-only. Times are UTC.")
-            if trouble is not None:
-                Notice().tell(trouble, whole=True)
+            if problem is not None:
+                Notice().tell(problem, whole=True)
                 return
             AnalyticsPage(around, exports, views, view, sql[:20_000])
 
@@ -134,7 +134,7 @@ class AnalyticsPage:
         self._meanings = columns
         self._failure = tag("div", "banner", "", role="alert")
         self._failure.set_visibility(False)
-        self._trouble = Notice()
+        self._problem = Notice()
         self._chart = Chart()
         self._chart.set_visibility(False)
         with tag("div", "bar").style("margin:14px 0 6px;justify-content:flex-end") as self._export_bar:
@@ -163,15 +163,15 @@ class AnalyticsPage:
             self._fail(asked, str(error))
             return
         except CorralError as error:
-            trouble = trouble_of(error, self.frame.fleet.url)
-            if trouble.kind == "error":
+            problem = problem_of(error, self.frame.fleet.url)
+            if problem.kind == "error":
                 self._fail(asked, str(error))
             elif asked == self._asked:
                 self._note.set_text("")
-                self._trouble.tell(trouble, whole=True)
+                self._problem.tell(problem, whole=True)
             return
         if asked == self._asked:
-            self._trouble.tell(None)
+            self._problem.tell(None)
             self._show(sql, result, drawing)
 
     def _fail(self, asked: int, text: str) -> None:

@@ -19,7 +19,7 @@ from ...schemas.units import format_bytes
 from .. import cells, history
 from ..cells import State
 from ..components.timeline import Timeline
-from ..fleet import Trouble, trouble_of
+from ..fleet import Problem, problem_of
 from ..history import RANGES, Window
 from ..html import Segments, button, remember, table, tag
 from ..page_frame import Frame, Notice
@@ -88,7 +88,7 @@ class DevicePage:
                 tag("h2", text="Events in this time")
             self._events = tag("div")
         self._refresh()
-        frame.on_look(self._refresh)
+        frame.on_refresh(self._refresh)
 
     def _adder(self) -> None:
         with tag("select", "field", aria_label="Add a metric") as chooser:
@@ -161,7 +161,7 @@ class DevicePage:
                 self._refresh()
             series, leases, events = await self.frame.ask(asked)
         except CorralError as error:
-            self._chart_notice.tell(trouble_of(error, self.frame.fleet.url))
+            self._chart_notice.tell(problem_of(error, self.frame.fleet.url))
             return
         marks = [{"t": event["t"], "bad": event["severity"] in _BAD} for event in events if event["severity"] != "info"]
         memory = device.memory_total_bytes if device else 0
@@ -181,7 +181,7 @@ class DevicePage:
     def _refresh(self) -> None:
         fleet = self.frame.fleet
         device = fleet.device(self.uuid)
-        self._notice.tell(fleet.trouble)
+        self._notice.tell(fleet.problem)
         held = [lease for lease in fleet.leases if device and lease.lease_id in device.leases]
         may = self.frame.may(Role.OPERATOR)
         shown = (device and (cells.state_words(device), _facts(device)), [lease.lease_id for lease in held], may)
@@ -298,7 +298,7 @@ class DevicePage:
             table(("Time", "Severity", "What", "In words"), rows)
 
 
-_NO_SAMPLES = Trouble(kind="samples", title="No samples", detail="There are none of this device in this time.")
+_NO_SAMPLES = Problem(kind="samples", title="No samples", detail="There are none of this device in this time.")
 TONES = {
     State.FREE: "good", State.SHARED: "busy", State.LEASED: "busy", State.THROTTLED: "warn", State.DRAINED: "warn",
     State.IN_USE: "busy",

@@ -66,7 +66,7 @@ class FleetPage:
             self._worries = _Worries()
             with tag("section", "panel"):
                 with tag("div", "panel-head"):
-                    Segments(_METRICS, metric, self._colour, "Colour by")
+                    Segments(_METRICS, metric, self._color, "Colour by")
                     with tag("div", "bar"):
                         tag("span", "seg-label", "by")
                         Segments(_GROUPS, group, self._group_by, "Group by")
@@ -74,7 +74,7 @@ class FleetPage:
                 self._nothing = tag("div", "empty slim", "No device matches the filter.")
             self._attention = _Attention()
         self._refresh()
-        frame.on_look(self._refresh)
+        frame.on_refresh(self._refresh)
 
     # Events from the browser
 
@@ -82,9 +82,9 @@ class FleetPage:
         self._drawable, self._drawn = True, None
         self._draw()
 
-    def _colour(self, metric: str) -> None:
+    def _color(self, metric: str) -> None:
         self.metric = Metric(metric)
-        self._map.colour_by(self.metric)
+        self._map.color_by(self.metric)
         self._changed()
 
     def _group_by(self, group: str) -> None:
@@ -114,10 +114,10 @@ class FleetPage:
 
     def _refresh(self) -> None:
         fleet = self.fleet
-        trouble = fleet.trouble
+        problem = fleet.problem
         nothing = not fleet.devices
         self._content.set_visibility(not nothing)
-        self._notice.tell(trouble or (NO_DEVICES if nothing and fleet.summary else None), whole=nothing)
+        self._notice.tell(problem or (NO_DEVICES if nothing and fleet.summary else None), whole=nothing)
         if nothing:
             return
         self._sub.set_text(_subtitle(fleet))
@@ -139,7 +139,7 @@ class FleetPage:
             grouped = cells.groups(devices, leases, self.group, self.words)
             self._nothing.set_visibility(not grouped)
             layout = cells.layout(devices, grouped)
-            self._map.lay_out(layout, *(base64.b64encode(raw).decode() for raw in (levels, health)))
+            self._map.set_layout(layout, *(base64.b64encode(raw).decode() for raw in (levels, health)))
             self._drawn = drawn
         else:
             self._map.change(cells.update(self._levels, levels), cells.update(self._health, health))

@@ -16,7 +16,7 @@ from ...schemas.operations import QueueEntry
 from ...schemas.requests import Lease
 from .. import cells, history
 from ..components.results import Lanes
-from ..fleet import trouble_of
+from ..fleet import problem_of
 from ..history import RANGES, Window
 from ..html import Segments, button, remember, search, table, tag, url
 from ..page_frame import Frame, Notice
@@ -77,7 +77,7 @@ class LeasesPage:
             self._lanes_notice = Notice()
             self._lanes = Lanes(self._open)
         self._refresh()
-        frame.on_look(self._refresh)
+        frame.on_refresh(self._refresh)
         ui.timer(0, self._draw, once=True)
 
     def _search(self, words: str) -> Any:
@@ -104,26 +104,26 @@ class LeasesPage:
         fleet = self.frame.fleet
         # Before the first refresh, nothing is shown about leases and queue.
         known = fleet.summary is not None
-        self._notice.tell(fleet.trouble, whole=not known)
+        self._notice.tell(fleet.problem, whole=not known)
         self._waiting.set_visibility(known)
         self._holding.set_visibility(known)
         if not known:
             return
         leases = [
-            lease for lease in fleet.leases if self._says(lease.owner, lease.name, lease.lease_id, *_hosts(lease))
+            lease for lease in fleet.leases if self._matches(lease.owner, lease.name, lease.lease_id, *_hosts(lease))
         ]
         owners = len({lease.owner for lease in fleet.leases})
         self._sub.set_text(
             f"{len(fleet.leases):,} active of {owners} owner{'' if owners == 1 else 's'}, {len(fleet.queue):,} waiting"
         )
-        queue = [entry for entry in fleet.queue if self._says(entry.owner, entry.name, entry.request_id)]
+        queue = [entry for entry in fleet.queue if self._matches(entry.owner, entry.name, entry.request_id)]
         self._show_queue(queue)
         self._show_leases(leases)
         if self.window.end is None and 0 < self._drawn_at < time.monotonic() - _EVERY_SECONDS:
             self._drawn_at = time.monotonic()
             ui.timer(0, self._draw, once=True)
 
-    def _says(self, *texts: str) -> bool:
+    def _matches(self, *texts: str) -> bool:
         lowered = [text.lower() for text in texts]
         return all(any(word in text for text in lowered) for word in self.words.lower().split())
 
@@ -230,13 +230,13 @@ class LeasesPage:
         try:
             spans = await self.frame.ask(lambda client: history.spans(client, window, "true", _SPANS))
         except CorralError as error:
-            self._lanes_notice.tell(trouble_of(error, self.frame.fleet.url), whole=True)
+            self._lanes_notice.tell(problem_of(error, self.frame.fleet.url), whole=True)
             return
         finally:
             self._drawn_at = time.monotonic()
         self._lanes_notice.tell(None)
         found = [
-            span for span in spans if self._says(span["owner"], span["name"] or "", span["lease_id"], span["host"])
+            span for span in spans if self._matches(span["owner"], span["name"] or "", span["lease_id"], span["host"])
         ]
         indices = {device.uuid: device.index for device in self.frame.fleet.devices}
         lanes = sorted(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from nicegui import ui
 from starlette.requests import Request
 
-from ..fleet import Trouble
+from ..fleet import Problem
 from ..html import empty, tag
 from ..page_frame import Frame
 
@@ -20,4 +20,4 @@ def register(frame: Callable[[Request, str], Frame]) -> None:
         around = frame(request, "No such page")
         ui.context.client.status_code = 404
         with around.show(""), tag("section", "panel"):
-            empty(Trouble(kind="page", title="No such page", detail=f"Nothing is at /{path[:200]}."))
+            empty(Problem(kind="page", title="No such page", detail=f"Nothing is at /{path[:200]}."))

@@ -17,7 +17,7 @@ from ...client.request import RequestFields
 from ...schemas.operations import Explanation, QueueEntry
 from ...schemas.requests import Assignment, Grant, Lease, Placement, Rejection
 from ...schemas.units import format_bytes
-from ..fleet import trouble_of
+from ..fleet import problem_of
 from ..html import button, on_choice, on_typing, remember, table, tag
 from ..page_frame import Frame, NotAllowed, Notice
 from ..security.accounts import Role
@@ -89,7 +89,7 @@ class RequestPage:
                     with tag("div", "panel-head"):
                         tag("h2", text="What would become of it now")
                     self._answer = tag("div")
-        frame.on_look(lambda: self._notice.tell(frame.fleet.trouble))
+        frame.on_refresh(lambda: self._notice.tell(frame.fleet.problem))
         ui.timer(0, self._explain, once=True)
 
     def _form(self) -> None:
@@ -168,8 +168,8 @@ class RequestPage:
             self._tell(asked, lambda error=error: _wrong(error))
             return
         except CorralError as error:
-            trouble = trouble_of(error, self.frame.fleet.url)
-            self._tell(asked, lambda: Notice().tell(trouble, whole=True))
+            problem = problem_of(error, self.frame.fleet.url)
+            self._tell(asked, lambda: Notice().tell(problem, whole=True))
             return
         self._tell(asked, lambda: _explained(found))
 
@@ -213,7 +213,7 @@ class RequestPage:
             self._in_page(lambda: self._say("That did not work", text))
         else:
             self._in_page(lambda: self._show(lambda: self._granted(answer)))
-            self.frame.fleet.look_soon()
+            self.frame.fleet.refresh_soon()
 
     def _in_page(self, do: Callable[[], None]) -> None:
         if not self._page.is_deleted:

@@ -25,7 +25,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9_@.+-]{0,127}")
 # OWASP's first choice for scrypt: 128 MiB would be N=2^17; N=2^15, r=8, p=3 is its equal at 32 MiB.
 _N, _R, _P = 2**15, 8, 3
 _MEMORY: Final = 64 * 2**20
-LEAST_PASSWORD: Final = 8
+MIN_PASSWORD: Final = 8
 
 
 class Role(StrEnum):
@@ -107,7 +107,7 @@ class Accounts:
     def check(self, name: str, password: str) -> Account | None:
         """Account with a name and password; None if they are wrong. An unknown name takes as long as a known one."""
         account = self.all().get(name)
-        right = _matches(password, account.secret if account else _NOBODY)
+        right = _matches(password, account.secret if account else _DUMMY_HASH)
         return account if account and right else None
 
     def save(self, name: str, role: Role, password: str) -> None:
@@ -118,8 +118,8 @@ class Accounts:
         """
         if not _NAME.fullmatch(name):
             raise AccountsError(f"{name!r} is no name: letters, digits and _ @ - . + only, no dot or plus in front")
-        if len(password) < LEAST_PASSWORD:
-            raise AccountsError(f"a password has at least {LEAST_PASSWORD} characters")
+        if len(password) < MIN_PASSWORD:
+            raise AccountsError(f"a password has at least {MIN_PASSWORD} characters")
         self._write({**self.all(), name: Account(name=name, role=role, secret=hashed(password))})
 
     def assign(self, name: str, role: Role) -> bool:
@@ -189,7 +189,7 @@ def _matches(password: str, secret: str) -> bool:
     return hmac.compare_digest(hashed(password, base64.b64decode(salt)).split("$")[2], made)
 
 
-_NOBODY: Final = "scrypt$" + base64.b64encode(bytes(16)).decode() + "$" + base64.b64encode(bytes(32)).decode()
+_DUMMY_HASH: Final = "scrypt$" + base64.b64encode(bytes(16)).decode() + "$" + base64.b64encode(bytes(32)).decode()
 
 
 def _parse(path: Path) -> dict[str, Account]:

@@ -27,7 +27,7 @@ _BODY_BYTES: Final = 8192
 _BROWSER_SECONDS: Final = 365 * 86400
 
 
-class Doorman:
+class LoginPages:
     """Endpoints for login and logout.
 
     Args:
@@ -56,15 +56,15 @@ class Doorman:
         self._ended = ended
         self._proxied = proxied
         self._attempts = Attempts()
-        self._told_of_proxy = False
+        self._proxy_warned = False
         self._hashing = asyncio.Semaphore(2)
 
     def routes(self) -> list[Route]:
         """Routes for `GET` and `POST /login` and `POST /logout`."""
         return [
             Route("/login", self.page, methods=["GET"]),
-            Route("/login", self.enter, methods=["POST"]),
-            Route("/logout", self.leave, methods=["POST"]),
+            Route("/login", self.log_in, methods=["POST"]),
+            Route("/logout", self.log_out, methods=["POST"]),
         ]
 
     async def page(self, request: Request) -> Response:
@@ -73,16 +73,16 @@ class Doorman:
         token = request.query_params.get("token", "")
         if not token:
             return _page(target, self._passwords())
-        who = self._who(request)
-        if (wait := self._must_wait(who)) is not None:
+        visitor = self._visitor(request)
+        if (wait := self._must_wait(visitor)) is not None:
             return wait
         account = self._accounts.take_link(token)
         if account is None:
-            self._failed(who)
+            self._failed(visitor)
             return _page(target, self._passwords(), "This link was used before, or is not the newest one.", 403)
-        return self._in(account, target, who)
+        return self._in(account, target, visitor)
 
-    async def enter(self, request: Request) -> Response:
+    async def log_in(self, request: Request) -> Response:
         """Log in with a name and password, or with a token, from the form."""
         body = b""
         async for chunk in request.stream():
@@ -92,8 +92,8 @@ class Doorman:
         form = {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
         target = safe_target(form.get("next", "/"))
         name = "" if form.get("token") else form.get("name", "").strip()[:256]
-        who = self._who(request, name)
-        if (wait := self._must_wait(who)) is not None:
+        visitor = self._visitor(request, name)
+        if (wait := self._must_wait(visitor)) is not None:
             return wait
         if form.get("token"):
             account = self._accounts.take_link(form["token"].strip())
@@ -101,20 +101,20 @@ class Doorman:
         else:
             async with self._hashing:
                 # Other attempts may have failed while this one waited for the semaphore.
-                if (wait := self._must_wait(who)) is not None:
+                if (wait := self._must_wait(visitor)) is not None:
                     return wait
                 account = await asyncio.to_thread(self._accounts.check, name, form.get("password", ""))
                 if account is None:
-                    self._failed(who)
+                    self._failed(visitor)
             wrong = "Name and password do not match."
         if account is None:
             if form.get("token"):
-                self._failed(who)
+                self._failed(visitor)
             return _page(target, self._passwords(), wrong, 403)
-        self._attempts.succeeded(*who)
-        return self._in(account, target, who)
+        self._attempts.succeeded(*visitor)
+        return self._in(account, target, visitor)
 
-    async def leave(self, request: Request) -> Response:
+    async def log_out(self, request: Request) -> Response:
         """Log out."""
         session = self._sessions.read(cookie(request.headers))
         if session is not None and session.id != "guest":
@@ -124,12 +124,12 @@ class Doorman:
         response.delete_cookie(COOKIE, httponly=True, samesite="lax", secure=self._secure)
         return response
 
-    def _in(self, account: Account, target: str, who: _Who) -> Response:
+    def _in(self, account: Account, target: str, visitor: _Visitor) -> Response:
         _, value = self._sessions.start(account)
         response = RedirectResponse(quote(target, safe="/:?&=%,+*~!$'()@;-._[]"), 303)
         # Lax, not strict, so that a link from another site opens without a new login.
         cookies = [(COOKIE, value, int(self._seconds))]
-        if not who.browser and account.secret:
+        if not visitor.browser and account.secret:
             cookies.append((BROWSER_COOKIE, self._sessions.browser(account.name), _BROWSER_SECONDS))
         for name, text, seconds in cookies:
             response.set_cookie(name, text, max_age=seconds, httponly=True, samesite="lax", secure=self._secure)
@@ -138,22 +138,22 @@ class Doorman:
     def _passwords(self) -> bool:
         return bool(self._accounts.all())
 
-    def _who(self, request: Request, account: str = "") -> _Who:
-        if not self._told_of_proxy and any(name.lower() in HEADERS for name, _ in request.headers.raw):
-            self._told_of_proxy = True
+    def _visitor(self, request: Request, account: str = "") -> _Visitor:
+        if not self._proxy_warned and any(name.lower() in HEADERS for name, _ in request.headers.raw):
+            self._proxy_warned = True
             if not self._proxied:
                 log.warning(
                     "a proxy brings visitors, and all of them count as one address in the limit of failed logins: "
                     "name it with --trusted-proxy"
                 )
         browser = self._sessions.known_browser(cookie(request.headers, BROWSER_COOKIE), account) if account else ""
-        return _Who(account, request.client.host if request.client else "", browser)
+        return _Visitor(account, request.client.host if request.client else "", browser)
 
-    def _failed(self, who: _Who) -> None:
-        self._attempts.failed(*who, time.monotonic())
+    def _failed(self, visitor: _Visitor) -> None:
+        self._attempts.failed(*visitor, time.monotonic())
 
-    def _must_wait(self, who: _Who) -> Response | None:
-        seconds = math.ceil(self._attempts.wait_seconds(*who, time.monotonic()))
+    def _must_wait(self, visitor: _Visitor) -> Response | None:
+        seconds = math.ceil(self._attempts.wait_seconds(*visitor, time.monotonic()))
         if not seconds:
             return None
         text = f"Too many attempts. Wait {seconds} seconds, then try again."
@@ -162,7 +162,7 @@ class Doorman:
         return response
 
 
-class _Who(NamedTuple):
+class _Visitor(NamedTuple):
     """Source of a login attempt: the account, the client's address, and the known browser's id, if any."""
 
     account: str

@@ -20,7 +20,7 @@ FREE_OF_PLACE: Final = 20
 FREE_OF_ACCOUNT: Final = 50
 """Failed logins to an account from all addresses, except from known browsers, before the first wait."""
 FIRST_SECONDS: Final = 60.0
-MOST_SECONDS: Final = 900.0
+MAX_SECONDS: Final = 900.0
 FORGOTTEN_SECONDS: Final = 3600.0
 _KEPT: Final = 10_000
 
@@ -74,9 +74,9 @@ class Attempts:
 def _keys(account: str, address: str, browser: str) -> list[tuple[tuple[str, str, str], int, float]]:
     """Counters of an attempt, each with the number of failures before the first wait and the longest wait (seconds)."""
     if browser:
-        return [(("browser", account, browser), FREE, MOST_SECONDS)]
+        return [(("browser", account, browser), FREE, MAX_SECONDS)]
     place = _place(address)
-    keys = [(("pair", account, place), FREE, MOST_SECONDS), (("place", "", place), FREE_OF_PLACE, MOST_SECONDS)]
+    keys = [(("pair", account, place), FREE, MAX_SECONDS), (("place", "", place), FREE_OF_PLACE, MAX_SECONDS)]
     # This wait doesn't grow, so that a user with a new browser can log in despite an attack on the account.
     return [*keys, (("account", account, ""), FREE_OF_ACCOUNT, FIRST_SECONDS)] if account else keys
 

@@ -33,13 +33,13 @@ def network(text: str) -> str:
         raise ValueError(f"{text!r} is no address of a proxy: write it like 10.0.0.5 or 10.0.0.0/8") from None
 
 
-def behind(app: ASGIApp, trusted: Sequence[str]) -> ASGIApp:
+def with_proxy_headers(app: ASGIApp, trusted: Sequence[str]) -> ASGIApp:
     """Wrap an application so that requests from trusted proxies have the clients' addresses; unchanged without any."""
     if not trusted:
         return app
     inner: Any = ProxyHeadersMiddleware(cast("Any", app), list(trusted))
 
-    async def passed(scope: Scope, receive: Receive, send: Send) -> None:
+    async def with_client_address(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             scope = {**scope, "headers": _with_forwarded(scope["headers"])}
             if scope.get("client"):
@@ -47,7 +47,7 @@ def behind(app: ASGIApp, trusted: Sequence[str]) -> ASGIApp:
                 scope["client"] = (unmapped(host), port)
         await inner(scope, receive, send)
 
-    return passed
+    return with_client_address
 
 
 def _with_forwarded(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from corral.cli.top.view import SORTS, FleetView, by_host, picked, sparkline
+from corral.cli.top.view import SORTS, FleetView, by_host, filter_and_sort, sparkline
 from corral.client import Client, connect
 from corral.schemas.operations import DeviceStatus, FleetSummary
 from corral.schemas.requests import LeaseState
@@ -233,10 +233,10 @@ def test_rows_are_picked_by_words_and_sorted_by_every_column() -> None:
         DeviceStatus(uuid="GPU-3", host="a", index=1, model="NVIDIA H100", usable=False, why_not=["stale"]),
     ]
     for sort in SORTS:
-        assert len(picked(devices, sort, False, "")) == 3
-    assert [one.uuid for one in picked(devices, "host", False, "")] == ["GPU-2", "GPU-3", "GPU-1"]
-    assert [one.uuid for one in picked(devices, "util", False, "")] == ["GPU-1", "GPU-2", "GPU-3"]
+        assert len(filter_and_sort(devices, sort, False, "")) == 3
+    assert [one.uuid for one in filter_and_sort(devices, "host", False, "")] == ["GPU-2", "GPU-3", "GPU-1"]
+    assert [one.uuid for one in filter_and_sort(devices, "util", False, "")] == ["GPU-1", "GPU-2", "GPU-3"]
     for words, found in (("h100 leased", ["GPU-1"]), ("stale", ["GPU-3"]), ("free", ["GPU-2"]), ("*t4", ["GPU-2"])):
-        assert [one.uuid for one in picked(devices, "host", False, words)] == found
+        assert [one.uuid for one in filter_and_sort(devices, "host", False, words)] == found
     assert [(row.host, row.devices, row.leased) for row in by_host(devices)] == [("a", 2, 0), ("b", 1, 1)]
     assert sparkline([0, None, 50, 100], 6) == "  ▁ ▅█"

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from corral.client import SyncClient
-from corral.client.environment import NONE_VISIBLE, elsewhere, environment_for, environment_set
+from corral.client.environment import NONE_VISIBLE, devices_elsewhere, environment_for, environment_set
 from corral.schemas.requests import Grant, Lease, LeaseState
 from support.local_cluster import LocalCluster
 
@@ -65,7 +65,7 @@ def test_what_was_set_outside_does_not_leak_and_comes_back(monkeypatch: pytest.M
     assert "CORRAL_LEASE" not in os.environ
     with pytest.warns(RuntimeWarning, match="are on there: none is visible here, on here"):
         assert inside(environment_set(lease(there=NVIDIA))) == NONE
-    assert elsewhere(lease(here=NVIDIA, there=NVIDIA), "here") == ""
+    assert devices_elsewhere(lease(here=NVIDIA, there=NVIDIA), "here") == ""
 
 
 @pytest.mark.parametrize("host", ["sim-0001", "sim-0002"])

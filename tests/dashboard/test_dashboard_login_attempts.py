@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 from corral.dashboard.security.accounts import Accounts, Role
-from corral.dashboard.security.login import Doorman
-from corral.dashboard.security.login_attempts import FREE, FREE_OF_PLACE, MOST_SECONDS, Attempts
-from corral.dashboard.security.proxies import behind, network
+from corral.dashboard.security.login import LoginPages
+from corral.dashboard.security.login_attempts import FREE, FREE_OF_PLACE, MAX_SECONDS, Attempts
+from corral.dashboard.security.proxies import network, with_proxy_headers
 from corral.dashboard.security.sessions import BROWSER_COOKIE, Sessions
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +31,7 @@ def test_a_guesser_waits_longer_each_time_and_nobody_else_does() -> None:
     assert waits[:FREE] == [0.0] * FREE
     assert waits == sorted(waits)
     assert waits[FREE] == 60
-    assert waits[-1] == MOST_SECONDS
+    assert waits[-1] == MAX_SECONDS
     # Neither tom from elsewhere nor others from there.
     assert attempts.wait_seconds("tom", "10.0.0.2", "", now) == 0
     assert attempts.wait_seconds("tom", "10.0.0.1", "his browser", now) == 0
@@ -61,7 +61,7 @@ async def seen(headers: list[tuple[str, str]], trusted: list[str], peer: str = "
         assert request.client is not None
         return PlainTextResponse(request.client.host)
 
-    app: Any = behind(Starlette(routes=[Route("/", answer)]), trusted)
+    app: Any = with_proxy_headers(Starlette(routes=[Route("/", answer)]), trusted)
     transport = httpx.ASGITransport(app=app, client=(peer, 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
         return (await client.get("/", headers=headers)).text
@@ -101,8 +101,8 @@ def test_an_attacker_behind_the_proxy_locks_nobody_else_out(tmp_path: Path) -> N
     accounts = Accounts(tmp_path)
     accounts.save("tom", Role.VIEWER, "a long password of his")
     sessions = Sessions(tmp_path, accounts, 60)
-    door = Doorman(accounts, sessions, seconds=60, secure=False, ended=lambda _: None, proxied=True)
-    app: Any = behind(Starlette(routes=list(door.routes())), ["10.0.0.5"])
+    door = LoginPages(accounts, sessions, seconds=60, secure=False, ended=lambda _: None, proxied=True)
+    app: Any = with_proxy_headers(Starlette(routes=list(door.routes())), ["10.0.0.5"])
 
     async def attempt(address: str, password: str, cookies: dict[str, str] | None = None) -> httpx.Response:
         transport = httpx.ASGITransport(app=app, client=("10.0.0.5", 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from corral.exporter.counters import Believed, steady
+from corral.exporter.counters import CounterState, filter_counters
 from corral.schemas import columns
 from corral.schemas.counters import Held, hold
 from corral.schemas.metrics import METRICS
@@ -31,10 +31,10 @@ def batch(at: int, **values: Sequence[int | None]) -> SampleBatch:
 
 def shown(readings: Sequence[tuple[int, int | None]], metric: str = "energy_millijoules") -> list[float | None]:
     """What a page says of one device at each of these seconds, another one growing steadily beside it."""
-    counters: dict[str, Believed] = {}
+    counters: dict[str, CounterState] = {}
     found: list[float | None] = []
     for at, value in readings:
-        made = steady(batch(at, **{metric: [value, BASE + at]}), counters, float(at))
+        made = filter_counters(batch(at, **{metric: [value, BASE + at]}), counters, float(at))
         column = columns.column(made, metric)
         assert column is not None
         assert column[1] == BASE + at

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from corral.exporter.families import choose
-from corral.exporter.live import Live
+from corral.exporter.live import LiveFleet
 from corral.exporter.page import write
 from corral.schemas import codec, columns, subjects
 from corral.schemas.metrics import METRICS
@@ -27,11 +27,11 @@ class Clock:
 
 
 class Bus:
-    """Feeds a `Live` as its subscriptions do, with the bytes that agents send."""
+    """Feeds a `LiveFleet` as its subscriptions do, with the bytes that agents send."""
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.live = Live(None, forget_seconds=60, clock=self.clock)  # type: ignore[arg-type]  # it is never started
+        self.live = LiveFleet(None, forget_seconds=60, clock=self.clock)  # type: ignore[arg-type]  # it is never started
 
     def inventory(self, *devices: DeviceInfo, host: str = "h1", time_ns: int = 1) -> None:
         message = Inventory(host=HostInfo(name=host), agent="a", time_ns=time_ns, devices=list(devices))

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import nats
 from corral.bus.connect import connect as bus_connect
-from corral.client.query import in_own_name
+from corral.client.query import user_subject
 from corral.schemas import codec, subjects
 from corral.schemas.query import ProcessorStatus
 from corral.schemas.telemetry import AgentReport, DeadLetter, DeviceEvent, SampleBatch
@@ -189,7 +189,7 @@ class Load:
 
     async def rows(self, sql: str, timeout: float = 0.9) -> list[list[Any]]:
         reply = await self.nc.request(
-            in_own_name(self.nc, subjects.QUERY), json.dumps({"sql": sql}).encode(), timeout=timeout
+            user_subject(self.nc, subjects.QUERY), json.dumps({"sql": sql}).encode(), timeout=timeout
         )
         answer = json.loads(reply.data)
         if answer["type"] != "result":

@@ -29,7 +29,7 @@ from corral.collectors.agent.spill import Record, Spill
 from corral.collectors.replay.source import ReplaySource
 from corral.collectors.source import EndOfData
 from corral.exporter.families import FAMILIES
-from corral.exporter.live import Live
+from corral.exporter.live import LiveFleet
 from corral.exporter.page import write
 from corral.planner.api.request_context import RequestContext
 from corral.planner.fleet import summary
@@ -287,7 +287,7 @@ def scrape(data: bytes) -> None:
     """The exporter's page, whatever was published."""
     if not data:
         return
-    live = Live(_NC)
+    live = LiveFleet(_NC)
     kinds = (live.take_samples, live.take_inventory, live.take_event, live.take_report)
     live.take_inventory("corral.v1.inventory.h1", _INVENTORY)
     live.take_samples("corral.v1.samples.h1", _GOOD)
