@@ -79,7 +79,7 @@ def policies(ctx: typer.Context) -> Found:
 
 def sorts(ctx: typer.Context) -> Found:
     """Sort keys of `corral top`."""
-    from .top.view import SORTS
+    from .top.rows import SORTS
 
     return SORTS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from ..schemas.instruments import ServiceKind
 from ..schemas.requests import Error, Reason, Rejection, RejectionCode
 
 
@@ -23,7 +24,15 @@ class Unavailable(CorralError, ConnectionError):
 
 
 class NoService(Unavailable):
-    """The bus can be reached, but no service answers (no planner or no processor is running)."""
+    """The bus can be reached, but no service answers (no planner or no processor is running).
+
+    Attributes:
+        service: the service that doesn't answer; None if it is none in particular.
+    """
+
+    def __init__(self, message: str, service: ServiceKind | None = None) -> None:
+        super().__init__(message)
+        self.service = service
 
 
 class TimedOut(CorralError, TimeoutError):
@@ -152,14 +161,14 @@ _BY_CODE: Final[dict[str, type[ServiceError]]] = {
 }
 
 
-def error_of(error: Error) -> CorralError:
-    """The exception that corresponds to an error reply."""
+def error_of(error: Error, service: ServiceKind) -> CorralError:
+    """The exception that corresponds to an error reply of a service."""
     if error.code == "timeout":
         return TimedOut(error.message)
     if error.code in ("unavailable", "busy"):
-        return NoService(error.message)
+        return NoService(error.message, service)
     if error.code == "too_many_requests":
-        told = TooManyRequests(error.message, error.code, error.field)
-        told.retry_after_seconds = error.retry_after_seconds
-        return told
+        refusal = TooManyRequests(error.message, error.code, error.field)
+        refusal.retry_after_seconds = error.retry_after_seconds
+        return refusal
     return _BY_CODE.get(error.code, ServiceError)(error.message, error.code, error.field)

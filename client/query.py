@@ -14,9 +14,11 @@ from nats.aio.subscription import Subscription
 
 from ..bus.permissions import NotAllowed, identity_of, refusals
 from ..schemas import codec, requests, subjects
+from ..schemas.instruments import ServiceKind
 from ..schemas.query import END_HEADER, PART_HEADER, CancelRequest, QueryEnd, QueryRequest
-from .errors import CorralError, NoService, QueryFailed, Refused, TimedOut, Unavailable, error_of
+from .errors import CorralError, QueryFailed, Refused, TimedOut, Unavailable, error_of
 from .result import QueryResult
+from .rpc import no_service
 
 SERVICE: Final = "dashboard"
 """Service name in subjects that name a person, on a bus without authentication."""
@@ -97,10 +99,7 @@ async def parts(
             headers = message.headers or {}
             if _no_responders(message):
                 done = True
-                raise NoService(
-                    "the bus is there, but no processor answers: "
-                    "start one with `corral process` (or all with `corral up`)"
-                )
+                raise no_service(subjects.QUERY)
             if END_HEADER not in headers and message.data.startswith(b'{"type":"error"'):
                 done = True
                 refusal = codec.decode(message.data, requests.Error, codec.JSON)
@@ -162,7 +161,7 @@ def _timed_out(request: QueryRequest) -> TimedOut:
 def _failure(code: str, message: str, field: str = "") -> CorralError:
     """Map an error code to an exception: absent or slow services to their exceptions, all else to `QueryFailed`."""
     if code in ("timeout", "unavailable", "busy"):
-        return error_of(requests.Error(code=code, message=message))
+        return error_of(requests.Error(code=code, message=message), ServiceKind.PROCESSOR)
     return QueryFailed(message, code, field)
 
 

@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from ..bus.permissions import NotAllowed
 from ..bus.permissions import request as ask
 from ..schemas import codec, operations, requests, subjects
+from ..schemas.instruments import ServiceKind
 from .errors import CorralError, Forked, InvalidRequest, NoService, Refused, TimedOut, Unavailable, error_of
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class Calls:
         reply = await self._call(subject, body)
         answer = codec.decode(reply, type | requests.Error, codec.JSON)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
         if isinstance(answer, requests.Error):
-            raise error_of(answer)
+            raise error_of(answer, service_of(subject))
         return answer  # pyright: ignore[reportReturnType]
 
     async def _call(self, subject: str, body: object) -> bytes:
@@ -81,7 +82,7 @@ class Calls:
         for attempt in self._patiently():
             try:
                 reply = await self._ask(subject, payload, headers)
-                raise_error(reply)
+                raise_error(reply, subject)
                 return reply.data
             except nats.errors.NoRespondersError as error:
                 if not attempt():
@@ -130,7 +131,7 @@ class Calls:
         return Unavailable(f"the bus failed: {type(error).__name__}: {error}")
 
 
-def raise_error(reply: Msg) -> None:
+def raise_error(reply: Msg, subject: str) -> None:
     """Raise the exception for an error reply: from the body of Corral's own errors, or the Services API's headers."""
     code = (reply.headers or {}).get("Nats-Service-Error-Code")
     if code is None and not reply.data.startswith(b'{"type":"error"'):
@@ -140,10 +141,17 @@ def raise_error(reply: Msg) -> None:
     except codec.DecodeError:
         text = (reply.headers or {}).get("Nats-Service-Error", "")
         error = requests.Error(code="unavailable" if code == "503" else "failed", message=text or f"error {code}")
-    raise error_of(error)
+    raise error_of(error, service_of(subject))
 
 
 def no_service(subject: str) -> NoService:
     """The exception for a subject without responders, with the command that starts the missing service."""
-    part, command = ("planner", "corral plan") if subject.startswith(subjects.PLAN) else ("processor", "corral process")
-    return NoService(f"the bus is there, but no {part} answers: start one with `{command}` (or all with `corral up`)")
+    service = service_of(subject)
+    command = "corral plan" if service is ServiceKind.PLANNER else "corral process"
+    text = f"the bus is there, but no {service} answers: start one with `{command}` (or all with `corral up`)"
+    return NoService(text, service)
+
+
+def service_of(subject: str) -> ServiceKind:
+    """The service that answers requests on a subject."""
+    return ServiceKind.PLANNER if subject.startswith(subjects.PLAN) else ServiceKind.PROCESSOR

@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..schemas import codec, operations, requests, subjects
+from ..schemas.instruments import ServiceKind
 from .errors import CorralError, NoService, ServiceError, TimedOut, TooManyRequests, error_of
 from .rpc import RETRY_SECONDS, Waiting, no_service, raise_error
 
@@ -128,7 +129,7 @@ class QueuedRequest:
         try:
             if (reply.headers or {}).get("Status") == "503" and not reply.data:
                 raise no_service(self._subject)
-            raise_error(reply)
+            raise_error(reply, self._subject)
         except NoService:  # the planner is stopping or has stopped: its successor doesn't have the queue
             now = self._loop.time()
             if now - self._absent_at > _ABSENCE_SECONDS:
@@ -148,7 +149,7 @@ class QueuedRequest:
         if isinstance(answer, operations.Queue):  # closes an earlier send that a later one has replaced
             return None
         if isinstance(answer, requests.Error):
-            raise error_of(answer)
+            raise error_of(answer, ServiceKind.PLANNER)
         return answer  # pyright: ignore[reportReturnType]
 
     async def _send_after(self, seconds: float) -> None:

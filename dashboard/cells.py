@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
-import fnmatch
 import re
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import Final
 
 from msgspec import Struct
 
+from ..client.fleet_view import DeviceState, device_state, matches
 from ..client.notebook import short_model
 from ..schemas.operations import DeviceStatus
 from ..schemas.requests import Lease
@@ -39,24 +39,6 @@ class GroupBy(StrEnum):
     OWNER = "owner"
 
 
-class State(IntEnum):
-    """Availability of a device for requests; if several states apply, the worst one."""
-
-    FREE = 0
-    SHARED = 1
-    """Part of the device is leased."""
-    LEASED = 2
-    THROTTLED = 3
-    DRAINED = 4
-    STALE = 5
-    """No recent samples, or the host is lost."""
-    UNHEALTHY = 6
-    UNUSABLE = 7
-    """Not usable for another reason, such as a device that is split into MIG instances."""
-    IN_USE = 8
-    """In use by a process without a lease."""
-
-
 DOMAINS: Final[dict[Metric, tuple[float, float]]] = {
     Metric.UTILIZATION: (0.0, 100.0),
     Metric.MEMORY: (0.0, 100.0),
@@ -65,44 +47,26 @@ DOMAINS: Final[dict[Metric, tuple[float, float]]] = {
 """Lowest and highest value of each color scale: percent, percent, °C."""
 
 
-def state(device: DeviceStatus) -> State:
-    """The state of a device."""
-    why = set(device.why_not)
-    if why & {"stale", "host_lost"}:
-        return State.STALE
-    if "unhealthy" in why or device.health:
-        return State.UNHEALTHY
-    if "drained" in why or device.drain_reason:
-        return State.DRAINED
-    if not device.usable:
-        return State.UNUSABLE
-    if device.throttled:
-        return State.THROTTLED
-    if device.leases:
-        return State.LEASED if device.share_free <= 0 else State.SHARED
-    return State.IN_USE if device.in_use else State.FREE
-
-
 def state_words(device: DeviceStatus) -> str:
     """State of a device as text, with its reason."""
-    match state(device):
-        case State.STALE:
+    match device_state(device):
+        case DeviceState.STALE:
             return "host lost" if "host_lost" in device.why_not else "no samples"
-        case State.UNHEALTHY:
+        case DeviceState.UNHEALTHY:
             return f"unhealthy: {device.health}" if device.health else "unhealthy"
-        case State.DRAINED:
+        case DeviceState.DRAINED:
             return f"drained: {device.drain_reason}" if device.drain_reason else "drained"
-        case State.UNUSABLE:
+        case DeviceState.UNUSABLE:
             return ", ".join(why.replace("_", " ") for why in device.why_not) or "unusable"
-        case State.THROTTLED:
+        case DeviceState.THROTTLED:
             return "throttled, leased" if device.leases else "throttled"
-        case State.LEASED:
+        case DeviceState.LEASED:
             return "leased"
-        case State.SHARED:
+        case DeviceState.SHARED:
             return f"{1 - device.share_free:.0%} leased"
-        case State.IN_USE:
+        case DeviceState.IN_USE:
             return f"in use: {device.in_use_reason}" if device.in_use_reason else "in use"
-        case State.FREE:
+        case DeviceState.FREE:
             return "free"
 
 
@@ -115,10 +79,10 @@ def value(device: DeviceStatus, metric: Metric) -> float | None:
     if metric is Metric.MEMORY:
         used, total = device.memory_used_bytes, device.memory_total_bytes
         return 100.0 * used / total if used is not None and total else None
-    return float(state(device))
+    return float(device_state(device))
 
 
-def levels(devices: Sequence[DeviceStatus], states: Sequence[State], metric: Metric) -> bytes:
+def levels(devices: Sequence[DeviceStatus], states: Sequence[DeviceState], metric: Metric) -> bytes:
     """One byte per device: its level on the color scale from 0 to 250, or 255 if unknown; for health, its state."""
     if metric is Metric.HEALTH:
         return bytes(states)
@@ -127,7 +91,7 @@ def levels(devices: Sequence[DeviceStatus], states: Sequence[State], metric: Met
     found = bytearray()
     for device, how in zip(devices, states, strict=True):
         number = value(device, metric)
-        if number is None or number != number or how is State.STALE:
+        if number is None or number != number or how is DeviceState.STALE:
             found.append(UNKNOWN)
         else:
             found.append(round((min(max(number, low), high) - low) * scale))
@@ -225,20 +189,6 @@ def _note(devices: Sequence[DeviceStatus], by: GroupBy) -> str:
         return short_model(devices[0].model) if len({device.model for device in devices}) == 1 else "mixed"
     hosts = len({device.host for device in devices})
     return f"{len(devices)} on {hosts} host{'s' if hosts > 1 else ''}"
-
-
-def matches(device: DeviceStatus, words: Sequence[str], owners: Mapping[str, str]) -> bool:
-    """True if each word (in lower case) occurs in a device's host, model, UUID, lease, owner or state.
-
-    A word with `*` or `?` is a glob over each of them.
-    """
-    texts = [device.host, device.model, device.uuid, state(device).name, *device.leases]
-    texts += [owners.get(lease, "") for lease in device.leases]
-    lowered = [text.lower() for text in texts if text]
-    return all(
-        any(fnmatch.fnmatchcase(text, word) if set(word) & set("*?[") else word in text for text in lowered)
-        for word in words
-    )
 
 
 class Layout(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""State of the fleet that all browsers share: one connection, polled only while a page is open."""
+"""The fleet that all browsers share: one connection and one live view, refreshed only while a page is open."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 import nats.aio.client
 import nats.errors
 from msgspec import Struct
-from nats.aio.msg import Msg
 
 from ..bus.health import HealthEndpoint
 from ..client import Client, CorralError, NoService, Unavailable, connect
-from ..schemas import codec, operations, requests, subjects
+from ..client.fleet_view import DeviceState, FleetSnapshot, FleetView, device_state
+from ..schemas import operations, requests
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
-from ..schemas.telemetry import ProcessBatch, ProcessSample
+from ..schemas.telemetry import ProcessSample
 from . import cells
 
 log = logging.getLogger("corral.dashboard")
 
 T = TypeVar("T")
 
-SLOWER: Final = 5.0
-"""Minimum pause after a refresh, as a multiple of its duration."""
 STALE_SECONDS: Final = 10.0
 
 
@@ -50,66 +48,94 @@ class Problem(Struct, frozen=True, kw_only=True):
 
 
 class Fleet:
-    """State of the fleet in the planner, as of the last refresh.
+    """The fleet as of the last refresh; empty before the first.
 
     Args:
         url: URL of the bus; None for the default.
         interval_seconds: minimum time between refreshes.
 
     Attributes:
-        client: client of the bus; None before the first connection.
-        devices: devices by host and index.
-        states: states of these devices, in the same order.
-        summary: aggregates over the fleet; None before the first refresh.
-        leases: active leases, oldest first.
-        queue: requests in the queue.
-        version: number of refreshes so far, failed ones included.
+        view: live view of the fleet; None before the first connection.
+        states: states of `devices`, in the same order.
         shape: number that increases when the list of devices changes.
-        looked_at: time of the last successful refresh, on the monotonic clock.
     """
 
     def __init__(self, url: str | None, interval_seconds: float) -> None:
         self.url = url
-        self.client: Client | None = None
-        self.devices: list[operations.DeviceStatus] = []
-        self.states: list[cells.State] = []
-        self.summary: operations.FleetSummary | None = None
-        self.leases: list[requests.Lease] = []
-        self.queue: list[operations.QueueEntry] = []
-        self.version = 0
+        self.view: FleetView | None = None
+        self.states: list[DeviceState] = []
         self.shape = 0
-        self.refreshed_at = 0.0
         self._levels: dict[cells.Metric, bytes] = {}
         self._problem: Problem | None = None
         self._interval = interval_seconds
         self._watching: dict[int, Callable[[], None]] = {}
         self._next = 0
         self._wake = asyncio.Event()
-        self._processes: dict[str, bytes] = {}
-        self._door = HealthEndpoint(
+        self._health = HealthEndpoint(
             ServiceKind.DASHBOARD, f"{socket.gethostname()}-{os.getpid()}", lambda: HealthStatus([])
         )
+
+    # The last snapshot
+
+    @property
+    def _last(self) -> FleetSnapshot | None:
+        return self.view.last if self.view is not None else None
+
+    @property
+    def summary(self) -> operations.FleetSummary | None:
+        """Aggregates over the fleet; None before the first refresh."""
+        return self._last.fleet if self._last is not None else None
+
+    @property
+    def devices(self) -> Sequence[operations.DeviceStatus]:
+        """Devices by host and index."""
+        return self._last.devices if self._last is not None else ()
+
+    @property
+    def leases(self) -> Sequence[requests.Lease]:
+        """Active leases, oldest first."""
+        return self._last.leases if self._last is not None else ()
+
+    @property
+    def queue(self) -> Sequence[operations.QueueEntry]:
+        """Requests in the queue."""
+        return self._last.queue if self._last is not None else ()
+
+    def device(self, uuid: str) -> operations.DeviceStatus | None:
+        """Find a device by its UUID; None if there is none."""
+        return next((device for device in self.devices if device.uuid == uuid), None)
+
+    def processes_on(self, device: operations.DeviceStatus) -> list[ProcessSample] | None:
+        """Processes on a device, those with the most memory first; None if its collector has published none yet."""
+        return self.view.processes_on(device) if self.view is not None else None
+
+    def levels(self, metric: cells.Metric) -> bytes:
+        """Levels of all devices, one byte each, as in `cells.levels`; computed once per refresh for all browsers."""
+        found = self._levels.get(metric)
+        if found is None:
+            found = self._levels[metric] = cells.levels(self.devices, self.states, metric)
+        return found
 
     # Connecting
 
     @property
     def instance(self) -> str:
         """Instance name of this dashboard in health checks."""
-        return self._door.instance
+        return self._health.instance
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Connect, and refresh the state for the length of a block. If there is no bus, wait until there is one."""
-        tasks = [asyncio.create_task(self._connect()), asyncio.create_task(self._look_for_ever())]
+        tasks = [asyncio.create_task(self._connect()), asyncio.create_task(self._refresh_forever())]
         try:
             yield
         finally:
-            self._door.stopping = True
+            self._health.stopping = True
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if self.client is not None:
-                await self.client.close()
+            if self.view is not None:
+                await self.view.client.close()
 
     async def _connect(self) -> None:
         async def on_change() -> None:
@@ -124,32 +150,18 @@ class Fleet:
             disconnected_cb=on_change,
             reconnected_cb=on_change,
         )
-        await client.nc.subscribe(subjects.processes_subject("*"), cb=self._on_processes, pending_msgs_limit=4096)
-        await self._door.open(client.nc)
-        self.client = client
+        view = FleetView(client)
+        await view.follow_processes()
+        await self._health.open(client.nc)
+        self.view = view
         self.refresh_soon()
-
-    async def _on_processes(self, message: Msg) -> None:
-        self._processes[message.subject.rpartition(".")[2]] = message.data
-
-    def processes_on(self, device: operations.DeviceStatus) -> list[ProcessSample] | None:
-        """Processes on a device, those with the most memory first; None if its collector has published none yet."""
-        data = self._processes.get(device.host)
-        if data is None:
-            return None
-        try:
-            batch = codec.decode(data, ProcessBatch)
-        except codec.DecodeError:
-            return None
-        found = [process for process in batch.processes if process.device == device.uuid]
-        return sorted(found, key=lambda process: -(process.memory_used_bytes or 0))
 
     # Refreshing
 
     @property
     def connected(self) -> bool:
         """True if the bus is connected."""
-        return self.client is not None and self.client.nc.is_connected
+        return self.view is not None and self.view.client.nc.is_connected
 
     @property
     def problem(self) -> Problem | None:
@@ -161,9 +173,9 @@ class Fleet:
     @property
     def fresh(self) -> bool:
         """True if the last refresh is less than 10 s old, or less than three intervals if these are longer."""
-        return self.summary is not None and time.monotonic() - self.refreshed_at < max(
-            STALE_SECONDS, 3 * self._interval
-        )
+        if self.view is None or self.view.last is None:
+            return False
+        return time.monotonic() - self.view.refreshed_at < max(STALE_SECONDS, 3 * self._interval)
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call `changed` after every refresh, and refresh now. Returns a function that ends the subscription."""
@@ -189,66 +201,49 @@ class Fleet:
         finally:
             stop()
 
-    def device(self, uuid: str) -> operations.DeviceStatus | None:
-        """Find a device by its UUID; None if there is none."""
-        return next((device for device in self.devices if device.uuid == uuid), None)
-
-    def levels(self, metric: cells.Metric) -> bytes:
-        """Levels of all devices, one byte each, as in `cells.levels`; computed once per refresh for all browsers."""
-        found = self._levels.get(metric)
-        if found is None:
-            found = self._levels[metric] = cells.levels(self.devices, self.states, metric)
-        return found
-
-    async def _look_for_ever(self) -> None:
+    async def _refresh_forever(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            began = time.monotonic()
             try:
-                await self._look()
+                await self._refresh()
             except asyncio.CancelledError:
                 raise
             except Exception:
-                log.exception("a look at the fleet failed")
-                self._problem = Problem(kind="error", title="The fleet can't be shown", detail="The log says why.")
-            self.version += 1
+                log.exception("the fleet could not be refreshed")
+                self._problem = Problem(
+                    kind="error", title="The fleet can't be shown", detail="The dashboard's log has the error."
+                )
             for changed in list(self._watching.values()):
                 try:
                     changed()
                 except Exception:
                     log.exception("a page could not be updated")
             if self._watching:
-                pause = max(self._interval, SLOWER * (time.monotonic() - began))
-                asyncio.get_running_loop().call_later(pause, self._beat)
+                pause = self.view.pause_seconds(self._interval) if self.view is not None else self._interval
+                asyncio.get_running_loop().call_later(pause, self._refresh_if_watched)
 
-    def _beat(self) -> None:
+    def _refresh_if_watched(self) -> None:
         if self._watching:
             self._wake.set()
 
-    async def _look(self) -> None:
-        client = self.client
-        if client is None or not client.nc.is_connected:
+    async def _refresh(self) -> None:
+        view = self.view
+        if view is None or not self.connected:
             return
+        before = [(one.uuid, one.host, one.index) for one in self.devices]
         try:
-            summary, devices, leases, queue = await asyncio.gather(
-                client.fleet(), client.devices(), client.leases(), client.queue()
-            )
-        except CorralError as error:
-            self._problem = problem_of(error, self.url)
-            return
+            if await view.refresh() is None:
+                assert view.error is not None
+                self._problem = problem_of(view.error, self.url)
+                return
         except (nats.errors.Error, OSError) as error:
             self._problem = Problem(kind="error", title="The bus failed", detail=f"{type(error).__name__}: {error}")
             return
         self._problem = None
-        if [(one.uuid, one.host, one.index) for one in devices] != [
-            (one.uuid, one.host, one.index) for one in self.devices
-        ]:
-            self.shape += 1
-        self.summary, self.devices, self.leases, self.queue = summary, list(devices), leases, queue
-        self.states = [cells.state(device) for device in self.devices]
+        self.shape += before != [(one.uuid, one.host, one.index) for one in self.devices]
+        self.states = [device_state(device) for device in self.devices]
         self._levels.clear()
-        self.refreshed_at = time.monotonic()
 
     def connection(self) -> nats.aio.client.Client:
         """The shared connection to the bus.
@@ -256,9 +251,12 @@ class Fleet:
         Raises:
             Unavailable: there is no connection to the bus yet.
         """
-        if self.client is None:
+        return self._client().nc
+
+    def _client(self) -> Client:
+        if self.view is None:
             raise Unavailable(no_bus(self.url).detail)
-        return self.client.nc
+        return self.view.client
 
     async def ask(self, question: Callable[[Client], Awaitable[T]], person: str = "") -> T:
         """Call the client on the shared connection.
@@ -271,9 +269,7 @@ class Fleet:
             Unavailable: there is no connection to the bus yet.
             CorralError: the call failed.
         """
-        self.connection()
-        assert self.client is not None
-        return await question(self.client.speaking_for(person))
+        return await question(self._client().speaking_for(person))
 
 
 def no_bus(url: str | None) -> Problem:
@@ -290,7 +286,7 @@ def no_bus(url: str | None) -> Problem:
 def problem_of(error: CorralError, url: str | None) -> Problem:
     """Convert an error to the message that a page shows."""
     if isinstance(error, NoService):
-        if "processor" in str(error):
+        if error.service is ServiceKind.PROCESSOR:
             return Problem(
                 kind="history",
                 title="No history",

@@ -17,8 +17,9 @@ from corral.cli.local.server import EmbeddedServer
 from corral.cli.local.supervisor import Part, Supervisor
 from corral.cli.local.up import cluster_parts, wait_until_ready
 from corral.cli.top.app import TopApp
-from corral.cli.top.view import FleetView
+from corral.cli.top.rows import HISTORY
 from corral.client import connect
+from corral.client.fleet_view import FleetView
 
 IMAGES = Path(__file__).parent / "images"
 SIMULATED = ("--source", "simulated", "--hosts", "3", "--devices", "8", "--interval", "250ms", "--processes", "2s")
@@ -39,7 +40,7 @@ async def pictures(url: str) -> None:
         await alice.request(gpus=2, memory="20GiB", name="eval", owner="carol", models="*A100*", ttl="1h")
         uuid = (await alice.devices())[-1].uuid
         await alice.drain(devices=[uuid], reason="new fan", operator="dan")
-        board = FleetView(alice)
+        board = FleetView(alice, history=HISTORY)
         app = TopApp(board, interval=0.5)
         async with app.run_test(size=(118, 30)) as pilot:
             await pilot.pause(30)

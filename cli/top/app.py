@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
@@ -16,12 +17,13 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Static, TabbedContent, TabPane
 
 from ...client import CorralError
+from ...client.fleet_view import FleetView
 from ...client.notebook import short_model
 from ...schemas import operations, requests
 from ...schemas.units import format_bytes
 from .. import render
+from .rows import HISTORY, SORTS, ProcessRow, ProcessTable, by_host, filter_and_sort, sparkline, summary_line
 from .tables import Rows, device_columns, host_columns, lease_columns, process_columns, queue_columns
-from .view import HISTORY, SORTS, FleetView, ProcessRow, by_host, filter_and_sort, sparkline, summary_line
 
 VIEWS = ("devices", "hosts", "leases", "queue", "processes")
 
@@ -133,7 +135,7 @@ def device_page(view: FleetView, uuid: str, width: int) -> RenderableType:
     parts: list[RenderableType] = [facts, Text()]
     held = [lease for lease in seen.leases if lease.lease_id in device.leases]
     parts += [render.leases_table(held) if held else Text("no lease on it", "dim"), Text()]
-    processes = view.processes_on(device)
+    processes = ProcessTable(view).on(device)
     if processes:
         made = render.table("PID", "USER", "NAME", "MEMORY", "SM", "LEASE", "CONCERN", right=("PID", "MEMORY", "SM"))
         for row in processes:
@@ -190,6 +192,7 @@ class TopApp(App[None]):
     def __init__(self, view: FleetView, *, sort: str = "host", words: str = "", interval: float = 1.0) -> None:
         super().__init__()
         self._fleet = view
+        self._processes = ProcessTable(view)
         self._sort = sort
         self._words = words
         self._interval = interval
@@ -216,14 +219,19 @@ class TopApp(App[None]):
 
     def on_mount(self) -> None:
         """Start the refreshes and the subscription to processes."""
-        self.run_worker(self._refresh_forever(), name="look")
-        self.run_worker(self._fleet.follow_processes(), name="processes")
+        self.run_worker(self._refresh_forever(), name="refresh")
+        self.run_worker(self._follow_processes(), name="processes")
         self._write()
         self._tables["devices"].focus()
 
+    async def _follow_processes(self) -> None:
+        await self._fleet.follow_processes()
+        with contextlib.suppress(CorralError):  # without a history, each host's next message has them
+            await self._fleet.recall_processes()
+
     async def _refresh_forever(self) -> None:
         while True:
-            await asyncio.sleep(self._fleet.pause(self._interval))
+            await asyncio.sleep(self._fleet.pause_seconds(self._interval))
             if not self._paused:
                 await self._fleet.refresh()
                 self._write()
@@ -233,12 +241,12 @@ class TopApp(App[None]):
         notice = Text()
         if seen is not None:
             self.query_one("#summary", Static).update(summary_line(seen, self._fleet.mean_past))
-            devices = filter_and_sort(seen.devices, self._sort, self._reversed, self._words)
+            devices = filter_and_sort(seen.devices, self._sort, self._reversed, self._words, seen.owners)
             self._tables["devices"].show(devices)
             self._tables["hosts"].show(by_host(devices))
             self._tables["leases"].show(seen.leases)
             self._tables["queue"].show(seen.queue)
-            processes = self._fleet.process_rows()
+            processes = self._processes.rows()
             self._tables["processes"].show(processes)
             notice.append(f"by {self._sort}{' ↑' if self._reversed else ''}")
             if self._words:
@@ -250,7 +258,7 @@ class TopApp(App[None]):
         if self._paused:
             notice.append(" · paused", "yellow")
         if self._fleet.error:
-            notice = Text(self._fleet.error, "red")
+            notice = Text(str(self._fleet.error), "red")
         self.query_one("#notice", Static).update(notice)
 
     @property

@@ -12,10 +12,11 @@ from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
 
+from ...client.fleet_view import FleetSnapshot, FleetView, take_snapshot
 from .. import render
 from ..exits import USAGE, CommandError
 from ..options import Hosts, Models, NatsUrl, connected, console, print_json, run
-from .view import SORTS, FleetSnapshot, FleetView, filter_and_sort, summary_line, take_snapshot
+from .rows import HISTORY, SORTS, filter_and_sort, summary_line
 
 
 def top(
@@ -51,14 +52,14 @@ def top(
         async with connected(nats) as client:
             if json or once or not sys.stdout.isatty():
                 seen = await take_snapshot(client, host or (), model or ())
-                seen.devices = filter_and_sort(seen.devices, sort, False, filter)
+                seen.devices = filter_and_sort(seen.devices, sort, False, filter, seen.owners)
                 if json:
                     print_json({"time": seen.time, "fleet": seen.fleet, "devices": seen.devices,
                                 "leases": seen.leases, "queue": seen.queue})  # fmt: skip
                 else:
                     console().print(page(seen))
                 return
-            view = FleetView(client, host or (), model or ())
+            view = FleetView(client, host or (), model or (), history=HISTORY)
             await view.refresh()
             if plain or not find_spec("textual"):
                 await _live(view, sort, filter, interval)
@@ -96,7 +97,7 @@ async def _live(view: FleetView, sort: str, words: str, interval: float) -> None
         while True:
             await view.refresh()
             if view.last is not None:
-                view.last.devices = filter_and_sort(view.last.devices, sort, False, words)
+                view.last.devices = filter_and_sort(view.last.devices, sort, False, words, view.last.owners)
                 shown = page(view.last, most=max(5, out.height - 18))
-                live.update(Group(Text(view.error, "red"), shown) if view.error else shown, refresh=True)
-            await asyncio.sleep(view.pause(interval))
+                live.update(Group(Text(str(view.error), "red"), shown) if view.error else shown, refresh=True)
+            await asyncio.sleep(view.pause_seconds(interval))

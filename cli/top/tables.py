@@ -15,10 +15,11 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from ...client.fleet_view import FleetView
 from ...client.notebook import short_model
 from ...schemas import operations, requests
 from .. import render
-from .view import HISTORY, FleetView, HostRow, ProcessRow, sparkline
+from .rows import HISTORY, HostRow, ProcessRow, sparkline
 
 _HEAD: Final = Style(bold=True, dim=True)
 _CURSOR: Final = Style(bgcolor="#1f4f3f")

@@ -13,11 +13,11 @@ from nicegui import ui
 from starlette.requests import Request
 
 from ...client import Client, CorralError
+from ...client.fleet_view import DeviceState, device_state
 from ...schemas.operations import DeviceStatus
 from ...schemas.telemetry import ProcessSample
 from ...schemas.units import format_bytes
 from .. import cells, history
-from ..cells import State
 from ..components.timeline import Timeline
 from ..fleet import Problem, problem_of
 from ..history import RANGES, Window
@@ -209,7 +209,7 @@ class DevicePage:
                 with tag("div", "bar"):
                     tag("h1", text=f"{device.host} · GPU {device.index}" if device else self._former())
                     if device:
-                        tag("span", f"chip {TONES[cells.state(device)]}", cells.state_words(device))
+                        tag("span", f"chip {TONES[device_state(device)]}", cells.state_words(device))
                 tag("div", "sub", device.model if device else self._why_gone())
             if device and may:
                 with tag("div", "bar"):
@@ -300,9 +300,10 @@ class DevicePage:
 
 _NO_SAMPLES = Problem(kind="samples", title="No samples", detail="There are none of this device in this time.")
 TONES = {
-    State.FREE: "good", State.SHARED: "busy", State.LEASED: "busy", State.THROTTLED: "warn", State.DRAINED: "warn",
-    State.IN_USE: "busy",
-    State.STALE: "", State.UNHEALTHY: "bad", State.UNUSABLE: "",
+    DeviceState.FREE: "good", DeviceState.SHARED: "busy", DeviceState.LEASED: "busy",
+    DeviceState.THROTTLED: "warn", DeviceState.DRAINED: "warn",
+    DeviceState.IN_USE: "busy",
+    DeviceState.STALE: "", DeviceState.UNHEALTHY: "bad", DeviceState.UNUSABLE: "",
 }  # fmt: skip
 
 

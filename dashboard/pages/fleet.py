@@ -11,11 +11,12 @@ from urllib.parse import quote
 from nicegui import ui
 from starlette.requests import Request
 
+from ...client.fleet_view import DeviceState, device_state
 from ...client.notebook import short_model
 from ...schemas.operations import DeviceStatus
 from ...schemas.units import format_bytes
 from .. import cells
-from ..cells import GroupBy, Metric, State
+from ..cells import GroupBy, Metric
 from ..components.heatmap import HeatMap
 from ..fleet import NO_DEVICES, Fleet
 from ..html import Segments, remember, search, table, tag, url
@@ -228,7 +229,7 @@ class _Worries:
 
     def __init__(self) -> None:
         self._place = tag("div", "bar")
-        self._shown: list[tuple[State, int]] | None = None
+        self._shown: list[tuple[DeviceState, int]] | None = None
 
     def show(self, fleet: Fleet) -> None:
         """Update the list."""
@@ -277,16 +278,21 @@ def _row(device: DeviceStatus) -> tuple[Any, ...]:
         tag("a", "", f"{device.host} · GPU {device.index}", href=f"/device/{quote(device.uuid, safe='')}")
 
     def how() -> None:
-        tag("span", f"chip {_TONES[cells.state(device)]}", cells.state_words(device))
+        tag("span", f"chip {_TONES[device_state(device)]}", cells.state_words(device))
 
     return where, how, short_model(device.model), ", ".join(device.leases) or "–"
 
 
-_WORST = (State.UNHEALTHY, State.STALE, State.DRAINED, State.THROTTLED)
+_WORST = (DeviceState.UNHEALTHY, DeviceState.STALE, DeviceState.DRAINED, DeviceState.THROTTLED)
 _STATES = {
-    State.UNHEALTHY: "unhealthy",
-    State.STALE: "without samples",
-    State.DRAINED: "drained",
-    State.THROTTLED: "throttled",
+    DeviceState.UNHEALTHY: "unhealthy",
+    DeviceState.STALE: "without samples",
+    DeviceState.DRAINED: "drained",
+    DeviceState.THROTTLED: "throttled",
 }
-_TONES = {State.UNHEALTHY: "bad", State.STALE: "", State.DRAINED: "warn", State.THROTTLED: "warn"}
+_TONES = {
+    DeviceState.UNHEALTHY: "bad",
+    DeviceState.STALE: "",
+    DeviceState.DRAINED: "warn",
+    DeviceState.THROTTLED: "warn",
+}

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from corral.cli.top.view import SORTS, FleetView, by_host, filter_and_sort, sparkline
+from corral.cli.top.rows import HISTORY, SORTS, by_host, filter_and_sort, sparkline
 from corral.client import Client, connect
+from corral.client.fleet_view import FleetView
 from corral.schemas.operations import DeviceStatus, FleetSummary
 from corral.schemas.requests import LeaseState
 from corral.schemas.telemetry import ProcessSample
@@ -39,7 +40,7 @@ def screen(app: TopApp) -> list[str]:
 
 async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) -> None:
     held = (await client.request(gpus=2, name="watched")).lease
-    board = FleetView(client)
+    board = FleetView(client, history=HISTORY)
     await board.refresh()
     app = TopApp(board, interval=0.2)
     async with app.run_test(size=(80, 24)) as pilot:
@@ -130,11 +131,11 @@ def at(app: TopApp, view: str, key: str) -> int:
 
 async def test_processes_are_seen_with_their_leases_and_what_is_wrong_first(client: Client) -> None:
     held = (await client.request(gpus=1, share=0.5, memory="1GiB", name="greedy")).lease
-    board = FleetView(client)
+    board = FleetView(client, history=HISTORY)
     await board.refresh()
     assert board.last is not None
     device = next(one for one in board.last.devices if one.uuid == held.grants[0].device)
-    board.processes = {
+    board._processes = {
         device.host: [
             ProcessSample(device=device.uuid, pid=11, lease=held.lease_id, memory_used_bytes=2**29, name="good"),
             ProcessSample(device=device.uuid, pid=12, memory_used_bytes=2**20, name="stranger", user="eve"),
@@ -194,7 +195,7 @@ def test_it_runs_in_a_real_terminal_of_80_by_24_and_leaves_it_as_it_was(cluster:
 
 
 async def test_five_thousand_devices_stay_within_the_screen(client: Client) -> None:
-    board = FleetView(client)
+    board = FleetView(client, history=HISTORY)
     await board.refresh()
     assert board.last is not None
     board.last.devices = [

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from corral.bus.process_identity import own_name
 from corral.client import SyncClient, TimedOut, connect
-from corral.client.grant_confirmation import confirmed, given_back_on_failure
+from corral.client.grant_confirmation import confirmed, release_on_failure
 from corral.client.holder import held_by_this_process
 from corral.client.lease_calls import LeaseCalls
 from corral.schemas.requests import Assignment, Lease, LeaseState, WorkRequest
@@ -61,7 +61,7 @@ async def test_who_only_asked_again_gives_nothing_back_that_another_may_hold(
     planner: Any = Planner()
     if here:
         held_by_this_process.add("l1")
-    work = asyncio.create_task(given_back_on_failure(planner, lease(holder), OWN, asyncio.sleep(60)))
+    work = asyncio.create_task(release_on_failure(planner, lease(holder), OWN, asyncio.sleep(60)))
     await asyncio.sleep(0)
     work.cancel()
     try:

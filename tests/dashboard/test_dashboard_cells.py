@@ -6,8 +6,9 @@ import base64
 import struct
 from datetime import UTC, datetime
 
+from corral.client.fleet_view import DeviceState, device_state
 from corral.dashboard import cells
-from corral.dashboard.cells import GroupBy, Metric, State
+from corral.dashboard.cells import GroupBy, Metric
 from corral.dashboard.history import Window, source
 from corral.dashboard.view_queries import cell, draw, guess
 from corral.schemas.operations import DeviceStatus
@@ -79,14 +80,14 @@ def test_every_device_is_in_one_group_and_has_a_level(devices: list[DeviceStatus
     layout = cells.layout(devices, grouped)
     assert len(base64.b64decode(layout.order)) == 4 * len(devices) == 2 * len(base64.b64decode(layout.indices))
     for metric in Metric:
-        levels = cells.levels(devices, [cells.state(device) for device in devices], metric)
+        levels = cells.levels(devices, [device_state(device) for device in devices], metric)
         assert len(levels) == len(devices)
         assert all(
             level <= (7 if metric is Metric.HEALTH else cells.STEPS) or level == cells.UNKNOWN for level in levels
         )
     for device in devices:
         assert cells.state_words(device)
-        assert (cells.state(device) is State.FREE) <= (device.usable and not device.leases)
+        assert (device_state(device) is DeviceState.FREE) <= (device.usable and not device.leases)
 
 
 def test_groups_go_by_numbers_in_names_and_a_filter_asks_for_all_words() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from corral.bus.connect import connect
 from corral.bus.layout import ensure_layout
-from corral.cli.local.access import ensure_access, take_over
+from corral.cli.local.access import ensure_access, move_streams
 from corral.cli.local.server import EmbeddedServer
 from corral.cli.local.supervisor import Part
 from corral.client import Refused, SyncClient, Unavailable
@@ -209,7 +209,7 @@ async def test_streams_outlive_the_change_to_authentication_and_back(tmp_path: P
     server = EmbeddedServer(tmp_path / "nats")
     credentials: str | None = None
     for turn, secured in enumerate((False, True, False)):
-        take_over(server.data, secured)
+        move_streams(server.data, secured)
         if secured:
             local = ensure_access(tmp_path, server.pid_file)
             environment = local.part(Part(name="planner", arguments=[])).environment

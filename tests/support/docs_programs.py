@@ -276,7 +276,7 @@ def serve(path: str, folder: Path) -> None:
 
 
 def _warm() -> None:
-    parts = ["render", "top.command", "top.view", "work.commands", "work.request_options", "work.run"]
+    parts = ["render", "top.command", "top.rows", "work.commands", "work.request_options", "work.run"]
     parts += [f"operate.{part}" for part in ("config", "doctor", "fleet", "health", "query")]
     libraries = ("nats.aio.client", "corral.client", "rich.console", "rich.progress", "rich.table", "typer.rich_utils")
     for name in (*libraries, *(f"corral.cli.{part}" for part in parts)):

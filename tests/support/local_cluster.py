@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from corral.bus.access.folder import Authority
-from corral.cli.local.access import account
+from corral.cli.local.access import account_name
 from corral.cli.main import main
 
 SIMULATED = ("--source", "simulated", "--hosts", "2", "--devices", "4", "--interval", "200ms")
@@ -115,7 +115,7 @@ class LocalCluster:
             raise
         self.url = json.loads((self.folder / "cluster.json").read_text())["url"]
         if self._authenticated:
-            self.credentials["CORRAL_NATS_CREDS"] = str(Authority(self.folder / "auth").credentials(account()))
+            self.credentials["CORRAL_NATS_CREDS"] = str(Authority(self.folder / "auth").credentials(account_name()))
 
     def output(self) -> str:
         return self.log.read_text()

@@ -1,43 +1,26 @@
-"""Data for `corral top`: snapshots of the fleet, the history of each device, and rows and sort keys of its tables."""
+"""Rows of the tables of `corral top`: devices by filter and sort key, hosts, and processes with lease violations."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import fnmatch
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
 from rich.text import Text
 
-from ...client import Client, CorralError
+from ...client.fleet_view import FleetSnapshot, FleetView, matches
 from ...client.notebook import short_model
 from ...collectors.processes.attribution import attribute
-from ...schemas import codec, operations, requests, subjects
-from ...schemas.telemetry import AttributionKind, ProcessBatch, ProcessSample
+from ...schemas import operations, requests
+from ...schemas.telemetry import AttributionKind, ProcessSample
 from ...schemas.units import format_bytes
 
 HISTORY: Final = 120
 """Number of snapshots in the history of a sparkline."""
-LOOKS_SHARE: Final = 4
-"""Minimum pause between two snapshots, as a multiple of the time that a snapshot takes."""
 ROWS_SECONDS: Final = 2.0
 """Minimum time between updates of the process list; collectors publish processes every ten seconds."""
 SPARKS: Final = "▁▂▃▄▅▆▇█"
-
-
-class FleetSnapshot(Struct, kw_only=True):
-    """Snapshot of the fleet, as the planner sees it."""
-
-    time: datetime
-    fleet: operations.FleetSummary
-    devices: list[operations.DeviceStatus]
-    leases: list[requests.Lease]
-    queue: list[operations.QueueEntry]
 
 
 class ProcessRow(Struct, kw_only=True):
@@ -63,128 +46,47 @@ class ProcessRow(Struct, kw_only=True):
         return f"{self.process.device}/{self.process.pid}"
 
 
-_RECALLED: Final = {
-    "host": "host",
-    "device": "device",
-    "pid": "pid",
-    "kind": "kind",
-    "memory_used_bytes": "memory_used_bytes",
-    "sm_utilization_percent": "sm_utilization_percent",
-    "process": "name",
-    "user": "user",
-    "container": "container",
-    "lease_id": "lease",
-}
-"""Columns of the view `processes_now`, with the corresponding fields of a `ProcessSample`."""
+class ProcessTable:
+    """Processes on the devices of a fleet, each with its lease violation.
 
-
-async def take_snapshot(client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> FleetSnapshot:
-    """Take a snapshot: ask the planner for fleet, devices, leases and queue concurrently."""
-    fleet, devices, leases, queue = await asyncio.gather(
-        client.fleet(hosts=hosts, models=models),
-        client.devices(hosts=hosts, models=models),
-        client.leases(),
-        client.queue(),
-    )
-    return FleetSnapshot(time=datetime.now(UTC), fleet=fleet, devices=devices, leases=leases, queue=queue)
-
-
-class FleetView:
-    """The last snapshot, and the history of each device.
-
-    Attributes:
-        last: the last snapshot; None before the first.
-        error: error of the last attempt; empty if it succeeded.
-        past: utilization of each device in percent, oldest first; None where it is unknown.
-        mean_past: mean utilization of the fleet in percent, oldest first; None where it is unknown.
-        processes: processes by host, as the host's collector published them last.
-        took_seconds: duration of the last snapshot.
+    Args:
+        view: the live view of the fleet.
     """
 
-    def __init__(self, client: Client, hosts: Sequence[str] = (), models: Sequence[str] = ()) -> None:
-        self.client = client
-        self._hosts = hosts
-        self._models = models
-        self.last: FleetSnapshot | None = None
-        self.error = ""
-        self.past: dict[str, deque[float | None]] = {}
-        self.mean_past: deque[float | None] = deque(maxlen=HISTORY)
-        self.processes: dict[str, list[ProcessSample]] = {}
-        self.took_seconds = 0.0
+    def __init__(self, view: FleetView) -> None:
+        self._view = view
         self._rows: list[ProcessRow] = []
-        self._rows_at = -ROWS_SECONDS
+        self._computed_at = -ROWS_SECONDS
 
-    async def refresh(self) -> None:
-        """Take a new snapshot. If that fails, keep the last one and set `error`."""
-        started = time.monotonic()
-        try:
-            seen = await take_snapshot(self.client, self._hosts, self._models)
-        except CorralError as error:
-            self.error = str(error)
-            return
-        self.last, self.error = seen, ""
-        self.took_seconds = time.monotonic() - started
-        for device in seen.devices:
-            past = self.past.get(device.uuid)
-            if past is None:
-                past = self.past[device.uuid] = deque(maxlen=HISTORY)
-            past.append(device.utilization_percent)
-        self.mean_past.append(seen.fleet.utilization_percent_mean)
-
-    def pause(self, interval: float) -> float:
-        """Seconds until the next snapshot: longer for a large fleet, to leave the planner time for requests."""
-        return max(interval, LOOKS_SHARE * self.took_seconds)
-
-    async def follow_processes(self) -> None:
-        """Keep the processes of every host up to date, until cancelled."""
-        subscription = await self.client.nc.subscribe(subjects.processes_subject("*"), pending_msgs_limit=1024)
-        with contextlib.suppress(CorralError):  # without a history, each host's next message has them
-            await self._recall_processes()
-        async for message in subscription.messages:
-            with contextlib.suppress(codec.DecodeError):
-                batch = codec.decode(message.data, ProcessBatch)
-                self.processes[batch.host] = batch.processes
-
-    async def _recall_processes(self) -> None:
-        """Load the last processes of each host from the history, for hosts that have published none since the start.
-
-        Hosts publish them every ten seconds.
-        """
-        columns = ", ".join(f'"{name}"' for name in _RECALLED)
-        found = await self.client.query(f"SELECT {columns} FROM processes_now", limit=100_000)
-        by_host: dict[str, list[ProcessSample]] = {}
-        for row in found.dicts():
-            host = row.pop("host")
-            process = ProcessSample(**{_RECALLED[name]: value for name, value in row.items() if value is not None})
-            by_host.setdefault(host, []).append(process)
-        for host, processes in by_host.items():
-            self.processes.setdefault(host, processes)
-
-    def processes_on(self, device: operations.DeviceStatus) -> list[ProcessRow]:
+    def on(self, device: operations.DeviceStatus) -> list[ProcessRow]:
         """Processes on a device, those with the most memory first."""
-        leases = self.last.leases if self.last is not None else []
-        rows = process_rows(device.host, self.processes.get(device.host, ()), leases, {device.uuid: device.index})
+        leases = self._view.last.leases if self._view.last is not None else []
+        processes = self._view.processes_of(device.host) or ()
+        rows = process_rows(device.host, processes, leases, {device.uuid: device.index})
         found = [row for row in rows if row.process.device == device.uuid]
         return sorted(found, key=lambda row: -(row.process.memory_used_bytes or 0))
 
-    def process_rows(self) -> list[ProcessRow]:
+    def rows(self) -> list[ProcessRow]:
         """Processes on all devices in the snapshot: lease violations first, then by host and device."""
         now = time.monotonic()
-        if self.last is not None and now - self._rows_at >= ROWS_SECONDS:
-            self._rows_at = now
-            indices = {device.uuid: device.index for device in self.last.devices}
-            leases: dict[str, list[requests.Lease]] = {}
-            for lease in self.last.leases:
-                for host in {grant.host for grant in lease.grants}:
-                    leases.setdefault(host, []).append(lease)
-            self._rows = [
-                row
-                for host, processes in self.processes.items()
-                for row in process_rows(host, processes, leases.get(host, ()), indices)
-                if row.index >= 0
-            ]
-            self._rows.sort(key=lambda row: (not row.concern, row.host, row.index, row.process.pid))
+        if self._view.last is not None and now - self._computed_at >= ROWS_SECONDS:
+            self._computed_at = now
+            self._rows = self._compute(self._view.last)
         return self._rows
+
+    def _compute(self, seen: FleetSnapshot) -> list[ProcessRow]:
+        indices = {device.uuid: device.index for device in seen.devices}
+        leases: dict[str, list[requests.Lease]] = {}
+        for lease in seen.leases:
+            for host in {grant.host for grant in lease.grants}:
+                leases.setdefault(host, []).append(lease)
+        rows = [
+            row
+            for host in self._view.process_hosts
+            for row in process_rows(host, self._view.processes_of(host) or (), leases.get(host, ()), indices)
+            if row.index >= 0
+        ]
+        return sorted(rows, key=lambda row: (not row.concern, row.host, row.index, row.process.pid))
 
 
 def process_rows(
@@ -248,7 +150,11 @@ SORTS: Final[dict[str, tuple[Key, bool]]] = {
 
 
 def filter_and_sort(
-    devices: Sequence[operations.DeviceStatus], sort: str, reverse: bool, text: str
+    devices: Sequence[operations.DeviceStatus],
+    sort: str,
+    reverse: bool,
+    text: str,
+    owners: Mapping[str, str] | None = None,
 ) -> list[operations.DeviceStatus]:
     """Filter and sort devices. Devices with equal keys are sorted by host and index.
 
@@ -256,24 +162,15 @@ def filter_and_sort(
         devices: devices to filter.
         sort: sort key, one of `SORTS`.
         reverse: reverse the order.
-        text: words, each of which must occur in host, model, UUID, lease or state (`free`, `leased`, `drained`, …);
-            a word with `*` or `?` is a glob over each of them.
+        text: words, all of which must match, as in `fleet_view.matches`.
+        owners: owner of each active lease, by lease id.
     """
     key, greatest_first = SORTS[sort]
     words = text.lower().split()
-    found = [device for device in devices if all(_matches(device, word) for word in words)]
+    found = [device for device in devices if matches(device, words, owners or {})]
     found.sort(key=SORTS["host"][0])
     found.sort(key=key, reverse=greatest_first != reverse)
     return found
-
-
-def _matches(device: operations.DeviceStatus, word: str) -> bool:
-    texts = [device.host, device.model, device.uuid, *device.leases, *device.why_not]
-    texts.append("leased" if device.leases else "free" if device.usable else "unusable")
-    lowered = [text.lower() for text in texts]
-    if set(word) & set("*?["):
-        return any(fnmatch.fnmatchcase(text, word) for text in lowered)
-    return any(word in text for text in lowered)
 
 
 class HostRow(Struct, kw_only=True):
