@@ -1,14 +1,87 @@
-"""The contract between the parts: messages, the metric catalog, and the layout of the bus."""
+"""The contract between the parts: messages, the metric catalog, and the layout of the bus.
+
+Programs import from here what they need beside `corral.client`: the messages that its methods take and return, and the
+modules `codec`, `columns` and `subjects` for reading the bus themselves. A name is loaded when it is first used, so
+that importing one module of the contract does not import all.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import codec, columns, subjects
+    from .metrics import DeviceSample
+    from .operations import Addition, DeviceStatus, Explanation, FleetSummary, QueueEntry
+    from .query import ProcessorStatus, ResultFormat
+    from .requests import (
+        Assignment,
+        Distribution,
+        Grant,
+        Lease,
+        LeaseEvent,
+        LeaseEventKind,
+        LeaseState,
+        Method,
+        Placement,
+        Reason,
+        Rejection,
+        RejectionCode,
+        WeightBy,
+        WorkItem,
+        WorkRequest,
+    )
+    from .telemetry import AttributionKind, DeviceEvent, ProcessBatch, ProcessSample, SampleBatch
+
+__all__ = [
+    "Addition",
+    "Assignment",
+    "AttributionKind",
+    "DeviceEvent",
+    "DeviceSample",
+    "DeviceStatus",
+    "Distribution",
+    "Explanation",
+    "FleetSummary",
+    "Grant",
+    "Lease",
+    "LeaseEvent",
+    "LeaseEventKind",
+    "LeaseState",
+    "Method",
+    "Placement",
+    "ProcessBatch",
+    "ProcessSample",
+    "ProcessorStatus",
+    "QueueEntry",
+    "Reason",
+    "Rejection",
+    "RejectionCode",
+    "ResultFormat",
+    "SampleBatch",
+    "WeightBy",
+    "WorkItem",
+    "WorkRequest",
+    "codec",
+    "columns",
+    "subjects",
+]
+_MODULES = ("codec", "columns", "subjects")
+_SOURCES = ("metrics", "operations", "query", "requests", "telemetry")
+"""Modules that define the messages, searched in this order."""
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Give `subjects` under its former name too: programs have `from corral.schemas import bus`."""
-    if name == "bus":
-        from . import subjects
-
-        return subjects
+def __getattr__(name: str) -> object:
+    if name == "bus":  # the former name of `subjects`, which programs import
+        return _module("subjects")
+    if name in _MODULES:
+        return _module(name)
+    if name in __all__:
+        return next(vars(module)[name] for module in map(_module, _SOURCES) if name in vars(module))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f".{name}", __name__)
