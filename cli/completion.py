@@ -53,7 +53,8 @@ def contexts(ctx: typer.Context) -> Found:
 
 def keys(ctx: typer.Context) -> Found:
     """Keys of the configuration file."""
-    from .config import VARIABLES, settings
+    from ..client.config import VARIABLES
+    from .config import settings
     from .loading import load
     from .registry import COMMANDS
 

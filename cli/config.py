@@ -16,90 +16,21 @@ whole machine, and `corral/corral.toml` in `$XDG_CONFIG_HOME` or `~/.config`, wh
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 import typer
-from msgspec import Struct
 
-from ..bus import credentials
-from ..bus.connect import URL_VARIABLE
-from ..client.request import OWNER_VARIABLE
+from ..bus.config_files import path
+from ..client.config import CONTEXT_VARIABLE, VARIABLES, Config, ConfigError, unknown_context
+from ..client.config import read as read_files
 from ..schemas.misspelt import closest, meant
 from .exits import USAGE, CommandError
 
-CONFIG_VARIABLE: Final = "CORRAL_CONFIG"
-CONTEXT_VARIABLE: Final = "CORRAL_CONTEXT"
-MACHINE_FILE: Final = Path("/etc/corral/corral.toml")
-
-
-class Context(Struct, kw_only=True, omit_defaults=True):
-    """A bus, and the settings for a connection to it.
-
-    Attributes:
-        nats: URL of the bus.
-        creds: path of a credentials file; empty if none.
-        owner: owner of requests and leases; empty for the name of the user account.
-        ca: path of the CA certificate for checking the server's; empty for the system's, or that of the credentials.
-        cert: path of a client certificate, if the server requires one.
-        key: path of the client certificate's key.
-    """
-
-    nats: str = ""
-    creds: str = ""
-    owner: str = ""
-    ca: str = ""
-    cert: str = ""
-    key: str = ""
-
-
 PATHS: Final = ("creds", "ca", "cert", "key")
-"""Fields that are paths of files."""
-
-
-VARIABLES: Final[dict[str, str]] = {
-    "nats": URL_VARIABLE,
-    "creds": credentials.CREDENTIALS_VARIABLE,
-    "owner": OWNER_VARIABLE,
-    "ca": credentials.CA_VARIABLE,
-    "cert": credentials.CERTIFICATE_VARIABLE,
-    "key": credentials.KEY_VARIABLE,
-}
-"""Environment variable for each field of a context."""
-
-
-class Config(Struct, kw_only=True):
-    """Merged contents of the configuration files.
-
-    Attributes:
-        top: the bus to use if no context is in use.
-        current: name of the context in use; empty if none.
-        contexts: contexts by name.
-        tables: tables of commands, by the command's name; each maps options to values.
-        origins: file that each key comes from; keys are such as `collect.interval`.
-    """
-
-    top: Context = msgspec.field(default_factory=Context)
-    current: str = ""
-    contexts: dict[str, Context] = {}
-    tables: dict[str, dict[str, Any]] = {}
-    origins: dict[str, Path] = {}
-
-
-def path() -> Path:
-    """Path of the file that commands write to: `$CORRAL_CONFIG`, else the user's `corral/corral.toml`."""
-    if named := os.environ.get(CONFIG_VARIABLE):
-        return Path(named)
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return Path(base) / "corral" / "corral.toml"
-
-
-def paths() -> list[Path]:
-    """Paths of all files to read, lowest precedence first."""
-    return [path()] if os.environ.get(CONFIG_VARIABLE) else [MACHINE_FILE, path()]
+"""Fields of a context that are paths of files."""
 
 
 def read(files: Iterable[Path] | None = None) -> Config:
@@ -111,41 +42,10 @@ def read(files: Iterable[Path] | None = None) -> Config:
     Raises:
         CommandError: a file exists and is invalid.
     """
-    found = Config()
-    for file in paths() if files is None else files:
-        tree = _parsed(file)
-        _check(file, tree)
-        try:
-            top = msgspec.convert({key: tree[key] for key in VARIABLES if key in tree}, Context)
-            contexts = msgspec.convert(tree.get("contexts", {}), dict[str, Context])
-            current = msgspec.convert(tree.get("current", ""), str)
-        except msgspec.ValidationError as error:
-            raise CommandError(f"{file} is wrong: {error}", USAGE) from None
-        for key in VARIABLES:
-            if key in tree:
-                setattr(found.top, key, getattr(top, key))
-        found.contexts = found.contexts | contexts
-        found.current = current or found.current
-        for name, table in tree.items():
-            if isinstance(table, dict) and name != "contexts":
-                options = cast("dict[str, Any]", table)
-                found.tables[name] = found.tables.get(name, {}) | options
-                found.origins |= {f"{name}.{option}": file for option in options}
-            else:
-                found.origins[name] = file
-        found.origins |= {f"contexts.{name}": file for name in contexts}
-    return found
-
-
-def _parsed(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise CommandError(f"{file} can't be read: {error.strerror}", USAGE) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CommandError(f"{file} is wrong: {error}", USAGE) from None
+        return read_files(files, _check)
+    except ConfigError as error:
+        raise CommandError(str(error), USAGE) from None
 
 
 def _check(file: Path, tree: Mapping[str, Any]) -> None:
@@ -158,7 +58,7 @@ def _check(file: Path, tree: Mapping[str, Any]) -> None:
         if key not in top and key not in COMMANDS:
             raise CommandError(unknown(file, f"[{key}]" if table else key, key, [*top, *COMMANDS]), USAGE)
         if key in COMMANDS and not table:
-            raise CommandError(f"{file} is wrong: {key} is a command: write its options under [{key}]", USAGE)
+            raise CommandError(f"{file} is invalid: {key} is a command: write its options under [{key}]", USAGE)
     contexts = tree.get("contexts", {})
     for name, context in cast("dict[str, Any]", contexts).items() if isinstance(contexts, dict) else ():
         if isinstance(context, dict):
@@ -166,14 +66,14 @@ def _check(file: Path, tree: Mapping[str, Any]) -> None:
                 if key not in VARIABLES:
                     raise CommandError(unknown(file, f"contexts.{name}.{key}", key, VARIABLES), USAGE)
             if not cast("dict[str, Any]", context).get("nats"):
-                raise CommandError(f"{file} is wrong: contexts.{name} names no bus (nats)", USAGE)
+                raise CommandError(f"{file} is invalid: contexts.{name} names no bus (nats)", USAGE)
 
 
 def unknown(file: Path, where: str, key: str, known: Iterable[str]) -> str:
     """Error message for an unknown key, with the most similar known key as a suggestion."""
     names = list(known)
     close = meant(key, names) or closest(key, names, 0.6)
-    return f"{file} is wrong: there is no {where}" + (f": did you mean {close}?" if close else "")
+    return f"{file} is invalid: there is no {where}" + (f": did you mean {close}?" if close else "")
 
 
 def write(config: Config) -> None:
@@ -259,7 +159,7 @@ def defaults(config: Config, name: str, command: Any) -> dict[str, Any]:
         file = config.origins[f"{name}.{written}"]
         if key not in known:
             if key == "nats":
-                raise CommandError(f"{file} is wrong: nats belongs to the top of the file, not to [{name}]", USAGE)
+                raise CommandError(f"{file} is invalid: nats belongs to the top of the file, not to [{name}]", USAGE)
             raise CommandError(unknown(file, f"{name}.{written}", key, known), USAGE)
         parameter = known[key].parameter
         found[parameter.name] = _value(file, f"{name}.{written}", parameter, value)
@@ -267,7 +167,7 @@ def defaults(config: Config, name: str, command: Any) -> dict[str, Any]:
             parameter.process_value(typer.Context(command, info_name=name), found[parameter.name])
         except typer.BadParameter as error:
             wrong = error.message.removeprefix("Value error, ")
-            raise CommandError(f"{file} is wrong: {name}.{written}: {wrong}", USAGE) from None
+            raise CommandError(f"{file} is invalid: {name}.{written}: {wrong}", USAGE) from None
     return found
 
 
@@ -275,7 +175,7 @@ def _value(file: Path, where: str, parameter: Any, value: Any) -> Any:
     """Convert a value to the form that the command line would have, so that the same checks apply."""
     flag = bool(getattr(parameter, "is_flag", False))
     if flag != isinstance(value, bool):
-        raise CommandError(f"{file} is wrong: {where} = {value!r}: it takes {'true or false' if flag else 'a value'}",
+        raise CommandError(f"{file} is invalid: {where} = {value!r}: it takes {'true or false' if flag else 'a value'}",
                            USAGE)  # fmt: skip
     if flag:
         return value
@@ -284,12 +184,22 @@ def _value(file: Path, where: str, parameter: Any, value: Any) -> Any:
             value = [f"{key}={text}" for key, text in cast("dict[str, Any]", value).items()]
         return [str(entry) for entry in cast("list[Any]", value)] if isinstance(value, list) else [str(value)]
     if isinstance(value, list | dict):
-        raise CommandError(f"{file} is wrong: {where} takes one value", USAGE)
+        raise CommandError(f"{file} is invalid: {where} takes one value", USAGE)
     return str(value)
 
 
 SOURCES: Final[dict[str, str]] = {}
 """Source, as text, of each variable that was set from the configuration."""
+
+
+def drop_connection() -> None:
+    """Unset what the configuration has set for a connection, because the command line names another bus.
+
+    That bus must not get the credentials of this one. The owner stays.
+    """
+    for variable in SOURCES:
+        if variable != VARIABLES["owner"]:
+            os.environ.pop(variable, None)
 
 
 def apply(flag: str | None, config: Config | None = None, *, lenient: bool = False) -> None:
@@ -326,9 +236,3 @@ def apply(flag: str | None, config: Config | None = None, *, lenient: bool = Fal
         elif flag and field != "owner":
             # The bus of the context must not get credentials that the environment holds for another.
             os.environ.pop(variable, None)
-
-
-def unknown_context(name: str, config: Config) -> str:
-    """Error message for an unknown context, with the names of the existing ones."""
-    known = f"there are {', '.join(config.contexts)}" if config.contexts else "there is none yet"
-    return f"there is no context {name!r}: {known} (corral context add NAME URL)"

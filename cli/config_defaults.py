@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import typer
 
+from ..bus import config_files
 from . import config as files
 from .config import apply
 from .exits import USAGE, CommandError
@@ -30,8 +31,8 @@ def configure(
     """
     name = ctx.invoked_subcommand or ""
     mending = name in _REPAIRING
-    if must_be_there and not mending and not files.path().exists():
-        raise CommandError(f"there is no configuration file {files.path()}", USAGE)
+    if must_be_there and not mending and not config_files.path().exists():
+        raise CommandError(f"there is no configuration file {config_files.path()}", USAGE)
     try:
         found = files.read()
     except CommandError:

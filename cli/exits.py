@@ -76,6 +76,7 @@ def code_and_message(error: BaseException) -> tuple[int, str]:
     """Exit code and one-line message for an error."""
     from ..bus.connect import BusUnavailable, WrongSetting
     from ..client import errors
+    from ..client.config import ConfigError
     from .local.server import ServerError
 
     # Of several errors that were raised together, the first one is reported.
@@ -95,6 +96,7 @@ def code_and_message(error: BaseException) -> tuple[int, str]:
         (errors.NotOwner, NOT_YOURS),
         (errors.Refused, NOT_YOURS),
         (errors.NoService, NO_SERVICE),
+        (ConfigError, USAGE),
         (errors.Unavailable, NO_SERVER),
         (BusUnavailable, NO_SERVER),
         (WrongSetting, USAGE),

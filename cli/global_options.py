@@ -112,9 +112,7 @@ def use_url(url: str | None) -> str | None:
     if url:
         GIVEN["nats"] = url
     if url and url != os.environ.get(URL_VARIABLE):
-        from .config import SOURCES, VARIABLES
+        from .config import drop_connection
 
-        for variable in SOURCES:
-            if variable != VARIABLES["owner"]:
-                os.environ.pop(variable, None)
+        drop_connection()
     return url

@@ -157,10 +157,9 @@ def corral(
 
 def _config_may_be_there() -> bool:
     """True if a configuration file may exist; otherwise the import of the configuration's modules is skipped."""
-    if os.environ.get("CORRAL_CONFIG"):
-        return True
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return any(map(os.path.exists, (os.path.join(base, "corral", "corral.toml"), "/etc/corral/corral.toml")))
+    from ..bus.config_files import CONFIG_VARIABLE, paths
+
+    return bool(os.environ.get(CONFIG_VARIABLE)) or any(file.exists() for file in paths())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 import msgspec
 import typer
 
-from ..bus.connect import URL_VARIABLE
 from ..bus.credentials import CREDENTIALS_VARIABLE
 from ..client import Client
 from .global_options import use_url
@@ -81,12 +80,7 @@ async def connected(nats: str | None, *, owner: str | None = None, timeout: floa
 
     # The command reports the error once; the log would repeat it for each attempt.
     logging.getLogger("corral.bus").setLevel(logging.CRITICAL)
-    if nats and nats != os.environ.get(URL_VARIABLE):
-        from .config import SOURCES
-
-        # The command's option names another bus than the context: that bus must not get the context's credentials.
-        for variable in [name for name in SOURCES if name.startswith("CORRAL_NATS_")]:
-            os.environ.pop(variable, None)
+    use_url(nats)
     credentials = os.environ.get(CREDENTIALS_VARIABLE)
     async with connect(
         nats, owner=owner, credentials=credentials, timeout=timeout, patience=1.0, wait=0.3, name="corral-cli"

@@ -17,6 +17,7 @@ from corral.cli.main import app
 from corral.cli.operate.config import SERVICES, variables
 from corral.cli.registry import COMMANDS
 from corral.cli.work import request_options
+from corral.client.config import VARIABLES, Context
 
 OTHER_VARIABLES: dict[str, tuple[str, str]] = {
     "CORRAL_CONFIG": ("two files, see [above](#the-file)", "The only configuration file to read."),
@@ -315,8 +316,8 @@ def configuration() -> str:
         "| key | variable | default | |",
         "| --- | --- | --- | --- |",
     ]
-    described = fields(config.Context)
-    for key, variable in config.VARIABLES.items():
+    described = fields(Context)
+    for key, variable in VARIABLES.items():
         default = f"`{DEFAULT_URL}`" if key == "nats" else "–"
         lines.append(f"| `{key}` | `{variable}` | {default} | {cell(described.get(key))} |")
     lines += [

@@ -15,11 +15,12 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ...bus import config_files
 from ...bus.access.folder import Authority
 from ...bus.access.roles import Account, Role
 from ...bus.credentials import ANY_OWNER, CREDENTIALS_VARIABLE
+from ...client.config import Context
 from .. import config
-from ..config import Context
 from .supervisor import Part
 
 _ROLES: Final[dict[str, Role]] = {
@@ -157,7 +158,7 @@ def add_context(name: str, url: str, credentials: Path) -> bool:
         True if it is the context in use. False if it isn't, or if the configuration path isn't a regular file; nothing
         is written then.
     """
-    path = config.path()
+    path = config_files.path()
     if path.exists() and not path.is_file():
         return False
     own = config.read([path])
@@ -174,7 +175,7 @@ def remove_contexts(names: Sequence[str], url: str) -> None:
         names: names of the contexts to remove.
         url: URL of the cluster; contexts with another URL are kept.
     """
-    path = config.path()
+    path = config_files.path()
     if not path.is_file():
         return
     own = config.read([path])

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final, cast
 import typer
 from rich.markup import escape
 
+from ...bus import config_files
+from ...client.config import CONTEXT_VARIABLE, VARIABLES
 from .. import config as files
 from ..config import SOURCES
 from ..exits import NOT_YOURS, USAGE, CommandError
@@ -57,7 +59,7 @@ def show(
         of_service = command is not None or name in SERVICES
         rows += [row for row in _of(name) if (of_service and not changed) or row["source"] != "default"]
     if json:
-        print_json({"files": [str(path) for path in files.paths() if path.is_file()], "settings": rows})
+        print_json({"files": [str(path) for path in config_files.paths() if path.is_file()], "settings": rows})
         return
     from ..options import console
     from ..render import table
@@ -85,10 +87,10 @@ def _bus() -> list[dict[str, Any]]:
     from ...bus.connect import DEFAULT_URL, URL_VARIABLE
 
     found = files.read()
-    name = os.environ.get(files.CONTEXT_VARIABLE) or found.current
+    name = os.environ.get(CONTEXT_VARIABLE) or found.current
     source = "default" if not name else str(found.origins["current"]) if name == found.current else "CORRAL_CONTEXT"
     rows: list[dict[str, Any]] = [{"key": "current", "value": name or None, "source": source}]
-    for field, variable in files.VARIABLES.items():
+    for field, variable in VARIABLES.items():
         value = os.environ.get(variable) or (DEFAULT_URL if variable == URL_VARIABLE else None)
         source = SOURCES.get(variable) or (variable if os.environ.get(variable) else "default")
         rows.append({"key": field, "value": value, "source": source})
@@ -167,7 +169,7 @@ def _change(key: str, values: list[str] | None) -> None:
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
-    target = files.path()
+    target = config_files.path()
     try:
         document: Any = tomlkit.parse(target.read_text()) if target.is_file() else tomlkit.document()
     except (OSError, TOMLKitError) as error:
@@ -218,7 +220,7 @@ def _check_text(text: str) -> None:
         try:
             check_all([trial])
         except CommandError as error:
-            raise CommandError(str(error).replace(str(trial), str(files.path())), error.code) from None
+            raise CommandError(str(error).replace(str(trial), str(config_files.path())), error.code) from None
 
 
 @config.command()
@@ -229,9 +231,11 @@ def check() -> None:
       corral config check
       corral --config /etc/corral/corral.toml config check
     """
-    there = [path for path in files.paths() if path.is_file()]
+    there = [path for path in config_files.paths() if path.is_file()]
     check_all(there)
-    typer.echo("\n".join(f"{path}: well" for path in there) or f"there is no file: {files.path()} would be read")
+    typer.echo(
+        "\n".join(f"{path}: valid" for path in there) or f"there is no file: {config_files.path()} would be read"
+    )
 
 
 def check_all(paths: list[Any]) -> None:
@@ -254,4 +258,4 @@ def show_path() -> None:
     Examples:
       corral config path
     """
-    typer.echo(files.path())
+    typer.echo(config_files.path())

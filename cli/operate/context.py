@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import VARIABLES, Config, Context, path, read, unknown_context, write
+from ...bus.config_files import path
+from ...client.config import VARIABLES, Config, Context, unknown_context
+from ..config import read, write
 from ..exits import NOT_YOURS, USAGE, CommandError
 from ..global_options import GIVEN
 

@@ -144,10 +144,11 @@ def versions() -> Finding:
 
 def configuration() -> Finding:
     """Check the configuration files."""
+    from ...bus import config_files
     from .. import config
     from .config import check_all
 
-    there = [path for path in config.paths() if path.is_file()]
+    there = [path for path in config_files.paths() if path.is_file()]
     try:
         check_all(there)
         found = config.read()
