@@ -105,7 +105,10 @@ def _version(wanted: bool) -> None:
 def corral(
     ctx: typer.Context,
     nats: Annotated[
-        str | None, typer.Option("--nats", metavar="URL", help="The bus. Default: $CORRAL_NATS_URL, then localhost.")
+        str | None,
+        typer.Option(
+            "--nats", metavar="URL", help="URL of the NATS server. Default: $CORRAL_NATS_URL, then localhost."
+        ),
     ] = None,
     creds: Annotated[
         str | None, typer.Option("--creds", metavar="FILE", help="Credentials file. Default: $CORRAL_NATS_CREDS.")
@@ -113,12 +116,15 @@ def corral(
     context: Annotated[
         str | None,
         typer.Option(
-            "--context", metavar="NAME", help="A named bus. Default: $CORRAL_CONTEXT.", autocompletion=_contexts
+            "--context",
+            metavar="NAME",
+            help="Named connection settings (corral context). Default: $CORRAL_CONTEXT.",
+            autocompletion=_contexts,
         ),
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option("--config", metavar="FILE", help="Configuration. Default: $CORRAL_CONFIG, then corral.toml."),
+        typer.Option("--config", metavar="FILE", help="Configuration file. Default: $CORRAL_CONFIG, then corral.toml."),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -127,9 +133,9 @@ def corral(
     """GPU fleet telemetry, history and placement on one message bus.
 
     Start with:
-      corral up                                        a cluster on this machine
-      corral run --gpus 1 -- python train.py           work on a GPU
-      corral query "FROM samples LIMIT 5"              ask the history
+      corral up                                        start a cluster on this machine
+      corral run --gpus 1 -- python train.py           run a command on a GPU
+      corral query "FROM samples LIMIT 5"              query the history
     """
     from ..bus.connect import URL_VARIABLE
     from .global_options import GIVEN, record_options, use_credentials

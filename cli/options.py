@@ -28,13 +28,21 @@ T = TypeVar("T")
 
 NatsUrl = Annotated[
     str | None,
-    typer.Option("--nats", metavar="URL", help="The bus. Default: $CORRAL_NATS_URL, then localhost.", callback=use_url),
+    typer.Option(
+        "--nats",
+        metavar="URL",
+        help="URL of the NATS server. Default: $CORRAL_NATS_URL, then localhost.",
+        callback=use_url,
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Owner = Annotated[
-    str | None, typer.Option("--owner", metavar="NAME", help="Who asks. Default: $CORRAL_OWNER, then your account.")
+    str | None,
+    typer.Option(
+        "--owner", metavar="NAME", help="Owner of the request or lease. Default: $CORRAL_OWNER, then your user name."
+    ),
 ]
-Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Wait so long for an answer.")]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Timeout for the answer.")]
 
 PIPE_WIDTH: Final = 100_000
 """Console width for a pipe, whatever `COLUMNS` says, so that nothing is truncated or wrapped."""
@@ -104,5 +112,5 @@ def cancel_until_done(task: asyncio.Task[Any]) -> None:
         task.get_loop().call_later(CANCEL_AGAIN_SECONDS, cancel_until_done, task)
 
 
-Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOB", help="Only on such hosts. Repeatable.")]
-Models = Annotated[list[str] | None, typer.Option("--model", metavar="GLOB", help="Only such models. Repeatable.")]
+Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOB", help="Hosts that match. Repeatable.")]
+Models = Annotated[list[str] | None, typer.Option("--model", metavar="GLOB", help="GPU models that match. Repeatable.")]

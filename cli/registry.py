@@ -21,46 +21,52 @@ class Entry(NamedTuple):
     passes_arguments: bool = False
 
 
-_TRY: Final = "Try it"
-_WORK: Final = "Work on GPUs"
-_LOOK: Final = "See the fleet"
+_TRY: Final = "Get started"
+_WORK: Final = "Use GPUs"
+_LOOK: Final = "Observe the fleet"
 _OPERATE: Final = "Operate"
-_PARTS: Final = "Run the parts"
+_PARTS: Final = "Run services"
 COMMANDS: Final[dict[str, Entry]] = {
-    "up": Entry("local.up:up", _TRY, "Start a whole cluster on this machine: bus, collector, processor, planner."),
-    "demo": Entry("local.demo:demo", _TRY, "See it all happen once, in under a minute."),
-    "run": Entry("work.run:run", _WORK, "Run a command on GPUs: request, wait, run, renew, release.", True),
-    "shell": Entry("work.run:shell", _WORK, "Open a shell that holds GPUs."),
-    "request": Entry("work.commands:request", _WORK, "Request GPUs; print the assignment or the reasons why not."),
-    "renew": Entry("work.commands:renew", _WORK, "Keep a lease for longer."),
-    "release": Entry("work.commands:release", _WORK, "Give leases back."),
+    "up": Entry(
+        "local.up:up", _TRY, "Start a complete cluster on this machine: bus, collector, processor, planner, dashboard."
+    ),
+    "demo": Entry("local.demo:demo", _TRY, "Run a tour of Corral on a temporary cluster, in under a minute."),
+    "run": Entry("work.run:run", _WORK, "Run a command under a lease on GPUs, which is released when it ends.", True),
+    "shell": Entry("work.run:shell", _WORK, "Open a shell under a lease on GPUs."),
+    "request": Entry(
+        "work.commands:request", _WORK, "Request GPUs; print the assignment, or the reasons for the rejection."
+    ),
+    "renew": Entry("work.commands:renew", _WORK, "Renew a lease."),
+    "release": Entry("work.commands:release", _WORK, "Release leases."),
     "leases": Entry("work.commands:leases", _WORK, "List leases."),
-    "explain": Entry("work.commands:explain", _WORK, "What would become of a request, device by device."),
-    "queue": Entry("work.commands:queue", _WORK, "List the requests that wait."),
-    "withdraw": Entry("work.commands:withdraw", _WORK, "Take requests back that wait."),
-    "top": Entry("top.command:top", _LOOK, "The fleet, live."),
-    "dashboard": Entry(
-        "services.dashboard:dashboard", _LOOK, "The fleet in a browser: heat map, timelines, leases, SQL."
-    ),
+    "explain": Entry("work.commands:explain", _WORK, "Predict the outcome of a request, device by device."),
+    "queue": Entry("work.commands:queue", _WORK, "List queued requests."),
+    "withdraw": Entry("work.commands:withdraw", _WORK, "Withdraw queued requests."),
+    "top": Entry("top.command:top", _LOOK, "Show the fleet live in the terminal."),
+    "dashboard": Entry("services.dashboard:dashboard", _LOOK, "Serve the dashboard: heat map, timelines, leases, SQL."),
     "devices": Entry("operate.fleet:devices", _LOOK, "List devices with their load, free memory and leases."),
-    "ps": Entry("operate.ps:ps", _LOOK, "List the processes on GPUs, with their leases."),
-    "fleet": Entry("operate.fleet:fleet", _LOOK, "The fleet in numbers."),
-    "query": Entry("operate.query:query", _LOOK, "Ask the history a question in SQL."),
-    "watch": Entry("operate.fleet:watch", _LOOK, "Print samples as they come, one JSON object a line."),
-    "snapshot": Entry("operate.snapshot:snapshot", _LOOK, "Take a consistent copy of the history away."),
+    "ps": Entry("operate.ps:ps", _LOOK, "List the processes on GPUs and their leases."),
+    "fleet": Entry("operate.fleet:fleet", _LOOK, "Show totals of the fleet."),
+    "query": Entry("operate.query:query", _LOOK, "Query the history in SQL."),
+    "watch": Entry("operate.fleet:watch", _LOOK, "Stream samples as JSON lines."),
+    "snapshot": Entry("operate.snapshot:snapshot", _LOOK, "Download a consistent copy of the history."),
     "drain": Entry("operate.fleet:drain", _OPERATE, "Keep new work off devices or hosts."),
-    "undrain": Entry("operate.fleet:undrain", _OPERATE, "Let work on drained devices or hosts again."),
-    "evict": Entry("operate.fleet:evict", _OPERATE, "Take a lease back from its owner."),
-    "health": Entry("operate.health:health", _OPERATE, "Whether a part is well, by the exit code."),
+    "undrain": Entry("operate.fleet:undrain", _OPERATE, "Allow new work on drained devices or hosts again."),
+    "evict": Entry("operate.fleet:evict", _OPERATE, "Evict a lease: end it against its owner's will."),
+    "health": Entry("operate.health:health", _OPERATE, "Run health checks; the exit code is the result."),
     "simulate": Entry(
-        "operate.simulate:simulate", _OPERATE, "Replay a trace of requests through the planner's own core."
+        "operate.simulate:simulate", _OPERATE, "Replay a trace of requests with the planner's placement code."
     ),
-    "context": Entry("operate.context:context", _OPERATE, "Name the buses that you use, and choose one."),
-    "config": Entry("operate.config:config", _OPERATE, "Show the configuration, and where each value is from."),
-    "auth": Entry("operate.auth:auth", _OPERATE, "Users of the bus, what each may do, keys and certificates."),
-    "doctor": Entry("operate.doctor:doctor", _OPERATE, "Look for what is wrong, each finding with its fix."),
+    "context": Entry("operate.context:context", _OPERATE, "Manage named connections, and select one."),
+    "config": Entry(
+        "operate.config:config", _OPERATE, "Show the configuration with the source of each value, and change it."
+    ),
+    "auth": Entry("operate.auth:auth", _OPERATE, "Manage users of the bus, their permissions, keys and certificates."),
+    "doctor": Entry(
+        "operate.doctor:doctor", _OPERATE, "Diagnose this host and the fleet, with a fix for each finding."
+    ),
     "collect": Entry("services.collect:collect", _PARTS, "Collect this host's GPU telemetry and publish it."),
-    "process": Entry("services.process:process", _PARTS, "Turn telemetry into history, and answer SQL."),
-    "plan": Entry("services.plan:plan", _PARTS, "Answer work requests."),
-    "export": Entry("services.export:export", _PARTS, "Serve the whole fleet's metrics to Prometheus."),
+    "process": Entry("services.process:process", _PARTS, "Store telemetry as history, and answer SQL queries."),
+    "plan": Entry("services.plan:plan", _PARTS, "Run the planner, which grants leases."),
+    "export": Entry("services.export:export", _PARTS, "Serve the fleet's metrics for Prometheus."),
 }

@@ -30,7 +30,7 @@ from .environment import restricted_to_host
 from .errors import InvalidRequest, NoService, QueryFailed, Refused, Unavailable
 from .lease import LeaseContext, Lost, OnOutage
 from .notebook import DeviceList
-from .paging import all_devices
+from .paging import all_devices, all_queued
 from .query import collect, user_subject
 from .request import OWNER_VARIABLE, RequestFields, work_request
 from .request_calls import RequestCalls
@@ -153,13 +153,12 @@ class Client(RequestCalls):
 
     async def queue(self, *, owner: str | None = None) -> list[operations.QueueEntry]:
         """Requests in the queue, in queue order; only those of `owner`, if given."""
-        found: list[operations.QueueEntry] = []
-        while True:
-            only = operations.QueueFilter(owner=owner, offset=len(found))
-            part = await self._plan(PlanSubject.QUEUE, only, operations.Queue)
-            found += part.entries
-            if len(found) >= part.total or not part.entries:  # an earlier planner lists all at once, without a total
-                return [entry for entry in found if owner in (None, entry.owner)]
+
+        async def ask(wanted: operations.QueueFilter) -> operations.Queue:
+            return await self._plan(PlanSubject.QUEUE, wanted, operations.Queue)
+
+        entries = await all_queued(ask, operations.QueueFilter(owner=owner))
+        return [entry for entry in entries if owner in (None, entry.owner)]  # an earlier planner lists all owners
 
     async def drain(
         self,

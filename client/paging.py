@@ -1,4 +1,7 @@
-"""Fetches lists that are larger than a message of the bus in parts: leases by offset, devices by suffix of the host."""
+"""Fetches lists that are larger than a message of the bus in parts.
+
+Leases and the queue are fetched by offset, devices by the last characters of their hosts' names.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,16 @@ from typing import Final
 from msgspec.structs import replace
 
 from ..schemas import globs
-from ..schemas.operations import DeviceFilter, Devices, DeviceStatus, LeaseFilter, Leases
+from ..schemas.operations import (
+    DeviceFilter,
+    Devices,
+    DeviceStatus,
+    LeaseFilter,
+    Leases,
+    Queue,
+    QueueEntry,
+    QueueFilter,
+)
 from ..schemas.requests import Lease
 from .errors import InvalidRequest
 
@@ -35,6 +47,22 @@ async def all_leases(ask: Callable[[LeaseFilter], Awaitable[Leases]], wanted: Le
         if len(part) < _LEASES_PER_PAGE:
             return list(found.values())
         offset += len(part)
+
+
+async def all_queued(ask: Callable[[QueueFilter], Awaitable[Queue]], wanted: QueueFilter) -> list[QueueEntry]:
+    """All requests in the queue that match a filter, in queue order.
+
+    The queue moves between parts. A request that another one pushes back is in two parts, and is listed once, at its
+    later place. One that moves forward may be left out.
+    """
+    found: dict[tuple[str, str], QueueEntry] = {}
+    offset = 0
+    while True:
+        part = await ask(replace(wanted, offset=offset))
+        found.update(((entry.owner, entry.request_id), entry) for entry in part.entries)
+        offset += len(part.entries)
+        if offset >= part.total or not part.entries:  # an earlier planner lists all at once, without a total
+            return sorted(found.values(), key=lambda entry: entry.position)
 
 
 async def all_devices(ask: Ask, wanted: DeviceFilter) -> list[DeviceStatus]:

@@ -30,6 +30,7 @@ SHORTEST_SECONDS: Final = 5.0
 _LEVELS: Final = ((15 * 60, "samples", 0), (4 * 3600, "rollup_10s", 10), (36 * 3600, "rollup_1m", 60))
 _COARSEST: Final = ("rollup_1h", 3600)
 _EVENTS: Final = 200
+MAX_POINTS: Final = 50_000
 
 
 class Window(Struct, frozen=True, kw_only=True):
@@ -137,10 +138,19 @@ class Series(Struct, frozen=True, kw_only=True):
     high: str = ""
 
 
-async def timelines(client: Client, device: str, metrics: Sequence[str], window: Window) -> list[Series]:
+async def timelines(
+    client: Client, device: str, metrics: Sequence[str], window: Window, max_points: int = MAX_POINTS
+) -> list[Series]:
     """Query the time series of a device's metrics, in the resolution for the window.
 
     A period without samples becomes a gap: it has a NaN value, so that no line is drawn across it.
+
+    Args:
+        client: client of the bus.
+        device: UUID of the device.
+        metrics: names of the metrics; those that no timeline can show are left out.
+        window: time window.
+        max_points: number of points, of which the newest are kept.
 
     Raises:
         CorralError: the history doesn't answer, or not in time.
@@ -152,11 +162,11 @@ async def timelines(client: Client, device: str, metrics: Sequence[str], window:
     columns = ", ".join(name if not bucket else f"{name}_mean, {name}_min, {name}_max" for name in metrics)
     result = await client.query(
         f"SELECT epoch_ms(time) AS t, {columns} FROM {table} WHERE device = {text(device)} "
-        f"AND time >= {instant(start - bucket)} AND time < {instant(end)} ORDER BY time",
-        limit=50_000,
+        f"AND time >= {instant(start - bucket)} AND time < {instant(end)} ORDER BY time DESC",
+        limit=max_points,
         timeout=20,
     )
-    columns_of = list(zip(*result.rows, strict=True)) or [() for _ in result.columns]
+    columns_of = list(zip(*reversed(result.rows), strict=True)) or [() for _ in result.columns]
     times = [float(t) for t in columns_of[0]]
     gap = 1000.0 * (2.5 * bucket if bucket else 10.0)
     breaks = [at for at in range(1, len(times)) if times[at] - times[at - 1] > gap]

@@ -81,18 +81,25 @@ GROUP BY ALL ORDER BY l.owner""",
 
 def demo(
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FOLDER", help="Keep the cluster's data there; else it is removed.")
+        Path | None,
+        typer.Option(
+            "--data", metavar="FOLDER", help="Keep the cluster's data in this folder. Default: a temporary folder."
+        ),
     ] = None,
     recording: Annotated[
         Path | None,
-        typer.Option("--recording", metavar="FILE", help="Parquet or CSV of real samples. Default: in $CORRAL_DATA."),
+        typer.Option(
+            "--recording",
+            metavar="FILE",
+            help="Parquet or CSV file of real samples to replay. Default: one in $CORRAL_DATA.",
+        ),
     ] = None,
-    simulated: Annotated[bool, typer.Option("--simulated", help="Simulated GPUs, even where a recording is.")] = False,
+    simulated: Annotated[bool, typer.Option("--simulated", help="Simulate GPUs even if there is a recording.")] = False,
 ) -> None:
-    """See it all happen once: telemetry, requests, a rejection with its reasons, distribution, SQL.
+    """Run a tour on a temporary cluster: telemetry, requests, a rejection with its reasons, distribution, SQL.
 
-    A cluster of its own comes up in a temporary folder on a free port and goes down again at the end. It replays a
-    recording of real GPUs where one is named, and simulates a fleet where not.
+    The cluster uses a temporary folder and a free port, and is stopped at the end. It replays a recording of real GPUs
+    if there is one, and simulates a fleet otherwise.
 
     Examples:
       corral demo

@@ -30,39 +30,45 @@ READY_SECONDS = 60.0
 
 def up(
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FOLDER", help="For everything. Default: ~/.local/share/corral.")
+        Path | None, typer.Option("--data", metavar="FOLDER", help="Data folder. Default: ~/.local/share/corral.")
     ] = None,
-    port: Annotated[int, typer.Option("--port", help="Of the bus; 0 takes a free one.", min=0, max=65535)] = 4222,
+    port: Annotated[int, typer.Option("--port", help="Port of the bus; 0 picks a free one.", min=0, max=65535)] = 4222,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="ADDRESS", help="Of the bus; loopback alone by default.")
+        str, typer.Option("--listen", metavar="ADDRESS", help="Address that the bus listens on.")
     ] = "127.0.0.1",
     source: Annotated[
-        str, typer.Option("--source", help="auto, nvml, amd, simulated or none. auto simulates where no GPU is.")
+        str, typer.Option("--source", help="auto, nvml, amd, simulated or none. auto simulates GPUs if there are none.")
     ] = "auto",
-    hosts: Annotated[int, typer.Option("--hosts", help="Simulated hosts.", min=1)] = 4,
-    devices: Annotated[int, typer.Option("--devices", help="GPUs on each simulated host.", min=1)] = 8,
+    hosts: Annotated[int, typer.Option("--hosts", help="Number of simulated hosts.", min=1)] = 4,
+    devices: Annotated[int, typer.Option("--devices", help="Number of GPUs on each simulated host.", min=1)] = 8,
     background: Annotated[
         float,
-        typer.Option("--background", metavar="SHARE", help="Simulated GPUs in use without a lease.", min=0, max=1),
+        typer.Option(
+            "--background",
+            metavar="SHARE",
+            help="Share of the simulated GPUs that are in use without a lease.",
+            min=0,
+            max=1,
+        ),
     ] = 0.0,
     faults: Annotated[
         float,
         typer.Option(
-            "--faults", metavar="N", help="Faults per simulated GPU a day; 300 shows the devices' alerts.", min=0
+            "--faults", metavar="N", help="Faults per simulated GPU and day; 300 triggers the device alerts.", min=0
         ),
     ] = 0.2,
-    interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between samples.")] = "1s",
+    interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Sampling interval.")] = "1s",
     no_auth: Annotated[
-        bool, typer.Option("--no-auth", help="A bus where anyone on this machine may do anything.")
+        bool, typer.Option("--no-auth", help="Disable authentication: anyone on this machine may do anything.")
     ] = False,
-    no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Without the dashboard.")] = False,
+    no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Don't start the dashboard.")] = False,
 ) -> None:
-    """Start a whole cluster on this machine: bus, collector, processor, planner, dashboard. Ctrl-C stops it in order.
+    """Start a complete cluster on this machine: bus, collector, processor, planner, dashboard. Ctrl-C stops it.
 
-    What dies is started again. The data folder is kept, so history and leases are there the next time.
+    Processes that die are restarted. The data folder is kept, with history and leases.
 
-    Each part has credentials of its own, and you have yours: a context of the configuration leads to the cluster.
-    Others get theirs by `corral auth add`. With --listen beyond this machine, the bus speaks TLS.
+    Each process has its own credentials, and so have you: `up` adds a context for the cluster to your configuration.
+    Add other users with `corral auth add`. If --listen is not a loopback address, the bus uses TLS.
 
     Examples:
       corral up

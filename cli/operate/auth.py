@@ -28,18 +28,21 @@ auth = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion
 Folder = Annotated[
     Path | None,
     typer.Option(
-        "--dir", envvar=FOLDER_VARIABLE, metavar="FOLDER", help="Of the authority. Default: that of `corral up`."
+        "--dir",
+        envvar=FOLDER_VARIABLE,
+        metavar="FOLDER",
+        help="Folder of the authority (keys and users). Default: that of `corral up`.",
     ),
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", metavar="FOLDER", help="Put a copy of the credentials there, as corral.creds.")
+    Path | None, typer.Option("--out", metavar="FOLDER", help="Copy the credentials to FOLDER/corral.creds.")
 ]
-Keep = Annotated[bool, typer.Option("--exist-ok", help="Leave what is there already as it is.")]
+Keep = Annotated[bool, typer.Option("--exist-ok", help="Succeed without a change if it exists already.")]
 
 
 @auth.callback()
 def authority() -> None:
-    """Manage the users of the bus, the role of each, and the server's configuration that is made from them.
+    """Manage the users of the bus and their roles, and generate the server's configuration.
 
     Roles: collector, processor, planner, requester, viewer, operator (docs/security.md has the whole table).
 
@@ -88,21 +91,27 @@ def init(
     tls_host: Annotated[
         list[str] | None,
         typer.Option(
-            "--tls-host", metavar="NAME", help="Name or address of the server: TLS with a CA of its own. Repeatable."
+            "--tls-host",
+            metavar="NAME",
+            help="Enable TLS with a new CA, for a server with this name or address. Repeatable.",
         ),
     ] = None,
-    mutual: Annotated[bool, typer.Option("--mutual", help="Clients show a certificate, too.")] = False,
+    mutual: Annotated[bool, typer.Option("--mutual", help="Require client certificates (mutual TLS).")] = False,
     pid_file: Annotated[
         Path | None,
-        typer.Option("--pid-file", metavar="FILE", help="Of a server that is to be told of changes."),
+        typer.Option(
+            "--pid-file", metavar="FILE", help="PID file of the server, which is sent SIGHUP when users change."
+        ),
     ] = None,
     server_dir: Annotated[
         Path | None,
-        typer.Option("--server-dir", metavar="FOLDER", help="For the server's files alone. Default: with the others."),
+        typer.Option(
+            "--server-dir", metavar="FOLDER", help="Separate folder for the server's files. Default: the same folder."
+        ),
     ] = None,
     exist_ok: Keep = False,
 ) -> None:
-    """Make an authority: a folder with the keys, the server's configuration, and a planner and a processor in it.
+    """Create an authority: a folder with keys, users and the server's configuration. Adds a planner and a processor.
 
     Examples:
       corral auth init --dir /etc/corral/auth --tls-host bus.example --tls-host 10.0.0.5
@@ -129,26 +138,36 @@ def init(
 
 @auth.command()
 def add(
-    role: Annotated[Role, typer.Argument(help="What it is.")],
-    name: Annotated[str, typer.Argument(help="Of the user; a collector's is its host's, unless --host says another.")],
+    role: Annotated[Role, typer.Argument(help="Role of the user.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the user; for a collector the host's name, unless --host is given.")
+    ],
     owner: Annotated[
-        str, typer.Option("--owner", metavar="NAME", help="In whose name it asks; its own by default, '*' for any.")
+        str,
+        typer.Option(
+            "--owner", metavar="NAME", help="Owner of the user's requests: by default its own name; '*' for any owner."
+        ),
     ] = "",
     host: Annotated[
         list[str] | None,
-        typer.Option("--host", metavar="NAME", help="That a collector speaks for: gpu-1, gpu[01-16], '*'. Repeatable."),
+        typer.Option(
+            "--host", metavar="NAME", help="Host that a collector may report: gpu-1, gpu[01-16], '*'. Repeatable."
+        ),
     ] = None,
     simulated: Annotated[
-        bool, typer.Option("--simulated", help="A collector whose simulated GPUs follow the leases.")
+        bool,
+        typer.Option(
+            "--simulated", help="A collector whose simulated GPUs follow the leases: it may read lease events."
+        ),
     ] = False,
     service: Annotated[
-        bool, typer.Option("--service", help="An exporter or a dashboard: it tells how it is, when asked.")
+        bool, typer.Option("--service", help="An exporter or a dashboard: it may answer health checks.")
     ] = False,
     out: Out = None,
     folder: Folder = None,
     exist_ok: Keep = False,
 ) -> None:
-    """Add a user, and print where its credentials are.
+    """Add a user, and print the path of its credentials.
 
     Examples:
       corral auth add collector node-7
@@ -167,21 +186,23 @@ def add(
 
 @auth.command("apply")
 def apply_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML: a table for each user.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML file with a table for each user.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FOLDER", help="Each user's credentials go to FOLDER/NAME, if that is there."),
+        typer.Option(
+            "--out", metavar="FOLDER", help="Copy each user's credentials to FOLDER/NAME, if that folder exists."
+        ),
     ] = None,
     folder: Folder = None,
     server_dir: Annotated[
-        Path | None, typer.Option("--server-dir", metavar="FOLDER", help="As in `init`, for an authority that is new.")
+        Path | None, typer.Option("--server-dir", metavar="FOLDER", help="As in `init`, if the authority is created.")
     ] = None,
     tls_host: Annotated[
         list[str] | None, typer.Option("--tls-host", metavar="NAME", help="As in `init`. Repeatable.")
     ] = None,
     mutual: Annotated[bool, typer.Option("--mutual", help="As in `init`.")] = False,
 ) -> None:
-    """Create the authority and the users that a file names, where they are missing. No user is removed.
+    """Create the authority and the users that a file lists, unless they exist. No user is removed.
 
     [node-7]                       # the user's name
     role = "collector"
@@ -220,10 +241,10 @@ def apply_file(
 
 @auth.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="Of the user.")],
+    name: Annotated[str, typer.Argument(help="Name of the user.")],
     folder: Folder = None,
 ) -> None:
-    """Take a user away. Its connections end when the server reads its configuration anew.
+    """Remove a user. Its connections end when the server reloads its configuration.
 
     Examples:
       corral auth revoke alice
@@ -236,16 +257,16 @@ def revoke(
 
 @auth.command()
 def rotate(
-    name: Annotated[str | None, typer.Argument(help="Of the user.")] = None,
-    server: Annotated[bool, typer.Option("--server", help="Give the server a new certificate.")] = False,
+    name: Annotated[str | None, typer.Argument(help="Name of the user.")] = None,
+    server: Annotated[bool, typer.Option("--server", help="Renew the server's certificate.")] = False,
     tls_host: Annotated[
         list[str] | None,
-        typer.Option("--tls-host", metavar="NAME", help="Name of the server from now on. Repeatable."),
+        typer.Option("--tls-host", metavar="NAME", help="Name or address in the new certificate. Repeatable."),
     ] = None,
     out: Out = None,
     folder: Folder = None,
 ) -> None:
-    """Give a user a new key, or the server a new certificate. The old key is refused from then on.
+    """Replace the key of a user, or the certificate of the server. The old key stops working.
 
     Examples:
       corral auth rotate alice
@@ -266,11 +287,11 @@ def rotate(
 
 @auth.command()
 def show(
-    name: Annotated[str | None, typer.Argument(help="Of the user; all by default.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of the user. Default: list all users.")] = None,
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the users, or what one of them may do. Keys are shown, secrets never.
+    """List the users, or the permissions of one. Public keys are shown, secrets are not.
 
     Examples:
       corral auth show
@@ -303,11 +324,11 @@ def show(
 
 @auth.command("print")
 def print_credentials(
-    name: Annotated[str, typer.Argument(help="Of the user.")],
-    ca: Annotated[bool, typer.Option("--ca", help="The CA's certificate, in place of the credentials.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of the user.")],
+    ca: Annotated[bool, typer.Option("--ca", help="Print the CA's certificate instead.")] = False,
     folder: Folder = None,
 ) -> None:
-    """Print a user's credentials, for a pipe: whoever has them is that user.
+    """Print a user's credentials, which are secret: whoever has them can connect as that user.
 
     Examples:
       corral auth print alice > alice.creds

@@ -24,9 +24,9 @@ config = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completi
 
 @config.callback()
 def configuration() -> None:
-    """Show the configuration, and where each value is from.
+    """Show the configuration with the source of each value, and change it.
 
-    A setting is taken from the flag, else from the environment, else from the file, else from Corral itself.
+    Precedence: flag, environment variable, configuration file, built-in default.
 
     Examples:
       corral config show
@@ -37,13 +37,15 @@ def configuration() -> None:
 
 @config.command()
 def show(
-    command: Annotated[str | None, typer.Argument(help="Only of this command.")] = None,
-    changed: Annotated[bool, typer.Option("--changed", help="Only what is not at its default.")] = False,
+    command: Annotated[
+        str | None, typer.Argument(help="Command whose settings to show. Default: the services.")
+    ] = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Leave out settings that have their defaults.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Show every setting of the services, with the source of its value: a variable, a file, or the default.
+    """Show the settings of the services, with the source of each value: a variable, a file, or the default.
 
-    Of other commands what is set is shown; all of one that is named.
+    Of other commands, only settings that are set are shown, unless the command is named.
 
     Examples:
       corral config show
@@ -142,10 +144,10 @@ def variable_of(name: str, parameter: Any) -> str:
 
 @config.command("set")
 def set_value(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Such as collect.interval, or nats.")],
-    value: Annotated[list[str], typer.Argument(metavar="VALUE", help="Several for an option that may be repeated.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Key, such as collect.interval or nats.")],
+    value: Annotated[list[str], typer.Argument(metavar="VALUE", help="Value; several for a repeatable option.")],
 ) -> None:
-    """Write a setting into the configuration file; its comments stay.
+    """Set a value in the configuration file; comments are kept.
 
     Examples:
       corral config set nats nats://gpu-bus:4222
@@ -156,8 +158,8 @@ def set_value(
 
 
 @config.command()
-def unset(key: Annotated[str, typer.Argument(metavar="KEY", help="Such as collect.interval.")]) -> None:
-    """Take a setting out of the configuration file (exit code 5 where it is not there).
+def unset(key: Annotated[str, typer.Argument(metavar="KEY", help="Key, such as collect.interval.")]) -> None:
+    """Remove a setting from the configuration file (exit code 5 if it isn't there).
 
     Examples:
       corral config unset collect.interval
@@ -225,7 +227,7 @@ def _check_text(text: str) -> None:
 
 @config.command()
 def check() -> None:
-    """Check the configuration files, every table of them (exit code 2 where one is wrong).
+    """Validate the configuration files (exit code 2 if one is invalid).
 
     Examples:
       corral config check

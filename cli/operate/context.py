@@ -29,7 +29,7 @@ context = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_complet
 
 @context.callback()
 def contexts() -> None:
-    """Name the buses that you use, and choose one.
+    """Manage contexts, which are named connections to a bus, and select one.
 
     Examples:
       corral context add lab nats://gpu-bus:4222 --creds ~/lab.creds
@@ -40,15 +40,17 @@ def contexts() -> None:
 
 @context.command()
 def add(
-    name: Annotated[str, typer.Argument(help="Of the context.")],
-    url: Annotated[str, typer.Argument(metavar="URL", help="Of the bus; several by comma.")],
+    name: Annotated[str, typer.Argument(help="Name of the context.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="URL of the bus; several are separated by commas.")],
     creds: Annotated[str, typer.Option("--creds", metavar="FILE", help="Credentials file.")] = "",
-    owner: Annotated[str, typer.Option("--owner", metavar="NAME", help="Who asks there.")] = "",
-    ca: Annotated[str, typer.Option("--ca", metavar="FILE", help="Certificate that the server's is checked by.")] = "",
-    cert: Annotated[str, typer.Option("--cert", metavar="FILE", help="Your certificate, if the server asks.")] = "",
-    key: Annotated[str, typer.Option("--key", metavar="FILE", help="Its key.")] = "",
+    owner: Annotated[str, typer.Option("--owner", metavar="NAME", help="Owner of requests and leases.")] = "",
+    ca: Annotated[str, typer.Option("--ca", metavar="FILE", help="CA certificate for checking the server's.")] = "",
+    cert: Annotated[
+        str, typer.Option("--cert", metavar="FILE", help="Client certificate, if the server requires one.")
+    ] = "",
+    key: Annotated[str, typer.Option("--key", metavar="FILE", help="Key of the client certificate.")] = "",
 ) -> None:
-    """Add a context, or change it; the first one is used at once.
+    """Add or change a context. The first one becomes the context in use.
 
     Examples:
       corral context add lab nats://gpu-bus:4222 --creds ~/lab.creds
@@ -65,8 +67,8 @@ def add(
 
 
 @context.command()
-def use(name: Annotated[str, typer.Argument(help="Of the context.")]) -> None:
-    """Use a context from now on.
+def use(name: Annotated[str, typer.Argument(help="Name of the context.")]) -> None:
+    """Make a context the one in use.
 
     Examples:
       corral context use lab
@@ -80,8 +82,8 @@ def use(name: Annotated[str, typer.Argument(help="Of the context.")]) -> None:
 
 
 @context.command("list")
-def list_contexts(json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False) -> None:
-    """List contexts; the one in use has a star.
+def list_contexts(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List contexts; a star marks the one in use.
 
     Examples:
       corral context list
@@ -102,7 +104,7 @@ def list_contexts(json: Annotated[bool, typer.Option("--json", help="Print JSON,
 
 @context.command()
 def export() -> None:
-    """Print the settings for the bus in use, and the owner, as variables for programs other than Corral.
+    """Print connection settings and owner as `export` commands, for programs other than Corral.
 
     Examples:
       eval "$(corral context export)"
@@ -126,8 +128,8 @@ def export() -> None:
 
 
 @context.command()
-def remove(name: Annotated[str, typer.Argument(help="Of the context.")]) -> None:
-    """Forget a context.
+def remove(name: Annotated[str, typer.Argument(help="Name of the context.")]) -> None:
+    """Remove a context.
 
     Examples:
       corral context remove lab

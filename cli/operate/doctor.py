@@ -73,9 +73,9 @@ def problem(what: str, detail: str, fix: str) -> Finding:
 
 
 def doctor(json: AsJson = False, nats: NatsUrl = None) -> None:
-    """Look at this host and the fleet for what is wrong: versions, driver, bus, streams, clock, disk, parts.
+    """Diagnose this host and the fleet: versions, driver, bus, streams, clock, disk, services.
 
-    Each finding comes with its fix. Exit code 1 where there is a problem.
+    Each finding has a fix. Exit code 1 if there is a problem.
 
     Examples:
       corral doctor

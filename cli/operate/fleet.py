@@ -14,14 +14,16 @@ from .. import exits, render
 from ..options import AsJson, Hosts, Models, NatsUrl, Timeout, connected, console, print_json, run
 from ..work.request_options import pairs
 
-Devices = Annotated[list[str] | None, typer.Option("--device", metavar="UUID", help="Only these. Repeatable.")]
+Devices = Annotated[
+    list[str] | None, typer.Option("--device", metavar="UUID", help="Devices (UUIDs) that match. Repeatable.")
+]
 
 
 def devices(
     host: Hosts = None,
     model: Models = None,
     device: Devices = None,
-    free: Annotated[bool, typer.Option("--free", help="Only those that may take work now.")] = False,
+    free: Annotated[bool, typer.Option("--free", help="Only devices that can take work now.")] = False,
     json: AsJson = False,
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
@@ -56,7 +58,7 @@ def fleet(
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
-    """The fleet in numbers, or a part of it.
+    """Show totals of the fleet, or of the devices that match.
 
     Examples:
       corral fleet
@@ -94,11 +96,11 @@ def fleet(
 def watch(
     host: Hosts = None,
     device: Devices = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="Stop after so many samples; 0 goes on.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="As it does anyway.")] = False,
+    count: Annotated[int, typer.Option("--count", "-n", help="Stop after this many samples; 0 never stops.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="No effect: the output is always JSON.")] = False,
     nats: NatsUrl = None,
 ) -> None:
-    """Print samples as they come, one JSON object a line.
+    """Stream samples as they arrive, as JSON lines.
 
     Examples:
       corral watch --count 10
@@ -118,15 +120,20 @@ def watch(
     run(work())
 
 
-DrainHosts = Annotated[list[str] | None, typer.Option("--host", metavar="NAME", help="A whole host. Repeatable.")]
-DrainDevices = Annotated[list[str] | None, typer.Option("--device", metavar="UUID", help="A device. Repeatable.")]
+DrainHosts = Annotated[
+    list[str] | None, typer.Option("--host", metavar="NAME", help="All devices of a host. Repeatable.")
+]
+DrainDevices = Annotated[
+    list[str] | None, typer.Option("--device", metavar="UUID", help="UUID of a device. Repeatable.")
+]
 DrainLabels = Annotated[
-    list[str] | None, typer.Option("--host-label", metavar="K=V", help="Every host with it, now and later.")
+    list[str] | None,
+    typer.Option("--host-label", metavar="K=V", help="All hosts with this label, also those that join later."),
 ]
 
 
 def drain(
-    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; people will read it.")] = "",
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Reason, which users see.")] = "",
     host: DrainHosts = None,
     device: DrainDevices = None,
     host_label: DrainLabels = None,
@@ -134,9 +141,9 @@ def drain(
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
-    """Keep new work off devices or hosts, over restarts too; leases that are there go on.
+    """Keep new work off devices or hosts, until `corral undrain`; existing leases continue.
 
-    Without options it lists what is drained.
+    Without options, list the drains.
 
     Examples:
       corral drain
@@ -172,7 +179,7 @@ def undrain(
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
-    """Let work on drained devices or hosts again.
+    """Allow new work on drained devices or hosts again.
 
     Examples:
       corral undrain --host node-7
@@ -208,13 +215,13 @@ def _print_drains(drains: dict[str, str], json: bool) -> None:
 
 def evict(
     lease_id: Annotated[str, typer.Argument(metavar="LEASE", help="Id of the lease.")],
-    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; its holder is told.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Reason, which the lease's holder gets.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask for confirmation.")] = False,
     json: AsJson = False,
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
-    """Take a lease back from its owner, whose work is told to stop.
+    """Evict a lease: end it against its owner's will. The holder's work is stopped.
 
     Examples:
       corral evict 01JD… --reason 'node-7 goes down at noon'

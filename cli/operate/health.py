@@ -34,20 +34,21 @@ AGENT_SECONDS = 35.0
 
 
 def health(
-    part: Annotated[PartName | None, typer.Argument(help="Which part; all that answer by default.")] = None,
+    part: Annotated[PartName | None, typer.Argument(help="Service to check. Default: all that answer.")] = None,
     host: Annotated[
         str | None,
-        typer.Option("--host", envvar="CORRAL_HOST", metavar="NAME", help="Of the collector; any by default."),
+        typer.Option("--host", envvar="CORRAL_HOST", metavar="NAME", help="Host of the collector. Default: any."),
     ] = None,
     here: Annotated[
-        bool, typer.Option("--here", help="Those on this machine, or in this container; all of them must be ready.")
+        bool,
+        typer.Option("--here", help="Only services on this machine or in this container; all of them must be ready."),
     ] = False,
     json: AsJson = False,
     nats: NatsUrl = None,
 ) -> None:
-    """Check that services are healthy: exit code 0, else 3 (no bus) or 6 (no answer, or not ready, with the reasons).
+    """Run health checks: exit code 0 if healthy, 3 without a bus, 6 without an answer or if not ready (with reasons).
 
-    Of several planners one must lead; of other parts one must be ready, or the collector of --host.
+    One planner must lead. Of other services, one must be ready, or the collector of --host.
 
     Examples:
       corral health                              everything that answers

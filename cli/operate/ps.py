@@ -20,15 +20,18 @@ _COLUMNS = (
 
 def ps(
     host: Hosts = None,
-    lease: Annotated[str | None, typer.Option("--lease", metavar="ID", help="Only of this lease.")] = None,
-    concern: Annotated[bool, typer.Option("--concern", "-c", help="Only those without a lease, or beyond it.")] = False,
+    lease: Annotated[str | None, typer.Option("--lease", metavar="ID", help="Only processes under this lease.")] = None,
+    concern: Annotated[
+        bool,
+        typer.Option("--concern", "-c", help="Only lease violations: without a lease, or more memory than granted."),
+    ] = False,
     json: AsJson = False,
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
-    """List the processes on GPUs, the lease that each works under, and what is wrong with that.
+    """List the processes on GPUs, the lease of each, and lease violations.
 
-    It reads the history's view processes_now, so a processor has to run. Past problems are in lease_violations.
+    Reads the view processes_now, so a processor must be running. The view lease_violations has past violations.
 
     Examples:
       corral ps

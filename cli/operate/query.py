@@ -24,26 +24,31 @@ VERTICAL_ROWS: Final = 10
 
 def query(
     sql: Annotated[
-        str | None, typer.Argument(metavar="[SQL]", help="One SELECT (or FROM, WITH, DESCRIBE, SHOW, EXPLAIN).")
+        str | None,
+        typer.Argument(metavar="[SQL]", help="One SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN statement."),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the SQL from a file; - is stdin.")
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the SQL from a file; - for stdin.")
     ] = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     arrow: Annotated[
-        Path | None, typer.Option("--arrow", metavar="FILE", help="Write an Arrow IPC stream; - is stdout.")
+        Path | None, typer.Option("--arrow", metavar="FILE", help="Write an Arrow IPC stream to a file; - for stdout.")
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", "-n", min=1, max=MAX_ROWS, help="Rows at most. Default: 1,000 in a table, else all."),
+        typer.Option(
+            "--limit",
+            "-n",
+            min=1,
+            max=MAX_ROWS,
+            help="Maximum number of rows. Default: 1,000 in a table, otherwise all.",
+        ),
     ] = None,
-    timeout: Annotated[
-        str, typer.Option("--timeout", metavar="TIME", help="Stop the query after it: 30s, 5m.")
-    ] = "30s",
+    timeout: Annotated[str, typer.Option("--timeout", metavar="TIME", help="Timeout of the query: 30s, 5m.")] = "30s",
     nats: NatsUrl = None,
 ) -> None:
-    """Ask the history a question in SQL. Ctrl-C cancels the query.
+    """Query the history in SQL. Ctrl-C cancels the query.
 
     Examples:
       corral query "SHOW TABLES"                        what there is

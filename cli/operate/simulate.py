@@ -31,46 +31,47 @@ WORDS: Final = {
 
 def simulate(
     nodes: Annotated[
-        Path, typer.Option("--nodes", metavar="FILE", help="Hosts, CSV: gpu, and sn, cpu_milli, memory_mib, model.")
+        Path,
+        typer.Option("--nodes", metavar="FILE", help="CSV of hosts: gpu; optional: sn, cpu_milli, memory_mib, model."),
     ],
     requests: Annotated[
         Path,
         typer.Option(
             "--requests",
             metavar="FILE",
-            help="In order, CSV: num_gpu, and name, cpu_milli, memory_mib, gpu_milli, gpu_spec.",
+            help="CSV of requests, in order: num_gpu; optional: name, cpu_milli, memory_mib, gpu_milli, gpu_spec.",
         ),
     ],
     policy: Annotated[
-        str | None, typer.Option("--policy", metavar="NAME", help="Ranks hosts. Default: the planner's default.")
+        str | None, typer.Option("--policy", metavar="NAME", help="Ranking policy. Default: the planner's.")
     ] = None,
     profile: Annotated[
         Path | None,
         typer.Option(
             "--profile",
             metavar="FILE",
-            help="What requests are like, a table as for --requests; policies that use it learn it otherwise.",
+            help="Typical requests, a CSV as for --requests. Default: policies that need it learn it on the way.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write placements, CSV: name, node, gpu_indices.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the placements to a CSV: name, node, gpu_indices."),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check the placements by sums that know nothing of the planner.")
+        bool, typer.Option("--verify", help="Check the placements independently of the planner's code.")
     ] = False,
     bound: Annotated[
-        bool, typer.Option("--bound", help="Show what no policy could exceed (a linear program, some seconds).")
+        bool, typer.Option("--bound", help="Show an upper bound for any policy (a linear program; takes some seconds).")
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Replay requests on a fleet, one by one, as the planner would decide them; they stay until the end.
+    """Replay requests on a fleet, one by one, with the planner's placement code. No request ends before the last one.
 
     Tables may be gzipped (.gz). A request that fits somewhere is always placed.
 
-    Only the first column that is named at each option has to be there. Without the others requests ask for no cores and
-    no RAM, and for whole devices of any model; nodes have cores and RAM enough. Further columns are ignored. Names may
-    also be node, host; cpus, cores (1 is 1000 cpu_milli); memory_gib; gpus, num_gpus, gpu_count; gpu_model, gpu_type;
-    job_name, pod.
+    The optional columns default to no cores, no RAM and whole devices of any model for requests, and to enough cores
+    and RAM for nodes. Other columns are ignored. Accepted alternatives: node, host; cpus, cores (1 is 1000 cpu_milli);
+    memory_gib; gpus, num_gpus, gpu_count; gpu_model, gpu_type; job_name, pod.
 
     Examples:
       corral simulate --nodes n.csv --requests r.csv --out placements.csv

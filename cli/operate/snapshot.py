@@ -19,13 +19,13 @@ from ..options import AsJson, NatsUrl, console, print_json, run, say
 
 def snapshot(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="The DuckDB file to write.")],
-    archive: Annotated[bool, typer.Option(help="With the samples of archived days.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    archive: Annotated[bool, typer.Option(help="Include the samples of archived days.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: AsJson = False,
-    timeout: Annotated[str, typer.Option(metavar="TIME", help="Wait so long for the copy to be made.")] = "10m",
+    timeout: Annotated[str, typer.Option(metavar="TIME", help="Timeout for making the copy.")] = "10m",
     nats: NatsUrl = None,
 ) -> None:
-    """Take a consistent copy of the history away, while ingest goes on.
+    """Download a consistent copy of the history as a DuckDB file, while ingest continues.
 
     Examples:
       corral snapshot history-copy.duckdb

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 State = Annotated[
     Path | None,
     typer.Option(
-        "--state", metavar="FOLDER", help="Of secret, accounts and link. Default: ~/.local/state/corral/dashboard."
+        "--state",
+        metavar="FOLDER",
+        help="Folder for secret, accounts and login link. Default: ~/.local/state/corral/dashboard.",
     ),
 ]
 RoleName = Annotated[str, typer.Option("--role", metavar="ROLE", help="viewer, requester or operator.")]
@@ -41,53 +43,56 @@ def default_state() -> Path:
 @dashboard.callback()
 def serve(
     context: typer.Context,
-    host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Listen there; loopback alone by default.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option("--port", min=0, max=65535, help="0 takes a free one. Default: 8600, or a free one if taken."),
+        typer.Option(
+            "--port", min=0, max=65535, help="Port; 0 picks a free one. Default: 8600, or a free one if that is in use."
+        ),
     ] = None,
     state: State = None,
     role: RoleName = "operator",
     no_login: Annotated[
-        bool, typer.Option("--no-login", help="Let everyone in who reaches the port, as --role; on loopback only.")
+        bool,
+        typer.Option("--no-login", help="Require no login: everyone who can reach the port has --role. Loopback only."),
     ] = False,
     name: Annotated[
         list[str] | None,
-        typer.Option("--name", metavar="HOST", help="A name that browsers call it by, behind a proxy. Repeatable."),
+        typer.Option(
+            "--name", metavar="HOST", help="Host name in the browsers' address bar, if behind a proxy. Repeatable."
+        ),
     ] = None,
     secure: Annotated[
-        bool, typer.Option("--secure", help="Cookies travel by HTTPS alone: behind a TLS proxy.")
+        bool, typer.Option("--secure", help="Send cookies over HTTPS only; for use behind a TLS proxy.")
     ] = False,
     trusted_proxy: Annotated[
         list[str] | None,
         typer.Option(
             "--trusted-proxy",
             metavar="CIDR",
-            help="Address or network of a proxy: visitors count by their own address (X-Forwarded-For). Repeatable.",
+            help="Address or network of a proxy whose X-Forwarded-For is trusted. Repeatable.",
         ),
     ] = None,
     session: Annotated[
-        str, typer.Option("--session", metavar="TIME", help="Who logged in stays so for so long.")
+        str, typer.Option("--session", metavar="TIME", help="Lifetime of a session after the login.")
     ] = "12h",
-    interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between two looks at the fleet.")] = "2s",
+    interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Refresh interval of the fleet.")] = "2s",
     nats: NatsUrl = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print the link to log in.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Don't print the login link.")] = False,
     stop_within: StopWithin = STOP_WITHIN,
     log_format: LogFormatOption = LogFormat.AUTO,
     log_level: LogLevelOption = LogLevel.INFO,
     verbose: Verbose = False,
 ) -> None:
-    """Serve the dashboard until stopped, and print a link that logs in once.
+    """Serve the dashboard until stopped, and print a login link that works once.
 
-    Roles: a viewer sees everything; a requester also asks for GPUs and gives back their own; an operator also releases,
-    evicts and drains. --role is the role of users who log in with the link.
+    Roles: a viewer sees everything; a requester also requests GPUs and releases their own leases; an operator also
+    releases and evicts any lease, and drains. --role is the role of users who log in with the link.
 
     Examples:
       corral dashboard
       corral dashboard user alice --role operator      an account with a password
-      corral dashboard link                            another link to log in
+      corral dashboard link                            a new login link
       corral dashboard --host 0.0.0.0 --name gpus.example.org --secure --trusted-proxy 10.0.0.5
     """
     if context.invoked_subcommand is not None:
@@ -147,19 +152,21 @@ def serve(
 
 @dashboard.command("user")
 def user(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Who.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the account.")],
     role: RoleName = "viewer",
-    remove: Annotated[bool, typer.Option("--remove", help="Take the account away; its sessions end.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the account and end its sessions.")] = False,
     new_password: Annotated[
-        bool, typer.Option("--new-password", help="Ask for another password, where there is an account already.")
+        bool, typer.Option("--new-password", help="Ask for a new password for an existing account.")
     ] = False,
     password_file: Annotated[
         Path | None,
-        typer.Option("--password-file", metavar="FILE", help="Read the password there; - is stdin. Default: asks."),
+        typer.Option(
+            "--password-file", metavar="FILE", help="Read the password from a file; - for stdin. Default: ask for it."
+        ),
     ] = None,
     state: State = None,
 ) -> None:
-    """Add an account with a password, or give one another role or password. A new password ends its sessions.
+    """Add an account with a password, or change its role or password. A new password ends its sessions.
 
     Examples:
       corral dashboard user alice --role operator
@@ -192,7 +199,7 @@ def user(
 
 @dashboard.command("link")
 def link(state: State = None) -> None:
-    """Print a new link that logs in once. The one before it is void."""
+    """Print a new login link that works once. Earlier links stop working."""
     from ..local.access import data_in_use
     from ..local.folders import dashboard_state, default_data
 

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def export(
     listen: Annotated[
-        str, typer.Option("--listen", envvar="CORRAL_LISTEN", metavar="HOST:PORT", help="Serve /metrics there.")
+        str,
+        typer.Option(
+            "--listen", envvar="CORRAL_LISTEN", metavar="HOST:PORT", help="Address and port to serve /metrics on."
+        ),
     ] = "127.0.0.1:9400",
     metrics: Annotated[
         str,
@@ -29,13 +32,16 @@ def export(
             "--metrics",
             envvar="CORRAL_METRICS",
             metavar="NAMES",
-            help="Series of devices: all, default (dcgm-exporter's), or names and globs by comma.",
+            help="Device metrics: all, default (dcgm-exporter's), or a comma-separated list of globs.",
         ),
     ] = "all",
     forget: Annotated[
         str,
         typer.Option(
-            "--forget", envvar="CORRAL_FORGET", metavar="TIME", help="A host silent for so long is no longer shown."
+            "--forget",
+            envvar="CORRAL_FORGET",
+            metavar="TIME",
+            help="Drop a host's series after this time without samples.",
         ),
     ] = "60s",
     nats: NatsUrl = None,
@@ -44,7 +50,7 @@ def export(
     log_level: LogLevelOption = LogLevel.INFO,
     verbose: Verbose = False,
 ) -> None:
-    """Serve the whole fleet's metrics to Prometheus, until stopped.
+    """Serve the metrics of the whole fleet for Prometheus, until stopped.
 
     Examples:
       corral export

@@ -44,14 +44,17 @@ class LogLevel(StrEnum):
 LogFormatOption = Annotated[
     LogFormat,
     typer.Option(
-        "--log-format", envvar="CORRAL_LOG_FORMAT", help="auto: text on a terminal, else JSON.", rich_help_panel=PANEL
+        "--log-format",
+        envvar="CORRAL_LOG_FORMAT",
+        help="auto is text on a terminal, JSON otherwise.",
+        rich_help_panel=PANEL,
     ),
 ]
 LogLevelOption = Annotated[
     LogLevel,
-    typer.Option("--log-level", envvar="CORRAL_LOG_LEVEL", help="Leave out what is below.", rich_help_panel=PANEL),
+    typer.Option("--log-level", envvar="CORRAL_LOG_LEVEL", help="Minimum level of log records.", rich_help_panel=PANEL),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="As --log-level debug.", rich_help_panel=PANEL)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Same as --log-level debug.", rich_help_panel=PANEL)]
 
 BURST: Final = 20
 """Maximum number of records of one kind within `WINDOW_SECONDS`; further ones are only counted."""

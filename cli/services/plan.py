@@ -20,7 +20,7 @@ def plan(
     nats: NatsUrl = None,
     policy: Annotated[
         str | None,
-        typer.Option("--policy", envvar="CORRAL_POLICY", metavar="NAME", help="Ranks for requests that name none."),
+        typer.Option("--policy", envvar="CORRAL_POLICY", metavar="NAME", help="Default ranking policy."),
     ] = None,
     stale_after: Annotated[
         str,
@@ -28,7 +28,7 @@ def plan(
             "--stale-after",
             envvar="CORRAL_STALE_AFTER",
             metavar="TIME",
-            help="A device without a sample for so long takes no work.",
+            help="A device gets no new work after this time without samples.",
         ),
     ] = f"{STALE_AFTER_SECONDS:g}s",
     lost_after: Annotated[
@@ -37,7 +37,7 @@ def plan(
             "--lost-after",
             envvar="CORRAL_LOST_AFTER",
             metavar="TIME",
-            help="A host silent for so long is lost, and its leases with it.",
+            help="A host is lost, and its leases end, after this time without samples.",
         ),
     ] = "2m",
     owner_rate: Annotated[
@@ -46,41 +46,48 @@ def plan(
             "--owner-rate",
             metavar="N",
             min=0,
-            help="Requests a second of one owner; 0 for no limit.",
+            help="Rate limit: requests per second and owner; 0 for none.",
             rich_help_panel=_LIMITS,
         ),
     ] = 500.0,
     owner_burst: Annotated[
-        float, typer.Option("--owner-burst", metavar="N", min=1, help="At once.", rich_help_panel=_LIMITS)
+        float,
+        typer.Option(
+            "--owner-burst", metavar="N", min=1, help="Burst of the rate limit, in requests.", rich_help_panel=_LIMITS
+        ),
     ] = 2000.0,
     owner_waiting: Annotated[
         int,
-        typer.Option("--owner-waiting", metavar="N", min=1, help="Requests in line.", rich_help_panel=_LIMITS),
+        typer.Option(
+            "--owner-waiting", metavar="N", min=1, help="Maximum queued requests per owner.", rich_help_panel=_LIMITS
+        ),
     ] = 1000,
     owner_leases: Annotated[
         int,
-        typer.Option("--owner-leases", metavar="N", min=1, help="Leases at a time.", rich_help_panel=_LIMITS),
+        typer.Option(
+            "--owner-leases", metavar="N", min=1, help="Maximum active leases per owner.", rich_help_panel=_LIMITS
+        ),
     ] = 10_000,
     owner_lease_bytes: Annotated[
         str,
         typer.Option(
             "--owner-lease-bytes",
             metavar="SIZE",
-            help="Of its leases in the planner's bucket, and of those that ended of late.",
+            help="Maximum size of an owner's lease records in the planner's bucket.",
             rich_help_panel=_LIMITS,
         ),
     ] = "64MiB",
     most_request: Annotated[
-        str, typer.Option("--most-request", metavar="SIZE", help="Of one message.", rich_help_panel=_LIMITS)
+        str, typer.Option("--most-request", metavar="SIZE", help="Maximum size of a request.", rich_help_panel=_LIMITS)
     ] = "1MiB",
     stop_within: StopWithin = STOP_WITHIN,
     log_format: LogFormatOption = LogFormat.AUTO,
     log_level: LogLevelOption = LogLevel.INFO,
     verbose: Verbose = False,
 ) -> None:
-    """Answer work requests, from live telemetry and durable leases.
+    """Run the planner, which answers work requests from live telemetry and durable leases.
 
-    Several may run: one leads, the others take over within seconds.
+    Several can run for high availability: one is the leader, and another takes over within seconds.
 
     Examples:
       corral plan

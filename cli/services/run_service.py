@@ -27,7 +27,7 @@ StopWithin = Annotated[
         "--stop-within",
         envvar="CORRAL_STOP_WITHIN",
         metavar="TIME",
-        help="When told to stop, end in order within it.",
+        help="Timeout of a graceful shutdown after SIGTERM.",
         rich_help_panel=PANEL,
     ),
 ]

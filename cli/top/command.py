@@ -22,22 +22,22 @@ from .rows import HISTORY, SORTS, filter_and_sort, summary_line
 def top(
     host: Hosts = None,
     model: Models = None,
-    sort: Annotated[str, typer.Option("--sort", "-s", help=f"By {', '.join(SORTS)}.")] = "host",
+    sort: Annotated[str, typer.Option("--sort", "-s", help=f"Sort by {', '.join(SORTS)}.")] = "host",
     filter: Annotated[
-        str, typer.Option("--filter", "-f", metavar="WORDS", help="Only devices with all of them: 'h100 free'.")
+        str, typer.Option("--filter", "-f", metavar="WORDS", help="Only devices that match all words: 'h100 free'.")
     ] = "",
     interval: Annotated[
-        float, typer.Option("--interval", "-i", metavar="SECONDS", help="Between looks.", min=0.2, max=3600)
+        float, typer.Option("--interval", "-i", metavar="SECONDS", help="Refresh interval.", min=0.2, max=3600)
     ] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Print it once.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print it once, as JSON.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="A live table without keys.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print a report once.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a report once, as JSON.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="A live table without key bindings.")] = False,
     nats: NatsUrl = None,
 ) -> None:
-    """The fleet, live: devices, hosts, leases, who waits, and processes with their leases.
+    """Show the fleet live: devices, hosts, leases, the queue, and processes with their leases.
 
-    Sort with s and r, filter with /, open a device with Enter, drain it with d, end a lease with x (yours is released,
-    another's evicted; you are asked first), leave with q. Tab or 1 to 5 changes the view. In a pipe it prints once.
+    Keys: s and r sort, / filters, Enter opens a device, d drains it, x ends a lease (releases your own, evicts that of
+    another owner) after confirmation, Tab or 1 to 5 changes the view, q quits. In a pipe, a report is printed once.
 
     Examples:
       corral top

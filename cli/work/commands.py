@@ -26,18 +26,17 @@ from .wait_display import wait_display
 def request(
     context: typer.Context,
     fields: RequestFields,
-    export: Annotated[
-        bool, typer.Option("--export", help="Print shell commands that set the environment, for eval.")
-    ] = False,
+    export: Annotated[bool, typer.Option("--export", help="Print `export` commands for `eval`.")] = False,
     json: AsJson = False,
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
-    """Request GPUs; print the assignment, or the reasons why not (exit code 4; 5 where --request-id has had its lease).
+    """Request GPUs; print the assignment, or the reasons for a rejection (exit code 4).
 
-    The lease ends after --ttl unless it is renewed: `corral run` does that for you, as does the Python client.
-    With --export, GPUs of this host are taken unless --host says otherwise ('--host any' for all), and where none are
-    granted what is printed makes `eval` fail, with no GPU visible.
+    The lease ends after --ttl unless it is renewed; `corral run` and the Python client renew it for you. Exit code 5 if
+    --request-id stands for another request, or for a lease that has ended.
+    --export requests GPUs of this host, unless --host is given ('--host any' for all hosts). Without a grant, its
+    output makes `eval` fail and hides all GPUs.
 
     Examples:
       corral request --gpus 2 --memory 20GiB
@@ -127,9 +126,9 @@ def explain(
     fields: RequestFields,
     more: Annotated[
         list[str] | None,
-        typer.Option("--with-more", metavar="N×MODEL", help="What if there were so many more: 8xH100. Repeatable."),
+        typer.Option("--with-more", metavar="N×MODEL", help="Assume additional devices: 8xH100. Repeatable."),
     ] = None,
-    most: Annotated[int, typer.Option("--most", help="Show at most so many devices.")] = 20,
+    most: Annotated[int, typer.Option("--most", help="Maximum number of devices to show.")] = 20,
     json: AsJson = False,
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
@@ -188,14 +187,14 @@ def _addition(text: str) -> operations.Addition:
 def renew(
     lease_id: Annotated[str, typer.Argument(metavar="LEASE", help="Id of the lease.")],
     ttl: Annotated[
-        str | None, typer.Option("--ttl", metavar="TIME", help="From now on; the lease's own by default.")
+        str | None, typer.Option("--ttl", metavar="TIME", help="New time to live, from now. Default: the lease's.")
     ] = None,
     owner: Owner = None,
     json: AsJson = False,
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
-    """Keep a lease for longer (exit code 5 where it has ended or is not yours).
+    """Renew a lease (exit code 5 if it has ended or isn't yours).
 
     Examples:
       corral renew 01JD…
@@ -225,7 +224,7 @@ def release(
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
-    """Give leases back (exit code 5 where one has ended or is not yours; the others are given back all the same).
+    """Release leases (exit code 5 if one has ended or isn't yours; the others are released nevertheless).
 
     Examples:
       corral release 01JD…
@@ -262,9 +261,9 @@ def release(
 
 def leases(
     owner: Owner = None,
-    mine: Annotated[bool, typer.Option("--mine", help="Only your own.")] = False,
-    ended: Annotated[bool, typer.Option("--ended", help="Those that have ended, too.")] = False,
-    lease_id: Annotated[str | None, typer.Option("--lease", metavar="ID", help="Only this one.")] = None,
+    mine: Annotated[bool, typer.Option("--mine", help="Only your own leases.")] = False,
+    ended: Annotated[bool, typer.Option("--ended", help="Include leases that have ended.")] = False,
+    lease_id: Annotated[str | None, typer.Option("--lease", metavar="ID", help="Only this lease.")] = None,
     json: AsJson = False,
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
@@ -292,7 +291,7 @@ def leases(
 
 
 def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -> None:
-    """List the requests that wait, first in line first, and why each waits.
+    """List queued requests in queue order, with the reason why each waits.
 
     Examples:
       corral queue
@@ -323,7 +322,7 @@ def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -
 
 def withdraw(
     request_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[REQUEST]...", help="Ids of requests, or how they begin.")
+        list[str] | None, typer.Argument(metavar="[REQUEST]...", help="Ids of requests, or unique prefixes.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All requests of the owner.")] = False,
     owner: Owner = None,
@@ -331,9 +330,10 @@ def withdraw(
     nats: NatsUrl = None,
     timeout: Timeout = 10.0,
 ) -> None:
-    """Take requests back that wait (exit code 5 where one does not wait or is not yours).
+    """Withdraw queued requests (exit code 5 if one isn't queued or isn't yours).
 
-    The waiting command gets the answer. A request that was granted in the same moment keeps its lease: you see which.
+    The command that waits for the request ends. If the request was granted in the meantime, its lease stays, and its
+    id is printed.
 
     Examples:
       corral withdraw 5f0c…

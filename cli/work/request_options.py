@@ -14,111 +14,137 @@ from ...client.request import RequestFields
 from ..exits import USAGE, CommandError
 from ..options import Owner
 
-_DEVICES = "What to ask for"
-_WHERE = "Where"
-_HOW = "How long, and who"
+_DEVICES = "Devices"
+_WHERE = "Hosts"
+_HOW = "Lease and queue"
 _ITEMS = "Work items"
 _PROFILE: Final = re.compile(r"[0-9*?\]]g")
 
 
 def _options(
-    gpus: Annotated[int, typer.Option("--gpus", "-g", help="How many GPUs.", rich_help_panel=_DEVICES)] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", "-g", help="Number of GPUs.", rich_help_panel=_DEVICES)] = 1,
     memory: Annotated[
         str | None,
         typer.Option(
-            "--memory", "-m", metavar="SIZE", help="Free on each GPU: 20GiB, 512MiB.", rich_help_panel=_DEVICES
+            "--memory", "-m", metavar="SIZE", help="Memory on each GPU: 20GiB, 512MiB.", rich_help_panel=_DEVICES
         ),
     ] = None,
     share: Annotated[
         float | None,
-        typer.Option("--share", help="Part of one GPU, such as 0.5.", rich_help_panel=_DEVICES),
+        typer.Option("--share", help="Share of one GPU, such as 0.5.", rich_help_panel=_DEVICES),
     ] = None,
     cpus: Annotated[
-        float | None, typer.Option("--cpus", help="Logical cores, in all.", rich_help_panel=_DEVICES)
+        float | None, typer.Option("--cpus", help="Total number of logical CPU cores.", rich_help_panel=_DEVICES)
     ] = None,
     host_memory: Annotated[
-        str | None, typer.Option("--host-memory", metavar="SIZE", help="RAM, in all.", rich_help_panel=_DEVICES)
+        str | None,
+        typer.Option("--host-memory", metavar="SIZE", help="Total RAM on the hosts.", rich_help_panel=_DEVICES),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model", metavar="GLOB", help="Only such models: '*H100*'. Repeatable.", rich_help_panel=_DEVICES
-        ),
+        typer.Option("--model", metavar="GLOB", help="GPU model: '*H100*'. Repeatable.", rich_help_panel=_DEVICES),
     ] = None,
     vendor: Annotated[
         list[str] | None,
-        typer.Option("--vendor", help="Only of these vendors. Repeatable.", rich_help_panel=_DEVICES),
+        typer.Option("--vendor", help="nvidia or amd. Repeatable.", rich_help_panel=_DEVICES),
     ] = None,
     min_compute_capability: Annotated[
         str | None,
-        typer.Option("--min-compute-capability", metavar="X.Y", help="Such as 8.0.", rich_help_panel=_DEVICES),
+        typer.Option(
+            "--min-compute-capability",
+            metavar="X.Y",
+            help="Minimum CUDA compute capability, such as 8.0.",
+            rich_help_panel=_DEVICES,
+        ),
     ] = None,
     mig: Annotated[
         str | None,
         typer.Option(
             "--mig",
             metavar="GLOB",
-            help="A MIG instance; alone, any; else of: 1g.10gb, '*g.20gb'.",
+            help="A MIG instance, of any profile or of one such as 1g.10gb or '*g.20gb'.",
             rich_help_panel=_DEVICES,
         ),
     ] = None,
     allow_in_use: Annotated[
         bool,
-        typer.Option("--allow-in-use", help="GPUs that others use without a lease, too.", rich_help_panel=_DEVICES),
+        typer.Option("--allow-in-use", help="Allow GPUs that are in use without a lease.", rich_help_panel=_DEVICES),
     ] = False,
     host: Annotated[
         list[str] | None,
-        typer.Option("--host", metavar="GLOB", help="Only on such hosts. Repeatable.", rich_help_panel=_WHERE),
+        typer.Option("--host", metavar="GLOB", help="Host. Repeatable.", rich_help_panel=_WHERE),
     ] = None,
     host_label: Annotated[
         list[str] | None,
-        typer.Option("--host-label", metavar="K=V", help="Only hosts with it. Repeatable.", rich_help_panel=_WHERE),
+        typer.Option("--host-label", metavar="K=V", help="Hosts with this label. Repeatable.", rich_help_panel=_WHERE),
     ] = None,
     placement: Annotated[
         str | None,
         typer.Option("--placement", help="same_host, fewest_hosts or spread.", rich_help_panel=_WHERE),
     ] = None,
     policy: Annotated[
-        str | None, typer.Option("--policy", help="Ranking policy; the planner's default.", rich_help_panel=_WHERE)
+        str | None, typer.Option("--policy", help="Ranking policy. Default: the planner's.", rich_help_panel=_WHERE)
     ] = None,
     ttl: Annotated[
         str | None,
-        typer.Option("--ttl", metavar="TIME", help="The lease ends then unless renewed: 5m.", rich_help_panel=_HOW),
+        typer.Option(
+            "--ttl",
+            metavar="TIME",
+            help="Time to live: the lease ends after it unless renewed. 5m, 1h.",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
     wait: Annotated[
         str | None,
-        typer.Option("--wait", "-w", metavar="TIME", help="Stay in line for so long: 10m.", rich_help_panel=_HOW),
+        typer.Option(
+            "--wait",
+            "-w",
+            metavar="TIME",
+            help="Maximum time in the queue: 10m. Default: don't wait.",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
     priority: Annotated[
-        int | None, typer.Option("--priority", help="The greater first in line.", rich_help_panel=_HOW)
+        int | None,
+        typer.Option("--priority", help="Priority in the queue; the highest goes first.", rich_help_panel=_HOW),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Of the workload, for its history.", rich_help_panel=_HOW)
+        str | None, typer.Option("--name", help="Name of the workload, kept in the history.", rich_help_panel=_HOW)
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option("--label", metavar="K=V", help="Kept with the lease. Repeatable.", rich_help_panel=_HOW),
+        typer.Option("--label", metavar="K=V", help="Label of the lease. Repeatable.", rich_help_panel=_HOW),
     ] = None,
     request_id: Annotated[
-        str | None, typer.Option("--request-id", help="The same id gets the same answer.", rich_help_panel=_HOW)
+        str | None,
+        typer.Option("--request-id", help="Idempotency key: the same id gets the same answer.", rich_help_panel=_HOW),
     ] = None,
     owner: Owner = None,
     items: Annotated[
-        int | None, typer.Option("--items", help="Distribute so many over the GPUs.", rich_help_panel=_ITEMS)
+        int | None,
+        typer.Option("--items", help="Number of work items to distribute over the GPUs.", rich_help_panel=_ITEMS),
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", help="uniform, capacity, balanced or pipeline.", rich_help_panel=_ITEMS),
+        typer.Option("--method", help="Distribution: uniform, capacity, balanced or pipeline.", rich_help_panel=_ITEMS),
     ] = None,
     weight_by: Annotated[
         str | None,
-        typer.Option("--weight-by", help="compute, memory or bandwidth.", rich_help_panel=_ITEMS),
+        typer.Option(
+            "--weight-by",
+            help="What the distribution is weighted by: compute, memory or bandwidth.",
+            rich_help_panel=_ITEMS,
+        ),
     ] = None,
     memory_per_item: Annotated[
-        str | None, typer.Option("--memory-per-item", metavar="SIZE", help="Of each item.", rich_help_panel=_ITEMS)
+        str | None,
+        typer.Option("--memory-per-item", metavar="SIZE", help="Memory of each item.", rich_help_panel=_ITEMS),
     ] = None,
     max_items_per_device: Annotated[
-        int | None, typer.Option("--max-items-per-device", metavar="N", help="On one GPU.", rich_help_panel=_ITEMS)
+        int | None,
+        typer.Option(
+            "--max-items-per-device", metavar="N", help="Maximum number of items on one GPU.", rich_help_panel=_ITEMS
+        ),
     ] = None,
 ) -> None: ...
 

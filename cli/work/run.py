@@ -40,7 +40,7 @@ Grace = Annotated[
     typer.Option(
         "--grace",
         metavar="TIME",
-        help="Between SIGTERM and SIGKILL: of a command whose lease is lost, of what a command leaves behind.",
+        help="Time between SIGTERM and SIGKILL, after the lease is lost and for processes left behind.",
     ),
 ]
 Via = Annotated[
@@ -48,23 +48,23 @@ Via = Annotated[
     typer.Option(
         "--via",
         metavar="ssh|COMMAND",
-        help="Start it on the granted host: 'ssh', or a command with {host} or {address} in it.",
+        help="Start the command on the granted host: 'ssh', or a command with {host} or {address}.",
     ),
 ]
 WhereCutOff = Annotated[
     OnOutage,
     typer.Option(
         "--on-outage",
-        help="Where bus or planner can't be reached for longer than --ttl: 'continue' until a planner says that the "
+        help="If bus or planner can't be reached for longer than --ttl: 'continue' until a planner says that the "
         "lease has ended, or 'stop' the command.",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what goes wrong.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
 @with_request_options
 def run(
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND [ARG]...", help="What to run.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND [ARG]...", help="Command to run.")],
     fields: RequestFields,
     grace: Grace = "10s",
     via: Via = None,
@@ -72,12 +72,12 @@ def run(
     on_outage: WhereCutOff = OnOutage.CONTINUE,
     nats: NatsUrl = None,
 ) -> None:
-    """Run a command on GPUs: request them, wait if told to, run, renew meanwhile, release at the end.
+    """Run a command under a lease on GPUs: request, run, renew meanwhile, and release at the end.
 
-    The command sees its GPUs alone (CUDA_VISIBLE_DEVICES by uuid, on AMD ROCR_VISIBLE_DEVICES) and its lease in
-    CORRAL_LEASE. It keeps the terminal, gets the signals, and its exit code becomes this one's. What it has started
-    ends with it. Where the lease is lost it gets SIGTERM, then SIGKILL after --grace, and the exit code is 9. GPUs of
-    this host are taken unless --host says otherwise ('--host any' for all).
+    The command sees only its GPUs (CUDA_VISIBLE_DEVICES by UUID; ROCR_VISIBLE_DEVICES on AMD), and has the lease's id
+    in CORRAL_LEASE. It keeps the terminal, signals are forwarded, and its exit code is returned. Processes that it
+    leaves behind are ended. If the lease is lost, the command gets SIGTERM, then SIGKILL after --grace, and the exit
+    code is 9. GPUs of this host are requested, unless --host is given ('--host any' for all hosts).
 
     Examples:
       corral run --gpus 2 --memory 20GiB -- python train.py
@@ -96,7 +96,7 @@ def shell(
     on_outage: WhereCutOff = OnOutage.CONTINUE,
     nats: NatsUrl = None,
 ) -> None:
-    """Open a shell that holds GPUs until you leave it.
+    """Open a shell under a lease on GPUs, which is released when the shell exits.
 
     Examples:
       corral shell --gpus 1

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from corral.cli.exits import MEANINGS
+from corral.cli.exits import MEANINGS, code_and_message
 from corral.cli.loading import load
 from corral.cli.local.server import EmbeddedServer
 from corral.cli.local.up import work_hints
 from corral.cli.registry import COMMANDS
+from corral.client import TooManyRequests
 from corral.schemas.operations import DeviceStatus
 from support.local_cluster import LocalCluster, corral, environment, invoke
 
@@ -113,6 +114,12 @@ def test_what_is_not_there_or_not_yours_is_code_5(cluster: LocalCluster) -> None
     assert "Traceback" not in other.stderr
     # One that fails does not keep the others from their release.
     assert cluster.corral("release", "nothing", lease).returncode == 5
+    # A request id that stands for another request.
+    lease = cluster.json("request", "--request-id", "code-5")["lease"]["lease_id"]
+    conflict = cluster.corral("request", "--request-id", "code-5", "--gpus", "2")
+    assert (conflict.returncode, "code-5" in conflict.stderr) == (5, True), conflict.stderr
+    assert cluster.corral("release", lease).returncode == 0
+    assert code_and_message(TooManyRequests("slower, please"))[0] == 4
     assert cluster.json("leases", "--lease", lease)["leases"] == []
 
 

@@ -4,8 +4,8 @@ from fnmatch import fnmatchcase
 
 import pytest
 from corral.client import InvalidRequest
-from corral.client.paging import all_devices
-from corral.schemas.operations import DeviceFilter, Devices, DeviceStatus
+from corral.client.paging import all_devices, all_queued
+from corral.schemas.operations import DeviceFilter, Devices, DeviceStatus, Queue, QueueEntry, QueueFilter
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,3 +45,21 @@ async def test_ten_thousand_devices_are_listed() -> None:
     assert await all_devices(ask, DeviceFilter()) == fleet
     with pytest.raises(InvalidRequest):
         await all_devices(planner({"one"}, most=1)[1], DeviceFilter())
+
+
+async def test_a_request_that_is_pushed_back_between_parts_is_listed_once() -> None:
+    waiting = [f"r{number}" for number in range(6)]
+
+    async def ask(wanted: QueueFilter) -> Queue:
+        entries = [
+            QueueEntry(request_id=name, owner="o", position=place, waiting_seconds=0, message="")
+            for place, name in enumerate(waiting, 1)
+        ]
+        part = Queue(entries=entries[wanted.offset : wanted.offset + 2], total=len(entries))
+        if wanted.offset == 2:  # a request of higher priority arrives after the second part
+            waiting.insert(0, "urgent")
+        return part
+
+    found = await all_queued(ask, QueueFilter())
+    assert [entry.request_id for entry in found] == ["r0", "r1", "r2", "r3", "r4", "r5"]
+    assert [entry.position for entry in found] == [1, 2, 3, 5, 6, 7]
