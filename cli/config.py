@@ -58,7 +58,7 @@ def _check(file: Path, tree: Mapping[str, Any]) -> None:
         if key not in top and key not in COMMANDS:
             raise CommandError(unknown(file, f"[{key}]" if table else key, key, [*top, *COMMANDS]), USAGE)
         if key in COMMANDS and not table:
-            raise CommandError(f"{file} is invalid: {key} is a command: write its options under [{key}]", USAGE)
+            raise CommandError(f"{file} is invalid: {key} is a command: put its options under [{key}]", USAGE)
     contexts = tree.get("contexts", {})
     for name, context in cast("dict[str, Any]", contexts).items() if isinstance(contexts, dict) else ():
         if isinstance(context, dict):
@@ -66,14 +66,14 @@ def _check(file: Path, tree: Mapping[str, Any]) -> None:
                 if key not in VARIABLES:
                     raise CommandError(unknown(file, f"contexts.{name}.{key}", key, VARIABLES), USAGE)
             if not cast("dict[str, Any]", context).get("nats"):
-                raise CommandError(f"{file} is invalid: contexts.{name} names no bus (nats)", USAGE)
+                raise CommandError(f"{file} is invalid: contexts.{name} has no URL (nats)", USAGE)
 
 
 def unknown(file: Path, where: str, key: str, known: Iterable[str]) -> str:
     """Error message for an unknown key, with the most similar known key as a suggestion."""
     names = list(known)
     close = meant(key, names) or closest(key, names, 0.6)
-    return f"{file} is invalid: there is no {where}" + (f": did you mean {close}?" if close else "")
+    return f"{file} is invalid: unknown key {where}" + (f": did you mean {close}?" if close else "")
 
 
 def write(config: Config) -> None:
@@ -159,7 +159,7 @@ def defaults(config: Config, name: str, command: Any) -> dict[str, Any]:
         file = config.origins[f"{name}.{written}"]
         if key not in known:
             if key == "nats":
-                raise CommandError(f"{file} is invalid: nats belongs to the top of the file, not to [{name}]", USAGE)
+                raise CommandError(f"{file} is invalid: nats belongs at the top of the file, not in [{name}]", USAGE)
             raise CommandError(unknown(file, f"{name}.{written}", key, known), USAGE)
         parameter = known[key].parameter
         found[parameter.name] = _value(file, f"{name}.{written}", parameter, value)

@@ -66,7 +66,7 @@ def check(command: str) -> None:
             continue
         near = {name: found for name, found in near.items() if name not in of_other}
     for name, found in near.items():
-        raise CommandError(f"{name} is set, and means nothing: did you mean {found}?", USAGE)
+        raise CommandError(f"{name} is set, but no command reads it: did you mean {found}?", USAGE)
 
 
 def known(command: Any) -> set[str]:

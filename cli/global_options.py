@@ -18,8 +18,8 @@ _BUS: Final = frozenset({"nats", "creds", "context"})
 REFUSED_OPTIONS: Final = {
     "up": ("starts a bus of its own", _BUS),
     "demo": ("starts a bus of its own", _BUS),
-    "simulate": ("asks no bus", _BUS),
-    "auth": ("changes files alone (--dir, or those of the context in use)", frozenset({"nats"})),
+    "simulate": ("uses no bus", _BUS),
+    "auth": ("only changes files (--dir, or those of the context in use)", frozenset({"nats"})),
 }
 """Commands that refuse some global options: the reason, and the options."""
 GIVEN: Final[dict[str, str]] = {}
@@ -36,7 +36,7 @@ def record_options(name: str, **given: str | None) -> None:
         if value:
             why, refused = REFUSED_OPTIONS.get(name, ("", frozenset[str]()))
             if option in refused:
-                raise CommandError(f"--{option} means nothing to `corral {name}`: it {why}", USAGE)
+                raise CommandError(f"--{option} doesn't apply to `corral {name}`: it {why}", USAGE)
             GIVEN[option] = value
 
 

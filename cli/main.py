@@ -196,7 +196,7 @@ def _main(arguments: list[str] | None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except typer.Abort:
-        print("corral: nothing was done", file=sys.stderr)
+        print("corral: aborted", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if hasattr(error, "format_message"):

@@ -157,7 +157,7 @@ def rejection_lines(rejection: requests.Rejection) -> list[str]:
         lines.append(f"  nearest: {escape(rejection.nearest)}")
     if rejection.code is not requests.RejectionCode.WITHDRAWN:
         lines.append(
-            "  It would fit this fleet at another time: add --wait 10m."
+            "  The fleet could hold it when idle: add --wait 10m."
             if rejection.could_ever_fit
             else "  This fleet could never hold it."
         )

@@ -250,8 +250,8 @@ class Client(RequestCalls):
                 result = await collect(self.nc, request, margin_seconds=self.timeout, person=self._person)
                 if result.truncated and limit is None:
                     raise QueryFailed(
-                        f"there are more than {MAX_ROWS:,} rows, which are the most of one answer: ask for a part of "
-                        "them, or say with `limit` that the first ones are enough",
+                        f"there are more than {MAX_ROWS:,} rows, the maximum of one answer: select fewer, "
+                        "or set `limit` if the first rows are enough",
                         "too_large",
                     )
                 return result
@@ -297,7 +297,7 @@ class Client(RequestCalls):
         try:
             msgspec.convert(action.operator, requests.OwnerName)
         except msgspec.ValidationError:
-            text = f"{action.operator!r} can't sign: letters, digits and _ @ . : / + -"
+            text = f"{action.operator!r} can't sign an action: use letters, digits and _ @ . : / + - only"
             raise InvalidRequest(text, "invalid", "$.operator") from None
         return f"{subject}.{action.operator}"
 

@@ -131,7 +131,7 @@ class Forked(CorralError, RuntimeError):
     def __init__(self, made_in: int) -> None:
         super().__init__(
             f"this client belongs to process {made_in}, of which this one (pid {os.getpid()}) is a fork, and can't be "
-            "used here: make a client in the child, or start children by 'spawn' instead of 'fork'"
+            "used here: create a client in the child process, or use the start method 'spawn' instead of 'fork'"
         )
 
 

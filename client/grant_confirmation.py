@@ -86,8 +86,8 @@ async def confirmed(
         except LeaseLost as lost:
             if named:
                 text = f"request id {request.request_id!r} was granted lease {lease.lease_id}, which has ended"
-                raise Ended(f"{text} ({lost.reason}): ask under another id, or without one", "ended") from lost
-            why = "it was granted while this process or its machine slept, and has ended since: ask again"
+                raise Ended(f"{text} ({lost.reason}): use another id, or none", "ended") from lost
+            why = "it was granted while this process or its machine was suspended, and has ended since: request again"
             raise LeaseLost(lease.lease_id, f"{why} ({lost.reason})") from lost
     raise AssertionError("unreachable")
 
@@ -101,7 +101,7 @@ async def _active(client: LeaseCalls, lease: requests.Lease) -> requests.Lease:
     """The current state of a lease; raises `LeaseLost` if it isn't active."""
     found = await client.leases(lease_id=lease.lease_id)
     if not found:
-        raise LeaseLost(lease.lease_id, "it is not active any more")
+        raise LeaseLost(lease.lease_id, "it is no longer active")
     return found[0]
 
 

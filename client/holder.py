@@ -38,7 +38,7 @@ async def check_no_other_holds(client: LeaseCalls, lease: requests.Lease, own: s
         Ended: the lease has ended in the meantime.
     """
     if lease.lease_id in held_by_this_process:
-        raise _conflict(lease, "this very process")
+        raise _conflict(lease, "this process")
     if not lease.holder or lease.holder == own:
         return
     there = is_running(lease.holder)
@@ -87,7 +87,7 @@ async def _is_renewed(client: LeaseCalls, lease: requests.Lease) -> bool:
         await asyncio.sleep(_POLL_SECONDS)
         found = await client.leases(lease_id=lease.lease_id)
         if not found:
-            raise Ended(f"lease {lease.lease_id} has ended: ask under another request id", "ended")
+            raise Ended(f"lease {lease.lease_id} has ended: use another request id", "ended")
         if found[0].expires_at > lease.expires_at:
             return True
     return False

@@ -185,8 +185,8 @@ class HeldLease:
         while self.lost is None:
             await self._pause(pause)
             if self._on_outage is OnOutage.STOP and self.overdue:
-                why = refusal or "bus or planner away, or this program was stopped"
-                self._lose(f"it could not be renewed in its time ({why})")
+                why = refusal or "bus or planner not reachable, or this process was suspended"
+                self._lose(f"it could not be renewed within its time to live ({why})")
                 return
             try:
                 async with asyncio.timeout(self._patience()):

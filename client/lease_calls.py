@@ -108,5 +108,9 @@ class LeaseCalls(Calls):
         named = self.identity.owner
         if named not in ("", ANY_OWNER, owner):
             # The server would refuse the message without a reply, so the caller would wait until the timeout.
-            raise Refused(f"these credentials ask for {named!r} alone, not for {owner!r}", "refused", "$.owner")
+            raise Refused(
+                f"these credentials can make requests for the owner {named!r} only, not for {owner!r}",
+                "refused",
+                "$.owner",
+            )
         return f"{subject}.{owner}" if self.owned_subjects else subject

@@ -78,7 +78,7 @@ def devices_html(devices: Sequence[operations.DeviceStatus]) -> str:
         for device in devices[:200]
     ]
     more = f"{len(devices)} devices" + (", the first 200 shown" if len(devices) > 200 else "")
-    return table(["host", "gpu", "model", "utilization", "used", "to be had", "temperature", "state"], rows, more)
+    return table(["host", "gpu", "model", "utilization", "used", "available", "temperature", "state"], rows, more)
 
 
 def fleet_html(fleet: operations.FleetSummary) -> str:
@@ -87,7 +87,7 @@ def fleet_html(fleet: operations.FleetSummary) -> str:
         ("devices", f"{fleet.devices} on {fleet.hosts} hosts, {fleet.usable_devices} usable"),
         ("leased", f"{fleet.leased_devices} devices by {fleet.active_leases} leases"),
         ("memory", f"{format_bytes(fleet.memory_used_bytes)} of {format_bytes(fleet.memory_total_bytes)} used"),
-        ("to be had", format_bytes(fleet.memory_free_bytes)),
+        ("available", format_bytes(fleet.memory_free_bytes)),
         ("waiting", fleet.waiting_requests),
         *((model, count) for model, count in sorted(fleet.models.items())),
     ]

@@ -105,7 +105,7 @@ async def parts(
                 refusal = codec.decode(message.data, requests.Error, codec.JSON)
                 raise _failure(refusal.code, refusal.message, refusal.field)
             if (part := headers.get(PART_HEADER)) is not None and int(part) != count:
-                raise Unavailable(f"part {count} of the result was lost on the way: ask again")
+                raise Unavailable(f"part {count} of the result was lost in transit: retry")
             count += 1
             if END_HEADER in headers:
                 done = True
@@ -155,7 +155,7 @@ def _no_responders(message: Msg) -> bool:
 
 
 def _timed_out(request: QueryRequest) -> TimedOut:
-    return TimedOut(f"the query did not end within {request.timeout_seconds:g} s: narrow it, or raise the timeout")
+    return TimedOut(f"the query did not finish within {request.timeout_seconds:g} s: narrow it, or raise the timeout")
 
 
 def _failure(code: str, message: str, field: str = "") -> CorralError:

@@ -107,7 +107,7 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
     _check_names(given)
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value):  # JSON would encode it as null, that is, not given
-            raise InvalidRequest(f"{name}={value} is no number to ask for", "out_of_range", f"$.{name}")
+            raise InvalidRequest(f"{name}={value} is not a finite number", "out_of_range", f"$.{name}")
     body: dict[str, Any] = {"owner": given.pop("owner", owner)}
     try:
         for name, target in (("memory", "gpu_memory_bytes"), ("host_memory", "host_memory_bytes")):
@@ -155,7 +155,7 @@ def _amount(name: str, value: str | int) -> int:
     """Amount of memory in bytes. An `int` is a number of bytes; one that is implausibly small is refused."""
     amount = units.parse_bytes(value)
     if isinstance(value, int) and 0 < value < units.MIN_PLAIN_BYTES:
-        raise ValueError(f"{name}={value} would be {value} bytes: say {name}='{value}GiB', or give the bytes")
+        raise ValueError(f"{name}={value} would be {value} bytes: use {name}='{value}GiB', or the number of bytes")
     return amount
 
 

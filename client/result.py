@@ -48,7 +48,7 @@ class QueryResult:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise CorralError(f"the result can't be read: {error}") from None
             if any(len(row) != len(document.columns) for row in document.rows):
-                raise CorralError("the result can't be read: its rows are not as wide as its head")
+                raise CorralError("the result can't be read: its rows don't have as many values as there are columns")
             self.columns, self.types = document.columns, document.types
             self._rows = [tuple(row) for row in document.rows]
         else:
@@ -122,7 +122,7 @@ class QueryResult:
 
     def _repr_html_(self) -> str:
         """HTML table for notebooks, with at most 100 rows."""
-        note = f"{len(self)} rows{', cut at the limit' if self.truncated else ''}"
+        note = f"{len(self)} rows{', truncated at the limit' if self.truncated else ''}"
         return table(self.columns, self.rows[:100], note)
 
 
@@ -156,5 +156,5 @@ def _pyarrow() -> Any:
         import pyarrow  # pyright: ignore[reportMissingImports]
         import pyarrow.ipc  # pyright: ignore[reportMissingImports, reportUnusedImport]
     except ImportError:
-        raise CorralError("pyarrow is not installed: pip install pyarrow, or ask with format='json'") from None
+        raise CorralError("pyarrow is not installed: pip install pyarrow, or query with format='json'") from None
     return pyarrow

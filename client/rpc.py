@@ -122,10 +122,10 @@ class Calls:
         if isinstance(error, nats.errors.NoRespondersError):
             return no_service(subject)
         if isinstance(error, nats.errors.MaxPayloadError):
-            text = f"the message is larger than the bus takes ({self.nc.max_payload} bytes)"
+            text = f"the message is larger than the bus allows ({self.nc.max_payload} bytes)"
             return InvalidRequest(text, "too_large")
         if not self.nc.is_connected:
-            return Unavailable(f"the connection to the bus is lost ({type(error).__name__}); it is being retried")
+            return Unavailable(f"the connection to the bus is lost ({type(error).__name__}); the client reconnects")
         if isinstance(error, nats.errors.TimeoutError):
             return TimedOut(f"no answer on {subject} within {self.timeout:g} s")
         return Unavailable(f"the bus failed: {type(error).__name__}: {error}")
@@ -148,7 +148,7 @@ def no_service(subject: str) -> NoService:
     """The exception for a subject without responders, with the command that starts the missing service."""
     service = service_of(subject)
     command = "corral plan" if service is ServiceKind.PLANNER else "corral process"
-    text = f"the bus is there, but no {service} answers: start one with `{command}` (or all with `corral up`)"
+    text = f"the bus is available, but no {service} answers: start one with `{command}` (or all with `corral up`)"
     return NoService(text, service)
 
 

@@ -61,7 +61,7 @@ class _Loop:
             raise Forked(self._made_in)
         if threading.current_thread() is self._thread:
             work.close()
-            raise RuntimeError("a callback of the client can't call the client: hand the work to another thread")
+            raise RuntimeError("a callback of the client can't call the client: use another thread")
         ended = threading.Event()
         made: list[T] = []
 

@@ -73,9 +73,9 @@ class Exports:
         format = request.path_params["format"]
         session = session_of(request)
         if ticket is None or ticket.session != session.id or format not in FORMATS:
-            return PlainTextResponse("There is no such export (any more): run the query again.\n", 404)
+            return PlainTextResponse("This export doesn't exist or has expired: run the query again.\n", 404)
         if self._running[session.name] >= AT_ONCE:
-            return PlainTextResponse(f"{AT_ONCE} exports of yours run already: let one of them end.\n", 429)
+            return PlainTextResponse(f"{AT_ONCE} of your exports are running: wait for one to end.\n", 429)
         wanted = ResultFormat.CSV if format == "csv" else ResultFormat.ARROW
         body = self._body(ticket.sql, wanted, session.name)
         if format == "parquet":
@@ -119,7 +119,7 @@ class Exports:
             async with aclosing(parts(nc, asked, margin_seconds=_MARGIN_SECONDS, person=person)) as pieces:
                 async for piece, end in pieces:
                     if end is not None and end.truncated:
-                        raise QueryFailed(f"there are more than {MAX_ROWS:,} rows: export a part of them", "too_large")
+                        raise QueryFailed(f"there are more than {MAX_ROWS:,} rows: select fewer", "too_large")
                     yield piece
         finally:
             self._running[person] -= 1

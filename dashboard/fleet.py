@@ -278,7 +278,7 @@ def no_bus(url: str | None) -> Problem:
     return Problem(
         kind="bus",
         title="No bus",
-        detail=f"No NATS server answers at {where}. This page comes back by itself once one does.",
+        detail=f"No NATS server answers at {where}. This page reconnects automatically.",
         commands=("corral up", "corral --nats nats://HOST:4222 dashboard"),
     )
 
@@ -290,24 +290,24 @@ def problem_of(error: CorralError, url: str | None) -> Problem:
             return Problem(
                 kind="history",
                 title="No history",
-                detail="The bus is there, but no processor answers. What happens waits on the bus, for a day.",
+                detail="The bus is available, but no processor answers. The bus keeps telemetry for a day.",
                 commands=("corral process --db history.duckdb", "corral up"),
             )
         return Problem(
             kind="planner",
             title="No planner",
-            detail="The bus is there, but no planner answers. Leases that were granted hold on without one.",
+            detail="The bus is available, but no planner answers. Existing leases stay in effect.",
             commands=("corral plan", "corral up"),
         )
     if isinstance(error, Unavailable):
         return no_bus(url)
-    return Problem(kind="error", title="That did not work", detail=str(error))
+    return Problem(kind="error", title="That failed", detail=str(error))
 
 
 NO_DEVICES: Final = Problem(
     kind="devices",
     title="No devices yet",
-    detail="The planner answers, but no collector has told it of a GPU. Start one on each GPU host; to try it without "
-    "GPUs, simulate some.",
+    detail="The planner answers, but no collector has reported a GPU. Start one on each GPU host, or simulate some "
+    "to try Corral without GPUs.",
     commands=("corral collect", "corral collect --source simulated --hosts 4 --devices 8"),
 )

@@ -77,7 +77,7 @@ class Frame:
         if session is None:
             raise NotAllowed("Your session has ended: log in again.")
         if not session.role.covers(role):
-            raise NotAllowed(f"This is for the role {role}; yours is {session.role}.")
+            raise NotAllowed(f"This requires the role {role}; yours is {session.role}.")
         return session
 
     @contextlib.contextmanager
@@ -113,7 +113,7 @@ class Frame:
 
         with tag("div", classes):
             self._pulses.append(tag("span", "pulse", "", role="status"))
-            with button("", next_theme, "quiet small", "contrast", title="Dark, light, or as the system has it"):
+            with button("", next_theme, "quiet small", "contrast", title="Dark, light, or the system's setting"):
                 chosen = {None: "auto", True: "dark", False: "light"}[dark.value]
                 words = tag("span", text=_THEMES[chosen])
             with tag("div", "who"):
@@ -207,7 +207,7 @@ class Frame:
         dialog.open()
 
 
-_THEMES: Final = {"auto": "As the system", "dark": "Dark", "light": "Light"}
+_THEMES: Final = {"auto": "System theme", "dark": "Dark", "light": "Light"}
 
 
 class Notice:

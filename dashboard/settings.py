@@ -54,8 +54,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         """
         if not self.login and not is_loopback(self.host):
             raise SettingsError(
-                f"{self.host} can be reached from other machines, so the dashboard wants a login there: "
-                "leave --no-login away, or listen on 127.0.0.1"
+                f"{self.host} can be reached from other machines, so a login is required: "
+                "omit --no-login, or listen on 127.0.0.1"
             )
 
 

@@ -138,7 +138,7 @@ def _families() -> dict[str, Family]:
         Family(
             "DCGM_FI_DEV_XID_ERRORS",
             "gauge",
-            "Value of the last Xid, of a fatal one until the device was reset; 0 without any.",
+            "Last Xid; a fatal one until the device is reset; 0 if none.",
             XID,
             str,
         ),
@@ -147,14 +147,14 @@ def _families() -> dict[str, Family]:
         Family(
             "DCGM_FI_DEV_FB_USED_PERCENT",
             "gauge",
-            "Device memory in use over what the driver leaves (a ratio from 0 to 1).",
+            "Device memory in use as a share of what the driver makes available (0 to 1).",
             MEMORY_SHARE,
             _float,
         ),
         Family(
             "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
             "gauge",
-            "The name that DCGM_FI_DEV_CLOCKS_EVENT_REASONS had before DCGM 3.3 (bitmask).",
+            "Name of DCGM_FI_DEV_CLOCKS_EVENT_REASONS before DCGM 3.3 (bitmask).",
             "throttle_reasons_bitmask",
             str,
         ),
@@ -212,6 +212,6 @@ def choose(wanted: Sequence[str]) -> list[Family]:
         else:
             found = [name for name in FAMILIES if fnmatchcase(name, word)]
         if not found:
-            raise ValueError(f"no metric is named {word!r}: use all, default, or names and globs such as DCGM_FI_DEV_*")
+            raise ValueError(f"no metric matches {word!r}: use all, default, or names and globs such as DCGM_FI_DEV_*")
         chosen.update((name, FAMILIES[name]) for name in found)
     return list(chosen.values())

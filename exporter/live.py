@@ -226,7 +226,9 @@ class LiveFleet:
                 async for message in messages:
                     take(message.subject, message.data, message.stored_at)
         except (nats.errors.Error, TimeoutError) as error:
-            log.warning("%s can't be read from a stream (%s): waiting for what comes", subject, type(error).__name__)
+            log.warning(
+                "%s can't be read from a stream (%s): only new messages are used", subject, type(error).__name__
+            )
             return False
         return True
 
@@ -435,7 +437,7 @@ class LiveFleet:
         if others:
             self._refused[host] = others
         for device, owner in others.items() - known.items():
-            log.warning("%s lists %s, which is a device of %s: it is shown for that one alone", host, device, owner)
+            log.warning("%s reports %s, a device of %s: it is shown for that host only", host, device, owner)
 
     def _refuse(self, subject: str, error: codec.DecodeError) -> None:
         self.undecodable += 1

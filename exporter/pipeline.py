@@ -127,9 +127,11 @@ class ServiceSeries:
         yield from _expected(self.hosts, self.known, self.live, missing)
         yield from _agents([host.report for host in self.hosts if host.report is not None])
         answers = self.answers
-        yield _gauge("corral_planner_up", "Whether a planner answered this scrape.", float(answers.fleet is not None))
         yield _gauge(
-            "corral_history_up", "Whether a processor answered this scrape.", float(answers.history is not None)
+            "corral_planner_up", "1 if a planner answered this scrape, else 0.", float(answers.fleet is not None)
+        )
+        yield _gauge(
+            "corral_history_up", "1 if a processor answered this scrape, else 0.", float(answers.history is not None)
         )
         if answers.fleet is not None:
             yield from _fleet(answers.fleet, len(missing))
@@ -170,20 +172,22 @@ def _counters(name: str, help: str, labels: Sequence[str], values: Iterable[tupl
 def _exporter(hosts: Sequence[Host], live: LiveFleet, scrape_seconds: float) -> Iterator[Metric]:
     built = [corral_version(), platform.python_version()]
     yield _gauges(
-        "corral_exporter_build_info", "The exporter's versions; its value is 1.", ["version", "python"], [(built, 1)]
+        "corral_exporter_build_info", "Versions of the exporter; always 1.", ["version", "python"], [(built, 1)]
     )
     shown = [host for host in hosts if host.batch is not None]
     devices = sum(len(host.batch.devices) for host in shown if host.batch is not None and host.inventory is not None)
-    yield _gauge("corral_exporter_hosts", "Hosts whose devices are shown.", sum(h.inventory is not None for h in shown))
-    yield _gauge("corral_exporter_devices", "Devices that are shown.", devices)
+    yield _gauge(
+        "corral_exporter_hosts", "Hosts with device series on this page.", sum(h.inventory is not None for h in shown)
+    )
+    yield _gauge("corral_exporter_devices", "Devices with series on this page.", devices)
     yield _gauge(
         "corral_exporter_hosts_without_inventory",
-        "Hosts that send samples, but have not said yet what they have: their devices are not shown.",
+        "Hosts that publish samples but no inventory yet; their devices are left out.",
         sum(host.inventory is None for host in shown),
     )
-    yield _counter("corral_exporter_messages", "Messages with samples that came.", live.messages)
-    yield _counter("corral_exporter_undecodable_messages", "Messages that could not be read.", live.undecodable)
-    yield _gauge("corral_exporter_write_seconds", "Time to write the devices' series, this time.", scrape_seconds)
+    yield _counter("corral_exporter_messages", "Sample messages received.", live.messages)
+    yield _counter("corral_exporter_undecodable_messages", "Messages that could not be decoded.", live.undecodable)
+    yield _gauge("corral_exporter_write_seconds", "Time to write the device series of this scrape.", scrape_seconds)
 
 
 def _hosts(hosts: Sequence[Host], live: LiveFleet) -> Iterator[Metric]:
@@ -191,13 +195,13 @@ def _hosts(hosts: Sequence[Host], live: LiveFleet) -> Iterator[Metric]:
     now = time.time()
     yield _gauges(
         "corral_host_sample_age_seconds",
-        "How old the newest sample is by the host's own clock: grows while a backlog is caught up, and with its error.",
+        "Age of the newest sample by the host's clock; includes backlog and clock error.",
         ["Hostname"],
         [([h.name], now - _last_time(h.batch.times_ns)) for h in shown if h.batch is not None],
     )
     yield _gauges(
         "corral_host_clock_offset_seconds",
-        "By how much the host's clock is ahead of the exporter's, by its newest samples; a backlog looks as if behind.",
+        "Host clock minus exporter clock, from the newest samples; a backlog makes it negative.",
         ["Hostname"],
         [([h.name], h.clock_offset_seconds) for h in shown if h.clock_offset_seconds is not None],
     )
@@ -212,20 +216,20 @@ def _expected(
     listed = [*(host for host in known if host.expected), *heard]
     yield _gauges(
         "corral_host_silent_seconds",
-        "Since samples came last of a host that is expected, while the bus was there; grows as long as it is silent.",
+        "Time since the last samples of an expected host, while the bus was reachable.",
         ["Hostname"],
         [([host.name], live.age_seconds(host)) for host in listed],
     )
     yield _gauges(
         "corral_host_expected",
-        "1 for a host that is to be heard, 0 for one that left in order, has another name or is silent for a week.",
+        "1 for a host that should report, 0 for one that left, was renamed, or is silent for a week.",
         ["Hostname"],
         [([host.name], float(host.expected)) for host in known],
     )
     shown = {host.name for host in known}
     yield _gauges(
         "corral_device_missing",
-        "1 for a board that its host had in the last week and has no more, nor another one in its slot.",
+        "1 for a device that its host had in the last week and no longer has, if its slot is empty.",
         ["gpu", "UUID", "pci_bus_id", "modelName", "Hostname", "hostname"],
         [
             ([str(d.index) if d.index >= 0 else "", d.uuid, d.pcie_address, d.name, d.host, d.host], 1.0)
@@ -242,26 +246,26 @@ def _last_time(times_ns: bytes) -> float:
 def _agents(reports: Sequence[AgentReport]) -> Iterator[Metric]:
     yield _gauges(
         "corral_agent_info",
-        "The collector of a host; its value is 1.",
+        "Collector of a host; always 1.",
         ["Hostname", "source", "version"],
         [([report.host, report.source, report.corral_version], 1) for report in reports],
     )
     for name, field, help in (
-        ("ticks", "ticks", "Ticks read."),
-        ("late_ticks", "late_ticks", "Ticks left out, since an earlier one was still being read."),
-        ("read_errors", "read_errors", "Calls of the driver that failed."),
-        ("published_messages", "published_messages", "Messages that the bus has acknowledged."),
-        ("dropped_messages", "dropped_messages", "Messages lost, since the buffer was full."),
-        ("dropped_samples", "dropped_samples", "Device samples in lost messages."),
-        ("cpu_seconds", "cpu_seconds", "User and system time of the collector."),
+        ("ticks", "ticks", "Sampling ticks read."),
+        ("late_ticks", "late_ticks", "Ticks skipped because an earlier one was still being read."),
+        ("read_errors", "read_errors", "Failed calls of the driver."),
+        ("published_messages", "published_messages", "Messages acknowledged by the bus."),
+        ("dropped_messages", "dropped_messages", "Messages dropped because the buffer was full."),
+        ("dropped_samples", "dropped_samples", "Device samples in dropped messages."),
+        ("cpu_seconds", "cpu_seconds", "User and system CPU time of the collector."),
     ):
         values = [([report.host], float(getattr(report, field))) for report in reports]
         yield _counters(f"corral_agent_{name}", help, ["Hostname"], values)
     for name, field, help in (
-        ("buffered_bytes", "buffered_bytes", "Waiting for the bus, in memory and on disk."),
+        ("buffered_bytes", "buffered_bytes", "Bytes buffered for the bus, in memory and on disk."),
         ("resident_bytes", "resident_bytes", "Resident memory of the collector."),
-        ("read_mean_seconds", "read_seconds_mean", "Time to read a tick, mean over 10 s."),
-        ("read_max_seconds", "read_seconds_max", "Time to read a tick, the longest of 10 s."),
+        ("read_mean_seconds", "read_seconds_mean", "Mean time to read a tick, over 10 s."),
+        ("read_max_seconds", "read_seconds_max", "Maximum time to read a tick, over 10 s."),
     ):
         values = [([report.host], float(getattr(report, field))) for report in reports]
         yield _gauges(f"corral_agent_{name}", help, ["Hostname"], values)
@@ -269,17 +273,17 @@ def _agents(reports: Sequence[AgentReport]) -> Iterator[Metric]:
 
 def _fleet(fleet: FleetSummary, missing: int) -> Iterator[Metric]:
     for name, value, help in (
-        ("expected_devices", fleet.devices + missing, "Devices that the planner knows, and those that are missing."),
-        ("missing_devices", missing, "Boards that their hosts had in the last week and have no more."),
+        ("expected_devices", fleet.devices + missing, "Devices that the planner knows, plus missing ones."),
+        ("missing_devices", missing, "Devices that their hosts had in the last week and no longer have."),
         ("hosts", fleet.hosts, "Hosts that the planner knows."),
         ("devices", fleet.devices, "Devices that the planner knows."),
-        ("usable_devices", fleet.usable_devices, "Devices that may take work now."),
-        ("leased_devices", fleet.leased_devices, "Devices that some lease holds, whole or in part."),
-        ("in_use_devices", fleet.in_use_devices, "Devices that no lease holds and somebody uses."),
-        ("free_devices", fleet.share_free, "Whole devices' worth that is not leased."),
-        ("memory_total_bytes", fleet.memory_total_bytes, "Device memory in all."),
+        ("usable_devices", fleet.usable_devices, "Devices that can take work now."),
+        ("leased_devices", fleet.leased_devices, "Devices with a lease, in whole or in part."),
+        ("in_use_devices", fleet.in_use_devices, "Devices in use without a lease."),
+        ("free_devices", fleet.share_free, "Sum of the unleased shares of devices."),
+        ("memory_total_bytes", fleet.memory_total_bytes, "Total device memory."),
         ("memory_used_bytes", fleet.memory_used_bytes, "Device memory in use, as measured."),
-        ("memory_free_bytes", fleet.memory_free_bytes, "Device memory that requests could still get."),
+        ("memory_free_bytes", fleet.memory_free_bytes, "Device memory available to requests."),
     ):
         yield _gauge(f"corral_fleet_{name}", help, value)
     models = [([model], float(count)) for model, count in sorted(fleet.models.items())]
@@ -305,51 +309,54 @@ def _leases(leases: Sequence[Lease], hosts: Sequence[Host]) -> Iterator[Metric]:
             uuid, gpu = found.get("UUID", grant.device), found.get("gpu", str(grant.index))
             held[uuid, gpu, found.get("GPU_I_ID", ""), grant.host, lease.owner, lease.name] += grant.share
     owners = sorted(count)
-    yield _gauge("corral_active_leases", "Leases that hold something.", len(leases))
-    yield _gauges("corral_leases", "Leases by owner.", ["owner"], [([o], count[o]) for o in owners])
+    yield _gauge("corral_active_leases", "Active leases.", len(leases))
+    yield _gauges("corral_leases", "Active leases by owner.", ["owner"], [([o], count[o]) for o in owners])
     yield _gauges(
-        "corral_leased_devices", "Devices' worth leased, by owner.", ["owner"], [([o], devices[o]) for o in owners]
+        "corral_leased_devices",
+        "Sum of leased shares of devices, by owner.",
+        ["owner"],
+        [([o], devices[o]) for o in owners],
     )
     yield _gauges(
         "corral_leased_memory_bytes", "Device memory granted, by owner.", ["owner"], [([o], memory[o]) for o in owners]
     )
     yield _gauges(
         "corral_lease_next_expiry_timestamp_seconds",
-        "When the first of an owner's leases ends unless it is renewed.",
+        "Time at which the first of an owner's leases expires unless renewed.",
         ["owner"],
         [([o], ends[o]) for o in owners],
     )
     yield _gauges(
         "corral_device_lease_share",
-        "Part of a device that a workload of an owner holds; joins on UUID with the devices' series.",
+        "Share of a device that a lease holds; joins with device series on UUID.",
         ["UUID", "gpu", "GPU_I_ID", "Hostname", "owner", "name"],
         [(list(key), share) for key, share in sorted(held.items())],
     )
 
 
 def _queue(entries: Sequence[QueueEntry]) -> Iterator[Metric]:
-    yield _gauge("corral_queue_length", "Requests that wait.", len(entries))
+    yield _gauge("corral_queue_length", "Queued requests.", len(entries))
     yield _gauge(
         "corral_queue_longest_wait_seconds",
-        "How long the one that waits longest has waited.",
+        "Longest time that a request has been queued.",
         max((entry.waiting_seconds for entry in entries), default=0.0),
     )
     gpus: dict[str, int] = defaultdict(int)
     for entry in entries:
         gpus[entry.owner] += entry.gpus
     values = [([owner], float(found)) for owner, found in sorted(gpus.items())]
-    yield _gauges("corral_queue_devices", "Devices that waiting requests ask for, by owner.", ["owner"], values)
+    yield _gauges("corral_queue_devices", "Devices requested by queued requests, by owner.", ["owner"], values)
 
 
 def _history(status: ProcessorStatus) -> Iterator[Metric]:
     lag = [([stream], float(count)) for stream, count in sorted(status.lag_messages.items())]
-    yield _gauges("corral_history_lag_messages", "Messages that are not stored yet.", ["stream"], lag)
+    yield _gauges("corral_history_lag_messages", "Messages not stored yet.", ["stream"], lag)
     marks = [([stream], float(mark)) for stream, mark in sorted(status.watermarks.items())]
-    yield _gauges("corral_history_watermark", "Last sequence that is stored.", ["stream"], marks)
+    yield _gauges("corral_history_watermark", "Last stored stream sequence.", ["stream"], marks)
     yield _counter("corral_history_samples", "Device samples stored since the processor's start.", status.samples)
-    yield _counter("corral_history_dead_letters", "Messages refused since its start.", status.dead_letters)
-    yield _counter("corral_history_duplicates", "Messages that came again and changed nothing.", status.duplicates)
-    yield _gauge("corral_history_paused", "1 while the processor does not store.", float(bool(status.paused)))
+    yield _counter("corral_history_dead_letters", "Messages refused since the processor's start.", status.dead_letters)
+    yield _counter("corral_history_duplicates", "Duplicate messages, which changed nothing.", status.duplicates)
+    yield _gauge("corral_history_paused", "1 while the processor is paused.", float(bool(status.paused)))
     yield _gauge("corral_history_database_bytes", "Size of the database on disk.", status.database_bytes)
 
 
@@ -366,13 +373,13 @@ def _services(services: Sequence[ServiceHealth]) -> Iterator[Metric]:
     identities = [[each.service.value, each.instance, each.host] for each in services]
     yield _gauges(
         "corral_service_ready",
-        "1 where a service does what it is there for.",
+        "1 if the service is ready.",
         _IDENTITY,
         [(who, float(each.ready)) for who, each in zip(identities, services, strict=True)],
     )
     yield _gauges(
         "corral_service_info",
-        "A service that answers; its value is 1.",
+        "A service that answers; always 1.",
         [*_IDENTITY, "role", "version"],
         [([*who, each.role, each.corral_version], 1) for who, each in zip(identities, services, strict=True)],
     )

@@ -101,16 +101,16 @@ class Exporter:
         """Reasons why it does not serve the whole state yet; empty if it does."""
         reasons: list[str] = []
         if not self.client.nc.is_connected:
-            reasons.append("the bus is away")
+            reasons.append("the bus is not reachable")
         if self.live.reads:
-            reasons.append("it still reads what the bus has kept of inventories and events")
+            reasons.append("still reading stored inventories and events")
         return reasons
 
     def _judge(self) -> HealthStatus:
         serves = self._thread is not None and self._thread.is_alive()
         scrapes = float(sum(self._scrapes.counts))
         return HealthStatus(
-            [] if serves else ["it serves no page"], {"scrapes": scrapes, "scrape_seconds": self._scrapes}
+            [] if serves else ["its HTTP server is not running"], {"scrapes": scrapes, "scrape_seconds": self._scrapes}
         )
 
     def metrics(self, *, names: Sequence[str] = (), hosts: Sequence[str] = ()) -> bytes:
@@ -145,7 +145,7 @@ class Exporter:
         try:
             return asyncio.run_coroutine_threadsafe(self._ask_all(), self._loop).result(SERVICE_SECONDS + 1)
         except (TimeoutError, OSError) as error:
-            log.warning("the services could not be asked: %s", error)
+            log.warning("the services could not be queried: %s", error)
             return ServiceAnswers()
 
     async def _ask_all(self) -> ServiceAnswers:

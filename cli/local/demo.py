@@ -49,7 +49,7 @@ class Question(Struct, frozen=True):
 
 QUESTIONS: Final = (
     Question(
-        "Which hosts work hardest, and which idle?",
+        "Which hosts are busiest, and which are idle?",
         """
 SELECT host, count(DISTINCT device) AS gpus, count(*) AS samples,
        round(avg(gpu_utilization_percent), 1) AS mean_util,
@@ -58,7 +58,7 @@ SELECT host, count(DISTINCT device) AS gpus, count(*) AS samples,
 FROM samples GROUP BY host ORDER BY mean_util DESC LIMIT 6""",
     ),
     Question(
-        "Which GPUs hold memory and do nothing with it?",
+        "Which GPUs hold memory but are idle?",
         """
 SELECT host, index AS gpu, round(max(memory_used_bytes) / 2**30, 1) AS held_gib,
        round(avg(gpu_utilization_percent), 2) AS mean_util,
@@ -67,7 +67,7 @@ FROM samples JOIN devices USING (device, host)
 GROUP BY ALL HAVING mean_util < 2 AND held_gib > 4 ORDER BY held_gib DESC, gpu LIMIT 6""",
     ),
     Question(
-        "Who holds or held GPUs, for how long, and how busy were they?",
+        "Which leases held GPUs, for how long, and how busy were the GPUs?",
         """
 SELECT l.owner, l.name, l.state, len(l.devices) AS gpus,
        round(date_diff('millisecond', l.granted_at, coalesce(l.ended_at, now())) / 1000, 1) AS seconds,
@@ -154,7 +154,7 @@ async def _demo(folder: Path, recording: Path | None) -> None:
         async with connect(supervisor.server.url, owner="demo", name="corral-demo") as client:
             await _scenes(client, show)
     finally:
-        with show.busy("Stopping in order…"):
+        with show.busy("Stopping…"):
             await supervisor.stop()
     show.end(time.monotonic() - began)
 
@@ -171,7 +171,7 @@ def _collector(folder: Path, recording: Path | None) -> Part:
 
 
 async def _scenes(client: Client, show: Show) -> None:
-    with show.busy("Telemetry begins to flow…"):
+    with show.busy("Waiting for telemetry…"):
         await _until(lambda: _recorded(client, FIRST_SAMPLES, 0))
     show.scene("Telemetry flows", "corral devices")
     devices = await client.devices()
@@ -180,14 +180,14 @@ async def _scenes(client: Client, show: Show) -> None:
     show.out.print(render.devices_table(busiest))
     show.out.print(f"[dim]… and {len(devices) - len(busiest)} more[/]")
 
-    show.scene("alice asks for two GPUs with 20 GiB free each", "corral request --gpus 2 --memory 20GiB")
+    show.scene("alice requests two GPUs with 20 GiB each", "corral request --gpus 2 --memory 20GiB")
     held = await _ask(client, show, owner="alice", name="train", gpus=2, memory="20GiB", ttl="2m")
 
-    show.scene("bob shares half of one", "corral request --share 0.5 --memory 8GiB")
+    show.scene("bob requests half a GPU", "corral request --share 0.5 --memory 8GiB")
     shared = await _ask(client, show, owner="bob", name="notebook", share=0.5, memory="8GiB", ttl="2m")
 
     show.scene(
-        "carol has 1,000 prompts for four GPUs, by their memory",
+        "carol distributes 1,000 prompts over four GPUs, by their memory",
         "corral request --gpus 4 --items 1000 --method capacity --weight-by memory",
     )
     worked = await _ask(
@@ -202,12 +202,12 @@ async def _scenes(client: Client, show: Show) -> None:
         weight_by="memory",
     )
 
-    show.scene("dave wants what the fleet does not have", "corral request --gpus 64 --memory 70GiB")
+    show.scene("dave requests more than the fleet has", "corral request --gpus 64 --memory 70GiB")
     await _ask(client, show, owner="dave", gpus=64, memory="70GiB")
 
-    with show.busy("Work goes on, and the history takes it all in…"):
+    with show.busy("The history stores all of it…"):
         await _until(lambda: _recorded(client, MIN_SAMPLES, 0))
-    show.scene("alice keeps hers, bob gives his back", "corral renew … && corral release …")
+    show.scene("alice renews her lease, bob releases his", "corral renew … && corral release …")
     if held is not None:
         renewed = await client.renew(held.lease_id, owner="alice")
         show.out.print(f"[green]Renewed[/] {renewed.lease_id}: ends in {render.left(renewed)}")
@@ -275,9 +275,9 @@ class Show:
     def title(self, recording: Path | None) -> None:
         """Print the title, with the source of the telemetry."""
         source = (
-            f"Real telemetry: {recording.name}, {SPEED} times faster than it was recorded."
+            f"Real telemetry: {recording.name}, {SPEED} times faster than recorded."
             if recording
-            else "Simulated GPUs, a minute a second (a recording of real ones would be used where there is one)."
+            else "Simulated GPUs, at one minute per second (no recording of real ones was found)."
         )
         self.out.print(
             Panel(

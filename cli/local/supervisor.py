@@ -212,7 +212,7 @@ class Supervisor:
                 return
             if time.monotonic() - began > STEADY_SECONDS:
                 pause = BACKOFF_FIRST_SECONDS
-            detail = f"{ending(code)}; starting it again in {pause:.1f} s. Its log: {log}\n{last_lines(log, written)}"
+            detail = f"{ending(code)}; restarting it in {pause:.1f} s. Its log: {log}\n{last_lines(log, written)}"
             self._tell(SupervisorEvent(part=part.name, kind="died", detail=detail))
             await asyncio.sleep(pause)
             pause = min(pause * 2, BACKOFF_MAX_SECONDS)
@@ -246,9 +246,7 @@ class Supervisor:
                 continue
             if time.monotonic() - began > STEADY_SECONDS:
                 pause = BACKOFF_FIRST_SECONDS
-            self._tell(
-                SupervisorEvent(part="nats", kind="died", detail=f"{ending(process.returncode)}; starting it again")
-            )
+            self._tell(SupervisorEvent(part="nats", kind="died", detail=f"{ending(process.returncode)}; restarting it"))
             await asyncio.sleep(pause)
             pause = min(pause * 2, BACKOFF_MAX_SECONDS)
             began = time.monotonic()

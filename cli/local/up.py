@@ -86,7 +86,9 @@ def up(
                 "and plan find it), or start on another port with --port 0"
             )
         if no_auth and server_names(listen):
-            raise CommandError(f"--listen {listen} with --no-auth would let anyone do anything: leave one away", USAGE)
+            raise CommandError(
+                f"--listen {listen} with --no-auth would let anyone do anything: omit one of them", USAGE
+            )
         collector = collector_part(source, folder.path, hosts, devices, interval, background, faults)
         parts = cluster_parts(folder.path, collector)
         if not no_dashboard and find_spec("nicegui") is not None:
@@ -267,7 +269,7 @@ def _print_ready(
     rows = [
         (f"corral{connection_flags} top", "watch the fleet"),
         *((f"corral{connection_flags} {command}", meaning) for command, meaning in work_hints(devices, simulated)),
-        (f'corral{connection_flags} query "FROM samples LIMIT 5"', "ask the history"),
+        (f'corral{connection_flags} query "FROM samples LIMIT 5"', "query the history"),
     ]
     width = max(len(command) for command, _ in rows)
     for command, meaning in rows:
@@ -293,8 +295,8 @@ def work_hints(devices: Sequence[operations.DeviceStatus], simulated: bool) -> l
     # Simulated GPUs are on other hosts. `run` comes first: it releases its GPU, which matters if there is only one.
     anywhere = " --host any" if simulated else ""
     return [
-        (f"run{anywhere} --gpus 1{mig} -- printenv CUDA_VISIBLE_DEVICES", "run work on one"),
-        (asked, "ask for GPUs"),
+        (f"run{anywhere} --gpus 1{mig} -- printenv CUDA_VISIBLE_DEVICES", "run a command on a GPU"),
+        (asked, "request GPUs"),
     ]
 
 
@@ -313,9 +315,9 @@ def _print_dashboard(state: Path, data: Path) -> None:
     again = "corral dashboard link" + ("" if data == default_data() else f" --state {shlex.quote(str(state))}")
     if out.is_terminal:
         out.print(f"Dashboard: [bold]{login_link(state)}[/]", soft_wrap=True)
-        out.print(f"  [dim]that link logs in once; another: {escape(again)}[/]", soft_wrap=True)
+        out.print(f"  [dim]that login link works once; for a new one: {escape(again)}[/]", soft_wrap=True)
     else:
-        out.print(f"Dashboard: {url}; log in by what `{escape(again)}` prints", soft_wrap=True)
+        out.print(f"Dashboard: {url}; for a login link: `{escape(again)}`", soft_wrap=True)
 
 
 def _taken(host: str, port: int) -> bool:

@@ -131,7 +131,7 @@ def init(
 
     made = _do(make)
     say(f"{made.folder}: an authority with a planner and a processor{', and a CA' if made.tls else ''}")
-    say(f"  nats-server -c {made.server / SERVER_NAME}     or, in a configuration of yours: include {CONFIG_NAME!r}")
+    say(f"  nats-server -c {made.server / SERVER_NAME}     or, in your own configuration: include {CONFIG_NAME!r}")
     option = f" --dir {folder or where}" if folder or where != default_folder() else ""
     say(f"  corral auth add{option} requester {os.environ.get('USER', 'alice')}")
 
@@ -251,7 +251,7 @@ def revoke(
     """
     found = _open(folder)
     _do(lambda: found.revoke(name))
-    say(f"{name} is no user any more")
+    say(f"{name} is removed")
     _tell(found)
 
 
@@ -336,7 +336,7 @@ def print_credentials(
     found = _open(folder)
     path = _do(lambda: found.credentials(name))
     if ca and not found.tls:
-        raise CommandError("this authority is without TLS: there is no CA", USAGE)
+        raise CommandError("this authority has no CA, since it doesn't use TLS", USAGE)
     typer.echo(_do(lambda: (path.with_name("ca.crt") if ca else path).read_text()), nl=False)
 
 
@@ -361,7 +361,7 @@ def read_users(file: Path) -> dict[str, Wanted]:
     except OSError as error:
         raise AuthorityError(f"{file} can't be read: {error.strerror}") from None
     except (msgspec.MsgspecError, ValueError) as error:
-        raise AuthorityError(f"{file} is wrong: {error}") from None
+        raise AuthorityError(f"{file} is invalid: {error}") from None
 
 
 def _details(user: User) -> str:
@@ -382,7 +382,7 @@ def _hand_over(found: Authority, name: str, out: Path | None) -> None:
     if found.registry.users[name].role in (Role.REQUESTER, Role.VIEWER, Role.OPERATOR):
         say(f"  corral context add {_free_context(name)} {_url(found)} --creds {shlex.quote(str(path))}")
         if found.tls and out is None:
-            say(f"  {path.with_name('ca.crt')} goes with it")
+            say(f"  {path.with_name('ca.crt')} is needed too")
 
 
 def _url(found: Authority) -> str:
@@ -440,6 +440,6 @@ def _tell(found: Authority) -> None:
     """Make the server reload its configuration, or print how to do that."""
     pid_file = Path(found.registry.pid_file) if found.registry.pid_file else None
     if pid_file is not None and (pid := reload(pid_file)):
-        say(f"the server (process {pid}) has been told")
+        say(f"the server (process {pid}) reloads its configuration")
         return
-    say(f"it holds once the server reads {found.config} anew: nats-server --signal reload, or kill -HUP")
+    say(f"it takes effect when the server reloads {found.config}: nats-server --signal reload, or kill -HUP")

@@ -236,7 +236,8 @@ def check() -> None:
     there = [path for path in config_files.paths() if path.is_file()]
     check_all(there)
     typer.echo(
-        "\n".join(f"{path}: valid" for path in there) or f"there is no file: {config_files.path()} would be read"
+        "\n".join(f"{path}: valid" for path in there)
+        or f"there is no configuration file; it would be {config_files.path()}"
     )
 
 

@@ -56,7 +56,7 @@ def add(
       corral context add lab nats://gpu-bus:4222 --creds ~/lab.creds
     """
     if not name.strip() or "://" not in url:
-        raise CommandError(f"{url!r} is no URL of a bus: write it like nats://host:4222", USAGE)
+        raise CommandError(f"{url!r} is no URL of a NATS server; expected a form such as nats://host:4222", USAGE)
     config = own()
     given = {"creds": creds or GIVEN.get("creds", ""), "ca": ca, "cert": cert, "key": key}
     full = {field: str(Path(file).expanduser().absolute()) for field, file in given.items() if file}

@@ -153,9 +153,11 @@ def configuration() -> Finding:
         check_all(there)
         found = config.read()
     except CommandError as error:
-        return problem("configuration", str(error), "mend the file: corral config check says what is still wrong")
+        return problem("configuration", str(error), "correct the file: corral config check validates it")
     except ModuleNotFoundError as error:
-        return note("configuration", f"has settings of a part that is not installed ({error.name})", "install the part")
+        return note(
+            "configuration", f"has settings of a service that is not installed ({error.name})", "install the service"
+        )
     if found.current and found.current not in found.contexts:
         return problem("configuration", f"no context {found.current!r}", "corral context use another, or add it")
     files = ", ".join(map(str, there)) or "no file"
@@ -173,7 +175,7 @@ def driver() -> Finding:
         nvml.nvmlInit()
     except Exception as error:  # NVML has a separate class for each error
         return note(
-            "driver", f"no NVIDIA driver ({error})", "nothing to do, unless this host has GPUs: nvidia-smi tells"
+            "driver", f"no NVIDIA driver ({error})", "nothing to do, unless this host has GPUs: check with nvidia-smi"
         )
     try:
         return ok("driver", f"NVIDIA {nvml.nvmlSystemGetDriverVersion()}, {nvml.nvmlDeviceGetCount()} GPUs")
@@ -188,9 +190,11 @@ def disk() -> Finding:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK):
-        return problem("disk", f"{folder} can't be written", "name another folder with --data, or mend its owner")
+        return problem("disk", f"{folder} can't be written", "use another folder with --data, or correct its owner")
     if free < FREE_BYTES:
-        return note("disk", f"{format_bytes(free)} free at {folder}", "make room: history and streams need some GiB")
+        return note(
+            "disk", f"{format_bytes(free)} free at {folder}", "free disk space: history and streams need some GiB"
+        )
     return ok("disk", f"{format_bytes(free)} free at {folder}")
 
 
@@ -209,7 +213,9 @@ async def _bus(client: Client) -> AsyncIterator[Finding]:
         info = await _stream(client, stream.name)
         if info is None:
             yield problem(
-                f"stream {stream.name}", "is not there", "any part makes it at its start, if JetStream is on (-js)"
+                f"stream {stream.name}",
+                "is missing",
+                "every service creates it when it starts, if JetStream is enabled (-js)",
             )
             continue
         used, most = info["state"]["bytes"], info["config"]["max_bytes"]
@@ -218,14 +224,13 @@ async def _bus(client: Client) -> AsyncIterator[Finding]:
             yield note(
                 f"stream {stream.name}",
                 detail,
-                "it drops its oldest: fine where the processor keeps up (below), else the history gets gaps",
+                "it drops its oldest messages: harmless if the processor keeps up (below), else the history has gaps",
             )
         elif stream.name == subjects.FACTS_STREAM and (days := _days_held(info)) < stream.max_age_seconds / 86400:
             yield note(
                 f"stream {stream.name}",
-                f"{detail}; at the pace of now it holds {days:.3g} days of the {stream.max_age_seconds / 86400:g} that "
-                "are promised",
-                f"give it more room: `nats stream edit {stream.name} --max-bytes=…`, and renew leases more seldom",
+                f"{detail}; at the current rate it holds {days:.3g} of {stream.max_age_seconds / 86400:g} days",
+                f"enlarge it: `nats stream edit {stream.name} --max-bytes=…`, and renew leases less often",
             )
         else:
             yield ok(f"stream {stream.name}", detail)
@@ -250,10 +255,14 @@ def _exposed(client: Client) -> Finding | None:
         return None
     said: dict[str, Any] = nc._server_info  # pyright: ignore[reportPrivateUsage]  # nats-py has no other way to it
     if not said.get("auth_required"):
-        return note("access", "whoever reaches the bus may do anything", "corral auth init, and docs/security.md")
+        return note(
+            "access",
+            "no authentication: anyone who reaches the bus may do anything",
+            "corral auth init, and docs/security.md",
+        )
     if not said.get("tls_required"):
-        return note("access", "what is said on the bus can be read on its way", "corral auth init --tls-host NAME")
-    return ok("access", f"with credentials, over TLS; you are {client.identity.user or 'somebody'}")
+        return note("access", "no TLS: traffic can be read in transit", "corral auth init --tls-host NAME")
+    return ok("access", f"with credentials, over TLS; user {client.identity.user or 'unknown'}")
 
 
 async def _stream(client: Client, name: str) -> dict[str, Any] | None:
@@ -294,24 +303,24 @@ async def _collector(client: Client) -> Finding:
         return note(
             "collector",
             f"none has reported from {host} ({hosts} hosts in the fleet)",
-            "corral collect here, if this host has GPUs to share",
+            "corral collect here, if this host has GPUs",
         )
     report = codec.decode(message.data, AgentReport)
     # By the later of its clock and the bus's, since one of them may be wrong.
     age = time.time() - max(report.time_ns / 1e9, message.stored_at)
     if age > 35:
-        return problem("collector", f"of {host} has not reported for {age:.0f} s", "start it again: corral collect")
+        return problem("collector", f"of {host} has not reported for {age:.0f} s", "restart it: corral collect")
     if report.dropped_samples:
         return note(
             "collector",
             f"has dropped {report.dropped_samples:,} samples",
-            "give it a larger --buffer, or the bus more room",
+            "use a larger --buffer, or enlarge the bus's streams",
         )
     if not report.processes_identified:
         return note(
             "collector",
-            f"of {host} has process ids of its own, so it can't tell whose the processes on the devices are",
-            "let it see the host's: hostPID: true on Kubernetes, --pid=host for a container",
+            f"of {host} runs in a PID namespace, so it can't attribute processes on the devices to leases",
+            "use the host's: hostPID: true on Kubernetes, --pid=host for a container",
         )
     return ok("collector", f"{report.source} on {host}, {report.ticks:,} ticks, {report.late_ticks:,} late")
 
@@ -333,15 +342,15 @@ async def _bucket(client: Client) -> Finding:
     leader = next((found for found in await ask_health(client.nc, "planner") if found.role == "leader"), None)
     values = {measure.name: measure.value for measure in leader.measures} if leader is not None else {}
     if "bucket_bytes" not in values:
-        return note("bucket", "no planner leads that says how full its bucket is", _FIXES[_planner.__name__])
+        return note("bucket", "no leading planner reports the size of its bucket", _FIXES[_planner.__name__])
     used, most = values["bucket_bytes"], values["bucket_max_bytes"]
     if not most:
-        return ok("bucket", f"leases and refusals take {format_bytes(int(used))}, without a limit")
-    detail = f"leases and refusals take {format_bytes(int(used))} of {format_bytes(int(most))}"
+        return ok("bucket", f"leases and rejections take {format_bytes(int(used))}, without a limit")
+    detail = f"leases and rejections take {format_bytes(int(used))} of {format_bytes(int(most))}"
     if used < BUCKET_FULL * most:
         return ok("bucket", detail)
     twice = f"`nats stream edit KV_{subjects.PLANNER_BUCKET} --max-bytes={int(2 * most)}`"
-    return note("bucket", f"{detail}: beyond 85 % nothing is granted", f"let leases end, or give it more room: {twice}")
+    return note("bucket", f"{detail}: above 85 % nothing is granted", f"let leases end, or enlarge it: {twice}")
 
 
 async def _history(client: Client) -> Finding:
@@ -349,17 +358,19 @@ async def _history(client: Client) -> Finding:
     lag = sum(status.lag_messages.values())
     detail = f"{status.database}, {format_bytes(status.database_bytes)}, {lag:,} messages behind"
     if status.paused:
-        return problem("history", f"the processor is paused: {status.paused}", "nothing is lost yet: remove the cause")
+        return problem(
+            "history", f"the processor is paused: {status.paused}", "nothing is lost so far: remove the cause"
+        )
     told = {why for one in await ask_health(client.nc, "processor") if not one.ready for why in one.reasons}
     if told:
-        return note("history", f"{detail}; {'; '.join(sorted(told))}", "corral health processor says which processor")
+        return note("history", f"{detail}; {'; '.join(sorted(told))}", "corral health processor names the processor")
     if lag > LAG_MESSAGES:
-        return note("history", detail, "it catches up, or it is too slow: is its disk, or its CPU, full?")
+        return note("history", detail, "it is catching up, or too slow: check its disk and CPU")
     if status.dead_letters:
         return note(
             "history",
             f"{detail}; {status.dead_letters:,} messages refused",
-            "corral query 'FROM dead_letters' says why",
+            "corral query 'FROM dead_letters' lists the reasons",
         )
     return ok("history", detail)
 
@@ -379,20 +390,20 @@ async def _hosts(client: Client) -> Finding:
     said = [
         f"the clock of {host} is {abs(offset):.0f} s {'ahead' if offset > 0 else 'behind'}" for host, offset in off.rows
     ]
-    said += [f"{device} is listed by {owner}, whose it is, and by {host}" for device, owner, host in twice.rows]
+    said += [f"{device} is reported by {owner}, its owner, and by {host}" for device, owner, host in twice.rows]
     if not said:
-        return ok("hosts", "their clocks are right, and no two list the same device")
+        return ok("hosts", "clocks are right, and no two hosts report the same device")
     more = f"; and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
     return note(
         "hosts",
         "; ".join(said[:_SHOWN]) + more,
-        "run a time service on them; give each collector a machine, a --state folder and devices of its own "
-        "(FROM host_clocks, FROM device_conflicts show all)",
+        "run a time service on them; use one collector per machine, --state folder and device "
+        "(see the tables host_clocks and device_conflicts)",
     )
 
 
 _FIXES: Final[dict[str, str]] = {
-    _collector.__name__: "is JetStream on?",
+    _collector.__name__: "is JetStream enabled?",
     _planner.__name__: "corral plan",
     _bucket.__name__: "corral plan",
     _history.__name__: "corral process",

@@ -81,7 +81,7 @@ def fleet(
         f"{summary.in_use_devices} in use without a lease)",
         "leases": f"{summary.active_leases} active, {summary.waiting_requests} waiting",
         "memory": f"{format_bytes(summary.memory_used_bytes)} used of {format_bytes(summary.memory_total_bytes)}, "
-        f"{format_bytes(summary.memory_free_bytes)} to be had",
+        f"{format_bytes(summary.memory_free_bytes)} available",
         "whole GPUs free": f"{summary.share_free:g}",
         "utilization": render.number(summary.utilization_percent_mean, " %", 1),
         "temperature": render.number(summary.temperature_celsius_mean, " °C", 1),
@@ -155,7 +155,7 @@ def drain(
     if not listing:
         _need(host, device, host_label)
         if not reason:
-            raise exits.CommandError("say why: --reason", exits.USAGE)
+            raise exits.CommandError("give a reason: --reason", exits.USAGE)
 
     async def work() -> dict[str, str]:
         async with connected(nats, timeout=timeout) as client:
@@ -198,7 +198,7 @@ def undrain(
 
 def _need(*what: list[str] | None) -> None:
     if not any(what):
-        raise exits.CommandError("say what: --host, --device or --host-label", exits.USAGE)
+        raise exits.CommandError("name what to drain: --host, --device or --host-label", exits.USAGE)
 
 
 def _print_drains(drains: dict[str, str], json: bool) -> None:
@@ -210,7 +210,7 @@ def _print_drains(drains: dict[str, str], json: bool) -> None:
             made.add_row(escape(what), escape(why))
         console().print(made)
     else:
-        console().print("[dim]nothing is drained[/]")
+        console().print("[dim]no drains[/]")
 
 
 def evict(

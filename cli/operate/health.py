@@ -137,7 +137,7 @@ async def _reported(client: Client, host: str | None) -> ServiceHealth:
     try:
         message = await stream_reader.last(client.nc, subjects.TELEMETRY_STREAM, subject)
     except (NotFoundError, TimeoutError) as error:
-        raise Unavailable("the bus keeps no streams: is JetStream on?") from error
+        raise Unavailable("the bus keeps no streams: is JetStream enabled?") from error
     if message is None:
         raise NoService(f"no collector{f' of {host}' if host else ''} has reported yet")
     report = codec.decode(message.data, AgentReport)

@@ -67,7 +67,7 @@ def query(
     except ValueError as error:
         raise CommandError(str(error), USAGE) from None
     if not 0 < seconds <= 600:
-        raise CommandError(f"--timeout {timeout}: from above 0 to 10m", USAGE)
+        raise CommandError(f"--timeout {timeout}: must be above 0 and at most 10m", USAGE)
     request = QueryRequest(
         sql=read_sql(sql, file),
         format=format,
@@ -101,13 +101,13 @@ def read_sql(sql: str | None, file: Path | None) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"can't read {file}: {error}", USAGE) from None
     if sql is None and file is None and sys.stdin.isatty():
-        raise CommandError('there is no SQL: corral query "SHOW TABLES" lists what there is to ask', USAGE)
+        raise CommandError('no SQL given: corral query "SHOW TABLES" lists the tables', USAGE)
     return _not_empty(sys.stdin.read())
 
 
 def _not_empty(sql: str) -> str:
     if not sql.strip():
-        raise CommandError('the SQL is empty: corral query "SHOW TABLES" lists what there is to ask', USAGE)
+        raise CommandError('the SQL is empty: corral query "SHOW TABLES" lists the tables', USAGE)
     if len(sql) > 100_000:
         raise CommandError(f"the SQL is {len(sql):,} characters long, and 100,000 at most", USAGE)
     return sql
@@ -142,7 +142,7 @@ async def _copy(nats: str | None, request: QueryRequest, path: Path | None, *, w
                     output.write(piece)
                     end = last or end
         if whole and end.truncated:
-            text = f"there are more than {MAX_ROWS:,} rows: ask for a part of them, or say --limit"
+            text = f"there are more than {MAX_ROWS:,} rows: select fewer, or set --limit"
             raise CommandError(text, QUERY_FAILED)
         if request.format is ResultFormat.JSON:
             output.write(b"\n")
@@ -227,7 +227,7 @@ def show_table(body: bytes, end: QueryEnd) -> None:
         table.add_row(*(Text(cell) for cell in row[:shown]))
     console().print(table)
     if shown < len(names):
-        say(f"{len(names) - shown} more columns do not fit: {', '.join(names[shown:])} (name some, or --csv)")
+        say(f"{len(names) - shown} more columns don't fit: {', '.join(names[shown:])} (select fewer, or use --csv)")
     _footer(end)
 
 

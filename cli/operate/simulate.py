@@ -132,9 +132,9 @@ def _check_out(out: Path | None, inputs: list[Path]) -> None:
     if out is None:
         return
     if any(out.resolve() == path.resolve() for path in inputs):
-        raise exits.CommandError(f"--out {out} would overwrite a table that is read: name another file", exits.USAGE)
+        raise exits.CommandError(f"--out {out} would overwrite an input: use another file", exits.USAGE)
     if out.is_dir() or not out.parent.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise exits.CommandError(f"--out {out} can't be written: name a file in a folder that is there", exits.USAGE)
+        raise exits.CommandError(f"--out {out} can't be written: its folder doesn't exist", exits.USAGE)
 
 
 def _report(result: Simulation) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _show(report: dict[str, Any], out: Path | None) -> None:
     if "bound_percent" in report:
         show(f"bound     {report['bound_percent']:.2f} %: no policy could exceed it; gap {report['gap_percent']:.2f}")
     if report.get("verified"):
-        show("verified  every placement fits, and no drop had a place")
+        show("verified  every placement fits, and no dropped request would have fitted")
     if out is not None:
         show(f"written   {out}", markup=False)
 

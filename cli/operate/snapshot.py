@@ -40,7 +40,7 @@ def snapshot(
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
     if out.exists() and not force:
-        raise CommandError(f"{out} is there already: name another file, or --force", USAGE)
+        raise CommandError(f"{out} exists already: use another file, or --force", USAGE)
     if not out.absolute().parent.is_dir():
         raise CommandError(f"there is no folder {out.absolute().parent}", USAGE)
     with _progress() as on_progress:
@@ -112,7 +112,7 @@ async def _fetch(
             file.flush()
             os.fsync(file.fileno())
             if file.tell() != made.bytes:
-                raise CommandError(f"only {file.tell():,} of {made.bytes:,} bytes came: try again", FAILED)
+                raise CommandError(f"only {file.tell():,} of {made.bytes:,} bytes arrived: try again", FAILED)
         part.replace(out)
         done = SnapshotRead(snapshot_id=made.snapshot_id, done=True)
         await nc.publish(user_subject(nc, subjects.SNAPSHOT_READ), codec.encode(done, codec.JSON))

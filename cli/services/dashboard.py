@@ -136,10 +136,12 @@ def serve(
         if not quiet and not no_login:
             # Printed only on a terminal; a log would keep the token where others can read it.
             if sys.stderr.isatty():
-                console(stderr=True).print(f"log in, once, by this link:\n  [bold]{link}[/]", soft_wrap=True)
+                console(stderr=True).print(
+                    f"log in with this link, which works once:\n  [bold]{link}[/]", soft_wrap=True
+                )
             else:
                 option = f" --state {shlex.quote(str(settings.state))}" if state else ""
-                say(f"for a link to log in: corral dashboard link{option}")
+                say(f"for a login link: corral dashboard link{option}")
 
     try:
         stop = asyncio.Event()
@@ -179,10 +181,10 @@ def user(
         if remove:
             if not accounts.remove(name):
                 raise CommandError(f"there is no account {name!r}", FAILED)
-            say(f"{name} is gone, and logged out")
+            say(f"{name} is removed, and logged out")
             return
         if password_file is None and not new_password and accounts.assign(name, _role(role)):
-            say(f"{name} may go on as {role}")
+            say(f"{name} has the role {role} now")
             return
         if password_file is None:
             password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
@@ -194,7 +196,7 @@ def user(
         raise CommandError(f"{error.filename}: {error.strerror}") from error
     except AccountsError as error:
         raise CommandError(str(error), USAGE) from error
-    say(f"{name} may log in as {role}")
+    say(f"{name} can log in as {role}")
 
 
 @dashboard.command("link")
@@ -210,7 +212,7 @@ def link(state: State = None) -> None:
     found = next((link for link in map(login_link, places) if link), None)
     if found is None:
         looked = ", ".join(map(str, dict.fromkeys(places)))
-        text = "start one with `corral dashboard` or `corral up`, or name the folder of one that runs with --state"
+        text = "start one with `corral dashboard` or `corral up`, or give the folder of a running one with --state"
         raise CommandError(f"no dashboard runs on {looked}: {text}", FAILED)
     typer.echo(found)
 

@@ -76,7 +76,7 @@ async def _until_stopped(work: Coroutine[Any, Any, None], within_seconds: float,
     def begin(number: int) -> None:
         nonlocal stopped
         stopped = True
-        log.info("%s: ending in order, within %g s", signal.Signals(number).name, within_seconds)
+        log.info("%s: shutting down, within %g s", signal.Signals(number).name, within_seconds)
         for each in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(each)
             # The system's default action ends the process even if its event loop hangs.
@@ -97,10 +97,10 @@ async def _until_stopped(work: Coroutine[Any, Any, None], within_seconds: float,
     if not stopped and task.cancelled():
         raise asyncio.CancelledError
     if stopped:
-        log.info("ended in order")
+        log.info("shut down")
 
 
 def _give_up(seconds: float) -> None:
-    log.error("not ended in order within %g s: ending now. What was acknowledged is durable", seconds)
+    log.error("no graceful shutdown within %g s: exiting now. All acknowledged data is durable", seconds)
     sys.stderr.flush()
     os._exit(FAILED)

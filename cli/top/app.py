@@ -49,7 +49,7 @@ class ConfirmDialog(ModalScreen[bool]):
         """Compose the question and its keys."""
         with Vertical():
             yield Static(Text(self._question))
-            yield Static(Text("Enter does it, Escape does not", "dim"))
+            yield Static(Text("Enter confirms, Escape cancels", "dim"))
 
 
 class ReasonDialog(ModalScreen[str | None]):
@@ -71,7 +71,7 @@ class ReasonDialog(ModalScreen[str | None]):
         """Compose the question and the input field."""
         with Vertical():
             yield Static(Text(self._question))
-            yield Input(placeholder="why? (people will read it) · Enter does it, Escape does not")
+            yield Input(placeholder="reason (users see it) · Enter confirms, Escape cancels")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Close the dialog with the reason, unless it is empty."""
@@ -112,7 +112,7 @@ def device_page(view: FleetView, uuid: str, width: int) -> RenderableType:
     seen = view.last
     device = next((one for one in seen.devices if one.uuid == uuid), None) if seen else None
     if device is None or seen is None:
-        return Text(f"{uuid} is not in the fleet any more", "red")
+        return Text(f"{uuid} is no longer in the fleet", "red")
     past = view.past.get(uuid, ())
     throttled = " (throttled)" if device.throttled else ""
     used = device.memory_used_bytes
@@ -125,16 +125,16 @@ def device_page(view: FleetView, uuid: str, width: int) -> RenderableType:
         ("utilization", Text(f"{render.number(device.utilization_percent, ' %', 1)}  ").append(
             sparkline(past, min(width - 10, HISTORY)).strip(), "green")),
         ("memory", f"{'–' if used is None else format_bytes(used)} of {format_bytes(device.memory_total_bytes)}, "
-         f"{format_bytes(device.memory_free_bytes)} to be had, {device.share_free:.0%} of it not leased"),
+         f"{format_bytes(device.memory_free_bytes)} available, {device.share_free:.0%} not leased"),
         ("temperature", render.number(device.temperature_celsius, " °C") + throttled),
         ("power", render.number(device.power_watts, " W")),
         ("last sample", "never" if device.sample_age_seconds is None else f"{device.sample_age_seconds:.1f} s ago"),
-        ("health", device.health or "well"),
+        ("health", device.health or "healthy"),
     ):  # fmt: skip
         facts.add_row(Text(name, "dim"), value)
     parts: list[RenderableType] = [facts, Text()]
     held = [lease for lease in seen.leases if lease.lease_id in device.leases]
-    parts += [render.leases_table(held) if held else Text("no lease on it", "dim"), Text()]
+    parts += [render.leases_table(held) if held else Text("no leases", "dim"), Text()]
     processes = ProcessTable(view).on(device)
     if processes:
         made = render.table("PID", "USER", "NAME", "MEMORY", "SM", "LEASE", "CONCERN", right=("PID", "MEMORY", "SM"))
@@ -147,7 +147,7 @@ def device_page(view: FleetView, uuid: str, width: int) -> RenderableType:
             )  # fmt: skip
         parts.append(made)
     else:
-        parts.append(Text("no processes seen on it", "dim"))
+        parts.append(Text("no processes", "dim"))
     return Group(*parts)
 
 
@@ -213,7 +213,7 @@ class TopApp(App[None]):
             for name in VIEWS:
                 with TabPane(name.title(), id=name):
                     yield self._tables[name]
-        yield Input(self._words, placeholder="words: a host, a model, a lease, free, leased, drained …", id="filter")
+        yield Input(self._words, placeholder="words: host, model, lease, owner, free, leased, drained …", id="filter")
         yield Static(id="notice")
         yield Footer()
 
@@ -254,7 +254,7 @@ class TopApp(App[None]):
             notice.append(f" · {seen.time.astimezone():%H:%M:%S}")
             stray = sum(bool(row.concern) for row in processes)
             if stray:
-                notice.append(f" · {stray} processes without a lease or beyond it (5)", "yellow")
+                notice.append(f" · {stray} lease violations (5)", "yellow")
         if self._paused:
             notice.append(" · paused", "yellow")
         if self._fleet.error:
@@ -334,22 +334,22 @@ class TopApp(App[None]):
             name = f"{row.host} #{row.index} ({short_model(row.model)})"
             if row.drain_reason:
                 self._ask(
-                    f"Let work on {name} again? It is drained: {row.drain_reason}",
+                    f"Undrain {name}? It is drained: {row.drain_reason}",
                     lambda: self._fleet.client.undrain(**what),
-                    f"{name} takes work again",
+                    f"{name} is undrained",
                 )
                 return
         elif self._view == "hosts" and row is not None:
             what, name = {"hosts": [row.host]}, row.host
         else:
-            self.notify("Drain a device or a host: they are in views 1 and 2", severity="warning")
+            self.notify("Select a device or a host to drain (views 1 and 2)", severity="warning")
             return
 
         def drain(reason: str | None) -> None:
             if reason is not None:
                 self.run_worker(self._act(self._fleet.client.drain(reason=reason, **what), f"{name} is drained"))
 
-        self.push_screen(ReasonDialog(f"Keep new work off {name}? Leases that are there go on."), drain)
+        self.push_screen(ReasonDialog(f"Drain {name}? Existing leases continue."), drain)
 
     def action_end(self) -> None:
         """End the selected lease or request, after confirmation: withdraw or release the user's, evict another's."""
@@ -374,12 +374,12 @@ class TopApp(App[None]):
         elif isinstance(row, ProcessRow) and row.owner:
             lease_id = row.process.lease
         if not lease_id:
-            self.notify("There is no lease under the cursor", severity="warning")
+            self.notify("No lease is selected", severity="warning")
             return
         leases = self._fleet.last.leases if self._fleet.last is not None else []
         if any(lease.lease_id == lease_id and lease.owner == client.owner for lease in leases):
             self._ask(
-                f"Release your lease {lease_id}? Its work is told to stop.",
+                f"Release your lease {lease_id}? Its work is stopped.",
                 lambda: client.release(lease_id),
                 f"{lease_id} is released",
             )
@@ -389,7 +389,7 @@ class TopApp(App[None]):
             if reason is not None:
                 self.run_worker(self._act(self._fleet.client.evict(lease_id, reason=reason), f"{lease_id} is evicted"))
 
-        self.push_screen(ReasonDialog(f"Take lease {lease_id} back? Its work is told to stop."), evict)
+        self.push_screen(ReasonDialog(f"Evict lease {lease_id}? Its work is stopped."), evict)
 
     def _ask(self, question: str, doing: Callable[[], Awaitable[Any]], done: str) -> None:
         """Ask for confirmation, and carry out an action if it is given."""

@@ -82,7 +82,7 @@ def page(seen: FleetSnapshot, most: int | None = None) -> Group:
     for entry in seen.queue[:5]:
         parts.append(
             Text.from_markup(
-                f"[yellow]waits[/] {entry.position}. {escape(entry.owner)} {escape(entry.name)} "
+                f"[yellow]queued[/] {entry.position}. {escape(entry.owner)} {escape(entry.name)} "
                 f"({entry.gpus} GPUs, {render.duration(entry.waiting_seconds)}): {escape(entry.message)}"
             )
         )

@@ -155,7 +155,7 @@ class Child:
         if "ending" in message:
             self._tell_people(f"the command has left {_some(message['ending'])}: ended with the lease")
         if message.get("left"):
-            self._tell_people(f"waiting for {_some(message['left'])}, which can't be ended from here")
+            self._tell_people(f"waiting for {_some(message['left'])}, which can't be ended by this user")
 
     async def _start_reaper(self) -> None:
         ours, theirs = socket.socketpair()

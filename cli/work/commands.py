@@ -117,7 +117,7 @@ def print_assignment(lease: requests.Lease, owner: str | None = None) -> None:
     rest = lease.lease_id + (f" --owner {shlex.quote(owner)}" if owner else "")
     here = global_options.connection_flags()
     out.print(
-        f"[dim]renew: {escape(f'corral{here} renew {rest}')} · give back: {escape(f'corral{here} release {rest}')}[/]"
+        f"[dim]renew: {escape(f'corral{here} renew {rest}')} · release: {escape(f'corral{here} release {rest}')}[/]"
     )
 
 
@@ -150,8 +150,8 @@ def explain(
         print_json(explanation)
     else:
         out = console()
-        colour = "green" if explanation.granted else "red"
-        out.print(f"[bold {colour}]{'Would be granted' if explanation.granted else 'Would be rejected'}[/]: "
+        color = "green" if explanation.granted else "red"
+        out.print(f"[bold {color}]{'Would be granted' if explanation.granted else 'Would be rejected'}[/]: "
                   f"{escape(explanation.message)}")  # fmt: skip
         if explanation.policy:
             out.print(f"[dim]ranked by {escape(explanation.policy)}[/]")
@@ -180,7 +180,7 @@ def explain(
 def _addition(text: str) -> operations.Addition:
     count, sign, model = text.replace("×", "x").partition("x")
     if not sign or not count.strip().isdigit() or not model.strip():
-        raise exits.CommandError(f"--with-more {text!r}: write it like 8xH100", exits.USAGE)
+        raise exits.CommandError(f"--with-more {text!r}: expected a form such as 8xH100", exits.USAGE)
     return operations.Addition(model=model.strip(), devices=int(count))
 
 
@@ -231,7 +231,7 @@ def release(
       corral release --all
     """
     if bool(lease_ids) == every:
-        raise exits.CommandError("name the leases to release, or say --all", exits.USAGE)
+        raise exits.CommandError("give the ids of leases, or --all", exits.USAGE)
 
     async def work() -> tuple[list[requests.Lease], list[errors.CorralError]]:
         done: list[requests.Lease] = []
@@ -307,7 +307,7 @@ def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -
         print_json(operations.Queue(entries=entries))
         return
     if not entries:
-        console().print("[dim]nobody waits[/]")
+        console().print("[dim]the queue is empty[/]")
         return
     made = render.table(
         "#", "REQUEST", "OWNER", "NAME", "GPUS", "WAITS", "HEARD", "WHY", right=("#", "GPUS", "WAITS", "HEARD")
@@ -340,7 +340,7 @@ def withdraw(
       corral withdraw --all
     """
     if bool(request_ids) == every:
-        raise exits.CommandError("name the requests to withdraw (corral queue lists them), or say --all", exits.USAGE)
+        raise exits.CommandError("give the ids of requests (see corral queue), or --all", exits.USAGE)
 
     async def work() -> list[requests.Rejection | requests.Assignment]:
         async with connected(nats, owner=owner, timeout=timeout) as client:
@@ -352,13 +352,13 @@ def withdraw(
     if json:
         print_json(done)
     elif not done:
-        console().print("[dim]nothing of yours waits[/]")
+        console().print("[dim]none of your requests is queued[/]")
     else:
         for answer in done:
             if isinstance(answer, requests.Assignment):
                 lease = answer.lease
                 console().print(
-                    f"[yellow]Granted just before[/]: lease {escape(lease.lease_id)} of request "
+                    f"[yellow]Already granted[/]: lease {escape(lease.lease_id)} of request "
                     f"{escape(lease.request_id)} holds its GPUs (corral release {escape(lease.lease_id)})"
                 )
             else:
@@ -380,7 +380,5 @@ def _waiting_one(entries: list[operations.QueueEntry], text: str, owner: str) ->
             exits.NOT_YOURS,
         )
     if found:
-        raise exits.CommandError(
-            f"{len(found)} requests that wait begin with {text!r}: write more of the id", exits.USAGE
-        )
-    raise exits.CommandError(f"no request {text!r} waits: `corral queue` lists those that do", exits.NOT_YOURS)
+        raise exits.CommandError(f"{len(found)} queued requests begin with {text!r}: give more of the id", exits.USAGE)
+    raise exits.CommandError(f"no queued request {text!r}: see `corral queue`", exits.NOT_YOURS)

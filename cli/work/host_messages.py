@@ -15,7 +15,7 @@ async def explain_missing_host(client: Client, fields: RequestFields) -> None:
     if list(fields.get("hosts", ())) == [mine] and not (await client.fleet(hosts=[mine])).devices:
         say(
             f"corral: this host ({mine}) has no devices in the fleet; is `corral collect` running here? "
-            "--host any takes devices of any host (--via ssh starts the command there)"
+            "--host any allows any host (--via ssh starts the command there)"
         )
 
 

@@ -36,7 +36,7 @@ async def start_in_time(held: HeldLease, start: Callable[[float], Awaitable[None
         with contextlib.suppress(TooLate):
             await start(start_by)
             return
-    raise NotStarted("this machine is too busy to start the command in the time that its lease allows", FAILED)
+    raise NotStarted("this machine is too busy to start the command within the lease's time to live", FAILED)
 
 
 @contextlib.contextmanager
@@ -56,7 +56,7 @@ async def _tell(held: HeldLease, quiet: bool) -> None:
         if held.overdue and not told:
             say(
                 f"corral: the lease could not be renewed for {held.unconfirmed_seconds:.0f} s, bus or planner can't be "
-                "reached: the command goes on until a planner says that it has ended (--on-outage stop ends it)"
+                "reached: the command continues until a planner reports that the lease has ended (see --on-outage)"
             )
             told = True
         elif told and not held.overdue and held.lost is None:

@@ -337,7 +337,7 @@ def execute(words: Sequence[str]) -> OSError:
             os.execv(path, list(words))
         except (FileNotFoundError, NotADirectoryError):
             if os.path.exists(path):
-                failed = OSError(errno.ENOENT, "the interpreter that its first line names is not there")
+                failed = OSError(errno.ENOENT, "the interpreter in its first line doesn't exist")
         except OSError as error:
             if error.errno == errno.ENOEXEC and _is_text(path):
                 os.execv("/bin/sh", ["/bin/sh", path, *words[1:]])

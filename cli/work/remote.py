@@ -78,7 +78,7 @@ if left; then
     while [ "$tries" -gt 0 ] && [ -d "/proc/$PPID" ] && left; do pause; tries=$((tries - 1)); done
     tries=15; while [ "$tries" -gt 0 ] && left; do tell KILL; pause; tries=$((tries - 1)); done
     if left; then
-        echo "corral: waiting for $names, which can't be ended from here" >&2
+        echo "corral: waiting for $names, which can't be ended by this user" >&2
         tries=$GIVE_UP; while [ "$tries" -gt 0 ] && left; do sleep 1; tries=$((tries - 1)); done
     fi
 fi
@@ -110,7 +110,7 @@ class Remote:
         for name, value in self._names.items():
             if any(name in word for word in self._words) and not _ADDRESS.fullmatch(value):
                 raise exits.CommandError(
-                    f"host {host!r} can't be reached at {value!r}, as its collector says: that is no name or address"
+                    f"host {host!r} can't be reached at {value!r}, as its collector reports: no host name or address"
                 )
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], lease_id: str, grace: float) -> list[str]:

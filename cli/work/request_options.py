@@ -200,7 +200,8 @@ def _profile(text: str) -> bool | str:
         return True
     if _PROFILE.search(text) is None:
         raise CommandError(
-            f"--mig {text!r} is no profile: write it like 1g.10gb or '*g.20gb', or --mig=any before a command", USAGE
+            f"--mig {text!r} is no profile; use one such as 1g.10gb or '*g.20gb', or --mig=any before a command",
+            USAGE,
         )
     return text
 
@@ -211,6 +212,6 @@ def pairs(values: list[str], option: str) -> dict[str, str]:
     for value in values:
         key, sign, text = value.partition("=")
         if not sign or not key:
-            raise CommandError(f"{option} {value!r}: write it like rack=r1", USAGE)
+            raise CommandError(f"{option} {value!r}: expected KEY=VALUE, such as rack=r1", USAGE)
         found[key] = text
     return found

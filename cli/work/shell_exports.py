@@ -55,7 +55,7 @@ def chosen(context: typer.Context, *, export: bool, json: bool) -> tuple[bool, b
     sources = {name: context.get_parameter_source(name) for name in ("export", "json")}
     said = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if len(said) != 1:
-        raise exits.CommandError("--export and --json are two forms of one answer: give one of them", exits.USAGE)
+        raise exits.CommandError("--export and --json exclude each other", exits.USAGE)
     return said == ["export"], said == ["json"]
 
 

@@ -40,4 +40,4 @@ def wait_display(quiet: bool = False) -> Generator[Any]:
 
 
 def _text(entry: operations.QueueEntry) -> str:
-    return f"in line at {entry.position} for {duration(entry.waiting_seconds)}: {entry.message}"
+    return f"position {entry.position} in the queue for {duration(entry.waiting_seconds)}: {entry.message}"

@@ -1,5 +1,5 @@
 // A cell a device, on one canvas: five thousand of them are drawn in a few milliseconds.
-import { FONT, STATES, bytes, css, drawn, scale, sized, stateColour, uint16, uint32 } from "corral-ui";
+import { FONT, STATES, bytes, css, drawn, scale, sized, stateColor, uint16, uint32 } from "corral-ui";
 
 const UNKNOWN = 255;
 const LEAST = 9;
@@ -14,7 +14,7 @@ export default {
     <div class="heat" @mouseleave="leave">
       <div class="heat-legend" role="note">
         <template v-if="metric === 'health'">
-          <span v-for="state in states" class="heat-key"><i :style="{background: state.colour}"></i>{{ state.name }}
+          <span v-for="state in states" class="heat-key"><i :style="{background: state.color}"></i>{{ state.name }}
             <b>{{ state.count.toLocaleString("en") }}</b></span>
         </template>
         <template v-else>
@@ -183,7 +183,7 @@ export default {
     },
     look() {
       const health = this.metric === "health";
-      return { health, colours: health ? null : scale(this.metric), unknown: css("--unknown"), text: css("--text"), muted: css("--muted"), alarm: stateColour(6), panel: css("--panel") };
+      return { health, colors: health ? null : scale(this.metric), unknown: css("--unknown"), text: css("--text"), muted: css("--muted"), alarm: stateColor(6), panel: css("--panel") };
     },
     heading(context, { text, muted }) {
       const { labels, notes } = this.plan;
@@ -213,14 +213,14 @@ export default {
       context.textAlign = "center";
       context.font = `500 ${this.cell >= 44 ? 14 : 11}px ${FONT}`;
     },
-    cellAt(context, at, { health, colours, unknown, muted, alarm, panel }) {
+    cellAt(context, at, { health, colors, unknown, muted, alarm, panel }) {
       const { cell } = this;
       const device = this.plan.order[at];
       const level = health ? this.health[device] : this.levels[device];
       const x = this.xs[at], y = this.ys[at];
       const known = health || level !== UNKNOWN;
       const numbers = cell >= 28;
-      context.fillStyle = health ? stateColour(level) : known ? colours[level].css : unknown;
+      context.fillStyle = health ? stateColor(level) : known ? colors[level].css : unknown;
       // Corners that nobody would see cost more than all else.
       if (cell < 14) context.fillRect(x, y, cell, cell);
       else {
@@ -231,7 +231,7 @@ export default {
       if (health) this.mark(context, x, y, cell, STATES[level]?.mark, numbers ? this.plan.indices[at] : null, panel);
       else {
         if (numbers) {
-          context.fillStyle = known ? (colours[level].bright ? "rgba(8,16,24,.82)" : "rgba(255,255,255,.92)") : muted;
+          context.fillStyle = known ? (colors[level].bright ? "rgba(8,16,24,.82)" : "rgba(255,255,255,.92)") : muted;
           context.fillText(known ? String(this.worth(level)) : "–", x + cell / 2, y + cell / 2 + 0.5);
         }
         if (this.health[device] === 6) {
@@ -278,12 +278,12 @@ export default {
       while (kept.length > 1 && context.measureText("…" + kept).width > width) kept = kept.slice(1);
       return "…" + kept;
     },
-    // The colours, and above them how many devices have each.
+    // The colors, and above them how many devices have each.
     legend() {
       if (this.metric === "health") {
         const counts = STATES.map(() => 0);
         this.plan.order.forEach((device) => (counts[this.health[device]] += 1));
-        const states = STATES.map(({ name }, at) => ({ name, count: counts[at], colour: stateColour(at) }));
+        const states = STATES.map(({ name }, at) => ({ name, count: counts[at], color: stateColor(at) }));
         this.states = states.filter(({ count }, at) => count || at === 0 || at === 2);
         return;
       }
@@ -297,7 +297,7 @@ export default {
         if (level !== UNKNOWN) counts[Math.min(bars - 1, Math.floor((level / 251) * bars))] += 1;
       });
       const most = Math.max(1, ...counts);
-      const colours = scale(this.metric);
+      const colors = scale(this.metric);
       counts.forEach((count, at) => {
         const tall = count ? Math.max(2, Math.sqrt(count / most) * 16) : 0;
         const x = (at / bars) * width;
@@ -307,7 +307,7 @@ export default {
         context.globalAlpha = 1;
       });
       for (let x = 0; x < width; x++) {
-        context.fillStyle = colours[Math.round((x / (width - 1)) * 250)].css;
+        context.fillStyle = colors[Math.round((x / (width - 1)) * 250)].css;
         context.fillRect(x, 20, 1.5, 6);
       }
       const [low, high, unit] = RANGES[this.metric];

@@ -1,5 +1,5 @@
 // Who held which device when: a lane a device, a bar a lease. Only the lanes in view are drawn.
-import { FONT, css, drawn, float64, nameColour, sized, uint16 } from "corral-ui";
+import { FONT, css, drawn, float64, nameColor, sized, uint16 } from "corral-ui";
 
 const LANE = 20;
 const TOP = 26;
@@ -71,7 +71,7 @@ export default {
         const a = Math.max(this.left, this.x(from[at])), b = Math.min(this.width, Math.max(this.x(to[at]), a + 2));
         const y = TOP + lanes[at] * LANE - scroll;
         context.globalAlpha = state === "active" ? 1 : 0.55;
-        context.fillStyle = nameColour(owner);
+        context.fillStyle = nameColor(owner);
         context.beginPath();
         context.roundRect(a, y + 2, b - a, LANE - 5, 3);
         context.fill();
@@ -83,7 +83,7 @@ export default {
           context.rect(a, y, b - a - 4, LANE);
           context.clip();
           context.font = `500 11px ${FONT}`;
-          context.fillStyle = this.dark(nameColour(owner)) ? "rgba(255,255,255,.95)" : "rgba(8,16,24,.88)";
+          context.fillStyle = this.dark(nameColor(owner)) ? "rgba(255,255,255,.95)" : "rgba(8,16,24,.88)";
           context.fillText(words, a + 6, y + LANE / 2 - 0.5);
           context.restore();
           context.font = `400 11.5px ${FONT}`;
@@ -102,8 +102,8 @@ export default {
       context.textAlign = "left";
       this.$el.dataset.bars = lanes.length;
     },
-    dark(colour) {
-      const part = (at) => parseInt(colour.slice(at, at + 2), 16);
+    dark(color) {
+      const part = (at) => parseInt(color.slice(at, at + 2), 16);
       return 0.299 * part(1) + 0.587 * part(3) + 0.114 * part(5) < 140;
     },
     ticks(start, end, most) {

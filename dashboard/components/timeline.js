@@ -1,10 +1,10 @@
 // Metrics over time, one below the other on one time axis; drag to look closer.
 import { echarts } from "nicegui-echart";
-import { FONT, SERIES, bytes, css, drawn, float64, format, isDark, nameColour } from "corral-ui";
+import { FONT, SERIES, bytes, css, drawn, float64, format, isDark, nameColor } from "corral-ui";
 
 const PANEL = 104;
 const STEP = 148;
-const WORDS = { gpu_utilization_percent: "Utilisation", memory_used_bytes: "Memory in use", temperature_celsius: "Temperature", power_watts: "Power" };
+const WORDS = { gpu_utilization_percent: "Utilization", memory_used_bytes: "Memory in use", temperature_celsius: "Temperature", power_watts: "Power" };
 
 function words(metric) {
   const plain = metric.replace(/_(percent|bytes|celsius|watts|megahertz|count)$/, "").replaceAll("_", " ");
@@ -48,31 +48,31 @@ export default {
       if (!this.data) return;
       const { series, start, end, leases, events } = this.data;
       const text = css("--text"), muted = css("--muted"), line = css("--line");
-      const colours = SERIES[isDark() ? "dark" : "light"];
+      const colors = SERIES[isDark() ? "dark" : "light"];
       const narrow = this.$el.clientWidth < 560;
       const left = narrow ? 46 : 62;
       const axes = series.map((_, at) => at);
       const rows = [];
       series.forEach((one, at) => {
-        const colour = colours[at % colours.length];
+        const color = colors[at % colors.length];
         const pairs = (values) => Array.from(values, (value, n) => [one.times[n], Number.isNaN(value) ? null : value]);
         const base = { type: "line", xAxisIndex: at, yAxisIndex: at, showSymbol: false, animation: false, connectNulls: false, emphasis: { disabled: true } };
         if (one.low) {
           rows.push({ ...base, name: "low", stack: `band${at}`, stackStrategy: "all", lineStyle: { opacity: 0 }, tooltip: { show: false }, data: pairs(one.low), silent: true });
-          rows.push({ ...base, name: "band", stack: `band${at}`, stackStrategy: "all", lineStyle: { opacity: 0 }, areaStyle: { color: colour, opacity: 0.2 }, silent: true,
+          rows.push({ ...base, name: "band", stack: `band${at}`, stackStrategy: "all", lineStyle: { opacity: 0 }, areaStyle: { color: color, opacity: 0.2 }, silent: true,
             data: Array.from(one.high, (value, n) => [one.times[n], Number.isNaN(value) ? null : value - one.low[n]]) });
         }
         rows.push({
           ...base,
           name: one.metric,
           data: pairs(one.mean),
-          lineStyle: { width: 1.6, color: colour },
-          itemStyle: { color: colour },
-          areaStyle: one.low ? undefined : { color: colour, opacity: 0.1 },
+          lineStyle: { width: 1.6, color: color },
+          itemStyle: { color: color },
+          areaStyle: one.low ? undefined : { color: color, opacity: 0.1 },
           markArea: {
             silent: true,
             data: leases.map((lease) => [
-              { xAxis: Math.max(start, lease.started), itemStyle: { color: nameColour(lease.owner), opacity: at ? 0.07 : 0.13 },
+              { xAxis: Math.max(start, lease.started), itemStyle: { color: nameColor(lease.owner), opacity: at ? 0.07 : 0.13 },
                 label: { show: at === 0 && ((Math.min(end, lease.ended) - Math.max(start, lease.started)) / (end - start)) * this.$el.clientWidth > 90, position: "insideBottomLeft", color: muted, fontSize: 10.5, fontFamily: FONT, formatter: lease.name ? `${lease.owner} · ${lease.name}` : lease.owner, overflow: "truncate" } },
               { xAxis: Math.min(end, lease.ended) },
             ]),

@@ -61,7 +61,7 @@ def register(frame: Callable[[Request, str], Frame], exports: Exports) -> None:
         with around.show("/analytics"):
             with tag("div", "head"), tag("div"):
                 tag("h1", text="Analytics")
-                tag("div", "sub", "What the history answers, read-only. Times are UTC.")
+                tag("div", "sub", "Views of the history, and read-only SQL. Times are UTC.")
             if problem is not None:
                 Notice().tell(problem, whole=True)
                 return
@@ -82,7 +82,7 @@ class AnalyticsPage:
         with tag("div", "with-list"):
             with tag("nav", "panel questions", aria_label="Questions"):
                 with tag("a", f"question{' here' if console else ''}", href=url("/analytics", view="console")):
-                    tag("div", text="Ask in SQL")
+                    tag("div", text="SQL console")
                     tag("div", text="console")
                 for one in views:
                     here = chosen is not None and one.name == chosen.name and not console
@@ -103,8 +103,8 @@ class AnalyticsPage:
             self._results(view.columns)
         with tag("section", "panel"):
             with tag("div", "panel-head"):
-                tag("h2", text="What the columns mean")
-                tag("a", "note link", "Change it in SQL", href=url("/analytics", sql=view_queries.sql(view.name)))
+                tag("h2", text="Columns")
+                tag("a", "note link", "Edit as SQL", href=url("/analytics", sql=view_queries.sql(view.name)))
             with tag("div", "facts"):
                 for name, meaning in view.columns.items():
                     with tag("div"):
@@ -116,8 +116,8 @@ class AnalyticsPage:
     def _console(self, sql: str) -> None:
         with tag("section", "panel"):
             with tag("div", "panel-head"):
-                tag("h2", text="Ask in SQL")
-                self._note = tag("span", "note", "Ctrl-Enter runs it")
+                tag("h2", text="SQL console")
+                self._note = tag("span", "note", "Ctrl-Enter to run")
             with tag("div", "editor"):
                 dark = "vscodeDark" if self.frame.request.cookies.get("corral_theme") == "dark" else "basicLight"
                 self._editor = ui.codemirror(sql or _EXAMPLE, language="SQL", theme=dark, line_wrapping=True)
@@ -140,7 +140,7 @@ class AnalyticsPage:
         with tag("div", "bar").style("margin:14px 0 6px;justify-content:flex-end") as self._export_bar:
             self._count = tag("span", "note", "")
             for kind, word in (("csv", "CSV"), ("parquet", "Parquet"), ("arrow", "Arrow")):
-                button(word, lambda kind=kind: self._export(kind), "small", "download", title="All rows, as a file")
+                button(word, lambda kind=kind: self._export(kind), "small", "download", title="Download all rows")
         self._export_bar.set_visibility(False)
         self._grid = Grid()
         self._sql = ""
@@ -191,7 +191,7 @@ class AnalyticsPage:
             )
             for at, name in enumerate(result.columns)
         ]
-        more = f", the first {SHOWN:,} are shown" if result.truncated else ""
+        more = f", the first {SHOWN:,} shown" if result.truncated else ""
         self._note.set_text(f"{result.seconds * 1000:,.0f} ms")
         self._count.set_text(f"{len(rows):,} row{'' if len(rows) == 1 else 's'}{more}")
         self._export_bar.set_visibility(True)

@@ -169,9 +169,9 @@ class DevicePage:
         self._timeline.show(series, start, end, leases, marks, memory)
         self._when.set_text(_span(start, end) if window.end is not None else "up to now")
         table_name, bucket = history.source(window.seconds)
-        points = "drag over the chart to look closer. Times are UTC"
+        points = "drag over the chart to zoom in. Times are UTC"
         self._source.set_text(
-            f"Every sample; {points}." if not bucket else f"From {table_name}: mean, least and greatest; {points}."
+            f"Every sample; {points}." if not bucket else f"From {table_name}: mean, minimum and maximum; {points}."
         )
         self._show_leases(leases)
         self._show_events(events)
@@ -231,11 +231,11 @@ class DevicePage:
 
     def _why_gone(self) -> str:
         if self._known is None:
-            return "Looking for it…"
+            return "Loading…"
         if not self._known:
-            return "Neither the fleet nor the history knows a device of this name."
+            return "No device with this UUID is in the fleet or in the history."
         seen = f", last seen {self._known['last_seen']:%d %b %Y %H:%M} UTC" if self._known["last_seen"] else ""
-        return f"{self._known['name']}: no longer in the fleet{seen}. What it did is below."
+        return f"{self._known['name']}: no longer in the fleet{seen}. Its history is below."
 
     def _drain(self, device: DeviceStatus) -> None:
         async def do(reason: str) -> bool:
@@ -243,11 +243,11 @@ class DevicePage:
                 who = self.frame.require(Role.OPERATOR)
                 await self.frame.ask(lambda c: c.drain(devices=[device.uuid], reason=reason, operator=who.name))
 
-            return await self.frame.attempt(act, f"{device.host} GPU {device.index} takes no new work")
+            return await self.frame.attempt(act, f"{device.host} GPU {device.index} is drained")
 
         self.frame.confirm(
             f"Drain {device.host} GPU {device.index}?",
-            "It gets no new work. Leases on it go on.",
+            "It gets no new work. Existing leases continue.",
             "Drain",
             do,
             "Reason",
@@ -258,7 +258,7 @@ class DevicePage:
             who = self.frame.require(Role.OPERATOR)
             await self.frame.ask(lambda c: c.undrain(devices=[device.uuid], operator=who.name))
 
-        await self.frame.attempt(act, f"{device.host} GPU {device.index} takes work again")
+        await self.frame.attempt(act, f"{device.host} GPU {device.index} is undrained")
 
     # Past leases and events
 
@@ -266,7 +266,7 @@ class DevicePage:
         self._leases.clear()
         with self._leases:
             if not leases:
-                tag("div", "note", "Nobody held it in this time.")
+                tag("div", "note", "No leases in this time.")
                 return
             rows = [
                 (
@@ -298,7 +298,7 @@ class DevicePage:
             table(("Time", "Severity", "What", "In words"), rows)
 
 
-_NO_SAMPLES = Problem(kind="samples", title="No samples", detail="There are none of this device in this time.")
+_NO_SAMPLES = Problem(kind="samples", title="No samples", detail="No events in this time.")
 TONES = {
     DeviceState.FREE: "good", DeviceState.SHARED: "busy", DeviceState.LEASED: "busy",
     DeviceState.THROTTLED: "warn", DeviceState.DRAINED: "warn",
@@ -310,9 +310,9 @@ TONES = {
 def _facts(device: DeviceStatus) -> list[tuple[str, str]]:
     used = device.memory_used_bytes
     return [
-        ("Utilisation", number(device.utilization_percent, "%")),
+        ("Utilization", number(device.utilization_percent, "%")),
         ("Memory", f"{'–' if used is None else format_bytes(used)} of {format_bytes(device.memory_total_bytes)}"),
-        ("Free for requests", format_bytes(device.memory_free_bytes)),
+        ("Available", format_bytes(device.memory_free_bytes)),
         ("Temperature", number(device.temperature_celsius, " °C")),
         ("Power", number(device.power_watts, " W")),
         ("Leases", ", ".join(device.leases) or "none"),
@@ -322,7 +322,7 @@ def _facts(device: DeviceStatus) -> list[tuple[str, str]]:
 
 def _show_processes(processes: list[ProcessSample] | None) -> None:
     if processes is None:
-        tag("div", "note", "Its collector has not told of processes yet: it does so every few seconds.")
+        tag("div", "note", "Its collector has not reported processes yet; it does every few seconds.")
         return
     if not processes:
         tag("div", "note", "None.")

@@ -22,7 +22,7 @@ from ..fleet import NO_DEVICES, Fleet
 from ..html import Segments, remember, search, table, tag, url
 from ..page_frame import Frame, Notice
 
-_METRICS = (("utilization", "Utilisation"), ("memory", "Memory"), ("temperature", "Temperature"), ("health", "Health"))
+_METRICS = (("utilization", "Utilization"), ("memory", "Memory"), ("temperature", "Temperature"), ("health", "Health"))
 _GROUPS = (("host", "Host"), ("model", "Model"), ("owner", "Owner"))
 _ATTENTION = 8
 
@@ -67,7 +67,7 @@ class FleetPage:
             self._worries = _Worries()
             with tag("section", "panel"):
                 with tag("div", "panel-head"):
-                    Segments(_METRICS, metric, self._color, "Colour by")
+                    Segments(_METRICS, metric, self._color, "Color by")
                     with tag("div", "bar"):
                         tag("span", "seg-label", "by")
                         Segments(_GROUPS, group, self._group_by, "Group by")
@@ -164,7 +164,7 @@ def _details(device: DeviceStatus, fleet: Fleet) -> list[tuple[str, str]]:
     rows = [
         ("State", cells.state_words(device)),
         ("Model", short_model(device.model)),
-        ("Utilisation", number(device.utilization_percent, "%")),
+        ("Utilization", number(device.utilization_percent, "%")),
         ("Memory", f"{'–' if used is None else format_bytes(used)} of {format_bytes(device.memory_total_bytes)}"),
         ("Temperature", number(device.temperature_celsius, " °C")),
         ("Power", number(device.power_watts, " W")),
@@ -184,7 +184,7 @@ class _Tiles:
     def __init__(self) -> None:
         self._tiles: dict[str, tuple[Any, Any, Any]] = {}
         with tag("div", "tiles"):
-            for name in ("Utilisation", "Memory in use", "Free GPUs", "Power", "Leases", "Waiting"):
+            for name in ("Utilization", "Memory in use", "Free GPUs", "Power", "Leases", "Waiting"):
                 with tag("div", "tile"):
                     tag("div", "tile-name", name)
                     with tag("div", "tile-value"):
@@ -201,7 +201,7 @@ class _Tiles:
         kilo = power is not None and power >= 10_000
         owners = len({lease.owner for lease in fleet.leases})
         first = fleet.queue[0] if fleet.queue else None
-        self._tell("Utilisation", number(summary.utilization_percent_mean, ""), "%", "mean of all GPUs")
+        self._tell("Utilization", number(summary.utilization_percent_mean, ""), "%", "mean of all GPUs")
         self._tell(
             "Memory in use", f"{100 * used / total:.0f}" if total else "–", "%",
             f"{format_bytes(used)} of {format_bytes(total)}",
@@ -216,7 +216,9 @@ class _Tiles:
             " kW" if kilo else " W", "" if heat is None else f"{heat:.0f} °C on average",
         )  # fmt: skip
         self._tell("Leases", f"{summary.active_leases:,}", "", f"of {owners} owner{'' if owners == 1 else 's'}")
-        self._tell("Waiting", f"{summary.waiting_requests:,}", "", f"next: {first.owner}" if first else "nobody waits")
+        self._tell(
+            "Waiting", f"{summary.waiting_requests:,}", "", f"next: {first.owner}" if first else "the queue is empty"
+        )
 
     def _tell(self, name: str, value: str, unit: str, more: str) -> None:
         for place, text in zip(self._tiles[name], (value, unit, more), strict=True):
@@ -266,7 +268,7 @@ class _Attention:
         self._place.set_visibility(bool(found))
         with self._place:
             with tag("div", "panel-head"):
-                tag("h2", text="Wants looking after")
+                tag("h2", text="Needs attention")
                 tag("span", "note", f"{len(found):,} device{'' if len(found) == 1 else 's'}")
             table(("Device", "State", "Model", "Held by"), [_row(device) for device in found[:_ATTENTION]])
             if len(found) > _ATTENTION:

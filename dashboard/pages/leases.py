@@ -71,7 +71,7 @@ class LeasesPage:
         with tag("section", "panel"):
             with tag("div", "panel-head"):
                 with tag("div", "bar"):
-                    tag("h2", text="Device by device")
+                    tag("h2", text="By device")
                     self._lane_note = tag("span", "note", "")
                 self._ranges = Segments(RANGES[1:], window.name, self._choose, "Time")
             self._lanes_notice = Notice()
@@ -133,7 +133,7 @@ class LeasesPage:
             return
         self._queue_shown = shown
         self._queue.clear()
-        self._waits.set_text(f"{len(queue):,} request{'' if len(queue) == 1 else 's'}" if queue else "nobody")
+        self._waits.set_text(f"{len(queue):,} request{'' if len(queue) == 1 else 's'}" if queue else "empty")
         if not queue:
             return
         rows = [
@@ -157,7 +157,7 @@ class LeasesPage:
                     heads = ("Owner", "Name", "GPUs", "Where", "Since", "Ends", "")
                     table(heads, [self._row(one) for one in leases[:_SHOWN]], numeric=(2,), last_is_end=True)
                 else:
-                    tag("div", "note", "No lease matches the filter." if self.words else "Nobody holds anything.")
+                    tag("div", "note", "No lease matches the filter." if self.words else "No active leases.")
             return
         for lease in leases[:_SHOWN]:
             place, text = self._left.get(lease.lease_id), _until(lease)
@@ -181,7 +181,7 @@ class LeasesPage:
             elif self.frame.may(Role.OPERATOR):
                 button("Evict", lambda: self._evict(lease), "small danger")
             if devices and self.frame.may(Role.OPERATOR):
-                button("Drain", lambda: self._drain(lease), "small quiet", title="Keep new work off its devices")
+                button("Drain", lambda: self._drain(lease), "small quiet", title="Drain its devices")
 
         gpus = f"{sum(grant.share for grant in devices):g}"
         return lease.owner, lease.name or "–", gpus, where, _since(lease.granted_at), ends, actions
@@ -204,10 +204,10 @@ class LeasesPage:
                 who = self.frame.require(Role.OPERATOR)
                 await self.frame.ask(lambda client: client.evict(lease.lease_id, reason=reason, operator=who.name))
 
-            return await self.frame.attempt(act, f"{lease.lease_id} was taken back from {lease.owner}")
+            return await self.frame.attempt(act, f"{lease.lease_id} of {lease.owner} is evicted")
 
-        text = f"{_words(lease)} Its holder is told the reason, and its work ends."
-        self.frame.confirm(f"Take this lease back from {lease.owner}?", text, "Evict", do, "Reason")
+        text = f"{_words(lease)} Its holder gets the reason, and its work is stopped."
+        self.frame.confirm(f"Evict this lease of {lease.owner}?", text, "Evict", do, "Reason")
 
     def _drain(self, lease: Lease) -> None:
         uuids = [grant.device for grant in lease.grants if grant.device]
@@ -217,9 +217,9 @@ class LeasesPage:
                 who = self.frame.require(Role.OPERATOR)
                 await self.frame.ask(lambda client: client.drain(devices=uuids, reason=reason, operator=who.name))
 
-            return await self.frame.attempt(act, f"{len(uuids)} devices take no new work")
+            return await self.frame.attempt(act, f"{len(uuids)} devices are drained")
 
-        text = f"{_where(lease)}: they get no new work. The lease goes on."
+        text = f"{_where(lease)}: they get no new work. The lease continues."
         self.frame.confirm("Drain the devices of this lease?", text, "Drain", do, "Reason")
 
     # Past leases
@@ -244,15 +244,13 @@ class LeasesPage:
             key=lambda lane: (cells.natural(lane[0]), lane[1], lane[2]),
         )
         left_out = "" if len(lanes) <= _LANES else f"; the first {_LANES:,} are shown"
-        left_out += "" if len(spans) < _SPANS else f"; of the newest {_SPANS:,} stretches alone"
+        left_out += "" if len(spans) < _SPANS else f"; of the newest {_SPANS:,} spans only"
         held, lanes = len(lanes), lanes[:_LANES]
         number = {device: at for at, (_, _, device) in enumerate(lanes)}
         self._lane_devices = [device for _, _, device in lanes]
         names = [f"{host} · {index if index >= 0 else device[:12]}" for host, index, device in lanes]
         bars = [(number[span["device"]], span) for span in found if span["device"] in number]
-        self._lane_note.set_text(
-            f"{held:,} devices were held{left_out}" if lanes else "nobody held anything in this time"
-        )
+        self._lane_note.set_text(f"{held:,} devices were held{left_out}" if lanes else "no leases in this time")
         self._ranges.show(window.name)
         self._lanes.set_visibility(bool(lanes))
         self._lanes.show(names, bars, start, end)

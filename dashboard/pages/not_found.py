@@ -20,4 +20,4 @@ def register(frame: Callable[[Request, str], Frame]) -> None:
         around = frame(request, "No such page")
         ui.context.client.status_code = 404
         with around.show(""), tag("section", "panel"):
-            empty(Problem(kind="page", title="No such page", detail=f"Nothing is at /{path[:200]}."))
+            empty(Problem(kind="page", title="No such page", detail=f"There is no page /{path[:200]}."))

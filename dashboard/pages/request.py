@@ -58,7 +58,7 @@ def fields_of(form: dict[str, str]) -> RequestFields:
             try:
                 made[name] = _NUMBERS[name](text)
             except ValueError:
-                raise InvalidRequest(f"{text!r} is no number", "invalid", f"$.{name}") from None
+                raise InvalidRequest(f"{text!r} is not a number", "invalid", f"$.{name}") from None
         elif name in _LISTS:
             made[name] = [one.strip() for one in text.split(",") if one.strip()]
         elif name in _TEXTS or name in ("placement", "owner"):
@@ -77,7 +77,7 @@ class RequestPage:
         self._page: Page = ui.context.client
         with tag("div", "head"), tag("div"):
             tag("h1", text="Request GPUs")
-            tag("div", "sub", "All of it is granted, or nothing. The answer is shown while you type.")
+            tag("div", "sub", "All devices are granted together, or none. The prediction updates while you type.")
         self._notice = Notice()
         with tag("div", "split"):
             with tag("section", "panel"):
@@ -87,7 +87,7 @@ class RequestPage:
                 self._outcome.set_visibility(False)
                 with tag("section", "panel"):
                     with tag("div", "panel-head"):
-                        tag("h2", text="What would become of it now")
+                        tag("h2", text="Prediction")
                     self._answer = tag("div")
         frame.on_refresh(lambda: self._notice.tell(frame.fleet.problem))
         ui.timer(0, self._explain, once=True)
@@ -99,18 +99,18 @@ class RequestPage:
             # Enter does the same as the button; the browser doesn't submit the form itself.
             form.on("submit.prevent", self._submit, [])
             self._field("gpus", "GPUs", "1", type="number", min=0, max=4096)
-            self._field("memory", "Free memory on each", "20GiB")
+            self._field("memory", "Memory on each GPU", "20GiB")
             self._field("models", "Models", "any", "wide", list="models")
             with tag("datalist", id="models"):
                 for model in models:
                     tag("option", value=f"*{model}*")
-            self._choice("placement", "Where they may lie", [
-                ("", "all on one host"), (str(Placement.FEWEST_HOSTS), "on as few hosts as can be"),
+            self._choice("placement", "Placement", [
+                ("", "all on one host"), (str(Placement.FEWEST_HOSTS), "on as few hosts as possible"),
                 (str(Placement.SPREAD), "each on another host"),
             ])  # fmt: skip
             self._field("name", "Name of the workload", "train-llama")
-            self._field("ttl", "For how long", "1h; renew to keep it")
-            self._field("wait", "Wait in line for", "no time; 10m, say")
+            self._field("ttl", "Time to live", "1h; renew to keep it")
+            self._field("wait", "Wait in the queue for", "don't wait; or 10m")
             with tag("details", "wide") as more:
                 if any(self.form.get(name) for name in _FIELDS[7:]):
                     more.props["open"] = True
@@ -118,10 +118,10 @@ class RequestPage:
                 with tag("div", "form").style("margin-top:14px"):
                     self._field("share", "Share of one GPU", "whole", type="number", min=0.01, max=1, step="any")
                     self._field("hosts", "Hosts", "any; node-0*, node-1*")
-                    self._field("cpus", "CPU cores in all", "none", type="number", min=0, step="any")
-                    self._field("host_memory", "Host memory in all", "none; 64GiB, say")
-                    self._field("min_compute_capability", "Compute capability at least", "any; 8.0, say")
-                    self._field("priority", "Priority", "0; the greater first", type="number")
+                    self._field("cpus", "CPU cores in total", "none", type="number", min=0, step="any")
+                    self._field("host_memory", "Host memory in total", "none; or 64GiB")
+                    self._field("min_compute_capability", "Minimum compute capability", "any; or 8.0")
+                    self._field("priority", "Priority", "0; the highest goes first", type="number")
                     self._field("policy", "Ranking policy", "the planner's default")
                     if self.frame.may(Role.OPERATOR):
                         self._field("owner", "For whom", self.frame.session.name)
@@ -129,7 +129,7 @@ class RequestPage:
                 tag("button", "btn primary", "Request", type="submit", disabled=not may or None)
                 words = (
                     f"as {self.frame.session.name}" if may
-                    else "A viewer can look at what would happen; requesting takes the role requester."
+                    else "Viewers see predictions; to request, you need the role requester."
                 )  # fmt: skip
                 tag("span", "note", words)
 
@@ -201,7 +201,9 @@ class RequestPage:
 
     async def _request(self, fields: RequestFields) -> None:
         def waits(entry: QueueEntry) -> None:
-            self._in_page(lambda: self._say(f"Waiting, number {entry.position} in line", entry.message, waits=True))
+            self._in_page(
+                lambda: self._say(f"Waiting, position {entry.position} in the queue", entry.message, waits=True)
+            )
 
         try:
             answer = await self.frame.ask(lambda client: client.request(on_wait=waits, **fields))
@@ -210,7 +212,7 @@ class RequestPage:
             self._in_page(lambda: self._show(lambda: _rejected(rejection)))
         except CorralError as error:
             text = str(error)
-            self._in_page(lambda: self._say("That did not work", text))
+            self._in_page(lambda: self._say("That failed", text))
         else:
             self._in_page(lambda: self._show(lambda: self._granted(answer)))
             self.frame.fleet.refresh_soon()
@@ -231,7 +233,7 @@ class RequestPage:
             # The client withdraws the request, and releases a lease that was granted at that moment.
             if self._asking is not None:
                 self._asking.cancel()
-            self._say("The request was taken back")
+            self._say("The request was withdrawn")
 
         def show() -> None:
             with tag("div", "panel-head"):
@@ -291,7 +293,7 @@ def _explained(found: Explanation) -> None:
         ui.icon("check_circle")
         tag("span", text="Granted at once")
     scored = sum(verdict.feasible for verdict in found.verdicts)
-    tag("div", "note", f"{scored:,} devices could be used; ranked by the policy {found.policy}.")
+    tag("div", "note", f"{scored:,} devices are eligible; ranked by the policy {found.policy}.")
     _grants(found.grants)
 
 
@@ -324,7 +326,7 @@ def _rejected(rejection: Rejection) -> None:
     if rejection.nearest:
         tag("div", "", f"Nearest: {rejection.nearest}").style("margin:8px 0")
     elif rejection.could_ever_fit:
-        tag("div", "", "It would fit at another time: wait in line for it.").style("margin:8px 0")
+        tag("div", "", "The fleet could hold it when idle: wait in the queue.").style("margin:8px 0")
     most = max((reason.devices for reason in rejection.reasons), default=1)
 
     def share(devices: int) -> Callable[[], Any]:
@@ -342,6 +344,6 @@ def _rejected(rejection: Rejection) -> None:
 _CODES: Final = {
     "no_capacity": "Not now",
     "impossible": "Never, on this fleet",
-    "no_devices": "The planner knows no device yet",
-    "timed_out": "Nothing came free in time",
+    "no_devices": "The planner knows no devices yet",
+    "timed_out": "No devices became free in time",
 }

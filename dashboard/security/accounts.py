@@ -117,9 +117,11 @@ class Accounts:
             AccountsError: the name or the password is invalid.
         """
         if not _NAME.fullmatch(name):
-            raise AccountsError(f"{name!r} is no name: letters, digits and _ @ - . + only, no dot or plus in front")
+            raise AccountsError(
+                f"{name!r} is not a valid name: use letters, digits and _ @ - . + only, and no dot or plus at the start"
+            )
         if len(password) < MIN_PASSWORD:
-            raise AccountsError(f"a password has at least {MIN_PASSWORD} characters")
+            raise AccountsError(f"a password must have at least {MIN_PASSWORD} characters")
         self._write({**self.all(), name: Account(name=name, role=role, secret=hashed(password))})
 
     def assign(self, name: str, role: Role) -> bool:
@@ -202,7 +204,7 @@ def _parse(path: Path) -> dict[str, Account]:
         parts = secret.strip().split("$")
         if not _NAME.fullmatch(name) or role not in list(Role) or len(parts) != 3 or parts[0] != "scrypt":
             raise AccountsError(
-                f"{path}, line {number}: expected name:role:scrypt$salt$hash; set it anew with "
+                f"{path}, line {number}: expected name:role:scrypt$salt$hash; set it again with "
                 "`corral dashboard user NAME --role ROLE`"
             )
         found[name] = Account(name=name, role=Role(role), secret=secret.strip())

@@ -90,16 +90,16 @@ class Guard:
         path: str = scope["path"]
         if self._hosts and _hostname(headers.get("host", "")) not in self._hosts:
             return PlainTextResponse(
-                f"This dashboard is not called {headers.get('host', '')!r}. If it should be, start it with --name.\n",
+                f"Unknown host name {headers.get('host', '')!r}. To allow it, start the dashboard with --name.\n",
                 421,
             )
         changes = scope["type"] == "websocket" or scope["method"] not in _SAFE
         origin = headers.get("origin")
         ours = origin is not None and urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
         if (changes and not ours) or (path.startswith(SOCKET_PATH) and origin is not None and not ours):
-            return PlainTextResponse("Refused: this did not come from a page of this dashboard.\n", 403)
+            return PlainTextResponse("Refused: the request did not come from a page of this dashboard.\n", 403)
         if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
-            return PlainTextResponse("Refused: other sites may link here, no more.\n", 403)
+            return PlainTextResponse("Refused: other sites may only link to this dashboard.\n", 403)
         if session is None:
             return None if path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER) else _login(scope, headers)
         if path.startswith(SOCKET_PATH):

@@ -79,7 +79,7 @@ class LoginPages:
         account = self._accounts.take_link(token)
         if account is None:
             self._failed(visitor)
-            return _page(target, self._passwords(), "This link was used before, or is not the newest one.", 403)
+            return _page(target, self._passwords(), "This link was used already, or a newer one exists.", 403)
         return self._in(account, target, visitor)
 
     async def log_in(self, request: Request) -> Response:
@@ -88,7 +88,7 @@ class LoginPages:
         async for chunk in request.stream():
             body += chunk
             if len(body) > _BODY_BYTES:
-                return _page("/", self._passwords(), "That was too long.", 413)
+                return _page("/", self._passwords(), "The form is too long.", 413)
         form = {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
         target = safe_target(form.get("next", "/"))
         name = "" if form.get("token") else form.get("name", "").strip()[:256]
@@ -97,7 +97,7 @@ class LoginPages:
             return wait
         if form.get("token"):
             account = self._accounts.take_link(form["token"].strip())
-            wrong = "This token was used before, or is not the newest one."
+            wrong = "This token was used already, or a newer one exists."
         else:
             async with self._hashing:
                 # Other attempts may have failed while this one waited for the semaphore.
@@ -177,7 +177,7 @@ def _page(target: str, passwords: bool, error: str = "", status: int = 200) -> H
     )
     by_token = '<label>Token<input name="token" type="password" autocomplete="off" required autofocus></label>'
     hint = (
-        "Ask whoever runs this dashboard for an account: <code>corral dashboard user NAME</code>."
+        "Ask the operator of this dashboard for an account: <code>corral dashboard user NAME</code>."
         if passwords
         else "Open the link that <code>corral dashboard</code> printed, or get a new one with "
         "<code>corral dashboard link</code>. For an account with a password: <code>corral dashboard user NAME</code>."

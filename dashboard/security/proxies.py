@@ -30,7 +30,9 @@ def network(text: str) -> str:
     try:
         return str(ipaddress.ip_network(text.strip(), strict=False))
     except ValueError:
-        raise ValueError(f"{text!r} is no address of a proxy: write it like 10.0.0.5 or 10.0.0.0/8") from None
+        raise ValueError(
+            f"{text!r} is not the address of a proxy: expected a form such as 10.0.0.5 or 10.0.0.0/8"
+        ) from None
 
 
 def with_proxy_headers(app: ASGIApp, trusted: Sequence[str]) -> ASGIApp:

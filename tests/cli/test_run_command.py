@@ -139,4 +139,4 @@ def test_it_waits_in_line_and_says_why(cluster: LocalCluster) -> None:
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0
     assert out == "went\n"
-    assert "in line at 1" in err
+    assert "position 1 in the queue" in err

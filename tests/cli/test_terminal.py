@@ -1,4 +1,4 @@
-"""What commands do on a terminal and leave out in a pipe: colours, and progress of what takes long."""
+"""What commands do on a terminal and leave out in a pipe: colors, and progress of what takes long."""
 
 import os
 import pty
@@ -36,7 +36,7 @@ def on_terminal(cluster: LocalCluster, *arguments: str, **values: str) -> str:
     return printed.decode()
 
 
-def test_colours_are_for_terminals_that_want_them(cluster: LocalCluster) -> None:
+def test_colors_are_for_terminals_that_want_them(cluster: LocalCluster) -> None:
     assert "\x1b[3" in on_terminal(cluster, "devices")
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", on_terminal(cluster, "devices", NO_COLOR="1"))
     assert ESCAPE not in cluster.corral("devices").stdout

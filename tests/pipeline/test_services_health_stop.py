@@ -170,7 +170,7 @@ async def test_services_say_how_they_are_and_end_in_order_under_load(services: S
     assert told["stream"] == subjects.TELEMETRY_STREAM
     for name in ("collector", "processor", "exporter", "dashboard", "first", "second"):
         records = services.records(name)
-        assert records[-1]["event"] == "ended in order"
+        assert records[-1]["event"] == "shut down"
         assert {record["service"] for record in records} == {
             name.replace("first", "planner").replace("second", "planner")
         }
@@ -272,7 +272,7 @@ def test_a_stop_that_hangs_is_ended(services: Services, way: str) -> None:
     os.kill(services.server.process.pid, signal.SIGSTOP)  # a bus that hangs, so that nothing can be said good-bye to
     try:
         process.send_signal(signal.SIGTERM)
-        wait_for(lambda: "ending in order" in services.log("planner").read_text())
+        wait_for(lambda: "shutting down" in services.log("planner").read_text())
         if way == "twice":
             process.send_signal(signal.SIGINT)
             assert process.wait(5) in (-signal.SIGINT, 0)

@@ -80,7 +80,7 @@ async def test_one_lease_has_one_holder_and_a_new_one_after_a_crash(fleet: str) 
         # Who is started again after a crash goes on with it, alone.
         async with ann.lease(request_id="service", ttl=6) as held:
             assert held.lease_id == lease_id
-            with pytest.raises(Conflict, match="this very process"):
+            with pytest.raises(Conflict, match="this process"):
                 await ann.lease(request_id="service", ttl=6).__aenter__()
         with pytest.raises(Ended, match="released"):
             await ann.request(request_id="service", ttl=6)

@@ -225,7 +225,7 @@ async def test_a_snapshot_is_taken_with_the_command_while_ingest_goes_on(
         assert copy.execute("SELECT count(*) FROM samples").fetchone() == (48_000,)
     assert not list(processor.db.with_name("history.duckdb.snapshots").glob("*.duckdb"))
     again = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-    assert b"is there already" in (await again.communicate())[1]
+    assert b"exists already" in (await again.communicate())[1]
     assert again.returncode == 2
 
 

@@ -1,4 +1,4 @@
-// What the canvases and charts share: colours that the colour-blind can tell apart, and numbers as people read them.
+// What the canvases and charts share: colors that the color-blind can tell apart, and numbers as people read them.
 
 export const isDark = () => document.body.classList.contains("body--dark");
 
@@ -18,7 +18,7 @@ const SCALES = {
   },
 };
 
-// Okabe and Ito's palette: told apart by every common colour blindness.
+// Okabe and Ito's palette: told apart by every common color blindness.
 export const STATES = [
   { name: "free", dark: "#2b9c7e", light: "#3fb594" },
   { name: "leased in part", dark: "#4f9fd6", light: "#7cc0ee" },
@@ -47,24 +47,24 @@ function mix(from, to, share) {
 
 const cache = new Map();
 
-// 251 colours, one a level, as CSS and as whether black text is read on them.
+// 251 colors, one a level, as CSS and as whether black text is read on them.
 export function scale(metric) {
   const key = metric + (isDark() ? "/dark" : "/light");
   if (!cache.has(key)) {
     const stops = SCALES[metric][isDark() ? "dark" : "light"];
-    const colours = [];
+    const colors = [];
     for (let level = 0; level <= 250; level++) {
       const place = (level / 250) * (stops.length - 1);
       const at = Math.min(Math.floor(place), stops.length - 2);
       const [r, g, b] = mix(stops[at], stops[at + 1], place - at);
-      colours.push({ css: `rgb(${r},${g},${b})`, bright: 0.299 * r + 0.587 * g + 0.114 * b > 140 });
+      colors.push({ css: `rgb(${r},${g},${b})`, bright: 0.299 * r + 0.587 * g + 0.114 * b > 140 });
     }
-    cache.set(key, colours);
+    cache.set(key, colors);
   }
   return cache.get(key);
 }
 
-export function stateColour(state) {
+export function stateColor(state) {
   return STATES[state]?.[isDark() ? "dark" : "light"] ?? STATES[7].dark;
 }
 
@@ -72,12 +72,12 @@ export function css(name) {
   return getComputedStyle(document.body).getPropertyValue(name).trim();
 }
 
-// A steady colour for a name, such as an owner's.
-export function nameColour(name) {
+// A steady color for a name, such as an owner's.
+export function nameColor(name) {
   let hash = 2166136261;
   for (let at = 0; at < name.length; at++) hash = Math.imul(hash ^ name.charCodeAt(at), 16777619);
-  const colours = SERIES[isDark() ? "dark" : "light"].slice(0, 7);
-  return colours[(hash >>> 0) % colours.length];
+  const colors = SERIES[isDark() ? "dark" : "light"].slice(0, 7);
+  return colors[(hash >>> 0) % colors.length];
 }
 
 export function bytes(text) {
@@ -95,7 +95,7 @@ const BINARY = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
 const UNITS = { "degrees Celsius": "celsius", "bytes per second": "bytes/s", megahertz: "MHz", nanoseconds: "ns", millijoules: "mJ", count: "", level: "" };
 
-// A value in a unit of the catalogue, short.
+// A value in a unit of the catalog, short.
 export function format(value, unit) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   unit = UNITS[unit] ?? unit;
