@@ -47,6 +47,10 @@ class AuthorityError(ValueError):
     """Failure of an operation on the authority; the message says why and what to do."""
 
 
+class UnknownUser(AuthorityError):
+    """The authority has no user with that name."""
+
+
 class Registry(Struct, kw_only=True, forbid_unknown_fields=True):
     """Contents of `authority.json`.
 
@@ -147,7 +151,7 @@ class Authority:
         """Path of a user's credentials file.
 
         Raises:
-            AuthorityError: there is no such user.
+            UnknownUser: there is no such user.
         """
         if name != _SYSTEM:
             self._known(name)
@@ -203,7 +207,7 @@ class Authority:
         """Remove a user and its credentials. Its connections end with the server's next reload.
 
         Raises:
-            AuthorityError: there is no such user.
+            UnknownUser: there is no such user.
         """
         with self._locked():
             user = self._known(name)
@@ -217,7 +221,7 @@ class Authority:
         """Give a user a new key and new credentials. The old key is refused from the server's next reload on.
 
         Raises:
-            AuthorityError: there is no such user.
+            UnknownUser: there is no such user.
         """
         with self._locked():
             seed, key = make_key()
@@ -317,7 +321,7 @@ class Authority:
         user = self.registry.users.get(name)
         if user is None:
             known = ", ".join(sorted(self.registry.users)) or "none yet"
-            raise AuthorityError(f"there is no user {name!r}; there are: {known}")
+            raise UnknownUser(f"there is no user {name!r}; there are: {known}")
         return user
 
     def _read(self) -> Registry:

@@ -13,7 +13,7 @@ import msgspec
 import typer
 from msgspec import Struct
 
-from ...bus.access.folder import CONFIG_NAME, SERVER_NAME, Authority, AuthorityError
+from ...bus.access.folder import CONFIG_NAME, SERVER_NAME, Authority, AuthorityError, UnknownUser
 from ...bus.access.reload import reload
 from ...bus.access.roles import ASKING, Role, User, Verb, allowed
 from ..exits import NOT_YOURS, USAGE, CommandError
@@ -80,7 +80,7 @@ def _do(work: Callable[[], T]) -> T:
     try:
         return work()
     except AuthorityError as error:
-        raise CommandError(str(error), NOT_YOURS if "there is no user" in str(error) else USAGE) from None
+        raise CommandError(str(error), NOT_YOURS if isinstance(error, UnknownUser) else USAGE) from None
     except OSError as error:
         raise CommandError(f"{error.filename or 'the folder'} can't be written: {error.strerror}") from None
 

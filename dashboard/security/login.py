@@ -143,8 +143,8 @@ class LoginPages:
             self._proxy_warned = True
             if not self._proxied:
                 log.warning(
-                    "a proxy brings visitors, and all of them count as one address in the limit of failed logins: "
-                    "name it with --trusted-proxy"
+                    "requests come through a proxy, so all clients count as one address in the limit of failed logins: "
+                    "set --trusted-proxy"
                 )
         browser = self._sessions.known_browser(cookie(request.headers, BROWSER_COOKIE), account) if account else ""
         return _Visitor(account, request.client.host if request.client else "", browser)
