@@ -1,4 +1,4 @@
-"""The command line's interface to scripts: exit codes, JSON, one line a failure, quick help."""
+"""The command line's interface for scripts: exit codes, JSON, one-line errors, fast help."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Completion by Tab, in a real bash."""
+"""Shell completion with Tab, in a real bash."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""The configuration file: below the environment, below the flags; what is wrong in it is named."""
+"""The configuration file: its precedence below environment and flags, and the errors for invalid settings."""
 
 import json
 from pathlib import Path

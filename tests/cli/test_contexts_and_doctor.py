@@ -1,4 +1,4 @@
-"""Named buses, and what `corral doctor` finds."""
+"""Contexts, and the findings of `corral doctor`."""
 
 import json
 import os

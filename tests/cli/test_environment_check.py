@@ -1,4 +1,4 @@
-"""A variable that is all but one which a command reads is an error: left out, it would be as if it were not set."""
+"""Misspelled environment variables are errors, since they would otherwise be ignored silently."""
 
 from __future__ import annotations
 

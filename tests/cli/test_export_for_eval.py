@@ -1,4 +1,4 @@
-"""`eval "$(corral request --export)"`: this host's devices, or a script that does not go on with every GPU visible."""
+"""`eval "$(corral request --export)"`: it shows this host's devices, or fails with no GPU visible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`corral query` as a user runs it: a process, its output, its exit code."""
+"""`corral query` as a process: its output and its exit code."""
 
 from __future__ import annotations
 

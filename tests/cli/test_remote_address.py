@@ -1,4 +1,4 @@
-"""What a host says of itself never becomes an option or a word of what is started here."""
+"""Addresses that hosts report are never taken for options or for words of a local command."""
 
 import pytest
 from corral.cli.exits import CommandError

@@ -1,4 +1,4 @@
-"""What a command leaves behind ends with its lease, whoever dies first; what is not of the lease lives on."""
+"""Processes that a command leaves behind end with its lease, whichever process dies first; others are untouched."""
 
 from __future__ import annotations
 

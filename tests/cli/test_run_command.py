@@ -1,4 +1,4 @@
-"""`corral run`: what the command gets, what becomes of the lease, and who dies when."""
+"""`corral run`: the command's environment, the life of its lease, and the order in which processes end."""
 
 import os
 import shutil

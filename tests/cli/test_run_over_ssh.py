@@ -1,4 +1,4 @@
-"""`corral run --host any --via ssh`, through a real sshd: what arrives there, and what ends when."""
+"""`corral run --host any --via ssh` through a real sshd: the remote environment, and the end of remote processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals to `corral run` in the moment of a grant, and its command on a terminal whose input comes from a pipe."""
+"""Signals to `corral run` at the moment of a grant, and its command on a terminal with piped input."""
 
 from __future__ import annotations
 

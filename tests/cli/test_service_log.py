@@ -1,4 +1,4 @@
-"""The log of a service: one record, one line, whoever wrote what is in it."""
+"""The log of a service: one line per record, whatever the record contains."""
 
 from __future__ import annotations
 

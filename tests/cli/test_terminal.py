@@ -1,4 +1,4 @@
-"""What commands do on a terminal and leave out in a pipe: colors, and progress of what takes long."""
+"""Output on a terminal and in a pipe: colors, and progress of long operations."""
 
 import os
 import pty

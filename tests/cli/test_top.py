@@ -1,4 +1,4 @@
-"""`corral top` on a real cluster, driven by its keys, at the size of a small terminal."""
+"""`corral top` on a real cluster, driven by its keys, on a small terminal."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""Requests that wait, taken back from the command line: by Ctrl-C, and by name."""
+"""Withdrawal of queued requests from the command line: by Ctrl-C, and by id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program has started under a lease holds that lease at the end of the block, for a while."""
+"""Processes that a program started under a lease delay its release at the end of the block, for a limited time."""
 
 from __future__ import annotations
 

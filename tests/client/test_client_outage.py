@@ -1,4 +1,4 @@
-"""The client while the bus is away: calls wait, samples go on, leases are kept."""
+"""The client during an outage of the bus: calls wait, samples continue afterwards, leases are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a lease sets for its work: this host's devices, and nothing of another host, another vendor or another lease."""
+"""The environment of a lease: it shows the lease's devices on this host and no others, of any vendor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client in a fork of its process: an error at once, and nothing of the parent's is disturbed."""
+"""A client in a fork of its process: it fails at once and leaves the parent's connection alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends a lease for its holder: the planner's word or its own time, and nothing that anybody else may say."""
+"""The end of a held lease: only the planner's answer or the time to live ends it, never a forged event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lease that nobody will use is given back; one that another process works with never is."""
+"""Release of leases that no process will use; a lease that another process holds is never released."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers out of NumPy's arrays and pandas' frames are numbers of a request."""
+"""Numbers of NumPy arrays and pandas frames as arguments of a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fleet that does not fit into one message is listed whole, each device once, whatever its hosts are called."""
+"""Lists that don't fit in one message: fetched completely, each entry once."""
 
 from fnmatch import fnmatchcase
 

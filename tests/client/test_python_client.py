@@ -1,4 +1,4 @@
-"""The Python client against a real cluster: what it grants, raises, keeps and gives back."""
+"""The Python client on a real cluster: grants, exceptions, held leases, releases."""
 
 import asyncio
 import itertools

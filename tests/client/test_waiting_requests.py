@@ -1,4 +1,4 @@
-"""Requests that wait: read the queue sparingly, outlive their planner, and are granted to somebody or not at all."""
+"""Queued requests: they read the queue sparingly, survive a change of planner, and are granted at most once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One dashboard and one browser for the tests that break neither."""
+"""One dashboard and one browser, shared by the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gets in, and what is refused whoever asks: against a real server, over HTTP and websockets."""
+"""Access control of the dashboard, on a real server over HTTP and websockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a browser is told is what there is: by properties."""
+"""Encoding of devices for the heat map, by properties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who guesses at passwords holds up themselves; visitors behind a proxy count by their own address."""
+"""Rate limits of failed logins: they delay only the client that guesses, by its own address behind a proxy too."""
 
 from __future__ import annotations
 

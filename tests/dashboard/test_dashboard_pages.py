@@ -1,4 +1,4 @@
-"""The pages in a real browser, on a real cluster of simulated GPUs: what is seen, clicked and refused."""
+"""The pages in a real browser, on a real cluster of simulated GPUs."""
 
 from __future__ import annotations
 

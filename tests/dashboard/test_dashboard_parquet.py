@@ -1,4 +1,4 @@
-"""A Parquet file that is made as its rows come: whole, or not at all, and never held as a whole."""
+"""Parquet files that are written while their rows arrive: complete or an error, and never whole in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is published of the contract, as a reader of another language takes it, against what the services do."""
+"""The published contract, read as a client in another language would, compared with the services' behavior."""
 
 from __future__ import annotations
 

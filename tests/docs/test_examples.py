@@ -1,4 +1,4 @@
-"""Each example runs against a real cluster with authentication; one whose tool is not here is skipped, and says so."""
+"""The examples on a real cluster with authentication; examples whose tool is not installed are skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is generated from the code is as fresh as the code, and nothing that can be set is left out."""
+"""Generated documents are up to date, and every setting is documented."""
 
 import re
 import subprocess

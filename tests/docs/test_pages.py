@@ -1,4 +1,4 @@
-"""Every command in the documentation is run, page by page, in a real shell against a real cluster."""
+"""Every command in the documentation, run page by page in a real shell on a real cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each promise of docs/reliability.md names tests that are there."""
+"""Each promise of docs/reliability.md names existing tests."""
 
 from __future__ import annotations
 

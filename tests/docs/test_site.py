@@ -1,4 +1,4 @@
-"""The site is built as `make site` builds it: every link leads somewhere, every page is in the nav, no network."""
+"""The site as `make site` builds it: valid links, every page in the navigation, no network access."""
 
 import re
 import subprocess

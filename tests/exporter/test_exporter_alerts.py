@@ -1,4 +1,4 @@
-"""The shipped alerts: each fires on what it is for and on nothing else, by promtool's own judgement."""
+"""The shipped alerts, checked with promtool: each fires for its cause and for nothing else."""
 
 from __future__ import annotations
 

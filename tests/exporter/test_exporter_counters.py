@@ -1,4 +1,4 @@
-"""What the exporter shows of counters whose readings are wrong for a while, against an own account of them."""
+"""Counters with temporarily wrong readings in the exporter, compared with an independent model."""
 
 from __future__ import annotations
 

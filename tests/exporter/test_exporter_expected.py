@@ -1,4 +1,4 @@
-"""What is expected of a fleet and not there: hosts that are silent, boards that are gone, and neither by mistake."""
+"""Expected hosts and devices that are missing: silent hosts, removed boards, and no false alarms."""
 
 from __future__ import annotations
 

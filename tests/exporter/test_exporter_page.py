@@ -1,4 +1,4 @@
-"""The devices' series: names, labels, types and units as dcgm-exporter has them; what is null, silent or odd."""
+"""The device series: names, labels, types and units of dcgm-exporter; null values and silent hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`corral export` over a real cluster: scraped, linted by promtool, and watched by a real Prometheus with our rules."""
+"""`corral export` on a real cluster: scraped, linted by promtool, and stored by a real Prometheus with our rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Xids of devices: a fatal one stays until its device was reset, whoever starts anew, and each is counted once."""
+"""Xids of devices: a fatal one stays until the device is reset, across restarts, and each is counted once."""
 
 from __future__ import annotations
 
