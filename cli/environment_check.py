@@ -42,12 +42,12 @@ def check(command: str) -> None:
     Raises:
         CommandError: a variable is misspelled; the message names it and the likely one.
     """
-    odd = [
+    unknown_names = [
         name
         for name in os.environ
         if name.startswith(PREFIX) and name not in OTHERS and not _OF_KUBERNETES.search(name)
     ]
-    if not odd:
+    if not unknown_names:
         return
     from .loading import load
     from .registry import COMMANDS
@@ -55,7 +55,7 @@ def check(command: str) -> None:
     if command not in COMMANDS:
         return
     own = known(load(command))
-    near = {name: found for name in odd if name not in own and (found := _nearest(name, command, own))}
+    near = {name: found for name in unknown_names if name not in own and (found := _nearest(name, command, own))}
     if not near:
         return
     # It may be a correctly spelled variable of another command.

@@ -63,16 +63,16 @@ async def wait_for_children(lease_id: str, since_ticks: int, holds: Callable[[],
     """
     if seconds <= 0:
         return
-    until, told = time.monotonic() + seconds, False
-    look: Callable[[], list[processes.Process]] = lambda: children_under(lease_id, since_ticks)  # noqa: E731
-    while holds() and (left := await asyncio.to_thread(look)):
+    until, warned = time.monotonic() + seconds, False
+    find_children: Callable[[], list[processes.Process]] = lambda: children_under(lease_id, since_ticks)  # noqa: E731
+    while holds() and (left := await asyncio.to_thread(find_children)):
         if time.monotonic() >= until:
             message = f"lease {lease_id} is released while {_some(left)} may use its devices"
             _log.warning("%s", message)
             warnings.warn(message, ResourceWarning, stacklevel=2)
             return
-        if not told:
-            told = True
+        if not warned:
+            warned = True
             _log.warning("lease %s is held up to %g s for %s", lease_id, seconds, _some(left))
         await asyncio.sleep(_POLL_SECONDS)
 

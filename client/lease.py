@@ -195,7 +195,7 @@ class HeldLease:
                 self._lose(lost.reason)
                 return
             except ServiceError as error:
-                pause, refusal = _again_in(error, ttl), str(error)
+                pause, refusal = _retry_seconds(error, ttl), str(error)
             except (CorralError, codec.DecodeError, TimeoutError):
                 pause, refusal = min(ttl / 10, _LONGEST_PAUSE_SECONDS), ""
             else:
@@ -395,10 +395,10 @@ async def hold(
     return held
 
 
-def _again_in(refusal: ServiceError, ttl_seconds: float) -> float:
+def _retry_seconds(refusal: ServiceError, ttl_seconds: float) -> float:
     """Seconds until a refused renewal is tried again."""
-    told = refusal.retry_after_seconds if isinstance(refusal, TooManyRequests) else None
-    return ttl_seconds / 10 if told is None else told
+    retry_seconds = refusal.retry_after_seconds if isinstance(refusal, TooManyRequests) else None
+    return ttl_seconds / 10 if retry_seconds is None else retry_seconds
 
 
 def with_own_holder(request: requests.WorkRequest) -> requests.WorkRequest:

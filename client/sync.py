@@ -65,14 +65,14 @@ class _Loop:
         ended = threading.Event()
         made: list[T] = []
 
-        async def told() -> T:
+        async def completed() -> T:
             try:
                 made.append(await work)
                 return made[0]
             finally:
                 ended.set()
 
-        future = asyncio.run_coroutine_threadsafe(told(), self.loop)
+        future = asyncio.run_coroutine_threadsafe(completed(), self.loop)
         try:
             return future.result()
         except BaseException:

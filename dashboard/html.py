@@ -81,19 +81,21 @@ def search(value: str, on_change: Callable[[str], Any], placeholder: str, classe
 def on_typing(field: Element, then: Callable[[str], Any], pause: float = 0.25) -> None:
     """Call `then` with the text of a field while the user types, at most every `pause` seconds, and at the end."""
 
-    def told(event: GenericEventArguments) -> Any:
+    def changed(event: GenericEventArguments) -> Any:
         return then(str(event.args))
 
-    field.on("input", told, js_handler="(event) => emit(event.target.value)", throttle=pause, leading_events=not pause)
+    field.on(
+        "input", changed, js_handler="(event) => emit(event.target.value)", throttle=pause, leading_events=not pause
+    )
 
 
 def on_choice(field: Element, then: Callable[[str], Any]) -> None:
     """Call `then` with the value of a select element when it changes."""
 
-    def told(event: GenericEventArguments) -> Any:
+    def changed(event: GenericEventArguments) -> Any:
         return then(str(event.args))
 
-    field.on("change", told, js_handler="(event) => emit(event.target.value)")
+    field.on("change", changed, js_handler="(event) => emit(event.target.value)")
 
 
 _WRAPPED = 48

@@ -215,14 +215,14 @@ class Notice:
 
     def __init__(self) -> None:
         self._place: Element = tag("div")
-        self._told: Problem | None = None
+        self._shown: Problem | None = None
         self._place.set_visibility(False)
 
     def tell(self, problem: Problem | None, whole: bool = False) -> None:
         """Show a trouble, or hide the notice if it is None; `whole` shows a full panel instead of a banner."""
-        if problem == self._told:
+        if problem == self._shown:
             return
-        self._told = problem
+        self._shown = problem
         self._place.clear()
         self._place.set_visibility(problem is not None)
         if problem is None:

@@ -58,7 +58,7 @@ class Host:
         heard_ns: the same by this machine's clock, in nanoseconds since the epoch.
         clock_offset_seconds: seconds that the host's clock is ahead of this machine's; None before the first samples.
         listed: when its last inventory arrived, on the monotonic clock.
-        told: number of the reading of the streams at which the host last published an inventory live.
+        inventory_reading: number of the reading of the streams at which the host last published an inventory live.
         seen: when samples or a stored inventory last arrived, on a clock that stops while the bus is away.
         xids: Xids of each device that has had some.
         xids_known: False while a device that is not in `xids` may have had some.
@@ -80,6 +80,7 @@ class Host:
         "heard",
         "heard_ns",
         "inventory",
+        "inventory_reading",
         "labels",
         "listed",
         "name",
@@ -89,7 +90,6 @@ class Host:
         "reported",
         "seen",
         "static",
-        "told",
         "xids",
         "xids_known",
     )
@@ -103,7 +103,7 @@ class Host:
         self.heard_ns = 0
         self.clock_offset_seconds: float | None = None
         self.listed = 0.0
-        self.told = 0
+        self.inventory_reading = 0
         self.seen: float | None = None
         self.expected = False
         self.xids: dict[str, Xids] = {}
@@ -246,7 +246,7 @@ class LiveFleet:
         """Take an inventory that a host publishes now."""
         self._forget_gone()
         host = self._host(subject)
-        host.told = self._readings
+        host.inventory_reading = self._readings
         if host.seen is None:
             host.seen = self._awake()
         self._take_inventory(subject, data, time.time())
@@ -254,7 +254,7 @@ class LiveFleet:
     def _take_stored_inventory(self, subject: str, data: bytes, stored_at: float) -> None:
         """Take an inventory of the stream, unless the host has published one live since the reading began."""
         host = self._host(subject)
-        if host.told < self._readings:
+        if host.inventory_reading < self._readings:
             if host.heard == 0.0:  # not heard since this exporter's start: silent since then at the least
                 host.seen = self._awake() - max(0.0, time.time() - stored_at if math.isfinite(stored_at) else 0.0)
             self._take_inventory(subject, data, stored_at)

@@ -27,7 +27,7 @@ _WORDS: Final = (b"xid", b"cleared", b"recovery_action", b"device_lost")
 
 Key = tuple[str, str]
 """A host, and the uuid of a device of it."""
-_Told = tuple[str, str, int, int, str, int]
+_ReportedXid = tuple[str, str, int, int, str, int]
 
 
 def concerns(data: bytes) -> bool:
@@ -118,7 +118,7 @@ class Xids(Struct):
     def _count(self, code: int, at: float) -> None:
         # Replaced, never changed in place: a scrape reads them in another thread.
         self.counts = self.counts | {code: self.counts.get(code, 0) + 1}
-        self.recent = [*(told for told in self.recent if told[0] > at - WINDOW_SECONDS), (at, code)]
+        self.recent = [*(reported for reported in self.recent if reported[0] > at - WINDOW_SECONDS), (at, code)]
 
     def _was_reset(self, event: DeviceEvent, energy: float | None, boot: str) -> bool:
         said = event.data.get("reset")
@@ -146,8 +146,8 @@ class History:
         """False during the first reading of the stream: a device without known events may have had an Xid."""
         self._read_once = False
         self._of: dict[Key, Xids] = {}
-        self._told: set[_Told] = set()
-        self._stored: tuple[dict[Key, Xids], set[_Told]] | None = None
+        self._reported: set[_ReportedXid] = set()
+        self._stored: tuple[dict[Key, Xids], set[_ReportedXid]] | None = None
         self._since: list[tuple[DeviceEvent, float]] = []
 
     def of(self, host: str, device: str) -> Xids | None:
@@ -157,13 +157,13 @@ class History:
     def forget(self, host: str) -> None:
         """Forget a host that is gone, with the Xids of its devices."""
         self._of = {key: found for key, found in self._of.items() if key[0] != host}
-        self._told = {mark for mark in self._told if mark[0] != host}
+        self._reported = {mark for mark in self._reported if mark[0] != host}
 
     def take(self, event: DeviceEvent, at: float) -> bool:
         """Take a live event; True if it means that its device was reset."""
         if self._stored is not None:
             self._since.append((event, at))
-        return _take(self._of, self._told, event, at)
+        return _take(self._of, self._reported, event, at)
 
     def begin(self) -> None:
         """Start reading the stream: `take_stored` then gets its events, oldest first."""
@@ -184,9 +184,9 @@ class History:
         self.settled = self._read_once = True
         if stored is None or not complete:
             return
-        of, told = stored
+        of, reported = stored
         for event, at in since:
-            _take(of, told, event, at)
+            _take(of, reported, event, at)
         for key, found in self._of.items():
             fresh = of.setdefault(key, found)  # a stream keeps events for a month
             codes = fresh.counts.keys() | found.counts.keys()
@@ -197,16 +197,16 @@ class History:
                 fresh.held = found.held
             if fresh.energy is None:
                 fresh.energy = found.energy
-        self._of, self._told = of, told
+        self._of, self._reported = of, reported
 
 
-def _take(of: dict[Key, Xids], told: set[_Told], event: DeviceEvent, at: float) -> bool:
+def _take(of: dict[Key, Xids], reported: set[_ReportedXid], event: DeviceEvent, at: float) -> bool:
     if event.device is None:
         return False
-    mark: _Told = (event.host, event.agent, event.sequence, event.time_ns, event.kind, event.code)
-    if mark in told:
+    mark: _ReportedXid = (event.host, event.agent, event.sequence, event.time_ns, event.kind, event.code)
+    if mark in reported:
         return False
-    told.add(mark)
+    reported.add(mark)
     key: Key = (event.host, event.device)
     if key not in of and event.kind not in ("xid", "device_started"):
         return False

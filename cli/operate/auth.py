@@ -76,7 +76,7 @@ def _open(folder: Path | None) -> Authority:
         raise CommandError(str(error), USAGE) from None
 
 
-def _do(work: Callable[[], T]) -> T:
+def _translate_errors(work: Callable[[], T]) -> T:
     try:
         return work()
     except AuthorityError as error:
@@ -129,7 +129,7 @@ def init(
         made.add(Role.PROCESSOR, "processor")
         return made
 
-    made = _do(make)
+    made = _translate_errors(make)
     say(f"{made.folder}: an authority with a planner and a processor{', and a CA' if made.tls else ''}")
     say(f"  nats-server -c {made.server / SERVER_NAME}     or, in your own configuration: include {CONFIG_NAME!r}")
     option = f" --dir {folder or where}" if folder or where != default_folder() else ""
@@ -179,8 +179,10 @@ def add(
     """
     found = _open(folder)
     if not (exist_ok and name in found.registry.users):
-        _do(lambda: found.add(role, name, owner=owner, hosts=host or [], follows_leases=simulated, serves=service))
-        _tell(found)
+        _translate_errors(
+            lambda: found.add(role, name, owner=owner, hosts=host or [], follows_leases=simulated, serves=service)
+        )
+        _reload_server(found)
     _hand_over(found, name, out)
 
 
@@ -212,14 +214,16 @@ def apply_file(
       corral auth apply users.toml --out /run/credentials
     """
     where = folder or default_folder()
-    wanted = _do(lambda: read_users(file))
+    wanted = _translate_errors(lambda: read_users(file))
     if not (where / "authority.json").exists():
-        _do(lambda: Authority.create(where, hosts=tls_host or [], mutual=mutual, server_folder=server_dir))
+        _translate_errors(
+            lambda: Authority.create(where, hosts=tls_host or [], mutual=mutual, server_folder=server_dir)
+        )
     found = _open(folder)
     for name, fields in wanted.items():
         known = found.registry.users.get(name)
         if known is None:
-            _do(
+            _translate_errors(
                 lambda name=name, fields=fields: found.add(
                     fields.role,
                     name,
@@ -233,10 +237,10 @@ def apply_file(
         elif known.role is not fields.role:
             raise CommandError(f"{name} is a {known.role}, not a {fields.role}: revoke it first", USAGE)
         if out is not None and (out / name).is_dir():
-            _do(lambda name=name: copy_credentials(found, name, out / name))
+            _translate_errors(lambda name=name: copy_credentials(found, name, out / name))
     # The permissions of roles may have changed with the version, even if no user has.
-    _do(found.write_config)
-    _tell(found)
+    _translate_errors(found.write_config)
+    _reload_server(found)
 
 
 @auth.command()
@@ -250,9 +254,9 @@ def revoke(
       corral auth revoke alice
     """
     found = _open(folder)
-    _do(lambda: found.revoke(name))
+    _translate_errors(lambda: found.revoke(name))
     say(f"{name} is removed")
-    _tell(found)
+    _reload_server(found)
 
 
 @auth.command()
@@ -276,12 +280,12 @@ def rotate(
     if (name is None) == (not server):
         raise CommandError("name a user, or --server", USAGE)
     if name is None:
-        _do(lambda: found.rotate_server(tls_host or []))
+        _translate_errors(lambda: found.rotate_server(tls_host or []))
         say("the server has a new certificate")
-        _tell(found)
+        _reload_server(found)
         return
-    _do(lambda: found.rotate(name))
-    _tell(found)
+    _translate_errors(lambda: found.rotate(name))
+    _reload_server(found)
     _hand_over(found, name, out)
 
 
@@ -307,7 +311,7 @@ def show(
         for user in users:
             typer.echo(f"{user.name:<20} {user.role:<10} {_details(user):<30} {user.key[:12]}…  {user.created}")
         return
-    _do(lambda: found.credentials(name))
+    _translate_errors(lambda: found.credentials(name))
     user = found.registry.users[name]
     rights = {verb.value: allowed(user, verb) for verb in Verb}
     if as_json:
@@ -334,10 +338,10 @@ def print_credentials(
       corral auth print alice > alice.creds
     """
     found = _open(folder)
-    path = _do(lambda: found.credentials(name))
+    path = _translate_errors(lambda: found.credentials(name))
     if ca and not found.tls:
         raise CommandError("this authority has no CA, since it doesn't use TLS", USAGE)
-    typer.echo(_do(lambda: (path.with_name("ca.crt") if ca else path).read_text()), nl=False)
+    typer.echo(_translate_errors(lambda: (path.with_name("ca.crt") if ca else path).read_text()), nl=False)
 
 
 class Wanted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -375,9 +379,9 @@ def _details(user: User) -> str:
 
 def _hand_over(found: Authority, name: str, out: Path | None) -> None:
     """Print the path of a user's credentials, and the command that adds a context with them."""
-    path = _do(lambda: found.credentials(name))
+    path = _translate_errors(lambda: found.credentials(name))
     if out is not None:
-        path = _do(lambda: copy_credentials(found, name, out))
+        path = _translate_errors(lambda: copy_credentials(found, name, out))
     typer.echo(str(path))
     if found.registry.users[name].role in (Role.REQUESTER, Role.VIEWER, Role.OPERATOR):
         say(f"  corral context add {_free_context(name)} {_url(found)} --creds {shlex.quote(str(path))}")
@@ -436,7 +440,7 @@ def copy_credentials(found: Authority, name: str, out: Path) -> Path:
     return target
 
 
-def _tell(found: Authority) -> None:
+def _reload_server(found: Authority) -> None:
     """Make the server reload its configuration, or print how to do that."""
     pid_file = Path(found.registry.pid_file) if found.registry.pid_file else None
     if pid_file is not None and (pid := reload(pid_file)):

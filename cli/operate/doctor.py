@@ -361,9 +361,9 @@ async def _history(client: Client) -> Finding:
         return problem(
             "history", f"the processor is paused: {status.paused}", "nothing is lost so far: remove the cause"
         )
-    told = {why for one in await ask_health(client.nc, "processor") if not one.ready for why in one.reasons}
-    if told:
-        return note("history", f"{detail}; {'; '.join(sorted(told))}", "corral health processor names the processor")
+    reasons = {why for one in await ask_health(client.nc, "processor") if not one.ready for why in one.reasons}
+    if reasons:
+        return note("history", f"{detail}; {'; '.join(sorted(reasons))}", "corral health processor names the processor")
     if lag > LAG_MESSAGES:
         return note("history", detail, "it is catching up, or too slow: check its disk and CPU")
     if status.dead_letters:

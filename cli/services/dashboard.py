@@ -211,9 +211,9 @@ def link(state: State = None) -> None:
     places = [state.expanduser().absolute()] if state else others
     found = next((link for link in map(login_link, places) if link), None)
     if found is None:
-        looked = ", ".join(map(str, dict.fromkeys(places)))
+        places_text = ", ".join(map(str, dict.fromkeys(places)))
         text = "start one with `corral dashboard` or `corral up`, or give the folder of a running one with --state"
-        raise CommandError(f"no dashboard runs on {looked}: {text}", FAILED)
+        raise CommandError(f"no dashboard runs on {places_text}: {text}", FAILED)
     typer.echo(found)
 
 

@@ -132,17 +132,17 @@ def sparkline(values: Sequence[float | None], width: int, most: float = 100.0) -
 Key = Callable[[operations.DeviceStatus], Any]
 
 
-def _or_least(value: float | None) -> float:
+def _or_minus_one(value: float | None) -> float:
     return -1.0 if value is None else value
 
 
 SORTS: Final[dict[str, tuple[Key, bool]]] = {
     "host": (lambda device: (device.host, device.index), False),
-    "util": (lambda device: _or_least(device.utilization_percent), True),
-    "memory": (lambda device: _or_least(device.memory_used_bytes), True),
+    "util": (lambda device: _or_minus_one(device.utilization_percent), True),
+    "memory": (lambda device: _or_minus_one(device.memory_used_bytes), True),
     "free": (lambda device: device.memory_free_bytes, True),
-    "temp": (lambda device: _or_least(device.temperature_celsius), True),
-    "power": (lambda device: _or_least(device.power_watts), True),
+    "temp": (lambda device: _or_minus_one(device.temperature_celsius), True),
+    "power": (lambda device: _or_minus_one(device.power_watts), True),
     "state": (lambda device: (device.usable, not device.leases), False),
     "model": (lambda device: device.model, False),
 }

@@ -42,24 +42,24 @@ async def start_in_time(held: HeldLease, start: Callable[[float], Awaitable[None
 @contextlib.contextmanager
 def reporting_outages(held: HeldLease, quiet: bool) -> Generator[None]:
     """For the length of a block, print a message when the lease isn't renewed in time, and when it is renewed again."""
-    telling = asyncio.ensure_future(_tell(held, quiet))
+    reporting = asyncio.ensure_future(_report_outages(held, quiet))
     try:
         yield
     finally:
-        telling.cancel()
+        reporting.cancel()
 
 
-async def _tell(held: HeldLease, quiet: bool) -> None:
-    told = False
+async def _report_outages(held: HeldLease, quiet: bool) -> None:
+    reported = False
     while held.lost is None:
         await asyncio.sleep(_POLL_SECONDS)
-        if held.overdue and not told:
+        if held.overdue and not reported:
             say(
                 f"corral: the lease could not be renewed for {held.unconfirmed_seconds:.0f} s, bus or planner can't be "
                 "reached: the command continues until a planner reports that the lease has ended (see --on-outage)"
             )
-            told = True
-        elif told and not held.overdue and held.lost is None:
-            told = False
+            reported = True
+        elif reported and not held.overdue and held.lost is None:
+            reported = False
             if not quiet:
                 say("corral: the lease is renewed again")

@@ -97,7 +97,7 @@ class Reaper:
         self._kill_at = math.inf
         self._give_up_at = math.inf
         self._termed: set[tuple[int, int]] = set()
-        self._told: list[str] = []
+        self._reported: list[str] = []
         self._search_at = -math.inf
         self._named: list[processes.Process] = []
         self._childless = False
@@ -121,10 +121,10 @@ class Reaper:
         os.close(receive)
         if failed:
             os.waitpid(pid, 0)
-            self._tell(json.loads(failed))
+            self._report(json.loads(failed))
             return
         self._command = pid
-        self._tell({"started": pid})
+        self._report({"started": pid})
 
     def run(self, wake: int) -> None:
         """Run until no process is left.
@@ -158,14 +158,14 @@ class Reaper:
                 return
             if os.WIFSTOPPED(status):
                 if pid == self._command:
-                    self._tell({"stopped": pid})
+                    self._report({"stopped": pid})
             elif os.WIFCONTINUED(status):
                 if pid == self._command and self._owner_is_stopped():
                     # `corral run` had stopped with the command, so it resumes with it.
                     os.kill(self._owner or 0, signal.SIGCONT)
             elif pid == self._command:
                 self._command = 0
-                self._tell({"exited": os.waitstatus_to_exitcode(status)})
+                self._report({"exited": os.waitstatus_to_exitcode(status)})
                 self._settle_until = time.monotonic() + self._settle
 
     def _forward(self, number: int) -> None:
@@ -193,12 +193,12 @@ class Reaper:
         self._empty_scans = 0 if left or self._command else self._empty_scans + 1
         # A single scan may miss processes that are just being started.
         if self._empty_scans >= (1 if self._childless else 2):
-            self._tell({"done": True})
+            self._report({"done": True})
             return True
         if not self._ending and now < self._kill_at:
             if not left or now < self._settle_until:
                 return False
-            self._tell({"ending": [str(one) for one in left]})
+            self._report({"ending": [str(one) for one in left]})
             self._end_in(self._grace)
         self._signal(left, now)
         return now >= self._give_up_at
@@ -215,9 +215,9 @@ class Reaper:
         if now < self._kill_at + UNKILLABLE_SECONDS:
             return
         words = [f"{one} of {processes.user_of(one.pid)}" for one in left]
-        if words != self._told:
-            self._told = words
-            self._tell({"left": words})
+        if words != self._reported:
+            self._reported = words
+            self._report({"left": words})
         if self._owner is None:
             self._give_up_at = min(self._give_up_at, now + GIVE_UP_SECONDS)
 
@@ -290,7 +290,7 @@ class Reaper:
                 self._forward(signal.SIGCONT)
                 self._kill_at = min(self._kill_at, time.monotonic() + message["end"])
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _report(self, message: dict[str, Any]) -> None:
         if self._owner is not None:
             with contextlib.suppress(OSError):
                 self._control.sendall(json.dumps(message).encode() + b"\n")

@@ -199,7 +199,7 @@ class _Running:
         self._child = child
         self._held = held
         self._remote = remote
-        self._background = BackgroundTasks()
+        self._background_tasks: set[asyncio.Task[None]] = set()
 
     async def until_the_end(self, lost: asyncio.Event, grace: float) -> int | None:
         """Wait until the command and all its descendants have ended; end them if the lease is lost.
@@ -227,7 +227,9 @@ class _Running:
             return None if stopped or (code < 0 and self._held.lost is not None) else code
         finally:
             losing.cancel()
-            await asyncio.gather(losing, self._background.cancel(), return_exceptions=True)
+            for sending in self._background_tasks:
+                sending.cancel()
+            await asyncio.gather(losing, *self._background_tasks, return_exceptions=True)
 
     def signal(self, number: int) -> None:
         """Forward a signal to the command; after its end, send SIGKILL to its remaining descendants instead."""
@@ -237,7 +239,9 @@ class _Running:
         elif self._remote is None:
             self._child.signal(number)
         elif number not in HARMLESS:
-            self._background.start(self._tell(self._remote, signal.Signals(number)))
+            sending = asyncio.ensure_future(self._send_signal(self._remote, signal.Signals(number)))
+            self._background_tasks.add(sending)
+            sending.add_done_callback(self._background_tasks.discard)
 
     async def _end(self, ended: asyncio.Future[int], grace: float) -> None:
         if self._remote is None:
@@ -248,19 +252,19 @@ class _Running:
             return
         self.signal(signal.SIGTERM)
         await asyncio.wait({ended}, timeout=grace)
-        await self._tell(self._remote, signal.SIGKILL)
+        await self._send_signal(self._remote, signal.SIGKILL)
         self._child.end(0.0)
 
-    async def _tell(self, remote: Remote, number: signal.Signals) -> None:
+    async def _send_signal(self, remote: Remote, number: signal.Signals) -> None:
         words = remote.tell(self._held.lease_id, number.name.removeprefix("SIG"))
         nowhere = asyncio.subprocess.DEVNULL
         try:
             async with asyncio.timeout(TELL_SECONDS):
-                teller = await asyncio.create_subprocess_exec(*words, stdin=nowhere, stdout=nowhere, stderr=nowhere)
-                told = await teller.wait() == 0
+                sender = await asyncio.create_subprocess_exec(*words, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+                sent = await sender.wait() == 0
         except (OSError, TimeoutError):
-            told = False
-        if not told and number in _ENDING:
+            sent = False
+        if not sent and number in _ENDING:
             # The signal can't be sent, so the connection is closed: the watcher there then ends the command.
             self._child.signal(signal.SIGTERM)
 

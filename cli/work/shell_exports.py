@@ -53,10 +53,10 @@ def chosen(context: typer.Context, *, export: bool, json: bool) -> tuple[bool, b
     if not (export and json):
         return export, json
     sources = {name: context.get_parameter_source(name) for name in ("export", "json")}
-    said = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    if len(said) != 1:
+    chosen_formats = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if len(chosen_formats) != 1:
         raise exits.CommandError("--export and --json exclude each other", exits.USAGE)
-    return said == ["export"], said == ["json"]
+    return chosen_formats == ["export"], chosen_formats == ["json"]
 
 
 def _exports(values: dict[str, str]) -> str:

@@ -240,8 +240,8 @@ class DevicePage:
     def _drain(self, device: DeviceStatus) -> None:
         async def do(reason: str) -> bool:
             async def act() -> None:
-                who = self.frame.require(Role.OPERATOR)
-                await self.frame.ask(lambda c: c.drain(devices=[device.uuid], reason=reason, operator=who.name))
+                user = self.frame.require(Role.OPERATOR)
+                await self.frame.ask(lambda c: c.drain(devices=[device.uuid], reason=reason, operator=user.name))
 
             return await self.frame.attempt(act, f"{device.host} GPU {device.index} is drained")
 
@@ -255,8 +255,8 @@ class DevicePage:
 
     async def _undrain(self, device: DeviceStatus) -> None:
         async def act() -> None:
-            who = self.frame.require(Role.OPERATOR)
-            await self.frame.ask(lambda c: c.undrain(devices=[device.uuid], operator=who.name))
+            user = self.frame.require(Role.OPERATOR)
+            await self.frame.ask(lambda c: c.undrain(devices=[device.uuid], operator=user.name))
 
         await self.frame.attempt(act, f"{device.host} GPU {device.index} is undrained")
 

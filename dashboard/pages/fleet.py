@@ -64,7 +64,7 @@ class FleetPage:
         with tag("div") as self._content:
             self._content.classes("main").style("padding:0;max-width:none")
             self._tiles = _Tiles()
-            self._worries = _Worries()
+            self._state_counts = _StateCounts()
             with tag("section", "panel"):
                 with tag("div", "panel-head"):
                     Segments(_METRICS, metric, self._color, "Color by")
@@ -123,7 +123,7 @@ class FleetPage:
             return
         self._sub.set_text(_subtitle(fleet))
         self._tiles.show(fleet)
-        self._worries.show(fleet)
+        self._state_counts.show(fleet)
         self._attention.show(fleet)
         self._draw()
 
@@ -201,32 +201,32 @@ class _Tiles:
         kilo = power is not None and power >= 10_000
         owners = len({lease.owner for lease in fleet.leases})
         first = fleet.queue[0] if fleet.queue else None
-        self._tell("Utilization", number(summary.utilization_percent_mean, ""), "%", "mean of all GPUs")
-        self._tell(
+        self._set_tile("Utilization", number(summary.utilization_percent_mean, ""), "%", "mean of all GPUs")
+        self._set_tile(
             "Memory in use", f"{100 * used / total:.0f}" if total else "–", "%",
             f"{format_bytes(used)} of {format_bytes(total)}",
         )  # fmt: skip
-        self._tell(
+        self._set_tile(
             "Free GPUs", f"{summary.share_free:,.4g}", f" of {summary.devices:,}",
             f"{summary.devices - summary.usable_devices:,} not usable" if summary.devices > summary.usable_devices
             else "all usable",
         )  # fmt: skip
-        self._tell(
+        self._set_tile(
             "Power", "–" if power is None else f"{power / 1000:,.1f}" if kilo else f"{power:,.0f}",
             " kW" if kilo else " W", "" if heat is None else f"{heat:.0f} °C on average",
         )  # fmt: skip
-        self._tell("Leases", f"{summary.active_leases:,}", "", f"of {owners} owner{'' if owners == 1 else 's'}")
-        self._tell(
+        self._set_tile("Leases", f"{summary.active_leases:,}", "", f"of {owners} owner{'' if owners == 1 else 's'}")
+        self._set_tile(
             "Waiting", f"{summary.waiting_requests:,}", "", f"next: {first.owner}" if first else "the queue is empty"
         )
 
-    def _tell(self, name: str, value: str, unit: str, more: str) -> None:
+    def _set_tile(self, name: str, value: str, unit: str, more: str) -> None:
         for place, text in zip(self._tiles[name], (value, unit, more), strict=True):
             if place.text != text:
                 place.set_text(text)
 
 
-class _Worries:
+class _StateCounts:
     """Links with the number of devices in each state that needs attention; each link shows these devices."""
 
     def __init__(self) -> None:
@@ -257,9 +257,11 @@ class _Attention:
 
     def show(self, fleet: Fleet) -> None:
         """Update the list."""
-        worrying = [(how, device) for device, how in zip(fleet.devices, fleet.states, strict=True) if how in _WORST]
-        worrying.sort(key=lambda each: _WORST.index(each[0]))
-        found = [device for _, device in worrying]
+        affected = [
+            (state, device) for device, state in zip(fleet.devices, fleet.states, strict=True) if state in _WORST
+        ]
+        affected.sort(key=lambda each: _WORST.index(each[0]))
+        found = [device for _, device in affected]
         shown = [(device.uuid, cells.state_words(device)) for device in found]
         if shown == self._shown:
             return
@@ -279,10 +281,10 @@ def _row(device: DeviceStatus) -> tuple[Any, ...]:
     def where() -> None:
         tag("a", "", f"{device.host} · GPU {device.index}", href=f"/device/{quote(device.uuid, safe='')}")
 
-    def how() -> None:
+    def state() -> None:
         tag("span", f"chip {_TONES[device_state(device)]}", cells.state_words(device))
 
-    return where, how, short_model(device.model), ", ".join(device.leases) or "–"
+    return where, state, short_model(device.model), ", ".join(device.leases) or "–"
 
 
 _WORST = (DeviceState.UNHEALTHY, DeviceState.STALE, DeviceState.DRAINED, DeviceState.THROTTLED)

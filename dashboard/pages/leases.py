@@ -191,8 +191,8 @@ class LeasesPage:
     def _release(self, lease: Lease) -> None:
         async def do(_: str) -> bool:
             async def act() -> None:
-                who = self.frame.require(Role.REQUESTER)
-                await self.frame.ask(lambda client: client.release(lease.lease_id, owner=who.name))
+                user = self.frame.require(Role.REQUESTER)
+                await self.frame.ask(lambda client: client.release(lease.lease_id, owner=user.name))
 
             return await self.frame.attempt(act, f"{lease.lease_id} is released")
 
@@ -201,8 +201,8 @@ class LeasesPage:
     def _evict(self, lease: Lease) -> None:
         async def do(reason: str) -> bool:
             async def act() -> None:
-                who = self.frame.require(Role.OPERATOR)
-                await self.frame.ask(lambda client: client.evict(lease.lease_id, reason=reason, operator=who.name))
+                user = self.frame.require(Role.OPERATOR)
+                await self.frame.ask(lambda client: client.evict(lease.lease_id, reason=reason, operator=user.name))
 
             return await self.frame.attempt(act, f"{lease.lease_id} of {lease.owner} is evicted")
 
@@ -214,8 +214,8 @@ class LeasesPage:
 
         async def do(reason: str) -> bool:
             async def act() -> None:
-                who = self.frame.require(Role.OPERATOR)
-                await self.frame.ask(lambda client: client.drain(devices=uuids, reason=reason, operator=who.name))
+                user = self.frame.require(Role.OPERATOR)
+                await self.frame.ask(lambda client: client.drain(devices=uuids, reason=reason, operator=user.name))
 
             return await self.frame.attempt(act, f"{len(uuids)} devices are drained")
 

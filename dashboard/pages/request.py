@@ -165,15 +165,15 @@ class RequestPage:
             fields = self._fields()
             found = await self.frame.ask(lambda client: client.explain(**fields))
         except InvalidRequest as error:
-            self._tell(asked, lambda error=error: _wrong(error))
+            self._show_latest(asked, lambda error=error: _wrong(error))
             return
         except CorralError as error:
             problem = problem_of(error, self.frame.fleet.url)
-            self._tell(asked, lambda: Notice().tell(problem, whole=True))
+            self._show_latest(asked, lambda: Notice().tell(problem, whole=True))
             return
-        self._tell(asked, lambda: _explained(found))
+        self._show_latest(asked, lambda: _explained(found))
 
-    def _tell(self, asked: int, show: Callable[[], None]) -> None:
+    def _show_latest(self, asked: int, show: Callable[[], None]) -> None:
         if asked == self._asked:
             self._answer.clear()
             with self._answer:
@@ -266,8 +266,8 @@ class RequestPage:
 
     async def _release(self, lease: Lease) -> None:
         async def act() -> None:
-            who = self.frame.require(Role.REQUESTER)
-            if who.name != lease.owner:
+            user = self.frame.require(Role.REQUESTER)
+            if user.name != lease.owner:
                 self.frame.require(Role.OPERATOR)
             await self.frame.ask(lambda client: client.release(lease.lease_id, owner=lease.owner))
 
