@@ -13,7 +13,7 @@ from ..options import NatsUrl
 from .logs import LogFormat, LogFormatOption, LogLevel, LogLevelOption, Verbose, configure
 from .run_service import STOP_WITHIN, StopWithin, run_service, stop_seconds
 
-_LIMITS = "What one owner may ask"
+_LIMITS = "Limits per owner"
 
 
 def plan(
