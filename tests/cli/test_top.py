@@ -149,7 +149,7 @@ async def test_processes_are_seen_with_their_leases_and_what_is_wrong_first(clie
         lines = screen(app)
         rows = [line for line in lines if any(name in line for name in ("good", "stranger", "late"))]
         assert ["no lease" in rows[0], "lease has ended" in rows[1], "good" in rows[2]] == [True] * 3, rows
-        assert "2 processes without a lease" in "\n".join(lines)
+        assert "2 lease violations" in "\n".join(lines)
         await pilot.press("enter")
         await pilot.pause(0.6)
         page = "\n".join(screen(app))
