@@ -199,7 +199,7 @@ class _Running:
         self._child = child
         self._held = held
         self._remote = remote
-        self._background_tasks: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
 
     async def until_the_end(self, lost: asyncio.Event, grace: float) -> int | None:
         """Wait until the command and all its descendants have ended; end them if the lease is lost.
@@ -227,9 +227,7 @@ class _Running:
             return None if stopped or (code < 0 and self._held.lost is not None) else code
         finally:
             losing.cancel()
-            for sending in self._background_tasks:
-                sending.cancel()
-            await asyncio.gather(losing, *self._background_tasks, return_exceptions=True)
+            await asyncio.gather(losing, self._background.cancel(), return_exceptions=True)
 
     def signal(self, number: int) -> None:
         """Forward a signal to the command; after its end, send SIGKILL to its remaining descendants instead."""
@@ -239,9 +237,7 @@ class _Running:
         elif self._remote is None:
             self._child.signal(number)
         elif number not in HARMLESS:
-            sending = asyncio.ensure_future(self._send_signal(self._remote, signal.Signals(number)))
-            self._background_tasks.add(sending)
-            sending.add_done_callback(self._background_tasks.discard)
+            self._background.start(self._send_signal(self._remote, signal.Signals(number)))
 
     async def _end(self, ended: asyncio.Future[int], grace: float) -> None:
         if self._remote is None:
