@@ -17,7 +17,7 @@ import msgspec
 
 from ...schemas.query import QueryEnd
 from .execution import SET_BACK, Execution, timed_out
-from .guard.guard import QueryError
+from .guard.errors import QueryError
 from .spool import Spool, SpoolRoom
 
 PLAIN_ANSWER_BYTES: Final = 32 * 2**20

@@ -20,7 +20,8 @@ from duckdb import DuckDBPyConnection
 from ...schemas import codec
 from ...schemas.query import QueryEnd, QueryRequest, ResultFormat
 from . import results
-from .guard.guard import QueryError, SqlGuard, begin
+from .guard.errors import QueryError, as_query_error
+from .guard.guard import SqlGuard, begin
 
 log = logging.getLogger("corral.query")
 
@@ -65,7 +66,7 @@ class Execution:
         self.format = ResultFormat.MSGPACK if packed else request.format
         self._cursor: DuckDBPyConnection | None = None
         self._stopped: QueryError | None = None
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
 
     def again(self) -> Execution:
         """New execution of the same query, with its arrival time and warnings."""
@@ -85,7 +86,7 @@ class Execution:
 
     def stop(self, code: str, message: str) -> None:
         """Stop the query with an error. The first error counts, but any later one replaces `SET_BACK`."""
-        with self._guard:
+        with self._lock:
             if self._stopped is None or self._stopped.code == SET_BACK:
                 self._stopped = QueryError(code, message)
         self.interrupt()
@@ -95,7 +96,7 @@ class Execution:
 
         DuckDB drops an interrupt that comes between two calls, hence the repetition.
         """
-        with self._guard:
+        with self._lock:
             if self._cursor is not None:
                 self._cursor.interrupt()
 
@@ -104,12 +105,12 @@ class Execution:
         if self._stopped is not None:
             raise self._stopped
 
-    def run(self, connect: Callable[[], DuckDBPyConnection], fence: SqlGuard, send: Send, part_bytes: int) -> QueryEnd:
+    def run(self, connect: Callable[[], DuckDBPyConnection], guard: SqlGuard, send: Send, part_bytes: int) -> QueryEnd:
         """Run the query and pass on its answer.
 
         Args:
             connect: gives a new cursor.
-            fence: that checks the SQL.
+            guard: checks the SQL.
             send: takes each part.
             part_bytes: size of a part.
 
@@ -119,16 +120,16 @@ class Execution:
         self.started = time.monotonic()
         try:
             self.check_stopped()
-            statement = fence.check(self.request.sql, self.request.limit)
+            statement = guard.check(self.request.sql, self.request.limit, max(0.1, self.deadline - time.monotonic()))
             cursor = connect()
             try:
-                with self._guard:
+                with self._lock:
                     self._cursor = cursor
                 begin(cursor)
                 cursor.execute(statement.limited)
                 return self._answer(cursor, send, part_bytes)
             finally:
-                with self._guard:
+                with self._lock:
                     self._cursor = None
                 with contextlib.suppress(duckdb.Error):
                     cursor.rollback()
@@ -172,20 +173,3 @@ def timed_out(execution: Execution) -> QueryError:
     seconds = f"{execution.request.timeout_seconds:g} s"
     where = "running" if execution.started else "waiting in line"
     return QueryError("timeout", f"the query was still {where} after {seconds}: filter more, or allow more time")
-
-
-def as_query_error(error: Exception) -> QueryError:
-    """Convert a failure to the client's error. Errors of files and DuckDB itself are only logged: they name paths."""
-    text = str(error)
-    if isinstance(error, duckdb.OutOfMemoryException | MemoryError) or "Out of Memory" in text:
-        return QueryError("too_large", "the query needs more memory than it may have: filter or aggregate more")
-    if isinstance(error, duckdb.InterruptException) or "INTERRUPT" in text:
-        return QueryError("cancelled", "the query was interrupted")
-    if isinstance(error, duckdb.PermissionException) or "Permission Error" in text or "read-only mode" in text:
-        return QueryError("refused", "the history is read-only, and opens no files")
-    if isinstance(error, duckdb.IOException | duckdb.FatalException | duckdb.InternalException) or any(
-        text.startswith(kind) for kind in ("IO Error", "FATAL Error", "INTERNAL Error")
-    ):
-        log.error("a query failed: %s", text)
-        return QueryError("internal", "the history could not be read; the processor's log says why")
-    return QueryError("invalid", text)

@@ -28,7 +28,8 @@ import duckdb
 from duckdb import DuckDBPyConnection
 from msgspec import Struct
 
-from .guard.guard import QueryError, SqlGuard
+from .guard.errors import QueryError
+from .guard.guard import SqlGuard
 
 log = logging.getLogger("corral.quack")
 

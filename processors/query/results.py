@@ -26,7 +26,7 @@ import pyarrow.compute
 import pyarrow.csv
 
 from ...schemas.query import ResultFormat
-from .guard.guard import QueryError
+from .guard.errors import QueryError
 
 # pyarrow comes without type annotations: these names only document what a value is.
 Array = Any

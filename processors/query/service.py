@@ -1,7 +1,8 @@
 """SQL over the bus: the micro service `corral-history`.
 
-A query waits in a queue (`fairqueue.py`) and runs in a thread of low priority (`execution.py`) behind the fence
-(`guard.py`). Its answer is sent in parts (`delivery.py`), which wait for their reader without a slot (`spool.py`).
+A query waits in a queue (`fairqueue.py`) and runs in a thread of low priority (`execution.py`) once the guard
+has checked it (`guard/`). Its answer is sent in parts (`delivery.py`), which wait for their reader without a slot
+(`spool.py`).
 Slots, memory and time are bounded, so that no query can stop ingest, which shares the process and the database.
 """
 
@@ -38,7 +39,8 @@ from ...schemas.requests import Error
 from .delivery import Answer, header
 from .execution import SET_BACK, Execution, timed_out
 from .fairqueue import FairQueue
-from .guard.guard import QueryError, SqlGuard
+from .guard.errors import QueryError
+from .guard.guard import SqlGuard
 from .results import CONTENT_TYPES
 from .spool import Room, SpoolRoom
 
@@ -115,7 +117,7 @@ class QueryService:
         self._status = status or (lambda: ProcessorStatus(processor=self._processor))
         self._limits = limits or Limits()
         self._resident_bytes = self._limits.resident_bytes or memory_of_this_machine() * 9 // 10
-        self._fence = SqlGuard(connect, private)
+        self._guard = SqlGuard(connect, private)
         self._queue: FairQueue[Execution] = FairQueue(
             self._limits.slots, self._limits.per_asker, self._limits.waiting, self._limits.express
         )
@@ -149,6 +151,7 @@ class QueryService:
 
     async def start(self) -> None:
         """Start the micro service and the watch over running queries."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._guard.start)
         service = await add_service(
             self._nc,
             ServiceConfig(
@@ -207,6 +210,7 @@ class QueryService:
         if self._watch is not None:
             self._watch.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._guard.close()
 
     async def _on_query(self, request: Request) -> None:
         message = _message(request)
@@ -253,7 +257,7 @@ class QueryService:
         part_bytes = max(1024, self._nc.max_payload - HEADER_ROOM_BYTES)
         failure: QueryError | None = None
         try:
-            await loop.run_in_executor(self._threads, execution.run, self._connect, self._fence, put, part_bytes)
+            await loop.run_in_executor(self._threads, execution.run, self._connect, self._guard, put, part_bytes)
         except QueryError as error:
             failure = error
         except Exception:

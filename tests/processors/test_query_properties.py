@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from corral.processors.query import results
 from corral.processors.query.fairqueue import FairQueue
-from corral.processors.query.guard.guard import QueryError
+from corral.processors.query.guard.errors import QueryError
 from corral.schemas.query import ResultFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st

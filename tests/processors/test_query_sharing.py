@@ -16,7 +16,7 @@ import pytest
 from corral.client import client as aio
 from corral.processors.query.execution import SET_BACK, Execution
 from corral.processors.query.fairqueue import FairQueue
-from corral.processors.query.guard.guard import QueryError
+from corral.processors.query.guard.errors import QueryError
 from corral.processors.query.service import Limits, QueryService, asker_of
 from corral.processors.query.spool import Room, Spool, SpoolRoom
 from corral.processors.storage import hardening

@@ -1,7 +1,7 @@
-"""The SQL door against DuckDB's own lists: every setting, every extension, and every function that might read a file.
+"""Readers' SQL against DuckDB's own lists: every setting, every extension, and every function that might read a file.
 
-Each goes to the parser's fence, which has to refuse it (for functions, `test_confine_corpus.py` has seen to that), and
-then around it to the locked connection, which has to keep its settings and its secrets all the same.
+The guard has to refuse each attempt (for functions, `test_confine_corpus.py` has seen to that). Then each is run on the
+locked connection without the guard, which has to keep its settings and its secrets all the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import duckdb
 import pytest
 from corral.processors.query.guard import guard
 from corral.processors.query.guard.allowlist import FUNCTIONS, TABLE_FUNCTIONS
-from corral.processors.query.guard.guard import QueryError, SqlGuard
+from corral.processors.query.guard.errors import QueryError
+from corral.processors.query.guard.guard import SqlGuard
 from corral.processors.storage import hardening
 
 SECRET = "the-secret-of-the-host"
@@ -40,8 +41,8 @@ def listed(sql: str) -> list[str]:
     return [name for (name,) in duckdb.connect().execute(sql).fetchall()]
 
 
-def around(locked: duckdb.DuckDBPyConnection, sql: str) -> str:
-    """Result of a statement that got past the parser."""
+def unguarded(locked: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """Run a statement without the guard; what it shows."""
     cursor = locked.cursor()
     shown = ""
     with contextlib.suppress(duckdb.Error, RuntimeError, TypeError, ValueError):
@@ -53,16 +54,16 @@ def around(locked: duckdb.DuckDBPyConnection, sql: str) -> str:
     return shown
 
 
-def refused(fence: SqlGuard, sql: str) -> bool:
+def refused(guarded: SqlGuard, sql: str) -> bool:
     try:
-        fence.check(sql, 10)
+        guarded.check(sql, 10)
     except QueryError:
         return True
     return False
 
 
 def test_no_setting_can_be_changed(locked: duckdb.DuckDBPyConnection) -> None:
-    fence = SqlGuard(locked.cursor)
+    guarded = SqlGuard(locked.cursor)
     state = "SELECT name, value FROM duckdb_settings() WHERE name NOT IN ('schema', 'search_path') ORDER BY ALL"
     before = locked.execute(state).fetchall()
     attempts = [
@@ -71,16 +72,16 @@ def test_no_setting_can_be_changed(locked: duckdb.DuckDBPyConnection) -> None:
         for form in ("SET {} = 'x'", "SET GLOBAL {} = 1", "RESET {}", "PRAGMA {} = true", "PRAGMA {}")
     ]
     assert len(attempts) > 500
-    assert [sql for sql in attempts if not refused(fence, sql)] == []
+    assert [sql for sql in attempts if not refused(guarded, sql)] == []
     for sql in attempts:
         # The schema is each connection's own, and an empty search path hides nothing.
         if not any(name in sql for name in ("schema", "search_path")):
-            around(locked, sql)
+            unguarded(locked, sql)
     assert locked.execute(state).fetchall() == before
 
 
 def test_no_extension_can_be_brought_in(locked: duckdb.DuckDBPyConnection, place: Path) -> None:
-    fence = SqlGuard(locked.cursor)
+    guarded = SqlGuard(locked.cursor)
     # An extension is known by its functions: to list extensions, one would have to look at files.
     loaded = "SELECT count(*) FROM duckdb_functions()"
     before = locked.execute(loaded).fetchall()
@@ -90,15 +91,15 @@ def test_no_extension_can_be_brought_in(locked: duckdb.DuckDBPyConnection, place
         for form in ("INSTALL {}", "LOAD {}", "FORCE INSTALL {} FROM community", "ATTACH '{1}/x' AS y (TYPE {0})")
     ]
     assert len(attempts) > 50
-    assert [sql for sql in attempts if not refused(fence, sql)] == []
+    assert [sql for sql in attempts if not refused(guarded, sql)] == []
     for sql in attempts:
-        around(locked, sql)
+        unguarded(locked, sql)
     assert locked.execute(loaded).fetchall() == before
 
 
 def test_no_function_shows_a_file(locked: duckdb.DuckDBPyConnection, place: Path) -> None:
     """Every function that takes a text and is not allowed to readers, called with a file of the host."""
-    fence = SqlGuard(locked.cursor)
+    guarded = SqlGuard(locked.cursor)
     names = listed(
         "SELECT DISTINCT function_name FROM duckdb_functions() WHERE list_contains(parameter_types, 'VARCHAR') "
         "OR list_contains(parameter_types, 'ANY') OR function_type IN ('table', 'pragma')"
@@ -112,7 +113,7 @@ def test_no_function_shows_a_file(locked: duckdb.DuckDBPyConnection, place: Path
             for sql in (f'FROM "{name}"({file})', f'SELECT "{name}"({file})'):
                 attempts += 1
                 if "arrow" not in name and "pandas" not in name:  # they take an address in memory
-                    assert SECRET not in around(locked, sql), sql
+                    assert SECRET not in unguarded(locked, sql), sql
     assert attempts > 200
     for sql in (
         f"COPY samples TO '{place}/out.csv'",
@@ -120,6 +121,6 @@ def test_no_function_shows_a_file(locked: duckdb.DuckDBPyConnection, place: Path
         f"FROM '{place}/secret.csv'",
         f"EXPORT DATABASE '{place}/out'",
     ):
-        assert refused(fence, sql), sql
-        assert SECRET not in around(locked, sql)
+        assert refused(guarded, sql), sql
+        assert SECRET not in unguarded(locked, sql)
     assert sorted(path.name for path in place.iterdir() if not path.name.startswith("history")) == ["secret.csv"]

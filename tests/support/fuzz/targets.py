@@ -39,7 +39,8 @@ from corral.planner.simulation.trace import TraceError, read_arrivals, read_node
 from corral.processors.ingest import facts
 from corral.processors.ingest.columnar import SCHEMA, Decoder, Incoming
 from corral.processors.ingest.deduplication import Arrivals
-from corral.processors.query.guard.guard import QueryError, SqlGuard
+from corral.processors.query.guard.errors import QueryError
+from corral.processors.query.guard.guard import SqlGuard
 from corral.processors.storage import Database
 from corral.processors.storage.protocol import Series
 from corral.schemas import codec, columns, globs, operations, requests, subjects, telemetry
@@ -306,7 +307,7 @@ _INVENTORY = codec.encode(seeds.inventory())
 
 
 @functools.cache
-def _fence() -> SqlGuard:
+def _guard() -> SqlGuard:
     folder = Path(tempfile.mkdtemp(prefix="corral-fuzz-"))
     storage = Database(folder / "history.duckdb", memory_bytes=256 * 2**20)
     return SqlGuard(storage.cursor)
@@ -314,10 +315,10 @@ def _fence() -> SqlGuard:
 
 @target([sql.encode() for sql in seeds.SQL])
 def sql(data: bytes) -> None:
-    """The fence around the history: a statement is refused, or passes as it is."""
+    """The guard of the history: a statement is refused, or passes as it is."""
     text = data.decode(errors="replace")
     try:
-        statement = _fence().check(text, 10)
+        statement = _guard().check(text, 10)
     except QueryError as error:
         assert error.code in ("invalid", "refused")
         return
