@@ -463,7 +463,7 @@ def test_a_short_statement_that_grows_without_bounds_is_refused(database: duckdb
     assert refusal.value.code == "refused"
 
 
-@pytest.mark.parametrize("kind", ["aliases", "structs", "columns"])
+@pytest.mark.parametrize("kind", ["aliases", "columns"])
 def test_memory_is_limited_too(database: duckdb.DuckDBPyConnection, kind: str) -> None:
     guarded = SqlGuard(database.cursor, bounds=Bounds(cpu_seconds=600, plan_bytes=4 * 2**20))
     with pytest.raises(QueryError, match="too large to plan"):
@@ -488,6 +488,16 @@ def test_the_largest_statement_that_is_allowed_is_planned_soon(
     cursor.execute(f"EXPLAIN {allowed}")
     assert time.thread_time() - started < 5
     cursor.close()
+
+
+@pytest.mark.parametrize(
+    "form", ["{}", "DESCRIBE {}", "FROM (SUMMARIZE {})", "SELECT (WITH a AS ({}) SELECT count(*) FROM a)"]
+)
+def test_views_count_by_their_size_wherever_they_are_mentioned(guarded: SqlGuard, form: str) -> None:
+    few, many = (f"SELECT 1 FROM {', '.join(f'wide a{i}' for i in range(n))}" for n in (8, 200))
+    assert guarded.check(form.format(few), 10)
+    with pytest.raises(QueryError, match="too large to plan"):
+        guarded.check(form.format(many), 10)
 
 
 def test_questions_are_checked_while_others_are_stopped(database: duckdb.DuckDBPyConnection) -> None:

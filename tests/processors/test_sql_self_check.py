@@ -15,7 +15,8 @@ from corral.processors.query.guard.statement import Parse, Statement, Tree
 
 @pytest.fixture(scope="module")
 def schema() -> Iterator[duckdb.DuckDBPyConnection]:
-    with mirror.build(self_check.SCHEMA) as connection:
+    connection, _ = mirror.build(self_check.SCHEMA)
+    with connection:
         yield connection
 
 
@@ -24,7 +25,7 @@ def checker(connection: duckdb.DuckDBPyConnection, parse: Parse) -> Callable[[st
 
     def check(sql: str) -> Statement:
         checked = statement.check(connection, self_check.SCHEMA.names, sql, self_check.LIMIT, parse)
-        statement.bind(connection, checked)
+        statement.bind(connection, mirror.Counter(), checked)
         return checked
 
     return check

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
-from typing import Final
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import duckdb
 from duckdb import DuckDBPyConnection
@@ -12,6 +13,15 @@ from msgspec import Struct
 
 MEMORY_BYTES: Final = 128 * 2**20
 """DuckDB's memory limit in the copy. It holds no rows, so only constants that are computed while planning count."""
+
+MAX_VIEW_WORDS: Final = 80_000
+"""Words of all views that a statement may be bound with: DuckDB takes about a second for so many."""
+
+COUNTER: Final = "corral_count_view"
+"""Function that counts a view; it is not on the allow-list."""
+
+_WORD: Final = re.compile(r"\w+")
+_TEXT: Final = re.compile(r"'[^']*'")
 
 _SETTINGS: Final = (
     "GLOBAL TimeZone = 'UTC'",
@@ -39,13 +49,6 @@ class Names(Struct, frozen=True):
     database: str
 
 
-class View(Struct, frozen=True):
-    """A view, by its SQL, and by an empty relation with the same columns where that SQL reads files."""
-
-    sql: str
-    empty: str
-
-
 class Mirror(Struct, frozen=True):
     """Schema of a database.
 
@@ -53,14 +56,14 @@ class Mirror(Struct, frozen=True):
         database: its name.
         statements: that create schemas and tables.
         macros: statements that create macros.
-        views: in the order in which they were created.
+        views: statements that create relations with the columns of the views, which count how often they are bound.
         names: for the allow-list.
     """
 
     database: str
     statements: tuple[str, ...]
     macros: tuple[str, ...]
-    views: tuple[View, ...]
+    views: tuple[str, ...]
     names: Names
 
 
@@ -80,10 +83,10 @@ def read(cursor: DuckDBPyConnection, private: Sequence[str] = ()) -> Mirror:
     for schema, table, column, kind in rows:
         columns.setdefault((schema, table), []).append((column, kind))
     views = cursor.execute(
-        "SELECT schema_name, view_name, sql FROM duckdb_views() WHERE database_name = ? AND NOT internal "
-        "ORDER BY view_oid",
+        "SELECT schema_name, view_name, sql FROM duckdb_views() WHERE database_name = ? AND NOT internal",
         [database],
     ).fetchall()
+    sizes = view_sizes({name.lower(): sql or "" for _, name, sql in views})
     tables = columns.keys() - {(schema, name) for schema, name, _ in views}
     macros = cursor.execute(
         "SELECT schema_name, function_name, function_type, parameters, macro_definition FROM duckdb_functions() "
@@ -98,8 +101,8 @@ def read(cursor: DuckDBPyConnection, private: Sequence[str] = ()) -> Mirror:
         ),
         tuple(_macros(macros)),
         tuple(
-            View(sql, _empty((schema, name), columns[schema, name]))
-            for schema, name, sql in views
+            _view((schema, name), columns[schema, name], sizes[name.lower()])
+            for schema, name, _ in sorted(views)
             if (schema, name) in columns
         ),
         _names(cursor, database, {row[1] for row in macros}, private),
@@ -132,9 +135,29 @@ def _table(name: tuple[str, str], columns: Sequence[tuple[str, str]]) -> str:
     return f"CREATE TABLE {_quoted(*name)} ({', '.join(f'{_quoted(column)} {kind}' for column, kind in columns)})"
 
 
-def _empty(name: tuple[str, str], columns: Sequence[tuple[str, str]]) -> str:
+def _view(name: tuple[str, str], columns: Sequence[tuple[str, str]], size: int) -> str:
     values = ", ".join(f"NULL::{kind} AS {_quoted(column)}" for column, kind in columns)
-    return f"CREATE VIEW {_quoted(*name)} AS SELECT {values} WHERE false"
+    # DuckDB computes the arguments of a table function when it binds the call.
+    return f"CREATE VIEW {_quoted(*name)} AS SELECT {values} FROM range({COUNTER}({size})) WHERE false"
+
+
+def view_sizes(texts: Mapping[str, str]) -> dict[str, int]:
+    """Words in each view's text, with those of the views that it mentions; texts by name in lower case.
+
+    To bind a view takes some 10 µs for each word.
+    """
+    words = {name: _WORD.findall(_TEXT.sub("", text).lower()) for name, text in texts.items()}
+    sizes: dict[str, int] = {}
+
+    def size(name: str) -> int:
+        if name not in sizes:
+            sizes[name] = 1  # its own text has its name, too
+            sizes[name] = len(words[name]) + sum(size(word) for word in words[name] if word in words)
+        return sizes[name]
+
+    for name in words:
+        size(name)
+    return sizes
 
 
 def _macros(rows: Iterable[tuple[str, str, str, list[str], str]]) -> list[str]:
@@ -146,41 +169,41 @@ def _macros(rows: Iterable[tuple[str, str, str, list[str], str]]) -> list[str]:
     return [f"CREATE MACRO {_quoted(*name)}{', '.join(found)}" for name, found in sorted(forms.items())]
 
 
-def build(mirror: Mirror) -> DuckDBPyConnection:
+class Counter:
+    """Words of the views that a statement has been bound with."""
+
+    def __init__(self) -> None:
+        self.words = 0
+
+    def add(self, words: int) -> int:
+        """Count a view; called by DuckDB.
+
+        Raises:
+            MemoryError: these are too many.
+        """
+        self.words += words
+        if self.words > MAX_VIEW_WORDS:
+            raise MemoryError
+        return 0
+
+
+def build(mirror: Mirror) -> tuple[DuckDBPyConnection, Counter]:
     """Create an empty database with a schema, with the settings of the original, on this thread alone."""
     connection = duckdb.connect(config={"threads": "1", "memory_limit": f"{MEMORY_BYTES}B"})
     if mirror.database != "memory":
         connection.execute(f"ATTACH ':memory:' AS {_quoted(mirror.database)}")
         connection.execute(f"USE {_quoted(mirror.database)}")
+    counter = Counter()
+    untyped: Any = connection  # DuckDB's stubs want its own types where it takes their names
+    untyped.create_function(COUNTER, counter.add, ["INTEGER"], "INTEGER", side_effects=True)
     for setting in _SETTINGS:
         connection.execute(f"SET {setting}")
     connection.execute("BEGIN")
-    for statement in mirror.statements:
+    for statement in (*mirror.statements, *mirror.views):
+        counter.words = 0
         connection.execute(statement)
     connection.execute("COMMIT")
     for macro in mirror.macros:
         with contextlib.suppress(duckdb.Error):  # a statement that calls it does not bind, and is refused
             connection.execute(macro)
-    _create_views(connection, mirror.views)
-    return connection
-
-
-def _create_views(connection: DuckDBPyConnection, views: Sequence[View]) -> None:
-    """Create views: those that read files as empty relations, and each after those that it mentions."""
-    waiting = list(views)
-    while waiting:
-        left = [view for view in waiting if not _create_view(connection, view)]
-        if len(left) == len(waiting):
-            # A view whose SQL no longer binds, as one whose table is gone.
-            connection.execute(left.pop(0).empty)
-        waiting = left
-
-
-def _create_view(connection: DuckDBPyConnection, view: View) -> bool:
-    try:
-        connection.execute(view.sql)
-    except duckdb.PermissionException:
-        connection.execute(view.empty)
-    except duckdb.Error:
-        return False
-    return True
+    return connection, counter

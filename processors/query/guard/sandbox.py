@@ -81,6 +81,7 @@ def main() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     prepare_this_process()
     duckdb.default_connection().close()  # it has threads, which a fork would lose
+    sys.modules.update(dict.fromkeys(("pandas", "pyarrow")))  # so have these, which DuckDB imports for functions
     gc.collect()
     gc.freeze()
     serve(control, _hold_schema)
@@ -89,36 +90,40 @@ def main() -> None:
 def _hold_schema(control: socket.socket) -> None:
     schema = msgspec.msgpack.decode(read_frame(control), type=mirror.Mirror)
     try:
-        connection = mirror.build(schema)
+        connection, counter = mirror.build(schema)
     except duckdb.Error as error:
         write_frame(control, str(error).encode())
         return
-    statement.bind(connection, statement.check(connection, schema.names, "SELECT 1", 1))  # loads what is loaded lazily
+    statement.bind(
+        connection, counter, statement.check(connection, schema.names, "SELECT 1", 1)
+    )  # loads what is loaded lazily
     gc.collect()
     gc.freeze()
     write_frame(control, READY)
-    serve(control, partial(_work, connection, schema.names))
+    serve(control, partial(_work, connection, counter, schema.names))
 
 
-def _work(connection: DuckDBPyConnection, names: mirror.Names, caller: socket.socket) -> None:
+def _work(connection: DuckDBPyConnection, counter: mirror.Counter, names: mirror.Names, caller: socket.socket) -> None:
     """Check statements until the caller closes the connection."""
     started_bytes = address_space_bytes()
     while body := read_frame(caller):
-        verdict = _verdict(connection, names, msgspec.msgpack.decode(body, type=Question))
+        verdict = _verdict(connection, counter, names, msgspec.msgpack.decode(body, type=Question))
         verdict.last = address_space_bytes() - started_bytes > RETIRED_BYTES
         write_frame(caller, msgspec.msgpack.encode(verdict))
         if verdict.last:
             return
 
 
-def _verdict(connection: DuckDBPyConnection, names: mirror.Names, question: Question) -> Verdict:
+def _verdict(
+    connection: DuckDBPyConnection, counter: mirror.Counter, names: mirror.Names, question: Question
+) -> Verdict:
     bounds = question.bounds
     wall_seconds = bounds.wall_seconds + 1  # the caller gives up before, and can say so
     try:
         with limited(bounds.cpu_seconds, wall_seconds, bounds.check_bytes):
             checked = statement.check(connection, names, question.sql, question.limit)
         with limited(bounds.cpu_seconds, wall_seconds, bounds.plan_bytes):
-            statement.bind(connection, checked)
+            statement.bind(connection, counter, checked)
     except QueryError as error:
         return Verdict(code=error.code, message=str(error))
     except (duckdb.Error, RuntimeError) as error:

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from .allowlist import FORMATS, FUNCTIONS, LENGTHS, LIST_ITEMS, OPERATORS, TABLE_FUNCTIONS
 from .errors import QueryError, as_query_error
-from .mirror import Names
+from .mirror import MAX_VIEW_WORDS, Counter, Names
 
 CATALOGUE_VIEWS: Final = frozenset(("tables", "columns", "schemata"))
 """Views of `information_schema` with names and types only. All other catalogs show paths, settings or SQL."""
@@ -83,19 +83,22 @@ def check(cursor: DuckDBPyConnection, names: Names, sql: str, limit: int, parse:
     return Statement(text, _limited(cursor, text, tree, limit, parse))
 
 
-def bind(cursor: DuckDBPyConnection, statement: Statement) -> None:
+def bind(cursor: DuckDBPyConnection, counter: Counter, statement: Statement) -> None:
     """Plan a statement without running it, on a cursor of an empty copy of the history.
 
     Raises:
         QueryError: it does not bind.
-        MemoryError: it needs too much memory.
+        MemoryError: it needs too much memory, or mentions views too often.
     """
+    counter.words = 0
     try:
         cursor.execute(f"PREPARE planned AS {statement.sql.removeprefix(statement.explain)}")
         cursor.execute("DEALLOCATE planned")
     except duckdb.OutOfMemoryException as error:
         raise MemoryError from error
     except duckdb.Error as error:
+        if counter.words > MAX_VIEW_WORDS:
+            raise MemoryError from error
         raise as_query_error(error) from None
 
 
