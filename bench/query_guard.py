@@ -46,11 +46,13 @@ def row(name: str, seconds: Sequence[float]) -> str:
     return f"{name:<58} {len(ordered):>6}" + "".join(f"{1000 * value:>9.2f}" for value in at)
 
 
-def ask(database: Database, guarded: SqlGuard, questions: Sequence[str], times: int) -> tuple[list[float], list[float]]:
-    """Seconds that the guard takes for each question, and that the question itself takes."""
+def ask(
+    database: Database, guarded: SqlGuard, questions: Sequence[str], times: int, first: int = 1
+) -> tuple[list[float], list[float]]:
+    """Seconds that the guard takes for each question, and that the question itself takes; numbered from `first`."""
     checked: list[float] = []
     run: list[float] = []
-    for number in range(1, times + 1):
+    for number in range(first, first + times):
         for question in questions:
             began = time.perf_counter()
             statement = guarded.check(question.format(number), 100)
@@ -119,7 +121,7 @@ def main() -> None:
             print(row(f"{name}: without the guard", run))
         print(memory())
         with flood(guarded, 2) as refused:
-            checked, _ = ask(database, guarded, PLAIN, max(1, arguments.questions // 10))
+            checked, _ = ask(database, guarded, PLAIN, max(1, arguments.questions // 10), arguments.questions + 1)
         print(row("plain questions in a flood of growth: the guard adds", checked))
         print(row("the flood: until refused", refused))
         guarded.close()
