@@ -517,9 +517,11 @@ def test_questions_are_checked_while_others_are_stopped(database: duckdb.DuckDBP
 
 def test_the_process_that_checks_is_replaced_when_it_ends(guarded: SqlGuard) -> None:
     assert guarded.check("SELECT 'before'", 10)
-    for process in psutil.Process().children(recursive=True):
-        if f"{SqlGuard.__module__.rpartition('.')[0]}.sandbox" in process.cmdline():
-            process.kill()
+    module = f"{SqlGuard.__module__.rpartition('.')[0]}.sandbox"
+    found = [process for process in psutil.Process().children(recursive=True) if module in process.cmdline()]
+    for process in found:
+        process.kill()
+    psutil.wait_procs(found, timeout=20)
     assert guarded.check("SELECT 'after'", 10).sql == "SELECT 'after'"
 
 
