@@ -81,7 +81,8 @@ def main() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     prepare_this_process()
     duckdb.default_connection().close()  # it has threads, which a fork would lose
-    sys.modules.update(dict.fromkeys(("pandas", "pyarrow")))  # so have these, which DuckDB imports for functions
+    for name in ("pandas", "pyarrow"):
+        sys.modules[name] = None  # pyright: ignore[reportArgumentType]  # so have these, which DuckDB imports for functions
     gc.collect()
     gc.freeze()
     serve(control, _hold_schema)
