@@ -74,17 +74,19 @@ class Index:
         log: classes in the order in which they got their first member (again).
         base: number of entries that were cut off the front of the log.
         moves: (core before, core after) of every host whose state's `core` changed, in order.
+        moved: names of these hosts, in the same order.
         moves_base: number of entries that were cut off the front of the moves.
         devices: number of devices in each state, by `core`.
     """
 
-    __slots__ = ("base", "classes", "devices", "log", "moves", "moves_base")
+    __slots__ = ("base", "classes", "devices", "log", "moved", "moves", "moves_base")
 
     def __init__(self) -> None:
         self.classes: dict[HostState, HostClass] = {}
         self.log: list[HostClass] = []
         self.base = 0
         self.moves: list[tuple[HostState | None, HostState | None]] = []
+        self.moved: list[str] = []
         self.moves_base = 0
         self.devices: dict[DeviceState, int] = {}
 
@@ -102,7 +104,7 @@ class Index:
         """Move a host from its class to that of a state, and return that; None for a host that comes or goes."""
         before, after = None if old is None else old.state.core, None if state is None else state.core
         if before is not after:
-            self._move(before, after)
+            self._move(name, before, after)
         if old is not None:
             old.discard(name)
             if not old.members:
@@ -120,11 +122,13 @@ class Index:
         found.add(name)
         return found
 
-    def _move(self, before: HostState | None, after: HostState | None) -> None:
+    def _move(self, name: str, before: HostState | None, after: HostState | None) -> None:
         self.moves.append((before, after))
+        self.moved.append(name)
         if len(self.moves) > _LOG_FACTOR * len(self.classes) + LOG_SPARE:
             cut = len(self.moves) // 2
             del self.moves[:cut]
+            del self.moved[:cut]
             self.moves_base += cut
         counts = self.devices
         for state, hosts in ((before, -1), (after, 1)):
