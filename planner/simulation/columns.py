@@ -48,6 +48,19 @@ REQUEST_COLUMNS: Final = (
     Column("gpu_spec", _same("gpu_model", "gpu_models", "gpu_type", "model", "models"), ""),
 )
 
+JOB_COLUMNS: Final = (
+    *REQUEST_COLUMNS,
+    Column("submit_seconds", {}, None),
+    Column("duration_seconds", {}, None),
+    Column("owner", _same("user", "vc", "queue"), ""),
+    Column("priority", {}, ""),
+    Column("preemptible", {}, ""),
+    Column("expected_seconds", {}, ""),
+)
+"""Columns of requests with time: those of requests, and when they arrive and how long they run."""
+TIME_COLUMNS: Final = ("submit_seconds", "duration_seconds")
+"""A table that has these is replayed with time."""
+
 
 class Found(NamedTuple):
     """A column as found in a table.

@@ -11,7 +11,8 @@ from __future__ import annotations
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Final, TextIO, cast
@@ -26,6 +27,8 @@ DEVICES_MOST: Final = 1024
 AMOUNT_MOST: Final = 2**40
 OWNER: Final = "simulate"
 MIB: Final = 2**20
+LINE_MOST: Final = 65_536
+"""Characters of the first line, which names the columns."""
 
 
 class TraceError(ValueError):
@@ -102,13 +105,13 @@ def read_nodes(path: Path) -> list[Node]:
     found: list[Node] = []
     names: dict[str, int] = {}
     models: dict[str, str] = {}
-    for line, row, named in _rows(path, NODE_COLUMNS):
+    for line, row, named in rows(path, NODE_COLUMNS):
         where = f"{path}, line {line}"
         node = Node(
             name=row["sn"] if named else f"node-{len(found) + 1}",
-            cpus_milli=_whole(row, "cpu_milli", where),
-            memory_mib=_whole(row, "memory_mib", where),
-            gpus=_whole(row, "gpu", where, DEVICES_MOST),
+            cpus_milli=whole(row, "cpu_milli", where),
+            memory_mib=whole(row, "memory_mib", where),
+            gpus=whole(row, "gpu", where, DEVICES_MOST),
             model=row["model"],
         )
         if not node.name:
@@ -130,28 +133,35 @@ def read_arrivals(path: Path) -> list[Arrival]:
         TraceError: as `read_nodes`.
     """
     found: list[Arrival] = []
-    for line, row, named in _rows(path, REQUEST_COLUMNS):
+    for line, row, named in rows(path, REQUEST_COLUMNS):
         where = f"{path}, line {line}"
-        gpus = _whole(row, "num_gpu", where, DEVICES_MOST)
-        share = 0
-        if gpus == 1:
-            share = _whole(row, "gpu_milli", where) if row["gpu_milli"] else WHOLE_MILLI
-            if not 1 <= share <= WHOLE_MILLI:
-                raise TraceError(f"{where}: gpu_milli is {share}, but a share of one GPU is 1 to {WHOLE_MILLI}")
-        elif gpus:
-            share = WHOLE_MILLI
-        spec = row["gpu_spec"] if gpus else ""
-        found.append(
-            Arrival(
-                name=row["name"] if named else str(len(found) + 1),
-                cpus_milli=_whole(row, "cpu_milli", where),
-                memory_mib=_whole(row, "memory_mib", where),
-                gpus=gpus,
-                share_milli=share,
-                models=tuple(sorted({model.strip() for model in spec.split("|") if model.strip()})),
-            )
-        )
+        found.append(arrival_of(row, where, row["name"] if named else str(len(found) + 1)))
     return found
+
+
+def arrival_of(row: dict[str, str], where: str, name: str) -> Arrival:
+    """Request of a row.
+
+    Raises:
+        TraceError: a value is invalid; `where` is part of the message.
+    """
+    gpus = whole(row, "num_gpu", where, DEVICES_MOST)
+    share = 0
+    if gpus == 1:
+        share = whole(row, "gpu_milli", where) if row["gpu_milli"] else WHOLE_MILLI
+        if not 1 <= share <= WHOLE_MILLI:
+            raise TraceError(f"{where}: gpu_milli is {share}, but a share of one GPU is 1 to {WHOLE_MILLI}")
+    elif gpus:
+        share = WHOLE_MILLI
+    spec = row["gpu_spec"] if gpus else ""
+    return Arrival(
+        name=name,
+        cpus_milli=whole(row, "cpu_milli", where),
+        memory_mib=whole(row, "memory_mib", where),
+        gpus=gpus,
+        share_milli=share,
+        models=tuple(sorted({model.strip() for model in spec.split("|") if model.strip()})),
+    )
 
 
 def profile_of(arrivals: Sequence[Arrival]) -> dict[AskKey, float]:
@@ -164,41 +174,66 @@ def profile_of(arrivals: Sequence[Arrival]) -> dict[AskKey, float]:
     return found
 
 
-def _rows(path: Path, columns: Sequence[Column]) -> Iterator[tuple[int, dict[str, str], bool]]:
-    """Yield line number and cells of each row, and true if the table has the first column, the name."""
-    try:
-        with _open(path) as file:
-            reader = csv.DictReader(file, strict=True)
-            if reader.fieldnames is None:
-                names = ", ".join(column.name for column in columns)
-                raise TraceError(f"{path} is empty: its first line must name the columns {names}")
-            try:
-                places = find(columns, reader.fieldnames)
-            except ValueError as error:
-                raise TraceError(f"{path} {error}") from None
-            named = places[0].header is not None
-            count = 0
-            for row in reader:
-                count += 1
-                # A short line has None in the missing cells.
-                cells = cast("dict[str, str | None]", row)
-                yield reader.line_num, {place.column.name: cell(cells, place) for place in places}, named
-    except (OSError, EOFError, zlib.error) as error:
-        raise TraceError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TraceError(f"{path} is no table of comma-separated values in UTF-8: {error}") from None
+def rows(path: Path, columns: Sequence[Column]) -> Iterator[tuple[int, dict[str, str], bool]]:
+    """Yield line number and cells of each row, and true if the table has the first column, the name.
+
+    Raises:
+        TraceError: the table can't be read.
+    """
+    with reading(path), open_text(path) as file:
+        reader = csv.DictReader(file, strict=True)
+        if reader.fieldnames is None:
+            names = ", ".join(column.name for column in columns)
+            raise TraceError(f"{path} is empty: its first line must name the columns {names}")
+        try:
+            places = find(columns, reader.fieldnames)
+        except ValueError as error:
+            raise TraceError(f"{path} {error}") from None
+        named = places[0].header is not None
+        count = 0
+        for row in reader:
+            count += 1
+            # A short line has None in the missing cells.
+            cells = cast("dict[str, str | None]", row)
+            yield reader.line_num, {place.column.name: cell(cells, place) for place in places}, named
     if not count:
         raise TraceError(f"{path} has no rows")
 
 
-def _open(path: Path) -> TextIO:
+def first_line(path: Path) -> str:
+    """First line of a table, which names its columns.
+
+    Raises:
+        TraceError: the file can't be read.
+    """
+    with reading(path), open_text(path) as file:
+        return file.readline(LINE_MOST)
+
+
+@contextmanager
+def reading(path: Path) -> Generator[None]:
+    """Context in which a failure to read a table is a `TraceError`."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise TraceError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TraceError(f"{path} is no table of comma-separated values in UTF-8: {error}") from None
+
+
+def open_text(path: Path) -> TextIO:
+    """Open a table, which may be gzipped, as text."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _whole(row: dict[str, str], column: str, where: str, most: int = AMOUNT_MOST) -> int:
-    """Parse a whole number from 0 to `most`; an empty cell is 0, and 12000.0 is 12000."""
+def whole(row: dict[str, str], column: str, where: str, most: int = AMOUNT_MOST) -> int:
+    """Parse a whole number from 0 to `most`; an empty cell is 0, and 12000.0 is 12000.
+
+    Raises:
+        TraceError: it is none.
+    """
     text = row[column].strip()
     try:
         value = float(text) if text else 0.0

@@ -1,0 +1,219 @@
+"""Estimates of how long work runs: given by the request, or learned from leases that have ended.
+
+A distribution is a few quantiles (`KNOTS`), interpolated in the logarithm of time. Beyond the last one it has a tail of
+Pareto with exponent `TAIL`. From it follow the value for ordering, an interval, and what remains at an age.
+
+Learned distributions are Kaplan-Meier estimates [1] with weights that halve each `HALF_LIFE_SECONDS`: leases that still
+run, or were ended from outside, count as longer than their age. They are taken from the most specific group with
+enough leases: owner and name, then name, then owner and shape, then shape, then all.
+
+[1] E. L. Kaplan, P. Meier: Nonparametric Estimation from Incomplete Observations. JASA 53 (1958).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+
+KNOTS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Probabilities of the quantiles of a distribution."""
+TAIL: Final = 1.5
+"""Exponent of the tail beyond the last quantile: less than 2, as durations of jobs on clusters are heavy-tailed."""
+HALF_LIFE_SECONDS: Final = 14 * 86400.0
+LEAST_LEASES: Final = 3
+"""Number of ended leases that a group must have."""
+MOST_LEASES: Final = 128
+"""Number of leases of a group that are kept, the most recent."""
+UNKNOWN_SECONDS: Final = 3600.0
+"""Expected duration where nothing at all is known."""
+OVERRUN: Final = 1.0
+"""Expected remaining time of work that exceeds a given estimate, in units of its age."""
+LEAST_SECONDS: Final = 1.0
+
+
+class Estimate(Struct, frozen=True):
+    """Expected duration of a request.
+
+    Attributes:
+        quantiles: seconds at the probabilities of `KNOTS`, ascending; a single one if the duration was given.
+        basis: what it rests on: `given`, `owner_name`, `name`, `owner_shape`, `shape`, `all` or `unknown`.
+        count: number of leases that it rests on.
+        limit: longest duration that is possible (`max_seconds`).
+    """
+
+    quantiles: tuple[float, ...]
+    basis: str
+    count: int = 0
+    limit: float = math.inf
+
+    @property
+    def seconds(self) -> float:
+        """Value for ordering and reservations: the mean of the quantiles."""
+        return min(self.limit, sum(self.quantiles) / len(self.quantiles))
+
+    @property
+    def median(self) -> float:
+        """Duration that half of such work exceeds."""
+        return self.quantile(0.5)
+
+    def quantile(self, probability: float) -> float:
+        """Quantile of the duration."""
+        return min(self.limit, _quantile(self.quantiles, probability))
+
+    def remaining(self, age: float, probability: float = 0.5) -> float:
+        """Quantile of the time that work of this age has left."""
+        quantiles = self.quantiles
+        if len(quantiles) == 1:
+            left = quantiles[0] - age if age < quantiles[0] else max(LEAST_SECONDS, OVERRUN * age)
+        else:
+            before = _below(quantiles, age)
+            left = _quantile(quantiles, before + (1 - before) * probability) - age
+        return max(0.0, min(left, self.limit - age))
+
+
+def given(seconds: float, limit: float = math.inf) -> Estimate:
+    """Estimate of a request that says how long it will take."""
+    return Estimate((max(LEAST_SECONDS, min(seconds, limit)),), "given", 0, limit)
+
+
+def unknown(limit: float = math.inf) -> Estimate:
+    """Estimate where nothing is known: a wide distribution around `UNKNOWN_SECONDS`."""
+    spread = tuple(UNKNOWN_SECONDS * (p / (1 - p)) ** 1.5 for p in KNOTS)
+    return Estimate(spread, "unknown", 0, limit)
+
+
+def _quantile(quantiles: Sequence[float], probability: float) -> float:
+    if len(quantiles) == 1:
+        return quantiles[0]
+    if probability <= KNOTS[0]:
+        return quantiles[0]
+    if probability >= KNOTS[-1]:
+        return quantiles[-1] * ((1 - KNOTS[-1]) / max(1e-9, 1 - probability)) ** (1 / TAIL)
+    at = bisect_left(KNOTS, probability)
+    part = (probability - KNOTS[at - 1]) / (KNOTS[at] - KNOTS[at - 1])
+    low, high = max(quantiles[at - 1], 1e-3), max(quantiles[at], 1e-3)
+    return low * (high / low) ** part
+
+
+def _below(quantiles: Sequence[float], seconds: float) -> float:
+    """Probability that work is shorter than this."""
+    if seconds <= quantiles[0]:
+        return 0.0
+    if seconds >= quantiles[-1]:
+        return 1 - (1 - KNOTS[-1]) * (quantiles[-1] / seconds) ** TAIL
+    at = bisect_left(quantiles, seconds)
+    low, high = max(quantiles[at - 1], 1e-3), max(quantiles[at], 1e-3)
+    part = math.log(max(seconds, 1e-3) / low) / math.log(high / low) if high > low else 1.0
+    return KNOTS[at - 1] + part * (KNOTS[at] - KNOTS[at - 1])
+
+
+def survival_quantiles(leases: Iterable[tuple[float, float, bool]]) -> tuple[float, ...]:
+    """Weighted Kaplan-Meier quantiles of durations.
+
+    Args:
+        leases: (seconds, weight, true if it ended by itself) each. One that did not is known to be longer.
+    """
+    ordered = sorted(leases, key=lambda lease: (lease[0], not lease[2]))
+    at_risk = sum(weight for _, weight, _ in ordered)
+    alive = 1.0
+    found: list[float] = []
+    last = LEAST_SECONDS
+    for seconds, weight, ended in ordered:
+        last = max(LEAST_SECONDS, seconds)
+        if ended and at_risk > 0:
+            alive *= max(0.0, 1 - weight / at_risk)
+            while len(found) < len(KNOTS) and 1 - alive >= KNOTS[len(found)] - 1e-12:
+                found.append(last)
+        at_risk -= weight
+    # Beyond the last one that ended: the tail.
+    found += [last * (max(1e-9, alive) / (1 - p)) ** (1 / TAIL) for p in KNOTS[len(found) :]]
+    return tuple(found)
+
+
+class Kind(NamedTuple):
+    """What durations are grouped by.
+
+    Attributes:
+        owner: of the request.
+        name: of the workload; empty if it has none.
+        shape: what is asked for, in words or numbers.
+    """
+
+    owner: str
+    name: str
+    shape: object
+
+
+class _Group:
+    def __init__(self) -> None:
+        self.ended: deque[tuple[float, float, bool]] = deque(maxlen=MOST_LEASES)
+        """(time of the end, seconds, true if it ended by itself)"""
+        self.running: dict[object, float] = {}
+        self.changes = 0
+        self.kept: tuple[int, Estimate] | None = None
+
+
+class Durations:
+    """Durations learned from leases as they start and end."""
+
+    def __init__(self, half_life_seconds: float = HALF_LIFE_SECONDS) -> None:
+        self._half_life = half_life_seconds
+        self._groups: dict[tuple[object, ...], _Group] = {}
+
+    def started(self, lease: object, kind: Kind, now: float) -> None:
+        """Note the start of a lease."""
+        for key in _levels(kind).values():
+            group = self._groups.setdefault(key, _Group())
+            group.running[lease] = now
+
+    def ended(self, lease: object, kind: Kind, now: float, by_itself: bool = True) -> None:
+        """Note the end of a lease.
+
+        Args:
+            lease: as for `started`; unknown ones are ignored.
+            kind: as for `started`.
+            now: time of the end.
+            by_itself: false if it was ended from outside: the work would have run longer.
+        """
+        for key in _levels(kind).values():
+            group = self._groups.get(key)
+            began = group.running.pop(lease, None) if group is not None else None
+            if group is not None and began is not None:
+                group.ended.append((now, now - began, by_itself))
+                group.changes += 1
+
+    def estimate(self, kind: Kind, now: float, limit: float = math.inf) -> Estimate:
+        """Estimate from the most specific group that has enough leases."""
+        for basis, key in _levels(kind).items():
+            group = self._groups.get(key)
+            if group is None or len(group.ended) < LEAST_LEASES:
+                continue
+            kept = group.kept
+            # An estimate is renewed as its group grows by an eighth.
+            if kept is None or group.changes > kept[0] + len(group.ended) // 8:
+                kept = group.kept = group.changes, self._of(group, basis, now)
+            found = kept[1]
+            return found if math.isinf(limit) else Estimate(found.quantiles, found.basis, found.count, limit)
+        return unknown(limit)
+
+    def _of(self, group: _Group, basis: str, now: float) -> Estimate:
+        leases = [(seconds, 0.5 ** ((now - at) / self._half_life), own) for at, seconds, own in group.ended]
+        leases += [(now - began, 1.0, False) for began in list(group.running.values())[-MOST_LEASES:]]
+        return Estimate(survival_quantiles(leases), basis, len(group.ended))
+
+
+def _levels(kind: Kind) -> dict[str, tuple[object, ...]]:
+    """Groups that a lease belongs to, the most specific first."""
+    found: dict[str, tuple[object, ...]] = {}
+    if kind.name:
+        found["owner_name"] = ("owner_name", kind.owner, kind.name)
+        found["name"] = ("name", kind.name)
+    found["owner_shape"] = ("owner_shape", kind.owner, kind.shape)
+    found["shape"] = ("shape", kind.shape)
+    found["all"] = ("all",)
+    return found

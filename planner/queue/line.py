@@ -1,0 +1,609 @@
+"""The waiting requests in order, and who may start now.
+
+Requests of equal needs form a group: where its first does not fit, the others do not either, and are not tried. A group
+that did not fit is tried again only once a host has changed that could hold it. So an arrival or a release costs little
+however many wait.
+
+The first request that does not fit gets a reservation (`backfill.py`), and so does each further one that could take a
+kind of capacity that no reservation ahead of it covers. Reservations bind those behind them only.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from heapq import heapify, heappop
+from typing import Any, Final, NamedTuple
+
+from ...schemas.requests import Placement, WorkRequest
+from ..fleet.fleet import Fleet, advance
+from ..fleet.reservation import Reservation
+from ..fleet.reserved import reserve, unreserve
+from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask
+from ..placement.decide import Policies, ask_of
+from ..placement.exact import Pick
+from ..placement.feasible import excluded
+from ..placement.policies import Policy
+from ..placement.select import select
+from .backfill import NOW, Capacity, Horizons, could_take, covered, memory_for
+from .durations import Estimate
+from .ends import Ends
+from .order import Asked, Rule, shortest
+
+MOST_RESERVATIONS: Final = 16
+_FEW_HOSTS: Final = 64
+"""Beyond so many changed hosts all groups are tried, rather than comparing each with each."""
+USE_HALF_LIFE_SECONDS: Final = 7 * 86400.0
+"""Time in which an owner's use counts half as much for the order."""
+
+GroupKey = tuple[Ask, str | None, int]
+"""What is asked for, the policy, and 0; or the number of a request that must not start now."""
+Order = tuple[int, float, int]
+"""Negative priority, key of the rule, number of arrival: the smaller is ahead."""
+
+
+class Entry:
+    """A waiting request.
+
+    Attributes:
+        request: as it was sent.
+        ask: the same in whole numbers.
+        arrived_at: seconds.
+        number: of its arrival.
+        estimate: of its duration.
+        gpus: devices that it asks for, or the part of a host's devices that its cores are.
+        order: its place.
+        payload: of the caller.
+        ready: false if it must not start now, as its client was not heard; what it would take is kept for it.
+        held: the last reservation that was chosen for it; None before.
+    """
+
+    __slots__ = (
+        "arrived_at",
+        "ask",
+        "estimate",
+        "gpus",
+        "group",
+        "held",
+        "number",
+        "order",
+        "payload",
+        "ready",
+        "request",
+    )
+
+    def __init__(self, request: WorkRequest, ask: Ask, arrived_at: float, number: int, estimate: Estimate) -> None:
+        self.request = request
+        self.ask = ask
+        self.arrived_at = arrived_at
+        self.number = number
+        self.estimate = estimate
+        self.gpus = 0.0
+        self.order: Order = (0, arrived_at, number)
+        self.payload: Any = None
+        self.ready = True
+        self.held: Held | None = None
+        self.group: Group
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Expected work: devices × seconds."""
+        return self.gpus * self.estimate.seconds
+
+    @property
+    def behind_none_after(self) -> float:
+        """Time of arrival after which no request of its priority is put ahead of it."""
+        return self.order[1]
+
+
+class Held:
+    """A reservation in force.
+
+    Attributes:
+        entry: for which it is.
+        reservation: devices, cores and RAM.
+        starts_at: expected start.
+        devices: uuids.
+        hosts: names.
+    """
+
+    __slots__ = ("devices", "entry", "hosts", "reservation", "starts_at")
+
+    def __init__(self, entry: Entry, reservation: Reservation, starts_at: float) -> None:
+        self.entry = entry
+        self.reservation = reservation
+        self.starts_at = starts_at
+        self.devices = frozenset(uuid for uuid, _, _ in reservation.devices)
+        self.hosts = frozenset(name for name, _, _ in reservation.hosts)
+
+    def touches(self, picks: Sequence[Pick]) -> bool:
+        """True if a placement may use what is reserved."""
+        for pick in picks:
+            if pick.host.name in self.hosts:
+                if any(device.uuid in self.devices for device in pick.devices):
+                    return True
+                if any(name == pick.host.name and (cpus or ram) for name, cpus, ram in self.reservation.hosts):
+                    return True
+        return False
+
+
+class Group:
+    """The waiting requests of equal needs.
+
+    Attributes:
+        key: see `GroupKey`.
+        ask: what they ask for.
+        policy: that ranks for them.
+        entries: in order.
+        brief: (expected seconds, order, entry), the briefest first.
+        blocked: true if the first did not fit when it was tried last.
+        under: reservations that were respected then.
+        kinds: kinds of capacity that they could take, at this `shape` of the fleet.
+    """
+
+    __slots__ = ("ask", "blocked", "brief", "entries", "key", "kinds", "policy", "shape", "under")
+
+    def __init__(self, key: GroupKey) -> None:
+        self.key = key
+        self.ask, self.policy, _ = key
+        self.entries: list[Entry] = []
+        self.brief: list[tuple[float, Order, Entry]] = []
+        self.blocked = False
+        self.under: tuple[Held, ...] = ()
+        self.kinds: frozenset[Capacity] = frozenset()
+        self.shape = -1
+
+    @property
+    def order(self) -> Order:
+        """Place of the first."""
+        return self.entries[0].order
+
+
+class Start(NamedTuple):
+    """A request that may start now.
+
+    Attributes:
+        entry: it has left the line.
+        picks: its devices, host by host.
+        policy: that ranked.
+    """
+
+    entry: Entry
+    picks: list[Pick]
+    policy: Policy
+
+
+class Line:
+    """The waiting requests of a fleet.
+
+    Args:
+        fleet: live state.
+        policies: rank hosts.
+        rule: gives the order.
+    """
+
+    def __init__(self, fleet: Fleet, policies: Policies, rule: Rule = shortest) -> None:
+        self.fleet = fleet
+        self.rule = rule
+        self.ends = Ends(fleet)
+        self.unready: list[Entry] = []
+        self._policies = policies
+        self._entries: list[Entry] = []
+        self._groups: dict[GroupKey, Group] = {}
+        self._horizons = Horizons(fleet, self.ends)
+        self._ahead = Ahead(self)
+        self._shown: list[Held] = []
+        self._seen = -1
+        self._opened: set[str] | None = None
+        self._count = 0
+        self._use = Use()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
+
+    def __contains__(self, entry: Entry) -> bool:
+        at = bisect_left(self._entries, entry.order, key=_order)
+        return at < len(self._entries) and self._entries[at] is entry
+
+    @property
+    def held(self) -> Sequence[Held]:
+        """Reservations in force, in the order of the line, as of now for those that did not fit at the last `next`."""
+        return self._ahead.resolve()
+
+    def arrive(
+        self,
+        request: WorkRequest,
+        estimate: Estimate,
+        now: float,
+        *,
+        ask: Ask | None = None,
+        number: int | None = None,
+        payload: Any = None,
+    ) -> Entry:
+        """Add a request.
+
+        Args:
+            request: as it was sent.
+            estimate: of its duration.
+            now: time of its arrival; of its first arrival, if it waited before.
+            ask: the request in whole numbers, if it is at hand.
+            number: of its arrival, if it waited before.
+            payload: kept with it.
+
+        Raises:
+            InvalidRequest: fields contradict each other.
+        """
+        ask = ask_of(self.fleet, request) if ask is None else ask
+        self._count = self._count + 1 if number is None else max(self._count, number)
+        entry = Entry(request, ask, now, self._count if number is None else number, estimate)
+        entry.gpus = size_of(self.fleet, ask)
+        owner = request.owner
+        mine = self._use.of(owner, now)
+        asked = Asked(now, entry.number, entry.gpus, estimate.seconds, owner, mine)
+        entry.order = (-request.priority, self.rule(asked), entry.number)
+        entry.payload = payload
+        self._use.waits(owner, entry.gpu_seconds)
+        insort(self._entries, entry, key=_order)
+        self._join(entry, (ask, request.policy, 0))
+        return entry
+
+    def withdraw(self, entry: Entry) -> None:
+        """Remove a request: it gave up, or starts."""
+        del self._entries[bisect_left(self._entries, entry.order, key=_order)]
+        self._leave(entry)
+        self._use.waits(entry.request.owner, -entry.gpu_seconds)
+        self._ahead.drop(entry)
+
+    def pause(self, entry: Entry) -> None:
+        """Keep a request from starting: its client must be heard first. What it would take is kept for it."""
+        self._leave(entry)
+        entry.ready = False
+        self._join(entry, (entry.ask, entry.request.policy, entry.number))
+
+    def resume(self, entry: Entry) -> None:
+        """Let a request start again."""
+        self._leave(entry)
+        entry.ready = True
+        self._join(entry, (entry.ask, entry.request.policy, 0))
+
+    def _join(self, entry: Entry, key: GroupKey) -> None:
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(key)
+        entry.group = group
+        insort(group.entries, entry, key=_order)
+        insort(group.brief, (entry.estimate.seconds, entry.order, entry))
+        if group.under:  # it fits but for reservations, which may not bind this one
+            group.blocked = False
+
+    def _leave(self, entry: Entry) -> None:
+        group = entry.group
+        del group.entries[bisect_left(group.entries, entry.order, key=_order)]
+        del group.brief[bisect_left(group.brief, (entry.estimate.seconds, entry.order))]
+        if not group.entries:
+            del self._groups[group.key]
+
+    def reopen(self) -> None:
+        """Have all requests tried again: something may have changed that the states of hosts do not show."""
+        for group in self._groups.values():
+            group.blocked = False
+
+    def started(self, lease_id: str, entry: Entry, now: float) -> None:
+        """Note the lease of a request that has started; the fleet holds it already."""
+        self.ends.started(lease_id, entry.estimate, now)
+        self._use.starts(lease_id, entry.request.owner, entry.gpus, now)
+
+    def adopt(self, lease_id: str, owner: str, gpus: float, estimate: Estimate, started_at: float) -> None:
+        """Note a lease that started before this line was made; the fleet holds it already.
+
+        Args:
+            lease_id: of the lease.
+            owner: of the lease.
+            gpus: devices that it holds.
+            estimate: of its duration.
+            started_at: seconds.
+        """
+        self.ends.started(lease_id, estimate, started_at)
+        self._use.starts(lease_id, owner, gpus, started_at)
+
+    def ended(self, lease_id: str, now: float) -> None:
+        """Note that a lease ended, before the fleet frees what it held."""
+        self.ends.ended(lease_id)
+        self._use.ends(lease_id, now)
+
+    def possible(self, ask: Ask) -> bool:
+        """True if the fleet could hold a request once enough leases have ended."""
+        return self._horizons.plan(ask, "") is not None
+
+    def position(self, entry: Entry) -> int:
+        """Position of an entry, from 1."""
+        return bisect_left(self._entries, entry.order, key=_order) + 1
+
+    # Who may start
+
+    def serve(self, now: float) -> Iterator[Start]:
+        """The requests that may start now, one by one; the fleet must hold each before the next is asked for."""
+        while (start := self.next(now)) is not None:
+            yield start
+
+    def next(self, now: float) -> Start | None:
+        """The next request that may start now, removed from the line; None if none may.
+
+        Those that could but are not `ready` are in `unready`, each with a reservation.
+        """
+        fleet = self.fleet
+        if now > fleet.now:
+            advance(fleet, now)
+        self.ends.advance(now)
+        self.unready = []
+        self._note_opened()
+        try:
+            return self._walk(now)
+        finally:
+            self._show(())
+
+    def _note_opened(self) -> None:
+        """Find the hosts that changed since groups were tried last."""
+        index = self.fleet.index
+        few = self._seen >= index.moves_base and index.moves_end - self._seen <= _FEW_HOSTS
+        changed = set(index.moved[self._seen - index.moves_base :]) if few else None
+        self._seen = index.moves_end
+        for group in self._groups.values():
+            if group.blocked and (changed is None or (changed and self._may_open(group.ask, changed))):
+                group.blocked = False
+
+    def _may_open(self, ask: Ask, changed: set[str]) -> bool:
+        """True if a changed host could hold a request, or a part of it."""
+        part = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
+        hosts = self.fleet.hosts
+        return any(name in hosts and not excluded(hosts[name].state, part) for name in changed)
+
+    def _walk(self, now: float) -> Start | None:
+        todo = [(group.order, at, group) for at, group in enumerate(self._groups.values())]
+        heapify(todo)
+        ahead = Ahead(self)
+        while todo:
+            _, _, group = heappop(todo)
+            if not group.blocked or not ahead.includes(group.under):
+                start = self._try(group, ahead, now)
+                if start is not None and start.entry.ready:
+                    self._show(())
+                    self.withdraw(start.entry)
+                    return start
+                if start is not None:
+                    self.unready.append(start.entry)
+                    ahead.active.append(_kept(start))
+                    continue
+            ahead.blocked.append(group)
+        self._ahead = ahead
+        return None
+
+    def _try(self, group: Group, ahead: Ahead, now: float) -> Start | None:
+        policy = self._policies.get(group.policy)
+        entry = group.entries[0]
+        self._show(())
+        picks = select(self.fleet, policy, group.ask)
+        if picks is None:
+            group.blocked, group.under = True, ()
+            return None
+        active = ahead.resolve()
+        while True:
+            respected = [held for held in active if not _passes(entry, held, now)]
+            touched = any(held.touches(picks) for held in active)
+            if not touched:
+                return Start(entry, picks, policy)
+            # Whoever may pass takes what is reserved only if there is nothing else.
+            self._show(active)
+            beside = select(self.fleet, policy, group.ask)
+            if beside is not None:
+                return Start(entry, beside, policy)
+            if not respected:
+                return Start(entry, picks, policy)
+            if len(respected) < len(active):
+                self._show(respected)
+                found = select(self.fleet, policy, group.ask)
+                if found is not None:
+                    return Start(entry, found, policy)
+            briefer = self._briefer(group, respected, now)
+            if briefer is None:
+                group.blocked, group.under = True, tuple(respected)
+                return None
+            entry = briefer
+
+    def _briefer(self, group: Group, respected: list[Held], now: float) -> Entry | None:
+        """The first of a group that may pass one more of the reservations that the last one had to respect."""
+        window = max(held.starts_at for held in respected) - now
+        if window >= math.inf:
+            return None
+        at = bisect_left(group.brief, (math.nextafter(window, math.inf),))
+        if not at:
+            return None
+        return min(group.brief[:at], key=lambda brief: brief[1])[2]
+
+    def plan(self, entry: Entry, active: Sequence[Held]) -> Held | None:
+        """Choose the reservation of an entry; None if nothing could serve it.
+
+        Args:
+            entry: that can't start now.
+            active: reservations ahead of it, whose hosts it leaves alone.
+        """
+        taken: frozenset[str] = frozenset()
+        for held in active:
+            taken |= held.hosts
+        plan = self._horizons.plan(entry.ask, entry.request.owner, taken)
+        if plan is None:
+            return None
+        before = entry.held
+        # A later start is another reservation: more requests may pass it.
+        if before is not None and before.reservation == plan.reservation and plan.starts_at <= before.starts_at:
+            before.starts_at = plan.starts_at
+        else:
+            entry.held = Held(entry, plan.reservation, plan.starts_at)
+        return entry.held
+
+    def kinds(self, group: Group) -> frozenset[Capacity]:
+        """Kinds of capacity that a group could take; kept until hosts, devices or labels change."""
+        if group.shape != self.fleet.shape_version:
+            group.kinds, group.shape = could_take(self.fleet, group.ask), self.fleet.shape_version
+        return group.kinds
+
+    def _show(self, wanted: Sequence[Held]) -> None:
+        """Apply these reservations to the fleet, and no others."""
+        if not self._shown and not wanted:
+            return
+        for held in self._shown:
+            if not any(held is other for other in wanted):
+                unreserve(self.fleet, held.reservation)
+        for held in wanted:
+            if not any(held is other for other in self._shown):
+                reserve(self.fleet, held.reservation)
+        self._shown = list(wanted)
+
+    @contextmanager
+    def protected(self, entry: Entry | None, priority: int, seconds: float, now: float) -> Generator[Fleet]:
+        """Context in which the fleet lacks what is kept from a request: for questions about it.
+
+        Args:
+            entry: of the request, if it waits; else it is a newcomer, behind all of its priority.
+            priority: of the request.
+            seconds: its expected duration.
+            now: seconds.
+        """
+        order = (-priority, math.inf, 0) if entry is None else entry.order
+        kept = [held for held in self.held if held.entry.order < order and not _ends_before(held, now + seconds)]
+        self._show(kept)
+        try:
+            yield self.fleet
+        finally:
+            self._show(())
+
+
+class Ahead:
+    """What is ahead of a place in the line: the groups that are blocked, and the reservations of their first.
+
+    Reservations are chosen only when something depends on them.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._kinds: set[Capacity] = set()
+        self.active: list[Held] = []
+        self.blocked: list[Group] = []
+
+    def includes(self, under: tuple[Held, ...]) -> bool:
+        """True if all of these reservations are still in force."""
+        if not under:
+            return True
+        active = self.resolve()
+        return all(any(held is other for other in active) for held in under)
+
+    def resolve(self) -> list[Held]:
+        """The reservations in force, in order."""
+        for group in self.blocked:
+            if len(self.active) >= MOST_RESERVATIONS:
+                break
+            if not group.entries:  # its last one has left
+                continue
+            kinds = self._line.kinds(group)
+            if not covered(kinds, self._kinds):
+                held = self._line.plan(group.entries[0], self.active)
+                if held is not None:
+                    self.active.append(held)
+                    self._kinds |= kinds
+        self.blocked = []
+        return self.active
+
+    def drop(self, entry: Entry) -> None:
+        """Drop the reservation of an entry."""
+        self.active = [held for held in self.active if held.entry is not entry]
+
+
+class Use:
+    """Work of each owner: waiting, and recently done."""
+
+    def __init__(self, half_life_seconds: float = USE_HALF_LIFE_SECONDS) -> None:
+        self._half_life = half_life_seconds
+        self._waiting: dict[str, float] = {}
+        self._running: dict[str, tuple[str, float, float]] = {}
+        self._speed: dict[str, float] = {}
+        self._done: dict[str, tuple[float, float]] = {}
+
+    def waits(self, owner: str, gpu_seconds: float) -> None:
+        """Add to the work that waits; a negative amount leaves."""
+        self._waiting[owner] = max(0.0, self._waiting.get(owner, 0.0) + gpu_seconds)
+
+    def starts(self, lease_id: str, owner: str, gpus: float, now: float) -> None:
+        """Note the start of a lease."""
+        self._settle(owner, now)
+        self._running[lease_id] = (owner, gpus, now)
+        self._speed[owner] = self._speed.get(owner, 0.0) + gpus
+
+    def ends(self, lease_id: str, now: float) -> None:
+        """Note the end of a lease."""
+        found = self._running.pop(lease_id, None)
+        if found is not None:
+            self._settle(found[0], now)
+            self._speed[found[0]] -= found[1]
+
+    def of(self, owner: str, now: float) -> float:
+        """Device seconds of an owner that wait, or were used recently."""
+        self._settle(owner, now)
+        return self._waiting.get(owner, 0.0) + self._done.get(owner, (now, 0.0))[1]
+
+    def _settle(self, owner: str, now: float) -> None:
+        at, done = self._done.get(owner, (now, 0.0))
+        passed = max(0.0, now - at)
+        faded = 0.5 ** (passed / self._half_life)
+        # Use at a constant rate fades while it accrues: the integral of the decay.
+        accrued = self._speed.get(owner, 0.0) * self._half_life / math.log(2) * (1 - faded)
+        self._done[owner] = (now, done * faded + accrued)
+
+
+def size_of(fleet: Fleet, ask: Ask) -> float:
+    """Dominant share of a request in devices: its devices, or the part of a host's devices that its cores are."""
+    each = ask.part(1).gpus if ask.placement is Placement.SPREAD else 1
+    devices = ask.gpus * each * ask.share / WHOLE_SHARE
+    cores = _cores_per_device(fleet) if ask.cpus_milli else 0.0
+    return max(devices, ask.cpus_milli / cores if cores else 0.0)
+
+
+def _cores_per_device(fleet: Fleet) -> float:
+    kept = fleet.cache.get("cores_per_device")
+    if kept is None or kept[0] != fleet.shape_version:
+        known = [host for host in fleet.hosts.values() if host.cpus_total < UNLIMITED and host.devices]
+        devices = sum(len(host.devices) for host in known)
+        cores = sum(host.cpus_total for host in known)
+        kept = fleet.cache.put("cores_per_device", (fleet.shape_version, cores / devices if devices else 0.0))
+    return kept[1]
+
+
+def _kept(start: Start) -> Held:
+    """Reservation of what a request would take that must not start yet."""
+    ask = start.entry.ask
+    devices: list[tuple[str, int, int]] = []
+    hosts: list[tuple[str, int, int]] = []
+    for pick in start.picks:
+        devices += [(device.uuid, ask.share, memory_for(device, ask)) for device in pick.devices]
+        hosts.append((pick.host.name, pick.ask.cpus_milli, pick.ask.host_memory_bytes))
+    return Held(start.entry, Reservation(start.entry.request.owner, tuple(devices), tuple(hosts)), NOW)
+
+
+def _order(entry: Entry) -> Order:
+    return entry.order
+
+
+def _passes(entry: Entry, held: Held, now: float) -> bool:
+    return _ends_before(held, now + entry.estimate.seconds)
+
+
+def _ends_before(held: Held, ends_at: float) -> bool:
+    """True if what ends then would not delay a reservation; one without an expected start is not passed."""
+    return ends_at <= held.starts_at < math.inf
+
+
+__all__ = ["NOW", "Entry", "Group", "Held", "Line", "Order", "Start", "size_of"]

@@ -1,0 +1,353 @@
+"""Replay of jobs in virtual time: they arrive, wait in the planner's queue, run for a known time, and end.
+
+The queue is `planner/queue/line.py`, the placement `planner/placement/`, as in a real planner. A job of more devices
+than a node has runs on whole nodes. Each start is charged a cost, in which the job makes no progress.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from typing import Final
+
+from msgspec import Struct
+
+from ...schemas.requests import Grant, Placement, WorkRequest
+from ..fleet.fleet import Fleet, free, hold
+from ..fleet.state import Ask, ask_key
+from ..placement.decide import Policies
+from ..placement.exact import Pick
+from ..placement.policies import Policy
+from ..queue.durations import Durations, Estimate, Kind, given, unknown
+from ..queue.line import Line
+from ..queue.order import Rule
+from .jobs import Job
+from .simulate import fleet_of
+from .trace import MIB, Node
+
+START_COST_SECONDS: Final = 10.0
+REPORT_EVERY: Final = 64
+
+Estimator = Callable[[Job, float], Estimate]
+"""Returns the estimate of a job's duration at a time."""
+
+
+class Segment(Struct, frozen=True):
+    """Part of a run on one node.
+
+    Attributes:
+        node: its name.
+        gpu_indices: devices there.
+    """
+
+    node: str
+    gpu_indices: tuple[int, ...]
+
+
+class Run(Struct, frozen=True):
+    """A job's run.
+
+    Attributes:
+        job: the job.
+        started_at: seconds.
+        ended_at: seconds.
+        segments: one for each node.
+        expected_seconds: estimate of the duration at its arrival, the start cost included.
+    """
+
+    job: Job
+    started_at: float
+    ended_at: float
+    segments: tuple[Segment, ...]
+    expected_seconds: float
+
+
+class Replay(Struct, frozen=True, kw_only=True):
+    """Result of a replay.
+
+    Attributes:
+        rule: name of the order.
+        runs: in the order of the trace.
+        impossible: jobs that no idle fleet of these nodes could hold; they are left out.
+        gpus: number of devices of the nodes.
+        seconds: wall-clock time.
+    """
+
+    rule: str
+    runs: list[Run]
+    impossible: list[Job]
+    gpus: int
+    seconds: float
+
+
+class Shapes:
+    """Needs of jobs as the planner has them.
+
+    Args:
+        fleet: of the nodes.
+        nodes: of the trace.
+    """
+
+    def __init__(self, fleet: Fleet, nodes: Sequence[Node]) -> None:
+        self._fleet = fleet
+        self._nodes = nodes
+        self._sizes: dict[tuple[str, ...], list[int]] = {}
+        self._blocks: dict[tuple[object, ...], Ask] = {}
+
+    def ask(self, job: Job, request: WorkRequest) -> Ask:
+        """Needs of a job: on one node if its devices fit there, else on whole nodes of one size."""
+        size = self._size(job)
+        if job.gpus <= size or not size:
+            return self._fleet.ask(ask_key(request))
+        count = -(-job.gpus // size)
+        key = (size, count, request.cpus, request.host_memory_bytes, job.models)
+        found = self._blocks.get(key)
+        if found is None:
+            part = WorkRequest(
+                owner=request.owner,
+                gpus=size,
+                cpus=request.cpus / count,
+                host_memory_bytes=-(-request.host_memory_bytes // count),
+                models=request.models,
+            )
+            spread = WorkRequest(owner=request.owner, gpus=count, placement=Placement.SPREAD, models=request.models)
+            found = self._blocks[key] = Ask(ask_key(spread))
+            # "One device each on so many hosts" becomes one whole node each.
+            found.parts[1] = self._fleet.ask(ask_key(part))
+        return found
+
+    def _size(self, job: Job) -> int:
+        """Devices of a node for a job: of the largest nodes of which enough are there for it."""
+        sizes = self._sizes.get(job.models)
+        if sizes is None:
+            sizes = [node.gpus for node in self._nodes if node.gpus and (not job.models or node.model in job.models)]
+            sizes = self._sizes[job.models] = sorted(sizes, reverse=True)
+        if not sizes:
+            return 0
+        if job.gpus <= sizes[0]:
+            return sizes[0]
+        return next((size for count, size in enumerate(sizes, 1) if count * size >= job.gpus), sizes[0])
+
+
+def known(job: Job, now: float) -> Estimate:
+    """Estimate of a job whose duration is known: what it says, or what it took."""
+    return given(job.duration_seconds if job.expected_seconds is None else job.expected_seconds)
+
+
+def guessed(sigma: float, seed: int) -> Estimator:
+    """Estimates with a lognormal error of this standard deviation in the logarithm; the same for each job and seed."""
+
+    def estimate(job: Job, now: float) -> Estimate:
+        draw = random.Random(f"{seed}/{job.number}")
+        return given(job.duration_seconds * math.exp(sigma * draw.gauss(0.0, 1.0)))
+
+    return estimate
+
+
+class Learner:
+    """Estimates from the jobs that ended before."""
+
+    def __init__(self) -> None:
+        self.durations = Durations()
+
+    def __call__(self, job: Job, now: float) -> Estimate:
+        """Estimate of a job's duration."""
+        return self.durations.estimate(kind_of(job), now)
+
+
+def kind_of(job: Job) -> Kind:
+    """What a job's duration is learned by."""
+    return Kind(job.owner, job.name, (job.gpus, job.share_milli, job.models))
+
+
+def nothing(job: Job, now: float) -> Estimate:
+    """Estimate where nothing is known of any job."""
+    return unknown()
+
+
+def replay(
+    nodes: Sequence[Node],
+    jobs: Sequence[Job],
+    rule: Rule,
+    policy: Policy,
+    *,
+    name: str = "",
+    start_cost_seconds: float = START_COST_SECONDS,
+    estimator: Estimator = known,
+    on_progress: Callable[[int], None] | None = None,
+) -> Replay:
+    """Replay jobs on nodes.
+
+    Args:
+        nodes: all hosts.
+        jobs: in any order; they arrive by `submit_seconds`.
+        rule: order of the queue.
+        policy: ranks hosts.
+        name: of the rule.
+        start_cost_seconds: charged to each start.
+        estimator: what the queue knows of durations.
+        on_progress: called now and then with the number of jobs that have ended.
+    """
+    began = time.perf_counter()
+    fleet = fleet_of(nodes)
+    policies = Policies(policy.name)
+    policies.use(policy)
+    world = _World(fleet, nodes, Line(fleet, policies, rule), policy, start_cost_seconds, estimator)
+    for job in sorted(jobs, key=lambda job: (job.submit_seconds, job.number)):
+        world.until(job.submit_seconds)
+        world.arrive(job)
+        if on_progress is not None and job.number % REPORT_EVERY == 0:
+            on_progress(len(world.runs))
+    world.until(math.inf)
+    if on_progress is not None:
+        on_progress(len(jobs))
+    return Replay(
+        rule=name,
+        runs=[world.runs[job.number] for job in jobs if job.number in world.runs],
+        impossible=world.impossible,
+        gpus=sum(node.gpus for node in nodes),
+        seconds=time.perf_counter() - began,
+    )
+
+
+class _World:
+    """State of a replay: the fleet, the line, and the runs so far."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        nodes: Sequence[Node],
+        line: Line,
+        policy: Policy,
+        start_cost_seconds: float,
+        estimator: Estimator,
+    ) -> None:
+        self.fleet = fleet
+        self.line = line
+        self.runs: dict[int, Run] = {}
+        self.impossible: list[Job] = []
+        self._shapes = Shapes(fleet, nodes)
+        self._policy = policy
+        self._cost = start_cost_seconds
+        self._estimator = estimator
+        self._learner = estimator if isinstance(estimator, Learner) else None
+        self._ends: list[tuple[float, int, Job]] = []
+        self._now = -math.inf
+        self._dirty = False
+        self._requests: dict[tuple[object, ...], WorkRequest] = {}
+        self._able: dict[Ask, bool] = {}
+        self._first = nodes[0].name if nodes else ""
+
+    def arrive(self, job: Job) -> None:
+        """Take in a job at its time."""
+        self._now = now = job.submit_seconds
+        if job.empty:  # the planner refuses such a request: there is nothing to decide
+            self._run(job, now, (Segment(self._first, ()),), self._cost)
+            return
+        request = self._request(job)
+        ask = self._shapes.ask(job, request)
+        self._policy.observe(self.fleet, ask.part(1) if ask.placement is Placement.SPREAD else ask)
+        if not self._possible(ask):
+            self.impossible.append(job)
+            return
+        self.line.arrive(request, self._estimate(job, now), now, ask=ask, payload=job)
+        self._dirty = True
+
+    def until(self, when: float) -> None:
+        """Let time pass up to the next arrival."""
+        if self._dirty and when > self._now:
+            self._serve()
+        while self._ends and self._ends[0][0] <= when:
+            self._now = self._ends[0][0]
+            while self._ends and self._ends[0][0] == self._now:
+                self._end(heappop(self._ends)[2])
+            if self._now < when:
+                self._serve()
+            else:
+                self._dirty = True
+
+    def _serve(self) -> None:
+        self._dirty = False
+        for start in self.line.serve(self._now):
+            job: Job = start.entry.payload
+            lease = str(job.number)
+            hold(self.fleet, lease, grants_of(start.picks))
+            self.line.started(lease, start.entry, self._now)
+            if self._learner is not None:
+                self._learner.durations.started(lease, kind_of(job), self._now)
+            segments = tuple(
+                Segment(pick.host.name, tuple(device.index for device in pick.devices)) for pick in start.picks
+            )
+            self._run(job, self._now, _used(job, segments), start.entry.estimate.seconds)
+
+    def _run(self, job: Job, now: float, segments: tuple[Segment, ...], expected: float) -> None:
+        end = now + self._cost + job.duration_seconds
+        self.runs[job.number] = Run(job, now, end, segments, expected)
+        heappush(self._ends, (end, job.number, job))
+
+    def _end(self, job: Job) -> None:
+        if job.empty:
+            return
+        lease = str(job.number)
+        self.line.ended(lease, self._now)
+        free(self.fleet, lease)
+        if self._learner is not None:
+            self._learner.durations.ended(lease, kind_of(job), self._now)
+
+    def _estimate(self, job: Job, now: float) -> Estimate:
+        found = self._estimator(job, now)
+        return Estimate(tuple(q + self._cost for q in found.quantiles), found.basis, found.count, found.limit)
+
+    def _possible(self, ask: Ask) -> bool:
+        found = self._able.get(ask)
+        if found is None:
+            found = self._able[ask] = self.line.possible(ask)
+        return found
+
+    def _request(self, job: Job) -> WorkRequest:
+        key = (job.owner, job.gpus, job.share_milli, job.cpus_milli, job.memory_mib, job.models, job.priority)
+        found = self._requests.get(key)
+        if found is None:
+            found = self._requests[key] = job.request()
+        return found
+
+
+def _used(job: Job, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Devices that a job uses: on whole nodes it may have more."""
+    found: list[Segment] = []
+    left = job.gpus
+    for segment in segments:
+        found.append(Segment(segment.node, segment.gpu_indices[:left] if job.gpus else ()))
+        left -= len(found[-1].gpu_indices)
+    return tuple(found)
+
+
+def grants_of(picks: Sequence[Pick]) -> list[Grant]:
+    """Grants of a placement, as far as the fleet's accounts need them."""
+    found: list[Grant] = []
+    for pick in picks:
+        ask = pick.ask
+        cpus, ram = ask.cpus_milli / 1000, ask.host_memory_bytes
+        if not pick.devices:
+            found.append(Grant(host=pick.host.name, share=0.0, cpus=cpus, host_memory_bytes=ram))
+        for device in pick.devices:
+            share = ask.share / 10**9
+            memory = device.memory_free if ask.whole else ask.gpu_memory_bytes or device.part(ask.share)
+            found.append(
+                Grant(
+                    host=pick.host.name,
+                    device=device.uuid,
+                    memory_bytes=memory,
+                    share=share,
+                    cpus=cpus,
+                    host_memory_bytes=ram,
+                )
+            )
+            cpus, ram = 0.0, 0
+    return found
+
+
+__all__ = ["MIB", "Learner", "Replay", "Run", "Segment", "grants_of", "guessed", "known", "nothing", "replay"]
