@@ -74,26 +74,35 @@ class Index:
         log: classes in the order in which they got their first member (again).
         base: number of entries that were cut off the front of the log.
         moves: (core before, core after) of every host whose state's `core` changed, in order.
-        moved: names of these hosts, in the same order.
         moves_base: number of entries that were cut off the front of the moves.
+        moved: names of the hosts whose `core` changed, in order, but for what happens while `quiet`.
+        moved_base: number of entries that were cut off the front of these.
+        quiet: true while reservations are applied, or removed, which will be undone.
         devices: number of devices in each state, by `core`.
     """
 
-    __slots__ = ("base", "classes", "devices", "log", "moved", "moves", "moves_base")
+    __slots__ = ("base", "classes", "devices", "log", "moved", "moved_base", "moves", "moves_base", "quiet")
 
     def __init__(self) -> None:
         self.classes: dict[HostState, HostClass] = {}
         self.log: list[HostClass] = []
         self.base = 0
         self.moves: list[tuple[HostState | None, HostState | None]] = []
-        self.moved: list[str] = []
         self.moves_base = 0
+        self.moved: list[str] = []
+        self.moved_base = 0
+        self.quiet = False
         self.devices: dict[DeviceState, int] = {}
 
     @property
     def moves_end(self) -> int:
         """Position of the next move, counted from the first ever."""
         return self.moves_base + len(self.moves)
+
+    @property
+    def moved_end(self) -> int:
+        """Position of the next name in `moved`, counted from the first ever."""
+        return self.moved_base + len(self.moved)
 
     @property
     def end(self) -> int:
@@ -124,11 +133,14 @@ class Index:
 
     def _move(self, name: str, before: HostState | None, after: HostState | None) -> None:
         self.moves.append((before, after))
-        self.moved.append(name)
+        if not self.quiet:
+            self.moved.append(name)
+            if len(self.moved) > 2 * LOG_SPARE:
+                del self.moved[:LOG_SPARE]
+                self.moved_base += LOG_SPARE
         if len(self.moves) > _LOG_FACTOR * len(self.classes) + LOG_SPARE:
             cut = len(self.moves) // 2
             del self.moves[:cut]
-            del self.moved[:cut]
             self.moves_base += cut
         counts = self.devices
         for state, hosts in ((before, -1), (after, 1)):

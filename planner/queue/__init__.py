@@ -1,7 +1,7 @@
 """The queue: order, estimates of durations, reservations, and who may start now.
 
-Pure code over a `Fleet`, without a clock and without I/O: the broker calls it in real time, `corral simulate` in virtual
-time. All times are seconds of one clock that the caller chooses, passed as `now`.
+Pure code over a `Fleet`, without a clock and without I/O: the broker calls it in real time, `corral simulate` in
+virtual time. All times are seconds of one clock that the caller chooses, passed as `now`.
 
 What a caller does with a `Line` (`line.py`):
 

@@ -1,7 +1,7 @@
 """Reservations: when and where a waiting request could start, by the expected ends of running leases.
 
-A `Horizon` has, for each host, the time from which it could hold a request (or each further device of it). It follows
-the fleet: only hosts that changed are computed anew, so that a choice among thousands costs little.
+A `Horizon` has, for each host, the time from which it could give so many devices. It follows the fleet: only hosts that
+changed are computed anew, so that a choice among thousands costs little. Cores and RAM are checked as hosts are chosen.
 
 What a request could take counts as in `placement.feasible`: model, vendor, capability, memory, share, health, drains,
 lost hosts, hosts and labels that it names, cores and RAM.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Set
+from collections.abc import Sequence, Set
 from typing import Final, NamedTuple
 
 from ...schemas.requests import Placement
@@ -25,11 +25,14 @@ from ..fleet.fleet import Fleet, Host
 from ..fleet.reservation import Reservation
 from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, HostState, Model
 from ..placement.capacity import allowed
-from ..placement.feasible import PART_SLACK_BYTES, candidates, capacity, device_verdict, model_allowed
+from ..placement.feasible import PART_SLACK_BYTES, candidates, device_verdict, model_allowed
 from .ends import Ends
 
 Capacity = tuple[object, object]
 """A kind of capacity: a model of devices, or cores alone; and the hosts and labels that a request names, if any."""
+HOSTS_COMPARED: Final = 64
+"""Limit on the hosts that are compared for their cores and RAM, once one is found."""
+_STATES_KEPT: Final = 4096
 NOW: Final = -math.inf
 """Time of what is free already."""
 
@@ -62,115 +65,105 @@ def _soonest(unit: Unit) -> tuple[float, int]:
     return unit[:2]
 
 
+def _steps(host: str, units: Sequence[Unit], count: int) -> list[_Step]:
+    if count:
+        return [_Step(units[count - 1][0], host, count)] if len(units) >= count else []
+    return [_Step(unit[0], host, number) for number, unit in enumerate(units, 1)]
+
+
 class Horizon:
-    """For each host, the times from which it could hold a request.
+    """For each host, the times from which its devices could be taken, whatever its cores and RAM.
+
+    Requests that differ in their number of devices, cores, RAM or priority alone share one.
 
     Args:
         fleet: live state.
         ends: of the running leases.
-        ask: the request, or its part on one host.
-        each: true if each number of its devices is of interest, up to all; otherwise all of them on one host.
+        ask: a request for one such device.
     """
 
-    def __init__(self, fleet: Fleet, ends: Ends, ask: Ask, each: bool) -> None:
+    def __init__(self, fleet: Fleet, ends: Ends, ask: Ask) -> None:
         self._fleet = fleet
         self._ends = ends
-        self.ask = ask
-        self.each = each
-        self._steps: list[_Step] = []
-        self._of: dict[str, list[_Step]] = {}
+        self._ask = ask
         self._units: dict[str, list[Unit]] = {}
-        self._simple = ask.whole and ask.plain and not ask.gpu_memory_bytes
+        self._steps: dict[int, list[_Step]] = {}
         self._able: dict[HostState, bool] = {}
         self._takes: dict[tuple[object, ...], bool] = {}
+        self._simple = ask.whole and ask.plain and not ask.gpu_memory_bytes
         self._moves = self._log = self._shape = -1
 
-    def steps(self, without: Set[str]) -> Iterator[_Step]:
-        """Steps of all hosts but some, soonest first; those of one host in order of their number of devices."""
+    def steps(self, count: int) -> list[_Step]:
+        """The times from which so many devices of each host could be taken together, soonest first.
+
+        Args:
+            count: number of devices; 0 for each number up to all of a host, in order of the number.
+        """
         self._catch_up()
-        for step in self._steps:
-            if step.host not in without:
-                yield step
+        found = self._steps.get(count)
+        if found is None:
+            found = [step for name, units in self._units.items() for step in _steps(name, units, count)]
+            found.sort()
+            self._steps[count] = found
+        return found
+
+    def soonest(self, host: str) -> list[Unit]:
+        """Devices of a host that could be taken, soonest first."""
+        self._catch_up()
+        return self._units.get(host, [])
 
     def _catch_up(self) -> None:
         index, ends, fleet = self._fleet.index, self._ends, self._fleet
-        moved = index.moves_end - self._moves
-        behind = moved + ends.log_end - self._log
-        lost = self._moves < index.moves_base or self._log < ends.base
-        relabelled = self.ask.filtered and self._shape != fleet.shape_version
+        behind = index.moved_end - self._moves + ends.log_end - self._log
+        if not behind and self._shape == fleet.shape_version:
+            return
+        lost = self._moves < index.moved_base or self._log < ends.base
+        relabelled = self._ask.filtered and self._shape != fleet.shape_version
         if lost or relabelled or behind > len(fleet.hosts):
             self._build()
-        elif behind:
-            names = set(index.moved[self._moves - index.moves_base :])
+        else:
+            names = set(index.moved[self._moves - index.moved_base :])
             names.update(ends.log[self._log - ends.base :])
             for name in names:
                 self._renew(name)
-        self._moves, self._log, self._shape = index.moves_end, ends.log_end, fleet.shape_version
+        self._moves, self._log, self._shape = index.moved_end, ends.log_end, fleet.shape_version
 
     def _build(self) -> None:
         fleet = self._fleet
-        self._of, self._units = {}, {}
-        for host in allowed(fleet, self.ask) if self.ask.filtered else fleet.hosts.values():
+        self._units, self._steps = {}, {}
+        for host in allowed(fleet, self._ask) if self._ask.filtered else fleet.hosts.values():
             found = self._compute(host)
             if found:
-                self._of[host.name] = found
-        self._steps = sorted(step for steps in self._of.values() for step in steps)
+                self._units[host.name] = found
 
     def _renew(self, name: str) -> None:
-        steps = self._steps
         host = self._fleet.hosts.get(name)
-        inside = host is not None and (not self.ask.filtered or any(host is other for other in self._allowed()))
+        inside = host is not None and (not self._ask.filtered or host in allowed(self._fleet, self._ask))
         found = self._compute(host) if inside and host is not None else []
-        before = self._of.pop(name, [])
+        before = self._units.pop(name, [])
         if found:
-            self._of[name] = found
+            self._units[name] = found
         if found == before:
             return
-        for step in before:
-            del steps[bisect_left(steps, step)]
-        for step in found:
-            insort(steps, step)
+        for count, steps in self._steps.items():
+            for step in _steps(name, before, count):
+                del steps[bisect_left(steps, step)]
+            for step in _steps(name, found, count):
+                insort(steps, step)
 
-    def _allowed(self) -> list[Host]:
-        return allowed(self._fleet, self.ask)
-
-    def _compute(self, host: Host) -> list[_Step]:
-        state, idle, ask = host.state, host.idle, self.ask
-        if state.blocked or idle is None:
+    def _compute(self, host: Host) -> list[Unit]:
+        idle = host.idle
+        if idle is None or host.state.blocked:
             return []
-        part = ask.part(1) if self.each else ask
         able = self._able.get(idle)
         if able is None:
-            able = self._able[idle] = _could_hold(idle, part)
-        if not able:
-            return []
-        if not ask.gpus:
-            return self._step(host, ask, NOW)
-        units = self._units[host.name] = self._free_at(host)
-        found: list[_Step] = []
-        for count in range(1 if self.each else ask.gpus, min(len(units), ask.gpus) + 1):
-            more = self._step(host, ask.part(count) if self.each else ask, units[count - 1][0])
-            if not more:
-                break
-            found += more
-        return found
-
-    def _step(self, host: Host, part: Ask, devices_at: float) -> list[_Step]:
-        at = devices_at
-        if part.cpus_milli or part.host_memory_bytes:
-            at = max(at, _enough_at(self._fleet, self._ends, host, part))
-        # Without an expected end there is nothing to wait for: such a host may still be chosen after all others.
-        return [_Step(at, host.name, part.gpus)] if at < math.inf or self._never_ends(host) else []
-
-    def _never_ends(self, host: Host) -> bool:
-        return bool(self._fleet.at_host.get(host.name))
-
-    def devices(self, host: str, count: int) -> list[Device]:
-        """The devices of a host that are free soonest; after `steps`."""
-        return [unit[2] for unit in self._units[host][:count]]
+            if len(self._able) >= _STATES_KEPT:
+                self._able.clear()
+            able = self._able[idle] = bool(candidates(idle, self._ask))
+        return self._free_at(host) if able else []
 
     def _free_at(self, host: Host) -> list[Unit]:
-        running, ask, simple = self._ends.running, self.ask, self._simple
+        running, ask, simple = self._ends.running, self._ask, self._simple
         found: list[Unit] = []
         for device in host.devices:
             if device.blocked:
@@ -191,17 +184,17 @@ class Horizon:
         return found
 
     def _could_take(self, device: Device) -> bool:
-        """True if the request could take a device once its leases have ended."""
+        """True if a device could be taken once its leases have ended."""
         key = (device.model, device.memory_most, device.foreign, device.in_use != "")
         found = self._takes.get(key)
         if found is None:
-            if len(self._takes) >= 4096:
+            if len(self._takes) >= _STATES_KEPT:
                 self._takes.clear()
-            found = self._takes[key] = not device_verdict(device.without_leases(None), self.ask)
+            found = self._takes[key] = not device_verdict(device.without_leases(None), self._ask)
         return found
 
     def _share_at(self, device: Device) -> float:
-        ask = self.ask
+        ask = self._ask
         share, memory, at = device.share_left, device.memory_free, NOW
         wanted = memory_for(device, ask)
         if not ask.gpu_memory_bytes:  # as `feasible.has_part` has it
@@ -220,18 +213,16 @@ def memory_for(device: Device, ask: Ask) -> int:
     return 0 if ask.whole else ask.gpu_memory_bytes or device.memory_most * ask.share // WHOLE_SHARE
 
 
-def _could_hold(idle: HostState, part: Ask) -> bool:
-    if not part.gpus:
-        return idle.cpus_free >= part.cpus_milli and idle.memory_free >= part.host_memory_bytes
-    return capacity(idle, part, len(candidates(idle, part))) >= part.gpus
-
-
-def _enough_at(fleet: Fleet, ends: Ends, host: Host, part: Ask) -> float:
-    """Time from which a host has the cores and RAM for a part of a request."""
+def _roomy_at(fleet: Fleet, ends: Ends, host: Host, part: Ask) -> float:
+    """Time from which a host has the cores and RAM for a part of a request; infinite if it never has."""
+    if not part.cpus_milli and not part.host_memory_bytes:
+        return NOW
     cpus = host.cpus_total - host.cpus_held if host.cpus_total < UNLIMITED else UNLIMITED
     memory = host.memory_total - host.memory_held if host.memory_total < UNLIMITED else UNLIMITED
     if cpus >= part.cpus_milli and memory >= part.host_memory_bytes:
         return NOW
+    if host.cpus_total < part.cpus_milli or host.memory_total < part.host_memory_bytes:
+        return math.inf
     held = fleet.at_host.get(host.name, {})
     for lease in sorted(held, key=lambda lease: (ends.ends_at(lease), lease)):
         amounts = fleet.leases[lease].hosts[host.name]
@@ -242,65 +233,149 @@ def _enough_at(fleet: Fleet, ends: Ends, host: Host, part: Ask) -> float:
 
 
 class Horizons:
-    """The horizons of the requests for which reservations were chosen recently.
+    """Choice of reservations.
 
     Args:
         fleet: live state.
         ends: of the running leases.
-        most: limit on their number.
+        most: limit on the horizons that are kept, those that were used last.
     """
 
-    def __init__(self, fleet: Fleet, ends: Ends, most: int = 32) -> None:
+    def __init__(self, fleet: Fleet, ends: Ends, most: int = 48) -> None:
         self._fleet = fleet
         self._ends = ends
         self._most = most
-        self._kept: dict[Ask, Horizon] = {}
+        self._kept: dict[tuple[object, ...], Horizon] = {}
 
-    def plan(self, ask: Ask, owner: str, without: Set[str] = frozenset()) -> Plan | None:
+    def plan(
+        self, ask: Ask, owner: str, without: Set[str] = frozenset(), before: Reservation | None = None
+    ) -> Plan | None:
         """Choose where a request could start soonest; None if it never could.
 
         Args:
             ask: the request.
             owner: of the request.
             without: names of hosts that are reserved for others.
+            before: its present reservation, which stays unless another place is free sooner.
         """
-        if ask.placement is Placement.SPREAD:
-            part, wanted, each = ask.part(1), ask.gpus, False
+        if not ask.gpus:
+            chosen = self._cores_alone(ask, without)
+        elif ask.placement is Placement.SPREAD:
+            chosen = self._on_each(ask.part(1), ask.gpus, without)
         elif ask.placement is Placement.FEWEST_HOSTS:
-            part, wanted, each = ask, ask.gpus, True
+            chosen = self._several(ask, without)
         else:
-            part, wanted, each = ask, 1, False
-        horizon = self._horizon(part, each)
-        chosen: dict[str, int] = {}
-        at, left = NOW, wanted
-        for step in horizon.steps(without):
-            chosen[step.host] = step.devices
-            at = step.at
+            chosen = self._on_each(ask, 1, without)
+        if not chosen:
+            return None
+        at = max(step.at for step in chosen)
+        if before is not None and all(name not in without for name, _, _ in before.hosts):
+            again = self._again(ask, before)
+            if again is not None and again <= at:
+                return Plan(before, again)
+        return Plan(self._reservation(ask, chosen, owner), at)
+
+    def _on_each(self, part: Ask, wanted: int, without: Set[str]) -> list[_Step]:
+        """The hosts that could take a part of a request each soonest."""
+        fleet, ends, hosts = self._fleet, self._ends, self._fleet.hosts
+        needy = part.cpus_milli or part.host_memory_bytes
+        best: list[_Step] = []
+        compared = 0
+        for step in self._horizon(part).steps(part.gpus):
+            if len(best) == wanted and (step.at >= best[-1].at or compared >= HOSTS_COMPARED):
+                break
+            if step.host in without:
+                continue
+            if not needy:
+                best.append(step)
+                continue
+            compared += len(best) == wanted
+            at = max(step.at, _roomy_at(fleet, ends, hosts[step.host], part))
+            if at < math.inf or step.at == math.inf:
+                insort(best, _Step(at, step.host, step.devices))
+                del best[wanted:]
+        return best if len(best) == wanted else []
+
+    def _several(self, ask: Ask, without: Set[str]) -> list[_Step]:
+        """Hosts that could take a request together soonest, with as many devices on each as it takes there."""
+        fleet, ends, hosts = self._fleet, self._ends, self._fleet.hosts
+        chosen: dict[str, _Step] = {}
+        full: set[str] = set()
+        left = ask.gpus
+        for step in self._horizon(ask).steps(0):
+            if step.host in without or step.host in full:
+                continue
+            at = max(step.at, _roomy_at(fleet, ends, hosts[step.host], ask.part(step.devices)))
+            if at == math.inf and step.at < math.inf:
+                full.add(step.host)
+                continue
+            chosen[step.host] = _Step(at, step.host, step.devices)
             left -= 1
             if not left:
-                return Plan(self._reservation(horizon, chosen, owner), at)
-        return None
+                return list(chosen.values())
+        return []
 
-    def _horizon(self, ask: Ask, each: bool) -> Horizon:
-        found = self._kept.pop(ask, None)
+    def _cores_alone(self, ask: Ask, without: Set[str]) -> list[_Step]:
+        fleet = self._fleet
+        best: _Step | None = None
+        for host in allowed(fleet, ask) if ask.filtered else fleet.hosts.values():
+            if host.name in without or host.state.blocked:
+                continue
+            at = _roomy_at(fleet, self._ends, host, ask)
+            if at < math.inf and (best is None or (at, host.name) < best[:2]):
+                best = _Step(at, host.name, 0)
+        return [] if best is None else [best]
+
+    def _again(self, ask: Ask, reservation: Reservation) -> float | None:
+        """Expected start on what is reserved already; None if it could not be used any more."""
+        fleet = self._fleet
+        counts: dict[str, set[str]] = {name: set() for name, _, _ in reservation.hosts}
+        for uuid, _, _ in reservation.devices:
+            device = fleet.devices.get(uuid)
+            if device is None or device.host not in counts:
+                return None
+            counts[device.host].add(uuid)
+        at = NOW
+        for name, uuids in counts.items():
+            host = fleet.hosts.get(name)
+            if host is None or host.state.blocked:
+                return None
+            part = ask if ask.placement is Placement.SAME_HOST else ask.part(len(uuids))
+            if ask.placement is Placement.SPREAD:
+                part = ask.part(1)
+            if uuids:
+                units = [unit for unit in self._horizon(part).soonest(name) if unit[2].uuid in uuids]
+                if len(units) < len(uuids):
+                    return None
+                at = max(at, units[-1][0])
+            at = max(at, _roomy_at(fleet, self._ends, host, part))
+        return at
+
+    def _horizon(self, ask: Ask) -> Horizon:
+        # All that says which devices are meant: the parts of a key from `ask_key` without amounts of the host.
+        key = (*ask.key[1:4], *ask.key[6:11], *ask.key[12:])
+        found = self._kept.pop(key, None)
         if found is None:
             if len(self._kept) >= self._most:
                 del self._kept[next(iter(self._kept))]
-            found = Horizon(self._fleet, self._ends, ask, each)
-        self._kept[ask] = found
+            found = Horizon(
+                self._fleet,
+                self._ends,
+                self._fleet.ask((1, *ask.key[1:4], 0, 0, *ask.key[6:11], Placement.SAME_HOST, *ask.key[12:])),
+            )
+        self._kept[key] = found
         return found
 
-    def _reservation(self, horizon: Horizon, chosen: dict[str, int], owner: str) -> Reservation:
-        ask = horizon.ask
+    def _reservation(self, ask: Ask, chosen: Sequence[_Step], owner: str) -> Reservation:
         devices: list[tuple[str, int, int]] = []
         hosts: list[tuple[str, int, int]] = []
-        for name, count in chosen.items():
-            part = ask.part(count) if horizon.each else ask
-            if count:
-                devices += [
-                    (device.uuid, ask.share, memory_for(device, ask)) for device in horizon.devices(name, count)
-                ]
-            hosts.append((name, part.cpus_milli, part.host_memory_bytes))
+        spread = ask.placement is Placement.SPREAD
+        for step in chosen:
+            part = ask.part(1) if spread else ask.part(step.devices) if len(chosen) > 1 else ask
+            if step.devices:
+                for _, _, device in self._horizon(part).soonest(step.host)[: step.devices]:
+                    devices.append((device.uuid, ask.share, memory_for(device, ask)))
+            hosts.append((step.host, part.cpus_milli, part.host_memory_bytes))
         return Reservation(owner, tuple(devices), tuple(hosts))
 
 

@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from heapq import heapify, heappop
+from heapq import heapify, heappop, heappush
+from itertools import count as numbers_from
 from typing import Any, Final, NamedTuple
 
 from ...schemas.requests import Placement, WorkRequest
 from ..fleet.fleet import Fleet, advance
 from ..fleet.reservation import Reservation
 from ..fleet.reserved import reserve, unreserve
-from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask
+from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, Model
 from ..placement.decide import Policies, ask_of
 from ..placement.exact import Pick
-from ..placement.feasible import excluded
+from ..placement.feasible import excluded, model_allowed
 from ..placement.policies import Policy
 from ..placement.select import select
 from .backfill import NOW, Capacity, Horizons, could_take, covered, memory_for
@@ -40,6 +42,7 @@ USE_HALF_LIFE_SECONDS: Final = 7 * 86400.0
 
 GroupKey = tuple[Ask, str | None, int]
 """What is asked for, the policy, and 0; or the number of a request that must not start now."""
+_numbers: Final = numbers_from()
 Order = tuple[int, float, int]
 """Negative priority, key of the rule, number of arrival: the smaller is ahead."""
 
@@ -107,11 +110,13 @@ class Held:
         starts_at: expected start.
         devices: uuids.
         hosts: names.
+        number: tells reservations apart.
     """
 
-    __slots__ = ("devices", "entry", "hosts", "reservation", "starts_at")
+    __slots__ = ("devices", "entry", "hosts", "number", "reservation", "starts_at")
 
     def __init__(self, entry: Entry, reservation: Reservation, starts_at: float) -> None:
+        self.number = next(_numbers)
         self.entry = entry
         self.reservation = reservation
         self.starts_at = starts_at
@@ -138,20 +143,24 @@ class Group:
         policy: that ranks for them.
         entries: in order.
         brief: (expected seconds, order, entry), the briefest first.
-        blocked: true if the first did not fit when it was tried last.
-        under: reservations that were respected then.
+        opened: hosts that changed since it was tried last and did not fit, and could hold it; None if any could.
+        under: reservations ahead that were in its way then.
+        seen: mark of the reservations that were ahead then; see `Ahead.mark`.
+        passable: those of these that its briefest could pass.
         kinds: kinds of capacity that they could take, at this `shape` of the fleet.
     """
 
-    __slots__ = ("ask", "blocked", "brief", "entries", "key", "kinds", "policy", "shape", "under")
+    __slots__ = ("ask", "brief", "entries", "key", "kinds", "opened", "passable", "policy", "seen", "shape", "under")
 
     def __init__(self, key: GroupKey) -> None:
         self.key = key
         self.ask, self.policy, _ = key
         self.entries: list[Entry] = []
         self.brief: list[tuple[float, Order, Entry]] = []
-        self.blocked = False
+        self.opened: set[str] | None = None
         self.under: tuple[Held, ...] = ()
+        self.passable: tuple[Held, ...] = ()
+        self.seen: tuple[tuple[int, float], ...] = ()
         self.kinds: frozenset[Capacity] = frozenset()
         self.shape = -1
 
@@ -182,6 +191,13 @@ class Line:
         fleet: live state.
         policies: rank hosts.
         rule: gives the order.
+
+    Attributes:
+        fleet: as given.
+        rule: as given.
+        ends: expected ends of the running leases.
+        unready: paused requests whose turn it was in the last walk along the line.
+        changes: number of changes by arrivals, withdrawals and ends of leases.
     """
 
     def __init__(self, fleet: Fleet, policies: Policies, rule: Rule = shortest) -> None:
@@ -194,11 +210,18 @@ class Line:
         self._groups: dict[GroupKey, Group] = {}
         self._horizons = Horizons(fleet, self.ends)
         self._ahead = Ahead(self)
+        self._walk: _Walk | None = None
+        self.changes = 0
         self._shown: list[Held] = []
         self._seen = -1
-        self._opened: set[str] | None = None
+        self._idle: dict[Model, int] = {}
         self._count = 0
         self._use = Use()
+
+    @property
+    def groups(self) -> Iterable[Group]:
+        """The groups of requests of equal needs, in no order."""
+        return self._groups.values()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -272,6 +295,7 @@ class Line:
         self._join(entry, (entry.ask, entry.request.policy, 0))
 
     def _join(self, entry: Entry, key: GroupKey) -> None:
+        self.changes += 1
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(key)
@@ -279,9 +303,10 @@ class Line:
         insort(group.entries, entry, key=_order)
         insort(group.brief, (entry.estimate.seconds, entry.order, entry))
         if group.under:  # it fits but for reservations, which may not bind this one
-            group.blocked = False
+            group.opened = None
 
     def _leave(self, entry: Entry) -> None:
+        self.changes += 1
         group = entry.group
         del group.entries[bisect_left(group.entries, entry.order, key=_order)]
         del group.brief[bisect_left(group.brief, (entry.estimate.seconds, entry.order))]
@@ -290,8 +315,9 @@ class Line:
 
     def reopen(self) -> None:
         """Have all requests tried again: something may have changed that the states of hosts do not show."""
+        self.changes += 1
         for group in self._groups.values():
-            group.blocked = False
+            group.opened = None
 
     def started(self, lease_id: str, entry: Entry, now: float) -> None:
         """Note the lease of a request that has started; the fleet holds it already."""
@@ -313,6 +339,7 @@ class Line:
 
     def ended(self, lease_id: str, now: float) -> None:
         """Note that a lease ended, before the fleet frees what it held."""
+        self.changes += 1
         self.ends.ended(lease_id)
         self._use.ends(lease_id, now)
 
@@ -340,40 +367,59 @@ class Line:
         if now > fleet.now:
             advance(fleet, now)
         self.ends.advance(now)
-        self.unready = []
-        self._note_opened()
+        walk = self._walk
+        if walk is None or not walk.goes_on():
+            self.unready = []
+            self._note_opened()
+            walk = self._walk = _Walk(self)
         try:
-            return self._walk(now)
+            return self._step(walk, now)
         finally:
             self._show(())
 
     def _note_opened(self) -> None:
-        """Find the hosts that changed since groups were tried last."""
+        """Find the hosts that changed since groups were tried last, and the groups that they could hold."""
         index = self.fleet.index
-        few = self._seen >= index.moves_base and index.moves_end - self._seen <= _FEW_HOSTS
-        changed = set(index.moved[self._seen - index.moves_base :]) if few else None
-        self._seen = index.moves_end
-        for group in self._groups.values():
-            if group.blocked and (changed is None or (changed and self._may_open(group.ask, changed))):
-                group.blocked = False
+        self._idle = {}
+        for device, count in index.devices.items():
+            if device.idle:
+                self._idle[device.model] = self._idle.get(device.model, 0) + count
+        few = self._seen >= index.moved_base and index.moved_end - self._seen <= _FEW_HOSTS
+        changed = set(index.moved[self._seen - index.moved_base :]) if few else None
+        self._seen = index.moved_end
+        if changed is None:
+            self.reopen()
+            return
+        for group in self._groups.values() if changed else ():
+            if group.opened is not None:
+                group.opened |= self._openers(group.ask, changed)
 
-    def _may_open(self, ask: Ask, changed: set[str]) -> bool:
-        """True if a changed host could hold a request, or a part of it."""
+    def _openers(self, ask: Ask, hosts: AbstractSet[str]) -> set[str]:
+        """Those of some hosts that could hold a request, or a part of it."""
         part = ask if ask.placement is Placement.SAME_HOST else ask.part(1)
-        hosts = self.fleet.hosts
-        return any(name in hosts and not excluded(hosts[name].state, part) for name in changed)
+        known = self.fleet.hosts
+        return {name for name in hosts if name in known and not excluded(known[name].state, part)}
 
-    def _walk(self, now: float) -> Start | None:
-        todo = [(group.order, at, group) for at, group in enumerate(self._groups.values())]
-        heapify(todo)
-        ahead = Ahead(self)
+    def _enough(self, ask: Ask) -> bool:
+        """True if as many devices are idle in all as a request on several hosts asks for."""
+        if ask.placement is Placement.SAME_HOST or not (ask.whole and ask.plain):
+            return True
+        wanted = ask.gpus * ask.part(1).gpus if ask.placement is Placement.SPREAD else ask.gpus
+        return sum(count for model, count in self._idle.items() if model_allowed(model, ask)) >= wanted
+
+    def _step(self, walk: _Walk, now: float) -> Start | None:
+        """Go on along the line to the next that may start."""
+        todo, ahead = walk.todo, walk.ahead
         while todo:
             _, _, group = heappop(todo)
-            if not group.blocked or not ahead.includes(group.under):
+            if self._worth_trying(group, ahead, now):
                 start = self._try(group, ahead, now)
                 if start is not None and start.entry.ready:
                     self._show(())
                     self.withdraw(start.entry)
+                    if group.entries:
+                        heappush(todo, (group.order, id(group), group))
+                    walk.stop(start.picks)
                     return start
                 if start is not None:
                     self.unready.append(start.entry)
@@ -381,39 +427,66 @@ class Line:
                     continue
             ahead.blocked.append(group)
         self._ahead = ahead
+        walk.stop(())
         return None
 
+    def _worth_trying(self, group: Group, ahead: Ahead, now: float) -> bool:
+        """True if a group may fit: hosts have changed, reservations ended, or may be passed that could not before."""
+        if group.under and group.opened is not None and group.seen != (mark := ahead.mark()):
+            group.seen = mark
+            active = ahead.resolve()
+            gone = [held for held in group.under if not any(held is other for other in active)]
+            if gone:
+                group.opened |= self._openers(group.ask, frozenset().union(*(held.hosts for held in gone)))
+            passable = self._passable(group, active, now)
+            if any(not any(held is other for other in group.passable) for held in passable):
+                group.opened = None
+            group.under, group.passable = tuple(active), passable
+        if group.opened is None:
+            return self._enough(group.ask) or self._block(group)
+        return bool(group.opened) and self._enough(group.ask)
+
+    def _block(self, group: Group, under: Sequence[Held] = (), passable: Sequence[Held] = ()) -> bool:
+        """Note that a group does not fit, with these reservations in its way; returns false."""
+        group.opened, group.under, group.passable = set(), tuple(under), tuple(passable)
+        return False
+
+    def _passable(self, group: Group, active: Sequence[Held], now: float) -> tuple[Held, ...]:
+        """The reservations that the briefest of a group may pass."""
+        ends_at = now + group.brief[0][0]
+        return tuple(held for held in active if _ends_before(held, ends_at))
+
     def _try(self, group: Group, ahead: Ahead, now: float) -> Start | None:
+        """Find who of a group may start: its first, or a briefer one that may pass reservations ahead."""
         policy = self._policies.get(group.policy)
-        entry = group.entries[0]
-        self._show(())
-        picks = select(self.fleet, policy, group.ask)
-        if picks is None:
-            group.blocked, group.under = True, ()
-            return None
+        if not self._shown:
+            picks = select(self.fleet, policy, group.ask)
+            if picks is None:
+                self._block(group)
+                return None
+            if not any(held.touches(picks) for held in ahead.resolve()):
+                return Start(group.entries[0], picks, policy)
+        # Whoever may pass takes what is reserved only if there is nothing else.
         active = ahead.resolve()
-        while True:
+        self._show(active)
+        # What has not changed holds it no more than before.
+        if group.opened is None or self._openers(group.ask, group.opened):
+            picks = select(self.fleet, policy, group.ask)
+            if picks is not None:
+                return Start(group.entries[0], picks, policy)
+        passable = self._passable(group, active, now)
+        entry: Entry | None = group.entries[0] if passable else None
+        while entry is not None:
             respected = [held for held in active if not _passes(entry, held, now)]
-            touched = any(held.touches(picks) for held in active)
-            if not touched:
-                return Start(entry, picks, policy)
-            # Whoever may pass takes what is reserved only if there is nothing else.
-            self._show(active)
-            beside = select(self.fleet, policy, group.ask)
-            if beside is not None:
-                return Start(entry, beside, policy)
-            if not respected:
-                return Start(entry, picks, policy)
             if len(respected) < len(active):
                 self._show(respected)
-                found = select(self.fleet, policy, group.ask)
-                if found is not None:
-                    return Start(entry, found, policy)
-            briefer = self._briefer(group, respected, now)
-            if briefer is None:
-                group.blocked, group.under = True, tuple(respected)
-                return None
-            entry = briefer
+                picks = select(self.fleet, policy, group.ask)
+                if picks is not None:
+                    return Start(entry, picks, policy)
+            entry = self._briefer(group, respected, now) if respected else None
+        self._block(group, active, passable)
+        group.seen = ahead.mark()
+        return None
 
     def _briefer(self, group: Group, respected: list[Held], now: float) -> Entry | None:
         """The first of a group that may pass one more of the reservations that the last one had to respect."""
@@ -435,16 +508,16 @@ class Line:
         taken: frozenset[str] = frozenset()
         for held in active:
             taken |= held.hosts
-        plan = self._horizons.plan(entry.ask, entry.request.owner, taken)
+        before = entry.held
+        plan = self._horizons.plan(
+            entry.ask, entry.request.owner, taken, None if before is None else before.reservation
+        )
         if plan is None:
             return None
-        before = entry.held
-        # A later start is another reservation: more requests may pass it.
-        if before is not None and before.reservation == plan.reservation and plan.starts_at <= before.starts_at:
-            before.starts_at = plan.starts_at
-        else:
-            entry.held = Held(entry, plan.reservation, plan.starts_at)
-        return entry.held
+        if before is None or before.reservation != plan.reservation:
+            before = entry.held = Held(entry, plan.reservation, plan.starts_at)
+        before.starts_at = plan.starts_at
+        return before
 
     def kinds(self, group: Group) -> frozenset[Capacity]:
         """Kinds of capacity that a group could take; kept until hosts, devices or labels change."""
@@ -456,12 +529,14 @@ class Line:
         """Apply these reservations to the fleet, and no others."""
         if not self._shown and not wanted:
             return
+        self.fleet.index.quiet = True
         for held in self._shown:
             if not any(held is other for other in wanted):
                 unreserve(self.fleet, held.reservation)
         for held in wanted:
             if not any(held is other for other in self._shown):
                 reserve(self.fleet, held.reservation)
+        self.fleet.index.quiet = False
         self._shown = list(wanted)
 
     @contextmanager
@@ -483,6 +558,36 @@ class Line:
             self._show(())
 
 
+class _Walk:
+    """A turn along the line, which goes on after each start as long as the caller holds what it was given, no more.
+
+    What did not fit before still does not: a lease takes from the fleet, and gives nothing. Reservations stand: who
+    starts beside them, or ends before them, does not delay them.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self.todo = [(group.order, id(group), group) for group in line.groups]
+        heapify(self.todo)
+        self.ahead = Ahead(line)
+        self._expected: frozenset[str] = frozenset()
+        self._changes = self._moved = self._log = 0
+
+    def stop(self, picks: Sequence[Pick]) -> None:
+        """Note where it stopped, and for what."""
+        line = self._line
+        self._expected = frozenset(pick.host.name for pick in picks)
+        self._changes, self._moved, self._log = line.changes, line.fleet.index.moved_end, line.ends.log_end
+
+    def goes_on(self) -> bool:
+        """True if nothing has changed since, but for the hosts of the last start."""
+        line, index, ends = self._line, self._line.fleet.index, self._line.ends
+        if self._changes != line.changes or self._moved < index.moved_base or self._log < ends.base:
+            return False
+        moved, log = index.moved[self._moved - index.moved_base :], ends.log[self._log - ends.base :]
+        return self._expected.issuperset(moved) and self._expected.issuperset(log)
+
+
 class Ahead:
     """What is ahead of a place in the line: the groups that are blocked, and the reservations of their first.
 
@@ -492,15 +597,11 @@ class Ahead:
     def __init__(self, line: Line) -> None:
         self._line = line
         self._kinds: set[Capacity] = set()
+        self._covered: set[frozenset[Capacity]] = set()
+        self._marked = 0
+        self._mark: tuple[tuple[int, float], ...] = ()
         self.active: list[Held] = []
         self.blocked: list[Group] = []
-
-    def includes(self, under: tuple[Held, ...]) -> bool:
-        """True if all of these reservations are still in force."""
-        if not under:
-            return True
-        active = self.resolve()
-        return all(any(held is other for other in active) for held in under)
 
     def resolve(self) -> list[Held]:
         """The reservations in force, in order."""
@@ -510,13 +611,25 @@ class Ahead:
             if not group.entries:  # its last one has left
                 continue
             kinds = self._line.kinds(group)
+            if kinds in self._covered:
+                continue
             if not covered(kinds, self._kinds):
                 held = self._line.plan(group.entries[0], self.active)
-                if held is not None:
-                    self.active.append(held)
-                    self._kinds |= kinds
+                if held is None:
+                    continue
+                self.active.append(held)
+                self._kinds |= kinds
+            self._covered.add(kinds)
         self.blocked = []
         return self.active
+
+    def mark(self) -> tuple[tuple[int, float], ...]:
+        """Mark that changes with the reservations in force and their starts."""
+        active = self.resolve()
+        if len(active) != self._marked:
+            self._mark = tuple((held.number, held.starts_at) for held in active)
+            self._marked = len(active)
+        return self._mark
 
     def drop(self, entry: Entry) -> None:
         """Drop the reservation of an entry."""
