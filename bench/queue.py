@@ -85,7 +85,6 @@ class New:
             lease = f"n{self.started}"
             hold(self.fleet, lease, grants_of(start.picks))
             self.line.started(lease, start.entry, now)
-        _ = self.line.held
 
     def end(self, lease: str, now: float) -> None:
         self.line.ended(lease, now)

@@ -132,7 +132,7 @@ def decide(
     picks = select(fleet, policy, ask)
     if picks is None:
         return reject(fleet, ask, request.request_id or "")
-    return _placed(request, ask, policy, picks, distributing)
+    return placed(request, ask, policy, picks, distributing)
 
 
 def explain(
@@ -156,7 +156,7 @@ def explain(
     with with_additions(fleet, with_more):
         picks = select(fleet, policy, ask)
         decision = (
-            reject(fleet, ask, request.request_id or "") if picks is None else _placed(request, ask, policy, picks)
+            reject(fleet, ask, request.request_id or "") if picks is None else placed(request, ask, policy, picks)
         )
         per_device, per_host = verdicts(fleet, policy, ask, picks or [])
     if isinstance(decision, Rejection):
@@ -319,7 +319,8 @@ def check_work(request: WorkRequest, work: Distribution) -> None:
             raise InvalidRequest(f"item {twice!r} is there twice: every id names one item", "$.distribution.items")
 
 
-def _placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick], distributing: bool = True) -> Placed:
+def placed(request: WorkRequest, ask: Ask, policy: Policy, picks: list[Pick], distributing: bool = True) -> Placed:
+    """Placement of a request on picked devices, whose hosts have not changed since."""
     grants: list[Grant] = []
     total, done = max(1, ask.gpus), 0
     for pick in picks:
@@ -404,5 +405,6 @@ __all__ = [
     "decide",
     "environment",
     "explain",
+    "placed",
     "with_additions",
 ]

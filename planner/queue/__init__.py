@@ -10,7 +10,7 @@ What a caller does with a `Line` (`line.py`):
   before a restart gets its old `now` and `number`, and so its old place.
 - `for start in line.serve(now)` yields who may start now, one by one, removed from the line, with the picked devices.
   The caller has the fleet hold them (`fleet.hold`) and calls `line.started(lease_id, start.entry, now)` before it takes
-  the next. A caller that lets other events in between asks `line.next(now)` instead. `placed(start)` makes the grants.
+  the next; `placement.decide.placed` makes the grants. Other events may come in between.
 - Serve after each arrival, each end of a lease, and each change of the fleet, and now and then for the time alone. The
   line finds by itself which hosts changed since: it reads the log of the fleet's index. A request that does not wait is
   the same: arrive, serve, and if it is still in the line, `withdraw` and reject it.

@@ -24,6 +24,8 @@ from ..placement.policies import Policy
 from .trace import MIB, Arrival, Node
 
 REPORT_EVERY: Final = 64
+SIZE_LABEL: Final = "gpus"
+"""Label of a host with its number of devices."""
 NEAREST: Final = ("cpus", "host_memory", "host_devices", "share", "leased", "memory", "devices")
 """Reasons of a drop, closest to a placement first: the first one of a rejection counts."""
 
@@ -102,7 +104,7 @@ def fleet_of(nodes: Sequence[Node]) -> Fleet:
             DeviceInfo(uuid=f"{node.name}/{index}", host=node.name, index=index, name=node.model)
             for index in range(node.gpus)
         ]
-        host = HostInfo(name=node.name, cpus=cores, memory_bytes=memory)
+        host = HostInfo(name=node.name, cpus=cores, memory_bytes=memory, labels={SIZE_LABEL: str(node.gpus)})
         apply(fleet, Inventory(host=host, agent="trace", time_ns=0, devices=devices), 0.0)
         # Inventories have whole cores, and 0 means unknown: the excess is held for good.
         over = Grant(

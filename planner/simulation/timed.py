@@ -1,7 +1,7 @@
 """Replay of jobs in virtual time: they arrive, wait in the planner's queue, run for a known time, and end.
 
 The queue is `planner/queue/line.py`, the placement `planner/placement/`, as in a real planner. A job of more devices
-than a node has runs on whole nodes. Each start is charged a cost, in which the job makes no progress.
+than a node has runs on whole nodes, all of one size. Each start is charged a cost, in which the job makes no progress.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ...schemas.requests import Grant, Placement, WorkRequest
 from ..fleet.fleet import Fleet, free, hold
@@ -25,7 +27,7 @@ from ..queue.durations import Durations, Estimate, Kind, given, unknown
 from ..queue.line import Line
 from ..queue.order import Rule
 from .jobs import Job
-from .simulate import fleet_of
+from .simulate import SIZE_LABEL, fleet_of
 from .trace import MIB, Node
 
 START_COST_SECONDS: Final = 10.0
@@ -94,14 +96,20 @@ class Shapes:
     def __init__(self, fleet: Fleet, nodes: Sequence[Node]) -> None:
         self._fleet = fleet
         self._nodes = nodes
-        self._sizes: dict[tuple[str, ...], list[int]] = {}
+        self._sizes: dict[tuple[str, ...], dict[int, int]] = {}
         self._blocks: dict[tuple[object, ...], Ask] = {}
 
-    def ask(self, job: Job, request: WorkRequest) -> Ask:
-        """Needs of a job: on one node if its devices fit there, else on whole nodes of one size."""
-        size = self._size(job)
-        if job.gpus <= size or not size:
+    def ask(self, job: Job, request: WorkRequest) -> Ask | None:
+        """Needs of a job: on one node if its devices fit there, else on whole nodes of one size.
+
+        None if there are not enough nodes of any size.
+        """
+        sizes = self._nodes_by_size(job)
+        if not sizes or job.gpus <= max(sizes):
             return self._fleet.ask(ask_key(request))
+        size = next((size for size, nodes in sorted(sizes.items(), reverse=True) if size * nodes >= job.gpus), 0)
+        if not size:
+            return None
         count = -(-job.gpus // size)
         key = (size, count, request.cpus, request.host_memory_bytes, job.models)
         found = self._blocks.get(key)
@@ -112,24 +120,21 @@ class Shapes:
                 cpus=request.cpus / count,
                 host_memory_bytes=-(-request.host_memory_bytes // count),
                 models=request.models,
+                host_labels={SIZE_LABEL: str(size)} if len(sizes) > 1 else {},
             )
-            spread = WorkRequest(owner=request.owner, gpus=count, placement=Placement.SPREAD, models=request.models)
+            spread = replace(part, gpus=count, placement=Placement.SPREAD)
             found = self._blocks[key] = Ask(ask_key(spread))
             # "One device each on so many hosts" becomes one whole node each.
             found.parts[1] = self._fleet.ask(ask_key(part))
         return found
 
-    def _size(self, job: Job) -> int:
-        """Devices of a node for a job: of the largest nodes of which enough are there for it."""
-        sizes = self._sizes.get(job.models)
-        if sizes is None:
-            sizes = [node.gpus for node in self._nodes if node.gpus and (not job.models or node.model in job.models)]
-            sizes = self._sizes[job.models] = sorted(sizes, reverse=True)
-        if not sizes:
-            return 0
-        if job.gpus <= sizes[0]:
-            return sizes[0]
-        return next((size for count, size in enumerate(sizes, 1) if count * size >= job.gpus), sizes[0])
+    def _nodes_by_size(self, job: Job) -> dict[int, int]:
+        """Number of nodes for a job by their number of devices."""
+        found = self._sizes.get(job.models)
+        if found is None:
+            allowed = [node.gpus for node in self._nodes if node.gpus and (not job.models or node.model in job.models)]
+            found = self._sizes[job.models] = dict(Counter(allowed))
+        return found
 
 
 def known(job: Job, now: float) -> Estimate:
@@ -178,6 +183,7 @@ def replay(
     start_cost_seconds: float = START_COST_SECONDS,
     estimator: Estimator = known,
     on_progress: Callable[[int], None] | None = None,
+    on_turn: Callable[[Line, float], None] | None = None,
 ) -> Replay:
     """Replay jobs on nodes.
 
@@ -190,12 +196,14 @@ def replay(
         start_cost_seconds: charged to each start.
         estimator: what the queue knows of durations.
         on_progress: called now and then with the number of jobs that have ended.
+        on_turn: called with the line each time that it was served, and the time.
     """
     began = time.perf_counter()
     fleet = fleet_of(nodes)
     policies = Policies(policy.name)
     policies.use(policy)
     world = _World(fleet, nodes, Line(fleet, policies, rule), policy, start_cost_seconds, estimator)
+    world.on_turn = on_turn
     for job in sorted(jobs, key=lambda job: (job.submit_seconds, job.number)):
         world.until(job.submit_seconds)
         world.arrive(job)
@@ -239,6 +247,7 @@ class _World:
         self._dirty = False
         self._requests: dict[tuple[object, ...], WorkRequest] = {}
         self._able: dict[Ask, bool] = {}
+        self.on_turn: Callable[[Line, float], None] | None = None
         self._first = nodes[0].name if nodes else ""
 
     def arrive(self, job: Job) -> None:
@@ -249,10 +258,10 @@ class _World:
             return
         request = self._request(job)
         ask = self._shapes.ask(job, request)
-        self._policy.observe(self.fleet, ask.part(1) if ask.placement is Placement.SPREAD else ask)
-        if not self._possible(ask):
+        if ask is None or not self._possible(ask):
             self.impossible.append(job)
             return
+        self._policy.observe(self.fleet, ask.part(1) if ask.placement is Placement.SPREAD else ask)
         self.line.arrive(request, self._estimate(job, now), now, ask=ask, payload=job)
         self._dirty = True
 
@@ -282,6 +291,8 @@ class _World:
                 Segment(pick.host.name, tuple(device.index for device in pick.devices)) for pick in start.picks
             )
             self._run(job, self._now, _used(job, segments), start.entry.estimate.seconds)
+        if self.on_turn is not None:
+            self.on_turn(self.line, self._now)
 
     def _run(self, job: Job, now: float, segments: tuple[Segment, ...], expected: float) -> None:
         end = now + self._cost + job.duration_seconds

@@ -240,26 +240,27 @@ def _take(job: _Job, segment: Sequence[_Row], fleet: dict[str, _Node]) -> None:
 
 def _possible(job: _Job, fleet: dict[str, _Node]) -> bool:
     """True if idle nodes could hold a job: on one of them, or on whole ones of one size."""
-    able = sorted((node.gpus for node in fleet.values() if job.allows(node)), reverse=True)
-    if any(
-        node.gpus >= job.gpus and node.cpu >= job.cpu and node.memory >= job.memory
-        for node in fleet.values()
-        if job.allows(node)
-    ):
-        return True
-    for count, size in enumerate(able, 1):
-        if count > 1 and size and count * size >= job.gpus > (count - 1) * size and job.gpus > able[0]:
-            roomy = [
-                node
-                for node in fleet.values()
-                if job.allows(node)
-                and node.gpus == size
-                and node.cpu >= job.cpu / count
-                and node.memory >= job.memory / count
-            ]
-            if len(roomy) >= count:
-                return True
-    return False
+    able = [node for node in fleet.values() if job.allows(node)]
+    largest = max((node.gpus for node in able), default=0)
+    if job.gpus <= largest or not job.gpus:
+        return any(
+            node.gpus >= job.gpus and node.cpu >= job.cpu and node.memory >= job.memory
+            for node in (able if job.gpus else fleet.values())
+        )
+    # Of the sizes of which there are enough, the largest.
+    sizes = sorted({node.gpus for node in able if node.gpus}, reverse=True)
+    size = next((size for size in sizes if size * sum(node.gpus == size for node in able) >= job.gpus), 0)
+    count = -(-job.gpus // size) if size else 0
+    roomy = (
+        [
+            node
+            for node in able
+            if node.gpus == size and node.cpu >= job.cpu / count and node.memory >= job.memory / count
+        ]
+        if size
+        else []
+    )
+    return bool(size) and len(roomy) >= count
 
 
 if __name__ == "__main__":
