@@ -273,28 +273,32 @@ class Horizons:
             again = self._again(ask, before)
             if again is not None and again <= at:
                 return Plan(before, again)
-        return Plan(self._reservation(ask, chosen, owner), at)
+        return Plan(self._reservation(ask, chosen, owner, at), at)
 
     def _on_each(self, part: Ask, wanted: int, without: Set[str]) -> list[_Step]:
-        """The hosts that could take a part of a request each soonest."""
+        """The hosts that could take a part of a request each soonest.
+
+        Several are chosen just in time: of all that could by the time when enough can, those that could last, so that
+        what is idle until then is of use to others.
+        """
         fleet, ends, hosts = self._fleet, self._ends, self._fleet.hosts
         needy = part.cpus_milli or part.host_memory_bytes
-        best: list[_Step] = []
+        found: list[_Step] = []
         compared = 0
         for step in self._horizon(part).steps(part.gpus):
-            if len(best) == wanted and (step.at >= best[-1].at or compared >= HOSTS_COMPARED):
+            if len(found) >= wanted and (step.at > found[wanted - 1].at or compared >= HOSTS_COMPARED):
                 break
             if step.host in without:
                 continue
-            if not needy:
-                best.append(step)
-                continue
-            compared += len(best) == wanted
-            at = max(step.at, _roomy_at(fleet, ends, hosts[step.host], part))
+            compared += len(found) >= wanted
+            at = max(step.at, _roomy_at(fleet, ends, hosts[step.host], part)) if needy else step.at
             if at < math.inf or step.at == math.inf:
-                insort(best, _Step(at, step.host, step.devices))
-                del best[wanted:]
-        return best if len(best) == wanted else []
+                insort(found, _Step(at, step.host, step.devices))
+        if len(found) < wanted:
+            return []
+        by = found[wanted - 1].at
+        able = [step for step in found if step.at <= by]
+        return able[-wanted:] if wanted > 1 else able[:1]
 
     def _several(self, ask: Ask, without: Set[str]) -> list[_Step]:
         """Hosts that could take a request together soonest, with as many devices on each as it takes there."""
@@ -366,14 +370,17 @@ class Horizons:
         self._kept[key] = found
         return found
 
-    def _reservation(self, ask: Ask, chosen: Sequence[_Step], owner: str) -> Reservation:
+    def _reservation(self, ask: Ask, chosen: Sequence[_Step], owner: str, at: float) -> Reservation:
         devices: list[tuple[str, int, int]] = []
         hosts: list[tuple[str, int, int]] = []
         spread = ask.placement is Placement.SPREAD
         for step in chosen:
             part = ask.part(1) if spread else ask.part(step.devices) if len(chosen) > 1 else ask
             if step.devices:
-                for _, _, device in self._horizon(part).soonest(step.host)[: step.devices]:
+                units = self._horizon(part).soonest(step.host)
+                # Likewise of its devices: those that come free last, but by then.
+                able = [unit for unit in units if unit[0] <= max(at, units[step.devices - 1][0])]
+                for _, _, device in able[-step.devices :]:
                     devices.append((device.uuid, ask.share, memory_for(device, ask)))
             hosts.append((step.host, part.cpus_milli, part.host_memory_bytes))
         return Reservation(owner, tuple(devices), tuple(hosts))

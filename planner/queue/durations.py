@@ -31,7 +31,7 @@ MOST_LEASES: Final = 128
 """Number of leases of a group that are kept, the most recent."""
 UNKNOWN_SECONDS: Final = 3600.0
 """Expected duration where nothing at all is known."""
-OVERRUN: Final = 1.0
+OVERRUN: Final = 0.25
 """Expected remaining time of work that exceeds a given estimate, in units of its age."""
 LEAST_SECONDS: Final = 1.0
 

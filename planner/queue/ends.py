@@ -9,7 +9,7 @@ from typing import Final
 from ..fleet.fleet import Fleet
 from .durations import Estimate
 
-LEAST_EXTENSION_SECONDS: Final = 30.0
+LEAST_EXTENSION_SECONDS: Final = 60.0
 """A lease that exceeds its expected end is expected to go on for so long at least."""
 _LOG_MOST: Final = 4096
 

@@ -19,6 +19,8 @@ from heapq import heapify, heappop, heappush
 from itertools import count as numbers_from
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from ...schemas.requests import Placement, WorkRequest
 from ..fleet.fleet import Fleet, advance
 from ..fleet.reservation import Reservation
@@ -32,9 +34,11 @@ from ..placement.select import select
 from .backfill import NOW, Capacity, Horizons, could_take, covered, memory_for
 from .durations import Estimate
 from .ends import Ends
-from .order import Asked, Rule, shortest
+from .order import KEYS_SECONDS, LEAST_SECONDS, LIMIT_SECONDS, TIMELESS, Asked, Rule, fifo, shortest
 
 MOST_RESERVATIONS: Final = 16
+_WITHOUT_OWNERS: Final = frozenset({fifo, shortest})
+"""Rules that do not need the use of owners."""
 _FEW_HOSTS: Final = 64
 """Beyond so many changed hosts all groups are tried, rather than comparing each with each."""
 USE_HALF_LIFE_SECONDS: Final = 7 * 86400.0
@@ -43,8 +47,8 @@ USE_HALF_LIFE_SECONDS: Final = 7 * 86400.0
 GroupKey = tuple[Ask, str | None, int]
 """What is asked for, the policy, and 0; or the number of a request that must not start now."""
 _numbers: Final = numbers_from()
-Order = tuple[int, float, int]
-"""Negative priority, key of the rule, number of arrival: the smaller is ahead."""
+Order = tuple[int, int, float, int]
+"""Negative priority, 0 if overdue and else 1, key, number of arrival: the smaller is ahead."""
 
 
 class Entry:
@@ -84,7 +88,7 @@ class Entry:
         self.number = number
         self.estimate = estimate
         self.gpus = 0.0
-        self.order: Order = (0, arrived_at, number)
+        self.order: Order = (0, 1, 0.0, number)
         self.payload: Any = None
         self.ready = True
         self.held: Held | None = None
@@ -96,9 +100,9 @@ class Entry:
         return self.gpus * self.estimate.seconds
 
     @property
-    def behind_none_after(self) -> float:
-        """Time of arrival after which no request of its priority is put ahead of it."""
-        return self.order[1]
+    def seconds(self) -> float:
+        """Expected duration, for the order."""
+        return max(LEAST_SECONDS, self.estimate.seconds)
 
 
 class Held:
@@ -142,7 +146,7 @@ class Group:
         ask: what they ask for.
         policy: that ranks for them.
         entries: in order.
-        brief: (expected seconds, order, entry), the briefest first.
+        brief: (expected seconds, number, entry), the briefest first.
         opened: hosts that changed since it was tried last and did not fit, and could hold it; None if any could.
         under: reservations ahead that were in its way then.
         seen: mark of the reservations that were ahead then; see `Ahead.mark`.
@@ -156,7 +160,7 @@ class Group:
         self.key = key
         self.ask, self.policy, _ = key
         self.entries: list[Entry] = []
-        self.brief: list[tuple[float, Order, Entry]] = []
+        self.brief: list[tuple[float, int, Entry]] = []
         self.opened: set[str] | None = None
         self.under: tuple[Held, ...] = ()
         self.passable: tuple[Held, ...] = ()
@@ -215,6 +219,7 @@ class Line:
         self._shown: list[Held] = []
         self._seen = -1
         self._idle: dict[Model, int] = {}
+        self._renewed_at = -math.inf
         self._count = 0
         self._use = Use()
 
@@ -265,12 +270,11 @@ class Line:
         self._count = self._count + 1 if number is None else max(self._count, number)
         entry = Entry(request, ask, now, self._count if number is None else number, estimate)
         entry.gpus = size_of(self.fleet, ask)
-        owner = request.owner
-        mine = self._use.of(owner, now)
-        asked = Asked(now, entry.number, entry.gpus, estimate.seconds, owner, mine)
-        entry.order = (-request.priority, self.rule(asked), entry.number)
+        # As of the last renewal, or an equal request of before it would be behind this one.
+        waited = max(0.0, self._renewed_at - now)
+        asked = Asked(now, waited, entry.gpus, entry.seconds, self._use.of(request.owner, now))
+        entry.order = _order_of(entry, float(self.rule(asked)), waited)
         entry.payload = payload
-        self._use.waits(owner, entry.gpu_seconds)
         insort(self._entries, entry, key=_order)
         self._join(entry, (ask, request.policy, 0))
         return entry
@@ -279,7 +283,6 @@ class Line:
         """Remove a request: it gave up, or starts."""
         del self._entries[bisect_left(self._entries, entry.order, key=_order)]
         self._leave(entry)
-        self._use.waits(entry.request.owner, -entry.gpu_seconds)
         self._ahead.drop(entry)
 
     def pause(self, entry: Entry) -> None:
@@ -301,7 +304,7 @@ class Line:
             group = self._groups[key] = Group(key)
         entry.group = group
         insort(group.entries, entry, key=_order)
-        insort(group.brief, (entry.estimate.seconds, entry.order, entry))
+        insort(group.brief, (entry.estimate.seconds, entry.number, entry))
         if group.under:  # it fits but for reservations, which may not bind this one
             group.opened = None
 
@@ -309,9 +312,33 @@ class Line:
         self.changes += 1
         group = entry.group
         del group.entries[bisect_left(group.entries, entry.order, key=_order)]
-        del group.brief[bisect_left(group.brief, (entry.estimate.seconds, entry.order))]
+        del group.brief[bisect_left(group.brief, (entry.estimate.seconds, entry.number))]
         if not group.entries:
             del self._groups[group.key]
+
+    def renew(self, now: float) -> None:
+        """Compute the keys of all requests anew. `next` does when they are old; a caller may sooner, while it idles."""
+        first = self._renewed_at == -math.inf
+        self._renewed_at = now
+        if self.rule in TIMELESS and not first:
+            return
+        entries = self._entries
+        arrived = np.array([entry.arrived_at for entry in entries])
+        waited = np.maximum(0.0, now - arrived)
+        asked = Asked(
+            arrived,
+            waited,
+            np.array([entry.gpus for entry in entries]),
+            np.array([entry.seconds for entry in entries]),
+            self._use.of_all(entries, now) if self.rule not in _WITHOUT_OWNERS else 0.0,
+        )
+        keys: list[float] = np.broadcast_to(np.asarray(self.rule(asked), dtype=float), arrived.shape).tolist()
+        for entry, key, wait in zip(entries, keys, waited.tolist(), strict=True):
+            entry.order = _order_of(entry, key, wait)
+        entries.sort(key=_order)
+        for group in self._groups.values():
+            group.entries.sort(key=_order)
+        self.changes += 1
 
     def reopen(self) -> None:
         """Have all requests tried again: something may have changed that the states of hosts do not show."""
@@ -367,6 +394,8 @@ class Line:
         if now > fleet.now:
             advance(fleet, now)
         self.ends.advance(now)
+        if now - self._renewed_at >= KEYS_SECONDS and self._entries:
+            self.renew(now)
         walk = self._walk
         if walk is None or not walk.goes_on():
             self.unready = []
@@ -496,7 +525,7 @@ class Line:
         at = bisect_left(group.brief, (math.nextafter(window, math.inf),))
         if not at:
             return None
-        return min(group.brief[:at], key=lambda brief: brief[1])[2]
+        return min((entry for _, _, entry in group.brief[:at]), key=_order)
 
     def plan(self, entry: Entry, active: Sequence[Held]) -> Held | None:
         """Choose the reservation of an entry; None if nothing could serve it.
@@ -549,7 +578,7 @@ class Line:
             seconds: its expected duration.
             now: seconds.
         """
-        order = (-priority, math.inf, 0) if entry is None else entry.order
+        order = (-priority, 1, math.inf, 0) if entry is None else entry.order
         kept = [held for held in self.held if held.entry.order < order and not _ends_before(held, now + seconds)]
         self._show(kept)
         try:
@@ -637,18 +666,13 @@ class Ahead:
 
 
 class Use:
-    """Work of each owner: waiting, and recently done."""
+    """Device seconds of each owner: running, and recently done."""
 
     def __init__(self, half_life_seconds: float = USE_HALF_LIFE_SECONDS) -> None:
         self._half_life = half_life_seconds
-        self._waiting: dict[str, float] = {}
         self._running: dict[str, tuple[str, float, float]] = {}
         self._speed: dict[str, float] = {}
         self._done: dict[str, tuple[float, float]] = {}
-
-    def waits(self, owner: str, gpu_seconds: float) -> None:
-        """Add to the work that waits; a negative amount leaves."""
-        self._waiting[owner] = max(0.0, self._waiting.get(owner, 0.0) + gpu_seconds)
 
     def starts(self, lease_id: str, owner: str, gpus: float, now: float) -> None:
         """Note the start of a lease."""
@@ -664,9 +688,15 @@ class Use:
             self._speed[found[0]] -= found[1]
 
     def of(self, owner: str, now: float) -> float:
-        """Device seconds of an owner that wait, or were used recently."""
+        """Device seconds that an owner used recently."""
         self._settle(owner, now)
-        return self._waiting.get(owner, 0.0) + self._done.get(owner, (now, 0.0))[1]
+        return self._done[owner][1]
+
+    def of_all(self, entries: Sequence[Entry], now: float) -> Any:
+        """The same for the owner of each entry, as an array."""
+        owners = {entry.request.owner for entry in entries}
+        use = {owner: self.of(owner, now) for owner in owners}
+        return np.array([use[entry.request.owner] for entry in entries])
 
     def _settle(self, owner: str, now: float) -> None:
         at, done = self._done.get(owner, (now, 0.0))
@@ -704,6 +734,13 @@ def _kept(start: Start) -> Held:
         devices += [(device.uuid, ask.share, memory_for(device, ask)) for device in pick.devices]
         hosts.append((pick.host.name, pick.ask.cpus_milli, pick.ask.host_memory_bytes))
     return Held(start.entry, Reservation(start.entry.request.owner, tuple(devices), tuple(hosts)), NOW)
+
+
+def _order_of(entry: Entry, key: float, waited: float) -> Order:
+    """Place of an entry with this key of the rule."""
+    if waited >= LIMIT_SECONDS:
+        return (-entry.request.priority, 0, entry.arrived_at, entry.number)
+    return (-entry.request.priority, 1, key, entry.number)
 
 
 def _order(entry: Entry) -> Order:

@@ -1,70 +1,81 @@
-"""Order of the queue: a rule turns a waiting request into a key, and the smaller key is served first.
+"""Order of the queue: a rule gives each waiting request a key, and the smaller key is served first.
 
-A key is computed once, when the request arrives, and never changes. So the order is a sorted list, and each request has
-a bound on its wait that holds whatever arrives later: a key is never less than the arrival, and never more than the
-arrival plus `MOST_SLACK_SECONDS`. Whoever arrives after a request's key is behind it.
+A rule is arithmetic over `Asked`, whose fields are numbers, or arrays of them for all that wait. Keys change with the
+time that a request has waited, slowly, and are renewed for all at once (`KEYS_SECONDS`).
 
-Priority comes before the key. A site may use a rule of its own, as `module:function` (`rule_of`).
+Before the key come the priority, and whether a request is overdue: one that has waited for `LIMIT_SECONDS` goes ahead
+of all of its priority that have not, by arrival. That bounds each wait, whatever arrives and however wrong estimates
+are: from then on only those go ahead that came before it, and no reservation but theirs binds it.
+
+`shortest` is the generalized cμ rule [1] for a cost of waiting that grows with the time waited: per second it is
+1 + wait / `TAU_SECONDS`, and the request with the greatest cost per expected work goes first. It asks for no scale of
+the site: among waits much longer than `TAU_SECONDS` the order is that of wait / work.
+
+A site may use a rule of its own, as `module:function` (`rule_of`).
+
+[1] J. A. Van Mieghem: Dynamic Scheduling with Convex Delay Costs: The Generalized cμ Rule. Annals of Applied
+    Probability 5 (1995).
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-MOST_SLACK_SECONDS: Final = 30 * 86400.0
-"""Longest time by which a rule may put a request behind others that arrive later."""
-SLACK: Final = 10.0
-"""Seconds of slack per expected second on one device."""
-SIZE_EXPONENT: Final = 0.5
-"""Exponent of the number of devices in the slack: large requests lose less by it than by their GPU-time."""
-FAIR_SLACK: Final = 10.0
-"""Seconds of slack per second on one device that the owner has waiting, running or recently used."""
+TAU_SECONDS: Final = 86_400.0
+"""Wait after which another second costs twice as much as the first."""
+LIMIT_SECONDS: Final = 30 * 86_400.0
+"""Wait after which a request goes ahead of all that have waited less."""
+KEYS_SECONDS: Final = 60.0
+"""Time after which keys are renewed: they change by less than a thousandth of a request's cost meanwhile."""
+LEAST_SECONDS: Final = 10.0
+"""Least duration that is expected: what a start and an end cost."""
+
+Numbers = Any
+"""A float, or an array of them."""
 
 
 class Asked(NamedTuple):
-    """A request, as a rule sees it.
+    """A request, or all that wait, as a rule sees them.
 
     Attributes:
-        arrived_at: time of its arrival, in seconds.
-        number: of its arrival, from 1.
-        gpus: devices that it asks for; a share counts as a part, cores as the part of a host's devices.
-        seconds: expected duration.
-        owner: of the request.
-        owner_gpu_seconds: device seconds that the owner has waiting, running or recently used, this request excluded.
+        arrived_at: time of arrival, in seconds.
+        waited: seconds since.
+        gpus: devices that it takes; a share counts as a part, cores as the part of a host's devices.
+        seconds: expected duration, at least `LEAST_SECONDS`.
+        owner_gpu_seconds: device seconds that its owner has running, or has used recently.
     """
 
-    arrived_at: float
-    number: int
-    gpus: float
-    seconds: float
-    owner: str
-    owner_gpu_seconds: float
+    arrived_at: Numbers
+    waited: Numbers
+    gpus: Numbers
+    seconds: Numbers
+    owner_gpu_seconds: Numbers
 
 
-Rule = Callable[[Asked], float]
-"""Returns the key of a request; the smaller goes first."""
+Rule = Callable[[Asked], Numbers]
+"""Returns the key of a request, or of all; the smaller goes first."""
 
 
-def fifo(asked: Asked) -> float:
+def fifo(asked: Asked) -> Numbers:
     """Order of arrival."""
     return asked.arrived_at
 
 
-def shortest(asked: Asked) -> float:
-    """Least expected work first, with a limited slack: arrival + slack by duration and size."""
-    return asked.arrived_at + _limited(SLACK * asked.seconds * asked.gpus**SIZE_EXPONENT)
+def shortest(asked: Asked) -> Numbers:
+    """Least expected work for the cost of waiting."""
+    return asked.seconds * asked.gpus / (1.0 + asked.waited / TAU_SECONDS)
 
 
-def fair(asked: Asked) -> float:
-    """Owners with the least work in the cluster first: arrival + slack by all that the owner has and asks for."""
-    mine = asked.owner_gpu_seconds + asked.seconds * asked.gpus
-    return asked.arrived_at + _limited(FAIR_SLACK * mine)
+def fair(asked: Asked) -> Numbers:
+    """As `shortest`, with the owner's recent use as work: owners with the least use go first."""
+    return (asked.seconds * asked.gpus + asked.owner_gpu_seconds) / (1.0 + asked.waited / TAU_SECONDS)
 
 
 RULES: Final[dict[str, Rule]] = {"fifo": fifo, "shortest": shortest, "fair": fair}
+TIMELESS: Final = frozenset({fifo})
+"""Rules whose keys do not change with time."""
 DEFAULT: Final = "shortest"
 
 
@@ -81,18 +92,9 @@ def rule_of(name: str) -> Rule:
     if not colon:
         raise ValueError(f"rule {name!r} is not known: use one of {', '.join(RULES)}, or module:function")
     try:
-        own: Callable[[Asked], float] = getattr(importlib.import_module(module), function)
+        own: Rule = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"rule {name!r} can't be imported: {error}") from None
     if not callable(own):
         raise ValueError(f"rule {name!r} is no function")
-
-    def key(asked: Asked) -> float:
-        value = float(own(asked))
-        return value if math.isfinite(value) else asked.arrived_at + MOST_SLACK_SECONDS
-
-    return key
-
-
-def _limited(slack: float) -> float:
-    return min(MOST_SLACK_SECONDS, max(0.0, slack))
+    return own
