@@ -18,7 +18,7 @@ from ..options import console, print_json, say
 if TYPE_CHECKING:
     from ...planner.simulation.jobs import Job
     from ...planner.simulation.measures import Measures
-    from ...planner.simulation.timed import Estimator, Replay
+    from ...planner.simulation.timed import Knowledge, Replay
     from ...planner.simulation.trace import Node
 
 _NODES: Final = re.compile(r"(\d{1,5})x(\d{1,4})(?::(.{1,128}))?")
@@ -143,17 +143,17 @@ def _replay(
         make(what.policy),
         name=name,
         start_cost_seconds=what.start_cost_seconds,
-        estimator=_estimator(what),
+        knowledge=_knowledge_of(what),
         on_progress=on_progress,
     )
 
 
-def _estimator(what: Timed) -> Estimator:
-    from ...planner.simulation.timed import Learner, guessed, known
+def _knowledge_of(what: Timed) -> Knowledge:
+    from ...planner.simulation.timed import Guessed, Known, Learned
 
     if what.learn:
-        return Learner()
-    return known if what.guess is None else guessed(what.guess, what.seed)
+        return Learned()
+    return Known() if what.guess is None else Guessed(what.guess, what.seed)
 
 
 def _write(nodes: Sequence[Node], jobs: Sequence[Job], replay: Replay, what: Timed) -> None:

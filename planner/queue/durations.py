@@ -16,8 +16,9 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 from msgspec import Struct
 
 KNOTS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -34,6 +35,14 @@ UNKNOWN_SECONDS: Final = 3600.0
 OVERRUN: Final = 0.25
 """Expected remaining time of work that exceeds a given estimate, in units of its age."""
 LEAST_SECONDS: Final = 1.0
+LEAST_GUESSES: Final = 20
+"""Number of ended leases of a shape from which its own guesses are corrected."""
+MOST_GUESSES: Final = 400
+"""Number of guesses that are kept of a shape, the most recent."""
+_LEAST_SIGMA: Final = 0.05
+_SHIFT: Final = 10.0
+"""Seconds added before the logarithm, so that a second more of a short lease is no great error."""
+_ALL: Final = "all"
 
 
 class Estimate(Struct, frozen=True):
@@ -205,6 +214,49 @@ class Durations:
         leases = [(seconds, 0.5 ** ((now - at) / self._half_life), own) for at, seconds, own in group.ended]
         leases += [(now - began, 1.0, False) for began in list(group.running.values())[-MOST_LEASES:]]
         return Estimate(survival_quantiles(leases), basis, len(group.ended))
+
+
+class Guesses:
+    """Given estimates, corrected by how right those of ended leases were.
+
+    A posterior mean by kernel regression over ended leases of the same shape (of all, where there are fewer than
+    `LEAST_GUESSES`): the error is taken to be lognormal, its sigma is estimated from the same leases, and the guess
+    itself counts as one more. So a guess is trusted where guesses have been right, and gives way to what is usual where
+    they have not.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[object, deque[tuple[float, float]]] = {}
+        self._arrays: dict[object, tuple[int, Any, Any, float]] = {}
+        self._count: dict[object, int] = {}
+
+    def ended(self, shape: object, guess: float, seconds: float) -> None:
+        """Note the duration of a lease, and what was expected."""
+        for key in (shape, _ALL):
+            self._of.setdefault(key, deque(maxlen=MOST_GUESSES)).append((guess, seconds))
+            self._count[key] = self._count.get(key, 0) + 1
+
+    def estimate(self, shape: object, guess: float, limit: float = math.inf) -> Estimate:
+        """Corrected estimate."""
+        key = shape if self._count.get(shape, 0) >= LEAST_GUESSES else _ALL
+        count = self._count.get(key, 0)
+        if not count:
+            return given(guess, limit)
+        kept = self._arrays.get(key)
+        if kept is None or count >= kept[0] * 1.1:
+            kept = self._arrays[key] = count, *_fit(self._of[key])
+        _, logs, durations, sigma = kept
+        weights = np.exp(-0.5 * ((math.log(guess + _SHIFT) - logs) / sigma) ** 2)
+        corrected = (guess + float(weights @ durations)) / (1.0 + float(weights.sum()))
+        return Estimate((max(LEAST_SECONDS, min(corrected, limit)),), "given", min(count, MOST_GUESSES), limit)
+
+
+def _fit(pairs: Sequence[tuple[float, float]]) -> tuple[Any, Any, float]:
+    """Logarithms of durations, durations, and sigma of the guesses' errors, with a prior of five of sigma 1."""
+    guesses, durations = np.array(pairs).T
+    logs = np.log(durations + _SHIFT)
+    errors = np.log(guesses + _SHIFT) - logs
+    return logs, durations, max(_LEAST_SIGMA, math.sqrt((5.0 + float(errors @ errors)) / (5.0 + len(pairs))))
 
 
 def _levels(kind: Kind) -> dict[str, tuple[object, ...]]:

@@ -285,6 +285,14 @@ class Line:
         self._leave(entry)
         self._ahead.drop(entry)
 
+    def revise(self, entry: Entry, estimate: Estimate) -> None:
+        """Change the estimate of a request, since more is known. Its place changes when keys are renewed."""
+        group = entry.group
+        del group.brief[bisect_left(group.brief, (entry.estimate.seconds, entry.number))]
+        entry.estimate = estimate
+        insort(group.brief, (estimate.seconds, entry.number, entry))
+        self.changes += 1
+
     def pause(self, entry: Entry) -> None:
         """Keep a request from starting: its client must be heard first. What it would take is kept for it."""
         self._leave(entry)

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 
 TAU_SECONDS: Final = 86_400.0
 """Wait after which another second costs twice as much as the first."""
-LIMIT_SECONDS: Final = 30 * 86_400.0
+LIMIT_SECONDS: Final = 90 * 86_400.0
 """Wait after which a request goes ahead of all that have waited less."""
 KEYS_SECONDS: Final = 60.0
 """Time after which keys are renewed: they change by less than a thousandth of a request's cost meanwhile."""

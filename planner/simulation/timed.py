@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -23,18 +23,39 @@ from ..fleet.state import Ask, ask_key
 from ..placement.decide import Policies
 from ..placement.exact import Pick
 from ..placement.policies import Policy
-from ..queue.durations import Durations, Estimate, Kind, given, unknown
+from ..queue.durations import Durations, Estimate, Guesses, Kind, given
 from ..queue.line import Line
 from ..queue.order import Rule
 from .jobs import Job
 from .simulate import SIZE_LABEL, fleet_of
-from .trace import MIB, Node
+from .trace import Node
 
 START_COST_SECONDS: Final = 10.0
 REPORT_EVERY: Final = 64
 
-Estimator = Callable[[Job, float], Estimate]
-"""Returns the estimate of a job's duration at a time."""
+REVISE_GROWTH: Final = 1.1
+"""Growth of the number of ended jobs after which the estimates of those that wait are revised."""
+
+
+class Knowledge(Protocol):
+    """What the queue knows of durations. A learner gets to know the runs, too."""
+
+    def estimate(self, job: Job, now: float) -> Estimate:
+        """Estimate of a job's duration."""
+        ...
+
+    def started(self, job: Job, now: float) -> None:
+        """Note the start of a job."""
+        ...
+
+    def ended(self, job: Job, now: float) -> None:
+        """Note the end of a job."""
+        ...
+
+    @property
+    def learned(self) -> int:
+        """Number of ended jobs that estimates rest on; 0 if they do not change."""
+        ...
 
 
 class Segment(Struct, frozen=True):
@@ -137,40 +158,82 @@ class Shapes:
         return found
 
 
-def known(job: Job, now: float) -> Estimate:
-    """Estimate of a job whose duration is known: what it says, or what it took."""
-    return given(job.duration_seconds if job.expected_seconds is None else job.expected_seconds)
+class Known:
+    """Durations are known: what a job says that it expects, or else what it takes."""
+
+    learned = 0
+
+    def estimate(self, job: Job, now: float) -> Estimate:
+        """Estimate of a job's duration."""
+        return given(job.duration_seconds if job.expected_seconds is None else job.expected_seconds)
+
+    def started(self, job: Job, now: float) -> None:
+        """Do nothing."""
+
+    def ended(self, job: Job, now: float) -> None:
+        """Do nothing."""
 
 
-def guessed(sigma: float, seed: int) -> Estimator:
-    """Estimates with a lognormal error of this standard deviation in the logarithm; the same for each job and seed."""
+class Guessed:
+    """Durations are guessed, with a lognormal error, the same for each job and seed; guesses are corrected.
 
-    def estimate(job: Job, now: float) -> Estimate:
-        draw = random.Random(f"{seed}/{job.number}")
-        return given(job.duration_seconds * math.exp(sigma * draw.gauss(0.0, 1.0)))
+    Args:
+        sigma: standard deviation of the error's logarithm.
+        seed: of the errors.
+    """
 
-    return estimate
+    def __init__(self, sigma: float, seed: int = 0) -> None:
+        self.learned = 0
+        self._sigma = sigma
+        self._seed = seed
+        self._guesses = Guesses()
+
+    def estimate(self, job: Job, now: float) -> Estimate:
+        """Estimate of a job's duration."""
+        return self._guesses.estimate(job.gpus, self.guess(job))
+
+    def guess(self, job: Job) -> float:
+        """Duration that a job's owner expects."""
+        if job.expected_seconds is not None:
+            return job.expected_seconds
+        draw = random.Random(f"{self._seed}/{job.number}")
+        return job.duration_seconds * math.exp(self._sigma * draw.gauss(0.0, 1.0))
+
+    def started(self, job: Job, now: float) -> None:
+        """Do nothing."""
+
+    def ended(self, job: Job, now: float) -> None:
+        """Learn how right the guess was."""
+        self.learned += 1
+        self._guesses.ended(job.gpus, self.guess(job), job.duration_seconds)
 
 
-class Learner:
-    """Estimates from the jobs that ended before."""
+class Learned:
+    """Durations are learned from the jobs that ended before; what a job says that it expects comes first."""
 
     def __init__(self) -> None:
-        self.durations = Durations()
+        self.learned = 0
+        self._durations = Durations()
 
-    def __call__(self, job: Job, now: float) -> Estimate:
+    def estimate(self, job: Job, now: float) -> Estimate:
         """Estimate of a job's duration."""
-        return self.durations.estimate(kind_of(job), now)
+        if job.expected_seconds is not None:
+            return given(job.expected_seconds)
+        return self._durations.estimate(kind_of(job), now)
+
+    def started(self, job: Job, now: float) -> None:
+        """Note the start of a job."""
+        self._durations.started(job.number, kind_of(job), now)
+
+    def ended(self, job: Job, now: float) -> None:
+        """Note the end of a job."""
+        self.learned += 1
+        self._durations.ended(job.number, kind_of(job), now)
 
 
 def kind_of(job: Job) -> Kind:
     """What a job's duration is learned by."""
     return Kind(job.owner, job.name, (job.gpus, job.share_milli, job.models))
-
-
-def nothing(job: Job, now: float) -> Estimate:
-    """Estimate where nothing is known of any job."""
-    return unknown()
 
 
 def replay(
@@ -181,7 +244,7 @@ def replay(
     *,
     name: str = "",
     start_cost_seconds: float = START_COST_SECONDS,
-    estimator: Estimator = known,
+    knowledge: Knowledge | None = None,
     on_progress: Callable[[int], None] | None = None,
     on_turn: Callable[[Line, float], None] | None = None,
 ) -> Replay:
@@ -194,7 +257,7 @@ def replay(
         policy: ranks hosts.
         name: of the rule.
         start_cost_seconds: charged to each start.
-        estimator: what the queue knows of durations.
+        knowledge: what the queue knows of durations; by default all.
         on_progress: called now and then with the number of jobs that have ended.
         on_turn: called with the line each time that it was served, and the time.
     """
@@ -202,7 +265,7 @@ def replay(
     fleet = fleet_of(nodes)
     policies = Policies(policy.name)
     policies.use(policy)
-    world = _World(fleet, nodes, Line(fleet, policies, rule), policy, start_cost_seconds, estimator)
+    world = _World(fleet, nodes, Line(fleet, policies, rule), policy, start_cost_seconds, knowledge or Known())
     world.on_turn = on_turn
     for job in sorted(jobs, key=lambda job: (job.submit_seconds, job.number)):
         world.until(job.submit_seconds)
@@ -231,7 +294,7 @@ class _World:
         line: Line,
         policy: Policy,
         start_cost_seconds: float,
-        estimator: Estimator,
+        knowledge: Knowledge,
     ) -> None:
         self.fleet = fleet
         self.line = line
@@ -240,8 +303,8 @@ class _World:
         self._shapes = Shapes(fleet, nodes)
         self._policy = policy
         self._cost = start_cost_seconds
-        self._estimator = estimator
-        self._learner = estimator if isinstance(estimator, Learner) else None
+        self._knowledge = knowledge
+        self._revised = 0
         self._ends: list[tuple[float, int, Job]] = []
         self._now = -math.inf
         self._dirty = False
@@ -280,13 +343,16 @@ class _World:
 
     def _serve(self) -> None:
         self._dirty = False
+        if self._knowledge.learned > REVISE_GROWTH * self._revised:
+            self._revised = self._knowledge.learned
+            for entry in self.line:
+                self.line.revise(entry, self._estimate(entry.payload, self._now))
         for start in self.line.serve(self._now):
             job: Job = start.entry.payload
             lease = str(job.number)
             hold(self.fleet, lease, grants_of(start.picks))
             self.line.started(lease, start.entry, self._now)
-            if self._learner is not None:
-                self._learner.durations.started(lease, kind_of(job), self._now)
+            self._knowledge.started(job, self._now)
             segments = tuple(
                 Segment(pick.host.name, tuple(device.index for device in pick.devices)) for pick in start.picks
             )
@@ -305,11 +371,10 @@ class _World:
         lease = str(job.number)
         self.line.ended(lease, self._now)
         free(self.fleet, lease)
-        if self._learner is not None:
-            self._learner.durations.ended(lease, kind_of(job), self._now)
+        self._knowledge.ended(job, self._now)
 
     def _estimate(self, job: Job, now: float) -> Estimate:
-        found = self._estimator(job, now)
+        found = self._knowledge.estimate(job, now)
         return Estimate(tuple(q + self._cost for q in found.quantiles), found.basis, found.count, found.limit)
 
     def _possible(self, ask: Ask) -> bool:
@@ -361,4 +426,4 @@ def grants_of(picks: Sequence[Pick]) -> list[Grant]:
     return found
 
 
-__all__ = ["MIB", "Learner", "Replay", "Run", "Segment", "grants_of", "guessed", "known", "nothing", "replay"]
+__all__ = ["Guessed", "Knowledge", "Known", "Learned", "Replay", "Run", "Segment", "grants_of", "replay"]

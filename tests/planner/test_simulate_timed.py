@@ -17,7 +17,7 @@ from corral.planner.queue.order import RULES, fifo, shortest
 from corral.planner.simulation.jobs import Job, read_jobs
 from corral.planner.simulation.measures import jain, measure
 from corral.planner.simulation.tables import write_jobs, write_nodes, write_runs
-from corral.planner.simulation.timed import Learner, Replay, guessed, known, replay
+from corral.planner.simulation.timed import Guessed, Known, Learned, Replay, replay
 from corral.planner.simulation.timed_audit import TimedAuditError, audit_runs
 from corral.planner.simulation.trace import Node, read_nodes
 from hypothesis import given, settings
@@ -84,7 +84,7 @@ def audited(hosts: Sequence[Node], jobs: Sequence[Job], found: Replay, cost: flo
     assert outcome.jct_mean == pytest.approx(measure(found).jct_mean)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(
     nodes,
     traces(),
@@ -93,13 +93,13 @@ def audited(hosts: Sequence[Node], jobs: Sequence[Job], found: Replay, cost: flo
     st.sampled_from([0.0, 10.0]),
 )
 def test_runs_stand_the_audit(hosts: list[Node], jobs: list[Job], rule: str, knows: str, cost: float) -> None:
-    estimator = {"known": known, "guess": guessed(1.0, 1), "learn": Learner()}[knows]
-    found = replay(hosts, jobs, RULES[rule], make("best-fit"), start_cost_seconds=cost, estimator=estimator)
+    knowledge = {"known": Known(), "guess": Guessed(1.0, 1), "learn": Learned()}[knows]
+    found = replay(hosts, jobs, RULES[rule], make("best-fit"), start_cost_seconds=cost, knowledge=knowledge)
     assert len(found.runs) + len(found.impossible) == len(jobs)
     audited(hosts, jobs, found, cost)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(nodes, traces())
 def test_a_reservation_is_never_delayed_by_who_passes_with_a_right_estimate(hosts: list[Node], jobs: list[Job]) -> None:
     jobs = [job(each.number, each.submit_seconds, each.duration_seconds, each.gpus) for each in jobs]
@@ -115,7 +115,7 @@ def test_a_reservation_is_never_delayed_by_who_passes_with_a_right_estimate(host
     assert all(started[number] <= at + 1e-6 for number, at in promised.items())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(nodes, traces(), st.randoms(use_true_random=False))
 def test_permuting_equal_requests_changes_nothing(hosts: list[Node], jobs: list[Job], draw: object) -> None:
     def outcome(asked: list[Job]) -> Counter[object]:
