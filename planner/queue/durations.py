@@ -13,7 +13,7 @@ enough leases: owner and name, then name, then owner and shape, then shape, then
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
@@ -110,12 +110,12 @@ def _quantile(quantiles: Sequence[float], probability: float) -> float:
 
 
 def _below(quantiles: Sequence[float], seconds: float) -> float:
-    """Probability that work is shorter than this."""
-    if seconds <= quantiles[0]:
+    """Probability that work is no longer than this."""
+    if seconds < quantiles[0]:
         return 0.0
     if seconds >= quantiles[-1]:
         return 1 - (1 - KNOTS[-1]) * (quantiles[-1] / seconds) ** TAIL
-    at = bisect_left(quantiles, seconds)
+    at = bisect_right(quantiles, seconds)
     low, high = max(quantiles[at - 1], 1e-3), max(quantiles[at], 1e-3)
     part = math.log(max(seconds, 1e-3) / low) / math.log(high / low) if high > low else 1.0
     return KNOTS[at - 1] + part * (KNOTS[at] - KNOTS[at - 1])

@@ -1,0 +1,141 @@
+"""Estimates of durations and of starts, against what they are made of."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from corral.planner.placement.policies import make
+from corral.planner.queue.durations import KNOTS, Durations, Estimate, Guesses, Kind, given, survival_quantiles, unknown
+from corral.planner.queue.forecast import Calibration, Forecast, forecast, forecasts
+from corral.planner.queue.line import Line
+from corral.planner.queue.order import fifo
+from corral.planner.simulation.jobs import Job
+from corral.planner.simulation.timed import replay
+from corral.planner.simulation.trace import Node
+from hypothesis import given as cases
+from hypothesis import settings
+from hypothesis import strategies as st
+
+leases = st.lists(st.tuples(st.floats(1, 1e6), st.sampled_from([0.25, 1.0]), st.booleans()), min_size=1, max_size=40)
+
+
+@settings(deadline=None, max_examples=60)
+@cases(leases)
+def test_quantiles_are_where_the_product_of_survivals_falls(found: list[tuple[float, float, bool]]) -> None:
+    quantiles = survival_quantiles(found)
+    assert list(quantiles) == sorted(quantiles)
+    times = sorted({seconds for seconds, _, ended in found if ended})
+    for probability, quantile in zip(KNOTS, quantiles, strict=True):
+        # By the definition: at each time the part of those still at risk that ended then, whatever the order.
+        alive = 1.0
+        reached = None
+        for at in times:
+            risk = sum(weight for seconds, weight, _ in found if seconds >= at)
+            alive *= 1 - sum(weight for seconds, weight, ended in found if ended and seconds == at) / risk
+            if alive <= 1 - probability + 1e-9:
+                reached = at
+                break
+        if reached is not None:
+            assert quantile == pytest.approx(reached)
+        else:
+            assert quantile >= max(times, default=0.0)
+
+
+@settings(deadline=None, max_examples=30)
+@cases(leases, st.floats(0, 2e6), st.sampled_from([0.1, 0.5, 0.9]))
+def test_what_remains_at_an_age_is_the_quantile_among_those_that_are_older(
+    found: list[tuple[float, float, bool]], age: float, probability: float
+) -> None:
+    estimate = Estimate(survival_quantiles(found), "all", len(found))
+    left = estimate.remaining(age, probability)
+    levels = [at / 2000 for at in range(1, 2000)]
+    older = [length for level in levels if (length := estimate.quantile(level)) > age]
+    if len(older) > 200:
+        brute = older[int(probability * len(older))] - age
+        assert left == pytest.approx(brute, rel=0.1, abs=0.02 * age + 2.0)
+    assert estimate.remaining(age, 0.9) >= estimate.remaining(age, 0.1) >= 0
+
+
+def test_estimates_come_from_the_most_specific_group_and_running_leases_count_as_longer() -> None:
+    known = Durations()
+    mine, other = Kind("ann", "train", 8), Kind("bob", "train", 4)
+    assert known.estimate(mine, 0.0).basis == "unknown"
+    for number in range(4):
+        known.started(number, other, 0.0)
+        known.ended(number, other, 100.0 + number)
+    assert (known.estimate(mine, 200.0).basis, known.estimate(mine, 200.0).count) == ("name", 4)
+    assert known.estimate(Kind("cid", "", 8), 200.0).basis == "all"
+    for number in range(10, 14):
+        known.started(number, mine, 0.0)
+        known.ended(number, mine, 1000.0)
+    assert (known.estimate(mine, 2000.0).basis, known.estimate(mine, 2000.0).median) == ("owner_name", 1000.0)
+    for number in range(20, 24):
+        known.started(number, mine, 0.0)
+    for number in range(30, 34):
+        known.started(number, mine, 3000.0)
+        known.ended(number, mine, 3900.0)
+    assert known.estimate(mine, 9000.0).quantile(0.9) > 1000.0
+    assert known.estimate(mine, 9000.0, limit=500.0).seconds == 500.0
+
+
+def test_guesses_are_trusted_as_far_as_they_were_right() -> None:
+    draw = random.Random(1)
+    good, bad = Guesses(), Guesses()
+    for _ in range(200):
+        length = math.exp(draw.gauss(8, 1))
+        good.ended(1, length * math.exp(draw.gauss(0, 0.05)), length)
+        bad.ended(1, length * math.exp(draw.gauss(0, 3)), length)
+    assert good.estimate(1, 50_000.0).seconds == pytest.approx(50_000.0, rel=0.3)
+    assert bad.estimate(1, 1e6).seconds < 50_000.0
+    assert bad.estimate(1, 1e6, limit=60.0).seconds == 60.0
+    assert unknown().remaining(7200.0) > given(7300.0).remaining(7200.0)
+
+
+def test_a_forecast_of_a_line_whose_durations_are_known_is_what_happens() -> None:
+    draw = random.Random(4)
+    jobs = [
+        Job(
+            number=number,
+            name=f"j{number}",
+            submit_seconds=0.0,
+            duration_seconds=draw.uniform(10, 1000),
+            gpus=1,
+        )
+        for number in range(40)
+    ]
+    told: dict[int, Forecast] = {}
+
+    def on_turn(line: Line, now: float) -> None:
+        if not told:
+            steps = forecasts(line, now, draws=2)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as done:
+                    told.update({entry.payload.number: done.value[entry.number] for entry in line})
+                    break
+            assert told == {entry.payload.number: forecast(line, now)[entry.number] for entry in line}
+
+    nodes = [Node(f"n{at}", 10**9, 10**9, 4, "A") for at in range(2)]
+    found = replay(nodes, jobs, fifo, make("best-fit"), on_turn=on_turn)
+    started = {run.job.number: run.started_at for run in found.runs}
+    assert len(told) > 30
+    assert {number: seen.expected for number, seen in told.items()} == pytest.approx({at: started[at] for at in told})
+
+
+def test_past_forecasts_correct_the_next() -> None:
+    draw = random.Random(5)
+    learned = Calibration()
+    inside = late = 0
+    for number in range(400):
+        told = Forecast(90.0, 100.0, 110.0)
+        actual = 200.0 * math.exp(draw.gauss(0, 0.5))
+        shown = learned.corrected(0.0, told)
+        if number >= 100:
+            inside += shown.low <= actual <= shown.high
+            late += actual > shown.expected
+        learned.started(0.0, told, actual)
+    assert 0.75 <= inside / 300 <= 0.87
+    assert 0.4 <= late / 300 <= 0.6
