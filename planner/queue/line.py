@@ -17,6 +17,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 from itertools import count as numbers_from
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ USE_HALF_LIFE_SECONDS: Final = 7 * 86400.0
 
 GroupKey = tuple[Ask, str | None, int]
 """What is asked for, the policy, and 0; or the number of a request that must not start now."""
+_order: Final = attrgetter("order")
 _numbers: Final = numbers_from()
 Order = tuple[int, int, float, int]
 """Negative priority, 0 if overdue and else 1, key, number of arrival: the smaller is ahead."""
@@ -60,6 +62,7 @@ class Entry:
         arrived_at: seconds.
         number: of its arrival.
         estimate: of its duration.
+        seconds: expected duration.
         gpus: devices that it asks for, or the part of a host's devices that its cores are.
         order: its place.
         payload: of the caller.
@@ -79,6 +82,7 @@ class Entry:
         "payload",
         "ready",
         "request",
+        "seconds",
     )
 
     def __init__(self, request: WorkRequest, ask: Ask, arrived_at: float, number: int, estimate: Estimate) -> None:
@@ -87,22 +91,13 @@ class Entry:
         self.arrived_at = arrived_at
         self.number = number
         self.estimate = estimate
+        self.seconds = max(LEAST_SECONDS, estimate.seconds)
         self.gpus = 0.0
         self.order: Order = (0, 1, 0.0, number)
         self.payload: Any = None
         self.ready = True
         self.held: Held | None = None
         self.group: Group
-
-    @property
-    def gpu_seconds(self) -> float:
-        """Expected work: devices × seconds."""
-        return self.gpus * self.estimate.seconds
-
-    @property
-    def seconds(self) -> float:
-        """Expected duration, for the order."""
-        return max(LEAST_SECONDS, self.estimate.seconds)
 
 
 class Held:
@@ -288,9 +283,9 @@ class Line:
     def revise(self, entry: Entry, estimate: Estimate) -> None:
         """Change the estimate of a request, since more is known. Its place changes when keys are renewed."""
         group = entry.group
-        del group.brief[bisect_left(group.brief, (entry.estimate.seconds, entry.number))]
-        entry.estimate = estimate
-        insort(group.brief, (estimate.seconds, entry.number, entry))
+        del group.brief[bisect_left(group.brief, (entry.seconds, entry.number))]
+        entry.estimate, entry.seconds = estimate, max(LEAST_SECONDS, estimate.seconds)
+        insort(group.brief, (entry.seconds, entry.number, entry))
         self.changes += 1
 
     def pause(self, entry: Entry) -> None:
@@ -312,7 +307,7 @@ class Line:
             group = self._groups[key] = Group(key)
         entry.group = group
         insort(group.entries, entry, key=_order)
-        insort(group.brief, (entry.estimate.seconds, entry.number, entry))
+        insort(group.brief, (entry.seconds, entry.number, entry))
         if group.under:  # it fits but for reservations, which may not bind this one
             group.opened = None
 
@@ -320,7 +315,7 @@ class Line:
         self.changes += 1
         group = entry.group
         del group.entries[bisect_left(group.entries, entry.order, key=_order)]
-        del group.brief[bisect_left(group.brief, (entry.estimate.seconds, entry.number))]
+        del group.brief[bisect_left(group.brief, (entry.seconds, entry.number))]
         if not group.entries:
             del self._groups[group.key]
 
@@ -751,12 +746,8 @@ def _order_of(entry: Entry, key: float, waited: float) -> Order:
     return (-entry.request.priority, 1, key, entry.number)
 
 
-def _order(entry: Entry) -> Order:
-    return entry.order
-
-
 def _passes(entry: Entry, held: Held, now: float) -> bool:
-    return _ends_before(held, now + entry.estimate.seconds)
+    return _ends_before(held, now + entry.seconds)
 
 
 def _ends_before(held: Held, ends_at: float) -> bool:

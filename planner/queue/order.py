@@ -27,8 +27,8 @@ TAU_SECONDS: Final = 86_400.0
 """Wait after which another second costs twice as much as the first."""
 LIMIT_SECONDS: Final = 90 * 86_400.0
 """Wait after which a request goes ahead of all that have waited less."""
-KEYS_SECONDS: Final = 60.0
-"""Time after which keys are renewed: they change by less than a thousandth of a request's cost meanwhile."""
+KEYS_SECONDS: Final = 300.0
+"""Time after which keys are renewed: they change by less than four thousandths meanwhile."""
 LEAST_SECONDS: Final = 10.0
 """Least duration that is expected: what a start and an end cost."""
 
