@@ -110,12 +110,14 @@ class Held:
         devices: uuids.
         hosts: names.
         number: tells reservations apart.
+        visible: the part that decisions could see now, on hosts with something free; None if there is none.
     """
 
-    __slots__ = ("devices", "entry", "hosts", "number", "reservation", "starts_at")
+    __slots__ = ("devices", "entry", "hosts", "number", "reservation", "starts_at", "visible")
 
     def __init__(self, entry: Entry, reservation: Reservation, starts_at: float) -> None:
         self.number = next(_numbers)
+        self.visible: Reservation | None = reservation
         self.entry = entry
         self.reservation = reservation
         self.starts_at = starts_at
@@ -407,7 +409,7 @@ class Line:
         try:
             return self._step(walk, now)
         finally:
-            self._show(())
+            self._show([])
 
     def _note_opened(self) -> None:
         """Find the hosts that changed since groups were tried last, and the groups that they could hold."""
@@ -447,7 +449,7 @@ class Line:
             if self._worth_trying(group, ahead, now):
                 start = self._try(group, ahead, now)
                 if start is not None and start.entry.ready:
-                    self._show(())
+                    self._show([])
                     self.withdraw(start.entry)
                     if group.entries:
                         heappush(todo, (group.order, id(group), group))
@@ -496,25 +498,28 @@ class Line:
             if picks is None:
                 self._block(group)
                 return None
-            if not any(held.touches(picks) for held in ahead.resolve()):
+            if not any(held.visible is not None and held.touches(picks) for held in ahead.resolve()):
                 return Start(group.entries[0], picks, policy)
         # Whoever may pass takes what is reserved only if there is nothing else.
         active = ahead.resolve()
-        self._show(active)
+        hiding = [held for held in active if held.visible is not None]
+        self._show(hiding)
         # What has not changed holds it no more than before.
         if group.opened is None or self._openers(group.ask, group.opened):
             picks = select(self.fleet, policy, group.ask)
             if picks is not None:
                 return Start(group.entries[0], picks, policy)
         passable = self._passable(group, active, now)
-        entry: Entry | None = group.entries[0] if passable else None
+        entry: Entry | None = group.entries[0] if passable and hiding else None
+        before = hiding
         while entry is not None:
-            respected = [held for held in active if not _passes(entry, held, now)]
-            if len(respected) < len(active):
+            respected = [held for held in hiding if not _passes(entry, held, now)]
+            if len(respected) < len(before):
                 self._show(respected)
                 picks = select(self.fleet, policy, group.ask)
                 if picks is not None:
                     return Start(entry, picks, policy)
+            before = respected
             entry = self._briefer(group, respected, now) if respected else None
         self._block(group, active, passable)
         group.seen = ahead.mark()
@@ -549,6 +554,7 @@ class Line:
         if before is None or before.reservation != plan.reservation:
             before = entry.held = Held(entry, plan.reservation, plan.starts_at)
         before.starts_at = plan.starts_at
+        before.visible = _visible(self.fleet, plan.reservation)
         return before
 
     def kinds(self, group: Group) -> frozenset[Capacity]:
@@ -557,19 +563,19 @@ class Line:
             group.kinds, group.shape = could_take(self.fleet, group.ask), self.fleet.shape_version
         return group.kinds
 
-    def _show(self, wanted: Sequence[Held]) -> None:
+    def _show(self, wanted: list[Held]) -> None:
         """Apply these reservations to the fleet, and no others."""
-        if not self._shown and not wanted:
+        if self._shown == wanted:
             return
         self.fleet.index.quiet = True
         for held in self._shown:
-            if not any(held is other for other in wanted):
-                unreserve(self.fleet, held.reservation)
+            if held.visible is not None and not any(held is other for other in wanted):
+                unreserve(self.fleet, held.visible)
         for held in wanted:
-            if not any(held is other for other in self._shown):
-                reserve(self.fleet, held.reservation)
+            if held.visible is not None and not any(held is other for other in self._shown):
+                reserve(self.fleet, held.visible)
         self.fleet.index.quiet = False
-        self._shown = list(wanted)
+        self._shown = wanted
 
     @contextmanager
     def protected(self, entry: Entry | None, priority: int, seconds: float, now: float) -> Generator[Fleet]:
@@ -587,7 +593,7 @@ class Line:
         try:
             yield self.fleet
         finally:
-            self._show(())
+            self._show([])
 
 
 class _Walk:
@@ -726,6 +732,24 @@ def _cores_per_device(fleet: Fleet) -> float:
         cores = sum(host.cpus_total for host in known)
         kept = fleet.cache.put("cores_per_device", (fleet.shape_version, cores / devices if devices else 0.0))
     return kept[1]
+
+
+def _visible(fleet: Fleet, reservation: Reservation) -> Reservation | None:
+    """The part of a reservation on hosts with something free, which alone decisions see; None if there is none."""
+    open_hosts = {
+        name
+        for name, cpus, memory in reservation.hosts
+        if (host := fleet.hosts.get(name)) is not None and (cpus or memory) and host.state.share_most
+    }
+    devices: list[tuple[str, int, int]] = []
+    for part in reservation.devices:
+        device = fleet.devices.get(part[0])
+        if device is not None and (device.share_left or device.host in open_hosts):
+            devices.append(part)
+    hosts = tuple(part for part in reservation.hosts if part[0] in open_hosts)
+    if not reservation.devices:  # cores alone
+        return reservation
+    return Reservation(reservation.owner, tuple(devices), hosts) if devices or hosts else None
 
 
 def _kept(start: Start) -> Held:
