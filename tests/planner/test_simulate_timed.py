@@ -84,7 +84,7 @@ def audited(hosts: Sequence[Node], jobs: Sequence[Job], found: Replay, cost: flo
     assert outcome.jct_mean == pytest.approx(measure(found).jct_mean)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=35)
 @given(
     nodes,
     traces(),
@@ -99,7 +99,7 @@ def test_runs_stand_the_audit(hosts: list[Node], jobs: list[Job], rule: str, kno
     audited(hosts, jobs, found, cost)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(nodes, traces())
 def test_a_reservation_is_never_delayed_by_who_passes_with_a_right_estimate(hosts: list[Node], jobs: list[Job]) -> None:
     jobs = [job(each.number, each.submit_seconds, each.duration_seconds, each.gpus) for each in jobs]

@@ -35,6 +35,8 @@ from corral.planner.api.request_context import RequestContext
 from corral.planner.fleet import summary
 from corral.planner.fleet.fleet import Fleet, apply
 from corral.planner.placement.decide import InvalidRequest, Policies, decide, explain
+from corral.planner.simulation.jobs import read_jobs
+from corral.planner.simulation.sacct import read_sacct
 from corral.planner.simulation.trace import TraceError, read_arrivals, read_nodes
 from corral.processors.ingest import facts
 from corral.processors.ingest.columnar import SCHEMA, Decoder, Incoming
@@ -437,13 +439,15 @@ def _replayed(path: Path, data: bytes) -> None:
     [
         b"sn,cpu_milli,memory_mib,gpu,model\nn1,64000,262144,2,T4\n",
         b"name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec\np,1,2,1,500,T4|P100\n",
+        b"name,submit_seconds,duration_seconds,num_gpu,priority,preemptible,expected_seconds\nj,0,60.5,8,1,true,9\n",
+        b"JobID|JobName|Submit|Elapsed|AllocTRES\n7|a|2026-11-01T00:00:10|1-02:03:04|cpu=8,gres/gpu:a100=4,mem=64G\n",
     ]
 )
 def trace(data: bytes) -> None:
     """Tables for the simulation."""
     path = _FOLDER / "trace.csv"
     path.write_bytes(data)
-    for read in (read_nodes, read_arrivals):
+    for read in (read_nodes, read_arrivals, read_jobs, read_sacct):
         try:
             read(path)
         except TraceError:
