@@ -492,6 +492,10 @@ class Line:
 
     def _try(self, group: Group, ahead: Ahead, now: float) -> Start | None:
         """Find who of a group may start: its first, or a briefer one that may pass reservations ahead."""
+        # What has not changed holds it no more than before; what has may be taken again by now.
+        if group.opened is not None and not self._shown and not self._openers(group.ask, group.opened):
+            self._block(group, group.under, group.passable)
+            return None
         policy = self._policies.get(group.policy)
         if not self._shown:
             picks = select(self.fleet, policy, group.ask)
@@ -504,7 +508,6 @@ class Line:
         active = ahead.resolve()
         hiding = [held for held in active if held.visible is not None]
         self._show(hiding)
-        # What has not changed holds it no more than before.
         if group.opened is None or self._openers(group.ask, group.opened):
             picks = select(self.fleet, policy, group.ask)
             if picks is not None:
