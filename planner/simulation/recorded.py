@@ -28,7 +28,7 @@ SELECT epoch(coalesce(a.submitted, l.granted_at)), epoch(coalesce(l.ended_at, le
     epoch(l.granted_at), coalesce(nullif(l.name, ''), l.lease_id), l.owner, h.devices, h.share, h.cpus, h.memory,
     h.models, coalesce(a.priority, 0), a.expected
 FROM leases l JOIN held h USING (lease_id) LEFT JOIN asked a USING (lease_id)
-WHERE l.granted_at >= (SELECT max(granted_at) FROM leases) - to_seconds(?)
+WHERE l.granted_at >= (SELECT max(granted_at) FROM leases) - to_seconds({since})
 ORDER BY 1, l.lease_id
 """
 _NO_REQUESTS: Final = "SELECT NULL AS lease_id, NULL::TIMESTAMPTZ AS submitted, 0 AS priority, NULL AS expected LIMIT 0"
@@ -55,7 +55,9 @@ def read_history(path: Path, since_seconds: float) -> tuple[list[Node], list[Job
     try:
         with duckdb.connect(str(path), read_only=True) as database:
             nodes = _nodes(database.execute(_NODES).fetchall())
-            rows = database.execute(_LEASES.format(asked=_asked(database)), [since_seconds]).fetchall()
+            # DuckDB imports pandas, if it is there, to bind a parameter.
+            statement = _LEASES.format(asked=_asked(database), since=float(since_seconds))
+            rows = database.execute(statement).fetchall()
     except duckdb.IOException as error:
         hint = "a processor has it open; take a copy with `corral snapshot`" if "lock" in str(error) else error
         raise TraceError(f"{path} can't be read: {hint}") from None

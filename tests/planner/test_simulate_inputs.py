@@ -83,20 +83,20 @@ def history(path: Path, *more: str) -> Path:
             database.execute(f"CREATE TABLE {name} ({TABLES[name]})")
         for device in range(2):
             database.execute(
-                "INSERT INTO devices (device, host, index, name, present) VALUES (?, 'a', ?, 'NVIDIA H100', true)",
-                [f"d{device}", device],
+                "INSERT INTO devices (device, host, index, name, present) "
+                f"VALUES ('d{device}', 'a', {device}, 'NVIDIA H100', true)"
             )
         database.execute("INSERT INTO hosts (host, cpus, memory_bytes) VALUES ('a', 16, 68719476736)")
         for number, (start, end, gpus) in enumerate([(0, 100, 2), (10, 60, 1), (-9 * 86400, 50, 1)]):
             database.execute(
                 "INSERT INTO leases (lease_id, owner, name, state, granted_at, ended_at) "
-                "VALUES (?, 'ann', 'train', 'released', to_timestamp(?), to_timestamp(?))",
-                [f"l{number}", 1.7e9 + start, 1.7e9 + end],
+                f"VALUES ('l{number}', 'ann', 'train', 'released', to_timestamp({1.7e9 + start}), "
+                f"to_timestamp({1.7e9 + end}))"
             )
             for index in range(gpus):
                 database.execute(
-                    "INSERT INTO lease_devices VALUES (?, 'a', ?, ?, 'NVIDIA H100', 0, 1.0, 2.0, 1048576, 0)",
-                    [f"l{number}", f"d{index}", index],
+                    "INSERT INTO lease_devices VALUES "
+                    f"('l{number}', 'a', 'd{index}', {index}, 'NVIDIA H100', 0, 1.0, 2.0, 1048576, 0)"
                 )
         for statement in more:
             database.execute(statement)
