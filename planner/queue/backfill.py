@@ -23,7 +23,7 @@ from ...schemas.requests import Placement
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet, Host
 from ..fleet.reservation import Reservation
-from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, HostState, Model
+from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, AskKey, HostState, Model
 from ..placement.capacity import allowed
 from ..placement.feasible import PART_SLACK_BYTES, candidates, device_verdict, model_allowed
 from .ends import Ends
@@ -245,7 +245,7 @@ class Horizons:
         self._fleet = fleet
         self._ends = ends
         self._most = most
-        self._kept: dict[tuple[object, ...], Horizon] = {}
+        self._kept: dict[AskKey, Horizon] = {}
 
     def plan(
         self, ask: Ask, owner: str, without: Set[str] = frozenset(), before: Reservation | None = None
@@ -356,17 +356,13 @@ class Horizons:
         return at
 
     def _horizon(self, ask: Ask) -> Horizon:
-        # All that says which devices are meant: the parts of a key from `ask_key` without amounts of the host.
-        key = (*ask.key[1:4], *ask.key[6:11], *ask.key[12:])
+        # One device of such a request, whatever its host must have: all that says which devices are meant.
+        key = ask.key._replace(gpus=1, cpus_milli=0, host_memory_bytes=0, placement=Placement.SAME_HOST)
         found = self._kept.pop(key, None)
         if found is None:
             if len(self._kept) >= self._most:
                 del self._kept[next(iter(self._kept))]
-            found = Horizon(
-                self._fleet,
-                self._ends,
-                self._fleet.ask((1, *ask.key[1:4], 0, 0, *ask.key[6:11], Placement.SAME_HOST, *ask.key[12:])),
-            )
+            found = Horizon(self._fleet, self._ends, self._fleet.ask(key))
         self._kept[key] = found
         return found
 
