@@ -134,7 +134,7 @@ _REPLIES: tuple[tuple[str, Struct], ...] = (
             events=[
                 request_events.RequestEvent(
                     uid="51d4ec4d9b-1-7",
-                    request=requests.WorkRequest(owner="ann", gpus=1, request_id="train-7", wait_seconds=3600.0),
+                    request=request_events.AskedRequest(owner="ann", gpus=1, request_id="train-7", wait_seconds=3600.0),
                     asked_at=_AT,
                     ended_at=_AT + timedelta(minutes=3),
                     outcome=request_events.RequestOutcome.GRANTED,

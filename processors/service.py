@@ -19,6 +19,7 @@ from ..bus.layout import until_laid_out
 from ..schemas.instruments import ServiceKind
 from .ingest.deadletters import DeadLetters
 from .metrics import ProcessorMetrics
+from .query.durations import DurationsService
 from .query.service import QueryService
 from .query.snapshots import SnapshotService
 from .serverclock import ServerClock
@@ -175,6 +176,7 @@ async def _serve(
         status=lambda: metrics.status(history.processor, history.location),
         spool=history.spool,
     )
+    lasted = DurationsService(nc, history.cursor)
     copies = SnapshotService(nc, history.snapshots, history.write_snapshot, lambda: history.size_bytes() or 0)
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -182,6 +184,7 @@ async def _serve(
             tasks.create_task(server.run(nc))
             await queries.start()
             await copies.start()
+            await lasted.start()
             metrics.queries = queries
             log.info("processor %s writes %s", history.owner, history.location)
             if ready is not None:
@@ -194,3 +197,4 @@ async def _serve(
         # Last, so that other processors get the parts of this one at once.
         await queries.stop()
         await copies.stop()
+        await lasted.stop()

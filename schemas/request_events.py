@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from .durations import DurationEstimate
 from .requests import Time, WorkRequest
@@ -49,6 +50,10 @@ class RequestOutcome(StrEnum):
     """It was invalid, above a limit of its owner, or could not be carried out."""
 
 
+class AskedRequest(WorkRequest, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=False):
+    """A work request in an event. Fields of a later version are ignored."""
+
+
 class RequestEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A work request with its outcome.
 
@@ -69,7 +74,7 @@ class RequestEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     uid: str
-    request: WorkRequest
+    request: AskedRequest
     asked_at: Time
     ended_at: Time
     outcome: RequestOutcome
@@ -81,6 +86,16 @@ class RequestEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     estimate: DurationEstimate | None = None
     forecast: Forecast | None = None
     last_forecast: Forecast | None = None
+
+
+def asked(request: WorkRequest) -> AskedRequest:
+    """Convert a work request for an event: without work items, of which only the number stays."""
+    fields = {name: getattr(request, name) for name in WorkRequest.__struct_fields__}
+    work = request.distribution
+    if work is not None:
+        items = work.items if isinstance(work.items, int) else len(work.items)
+        fields["distribution"] = replace(work, items=items, weights=None)
+    return AskedRequest(**fields)
 
 
 class RequestEvents(Struct, frozen=True, kw_only=True, tag="request_events", tag_field="type"):

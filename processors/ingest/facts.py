@@ -16,9 +16,10 @@ from msgspec.structs import replace
 
 from ...schemas import clocks, codec, speakers, subjects
 from ...schemas.inventory import check as check_inventory
+from ...schemas.request_events import RequestEvents
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import AgentReport, DeviceEvent, Inventory, ProcessBatch, ProcessSample
-from ..storage.protocol import ArrowTable
+from ..storage.protocol import ArrowTable, Asked
 from ..storage.rows import Columns, arrow_schema
 from .columnar import EARLIEST_NS, Incoming, Refusal
 from .hostclocks import HostClocks
@@ -82,6 +83,7 @@ class Facts(Struct):
         rows: by table.
         inventories: in order.
         leases: in order.
+        requests: in order.
         refused: messages that were not decoded.
         duplicates: number of messages that were delivered before.
     """
@@ -90,6 +92,7 @@ class Facts(Struct):
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     inventories: list[Inventory] = field(default_factory=list)
     leases: list[LeaseEvent] = field(default_factory=list)
+    requests: list[Asked] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     duplicates: int = 0
 
@@ -209,6 +212,13 @@ def _events(state: _State, message: Incoming, stored_ns: int) -> bool:
     return True
 
 
+def _requests(state: _State, message: Incoming, stored_ns: int) -> bool:
+    batch = codec.decode(message.payload, RequestEvents, codec.JSON)
+    _check_requests(batch)
+    state.facts.requests.extend(Asked(event, batch.planner) for event in batch.events)
+    return True
+
+
 def _inventory(state: _State, message: Incoming, stored_ns: int) -> bool:
     inventory = codec.decode(message.payload, Inventory)
     _check(inventory, inventory.time_ns, message.subject)
@@ -232,6 +242,7 @@ _DECODERS: Final[Mapping[str, Callable[[_State, Incoming, int], bool]]] = {
     "events": _events,
     "inventory": _inventory,
     "leases": _leases,
+    "requests": _requests,
 }
 """Decoders by the token of the subject after its prefix: of a message and its time in the stream; False if it is a
 duplicate."""
@@ -273,6 +284,15 @@ def _check_lease(event: LeaseEvent) -> None:
         _fits(grant.index, "$.lease.grants[...].index", 31)
         for name in ("memory_bytes", "host_memory_bytes"):
             _fits(getattr(grant, name), f"$.lease.grants[...].{name}")
+
+
+def _check_requests(told: RequestEvents) -> None:
+    """Check that times have a time zone and that numbers fit their columns."""
+    for event in told.events:
+        for name in ("asked_at", "ended_at"):
+            if getattr(event, name).tzinfo is None:
+                raise codec.DecodeError(f"{name} has no time zone - at `$.events[...].{name}`", "invalid")
+        _fits(event.position, "$.events[...].position")
 
 
 def _fits(number: int, path: str, bits: int = 63) -> int:

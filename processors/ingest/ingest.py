@@ -65,6 +65,7 @@ CONSUMERS: Final = (
     Consumer(subjects.TELEMETRY_STREAM, "telemetry", 64 * 2**20, 0.3),
     Consumer(subjects.INVENTORY_STREAM, "inventory", 4 * 2**20, 0.2),
     Consumer(subjects.FACTS_STREAM, "facts", 4 * 2**20, 0.2),
+    Consumer(subjects.REQUESTS_STREAM, "requests", 4 * 2**20, 0.2),
 )
 """One for each stream; there are no others."""
 
@@ -377,6 +378,7 @@ class Ingest:
             tables=found.tables(),
             inventories=found.inventories,
             leases=found.leases,
+            requests=found.requests,
             arrivals=self._arrivals.take_changed() if whole is None else whole.arrivals,
             clocks=_logged(self._clocks.take_changed()) if whole is None else whole.clocks,
             refused=codes,

@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from msgspec import Struct
 
+from ...schemas.request_events import RequestEvent
 from ...schemas.requests import LeaseEvent
 from ...schemas.telemetry import Inventory
 
@@ -47,6 +48,18 @@ class HostClock(Struct, frozen=True):
     until_ns: int | None = None
 
 
+class Asked(Struct, frozen=True):
+    """A work request with its outcome.
+
+    Attributes:
+        event: the request.
+        planner: id of the planner that answered it.
+    """
+
+    event: RequestEvent
+    planner: str
+
+
 class Batch(Struct, frozen=True, kw_only=True):
     """Rows to store in one transaction, with the position in the stream that it ends on.
 
@@ -59,6 +72,7 @@ class Batch(Struct, frozen=True, kw_only=True):
         tables: rows to append to other tables, by name.
         inventories: in order.
         leases: in order.
+        requests: work requests with their outcomes, in order.
         arrivals: new deduplication state of every agent that has a message in it.
         clocks: of hosts whose clock is found to be off, or right again.
         refused: messages that are not in it, by code.
@@ -71,6 +85,7 @@ class Batch(Struct, frozen=True, kw_only=True):
     tables: Mapping[str, ArrowTable] = {}
     inventories: Sequence[Inventory] = ()
     leases: Sequence[LeaseEvent] = ()
+    requests: Sequence[Asked] = ()
     arrivals: Sequence[Arrival] = ()
     clocks: Sequence[HostClock] = ()
     refused: Mapping[str, int] = {}

@@ -90,6 +90,19 @@ TABLES: Final[dict[str, str]] = {
         "lease_id VARCHAR, host VARCHAR, device VARCHAR, index INTEGER, model VARCHAR, memory_bytes BIGINT, "
         "share DOUBLE, cpus DOUBLE, host_memory_bytes BIGINT, score DOUBLE"
     ),
+    "requests": (
+        "uid VARCHAR, request_id VARCHAR, owner VARCHAR, name VARCHAR, asked_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, "
+        "outcome VARCHAR, code VARCHAR, message VARCHAR, queued BOOLEAN, position BIGINT, lease_id VARCHAR, "
+        "gpus INTEGER, gpu_share DOUBLE, gpu_memory_bytes BIGINT, cpus DOUBLE, host_memory_bytes BIGINT, "
+        "models VARCHAR[], vendors VARCHAR[], hosts VARCHAR[], host_labels MAP(VARCHAR, VARCHAR), "
+        "min_compute_capability VARCHAR, placement VARCHAR, mig VARCHAR, policy VARCHAR, priority INTEGER, "
+        "ttl_seconds DOUBLE, wait_seconds DOUBLE, expected_seconds DOUBLE, max_seconds DOUBLE, items BIGINT, "
+        "labels MAP(VARCHAR, VARCHAR), estimated_seconds DOUBLE, estimated_low_seconds DOUBLE, "
+        "estimated_high_seconds DOUBLE, estimate_basis VARCHAR, forecast_at TIMESTAMPTZ, "
+        "forecast_start TIMESTAMPTZ, forecast_earliest TIMESTAMPTZ, forecast_latest TIMESTAMPTZ, "
+        "last_forecast_at TIMESTAMPTZ, last_forecast_start TIMESTAMPTZ, last_forecast_earliest TIMESTAMPTZ, "
+        "last_forecast_latest TIMESTAMPTZ, planner VARCHAR"
+    ),
 }
 
 META_TABLE: Final = "CREATE TABLE IF NOT EXISTS corral_meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL)"

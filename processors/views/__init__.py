@@ -30,6 +30,11 @@ NAMES: Final = (
     "devices_now",
     "stranded_capacity",
     "lease_violations",
+    "queue_forecasts",
+    "waits_by_owner",
+    "waits_by_model",
+    "unserved_demand",
+    "duration_estimates",
 )
 """Names of the views, in the order in which they build on each other."""
 

@@ -23,6 +23,7 @@ from ... import views
 from .. import facts, hardening, rollup_columns, schema
 from ..errors import NOT_A_VALUE, StorageDamaged, StorageError, StoragePaused, Unstorable
 from ..protocol import ROW_GROUP_ROWS, Arrival, ArrowTable, Batch, HostClock, Series
+from ..requests import write_requests
 from ..statements import registered, transaction
 from . import migrations, recovery, rollups
 
@@ -258,6 +259,7 @@ class Database:
                 cursor.execute(f"INSERT INTO {name} BY NAME SELECT * FROM incoming{unless}")
         facts.write_inventories(cursor, batch.inventories)
         facts.write_leases(cursor, batch.leases)
+        write_requests(cursor, batch.requests)
         if batch.arrivals:
             runs = pa.table(
                 {

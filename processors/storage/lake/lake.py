@@ -30,6 +30,7 @@ from ....schemas.metrics import METRICS
 from .. import facts, schema
 from ..errors import NOT_A_VALUE, Deposed, StorageError, StoragePaused, Unstorable
 from ..protocol import Arrival, ArrowTable, Batch, HostClock, Series
+from ..requests import write_requests
 from ..rollup_columns import LEVELS
 from ..statements import add_missing, columns_of, registered, transaction
 from . import facts as lake_facts
@@ -61,7 +62,7 @@ _SLUG: Final = re.compile(r"[^a-z0-9]+")
 _KEYS: Final = re.compile(r", PRIMARY KEY \(.*\)| PRIMARY KEY| NOT NULL")
 _T = TypeVar("_T")
 
-APPENDED: Final = ("processes", "agents", "events", "lease_events")
+APPENDED: Final = ("processes", "agents", "events", "lease_events", "requests")
 STATE: Final = ("devices", "hosts", "device_conflicts", "links", "leases", "lease_devices")
 TABLES: Final[dict[str, str]] = {
     "samples": "time TIMESTAMPTZ, host VARCHAR, device VARCHAR, "
@@ -442,6 +443,7 @@ class LakePart:
                     cursor.execute(f"INSERT INTO {name} BY NAME FROM incoming")
             lake_facts.write_inventories(cursor, batch.inventories)
             lake_facts.write_leases(cursor, batch.leases)
+            write_requests(cursor, batch.requests)
             if batch.arrivals:
                 runs = pa.table(
                     {

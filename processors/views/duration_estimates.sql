@@ -1,0 +1,23 @@
+-- question: How long did work take, against what was expected?
+-- detail: Leases that ended by themselves. Expired, lost and evicted ones say only that the work took longer.
+-- request_id: id of the request.
+-- lease_id: the lease.
+-- owner: who held it.
+-- name: of the workload.
+-- basis: source of the estimate: `request` (its own `expected_seconds`), `owner_name`, `name`, `owner_shape`, `shape`,
+--   `all` or `none`.
+-- expected_seconds: the request's own, else the planner's estimate.
+-- low_seconds: 10 % quantile of the estimate.
+-- high_seconds: 90 % quantile of the estimate.
+-- actual_seconds: from grant to release.
+-- error_seconds: actual less expected.
+-- ratio: actual over expected.
+-- inside: true if the actual duration is within the interval.
+SELECT r.request_id, r.lease_id, l.owner, l.name, r.estimate_basis AS basis,
+    coalesce(r.expected_seconds, r.estimated_seconds) AS expected_seconds, r.estimated_low_seconds AS low_seconds,
+    r.estimated_high_seconds AS high_seconds, epoch(l.ended_at - l.granted_at) AS actual_seconds,
+    epoch(l.ended_at - l.granted_at) - coalesce(r.expected_seconds, r.estimated_seconds) AS error_seconds,
+    epoch(l.ended_at - l.granted_at) / nullif(coalesce(r.expected_seconds, r.estimated_seconds), 0) AS ratio,
+    epoch(l.ended_at - l.granted_at) BETWEEN r.estimated_low_seconds AND r.estimated_high_seconds AS inside
+FROM requests r JOIN leases l USING (lease_id)
+WHERE l.state = 'released' AND coalesce(r.expected_seconds, r.estimated_seconds) IS NOT NULL
