@@ -355,6 +355,27 @@ class Device:
         self._round()
         self.update_in_use()
 
+    def add(self, lease: str, share: int, memory: int, since: float) -> None:
+        """Note one more lease, which `holders` has already: as `hold`, at a cost that does not grow with their number.
+
+        Args:
+            lease: its id.
+            share: of the device, in billionths.
+            memory: bytes.
+            since: time when it was granted, seconds since the epoch.
+        """
+        self.shares += share
+        self.occupancy.add(lease, memory, since)
+        self._round()
+        self.update_in_use()
+
+    def remove(self, lease: str, share: int, at: float, doubt: str) -> None:
+        """Note the end of a lease that `holders` no longer has: as `end`, whatever the number of the others."""
+        self.shares -= share
+        self.occupancy.remove(lease, at, doubt)
+        self._round()
+        self.update_in_use()
+
     def _cover(self, holders: Amounts, beside: dict[str, int] | None) -> dict[str, int]:
         self.holders = holders
         self.shares = sum(share for share, _ in holders.values())

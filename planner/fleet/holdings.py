@@ -48,7 +48,12 @@ def hold(fleet: Fleet, lease_id: str, grants: Sequence[Grant], granted_at: float
         fleet.at_host.setdefault(name, {})[lease_id] = None
     touched = _touched(fleet, held)
     for device in touched:
-        device.hold(*amounts_on(fleet, device), granted_at)
+        holders = fleet.on_device.get(device.uuid)
+        if not fleet.parents and holders is not None and holders is device.holders:
+            share, memory = holders[lease_id]
+            device.add(lease_id, share, memory, granted_at)
+        else:
+            device.hold(*amounts_on(fleet, device), granted_at)
     _refresh(fleet, held, touched)
     return fleet
 
@@ -70,8 +75,13 @@ def free(fleet: Fleet, lease_id: str, ended: LeaseState = LeaseState.RELEASED, a
     if ended is not LeaseState.RELEASED:
         doubt = f"not seen idle since lease {lease_id} ended ({ended.value})"
     touched = _touched(fleet, held)
+    ended_at = fleet.now if at is None else at
     for device in touched:
-        device.end(lease_id, *amounts_on(fleet, device), fleet.now if at is None else at, doubt)
+        holders = fleet.on_device.get(device.uuid)
+        if not fleet.parents and (holders is device.holders if holders else not device.holders):
+            device.remove(lease_id, held.devices[device.uuid][0], ended_at, doubt)
+        else:
+            device.end(lease_id, *amounts_on(fleet, device), ended_at, doubt)
     for uuid in held.devices if fleet.parents else ():
         part_gone(fleet, uuid)
     _refresh(fleet, held, touched)
@@ -113,9 +123,10 @@ def _drop(fleet: Fleet, lease_id: str) -> Held | None:
 
 def amounts_on(fleet: Fleet, device: Device) -> tuple[Amounts, dict[str, int] | None]:
     """Amounts that leases hold of a device, by lease; and of its memory, through compute instances that share it."""
-    own = dict(fleet.on_device.get(device.uuid, ()))
     if not fleet.parents:
-        return own, None
+        # Not a copy: a device that has this very one is told of one lease more or less alone.
+        return fleet.on_device.get(device.uuid, {}), None
+    own = dict(fleet.on_device.get(device.uuid, ()))
     for uuid in _same_hardware(fleet, device):
         for lease in fleet.on_device.get(uuid, ()):
             own[lease] = (WHOLE_SHARE, device.memory_total)

@@ -16,7 +16,7 @@ is busy without a lease, or if a lease on it ended without being released and th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from ...schemas.units import format_bytes
@@ -87,7 +87,7 @@ class Occupancy:
 
     def __init__(self) -> None:
         self.foreign = 0
-        self.covering: Mapping[str, int] = {}
+        self.covering: dict[str, int] = {}
         self.granted = 0
         self._used: int | None = None
         self._read_at = -math.inf
@@ -106,7 +106,7 @@ class Occupancy:
         self._doubt = ""
         self._doubt_at = -math.inf
 
-    def hold(self, covering: Mapping[str, int], since: float = math.inf) -> None:
+    def hold(self, covering: dict[str, int], since: float = math.inf) -> None:
         """Set the memory that is granted to leases.
 
         Args:
@@ -122,7 +122,23 @@ class Occupancy:
             self.foreign = 0
             self._recount()
 
-    def end(self, lease: str, covering: Mapping[str, int], at: float, doubt: str) -> None:
+    def add(self, lease: str, memory: int, since: float) -> None:
+        """Note the memory that is granted to one more lease; see `hold`."""
+        if not self.covering:
+            self._base = self.foreign
+        self.covering[lease] = memory
+        self.granted += memory
+        if since < self._read_at:
+            self.foreign = 0
+            self._recount()
+
+    def remove(self, lease: str, at: float, doubt: str) -> None:
+        """Note the end of a lease; the others stay as they are. See `end`."""
+        held = self.covering.pop(lease, 0)
+        self.granted -= held
+        self._ended(lease, held, at, doubt)
+
+    def end(self, lease: str, covering: dict[str, int], at: float, doubt: str) -> None:
         """Note the end of a lease.
 
         Args:
@@ -134,6 +150,9 @@ class Occupancy:
         held = self.covering.get(lease, 0)
         self.covering = covering
         self.granted = sum(covering.values())
+        self._ended(lease, held, at, doubt)
+
+    def _ended(self, lease: str, held: int, at: float, doubt: str) -> None:
         if doubt:
             self._doubt, self._doubt_at = doubt, at
             if self._used is not None:
@@ -147,12 +166,12 @@ class Occupancy:
         used = self._listed.pop(lease, 0) if self._listed is not None else 0
         self._hidden.discard(lease)
         self._counts.pop(lease, None)
-        if not covering:
+        if not self.covering:
             self._counts.pop(UNIDENTIFIED, None)
             self._hidden.discard(UNIDENTIFIED)
         self._busy = 0
         self.foreign = max(0, self.foreign - max(0, used - held))
-        if not covering and not self._counts:
+        if not self.covering and not self._counts:
             self.foreign = min(self.foreign, self._base)
 
     def clock_set(self, seconds: float) -> None:
