@@ -1,9 +1,9 @@
 """The queue at its fullest: 10,000 requests wait on 10,000 devices, and another arrives, or a lease ends.
 
-`planner/queue/line.py` beside the queue that the broker had before it (`planner/broker/queue.py` and `reserving.py`,
-served as its `serve_queue` does), in the same process, on the same fleet, for the same events.
+`planner/queue/line.py` and, as its peer, a list in which each request is decided in turn, without reservations: in the
+same process, on the same fleet, for the same events.
 
-    python bench/queue.py [--waiting 10000] [--hosts 1250] [--events 400] [--before 3]
+    python bench/queue.py [--waiting 10000] [--hosts 1250] [--events 400] [--plain 3]
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import resource
 import time
 from collections.abc import Callable
 
-from corral.planner.broker.queue import WaitingQueue
-from corral.planner.broker.reserving import Reservations
 from corral.planner.fleet.fleet import Fleet, free, hold
 from corral.planner.placement.decide import Placed, Policies, ask_of, decide
 from corral.planner.queue.durations import given
@@ -25,7 +23,7 @@ from corral.planner.queue.line import Line
 from corral.planner.simulation.simulate import fleet_of
 from corral.planner.simulation.timed import grants_of
 from corral.planner.simulation.trace import Node
-from corral.schemas.requests import Placement, Rejection, RejectionCode, WorkRequest
+from corral.schemas.requests import Placement, WorkRequest
 
 MODELS = ("H100", "A100", "L40S", "T4")
 SIZES = (1, 1, 1, 1, 2, 4, 8, 8, 16, 32)
@@ -66,7 +64,7 @@ def full_fleet(hosts: int, draw: random.Random) -> tuple[Fleet, list[tuple[str, 
     return fleet, leases
 
 
-class New:
+class Queue:
     """The queue as it is."""
 
     def __init__(self, fleet: Fleet, leases: list[tuple[str, float]], policy: str) -> None:
@@ -91,39 +89,31 @@ class New:
         free(self.fleet, lease)
 
 
-class Before:
-    """The queue as it was, served as the broker did, without its answers and its yields to other tasks."""
+class Plain:
+    """The peer: a list by arrival, in which each request is decided in turn, and equal ones once."""
 
     def __init__(self, fleet: Fleet, leases: list[tuple[str, float]], policy: str) -> None:
         self.fleet = fleet
-        self.ends = dict(leases)
         self.policies = Policies(policy)
-        self.queue = WaitingQueue()
-        self.reservations = Reservations(fleet, lambda lease: self.ends.get(lease, math.inf))
+        self.waiting: list[WorkRequest] = []
         self.started = 0
-        self.nothing = Rejection(code=RejectionCode.NO_CAPACITY, message="", could_ever_fit=True)
 
     def put(self, request: WorkRequest, seconds: float, now: float) -> None:
-        self.queue.add(request, now, self.nothing, None)
+        self.waiting.append(request)
 
     def serve(self, now: float) -> None:
-        refused: dict[object, object] = {}
-        self.reservations.begin(self.queue, now)
-        for entry in list(self.queue):
-            ask = ask_of(self.fleet, entry.request)
-            key = (ask, entry.request.policy)
-            decision = refused.get(key)
-            if decision is None:
-                self.reservations.show(entry.order)
-                decision = decide(self.fleet, entry.request, now, self.policies, learn=False)
+        refused: set[object] = set()
+        left: list[WorkRequest] = []
+        for request in self.waiting:
+            key = (ask_of(self.fleet, request), request.policy)
+            decision = None if key in refused else decide(self.fleet, request, now, self.policies, learn=False)
             if isinstance(decision, Placed):
-                self.queue.remove(entry)
-                self.reservations.drop(entry)
                 self.started += 1
                 hold(self.fleet, f"n{self.started}", decision.grants)
             else:
-                refused[key] = decision
-                self.reservations.renew(entry, ask)
+                refused.add(key)
+                left.append(request)
+        self.waiting = left
 
     def end(self, lease: str, now: float) -> None:
         free(self.fleet, lease)
@@ -142,7 +132,7 @@ def words(name: str, seconds: list[float]) -> str:
     return f"{name:24} p50 {1e3 * p50:10.3f} ms   p99 {1e3 * p99:10.3f} ms   most {1e3 * ordered[-1]:10.3f} ms"
 
 
-def run(kind: type[New] | type[Before], events: int, waiting: int, hosts: int, policy: str) -> list[float]:
+def run(kind: type[Queue] | type[Plain], events: int, waiting: int, hosts: int, policy: str) -> list[float]:
     """Fill, then time the events; returns the median of arrivals and of ends."""
     draw = random.Random(1)
     fleet, leases = full_fleet(hosts, draw)
@@ -188,10 +178,10 @@ if __name__ == "__main__":
     parser.add_argument("--waiting", type=int, default=10_000)
     parser.add_argument("--hosts", type=int, default=1250)
     parser.add_argument("--events", type=int, default=400)
-    parser.add_argument("--before", type=int, default=3, help="events for the queue as it was, which takes long")
+    parser.add_argument("--plain", type=int, default=3, help="events for the peer, which takes long")
     parser.add_argument("--policy", default="opportunity")
     asked = parser.parse_args()
-    new = run(New, asked.events, asked.waiting, asked.hosts, asked.policy)
-    if asked.before:
-        old = run(Before, asked.before, asked.waiting, asked.hosts, asked.policy)
-        print(f"medians: {old[0] / new[0]:,.0f} and {old[1] / new[1]:,.0f} times as fast")
+    found = run(Queue, asked.events, asked.waiting, asked.hosts, asked.policy)
+    if asked.plain:
+        peer = run(Plain, asked.plain, asked.waiting, asked.hosts, asked.policy)
+        print(f"medians: {peer[0] / found[0]:,.0f} and {peer[1] / found[1]:,.0f} times as fast as the list")

@@ -1,7 +1,7 @@
 """Periodic tasks of the leader.
 
 They publish lease events, end leases that are due, detect lost hosts, serve the queue, remove silent clients from it,
-store service time and faults, and measure the bucket.
+store service time and faults, publish what became of requests, learn durations, and measure the bucket.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from ..bus.elapsed import elapsed_seconds
 from ..bus.tasks import heed_cancellation
-from ..schemas import codec
+from ..schemas import codec, subjects
+from ..schemas.durations import DurationDigest
 from .broker.broker import RequestBroker
-from .durable.store import HEALTH, SERVICE_TIME, Deposed, Store, WriteFailed
+from .durable.store import DURATIONS, HEALTH, SERVICE_TIME, Deposed, Store, WriteFailed
 from .fleet.events import HostLost, HostSeen
 from .fleet.fleet import apply
 from .leases.events import LeaseEventPublisher
@@ -40,12 +42,16 @@ _SERVICE_SECONDS: Final = 5.0
 _LOGGED_OUTAGE_SECONDS: Final = 3.0
 _WAITING_SECONDS: Final = 1.0
 _AFTER_FAILURE_SECONDS: Final = 1.0
+_DURATIONS_SECONDS: Final = 600.0
+_DURATIONS_RETRY_SECONDS: Final = 60.0
+_DURATIONS_TIMEOUT_SECONDS: Final = 10.0
 
 
 class LeaderTasks:
     """Periodic tasks of one term.
 
     Args:
+        nc: connection of the planner.
         broker: broker of the term.
         publisher: of the term.
         telemetry: knows since when silence of a host counts.
@@ -59,6 +65,7 @@ class LeaderTasks:
 
     def __init__(
         self,
+        nc: Client,
         broker: RequestBroker,
         publisher: LeaseEventPublisher,
         telemetry: Telemetry,
@@ -69,6 +76,7 @@ class LeaderTasks:
         lost_after_seconds: float,
         connection: Callable[[], int | None],
     ) -> None:
+        self._nc = nc
         self._broker = broker
         self._publisher = publisher
         self._telemetry = telemetry
@@ -89,6 +97,9 @@ class LeaderTasks:
             asyncio.create_task(run_periodically("keeping service time", self._keep_service_time)),
             asyncio.create_task(run_periodically("looking for lost hosts", self._detect_lost_hosts)),
             asyncio.create_task(run_periodically("serving the queue", self._serve_queue)),
+            asyncio.create_task(run_periodically("publishing requests", self._broker.requests.publish_added)),
+            asyncio.create_task(run_periodically("learning durations", self._learn_durations)),
+            asyncio.create_task(run_periodically("forecasting starts", self._broker.forecaster.renew)),
             asyncio.create_task(run_periodically("looking who waits", self._probe_clients)),
             asyncio.create_task(run_periodically("keeping health", self._keep_health)),
             asyncio.create_task(run_periodically("measuring the bucket", self._measure)),
@@ -148,6 +159,20 @@ class LeaderTasks:
         if len(self._broker.queue):
             await self._broker.serve_queue()
         return 0.0
+
+    async def _learn_durations(self) -> float:
+        """Ask the history for the durations of past leases, and keep its answer for the next leader."""
+        try:
+            answer = await self._nc.request(subjects.DURATIONS, b"{}", timeout=_DURATIONS_TIMEOUT_SECONDS)
+            digest = codec.decode(answer.data, DurationDigest, codec.JSON)
+        except (NatsError, TimeoutError, codec.DecodeError) as error:
+            log.debug("the history gave no durations: %r", error)
+            return _DURATIONS_RETRY_SECONDS
+        self._broker.estimator.take_digest(digest)
+        value = answer.data
+        if self._store.has_room and len(value) <= self._store.max_record_bytes:
+            await self._store.put(DURATIONS, value, self._term)
+        return _DURATIONS_SECONDS
 
     async def _measure(self) -> float:
         await self._broker.measure()

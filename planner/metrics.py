@@ -140,7 +140,7 @@ class PlannerMetrics:
                 "large_requests": self._request_pool.outcomes,
                 "fork_seconds": self._query_pool.fork_seconds,
                 "queue_length": float(len(queue) if queue is not None else 0),
-                "queue_longest_wait_seconds": max((now - entry.arrived_at for entry in queue or ()), default=0.0),
+                "queue_longest_wait_seconds": max((now - entry.since for entry in queue or ()), default=0.0),
                 "active_leases": float(broker.ledger.table.active if broker is not None else 0),
                 "lease_changes": self.lease_changes,
                 "event_bytes": float(self.event_counts.sent_bytes),

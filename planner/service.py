@@ -26,6 +26,7 @@ from ..bus.health import HealthEndpoint
 from ..bus.layout import until_laid_out
 from ..bus.tasks import BackgroundTasks, heed_cancellation
 from ..schemas import codec, subjects
+from ..schemas.durations import DurationDigest
 from ..schemas.health import HealthStatus
 from ..schemas.instruments import ServiceKind
 from ..schemas.limits import STALE_AFTER_SECONDS
@@ -34,16 +35,19 @@ from ..schemas.requests import Error, LeaseState
 from .api.endpoints import Endpoints
 from .api.request_context import HEADROOM_BYTES
 from .broker.broker import RequestBroker
+from .broker.estimates import Estimator
 from .broker.fork_pool import ForkLimits, ForkPool
 from .broker.idempotency import CachedRejection
 from .broker.presence import SILENCE_SECONDS
 from .broker.probe import Probe
-from .broker.queue import PATIENCE_SECONDS
+from .broker.request_log import RequestLog
+from .broker.stored_queue import QUEUE_PREFIX, decode_stored
 from .durable.bucket import correct_streams
 from .durable.election import LeaderElection
 from .durable.store import (
     ANSWER_PREFIX,
     DRAINS,
+    DURATIONS,
     EVENT_KEY,
     HEALTH,
     LEADER,
@@ -67,6 +71,8 @@ from .limits import Limiter, Limits
 from .metrics import PlannerMetrics
 from .placement.decide import Policies
 from .placement.policies import POLICIES
+from .queue.order import DEFAULT as DEFAULT_ORDER
+from .queue.order import rule_of
 from .telemetry import Health, Telemetry
 
 log = logging.getLogger("corral.planner")
@@ -86,7 +92,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         lost_after_seconds: a host that is silent for so long is lost, and its leases end unless their holders renew.
         limits: quotas of one owner.
         query_limits: limits on expensive queries.
-        patience_seconds: devices are reserved for a request that has been queued for so long.
+        order: name of the queue's order, or `module:function` (`planner/queue/order.py`).
         silence_seconds: a queued request whose client is not heard for so long leaves the queue.
     """
 
@@ -95,7 +101,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     lost_after_seconds: float = LOST_AFTER_SECONDS
     limits: Limits = Limits()
     query_limits: ForkLimits = ForkLimits()
-    patience_seconds: float = PATIENCE_SECONDS
+    order: str = DEFAULT_ORDER
     silence_seconds: float = SILENCE_SECONDS
 
 
@@ -110,6 +116,8 @@ class Bucket(Struct):
         watermark: revision up to which no event is missing on the stream.
         event_key: key that makes the message ids of events; empty if there is none.
         claimed_at: begin of the term, by the server's clock.
+        waiting: waiting requests, by key, not decoded.
+        durations: digest of past leases; None if there is none.
     """
 
     records: list[tuple[LeaseRecord, int]] = []
@@ -119,6 +127,8 @@ class Bucket(Struct):
     watermark: int = 0
     event_key: bytes = b""
     claimed_at: float = 0.0
+    waiting: list[tuple[str, bytes]] = []
+    durations: DurationDigest | None = None
 
 
 class Planner:
@@ -239,6 +249,8 @@ class Planner:
                 await self._endpoints.close()
                 await asyncio.sleep(0)  # the tasks of the last messages begin
                 await self._store.settled()
+                if self._broker is not None:
+                    await self._broker.requests.flush()
                 if self._publisher is not None:
                     await self._publisher.flush()
                     await self._publisher.save_watermark()
@@ -303,17 +315,20 @@ class Planner:
             broker = self._broker_of(term, publisher, table, service, found)
             self._broker, self._publisher = broker, publisher
             ending.push_async_callback(self._end_term, broker)
+            await self._restore_queue(broker, found)
             self._term_tasks = self._leader_tasks(term, broker, publisher).start()
             ending.push_async_callback(self._stop_term_tasks)
             await self._endpoints.open(broker)
             self.leading.set()
             log.info(
-                "planner %s is ready after %.0f ms: %d hosts, %d devices, %d active leases, %d events republished",
+                "planner %s is ready after %.0f ms: %d hosts, %d devices, %d active leases, %d waiting requests, "
+                "%d events republished",
                 self.id,
                 (elapsed_seconds() - started) * 1000,
                 len(self.fleet.hosts),
                 len(self.fleet.devices),
                 table.active,
+                len(broker.queue),
                 missing,
             )
             yield
@@ -330,6 +345,10 @@ class Planner:
                 answer = decode_or_none(entry.key, entry.value, CachedRejection)
                 if answer is not None:
                     found.rejections[entry.key[len(ANSWER_PREFIX) :]] = answer
+            elif entry.key.startswith(QUEUE_PREFIX):
+                found.waiting.append((entry.key, entry.value))
+            elif entry.key == DURATIONS:
+                found.durations = decode_or_none(entry.key, entry.value, DurationDigest)
             elif entry.key == DRAINS:
                 found.drains = decode_or_none(entry.key, entry.value, dict[str, str]) or {}
             elif entry.key == LEADER:
@@ -380,6 +399,12 @@ class Planner:
             deposed=self._election.deposed,
             max_bytes=self.max_bytes,
         )
+        requests = RequestLog(self._nc.jetstream(), self.id, self._nc.max_payload)
+        estimator = Estimator()
+        if found.durations is not None:
+            estimator.take_digest(found.durations)
+        for record in table:
+            estimator.learn(record)
         broker = RequestBroker(
             self.fleet,
             ledger,
@@ -392,15 +417,25 @@ class Planner:
             deposed=self._election.deposed,
             limiter=self._limiter,
             request_pool=self._request_pool,
-            patience_seconds=self._settings.patience_seconds,
+            requests=requests,
+            estimator=estimator,
+            order=self._settings.order,
             silence_seconds=self._settings.silence_seconds,
             probe=self._probe.present,
         )
         broker.on_decision = self._metrics.decision_seconds.observe
         return broker
 
+    async def _restore_queue(self, broker: RequestBroker, found: Bucket) -> None:
+        """Take in the requests that waited in an earlier term. The heartbeat goes on meanwhile."""
+        for count, stored in enumerate(decode_stored(found.waiting)):
+            await broker.restore(stored, self._endpoints.stored_callers(stored.callers))
+            if count % 256 == 0:
+                await asyncio.sleep(0)
+
     def _leader_tasks(self, term: int, broker: RequestBroker, publisher: LeaseEventPublisher) -> LeaderTasks:
         return LeaderTasks(
+            self._nc,
             broker,
             publisher,
             self._telemetry,
@@ -501,11 +536,12 @@ async def plan(
 
     Raises:
         bus.BusUnavailable: no server answers at the start, a connection is closed for good, or the bucket is lost.
-        ValueError: an unknown policy.
+        ValueError: an unknown policy or order.
     """
     settings = settings or Settings()
     if settings.policy is not None and settings.policy not in POLICIES:
         raise ValueError(f"policy {settings.policy!r} is not known: use one of {', '.join(sorted(POLICIES))}")
+    rule_of(settings.order)
     stopping = stop or asyncio.Event()
     if stop is None:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -7,6 +7,7 @@ counts `0.5 ** (d / 30)`.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Annotated, Final
 
@@ -95,6 +96,7 @@ def bin_seconds(number: int) -> float:
     return 2.0 ** ((number + 0.5) / 4)
 
 
+@functools.lru_cache(4096)
 def shape_of(gpus: int, gpu_share: float | None = None, models: tuple[str, ...] = (), mig: bool | str = False) -> str:
     """Shape of a request: number of devices or share of one, with the models or the MIG profile that it asks for."""
     size = f"{gpus}" if gpu_share is None else f"{gpu_share:g}"

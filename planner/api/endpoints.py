@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -42,6 +42,8 @@ from ..broker import query_costs
 from ..broker.broker import RequestBroker
 from ..broker.fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
 from ..broker.large_requests import LARGE_BYTES
+from ..broker.pending import Responder
+from ..broker.stored_queue import StoredCaller
 from ..durable.election import LeaderElection
 from ..fleet import summary
 from ..fleet.fleet import Fleet
@@ -49,6 +51,7 @@ from ..limits import Kind, Limiter, rate_limited_owner
 from ..metrics import PlannerMetrics
 from ..placement.decide import InvalidRequest, Policies, explain
 from .request_context import RequestContext
+from .stored_caller import StoredResponder
 
 log = logging.getLogger("corral.planner")
 
@@ -175,8 +178,8 @@ class Endpoints:
             await broker.drainer.drain(body, context)
 
         def explained(body: ExplainRequest) -> Struct:
-            broker.apply_reservations_ahead_of(body.request)
-            return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
+            with broker.protected(body.request):
+                return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
 
         async def explanation(context: RequestContext, body: ExplainRequest) -> None:
             await self._answer(context, query_costs.explaining(self._fleet, body), lambda: explained(body))
@@ -375,6 +378,10 @@ class Endpoints:
         return RequestContext(
             request, owner, self._max_bytes, self._forward_soon, self._metrics.count_answer if counts else None
         )
+
+    def stored_callers(self, callers: Sequence[StoredCaller]) -> list[Responder]:
+        """Responders for callers that have waited since an earlier term."""
+        return [StoredResponder(self._nc, caller, self._tasks) for caller in callers]
 
     # Forwarding
 

@@ -13,13 +13,14 @@ from msgspec import Struct
 from nats.errors import Error as NatsError
 from nats.micro.request import Request
 
-from ...bus.permissions import with_name
+from ...bus.permissions import ACROSS, with_name
 from ...schemas import codec, globs, replies
 from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
 from ...schemas.requests import Distribution, Error, WorkRequest
 from ...schemas.subjects import PlanSubject
 from ..broker.idempotency import digest_of
 from ..broker.large_requests import DecodedRequest, EncodedItems, decode_items, without_items
+from ..broker.stored_queue import StoredCaller
 from ..fleet.state import InvalidRequest
 from ..limits import MAX_LABELS_BYTES
 
@@ -144,6 +145,18 @@ class RequestContext:
     def reply_to(self) -> str:
         """Reply subject."""
         return self._request._msg.reply  # pyright: ignore[reportPrivateUsage]  # micro has no other way to it
+
+    @property
+    def stored(self) -> StoredCaller | None:
+        """Address by which a later leader can answer; None across accounts, where only this planner may."""
+        if self.reply_to.startswith(ACROSS) or not self.reply_to:
+            return None
+        return StoredCaller(
+            reply_to=self.reply_to,
+            content_type=self.content_type,
+            client_name=self._client_name,
+            subject=self._request.subject,
+        )
 
     @property
     def subject(self) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,7 +21,16 @@ from msgspec.structs import replace
 from ...bus.elapsed import steady_time
 from ...bus.tasks import BackgroundTasks
 from ...schemas.operations import Queue, QueueFilter
-from ...schemas.requests import Assignment, Error, Lease, Rejection, RejectionCode, WithdrawAction, WorkRequest
+from ...schemas.requests import (
+    Assignment,
+    Error,
+    Lease,
+    LeaseState,
+    Rejection,
+    RejectionCode,
+    WithdrawAction,
+    WorkRequest,
+)
 from ..durable.store import Deposed, Store, WriteFailed
 from ..fleet.fleet import Fleet
 from ..leases import lifecycle
@@ -28,19 +39,29 @@ from ..leases.ledger import Ledger, clock, write_refused
 from ..leases.lifecycle import LeaseRecord, Refused
 from ..leases.usage import size_of
 from ..limits import Limiter
-from ..placement.decide import Decision, Placed, Policies, addresses, ask_of, decide, environment
+from ..placement.decide import Decision, Placed, Policies, addresses, decide, environment, placed
+from ..placement.reject import reject
+from ..queue.line import Line
+from ..queue.order import DEFAULT, rule_of
 from . import query_costs
 from .drains import Drainer
+from .estimates import Estimator
+from .forecasts import Forecaster
 from .fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
 from .idempotency import CachedRejection, RejectionCache, conflict, digest_of
 from .large_requests import EncodedItems, distribute_packed, with_distribution
 from .lease_commands import LeaseCommands
+from .outcomes import outcome_of
 from .pending import PendingRequest, RelayResponder, Responder
 from .presence import ASK_AGAIN, SILENCE_SECONDS, Presence
-from .queue import MAX_WAITING, PATIENCE_SECONDS, QueuedRequest, WaitingQueue
-from .reservations import Reservations, newcomer
+from .queue import MAX_WAITING, Arrival, QueuedRequest, WaitingQueue, time_of
+from .request_log import RequestLog
+from .stored_queue import StoredQueue, StoredRequest
 
 log = logging.getLogger("corral.planner.broker.broker")
+
+MAX_EXPLAINED: Final = 16
+"""Kinds of requests whose reasons to wait are computed anew for one listing."""
 
 
 ProbeClients = Callable[[Sequence[str]], Awaitable[set[str]]]
@@ -64,10 +85,12 @@ class RequestBroker:
         policies: of this planner.
         drains: as read from the bucket.
         answers: as read from the bucket, by their keys.
+        requests: publishes what became of requests.
+        estimator: estimates durations.
         deposed: called when a write was refused since another planner leads.
         limiter: quotas of owners.
         request_pool: distributes work items if that is expensive.
-        patience_seconds: devices are reserved for a request that has been queued for so long.
+        order: name of the queue's order (`planner/queue/order.py`).
         silence_seconds: a queued request whose client is not heard for so long leaves the queue.
         probe: probes queued clients.
 
@@ -89,10 +112,12 @@ class RequestBroker:
         policies: Policies,
         drains: dict[str, str],
         answers: dict[str, CachedRejection],
+        requests: RequestLog,
+        estimator: Estimator,
         deposed: Callable[[], None],
         limiter: Limiter,
         request_pool: ForkPool,
-        patience_seconds: float = PATIENCE_SECONDS,
+        order: str = DEFAULT,
         silence_seconds: float = SILENCE_SECONDS,
         probe: ProbeClients = probe_none,
     ) -> None:
@@ -100,8 +125,14 @@ class RequestBroker:
         self.fleet = fleet
         self.wake = asyncio.Event()
         self.on_decision: Callable[[float], None] = lambda _: None
-        self.queue = WaitingQueue()
-        self.reservations = Reservations(fleet, ledger.table.ends, patience_seconds)
+        self.estimator = estimator
+        self.line = Line(fleet, policies, rule_of(order))
+        self.queue = WaitingQueue(self.line)
+        self.forecaster = Forecaster(self.queue)
+        self.requests = requests
+        self._follows_leases = False
+        self._stored = StoredQueue(store, term)
+        ledger.on_end = self._lease_ended
         self.presence = Presence(silence_seconds)
         self._probe = probe
         self._store = store
@@ -118,6 +149,7 @@ class RequestBroker:
         self._rejections = RejectionCache(store, term, answers, deposed)
         self._pending: dict[tuple[str, str], PendingRequest] = {}
         self._made = 0
+        self._asked = 0
         self._closed = False
         self._shutdown_error: Error | None = None
 
@@ -147,7 +179,7 @@ class RequestBroker:
             and query_costs.distributing(work, request.gpus) > query_costs.CHEAP_SECONDS
         ):
             encoded_items = EncodedItems(digest, lambda: work)
-        pending = PendingRequest(digest, request, caller, named, encoded_items)
+        pending = PendingRequest(digest, request, caller, named, encoded_items, self._new_uid(), time.time())
         decision = self._decide(pending)
         self._pending[pending.key] = pending
         if isinstance(decision, Placed):
@@ -184,22 +216,34 @@ class RequestBroker:
         entry = pending.entry
         if entry is None or entry not in self.queue:
             return
-        if entry.asked_to_retry:
+        if entry.asked_to_retry or not entry.confirmed:
             self.wake.set()  # it may have been its turn
-        self.presence.note_heard(entry)
+        self._note_heard(entry)
         for other in before:
             await other.answer(self.queue.entry_listing(entry, steady_time()))
 
     def _decide(self, pending: PendingRequest) -> Decision:
-        request, entry = pending.request, pending.entry
-        now = time.time()
-        self.reservations.show(newcomer(request.priority) if entry is None else entry.order)
         began = time.perf_counter()
-        # A policy learns from each request once, however often it is tried from the queue.
         distributing = pending.encoded_items is None
-        decision = decide(self.fleet, request, now, self._policies, learn=entry is None, distributing=distributing)
+        with self.protected(pending.request):
+            decision = decide(self.fleet, pending.request, time.time(), self._policies, distributing=distributing)
         self.on_decision(time.perf_counter() - began)
         return decision
+
+    @contextmanager
+    def protected(self, request: WorkRequest) -> Generator[None]:
+        """Context in which the fleet lacks what is kept from a request: for requests ahead of its place in the queue.
+
+        A request that is not queued is behind all of its priority.
+        """
+        if not len(self.queue):
+            yield
+            return
+        queued = self.queue.find(request.owner, request.request_id or "")
+        now = time.time()
+        seconds = self.estimator.of_request(request, now).seconds if queued is None else queued.entry.estimate.seconds
+        with self.line.protected(None if queued is None else queued.entry, request.priority, seconds, now):
+            yield
 
     async def _enqueue(self, pending: PendingRequest, rejection: Rejection) -> None:
         """Queue a request that can't be granted now, or answer why it can't be queued."""
@@ -211,9 +255,102 @@ class RequestBroker:
         elif refused := self._limiter.queue_quota(owner, self.queue.count_of(owner)):
             await self._answer(pending, refused)
         else:
-            entry = self.queue.add(pending.request, steady_time(), rejection, pending, pending.digest)
-            pending.entry = entry
-            self.presence.note_heard(entry)
+            self._add(pending, rejection)
+            self.wake.set()  # it may pass those ahead
+
+    def _add(self, pending: PendingRequest, rejection: Rejection, arrival: Arrival | None = None) -> QueuedRequest:
+        self._follow_leases()
+        request, now = pending.request, time.time()
+        pending.estimate = self.estimator.of_request(request, now)
+        queued = self.queue.add(request, now, pending.estimate, rejection, pending, pending.digest, arrival)
+        pending.entry = queued
+        self.presence.note_heard(queued)
+        if arrival is None:
+            pending.asked_at = queued.arrival.asked_at
+            self._store_entry(pending, queued)
+        return queued
+
+    def _store_entry(self, pending: PendingRequest, queued: QueuedRequest) -> None:
+        if pending.encoded_items is not None:  # its items are not in the request
+            return
+        arrival = queued.arrival
+        callers = [stored for caller in pending.callers if (stored := caller.stored) is not None]
+        pending.is_stored = self._stored.put(
+            StoredRequest(
+                uid=pending.uid,
+                request=pending.request,
+                asked_at=arrival.asked_at,
+                number=arrival.number,
+                until=arrival.until,
+                digest=pending.digest,
+                has_client_id=pending.has_client_id,
+                position=arrival.position,
+                callers=callers,
+                forecast=queued.forecast,
+            )
+        )
+
+    async def restore(self, stored: StoredRequest, callers: Sequence[Responder]) -> None:
+        """Take in a request that waited in an earlier term; one that was answered then gets its answer again.
+
+        It starts once its client was heard.
+
+        Args:
+            stored: its entry in the bucket.
+            callers: that wait for the answer; none if no one could be answered.
+        """
+        request = stored.request
+        nobody: list[Responder] = [_NoResponder()]
+        pending = PendingRequest(
+            stored.digest, request, (callers or nobody)[0], stored.has_client_id, None, stored.uid, stored.asked_at
+        )
+        pending.callers = list(callers or nobody)
+        pending.is_stored = True
+        request_id = request.request_id or ""
+        if pending.key in self._pending:
+            return
+        self._pending[pending.key] = pending
+        record = self.ledger.table.of_request(request.owner, request_id)
+        if record is not None:
+            await self._answer(pending, Assignment(lease=record.lease))
+            return
+        answer = self._rejections.get(request.owner, request_id, stored.digest)
+        if answer is not None:
+            await self._answer(pending, answer.rejection)
+            return
+        why = Rejection(
+            code=RejectionCode.NO_CAPACITY,
+            message="it has waited since before this planner took over",
+            could_ever_fit=True,
+            request_id=request_id,
+        )
+        arrival = Arrival(stored.asked_at, stored.number, stored.until, stored.position)
+        queued = self._add(pending, why, arrival)
+        queued.forecast = queued.last_forecast = stored.forecast
+        queued.confirmed = False
+        self.queue.set_ready(queued, False)
+
+    def _follow_leases(self) -> None:
+        """Tell the line of all active leases, from the first waiting request on."""
+        if self._follows_leases:
+            return
+        self._follows_leases = True
+        now = time.time()
+        for record in self.ledger.table:
+            if record.lease.state is LeaseState.ACTIVE:
+                self._line_follows(record, now)
+
+    def _line_follows(self, record: LeaseRecord, now: float) -> None:
+        lease = record.lease
+        gpus = sum(grant.share for grant in lease.grants if grant.device)
+        self.line.adopt(
+            lease.lease_id, lease.owner, gpus, self.estimator.of_lease(record, now), lease.granted_at.timestamp()
+        )
+
+    def _lease_ended(self, record: LeaseRecord) -> None:
+        self.estimator.learn(record)
+        if self._follows_leases:
+            self.line.ended(record.lease.lease_id, time.time())
 
     # Grants
 
@@ -232,6 +369,9 @@ class RequestBroker:
                 async with self.ledger.write_new(record) as revision:
                     reservation.commit()
                     self.ledger.table.put(record)
+                    self.ledger.note_limit(record.lease)
+                    if self._follows_leases:
+                        self._line_follows(record, record.lease.granted_at.timestamp())
                     try:
                         await self._answer(pending, Assignment(lease=record.lease))
                     finally:
@@ -289,6 +429,7 @@ class RequestBroker:
             policy=placed.policy,
             distribution=placed.distribution,
             service_seconds=self.ledger.service_seconds(),
+            asked_at=time_of(pending.asked_at),
         )
 
     def _charge(self, reservation: GrantReservation, lease: Lease) -> None:
@@ -323,8 +464,18 @@ class RequestBroker:
     async def _answer(self, pending: PendingRequest, reply: Struct) -> None:
         """Answer all callers of a pending request; nothing if that was done, or it was forwarded."""
         if self._resolve(pending):
+            if not pending.withdrawn_early and reply is not self._shutdown_error:
+                self._log_outcome(pending, reply)
             for caller in pending.callers:
                 await caller.answer(reply)
+
+    def _log_outcome(self, pending: PendingRequest, reply: Struct) -> None:
+        """Publish what became of a request; its entry in the bucket is deleted once that is stored."""
+        event = outcome_of(pending, reply, time.time())
+        if pending.is_stored:
+            self.requests.add(event, lambda: self._stored.delete(pending.uid))
+        else:
+            self.requests.add(event)
 
     def _forward(self, pending: PendingRequest) -> None:
         """Forward a pending request to the leader; nothing if that was done, or it was answered."""
@@ -375,53 +526,50 @@ class RequestBroker:
 
     def _dequeue(self, entry: QueuedRequest) -> None:
         self.queue.remove(entry)
-        self.reservations.drop(entry)
 
     async def serve_queue(self) -> None:
-        """Serve the queue, first in line first: reject expired requests, and grant those that fit now.
+        """Serve the queue: reject expired requests, and grant those that may start now.
 
-        A request whose client was silent is told to ask again first, and gets a reservation meanwhile.
+        A request whose client was silent is told to ask again first; what it would take is kept for it meanwhile.
         """
         now = steady_time()  # setting the clock must not expire requests
-        over = self.queue.expired(now)
-        for entry in over:
+        for entry in self.queue.expired(now):
             self._dequeue(entry)
-        for entry in over:
-            message = f"nothing came free within {now - entry.arrived_at:.1f} s: {entry.rejection.message}"
+            message = f"nothing came free within {now - entry.since:.1f} s: {entry.rejection.message}"
             rejection = replace(entry.rejection, code=RejectionCode.TIMED_OUT, message=message)
             self._tasks.start(self._reject(entry.payload, rejection))
-        refused: dict[object, Rejection] = {}
-        self.reservations.begin(self.queue, now)
-        for turn, entry in enumerate(list(self.queue)):
-            if turn % 32 == 31:
-                await asyncio.sleep(0)  # requests come in between
-            if self._closed or entry not in self.queue:
-                continue
-            fresh = self.presence.is_fresh(entry)
+        turn = 0
+        while not self._closed:
+            began = time.perf_counter()
+            start = self.line.next(time.time())
+            self.on_decision(time.perf_counter() - began)
+            if start is None:
+                break
+            queued: QueuedRequest = start.entry.payload
+            pending: PendingRequest = queued.payload
+            self.queue.remove(queued)
+            self.forecaster.started(queued, time.time())
             try:
-                # A request that is refused is refused further back in the queue, too: the fleet only fills up.
-                ask = ask_of(self.fleet, entry.request)
-                key = (ask, entry.request.policy)
-                decision = refused.get(key)
-                if decision is None:
-                    decision = self._decide(entry.payload)
-                if not isinstance(decision, Placed):
-                    refused[key] = decision
-                    entry.rejection = replace(decision, request_id=entry.request.request_id or "")
-                    self.reservations.renew(entry, ask)
-                elif not fresh:
-                    # It is granted once its client was heard again; what it would take is reserved meanwhile.
-                    self.reservations.keep(entry, ask)
+                distributing = pending.encoded_items is None
+                placement = placed(pending.request, start.entry.ask, start.policy, start.picks, distributing)
+                reservation = self._reserve(placement)
             except Exception as error:  # requests behind it must not wait for ever
-                log.exception("request %s could not be decided", entry.request.request_id)
-                self._dequeue(entry)
-                await self._answer(entry.payload, Error(code="internal", message=f"The planner failed: {error}"))
+                log.exception("request %s could not be decided", pending.request.request_id)
+                await self._answer(pending, Error(code="internal", message=f"The planner failed: {error}"))
                 continue
-            if isinstance(decision, Placed) and fresh:
-                self._dequeue(entry)
-                self._tasks.start(self._grant(entry.payload, decision, self._reserve(decision)))
-            elif isinstance(decision, Placed):
-                await self._ask_to_retry(entry)
+            self._tasks.start(self._grant(pending, placement, reservation))
+            turn += 1
+            if turn % 32 == 0:
+                await asyncio.sleep(0)  # requests come in between
+        for entry in self.line.unready:
+            if entry.payload in self.queue and not entry.payload.asked_to_retry:
+                await self._ask_to_retry(entry.payload)
+
+    def _note_heard(self, queued: QueuedRequest) -> None:
+        self.presence.note_heard(queued)
+        if not queued.entry.ready:
+            self.queue.set_ready(queued, True)
+            self.wake.set()
 
     async def probe_clients(self, now: float, connection: int | None) -> None:
         """Probe silent clients of queued requests: remove those that are gone, and tell others to ask again.
@@ -435,16 +583,18 @@ class RequestBroker:
         quiet = [entry for entry in self.queue if presence.needs_probe(entry)]
         if not quiet:
             return
+        for entry in quiet:
+            if not presence.is_fresh(entry):
+                self.queue.set_ready(entry, False)
         there = await self._probe([caller.reply_to for entry in quiet for caller in entry.payload.callers])
         for entry in quiet:
             pending: PendingRequest = entry.payload
             if self._closed or entry not in self.queue:
                 continue
             if any(caller.reply_to in there for caller in pending.callers):
-                presence.note_heard(entry)
+                self._note_heard(entry)
             elif presence.timed_out(entry):
-                self.queue.remove_silent(entry, steady_time(), pending.digest)
-                self.reservations.drop(entry)
+                self.queue.remove_silent(entry, time.time(), pending.digest)
                 log.info("request %s of %s is out of line: silent", entry.request.request_id, entry.request.owner)
                 await self._answer(pending, self._silence_error(entry))
                 self.wake.set()
@@ -454,6 +604,7 @@ class RequestBroker:
     async def _ask_to_retry(self, entry: QueuedRequest) -> None:
         """Tell a silent client to ask again, upon which its request keeps its place."""
         entry.asked_to_retry = True
+        self.queue.set_ready(entry, False)
         told = self._silence_error(entry)
         for caller in entry.payload.take_senders():
             await caller.answer(told)
@@ -469,18 +620,25 @@ class RequestBroker:
             ),
         )
 
-    def apply_reservations_ahead_of(self, request: WorkRequest) -> None:
-        """Apply to the fleet the reservations that a query about a request must respect: those ahead of it.
-
-        If the request is queued, by owner and id, those ahead of its place in the queue.
-        """
-        named = self.queue.named(request.request_id or "")
-        entry = next((entry for entry in named if entry.request.owner == request.owner), None)
-        self.reservations.show(newcomer(request.priority) if entry is None else entry.order)
-
     def list_queue(self, only: QueueFilter, max_bytes: int) -> Queue:
         """List the queue, cut at the size of a message."""
+        self._explain_waiting(only)
         return self.queue.listing(steady_time(), only, self.presence.silence, max_bytes)
+
+    def _explain_waiting(self, only: QueueFilter) -> None:
+        """Bring the reasons why listed requests wait up to date, for as many kinds of requests as a list may cost."""
+        found: dict[object, Rejection] = {}
+        now = time.time()
+        for queued in self.queue:
+            request, entry = queued.request, queued.entry
+            if only.owner not in (None, request.owner) or only.request_id not in (None, request.request_id):
+                continue
+            if entry.group not in found:
+                if len(found) >= MAX_EXPLAINED:
+                    return
+                with self.line.protected(entry, request.priority, entry.estimate.seconds, now):
+                    found[entry.group] = reject(self.fleet, entry.ask, "")
+            queued.rejection = replace(found[entry.group], request_id=request.request_id or "")
 
     # The bucket
 
@@ -512,15 +670,17 @@ class RequestBroker:
             in_line = pending.entry is not None and pending.entry in self.queue
             if pending.entry is not None and in_line:
                 self._dequeue(pending.entry)
-            if shutdown_error is None or in_line:
+            if pending.is_stored and in_line and _outlive(pending):
+                self._pending.pop(pending.key, None)  # the next leader has it
+            elif shutdown_error is None or in_line:
                 await self._dismiss(pending)
-        self.reservations.clear()
 
     async def end(self) -> None:
         """End what is in flight: grants, changes of leases, and rejections. Call it once their writes are abandoned."""
         await self._tasks.cancel()
         await self.ledger.close()
         await self._rejections.close()
+        await self._stored.close()
         self._grants.roll_back()
 
     async def _dismiss(self, pending: PendingRequest) -> None:
@@ -530,10 +690,34 @@ class RequestBroker:
         else:
             await self._answer(pending, self._shutdown_error)
 
+    def _new_uid(self) -> str:
+        """New id for the event of a request."""
+        self._asked += 1
+        return f"{self._planner}-{self._term:x}-r{self._asked:x}"
+
     def _new_id(self) -> str:
         """New id for a lease or request, short enough to type; unique, since each run of a planner has another id."""
         self._made += 1
         return f"{self._planner}-{self._term:x}-{self._made:x}"
+
+
+class _NoResponder:
+    """Stands for the callers of a request that no one could be answered."""
+
+    reply_to = ""
+    client_name = ""
+    stored = None
+
+    async def answer(self, reply: Struct) -> None:
+        """Do nothing."""
+
+    def forward(self, body: Struct) -> None:
+        """Do nothing."""
+
+
+def _outlive(pending: PendingRequest) -> bool:
+    """True if the next leader can answer all callers of a request."""
+    return all(caller.stored is not None for caller in pending.callers)
 
 
 def _withdrawn(action: WithdrawAction, request: WorkRequest | None = None) -> Rejection:

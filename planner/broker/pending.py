@@ -8,8 +8,10 @@ from msgspec import Struct
 
 from ...bus.permissions import ACROSS
 from ...schemas.requests import WorkRequest
+from ..queue.durations import Estimate
 from .large_requests import EncodedItems
 from .queue import QueuedRequest
+from .stored_queue import StoredCaller
 
 _MAX_CALLERS: Final = 64
 """Limit on the callers of a request: one that retries has usually given up on its earlier attempt."""
@@ -30,6 +32,11 @@ class Responder(Protocol):
         """Name of a client that asks again under a request id while it is queued; empty if it gives none."""
         ...
 
+    @property
+    def stored(self) -> StoredCaller | None:
+        """Address by which a later leader can answer; None if it can't."""
+        ...
+
     async def answer(self, reply: Struct) -> None:
         """Send the answer."""
         ...
@@ -48,14 +55,30 @@ class PendingRequest:
         caller: the first to send it.
         has_client_id: true if the caller gave the id, and may retry under it.
         encoded_items: access to its work items, if they are expensive to distribute.
+        uid: id of the event that says what became of it.
+        asked_at: when it came, in seconds since the epoch.
 
     Attributes:
         callers: those that wait for the answer.
         entry: its entry in the queue; None if it was never queued.
+        estimate: of its duration; None if it was not needed.
+        is_stored: true if the bucket has an entry of it, which a later leader finds.
         withdrawn_early: true if it is being withdrawn before it has arrived: then `request` has its owner and id alone.
     """
 
-    __slots__ = ("callers", "digest", "encoded_items", "entry", "has_client_id", "request", "withdrawn_early")
+    __slots__ = (
+        "asked_at",
+        "callers",
+        "digest",
+        "encoded_items",
+        "entry",
+        "estimate",
+        "has_client_id",
+        "is_stored",
+        "request",
+        "uid",
+        "withdrawn_early",
+    )
 
     def __init__(
         self,
@@ -64,7 +87,13 @@ class PendingRequest:
         caller: Responder,
         has_client_id: bool,
         encoded_items: EncodedItems | None = None,
+        uid: str = "",
+        asked_at: float = 0.0,
     ) -> None:
+        self.uid = uid
+        self.asked_at = asked_at
+        self.estimate: Estimate | None = None
+        self.is_stored = False
         self.digest = digest
         self.request = request
         self.callers = [caller]
@@ -115,6 +144,11 @@ class RelayResponder:
     def client_name(self) -> str:
         """Empty: an onlooker is not a queued client."""
         return ""
+
+    @property
+    def stored(self) -> StoredCaller | None:
+        """None: it asks again."""
+        return None
 
     async def answer(self, reply: Struct) -> None:
         """Send the answer."""

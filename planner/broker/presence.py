@@ -60,6 +60,7 @@ class Presence:
         """Note that a queued client was heard."""
         entry.heard_at = self._clock
         entry.asked_to_retry = False
+        entry.confirmed = True
 
     def silence(self, entry: QueuedRequest) -> float:
         """Seconds for which a client was not heard, though it could have been."""
@@ -67,11 +68,11 @@ class Presence:
 
     def needs_probe(self, entry: QueuedRequest) -> bool:
         """True if a client should be probed."""
-        return self.silence(entry) >= self.silence_seconds * ASK_AGAIN
+        return not entry.confirmed or self.silence(entry) >= self.silence_seconds * ASK_AGAIN
 
     def is_fresh(self, entry: QueuedRequest) -> bool:
         """True if a client was heard recently enough to be granted devices."""
-        return self.silence(entry) <= self.silence_seconds * FRESH
+        return entry.confirmed and self.silence(entry) <= self.silence_seconds * FRESH
 
     def needs_notice(self, entry: QueuedRequest) -> bool:
         """True if a client should be told to ask again."""

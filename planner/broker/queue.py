@@ -1,33 +1,49 @@
-"""Queue of requests that wait for devices: by priority, then by arrival.
+"""Queue of requests that wait for devices, with their clients.
 
-A request that fits may overtake those ahead that wait for more devices (backfill), since idle devices are of no use.
-That has a limit: once a request has been queued for its patience, the devices that can serve it soonest are reserved
-for it (see `reserving`). Requests behind it, of the same or lower priority, get only what is left.
+The order, who may start, and what is kept for whom are `planner/queue/`'s; here are the clients: when each was heard,
+when it gives up, and the place of one that left the queue because its client was silent.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from msgspec import json
 
+from ...bus.elapsed import steady_time
 from ...schemas.operations import Queue, QueueEntry, QueueFilter
+from ...schemas.request_events import Forecast
 from ...schemas.requests import Rejection, WorkRequest
 from ..fleet.lru import LRUCache
-from ..fleet.reservation import Reservation
+from ..queue.durations import Estimate
+from ..queue.forecast import Forecast as ComputedForecast
+from ..queue.line import Entry, Held, Line
+from .estimates import described
 
-PATIENCE_SECONDS: Final = 30.0
 MAX_WAITING: Final = 10_000
 EVERYBODY: Final = QueueFilter()
 _HOSTS_LISTED: Final = 10
 _PLACE_SECONDS: Final = 600.0
 """Time for which the place of a request is kept that left the queue because its client was silent."""
 
-Order = tuple[int, float]
-"""Negative priority, and number of arrival: the smaller is ahead."""
+
+class Arrival(NamedTuple):
+    """Arrival of a request that waited before.
+
+    Attributes:
+        asked_at: seconds since the epoch.
+        number: of its arrival.
+        until: time at which it is rejected, in seconds since the epoch.
+        position: position in the queue at its arrival.
+    """
+
+    asked_at: float
+    number: int
+    until: float
+    position: int = 0
 
 
 class QueuedRequest:
@@ -35,107 +51,143 @@ class QueuedRequest:
 
     Attributes:
         request: with its id.
-        arrived_at: seconds, by the caller's clock.
-        deadline: time at which it is rejected, by the same clock.
+        arrival: when it came.
         rejection: reason why it waits.
         payload: opaque data of the caller, to answer it.
-        order: its place.
-        reservation: devices that are reserved for it; None if none are.
-        chosen_turn: number of the last turn in which a reservation was sought for it.
+        entry: its entry in the line.
+        since: begin of its wait, by the steady clock, which setting the clock does not change.
+        deadline: time at which it is rejected, by the steady clock.
         heard_at: when its client was last heard, by the clock of `Presence`.
+        confirmed: false after a restart until its client was heard.
         asked_to_retry: true if its client was told to ask again since.
+        forecast: of its start, that was made first; None before.
+        last_forecast: that was made last.
+        uncorrected: the first forecast, without the correction by past ones; None after a restart.
     """
 
     __slots__ = (
-        "arrived_at",
+        "arrival",
         "asked_to_retry",
-        "chosen_turn",
+        "confirmed",
         "deadline",
+        "entry",
+        "forecast",
         "heard_at",
-        "order",
+        "last_forecast",
         "payload",
         "rejection",
         "request",
-        "reservation",
+        "since",
+        "uncorrected",
     )
 
     def __init__(
-        self, request: WorkRequest, arrived_at: float, rejection: Rejection, payload: Any, number: float
+        self, request: WorkRequest, arrival: Arrival, rejection: Rejection, payload: Any, entry: Entry
     ) -> None:
         self.request = request
-        self.arrived_at = arrived_at
-        self.deadline = arrived_at + request.wait_seconds
+        self.arrival = arrival
         self.rejection = rejection
         self.payload = payload
-        self.order: Order = (-request.priority, number)
-        self.reservation: Reservation | None = None
-        self.chosen_turn = -1
+        self.entry = entry
+        self.since = self.deadline = 0.0
         self.heard_at = 0.0
+        self.confirmed = True
         self.asked_to_retry = False
+        self.forecast: Forecast | None = None
+        self.last_forecast: Forecast | None = None
+        self.uncorrected: ComputedForecast | None = None
 
 
 class Place(NamedTuple):
     """Place of a request that left the queue because its client was silent, and gets it back if it comes again soon."""
 
     digest: str
-    arrived_at: float
-    number: float
+    arrival: Arrival
     left_at: float
-    deadline: float
 
 
 class WaitingQueue:
-    """The queued requests, first in line first."""
+    """The queued requests, first in line first.
 
-    def __init__(self) -> None:
-        self._entries: list[QueuedRequest] = []
+    Args:
+        line: gives the order, and says who may start.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
         self._members: set[QueuedRequest] = set()
         self._named: dict[str, list[QueuedRequest]] = {}
         self._of = Counter[str]()
-        self._count = 0
         self._left: LRUCache[tuple[str, str], Place] = LRUCache(MAX_WAITING)
         """Places of requests that left, by owner and request id."""
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._members)
 
     def __iter__(self) -> Iterator[QueuedRequest]:
-        return iter(self._entries)
+        return (entry.payload for entry in self.line)
 
-    def __contains__(self, entry: QueuedRequest) -> bool:
-        return entry in self._members
+    def __contains__(self, queued: QueuedRequest) -> bool:
+        return queued in self._members
 
     def add(
-        self, request: WorkRequest, now: float, rejection: Rejection, payload: Any, digest: str = ""
+        self,
+        request: WorkRequest,
+        now: float,
+        estimate: Estimate,
+        rejection: Rejection,
+        payload: Any,
+        digest: str = "",
+        arrival: Arrival | None = None,
+        steady: float | None = None,
     ) -> QueuedRequest:
         """Enqueue a request.
 
         If its digest equals that of a request which left the queue recently because its client was silent, it gets that
         place again. An empty digest gets a new place.
-        """
-        self._count += 1
-        before = self._left.get((request.owner, request.request_id or "")) if digest else None
-        if before is None or before.digest != digest or not now < min(before.left_at + _PLACE_SECONDS, before.deadline):
-            entry = QueuedRequest(request, now, rejection, payload, self._count)
-        else:
-            entry = QueuedRequest(request, before.arrived_at, rejection, payload, before.number)
-        insort(self._entries, entry, key=lambda waiting: waiting.order)
-        self._members.add(entry)
-        self._named.setdefault(request.request_id or "", []).append(entry)
-        self._of[request.owner] += 1
-        return entry
 
-    def remove(self, entry: QueuedRequest) -> None:
-        """Remove an entry."""
-        del self._entries[self.position(entry) - 1]
-        self._members.discard(entry)
-        named = self._named[entry.request.request_id or ""]
-        named.remove(entry)
+        Args:
+            request: with its id.
+            now: time of its arrival, in seconds since the epoch.
+            estimate: of its duration.
+            rejection: reason why it waits.
+            payload: opaque data of the caller.
+            digest: of its body.
+            arrival: if it waited before a restart.
+            steady: time of its arrival, by the steady clock; None for now.
+        """
+        place = self._left.get((request.owner, request.request_id or "")) if digest and arrival is None else None
+        if (
+            place is not None
+            and place.digest == digest
+            and now < min(place.left_at + _PLACE_SECONDS, place.arrival.until)
+        ):
+            arrival = place.arrival
+        asked_at, number = (now, None) if arrival is None else (arrival.asked_at, arrival.number)
+        entry = self.line.arrive(request, estimate, asked_at, number=number)
+        if arrival is None:
+            arrival = Arrival(now, entry.number, now + request.wait_seconds, self.line.position(entry))
+        queued = QueuedRequest(request, arrival, rejection, payload, entry)
+        steady = steady_time() if steady is None else steady
+        queued.since, queued.deadline = steady - (now - arrival.asked_at), steady + arrival.until - now
+        entry.payload = queued
+        self._members.add(queued)
+        self._named.setdefault(request.request_id or "", []).append(queued)
+        self._of[request.owner] += 1
+        return queued
+
+    def remove(self, queued: QueuedRequest) -> None:
+        """Remove an entry, from the line, too, if it has not started."""
+        if queued.entry in self.line:
+            self.line.withdraw(queued.entry)
+        self._members.discard(queued)
+        named = self._named[queued.request.request_id or ""]
+        named.remove(queued)
         if not named:
-            del self._named[entry.request.request_id or ""]
-        self._of[entry.request.owner] -= 1
-        if not self._of[entry.request.owner]:
-            del self._of[entry.request.owner]
+            del self._named[queued.request.request_id or ""]
+        self._of[queued.request.owner] -= 1
+        if not self._of[queued.request.owner]:
+            del self._of[queued.request.owner]
 
     def count_of(self, owner: str) -> int:
         """Number of queued requests of an owner."""
@@ -145,24 +197,33 @@ class WaitingQueue:
         """Entries with a request id, of any owner."""
         return self._named.get(request_id, [])
 
-    def position(self, entry: QueuedRequest) -> int:
+    def find(self, owner: str, request_id: str) -> QueuedRequest | None:
+        """Entry of an owner with a request id; None if there is none."""
+        return next((queued for queued in self.named(request_id) if queued.request.owner == owner), None)
+
+    def position(self, queued: QueuedRequest) -> int:
         """Position of an entry in the queue, from 1."""
-        return bisect_left(self._entries, entry.order, key=lambda waiting: waiting.order) + 1
+        return self.line.position(queued.entry)
 
-    def entry_listing(self, entry: QueuedRequest, now: float) -> Queue:
+    def entry_listing(self, queued: QueuedRequest, now: float) -> Queue:
         """Listing of one entry alone, with its position."""
-        return Queue(entries=[_listed(entry, self.position(entry), now, 0.0)], total=1)
+        held = next((held for held in self.line.held if held.entry is queued.entry), None)
+        return Queue(entries=[_listed(queued, self.position(queued), now, 0.0, held)], total=1)
 
-    def remove_silent(self, entry: QueuedRequest, now: float, digest: str) -> None:
+    def remove_silent(self, queued: QueuedRequest, now: float, digest: str) -> None:
         """Remove an entry whose client is silent. The place is kept if it has a digest, that is, a request id."""
-        self.remove(entry)
+        self.remove(queued)
         if digest:
-            place = Place(digest, entry.arrived_at, entry.order[1], now, entry.deadline)
-            self._left.put((entry.request.owner, entry.request.request_id or ""), place)
+            self._left.put((queued.request.owner, queued.request.request_id or ""), Place(digest, queued.arrival, now))
 
     def expired(self, now: float) -> list[QueuedRequest]:
-        """Entries past their deadline."""
-        return [entry for entry in self._entries if entry.deadline <= now]
+        """Entries past their deadline, by the steady clock."""
+        return [queued for queued in self if queued.deadline <= now]
+
+    def set_ready(self, queued: QueuedRequest, ready: bool) -> None:
+        """Allow an entry to start, or not: its client must be heard first."""
+        if queued in self._members and queued.entry.ready is not ready:
+            (self.line.resume if ready else self.line.pause)(queued.entry)
 
     def listing(
         self,
@@ -174,25 +235,27 @@ class WaitingQueue:
         """List entries with position, time in the queue, and the reason why they wait.
 
         Args:
-            now: seconds, by the clock of `arrived_at`.
+            now: seconds, by the steady clock.
             only: filter and page.
             silence: returns the seconds since an entry's client was heard.
             max_bytes: size of all entries as JSON, at which the list is cut; at least one is listed. 0 for no limit.
         """
+        reserved = {held.entry: held for held in self.line.held}
         listed: list[QueueEntry] = []
         found = size = 0
         full = False
         if only.request_id is None:
-            entries = enumerate(self._entries, 1)
+            entries = enumerate(self, 1)
         else:
-            entries = [(self.position(entry), entry) for entry in self.named(only.request_id)]
-        for position, entry in entries:
-            if only.owner is not None and entry.request.owner != only.owner:
+            entries = [(self.position(queued), queued) for queued in self.named(only.request_id)]
+        for position, queued in entries:
+            if only.owner is not None and queued.request.owner != only.owner:
                 continue
             found += 1
             if full or found <= only.offset or (only.limit is not None and len(listed) >= only.limit):
                 continue
-            one = _listed(entry, position, now, 0.0 if silence is None else silence(entry))
+            silent = 0.0 if silence is None else silence(queued)
+            one = _listed(queued, position, now, silent, reserved.get(queued.entry))
             size += len(json.encode(one)) + 1 if max_bytes else 0
             full = size > max_bytes > 0 and bool(listed)
             if not full:
@@ -200,17 +263,28 @@ class WaitingQueue:
         return Queue(entries=listed, total=found)
 
 
-def _listed(entry: QueuedRequest, position: int, now: float, silence: float) -> QueueEntry:
-    request, kept = entry.request, entry.reservation
+def _listed(queued: QueuedRequest, position: int, now: float, silence: float, held: Held | None) -> QueueEntry:
+    request = queued.request
     return QueueEntry(
         request_id=request.request_id or "",
         owner=request.owner,
         position=position,
-        waiting_seconds=round(max(0.0, now - entry.arrived_at), 3),
-        message=entry.rejection.message,
+        waiting_seconds=round(max(0.0, now - queued.since), 3),
+        message=queued.rejection.message,
         gpus=request.gpus,
         name=request.name,
         heard_seconds=round(max(0.0, silence), 3),
-        reserved_devices=0 if kept is None else len(kept.devices),
-        reserved_hosts=[] if kept is None else sorted(name for name, _, _ in kept.hosts)[:_HOSTS_LISTED],
+        reserved_devices=0 if held is None else len(held.devices),
+        reserved_hosts=[] if held is None else sorted(held.hosts)[:_HOSTS_LISTED],
+        priority=request.priority,
+        estimate=described(queued.entry.estimate),
+        forecast=queued.last_forecast,
     )
+
+
+def time_of(seconds: float) -> datetime:
+    """Time of seconds since the epoch."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+__all__ = ["MAX_WAITING", "Arrival", "QueuedRequest", "WaitingQueue", "time_of"]

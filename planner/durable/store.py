@@ -61,6 +61,8 @@ SERVICE_TIME: Final = "service_time"
 """Service time, by which leases end (see `service_time.py`)."""
 EVENT_KEY: Final = "event_key"
 """Key that makes the message ids of lease events (see `leases/events.py`)."""
+DURATIONS: Final = "durations"
+"""Digest of the durations of past leases, as the history gave it last."""
 LEASE_PREFIX: Final = "lease."
 ANSWER_PREFIX: Final = "answer."
 

@@ -93,6 +93,10 @@ class Ledger:
         self._max_bytes = max_bytes
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks = BackgroundTasks()
+        self._limits: list[tuple[float, str]] = []
+        """End by `max_seconds` and id of the leases that have such a limit, soonest first."""
+        self.on_end: Callable[[LeaseRecord], None] = lambda _: None
+        """Called with the record of each lease that ends, before its devices are free."""
         self._end_rate = 0.0
         self._end_rate_at = time.monotonic()
         now = time.time()
@@ -104,6 +108,9 @@ class Ledger:
             if record.lease.state is not LeaseState.ACTIVE
         ]
         heapify(self._ended)
+        for record in table:
+            if record.lease.state is LeaseState.ACTIVE:
+                self.note_limit(record.lease)
 
     def service_seconds(self) -> float:
         """Service time now, rounded as in records."""
@@ -189,6 +196,7 @@ class Ledger:
         Args:
             now: time of these changes.
         """
+        self._end_limited(now)
         outages = self.service.outages
         served = self.service_seconds()
         for record in self.table.due(served, outages):
@@ -204,10 +212,30 @@ class Ledger:
                     self.table.reschedule(current, served + early.total_seconds())
                     return current
                 ended_at = _ended_at(current.lease.expires_at, now)
-                reason = f"not renewed within {current.life_seconds:g} s"
-                return lifecycle.end(current, LeaseState.EXPIRED, reason, now, self._planner, ended_at)
+                return lifecycle.end(current, LeaseState.EXPIRED, _over(current), now, self._planner, ended_at)
 
             self.start_change(record.lease.lease_id, step)
+
+    def note_limit(self, lease: Lease) -> None:
+        """Note the limit that the `max_seconds` of its request sets to a new lease."""
+        if lease.ends_at is not None:
+            heappush(self._limits, (lease.ends_at.timestamp(), lease.lease_id))
+
+    def _end_limited(self, now: datetime) -> None:
+        """End the leases whose limit is reached: outages do not prolong it."""
+
+        def step(current: LeaseRecord | None) -> LeaseRecord | None:
+            if current is None or current.lease.state is not LeaseState.ACTIVE or current.lease.ends_at is None:
+                return current
+            ended_at = _ended_at(current.lease.ends_at, now)
+            return lifecycle.end(current, LeaseState.EXPIRED, _over(current), now, self._planner, ended_at)
+
+        while self._limits and self._limits[0][0] <= now.timestamp():
+            _, lease_id = heappop(self._limits)
+            record = self.table.get(lease_id)
+            if record is not None and record.lease.state is LeaseState.ACTIVE:
+                self.start_change(lease_id, step)
+                heappush(self._limits, (now.timestamp() + _RETRY_SECONDS, lease_id))  # the write may fail
 
     def end_lost(self, host: str, silent_seconds: float, lost_after_seconds: float, now: datetime) -> None:
         """End the leases on a lost host, except those that are renewed: their work is running."""
@@ -258,6 +286,7 @@ class Ledger:
             async with write as revision:
                 self.table.put(record)
                 if ends:
+                    self.on_end(record)
                     # Samples from before the release was requested are of the time when it was held.
                     free(self._fleet, lease_id, record.lease.state, record.changed_at.timestamp())
                     heappush(self._ended, (time.time() + ttl, lease_id))
@@ -303,6 +332,14 @@ class Ledger:
 def _ended_at(expires_at: datetime, now: datetime) -> datetime:
     """Time of the end of an expired lease: `expires_at` if that was just now, else now (extended, or the clock set)."""
     return expires_at if timedelta() <= now - expires_at < _AT_ITS_TIME else now
+
+
+def _over(record: LeaseRecord) -> str:
+    """Reason for which a lease expires."""
+    lease = record.lease
+    if lease.ends_at is not None and lease.expires_at >= lease.ends_at:
+        return f"its limit of {(lease.ends_at - lease.granted_at).total_seconds():g} s (max_seconds) is over"
+    return f"not renewed within {record.life_seconds:g} s"
 
 
 def _json_bytes(value: object) -> int:

@@ -23,6 +23,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ...schemas.durations import shape_of_request
 from ...schemas.requests import (
     Assignment,
     Distributed,
@@ -91,6 +92,7 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         extended_at: time when its time to live was last set.
         extended_service_seconds: likewise, in service time (`service_time.py`), by which it ends; None in records of
             earlier versions.
+        shape: what was asked for, as durations are learned by (`schemas/durations.py`); empty in older records.
         digest: of the request's body, to detect the same id with another body.
         planner: id of the planner that made the last change.
         told: events up to this version are certainly on the facts stream.
@@ -103,6 +105,7 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: LeaseEventKind
     extended_at: datetime
     extended_service_seconds: float | None = None
+    shape: str = ""
     digest: str = ""
     planner: str = ""
     told: int = 0
@@ -174,14 +177,16 @@ def grant(
     policy: str = "",
     distribution: Distributed | None = None,
     service_seconds: float | None = None,
+    asked_at: datetime | None = None,
 ) -> LeaseRecord:
     """Record of a new lease for a request that was decided; `service_seconds` is `now` in service time."""
+    ends_at = None if request.max_seconds is None else now + timedelta(seconds=request.max_seconds)
     lease = Lease(
         lease_id=lease_id,
         owner=request.owner,
         state=LeaseState.ACTIVE,
         granted_at=now,
-        expires_at=now + timedelta(seconds=request.ttl_seconds),
+        expires_at=_limited(now + timedelta(seconds=request.ttl_seconds), ends_at),
         ttl_seconds=request.ttl_seconds,
         grants=grants,
         request_id=request.request_id or "",
@@ -193,6 +198,9 @@ def grant(
         distribution=distribution,
         holder=request.holder,
         addresses=addresses or {},
+        asked_at=asked_at,
+        expected_seconds=request.expected_seconds,
+        ends_at=ends_at,
     )
     return LeaseRecord(
         lease=lease,
@@ -201,9 +209,14 @@ def grant(
         kind=LeaseEventKind.GRANTED,
         extended_at=now,
         extended_service_seconds=service_seconds,
+        shape=shape_of_request(request),
         digest=digest,
         planner=planner,
     )
+
+
+def _limited(expires_at: datetime, ends_at: datetime | None) -> datetime:
+    return expires_at if ends_at is None else min(expires_at, ends_at)
 
 
 def repeat_answer(record: LeaseRecord) -> Assignment | Error:
@@ -281,9 +294,13 @@ def renew(
     service_seconds: float | None = None,
     holder: str = "",
 ) -> LeaseRecord:
-    """Renew: the end moves to now plus the lease's time to live, or the one that is given, for this renewal only."""
+    """Renew: the end moves to now plus the lease's time to live, or the one that is given, for this renewal only.
+
+    It never moves beyond the limit that `max_seconds` of the request sets.
+    """
     ttl = record.lease.ttl_seconds if ttl_seconds is None else ttl_seconds
-    lease = replace(record.lease, expires_at=now + timedelta(seconds=ttl), holder=holder or record.lease.holder)
+    expires_at = _limited(now + timedelta(seconds=ttl), record.lease.ends_at)
+    lease = replace(record.lease, expires_at=expires_at, holder=holder or record.lease.holder)
     after = _next(record, LeaseEventKind.RENEWED, lease, now, planner)
     return replace(after, extended_at=now, extended_service_seconds=service_seconds)
 

@@ -38,7 +38,7 @@ NOW: Final = -math.inf
 
 
 class Plan(NamedTuple):
-    """Where and when a request could start.
+    """Devices on which a request could start, and the time.
 
     Attributes:
         reservation: devices, cores and RAM.

@@ -21,6 +21,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from msgspec import Struct
 
+from ...schemas.durations import DurationDigest, bin_seconds
+
 KNOTS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Probabilities of the quantiles of a distribution."""
 TAIL: Final = 1.5
@@ -145,7 +147,7 @@ def survival_quantiles(leases: Iterable[tuple[float, float, bool]]) -> tuple[flo
 
 
 class Kind(NamedTuple):
-    """What durations are grouped by.
+    """Kind of a lease, by which durations are grouped.
 
     Attributes:
         owner: of the request.
@@ -163,6 +165,9 @@ class _Group:
         self.ended: deque[tuple[float, float, bool]] = deque(maxlen=MOST_LEASES)
         """(time of the end, seconds, true if it ended by itself)"""
         self.running: dict[object, float] = {}
+        self.digest: list[tuple[float, float, bool]] = []
+        """(seconds, weight at the time of the digest, true if it ended by itself)"""
+        self.digest_weight = 0.0
         self.changes = 0
         self.kept: tuple[int, Estimate] | None = None
 
@@ -173,6 +178,40 @@ class Durations:
     def __init__(self, half_life_seconds: float = HALF_LIFE_SECONDS) -> None:
         self._half_life = half_life_seconds
         self._groups: dict[tuple[object, ...], _Group] = {}
+        self._digest_at = 0.0
+
+    def take_digest(self, digest: DurationDigest) -> None:
+        """Take a digest of past leases, in place of an earlier one and of the leases that it counts.
+
+        A workload without a name, or of another one, counts for the groups that it belongs to.
+        """
+        self._digest_at = digest.time.timestamp()
+        for group in self._groups.values():
+            group.digest, group.digest_weight = [], 0.0
+            group.ended = deque((one for one in group.ended if one[0] > self._digest_at), maxlen=MOST_LEASES)
+            group.kept = None
+        for counted in digest.groups:
+            for key in _levels(Kind(counted.owner, counted.name, counted.shape)).values():
+                group = self._groups.setdefault(key, _Group())
+                group.digest += [(bin_seconds(number), weight, True) for number, weight in counted.ended]
+                group.digest += [(bin_seconds(number), weight, False) for number, weight in counted.censored]
+                group.digest_weight += sum(weight for _, weight in (*counted.ended, *counted.censored))
+
+    def learn(self, kind: Kind, ended_at: float, seconds: float, by_itself: bool) -> None:
+        """Note a lease that ended, whose start was not noted.
+
+        Args:
+            kind: of the lease.
+            ended_at: time of the end.
+            seconds: duration.
+            by_itself: false if it was ended from outside: the work would have run longer.
+        """
+        if ended_at <= self._digest_at:
+            return
+        for key in _levels(kind).values():
+            group = self._groups.setdefault(key, _Group())
+            group.ended.append((ended_at, seconds, by_itself))
+            group.changes += 1
 
     def started(self, lease: object, kind: Kind, now: float) -> None:
         """Note the start of a lease."""
@@ -200,7 +239,7 @@ class Durations:
         """Estimate from the most specific group that has enough leases."""
         for basis, key in _levels(kind).items():
             group = self._groups.get(key)
-            if group is None or len(group.ended) < LEAST_LEASES:
+            if group is None or len(group.ended) + group.digest_weight < LEAST_LEASES:
                 continue
             kept = group.kept
             # An estimate is renewed as its group grows by an eighth.
@@ -213,7 +252,9 @@ class Durations:
     def _of(self, group: _Group, basis: str, now: float) -> Estimate:
         leases = [(seconds, 0.5 ** ((now - at) / self._half_life), own) for at, seconds, own in group.ended]
         leases += [(now - began, 1.0, False) for began in list(group.running.values())[-MOST_LEASES:]]
-        return Estimate(survival_quantiles(leases), basis, len(group.ended))
+        faded = 0.5 ** (max(0.0, now - self._digest_at) / self._half_life)
+        leases += [(seconds, weight * faded, own) for seconds, weight, own in group.digest]
+        return Estimate(survival_quantiles(leases), basis, len(group.ended) + round(group.digest_weight))
 
 
 class Guesses:

@@ -67,7 +67,7 @@ class _Kind(NamedTuple):
 
 
 class _State:
-    """What all runs of a forecast start from."""
+    """State from which all runs of a forecast start."""
 
     def __init__(self, line: Line, now: float) -> None:
         fleet = line.fleet

@@ -630,7 +630,7 @@ class _Walk:
 
 
 class Ahead:
-    """What is ahead of a place in the line: the groups that are blocked, and the reservations of their first.
+    """Groups that are blocked ahead of a place in the line, and the reservations of their first.
 
     Reservations are chosen only when something depends on them.
     """

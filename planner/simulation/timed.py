@@ -38,7 +38,7 @@ REVISE_GROWTH: Final = 1.1
 
 
 class Knowledge(Protocol):
-    """What the queue knows of durations. A learner gets to know the runs, too."""
+    """Knowledge that the queue has of durations. A learner is told of the runs, too."""
 
     def estimate(self, job: Job, now: float) -> Estimate:
         """Estimate of a job's duration."""
@@ -232,7 +232,7 @@ class Learned:
 
 
 def kind_of(job: Job) -> Kind:
-    """What a job's duration is learned by."""
+    """Kind of a job, by which durations are learned."""
     return Kind(job.owner, job.name, (job.gpus, job.share_milli, job.models))
 
 

@@ -90,7 +90,7 @@ def check(work: Distribution, grants: list[Grant], outcome: Outcome) -> None:
                 assert full or known[item][1] > room
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(works())
 def test_every_item_is_given_to_one_device_or_listed(made: tuple[Distribution, list[Grant], list[DeviceInfo]]) -> None:
     work, grants, infos = made
@@ -101,7 +101,7 @@ def test_every_item_is_given_to_one_device_or_listed(made: tuple[Distribution, l
         assert order == list(items_of(work).ids)[: len(order)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 500), st.lists(st.floats(0.01, 100), min_size=1, max_size=8))
 def test_counts_follow_the_largest_remainder_rule(total: int, weights: list[float]) -> None:
     counts = apportion(total, weights)
@@ -116,7 +116,7 @@ def test_counts_follow_the_largest_remainder_rule(total: int, weights: list[floa
     assert max(even) - min(even) <= 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.integers(0, 80), st.lists(st.tuples(st.floats(0.1, 10), st.one_of(st.none(), st.integers(0, 20))), min_size=1)
 )
@@ -144,7 +144,7 @@ def brute(costs: list[float], sizes: list[int], machines: list[Machine]) -> tupl
     return best
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(costs_of, sizes_of), min_size=1, max_size=6),
     st.lists(machines_of, min_size=1, max_size=3),
@@ -190,7 +190,7 @@ def brute_stages(costs: list[float], sizes: list[int], machines: list[Machine]) 
     return max(best), best[max(best)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(costs_of, sizes_of), min_size=1, max_size=12),
     st.lists(machines_of, min_size=1, max_size=5),

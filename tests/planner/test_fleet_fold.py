@@ -46,7 +46,7 @@ def event(device: str | None, severity: Severity, at: float, host: str = "h0", m
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data(), inventories(hosts=3, devices=3))
 def test_the_order_of_messages_does_not_matter(data: st.DataObject, found: list[Inventory]) -> None:
     """Inventories come before, between or after leases, faults and drains; samples and processes after their host."""

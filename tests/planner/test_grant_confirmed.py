@@ -57,7 +57,7 @@ async def test_a_client_that_slept_through_its_grant_takes_nothing_that_is_anoth
             awake.set()
             assert passed, "it was granted while it slept"
             # Awake, it finds the old answer, and is told so.
-            with pytest.raises(LeaseLost, match="slept") as lost:
+            with pytest.raises(LeaseLost, match="suspended") as lost:
                 await asking
             assert lost.value.lease_id in passed
             assert [one.lease_id for one in await bob.leases()] == [second]

@@ -9,8 +9,9 @@ import corral.planner.fleet.summary as view
 import msgspec
 import pytest
 from corral.planner.fleet.state import WHOLE_SHARE, share_of
-from corral.planner.placement.decide import InvalidRequest, ask_of
-from corral.planner.placement.reservations import choose
+from corral.planner.placement.decide import InvalidRequest, Policies
+from corral.planner.queue.durations import given as lasting
+from corral.planner.queue.line import Line
 from corral.schemas.inventory import board_part
 from corral.schemas.requests import Rejection, WorkRequest
 from corral.schemas.telemetry import DeviceInfo, Inventory
@@ -73,9 +74,14 @@ def test_who_waits_for_any_device_of_a_fleet_of_instances_has_one_kept() -> None
     request = WorkRequest(owner="me")
     for number in range(7):
         fold.hold(fleet, f"lease-{number}", placed(ask(fleet)).grants)
-    kept = choose(fleet, ask_of(fleet, request), "me", lambda lease: float(lease[-1]))
-    assert kept is not None
-    assert [uuid for uuid, _, _ in kept.devices] == ["MIG-0"]
+    line = Line(fleet, Policies())
+    for number in range(7):
+        line.adopt(f"lease-{number}", "other", 1.0, lasting(100.0 + number), NOW)
+    entry = line.arrive(request, lasting(60.0), NOW)
+    assert line.next(NOW) is None
+    [held] = line.held
+    assert held.entry is entry
+    assert [uuid for uuid, _, _ in held.reservation.devices] == ["MIG-0"]
 
 
 def test_a_refusal_says_how_to_ask_for_an_instance() -> None:

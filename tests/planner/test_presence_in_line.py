@@ -14,6 +14,11 @@ from corral.client import connect, waiting
 from corral.planner.broker.presence import Presence
 from corral.planner.broker.probe import Probe, probe_subject
 from corral.planner.broker.queue import WaitingQueue
+from corral.planner.fleet.fleet import Fleet
+from corral.planner.placement.decide import Policies
+from corral.planner.queue.durations import unknown
+from corral.planner.queue.line import Line
+from corral.planner.queue.order import fifo
 from corral.schemas.operations import QueueFilter
 from corral.schemas.requests import Rejection, RejectionCode, WorkRequest
 from hypothesis import given
@@ -47,9 +52,10 @@ async def asking(nc: Bus, inbox: str, request_id: str | None, **fields: Any) -> 
 
 
 def queue_of(*owners: str) -> WaitingQueue:
-    queue = WaitingQueue()
+    queue = WaitingQueue(Line(Fleet(), Policies(), fifo))
     for owner in owners:
-        queue.add(WorkRequest(owner=owner, request_id=f"of-{owner}", wait_seconds=100), 0.0, WHY, None, owner)
+        request = WorkRequest(owner=owner, request_id=f"of-{owner}", wait_seconds=100)
+        queue.add(request, 0.0, unknown(), WHY, None, owner, steady=0.0)
     return queue
 
 
@@ -82,7 +88,7 @@ def test_a_place_is_given_back_for_a_while_and_to_its_owner_alone() -> None:
 
     def back(owner: str, digest: str, now: float) -> int:
         request = WorkRequest(owner=owner, request_id="of-a", wait_seconds=100)
-        entry = queue.add(request, now, WHY, None, digest)
+        entry = queue.add(request, now, unknown(), WHY, None, digest)
         place = queue.position(entry)
         queue.remove_silent(entry, now, digest) if place == 1 else queue.remove(entry)
         return place
@@ -242,7 +248,7 @@ async def test_corrals_client_keeps_its_place(
     server: EmbeddedServer, nc: Bus, monkeypatch: pytest.MonkeyPatch, again_seconds: float
 ) -> None:
     """Also one of an earlier version, which asks again where it is told so."""
-    monkeypatch.setattr(waiting, "ASK_AGAIN_SECONDS", again_seconds)
+    monkeypatch.setattr(waiting, "RESEND_SECONDS", again_seconds)
     monkeypatch.setattr(waiting, "_ABSENCE_SECONDS", SILENCE / 5)  # as much shorter as the silence is
     hosts = FakeHosts(nc, hosts=1, devices=1)
     await hosts.start()

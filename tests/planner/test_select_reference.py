@@ -179,7 +179,7 @@ def worlds(draw: st.DrawFn) -> tuple[fold.Fleet, dict[str, Inventory]]:
     return fleet, world
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(worlds(), st.lists(st.tuples(requests(POLICIES), st.integers(0, 3)), min_size=1, max_size=12))
 def test_a_request_is_placed_exactly_where_it_fits(
     made: tuple[fold.Fleet, dict[str, Inventory]], asked: list[tuple[WorkRequest, int]]
@@ -245,7 +245,7 @@ def idle_fits(live: fold.Fleet, world: dict[str, Inventory], request: WorkReques
     return fits(rooms(fleet, world, request), request)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(worlds(), st.lists(requests(("opportunity", "best-fit", "pack", "spread", "score")), min_size=1, max_size=8))
 def test_the_best_host_by_the_policy_is_taken(
     made: tuple[fold.Fleet, dict[str, Inventory]], asked: list[WorkRequest]

@@ -25,7 +25,7 @@ def levels(draw: st.DrawFn, most: int = 9) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, found))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data(), levels())
 def test_the_exact_search_finds_the_best_of_all_sets(data: st.DataObject, found: tuple[tuple[int, ...], ...]) -> None:
     places = data.draw(st.lists(st.sampled_from(range(len(found))), unique=True, min_size=1))

@@ -45,7 +45,7 @@ async def test_who_waits_keeps_what_it_could_take_and_nothing_else(server: Embed
     """However it names its devices; `request`, `explain` and the queue say the same, and name it."""
     hosts = MixedHosts(nc, hosts=2, devices=2)
     await hosts.start()
-    async with running(server.url, patience_seconds=0.2):
+    async with running(server.url):
         await until_ready(nc, 4)
         held = (await ask(nc, "request", {"owner": "bob", "gpus": 2, "models": ["*h100*"]}))["lease"]["lease_id"]
         for number, names in enumerate(
@@ -87,7 +87,7 @@ async def test_who_waits_keeps_what_it_could_take_and_nothing_else(server: Embed
 async def test_nothing_is_kept_for_who_waits_for_a_drained_or_lost_host(server: EmbeddedServer, nc: Bus) -> None:
     hosts = MixedHosts(nc, hosts=2, devices=2)
     await hosts.start()
-    async with running(server.url, patience_seconds=0.2, stale_after_seconds=1.0):
+    async with running(server.url, stale_after_seconds=1.0):
         await until_ready(nc, 4)
         body = {"owner": "alice", "request_id": "w", "wait_seconds": 60, "gpus": 2}
         await ask(nc, "drain", {"hosts": ["node0"], "drain": True, "reason": "disk", "operator": "op"})
@@ -130,7 +130,7 @@ async def test_a_stream_of_requests_for_cores_does_not_starve_one_for_a_device(s
                 await asyncio.sleep(0.02)
         return granted
 
-    async with running(server.url, patience_seconds=0.5):
+    async with running(server.url):
         await until_ready(nc, 4)
         streams = [asyncio.create_task(stream(number)) for number in range(6)]
         await asyncio.sleep(0.3)

@@ -1,0 +1,76 @@
+"""Forecasts of when waiting requests start: computed a slice at a time, and corrected by how good past ones were."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from datetime import datetime
+from typing import Final
+
+from ...schemas.request_events import Forecast
+from ..queue import forecast as core
+from .queue import QueuedRequest, WaitingQueue, time_of
+
+EVERY_SECONDS: Final = 2.0
+MAX_LOAD: Final = 0.1
+"""Part of a core that forecasts may take: a long queue is forecast less often."""
+
+
+class Forecaster:
+    """Keeps the forecasts of a queue up to date.
+
+    Args:
+        queue: of the term.
+    """
+
+    def __init__(self, queue: WaitingQueue) -> None:
+        self._queue = queue
+        self._calibration = core.Calibration()
+        self._rounds = 0
+
+    async def renew(self) -> float:
+        """Compute all forecasts anew; returns the seconds until the next time."""
+        if not len(self._queue):
+            return EVERY_SECONDS
+        began = time.thread_time()
+        now = time.time()
+        self._rounds += 1
+        work = core.forecasts(self._queue.line, now, seed=self._rounds)
+        busy = time.thread_time() - began
+        while True:
+            began = time.thread_time()
+            try:
+                next(work)
+            except StopIteration as done:
+                found: dict[int, core.Forecast] = done.value
+                break
+            finally:
+                busy += time.thread_time() - began
+            await asyncio.sleep(0)
+        for queued in list(self._queue):
+            forecast = found.get(queued.entry.number)
+            if forecast is not None:
+                queued.last_forecast = self._published(queued, forecast, now)
+                if queued.forecast is None:
+                    queued.forecast, queued.uncorrected = queued.last_forecast, forecast
+        return max(EVERY_SECONDS, busy / MAX_LOAD)
+
+    def started(self, queued: QueuedRequest, now: float) -> None:
+        """Learn from a request that starts now."""
+        if queued.forecast is not None and queued.forecast.made_at is not None and queued.uncorrected is not None:
+            self._calibration.started(queued.forecast.made_at.timestamp(), queued.uncorrected, now)
+
+    def _published(self, queued: QueuedRequest, forecast: core.Forecast, now: float) -> Forecast:
+        corrected = self._calibration.corrected(now, forecast)
+        return Forecast(
+            expected_start=_time(corrected.expected),
+            earliest_start=_time(max(now, corrected.low)),
+            latest_start=_time(corrected.high),
+            made_at=time_of(now),
+        )
+
+
+def _time(seconds: float) -> datetime | None:
+    # The year 9999 is the last that a time can have.
+    return None if math.isinf(seconds) or seconds > 2.5e11 else time_of(seconds)

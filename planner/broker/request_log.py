@@ -1,0 +1,114 @@
+"""Events of work requests: each request that was answered finally, published in batches for the history.
+
+An event is kept here until the stream has acknowledged it. One that is published again has the same uid, by which the
+history stores it once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from nats.js.client import JetStreamContext
+
+from ...schemas import codec, subjects
+from ...schemas.request_events import MAX_EVENTS, RequestEvent, RequestEvents
+
+log = logging.getLogger("corral.planner.requests")
+
+LINGER_SECONDS: Final = 0.02
+"""Time for which an event waits for others: it is lost if the planner is killed meanwhile."""
+MAX_WAITING_EVENTS: Final = 20_000
+"""Events that are kept while the stream takes none; the oldest are dropped then."""
+_ACK_SECONDS: Final = 5.0
+_ENVELOPE_BYTES: Final = 4096
+
+Stored = Callable[[], None]
+
+
+def _ignore() -> None:
+    """Do nothing once an event is stored."""
+
+
+class RequestLog:
+    """Publishes the events of work requests.
+
+    Args:
+        js: of the planner's connection.
+        planner: id of this planner.
+        max_bytes: size limit of a message.
+
+    Attributes:
+        dropped: number of events that were dropped since the stream took none.
+    """
+
+    def __init__(self, js: JetStreamContext, planner: str, max_bytes: int) -> None:
+        self.dropped = 0
+        self._js = js
+        self._planner = planner
+        self._max_bytes = max_bytes - _ENVELOPE_BYTES
+        self._waiting: deque[tuple[RequestEvent, Stored]] = deque()
+        self._added = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, event: RequestEvent, stored: Stored = _ignore) -> None:
+        """Publish an event with the next batch.
+
+        Args:
+            event: the event.
+            stored: called once the stream has it, or it was dropped.
+        """
+        if len(self._waiting) >= MAX_WAITING_EVENTS:
+            if not self.dropped:
+                log.warning("the stream %s takes no events: the oldest are dropped", subjects.REQUESTS_STREAM)
+            self.dropped += 1
+            self._waiting.popleft()[1]()
+        self._waiting.append((event, stored))
+        self._added.set()
+
+    async def publish_added(self) -> float:
+        """Wait for events and publish them; returns the seconds until the next time.
+
+        Raises:
+            NatsError, TimeoutError: see `flush`.
+        """
+        if not self._waiting:
+            self._added.clear()
+            await self._added.wait()
+            await asyncio.sleep(LINGER_SECONDS)
+        await self.flush()
+        return 0.0
+
+    async def flush(self) -> None:
+        """Publish all events.
+
+        Raises:
+            NatsError, TimeoutError: the stream did not acknowledge; the events stay for the next time.
+        """
+        while self._waiting:
+            batch, data = self._batch()
+            await self._js.publish(
+                subjects.request_events_subject(self._planner),
+                data,
+                timeout=_ACK_SECONDS,
+                headers={codec.CONTENT_TYPE_HEADER: codec.JSON},
+            )
+            for event, stored in batch:
+                # An event that was dropped meanwhile is no longer the first.
+                if self._waiting and self._waiting[0][0] is event:
+                    self._waiting.popleft()
+                    stored()
+
+    def _batch(self) -> tuple[list[tuple[RequestEvent, Stored]], bytes]:
+        count = min(MAX_EVENTS, len(self._waiting))
+        while True:
+            batch = [self._waiting[at] for at in range(count)]
+            data = codec.encode(RequestEvents(planner=self._planner, events=[event for event, _ in batch]), codec.JSON)
+            if len(data) <= self._max_bytes or count == 1:
+                return batch, data
+            count = max(1, count // 2)
