@@ -51,6 +51,20 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d{hours % 24}h"
 
 
+def starts(entry: operations.QueueEntry, now: datetime | None = None) -> str:
+    """Expected start of a queued request and the interval that holds 80 % of such starts, as `12m (3m to 40m)`.
+
+    `–` if no forecast was made yet, or nothing can be said.
+    """
+    forecast = entry.forecast
+    if forecast is None or forecast.expected_start is None:
+        return "–"
+    now = now or datetime.now(UTC)
+    times = (forecast.expected_start, forecast.earliest_start, forecast.latest_start)
+    expected, first, last = ("?" if at is None else duration((at - now).total_seconds()) for at in times)
+    return f"{expected} ({first} to {last})"
+
+
 def left(lease: requests.Lease, now: datetime | None = None) -> str:
     """Time until a lease expires, formatted by `duration`."""
     return duration((lease.expires_at - (now or datetime.now(UTC))).total_seconds())

@@ -18,6 +18,13 @@ from .errors import InvalidRequest
 OWNER_VARIABLE: Final = "CORRAL_OWNER"
 ANY_HOST: Final = "any"
 """Value of `hosts` that allows all hosts, also where the default would be this host only."""
+_DURATIONS: Final = (
+    ("ttl", "ttl_seconds"),
+    ("wait", "wait_seconds"),
+    ("expect", "expected_seconds"),
+    ("max", "max_seconds"),
+)
+"""Arguments that are durations, with their fields."""
 _DISTRIBUTION: Final = ("items", "method", "weight_by", "memory_per_item_bytes", "max_items_per_device")
 
 
@@ -47,6 +54,10 @@ class RequestFields(TypedDict, total=False):
     placement: Placement | str
     ttl: str | float
     wait: str | float
+    expect: str | float
+    """estimate of how long the work takes (`expected_seconds`)"""
+    max: str | float
+    """longest duration of the lease, however often it is renewed (`max_seconds`)"""
     request_id: str
     name: str
     labels: dict[str, str]
@@ -69,6 +80,8 @@ _SHORTER: Final = {
     "host_memory_bytes": "host_memory",
     "ttl_seconds": "ttl",
     "wait_seconds": "wait",
+    "expected_seconds": "expect",
+    "max_seconds": "max",
 }
 """Short argument names for fields of the request."""
 _ARGUMENTS: Final = frozenset({*RequestFields.__annotations__, *WorkRequest.__struct_fields__})
@@ -115,7 +128,7 @@ def work_request(owner: str, fields: RequestFields) -> WorkRequest:
                 body[target] = _amount(name, given.pop(name))
         if "memory_per_item" in given:
             given["memory_per_item_bytes"] = units.parse_bytes(given.pop("memory_per_item"))
-        for name, target in (("ttl", "ttl_seconds"), ("wait", "wait_seconds")):
+        for name, target in _DURATIONS:
             if name in given:
                 body[target] = units.parse_seconds(given.pop(name))
     except ValueError as error:

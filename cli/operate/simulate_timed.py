@@ -25,7 +25,7 @@ _NODES: Final = re.compile(r"(\d{1,5})x(\d{1,4})(?::(.{1,128}))?")
 
 
 class Timed(Struct, frozen=True, kw_only=True):
-    """What to simulate.
+    """Input of a simulation.
 
     Attributes:
         rules: names of the orders.

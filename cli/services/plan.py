@@ -40,6 +40,12 @@ def plan(
             help="A host is lost, and its leases end, after this time without samples.",
         ),
     ] = "2m",
+    order: Annotated[
+        str,
+        typer.Option(
+            "--order", metavar="NAME", help="Order of the queue: shortest, fifo, fair, or module:function of your own."
+        ),
+    ] = "shortest",
     owner_rate: Annotated[
         float,
         typer.Option(
@@ -106,6 +112,7 @@ def plan(
     try:
         settings = Settings(
             policy=policy,
+            order=order,
             stale_after_seconds=parse_seconds(stale_after),
             lost_after_seconds=parse_seconds(lost_after),
             limits=Limits(

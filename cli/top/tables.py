@@ -280,5 +280,6 @@ def queue_columns() -> list[Column]:
         Column(title="NAME", width=12, cell=lambda e: e.name),
         Column(title="GPUS", width=4, cell=lambda e: str(e.gpus), right=True),
         Column(title="WAITS", width=6, cell=lambda e: render.duration(e.waiting_seconds), right=True),
+        Column(title="STARTS IN", width=18, cell=render.starts, need=1),
         Column(title="WHY", width=20, cell=lambda e: e.message, grows=True),
     ]

@@ -310,12 +310,14 @@ def queue(json: AsJson = False, nats: NatsUrl = None, timeout: Timeout = 10.0) -
         console().print("[dim]the queue is empty[/]")
         return
     made = render.table(
-        "#", "REQUEST", "OWNER", "NAME", "GPUS", "WAITS", "HEARD", "WHY", right=("#", "GPUS", "WAITS", "HEARD")
+        *("#", "REQUEST", "OWNER", "NAME", "GPUS", "WAITS", "STARTS IN", "HEARD", "WHY"),
+        right=("#", "GPUS", "WAITS", "HEARD"),
     )
     for entry in entries:
         made.add_row(
             str(entry.position), escape(entry.request_id), escape(entry.owner), escape(entry.name), str(entry.gpus),
-            render.duration(entry.waiting_seconds), render.duration(entry.heard_seconds), escape(entry.message),
+            render.duration(entry.waiting_seconds), render.starts(entry), render.duration(entry.heard_seconds),
+            escape(entry.message),
         )  # fmt: skip
     console().print(made)
 

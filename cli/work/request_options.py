@@ -104,6 +104,16 @@ def _options(
             rich_help_panel=_HOW,
         ),
     ] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option("--expect", metavar="TIME", help="Estimated duration of the work: 2h.", rich_help_panel=_HOW),
+    ] = None,
+    max: Annotated[
+        str | None,
+        typer.Option(
+            "--max", metavar="TIME", help="Time limit: the lease ends then, even if renewed.", rich_help_panel=_HOW
+        ),
+    ] = None,
     priority: Annotated[
         int | None,
         typer.Option("--priority", help="Priority in the queue; the highest goes first.", rich_help_panel=_HOW),

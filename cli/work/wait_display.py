@@ -8,7 +8,7 @@ from typing import Any
 
 from ...schemas import operations
 from ..options import console, say
-from ..render import duration
+from ..render import duration, starts
 
 
 @contextlib.contextmanager
@@ -40,4 +40,6 @@ def wait_display(quiet: bool = False) -> Generator[Any]:
 
 
 def _text(entry: operations.QueueEntry) -> str:
-    return f"position {entry.position} in the queue for {duration(entry.waiting_seconds)}: {entry.message}"
+    expected = "" if starts(entry) == "–" else f", expected to start in {starts(entry)}"
+    waited = duration(entry.waiting_seconds)
+    return f"position {entry.position} in the queue for {waited}{expected}: {entry.message}"

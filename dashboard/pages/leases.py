@@ -128,7 +128,10 @@ class LeasesPage:
         return all(any(word in text for text in lowered) for word in self.words.lower().split())
 
     def _show_queue(self, queue: Sequence[QueueEntry]) -> None:
-        shown = [(entry.request_id, entry.position, entry.message, _age(entry.waiting_seconds)) for entry in queue]
+        shown = [
+            (entry.request_id, entry.position, entry.message, _age(entry.waiting_seconds), _starts(entry))
+            for entry in queue
+        ]
         if shown == self._queue_shown:
             return
         self._queue_shown = shown
@@ -137,11 +140,14 @@ class LeasesPage:
         if not queue:
             return
         rows = [
-            (str(one.position), one.owner, one.name or "–", str(one.gpus), _age(one.waiting_seconds), one.message)
+            (
+                *(str(one.position), one.owner, one.name or "–", str(one.gpus)),
+                *(_age(one.waiting_seconds), _starts(one), one.message),
+            )
             for one in queue[:_SHOWN]
         ]
         with self._queue:
-            table(("#", "Owner", "Name", "GPUs", "Waits", "Because"), rows, numeric=(3,))
+            table(("#", "Owner", "Name", "GPUs", "Waits", "Starts in (80 %)", "Because"), rows, numeric=(3,))
 
     def _show_leases(self, leases: Sequence[Lease]) -> None:
         may = (self.frame.may(Role.REQUESTER), self.frame.may(Role.OPERATOR))
@@ -285,6 +291,17 @@ def _words(lease: Lease) -> str:
 
 def _since(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%d %b %H:%M")
+
+
+def _starts(entry: QueueEntry) -> str:
+    """Expected start of a queued request, with the interval that holds 80 % of such starts."""
+    forecast = entry.forecast
+    if forecast is None or forecast.expected_start is None:
+        return "–"
+    now = datetime.now(UTC)
+    times = (forecast.expected_start, forecast.earliest_start, forecast.latest_start)
+    expected, first, last = ("?" if at is None else _age(max(0.0, (at - now).total_seconds())) for at in times)
+    return f"{expected} ({first} to {last})"
 
 
 def _until(lease: Lease) -> str:
