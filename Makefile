@@ -11,8 +11,9 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(READY)
 	$(BIN)/corral demo
 
+# More workers than cores: tests wait for servers, and for leases to expire.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not long" -n 3 --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and not long" -n 4 --dist worksteal
 
 # What takes tens of seconds each: the upkeep of lakes, releases built and installed, all pages of the dashboard.
 test-long: $(READY)

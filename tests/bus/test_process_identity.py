@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from corral.bus.process_identity import own_name, process_name, process_stat
-from corral.client.holder import is_there
+from corral.client.holder import is_running
 from corral.collectors.agent.claim import Claim, HostClaim
 from corral.planner.durable.election import _is_gone, _process_name
 
@@ -25,7 +25,7 @@ def test_a_killed_process_is_recognized_as_ended_before_it_is_reaped() -> None:
         machine=claim._mine.machine,
         process_started=stat.started_ticks,
     )
-    assert (stat.ended, stat.parent, is_there(name)) == (False, os.getpid(), True)
+    assert (stat.ended, stat.parent, is_running(name)) == (False, os.getpid(), True)
     assert not _is_gone(identity)
     assert not claim._is_dead(holder)
     child.send_signal(signal.SIGKILL)
@@ -33,7 +33,7 @@ def test_a_killed_process_is_recognized_as_ended_before_it_is_reaped() -> None:
     left = process_stat(child.pid)
     assert left is not None
     assert (left.ended, left.started_ticks) == (True, stat.started_ticks)
-    assert is_there(name) is not True
+    assert is_running(name) is not True
     assert _is_gone(identity)
     assert claim._is_dead(holder)
     child.communicate()

@@ -87,6 +87,13 @@ class Screen:
             self.seen += os.read(self._terminal, 65536).decode(errors="replace")
         self.seen = self.seen.partition(text)[2]
 
+    def until_foreground(self, pid: int, seconds: float = 40.0) -> None:
+        """Wait until a process has the terminal: until then it gets nothing of what is typed."""
+        end = time.monotonic() + seconds
+        while os.tcgetpgrp(self._terminal) != os.getpgid(pid):
+            assert time.monotonic() < end, f"process {pid} never had the terminal"
+            time.sleep(0.02)
+
     def close(self) -> None:
         """Hang up."""
         with contextlib.suppress(ProcessLookupError):
@@ -101,7 +108,7 @@ def test_with_input_from_a_pipe_it_stops_goes_on_asks_on_the_terminal_and_gives_
 ) -> None:
     # `stty -echo` without its opposite, as a program that is killed leaves it; a word from the terminal, then the pipe.
     (tmp_path / "probe").write_text(
-        'stty -echo </dev/tty; echo "probe ready"\nread -r word </dev/tty; echo "from terminal: $word"\n'
+        'echo $$ >pid; stty -echo </dev/tty; echo "probe ready"\nread -r word </dev/tty; echo "from terminal: $word"\n'
         'echo "from pipe: $(cat)"\nread -r word </dev/tty\nkill -9 $$\n'
     )
     corral = shlex.join([*CORRAL, "run", "-q", "--host", "any", "--name", "on-terminal", "--", "sh", "probe"])
@@ -116,6 +123,7 @@ def test_with_input_from_a_pipe_it_stops_goes_on_asks_on_the_terminal_and_gives_
         screen.until("shell 23")
         screen.type("fg\n")
         screen.until("printf piped")
+        screen.until_foreground(int((tmp_path / "pid").read_text()))
         screen.type("word\n")
         screen.until("from terminal: word")
         screen.until("from pipe: piped")

@@ -22,8 +22,9 @@ from support.local_cluster import CORRAL, LocalCluster, environment, wait_for
 
 pytest.importorskip("textual", reason="corral[top] is not installed")
 
-from corral.cli.top.app import TopApp
+from corral.cli.top.app import DevicePage, TopApp
 from corral.cli.top.tables import Rows
+from textual.screen import Screen
 from textual.widgets import Input
 
 
@@ -44,12 +45,9 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
     await board.refresh()
     app = TopApp(board, interval=0.2)
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.pause(0.5)
-        text = "\n".join(screen(app))
-        assert "8 GPUs on 2 hosts" in text
+        text = "\n".join(await showing(pilot, app, "8 GPUs on 2 hosts", held.lease_id[:8]))
         for device in await client.devices():
             assert device.host in text
-        assert held.lease_id[:8] in text
         for title in ("HOST", "MODEL", "UTIL", "LAST", "MEM GiB", "TEMP", "POWER", "STATE", "LEASE"):
             assert title in text, f"{title} has no room"
 
@@ -70,10 +68,7 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
         await pilot.press("enter")
         assert {device.uuid for device in rows._rows} == {grant.device for grant in held.grants}
         await pilot.press("enter")
-        await pilot.pause(0.6)
-        page = "\n".join(screen(app))
-        assert rows.current.uuid in page
-        assert "watched" in page
+        await showing(pilot, app, rows.current.uuid, "watched", page=DevicePage)
         await pilot.press("escape")
 
         # Nothing happens without a reason and Enter.
@@ -81,8 +76,7 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
         await pilot.press("d", *"fan", "escape")
         assert not (await client.devices(devices=[uuid]))[0].drain_reason
         await pilot.press("d", *"fan", "enter")
-        await pilot.pause(0.5)
-        assert "fan" in (await client.devices(devices=[uuid]))[0].drain_reason
+        await until(pilot, lambda: drained(client, uuid, "fan"))
         await pilot.press("d", "escape")
         assert "fan" in (await client.devices(devices=[uuid]))[0].drain_reason
         await pilot.press("d", "y")
@@ -90,8 +84,7 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
 
         # One's own lease is released, another's is taken back, which needs a reason.
         await pilot.press("3")
-        await pilot.pause(0.3)
-        assert "watched" in "\n".join(screen(app))
+        await showing(pilot, app, "watched")
         app.query_one("#leases-rows", Rows).action_move_to(at(app, "leases", held.lease_id))
         await pilot.press("x", "n")
         assert len(await client.leases(lease_id=held.lease_id)) == 1
@@ -105,11 +98,26 @@ async def test_the_fleet_is_seen_sorted_filtered_and_operated(client: Client) ->
 
 
 async def until(pilot: Any, condition: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(100):
+    for _ in range(600):
         if await condition():
             return
         await pilot.pause(0.1)
     raise AssertionError(condition)
+
+
+async def showing(pilot: Any, app: TopApp, *words: str, page: type[Screen[Any]] = Screen) -> list[str]:
+    """The screen, line by line, once all words are on it and it is of this kind."""
+
+    async def all_there() -> bool:
+        text = "\n".join(screen(app))
+        return isinstance(app.screen, page) and all(word in text for word in words)
+
+    await until(pilot, all_there)
+    return screen(app)
+
+
+async def drained(client: Client, uuid: str, reason: str) -> bool:
+    return reason in (await client.devices(devices=[uuid]))[0].drain_reason
 
 
 async def undrained(client: Client, uuid: str) -> bool:
@@ -145,16 +153,11 @@ async def test_processes_are_seen_with_their_leases_and_what_is_wrong_first(clie
     app = TopApp(board, interval=3600)
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("5")
-        await pilot.pause(0.3)
-        lines = screen(app)
+        lines = await showing(pilot, app, "good", "stranger", "late", "2 lease violations")
         rows = [line for line in lines if any(name in line for name in ("good", "stranger", "late"))]
         assert ["no lease" in rows[0], "lease has ended" in rows[1], "good" in rows[2]] == [True] * 3, rows
-        assert "2 lease violations" in "\n".join(lines)
         await pilot.press("enter")
-        await pilot.pause(0.6)
-        page = "\n".join(screen(app))
-        assert "stranger" in page
-        assert "no lease" in page
+        await showing(pilot, app, "stranger", "no lease", page=DevicePage)
     await client.release(held.lease_id)
 
 
@@ -206,14 +209,11 @@ async def test_five_thousand_devices_stay_within_the_screen(client: Client) -> N
     app = TopApp(board, interval=3600)
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("end")
-        await pilot.pause(0.2)
-        lines = screen(app)
+        lines = await showing(pilot, app, "node-0624")
         assert len(lines) == 24
-        assert any("node-0624" in line for line in lines)
         assert any(line.lstrip().startswith("HOST") for line in lines), "the head stays"
         await pilot.press("home", "2")
-        await pilot.pause(0.2)
-        assert any("node-0000" in line for line in screen(app))
+        await showing(pilot, app, "node-0000")
 
 
 def test_scripts_get_it_once(cluster: LocalCluster) -> None:

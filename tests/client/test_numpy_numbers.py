@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 np = pytest.importorskip("numpy")
-pd = pytest.importorskip("pandas")
 
 WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 @given(st.integers(1, 100), st.sampled_from(WHOLE), st.sampled_from(("float16", "float32", "float64")))
 def test_a_request_takes_any_number_wherever_it_takes_one(n: int, whole: str, real: str) -> None:
+    pd = pytest.importorskip("pandas")
     one: Any = np.dtype(whole).type(n)
     part: Any = np.dtype(real).type(0.5)
     own = work_request(

@@ -162,7 +162,7 @@ def test_each_refusal_is_an_exception_of_its_own(client: SyncClient) -> None:
         with pytest.raises(InvalidRequest) as invalid:
             client.request(**fields)
         assert invalid.value.field == field
-    with pytest.raises(InvalidRequest, match="larger than the bus takes"):
+    with pytest.raises(InvalidRequest, match="larger than the bus allows"):
         client.query(f"SELECT '{'x' * 2_000_000}'")
     with pytest.raises(InvalidRequest, match="share"):
         client.request(gpus=2, share=0.5)  # the planner's own rule

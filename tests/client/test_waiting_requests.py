@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from corral.cli.local.server import EmbeddedServer
-from corral.client import Client, TimedOut, TooManyRequests, connect
+from corral.client import Client, Rejected, TooManyRequests, connect
 from corral.client import waiting as line
 from corral.planner.limits import Limits
 from corral.schemas import codec
@@ -57,7 +57,8 @@ async def test_who_waits_reads_a_long_queue_seldom_and_does_not_need_it(
                 await asyncio.sleep(0.05)
         await nc.subscribe(PlanSubject.QUEUE, cb=count)
         await nc.flush()
-        far = asyncio.create_task(ann.request(gpus=1, wait="60s", request_id="far", on_wait=lambda _: None))
+        away = {"wait": "60s", "request_id": "far", "priority": -1}  # else the smaller request goes first
+        far = asyncio.create_task(ann.request(gpus=1, on_wait=lambda _: None, **away))  # type: ignore[arg-type]
         await asyncio.sleep(3.5)
         assert [json.loads(message.data)["request_id"] for message in read] == ["far"]
         far.cancel()
@@ -88,16 +89,16 @@ async def test_who_gives_up_is_in_line_no_more(server: EmbeddedServer, nc: Bus, 
             await ann.request(gpus=2, ttl="1h")
             waiting = asyncio.create_task(ann.request(gpus=1, wait="4s", on_wait=lambda _: in_line.set()))
             await in_line.wait()
-        # The next one counts its wait anew, and would grant it to nobody.
+        # The next one goes on with its wait, and turns it away in time.
         async with planner(server.url):
             await until_in_line(ann, "ann")
-            with pytest.raises(TimedOut) as given_up:
+            with pytest.raises(Rejected) as given_up:
                 await waiting
             assert await ann.queue() == []
-            assert given_up.value.request_id is not None
-            answer = await ann.withdraw(given_up.value.request_id)
+            assert given_up.value.rejection.code is RejectionCode.TIMED_OUT
+            answer = await ann.withdraw(given_up.value.rejection.request_id)
             assert isinstance(answer, Rejection)
-            assert answer.code is RejectionCode.WITHDRAWN
+            assert answer.code is RejectionCode.TIMED_OUT
             # Neither is who closes the connection.
             async with connect(server.url, owner="ben") as ben:
                 left = asyncio.create_task(ben.request(gpus=1, wait="60s"))

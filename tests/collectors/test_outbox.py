@@ -121,7 +121,7 @@ class OutboxModel(RuleBasedStateMachine):
         assert self.outbox.dropped_messages == self.outbox.dropped_samples == self.dropped_before
 
 
-OutboxModel.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+OutboxModel.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestOutboxModel = OutboxModel.TestCase
 
 

@@ -279,6 +279,6 @@ def test_a_stop_that_hangs_is_ended(services: Services, way: str) -> None:
         else:
             assert process.wait(10) in (0, 1)
             if process.returncode:
-                assert re.search("not ended in order", services.log("planner").read_text())
+                assert re.search("no graceful shutdown", services.log("planner").read_text())
     finally:
         os.kill(services.server.process.pid, signal.SIGCONT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from corral.processors.embedded import EmbeddedHistory
 from corral.processors.service import process
 from corral.processors.storage.lake import lake as lakes
 from nats.aio.client import Client
+from support.empty_history import empty_history
 from support.history import Asking
 from support.postgres import Postgres
 
@@ -37,6 +39,7 @@ def lake(postgres: Postgres, tmp_path: Path) -> lakes.Lake:
 async def processor(server: EmbeddedServer, nc: Client, tmp_path: Path) -> AsyncIterator[Asking]:
     """One in this process; what asks it."""
     ready = asyncio.Event()
+    shutil.copy(empty_history(), tmp_path / "history.duckdb")
     task = asyncio.create_task(process(EmbeddedHistory(tmp_path / "history.duckdb"), nats_url=server.url, ready=ready))
     await asyncio.wait([task, asyncio.create_task(ready.wait())], return_when=asyncio.FIRST_COMPLETED)
     yield Asking(nc)

@@ -136,7 +136,7 @@ def test_the_log_is_bounded_while_three_readers_overlap(tmp_path: Path, monkeypa
         reader.execute("SELECT count(*) FROM samples").fetchall()
     sizes: list[int] = []
     written = 0
-    for number in range(3, 23):
+    for number in range(3, 12):
         # At every moment two of them at least are under way.
         reader = readers[number % 3]
         reader.execute("COMMIT")

@@ -30,8 +30,8 @@ COLUMNS = (
 Rows = dict[tuple[int, int], dict[str, Any]]
 """Values by (second, device)."""
 
-HOSTS = 100
-"""In one example, each with its own fate: a refresh costs the same for one as for a hundred."""
+HOSTS = 50
+"""In one example, each with its own fate: a refresh costs the same for one as for all."""
 
 VALUES: dict[str, Any] = {
     "gpu_utilization_percent": lambda dice: float(dice.randint(0, 100)),

@@ -49,7 +49,7 @@ def lines(draw: st.DrawFn) -> bytes:
     return other[kind].encode() + b"\r\n"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(lines(), max_size=8), st.data())
 def test_any_cut_makes_the_same_messages(found: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(found)

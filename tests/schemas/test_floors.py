@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 CONTRACT = {"schemas", "bus"}
 ABOVE = {
@@ -45,13 +47,16 @@ def imports(file: Path) -> Iterator[Path]:
                     break
 
 
-GRAPH: Mapping[Path, set[Path]] = {file: set(imports(file)) - {file} for file in FILES}
+@pytest.fixture(scope="module")
+def import_graph() -> Mapping[Path, set[Path]]:
+    """The files that each file imports."""
+    return {file: set(imports(file)) - {file} for file in FILES}
 
 
-def test_parts_import_only_the_floors_below_them() -> None:
+def test_parts_import_only_the_floors_below_them(import_graph: Mapping[Path, set[Path]]) -> None:
     wrong = {
         (str(file), str(other))
-        for file, others in GRAPH.items()
+        for file, others in import_graph.items()
         for other in others
         if file.parts[0] != other.parts[0] and other.parts[0] not in ABOVE[file.parts[0]]
     }
@@ -59,15 +64,15 @@ def test_parts_import_only_the_floors_below_them() -> None:
     assert {file.parts[0] for file in FILES} == set(ABOVE)
 
 
-def test_no_files_and_no_folders_import_in_a_circle() -> None:
+def test_no_files_and_no_folders_import_in_a_circle(import_graph: Mapping[Path, set[Path]]) -> None:
     folders: dict[Path, set[Path]] = defaultdict(set)
-    for file, others in GRAPH.items():
+    for file, others in import_graph.items():
         for other in others:
             a, b = file.parent, other.parent
             # A folder and the one that it lies in are one room.
             if a != b and not a.is_relative_to(b) and not b.is_relative_to(a):
                 folders[a].add(b)
-    for graph in (GRAPH, folders):
+    for graph in (import_graph, folders):
         try:
             list(TopologicalSorter(graph).static_order())
         except CycleError as error:

@@ -149,7 +149,7 @@ async def each_asks_in_their_own_name(person: Person) -> None:
     with pytest.raises(NotOwner):
         await bob.release(lease.lease_id)
     began = time.monotonic()
-    with pytest.raises(Refused, match="'bob' alone"):
+    with pytest.raises(Refused, match="owner 'bob' only"):
         await bob.release(lease.lease_id, owner="alice")
     with pytest.raises(Refused, match=r"vera \(viewer\)"):
         await vera.request(gpus=1)

@@ -149,7 +149,7 @@ def a_program_needs_to_know_nothing_either(up: Up, monkeypatch: pytest.MonkeyPat
         client.release(lease.lease_id)
     with SyncClient(context="gpus", owner="program") as client:
         assert client.request(gpus=1).lease.owner == "program"
-    with pytest.raises(Unavailable, match="no context 'lab', there are: gpus"):
+    with pytest.raises(Unavailable, match="no context 'lab': there are gpus"):
         SyncClient(context="lab")
     monkeypatch.setenv("HOME", str(up.home / "elsewhere"))
     with pytest.raises(Unavailable, match="wants credentials"):

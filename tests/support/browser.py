@@ -45,7 +45,7 @@ class DashboardProcess:
                 stdout=out,
                 stderr=out,
             )
-        wait_for(lambda: (self.state / "url").exists() or self.process.poll() is not None, 40)
+        wait_for(lambda: (self.state / "url").exists() or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
         self.url = (self.state / "url").read_text()
         self.origin = self.url.rstrip("/")
@@ -70,7 +70,7 @@ class DashboardProcess:
 
     def http(self) -> httpx.Client:
         """A client that follows nothing by itself and sends the origin that a page of ours would."""
-        return httpx.Client(base_url=self.url, headers={"Origin": self.origin}, timeout=20)
+        return httpx.Client(base_url=self.url, headers={"Origin": self.origin}, timeout=60)
 
     @contextmanager
     def entered(self, name: str, password: str = PASSWORD) -> Iterator[httpx.Client]:
@@ -107,7 +107,7 @@ class Tab:
         self.origin = origin
         self.asked: set[str] = set()
         self.complaints: list[str] = []
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on(
             "request",
             lambda request: self.asked.add(f"{urlsplit(request.url).scheme}://{urlsplit(request.url).netloc}"),

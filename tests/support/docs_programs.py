@@ -30,17 +30,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SERVICES = ("up", "demo", "collect", "process", "plan", "export", "dashboard")
 
+# `socket` and `signal` themselves take as long to import as the interpreter to start.
 SHIM = """#!{python} -IS
-import os, signal, socket, sys
-s = socket.socket(socket.AF_UNIX)
+import _signal, _socket, os, sys
+s = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
 s.connect({path!r})
 pairs = [f"{{name}}={{value}}" for name, value in os.environ.items()]
 body = "\\0".join([{name!r}, os.getcwd(), str(len(sys.argv) - 1), *sys.argv[1:], *pairs])
 body = body.encode("utf-8", "surrogateescape")
-socket.send_fds(s, [len(body).to_bytes(4, "big")], [0, 1, 2])
+streams = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
+s.sendmsg([len(body).to_bytes(4, "big")], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)])
 s.sendall(body)
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-    signal.signal(number, lambda n, _: s.sendall(bytes([n])))
+for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGUSR1):
+    _signal.signal(number, lambda n, _: s.sendall(bytes([n])))
 code = s.recv(1)
 sys.exit(code[0] if code else 70)
 """
@@ -281,6 +283,10 @@ def _warm() -> None:
     libraries = ("nats.aio.client", "corral.client", "rich.console", "rich.progress", "rich.table", "typer.rich_utils")
     for name in (*libraries, *(f"corral.cli.{part}" for part in parts)):
         importlib.import_module(name)
+    from corral.cli.loading import load
+
+    # Reading the first option of a command imports pydantic, which takes longer than most commands.
+    load("fleet").make_context("fleet", [])
 
 
 def _handle(connection: socket.socket) -> int:

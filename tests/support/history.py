@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import shutil
 import time
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from corral.schemas.requests import LeaseEvent
 from corral.schemas.telemetry import AgentReport, DeviceInfo, HostInfo, Inventory, SampleBatch
 from msgspec import Struct
 from nats.aio.client import Client
+from support.empty_history import empty_history
 
 
 def sample_batch(
@@ -88,19 +87,20 @@ class Asking:
     async def rows(self, sql: str) -> list[list[Any]]:
         """The rows of a query."""
         body = json.dumps({"sql": sql}).encode()
-        answer = json.loads((await self.nc.request(subjects.QUERY, body, timeout=10)).data)
+        answer = json.loads((await self.nc.request(subjects.QUERY, body, timeout=60)).data)
         assert answer["type"] == "result", answer
         return answer["rows"]
 
-    async def until(self, sql: str, value: Any, seconds: float = 20.0) -> None:
+    async def until(self, sql: str, value: Any, seconds: float = 60.0) -> None:
         """Wait until a query answers with one value."""
         deadline = time.monotonic() + seconds
         found: Any = None
-        while time.monotonic() < deadline:
+        while (began := time.monotonic()) < deadline:
             found = (await self.rows(sql))[0][0]
             if found == value:
                 return
-            await asyncio.sleep(0.05)
+            # An expensive query is asked less often: what is waited for needs the time.
+            await asyncio.sleep(max(0.05, min(2 * (time.monotonic() - began), 1.0)))
         raise AssertionError(f"{sql}: {found}, not {value}")
 
     async def status(self) -> ProcessorStatus:
@@ -113,19 +113,11 @@ def inventory(host: str, *devices: str, name: str = "H100") -> Inventory:
     return Inventory(host=HostInfo(name=host), agent="a", time_ns=10**18, devices=found)
 
 
-@functools.cache
-def _empty() -> tuple[Path, TemporaryDirectory[str]]:
-    """A closed history without rows, made once: views take half a second. It goes with this process."""
-    folder = TemporaryDirectory()
-    Database(path := Path(folder.name) / "history.duckdb").close()
-    return path, folder
-
-
 class History:
     """Messages on their subjects, each stored a second after the one before."""
 
     def __init__(self, path: Path) -> None:
-        self.database = Database(Path(shutil.copy(_empty()[0], path)))
+        self.database = Database(Path(shutil.copy(empty_history(), path)))
         self.stored_ns = time.time_ns() - 30 * 10**9
         self.sequence = 0
         self.without_processes: set[str] = set()
