@@ -12,12 +12,14 @@ from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, NotFo
 
 from ..schemas.subjects import BUCKETS, DUPLICATES_SECONDS, STREAMS, Bucket, Stream
 from .connect import WrongSetting, log
+from .permissions import NotAllowed, request
 from .tasks import heed_cancellation
 
 REPLICAS_VARIABLE: Final = "CORRAL_REPLICAS"
 SCALE_VARIABLE: Final = "CORRAL_STREAMS_SCALE"
 CLUSTER_REPLICAS: Final = 3
 """Replicas of streams and buckets in a cluster: one server may be lost without loss of data."""
+_INFO_SECONDS: Final = 5.0
 
 
 def stream_config(stream: Stream, replicas: int = 1) -> api.StreamConfig:
@@ -117,6 +119,8 @@ async def ensure_layout(
     if max_bytes_scale is None:
         max_bytes_scale = default_scale()
     for stream in STREAMS:
+        if stream.optional and not await is_permitted(js, stream.name):
+            continue
         config = stream_config(stream, replicas)
         config.max_bytes = int(stream.max_bytes * max_bytes_scale)
         try:
@@ -130,6 +134,17 @@ async def ensure_layout(
             config = bucket_config(bucket, replicas)
             config.max_bytes = int(bucket.max_bytes * max_bytes_scale)
             await _create(js.add_stream(config), bucket.name)
+
+
+async def is_permitted(js: JetStreamContext, stream: str) -> bool:
+    """False if the server does not let this connection ask for a stream: its configuration is of an earlier version."""
+    client = js._nc  # pyright: ignore[reportPrivateUsage]  # there is no other way to it
+    try:
+        await request(client, f"$JS.API.STREAM.INFO.{stream}", timeout=_INFO_SECONDS)
+    except NotAllowed as refused:
+        log.warning("%s: `corral auth apply` makes a configuration with the stream %s", refused, stream)
+        return False
+    return True
 
 
 async def until_laid_out(js: JetStreamContext) -> None:

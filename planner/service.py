@@ -399,7 +399,7 @@ class Planner:
             deposed=self._election.deposed,
             max_bytes=self.max_bytes,
         )
-        requests = RequestLog(self._nc.jetstream(), self.id, self._nc.max_payload)
+        requests = RequestLog(self._nc, self.id, self._nc.max_payload)
         estimator = Estimator()
         if found.durations is not None:
             estimator.take_digest(found.durations)

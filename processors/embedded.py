@@ -15,7 +15,7 @@ from duckdb import DuckDBPyConnection
 from nats.aio.client import Client
 
 from .ingest.deadletters import DeadLetters
-from .ingest.ingest import CONSUMERS, Ingest
+from .ingest.ingest import CONSUMERS, Ingest, permitted
 from .metrics import ProcessorMetrics
 from .query import quack
 from .storage import Database, Maintenance, Retention, StoragePaused
@@ -129,7 +129,8 @@ class EmbeddedHistory:
 
     async def join(self, nc: Client, letters: DeadLetters, metrics: ProcessorMetrics) -> None:
         """Prepare ingest of each stream."""
-        self._ingests = [Ingest(nc, self._database, consumer, letters) for consumer in CONSUMERS]
+        consumers = await permitted(nc.jetstream(), CONSUMERS)
+        self._ingests = [Ingest(nc, self._database, consumer, letters) for consumer in consumers]
         for ingest in self._ingests:
             metrics.add(ingest)
 

@@ -19,7 +19,7 @@ from nats.aio.client import Client
 from ..bus.layout import ensure_layout
 from .ingest import partitions
 from .ingest.deadletters import DeadLetters
-from .ingest.ingest import Ingest
+from .ingest.ingest import Ingest, permitted
 from .ingest.origin import Origin
 from .metrics import ProcessorMetrics
 from .storage.errors import Deposed, StorageError, StoragePaused
@@ -87,6 +87,8 @@ class LakeHistory:
             StorageError: the stream is there with another number of partitions.
         """
         await partitions.ensure_stream(nc.jetstream(), self._count)
+        readable = await permitted(nc.jetstream(), self._consumers.values())
+        self._consumers = {part: one for part, one in self._consumers.items() if one in readable}
         self._nc, self._letters, self._metrics = nc, letters, metrics
         self._origin = metrics.origin = Origin(nc, self.owner, self._count, self._make_streams)
 

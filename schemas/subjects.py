@@ -106,6 +106,8 @@ class Stream(Struct, frozen=True, kw_only=True):
         max_message_bytes: larger messages are refused; -1 for no limit.
         max_messages_per_subject: older messages of the same subject are dropped; -1 keeps them.
         description: for people.
+        optional: true if all parts go on without it, where the server's configuration is of an earlier version and
+            does not permit it.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Stream(Struct, frozen=True, kw_only=True):
     duplicate_window_seconds: float = 120.0
     max_message_bytes: int = -1
     max_messages_per_subject: int = -1
+    optional: bool = False
 
 
 class Bucket(Struct, frozen=True, kw_only=True):
@@ -159,6 +162,7 @@ STREAMS: Final = (
         max_age_seconds=30 * _DAY,
         max_bytes=_GIB // 4,
         description="Work requests with their outcomes",
+        optional=True,
     ),
     # Each host publishes its inventory every minute: only the last few are of use.
     Stream(

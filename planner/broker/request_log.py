@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from nats.js.client import JetStreamContext
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
 
+from ...bus.permissions import NotAllowed, request
 from ...schemas import codec, subjects
 from ...schemas.request_events import MAX_EVENTS, RequestEvent, RequestEvents
 
@@ -25,6 +29,8 @@ MAX_WAITING_EVENTS: Final = 20_000
 """Events that are kept while the stream takes none; the oldest are dropped then."""
 _ACK_SECONDS: Final = 5.0
 _ENVELOPE_BYTES: Final = 4096
+_REFUSED_SECONDS: Final = 60.0
+"""Time for which nothing is published once the server did not permit it."""
 
 Stored = Callable[[], None]
 
@@ -33,11 +39,15 @@ def _ignore() -> None:
     """Do nothing once an event is stored."""
 
 
+class StreamRefused(NatsError):
+    """The stream did not take the events."""
+
+
 class RequestLog:
     """Publishes the events of work requests.
 
     Args:
-        js: of the planner's connection.
+        nc: connection of the planner.
         planner: id of this planner.
         max_bytes: size limit of a message.
 
@@ -45,13 +55,14 @@ class RequestLog:
         dropped: number of events that were dropped since the stream took none.
     """
 
-    def __init__(self, js: JetStreamContext, planner: str, max_bytes: int) -> None:
+    def __init__(self, nc: Client, planner: str, max_bytes: int) -> None:
         self.dropped = 0
-        self._js = js
+        self._nc = nc
         self._planner = planner
         self._max_bytes = max_bytes - _ENVELOPE_BYTES
         self._waiting: deque[tuple[RequestEvent, Stored]] = deque()
         self._added = asyncio.Event()
+        self._refused_at = -math.inf
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -63,6 +74,10 @@ class RequestLog:
             event: the event.
             stored: called once the stream has it, or it was dropped.
         """
+        if time.monotonic() - self._refused_at < _REFUSED_SECONDS:
+            self.dropped += 1
+            stored()
+            return
         if len(self._waiting) >= MAX_WAITING_EVENTS:
             if not self.dropped:
                 log.warning("the stream %s takes no events: the oldest are dropped", subjects.REQUESTS_STREAM)
@@ -88,21 +103,37 @@ class RequestLog:
         """Publish all events.
 
         Raises:
-            NatsError, TimeoutError: the stream did not acknowledge; the events stay for the next time.
+            StreamRefused, NatsError, TimeoutError: the stream did not acknowledge; the events stay for the next time.
         """
         while self._waiting:
             batch, data = self._batch()
-            await self._js.publish(
-                subjects.request_events_subject(self._planner),
-                data,
-                timeout=_ACK_SECONDS,
-                headers={codec.CONTENT_TYPE_HEADER: codec.JSON},
-            )
+            try:
+                ack = await request(
+                    self._nc,
+                    subjects.request_events_subject(self._planner),
+                    data,
+                    timeout=_ACK_SECONDS,
+                    headers={codec.CONTENT_TYPE_HEADER: codec.JSON},
+                )
+            except NotAllowed as refused:
+                self._give_up(refused)
+                return
+            if b'"error"' in ack.data:
+                raise StreamRefused(ack.data.decode(errors="replace"))
             for event, stored in batch:
                 # An event that was dropped meanwhile is no longer the first.
                 if self._waiting and self._waiting[0][0] is event:
                     self._waiting.popleft()
                     stored()
+
+    def _give_up(self, refused: NotAllowed) -> None:
+        """Drop all events: the server's configuration is of an earlier version and does not permit them."""
+        if not self.dropped:
+            log.warning("%s: requests are not in the history until `corral auth apply`", refused)
+        self._refused_at = time.monotonic()
+        self.dropped += len(self._waiting)
+        while self._waiting:
+            self._waiting.popleft()[1]()
 
     def _batch(self) -> tuple[list[tuple[RequestEvent, Stored]], bytes]:
         count = min(MAX_EVENTS, len(self._waiting))

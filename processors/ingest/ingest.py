@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import attrgetter
@@ -21,9 +21,10 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from ...bus.layout import ensure_layout
+from ...bus.layout import ensure_layout, is_permitted
 from ...bus.tasks import heed_cancellation
 from ...schemas import subjects
 from ...schemas.instruments import ROWS, SECONDS, SIZES, Histogram
@@ -68,6 +69,13 @@ CONSUMERS: Final = (
     Consumer(subjects.REQUESTS_STREAM, "requests", 4 * 2**20, 0.2),
 )
 """One for each stream; there are no others."""
+
+
+async def permitted(js: JetStreamContext, consumers: Iterable[Consumer]) -> list[Consumer]:
+    """Leave out the consumers of optional streams that the server does not let this processor read."""
+    optional = {stream.name for stream in subjects.STREAMS if stream.optional}
+    return [one for one in consumers if one.stream not in optional or await is_permitted(js, one.stream)]
+
 
 RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0)
 
