@@ -158,7 +158,7 @@ def test_only_operators_take_leases_of_others_and_only_while_they_are(
             dashboard.assign("otto", "viewer")
             page.wait_for_selector("tr:has-text('second') button", state="detached")
             page.click(".q-dialog button:has-text('Evict')")
-            page.wait_for_selector("text=This is for the role operator")
+            page.wait_for_selector("text=This requires the role operator")
             assert [one.lease_id for one in client.leases(owner="holder")] == [second]
             page.context.close()
     finally:

@@ -101,8 +101,8 @@ async def owned(nc: Client, enough: Callable[[dict[str, str]], bool], seconds: f
     raise AssertionError(f"the parts are not owned as they should be: {found}")
 
 
-PARTS = PARTITIONS + 3
-"""Of the samples, inventories, facts and upkeep."""
+PARTS = PARTITIONS + 4
+"""Of the samples, inventories, facts, requests and maintenance."""
 
 
 @pytest.mark.long
