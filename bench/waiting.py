@@ -3,7 +3,7 @@
 `planner/queue/line.py` and, as its peer, a list in which each request is decided in turn, without reservations: in the
 same process, on the same fleet, for the same events.
 
-    python bench/queue.py [--waiting 10000] [--hosts 1250] [--events 400] [--plain 3]
+    python bench/waiting.py [--waiting 10000] [--hosts 1250] [--events 400] [--plain 3]
 """
 
 from __future__ import annotations
