@@ -7,7 +7,7 @@
 # Observed: after close() of the parent a cursor raises ConnectionException. If the last reference to the parent is
 # dropped instead, its cursors continue and see the same data; so does a cursor that was made from a cursor.
 # For Corral: when the readers' instance was replaced, their cursors would have failed in the middle of a result. The
-# old instance is dropped, not closed (`Readers` in processors/ingest/sharing.py,
+# old instance is dropped, not closed (`Readers` in processors/storage/lake/readers.py,
 # tests/processors/test_lake_storage.py).
 #
 # Exits 0 while DuckDB behaves like this.
