@@ -312,7 +312,10 @@ class RequestBroker:
         self._pending[pending.key] = pending
         record = self.ledger.table.of_request(request.owner, request_id)
         if record is not None:
-            await self._answer(pending, Assignment(lease=record.lease))
+            self._resolve(pending)
+            self._log_outcome(pending, Assignment(lease=record.lease))
+            for caller in pending.callers:
+                await caller.answer(lifecycle.repeat_answer(record))
             return
         answer = self._rejections.get(request.owner, request_id, stored.digest)
         if answer is not None:
@@ -629,9 +632,9 @@ class RequestBroker:
         """Bring the reasons why listed requests wait up to date, for as many kinds of requests as a list may cost."""
         found: dict[object, Rejection] = {}
         now = time.time()
-        for queued in self.queue:
+        for queued in self.queue if only.request_id is None else self.queue.named(only.request_id):
             request, entry = queued.request, queued.entry
-            if only.owner not in (None, request.owner) or only.request_id not in (None, request.request_id):
+            if only.owner not in (None, request.owner):
                 continue
             if entry.group not in found:
                 if len(found) >= MAX_EXPLAINED:

@@ -41,8 +41,8 @@ class Audit(NamedTuple):
 
 class _Node:
     def __init__(self, row: dict[str, str]) -> None:
-        self.cpu, self.memory = _number(row["cpu_milli"]), _number(row["memory_mib"])
-        self.free = [1000] * _number(row["gpu"])
+        self.cpu, self.memory = number(row["cpu_milli"]), number(row["memory_mib"])
+        self.free = [1000] * number(row["gpu"])
         self.model = row["model"]
 
     def holds(self, cpu: int, memory: int, gpus: int, milli: int, models: set[str]) -> bool:
@@ -53,19 +53,21 @@ class _Node:
         return (not models or self.model in models) and sum(free >= milli for free in self.free) >= gpus
 
 
-def _number(text: str) -> int:
+def number(text: str) -> int:
+    """Whole number in a cell; 0 if it is empty."""
     return int(float(text or 0))
 
 
-def _rows(path: Path, columns: Sequence[Column], name: str) -> list[dict[str, str]]:
+def rows(path: Path, columns: Sequence[Column], name: str) -> list[dict[str, str]]:
+    """Rows of a table, plain or gzipped, by the names of its columns; those without a name are numbered."""
     raw = path.read_bytes()
     text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     reader = csv.DictReader(io.StringIO(text, newline=""))
     places = find(columns, reader.fieldnames or ())
     found = [{place.column.name: cell(row, place) for place in places} for row in reader]
     if places[0].header is None:
-        for number, row in enumerate(found, 1):
-            row[columns[0].name] = name.format(number)
+        for at, row in enumerate(found, 1):
+            row[columns[0].name] = name.format(at)
     return found
 
 
@@ -79,18 +81,18 @@ def audit(nodes: Path, requests: Path, placements: Path) -> Audit:
     Raises:
         AuditError: describes the first placement that is wrong.
     """
-    fleet = {row["sn"]: _Node(row) for row in _rows(nodes, NODE_COLUMNS, "node-{}")}
+    fleet = {row["sn"]: _Node(row) for row in rows(nodes, NODE_COLUMNS, "node-{}")}
     capacity = sum(1000 * len(node.free) for node in fleet.values())
-    asked, given = _rows(requests, REQUEST_COLUMNS, "{}"), _placements(placements)
+    asked, given = rows(requests, REQUEST_COLUMNS, "{}"), _placements(placements)
     if len(asked) != len(given):
         raise AuditError(f"{len(asked)} requests, but {len(given)} placements")
     placed = allocated = 0
-    for number, (row, outcome) in enumerate(zip(asked, given, strict=True), 1):
-        where = f"request {number} ({row['name']})"
+    for at, (row, outcome) in enumerate(zip(asked, given, strict=True), 1):
+        where = f"request {at} ({row['name']})"
         if row["name"] != outcome["name"]:
             raise AuditError(f"{where}: the placement is of {outcome['name']}")
-        cpu, memory, gpus = _number(row["cpu_milli"]), _number(row["memory_mib"]), _number(row["num_gpu"])
-        milli = _number(row["gpu_milli"] or "1000") if gpus == 1 else 1000
+        cpu, memory, gpus = number(row["cpu_milli"]), number(row["memory_mib"]), number(row["num_gpu"])
+        milli = number(row["gpu_milli"] or "1000") if gpus == 1 else 1000
         models = {model.strip() for model in row["gpu_spec"].split("|") if model.strip()}
         if not outcome["node"]:
             if outcome["gpu_indices"]:

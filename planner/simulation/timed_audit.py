@@ -10,14 +10,15 @@ on whole nodes; and that no node gives more than it has at any instant. Also a c
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .columns import JOB_COLUMNS, NODE_COLUMNS, Column, cell, find
+from .audit import number
+from .audit import rows as table_rows
+from .columns import JOB_COLUMNS, NODE_COLUMNS
 
 TOLERANCE_SECONDS = 1e-3
 RELATIVE = 1e-9
@@ -45,8 +46,8 @@ class TimedAudit(NamedTuple):
 
 class _Node:
     def __init__(self, row: dict[str, str]) -> None:
-        self.cpu, self.memory = _number(row["cpu_milli"]), _number(row["memory_mib"])
-        self.gpus = _number(row["gpu"])
+        self.cpu, self.memory = number(row["cpu_milli"]), number(row["memory_mib"])
+        self.gpus = number(row["gpu"])
         self.model = row["model"]
         self.uses: list[tuple[float, int, float, float, dict[int, int], str]] = []
         """(time, 1 for a start and 0 for an end, cores, RAM, milli by device, job)"""
@@ -95,36 +96,20 @@ class _Row(NamedTuple):
     end: float
 
 
-def _number(text: str) -> int:
-    return int(float(text or 0))
-
-
-def _table(path: Path, columns: Sequence[Column], name: str) -> list[dict[str, str]]:
-    raw = path.read_bytes()
-    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    places = find(columns, reader.fieldnames or ())
-    found = [{place.column.name: cell(row, place) for place in places} for row in reader]
-    if places[0].header is None:
-        for number, row in enumerate(found, 1):
-            row[columns[0].name] = name.format(number)
-    return found
-
-
 def _jobs(path: Path) -> list[_Job]:
     found: list[_Job] = []
-    for number, row in enumerate(_table(path, JOB_COLUMNS, "{}"), 1):
-        gpus = _number(row["num_gpu"])
+    for at, row in enumerate(table_rows(path, JOB_COLUMNS, "{}"), 1):
+        gpus = number(row["num_gpu"])
         found.append(
             _Job(
-                where=f"job {number} ({row['name']})",
+                where=f"job {at} ({row['name']})",
                 name=row["name"],
                 submit=float(row["submit_seconds"]),
                 duration=float(row["duration_seconds"]),
-                cpu=_number(row["cpu_milli"]),
-                memory=_number(row["memory_mib"]),
+                cpu=number(row["cpu_milli"]),
+                memory=number(row["memory_mib"]),
                 gpus=gpus,
-                milli=_number(row["gpu_milli"] or "1000") if gpus == 1 else 1000,
+                milli=number(row["gpu_milli"] or "1000") if gpus == 1 else 1000,
                 models=frozenset(model.strip() for model in row["gpu_spec"].split("|") if model.strip()),
             )
         )
@@ -156,7 +141,7 @@ def audit_runs(nodes: Path, jobs: Path, runs: Path, start_cost: float = 10.0) ->
     Raises:
         TimedAuditError: describes the first run that is wrong.
     """
-    fleet = {row["sn"]: _Node(row) for row in _table(nodes, NODE_COLUMNS, "node-{}")}
+    fleet = {row["sn"]: _Node(row) for row in table_rows(nodes, NODE_COLUMNS, "node-{}")}
     asked, rows = _jobs(jobs), _runs(runs)
     at = ran = 0
     total = makespan = 0.0
