@@ -1,0 +1,1 @@
+"""Groups that share the fleet: quotas, fair share, and whom to preempt. Pure: no bus, no clock."""

@@ -1,0 +1,141 @@
+"""State of the groups of a fleet: who is in which, what each uses now and has used, and what quotas allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from ...schemas.groups import GroupTree
+from ...schemas.requests import Grant, Placement
+from ..fleet.known import Fleet
+from ..fleet.state import RESERVED, UNLIMITED, WHOLE_SHARE, Ask, Model, milli, share_of
+from ..placement.feasible import model_allowed
+from .tree import Node, Tree
+from .usage import AHEAD_SECONDS, Total, Usage
+from .use import Admission, Amounts, GroupUse
+
+NO_GROUPS: Final = GroupTree()
+_SLICES: Final = 7
+"""Compute slices of a board that can be split into MIG instances (NVIDIA's MIG User Guide, "Partitioning")."""
+
+
+class GroupState:
+    """Groups of a fleet. Where none is configured, nothing is counted, and everything is allowed.
+
+    Args:
+        config: the groups.
+
+    Attributes:
+        tree: the groups.
+        use: what they use now.
+        usage: what they have used.
+        revision: of the configuration.
+    """
+
+    def __init__(self, config: GroupTree = NO_GROUPS, revision: int = 0) -> None:
+        self.tree = Tree(config)
+        self.use = GroupUse(self.tree)
+        self.usage = Usage(self.tree)
+        self.revision = revision
+
+    @property
+    def active(self) -> bool:
+        """True if groups are configured."""
+        return not self.tree.empty
+
+    def change(self, tree: Tree, revision: int, now: float) -> None:
+        """Take other groups: from now on what runs counts for them."""
+        self.tree, self.revision = tree, revision
+        self.use.change(tree)
+        self.usage.change(tree, now)
+
+    def node_of(self, owner: str) -> Node:
+        """Group of an owner."""
+        return self.tree.node_of(owner)
+
+    def note_fleet(self, fleet: Fleet) -> None:
+        """Note what the fleet has at present: quotas and fair share are relative to it."""
+        capacity: dict[str, int] = {}
+        for device, count in fleet.index.devices.items():
+            if not device.blocked & ~RESERVED:
+                name = device.model.name
+                capacity[name] = capacity.get(name, 0) + count * slices_of(device.model)
+        self.use.note_capacity(capacity)
+        kept = fleet.cache.get("group_totals")
+        if kept is None or kept[0] != fleet.shape_version:
+            kept = fleet.cache.put("group_totals", (fleet.shape_version, _hosts_total(fleet)))
+        cpus, memory = kept[1]
+        devices = sum(self.tree.price(model) * amount / WHOLE_SHARE for model, amount in capacity.items())
+        self.usage.total = Total(devices, cpus, memory)
+
+    def admission(self, fleet: Fleet, owner: str, ask: Ask, preemptible: bool) -> Admission:
+        """Say what quotas allow a request.
+
+        Args:
+            fleet: live state.
+            owner: of the request.
+            ask: the request, without barred models.
+            preemptible: true if its lease may be taken back.
+        """
+        models = models_of(fleet, ask) if ask.gpus else ()
+        node = self.tree.node_of(owner)
+        return self.use.admission(node, models, devices_of(ask), ask.cpus_milli, ask.host_memory_bytes, preemptible)
+
+    def share(self, node: Node, now: float) -> float:
+        """Use of a group relative to its weight: the group with the least is next."""
+        use = self.use.of(node)
+        held = (use.priced, use.cpus_milli / 1000, float(use.memory_bytes))
+        return (self.usage.of(node, now) + self.usage.dominant(held) * AHEAD_SECONDS) / node.weight
+
+    def own_share(self, node: Node, now: float) -> float:
+        """Use of a group's own members, with weight 1: they compete with the groups within it."""
+        whole = self.share(node, now) * node.weight
+        return max(0.0, whole - sum(self.share(child, now) * child.weight for child in node.children.values()))
+
+
+def models_of(fleet: Fleet, ask: Ask) -> Sequence[str]:
+    """Names of the models that a request could take, sorted."""
+    key = ("group_models", ask)
+    kept = fleet.cache.get(key)
+    if kept is None or kept[0] != fleet.shape_version:
+        found = {device.model for device in fleet.devices.values()}
+        names = tuple(sorted({model.name for model in found if model_allowed(model, ask)}))
+        kept = fleet.cache.put(key, (fleet.shape_version, names))
+    return kept[1]
+
+
+def devices_of(ask: Ask) -> int:
+    """Billionths of devices that a request asks for; one MIG instance of unknown size counts as a device."""
+    if ask.mig and len(ask.mig) == 1 and ask.mig[0][:1].isdigit():
+        return WHOLE_SHARE * int(ask.mig[0][0]) // _SLICES
+    each = ask.part(1).gpus if ask.placement is Placement.SPREAD else 1
+    return ask.gpus * each * ask.share
+
+
+def slices_of(model: Model) -> int:
+    """Billionths of a board that a device of a model is."""
+    profile = model.mig_profile
+    return WHOLE_SHARE * int(profile[0]) // _SLICES if profile[:1].isdigit() else WHOLE_SHARE
+
+
+def amounts_of(fleet: Fleet, grants: Iterable[Grant]) -> Amounts:
+    """What a lease holds."""
+    devices: dict[str, int] = {}
+    cpus = memory = 0
+    for grant in grants:
+        if grant.device:
+            known = fleet.devices.get(grant.device)
+            share = share_of(grant.share)
+            if grant.mig_parent and known is not None:
+                share = slices_of(known.model)
+            devices[grant.model] = devices.get(grant.model, 0) + share
+        cpus += milli(grant.cpus)
+        memory += grant.host_memory_bytes
+    return Amounts(devices, cpus, memory)
+
+
+def _hosts_total(fleet: Fleet) -> tuple[float, float]:
+    hosts = fleet.hosts.values()
+    cpus = sum(host.cpus_total for host in hosts if host.cpus_total < UNLIMITED) / 1000
+    memory = sum(host.memory_total for host in hosts if host.memory_total < UNLIMITED)
+    return cpus, float(memory)

@@ -1,0 +1,290 @@
+"""The tree of groups, with its quotas made ready to compare.
+
+A guarantee counts each device once, for the first of its patterns that matches the model; a limit counts it for each
+pattern that matches. A borrowing limit is a limit above the guarantee of the same pattern, or above all guarantees for
+the pattern `*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from ...schemas import globs
+from ...schemas.codec import DecodeError
+from ...schemas.groups import DEFAULT_GROUP, MAX_DEPTH, Group, GroupTree, Resources
+from ..fleet.state import WHOLE_SHARE, milli
+
+_ANY: Final = "*"
+
+
+class InvalidGroups(ValueError):
+    """Groups that contradict each other.
+
+    Attributes:
+        field: path of the field at fault, such as `$.groups[1].members`.
+    """
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def pattern_of(text: str) -> str:
+    """Glob, in lower case, of a model pattern: a name alone matches the models that contain it."""
+    lowered = text.lower()
+    return lowered if any(sign in lowered for sign in "*?[") else f"*{lowered}*"
+
+
+class Quota:
+    """Amounts of one guarantee or limit, in whole numbers.
+
+    Attributes:
+        patterns: lower-case globs over models, each with billionths of devices.
+        cpus_milli: thousandths of cores; None for any.
+        memory_bytes: host RAM; None for any.
+    """
+
+    __slots__ = ("_every", "_first", "cpus_milli", "memory_bytes", "patterns")
+
+    def __init__(self, patterns: Mapping[str, int], cpus_milli: int | None, memory_bytes: int | None) -> None:
+        self.patterns = tuple(patterns.items())
+        self.cpus_milli = cpus_milli
+        self.memory_bytes = memory_bytes
+        self._first: dict[str, int | None] = {}
+        self._every: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def empty(self) -> bool:
+        """True if it says nothing."""
+        return not self.patterns and self.cpus_milli is None and self.memory_bytes is None
+
+    def first(self, model: str) -> int | None:
+        """Number of the first pattern that matches a model; None if none does."""
+        if model not in self._first:
+            self._first[model] = next(iter(self.every(model)), None)
+        return self._first[model]
+
+    def every(self, model: str) -> tuple[int, ...]:
+        """Numbers of the patterns that match a model."""
+        found = self._every.get(model)
+        if found is None:
+            name = model.lower()
+            found = tuple(at for at, (glob, _) in enumerate(self.patterns) if globs.matches(name, glob))
+            self._every[model] = found
+        return found
+
+    def amount(self, glob: str) -> int:
+        """Billionths of devices under a pattern; under `*` those of all patterns."""
+        return sum(amount for other, amount in self.patterns if glob in (_ANY, other))
+
+
+NOTHING: Final = Quota({}, None, None)
+
+
+def quota_of(resources: Resources) -> Quota:
+    """Quota of configured amounts."""
+    return Quota(
+        {pattern_of(text): round(amount * WHOLE_SHARE) for text, amount in resources.gpus.items()},
+        None if resources.cpus is None else milli(resources.cpus),
+        resources.host_memory_bytes,
+    )
+
+
+class Node:
+    """A group in the tree.
+
+    Attributes:
+        config: as configured.
+        name: of the group; empty for the root.
+        parent: the group around it; None for the root.
+        weight: as configured.
+        children: the groups within, by name.
+        path: the groups from the outermost to this one, without the root.
+        guarantee: what it is guaranteed.
+        limits: what it must not exceed: its limit, and its guarantee with what it may borrow.
+    """
+
+    __slots__ = ("children", "config", "guarantee", "limits", "name", "parent", "path", "weight")
+
+    def __init__(self, config: Group, parent: Node | None) -> None:
+        self.config = config
+        self.name = config.name if parent is not None else ""
+        self.parent = parent
+        self.weight = config.weight
+        self.children: dict[str, Node] = {}
+        self.path: tuple[Node, ...] = () if parent is None else (*parent.path, self)
+        self.guarantee = NOTHING
+        self.limits: tuple[Quota, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Node({self.name or 'root'})"
+
+    def walk(self) -> Iterator[Node]:
+        """This group and all within."""
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+
+class Tree:
+    """All groups.
+
+    Args:
+        config: as configured.
+
+    Attributes:
+        config: as given.
+        root: holds the outermost groups; it is no group itself.
+        nodes: groups by name; `default` is always there.
+
+    Raises:
+        InvalidGroups: groups contradict each other.
+    """
+
+    def __init__(self, config: GroupTree) -> None:
+        self.config = config
+        self.root = Node(Group(name=DEFAULT_GROUP), None)
+        self.nodes: dict[str, Node] = {}
+        self._members: dict[str, Node] = {}
+        self._prices = [(pattern_of(text), price) for text, price in config.prices.items()]
+        self._price_of: dict[str, float] = {}
+        self._add_all(config)
+        for node in self.nodes.values():
+            _resolve(node)
+        patterns = [glob for node in self.nodes.values() for glob, _ in node.guarantee.patterns]
+        self.patterns = tuple(dict.fromkeys(patterns))
+        """All patterns of guarantees."""
+
+    @property
+    def empty(self) -> bool:
+        """True if no group is configured."""
+        return not self.config.groups
+
+    def node_of(self, owner: str) -> Node:
+        """Group of an owner."""
+        return self._members.get(owner) or self.nodes[DEFAULT_GROUP]
+
+    def price(self, model: str) -> float:
+        """Relative price of a model."""
+        found = self._price_of.get(model)
+        if found is None:
+            name = model.lower()
+            found = next((price for glob, price in self._prices if globs.matches(name, glob)), 1.0)
+            self._price_of[model] = found
+        return found
+
+    def _add_all(self, config: GroupTree) -> None:
+        configured = {group.name: group for group in config.groups}
+        for at, group in enumerate(config.groups):
+            field = f"$.groups[{at}]"
+            if configured[group.name] is not group:
+                raise InvalidGroups(f"group {group.name!r} is there twice: give each group once", f"{field}.name")
+            _check(group, field)
+            for number, owner in enumerate(group.members):
+                other = self._members.get(owner)
+                if other is not None:
+                    raise InvalidGroups(
+                        f"{owner!r} is a member of {other.name!r} and of {group.name!r}: an owner has one group",
+                        f"{field}.members[{number}]",
+                    )
+                self._members[owner] = self._add(group.name, configured)
+            self._add(group.name, configured)
+        self._add(DEFAULT_GROUP, configured)
+        for text in config.prices:
+            _check_pattern(text, "$.prices")
+        for at, group in enumerate(config.groups):
+            _check_children(self.nodes[group.name], f"$.groups[{at}].guarantee")
+
+    def _add(self, name: str, configured: Mapping[str, Group]) -> Node:
+        found = self.nodes.get(name)
+        if found is None:
+            around, _, _ = name.rpartition("/")
+            parent = self._add(around, configured) if around else self.root
+            found = self.nodes[name] = Node(configured.get(name) or Group(name=name), parent)
+            parent.children[name] = found
+        return found
+
+
+def _check(group: Group, field: str) -> None:
+    if group.name.count("/") >= MAX_DEPTH:
+        raise InvalidGroups(f"group {group.name!r} is more than {MAX_DEPTH} levels deep", f"{field}.name")
+    for part, resources in (
+        ("guarantee", group.guarantee),
+        ("limit", group.limit),
+        ("borrowing_limit", group.borrowing_limit),
+    ):
+        globs_seen: set[str] = set()
+        for text in resources.gpus:
+            _check_pattern(text, f"{field}.{part}.gpus")
+            if pattern_of(text) in globs_seen:
+                raise InvalidGroups(f"the pattern {text!r} of {group.name!r} is there twice", f"{field}.{part}.gpus")
+            globs_seen.add(pattern_of(text))
+    guarantee, limit = quota_of(group.guarantee), quota_of(group.limit)
+    for glob, most in limit.patterns:
+        if guarantee.amount(glob) > most:
+            raise InvalidGroups(
+                f"group {group.name!r} is guaranteed {guarantee.amount(glob) / WHOLE_SHARE:g} devices of {glob!r}, but "
+                f"limited to {most / WHOLE_SHARE:g}: raise the limit, or lower the guarantee",
+                f"{field}.limit.gpus",
+            )
+
+
+def _check_pattern(text: str, field: str) -> None:
+    try:
+        globs.check([text], field)
+    except DecodeError as error:
+        raise InvalidGroups(str(error), field) from None
+
+
+def _check_children(node: Node, field: str) -> None:
+    """Check that the groups within are not guaranteed more than the group around them."""
+    own = quota_of(node.config.guarantee)
+    if not own.patterns:
+        return
+    total = 0
+    within: dict[str, int] = {}
+    for child in node.children.values():
+        for glob, amount in _guaranteed(child).items():
+            total += amount
+            within[glob] = within.get(glob, 0) + amount
+    for glob, amount in within.items():
+        if any(other == glob for other, _ in own.patterns) and amount > own.amount(glob) and glob != _ANY:
+            raise InvalidGroups(
+                f"the groups within {node.name!r} are guaranteed {amount / WHOLE_SHARE:g} devices of {glob!r}, more "
+                f"than its {own.amount(glob) / WHOLE_SHARE:g}: raise its guarantee, or lower theirs",
+                field,
+            )
+    if total > own.amount(_ANY):
+        raise InvalidGroups(
+            f"the groups within {node.name!r} are guaranteed {total / WHOLE_SHARE:g} devices, more than its "
+            f"{own.amount(_ANY) / WHOLE_SHARE:g}: raise its guarantee, or lower theirs",
+            field,
+        )
+
+
+def _guaranteed(node: Node) -> dict[str, int]:
+    """Guarantee of a group by pattern: its own, or that of the groups within."""
+    own = quota_of(node.config.guarantee)
+    if own.patterns:
+        return dict(own.patterns)
+    found: dict[str, int] = {}
+    for child in node.children.values():
+        for glob, amount in _guaranteed(child).items():
+            found[glob] = found.get(glob, 0) + amount
+    return found
+
+
+def _resolve(node: Node) -> None:
+    config = node.config
+    own, limit, borrowing = quota_of(config.guarantee), quota_of(config.limit), quota_of(config.borrowing_limit)
+    # `*` is what the others leave, so it comes last.
+    node.guarantee = Quota(
+        dict(sorted(own.patterns, key=lambda pattern: pattern[0] == _ANY)), own.cpus_milli, own.memory_bytes
+    )
+    above = Quota(
+        {glob: own.amount(glob) + amount for glob, amount in borrowing.patterns},
+        None if borrowing.cpus_milli is None else (own.cpus_milli or 0) + borrowing.cpus_milli,
+        None if borrowing.memory_bytes is None else (own.memory_bytes or 0) + borrowing.memory_bytes,
+    )
+    node.limits = tuple(quota for quota in (limit, above) if not quota.empty)
