@@ -62,6 +62,11 @@ REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("Let it on again", {"drain": False, "hosts": ["node1"]}),
     ],
     "EvictAction": [("Take a lease back", {"lease_id": "51d4ec4d9b-1-7", "reason": "maintenance"})],
+    "PreemptAction": [("Take a lease back, with notice", {"lease_id": "51d4ec4d9b-1-7", "reason": "a course"})],
+    "CheckpointAction": [
+        ("The work is saved", {"lease_id": "51d4ec4d9b-1-7", "saved": True}),
+        ("It needs 40 seconds", {"lease_id": "51d4ec4d9b-1-7", "busy_seconds": 40}),
+    ],
     "QueryRequest": [
         ("Watts by host", {"sql": "SELECT host, avg(power_watts) FROM samples GROUP BY host"}),
         ("As Arrow, in parts", {"sql": "FROM samples", "format": "arrow", "limit": 1000000, "window": 8}),

@@ -212,6 +212,14 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         "Release a lease.",
         "owner",
     ),
+    _plan(
+        "checkpoint",
+        subjects.PlanSubject.CHECKPOINT,
+        requests.CheckpointAction,
+        (requests.Lease,),
+        "Say that the work of a lease is saved, or answer the notice of a preemption.",
+        "owner",
+    ),
     _plan("leases", subjects.PlanSubject.LEASES, operations.LeaseFilter, (operations.Leases,), "List leases."),
     _plan("devices", subjects.PlanSubject.DEVICES, operations.DeviceFilter, (operations.Devices,), "List devices."),
     _plan(
@@ -231,6 +239,14 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         "operator",
     ),
     _plan("evict", subjects.PlanSubject.EVICT, operations.EvictAction, (requests.Lease,), "Evict a lease.", "operator"),
+    _plan(
+        "preempt",
+        subjects.PlanSubject.PREEMPT,
+        operations.PreemptAction,
+        (requests.Lease,),
+        "Preempt a lease that is preemptible.",
+        "operator",
+    ),
     Channel(
         name="query",
         subject=f"{subjects.QUERY}.{{user}}",

@@ -13,6 +13,12 @@ MAX_WAIT_SECONDS: Final = 86_400
 MAX_TTL_SECONDS: Final = 30 * 86_400
 """Maximum time to live of a lease, from one renewal to the next."""
 
+GRACE_SECONDS: Final = 30.0
+"""Time between the notice of a preemption and the end of the lease, unless the request gives another."""
+
+MAX_GRACE_SECONDS: Final = 3600
+"""Maximum time between the notice of a preemption and the end of the lease; a holder may put the end off once."""
+
 MAX_OUT_OF_ORDER: Final = 64
 """Span of one agent's message numbers that may be on their way at once, so that a stream may hold them out of order.
 

@@ -282,6 +282,20 @@ class EvictAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     operator: ShortText = ""
 
 
+class PreemptAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Preempt a lease that is preemptible: its holder gets a notice, and it ends after its `grace_seconds`.
+
+    Attributes:
+        lease_id: id of the lease.
+        reason: why; it stands in the notice.
+        operator: name of the operator.
+    """
+
+    lease_id: Identifier
+    reason: Annotated[str, Meta(min_length=1, max_length=256)]
+    operator: ShortText = ""
+
+
 class QueueFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Request for a list of the requests that wait in the queue. Each field narrows the list.
 

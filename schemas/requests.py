@@ -13,7 +13,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from .limits import MAX_TTL_SECONDS, MAX_WAIT_SECONDS
+from .limits import GRACE_SECONDS, MAX_GRACE_SECONDS, MAX_TTL_SECONDS, MAX_WAIT_SECONDS
 
 # To Python `$` alone is also the place before a last line feed; JSON Schema has no `\Z`.
 OwnerName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_@-][A-Za-z0-9_@.:/+-]*$(?!\n)")]
@@ -29,6 +29,7 @@ Bytes = Annotated[int, Meta(ge=0, le=2**60)]
 Share = Annotated[float, Meta(ge=1e-6, le=1)]
 Weight = Annotated[float, Meta(ge=1e-9, le=1e15)]
 WorkSeconds = Annotated[float, Meta(ge=1, le=366 * 86400)]
+GraceSeconds = Annotated[float, Meta(ge=0, le=MAX_GRACE_SECONDS)]
 
 
 class Placement(StrEnum):
@@ -134,6 +135,12 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         expected_seconds: estimate of how long the work takes. The queue orders and forecasts by it; nothing ends
             because of it. With null the planner estimates from past leases.
         max_seconds: longest duration of the lease: it ends then, however often it is renewed. Null for no limit.
+        preemptible: the lease may be preempted: its holder gets a notice, and the lease ends `grace_seconds` later.
+        grace_seconds: time between the notice of a preemption and the end; 0 ends the lease without a notice.
+        checkpoint: the holder saves its work when it gets the notice.
+        min_run_seconds: the lease is not preempted before it has lasted so long.
+        requeue_of: id of a lease of this owner that was preempted, whose work shall go on. The request gets its place
+            in the queue by the age of that lease's request. One request may have it at a time.
     """
 
     owner: OwnerName
@@ -161,6 +168,11 @@ class WorkRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     mig: bool | Annotated[str, Meta(min_length=1, max_length=64)] = False
     expected_seconds: WorkSeconds | None = None
     max_seconds: WorkSeconds | None = None
+    preemptible: bool = False
+    grace_seconds: GraceSeconds = GRACE_SECONDS
+    checkpoint: bool = False
+    min_run_seconds: Annotated[float, Meta(ge=0, le=366 * 86400)] = 0.0
+    requeue_of: Identifier | None = None
 
 
 class Grant(Struct, frozen=True, kw_only=True):
@@ -236,7 +248,29 @@ class LeaseState(StrEnum):
     LOST = "lost"
     """Its host has vanished."""
     EVICTED = "evicted"
-    """An operator took it back."""
+    """An operator took it back, or it was preempted: then its `preemption` is set."""
+
+
+class Preemption(Struct, frozen=True, kw_only=True):
+    """Notice that a lease will be preempted.
+
+    Attributes:
+        notified_at: time of the notice.
+        ends_at: time at which the lease ends, if its holder does not end it before.
+        reason: why.
+        claimant: id of the request that gets the devices; empty if an operator preempts.
+        claimant_owner: owner of that request.
+        claimant_group: group of that owner; empty if none counts.
+        extended: true if the holder has put the end off, which it may once.
+    """
+
+    notified_at: Time
+    ends_at: Time
+    reason: str = ""
+    claimant: str = ""
+    claimant_owner: str = ""
+    claimant_group: str = ""
+    extended: bool = False
 
 
 class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
@@ -266,6 +300,14 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
         asked_at: when the planner received the request; null in leases of earlier versions.
         expected_seconds: estimate of how long the work takes, as requested or by the planner; null if unknown.
         ends_at: time at which the lease ends however often it is renewed, by `max_seconds`; null for no limit.
+        preemptible: true if it may be preempted.
+        grace_seconds: time between the notice of a preemption and the end.
+        checkpoint: true if its holder saves its work when it gets the notice.
+        min_run_seconds: it is not preempted before it has lasted so long.
+        priority: priority of the request.
+        requeued: true if it goes on with the work of a lease that was preempted.
+        saved_at: time at which its holder last said that its work is saved; null if it never did.
+        preemption: notice that it will be preempted, or of the preemption that ended it; null without one.
     """
 
     lease_id: str
@@ -290,6 +332,14 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease", tag_field="type"):
     asked_at: Time | None = None
     expected_seconds: float | None = None
     ends_at: Time | None = None
+    preemptible: bool = False
+    grace_seconds: float = GRACE_SECONDS
+    checkpoint: bool = False
+    min_run_seconds: float = 0.0
+    priority: int = 0
+    requeued: bool = False
+    saved_at: Time | None = None
+    preemption: Preemption | None = None
 
 
 class Assignment(Struct, frozen=True, kw_only=True, tag="assignment", tag_field="type"):
@@ -405,6 +455,23 @@ class LeaseAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     holder: ShortText = ""
 
 
+class CheckpointAction(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Answer of a holder to the notice of a preemption, or news that its work is saved.
+
+    Attributes:
+        lease_id: id of the lease.
+        owner: owner of the lease.
+        saved: the work is saved as of now. While a notice is out, the lease ends at once.
+        busy_seconds: the holder needs so long from now. It moves the end once, to the time of the notice's end plus
+            `grace_seconds` at most, and never to an earlier one.
+    """
+
+    lease_id: Identifier
+    owner: OwnerName
+    saved: bool = False
+    busy_seconds: Annotated[float, Meta(gt=0, le=MAX_GRACE_SECONDS)] | None = None
+
+
 class LeaseEventKind(StrEnum):
     """Kind of a lease event."""
 
@@ -412,6 +479,8 @@ class LeaseEventKind(StrEnum):
     RENEWED = "renewed"
     EXPIRING = "expiring"
     """It ends soon: a fifth of its time to live is left."""
+    PREEMPTING = "preempting"
+    """It will be preempted: its `preemption` says when and why, or the end was put off."""
     RELEASED = "released"
     EXPIRED = "expired"
     LOST = "lost"
@@ -428,8 +497,8 @@ class LeaseEvent(Struct, frozen=True, kw_only=True, tag="lease_event", tag_field
         kind: kind of the change.
         time: when it happened.
         lease: the lease after the change, without work items. Only `granted` has environment, addresses, distribution
-            and score parts. Other events leave out labels where they are many, and `renewed` and `expiring` also grants
-            where they are many. The planner answers with the whole lease.
+            and score parts. Other events leave out labels where they are many, and `renewed`, `expiring` and
+            `preempting` also grants where they are many. The planner answers with the whole lease.
         planner: id of the planner.
     """
 

@@ -49,9 +49,9 @@ HISTORY_SERVICE: Final = "corral-history"
 class PlanSubject:
     """Subjects of the planner.
 
-    It answers `request`, `withdraw`, `renew` and `release` on `<subject>.<owner>`, too: a server that lets a client
-    publish only under its own name vouches for the owner then, and a body that names another is refused. It answers
-    `explain` on `<subject>.<user>`, too, and counts the requests of each user.
+    It answers `request`, `withdraw`, `renew`, `release` and `checkpoint` on `<subject>.<owner>`, too: a server that
+    lets a client publish only under its own name vouches for the owner then, and a body that names another is refused.
+    It answers `explain` on `<subject>.<user>`, too, and counts the requests of each user.
     """
 
     REQUEST: Final = f"{PLAN}.request"
@@ -59,12 +59,14 @@ class PlanSubject:
     WITHDRAW: Final = f"{PLAN}.withdraw"
     RENEW: Final = f"{PLAN}.renew"
     RELEASE: Final = f"{PLAN}.release"
+    CHECKPOINT: Final = f"{PLAN}.checkpoint"
     LEASES: Final = f"{PLAN}.leases"
     DEVICES: Final = f"{PLAN}.devices"
     FLEET: Final = f"{PLAN}.fleet"
     QUEUE: Final = f"{PLAN}.queue"
     DRAIN: Final = f"{PLAN}.drain"
     EVICT: Final = f"{PLAN}.evict"
+    PREEMPT: Final = f"{PLAN}.preempt"
 
 
 def unnamed(subject: str) -> str:

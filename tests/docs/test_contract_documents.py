@@ -28,6 +28,8 @@ BASE: dict[type[Any], dict[str, Any]] = {
     operations.QueueFilter: {},
     operations.DrainAction: {"drain": True},
     operations.EvictAction: {"lease_id": "l", "reason": "r"},
+    operations.PreemptAction: {"lease_id": "l", "reason": "r"},
+    requests.CheckpointAction: {"lease_id": "l"},
     query.QueryRequest: {"sql": "SELECT 1"},
     query.CancelRequest: {"query_id": "q"},
     query.SnapshotRequest: {},

@@ -158,6 +158,8 @@ ASKED: list[tuple[type[Any], Any]] = [
         operations.DrainAction(drain=True, hosts=["h1"], devices=["GPU-h1-0"], host_labels={"a": "b"}, reason="why"),
     ),
     (operations.EvictAction, operations.EvictAction(lease_id="l1", reason="maintenance")),
+    (operations.PreemptAction, operations.PreemptAction(lease_id="l1", reason="a course")),
+    (requests.CheckpointAction, requests.CheckpointAction(lease_id="l1", owner="alice", busy_seconds=40)),
     (query.QueryRequest, query.QueryRequest(sql="SELECT 1", query_id="q1", window=4)),
     (query.CancelRequest, query.CancelRequest(query_id="q1")),
     (query.SnapshotRequest, query.SnapshotRequest()),
