@@ -114,8 +114,12 @@ class LeaderTasks:
                 log.warning("holders could not renew for %.1f s: leases are given that time", outage.seconds)
         if self._serves():
             self._broker.tick(clock())
-        due = ledger.table.next_due()
-        return _TICK_SECONDS if due is None else max(0.005, min(_TICK_SECONDS, due - ledger.service_seconds()))
+        pause = _TICK_SECONDS
+        if (due := ledger.table.next_due()) is not None:
+            pause = min(pause, due - ledger.service_seconds())
+        if (deadline := ledger.next_deadline()) is not None:
+            pause = min(pause, deadline - time.time())
+        return max(0.005, pause)
 
     async def _keep_service_time(self) -> float:
         """Store service time, every few seconds and after each outage, if there are active leases and it has changed.

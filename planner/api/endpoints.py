@@ -34,9 +34,10 @@ from ...schemas.operations import (
     EvictAction,
     ExplainRequest,
     LeaseFilter,
+    PreemptAction,
     QueueFilter,
 )
-from ...schemas.requests import Error, LeaseAction, WithdrawAction, WorkRequest
+from ...schemas.requests import CheckpointAction, Error, LeaseAction, WithdrawAction, WorkRequest
 from ...schemas.subjects import PlanSubject
 from ..broker import query_costs
 from ..broker.broker import RequestBroker
@@ -55,7 +56,7 @@ from .stored_caller import StoredResponder
 
 log = logging.getLogger("corral.planner")
 
-_ACTS: Final = (WithdrawAction, LeaseAction, EvictAction, DrainAction)
+_ACTS: Final = (WithdrawAction, LeaseAction, CheckpointAction, EvictAction, PreemptAction, DrainAction)
 """Messages that take effect also without a reply subject."""
 _LOG_AGAIN_SECONDS: Final = 10.0
 _FORWARD_SECONDS: Final = MAX_WAIT_SECONDS + 60.0
@@ -171,6 +172,12 @@ class Endpoints:
         async def release(context: RequestContext, body: LeaseAction) -> None:
             await broker.lease_commands.release(body, context)
 
+        async def checkpoint(context: RequestContext, body: CheckpointAction) -> None:
+            await broker.lease_commands.checkpoint(body, context)
+
+        async def preempt(context: RequestContext, body: PreemptAction) -> None:
+            await broker.lease_commands.preempt(body, context)
+
         async def evict(context: RequestContext, body: EvictAction) -> None:
             await broker.lease_commands.evict(body, context)
 
@@ -204,6 +211,8 @@ class Endpoints:
             *self._owned("withdraw", own.WITHDRAW, WithdrawAction, withdraw, kind=Kind.LEASES, large=too_large),
             *self._owned("renew", own.RENEW, LeaseAction, renew, kind=Kind.LEASES, large=too_large),
             *self._owned("release", own.RELEASE, LeaseAction, release, kind=Kind.LEASES, large=too_large),
+            *self._owned("checkpoint", own.CHECKPOINT, CheckpointAction, checkpoint, kind=Kind.LEASES, large=too_large),
+            *self._owned("preempt", own.PREEMPT, PreemptAction, preempt, "operator"),
             *self._owned("evict", own.EVICT, EvictAction, evict, "operator"),
             *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),
             # The body may name any owner: the user who asks is the one in the subject.

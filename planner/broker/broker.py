@@ -148,6 +148,7 @@ class RequestBroker:
         self.lease_commands = LeaseCommands(fleet, ledger, planner)
         self._rejections = RejectionCache(store, term, answers, deposed)
         self._pending: dict[tuple[str, str], PendingRequest] = {}
+        self._requeuing: dict[str, PendingRequest] = {}
         self._made = 0
         self._asked = 0
         self._closed = False
@@ -172,6 +173,11 @@ class RequestBroker:
         digest = "" if not named else encoded_items.digest if encoded_items is not None else digest_of(request)
         if named and await self._answer_known(request, request_id, digest, caller):
             return
+        try:
+            age_from = self._requeued_age(request)
+        except Refused as refused:
+            await caller.answer(refused.error)
+            return
         work = request.distribution
         if (
             encoded_items is None
@@ -179,9 +185,9 @@ class RequestBroker:
             and query_costs.distributing(work, request.gpus) > query_costs.CHEAP_SECONDS
         ):
             encoded_items = EncodedItems(digest, lambda: work)
-        pending = PendingRequest(digest, request, caller, named, encoded_items, self._new_uid(), time.time())
+        pending = PendingRequest(digest, request, caller, named, encoded_items, self._new_uid(), time.time(), age_from)
         decision = self._decide(pending)
-        self._pending[pending.key] = pending
+        self._add_pending(pending)
         if isinstance(decision, Placed):
             await self._grant(pending, decision, self._reserve(decision))
         elif request.wait_seconds and decision.code is not RejectionCode.IMPOSSIBLE:
@@ -221,6 +227,27 @@ class RequestBroker:
         self._note_heard(entry)
         for other in before:
             await other.answer(self.queue.entry_listing(entry, steady_time()))
+
+    def _requeued_age(self, request: WorkRequest) -> float | None:
+        """Time from which a request counts as waiting that goes on with a preempted lease; None for any other.
+
+        Raises:
+            Refused: `requeue_of` names another lease, or one whose work goes on already.
+        """
+        lease_id = request.requeue_of
+        if lease_id is None:
+            return None
+        age_from = lifecycle.requeued_age(self.ledger.table, lease_id, request.owner)
+        other = self._requeuing.get(lease_id)
+        if other is not None:
+            text = f"Request {other.request.request_id} waits to go on with lease {lease_id} already"
+            raise Refused("conflict", text, "$.requeue_of")
+        return age_from.timestamp()
+
+    def _add_pending(self, pending: PendingRequest) -> None:
+        self._pending[pending.key] = pending
+        if pending.request.requeue_of is not None:
+            self._requeuing[pending.request.requeue_of] = pending
 
     def _decide(self, pending: PendingRequest) -> Decision:
         began = time.perf_counter()
@@ -262,7 +289,9 @@ class RequestBroker:
         self._follow_leases()
         request, now = pending.request, time.time()
         pending.estimate = self.estimator.of_request(request, now)
-        queued = self.queue.add(request, now, pending.estimate, rejection, pending, pending.digest, arrival)
+        queued = self.queue.add(
+            request, now, pending.estimate, rejection, pending, pending.digest, arrival, age_from=pending.age_from
+        )
         pending.entry = queued
         self.presence.note_heard(queued)
         if arrival is None:
@@ -287,6 +316,7 @@ class RequestBroker:
                 position=arrival.position,
                 callers=callers,
                 forecast=queued.forecast,
+                age_from=arrival.age_from,
             )
         )
 
@@ -302,14 +332,21 @@ class RequestBroker:
         request = stored.request
         nobody: list[Responder] = [_NoResponder()]
         pending = PendingRequest(
-            stored.digest, request, (callers or nobody)[0], stored.has_client_id, None, stored.uid, stored.asked_at
+            stored.digest,
+            request,
+            (callers or nobody)[0],
+            stored.has_client_id,
+            None,
+            stored.uid,
+            stored.asked_at,
+            stored.age_from,
         )
         pending.callers = list(callers or nobody)
         pending.is_stored = True
         request_id = request.request_id or ""
         if pending.key in self._pending:
             return
-        self._pending[pending.key] = pending
+        self._add_pending(pending)
         record = self.ledger.table.of_request(request.owner, request_id)
         if record is not None:
             self._resolve(pending)
@@ -327,7 +364,7 @@ class RequestBroker:
             could_ever_fit=True,
             request_id=request_id,
         )
-        arrival = Arrival(stored.asked_at, stored.number, stored.until, stored.position)
+        arrival = Arrival(stored.asked_at, stored.number, stored.until, stored.position, stored.age_from)
         queued = self._add(pending, why, arrival)
         queued.forecast = queued.last_forecast = stored.forecast
         queued.confirmed = False
@@ -372,7 +409,7 @@ class RequestBroker:
                 async with self.ledger.write_new(record) as revision:
                     reservation.commit()
                     self.ledger.table.put(record)
-                    self.ledger.note_limit(record.lease)
+                    self.ledger.note_deadline(record.lease)
                     if self._follows_leases:
                         self._line_follows(record, record.lease.granted_at.timestamp())
                     try:
@@ -433,6 +470,7 @@ class RequestBroker:
             distribution=placed.distribution,
             service_seconds=self.ledger.service_seconds(),
             asked_at=time_of(pending.asked_at),
+            age_from=None if pending.age_from is None else time_of(pending.age_from),
         )
 
     def _charge(self, reservation: GrantReservation, lease: Lease) -> None:
@@ -494,6 +532,8 @@ class RequestBroker:
         if self._pending.get(pending.key) is not pending:
             return False
         del self._pending[pending.key]
+        if self._requeuing.get(pending.request.requeue_of or "") is pending:
+            del self._requeuing[pending.request.requeue_of or ""]
         return True
 
     async def withdraw(self, action: WithdrawAction, caller: Responder) -> None:

@@ -42,11 +42,11 @@ class Estimator:
         return self._durations.estimate(kind_of(record), now, limit)
 
     def learn(self, record: LeaseRecord) -> None:
-        """Learn from a lease that has ended. Only a released one says how long its work took."""
+        """Learn from a lease that has ended. Only one released without a notice says how long its work took."""
         lease = record.lease
         if lease.ended_at is not None:
             seconds = (lease.ended_at - lease.granted_at).total_seconds()
-            released = lease.state is LeaseState.RELEASED
+            released = lease.state is LeaseState.RELEASED and lease.preemption is None
             kind = kind_of(record)
             self._durations.learn(kind, lease.ended_at.timestamp(), seconds, released)
             if released and lease.expected_seconds is not None:

@@ -1,11 +1,12 @@
-"""Operations of holders and operators on existing leases: renew, release, evict, list."""
+"""Operations of holders and operators on existing leases: renew, release, checkpoint, evict, preempt, list."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
-from ...schemas.operations import EvictAction, LeaseFilter, Leases
-from ...schemas.requests import LeaseAction, LeaseState
+from ...schemas.operations import EvictAction, LeaseFilter, Leases, PreemptAction
+from ...schemas.requests import CheckpointAction, LeaseAction, LeaseState, Preemption
 from ..durable.store import Deposed, WriteFailed
 from ..fleet.fleet import Fleet
 from ..leases import lifecycle as leases
@@ -59,8 +60,43 @@ class LeaseCommands:
 
         await self._change(action, step, caller)
 
+    async def checkpoint(self, action: CheckpointAction, caller: Responder) -> None:
+        """Note that the work of a lease is saved, or put the end of its preemption off.
+
+        Idempotent: the answer to `saved` is the same again after it has ended the lease.
+        """
+
+        def step(record: LeaseRecord | None) -> LeaseRecord:
+            known = leases.check_known(record, action.lease_id, action.owner)
+            if action.saved == (action.busy_seconds is not None):
+                raise leases.Refused("invalid", "Say that the work is saved, or for how long it is busy", "$.saved")
+            lease = known.lease
+            if action.saved and lease.saved_at and lease.state is LeaseState.EVICTED and lease.preemption is not None:
+                return known
+            held, now = leases.check_active(known), clock()
+            if action.busy_seconds is None:
+                return leases.saved(held, now, self._planner)
+            return leases.busy(held, action.busy_seconds, now, self._planner)
+
+        await self._change(action, step, caller)
+
+    async def preempt(self, action: PreemptAction, caller: Responder) -> None:
+        """Preempt a lease on behalf of an operator. Idempotent: a notice that is out is the answer."""
+        by = f" (by {action.operator})" if action.operator else ""
+
+        def step(record: LeaseRecord | None) -> LeaseRecord:
+            known, now = leases.check_active(leases.check_known(record, action.lease_id)), clock()
+            ends_at = now + timedelta(seconds=known.lease.grace_seconds)
+            notice = Preemption(notified_at=now, ends_at=ends_at, reason=f"{action.reason}{by}")
+            return leases.notify(known, notice, now, self._planner)
+
+        await self._change(action, step, caller)
+
     async def _change(
-        self, action: LeaseAction | EvictAction, step: Callable[[LeaseRecord | None], LeaseRecord], caller: Responder
+        self,
+        action: LeaseAction | CheckpointAction | EvictAction | PreemptAction,
+        step: Callable[[LeaseRecord | None], LeaseRecord],
+        caller: Responder,
     ) -> None:
         try:
             reply = await self._ledger.change(action.lease_id, step)

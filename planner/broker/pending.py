@@ -57,6 +57,7 @@ class PendingRequest:
         encoded_items: access to its work items, if they are expensive to distribute.
         uid: id of the event that says what became of it.
         asked_at: when it came, in seconds since the epoch.
+        age_from: time from which it counts as waiting in the order of the queue; None for `asked_at`.
 
     Attributes:
         callers: those that wait for the answer.
@@ -67,6 +68,7 @@ class PendingRequest:
     """
 
     __slots__ = (
+        "age_from",
         "asked_at",
         "callers",
         "digest",
@@ -89,7 +91,9 @@ class PendingRequest:
         encoded_items: EncodedItems | None = None,
         uid: str = "",
         asked_at: float = 0.0,
+        age_from: float | None = None,
     ) -> None:
+        self.age_from = age_from
         self.uid = uid
         self.asked_at = asked_at
         self.estimate: Estimate | None = None

@@ -38,12 +38,15 @@ class Arrival(NamedTuple):
         number: of its arrival.
         until: time at which it is rejected, in seconds since the epoch.
         position: position in the queue at its arrival.
+        age_from: time from which it counts as waiting in the order of the queue, in seconds since the epoch; None for
+            `asked_at`.
     """
 
     asked_at: float
     number: int
     until: float
     position: int = 0
+    age_from: float | None = None
 
 
 class QueuedRequest:
@@ -140,6 +143,7 @@ class WaitingQueue:
         digest: str = "",
         arrival: Arrival | None = None,
         steady: float | None = None,
+        age_from: float | None = None,
     ) -> QueuedRequest:
         """Enqueue a request.
 
@@ -155,6 +159,8 @@ class WaitingQueue:
             digest: of its body.
             arrival: if it waited before a restart.
             steady: time of its arrival, by the steady clock; None for now.
+            age_from: time from which it counts as waiting in the order, in seconds since the epoch; None for its
+                arrival. Its wait, as listed and forecast, counts from its arrival.
         """
         place = self._left.get((request.owner, request.request_id or "")) if digest and arrival is None else None
         if (
@@ -164,9 +170,10 @@ class WaitingQueue:
         ):
             arrival = place.arrival
         asked_at, number = (now, None) if arrival is None else (arrival.asked_at, arrival.number)
-        entry = self.line.arrive(request, estimate, asked_at, number=number)
+        age_from = age_from if arrival is None else arrival.age_from
+        entry = self.line.arrive(request, estimate, asked_at if age_from is None else age_from, number=number)
         if arrival is None:
-            arrival = Arrival(now, entry.number, now + request.wait_seconds, self.line.position(entry))
+            arrival = Arrival(now, entry.number, now + request.wait_seconds, self.line.position(entry), age_from)
         queued = QueuedRequest(request, arrival, rejection, payload, entry)
         steady = steady_time() if steady is None else steady
         queued.since, queued.deadline = steady - (now - arrival.asked_at), steady + arrival.until - now

@@ -56,6 +56,7 @@ class StoredRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         position: position in the queue at its arrival.
         callers: that wait for the answer.
         forecast: of its start, that was made first.
+        age_from: see `queue.Arrival`.
     """
 
     uid: str
@@ -68,6 +69,7 @@ class StoredRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     position: int = 0
     callers: list[StoredCaller] = []
     forecast: Forecast | None = None
+    age_from: float | None = None
 
 
 class StoredQueue:

@@ -30,6 +30,8 @@ _MAX_OWNERS: Final = 10_000
 _LABELS_BYTES: Final = 1024
 _GRANTS: Final = 16
 _WEIGHTS: Final = 64
+PASSING: Final = (LeaseEventKind.RENEWED, LeaseEventKind.EXPIRING, LeaseEventKind.PREEMPTING)
+"""Kinds of events between the grant of a lease and its end."""
 _END_FRACTION: Final = 0.2
 _END_SECONDS: Final = 0.7
 """Longer than the interval between two checks of withheld renewals."""
@@ -39,12 +41,13 @@ def slim(lease: Lease, kind: LeaseEventKind) -> Lease:
     """A lease as it goes into an event: without work items, and with less in later events than in the first.
 
     Work items are not needed to know which owner holds what. The history takes labels and devices from the first event
-    of a lease, so that those of a renewal or warning are left out if they are many. The planner's answers have all.
+    of a lease, so that those of a renewal, warning or notice are left out if they are many. The planner's answers have
+    all.
     """
     granted = kind is LeaseEventKind.GRANTED
     if granted and lease.distribution is None and not any(grant.items for grant in lease.grants):
         return lease
-    passing = kind in (LeaseEventKind.RENEWED, LeaseEventKind.EXPIRING)
+    passing = kind in PASSING
     few = granted or sum(len(name) + len(value) for name, value in lease.labels.items()) <= _LABELS_BYTES
     report = lease.distribution
     grants = [] if passing and len(lease.grants) > _GRANTS else [_slim(grant, granted) for grant in lease.grants]
@@ -148,7 +151,7 @@ class Pace:
             changed_at: time of the event.
             now: seconds, by a monotonic clock.
         """
-        if kind not in (LeaseEventKind.GRANTED, LeaseEventKind.RENEWED, LeaseEventKind.EXPIRING):
+        if kind is not LeaseEventKind.GRANTED and kind not in PASSING:
             self._published.pop(lease.lease_id, None)
             return
         at = now if kind is not LeaseEventKind.GRANTED else now - MIN_INTERVAL_SECONDS

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from ...bus.elapsed import elapsed_seconds
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec
-from ...schemas.requests import Error, Lease, LeaseState
+from ...schemas.requests import Error, Lease, LeaseState, Preemption
 from ..durable.store import Deposed, Store, Write, WriteFailed, lease_key
 from ..fleet.fleet import Fleet
 from ..fleet.holdings import free
@@ -46,6 +46,9 @@ _CLOCKS_DIFFER_SECONDS: Final = 10.0
 """Tolerance for the difference between the clocks of planners."""
 _AT_ITS_TIME: Final = timedelta(seconds=3)
 _ROUNDED_OFF: Final = timedelta(milliseconds=100)
+
+_NULLABLE: Final = ("ended_at", "distribution", "asked_at", "expected_seconds", "ends_at", "saved_at", "preemption")
+"""Fields of a lease that are null where there is nothing."""
 
 Step = Callable[[LeaseRecord | None], LeaseRecord | None]
 """Maps the present record to the next one; the same record, or None, changes nothing."""
@@ -94,7 +97,7 @@ class Ledger:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks = BackgroundTasks()
         self._limits: list[tuple[float, str]] = []
-        """End by `max_seconds` and id of the leases that have such a limit, soonest first."""
+        """Deadline (`lifecycle.deadline`) and id of leases that have one, soonest first; it may have moved since."""
         self.on_end: Callable[[LeaseRecord], None] = lambda _: None
         """Called with the record of each lease that ends, before its devices are free."""
         self._end_rate = 0.0
@@ -110,7 +113,7 @@ class Ledger:
         heapify(self._ended)
         for record in table:
             if record.lease.state is LeaseState.ACTIVE:
-                self.note_limit(record.lease)
+                self.note_deadline(record.lease)
 
     def service_seconds(self) -> float:
         """Service time now, rounded as in records."""
@@ -144,9 +147,9 @@ class Ledger:
                 "give fewer work items, or give them as a count",
                 "$.distribution",
             )
-        # A number that JSON can't represent is encoded as null, and no planner could decode the record again. A new
-        # lease has at most two legitimate nulls: its end, and the distribution if there is none.
-        if record.lease.distribution is not None or value.count(b"null") > 2:
+        # A number that JSON can't represent is encoded as null, and no planner could decode the record again.
+        nulls = sum(getattr(record.lease, name) is None for name in _NULLABLE)
+        if record.lease.distribution is not None or value.count(b"null") > nulls:
             try:
                 codec.decode(codec.encode(lifecycle.without_items(record), codec.JSON), LeaseRecord, codec.JSON)
             except codec.DecodeError as error:
@@ -216,24 +219,79 @@ class Ledger:
 
             self.start_change(record.lease.lease_id, step)
 
-    def note_limit(self, lease: Lease) -> None:
-        """Note the limit that the `max_seconds` of its request sets to a new lease."""
-        if lease.ends_at is not None:
-            heappush(self._limits, (lease.ends_at.timestamp(), lease.lease_id))
+    async def preempt(self, lease_id: str, preemption: Preemption) -> Lease | None:
+        """Give the holder of a lease the notice of a preemption, durably; with no grace, the lease ends at once.
+
+        A lease that has ended meanwhile stays as it is, and so does one that has a notice.
+
+        Args:
+            lease_id: id of the lease.
+            preemption: the notice. If it ends before the grace of the lease is over, it ends when that is.
+
+        Returns:
+            The lease after the change; None if there is none.
+
+        Raises:
+            Refused: the lease is not preemptible, or has not lasted for its `min_run_seconds` yet.
+            Deposed: another planner leads.
+            WriteFailed: the bucket refused the change.
+        """
+
+        def step(record: LeaseRecord | None) -> LeaseRecord | None:
+            if record is None or record.lease.state is not LeaseState.ACTIVE:
+                return record
+            return lifecycle.notify(record, preemption, clock(), self._planner)
+
+        return await self.change(lease_id, step)
+
+    async def unpreempt(self, lease_id: str, claimant: str | None = None) -> Lease | None:
+        """Withdraw the notice of a preemption, durably. A lease without one, or that has ended, stays as it is.
+
+        Args:
+            lease_id: id of the lease.
+            claimant: withdraw only a notice for this request; None for any.
+
+        Returns:
+            The lease after the change; None if there is none.
+
+        Raises:
+            Deposed: another planner leads.
+            WriteFailed: the bucket refused the change.
+        """
+
+        def step(record: LeaseRecord | None) -> LeaseRecord | None:
+            if record is None or record.lease.state is not LeaseState.ACTIVE:
+                return record
+            return lifecycle.withdraw_notice(record, claimant, clock(), self._planner)
+
+        return await self.change(lease_id, step)
+
+    def note_deadline(self, lease: Lease) -> None:
+        """Note the time at which an active lease ends even if it is renewed, if it has one."""
+        if (found := lifecycle.deadline(lease)) is not None:
+            heappush(self._limits, (found[0].timestamp(), lease.lease_id))
+
+    def next_deadline(self) -> float | None:
+        """Time when a lease has to end next, in seconds since the epoch; None if none has to. It may be early."""
+        return self._limits[0][0] if self._limits else None
 
     def _end_limited(self, now: datetime) -> None:
-        """End the leases whose limit is reached: outages do not prolong it."""
+        """End the leases whose deadline is reached: outages do not prolong it."""
 
         def step(current: LeaseRecord | None) -> LeaseRecord | None:
-            if current is None or current.lease.state is not LeaseState.ACTIVE or current.lease.ends_at is None:
+            found = None if current is None else _reached(current.lease, now)
+            if current is None or found is None:
                 return current
-            ended_at = _ended_at(current.lease.ends_at, now)
-            return lifecycle.end(current, LeaseState.EXPIRED, _over(current), now, self._planner, ended_at)
+            at, state = found
+            ended_at = _ended_at(at, now)
+            if state is LeaseState.EVICTED:
+                return lifecycle.preempted(current, current.lease, now, self._planner, ended_at)
+            return lifecycle.end(current, state, _over(current), now, self._planner, ended_at)
 
         while self._limits and self._limits[0][0] <= now.timestamp():
             _, lease_id = heappop(self._limits)
             record = self.table.get(lease_id)
-            if record is not None and record.lease.state is LeaseState.ACTIVE:
+            if record is not None and _reached(record.lease, now):
                 self.start_change(lease_id, step)
                 heappush(self._limits, (now.timestamp() + _RETRY_SECONDS, lease_id))  # the write may fail
 
@@ -285,6 +343,8 @@ class Ledger:
         try:
             async with write as revision:
                 self.table.put(record)
+                if before is None or record.lease.preemption != before.lease.preemption:
+                    self.note_deadline(record.lease)
                 if ends:
                     self.on_end(record)
                     # Samples from before the release was requested are of the time when it was held.
@@ -327,6 +387,12 @@ class Ledger:
         if self._store.max_bytes > 0:
             most = min(most, self._store.max_bytes * _RETAIN_PART)
         return min(RETAIN_SECONDS, max(_RETAIN_AT_LEAST_SECONDS, most / self._end_rate))
+
+
+def _reached(lease: Lease, now: datetime) -> tuple[datetime, LeaseState] | None:
+    """Deadline of an active lease, and its state then; None if it is not reached."""
+    found = lifecycle.deadline(lease) if lease.state is LeaseState.ACTIVE else None
+    return None if found is None or found[0] > now else found
 
 
 def _ended_at(expires_at: datetime, now: datetime) -> datetime:

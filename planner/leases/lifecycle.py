@@ -4,8 +4,12 @@
           renew ↺      ┌─ release ──► released
  grant ──► active ─────┼─ time ─────► expired      (announced as `expiring` before)
                        ├─ host gone ► lost
-                       └─ operator ─► evicted
+                       ├─ operator ─► evicted
+                       └─ notice ───► evicted      (announced as `preempting` before)
 ```
+
+The notice of a preemption leaves a lease active for its `grace_seconds`. The holder may end it sooner (`saved`,
+`release`) or put the end off once (`busy`), and the notice may be withdrawn.
 
 The bucket has a record under `lease.<id>`: the lease, the number of its last change, and the changes whose events may
 not be on the facts stream yet. Each change raises `version` by one. An event is identified by lease and version, so
@@ -33,6 +37,7 @@ from ...schemas.requests import (
     LeaseEvent,
     LeaseEventKind,
     LeaseState,
+    Preemption,
     UnassignedItem,
     WorkRequest,
 )
@@ -97,6 +102,9 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         planner: id of the planner that made the last change.
         told: events up to this version are certainly on the facts stream.
         earlier: events of earlier changes that were not acknowledged when this one was written.
+        requeue_of: id of the preempted lease whose work goes on in this one; empty for none.
+        age_from: time from which its request counts as waiting, if that is before it was asked: that of the request
+            of the preempted lease.
     """
 
     lease: Lease
@@ -110,6 +118,8 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     planner: str = ""
     told: int = 0
     earlier: list[Announcement] = []
+    requeue_of: str = ""
+    age_from: datetime | None = None
 
     @property
     def warned(self) -> bool:
@@ -178,6 +188,7 @@ def grant(
     distribution: Distributed | None = None,
     service_seconds: float | None = None,
     asked_at: datetime | None = None,
+    age_from: datetime | None = None,
 ) -> LeaseRecord:
     """Record of a new lease for a request that was decided; `service_seconds` is `now` in service time."""
     ends_at = None if request.max_seconds is None else now + timedelta(seconds=request.max_seconds)
@@ -201,6 +212,12 @@ def grant(
         asked_at=asked_at,
         expected_seconds=request.expected_seconds,
         ends_at=ends_at,
+        preemptible=request.preemptible,
+        grace_seconds=request.grace_seconds,
+        checkpoint=request.checkpoint,
+        min_run_seconds=request.min_run_seconds,
+        priority=request.priority,
+        requeued=request.requeue_of is not None,
     )
     return LeaseRecord(
         lease=lease,
@@ -212,6 +229,8 @@ def grant(
         shape=shape_of_request(request),
         digest=digest,
         planner=planner,
+        requeue_of=request.requeue_of or "",
+        age_from=age_from,
     )
 
 
@@ -327,6 +346,133 @@ def end(
     return _next(record, _KIND_OF_END[state], lease, now, planner)
 
 
+def notify(record: LeaseRecord, preemption: Preemption, now: datetime, planner: str) -> LeaseRecord:
+    """Give the holder of an active lease the notice of a preemption; with no grace, end the lease at once.
+
+    A notice that is out stays as it is. One that ends before the grace is over ends when that is.
+
+    Raises:
+        Refused: the lease is not preemptible, or has not lasted for its `min_run_seconds` yet.
+    """
+    lease = record.lease
+    if lease.preemption is not None:
+        return record
+    if not lease.preemptible:
+        raise Refused("refused", f"Lease {lease.lease_id} is not preemptible: an operator can evict it", "$.lease_id")
+    if now < (allowed_at := preemptible_from(lease)):
+        left = (allowed_at - now).total_seconds()
+        raise Refused(
+            "refused",
+            f"Lease {lease.lease_id} may be preempted in {left:.1f} s, after its min_run_seconds of "
+            f"{lease.min_run_seconds:g} s; an operator can evict it now",
+            "$.lease_id",
+        )
+    ends_at = max(preemption.ends_at, now + timedelta(seconds=lease.grace_seconds))
+    notified = replace(lease, preemption=replace(preemption, ends_at=ends_at))
+    if not lease.grace_seconds:
+        return preempted(record, notified, now, planner)
+    return _next(record, LeaseEventKind.PREEMPTING, notified, now, planner)
+
+
+def preemptible_from(lease: Lease) -> datetime:
+    """Time from which a preemptible lease may be preempted."""
+    return lease.granted_at + timedelta(seconds=lease.min_run_seconds)
+
+
+def withdraw_notice(record: LeaseRecord, claimant: str | None, now: datetime, planner: str) -> LeaseRecord:
+    """Withdraw the notice of a preemption: the lease goes on.
+
+    Args:
+        record: of an active lease; without a notice it stays as it is.
+        claimant: for which the notice must be, by request id; None for any.
+        now: time of the change.
+        planner: id of this planner.
+    """
+    notice = record.lease.preemption
+    if notice is None or claimant not in (None, notice.claimant):
+        return record
+    return _next(record, LeaseEventKind.RENEWED, replace(record.lease, preemption=None), now, planner)
+
+
+def saved(record: LeaseRecord, now: datetime, planner: str) -> LeaseRecord:
+    """Note that the work of an active lease is saved; while a notice is out, the lease ends."""
+    lease = replace(record.lease, saved_at=now)
+    if lease.preemption is None:
+        return _next(record, LeaseEventKind.RENEWED, lease, now, planner)
+    return preempted(record, lease, now, planner)
+
+
+def busy(record: LeaseRecord, seconds: float, now: datetime, planner: str) -> LeaseRecord:
+    """Put the end of a preemption off, once: to some seconds from now, and at most by the grace again.
+
+    Raises:
+        Refused: no notice is out, or its end was put off before.
+    """
+    lease, notice = record.lease, record.lease.preemption
+    if notice is None:
+        raise Refused("refused", f"Lease {lease.lease_id} has no notice of a preemption to answer", "$.busy_seconds")
+    if notice.extended:
+        ends = notice.ends_at.isoformat(timespec="seconds")
+        raise Refused("refused", f"The end of lease {lease.lease_id} was put off once, to {ends}", "$.busy_seconds")
+    latest = notice.ends_at + timedelta(seconds=lease.grace_seconds)
+    ends_at = min(max(notice.ends_at, now + timedelta(seconds=seconds)), latest)
+    extended = replace(lease, preemption=replace(notice, ends_at=ends_at, extended=True))
+    return _next(record, LeaseEventKind.PREEMPTING, extended, now, planner)
+
+
+def preempted(
+    record: LeaseRecord, lease: Lease, now: datetime, planner: str, ended_at: datetime | None = None
+) -> LeaseRecord:
+    """End a lease by preemption.
+
+    Args:
+        record: before this change.
+        lease: with the notice.
+        now: time of the change.
+        planner: id of this planner.
+        ended_at: time of the end, if that was before now.
+    """
+    why = f": {lease.preemption.reason}" if lease.preemption is not None and lease.preemption.reason else ""
+    ended = replace(lease, state=LeaseState.EVICTED, ended_at=ended_at or now, reason=f"preempted{why}")
+    return _next(record, LeaseEventKind.EVICTED, ended, now, planner)
+
+
+def deadline(lease: Lease) -> tuple[datetime, LeaseState] | None:
+    """Time at which an active lease ends even if it is renewed, and its state then; None without such a time."""
+    notice = lease.preemption
+    if notice is not None and (lease.ends_at is None or notice.ends_at <= lease.ends_at):
+        return notice.ends_at, LeaseState.EVICTED
+    return None if lease.ends_at is None else (lease.ends_at, LeaseState.EXPIRED)
+
+
+def requeued_age(table: LeaseTable, lease_id: str, owner: str) -> datetime:
+    """Time from which a request counts as waiting that goes on with the work of a preempted lease.
+
+    A holder that releases its lease while a notice is out gives way, too: the lease counts as preempted.
+
+    Raises:
+        Refused: the lease is unknown, of another owner, active, or was not preempted, or its work goes on in another.
+    """
+    record = table.get(lease_id)
+    if record is None:
+        raise Refused(
+            "not_found",
+            f"There is no lease {lease_id!r} to requeue: it never was, or it ended long ago. Ask without requeue_of",
+            "$.requeue_of",
+        )
+    lease = record.lease
+    if lease.owner != owner:
+        raise Refused("not_owner", f"Lease {lease_id} is not {owner!r}'s: its owner may requeue it", "$.requeue_of")
+    if lease.state is LeaseState.ACTIVE:
+        raise Refused("conflict", f"Lease {lease_id} is still active: requeue it once it has ended", "$.requeue_of")
+    if lease.preemption is None:
+        text = f"Lease {lease_id} was not preempted, but {_how_it_ended(lease)}: ask without requeue_of"
+        raise Refused("refused", text, "$.requeue_of")
+    if (other := table.requeued_as(lease_id)) is not None:
+        raise Refused("conflict", f"The work of lease {lease_id} goes on in lease {other} already", "$.requeue_of")
+    return record.age_from or lease.asked_at or lease.granted_at
+
+
 def outlives_silence(record: LeaseRecord, unrenewed_seconds: float, lost_after_seconds: float) -> bool:
     """True if an active lease continues though its host is lost, since its holder is there, or may be.
 
@@ -370,16 +516,13 @@ def _next(
     now: datetime,
     planner: str,
 ) -> LeaseRecord:
-    return LeaseRecord(
+    return replace(
+        record,
         lease=lease,
         version=record.version + 1,
         changed_at=now,
         kind=kind,
-        extended_at=record.extended_at,
-        extended_service_seconds=record.extended_service_seconds,
-        digest=record.digest,
         planner=planner,
-        told=record.told,
         earlier=record.announcements(),
     )
 
@@ -398,6 +541,7 @@ class LeaseTable:
         self._records: dict[str, LeaseRecord] = {}
         self._by_request: dict[tuple[str, str], str] = {}
         self._by_host: dict[str, dict[str, None]] = {}
+        self._requeued: dict[str, str] = {}
         self._due: list[tuple[float, str, int]] = []
         self._published_ahead: dict[str, set[int]] = {}
         """Versions after `told` whose events are on the stream, of leases with an earlier event that may not be."""
@@ -420,6 +564,10 @@ class LeaseTable:
         """Record of the lease that an owner's request was granted; None if there is none."""
         lease_id = self._by_request.get((owner, request_id))
         return None if lease_id is None else self._records.get(lease_id)
+
+    def requeued_as(self, lease_id: str) -> str | None:
+        """Id of the lease in which the work of a preempted lease goes on, or did; None if there is none."""
+        return self._requeued.get(lease_id)
 
     def ends(self, lease_id: str) -> float:
         """End of a lease unless it is renewed, seconds since the epoch; infinity for an unknown one."""
@@ -452,6 +600,8 @@ class LeaseTable:
         self.owners.add(lease.owner, is_active - was_active, 0 if before is not None else size_of(lease))
         if before is None and lease.request_id:
             self._by_request[lease.owner, lease.request_id] = lease.lease_id
+        if before is None and record.requeue_of:
+            self._requeued[record.requeue_of] = lease.lease_id
         if is_active:
             heappush(self._due, (record.due_at(), lease.lease_id, record.version))
             if len(self._due) > 4 * len(self._records) + 64:
@@ -492,6 +642,8 @@ class LeaseTable:
             request = record.lease.owner, record.lease.request_id
             if self._by_request.get(request) == lease_id:
                 del self._by_request[request]
+            if self._requeued.get(record.requeue_of) == lease_id:
+                del self._requeued[record.requeue_of]
 
     def due(self, now: float, outages: Sequence[Outage] = ()) -> list[LeaseRecord]:
         """Active leases whose warning or end is due. Each is returned once, until it is changed or rescheduled.
