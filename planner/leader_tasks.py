@@ -22,6 +22,7 @@ from ..bus.tasks import heed_cancellation
 from ..schemas import codec, subjects
 from ..schemas.durations import DurationDigest
 from .broker.broker import RequestBroker
+from .broker.group_accounts import SAVE_SECONDS
 from .durable.store import DURATIONS, HEALTH, SERVICE_TIME, Deposed, Store, WriteFailed
 from .fleet.events import HostLost, HostSeen
 from .fleet.fleet import apply
@@ -99,6 +100,7 @@ class LeaderTasks:
             asyncio.create_task(run_periodically("serving the queue", self._serve_queue)),
             asyncio.create_task(run_periodically("publishing requests", self._broker.requests.publish_added)),
             asyncio.create_task(run_periodically("learning durations", self._learn_durations)),
+            asyncio.create_task(run_periodically("saving usage", self._save_usage)),
             asyncio.create_task(run_periodically("forecasting starts", self._broker.forecaster.renew)),
             asyncio.create_task(run_periodically("looking who waits", self._probe_clients)),
             asyncio.create_task(run_periodically("keeping health", self._keep_health)),
@@ -177,6 +179,10 @@ class LeaderTasks:
         if self._store.has_room and len(value) <= self._store.max_record_bytes:
             await self._store.put(DURATIONS, value, self._term)
         return _DURATIONS_SECONDS
+
+    async def _save_usage(self) -> float:
+        await self._broker.groups.save(self._store, self._term)
+        return SAVE_SECONDS
 
     async def _measure(self) -> float:
         await self._broker.measure()

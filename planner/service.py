@@ -37,6 +37,7 @@ from .api.request_context import HEADROOM_BYTES
 from .broker.broker import RequestBroker
 from .broker.estimates import Estimator
 from .broker.fork_pool import ForkLimits, ForkPool
+from .broker.group_accounts import GroupAccounts, SavedUsage
 from .broker.idempotency import CachedRejection
 from .broker.presence import SILENCE_SECONDS
 from .broker.probe import Probe
@@ -53,6 +54,7 @@ from .durable.store import (
     LEADER,
     LEASE_PREFIX,
     SERVICE_TIME,
+    USAGE,
     WATERMARK,
     Store,
     WriteFailed,
@@ -118,6 +120,7 @@ class Bucket(Struct):
         claimed_at: begin of the term, by the server's clock.
         waiting: waiting requests, by key, not decoded.
         durations: digest of past leases; None if there is none.
+        usage: past use of owners; None if there is none.
     """
 
     records: list[tuple[LeaseRecord, int]] = []
@@ -129,6 +132,7 @@ class Bucket(Struct):
     claimed_at: float = 0.0
     waiting: list[tuple[str, bytes]] = []
     durations: DurationDigest | None = None
+    usage: SavedUsage | None = None
 
 
 class Planner:
@@ -349,6 +353,8 @@ class Planner:
                 found.waiting.append((entry.key, entry.value))
             elif entry.key == DURATIONS:
                 found.durations = decode_or_none(entry.key, entry.value, DurationDigest)
+            elif entry.key == USAGE:
+                found.usage = decode_or_none(entry.key, entry.value, SavedUsage)
             elif entry.key == DRAINS:
                 found.drains = decode_or_none(entry.key, entry.value, dict[str, str]) or {}
             elif entry.key == LEADER:
@@ -419,6 +425,7 @@ class Planner:
             request_pool=self._request_pool,
             requests=requests,
             estimator=estimator,
+            groups=GroupAccounts(self.fleet, found.usage),
             order=self._settings.order,
             silence_seconds=self._settings.silence_seconds,
             probe=self._probe.present,

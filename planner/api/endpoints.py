@@ -185,8 +185,8 @@ class Endpoints:
             await broker.drainer.drain(body, context)
 
         def explained(body: ExplainRequest) -> Struct:
-            with broker.protected(body.request):
-                return explain(self._fleet, body.request, time.time(), self._policies, body.with_more)
+            with broker.protected(body.request) as barred:
+                return explain(self._fleet, body.request, time.time(), self._policies, body.with_more, barred)
 
         async def explanation(context: RequestContext, body: ExplainRequest) -> None:
             await self._answer(context, query_costs.explaining(self._fleet, body), lambda: explained(body))

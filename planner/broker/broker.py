@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from ...bus.elapsed import steady_time
 from ...bus.tasks import BackgroundTasks
+from ...schemas.groups import GroupTree
 from ...schemas.operations import Queue, QueueFilter
 from ...schemas.requests import (
     Assignment,
@@ -33,14 +34,15 @@ from ...schemas.requests import (
 )
 from ..durable.store import Deposed, Store, WriteFailed
 from ..fleet.fleet import Fleet
+from ..groups.use import Barred
 from ..leases import lifecycle
 from ..leases.grant_reservations import GrantReservation, GrantReservations
 from ..leases.ledger import Ledger, clock, write_refused
 from ..leases.lifecycle import LeaseRecord, Refused
 from ..leases.usage import size_of
 from ..limits import Limiter
-from ..placement.decide import Decision, Placed, Policies, addresses, decide, environment, placed
-from ..placement.reject import reject
+from ..placement.decide import Decision, Placed, Policies, addresses, ask_of, decide, environment, placed
+from ..placement.reject import quota_rejection, reject
 from ..queue.line import Line
 from ..queue.order import DEFAULT, rule_of
 from . import query_costs
@@ -48,6 +50,7 @@ from .drains import Drainer
 from .estimates import Estimator
 from .forecasts import Forecaster
 from .fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
+from .group_accounts import GroupAccounts
 from .idempotency import CachedRejection, RejectionCache, conflict, digest_of
 from .large_requests import EncodedItems, distribute_packed, with_distribution
 from .lease_commands import LeaseCommands
@@ -55,6 +58,7 @@ from .outcomes import outcome_of
 from .pending import PendingRequest, RelayResponder, Responder
 from .presence import ASK_AGAIN, SILENCE_SECONDS, Presence
 from .queue import MAX_WAITING, Arrival, QueuedRequest, WaitingQueue, time_of
+from .reclaimer import Reclaimer
 from .request_log import RequestLog
 from .stored_queue import StoredQueue, StoredRequest
 
@@ -87,6 +91,7 @@ class RequestBroker:
         answers: as read from the bucket, by their keys.
         requests: publishes what became of requests.
         estimator: estimates durations.
+        groups: accounts of the groups.
         deposed: called when a write was refused since another planner leads.
         limiter: quotas of owners.
         request_pool: distributes work items if that is expensive.
@@ -114,6 +119,7 @@ class RequestBroker:
         answers: dict[str, CachedRejection],
         requests: RequestLog,
         estimator: Estimator,
+        groups: GroupAccounts,
         deposed: Callable[[], None],
         limiter: Limiter,
         request_pool: ForkPool,
@@ -126,9 +132,12 @@ class RequestBroker:
         self.wake = asyncio.Event()
         self.on_decision: Callable[[float], None] = lambda _: None
         self.estimator = estimator
-        self.line = Line(fleet, policies, rule_of(order))
+        self.groups = groups
+        self.line = Line(fleet, policies, rule_of(order), groups.state)
         self.queue = WaitingQueue(self.line)
         self.forecaster = Forecaster(self.queue)
+        self._tasks = BackgroundTasks()
+        self.reclaimer = Reclaimer(fleet, ledger, groups.state, self.line, self.queue, self._tasks.start)
         self.requests = requests
         self._follows_leases = False
         self._stored = StoredQueue(store, term)
@@ -142,8 +151,7 @@ class RequestBroker:
         self._deposed = deposed
         self._limiter = limiter
         self._request_pool = request_pool
-        self._tasks = BackgroundTasks()
-        self._grants = GrantReservations(fleet, ledger.table.owners)
+        self._grants = GrantReservations(fleet, ledger.table.owners, groups.drop)
         self.drainer = Drainer(fleet, store, term, drains, self.wake.set, deposed)
         self.lease_commands = LeaseCommands(fleet, ledger, planner)
         self._rejections = RejectionCache(store, term, answers, deposed)
@@ -188,8 +196,10 @@ class RequestBroker:
         pending = PendingRequest(digest, request, caller, named, encoded_items, self._new_uid(), time.time(), age_from)
         decision = self._decide(pending)
         self._add_pending(pending)
+        if isinstance(decision, Placed) and request.wait_seconds and self.groups.active and len(self.queue):
+            decision = _after_others(request)  # whose turn it is depends on the use of all groups
         if isinstance(decision, Placed):
-            await self._grant(pending, decision, self._reserve(decision))
+            await self._grant(pending, decision, self._reserve(request, decision))
         elif request.wait_seconds and decision.code is not RejectionCode.IMPOSSIBLE:
             await self._enqueue(pending, decision)
         else:
@@ -252,25 +262,47 @@ class RequestBroker:
     def _decide(self, pending: PendingRequest) -> Decision:
         began = time.perf_counter()
         distributing = pending.encoded_items is None
-        with self.protected(pending.request):
-            decision = decide(self.fleet, pending.request, time.time(), self._policies, distributing=distributing)
+        with self.protected(pending.request) as barred:
+            decision = decide(
+                self.fleet, pending.request, time.time(), self._policies, distributing=distributing, barred=barred
+            )
         self.on_decision(time.perf_counter() - began)
         return decision
 
     @contextmanager
-    def protected(self, request: WorkRequest) -> Generator[None]:
+    def protected(self, request: WorkRequest) -> Generator[Barred | str]:
         """Context in which the fleet lacks what is kept from a request: for requests ahead of its place in the queue.
 
-        A request that is not queued is behind all of its priority.
+        A request that is not queued is behind all of its priority. Yields the models that quotas keep from it; or, if
+        they let it take nothing, the reason.
         """
+        barred = self._barred(request)
         if not len(self.queue):
-            yield
+            yield barred
             return
         queued = self.queue.find(request.owner, request.request_id or "")
         now = time.time()
         seconds = self.estimator.of_request(request, now).seconds if queued is None else queued.entry.estimate.seconds
         with self.line.protected(None if queued is None else queued.entry, request.priority, seconds, now):
-            yield
+            yield barred
+
+    def _barred(self, request: WorkRequest) -> Barred | str:
+        if not self.groups.active:
+            return ()
+        self.groups.state.note_fleet(self.fleet)
+        ask = ask_of(self.fleet, request)
+        admission = self.groups.state.admission(self.fleet, request.owner, ask, request.preemptible)
+        return admission.reason if admission.barred is None else admission.barred
+
+    def change_groups(self, config: GroupTree, revision: int) -> None:
+        """Take other groups.
+
+        Raises:
+            InvalidGroups: they contradict each other.
+        """
+        self.groups.change(config, revision, self.ledger.table)
+        self.line.regroup()
+        self.wake.set()
 
     async def _enqueue(self, pending: PendingRequest, rejection: Rejection) -> None:
         """Queue a request that can't be granted now, or answer why it can't be queued."""
@@ -389,14 +421,19 @@ class RequestBroker:
 
     def _lease_ended(self, record: LeaseRecord) -> None:
         self.estimator.learn(record)
+        if self.groups.active:
+            self.groups.ended(record.lease)
+            self.reclaimer.ended(record.lease.lease_id)
         if self._follows_leases:
             self.line.ended(record.lease.lease_id, time.time())
 
     # Grants
 
-    def _reserve(self, placed: Placed) -> GrantReservation:
+    def _reserve(self, request: WorkRequest, placed: Placed) -> GrantReservation:
         """Hold the devices of a decision: to be called before the next decision."""
-        return self._grants.take(self._new_id(), placed.grants)
+        lease_id = self._new_id()
+        self.groups.hold(lease_id, request.owner, placed.grants, request.preemptible)
+        return self._grants.take(lease_id, placed.grants)
 
     async def _grant(self, pending: PendingRequest, placed: Placed, reservation: GrantReservation) -> None:
         """Make a durable lease of reserved devices, answer, and publish its event."""
@@ -410,6 +447,7 @@ class RequestBroker:
                     reservation.commit()
                     self.ledger.table.put(record)
                     self.ledger.note_deadline(record.lease)
+                    self.groups.granted(record.lease)
                     if self._follows_leases:
                         self._line_follows(record, record.lease.granted_at.timestamp())
                     try:
@@ -595,7 +633,7 @@ class RequestBroker:
             try:
                 distributing = pending.encoded_items is None
                 placement = placed(pending.request, start.entry.ask, start.policy, start.picks, distributing)
-                reservation = self._reserve(placement)
+                reservation = self._reserve(pending.request, placement)
             except Exception as error:  # requests behind it must not wait for ever
                 log.exception("request %s could not be decided", pending.request.request_id)
                 await self._answer(pending, Error(code="internal", message=f"The planner failed: {error}"))
@@ -604,6 +642,8 @@ class RequestBroker:
             turn += 1
             if turn % 32 == 0:
                 await asyncio.sleep(0)  # requests come in between
+        if self.groups.active:
+            self.reclaimer.serve()
         for entry in self.line.unready:
             if entry.payload in self.queue and not entry.payload.asked_to_retry:
                 await self._ask_to_retry(entry.payload)
@@ -680,7 +720,11 @@ class RequestBroker:
                 if len(found) >= MAX_EXPLAINED:
                     return
                 with self.line.protected(entry, request.priority, entry.estimate.seconds, now):
-                    found[entry.group] = reject(self.fleet, entry.ask, "")
+                    ask = entry.group.ask
+                    refused = entry.group.refused
+                    found[entry.group] = (
+                        quota_rejection(self.fleet, ask, refused) if refused else reject(self.fleet, ask)
+                    )
             queued.rejection = replace(found[entry.group], request_id=request.request_id or "")
 
     # The bucket
@@ -756,6 +800,15 @@ class _NoResponder:
 
     def forward(self, body: Struct) -> None:
         """Do nothing."""
+
+
+def _after_others(request: WorkRequest) -> Rejection:
+    return Rejection(
+        code=RejectionCode.NO_CAPACITY,
+        message="others wait: it is decided in turn with them",
+        could_ever_fit=True,
+        request_id=request.request_id or "",
+    )
 
 
 def _outlive(pending: PendingRequest) -> bool:

@@ -298,6 +298,7 @@ class AskKey(NamedTuple):
     placement: Placement
     mig: tuple[str, ...]
     allow_in_use: bool
+    barred: tuple[str, ...] = ()
 
 
 class Ask:
@@ -319,9 +320,10 @@ class Ask:
         placement: see `Placement`.
         mig: lower-case globs over the profiles of MIG instances, one of which is requested; empty requests none.
         allow_in_use: true if whole devices may have processes without a lease on them.
+        barred: names of models that a quota keeps from it, sorted.
         mig_models: those of `models` that name instances.
         plain: true if it requests neither instances nor devices in use.
-        any_model: true if it names no models, vendors or capability.
+        any_model: true if it names no models, vendors or capability, and none is barred.
         allowed: model → true if it is allowed. A cache, filled by `feasible`.
         verdicts: device state → reason why it can't be used; empty text if it can. A cache, filled by `feasible`.
     """
@@ -330,6 +332,7 @@ class Ask:
         "allow_in_use",
         "allowed",
         "any_model",
+        "barred",
         "cpus_milli",
         "gpu_memory_bytes",
         "gpus",
@@ -367,10 +370,11 @@ class Ask:
         self.placement = key.placement
         self.mig = key.mig
         self.allow_in_use = key.allow_in_use
+        self.barred = key.barred
         self.share_milli = milli_of(self.share)
         self.mig_models = tuple(glob for glob in self.models if names_instances(glob))
         self.plain = not (self.mig or self.mig_models or self.allow_in_use)
-        self.any_model = not (self.models or self.vendors or any(self.min_compute_capability))
+        self.any_model = not (self.models or self.vendors or any(self.min_compute_capability) or self.barred)
         self.allowed: dict[Model, bool] = {}
         self.verdicts: dict[DeviceState, str] = {}
         self.parts: dict[int, Ask] = {}

@@ -128,7 +128,8 @@ def amounts_of(fleet: Fleet, grants: Iterable[Grant]) -> Amounts:
             share = share_of(grant.share)
             if grant.mig_parent and known is not None:
                 share = slices_of(known.model)
-            devices[grant.model] = devices.get(grant.model, 0) + share
+            model = grant.model if known is None else known.model.name
+            devices[model] = devices.get(model, 0) + share
         cpus += milli(grant.cpus)
         memory += grant.host_memory_bytes
     return Amounts(devices, cpus, memory)

@@ -152,9 +152,6 @@ class Tree:
         self._add_all(config)
         for node in self.nodes.values():
             _resolve(node)
-        patterns = [glob for node in self.nodes.values() for glob, _ in node.guarantee.patterns]
-        self.patterns = tuple(dict.fromkeys(patterns))
-        """All patterns of guarantees."""
 
     @property
     def empty(self) -> bool:

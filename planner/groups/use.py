@@ -1,8 +1,10 @@
 """What groups use now, and what quotas allow them.
 
 A start is *within guarantee* if its group, or a group around it, has room in the guarantee for all of it. It is allowed
-if no limit of these groups is exceeded, and, for work that can't be preempted beyond the guarantee, if the other groups
-could still have what they are guaranteed: such work never takes what someone else is guaranteed.
+if no limit of these groups is exceeded. For work that can't be preempted, all groups must besides still be able to have
+what they are guaranteed: for each set of models that a pattern of a guarantee stands for, what such work holds of them,
+and what groups are guaranteed of them beyond that, must not exceed what the fleet has. (That is sufficient if of two
+such sets one contains the other or they have nothing in common, as with `H100` and `*`.)
 
 A request that asks for several devices is counted as if all were of one model, for each model that it could take: so
 devices of two models are granted together only where each model alone has room for all.
@@ -13,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ...schemas import globs
 from ..fleet.state import WHOLE_SHARE
 from .tree import Node, Quota, Tree
 
@@ -107,12 +108,14 @@ class GroupUse:
         self.version = 0
         self._capacity: dict[str, int] = {}
         self._firm: dict[str, int] = {}
+        self._known: frozenset[str] = frozenset()
         self._set(tree)
 
     def _set(self, tree: Tree) -> None:
         self.tree = tree
         self._uses = {node: NodeUse(node) for node in [tree.root, *tree.nodes.values()]}
         self._firm = {}
+        self._owed = Owed(tree, self._uses, self._known)
         self.version += 1
 
     def change(self, tree: Tree) -> None:
@@ -162,12 +165,21 @@ class GroupUse:
         if not holding.preemptible:
             for model, share in amounts.devices.items():
                 _add(self._firm, model, sign * share)
+                if model not in self._known:
+                    self._know(frozenset([model]))
+            self._owed.renew(node)
 
     def note_capacity(self, capacity: Mapping[str, int]) -> None:
         """Note what the fleet has: billionths of devices that could take work, by model."""
         if capacity != self._capacity:
             self._capacity = dict(capacity)
             self.version += 1
+            self._know(frozenset(capacity))
+
+    def _know(self, models: frozenset[str]) -> None:
+        if not models <= self._known:
+            self._known |= models
+            self._owed = Owed(self.tree, self._uses, self._known)
 
     # What quotas allow
 
@@ -195,8 +207,9 @@ class GroupUse:
         for model in models:
             reason = self._over_limit(node, model, devices, 0, 0)
             within = not reason and self.is_within(node, model, devices, 0, 0)
-            if not reason and not within and not preemptible:
+            if not reason and not preemptible:
                 reason = self._needed_by_others(node, model, devices)
+                within = within and not reason
             if reason:
                 over.append(model)
                 why = why or reason
@@ -213,7 +226,13 @@ class GroupUse:
         return self.within_level(node, model, devices, cpus_milli, memory_bytes) is not None
 
     def within_level(
-        self, node: Node, model: str | None, devices: int, cpus_milli: int = 0, memory_bytes: int = 0
+        self,
+        node: Node,
+        model: str | None,
+        devices: int,
+        cpus_milli: int = 0,
+        memory_bytes: int = 0,
+        pending: Mapping[Node, int] = {},
     ) -> Node | None:
         """The innermost of the groups on the way to a group that has room in its guarantee; None if none has.
 
@@ -223,6 +242,7 @@ class GroupUse:
             devices: billionths of devices.
             cpus_milli: thousandths of cores.
             memory_bytes: host RAM.
+            pending: billionths of devices that groups are about to get.
         """
         for each in reversed(node.path):
             use, quota = self._uses[each], each.guarantee
@@ -231,7 +251,7 @@ class GroupUse:
                     return each
                 continue
             at = quota.first(model)
-            if at is not None and use.guaranteed[at] + devices <= quota.patterns[at][1]:
+            if at is not None and use.guaranteed[at] + pending.get(each, 0) + devices <= quota.patterns[at][1]:
                 return each
         return None
 
@@ -256,35 +276,29 @@ class GroupUse:
         return ""
 
     def _needed_by_others(self, node: Node, model: str, devices: int) -> str:
-        """Say which guarantee of others a start that can't be preempted would take from; empty if none."""
-        name = model.lower()
-        for glob in self.tree.patterns:
-            if not globs.matches(name, glob):
+        """Say what others are guaranteed that a start which can't be preempted would take; empty if nothing."""
+        owed = self._owed
+        for number in owed.sets_with(model):
+            models = owed.sets[number]
+            firm = sum(amount for name, amount in self._firm.items() if name in models)
+            before, after = owed.total(number), owed.total_after(number, node, model, devices)
+            if not after:
                 continue
-            owed = sum(self._owed_beside(each, glob) for each in node.path)
-            if not owed:
-                continue
-            firm = _matching(self._firm, glob)
-            if firm + devices + owed > _matching(self._capacity, glob):
+            most = max(firm + before, sum(amount for name, amount in self._capacity.items() if name in models))
+            if firm + devices + after > most:
                 return (
-                    f"what is free of {glob!r} is guaranteed to other groups: "
-                    "ask for work that may be preempted (preemptible)"
+                    f"what is free of {owed.names[number]} is guaranteed to other groups: wait, or ask for work that "
+                    "may be preempted (preemptible)"
                 )
         return ""
 
-    def _owed_beside(self, node: Node, glob: str) -> int:
-        assert node.parent is not None
-        return sum(self.owed(each, glob) for each in node.parent.children.values() if each is not node)
-
-    def owed(self, node: Node, glob: str) -> int:
-        """Billionths of devices under a pattern that a group is guaranteed beyond its work that can't be preempted."""
+    def owed(self, node: Node) -> int:
+        """Billionths of devices that a group is guaranteed and does not use."""
         use = self._uses[node]
         own = sum(
-            max(0, amount - use.firm[at])
-            for at, (pattern, amount) in enumerate(node.guarantee.patterns)
-            if pattern == glob
+            max(0, amount - used) for used, (_, amount) in zip(use.guaranteed, node.guarantee.patterns, strict=True)
         )
-        return max(own, sum(self.owed(child, glob) for child in node.children.values()))
+        return max(own, sum(self.owed(child) for child in node.children.values()))
 
     # Whose leases may be taken back
 
@@ -313,6 +327,88 @@ class GroupUse:
         return sum(use.devices.values()) - kept
 
 
+class Owed:
+    """What groups are guaranteed beyond their work that can't be preempted, by set of models.
+
+    Args:
+        tree: the groups.
+        uses: their use.
+        models: all models.
+
+    Attributes:
+        sets: the models that each pattern of a guarantee stands for, and all models.
+        names: the pattern of each set.
+    """
+
+    def __init__(self, tree: Tree, uses: Mapping[Node, NodeUse], models: frozenset[str]) -> None:
+        self._uses = uses
+        self._root = tree.root
+        self._meant: dict[Node, list[frozenset[str]]] = {
+            node: [
+                frozenset(model for model in models if node.guarantee.first(model) == at)
+                for at in range(len(node.guarantee.patterns))
+            ]
+            for node in tree.nodes.values()
+        }
+        named: dict[frozenset[str], str] = {}
+        for node, meant in self._meant.items():
+            for each, (glob, _) in zip(meant, node.guarantee.patterns, strict=True):
+                named.setdefault(each, glob)
+        if named:
+            named.setdefault(models, "*")
+        self.sets, self.names = list(named), list(named.values())
+        self._owed: dict[Node, list[int]] = {}
+        self._inside: dict[Node, list[int]] = {}
+        for child in tree.root.children.values():
+            self._compute(child)
+        self._inside[tree.root] = [
+            sum(self._owed[child][number] for child in tree.root.children.values()) for number in range(len(self.sets))
+        ]
+
+    def _compute(self, node: Node) -> None:
+        for child in node.children.values():
+            self._compute(child)
+        numbers = range(len(self.sets))
+        self._inside[node] = [sum(self._owed[child][at] for child in node.children.values()) for at in numbers]
+        self._owed[node] = [max(self._own(node, at), self._inside[node][at]) for at in numbers]
+
+    def _own(self, node: Node, number: int, model: str = "", devices: int = 0) -> int:
+        """What a group's own guarantee is beyond its firm work, after a further start."""
+        models, firm = self.sets[number], self._uses[node].firm
+        at = node.guarantee.first(model) if devices else None
+        return sum(
+            max(0, amount - firm[each] - (devices if each == at else 0))
+            for each, (meant, (_, amount)) in enumerate(zip(self._meant[node], node.guarantee.patterns, strict=True))
+            if meant <= models
+        )
+
+    def renew(self, node: Node) -> None:
+        """Compute a group and those around it anew."""
+        for each in reversed(node.path):
+            assert each.parent is not None
+            inside = self._inside[each.parent]
+            for number, before in enumerate(self._owed[each]):
+                after = max(self._own(each, number), self._inside[each][number])
+                self._owed[each][number] = after
+                inside[number] += after - before
+
+    def sets_with(self, model: str) -> list[int]:
+        """Numbers of the sets that have a model."""
+        return [number for number, models in enumerate(self.sets) if model in models]
+
+    def total(self, number: int) -> int:
+        """Billionths of devices that groups are owed of a set."""
+        return self._inside[self._root][number]
+
+    def total_after(self, number: int, node: Node, model: str, devices: int) -> int:
+        """The same after a start that can't be preempted."""
+        change = 0
+        for each in reversed(node.path):
+            after = max(self._own(each, number, model, devices), self._inside[each][number] + change)
+            change = after - self._owed[each][number]
+        return self.total(number) + change
+
+
 def _has_room(quota: Quota, use: NodeUse, cpus_milli: int, memory_bytes: int) -> bool:
     if quota.cpus_milli is None and quota.memory_bytes is None:
         return False
@@ -327,7 +423,3 @@ def _add(into: dict[str, int], key: str, amount: int) -> None:
         into[key] = left
     else:
         into.pop(key, None)
-
-
-def _matching(amounts: Mapping[str, int], glob: str) -> int:
-    return sum(amount for model, amount in amounts.items() if globs.matches(model.lower(), glob))

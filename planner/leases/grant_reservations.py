@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from ...schemas.requests import Grant
@@ -45,6 +45,7 @@ class GrantReservation:
         """Give everything back, unless it was committed."""
         if self._close():
             free(self._reservations.fleet, self.lease_id)
+            self._reservations.rolled_back(self.lease_id)
 
     def _close(self) -> bool:
         """End the reservation; False if it has ended before."""
@@ -61,14 +62,16 @@ class GrantReservations:
     Args:
         fleet: live state, which holds the devices.
         owners: usage by owner.
+        rolled_back: called with the id of each lease that is not granted after all.
 
     Attributes:
         open: reservations that are neither committed nor rolled back, by lease.
     """
 
-    def __init__(self, fleet: Fleet, owners: UsageByOwner) -> None:
+    def __init__(self, fleet: Fleet, owners: UsageByOwner, rolled_back: Callable[[str], None]) -> None:
         self.fleet = fleet
         self.owners = owners
+        self.rolled_back = rolled_back
         self.open: dict[str, GrantReservation] = {}
 
     def take(self, lease_id: str, grants: Sequence[Grant]) -> GrantReservation:

@@ -32,7 +32,7 @@ from ..fleet.state import UNLIMITED, Ask, DeviceState, InvalidRequest, ask_key
 from ..work.distribute import distribute
 from .explain import verdicts
 from .policies import DEFAULT, POLICIES, Policy, make
-from .reject import could_ever_fit, reject
+from .reject import could_ever_fit, quota_rejection, reject
 from .select import Pick, select
 from .visible import visible
 
@@ -110,6 +110,7 @@ def decide(
     *,
     learn: bool = True,
     distributing: bool = True,
+    barred: tuple[str, ...] | str = (),
 ) -> Decision:
     """Decide on a request: a placement or a rejection. Changes nothing in the fleet but its time.
 
@@ -120,6 +121,7 @@ def decide(
         policies: of this planner.
         learn: true if the policy should learn from the request; false if the same one is tried again.
         distributing: true if work items should be distributed over the devices; otherwise the caller does that.
+        barred: models that a quota keeps from it, sorted; or the reason why quotas let it take nothing.
 
     Raises:
         InvalidRequest: fields contradict each other, or the policy is unknown.
@@ -127,6 +129,9 @@ def decide(
     policy = policies.get(request.policy)
     ask = _asked(fleet, request)
     advance(fleet, now)
+    if isinstance(barred, str):
+        return quota_rejection(fleet, ask, barred, request.request_id or "")
+    ask = _without(fleet, ask, barred)
     if learn:
         policy.observe(fleet, ask)
     picks = select(fleet, policy, ask)
@@ -136,7 +141,12 @@ def decide(
 
 
 def explain(
-    fleet: Fleet, request: WorkRequest, now: float, policies: Policies, with_more: Sequence[Addition] = ()
+    fleet: Fleet,
+    request: WorkRequest,
+    now: float,
+    policies: Policies,
+    with_more: Sequence[Addition] = (),
+    barred: tuple[str, ...] | str = (),
 ) -> Explanation:
     """Explain the decision on a request, per device and per host, without granting it.
 
@@ -146,6 +156,7 @@ def explain(
         now: seconds since the epoch.
         policies: of this planner.
         with_more: devices to add for this explanation (what-if).
+        barred: as for `decide`.
 
     Raises:
         InvalidRequest: as `decide`; also for an addition of a model that the fleet does not have.
@@ -153,11 +164,16 @@ def explain(
     policy = policies.get(request.policy)
     ask = _asked(fleet, request)
     advance(fleet, now)
+    if not isinstance(barred, str):
+        ask = _without(fleet, ask, barred)
     with with_additions(fleet, with_more):
-        picks = select(fleet, policy, ask)
-        decision = (
-            reject(fleet, ask, request.request_id or "") if picks is None else placed(request, ask, policy, picks)
-        )
+        picks = None if isinstance(barred, str) else select(fleet, policy, ask)
+        if isinstance(barred, str):
+            decision: Decision = quota_rejection(fleet, ask, barred, request.request_id or "")
+        elif picks is None:
+            decision = reject(fleet, ask, request.request_id or "")
+        else:
+            decision = placed(request, ask, policy, picks)
         per_device, per_host = verdicts(fleet, policy, ask, picks or [])
     if isinstance(decision, Rejection):
         return Explanation(
@@ -283,6 +299,11 @@ def ask_of(fleet: Fleet, request: WorkRequest) -> Ask:
         InvalidRequest: fields contradict each other.
     """
     return fleet.ask(ask_key(replace(request, mig=True) if _any_instance(fleet, request) else request))
+
+
+def _without(fleet: Fleet, ask: Ask, barred: tuple[str, ...]) -> Ask:
+    """A request without the models that a quota keeps from it."""
+    return fleet.ask(ask.key._replace(barred=barred)) if barred else ask
 
 
 def _asked(fleet: Fleet, request: WorkRequest) -> Ask:

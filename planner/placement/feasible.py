@@ -55,7 +55,7 @@ def _others(model: Model, ask: Ask) -> str:
         return "vendor"
     if model.compute_capability < ask.min_compute_capability:
         return "compute_capability"
-    return ""
+    return "quota" if model.name in ask.barred else ""
 
 
 def device_verdict(device: DeviceState, ask: Ask) -> str:

@@ -31,7 +31,7 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
         message_end = f"; a part is {kept(fleet)}"
     else:
         message_end = ""
-    fits = could_ever_fit(fleet, ask)
+    fits = could_ever_fit(fleet, fleet.ask(ask.key._replace(barred=())) if ask.barred else ask)
     listed = ", ".join(f"{reason.devices} {reason.detail}" for reason in reasons)
     message = f"0/{tally.total} {unit}: {listed}{message_end}"
     if not fits:
@@ -43,6 +43,26 @@ def reject(fleet: Fleet, ask: Ask, request_id: str = "") -> Rejection:
         could_ever_fit=fits,
         request_id=request_id,
         nearest=_nearest(tally, ask, fits),
+    )
+
+
+def quota_rejection(fleet: Fleet, ask: Ask, reason: str, request_id: str = "") -> Rejection:
+    """Make the rejection of a request that quotas let take nothing.
+
+    Args:
+        fleet: the state.
+        ask: the request.
+        reason: which quota, and what to do, in words.
+        request_id: of the request.
+    """
+    fits = could_ever_fit(fleet, fleet.ask(ask.key._replace(barred=())) if ask.barred else ask)
+    return Rejection(
+        code=RejectionCode.NO_CAPACITY if fits else RejectionCode.IMPOSSIBLE,
+        message=reason,
+        reasons=[Reason(code="quota", devices=len(fleet.devices), detail=reason)],
+        could_ever_fit=fits,
+        request_id=request_id,
+        nearest="wait (wait_seconds) until the group uses less" if fits else "",
     )
 
 
@@ -92,6 +112,7 @@ WORDS: Final = {
     "mig_profile": "MIG instances of another profile",
     "not_mig": "whole, not MIG instances",
     "host": "on hosts that the request does not allow",
+    "quota": "beyond the quota of the group",
 }
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Final, NamedTuple
 
 from ...schemas.requests import Placement
@@ -274,6 +274,18 @@ class Horizons:
             if again is not None and again <= at:
                 return Plan(before, again)
         return Plan(self._reservation(ask, chosen, owner, at), at)
+
+    def hosts(self, ask: Ask) -> Iterator[tuple[str, list[Unit]]]:
+        """Hosts that could take a request on one host, soonest first, each with the devices that come free soonest.
+
+        Args:
+            ask: a request for devices of one host.
+        """
+        horizon = self._horizon(ask)
+        for step in horizon.steps(ask.gpus):
+            host = self._fleet.hosts[step.host]
+            if step.at < math.inf and _roomy_at(self._fleet, self._ends, host, ask) < math.inf:
+                yield step.host, horizon.soonest(step.host)[: ask.gpus]
 
     def _on_each(self, part: Ask, wanted: int, without: Set[str]) -> list[_Step]:
         """The hosts that could take a part of a request each soonest.

@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from ..fleet.fleet import Fleet
-from .durations import Estimate
+from .durations import Estimate, unknown
 
 LEAST_EXTENSION_SECONDS: Final = 60.0
 """A lease that exceeds its expected end is expected to go on for so long at least."""
@@ -63,6 +63,15 @@ class Ends:
         """Note a lease that the fleet holds."""
         found = self.running[lease_id] = Running(now, estimate)
         heappush(self._due, (found.ends_at, lease_id))
+        self._touch(lease_id)
+
+    def expect(self, lease_id: str, ends_at: float) -> None:
+        """Expect the end of a lease at a time, such as the deadline of its preemption."""
+        found = self.running.get(lease_id)
+        if found is None:
+            found = self.running[lease_id] = Running(ends_at, unknown())
+        found.ends_at = ends_at
+        heappush(self._due, (ends_at, lease_id))
         self._touch(lease_id)
 
     def ended(self, lease_id: str) -> None:

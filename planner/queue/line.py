@@ -15,7 +15,6 @@ from bisect import bisect_left, insort
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from heapq import heapify, heappop, heappush
 from itertools import count as numbers_from
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
@@ -27,6 +26,9 @@ from ..fleet.fleet import Fleet, advance
 from ..fleet.reservation import Reservation
 from ..fleet.reserved import reserve, unreserve
 from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, Model
+from ..groups.state import GroupState
+from ..groups.tree import Node
+from ..groups.use import Admission, Barred
 from ..placement.decide import Policies, ask_of
 from ..placement.exact import Pick
 from ..placement.feasible import excluded, model_allowed
@@ -36,6 +38,7 @@ from .backfill import NOW, Capacity, Horizons, could_take, covered, memory_for
 from .durations import Estimate
 from .ends import Ends
 from .order import KEYS_SECONDS, LEAST_SECONDS, LIMIT_SECONDS, TIMELESS, Asked, Rule, fifo, shortest
+from .turns import ByGroup, InOrder, Turns
 
 MOST_RESERVATIONS: Final = 16
 _WITHOUT_OWNERS: Final = frozenset({fifo, shortest})
@@ -45,8 +48,9 @@ _FEW_HOSTS: Final = 64
 USE_HALF_LIFE_SECONDS: Final = 7 * 86400.0
 """Time in which an owner's use counts half as much for the order."""
 
-GroupKey = tuple[Ask, str | None, int]
-"""What is asked for, the policy, and 0; or the number of a request that must not start now."""
+GroupKey = tuple[Ask, str | None, int, Node | None, bool]
+"""What is asked for; the policy; 0, or the number of a request that must not start now; the group of the owner, or None
+if there are no groups; true if it may be preempted."""
 _order: Final = attrgetter("order")
 _numbers: Final = numbers_from()
 Order = tuple[int, int, float, int]
@@ -140,8 +144,12 @@ class Group:
 
     Attributes:
         key: see `GroupKey`.
-        ask: what they ask for.
+        ask: what they ask for, without what quotas keep from them.
         policy: that ranks for them.
+        node: group of their owners; None if there are no groups.
+        preemptible: true if their leases may be preempted.
+        refused: why quotas let none of them start, in words; empty if they do.
+        within: true if their next start is within the guarantee of their group.
         entries: in order.
         brief: (expected seconds, number, entry), the briefest first.
         opened: hosts that changed since it was tried last and did not fit, and could hold it; None if any could.
@@ -151,11 +159,31 @@ class Group:
         kinds: kinds of capacity that they could take, at this `shape` of the fleet.
     """
 
-    __slots__ = ("ask", "brief", "entries", "key", "kinds", "opened", "passable", "policy", "seen", "shape", "under")
+    __slots__ = (
+        "_fleet",
+        "ask",
+        "brief",
+        "entries",
+        "key",
+        "kinds",
+        "node",
+        "opened",
+        "passable",
+        "policy",
+        "preemptible",
+        "refused",
+        "seen",
+        "shape",
+        "under",
+        "within",
+    )
 
-    def __init__(self, key: GroupKey) -> None:
+    def __init__(self, key: GroupKey, fleet: Fleet) -> None:
         self.key = key
-        self.ask, self.policy, _ = key
+        self.ask, self.policy, _, self.node, self.preemptible = key
+        self._fleet = fleet
+        self.refused = ""
+        self.within = False
         self.entries: list[Entry] = []
         self.brief: list[tuple[float, int, Entry]] = []
         self.opened: set[str] | None = None
@@ -169,6 +197,12 @@ class Group:
     def order(self) -> Order:
         """Place of the first."""
         return self.entries[0].order
+
+    def bar(self, barred: Barred) -> None:
+        """Bar some models, and no others, from now on."""
+        if barred != self.ask.barred:
+            self.ask = self._fleet.ask(self.key[0].key._replace(barred=barred))
+            self.opened, self.under, self.passable, self.shape = None, (), (), -1
 
 
 class Start(NamedTuple):
@@ -192,18 +226,25 @@ class Line:
         fleet: live state.
         policies: rank hosts.
         rule: gives the order.
+        groups: groups of owners; None for none.
 
     Attributes:
         fleet: as given.
         rule: as given.
+        owed: kinds of requests that are within guarantee and did not fit at the last walk, and what they ask for,
+            without what would be beyond the guarantee.
         ends: expected ends of the running leases.
         unready: paused requests whose turn it was in the last walk along the line.
         changes: number of changes by arrivals, withdrawals and ends of leases.
     """
 
-    def __init__(self, fleet: Fleet, policies: Policies, rule: Rule = shortest) -> None:
+    def __init__(
+        self, fleet: Fleet, policies: Policies, rule: Rule = shortest, groups: GroupState | None = None
+    ) -> None:
         self.fleet = fleet
         self.rule = rule
+        self.owed: list[tuple[Group, Ask]] = []
+        self._tenants = GroupState() if groups is None else groups
         self.ends = Ends(fleet)
         self.unready: list[Entry] = []
         self._policies = policies
@@ -273,7 +314,7 @@ class Line:
         entry.order = _order_of(entry, float(self.rule(asked)), waited)
         entry.payload = payload
         insort(self._entries, entry, key=_order)
-        self._join(entry, (ask, request.policy, 0))
+        self._join(entry)
         return entry
 
     def withdraw(self, entry: Entry) -> None:
@@ -294,19 +335,30 @@ class Line:
         """Keep a request from starting: its client must be heard first. What it would take is kept for it."""
         self._leave(entry)
         entry.ready = False
-        self._join(entry, (entry.ask, entry.request.policy, entry.number))
+        self._join(entry)
 
     def resume(self, entry: Entry) -> None:
         """Let a request start again."""
         self._leave(entry)
         entry.ready = True
-        self._join(entry, (entry.ask, entry.request.policy, 0))
+        self._join(entry)
 
-    def _join(self, entry: Entry, key: GroupKey) -> None:
+    def regroup(self) -> None:
+        """Sort all requests by the groups of their owners anew, since the groups have changed."""
+        self._groups = {}
+        self._walk, self._ahead, self.owed = None, Ahead(self), []
+        for entry in self._entries:
+            self._join(entry)
+
+    def _join(self, entry: Entry) -> None:
         self.changes += 1
+        request, tenants = entry.request, self._tenants
+        node = tenants.node_of(request.owner) if tenants.active else None
+        preemptible = node is not None and request.preemptible
+        key = (entry.ask, request.policy, 0 if entry.ready else entry.number, node, preemptible)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(key)
+            group = self._groups[key] = Group(key, self.fleet)
         entry.group = group
         insort(group.entries, entry, key=_order)
         insort(group.brief, (entry.seconds, entry.number, entry))
@@ -405,11 +457,22 @@ class Line:
         if walk is None or not walk.goes_on():
             self.unready = []
             self._note_opened()
-            walk = self._walk = _Walk(self)
+            walk = self._walk = _Walk(self, now)
         try:
             return self._step(walk, now)
         finally:
             self._show([])
+
+    def turns(self, now: float) -> Turns[Group]:
+        """Turns along the line."""
+        tenants = self._tenants
+        if not tenants.active:
+            return InOrder(self._groups.values())
+        tenants.note_fleet(self.fleet)
+        return ByGroup(self._groups.values(), tenants, self._admission, now)
+
+    def _admission(self, group: Group) -> Admission:
+        return self._tenants.admission(self.fleet, group.entries[0].request.owner, group.key[0], group.preemptible)
 
     def _note_opened(self) -> None:
         """Find the hosts that changed since groups were tried last, and the groups that they could hold."""
@@ -443,16 +506,15 @@ class Line:
 
     def _step(self, walk: _Walk, now: float) -> Start | None:
         """Go on along the line to the next that may start."""
-        todo, ahead = walk.todo, walk.ahead
-        while todo:
-            _, _, group = heappop(todo)
+        turns, ahead = walk.turns, walk.ahead
+        while (group := turns.next()) is not None:
             if self._worth_trying(group, ahead, now):
                 start = self._try(group, ahead, now)
                 if start is not None and start.entry.ready:
                     self._show([])
                     self.withdraw(start.entry)
                     if group.entries:
-                        heappush(todo, (group.order, id(group), group))
+                        turns.again(group)
                     walk.stop(start.picks)
                     return start
                 if start is not None:
@@ -460,7 +522,9 @@ class Line:
                     ahead.active.append(_kept(start))
                     continue
             ahead.blocked.append(group)
-        self._ahead = ahead
+            if group.within:
+                walk.owed.append((group, group.ask))
+        self._ahead, self.owed = ahead, walk.owed
         walk.stop(())
         return None
 
@@ -550,7 +614,7 @@ class Line:
             taken |= held.hosts
         before = entry.held
         plan = self._horizons.plan(
-            entry.ask, entry.request.owner, taken, None if before is None else before.reservation
+            entry.group.ask, entry.request.owner, taken, None if before is None else before.reservation
         )
         if plan is None:
             return None
@@ -591,7 +655,12 @@ class Line:
             now: seconds.
         """
         order = (-priority, 1, math.inf, 0) if entry is None else entry.order
-        kept = [held for held in self.held if held.entry.order < order and not _ends_before(held, now + seconds)]
+        ahead = self.held if not self._tenants.active else [held for held in self.held if held.entry is not entry]
+        kept = [
+            held
+            for held in ahead
+            if (self._tenants.active or held.entry.order < order) and not _ends_before(held, now + seconds)
+        ]
         self._show(kept)
         try:
             yield self.fleet
@@ -606,11 +675,11 @@ class _Walk:
     starts beside them, or ends before them, does not delay them.
     """
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, now: float) -> None:
         self._line = line
-        self.todo = [(group.order, id(group), group) for group in line.groups]
-        heapify(self.todo)
+        self.turns = line.turns(now)
         self.ahead = Ahead(line)
+        self.owed: list[tuple[Group, Ask]] = []
         self._expected: frozenset[str] = frozenset()
         self._changes = self._moved = self._log = 0
 
@@ -757,7 +826,7 @@ def _visible(fleet: Fleet, reservation: Reservation) -> Reservation | None:
 
 def _kept(start: Start) -> Held:
     """Reservation of what a request would take that must not start yet."""
-    ask = start.entry.ask
+    ask = start.entry.group.ask
     devices: list[tuple[str, int, int]] = []
     hosts: list[tuple[str, int, int]] = []
     for pick in start.picks:

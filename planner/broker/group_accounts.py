@@ -1,0 +1,126 @@
+"""Accounts of the groups in one term: which leases count, from which time to which."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec import Struct
+
+from ...schemas import codec
+from ...schemas.groups import GroupTree
+from ...schemas.requests import Grant, Lease, LeaseState
+from ..durable.store import USAGE, Store
+from ..fleet.fleet import Fleet
+from ..groups.state import GroupState, amounts_of
+from ..groups.tree import Tree
+from ..groups.usage import Vector
+from ..leases.lifecycle import LeaseRecord
+
+SAVE_SECONDS: Final = 10.0
+"""Time between two savings of past use. An ended lease is kept for longer, so that none is left out."""
+
+
+class SavedUsage(Struct, frozen=True, kw_only=True):
+    """Past use of owners, as the bucket holds it.
+
+    Attributes:
+        at: time up to which use is counted, in seconds since the epoch.
+        owners: priced device seconds, core seconds and RAM byte seconds of each owner, decayed to that time.
+    """
+
+    at: float
+    owners: dict[str, Vector]
+
+
+class GroupAccounts:
+    """Counts leases for the groups of their owners.
+
+    Args:
+        fleet: live state.
+        saved: past use, as read from the bucket; None if there is none.
+
+    Attributes:
+        state: of the groups.
+    """
+
+    def __init__(self, fleet: Fleet, saved: SavedUsage | None = None) -> None:
+        self.state = GroupState()
+        self._fleet = fleet
+        self._saved = saved
+
+    @property
+    def active(self) -> bool:
+        """True if there are groups."""
+        return self.state.active
+
+    def change(self, config: GroupTree, revision: int, records: Iterable[LeaseRecord]) -> None:
+        """Take other groups.
+
+        Args:
+            config: the groups.
+            revision: of the configuration.
+            records: all leases, ended ones too: those of before the first group are counted from now on.
+
+        Raises:
+            InvalidGroups: they contradict each other.
+        """
+        tree = Tree(config)  # raises before anything has changed
+        was_active, now = self.state.active, time.time()
+        self.state.change(tree, revision, now)
+        if self.state.active and not was_active:
+            self._count_all(records, now)
+
+    def _count_all(self, records: Iterable[LeaseRecord], now: float) -> None:
+        since = now
+        if self._saved is not None:
+            since = self._saved.at
+            self.state.usage.load(self._saved.owners, since)
+        for record in records:
+            lease = record.lease
+            if lease.state is LeaseState.ACTIVE:
+                self.hold(lease.lease_id, lease.owner, lease.grants, lease.preemptible)
+                self._starts(lease, since)
+            elif lease.ended_at is not None and lease.ended_at.timestamp() > since:
+                self._starts(lease, since)
+                self.state.usage.ends(lease.lease_id, lease.ended_at.timestamp())
+
+    def _starts(self, lease: Lease, since: float) -> None:
+        at = max(since, lease.granted_at.timestamp())
+        self.state.usage.starts(lease.lease_id, lease.owner, amounts_of(self._fleet, lease.grants), at)
+
+    def hold(self, lease_id: str, owner: str, grants: Iterable[Grant], preemptible: bool) -> None:
+        """Count what a lease is about to hold, or holds."""
+        if self.state.active:
+            self.state.use.hold(lease_id, owner, amounts_of(self._fleet, grants), preemptible)
+
+    def drop(self, lease_id: str) -> None:
+        """Count a lease no more that was not granted after all."""
+        self.state.use.drop(lease_id)
+
+    def granted(self, lease: Lease) -> None:
+        """Count the use of a lease from its grant on."""
+        if self.state.active:
+            self._starts(lease, 0.0)
+
+    def ended(self, lease: Lease) -> None:
+        """Count a lease up to its end."""
+        self.state.use.drop(lease.lease_id)
+        if lease.ended_at is not None:
+            self.state.usage.ends(lease.lease_id, lease.ended_at.timestamp())
+
+    async def save(self, store: Store, term: int) -> None:
+        """Write past use into the bucket, if there are groups.
+
+        Raises:
+            Deposed: another planner leads.
+            WriteFailed: the bucket refused it.
+        """
+        if not self.state.active:
+            return
+        now = time.time()
+        saved = SavedUsage(at=now, owners=self.state.usage.saved(now))
+        value = codec.encode(saved, codec.JSON)
+        if store.has_room and len(value) <= store.max_record_bytes:
+            await store.put(USAGE, value, term)

@@ -1,0 +1,236 @@
+"""Preempts leases of groups that use more than they are guaranteed, for requests of groups that use less.
+
+A claim is a request with the leases that have been given notice for it. It ends when the request starts or leaves the
+queue; leases that are not needed any more then have their notice withdrawn.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from ...schemas.requests import LeaseState, Preemption
+from ..durable.store import Deposed, WriteFailed
+from ..fleet.fleet import Fleet
+from ..fleet.state import WHOLE_SHARE, Ask
+from ..groups.state import GroupState, devices_of, models_of
+from ..groups.tree import Node
+from ..leases.ledger import Ledger
+from ..leases.lifecycle import Refused, preemptible_from
+from ..queue.line import Group, Line
+from ..queue.reclaim import Candidate, Reclaim
+from .queue import QueuedRequest, WaitingQueue
+
+log = logging.getLogger("corral.planner.broker.reclaimer")
+
+IDLE_SECONDS: Final = 15.0
+"""Time for the devices of preempted leases to be seen idle, before more are preempted for the same request."""
+_RETRY_SECONDS: Final = 1.0
+"""Time after which leases are looked for again, for requests that found none."""
+
+
+class Claim:
+    """Leases that are given notice for a request.
+
+    Attributes:
+        victims: ids of the leases that have not ended yet.
+        devices: billionths of devices that the request asks for.
+        node: group of its owner.
+        until: time until which the devices may not have been seen idle, once all leases have ended.
+    """
+
+    __slots__ = ("devices", "node", "until", "victims")
+
+    def __init__(self, victims: set[str], devices: int, node: Node) -> None:
+        self.victims = victims
+        self.devices = devices
+        self.node = node
+        self.until = 0.0
+
+
+class Reclaimer:
+    """Claims of one term.
+
+    Args:
+        fleet: live state.
+        ledger: leases of the term.
+        state: of the groups.
+        line: the waiting requests.
+        queue: their clients.
+        start: starts a task of the term.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        ledger: Ledger,
+        state: GroupState,
+        line: Line,
+        queue: WaitingQueue,
+        start: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        self._fleet = fleet
+        self._ledger = ledger
+        self._state = state
+        self._line = line
+        self._queue = queue
+        self._start = start
+        self._claims: dict[QueuedRequest, Claim] = {}
+        self._restored = False
+        self._failed_at: dict[Group, float] = {}
+
+    def serve(self) -> None:
+        """Give notice for the requests that are within guarantee and wait; to be called after a walk along the line."""
+        now = time.time()
+        self._restore()
+        self._end_claims()
+        for group, ask in self._line.owed:
+            if group.entries and now - self._failed_at.get(group, -_RETRY_SECONDS) >= _RETRY_SECONDS:
+                self._claim_for(group, ask, now)
+        self._failed_at = {group: at for group, at in self._failed_at.items() if now - at < _RETRY_SECONDS}
+
+    def ended(self, lease_id: str) -> None:
+        """Note that a lease ended."""
+        for claim in self._claims.values():
+            if lease_id in claim.victims:
+                claim.victims.discard(lease_id)
+                claim.until = time.time() + IDLE_SECONDS
+
+    def _restore(self) -> None:
+        """Take up the claims of an earlier term."""
+        if self._restored:
+            return
+        self._restored = True
+        for record in self._ledger.table:
+            lease = record.lease
+            notice = lease.preemption
+            if lease.state is not LeaseState.ACTIVE or notice is None or not notice.claimant:
+                continue
+            self._line.ends.expect(lease.lease_id, notice.ends_at.timestamp())
+            queued = self._queue.find(notice.claimant_owner, notice.claimant)
+            if queued is None:
+                self._start(self._withdraw(lease.lease_id, notice.claimant))
+                continue
+            claim = self._claims.get(queued)
+            if claim is None:
+                claim = self._claims[queued] = self._claim_of(queued, set())
+            claim.victims.add(lease.lease_id)
+
+    def _claim_of(self, queued: QueuedRequest, victims: set[str]) -> Claim:
+        entry = queued.entry
+        return Claim(victims, devices_of(entry.ask), self._state.node_of(queued.request.owner))
+
+    def _end_claims(self) -> None:
+        for queued in [queued for queued in self._claims if queued not in self._queue]:
+            claim = self._claims.pop(queued)
+            for lease_id in claim.victims:
+                self._start(self._withdraw(lease_id, queued.request.request_id or ""))
+
+    def _claim_for(self, group: Group, ask: Ask, now: float) -> None:
+        """Give notice for as many requests of a kind as are within guarantee."""
+        node = group.node
+        models = list(models_of(self._fleet, ask)) if ask.gpus else [None]
+        devices = devices_of(ask)
+        reclaims: dict[Node, Reclaim] = {}
+        for entry in list(group.entries):
+            queued: QueuedRequest = entry.payload
+            if not entry.ready or queued.request.requeue_of is not None:
+                continue
+            claim = self._claims.get(queued)
+            if node is None or (claim is not None and (claim.victims or now < claim.until)):
+                continue
+            pending = self._pending()
+            within = next(
+                (
+                    level
+                    for model in models
+                    if (
+                        level := self._state.use.within_level(
+                            node, model, devices, ask.cpus_milli, ask.host_memory_bytes, pending
+                        )
+                    )
+                    is not None
+                ),
+                None,
+            )
+            if within is None:
+                return
+            reclaim = reclaims.get(within)
+            if reclaim is None:
+                reclaim = reclaims[within] = Reclaim(
+                    self._fleet,
+                    self._state.use,
+                    node,
+                    within,
+                    self._candidates(now),
+                    lambda of: self._state.share(of, now),
+                )
+            chosen = reclaim.choose(ask)
+            if not chosen:
+                self._failed_at[group] = now
+                return
+            self._claims[queued] = self._claim_of(queued, {each.lease_id for each in chosen})
+            for each in chosen:
+                self._start(self._notify(each.lease_id, queued, node))
+
+    def _pending(self) -> dict[Node, int]:
+        """Billionths of devices that groups are about to get by claims."""
+        found: dict[Node, int] = {}
+        for claim in self._claims.values():
+            for node in claim.node.path:
+                found[node] = found.get(node, 0) + claim.devices
+        return found
+
+    def _candidates(self, now: float) -> list[Candidate]:
+        found: list[Candidate] = []
+        for lease_id, holding in self._state.use.holdings.items():
+            if not holding.preemptible:
+                continue
+            record = self._ledger.table.get(lease_id)
+            if record is None or record.lease.state is not LeaseState.ACTIVE or record.lease.preemption is not None:
+                continue
+            lease = record.lease
+            if preemptible_from(lease).timestamp() > now:
+                continue
+            granted_at = lease.granted_at.timestamp()
+            since = granted_at if lease.saved_at is None else lease.saved_at.timestamp()
+            devices = sum(holding.amounts.devices.values()) / WHOLE_SHARE
+            found.append(
+                Candidate(
+                    lease_id,
+                    self._state.node_of(holding.owner),
+                    holding.amounts,
+                    devices * max(0.0, now - since),
+                    granted_at,
+                )
+            )
+        return found
+
+    async def _notify(self, lease_id: str, queued: QueuedRequest, node: Node) -> None:
+        request, now = queued.request, datetime.now(UTC)
+        preemption = Preemption(
+            notified_at=now,
+            ends_at=now + timedelta(),
+            reason=f"group {node.name} is guaranteed what it asks for",
+            claimant=request.request_id or "",
+            claimant_owner=request.owner,
+            claimant_group=node.name,
+        )
+        try:
+            lease = await self._ledger.preempt(lease_id, preemption)
+        except (Refused, Deposed, WriteFailed) as error:
+            log.info("lease %s is not preempted: %s", lease_id, error)
+            lease = None
+        if lease is None or lease.state is not LeaseState.ACTIVE or lease.preemption is None:
+            self.ended(lease_id)
+            return
+        self._line.ends.expect(lease_id, lease.preemption.ends_at.timestamp())
+
+    async def _withdraw(self, lease_id: str, claimant: str) -> None:
+        try:
+            await self._ledger.unpreempt(lease_id, claimant)
+        except (Refused, Deposed, WriteFailed) as error:
+            log.info("the notice of lease %s is not withdrawn: %s", lease_id, error)

@@ -1,0 +1,191 @@
+"""Whose leases are taken back for a request that is within the guarantee of its group.
+
+Candidates are preemptible leases of groups that use more than they are guaranteed, as seen from the group around both
+(`GroupUse.protects`), which have run for their `min_run_seconds` and have no notice yet. The order in which they are
+taken: the group with the most use for its weight first; within it the cheapest first, then the youngest. The price of a
+lease is what is lost with it: its devices times the seconds since its work was last saved, or since its grant.
+
+The devices are chosen as those of a reservation are (`backfill.py`), with a lease's place in that order as its end: so
+the request gets devices whose leases come first. On one host all hosts are compared that could be better: the one whose
+leases are of the group with the most use, then that with the least price in all, then that with the fewest leases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from ...schemas.requests import Placement
+from ..fleet.fleet import Fleet
+from ..fleet.state import Ask
+from ..groups.tree import Node
+from ..groups.use import Amounts, GroupUse
+from .backfill import Horizons
+from .ends import Ends
+
+_ROUNDS: Final = 8
+"""Limit on the choices for one request: each leaves out leases whose group would fall below its guarantee."""
+
+
+class Candidate(NamedTuple):
+    """A lease that may be taken back.
+
+    Attributes:
+        lease_id: of the lease.
+        node: group of its owner.
+        amounts: what it holds.
+        price: device seconds that are lost with it.
+        granted_at: seconds since the epoch.
+    """
+
+    lease_id: str
+    node: Node
+    amounts: Amounts
+    price: float
+    granted_at: float
+
+
+class Reclaim:
+    """Choice of leases to take back, for several requests of one group, one after the other.
+
+    Args:
+        fleet: live state.
+        use: of the groups.
+        claimant: group that asks.
+        within: group, that or one around it, in whose guarantee there is room: leases within it are not taken.
+        candidates: preemptible leases.
+        share: use of a group for its weight.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        use: GroupUse,
+        claimant: Node,
+        within: Node,
+        candidates: Iterable[Candidate],
+        share: Callable[[Node], float],
+    ) -> None:
+        self._fleet = fleet
+        self._use = use
+        self._claimant = claimant
+        able = [each for each in candidates if within not in each.node.path and not self._protected(each, {})]
+        self._ranked = _sorted(able, share)
+        self._able = {each.lease_id: (rank, each) for rank, each in enumerate(self._ranked)}
+        groups = list(dict.fromkeys(each.node for each in self._ranked))
+        self._group = {node: number for number, node in enumerate(groups)}
+        self._ranks = Ends(fleet)
+        self._horizons = Horizons(fleet, self._ranks)
+        self._removed: dict[Node, int] = {}
+        for rank, each in enumerate(self._ranked):
+            self._ranks.expect(each.lease_id, float(rank))
+
+    def choose(self, ask: Ask) -> list[Candidate] | None:
+        """Choose the leases to take back for a request; None if no choice lets it start. They are not chosen again."""
+        spared: list[Candidate] = []
+        chosen: list[Candidate] | None = None
+        for _ in range(_ROUNDS):
+            chosen = self._choose(ask)
+            if chosen is None:
+                break
+            removed = dict(self._removed)
+            beyond = [each for each in chosen if self._protected(each, removed) or self._remove(each, removed)]
+            if not beyond:
+                self._removed = removed
+                break
+            spared += beyond
+            self._leave_out(beyond)
+            chosen = None
+        for each in spared:  # another request may do with fewer, or other ones
+            self._ranks.expect(each.lease_id, float(self._able[each.lease_id][0]))
+        self._leave_out(chosen or ())
+        return chosen
+
+    def _protected(self, each: Candidate, removed: Mapping[Node, int]) -> bool:
+        models = each.amounts.devices or {"": 0}
+        return any(self._use.protects(each.node, model, self._claimant, removed) for model in models)
+
+    def _remove(self, each: Candidate, removed: dict[Node, int]) -> bool:
+        """Count a lease as taken back; returns false."""
+        for node in each.node.path:
+            removed[node] = removed.get(node, 0) + sum(each.amounts.devices.values())
+        return False
+
+    def _leave_out(self, leases: Iterable[Candidate]) -> None:
+        for each in leases:
+            self._ranks.expect(each.lease_id, math.inf)
+
+    def _choose(self, ask: Ask) -> list[Candidate] | None:
+        if ask.gpus and ask.placement is Placement.SAME_HOST:
+            return self._on_one_host(ask)
+        plan = self._horizons.plan(ask, "")
+        if plan is None or plan.starts_at == math.inf:
+            return None
+        uuids = [uuid for uuid, _, _ in plan.reservation.devices]
+        return self._victims(uuids, [name for name, _, _ in plan.reservation.hosts], ask, plan.starts_at)
+
+    def _on_one_host(self, ask: Ask) -> list[Candidate] | None:
+        best: list[Candidate] | None = None
+        least: tuple[int, float, int] | None = None
+        for host, units in self._horizons.hosts(ask):
+            last = units[-1][0]
+            if best is not None and least is not None and last >= 0:
+                first = self._ranked[int(last)]
+                if (self._group[first.node], first.price) > least[:2]:
+                    break
+            victims = self._victims([device.uuid for _, _, device in units], [host], ask, math.inf)
+            cost = self._cost(victims)
+            if least is None or cost < least:
+                best, least = victims, cost
+        return best
+
+    def _cost(self, victims: Sequence[Candidate]) -> tuple[int, float, int]:
+        worst = max((self._group[each.node] for each in victims), default=0)
+        return worst, sum(each.price for each in victims), len(victims)
+
+    def _victims(self, uuids: Iterable[str], hosts: Iterable[str], ask: Ask, most: float) -> list[Candidate]:
+        """Leases that have to go so that a request can have some devices, in order."""
+        fleet, ranks = self._fleet, self._ranks
+        found: dict[str, None] = {}
+        for uuid in uuids:
+            device = fleet.devices[uuid]
+            left = device.share_left
+            for lease in sorted(device.holders, key=ranks.ends_at):
+                if ask.whole or left < ask.share:
+                    found[lease] = None
+                    left += device.holders[lease][0]
+        if ask.cpus_milli or ask.host_memory_bytes or not ask.gpus:
+            for name in hosts:
+                found |= dict.fromkeys(self._for_cores(name, ask, found, most))
+        return sorted((self._able[lease][1] for lease in found), key=lambda each: ranks.ends_at(each.lease_id))
+
+    def _for_cores(self, name: str, ask: Ask, gone: Mapping[str, None], most: float) -> list[str]:
+        """Further leases of a host that have to go for the cores and RAM of a request."""
+        fleet, host = self._fleet, self._fleet.hosts[name]
+        cpus, memory = host.cpus_total - host.cpus_held, host.memory_total - host.memory_held
+        for lease in gone:
+            amounts = fleet.leases[lease].hosts.get(name, (0, 0))
+            cpus, memory = cpus + amounts[0], memory + amounts[1]
+        found: list[str] = []
+        for lease in sorted(fleet.at_host.get(name, ()), key=self._ranks.ends_at):
+            if cpus >= ask.cpus_milli and memory >= ask.host_memory_bytes:
+                break
+            if lease in gone or self._ranks.ends_at(lease) == math.inf or self._ranks.ends_at(lease) > most:
+                continue
+            amounts = fleet.leases[lease].hosts[name]
+            if any(amounts):
+                found.append(lease)
+                cpus, memory = cpus + amounts[0], memory + amounts[1]
+        return found
+
+
+def _sorted(candidates: Sequence[Candidate], share: Callable[[Node], float]) -> list[Candidate]:
+    shares: dict[Node, tuple[float, ...]] = {}
+    for each in candidates:
+        if each.node not in shares:
+            shares[each.node] = tuple(-share(node) for node in each.node.path)
+    return sorted(
+        candidates,
+        key=lambda each: (shares[each.node], each.node.name, each.price, -each.granted_at, each.lease_id),
+    )

@@ -1,0 +1,199 @@
+"""Turns along the line: which requests of equal needs are tried next.
+
+Without groups of owners it is the order of the line. With them, requests whose start is within the guarantee of their
+group come first, and then the others. In both rounds the group with the least use for its weight (`GroupState.share`)
+is next, level by level down the tree, and within a group the order of the line counts. A start raises the use of its
+group, and with it that of the groups around it, so the next turn may be another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Generic, Protocol, TypeVar
+
+from ..groups.state import GroupState
+from ..groups.tree import Node
+from ..groups.use import Admission, Barred
+
+
+class Waiting(Protocol):
+    """Waiting requests of equal needs, of one group of owners."""
+
+    @property
+    def entries(self) -> Sequence[object]:
+        """The requests; none if all have started."""
+        ...
+
+    @property
+    def order(self) -> tuple[int, int, float, int]:
+        """Place of the first in line."""
+        ...
+
+    @property
+    def node(self) -> Node | None:
+        """Group of their owners; None if there are no groups."""
+        ...
+
+    def bar(self, barred: Barred) -> None:
+        """Bar some models, and no others, from now on."""
+        ...
+
+    refused: str
+    within: bool
+
+
+T = TypeVar("T", bound=Waiting)
+
+
+class Turns(Protocol[T]):
+    """Turns along the line."""
+
+    def next(self) -> T | None:
+        """The next to try; None at the end."""
+        ...
+
+    def again(self, waiting: T) -> None:
+        """Let the one that was given last have another turn: one of its requests has started."""
+        ...
+
+
+class InOrder(Generic[T]):
+    """Turns in the order of the line.
+
+    Args:
+        waiting: all that wait.
+    """
+
+    def __init__(self, waiting: Iterable[T]) -> None:
+        self._todo = [(each.order, id(each), each) for each in waiting]
+        heapify(self._todo)
+
+    def next(self) -> T | None:
+        """The next to try; None at the end."""
+        return heappop(self._todo)[2] if self._todo else None
+
+    def again(self, waiting: T) -> None:
+        """Let the one that was given last have another turn."""
+        heappush(self._todo, (waiting.order, id(waiting), waiting))
+
+
+_Child = tuple[float, str, Node | None]
+"""Share, name and node of a group; None stands for the members of the group around it."""
+
+
+class ByGroup(Generic[T]):
+    """Turns by the groups of owners.
+
+    Args:
+        waiting: all that wait, each with its group.
+        state: of the groups.
+        admit: says what quotas allow them.
+        now: seconds.
+    """
+
+    def __init__(self, waiting: Iterable[T], state: GroupState, admit: Callable[[T], Admission], now: float) -> None:
+        self._state = state
+        self._admit = admit
+        self._now = now
+        self._within = True
+        self._later: dict[int, T] = {}
+        self._own: dict[Node, list[tuple[tuple[int, int, float, int], int, T]]] = {}
+        self._children: dict[Node, list[_Child]] = {}
+        self._path: list[Node] = []
+        """Groups on the way to the one that was given last, from the root."""
+        self._fill(waiting)
+
+    def next(self) -> T | None:
+        """The next to try; None at the end."""
+        while True:
+            self._settle()
+            node = self._least()
+            if node is None:
+                if not self._within:
+                    return None
+                self._within = False
+                self._fill(self._later.values())
+                continue
+            waiting = heappop(self._own[node])[2]
+            admission = self._admit(waiting)
+            waiting.refused = "" if admission.barred is not None else admission.reason
+            if self._within:
+                if admission.barred is not None and admission.barred != admission.within:
+                    self._later[id(waiting)] = waiting
+                if admission.within is None:
+                    continue
+                waiting.bar(admission.within)
+            elif admission.barred is None:
+                continue
+            else:
+                waiting.bar(admission.barred)
+            waiting.within = self._within
+            return waiting
+
+    def again(self, waiting: T) -> None:
+        """Let the one that was given last have another turn."""
+        self._later.pop(id(waiting), None)
+        heappush(self._own[self._path[-1]], (waiting.order, id(waiting), waiting))
+
+    def _fill(self, waiting: Iterable[T]) -> None:
+        own: dict[Node, list[tuple[tuple[int, int, float, int], int, T]]] = {}
+        children: dict[Node, dict[str, _Child]] = {}
+        root = self._state.tree.root
+        for each in waiting:
+            if not each.entries:
+                continue
+            node = each.node or root
+            if node not in own:
+                own[node] = []
+                self._register(node, children)
+            own[node].append((each.order, id(each), each))
+        for heap in own.values():
+            heapify(heap)
+        self._own = own
+        self._children = {node: list(found.values()) for node, found in children.items()}
+        for heap in self._children.values():
+            heapify(heap)
+        self._path = []
+
+    def _register(self, node: Node, children: dict[Node, dict[str, _Child]]) -> None:
+        children.setdefault(node, {})[""] = (self._state.own_share(node, self._now), "", None)
+        child = node
+        while child.parent is not None:
+            known = children.setdefault(child.parent, {})
+            if child.name in known:
+                return
+            known[child.name] = (self._state.share(child, self._now), child.name, child)
+            child = child.parent
+
+    def _least(self) -> Node | None:
+        """The group whose turn it is; None if none waits."""
+        node = self._state.tree.root
+        if not self._children.get(node):
+            self._path = []
+            return None
+        self._path = [node]
+        while True:
+            child = self._children[node][0][2]
+            if child is None:
+                return node
+            self._path.append(child)
+            node = child
+
+    def _settle(self) -> None:
+        """Bring the shares on the last way up to date, and leave out groups whose requests have all had their turn."""
+        if not self._path:
+            return
+        node = self._path[-1]
+        heap = self._children[node]
+        if not self._own[node]:
+            heappop(heap)
+        else:
+            heapreplace(heap, (self._state.own_share(node, self._now), "", None))
+        for child in reversed(self._path[1:]):
+            assert child.parent is not None
+            heap = self._children[child.parent]
+            if not self._children[child]:
+                heappop(heap)
+            else:
+                heapreplace(heap, (self._state.share(child, self._now), child.name, child))

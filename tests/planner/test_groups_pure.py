@@ -1,0 +1,329 @@
+"""Groups in virtual time: limits, guarantees, borrowing, fair share, and whose leases are taken back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import pytest
+from corral.planner.fleet.fleet import Fleet, free, hold
+from corral.planner.fleet.state import WHOLE_SHARE
+from corral.planner.groups.state import GroupState, amounts_of
+from corral.planner.groups.tree import InvalidGroups, Tree
+from corral.planner.groups.usage import PastUse, Usage
+from corral.planner.groups.use import Amounts
+from corral.planner.placement.decide import Policies
+from corral.planner.queue.durations import given
+from corral.planner.queue.line import Entry, Line
+from corral.planner.queue.reclaim import Candidate, Reclaim
+from corral.planner.simulation.simulate import fleet_of
+from corral.planner.simulation.timed import grants_of
+from corral.planner.simulation.trace import Node
+from corral.schemas.groups import Group, GroupTree, Resources
+from corral.schemas.requests import WorkRequest
+from hypothesis import given as cases
+from hypothesis import settings
+from hypothesis import strategies as st
+
+HALF_LIFE = 7 * 86400.0
+
+
+def gpus(**amounts: float) -> Resources:
+    return Resources(gpus={"*" if name == "any" else name: amount for name, amount in amounts.items()})
+
+
+class World:
+    """A line of several groups, in a time of its own."""
+
+    def __init__(self, nodes: list[Node], *groups: Group, **tree: object) -> None:
+        self.fleet: Fleet = fleet_of(nodes)
+        self.state = GroupState(GroupTree(groups=list(groups), **tree))
+        self.line = Line(self.fleet, Policies("best-fit"), groups=self.state)
+        self.now = 0.0
+        self.running: dict[str, Entry] = {}
+
+    def ask(self, owner: str, seconds: float = 100.0, **fields: object) -> Entry:
+        request = WorkRequest(**{"owner": owner, "wait_seconds": 1e4, **fields})
+        return self.line.arrive(request, given(seconds), self.now)
+
+    def serve(self) -> list[str]:
+        """Start who may; returns the owners."""
+        found: list[str] = []
+        for start in self.line.serve(self.now):
+            lease, request = f"l{start.entry.number}", start.entry.request
+            grants = grants_of(start.picks)
+            amounts = amounts_of(self.fleet, grants)
+            self.state.use.hold(lease, request.owner, amounts, request.preemptible)
+            self.state.usage.starts(lease, request.owner, amounts, self.now)
+            hold(self.fleet, lease, grants)
+            self.line.started(lease, start.entry, self.now)
+            self.running[lease] = start.entry
+            found.append(request.owner)
+        return found
+
+    def end(self, lease: str) -> None:
+        self.state.use.drop(lease)
+        self.state.usage.ends(lease, self.now)
+        del self.running[lease]
+        self.line.ended(lease, self.now)
+        free(self.fleet, lease)
+
+    def used(self, group: str) -> Mapping[str, float]:
+        use = self.state.use.of(self.state.tree.nodes[group])
+        return {model: share / WHOLE_SHARE for model, share in use.devices.items()}
+
+
+TWO_KINDS = [Node("a", 64_000, 1000, 8, "H100"), Node("b", 64_000, 1000, 8, "T4")]
+
+
+def test_limits_guarantees_and_what_is_borrowed() -> None:
+    world = World(
+        TWO_KINDS,
+        Group(name="lab", limit=gpus(any=12)),
+        Group(name="lab/vision", guarantee=gpus(H100=4), limit=gpus(H100=6), members=["ann"]),
+        Group(name="lab/nlp", members=["bob"]),
+        Group(name="ops", guarantee=gpus(H100=4, any=2), members=["eve"]),
+    )
+    # Not preemptible: ann gets her guarantee of four H100s, and T4s that nobody is guaranteed.
+    for _ in range(8):
+        world.ask("ann", models=["*h100*"])
+    world.serve()
+    assert world.used("lab/vision") == {"H100": 4}
+    # Preemptible: she may borrow, up to her limit of six.
+    for _ in range(8):
+        world.ask("ann", models=["*h100*"], preemptible=True)
+    world.serve()
+    assert world.used("lab/vision") == {"H100": 6}
+    # The limit of the group around counts for both.
+    for _ in range(8):
+        world.ask("bob", preemptible=True)
+    world.serve()
+    assert sum(world.used("lab").values()) == 12
+    # Two of ops' guarantee of any other model are kept from work that can't be preempted.
+    for lease in [lease for lease, entry in world.running.items() if entry.request.owner == "bob"]:
+        world.end(lease)
+    world.serve()
+    for entry in list(world.line):
+        world.line.withdraw(entry)
+    for _ in range(8):
+        world.ask("zoe", models=["*t4*"])
+    world.serve()
+    assert world.used("default") == {"T4": 6}
+    assert "guaranteed to other groups" in next(iter(world.line)).group.refused
+
+
+def test_a_request_within_guarantee_goes_first_and_takes_back_the_cheapest() -> None:
+    world = World(
+        [Node("a", 64_000, 1000, 8, "H100")],
+        Group(name="vision", guarantee=gpus(H100=6), members=["ann"]),
+        Group(name="nlp", guarantee=gpus(H100=2), members=["bob", "bea"]),
+    )
+    for at in range(8):
+        world.now = 10.0 * at
+        world.ask("bob", preemptible=True)
+        assert world.serve() == ["bob"]
+    world.ask("bob", preemptible=True, priority=1000)
+    ann = world.ask("ann", gpus=4)
+    assert world.serve() == []
+    ((group, ask),) = world.line.owed
+    assert group.entries == [ann]
+    use, nodes = world.state.use, world.state.tree.nodes
+    candidates = [
+        Candidate(lease, nodes["nlp"], Amounts({"H100": WHOLE_SHARE}), 100.0 - 10 * number, 10.0 * number)
+        for number, lease in enumerate(world.running)
+    ]
+    reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0)
+    chosen = reclaim.choose(ask)
+    assert chosen is not None
+    # The four that lose least.
+    assert {each.lease_id for each in chosen} == set(list(world.running)[4:])
+    # Two more are above the guarantee of nlp, and no third.
+    more = [reclaim.choose(world.fleet.ask(ask.key._replace(gpus=1))) for _ in range(3)]
+    assert [found and len(found) for found in more] == [1, 1, None]
+    # What comes free goes to ann, whatever priority bob has in his group.
+    for each in chosen:
+        world.end(each.lease_id)
+    assert world.serve() == ["ann"]
+
+
+def test_one_host_is_chosen_by_the_price_of_all_its_leases() -> None:
+    world = World(
+        [Node("a", 64_000, 1000, 4, "H100"), Node("b", 64_000, 1000, 4, "H100")],
+        Group(name="vision", guarantee=gpus(any=4), members=["ann"]),
+        Group(name="nlp", members=["bob"]),
+    )
+    for _ in range(4):
+        world.ask("bob", preemptible=True, hosts=["a"])
+    world.ask("bob", preemptible=True, hosts=["b"], gpus=4)
+    world.serve()
+    nodes, use = world.state.tree.nodes, world.state.use
+    prices = {lease: 30.0 if entry.request.gpus == 1 else 100.0 for lease, entry in world.running.items()}
+    candidates = [
+        Candidate(lease, nodes["nlp"], use.holdings[lease].amounts, price, 0.0) for lease, price in prices.items()
+    ]
+    ann = world.ask("ann", gpus=4)
+    world.serve()
+    reclaim = Reclaim(world.fleet, use, nodes["vision"], nodes["vision"], candidates, lambda _: 1.0)
+    chosen = reclaim.choose(ann.group.ask)
+    assert chosen is not None
+    assert [prices[each.lease_id] for each in chosen] == [100.0]  # rather than four of 30
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0)])
+def test_groups_that_always_ask_share_by_weight(weights: tuple[float, float]) -> None:
+    world = World(
+        [Node("a", 64_000, 1000, 8, "H100")],
+        Group(name="a", weight=weights[0], members=["ann"]),
+        Group(name="b", weight=weights[1], members=["bob"]),
+        half_life_seconds=86_400,
+    )
+    rng = random.Random(3)
+    spent = {"ann": 0.0, "bob": 0.0}
+    ends: dict[str, float] = {}
+    while world.now < 3 * 86_400:
+        for owner in spent:
+            waiting = sum(entry.request.owner == owner for entry in world.line)
+            for _ in range(4 - waiting):
+                # One group's work is long and wide, the other's short.
+                wide = owner == "ann"
+                world.ask(owner, rng.uniform(3600, 7200) if wide else rng.uniform(600, 1800), gpus=4 if wide else 1)
+        world.serve()
+        for lease in world.running.keys() - ends.keys():
+            entry = world.running[lease]
+            spent[entry.request.owner] += entry.seconds * entry.request.gpus
+            ends[lease] = world.now + entry.seconds
+        lease = min(ends, key=lambda lease: ends[lease])
+        world.now = ends.pop(lease)
+        world.end(lease)
+    nodes = world.state.tree.nodes
+    usage = {name: world.state.usage.of(nodes[name], world.now) for name in ("a", "b")}
+    assert usage["a"] / usage["b"] == pytest.approx(weights[0] / weights[1], rel=0.1)
+    assert spent["ann"] / spent["bob"] == pytest.approx(weights[0] / weights[1], rel=0.05)
+
+
+def test_idle_days_are_not_held_against_a_burst() -> None:
+    world = World(
+        [Node("a", 64_000, 1000, 4, "H100")], Group(name="busy", members=["ann"]), Group(name="calm", members=["bob"])
+    )
+    for day in range(6):
+        world.now = day * 86_400.0
+        world.ask("ann", gpus=2)
+        world.serve()
+        world.now += 80_000
+        for lease in list(world.running):
+            world.end(lease)
+    for _ in range(4):
+        world.ask("ann")
+        world.ask("bob")
+    assert world.serve() == ["bob"] * 4
+
+
+@settings(deadline=None, max_examples=40)
+@cases(
+    st.lists(
+        st.one_of(
+            st.tuples(
+                st.just("ask"),
+                st.sampled_from(["ann", "bob", "eve", "zoe"]),
+                st.sampled_from([1, 1, 2, 4]),
+                st.booleans(),
+                st.sampled_from([[], ["*h100*"], ["*t4*"]]),
+            ),
+            st.tuples(st.just("end"), st.integers(0, 99)),
+            st.tuples(st.just("pass"), st.sampled_from([10.0, 1000.0])),
+        ),
+        min_size=5,
+        max_size=40,
+    )
+)
+def test_no_limit_is_exceeded_and_firm_work_leaves_guarantees_alone(history: list[tuple]) -> None:
+    groups = (
+        Group(name="lab", guarantee=gpus(H100=4, any=2), limit=gpus(any=10)),
+        Group(name="lab/x", guarantee=gpus(H100=2), borrowing_limit=gpus(H100=1), members=["ann"]),
+        Group(name="lab/y", weight=2, members=["bob"]),
+        Group(name="ops", guarantee=gpus(any=4), members=["eve"]),
+    )
+    world = World(TWO_KINDS, *groups)
+    for kind, *rest in history:
+        if kind == "ask":
+            owner, count, preemptible, models = rest
+            world.ask(owner, gpus=count, preemptible=preemptible, models=models)
+        elif kind == "end" and world.running:
+            world.end(list(world.running)[rest[0] % len(world.running)])
+        elif kind == "pass":
+            world.now += rest[0]
+        world.serve()
+        assert sum(world.used("lab").values()) <= 10
+        assert world.used("lab/x").get("H100", 0) <= 3
+        # Recomputed from what runs, firm work leaves room for all guarantees.
+        firm: dict[str, dict[str, int]] = {owner: {} for owner in ("ann", "bob", "eve", "zoe")}
+        for lease, entry in world.running.items():
+            if not entry.request.preemptible:
+                for model, share in world.state.use.holdings[lease].amounts.devices.items():
+                    held = firm[entry.request.owner]
+                    held[model] = held.get(model, 0) + share // WHOLE_SHARE
+        lab = {model: firm["ann"].get(model, 0) + firm["bob"].get(model, 0) for model in ("H100", "T4")}
+        every = {model: sum(held.get(model, 0) for held in firm.values()) for model in ("H100", "T4")}
+        owed_h100 = max(0, 4 - lab["H100"])
+        if every["H100"] > lab["H100"]:  # others hold firm H100s: those of lab must still be there
+            assert every["H100"] + owed_h100 <= 8
+        before = {lease: world.state.use.holdings[lease] for lease in world.running}
+        assert before == world.state.use.holdings
+
+
+def test_usage_is_the_decayed_sum_of_all_lease_seconds() -> None:
+    tree = Tree(GroupTree(groups=[Group(name="lab/x", members=["ann"])], prices={"H100": 4.0}))
+    usage = Usage(tree)
+    rng = random.Random(1)
+    events: list[tuple[float, int, str]] = []
+    exact = 0.0
+    end = 30 * 86_400.0
+    for number in range(200):
+        start = rng.uniform(0, end * 0.9)
+        stop = min(end, start + rng.uniform(60, 200_000))
+        events += [(start, 1, f"l{number}"), (stop, 0, f"l{number}")]
+        rate = 0.5 ** ((end - stop) / HALF_LIFE) - 0.5 ** ((end - start) / HALF_LIFE)
+        exact += 4.0 * rate * HALF_LIFE / 0.6931471805599453
+    events.sort()
+    for at in range(len(events) - 1):  # those that are heard late count as well
+        if rng.random() < 0.2 and events[at][2] != events[at + 1][2]:
+            events[at], events[at + 1] = events[at + 1], events[at]
+    for at, starts, lease in events:
+        if starts:
+            usage.starts(lease, "ann", Amounts({"NVIDIA H100": WHOLE_SHARE}), at)
+        else:
+            usage.ends(lease, at)
+    saved = usage.saved(end)
+    assert saved["ann"][0] == pytest.approx(exact, rel=1e-9)
+    again = Usage(tree)
+    again.load(saved, end)
+    assert again.saved(end + HALF_LIFE)["ann"][0] == pytest.approx(exact / 2, rel=1e-9)
+
+
+def test_past_use_halves() -> None:
+    past = PastUse()
+    past.add(0.0, (1.0, 0.0, 0.0), 100.0)
+    past.add(100.0, (-1.0, 0.0, 0.0), 100.0)
+    before = past.done[0]
+    past.settle(200.0, 100.0)
+    assert past.done[0] == pytest.approx(before / 2)
+
+
+@pytest.mark.parametrize(
+    ("groups", "says", "field"),
+    [
+        ([Group(name="a", members=["x"]), Group(name="b", members=["x"])], "one group", "$.groups[1].members[0]"),
+        ([Group(name="a"), Group(name="a")], "twice", "$.groups[0].name"),
+        ([Group(name="a", guarantee=gpus(any=4), limit=gpus(any=2))], "limited to 2", "$.groups[0].limit.gpus"),
+        (
+            [Group(name="a", guarantee=gpus(any=4)), Group(name="a/b", guarantee=gpus(T4=3, any=2))],
+            "more than its 4",
+            "$.groups[0].guarantee",
+        ),
+        ([Group(name="a", guarantee=gpus(H100=1, h100=1))], "twice", "$.groups[0].guarantee.gpus"),
+    ],
+)
+def test_groups_that_contradict_each_other_are_refused(groups: list[Group], says: str, field: str) -> None:
+    with pytest.raises(InvalidGroups, match=says) as refused:
+        Tree(GroupTree(groups=groups))
+    assert refused.value.field == field
