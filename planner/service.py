@@ -37,6 +37,7 @@ from .api.request_context import HEADROOM_BYTES
 from .broker.broker import RequestBroker
 from .broker.estimates import Estimator
 from .broker.fork_pool import ForkLimits, ForkPool
+from .broker.groups import StoredGroups, decode_groups
 from .broker.idempotency import CachedRejection
 from .broker.presence import SILENCE_SECONDS
 from .broker.probe import Probe
@@ -49,6 +50,7 @@ from .durable.store import (
     DRAINS,
     DURATIONS,
     EVENT_KEY,
+    GROUPS,
     HEALTH,
     LEADER,
     LEASE_PREFIX,
@@ -112,6 +114,7 @@ class Bucket(Struct):
         records: leases, each with its revision.
         rejections: cached rejections, by the part of their keys after the prefix.
         drains: drains by target.
+        groups: the groups.
         service: service time; None if there is none.
         watermark: revision up to which no event is missing on the stream.
         event_key: key that makes the message ids of events; empty if there is none.
@@ -123,6 +126,7 @@ class Bucket(Struct):
     records: list[tuple[LeaseRecord, int]] = []
     rejections: dict[str, CachedRejection] = {}
     drains: dict[str, str] = {}
+    groups: StoredGroups = StoredGroups()
     service: Service | None = None
     watermark: int = 0
     event_key: bytes = b""
@@ -351,6 +355,8 @@ class Planner:
                 found.durations = decode_or_none(entry.key, entry.value, DurationDigest)
             elif entry.key == DRAINS:
                 found.drains = decode_or_none(entry.key, entry.value, dict[str, str]) or {}
+            elif entry.key == GROUPS:
+                found.groups = decode_groups(entry.value)
             elif entry.key == LEADER:
                 found.claimed_at = entry.stored_at
             elif entry.key == SERVICE_TIME:
@@ -413,6 +419,8 @@ class Planner:
             planner=self.id,
             policies=self._policies,
             drains=found.drains,
+            groups=found.groups,
+            max_bytes=self.max_bytes,
             answers=found.rejections,
             deposed=self._election.deposed,
             limiter=self._limiter,

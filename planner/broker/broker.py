@@ -1,4 +1,5 @@
-"""The broker of the leader: decides, queues and answers requests, and holds the handlers for leases and drains.
+"""The broker of the leader: decides, queues and answers requests, and holds the handlers for leases, drains and
+groups.
 
 One broker lives for one term. Requests are idempotent by id: a retry with the same id and body gets the same answer,
 while the request is being decided and for as long as the answer is retained (`RETAIN_SECONDS` for grants,
@@ -48,6 +49,7 @@ from .drains import Drainer
 from .estimates import Estimator
 from .forecasts import Forecaster
 from .fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
+from .groups import GroupCommands, StoredGroups
 from .idempotency import CachedRejection, RejectionCache, conflict, digest_of
 from .large_requests import EncodedItems, distribute_packed, with_distribution
 from .lease_commands import LeaseCommands
@@ -84,6 +86,8 @@ class RequestBroker:
         planner: id of this planner.
         policies: of this planner.
         drains: as read from the bucket.
+        groups: as read from the bucket.
+        max_bytes: size limit of a listing.
         answers: as read from the bucket, by their keys.
         requests: publishes what became of requests.
         estimator: estimates durations.
@@ -99,6 +103,7 @@ class RequestBroker:
         on_decision: called with the duration of each decision, in seconds.
         lease_commands: handles operations on leases.
         drainer: handles drains.
+        groups: handles the groups.
     """
 
     def __init__(
@@ -111,6 +116,8 @@ class RequestBroker:
         planner: str,
         policies: Policies,
         drains: dict[str, str],
+        groups: StoredGroups,
+        max_bytes: int,
         answers: dict[str, CachedRejection],
         requests: RequestLog,
         estimator: Estimator,
@@ -146,6 +153,9 @@ class RequestBroker:
         self._grants = GrantReservations(fleet, ledger.table.owners)
         self.drainer = Drainer(fleet, store, term, drains, self.wake.set, deposed)
         self.lease_commands = LeaseCommands(fleet, ledger, planner)
+        self.groups = GroupCommands(
+            fleet, ledger.table, self.queue, store, term, groups, max_bytes, self.wake.set, deposed
+        )
         self._rejections = RejectionCache(store, term, answers, deposed)
         self._pending: dict[tuple[str, str], PendingRequest] = {}
         self._requeuing: dict[str, PendingRequest] = {}

@@ -85,6 +85,11 @@ def waiting(entries: int, only: QueueFilter) -> float:
     return listed * _WAITING + entries * _COMPARED_WAITING
 
 
+def groups(table: LeaseTable, entries: int) -> float:
+    """Cost of listing groups with their state, in seconds."""
+    return len(table) * _COUNTED + entries * _COUNTED
+
+
 def _filtering(fleet: Fleet, only: DeviceFilter) -> float:
     per_device = len(only.models) + len(only.devices)
     return (len(fleet.hosts) * len(only.hosts) + len(fleet.devices) * per_device) * _COMPARED_NAME
