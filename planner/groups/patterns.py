@@ -17,7 +17,7 @@ _STARS: Final = re.compile(r"\*+")
 
 
 @lru_cache(4096)
-def glob_of(pattern: str) -> str:
+def pattern_of(pattern: str) -> str:
     """The glob that a pattern stands for, in lower case: `H100` is `*h100*`."""
     lower = pattern.lower()
     return _STARS.sub("*", lower) if _WILDCARD.search(lower) else f"*{lower}*"
@@ -25,7 +25,7 @@ def glob_of(pattern: str) -> str:
 
 def matches(pattern: str, model: str) -> bool:
     """True if a pattern matches a device's name."""
-    return globs.matches(model.lower(), glob_of(pattern))
+    return globs.matches(model.lower(), pattern_of(pattern))
 
 
 def is_within(inner: str, outer: str) -> bool:
@@ -34,7 +34,7 @@ def is_within(inner: str, outer: str) -> bool:
     Exact for patterns with `*` alone: a `*` of `inner` may stand for any text, so only a `*` of `outer` takes it in. A
     pattern with `?` or `[` is within itself and within `*`.
     """
-    narrow, wide = glob_of(inner), glob_of(outer)
+    narrow, wide = pattern_of(inner), pattern_of(outer)
     if narrow == wide or wide == ANY:
         return True
     if any(sign in narrow or sign in wide for sign in "?["):
@@ -44,7 +44,7 @@ def is_within(inner: str, outer: str) -> bool:
 
 def in_order(amounts: Mapping[str, float]) -> list[tuple[str, float]]:
     """Amounts by pattern in the order in which patterns are compared with a model: as written, but `*` last."""
-    return sorted(amounts.items(), key=lambda pair: glob_of(pair[0]) == ANY)
+    return sorted(amounts.items(), key=lambda pair: pattern_of(pair[0]) == ANY)
 
 
 def first_match(patterns: Iterable[str], model: str) -> str | None:

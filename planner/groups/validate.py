@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from ...schemas import globs
 from ...schemas.groups import DEFAULT_GROUP, MAX_DEPTH, Group, GroupTree, Resources
 from ...schemas.units import format_bytes
-from .patterns import glob_of, in_order, is_within
+from .patterns import in_order, is_within, pattern_of
 
 _SLACK: Final = 1e-9
 """Sums of parts of devices may be this much too large, by rounding."""
@@ -126,13 +126,13 @@ def _check_patterns(tree: GroupTree) -> None:
     for field, patterns in _patterns(tree):
         written: dict[str, str] = {}
         for pattern in patterns:
-            before = written.setdefault(glob_of(pattern), pattern)
+            before = written.setdefault(pattern_of(pattern), pattern)
             if before != pattern:
                 raise InvalidGroups(f"{before!r} and {pattern!r} are the same pattern", field)
             if not pattern or not pattern.isprintable() or pattern != pattern.strip():
                 raise InvalidGroups(f"{pattern!r} is no pattern for the model of a device", field)
             if "?" in pattern or "[" in pattern:
-                complex_ones.add(glob_of(pattern))
+                complex_ones.add(pattern_of(pattern))
         if len(complex_ones) > globs.MAX_COMPLEX:
             text = f"More than {globs.MAX_COMPLEX} patterns of the tree have ? or [ in them: use * where you can"
             raise InvalidGroups(text, field)
@@ -220,7 +220,7 @@ def added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     sums: dict[str, float] = {}
     for part in parts:
         for pattern, amount in part.items():
-            name = spelling.setdefault(glob_of(pattern), pattern)
+            name = spelling.setdefault(pattern_of(pattern), pattern)
             sums[name] = sums.get(name, 0.0) + amount
     return sums
 

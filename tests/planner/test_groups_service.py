@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.planner.broker.groups import changed
-from corral.planner.groups.patterns import glob_of, is_within, matches
+from corral.planner.groups.patterns import is_within, matches, pattern_of
 from corral.planner.leases.lifecycle import Refused
 from corral.schemas import globs
 from corral.schemas.groups import GroupChange, GroupTree
@@ -66,7 +66,7 @@ def test_a_pattern_is_within_another_if_that_matches_all_that_it_matches(inner: 
     if is_within(inner, outer):
         assert matches(outer, name) or not matches(inner, name)
     else:  # with a letter that is in no pattern for each star, a name that `inner` alone matches
-        assert not globs.matches(glob_of(inner).replace("*", "c"), glob_of(outer))
+        assert not globs.matches(pattern_of(inner).replace("*", "c"), pattern_of(outer))
 
 
 @pytest.fixture
