@@ -193,8 +193,13 @@ class Endpoints:
         async def drain(context: RequestContext, body: DrainAction) -> None:
             await broker.drainer.drain(body, context)
 
+        def grouping() -> float:
+            return query_costs.groups(broker.ledger.table, len(broker.queue))
+
         async def set_groups(context: RequestContext, body: GroupChange) -> None:
-            await broker.groups.change(body, context)
+            result = await broker.groups.change(body, context)
+            if result is not None:
+                await self._answer(context, grouping(), result)
 
         def explained(body: ExplainRequest) -> Struct:
             with broker.protected(body.request):
@@ -255,7 +260,7 @@ class Endpoints:
                 own.GROUPS,
                 GroupFilter,
                 broker.groups.listing,
-                lambda _: query_costs.groups(broker.ledger.table, len(broker.queue)),
+                lambda _: grouping(),
             ),
         ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -22,9 +23,10 @@ from ..durable.store import GROUPS, Deposed, Store, WriteFailed
 from ..fleet.fleet import Fleet
 from ..fleet.state import MIG_PARENT
 from ..groups.patterns import ANY, is_within, matches
+from ..groups.tree import Tree
 from ..groups.validate import InvalidGroups, added, check, guarantees, is_inside, parent_of
 from ..leases.lifecycle import LeaseTable, Refused
-from .group_status import all_names, statuses
+from .group_status import asked_of, state_of, statuses
 from .pending import Responder
 from .queue import WaitingQueue
 
@@ -56,8 +58,9 @@ def decode_groups(value: bytes) -> StoredGroups:
         return StoredGroups()
     try:
         stored, unknown = codec.decode_request(value, StoredGroups)
-    except codec.DecodeError as error:
-        log.error("the groups in the bucket can't be read, and no quotas are in force: %s", error)
+        check(stored.tree)
+    except (codec.DecodeError, InvalidGroups) as error:
+        log.error("the groups in the bucket can't be used, and no quotas are in force: %s", error)
         return StoredGroups()
     for warning in unknown:
         log.warning("groups in the bucket: %s", warning)
@@ -79,7 +82,8 @@ class GroupCommands:
         deposed: called when a write was refused since another planner leads.
 
     Attributes:
-        stored: the tree in force.
+        tree: the groups in force.
+        revision: of the tree.
     """
 
     def __init__(
@@ -94,7 +98,8 @@ class GroupCommands:
         changed: Callable[[], None],
         deposed: Callable[[], None],
     ) -> None:
-        self.stored = stored
+        self.tree = Tree(stored.tree)
+        self.revision = stored.revision
         self._fleet = fleet
         self._table = table
         self._queue = queue
@@ -107,7 +112,7 @@ class GroupCommands:
 
     def listing(self, only: GroupFilter) -> Groups | Error:
         """Groups that match a filter, with their state; an error if there is none."""
-        found = self._listing(self.stored, [])
+        found = self._listing(self.tree)
         if only.name is None:
             return found
         matching = [status for status in found.groups if is_inside(status.group.name, only.name)]
@@ -115,18 +120,19 @@ class GroupCommands:
             return Error(code="not_found", message=f"There is no group {only.name!r}", field="$.name")
         return replace(found, groups=matching)
 
-    async def change(self, action: GroupChange, caller: Responder) -> None:
-        """Change the tree, store that, and answer with all groups; with `dry_run`, answer alone."""
+    async def change(self, action: GroupChange, caller: Responder) -> Callable[[], Groups] | None:
+        """Change the tree and store that; with `dry_run`, do neither.
+
+        Returns:
+            Computes the answer, all groups after the change; None if it was refused, and so answered.
+        """
         try:
             async with self._lock:
-                result = self._result(action)
-                if result.revision != self.stored.revision and not action.dry_run:
-                    await self._store.put(GROUPS, codec.encode(result, codec.JSON), self._term)
-                    self.stored = result
+                tree = self._result(action)
+                if tree is not self.tree and not action.dry_run:
+                    await self._store.put(GROUPS, _encoded(tree, self.revision + 1), self._term)
+                    self.tree, self.revision = tree, self.revision + 1
                     self._changed()
-            reply = self._listing(result, beyond(result.tree, self._fleet))
-            if action.dry_run:
-                reply = replace(reply, revision=self.stored.revision)
         except Refused as refused:
             await caller.answer(refused.error)
         except Deposed:
@@ -137,44 +143,47 @@ class GroupCommands:
                 Error(code="unavailable", message=f"The planner's bucket does not take writes: {error}")
             )
         else:
-            await caller.answer(reply)
+            return lambda: replace(self._listing(tree), warnings=beyond(tree.config, self._fleet))
+        return None
 
-    def _result(self, action: GroupChange) -> StoredGroups:
+    def _result(self, action: GroupChange) -> Tree:
         """The groups after a change; those in force if it changes nothing."""
-        before = self.stored
-        tree = changed(before.tree, action)
+        tree = changed(self.tree.config, action)
         # As bytes: the order of patterns counts, too.
-        if codec.encode(tree, codec.JSON) == codec.encode(before.tree, codec.JSON):
-            return before
-        if action.revision not in (None, before.revision):
+        if _encoded(tree, 0) == _encoded(self.tree, 0):
+            return self.tree
+        if action.revision not in (None, self.revision):
             text = (
-                f"The groups have changed: they are at revision {before.revision}, not {action.revision}. Read them "
+                f"The groups have changed: they are at revision {self.revision}, not {action.revision}. Read them "
                 "again, and decide anew"
             )
             raise Refused("conflict", text, "$.revision")
-        after = StoredGroups(tree=tree, revision=before.revision + 1)
-        size = len(codec.encode(after, codec.JSON))
-        if size > self._store.max_record_bytes or size + _STATE_BYTES * len(all_names(tree)) > self._max_bytes:
-            text = f"{len(tree.groups)} groups with {size} bytes are more than a message can list: give fewer members"
+        size = len(_encoded(tree, self.revision + 1))
+        if size > self._store.max_record_bytes or size + _STATE_BYTES * len(tree.nodes) > self._max_bytes:
+            text = f"{len(tree.nodes)} groups with {size} bytes are more than a message can list: give fewer members"
             raise Refused("too_large", text, "$.set" if action.replace is None else "$.replace")
-        return after
+        return tree
 
-    def _listing(self, stored: StoredGroups, warnings: list[str]) -> Groups:
-        tree = stored.tree
+    def _listing(self, tree: Tree) -> Groups:
+        now = time.time()
+        state = state_of(tree, self.revision, self._fleet, self._table, now)
         return Groups(
-            groups=statuses(tree, self._table, self._queue),
-            prices=tree.prices,
-            half_life_seconds=tree.half_life_seconds,
-            revision=stored.revision,
-            warnings=warnings,
+            groups=statuses(state, asked_of(self._queue, self._fleet), now),
+            prices=tree.config.prices,
+            half_life_seconds=tree.config.half_life_seconds,
+            revision=self.revision,
         )
+
+
+def _encoded(tree: Tree, revision: int) -> bytes:
+    return codec.encode(StoredGroups(tree=tree.config, revision=revision), codec.JSON)
 
 
 # Changes
 
 
-def changed(before: GroupTree, change: GroupChange) -> GroupTree:
-    """The tree after a change.
+def changed(before: GroupTree, change: GroupChange) -> Tree:
+    """The tree after a change, with its groups sorted by name.
 
     Raises:
         Refused: the change contradicts itself, or the result would be invalid; with the field of the change at fault.
@@ -192,12 +201,12 @@ def changed(before: GroupTree, change: GroupChange) -> GroupTree:
     ]
     tree = replace(base, groups=[*(group for _, group in kept), *change.set])
     try:
-        check(tree)
+        check(tree)  # unsorted, so that of several groups at fault the changed one is named
     except InvalidGroups as error:
         places = [f"$.replace.groups[{number}]" if change.replace is not None else "$.set" for number, _ in kept]
         places += [f"$.set[{number}]" for number in range(len(change.set))]
         raise Refused("invalid", error.message, _field(error.field, places)) from None
-    return replace(tree, groups=sorted(tree.groups, key=lambda group: group.name))
+    return Tree(replace(tree, groups=sorted(tree.groups, key=lambda group: group.name)))
 
 
 def _field(field: str, places: list[str]) -> str:

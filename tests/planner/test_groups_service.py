@@ -10,11 +10,16 @@ from typing import Any
 import msgspec
 import pytest
 from corral.cli.local.server import EmbeddedServer
+from corral.planner.broker.group_status import Asked, statuses
 from corral.planner.broker.groups import changed
 from corral.planner.groups.patterns import is_within, matches, pattern_of
+from corral.planner.groups.state import GroupState
+from corral.planner.groups.usage import Total
+from corral.planner.groups.use import Amounts
 from corral.planner.leases.lifecycle import Refused
 from corral.schemas import globs
 from corral.schemas.groups import GroupChange, GroupTree
+from corral.schemas.requests import WorkRequest
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
@@ -69,6 +74,44 @@ def test_a_pattern_is_within_another_if_that_matches_all_that_it_matches(inner: 
         assert not globs.matches(pattern_of(inner).replace("*", "c"), pattern_of(outer))
 
 
+def test_a_group_is_owed_what_it_waits_for_within_its_guarantee() -> None:
+    groups = [
+        group("lab", {"H100": 8, "*": 4}),
+        group("lab/vision", {"H100": 4}, weight=3, members=["ann"]),
+        group("lab/nlp", {"H100": 4}, members=["cat"]),
+        group("idle"),
+        group("other", members=["eve"]),
+    ]
+    state = GroupState(msgspec.convert({"groups": groups}, GroupTree))
+    state.usage.total = Total(16.0, 64.0, 2.0**40)
+    whole = 10**9
+    for number, (owner, model, count, preemptible) in enumerate(
+        [("ann", "H100", 2, False), ("eve", "H100", 6, True), ("cat", "H100", 5, False)]
+    ):
+        amounts = Amounts({f"NVIDIA {model}": count * whole}, cpus_milli=500)
+        state.use.hold(str(number), owner, amounts, preemptible)
+        state.usage.starts(str(number), owner, amounts, 0.0)
+    waiting = [
+        Asked(WorkRequest(owner="ann", request_id="first"), whole, ("NVIDIA A100", "NVIDIA H100")),
+        Asked(WorkRequest(owner="ann", request_id="second"), 3 * whole, ("NVIDIA H100",)),
+        Asked(WorkRequest(owner="zoe", request_id="third"), whole, ("NVIDIA H100",)),
+    ]
+    found = {status.group.name: status for status in statuses(state, waiting, 100.0)}
+    owed = {name: status.gpus_owed for name, status in found.items()}
+    # One of four is beyond the guarantee of lab/vision; lab itself has room for one, and for another model.
+    assert owed == {"default": 0.0, "idle": 0.0, "lab": 2.0, "lab/nlp": 0.0, "lab/vision": 2.0, "other": 0.0}
+    borrowed = {name: status.gpus_borrowed for name, status in found.items() if status.gpus_borrowed}
+    assert borrowed == {"lab/nlp": 1.0, "other": 6.0}
+    assert [found[name].usage for name in ("lab", "lab/vision", "other")] == pytest.approx([7 / 13, 2 / 13, 6 / 13])
+    fair = {name: status.fair_usage for name, status in found.items()}
+    # The default group waits, and idle is shown what it would get.
+    assert fair == pytest.approx(
+        {"default": 1 / 3, "idle": 1 / 4, "lab": 1 / 3, "lab/nlp": 1 / 12, "lab/vision": 1 / 4, "other": 1 / 3}
+    )
+    assert (found["other"].preemptible_gpus, found["lab"].cpus_used) == (6.0, 1.0)
+    assert [found[name].next_request_id for name in ("lab", "default", "lab/nlp")] == ["first", "third", ""]
+
+
 @pytest.fixture
 def planner(server: EmbeddedServer, tmp_path: Path) -> Iterator[PlannerProcess]:
     """A planner, not started yet, that does not outlive the test."""
@@ -114,7 +157,7 @@ async def test_changes_are_durable_and_the_state_follows_the_leases(nc: Client, 
     assert [status["group"]["name"] for status in found] == ["lab", "lab/vision"]
     for status in found:
         assert (status["gpus_used"], status["cpus_used"]) == ({"NVIDIA H100": 3.0}, 6.0)
-        assert (status["gpus_guaranteed"], status["gpus_borrowed"]) == (2.0, 1.0)
+        assert (status["gpus_guaranteed"], status["gpus_borrowed"], status["gpus_owed"]) == (2.0, 1.0, 0.0)
         assert (status["waiting_requests"], status["waiting_gpus"], status["next_request_id"]) == (1, 2.0, "next")
     everything = await ask(nc, "groups")
     assert (everything["groups"][0]["gpus_used"], everything["revision"]) == ({"NVIDIA H100": 0.5}, 1)
