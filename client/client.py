@@ -20,6 +20,7 @@ from ..bus.connect import BusUnavailable
 from ..bus.connect import connect as bus_connect
 from ..bus.credentials import ANY_OWNER
 from ..schemas import codec, operations, requests, subjects
+from ..schemas.groups import Group, GroupChange, GroupFilter, Groups, GroupTree
 from ..schemas.metrics import DeviceSample
 from ..schemas.query import MAX_ROWS, CancelRequest, ProcessorStatus, QueryRequest, ResultFormat
 from ..schemas.subjects import PlanSubject
@@ -207,6 +208,47 @@ class Client(RequestCalls):
         action = operations.EvictAction(lease_id=lease_id, reason=reason, operator=self._operator(operator))
         return await self._plan(self._signed(PlanSubject.EVICT, action), action, requests.Lease)
 
+    async def groups(self, *, name: str | None = None) -> Groups:
+        """Groups that share the fleet, with their state; only the group `name` and those within, if given."""
+        return await self._plan(PlanSubject.GROUPS, GroupFilter(name=name), Groups)
+
+    async def set_groups(
+        self,
+        *groups: Group,
+        delete: Sequence[str] = (),
+        replace: GroupTree | None = None,
+        revision: int | None = None,
+        dry_run: bool = False,
+        operator: str | None = None,
+    ) -> Groups:
+        """Change the groups: replace the tree, if one is given, then delete groups, then set others.
+
+        Args:
+            groups: groups to add, or to change as a whole.
+            delete: names of groups to delete, with those within.
+            replace: the tree in place of all that is there.
+            revision: revision of the tree that the change was decided on; None for any.
+            dry_run: return what would result, and change nothing.
+            operator: name that signs the change.
+
+        Returns:
+            All groups after the change. Its warnings name guarantees of more than the fleet has at present.
+
+        Raises:
+            InvalidRequest: the tree would contradict itself; `field` is the path of the field at fault.
+            Conflict: the tree has another revision.
+            Refused: the credentials' user is no operator.
+        """
+        change = GroupChange(
+            replace=replace,
+            set=list(groups),
+            delete=list(delete),
+            revision=revision,
+            dry_run=dry_run,
+            operator=self._operator(operator),
+        )
+        return await self._plan(self._signed(PlanSubject.SET_GROUPS, change), change, Groups)
+
     # History
 
     async def query(
@@ -291,7 +333,7 @@ class Client(RequestCalls):
             return operator or self.owner
         return self.identity.user or self.owner
 
-    def _signed(self, subject: str, action: operations.DrainAction | operations.EvictAction) -> str:
+    def _signed(self, subject: str, action: operations.DrainAction | operations.EvictAction | GroupChange) -> str:
         if not self.owned_subjects:
             return subject
         try:

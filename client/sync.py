@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
 from ..schemas import operations, requests
+from ..schemas.groups import Group, Groups, GroupTree
 from ..schemas.metrics import DeviceSample
 from ..schemas.query import ProcessorStatus, ResultFormat
 from .child_processes import CHILDREN_GRACE_SECONDS
@@ -283,6 +284,26 @@ class SyncClient:
     def evict(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
         """See `Client.evict`."""
         return self._loop.run(self._client.evict(lease_id, reason=reason, operator=operator))
+
+    def groups(self, *, name: str | None = None) -> Groups:
+        """See `Client.groups`."""
+        return self._loop.run(self._client.groups(name=name))
+
+    def set_groups(
+        self,
+        *groups: Group,
+        delete: Sequence[str] = (),
+        replace: GroupTree | None = None,
+        revision: int | None = None,
+        dry_run: bool = False,
+        operator: str | None = None,
+    ) -> Groups:
+        """See `Client.set_groups`."""
+        return self._loop.run(
+            self._client.set_groups(
+                *groups, delete=delete, replace=replace, revision=revision, dry_run=dry_run, operator=operator
+            )
+        )
 
     def query(
         self,

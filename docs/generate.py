@@ -173,9 +173,9 @@ def _headers_of(name: str, asked: set[str], published: set[str]) -> str:
 
 
 def _schema_modules() -> list[ModuleType]:
-    from corral.schemas import health, operations, query, requests, telemetry
+    from corral.schemas import groups, health, operations, query, requests, telemetry
 
-    return [telemetry, requests, operations, query, health]
+    return [telemetry, requests, operations, groups, query, health]
 
 
 def _is_struct(value: object) -> bool:

@@ -6,7 +6,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from corral.schemas import durations, health, instruments, operations, query, request_events, requests, telemetry
+from corral.schemas import (
+    durations,
+    groups,
+    health,
+    instruments,
+    operations,
+    query,
+    request_events,
+    requests,
+    telemetry,
+)
 from msgspec import Struct
 
 _AT = datetime(2026, 1, 1, 12, 0, 0, 123456, UTC)
@@ -67,6 +77,25 @@ REQUESTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("The work is saved", {"lease_id": "51d4ec4d9b-1-7", "saved": True}),
         ("It needs 40 seconds", {"lease_id": "51d4ec4d9b-1-7", "busy_seconds": 40}),
     ],
+    "GroupFilter": [("All", {}), ("One, with those within", {"name": "lab"})],
+    "GroupChange": [
+        (
+            "Add or change a group",
+            {
+                "set": [
+                    {
+                        "name": "lab/vision",
+                        "weight": 2,
+                        "guarantee": {"gpus": {"H100": 16}},
+                        "limit": {"gpus": {"H100": 32}},
+                        "members": ["ann", "ben"],
+                    }
+                ],
+                "revision": 4,
+            },
+        ),
+        ("What deleting a group would do", {"delete": ["lab/vision"], "dry_run": True}),
+    ],
     "QueryRequest": [
         ("Watts by host", {"sql": "SELECT host, avg(power_watts) FROM samples GROUP BY host"}),
         ("As Arrow, in parts", {"sql": "FROM samples", "format": "arrow", "limit": 1000000, "window": 8}),
@@ -105,6 +134,21 @@ _REPLIES: tuple[tuple[str, Struct], ...] = (
     ),
     ("Refused", operations.Explanation(granted=False, message=_WHY, rejection=_FULL)),
     ("One host", operations.Drains(drains={"host:node1": "fans (by olga)"})),
+    (
+        "One lends",
+        groups.Groups(
+            groups=[
+                groups.GroupStatus(group=groups.Group(name=groups.DEFAULT_GROUP), gpus_used={_MODEL: 2.0}),
+                groups.GroupStatus(
+                    group=groups.Group(
+                        name="lab", guarantee=groups.Resources(gpus={"H100": 16.0}), members=["ann", "ben"]
+                    ),
+                    gpus_guaranteed=16.0,
+                ),
+            ],
+            revision=1,
+        ),
+    ),
     (
         "A row",
         query.QueryResult(

@@ -181,7 +181,7 @@ class LeaderTasks:
         return _DURATIONS_SECONDS
 
     async def _save_usage(self) -> float:
-        await self._broker.groups.save(self._store, self._term)
+        await self._broker.group_accounts.save(self._store, self._term)
         return SAVE_SECONDS
 
     async def _measure(self) -> float:

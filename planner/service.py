@@ -37,7 +37,8 @@ from .api.request_context import HEADROOM_BYTES
 from .broker.broker import RequestBroker
 from .broker.estimates import Estimator
 from .broker.fork_pool import ForkLimits, ForkPool
-from .broker.group_accounts import GroupAccounts, SavedUsage
+from .broker.group_accounts import SavedUsage
+from .broker.groups import StoredGroups, decode_groups
 from .broker.idempotency import CachedRejection
 from .broker.presence import SILENCE_SECONDS
 from .broker.probe import Probe
@@ -50,6 +51,7 @@ from .durable.store import (
     DRAINS,
     DURATIONS,
     EVENT_KEY,
+    GROUPS,
     HEALTH,
     LEADER,
     LEASE_PREFIX,
@@ -120,6 +122,7 @@ class Bucket(Struct):
         claimed_at: begin of the term, by the server's clock.
         waiting: waiting requests, by key, not decoded.
         durations: digest of past leases; None if there is none.
+        groups: the groups.
         usage: past use of owners; None if there is none.
     """
 
@@ -132,6 +135,7 @@ class Bucket(Struct):
     claimed_at: float = 0.0
     waiting: list[tuple[str, bytes]] = []
     durations: DurationDigest | None = None
+    groups: StoredGroups = StoredGroups()
     usage: SavedUsage | None = None
 
 
@@ -353,6 +357,8 @@ class Planner:
                 found.waiting.append((entry.key, entry.value))
             elif entry.key == DURATIONS:
                 found.durations = decode_or_none(entry.key, entry.value, DurationDigest)
+            elif entry.key == GROUPS:
+                found.groups = decode_groups(entry.value)
             elif entry.key == USAGE:
                 found.usage = decode_or_none(entry.key, entry.value, SavedUsage)
             elif entry.key == DRAINS:
@@ -425,7 +431,9 @@ class Planner:
             request_pool=self._request_pool,
             requests=requests,
             estimator=estimator,
-            groups=GroupAccounts(self.fleet, found.usage),
+            groups=found.groups,
+            usage=found.usage,
+            max_bytes=self.max_bytes,
             order=self._settings.order,
             silence_seconds=self._settings.silence_seconds,
             probe=self._probe.present,

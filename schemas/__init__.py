@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import codec, columns, subjects
+    from .groups import Group, Groups, GroupStatus, GroupTree, Resources
     from .metrics import DeviceSample
     from .operations import Addition, DeviceStatus, Explanation, FleetSummary, QueueEntry
     from .query import ProcessorStatus, ResultFormat
@@ -47,6 +48,10 @@ __all__ = [
     "Explanation",
     "FleetSummary",
     "Grant",
+    "Group",
+    "GroupStatus",
+    "GroupTree",
+    "Groups",
     "Lease",
     "LeaseEvent",
     "LeaseEventKind",
@@ -61,6 +66,7 @@ __all__ = [
     "Reason",
     "Rejection",
     "RejectionCode",
+    "Resources",
     "ResultFormat",
     "SampleBatch",
     "WeightBy",
@@ -71,7 +77,7 @@ __all__ = [
     "subjects",
 ]
 _MODULES = ("codec", "columns", "subjects")
-_SOURCES = ("metrics", "operations", "query", "requests", "telemetry")
+_SOURCES = ("groups", "metrics", "operations", "query", "requests", "telemetry")
 """Modules that define the messages, searched in this order."""
 
 

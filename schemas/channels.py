@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from . import codec, durations, health, operations, query, request_events, requests, subjects, telemetry
+from . import codec, durations, groups, health, operations, query, request_events, requests, subjects, telemetry
 
 Message = type[Struct]
 
@@ -245,6 +245,15 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         operations.PreemptAction,
         (requests.Lease,),
         "Preempt a lease that is preemptible.",
+        "operator",
+    ),
+    _plan("groups", subjects.PlanSubject.GROUPS, groups.GroupFilter, (groups.Groups,), "List groups with their state."),
+    _plan(
+        "set_groups",
+        subjects.PlanSubject.SET_GROUPS,
+        groups.GroupChange,
+        (groups.Groups,),
+        "Change the groups: their quotas, weights and members.",
         "operator",
     ),
     Channel(

@@ -4,7 +4,8 @@ Groups form a tree by their names: `lab/vision` is in `lab`. An owner is a membe
 the group `default`.
 
 Model patterns are case-insensitive globs over the device's name. A pattern without `*`, `?` and `[` matches the names
-that contain it: `H100` is `*H100*`.
+that contain it: `H100` is `*H100*`. Patterns are compared in the order in which they are written, but `*` comes last
+wherever it is written, since not every language keeps the order of an object's fields.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ DEFAULT_GROUP: Final = "default"
 """Group of the owners that are members of no other."""
 HALF_LIFE_SECONDS: Final = 7 * 86400.0
 """Time after which past use counts half as much for fair share, by default."""
-MAX_GROUPS: Final = 4096
+MAX_GROUPS: Final = 1024
+"""Groups of a fleet: as many as one message can list with their state."""
 MAX_DEPTH: Final = 8
+"""Levels of the tree."""
 
-GroupName = Annotated[
-    str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+){0,7}$(?!\n)")
-]
+# A name that is too deep is refused where the tree is checked, in words.
+GroupName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$(?!\n)")]
 Devices = Annotated[float, Meta(ge=0, le=1e6)]
 Patterns = Annotated[dict[Annotated[str, Meta(min_length=1, max_length=128)], Devices], Meta(max_length=64)]
 """Number of devices by model pattern."""
@@ -95,11 +97,14 @@ class GroupFilter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 class GroupChange(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Change of the groups, by an operator. What runs goes on; quotas count from the next decision on.
 
+    The tree is replaced first, then groups are deleted, then set. A repeated change has no further effect.
+
     Attributes:
         replace: the tree in place of all that is there; null keeps it.
         set: groups to add, or to change as a whole.
-        delete: groups to delete, with those within.
-        revision: refuse the change unless the tree is at this revision; null for any.
+        delete: groups to delete, with those within. One that is not there is no error.
+        revision: refuse the change as `conflict` unless the tree is at this revision, or is already as the change would
+            make it; null for any.
         dry_run: answer with the tree that would result, and change nothing.
         operator: name of the operator.
     """

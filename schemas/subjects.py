@@ -51,7 +51,8 @@ class PlanSubject:
 
     It answers `request`, `withdraw`, `renew`, `release` and `checkpoint` on `<subject>.<owner>`, too: a server that
     lets a client publish only under its own name vouches for the owner then, and a body that names another is refused.
-    It answers `explain` on `<subject>.<user>`, too, and counts the requests of each user.
+    It answers `explain` on `<subject>.<user>`, too, and counts the requests of each user. It answers `drain`, `evict`,
+    `preempt` and `set_groups` on `<subject>.<operator>`, too.
     """
 
     REQUEST: Final = f"{PLAN}.request"
@@ -67,6 +68,8 @@ class PlanSubject:
     DRAIN: Final = f"{PLAN}.drain"
     EVICT: Final = f"{PLAN}.evict"
     PREEMPT: Final = f"{PLAN}.preempt"
+    GROUPS: Final = f"{PLAN}.groups"
+    SET_GROUPS: Final = f"{PLAN}.set_groups"
 
 
 def unnamed(subject: str) -> str:
@@ -87,7 +90,10 @@ REQUESTS_STREAM: Final = "CORRAL_REQUESTS"
 DEAD_STREAM: Final = "CORRAL_DEAD"
 
 PLANNER_BUCKET: Final = "corral_planner"
-"""The planner's durable state: leader, leases, answers, drains. One bucket, so that one revision can fence them all."""
+"""The planner's durable state: leader, leases, answers, drains, groups.
+
+One bucket, so that one revision can fence them all.
+"""
 HOSTS_BUCKET: Final = "corral_hosts"
 """The agent that speaks for each host; an entry expires unless its agent renews it."""
 
@@ -185,7 +191,11 @@ STREAMS: Final = (
 )
 
 BUCKETS: Final = (
-    Bucket(name=PLANNER_BUCKET, max_bytes=_GIB // 2, description="Leader, leases, answers and drains of the planner"),
+    Bucket(
+        name=PLANNER_BUCKET,
+        max_bytes=_GIB // 2,
+        description="Leader, leases, answers and drains of the planner",
+    ),
     # Each host writes its own entry, and shall not purge another's.
     Bucket(
         name=HOSTS_BUCKET,

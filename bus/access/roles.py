@@ -40,7 +40,7 @@ class Role(StrEnum):
     VIEWER = "viewer"
     """Sees the fleet."""
     OPERATOR = "operator"
-    """Sees the fleet, requests devices under its own name, drains, evicts, takes snapshots."""
+    """Sees the fleet, requests devices under its own name, drains, evicts, changes groups, takes snapshots."""
     ADMIN = "admin"
     """Manages streams, in an emergency; no part needs it."""
 
@@ -138,7 +138,13 @@ _KEPT: Final = (*_STREAMS, *(f"KV_{bucket.name}" for bucket in bus.BUCKETS))
 _WAITS_SECONDS: Final = 25 * 3600.0
 """A request may wait in the queue for a day, and the answer gets an hour more."""
 _QUERY_SECONDS: Final = 3600.0
-_FLEET_WIDE: Final = (PlanSubject.LEASES, PlanSubject.DEVICES, PlanSubject.FLEET, PlanSubject.QUEUE)
+_FLEET_WIDE: Final = (
+    PlanSubject.LEASES,
+    PlanSubject.DEVICES,
+    PlanSubject.FLEET,
+    PlanSubject.QUEUE,
+    PlanSubject.GROUPS,
+)
 """Subjects with the same answer for every user. A name at their end is allowed, and changes nothing."""
 
 
@@ -265,11 +271,12 @@ MATRIX: Final[tuple[Access, ...]] = (
     ),
     _may(
         _PUB,
-        "drains, evictions and preemptions, under its own name",
+        "drains, evictions, preemptions and changes of groups, under its own name",
         [Role.OPERATOR],
         f"{PlanSubject.DRAIN}.{{operator}}",
         f"{PlanSubject.EVICT}.{{operator}}",
         f"{PlanSubject.PREEMPT}.{{operator}}",
+        f"{PlanSubject.SET_GROUPS}.{{operator}}",
     ),
     _may(_SUB, "requests to the planner", [Role.PLANNER], f"{bus.PLAN}.>"),
     _may(_PUB, "requests forwarded to another planner", [Role.PLANNER], f"{bus.PLAN}.>"),
@@ -315,6 +322,7 @@ MATRIX: Final[tuple[Access, ...]] = (
         PlanSubject.DRAIN,
         PlanSubject.EVICT,
         PlanSubject.PREEMPT,
+        PlanSubject.SET_GROUPS,
         bus.QUERY,
         bus.SNAPSHOT,
         bus.SNAPSHOT_READ,

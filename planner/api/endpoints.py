@@ -25,6 +25,7 @@ from ...bus.permissions import ACROSS
 from ...bus.process import service_version
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, subjects
+from ...schemas.groups import GroupChange, GroupFilter
 from ...schemas.health import ServiceHealth
 from ...schemas.limits import MAX_WAIT_SECONDS
 from ...schemas.operations import (
@@ -56,7 +57,15 @@ from .stored_caller import StoredResponder
 
 log = logging.getLogger("corral.planner")
 
-_ACTS: Final = (WithdrawAction, LeaseAction, CheckpointAction, EvictAction, PreemptAction, DrainAction)
+_ACTS: Final = (
+    WithdrawAction,
+    LeaseAction,
+    CheckpointAction,
+    EvictAction,
+    PreemptAction,
+    DrainAction,
+    GroupChange,
+)
 """Messages that take effect also without a reply subject."""
 _LOG_AGAIN_SECONDS: Final = 10.0
 _FORWARD_SECONDS: Final = MAX_WAIT_SECONDS + 60.0
@@ -184,6 +193,14 @@ class Endpoints:
         async def drain(context: RequestContext, body: DrainAction) -> None:
             await broker.drainer.drain(body, context)
 
+        def grouping() -> float:
+            return query_costs.groups(broker.ledger.table, len(broker.queue))
+
+        async def set_groups(context: RequestContext, body: GroupChange) -> None:
+            result = await broker.groups.change(body, context)
+            if result is not None:
+                await self._answer(context, grouping(), result)
+
         def explained(body: ExplainRequest) -> Struct:
             with broker.protected(body.request) as barred:
                 return explain(self._fleet, body.request, time.time(), self._policies, body.with_more, barred)
@@ -215,6 +232,7 @@ class Endpoints:
             *self._owned("preempt", own.PREEMPT, PreemptAction, preempt, "operator"),
             *self._owned("evict", own.EVICT, EvictAction, evict, "operator"),
             *self._owned("drain", own.DRAIN, DrainAction, drain, "operator"),
+            *self._owned("set_groups", own.SET_GROUPS, GroupChange, set_groups, "operator"),
             # The body may name any owner: the user who asks is the one in the subject.
             *self._owned("explain", own.EXPLAIN, ExplainRequest, explanation, "", Kind.EXPLANATIONS, large_explanation),
             *self._listing(
@@ -236,6 +254,13 @@ class Endpoints:
                 QueueFilter,
                 lambda body: broker.list_queue(body, self._max_bytes),
                 lambda body: query_costs.waiting(len(broker.queue), body),
+            ),
+            *self._listing(
+                "groups",
+                own.GROUPS,
+                GroupFilter,
+                broker.groups.listing,
+                lambda _: grouping(),
             ),
         ]
 

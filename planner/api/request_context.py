@@ -15,6 +15,7 @@ from nats.micro.request import Request
 
 from ...bus.permissions import ACROSS, with_name
 from ...schemas import codec, globs, replies
+from ...schemas.groups import GroupFilter
 from ...schemas.operations import DeviceFilter, ExplainRequest, LeaseFilter, QueueFilter
 from ...schemas.requests import Distribution, Error, WorkRequest
 from ...schemas.subjects import PlanSubject
@@ -34,7 +35,7 @@ _MAX_CLIENT_NAME: Final = 128
 """Length at which the header that names a queued client is cut, in characters."""
 HEADROOM_BYTES: Final = 16 * 1024
 """Room that is left in a message for all but the lease that it carries."""
-_FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter)
+_FILTERS: Final = (LeaseFilter, DeviceFilter, QueueFilter, GroupFilter)
 """Types for which an empty message means `{}`, no filter. For other types it is an error."""
 
 Forward = Callable[[Request, bytes], None]
@@ -252,7 +253,8 @@ class RequestContext:
     def encode_answer(self, reply: Struct) -> tuple[Struct, bytes]:
         """Encode an answer, or the error that it is too large in its place; returns the answer and its bytes."""
         if self.warnings and "warnings" in reply.__struct_fields__:
-            reply = msgspec.structs.replace(reply, warnings=self.warnings)
+            own: list[str] = getattr(reply, "warnings")  # noqa: B009
+            reply = msgspec.structs.replace(reply, warnings=[*self.warnings, *own])
         data = codec.encode(reply if self.content_type == codec.JSON else decode_items(reply), self.content_type)
         if len(data) > self._max_bytes + HEADROOM_BYTES // 2:
             message = f"The answer takes {len(data)} bytes, more than a message may: ask for less, with a filter"

@@ -1,1 +1,1 @@
-"""The broker: decisions on requests, the queue, idempotency, operations on leases, and drains."""
+"""The broker: decisions on requests, the queue, idempotency, operations on leases, drains, and groups."""

@@ -1,4 +1,5 @@
-"""The broker of the leader: decides, queues and answers requests, and holds the handlers for leases and drains.
+"""The broker of the leader: decides, queues and answers requests, and holds the handlers for leases, drains and
+groups.
 
 One broker lives for one term. Requests are idempotent by id: a retry with the same id and body gets the same answer,
 while the request is being decided and for as long as the answer is retained (`RETAIN_SECONDS` for grants,
@@ -20,7 +21,6 @@ from msgspec.structs import replace
 
 from ...bus.elapsed import steady_time
 from ...bus.tasks import BackgroundTasks
-from ...schemas.groups import GroupTree
 from ...schemas.operations import Queue, QueueFilter
 from ...schemas.requests import (
     Assignment,
@@ -34,6 +34,7 @@ from ...schemas.requests import (
 )
 from ..durable.store import Deposed, Store, WriteFailed
 from ..fleet.fleet import Fleet
+from ..groups.tree import Tree
 from ..groups.use import Barred
 from ..leases import lifecycle
 from ..leases.grant_reservations import GrantReservation, GrantReservations
@@ -50,7 +51,8 @@ from .drains import Drainer
 from .estimates import Estimator
 from .forecasts import Forecaster
 from .fork_pool import ForkPool, QueryFailed, QueueFull, queue_full
-from .group_accounts import GroupAccounts
+from .group_accounts import GroupAccounts, SavedUsage
+from .groups import GroupCommands, StoredGroups
 from .idempotency import CachedRejection, RejectionCache, conflict, digest_of
 from .large_requests import EncodedItems, distribute_packed, with_distribution
 from .lease_commands import LeaseCommands
@@ -91,7 +93,9 @@ class RequestBroker:
         answers: as read from the bucket, by their keys.
         requests: publishes what became of requests.
         estimator: estimates durations.
-        groups: accounts of the groups.
+        groups: as read from the bucket.
+        usage: past use of owners, as read from the bucket; None if there is none.
+        max_bytes: size limit of a listing.
         deposed: called when a write was refused since another planner leads.
         limiter: quotas of owners.
         request_pool: distributes work items if that is expensive.
@@ -104,6 +108,7 @@ class RequestBroker:
         on_decision: called with the duration of each decision, in seconds.
         lease_commands: handles operations on leases.
         drainer: handles drains.
+        groups: handles the groups.
     """
 
     def __init__(
@@ -119,7 +124,9 @@ class RequestBroker:
         answers: dict[str, CachedRejection],
         requests: RequestLog,
         estimator: Estimator,
-        groups: GroupAccounts,
+        groups: StoredGroups,
+        usage: SavedUsage | None,
+        max_bytes: int,
         deposed: Callable[[], None],
         limiter: Limiter,
         request_pool: ForkPool,
@@ -132,12 +139,13 @@ class RequestBroker:
         self.wake = asyncio.Event()
         self.on_decision: Callable[[float], None] = lambda _: None
         self.estimator = estimator
-        self.groups = groups
-        self.line = Line(fleet, policies, rule_of(order), groups.state)
+        self.group_accounts = accounts = GroupAccounts(fleet, usage)
+        accounts.change(Tree(groups.tree), groups.revision, ledger.table)
+        self.line = Line(fleet, policies, rule_of(order), accounts.state)
         self.queue = WaitingQueue(self.line)
         self.forecaster = Forecaster(self.queue)
         self._tasks = BackgroundTasks()
-        self.reclaimer = Reclaimer(fleet, ledger, groups.state, self.line, self.queue, self._tasks.start)
+        self.reclaimer = Reclaimer(fleet, ledger, accounts.state, self.line, self.queue, self._tasks.start)
         self.requests = requests
         self._follows_leases = False
         self._stored = StoredQueue(store, term)
@@ -151,9 +159,12 @@ class RequestBroker:
         self._deposed = deposed
         self._limiter = limiter
         self._request_pool = request_pool
-        self._grants = GrantReservations(fleet, ledger.table.owners, groups.drop)
+        self._grants = GrantReservations(fleet, ledger.table.owners, accounts.drop)
         self.drainer = Drainer(fleet, store, term, drains, self.wake.set, deposed)
         self.lease_commands = LeaseCommands(fleet, ledger, planner)
+        self.groups = GroupCommands(
+            fleet, ledger.table, self.queue, accounts, store, term, max_bytes, self._groups_changed, deposed
+        )
         self._rejections = RejectionCache(store, term, answers, deposed)
         self._pending: dict[tuple[str, str], PendingRequest] = {}
         self._requeuing: dict[str, PendingRequest] = {}
@@ -196,7 +207,7 @@ class RequestBroker:
         pending = PendingRequest(digest, request, caller, named, encoded_items, self._new_uid(), time.time(), age_from)
         decision = self._decide(pending)
         self._add_pending(pending)
-        if isinstance(decision, Placed) and request.wait_seconds and self.groups.active and len(self.queue):
+        if isinstance(decision, Placed) and request.wait_seconds and self.group_accounts.active and len(self.queue):
             decision = _after_others(request)  # whose turn it is depends on the use of all groups
         if isinstance(decision, Placed):
             await self._grant(pending, decision, self._reserve(request, decision))
@@ -287,20 +298,14 @@ class RequestBroker:
             yield barred
 
     def _barred(self, request: WorkRequest) -> Barred | str:
-        if not self.groups.active:
+        if not self.group_accounts.active:
             return ()
-        self.groups.state.note_fleet(self.fleet)
+        self.group_accounts.state.note_fleet(self.fleet)
         ask = ask_of(self.fleet, request)
-        admission = self.groups.state.admission(self.fleet, request.owner, ask, request.preemptible)
+        admission = self.group_accounts.state.admission(self.fleet, request.owner, ask, request.preemptible)
         return admission.reason if admission.barred is None else admission.barred
 
-    def change_groups(self, config: GroupTree, revision: int) -> None:
-        """Take other groups.
-
-        Raises:
-            InvalidGroups: they contradict each other.
-        """
-        self.groups.change(config, revision, self.ledger.table)
+    def _groups_changed(self) -> None:
         self.line.regroup()
         self.wake.set()
 
@@ -421,8 +426,8 @@ class RequestBroker:
 
     def _lease_ended(self, record: LeaseRecord) -> None:
         self.estimator.learn(record)
-        if self.groups.active:
-            self.groups.ended(record.lease)
+        if self.group_accounts.active:
+            self.group_accounts.ended(record.lease)
             self.reclaimer.ended(record.lease.lease_id)
         if self._follows_leases:
             self.line.ended(record.lease.lease_id, time.time())
@@ -432,7 +437,7 @@ class RequestBroker:
     def _reserve(self, request: WorkRequest, placed: Placed) -> GrantReservation:
         """Hold the devices of a decision: to be called before the next decision."""
         lease_id = self._new_id()
-        self.groups.hold(lease_id, request.owner, placed.grants, request.preemptible)
+        self.group_accounts.hold(lease_id, request.owner, placed.grants, request.preemptible)
         return self._grants.take(lease_id, placed.grants)
 
     async def _grant(self, pending: PendingRequest, placed: Placed, reservation: GrantReservation) -> None:
@@ -447,7 +452,7 @@ class RequestBroker:
                     reservation.commit()
                     self.ledger.table.put(record)
                     self.ledger.note_deadline(record.lease)
-                    self.groups.granted(record.lease)
+                    self.group_accounts.granted(record.lease)
                     if self._follows_leases:
                         self._line_follows(record, record.lease.granted_at.timestamp())
                     try:
@@ -642,7 +647,7 @@ class RequestBroker:
             turn += 1
             if turn % 32 == 0:
                 await asyncio.sleep(0)  # requests come in between
-        if self.groups.active:
+        if self.group_accounts.active:
             self.reclaimer.serve()
         for entry in self.line.unready:
             if entry.payload in self.queue and not entry.payload.asked_to_retry:

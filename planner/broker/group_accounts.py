@@ -9,7 +9,6 @@ from typing import Final
 from msgspec import Struct
 
 from ...schemas import codec
-from ...schemas.groups import GroupTree
 from ...schemas.requests import Grant, Lease, LeaseState
 from ..durable.store import USAGE, Store
 from ..fleet.fleet import Fleet
@@ -55,18 +54,14 @@ class GroupAccounts:
         """True if there are groups."""
         return self.state.active
 
-    def change(self, config: GroupTree, revision: int, records: Iterable[LeaseRecord]) -> None:
+    def change(self, tree: Tree, revision: int, records: Iterable[LeaseRecord]) -> None:
         """Take other groups.
 
         Args:
-            config: the groups.
+            tree: the groups.
             revision: of the configuration.
             records: all leases, ended ones too: those of before the first group are counted from now on.
-
-        Raises:
-            InvalidGroups: they contradict each other.
         """
-        tree = Tree(config)  # raises before anything has changed
         was_active, now = self.state.active, time.time()
         self.state.change(tree, revision, now)
         if self.state.active and not was_active:

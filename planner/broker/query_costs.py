@@ -31,6 +31,8 @@ _PLACE: Final = 0.5e-6
 _NODE: Final = 8e-6
 _WAITING: Final = 6e-6
 _COMPARED_WAITING: Final = 0.1e-6
+_GROUPED_LEASE: Final = 100e-6
+_GROUPED_WAITING: Final = 20e-6
 
 
 def listing(fleet: Fleet, only: DeviceFilter) -> float:
@@ -83,6 +85,11 @@ def waiting(entries: int, only: QueueFilter) -> float:
     narrow = only.request_id is not None or only.limit is not None
     listed = min(entries, only.limit or 1) if narrow else entries
     return listed * _WAITING + entries * _COMPARED_WAITING
+
+
+def groups(table: LeaseTable, entries: int) -> float:
+    """Cost of listing groups with their state, in seconds."""
+    return len(table) * _GROUPED_LEASE + entries * _GROUPED_WAITING
 
 
 def _filtering(fleet: Fleet, only: DeviceFilter) -> float:

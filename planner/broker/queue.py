@@ -18,7 +18,6 @@ from ...schemas.operations import Queue, QueueEntry, QueueFilter
 from ...schemas.request_events import Forecast
 from ...schemas.requests import Rejection, WorkRequest
 from ..fleet.lru import LRUCache
-from ..groups.status import Waiting
 from ..queue.durations import Estimate
 from ..queue.forecast import Forecast as ComputedForecast
 from ..queue.line import Entry, Held, Line
@@ -200,22 +199,6 @@ class WaitingQueue:
     def count_of(self, owner: str) -> int:
         """Number of queued requests of an owner."""
         return self._of[owner]
-
-    def by_group(self, group_of: Callable[[str], str]) -> dict[str, Waiting]:
-        """Sum up what waits by group.
-
-        Args:
-            group_of: returns the name of an owner's group.
-        """
-        found: dict[str, Waiting] = {}
-        for position, queued in enumerate(self, 1):
-            name, gpus = group_of(queued.request.owner), queued.entry.gpus
-            before = found.get(name)
-            if before is None:
-                found[name] = Waiting(1, gpus, queued.request.request_id or "", queued.request.owner, position)
-            else:
-                found[name] = before._replace(requests=before.requests + 1, gpus=before.gpus + gpus)
-        return found
 
     def named(self, request_id: str) -> list[QueuedRequest]:
         """Entries with a request id, of any owner."""

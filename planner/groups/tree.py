@@ -11,29 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from ...schemas import globs
-from ...schemas.codec import DecodeError
-from ...schemas.groups import DEFAULT_GROUP, MAX_DEPTH, Group, GroupTree, Resources
+from ...schemas.groups import DEFAULT_GROUP, Group, GroupTree, Resources
 from ..fleet.state import WHOLE_SHARE, milli
-
-_ANY: Final = "*"
-
-
-class InvalidGroups(ValueError):
-    """Groups that contradict each other.
-
-    Attributes:
-        field: path of the field at fault, such as `$.groups[1].members`.
-    """
-
-    def __init__(self, message: str, field: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-def pattern_of(text: str) -> str:
-    """Glob, in lower case, of a model pattern: a name alone matches the models that contain it."""
-    lowered = text.lower()
-    return lowered if any(sign in lowered for sign in "*?[") else f"*{lowered}*"
+from .patterns import ANY, pattern_of
+from .validate import check
 
 
 class Quota:
@@ -76,7 +57,7 @@ class Quota:
 
     def amount(self, glob: str) -> int:
         """Billionths of devices under a pattern; under `*` those of all patterns."""
-        return sum(amount for other, amount in self.patterns if glob in (_ANY, other))
+        return sum(amount for other, amount in self.patterns if glob in (ANY, other))
 
 
 NOTHING: Final = Quota({}, None, None)
@@ -143,6 +124,7 @@ class Tree:
     """
 
     def __init__(self, config: GroupTree) -> None:
+        check(config)
         self.config = config
         self.root = Node(Group(name=DEFAULT_GROUP), None)
         self.nodes: dict[str, Node] = {}
@@ -173,25 +155,10 @@ class Tree:
 
     def _add_all(self, config: GroupTree) -> None:
         configured = {group.name: group for group in config.groups}
-        for at, group in enumerate(config.groups):
-            field = f"$.groups[{at}]"
-            if configured[group.name] is not group:
-                raise InvalidGroups(f"group {group.name!r} is there twice: give each group once", f"{field}.name")
-            _check(group, field)
-            for number, owner in enumerate(group.members):
-                other = self._members.get(owner)
-                if other is not None:
-                    raise InvalidGroups(
-                        f"{owner!r} is a member of {other.name!r} and of {group.name!r}: an owner has one group",
-                        f"{field}.members[{number}]",
-                    )
-                self._members[owner] = self._add(group.name, configured)
-            self._add(group.name, configured)
+        for group in config.groups:
+            node = self._add(group.name, configured)
+            self._members.update(dict.fromkeys(group.members, node))
         self._add(DEFAULT_GROUP, configured)
-        for text in config.prices:
-            _check_pattern(text, "$.prices")
-        for at, group in enumerate(config.groups):
-            _check_children(self.nodes[group.name], f"$.groups[{at}].guarantee")
 
     def _add(self, name: str, configured: Mapping[str, Group]) -> Node:
         found = self.nodes.get(name)
@@ -203,81 +170,12 @@ class Tree:
         return found
 
 
-def _check(group: Group, field: str) -> None:
-    if group.name.count("/") >= MAX_DEPTH:
-        raise InvalidGroups(f"group {group.name!r} is more than {MAX_DEPTH} levels deep", f"{field}.name")
-    for part, resources in (
-        ("guarantee", group.guarantee),
-        ("limit", group.limit),
-        ("borrowing_limit", group.borrowing_limit),
-    ):
-        globs_seen: set[str] = set()
-        for text in resources.gpus:
-            _check_pattern(text, f"{field}.{part}.gpus")
-            if pattern_of(text) in globs_seen:
-                raise InvalidGroups(f"the pattern {text!r} of {group.name!r} is there twice", f"{field}.{part}.gpus")
-            globs_seen.add(pattern_of(text))
-    guarantee, limit = quota_of(group.guarantee), quota_of(group.limit)
-    for glob, most in limit.patterns:
-        if guarantee.amount(glob) > most:
-            raise InvalidGroups(
-                f"group {group.name!r} is guaranteed {guarantee.amount(glob) / WHOLE_SHARE:g} devices of {glob!r}, but "
-                f"limited to {most / WHOLE_SHARE:g}: raise the limit, or lower the guarantee",
-                f"{field}.limit.gpus",
-            )
-
-
-def _check_pattern(text: str, field: str) -> None:
-    try:
-        globs.check([text], field)
-    except DecodeError as error:
-        raise InvalidGroups(str(error), field) from None
-
-
-def _check_children(node: Node, field: str) -> None:
-    """Check that the groups within are not guaranteed more than the group around them."""
-    own = quota_of(node.config.guarantee)
-    if not own.patterns:
-        return
-    total = 0
-    within: dict[str, int] = {}
-    for child in node.children.values():
-        for glob, amount in _guaranteed(child).items():
-            total += amount
-            within[glob] = within.get(glob, 0) + amount
-    for glob, amount in within.items():
-        if any(other == glob for other, _ in own.patterns) and amount > own.amount(glob) and glob != _ANY:
-            raise InvalidGroups(
-                f"the groups within {node.name!r} are guaranteed {amount / WHOLE_SHARE:g} devices of {glob!r}, more "
-                f"than its {own.amount(glob) / WHOLE_SHARE:g}: raise its guarantee, or lower theirs",
-                field,
-            )
-    if total > own.amount(_ANY):
-        raise InvalidGroups(
-            f"the groups within {node.name!r} are guaranteed {total / WHOLE_SHARE:g} devices, more than its "
-            f"{own.amount(_ANY) / WHOLE_SHARE:g}: raise its guarantee, or lower theirs",
-            field,
-        )
-
-
-def _guaranteed(node: Node) -> dict[str, int]:
-    """Guarantee of a group by pattern: its own, or that of the groups within."""
-    own = quota_of(node.config.guarantee)
-    if own.patterns:
-        return dict(own.patterns)
-    found: dict[str, int] = {}
-    for child in node.children.values():
-        for glob, amount in _guaranteed(child).items():
-            found[glob] = found.get(glob, 0) + amount
-    return found
-
-
 def _resolve(node: Node) -> None:
     config = node.config
     own, limit, borrowing = quota_of(config.guarantee), quota_of(config.limit), quota_of(config.borrowing_limit)
     # `*` is what the others leave, so it comes last.
     node.guarantee = Quota(
-        dict(sorted(own.patterns, key=lambda pattern: pattern[0] == _ANY)), own.cpus_milli, own.memory_bytes
+        dict(sorted(own.patterns, key=lambda pattern: pattern[0] == ANY)), own.cpus_milli, own.memory_bytes
     )
     above = Quota(
         {glob: own.amount(glob) + amount for glob, amount in borrowing.patterns},

@@ -26,6 +26,7 @@ PUBLIC = {
         *("Assignment", "Grant", "Lease", "LeaseState", "LeaseEvent", "LeaseEventKind"),
         *("Rejection", "RejectionCode", "Reason", "Explanation", "Addition"),
         *("DeviceStatus", "FleetSummary", "QueueEntry", "ProcessorStatus", "ResultFormat"),
+        *("Group", "GroupTree", "Resources", "Groups", "GroupStatus"),
         *("DeviceSample", "SampleBatch", "ProcessBatch", "ProcessSample", "DeviceEvent", "AttributionKind"),
         *("codec", "columns", "subjects"),
     },

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral.schemas import codec, durations, operations, query, requests
+from corral.schemas import codec, durations, groups, operations, query, requests
 from corral.schemas.channels import CHANNELS
 from corral.schemas.metrics import METRICS
 from corral.schemas.telemetry import SampleBatch
@@ -30,6 +30,8 @@ BASE: dict[type[Any], dict[str, Any]] = {
     operations.EvictAction: {"lease_id": "l", "reason": "r"},
     operations.PreemptAction: {"lease_id": "l", "reason": "r"},
     requests.CheckpointAction: {"lease_id": "l"},
+    groups.GroupFilter: {},
+    groups.GroupChange: {},
     query.QueryRequest: {"sql": "SELECT 1"},
     query.CancelRequest: {"query_id": "q"},
     query.SnapshotRequest: {},
@@ -151,7 +153,7 @@ def test_addresses_say_who_asks() -> None:
     addresses = {channel["address"] for channel in ASYNCAPI["channels"].values() if channel["address"]}
     for what, name in (
         *((f"plan.{verb}", "owner") for verb in ("request", "withdraw", "renew", "release")),
-        *((f"plan.{verb}", "operator") for verb in ("drain", "evict")),
+        *((f"plan.{verb}", "operator") for verb in ("drain", "evict", "set_groups")),
         *((what, "user") for what in ("plan.explain", "query", "history.snapshot", "history.read")),
     ):
         assert f"corral.v1.{what}.{{{name}}}" in addresses

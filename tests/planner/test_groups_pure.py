@@ -9,7 +9,7 @@ import pytest
 from corral.planner.fleet.fleet import Fleet, free, hold
 from corral.planner.fleet.state import WHOLE_SHARE
 from corral.planner.groups.state import GroupState, amounts_of
-from corral.planner.groups.tree import InvalidGroups, Tree
+from corral.planner.groups.tree import Tree
 from corral.planner.groups.usage import PastUse, Usage
 from corral.planner.groups.use import Amounts
 from corral.planner.placement.decide import Policies
@@ -307,23 +307,3 @@ def test_past_use_halves() -> None:
     before = past.done[0]
     past.settle(200.0, 100.0)
     assert past.done[0] == pytest.approx(before / 2)
-
-
-@pytest.mark.parametrize(
-    ("groups", "says", "field"),
-    [
-        ([Group(name="a", members=["x"]), Group(name="b", members=["x"])], "one group", "$.groups[1].members[0]"),
-        ([Group(name="a"), Group(name="a")], "twice", "$.groups[0].name"),
-        ([Group(name="a", guarantee=gpus(any=4), limit=gpus(any=2))], "limited to 2", "$.groups[0].limit.gpus"),
-        (
-            [Group(name="a", guarantee=gpus(any=4)), Group(name="a/b", guarantee=gpus(T4=3, any=2))],
-            "more than its 4",
-            "$.groups[0].guarantee",
-        ),
-        ([Group(name="a", guarantee=gpus(H100=1, h100=1))], "twice", "$.groups[0].guarantee.gpus"),
-    ],
-)
-def test_groups_that_contradict_each_other_are_refused(groups: list[Group], says: str, field: str) -> None:
-    with pytest.raises(InvalidGroups, match=says) as refused:
-        Tree(GroupTree(groups=groups))
-    assert refused.value.field == field

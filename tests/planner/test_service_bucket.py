@@ -55,6 +55,7 @@ async def test_records_that_cannot_be_read_keep_no_planner_from_leading(nc: Clie
         lease_key("3"): b"",
         "answer.x": b"{",
         "drains": b"[]",
+        "groups": b'{"tree":{"groups":[{"name":"lab","weight":2,"quantum":1}]},"revision":7}',
         "told": b"",
         "health": b"\xff",
         "leader": b'{"planner":""}',
@@ -66,6 +67,8 @@ async def test_records_that_cannot_be_read_keep_no_planner_from_leading(nc: Clie
     planner.start()
     await until_ready(nc, 4)
     assert [lease["lease_id"] for lease in (await ask(nc, "leases", {}))["leases"]] == ["0", "1"]
+    groups = await ask(nc, "groups")
+    assert (groups["revision"], groups["groups"][1]["group"]) == (7, {"name": "lab", "weight": 2.0})
     # The one whose distribution can't be read goes on holding its device.
     more = (await ask(nc, "request", {"owner": "bob", "gpus": 2}))["lease"]
     assert {grant["device"] for grant in more["grants"]} == {"GPU-node0-2", "GPU-node0-3"}

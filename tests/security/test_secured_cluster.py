@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from corral.bus.access.roles import Role
-from corral.client import Client, NotOwner, Refused, Unavailable, connect
+from corral.client import Client, Conflict, NotOwner, Refused, Unavailable, connect
+from corral.schemas import Group, Resources
 from support.local_cluster import invoke
 from support.secured_bus import SecuredBus
 
@@ -112,7 +113,7 @@ async def without_a_name_one_is_told_where_to_ask(person: Person) -> None:
     olga = await person("olga")
     asked = {
         **dict.fromkeys(("request", "renew", "release", "withdraw"), "owner"),
-        **dict.fromkeys(("drain", "evict"), "operator"),
+        **dict.fromkeys(("drain", "evict", "set_groups"), "operator"),
         "explain": "user",
     }
     for what, name in asked.items():
@@ -132,7 +133,7 @@ async def without_a_name_one_is_told_where_to_ask(person: Person) -> None:
     for subject in ("history.snapshot", "history.read"):
         told = json.loads((await olga.nc.request(f"corral.v1.{subject}", b"{}", timeout=5)).data)
         assert (told["code"], f"corral.v1.{subject}.<user>" in told["message"]) == ("refused", True)
-    for subject in ("plan.leases", "plan.devices", "plan.fleet", "plan.queue", "history.status"):
+    for subject in (*(f"plan.{what}" for what in ("leases", "devices", "fleet", "queue", "groups")), "history.status"):
         kinds = [
             json.loads((await olga.nc.request(f"corral.v1.{subject}{rest}", b"{}", timeout=5)).data)["type"]
             for rest in ("", ".olga")
@@ -181,6 +182,16 @@ async def an_operator_signs_what_it_does_and_who_waits_is_answered(
     await bob.release(granted.lease_id)
     assert "by olga" in (await olga.drain(reason="fans", hosts=["sim-0001"]))["host:sim-0001"]
     assert await olga.undrain(hosts=["sim-0001"]) == {}
+    lab = Group(name="lab", guarantee=Resources(gpus={"*": 4.0}), members=["alice"])
+    with pytest.raises(Refused, match=r"alice \(requester\)"):
+        await alice.set_groups(lab)
+    with pytest.raises(Refused):
+        await olga.set_groups(lab, operator="alice")
+    assert (await olga.set_groups(lab, revision=0)).revision == 1
+    assert [status.group for status in (await bob.groups(name="lab")).groups] == [lab]
+    with pytest.raises(Conflict):
+        await olga.set_groups(delete=["lab"], revision=0)
+    await olga.set_groups(delete=["lab"])
 
 
 async def a_viewer_sees_live_and_in_the_history(person: Person) -> None:

@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from corral.schemas import codec, columns, operations, query, requests, telemetry
+from corral.schemas import codec, columns, groups, operations, query, requests, telemetry
 from corral.schemas.metrics import METRICS
 
 GIB = 2**30
@@ -160,6 +160,23 @@ ASKED: list[tuple[type[Any], Any]] = [
     (operations.EvictAction, operations.EvictAction(lease_id="l1", reason="maintenance")),
     (operations.PreemptAction, operations.PreemptAction(lease_id="l1", reason="a course")),
     (requests.CheckpointAction, requests.CheckpointAction(lease_id="l1", owner="alice", busy_seconds=40)),
+    (
+        groups.GroupChange,
+        groups.GroupChange(
+            replace=groups.GroupTree(
+                groups=[
+                    groups.Group(
+                        name="lab/vision",
+                        guarantee=groups.Resources(gpus={"H100": 16.0, "*": 0.5}, cpus=8.0),
+                        members=["ann"],
+                    )
+                ],
+                prices={"*H100*": 2.5},
+            ),
+            delete=["old"],
+            revision=3,
+        ),
+    ),
     (query.QueryRequest, query.QueryRequest(sql="SELECT 1", query_id="q1", window=4)),
     (query.CancelRequest, query.CancelRequest(query_id="q1")),
     (query.SnapshotRequest, query.SnapshotRequest()),
