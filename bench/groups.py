@@ -1,0 +1,292 @@
+"""How fast do groups share a full fleet through a real planner, durably, over the bus?
+
+    python bench/groups.py                    # Kueue's `baseline`, about 80 s
+    python bench/groups.py --load large-scale
+
+The loads are those of Kueue's performance tests (kubernetes-sigs/kueue, `test/performance/scheduler/configs`, August
+2026): cohorts of queues with a quota of 20 units each that may borrow 100 from the cohort, and workloads of three
+classes that arrive on a schedule, run for a time, and have a priority. Kueue's figures are its own, measured on its CI
+with an API server, so that they are an anchor and no race. The floor is the same load under a scheduler that takes no
+time, first-fit by priority and age, computed here.
+
+A unit is a GPU, a cohort is a group, and a queue is a group within it. Work may be preempted without grace; a client
+whose work was preempted asks again with `requeue_of`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import heapq
+import json
+import math
+import multiprocessing
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import uvloop
+from corral.bus.connect import connect
+from corral.bus.layout import until_laid_out
+from corral.schemas import subjects
+from granting import start_planner, until_usable
+from servers import cpu_seconds, start
+
+QUOTA = 20
+BORROWS = 100
+
+
+class Kind(NamedTuple):
+    """A class of workloads, as each queue submits it."""
+
+    name: str
+    copies: int
+    units: int
+    seconds: float
+    every_seconds: float
+    priority: int
+
+
+class Load(NamedTuple):
+    """A load, with the figures that Kueue publishes for it."""
+
+    cohorts: int
+    queues: int
+    kinds: tuple[Kind, ...]
+    kueue: str
+
+
+LOADS = {
+    "baseline": Load(
+        5,
+        6,
+        (
+            Kind("large", 50, 20, 1.0, 1.2, 200),
+            Kind("medium", 100, 5, 0.5, 0.5, 100),
+            Kind("small", 350, 1, 0.2, 0.1, 50),
+        ),
+        "351 s; 16.5 / 76.8 / 215.5 s",
+    ),
+    "large-scale": Load(
+        10,
+        100,
+        (
+            Kind("large", 4, 20, 0.7, 0.7, 200),
+            Kind("medium", 11, 5, 0.35, 0.3, 100),
+            Kind("small", 35, 1, 0.15, 0.06, 50),
+        ),
+        "1,179 s; 105.6 / 256.4 / 700.4 s",
+    ),
+}
+
+
+class Work(NamedTuple):
+    """A workload."""
+
+    at: float
+    cohort: int
+    queue: int
+    kind: Kind
+    number: int
+
+    @property
+    def owner(self) -> str:
+        return f"c{self.cohort}q{self.queue}"
+
+    @property
+    def request_id(self) -> str:
+        return f"{self.owner}-{self.kind.name}-{self.number}"
+
+
+def workloads(load: Load) -> list[Work]:
+    found = [
+        Work(kind.every_seconds * (number + 1), cohort, queue, kind, number)
+        for cohort in range(load.cohorts)
+        for queue in range(load.queues)
+        for kind in load.kinds
+        for number in range(kind.copies)
+    ]
+    return sorted(found)
+
+
+def floor(load: Load) -> tuple[float, dict[str, list[float]]]:
+    """The load under a scheduler that takes no time: in each cohort by priority and age, whatever fits."""
+    end = 0.0
+    waits: dict[str, list[float]] = {kind.name: [] for kind in load.kinds}
+    works = [work for work in workloads(load) if work.cohort == 0]
+    free, now = load.queues * QUOTA, 0.0
+    running: list[tuple[float, int]] = []
+    waiting: list[Work] = []
+    todo = works[::-1]
+    while todo or waiting or running:
+        now = min(todo[-1].at if todo else math.inf, running[0][0] if running else math.inf)
+        while running and running[0][0] <= now:
+            free += heapq.heappop(running)[1]
+        while todo and todo[-1].at <= now:
+            waiting.append(todo.pop())
+        waiting.sort(key=lambda work: (-work.kind.priority, work.at))
+        for work in list(waiting):
+            if work.kind.units <= free:
+                free -= work.kind.units
+                waits[work.kind.name].append(now - work.at)
+                heapq.heappush(running, (now + work.kind.seconds, work.kind.units))
+                waiting.remove(work)
+        end = max(end, now)
+    return end, waits
+
+
+class Client:
+    """Submits all workloads, runs them, and asks again for those that were preempted."""
+
+    def __init__(self, nc: Any, load: Load) -> None:
+        self.nc = nc
+        self.works = workloads(load)
+        self.left = len(self.works)
+        self.over = asyncio.Event()
+        self.waits: dict[str, list[float]] = {kind.name: [] for kind in load.kinds}
+        self.asked: dict[str, float] = {}
+        self.leases: dict[str, tuple[int, asyncio.TimerHandle]] = {}
+        self.preempted = self.refused = 0
+        self.inbox = f"_INBOX.bench{id(self)}"
+        self.started = 0.0
+        self.loop = asyncio.get_running_loop()
+
+    async def run(self) -> float:
+        await self.nc.subscribe(f"{self.inbox}.*", cb=self._answered)
+        await self.nc.subscribe(f"{subjects.LEASE_EVENTS}.evicted.*", cb=self._evicted)
+        self.started = time.perf_counter()
+        for number, work in enumerate(self.works):
+            late = work.at - (time.perf_counter() - self.started)
+            if late > 0.001:
+                await asyncio.sleep(late)
+            await self._ask(number)
+            if number % 64 == 0:
+                await asyncio.sleep(0)
+        while self.left:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.over.wait(), 10)
+            print(f"  {time.perf_counter() - self.started:.0f} s: {self.left:,} left", flush=True)
+        return time.perf_counter() - self.started
+
+    async def _ask(self, number: int, requeue_of: str = "") -> None:
+        work = self.works[number]
+        kind = work.kind
+        body: dict[str, Any] = {
+            "owner": work.owner,
+            "request_id": work.request_id + (f"-{requeue_of}" if requeue_of else ""),
+            "gpus": kind.units,
+            "placement": "fewest_hosts",
+            "priority": kind.priority,
+            "expected_seconds": max(1.0, kind.seconds),
+            "wait_seconds": 3600,
+            "ttl_seconds": 300,
+            "preemptible": True,
+            "grace_seconds": 0,
+        }
+        if requeue_of:
+            body["requeue_of"] = requeue_of
+        await self.nc.publish(subjects.PlanSubject.REQUEST, json.dumps(body).encode(), reply=f"{self.inbox}.{number}")
+
+    async def _answered(self, message: Any) -> None:
+        if not message.data:  # the planner asks whether this client is there
+            return
+        token = message.subject.rpartition(".")[2]
+        answer = json.loads(message.data)
+        if token == "release":
+            if answer["type"] != "lease":
+                print(answer, flush=True)
+            return
+        number = int(token)
+        if answer["type"] != "assignment":
+            self.refused += 1
+            if self.refused <= 3:
+                print(answer, flush=True)
+            self.loop.call_later(0.2, lambda: asyncio.ensure_future(self._ask(number)))
+            return
+        work, lease = self.works[number], answer["lease"]["lease_id"]
+        waited = time.perf_counter() - self.started - work.at
+        self.asked.setdefault(work.request_id, waited)
+        timer = self.loop.call_later(work.kind.seconds, lambda: asyncio.ensure_future(self._done(number, lease)))
+        self.leases[lease] = (number, timer)
+
+    async def _done(self, number: int, lease: str) -> None:
+        if self.leases.pop(lease, None) is None:
+            return
+        work = self.works[number]
+        self.waits[work.kind.name].append(self.asked[work.request_id])
+        body = json.dumps({"lease_id": lease, "owner": work.owner}).encode()
+        await self.nc.publish(subjects.PlanSubject.RELEASE, body, reply=f"{self.inbox}.release")
+        self.left -= 1
+        if not self.left:
+            self.over.set()
+
+    async def _evicted(self, message: Any) -> None:
+        lease = message.subject.rpartition(".")[2]
+        found = self.leases.pop(lease, None)
+        if found is not None:
+            self.preempted += 1
+            found[1].cancel()
+            await self._ask(found[0], lease)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--load", choices=LOADS, default="baseline")
+    parser.add_argument("--profile", default="", help="write the planner's profile to this file")
+    options = parser.parse_args()
+    load = LOADS[options.load]
+    gpus = load.cohorts * load.queues * QUOTA
+    with tempfile.TemporaryDirectory() as folder:
+        servers = start(Path(folder), 1)
+        url = servers[0].url
+        stop = multiprocessing.get_context("spawn").Event()
+        nc = await connect(url)
+        await until_laid_out(nc.jetstream())
+        parts = start_planner(url, gpus, stop, options.profile)
+        try:
+            await until_usable(nc, gpus)
+            await nc.request(subjects.PlanSubject.SET_GROUPS, json.dumps(groups(load)).encode(), timeout=30)
+            client = Client(nc, load)
+            before = cpu_seconds(parts[0].pid or 0)
+            wall = await client.run()
+            used = cpu_seconds(parts[0].pid or 0) - before
+        finally:
+            stop.set()
+            await nc.close()
+            for part in parts[::-1]:
+                part.terminate()
+                part.join()
+            for server in servers:
+                server.stop()
+    least, waits = floor(load)
+    names = " / ".join(kind.name for kind in load.kinds)
+    print(f"{options.load}: {len(client.works):,} workloads, {gpus:,} units; time to admission of {names}, mean")
+    print(f"  Kueue, on its CI        {load.kueue}")
+    for label, seconds, found in (("no time for decisions", least, waits), ("Corral", wall, client.waits)):
+        means = " / ".join(f"{statistics.fmean(found[kind.name]):.2f}" for kind in load.kinds)
+        print(f"  {label:23} {seconds:.1f} s; {means} s")
+    print(f"  preempted {client.preempted:,}, asked again {client.refused:,}, planner {used:.1f} CPU-seconds")
+
+
+def groups(load: Load) -> dict[str, Any]:
+    """The groups of a load, as a change."""
+    found: list[dict[str, Any]] = []
+    for cohort in range(load.cohorts):
+        found.append({"name": f"c{cohort}", "limit": {"gpus": {"*": load.queues * QUOTA}}})
+        found += [
+            {
+                "name": f"c{cohort}/q{queue}",
+                "guarantee": {"gpus": {"*": QUOTA}},
+                "borrowing_limit": {"gpus": {"*": BORROWS}},
+                "members": [f"c{cohort}q{queue}"],
+            }
+            for queue in range(load.queues)
+        ]
+    return {"replace": {"groups": found}, "operator": "bench"}
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
