@@ -110,6 +110,11 @@ def devices(ctx: typer.Context) -> Found:
     return [device.uuid for device in _ask(ctx, lambda client: client.devices())]
 
 
+def groups(ctx: typer.Context) -> Found:
+    """Names of groups."""
+    return [status.group.name for status in _ask(ctx, lambda client: client.groups()).groups]
+
+
 def owners(ctx: typer.Context) -> Found:
     """Owners of active leases."""
     return sorted({lease.owner for lease in _ask(ctx, lambda client: client.leases())})
@@ -162,4 +167,8 @@ BY_NAME: Final[dict[str, Callable[[typer.Context], Found]]] = {
     "device": devices,
     "owner": owners,
 }
-BY_METAVAR: Final[dict[str, Callable[[typer.Context], Found]]] = {"LEASE": leases, "REQUEST": waiting}
+BY_METAVAR: Final[dict[str, Callable[[typer.Context], Found]]] = {
+    "LEASE": leases,
+    "REQUEST": waiting,
+    "GROUP": groups,
+}

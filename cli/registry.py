@@ -53,6 +53,9 @@ COMMANDS: Final[dict[str, Entry]] = {
     "drain": Entry("operate.fleet:drain", _OPERATE, "Keep new work off devices or hosts."),
     "undrain": Entry("operate.fleet:undrain", _OPERATE, "Allow new work on drained devices or hosts again."),
     "evict": Entry("operate.fleet:evict", _OPERATE, "Evict a lease: end it against its owner's will."),
+    "group": Entry(
+        "operate.group:group", _OPERATE, "Manage groups that share the fleet: guarantees, limits, weights, members."
+    ),
     "health": Entry("operate.health:health", _OPERATE, "Run health checks; the exit code is the result."),
     "simulate": Entry(
         "operate.simulate:simulate", _OPERATE, "Replay a trace of requests with the planner's placement code."

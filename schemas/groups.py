@@ -27,7 +27,7 @@ MAX_DEPTH: Final = 8
 
 # A name that is too deep is refused where the tree is checked, in words.
 GroupName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$(?!\n)")]
-Devices = Annotated[float, Meta(ge=0, le=1e6)]
+Devices = Annotated[float, Meta(ge=0, le=1_000_000)]
 Patterns = Annotated[dict[Annotated[str, Meta(min_length=1, max_length=128)], Devices], Meta(max_length=64)]
 """Number of devices by model pattern."""
 
@@ -42,7 +42,7 @@ class Resources(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     """
 
     gpus: Patterns = {}
-    cpus: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    cpus: Annotated[float, Meta(ge=0, le=1_000_000_000)] | None = None
     host_memory_bytes: Bytes | None = None
 
 
@@ -62,7 +62,7 @@ class Group(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     """
 
     name: GroupName
-    weight: Annotated[float, Meta(ge=1e-6, le=1e6)] = 1.0
+    weight: Annotated[float, Meta(ge=1e-6, le=1_000_000)] = 1.0
     guarantee: Resources = Resources()
     limit: Resources = Resources()
     borrowing_limit: Resources = Resources()
@@ -80,7 +80,7 @@ class GroupTree(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     """
 
     groups: Annotated[list[Group], Meta(max_length=MAX_GROUPS)] = []
-    prices: Annotated[dict[ShortText, Annotated[float, Meta(ge=1e-6, le=1e6)]], Meta(max_length=256)] = {}
+    prices: Annotated[dict[ShortText, Annotated[float, Meta(ge=1e-6, le=1_000_000)]], Meta(max_length=256)] = {}
     half_life_seconds: Annotated[float, Meta(ge=60, le=366 * 86400)] = HALF_LIFE_SECONDS
 
 

@@ -48,7 +48,8 @@ def parse_bytes(text: str | int) -> int:
         raise ValueError(f"{text[:40]!r}… is more memory than there is")
     if not match[2] and 0 < amount < MIN_PLAIN_BYTES:
         raise ValueError(f"{text!r} would be bytes: say {match[1]}GiB or {match[1]}GB, or {match[1]}B if you mean it")
-    return round(amount)
+    # A whole number stays exact.
+    return round(amount) if "." in match[1] else int(match[1]) * _BYTE_UNITS[match[2].lower()]
 
 
 def parse_seconds(text: str | float) -> float:
@@ -79,3 +80,19 @@ def format_bytes(amount: float) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
+
+
+def exact_bytes(amount: int) -> str:
+    """Write bytes as a whole number of the largest binary unit that divides them, such as `2TiB`, for `parse_bytes`."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if amount and amount % _BYTE_UNITS[unit.lower()] == 0:
+            return f"{amount // _BYTE_UNITS[unit.lower()]}{unit}"
+    return f"{amount}B"
+
+
+def exact_seconds(seconds: float) -> str:
+    """Write a duration as a whole number of the largest unit that divides it, such as `7d`, for `parse_seconds`."""
+    for unit in ("d", "h", "m"):
+        if seconds and seconds % _SECOND_UNITS[unit] == 0:
+            return f"{seconds / _SECOND_UNITS[unit]:.0f}{unit}"
+    return f"{seconds:f}".rstrip("0").rstrip(".") + "s" if seconds != int(seconds) else f"{seconds:.0f}s"

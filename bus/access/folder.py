@@ -28,6 +28,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ...schemas.groups import GroupName
 from ...schemas.requests import OwnerName
 from ..credentials import ANY_OWNER, read
 from . import certificates, server_config
@@ -166,6 +167,7 @@ class Authority:
         hosts: Sequence[str] = (),
         follows_leases: bool = False,
         serves: bool = False,
+        group: str = "",
     ) -> User:
         """Create a user with its credentials.
 
@@ -176,9 +178,10 @@ class Authority:
             hosts: that a collector publishes for; its name by default, `*` for any, `gpu[01-16]` for many.
             follows_leases: for a collector of simulated GPUs.
             serves: for an exporter or a dashboard.
+            group: group of the owner; empty for none.
 
         Raises:
-            AuthorityError: the name is taken or invalid, or the role can't have this owner or these hosts.
+            AuthorityError: the name is taken or invalid, or the role can't have this owner, group or these hosts.
         """
         with self._locked():
             if not _NAME.fullmatch(name) or name == _SYSTEM:
@@ -188,18 +191,32 @@ class Authority:
                     f"there is a user {name!r} already: `corral auth rotate {name}` gives it a new key"
                 )
             seed, key = make_key()
+            owner = _owner(role, name, owner)
             user = User(
                 name=name,
                 role=role,
                 key=key,
-                owner=_owner(role, name, owner),
+                owner=owner,
                 hosts=_hosts(role, name, hosts),
+                group=_group(owner, group),
                 follows_leases=follows_leases and role is Role.COLLECTOR,
                 serves=serves and role in (Role.VIEWER, Role.OPERATOR),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
             self.registry.users[name] = user
             self._give(user, seed)
+            self._save()
+        return user
+
+    def assign(self, name: str, group: str) -> User:
+        """Change the group of a user; empty for none.
+
+        Raises:
+            AuthorityError: the user asks for no devices, or the group's name is invalid.
+        """
+        with self._locked():
+            user = self._known(name)
+            user = self.registry.users[name] = replace(user, group=_group(user.owner, group))
             self._save()
         return user
 
@@ -393,6 +410,17 @@ def _owner(role: Role, name: str, owner: str) -> str:
     if owner.endswith(".") or ".." in owner:
         raise AuthorityError(f"{owner!r} can't be an owner on a bus with authentication: no empty part between dots")
     return owner
+
+
+def _group(owner: str, group: str) -> str:
+    if not group:
+        return ""
+    if not owner or owner == ANY_OWNER:
+        raise AuthorityError("only a user with one owner can be in a group: it is the owner who is its member")
+    try:
+        return msgspec.convert(group, GroupName)
+    except msgspec.ValidationError:
+        raise AuthorityError(f"{group!r} is no name of a group: letters, digits, _ . and -, as in lab/vision") from None
 
 
 def _hosts(role: Role, name: str, hosts: Sequence[str]) -> tuple[str, ...]:

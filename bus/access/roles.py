@@ -459,6 +459,7 @@ class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
         hosts: that a collector publishes for; `*` for any.
         follows_leases: of a collector of simulated GPUs, whose numbers obey leases.
         serves: of an exporter or a dashboard, which answer health checks. The server lets it answer each request once.
+        group: group of its owner (`schemas/groups.py`), which `corral group apply` can take over; empty for none.
         created: when, RFC 3339.
     """
 
@@ -469,6 +470,7 @@ class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
     hosts: tuple[str, ...] = ()
     follows_leases: bool = False
     serves: bool = False
+    group: str = ""
     created: str = ""
 
     @property

@@ -163,6 +163,9 @@ def add(
     service: Annotated[
         bool, typer.Option("--service", help="An exporter or a dashboard: it may answer health checks.")
     ] = False,
+    group: Annotated[
+        str, typer.Option("--group", metavar="GROUP", help="Group of the owner, for `corral group apply`: lab/vision.")
+    ] = "",
     out: Out = None,
     folder: Folder = None,
     exist_ok: Keep = False,
@@ -172,7 +175,7 @@ def add(
     Examples:
       corral auth add collector node-7
       corral auth add collector rack-3 --host 'gpu[01-16]'
-      corral auth add requester alice
+      corral auth add requester alice --group lab/vision
       corral auth add requester portal --owner '*'
       corral auth add operator olga --out ./olga
       corral auth add viewer exporter --service
@@ -180,7 +183,9 @@ def add(
     found = _open(folder)
     if not (exist_ok and name in found.registry.users):
         _translate_errors(
-            lambda: found.add(role, name, owner=owner, hosts=host or [], follows_leases=simulated, serves=service)
+            lambda: found.add(
+                role, name, owner=owner, hosts=host or [], follows_leases=simulated, serves=service, group=group
+            )
         )
         _reload_server(found)
     _hand_over(found, name, out)
@@ -206,9 +211,11 @@ def apply_file(
 ) -> None:
     """Create the authority and the users that a file lists, unless they exist. No user is removed.
 
+    A group in the file becomes that of a user who exists.
+
     [node-7]                       # the user's name
     role = "collector"
-    hosts = ["node-7"]             # as --host; also: owner, simulated, service
+    hosts = ["node-7"]             # as --host; also: owner, simulated, service, group
 
     Examples:
       corral auth apply users.toml --out /run/credentials
@@ -231,16 +238,36 @@ def apply_file(
                     hosts=fields.hosts,
                     follows_leases=fields.simulated,
                     serves=fields.service,
+                    group=fields.group,
                 )
             )
             say(f"{name}: {fields.role}, new")
         elif known.role is not fields.role:
             raise CommandError(f"{name} is a {known.role}, not a {fields.role}: revoke it first", USAGE)
+        elif fields.group and fields.group != known.group:
+            _translate_errors(lambda name=name, fields=fields: found.assign(name, fields.group))
+            say(f"{name}: group {fields.group}")
         if out is not None and (out / name).is_dir():
             _translate_errors(lambda name=name: copy_credentials(found, name, out / name))
     # The permissions of roles may have changed with the version, even if no user has.
     _translate_errors(found.write_config)
     _reload_server(found)
+
+
+@auth.command("group")
+def assign(
+    name: Annotated[str, typer.Argument(help="Name of the user.")],
+    group: Annotated[str, typer.Argument(metavar="GROUP", help="Group of its owner; '' for none.")],
+    folder: Folder = None,
+) -> None:
+    """Change the group of a user. `corral group apply --members-from-auth` makes its owner a member.
+
+    Examples:
+      corral auth group alice lab/vision
+    """
+    found = _open(folder)
+    user = _translate_errors(lambda: found.assign(name, group))
+    say(f"{name}: {_details(user)}")
 
 
 @auth.command()
@@ -352,6 +379,7 @@ class Wanted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hosts: list[str] = []
     simulated: bool = False
     service: bool = False
+    group: str = ""
 
 
 def read_users(file: Path) -> dict[str, Wanted]:
@@ -370,7 +398,7 @@ def read_users(file: Path) -> dict[str, Wanted]:
 
 def _details(user: User) -> str:
     if user.role in ASKING:
-        return f"owner {user.owner}"
+        return f"owner {user.owner}{f', group {user.group}' if user.group else ''}"
     if user.hosts:
         more = f" and {len(user.hosts) - 3} more" if len(user.hosts) > 3 else ""
         return f"hosts {', '.join(user.hosts[:3])}{more}"

@@ -175,7 +175,8 @@ NO_JSON = {
     "up", "demo", "run", "shell", "collect", "process", "plan", "export", "dashboard",  # run until something ends
     "context add", "context use", "context remove", "context export",  # a line, or a file
     "config set", "config unset", "config check", "config path", "dashboard user", "dashboard link",
-    "auth init", "auth add", "auth apply", "auth revoke", "auth rotate", "auth print",
+    "auth init", "auth add", "auth apply", "auth group", "auth revoke", "auth rotate", "auth print",
+    "group export",
 }  # fmt: skip
 
 

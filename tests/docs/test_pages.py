@@ -106,6 +106,7 @@ def test_every_command_of_a_page_works(page: Path, fleet: LocalCluster, programs
     finally:
         for owner in {lease["owner"] for lease in fleet.json("leases")["leases"]}:
             fleet.corral("release", "--all", CORRAL_OWNER=owner)
+        fleet.corral("group", "apply", "/dev/null")
         for drain in fleet.json("drain")["drains"]:
             kind, _, what = drain.partition(":")
             fleet.corral("undrain", {"host": "--host", "device": "--device", "label": "--host-label"}[kind], what)
