@@ -7,7 +7,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -132,6 +132,20 @@ class HeldLease:
     def preemption(self) -> requests.Preemption | None:
         """Notice of a preemption, as of the last renewal; None while none is out."""
         return self.lease.preemption
+
+    @property
+    def preempted_in_seconds(self) -> float | None:
+        """Seconds until the lease ends by preemption, as of the last renewal; None while no notice is out.
+
+        The clock of this machine does not count: a renewal says what time it is for the planner.
+        """
+        lease, notice = self.lease, self.lease.preemption
+        if notice is None:
+            return None
+        if lease.ends_at is not None and lease.expires_at >= lease.ends_at:  # not a time to live from the renewal
+            return (notice.ends_at - datetime.now(UTC)).total_seconds()
+        renewed_at = lease.expires_at - timedelta(seconds=lease.ttl_seconds)
+        return (notice.ends_at - renewed_at).total_seconds() - self.unconfirmed_seconds
 
     @property
     def unconfirmed_seconds(self) -> float:
