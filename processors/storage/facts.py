@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
@@ -286,7 +286,7 @@ def _lease_events(events: Sequence[LeaseEvent]) -> ArrowTable:
     )
 
 
-def _notice(preemption: Preemption | None) -> dict[str, object]:
+def _notice(preemption: Preemption | None) -> dict[str, Any]:
     """Values of the columns of a notice: null without one, and empty texts are null."""
     if preemption is None:
         return dict.fromkeys(_NOTICE)
