@@ -66,8 +66,9 @@ def starts(entry: operations.QueueEntry, now: datetime | None = None) -> str:
 
 
 def left(lease: requests.Lease, now: datetime | None = None) -> str:
-    """Time until a lease expires, formatted by `duration`."""
-    return duration((lease.expires_at - (now or datetime.now(UTC))).total_seconds())
+    """Time until a lease expires, or ends by preemption, formatted by `duration`."""
+    ends_at = lease.expires_at if lease.preemption is None else min(lease.expires_at, lease.preemption.ends_at)
+    return duration((ends_at - (now or datetime.now(UTC))).total_seconds())
 
 
 def device_state(device: operations.DeviceStatus) -> Text:
