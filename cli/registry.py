@@ -38,6 +38,8 @@ COMMANDS: Final[dict[str, Entry]] = {
     ),
     "renew": Entry("work.commands:renew", _WORK, "Renew a lease."),
     "release": Entry("work.commands:release", _WORK, "Release leases."),
+    "saved": Entry("work.checkpoint:saved", _WORK, "Say that the work of a lease is saved."),
+    "busy": Entry("work.checkpoint:busy", _WORK, "Put the end of a preemption off."),
     "leases": Entry("work.commands:leases", _WORK, "List leases."),
     "explain": Entry("work.commands:explain", _WORK, "Predict the outcome of a request, device by device."),
     "queue": Entry("work.commands:queue", _WORK, "List queued requests."),
@@ -56,6 +58,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "group": Entry(
         "operate.group:group", _OPERATE, "Manage groups that share the fleet: guarantees, limits, weights, members."
     ),
+    "preempt": Entry("operate.fleet:preempt", _OPERATE, "Preempt a lease: end it after a notice to its holder."),
     "health": Entry("operate.health:health", _OPERATE, "Run health checks; the exit code is the result."),
     "simulate": Entry(
         "operate.simulate:simulate", _OPERATE, "Replay a trace of requests with the planner's placement code."

@@ -66,8 +66,9 @@ def starts(entry: operations.QueueEntry, now: datetime | None = None) -> str:
 
 
 def left(lease: requests.Lease, now: datetime | None = None) -> str:
-    """Time until a lease expires, formatted by `duration`."""
-    return duration((lease.expires_at - (now or datetime.now(UTC))).total_seconds())
+    """Time until a lease expires, or ends by preemption, formatted by `duration`."""
+    ends_at = lease.expires_at if lease.preemption is None else min(lease.expires_at, lease.preemption.ends_at)
+    return duration((ends_at - (now or datetime.now(UTC))).total_seconds())
 
 
 def device_state(device: operations.DeviceStatus) -> Text:
@@ -140,6 +141,17 @@ def items_text(items: Sequence[str | int], most: int = 4) -> str:
     return f"{len(items)} ({first}{' …' if len(items) > most else ''})"
 
 
+def _state(lease: requests.Lease) -> Text:
+    """State of a lease: with the reason of its end, or the notice of its preemption."""
+    if lease.state is not requests.LeaseState.ACTIVE:
+        return Text(f"{lease.state.value}: {lease.reason}".rstrip(": "), style="dim")
+    if lease.preemption is None:
+        return Text(lease.state.value, style="green")
+    seconds = (lease.preemption.ends_at - datetime.now(UTC)).total_seconds()
+    who = f" for {lease.preemption.claimant_owner}" if lease.preemption.claimant_owner else ""
+    return Text(f"preempted in {duration(seconds)}{who}: {lease.preemption.reason}", style="yellow")
+
+
 def leases_table(leases: Iterable[requests.Lease]) -> Table:
     """Table of leases, one per line."""
     made = table("LEASE", "OWNER", "NAME", "STATE", "LEFT", "GPUS", "WHERE", right=("LEFT", "GPUS"))
@@ -152,8 +164,7 @@ def leases_table(leases: Iterable[requests.Lease]) -> Table:
             escape(lease.lease_id),
             escape(lease.owner),
             escape(lease.name),
-            Text(lease.state.value if active else f"{lease.state.value}: {lease.reason}".rstrip(": "),
-                 style="green" if active else "dim"),
+            _state(lease),
             left(lease) if active else "",
             str(sum(bool(grant.device) for grant in lease.grants)),
             escape(" ".join(f"{host}:{','.join(indices)}" for host, indices in hosts.items())),

@@ -29,7 +29,7 @@ from .child_processes import CHILDREN_GRACE_SECONDS
 from .config import resolve_connection
 from .environment import restricted_to_host
 from .errors import InvalidRequest, NoService, QueryFailed, Refused, Unavailable
-from .lease import LeaseContext, Lost, OnOutage
+from .lease import LeaseContext, Lost, Noticed, OnOutage
 from .notebook import DeviceList
 from .paging import all_devices, all_queued
 from .query import collect, user_subject
@@ -78,6 +78,7 @@ class Client(RequestCalls):
         self,
         *,
         on_lost: Lost | None = None,
+        on_preempt: Noticed | None = None,
         on_wait: Waiting | None = None,
         set_environment: bool = False,
         on_outage: OnOutage | str = OnOutage.CONTINUE,
@@ -91,6 +92,8 @@ class Client(RequestCalls):
         Args:
             on_lost: called with the `LeaseLost` if the lease ends too early. Without it, the block is cancelled and
                 raises the `LeaseLost`.
+            on_preempt: called with the `Preemption` when the lease will be preempted; it may be a coroutine function.
+                `lease.saved()` ends the lease at once, `lease.busy(seconds)` puts its end off.
             on_wait: as in `request`.
             set_environment: set `CUDA_VISIBLE_DEVICES`, the equivalent variables of other runtimes and `CORRAL_LEASE`
                 in this process for the block. Only GPUs of this host are requested, unless `hosts` names others
@@ -106,6 +109,7 @@ class Client(RequestCalls):
             self,
             work_request(self.owner, restricted_to_host(fields) if set_environment else fields),
             on_lost=on_lost,
+            on_preempt=on_preempt,
             on_wait=on_wait,
             set_environment=set_environment,
             on_outage=on_outage,
@@ -249,6 +253,19 @@ class Client(RequestCalls):
         )
         return await self._plan(self._signed(PlanSubject.SET_GROUPS, change), change, Groups)
 
+    async def preempt(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
+        """Preempt a preemptible lease: its holder gets a notice with the reason, and it ends after its grace.
+
+        Returns:
+            The lease, whose `preemption` says when it ends.
+
+        Raises:
+            Refused: the lease is not preemptible, or has not lasted for its `min_run_seconds` yet.
+            NotFound: there is no such lease; its subclass `Ended`, if the lease has ended.
+        """
+        action = operations.PreemptAction(lease_id=lease_id, reason=reason, operator=self._operator(operator))
+        return await self._plan(self._signed(PlanSubject.PREEMPT, action), action, requests.Lease)
+
     # History
 
     async def query(
@@ -333,7 +350,11 @@ class Client(RequestCalls):
             return operator or self.owner
         return self.identity.user or self.owner
 
-    def _signed(self, subject: str, action: operations.DrainAction | operations.EvictAction | GroupChange) -> str:
+    def _signed(
+        self,
+        subject: str,
+        action: operations.DrainAction | operations.EvictAction | operations.PreemptAction | GroupChange,
+    ) -> str:
         if not self.owned_subjects:
             return subject
         try:

@@ -7,14 +7,16 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
 from ..bus.elapsed import elapsed_seconds
 from ..bus.process_identity import own_name
+from ..bus.tasks import BackgroundTasks
 from ..schemas import codec, requests
 from .child_processes import CHILDREN_GRACE_SECONDS, ticks_now, wait_for_children
 from .environment import environment_for, environment_set
@@ -27,13 +29,18 @@ from .rpc import Waiting
 
 Lost = Callable[[LeaseLost], object]
 """Callback for a lease that ended before its holder released it."""
+Noticed = Callable[[requests.Preemption], object]
+"""Callback for the notice of a preemption; for a lease of asyncio it may be a coroutine function."""
 
-_ENDS: Final = (
+_CHECKED: Final = (
+    requests.LeaseEventKind.EXPIRING,
+    requests.LeaseEventKind.PREEMPTING,
     requests.LeaseEventKind.EXPIRED,
     requests.LeaseEventKind.LOST,
     requests.LeaseEventKind.EVICTED,
     requests.LeaseEventKind.RELEASED,
 )
+"""Kinds of events upon which the planner is asked for the state of the lease."""
 _CHECK_EVERY_SECONDS: Final = 1.0
 """Minimum time between checks that lease events trigger: events may be forged, so a flood of them must cost little."""
 _SHORTEST_PAUSE_SECONDS: Final = 0.05
@@ -59,7 +66,9 @@ class OnOutage(StrEnum):
 
 
 class HeldLease:
-    """A lease, and the background tasks that renew it and listen for its end.
+    """A lease, and the background tasks that renew it and listen for its end and for the notice of a preemption.
+
+    The classes of the leases of asyncio and of the synchronous client also have `saved` and `busy`.
 
     Attributes:
         lease: the lease as of the last renewal.
@@ -74,12 +83,15 @@ class HeldLease:
         on_lost: Lost,
         on_outage: OnOutage = OnOutage.CONTINUE,
         confirmed_at: float | None = None,
+        on_preempt: Noticed | None = None,
     ) -> None:
         self.client = client
         self.lease = lease
         self.lost: LeaseLost | None = None
         self.since_ticks = ticks_now()
         self._on_lost = on_lost
+        self._on_preempt = on_preempt
+        self._noticed_at: datetime | None = None
         self._on_outage = on_outage
         self._confirmed_at = elapsed_seconds() if confirmed_at is None else confirmed_at
         self._released = False
@@ -117,6 +129,25 @@ class HeldLease:
         return environment_for(self.lease, host)
 
     @property
+    def preemption(self) -> requests.Preemption | None:
+        """Notice of a preemption, as of the last renewal; None while none is out."""
+        return self.lease.preemption
+
+    @property
+    def preempted_in_seconds(self) -> float | None:
+        """Seconds until the lease ends by preemption, as of the last renewal; None while no notice is out.
+
+        The clock of this machine does not count: a renewal says what time it is for the planner.
+        """
+        lease, notice = self.lease, self.lease.preemption
+        if notice is None:
+            return None
+        if lease.ends_at is not None and lease.expires_at >= lease.ends_at:  # not a time to live from the renewal
+            return (notice.ends_at - datetime.now(UTC)).total_seconds()
+        renewed_at = lease.expires_at - timedelta(seconds=lease.ttl_seconds)
+        return (notice.ends_at - renewed_at).total_seconds() - self.unconfirmed_seconds
+
+    @property
     def unconfirmed_seconds(self) -> float:
         """Seconds since the last successful confirmation or renewal was sent; suspended time is included."""
         return elapsed_seconds() - self._confirmed_at
@@ -147,6 +178,7 @@ class HeldLease:
     def start(self) -> None:
         """Start the tasks that renew the lease and listen for its end."""
         held_by_this_process.add(self.lease_id)
+        self._note(self.lease)
         self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._listen())]
 
     async def release(self) -> None:
@@ -210,8 +242,30 @@ class HeldLease:
             Unavailable, NoService, TimedOut: no planner answered.
         """
         asked_at = elapsed_seconds()
-        self.lease = await renewed(self.client, self.lease)
+        after = await renewed(self.client, self.lease)
         self._confirmed_at = asked_at
+        self._note(after)
+
+    async def checkpoint(self, busy_seconds: float | None = None) -> None:
+        """Say that the work is saved, or with `busy_seconds` answer the notice of a preemption.
+
+        Raises:
+            CorralError: as in `Client.saved` and `Client.busy`.
+        """
+        if busy_seconds is None:
+            self._note(await self.client.saved(self.lease_id, owner=self.lease.owner))
+        else:
+            self._note(await self.client.busy(self.lease_id, busy_seconds, owner=self.lease.owner))
+
+    def _note(self, lease: requests.Lease) -> None:
+        """Note the state of the lease as the planner says it; call back if it has a notice that is new."""
+        self.lease, notice = lease, lease.preemption
+        if lease.state is not requests.LeaseState.ACTIVE:
+            self._lose(lease.reason or lease.state.value)
+        elif notice is not None and notice.notified_at != self._noticed_at:
+            self._noticed_at = notice.notified_at
+            if self._on_preempt is not None:
+                self._on_preempt(notice)
 
     async def take_over(self, holder: str) -> None:
         """Confirm the lease as `confirm` does, and record `holder` as the process that holds it from now on."""
@@ -273,15 +327,40 @@ class HeldLease:
                         await self._end_reported.wait()
 
     async def _listen(self) -> None:
-        """Listen for events that report the end of the lease, so that an eviction is noticed before the next renewal.
+        """Listen for events that report the end of the lease, or a preemption, before the next renewal would.
 
         An event is only a hint, since any user who may read stored events can have one delivered to this subject. So
         the planner is asked before the lease is treated as ended.
         """
         with contextlib.suppress(Unavailable, Forked):
             async for event in self.client.lease_events(lease_id=self.lease_id):
-                if event.kind in _ENDS or event.kind is requests.LeaseEventKind.EXPIRING:
+                if event.kind in _CHECKED:
                     self._end_reported.set()
+
+
+class AsyncHeldLease(HeldLease):
+    """A lease that is held by a program of asyncio."""
+
+    async def saved(self) -> None:
+        """Say that the work is saved as of now.
+
+        While the notice of a preemption is out, that ends the lease at once: it is lost then, as in any other end.
+
+        Raises:
+            CorralError: as in `Client.saved`.
+        """
+        await self.checkpoint()
+
+    async def busy(self, seconds: float) -> None:
+        """Put the end of a preemption off to `seconds` from now, once, and at most by the grace of the lease again.
+
+        Raises:
+            CorralError: as in `Client.busy`.
+        """
+        await self.checkpoint(seconds)
+
+
+H = TypeVar("H", bound=HeldLease)
 
 
 class LeaseContext:
@@ -296,6 +375,7 @@ class LeaseContext:
         request: requests.WorkRequest,
         *,
         on_lost: Lost | None = None,
+        on_preempt: Noticed | None = None,
         on_wait: Waiting | None = None,
         set_environment: bool = False,
         on_outage: OnOutage | str = OnOutage.CONTINUE,
@@ -306,15 +386,20 @@ class LeaseContext:
         self._children_grace = children_grace
         self._request = request
         self._on_lost = on_lost
+        self._on_preempt = on_preempt
+        self._callbacks = BackgroundTasks()
         self._on_wait = on_wait
         self._set_environment = set_environment
         self._exit = contextlib.AsyncExitStack()
-        self._held: HeldLease | None = None
+        self._held: AsyncHeldLease | None = None
         self._body: asyncio.Task[Any] | None = None
         self._cancelled = False
 
-    async def __aenter__(self) -> HeldLease:
-        held = await hold(self._client, self._request, self._lost, self._on_wait, self._on_outage)
+    async def __aenter__(self) -> AsyncHeldLease:
+        def made(lease: requests.Lease, confirmed_at: float) -> AsyncHeldLease:
+            return AsyncHeldLease(self._client, lease, self._lost, self._on_outage, confirmed_at, self._noticed)
+
+        held = await hold(self._client, self._request, self._on_wait, made)
         self._held = held
         self._body, self._cancelled = asyncio.current_task(), False
         if self._set_environment:
@@ -335,6 +420,7 @@ class LeaseContext:
         await self._exit.aclose()
         if self._client.forked:
             return
+        await self._callbacks.cancel()
         try:
             await held.wait_for_children(self._children_grace)
         finally:
@@ -357,6 +443,7 @@ class LeaseContext:
                 self._client,
                 self._request,
                 on_lost=self._on_lost,
+                on_preempt=self._on_preempt,
                 on_wait=self._on_wait,
                 set_environment=self._set_environment,
                 on_outage=self._on_outage,
@@ -376,11 +463,29 @@ class LeaseContext:
             self._cancelled = True
             self._body.cancel()
 
+    def _noticed(self, notice: requests.Preemption) -> None:
+        self._callbacks.start(self._call_back(notice), name="on_preempt")
+
+    async def _call_back(self, notice: requests.Preemption) -> None:
+        if self._on_preempt is not None:
+            found = self._on_preempt(notice)
+            if inspect.isawaitable(found):
+                await found
+
 
 async def hold(
-    client: RequestCalls, request: requests.WorkRequest, on_lost: Lost, on_wait: Waiting | None, on_outage: OnOutage
-) -> HeldLease:
+    client: RequestCalls,
+    request: requests.WorkRequest,
+    on_wait: Waiting | None,
+    make: Callable[[requests.Lease, float], H],
+) -> H:
     """Request a lease that only this process holds. It isn't renewed in the background before `HeldLease.start`.
+
+    Args:
+        client: to request it.
+        request: the request.
+        on_wait: as in `Client.request`.
+        make: makes the object from the lease and the time of its confirmation.
 
     Raises:
         Conflict: the caller gave a request id, and another process holds its lease.
@@ -388,7 +493,7 @@ async def hold(
     """
     named, request = request.request_id is not None, with_own_holder(request)
     granted = await client.granted(request, on_wait=on_wait)
-    held = HeldLease(client, granted.assignment.lease, on_lost, on_outage, granted.confirmed_at)
+    held = make(granted.assignment.lease, granted.confirmed_at)
     if named:  # it may be a lease that was granted earlier and is about to expire
         await check_no_other_holds(client, held.lease, request.holder)
         await release_on_failure(client, held.lease, request.holder, held.take_over(request.holder))

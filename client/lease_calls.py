@@ -1,8 +1,9 @@
-"""Calls on existing leases: renew, release, list, and follow their events."""
+"""Calls on existing leases: renew, release, checkpoint, list, and follow their events."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import nats.aio.client
 
@@ -85,6 +86,36 @@ class LeaseCalls(Calls):
         owner = owner or self.owner
         action = requests.LeaseAction(lease_id=lease_id, owner=owner)
         return await self._plan(self._owned(PlanSubject.RELEASE, owner), action, requests.Lease)
+
+    async def saved(self, lease_id: str, *, owner: str | None = None) -> requests.Lease:
+        """Say that the work of a lease is saved. While the notice of a preemption is out, the lease ends.
+
+        Returns:
+            The lease after the change.
+
+        Raises:
+            NotFound: there is no such lease; its subclass `Ended`, if the lease has ended.
+            NotOwner: the lease belongs to another owner.
+        """
+        return await self._checkpoint(lease_id, owner, saved=True)
+
+    async def busy(self, lease_id: str, seconds: float, *, owner: str | None = None) -> requests.Lease:
+        """Put the end of a preemption off to `seconds` from now, once, and at most by the grace of the lease again.
+
+        Returns:
+            The lease after the change; `ends_at` of its `preemption` is the new end.
+
+        Raises:
+            Refused: no notice is out, or its end was put off before.
+            NotFound: there is no such lease; its subclass `Ended`, if the lease has ended.
+            NotOwner: the lease belongs to another owner.
+        """
+        return await self._checkpoint(lease_id, owner, busy_seconds=plain.number(seconds))
+
+    async def _checkpoint(self, lease_id: str, owner: str | None, **answer: Any) -> requests.Lease:
+        owner = owner or self.owner
+        action = requests.CheckpointAction(lease_id=lease_id, owner=owner, **answer)
+        return await self._plan(self._owned(PlanSubject.CHECKPOINT, owner), action, requests.Lease)
 
     async def leases(
         self,

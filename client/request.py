@@ -23,6 +23,8 @@ _DURATIONS: Final = (
     ("wait", "wait_seconds"),
     ("expect", "expected_seconds"),
     ("max", "max_seconds"),
+    ("grace", "grace_seconds"),
+    ("min_run", "min_run_seconds"),
 )
 """Arguments that are durations, with their fields."""
 _DISTRIBUTION: Final = ("items", "method", "weight_by", "memory_per_item_bytes", "max_items_per_device")
@@ -58,6 +60,16 @@ class RequestFields(TypedDict, total=False):
     """estimate of how long the work takes (`expected_seconds`)"""
     max: str | float
     """longest duration of the lease, however often it is renewed (`max_seconds`)"""
+    preemptible: bool
+    """the lease may be preempted, with a notice"""
+    grace: str | float
+    """time between the notice of a preemption and the end (`grace_seconds`)"""
+    checkpoint: bool
+    """the holder saves its work when it gets the notice"""
+    min_run: str | float
+    """the lease is not preempted before it has lasted so long (`min_run_seconds`)"""
+    requeue_of: str
+    """id of a preempted lease whose work goes on: the request gets its place in the queue"""
     request_id: str
     name: str
     labels: dict[str, str]
@@ -82,6 +94,8 @@ _SHORTER: Final = {
     "wait_seconds": "wait",
     "expected_seconds": "expect",
     "max_seconds": "max",
+    "grace_seconds": "grace",
+    "min_run_seconds": "min_run",
 }
 """Short argument names for fields of the request."""
 _ARGUMENTS: Final = frozenset({*RequestFields.__annotations__, *WorkRequest.__struct_fields__})

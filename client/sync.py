@@ -20,7 +20,7 @@ from .child_processes import CHILDREN_GRACE_SECONDS
 from .client import Client, connect
 from .environment import environment_set, restricted_to_host
 from .errors import Forked, LeaseLost
-from .lease import HeldLease, Lost, OnOutage, hold
+from .lease import HeldLease, Lost, Noticed, OnOutage, hold
 from .notebook import DeviceList
 from .request import RequestFields, work_request
 from .result import QueryResult
@@ -89,6 +89,27 @@ class _Loop:
         self._thread.join(5)
         if not self._thread.is_alive():
             self.loop.close()
+
+
+class SyncHeldLease(HeldLease):
+    """A lease that is held by a program without asyncio.
+
+    Args:
+        loop: event loop of the client.
+        args: as in `HeldLease`.
+    """
+
+    def __init__(self, loop: _Loop, *args: Any) -> None:
+        super().__init__(*args)
+        self._loop = loop
+
+    def saved(self) -> None:
+        """See `AsyncHeldLease.saved`."""
+        self._loop.run(self.checkpoint())
+
+    def busy(self, seconds: float) -> None:
+        """See `AsyncHeldLease.busy`."""
+        self._loop.run(self.checkpoint(seconds))
 
 
 class SyncClient:
@@ -184,6 +205,7 @@ class SyncClient:
         self,
         *,
         on_lost: Lost | None = None,
+        on_preempt: Noticed | None = None,
         on_wait: Waiting | None = None,
         set_environment: bool = False,
         on_outage: OnOutage | str = OnOutage.CONTINUE,
@@ -195,6 +217,8 @@ class SyncClient:
         Args:
             on_lost: called with the `LeaseLost`, on the client's thread, if the lease ends too early. Without it, the
                 `LeaseLost` is raised at the end of the block; `lease.check()` raises it earlier.
+            on_preempt: called with the `Preemption`, on a thread of its own, when the lease will be preempted.
+                `lease.saved()` ends the lease at once, `lease.busy(seconds)` puts its end off.
             on_wait: as in `request`.
             set_environment: set `CUDA_VISIBLE_DEVICES`, the equivalent variables of other runtimes and `CORRAL_LEASE`
                 in this process for the block. Only GPUs of this host are requested, unless `hosts` names others
@@ -208,6 +232,7 @@ class SyncClient:
             lambda: (self, False),
             lambda _: request,
             on_lost,
+            on_preempt,
             on_wait,
             set_environment,
             OnOutage(on_outage),
@@ -281,6 +306,18 @@ class SyncClient:
             self._client.undrain(devices=devices, hosts=hosts, host_labels=host_labels, operator=operator)
         )
 
+    def saved(self, lease_id: str, *, owner: str | None = None) -> requests.Lease:
+        """See `Client.saved`."""
+        return self._loop.run(self._client.saved(lease_id, owner=owner))
+
+    def busy(self, lease_id: str, seconds: float, *, owner: str | None = None) -> requests.Lease:
+        """See `Client.busy`."""
+        return self._loop.run(self._client.busy(lease_id, seconds, owner=owner))
+
+    def preempt(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
+        """See `Client.preempt`."""
+        return self._loop.run(self._client.preempt(lease_id, reason=reason, operator=operator))
+
     def evict(self, lease_id: str, *, reason: str, operator: str | None = None) -> requests.Lease:
         """See `Client.evict`."""
         return self._loop.run(self._client.evict(lease_id, reason=reason, operator=operator))
@@ -339,11 +376,19 @@ class SyncClient:
         on_lost: Lost,
         on_wait: Waiting | None,
         on_outage: OnOutage = OnOutage.CONTINUE,
-    ) -> HeldLease:
+        on_preempt: Noticed | None = None,
+    ) -> SyncHeldLease:
         """Request a lease and keep it renewed until `let_go`; `lease` is the convenient form."""
 
-        async def held() -> HeldLease:
-            lease = await hold(self._client, request, on_lost, on_wait, on_outage)
+        def noticed(notice: requests.Preemption) -> None:
+            if on_preempt is not None:  # it takes its time, and may call the client
+                threading.Thread(target=on_preempt, args=(notice,), name="corral-on-preempt", daemon=True).start()
+
+        def made(lease: requests.Lease, confirmed_at: float) -> SyncHeldLease:
+            return SyncHeldLease(self._loop, self._client, lease, on_lost, on_outage, confirmed_at, noticed)
+
+        async def held() -> SyncHeldLease:
+            lease = await hold(self._client, request, on_wait, made)
             lease.start()
             return lease
 
@@ -392,6 +437,7 @@ class SyncLeaseContext:
         client: Callable[[], tuple[SyncClient, bool]],
         request: Callable[[SyncClient], requests.WorkRequest],
         on_lost: Lost | None,
+        on_preempt: Noticed | None,
         on_wait: Waiting | None,
         set_environment: bool,
         on_outage: OnOutage = OnOutage.CONTINUE,
@@ -400,19 +446,21 @@ class SyncLeaseContext:
         self._open = client
         self._request = request
         self._on_lost = on_lost
+        self._on_preempt = on_preempt
         self._on_wait = on_wait
         self._set_environment = set_environment
         self._on_outage = on_outage
         self._children_grace = children_grace
         self._client: SyncClient | None = None
         self._own = False
-        self._held: HeldLease | None = None
+        self._held: SyncHeldLease | None = None
         self._environment: Any = None
 
-    def __enter__(self) -> HeldLease:
+    def __enter__(self) -> SyncHeldLease:
         self._client, self._own = self._open()
         try:
-            held = self._client.hold(self._request(self._client), self._lost, self._on_wait, self._on_outage)
+            request = self._request(self._client)
+            held = self._client.hold(request, self._lost, self._on_wait, self._on_outage, self._on_preempt)
         except BaseException:
             if self._own:
                 self._client.close()
@@ -456,6 +504,7 @@ class SyncLeaseContext:
                 self._open,
                 self._request,
                 self._on_lost,
+                self._on_preempt,
                 self._on_wait,
                 self._set_environment,
                 self._on_outage,
@@ -477,6 +526,7 @@ def lease(
     url: str | None = None,
     *,
     on_lost: Lost | None = None,
+    on_preempt: Noticed | None = None,
     on_wait: Waiting | None = None,
     set_environment: bool = False,
     on_outage: OnOutage | str = OnOutage.CONTINUE,
@@ -490,6 +540,7 @@ def lease(
     Args:
         url: URL of the bus; defaults as in `SyncClient`.
         on_lost: as in `SyncClient.lease`.
+        on_preempt: as in `SyncClient.lease`.
         on_wait: as in `Client.request`.
         set_environment: as in `SyncClient.lease`.
         on_outage: as in `Client.lease`.
@@ -500,6 +551,7 @@ def lease(
         lambda: (SyncClient(url), True),
         lambda client: work_request(client.owner, restricted_to_host(fields) if set_environment else fields),
         on_lost,
+        on_preempt,
         on_wait,
         set_environment,
         OnOutage(on_outage),

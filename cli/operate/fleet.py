@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -239,7 +240,38 @@ def evict(
         console().print(f"[green]Evicted[/] {escape(lease.lease_id)} of {escape(lease.owner)}")
 
 
-async def _confirm(client: Client, lease_id: str, sure: bool) -> None:
+def preempt(
+    lease_id: Annotated[str, typer.Argument(metavar="LEASE", help="Id of the lease.")],
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Reason, which the lease's holder gets.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask for confirmation.")] = False,
+    json: AsJson = False,
+    nats: NatsUrl = None,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Preempt a preemptible lease: its holder gets a notice, saves its work, and the lease ends after its grace.
+
+    Exit code 5 if the lease isn't preemptible or hasn't lasted for its --min-run yet: 'corral evict' ends it at once.
+
+    Examples:
+      corral preempt 01JD… --reason 'a course needs the GPUs at noon'
+    """
+
+    async def work() -> requests.Lease:
+        async with connected(nats, timeout=timeout) as client:
+            await _confirm(client, lease_id, yes or json, "Preempt it?")
+            return await client.preempt(lease_id, reason=reason)
+
+    lease = run(work())
+    if json:
+        print_json(lease)
+    elif lease.preemption is not None and lease.state is requests.LeaseState.ACTIVE:
+        left = render.duration((lease.preemption.ends_at - datetime.now(UTC)).total_seconds())
+        console().print(f"[green]Preempted[/] {escape(lease.lease_id)} of {escape(lease.owner)}: it ends in {left}")
+    else:
+        console().print(f"[green]Preempted[/] {escape(lease.lease_id)} of {escape(lease.owner)}")
+
+
+async def _confirm(client: Client, lease_id: str, sure: bool, question: str = "Evict it?") -> None:
     import sys
 
     if sure or not sys.stdin.isatty():
@@ -247,4 +279,4 @@ async def _confirm(client: Client, lease_id: str, sure: bool) -> None:
     found = await client.leases(lease_id=lease_id)
     if found:
         console().print(render.leases_table(found))
-    typer.confirm("Evict it?", abort=True)
+    typer.confirm(question, abort=True)

@@ -18,6 +18,7 @@ _DEVICES = "Devices"
 _WHERE = "Hosts"
 _HOW = "Lease and queue"
 _ITEMS = "Work items"
+_PREEMPTION = "Preemption"
 _PROFILE: Final = re.compile(r"[0-9*?\]]g")
 
 
@@ -129,6 +130,41 @@ def _options(
         str | None,
         typer.Option("--request-id", help="Idempotency key: the same id gets the same answer.", rich_help_panel=_HOW),
     ] = None,
+    preemptible: Annotated[
+        bool,
+        typer.Option("--preemptible", help="The lease may be preempted, with a notice.", rich_help_panel=_PREEMPTION),
+    ] = False,
+    grace: Annotated[
+        str | None,
+        typer.Option(
+            "--grace",
+            metavar="TIME",
+            help="Time between the notice of a preemption and the end. Default: 30s.",
+            rich_help_panel=_PREEMPTION,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        bool,
+        typer.Option("--checkpoint", help="The work is saved when the notice comes.", rich_help_panel=_PREEMPTION),
+    ] = False,
+    min_run: Annotated[
+        str | None,
+        typer.Option(
+            "--min-run",
+            metavar="TIME",
+            help="The lease is not preempted before it has lasted so long: 10m.",
+            rich_help_panel=_PREEMPTION,
+        ),
+    ] = None,
+    requeue_of: Annotated[
+        str | None,
+        typer.Option(
+            "--requeue-of",
+            metavar="LEASE",
+            help="Your preempted lease whose work goes on: keep its place in the queue.",
+            rich_help_panel=_PREEMPTION,
+        ),
+    ] = None,
     owner: Owner = None,
     items: Annotated[
         int | None,
@@ -168,14 +204,18 @@ _LISTS = {"model": "models", "vendor": "vendors", "host": "hosts"}
 
 
 def with_request_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a command with the options of a request; it is called with them as `fields`, a `RequestFields`."""
+    """Decorate a command with the options of a request; it is called with them as `fields`, a `RequestFields`.
+
+    An option that the command has itself is left out of `fields`.
+    """
     own = get_type_hints(function, include_extras=True)
     parameters = [
         parameter.replace(annotation=own[name], kind=inspect.Parameter.KEYWORD_ONLY)
         for name, parameter in inspect.signature(function).parameters.items()
         if name != "fields"
     ]
-    names = [parameter.name for parameter in _PARAMETERS]
+    shared = [parameter for parameter in _PARAMETERS if parameter.name not in own]
+    names = [parameter.name for parameter in shared]
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
@@ -184,8 +224,8 @@ def with_request_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     arguments = [p for p in parameters if p.name in ("command", "shell")]
     options = [p for p in parameters if p.name not in ("command", "shell")]
-    command.__signature__ = inspect.Signature([*arguments, *_PARAMETERS, *options])  # pyright: ignore[reportAttributeAccessIssue]
-    command.__annotations__ = {p.name: p.annotation for p in (*parameters, *_PARAMETERS)}
+    command.__signature__ = inspect.Signature([*arguments, *shared, *options])  # pyright: ignore[reportAttributeAccessIssue]
+    command.__annotations__ = {p.name: p.annotation for p in (*parameters, *shared)}
     return command
 
 

@@ -305,7 +305,10 @@ def _starts(entry: QueueEntry) -> str:
 
 
 def _until(lease: Lease) -> str:
-    return f"in {_age(max(0.0, (lease.expires_at - datetime.now(UTC)).total_seconds()))}"
+    notice = lease.preemption
+    ends_at = lease.expires_at if notice is None else min(lease.expires_at, notice.ends_at)
+    left = f"in {_age(max(0.0, (ends_at - datetime.now(UTC)).total_seconds()))}"
+    return left if notice is None else f"preempted {left}"
 
 
 def _age(seconds: float) -> str:

@@ -138,12 +138,12 @@ class LeaseEventPublisher:
 
     async def publish(self, record: LeaseRecord, revision: int) -> None:
         """Publish the event of a record's last change, durable at a revision; that of a renewal may be withheld."""
-        self.counts[record.kind.value] += 1
+        self.counts[record.event_kind.value] += 1
         lease = record.lease
         before = self._withheld.pop(lease.lease_id, None)
         self._event_counts.merged += before is not None
         now = self._loop.time()
-        if record.kind is LeaseEventKind.RENEWED and self._pace.may_withhold(
+        if record.event_kind is LeaseEventKind.RENEWED and self._pace.may_withhold(
             lease.lease_id, self._budget.over_share(lease.owner, now), record.changed_at, now
         ):
             since = now if before is None else before.since

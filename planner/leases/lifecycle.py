@@ -93,7 +93,8 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         lease: as it is after the last change.
         version: number of changes, from 1.
         changed_at: time of the last change.
-        kind: of the last change.
+        kind: of the last change. That of a notice is `renewed`, with `is_notice`: earlier planners could not read the
+            lease otherwise, and would grant its devices again.
         extended_at: time when its time to live was last set.
         extended_service_seconds: likewise, in service time (`service_time.py`), by which it ends; None in records of
             earlier versions.
@@ -105,6 +106,7 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         requeue_of: id of the preempted lease whose work goes on in this one; empty for none.
         age_from: time from which its request counts as waiting, if that is before it was asked: that of the request
             of the preempted lease.
+        is_notice: true if the last change was the notice of a preemption, or put its end off.
     """
 
     lease: Lease
@@ -120,6 +122,12 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     earlier: list[Announcement] = []
     requeue_of: str = ""
     age_from: datetime | None = None
+    is_notice: bool = False
+
+    @property
+    def event_kind(self) -> LeaseEventKind:
+        """Kind of the event of the last change."""
+        return LeaseEventKind.PREEMPTING if self.is_notice else self.kind
 
     @property
     def warned(self) -> bool:
@@ -142,8 +150,9 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def event(self) -> LeaseEvent:
         """Event of the last change."""
-        lease = slim(self.lease, self.kind)
-        return LeaseEvent(kind=self.kind, time=self.changed_at, lease=lease, planner=self.planner)
+        kind = self.event_kind
+        lease = slim(self.lease, kind)
+        return LeaseEvent(kind=kind, time=self.changed_at, lease=lease, planner=self.planner)
 
     def announcements(self) -> list[Announcement]:
         """Events that may not be on the facts stream yet, oldest first."""
@@ -521,7 +530,8 @@ def _next(
         lease=lease,
         version=record.version + 1,
         changed_at=now,
-        kind=kind,
+        kind=LeaseEventKind.RENEWED if kind is LeaseEventKind.PREEMPTING else kind,
+        is_notice=kind is LeaseEventKind.PREEMPTING,
         planner=planner,
         earlier=record.announcements(),
     )

@@ -28,7 +28,7 @@ WINDOW_DAYS: Final = 180
 
 _SQL: Final = f"""
 WITH held AS (
-    SELECT l.lease_id, l.owner, l.name, l.state = 'released' AS whole,
+    SELECT l.lease_id, l.owner, l.name, l.state = 'released' AND l.preemption_notified_at IS NULL AS whole,
         coalesce(l.ended_at, least(l.expires_at, $now)) AS ended,
         epoch(coalesce(l.ended_at, least(l.expires_at, $now)) - l.granted_at) AS seconds
     FROM leases l
@@ -54,8 +54,8 @@ GROUP BY ALL ORDER BY bin
 def digest(cursor: DuckDBPyConnection, now: datetime) -> DurationDigest:
     """Compute the digest of all leases that ended lately, or have not ended.
 
-    Released leases count as ended. Active, expired, lost and evicted ones count as censored: their work would have
-    lasted at least so long.
+    Released leases count as ended. Active, expired, lost and evicted ones count as censored, and so do those released
+    after the notice of a preemption: their work would have lasted at least so long.
     """
     groups: dict[tuple[str, str, str], tuple[dict[int, float], dict[int, float]]] = {}
     for owner, name, gpus, share, models, mig, whole, number, weight in cursor.execute(_SQL, {"now": now}).fetchall():

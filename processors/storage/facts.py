@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
+from msgspec.structs import asdict
 
 from ...schemas.clocks import REREAD_SECONDS
-from ...schemas.requests import Grant, Lease, LeaseEvent, LeaseState
+from ...schemas.requests import Grant, Lease, LeaseEvent, LeaseState, Preemption
 from ...schemas.speakers import Owners
 from ...schemas.telemetry import DeviceInfo, HostInfo, Inventory
 from .protocol import ArrowTable, HostClock
@@ -31,11 +32,18 @@ _HOSTS: Final = Columns(
     ("host", "labels", "agent", "source", "interval_seconds", "devices", "seen"),
 )
 _DEVICES: Final = Columns(arrow_schema("devices", without=_COMPUTED, seen=True), DeviceInfo, ("device", "seen"))
-_LEASE_EVENTS: Final = Columns(arrow_schema("lease_events"), Lease, ("time", "kind", "state", "planner", "devices"))
+_NOTICE: Final = tuple(f"preemption_{name}" for name in Preemption.__struct_fields__)
+"""Columns of the notice of a preemption in events."""
+_LEASE_EVENTS: Final = Columns(
+    arrow_schema("lease_events"), Lease, ("time", "kind", "state", "planner", "devices", *_NOTICE)
+)
 _LEASES: Final = Columns(
     arrow_schema("leases"),
     Lease,
-    ("state", "labels", "ttl_seconds", "expires_at", "ended_at", "reason", "devices", "changed"),
+    (
+        *("state", "labels", "ttl_seconds", "expires_at", "ended_at", "reason", "devices", "changed"),
+        *("saved_at", "preemption_notified_at"),
+    ),
 )
 _LEASE_DEVICES: Final = Columns(arrow_schema("lease_devices"), Grant, ("lease_id", "device"))
 _LINKS: Final = arrow_schema("links")
@@ -246,7 +254,8 @@ def write_leases(cursor: DuckDBPyConnection, events: Sequence[LeaseEvent]) -> No
             "leases",
             "SELECT n.* FROM new_leases n ANTI JOIN leases USING (lease_id) UNION ALL BY NAME "
             "SELECT l.* REPLACE (n.state AS state, n.ttl_seconds AS ttl_seconds, n.expires_at AS expires_at, "
-            "n.ended_at AS ended_at, n.reason AS reason, n.changed AS changed) "
+            "n.ended_at AS ended_at, n.reason AS reason, n.changed AS changed, n.saved_at AS saved_at, "
+            "n.preemption_notified_at AS preemption_notified_at) "
             "FROM leases l JOIN new_leases n ON n.lease_id = l.lease_id "
             "WHERE l.state = 'active' AND (n.changed >= l.changed OR n.state <> 'active')",
             ["lease_id"],
@@ -270,10 +279,18 @@ def _lease_events(events: Sequence[LeaseEvent]) -> ArrowTable:
                 state=event.lease.state.value,
                 planner=event.planner,
                 devices=_uuids(event.lease),
+                **_notice(event.lease.preemption),
             )
             for event in events
         ]
     )
+
+
+def _notice(preemption: Preemption | None) -> dict[str, Any]:
+    """Values of the columns of a notice: null without one, and empty texts are null."""
+    if preemption is None:
+        return dict.fromkeys(_NOTICE)
+    return {f"preemption_{name}": None if value == "" else value for name, value in asdict(preemption).items()}
 
 
 def _leases(folded: Sequence[tuple[LeaseEvent, LeaseEvent]]) -> ArrowTable:
@@ -290,6 +307,8 @@ def _leases(folded: Sequence[tuple[LeaseEvent, LeaseEvent]]) -> ArrowTable:
                 reason=last.lease.reason,
                 devices=_uuids(first.lease),
                 changed=last.time,
+                saved_at=last.lease.saved_at,
+                preemption_notified_at=None if last.lease.preemption is None else last.lease.preemption.notified_at,
             )
             for first, last in folded
         ]

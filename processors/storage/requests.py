@@ -83,6 +83,11 @@ def _row(event: RequestEvent, planner: str) -> dict[str, Any]:
         **_forecast("forecast", event.forecast),
         **_forecast("last_forecast", event.last_forecast or event.forecast),
         "planner": planner,
+        "preemptible": request.preemptible,
+        "grace_seconds": request.grace_seconds,
+        "checkpoint": request.checkpoint,
+        "min_run_seconds": request.min_run_seconds,
+        "requeue_of": request.requeue_of,
     }
 
 

@@ -79,12 +79,17 @@ TABLES: Final[dict[str, str]] = {
     ),
     "lease_events": (
         "time TIMESTAMPTZ, kind VARCHAR, lease_id VARCHAR, owner VARCHAR, name VARCHAR, state VARCHAR, "
-        "planner VARCHAR, reason VARCHAR, expires_at TIMESTAMPTZ, devices VARCHAR[]"
+        "planner VARCHAR, reason VARCHAR, expires_at TIMESTAMPTZ, devices VARCHAR[], saved_at TIMESTAMPTZ, "
+        "preemption_notified_at TIMESTAMPTZ, preemption_ends_at TIMESTAMPTZ, preemption_reason VARCHAR, "
+        "preemption_claimant VARCHAR, preemption_claimant_owner VARCHAR, preemption_claimant_group VARCHAR, "
+        "preemption_extended BOOLEAN"
     ),
     "leases": (
         "lease_id VARCHAR NOT NULL, owner VARCHAR, name VARCHAR, state VARCHAR, request_id VARCHAR, "
         "policy VARCHAR, labels MAP(VARCHAR, VARCHAR), ttl_seconds DOUBLE, granted_at TIMESTAMPTZ, "
-        "expires_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, reason VARCHAR, devices VARCHAR[], changed TIMESTAMPTZ"
+        "expires_at TIMESTAMPTZ, ended_at TIMESTAMPTZ, reason VARCHAR, devices VARCHAR[], changed TIMESTAMPTZ, "
+        "preemptible BOOLEAN, grace_seconds DOUBLE, checkpoint BOOLEAN, min_run_seconds DOUBLE, priority INTEGER, "
+        "requeued BOOLEAN, saved_at TIMESTAMPTZ, preemption_notified_at TIMESTAMPTZ"
     ),
     "lease_devices": (
         "lease_id VARCHAR, host VARCHAR, device VARCHAR, index INTEGER, model VARCHAR, memory_bytes BIGINT, "
@@ -101,7 +106,8 @@ TABLES: Final[dict[str, str]] = {
         "estimated_high_seconds DOUBLE, estimate_basis VARCHAR, forecast_at TIMESTAMPTZ, "
         "forecast_start TIMESTAMPTZ, forecast_earliest TIMESTAMPTZ, forecast_latest TIMESTAMPTZ, "
         "last_forecast_at TIMESTAMPTZ, last_forecast_start TIMESTAMPTZ, last_forecast_earliest TIMESTAMPTZ, "
-        "last_forecast_latest TIMESTAMPTZ, planner VARCHAR"
+        "last_forecast_latest TIMESTAMPTZ, planner VARCHAR, preemptible BOOLEAN, grace_seconds DOUBLE, "
+        "checkpoint BOOLEAN, min_run_seconds DOUBLE, requeue_of VARCHAR"
     ),
 }
 

@@ -35,6 +35,7 @@ NAMES: Final = (
     "waits_by_model",
     "unserved_demand",
     "duration_estimates",
+    "preemptions",
 )
 """Names of the views, in the order in which they build on each other."""
 

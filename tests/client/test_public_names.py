@@ -22,7 +22,7 @@ PUBLIC = {
         *("TooManyRequests", "QueryFailed", "load_ipython_extension"),
     },
     "corral.schemas": {
-        *("WorkRequest", "WorkItem", "Distribution", "Placement", "Method", "WeightBy"),
+        *("WorkRequest", "WorkItem", "Distribution", "Placement", "Method", "WeightBy", "Preemption"),
         *("Assignment", "Grant", "Lease", "LeaseState", "LeaseEvent", "LeaseEventKind"),
         *("Rejection", "RejectionCode", "Reason", "Explanation", "Addition"),
         *("DeviceStatus", "FleetSummary", "QueueEntry", "ProcessorStatus", "ResultFormat"),

@@ -15,7 +15,7 @@ from corral.cli.local.server import EmbeddedServer
 from corral.planner.leases import lifecycle
 from corral.planner.leases.lifecycle import LeaseRecord, LeaseTable, Refused
 from corral.schemas import codec
-from corral.schemas.requests import Error, LeaseState, Preemption, WorkRequest
+from corral.schemas.requests import Error, LeaseEvent, LeaseEventKind, LeaseState, Preemption, WorkRequest
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client as Bus
@@ -23,6 +23,7 @@ from support.lease_examples import START
 from support.planner_rig import FakeHosts, PlannerProcess, ask, lease_events, running, until_ready
 
 GRACE = 60.0
+WIRE = Path(__file__).parents[1] / "wire_compat"
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["notify", "withdraw", "saved", "busy", "renew", "warn", "store", "release"]),
@@ -267,13 +268,13 @@ async def test_a_holder_answers_a_notice_and_its_work_keeps_its_place_in_line(
         assert (await others[1])["type"] == "assignment"
 
 
-def test_a_lease_of_an_earlier_version_and_its_events_decode() -> None:
-    """What a planner wrote before preemption; and what it says now decodes as JSON of any client."""
-    old = json.loads(codec.encode(preemptible(preemptible=False), codec.JSON))
-    for name in ("preemptible", "grace_seconds", "checkpoint", "min_run_seconds", "priority", "requeued", "saved_at"):
-        del old["lease"][name]
-    del old["lease"]["preemption"]
-    record = codec.decode(json.dumps(old).encode(), LeaseRecord, codec.JSON)
-    assert not record.lease.preemptible
-    assert record.lease.preemption is None
-    assert lifecycle.renew(record, None, START, "p").event().lease.preemption is None
+def test_what_an_earlier_planner_wrote_is_read_and_it_reads_what_this_one_writes() -> None:
+    record = codec.decode((WIRE / "v1-lease-record.json").read_bytes(), LeaseRecord, codec.JSON)
+    event = codec.decode((WIRE / "v1-lease-event.json").read_bytes(), LeaseEvent, codec.JSON)
+    assert record.lease.lease_id == event.lease.lease_id
+    assert (record.lease.preemptible, record.lease.preemption, event.lease.saved_at) == (False, None, None)
+    later = START + timedelta(seconds=30)
+    noticed = lifecycle.notify(preemptible(), notice(later), later, "p")
+    assert noticed.event().kind is LeaseEventKind.PREEMPTING
+    written = json.loads(codec.encode(noticed, codec.JSON))
+    assert written["kind"] in {"granted", "renewed", "expiring"}, "an earlier planner would give its devices away"

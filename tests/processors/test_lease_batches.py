@@ -11,7 +11,7 @@ import duckdb
 import pytest
 from corral.processors.storage import schema
 from corral.processors.storage.facts import write_leases
-from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState
+from corral.schemas.requests import Grant, Lease, LeaseEvent, LeaseEventKind, LeaseState, Preemption
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +32,8 @@ def event(draw: st.DrawFn) -> LeaseEvent:
         ttl_seconds=5.0,
         grants=[Grant(host="h", device=f"gpu{number}{index}", index=index) for index in range(number)],
         labels={"team": "a"} if number % 2 else {},
+        saved_at=draw(st.sampled_from([None, START])),
+        preemption=draw(st.sampled_from([None, Preemption(notified_at=START, ends_at=START, claimant_owner="o")])),
     )
     return LeaseEvent(kind=draw(st.sampled_from(LeaseEventKind)), time=START + timedelta(seconds=seconds), lease=lease)
 
