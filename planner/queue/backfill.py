@@ -19,13 +19,14 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence, Set
 from typing import Final, NamedTuple
 
-from ...schemas.requests import Placement
+from ...schemas.requests import Placement, WorkRequest
+from ..fleet.bookings import Booking, free_from
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet, Host
 from ..fleet.reservation import Reservation
 from ..fleet.state import UNLIMITED, WHOLE_SHARE, Ask, AskKey, HostState, Model
 from ..placement.capacity import allowed
-from ..placement.feasible import PART_SLACK_BYTES, candidates, device_verdict, model_allowed
+from ..placement.feasible import PART_SLACK_BYTES, admitted, candidates, device_verdict, model_allowed
 from .ends import Ends
 
 Capacity = tuple[object, object]
@@ -61,6 +62,33 @@ Unit = tuple[float, int, Device]
 """Time from which a device could be taken, its index, and the device."""
 
 
+class Stay(NamedTuple):
+    """What a request may use of booked devices, now and later.
+
+    Attributes:
+        lasts: longest duration of its lease in seconds; infinite if it has no limit.
+        windows: ids of the windows that are for its owner.
+    """
+
+    lasts: float = math.inf
+    windows: frozenset[str] = frozenset()
+
+    def free_from(self, bookings: Sequence[Booking], at: float) -> float:
+        """Time from which its lease could be on a device that has no other from `at` on."""
+        return free_from(bookings, at, self.lasts, self.windows)
+
+
+ANYWHERE: Final = Stay()
+
+
+def stay_of(fleet: Fleet, request: WorkRequest) -> Stay:
+    """What a request may use of booked devices; the same for all while nothing is booked."""
+    if not fleet.bookings:
+        return ANYWHERE
+    lasts = math.inf if request.max_seconds is None else request.max_seconds
+    return Stay(lasts, fleet.bookings.admitted(request.owner))
+
+
 def _soonest(unit: Unit) -> tuple[float, int]:
     return unit[:2]
 
@@ -80,12 +108,14 @@ class Horizon:
         fleet: live state.
         ends: of the running leases.
         ask: a request for one such device.
+        stay: what booked devices it may use later.
     """
 
-    def __init__(self, fleet: Fleet, ends: Ends, ask: Ask) -> None:
+    def __init__(self, fleet: Fleet, ends: Ends, ask: Ask, stay: Stay) -> None:
         self._fleet = fleet
         self._ends = ends
         self._ask = ask
+        self._stay = stay
         self._units: dict[str, list[Unit]] = {}
         self._steps: dict[int, list[_Step]] = {}
         self._able: dict[HostState, bool] = {}
@@ -179,9 +209,17 @@ class Horizon:
                 for lease in device.holders:
                     known = running.get(lease)
                     at = max(at, math.inf if known is None else known.ends_at)
+            if device.bookings:
+                at = self._booked_until(device, at)
             found.append((at, device.index, device))
         found.sort(key=_soonest)
         return found
+
+    def _booked_until(self, device: Device, at: float) -> float:
+        """Time from which a booked device could be taken, which has no lease in the way from `at` on."""
+        if at == NOW and admitted(device, self._ask):
+            return at
+        return self._stay.free_from(device.bookings, max(at, self._fleet.now))
 
     def _could_take(self, device: Device) -> bool:
         """True if a device could be taken once its leases have ended."""
@@ -245,10 +283,17 @@ class Horizons:
         self._fleet = fleet
         self._ends = ends
         self._most = most
-        self._kept: dict[AskKey, Horizon] = {}
+        self._kept: dict[tuple[AskKey, Stay], Horizon] = {}
+        self._stay = ANYWHERE
+        self._bookings = 0
 
     def plan(
-        self, ask: Ask, owner: str, without: Set[str] = frozenset(), before: Reservation | None = None
+        self,
+        ask: Ask,
+        owner: str,
+        without: Set[str] = frozenset(),
+        before: Reservation | None = None,
+        stay: Stay = ANYWHERE,
     ) -> Plan | None:
         """Choose where a request could start soonest; None if it never could.
 
@@ -257,7 +302,12 @@ class Horizons:
             owner: of the request.
             without: names of hosts that are reserved for others.
             before: its present reservation, which stays unless another place is free sooner.
+            stay: what it may use of booked devices.
         """
+        self._stay = stay
+        if self._bookings != self._fleet.bookings_version:
+            self._bookings = self._fleet.bookings_version
+            self._kept.clear()
         if not ask.gpus:
             chosen = self._cores_alone(ask, without)
         elif ask.placement is Placement.SPREAD:
@@ -338,6 +388,8 @@ class Horizons:
             if host.name in without or host.state.blocked:
                 continue
             at = _roomy_at(fleet, self._ends, host, ask)
+            if host.bookings and (at > NOW or host.booked_from < ask.ends_by):
+                at = self._stay.free_from(host.bookings, max(at, fleet.now))
             if at < math.inf and (best is None or (at, host.name) < best[:2]):
                 best = _Step(at, host.name, 0)
         return [] if best is None else [best]
@@ -369,12 +421,12 @@ class Horizons:
 
     def _horizon(self, ask: Ask) -> Horizon:
         # One device of such a request, whatever its host must have: all that says which devices are meant.
-        key = ask.key._replace(gpus=1, cpus_milli=0, host_memory_bytes=0, placement=Placement.SAME_HOST)
+        key = ask.key._replace(gpus=1, cpus_milli=0, host_memory_bytes=0, placement=Placement.SAME_HOST), self._stay
         found = self._kept.pop(key, None)
         if found is None:
             if len(self._kept) >= self._most:
                 del self._kept[next(iter(self._kept))]
-            found = Horizon(self._fleet, self._ends, self._fleet.ask(key))
+            found = Horizon(self._fleet, self._ends, self._fleet.ask(key[0]), self._stay)
         self._kept[key] = found
         return found
 
