@@ -118,6 +118,7 @@ class WindowLease(Struct, frozen=True, kw_only=True):
         name: name of its workload.
         hosts: hosts of its devices that are in the window.
         ends_at: time at which it ends however often it is renewed; null for no limit.
+        preempted: true if it is preempted ahead of the window.
     """
 
     lease_id: str
@@ -125,6 +126,7 @@ class WindowLease(Struct, frozen=True, kw_only=True):
     name: str = ""
     hosts: list[str] = []
     ends_at: Time | None = None
+    preempted: bool = False
 
 
 class WindowStatus(Struct, frozen=True, kw_only=True):
@@ -137,8 +139,8 @@ class WindowStatus(Struct, frozen=True, kw_only=True):
         ends_at: end of that occurrence; null if it is over.
         occurrences: number of occurrences that are not over.
         hosts: names of the hosts of its devices.
-        leases: leases of others that may reach into this occurrence. A window for owners has none: its devices are
-            chosen so. Those in the way of maintenance go on until they end, or an operator ends them.
+        leases: leases of before that may reach into this occurrence. Of a window for owners, these are preemptible, and
+            are preempted ahead of it. Those in the way of maintenance go on until they end, or an operator ends them.
     """
 
     window: Window

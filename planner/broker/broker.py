@@ -461,6 +461,7 @@ class RequestBroker:
                     self.ledger.table.put(record)
                     self.ledger.note_deadline(record.lease)
                     self.group_accounts.granted(record.lease)
+                    self.booker.granted(record.lease)
                     if self._follows_leases:
                         self._line_follows(record, record.lease.granted_at.timestamp())
                     try:

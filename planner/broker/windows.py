@@ -7,14 +7,14 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from msgspec.structs import replace
 
 from ...bus.tasks import BackgroundTasks
 from ...schemas import codec, globs
-from ...schemas.requests import Error, Grant, Lease, LeaseState, Rejection, RejectionCode, WorkRequest
+from ...schemas.requests import Error, Grant, Lease, LeaseState, Preemption, Rejection, RejectionCode, WorkRequest
 from ...schemas.windows import (
     MAX_WINDOWS,
     Window,
@@ -26,12 +26,12 @@ from ...schemas.windows import (
     WindowStatus,
 )
 from ..durable.store import WINDOWS, Deposed, Store, WriteFailed
-from ..fleet.bookings import Booking, Party, limit, no_groups, time_words
+from ..fleet.bookings import MARGIN_SECONDS, Booking, Party, limit, no_groups, time_words
 from ..fleet.device import Device
 from ..fleet.events import Booked
 from ..fleet.fleet import Fleet, advance, apply
-from ..leases.ledger import Ledger, write_refused
-from ..leases.lifecycle import Refused
+from ..leases.ledger import Ledger, clock, write_refused
+from ..leases.lifecycle import Refused, preemptible_from
 from ..windows.choice import Candidate, Wish, able, choose, soonest
 from ..windows.occurrences import InvalidWindow, bookings_of, occurrences, party_of
 from . import query_costs
@@ -42,6 +42,7 @@ log = logging.getLogger("corral.planner.broker.windows")
 PAST_SECONDS: Final = 60.0
 """A window may begin so long ago: the operator's clock, or patience, may differ."""
 _RETRY_SECONDS: Final = 5.0
+_NOTICE_SECONDS: Final = 1.0
 
 
 class NotEnough(Exception):
@@ -89,6 +90,7 @@ class Booker:
         self._lock = asyncio.Lock()
         self._tasks = BackgroundTasks()
         self._sweep_at = -math.inf
+        self._notices: list[tuple[float, str, str]] = []
         self.apply(_now())
 
     def apply(self, now: float) -> None:
@@ -99,6 +101,7 @@ class Booker:
             advance(self._fleet, now)
             apply(self._fleet, Booked(bookings))
             self._freed()
+        self._notices = self._due_notices(now)
 
     async def act(self, action: WindowAction, caller: Responder) -> None:
         """Book or cancel a window, store that, and answer with it."""
@@ -142,7 +145,15 @@ class Booker:
         return query_costs.windows(sum(len(window.devices) for window in self._windows.values()))
 
     def tick(self, now: float) -> None:
-        """Forget windows that are over."""
+        """Preempt leases for windows that close soon, and forget windows that are over."""
+        if self._notices and self._notices[0][0] <= now:
+            for at, lease_id, window_id in self._notices:
+                if at <= now:
+                    self._tasks.start(self._preempt(lease_id, window_id))
+            # A notice may fail, or be withdrawn by those whom it was for: it is repeated until the lease has ended.
+            again = now + _NOTICE_SECONDS
+            due = self._due_notices(now)
+            self._notices = sorted((at if at > now else again, lease_id, window_id) for at, lease_id, window_id in due)
         if now < self._sweep_at or self._lock.locked():
             return
         ends = [times[-1].ends_at for times in self._times.values()]
@@ -150,6 +161,11 @@ class Booker:
         self._sweep_at = now + _RETRY_SECONDS if over else min(ends, default=math.inf)
         if over:
             self._tasks.start(self._sweep(now))
+
+    def granted(self, lease: Lease) -> None:
+        """Note a new lease: if it is preemptible, it may be on devices that are booked later."""
+        if lease.preemptible and self._fleet.bookings:
+            self._notices = self._due_notices(_now())
 
     async def close(self) -> None:
         """End what is in flight."""
@@ -268,6 +284,7 @@ class Booker:
 
     def _candidates(self, window: Window) -> Iterator[Candidate]:
         """Whole devices of a window's models and hosts that could take work now, but for leases and windows."""
+        closes = window.starts_at.timestamp() - window.lead_seconds
         hosts = [glob.lower() for glob in window.hosts]
         models = [glob.lower() for glob in window.models]
         for name, host in self._fleet.hosts.items():
@@ -277,16 +294,67 @@ class Booker:
                 if device.blocked or device.info.mig_parent or (device.in_use and not device.holders):
                     continue
                 if not models or globs.matches_any(device.info.name.lower(), models):
-                    yield Candidate(device.uuid, name, device.index, self._free_at(device), device.bookings)
+                    yield self._candidate(device, closes)
 
-    def _free_at(self, device: Device) -> float:
-        return max((self._ends_at(lease_id) for lease_id in device.holders), default=-math.inf)
+    def _candidate(self, device: Device, closes: float) -> Candidate:
+        ends = {lease_id: self._ends_at(lease_id) for lease_id in device.holders}
+        late = {lease_id: self._gone_at(lease_id) for lease_id, end in ends.items() if end > closes}
+        free_at = max((ends | late).values(), default=-math.inf)
+        return Candidate(device.uuid, device.host, device.index, free_at, device.bookings, bool(late))
 
     def _ends_at(self, lease_id: str) -> float:
         """Time by which a lease has surely ended; infinite if it has no limit, or is being granted just now."""
         record = self._ledger.table.get(lease_id)
         ends_at = None if record is None else record.lease.ends_at
         return math.inf if ends_at is None else ends_at.timestamp()
+
+    # Preemption
+
+    def _gone_at(self, lease_id: str) -> float:
+        """Time by which a preemptible lease can have ended; infinite if it can't be preempted.
+
+        Its holder may put the end off by the grace again.
+        """
+        lease = self._lease(lease_id)
+        if lease is None or not lease.preemptible:
+            return math.inf
+        return max(_now(), preemptible_from(lease).timestamp()) + 2 * lease.grace_seconds + MARGIN_SECONDS
+
+    def _due_notices(self, now: float) -> list[tuple[float, str, str]]:
+        """Preemptible leases that would still be on a window's devices as these close, soonest first.
+
+        Each with the time of its notice, its id and that of the window.
+        """
+        found: set[tuple[float, str, str]] = set()
+        for window_id, window in self._windows.items():
+            first = next((time for time in self._times[window_id] if time.ends_at > now), None)
+            if window.maintenance or first is None or first.starts_at <= now:
+                continue
+            for device in self._devices(window):
+                for lease_id in device.holders:
+                    lease = self._lease(lease_id)
+                    if lease is not None and lease.preemptible and self._ends_at(lease_id) > first.closes_at:
+                        at = first.closes_at - 2 * lease.grace_seconds - MARGIN_SECONDS
+                        found.add((at, lease_id, window_id))
+        return sorted(found)
+
+    async def _preempt(self, lease_id: str, window_id: str) -> None:
+        """Give the notice of a preemption. One that fails is repeated."""
+        lease, window = self._lease(lease_id), self._windows.get(window_id)
+        if lease is None or window is None:
+            return
+        now = clock()
+        notice = Preemption(
+            notified_at=now,
+            ends_at=now + timedelta(seconds=lease.grace_seconds),
+            reason=f"its devices are booked for {party_of(window).words} ({window.reason})",
+            claimant_owner=window.owners[0] if window.owners else "",
+            claimant_group=window.group or "",
+        )
+        try:
+            await self._ledger.preempt(lease_id, notice)
+        except (Refused, Deposed, WriteFailed) as error:
+            log.warning("lease %s has no notice yet that its devices are booked: %s", lease_id, error)
 
     # Answers
 
@@ -340,9 +408,15 @@ class Booker:
             lease = self._lease(lease_id)
             if lease is None or lease.window == window.window_id or self._ends_at(lease_id) <= time.starts_at:
                 continue
+            preempted = lease.preemptible and not window.maintenance
             leases.append(
                 WindowLease(
-                    lease_id=lease_id, owner=lease.owner, name=lease.name, hosts=sorted(hosts), ends_at=lease.ends_at
+                    lease_id=lease_id,
+                    owner=lease.owner,
+                    name=lease.name,
+                    hosts=sorted(hosts),
+                    ends_at=lease.ends_at,
+                    preempted=preempted,
                 )
             )
         return leases
@@ -377,8 +451,8 @@ def lease_limit(
         device, host = fleet.devices.get(grant.device), fleet.hosts.get(grant.host)
         bookings = device.bookings if device is not None else host.bookings if host is not None else ()
         at, inside = limit(bookings, now.timestamp(), admitted)
-        # One without max_seconds was decided before the device was booked: it goes on, and the operator knows it.
-        if inside or request.max_seconds is not None:
+        # One without a limit was decided before the device was booked, and one that is preemptible gets a notice.
+        if inside or (request.max_seconds is not None and not request.preemptible):
             until, window = min(until, at), window or inside
     return None if until == math.inf else _time(until), window
 

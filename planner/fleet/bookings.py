@@ -17,6 +17,9 @@ from ...schemas.groups import DEFAULT_GROUP
 from ...schemas.requests import WorkRequest
 from .state import AskKey
 
+MARGIN_SECONDS: Final = 1.0
+"""Time for the end of a preempted lease to become durable."""
+
 
 class Booking(NamedTuple):
     """One time for which a device, or a host, is booked. All times are in seconds since the epoch.
@@ -174,10 +177,8 @@ class Bookings:
 
     def classify(self, key: AskKey, request: WorkRequest, now: float) -> AskKey:
         """A request with what it may use of booked devices, which is the same for many requests and for some time."""
-        ends_by = math.inf
-        if request.max_seconds is not None:
-            at = bisect_left(self._closings, now + request.max_seconds)
-            ends_by = self._closings[at] if at < len(self._closings) else math.inf
+        at = bisect_left(self._closings, now + lasts_of(request))
+        ends_by = self._closings[at] if at < len(self._closings) else math.inf
         windows = self.inside(request.owner)
         lasts = request.max_seconds if request.expected_seconds is None else request.expected_seconds
         outlasts = bool(windows) and lasts is not None and now + lasts > self.ends_at(windows)
@@ -226,6 +227,17 @@ def booked_words(bookings: Sequence[Booking], all_bookings: Bookings, now: float
 
 def _within(group: str, around: str) -> bool:
     return group.startswith(f"{around}/")
+
+
+def lasts_of(request: WorkRequest) -> float:
+    """Time after its grant by which the lease of a request can have ended, in seconds; infinite for one without limit.
+
+    One that is preemptible gets its notice in time, and its holder may put the end off by the grace again.
+    """
+    longest = math.inf if request.max_seconds is None else request.max_seconds
+    if not request.preemptible:
+        return longest
+    return min(longest, request.min_run_seconds + 2 * request.grace_seconds + MARGIN_SECONDS)
 
 
 def limit(bookings: Sequence[Booking], now: float, admitted: AbstractSet[str]) -> tuple[float, str]:

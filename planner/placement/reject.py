@@ -102,7 +102,7 @@ def _sooner(fleet: Fleet, ask: Ask) -> str:
     left = _booked_from(fleet, ask) - fleet.now
     if left < 1:
         return "wait for the booked window to end (wait_seconds)"
-    return f"ask with max_seconds of at most {math.floor(left)} (--max), and have devices until they are booked"
+    return f"ask with max_seconds of at most {math.floor(left)} (--max), or preemptible, to use devices until then"
 
 
 def kept(fleet: Fleet) -> str:

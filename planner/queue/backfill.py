@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence, Set
 from typing import Final, NamedTuple
 
 from ...schemas.requests import Placement, WorkRequest
-from ..fleet.bookings import Booking, free_from
+from ..fleet.bookings import Booking, free_from, lasts_of
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet, Host
 from ..fleet.reservation import Reservation
@@ -66,7 +66,7 @@ class Stay(NamedTuple):
     """What a request may use of booked devices, now and later.
 
     Attributes:
-        lasts: longest duration of its lease in seconds; infinite if it has no limit.
+        lasts: time by which its lease can have ended, in seconds after its grant; infinite if it has no limit.
         windows: ids of the windows that are for its owner.
     """
 
@@ -85,8 +85,7 @@ def stay_of(fleet: Fleet, request: WorkRequest) -> Stay:
     """What a request may use of booked devices; the same for all while nothing is booked."""
     if not fleet.bookings:
         return ANYWHERE
-    lasts = math.inf if request.max_seconds is None else request.max_seconds
-    return Stay(lasts, fleet.bookings.admitted(request.owner))
+    return Stay(lasts_of(request), fleet.bookings.admitted(request.owner))
 
 
 def _soonest(unit: Unit) -> tuple[float, int]:

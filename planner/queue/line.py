@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from ...schemas.requests import Placement, WorkRequest
+from ..fleet.bookings import lasts_of
 from ..fleet.fleet import Fleet, advance
 from ..fleet.reservation import Reservation
 from ..fleet.reserved import reserve, unreserve
@@ -890,8 +891,8 @@ def _order_of(entry: Entry, key: float, waited: float) -> Order:
 
 def _class_until(entry: Entry) -> float:
     """Time from which a request can no longer have ended before the devices are booked that it may use now."""
-    limit = entry.request.max_seconds
-    return math.inf if limit is None else math.nextafter(entry.ask.ends_by - limit, math.inf)
+    ends_by = entry.ask.ends_by
+    return ends_by if ends_by == math.inf else math.nextafter(ends_by - lasts_of(entry.request), math.inf)
 
 
 def _passes(entry: Entry, held: Held, now: float) -> bool:

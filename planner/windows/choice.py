@@ -1,8 +1,9 @@
 """Choice of the devices of a booked window, so that it is never late.
 
 A device can be chosen if it is not booked at any of the window's times for others, and is free when the first of them
-closes: it has no lease, or all of its leases have ended by then. The devices are on as few hosts as can be. Those that
-are booked at other times already are taken first, since leases without a limit can't use them anyway.
+closes: it has no lease, or all of its leases have ended by then, or can be preempted. The devices are on as few hosts
+as can be, with as few preemptions. Those that are booked at other times already are taken first, since leases without a
+limit can't use them anyway.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from ..fleet.bookings import Booking, Party
@@ -25,8 +27,9 @@ class Candidate(NamedTuple):
         uuid: of the device.
         host: name of its host.
         place: its index on the host.
-        free_at: time by which all leases on it have surely ended; infinite if one may last longer.
+        free_at: time by which all leases on it have surely ended, or can be preempted; infinite if one may last longer.
         bookings: times for which it is booked already, soonest first.
+        preempts: true if a lease on it would have to be preempted.
     """
 
     uuid: str
@@ -34,6 +37,7 @@ class Candidate(NamedTuple):
     place: int
     free_at: float = -math.inf
     bookings: tuple[Booking, ...] = ()
+    preempts: bool = False
 
 
 class Wish(NamedTuple):
@@ -71,7 +75,7 @@ def choose(candidates: Sequence[Candidate], wish: Wish, parties: Mapping[str, Pa
         by_host.setdefault(candidate.host, []).append(candidate)
     hosts = list(by_host.values())
     for found in hosts:
-        found.sort(key=lambda candidate: (not candidate.bookings, candidate.free_at > -math.inf, candidate.place))
+        found.sort(key=_last)
     chosen: list[Candidate] = []
     left = wish.gpus
     while left:
@@ -79,7 +83,11 @@ def choose(candidates: Sequence[Candidate], wish: Wish, parties: Mapping[str, Pa
             return None
         enough = [found for found in hosts if len(found) >= left]
         # The smallest host that is enough, so that larger ones stay whole; or else the largest.
-        best = min(enough, key=_size) if enough else max(hosts, key=lambda found: (len(found), found[0].host))
+        best = (
+            min(enough, key=partial(_size, left))
+            if enough
+            else max(hosts, key=lambda found: (len(found), found[0].host))
+        )
         hosts.remove(best)
         chosen += best[:left]
         left = max(0, left - len(best))
@@ -94,8 +102,13 @@ def able(candidates: Sequence[Candidate], wish: Wish, parties: Mapping[str, Part
     ]
 
 
-def _size(found: list[Candidate]) -> tuple[int, int, str]:
-    return len(found), -sum(bool(candidate.bookings) for candidate in found), found[0].host
+def _last(candidate: Candidate) -> tuple[bool, bool, bool, int]:
+    return candidate.preempts, not candidate.bookings, candidate.free_at > -math.inf, candidate.place
+
+
+def _size(wanted: int, found: list[Candidate]) -> tuple[int, int, int, str]:
+    preempted = sum(candidate.preempts for candidate in found[:wanted])
+    return preempted, len(found), -sum(bool(candidate.bookings) for candidate in found), found[0].host
 
 
 def _taken(candidate: Candidate, wish: Wish, parties: Mapping[str, Party]) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from corral.cli.local.server import EmbeddedServer
 from corral.client import Rejected, connect
 from corral.schemas import subjects
+from corral.schemas.requests import LeaseState
 from corral.schemas.windows import Window
 from nats.aio.client import Client as Bus
 from support.planner_rig import FakeHosts, PlannerProcess, ask, persist, running, until_ready
@@ -25,9 +26,13 @@ async def hosts(nc: Bus) -> AsyncIterator[FakeHosts]:
     await made.stop()
 
 
-def times(starts: float, lasts: float) -> dict[str, Any]:
+def times_of(starts: float, lasts: float) -> dict[str, Any]:
     begin = datetime.now(UTC) + timedelta(seconds=starts)
-    return {"starts_at": begin.isoformat(), "ends_at": (begin + timedelta(seconds=lasts)).isoformat()}
+    return {"starts_at": begin, "ends_at": begin + timedelta(seconds=lasts)}
+
+
+def times(starts: float, lasts: float) -> dict[str, Any]:
+    return {name: time.isoformat() for name, time in times_of(starts, lasts).items()}
 
 
 async def test_a_window_outlives_its_planner_and_begins_and_ends_by_itself(
@@ -104,6 +109,18 @@ async def test_booking_and_cancelling(server: EmbeddedServer, nc: Bus, hosts: Fa
         assert await client.book(window) == first
         assert [status.window.window_id for status in await client.windows(owner="ann")] == ["a"]
         assert await client.windows(owner="ben") == []
+        await client.cancel_window("a")
+        # Preemptible leases may be on booked devices, and are preempted in time.
+        await client.request(gpus=1, owner="ben", preemptible=True, grace_seconds=0)
+        found = await client.book(Window(**times_of(2.5, 1), gpus=2, owners=["ann"], lead_seconds=1, reason="course"))
+        assert [(lease.owner, lease.preempted) for lease in found.leases] == [("ben", True)]
+        await client.request(gpus=1, owner="ben", preemptible=True, grace_seconds=0)
+        granted = (await client.request(gpus=2, owner="ann", wait="30s")).lease
+        assert granted.window == found.window.window_id
+        ended = await client.leases(owner="ben", states=(LeaseState.EVICTED,))
+        assert [lease.reason for lease in ended] == ["preempted: its devices are booked for ann (course)"] * 2
+        assert all(lease.ended_at is not None and lease.ended_at < found.window.starts_at for lease in ended)
+        await client.cancel_window(found.window.window_id or "")
         for body, field in (
             ({**times(-100, 200), "gpus": 1, "owners": ["ann"], "reason": "r"}, "$.book.starts_at"),
             ({**times(100, 200), "gpus": 1, "owners": ["ann"]}, "$.book.reason"),
