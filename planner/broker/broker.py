@@ -166,7 +166,16 @@ class RequestBroker:
         self._request_pool = request_pool
         self._grants = GrantReservations(fleet, ledger.table.owners, accounts.drop)
         self.drainer = Drainer(fleet, store, term, drains, self.wake.set, deposed)
-        self.booker = Booker(fleet, ledger, store, term, windows, self.wake.set, deposed)
+        self.booker = Booker(
+            fleet,
+            ledger,
+            store,
+            term,
+            windows,
+            self.wake.set,
+            deposed,
+            lambda owner: accounts.state.node_of(owner).name,
+        )
         self.lease_commands = LeaseCommands(fleet, ledger, planner)
         self.groups = GroupCommands(
             fleet, ledger.table, self.queue, accounts, store, term, max_bytes, self._groups_changed, deposed
@@ -314,6 +323,7 @@ class RequestBroker:
         return admission.reason if admission.barred is None else admission.barred
 
     def _groups_changed(self) -> None:
+        self.booker.apply(time.time())
         self.line.regroup()
         self.wake.set()
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence, Set
 from typing import Final, NamedTuple
 
 from ...schemas.requests import Placement, WorkRequest
-from ..fleet.bookings import Booking, free_from, lasts_of
+from ..fleet.bookings import free_from, lasts_of
 from ..fleet.device import Device
 from ..fleet.fleet import Fleet, Host
 from ..fleet.reservation import Reservation
@@ -68,17 +68,35 @@ class Stay(NamedTuple):
     Attributes:
         lasts: time by which its lease can have ended, in seconds after its grant; infinite if it has no limit.
         windows: ids of the windows that are for its owner.
+        later: false if only what it may use now counts, whenever leases end.
     """
 
     lasts: float = math.inf
     windows: frozenset[str] = frozenset()
+    later: bool = True
 
-    def free_from(self, bookings: Sequence[Booking], at: float) -> float:
-        """Time from which its lease could be on a device that has no other from `at` on."""
-        return free_from(bookings, at, self.lasts, self.windows)
+    def available_at(self, booked: Device | Host, ask: Ask, at: float, now: float) -> float | None:
+        """Time from which its lease could be on a booked device, or a booked host.
+
+        Args:
+            booked: the device, or host.
+            ask: the request.
+            at: time from which no other lease is in the way.
+            now: seconds.
+
+        Returns:
+            The time; None if it may not use it now, and only that counts.
+        """
+        inside = admitted(booked, ask) if isinstance(booked, Device) else ask.ends_by <= booked.booked_from
+        if not self.later:
+            return at if inside else None
+        if inside and at == NOW:
+            return at
+        return free_from(booked.bookings, max(at, now), self.lasts, self.windows)
 
 
 ANYWHERE: Final = Stay()
+PRESENT: Final = Stay(later=False)
 
 
 def stay_of(fleet: Fleet, request: WorkRequest) -> Stay:
@@ -209,16 +227,12 @@ class Horizon:
                     known = running.get(lease)
                     at = max(at, math.inf if known is None else known.ends_at)
             if device.bookings:
-                at = self._booked_until(device, at)
+                at = self._stay.available_at(device, self._ask, at, self._fleet.now)
+                if at is None:
+                    continue
             found.append((at, device.index, device))
         found.sort(key=_soonest)
         return found
-
-    def _booked_until(self, device: Device, at: float) -> float:
-        """Time from which a booked device could be taken, which has no lease in the way from `at` on."""
-        if at == NOW and admitted(device, self._ask):
-            return at
-        return self._stay.free_from(device.bookings, max(at, self._fleet.now))
 
     def _could_take(self, device: Device) -> bool:
         """True if a device could be taken once its leases have ended."""
@@ -278,13 +292,13 @@ class Horizons:
         most: limit on the horizons that are kept, those that were used last.
     """
 
-    def __init__(self, fleet: Fleet, ends: Ends, most: int = 48) -> None:
+    def __init__(self, fleet: Fleet, ends: Ends, most: int = 48, stay: Stay = ANYWHERE) -> None:
         self._fleet = fleet
         self._ends = ends
         self._most = most
         self._kept: dict[tuple[AskKey, Stay], Horizon] = {}
-        self._stay = ANYWHERE
-        self._bookings = 0
+        self._stay = self._usual_stay = stay
+        self._bookings = fleet.bookings_version
 
     def plan(
         self,
@@ -292,7 +306,7 @@ class Horizons:
         owner: str,
         without: Set[str] = frozenset(),
         before: Reservation | None = None,
-        stay: Stay = ANYWHERE,
+        stay: Stay | None = None,
     ) -> Plan | None:
         """Choose where a request could start soonest; None if it never could.
 
@@ -301,12 +315,9 @@ class Horizons:
             owner: of the request.
             without: names of hosts that are reserved for others.
             before: its present reservation, which stays unless another place is free sooner.
-            stay: what it may use of booked devices.
+            stay: what it may use of booked devices; None for that of all requests.
         """
-        self._stay = stay
-        if self._bookings != self._fleet.bookings_version:
-            self._bookings = self._fleet.bookings_version
-            self._kept.clear()
+        self._stay = self._usual_stay if stay is None else stay
         if not ask.gpus:
             chosen = self._cores_alone(ask, without)
         elif ask.placement is Placement.SPREAD:
@@ -387,8 +398,10 @@ class Horizons:
             if host.name in without or host.state.blocked:
                 continue
             at = _roomy_at(fleet, self._ends, host, ask)
-            if host.bookings and (at > NOW or host.booked_from < ask.ends_by):
-                at = self._stay.free_from(host.bookings, max(at, fleet.now))
+            if host.bookings:
+                at = self._stay.available_at(host, ask, at, fleet.now)
+                if at is None:
+                    continue
             if at < math.inf and (best is None or (at, host.name) < best[:2]):
                 best = _Step(at, host.name, 0)
         return [] if best is None else [best]
@@ -419,6 +432,9 @@ class Horizons:
         return at
 
     def _horizon(self, ask: Ask) -> Horizon:
+        if self._bookings != self._fleet.bookings_version:
+            self._bookings = self._fleet.bookings_version
+            self._kept.clear()
         # One device of such a request, whatever its host must have: all that says which devices are meant.
         key = ask.key._replace(gpus=1, cpus_milli=0, host_memory_bytes=0, placement=Placement.SAME_HOST), self._stay
         found = self._kept.pop(key, None)

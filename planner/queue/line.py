@@ -410,7 +410,7 @@ class Line:
             if key != entry.ask.key:
                 self._leave(entry)
                 entry.ask = self.fleet.ask(key)
-                self._join(entry, (entry.ask, entry.request.policy, 0 if entry.ready else entry.number))
+                self._join(entry)
             self._classes_until = min(self._classes_until, _class_until(entry))
 
     def reopen(self) -> None:
