@@ -290,6 +290,7 @@ class Horizons:
         fleet: live state.
         ends: of the running leases.
         most: limit on the horizons that are kept, those that were used last.
+        stay: what requests may use of booked devices, unless a plan names other.
     """
 
     def __init__(self, fleet: Fleet, ends: Ends, most: int = 48, stay: Stay = ANYWHERE) -> None:
